@@ -1,0 +1,39 @@
+"""The few exception types that cross a module border: one per consequence, not one per cause."""
+
+from __future__ import annotations
+
+
+class ArcpipeError(Exception):
+    """Base of everything that arcpipe raises on purpose; its text is meant for a person."""
+
+
+class ConfigError(ArcpipeError):
+    """The settings cannot be used; the process does not start."""
+
+
+class BadPayload(ArcpipeError):
+    """A request body that is refused whole: nothing of it is written. The text says what and where."""
+
+
+class StorageError(ArcpipeError):
+    """The object store did not take, give or list something; trying again later may work.
+
+    `kind` is one word for counters and log lines: connection, dns, timeout, throttled, server_error,
+    credentials, missing_bucket, clock_skew, no_space, or other.
+    """
+
+    def __init__(self, message: str, kind: str = "other") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class WALError(ArcpipeError):
+    """The write-ahead log could not do what was asked; nothing was acknowledged."""
+
+
+class NotAWAL(WALError):
+    """A file that cannot be read as a write-ahead log at all (wrong magic, version or checksum type)."""
+
+
+class InstanceLocked(ArcpipeError):
+    """Another process already uses this WAL directory."""

@@ -1,0 +1,187 @@
+"""The log directory as a whole: its lock, its node's identity, and which files it holds in which state."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+import msgspec
+
+from arcpipe.errors import InstanceLocked, WALError
+from arcpipe.wal.disk import Disk, write_file
+
+ACTIVE: Final = ".wal"
+SEALED: Final = ".wal.sealed"
+RECOVERED: Final = ".wal.recovered"
+
+_NAME = re.compile(r"worker-(\d+)-(\d{8}_\d{6})(?:-(\d+))?(\.wal(?:\.sealed|\.recovered)?)\Z")
+_TIME_FORMAT: Final = "%Y%m%d_%H%M%S"
+
+
+class SegmentName(NamedTuple):
+    """`worker-{slot}-{created}-{seq}` without its suffix; `seq` is 0 in names that other programs made."""
+
+    slot: int
+    created: str
+    seq: int
+
+    @classmethod
+    def at(cls, slot: int, created_us: int, seq: int) -> SegmentName:
+        created = datetime.fromtimestamp(created_us // 1_000_000, UTC).strftime(_TIME_FORMAT)
+        return cls(slot, created, seq)
+
+    @property
+    def created_us(self) -> int:
+        """The second that the name tells, in µs since the epoch; 0 if it is no date."""
+        try:
+            parsed = datetime.strptime(self.created, _TIME_FORMAT).replace(tzinfo=UTC)
+        except ValueError:
+            return 0
+        return int(parsed.timestamp()) * 1_000_000
+
+    def __str__(self) -> str:
+        return f"worker-{self.slot}-{self.created}" + (f"-{self.seq:06d}" if self.seq else "")
+
+
+class SegmentFile(NamedTuple):
+    """A segment's file as a listing shows it."""
+
+    path: str
+    name: SegmentName
+    state: str  # ACTIVE, SEALED or RECOVERED
+    size: int
+    modified: float
+
+    @property
+    def filename(self) -> str:
+        return os.path.basename(self.path)
+
+
+def parse_filename(filename: str) -> tuple[SegmentName, str] | None:
+    """Name and state of a segment file, or None if it is none of ours."""
+    match = _NAME.match(filename)
+    if match is None:
+        return None
+    slot, created, seq, state = match.groups()
+    return SegmentName(int(slot), created, int(seq or 0)), state
+
+
+class Node(msgspec.Struct, frozen=True):
+    """Who wrote this directory: an id for ever, and how often it was started."""
+
+    node: str
+    boot: int
+
+
+class WALDirectory:
+    """Paths and listings of one log directory; makes what is missing."""
+
+    def __init__(self, path: str | os.PathLike[str], disk: Disk | None = None) -> None:
+        self.path = os.fspath(path)
+        self.disk = disk or Disk()
+        self.free = os.path.join(self.path, "free")
+        self.batches = os.path.join(self.path, "batches")
+        self.quarantine = os.path.join(self.path, "quarantine")
+        self.spool = os.path.join(self.path, "spool")
+        self._lock_fd = -1
+
+    def make(self) -> None:
+        """Creates the directory and its folders where they are missing, durably."""
+        for folder in (self.path, self.free, self.batches, self.quarantine, self.spool):
+            if not os.path.isdir(folder):
+                self.disk.make_directory(folder)
+                self.disk.sync_directory(os.path.dirname(os.path.abspath(folder)))
+
+    def lock(self, wait_seconds: float = 2.0) -> None:
+        """Takes the directory for this process and the children that it forks.
+
+        The wait covers the moments in which the children of a killed instance are still going away.
+
+        Raises:
+            InstanceLocked: another instance has it.
+        """
+        path = os.path.join(self.path, "LOCK")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+                owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
+                os.close(fd)
+                raise InstanceLocked(
+                    f"{self.path} is in use by another arcpipe (pid {owner}). "
+                    "Stop that one first, or give this one another wal.dir."
+                ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+        self._lock_fd = fd
+
+    def unlock(self) -> None:
+        """Gives the directory back; only needed by a process that goes on without it."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def next_boot(self) -> Node:
+        """The node's identity with its start counter raised by one, on disk before it is used.
+
+        Batch ids are made of both, so that no two batches ever share one, whatever the clock does.
+
+        Raises:
+            WALError: `node.json` is there but cannot be read; guessing a new identity could overwrite objects.
+        """
+        path = os.path.join(self.path, "node.json")
+        try:
+            with open(path, "rb") as file:
+                before = msgspec.json.decode(file.read(), type=Node)
+        except FileNotFoundError:
+            before = Node(secrets.token_hex(6), 0)
+        except msgspec.DecodeError as error:
+            raise WALError(
+                f"{path} is damaged ({error}). Restore it, or move it away to give this node a new identity."
+            ) from error
+        node = Node(before.node, before.boot + 1)
+        write_file(self.disk, path, msgspec.json.encode(node))
+        return node
+
+    def segments(self, state: str, slot: int | None = None) -> list[SegmentFile]:
+        """The segment files in a state, oldest first; of one slot if it is given."""
+        found = []
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                parsed = parse_filename(entry.name)
+                if parsed is None or parsed[1] != state or (slot is not None and parsed[0].slot != slot):
+                    continue
+                try:
+                    stat = entry.stat()
+                except FileNotFoundError:  # renamed or removed since
+                    continue
+                found.append(SegmentFile(entry.path, parsed[0], state, stat.st_size, stat.st_mtime))
+        return sorted(found, key=lambda file: (file.name.created, file.name.slot, file.name.seq))
+
+    def highest_seq(self, slot: int) -> int:
+        """The highest segment number of a slot that any file or any manifest names; 0 if there is none.
+
+        Manifests count because a name must not be used again while one could still ask for that segment's removal.
+        """
+        names = os.listdir(self.path)
+        for manifest in os.listdir(self.batches):
+            with open(os.path.join(self.batches, manifest), encoding="utf-8", errors="replace") as file:
+                names += file.read().split('"')
+        parsed = [found[0] for found in map(parse_filename, names) if found is not None]
+        return max((name.seq for name in parsed if name.slot == slot), default=0)
+
+    def sync(self) -> None:
+        """Makes renames in the directory and its pool durable."""
+        self.disk.sync_directory(self.free)
+        self.disk.sync_directory(self.path)

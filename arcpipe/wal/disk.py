@@ -1,0 +1,109 @@
+"""Every system call that changes the log directory, in one place and nowhere else.
+
+Short writes are finished or raised here; nothing above sees half a write that looks whole. The crash tests put a
+recording `Disk` in this one's place, so that what they replay is what the program really does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import Final
+
+IOV_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024)
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Disk:
+    """The real thing. Every method raises OSError and leaves no half-done state behind in memory."""
+
+    def create(self, path: str) -> int:
+        """A new file, for writing; fails if the name is taken. Returns its descriptor."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+
+    def open(self, path: str) -> int:
+        """An existing file, for reading and writing. Returns its descriptor."""
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        """Closes; an error that close reports concerns data that was synced or given up before."""
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+        """Writes all the buffers at `offset`, whole, or raises."""
+        start = 0
+        while start < len(buffers):
+            chunk = buffers[start : start + IOV_MAX]
+            written = self._pwritev(fd, chunk, offset)
+            wanted = sum(map(len, chunk))
+            offset += written
+            if written == wanted:
+                start += len(chunk)
+                continue
+            # A short write: a full disk, a signal or a file system that likes to. Go on behind it; the next
+            # call either writes more or says why not.
+            if written <= 0:
+                raise OSError(errno.EIO, "the device took no bytes and gave no reason")
+            buffers = [*_behind(chunk, written), *buffers[start + len(chunk) :]]
+            start = 0
+
+    def _pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        return os.pwritev(fd, buffers, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        """Removes a file; that it is gone already is no error."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    def make_directory(self, path: str) -> None:
+        os.makedirs(path, mode=0o750, exist_ok=True)
+
+    def sync_directory(self, path: str) -> None:
+        """Makes creations, renames and removals in a directory durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_file(disk: Disk, path: str, data: bytes) -> None:
+    """Replaces a small file durably and atomically: write, sync, rename, sync the directory."""
+    temporary = f"{path}.tmp"
+    disk.unlink(temporary)
+    fd = disk.create(temporary)
+    try:
+        disk.write(fd, [data], 0)
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
+    disk.rename(temporary, path)
+    disk.sync_directory(os.path.dirname(path))
+
+
+def _behind(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
+    """What is left of `buffers` after their first `written` bytes."""
+    for index, buffer in enumerate(buffers):
+        if written < len(buffer):
+            return [memoryview(buffer)[written:], *buffers[index + 1 :]]
+        written -= len(buffer)
+    return []

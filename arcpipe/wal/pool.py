@@ -1,0 +1,148 @@
+"""Files ready to be written: the free pool of retired segments, and the thread that works ahead of the writer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from arcpipe.wal.directory import ACTIVE, WALDirectory
+
+if TYPE_CHECKING:
+    from arcpipe.wal.segment import Segment
+
+log = logging.getLogger(__name__)
+
+_FREE_NAME = re.compile(r"(\d{20})-.+\.wal\Z")
+_RETRY_SECONDS = 1.0
+
+
+class FreePool:
+    """Retired segments below `free/`, named by the last timestamp that they ever held.
+
+    Processes share it without a lock: taking a file is a rename, and only one of two renames finds it.
+    """
+
+    def __init__(self, directory: WALDirectory, limit: int) -> None:
+        self._directory = directory
+        self._limit = limit
+
+    def take(self, slot: int) -> tuple[str, int] | None:
+        """A file for `slot` to write over and the last timestamp (µs) that it held, or None."""
+        with os.scandir(self._directory.free) as entries:
+            names = sorted(entry.name for entry in entries)
+        for name in names:
+            match = _FREE_NAME.match(name)
+            if match is None:
+                continue
+            claimed = os.path.join(self._directory.free, f"claimed-{slot}-{name}")
+            try:
+                self._directory.disk.rename(os.path.join(self._directory.free, name), claimed)
+            except FileNotFoundError:  # another worker was quicker
+                continue
+            return claimed, int(match[1])
+        return None
+
+    def put(self, path: str, last_timestamp_us: int) -> bool:
+        """Moves a shipped segment into the pool; False if there is no place for it."""
+        with os.scandir(self._directory.free) as entries:
+            held = sum(1 for _ in entries)
+        if held >= self._limit:
+            return False
+        stem = os.path.basename(path).split(".")[0]
+        target = os.path.join(self._directory.free, f"{last_timestamp_us:020d}-{stem}{ACTIVE}")
+        self._directory.disk.rename(path, target)
+        return True
+
+    def clear(self, slot: int | None = None) -> None:
+        """Empties the pool; with a slot, only what a worker of that slot left half-made."""
+        with os.scandir(self._directory.free) as entries:
+            names = [entry.name for entry in entries]
+        for name in names:
+            if slot is None or name.startswith((f"claimed-{slot}-", f"new-{slot}-")):
+                self._directory.disk.unlink(os.path.join(self._directory.free, name))
+
+
+class Pipeline:
+    """Works ahead of and behind one writer: the next segment is ready before it is needed, and a full one is
+    sealed after it was left, so that neither stalls a commit."""
+
+    def __init__(self, make: Callable[[], Segment], seal: Callable[[Segment], None]) -> None:
+        self._make = make
+        self._seal = seal
+        self._jobs: queue.SimpleQueue[Segment | str] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Segment | OSError] = queue.SimpleQueue()
+        self._handed_over = 0  # written by the writer's thread only
+        self._completed = 0  # written by this thread only
+        self._thread = threading.Thread(target=self._run, name="segments", daemon=True)
+        self._thread.start()
+        self._jobs.put("make")
+
+    def take(self) -> Segment:
+        """The next segment; waits if it is still being made.
+
+        Raises:
+            OSError: it could not be made; the next call tries again.
+        """
+        segment = self._ready.get()
+        self._jobs.put("make")
+        if isinstance(segment, OSError):
+            raise segment
+        return segment
+
+    @property
+    def unsealed(self) -> int:
+        """Segments that were left and still have to get their final name."""
+        return self._handed_over - self._completed
+
+    def complete(self, segment: Segment) -> None:
+        """Hands over a segment to be sealed in the background, as often as it takes."""
+        self._handed_over += 1
+        self._jobs.put(segment)
+
+    def close(self) -> None:
+        """Seals what was handed over (one try each), discards what was made ready, ends the thread."""
+        self._jobs.put("stop")
+        self._thread.join()
+        segment = self._ready.get()
+        if not isinstance(segment, OSError):
+            try:
+                segment.discard()
+            except OSError as error:
+                log.warning("cannot remove the unused segment %s: %s", segment.path, error)
+
+    def _run(self) -> None:
+        waiting: list[Segment] = []
+        while True:
+            try:
+                job = self._jobs.get(timeout=_RETRY_SECONDS if waiting else None)
+            except queue.Empty:
+                job = "retry"
+            if job == "make":
+                try:
+                    self._ready.put(self._make())
+                except OSError as error:
+                    self._ready.put(error)
+            elif not isinstance(job, str):
+                waiting.append(job)
+            waiting = [segment for segment in waiting if not self._try_seal(segment)]
+            if job == "stop":
+                return
+
+    def _try_seal(self, segment: Segment) -> bool:
+        try:
+            self._seal(segment)
+        except OSError as error:
+            log.error(
+                "cannot complete segment %s: %s; its data is safe, trying again every %g s",
+                segment.path,
+                error,
+                _RETRY_SECONDS,
+            )
+            return False
+        self._completed += 1
+        return True

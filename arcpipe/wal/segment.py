@@ -1,0 +1,191 @@
+"""One segment's life: made, written, synced, sealed or cut back. One thread at a time owns a segment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+from arcpipe import __version__
+from arcpipe.wal.directory import ACTIVE, SEALED, SegmentName, WALDirectory
+from arcpipe.wal.disk import Buffer
+from arcpipe.wal.format import END_ENTRY_BYTES, FILE_HEADER, EndMeta, StartMeta, pack_end, pack_start
+from arcpipe.wal.pool import FreePool
+
+log = logging.getLogger(__name__)
+
+
+class Segment:
+    """An open segment. `offset` is where the next entry goes, `acknowledged` the end of what was promised."""
+
+    __slots__ = (
+        "_directory",
+        "_fd",
+        "_first_entry",
+        "_renamed",
+        "_sync_enabled",
+        "acknowledged",
+        "created",
+        "entries",
+        "last_timestamp",
+        "name",
+        "offset",
+        "path",
+        "records",
+        "started_at",
+    )
+
+    def __init__(
+        self, directory: WALDirectory, fd: int, name: SegmentName, created: int, offset: int, sync: bool
+    ) -> None:
+        self._directory = directory
+        self._fd = fd
+        self._first_entry = offset
+        self._renamed = False
+        self._sync_enabled = sync
+        self.name = name
+        self.path = os.path.join(directory.path, f"{name}{ACTIVE}")
+        self.created = created
+        self.last_timestamp = created
+        self.offset = offset
+        self.acknowledged = offset
+        self.entries = 0
+        self.records = 0
+        self.started_at = 0.0  # monotonic seconds of the first entry; 0 while there is none
+
+    @classmethod
+    def make(
+        cls,
+        directory: WALDirectory,
+        pool: FreePool | None,
+        slot: int,
+        seq: int,
+        node: str,
+        *,
+        above_us: int = 0,
+        sync: bool = True,
+    ) -> Segment:
+        """A segment in service: start entry written and synced, name and directories durable.
+
+        A file of the pool is written over if there is one, a new one made otherwise.
+
+        Args:
+            above_us: `created` is taken above this timestamp.
+            sync: False leaves every sync out (the log is disabled: a weaker promise).
+        """
+        disk = directory.disk
+        taken = pool.take(slot) if pool is not None else None
+        if taken is not None:
+            path, last_us = taken
+            fd = disk.open(path)
+        else:
+            path, last_us = os.path.join(directory.free, f"new-{slot}-{seq}"), 0
+            disk.unlink(path)
+            fd = disk.create(path)
+        try:
+            created = max(time.time_ns() // 1000, last_us + 1, above_us + 1)
+            name = SegmentName.at(slot, created, seq)
+            head = FILE_HEADER + pack_start(StartMeta(node, slot, seq, created, __version__))
+            disk.write(fd, [head], 0)
+            if sync:
+                disk.fdatasync(fd)
+            segment = cls(directory, fd, name, created, len(head), sync)
+            # Nobody else makes names of this slot, so what is not there now is not there at the rename.
+            if os.path.exists(segment.path):
+                raise FileExistsError(17, "a segment of this name exists already", segment.path)
+            disk.rename(path, segment.path)
+            if sync:
+                directory.sync()
+        except BaseException:
+            disk.close(fd)
+            raise
+        return segment
+
+    def write(self, buffers: Sequence[Buffer], size: int, entries: int, records: int, last_timestamp: int) -> None:
+        """Appends whole entries; on an error nothing counts as written and the segment is to be cut back."""
+        self._directory.disk.write(self._fd, buffers, self.offset)
+        self.offset += size
+        self.entries += entries
+        self.records += records
+        self.last_timestamp = last_timestamp
+        if not self.started_at:
+            self.started_at = time.monotonic()
+
+    def fdatasync(self) -> None:
+        """Everything written so far is on disk when this returns."""
+        self._directory.disk.fdatasync(self._fd)
+
+    def fsync(self) -> None:
+        """As `fdatasync`, and the file's times too."""
+        self._directory.disk.fsync(self._fd)
+
+    def is_linked(self) -> bool:
+        """False once somebody removed the file: what is written then would vanish with the descriptor."""
+        return os.fstat(self._fd).st_nlink > 0
+
+    def is_in_place(self) -> bool:
+        """True while the segment's path leads to this very file."""
+        mine = os.fstat(self._fd)
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            return False
+        return (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev)
+
+    def seal(self, max_size_bytes: int) -> None:
+        """Completes the segment: end entry, sync, the name that the uploader looks for. Closes it.
+
+        A mostly empty file gives its blocks back; a full one keeps them for the pool. An end entry that finds no
+        room is left out, because a reader needs none in a file that ends there.
+        """
+        disk = self._directory.disk
+        if not self.is_linked():
+            log.error("segment %s was removed by somebody else while it was in use", self.path)
+            disk.close(self._fd)
+            return
+        end = pack_end(EndMeta(self.entries, self.records, self.offset), self.last_timestamp + 1)
+        assert len(end) <= END_ENTRY_BYTES
+        try:
+            disk.write(self._fd, [end], self.offset)
+            size = self.offset + len(end)
+            if size < max_size_bytes // 2:
+                disk.truncate(self._fd, size)
+        except OSError:
+            disk.truncate(self._fd, self.offset)
+        if self._sync_enabled:
+            self.fdatasync()
+        self._rename_sealed()
+
+    def cut_back(self) -> None:
+        """After a failed write or sync: keeps only what was acknowledged before it, and completes that.
+
+        The page cache is not believed: what followed the last good sync is cut off. A segment that is empty then
+        is removed. Closes the segment when it succeeds; may be tried again when it raises.
+        """
+        disk = self._directory.disk
+        if not self.is_linked():
+            disk.close(self._fd)
+            return
+        disk.truncate(self._fd, self.acknowledged)
+        if self.acknowledged == self._first_entry:
+            disk.unlink(self.path)
+            disk.close(self._fd)
+            return
+        if self._sync_enabled:
+            disk.fsync(self._fd)
+        self._rename_sealed()
+
+    def discard(self) -> None:
+        """Removes a segment that holds no entry."""
+        self._directory.disk.unlink(self.path)
+        self._directory.disk.close(self._fd)
+
+    def _rename_sealed(self) -> None:
+        disk = self._directory.disk
+        if not self._renamed:
+            disk.rename(self.path, os.path.join(self._directory.path, f"{self.name}{SEALED}"))
+            self._renamed = True
+        if self._sync_enabled:
+            disk.sync_directory(self._directory.path)
+        disk.close(self._fd)
