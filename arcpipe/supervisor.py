@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from setproctitle import setproctitle
 
@@ -326,12 +326,13 @@ def _bind(host: str, port: int, count: int) -> list[socket.socket]:
             listeners.append(listener)
     except OSError as error:
         raise ArcpipeError(
-            f"cannot listen on {host} port {wanted}: {error.strerror}. Set server.host and server.port to a free address."
+            f"cannot listen on {host} port {wanted}: {error.strerror}. "
+            "Set server.host and server.port to a free address."
         ) from error
     return listeners
 
 
-def _refuse_taken_port(family: int, kind: int, protocol: int, address: tuple[str, int]) -> None:
+def _refuse_taken_port(family: int, kind: int, protocol: int, address: Any) -> None:
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)

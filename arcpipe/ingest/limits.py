@@ -1,4 +1,4 @@
-"""What bounds a worker: sizes, connections, bytes in flight, and the disk's and the backlog's say in accepting writes."""
+"""What bounds a worker: sizes, connections, bytes in flight, the disk, the backlog."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Limits(NamedTuple):
     keep_alive: float
 
     @classmethod
-    def of(cls, settings: Settings, workers: int) -> Limits:
+    def of(cls, settings: Settings) -> Limits:
         server = settings.server
         return cls(
             max_body=server.max_body_mb << 20,
             max_header=server.max_header_kb << 10,
-            max_connections=max(1, server.max_connections // workers),
+            max_connections=server.max_connections,
             max_inflight=server.max_inflight_mb << 20,
             header_timeout=server.header_timeout_seconds,
             body_timeout=server.body_timeout_seconds,

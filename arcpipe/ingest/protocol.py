@@ -94,8 +94,8 @@ class Connection(asyncio.Protocol):
         "_handler",
         "_header_size",
         "_headers",
-        "_paused",
         "_parser",
+        "_paused",
         "_refusal",
         "_transport",
         "_url",
@@ -240,6 +240,7 @@ class Connection(asyncio.Protocol):
             raise _Refused(self._refusal)
 
     def on_body(self, body: bytes) -> None:
+        self.since = self._context.now  # the body's timeout is for a sender that falls silent
         self._body_size += len(body)
         if self._body_size > self._context.limits.max_body:
             raise _Refused(self._too_large())
@@ -264,7 +265,10 @@ class Connection(asyncio.Protocol):
         try:
             handler(exchange)
         except Exception:
-            log.exception("a bug in the handler of %r; answered 500", exchange.path)
+            context = self._context
+            if context.now >= context.next_bug_line:  # a bug on the hot path must not fill the disk with its log
+                context.next_bug_line = context.now + 1.0
+                log.exception("a bug in the handler of %r; answered 500", exchange.path)
             exchange.answer(responses.INTERNAL_ERROR)
         if len(self.exchanges) > MAX_PIPELINED:
             self.pause_reading(PIPELINE_FULL)

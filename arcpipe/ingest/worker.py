@@ -48,6 +48,7 @@ class IngestContext:
         self.gate = ReadingGate(limits.max_inflight)
         self.connections: set[Connection] = set()
         self.now = time.monotonic()  # as of the last tick: fine enough for timeouts of seconds
+        self.next_bug_line = 0.0
         self.requests = 0
         self.draining = False
 
@@ -85,7 +86,7 @@ class IngestWorker:
         self._block = counters.worker(slot)
         self._node = node
         self._last_timestamp = last_timestamp
-        self._context = IngestContext(Limits.of(settings, counters.workers))
+        self._context = IngestContext(Limits.of(settings))
         admission = Admission(settings, counters.node)
         self._writes = WriteEndpoints(admission)
         ops = OpsEndpoints(counters, admission)

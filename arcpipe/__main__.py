@@ -1,0 +1,5 @@
+"""`python -m arcpipe`: the same as the console script `arcpipe`."""
+
+from arcpipe.cli import main
+
+main()

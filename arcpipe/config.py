@@ -1,0 +1,563 @@
+"""Typed settings: defaults <- TOML file <- environment, checked whole before anything starts.
+
+One frozen struct per section of the TOML file: a field's type carries the bounds of the key, a field's
+default is the key's. `load` puts the three layers together, remembers where every value came from, and
+reports all that is wrong at once. This room must not know who uses a setting for what: it opens no socket,
+directory or store.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher, get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+
+from arcpipe.errors import ConfigError
+
+# What every `…_kb` and `…_mb` setting counts in, as bytes.
+KB = 1024
+MB = 1024 * KB
+
+_YEAR_SECONDS = 365 * 86400
+_MAX_WORKERS = 256
+
+Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+SizeMB = Annotated[int, Meta(ge=1, le=1 << 30)]
+Seconds = Annotated[float, Meta(gt=0, le=_YEAR_SECONDS)]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=_YEAR_SECONDS)]
+
+# Surrogates are bytes of an environment variable that are not UTF-8.
+_CONTROL = r"\x00-\x1f\x7f\ud800-\udfff"
+Text = Annotated[str, Meta(pattern=rf"^[^{_CONTROL}]*\Z", description="text without control characters")]
+PathText = Annotated[
+    str, Meta(pattern=rf"^[^{_CONTROL}]+\Z", description="a path, not empty, without control characters")
+]
+Host = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9.:_%-]+\Z",
+        description="an IP address or a host name, such as 127.0.0.1, ::1 or ingest.example",
+    ),
+]
+EndpointURL = Annotated[
+    str,
+    Meta(
+        pattern=r"^(https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?)?\Z",
+        description="empty, or http://host:port or https://host:port without user name and password",
+    ),
+]
+Region = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*\Z", description="empty, or a region name such as eu-central-1")]
+
+Codec = Literal["zstd", "snappy", "gzip", "lz4", "none"]
+# The levels that pyarrow takes for a codec; a codec that is not here has none.
+_CODEC_LEVELS: dict[str, range] = {"zstd": range(1, 23), "gzip": range(1, 10), "lz4": range(1, 13)}
+
+
+class Server(Struct, frozen=True, kw_only=True):
+    """`[server]`: the listening sockets, and the limits of what comes in over them."""
+
+    host: Host = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    workers: Annotated[int, Meta(ge=0, le=_MAX_WORKERS)] = 0
+    backlog: Annotated[int, Meta(ge=1, le=65535)] = 4096
+    max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10000
+    # A WAL entry counts its payload in 32 bits, and the envelope wants a few of those bytes.
+    max_body_mb: Annotated[int, Meta(ge=1, le=1024)] = 100
+    max_header_kb: Annotated[int, Meta(ge=1, le=1024)] = 32
+    max_inflight_mb: SizeMB = 256
+    header_timeout_seconds: Seconds = 10.0
+    body_timeout_seconds: Seconds = 30.0
+    keep_alive_seconds: Seconds = 75.0
+    tls_cert: Text = ""
+    tls_key: Text = ""
+
+    def worker_count(self) -> int:
+        """How many ingest workers to fork: `workers`, or one per core that this process may run on."""
+        return self.workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+
+
+class Auth(Struct, frozen=True, kw_only=True):
+    """`[auth]`: who may write and read."""
+
+    enabled: bool = False
+    allow_anonymous: bool = False
+    tokens_file: PathText = "tokens.toml"
+
+
+class WAL(Struct, frozen=True, kw_only=True):
+    """`[wal]`: the write-ahead log."""
+
+    enabled: bool = True
+    dir: PathText = "./data/wal"
+    sync_mode: Literal["fsync", "fdatasync", "async"] = "fdatasync"
+    async_interval_ms: Annotated[int, Meta(ge=1, le=60_000)] = 1000
+    max_size_mb: Annotated[int, Meta(ge=1, le=4096)] = 100
+    max_age_seconds: Seconds = 3600.0
+    recycle: bool = True
+    free_segments: Annotated[int, Meta(ge=0, le=1024)] = 4
+    keep_recovered_seconds: SecondsOrZero = 86400.0
+    max_backlog_mb: SizeMB = 20480
+    min_free_mb: Annotated[int, Meta(ge=0, le=1 << 30)] = 512
+
+
+class Flush(Struct, frozen=True, kw_only=True):
+    """`[flush]`: when a segment goes to the uploader before it is full."""
+
+    max_records: Count = 1_000_000
+    max_age_seconds: Seconds = 5.0
+
+
+class Parquet(Struct, frozen=True, kw_only=True):
+    """`[parquet]`: the files that come out."""
+
+    compression: Codec = "zstd"
+    compression_level: Annotated[int, Meta(ge=1, le=22)] = 1
+    row_group_rows: Count = 1048576
+    max_file_mb: SizeMB = 256
+    keep_nanoseconds: bool = False
+
+    @property
+    def codec_level(self) -> int | None:
+        """`compression_level`, or None for a codec that has no levels and refuses to be given one."""
+        return self.compression_level if self.compression in _CODEC_LEVELS else None
+
+
+class StorageS3(Struct, frozen=True, kw_only=True):
+    """`[storage.s3]`: how to reach an `s3://` store; empty values leave it to the AWS default chain."""
+
+    endpoint_url: EndpointURL = ""
+    region: Region = ""
+    access_key_id: Text = ""
+    secret_access_key: Text = ""
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    server_side_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = ""
+
+    def __repr__(self) -> str:
+        """Without the credentials, because a repr ends in tracebacks and logs."""
+        values = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        shown = (f"{name}={_printable(f'storage.s3.{name}', value)!r}" for name, value in values)
+        return f"StorageS3({', '.join(shown)})"
+
+
+class FileLocation(NamedTuple):
+    """A local directory as the store; a relative path counts from the working directory."""
+
+    path: Path
+
+
+class S3Location(NamedTuple):
+    """A bucket and a key prefix as the store; `prefix` has no slash at either end and may be empty."""
+
+    bucket: str
+    prefix: str
+
+
+class Storage(Struct, frozen=True, kw_only=True):
+    """`[storage]`: where the Parquet files go."""
+
+    url: Text = "file://./data/lake"
+    layout: Literal["arc", "hive"] = "arc"
+    s3: StorageS3 = StorageS3()
+
+    @property
+    def location(self) -> FileLocation | S3Location:
+        """`url`, parsed. Raises ConfigError if it is none of the two kinds (`load` has checked that)."""
+        return _parse_storage_url(self.url)
+
+
+class Uploader(Struct, frozen=True, kw_only=True):
+    """`[uploader]`: what the uploader process may use of the machine."""
+
+    threads: Annotated[int, Meta(ge=1, le=256)] = 2
+    concurrent_uploads: Annotated[int, Meta(ge=1, le=256)] = 8
+    nice: Annotated[int, Meta(ge=0, le=19)] = 5
+
+
+class Shutdown(Struct, frozen=True, kw_only=True):
+    """`[shutdown]`: what SIGTERM gives time for."""
+
+    drain_seconds: SecondsOrZero = 30.0
+
+
+class Log(Struct, frozen=True, kw_only=True):
+    """`[log]`: what goes to stderr, and how it looks."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    format: Literal["text", "json"] = "text"
+
+
+class EffectiveValue(NamedTuple):
+    """One setting as it applies, safe to print: credentials are masked."""
+
+    key: str
+    value: bool | int | float | str
+    source: str
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """All settings. `Settings()` is all defaults; `load` is how a process gets its own."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    wal: WAL = WAL()
+    flush: Flush = Flush()
+    parquet: Parquet = Parquet()
+    storage: Storage = Storage()
+    uploader: Uploader = Uploader()
+    shutdown: Shutdown = Shutdown()
+    log: Log = Log()
+    # Dotted key -> where its value came from, for the keys that are not at their default by omission.
+    sources: dict[str, str] = {}
+
+    def value(self, key: str) -> bool | int | float | str:
+        """The value of a dotted key such as "wal.dir". Raises KeyError for a key that does not exist."""
+        _keys()[key]
+        found: Any = self
+        for name in key.split("."):
+            found = getattr(found, name)
+        return found  # type: ignore[no-any-return]
+
+    def source(self, key: str) -> str:
+        """Where a dotted key's value came from: "default", the path of the file, or "environment NAME"."""
+        _keys()[key]
+        return self.sources.get(key, "default")
+
+    def effective(self) -> Iterator[EffectiveValue]:
+        """Every setting in the order of the sections, with its source."""
+        for key in _keys():
+            yield EffectiveValue(key, _printable(key, self.value(key)), self.source(key))
+
+
+def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Puts defaults, the TOML file (if any) and the environment together; later layers win.
+
+    Raises ConfigError with one line per problem: where it came from, the key, the value and what is allowed.
+    """
+    problems: list[str] = []
+    given: list[_Given] = []
+    file_was_read = True
+    if config_file is not None:
+        try:
+            document = _read_toml(config_file)
+        except ConfigError as error:
+            problems.append(str(error))
+            file_was_read = False
+        else:
+            given += _from_table(document, "", str(config_file), problems)
+    given += _from_environment(environ, problems)
+
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    refused: set[str] = set()
+    for item in given:
+        try:
+            values[item.key] = _convert(item)
+            sources[item.key] = item.source
+        except ValueError as error:
+            refused.add(item.key)
+            problems.append(_problem(item.source, item.key, item.value, str(error)))
+
+    settings: Settings = _assemble(Settings, "", values, sources)
+    # What keys mean together says nothing as long as one of them is not known.
+    if file_was_read:
+        for check in (*_cross_checks(settings), *_not_available_yet(settings)):
+            if refused.isdisjoint((check.key, *check.with_keys)):
+                value = settings.value(check.key)
+                problems.append(_problem(settings.source(check.key), check.key, value, check.reason))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return settings
+
+
+# --- the keys, as the structs above declare them
+
+
+class _Key(NamedTuple):
+    type: Any
+    default: bool | int | float | str
+
+
+@cache
+def _keys() -> dict[str, _Key]:
+    """Dotted key -> type and default, in the order in which the sections declare them."""
+
+    def walk(section: type[Struct], prefix: str) -> Iterator[tuple[str, _Key]]:
+        for field in msgspec.structs.fields(section):
+            if isinstance(field.type, type) and issubclass(field.type, Struct):
+                yield from walk(field.type, f"{prefix}{field.name}.")
+            elif section is not Settings:
+                yield f"{prefix}{field.name}", _Key(field.type, field.default)
+
+    return dict(walk(Settings, ""))
+
+
+@cache
+def _sections() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(key.rpartition(".")[0] for key in _keys()))
+
+
+@cache
+def _environment_names() -> dict[str, str]:
+    """Variable -> dotted key; a later one wins, so Arc's own names come before the ARCPIPE_ ones."""
+    return {
+        "WAL_ENABLED": "wal.enabled",
+        "WAL_DIR": "wal.dir",
+        "WAL_SYNC_MODE": "wal.sync_mode",
+        "WAL_MAX_SIZE_MB": "wal.max_size_mb",
+        "WAL_MAX_AGE_SECONDS": "wal.max_age_seconds",
+        "WRITE_BUFFER_SIZE": "flush.max_records",
+        "WRITE_BUFFER_AGE": "flush.max_age_seconds",
+        "WORKERS": "server.workers",
+        **{"ARCPIPE_" + key.upper().replace(".", "_"): key for key in _keys()},
+    }
+
+
+_SECRETS = frozenset({"storage.s3.access_key_id", "storage.s3.secret_access_key"})
+_MASK = "********"
+
+
+def _printable(key: str, value: Any) -> Any:
+    """The value, or a mask where it is, or where a URL holds, a credential."""
+    if key in _SECRETS:
+        return _MASK if value != "" else ""
+    if isinstance(value, str):
+        return re.sub(r"(?<=://)([^/]*|[^@]*:.*)@", f"{_MASK}@", value)
+    return value
+
+
+# --- the layers
+
+
+class _Given(NamedTuple):
+    key: str
+    value: Any
+    source: str
+    is_text: bool = False  # from the environment, where a number is spelled as text
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: not UTF-8 text (at line {line})") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _from_table(table: dict[str, Any], prefix: str, source: str, problems: list[str]) -> Iterator[_Given]:
+    for name, value in table.items():
+        key = prefix + name
+        if key in _keys():
+            yield _Given(key, value, source)
+        elif key in _sections():
+            if isinstance(value, dict):
+                yield from _from_table(value, f"{key}.", source, problems)
+            else:
+                problems.append(f"{source}: {key} is a section, not a value: write [{key}] and its keys")
+        # The value stays unsaid below: under a misspelled name it may be a credential.
+        elif isinstance(value, dict):
+            meant = _meant(key, _sections())
+            problems.append(f"{source}: [{key}] is not a section" + (meant and f"; did you mean [{meant}]?"))
+        else:
+            meant = _meant(key, _keys())
+            problems.append(f"{source}: {key} is not a setting" + (meant and f"; did you mean {meant}?"))
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Given]:
+    names = _environment_names()
+    for name, key in names.items():
+        if name in environ:
+            yield _Given(key, environ[name], f"environment {name}", is_text=True)
+    for name in environ:
+        if (
+            name.startswith("ARCPIPE_")
+            and name not in names
+            and name != "ARCPIPE_CONFIG"
+            and not name.startswith("ARCPIPE_TEST_")
+        ):
+            prefixed = [known.removeprefix("ARCPIPE_") for known in names if known.startswith("ARCPIPE_")]
+            meant = _meant(name.removeprefix("ARCPIPE_"), prefixed)
+            problems.append(f"environment {name}: is not a setting" + (meant and f"; did you mean ARCPIPE_{meant}?"))
+
+
+_BOOLEANS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
+
+
+def _convert(given: _Given) -> Any:
+    """The value in the key's type. Raises ValueError whose text says what is allowed."""
+    kind = _keys()[given.key].type
+    value = given.value
+    if given.is_text and kind is bool:
+        value = _BOOLEANS.get(value.lower(), value)
+    try:
+        # Lenient for text ("5" is 5), but for booleans the table above is all there is.
+        return msgspec.convert(value, kind, strict=not given.is_text or kind is bool)
+    except msgspec.ValidationError:
+        raise ValueError("allowed: " + _allowed(kind, value, given.is_text)) from None
+
+
+def _allowed(kind: Any, value: Any, is_text: bool) -> str:
+    choices = get_args(kind)
+    match msgspec.inspect.type_info(kind):
+        case msgspec.inspect.BoolType():
+            return "true or false" + (" (or 1, yes, on; 0, no, off)" if is_text else "")
+        case msgspec.inspect.IntType(ge=low, le=high):
+            return f"a whole number from {low} to {high}"
+        case msgspec.inspect.FloatType(gt=0, le=high):
+            return f"a number above 0, up to {high}"
+        case msgspec.inspect.FloatType(ge=low, le=high):
+            return f"a number from {low} to {high}"
+        case msgspec.inspect.LiteralType():
+            meant = _meant(value, choices) if isinstance(value, str) else ""
+            return ", ".join(json.dumps(choice) for choice in choices) + (meant and f'; did you mean "{meant}"?')
+        case described:
+            assert isinstance(described, msgspec.inspect.Metadata)
+            assert described.extra_json_schema is not None
+            return str(described.extra_json_schema["description"])
+
+
+def _meant(word: str, candidates: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
+    """The candidate that a typo most likely stands for, or "" if none is near."""
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    word = word.lower()
+    near = get_close_matches(word, by_lower, n=1, cutoff=0.75)
+    if not near:
+        # Right name, wrong or missing section.
+        leaf = word.rpartition(".")[2]
+        near = [name for name in by_lower if leaf and name.endswith((f".{leaf}", f"_{leaf}"))]
+        near.sort(key=lambda name: -SequenceMatcher(None, word, name).ratio())
+    return by_lower[near[0]] if near else ""
+
+
+def _problem(source: str, key: str, value: Any, reason: str) -> str:
+    shown = json.dumps(_printable(key, value), default=str)
+    if len(shown) > 100:
+        shown = shown[:97] + "..."
+    return f"{source}: {key} = {shown}: {reason}"
+
+
+def _assemble(section: type[Struct], prefix: str, values: dict[str, Any], sources: dict[str, str]) -> Any:
+    arguments: dict[str, Any] = {}
+    for field in msgspec.structs.fields(section):
+        key = prefix + field.name
+        if isinstance(field.type, type) and issubclass(field.type, Struct):
+            arguments[field.name] = _assemble(field.type, f"{key}.", values, sources)
+        elif key in values:
+            arguments[field.name] = values[key]
+    if section is Settings:
+        arguments["sources"] = sources
+    return section(**arguments)
+
+
+# --- what keys mean together
+
+
+class _Check(NamedTuple):
+    """Something wrong with the value of `key`, in the light of the values of `with_keys`."""
+
+    key: str
+    reason: str
+    with_keys: tuple[str, ...] = ()
+
+
+def _cross_checks(settings: Settings) -> Iterator[_Check]:
+    server, parquet = settings.server, settings.parquet
+
+    if not (_is_loopback(server.host) or settings.auth.enabled or settings.auth.allow_anonymous):
+        yield _Check(
+            "server.host",
+            "anyone who reaches this address could write: listen on 127.0.0.1, set auth.enabled = true, "
+            "or say with auth.allow_anonymous = true that this is meant",
+            ("auth.enabled", "auth.allow_anonymous"),
+        )
+    if server.max_inflight_mb < server.max_body_mb:
+        yield _Check(
+            "server.max_inflight_mb",
+            f"a body of server.max_body_mb could never be read: allowed is at least {server.max_body_mb}",
+            ("server.max_body_mb",),
+        )
+    for one, other in (
+        ("server.tls_cert", "server.tls_key"),
+        ("storage.s3.access_key_id", "storage.s3.secret_access_key"),
+    ):
+        if bool(settings.value(one)) != bool(settings.value(other)):
+            present, missing = (one, other) if settings.value(one) else (other, one)
+            yield _Check(present, f"{missing} is not set: set both or neither", (missing,))
+
+    levels = _CODEC_LEVELS.get(parquet.compression)
+    if levels is None:
+        # 1 is the default, which a file that lists every key spells out.
+        if parquet.compression_level != 1:
+            yield _Check(
+                "parquet.compression_level",
+                f'"{parquet.compression}" has no levels: leave this key at 1',
+                ("parquet.compression",),
+            )
+    elif parquet.compression_level not in levels:
+        yield _Check(
+            "parquet.compression_level",
+            f'allowed for "{parquet.compression}": a whole number from {levels[0]} to {levels[-1]}',
+            ("parquet.compression",),
+        )
+    try:
+        _parse_storage_url(settings.storage.url)
+    except ConfigError as error:
+        yield _Check("storage.url", str(error))
+
+
+def _not_available_yet(settings: Settings) -> Iterator[_Check]:
+    """Settings whose keys are fixed but that this version does nothing for: refused, not ignored."""
+    if settings.auth.enabled:
+        yield _Check("auth.enabled", "tokens are not available yet in this version: allowed is only false")
+    for key in ("server.tls_cert", "server.tls_key"):
+        if settings.value(key):
+            yield _Check(key, "TLS is not available yet in this version: leave it empty and put a proxy in front")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _parse_storage_url(url: str) -> FileLocation | S3Location:
+    scheme, separator, rest = url.partition("://")
+    if scheme == "file" and separator:
+        # A bare name after file:// would be a host to one reader and a directory to another.
+        if not rest.startswith(("/", "./", "../")):
+            raise ConfigError("allowed after file:// is /absolute/path or ./relative/path")
+        return FileLocation(Path(rest))
+    if scheme == "s3" and separator:
+        bucket, _, prefix = rest.partition("/")
+        prefix = prefix.strip("/")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]", bucket):
+            raise ConfigError("allowed after s3:// is a bucket of 3 to 63 letters, digits, dots, dashes, then /prefix")
+        if prefix and not {"", ".", ".."}.isdisjoint(prefix.split("/")):
+            raise ConfigError('the prefix may not have empty, "." or ".." parts')
+        return S3Location(bucket, prefix)
+    raise ConfigError("allowed: file://./relative/path, file:///absolute/path or s3://bucket/prefix")

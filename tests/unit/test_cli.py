@@ -1,0 +1,290 @@
+"""The command line, run as a user runs it: `python -m arcpipe …` in a process of its own; and its log lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcpipe import __version__
+from arcpipe.config import Settings
+
+ROOT = Path(__file__).parents[2]
+SECRET = "wJalrXUtnFEMI/K7MDENG"
+
+
+def environment(**variables: str) -> dict[str, str]:
+    ours = ("ARCPIPE_", "WAL_", "WRITE_BUFFER_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    kept.pop("WORKERS", None)
+    return kept | {"PYTHONPATH": str(ROOT)} | variables
+
+
+def arcpipe(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "arcpipe", *arguments],
+        cwd=cwd,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def shown(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, object]]:
+    assert done.returncode == 0, done.stderr
+    entries: dict[str, dict[str, object]] = json.loads(done.stdout)
+    return entries
+
+
+def test_version_prints_the_version_of_the_package(tmp_path: Path) -> None:
+    done = arcpipe("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"arcpipe {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [["serve"], ["config", "show"], ["config", "check"]])
+def test_the_help_of_every_command_has_an_example(tmp_path: Path, command: list[str]) -> None:
+    done = arcpipe(*command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    example = done.stdout.split("Example:")[1].splitlines()[1]
+    assert "arcpipe " + " ".join(command) in example
+
+
+def test_help_needs_no_library_that_is_slow_to_import(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "arcpipe", "--help"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert imported.isdisjoint({"numpy", "pyarrow", "aiobotocore", "botocore", "uvloop", "rich", "msgspec"})
+
+
+def test_an_unknown_command_is_wrong_usage(tmp_path: Path) -> None:
+    assert arcpipe("sevre", cwd=tmp_path).returncode == 2
+
+
+# --- config show
+
+
+def test_show_lists_every_key_with_value_and_source_in_columns(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[storage.s3]\nregion = "eu"\n')
+    done = arcpipe("config", "show", cwd=tmp_path, WAL_SYNC_MODE="fsync")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
+    assert list(rows) == [key for key, _, _ in Settings().effective()]
+    assert rows["wal.sync_mode"] == ['"fsync"', "environment WAL_SYNC_MODE"]
+    assert rows["storage.s3.region"] == ['"eu"', "config.toml"]
+    assert rows["flush.max_age_seconds"] == ["5", "default"]
+    assert len({line.index(rows[line.split()[0]][1]) for line in done.stdout.splitlines()}) == 1
+
+
+def test_show_as_json_has_typed_values(tmp_path: Path) -> None:
+    entries = shown(arcpipe("config", "show", "--json", cwd=tmp_path, WORKERS="3"))
+    assert entries["server.workers"] == {"value": 3, "source": "environment WORKERS"}
+    assert entries["wal.enabled"] == {"value": True, "source": "default"}
+    assert entries["wal.max_age_seconds"] == {"value": 3600.0, "source": "default"}
+    assert len(entries) == len(list(Settings().effective()))
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_show_masks_credentials(tmp_path: Path, options: list[str]) -> None:
+    credentials = {
+        "ARCPIPE_STORAGE_S3_ACCESS_KEY_ID": "AKIAEXAMPLE",
+        "ARCPIPE_STORAGE_S3_SECRET_ACCESS_KEY": SECRET,
+    }
+    done = arcpipe("config", "show", *options, cwd=tmp_path, **credentials)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("********") == 2
+    assert SECRET not in done.stdout
+    assert "AKIAEXAMPLE" not in done.stdout
+
+
+def test_show_draws_a_table_in_a_terminal(tmp_path: Path) -> None:
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "arcpipe", "config", "show"],
+        cwd=tmp_path,
+        env=environment(COLUMNS="120", TERM="xterm", WAL_DIR="[bold]wal"),
+        stdin=subprocess.DEVNULL,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+    ) as process:
+        os.close(terminal)
+        drawn = b""
+        while True:
+            try:
+                part = os.read(controller, 65536)
+            except OSError:  # the terminal is gone with its last user
+                break
+            if not part:
+                break
+            drawn += part
+        assert process.wait(timeout=60) == 0
+    os.close(controller)
+    text = drawn.decode()
+    assert "─" in text
+    assert '"[bold]wal"' in text
+    assert "environment WAL_DIR" in text
+
+
+# --- which file
+
+
+def test_the_file_is_the_option_then_the_variable_then_the_one_beside_then_none(tmp_path: Path) -> None:
+    for name, workers in (("option.toml", 1), ("variable.toml", 2), ("config.toml", 3)):
+        (tmp_path / name).write_text(f"[server]\nworkers = {workers}\n")
+
+    def workers_shown(*options: str, **variables: str) -> dict[str, object]:
+        done = arcpipe("config", "show", "--json", *options, cwd=tmp_path, **variables)
+        return shown(done)["server.workers"]
+
+    variable = {"ARCPIPE_CONFIG": "variable.toml"}
+    assert workers_shown("--config", "option.toml", **variable) == {"value": 1, "source": "option.toml"}
+    assert workers_shown(**variable) == {"value": 2, "source": "variable.toml"}
+    assert workers_shown() == {"value": 3, "source": "config.toml"}
+    (tmp_path / "config.toml").unlink()
+    assert workers_shown() == {"value": 0, "source": "default"}
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("command", [["serve"], ["config", "show"], ["config", "check"]])
+def test_settings_that_cannot_be_used_exit_with_2_and_a_line_per_problem(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "bad.toml").write_text('[server]\nport = "x"\n[wal]\nsync_mod = "fsync"\n')
+    done = arcpipe(*command, "--config", "bad.toml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "arcpipe: the settings cannot be used:",
+        "  bad.toml: wal.sync_mod is not a setting; did you mean wal.sync_mode?",
+        '  bad.toml: server.port = "x": allowed: a whole number from 0 to 65535',
+    ]
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("command", [["serve"], ["config", "check"]])
+def test_a_missing_file_exits_with_2(tmp_path: Path, command: list[str]) -> None:
+    done = arcpipe(*command, "--config", "nowhere.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == ["  nowhere.toml: cannot be read: No such file or directory"]
+
+
+def test_check_accepts_the_documented_defaults(tmp_path: Path) -> None:
+    done = arcpipe("config", "check", "--config", str(ROOT / "config.toml"), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- log lines
+
+
+def logged(program: str, format: str = "text", level: str = "INFO") -> list[str]:
+    """What `program` has logged as process "ingest 1" through `log`, the logger arcpipe.test."""
+    head = (
+        "import logging, os; from arcpipe import logs; "
+        f"logs.setup({level!r}, {format!r}, 'ingest 1'); log = logging.getLogger('arcpipe.test')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", head + program], env=environment(), capture_output=True, check=True, timeout=60
+    )
+    assert done.stdout == b""
+    return done.stderr.decode().splitlines()
+
+
+def test_a_text_line_has_time_level_process_message_and_fields() -> None:
+    (line,) = logged("log.info('sealed %s', 'a.wal', extra={'fields': {'entries': 3, 'why': 'too old', 'x': ''}})")
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}) (.*)", line)
+    assert match is not None
+    assert match[2] == '[INFO] ingest 1: sealed a.wal entries=3 why="too old" x=""'
+
+
+def test_log_times_are_utc() -> None:
+    program = """
+import time
+os.environ['TZ'] = 'Asia/Tokyo'
+time.tzset()
+record = logging.makeLogRecord({'levelname': 'INFO', 'levelno': 20, 'msg': 'm', 'created': 1795444200.9996})
+record.msecs = 999.6
+log.handle(record)
+"""
+    assert logged(program) == ["2026-11-23 14:30:00.999 [INFO] ingest 1: m"]
+
+
+def test_a_json_line_is_one_object_with_the_fields_beside_the_rest() -> None:
+    program = "log.warning('two\\nlines', extra={'fields': {'entries': 3, 'level': 'forged', 'path': os}})"
+    (line,) = logged(program, format="json")
+    entry = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry.pop("time"))
+    assert entry.pop("path").startswith("<module 'os'")
+    assert entry == {
+        "level": "WARNING",
+        "process": "ingest 1",
+        "logger": "arcpipe.test",
+        "message": "two\nlines",
+        "entries": 3,
+    }
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_an_exception_is_logged_with_its_traceback(format: str) -> None:
+    program = "try: 1 / 0\nexcept ZeroDivisionError: log.exception('no')"
+    lines = logged(program, format=format)
+    trace = lines[1:] if format == "text" else json.loads(lines[0])["exception"].splitlines()
+    assert trace[0] == "Traceback (most recent call last):"
+    assert trace[-1] == "ZeroDivisionError: division by zero"
+
+
+def test_a_message_that_quotes_a_client_cannot_forge_a_line() -> None:
+    program = "log.info('name %s', 'a\\n2026 [INFO] b\\x1b[2J', extra={'fields': {'key': 'c\\nd'}})"
+    (line,) = logged(program)
+    assert line.endswith(r'name a\n2026 [INFO] b\x1b[2J key="c\nd"')
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_is_not_unicode_or_huge_is_logged_all_the_same(format: str) -> None:
+    lines = logged(
+        f"log.info('file %s', {os.fsdecode(b'x')!r} + '\\udcff', extra={{'fields': {{'n': 2**70}}}})", format
+    )
+    assert len(lines) == 1
+    assert str(2**70) in lines[0]
+
+
+def test_lines_below_the_level_and_the_chatter_of_libraries_are_left_out() -> None:
+    program = "log.info('no'); log.warning('yes'); logging.getLogger('botocore.auth').debug('secret')"
+    assert [line.rpartition(": ")[2] for line in logged(program, level="WARNING")] == ["yes"]
+    assert not any("secret" in line for line in logged(program, level="DEBUG"))
+
+
+def test_a_forked_child_logs_once_under_its_own_name_and_lines_never_mix() -> None:
+    program = """
+children = []
+for number in range(4):
+    child = os.fork()
+    if not child:
+        logs.setup('INFO', 'text', f'child {number}')
+        for _ in range(300):
+            log.info(str(number) * 2000)
+        os._exit(0)
+    children.append(child)
+for child in children:
+    os.waitpid(child, 0)
+"""
+    lines = logged(program)
+    assert len(lines) == 4 * 300
+    assert all(re.search(r"\] child (\d): \1{2000}$", line) for line in lines)
+
+
+def test_a_process_survives_that_nobody_reads_its_log() -> None:
+    program = "os.close(2); log.info('into the void'); os.write(1, b'')"
+    assert logged(program) == []

@@ -1,0 +1,565 @@
+"""The settings: three layers, checked whole, with errors that a person can act on."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pyarrow as pa
+import pytest
+
+from arcpipe.config import (
+    Codec,
+    FileLocation,
+    Parquet,
+    S3Location,
+    Server,
+    Settings,
+    Storage,
+    StorageS3,
+    load,
+)
+from arcpipe.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+DEFAULTS = {key: value for key, value, _ in Settings().effective()}
+SECRET = "wJalrXUtnFEMI/K7MDENG"
+
+# Every key with a value that is allowed and is not its default, as TOML has it and as the environment spells it.
+OTHER_VALUES: dict[str, tuple[Any, str]] = {
+    "server.host": ("::1", "::1"),
+    "server.port": (0, "0"),
+    "server.workers": (3, "3"),
+    "server.backlog": (1, "1"),
+    "server.max_connections": (7, "7"),
+    "server.max_body_mb": (1, "1"),
+    "server.max_header_kb": (64, "64"),
+    "server.max_inflight_mb": (512, "512"),
+    "server.header_timeout_seconds": (0.25, "0.25"),
+    "server.body_timeout_seconds": (1.5, "1.5"),
+    "server.keep_alive_seconds": (2.0, "2"),
+    "auth.allow_anonymous": (True, "yes"),
+    "auth.tokens_file": ("/etc/arcpipe/tokens.toml", "/etc/arcpipe/tokens.toml"),
+    "wal.enabled": (False, "off"),
+    "wal.dir": ("/var/lib/arcpipe/wal", "/var/lib/arcpipe/wal"),
+    "wal.sync_mode": ("async", "async"),
+    "wal.async_interval_ms": (10, "10"),
+    "wal.max_size_mb": (1, "1"),
+    "wal.max_age_seconds": (0.5, "0.5"),
+    "wal.recycle": (False, "FALSE"),
+    "wal.free_segments": (0, "0"),
+    "wal.keep_recovered_seconds": (0.0, "0"),
+    "wal.max_backlog_mb": (1, "1"),
+    "wal.min_free_mb": (0, "0"),
+    "flush.max_records": (1, "1"),
+    "flush.max_age_seconds": (0.1, "1e-1"),
+    "parquet.compression": ("gzip", "gzip"),
+    "parquet.compression_level": (9, "9"),
+    "parquet.row_group_rows": (1000, "1000"),
+    "parquet.max_file_mb": (1, "1"),
+    "parquet.keep_nanoseconds": (True, "On"),
+    "storage.url": ("s3://bucket/some/prefix", "s3://bucket/some/prefix"),
+    "storage.layout": ("hive", "hive"),
+    "storage.s3.endpoint_url": ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+    "storage.s3.region": ("eu-central-1", "eu-central-1"),
+    "storage.s3.access_key_id": ("AKIAEXAMPLE", "AKIAEXAMPLE"),
+    "storage.s3.secret_access_key": (SECRET, SECRET),
+    "storage.s3.addressing_style": ("path", "path"),
+    "storage.s3.server_side_encryption": ("aws:kms", "aws:kms"),
+    "uploader.threads": (1, "1"),
+    "uploader.concurrent_uploads": (1, "1"),
+    "uploader.nice": (19, "19"),
+    "shutdown.drain_seconds": (0.0, "0"),
+    "log.level": ("DEBUG", "DEBUG"),
+    "log.format": ("json", "json"),
+}
+# Keys that this version refuses to have set.
+NOT_AVAILABLE = {"auth.enabled", "server.tls_cert", "server.tls_key"}
+
+
+def variable(key: str) -> str:
+    return "ARCPIPE_" + key.upper().replace(".", "_")
+
+
+def in_toml(**tables: str) -> str:
+    """`in_toml(wal="recycle = false")` is a file with that table."""
+    return "\n".join(f"[{name.replace('__', '.')}]\n{body}" for name, body in tables.items())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Any:
+    """Loads settings from TOML text (in a file called config.toml) and environment variables."""
+
+    def load_text(text: str | bytes = "", environ: dict[str, str] | None = None) -> Settings:
+        path = tmp_path / "config.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load(path, environ or {})
+
+    return load_text
+
+
+def problems(load_text: Any, text: str | bytes = "", environ: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        load_text(text, environ)
+    return str(raised.value).splitlines()
+
+
+def same_type(value: object, other: object) -> bool:
+    return value == other and type(value) is type(other)
+
+
+# --- layers and sources
+
+
+def test_without_file_and_environment_everything_is_at_its_default() -> None:
+    settings = load(None, {})
+    assert settings == Settings()
+    assert {source for _, _, source in settings.effective()} == {"default"}
+
+
+def test_config_toml_lists_every_key_at_its_default() -> None:
+    path = ROOT / "config.toml"
+    settings = load(path, {})
+    assert {source for _, _, source in settings.effective()} == {str(path)}
+    assert {key: value for key, value, _ in settings.effective()} == DEFAULTS
+
+
+def test_config_toml_explains_every_key_in_a_comment_above_it() -> None:
+    lines = (ROOT / "config.toml").read_text().splitlines()
+    for number, line in enumerate(lines):
+        # The two halves of a pair share their comment.
+        if re.match(r"[a-z]", line) and not line.startswith(("tls_key", "secret_access_key")):
+            assert lines[number - 1].startswith("#"), line
+
+
+def test_other_values_cover_every_key() -> None:
+    assert set(OTHER_VALUES) | NOT_AVAILABLE == set(DEFAULTS)
+    assert all(value != DEFAULTS[key] for key, (value, _) in OTHER_VALUES.items())
+
+
+def test_every_key_is_read_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, (value, _) in OTHER_VALUES.items()]
+    path.write_text("\n".join(lines))  # dotted keys are tables to TOML
+    settings = load(path, {})
+    for key, (value, _) in OTHER_VALUES.items():
+        assert same_type(settings.value(key), value), key
+        assert settings.source(key) == str(path)
+
+
+def test_every_key_is_read_from_the_environment() -> None:
+    settings = load(None, {variable(key): text for key, (_, text) in OTHER_VALUES.items()})
+    for key, (value, _) in OTHER_VALUES.items():
+        assert same_type(settings.value(key), value), key
+        assert settings.source(key) == f"environment {variable(key)}"
+
+
+def test_every_key_has_a_variable_of_its_own() -> None:
+    assert len({variable(key) for key in DEFAULTS}) == len(DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key", "value"),
+    [
+        ("WAL_ENABLED", "false", "wal.enabled", False),
+        ("WAL_DIR", "/mnt/nvme/wal", "wal.dir", "/mnt/nvme/wal"),
+        ("WAL_SYNC_MODE", "fsync", "wal.sync_mode", "fsync"),
+        ("WAL_MAX_SIZE_MB", "50", "wal.max_size_mb", 50),
+        ("WAL_MAX_AGE_SECONDS", "1800", "wal.max_age_seconds", 1800.0),
+        ("WRITE_BUFFER_SIZE", "100000", "flush.max_records", 100_000),
+        ("WRITE_BUFFER_AGE", "1", "flush.max_age_seconds", 1.0),
+        ("WORKERS", "16", "server.workers", 16),
+    ],
+)
+def test_the_names_of_an_arc_installation_work(name: str, text: str, key: str, value: object) -> None:
+    settings = load(None, {name: text})
+    assert same_type(settings.value(key), value)
+    assert settings.source(key) == f"environment {name}"
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_the_default(config: Any) -> None:
+    settings = config(in_toml(wal='dir = "from-file"\nmax_size_mb = 7'), {"WAL_DIR": "from-environment"})
+    assert (settings.wal.dir, settings.source("wal.dir")) == ("from-environment", "environment WAL_DIR")
+    assert settings.wal.max_size_mb == 7
+    assert settings.source("wal.max_size_mb").endswith("/config.toml")
+    assert (settings.wal.recycle, settings.source("wal.recycle")) == (True, "default")
+
+
+def test_an_arcpipe_variable_wins_over_the_arc_name_in_whatever_order_they_are_set() -> None:
+    both = {"ARCPIPE_SERVER_WORKERS": "2", "WORKERS": "9"}
+    for environ in (both, dict(reversed(both.items()))):
+        settings = load(None, environ)
+        assert settings.server.workers == 2
+        assert settings.source("server.workers") == "environment ARCPIPE_SERVER_WORKERS"
+
+
+def test_variables_that_are_not_settings_are_left_alone() -> None:
+    environ = {"ARCPIPE_CONFIG": "x.toml", "ARCPIPE_TEST_SOMETHING": "1", "PATH": "/bin", "WAL_LEVEL": "9"}
+    assert load(None, environ) == Settings()
+
+
+@pytest.mark.parametrize("text", ["true", "1", "yes", "on", "True", "YES", "oN"])
+def test_a_variable_says_true_in_many_ways(text: str) -> None:
+    assert load(None, {"ARCPIPE_PARQUET_KEEP_NANOSECONDS": text}).parquet.keep_nanoseconds is True
+
+
+@pytest.mark.parametrize("text", ["false", "0", "no", "off", "False", "NO", "oFF"])
+def test_a_variable_says_false_in_many_ways(text: str) -> None:
+    assert load(None, {"WAL_ENABLED": text}).wal.enabled is False
+
+
+def test_asking_for_a_key_that_does_not_exist_is_a_mistake_of_the_caller() -> None:
+    for ask in (Settings().source, Settings().value):
+        with pytest.raises(KeyError):
+            ask("wal.directory")
+
+
+# --- values that are refused
+
+WHOLE, NUMBER = "a whole number from", "a number"
+
+BAD_VALUES: list[tuple[str, Any, str]] = [
+    ("server.port", -1, f"{WHOLE} 0 to 65535"),
+    ("server.port", 65536, f"{WHOLE} 0 to 65535"),
+    ("server.port", "http", f"{WHOLE} 0 to 65535"),
+    ("server.port", True, f"{WHOLE} 0 to 65535"),
+    ("server.port", [8000], f"{WHOLE} 0 to 65535"),
+    ("server.port", {"number": 8000}, f"{WHOLE} 0 to 65535"),
+    ("server.workers", 257, f"{WHOLE} 0 to 256"),
+    ("server.workers", 1.5, f"{WHOLE} 0 to 256"),
+    ("server.host", "", "an IP address or a host name"),
+    ("server.host", "[::1]", "an IP address or a host name"),
+    ("server.host", "127.0.0.1\n", "an IP address or a host name"),
+    ("server.max_body_mb", 0, f"{WHOLE} 1 to 1024"),
+    ("server.keep_alive_seconds", 0, f"{NUMBER} above 0"),
+    ("server.keep_alive_seconds", float("inf"), f"{NUMBER} above 0"),
+    ("server.keep_alive_seconds", float("nan"), f"{NUMBER} above 0"),
+    ("auth.allow_anonymous", "maybe", "true or false"),
+    ("wal.enabled", 2, "true or false"),
+    ("wal.dir", "", "a path"),
+    ("wal.dir", "a\0b", "a path"),
+    ("wal.max_size_mb", 0, f"{WHOLE} 1 to 4096"),
+    ("wal.keep_recovered_seconds", -1, f"{NUMBER} from 0"),
+    ("wal.sync_mode", "sync", '"fsync", "fdatasync", "async"'),
+    ("flush.max_records", 0, f"{WHOLE} 1 to"),
+    ("flush.max_age_seconds", -0.5, f"{NUMBER} above 0"),
+    ("parquet.compression", "brotli", '"zstd", "snappy", "gzip", "lz4", "none"'),
+    ("storage.layout", "flat", '"arc", "hive"'),
+    ("storage.url", "/var/lib/lake", "file:///absolute/path"),
+    ("storage.url", "", "file:///absolute/path"),
+    ("storage.url", "gs://bucket/x", "s3://bucket/prefix"),
+    ("storage.url", "file:/var/lib/lake", "file:///absolute/path"),
+    ("storage.url", "file://var/lib/lake", "/absolute/path or ./relative/path"),
+    ("storage.url", "file://", "/absolute/path or ./relative/path"),
+    ("storage.url", "s3://", "a bucket"),
+    ("storage.url", "s3:///prefix", "a bucket"),
+    ("storage.url", "s3://bucket/a//b", "the prefix"),
+    ("storage.url", "s3://bucket/../b", "the prefix"),
+    ("storage.s3.endpoint_url", "localhost:9000", "http://host:port"),
+    ("storage.s3.endpoint_url", "http://host:9000/?x=1", "http://host:port"),
+    ("storage.s3.addressing_style", "dns", '"auto", "path", "virtual"'),
+    ("storage.s3.server_side_encryption", "aes", '"", "AES256", "aws:kms"'),
+    ("uploader.nice", 20, f"{WHOLE} 0 to 19"),
+    ("uploader.nice", -1, f"{WHOLE} 0 to 19"),
+    ("log.level", "TRACE", '"DEBUG", "INFO", "WARNING", "ERROR"'),
+    ("log.format", "xml", '"text", "json"'),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), BAD_VALUES)
+def test_a_bad_value_in_the_file_is_refused_with_what_is_allowed(
+    config: Any, key: str, value: Any, allowed: str
+) -> None:
+    if isinstance(value, dict):
+        written = "{number = 8000}"
+    elif isinstance(value, float):
+        written = repr(value)
+    else:
+        written = msgspec.json.encode(value).decode()
+    (line,) = problems(config, f"{key} = {written}")
+    source, _, rest = line.partition(": ")
+    assert source.endswith("/config.toml")
+    assert rest.startswith(f"{key} = ")
+    assert allowed in rest
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [(key, value, allowed) for key, value, allowed in BAD_VALUES if "\0" not in str(value)],
+)
+def test_a_bad_value_in_the_environment_is_refused_with_the_name_of_the_variable(
+    key: str, value: Any, allowed: str
+) -> None:
+    name, text = variable(key), str(value)
+    with pytest.raises(ConfigError) as raised:
+        load(None, {name: text})
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(f"environment {name}: {key} = ")
+    assert allowed in line
+
+
+@pytest.mark.parametrize("text", ["", " ", "five", "5 MB", "0x10", "1_000", "5.5", "null", "true"])
+def test_a_variable_for_a_whole_number_takes_nothing_else(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^environment WAL_MAX_SIZE_MB: wal.max_size_mb = "):
+        load(None, {"WAL_MAX_SIZE_MB": text})
+
+
+def test_a_variable_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^environment WAL_DIR: wal.dir = .* a path"):
+        load(None, {"WAL_DIR": os.fsdecode(b"/data/\xff")})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (in_toml(wal='sync_mode = "fdatasink"'), 'did you mean "fdatasync"?'),
+        (in_toml(log='level = "info"'), 'did you mean "INFO"?'),
+        (in_toml(parquet='compression = "ZSTD"'), 'did you mean "zstd"?'),
+        (in_toml(wal="max_size = 5"), "wal.max_size is not a setting; did you mean wal.max_size_mb?"),
+        (in_toml(wal='sync_mod = "fsync"'), "wal.sync_mod is not a setting; did you mean wal.sync_mode?"),
+        (in_toml(wal="max_records = 5"), "wal.max_records is not a setting; did you mean flush.max_records?"),
+        (in_toml(server='level = "INFO"'), "server.level is not a setting; did you mean log.level?"),
+        ("port = 80", "port is not a setting; did you mean server.port?"),
+        (in_toml(parqet="max_file_mb = 5"), "[parqet] is not a section; did you mean [parquet]?"),
+        (in_toml(s3='region = "x"'), "[s3] is not a section; did you mean [storage.s3]?"),
+        (in_toml(storage__S3='region = "x"'), "[storage.S3] is not a section; did you mean [storage.s3]?"),
+    ],
+)
+def test_a_likely_typo_in_the_file_is_answered_with_what_was_meant(config: Any, text: str, expected: str) -> None:
+    (line,) = problems(config, text)
+    assert line.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ARCPIPE_WAL_SYNC_MOD", "ARCPIPE_WAL_SYNC_MODE"),
+        ("ARCPIPE_WORKERS", "ARCPIPE_SERVER_WORKERS"),
+        ("ARCPIPE_S3_REGION", "ARCPIPE_STORAGE_S3_REGION"),
+        ("ARCPIPE_LOGLEVEL", "ARCPIPE_LOG_LEVEL"),
+    ],
+)
+def test_a_likely_typo_in_a_variable_is_answered_with_what_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(None, {name: "1"})
+    assert str(raised.value) == f"environment {name}: is not a setting; did you mean {meant}?"
+
+
+def test_what_resembles_nothing_is_refused_without_a_guess(config: Any) -> None:
+    found = problems(config, in_toml(wal="quux = 1", telemetry="x = 1"), {"ARCPIPE_QUUX": "1"})
+    assert [line.partition(": ")[2] for line in found] == [
+        "wal.quux is not a setting",
+        "[telemetry] is not a section",
+        "is not a setting",
+    ]
+
+
+@pytest.mark.parametrize("text", ["wal = 5", "storage.s3 = 'x'"])
+def test_a_value_in_place_of_a_section_is_refused(config: Any, text: str) -> None:
+    (line,) = problems(config, text)
+    assert "is a section, not a value" in line
+
+
+def test_all_problems_are_reported_at_once_with_a_line_each(config: Any) -> None:
+    found = problems(
+        config,
+        in_toml(server='port = "x"\nhots = "a"', wal="sync_mode = 5", parquet="compression_level = 30"),
+        {"WORKERS": "many", "ARCPIPE_LOG_LEVEL": "LOUD", "ARCPIPE_NOPE": "1", "ARCPIPE_SERVER_TLS_KEY": "k"},
+    )
+    assert len(found) == 9  # the lonely key is both half of a pair and not available
+    for part in ("server.port", "hots", "wal.sync_mode", "compression_level", "WORKERS", "LOUD", "NOPE", "tls_"):
+        assert any(part in line for line in found), part
+
+
+def test_a_long_value_is_cut_in_the_error(config: Any) -> None:
+    (line,) = problems(config, in_toml(log=f'level = "{"x" * 5000}"'))
+    assert len(line) < 400
+
+
+# --- files that cannot be used
+
+
+def test_a_syntax_error_names_the_file_and_the_line(config: Any) -> None:
+    (line,) = problems(config, "[server]\nport = 1\nhost = \n")
+    assert re.search(r"/config\.toml: not valid TOML: .*line 3", line)
+
+
+def test_a_key_that_is_given_twice_is_refused(config: Any) -> None:
+    (line,) = problems(config, "[server]\nport = 1\nport = 2\n")
+    assert re.search(r"not valid TOML: .*line 3", line)
+
+
+def test_a_file_that_is_not_utf8_names_the_line(config: Any) -> None:
+    (line,) = problems(config, b"[server]\n# caf\xe9\n")
+    assert line.endswith("/config.toml: not UTF-8 text (at line 2)")
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: No such file"):
+        load(tmp_path / "nowhere.toml", {})
+
+
+def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path, {})
+
+
+def test_problems_of_the_environment_are_reported_beside_an_unusable_file(config: Any) -> None:
+    found = problems(config, "[server", {"WORKERS": "many", "ARCPIPE_SERVER_HOST": "0.0.0.0"})
+    assert len(found) == 2  # who may write is not judged while auth.allow_anonymous is unknown
+
+
+# --- what keys mean together
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "ingest.example", "127.1"])
+def test_listening_beyond_loopback_without_auth_is_refused(config: Any, host: str) -> None:
+    (line,) = problems(config, in_toml(server=f'host = "{host}"'))
+    assert f'server.host = "{host}"' in line
+    assert "auth.allow_anonymous" in line
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "localhost"])
+def test_listening_on_loopback_needs_no_auth(config: Any, host: str) -> None:
+    assert config(in_toml(server=f'host = "{host}"')).server.host == host
+
+
+def test_listening_beyond_loopback_is_allowed_when_it_is_said_on_purpose(config: Any) -> None:
+    text = in_toml(server='host = "0.0.0.0"', auth="allow_anonymous = true")
+    assert config(text).server.host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (in_toml(server="max_inflight_mb = 99"), "server.max_inflight_mb = 99: "),
+        (in_toml(storage__s3=f'secret_access_key = "{SECRET}"'), "storage.s3.access_key_id is not set"),
+        (in_toml(storage__s3='access_key_id = "AKIA"'), "storage.s3.secret_access_key is not set"),
+        (in_toml(parquet='compression = "gzip"\ncompression_level = 10'), "a whole number from 1 to 9"),
+        (in_toml(parquet='compression = "lz4"\ncompression_level = 13'), "a whole number from 1 to 12"),
+        (in_toml(parquet='compression = "snappy"\ncompression_level = 2'), "has no levels"),
+        (in_toml(parquet='compression = "none"\ncompression_level = 2'), "has no levels"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(config: Any, text: str, expected: str) -> None:
+    (line,) = problems(config, text)
+    assert expected in line
+
+
+def test_half_a_tls_pair_is_refused(config: Any) -> None:
+    found = problems(config, in_toml(server='tls_cert = "cert.pem"'))
+    assert any("server.tls_key is not set: set both or neither" in line for line in found)
+
+
+def test_nothing_is_said_about_a_pair_of_which_one_half_is_broken(config: Any) -> None:
+    (line,) = problems(config, in_toml(parquet='compression = "gzipp"\ncompression_level = 20'))
+    assert "parquet.compression = " in line
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (in_toml(auth="enabled = true"), "auth.enabled"),
+        (in_toml(server='tls_cert = "c.pem"\ntls_key = "k.pem"'), "server.tls_cert"),
+    ],
+)
+def test_what_this_version_cannot_do_is_refused_and_not_ignored(config: Any, text: str, key: str) -> None:
+    found = problems(config, text)
+    assert all("not available yet in this version" in line for line in found)
+    assert f": {key} = " in found[0]
+
+
+@pytest.mark.parametrize("codec", get_args(Codec))
+def test_arrow_takes_every_codec_with_the_level_it_is_given(codec: str) -> None:
+    parquet = Parquet(compression=codec)  # type: ignore[arg-type]
+    assert codec == "none" or pa.Codec(codec, parquet.codec_level)
+    assert (parquet.codec_level is not None) == (codec in {"zstd", "gzip", "lz4"})
+
+
+@pytest.mark.parametrize(("codec", "highest"), [("zstd", 22), ("gzip", 9), ("lz4", 12)])
+def test_the_highest_level_that_is_allowed_is_the_codecs_own(config: Any, codec: str, highest: int) -> None:
+    text = in_toml(parquet=f'compression = "{codec}"\ncompression_level = {highest}')
+    assert config(text).parquet.codec_level == pa.Codec.maximum_compression_level(codec) == highest
+
+
+# --- parsed views
+
+
+@pytest.mark.parametrize(
+    ("url", "location"),
+    [
+        ("file://./data/lake", FileLocation(Path("data/lake"))),
+        ("file://../lake", FileLocation(Path("../lake"))),
+        ("file:///var/lib/x", FileLocation(Path("/var/lib/x"))),
+        ("s3://bucket", S3Location("bucket", "")),
+        ("s3://bucket/", S3Location("bucket", "")),
+        ("s3://my.bucket-1/a/b/", S3Location("my.bucket-1", "a/b")),
+    ],
+)
+def test_the_storage_url_is_parsed(url: str, location: object) -> None:
+    found = Storage(url=url).location
+    assert found == location
+    assert type(found) is type(location)
+
+
+def test_zero_workers_means_one_per_core_that_the_process_may_run_on() -> None:
+    assert Server(workers=3).worker_count() == 3
+    assert Server(workers=0).worker_count() == len(os.sched_getaffinity(0))
+    pinned = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "from arcpipe.config import Server; print(Server().worker_count())"
+    )
+    out = subprocess.run([sys.executable, "-c", pinned], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout == "1\n"
+
+
+# --- credentials stay unsaid
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        in_toml(storage__s3=f'secret_access_key = "{SECRET}\\n"'),
+        in_toml(storage__s3=f'secret_access_key = ["{SECRET}"]'),
+        in_toml(storage__s3=f'secret_access_key = "{SECRET}"'),
+        in_toml(storage__s3=f'access_key_id = "{SECRET}"'),
+        in_toml(storage__s3=f'secret_acces_key = "{SECRET}"'),
+        in_toml(storage__s4=f'secret_access_key = "{SECRET}"'),
+        in_toml(storage=f'url = "s3://AKIA:{SECRET}@bucket/prefix"'),
+        in_toml(storage__s3=f'endpoint_url = "http://user:{SECRET}@host:9000"'),
+        in_toml(storage__s3=f'secret_access_key = "{SECRET}'),
+    ],
+)
+def test_an_error_never_shows_a_credential(config: Any, text: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config(text)
+    assert SECRET not in str(raised.value)
+
+
+def test_a_mistyped_variable_with_a_credential_is_refused_without_its_value() -> None:
+    with pytest.raises(ConfigError, match="did you mean ARCPIPE_STORAGE_S3_SECRET_ACCESS_KEY") as raised:
+        load(None, {"ARCPIPE_S3_SECRET_ACCESS_KEY": SECRET})
+    assert SECRET not in str(raised.value)
+
+
+def test_effective_values_and_reprs_mask_credentials() -> None:
+    s3 = StorageS3(access_key_id="AKIAEXAMPLE", secret_access_key=SECRET, region="eu-central-1")
+    settings = Settings(storage=Storage(s3=s3))
+    shown = {key: value for key, value, _ in settings.effective()}
+    assert shown["storage.s3.access_key_id"] == shown["storage.s3.secret_access_key"] == "********"
+    assert DEFAULTS["storage.s3.secret_access_key"] == ""
+    assert SECRET not in repr(settings)
+    assert "AKIAEXAMPLE" not in repr(settings)
+    assert "region='eu-central-1'" in repr(settings)
+    assert settings.value("storage.s3.secret_access_key") == SECRET
+
+
+def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
+    document = tomllib.loads((ROOT / "config.toml").read_text())
+    assert list(document) == ["server", "auth", "wal", "flush", "parquet", "storage", "uploader", "shutdown", "log"]
