@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arcpipe import __version__
+from arcpipe import __version__, cli_wal
 from arcpipe.errors import ArcpipeError, ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the settings and check them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(cli_wal.app, name="wal")
 
 ConfigOption = Annotated[
     Path | None,
@@ -78,7 +79,7 @@ def serve(config: ConfigOption = None) -> None:
     Example:
       arcpipe serve --config config.toml
     """
-    settings = _load(config)
+    settings = load_settings(config)
 
     from arcpipe import logs, supervisor
 
@@ -97,7 +98,7 @@ def config_show(
     Example:
       WAL_SYNC_MODE=fsync arcpipe config show --config config.toml
     """
-    effective = list(_load(config).effective())
+    effective = list(load_settings(config).effective())
     if as_json:
         import orjson
 
@@ -120,11 +121,12 @@ def config_check(config: ConfigOption = None) -> None:
     Example:
       arcpipe config check --config config.toml
     """
-    _load(config)
+    load_settings(config)
     print("The settings are good.")
 
 
-def _load(config_file: Path | None) -> Settings:
+def load_settings(config_file: Path | None) -> Settings:
+    """The settings of a command: the file that was named, else ./config.toml if it is there, and the environment."""
     from arcpipe.config import load
 
     if config_file is None:

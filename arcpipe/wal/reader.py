@@ -93,7 +93,8 @@ class SegmentScan:
         OSError: from the constructor, if the file cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, salvage: bool = False) -> None:
+        """Args: salvage: read on behind a damaged file header, and count it as damage."""
         self.path = os.fspath(path)
         self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -102,10 +103,12 @@ class SegmentScan:
         except BaseException:
             os.close(self._fd)
             raise
-        if problem is not None:
+        self.report = ScanReport(self._source.size)
+        if problem is not None and not salvage:
             os.close(self._fd)
             raise NotAWAL(f"{self.path}: {problem}")
-        self.report = ScanReport(self._source.size)
+        if problem is not None:
+            self.report.damage.append(Damage(0, min(FILE_HEADER_SIZE, self.report.size), problem))
         parsed = parse_filename(os.path.basename(self.path))
         # Border to a former life until the start entry tells it exactly. Files of other programs have none.
         self._ours = parsed is not None and parsed[0].seq > 0
@@ -163,7 +166,9 @@ class SegmentScan:
         start = unpack_start(payload)
         if start is not None:
             self.report.start = start
-            self._created = max(self._created, start.created)
+            # Exact where the name tells the second. Only a start entry that never was this file's would differ in
+            # slot or number, and then the name's word holds.
+            self._created = start.created if self._is_named(start) else max(self._created, start.created)
             self._ours = True
             return False
         end = unpack_end(payload)
@@ -171,6 +176,10 @@ class SegmentScan:
             self.report.end = end
             return True
         return False
+
+    def _is_named(self, start: StartMeta) -> bool:
+        parsed = parse_filename(os.path.basename(self.path))
+        return parsed is None or (parsed[0].slot, parsed[0].seq) == (start.slot, start.seq)
 
     def _header_at(self, offset: int) -> tuple[int, int] | None:
         """Length and timestamp of the intact entry at an offset, or None if there is none."""
@@ -346,11 +355,35 @@ _decode_columnars = msgspec.msgpack.Decoder(list[_Columnar]).decode
 
 
 def records_of(entry: Entry) -> list[dict[str, Any]]:
-    """The records of an entry as dicts.
+    """The records of an entry as dicts; of Arc's own two payloads, too.
 
     Raises:
-        msgspec.DecodeError: the payload is intact, but neither columnar nor a batch.
+        msgspec.DecodeError: the payload is intact, but holds no records.
     """
+    if entry.payload[0] == ENVELOPE_MARK:
+        return _records_of_envelope(entry)
+    database = "default"
+    payload = entry.payload
+    if payload[0] == 0x01 and len(payload) > 3:
+        # Arc's columnar entries: 0x01, uint16 length, database name, MessagePack.
+        length = int.from_bytes(payload[1:3], "big")
+        database = bytes(payload[3 : 3 + length]).decode("utf-8", "replace")
+        payload = payload[3 + length :]
+    value = msgspec.msgpack.decode(payload)
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise msgspec.DecodeError("the payload is neither an envelope nor an array of maps")
+    records = []
+    for item in value:
+        if isinstance(item.get("columns"), dict):
+            records += _records_of_columns(msgspec.convert(item, _Columnar), database, entry.timestamp)
+        else:
+            records.append({"_database": database, "time": entry.timestamp, **item})
+    return records
+
+
+def _records_of_envelope(entry: Entry) -> list[dict[str, Any]]:
     envelope = unpack_envelope(entry.payload)
     if envelope.kind == KIND_COLUMNAR:
         maps = [_decode_columnar(envelope.body)]
@@ -358,15 +391,41 @@ def records_of(entry: Entry) -> list[dict[str, Any]]:
         maps = _decode_columnars(envelope.body)
     else:
         raise msgspec.DecodeError(f"envelope kind {envelope.kind} holds no records")
+    return [record for columnar in maps for record in _records_of_columns(columnar, envelope.database, entry.timestamp)]
+
+
+def _records_of_columns(columnar: _Columnar, database: str, timestamp: int) -> list[dict[str, Any]]:
+    names = list(columnar.columns)
     records = []
-    for columnar in maps:
-        names = list(columnar.columns)
-        for values in zip(*columnar.columns.values(), strict=True):
-            record = {"measurement": columnar.m, "_database": envelope.database, "time": entry.timestamp}
-            record.update(
-                (name, value)
-                for name, value in zip(names, values, strict=True)
-                if not (name == "time" and value is None)
-            )
-            records.append(record)
+    for values in zip(*columnar.columns.values(), strict=True):
+        record = {"measurement": columnar.m, "_database": database, "time": timestamp}
+        record.update(
+            (name, value) for name, value in zip(names, values, strict=True) if not (name == "time" and value is None)
+        )
+        records.append(record)
     return records
+
+
+class _ColumnSizes(msgspec.Struct):
+    columns: dict[str, msgspec.Raw]
+
+
+_decode_sizes = msgspec.msgpack.Decoder(_ColumnSizes).decode
+_decode_all_sizes = msgspec.msgpack.Decoder(list[_ColumnSizes]).decode
+
+
+def count_records(payload: memoryview) -> int | None:
+    """How many records a payload holds, without building them; None if it is no envelope."""
+    try:
+        envelope = unpack_envelope(payload)
+        maps = [_decode_sizes(envelope.body)] if envelope.kind == KIND_COLUMNAR else _decode_all_sizes(envelope.body)
+    except msgspec.DecodeError:
+        return None
+    return sum(_array_length(next(iter(columnar.columns.values()), b"\x90")) for columnar in maps)
+
+
+def _array_length(array: msgspec.Raw | bytes) -> int:
+    view = memoryview(array)
+    if view[0] & 0xF0 == 0x90:
+        return view[0] & 0x0F
+    return int.from_bytes(view[1 : 3 if view[0] == 0xDC else 5], "big")

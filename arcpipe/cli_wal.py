@@ -1,0 +1,309 @@
+"""`arcpipe wal …`: looking into log files, saving what is readable, and taking other logs in."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arcpipe.errors import ArcpipeError, NotAWAL
+
+if TYPE_CHECKING:
+    from arcpipe.wal.inspect import Summary
+
+app = typer.Typer(help="Look into log files, check, save and replay them.", no_args_is_help=True, rich_markup_mode=None)
+
+DirArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The log directory (wal.dir).")]
+JSONOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+
+
+@app.command("ls")
+def ls(directory: DirArgument = Path("data/wal"), as_json: JSONOption = False) -> None:
+    """List segments: state, entries, records, bytes, age, and what is wrong with them.
+
+    \b
+    Example:
+      arcpipe wal ls ./data/wal
+    """
+    from arcpipe.wal.directory import WALDirectory
+    from arcpipe.wal.inspect import all_segments, summarize
+
+    files = all_segments(WALDirectory(_existing(directory)))
+    rows = (_segment_row(summarize(file)) for file in files)
+    if as_json:
+        _print_json(rows)
+        return
+    columns = ("segment", "state", "entries", "records", "bytes", "age_seconds", "damaged", "torn_bytes", "problem")
+    if _print_table(columns, rows) == 0:
+        print(f"There are no segments in {directory}.")
+
+
+@app.command("cat")
+def cat(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A log file in any state.")],
+    as_json: JSONOption = False,
+    database: Annotated[str | None, typer.Option(help="Only records of this database.")] = None,
+    measurement: Annotated[str | None, typer.Option(help="Only records of this measurement.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only entries written at or after this ISO 8601 time.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only entries written before this ISO 8601 time.")] = None,
+) -> None:
+    """Print the records of a file. With --json one object per record, else a line for each entry and measurement.
+
+    \b
+    Example:
+      arcpipe wal cat --json --measurement cpu data/wal/worker-1-20261122_090000-000001.wal.sealed
+    """
+    import msgspec
+
+    from arcpipe.wal.reader import records_of
+
+    low, high = _timestamp(since, "--since"), _timestamp(until, "--until")
+    encode = msgspec.json.Encoder(enc_hook=str).encode
+    for entry in _scan(file):
+        if (low is not None and entry.timestamp < low) or (high is not None and entry.timestamp >= high):
+            continue
+        try:
+            records = records_of(entry)
+        except msgspec.MsgspecError as error:
+            print(f"arcpipe: {file}: entry at offset {entry.offset} holds no records: {error}", file=sys.stderr)
+            continue
+        counts: dict[tuple[str, str], int] = {}
+        for record in records:
+            key = (str(record.get("_database")), str(record.get("measurement")))
+            if (database is None or key[0] == database) and (measurement is None or key[1] == measurement):
+                counts[key] = counts.get(key, 0) + 1
+                if as_json:
+                    print(_json_line(encode, record))
+        if not as_json:
+            written = datetime.fromtimestamp(entry.timestamp / 1e6, UTC).isoformat(sep=" ", timespec="microseconds")
+            for (in_database, of_measurement), count in counts.items():
+                print(f"{entry.offset:>12}  {written}  {in_database}  {of_measurement!r}  {count} records")
+
+
+@app.command("verify")
+def verify(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Log files, or directories of them.")],
+    as_json: JSONOption = False,
+) -> None:
+    """Check every checksum and say exactly what is wrong and where. Exit code 1 if anything is.
+
+    \b
+    Example:
+      arcpipe wal verify ./data/wal
+    """
+    from arcpipe.wal.directory import WALDirectory, parse_filename
+    from arcpipe.wal.inspect import all_segments
+    from arcpipe.wal.reader import SegmentScan
+
+    files = [
+        file
+        for path in map(_existing, paths)
+        for file in ([found.path for found in all_segments(WALDirectory(path))] if path.is_dir() else [str(path)])
+    ]
+    bad = 0
+    for name in files:
+        problems: list[dict[str, Any]] = []
+        entries = 0
+        try:
+            scan = SegmentScan(name)
+            for _ in scan:
+                pass
+        except NotAWAL as error:
+            problems.append({"offset": 0, "bytes": os.path.getsize(name), "reason": str(error), "damage": True})
+        else:
+            report, entries = scan.report, scan.report.entries
+            problems += [
+                {"offset": at, "bytes": length, "reason": reason, "damage": True}
+                for at, length, reason in report.damage
+            ]
+            parsed = parse_filename(os.path.basename(name))
+            if report.torn_bytes:
+                # In a file that is being written, or that a crash left, this is what a torn tail looks like.
+                expected = parsed is not None and parsed[1] == ".wal"
+                problems.append(
+                    {
+                        "offset": report.end_offset,
+                        "bytes": report.torn_bytes,
+                        "reason": f"torn tail: {report.torn_reason}",
+                        "damage": not expected,
+                    }
+                )
+        bad += any(problem["damage"] for problem in problems)
+        if as_json:
+            _print_json([{"file": name, "entries": entries, "problems": problems}])
+            continue
+        print(f"{name}: {entries} entries, {'no problems' if not problems else f'{len(problems)} problems'}")
+        for problem in problems:
+            print(f"  offset {problem['offset']}: {problem['reason']} ({problem['bytes']} bytes)")
+    if bad:
+        print(
+            f"arcpipe: {bad} of {len(files)} files are damaged; `arcpipe wal salvage FILE NEW` saves what is readable",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
+@app.command("salvage")
+def salvage(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A damaged log file.")],
+    target: Annotated[Path, typer.Argument(metavar="NEW", help="The file to write; it must not exist.")],
+) -> None:
+    """Write what is readable of a damaged file to a new one.
+
+    \b
+    Example:
+      arcpipe wal salvage data/wal/quarantine/worker-1-20261122_090000-000001.wal saved.wal
+    """
+    from arcpipe.wal.inspect import salvage as write_readable
+
+    report = write_readable(str(_existing(source)), str(target))
+    print(f"{target}: {report.entries} entries saved, {len(report.damage)} damaged places left out")
+    for damage in report.damage:
+        print(f"  offset {damage.offset}: {damage.reason} ({damage.length} bytes)")
+    if report.torn_bytes:
+        print(f"  offset {report.end_offset}: torn tail ({report.torn_bytes} bytes)")
+
+
+@app.command("replay")
+def replay(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of log files: Arc's, or arcpipe's own.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", envvar="ARCPIPE_CONFIG", help="Settings of the receiving node."),
+    ] = None,
+) -> None:
+    """Take a directory of log files in: they are shipped like the node's own, each exactly once.
+
+    The node may be running. Files that were taken in are renamed to ….wal.recovered in their directory; an
+    interrupted replay is simply started again.
+
+    \b
+    Example:
+      arcpipe wal replay /var/lib/arc/wal --config /etc/arcpipe/config.toml
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from arcpipe.cli import load_settings
+    from arcpipe.wal.directory import WALDirectory
+    from arcpipe.wal.inspect import finish_interrupted, replay_sources
+    from arcpipe.wal.inspect import replay as take_in
+
+    folder = str(_existing(source))
+    target = WALDirectory(load_settings(config).wal.dir)
+    if os.path.realpath(folder) == os.path.realpath(target.path):
+        raise ArcpipeError(f"{folder} is this node's own log: the next `arcpipe serve` replays it by itself")
+    lock = WALDirectory(folder)
+    lock.lock(0.0)
+    try:
+        finished = finish_interrupted(target, folder)
+        if finished:
+            print(f"Finished {finished} files of an interrupted replay.")
+        sources = replay_sources(folder)
+        if not sources:
+            print(f"There are no log files to replay in {folder}.")
+            return
+        total = sum(os.path.getsize(name) for name in sources)
+        entries = damaged = 0
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            disable=not sys.stderr.isatty(),
+        )
+        with bar:
+            task = bar.add_task("replaying", total=total)
+            for done in take_in(target, sources, lambda _, count: bar.advance(task, count)):
+                entries += done.entries
+                damaged += done.damaged
+                bar.console.print(f"{done.source}: {done.entries} entries, {done.damaged} damaged", highlight=False)
+        print(
+            f"Replayed {len(sources)} files, {entries} entries, {total / 1e6:.1f} MB; "
+            f"{damaged} damaged places were left out."
+        )
+    finally:
+        lock.unlock()
+
+
+def _segment_row(summary: Summary) -> dict[str, Any]:
+    file, report = summary.file, summary.report
+    states = {".wal": "active", ".wal.sealed": "sealed", ".wal.recovered": "recovered"}
+    return {
+        "segment": str(file.name),
+        "state": states[file.state],
+        "entries": report.entries,
+        "records": summary.records,
+        "bytes": report.end_offset,
+        "file_bytes": file.size,
+        "age_seconds": round(max(0.0, time.time() - file.modified), 1),
+        "first_timestamp_us": summary.first_timestamp,
+        "last_timestamp_us": report.last_timestamp,
+        "damaged": len(report.damage),
+        "torn_bytes": report.torn_bytes,
+        "problem": summary.problem,
+    }
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise ArcpipeError(f"there is no {path}")
+    return path
+
+
+def _scan(path: Path) -> Iterator[Any]:
+    from arcpipe.wal.inspect import entries_of
+
+    return entries_of(str(_existing(path)))
+
+
+def _timestamp(text: str | None, option: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise ArcpipeError(f"{option}: {text!r} is no ISO 8601 time, such as 2026-11-22T09:00:00Z") from None
+    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e6)
+
+
+def _json_line(encode: Any, value: Any) -> str:
+    line: bytes = encode(value)
+    return line.decode("utf-8")
+
+
+def _print_json(rows: Any) -> None:
+    import orjson
+
+    for row in rows:
+        print(orjson.dumps(row).decode("utf-8"), flush=True)
+
+
+def _print_table(columns: tuple[str, ...], rows: Iterator[dict[str, Any]]) -> int:
+    """A table in a terminal, aligned text elsewhere; how many rows there were."""
+    cells = [tuple("" if row[name] is None else str(row[name]) for name in columns) for row in rows]
+    if not cells:
+        return 0
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table()
+        for name in columns:
+            right = name not in ("segment", "state", "problem")
+            table.add_column(name.replace("_", " "), justify="right" if right else "left")
+        for row in cells:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+    else:
+        widths = [max(len(name), *(len(row[index]) for row in cells)) for index, name in enumerate(columns)]
+        for row in (columns, *cells):
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return len(cells)
