@@ -91,6 +91,7 @@ class Connection(asyncio.Protocol):
         "_chunks",
         "_context",
         "_exchange",
+        "_go_ahead_due",
         "_handler",
         "_header_size",
         "_headers",
@@ -116,6 +117,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None  # the request whose body is arriving
         self._handler: Handler | None = None
         self._refusal: bytes | None = None
+        self._go_ahead_due = False  # the body waits for a 100, and earlier answers have to leave first
         self._paused = 0
         self.exchanges: deque[Exchange] = deque()
         self.state = IDLE
@@ -138,8 +140,8 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse_connection(responses.error(400, "bad_request", "protocol upgrades are not supported here"))
+        except httptools.HttpParserUpgrade as error:
+            self._decline_upgrade(data[error.args[0] :])
         except httptools.HttpParserCallbackError as error:
             # A refusal from within a callback; anything else is a bug and ends this connection only.
             cause = error.__context__
@@ -181,6 +183,8 @@ class Connection(asyncio.Protocol):
     # What the parser calls
 
     def on_message_begin(self) -> None:
+        if self.state == LINGER:  # the last answer has left while the bytes behind its request were being parsed
+            raise _Refused(b"")
         self.state = HEADER
         self.since = self._context.now
         self._url = b""
@@ -205,9 +209,16 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         context = self._context
+        method = self._parser.get_method()
+        if self._parser.should_upgrade():
+            if method == b"CONNECT":
+                raise _Refused(responses.NOT_FOUND)
+            return
         exchange = Exchange(self, self._headers)
-        method = exchange.method = self._parser.get_method()
+        exchange.method = method
         exchange.path, _, exchange.query = self._url.partition(b"?")
+        if not exchange.path.startswith(b"/"):
+            exchange.path = _path_of_url(exchange.path)
         exchange.closes = context.draining or not self._parser.should_keep_alive()
         self._exchange = exchange
         self.exchanges.append(exchange)
@@ -231,16 +242,19 @@ class Connection(asyncio.Protocol):
             self._refusal = responses.error(
                 415, "unsupported_encoding", f"Content-Encoding {headers[b'content-encoding']!r} is not supported"
             )
-        if b"expect" in headers:
+        if b"expect" in headers and self._parser.get_http_version() != "1.0":
             if headers[b"expect"].lower() != b"100-continue":
-                self._refusal = responses.error(417, "expectation_failed", "only Expect: 100-continue is supported")
-            elif self._refusal is None and self.exchanges[0] is exchange and self._transport is not None:
-                self._transport.write(responses.CONTINUE)
+                raise _Refused(responses.error(417, "expectation_failed", "only Expect: 100-continue is supported"))
+            if self._refusal is not None:  # at once, for the body may never come
+                raise _Refused(self._refusal)
+            self._go_ahead_due = True
+            self._give_go_ahead()
         if self._refusal is not None and (length is None or int(length) > _DISCARD_BYTES) and self._has_body():
             raise _Refused(self._refusal)
 
     def on_body(self, body: bytes) -> None:
         self.since = self._context.now  # the body's timeout is for a sender that falls silent
+        self._go_ahead_due = False
         self._body_size += len(body)
         if self._body_size > self._context.limits.max_body:
             raise _Refused(self._too_large())
@@ -249,7 +263,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         exchange = self._exchange
-        assert exchange is not None
+        if exchange is None:  # an offer to upgrade: `_decline_upgrade` follows
+            return
         self._exchange = None
         self.state = ANSWER
         chunks = self._chunks
@@ -295,6 +310,8 @@ class Connection(asyncio.Protocol):
         if not waiting and self.state == ANSWER:
             self.state = IDLE
             self.since = self._context.now
+        if self._go_ahead_due:
+            self._give_go_ahead()
         if self._paused & PIPELINE_FULL and len(waiting) <= MAX_PIPELINED // 2:
             self.resume_reading(PIPELINE_FULL)
 
@@ -324,8 +341,26 @@ class Connection(asyncio.Protocol):
         elif self._transport is not None and self.state != LINGER:
             self._transport.close()
 
+    def _give_go_ahead(self) -> None:
+        """Sends the 100 that the body at hand waits for, once all earlier requests are answered."""
+        if self.exchanges and self.exchanges[0] is self._exchange and self._transport is not None:
+            self._go_ahead_due = False
+            self._transport.write(responses.CONTINUE)
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Goes on in HTTP/1.1, as RFC 9110 §7.8 allows, with the same request without the offer.
+
+        llhttp is done with HTTP once it has seen an offer, so a new parser reads the head again, and what follows it.
+        """
+        head = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, self._parser.get_http_version().encode())]
+        head += [b"%b: %b" % header for header in self._headers.items() if header[0] != b"upgrade"]
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join(head) + b"\r\n\r\n" + rest)
+
     def _refuse_connection(self, response: bytes) -> None:
         """Answers the request at hand (or the bytes that are none) behind all earlier ones, and ends."""
+        if self.state == LINGER:  # ended already
+            return
         exchange = self._exchange
         if exchange is None:
             exchange = Exchange(self, {})
@@ -365,6 +400,14 @@ class Connection(asyncio.Protocol):
     def _too_large(self) -> bytes:
         limit = self._context.limits.max_body >> 20
         return responses.error(413, "body_too_large", f"the body exceeds server.max_body_mb = {limit}")
+
+
+def _path_of_url(url: bytes) -> bytes:
+    """The path in a target that is a whole URL, which RFC 9112 §3.2.2 has every server accept; else what it was."""
+    scheme, separator, rest = url.partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
+        return url
+    return b"/" + rest.partition(b"/")[2]
 
 
 class _Refused(Exception):

@@ -1,0 +1,235 @@
+"""ColumnBatch: a measurement and its named columns, the one shape that all formats become.
+
+Every ingest format ends here: rows of one shape (measurement, tag names, field names) as columns that are already
+MessagePack arrays, written out as the columnar map that the write-ahead log holds:
+
+    {"m": measurement, "columns": {name: array, ...}, "tags": [names], "types": {name: word}}
+
+This module holds the rules that all formats share (which names are allowed, what a field is called whose name a tag
+has taken, the limits) and the packing of values into MessagePack arrays. It must not know any format's grammar.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from arcpipe.errors import BadPayload
+
+TIME = "time"
+"""The name of the timestamp column; no tag or field may have it."""
+
+COLUMN_TYPES = frozenset({"i64", "u64", "f64", "bool", "str", "bytes"})
+"""The words that `types` may give a column."""
+
+MAX_NAME_BYTES = 256
+"""Longest measurement or column name, in bytes of UTF-8."""
+
+MAX_COLUMNS = 65_536
+"""Most columns in one columnar map, and most fields or tags in one row: a bound on what one body may make of memory
+here and of a schema later."""
+
+# The characters of category Cc, all of them: C0, DEL and C1.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+class Encoded(NamedTuple):
+    """What a request body becomes: one MessagePack value to splice into a log entry.
+
+    `batch` False: `body` is one columnar map (envelope kind 1); True: an array of them (kind 2).
+    `records` is the number of rows in all of them.
+    """
+
+    batch: bool
+    body: bytes | memoryview
+    records: int
+
+
+class ColumnBatch(NamedTuple):
+    """Rows of one measurement, by column.
+
+    `columns` maps each name to a whole MessagePack array of `records` values (see the `pack_*` functions), in the
+    order in which they are written. `tags` are the columns that the sender called tags. `types` gives the sender's
+    type (one of `COLUMN_TYPES`) only where MessagePack alone would not show it.
+
+    Names are taken as checked (`check_measurement`, `check_column_name`).
+    """
+
+    measurement: str
+    columns: Mapping[str, bytes]
+    records: int
+    tags: Sequence[str] = ()
+    types: Mapping[str, str] | None = None
+
+    def encode(self) -> bytes:
+        """The columnar map as MessagePack."""
+        parts = [
+            map_header(2 + bool(self.tags) + bool(self.types)),
+            b"\xa1m",
+            pack_str(self.measurement),
+            b"\xa7columns",
+            map_header(len(self.columns)),
+        ]
+        for name, column in self.columns.items():
+            parts += (pack_str(name), column)
+        if self.tags:
+            parts += (b"\xa4tags", array_header(len(self.tags)), *map(pack_str, self.tags))
+        if self.types:
+            parts += (b"\xa5types", map_header(len(self.types)))
+            for name, word in self.types.items():
+                parts += (pack_str(name), pack_str(word))
+        return b"".join(parts)
+
+
+def join_maps(maps: Sequence[bytes | memoryview], records: int) -> Encoded:
+    """One columnar map as it is, several as an array. `maps` must not be empty."""
+    if len(maps) == 1:
+        return Encoded(False, maps[0], records)
+    return Encoded(True, b"".join((array_header(len(maps)), *maps)), records)
+
+
+# Names
+
+
+def check_measurement(name: str) -> None:
+    """Raise BadPayload unless `name` is 1 to 256 bytes of UTF-8 without control characters."""
+    _check_name("measurement", name)
+
+
+def check_column_name(name: str, what: str = "column") -> None:
+    """Raise BadPayload unless `name` is 1 to 256 bytes of UTF-8 without control characters.
+
+    `what` the name is of, for the error text: "column", "tag" or "field".
+    """
+    _check_name(f"{what} name", name)
+
+
+def _check_name(what: str, name: str) -> None:
+    if not name:
+        raise BadPayload(f"{what} is empty")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:  # a lone surrogate
+        raise BadPayload(f"{what} {quote(name)} is not valid UTF-8") from None
+    if size > MAX_NAME_BYTES:
+        raise BadPayload(f"{what} {quote(name)} has {size} bytes, more than {MAX_NAME_BYTES}")
+    if _CONTROL.search(name):
+        raise BadPayload(f"{what} {quote(name)} has a control character")
+
+
+def quote(name: str | bytes) -> str:
+    """A name for an error text: in quotes, at most 64 characters of it, whatever is in it printable."""
+    text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+    if len(text) > 64:
+        text = text[:64] + "…"
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    return f"'{text}'"
+
+
+def field_column_names(tags: Collection[str], fields: Collection[str]) -> list[str]:
+    """The column names of `fields` in rows that also have `tags`.
+
+    A tag keeps its name. A field of the same name becomes `<name>_field`, or, where a tag or field has that name
+    too, the first of `<name>_field_2`, `<name>_field_3`, … that is free, and may so become longer than
+    `MAX_NAME_BYTES`. Linear in the number of names.
+    """
+    taken = set(tags)
+    if taken.isdisjoint(fields):
+        return list(fields)
+    clashing = taken.intersection(fields)
+    taken.update(fields)
+    names = []
+    for field in fields:
+        name = field
+        if field in clashing:
+            name, number = f"{field}_field", 1
+            while name in taken:
+                number += 1
+                name = f"{field}_field_{number}"
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+# MessagePack headers (https://github.com/msgpack/msgpack/blob/master/spec.md), each the shortest that fits
+
+
+def array_header(count: int) -> bytes:
+    """The header of an array of `count` values."""
+    if count < 16:
+        return (0x90 | count).to_bytes(1, "big")
+    return b"\xdc" + count.to_bytes(2, "big") if count < 0x1_0000 else b"\xdd" + count.to_bytes(4, "big")
+
+
+def map_header(count: int) -> bytes:
+    """The header of a map of `count` pairs."""
+    if count < 16:
+        return (0x80 | count).to_bytes(1, "big")
+    return b"\xde" + count.to_bytes(2, "big") if count < 0x1_0000 else b"\xdf" + count.to_bytes(4, "big")
+
+
+def str_header(size_bytes: int) -> bytes:
+    """The header of a string of `size_bytes` bytes of UTF-8."""
+    if size_bytes < 32:
+        return (0xA0 | size_bytes).to_bytes(1, "big")
+    if size_bytes < 0x100:
+        return b"\xd9" + size_bytes.to_bytes(1, "big")
+    if size_bytes < 0x1_0000:
+        return b"\xda" + size_bytes.to_bytes(2, "big")
+    return b"\xdb" + size_bytes.to_bytes(4, "big")
+
+
+def bin_header(size_bytes: int) -> bytes:
+    """The header of a binary value of `size_bytes` bytes."""
+    if size_bytes < 0x100:
+        return b"\xc4" + size_bytes.to_bytes(1, "big")
+    if size_bytes < 0x1_0000:
+        return b"\xc5" + size_bytes.to_bytes(2, "big")
+    return b"\xc6" + size_bytes.to_bytes(4, "big")
+
+
+def pack_str(text: str) -> bytes:
+    """A string as MessagePack."""
+    raw = text.encode()
+    return str_header(len(raw)) + raw
+
+
+# Whole columns
+
+
+def pack_float64(values: npt.NDArray[np.float64]) -> bytes:
+    """A 1-d array of floats as a MessagePack array, 9 bytes each."""
+    return _pack_wide(0xCB, ">f8", values)
+
+
+def pack_int64(values: npt.NDArray[np.int64]) -> bytes:
+    """A 1-d array of signed integers as a MessagePack array, 9 bytes each."""
+    return _pack_wide(0xD3, ">i8", values)
+
+
+def pack_uint64(values: npt.NDArray[np.uint64]) -> bytes:
+    """A 1-d array of unsigned integers as a MessagePack array, 9 bytes each."""
+    return _pack_wide(0xCF, ">u8", values)
+
+
+def pack_bool(values: npt.NDArray[np.bool_]) -> bytes:
+    """A 1-d array of booleans as a MessagePack array, one byte each."""
+    return array_header(len(values)) + (values.view(np.uint8) + np.uint8(0xC2)).tobytes()
+
+
+def pack_values(values: Sequence[Any]) -> bytes:
+    """Any sequence of str, bytes, bool, int (int64 or uint64), float and None as a MessagePack array."""
+    return msgspec.msgpack.encode(values)
+
+
+def _pack_wide(marker: int, dtype: str, values: npt.NDArray[Any]) -> bytes:
+    packed = np.empty(len(values), dtype=[("marker", "u1"), ("value", dtype)])
+    packed["marker"] = marker
+    packed["value"] = values
+    return array_header(len(values)) + packed.tobytes()

@@ -1,0 +1,274 @@
+"""Values that fit no column: read from MessagePack, written as JSON, read back. This is the reference of that JSON.
+
+A row's odd values stand in the string column `_rescued_data` as one JSON object, `{column name: value, ...}`; the
+column is null where a row has none. JSON holds nil, booleans, integers up to 64 bits, finite floats (1 is an integer,
+1.0 a float), text, arrays and maps as they are. What it cannot hold is an object with one key that begins with `$`:
+
+    {"$base64": "..."}              binary
+    {"$utf8_base64": "..."}         a string that is not valid UTF-8
+    {"$float": "NaN"}               also "Infinity" and "-Infinity"
+    {"$time_ns": 1}                 a MessagePack timestamp, ns since the epoch
+    {"$ext": [5, "..."]}            any other extension: its code, its bytes in base64
+    {"$map": [[key, value], ...]}   a map with keys that are no text or not unique, or one that would look like
+                                    one of these objects
+    {"$msgpack": "..."}             base64 of the encoded value, where it is nested deeper than `MAX_DEPTH`
+
+`rescued_json` writes the object of a row, `parse_rescued` reads it; between them no value is changed, but that a
+float32 comes back as the float64 of the same value. This module must not know which values are odd, or why.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from arcpipe.errors import BadPayload
+
+MAX_DEPTH: Final = 100
+"""Arrays and maps within each other, at most, in a value that is written as JSON (orjson itself stops at 254)."""
+
+
+class InvalidText(NamedTuple):
+    """A MessagePack string that is not valid UTF-8."""
+
+    raw: bytes
+
+
+class Timestamp(NamedTuple):
+    """A MessagePack timestamp extension, in whichever of its three sizes it came."""
+
+    ns: int
+
+
+class Ext(NamedTuple):
+    """Any other MessagePack extension."""
+
+    code: int
+    data: bytes
+
+
+class Pairs(NamedTuple):
+    """A map that is no JSON object: keys that are not text, or that come twice."""
+
+    items: tuple[tuple[Any, Any], ...]
+
+
+class Encoded(NamedTuple):
+    """A value nested deeper than `MAX_DEPTH`, still encoded."""
+
+    data: bytes
+
+
+# How a value goes on after its first byte: bytes of a big-endian length, then what the length counts.
+_FIXED, _BLOB, _EXT, _ARRAY, _MAP, _RESERVED = range(6)
+
+
+def _layout(marker: int) -> tuple[int, int, int]:
+    """(what follows, bytes of its length field, a fixed size or count) of a value by its first byte."""
+    if marker <= 0x7F or marker >= 0xE0:
+        return _FIXED, 0, 0
+    if marker <= 0x8F:
+        return _MAP, 0, marker & 15
+    if marker <= 0x9F:
+        return _ARRAY, 0, marker & 15
+    if marker <= 0xBF:
+        return _FIXED, 0, marker & 31
+    return {
+        0xC0: (_FIXED, 0, 0),
+        0xC1: (_RESERVED, 0, 0),
+        0xC2: (_FIXED, 0, 0),
+        0xC3: (_FIXED, 0, 0),
+        **{0xC4 + i: (_BLOB, 1 << i, 0) for i in range(3)},
+        **{0xC7 + i: (_EXT, 1 << i, 0) for i in range(3)},
+        0xCA: (_FIXED, 0, 4),
+        0xCB: (_FIXED, 0, 8),
+        **{0xCC + i: (_FIXED, 0, 1 << i) for i in range(4)},
+        **{0xD0 + i: (_FIXED, 0, 1 << i) for i in range(4)},
+        **{0xD4 + i: (_FIXED, 0, 1 + (1 << i)) for i in range(5)},
+        **{0xD9 + i: (_BLOB, 1 << i, 0) for i in range(3)},
+        **{0xDC + i: (_ARRAY, 2 << i, 0) for i in range(2)},
+        **{0xDE + i: (_MAP, 2 << i, 0) for i in range(2)},
+    }[marker]
+
+
+_LAYOUT: Final = tuple(map(_layout, range(256)))
+
+
+def value_end(data: bytes | memoryview, pos: int) -> int:
+    """The offset behind the value at `pos`, however deep it is nested. Raises BadPayload if it is not whole."""
+    end, open_values = pos, 1
+    size = len(data)
+    while open_values:
+        if end >= size:
+            raise BadPayload(f"value at byte {pos} is cut off")
+        follows, width, fixed = _LAYOUT[data[end]]
+        count = int.from_bytes(data[end + 1 : end + 1 + width], "big") if width else fixed
+        end += 1 + width
+        open_values -= 1
+        if follows in (_FIXED, _BLOB):
+            end += count
+        elif follows == _EXT:
+            end += 1 + count
+        elif follows == _ARRAY:
+            open_values += count
+        elif follows == _MAP:
+            open_values += 2 * count
+        else:
+            raise BadPayload(f"byte 0xc1 at {end - 1} is no MessagePack")
+    if end > size:
+        raise BadPayload(f"value at byte {pos} is cut off")
+    return end
+
+
+def unpack_value(element: bytes) -> Any:
+    """One whole MessagePack value as Python: None, bool, int, float, str, bytes, list, dict or a class of this module.
+
+    Raises BadPayload if it is not whole.
+    """
+    value_end(element, 0)
+    try:
+        return _unpack(element, 0, 0)[0]
+    except _TooDeep:
+        return Encoded(element)
+
+
+class _TooDeep(Exception):
+    pass
+
+
+def _unpack(data: bytes, pos: int, depth: int) -> tuple[Any, int]:
+    marker = data[pos]
+    if marker <= 0x7F:
+        return marker, pos + 1
+    if marker >= 0xE0:
+        return marker - 0x100, pos + 1
+    follows, width, fixed = _LAYOUT[marker]
+    count = int.from_bytes(data[pos + 1 : pos + 1 + width], "big") if width else fixed
+    start = pos + 1 + width
+    if follows in (_ARRAY, _MAP):
+        if depth == MAX_DEPTH:
+            raise _TooDeep
+        items = []
+        for _ in range(count if follows == _ARRAY else 2 * count):
+            item, start = _unpack(data, start, depth + 1)
+            items.append(item)
+        return (items if follows == _ARRAY else _map(items[::2], items[1::2])), start
+    if follows == _EXT:
+        return _ext(data[start], data[start + 1 : start + 1 + count]), start + 1 + count
+    end = start + count
+    raw = data[start:end]
+    if 0xA0 <= marker <= 0xBF or marker >= 0xD9:
+        try:
+            return raw.decode(), end
+        except UnicodeDecodeError:
+            return InvalidText(raw), end
+    if marker <= 0xC3:
+        return (None, None, False, True)[marker - 0xC0], end
+    if follows == _BLOB:
+        return raw, end
+    if marker <= 0xCB:
+        return struct.unpack(">f" if marker == 0xCA else ">d", raw)[0], end
+    if marker <= 0xD3:
+        return int.from_bytes(raw, "big", signed=marker >= 0xD0), end
+    return _ext(raw[0], raw[1:]), end
+
+
+def _map(keys: list[Any], values: list[Any]) -> dict[str, Any] | Pairs:
+    if all(type(key) is str for key in keys):
+        as_dict = dict(zip(keys, values, strict=True))
+        if len(as_dict) == len(keys):
+            return as_dict
+    return Pairs(tuple(zip(keys, values, strict=True)))
+
+
+def _ext(code: int, data: bytes) -> Timestamp | Ext:
+    # https://github.com/msgpack/msgpack/blob/master/spec.md#timestamp-extension-type
+    if code == 0xFF:
+        if len(data) == 4:
+            return Timestamp(int.from_bytes(data, "big") * 1_000_000_000)
+        if len(data) == 8:
+            both = int.from_bytes(data, "big")
+            ns, seconds = both >> 34, both & ((1 << 34) - 1)
+            if ns < 1_000_000_000:
+                return Timestamp(seconds * 1_000_000_000 + ns)
+        if len(data) == 12:
+            ns, seconds = struct.unpack(">Iq", data)
+            if ns < 1_000_000_000:
+                return Timestamp(seconds * 1_000_000_000 + ns)
+    return Ext(code - 0x100 if code >= 0x80 else code, data)
+
+
+def rescued_json(values: Mapping[str, Any]) -> bytes:
+    """The content of `_rescued_data` for a row: its odd values (see `unpack_value`) by column name."""
+    return orjson.dumps({name: _to_json(value) for name, value in values.items()})
+
+
+def parse_rescued(text: str | bytes) -> dict[str, Any]:
+    """The values by column name that `rescued_json` wrote."""
+    return {name: _from_json(value) for name, value in orjson.loads(text).items()}
+
+
+def _to_json(value: Any) -> Any:
+    kind = type(value)
+    if kind is float:
+        if value - value == 0.0:
+            return value
+        return {"$float": "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"}
+    if value is None or kind is str or kind is int or kind is bool:
+        return value
+    if kind is list:
+        return [_to_json(item) for item in value]
+    if kind is dict:
+        if len(value) == 1 and next(iter(value)).startswith("$"):
+            return {"$map": [[key, _to_json(item)] for key, item in value.items()]}
+        return {key: _to_json(item) for key, item in value.items()}
+    return _to_tagged(value)
+
+
+def _to_tagged(value: Any) -> dict[str, Any]:
+    match value:
+        case bytes():
+            return {"$base64": _base64(value)}
+        case InvalidText(raw):
+            return {"$utf8_base64": _base64(raw)}
+        case Timestamp(ns):
+            # Years far from ours need more than 64 bits of nanoseconds, which JSON writers do not take as a number.
+            return {"$time_ns": ns if -(1 << 63) <= ns < 1 << 63 else str(ns)}
+        case Ext(code, data):
+            return {"$ext": [code, _base64(data)]}
+        case Pairs(items):
+            return {"$map": [[_to_json(key), _to_json(item)] for key, item in items]}
+        case Encoded(data):
+            return {"$msgpack": _base64(data)}
+    raise TypeError(f"{type(value).__name__} is no MessagePack value")
+
+
+def _from_json(value: Any) -> Any:
+    if type(value) is list:
+        return [_from_json(item) for item in value]
+    if type(value) is not dict:
+        return value
+    if len(value) == 1:
+        ((tag, content),) = value.items()
+        if tag.startswith("$"):
+            return _FROM_TAG[tag](content)
+    return {key: _from_json(item) for key, item in value.items()}
+
+
+_FROM_TAG: Final[dict[str, Callable[[Any], Any]]] = {
+    "$base64": base64.b64decode,
+    "$utf8_base64": lambda text: InvalidText(base64.b64decode(text)),
+    "$float": lambda text: float(text.replace("Infinity", "inf")),
+    "$time_ns": lambda ns: Timestamp(int(ns)),
+    "$ext": lambda pair: Ext(pair[0], base64.b64decode(pair[1])),
+    "$map": lambda items: _map([_from_json(key) for key, _ in items], [_from_json(item) for _, item in items]),
+    "$msgpack": lambda text: Encoded(base64.b64decode(text)),
+}
+
+
+def _base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")

@@ -1,0 +1,205 @@
+"""Collected entries of one table -> one Arrow table, sorted by time. Total: what fits no column is rescued.
+
+The columns are those of `upload.parquet.file_order`. A column that holds nothing but nil, and had no type before, is
+left out. A row without a time, or with one that is none, has the timestamp of its log entry.
+
+This module must not know files or threads; the only thing it changes is the `TableSchema` that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from arcpipe.codec.arrow_columns import (
+    ARROW_TYPES,
+    MAX_TIME_US,
+    PRECISIONS,
+    Ints,
+    Values,
+    build,
+    decode_time,
+    find_values,
+)
+from arcpipe.codec.columns import TIME
+from arcpipe.codec.odd_values import rescued_json, unpack_value
+from arcpipe.upload.parquet import RESCUED_DATA, ROLE, TIME_NS, file_order
+from arcpipe.upload.schema import TableSchema
+from arcpipe.upload.staging import Piece
+
+_TIME_TYPE: Final = pa.timestamp("us", tz="UTC")
+
+
+class Converted(NamedTuple):
+    """A table sorted by time, its times, and how many values were rescued."""
+
+    table: pa.Table
+    times_us: Ints
+    rescued: int
+
+
+class _Rescued:
+    """Odd values by row and column."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._unpacked: dict[bytes, Any] = {}  # odd values are often all alike
+
+    def add(self, name: str, values: Values, odd: Ints, rows: Ints) -> None:
+        """Take the `odd` ones of a column's values, which belong to these rows of the table."""
+        self.count += len(odd)
+        for index, row in zip(odd.tolist(), rows.tolist(), strict=True):
+            element = values.element(index)
+            value = self._unpacked.get(element)
+            if value is None:
+                value = unpack_value(element)
+                if len(element) < 64 and len(self._unpacked) < 10_000:
+                    self._unpacked[element] = value
+            self._rows.setdefault(row, {})[name] = value
+
+    def column(self, rows: int) -> pa.Array:
+        """The JSON of each row, null where nothing was rescued."""
+        texts = {row: rescued_json(self._rows[row]) for row in sorted(self._rows)}
+        where = np.fromiter(texts, np.int64, len(texts))
+        present = np.zeros(rows, np.bool_)
+        present[where] = True
+        offsets = np.zeros(rows + 1, np.int32)
+        offsets[where + 1] = np.fromiter(map(len, texts.values()), np.int32, len(texts))
+        np.cumsum(offsets, out=offsets)
+        buffers = (np.packbits(present, bitorder="little"), offsets, b"".join(texts.values()))
+        return pa.Array.from_buffers(pa.string(), rows, [pa.py_buffer(buffer) for buffer in buffers])
+
+
+def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool) -> Converted:
+    """Convert all entries of the pieces, which are of one table and have at least one row.
+
+    Raises only for a mistake of this program, or for what the machine cannot do.
+    """
+    spans = _spans(pieces)
+    rows = spans[-1].stop
+    rescued = _Rescued()
+    times_us, sub_us = _times(spans, rescued)
+    columns = {_field(TIME, _TIME_TYPE, b"time"): _time_array(times_us)}
+    reserved = {RESCUED_DATA}
+    if keep_nanoseconds:
+        reserved.add(TIME_NS)
+        columns[_field(TIME_NS, pa.int16(), b"time")] = pa.array(sub_us)
+    for name in sorted({name for piece in pieces for name in piece.shape.names} - {TIME}):
+        holders = [span for span in spans if name in span.piece.shape.names]
+        values = _values(holders, name)
+        tag = any(name in span.piece.shape.tags for span in holders)
+        hints = {hint for span in holders if (hint := span.piece.shape.hint(name)) is not None}
+        type_ = None if name in reserved else schema.settle(name, values, hints, tag)
+        array, odd = build(values, type_)
+        if len(odd):
+            rescued.add(name, values, odd, _table_rows(odd, holders))
+        if type_ is not None:
+            role = b"tag" if schema.columns[name].tag else b"field"
+            columns[_field(name, ARROW_TYPES[type_], role)] = _spread(array, holders, spans)
+    if rescued.count:
+        columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = rescued.column(rows)
+    fields = sorted(columns, key=file_order)
+    table = pa.table([columns[field] for field in fields], schema=pa.schema(fields))
+    if (times_us[1:] < times_us[:-1]).any():
+        order = np.argsort(times_us, kind="stable")
+        table, times_us = table.take(pa.array(order)), times_us[order]
+    return Converted(table, times_us, rescued.count)
+
+
+class _Span(NamedTuple):
+    """A piece and the rows of the table that are its own."""
+
+    piece: Piece
+    start: int
+    stop: int
+
+
+def _spans(pieces: Sequence[Piece]) -> list[_Span]:
+    stops = np.cumsum([piece.total_rows for piece in pieces]).tolist()
+    return [_Span(*span) for span in zip(pieces, [0, *stops], stops, strict=False)]
+
+
+def _field(name: str, type_: pa.DataType, role: bytes) -> pa.Field:
+    return pa.field(name, type_, nullable=role != b"time", metadata={ROLE: role})
+
+
+def _values(holders: Sequence[_Span], name: str) -> Values:
+    """The values of a column in all pieces that have it."""
+    parts = [span.piece.columns[span.piece.shape.names.index(name)] for span in holders]
+    count = sum(span.stop - span.start for span in holders)
+    if len(parts) == 1:
+        return find_values(
+            parts[0].data, count, parts[0].sizes.astype(np.int64), holders[0].piece.rows.astype(np.int64)
+        )
+    return find_values(
+        np.concatenate([part.data for part in parts]),
+        count,
+        np.concatenate([part.sizes for part in parts]).astype(np.int64),
+        np.concatenate([span.piece.rows for span in holders]).astype(np.int64),
+    )
+
+
+def _table_rows(indices: Ints, holders: Sequence[_Span]) -> Ints:
+    """The table's rows of values, given by their index among the values of the pieces that have the column."""
+    firsts = np.cumsum([0, *(span.stop - span.start for span in holders[:-1])])
+    holder = np.searchsorted(firsts, indices, side="right") - 1
+    starts = np.array([span.start for span in holders])
+    rows: Ints = indices - firsts[holder] + starts[holder]
+    return rows
+
+
+def _spread(array: pa.Array, holders: Sequence[_Span], spans: Sequence[_Span]) -> pa.Array:
+    """A column of all rows: null in those of pieces that do not have it."""
+    if len(holders) == len(spans):
+        return array
+    parts = []
+    at = 0
+    holding = {span.start for span in holders}
+    for span in spans:
+        rows = span.stop - span.start
+        if span.start in holding:
+            parts.append(array.slice(at, rows))
+            at += rows
+        else:
+            parts.append(pa.nulls(rows, array.type))
+    return pa.concat_arrays(parts)
+
+
+def _times(spans: Sequence[_Span], rescued: _Rescued) -> tuple[Ints, npt.NDArray[np.int16]]:
+    """µs since the epoch of every row, and the digits below."""
+    all_us = []
+    all_sub = []
+    for span in spans:
+        piece = span.piece
+        count = span.stop - span.start
+        sub_us = np.zeros(count, np.int16)
+        if TIME not in piece.shape.names:
+            us = np.repeat(_entry_times(piece), piece.rows)
+        else:
+            values = _values([span], TIME)
+            precision = piece.shape.precision
+            times = decode_time(values, precision if precision in PRECISIONS else None)
+            us = times.us
+            sub_us = sub_us if times.sub_us is None else times.sub_us
+            without = np.concatenate((times.missing, times.odd))
+            if len(without):
+                us[without] = np.repeat(_entry_times(piece), piece.rows)[without]
+            if len(times.odd):
+                rescued.add(TIME, values, times.odd, times.odd + span.start)
+        all_us.append(us)
+        all_sub.append(sub_us)
+    return (all_us[0], all_sub[0]) if len(spans) == 1 else (np.concatenate(all_us), np.concatenate(all_sub))
+
+
+def _entry_times(piece: Piece) -> Ints:
+    """The entries' log timestamps: times to fall back on."""
+    return np.clip(piece.timestamps_us, 0, MAX_TIME_US)
+
+
+def _time_array(times_us: Ints) -> pa.Array:
+    return pa.Array.from_buffers(_TIME_TYPE, len(times_us), [None, pa.py_buffer(np.ascontiguousarray(times_us))])

@@ -1,0 +1,320 @@
+"""Arrow tables -> Parquet files, one series of files per (database, measurement, UTC hour).
+
+Files are functions of the tables that they are given and of the settings: the same tables make the same bytes under
+the same keys. Bytes wait for their upload in a `Spool`: in memory while they are few, in an unlinked file beyond that.
+This module must not know MessagePack, the log, threads or object stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from threading import Lock
+from typing import BinaryIO, Final, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arcpipe import __version__
+from arcpipe.codec.columns import TIME
+from arcpipe.config import MB, Parquet
+
+HOUR_US: Final = 3_600_000_000
+TIME_NS: Final = "time_ns"
+"""Column of the digits below µs, with `parquet.keep_nanoseconds`."""
+RESCUED_DATA: Final = "_rescued_data"
+"""Column of the values that fit no other, as JSON: see `codec.odd_values`."""
+
+ROLE: Final = b"arcpipe.role"
+"""Field metadata: b"time", b"tag", b"field", or b"rescued" for `_rescued_data`."""
+
+Layout = Literal["arc", "hive"]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+# Names
+
+
+_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
+_MAX_ENCODED: Final = 120
+
+
+def encode_name(name: str) -> str:
+    """A database or measurement name as one path component: percent-encoded, at most 120 characters, never empty.
+
+    What would be longer is cut and ends in `~` and a hash of the whole name. Different names stay different.
+    """
+    raw = name.encode()
+    encoded = "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in raw)
+    if encoded.startswith("."):
+        encoded = "%2E" + encoded[1:]
+    if len(encoded) > _MAX_ENCODED:
+        return f"{encoded[:100]}~{hashlib.sha256(raw).hexdigest()[:16]}"
+    return encoded or "%"
+
+
+class Partition(NamedTuple):
+    """Where the rows of one measurement and hour go; `hour_us` is its first µs."""
+
+    database: str
+    measurement: str
+    hour_us: int
+
+    def key(self, layout: Layout, first_us: int, batch_id: str, number: int) -> str:
+        """The object key of a batch's file `number` (from 0) of this partition, whose first row is of `first_us`."""
+        hour, first = _EPOCH + timedelta(microseconds=self.hour_us), _EPOCH + timedelta(microseconds=first_us)
+        units = {"year": f"{hour.year:04}", "month": f"{hour:%m}", "day": f"{hour:%d}", "hour": f"{hour:%H}"}
+        parts = [f"{unit}={value}" if layout == "hive" else value for unit, value in units.items()]
+        measurement = encode_name(self.measurement)
+        moment = f"{first.year:04}{first:%m%dT%H%M%S%f}"
+        name = f"{measurement}_{moment}_{batch_id}_{number}.parquet"
+        return "/".join((encode_name(self.database), measurement, *parts, name))
+
+
+# Where finished bytes wait
+
+
+class SpoolMemory:
+    """How many bytes all spools together may keep in memory; also the directory for those that may not."""
+
+    def __init__(
+        self, directory: str | os.PathLike[str], total_bytes: int = 64 * MB, each_bytes: int = 16 * MB
+    ) -> None:
+        self.directory = directory
+        self.each_bytes = each_bytes
+        self._left = total_bytes
+        self._lock = Lock()
+
+    def take(self, size: int) -> bool:
+        with self._lock:
+            if size > self._left:
+                return False
+            self._left -= size
+            return True
+
+    def give_back(self, size: int) -> None:
+        with self._lock:
+            self._left += size
+
+
+class Spool:
+    """Bytes that are written once, one after the other, and then read at any place by several threads (a storage Blob).
+
+    They move from memory to an unlinked file when they are more than `SpoolMemory` allows. Raises OSError when that
+    file cannot be made or written.
+    """
+
+    def __init__(self, memory: SpoolMemory) -> None:
+        self._memory = memory
+        self._buffer = bytearray()
+        self._file: BinaryIO | None = None
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: bytes | memoryview | pa.Buffer) -> int:
+        view = memoryview(data)
+        size = view.nbytes
+        if self._file is None and (len(self._buffer) + size > self._memory.each_bytes or not self._memory.take(size)):
+            self._move_to_file()
+        if self._file is None:
+            self._buffer += view
+        else:
+            self._file.write(view)
+        self.size += size
+        return size
+
+    def _move_to_file(self) -> None:
+        self._file = tempfile.TemporaryFile(dir=self._memory.directory)  # noqa: SIM115 (closed by close)
+        self._file.write(self._buffer)
+        self._memory.give_back(len(self._buffer))
+        self._buffer = bytearray()
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def read_at(self, offset: int, length: int) -> bytes | memoryview:
+        """`length` bytes from `offset` on, fewer at the end. Only once everything is written and flushed."""
+        if self._file is None:
+            return memoryview(self._buffer)[offset : offset + length].toreadonly()
+        pieces = []
+        while length > 0 and (piece := os.pread(self._file.fileno(), length, offset)):
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        """Lets the bytes go. Closing twice is fine."""
+        if not self.closed:
+            self.closed = True
+            if self._file is not None:
+                self._file.close()
+            self._memory.give_back(len(self._buffer))
+            self._buffer = bytearray()
+
+
+# Files
+
+OnFile = Callable[[str, Spool, int], None]
+"""Takes a finished file: its key, its bytes (to be closed by the taker) and its number of rows."""
+
+
+class FileSettings(NamedTuple):
+    """What all files of a batch have in common."""
+
+    batch_id: str
+    layout: Layout
+    parquet: Parquet
+    memory: SpoolMemory
+
+    @property
+    def max_bytes(self) -> int:
+        return self.parquet.max_file_mb * MB
+
+
+class _File:
+    """A Parquet file that is being written."""
+
+    def __init__(self, settings: FileSettings, schema: pa.Schema, first_us: int, first: pa.Table) -> None:
+        self.schema = schema
+        self.first_us = first_us
+        self.rows = 0
+        self.spool = Spool(settings.memory)
+        texts = [field.name for field in schema if field.type == pa.string()]
+        # The most values that one page may grow by at once. Larger is faster, but long texts want small steps.
+        long = any(
+            field.type in (pa.string(), pa.binary()) and first.column(field.name).nbytes > 256 * len(first)
+            for field in schema
+        )
+        self._writer = pq.ParquetWriter(
+            pa.PythonFile(self.spool, mode="w"),
+            schema,
+            compression=settings.parquet.compression,
+            compression_level=settings.parquet.codec_level,
+            use_dictionary=texts or False,
+            column_encoding={field.name: "DELTA_BINARY_PACKED" for field in schema if _is_whole(field.type)},
+            sorting_columns=[pq.SortingColumn(0)],
+            write_batch_size=1_024 if long else 16_384,
+            write_page_index=True,
+        )
+
+    def append(self, table: pa.Table) -> None:
+        self._writer.write_table(table, row_group_size=len(table))
+        self.rows += len(table)
+
+    def finish(self) -> Spool:
+        self._writer.close()
+        self.spool.flush()
+        return self.spool
+
+
+def _is_whole(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type_) or pa.types.is_timestamp(type_))
+
+
+class PartitionWriters:
+    """The open files of one measurement in one batch. One thread at a time.
+
+    `append` takes the rows of one hour, sorted by time, as row groups of that hour's file. A file is finished when the
+    next row group might not fit under `parquet.max_file_mb`, when a column is new or has another type (the next file
+    then has the columns of both), when more than `quota` hours are open, and by `close`.
+    """
+
+    def __init__(self, settings: FileSettings, database: str, measurement: str, on_file: OnFile) -> None:
+        self._settings = settings
+        self._database = database
+        self._measurement = measurement
+        self._on_file = on_file
+        self._open: dict[int, _File] = {}  # by hour, the one appended to longest ago first
+        self._numbers: dict[int, int] = {}
+
+    def append(self, hour_us: int, table: pa.Table, first_us: int) -> None:
+        """Write rows of the hour that begins at `hour_us`; `first_us` is the time of the first one."""
+        file = self._open.pop(hour_us, None)
+        metadata = {
+            b"arcpipe.version": __version__.encode(),
+            b"arcpipe.database": self._database.encode(),
+            b"arcpipe.measurement": self._measurement.encode(),
+            b"arcpipe.batch": self._settings.batch_id.encode(),
+        }
+        schema = table.schema if file is None else _union(file.schema, table.schema)
+        if file is not None and not schema.equals(file.schema, check_metadata=True):
+            self._finish(hour_us, file)
+            file = None
+        for piece in self._pieces(table):
+            if file is not None and file.spool.size + _most_bytes(piece) > self._settings.max_bytes:
+                self._finish(hour_us, file)
+                file = None
+            if file is None:
+                at = first_us if piece.num_rows == len(table) else piece.column(TIME)[0].value
+                file = _File(self._settings, schema.with_metadata(metadata), at, piece)
+                self._numbers[hour_us] = self._numbers.get(hour_us, -1) + 1
+            file.append(_with_columns(piece, file.schema))
+        if file is not None:
+            self._open[hour_us] = file
+
+    def _pieces(self, table: pa.Table) -> list[pa.Table]:
+        """A table as one row group, or as several if it might alone be more than a file should hold."""
+        most = _most_bytes(table)
+        pieces = min(len(table), -(-most * 4 // self._settings.max_bytes)) if most > self._settings.max_bytes else 1
+        rows = -(-len(table) // pieces)
+        return [table.slice(start, rows) for start in range(0, len(table), rows)]
+
+    def trim(self, quota: int) -> None:
+        """Finish the files appended to longest ago, until at most `quota` are open."""
+        while len(self._open) > quota:
+            hour_us = next(iter(self._open))
+            self._finish(hour_us, self._open.pop(hour_us))
+
+    def close(self) -> None:
+        """Finish all files."""
+        self.trim(0)
+
+    def abort(self) -> None:
+        """Let go of all files unfinished."""
+        for file in self._open.values():
+            file.spool.close()
+        self._open.clear()
+
+    def _finish(self, hour_us: int, file: _File) -> None:
+        partition = Partition(self._database, self._measurement, hour_us)
+        key = partition.key(self._settings.layout, file.first_us, self._settings.batch_id, self._numbers[hour_us])
+        self._on_file(key, file.finish(), file.rows)
+
+
+def _most_bytes(table: pa.Table) -> int:
+    """More bytes than the table has as a row group: its size in memory, and what headers and statistics may add."""
+    size: int = table.nbytes
+    return size + size // 50 + 4_096 * (table.num_columns + 1)
+
+
+def _union(left: pa.Schema, right: pa.Schema) -> pa.Schema:
+    """The columns of both in file order; where they differ in type or role, those of `right`, which are newer."""
+    fields = {field.name: field for field in left} | {field.name: field for field in right}
+    return pa.schema(sorted(fields.values(), key=file_order), metadata=left.metadata)
+
+
+_ROLE_ORDER: Final = {b"time": 0, b"tag": 1, b"field": 2, b"rescued": 3}
+
+
+def file_order(field: pa.Field) -> tuple[int, str]:
+    """Sorts fields as files have them: time, its digits below µs, tags, fields, rescued values; each by name."""
+    return _ROLE_ORDER[field.metadata[ROLE]], field.name
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of `schema`, null where it has none."""
+    if table.schema.names == schema.names:
+        return table.replace_schema_metadata(schema.metadata)
+    columns = [
+        table.column(field.name) if field.name in table.schema.names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)

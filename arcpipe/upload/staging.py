@@ -1,0 +1,257 @@
+"""Entries of one table, collected until there are enough of them to be converted together.
+
+Entries of one shape (the same columns, tags, types and precision) make a group. What an entry costs here is what
+decides over the speed with small bodies: `Group.append` keeps views into its payload, and only when hundreds have come
+are they copied together, column by column, without their array headers, in a few vector operations.
+
+This module must not know types, Arrow, files or threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from arcpipe.codec.arrow_columns import VALUE_SIZE, Bytes, Ints, find_values
+from arcpipe.codec.columns import COLUMN_TYPES, array_header
+from arcpipe.codec.entries import ColumnMap, array_length, encode_entry
+from arcpipe.errors import BadPayload
+
+# Above this many bytes per column and entry, headers are cut off view by view instead of all at once.
+_LARGE_COLUMN: Final = 512
+
+Sizes: TypeAlias = npt.NDArray[np.uint32]
+
+
+class Shape(NamedTuple):
+    """What the entries of a group have in common."""
+
+    database: str
+    measurement: str
+    names: tuple[str, ...]
+    tags: tuple[str, ...]
+    types: tuple[tuple[str, str], ...]
+    precision: str | None
+
+    @classmethod
+    def of(cls, database: str, precision: str | None, columns: ColumnMap) -> Shape:
+        types = tuple((columns.types or {}).items())
+        return cls(database, columns.m, tuple(columns.columns), columns.tags or (), types, precision)
+
+    def hint(self, name: str) -> str | None:
+        """The type that the sender said a column has."""
+        word = dict(self.types).get(name)
+        return word if word in COLUMN_TYPES else None
+
+
+class EncodedColumn(NamedTuple):
+    """The encoded values of a column, without array headers, and how many bytes of them each entry gave."""
+
+    data: Bytes
+    sizes: Sizes
+
+
+class Piece(NamedTuple):
+    """Entries of one shape, in the order in which they came: one of each array's values per entry."""
+
+    shape: Shape
+    rows: Sizes
+    timestamps_us: Ints
+    origins: list[object]  # whatever the caller calls the log entry
+    parts: Sizes  # the number of the columnar map in its log entry
+    columns: list[EncodedColumn]  # in the order of shape.names
+
+    @property
+    def total_rows(self) -> int:
+        return int(self.rows.sum())
+
+    def cut(self, start: int, stop: int) -> Piece:
+        """The entries from `start` up to `stop`; the bytes are shared."""
+        columns = []
+        for data, sizes in self.columns:
+            begin = int(sizes[:start].sum())
+            columns.append(EncodedColumn(data[begin : begin + int(sizes[start:stop].sum())], sizes[start:stop]))
+        return Piece(
+            self.shape,
+            self.rows[start:stop],
+            self.timestamps_us[start:stop],
+            self.origins[start:stop],
+            self.parts[start:stop],
+            columns,
+        )
+
+    def halves(self) -> tuple[Piece, Piece]:
+        """Two pieces that are this one together: half of the entries, or of the rows of the only one."""
+        if len(self.rows) > 1:
+            middle = len(self.rows) // 2
+            return self.cut(0, middle), self.cut(middle, len(self.rows))
+        rows = int(self.rows[0])
+        front = self._replace(rows=np.array([rows // 2], np.uint32), columns=[])
+        back = self._replace(rows=np.array([rows - rows // 2], np.uint32), columns=[])
+        for column in self.columns:
+            middle = int(find_values(column.data, rows).starts[rows // 2])
+            for half, data in ((front, column.data[:middle]), (back, column.data[middle:])):
+                half.columns.append(EncodedColumn(data, np.array([len(data)], np.uint32)))
+        return front, back
+
+    def payload(self, entry: int) -> bytes:
+        """One entry as the payload of a log entry, equal in meaning to the one that it came from."""
+        one = self.cut(entry, entry + 1)
+        header = array_header(int(one.rows[0]))
+        return _payload(self.shape, [msgspec.Raw(header + column.data.tobytes()) for column in one.columns])
+
+
+class Misfit(NamedTuple):
+    """A columnar map that is none: what it is as the payload of an entry, and what is wrong with it."""
+
+    origin: object
+    part: int
+    payload: bytes
+    reason: str
+
+
+# (rows, timestamp, origin, part, *columns)
+_Staged: TypeAlias = tuple[Any, ...]
+_FRONT: Final = 4
+
+
+class Group:
+    """The entries of one shape that were not taken yet."""
+
+    __slots__ = ("_owned", "_pieces", "shape", "staged")
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.staged: list[_Staged] = []
+        self._owned = 0  # so many of the staged entries hold no view into a payload
+        self._pieces: list[Piece] = []
+
+    def append(self, rows: int, timestamp_us: int, origin: object, part: int, columns: dict[str, msgspec.Raw]) -> None:
+        """Add a columnar map of this shape; `rows` is the length of its first column."""
+        self.staged.append((rows, timestamp_us, origin, part, *columns.values()))
+
+    def release(self) -> None:
+        """Copy what still refers to payloads."""
+        for index in range(self._owned, len(self.staged)):
+            entry = self.staged[index]
+            self.staged[index] = (*entry[:_FRONT], *(raw.copy() for raw in entry[_FRONT:]))
+        self._owned = len(self.staged)
+
+    def compact(self) -> list[Misfit]:
+        """Copy the staged entries together; those whose columns are not arrays of one length are given back."""
+        staged, self.staged, self._owned = self.staged, [], 0
+        misfits: list[Misfit] = []
+        while staged:
+            wrong = self._compact(staged)
+            if not wrong:
+                break
+            for index, reason in wrong.items():
+                _, _, origin, part, *raws = staged[index]
+                misfits.append(Misfit(origin, part, _payload(self.shape, raws), reason))
+            staged = [entry for index, entry in enumerate(staged) if index not in wrong]
+        return misfits
+
+    def _compact(self, staged: list[_Staged]) -> dict[int, str]:
+        """Make a piece of staged entries, or tell what is wrong with some of them."""
+        rows_of, timestamps, origins, parts, *raws_of = zip(*staged, strict=True)
+        rows = np.array(rows_of, np.uint32)
+        columns = []
+        wrong: dict[int, str] = {}
+        for name, raws in zip(self.shape.names, raws_of, strict=True):
+            column, mismatched = _strip_headers(raws, rows)
+            columns.append(column)
+            for index in mismatched:
+                wrong.setdefault(index, f"column {name!r} is not an array of {rows[index]} values")
+        if not wrong:
+            times = np.array(timestamps, np.int64)
+            self._pieces.append(Piece(self.shape, rows, times, list(origins), np.array(parts, np.uint32), columns))
+        return wrong
+
+    def take(self) -> tuple[Piece | None, list[Misfit]]:
+        """Everything as one piece, or None if that is nothing; the group is empty afterwards."""
+        misfits = self.compact()
+        pieces, self._pieces = self._pieces, []
+        return (_joined(pieces) if pieces else None), misfits
+
+
+def _payload(shape: Shape, raws: list[msgspec.Raw]) -> bytes:
+    columns = dict(zip(shape.names, raws, strict=True))
+    return encode_entry(
+        shape.database,
+        shape.precision,
+        ColumnMap(shape.measurement, columns, shape.tags or None, dict(shape.types) or None),
+    )
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    if len(pieces) == 1:
+        return pieces[0]
+    columns = [
+        EncodedColumn(
+            np.concatenate([column.data for column in parts]), np.concatenate([column.sizes for column in parts])
+        )
+        for parts in zip(*(piece.columns for piece in pieces), strict=True)
+    ]
+    return Piece(
+        pieces[0].shape,
+        np.concatenate([piece.rows for piece in pieces]),
+        np.concatenate([piece.timestamps_us for piece in pieces]),
+        [origin for piece in pieces for origin in piece.origins],
+        np.concatenate([piece.parts for piece in pieces]),
+        columns,
+    )
+
+
+def _strip_headers(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedColumn, list[int]]:
+    """The values of arrays that should have so many `rows` each, and the indices of those that have not."""
+    if len(memoryview(raws[0])) > _LARGE_COLUMN:
+        return _strip_one_by_one(raws, rows)
+    data = np.frombuffer(b"".join(raws), np.uint8)
+    width, rest = divmod(len(data), len(raws))
+    if not rest and _are_single_values(data, rows, width):
+        return EncodedColumn(data.reshape(-1, width)[:, 1:].ravel(), np.full(len(raws), width - 1, np.uint32)), []
+    sizes = np.fromiter(map(len, raws), np.int64, len(raws))
+    starts = np.cumsum(sizes) - sizes
+    markers = data[starts]
+    counts = (markers & 15).astype(np.int64)
+    heads = np.ones(len(raws), np.int64)
+    values = np.ones(len(data), np.bool_)
+    values[starts] = False
+    odd = np.flatnonzero(markers & 0xF0 != 0x90).tolist()
+    for index in odd:
+        try:
+            counts[index], heads[index] = array_length(memoryview(raws[index]))
+        except BadPayload:
+            counts[index] = -1
+        values[starts[index] : starts[index] + heads[index]] = False
+    return EncodedColumn(data[values], (sizes - heads).astype(np.uint32)), np.flatnonzero(counts != rows).tolist()
+
+
+def _are_single_values(data: Bytes, rows: Sizes, width: int) -> bool:
+    """Whether these are arrays of one value each, all of one width that the value's first byte tells."""
+    return bool(
+        width > 1
+        and (rows == 1).all()
+        and VALUE_SIZE[data[1]] == width - 1
+        and (data[::width] == 0x91).all()
+        and (data[1::width] == data[1]).all()
+    )
+
+
+def _strip_one_by_one(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedColumn, list[int]]:
+    mismatched = []
+    views = []
+    for index, (raw, count) in enumerate(zip(raws, rows.tolist(), strict=True)):
+        view = memoryview(raw)
+        try:
+            length, head = array_length(view)
+        except BadPayload:
+            length = head = -1
+        if length != count:
+            mismatched.append(index)
+        views.append(view[max(head, 0) :])
+    sizes = np.fromiter(map(len, views), np.uint32, len(views))
+    return EncodedColumn(np.frombuffer(b"".join(views), np.uint8), sizes), mismatched

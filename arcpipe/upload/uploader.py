@@ -1,0 +1,282 @@
+"""The uploader process: completed segments in, Parquet objects out, batch by batch.
+
+One batch at a time goes the whole way: read and convert (threads), upload (this loop), mark, retire. Nothing is ever
+given up: whatever fails is tried again with backoff until it succeeds, and the backlog limit guards the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+import uvloop
+
+from arcpipe.counters import Counters, Uploader
+from arcpipe.errors import NotAWAL, StorageError
+from arcpipe.storage import Blob, MemoryBlob, ObjectStore, open_store
+from arcpipe.upload.batch import Batches, Manifest
+from arcpipe.upload.parquet import Spool, encode_name
+from arcpipe.upload.schema import SchemaRegistry, TableSchema
+from arcpipe.upload.tables import BatchTables, DeadLetter
+from arcpipe.wal.directory import Node, WALDirectory
+from arcpipe.wal.pool import FreePool
+from arcpipe.wal.reader import ScanReport, SegmentScan
+
+if TYPE_CHECKING:
+    from arcpipe.config import Settings
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_POLL_SECONDS: Final = 0.1
+_BACKOFF_FIRST_SECONDS: Final = 0.2
+_BACKOFF_LIMIT_SECONDS: Final = 30.0
+DEAD_LETTER_PREFIX: Final = "_dead_letter"
+
+
+def run(settings: Settings, directory: WALDirectory, counters: Counters, node: Node) -> int:
+    """Ships until SIGTERM, then what is still waiting; the exit code of the process."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_Uploader(settings, directory, counters, node).serve())
+
+
+class _Uploader:
+    def __init__(self, settings: Settings, directory: WALDirectory, counters: Counters, node: Node) -> None:
+        self.settings = settings
+        self.directory = directory
+        self.block = counters.uploader
+        self._batches = Batches(directory, node, self.block, settings.storage.url, settings.storage.layout)
+        self._pool = FreePool(directory, settings.wal.free_segments) if settings.wal.recycle else None
+        self.registry = SchemaRegistry.load(os.path.join(directory.path, "schema.json"))
+        self._draining = asyncio.Event()
+        self.store: ObjectStore
+
+    async def serve(self) -> int:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._draining.set)
+        self.block[Uploader.STARTED_US] = time.time_ns() // 1000
+        self.store = open_store(self.settings.storage.url, self.settings.storage.s3)
+        self.block[Uploader.PID] = os.getpid()
+        heartbeat = loop.create_task(self._beat())
+        try:
+            await self.persist("checking the store", self.store.check)
+            for manifest in self._batches.unfinished():
+                log.info("batch %s: %s when it was interrupted; finishing it", manifest.batch_id, manifest.state)
+                await self._finish(manifest, again=True)
+            while True:
+                planned = await self.persist("planning a batch", self._plan)
+                if planned is not None:
+                    await self._finish(planned, again=False)
+                elif self._draining.is_set():
+                    return 0
+                else:
+                    await self._pause(_POLL_SECONDS)
+        finally:
+            heartbeat.cancel()
+            await self.store.close()
+
+    async def _plan(self) -> Manifest | None:
+        return self._batches.plan()
+
+    async def _finish(self, manifest: Manifest, again: bool) -> None:
+        """Takes a batch from its present state to its end, however long it takes."""
+        last_timestamps: dict[str, int] = {}
+        if manifest.state == "planned":
+            tries = 0
+
+            async def ship() -> None:
+                nonlocal tries
+                tries += 1
+                shipment = _Shipment(self, manifest)
+                reports = await shipment.run()
+                if again or tries > 1:
+                    await shipment.remove_strays()
+                self._batches.mark_uploaded(manifest, reports, shipment.schema)
+                reusable = self.settings.wal.max_size_mb << 19
+                for name, report in reports.items():
+                    if report.size >= reusable:
+                        last_timestamps[name] = report.last_timestamp
+
+            await self.persist(f"batch {manifest.batch_id}", ship)
+
+        async def retire() -> None:
+            if manifest.schema:
+                self.registry.apply(manifest.schema)
+                self.registry.save()
+            self._batches.retire(manifest, self._pool, last_timestamps)
+
+        await self.persist(f"retiring the segments of batch {manifest.batch_id}", retire)
+        self.block[Uploader.BATCHES] += 1
+        self.block[Uploader.SEGMENTS] += len(manifest.segments)
+        self.block[Uploader.LAST_UPLOAD_US] = time.time_ns() // 1000
+
+    async def persist(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Does something until it succeeds: exponential backoff with full jitter, a line in the log for each failure."""
+        tries = 0
+        while True:
+            try:
+                return await work()
+            except (StorageError, OSError) as error:
+                kind = error.kind if isinstance(error, StorageError) else "disk"
+                self.block[Uploader.RETRIES] += 1
+                tries += 1
+                limit = min(_BACKOFF_FIRST_SECONDS * 2.0 ** min(tries, 16), _BACKOFF_LIMIT_SECONDS)
+                delay = random.uniform(_BACKOFF_FIRST_SECONDS / 2, limit)
+                log.warning(
+                    "%s: %s; trying again in %.1f s",
+                    what,
+                    error,
+                    delay,
+                    extra={"fields": {"kind": kind, "tries": tries}},
+                )
+                await asyncio.sleep(delay)
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits, or less when told to drain."""
+        try:
+            await asyncio.wait_for(self._draining.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    async def _beat(self) -> None:
+        while True:
+            self.block[Uploader.HEARTBEAT_US] = time.time_ns() // 1000
+            await asyncio.sleep(0.5)
+
+
+class _Origin(NamedTuple):
+    """Where an entry stood: names its dead letter, should it become one."""
+
+    segment: str
+    offset: int
+
+
+class _Shipment:
+    """One try at shipping a batch: threads read and convert, the event loop uploads what they finish."""
+
+    def __init__(self, uploader: _Uploader, manifest: Manifest) -> None:
+        self._uploader = uploader
+        self._manifest = manifest
+        self._loop = asyncio.get_running_loop()
+        # Finished files that wait for their upload hold memory: conversion waits when there are enough of them.
+        self._waiting = threading.Semaphore(uploader.settings.uploader.concurrent_uploads + 2)
+        self._uploading = asyncio.Semaphore(uploader.settings.uploader.concurrent_uploads)
+        self._uploads: set[asyncio.Task[None]] = set()
+        self._keys: set[str] = set()
+        self.schema: list[TableSchema] = []  # what the batch changes in the registry, once it is converted
+
+    async def run(self) -> dict[str, ScanReport]:
+        """Returns the scan reports by segment name once every object is durable.
+
+        Raises:
+            OSError, StorageError: this try failed; another one makes the same objects.
+        """
+        try:
+            reports = await self._loop.run_in_executor(None, self._convert)
+            while self._uploads:
+                await asyncio.gather(*self._uploads)
+            return reports
+        finally:
+            for upload in self._uploads:
+                upload.cancel()
+
+    async def remove_strays(self) -> None:
+        """Removes objects of an earlier try that this one did not make again.
+
+        Both make the same objects unless something that decides where files are split was changed in between: a
+        setting, or the library that encodes them.
+        """
+        store, batch_id = self._uploader.store, self._manifest.batch_id
+        for folder in sorted({key.rpartition("/")[0] + "/" for key in self._keys}):
+            for key in await store.list_keys(folder):
+                if f"_{batch_id}_" in key and key not in self._keys:
+                    log.warning("removing %s, which an earlier try of batch %s left", key, batch_id)
+                    await store.delete(key)
+
+    # In a thread
+
+    def _convert(self) -> dict[str, ScanReport]:
+        uploader, manifest = self._uploader, self._manifest
+        reports: dict[str, ScanReport | None] = {}
+        tables = BatchTables(
+            manifest.batch_id,
+            manifest.layout,
+            uploader.settings.parquet,
+            uploader.registry,
+            threads=uploader.settings.uploader.threads,
+            spool=uploader.directory.spool,
+            on_file=self._take_file,
+            on_dead_letter=self._take_dead_letter,
+        )
+        with tables:
+            for name in manifest.segments:
+                reports[name] = self._read(name, tables)
+            tables.finish()
+        self.schema = tables.schema_changes
+        uploader.block[Uploader.ROWS] += tables.rows
+        uploader.block[Uploader.RESCUED] += tables.rescued
+        return {name: report for name, report in reports.items() if report is not None}
+
+    def _read(self, name: str, tables: BatchTables) -> ScanReport | None:
+        path = os.path.join(self._uploader.directory.path, name)
+        try:
+            scan = SegmentScan(path)
+        except FileNotFoundError:
+            log.error("segment %s of batch %s was removed by somebody else", name, self._manifest.batch_id)
+            return None
+        except NotAWAL as error:
+            log.error("%s; moved to %s", error, self._uploader.directory.quarantine)
+            os.rename(path, os.path.join(self._uploader.directory.quarantine, name))
+            return None
+        for entry in scan:
+            tables.add(entry.timestamp, entry.payload, _Origin(name, entry.offset))
+        report = scan.report
+        for damage in report.damage:
+            self._uploader.block[Uploader.DAMAGED] += 1
+            log.error(
+                "segment %s: %s at offset %d; skipped %d bytes", name, damage.reason, damage.offset, damage.length
+            )
+        self._uploader.block[Uploader.ENTRIES] += report.entries
+        return report
+
+    def _take_file(self, key: str, spool: Spool, rows: int) -> None:
+        self._waiting.acquire()
+        self._loop.call_soon_threadsafe(self._start_upload, key, spool, spool.close)
+
+    def _take_dead_letter(self, letter: DeadLetter) -> None:
+        assert isinstance(letter.origin, _Origin)
+        segment, offset = letter.origin
+        stem = segment.partition(".")[0]
+        database = encode_name(letter.database or "unknown")
+        key = f"{DEAD_LETTER_PREFIX}/{database}/{stem}-{offset}-{letter.part}.msgpack"
+        log.error("entry at offset %d of %s cannot be converted (%s); kept as %s", offset, segment, letter.reason, key)
+        self._uploader.block[Uploader.DEAD_LETTERS] += 1
+        self._waiting.acquire()
+        self._loop.call_soon_threadsafe(self._start_upload, key, MemoryBlob(letter.payload), None)
+
+    # In the loop
+
+    def _start_upload(self, key: str, blob: Blob, release: Callable[[], None] | None) -> None:
+        task = self._loop.create_task(self._upload(key, blob, release))
+        self._uploads.add(task)
+        task.add_done_callback(self._uploads.discard)
+
+    async def _upload(self, key: str, blob: Blob, release: Callable[[], None] | None) -> None:
+        uploader = self._uploader
+        try:
+            async with self._uploading:
+                await uploader.persist(f"uploading {key}", lambda: uploader.store.put(key, blob))
+        finally:
+            self._waiting.release()
+            if release is not None:
+                release()
+        self._keys.add(key)
+        uploader.block[Uploader.FILES] += 1
+        uploader.block[Uploader.FILE_BYTES] += blob.size

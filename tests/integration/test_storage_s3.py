@@ -1,0 +1,764 @@
+"""The S3 store against a real S3 server, and against a server that misbehaves in every way that S3 is known to."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import socket
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import uvloop
+from msgspec.structs import replace
+
+from arcpipe.config import StorageS3
+from arcpipe.errors import StorageError
+from arcpipe.storage import MemoryBlob, open_store
+from arcpipe.storage.s3 import MIB, S3Store
+from tests.s3server import S3Bucket
+
+SECRET = "do-not-show-this-secret"
+
+
+class FileBlob:
+    """A blob in a file, as an uploader that spools has it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def size(self) -> int:
+        return self._path.stat().st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        with self._path.open("rb") as file:
+            return os.pread(file.fileno(), length, offset)
+
+
+@pytest.fixture(autouse=True)
+def no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+
+def options(server: S3Bucket | FaultServer) -> StorageS3:
+    return StorageS3(
+        endpoint_url=server.endpoint_url,
+        access_key_id=server.access_key_id,
+        secret_access_key=server.secret_access_key,
+        addressing_style="path",
+    )
+
+
+def using(store: S3Store, work: Callable[[S3Store], Any]) -> Any:
+    """Runs `work(store)` and closes the store."""
+
+    async def main() -> Any:
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return uvloop.run(main())
+
+
+def failure(store: S3Store, work: Callable[[S3Store], Any]) -> StorageError:
+    with pytest.raises(StorageError) as caught:
+        using(store, work)
+    assert SECRET not in str(caught.value)
+    return caught.value
+
+
+class TestAgainstARealServer:
+    @pytest.fixture
+    def store(self, s3: S3Bucket) -> S3Store:
+        return S3Store(s3.bucket, "lake/arc", options(s3))
+
+    @pytest.mark.parametrize("size", [0, 1, 70_000, 3_000_000])
+    def test_put_stores_every_byte_under_the_prefix(self, s3: S3Bucket, store: S3Store, size: int) -> None:
+        data = os.urandom(size)
+        using(store, lambda store: store.put("db/cpu/a.parquet", MemoryBlob(pa.py_buffer(data))))
+        assert s3.list_keys() == ["lake/arc/db/cpu/a.parquet"]
+        assert s3.read("lake/arc/db/cpu/a.parquet") == data
+
+    def test_put_works_on_the_loop_of_the_standard_library_too(self, s3: S3Bucket) -> None:
+        async def main() -> None:
+            store = open_store(f"s3://{s3.bucket}", options(s3))
+            await store.put("a", MemoryBlob(os.urandom(2_000_000)))
+            assert await store.list_keys("") == ["a"]
+            await store.close()
+            await store.close()
+
+        asyncio.run(main())
+
+    def test_put_replaces_the_former_object(self, s3: S3Bucket, store: S3Store) -> None:
+        async def work(store: S3Store) -> None:
+            await store.put("a", MemoryBlob(b"the former, longer"))
+            await store.put("a", MemoryBlob(b"latter"))
+
+        using(store, work)
+        assert s3.read("lake/arc/a") == b"latter"
+
+    def test_put_streams_a_blob_that_lives_in_a_file(self, s3: S3Bucket, store: S3Store, tmp_path: Path) -> None:
+        path = tmp_path / "spool"
+        path.write_bytes(os.urandom(3_000_001))
+        using(store, lambda store: store.put("a", FileBlob(path)))
+        assert s3.read("lake/arc/a") == path.read_bytes()
+
+    @pytest.mark.parametrize("in_file", [False, True])
+    def test_put_of_a_large_object_goes_in_parts_side_by_side(
+        self, s3: S3Bucket, tmp_path: Path, in_file: bool
+    ) -> None:
+        data = os.urandom(23 * MIB + 7)
+        path = tmp_path / "spool"
+        path.write_bytes(data)
+        store = S3Store(
+            s3.bucket, "lake", options(s3), multipart_threshold_bytes=8 * MIB, part_bytes=5 * MIB, parallel_parts=3
+        )
+        using(store, lambda store: store.put("a.parquet", FileBlob(path) if in_file else MemoryBlob(data)))
+        assert s3.read("lake/a.parquet") == data
+        assert s3.client().head_object(Bucket=s3.bucket, Key="lake/a.parquet")["ETag"].endswith('-5"')
+        assert s3.uploads() == []
+
+    def test_put_beyond_64_mb_goes_in_parts_by_default(self, s3: S3Bucket, store: S3Store) -> None:
+        data = os.urandom(MIB) * 66
+        using(store, lambda store: store.put("a.parquet", MemoryBlob(data)))
+        assert s3.read("lake/arc/a.parquet") == data
+        assert s3.client().head_object(Bucket=s3.bucket, Key="lake/arc/a.parquet")["ETag"].endswith('-5"')
+
+    def test_put_of_many_objects_at_once_stores_each(self, s3: S3Bucket, store: S3Store) -> None:
+        wanted = {f"lake/arc/{i}": os.urandom(i * 100) for i in range(60)}
+
+        async def work(store: S3Store) -> None:
+            await asyncio.gather(*(store.put(str(i), MemoryBlob(wanted[f"lake/arc/{i}"])) for i in range(60)))
+
+        using(store, work)
+        assert {key: s3.read(key) for key in s3.list_keys()} == wanted
+
+    def test_keys_with_spaces_percent_signs_and_utf8_come_back_as_given(self, s3: S3Bucket, store: S3Store) -> None:
+        keys = sorted(["a b/c%20d+e", "größe/温度/x", "..a/b..", "%2F/%", "a=1/b=2", "'\"&<>/#?"])
+
+        async def work(store: S3Store) -> None:
+            for key in keys:
+                await store.put(key, MemoryBlob(key.encode()))
+            assert await store.list_keys("") == keys
+            assert await store.list_keys("größe/") == ["größe/温度/x"]
+            await store.delete("%2F/%")
+
+        using(store, work)
+        assert {key: s3.read(key) for key in s3.list_keys()} == {
+            f"lake/arc/{key}": key.encode() for key in keys if key != "%2F/%"
+        }
+
+    def test_list_goes_beyond_one_page(self, s3: S3Bucket, store: S3Store) -> None:
+        wanted = sorted(f"db/{i}" for i in range(1003))
+        s3.client().put_object(Bucket=s3.bucket, Key="lake/arcade/other", Body=b"")
+
+        async def work(store: S3Store) -> None:
+            await asyncio.gather(*(store.put(key, MemoryBlob(b"")) for key in wanted))
+            assert await store.list_keys("") == wanted
+            assert await store.list_keys("db/100") == ["db/100", "db/1000", "db/1001", "db/1002"]
+            assert await store.list_keys("nothing") == []
+
+        using(store, work)
+
+    def test_delete_removes_the_object_and_of_a_missing_one_is_fine(self, s3: S3Bucket, store: S3Store) -> None:
+        async def work(store: S3Store) -> None:
+            await store.put("a", MemoryBlob(b"1"))
+            await store.put("b", MemoryBlob(b"2"))
+            await store.delete("a")
+            await store.delete("a")
+
+        using(store, work)
+        assert s3.list_keys() == ["lake/arc/b"]
+
+    def test_check_leaves_nothing_behind(self, s3: S3Bucket, store: S3Store) -> None:
+        using(store, lambda store: store.check())
+        assert s3.list_keys() == []
+        assert s3.uploads() == []
+
+    def test_put_that_is_cancelled_aborts_its_upload(self, s3: S3Bucket) -> None:
+        store = S3Store(s3.bucket, "", options(s3), multipart_threshold_bytes=MIB, part_bytes=5 * MIB, parallel_parts=1)
+        begun = threading.Event()
+        go_on = threading.Event()
+
+        class Gated:
+            size = 12 * MIB
+
+            def read_at(self, offset: int, length: int) -> bytes:
+                if offset >= 5 * MIB:
+                    begun.set()
+                    assert go_on.wait(30)
+                return bytes(length)
+
+        async def work(store: S3Store) -> None:
+            put = asyncio.create_task(store.put("a.parquet", Gated()))
+            assert await asyncio.to_thread(begun.wait, 30)
+            put.cancel()
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await put
+
+        using(store, work)
+        assert s3.list_keys() == []
+        assert s3.uploads() == []
+
+    def test_put_that_fails_to_read_its_source_aborts_its_upload_and_says_what_failed(self, s3: S3Bucket) -> None:
+        class Broken:
+            size = 12 * MIB
+
+            def read_at(self, offset: int, length: int) -> bytes:
+                if offset >= 6 * MIB:
+                    raise OSError(5, "Input/output error")
+                return bytes(length)
+
+        store = S3Store(s3.bucket, "", options(s3), multipart_threshold_bytes=MIB, part_bytes=5 * MIB)
+        error = failure(store, lambda store: store.put("a.parquet", Broken()))
+        assert "data to be stored" in str(error)
+        assert s3.list_keys() == []
+        assert s3.uploads() == []
+
+    def test_a_missing_bucket_is_named(self, s3: S3Bucket) -> None:
+        wrong = f"{s3.bucket}-not"
+        for work in (
+            lambda store: store.put("a", MemoryBlob(b"1")),
+            lambda store: store.list_keys(""),
+            lambda store: store.check(),
+        ):
+            error = failure(S3Store(wrong, "", options(s3)), work)
+            assert error.kind == "missing_bucket"
+            assert wrong in str(error)
+            assert "Create the bucket" in str(error)
+            assert s3.endpoint_url in str(error)
+
+    def test_the_default_credential_chain_is_used_when_no_keys_are_set(
+        self, s3: S3Bucket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key_id)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_access_key)
+        store = S3Store(s3.bucket, "", StorageS3(endpoint_url=s3.endpoint_url))
+        using(store, lambda store: store.put("a", MemoryBlob(b"1")))
+        assert s3.list_keys() == ["a"]
+
+    def test_credentials_that_appear_later_are_found_without_a_restart(self, s3: S3Bucket) -> None:
+        credentials_file = Path(os.environ["AWS_SHARED_CREDENTIALS_FILE"])
+
+        async def work(store: S3Store) -> None:
+            with pytest.raises(StorageError) as caught:
+                await store.put("a", MemoryBlob(b"1"))
+            assert caught.value.kind == "credentials"
+            await asyncio.to_thread(
+                credentials_file.write_text,
+                f"[default]\naws_access_key_id={s3.access_key_id}\naws_secret_access_key={s3.secret_access_key}\n",
+            )
+            await store.put("a", MemoryBlob(b"1"))
+
+        using(S3Store(s3.bucket, "", StorageS3(endpoint_url=s3.endpoint_url)), work)
+        assert s3.list_keys() == ["a"]
+
+
+Answer = Callable[["Request"], None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request that the FaultServer got."""
+
+    command: str
+    path: str
+    headers: Message
+
+
+class FaultServer:
+    """An HTTP server that answers as the test says: the n-th answer to the n-th request, then the last for ever."""
+
+    access_key_id = "an-access-key-id"
+    secret_access_key = SECRET
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = [taken]
+        self.requests: list[Seen] = []
+        # Set at the end of the test, for answers that wait.
+        self.over = threading.Event()
+        server = self
+
+        class Bound(Request):
+            faults = server
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
+        self._http.daemon_threads = True
+        self.endpoint_url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        self.over.set()
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+class Request(BaseHTTPRequestHandler):
+    """One request to the FaultServer, and the ways to answer it."""
+
+    protocol_version = "HTTP/1.1"
+    faults: FaultServer
+
+    def do_PUT(self) -> None:
+        seen = self.faults.requests
+        seen.append(Seen(self.command, self.path, self.headers))
+        self.faults.answers[min(len(seen), len(self.faults.answers)) - 1](self)
+
+    do_POST = do_GET = do_DELETE = do_HEAD = do_PUT
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def reply(self, status: int, text: str = "", **headers: str) -> None:
+        """Reads the body and answers."""
+        self.body()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text.encode())
+
+    def reset(self) -> None:
+        """Closes the connection so that the peer sees a reset."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+
+def taken(request: Request) -> None:
+    request.reply(200, ETag='"etag"')
+
+
+def refuses(status: int, code: str = "", message: str = "as the test wants it", more: str = "") -> Answer:
+    text = f"<Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>" if code else ""
+    return lambda request: request.reply(status, text, Content_Type="application/xml")
+
+
+def begins_upload(request: Request) -> None:
+    request.reply(200, "<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>")
+
+
+@pytest.fixture
+def faults() -> Iterator[FaultServer]:
+    server = FaultServer()
+    yield server
+    server.close()
+
+
+def faulty(server: FaultServer, **settings: Any) -> S3Store:
+    return S3Store("bucket", "lake", options(server), **settings)
+
+
+class TestFaults:
+    @pytest.mark.parametrize(
+        ("status", "code", "kind", "next_step"),
+        [
+            (500, "InternalError", "server_error", "status page"),
+            (500, "", "server_error", "status page"),
+            (502, "", "server_error", "status page"),
+            (503, "ServiceUnavailable", "server_error", "status page"),
+            (503, "SlowDown", "throttled", "concurrent_uploads"),
+            (503, "SlowDownWrite", "throttled", "concurrent_uploads"),
+            (429, "", "throttled", "concurrent_uploads"),
+            (400, "ThrottlingException", "throttled", "concurrent_uploads"),
+            (403, "InvalidAccessKeyId", "credentials", "access_key_id"),
+            (403, "SignatureDoesNotMatch", "credentials", "access_key_id"),
+            (403, "AccessDenied", "credentials", "s3:PutObject"),
+            (403, "", "credentials", "s3:PutObject"),
+            (401, "Unauthorized", "credentials", "access_key_id"),
+            (400, "ExpiredToken", "credentials", "credentials of this process"),
+            (404, "NoSuchBucket", "missing_bucket", "Create the bucket"),
+            (403, "RequestTimeTooSkewed", "clock_skew", "NTP"),
+            (400, "RequestTimeout", "timeout", "network"),
+            (507, "XMinioStorageFull", "no_space", "Free space"),
+            (403, "QuotaExceeded", "no_space", "quota"),
+            (400, "KeyTooLongError", "other", "reason"),
+        ],
+    )
+    def test_of_the_server_has_its_kind_its_code_and_a_next_step_and_is_not_retried_here(
+        self, faults: FaultServer, status: int, code: str, kind: str, next_step: str
+    ) -> None:
+        faults.answers = [refuses(status, code)]
+        error = failure(faulty(faults), lambda store: store.put("a", MemoryBlob(b"1")))
+        assert error.kind == kind
+        for part in ("s3://bucket/lake/a", faults.endpoint_url, str(status), code, next_step):
+            assert part in str(error)
+        assert len(faults.requests) == 1
+
+    @pytest.mark.parametrize("operation", ["delete", "list_keys", "check"])
+    def test_of_every_other_operation_is_explained_too(self, faults: FaultServer, operation: str) -> None:
+        faults.answers = [refuses(503, "SlowDown")]
+        error = failure(
+            faulty(faults), lambda store: getattr(store, operation)(*(["a"] if operation != "check" else []))
+        )
+        assert error.kind == "throttled"
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            pytest.param(Request.reset, id="reset before reading"),
+            pytest.param(lambda request: (request.rfile.read1(1000), request.reset()), id="reset mid-body"),
+            pytest.param(lambda request: (request.body(), request.reset()), id="reset instead of an answer"),
+            pytest.param(
+                lambda request: (request.body(), setattr(request, "close_connection", True)), id="closed instead"
+            ),
+            pytest.param(
+                lambda request: (
+                    request.body(),
+                    request.wfile.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\n<Error>"),
+                    setattr(request, "close_connection", True),
+                ),
+                id="answer cut short",
+            ),
+            pytest.param(
+                lambda request: (
+                    request.body(),
+                    request.wfile.write(b"this is no HTTP\r\n\r\n"),
+                    setattr(request, "close_connection", True),
+                ),
+                id="no HTTP",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("size", [1, 8 * MIB])
+    def test_of_the_connection_at_any_point_is_a_connection_fault(
+        self, faults: FaultServer, answer: Answer, size: int
+    ) -> None:
+        faults.answers = [answer]
+        error = failure(faulty(faults), lambda store: store.put("a", MemoryBlob(bytes(size))))
+        assert error.kind == "connection"
+        assert "endpoint_url" in str(error)
+
+    def test_of_a_server_that_does_not_answer_is_a_timeout(self, faults: FaultServer) -> None:
+        faults.answers = [lambda request: (request.body(), request.faults.over.wait())]
+        store = faulty(faults, connect_timeout_seconds=5, read_timeout_seconds=0.3)
+        assert failure(store, lambda store: store.put("a", MemoryBlob(b"1"))).kind == "timeout"
+
+    @pytest.mark.parametrize("in_file", [False, True])
+    def test_of_a_server_that_stops_reading_is_a_timeout(
+        self, faults: FaultServer, tmp_path: Path, in_file: bool
+    ) -> None:
+        faults.answers = [lambda request: request.faults.over.wait()]
+        path = tmp_path / "spool"
+        path.write_bytes(bytes(32 * MIB))
+        store = faulty(faults, connect_timeout_seconds=0.2, read_timeout_seconds=0.3)
+        blob = FileBlob(path) if in_file else MemoryBlob(path.read_bytes())
+        assert failure(store, lambda store: store.put("a", blob)).kind == "timeout"
+
+    def test_a_slow_body_that_moves_is_no_timeout(self, faults: FaultServer) -> None:
+        class Slow:
+            size = 8 * MIB
+
+            def read_at(self, offset: int, length: int) -> bytes:
+                if offset % MIB == 0:
+                    faults.over.wait(0.2)
+                return bytes(length)
+
+        # Sending takes at least 1.6 s, longer than the whole request may stand still.
+        store = faulty(faults, connect_timeout_seconds=0.5, read_timeout_seconds=0.5)
+        using(store, lambda store: store.put("a", Slow()))
+        assert len(faults.requests) == 1
+
+    def test_of_a_refused_connection_names_the_endpoint(self) -> None:
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            free_port = listener.getsockname()[1]
+        endpoint = f"http://127.0.0.1:{free_port}"
+        store = S3Store("bucket", "", StorageS3(endpoint_url=endpoint, access_key_id="k", secret_access_key=SECRET))
+        for work in (
+            lambda store: store.put("a", MemoryBlob(b"1")),
+            lambda store: store.check(),
+            lambda store: store.list_keys(""),
+            lambda store: store.delete("a"),
+        ):
+            error = failure(store_like(store), work)
+            assert error.kind == "connection"
+            assert endpoint in str(error)
+
+    def test_of_a_host_name_that_is_unknown_is_dns(self) -> None:
+        endpoint = "http://s3.arcpipe-test.invalid:9000"
+        store = S3Store("bucket", "", StorageS3(endpoint_url=endpoint, access_key_id="k", secret_access_key=SECRET))
+        error = failure(store, lambda store: store.put("a", MemoryBlob(b"1")))
+        assert error.kind == "dns"
+        assert "host name" in str(error)
+
+    def test_of_missing_credentials_says_where_to_set_them(self, faults: FaultServer) -> None:
+        store = S3Store("bucket", "", StorageS3(endpoint_url=faults.endpoint_url))
+        error = failure(store, lambda store: store.put("a", MemoryBlob(b"1")))
+        assert error.kind == "credentials"
+        assert "storage.s3.access_key_id" in str(error)
+        assert faults.requests == []
+
+    def test_of_a_tls_handshake_points_to_the_certificate(self, faults: FaultServer) -> None:
+        settings = replace(options(faults), endpoint_url=faults.endpoint_url.replace("http:", "https:"))
+        error = failure(S3Store("bucket", "", settings), lambda store: store.put("a", MemoryBlob(b"1")))
+        assert error.kind == "connection"
+
+    def test_the_region_that_the_server_wants_is_named(self, faults: FaultServer) -> None:
+        faults.answers = [refuses(400, "AuthorizationHeaderMalformed", more="<Region>eu-west-9</Region>")]
+        error = failure(faulty(faults), lambda store: store.put("a", MemoryBlob(b"1")))
+        assert "Set storage.s3.region to eu-west-9" in str(error)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            pytest.param(lambda request: request.reply(200), id="no ETag"),
+            pytest.param(lambda request: request.reply(200, "<html>a web server</html>"), id="a web page"),
+            pytest.param(
+                lambda request: request.reply(200, ETag='"x"', x_amz_checksum_crc32="AAAAAA=="), id="other checksum"
+            ),
+        ],
+    )
+    def test_an_answer_that_is_no_receipt_is_not_taken_for_one(self, faults: FaultServer, answer: Answer) -> None:
+        faults.answers = [answer]
+        failure(faulty(faults), lambda store: store.put("a", MemoryBlob(b"1")))
+
+    @pytest.mark.parametrize("page", ["", "<html>a web server</html>", "<html><br>not XML</html>", "{}"])
+    def test_a_web_page_for_a_listing_is_not_taken_for_an_empty_one(self, faults: FaultServer, page: str) -> None:
+        faults.answers = [lambda request: request.reply(200, page, Content_Type="text/html")]
+        failure(faulty(faults), lambda store: store.list_keys(""))
+
+    def test_a_listing_that_never_ends_is_an_error(self, faults: FaultServer) -> None:
+        page = (
+            "<ListBucketResult><IsTruncated>true</IsTruncated>"
+            "<NextContinuationToken>t</NextContinuationToken></ListBucketResult>"
+        )
+        faults.answers = [lambda request: request.reply(200, page)]
+        failure(faulty(faults), lambda store: store.list_keys(""))
+        assert len(faults.requests) == 2
+
+    def test_a_put_after_a_fault_succeeds_on_the_same_store(self, faults: FaultServer) -> None:
+        faults.answers = [lambda request: (request.rfile.read(1000), request.reset()), refuses(503, "SlowDown"), taken]
+        blob = MemoryBlob(os.urandom(8 * MIB))
+
+        async def work(store: S3Store) -> None:
+            for kind in ("connection", "throttled"):
+                with pytest.raises(StorageError) as caught:
+                    await store.put("a", blob)
+                assert caught.value.kind == kind
+            await store.put("a", blob)
+
+        using(faulty(faults), work)
+
+    def test_no_more_requests_run_at_once_than_connections_are_allowed(self, faults: FaultServer) -> None:
+        under_way: list[int] = []
+        most: list[int] = []
+
+        def answer(request: Request) -> None:
+            under_way.append(1)
+            most.append(len(under_way))
+            request.faults.over.wait(0.2)
+            under_way.pop()
+            request.reply(200, ETag='"x"')
+
+        faults.answers = [answer]
+        store = faulty(faults, max_connections=3, connect_timeout_seconds=0.5, read_timeout_seconds=1)
+
+        async def work(store: S3Store) -> None:
+            # 2 s in all, longer than a request may take: waiting for its turn does not count.
+            await asyncio.gather(*(store.put(str(i), MemoryBlob(b"1")) for i in range(30)))
+
+        using(store, work)
+        assert max(most) <= 3
+
+
+class TestFaultsOfUploadsInParts:
+    def put(self, faults: FaultServer) -> StorageError:
+        store = faulty(faults, multipart_threshold_bytes=MIB, part_bytes=5 * MIB, parallel_parts=2)
+        return failure(store, lambda store: store.put("a", MemoryBlob(bytes(16 * MIB))))
+
+    def aborted(self, faults: FaultServer) -> bool:
+        return any(request.command == "DELETE" and "uploadId=u1" in request.path for request in faults.requests)
+
+    def test_a_refused_part_fails_the_put_and_aborts_the_upload(self, faults: FaultServer) -> None:
+        faults.answers = [
+            lambda request: (
+                begins_upload(request)
+                if request.command == "POST"
+                else refuses(503, "SlowDown")(request)
+                if "partNumber=2" in request.path
+                else taken(request)
+            )
+        ]
+        assert self.put(faults).kind == "throttled"
+        assert self.aborted(faults)
+
+    @pytest.mark.parametrize(
+        "completion",
+        [
+            pytest.param(refuses(500, "InternalError"), id="500"),
+            pytest.param(refuses(200, "InternalError"), id="an error under a 200"),
+            pytest.param(lambda request: request.reply(200), id="nothing"),
+            pytest.param(Request.reset, id="reset"),
+        ],
+    )
+    def test_a_failed_completion_fails_the_put_and_aborts_the_upload(
+        self, faults: FaultServer, completion: Answer
+    ) -> None:
+        faults.answers = [
+            lambda request: (
+                begins_upload(request)
+                if "uploads" in request.path
+                else completion(request)
+                if request.command == "POST"
+                else taken(request)
+            )
+        ]
+        self.put(faults)
+        assert self.aborted(faults)
+
+    def test_an_abort_that_fails_does_not_hide_why_the_put_failed(self, faults: FaultServer) -> None:
+        faults.answers = [begins_upload, refuses(503, "SlowDown"), refuses(500)]
+        assert self.put(faults).kind in ("throttled", "server_error")
+        assert self.aborted(faults)
+
+    def test_check_aborts_what_began_over_a_day_ago(self, faults: FaultServer) -> None:
+        def answer(request: Request) -> None:
+            if request.command == "POST":
+                begins_upload(request)
+            elif request.command == "GET":
+                request.reply(
+                    200,
+                    "<ListMultipartUploadsResult>"
+                    "<Upload><Key>lake/old</Key><UploadId>u-old</UploadId>"
+                    "<Initiated>2020-01-01T00:00:00.000Z</Initiated></Upload>"
+                    "<Upload><Key>lake/new</Key><UploadId>u-new</UploadId>"
+                    "<Initiated>2099-01-01T00:00:00.000Z</Initiated></Upload>"
+                    "<IsTruncated>false</IsTruncated></ListMultipartUploadsResult>",
+                )
+            else:
+                request.reply(204)
+
+        faults.answers = [answer]
+        using(faulty(faults), lambda store: store.check())
+        aborted = [request.path for request in faults.requests if request.command == "DELETE"]
+        assert [path for path in aborted if "u-old" in path]
+        assert not [path for path in aborted if "u-new" in path]
+
+    def test_check_succeeds_where_uploads_may_not_be_listed(self, faults: FaultServer) -> None:
+        faults.answers = [begins_upload, lambda request: request.reply(204), refuses(403, "AccessDenied")]
+        using(faulty(faults), lambda store: store.check())
+
+
+class TestRequests:
+    def put(self, faults: FaultServer, size: int = 1000, **changes: Any) -> Seen:
+        settings = StorageS3(
+            **{
+                "endpoint_url": faults.endpoint_url,
+                "access_key_id": "k",
+                "secret_access_key": SECRET,
+                **changes,
+            }
+        )
+        using(S3Store("bucket", "lake", settings), lambda store: store.put("a", MemoryBlob(bytes(size))))
+        return faults.requests[0]
+
+    @pytest.mark.parametrize("encryption", ["AES256", "aws:kms", "aws:kms:dsse"])
+    def test_ask_for_encryption_when_set(self, faults: FaultServer, encryption: str) -> None:
+        request = self.put(faults, server_side_encryption=encryption)
+        assert request.headers["x-amz-server-side-encryption"] == encryption
+
+    def test_ask_for_no_encryption_by_default(self, faults: FaultServer) -> None:
+        assert "x-amz-server-side-encryption" not in self.put(faults).headers
+
+    def test_of_uploads_in_parts_ask_for_encryption_once(self, faults: FaultServer) -> None:
+        settings = StorageS3(
+            endpoint_url=faults.endpoint_url,
+            access_key_id="k",
+            secret_access_key=SECRET,
+            server_side_encryption="AES256",
+        )
+        completed = "<CompleteMultipartUploadResult><ETag>x-1</ETag></CompleteMultipartUploadResult>"
+        faults.answers = [begins_upload, taken, lambda request: request.reply(200, completed)]
+        store = S3Store("bucket", "", settings, multipart_threshold_bytes=MIB)
+        using(store, lambda store: store.put("a", MemoryBlob(bytes(2 * MIB))))
+        assert [request.headers["x-amz-server-side-encryption"] for request in faults.requests] == [
+            "AES256",
+            None,
+            None,
+        ]
+        assert faults.requests[0].headers["x-amz-checksum-algorithm"] == "CRC32"
+
+    def test_carry_the_checksum_of_the_body_and_its_length_and_do_not_wait_for_a_continue(
+        self, faults: FaultServer
+    ) -> None:
+        request = self.put(faults, 8 * MIB)
+        crc = zlib.crc32(bytes(8 * MIB)).to_bytes(4, "big")
+        assert request.headers["x-amz-checksum-crc32"] == base64.b64encode(crc).decode()
+        assert request.headers["x-amz-content-sha256"] == hashlib.sha256(bytes(8 * MIB)).hexdigest()
+        assert request.headers["Content-Length"] == str(8 * MIB)
+        assert "Expect" not in request.headers
+        assert "Content-Encoding" not in request.headers
+
+    def test_carry_no_checksum_when_the_sdk_is_told_so(
+        self, faults: FaultServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
+        assert not [name for name in self.put(faults).headers if "checksum" in name.lower()]
+
+    @pytest.mark.parametrize(
+        ("region", "environment", "signed_for"),
+        [("eu-central-1", "", "eu-central-1"), ("", "eu-west-3", "eu-west-3"), ("", "", "us-east-1")],
+    )
+    def test_are_signed_for_the_region_that_is_set_or_the_default(
+        self,
+        faults: FaultServer,
+        monkeypatch: pytest.MonkeyPatch,
+        region: str,
+        environment: str,
+        signed_for: str,
+    ) -> None:
+        if environment:
+            monkeypatch.setenv("AWS_DEFAULT_REGION", environment)
+        assert f"/{signed_for}/s3/aws4_request" in self.put(faults, region=region).headers["Authorization"]
+
+    def test_to_an_endpoint_of_ones_own_name_the_bucket_in_the_path_unless_told_otherwise(
+        self, faults: FaultServer
+    ) -> None:
+        assert self.put(faults).path == "/bucket/lake/a"
+        assert self.put(faults, addressing_style="path").path == "/bucket/lake/a"
+
+    def test_in_virtual_style_name_the_bucket_in_the_host(
+        self, faults: FaultServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Seen by a proxy, because this machine need not resolve any name for that.
+        monkeypatch.setenv("http_proxy", faults.endpoint_url)
+        request = self.put(faults, endpoint_url="http://s3.arcpipe-test.invalid", addressing_style="virtual")
+        assert request.path == "http://bucket.s3.arcpipe-test.invalid/lake/a"
+
+
+def store_like(store: S3Store) -> S3Store:
+    """A new store with the same settings; a closed one is of no use."""
+    return S3Store(store._bucket, "", store._options)
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a//b", "../a", "a/..", "a\0"])
+def test_keys_that_are_no_plain_relative_path_are_refused(faults: FaultServer, key: str) -> None:
+    with pytest.raises(ValueError, match="key"):
+        using(faulty(faults), lambda store: store.put(key, MemoryBlob(b"1")))
+    assert faults.requests == []
