@@ -160,7 +160,9 @@ def _columnar(data: bytes, pos: int, skipper: _Skipper | None) -> tuple[int, int
             types, pos = _types(data, end)
         elif key in (b"t", b"h", b"fields") and names is None:
             return _IS_ROW, 0
-        elif key == b"batch" and keys == 1:
+        elif key == b"batch":
+            if keys > 1:
+                raise BadPayload("beside 'batch' there are other keys")
             return _IS_BATCH, 0
         else:
             raise _bad_key(data, pos, key, end, (b"m", b"columns", b"tags", b"types"), "a columnar map")

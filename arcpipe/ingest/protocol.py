@@ -139,9 +139,10 @@ class Connection(asyncio.Protocol):
         if self.state == LINGER:
             return
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as error:
-            self._decline_upgrade(data[error.args[0] :])
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                self._decline_upgrades(data, offer)
         except httptools.HttpParserCallbackError as error:
             # A refusal from within a callback; anything else is a bug and ends this connection only.
             cause = error.__context__
@@ -263,7 +264,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         exchange = self._exchange
-        if exchange is None:  # an offer to upgrade: `_decline_upgrade` follows
+        if exchange is None:  # an offer to upgrade: `_decline_upgrades` follows
             return
         self._exchange = None
         self.state = ANSWER
@@ -347,15 +348,25 @@ class Connection(asyncio.Protocol):
             self._go_ahead_due = False
             self._transport.write(responses.CONTINUE)
 
-    def _decline_upgrade(self, rest: bytes) -> None:
+    def _decline_upgrades(self, data: bytes, offer: httptools.HttpParserUpgrade) -> None:
         """Goes on in HTTP/1.1, as RFC 9110 §7.8 allows, with the same request without the offer.
 
         llhttp is done with HTTP once it has seen an offer, so a new parser reads the head again, and what follows it.
         """
-        head = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, self._parser.get_http_version().encode())]
-        head += [b"%b: %b" % header for header in self._headers.items() if header[0] != b"upgrade"]
-        self._parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join(head) + b"\r\n\r\n" + rest)
+        rest = memoryview(data)
+        while True:
+            rest = rest[offer.args[0] :]
+            version = self._parser.get_http_version().encode("ascii")
+            head = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, version)]
+            head += [b"%b: %b" % header for header in self._headers.items() if header[0] != b"upgrade"]
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(b"\r\n".join([*head, b"", b""]))
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as following:
+                offer = following
+            else:
+                return
 
     def _refuse_connection(self, response: bytes) -> None:
         """Answers the request at hand (or the bytes that are none) behind all earlier ones, and ends."""

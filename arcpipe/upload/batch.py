@@ -62,18 +62,20 @@ class Batches:
         found = []
         for name in sorted(os.listdir(self._directory.batches)):
             path = os.path.join(self._directory.batches, name)
+            if not name.endswith(".json"):  # never renamed into place
+                self._directory.disk.unlink(path)
+                continue
             try:
                 with open(path, "rb") as file:
                     found.append(msgspec.json.decode(file.read(), type=Manifest))
             except msgspec.DecodeError as error:
-                if name.endswith(".json"):
-                    log.error(
-                        "manifest %s is damaged (%s): its segments are shipped again under a new batch id, "
-                        "objects of batch %s may hold the same rows",
-                        name,
-                        error,
-                        name.removesuffix(".json"),
-                    )
+                log.error(
+                    "manifest %s is damaged (%s): its segments are shipped again under a new batch id, "
+                    "objects of batch %s may hold the same rows",
+                    name,
+                    error,
+                    name.removesuffix(".json"),
+                )
                 self._directory.disk.unlink(path)
         return found
 

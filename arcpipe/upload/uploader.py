@@ -7,6 +7,7 @@ given up: whatever fails is tried again with backoff until it succeeds, and the 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import random
@@ -88,23 +89,30 @@ class _Uploader:
     async def _finish(self, manifest: Manifest, again: bool) -> None:
         """Takes a batch from its present state to its end, however long it takes."""
         last_timestamps: dict[str, int] = {}
+        started = time.monotonic()
+        rows_before = self.block[Uploader.ROWS]
         if manifest.state == "planned":
             tries = 0
 
-            async def ship() -> None:
+            async def ship() -> _Shipment:
                 nonlocal tries
                 tries += 1
                 shipment = _Shipment(self, manifest)
-                reports = await shipment.run()
+                await shipment.run()
                 if again or tries > 1:
                     await shipment.remove_strays()
-                self._batches.mark_uploaded(manifest, reports, shipment.schema)
-                reusable = self.settings.wal.max_size_mb << 19
-                for name, report in reports.items():
-                    if report.size >= reusable:
-                        last_timestamps[name] = report.last_timestamp
+                return shipment
 
-            await self.persist(f"batch {manifest.batch_id}", ship)
+            shipped = await self.persist(f"batch {manifest.batch_id}", ship)
+
+            async def mark() -> None:
+                self._batches.mark_uploaded(manifest, shipped.reports, shipped.schema)
+
+            await self.persist(f"marking batch {manifest.batch_id} as uploaded", mark)
+            reusable = self.settings.wal.max_size_mb << 19
+            last_timestamps = {
+                name: report.last_timestamp for name, report in shipped.reports.items() if report.size >= reusable
+            }
 
         async def retire() -> None:
             if manifest.schema:
@@ -116,15 +124,28 @@ class _Uploader:
         self.block[Uploader.BATCHES] += 1
         self.block[Uploader.SEGMENTS] += len(manifest.segments)
         self.block[Uploader.LAST_UPLOAD_US] = time.time_ns() // 1000
+        log.info(
+            "batch %s: %d segments, %d rows shipped in %.2f s",
+            manifest.batch_id,
+            len(manifest.segments),
+            self.block[Uploader.ROWS] - rows_before,
+            time.monotonic() - started,
+        )
 
     async def persist(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Does something until it succeeds: exponential backoff with full jitter, a line in the log for each failure."""
+        """Does something until it succeeds: exponential backoff with full jitter, a log line for each failure."""
         tries = 0
         while True:
             try:
                 return await work()
             except (StorageError, OSError) as error:
                 kind = error.kind if isinstance(error, StorageError) else "disk"
+                if (
+                    isinstance(error, OSError)
+                    and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                    and self._pool is not None
+                ):
+                    self._pool.give_back()  # nothing may keep the last bytes from being shipped
                 self.block[Uploader.RETRIES] += 1
                 tries += 1
                 limit = min(_BACKOFF_FIRST_SECONDS * 2.0 ** min(tries, 16), _BACKOFF_LIMIT_SECONDS)
@@ -170,19 +191,19 @@ class _Shipment:
         self._uploading = asyncio.Semaphore(uploader.settings.uploader.concurrent_uploads)
         self._uploads: set[asyncio.Task[None]] = set()
         self._keys: set[str] = set()
-        self.schema: list[TableSchema] = []  # what the batch changes in the registry, once it is converted
+        self.reports: dict[str, ScanReport] = {}  # by segment name
+        self.schema: list[TableSchema] = []  # what the batch changes in the registry
 
-    async def run(self) -> dict[str, ScanReport]:
-        """Returns the scan reports by segment name once every object is durable.
+    async def run(self) -> None:
+        """Returns once every object is durable; `reports` and `schema` are known then.
 
         Raises:
             OSError, StorageError: this try failed; another one makes the same objects.
         """
         try:
-            reports = await self._loop.run_in_executor(None, self._convert)
+            await self._loop.run_in_executor(None, self._convert)
             while self._uploads:
                 await asyncio.gather(*self._uploads)
-            return reports
         finally:
             for upload in self._uploads:
                 upload.cancel()
@@ -202,9 +223,8 @@ class _Shipment:
 
     # In a thread
 
-    def _convert(self) -> dict[str, ScanReport]:
+    def _convert(self) -> None:
         uploader, manifest = self._uploader, self._manifest
-        reports: dict[str, ScanReport | None] = {}
         tables = BatchTables(
             manifest.batch_id,
             manifest.layout,
@@ -217,24 +237,23 @@ class _Shipment:
         )
         with tables:
             for name in manifest.segments:
-                reports[name] = self._read(name, tables)
+                self._read(name, tables)
             tables.finish()
         self.schema = tables.schema_changes
         uploader.block[Uploader.ROWS] += tables.rows
         uploader.block[Uploader.RESCUED] += tables.rescued
-        return {name: report for name, report in reports.items() if report is not None}
 
-    def _read(self, name: str, tables: BatchTables) -> ScanReport | None:
+    def _read(self, name: str, tables: BatchTables) -> None:
         path = os.path.join(self._uploader.directory.path, name)
         try:
             scan = SegmentScan(path)
         except FileNotFoundError:
             log.error("segment %s of batch %s was removed by somebody else", name, self._manifest.batch_id)
-            return None
+            return
         except NotAWAL as error:
             log.error("%s; moved to %s", error, self._uploader.directory.quarantine)
             os.rename(path, os.path.join(self._uploader.directory.quarantine, name))
-            return None
+            return
         for entry in scan:
             tables.add(entry.timestamp, entry.payload, _Origin(name, entry.offset))
         report = scan.report
@@ -244,7 +263,7 @@ class _Shipment:
                 "segment %s: %s at offset %d; skipped %d bytes", name, damage.reason, damage.offset, damage.length
             )
         self._uploader.block[Uploader.ENTRIES] += report.entries
-        return report
+        self.reports[name] = report
 
     def _take_file(self, key: str, spool: Spool, rows: int) -> None:
         self._waiting.acquire()

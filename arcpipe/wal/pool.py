@@ -58,6 +58,13 @@ class FreePool:
         self._directory.disk.rename(path, target)
         return True
 
+    def give_back(self) -> None:
+        """Removes the files that nobody has taken yet: their space is needed more."""
+        with os.scandir(self._directory.free) as entries:
+            names = [entry.name for entry in entries if _FREE_NAME.match(entry.name)]
+        for name in names:
+            self._directory.disk.unlink(os.path.join(self._directory.free, name))
+
     def clear(self, slot: int | None = None) -> None:
         """Empties the pool; with a slot, only what a worker of that slot left half-made."""
         with os.scandir(self._directory.free) as entries:
