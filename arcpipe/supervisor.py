@@ -41,7 +41,8 @@ _BACKOFF_FIRST_SECONDS: Final = 0.1
 _BACKOFF_LIMIT_SECONDS: Final = 10.0
 # A child that lived this long was well: its next death starts the backoff anew.
 _HEALTHY_SECONDS: Final = 10.0
-# Children that die this often in a row without ever having been well end the instance.
+# Children that die this often in a row without ever having been well end the instance. Not the uploader, once there
+# was one: writes go on without it for as long as the backlog limit allows.
 _MAX_EARLY_DEATHS: Final = 8
 
 
@@ -129,7 +130,8 @@ class _Supervisor:
             if received is not None and received.si_signo == signal.SIGHUP:
                 log.info("SIGHUP: there is nothing to reload")
             self._reap()
-            if any(child.deaths >= _MAX_EARLY_DEATHS for child in self._children):
+            vital = self._children[1:] if self._announced else self._children
+            if any(child.deaths >= _MAX_EARLY_DEATHS for child in vital):
                 log.critical(
                     "a process cannot be kept alive (see above); stopping. What was acknowledged is in the log"
                 )

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from isal.isal_zlib import crc32
 
 from arcpipe.codec.odd_values import value_end
 from arcpipe.errors import BadPayload
@@ -82,12 +83,23 @@ _HEADER: Final[Ints] = np.zeros(_CLASSES, np.int64)
 _HEADER[_STR : _BIN32 + 1] = (1, 2, 3, 5, 2, 3, 5)
 
 _MAX_INT64: Final = (1 << 63) - 1
+_MAX_ARROW_BYTES: Final = (1 << 31) - 1
 _EXACT: Final = 1 << 53  # integers up to here are all exact as float64
 
 # A step of the lockstep walk costs about as much as skipping so many values one by one.
 _STEP_WORTH: Final = 100
 # Values that are skipped in one call: more would spill out of the cache.
 _SKIP_ROWS: Final = 16_384
+
+# Chunks of fewer values are not compared with one another.
+_REPEAT_ROWS: Final = 16
+
+# Text is dictionary-encoded from so many values on, if they have at most so many different ones and bytes of these.
+# (A Parquet dictionary page ends at 1 MB.)
+_DICTIONARY_ROWS: Final = 4_096
+_DICTIONARY_SAMPLE: Final = 1_024
+_DICTIONARY_VALUES: Final = 1 << 15
+_DICTIONARY_BYTES: Final = 1 << 19
 
 _decode_raws = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
@@ -102,7 +114,7 @@ class Column(NamedTuple):
 class Values:
     """The values of a column, found but not yet decoded. Made by `find_values`."""
 
-    __slots__ = ("_classes", "_starts", "_width", "ascii", "count", "data", "present")
+    __slots__ = ("_classes", "_starts", "_width", "ascii", "count", "data", "present", "repeat")
 
     def __init__(
         self, data: Bytes, count: int, starts: Ints | None, width: int = 0, *, ascii_only: bool = False
@@ -110,6 +122,8 @@ class Values:
         """`starts`: the offset of each value, or None if all are `width` bytes, alike up to their content."""
         self.data = data
         self.count = count
+        self.repeat: Ints | None = None
+        """If only distinct chunks were kept: of each row, which of the values it has."""
         self.ascii = ascii_only
         self._width = width
         self._starts = starts
@@ -134,6 +148,8 @@ class Values:
 
     def element(self, row: int) -> bytes:
         """The encoded value of a row."""
+        if self.repeat is not None:
+            row = int(self.repeat[row])
         starts = self.starts
         end = starts[row + 1] if row + 1 < self.count else len(self.data)
         return self.data[starts[row] : end].tobytes()
@@ -185,6 +201,10 @@ def find_values(
         return Values(array, count, None, width)
     if len(array) == count and (VALUE_SIZE.take(array) == 1).all():
         return Values(array, count, np.arange(count, dtype=np.int64))
+    if chunk_sizes is not None and chunk_counts is not None and _is_text_marker(array):
+        values = _find_repeated(array, count, chunk_sizes, chunk_counts)
+        if values is not None:
+            return values
     first = _CLASS[array[0]] if len(array) else _OTHER
     if first in (_STR, _STR8, _NIL, _BOOL):
         starts = _find_ascii(array, count)
@@ -203,6 +223,45 @@ def find_values(
     if starts is None:
         starts = _skip(array, count, chunk_sizes, chunk_counts)
     return Values(array, count, starts)
+
+
+def _is_text_marker(data: Bytes) -> bool:
+    return len(data) > 0 and _CLASS[data[0]] in _STRINGS
+
+
+def _find_repeated(data: Bytes, count: int, chunk_sizes: Ints, chunk_counts: Ints) -> Values | None:
+    """The values of distinct chunks of strings only, if many chunks are alike: senders repeat their tags.
+
+    Found by CRC, proven by comparison. None if it is not worth it, or not all values are strings or nil.
+    """
+    chunks = len(chunk_sizes)
+    if chunks < 4 or count < chunks * _REPEAT_ROWS:
+        return None
+    view = data.data
+    first_seen: dict[tuple[int, int], tuple[int, int]] = {}
+    kept: list[int] = []
+    same_as = np.empty(chunks, np.int64)
+    at = 0
+    for chunk, size in enumerate(chunk_sizes.tolist()):
+        end = at + size
+        key = (crc32(view[at:end]), size)
+        number, start = first_seen.setdefault(key, (len(kept), at))
+        if start == at or not np.array_equal(data[start : start + size], data[at:end]):
+            number = len(kept)
+            kept.append(chunk)
+        same_as[chunk] = number
+        at = end
+    if len(kept) * 2 > chunks:
+        return None
+    ends = np.cumsum(chunk_sizes)
+    distinct = np.concatenate([data[ends[chunk] - chunk_sizes[chunk] : ends[chunk]] for chunk in kept])
+    counts = chunk_counts[kept]
+    values = find_values(distinct, int(counts.sum()), chunk_sizes[kept], counts)
+    if values.repeat is not None or not {_NIL, *_STRINGS}.issuperset(values.present):
+        return None
+    shift = (np.cumsum(counts) - counts)[same_as] - (np.cumsum(chunk_counts) - chunk_counts)
+    values.repeat = np.arange(count) + np.repeat(shift, chunk_counts)
+    return values
 
 
 def _is_uniform(data: Bytes, width: int) -> bool:
@@ -348,9 +407,19 @@ def decode_values(data: bytes | memoryview, count: int, hint: str | None = None)
 def build(values: Values, type_: str | None) -> Column:
     """The values as an array of this type; None gives the null type, in which every value is odd.
 
+    Text with few different values comes as a dictionary array.
+
     Integers fit f64 where they are exact, floats fit no integer type; float32 is widened. NaN and infinities are
     floats. Strings that are not valid UTF-8 fit nowhere.
     """
+    column = _build(values, type_)
+    if values.repeat is None:
+        return column
+    odd = np.flatnonzero(np.isin(values.repeat, column.odd)) if len(column.odd) else _NONE
+    return Column(column.array.take(pa.array(values.repeat)), odd)
+
+
+def _build(values: Values, type_: str | None) -> Column:
     if type_ is None:
         return Column(pa.nulls(values.count), values.not_nil())
     if type_ == "str":
@@ -456,6 +525,45 @@ def _bitmap(valid: Mask | None) -> pa.Buffer | None:
 
 def _build_text(values: Values) -> Column:
     wanted = None if set(values.present) <= set(_STRINGS) else _are_of(values, _STRINGS)
+    if values.count >= _DICTIONARY_ROWS and len(values.data) < _MAX_ARROW_BYTES:
+        array = _dictionary(values, wanted)
+        if array is not None:
+            return Column(array, _NONE if wanted is None else _odd(values, wanted))
+    return _plain_text(values, wanted)
+
+
+def _dictionary(values: Values, wanted: Mask | None) -> pa.DictionaryArray | None:
+    """The wanted strings by their different values, or None: these are too many, or some are no valid text.
+
+    Encoded strings are compared, headers and all, so that only different ones need to be decoded.
+    """
+    offsets = np.empty(values.count + 1, np.int32)
+    offsets[:-1] = values.starts
+    offsets[-1] = len(values.data)
+    buffers = [_bitmap(wanted), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values.data))]
+    elements = pa.Array.from_buffers(pa.binary(), values.count, buffers)
+    for start in (0, values.count // 2):
+        sample = elements.slice(start, _DICTIONARY_SAMPLE).dictionary_encode()
+        if len(sample.dictionary) > _DICTIONARY_SAMPLE // 2:
+            return None
+    encoded = elements.dictionary_encode()
+    different = encoded.dictionary
+    if not 0 < len(different) <= _DICTIONARY_VALUES or different.nbytes > _DICTIONARY_BYTES:
+        return None
+    _, different_offsets, different_data = different.buffers()
+    starts = np.frombuffer(different_offsets, np.int32, len(different) + 1, different.offset * 4).astype(np.int64)
+    data = np.frombuffer(different_data, np.uint8)[starts[0] : starts[-1]]
+    text, invalid = _plain_text(Values(data, len(different), starts[:-1] - starts[0]), None)
+    if len(invalid):
+        return None
+    indices = encoded.indices
+    unique = text.dictionary_encode()
+    if len(unique.dictionary) < len(text):  # the same text with headers of different width
+        indices, text = unique.indices.take(indices), unique.dictionary
+    return pa.DictionaryArray.from_arrays(indices, text)
+
+
+def _plain_text(values: Values, wanted: Mask | None) -> Column:
     contents = _contents(values, wanted)
     if values.ascii or (_FIXINT not in values.present and np.count_nonzero(values.data >= 0x80) == values.count):
         # One high byte per value, and its header has one: the content is ASCII, and so valid.
@@ -485,7 +593,7 @@ def _contents(values: Values, wanted: Mask | None) -> pa.Array:
     Headers and contents are taken for twice as many values, of which every second is kept: Arrow gathers them.
     """
     count = values.count
-    if len(values.data) > 0x7FFF_FFFF:
+    if len(values.data) > _MAX_ARROW_BYTES:
         raise BadPayload(f"column of {len(values.data)} bytes is more than one Arrow array can hold")
     starts = values.starts
     headers = _HEADER[values.present[0]] if len(values.present) == 1 else _HEADER.take(values.classes)

@@ -531,13 +531,13 @@ def _raw_map(data: bytes, pos: int, skipper: _Skipper, what: str) -> tuple[dict[
         key, start = _key(data, pos)
         if len(key) > MAX_NAME_BYTES:
             raise _long_name(data, what, key, start)
+        end = start + _WIDTH[data[start]]
         name = _text(f"{what} name", key)
         check_column_name(name, what)
         if name in values:
             raise BadPayload(f"{what} {quote(name)} is there twice")
         if name == TIME:
             raise BadPayload(f"a {what} cannot be called 'time', the name of the timestamp column")
-        end = start + _WIDTH[data[start]]
         if end == start or end > len(data):
             try:
                 end = skipper.skip(start)

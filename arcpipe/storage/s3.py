@@ -40,6 +40,8 @@ MIB = 1 << 20
 _MAX_PARTS = 10_000
 # One write to the connection: large enough to cost little, small enough to notice a peer that stopped reading.
 _CHUNK_BYTES = 512 * 1024
+# Making a client may mean to ask the instance's role or a token service for credentials.
+_CLIENT_SECONDS = 60.0
 # How long a failed multipart upload may hold up the report of its failure; `check` finds what stays behind.
 _ABORT_SECONDS = 10.0
 # AWS may take minutes to join many parts, and sends blanks meanwhile.
@@ -207,7 +209,7 @@ class S3Store:
         async with self._connecting:
             if self._client is None:
                 try:
-                    async with asyncio.timeout(self._stall_seconds):
+                    async with asyncio.timeout(_CLIENT_SECONDS):
                         self._client = await self._connect()
                 except Exception as error:
                     raise self._storage_error(action, name, error) from error

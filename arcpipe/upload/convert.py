@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from arcpipe.codec.arrow_columns import (
-    ARROW_TYPES,
     MAX_TIME_US,
     PRECISIONS,
     Ints,
@@ -100,7 +99,7 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
             rescued.add(name, values, odd, _table_rows(odd, holders))
         if type_ is not None:
             role = b"tag" if schema.columns[name].tag else b"field"
-            columns[_field(name, ARROW_TYPES[type_], role)] = _spread(array, holders, spans)
+            columns[_field(name, array.type, role)] = _spread(array, holders, spans)
     if rescued.count:
         columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = rescued.column(rows)
     fields = sorted(columns, key=file_order)
@@ -157,6 +156,8 @@ def _spread(array: pa.Array, holders: Sequence[_Span], spans: Sequence[_Span]) -
     """A column of all rows: null in those of pieces that do not have it."""
     if len(holders) == len(spans):
         return array
+    if pa.types.is_dictionary(array.type):
+        return pa.DictionaryArray.from_arrays(_spread(array.indices, holders, spans), array.dictionary)
     parts = []
     at = 0
     holding = {span.start for span in holders}

@@ -7,6 +7,7 @@ This module must not know MessagePack, the log, threads or object stores.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import tempfile
@@ -180,43 +181,82 @@ class FileSettings(NamedTuple):
 
 
 class _File:
-    """A Parquet file that is being written."""
+    """A Parquet file that is being written.
+
+    Text columns are dictionary arrays or plain ones as they are in its first table, and later ones are made alike: the
+    writer wants one Arrow schema. For readers all of them are plain text, and the schema that is stored says so.
+    """
 
     def __init__(self, settings: FileSettings, schema: pa.Schema, first_us: int, first: pa.Table) -> None:
+        """`schema` is that of a reader; `first` is the first table to be appended."""
         self.schema = schema
         self.first_us = first_us
         self.rows = 0
         self.spool = Spool(settings.memory)
-        texts = [field.name for field in schema if field.type == pa.string()]
-        # The most values that one page may grow by at once. Larger is faster, but long texts want small steps.
-        long = any(
-            field.type in (pa.string(), pa.binary()) and first.column(field.name).nbytes > 256 * len(first)
-            for field in schema
+        self._written = pa.schema(
+            [first.schema.field(field.name) if field.name in first.schema.names else field for field in schema]
         )
+        texts = [field.name for field in schema if field.type == pa.string()]
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self.spool, mode="w"),
-            schema,
+            self._written,
             compression=settings.parquet.compression,
             compression_level=settings.parquet.codec_level,
             use_dictionary=texts or False,
             column_encoding={field.name: "DELTA_BINARY_PACKED" for field in schema if _is_whole(field.type)},
             sorting_columns=[pq.SortingColumn(0)],
-            write_batch_size=1_024 if long else 16_384,
+            write_batch_size=_LONG_BATCH if _has_long_values(first) else _BATCH,
             write_page_index=True,
+            store_schema=False,
         )
 
     def append(self, table: pa.Table) -> None:
-        self._writer.write_table(table, row_group_size=len(table))
+        """Write a table, whose columns are among the file's, as a row group."""
+        columns = [
+            _as_type(table.column(field.name), field.type)
+            if field.name in table.schema.names
+            else pa.nulls(len(table), field.type)
+            for field in self._written
+        ]
+        self._writer.write_table(pa.table(columns, schema=self._written), row_group_size=len(table))
         self.rows += len(table)
 
     def finish(self) -> Spool:
+        stored = base64.b64encode(self.schema.serialize())
+        self._writer.add_key_value_metadata({**self.schema.metadata, b"ARROW:schema": stored})
         self._writer.close()
         self.spool.flush()
         return self.spool
 
 
+# The most values that a page may grow by at once: larger is faster, but long values want small steps.
+_BATCH: Final = 16_384
+_LONG_BATCH: Final = 1_024
+_LONG_BYTES: Final = 256
+
+
+def _has_long_values(table: pa.Table) -> bool:
+    return any(
+        column.type in (pa.string(), pa.binary()) and column.nbytes > _LONG_BYTES * len(table)
+        for column in table.columns
+    )
+
+
 def _is_whole(type_: pa.DataType) -> bool:
     return bool(pa.types.is_integer(type_) or pa.types.is_timestamp(type_))
+
+
+def _as_type(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
+    if column.type == type_:
+        return column
+    return column.dictionary_encode() if pa.types.is_dictionary(type_) else column.cast(type_)
+
+
+def _for_readers(schema: pa.Schema) -> pa.Schema:
+    """The schema with plain types where there are dictionaries."""
+    return pa.schema(
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema
+    )
 
 
 class PartitionWriters:
@@ -232,31 +272,33 @@ class PartitionWriters:
         self._database = database
         self._measurement = measurement
         self._on_file = on_file
+        self._metadata = {
+            b"arcpipe.version": __version__.encode(),
+            b"arcpipe.database": database.encode(),
+            b"arcpipe.measurement": measurement.encode(),
+            b"arcpipe.batch": settings.batch_id.encode(),
+        }
         self._open: dict[int, _File] = {}  # by hour, the one appended to longest ago first
         self._numbers: dict[int, int] = {}
 
     def append(self, hour_us: int, table: pa.Table, first_us: int) -> None:
         """Write rows of the hour that begins at `hour_us`; `first_us` is the time of the first one."""
         file = self._open.pop(hour_us, None)
-        metadata = {
-            b"arcpipe.version": __version__.encode(),
-            b"arcpipe.database": self._database.encode(),
-            b"arcpipe.measurement": self._measurement.encode(),
-            b"arcpipe.batch": self._settings.batch_id.encode(),
-        }
-        schema = table.schema if file is None else _union(file.schema, table.schema)
-        if file is not None and not schema.equals(file.schema, check_metadata=True):
-            self._finish(hour_us, file)
-            file = None
+        schema = _for_readers(table.schema)
+        if file is not None:
+            schema = _union(file.schema, schema)
+            if not schema.equals(file.schema, check_metadata=True):
+                self._finish(hour_us, file)
+                file = None
         for piece in self._pieces(table):
             if file is not None and file.spool.size + _most_bytes(piece) > self._settings.max_bytes:
                 self._finish(hour_us, file)
                 file = None
             if file is None:
                 at = first_us if piece.num_rows == len(table) else piece.column(TIME)[0].value
-                file = _File(self._settings, schema.with_metadata(metadata), at, piece)
+                file = _File(self._settings, schema.with_metadata(self._metadata), at, piece)
                 self._numbers[hour_us] = self._numbers.get(hour_us, -1) + 1
-            file.append(_with_columns(piece, file.schema))
+            file.append(piece)
         if file is not None:
             self._open[hour_us] = file
 
@@ -292,7 +334,8 @@ class PartitionWriters:
 def _most_bytes(table: pa.Table) -> int:
     """More bytes than the table has as a row group: its size in memory, and what headers and statistics may add."""
     size: int = table.nbytes
-    return size + size // 50 + 4_096 * (table.num_columns + 1)
+    columns: int = table.num_columns
+    return size + size // 50 + 4_096 * (columns + 1)
 
 
 def _union(left: pa.Schema, right: pa.Schema) -> pa.Schema:
@@ -307,14 +350,3 @@ _ROLE_ORDER: Final = {b"time": 0, b"tag": 1, b"field": 2, b"rescued": 3}
 def file_order(field: pa.Field) -> tuple[int, str]:
     """Sorts fields as files have them: time, its digits below µs, tags, fields, rescued values; each by name."""
     return _ROLE_ORDER[field.metadata[ROLE]], field.name
-
-
-def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns of `schema`, null where it has none."""
-    if table.schema.names == schema.names:
-        return table.replace_schema_metadata(schema.metadata)
-    columns = [
-        table.column(field.name) if field.name in table.schema.names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)

@@ -1,8 +1,8 @@
 """Entries of one table, collected until there are enough of them to be converted together.
 
 Entries of one shape (the same columns, tags, types and precision) make a group. What an entry costs here is what
-decides over the speed with small bodies: `Group.append` keeps views into its payload, and only when hundreds have come
-are they copied together, column by column, without their array headers, in a few vector operations.
+decides over the speed with small bodies: it is staged as views into its payload, and only when hundreds have come are
+they copied together, column by column, without their array headers, in a few vector operations.
 
 This module must not know types, Arrow, files or threads.
 """
@@ -113,25 +113,21 @@ class Misfit(NamedTuple):
     reason: str
 
 
-# (rows, timestamp, origin, part, *columns)
-_Staged: TypeAlias = tuple[Any, ...]
+Staged: TypeAlias = tuple[Any, ...]
+"""A columnar map as it came: (rows by its first column, timestamp, origin, part, *columns as msgspec.Raw)."""
 _FRONT: Final = 4
 
 
 class Group:
-    """The entries of one shape that were not taken yet."""
+    """The entries of one shape that were not taken yet. Whoever has one appends to `staged`."""
 
     __slots__ = ("_owned", "_pieces", "shape", "staged")
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
-        self.staged: list[_Staged] = []
+        self.staged: list[Staged] = []
         self._owned = 0  # so many of the staged entries hold no view into a payload
         self._pieces: list[Piece] = []
-
-    def append(self, rows: int, timestamp_us: int, origin: object, part: int, columns: dict[str, msgspec.Raw]) -> None:
-        """Add a columnar map of this shape; `rows` is the length of its first column."""
-        self.staged.append((rows, timestamp_us, origin, part, *columns.values()))
 
     def release(self) -> None:
         """Copy what still refers to payloads."""
@@ -154,7 +150,7 @@ class Group:
             staged = [entry for index, entry in enumerate(staged) if index not in wrong]
         return misfits
 
-    def _compact(self, staged: list[_Staged]) -> dict[int, str]:
+    def _compact(self, staged: list[Staged]) -> dict[int, str]:
         """Make a piece of staged entries, or tell what is wrong with some of them."""
         rows_of, timestamps, origins, parts, *raws_of = zip(*staged, strict=True)
         rows = np.array(rows_of, np.uint32)

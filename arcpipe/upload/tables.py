@@ -79,9 +79,19 @@ _RELEASE_BYTES: Final = 64 * MB  # payloads that views may keep alive
 _MAX_FILES: Final = 64
 _MAX_FILE_TABLES: Final = 16
 
-_EMPTY: Final = b"\x90"
+_NO_ARRAY: Final = 0xC1
 
 _GroupKey: TypeAlias = tuple[object, ...]
+
+
+def _rows(columns: ColumnMap) -> int:
+    """The rows of a columnar map by its first column; 0 only if there are none in any. Raises BadPayload."""
+    lengths = [array_length(memoryview(array))[0] for array in columns.columns.values()]
+    if not lengths:
+        raise BadPayload("there are no columns")
+    if not lengths[0] and any(lengths):
+        raise BadPayload(f"columns have {lengths} values")
+    return lengths[0]
 
 
 class _Lane:
@@ -118,6 +128,7 @@ class _Table:
         self.groups: dict[_GroupKey, Group] = {}
         self.names: set[str] = set()
         self.rows = 0
+        self.max_rows = 0
         self.cost = 0
         self.quota = 0  # open files that it was last granted
         # Used by one lane each.
@@ -251,32 +262,37 @@ class BatchTables:
         arrays = columns.columns
         types = columns.types
         key = (database, columns.m, precision, columns.tags, types and tuple(types.items()), *arrays)
-        try:
-            rows = array_length(memoryview(next(iter(arrays.values()))))[0] if arrays else 0
-        except BadPayload as error:
-            self._dead_letter(
-                DeadLetter(database, encode_entry(database, precision, columns), origin, part, str(error))
-            )
-            return
-        if not rows and all(bytes(array) == _EMPTY for array in arrays.values()):
-            return
-        width = len(arrays)
         found = self._groups.get(key)
+        for array in arrays.values():  # the first one tells how many rows there are
+            marker = memoryview(array)[0]
+            break
+        else:
+            marker = _NO_ARRAY
+        if 0x90 < marker <= 0x9F:
+            rows = marker & 15
+        else:
+            try:
+                rows = _rows(columns)
+            except BadPayload as error:
+                payload = encode_entry(database, precision, columns)
+                self._dead_letter(DeadLetter(database, payload, origin, part, str(error)))
+                return
+            if not rows:
+                return
         if found is None:
             found = self._new_group(key, Shape.of(database, precision, columns), rows)
         table, group = found
-        group.append(rows, timestamp_us, origin, part, arrays)
-        cost = max(size, _DECODED * rows * width) + _STAGED_ENTRY + _STAGED_COLUMN * width
+        staged = group.staged
+        staged.append((rows, timestamp_us, origin, part, *arrays.values()))
+        width = len(arrays)
+        decoded = _DECODED * rows * width
+        cost = (size if size > decoded else decoded) + _STAGED_ENTRY + _STAGED_COLUMN * width
         table.rows += rows
         table.cost += cost
         self._collected += cost
-        if (
-            table.rows >= self._files.parquet.row_group_rows
-            or table.cost >= _MAX_TABLE
-            or _DECODED * table.rows * len(table.names) >= _MAX_TABLE
-        ):
+        if table.rows >= table.max_rows or table.cost >= _MAX_TABLE:
             self._flush(table)
-        elif len(group.staged) >= _COMPACT_ENTRIES and size < _SMALL_ENTRY:
+        elif size < _SMALL_ENTRY and len(staged) >= _COMPACT_ENTRIES:
             self._compact(table, group)
         elif self._collected >= _MAX_COLLECTED:
             self._relieve()
@@ -288,13 +304,18 @@ class BatchTables:
             table = self._tables[shape.database, shape.measurement] = _Table(
                 schema, self._pool, self._files, self._on_file
             )
-        # Rows that have not the new columns have nulls there, once they are decoded.
-        if table.rows and _DECODED * (table.rows + rows) * len(table.names.union(shape.names)) >= _MAX_TABLE:
+        # Rows that have not the new columns will have nulls there.
+        if table.rows and table.rows + rows > self._max_rows(table.names.union(shape.names)):
             self._flush(table)
         table.names.update(shape.names)
+        table.max_rows = self._max_rows(table.names)
         group = table.groups[key] = Group(shape)
         self._groups[key] = table, group
         return table, group
+
+    def _max_rows(self, names: set[str]) -> int:
+        """The rows that a table of these columns is converted by."""
+        return min(self._files.parquet.row_group_rows, _MAX_TABLE // (_DECODED * len(names)) or 1)
 
     def _compact(self, table: _Table, group: Group) -> None:
         entries, width = len(group.staged), len(group.shape.names)

@@ -138,8 +138,10 @@ class _Uploader:
         while True:
             try:
                 return await work()
-            except (StorageError, OSError) as error:
-                kind = error.kind if isinstance(error, StorageError) else "disk"
+            except Exception as error:  # whatever it is: giving up would lose the batch
+                kind = (
+                    error.kind if isinstance(error, StorageError) else "disk" if isinstance(error, OSError) else "bug"
+                )
                 if (
                     isinstance(error, OSError)
                     and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -155,6 +157,7 @@ class _Uploader:
                     what,
                     error,
                     delay,
+                    exc_info=kind == "bug",
                     extra={"fields": {"kind": kind, "tries": tries}},
                 )
                 await asyncio.sleep(delay)
@@ -190,6 +193,7 @@ class _Shipment:
         self._waiting = threading.Semaphore(uploader.settings.uploader.concurrent_uploads + 2)
         self._uploading = asyncio.Semaphore(uploader.settings.uploader.concurrent_uploads)
         self._uploads: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None  # of the first upload that failed
         self._keys: set[str] = set()
         self.reports: dict[str, ScanReport] = {}  # by segment name
         self.schema: list[TableSchema] = []  # what the batch changes in the registry
@@ -203,7 +207,9 @@ class _Shipment:
         try:
             await self._loop.run_in_executor(None, self._convert)
             while self._uploads:
-                await asyncio.gather(*self._uploads)
+                await asyncio.wait(self._uploads)
+            if self._failure is not None:  # perhaps of an upload that was over long ago
+                raise self._failure
         finally:
             for upload in self._uploads:
                 upload.cancel()
@@ -285,7 +291,12 @@ class _Shipment:
     def _start_upload(self, key: str, blob: Blob, release: Callable[[], None] | None) -> None:
         task = self._loop.create_task(self._upload(key, blob, release))
         self._uploads.add(task)
-        task.add_done_callback(self._uploads.discard)
+        task.add_done_callback(self._end_upload)
+
+    def _end_upload(self, task: asyncio.Task[None]) -> None:
+        self._uploads.discard(task)
+        if not task.cancelled():
+            self._failure = self._failure or task.exception()
 
     async def _upload(self, key: str, blob: Blob, release: Callable[[], None] | None) -> None:
         uploader = self._uploader

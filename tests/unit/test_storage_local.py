@@ -401,16 +401,14 @@ class TestCheck:
         assert list(root.iterdir()) == []
 
     def test_removes_what_a_killed_writer_left_and_nothing_else(self, root: Path) -> None:
-        writer = self._start_writer(root)
-        try:
+        with self._start_writer(root) as writer:
+            self._wait_until_it_writes(writer)
             (left,) = (root / STAGING_DIRECTORY).iterdir()
             note = root / STAGING_DIRECTORY / "note.txt"
             note.write_text("somebody else's")
             using(root, lambda store: store.check())
             assert left.exists(), "its writer is alive"
-        finally:
             writer.send_signal(signal.SIGKILL)
-            writer.wait()
         using(root, lambda store: store.check())
         assert files(root) == {f"{STAGING_DIRECTORY}/note.txt": b"somebody else's"}
 
@@ -418,7 +416,7 @@ class TestCheck:
     def _start_writer(root: Path) -> subprocess.Popen[str]:
         """A process in the middle of a put, at its second chunk."""
         script = (
-            "import asyncio, sys\n"
+            "import asyncio, os, sys\n"
             "from arcpipe.storage.local import LocalStore\n"
             "class Endless:\n"
             "    size = 1 << 30\n"
@@ -426,19 +424,22 @@ class TestCheck:
             "        if offset:\n"
             "            print('writing', flush=True)\n"
             "            sys.stdin.read()\n"
+            "            os._exit(1)  # the test is over\n"
             "        return bytes(length)\n"
             "asyncio.run(LocalStore(sys.argv[1]).put('a', Endless()))\n"
         )
-        writer = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-c", script, str(root)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
+
+    @staticmethod
+    def _wait_until_it_writes(writer: subprocess.Popen[str]) -> None:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "writing\n"
-        return writer
 
 
 class TestOpening:

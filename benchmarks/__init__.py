@@ -1,0 +1,18 @@
+"""The benchmark harness: `python -m benchmarks`, or `make bench`.
+
+Starts the real server as a user would, loads it over HTTP from processes of its own, stops it, and counts in the
+Parquet files what was acknowledged. A figure whose records are not all there is no figure: the run fails.
+
+    __main__    the command line
+    suites      what is measured: cases, their settings and their load
+    run         one run: server, load, samples over time, drain, verification
+    server      the server as a child process, and what it uses of the machine
+    load        the load generator, a process of its own
+    bodies      request bodies
+    histogram   latencies in buckets
+    results     what a run gives, as it is written to JSON, and what several runs say together
+    report      tables
+    machine     what the figures were measured on
+
+Nothing here is imported by arcpipe, and of arcpipe only the command line and the settings are used.
+"""

@@ -1,0 +1,319 @@
+"""The load generator: one process, many keep-alive connections, requests that were built before.
+
+It shares the machine with what it measures, so it does next to nothing per request: one comparison, one clock, one
+append, one write. Closed loop: each connection sends its next request when it has the answer to the last one. Open loop
+(a rate is given): requests are due at fixed times whatever the server does, and a latency counts from the time at which
+its request was due, so that a stall is not forgiven to the requests that it kept waiting (coordinated omission).
+
+Only 2xx answers count. The first other answer ends the load with its text.
+
+A process of its own, `python -m benchmarks.load`: specification and start signal come in on stdin, one JSON line per
+event goes out on stdout. `drive` is the other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from typing import Final, cast
+
+import httptools
+import msgspec
+import numpy as np
+import uvloop
+
+from benchmarks.bodies import make_bodies
+from benchmarks.histogram import Histogram
+
+# Different bodies per process: tag columns and floats repeat only after so many requests.
+BODIES: Final = 64
+_PROGRESS_SECONDS: Final = 0.25
+_OPEN_LOOP_TICK_SECONDS: Final = 0.001
+# Latencies kept as they are before they are sorted into buckets: in any usual run once, when it is over.
+_MAX_SAMPLES: Final = 4_000_000
+# For connecting, for building bodies, and for the last answers once the load is over.
+PATIENCE_SECONDS: Final = 60.0
+
+
+class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process sends. `requests_per_second` 0 is a closed loop."""
+
+    host: str
+    port: int
+    format: str
+    records: int
+    connections: int
+    warmup_seconds: float
+    seconds: float
+    requests_per_second: float = 0.0
+    seed: int = 1
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Bodies are built and connections are open."""
+
+    body_bytes: float  # of one body, on average
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Now and then while it runs."""
+
+    acknowledged_requests: int
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """Every request is answered. What is `measured` lies between warm-up and the end of the load."""
+
+    acknowledged_requests: int
+    measured_requests: int
+    measured_seconds: float
+    cpu_seconds: float  # of this process, measured
+    histogram: dict[int, int]
+    maximum_seconds: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The load ended early."""
+
+    reason: str
+
+
+Event = Ready | Progress | Finished | Failed
+
+
+class LoadFailed(Exception):
+    """An answer that was not 2xx, a lost connection, or silence."""
+
+
+class _Connection(asyncio.Protocol):
+    """One connection with at most one request under way."""
+
+    __slots__ = ("_load", "_parser", "_pieces", "_text", "since", "transport")
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._parser = httptools.HttpResponseParser(self)
+        self._pieces: list[bytes] = []  # of an answer that is not the usual one or not yet whole
+        self._text = b""
+        self.transport: asyncio.Transport
+        self.since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if data == self._load.usual_answer and not self._pieces:
+            self._load.acknowledged(self)
+            return
+        self._pieces.append(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._load.fail(f"an answer that is not HTTP ({error}): {data[:200]!r}")
+
+    def on_body(self, body: bytes) -> None:
+        self._text += body
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if not 200 <= status < 300:
+            self._load.fail(f"HTTP {status}: {self._text[:1000].decode('utf-8', 'replace')}")
+            return
+        # The next answer with these very bytes need not be parsed.
+        self._load.usual_answer = b"".join(self._pieces)
+        self._pieces.clear()
+        self._text = b""
+        self._load.acknowledged(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._load.fail(f"the server closed a connection{f' ({exc})' if exc else ''}")
+
+
+class Load:
+    """Sends until the time is over, then waits for the last answers."""
+
+    def __init__(self, spec: LoadSpec) -> None:
+        self._spec = spec
+        self._bodies = make_bodies(spec.format, spec.records, BODIES, spec.seed)
+        self._requests: list[bytes] = []
+        self.body_bytes = 0.0
+        self._turn = 0
+        self.usual_answer = b""
+        self._connections: list[_Connection] = []
+        self._idle: list[_Connection] = []
+        self._sending = False
+        self._interval = 1 / spec.requests_per_second if spec.requests_per_second else 0.0
+        self._next_due = 0.0
+        self._latencies = array("d")
+        self._histogram = Histogram()
+        self._measured = 0
+        self._acknowledged_before = 0  # not in `_latencies` any more
+        self._done: asyncio.Future[None]
+
+    async def connect(self) -> None:
+        """Builds the requests and opens the connections."""
+        loop = asyncio.get_running_loop()
+        self._done = loop.create_future()
+        now_us = time.time_ns() // 1000
+        self._requests = [self._request(index, now_us) for index in range(len(self._bodies))]
+        self.body_bytes = sum(len(body.at(now_us)) for body in self._bodies) / len(self._bodies)
+        for _ in range(self._spec.connections):
+            _, connection = await loop.create_connection(lambda: _Connection(self), self._spec.host, self._spec.port)
+            self._connections.append(connection)
+        self._idle = list(self._connections)
+
+    async def run(self, on_progress: Callable[[int], None]) -> Finished:
+        """The load itself.
+
+        Raises:
+            LoadFailed: it ended early.
+        """
+        loop = asyncio.get_running_loop()
+        spec = self._spec
+        self._sending = True
+        loop.call_later(1 / BODIES, self._renew, 0)
+        start = time.perf_counter()
+        if self._interval:
+            self._next_due = start
+            self._send_due()
+        else:
+            idle, self._idle = self._idle, []
+            for connection in idle:
+                self._send(connection, time.perf_counter())
+        await self._until(start + spec.warmup_seconds, on_progress, measured=False)
+        self._take_samples(measured=False)
+        window_start = time.perf_counter()
+        cpu_start = _cpu_seconds()
+        await self._until(start + spec.warmup_seconds + spec.seconds, on_progress, measured=True)
+        cpu = _cpu_seconds() - cpu_start
+        window = time.perf_counter() - window_start
+        self._sending = False
+        self._take_samples(measured=True)
+        await self._last_answers()
+        self._take_samples(measured=False)
+        self._done.set_result(None)  # from here on a lost connection is no failure
+        return Finished(
+            acknowledged_requests=self._acknowledged_before,
+            measured_requests=self._measured,
+            measured_seconds=window,
+            cpu_seconds=cpu,
+            histogram=self._histogram.buckets(),
+            maximum_seconds=self._histogram.maximum_seconds,
+        )
+
+    def acknowledged(self, connection: _Connection) -> None:
+        """An answer is there: this is the hot path."""
+        now = time.perf_counter()
+        self._latencies.append(now - connection.since)
+        if not self._sending:
+            self._idle.append(connection)
+        elif not self._interval:
+            self._send(connection, now)
+        elif self._next_due <= now:
+            self._send(connection, self._next_due)
+            self._next_due += self._interval
+        else:
+            self._idle.append(connection)
+
+    def fail(self, reason: str) -> None:
+        """Ends the load early; the first reason counts."""
+        self._sending = False
+        if not self._done.done():
+            self._done.set_exception(LoadFailed(reason))
+
+    def _send(self, connection: _Connection, since: float) -> None:
+        turn = self._turn
+        self._turn = turn + 1 if turn + 1 < BODIES else 0
+        connection.since = since
+        connection.transport.write(self._requests[turn])
+
+    def _send_due(self) -> None:
+        """Open loop: sends what is due on connections that are free; the rest waits for an answer."""
+        if not self._sending:
+            return
+        now = time.perf_counter()
+        while self._next_due <= now and self._idle:
+            self._send(self._idle.pop(), self._next_due)
+            self._next_due += self._interval
+        asyncio.get_running_loop().call_later(_OPEN_LOOP_TICK_SECONDS, self._send_due)
+
+    def _renew(self, index: int) -> None:
+        """Gives one request after the other times of now, each about once a second."""
+        if self._sending:
+            self._requests[index] = self._request(index, time.time_ns() // 1000)
+            asyncio.get_running_loop().call_later(1 / BODIES, self._renew, (index + 1) % BODIES)
+
+    def _request(self, index: int, now_us: int) -> bytes:
+        body = self._bodies[index]
+        content = body.at(now_us)
+        head = (
+            f"POST {body.path} HTTP/1.1\r\nHost: {self._spec.host}:{self._spec.port}\r\n"
+            f"Content-Type: {body.content_type}\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        return head.encode("ascii") + content
+
+    def _take_samples(self, measured: bool) -> None:
+        samples = self._latencies
+        self._latencies = array("d")
+        self._acknowledged_before += len(samples)
+        if measured:
+            self._measured += len(samples)
+            self._histogram.add(np.frombuffer(samples, np.float64))
+
+    async def _until(self, deadline: float, on_progress: Callable[[int], None], measured: bool) -> None:
+        while (left := deadline - time.perf_counter()) > 0:
+            await self._wait(min(left, _PROGRESS_SECONDS))
+            if len(self._latencies) >= _MAX_SAMPLES:
+                self._take_samples(measured)
+            on_progress(self._acknowledged_before + len(self._latencies))
+
+    async def _last_answers(self) -> None:
+        deadline = time.perf_counter() + PATIENCE_SECONDS
+        while len(self._idle) < len(self._connections):
+            if time.perf_counter() > deadline:
+                missing = len(self._connections) - len(self._idle)
+                raise LoadFailed(f"{missing} requests have no answer after {PATIENCE_SECONDS:g} s")
+            await self._wait(0.002)
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleeps; raises as soon as the load has failed."""
+        await asyncio.wait([self._done], timeout=seconds)
+        if self._done.done():
+            self._done.result()
+
+
+def _cpu_seconds() -> float:
+    use = resource.getrusage(resource.RUSAGE_SELF)
+    return use.ru_utime + use.ru_stime
+
+
+def main() -> None:
+    """The process: specification in, events out."""
+    spec = msgspec.json.decode(sys.stdin.readline(), type=LoadSpec)
+
+    def tell(event: Event) -> None:
+        sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
+        sys.stdout.buffer.flush()
+
+    async def work() -> None:
+        try:
+            load = Load(spec)
+            await load.connect()
+            gc.disable()  # the load makes no cycles, and a collection would show up as latency
+            tell(Ready(load.body_bytes))
+            if sys.stdin.readline() != "go\n":
+                return
+            tell(await load.run(lambda acknowledged: tell(Progress(acknowledged))))
+        except (LoadFailed, OSError) as error:
+            tell(Failed(str(error)))
+
+    uvloop.run(work())
+
+
+if __name__ == "__main__":
+    main()

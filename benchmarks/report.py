@@ -1,0 +1,223 @@
+"""Results as tables: drawn for a terminal, aligned text where the output goes elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.machine import Machine
+from benchmarks.results import CaseResult, Run, SuiteResult
+
+_BACKLOG_LINES = 12
+# The kernel's own threads write what is synced, so a little is no noise.
+_NOISE_CORES = 0.3
+
+
+class _Column(NamedTuple):
+    title: str
+    cell: Callable[[CaseResult], str]
+    is_text: bool = False
+
+
+def show_machine(console: Console, machine: Machine) -> None:
+    """What the figures were measured on."""
+    cache = f", write cache: {machine.device_write_cache}" if machine.device_write_cache else ""
+    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    for line in (
+        f"arcpipe {machine.arcpipe}; {machine.python}; {packages}",
+        f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB; {machine.kernel}; "
+        f"load average {machine.load_average:.1f} at the start",
+        f"data on {machine.file_system} ({machine.mount_options}) on {machine.device}{cache}",
+    ):
+        _note(console, line)
+
+
+def show_suite(console: Console, suite: SuiteResult) -> None:
+    """The tables of a suite: figures, resources, the backlog over time, and what is wrong with them."""
+    load = suite.load
+    _heading(console, suite.title)
+    loop = f"open loop, {_count(load.records_per_second)} records/s" if load.records_per_second else "closed loop"
+    runs = len(suite.cases[0].runs)
+    _note(
+        console,
+        f"{load.format}, {load.records_per_body} record{'s' if load.records_per_body > 1 else ''} per body, "
+        f"{load.connections} connections, {loop}, "
+        f"{load.load_processes} load process{'es' if load.load_processes > 1 else ''} on the same cores; "
+        f"{load.seconds:g} s after {load.warmup_seconds:g} s of warm-up, "
+        f"{f'median of {runs} alternating runs' if runs > 1 else 'one run'}",
+    )
+    _table(console, suite.cases, _figures(suite))
+    if any(run.to_parquet for case in suite.cases for run in case.runs):
+        _table(console, suite.cases, _to_parquet())
+        for case in suite.cases:
+            _backlog(console, case.runs[-1])
+    _table(console, suite.cases, _resources())
+    if any(case.power_cut for case in suite.cases):
+        _note(console, "A power cut: as far as the disk keeps the promise of its flush command.")
+    _problems(console, suite)
+
+
+def _figures(suite: SuiteResult) -> list[_Column]:
+    columns = [
+        _Column("case", lambda case: case.name, is_text=True),
+        _Column("records/s", lambda case: _count(case.median(lambda run: run.records_per_second))),
+        _Column("± runs", lambda case: f"{case.spread(lambda run: run.records_per_second):.0%}"),
+        _Column("requests/s", lambda case: _count(case.median(lambda run: run.requests_per_second))),
+        _Column("MB/s", lambda case: f"{case.median(lambda run: run.body_bytes_per_second) / 1e6:,.1f}"),
+        _Column("p50", lambda case: _time(case.median(lambda run: run.latency.p50_seconds))),
+        _Column("p99", lambda case: _time(case.median(lambda run: run.latency.p99_seconds))),
+        _Column("p99.9", lambda case: _time(case.median(lambda run: run.latency.p999_seconds))),
+        _Column("max", lambda case: _time(case.median(lambda run: run.latency.maximum_seconds))),
+    ]
+    if suite.baseline:
+
+        def share(case: CaseResult) -> str:
+            ratio = suite.share_of_baseline(case)
+            return "" if ratio is None else f"{ratio:.0%}"
+
+        columns.append(_Column(f"of {suite.baseline}", share))
+    if any(case.power_cut for case in suite.cases):
+        columns.append(_Column("a power cut may take", lambda case: case.power_cut, is_text=True))
+    return columns
+
+
+def _to_parquet() -> list[_Column]:
+    def median(case: CaseResult, name: str) -> float:
+        return case.median(lambda run: getattr(run.to_parquet, name))
+
+    return [
+        _Column("case", lambda case: case.name, is_text=True),
+        _Column("into Parquet under load, records/s", lambda case: _count(median(case, "parquet_records_per_second"))),
+        _Column("backlog growth, records/s", lambda case: _count(median(case, "backlog_growth_records_per_second"))),
+        _Column("peak backlog, records", lambda case: _count(median(case, "backlog_peak_records"))),
+        _Column("all in Parquet after", lambda case: _time(median(case, "catch_up_seconds"))),
+        _Column("HTTP to Parquet, records/s", lambda case: _count(median(case, "records_per_second"))),
+    ]
+
+
+def _resources() -> list[_Column]:
+    def cores(prefix: str) -> Callable[[CaseResult], str]:
+        def cell(case: CaseResult) -> str:
+            total = case.median(lambda run: sum(one.cores for one in run.processes if one.name.startswith(prefix)))
+            return f"{total:.2f}"
+
+        return cell
+
+    def peak(prefix: str) -> Callable[[CaseResult], str]:
+        def cell(case: CaseResult) -> str:
+            largest = case.median(
+                lambda run: max((one.peak_rss_bytes for one in run.processes if one.name.startswith(prefix)), default=0)
+            )
+            return f"{largest / 1e6:,.0f}"
+
+        return cell
+
+    def worker_time(case: CaseResult) -> str:
+        return f"{case.median(_worker_seconds_per_request) * 1e6:.1f} µs"
+
+    return [
+        _Column("case", lambda case: case.name, is_text=True),
+        _Column("worker CPU per request", worker_time),
+        _Column("cores: workers", cores("ingest")),
+        _Column("uploader", cores("uploader")),
+        _Column("load", lambda case: f"{case.median(lambda run: run.load_cores):.2f}"),
+        _Column("others", lambda case: f"{case.median(lambda run: run.other_cores + run.stolen_cores):.2f}"),
+        _Column("peak RSS, MB: a worker", peak("ingest")),
+        _Column("uploader", peak("uploader")),
+        _Column("records verified in Parquet", lambda case: f"{sum(run.parquet_records for run in case.runs):,}"),
+        _Column("drain", lambda case: _time(case.median(lambda run: run.drain_seconds))),
+    ]
+
+
+def _worker_seconds_per_request(run: Run) -> float:
+    """CPU seconds: says more than a rate where other programs take their share of the cores."""
+    return sum(one.cores for one in run.processes if one.name.startswith("ingest")) / run.requests_per_second
+
+
+def _backlog(console: Console, run: Run) -> None:
+    """How far records had come over time, in a few lines."""
+    last = len(run.samples) - 1
+    chosen = sorted({round(last * line / (_BACKLOG_LINES - 1)) for line in range(_BACKLOG_LINES)})
+    rows = [
+        (
+            f"{sample.seconds:.1f} s",
+            _count(sample.acknowledged_records),
+            _count(sample.parquet_records),
+            _count(sample.backlog_records),
+            f"{sample.waiting_bytes / 1e6:,.0f}",
+        )
+        for sample in (run.samples[index] for index in chosen)
+    ]
+    titles = (f"time ({run.case})", "acknowledged", "in Parquet", "backlog, records", "completed segments, MB")
+    _draw(console, titles, [False] * len(titles), rows)
+
+
+def _problems(console: Console, suite: SuiteResult) -> None:
+    for case in suite.cases:
+        for run in case.runs:
+            where = f"{case.name}, round {run.round}"
+            if run.missing_records:
+                text = (
+                    f"{run.missing_records:,} of {run.acknowledged_records:,} acknowledged records are not in Parquet"
+                )
+                if run.missing_records < 0:
+                    text = f"Parquet has {-run.missing_records:,} rows more than were acknowledged"
+                console.print(Text(f"FAILED: {where}: {text}", "bold red"), soft_wrap=True)
+    runs = [run for case in suite.cases for run in case.runs]
+    complaints = Counter(complaint for run in runs for complaint in run.complaints)
+    for complaint, count in complaints.items():
+        times = f" {count} times" if count > 1 else ""
+        console.print(Text(f"The server logged{times}: {complaint}", "yellow"), soft_wrap=True)
+    noise = max(run.other_cores + run.stolen_cores for run in runs)
+    if noise > _NOISE_CORES:
+        text = f"Others used up to {noise:.1f} cores during these runs: compare figures of one round, not absolutes."
+        console.print(Text(text, "yellow"), soft_wrap=True)
+
+
+def _table(console: Console, cases: Sequence[CaseResult], columns: Sequence[_Column]) -> None:
+    rows = [tuple(column.cell(case) for column in columns) for case in cases]
+    _draw(console, [column.title for column in columns], [column.is_text for column in columns], rows)
+
+
+def _draw(console: Console, titles: Sequence[str], is_text: Sequence[bool], rows: Sequence[Sequence[str]]) -> None:
+    if console.is_terminal:
+        table = Table()
+        for title, text in zip(titles, is_text, strict=True):
+            table.add_column(Text(title), justify="left" if text else "right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        return
+    widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
+    for line in (titles, *rows):
+        cells = (
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(line, widths, is_text, strict=True)
+        )
+        console.print(Text("  ".join(cells).rstrip()), soft_wrap=True)
+    console.print()
+
+
+def _heading(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title, "bold"), soft_wrap=True)
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(Text(text, "dim"), soft_wrap=True)
+
+
+def _count(value: float) -> str:
+    """With millions as "12.3 M"; whole numbers below."""
+    return f"{value / 1e6:,.2f} M" if abs(value) >= 1e6 else f"{value:,.0f}"
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.2f} ms"

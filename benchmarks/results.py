@@ -1,0 +1,152 @@
+"""What a run gives and what several runs say together: the shape of the JSON file.
+
+Every name has its unit. Rates and latencies are those between the end of the warm-up and the end of the load; record
+counts are of the whole run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+
+from benchmarks.machine import Machine
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """How far the records had come at a moment."""
+
+    seconds: float  # since the first request
+    acknowledged_records: int
+    parquet_records: int
+    waiting_bytes: int  # completed segments that the uploader has not retired
+
+    @property
+    def backlog_records(self) -> int:
+        return max(0, self.acknowledged_records - self.parquet_records)
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Seconds from sending a request (open loop: from when it was due) to its answer."""
+
+    p50_seconds: float
+    p90_seconds: float
+    p99_seconds: float
+    p999_seconds: float
+    maximum_seconds: float
+    buckets: dict[int, int]  # bucket n ends at 1 µs * 10 ** (n / 232)
+
+
+class ProcessResult(msgspec.Struct, frozen=True):
+    """What a process of the server used."""
+
+    name: str
+    peak_rss_bytes: int  # of the whole run, drain included
+    cores: float  # CPU seconds per second of load, mean
+
+
+class ToParquet(msgspec.Struct, frozen=True):
+    """The way from HTTP to Parquet."""
+
+    parquet_records_per_second: float  # over the second half of the load
+    backlog_growth_records_per_second: float  # over the second half of the load; about 0 is a flat backlog
+    backlog_peak_records: int
+    catch_up_seconds: float  # from the last answer until everything acknowledged was in Parquet
+    records_per_second: float  # everything acknowledged, by the time from the first request until it was in Parquet
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One server's life under load."""
+
+    case: str
+    round: int
+    started_at: str  # UTC
+    workers: int
+    seconds: float
+    requests_per_second: float
+    records_per_second: float
+    body_bytes_per_second: float
+    latency: Latency
+    acknowledged_records: int
+    parquet_records: int  # counted in the footers after the server had stopped
+    drain_seconds: float  # from SIGTERM to the end of the server
+    to_parquet: ToParquet | None  # only where the suite waits for it
+    processes: list[ProcessResult]
+    load_cores: float
+    other_cores: float  # kernel threads and other programs: noise, if it is much
+    stolen_cores: float  # taken by the hypervisor
+    complaints: list[str]  # what the server logged from WARNING on
+    samples: list[Sample]
+
+    @property
+    def missing_records(self) -> int:
+        """Acknowledged and not in Parquet; negative: more rows than were acknowledged."""
+        return self.acknowledged_records - self.parquet_records
+
+
+class CaseResult(msgspec.Struct, frozen=True):
+    """All runs of a case."""
+
+    name: str
+    settings: dict[str, str]
+    power_cut: str  # what a power cut may take of what was acknowledged
+    runs: list[Run]
+
+    def median(self, value: Callable[[Run], float]) -> float:
+        return statistics.median(map(value, self.runs))
+
+    def spread(self, value: Callable[[Run], float]) -> float:
+        """Half of what lies between the best and the worst run, as a part of the median."""
+        values = [value(run) for run in self.runs]
+        middle = statistics.median(values)
+        return (max(values) - min(values)) / 2 / middle if middle else 0.0
+
+
+class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What was sent."""
+
+    format: str
+    records_per_body: int
+    connections: int
+    warmup_seconds: float
+    seconds: float
+    records_per_second: float  # 0: closed loop
+    load_processes: int
+
+
+class SuiteResult(msgspec.Struct, frozen=True):
+    """A suite: its load, its cases, and the case that the others are compared with ("" if there is none)."""
+
+    name: str
+    title: str
+    load: LoadOptions
+    baseline: str
+    cases: list[CaseResult]
+
+    def share_of_baseline(self, case: CaseResult) -> float | None:
+        """The median over the rounds of this case's records/s divided by the baseline's in the same round.
+
+        Within a round the machine is in one mood; between rounds it may change.
+        """
+        base = {run.round: run for other in self.cases if other.name == self.baseline for run in other.runs}
+        ratios = [run.records_per_second / base[run.round].records_per_second for run in case.runs if run.round in base]
+        return statistics.median(ratios) if ratios else None
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The JSON file."""
+
+    started_at: str  # UTC
+    command: list[str]
+    machine: Machine
+    suites: list[SuiteResult]
+    version: int = 1  # of this shape
+
+
+def slope(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
+    """By how much a value grows per second: a line fitted by least squares."""
+    if len(samples) < 2:
+        return 0.0
+    return float(np.polyfit([sample.seconds for sample in samples], [value(sample) for sample in samples], 1)[0])

@@ -1,0 +1,311 @@
+"""One run: a fresh server on an empty directory, a load, samples over time, a graceful stop, and the count."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import pyarrow.parquet as pq
+
+from benchmarks.drive import LoadProcesses, load_processes
+from benchmarks.histogram import Histogram
+from benchmarks.load import Finished, LoadFailed, LoadSpec
+from benchmarks.machine import CPUTime
+from benchmarks.results import Latency, LoadOptions, ProcessResult, Run, Sample, ToParquet, slope
+from benchmarks.server import ProcessUse, Server, ServerFailed, process_use
+
+_SAMPLE_SECONDS: Final = 0.5
+# A drain that ships nothing for so long will not end.
+_STALL_SECONDS: Final = 120.0
+_DRAIN_SECONDS: Final = 24 * 3600
+
+Status = Callable[[str], None]
+
+
+async def run_case(
+    case: str,
+    settings: Mapping[str, str],
+    round_number: int,
+    load: LoadOptions,
+    directory: Path,
+    wait_for_parquet: bool,
+    status: Status,
+) -> Run:
+    """Runs one case and removes what it wrote.
+
+    Args:
+        settings: dotted keys; where the server listens and keeps its files is added.
+        directory: does not exist yet.
+        wait_for_parquet: let everything become Parquet by itself before the server is stopped.
+        status: is told now and then how far it is.
+
+    Raises:
+        LoadFailed, ServerFailed: there is no figure.
+    """
+    os.mkdir(directory)
+    try:
+        # What an earlier run left to be written or given back must not be this one's burden.
+        await asyncio.to_thread(os.sync)
+        return await _Run(case, settings, round_number, load, directory, wait_for_parquet, status).run()
+    finally:
+        shutil.rmtree(directory)
+
+
+class ParquetFiles:
+    """Counts rows in the footers of the Parquet files below a directory, each file once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._seen: set[str] = set()
+        self.records = 0
+
+    def update(self) -> int:
+        """Looks for new files; the rows of all seen so far."""
+        for folder, folders, files in os.walk(self._root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                path = os.path.join(folder, name)
+                if name.endswith(".parquet") and path not in self._seen:
+                    self._seen.add(path)
+                    self.records += pq.read_metadata(path).num_rows
+        return self.records
+
+
+class _Run:
+    def __init__(
+        self,
+        case: str,
+        settings: Mapping[str, str],
+        round_number: int,
+        load: LoadOptions,
+        directory: Path,
+        wait_for_parquet: bool,
+        status: Status,
+    ) -> None:
+        self._case = case
+        self._round = round_number
+        self._options = load
+        self._wait_for_parquet = wait_for_parquet
+        self._status = status
+        self._wal = directory / "wal"
+        self._lake = directory / "lake"
+        self._server = Server(
+            directory,
+            {
+                **settings,
+                "server.host": "127.0.0.1",
+                "server.port": "0",
+                "wal.dir": str(self._wal),
+                "storage.url": f"file://{self._lake}",
+                "shutdown.drain_seconds": str(_DRAIN_SECONDS),
+            },
+        )
+        self._files = ParquetFiles(self._lake)
+        self._samples: list[Sample] = []
+        self._peaks: dict[int, ProcessUse] = {}
+        self._started = 0.0
+
+    async def run(self) -> Run:
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        options = self._options
+        self._status("starting the server")
+        async with self._server as server:
+            spec = LoadSpec(
+                host=server.host,
+                port=server.port,
+                format=options.format,
+                records=options.records_per_body,
+                connections=options.connections,
+                warmup_seconds=options.warmup_seconds,
+                seconds=options.seconds,
+                requests_per_second=options.records_per_second / options.records_per_body,
+            )
+            async with load_processes(spec, options.load_processes) as generators:
+                try:
+                    finished, usage = await self._load(generators)
+                except LoadFailed as error:
+                    raise LoadFailed(f"{error}\n{server.log_tail()}".rstrip()) from None
+                body_bytes = generators.body_bytes
+            load_seconds = time.perf_counter() - self._started
+            acknowledged = sum(one.acknowledged_requests for one in finished) * options.records_per_body
+            to_parquet = None
+            if self._wait_for_parquet:
+                to_parquet = await self._catch_up(acknowledged, load_seconds)
+            drain_seconds = await self._drain(acknowledged)
+        histogram = Histogram()
+        for one in finished:
+            histogram.merge(Histogram(one.histogram, one.maximum_seconds))
+        requests_per_second = sum(one.measured_requests / one.measured_seconds for one in finished)
+        return Run(
+            case=self._case,
+            round=self._round,
+            started_at=started_at,
+            workers=server.workers,
+            seconds=options.seconds,
+            requests_per_second=requests_per_second,
+            records_per_second=requests_per_second * options.records_per_body,
+            body_bytes_per_second=requests_per_second * body_bytes,
+            latency=_latency(histogram),
+            acknowledged_records=acknowledged,
+            # Counted anew: a file that was written twice must not hide behind its first count.
+            parquet_records=ParquetFiles(self._lake).update(),
+            drain_seconds=drain_seconds,
+            to_parquet=to_parquet,
+            processes=[
+                ProcessResult(peak.name, peak.peak_rss_bytes, usage.server_cores.get(pid, 0.0))
+                for pid, peak in sorted(self._peaks.items())
+            ],
+            load_cores=sum(one.cpu_seconds / one.measured_seconds for one in finished),
+            other_cores=usage.other_cores,
+            stolen_cores=usage.stolen_cores,
+            complaints=server.complaints,
+            samples=self._samples,
+        )
+
+    async def _load(self, generators: LoadProcesses) -> tuple[list[Finished], _Usage]:
+        """The load from the first request to the last answer, and who used the cores meanwhile."""
+        options = self._options
+        self._started = time.perf_counter()
+        work = asyncio.create_task(generators.run())
+        usage = _Usage(self._server, generators.pids)
+        window_start = options.warmup_seconds
+        window_end = options.warmup_seconds + options.seconds
+        try:
+            while not work.done():
+                elapsed = time.perf_counter() - self._started
+                if elapsed >= window_start and not usage.is_open:
+                    usage.open()
+                if elapsed >= window_end and not usage.is_closed:
+                    usage.close()
+                self._sample(generators.acknowledged_records)
+                last = self._samples[-1]
+                self._status(
+                    f"{'warming up' if elapsed < window_start else 'loading'}, {elapsed:.0f} of {window_end:g} s, "
+                    f"{_millions(last.acknowledged_records)} records acknowledged, "
+                    f"{_millions(last.parquet_records)} in Parquet"
+                )
+                self._server.check()
+                elapsed = time.perf_counter() - self._started
+                edges = [edge - elapsed for edge in (window_start, window_end) if edge > elapsed]
+                await asyncio.wait([work], timeout=min([*edges, _SAMPLE_SECONDS]))
+            finished = await work
+        finally:
+            work.cancel()
+            with suppress(BaseException):
+                await work
+        if not usage.is_closed:
+            usage.close()
+        return finished, usage
+
+    async def _catch_up(self, acknowledged: int, load_seconds: float) -> ToParquet:
+        """Waits until everything acknowledged is in Parquet."""
+        await self._follow_uploads(acknowledged, "waiting for the uploader", self._all_there(acknowledged))
+        total_seconds = self._samples[-1].seconds
+        half = self._options.warmup_seconds + self._options.seconds / 2
+        second_half = [sample for sample in self._samples if half <= sample.seconds <= load_seconds]
+        return ToParquet(
+            parquet_records_per_second=slope(second_half, lambda sample: sample.parquet_records),
+            backlog_growth_records_per_second=slope(second_half, lambda sample: sample.backlog_records),
+            backlog_peak_records=max(sample.backlog_records for sample in self._samples),
+            catch_up_seconds=total_seconds - load_seconds,
+            records_per_second=acknowledged / total_seconds,
+        )
+
+    def _all_there(self, acknowledged: int) -> Callable[[], Awaitable[bool]]:
+        async def check() -> bool:
+            await asyncio.sleep(0.1)
+            self._server.check()
+            return self._files.update() >= acknowledged
+
+        return check
+
+    async def _drain(self, acknowledged: int) -> float:
+        """Stops the server; seconds that it took."""
+        before = time.perf_counter()
+        self._server.terminate()
+        await self._follow_uploads(acknowledged, "draining", lambda: self._server.stopped(_SAMPLE_SECONDS))
+        return time.perf_counter() - before
+
+    async def _follow_uploads(self, acknowledged: int, what: str, is_over: Callable[[], Awaitable[bool]]) -> None:
+        """Samples until something is over, as long as it gets on."""
+        progress_at, progress = time.perf_counter(), -1
+        while True:
+            over = await is_over()
+            self._sample(acknowledged)
+            shipped = self._samples[-1].parquet_records
+            self._status(f"{what}, {_millions(shipped)} of {_millions(acknowledged)} records in Parquet")
+            if over:
+                return
+            if shipped != progress:
+                progress_at, progress = time.perf_counter(), shipped
+            elif time.perf_counter() - progress_at > _STALL_SECONDS:
+                raise ServerFailed(
+                    f"{what}: {acknowledged - shipped} records are not in Parquet and none came in "
+                    f"{_STALL_SECONDS:g} s:\n{self._server.log_tail()}"
+                )
+
+    def _sample(self, acknowledged: int) -> None:
+        waiting = 0
+        with suppress(FileNotFoundError):  # retired while it was listed
+            waiting = sum(entry.stat().st_size for entry in os.scandir(self._wal) if entry.name.endswith(".sealed"))
+        shipped = self._files.update()
+        self._peaks.update(self._server.usage())
+        self._samples.append(Sample(time.perf_counter() - self._started, acknowledged, shipped, waiting))
+
+
+class _Usage:
+    """Who used the cores between `open` and `close`, in CPU seconds per second."""
+
+    def __init__(self, server: Server, load_pids: list[int]) -> None:
+        self._server = server
+        self._load_pids = load_pids
+        self._opened = 0.0
+        self.is_open = False
+        self.is_closed = False
+        self.server_cores: dict[int, float] = {}
+        self.other_cores = 0.0
+        self.stolen_cores = 0.0
+
+    def open(self) -> None:
+        self.is_open = True
+        self._opened = time.perf_counter()
+        self._machine = CPUTime()
+        self._before = self._server.usage()
+        self._own = self._own_seconds()
+
+    def close(self) -> None:
+        self.is_closed = True
+        seconds = time.perf_counter() - self._opened
+        machine, own = CPUTime(), self._own_seconds()
+        for pid, use in self._server.usage().items():
+            before = self._before[pid].cpu_seconds if pid in self._before else 0.0
+            self.server_cores[pid] = (use.cpu_seconds - before) / seconds
+        busy = (machine.busy_seconds - self._machine.busy_seconds - (own - self._own)) / seconds
+        self.other_cores = max(0.0, busy - sum(self.server_cores.values()))
+        self.stolen_cores = (machine.stolen_seconds - self._machine.stolen_seconds) / seconds
+
+    def _own_seconds(self) -> float:
+        """CPU seconds of the harness and its load generators."""
+        return sum(use.cpu_seconds for pid in (os.getpid(), *self._load_pids) if (use := process_use(pid)) is not None)
+
+
+def _latency(histogram: Histogram) -> Latency:
+    return Latency(
+        p50_seconds=histogram.percentile(50),
+        p90_seconds=histogram.percentile(90),
+        p99_seconds=histogram.percentile(99),
+        p999_seconds=histogram.percentile(99.9),
+        maximum_seconds=histogram.maximum_seconds,
+        buckets=histogram.buckets(),
+    )
+
+
+def _millions(records: int) -> str:
+    return f"{records / 1e6:.2f} M"
