@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcpipe.errors import ArcpipeError, NotAWAL
+from arcpipe.errors import ArcpipeError, BadPayload, NotAWAL
 
 if TYPE_CHECKING:
     from arcpipe.wal.inspect import Summary
@@ -70,7 +70,7 @@ def cat(
             continue
         try:
             records = records_of(entry)
-        except msgspec.MsgspecError as error:
+        except BadPayload as error:
             print(f"arcpipe: {file}: entry at offset {entry.offset} holds no records: {error}", file=sys.stderr)
             continue
         counts: dict[tuple[str, str], int] = {}

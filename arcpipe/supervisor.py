@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG: Final = 1
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 _MEASURE_SECONDS: Final = 0.25
+_STARTING_SECONDS: Final = 0.02
 _CLEANUP_SECONDS: Final = 60.0
 # Workers get so long to answer what is in flight and seal before they are killed; nothing acknowledged is lost then.
 _WORKER_STOP_SECONDS: Final = 15.0
@@ -67,6 +68,7 @@ class _Child:
         self.start = start
         self.is_ready = started
         self.pid = 0
+        self.status = 0  # how its last process ended, as waitpid tells
         self.started_at = 0.0
         self.start_at = 0.0  # not before this monotonic time
         self.deaths = 0  # in a row, none of them after a healthy life
@@ -116,14 +118,13 @@ class _Supervisor:
             now = time.monotonic()
             for child in self._children:
                 if not child.pid and now >= child.start_at:
-                    child.pid = child.start()
-                    child.started_at = time.monotonic()
+                    self._start(child)
             if not self._announced and all(child.is_ready() for child in self._children):
                 self._announced = True
                 host, port = self._listeners[0].getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
                 log.info("serving on http://%s:%d with %d workers", shown, port, self._workers)
-            received = signal.sigtimedwait(_SIGNALS, _MEASURE_SECONDS)
+            received = signal.sigtimedwait(_SIGNALS, _MEASURE_SECONDS if self._announced else _STARTING_SECONDS)
             if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT):
                 log.info("%s: stopping", signal.Signals(received.si_signo).name)
                 return 0
@@ -141,6 +142,10 @@ class _Supervisor:
                 next_cleanup += _CLEANUP_SECONDS
                 self._remove_recovered()
 
+    def _start(self, child: _Child) -> None:
+        child.pid = child.start()
+        child.started_at = time.monotonic()
+
     def _reap(self) -> None:
         """Takes note of dead children and prepares their successors."""
         while True:
@@ -152,15 +157,16 @@ class _Supervisor:
                 return
             for slot, child in enumerate(self._children):
                 if child.pid == pid:
-                    self._bury(slot, child, status)
+                    child.pid, child.status = 0, status
+                    self._note_death(slot, child, pid)
 
-    def _bury(self, slot: int, child: _Child, status: int) -> None:
+    def _note_death(self, slot: int, child: _Child, pid: int) -> None:
+        """Decides when a slot that has just become empty is filled again, and recovers what a worker left."""
         now = time.monotonic()
-        pid, child.pid = child.pid, 0
         child.deaths = 1 if now - child.started_at >= _HEALTHY_SECONDS else child.deaths + 1
         delay = min(_BACKOFF_FIRST_SECONDS * 2 ** (child.deaths - 1), _BACKOFF_LIMIT_SECONDS)
         child.start_at = now + delay
-        log.error("%s (pid %d) died: %s; restarting in %.1f s", child.name, pid, _cause(status), delay)
+        log.error("%s (pid %d) died: %s; restarting in %.1f s", child.name, pid, _cause(child.status), delay)
         if slot == 0:
             self._counters.node[Node.UPLOADER_RESTARTS] += 1
             return
@@ -205,21 +211,44 @@ class _Supervisor:
     # Stopping
 
     def _drain(self, hurry: bool) -> None:
-        """Stops the workers, then gives the uploader its time. A second signal hurries."""
+        """Stops the workers, then gives the uploader its time. A second signal ends the waiting."""
         self._counters.node[Node.DRAINING] = 1
         for listener in self._listeners:
             listener.close()
-        uploader, workers = self._children[0], self._children[1:]
+        workers = self._children[1:]
         hurry = self._stop(workers, 0.0 if hurry else _WORKER_STOP_SECONDS) or hurry
         for slot, _ in enumerate(workers, 1):
             self._recover_slot(slot)  # only what a worker that had to be killed left
-        self._stop([uploader], 0.0 if hurry else self._settings.shutdown.drain_seconds)
+        self._ship_the_rest(0.0 if hurry else self._settings.shutdown.drain_seconds)
         self._measure()
         waiting = self._counters.node[Node.BACKLOG_SEGMENTS]
         if waiting:
             log.warning("stopped; %d completed segments ship at the next start", waiting)
         else:
             log.info("stopped; everything is uploaded")
+
+    def _ship_the_rest(self, seconds: float) -> None:
+        """Waits until the uploader is done. One that dies over it, or was dead already, has a successor.
+
+        So has one that stopped too early, because it got the signal too: some service managers tell every process.
+        """
+        uploader = self._children[0]
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if not uploader.pid:
+                self._start(uploader)
+            pid = uploader.pid
+            if self._stop([uploader], left):
+                return
+            if uploader.status == 0:
+                if not self._directory.segments(SEALED):
+                    return
+                continue
+            self._note_death(0, uploader, pid)
+            pause = min(uploader.start_at, deadline) - time.monotonic()
+            if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, max(0.0, pause)) is not None:
+                return
+        self._stop([uploader], 0.0)
 
     def _stop(self, children: list[_Child], seconds: float) -> bool:
         """Ends processes: SIGTERM, then SIGKILL after that time. True if a second signal asked to hurry."""
@@ -230,8 +259,10 @@ class _Supervisor:
         deadline = time.monotonic() + seconds
         while True:
             for child in children:
-                if child.pid and os.waitpid(child.pid, os.WNOHANG)[0]:
-                    child.pid = 0
+                if child.pid:
+                    pid, status = os.waitpid(child.pid, os.WNOHANG)
+                    if pid:
+                        child.pid, child.status = 0, status
             if not any(child.pid for child in children):
                 return hurried
             if time.monotonic() >= deadline:
@@ -295,7 +326,8 @@ class _Supervisor:
                 # Ctrl-C reaches the whole terminal group; only the supervisor acts on it.
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+                # SIGTERM stays blocked until the child has a handler for it: one that comes before is not lost then.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - {signal.SIGTERM})
                 code = work()
         except BaseException:
             log.critical("%s ends with an error", name, exc_info=True)

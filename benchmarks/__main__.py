@@ -36,6 +36,9 @@ def bench(
         list[str] | None,
         typer.Argument(metavar="[SUITE]...", help=f"{', '.join(SUITES)}; all of them if none is named."),
     ] = None,
+    cases: Annotated[
+        list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case of the suites; may be repeated.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.5, help="Measured time of a run.")] = None,
     warmup: Annotated[float, typer.Option(min=0, help="Seconds of load before the measured time.")] = 1.0,
     runs: Annotated[int | None, typer.Option(min=1, help="Runs of each case; cases alternate.")] = None,
@@ -80,10 +83,16 @@ def bench(
             records_per_second=rate,
             load_processes=min(load_processes, connections or suite.connections),
         )
-        cases = tuple(case._replace(settings={**case.settings, **extra}) for case in suite.cases)
-        return suite._replace(cases=cases, runs=runs or suite.runs), load
+        chosen = tuple(
+            case._replace(settings={**case.settings, **extra})
+            for case in suite.cases
+            if not cases or case.name in cases
+        )
+        return suite._replace(cases=chosen, runs=runs or suite.runs), load
 
-    plans = [plan(SUITES[name]) for name in suites or SUITES]
+    plans = [(suite, load) for suite, load in (plan(SUITES[name]) for name in suites or SUITES) if suite.cases]
+    if not plans:
+        raise typer.BadParameter(f"no suite has a case {' or '.join(cases or ())}")
     with _run_directory(data_dir) as directory:
         sys.exit(_main(plans, directory, json))
 

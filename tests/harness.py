@@ -52,7 +52,7 @@ def wait_until(condition: Callable[[], T], what: str = "the condition", seconds:
         if value:
             return value
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}; last seen: {value!r}"
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -298,10 +298,18 @@ class Server:
 
     def wait_for_rows(self, count: int, database: str = "*", measurement: str = "*") -> list[dict[str, Any]]:
         """Waits until the local lake holds so many rows; all of them."""
-        return wait_until(
-            lambda: (rows := lake_rows(self.lake, database, measurement)) and len(rows) >= count and rows,
-            f"{count} rows in {database}/{measurement}",
-        )
+        seen: list[Path] = []
+        rows: list[dict[str, Any]] = []
+
+        def enough() -> bool:
+            nonlocal seen, rows
+            files = lake_files(self.lake, database, measurement)
+            if files != seen:
+                seen, rows = files, lake_rows(self.lake, database, measurement)
+            return len(rows) >= count
+
+        wait_until(enough, f"{count} rows in {database}/{measurement}")
+        return rows
 
 
 def serve_and_fail(directory: Path, **settings: object) -> subprocess.CompletedProcess[str]:

@@ -110,6 +110,7 @@ class IngestWorker:
     async def _serve(self) -> int:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         directory = WALDirectory(self._settings.wal.dir)
         writer = WALWriter(
             directory,
@@ -167,8 +168,6 @@ class IngestWorker:
             self._context.now = time.monotonic()
             self._expire_connections()
             self._copy_counters()
-            # With the log disabled, bytes leave without anybody waiting for them.
-            self._context.gate.update(self._context.commit.pending_bytes)
             await asyncio.sleep(_TICK_SECONDS)
 
     def _expire_connections(self) -> None:

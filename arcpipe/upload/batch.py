@@ -52,6 +52,7 @@ class Batches:
         self._block = block
         self._store = store
         self._layout = layout
+        self._planned: Manifest | None = None  # chosen, but not known to be on disk
 
     def unfinished(self) -> list[Manifest]:
         """Manifests that a crash left, oldest first. One that cannot be read never ordered anything: it is removed.
@@ -80,7 +81,20 @@ class Batches:
         return found
 
     def plan(self) -> Manifest | None:
-        """The next batch, durably written down; None if no completed segment waits."""
+        """The next batch, durably written down; None if no completed segment waits.
+
+        Raises:
+            OSError: it may be there or not. The next call writes the same one: two would ship the same rows.
+        """
+        if self._planned is None:
+            self._planned = self._choose()
+        manifest = self._planned
+        if manifest is not None:
+            self._write(manifest)
+            self._planned = None
+        return manifest
+
+    def _choose(self) -> Manifest | None:
         chosen: list[SegmentFile] = []
         size = 0
         for file in self._directory.segments(SEALED):
@@ -94,9 +108,7 @@ class Batches:
         started = datetime.fromtimestamp(time.time(), UTC).strftime("%Y%m%dT%H%M%S")
         batch_id = f"{self._node.node}-{started}-{self._node.boot}.{self._block[Uploader.BATCH_SEQ]}"
         names = [file.filename for file in chosen]
-        manifest = Manifest(batch_id, "planned", names, self._store, self._layout)
-        self._write(manifest)
-        return manifest
+        return Manifest(batch_id, "planned", names, self._store, self._layout)
 
     def mark_uploaded(self, manifest: Manifest, reports: dict[str, ScanReport], schema: list[TableSchema]) -> None:
         """Every object of the batch is durable; from here on nothing is uploaded again.

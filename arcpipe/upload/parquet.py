@@ -193,9 +193,7 @@ class _File:
         self.first_us = first_us
         self.rows = 0
         self.spool = Spool(settings.memory)
-        self._written = pa.schema(
-            [first.schema.field(field.name) if field.name in first.schema.names else field for field in schema]
-        )
+        self._written = pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
         texts = [field.name for field in schema if field.type == pa.string()]
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self.spool, mode="w"),
@@ -212,10 +210,9 @@ class _File:
 
     def append(self, table: pa.Table) -> None:
         """Write a table, whose columns are among the file's, as a row group."""
+        given = dict(zip(table.schema.names, table.columns, strict=True))
         columns = [
-            _as_type(table.column(field.name), field.type)
-            if field.name in table.schema.names
-            else pa.nulls(len(table), field.type)
+            _as_type(given[field.name], field.type) if field.name in given else pa.nulls(len(table), field.type)
             for field in self._written
         ]
         self._writer.write_table(pa.table(columns, schema=self._written), row_group_size=len(table))
@@ -290,8 +287,8 @@ class PartitionWriters:
             if not schema.equals(file.schema, check_metadata=True):
                 self._finish(hour_us, file)
                 file = None
-        for piece in self._pieces(table):
-            if file is not None and file.spool.size + _most_bytes(piece) > self._settings.max_bytes:
+        for piece, most_bytes in self._pieces(table):
+            if file is not None and file.spool.size + most_bytes > self._settings.max_bytes:
                 self._finish(hour_us, file)
                 file = None
             if file is None:
@@ -302,12 +299,14 @@ class PartitionWriters:
         if file is not None:
             self._open[hour_us] = file
 
-    def _pieces(self, table: pa.Table) -> list[pa.Table]:
-        """A table as one row group, or as several if it might alone be more than a file should hold."""
+    def _pieces(self, table: pa.Table) -> list[tuple[pa.Table, int]]:
+        """A table as row groups, each with the bytes that it may need: one, unless that might overfill a file."""
         most = _most_bytes(table)
-        pieces = min(len(table), -(-most * 4 // self._settings.max_bytes)) if most > self._settings.max_bytes else 1
-        rows = -(-len(table) // pieces)
-        return [table.slice(start, rows) for start in range(0, len(table), rows)]
+        if most <= self._settings.max_bytes:
+            return [(table, most)]
+        rows = -(-len(table) // min(len(table), -(-most * 4 // self._settings.max_bytes)))
+        pieces = [table.slice(start, rows) for start in range(0, len(table), rows)]
+        return [(piece, _most_bytes(piece)) for piece in pieces]
 
     def trim(self, quota: int) -> None:
         """Finish the files appended to longest ago, until at most `quota` are open."""

@@ -75,6 +75,8 @@ _SMALL_ENTRY: Final = 4_096  # if their payloads are smaller than this
 _COMPACT_EARLY: Final = 16  # fewer are not worth it even when memory is short
 _RELEASE_BYTES: Final = 64 * MB  # payloads that views may keep alive
 
+_SMALL_TABLE: Final = MB  # tables that cost less are not worth a thread
+
 # Open files of all tables together, and the tables that may have any.
 _MAX_FILES: Final = 64
 _MAX_FILE_TABLES: Final = 16
@@ -130,6 +132,7 @@ class _Table:
         self.rows = 0
         self.max_rows = 0
         self.cost = 0
+        self.flushed = False  # before the batch's end
         self.quota = 0  # open files that it was last granted
         # Used by one lane each.
         self.schema = schema
@@ -347,6 +350,7 @@ class BatchTables:
 
     def _flush(self, table: _Table) -> None:
         """Hand what is collected for a table to the pool; its files stay open for more."""
+        table.flushed = True
         self._with_files[table] = None
         self._with_files.move_to_end(table)
         if len(self._with_files) > _MAX_FILE_TABLES:
@@ -373,11 +377,20 @@ class BatchTables:
 
     def finish(self) -> None:
         """Convert and write what is left, and wait until every file was handed out."""
+        small = []
         for table in self._tables.values():
             table.quota = table.quota or _MAX_FILES // _MAX_FILE_TABLES
-            groups, cost = self._take(table)
-            if groups or table in self._with_files:
+            if table.flushed or table.cost > _SMALL_TABLE:
+                groups, cost = self._take(table)
                 self._submit(table, groups, cost, close=True)
+            else:
+                small.append(table)
+        # Threads only get in each other's way over thousands of tables of a few rows.
+        for table in small:
+            if self._error is not None:
+                raise self._error
+            groups, _ = self._take(table)
+            self._write(table, self._convert(table, self._pieces(groups)), table.quota, close=True)
         with self._idle:
             self._idle.wait_for(lambda: not self._jobs)
         if self._error is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import random
@@ -62,6 +63,7 @@ class _Uploader:
     async def serve(self) -> int:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         self.block[Uploader.STARTED_US] = time.time_ns() // 1000
         self.store = open_store(self.settings.storage.url, self.settings.storage.s3)
         self.block[Uploader.PID] = os.getpid()
@@ -220,12 +222,18 @@ class _Shipment:
         Both make the same objects unless something that decides where files are split was changed in between: a
         setting, or the library that encodes them.
         """
-        store, batch_id = self._uploader.store, self._manifest.batch_id
-        for folder in sorted({key.rpartition("/")[0] + "/" for key in self._keys}):
-            for key in await store.list_keys(folder):
+        folders = sorted({key.rpartition("/")[0] + "/" for key in self._keys})
+        await asyncio.gather(*map(self._remove_strays_in, folders))
+
+    async def _remove_strays_in(self, folder: str) -> None:
+        # Each step is tried again by itself: one failure among thousands of folders must not cost the whole batch.
+        uploader, batch_id = self._uploader, self._manifest.batch_id
+        async with self._uploading:
+            keys = await uploader.persist(f"listing {folder}", lambda: uploader.store.list_keys(folder))
+            for key in keys:
                 if f"_{batch_id}_" in key and key not in self._keys:
                     log.warning("removing %s, which an earlier try of batch %s left", key, batch_id)
-                    await store.delete(key)
+                    await uploader.persist(f"removing {key}", functools.partial(uploader.store.delete, key))
 
     # In a thread
 
@@ -251,14 +259,17 @@ class _Shipment:
 
     def _read(self, name: str, tables: BatchTables) -> None:
         path = os.path.join(self._uploader.directory.path, name)
+        quarantined = os.path.join(self._uploader.directory.quarantine, name)
         try:
             scan = SegmentScan(path)
         except FileNotFoundError:
+            if os.path.exists(quarantined):  # by an earlier try
+                return
             log.error("segment %s of batch %s was removed by somebody else", name, self._manifest.batch_id)
             return
         except NotAWAL as error:
             log.error("%s; moved to %s", error, self._uploader.directory.quarantine)
-            os.rename(path, os.path.join(self._uploader.directory.quarantine, name))
+            os.rename(path, quarantined)
             return
         for entry in scan:
             tables.add(entry.timestamp, entry.payload, _Origin(name, entry.offset))

@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -74,8 +74,8 @@ def parse_filename(filename: str) -> tuple[SegmentName, str] | None:
 class Node(msgspec.Struct, frozen=True):
     """Who wrote this directory: an id for ever, and how often it was started."""
 
-    node: str
-    boot: int
+    node: Annotated[str, msgspec.Meta(min_length=1)]
+    boot: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
 
 
 class WALDirectory:
@@ -91,11 +91,17 @@ class WALDirectory:
         self._lock_fd = -1
 
     def make(self) -> None:
-        """Creates the directory and its folders where they are missing, durably."""
+        """Creates the directory, what leads to it and its folders where they are missing, durably."""
         for folder in (self.path, self.free, self.batches, self.quarantine, self.spool):
-            if not os.path.isdir(folder):
+            parents = []
+            missing = os.path.abspath(folder)
+            while not os.path.isdir(missing):
+                missing = os.path.dirname(missing)
+                parents.append(missing)
+            if parents:
                 self.disk.make_directory(folder)
-                self.disk.sync_directory(os.path.dirname(os.path.abspath(folder)))
+            for parent in parents:
+                self.disk.sync_directory(parent)
 
     def lock(self, wait_seconds: float = 2.0) -> None:
         """Takes the directory for this process and the children that it forks.
@@ -146,7 +152,7 @@ class WALDirectory:
                 before = msgspec.json.decode(file.read(), type=Node)
         except FileNotFoundError:
             before = Node(secrets.token_hex(6), 0)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise WALError(
                 f"{path} is damaged ({error}). Restore it, or move it away to give this node a new identity."
             ) from error
@@ -176,8 +182,13 @@ class WALDirectory:
         """
         names = os.listdir(self.path)
         for manifest in os.listdir(self.batches):
-            with open(os.path.join(self.batches, manifest), encoding="utf-8", errors="replace") as file:
-                names += file.read().split('"')
+            try:
+                with open(os.path.join(self.batches, manifest), encoding="utf-8", errors="replace") as file:
+                    names += file.read().split('"')
+            except FileNotFoundError:
+                # The uploader has finished that batch since, or given the manifest its name: then its segments were
+                # there when the directory was listed.
+                continue
         parsed = [found[0] for found in map(parse_filename, names) if found is not None]
         return max((name.seq for name in parsed if name.slot == slot), default=0)
 

@@ -77,6 +77,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 _decode_start = msgspec.msgpack.Decoder(StartMeta).decode
 _decode_end = msgspec.msgpack.Decoder(EndMeta).decode
+# What msgspec raises for bytes that are not what was asked for.
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def envelope_prefix(kind: int, database: str, meta: dict[str, Any] | None = None) -> Prefix:
@@ -110,21 +112,12 @@ def pack_end(meta: EndMeta, timestamp_us: int) -> bytes:
 END_ENTRY_BYTES: Final = 256
 
 
-def unpack_envelope(payload: bytes | memoryview) -> Envelope:
-    """The four parts of a payload.
-
-    Raises:
-        msgspec.DecodeError: the payload is no envelope.
-    """
-    return _decode_envelope(payload)
-
-
 def unpack_start(payload: bytes | memoryview) -> StartMeta | None:
     """The meta of a segment-start payload, or None if it is something else."""
     try:
         envelope = _decode_envelope(payload)
         return _decode_start(envelope.meta) if envelope.kind == KIND_START else None
-    except msgspec.DecodeError:
+    except _UNDECODABLE:
         return None
 
 
@@ -133,7 +126,7 @@ def unpack_end(payload: bytes | memoryview) -> EndMeta | None:
     try:
         envelope = _decode_envelope(payload)
         return _decode_end(envelope.meta) if envelope.kind == KIND_END else None
-    except msgspec.DecodeError:
+    except _UNDECODABLE:
         return None
 
 

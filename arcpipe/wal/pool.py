@@ -82,7 +82,8 @@ class Pipeline:
         self._make = make
         self._seal = seal
         self._jobs: queue.SimpleQueue[Segment | str] = queue.SimpleQueue()
-        self._ready: queue.SimpleQueue[Segment | OSError] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Segment | BaseException] = queue.SimpleQueue()
+        self._crash: BaseException | None = None
         self._handed_over = 0  # written by the writer's thread only
         self._completed = 0  # written by this thread only
         self._thread = threading.Thread(target=self._run, name="segments", daemon=True)
@@ -95,11 +96,24 @@ class Pipeline:
         Raises:
             OSError: it could not be made; the next call tries again.
         """
-        segment = self._ready.get()
-        self._jobs.put("make")
+        segment = self._next()
         if isinstance(segment, OSError):
+            # Of whenever it was tried, perhaps long ago: what counts is whether it can be made now.
+            segment = self._next()
+        if isinstance(segment, BaseException):
             raise segment
         return segment
+
+    def _next(self) -> Segment | BaseException:
+        self.check()
+        segment = self._ready.get()
+        self._jobs.put("make")
+        return segment
+
+    def check(self) -> None:
+        """Raises what ended the thread, if anything but `close` did: a bug must not look like a slow disk."""
+        if self._crash is not None:
+            raise self._crash
 
     @property
     def unsealed(self) -> int:
@@ -115,14 +129,23 @@ class Pipeline:
         """Seals what was handed over (one try each), discards what was made ready, ends the thread."""
         self._jobs.put("stop")
         self._thread.join()
-        segment = self._ready.get()
-        if not isinstance(segment, OSError):
+        while not self._ready.empty():
+            segment = self._ready.get()
+            if isinstance(segment, BaseException):
+                continue
             try:
                 segment.discard()
             except OSError as error:
                 log.warning("cannot remove the unused segment %s: %s", segment.path, error)
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._crash = error
+            self._ready.put(error)
+
+    def _work(self) -> None:
         waiting: list[Segment] = []
         while True:
             try:

@@ -9,27 +9,25 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from arcpipe.errors import NotAWAL
+from arcpipe.errors import BadPayload, NotAWAL
 from arcpipe.wal.directory import parse_filename
 from arcpipe.wal.format import (
     ENTRY_HEADER,
     ENTRY_HEADER_SIZE,
     ENVELOPE_MARK,
     FILE_HEADER_SIZE,
-    KIND_BATCH,
-    KIND_COLUMNAR,
     MAX_PAYLOAD_BYTES,
     EndMeta,
     StartMeta,
     crc32,
     file_header_error,
     unpack_end,
-    unpack_envelope,
     unpack_start,
 )
 
@@ -37,9 +35,16 @@ log = logging.getLogger(__name__)
 
 WINDOW_BYTES: Final = 8 << 20
 _BLOCK_BYTES: Final = 4096
-# A search for the next entry behind damage gives up after checksumming this many times the file's size: only bytes
-# made to look like entries could need more.
+# Looking for entries behind damage ends after checksumming this many times the file's size: only bytes made to look
+# like entries could need more.
 _SEARCH_EFFORT: Final = 64
+# The search reads this much first, then more and more: the next entry is mostly near.
+_FIRST_SEARCH_BYTES: Final = 64 << 10
+# Timestamps (µs): those of neighbours that are further apart are looked at twice …
+_JUMP_US: Final = 86_400_000_000
+# … and none is above the last second that a date can tell, or below 1996.
+_LATEST_US: Final = 253_402_300_799_000_000
+_EARLIEST_US: Final = 3 << 48
 
 
 class Entry(NamedTuple):
@@ -86,7 +91,7 @@ class ScanReport:
 
 
 class SegmentScan:
-    """Iterates over the data entries of one segment file; `report` tells the rest afterwards.
+    """Iterates over the data entries of one segment file; `report` tells the rest afterwards. May be iterated again.
 
     Raises:
         NotAWAL: from the constructor, if the file does not begin as a log.
@@ -96,133 +101,130 @@ class SegmentScan:
     def __init__(self, path: str | os.PathLike[str], *, salvage: bool = False) -> None:
         """Args: salvage: read on behind a damaged file header, and count it as damage."""
         self.path = os.fspath(path)
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._source = _Source(self._fd)
-            problem = file_header_error(self._source.read(0, FILE_HEADER_SIZE))
-        except BaseException:
-            os.close(self._fd)
-            raise
+        self._source = _Source(self.path)
+        self._header_problem = file_header_error(self._source.read(0, FILE_HEADER_SIZE))
+        if self._header_problem is not None and not salvage:
+            raise NotAWAL(f"{self.path}: {self._header_problem}")
         self.report = ScanReport(self._source.size)
-        if problem is not None and not salvage:
-            os.close(self._fd)
-            raise NotAWAL(f"{self.path}: {problem}")
-        if problem is not None:
-            self.report.damage.append(Damage(0, min(FILE_HEADER_SIZE, self.report.size), problem))
-        parsed = parse_filename(os.path.basename(self.path))
-        # Border to a former life until the start entry tells it exactly. Files of other programs have none.
-        self._ours = parsed is not None and parsed[0].seq > 0
-        self._created = parsed[0].created_us if parsed is not None and self._ours else 0
-        self._former_life = self.report.size  # where one was seen to begin
 
     def __iter__(self) -> Iterator[Entry]:
-        try:
-            yield from self._scan()
-        finally:
-            os.close(self._fd)
-
-    def _scan(self) -> Iterator[Entry]:
-        report, source = self.report, self._source
-        read, unpack, checksum = source.read, ENTRY_HEADER.unpack_from, crc32
+        report = self.report = ScanReport(self._source.size)
+        source = self._source
+        read, unpack, checksum, whole = source.read, ENTRY_HEADER.unpack_from, crc32, source.crc32
         size = source.size
-        offset = report.end_offset = FILE_HEADER_SIZE
+        self._effort = _SEARCH_EFFORT * size
+        if self._header_problem is not None:
+            report.damage.append(Damage(0, min(FILE_HEADER_SIZE, size), self._header_problem))
+        offset = report.end_offset = self._take_start()
+        border = self._border
         while offset + ENTRY_HEADER_SIZE <= size:
             length, timestamp, crc = unpack(read(offset, ENTRY_HEADER_SIZE))
-            following = offset + ENTRY_HEADER_SIZE + length
-            if 0 < length <= MAX_PAYLOAD_BYTES and following <= size:
-                payload = read(offset + ENTRY_HEADER_SIZE, length)
-                if checksum(payload) == crc:
-                    if timestamp < self._created and not self._is_misdated(following):
-                        return  # a former life begins
-                    report.end_offset = offset = following
-                    if timestamp > report.last_timestamp:
-                        report.last_timestamp = timestamp
-                    if payload[0] == ENVELOPE_MARK and length > 1 and payload[1] in (0x00, 0xCC):
-                        if self._take_marker(payload):
-                            return
-                        if payload[1] == 0x00:
-                            continue
-                    if self._ours and report.start is None:
-                        # The start entry is damaged: the first intact entry is the best border there is.
-                        report.start = StartMeta(created=timestamp)
-                        self._created = max(self._created, timestamp)
-                    report.entries += 1
-                    yield Entry(following - length - ENTRY_HEADER_SIZE, timestamp, payload)
-                    continue
-                reason = f"checksum mismatch: expected {crc:08x}, got {checksum(payload):08x}"
-            else:
+            begin = offset + ENTRY_HEADER_SIZE
+            following = begin + length
+            if not 0 < length <= MAX_PAYLOAD_BYTES or following > size:
                 reason = f"impossible payload length {length}"
-            found = self._find_next(offset, following)
-            if found is None:
+            elif (found := checksum(read(begin, length)) if length <= WINDOW_BYTES else whole(begin, length)) != crc:
+                reason = f"checksum mismatch: expected {crc:08x}, got {found:08x}"
+            elif timestamp < border:
+                reason = f"timestamp {timestamp} is below the segment's start"
+            else:
+                payload = read(begin, length)
+                if timestamp > report.last_timestamp + _JUMP_US:
+                    timestamp = self._plausible(timestamp, offset, following)
+                if timestamp > report.last_timestamp:
+                    report.last_timestamp = timestamp
+                report.end_offset = following
+                if payload[0] == ENVELOPE_MARK and length > 1 and payload[1] in (0x00, 0xCC):
+                    report.end = unpack_end(payload)
+                    if report.end is not None:
+                        return
+                report.entries += 1
+                yield Entry(offset, timestamp, payload)
+                offset = following
+                continue
+            intact = self._find_next(offset)
+            if intact is None:
                 self._note_tail(offset, reason)
                 return
-            report.damage.append(Damage(offset, found - offset, reason))
-            offset = found
+            report.damage.append(Damage(offset, intact - offset, reason))
+            offset = intact
         if offset < size:
             self._note_tail(offset, f"only {size - offset} bytes, an entry header alone has {ENTRY_HEADER_SIZE}")
 
-    def _take_marker(self, payload: memoryview) -> bool:
-        """Notes a start or end entry; True if it is the segment's end."""
-        start = unpack_start(payload)
-        if start is not None:
-            self.report.start = start
-            # Exact where the name tells the second. Only a start entry that never was this file's would differ in
-            # slot or number, and then the name's word holds.
-            self._created = start.created if self._is_named(start) else max(self._created, start.created)
-            self._ours = True
-            return False
-        end = unpack_end(payload)
-        if end is not None:
-            self.report.end = end
-            return True
-        return False
+    def _take_start(self) -> int:
+        """Settles where a former life's timestamps end. Returns the offset behind the start entry, if that is intact.
 
-    def _is_named(self, start: StartMeta) -> bool:
-        parsed = parse_filename(os.path.basename(self.path))
-        return parsed is None or (parsed[0].slot, parsed[0].seq) == (start.slot, start.seq)
-
-    def _header_at(self, offset: int) -> tuple[int, int] | None:
-        """Length and timestamp of the intact entry at an offset, or None if there is none."""
-        if offset + ENTRY_HEADER_SIZE > self._source.size:
-            return None
-        length, timestamp, crc = ENTRY_HEADER.unpack_from(self._source.read(offset, ENTRY_HEADER_SIZE))
-        end = offset + ENTRY_HEADER_SIZE + length
-        if not 0 < length <= MAX_PAYLOAD_BYTES or end > self._source.size:
-            return None
-        return (length, timestamp) if crc32(self._source.read(offset + ENTRY_HEADER_SIZE, length)) == crc else None
-
-    def _is_misdated(self, following: int) -> bool:
-        """Whether an intact entry below the border is one of this life whose timestamp was damaged.
-
-        The checksum does not cover timestamps; but in a former life's tail no entry of this life can follow.
+        The start entry says it exactly; where it is damaged, the name's second is a border too, because a segment that
+        is written over never begins in a second in which its former life ended. Files of other programs have none.
         """
-        after = self._header_at(following)
-        if after is None or after[1] < self._created:
-            return False
-        self.report.damage.append(Damage(following, 0, "the timestamp of the entry before is damaged"))
-        return True
+        name = parse_filename(os.path.basename(self.path))
+        ours = name is not None and name[0].seq > 0
+        self._border = name[0].created_us if name is not None and ours else 0
+        self._former_life = self._source.size
+        found = self._entry_at(FILE_HEADER_SIZE)
+        if found is None:
+            return FILE_HEADER_SIZE
+        start = unpack_start(self._source.read(FILE_HEADER_SIZE + ENTRY_HEADER_SIZE, found[0]))
+        if start is None:
+            return FILE_HEADER_SIZE
+        if name is not None and ours and name[0][::2] != (start.slot, start.seq) and start.created < self._border:
+            # Another segment's, older than this name: a disk that says "synced" and is not kept the name alone.
+            return FILE_HEADER_SIZE
+        self._border = self.report.last_timestamp = start.created
+        self.report.start = start
+        return FILE_HEADER_SIZE + ENTRY_HEADER_SIZE + found[0]
 
-    def _find_next(self, damaged: int, following: int) -> int | None:
-        """The offset of the first intact entry of this life behind a damaged one, or None."""
-        if damaged < following < self._source.size:
-            after = self._header_at(following)
-            if after is not None and after[1] >= self._created:
-                return following
-        effort = _SEARCH_EFFORT * self._source.size
-        for candidate in self._source.find_headers(damaged + 1, self._created, self._ours):
-            length, timestamp, crc = ENTRY_HEADER.unpack_from(self._source.read(candidate, ENTRY_HEADER_SIZE))
-            if not 0 < length <= MAX_PAYLOAD_BYTES or candidate + ENTRY_HEADER_SIZE + length > self._source.size:
-                continue
-            effort -= length
-            if effort < 0:
-                log.warning("%s: gave up the search for entries behind offset %d", self.path, damaged)
-                return None
-            if crc32(self._source.read(candidate + ENTRY_HEADER_SIZE, length)) == crc:
-                if timestamp >= self._created:
-                    return candidate
-                self._former_life = candidate
-                return None
-        return None
+    def _plausible(self, timestamp: int, offset: int, following: int) -> int:
+        """A timestamp that is far above the one before, or a likelier one: no checksum covers it.
+
+        It is damaged if it is far above the one that follows as well, or above the clock where none follows.
+        """
+        previous = self.report.last_timestamp
+        after = self._entry_at(following)
+        highest = max(previous, after[1] if after is not None else self._source.newest(self._border))
+        if timestamp <= min(highest + _JUMP_US, _LATEST_US):
+            return timestamp
+        self.report.damage.append(Damage(offset, 0, f"timestamp {timestamp} is damaged; the entry itself is intact"))
+        return previous + 1 if previous else min(highest, _LATEST_US)
+
+    def _entry_at(self, offset: int) -> tuple[int, int] | None:
+        """Payload length and timestamp of the intact entry at an offset, or None if there is none."""
+        source = self._source
+        if offset + ENTRY_HEADER_SIZE > source.size or self._effort < 0:
+            return None
+        length, timestamp, crc = ENTRY_HEADER.unpack_from(source.read(offset, ENTRY_HEADER_SIZE))
+        begin = offset + ENTRY_HEADER_SIZE
+        if not 0 < length <= MAX_PAYLOAD_BYTES or begin + length > source.size:
+            return None
+        self._effort -= length
+        if self._effort < 0:
+            log.warning("%s: gave up the search for entries at offset %d", self.path, offset)
+            return None
+        return (length, timestamp) if source.crc32(begin, length) == crc else None
+
+    def _find_next(self, offset: int) -> int | None:
+        """The offset of the first intact entry of this life behind `offset`, or None.
+
+        A damaged header's length is not believed, so nothing that is intact is stepped over. Entries of a former life
+        are: after a torn write they may stand among those of this life.
+        """
+        self._former_life = self._source.size
+        entry = self._entry_at(offset)
+        while True:
+            if entry is None:
+                for candidate in self._source.find_headers(offset + 1, self._border):
+                    entry = self._entry_at(candidate)
+                    if entry is not None:
+                        offset = candidate
+                        break
+                else:
+                    return None
+            length, timestamp = entry
+            if timestamp >= self._border:
+                return offset
+            self._former_life = min(self._former_life, offset)
+            offset += ENTRY_HEADER_SIZE + length
+            entry = self._entry_at(offset)
 
     def _note_tail(self, offset: int, reason: str) -> None:
         torn = min(self._source.last_nonzero(offset), self._former_life) - offset
@@ -234,11 +236,22 @@ class SegmentScan:
 class _Source:
     """Random access to a file's bytes through one window."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.size = os.fstat(fd).st_size
+    def __init__(self, path: str) -> None:
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stat = os.fstat(self._fd)
+        self.size = stat.st_size
+        self._modified_us = stat.st_mtime_ns // 1000
         self._start = 0
         self._window = memoryview(b"")
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def newest(self, border: int) -> int:
+        """µs: no entry should be much younger: the clock, or what it said when the file was written."""
+        return max(time.time_ns() // 1000, self._modified_us, border)
 
     def read(self, offset: int, length: int) -> memoryview:
         """Up to `length` bytes at `offset`; fewer only at the end of the file."""
@@ -248,29 +261,35 @@ class _Source:
             begin = 0
         return self._window[begin : begin + length]
 
-    def find_headers(self, offset: int, created: int, envelopes: bool) -> Iterator[int]:
-        """Offsets at or behind `offset` where an entry header could be, by its timestamp and first payload bytes.
+    def crc32(self, offset: int, length: int) -> int:
+        """The checksum of some bytes; a length that is only claimed takes time, but no more memory than a window."""
+        crc = 0
+        end = offset + length
+        while offset < end:
+            part = self.read(offset, min(WINDOW_BYTES, end - offset))
+            crc = crc32(part, crc)
+            offset += len(part)
+        return crc
 
-        The upper three bytes of a timestamp change every 12.7 days: entries of this life, and of the former life
-        that ends the search, have those of `created` or their neighbours.
-        """
+    def find_headers(self, offset: int, border: int) -> Iterator[int]:
+        """Offsets at or behind `offset` where an entry header could be, by its timestamp and first payload byte."""
         import numpy as np  # only damage needs it, and workers that never see any stay small
 
-        first = np.zeros(256, bool)
-        first[[ENVELOPE_MARK] if envelopes else [0x01, *range(0x80, 0xA0), *range(0xDC, 0xE0)]] = True
-        second = np.zeros(256, bool)
-        second[[0x00, 0x01, 0x02, 0xCC] if envelopes else slice(None)] = True
-        epoch = created >> 40
-        reach = ENTRY_HEADER_SIZE + 2
+        # The upper two bytes of a timestamp change every 8.9 years.
+        latest = (self.newest(border) + _JUMP_US) >> 48
+        reach = ENTRY_HEADER_SIZE + 1
+        window = _FIRST_SEARCH_BYTES
         while offset + reach <= self.size:
-            chunk = np.frombuffer(self.read(offset, min(WINDOW_BYTES, self.size - offset)), np.uint8)
+            chunk = np.frombuffer(self.read(offset, min(window, self.size - offset)), np.uint8)
             count = len(chunk) - reach + 1
-            likely = first[chunk[16 : 16 + count]] & second[chunk[17 : 17 + count]]
-            for position in np.flatnonzero(likely).tolist():
-                date = int.from_bytes(chunk[position + 4 : position + 7].tobytes(), "big")
-                if not created or epoch - 1 <= date <= epoch + 1:
+            high, low = chunk[4 : 4 + count], chunk[5 : 5 + count]
+            dated = (high == latest >> 8) & (low >= _EARLIEST_US >> 48) & (low <= latest & 0xFF)
+            for position in np.flatnonzero(dated).tolist():
+                first = chunk[position + ENTRY_HEADER_SIZE]
+                if first == 0x01 or 0x80 <= first <= 0x9F or 0xDC <= first <= 0xDF:
                     yield offset + position
             offset += count
+            window = min(2 * window, WINDOW_BYTES)
 
     def last_nonzero(self, offset: int) -> int:
         """The end of the last byte behind `offset` that is not zero; `offset` if all are."""
@@ -296,15 +315,12 @@ class _Source:
 
     def _pread(self, offset: int, length: int) -> bytes:
         data = os.pread(self._fd, length, offset)
-        if len(data) == length:
-            return data
-        parts = [data]
-        done = len(data)
-        while data and done < length:
-            data = os.pread(self._fd, length - done, offset + done)
-            parts.append(data)
-            done += len(data)
-        return b"".join(parts)
+        while len(data) < length:
+            more = os.pread(self._fd, length - len(data), offset + len(data))
+            if not more:  # cut off since it was opened: what is gone reads as nothing written
+                return data.ljust(length, b"\x00")
+            data += more
+        return data
 
     def _read_around_bad_blocks(self, offset: int, length: int) -> bytes:
         """What can be read, with zeros where the device gives an error: damage that the checksums find."""
@@ -331,101 +347,71 @@ class WALReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._scan = SegmentScan(path)
-        self.report = self._scan.report
+
+    @property
+    def report(self) -> ScanReport:
+        """What was found, damage too; complete once the file was read."""
+        return self._scan.report
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         for entry in self._scan:
-            yield records_of(entry)
+            try:
+                yield records_of(entry)
+            except BadPayload as error:
+                log.error("%s: entry at offset %d holds no records: %s", self._scan.path, entry.offset, error)
 
     def read_all(self) -> list[list[dict[str, Any]]]:
         """A batch (list of record dicts) per entry: `measurement`, `time`, `_database` and the fields.
 
-        `time` is as it was sent, or the entry's timestamp (µs) where none was. Damage is skipped; see `report`.
+        `time` is as it was sent, or the entry's timestamp (µs) where none was. Damage is skipped; see `report`. An
+        intact entry that holds no records is skipped and logged.
         """
         return list(self)
-
-
-class _Columnar(msgspec.Struct):
-    m: str
-    columns: dict[str, list[Any]]
-
-
-_decode_columnar = msgspec.msgpack.Decoder(_Columnar).decode
-_decode_columnars = msgspec.msgpack.Decoder(list[_Columnar]).decode
 
 
 def records_of(entry: Entry) -> list[dict[str, Any]]:
     """The records of an entry as dicts; of Arc's own two payloads, too.
 
     Raises:
-        msgspec.DecodeError: the payload is intact, but holds no records.
+        BadPayload: the payload is intact, but holds no records.
     """
-    if entry.payload[0] == ENVELOPE_MARK:
-        return _records_of_envelope(entry)
-    database = "default"
-    payload = entry.payload
-    if payload[0] == 0x01 and len(payload) > 3:
-        # Arc's columnar entries: 0x01, uint16 length, database name, MessagePack.
-        length = int.from_bytes(payload[1:3], "big")
-        database = bytes(payload[3 : 3 + length]).decode("utf-8", "replace")
-        payload = payload[3 + length :]
-    value = msgspec.msgpack.decode(payload)
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise msgspec.DecodeError("the payload is neither an envelope nor an array of maps")
+    from arcpipe.codec.entries import decode_entry
+
     records = []
-    for item in value:
-        if isinstance(item.get("columns"), dict):
-            records += _records_of_columns(msgspec.convert(item, _Columnar), database, entry.timestamp)
-        else:
-            records.append({"_database": database, "time": entry.timestamp, **item})
+    for database, columnar in decode_entry(entry.payload).maps:
+        columns = {name: _values(column) for name, column in columnar.columns.items()}
+        if len(set(map(len, columns.values()))) > 1:
+            raise BadPayload(f"the columns of measurement {columnar.m!r} differ in length")
+        for values in zip(*columns.values(), strict=True):
+            record = {"measurement": columnar.m, "_database": database, "time": entry.timestamp}
+            record.update(
+                (name, value)
+                for name, value in zip(columns, values, strict=True)
+                if not (name == "time" and value is None)
+            )
+            records.append(record)
     return records
-
-
-def _records_of_envelope(entry: Entry) -> list[dict[str, Any]]:
-    envelope = unpack_envelope(entry.payload)
-    if envelope.kind == KIND_COLUMNAR:
-        maps = [_decode_columnar(envelope.body)]
-    elif envelope.kind == KIND_BATCH:
-        maps = _decode_columnars(envelope.body)
-    else:
-        raise msgspec.DecodeError(f"envelope kind {envelope.kind} holds no records")
-    return [record for columnar in maps for record in _records_of_columns(columnar, envelope.database, entry.timestamp)]
-
-
-def _records_of_columns(columnar: _Columnar, database: str, timestamp: int) -> list[dict[str, Any]]:
-    names = list(columnar.columns)
-    records = []
-    for values in zip(*columnar.columns.values(), strict=True):
-        record = {"measurement": columnar.m, "_database": database, "time": timestamp}
-        record.update(
-            (name, value) for name, value in zip(names, values, strict=True) if not (name == "time" and value is None)
-        )
-        records.append(record)
-    return records
-
-
-class _ColumnSizes(msgspec.Struct):
-    columns: dict[str, msgspec.Raw]
-
-
-_decode_sizes = msgspec.msgpack.Decoder(_ColumnSizes).decode
-_decode_all_sizes = msgspec.msgpack.Decoder(list[_ColumnSizes]).decode
 
 
 def count_records(payload: memoryview) -> int | None:
-    """How many records a payload holds, without building them; None if it is no envelope."""
+    """How many records a payload holds, without building them; None if it holds none that can be told."""
+    from arcpipe.codec.entries import array_length, decode_entry
+
     try:
-        envelope = unpack_envelope(payload)
-        maps = [_decode_sizes(envelope.body)] if envelope.kind == KIND_COLUMNAR else _decode_all_sizes(envelope.body)
-    except msgspec.DecodeError:
+        firsts = [next(iter(columnar.columns.values()), b"\x90") for _, columnar in decode_entry(payload).maps]
+        return sum(array_length(memoryview(column))[0] for column in firsts)
+    except BadPayload:
         return None
-    return sum(_array_length(next(iter(columnar.columns.values()), b"\x90")) for columnar in maps)
 
 
-def _array_length(array: msgspec.Raw | bytes) -> int:
-    view = memoryview(array)
-    if view[0] & 0xF0 == 0x90:
-        return view[0] & 0x0F
-    return int.from_bytes(view[1 : 3 if view[0] == 0xDC else 5], "big")
+def _values(column: msgspec.Raw) -> list[Any]:
+    """A column's values. Those that msgspec cannot tell come as the objects of `codec.odd_values`."""
+    from arcpipe.codec.odd_values import unpack_value
+
+    try:
+        return msgspec.msgpack.decode(column, type=list[Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        values = unpack_value(bytes(column))
+    if not isinstance(values, list):
+        raise BadPayload("a column is no array, or nested too deep")
+    return values

@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
-from arcpipe.errors import NotAWAL
+from arcpipe.errors import BadPayload, NotAWAL
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDirectory
 from arcpipe.wal.disk import Disk
 from arcpipe.wal.format import EndMeta, pack_end
@@ -151,10 +149,11 @@ def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) ->
     if not report.entries and not report.damage:
         disk.unlink(file.path)
         return "empty"
-    if report.end is None:
-        fd = disk.open(file.path)
-        try:
+    fd = disk.open(file.path)
+    try:
+        if report.size > report.end_offset:
             disk.truncate(fd, report.end_offset)
+        if report.end is None:
             end = EndMeta(report.entries, None, report.end_offset, recovered=True)
             try:
                 disk.write(fd, [pack_end(end, report.last_timestamp + 1)], report.end_offset)
@@ -163,9 +162,10 @@ def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) ->
                     raise
                 # A full disk must not keep data from being shipped; a reader needs no end entry.
                 disk.truncate(fd, report.end_offset)
-            disk.fsync(fd)
-        finally:
-            disk.close(fd)
+        # What a dead process wrote may be nowhere but in the page cache, even if it is all there.
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
     disk.rename(file.path, os.path.join(directory.path, f"{file.name}{SEALED}"))
     return "sealed"
 
@@ -176,6 +176,7 @@ def _quarantine(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
         directory.disk.sync_directory(directory.quarantine)
     except OSError as error:
         log.error("cannot move %s to quarantine: %s", file.filename, error)
+        return RecoveredFile(file.filename, file.name.slot, "failed", 0, file.size, 0, 0)
     return RecoveredFile(file.filename, file.name.slot, "quarantined", 0, file.size, 0, 0)
 
 
@@ -225,13 +226,13 @@ class WALRecovery:
         for entry in scan:
             try:
                 batch = records_of(entry)
-            except msgspec.DecodeError as error:
+            except BadPayload as error:
                 log.error("%s: entry at offset %d holds no records: %s", file.filename, entry.offset, error)
                 continue
             callback(batch)
             batches += 1
         archive(self._directory, file.path)
-        self._directory.sync()
+        self._directory.disk.sync_directory(self._directory.path)
         return batches
 
 

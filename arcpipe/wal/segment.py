@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from arcpipe import __version__
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentName, WALDirectory
@@ -16,16 +18,27 @@ from arcpipe.wal.pool import FreePool
 log = logging.getLogger(__name__)
 
 
+_SECOND_US = 1_000_000
+
+
+class _Extent(NamedTuple):
+    """How far a segment goes."""
+
+    offset: int
+    entries: int
+    records: int
+    last_timestamp: int
+
+
 class Segment:
-    """An open segment. `offset` is where the next entry goes, `acknowledged` the end of what was promised."""
+    """An open segment. `offset` is where the next entry goes."""
 
     __slots__ = (
+        "_acknowledged",
         "_directory",
         "_fd",
-        "_first_entry",
         "_renamed",
         "_sync_enabled",
-        "acknowledged",
         "created",
         "entries",
         "last_timestamp",
@@ -41,7 +54,6 @@ class Segment:
     ) -> None:
         self._directory = directory
         self._fd = fd
-        self._first_entry = offset
         self._renamed = False
         self._sync_enabled = sync
         self.name = name
@@ -49,10 +61,10 @@ class Segment:
         self.created = created
         self.last_timestamp = created
         self.offset = offset
-        self.acknowledged = offset
         self.entries = 0
         self.records = 0
         self.started_at = 0.0  # monotonic seconds of the first entry; 0 while there is none
+        self._acknowledged = _Extent(offset, 0, 0, created)
 
     @classmethod
     def make(
@@ -68,7 +80,7 @@ class Segment:
     ) -> Segment:
         """A segment in service: start entry written and synced, name and directories durable.
 
-        A file of the pool is written over if there is one, a new one made otherwise.
+        A file of the pool is written over if there is one, a new one made otherwise. What fails leaves nothing behind.
 
         Args:
             above_us: `created` is taken above this timestamp.
@@ -76,29 +88,35 @@ class Segment:
         """
         disk = directory.disk
         taken = pool.take(slot) if pool is not None else None
+        created = max(time.time_ns() // 1000, above_us + 1)
         if taken is not None:
             path, last_us = taken
-            fd = disk.open(path)
+            # In a later second than the former life's end: so the second in the name is a border by itself.
+            created = max(created, (last_us // _SECOND_US + 1) * _SECOND_US)
         else:
-            path, last_us = os.path.join(directory.free, f"new-{slot}-{seq}"), 0
-            disk.unlink(path)
-            fd = disk.create(path)
+            path = os.path.join(directory.free, f"new-{slot}-{seq}")
+        fd = -1
         try:
-            created = max(time.time_ns() // 1000, last_us + 1, above_us + 1)
+            if taken is None:
+                disk.unlink(path)
+            fd = disk.open(path) if taken is not None else disk.create(path)
             name = SegmentName.at(slot, created, seq)
             head = FILE_HEADER + pack_start(StartMeta(node, slot, seq, created, __version__))
             disk.write(fd, [head], 0)
-            if sync:
+            if sync or taken is not None:  # whatever else is not promised: no former life under a new name
                 disk.fdatasync(fd)
             segment = cls(directory, fd, name, created, len(head), sync)
             # Nobody else makes names of this slot, so what is not there now is not there at the rename.
             if os.path.exists(segment.path):
                 raise FileExistsError(17, "a segment of this name exists already", segment.path)
             disk.rename(path, segment.path)
+            path = segment.path
             if sync:
                 directory.sync()
         except BaseException:
             disk.close(fd)
+            with contextlib.suppress(OSError):
+                disk.unlink(path)
             raise
         return segment
 
@@ -111,6 +129,10 @@ class Segment:
         self.last_timestamp = last_timestamp
         if not self.started_at:
             self.started_at = time.monotonic()
+
+    def acknowledge(self) -> None:
+        """What was written so far is promised from now on."""
+        self._acknowledged = _Extent(self.offset, self.entries, self.records, self.last_timestamp)
 
     def fdatasync(self) -> None:
         """Everything written so far is on disk when this returns."""
@@ -136,14 +158,47 @@ class Segment:
     def seal(self, max_size_bytes: int) -> None:
         """Completes the segment: end entry, sync, the name that the uploader looks for. Closes it.
 
-        A mostly empty file gives its blocks back; a full one keeps them for the pool. An end entry that finds no
-        room is left out, because a reader needs none in a file that ends there.
+        May be tried again when it raises. A mostly empty file gives its blocks back; a full one keeps them for the
+        pool. An end entry that finds no room is left out, because a reader needs none in a file that ends there.
         """
         disk = self._directory.disk
+        if not self._renamed:
+            if not self.is_linked():
+                log.error("segment %s was removed by somebody else while it was in use", self.path)
+                disk.close(self._fd)
+                return
+            self._write_end(max_size_bytes)
+            if self._sync_enabled:
+                self.fdatasync()
+            disk.rename(self.path, os.path.join(self._directory.path, f"{self.name}{SEALED}"))
+            # The file is the uploader's now, and through the pool perhaps another worker's soon: it is not touched
+            # again, even if what follows has to be tried again.
+            self._renamed = True
+        if self._sync_enabled:
+            disk.sync_directory(self._directory.path)
+        disk.close(self._fd)
+
+    def cut_back(self) -> None:
+        """After a failed write or sync: takes back, durably, what followed the last acknowledgement.
+
+        The page cache is not believed: what followed the last good sync is cut off. May be tried again when it raises.
+        """
         if not self.is_linked():
-            log.error("segment %s was removed by somebody else while it was in use", self.path)
-            disk.close(self._fd)
             return
+        disk = self._directory.disk
+        disk.truncate(self._fd, self._acknowledged.offset)
+        if self._sync_enabled:
+            disk.fsync(self._fd)
+        self.offset, self.entries, self.records, self.last_timestamp = self._acknowledged
+
+    def discard(self) -> None:
+        """Closes a segment that holds no entry and removes its file."""
+        if self.is_in_place():
+            self._directory.disk.unlink(self.path)
+        self._directory.disk.close(self._fd)
+
+    def _write_end(self, max_size_bytes: int) -> None:
+        disk = self._directory.disk
         end = pack_end(EndMeta(self.entries, self.records, self.offset), self.last_timestamp + 1)
         assert len(end) <= END_ENTRY_BYTES
         try:
@@ -153,39 +208,3 @@ class Segment:
                 disk.truncate(self._fd, size)
         except OSError:
             disk.truncate(self._fd, self.offset)
-        if self._sync_enabled:
-            self.fdatasync()
-        self._rename_sealed()
-
-    def cut_back(self) -> None:
-        """After a failed write or sync: keeps only what was acknowledged before it, and completes that.
-
-        The page cache is not believed: what followed the last good sync is cut off. A segment that is empty then
-        is removed. Closes the segment when it succeeds; may be tried again when it raises.
-        """
-        disk = self._directory.disk
-        if not self.is_linked():
-            disk.close(self._fd)
-            return
-        disk.truncate(self._fd, self.acknowledged)
-        if self.acknowledged == self._first_entry:
-            disk.unlink(self.path)
-            disk.close(self._fd)
-            return
-        if self._sync_enabled:
-            disk.fsync(self._fd)
-        self._rename_sealed()
-
-    def discard(self) -> None:
-        """Removes a segment that holds no entry."""
-        self._directory.disk.unlink(self.path)
-        self._directory.disk.close(self._fd)
-
-    def _rename_sealed(self) -> None:
-        disk = self._directory.disk
-        if not self._renamed:
-            disk.rename(self.path, os.path.join(self._directory.path, f"{self.name}{SEALED}"))
-            self._renamed = True
-        if self._sync_enabled:
-            disk.sync_directory(self._directory.path)
-        disk.close(self._fd)

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.disk import Buffer, Disk
 from arcpipe.wal.format import (
     END_ENTRY_BYTES,
@@ -196,15 +196,15 @@ class WALWriter:
 
         Raises:
             OSError: nothing of it is to be believed written.
-            ValueError: a record without a measurement, or an empty list.
+            ValueError: a record without a measurement or without a field, or an empty list.
         """
         by_database: dict[str, list[dict[str, Any]]] = {}
         for record in records:
             fields = dict(record)
             target = str(fields.pop("_database", database))
             measurement = fields.pop("measurement", None)
-            if not isinstance(measurement, str) or not measurement:
-                raise ValueError(f"a record needs a 'measurement': {dict(record)!r}")
+            if not isinstance(measurement, str) or not measurement or not fields.keys() - {"time"}:
+                raise ValueError(f"a record needs a 'measurement' and a field: {dict(record)!r}")
             columns = {name: [value] for name, value in fields.items()}
             by_database.setdefault(target, []).append({"m": measurement, "columns": columns})
         if not by_database:
@@ -236,7 +236,7 @@ class WALWriter:
             self._commit(group)
         except OSError as error:
             self.stats.failures += 1
-            self.stats.last_error = str(error)
+            self._note_error(error)
             raise
 
     def _commit(self, group: Group) -> None:
@@ -257,7 +257,7 @@ class WALWriter:
         except OSError:
             self._failed = True
             raise
-        segment.acknowledged = segment.offset
+        segment.acknowledge()
         self._written = group.last_timestamp
         stats = self.stats
         stats.commits += 1
@@ -282,72 +282,93 @@ class WALWriter:
 
     def tick(self) -> None:
         """Completes the segment when its age or its records ask for it. To be called a few times a second."""
-        segment = self.segment
+        self._pipeline.check()
         now = time.monotonic()
         if now >= self._next_place_check and not self._failed:
             self._next_place_check = now + 1.0
-            if not segment.is_in_place():
-                log.error("segment %s was removed or moved by somebody else; leaving it", segment.path)
+            if not self.segment.is_in_place():
+                log.error("segment %s was removed or moved by somebody else; leaving it", self.segment.path)
                 self._failed = True
-        if self._failed:
-            try:
-                self._leave_failed_segment()
-            except OSError as error:
-                self.stats.last_error = str(error)
-            return
-        if not segment.entries:
-            return
-        age = now - segment.started_at
-        options = self.options
-        if age < options.max_age_seconds:
-            if segment.records < options.flush_max_records and age < options.flush_max_age_seconds:
-                return
-            # Small segments only while the uploader keeps up: load and outages make few large ones.
-            if self._pipeline.unsealed or self._directory.segments(".wal.sealed", self._slot):
-                return
+        if self._background is not None and self._background.failed:
+            self._failed = True
         try:
-            self._rotate()
+            if self._failed:
+                self._leave_failed_segment()
+            elif self._is_due(now):
+                self._rotate()
         except OSError as error:
-            self.stats.last_error = str(error)
-            log.warning("cannot open the next segment: %s; staying in the present one", error)
+            self._note_error(error)
 
     def close(self) -> None:
         """Completes the present segment, waits until all are sealed, removes what was made ready."""
         if self._background is not None:
             self._background.close()
-        if self._failed:
-            try:
-                if not self._cut_back:
-                    self.segment.cut_back()
-            except OSError as error:
-                log.error("cannot complete segment %s: %s; the next start does", self.segment.path, error)
-        elif self.segment.entries:
-            self._pipeline.complete(self.segment)
-        else:
-            self.segment.discard()
+        try:
+            if self._failed and not self._cut_back:
+                self.segment.cut_back()
+            if not self._cut_back:
+                self._let_go(self.segment)
+        except OSError as error:
+            log.error("cannot complete segment %s: %s; the next start does", self.segment.path, error)
         self._pipeline.close()
+
+    def _is_due(self, now: float) -> bool:
+        """Whether the segment is to be completed though there is room in it."""
+        segment, options = self.segment, self.options
+        if not segment.entries:
+            return False
+        age = now - segment.started_at
+        if age >= options.max_age_seconds:
+            return True
+        if segment.records < options.flush_max_records and age < options.flush_max_age_seconds:
+            return False
+        # Small segments only while the uploader keeps up: load and outages make few large ones.
+        return not self._pipeline.unsealed and not self._directory.segments(SEALED, self._slot)
 
     def _rotate(self) -> None:
         """Leaves the present segment for the next one; the old one is sealed in the background."""
-        left = self.segment
-        following = self._pipeline.take()
         if self._background is not None:
-            self._background.leave()
-        self._enter(following)
+            try:
+                self._background.leave()
+            except OSError:
+                self._failed = True
+                raise
+        left = self.segment
+        self._enter(self._take())
         self._pipeline.complete(left)
 
     def _leave_failed_segment(self) -> None:
-        self._directory.make()
         if not self._cut_back:
+            if self._background is not None:
+                self._background.forget()
             # Until this succeeds nothing new is accepted: what failed in the segment must not be shipped.
             self.segment.cut_back()
+            self._let_go(self.segment)
             self._cut_back = True
-        self._enter(self._pipeline.take())
+        self._enter(self._take())
         self._failed = False
         self._cut_back = False
-        if self._background is not None:
-            self._background.forget()
         log.warning("going on in a new segment, %s, after: %s", self.segment.path, self.stats.last_error)
+        self.stats.last_error = ""
+
+    def _let_go(self, segment: Segment) -> None:
+        if segment.entries:
+            self._pipeline.complete(segment)
+        else:
+            segment.discard()
+
+    def _take(self) -> Segment:
+        segment = self._pipeline.take()
+        if not segment.is_in_place():  # it went with its directory while it waited
+            segment.discard()
+            segment = self._pipeline.take()
+        return segment
+
+    def _note_error(self, error: OSError) -> None:
+        """Logs what goes wrong once, however often it is tried."""
+        if self.stats.last_error != str(error):
+            self.stats.last_error = str(error)
+            log.error("the log of slot %d cannot be written: %s; trying again with each write", self._slot, error)
 
     def _enter(self, following: Segment) -> None:
         # One above the last entry belongs to the end entry of the segment that is left.
@@ -356,6 +377,7 @@ class WALWriter:
         self.stats.rotations += 1
 
     def _make_segment(self) -> Segment:
+        self._directory.make()  # it may have vanished
         seq = self._next_seq
         self._next_seq += 1
         return Segment.make(
@@ -412,8 +434,13 @@ class _BackgroundSync:
         if self._error is not None:
             raise self._error
 
+    @property
+    def failed(self) -> bool:
+        """Whether a sync failed since the segment was entered."""
+        return self._error is not None
+
     def forget(self) -> None:
-        """The segment was given up; its failed sync is dealt with."""
+        """The segment is given up; its failed sync is dealt with."""
         with self._syncing:
             self._segment = None
             self._oldest = 0.0
@@ -454,7 +481,8 @@ class _BackgroundSync:
 class GroupCommit:
     """Drives a `WALWriter` from an event loop: one commit at a time on a thread of its own.
 
-    `on_committed(waiters, error)` is called in the loop for every group, in order.
+    `on_committed(waiters, error)` is called in the loop for every group, in order. With the log disabled it is called
+    twice: when the waiters are answered, and without waiters when the group was written.
     """
 
     def __init__(
@@ -524,9 +552,8 @@ class GroupCommit:
         self.pending_bytes -= group.size
         if not self._unsynced and self._collecting.entries:
             self._dispatch()
-        if group.waiters:
-            self._on_committed(group.waiters, error)
-        elif error is not None:
+        self._on_committed(group.waiters, error)
+        if error is not None and self._unsynced:
             log.error("%d records were lost: %s (the log is disabled, they were answered before)", group.records, error)
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)

@@ -110,7 +110,9 @@ def shipping(
                 path = os.path.join(directory.path, name)
                 try:
                     scan = SegmentScan(path)
-                except NotAWAL:  # without syncs, a segment's name may outlive its content
+                except FileNotFoundError:  # without syncs, a manifest may outlive a segment's name …
+                    continue
+                except NotAWAL:  # … and a name its content
                     os.rename(path, os.path.join(directory.quarantine, name))
                     continue
                 numbers += [number_of(entry) for entry in scan]

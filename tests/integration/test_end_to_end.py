@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,46 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         yield Store(s3_settings(s3), lambda: download(s3, tmp_path / "downloaded") / "some" / "prefix")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path, server_workers=1) as server:
+class Database:
+    """A database of its own on a server that all tests of the module share."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self._server = server
+        self._name = name
+
+    def write(self, value: Any) -> None:
+        self._server.write(value, self._name)
+
+    def post(self, body: bytes) -> None:
+        assert self._server.post(V2, body, {"x-arc-database": self._name}).status == 202
+
+    def rows(self, count: int, measurement: str = "*") -> list[dict[str, Any]]:
+        """All rows, once there are so many."""
+        rows = self._server.wait_for_rows(count, self._name, measurement)
+        assert len(rows) == count
+        return rows
+
+    def types(self) -> dict[str, str]:
+        return lake_types(self._server.lake, self._name)
+
+    def files(self) -> list[Path]:
+        return lake_files(self._server.lake, self._name)
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("shared"), server_workers=1) as server:
         yield server
+        server.stop()
+        server.assert_log_is_shipped()
+
+
+@pytest.fixture
+def database(shared_server: Server) -> Database:
+    return Database(shared_server, f"test_{next(_numbers)}")
+
+
+_numbers = count(1)
 
 
 def test_every_shape_from_several_connections_to_two_databases_comes_back_whole(tmp_path: Path, store: Store) -> None:
@@ -168,31 +205,27 @@ def test_files_are_partitioned_by_database_measurement_and_utc_hour(
     ],
     ids=["s", "ms", "us", "ns", "float seconds", "zero", "negative s", "negative ms", "last s", "first ms", "msgpack"],
 )
-def test_the_unit_of_a_time_is_read_from_its_size(server: Server, given: Any, expected_us: int) -> None:
+def test_the_unit_of_a_time_is_read_from_its_size(database: Database, given: Any, expected_us: int) -> None:
     body = msgpack.packb({"m": "t", "columns": {"time": [given, given], "n": [1, 2]}}, datetime=True)
-    assert server.post(V2, body).status == 202
-    body = msgpack.packb([{"m": "t", "t": given, "fields": {"n": 3}}], datetime=True)
-    assert server.post(V2, body).status == 202
-    server.stop()
-    assert [row["time"] for row in lake_rows(server.lake)] == [expected_us] * 3
+    database.post(body)
+    database.post(msgpack.packb([{"m": "t", "t": given, "fields": {"n": 3}}], datetime=True))
+    assert [row["time"] for row in database.rows(3)] == [expected_us] * 3
 
 
-def test_units_may_be_mixed_in_one_column(server: Server) -> None:
+def test_units_may_be_mixed_in_one_column(database: Database) -> None:
     times = [NEW_YEAR, NEW_YEAR * 1000 + 1, NEW_YEAR * US + 2, NEW_YEAR * US * 1000 + 3000, NEW_YEAR + 0.5]
-    server.write({"m": "t", "columns": {"time": times, "n": list(range(5))}})
-    server.stop()
+    database.write({"m": "t", "columns": {"time": times, "n": list(range(5))}})
     expected = {0: 0, 1: 1000, 2: 2, 3: 3, 4: 500_000}
-    assert {row["n"]: row["time"] - NEW_YEAR * US for row in lake_rows(server.lake)} == expected
+    assert {row["n"]: row["time"] - NEW_YEAR * US for row in database.rows(5)} == expected
 
 
-def test_a_missing_time_is_the_moment_of_the_write(server: Server) -> None:
+def test_a_missing_time_is_the_moment_of_the_write(database: Database) -> None:
     before = time.time_ns() // 1000
-    server.write({"m": "t", "columns": {"n": [1, 2]}})
-    server.write({"m": "t", "fields": {"n": 3}})
-    server.write({"m": "t", "columns": {"time": [None, NEW_YEAR], "n": [4, 5]}})
+    database.write({"m": "t", "columns": {"n": [1, 2]}})
+    database.write({"m": "t", "fields": {"n": 3}})
+    database.write({"m": "t", "columns": {"time": [None, NEW_YEAR], "n": [4, 5]}})
     after = time.time_ns() // 1000
-    server.stop()
-    times = {row["n"]: row["time"] for row in lake_rows(server.lake)}
+    times = {row["n"]: row["time"] for row in database.rows(5)}
     assert times.pop(5) == NEW_YEAR * US
     assert sorted(times) == [1, 2, 3, 4]
     assert all(before <= at <= after for at in times.values())
@@ -223,7 +256,7 @@ def test_nanoseconds_are_kept_when_the_setting_asks_for_it(tmp_path: Path) -> No
 # Values
 
 
-def test_values_at_the_edges_of_their_types_come_back_equal(server: Server) -> None:
+def test_values_at_the_edges_of_their_types_come_back_equal(database: Database) -> None:
     columns: dict[str, list[Any]] = {
         "time": [NEW_YEAR + index for index in range(4)],
         "i": [-(1 << 63), (1 << 63) - 1, 0, None],
@@ -235,44 +268,40 @@ def test_values_at_the_edges_of_their_types_come_back_equal(server: Server) -> N
         "flag": [True, False, None, True],
         "none": [None, None, None, None],
     }
-    server.write({"m": "edges", "columns": columns})
-    server.stop()
-    rows = lake_rows(server.lake)
+    database.write({"m": "edges", "columns": columns})
+    rows = database.rows(4)
     got = {name: [row.get(name) for row in rows] for name in columns}
     nan = got["special"].pop(2)
     expected = {**columns, "time": [at * US for at in columns["time"]], "special": [math.inf, -math.inf, 0.1]}
     assert got == expected
     assert math.isnan(nan)
     assert math.copysign(1, got["f"][0]) == -1
-    types = lake_types(server.lake)
+    types = database.types()
     assert (types["i"], types["u"], types["f"]) == ("BIGINT", "UBIGINT", "DOUBLE")
 
 
-def test_float32_comes_back_as_the_same_number(server: Server) -> None:
+def test_float32_comes_back_as_the_same_number(database: Database) -> None:
     number = struct.unpack(">f", struct.pack(">f", 0.1))[0]
     body = msgpack.packb({"m": "single", "columns": {"time": [NEW_YEAR], "f": [0.1]}}, use_single_float=True)
-    assert server.post(V2, body).status == 202
-    server.stop()
-    assert [row["f"] for row in lake_rows(server.lake)] == [number]
+    database.post(body)
+    assert [row["f"] for row in database.rows(1)] == [number]
 
 
-def test_integers_and_floats_in_one_column_become_floats(server: Server) -> None:
-    server.write({"m": "mixed", "columns": {"time": [NEW_YEAR, NEW_YEAR + 1, NEW_YEAR + 2], "v": [1, 2.5, -3]}})
-    server.stop()
-    assert [row["v"] for row in lake_rows(server.lake)] == [1.0, 2.5, -3.0]
-    assert lake_types(server.lake)["v"] == "DOUBLE"
+def test_integers_and_floats_in_one_column_become_floats(database: Database) -> None:
+    database.write({"m": "mixed", "columns": {"time": [NEW_YEAR, NEW_YEAR + 1, NEW_YEAR + 2], "v": [1, 2.5, -3]}})
+    assert [row["v"] for row in database.rows(3)] == [1.0, 2.5, -3.0]
+    assert database.types()["v"] == "DOUBLE"
 
 
-def test_a_value_that_fits_no_column_is_rescued_with_its_row(server: Server) -> None:
-    server.write({"m": "odd", "columns": {"time": [NEW_YEAR, NEW_YEAR + 1, NEW_YEAR + 2], "v": [1.5, "odd", 2.5]}})
-    server.stop()
-    rows = lake_rows(server.lake)
+def test_a_value_that_fits_no_column_is_rescued_with_its_row(database: Database) -> None:
+    database.write({"m": "odd", "columns": {"time": [NEW_YEAR, NEW_YEAR + 1, NEW_YEAR + 2], "v": [1.5, "odd", 2.5]}})
+    rows = database.rows(3)
     assert [row["v"] for row in rows] == [1.5, None, 2.5]
     assert [row["_rescued_data"] for row in rows] == [None, '{"v":"odd"}', None]
 
 
-def test_rows_of_different_shapes_share_a_measurement(server: Server) -> None:
-    server.write(
+def test_rows_of_different_shapes_share_a_measurement(database: Database) -> None:
+    database.write(
         {
             "batch": [
                 {"m": "shapes", "t": NEW_YEAR, "fields": {"a": 1}},
@@ -282,14 +311,13 @@ def test_rows_of_different_shapes_share_a_measurement(server: Server) -> None:
             ]
         }
     )
-    server.stop()
     empty = {"a": None, "b": None, "c": None, "zone": None}
-    assert lake_rows(server.lake, "default", "shapes") == [
+    assert database.rows(3, "shapes") == [
         {**empty, "time": NEW_YEAR * US, "a": 1},
         {**empty, "time": (NEW_YEAR + 1) * US, "b": 2.5, "zone": "z"},
         {**empty, "time": (NEW_YEAR + 2) * US, "a": 3, "c": True},
     ]
-    assert lake_rows(server.lake, "default", "others") == [{"time": NEW_YEAR * US, "a": "text"}]
+    assert database.rows(1, "others") == [{"time": NEW_YEAR * US, "a": "text"}]
 
 
 def test_a_column_keeps_its_type_from_file_to_file_and_over_a_restart(tmp_path: Path) -> None:
@@ -309,15 +337,16 @@ def test_a_column_keeps_its_type_from_file_to_file_and_over_a_restart(tmp_path: 
             assert lake_types(file.parent, ".", ".")["v"] == "DOUBLE"
 
 
-def test_names_of_measurements_and_columns_may_be_anything_readable(server: Server) -> None:
+def test_names_of_measurements_and_columns_may_be_anything_readable(database: Database) -> None:
     names = ["a b", "ä/ö", "..", "100%", "a=b", "'; DROP TABLE x", "é" * 128]
     for index, name in enumerate(names):
-        server.write({"m": name, "columns": {"time": [NEW_YEAR + index], name: [index], "n": [index]}})
-    server.stop()
-    rows = lake_rows(server.lake)
+        database.write({"m": name, "columns": {"time": [NEW_YEAR + index], name: [index], "n": [index]}})
+    rows = database.rows(len(names))
     assert [row["n"] for row in rows] == list(range(len(names)))
     assert [row[name] for row, name in zip(rows, names, strict=True)] == list(range(len(names)))
-    assert {path.parents[4].parent for path in lake_files(server.lake)} == {server.lake / "default"}
+    # One folder below the database for each, whatever the name has in it.
+    assert len({path.parents[4] for path in database.files()}) == len(names)
+    assert len({path.parents[5] for path in database.files()}) == 1
 
 
 def test_many_small_writes_become_few_files(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
+import shutil
 import signal
 import socket
 import struct
@@ -163,11 +164,12 @@ def test_a_signal_drains_what_is_in_flight_and_ships_everything(tmp_path: Path, 
         assert "stopped; everything is uploaded" in server.log
 
 
-def test_ctrl_c_in_a_terminal_drains_too(tmp_path: Path) -> None:
-    """There the signal reaches every process of the group, not just the supervisor."""
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_every_process_drains_too(tmp_path: Path, signal_number: signal.Signals) -> None:
+    """As a terminal sends its Ctrl-C, and systemd its SIGTERM unless told otherwise."""
     with Server(tmp_path, wal_max_size_mb=1) as server, Load(server) as load:
         load.wait_for_requests(100)
-        os.killpg(server.pid, signal.SIGINT)
+        os.killpg(server.pid, signal_number)
         assert server.exit_code() == 0
         load.stop()
         server.assert_log_is_shipped()
@@ -353,28 +355,32 @@ def test_a_disabled_log_ships_what_it_buffered_within_the_flush_age(tmp_path: Pa
 
 @pytest.mark.parametrize("recycle", [True, False])
 def test_segments_are_written_over_only_if_the_setting_says_so(tmp_path: Path, recycle: bool) -> None:
-    files: dict[int, set[str]] = {}
+    # Open descriptors, so that the number of a file that is gone is not given to another one.
+    held: dict[int, int] = {}
+    names: dict[int, set[str]] = {}
 
     def look(server: Server) -> None:
         for name in server.segments(".wal"):
             try:
-                files.setdefault((server.wal / name).stat().st_ino, set()).add(name)
+                fd = os.open(server.wal / name, os.O_RDONLY)
             except FileNotFoundError:
-                pass
+                continue
+            number = os.fstat(fd).st_ino
+            if held.setdefault(number, fd) != fd:
+                os.close(fd)
+            names.setdefault(number, set()).add(name)
 
     with Server(tmp_path, server_workers=1, wal_max_size_mb=1, wal_recycle=recycle) as server:
-        for first in range(0, 400, 10):
+        for first in range(0, 300, 10):
             assert server.post(V2, body(first, 10, 30_000)).status == 202
             look(server)
             if not first % 50:  # the pool fills when segments were shipped
                 wait_until(lambda: not server.segments(".wal.sealed"), "segments to be shipped")
-        pool = os.listdir(server.wal / "free")
-        used_again = [names for names in files.values() if len(names) > 1]
-        assert bool(used_again) == recycle
-        # What is made ready ahead of need passes through there too.
-        assert any(re.match(r"\d{20}-worker-1-", name) for name in pool) == recycle
+        for fd in held.values():
+            os.close(fd)
+        assert any(len(used) > 1 for used in names.values()) == recycle
         server.stop()
-        assert numbers(server.lake) == list(range(400))
+        assert numbers(server.lake) == list(range(300))
 
 
 def test_no_more_than_free_segments_are_kept(tmp_path: Path) -> None:
@@ -469,13 +475,13 @@ def test_a_damaged_log_does_not_stop_the_start(tmp_path: Path) -> None:
 
 def test_a_server_starts_again_after_each_end_on_the_same_directory(tmp_path: Path) -> None:
     with Server(tmp_path, server_workers=1) as server:
-        for number in range(4):
+        for number in range(2):
             server.write({"m": "m", "columns": {"n": [number]}})
             server.stop()
             server.restart()
         server.stop()
-        assert numbers(server.lake) == [0, 1, 2, 3]
-        assert '"boot":5' in (server.wal / "node.json").read_text().replace(" ", "")
+        assert numbers(server.lake) == [0, 1]
+        assert json.loads((server.wal / "node.json").read_text())["boot"] == 3
 
 
 # Children that die
@@ -506,12 +512,10 @@ def test_an_uploader_that_is_dead_when_the_server_stops_has_a_successor_that_shi
 
 def test_a_log_directory_that_is_removed_under_way_is_made_again(tmp_path: Path) -> None:
     """What was in it is gone with it, and not acknowledged again; writes go on as soon as it is back."""
-    import shutil
-
     with Server(tmp_path, server_workers=1) as server:
         assert server.post(V2, body(0, 1)).status == 202
         server.wait_for_rows(1)
-        shutil.rmtree(server.wal)
+        shutil.rmtree(server.wal, ignore_errors=True)  # parts of it are made again at once
         wait_until(lambda: server.post(V2, body(1, 1)).status == 202, "a write to be taken")
         server.wait_for_rows(2)
         assert numbers(server.lake) == [0, 1]

@@ -1,0 +1,621 @@
+"""Entries go in, Parquet files come out: every value once, the same files every time, memory and files bounded."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import msgpack
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arcpipe.codec.arrow_columns import MAX_TIME_US, MIN_TIME_US
+from arcpipe.codec.columns import array_header
+from arcpipe.codec.entries import decode_envelope
+from arcpipe.codec.odd_values import Timestamp, parse_rescued, unpack_value
+from arcpipe.config import Parquet
+from arcpipe.upload import convert as convert_module
+from arcpipe.upload import tables as tables_module
+from arcpipe.upload.parquet import Spool
+from arcpipe.upload.schema import SchemaRegistry
+from arcpipe.upload.tables import BatchTables, DeadLetter
+
+from tests.unit.test_arrow_columns import any_value, booleans, floats, integers, nil, same, short_text, texts
+
+NOW_US = 1_700_000_000_000_000
+HOUR_US = 3_600_000_000
+
+
+class File(NamedTuple):
+    key: str
+    data: bytes
+    rows: int
+
+    def table(self) -> pa.Table:
+        return pq.read_table(io.BytesIO(self.data))
+
+    def rows_read(self) -> list[dict[str, Any]]:
+        """The rows, their times as µs."""
+        table = self.table()
+        rows: list[dict[str, Any]] = table.set_column(0, "time", table.column("time").cast(pa.int64())).to_pylist()
+        return rows
+
+
+class Result(NamedTuple):
+    files: list[File]
+    letters: list[DeadLetter]
+    tables: BatchTables
+
+    def rows(self, *, digits: bool = False) -> list[dict[str, Any]]:
+        """All rows as a reader has them, rescued values in their places; `digits`: the files have those below µs."""
+        return [with_rescued(row, digits) for file in self.files for row in file.rows_read()]
+
+
+def with_rescued(row: dict[str, Any], digits: bool) -> dict[str, Any]:
+    rescued = parse_rescued(row.pop("_rescued_data", None) or "{}")
+    if "time" in rescued:
+        row["rescued time"] = rescued.pop("time")
+    if digits:
+        row["digits"] = row.pop("time_ns")
+    row = {name: value for name, value in row.items() if value is not None}
+    assert not row.keys() & rescued.keys(), "a value is in its column or rescued, not both"
+    return row | rescued
+
+
+@pytest.fixture
+def convert(tmp_path: Path) -> Callable[..., Result]:
+    def run(
+        entries: Iterable[bytes | tuple[int, bytes]],
+        registry: SchemaRegistry | None = None,
+        threads: int = 2,
+        layout: str = "arc",
+        **parquet: Any,
+    ) -> Result:
+        files: list[File] = []
+        letters: list[DeadLetter] = []
+
+        def on_file(key: str, blob: Spool, rows: int) -> None:
+            files.append(File(key, bytes(blob.read_at(0, blob.size)), rows))
+            blob.close()
+
+        tables = BatchTables(
+            "node-1",
+            layout,  # type: ignore[arg-type]
+            Parquet(**parquet),
+            registry or SchemaRegistry(tmp_path / "schema.json"),
+            threads=threads,
+            spool=tmp_path,
+            on_file=on_file,
+            on_dead_letter=letters.append,
+        )
+        with tables:
+            for number, entry in enumerate(entries):
+                timestamp, payload = entry if isinstance(entry, tuple) else (NOW_US + number, entry)
+                tables.add(timestamp, memoryview(payload), number)
+            tables.finish()
+        return Result(sorted(files), letters, tables)
+
+    return run
+
+
+def columnar(columns: dict[str, list[Any]], measurement: str = "cpu", database: str = "db", **others: Any) -> bytes:
+    """The payload of an entry; values that are bytes are MessagePack already."""
+    return envelope(database, columnar_map(columns, measurement, **others))
+
+
+def columnar_map(columns: dict[str, list[Any]], measurement: str = "cpu", **others: Any) -> bytes:
+    packed = b"".join(
+        msgpack.packb(name)
+        + array_header(len(values))
+        + b"".join(value if type(value) is bytes else msgpack.packb(value) for value in values)
+        for name, values in columns.items()
+    )
+    header = struct.pack(">BH", 0xDE, len(columns))
+    rest = b"".join(msgpack.packb(name) + msgpack.packb(value) for name, value in others.items())
+    return bytes([0x82 + len(others)]) + b"\xa1m" + msgpack.packb(measurement) + b"\xa7columns" + header + packed + rest
+
+
+def envelope(database: str, body: bytes, kind: int = 1, meta: dict[str, Any] | None = None) -> bytes:
+    return b"\x94" + msgpack.packb(kind) + msgpack.packb(database) + msgpack.packb(meta or {}) + body
+
+
+def batch(*maps: bytes, database: str = "db") -> bytes:
+    return envelope(database, array_header(len(maps)) + b"".join(maps), kind=2)
+
+
+# Total conversion
+
+names = st.sampled_from(["a", "b", "host", "ünïcode", "with.dot", "time_ns", "_rescued_data", ""])
+column_kinds = st.sampled_from(
+    [floats, integers, short_text, texts, booleans, st.one_of(integers, floats, nil), any_value]
+)
+time_values = st.one_of(
+    st.integers(NOW_US, NOW_US + 3 * HOUR_US).map(msgpack.packb),
+    st.integers(1_700_000_000, 1_700_010_000).map(msgpack.packb),
+    any_value,
+)
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> list[dict[str, list[bytes]]]:
+    """Columns of several entries; a column mostly, but not always, has one kind of value."""
+    kinds = {name: draw(column_kinds) for name in draw(st.lists(names, min_size=1, max_size=5, unique=True))}
+    found = []
+    for _ in range(draw(st.integers(1, 8))):
+        rows = draw(st.integers(1, 6))
+        some = draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, unique=True))
+        columns = {name: draw(st.lists(kinds[name], min_size=rows, max_size=rows)) for name in some}
+        if draw(st.booleans()):
+            columns["time"] = draw(st.lists(time_values, min_size=rows, max_size=rows))
+        found.append(columns)
+    return found
+
+
+def expected(columns: dict[str, list[bytes]], timestamp_us: int, digits: bool) -> list[dict[str, Any]]:
+    rows = []
+    for row in range(len(next(iter(columns.values())))):
+        elements = {name: column[row] for name, column in columns.items()}
+        time = elements.pop("time", b"\xc0")
+        values = {name: unpack_value(element) for name, element in elements.items()}
+        us, sub_us = expected_time(time)
+        if us is None:
+            us = timestamp_us
+            values["rescued time"] = unpack_value(time)
+        values |= {"time": us} | ({"digits": sub_us} if digits else {})
+        rows.append({name: value for name, value in values.items() if value is not None})
+    return rows
+
+
+def expected_time(element: bytes) -> tuple[int | None, int]:
+    """The plain reading of one time: µs and digits, or None."""
+    value = unpack_value(element)
+    us, sub_us = None, 0
+    if type(value) is int:
+        size = abs(value)
+        us, sub_us = divmod(
+            value * (10**9 if size < 10**11 else 10**6 if size < 10**14 else 10**3 if size < 10**17 else 1), 1000
+        )
+    elif type(value) is float and abs(value) < 1e12:
+        us = round(value * 1e6)
+    elif isinstance(value, Timestamp) and element[:2] not in (b"\xc7\x04", b"\xc7\x08"):
+        us, sub_us = divmod(value.ns, 1000)
+    return (us, sub_us) if us is not None and MIN_TIME_US <= us <= MAX_TIME_US else (None, 0)
+
+
+def comparable(value: Any) -> str:
+    """A value as text that is equal for equal values; an integer may have become the equal float."""
+    if type(value) is int and int(float(value)) == value:
+        value = float(value)
+    return "nan" if value != value else repr(value)
+
+
+def canonical(rows: Iterable[dict[str, Any]]) -> list[Any]:
+    return sorted(sorted((name, comparable(value)) for name, value in row.items()) for row in rows)
+
+
+@given(entries(), st.booleans())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_value_is_read_back_from_its_column_or_as_rescued(
+    convert: Callable[..., Result], given_entries: list[dict[str, list[bytes]]], digits: bool
+) -> None:
+    result = convert(map(columnar, given_entries), keep_nanoseconds=digits)
+    wanted = [row for number, columns in enumerate(given_entries) for row in expected(columns, NOW_US + number, digits)]
+    assert result.letters == []
+    assert canonical(result.rows(digits=digits)) == canonical(wanted)
+    assert sum(file.rows for file in result.files) == result.tables.rows == len(wanted)
+    for file in result.files:
+        times = [row["time"] for row in file.rows_read()]
+        assert times == sorted(times)
+
+
+def test_duckdb_reads_the_same_values(convert: Callable[..., Result], tmp_path: Path) -> None:
+    result = convert(
+        [
+            columnar({"time": [NOW_US, NOW_US + 1], "f": [1.5, None], "s": ["é", "x"], "n": [1, 2**63 - 1]}),
+            columnar({"time": [NOW_US + 2], "f": ["odd"], "b": [True], "n": [-(2**63)]}),
+        ]
+    )
+    for file in result.files:
+        (tmp_path / "file.parquet").write_bytes(file.data)
+    rows = duckdb.sql(
+        f"select epoch_us(time), f, s, n, b, _rescued_data from '{tmp_path / 'file.parquet'}' order by time"
+    ).fetchall()
+    assert rows == [
+        (NOW_US, 1.5, "é", 1, None, None),
+        (NOW_US + 1, None, "x", 2**63 - 1, None, None),
+        (NOW_US + 2, None, None, -(2**63), True, '{"f":"odd"}'),
+    ]
+
+
+def test_a_row_without_a_time_has_the_timestamp_of_its_entry(convert: Callable[..., Result]) -> None:
+    result = convert([(NOW_US + 7, columnar({"a": [1, 2]})), (NOW_US + 9, columnar({"a": [3], "time": [None]}))])
+    assert [(row["time"], row["a"]) for row in result.rows()] == [(NOW_US + 7, 1), (NOW_US + 7, 2), (NOW_US + 9, 3)]
+
+
+def test_a_time_that_is_none_is_rescued_and_the_entry_timestamp_stands_in(convert: Callable[..., Result]) -> None:
+    result = convert([(NOW_US, columnar({"time": ["soon", float("nan"), NOW_US + 5], "a": [1, 2, 3]}))])
+    assert result.tables.rescued == 2
+    rows = result.rows()
+    assert [row["time"] for row in rows] == [NOW_US, NOW_US, NOW_US + 5]
+    assert same(rows[0]["rescued time"], "soon")
+    assert same(rows[1]["rescued time"], float("nan"))
+
+
+def test_the_precision_of_the_envelope_is_that_of_its_times(convert: Callable[..., Result]) -> None:
+    result = convert([envelope("db", columnar_map({"time": [5], "a": [1]}), meta={"precision": "s"})])
+    assert [row["time"] for row in result.rows()] == [5_000_000]
+
+
+def test_rows_of_many_hours_go_to_a_file_for_each_hour(convert: Callable[..., Result]) -> None:
+    times = [NOW_US + hour * HOUR_US + second * 1_000_000 for second in range(60) for hour in range(100)]
+    result = convert([columnar({"time": times[::-1], "n": list(range(6000))})])
+    assert len(result.files) == 100
+    assert result.files[0].key == "db/cpu/2023/11/14/22/cpu_20231114T221320000000_node-1_0.parquet"
+    assert sorted(row["n"] for row in result.rows()) == list(range(6000))
+    for file in result.files:
+        assert len({row["time"] // HOUR_US for row in file.rows_read()}) == 1
+
+
+def test_the_hive_layout_names_its_parts(convert: Callable[..., Result]) -> None:
+    (file,) = convert([columnar({"time": [NOW_US], "a": [1]})], layout="hive").files
+    assert file.key.startswith("db/cpu/year=2023/month=11/day=14/hour=22/cpu_")
+
+
+def test_tags_come_first_and_are_called_tags(convert: Callable[..., Result]) -> None:
+    (file,) = convert([columnar({"z": [1.5], "host": ["a"], "b": [1], "area": ["x"]}, tags=["host", "area"])]).files
+    schema = file.table().schema
+    assert schema.names == ["time", "area", "host", "b", "z"]
+    assert [field.metadata[b"arcpipe.role"] for field in schema] == [b"time", b"tag", b"tag", b"field", b"field"]
+    assert schema.metadata[b"arcpipe.measurement"] == b"cpu"
+
+
+def test_a_column_of_nothing_but_nil_is_left_out_unless_its_type_is_known(convert: Callable[..., Result]) -> None:
+    (file,) = convert([columnar({"a": [1], "b": [None]})]).files
+    assert file.table().schema.names == ["time", "a"]
+    (file,) = convert([columnar({"a": [1], "b": [None]}, types={"b": "str"})]).files
+    assert file.table().schema.field("b").type == pa.string()
+
+
+def test_types_that_senders_say_decide(convert: Callable[..., Result]) -> None:
+    (file,) = convert([columnar({"a": [1], "b": [1], "c": [1]}, types={"a": "u64", "b": "f64", "c": "i64"})]).files
+    assert [str(field.type) for field in file.table().schema][1:] == ["uint64", "double", "int64"]
+
+
+def test_types_stay_from_batch_to_batch(convert: Callable[..., Result], tmp_path: Path) -> None:
+    registry = SchemaRegistry(tmp_path / "schema.json")
+    first = convert([columnar({"a": [1.5], "b": ["x"]})], registry)
+    registry.apply(first.tables.schema_changes)
+    second = convert([columnar({"a": [2], "b": [7]})], registry)
+    assert second.tables.schema_changes == []
+    (file,) = second.files
+    assert [str(field.type) for field in file.table().schema] == ["timestamp[us, tz=UTC]", "double", "string", "string"]
+    assert second.rows() == [{"time": NOW_US, "a": 2.0, "b": 7}]
+
+
+def test_a_batch_leaves_the_registry_alone(convert: Callable[..., Result], tmp_path: Path) -> None:
+    registry = SchemaRegistry(tmp_path / "schema.json")
+    convert([columnar({"a": [1]})], registry)
+    assert len(registry) == 0
+
+
+def test_a_column_that_widens_or_is_new_begins_another_file(convert: Callable[..., Result]) -> None:
+    result = convert(
+        [
+            columnar({"a": [1, 2]}),
+            columnar({"a": [3, 4]}),
+            columnar({"a": [1.5, 6]}),
+            columnar({"b": ["x", "y"]}),
+            columnar({"a": [2.5, None]}),
+        ],
+        row_group_rows=2,
+    )
+    assert [file.key.rpartition("_")[2] for file in result.files] == ["0.parquet", "1.parquet", "2.parquet"]
+    assert [file.rows for file in result.files] == [4, 2, 4]
+    assert [file.table().schema.names for file in result.files] == [["time", "a"], ["time", "a"], ["time", "a", "b"]]
+    assert [row.get("a") for row in result.rows()] == [1, 2, 3, 4, 1.5, 6.0, None, None, 2.5, None]
+
+
+def test_columns_that_come_and_go_are_null_where_they_are_not(convert: Callable[..., Result]) -> None:
+    payloads = [
+        columnar({"time": [NOW_US + n], "a" if n % 2 else "b": [n], f"c{n % 3}": [f"text {n}"]}) for n in range(9_000)
+    ]
+    (file,) = convert(payloads).files
+    for n, row in enumerate(file.rows_read()):
+        wanted = {"time": NOW_US + n, "a" if n % 2 else "b": n, f"c{n % 3}": f"text {n}"}
+        assert {name: value for name, value in row.items() if value is not None} == wanted
+
+
+def test_repeated_tags_are_read_back_as_they_were(convert: Callable[..., Result]) -> None:
+    chunks = [[f"host-{n}" for n in range(50)], [None, *("ü" for _ in range(49))], ["x" * 300] * 50]
+    payloads = [
+        columnar({"time": [NOW_US + 50 * n + row for row in range(50)], "host": chunks[n * n % 3]}) for n in range(200)
+    ]
+    (file,) = convert(payloads).files
+    assert file.table().column("host").to_pylist() == [value for n in range(200) for value in chunks[n * n % 3]]
+
+
+def test_text_of_few_and_of_many_values_lives_in_one_file(convert: Callable[..., Result]) -> None:
+    def text(n: int, few: bool) -> dict[str, list[Any]]:
+        return {
+            "time": [NOW_US + n * 5000 + row for row in range(5000)],
+            "s": [str(row % 9 if few else row) for row in range(5000)],
+        }
+
+    for order in ([True, False, True], [False, True, False]):
+        (file,) = convert([columnar(text(n, few)) for n, few in enumerate(order)], row_group_rows=5000).files
+        assert file.table().schema.field("s").type == pa.string()
+        assert file.table().column("s").to_pylist() == [
+            value for n, few in enumerate(order) for value in text(n, few)["s"]
+        ]
+
+
+def test_unsorted_rows_are_sorted_by_time_and_stay_whole(convert: Callable[..., Result]) -> None:
+    count = 20_000
+    times = [NOW_US + (row * 7_919) % count for row in range(count)]
+    columns = {"time": times, "n": list(range(count)), "s": [f"s{row % 11}" for row in range(count)], "x": times}
+    (file,) = convert([columnar(columns)]).files
+    rows = file.rows_read()
+    assert [row["time"] for row in rows] == sorted(times)
+    assert all(row["x"] == row["time"] == times[row["n"]] and row["s"] == f"s{row['n'] % 11}" for row in rows)
+    assert file.table().schema.names == ["time", "n", "s", "x"]
+
+
+# What is no columnar map
+
+
+def test_an_entry_that_is_no_envelope_is_a_dead_letter_and_the_rest_goes_on(convert: Callable[..., Result]) -> None:
+    result = convert([columnar({"a": [1]}), b"\xc1 what is this", columnar({"a": [2]})])
+    (letter,) = result.letters
+    assert (letter.payload, letter.origin, letter.part) == (b"\xc1 what is this", 1, 0)
+    assert [row["a"] for row in result.rows()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"a": [1, 2], "b": [1]},
+        {"a": [], "b": [1]},
+        {"b": [1], "a": []},
+        {"a": [1], "b": ["x"] * 20},
+        {"a": ["y" * 900, "z"], "b": ["x" * 900]},
+        {},
+    ],
+)
+def test_columns_of_different_lengths_are_a_dead_letter(
+    convert: Callable[..., Result], columns: dict[str, list[Any]]
+) -> None:
+    good = {name: values and ["x" * 900] for name, values in columns.items()} or {"a": ["x"]}
+    good = {name: ["x" * 900] for name in good}
+    result = convert([columnar(good), columnar(columns, tags=["a"]), columnar(good)])
+    (letter,) = result.letters
+    assert (letter.database, letter.origin) == ("db", 1)
+    assert decode_envelope(letter.payload) == decode_envelope(columnar(columns, tags=["a"]))
+    assert result.tables.rows == 2
+
+
+def test_a_column_that_is_no_array_is_a_dead_letter(convert: Callable[..., Result]) -> None:
+    good = columnar({"a": [1], "b": [1]})
+    for bad in (good.replace(b"\xa1a\x91\x01", b"\xa1a\x01"), good.replace(b"\xa1b\x91\x01", b"\xa1b\x81\x01\x01")):
+        result = convert([good, bad, good])
+        assert [letter.origin for letter in result.letters] == [1]
+        assert result.tables.rows == 2
+
+
+def test_a_bad_map_does_not_take_its_batch_along(convert: Callable[..., Result]) -> None:
+    good, bad = columnar_map({"a": [1]}), b"\x81\xa1m\xa3cpu"
+    uneven = columnar_map({"a": [1], "b": [1, 2]})
+    result = convert([batch(good, bad, uneven, good), batch(good, good)])
+    assert sorted((letter.origin, letter.part, letter.payload) for letter in result.letters) == [
+        (0, 1, envelope("db", bad)),
+        (0, 2, columnar({"a": [1], "b": [1, 2]}).replace(b"\xde\x00\x02", b"\x82")),
+    ]
+    assert result.tables.rows == 4
+
+
+def test_what_fails_alone_is_a_dead_letter_and_the_rest_is_converted(
+    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fragile(pieces: Any, *others: Any) -> Any:
+        if any(b"poison" in column.data.tobytes() for piece in pieces for column in piece.columns):
+            raise RuntimeError("cannot digest this")
+        return convert_module.convert(pieces, *others)
+
+    monkeypatch.setattr(tables_module, "convert", fragile)
+    payloads = [
+        columnar({"a": ["poison" if n in (3, 77) else "fine", "x"], f"b{n % 3}": [n, n]}, tags=["a"]) for n in range(99)
+    ]
+    result = convert(payloads)
+    assert sorted((letter.origin, letter.reason) for letter in result.letters) == [
+        (3, "RuntimeError: cannot digest this"),
+        (77, "RuntimeError: cannot digest this"),
+    ]
+    for letter in result.letters:
+        assert decode_envelope(letter.payload) == decode_envelope(payloads[int(str(letter.origin))])
+    numbers = sorted(value for row in result.rows() for name, value in row.items() if name.startswith("b"))
+    assert numbers == sorted([n for n in range(99) if n not in (3, 77)] * 2)
+
+
+def test_columns_nested_deeper_than_any_recursion_are_rescued(convert: Callable[..., Result]) -> None:
+    deep = b"\x91" * 5_000 + b"\x01"
+    result = convert([columnar({"a": [1, deep]}), batch(columnar_map({"a": [deep]}), columnar_map({"a": [2]}))])
+    assert result.letters == []
+    assert [row["a"] for row in result.rows()] == [1, unpack_value(deep), unpack_value(deep), 2]
+
+
+def test_segment_start_and_end_entries_are_no_rows(convert: Callable[..., Result]) -> None:
+    result = convert([envelope("", b"\xc0", kind=0), columnar({"a": []}), envelope("", b"\xc0", kind=255)])
+    assert (result.files, result.letters) == ([], [])
+
+
+def test_arc_payloads_become_rows(convert: Callable[..., Result]) -> None:
+    rows = [
+        {"measurement": "cpu", "_database": "prod", "time": NOW_US, "fields": {"a": 1.5}, "tags": {"host": "h"}},
+        {"measurement": "cpu", "timestamp": NOW_US // 1000, "a": 2.5, "host": "h"},
+    ]
+    prefixed = b"\x01\x00\x03old" + msgpack.packb({"m": "mem", "columns": {"t": [NOW_US], "a": [1]}})
+    result = convert([msgpack.packb(rows), prefixed])
+    assert result.letters == []
+    assert [(file.key.split("/")[:2], row) for file in result.files for row in file.rows_read()] == [
+        (["default", "cpu"], {"time": NOW_US, "a": 2.5, "host": "h"}),
+        (["old", "mem"], {"time": NOW_US, "a": 1}),
+        (["prod", "cpu"], {"time": NOW_US, "a": 1.5, "host": "h"}),
+    ]
+
+
+# Bounds, and the same files every time
+
+
+def mixed_batch() -> list[bytes]:
+    payloads = []
+    for n in range(3_000):
+        times = [NOW_US + n * 1_000_000 + row * 50 for row in range(1 + n % 5)]
+        columns: dict[str, list[Any]] = {"time": times, "v": [n / 4] * len(times)}
+        columns[f"extra{n % 7}"] = ["x" * (n % 40), *range(len(times) - 1)]
+        payloads.append(columnar(columns, f"m{n % 50 if n % 3 else 0}"))
+    return payloads
+
+
+def test_doing_it_again_makes_the_same_files_however_many_threads(
+    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "_MAX_COLLECTED": 200_000,
+        "_MAX_IN_HAND": 400_000,
+        "_MAX_FILE_TABLES": 4,
+        "_MAX_FILES": 8,
+    }.items():
+        monkeypatch.setattr(tables_module, name, value)
+    results = [convert(mixed_batch(), threads=threads, row_group_rows=300) for threads in (1, 2, 4, 2)]
+    assert len(results[0].files) > 60
+    for result in results[1:]:
+        assert result.files == results[0].files
+        assert result.tables.schema_changes == results[0].tables.schema_changes
+
+
+def test_the_size_of_memory_windows_does_not_lose_rows(
+    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = convert(mixed_batch())
+    for name, value in {
+        "_MAX_COLLECTED": 60_000,
+        "_MAX_TABLE": 9_000,
+        "_RELEASE_BYTES": 10_000,
+        "_COMPACT_ENTRIES": 20,
+    }.items():
+        monkeypatch.setattr(tables_module, name, value)
+    small = convert(mixed_batch())
+    assert canonical(small.rows()) == canonical(plain.rows())
+    assert len(small.files) > len(plain.files)
+
+
+def test_ten_thousand_measurements_in_one_batch(convert: Callable[..., Result]) -> None:
+    payloads = [
+        batch(*(columnar_map({"time": [NOW_US + n], "v": [n], "s": ["x"]}, f"m{n * 4 + part}") for part in range(4)))
+        for n in range(2_500)
+    ]
+    result = convert(payloads)
+    assert len(result.files) == 10_000
+    assert result.tables.rows == 10_000
+    assert len({file.key.split("/")[1] for file in result.files}) == 10_000
+
+
+def test_ten_thousand_columns_are_rescued_beyond_the_bound(convert: Callable[..., Result]) -> None:
+    columns = {f"c{n}": [n] for n in range(5_000)}
+    result = convert([columnar(columns)])
+    assert result.rows() == [{"time": NOW_US, **{name: values[0] for name, values in columns.items()}}]
+    assert result.tables.rescued == 5_000 - 4_096
+
+
+def test_an_entry_too_large_to_be_decoded_at_once_is_converted_by_parts(
+    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables_module, "_MAX_TABLE", 10_000)
+    columns = {
+        "n": list(range(5_000)),
+        "s": [f"text {n}" for n in range(5_000)],
+        "mixed": [n if n % 3 else "x" for n in range(5_000)],
+    }
+    result = convert([columnar(columns)])
+    assert sorted(row["n"] for row in result.rows()) == list(range(5_000))
+    assert sum(pq.ParquetFile(io.BytesIO(file.data)).num_row_groups for file in result.files) > 8
+
+
+def test_new_columns_beside_many_rows_do_not_multiply_memory(
+    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables_module, "_MAX_TABLE", 100_000)
+    sizes: list[int] = []
+
+    def watching(pieces: Any, *others: Any) -> Any:
+        converted = convert_module.convert(pieces, *others)
+        sizes.append(converted.table.num_rows * converted.table.num_columns * 8)
+        return converted
+
+    monkeypatch.setattr(tables_module, "convert", watching)
+    result = convert(
+        [columnar({"a": [1] * 1_000}), columnar({f"c{n}": [n] for n in range(1_000)}), columnar({"a": [1] * 1_000})]
+    )
+    assert result.tables.rows == 2_001
+    assert max(sizes) < 200_000
+
+
+def test_a_file_stays_below_its_largest_size(convert: Callable[..., Result]) -> None:
+    noise = [
+        struct.unpack(">d", struct.pack(">Q", 0x3FF0_0000_0000_0000 + n * 0x9E37_79B9_7F4A_7C15 % 2**52))[0]
+        for n in range(50_000)
+    ]
+    payloads = [columnar({"time": [NOW_US + n * 50_000 + row for row in range(50_000)], "v": noise}) for n in range(8)]
+    for row_group_rows in (50_000, 1_000_000):
+        result = convert(payloads, max_file_mb=1, row_group_rows=row_group_rows)
+        assert len(result.files) >= 3
+        assert all(len(file.data) <= 1 << 20 for file in result.files)
+        assert sum(file.rows for file in result.files) == 400_000
+
+
+def test_what_a_callback_raises_ends_the_batch(tmp_path: Path) -> None:
+    def full(key: str, blob: Spool, rows: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    payload = columnar({"a": [1]})
+    tables = BatchTables(
+        "b",
+        "arc",
+        Parquet(),
+        SchemaRegistry(tmp_path / "schema.json"),
+        threads=2,
+        spool=tmp_path,
+        on_file=full,
+        on_dead_letter=lambda letter: None,
+    )
+    with pytest.raises(OSError, match="No space"), tables:
+        tables.add(NOW_US, payload, 0)
+        tables.finish()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("convert")]
+
+
+def test_leaving_in_the_middle_ends_the_threads_and_closes_the_files(tmp_path: Path) -> None:
+    files: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        with BatchTables(
+            "b",
+            "arc",
+            Parquet(row_group_rows=10),
+            SchemaRegistry(tmp_path / "schema.json"),
+            threads=2,
+            spool=tmp_path,
+            on_file=lambda key, blob, rows: files.append(key),
+            on_dead_letter=lambda letter: None,
+        ) as tables:
+            for n in range(100):
+                tables.add(NOW_US, columnar({"a": [n]}), n)
+            raise KeyboardInterrupt
+    assert files == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("convert")]
