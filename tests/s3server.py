@@ -7,6 +7,7 @@ process of its own on a free loopback port, one per pytest (and per xdist worker
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -46,14 +47,7 @@ class S3Server:
 
     def client(self) -> Any:
         """A boto3 client, to look at the server from outside."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.access_key_id,
-            aws_secret_access_key=self.secret_access_key,
-            region_name=self.region,
-            config=Config(s3={"addressing_style": "path"}),
-        )
+        return _client(self.endpoint_url, self.access_key_id, self.secret_access_key, self.region)
 
 
 @dataclass(frozen=True)
@@ -119,6 +113,18 @@ def s3(s3_server: S3Server) -> Iterator[S3Bucket]:
             Bucket=name, Delete={"Objects": [{"Key": key} for key in keys[first : first + 1000]], "Quiet": True}
         )
     client.delete_bucket(Bucket=name)
+
+
+@functools.cache  # making one takes longer than most of what it is then asked
+def _client(endpoint_url: str, access_key_id: str, secret_access_key: str, region: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        region_name=region,
+        config=Config(s3={"addressing_style": "path"}),
+    )
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], output: int) -> str:

@@ -118,6 +118,8 @@ class Spool:
     def write(self, data: bytes | memoryview | pa.Buffer) -> int:
         view = memoryview(data)
         size = view.nbytes
+        if self.closed:  # a writer that was let go of unfinished ends its file
+            return size
         if self._file is None and (len(self._buffer) + size > self._memory.each_bytes or not self._memory.take(size)):
             self._move_to_file()
         if self._file is None:
@@ -280,24 +282,25 @@ class PartitionWriters:
 
     def append(self, hour_us: int, table: pa.Table, first_us: int) -> None:
         """Write rows of the hour that begins at `hour_us`; `first_us` is the time of the first one."""
-        file = self._open.pop(hour_us, None)
+        file = self._open.get(hour_us)
         schema = _for_readers(table.schema)
         if file is not None:
             schema = _union(file.schema, schema)
             if not schema.equals(file.schema, check_metadata=True):
-                self._finish(hour_us, file)
-                file = None
+                self._finish(hour_us)
         for piece, most_bytes in self._pieces(table):
-            if file is not None and file.spool.size + most_bytes > self._settings.max_bytes:
-                self._finish(hour_us, file)
-                file = None
+            file = self._open.pop(hour_us, None)
+            if file is not None:
+                self._open[hour_us] = file  # as the last one
+                if file.spool.size + most_bytes > self._settings.max_bytes:
+                    self._finish(hour_us)
+                    file = None
             if file is None:
-                at = first_us if piece.num_rows == len(table) else piece.column(TIME)[0].value
+                at = first_us if piece is table else piece.column(TIME)[0].value
                 file = _File(self._settings, schema.with_metadata(self._metadata), at, piece)
+                self._open[hour_us] = file
                 self._numbers[hour_us] = self._numbers.get(hour_us, -1) + 1
             file.append(piece)
-        if file is not None:
-            self._open[hour_us] = file
 
     def _pieces(self, table: pa.Table) -> list[tuple[pa.Table, int]]:
         """A table as row groups, each with the bytes that it may need: one, unless that might overfill a file."""
@@ -311,8 +314,7 @@ class PartitionWriters:
     def trim(self, quota: int) -> None:
         """Finish the files appended to longest ago, until at most `quota` are open."""
         while len(self._open) > quota:
-            hour_us = next(iter(self._open))
-            self._finish(hour_us, self._open.pop(hour_us))
+            self._finish(next(iter(self._open)))
 
     def close(self) -> None:
         """Finish all files."""
@@ -324,10 +326,13 @@ class PartitionWriters:
             file.spool.close()
         self._open.clear()
 
-    def _finish(self, hour_us: int, file: _File) -> None:
+    def _finish(self, hour_us: int) -> None:
+        file = self._open[hour_us]
         partition = Partition(self._database, self._measurement, hour_us)
         key = partition.key(self._settings.layout, file.first_us, self._settings.batch_id, self._numbers[hour_us])
-        self._on_file(key, file.finish(), file.rows)
+        spool = file.finish()
+        del self._open[hour_us]
+        self._on_file(key, spool, file.rows)
 
 
 def _most_bytes(table: pa.Table) -> int:

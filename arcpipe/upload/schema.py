@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import msgspec
 
@@ -62,7 +62,7 @@ class TableSchema(msgspec.Struct, array_like=True):
             type_ = known.type
         if type_ in ("i64", "u64") and ("f64" in hints or has_floats(values)):
             type_ = "f64"
-        column = ColumnSchema(msgspec.convert(type_, TypeWord), tag or (known is not None and known.tag))
+        column = ColumnSchema(cast(TypeWord, type_), tag or (known is not None and known.tag))
         if column != known:
             self.columns[name] = column
         return column.type

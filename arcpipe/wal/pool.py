@@ -84,6 +84,7 @@ class Pipeline:
         self._jobs: queue.SimpleQueue[Segment | str] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[Segment | BaseException] = queue.SimpleQueue()
         self._crash: BaseException | None = None
+        self._seal_error = ""  # the last one logged
         self._handed_over = 0  # written by the writer's thread only
         self._completed = 0  # written by this thread only
         self._thread = threading.Thread(target=self._run, name="segments", daemon=True)
@@ -167,12 +168,15 @@ class Pipeline:
         try:
             self._seal(segment)
         except OSError as error:
-            log.error(
-                "cannot complete segment %s: %s; its data is safe, trying again every %g s",
-                segment.path,
-                error,
-                _RETRY_SECONDS,
-            )
+            if str(error) != self._seal_error:  # once, however often it is tried
+                self._seal_error = str(error)
+                log.error(
+                    "cannot complete segment %s: %s; its data is safe, trying again every %g s",
+                    segment.path,
+                    error,
+                    _RETRY_SECONDS,
+                )
             return False
+        self._seal_error = ""
         self._completed += 1
         return True

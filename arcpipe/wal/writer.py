@@ -345,11 +345,11 @@ class WALWriter:
             self.segment.cut_back()
             self._let_go(self.segment)
             self._cut_back = True
-        self._enter(self._take())
+        following = self._take()
+        log.warning("going on in a new segment, %s, after: %s", following.path, self.stats.last_error or "see above")
+        self._enter(following)
         self._failed = False
         self._cut_back = False
-        log.warning("going on in a new segment, %s, after: %s", self.segment.path, self.stats.last_error)
-        self.stats.last_error = ""
 
     def _let_go(self, segment: Segment) -> None:
         if segment.entries:
@@ -375,6 +375,7 @@ class WALWriter:
         self._written = max(self._written + 1, following.created)
         self.segment = following
         self.stats.rotations += 1
+        self.stats.last_error = ""
 
     def _make_segment(self) -> Segment:
         self._directory.make()  # it may have vanished

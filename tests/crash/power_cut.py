@@ -45,8 +45,9 @@ SECTOR = 512
 # As many variants of one file, or of the names, are enumerated in full; beyond, they are chosen.
 _ALL_UP_TO = 64
 _CHOSEN = 48
-# Combinations of the variants of all files and names at one moment.
+# Combinations of the variants of all files and names at one moment, at most and at least.
 _COMBINATIONS = 96
+_AT_LEAST = 5
 
 NameOperation = Create | Rename | Unlink | MakeDirectory
 
@@ -67,9 +68,7 @@ class _Unsynced:
         self.directories = {os.path.dirname(name) for name in self.names}
 
     def needs(self, earlier: _Unsynced) -> bool:
-        return any(
-            name == other or name.startswith(other + "/") for name in self.names for other in earlier.names
-        )
+        return any(name == other or name.startswith(other + "/") for name in self.names for other in earlier.names)
 
 
 class _File:
@@ -104,10 +103,7 @@ class _File:
         if math.prod(widths) * len(sizes) <= _ALL_UP_TO:
             choices = list(itertools.product(sizes, *map(range, widths)))
         else:
-            choices = [
-                (size, *pattern)
-                for size, pattern in itertools.product(sizes[:2], _patterns(widths, rng))
-            ]
+            choices = [(size, *pattern) for size, pattern in itertools.product(sizes[:2], _patterns(widths, rng))]
             choices = choices[:2] + rng.sample(choices[2:], min(_CHOSEN, len(choices) - 2))
         found = [versions[0], versions[-1]]
         for size, *chosen in choices:
@@ -200,17 +196,17 @@ class _Model:
             variants.append(names)
         return variants
 
-    def states(self, rng: random.Random) -> Iterator[Image]:
+    def states(self, rng: random.Random, limit: int) -> Iterator[Image]:
         """Images that a power cut may leave now: the one that lost all and the one that lost nothing among them."""
         name_variants = self.name_variants(rng)
         open_files = [number for number, file in self.files.items() if len(file.versions) > 1]
         contents = [self.files[number].variants(rng) for number in open_files]
         widths = [len(name_variants), *map(len, contents)]
-        if math.prod(widths) <= _COMBINATIONS:
+        if math.prod(widths) <= limit:
             choices: Iterator[tuple[int, ...]] = itertools.product(*map(range, widths))
         else:
             extremes = [tuple([0] * len(widths)), tuple(min(1, width - 1) for width in widths)]
-            drawn = [tuple(rng.randrange(width) for width in widths) for _ in range(_COMBINATIONS)]
+            drawn = [tuple(rng.randrange(width) for width in widths) for _ in range(limit - 2)]
             choices = iter(dict.fromkeys(extremes + drawn))
         for names_index, *content_indices in choices:
             chosen = {
@@ -234,11 +230,15 @@ def _change(names: dict[str, int | None], operation: NameOperation) -> None:
         names[operation.target] = names.pop(operation.source)
 
 
-def states_after_power_cuts(disk: RecordingDisk, rng: random.Random) -> Iterator[State]:
-    """Different states that a power cut during the recording may leave, in the order of the recording.
+def states_after_power_cuts(disk: RecordingDisk, rng: random.Random, limit: int) -> Iterator[State]:
+    """About `limit` different states that a power cut during the recording may leave, in the order of the recording.
 
-    Two moments that leave the same image count as two states only if a note lies between them.
+    Where there are more, moments are drawn, and of each its extremes and some others. Two moments that leave the same
+    image count as two states only if a note lies between them.
     """
+    moments = [index for index, operation in enumerate(disk.log) if not isinstance(operation, Note)]
+    per_moment = min(_COMBINATIONS, max(_AT_LEAST, 2 * limit // max(1, len(moments))))
+    wanted = set(rng.sample(moments, min(len(moments), max(1, limit // _AT_LEAST))))
     model = _Model(disk)
     seen: set[int] = set()
     for position, operation in enumerate(disk.log):
@@ -246,11 +246,13 @@ def states_after_power_cuts(disk: RecordingDisk, rng: random.Random) -> Iterator
             seen.clear()
             continue
         model.apply(operation)
+        if position not in wanted:
+            continue
         # Notes that follow directly belong to this moment: the world may have learned of it.
         after = position + 1
         while after < len(disk.log) and isinstance(disk.log[after], Note):
             after += 1
-        for image in model.states(rng):
+        for image in model.states(rng, per_moment):
             fingerprint = hash(frozenset(image.items()))
             if fingerprint not in seen:
                 seen.add(fingerprint)

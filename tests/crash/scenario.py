@@ -214,9 +214,6 @@ class _SteppedPipeline(Pipeline):
                 self.turn.started()
                 try:
                     return job(*arguments)
-                except _Killed:
-                    threading.current_thread().join = lambda timeout=None: None  # type: ignore[method-assign]
-                    raise SystemExit from None
                 finally:
                     self.turn.done()
 
@@ -282,9 +279,11 @@ class Run:
         self._number = 0
 
     def record(self) -> RecordingDisk:
-        with mock.patch.multiple(writer_module, time=self.clock, Pipeline=_SteppedPipeline), mock.patch.object(
-            segment_module, "time", self.clock
-        ), mock.patch.object(recovery_module, "_PARALLEL_FILES", 1):
+        with (
+            mock.patch.multiple(writer_module, time=self.clock, Pipeline=_SteppedPipeline),
+            mock.patch.object(segment_module, "time", self.clock),
+            mock.patch.object(recovery_module, "_PARALLEL_FILES", 1),
+        ):
             try:
                 self._run()
             finally:
@@ -345,8 +344,10 @@ class Run:
         if self.plan.sizes == "same":
             return 300
         if self.plan.sizes == "sectors":
-            return -offset % 512 + self.rng.choice((512, 512, 1024)) if offset % 512 > 400 or offset % 512 == 0 else (
-                -offset % 512
+            return (
+                -offset % 512 + self.rng.choice((512, 512, 1024))
+                if offset % 512 > 400 or offset % 512 == 0
+                else (-offset % 512)
             )
         return self.rng.choice((100, 130, 300, 700, 1500))
 
@@ -440,14 +441,15 @@ def _kill(writer: WALWriter) -> None:
 
 
 class Expectation(NamedTuple):
-    """What the world knew when the power went. `synced`: the log promises that whole segments survive."""
+    """What the world knew when the power went."""
 
     sent: frozenset[int]
     acknowledged: frozenset[int]
     store: Store
+    starts_synced: bool  # whether a segment's name is never there without its start entry
 
 
-def expectation(disk: RecordingDisk, after: int) -> Expectation:
+def expectation(disk: RecordingDisk, after: int, plan: Plan) -> Expectation:
     """From the notes among the first `after` records."""
     sent: set[int] = set()
     acknowledged: set[int] = set()
@@ -460,12 +462,14 @@ def expectation(disk: RecordingDisk, after: int) -> Expectation:
             acknowledged.update(note.value)  # type: ignore[union-attr]
         elif kind == "shipped":
             store.update([note.value])  # type: ignore[union-attr]
-    return Expectation(frozenset(sent), frozenset(acknowledged), store)
+    return Expectation(frozenset(sent), frozenset(acknowledged), store, plan.sync_mode != "off")
 
 
 def judge(directory: WALDirectory, expected: Expectation) -> None:
     """Starts up, ships all there is, and compares with what the world knows. AssertionError says what is wrong."""
     directory.make()
+    if expected.starts_synced:
+        _check_starts(directory)
     recover_at_start(directory)
     first = _contents(directory)
     recover_at_start(directory)
@@ -482,6 +486,17 @@ def judge(directory: WALDirectory, expected: Expectation) -> None:
     assert not twice, f"entries {sorted(twice)} are there twice"
     assert expected.acknowledged <= found, f"acknowledged and lost: {sorted(expected.acknowledged - found)}"
     assert found <= expected.sent, f"never sent: {sorted(found - expected.sent)}"
+
+
+def _check_starts(directory: WALDirectory) -> None:
+    """A file in service never shows a former life, and is never empty."""
+    for file in [*directory.segments(ACTIVE), *directory.segments(SEALED)]:
+        scan = SegmentScan(file.path)
+        for _ in scan:
+            break
+        start = scan.report.start
+        assert start is not None, f"{file.filename} is in service without a start entry"
+        assert (start.slot, start.seq) == file.name[::2], f"{file.filename} is in service with another's start entry"
 
 
 def _contents(directory: WALDirectory) -> dict[str, list[tuple[int, int]]]:

@@ -6,9 +6,12 @@ import os
 import random
 import re
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import duckdb
 import msgspec
@@ -24,9 +27,10 @@ from tests.s3server import S3Bucket
 
 # 2026-01-01T00:00:00Z
 NEW_YEAR = 1_767_225_600
+FREE_SEGMENTS = 2
 ROWS = 50  # of an entry
 DATABASES = ("alpha", "beta")
-NOT_A_LOG = "worker-9-20260101_000000-000001.wal.sealed"
+NOT_A_LOG = "worker-9-20250101_000000-000001.wal.sealed"
 
 BATCHES = "arcpipe.upload.batch:Batches."
 DISK = "arcpipe.wal.disk:Disk."
@@ -42,6 +46,8 @@ class Log(NamedTuple):
     wal: Path
     ids: set[int]
     odd: dict[int, str]  # by id: what is to be rescued of the column `mixed`
+    archived: list[str] = []  # slots whose segment is to be kept as `.recovered`
+    quarantined: list[str] = []
 
 
 def add_entry(writer: WALWriter, database: str, columns: Mapping[str, list[Any]], measurement: str) -> None:
@@ -52,12 +58,12 @@ def add_entry(writer: WALWriter, database: str, columns: Mapping[str, list[Any]]
 
 
 def fill(writer: WALWriter, first: int, entries: int, log: Log) -> int:
-    """Writes entries over two databases, two measurements and three hours; the first id that is left."""
+    """Writes entries over two databases, two measurements and two hours; the first id that is left."""
     for number in range(entries):
         ids = list(range(first, first + ROWS))
-        hour = NEW_YEAR + number % 3 * 3600
+        hour = NEW_YEAR + number // 4 % 2 * 3600
         # The first ones whole numbers, later ones not, here and there something that is no number.
-        mixed: list[Any] = [identity if number < 40 else identity + 0.5 for identity in ids]
+        mixed: list[Any] = [identity if number < 60 else identity + 0.5 for identity in ids]
         for index in range(number % 7, ROWS, 23):
             mixed[index] = log.odd[ids[index]] = f"odd {ids[index]}"
         columns = {
@@ -80,24 +86,25 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
     """Full and small segments of two workers, one that a crash left, a damaged one, one that is none at all, and an
     entry that cannot be converted."""
     base = tmp_path_factory.mktemp("log")
-    log = Log(base / "wal", set(), {})
+    log = Log(base / "wal", set(), {}, ["3", "4"], [NOT_A_LOG])
     source = WALDirectory(base / "source")
     source.make()
     options = WALOptions(max_size_bytes=1 << 20)
-    writers = {slot: WALWriter(source, slot, options) for slot in (1, 2, 3, 4)}
-    first = fill(writers[1], 0, 110, log)
-    first = fill(writers[2], first, 60, log)
-    add_entry(writers[2], "beta", {"id": []}, "m 0")  # a column of no values makes no rows, and no trouble
-    group = Group()
-    group.add(envelope_prefix(KIND_COLUMNAR, "beta"), b"\xa4junk", 1, writers[2].next_timestamp())
-    writers[2].commit(group)
-    first = fill(writers[3], first, 7, log)
-    for slot in (1, 2):
-        writers[slot].close()
-    intact = fill(writers[4], first, 3, log)
-    writers[4].close()
-    shutil.copytree(source.path, log.wal)
-    writers[3].close()
+    # Names hold the second of their making, and what belongs to a batch is decided by the order of names.
+    with mock.patch.object(time, "time_ns", lambda: NEW_YEAR * 10**9):
+        writers = {slot: WALWriter(source, slot, options) for slot in (1, 2, 3, 4)}
+        first = fill(writers[1], 0, 110, log)
+        first = fill(writers[2], first, 60, log)
+        add_entry(writers[2], "beta", {"id": []}, "m 0")  # a column of no values makes no rows, and no trouble
+        group = Group()
+        group.add(envelope_prefix(KIND_COLUMNAR, "beta"), b"\xa4junk", 1, writers[2].next_timestamp())
+        writers[2].commit(group)
+        first = fill(writers[3], first, 7, log)
+        intact = fill(writers[4], first, 3, log)
+        for slot in (1, 2, 4):
+            writers[slot].close()
+        shutil.copytree(source.path, log.wal)
+        writers[3].close()
 
     directory = WALDirectory(log.wal)
     recover_slot(directory, 3)
@@ -114,22 +121,53 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
     return log
 
 
-class Store:
-    """Where the objects go: its settings, and how to look at it."""
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    """One segment with 7 MB of one hour that cannot be compressed."""
+    log = Log(tmp_path_factory.mktemp("large") / "wal", set(), {})
+    chance = random.Random(1)
+    writer = WALWriter(str(log.wal), 1, WALOptions(max_size_bytes=16 << 20))
+    for first in range(0, 3500, ROWS):
+        ids = list(range(first, first + ROWS))
+        log.ids.update(ids)
+        log.odd[first] = "odd"
+        columns = {
+            "time": [NEW_YEAR + identity for identity in ids],
+            "id": ids,
+            "value": [identity / 4 for identity in ids],
+            "mixed": ["odd", *ids[1:]],
+            "pad": [chance.randbytes(2000) for _ in ids],
+        }
+        add_entry(writer, "alpha", columns, "large")
+    writer.close()
+    return log
 
-    def __init__(self, settings: dict[str, object], prefix: str, read: Callable[[], Path]) -> None:
-        self.settings = settings
-        self.prefix = prefix  # of the functions that are its steps
-        self.read = read
+
+class Store(NamedTuple):
+    """Where the objects go."""
+
+    settings: dict[str, object]
+    prefix: str  # of the functions that are its steps
+    read: Callable[[], Path]  # all objects as files
+    left_over: Callable[[], list[str]]  # what is neither object nor gone
 
 
 @pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "local":
-        yield local_store(tmp_path)
-        assert not list((tmp_path / "lake").glob(".arcpipe-staging/*"))
-        return
-    s3: S3Bucket = request.getfixturevalue("s3")
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return local_store(tmp_path) if request.param == "local" else s3_store(request.getfixturevalue("s3"), tmp_path)
+
+
+def local_store(directory: Path) -> Store:
+    lake = directory / "lake"
+    return Store(
+        {"storage_url": f"file://{lake}"},
+        "arcpipe.storage.local:LocalStore.",
+        lambda: lake,
+        lambda: [path.name for path in lake.glob(".arcpipe-staging/*")],
+    )
+
+
+def s3_store(s3: S3Bucket, directory: Path) -> Store:
     settings: dict[str, object] = {
         "storage_url": f"s3://{s3.bucket}/prefix",
         "storage_s3_endpoint_url": s3.endpoint_url,
@@ -138,16 +176,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         "storage_s3_secret_access_key": s3.secret_access_key,
         "storage_s3_addressing_style": "path",
     }
-    yield Store(
-        settings, "arcpipe.storage.s3:S3Store.", lambda: download(s3, tmp_path / "downloaded") / "prefix"
-    )
-    assert s3.uploads() == []
 
+    def read() -> Path:
+        shutil.rmtree(directory / "downloaded", ignore_errors=True)
+        return download(s3, directory / "downloaded") / "prefix"
 
-def local_store(directory: Path) -> Store:
-    return Store(
-        {"storage_url": f"file://{directory / 'lake'}"}, "arcpipe.storage.local:LocalStore.", lambda: directory / "lake"
-    )
+    return Store(settings, "arcpipe.storage.s3:S3Store.", read, s3.uploads)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +202,13 @@ class Site:
 
     def run(self, *, restart_server: bool = False, settings: Mapping[str, object] = {}, **arms: Any) -> Outcome:
         constants = arms.pop("constants", SMALL_BATCHES)
-        wanted = {"wal_dir": self.wal, "wal_max_size_mb": 1, "wal_free_segments": 2, **self.store.settings, **settings}
+        wanted = {
+            "wal_dir": self.wal,
+            "wal_max_size_mb": 1,
+            "wal_free_segments": FREE_SEGMENTS,
+            **self.store.settings,
+            **settings,
+        }
         return self._uploaders.run(self.wal, wanted, constants=constants, restart_server=restart_server, **arms)
 
     def finish(self, **arms: Any) -> Outcome:
@@ -181,59 +221,73 @@ class Site:
     def said(self) -> str:
         return Path(f"{self.wal}.log").read_text()
 
-    def assert_shipped_exactly_once(self) -> list[str]:
-        """The rows are those of the log, and nothing is left over anywhere. All keys of the store."""
+    def assert_shipped_exactly_once(self, as_by: Unharmed | None = None) -> list[str]:
+        """The rows are those of the log, and nothing is left over anywhere. All keys of the store.
+
+        `as_by`: the objects and the schema registry, too, are as an uploader that nothing happened to made them.
+        """
         lake = self.store.read()
-        files = [str(path) for path in lake_files(lake)]
         with duckdb.connect() as connection:
             rows = connection.execute(
                 "SELECT id, value, _rescued_data FROM read_parquet(?, union_by_name = true, hive_partitioning = false)",
-                [files],
+                [[str(path) for path in lake_files(lake)]],
             ).fetchall()
         ids = [row[0] for row in rows]
-        missing, unexpected = self.log.ids.difference(ids), set(ids).difference(self.log.ids)
-        assert (len(missing), len(unexpected), len(ids) - len(set(ids))) == (0, 0, 0), (
-            f"missing {sorted(missing)[:5]}, unexpected {sorted(unexpected)[:5]}, {len(ids)} rows for {len(set(ids))}"
-        )
+        unique = set(ids)
+        missing, unexpected = sorted(self.log.ids - unique), sorted(unique - self.log.ids)
+        assert not missing, f"{len(missing)} missing: {missing[:5]} …"
+        assert not unexpected, f"{len(unexpected)} that nobody wrote: {unexpected[:5]} …"
+        assert len(ids) == len(unique), f"{len(ids) - len(unique)} rows are there twice"
         assert all(value == identity / 4 for identity, value, _ in rows)
         odd = {identity: msgspec.json.decode(text)["mixed"] for identity, _, text in rows if text is not None}
         assert odd == self.log.odd
         self.assert_nothing_is_left()
-        return sorted(str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file())
+        keys = all_keys(lake)
+        if as_by is not None:
+            assert without_batch_ids(keys) == without_batch_ids(as_by.keys)
+            assert (self.wal / "schema.json").read_bytes() == as_by.schema
+        return keys
 
     def assert_nothing_is_left(self) -> None:
         assert os.listdir(self.wal / "batches") == []
         assert os.listdir(self.wal / "spool") == []
         assert list(self.wal.glob("**/*.tmp")) == []
         assert list(self.wal.glob("*.wal*")) == list(self.wal.glob("*.wal.recovered"))
-        assert sorted(path.name.split("-")[1] for path in self.wal.glob("*.wal.recovered")) == ["3", "4"]
-        assert os.listdir(self.wal / "quarantine") == [NOT_A_LOG]
+        assert sorted(path.name.split("-")[1] for path in self.wal.glob("*.wal.recovered")) == self.log.archived
+        assert os.listdir(self.wal / "quarantine") == self.log.quarantined
         free = os.listdir(self.wal / "free")
-        assert len(free) <= 2
+        assert len(free) <= FREE_SEGMENTS
         assert all(re.fullmatch(r"\d{20}-worker-[12]-\d{8}_\d{6}-\d{6}\.wal", name) for name in free)
         assert "Traceback" not in self.said
+
+
+def all_keys(lake: Path) -> list[str]:
+    return sorted(str(path.relative_to(lake)) for path in lake.rglob("*") if path.is_file())
 
 
 def without_batch_ids(keys: list[str]) -> list[str]:
     """Keys in which a batch is named by its place in the order of the batches."""
     pattern = re.compile(r"_([0-9a-f]{12}-\d{8}T\d{6}-(\d+)\.(\d+))_(?=\d+\.parquet\Z)")
-    order = sorted({(int(boot), int(seq)) for _, boot, seq in pattern.findall("\n".join(keys).replace("\n", "\n"))})
     found = [match for key in keys if (match := pattern.search(key))]
     order = sorted({(int(match[2]), int(match[3])) for match in found})
     places = {batch: place for place, batch in enumerate(order)}
     return sorted(pattern.sub(lambda match: f"_batch {places[int(match[2]), int(match[3])]}_", key) for key in keys)
 
 
+class Unharmed(NamedTuple):
+    """What an uploader that nothing happens to makes of the log."""
+
+    keys: list[str]
+    schema: bytes
+    counters: dict[str, int]
+
+
 @pytest.fixture(scope="module")
-def unharmed(
-    log: Log, uploaders: Uploaders, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[str], bytes, Outcome]:
-    """What an uploader that nothing happens to makes of the log: keys, schema registry, counters."""
+def unharmed(log: Log, uploaders: Uploaders, tmp_path_factory: pytest.TempPathFactory) -> Unharmed:
     directory = tmp_path_factory.mktemp("unharmed")
     site = Site(log, directory, local_store(directory), uploaders)
-    outcome = site.finish()
-    keys = site.assert_shipped_exactly_once()
-    return without_batch_ids(keys), (site.wal / "schema.json").read_bytes(), outcome
+    counters = site.finish().counters
+    return Unharmed(site.assert_shipped_exactly_once(), (site.wal / "schema.json").read_bytes(), counters)
 
 
 @pytest.fixture
@@ -241,17 +295,16 @@ def site(log: Log, store: Store, uploaders: Uploaders, tmp_path: Path) -> Site:
     return Site(log, tmp_path, store, uploaders)
 
 
-def test_the_log_makes_several_batches_of_many_objects(unharmed: tuple[list[str], bytes, Outcome]) -> None:
+def test_the_log_makes_several_batches_of_many_objects(unharmed: Unharmed) -> None:
     """What the tests below rely on."""
-    keys, schema, outcome = unharmed
-    assert {place for key in keys for place in re.findall(r"_batch (\d)_", key)} == {"0", "1", "2", "3"}
-    assert len(keys) > 30
+    keys = without_batch_ids(unharmed.keys)
+    assert [sum(f"_batch {number}_" in key for key in keys) for number in range(4)] == [8, 8, 8, 0]
     assert sum(key.startswith("_dead_letter/") for key in keys) == 1
-    assert b"mixed" in schema
-    counters = outcome.counters
-    assert (counters["batches"], counters["segments"], counters["retries"]) == (4, 8, 0)
-    assert (counters["dead_letters"], counters["damaged"]) == (1, 1)
-    assert counters["files"] == len(keys)
+    assert len(keys) == 25
+    assert b"mixed" in unharmed.schema
+    counted = {name: unharmed.counters[name] for name in ("batches", "segments", "files", "retries")}
+    assert counted == {"batches": 3, "segments": 8, "files": 25, "retries": 0}
+    assert (unharmed.counters["dead_letters"], unharmed.counters["damaged"]) == (1, 1)
 
 
 STEPS = {
@@ -268,7 +321,7 @@ STEPS = {
     "after the first put": Step("put", "after"),
     "after some puts": Step("put", "after", 6),
     "after a dead letter was put": Step("put", "after", 1, "_dead_letter"),
-    "before the last batch is put": Step("put", "before", 1, r"\.4_0\.parquet"),
+    "before the last batch is put": Step("put", "before", 1, r"\.3_0\.parquet"),
     "after all puts": Step(BATCHES + "mark_uploaded", "before"),
     "before the manifest says uploaded": Step(DISK + "rename", "before", 2, MANIFEST),
     "after the manifest says uploaded": Step(DISK + "rename", "after", 2, MANIFEST),
@@ -295,18 +348,162 @@ STEPS_OF_THE_LOCAL_STORE = {
 STEPS_OF_S3 = {
     "after the answer to a put came": Step("arcpipe.storage.s3:S3Store._call", "after", 3, "put_object"),
 }
+ALL_STEPS = STEPS | STEPS_OF_THE_LOCAL_STORE | STEPS_OF_S3
 
 
 def of_store(step: Step, store: Store) -> Step:
     return step._replace(function=store.prefix + "put") if step.function == "put" else step
 
 
-@pytest.mark.parametrize("name", [*STEPS, *STEPS_OF_THE_LOCAL_STORE, *STEPS_OF_S3])
-def test_an_uploader_killed(name: str, site: Site, unharmed: tuple[list[str], bytes, Outcome]) -> None:
-    step = (STEPS | STEPS_OF_THE_LOCAL_STORE | STEPS_OF_S3)[name]
-    if name not in STEPS and (name in STEPS_OF_S3) != ("s3" in site.store.prefix):
-        pytest.skip("a step of the other store")
-    assert site.run(die=of_store(step, site.store)).exit_code == -9, site.said
+@pytest.mark.parametrize(
+    ("store", "name"),
+    [
+        *(pytest.param("local", name, id=f"{name}, local") for name in (STEPS | STEPS_OF_THE_LOCAL_STORE)),
+        *(pytest.param("s3", name, id=f"{name}, s3") for name in (STEPS | STEPS_OF_S3)),
+    ],
+    indirect=["store"],
+)
+def test_an_uploader_killed_at_a_step_has_a_successor_that_ships_exactly_once(
+    name: str, site: Site, unharmed: Unharmed
+) -> None:
+    assert site.run(die=of_store(ALL_STEPS[name], site.store)).exit_code == -signal.SIGKILL, site.said
     site.finish()
-    assert without_batch_ids(site.assert_shipped_exactly_once()) == unharmed[0]
-    assert (site.wal / "schema.json").read_bytes() == unharmed[1]
+    site.assert_shipped_exactly_once(unharmed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("store", ["local"], indirect=True)
+def test_uploaders_and_whole_servers_killed_again_and_again_ship_exactly_once(
+    seed: int, site: Site, unharmed: Unharmed
+) -> None:
+    chance = random.Random(seed)
+    deaths = 0
+    for name in chance.choices([*STEPS, *STEPS_OF_THE_LOCAL_STORE], k=8):
+        step = of_store(ALL_STEPS[name], site.store)._replace(nth=chance.choice([1, 1, 2, 5]))
+        # Not every step is reached on a log that is shipped in part.
+        outcome = site.run(die=step, restart_server=chance.random() < 0.3)
+        assert outcome.exit_code in (0, -signal.SIGKILL), site.said
+        deaths += outcome.exit_code != 0
+    assert deaths > 3
+    site.finish(restart_server=True)
+    site.assert_shipped_exactly_once(unharmed)
+
+
+# What is not in here is done by a call above it that is.
+STEPS_THAT_MAY_FAIL = {
+    name: step
+    for name, step in (STEPS | STEPS_OF_THE_LOCAL_STORE).items()
+    if not step.function.endswith((":BatchTables.add", ":BatchTables.finish"))
+} | {
+    "when the manifest's directory is synced": Step(DISK + "sync_directory", "before", 1, "/batches"),
+    "when the removal of the manifest is synced": Step(DISK + "sync_directory", "before", 3, "/batches"),
+    "when a file is listed": Step("arcpipe.storage.local:LocalStore.list_keys", "before"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS_THAT_MAY_FAIL)
+@pytest.mark.parametrize("store", ["local"], indirect=True)
+def test_a_step_that_fails_is_done_again_without_a_restart(name: str, site: Site, unharmed: Unharmed) -> None:
+    """Among them the directory sync that fails when the manifest is there already: another would ship all twice."""
+    step = of_store(STEPS_THAT_MAY_FAIL[name], site.store)
+    if "listed" in name:
+        site.run(die=Step(BATCHES + "mark_uploaded", "before"))
+    outcome = site.finish(fail=step)
+    assert outcome.counters["retries"] == 1, site.said
+    assert "this step fails once" in site.said
+    assert "kind=disk tries=1" in site.said or "kind=other tries=1" in site.said
+    site.assert_shipped_exactly_once(unharmed)
+
+
+def test_a_manifest_that_may_be_there_is_not_followed_by_another_for_the_same_segments(
+    site: Site, unharmed: Unharmed
+) -> None:
+    """The sync of its directory fails, and the uploader dies when it has uploaded a part of the batch."""
+    outcome = site.run(
+        fail=Step(DISK + "sync_directory", "before", 1, "/batches"), die=of_store(Step("put", "after", 6), site.store)
+    )
+    assert outcome.exit_code == -signal.SIGKILL
+    assert len(list((site.wal / "batches").iterdir())) == 1
+    site.finish()
+    site.assert_shipped_exactly_once(unharmed)
+
+
+def test_segments_completed_since_the_crash_are_a_batch_of_their_own(log: Log, site: Site) -> None:
+    site.run(die=of_store(Step("put", "after", 6), site.store))
+    more = Log(site.wal, set(), {})
+    writer = WALWriter(str(site.wal), 1)
+    fill(writer, 1_000_000, 10, more)
+    writer.close()
+    before = (site.wal / "batches").iterdir().__next__().stem
+    site.finish()
+    site.log = Log(log.wal, log.ids | more.ids, log.odd | more.odd)
+    keys = site.assert_shipped_exactly_once()
+    assert sum(f"_{before}_" in key for key in keys) == 8
+
+
+def test_a_batch_keeps_its_layout_when_the_setting_changes(site: Site, unharmed: Unharmed) -> None:
+    site.run(die=of_store(Step("put", "after", 6), site.store))
+    (manifest,) = (site.wal / "batches").iterdir()
+    site.finish(settings={"storage_layout": "hive"})
+    keys = site.assert_shipped_exactly_once()
+    first = [key for key in keys if f"_{manifest.stem}_" in key]
+    others = [key for key in keys if f"_{manifest.stem}_" not in key and key.endswith(".parquet")]
+    assert len(first) == 8
+    assert len(others) == 16
+    assert all("/2026/01/01/0" in key for key in first)
+    assert all("/year=2026/month=01/day=01/hour=0" in key for key in others)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param({"parquet_max_file_mb": 1}, {}, id="fewer files"),
+        pytest.param({}, {"parquet_max_file_mb": 1}, id="more files"),
+        pytest.param(
+            {"parquet_max_file_mb": 1, "parquet_row_group_rows": 150},
+            {"parquet_max_file_mb": 1, "parquet_row_group_rows": 400},
+            id="files cut elsewhere",
+        ),
+    ],
+)
+def test_objects_that_the_second_try_does_not_make_are_removed(
+    before: dict[str, object], after: dict[str, object], large: Log, store: Store, uploaders: Uploaders, tmp_path: Path
+) -> None:
+    site = Site(large, tmp_path, store, uploaders)
+    site.run(die=Step(BATCHES + "mark_uploaded", "before"), settings=before)
+    first = all_keys(store.read())
+    site.finish(settings=after)
+    shutil.rmtree(tmp_path / "downloaded", ignore_errors=True)
+    second = site.assert_shipped_exactly_once()
+    assert set(first) - set(second)
+    assert site.said.count("which an earlier try of batch") == len(set(first) - set(second))
+
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    unharmed = Site(large, reference, local_store(reference), uploaders)
+    unharmed.finish(settings=after)
+    assert without_batch_ids(second) == without_batch_ids(unharmed.assert_shipped_exactly_once())
+
+
+# Parts as small as S3 takes them.
+SMALL_PARTS = {
+    "arcpipe.storage.s3:S3Store.__init__.__kwdefaults__": {"multipart_threshold_bytes": 5 << 20, "part_bytes": 5 << 20}
+}
+
+
+@pytest.mark.parametrize(
+    ("operation", "abandoned"),
+    [("create_multipart_upload", 1), ("upload_part", 1), ("complete_multipart_upload", 0)],
+)
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_an_uploader_killed_within_an_upload_in_parts_ships_exactly_once(
+    operation: str, abandoned: int, large: Log, store: Store, uploaders: Uploaders, tmp_path: Path
+) -> None:
+    site = Site(large, tmp_path, store, uploaders)
+    # The check at the start begins an upload, too.
+    step = Step("arcpipe.storage.s3:S3Store._call", "after", 1, f"{operation}.*parquet")
+    assert site.run(die=step, constants=SMALL_PARTS).exit_code == -signal.SIGKILL, site.said
+    site.finish(constants=SMALL_PARTS)
+    site.assert_shipped_exactly_once()
+    # Whose parts are nobody's objects; `check` aborts it when it is a day old.
+    assert len(store.left_over()) == abandoned

@@ -461,6 +461,19 @@ class TestFaults:
         assert error.kind == "connection"
         assert "endpoint_url" in str(error)
 
+    @pytest.mark.parametrize("size", [1, 8 * MIB])
+    def test_of_a_server_that_refuses_before_it_has_read_the_body_is_not_a_timeout(
+        self, faults: FaultServer, size: int
+    ) -> None:
+        def answer(request: Request) -> None:
+            request.wfile.write(b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            request.close_connection = True
+
+        # With the body still on its way, the reset that follows may overtake the answer.
+        faults.answers = [answer]
+        error = failure(faulty(faults), lambda store: store.put("a", MemoryBlob(bytes(size))))
+        assert error.kind in ("server_error", "connection")
+
     def test_of_a_server_that_does_not_answer_is_a_timeout(self, faults: FaultServer) -> None:
         faults.answers = [lambda request: (request.body(), request.faults.over.wait())]
         store = faulty(faults, connect_timeout_seconds=5, read_timeout_seconds=0.3)

@@ -1,0 +1,322 @@
+"""A power cut at any moment: what was acknowledged is there, once, and nothing else is but what was sent.
+
+The real program runs under a recorder; `power_cut` says what its disk may hold after a power cut at any moment;
+start-up and shipping run on each of these disks. `--crash-states N` (or ARCPIPE_CRASH_STATES) sets how many are tried.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from arcpipe.wal import recovery as recovery_module
+from arcpipe.wal import segment as segment_module
+from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.disk import Disk
+from arcpipe.wal.pool import FreePool
+from arcpipe.wal.reader import SegmentScan
+from arcpipe.wal.recovery import recover_at_start
+from arcpipe.wal.writer import WALWriter
+from tests.crash.power_cut import states_after_power_cuts
+from tests.crash.recording import RecordingDisk, read_image, write_image
+from tests.crash.scenario import FOLDER, Plan, Run, expectation, judge
+
+PLANS = [
+    Plan(1, "fdatasync", sizes="sectors"),
+    Plan(2, "fdatasync", sizes="same"),
+    Plan(3, "fdatasync", sizes="any"),
+    Plan(4, "fdatasync", sizes="sectors", slots=2),
+    Plan(5, "fdatasync", sizes="same", slots=2),
+    Plan(6, "fdatasync", sizes="any", slots=3),
+    Plan(7, "fdatasync", sizes="any", recycle=False),
+    Plan(8, "fsync", sizes="sectors"),
+    Plan(9, "fsync", sizes="any", slots=2),
+    Plan(10, "async", sizes="sectors"),
+    Plan(11, "async", sizes="same", slots=2),
+    Plan(12, "async", sizes="any", recycle=False),
+    Plan(13, "off", sizes="sectors"),
+    Plan(14, "off", sizes="any", slots=2),
+]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Recovery says a line per file; here it says some hundred thousand."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def fast(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory where there is one: what is durable is the model's business, not the device's."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory)) if memory.is_dir() else tmp_path
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def record(base: Path, plan: Plan) -> RecordingDisk:
+    base.mkdir()
+    return Run(str(base), plan).record()
+
+
+def try_states(
+    disk: RecordingDisk, plan: Plan, scratch: Path, limit: int, on_state: Callable[[Path, int], None]
+) -> int:
+    """Calls back with a directory that holds a state and the moment of the power cut; how many states there were."""
+    count = 0
+    for count, state in enumerate(states_after_power_cuts(disk, random.Random(plan.seed), limit), 1):
+        scratch.mkdir()
+        write_image(state.image, str(scratch))
+        on_state(scratch, state.after)
+        shutil.rmtree(scratch)
+    return count
+
+
+def judging(disk: RecordingDisk, plan: Plan) -> Callable[[Path, int], None]:
+    def on_state(base: Path, after: int) -> None:
+        try:
+            judge(WALDirectory(base / FOLDER), expectation(disk, after, plan))
+        except AssertionError as error:
+            operations = "\n  ".join(repr(operation)[:160] for operation in disk.log[max(0, after - 25) : after])
+            raise AssertionError(f"{error}\n{plan}, power cut behind operation {after}:\n  {operations}") from error
+
+    return on_state
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan.sync_mode}-{plan.sizes}-{plan.slots}-{plan.seed}")
+def test_after_a_power_cut_all_that_was_acknowledged_is_shipped_once(
+    fast: Path, plan: Plan, crash_states: int, record_property: Callable[[str, object], None]
+) -> None:
+    disk = record(fast / "run", plan)
+    tried = try_states(disk, plan, fast / "state", crash_states * 4 // 5 // len(PLANS), judging(disk, plan))
+    record_property("states", tried)
+
+
+@pytest.mark.parametrize("plan", PLANS[::3], ids=lambda plan: f"{plan.sync_mode}-{plan.sizes}-{plan.slots}-{plan.seed}")
+def test_a_second_power_cut_during_recovery_takes_nothing_either(
+    fast: Path, plan: Plan, crash_states: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery_module, "_PARALLEL_FILES", 1)
+    disk = record(fast / "run", plan)
+    recoveries = max(1, crash_states // 5 // len(PLANS[::3]) // 12)
+
+    def recover_and_crash_again(base: Path, after: int) -> None:
+        recovery = RecordingDisk(str(base))
+        directory = WALDirectory(base / FOLDER, recovery)
+        directory.make()
+        recover_at_start(directory)
+        try_states(recovery, plan, fast / "second", 12, lambda second, _: judging(disk, plan)(second, after))
+
+    try_states(disk, plan, fast / "state", recoveries, recover_and_crash_again)
+
+
+def test_the_same_plan_gives_the_same_recording(fast: Path) -> None:
+    plan = Plan(1, slots=2)
+    one, other = record(fast / "one", plan), record(fast / "other", plan)
+    assert [type(operation) for operation in one.log] == [type(operation) for operation in other.log]
+    assert one.log[:200] == other.log[:200]
+
+
+def test_segments_are_written_over_in_these_runs(fast: Path) -> None:
+    """Else nothing here would say anything about former lives."""
+    for index, plan in enumerate(plan for plan in PLANS if plan.recycle):
+        disk = record(fast / str(index), plan)
+        claimed = [rename for rename in disk.log if "claimed-" in getattr(rename, "source", "")]
+        assert len(claimed) >= 3, plan
+
+
+# Each of these plants a bug and demands that it is found: a checker that never complains has checked nothing.
+
+
+def violation(fast: Path, plans: list[Plan], before_judging: Callable[[], None] = lambda: None) -> str:
+    """What the states of these plans' runs violate first; the empty string if nothing is."""
+    for index, plan in enumerate(plans):
+        disk = record(fast / f"run{index}", plan)
+        before_judging()
+        try:
+            try_states(disk, plan, fast / "state", 400, judging(disk, plan))
+        except AssertionError as error:
+            return str(error)
+    return ""
+
+
+def test_without_a_planted_bug_nothing_is_found(fast: Path) -> None:
+    assert violation(fast, PLANS[:2]) == ""
+
+
+def test_it_is_caught_if_a_commit_does_not_sync(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WALWriter, "_sync", lambda self, segment: None)
+    assert "acknowledged and lost" in violation(fast, PLANS[:3])
+
+
+def test_it_is_caught_if_the_directory_is_not_synced_after_making_a_segment(
+    fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WALDirectory, "sync", lambda self: None)
+    assert "acknowledged and lost" in violation(fast, PLANS[:3])
+
+
+def test_it_is_caught_if_a_directory_that_leads_to_the_log_is_not_synced(
+    fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_without_sync(self: WALDirectory) -> None:
+        for folder in (self.path, self.free, self.batches, self.quarantine, self.spool):
+            self.disk.make_directory(folder)
+            self.disk.sync_directory(folder)
+
+    monkeypatch.setattr(WALDirectory, "make", make_without_sync)
+    assert "acknowledged and lost" in violation(fast, PLANS[:3])
+
+
+def test_it_is_caught_if_the_reader_does_not_stop_at_the_border(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_start = SegmentScan._take_start
+
+    def without_border(self: SegmentScan) -> int:
+        offset = take_start(self)
+        self._border = 0
+        return offset
+
+    monkeypatch.setattr(SegmentScan, "_take_start", without_border)
+    assert "are there twice" in violation(fast, PLANS[:6])
+
+
+def test_it_is_caught_if_an_old_entry_among_new_ones_is_taken_for_one_of_them(
+    fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry below the border is intact and one above it follows: after a torn write, that is no proof of anything."""
+    find_next = SegmentScan._find_next
+
+    def believing(self: SegmentScan, offset: int) -> int | None:
+        found = find_next(self, offset)
+        here = self._entry_at(offset)
+        if found is not None and here is not None and found == offset + 16 + here[0]:
+            self._border = 0
+            return offset
+        return found
+
+    monkeypatch.setattr(SegmentScan, "_find_next", believing)
+    sectors = [Plan(seed, sizes="sectors", steps=120) for seed in range(20, 30)]
+    assert violation(fast, sectors) != ""
+
+
+def test_it_is_caught_if_a_segment_is_renamed_into_service_before_its_start_is_synced(
+    fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = segment_module.Segment.make.__func__  # type: ignore[attr-defined]
+
+    def make_without_file_sync(cls: type, directory: WALDirectory, *arguments: object, **options: object) -> object:
+        fdatasync = directory.disk.fdatasync
+        directory.disk.fdatasync = lambda fd: None  # type: ignore[method-assign]
+        try:
+            return make(cls, directory, *arguments, **options)
+        finally:
+            directory.disk.fdatasync = fdatasync  # type: ignore[method-assign]
+
+    monkeypatch.setattr(segment_module.Segment, "make", classmethod(make_without_file_sync))
+    assert "in service" in violation(fast, PLANS[:3])
+
+
+def test_it_is_caught_if_the_torn_tail_is_archived(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop_truncating() -> None:
+        monkeypatch.setattr(Disk, "truncate", lambda self, fd, size: None)
+
+    assert "behind its end" in violation(fast, PLANS[:3], before_judging=stop_truncating)
+
+
+def test_it_is_caught_if_the_border_is_only_the_clock(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = FreePool.take
+
+    def forgetful(self: FreePool, slot: int) -> tuple[str, int] | None:
+        taken = take(self, slot)
+        return None if taken is None else (taken[0], 0)
+
+    monkeypatch.setattr(FreePool, "take", forgetful)
+    jumping = [Plan(seed, sizes="same", slots=2, steps=150) for seed in range(30, 50)]
+    assert violation(fast, jumping) != ""
+
+
+def test_it_is_caught_if_recovery_does_not_sync(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed worker's segment is sealed from the page cache: in the `async` mode only recovery's sync saves it."""
+    recover = recovery_module._complete
+
+    def complete_without_sync(directory: WALDirectory, file: object, report: object) -> str:
+        fsync = directory.disk.fsync
+        directory.disk.fsync = lambda fd: None  # type: ignore[method-assign]
+        try:
+            return recover(directory, file, report)  # type: ignore[arg-type]
+        finally:
+            directory.disk.fsync = fsync  # type: ignore[method-assign]
+
+    monkeypatch.setattr(recovery_module, "_complete", complete_without_sync)
+    assert "acknowledged and lost" in violation(fast, [Plan(seed, "async", steps=120) for seed in range(50, 60)])
+
+
+# The model itself
+
+
+def states_of(tmp_path: Path, operations: Callable[[RecordingDisk], None]) -> list[dict[str, bytes | None]]:
+    """Every state after the last of some operations."""
+    base = tmp_path / "model"
+    base.mkdir()
+    (base / "old").write_bytes(b"o" * 1024)
+    disk = RecordingDisk(str(base))
+    operations(disk)
+    disk.close_all()
+    last = len(disk.log)
+    states = states_after_power_cuts(disk, random.Random(0), 10_000)
+    assert read_image(str(base)) in (found := [state.image for state in states if state.after == last])
+    return found
+
+
+def test_the_model_loses_any_sectors_that_are_not_synced_and_no_others(tmp_path: Path) -> None:
+    def operations(disk: RecordingDisk) -> None:
+        fd = disk.open(str(tmp_path / "model" / "old"))
+        disk.write(fd, [b"a" * 512], 0)
+        disk.fdatasync(fd)
+        disk.write(fd, [b"b" * 1024], 512)
+
+    contents = {state["old"] for state in states_of(tmp_path, operations)}
+    first = b"a" * 512
+    assert contents == {
+        first + b"o" * 512,
+        first + b"b" * 512,
+        first + b"o" * 512 + bytes(512),
+        first + b"b" * 512 + bytes(512),
+        first + b"o" * 512 + b"b" * 512,
+        first + b"b" * 1024,
+    }
+
+
+def test_the_model_keeps_names_only_if_their_directories_are_synced(tmp_path: Path) -> None:
+    base = tmp_path / "model"
+
+    def operations(disk: RecordingDisk) -> None:
+        disk.make_directory(str(base / "d"))
+        disk.sync_directory(str(base))
+        disk.rename(str(base / "old"), str(base / "d" / "new"))
+        disk.sync_directory(str(base / "d"))
+
+    assert {tuple(sorted(state)) for state in states_of(tmp_path, operations)} == {("d", "old"), ("d", "d/new")}
+
+
+def test_the_model_never_keeps_a_name_inside_a_directory_that_is_lost(tmp_path: Path) -> None:
+    base = tmp_path / "model"
+
+    def operations(disk: RecordingDisk) -> None:
+        disk.make_directory(str(base / "d"))
+        disk.close(disk.create(str(base / "d" / "f")))
+        disk.sync_directory(str(base / "d"))
+
+    assert {tuple(sorted(state)) for state in states_of(tmp_path, operations)} == {
+        ("old",),
+        ("d", "old"),
+        ("d", "d/f", "old"),
+    }
