@@ -88,7 +88,8 @@ def bench(
             for case in suite.cases
             if not cases or case.name in cases
         )
-        return suite._replace(cases=chosen, runs=runs or suite.runs), load
+        baseline = suite.baseline if any(case.name == suite.baseline for case in chosen) else ""
+        return suite._replace(cases=chosen, runs=runs or suite.runs, baseline=baseline), load
 
     plans = [(suite, load) for suite, load in (plan(SUITES[name]) for name in suites or SUITES) if suite.cases]
     if not plans:

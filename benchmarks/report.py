@@ -66,7 +66,6 @@ def _figures(suite: SuiteResult) -> list[_Column]:
     columns = [
         _Column("case", lambda case: case.name, is_text=True),
         _Column("records/s", lambda case: _count(case.median(lambda run: run.records_per_second))),
-        _Column("± runs", lambda case: f"{case.spread(lambda run: run.records_per_second):.0%}"),
         _Column("requests/s", lambda case: _count(case.median(lambda run: run.requests_per_second))),
         _Column("MB/s", lambda case: f"{case.median(lambda run: run.body_bytes_per_second) / 1e6:,.1f}"),
         _Column("p50", lambda case: _time(case.median(lambda run: run.latency.p50_seconds))),
@@ -74,6 +73,8 @@ def _figures(suite: SuiteResult) -> list[_Column]:
         _Column("p99.9", lambda case: _time(case.median(lambda run: run.latency.p999_seconds))),
         _Column("max", lambda case: _time(case.median(lambda run: run.latency.maximum_seconds))),
     ]
+    if len(suite.cases[0].runs) > 1:
+        columns.insert(2, _Column("± runs", lambda case: f"{case.spread(lambda run: run.records_per_second):.0%}"))
     if suite.baseline:
 
         def share(case: CaseResult) -> str:
@@ -124,12 +125,12 @@ def _resources() -> list[_Column]:
         _Column("case", lambda case: case.name, is_text=True),
         _Column("worker CPU per request", worker_time),
         _Column("cores: workers", cores("ingest")),
-        _Column("uploader", cores("uploader")),
-        _Column("load", lambda case: f"{case.median(lambda run: run.load_cores):.2f}"),
-        _Column("others", lambda case: f"{case.median(lambda run: run.other_cores + run.stolen_cores):.2f}"),
-        _Column("peak RSS, MB: a worker", peak("ingest")),
-        _Column("uploader", peak("uploader")),
-        _Column("records verified in Parquet", lambda case: f"{sum(run.parquet_records for run in case.runs):,}"),
+        _Column("cores: uploader", cores("uploader")),
+        _Column("cores: load", lambda case: f"{case.median(lambda run: run.load_cores):.2f}"),
+        _Column("cores: others", lambda case: f"{case.median(lambda run: run.other_cores + run.stolen_cores):.2f}"),
+        _Column("peak MB: a worker", peak("ingest")),
+        _Column("peak MB: uploader", peak("uploader")),
+        _Column("verified in Parquet", lambda case: f"{sum(run.parquet_records for run in case.runs):,}"),
         _Column("drain", lambda case: _time(case.median(lambda run: run.drain_seconds))),
     ]
 

@@ -34,6 +34,8 @@ MAX_COLUMNS = 65_536
 """Most columns in one columnar map, and most fields or tags in one row: a bound on what one body may make of memory
 here and of a schema later."""
 
+_pack = msgspec.msgpack.Encoder().encode
+
 # The characters of category Cc, all of them: C0, DEL and C1.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -196,8 +198,7 @@ def bin_header(size_bytes: int) -> bytes:
 
 def pack_str(text: str) -> bytes:
     """A string as MessagePack."""
-    raw = text.encode()
-    return str_header(len(raw)) + raw
+    return _pack(text)
 
 
 # Whole columns
@@ -225,7 +226,7 @@ def pack_bool(values: npt.NDArray[np.bool_]) -> bytes:
 
 def pack_values(values: Sequence[Any]) -> bytes:
     """Any sequence of str, bytes, bool, int (int64 or uint64), float and None as a MessagePack array."""
-    return msgspec.msgpack.encode(values)
+    return _pack(values)
 
 
 def _pack_wide(marker: int, dtype: str, values: npt.NDArray[Any]) -> bytes:

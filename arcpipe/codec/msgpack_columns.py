@@ -11,7 +11,8 @@ silently drop data later (a key given twice, a key that nobody reads). The singl
 at: the conversion to Arrow is total and rescues the odd ones.
 
 Bounds: every path is linear in the body; a declared length is never believed, only walked; values may be nested 1024
-deep. Beside the result and the names of one map, memory is a multiple of `_CHUNK_BYTES`.
+deep. Beside the result, memory is a multiple of `_CHUNK_BYTES` and of the longest single value or row (and one copy of
+a body that is not `bytes`).
 
 This module must not know HTTP, the log's envelope, or Arrow.
 """
@@ -333,8 +334,6 @@ class _Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _ROWS: Final = msgspec.msgpack.Decoder(list[_Row])
-
-
 _STRINGS: Final = msgspec.msgpack.Decoder(list[str])
 
 
@@ -354,8 +353,11 @@ def _gather(data: bytes | memoryview) -> list[ColumnBatch] | None:
     for group in _group(rows):
         if not _is_plain(group):
             return None
-        batch = _shape_batch(group)
-        size += _least_size(group, batch)
+        times, timed = _join_times(group)
+        if times is None:
+            return None
+        batch = _shape_batch(group, times)
+        size += _least_size(group, batch, timed)
         batches.append(batch)
     return batches if size == len(data) else None
 
@@ -388,7 +390,7 @@ def _group(rows: Iterable[_Row]) -> list[list[_Row]]:
 
 
 def _is_plain(rows: list[_Row]) -> bool:
-    """Whether rows of one shape need no second look: names are printable ASCII, times and hosts what they should be."""
+    """Whether rows of one shape need no second look: names are printable ASCII, hosts strings."""
     first = rows[0]
     names = (*first.tags, *first.fields)
     text = "".join((first.m, *names))
@@ -409,19 +411,29 @@ def _is_plain(rows: list[_Row]) -> bool:
             _STRINGS.decode(b"".join((array_header(len(rows)), *[row.h for row in rows])))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return False
+    return True
+
+
+def _join_times(rows: list[_Row]) -> tuple[bytes | None, int]:
+    """All times in MessagePack, None if one is no time; and how many rows have one."""
     times = b"".join([row.t for row in rows])
-    if len(times) == 9 * len(rows) and times[0] in b"\xcf\xd3\xcb" and times[::9] == times[:1] * len(rows):
-        return True
-    return all(_is_time(bytes(row.t)) for row in rows)
+    count = len(rows)
+    if len(times) == 9 * count and times[0] in b"\xcf\xd3\xcb" and times[::9] == times[:1] * count:
+        return times, count
+    if all(_is_time(bytes(row.t)) for row in rows):
+        return times, sum(row.t is not _ABSENT for row in rows)
+    return None, 0
 
 
-def _shape_batch(rows: list[_Row]) -> ColumnBatch:
-    """Rows of one shape as columns: time (unless no row has any), tags, fields. A missing time is nil."""
+def _shape_batch(rows: list[_Row], times: bytes) -> ColumnBatch:
+    """Rows of one shape as columns: time (unless no row has any), tags, fields.
+
+    `times` are those of the rows in MessagePack, nil where one is missing.
+    """
     first = rows[0]
     count = len(rows)
     header = array_header(count)
     columns: dict[str, bytes] = {}
-    times = b"".join([row.t for row in rows])
     if len(times) > count or times != b"\xc0" * count:
         columns[TIME] = header + times
     if first.h is not _ABSENT:
@@ -437,8 +449,8 @@ def _shape_batch(rows: list[_Row]) -> ColumnBatch:
     return ColumnBatch(first.m, columns, count, tags)
 
 
-def _least_size(rows: list[_Row], batch: ColumnBatch) -> int:
-    """Bytes that these plain rows take with every header and key at its shortest."""
+def _least_size(rows: list[_Row], batch: ColumnBatch, timed: int) -> int:
+    """Bytes that these plain rows take with every header and key at its shortest. `timed` of them have a time."""
     first = rows[0]
     # Per row: the map, "m" and its value, "fields", "tags", "t", "h", and the headers and names of the two maps.
     size = 1 + 2 + _str_size(first.m) + 7 + len(map_header(len(first.fields))) + sum(map(_str_size, first.fields))
@@ -450,7 +462,6 @@ def _least_size(rows: list[_Row], batch: ColumnBatch) -> int:
     header = len(array_header(len(rows)))
     for column in batch.columns.values():
         size += len(column) - header
-    timed = sum(row.t is not _ABSENT for row in rows)
     if TIME in batch.columns:
         return size + 2 * timed - (len(rows) - timed)
     return size + 3 * timed
@@ -571,7 +582,7 @@ def _encode_row(data: bytes) -> Encoded:
         row, end = _row(data, 0, _Skipper(data))
         if end != len(data):
             raise _bad_end(data, end)
-        batches = [_shape_batch([row])]
+        batches = [_shape_batch([row], bytes(row.t))]
     return Encoded(False, batches[0].encode(), 1)
 
 
@@ -690,7 +701,8 @@ class _Gatherer:
         if len(rows) < len(starts):
             batches = _gather(b"".join((array_header(len(rows)), *spans)))
         if batches is None:
-            batches = [_shape_batch(group) for group in _group([self._row(*row) for row in rows])]
+            groups = _group([self._row(*row) for row in rows])
+            batches = [_shape_batch(group, b"".join([row.t for row in group])) for group in groups]
         self._take(batches)
 
     def _row(self, number: int, pos: int) -> _Row:
@@ -743,12 +755,12 @@ class _Skipper:
                 raise BadPayload(f"invalid MessagePack at byte {pos + unpacker.tell() - before}") from None
             except msgpack.StackError:
                 raise BadPayload(f"the value at byte {pos} is nested more than 1024 deep") from None
-            more = min(max(_FEED_BYTES, self._fed - self._first), _CHUNK_BYTES)
+            more = self._view[self._fed :][: min(max(_FEED_BYTES, self._fed - self._first), _CHUNK_BYTES)]
             try:
-                unpacker.feed(self._view[self._fed : self._fed + more])
+                unpacker.feed(more)
             except msgpack.BufferFull:
                 raise BadPayload(f"the value at byte {pos} is longer than 2 GiB") from None
-            self._fed += more
+            self._fed += len(more)
 
 
 def _length(data: bytes, pos: int) -> tuple[int, int]:

@@ -75,7 +75,7 @@ class Node(msgspec.Struct, frozen=True):
     """Who wrote this directory: an id for ever, and how often it was started."""
 
     node: Annotated[str, msgspec.Meta(min_length=1)]
-    boot: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+    boot: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
 class WALDirectory:

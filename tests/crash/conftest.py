@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-DEFAULT_STATES = 6000
+DEFAULT_STATES = 8000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

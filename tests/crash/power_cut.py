@@ -9,8 +9,8 @@ The model is that of POSIX and of the file systems that people use, taken at the
 - **Size.** A file's size (appending, truncating) is as of any moment since its last sync, whatever data is there.
 - **Names.** Creating, renaming and removing are atomic, and durable when every directory concerned was synced after.
   Until then each of them is kept or lost, and nothing orders two that concern different names: not those in one
-  directory, nor those in two. A later one on the same name, or inside a directory that was made before, cannot be kept
-  without the earlier.
+  directory, nor those in two. A later one on the same name, or inside a directory that was made before, is not kept
+  without the earlier, and not durable before it.
 - **Nothing** orders data, sizes and names among each other.
 
 A crash between two operations leaves the states of the former; one in the middle of a write or sync leaves a state
@@ -45,9 +45,8 @@ SECTOR = 512
 # As many variants of one file, or of the names, are enumerated in full; beyond, they are chosen.
 _ALL_UP_TO = 64
 _CHOSEN = 48
-# Combinations of the variants of all files and names at one moment, at most and at least.
+# Combinations of the variants of all files and names at one moment.
 _COMBINATIONS = 96
-_AT_LEAST = 5
 
 NameOperation = Create | Rename | Unlink | MakeDirectory
 
@@ -129,7 +128,9 @@ def _patterns(widths: list[int], rng: random.Random) -> list[tuple[int, ...]]:
     return patterns
 
 
-class _Model:
+class Model:
+    """A disk in the course of a recording."""
+
     def __init__(self, disk: RecordingDisk) -> None:
         self.names: dict[str, int | None] = {
             path: None if content is None else disk.initial_files[path] for path, content in disk.initial.items()
@@ -157,13 +158,13 @@ class _Model:
         folder = "" if path == "." else path
         for change in self.unsynced:
             change.directories.discard(folder)
-        durable = {index for index, change in enumerate(self.unsynced) if not change.directories}
-        for index in reversed(range(len(self.unsynced))):
-            if index in durable:
-                durable |= {i for i in range(index) if self.unsynced[index].needs(self.unsynced[i])}
-        for index in sorted(durable):
-            _change(self.names, self.unsynced[index].operation)
-        self.unsynced = [change for index, change in enumerate(self.unsynced) if index not in durable]
+        waiting: list[_Unsynced] = []
+        for change in self.unsynced:
+            if change.directories or any(map(change.needs, waiting)):
+                waiting.append(change)
+            else:
+                _change(self.names, change.operation)
+        self.unsynced = waiting
 
     def name_variants(self, rng: random.Random) -> list[dict[str, int | None]]:
         """What the directories may say: nothing of what is not synced first, all of it second."""
@@ -218,6 +219,12 @@ class _Model:
                 for path, number in name_variants[names_index].items()
             }
 
+    def count_states(self) -> int:
+        """How many there are to choose from."""
+        rng = random.Random(0)
+        files = (len(file.variants(rng)) for file in self.files.values() if len(file.versions) > 1)
+        return min(_COMBINATIONS, len(self.name_variants(rng)) * math.prod(files))
+
 
 def _change(names: dict[str, int | None], operation: NameOperation) -> None:
     if isinstance(operation, Create):
@@ -231,29 +238,32 @@ def _change(names: dict[str, int | None], operation: NameOperation) -> None:
 
 
 def states_after_power_cuts(disk: RecordingDisk, rng: random.Random, limit: int) -> Iterator[State]:
-    """About `limit` different states that a power cut during the recording may leave, in the order of the recording.
+    """Different states that a power cut during the recording may leave, in the order of the recording; about `limit`.
 
-    Where there are more, moments are drawn, and of each its extremes and some others. Two moments that leave the same
-    image count as two states only if a note lies between them.
+    Each moment has its share, the extremes first, and the more of the others the more there are. Two moments that
+    leave the same image count as two states only if a note lies between them.
     """
-    moments = [index for index, operation in enumerate(disk.log) if not isinstance(operation, Note)]
-    per_moment = min(_COMBINATIONS, max(_AT_LEAST, 2 * limit // max(1, len(moments))))
-    wanted = set(rng.sample(moments, min(len(moments), max(1, limit // _AT_LEAST))))
-    model = _Model(disk)
+    counts = []
+    model = Model(disk)
+    for operation in disk.log:
+        model.apply(operation)
+        counts.append(0 if isinstance(operation, Note) else model.count_states())
+    share = min(1.0, limit / max(1, sum(counts)))
+    model = Model(disk)
     seen: set[int] = set()
     for position, operation in enumerate(disk.log):
         if isinstance(operation, Note):
             seen.clear()
             continue
         model.apply(operation)
-        if position not in wanted:
-            continue
         # Notes that follow directly belong to this moment: the world may have learned of it.
         after = position + 1
         while after < len(disk.log) and isinstance(disk.log[after], Note):
             after += 1
-        for image in model.states(rng, per_moment):
+        wanted = counts[position] * share
+        for image in model.states(rng, max(2, math.ceil(wanted))):
             fingerprint = hash(frozenset(image.items()))
             if fingerprint not in seen:
                 seen.add(fingerprint)
-                yield State(image, after)
+                if wanted >= 2 or rng.random() < wanted / 2:
+                    yield State(image, after)

