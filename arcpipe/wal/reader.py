@@ -177,15 +177,16 @@ class SegmentScan:
     def _plausible(self, timestamp: int, offset: int, following: int) -> int:
         """A timestamp that is far above the one before, or a likelier one: no checksum covers it.
 
-        It is damaged if it is far above the one that follows as well, or above the clock where none follows.
+        It is damaged if it is far above the one that follows as well, or above the clock where one of both is missing.
         """
-        previous = self.report.last_timestamp
+        previous = max(self.report.last_timestamp, self._border)
         after = self._entry_at(following)
-        highest = max(previous, after[1] if after is not None else self._source.newest(self._border))
+        likely = after[1] if after is not None else self._source.newest(self._border)
+        highest = max(previous, likely) if previous else max(likely, self._source.newest(0))
         if timestamp <= min(highest + _JUMP_US, _LATEST_US):
             return timestamp
         self.report.damage.append(Damage(offset, 0, f"timestamp {timestamp} is damaged; the entry itself is intact"))
-        return previous + 1 if previous else min(highest, _LATEST_US)
+        return previous + 1 if previous else min(likely, _LATEST_US)
 
     def _entry_at(self, offset: int) -> tuple[int, int] | None:
         """Payload length and timestamp of the intact entry at an offset, or None if there is none."""

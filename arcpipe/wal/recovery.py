@@ -124,7 +124,8 @@ def _recover_file(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
         log.error(
             "WAL file %s: %s at offset %d; skipped %d bytes", file.filename, damage.reason, damage.offset, damage.length
         )
-    log.info(
+    log.log(
+        logging.DEBUG if outcome == "empty" else logging.INFO,  # every stop leaves segments that were made ready
         "WAL file %s: %d entries, %d bytes, %d corrupted, %d torn",
         file.filename,
         report.entries,

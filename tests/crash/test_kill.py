@@ -12,13 +12,13 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.harness import Load, Server, download, processes_of_session, wait_until
-from tests.s3server import S3Bucket
+from tests.harness import Load, Server, Store, local_store, s3_store
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))
@@ -26,48 +26,40 @@ LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))
 pytestmark = pytest.mark.timeout(120 * LONG)
 
 
-class Victim:
-    """A server with small segments and short ages, so that a second has many rotations, recycles and batches."""
-
-    def __init__(self, server: Server, lake: Callable[[], Path]) -> None:
-        self.server = server
-        self.lake = lake
+class Victim(NamedTuple):
+    server: Server
+    store: Store
 
 
 @pytest.fixture(params=["local", "s3"])
 def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Victim]:
-    settings: dict[str, object] = {"wal_max_size_mb": 1, "flush_max_age_seconds": 0.1, "wal_max_backlog_mb": 200}
-    read: Callable[[], Path] = lambda: tmp_path / "lake"  # noqa: E731
-    if request.param == "s3":
-        s3: S3Bucket = request.getfixturevalue("s3")
-        settings |= {
-            "storage_url": f"s3://{s3.bucket}/lake",
-            "storage_s3_endpoint_url": s3.endpoint_url,
-            "storage_s3_region": s3.region,
-            "storage_s3_access_key_id": s3.access_key_id,
-            "storage_s3_secret_access_key": s3.secret_access_key,
-            "storage_s3_addressing_style": "path",
-        }
-        read = lambda: download(s3, tmp_path / "downloaded") / "lake"  # noqa: E731
-    with Server(tmp_path, **settings) as server:
-        yield Victim(server, read)
+    """A server with small segments and short ages, so that a second has many rotations, recycles and batches."""
+    store = local_store(tmp_path) if request.param == "local" else s3_store(request.getfixturevalue("s3"), tmp_path)
+    with Server(
+        tmp_path, wal_max_size_mb=1, flush_max_age_seconds=0.1, wal_max_backlog_mb=200, **store.settings
+    ) as server:
+        yield Victim(server, store)
 
 
-def wait_for_a_moment(server: Server, chance: random.Random) -> str:
-    """Waits for a moment worth dying in: just any, or one in which files change hands. Tells which."""
+def wait_for_a_moment(server: Server, chance: random.Random) -> None:
+    """Waits for a moment worth dying in: just any, or one in which files change hands."""
     time.sleep(chance.uniform(0.0, 0.3))
     moment = chance.choice(["any", "batch", "sealed", "claimed"])
-    look = {
-        "any": lambda: True,
-        "batch": lambda: os.listdir(server.wal / "batches"),
-        "sealed": lambda: server.segments(".wal.sealed"),
-        "claimed": lambda: [name for name in os.listdir(server.wal / "free") if not name[0].isdigit()],
-    }[moment]
+
+    def has_come() -> bool:
+        match moment:
+            case "batch":
+                return bool(os.listdir(server.wal / "batches"))
+            case "sealed":
+                return bool(server.segments(".wal.sealed"))
+            case "claimed":  # a segment is being made, from the pool or from nothing
+                return any(not name[0].isdigit() for name in os.listdir(server.wal / "free"))
+        return True
+
     deadline = time.monotonic() + 1.0  # the rarer moments may not come
-    while not look() and time.monotonic() < deadline:
+    while not has_come() and time.monotonic() < deadline:
         pass
     time.sleep(chance.choice([0.0, 0.0, chance.uniform(0.0, 0.05)]))
-    return moment
 
 
 def check(victim: Victim, load: Load) -> None:
@@ -75,7 +67,7 @@ def check(victim: Victim, load: Load) -> None:
     victim.server.stop()
     victim.server.assert_log_is_shipped()
     assert load.acknowledged_requests > 50
-    load.assert_exactly_once(victim.lake())
+    load.assert_exactly_once(victim.store.read())
 
 
 @pytest.mark.parametrize("role", ["ingest", "uploader"])
@@ -100,10 +92,9 @@ def test_a_supervisor_that_is_killed_takes_its_children_along_and_loses_nothing(
         for _ in range(4 * LONG):
             load.wait_for_requests(20)
             wait_for_a_moment(server, chance)
-            session = server.pid
             server.kill("supervisor")
             if chance.random() < 0.5:
-                wait_until(lambda session=session: not processes_of_session(session), "the children to be gone")
+                server.assert_nobody_left()
             server.restart()  # at once: the children of the former one may still be going away
         load.wait_for_requests(20)
         check(victim, load)

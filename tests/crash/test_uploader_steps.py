@@ -348,6 +348,7 @@ STEPS_OF_THE_LOCAL_STORE = {
 STEPS_OF_S3 = {
     "after the answer to a put came": Step("arcpipe.storage.s3:S3Store._call", "after", 3, "put_object"),
 }
+STEPS_OF_EACH_BATCH = [name for name, step in STEPS.items() if not step.pattern or step.pattern == MANIFEST]
 ALL_STEPS = STEPS | STEPS_OF_THE_LOCAL_STORE | STEPS_OF_S3
 
 
@@ -369,6 +370,7 @@ def test_an_uploader_killed_at_a_step_has_a_successor_that_ships_exactly_once(
     assert site.run(die=of_store(ALL_STEPS[name], site.store)).exit_code == -signal.SIGKILL, site.said
     site.finish()
     site.assert_shipped_exactly_once(unharmed)
+    assert site.store.left_over() == []
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -378,10 +380,10 @@ def test_uploaders_and_whole_servers_killed_again_and_again_ship_exactly_once(
 ) -> None:
     chance = random.Random(seed)
     deaths = 0
-    for name in chance.choices([*STEPS, *STEPS_OF_THE_LOCAL_STORE], k=8):
-        step = of_store(ALL_STEPS[name], site.store)._replace(nth=chance.choice([1, 1, 2, 5]))
-        # Not every step is reached on a log that is shipped in part.
+    for name in chance.choices(STEPS_OF_EACH_BATCH, k=8):
+        step = of_store(ALL_STEPS[name], site.store)
         outcome = site.run(die=step, restart_server=chance.random() < 0.3)
+        # Some day there is nothing left to die for.
         assert outcome.exit_code in (0, -signal.SIGKILL), site.said
         deaths += outcome.exit_code != 0
     assert deaths > 3
@@ -451,11 +453,11 @@ def test_segments_completed_since_the_crash_are_a_batch_of_their_own(log: Log, s
     writer = WALWriter(str(site.wal), 1)
     fill(writer, 1_000_000, 10, more)
     writer.close()
-    before = (site.wal / "batches").iterdir().__next__().stem
+    (manifest,) = (site.wal / "batches").iterdir()
     site.finish()
-    site.log = Log(log.wal, log.ids | more.ids, log.odd | more.odd)
+    site.log = log._replace(ids=log.ids | more.ids, odd=log.odd | more.odd)
     keys = site.assert_shipped_exactly_once()
-    assert sum(f"_{before}_" in key for key in keys) == 8
+    assert sum(f"_{manifest.stem}_" in key for key in keys) == 8
 
 
 def test_a_batch_keeps_its_layout_when_the_setting_changes(site: Site, unharmed: Unharmed) -> None:
@@ -472,28 +474,36 @@ def test_a_batch_keeps_its_layout_when_the_setting_changes(site: Site, unharmed:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "after", "strays"),
     [
-        pytest.param({"parquet_max_file_mb": 1}, {}, id="fewer files"),
-        pytest.param({}, {"parquet_max_file_mb": 1}, id="more files"),
+        pytest.param({"parquet_max_file_mb": 1}, {}, True, id="fewer files"),
+        pytest.param({}, {"parquet_max_file_mb": 1}, False, id="more files"),
         pytest.param(
             {"parquet_max_file_mb": 1, "parquet_row_group_rows": 150},
             {"parquet_max_file_mb": 1, "parquet_row_group_rows": 400},
+            True,
             id="files cut elsewhere",
         ),
     ],
 )
 def test_objects_that_the_second_try_does_not_make_are_removed(
-    before: dict[str, object], after: dict[str, object], large: Log, store: Store, uploaders: Uploaders, tmp_path: Path
+    before: dict[str, object],
+    after: dict[str, object],
+    strays: bool,
+    large: Log,
+    store: Store,
+    uploaders: Uploaders,
+    tmp_path: Path,
 ) -> None:
     site = Site(large, tmp_path, store, uploaders)
     site.run(die=Step(BATCHES + "mark_uploaded", "before"), settings=before)
     first = all_keys(store.read())
     site.finish(settings=after)
-    shutil.rmtree(tmp_path / "downloaded", ignore_errors=True)
     second = site.assert_shipped_exactly_once()
-    assert set(first) - set(second)
-    assert site.said.count("which an earlier try of batch") == len(set(first) - set(second))
+    assert first != second
+    removed = set(first).difference(second)
+    assert bool(removed) == strays
+    assert site.said.count("which an earlier try of batch") == len(removed)
 
     reference = tmp_path / "reference"
     reference.mkdir()
@@ -508,13 +518,10 @@ SMALL_PARTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("operation", "abandoned"),
-    [("create_multipart_upload", 1), ("upload_part", 1), ("complete_multipart_upload", 0)],
-)
+@pytest.mark.parametrize("operation", ["create_multipart_upload", "upload_part", "complete_multipart_upload"])
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_an_uploader_killed_within_an_upload_in_parts_ships_exactly_once(
-    operation: str, abandoned: int, large: Log, store: Store, uploaders: Uploaders, tmp_path: Path
+    operation: str, large: Log, store: Store, uploaders: Uploaders, tmp_path: Path
 ) -> None:
     site = Site(large, tmp_path, store, uploaders)
     # The check at the start begins an upload, too.
@@ -522,5 +529,5 @@ def test_an_uploader_killed_within_an_upload_in_parts_ships_exactly_once(
     assert site.run(die=step, constants=SMALL_PARTS).exit_code == -signal.SIGKILL, site.said
     site.finish(constants=SMALL_PARTS)
     site.assert_shipped_exactly_once()
-    # Whose parts are nobody's objects; `check` aborts it when it is a day old.
-    assert len(store.left_over()) == abandoned
+    # At most the one that was cut off: it is aborted by `check` once it is a day old, which all are that moto dates.
+    assert len(store.left_over()) <= 1

@@ -6,7 +6,7 @@ import math
 import re
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -15,8 +15,18 @@ from typing import Any
 import msgpack
 import pytest
 
-from tests.harness import Server, download, lake_files, lake_rows, lake_types, pack, request_bytes
-from tests.s3server import S3Bucket
+from tests.harness import (
+    Server,
+    Store,
+    lake_files,
+    lake_rows,
+    lake_types,
+    local_store,
+    pack,
+    request_bytes,
+    s3_store,
+    wait_until,
+)
 
 US = 1_000_000
 # 2026-01-01T00:00:00Z; a whole hour, and seconds that have 10 digits in every unit's range.
@@ -27,32 +37,11 @@ V2 = "/write/v2/msgpack"
 V1 = "/api/v1/write/msgpack"
 
 
-def s3_settings(s3: S3Bucket) -> dict[str, object]:
-    return {
-        "storage_url": f"s3://{s3.bucket}/some/prefix",
-        "storage_s3_endpoint_url": s3.endpoint_url,
-        "storage_s3_region": s3.region,
-        "storage_s3_access_key_id": s3.access_key_id,
-        "storage_s3_secret_access_key": s3.secret_access_key,
-        "storage_s3_addressing_style": "path",
-    }
-
-
-class Store:
-    """Where a server of a test is to put its files, and how to read them."""
-
-    def __init__(self, settings: dict[str, object], read: Callable[[], Path]) -> None:
-        self.settings = settings
-        self.read = read
-
-
 @pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
-        yield Store({}, lambda: tmp_path / "lake")
-    else:
-        s3: S3Bucket = request.getfixturevalue("s3")
-        yield Store(s3_settings(s3), lambda: download(s3, tmp_path / "downloaded") / "some" / "prefix")
+        return local_store(tmp_path)
+    return s3_store(request.getfixturevalue("s3"), tmp_path)
 
 
 class Database:
@@ -174,9 +163,9 @@ def test_files_are_partitioned_by_database_measurement_and_utc_hour(
     keys = [path.relative_to(lake).as_posix() for path in lake_files(lake)]
     batch = r"[0-9a-f]{12}-\d{8}T\d{6}-1\.\d+"
     patterns = [
-        rf"db-1/cpu/{folders[0]}/cpu_20251231T?_?235959\S*_{batch}_0\.parquet",
-        rf"db-1/cpu/{folders[1]}/cpu_20260101T?_?000000\S*_{batch}_0\.parquet",
-        rf"default/disk%20%2F%C3%A4/{folders[1]}/disk%20%2F%C3%A4_20260101T?_?000000\S*_{batch}_0\.parquet",
+        rf"db-1/cpu/{folders[0]}/cpu_20251231T235959000000_{batch}_0\.parquet",
+        rf"db-1/cpu/{folders[1]}/cpu_20260101T000000000000_{batch}_0\.parquet",
+        rf"default/disk%20%2F%C3%A4/{folders[1]}/disk%20%2F%C3%A4_20260101T000000000000_{batch}_0\.parquet",
     ]
     assert len(keys) == len(patterns)
     for key, pattern in zip(keys, patterns, strict=True):
@@ -243,10 +232,13 @@ def test_a_missing_time_is_that_moment_however_many_segments_are_written_over(tm
             assert client.request("POST", V2, body).status == 202
             moments.append((before, time.time_ns() // 1000))
             if number % 3 == 0:  # shipped, and so free to be written over
-                server.wait_for_rows(30 * number)
+                wait_until(lambda: not server.segments(".wal.sealed"), "segments to be shipped")
         server.stop()
         times = {row["n"]: row["time"] for row in lake_rows(server.lake)}
-    late = {number: times[number] - after for number, (_, after) in enumerate(moments) if times[number] > after + US}
+    tolerance = US // 100
+    late = {
+        number: times[number] - after for number, (_, after) in enumerate(moments) if times[number] > after + tolerance
+    }
     early = [number for number, (before, _) in enumerate(moments) if times[number] < before]
     assert (late, early) == ({}, [])
 
@@ -290,11 +282,11 @@ def test_values_at_the_edges_of_their_types_come_back_equal(database: Database) 
     database.write({"m": "edges", "columns": columns})
     rows = database.rows(4)
     got = {name: [row.get(name) for row in rows] for name in columns}
-    nan = got["special"].pop(2)
+    nan: Any = got["special"].pop(2)
     expected = {**columns, "time": [at * US for at in columns["time"]], "special": [math.inf, -math.inf, 0.1]}
     assert got == expected
     assert math.isnan(nan)
-    assert math.copysign(1, got["f"][0]) == -1
+    assert math.copysign(1, rows[0]["f"]) == -1
     types = database.types()
     assert (types["i"], types["u"], types["f"]) == ("BIGINT", "UBIGINT", "DOUBLE")
 

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -480,15 +481,21 @@ class TestFaults:
         assert failure(store, lambda store: store.put("a", MemoryBlob(b"1"))).kind == "timeout"
 
     @pytest.mark.parametrize("in_file", [False, True])
-    def test_of_a_server_that_stops_reading_is_a_timeout(
+    def test_of_a_server_that_stops_reading_is_a_timeout_and_its_connection_does_not_stay(
         self, faults: FaultServer, tmp_path: Path, in_file: bool
     ) -> None:
-        faults.answers = [lambda request: request.faults.over.wait()]
+        faults.answers = [lambda request: (request.faults.over.wait(), request.reset())]
         path = tmp_path / "spool"
         path.write_bytes(bytes(32 * MIB))
-        store = faulty(faults, connect_timeout_seconds=0.2, read_timeout_seconds=0.3)
         blob = FileBlob(path) if in_file else MemoryBlob(path.read_bytes())
-        assert failure(store, lambda store: store.put("a", blob)).kind == "timeout"
+
+        async def work(store: S3Store) -> None:
+            with pytest.raises(StorageError) as caught:
+                await store.put("a", blob)
+            assert caught.value.kind == "timeout"
+            assert await asyncio.to_thread(becomes_true, lambda: not connections_to(faults.endpoint_url))
+
+        using(faulty(faults, connect_timeout_seconds=0.5, read_timeout_seconds=0.5), work)
 
     def test_a_slow_body_that_moves_is_no_timeout(self, faults: FaultServer) -> None:
         class Slow:
@@ -774,6 +781,21 @@ class TestRequests:
         monkeypatch.setenv("http_proxy", faults.endpoint_url)
         request = self.put(faults, endpoint_url="http://s3.arcpipe-test.invalid", addressing_style="virtual")
         assert request.path == "http://bucket.s3.arcpipe-test.invalid/lake/a"
+
+
+def becomes_true(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def connections_to(endpoint_url: str) -> list[str]:
+    """The TCP connections to this port that the kernel still has (proc_pid_net(5))."""
+    port = f":{int(endpoint_url.rsplit(':', 1)[1]):04X}"
+    connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    # Column 2 is the peer; state 06 is TIME_WAIT, which holds nothing.
+    return [" ".join(fields) for fields in connections if fields[2].endswith(port) and fields[3] != "06"]
 
 
 def store_like(store: S3Store) -> S3Store:

@@ -1,0 +1,383 @@
+"""Whatever is acknowledged comes back from the lake, value for value, whatever it is; what is refused does not.
+
+Random bodies go over HTTP to one real server, in several rounds with a restart between them, so that a measurement has
+several files, over which columns come, go and change. Then DuckDB reads everything: the columns of a row, together
+with what `_rescued_data` holds of it, are the values that were sent, as multisets of rows.
+
+The bodies are packed by hand here, because no MessagePack library writes all that the format allows: numbers wider than
+need be, text that is no UTF-8, keys that are there twice.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import pyarrow.parquet as pq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arcpipe.codec.odd_values import Encoded, Ext, InvalidText, Pairs, Timestamp, parse_rescued
+from tests.harness import Client, Server, wait_until
+
+LONG = os.environ.get("ARCPIPE_TEST_LONG") == "1"
+EXAMPLES = 3000 if LONG else 150
+ROUNDS = 3
+
+# Years 1 to 9999, in µs since the epoch: what a time column may hold.
+MIN_TIME_US = -62_135_596_800_000_000
+MAX_TIME_US = 253_402_300_799_999_999
+NEW_YEAR = 1_767_225_600
+
+
+# Values: what is sent, and what it means
+
+
+class Cell(NamedTuple):
+    """A MessagePack value and what it is in Python: see `codec.odd_values` for what Python has no type for."""
+
+    packed: bytes
+    value: Any
+
+
+NIL = Cell(b"\xc0", None)
+
+
+def sized(kind: int, sizes: Sequence[int], count: int, form: int, short: bytes | None) -> bytes:
+    """A header with a length, in one of the forms that can hold it. `short` is the one without a length field."""
+    forms = [short] if short is not None else []
+    forms += [
+        bytes([kind + index]) + count.to_bytes(width, "big")
+        for index, width in enumerate(sizes)
+        if count < 1 << 8 * width
+    ]
+    return forms[form % len(forms)]
+
+
+def integer(number: int, form: int) -> Cell:
+    forms = [number.to_bytes(1, "big", signed=number < 0)] if -32 <= number < 128 else []
+    for index in range(4):
+        bits = 8 << index
+        if 0 <= number < 1 << bits:
+            forms.append(bytes([0xCC + index]) + number.to_bytes(1 << index, "big"))
+        if -(1 << bits - 1) <= number < 1 << bits - 1:
+            forms.append(bytes([0xD0 + index]) + number.to_bytes(1 << index, "big", signed=True))
+    return Cell(forms[form % len(forms)], number)
+
+
+def float64(number: float) -> Cell:
+    return Cell(b"\xcb" + struct.pack(">d", number), number)
+
+
+def float32(number: float) -> Cell:
+    return Cell(b"\xca" + struct.pack(">f", number), number)
+
+
+def raw_text(raw: bytes, form: int) -> Cell:
+    header = sized(0xD9, (1, 2, 4), len(raw), form, bytes([0xA0 | len(raw)]) if len(raw) < 32 else None)
+    try:
+        return Cell(header + raw, raw.decode())
+    except UnicodeDecodeError:
+        return Cell(header + raw, InvalidText(raw))
+
+
+def text(string: str, form: int = 0) -> Cell:
+    return raw_text(string.encode(), form)
+
+
+def binary(raw: bytes, form: int) -> Cell:
+    return Cell(sized(0xC4, (1, 2, 4), len(raw), form, None) + raw, raw)
+
+
+def extension(code: int, data: bytes, form: int) -> Cell:
+    fixed = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}.get(len(data))
+    header = sized(0xC7, (1, 2, 4), len(data), form, None if fixed is None else bytes([fixed]))
+    return Cell(header + code.to_bytes(1, "big", signed=True) + data, Ext(code, data))
+
+
+def timestamp(seconds: int, nanoseconds: int, form: int) -> Cell:
+    """The extension of type -1, in the forms of 4, 8 and 12 bytes that can hold it."""
+    forms = [b"\xc7\x0c\xff" + struct.pack(">Iq", nanoseconds, seconds)]
+    if 0 <= seconds < 1 << 34:
+        forms.append(b"\xd7\xff" + struct.pack(">Q", nanoseconds << 34 | seconds))
+        if not nanoseconds and seconds < 1 << 32:
+            forms.append(b"\xd6\xff" + struct.pack(">I", seconds))
+    return Cell(forms[form % len(forms)], Timestamp(seconds * 1_000_000_000 + nanoseconds))
+
+
+def array(items: Sequence[Cell], form: int = 0) -> Cell:
+    header = sized(0xDC, (2, 4), len(items), form, bytes([0x90 | len(items)]) if len(items) < 16 else None)
+    return Cell(header + b"".join(item.packed for item in items), [item.value for item in items])
+
+
+def mapping(items: Sequence[tuple[Cell, Cell]], form: int = 0) -> Cell:
+    header = sized(0xDE, (2, 4), len(items), form, bytes([0x80 | len(items)]) if len(items) < 16 else None)
+    packed = header + b"".join(key.packed + value.packed for key, value in items)
+    keys = [key.value for key, _ in items]
+    if all(isinstance(key, str) for key in keys) and len(set(keys)) == len(keys):
+        return Cell(packed, {key.value: value.value for key, value in items})
+    return Cell(packed, Pairs(tuple((key.value, value.value) for key, value in items)))
+
+
+def deep(levels: int, inner: Cell) -> Cell:
+    """Arrays in each other; beyond 100 they are kept as they are encoded."""
+    packed = b"\x91" * levels + inner.packed
+    if levels > 100:
+        return Cell(packed, Encoded(packed))
+    value = inner.value
+    for _ in range(levels):
+        value = [value]
+    return Cell(packed, value)
+
+
+FORM = st.integers(0, 7)
+BORDERS = [0, 1, -1, 127, 128, -32, -33, 255, 256, -128, -129, 65_535, 65_536, 2**31, 2**32, 2**53, 2**53 + 1]
+BORDERS += [-(2**31) - 1, -(2**53) - 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)]
+INTEGERS = st.builds(integer, st.one_of(st.sampled_from(BORDERS), st.integers(-(2**63), 2**64 - 1)), FORM)
+SMALL_INTEGERS = st.builds(integer, st.integers(-40, 300), FORM)
+FLOATS = st.one_of(
+    st.builds(float64, st.floats()),
+    st.builds(float32, st.floats(width=32)),
+    st.sampled_from([float64(x) for x in (0.0, -0.0, 1.0, math.nan, math.inf, -math.inf, 5e-324, 1.7e308, 2.0**53)]),
+)
+BOOLEANS = st.sampled_from([Cell(b"\xc2", False), Cell(b"\xc3", True)])
+ASCII = st.builds(text, st.text("abc \n\x00\"\\'", max_size=40), FORM)
+TEXTS = st.one_of(
+    ASCII,
+    st.builds(text, st.text(max_size=12), FORM),
+    st.builds(lambda unit, times: text(unit * times, 0), st.sampled_from(["x", "ü", "😀"]), st.sampled_from([31, 32, 300])),
+)
+NOT_TEXTS = st.builds(raw_text, st.sampled_from([b"\xff", b"a\xc3", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80", b"\x80" * 40]), FORM)
+BINARIES = st.builds(binary, st.binary(max_size=40), FORM)
+EXTENSIONS = st.builds(
+    extension, st.integers(-128, 127).filter(lambda code: code != -1), st.binary(max_size=20), FORM
+)
+TIMESTAMPS = st.builds(timestamp, st.integers(-(2**40), 2**40), st.integers(0, 999_999_999), FORM)
+SIMPLE = st.one_of(st.just(NIL), INTEGERS, FLOATS, BOOLEANS, TEXTS, NOT_TEXTS, BINARIES, EXTENSIONS, TIMESTAMPS)
+LISTS = st.builds(array, st.lists(SIMPLE, max_size=4), FORM)
+KEYS = st.one_of(st.builds(text, st.sampled_from(["a", "b", "$ext", "$base64", ""])), INTEGERS, NOT_TEXTS, BINARIES)
+MAPS = st.builds(mapping, st.lists(st.tuples(KEYS, st.one_of(SIMPLE, LISTS)), max_size=4), FORM)
+DEEP = st.builds(deep, st.sampled_from([5, 99, 100, 101, 300, 1000]), st.one_of(st.just(array([])), SMALL_INTEGERS))
+ANYTHING = st.one_of(SIMPLE, LISTS, MAPS, st.builds(array, st.lists(st.one_of(LISTS, MAPS), max_size=2)), DEEP)
+
+# What the values of one column are: mostly of one kind, as columns are.
+COLUMN_KINDS = st.sampled_from(
+    [
+        *(SMALL_INTEGERS, INTEGERS, FLOATS, BOOLEANS, ASCII, TEXTS, BINARIES, st.just(NIL), ANYTHING),
+        *(st.one_of(SMALL_INTEGERS, FLOATS), st.one_of(INTEGERS, FLOATS), st.one_of(TEXTS, st.just(NIL))),
+        *(st.one_of(FLOATS, ASCII), st.one_of(BOOLEANS, SMALL_INTEGERS), st.one_of(BINARIES, TEXTS, NOT_TEXTS)),
+    ]
+)
+
+SECONDS = st.integers(NEW_YEAR - 7200, NEW_YEAR + 20 * 86400)
+GOOD_TIMES = st.one_of(
+    st.builds(integer, SECONDS, FORM),
+    st.builds(lambda s, ms: integer(s * 1000 + ms, 0), SECONDS, st.integers(0, 999)),
+    st.builds(lambda s, us: integer(s * 1_000_000 + us, 0), SECONDS, st.integers(0, 999_999)),
+    st.builds(lambda s, ns: integer(s * 1_000_000_000 + ns, 0), SECONDS, st.integers(0, 999_999_999)),
+    st.builds(lambda s, part: float64(s + part), SECONDS, st.floats(0, 1)),
+    st.builds(timestamp, SECONDS, st.integers(0, 999_999_999), FORM),
+)
+EDGE_TIMES = st.one_of(
+    INTEGERS,
+    FLOATS,
+    TIMESTAMPS,
+    st.just(NIL),
+    st.builds(integer, st.sampled_from([s * 10**d for s in (1, -1) for d in (11, 14, 17)]), FORM),
+    st.just(Cell(b"\xd7\xff" + b"\xff" * 8, Ext(-1, b"\xff" * 8))),  # a timestamp of 2^30-1 ns beyond its second
+)
+ODD_TIMES = st.one_of(EDGE_TIMES, ANYTHING)
+
+
+# Rows: what is sent, and what is to be found
+
+
+class Row(NamedTuple):
+    """A row as it is to be found. `time_us` is None where it is the moment of the write."""
+
+    time_us: int | None
+    values: dict[str, Any]  # nil is not among them
+
+
+class Body(NamedTuple):
+    """A request, and the rows that it is to become; none if it is to be refused."""
+
+    packed: bytes
+    database: str
+    rows: list[tuple[str, Row]]  # with their measurement
+
+    @property
+    def is_good(self) -> bool:
+        return bool(self.rows)
+
+
+def row_of(time: Cell | None, values: dict[str, Any]) -> Row:
+    """A row of a time value and of values by column."""
+    values = {name: value for name, value in values.items() if value is not None}
+    at = None if time is None or time.value is None else time_us(time.value)
+    if at is None and time is not None and time.value is not None:
+        values["time"] = time.value
+    return Row(at, values)
+
+
+def time_us(value: Any) -> int | None:
+    """µs since the epoch, or None for what is no time."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        size = abs(value)
+        if size >= 10**17:
+            return value // 1000
+        us = value * (1_000_000 if size < 10**11 else 1000 if size < 10**14 else 1)
+    elif isinstance(value, float):
+        if not math.isfinite(value * 1e6):
+            return None
+        us = round(value * 1e6)
+    elif isinstance(value, Timestamp):
+        us = value.ns // 1000
+    else:
+        return None
+    return us if MIN_TIME_US <= us <= MAX_TIME_US else None
+
+
+# `_rescued_data` is arcpipe's own name for a column, and the last two differ in case alone.
+NAMES = st.sampled_from(["a", "b", "c", "value", "host", "time_ns", "a b\"';", "ü😀", "_rescued_data", "v", "V"])
+HINTS = st.sampled_from(["i64", "u64", "f64", "bool", "str", "bytes"])
+
+
+@st.composite
+def frames(draw: st.DrawFn, measurement: str) -> tuple[Cell, list[Row]]:
+    """A columnar map, and its rows."""
+    count = draw(st.integers(1, 6))
+    repeat = draw(st.sampled_from([1, 1, 1, 2, 7, 150]))
+    names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
+    columns = {name: draw(st.lists(draw(COLUMN_KINDS), min_size=count, max_size=count)) * repeat for name in names}
+    times = draw(
+        st.one_of(st.none(), *(st.lists(kind, min_size=count, max_size=count) for kind in (GOOD_TIMES, GOOD_TIMES, ODD_TIMES)))
+    )
+    packed = [(text(name), array(cells)) for name, cells in columns.items()]
+    if times is not None:
+        times *= repeat
+        packed.insert(draw(st.integers(0, len(packed))), (text("time"), array(times)))
+    parts = [(text("m"), text(measurement)), (text("columns"), mapping(packed))]
+    if tags := draw(st.lists(st.sampled_from(names), max_size=2, unique=True)):
+        parts.append((text("tags"), array([text(tag) for tag in tags])))
+    if hints := draw(st.dictionaries(st.sampled_from(names), HINTS, max_size=2)):
+        parts.append((text("types"), mapping([(text(name), text(word)) for name, word in hints.items()])))
+    rows = [
+        row_of(None if times is None else times[index], {name: cells[index].value for name, cells in columns.items()})
+        for index in range(count * repeat)
+    ]
+    return mapping(draw(st.permutations(parts)) if draw(st.booleans()) else parts), rows
+
+
+@st.composite
+def single_rows(draw: st.DrawFn, measurement: str) -> tuple[Cell, list[Row]]:
+    """A row map, and its row."""
+    kind = draw(COLUMN_KINDS)
+    fields = draw(st.dictionaries(NAMES, st.one_of(kind, kind, ANYTHING), min_size=1, max_size=4))
+    tags = draw(st.dictionaries(NAMES, st.one_of(ASCII, ASCII, ANYTHING), max_size=2))
+    parts = [(text("m"), text(measurement)), (text("fields"), named(fields))]
+    time = draw(st.one_of(st.none(), GOOD_TIMES, GOOD_TIMES, EDGE_TIMES))
+    if time is not None:
+        parts.append((text("t"), time))
+    if tags or draw(st.booleans()):
+        parts.append((text("tags"), named(tags)))
+    if "host" not in tags:
+        host = draw(st.one_of(st.none(), st.just(NIL), ASCII))
+        if host is not None:
+            parts.append((text("h"), host))
+            if host.value is not None:
+                tags = {"host": host, **tags}
+    values = {name: cell.value for name, cell in tags.items()}
+    # A field whose name a tag has gets another one.
+    values |= {f"{name}_field" if name in tags else name: cell.value for name, cell in fields.items()}
+    return mapping(draw(st.permutations(parts))), [row_of(time, values)]
+
+
+def named(cells: dict[str, Cell]) -> Cell:
+    return mapping([(text(name), cell) for name, cell in cells.items()])
+
+
+@st.composite
+def bodies(draw: st.DrawFn, measurements: Sequence[str], databases: Sequence[str]) -> Body:
+    """A request that is good, or one that is not."""
+    elements = []
+    rows = []
+    shape = draw(st.sampled_from(["one", "one", "array", "batch", "rows"]))
+    for _ in range(1 if shape == "one" else draw(st.integers(1, 4))):
+        measurement = draw(st.sampled_from(measurements))
+        element, found = draw(
+            single_rows(measurement) if shape == "rows" else st.one_of(frames(measurement), single_rows(measurement))
+        )
+        elements.append(element)
+        rows += [(measurement, row) for row in found]
+    if shape == "one":
+        body = elements[0]
+    elif shape == "array":
+        body = array(elements)
+    else:
+        body = mapping([(text("batch"), array(elements))])
+    database = draw(st.sampled_from(databases))
+    match draw(st.integers(0, 24)):
+        case 0:
+            return Body(body.packed[: -draw(st.integers(1, min(len(body.packed), 9)))], database, [])
+        case 1:
+            return Body(body.packed + b"\xc0", database, [])
+        case 2:
+            ragged = [(text("a"), array([integer(1, 0)])), (text("b"), array([integer(1, 0)] * 2))]
+            bad = mapping([(text("m"), text(measurements[0])), (text("columns"), mapping(ragged))])
+            return Body(array([*elements, bad]).packed, database, [])
+    return Body(body.packed, database, rows)
+
+
+def test_what_is_acknowledged_comes_back_value_for_value(tmp_path: Path) -> None:
+    examples: list[list[Body]] = []
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=not LONG,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def draw_examples(data: st.DataObject) -> None:
+        number = len(examples)
+        names = [f"p{number}", f"p{number} ä/{'%' * (number % 3)}"]
+        examples.append(data.draw(st.lists(bodies(names, ["default", "other"]), min_size=1, max_size=ROUNDS)))
+
+    draw_examples()
+    expected: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    with Server(tmp_path, server_workers=2) as server:
+        for number in range(ROUNDS):
+            if number:
+                server.restart()
+            with server.client() as client:
+                for example in examples:
+                    if number < len(example):
+                        send(client, example[number])
+                        for measurement, row in example[number].rows:
+                            expected[example[number].database, measurement].append(row)
+            server.stop()
+        server.assert_log_is_shipped()
+    assert not (server.lake / "_dead_letter").exists()
+
+    found = read_back(server.lake)
+    window = started_us(server), ended_us(server)
+    wrong = []
+    for table in expected.keys() | found.keys():
+        sent, got = (Counter(canonical_row(row, window) for row in side.get(table, [])) for side in (expected, found))
+        if sent != got:
+            wrong.append((len(repr(sent)), table, sent - got, got - sent))
+    wrong.sort(key=lambda each: each[0])
+    assert not wrong, (
+        f"{len(wrong)} of {len(expected)} tables are not as they were sent; the smallest, {wrong[0][1]}:\n"
+        f"missing    {list(wrong[0][2].elements())[:5]}\nunexpected {list(wrong[0][3].elements())[:5]}"
+    )
