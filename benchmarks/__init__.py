@@ -8,11 +8,13 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     run         one run: server, load, samples over time, drain, verification
     server      the server as a child process, and what it uses of the machine
     load        the load generator, a process of its own
+    drive       several load generators, started and followed together
+    children    child processes that do not outlive the harness
     bodies      request bodies
     histogram   latencies in buckets
     results     what a run gives, as it is written to JSON, and what several runs say together
     report      tables
     machine     what the figures were measured on
 
-Nothing here is imported by arcpipe, and of arcpipe only the command line and the settings are used.
+Nothing here is imported by arcpipe, and of arcpipe only the command line, the settings and the version are used.
 """

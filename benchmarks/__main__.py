@@ -141,8 +141,9 @@ async def _measure(suite: Suite, load: LoadOptions, directory: Path, progress: _
                 )
             runs[case.name].append(run)
             progress.line(
-                f"{label}: {run.records_per_second / 1e6:.3f} M records/s, {run.requests_per_second:,.0f} requests/s, "
-                f"p99 {run.latency.p99_seconds * 1e3:.2f} ms, drained in {run.drain_seconds:.1f} s, "
+                f"{label}: {report.count(run.records_per_second)} records/s, "
+                f"{report.count(run.requests_per_second)} requests/s, p99 {report.duration(run.latency.p99_seconds)}, "
+                f"drained in {report.duration(run.drain_seconds)}, "
                 + (f"{run.missing_records:,} RECORDS MISSING" if run.missing_records else "all records in Parquet")
             )
     cases = [CaseResult(case.name, case.settings, case.power_cut, runs[case.name]) for case in suite.cases]

@@ -41,7 +41,7 @@ def show_suite(console: Console, suite: SuiteResult) -> None:
     """The tables of a suite: figures, resources, the backlog over time, and what is wrong with them."""
     load = suite.load
     _heading(console, suite.title)
-    loop = f"open loop, {_count(load.records_per_second)} records/s" if load.records_per_second else "closed loop"
+    loop = f"open loop, {count(load.records_per_second)} records/s" if load.records_per_second else "closed loop"
     runs = len(suite.cases[0].runs)
     _note(
         console,
@@ -65,13 +65,13 @@ def show_suite(console: Console, suite: SuiteResult) -> None:
 def _figures(suite: SuiteResult) -> list[_Column]:
     columns = [
         _Column("case", lambda case: case.name, is_text=True),
-        _Column("records/s", lambda case: _count(case.median(lambda run: run.records_per_second))),
-        _Column("requests/s", lambda case: _count(case.median(lambda run: run.requests_per_second))),
+        _Column("records/s", lambda case: count(case.median(lambda run: run.records_per_second))),
+        _Column("requests/s", lambda case: count(case.median(lambda run: run.requests_per_second))),
         _Column("MB/s", lambda case: f"{case.median(lambda run: run.body_bytes_per_second) / 1e6:,.1f}"),
-        _Column("p50", lambda case: _time(case.median(lambda run: run.latency.p50_seconds))),
-        _Column("p99", lambda case: _time(case.median(lambda run: run.latency.p99_seconds))),
-        _Column("p99.9", lambda case: _time(case.median(lambda run: run.latency.p999_seconds))),
-        _Column("max", lambda case: _time(case.median(lambda run: run.latency.maximum_seconds))),
+        _Column("p50", lambda case: duration(case.median(lambda run: run.latency.p50_seconds))),
+        _Column("p99", lambda case: duration(case.median(lambda run: run.latency.p99_seconds))),
+        _Column("p99.9", lambda case: duration(case.median(lambda run: run.latency.p999_seconds))),
+        _Column("max", lambda case: duration(case.median(lambda run: run.latency.maximum_seconds))),
     ]
     if len(suite.cases[0].runs) > 1:
         columns.insert(2, _Column("± runs", lambda case: f"{case.spread(lambda run: run.records_per_second):.0%}"))
@@ -93,11 +93,11 @@ def _to_parquet() -> list[_Column]:
 
     return [
         _Column("case", lambda case: case.name, is_text=True),
-        _Column("into Parquet under load, records/s", lambda case: _count(median(case, "parquet_records_per_second"))),
-        _Column("backlog growth, records/s", lambda case: _count(median(case, "backlog_growth_records_per_second"))),
-        _Column("peak backlog, records", lambda case: _count(median(case, "backlog_peak_records"))),
-        _Column("all in Parquet after", lambda case: _time(median(case, "catch_up_seconds"))),
-        _Column("HTTP to Parquet, records/s", lambda case: _count(median(case, "records_per_second"))),
+        _Column("into Parquet under load, records/s", lambda case: count(median(case, "parquet_records_per_second"))),
+        _Column("backlog growth, records/s", lambda case: count(median(case, "backlog_growth_records_per_second"))),
+        _Column("peak backlog, records", lambda case: count(median(case, "backlog_peak_records"))),
+        _Column("all in Parquet after", lambda case: duration(median(case, "catch_up_seconds"))),
+        _Column("HTTP to Parquet, records/s", lambda case: count(median(case, "records_per_second"))),
     ]
 
 
@@ -131,7 +131,7 @@ def _resources() -> list[_Column]:
         _Column("peak MB: a worker", peak("ingest")),
         _Column("peak MB: uploader", peak("uploader")),
         _Column("verified in Parquet", lambda case: f"{sum(run.parquet_records for run in case.runs):,}"),
-        _Column("drain", lambda case: _time(case.median(lambda run: run.drain_seconds))),
+        _Column("drain", lambda case: duration(case.median(lambda run: run.drain_seconds))),
     ]
 
 
@@ -147,9 +147,9 @@ def _backlog(console: Console, run: Run) -> None:
     rows = [
         (
             f"{sample.seconds:.1f} s",
-            _count(sample.acknowledged_records),
-            _count(sample.parquet_records),
-            _count(sample.backlog_records),
+            count(sample.acknowledged_records),
+            count(sample.parquet_records),
+            count(sample.backlog_records),
             f"{sample.waiting_bytes / 1e6:,.0f}",
         )
         for sample in (run.samples[index] for index in chosen)
@@ -213,12 +213,13 @@ def _note(console: Console, text: str) -> None:
     console.print(Text(text, "dim"), soft_wrap=True)
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
     """With millions as "12.3 M"; whole numbers below."""
     return f"{value / 1e6:,.2f} M" if abs(value) >= 1e6 else f"{value:,.0f}"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds or milliseconds, as it reads best."""
     if seconds >= 1:
         return f"{seconds:.1f} s"
     return f"{seconds * 1e3:.1f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.2f} ms"

@@ -84,20 +84,24 @@ def processes_of_session(session: int) -> list[Process]:
         if not entry.isdigit():
             continue
         process = Path("/proc", entry)
+        if _stat(process)[3] != str(session):
+            continue
         try:
-            if int(_stat(process)[3]) != session:
-                continue
+            threads = list((process / "task").iterdir())
             title = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            if any(_stat(thread)[0] not in "ZX" for thread in (process / "task").iterdir()):
-                found.append(Process(int(entry), title))
         except OSError:  # gone since the listing
             continue
+        if any(_stat(thread)[0] not in "ZX" for thread in threads):
+            found.append(Process(int(entry), title))
     return found
 
 
 def _stat(directory: Path) -> list[str]:
-    """State, parent, process group, session, … of a process or thread."""
-    return (directory / "stat").read_text().rpartition(")")[2].split()
+    """State, parent, process group and session of a process or thread; state X if it is gone."""
+    try:
+        return (directory / "stat").read_text().rpartition(")")[2].split()[:4]
+    except OSError:
+        return ["X", "", "", ""]
 
 
 class Server:

@@ -232,7 +232,7 @@ class S3Store:
     async def _connect(self) -> _Client:
         options = self._options
         session = get_session()
-        session.register_component("data_loader", _sdk_models())
+        session.register_component("data_loader", await asyncio.to_thread(_sdk_models))
         config = AioConfig(
             connect_timeout=self._connect_timeout_seconds,
             read_timeout=self._read_timeout_seconds,
@@ -240,7 +240,6 @@ class S3Store:
             retries={"total_max_attempts": 1, "mode": "standard"},
             s3={"addressing_style": options.addressing_style},
             connector_args={"socket_factory": self._socket},
-            warm_up_loader_caches=True,  # in a thread
         )
         context = session.create_client(
             "s3",
@@ -265,7 +264,7 @@ class S3Store:
         ever and hold what was still to be sent; the kernel gives that up."""
         family, kind, protocol, _name, _address = address
         made = socket.socket(family, kind, protocol)
-        #made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._stall_seconds * 1000))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._stall_seconds * 1000))
         return made
 
     # One request.
@@ -290,7 +289,11 @@ class S3Store:
                     answer: dict[str, Any] = await getattr(client.sdk, operation)(Bucket=self._bucket, **parameters)
                     return answer
             except Exception as error:
-                if isinstance(error, sdk.ClientError) and error.response.get("Error", {}).get("Code") == tolerate:
+                if (
+                    tolerate
+                    and isinstance(error, sdk.ClientError)
+                    and error.response.get("Error", {}).get("Code") == tolerate
+                ):
                     return {}
                 if body is not None and body.failure is not None:
                     raise body.failure from error
@@ -439,8 +442,12 @@ _NOT_S3 = "the answer says success but is none that S3 gives; is this an S3 endp
 
 @functools.cache
 def _sdk_models() -> Any:
-    """What the SDK knows of S3: 0.2 s of JSON, read once and not by every client that follows the first."""
-    return create_loader()
+    """What the SDK knows of S3: 0.2 s of JSON, for a thread to read once, and not for every client."""
+    loader = create_loader()
+    for name in ("service-2", "endpoint-rule-set-1"):
+        loader.load_service_model("s3", name)
+    loader.load_data("endpoints")
+    return loader
 
 
 class _Client:

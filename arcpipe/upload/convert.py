@@ -83,11 +83,15 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
     rows = spans[-1].stop
     rescued = _Rescued()
     times_us, sub_us = _times(spans, rescued)
+    order = None
+    if (times_us[1:] < times_us[:-1]).any():
+        order = pa.array(np.argsort(times_us, kind="stable"))
+        times_us = times_us[order.to_numpy()]
     columns = {_field(TIME, _TIME_TYPE, b"time"): _time_array(times_us)}
     reserved = {RESCUED_DATA}
     if keep_nanoseconds:
         reserved.add(TIME_NS)
-        columns[_field(TIME_NS, pa.int16(), b"time")] = pa.array(sub_us)
+        columns[_field(TIME_NS, pa.int16(), b"time")] = _sorted(pa.array(sub_us), order)
     for name in sorted({name for piece in pieces for name in piece.shape.names} - {TIME}):
         holders = [span for span in spans if name in span.piece.shape.names]
         values = _values(holders, name)
@@ -99,14 +103,11 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
             rescued.add(name, values, odd, _table_rows(odd, holders))
         if type_ is not None:
             role = b"tag" if schema.columns[name].tag else b"field"
-            columns[_field(name, array.type, role)] = _spread(array, holders, spans)
+            columns[_field(name, array.type, role)] = _sorted(_spread(array, holders, spans), order)
     if rescued.count:
-        columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = rescued.column(rows)
+        columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(rescued.column(rows), order)
     fields = sorted(columns, key=file_order)
     table = pa.table([columns[field] for field in fields], schema=pa.schema(fields))
-    if (times_us[1:] < times_us[:-1]).any():
-        order = np.argsort(times_us, kind="stable")
-        table, times_us = table.take(pa.array(order)), times_us[order]
     return Converted(table, times_us, rescued.count)
 
 
@@ -150,6 +151,10 @@ def _table_rows(indices: Ints, holders: Sequence[_Span]) -> Ints:
     starts = np.array([span.start for span in holders])
     rows: Ints = indices - firsts[holder] + starts[holder]
     return rows
+
+
+def _sorted(array: pa.Array, order: pa.Array | None) -> pa.Array:
+    return array if order is None else array.take(order)
 
 
 def _spread(array: pa.Array, holders: Sequence[_Span], spans: Sequence[_Span]) -> pa.Array:

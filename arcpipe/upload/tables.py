@@ -55,9 +55,9 @@ class DeadLetter(NamedTuple):
 OnDeadLetter = Callable[[DeadLetter], None]
 
 # Costs, in bytes of memory: what is collected together, in one table, and what the pool has in hand.
-_MAX_COLLECTED: Final = 96 * MB
+_MAX_COLLECTED: Final = 64 * MB
 _MAX_TABLE: Final = 64 * MB
-_MAX_IN_HAND: Final = 128 * MB
+_MAX_IN_HAND: Final = 96 * MB
 _MAX_JOBS: Final = 64
 
 _DECODED: Final = 8  # what a number costs once it is decoded, however few bytes it had
@@ -416,9 +416,12 @@ class BatchTables:
                 pieces = self._pieces(groups)
                 groups.clear()
                 converted = self._convert(table, pieces)
+                del pieces
         except BaseException as error:
             self._fail(error)
-        table.writing.submit(lambda: self._write_job(table, converted, cost, quota, close))
+        size = sum(part.table.nbytes for part in converted)
+        self._done(0, cost - size)
+        table.writing.submit(lambda: self._write_job(table, converted, size, quota, close))
 
     def _write_job(self, table: _Table, converted: list[Converted], cost: int, quota: int, close: bool) -> None:
         try:
@@ -428,10 +431,13 @@ class BatchTables:
             self._fail(error)
         finally:
             converted.clear()
-            with self._idle:
-                self._jobs -= 1
-                self._in_hand -= cost
-                self._idle.notify_all()
+            self._done(1, cost)
+
+    def _done(self, jobs: int, cost: int) -> None:
+        with self._idle:
+            self._jobs -= jobs
+            self._in_hand -= cost
+            self._idle.notify_all()
 
     def _pieces(self, groups: list[Group]) -> list[Piece]:
         pieces = []

@@ -21,6 +21,7 @@ RECOVERED: Final = ".wal.recovered"
 
 _NAME = re.compile(r"worker-(\d+)-(\d{8}_\d{6})(?:-(\d+))?(\.wal(?:\.sealed|\.recovered)?)\Z")
 _TIME_FORMAT: Final = "%Y%m%d_%H%M%S"
+_DYING_SECONDS: Final = 30.0
 
 
 class SegmentName(NamedTuple):
@@ -71,6 +72,17 @@ def parse_filename(filename: str) -> tuple[SegmentName, str] | None:
     return SegmentName(int(slot), created, int(seq or 0)), state
 
 
+def _is_running(pid: str) -> bool:
+    """Whether a process of this number is there; also if `pid` is no number at all."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        return True
+    return True
+
+
 class Node(msgspec.Struct, frozen=True):
     """Who wrote this directory: an id for ever, and how often it was started."""
 
@@ -106,23 +118,25 @@ class WALDirectory:
     def lock(self, wait_seconds: float = 2.0) -> None:
         """Takes the directory for this process and the children that it forks.
 
-        The wait covers the moments in which the children of a killed instance are still going away.
+        The wait covers the moments in which an instance that was killed is still going away. A process that waits for
+        its disk cannot be killed before that answers, so the wait is longer once the owner itself is gone.
 
         Raises:
             InstanceLocked: another instance has it.
         """
         path = os.path.join(self.path, "LOCK")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        deadline = time.monotonic() + wait_seconds
+        started = time.monotonic()
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() < deadline:
+                owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
+                patience = wait_seconds if _is_running(owner) else max(wait_seconds, _DYING_SECONDS)
+                if time.monotonic() - started < patience:
                     time.sleep(0.02)
                     continue
-                owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
                 os.close(fd)
                 raise InstanceLocked(
                     f"{self.path} is in use by another arcpipe (pid {owner}). "

@@ -1,0 +1,236 @@
+"""The log directory: its lock, its identity, its listings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from arcpipe.errors import InstanceLocked, WALError
+from arcpipe.wal import directory as directory_module
+from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, Node, SegmentName, WALDirectory, parse_filename
+from arcpipe.wal.disk import Disk
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> WALDirectory:
+    made = WALDirectory(tmp_path / "wal")
+    made.make()
+    return made
+
+
+def touch(directory: WALDirectory, *names: str) -> None:
+    for name in names:
+        Path(directory.path, name).write_bytes(b"x")
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("filename", "name", "state"),
+    [
+        ("worker-1-20251008_143000-000001.wal", SegmentName(1, "20251008_143000", 1), ACTIVE),
+        ("worker-12-20251008_143000-1234567.wal.sealed", SegmentName(12, "20251008_143000", 1234567), SEALED),
+        ("worker-3-20251008_143000.wal", SegmentName(3, "20251008_143000", 0), ACTIVE),
+        ("worker-3-20251008_143000.wal.recovered", SegmentName(3, "20251008_143000", 0), RECOVERED),
+    ],
+)
+def test_a_segments_name_tells_slot_second_number_and_state(filename: str, name: SegmentName, state: str) -> None:
+    assert parse_filename(filename) == (name, state)
+    assert f"{name}{state}" == filename
+
+
+@pytest.mark.parametrize(
+    "filename",
+    ["", "LOCK", "node.json", "worker-1-20251008_143000-000001.wal.tmp", "worker-1-2025.wal", "x.wal", "worker--1.wal"],
+)
+def test_other_names_are_no_segments(filename: str) -> None:
+    assert parse_filename(filename) is None
+
+
+def test_the_second_in_a_name_is_utc() -> None:
+    name = SegmentName.at(2, 1_759_933_800_999_999, 7)
+    assert str(name) == "worker-2-20251008_143000-000007"
+    assert name.created_us == 1_759_933_800_000_000
+    assert SegmentName(1, "20259999_999999", 1).created_us == 0
+
+
+# Making and listing
+
+
+def test_making_it_syncs_every_directory_on_the_way(tmp_path: Path) -> None:
+    synced: list[str] = []
+
+    class Recording(Disk):
+        def sync_directory(self, path: str) -> None:
+            super().sync_directory(path)
+            synced.append(os.path.relpath(path, tmp_path))
+
+    directory = WALDirectory(tmp_path / "a" / "b" / "wal", Recording())
+    directory.make()
+    assert {".", "a", "a/b", "a/b/wal"} <= set(synced)
+    synced.clear()
+    directory.make()
+    assert synced == []
+    os.rmdir(directory.free)
+    directory.make()
+    assert synced == ["a/b/wal"]
+
+
+def test_listings_are_by_state_and_slot_and_oldest_first(directory: WALDirectory) -> None:
+    touch(
+        directory,
+        "worker-1-20251008_143001-000003.wal",
+        "worker-1-20251008_143000-000002.wal",
+        "worker-2-20251008_143000-000001.wal",
+        "worker-1-20251008_143000-000001.wal.sealed",
+        "note.txt",
+        "LOCK",
+    )
+    found = [file.filename for file in directory.segments(ACTIVE)]
+    assert found == [
+        "worker-1-20251008_143000-000002.wal",
+        "worker-2-20251008_143000-000001.wal",
+        "worker-1-20251008_143001-000003.wal",
+    ]
+    assert [file.filename for file in directory.segments(ACTIVE, slot=2)] == found[1:2]
+    [sealed] = directory.segments(SEALED)
+    assert (sealed.size, sealed.name.seq, sealed.state) == (1, 1, SEALED)
+    assert directory.segments(RECOVERED) == []
+
+
+def test_the_highest_number_counts_all_states_and_manifests(directory: WALDirectory) -> None:
+    assert directory.highest_seq(1) == 0
+    touch(
+        directory,
+        "worker-1-20251008_143000-000002.wal",
+        "worker-1-20251008_143000-000005.wal.recovered",
+        "worker-1-20251008_143000-000004.wal.sealed",
+        "worker-2-20251008_143000-000077.wal.sealed",
+    )
+    assert directory.highest_seq(1) == 5
+    manifest = b'{"batch_id":"x","segments":["worker-1-20251008_143000-000009.wal.sealed"],"note":"\xff"}'
+    Path(directory.batches, "x.json").write_bytes(manifest)
+    assert directory.highest_seq(1) == 9
+    assert directory.highest_seq(2) == 77
+    assert directory.highest_seq(3) == 0
+
+
+def test_manifests_that_come_and_go_meanwhile_are_no_error(directory: WALDirectory) -> None:
+    """The uploader finishes batches while a worker that died is replaced."""
+    stop = threading.Event()
+
+    def finish_batches() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            temporary = Path(directory.batches, f"{number}.json.tmp")
+            temporary.write_bytes(b'{"segments":["worker-1-20251008_143000-000009.wal.sealed"]}')
+            target = temporary.with_suffix("")
+            temporary.rename(target)
+            target.unlink()
+
+    thread = threading.Thread(target=finish_batches)
+    thread.start()
+    try:
+        touch(directory, "worker-1-20251008_143000-000003.wal")
+        assert {directory.highest_seq(1) for _ in range(3000)} <= {3, 9}
+    finally:
+        stop.set()
+        thread.join()
+
+
+# Identity
+
+
+def test_a_node_keeps_its_id_and_counts_its_starts(directory: WALDirectory) -> None:
+    first = directory.next_boot()
+    assert len(first.node) == 12
+    assert [directory.next_boot() for _ in range(2)] == [Node(first.node, 2), Node(first.node, 3)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"node": 5, "boot": 1}',
+        b'{"node": "\xff", "boot": 1}',
+        b'{"node": "", "boot": 1}',
+        b'{"node": "0123456789ab", "boot": -7}',
+        b'{"node": "0123456789ab", "boot": 99999999999999999999}',
+        bytes(50),
+    ],
+)
+def test_a_damaged_identity_stops_the_start_and_is_not_touched(directory: WALDirectory, content: bytes) -> None:
+    path = Path(directory.path, "node.json")
+    path.write_bytes(content)
+    with pytest.raises(WALError, match=r"node\.json is damaged"):
+        directory.next_boot()
+    assert path.read_bytes() == content
+
+
+# The lock
+
+
+def test_a_second_instance_is_refused_with_the_pid_of_the_first(directory: WALDirectory) -> None:
+    directory.lock()
+    with pytest.raises(InstanceLocked, match=f"pid {os.getpid()}"):
+        WALDirectory(directory.path).lock(0.0)
+    directory.unlock()
+    other = WALDirectory(directory.path)
+    other.lock(0.0)
+    other.unlock()
+
+
+def test_the_lock_is_held_until_the_last_process_that_had_it_is_gone(directory: WALDirectory) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, sys, signal\n"
+            "from arcpipe.wal.directory import WALDirectory\n"
+            f"WALDirectory({directory.path!r}).lock()\n"
+            "child = os.fork()\n"
+            "if child: print(child, flush=True)\n"
+            "signal.pause()\n",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    child = 0
+    try:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        holder.kill()
+        holder.wait()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(directory_module, "_DYING_SECONDS", 0.0)
+            with pytest.raises(InstanceLocked):
+                directory.lock(0.0)
+        # Waits for the moments in which the children of a killed instance are going away.
+        killer = threading.Timer(0.2, os.kill, (child, signal.SIGKILL))
+        killer.start()
+        directory.lock(0.0)
+        killer.join()
+        directory.unlock()
+    finally:
+        holder.kill()
+        holder.wait()
+        if child:
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                pass

@@ -1,0 +1,605 @@
+"""`WALWriter`: timestamps, rotation, and what it does when the disk says no."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+
+import msgpack
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arcpipe.wal import WALReader, WALWriter
+from arcpipe.wal import segment as segment_module
+from arcpipe.wal import writer as writer_module
+from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
+from arcpipe.wal.format import END_ENTRY_BYTES, ENTRY_HEADER, crc32, envelope_prefix
+from arcpipe.wal.pool import FreePool
+from arcpipe.wal.reader import SegmentScan
+from arcpipe.wal.writer import Group, SyncMode, WALOptions
+from tests.wal_doubles import Clock, FaultyDisk, wait_until
+
+PREFIX = envelope_prefix(1, "db")
+
+
+@pytest.fixture
+def disk() -> FaultyDisk:
+    return FaultyDisk()
+
+
+@pytest.fixture
+def directory(tmp_path: Path, disk: FaultyDisk) -> WALDirectory:
+    made = WALDirectory(tmp_path / "wal", disk)
+    made.make()
+    return made
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(segment_module, "time", clock)
+    monkeypatch.setattr(writer_module, "time", clock)
+    return clock
+
+
+def body(number: int, size: int = 0) -> bytes:
+    packed: bytes = msgpack.packb({"m": "m", "columns": {"number": [number], "filler": [bytes(size)]}})
+    return packed
+
+
+def group_of(writer: WALWriter, *numbers: int, size: int = 0) -> Group:
+    group = Group()
+    for number in numbers:
+        group.add(PREFIX, body(number, size), 1, writer.next_timestamp())
+    return group
+
+
+def commit(writer: WALWriter, *numbers: int, size: int = 0) -> None:
+    writer.commit(group_of(writer, *numbers, size=size))
+
+
+def contents(directory: WALDirectory, state: str = SEALED) -> list[list[int]]:
+    """The numbers in each segment, oldest segment first; checks what each segment must have."""
+    found = []
+    for file in directory.segments(state):
+        scan = SegmentScan(file.path)
+        entries = list(scan)
+        report = scan.report
+        stamps = [entry.timestamp for entry in entries]
+        assert report.damage == []
+        assert report.torn_bytes == 0
+        assert report.start is not None
+        assert stamps == sorted(set(stamps))
+        assert not stamps or report.start.created < stamps[0]
+        if report.end is not None:
+            assert report.end.entries == len(entries)
+            assert report.last_timestamp == (stamps or [report.start.created])[-1] + 1
+        found.append([msgpack.unpackb(entry.payload)[3]["columns"]["number"][0] for entry in entries])
+    return found
+
+
+def all_timestamps(directory: WALDirectory) -> list[int]:
+    return [entry.timestamp for file in directory.segments(SEALED) for entry in SegmentScan(file.path)]
+
+
+def wait_sealed(writer: WALWriter) -> None:
+    wait_until(lambda: writer._pipeline.unsealed == 0, "all that was left is sealed")
+
+
+# By hand
+
+
+def test_records_are_read_back_as_they_were_appended(tmp_path: Path) -> None:
+    writer = WALWriter(str(tmp_path / "wal"), slot=3)
+    records = [
+        {"measurement": "cpu", "time": 1700000000, "host": "a", "usage": 0.5, "on": True, "none": None, "raw": b"\x00"},
+        {"measurement": "cpu", "usage": 1},
+    ]
+    writer.append(records)
+    writer.append([{"measurement": "mem", "_database": "other", "used": 2**64 - 1}], database="third")
+    writer.close()
+    [file] = WALDirectory(tmp_path / "wal").segments(SEALED)
+    assert file.name.slot == 3
+    (one, two), [three] = WALReader(file.path).read_all()
+    assert one == records[0] | {"_database": "default"}
+    assert {"time": two.pop("time"), **two} == {**two, "time": pytest.approx(time.time() * 1e6, abs=60e6)}
+    assert two == {"measurement": "cpu", "_database": "default", "usage": 1}
+    assert three["_database"] == "other"
+    assert three["used"] == 2**64 - 1
+
+
+@pytest.mark.parametrize(
+    "records",
+    [[], [{}], [{"usage": 1}], [{"measurement": ""}], [{"measurement": "cpu"}], [{"measurement": "c", "time": 1}]],
+)
+def test_records_without_measurement_or_field_are_refused(tmp_path: Path, records: list[dict[str, object]]) -> None:
+    writer = WALWriter(str(tmp_path / "wal"), slot=1)
+    with pytest.raises(ValueError, match="record"):
+        writer.append([{"measurement": "good", "field": 1}, *records] if records else records)
+    writer.close()
+    assert WALDirectory(tmp_path / "wal").segments(SEALED) == []
+
+
+def test_without_entries_nothing_is_left(directory: WALDirectory) -> None:
+    WALWriter(directory, 1).close()
+    assert directory.segments(ACTIVE) == directory.segments(SEALED) == []
+    assert os.listdir(directory.free) == []
+
+
+# Groups
+
+
+def test_a_group_is_one_write_and_one_sync(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1)
+    wait_until(lambda: len(directory.segments(ACTIVE)) == 2, "the next segment is ready")
+    disk.calls.clear()
+    commit(writer, *range(50), size=3000)
+    assert [operation for operation, _ in disk.calls] == ["write", "fdatasync"]
+    assert (writer.stats.commits, writer.stats.entries, writer.stats.syncs) == (1, 50, 1)
+    writer.close()
+    assert contents(directory) == [list(range(50))]
+
+
+@pytest.mark.parametrize(
+    ("mode", "syncs"),
+    [("fsync", ["fsync"]), ("fdatasync", ["fdatasync"]), ("async", []), ("off", [])],
+)
+def test_each_sync_mode_syncs_as_it_says(
+    directory: WALDirectory, disk: FaultyDisk, mode: SyncMode, syncs: list[str]
+) -> None:
+    writer = WALWriter(directory, 1, WALOptions(sync_mode=mode, async_interval_seconds=3600))
+    wait_until(lambda: len(directory.segments(ACTIVE)) == 2, "the next segment is ready")
+    disk.calls.clear()
+    commit(writer, 1)
+    assert [operation for operation, _ in disk.calls] == ["write", *syncs]
+    writer.close()
+    assert contents(directory) == [[1]]
+    assert (disk.count("sync_directory") > 0) is (mode != "off")
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.integers(0, 6000), min_size=1, max_size=20), above=st.integers(0, 2**62))
+def test_restamping_moves_every_timestamp_above_and_nothing_else(sizes: list[int], above: int) -> None:
+    group = Group()
+    for number, size in enumerate(sizes):
+        group.add(PREFIX, body(number, size), 2, 100 + number)
+    before = b"".join(group.buffers)
+    group.restamp(above)
+    after = b"".join(group.buffers)
+    assert len(after) == len(before) == group.size
+    assert (group.first_timestamp, group.last_timestamp) == (above + 1, above + len(sizes))
+    offset = 0
+    for number in range(len(sizes)):
+        length, _, crc = ENTRY_HEADER.unpack_from(before, offset)
+        payload = after[offset + 16 : offset + 16 + length]
+        assert ENTRY_HEADER.unpack_from(after, offset) == (length, above + 1 + number, crc)
+        assert payload == before[offset + 16 : offset + 16 + length]
+        assert crc32(payload) == crc
+        offset += 16 + length
+
+
+# Timestamps
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.sampled_from([0, 1, 1_000, -1, -1_000_000, -86_400_000_000, 3_600_000_000]), max_size=25))
+def test_timestamps_increase_whatever_the_clock_does(tmp_path: Path, steps: list[int]) -> None:
+    shutil.rmtree(tmp_path / "wal", ignore_errors=True)
+    directory = WALDirectory(tmp_path / "wal")
+    directory.make()
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_module, "time", clock)
+        patch.setattr(writer_module, "time", clock)
+        writer = WALWriter(directory, 1, WALOptions(max_size_bytes=2000), last_timestamp=clock.now_us + 50)
+        first = clock.now_us + 50
+        for number, step in enumerate(steps):
+            group = group_of(writer, 2 * number, 2 * number + 1, size=300)
+            clock.now_us += step
+            writer.commit(group)
+        writer.close()
+    found = contents(directory)
+    assert [number for numbers in found for number in numbers] == list(range(2 * len(steps)))
+    stamps = all_timestamps(directory)
+    assert stamps == sorted(set(stamps))
+    assert not stamps or stamps[0] > first
+
+
+def test_entries_stamped_before_a_rotation_are_restamped_behind_it(directory: WALDirectory, clock: Clock) -> None:
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
+    commit(writer, 1, size=2000)
+    waiting = group_of(writer, 2, 3, size=1000)
+    stamped = waiting.first_timestamp
+    clock.now_us -= 3_600_000_000
+    writer._pipeline.take().discard()  # the next one is made after the entries were stamped
+    clock.now_us += 7_200_000_000
+    writer._pipeline.take().discard()
+    writer.commit(waiting)
+    assert writer.segment.created > stamped
+    assert waiting.first_timestamp > writer.segment.created
+    writer.close()
+    assert contents(directory) == [[1], [2, 3]]
+
+
+def test_a_writer_goes_on_above_what_was_recovered(directory: WALDirectory) -> None:
+    ahead = time.time_ns() // 1000 + 3_600_000_000
+    writer = WALWriter(directory, 1, last_timestamp=ahead)
+    assert writer.segment.created > ahead
+    commit(writer, 1)
+    writer.close()
+    assert all_timestamps(directory)[0] > ahead
+
+
+# Completing segments
+
+
+def test_a_segment_is_completed_when_a_group_finds_no_room(directory: WALDirectory) -> None:
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=10_000))
+    for number in range(20):
+        commit(writer, number, size=1000)
+    writer.close()
+    found = contents(directory)
+    assert [number for numbers in found for number in numbers] == list(range(20))
+    assert len(found) == 3
+    assert [file.name.seq for file in directory.segments(SEALED)] == [1, 2, 3]
+    assert all(file.size <= 10_000 for file in directory.segments(SEALED))
+
+
+def test_a_group_that_exceeds_a_whole_segment_has_one_for_itself(directory: WALDirectory) -> None:
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=5_000))
+    commit(writer, 1)
+    commit(writer, 2, size=50_000)
+    commit(writer, 3)
+    writer.close()
+    assert contents(directory) == [[1], [2], [3]]
+
+
+def test_there_is_always_room_for_the_end_entry(directory: WALDirectory) -> None:
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=4_000))
+    for number in range(40):
+        commit(writer, number, size=37 * number % 500)
+        assert writer.segment.offset + END_ENTRY_BYTES <= 4_000
+    writer.close()
+
+
+def test_flush_age_completes_a_segment(directory: WALDirectory, clock: Clock) -> None:
+    writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=5))
+    clock.pass_seconds(100)
+    writer.tick()
+    commit(writer, 1)  # the age is that of the oldest entry, not of the segment
+    clock.pass_seconds(4.9)
+    writer.tick()
+    assert writer.stats.rotations == 0
+    clock.pass_seconds(0.2)
+    writer.tick()
+    wait_sealed(writer)
+    assert contents(directory) == [[1]]
+    writer.close()
+
+
+def test_records_complete_a_segment(directory: WALDirectory, clock: Clock) -> None:
+    writer = WALWriter(directory, 1, WALOptions(flush_max_records=3))
+    commit(writer, 1, 2)
+    writer.tick()
+    assert writer.stats.rotations == 0
+    commit(writer, 3)
+    writer.tick()
+    wait_sealed(writer)
+    assert contents(directory) == [[1, 2, 3]]
+    writer.close()
+
+
+def test_small_segments_are_only_completed_while_none_of_the_slot_waits(
+    directory: WALDirectory, clock: Clock, disk: FaultyDisk
+) -> None:
+    writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=5, flush_max_records=3, max_age_seconds=100))
+    commit(writer, 1)
+    clock.pass_seconds(6)
+    with disk.failing("rename"):  # left, but not sealed yet
+        writer.tick()
+        commit(writer, 2)
+        clock.pass_seconds(6)
+        writer.tick()
+        assert writer.stats.rotations == 1
+    wait_sealed(writer)
+    for number in range(3, 10):
+        commit(writer, number)
+        clock.pass_seconds(6)
+        writer.tick()
+    assert writer.stats.rotations == 1, "one waits: neither age nor records complete another"
+    [waiting] = directory.segments(SEALED)
+    os.rename(waiting.path, waiting.path.replace("worker-1", "worker-2"))  # another slot's do not count
+    writer.tick()
+    assert writer.stats.rotations == 2
+    commit(writer, 10)
+    clock.pass_seconds(101)
+    writer.tick()
+    assert writer.stats.rotations == 3, "the largest age completes in any case"
+    writer.close()
+    assert contents(directory) == [[1], [2, 3, 4, 5, 6, 7, 8, 9], [10]] or len(contents(directory)) == 3
+
+
+def test_numbers_go_on_where_the_directory_ends(directory: WALDirectory) -> None:
+    Path(directory.path, "worker-1-20251008_143000-000041.wal.recovered").write_bytes(b"")
+    writer = WALWriter(directory, 1)
+    assert writer.segment.name.seq == 42
+    writer.close()
+    assert WALWriter(directory, 1, next_seq=7).segment.name.seq == 7
+
+
+def test_a_shipped_segment_is_written_over_and_nothing_old_is_seen(directory: WALDirectory) -> None:
+    options = WALOptions(max_size_bytes=8_000, free_segments=2)
+    writer = WALWriter(directory, 1, options)
+    pool = FreePool(directory, 2)
+    inodes = set()
+    shipped: list[int] = []
+    reused = 0
+    for number in range(120):
+        commit(writer, number, size=500)
+        inode = os.stat(writer.segment.path).st_ino
+        wait_sealed(writer)
+        for file in directory.segments(SEALED):
+            scan = SegmentScan(file.path)
+            shipped += [msgpack.unpackb(entry.payload)[3]["columns"]["number"][0] for entry in scan]
+            inodes.add(os.stat(file.path).st_ino)
+            if not pool.put(file.path, scan.report.last_timestamp):
+                os.unlink(file.path)
+        reused += inode in inodes
+    writer.close()
+    shipped += [number for numbers in contents(directory) for number in numbers]
+    assert shipped == list(range(120))
+    assert reused > 20
+
+
+def test_without_recycling_the_pool_is_left_alone(directory: WALDirectory) -> None:
+    pool = FreePool(directory, 1)
+    path = Path(directory.path, "worker-9-20251008_143000-000001.wal.sealed")
+    path.write_bytes(b"x")
+    pool.put(str(path), 5)
+    writer = WALWriter(directory, 1, WALOptions(recycle=False))
+    commit(writer, 1)
+    writer.close()
+    assert len(os.listdir(directory.free)) == 1
+
+
+# When the disk says no
+
+
+@pytest.mark.parametrize("mode", ["fsync", "fdatasync"])
+@pytest.mark.parametrize("operation", ["write", "sync"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+def test_what_failed_is_refused_cut_off_and_left_behind(
+    directory: WALDirectory, disk: FaultyDisk, mode: SyncMode, operation: str, error: int
+) -> None:
+    writer = WALWriter(directory, 1, WALOptions(sync_mode=mode))
+    commit(writer, 1)
+    commit(writer, 2)
+    with disk.failing(mode if operation == "sync" else operation, error=error):
+        with pytest.raises(OSError, match=os.strerror(error)) as caught:
+            commit(writer, 3, 4)
+        assert caught.value.errno == error
+    assert writer.stats.failures == 1
+    commit(writer, 5)
+    commit(writer, 6)
+    writer.close()
+    assert contents(directory) == [[1, 2], [5, 6]]
+
+
+def test_a_segment_whose_first_group_failed_leaves_no_file(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1)
+    with disk.failing("fdatasync"), pytest.raises(OSError, match="Input/output"):
+        commit(writer, 1)
+    commit(writer, 2)
+    writer.close()
+    assert contents(directory) == [[2]]
+
+
+@pytest.mark.parametrize("operation", ["truncate", "fsync"])
+def test_nothing_is_accepted_until_the_failed_segment_is_cut_back(
+    directory: WALDirectory, disk: FaultyDisk, operation: str
+) -> None:
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    with disk.failing("fdatasync", operation):
+        for number in (2, 3, 4):
+            with pytest.raises(OSError, match="Input/output"):
+                commit(writer, number)
+        writer.tick()
+    with disk.failing(operation):
+        for number in (5, 6):
+            with pytest.raises(OSError, match="Input/output"):
+                commit(writer, number)
+        writer.tick()
+    writer.tick()
+    commit(writer, 7)
+    writer.close()
+    assert contents(directory) == [[1], [7]]
+
+
+def test_it_goes_on_by_itself_without_a_commit(
+    directory: WALDirectory, disk: FaultyDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    with disk.failing(error=errno.ENOSPC):
+        for _ in range(5):
+            with pytest.raises(OSError, match="No space"):
+                commit(writer, 2)
+            writer.tick()
+    writer.tick()
+    assert writer.stats.last_error == ""
+    assert "going on in a new segment" in caplog.text
+    assert caplog.text.count("cannot be written") <= 3, "the same trouble is not logged again and again"
+    wait_sealed(writer)
+    assert contents(directory) == [[1]]
+    commit(writer, 3)
+    writer.close()
+    assert contents(directory) == [[1], [3]]
+    assert os.listdir(directory.free) == []
+
+
+def test_a_next_segment_that_could_not_be_made_long_ago_refuses_nothing(
+    directory: WALDirectory, disk: FaultyDisk
+) -> None:
+    with disk.failing("create", error=errno.ENOSPC), pytest.raises(OSError, match="No space"):
+        WALWriter(directory, 1)
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
+    wait_until(lambda: len(directory.segments(ACTIVE)) == 2, "the next segment is ready")
+    with disk.failing("create", error=errno.ENOSPC):
+        writer._pipeline.take().discard()
+        wait_until(lambda: disk.count("create") >= 4, "making the next one has failed")
+    for number in range(4):
+        commit(writer, number, size=1500)
+    assert writer.stats.failures == 0
+    writer.close()
+
+
+def test_trouble_with_the_next_segment_leaves_no_litter(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
+    commit(writer, 0, size=2000)
+    with disk.failing("fdatasync", "sync_directory", error=errno.ENOSPC):
+        for number in range(1, 30):
+            with pytest.raises(OSError, match="No space"):
+                commit(writer, number, size=2000)
+            writer.tick()
+    assert os.listdir(directory.free) == []
+    assert len(directory.segments(ACTIVE)) <= 2
+    commit(writer, 99)
+    writer.close()
+    assert [number for numbers in contents(directory) for number in numbers] == [0, 99]
+
+
+def test_closing_while_it_fails_leaves_the_rest_to_the_next_start(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    with disk.failing("fdatasync", "truncate", "unlink"):
+        with pytest.raises(OSError, match="Input/output"):
+            commit(writer, 2)
+        writer.close()
+    active = contents(directory, ACTIVE)
+    assert [1, 2] in active or [1] in active
+    assert directory.segments(SEALED) == []
+
+
+def test_a_removed_directory_is_made_again(directory: WALDirectory, clock: Clock) -> None:
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    shutil.rmtree(directory.path)
+    with pytest.raises(OSError, match="removed"):
+        commit(writer, 2)
+    commit(writer, 3)
+    writer.close()
+    assert contents(directory) == [[3]]
+    assert sorted(os.listdir(directory.path))[:3] == ["batches", "free", "quarantine"]
+
+
+def test_a_removed_directory_is_noticed_without_a_commit(directory: WALDirectory, clock: Clock) -> None:
+    writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=0.0))
+    commit(writer, 1)
+    writer.tick()
+    wait_sealed(writer)
+    commit(writer, 2)
+    shutil.rmtree(directory.path)
+    writer.tick()  # neither listing what waits nor the rotation ends the thread
+    clock.pass_seconds(2)
+    writer.tick()
+    commit(writer, 3)
+    writer.close()
+    assert contents(directory) == [[3]]
+
+
+def test_a_directory_that_was_moved_away_keeps_what_it_has(
+    directory: WALDirectory, clock: Clock, tmp_path: Path
+) -> None:
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    os.rename(directory.path, tmp_path / "elsewhere")
+    clock.pass_seconds(2)
+    writer.tick()
+    commit(writer, 2)
+    writer.close()
+    assert contents(directory) == [[2]]
+    moved = WALDirectory(tmp_path / "elsewhere")
+    assert [1] in contents(moved, ACTIVE)
+
+
+def test_a_missing_pool_folder_is_made_again(directory: WALDirectory) -> None:
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000))
+    wait_until(lambda: len(directory.segments(ACTIVE)) == 2, "the next segment is ready")
+    shutil.rmtree(directory.free)
+    for number in range(5):
+        commit(writer, number, size=2000)
+    writer.close()
+    assert contents(directory) == [[0], [1], [2], [3], [4]]
+
+
+def test_a_bug_in_the_background_is_raised_by_the_next_tick(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=0.0))
+
+    def bug(self: object, max_size_bytes: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(segment_module.Segment, "seal", bug)
+    commit(writer, 1)
+    writer.tick()
+    wait_until(lambda: not writer._pipeline._thread.is_alive(), "the thread has ended")
+    with pytest.raises(ZeroDivisionError):
+        writer.tick()
+    writer.close()
+
+
+# The background sync of the async mode
+
+
+def test_the_background_sync_comes_within_the_interval(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1, WALOptions(sync_mode="async", async_interval_seconds=0.05))
+    wait_until(lambda: len(directory.segments(ACTIVE)) == 2, "the next segment is ready")
+    disk.calls.clear()
+    commit(writer, 1)
+    commit(writer, 2)
+    wait_until(lambda: disk.count("fdatasync") == 1, "both are synced")
+    commit(writer, 3)
+    wait_until(lambda: disk.count("fdatasync") == 2, "the third is synced")
+    writer.close()
+    assert contents(directory) == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("by", ["commit", "tick", "rotation"])
+def test_after_a_failed_background_sync_the_segment_is_left(directory: WALDirectory, disk: FaultyDisk, by: str) -> None:
+    options = WALOptions(sync_mode="async", async_interval_seconds=0.02, max_size_bytes=4000)
+    writer = WALWriter(directory, 1, options)
+    wait_until(lambda: len(directory.segments(ACTIVE)) == 2, "the next segment is ready")
+    assert writer._background is not None
+    with disk.failing("fdatasync"):
+        commit(writer, 1, size=3000)
+        wait_until(lambda: writer._background is not None and writer._background.failed, "the sync has failed")
+    if by == "commit":
+        with pytest.raises(OSError, match="Input/output"):
+            commit(writer, 2)
+    elif by == "rotation":
+        with pytest.raises(OSError, match="Input/output"):
+            commit(writer, 2, size=3000)
+    else:
+        writer.tick()
+    commit(writer, 3, size=3000)
+    commit(writer, 4, size=3000)
+    writer.close()
+    assert contents(directory) == [[1], [3], [4]]
+    assert directory.segments(ACTIVE) == []
+
+
+def test_leaving_a_segment_syncs_it_first(directory: WALDirectory, disk: FaultyDisk) -> None:
+    options = WALOptions(sync_mode="async", async_interval_seconds=3600, max_size_bytes=4000)
+    writer = WALWriter(directory, 1, options)
+    commit(writer, 1, size=3000)
+    name = os.path.basename(writer.segment.path)
+    assert ("fdatasync", name) not in disk.calls
+    commit(writer, 2, size=3000)
+    assert any(operation == "fdatasync" for operation, path in disk.calls if path == name or "new-1-1" in path)
+    writer.close()

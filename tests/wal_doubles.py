@@ -1,0 +1,144 @@
+"""What stands in for the clock and the disk where a test must hold them: everything else is the real thing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from arcpipe.wal.disk import Buffer, Disk
+
+
+class Clock:
+    """Stands in for the module `time`: moves a little with each look, and as the test says."""
+
+    def __init__(self) -> None:
+        self.now_us = 1_760_000_000_000_000
+        self.monotonic_us = 1_000_000
+        self.perf_counter = time.perf_counter
+
+    def time(self) -> float:
+        return self.now_us / 1e6
+
+    def time_ns(self) -> int:
+        self.now_us += 7
+        return self.now_us * 1000
+
+    def monotonic(self) -> float:
+        self.monotonic_us += 7
+        return self.monotonic_us / 1e6
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now_us += int(seconds * 1e6)
+        self.monotonic_us += int(seconds * 1e6)
+
+
+class FaultyDisk(Disk):
+    """The real disk, except where `fault` says otherwise: it is asked before each operation, by name and path.
+
+    Raising there is a failure before anything happened. `calls` are the operations in order; `files` are asked for by
+    the path that they were opened with.
+    """
+
+    def __init__(self, fault: Callable[[str, str], None] = lambda operation, path: None) -> None:
+        self.fault = fault
+        self.calls: list[tuple[str, str]] = []
+        self._paths: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def _enter(self, operation: str, path: str) -> None:
+        with self._lock:
+            self.calls.append((operation, os.path.basename(path)))
+        self.fault(operation, path)
+
+    def create(self, path: str) -> int:
+        self._enter("create", path)
+        fd = super().create(path)
+        self._paths[fd] = path
+        return fd
+
+    def open(self, path: str) -> int:
+        self._enter("open", path)
+        fd = super().open(path)
+        self._paths[fd] = path
+        return fd
+
+    def _pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        self._enter("write", self._paths.get(fd, ""))
+        return super()._pwritev(fd, buffers, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        self._enter("fdatasync", self._paths.get(fd, ""))
+        super().fdatasync(fd)
+
+    def fsync(self, fd: int) -> None:
+        self._enter("fsync", self._paths.get(fd, ""))
+        super().fsync(fd)
+
+    def truncate(self, fd: int, size: int) -> None:
+        self._enter("truncate", self._paths.get(fd, ""))
+        super().truncate(fd, size)
+
+    def rename(self, source: str, target: str) -> None:
+        self._enter("rename", source)
+        super().rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        self._enter("unlink", path)
+        super().unlink(path)
+
+    def make_directory(self, path: str) -> None:
+        self._enter("make_directory", path)
+        super().make_directory(path)
+
+    def sync_directory(self, path: str) -> None:
+        self._enter("sync_directory", path)
+        super().sync_directory(path)
+
+    def count(self, operation: str) -> int:
+        return sum(1 for called, _ in self.calls if called == operation)
+
+    @contextmanager
+    def failing(self, *operations: str, error: int = errno.EIO) -> Iterator[None]:
+        """These operations fail as long as this lasts; all of them if none is named."""
+
+        def fault(operation: str, path: str) -> None:
+            if not operations or operation in operations:
+                raise OSError(error, os.strerror(error), path)
+
+        before, self.fault = self.fault, fault
+        try:
+            yield
+        finally:
+            self.fault = before
+
+
+class HeldDisk(FaultyDisk):
+    """A disk whose syncs of files wait until the test lets them go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = threading.Event()  # set while one waits
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def hold(self) -> None:
+        self.held.clear()
+        self.go_on.clear()
+
+    def fdatasync(self, fd: int) -> None:
+        if not self.go_on.is_set():
+            self.held.set()
+            assert self.go_on.wait(60)
+        super().fdatasync(fd)
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    """Asks until the answer is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(0.005)
