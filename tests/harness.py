@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -131,16 +130,16 @@ class Server:
         self.url = ""  # empty while nobody is known to listen: another server may get the port by then
         self.pid = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._sessions: list[int] = []  # of all its starts
         self._log = directory / "log"
         self._log_start = 0
 
     def __enter__(self) -> Server:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
-        if kind is not None:
-            print(f"--- {self._log}\n{self.full_log[-12_000:]}")
+        self._show_log()
 
     # Life
 
@@ -151,7 +150,7 @@ class Server:
             self.wait_until_serving()
         except BaseException:
             self.end()
-            print(f"--- {self._log}\n{self.full_log[-12_000:]}")
+            self._show_log()
             raise
         return self
 
@@ -173,6 +172,7 @@ class Server:
                 preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
             )
         self.pid = self._process.pid
+        self._sessions.append(self.pid)
 
     def wait_until_serving(self) -> None:
         """Waits for the line in the log that tells the port."""
@@ -228,19 +228,23 @@ class Server:
         self.assert_nobody_left()
 
     def end(self) -> None:
-        """Ends whatever is left of it, by force."""
-        if self._process is None:
-            return
-        for process in self.processes():
-            try:
-                os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        self._process.wait(STOP_SECONDS)
-        self.assert_nobody_left()
+        """Ends whatever is left of it, of this start or a former one, by force."""
+        for session in self._sessions:
+            for process in processes_of_session(session):
+                try:
+                    os.kill(process.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        if self._process is not None:
+            self._process.wait(STOP_SECONDS)
+        wait_until(lambda: not any(map(processes_of_session, self._sessions)), f"the end of sessions {self._sessions}")
 
     def assert_nobody_left(self) -> None:
         wait_until(lambda: not self.processes(), f"the processes of {self.pid} to be gone")
+
+    def _show_log(self) -> None:
+        """For pytest, which shows it if the test fails."""
+        print(f"--- {self._log}\n{self._log.read_text(errors='replace')[-20_000:]}")
 
     # Looking at it
 
@@ -258,10 +262,6 @@ class Server:
         with self._log.open("rb") as file:
             file.seek(self._log_start)
             return file.read().decode(errors="replace")
-
-    @property
-    def full_log(self) -> str:
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def processes(self) -> list[Process]:
         return processes_of_session(self.pid)
@@ -509,15 +509,17 @@ class Load:
     """Connections that write as fast as they are answered: each record once, under an id of its own.
 
     Remembers what was sent and what was acknowledged; a request whose answer did not come is not sent again. Goes on
-    over restarts of the server (`server.url` is looked up for each connection).
+    over restarts of the server (`server.url` is looked up for each connection). `pause_seconds` between the requests of
+    a connection make it a load that the machine does not notice.
     """
 
     RECORDS = 50  # per request
     DATABASES = ("alpha", "beta")
     HOUR = 3600
 
-    def __init__(self, server: Server, connections: int = 4) -> None:
+    def __init__(self, server: Server, connections: int = 4, pause_seconds: float = 0.0) -> None:
         self._server = server
+        self._pause_seconds = pause_seconds
         self._stop = threading.Event()
         self._next_request = 0
         self._lock = threading.Lock()
@@ -593,6 +595,7 @@ class Load:
                         with Client(url) as client:
                             while not self._stop.is_set():
                                 self._exchange(client)
+                                self._stop.wait(self._pause_seconds)
                     except OSError:
                         pass
                 self._stop.wait(0.01)  # the server is dead, or is just being started

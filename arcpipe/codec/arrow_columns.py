@@ -88,6 +88,8 @@ _EXACT: Final = 1 << 53  # integers up to here are all exact as float64
 
 # A step of the lockstep walk costs about as much as skipping so many values one by one.
 _STEP_WORTH: Final = 100
+# So few strings are cut out one by one.
+_FEW_VALUES: Final = 16
 # Values that are skipped in one call: more would spill out of the cache.
 _SKIP_ROWS: Final = 16_384
 
@@ -362,16 +364,18 @@ def natural_type(values: Values) -> str | None:
     Numbers are one kind: f64 if one of them is a float, else i64, else (some are above 2^63-1 and none is negative)
     u64. At equal numbers the order is: numbers, text, booleans, binary.
     """
-    counts = np.bincount(values.classes, minlength=_CLASSES) if len(values.present) > 1 else np.zeros(_CLASSES, int)
+    counts = [0] * _CLASSES
     if len(values.present) == 1:
         counts[values.present[0]] = values.count
+    else:
+        counts = np.bincount(values.classes, minlength=_CLASSES).tolist()
     kinds = {
-        "number": counts[_FIXINT : _F64 + 1].sum(),
-        "str": counts[_STR : _STR32 + 1].sum(),
+        "number": sum(counts[_FIXINT : _F64 + 1]),
+        "str": sum(counts[_STR : _STR32 + 1]),
         "bool": counts[_BOOL],
-        "bytes": counts[_BIN8 : _BIN32 + 1].sum(),
+        "bytes": sum(counts[_BIN8 : _BIN32 + 1]),
     }
-    kind = max(kinds, key=lambda name: int(kinds[name]))
+    kind = max(kinds, key=lambda name: kinds[name])
     if not kinds[kind]:
         return None
     if kind != "number":
@@ -596,6 +600,8 @@ def _contents(values: Values, wanted: Mask | None) -> pa.Array:
     if len(values.data) > _MAX_ARROW_BYTES:
         raise BadPayload(f"column of {len(values.data)} bytes is more than one Arrow array can hold")
     starts = values.starts
+    if count < _FEW_VALUES:
+        return _few_contents(values, wanted)
     headers = _HEADER[values.present[0]] if len(values.present) == 1 else _HEADER.take(values.classes)
     offsets = np.empty(2 * count + 1, np.int32)
     offsets[:-1:2] = starts
@@ -606,6 +612,14 @@ def _contents(values: Values, wanted: Mask | None) -> pa.Array:
     )
     every_second = np.arange(1, 2 * count, 2, dtype=np.int32)
     return both.take(pa.array(every_second, mask=None if wanted is None else ~wanted))
+
+
+def _few_contents(values: Values, wanted: Mask | None) -> pa.Array:
+    contents: list[bytes | None] = [None] * values.count
+    for row in range(values.count) if wanted is None else np.flatnonzero(wanted).tolist():
+        element = values.element(row)
+        contents[row] = element[_HEADER[_CLASS[element[0]]] :]
+    return pa.array(contents, pa.binary())
 
 
 # Time

@@ -23,6 +23,9 @@ from arcpipe.codec.arrow_columns import Values, has_floats, natural_type
 MAX_TABLES: Final = 100_000
 """Tables remembered; beyond that the one that changed longest ago is forgotten."""
 
+MAX_REMEMBERED: Final = 500_000
+"""Columns remembered of all tables together, in the same way."""
+
 MAX_COLUMNS: Final = 4_096
 """Columns of a table; what further ones hold is rescued."""
 
@@ -88,7 +91,9 @@ class SchemaRegistry:
     def __init__(self, path: Path, tables: Iterable[TableSchema] = ()) -> None:
         self.path = path
         # The order is that of the last change, and it is saved: what is forgotten first is the same after a restart.
-        self._tables = {(table.database, table.measurement): table for table in tables}
+        self._tables: dict[tuple[str, str], TableSchema] = {}
+        self._columns = 0
+        self.apply(tables)
 
     def __len__(self) -> int:
         return len(self._tables)
@@ -111,10 +116,16 @@ class SchemaRegistry:
         """Take over what a complete batch changed."""
         for table in changes:
             key = (table.database, table.measurement)
-            self._tables.pop(key, None)
+            self._forget(key)
             self._tables[key] = table
-        while len(self._tables) > MAX_TABLES:
-            del self._tables[next(iter(self._tables))]
+            self._columns += len(table.columns)
+        while len(self._tables) > MAX_TABLES or self._columns > MAX_REMEMBERED:
+            self._forget(next(iter(self._tables)))
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        table = self._tables.pop(key, None)
+        if table is not None:
+            self._columns -= len(table.columns)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SchemaRegistry:

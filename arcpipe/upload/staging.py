@@ -20,8 +20,12 @@ from arcpipe.codec.columns import COLUMN_TYPES, array_header
 from arcpipe.codec.entries import ColumnMap, array_length, encode_entry
 from arcpipe.errors import BadPayload
 
-# Above this many bytes per column and entry, headers are cut off view by view instead of all at once.
+# With so few entries, or so many bytes in a column of each, headers are cut off one by one instead of all at once.
+_FEW_ENTRIES: Final = 16
 _LARGE_COLUMN: Final = 512
+
+# Pieces of fewer entries do not stay alone.
+_SMALL_PIECE: Final = 512
 
 Sizes: TypeAlias = npt.NDArray[np.uint32]
 
@@ -119,15 +123,15 @@ _FRONT: Final = 4
 
 
 class Group:
-    """The entries of one shape that were not taken yet. Whoever has one appends to `staged`."""
+    """The entries of one shape that were not taken yet, staged or compacted. Whoever has one appends to `staged`."""
 
-    __slots__ = ("_owned", "_pieces", "shape", "staged")
+    __slots__ = ("_owned", "pieces", "shape", "staged")
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.staged: list[Staged] = []
         self._owned = 0  # so many of the staged entries hold no view into a payload
-        self._pieces: list[Piece] = []
+        self.pieces: list[Piece] = []
 
     def release(self) -> None:
         """Copy what still refers to payloads."""
@@ -163,13 +167,16 @@ class Group:
                 wrong.setdefault(index, f"column {name!r} is not an array of {rows[index]} values")
         if not wrong:
             times = np.array(timestamps, np.int64)
-            self._pieces.append(Piece(self.shape, rows, times, list(origins), np.array(parts, np.uint32), columns))
+            piece = Piece(self.shape, rows, times, list(origins), np.array(parts, np.uint32), columns)
+            if self.pieces and len(self.pieces[-1].rows) < _SMALL_PIECE:
+                piece = _joined([self.pieces.pop(), piece])
+            self.pieces.append(piece)
         return wrong
 
     def take(self) -> tuple[Piece | None, list[Misfit]]:
         """Everything as one piece, or None if that is nothing; the group is empty afterwards."""
         misfits = self.compact()
-        pieces, self._pieces = self._pieces, []
+        pieces, self.pieces = self.pieces, []
         return (_joined(pieces) if pieces else None), misfits
 
 
@@ -203,7 +210,7 @@ def _joined(pieces: list[Piece]) -> Piece:
 
 def _strip_headers(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedColumn, list[int]]:
     """The values of arrays that should have so many `rows` each, and the indices of those that have not."""
-    if len(memoryview(raws[0])) > _LARGE_COLUMN:
+    if len(raws) < _FEW_ENTRIES or len(memoryview(raws[0])) > _LARGE_COLUMN:
         return _strip_one_by_one(raws, rows)
     data = np.frombuffer(b"".join(raws), np.uint8)
     width, rest = divmod(len(data), len(raws))

@@ -72,7 +72,7 @@ _PIECE_COLUMN: Final = 350
 
 _COMPACT_ENTRIES: Final = 1_024  # so many staged entries of a group are compacted
 _SMALL_ENTRY: Final = 4_096  # if their payloads are smaller than this
-_COMPACT_EARLY: Final = 16  # fewer are not worth it even when memory is short
+_COMPACT_EARLY: Final = 4  # fewer are not worth it even when memory is short
 _RELEASE_BYTES: Final = 64 * MB  # payloads that views may keep alive
 
 _SMALL_TABLE: Final = MB  # tables that cost less are not worth a thread
@@ -321,11 +321,11 @@ class BatchTables:
         return min(self._files.parquet.row_group_rows, _MAX_TABLE // (_DECODED * len(names)) or 1)
 
     def _compact(self, table: _Table, group: Group) -> None:
-        entries, width = len(group.staged), len(group.shape.names)
+        entries, width, pieces = len(group.staged), len(group.shape.names), len(group.pieces)
         for misfit in group.compact():
             self._misfit(group.shape, misfit)
         saved = entries * (_STAGED_ENTRY - _COMPACT_ENTRY + (_STAGED_COLUMN - _COMPACT_COLUMN) * width)
-        saved -= _PIECE + _PIECE_COLUMN * width
+        saved -= (len(group.pieces) - pieces) * (_PIECE + _PIECE_COLUMN * width)
         table.cost -= saved
         self._collected -= saved
 

@@ -291,7 +291,8 @@ class _Shipment:
         segment, offset = letter.origin
         stem = segment.partition(".")[0]
         database = encode_name(letter.database or "unknown")
-        key = f"{DEAD_LETTER_PREFIX}/{database}/{stem}-{offset}-{letter.part}.msgpack"
+        # The batch id, because another node may have a segment of the same name.
+        key = f"{DEAD_LETTER_PREFIX}/{database}/{stem}-{offset}-{letter.part}_{self._manifest.batch_id}.msgpack"
         log.error("entry at offset %d of %s cannot be converted (%s); kept as %s", offset, segment, letter.reason, key)
         self._uploader.block[Uploader.DEAD_LETTERS] += 1
         self._waiting.acquire()

@@ -38,6 +38,8 @@ class FreePool:
         for name in names:
             match = _FREE_NAME.match(name)
             if match is None:
+                if name.startswith(f"claimed-{slot}-"):  # left by a take that came to nothing
+                    self._directory.disk.unlink(os.path.join(self._directory.free, name))
                 continue
             claimed = os.path.join(self._directory.free, f"claimed-{slot}-{name}")
             try:

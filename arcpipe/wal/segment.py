@@ -94,7 +94,7 @@ class Segment:
             # In a later second than the former life's end: so the second in the name is a border by itself.
             created = max(created, (last_us // _SECOND_US + 1) * _SECOND_US)
         else:
-            path = os.path.join(directory.free, f"new-{slot}-{seq}")
+            path = os.path.join(directory.free, f"new-{slot}-next")
         fd = -1
         try:
             if taken is None:

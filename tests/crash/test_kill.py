@@ -75,13 +75,17 @@ def test_a_child_that_is_killed_again_and_again_loses_nothing(victim: Victim, ro
     server = victim.server
     chance = random.Random(f"{SEED} {role}")
     with Load(server) as load:
-        for _ in range(5 * LONG):
-            name = f"ingest {chance.randint(1, 2)}" if role == "ingest" else role
-            load.wait_for_requests(10)
-            wait_for_a_moment(server, chance)
-            dead = server.kill(name)
-            server.wait_for_successor(name, dead)
-            load.wait_for_requests(10)
+        for life in range(LONG):
+            if life:  # a server gives up children that die too often without ever having been well
+                server.stop()
+                server.restart()
+            for _ in range(5):
+                name = f"ingest {chance.randint(1, 2)}" if role == "ingest" else role
+                load.wait_for_requests(10)
+                wait_for_a_moment(server, chance)
+                dead = server.kill(name)
+                server.wait_for_successor(name, dead)
+                load.wait_for_requests(10)
         check(victim, load)
 
 

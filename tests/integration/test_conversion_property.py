@@ -262,7 +262,7 @@ HINTS = st.sampled_from(["i64", "u64", "f64", "bool", "str", "bytes"])
 def frames(draw: st.DrawFn, measurement: str) -> tuple[Cell, list[Row]]:
     """A columnar map, and its rows."""
     count = draw(st.integers(1, 6))
-    repeat = draw(st.sampled_from([1, 1, 1, 2, 7, 150]))
+    repeat = draw(st.sampled_from([1, 1, 2, 7, 150]))
     names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
     columns = {name: draw(st.lists(draw(COLUMN_KINDS), min_size=count, max_size=count)) * repeat for name in names}
     times = draw(
@@ -335,11 +335,11 @@ def bodies(draw: st.DrawFn, measurements: Sequence[str], databases: Sequence[str
         body = mapping([(text("batch"), array(elements))])
     database = draw(st.sampled_from(databases))
     match draw(st.integers(0, 24)):
-        case 0:
+        case 7:
             return Body(body.packed[: -draw(st.integers(1, min(len(body.packed), 9)))], database, [])
-        case 1:
+        case 11:
             return Body(body.packed + b"\xc0", database, [])
-        case 2:
+        case 15:
             ragged = [(text("a"), array([integer(1, 0)])), (text("b"), array([integer(1, 0)] * 2))]
             bad = mapping([(text("m"), text(measurements[0])), (text("columns"), mapping(ragged))])
             return Body(array([*elements, bad]).packed, database, [])
@@ -449,11 +449,11 @@ def canonical(value: Any) -> Hashable:
     return type(value).__name__, tuple(value)
 
 
-@pytest.mark.parametrize("number_of_seed", SEEDS)
-def test_what_is_acknowledged_comes_back_value_for_value(number_of_seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed_number", SEEDS)
+def test_what_is_acknowledged_comes_back_value_for_value(seed_number: int, tmp_path: Path) -> None:
     examples: list[list[Body]] = []
 
-    @seed(number_of_seed)
+    @seed(seed_number)
     @settings(
         max_examples=EXAMPLES,
         database=None,
@@ -465,7 +465,7 @@ def test_what_is_acknowledged_comes_back_value_for_value(number_of_seed: int, tm
     def draw_examples(data: st.DataObject) -> None:
         number = len(examples)
         names = [f"p{number}", f"p{number} ä/{'%' * (number % 3)}"]
-        examples.append(data.draw(st.lists(bodies(names, ["default", "other"]), min_size=1, max_size=ROUNDS)))
+        examples.append(data.draw(st.lists(bodies(names, ["default", "other"]), min_size=2, max_size=ROUNDS)))
 
     draw_examples()
     expected: dict[tuple[str, str], list[Row]] = defaultdict(list)

@@ -42,6 +42,15 @@ def body(first: int, count: int, pad: int = 0) -> bytes:
     return pack({"m": "counted", "columns": columns})
 
 
+def log_of(*payloads: bytes) -> bytes:
+    """A log file as the format has it, made by hand."""
+    entries = [
+        struct.pack(">IQI", len(payload), 1_759_932_330_000_000 + number, zlib.crc32(payload)) + payload
+        for number, payload in enumerate(payloads)
+    ]
+    return b"".join([struct.pack(">4sHB", b"ARCW", 1, 1), *entries])
+
+
 # Processes
 
 
@@ -421,20 +430,13 @@ def test_a_log_of_another_number_of_workers_is_replayed(tmp_path: Path) -> None:
 def test_the_log_of_an_arc_installation_is_shipped(tmp_path: Path) -> None:
     """Row maps with a database each, and the form with a prefix: what Arc's own versions left in their logs."""
 
-    def entry(payload: bytes, at: int) -> bytes:
-        return struct.pack(">IQI", len(payload), at, zlib.crc32(payload)) + payload
-
     def row(number: int, **more: object) -> dict[str, object]:
         return {"measurement": "counted", "time": (NEW_YEAR + number) * 1_000_000, "fields": {"n": number}, **more}
 
     wal = tmp_path / "wal"
     wal.mkdir()
     prefixed = b"\x01\x00\x05plant" + pack([row(2), row(3)])
-    (wal / "worker-4-20251008_140530.wal").write_bytes(
-        struct.pack(">4sHB", b"ARCW", 1, 1)
-        + entry(pack([row(0, _database="production"), row(1)]), 1_759_932_330_000_000)
-        + entry(prefixed, 1_759_932_330_000_001)
-    )
+    (wal / "worker-4-20251008_140530.wal").write_bytes(log_of(pack([row(0, _database="production"), row(1)]), prefixed))
     with Server(tmp_path, server_workers=1) as server:
         server.wait_for_rows(4)
         server.stop()
@@ -462,6 +464,22 @@ def test_a_damaged_log_does_not_stop_the_start(tmp_path: Path) -> None:
         assert (wal / "somebody else's file").read_text() == "stays"
         kept = [path.read_bytes() for path in (wal / "quarantine").iterdir()]
         assert sorted(map(len, kept)) in ([5000, 5000], [0, 5000, 5000])
+
+
+def test_what_two_nodes_cannot_convert_is_kept_of_both(tmp_path: Path) -> None:
+    """Even of segments of one name, as workers have that start in one second."""
+    letters = {}
+    for node in ("one", "two"):
+        wal = tmp_path / node / "wal"
+        wal.mkdir(parents=True)
+        payload = pack(f"no envelope of {node}")
+        (wal / "worker-1-20251008_140530-000001.wal").write_bytes(log_of(payload))
+        letters[node] = payload
+        with Server(tmp_path / node, server_workers=1, storage_url=f"file://{tmp_path}/lake") as server:
+            server.stop()
+            server.assert_log_is_shipped()
+    kept = [path.read_bytes() for path in (tmp_path / "lake" / "_dead_letter").rglob("*.msgpack")]
+    assert sorted(kept) == sorted(letters.values())
 
 
 def test_a_server_starts_again_after_each_end_on_the_same_directory(tmp_path: Path) -> None:

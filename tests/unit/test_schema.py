@@ -141,3 +141,13 @@ def test_tables_that_changed_longest_ago_are_forgotten_first_also_after_a_restar
         registry.save()
         registry = SchemaRegistry.load(tmp_path / "schema.json")
     assert [len(registry.draft("db", name).columns) for name in "abcd"] == [2, 0, 1, 1]
+
+
+def test_many_columns_are_forgotten_with_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_module, "MAX_REMEMBERED", 5)
+    registry = SchemaRegistry(tmp_path / "schema.json")
+    for name in "abc":
+        registry.apply([TableSchema("db", name, {f"c{n}": ColumnSchema("i64") for n in range(2)})])
+    assert [len(registry.draft("db", name).columns) for name in "abc"] == [0, 2, 2]
+    registry.apply([TableSchema("db", "c", {f"c{n}": ColumnSchema("i64") for n in range(3)})])
+    assert [len(registry.draft("db", name).columns) for name in "abc"] == [0, 2, 3]

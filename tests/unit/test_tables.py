@@ -24,6 +24,7 @@ from arcpipe.codec.odd_values import Timestamp, parse_rescued, unpack_value
 from arcpipe.config import Parquet
 from arcpipe.upload import convert as convert_module
 from arcpipe.upload import tables as tables_module
+from arcpipe.upload.allocator import keep_freed_memory
 from arcpipe.upload.parquet import Spool
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.tables import BatchTables, DeadLetter
@@ -515,6 +516,7 @@ def test_the_size_of_memory_windows_does_not_lose_rows(
     assert len(small.files) > len(plain.files)
 
 
+@pytest.mark.timeout(300)
 def test_ten_thousand_measurements_in_one_batch(convert: Callable[..., Result]) -> None:
     payloads = [
         batch(*(columnar_map({"time": [NOW_US + n], "v": [n], "s": ["x"]}, f"m{n * 4 + part}") for part in range(4)))
@@ -524,6 +526,20 @@ def test_ten_thousand_measurements_in_one_batch(convert: Callable[..., Result]) 
     assert len(result.files) == 10_000
     assert result.tables.rows == 10_000
     assert len({file.key.split("/")[1] for file in result.files}) == 10_000
+
+
+def test_many_tables_of_single_rows_are_not_scattered_over_many_files(
+    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables_module, "_MAX_COLLECTED", 3_000_000)
+    payloads = [columnar({"time": [NOW_US + n], "v": [n], "s": ["x"]}, f"m{n % 300}") for n in range(9_000)]
+    result = convert(payloads)
+    assert sorted(row["v"] for row in result.rows()) == list(range(9_000))
+    assert len(result.files) < 600
+
+
+def test_the_allocator_can_be_told_to_keep_memory() -> None:
+    keep_freed_memory()
 
 
 def test_columns_beyond_the_bound_are_rescued(convert: Callable[..., Result]) -> None:

@@ -77,10 +77,10 @@ def test_a_new_segment_is_synced_before_it_is_named_and_named_before_it_is_used(
 ) -> None:
     segment = make(directory)
     assert [call for call in disk.calls if call[0] != "unlink"] == [
-        ("create", "new-1-1"),
-        ("write", "new-1-1"),
-        ("fdatasync", "new-1-1"),
-        ("rename", "new-1-1"),
+        ("create", "new-1-next"),
+        ("write", "new-1-next"),
+        ("fdatasync", "new-1-next"),
+        ("rename", "new-1-next"),
         ("sync_directory", "free"),
         ("sync_directory", "wal"),
     ]

@@ -1,0 +1,362 @@
+"""Group commit in a real event loop: nothing is answered before its sync, and what fails fails as a group."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import uvloop
+
+from arcpipe.wal import writer as writer_module
+from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
+from arcpipe.wal.format import envelope_prefix
+from arcpipe.wal.reader import SegmentScan
+from arcpipe.wal.writer import GroupCommit, SyncMode, WALOptions, WALWriter
+from tests.wal_doubles import HeldDisk, wait_until
+
+PREFIX = envelope_prefix(1, "db")
+Answer = tuple[list[int], int | None]
+
+
+def body(number: int, size: int = 0) -> bytes:
+    packed: bytes = msgpack.packb({"m": "m", "columns": {"number": [number], "filler": [bytes(size)]}})
+    return packed
+
+
+def contents(directory: WALDirectory, state: str = SEALED) -> list[int]:
+    return [
+        msgpack.unpackb(entry.payload)[3]["columns"]["number"][0]
+        for file in directory.segments(state)
+        for entry in SegmentScan(file.path)
+    ]
+
+
+class Bench:
+    """A loop, a writer on a disk that can be held, and the answers in the order in which they came."""
+
+    def __init__(self, path: Path, options: WALOptions) -> None:
+        self.disk = HeldDisk()
+        self.directory = WALDirectory(path / "wal", self.disk)
+        self.directory.make()
+        self.writer = WALWriter(self.directory, 1, options)
+        self.answers: list[Answer] = []
+        self.crashes: list[BaseException] = []
+        self.commit: GroupCommit
+
+    def open(self) -> None:
+        self.commit = GroupCommit(self.writer, asyncio.get_running_loop(), self._committed, self.crashes.append)
+
+    def _committed(self, waiters: list[Any], error: OSError | None) -> None:
+        self.answers.append((list(waiters), error.errno if error is not None else None))
+
+    def append(self, *numbers: int, size: int = 0) -> None:
+        for number in numbers:
+            self.commit.append(PREFIX, body(number, size), 1, number)
+
+    def answered(self) -> list[int]:
+        return [number for waiters, error in self.answers if error is None for number in waiters]
+
+    async def until(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            await asyncio.sleep(0.002)
+
+    async def finish(self) -> list[int]:
+        await self.commit.drain()
+        self.commit.close()
+        return contents(self.directory)
+
+
+Run = Callable[..., None]
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
+    """Runs a coroutine function with a bench of these options, in both loops."""
+    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+
+    def run_with(test: Callable[[Bench], Coroutine[Any, Any, None]], **options: Any) -> None:
+        bench = Bench(tmp_path, WALOptions(**options))
+
+        async def main() -> None:
+            bench.open()
+            await test(bench)
+            assert not bench.commit._thread.is_alive(), "the test has not closed it"
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(asyncio.wait_for(main(), 60))
+
+    return run_with
+
+
+def test_nothing_is_answered_before_its_sync(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.disk.hold()
+        bench.append(1, 2, 3)
+        await bench.until(bench.disk.held.is_set)
+        await asyncio.sleep(0.05)
+        assert bench.answers == []
+        assert bench.commit.pending_bytes > 0
+        bench.disk.go_on.set()
+        await bench.until(lambda: bench.answers)
+        assert bench.answers == [([1, 2, 3], None)]
+        assert bench.commit.pending_bytes == 0
+        assert await bench.finish() == [1, 2, 3]
+
+    run(test)
+
+
+def test_what_arrives_during_a_commit_goes_out_as_one_group(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.disk.hold()
+        bench.append(0)
+        await bench.until(bench.disk.held.is_set)
+        for number in range(1, 50):
+            bench.append(number)
+            await asyncio.sleep(0)
+        writes = bench.disk.count("write")
+        bench.disk.go_on.set()
+        await bench.until(lambda: len(bench.answered()) == 50)
+        assert bench.answers == [([0], None), (list(range(1, 50)), None)]
+        assert bench.disk.count("write") == writes + 1
+        assert await bench.finish() == list(range(50))
+
+    run(test)
+
+
+def test_answers_come_in_the_order_of_the_entries(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        for number in range(500):
+            bench.append(number, size=number % 7 * 1000)
+            if number % 3 == 0:
+                await asyncio.sleep(0)
+        assert await bench.finish() == list(range(500))
+        assert bench.answered() == list(range(500))
+
+    run(test, max_size_bytes=100_000)
+
+
+def test_a_failure_fails_exactly_its_group(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.append(1, 2)
+        await bench.until(lambda: len(bench.answers) == 1)
+        with bench.disk.failing("write", error=errno.ENOSPC):
+            bench.append(3, 4)
+            await bench.until(lambda: len(bench.answers) == 2)
+        bench.append(5, 6)
+        await bench.until(lambda: len(bench.answers) == 3)
+        assert bench.answers == [([1, 2], None), ([3, 4], errno.ENOSPC), ([5, 6], None)]
+        assert await bench.finish() == [1, 2, 5, 6]
+
+    run(test)
+
+
+def test_a_failed_sync_is_not_acknowledged_and_not_shipped(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.append(1)
+        await bench.until(lambda: len(bench.answers) == 1)
+        bench.disk.hold()
+        bench.append(2)
+        await bench.until(bench.disk.held.is_set)
+        bench.append(3)  # collected while the sync that fails is running
+        with bench.disk.failing("fdatasync"):
+            bench.disk.go_on.set()
+            await bench.until(lambda: len(bench.answers) == 3)
+        bench.append(4)
+        await bench.until(lambda: len(bench.answers) == 4)
+        assert [error for _, error in bench.answers] == [None, errno.EIO, errno.EIO, None]
+        assert await bench.finish() == [1, 4]
+
+    run(test)
+
+
+def test_draining_waits_for_everything_that_was_appended(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.disk.hold()
+        bench.append(1)
+        await bench.until(bench.disk.held.is_set)
+        bench.append(2)
+        draining = asyncio.ensure_future(bench.commit.drain())
+        await asyncio.sleep(0.02)
+        assert not draining.done()
+        bench.append(3)
+        bench.disk.go_on.set()
+        await draining
+        assert bench.answered() == [1, 2, 3]
+        await bench.commit.drain()
+        assert await bench.finish() == [1, 2, 3]
+
+    run(test)
+
+
+def test_draining_takes_along_what_was_appended_in_the_same_turn(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.append(1)
+        assert await bench.finish() == [1]
+        assert bench.answered() == [1]
+
+    run(test)
+
+
+def test_an_idle_writer_still_completes_its_segment(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.append(1)
+        await bench.until(lambda: contents(bench.directory) == [1])
+        assert bench.writer.stats.rotations == 1
+        assert await bench.finish() == [1]
+
+    run(test, flush_max_age_seconds=0.05)
+
+
+@pytest.mark.parametrize("where", ["commit", "tick"])
+def test_a_bug_in_the_commit_thread_is_reported_and_answers_nothing(run: Run, where: str) -> None:
+    async def test(bench: Bench) -> None:
+        def bug(*_: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+        setattr(bench.writer, where, bug)
+        bench.append(1)
+        await bench.until(lambda: bench.crashes)
+        assert isinstance(bench.crashes[0], ZeroDivisionError)
+        assert bench.answered() == ([] if where == "commit" else [1])
+        bench.commit.close()
+
+    run(test)
+
+
+def test_a_bug_in_making_segments_reaches_the_same_place(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(bench: Bench) -> None:
+        await bench.until(lambda: not bench.writer._pipeline._ready.empty())
+
+        def bug(*_: object, **__: object) -> None:
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(writer_module.Segment, "make", bug)
+        for number in range(4):
+            bench.append(number, size=900)
+            await asyncio.sleep(0.01)
+        await bench.until(lambda: bench.crashes)
+        assert isinstance(bench.crashes[0], ZeroDivisionError)
+        bench.commit.close()
+
+    run(test, max_size_bytes=2000)
+
+
+# The async mode
+
+
+def test_async_answers_before_any_sync(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.disk.hold()
+        bench.append(1, 2)
+        await bench.until(lambda: bench.answered() == [1, 2])
+        bench.append(3)
+        await bench.until(lambda: bench.answered() == [1, 2, 3])
+        bench.disk.go_on.set()
+        assert await bench.finish() == [1, 2, 3]
+
+    run(test, sync_mode="async", async_interval_seconds=30.0)
+
+
+def test_async_holds_answers_back_while_a_sync_takes_longer_than_the_interval(run: Run) -> None:
+    """So a power cut never takes more than what was answered within one interval."""
+
+    async def test(bench: Bench) -> None:
+        await bench.until(lambda: not bench.writer._pipeline._ready.empty())
+        bench.disk.hold()
+        bench.append(0)
+        answered_at = {}
+        await bench.until(lambda: bench.answered() == [0])
+        started = time.monotonic()
+        number = 0
+        while time.monotonic() - started < 1.0:
+            number += 1
+            bench.append(number)
+            await asyncio.sleep(0.02)
+            answered_at |= {known: time.monotonic() for known in bench.answered() if known not in answered_at}
+        last = max(answered_at.values())
+        assert bench.disk.held.is_set()
+        assert 0 < len(answered_at) < number, "some were answered, the later ones held back"
+        assert last - started < 0.4 + 0.25
+        bench.disk.go_on.set()
+        await bench.until(lambda: len(bench.answered()) == number + 1)
+        assert await bench.finish() == list(range(number + 1))
+
+    run(test, sync_mode="async", async_interval_seconds=0.4)
+
+
+# With the log disabled
+
+
+def off(**options: Any) -> dict[str, Any]:
+    mode: SyncMode = "off"
+    return {"sync_mode": mode, **options}
+
+
+def test_disabled_answers_from_memory_and_writes_when_old(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.append(1, 2)
+        await bench.until(lambda: bench.answered() == [1, 2])
+        assert contents(bench.directory, ACTIVE) == []
+        bench.append(3)
+        await bench.until(lambda: contents(bench.directory, ACTIVE) + contents(bench.directory) == [1, 2, 3])
+        assert bench.answered() == [1, 2, 3]
+        await bench.until(lambda: bench.commit.pending_bytes == 0)
+        assert await bench.finish() == [1, 2, 3]
+        assert bench.disk.count("fdatasync") == bench.disk.count("fsync") == 0
+
+    run(test, **off(flush_max_age_seconds=0.4))
+
+
+def test_disabled_writes_when_the_buffer_is_full(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        for number in range(30):
+            bench.append(number, size=300_000)
+            await asyncio.sleep(0)
+        await bench.until(lambda: len(contents(bench.directory, ACTIVE)) >= 13)
+        assert bench.answered() == list(range(30))
+        assert await bench.finish() == list(range(30))
+
+    run(test, **off(flush_max_age_seconds=3600))
+
+
+def test_disabled_draining_writes_what_is_buffered(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.append(1)
+        await bench.until(lambda: bench.answered() == [1])
+        bench.append(2)
+        assert await bench.finish() == [1, 2]
+        assert sorted(bench.answered()) == [1, 2]
+
+    run(test, **off(flush_max_age_seconds=3600))
+
+
+def test_disabled_a_failed_write_is_logged_because_it_was_answered(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(bench: Bench) -> None:
+        with bench.disk.failing("write"):
+            bench.append(1)
+            await bench.until(lambda: "1 records were lost" in caplog.text)
+        bench.append(2)
+        assert await bench.finish() == [2]
+
+    run(test, **off(flush_max_age_seconds=0.1))
+
+
+def test_many_threads_worth_of_waiting_is_bounded(run: Run) -> None:
+    """Nothing of a group is kept once it was answered."""
+
+    async def test(bench: Bench) -> None:
+        for round_ in range(20):
+            bench.append(*range(round_ * 10, round_ * 10 + 10), size=10_000)
+            await bench.until(lambda: bench.commit.pending_bytes == 0)
+        wait_until(lambda: bench.writer.stats.entries == 200, "all are written")
+        assert await bench.finish() == list(range(200))
+
+    run(test)
