@@ -238,7 +238,7 @@ class _Supervisor:
             if not uploader.pid:
                 self._start(uploader)
             pid = uploader.pid
-            if self._stop([uploader], left):
+            if self._stop([uploader], left) or time.monotonic() >= deadline:
                 return
             if uploader.status == 0:
                 if not self._directory.segments(SEALED):
@@ -319,7 +319,10 @@ class _Supervisor:
         code = 1
         try:
             # Before anything else, and checked afterwards: the parent may have died in between.
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+                raise OSError(
+                    ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: children could outlive the supervisor"
+                )
             if os.getppid() == parent:
                 logs.setup(self._settings.log.level, self._settings.log.format, name)
                 setproctitle(f"arcpipe: {name}")

@@ -37,66 +37,73 @@ class Clock:
 
 
 class FaultyDisk(Disk):
-    """The real disk, except where `fault` says otherwise: it is asked before each operation, by name and path.
+    """The real disk, except where `fault` and `fault_after` say otherwise.
 
-    Raising there is a failure before anything happened. `calls` are the operations in order; `files` are asked for by
-    the path that they were opened with.
+    They are asked before and after each operation, with its name and the path that its file was opened with. Raising in
+    the former is a failure before anything happened, in the latter one of something that did happen. `calls` are the
+    operations in order.
     """
 
-    def __init__(self, fault: Callable[[str, str], None] = lambda operation, path: None) -> None:
-        self.fault = fault
+    def __init__(self) -> None:
+        self.fault: Callable[[str, str], None] = lambda operation, path: None
+        self.fault_after: Callable[[str, str], None] = lambda operation, path: None
         self.calls: list[tuple[str, str]] = []
         self._paths: dict[int, str] = {}
         self._lock = threading.Lock()
 
-    def _enter(self, operation: str, path: str) -> None:
+    @contextmanager
+    def _doing(self, operation: str, path: str) -> Iterator[None]:
         with self._lock:
             self.calls.append((operation, os.path.basename(path)))
         self.fault(operation, path)
+        yield
+        self.fault_after(operation, path)
+
+    def _opened(self, fd: int, path: str) -> int:
+        self._paths[fd] = path
+        return fd
 
     def create(self, path: str) -> int:
-        self._enter("create", path)
-        fd = super().create(path)
-        self._paths[fd] = path
-        return fd
+        with self._doing("create", path):
+            fd = super().create(path)
+        return self._opened(fd, path)
 
     def open(self, path: str) -> int:
-        self._enter("open", path)
-        fd = super().open(path)
-        self._paths[fd] = path
-        return fd
+        with self._doing("open", path):
+            fd = super().open(path)
+        return self._opened(fd, path)
 
     def _pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
-        self._enter("write", self._paths.get(fd, ""))
-        return super()._pwritev(fd, buffers, offset)
+        with self._doing("write", self._paths.get(fd, "")):
+            return super()._pwritev(fd, buffers, offset)
 
     def fdatasync(self, fd: int) -> None:
-        self._enter("fdatasync", self._paths.get(fd, ""))
-        super().fdatasync(fd)
+        with self._doing("fdatasync", self._paths.get(fd, "")):
+            super().fdatasync(fd)
 
     def fsync(self, fd: int) -> None:
-        self._enter("fsync", self._paths.get(fd, ""))
-        super().fsync(fd)
+        with self._doing("fsync", self._paths.get(fd, "")):
+            super().fsync(fd)
 
     def truncate(self, fd: int, size: int) -> None:
-        self._enter("truncate", self._paths.get(fd, ""))
-        super().truncate(fd, size)
+        with self._doing("truncate", self._paths.get(fd, "")):
+            super().truncate(fd, size)
 
     def rename(self, source: str, target: str) -> None:
-        self._enter("rename", source)
-        super().rename(source, target)
+        with self._doing("rename", source):
+            super().rename(source, target)
 
     def unlink(self, path: str) -> None:
-        self._enter("unlink", path)
-        super().unlink(path)
+        with self._doing("unlink", path):
+            super().unlink(path)
 
     def make_directory(self, path: str) -> None:
-        self._enter("make_directory", path)
-        super().make_directory(path)
+        with self._doing("make_directory", path):
+            super().make_directory(path)
 
     def sync_directory(self, path: str) -> None:
-        self._enter("sync_directory", path)
-        super().sync_directory(path)
+        with self._doing("sync_directory", path):
+            super().sync_directory(path)
 
     def count(self, operation: str) -> int:
         return sum(1 for called, _ in self.calls if called == operation)

@@ -72,6 +72,8 @@ VALUE_SIZE[0xA0:0xC0] = range(1, 33)
 VALUE_SIZE[0xCA:0xCC], VALUE_SIZE[0xCC:0xD0], VALUE_SIZE[0xD0:0xD4] = (5, 9), (2, 3, 5, 9), (2, 3, 5, 9)
 VALUE_SIZE[0xD4:0xD9] = (3, 4, 6, 10, 18)
 
+_IS_BYTE: Final[Mask] = VALUE_SIZE == 1
+
 # Bytes of a value whose length is in its second byte, without that length: bin8, ext8, str8.
 _SIZE8: Final[Ints] = np.zeros(256, np.int64)
 _SIZE8[[0xC4, 0xC7, 0xD9]] = (2, 3, 2)
@@ -90,6 +92,8 @@ _EXACT: Final = 1 << 53  # integers up to here are all exact as float64
 _STEP_WORTH: Final = 100
 # So few strings are cut out one by one.
 _FEW_VALUES: Final = 16
+# Classes that are counted in one call.
+_COUNT_ROWS: Final = 1 << 18
 # Values that are skipped in one call: more would spill out of the cache.
 _SKIP_ROWS: Final = 16_384
 
@@ -119,9 +123,9 @@ class Values:
     __slots__ = ("_classes", "_starts", "_width", "ascii", "count", "data", "present", "repeat")
 
     def __init__(
-        self, data: Bytes, count: int, starts: Ints | None, width: int = 0, *, ascii_only: bool = False
+        self, data: Bytes, count: int, starts: Ints | None = None, width: int = 0, *, ascii_only: bool = False
     ) -> None:
-        """`starts`: the offset of each value, or None if all are `width` bytes, alike up to their content."""
+        """`starts` is the offset of each value; without it, all have `width` bytes, and one class unless that is 1."""
         self.data = data
         self.count = count
         self.repeat: Ints | None = None
@@ -130,11 +134,14 @@ class Values:
         self._width = width
         self._starts = starts
         self._classes: Bytes | None = None
-        if starts is None:
-            self.present = [int(_CLASS[data[0]])] if count else []
-        else:
+        if starts is not None:
             self._classes = _CLASS.take(data.take(starts))
-            self.present = np.flatnonzero(np.bincount(self._classes, minlength=_CLASSES)).tolist()
+        elif width == 1:
+            self._classes = _CLASS.take(data)
+        if self._classes is not None:
+            self.present = [class_ for class_, number in enumerate(_class_counts(self._classes)) if number]
+        else:
+            self.present = [int(_CLASS[data[0]])] if count else []
 
     @property
     def starts(self) -> Ints:
@@ -148,13 +155,17 @@ class Values:
             self._classes = np.full(self.count, self.present[0] if self.present else _NIL, np.uint8)
         return self._classes
 
+    def offset(self, row: int) -> int:
+        """Where a value begins; where the last one ends for the row behind it."""
+        if self._width:
+            return row * self._width
+        return int(self.starts[row]) if row < self.count else len(self.data)
+
     def element(self, row: int) -> bytes:
         """The encoded value of a row."""
         if self.repeat is not None:
             row = int(self.repeat[row])
-        starts = self.starts
-        end = starts[row + 1] if row + 1 < self.count else len(self.data)
-        return self.data[starts[row] : end].tobytes()
+        return self.data[self.offset(row) : self.offset(row + 1)].tobytes()
 
     def not_nil(self) -> Ints:
         """The rows that hold a value."""
@@ -168,7 +179,10 @@ class Values:
         """What stands `offset` bytes behind the start of each value of these rows (None: of all), as numbers."""
         if rows is None and self._width:
             return np.ndarray((self.count,), dtype, self.data, offset, (self._width,))
-        at = self.starts if rows is None else self.starts[rows]
+        if rows is not None and self._width:
+            at = rows * self._width
+        else:
+            at = self.starts if rows is None else self.starts[rows]
         # One number at each byte of the data, aligned or not.
         everywhere = np.ndarray((len(self.data) - np.dtype(dtype).itemsize + 1,), dtype, self.data, 0, (1,))
         return everywhere[at + offset if offset else at]
@@ -177,6 +191,14 @@ class Values:
         """The integers or floats of a class, in the byte order of the machine."""
         values = self.gather(_DTYPE[class_], int(class_ != _FIXINT), rows)
         return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _class_counts(classes: Bytes) -> list[int]:
+    """How many values there are of each class; by parts, because counting makes eight bytes of each one."""
+    counts = np.zeros(_CLASSES, np.int64)
+    for start in range(0, len(classes), _COUNT_ROWS):
+        counts += np.bincount(classes[start : start + _COUNT_ROWS], minlength=_CLASSES)
+    return list(map(int, counts))
 
 
 # Where the values are
@@ -197,12 +219,12 @@ def find_values(
     if not count:
         if len(array):
             raise BadPayload(f"column of no values has {len(array)} bytes")
-        return Values(array, 0, None)
+        return Values(array, 0)
     width, rest = divmod(len(array), count)
     if not rest and _is_uniform(array, width):
-        return Values(array, count, None, width)
-    if len(array) == count and (VALUE_SIZE.take(array) == 1).all():
-        return Values(array, count, np.arange(count, dtype=np.int64))
+        return Values(array, count, width=width)
+    if len(array) == count and _IS_BYTE.take(array).all():
+        return Values(array, count, width=1)
     if chunk_sizes is not None and chunk_counts is not None and _is_text_marker(array):
         values = _find_repeated(array, count, chunk_sizes, chunk_counts)
         if values is not None:
@@ -368,7 +390,7 @@ def natural_type(values: Values) -> str | None:
     if len(values.present) == 1:
         counts[values.present[0]] = values.count
     else:
-        counts = np.bincount(values.classes, minlength=_CLASSES).tolist()
+        counts = _class_counts(values.classes)
     kinds = {
         "number": sum(counts[_FIXINT : _F64 + 1]),
         "str": sum(counts[_STR : _STR32 + 1]),
@@ -658,6 +680,14 @@ def decode_time(values: Values, precision: str | None = None) -> Times:
     seconds, 1e14 milliseconds, 1e17 microseconds, else nanoseconds; and floats are seconds. With it, all numbers are in
     that unit. Floats are rounded to µs, nanoseconds cut towards the past. MessagePack timestamps tell their own unit.
     """
+    times = _decode_time(values, precision)
+    if values.repeat is None:
+        return times
+    missing, odd = (np.flatnonzero(np.isin(values.repeat, rows)) for rows in (times.missing, times.odd))
+    return Times(times.us[values.repeat], None, missing, odd)
+
+
+def _decode_time(values: Values, precision: str | None) -> Times:
     us = np.zeros(values.count, np.int64)
     sub_us: npt.NDArray[np.int16] | None = None
     valid = np.zeros(values.count, np.bool_)

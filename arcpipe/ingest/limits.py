@@ -17,6 +17,9 @@ GATE_CLOSED: Final = 4
 # Requests of one connection that may wait for their answers; more stay in the socket until some are answered.
 MAX_PIPELINED: Final = 64
 
+# With the log disabled clients do not wait for the disk: without this bound they would fill `server.max_inflight_mb`.
+MAX_UNWRITTEN: Final = 32 << 20
+
 
 class Limits(NamedTuple):
     """The settings that bound one worker; sizes in bytes, times in seconds."""
@@ -36,7 +39,9 @@ class Limits(NamedTuple):
             max_body=server.max_body_mb << 20,
             max_header=server.max_header_kb << 10,
             max_connections=server.max_connections,
-            max_inflight=server.max_inflight_mb << 20,
+            max_inflight=server.max_inflight_mb << 20
+            if settings.wal.enabled
+            else min(server.max_inflight_mb << 20, MAX_UNWRITTEN),
             header_timeout=server.header_timeout_seconds,
             body_timeout=server.body_timeout_seconds,
             keep_alive=server.keep_alive_seconds,

@@ -96,7 +96,7 @@ class Piece(NamedTuple):
         front = self._replace(rows=np.array([rows // 2], np.uint32), columns=[])
         back = self._replace(rows=np.array([rows - rows // 2], np.uint32), columns=[])
         for column in self.columns:
-            middle = int(find_values(column.data, rows).starts[rows // 2])
+            middle = find_values(column.data, rows).offset(rows // 2)
             for half, data in ((front, column.data[:middle]), (back, column.data[middle:])):
                 half.columns.append(EncodedColumn(data, np.array([len(data)], np.uint32)))
         return front, back
@@ -125,24 +125,29 @@ _FRONT: Final = 4
 class Group:
     """The entries of one shape that were not taken yet, staged or compacted. Whoever has one appends to `staged`."""
 
-    __slots__ = ("_owned", "pieces", "shape", "staged")
+    __slots__ = ("_old", "_owned", "pieces", "shape", "staged")
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.staged: list[Staged] = []
         self._owned = 0  # so many of the staged entries hold no view into a payload
+        self._old = 0  # so many were there at the last release
         self.pieces: list[Piece] = []
 
     def release(self) -> None:
-        """Copy what still refers to payloads."""
-        for index in range(self._owned, len(self.staged)):
+        """Copy what has referred to payloads since before the last release.
+
+        Not what is younger: most of it is soon taken, and needs no copy then.
+        """
+        for index in range(self._owned, self._old):
             entry = self.staged[index]
             self.staged[index] = (*entry[:_FRONT], *(raw.copy() for raw in entry[_FRONT:]))
-        self._owned = len(self.staged)
+        self._owned, self._old = self._old, len(self.staged)
 
     def compact(self) -> list[Misfit]:
         """Copy the staged entries together; those whose columns are not arrays of one length are given back."""
-        staged, self.staged, self._owned = self.staged, [], 0
+        staged, self.staged = self.staged, []
+        self._owned = self._old = 0
         misfits: list[Misfit] = []
         while staged:
             wrong = self._compact(staged)

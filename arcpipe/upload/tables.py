@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Condition, Lock
 from types import TracebackType
@@ -58,6 +58,7 @@ OnDeadLetter = Callable[[DeadLetter], None]
 _MAX_COLLECTED: Final = 64 * MB
 _MAX_TABLE: Final = 64 * MB
 _MAX_IN_HAND: Final = 96 * MB
+_MAX_CONVERTED: Final = 128 * MB  # at once
 _MAX_JOBS: Final = 64
 
 _DECODED: Final = 8  # what a number costs once it is decoded, however few bytes it had
@@ -73,7 +74,7 @@ _PIECE_COLUMN: Final = 350
 _COMPACT_ENTRIES: Final = 1_024  # so many staged entries of a group are compacted
 _SMALL_ENTRY: Final = 4_096  # if their payloads are smaller than this
 _COMPACT_EARLY: Final = 4  # fewer are not worth it even when memory is short
-_RELEASE_BYTES: Final = 64 * MB  # payloads that views may keep alive
+_RELEASE_BYTES: Final = 48 * MB  # views keep at most the last two times as many bytes of payloads alive
 
 _SMALL_TABLE: Final = MB  # tables that cost less are not worth a thread
 
@@ -330,7 +331,7 @@ class BatchTables:
         self._collected -= saved
 
     def _release(self) -> None:
-        """Let go of the payloads, so that views of a few bytes do not keep whole segments in memory."""
+        """Let go of old payloads, so that views of a few bytes do not keep whole segments in memory."""
         self._unreleased = 0
         for _, group in self._groups.values():
             group.release()
@@ -363,7 +364,14 @@ class BatchTables:
                 if other is not table:
                     self._submit(other, [], 0, close=False)
         groups, cost = self._take(table)
-        self._submit(table, groups, cost, close=False)
+        if cost < _MAX_CONVERTED:
+            self._submit(table, groups, cost, close=False)
+            return
+        # One enormous entry: part after part, with no other work at the same time.
+        with self._idle:
+            self._idle.wait_for(lambda: not self._jobs)
+        if self._error is None:
+            self._write(table, self._convert(table, self._pieces(groups)), table.quota, close=False)
 
     def _take(self, table: _Table) -> tuple[list[Group], int]:
         groups, cost = list(table.groups.values()), table.cost
@@ -415,7 +423,7 @@ class BatchTables:
             if self._error is None:
                 pieces = self._pieces(groups)
                 groups.clear()
-                converted = self._convert(table, pieces)
+                converted = list(self._convert(table, pieces))
                 del pieces
         except BaseException as error:
             self._fail(error)
@@ -449,41 +457,42 @@ class BatchTables:
                 self._misfit(group.shape, misfit)
         return pieces
 
-    def _convert(self, table: _Table, pieces: Sequence[Piece]) -> list[Converted]:
+    def _convert(self, table: _Table, pieces: Sequence[Piece]) -> Iterator[Converted]:
         """Convert all of the pieces, together or, where that fails or would be too large, by halves.
 
         What fails alone is a dead letter; it must neither stop the batch nor take others with it.
         """
         rows = sum(piece.total_rows for piece in pieces)
         if not rows:
-            return []
+            return
         names = {name for piece in pieces for name in piece.shape.names}
-        alone = len(pieces) == 1 and len(pieces[0].rows) == 1
-        if rows == 1 or _DECODED * rows * len(names) < 2 * _MAX_TABLE:
+        if rows == 1 or _DECODED * rows * len(names) < _MAX_CONVERTED:
             schema = table.schema.copy()
             try:
                 converted = convert(pieces, schema, self._files.parquet.keep_nanoseconds)
             except (MemoryError, OSError):
                 raise
             except Exception as error:
-                if alone:
+                if len(pieces) == 1 and len(pieces[0].rows) == 1:
                     piece = pieces[0]
                     reason = f"{type(error).__name__}: {error}"
-                    letter = DeadLetter(
-                        piece.shape.database, piece.payload(0), piece.origins[0], int(piece.parts[0]), reason
-                    )
-                    self._dead_letter(letter)
-                    return []
+                    payload, origin, part = piece.payload(0), piece.origins[0], int(piece.parts[0])
+                    self._dead_letter(DeadLetter(piece.shape.database, payload, origin, part, reason))
+                    return
             else:
                 table.schema = schema
-                return [converted]
+                yield converted
+                return
         if len(pieces) > 1:
             middle = len(pieces) // 2
-            return self._convert(table, pieces[:middle]) + self._convert(table, pieces[middle:])
-        front, back = pieces[0].halves()
-        return self._convert(table, [front]) + self._convert(table, [back])
+            halves: tuple[Sequence[Piece], Sequence[Piece]] = pieces[:middle], pieces[middle:]
+        else:
+            front, back = pieces[0].halves()
+            halves = [front], [back]
+        for half in halves:
+            yield from self._convert(table, half)
 
-    def _write(self, table: _Table, converted: list[Converted], quota: int, close: bool) -> None:
+    def _write(self, table: _Table, converted: Iterable[Converted], quota: int, close: bool) -> None:
         rows = rescued = 0
         for part in converted:
             rows += len(part.table)

@@ -292,7 +292,7 @@ class _Shipment:
         stem = segment.partition(".")[0]
         database = encode_name(letter.database or "unknown")
         # The batch id, because another node may have a segment of the same name.
-        key = f"{DEAD_LETTER_PREFIX}/{database}/{stem}-{offset}-{letter.part}_{self._manifest.batch_id}.msgpack"
+        key = f"{DEAD_LETTER_PREFIX}/{database}/{stem}_{self._manifest.batch_id}_{offset}-{letter.part}.msgpack"
         log.error("entry at offset %d of %s cannot be converted (%s); kept as %s", offset, segment, letter.reason, key)
         self._uploader.block[Uploader.DEAD_LETTERS] += 1
         self._waiting.acquire()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -95,7 +96,7 @@ class Segment:
             created = max(created, (last_us // _SECOND_US + 1) * _SECOND_US)
         else:
             path = os.path.join(directory.free, f"new-{slot}-next")
-        fd = -1
+        fd, leftovers = -1, [path]
         try:
             if taken is None:
                 disk.unlink(path)
@@ -108,15 +109,16 @@ class Segment:
             segment = cls(directory, fd, name, created, len(head), sync)
             # Nobody else makes names of this slot, so what is not there now is not there at the rename.
             if os.path.exists(segment.path):
-                raise FileExistsError(17, "a segment of this name exists already", segment.path)
+                raise FileExistsError(errno.EEXIST, "a segment of this name exists already", segment.path)
+            leftovers.append(segment.path)
             disk.rename(path, segment.path)
-            path = segment.path
             if sync:
                 directory.sync()
         except BaseException:
             disk.close(fd)
             with contextlib.suppress(OSError):
-                disk.unlink(path)
+                for leftover in leftovers:
+                    disk.unlink(leftover)
             raise
         return segment
 
@@ -148,11 +150,16 @@ class Segment:
 
     def is_in_place(self) -> bool:
         """True while the segment's path leads to this very file."""
+        return self._is_at(self.path)
+
+    def _is_at(self, path: str) -> bool:
         mine = os.fstat(self._fd)
         try:
-            there = os.stat(self.path)
-        except OSError:
+            there = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:  # it cannot be told: whatever is done with it next says what is wrong
+            return True
         return (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev)
 
     def seal(self, max_size_bytes: int) -> None:
@@ -167,10 +174,14 @@ class Segment:
                 log.error("segment %s was removed by somebody else while it was in use", self.path)
                 disk.close(self._fd)
                 return
-            self._write_end(max_size_bytes)
-            if self._sync_enabled:
-                self.fdatasync()
-            disk.rename(self.path, os.path.join(self._directory.path, f"{self.name}{SEALED}"))
+            target = os.path.join(self._directory.path, f"{self.name}{SEALED}")
+            if self.is_in_place():
+                self._write_end(max_size_bytes)
+                if self._sync_enabled:
+                    self.fdatasync()
+                disk.rename(self.path, target)
+            elif not self._is_at(target):  # where it is after a rename that was done and reported as failed
+                raise FileNotFoundError(errno.ENOENT, "the segment was moved away while in use", self.path)
             # The file is the uploader's now, and through the pool perhaps another worker's soon: it is not touched
             # again, even if what follows has to be tried again.
             self._renamed = True
@@ -195,6 +206,10 @@ class Segment:
         """Closes a segment that holds no entry and removes its file."""
         if self.is_in_place():
             self._directory.disk.unlink(self.path)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Closes a segment and leaves its file as it is."""
         self._directory.disk.close(self._fd)
 
     def _write_end(self, max_size_bytes: int) -> None:

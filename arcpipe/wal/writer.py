@@ -304,10 +304,10 @@ class WALWriter:
         if self._background is not None:
             self._background.close()
         try:
-            if self._failed and not self._cut_back:
-                self.segment.cut_back()
-            if not self._cut_back:
+            if not self._failed:
                 self._let_go(self.segment)
+            elif not self._cut_back:
+                self._give_up(self.segment)
         except OSError as error:
             log.error("cannot complete segment %s: %s; the next start does", self.segment.path, error)
         self._pipeline.close()
@@ -341,15 +341,25 @@ class WALWriter:
         if not self._cut_back:
             if self._background is not None:
                 self._background.forget()
-            # Until this succeeds nothing new is accepted: what failed in the segment must not be shipped.
-            self.segment.cut_back()
-            self._let_go(self.segment)
+            self._give_up(self.segment)
             self._cut_back = True
         following = self._take()
         log.warning("going on in a new segment, %s, after: %s", following.path, self.stats.last_error or "see above")
         self._enter(following)
         self._failed = False
         self._cut_back = False
+
+    def _give_up(self, segment: Segment) -> None:
+        try:
+            # Until this succeeds nothing new is accepted: what failed in the segment must not be shipped.
+            segment.cut_back()
+        except OSError as error:
+            if segment.is_in_place():
+                raise
+            log.error("segment %s is on a disk that is not there any more: %s", segment.path, error)
+            segment.abandon()
+        else:
+            self._let_go(segment)
 
     def _let_go(self, segment: Segment) -> None:
         if segment.entries:

@@ -342,6 +342,19 @@ def test_repeated_tags_are_read_back_as_they_were(convert: Callable[..., Result]
     assert file.table().column("host").to_pylist() == [value for n in range(200) for value in chunks[n * n % 3]]
 
 
+def test_repeated_text_that_fits_no_column_is_rescued_in_every_row(convert: Callable[..., Result]) -> None:
+    text = [f"text {n}" if n % 7 else None for n in range(20)]
+    text[0] = "first"
+    result = convert([columnar({"time": text, "_rescued_data": text, "n": [n] * 20}) for n in range(30)])
+    wanted = [
+        {"time": NOW_US + n, "n": n} | ({"rescued time": value, "_rescued_data": value} if value else {})
+        for n in range(30)
+        for value in text
+    ]
+    assert canonical(result.rows()) == canonical(wanted)
+    assert result.tables.rescued == 30 * 2 * sum(value is not None for value in text)
+
+
 def test_text_of_few_and_of_many_values_lives_in_one_file(convert: Callable[..., Result]) -> None:
     def text(n: int, few: bool) -> dict[str, list[Any]]:
         return {
@@ -553,6 +566,7 @@ def test_an_entry_too_large_to_be_decoded_at_once_is_converted_by_parts(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables_module, "_MAX_TABLE", 10_000)
+    monkeypatch.setattr(tables_module, "_MAX_CONVERTED", 20_000)
     columns = {
         "n": list(range(5_000)),
         "s": [f"text {n}" for n in range(5_000)],
