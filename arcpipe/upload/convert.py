@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from arcpipe.codec.arrow_columns import (
-    MAX_TIME_US,
     PRECISIONS,
     Ints,
     Values,
@@ -24,13 +23,16 @@ from arcpipe.codec.arrow_columns import (
     decode_time,
     find_values,
 )
-from arcpipe.codec.columns import TIME
+from arcpipe.codec.columns import COLUMN_TYPES, TIME
 from arcpipe.codec.odd_values import rescued_json, unpack_value
 from arcpipe.upload.parquet import RESCUED_DATA, ROLE, TIME_NS, file_order
 from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.staging import Piece
 
 _TIME_TYPE: Final = pa.timestamp("us", tz="UTC")
+
+# Rows whose odd values are Python objects at the same time.
+_RESCUE_ROWS: Final = 16_384
 
 
 class Converted(NamedTuple):
@@ -41,37 +43,54 @@ class Converted(NamedTuple):
     rescued: int
 
 
+class _OddColumn(NamedTuple):
+    """Values that fit no column of a type: which ones of `values`, and in which rows of the table, both ascending."""
+
+    name: str
+    values: Values
+    indices: Ints
+    rows: Ints
+
+
 class _Rescued:
-    """Odd values by row and column."""
+    """The odd values of all columns, which stay encoded until their JSON is made."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._rows: dict[int, dict[str, Any]] = {}
-        self._unpacked: dict[bytes, Any] = {}  # odd values are often all alike
+        self._columns: list[_OddColumn] = []
 
     def add(self, name: str, values: Values, odd: Ints, rows: Ints) -> None:
         """Take the `odd` ones of a column's values, which belong to these rows of the table."""
         self.count += len(odd)
-        for index, row in zip(odd.tolist(), rows.tolist(), strict=True):
-            element = values.element(index)
-            value = self._unpacked.get(element)
-            if value is None:
-                value = unpack_value(element)
-                if len(element) < 64 and len(self._unpacked) < 10_000:
-                    self._unpacked[element] = value
-            self._rows.setdefault(row, {})[name] = value
+        self._columns.append(_OddColumn(name, values, odd, rows))
 
     def column(self, rows: int) -> pa.Array:
         """The JSON of each row, null where nothing was rescued."""
-        texts = {row: rescued_json(self._rows[row]) for row in sorted(self._rows)}
-        where = np.fromiter(texts, np.int64, len(texts))
         present = np.zeros(rows, np.bool_)
-        present[where] = True
         offsets = np.zeros(rows + 1, np.int32)
-        offsets[where + 1] = np.fromiter(map(len, texts.values()), np.int32, len(texts))
+        parts = []
+        for start in range(0, rows, _RESCUE_ROWS):
+            texts = self._texts(start, start + _RESCUE_ROWS)
+            where = np.fromiter(texts, np.int64, len(texts))
+            present[where] = True
+            offsets[where + 1] = np.fromiter(map(len, texts.values()), np.int32, len(texts))
+            parts.append(b"".join(texts.values()))
         np.cumsum(offsets, out=offsets)
-        buffers = (np.packbits(present, bitorder="little"), offsets, b"".join(texts.values()))
+        buffers = (np.packbits(present, bitorder="little"), offsets, b"".join(parts))
         return pa.Array.from_buffers(pa.string(), rows, [pa.py_buffer(buffer) for buffer in buffers])
+
+    def _texts(self, start: int, stop: int) -> dict[int, bytes]:
+        """The JSON of those rows from `start` to `stop` that have any, by row."""
+        found: dict[int, dict[str, Any]] = {}
+        unpacked: dict[bytes, Any] = {}  # odd values are often all alike
+        for name, values, indices, rows in self._columns:
+            first, last = np.searchsorted(rows, (start, stop)).tolist()
+            for index, row in zip(indices[first:last].tolist(), rows[first:last].tolist(), strict=True):
+                element = values.element(index)
+                if element not in unpacked:
+                    unpacked[element] = unpack_value(element)
+                found.setdefault(row, {})[name] = unpacked[element]
+        return {row: rescued_json(found[row]) for row in sorted(found)}
 
 
 def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool) -> Converted:
@@ -92,12 +111,12 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
     if keep_nanoseconds:
         reserved.add(TIME_NS)
         columns[_field(TIME_NS, pa.int16(), b"time")] = _sorted(pa.array(sub_us), order)
-    for name in sorted({name for piece in pieces for name in piece.shape.names} - {TIME}):
-        holders = [span for span in spans if name in span.piece.shape.names]
+    for name in sorted({name for piece in pieces for name in piece.shape.index} - {TIME}):
+        holders = [span for span in spans if name in span.piece.shape.index]
         values = _values(holders, name)
         tag = any(name in span.piece.shape.tags for span in holders)
-        hints = {hint for span in holders if (hint := span.piece.shape.hint(name)) is not None}
-        type_ = None if name in reserved else schema.settle(name, values, hints, tag)
+        hints = {span.piece.shape.types[name] for span in holders if name in span.piece.shape.types}
+        type_ = None if name in reserved else schema.settle(name, values, hints & COLUMN_TYPES, tag)
         array, odd = build(values, type_)
         if len(odd):
             rescued.add(name, values, odd, _table_rows(odd, holders))
@@ -130,7 +149,7 @@ def _field(name: str, type_: pa.DataType, role: bytes) -> pa.Field:
 
 def _values(holders: Sequence[_Span], name: str) -> Values:
     """The values of a column in all pieces that have it."""
-    parts = [span.piece.columns[span.piece.shape.names.index(name)] for span in holders]
+    parts = [span.piece.columns[span.piece.shape.index[name]] for span in holders]
     count = sum(span.stop - span.start for span in holders)
     if len(parts) == 1:
         return find_values(
@@ -184,8 +203,8 @@ def _times(spans: Sequence[_Span], rescued: _Rescued) -> tuple[Ints, npt.NDArray
         piece = span.piece
         count = span.stop - span.start
         sub_us = np.zeros(count, np.int16)
-        if TIME not in piece.shape.names:
-            us = np.repeat(_entry_times(piece), piece.rows)
+        if TIME not in piece.shape.index:
+            us = np.repeat(piece.timestamps_us, piece.rows)
         else:
             values = _values([span], TIME)
             precision = piece.shape.precision
@@ -194,17 +213,12 @@ def _times(spans: Sequence[_Span], rescued: _Rescued) -> tuple[Ints, npt.NDArray
             sub_us = sub_us if times.sub_us is None else times.sub_us
             without = np.concatenate((times.missing, times.odd))
             if len(without):
-                us[without] = np.repeat(_entry_times(piece), piece.rows)[without]
+                us[without] = np.repeat(piece.timestamps_us, piece.rows)[without]
             if len(times.odd):
                 rescued.add(TIME, values, times.odd, times.odd + span.start)
         all_us.append(us)
         all_sub.append(sub_us)
     return (all_us[0], all_sub[0]) if len(spans) == 1 else (np.concatenate(all_us), np.concatenate(all_sub))
-
-
-def _entry_times(piece: Piece) -> Ints:
-    """The entries' log timestamps: times to fall back on."""
-    return np.clip(piece.timestamps_us, 0, MAX_TIME_US)
 
 
 def _time_array(times_us: Ints) -> pa.Array:

@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from arcpipe.codec.arrow_columns import VALUE_SIZE, Bytes, Ints, find_values
-from arcpipe.codec.columns import COLUMN_TYPES, array_header
+from arcpipe.codec.arrow_columns import MAX_TIME_US, VALUE_SIZE, Bytes, Ints, find_values
+from arcpipe.codec.columns import array_header
 from arcpipe.codec.entries import ColumnMap, array_length, encode_entry
 from arcpipe.errors import BadPayload
 
@@ -30,25 +30,21 @@ _SMALL_PIECE: Final = 512
 Sizes: TypeAlias = npt.NDArray[np.uint32]
 
 
-class Shape(NamedTuple):
+class Shape:
     """What the entries of a group have in common."""
 
-    database: str
-    measurement: str
-    names: tuple[str, ...]
-    tags: tuple[str, ...]
-    types: tuple[tuple[str, str], ...]
-    precision: str | None
+    __slots__ = ("database", "index", "measurement", "precision", "tags", "types")
 
-    @classmethod
-    def of(cls, database: str, precision: str | None, columns: ColumnMap) -> Shape:
-        types = tuple((columns.types or {}).items())
-        return cls(database, columns.m, tuple(columns.columns), columns.tags or (), types, precision)
-
-    def hint(self, name: str) -> str | None:
-        """The type that the sender said a column has."""
-        word = dict(self.types).get(name)
-        return word if word in COLUMN_TYPES else None
+    def __init__(self, database: str, precision: str | None, columns: ColumnMap) -> None:
+        self.database = database
+        self.measurement = columns.m
+        self.index = {name: number for number, name in enumerate(columns.columns)}
+        """Each column's place."""
+        self.tags = dict.fromkeys(columns.tags or ())
+        """The names that the sender called tags, in its order."""
+        self.types = columns.types or {}
+        """The types that the sender said columns have."""
+        self.precision = precision
 
 
 class EncodedColumn(NamedTuple):
@@ -66,7 +62,7 @@ class Piece(NamedTuple):
     timestamps_us: Ints
     origins: list[object]  # whatever the caller calls the log entry
     parts: Sizes  # the number of the columnar map in its log entry
-    columns: list[EncodedColumn]  # in the order of shape.names
+    columns: list[EncodedColumn]  # in the order of shape.index
 
     @property
     def total_rows(self) -> int:
@@ -165,13 +161,14 @@ class Group:
         rows = np.array(rows_of, np.uint32)
         columns = []
         wrong: dict[int, str] = {}
-        for name, raws in zip(self.shape.names, raws_of, strict=True):
+        for name, raws in zip(self.shape.index, raws_of, strict=True):
             column, mismatched = _strip_headers(raws, rows)
             columns.append(column)
             for index in mismatched:
                 wrong.setdefault(index, f"column {name!r} is not an array of {rows[index]} values")
         if not wrong:
-            times = np.array(timestamps, np.int64)
+            # A log's timestamps have 64 bits and no checksum.
+            times = np.minimum(np.array(timestamps, np.uint64), MAX_TIME_US).astype(np.int64)
             piece = Piece(self.shape, rows, times, list(origins), np.array(parts, np.uint32), columns)
             if self.pieces and len(self.pieces[-1].rows) < _SMALL_PIECE:
                 piece = _joined([self.pieces.pop(), piece])
@@ -186,11 +183,11 @@ class Group:
 
 
 def _payload(shape: Shape, raws: list[msgspec.Raw]) -> bytes:
-    columns = dict(zip(shape.names, raws, strict=True))
+    columns = dict(zip(shape.index, raws, strict=True))
     return encode_entry(
         shape.database,
         shape.precision,
-        ColumnMap(shape.measurement, columns, shape.tags or None, dict(shape.types) or None),
+        ColumnMap(shape.measurement, columns, tuple(shape.tags) or None, shape.types or None),
     )
 
 

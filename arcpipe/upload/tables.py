@@ -284,7 +284,7 @@ class BatchTables:
             if not rows:
                 return
         if found is None:
-            found = self._new_group(key, Shape.of(database, precision, columns), rows)
+            found = self._new_group(key, Shape(database, precision, columns), rows)
         table, group = found
         staged = group.staged
         staged.append((rows, timestamp_us, origin, part, *arrays.values()))
@@ -309,9 +309,9 @@ class BatchTables:
                 schema, self._pool, self._files, self._on_file
             )
         # Rows that have not the new columns will have nulls there.
-        if table.rows and table.rows + rows > self._max_rows(table.names.union(shape.names)):
+        if table.rows and table.rows + rows > self._max_rows(table.names.union(shape.index)):
             self._flush(table)
-        table.names.update(shape.names)
+        table.names.update(shape.index)
         table.max_rows = self._max_rows(table.names)
         group = table.groups[key] = Group(shape)
         self._groups[key] = table, group
@@ -322,7 +322,7 @@ class BatchTables:
         return min(self._files.parquet.row_group_rows, _MAX_TABLE // (_DECODED * len(names)) or 1)
 
     def _compact(self, table: _Table, group: Group) -> None:
-        entries, width, pieces = len(group.staged), len(group.shape.names), len(group.pieces)
+        entries, width, pieces = len(group.staged), len(group.shape.index), len(group.pieces)
         for misfit in group.compact():
             self._misfit(group.shape, misfit)
         saved = entries * (_STAGED_ENTRY - _COMPACT_ENTRY + (_STAGED_COLUMN - _COMPACT_COLUMN) * width)
@@ -465,8 +465,9 @@ class BatchTables:
         rows = sum(piece.total_rows for piece in pieces)
         if not rows:
             return
-        names = {name for piece in pieces for name in piece.shape.names}
-        if rows == 1 or _DECODED * rows * len(names) < _MAX_CONVERTED:
+        names = {name for piece in pieces for name in piece.shape.index}
+        most = min(2 * self._files.parquet.row_group_rows, _MAX_CONVERTED // (_DECODED * len(names)))
+        if rows <= max(most, 1):
             schema = table.schema.copy()
             try:
                 converted = convert(pieces, schema, self._files.parquet.keep_nanoseconds)

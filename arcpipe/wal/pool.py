@@ -31,22 +31,25 @@ class FreePool:
         self._directory = directory
         self._limit = limit
 
-    def take(self, slot: int) -> tuple[str, int] | None:
-        """A file for `slot` to write over and the last timestamp (µs) that it held, or None."""
+    def take(self, slot: int, below_us: int) -> str | None:
+        """A file for `slot` to write over whose last timestamp (µs) lies below that, or None.
+
+        Others are too young: writing over them would mean timestamps that run ahead of the clock.
+        """
         with os.scandir(self._directory.free) as entries:
             names = sorted(entry.name for entry in entries)
         for name in names:
             match = _FREE_NAME.match(name)
             if match is None:
-                if name.startswith(f"claimed-{slot}-"):  # left by a take that came to nothing
-                    self._directory.disk.unlink(os.path.join(self._directory.free, name))
                 continue
+            if int(match[1]) >= below_us:  # and so are all that follow
+                return None
             claimed = os.path.join(self._directory.free, f"claimed-{slot}-{name}")
             try:
                 self._directory.disk.rename(os.path.join(self._directory.free, name), claimed)
             except FileNotFoundError:  # another worker was quicker
                 continue
-            return claimed, int(match[1])
+            return claimed
         return None
 
     def put(self, path: str, last_timestamp_us: int) -> bool:

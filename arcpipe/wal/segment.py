@@ -88,23 +88,21 @@ class Segment:
             sync: False leaves every sync out (the log is disabled: a weaker promise).
         """
         disk = directory.disk
-        taken = pool.take(slot) if pool is not None else None
         created = max(time.time_ns() // 1000, above_us + 1)
-        if taken is not None:
-            path, last_us = taken
-            # In a later second than the former life's end: so the second in the name is a border by itself.
-            created = max(created, (last_us // _SECOND_US + 1) * _SECOND_US)
-        else:
+        # In a later second than the former life's end: so the second in the name is a border by itself.
+        path = pool.take(slot, created // _SECOND_US * _SECOND_US) if pool is not None else None
+        is_reused = path is not None
+        if path is None:
             path = os.path.join(directory.free, f"new-{slot}-next")
         fd, leftovers = -1, [path]
         try:
-            if taken is None:
+            if not is_reused:
                 disk.unlink(path)
-            fd = disk.open(path) if taken is not None else disk.create(path)
+            fd = disk.open(path) if is_reused else disk.create(path)
             name = SegmentName.at(slot, created, seq)
             head = FILE_HEADER + pack_start(StartMeta(node, slot, seq, created, __version__))
             disk.write(fd, [head], 0)
-            if sync or taken is not None:  # whatever else is not promised: no former life under a new name
+            if sync or is_reused:  # whatever else is not promised: no former life under a new name
                 disk.fdatasync(fd)
             segment = cls(directory, fd, name, created, len(head), sync)
             # Nobody else makes names of this slot, so what is not there now is not there at the rename.
@@ -170,8 +168,9 @@ class Segment:
         """
         disk = self._directory.disk
         if not self._renamed:
-            if not self.is_linked():
-                log.error("segment %s was removed by somebody else while it was in use", self.path)
+            if not self.is_in_place():
+                # Where it was moved to, the next start on that directory finds it.
+                log.error("segment %s was removed or moved by somebody else while it was in use", self.path)
                 disk.close(self._fd)
                 return
             target = os.path.join(self._directory.path, f"{self.name}{SEALED}")

@@ -250,6 +250,7 @@ class Plan(NamedTuple):
     slots: int = 1
     # Sizes of entries: of any size; all the same; or whole sectors that begin and end at a sector's border.
     sizes: str = "any"
+    jumps: bool = False  # the clock steps back by an hour, so that it alone is no border
 
 
 class Run:
@@ -372,6 +373,7 @@ class Run:
         step = next(self._shipping, None)
         if step is not None:
             step()
+            self.clock.now_us += 700_000  # a file is written over only in a later second than its last
             return
         manifest = self._batches.plan()
         if manifest is not None:
@@ -413,7 +415,9 @@ class Run:
             self._open(slot, summary.last_timestamp(slot))
 
     def _move_clock(self) -> None:
-        self.clock.now_us += self.rng.choice((-3_600_000_000, -5_000, 5_000, 2_000_000))
+        self.clock.now_us += self.rng.choice(
+            (-3_600_000_000 if self.plan.jumps else -3_000_000, -5_000, 5_000, 2_000_000)
+        )
 
     def _let_others_work(self) -> None:
         """Ahead of each operation of this thread: the writers' own threads may do some of theirs."""

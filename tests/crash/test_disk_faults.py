@@ -11,12 +11,13 @@ import os
 import random
 import shutil
 import signal
-import time
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from arcpipe.wal import pool as pool_module
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.disk import Buffer
 from arcpipe.wal.pool import FreePool
@@ -25,7 +26,7 @@ from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.writer import Group, SyncMode, WALOptions, WALWriter
 from tests.crash.scenario import PREFIX, make_body, number_of
 from tests.crash.small_disks import MEGABYTE, SmallDisk, small_disk
-from tests.harness import Server, lake_rows, pack, wait_until
+from tests.harness import COMMAND, Server, environment, lake_rows, pack, wait_until
 from tests.wal_doubles import FaultyDisk
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -39,10 +40,11 @@ class Traffic:
         self.acknowledged: list[int] = []
         self.refused: list[int] = []
         self.errors: list[int] = []
-        self.shipped: list[int] = []
+        self._shipped: dict[str, list[int]] = {}  # by segment: shipping one again gives the same
         self._number = 0
         self._pool = FreePool(directory, 2)
         self._half = options.max_size_bytes // 2
+        directory.make()
         self.writer = WALWriter(directory, 1, options)
 
     def commit(self, entries: int = 2, size: int = 700) -> bool:
@@ -63,7 +65,7 @@ class Traffic:
     def ship(self) -> None:
         for file in self.directory.segments(SEALED):
             scan = SegmentScan(file.path)
-            self.shipped += map(number_of, scan)
+            self._shipped[file.filename] = list(map(number_of, scan))
             kept = scan.report.size >= self._half and self._pool.put(file.path, scan.report.last_timestamp)
             if not kept:
                 os.unlink(file.path)
@@ -74,6 +76,10 @@ class Traffic:
         self.directory.make()
         recover_at_start(self.directory)
         self.ship()
+
+    @property
+    def shipped(self) -> list[int]:
+        return [number for numbers in self._shipped.values() for number in numbers]
 
     def check(self, refused_may_be_there: bool = False) -> None:
         assert len(set(self.shipped)) == len(self.shipped), "something is there twice"
@@ -132,17 +138,18 @@ def operations_of_a_good_run(path: Path, options: WALOptions) -> int:
 @pytest.mark.parametrize("lasting", [1, 5])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_every_operation_may_fail(tmp_path: Path, mode: SyncMode, lasting: int, error: int, when: str) -> None:
+def test_every_operation_may_fail(
+    fast: Path, monkeypatch: pytest.MonkeyPatch, mode: SyncMode, lasting: int, error: int, when: str
+) -> None:
     """Each once, and each with the four that follow: before it did anything, or though it was done."""
+    monkeypatch.setattr(pool_module, "_RETRY_SECONDS", 0.005)
     options = WALOptions(**{**_as_dict(OPTIONS), "sync_mode": mode})
-    count = operations_of_a_good_run(tmp_path / "good", options)
+    count = operations_of_a_good_run(fast / "good", options)
     refusals = 0
     for failing in range(1, count + 3, 1 if (lasting, mode) == (1, "fdatasync") else 3):
-        path = tmp_path / str(failing)
+        path = fast / str(failing)
         disk = FaultyDisk()
-        directory = WALDirectory(path, disk)
-        directory.make()
-        traffic = Traffic(directory, options)
+        traffic = Traffic(WALDirectory(path, disk), options)
         disk.calls.clear()
 
         def fault(operation: str, where: str, disk: FaultyDisk = disk, first: int = failing) -> None:
@@ -169,17 +176,17 @@ def _as_dict(options: WALOptions) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_every_write_may_stop_halfway(tmp_path: Path, error: int) -> None:
+def test_every_write_may_stop_halfway(fast: Path, error: int) -> None:
     refusals = 0
     for at in range(1, 40):
         disk = HalfWrite(at, error)
-        directory = WALDirectory(tmp_path / str(at), disk)
+        directory = WALDirectory(fast / str(at), disk)
         try:
             traffic = Traffic(directory, OPTIONS)
         except OSError:  # the very first segment: then there is no writer
             continue
         work(traffic)
-        assert traffic.commit()
+        assert wait_until(traffic.commit, f"it to go on after write {at} stopped halfway")
         traffic.finish()
         traffic.check()
         refusals += len(traffic.refused)
@@ -365,7 +372,7 @@ def test_the_server_outlives_a_read_only_disk(tmp_path: Path, kind: str) -> None
         assert sender.send() == 202
         disk.make_read_only()
         sender.until(503, "a 503, once a segment is full")
-        assert {answer for answer in sender.refused.values()} == {(503, "log_failure")}
+        assert set(sender.refused.values()) == {(503, "log_failure")}
         disk.make_writable()
         sender.until(202, "it to go on by itself")
         assert server.pids() == workers, "nobody had to be restarted"
@@ -408,10 +415,6 @@ def test_what_was_moved_away_with_its_directory_can_be_replayed(tmp_path: Path) 
 
 
 def _replay(server: Server, folder: Path) -> None:
-    import subprocess
-
-    from tests.harness import COMMAND, environment
-
     done = subprocess.run(
         [*COMMAND, "wal", "replay", str(folder)],
         cwd=server.directory,

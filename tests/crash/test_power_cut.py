@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,15 +52,6 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
-
-
-@pytest.fixture
-def fast(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory where there is one: what is durable is the model's business, not the device's."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=memory)) if memory.is_dir() else tmp_path
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def record(base: Path, plan: Plan) -> RecordingDisk:
@@ -239,12 +229,11 @@ def test_it_is_caught_if_the_torn_tail_is_archived(fast: Path, monkeypatch: pyte
 def test_it_is_caught_if_the_border_is_only_the_clock(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take = FreePool.take
 
-    def forgetful(self: FreePool, slot: int) -> tuple[str, int] | None:
-        taken = take(self, slot)
-        return None if taken is None else (taken[0], 0)
+    def forgetful(self: FreePool, slot: int, below_us: int) -> str | None:
+        return take(self, slot, 1 << 62)
 
     monkeypatch.setattr(FreePool, "take", forgetful)
-    jumping = [Plan(seed, sizes="same", slots=2, steps=150) for seed in range(30, 50)]
+    jumping = [Plan(seed, sizes="same", slots=2, steps=150, jumps=True) for seed in range(30, 50)]
     assert violation(fast, jumping) != ""
 
 

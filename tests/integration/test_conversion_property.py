@@ -32,7 +32,7 @@ from tests.harness import Client, Server, lake_files
 
 # Other seeds are other examples; what one seed makes is always the same.
 SEEDS = range(20 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 1)
-EXAMPLES = 150
+EXAMPLES = 250
 ROUNDS = 3
 
 # Years 1 to 9999, in µs since the epoch: what a time column may hold.
@@ -182,7 +182,7 @@ COLUMN_KINDS = st.sampled_from(
     ]
 )
 
-SECONDS = st.integers(NEW_YEAR - 7200, NEW_YEAR + 20 * 86400)
+SECONDS = st.integers(NEW_YEAR - 4000, NEW_YEAR + 4000)
 GOOD_TIMES = st.one_of(
     st.builds(integer, SECONDS, FORM),
     st.builds(lambda s, ms: integer(s * 1000 + ms, 0), SECONDS, st.integers(0, 999)),

@@ -240,6 +240,11 @@ def test_a_row_without_a_time_has_the_timestamp_of_its_entry(convert: Callable[.
     assert [(row["time"], row["a"]) for row in result.rows()] == [(NOW_US + 7, 1), (NOW_US + 7, 2), (NOW_US + 9, 3)]
 
 
+def test_a_damaged_timestamp_of_an_entry_is_the_last_moment_that_there_is(convert: Callable[..., Result]) -> None:
+    result = convert([(2**64 - 1, columnar({"a": [1]}))])
+    assert [row["time"] for row in result.rows()] == [MAX_TIME_US]
+
+
 def test_a_time_that_is_none_is_rescued_and_the_entry_timestamp_stands_in(convert: Callable[..., Result]) -> None:
     result = convert([(NOW_US, columnar({"time": ["soon", float("nan"), NOW_US + 5], "a": [1, 2, 3]}))])
     assert result.tables.rescued == 2

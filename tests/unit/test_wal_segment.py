@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def test_a_file_of_the_pool_is_written_over_in_place(directory: WALDirectory, cl
     before = file.stat()
     last = first.last_timestamp + 1
     assert pool.put(str(file), last)
+    clock.pass_seconds(1)
     second = make(directory, 2, pool)
     after = os.stat(second.path)
     assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
@@ -234,7 +236,9 @@ def test_sealing_may_be_tried_again(directory: WALDirectory, disk: FaultyDisk, o
     assert scan.report.end is not None
 
 
-def test_once_it_has_its_name_a_segment_is_not_touched_again(directory: WALDirectory, disk: FaultyDisk) -> None:
+def test_once_it_has_its_name_a_segment_is_not_touched_again(
+    directory: WALDirectory, disk: FaultyDisk, clock: Clock
+) -> None:
     """The uploader may have shipped it meanwhile, and another worker may be writing over it."""
     segment = make(directory)
     add(segment)
@@ -242,6 +246,7 @@ def test_once_it_has_its_name_a_segment_is_not_touched_again(directory: WALDirec
         segment.seal(MEGABYTE)
     file = sealed(directory)
     FreePool(directory, 1).put(str(file), segment.last_timestamp + 1)
+    clock.pass_seconds(1)
     successor = Segment.make(directory, FreePool(directory, 1), 2, 1, "node")
     content = Path(successor.path).read_bytes()
     segment.seal(MEGABYTE)
@@ -254,7 +259,7 @@ def test_a_segment_that_was_removed_is_given_up(directory: WALDirectory, caplog:
     add(segment)
     os.unlink(segment.path)
     segment.seal(MEGABYTE)
-    assert "removed by somebody else" in caplog.text
+    assert "removed or moved by somebody else" in caplog.text
     assert everything(directory) == []
 
 
@@ -306,19 +311,33 @@ def put(directory: WALDirectory, pool: FreePool, seq: int, last: int) -> bool:
     return pool.put(str(path), last)
 
 
-def test_the_pool_gives_the_oldest_first_with_its_last_timestamp(directory: WALDirectory) -> None:
+def test_the_pool_gives_the_oldest_first_and_none_that_is_too_young(directory: WALDirectory) -> None:
     pool = FreePool(directory, 3)
-    assert pool.take(1) is None
+    assert pool.take(1, 2**62) is None
     assert put(directory, pool, 1, 2**60)
     assert put(directory, pool, 2, 1_760_000_000_000_000)
-    taken = pool.take(4)
+    assert pool.take(4, 1_760_000_000_000_000) is None
+    taken = pool.take(4, 1_760_000_000_000_001)
     assert taken is not None
-    assert taken[1] == 1_760_000_000_000_000
-    assert os.path.basename(taken[0]).startswith("claimed-4-")
-    taken = pool.take(4)
+    assert os.path.basename(taken).startswith(f"claimed-4-{1_760_000_000_000_000:020d}-")
+    assert pool.take(4, 2**60) is None
+    taken = pool.take(4, 2**60 + 1)
     assert taken is not None
-    assert taken[1] == 2**60
-    assert pool.take(4) is None
+    assert os.path.basename(taken).startswith(f"claimed-4-{2**60:020d}-")
+    assert pool.take(4, 2**62) is None
+
+
+def test_a_file_whose_last_second_is_not_over_is_not_written_over(directory: WALDirectory, clock: Clock) -> None:
+    """Its successor's timestamps would run ahead of the clock: by a second with each reuse."""
+    pool = FreePool(directory, 2)
+    first = make(directory)
+    add(first)
+    first.seal(1)
+    pool.put(str(sealed(directory)), first.last_timestamp + 1)
+    second = make(directory, 2, pool)
+    assert second.created <= clock.now_us
+    assert len(os.listdir(directory.free)) == 1
+    second.discard()
 
 
 def test_a_full_pool_takes_nothing(directory: WALDirectory) -> None:
@@ -332,10 +351,10 @@ def test_two_takers_never_get_the_same_file(directory: WALDirectory) -> None:
     pool = FreePool(directory, 1000)
     for seq in range(200):
         put(directory, pool, seq, seq)
-    taken: list[tuple[str, int]] = []
+    taken: list[str] = []
 
     def take_all(slot: int) -> None:
-        while (found := pool.take(slot)) is not None:
+        while (found := pool.take(slot, 2**62)) is not None:
             taken.append(found)
 
     threads = [threading.Thread(target=take_all, args=(slot,)) for slot in range(4)]
@@ -343,7 +362,7 @@ def test_two_takers_never_get_the_same_file(directory: WALDirectory) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(last for _, last in taken) == list(range(200))
+    assert sorted(int(os.path.basename(path).split("-")[2]) for path in taken) == list(range(200))
 
 
 def test_clearing_one_slots_leftovers_spares_the_others(directory: WALDirectory) -> None:
@@ -475,6 +494,8 @@ def test_closing_without_the_directory_is_no_error(directory: WALDirectory) -> N
     pipeline = Pipeline(maker.make, maker.seal)
     segment = pipeline.take()
     add(segment)
+    while pipeline._ready.empty():  # the next one: nothing is made while the directory is being removed
+        time.sleep(0.001)
     shutil.rmtree(directory.path)
     pipeline.complete(segment)
     pipeline.close()

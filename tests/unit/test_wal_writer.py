@@ -336,7 +336,7 @@ def test_numbers_go_on_where_the_directory_ends(directory: WALDirectory) -> None
     assert WALWriter(directory, 1, next_seq=7).segment.name.seq == 7
 
 
-def test_a_shipped_segment_is_written_over_and_nothing_old_is_seen(directory: WALDirectory) -> None:
+def test_a_shipped_segment_is_written_over_and_nothing_old_is_seen(directory: WALDirectory, clock: Clock) -> None:
     options = WALOptions(max_size_bytes=8_000, free_segments=2)
     writer = WALWriter(directory, 1, options)
     pool = FreePool(directory, 2)
@@ -353,6 +353,7 @@ def test_a_shipped_segment_is_written_over_and_nothing_old_is_seen(directory: WA
             inodes.add(os.stat(file.path).st_ino)
             if not pool.put(file.path, scan.report.last_timestamp):
                 os.unlink(file.path)
+            clock.pass_seconds(1)
         reused += inode in inodes
     writer.close()
     shipped += [number for numbers in contents(directory) for number in numbers]
