@@ -168,11 +168,6 @@ class Segment:
         """
         disk = self._directory.disk
         if not self._renamed:
-            if not self.is_in_place():
-                # Where it was moved to, the next start on that directory finds it.
-                log.error("segment %s was removed or moved by somebody else while it was in use", self.path)
-                disk.close(self._fd)
-                return
             target = os.path.join(self._directory.path, f"{self.name}{SEALED}")
             if self.is_in_place():
                 self._write_end(max_size_bytes)
@@ -180,7 +175,10 @@ class Segment:
                     self.fdatasync()
                 disk.rename(self.path, target)
             elif not self._is_at(target):  # where it is after a rename that was done and reported as failed
-                raise FileNotFoundError(errno.ENOENT, "the segment was moved away while in use", self.path)
+                # Where it was moved to, the next start on that directory finds it.
+                log.error("segment %s was removed or moved by somebody else while it was in use", self.path)
+                disk.close(self._fd)
+                return
             # The file is the uploader's now, and through the pool perhaps another worker's soon: it is not touched
             # again, even if what follows has to be tried again.
             self._renamed = True

@@ -173,6 +173,7 @@ class WALWriter:
         self._next_seq = next_seq if next_seq is not None else directory.highest_seq(slot) + 1
         self._stamped = last_timestamp  # µs: the highest timestamp given out
         self._written = last_timestamp  # µs: the highest timestamp on disk, or kept for an end entry
+        self._made = 0  # µs: `created` of the segment that was made last
         self._pool = FreePool(directory, self.options.free_segments) if self.options.recycle else None
         self._failed = False  # the present segment had a failed write or sync
         self._cut_back = False  # … and is completed already; only a successor is missing
@@ -391,15 +392,18 @@ class WALWriter:
         self._directory.make()  # it may have vanished
         seq = self._next_seq
         self._next_seq += 1
-        return Segment.make(
+        segment = Segment.make(
             self._directory,
             self._pool,
             self._slot,
             seq,
             self._node,
-            above_us=self._written,
+            # Above the one before, too, which may not have been entered yet: segments sort as they were written.
+            above_us=max(self._written, self._made),
             sync=self.options.sync_mode != "off",
         )
+        self._made = segment.created
+        return segment
 
     def _seal(self, segment: Segment) -> None:
         segment.seal(self.options.max_size_bytes)

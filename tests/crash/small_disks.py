@@ -39,8 +39,6 @@ class SmallDisk:
         else:
             self._loops.append(_run("losetup", "--find", "--show", str(self._image)))
             _run("mount", "-t", "ext4", self._loops[-1], path)
-        # Once more onto itself: the upper of the two mounts may be read-only while files are open for writing.
-        _run("mount", "--bind", path, path)
 
     def fill(self) -> None:
         """Takes all the space there is."""
@@ -58,19 +56,23 @@ class SmallDisk:
         self._filler.unlink(missing_ok=True)
 
     def make_read_only(self) -> None:
-        """No file can be made, renamed or removed; those that are open for writing still are."""
+        """No file can be made, renamed or removed; those that are open for writing still are.
+
+        (The kernel refuses to make a mount read-only while there are such files. So a second one, which has none, is
+        put on top of the first.)
+        """
+        _run("mount", "--bind", str(self.path), str(self.path))
         _run("mount", "-o", "remount,bind,ro", str(self.path))
 
     def make_writable(self) -> None:
-        _run("mount", "-o", "remount,bind,rw", str(self.path))
+        _run("umount", "--lazy", str(self.path))
 
     def abort(self) -> None:
         """What ext4 does by itself after an error of its device: from now on every change is refused."""
-        _run("umount", str(self.path))
         _run("mount", "-o", "remount,abort", str(self.path))
 
     def mount_again(self) -> None:
-        """The same files on a file system that works; who has files of the former one open keeps those."""
+        """The same files in a mount that works; who has files of the former one open keeps those."""
         _run("umount", "--lazy", str(self.path))
         self._mount()
 
