@@ -69,7 +69,7 @@ def decode_entry(payload: bytes | memoryview) -> Entry:
         envelope = decode_envelope(payload)
     except RecursionError:
         envelope = _envelope(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadPayload(f"payload is no envelope: {error}") from None
     body = envelope.body
     if envelope.kind == KIND_COLUMNAR and isinstance(body, ColumnMap):
@@ -165,7 +165,7 @@ def _column_map(data: bytes, pos: int) -> ColumnMap:
     head = b"\xdf" + (len(shell) + 1).to_bytes(4, "big") + b"".join(shell)
     try:
         column_map = msgspec.msgpack.decode(head + b"\xa7columns\x80", type=ColumnMap)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadPayload(f"body is no columnar map: {error}") from None
     column_map.columns = columns
     return column_map

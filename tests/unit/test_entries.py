@@ -73,6 +73,11 @@ def test_other_envelopes_are_refused(payload: Any) -> None:
         decode_entry(msgpack.packb(payload))
 
 
+def test_a_database_name_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(BadPayload):
+        decode_entry(b"\x94\x00\xa6\x00\x00\x00\x00\x00\x80")
+
+
 @pytest.mark.parametrize("kind", [0, 255])
 def test_segment_start_and_end_have_no_maps(kind: int) -> None:
     assert decode_entry(msgpack.packb([kind, "", {"created": 1}, None])).maps == []
