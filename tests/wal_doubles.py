@@ -148,4 +148,4 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) 
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
-        time.sleep(0.005)
+        time.sleep(0.0005)

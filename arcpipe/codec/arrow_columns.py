@@ -102,7 +102,7 @@ _REPEAT_ROWS: Final = 16
 
 # Text is dictionary-encoded from so many values on, if they have at most so many different ones and bytes of these.
 # (A Parquet dictionary page ends at 1 MB.)
-_DICTIONARY_ROWS: Final = 4_096
+DICTIONARY_ROWS: Final = 4_096
 _DICTIONARY_SAMPLE: Final = 1_024
 _DICTIONARY_VALUES: Final = 1 << 15
 _DICTIONARY_BYTES: Final = 1 << 19
@@ -433,7 +433,7 @@ def decode_values(data: bytes | memoryview, count: int, hint: str | None = None)
 def build(values: Values, type_: str | None) -> Column:
     """The values as an array of this type; None gives the null type, in which every value is odd.
 
-    Text with few different values comes as a dictionary array.
+    Text with few different values comes as a dictionary array, if there are at least DICTIONARY_ROWS of it.
 
     Integers fit f64 where they are exact, floats fit no integer type; float32 is widened. NaN and infinities are
     floats. Strings that are not valid UTF-8 fit nowhere.
@@ -551,7 +551,7 @@ def _bitmap(valid: Mask | None) -> pa.Buffer | None:
 
 def _build_text(values: Values) -> Column:
     wanted = None if set(values.present) <= set(_STRINGS) else _are_of(values, _STRINGS)
-    if values.count >= _DICTIONARY_ROWS and len(values.data) < _MAX_ARROW_BYTES:
+    if values.count >= DICTIONARY_ROWS and len(values.data) < _MAX_ARROW_BYTES:
         array = _dictionary(values, wanted)
         if array is not None:
             return Column(array, _NONE if wanted is None else _odd(values, wanted))

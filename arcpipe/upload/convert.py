@@ -25,11 +25,9 @@ from arcpipe.codec.arrow_columns import (
 )
 from arcpipe.codec.columns import COLUMN_TYPES, TIME
 from arcpipe.codec.odd_values import rescued_json, unpack_value
-from arcpipe.upload.parquet import RESCUED_DATA, ROLE, TIME_NS, file_order
+from arcpipe.upload.parquet import RESCUED_DATA, ROLE, TIME_NS, TIME_TYPE, file_order
 from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.staging import Piece
-
-_TIME_TYPE: Final = pa.timestamp("us", tz="UTC")
 
 # Rows whose odd values are Python objects at the same time.
 _RESCUE_ROWS: Final = 16_384
@@ -106,7 +104,7 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
     if (times_us[1:] < times_us[:-1]).any():
         order = pa.array(np.argsort(times_us, kind="stable"))
         times_us = times_us[order.to_numpy()]
-    columns = {_field(TIME, _TIME_TYPE, b"time"): _time_array(times_us)}
+    columns = {_field(TIME, TIME_TYPE, b"time"): _time_array(times_us)}
     reserved = {RESCUED_DATA}
     if keep_nanoseconds:
         reserved.add(TIME_NS)
@@ -222,4 +220,4 @@ def _times(spans: Sequence[_Span], rescued: _Rescued) -> tuple[Ints, npt.NDArray
 
 
 def _time_array(times_us: Ints) -> pa.Array:
-    return pa.Array.from_buffers(_TIME_TYPE, len(times_us), [None, pa.py_buffer(np.ascontiguousarray(times_us))])
+    return pa.Array.from_buffers(TIME_TYPE, len(times_us), [None, pa.py_buffer(np.ascontiguousarray(times_us))])

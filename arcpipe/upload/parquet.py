@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arcpipe import __version__
+from arcpipe.codec.arrow_columns import DICTIONARY_ROWS
 from arcpipe.codec.columns import TIME
 from arcpipe.config import MB, Parquet
 
@@ -31,6 +32,8 @@ RESCUED_DATA: Final = "_rescued_data"
 
 ROLE: Final = b"arcpipe.role"
 """Field metadata: b"time", b"tag", b"field", or b"rescued" for `_rescued_data`."""
+
+TIME_TYPE: Final = pa.timestamp("us", tz="UTC")
 
 Layout = Literal["arc", "hive"]
 
@@ -196,14 +199,20 @@ class _File:
         self.rows = 0
         self.spool = Spool(settings.memory)
         self._written = pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
-        texts = [field.name for field in schema if field.type == pa.string()]
+        texts = {field.name for field in schema if field.type == pa.string()}
+        if len(first) >= DICTIONARY_ROWS:  # the others have too many different values
+            texts -= {field.name for field in first.schema if field.type == pa.string()}
         self._writer = pq.ParquetWriter(
             pa.PythonFile(self.spool, mode="w"),
             self._written,
             compression=settings.parquet.compression,
             compression_level=settings.parquet.codec_level,
-            use_dictionary=texts or False,
-            column_encoding={field.name: "DELTA_BINARY_PACKED" for field in schema if _is_whole(field.type)},
+            use_dictionary=sorted(texts) or False,
+            column_encoding={
+                field.name: _ENCODINGS[field.type]
+                for field in schema
+                if field.type in _ENCODINGS and field.name not in texts
+            },
             sorting_columns=[pq.SortingColumn(0)],
             write_batch_size=_LONG_BATCH if _has_long_values(first) else _BATCH,
             write_page_index=True,
@@ -228,6 +237,12 @@ class _File:
         return self.spool
 
 
+# What is not a dictionary and has a better encoding than the plain one.
+_ENCODINGS: Final = {
+    **dict.fromkeys((TIME_TYPE, pa.int64(), pa.uint64(), pa.int16()), "DELTA_BINARY_PACKED"),
+    pa.string(): "DELTA_LENGTH_BYTE_ARRAY",
+}
+
 # The most values that a page may grow by at once: larger is faster, but long values want small steps.
 _BATCH: Final = 16_384
 _LONG_BATCH: Final = 1_024
@@ -239,10 +254,6 @@ def _has_long_values(table: pa.Table) -> bool:
         column.type in (pa.string(), pa.binary()) and column.nbytes > _LONG_BYTES * len(table)
         for column in table.columns
     )
-
-
-def _is_whole(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(type_) or pa.types.is_timestamp(type_))
 
 
 def _as_type(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:

@@ -72,6 +72,13 @@ class _Uploader:
             await self.persist("checking the store", self.store.check)
             for manifest in self._batches.unfinished():
                 log.info("batch %s: %s when it was interrupted; finishing it", manifest.batch_id, manifest.state)
+                if manifest.state == "planned" and manifest.store != self.settings.storage.url:
+                    log.warning(
+                        "batch %s was begun in %s and is shipped to %s now: what it left there holds the same rows",
+                        manifest.batch_id,
+                        manifest.store,
+                        self.settings.storage.url,
+                    )
                 await self._finish(manifest, again=True)
             while True:
                 planned = await self.persist("planning a batch", self._plan)

@@ -22,23 +22,26 @@ The payload is the *envelope*, an array of four: `[kind, database, meta, body]`.
     0    segment start   body nil; meta: node, slot, seq, created (µs), version. The first entry of every segment
     1    columnar        body one map {"m": measurement, "columns": {name: array}, "tags"?: [name], "types"?: {…}}
     2    batch           body an array of such maps
-    255  segment end     body nil; meta: entries, records, bytes (and recovered, reason). Last entry when complete
+    255  segment end     body nil; meta: entries, records, bytes (and recovered). Last entry when complete
 
 `meta` is a map, usually empty (`precision` when the sender named one); readers ignore keys that they don't know.
 
 **Timestamps** strictly increase within a slot, whatever the clock does. A retired segment is written over in
 place, so the tail of a file may hold intact entries of its former life. They all have timestamps below the
-`created` of the present start entry, because `created` is taken above the last timestamp that the file ever held
-(its name in `free/` carries it). A reader stops at a segment end, at the first intact entry below `created`, and
-at the end of the file.
+`created` of the present start entry, and below the second in the file's name, because a file is only written over in
+a later second than that of the last timestamp that it ever held (its name in `free/` carries it). A reader stops at a
+segment end and at the end of the file. Intact entries below `created` are none of this life, wherever they stand:
+after a torn write some may show through among new ones.
 
 **Creation.** A segment gets its header and start entry while it is still below `free/`, is synced there, and only
 then renamed into service and the directories synced: a file named `….wal` never shows a former life, and is never
-empty. The pool is emptied at start-up.
+empty. (With the log disabled only the start of a file that is written over is synced: enough for the former half.)
+The pool is emptied at start-up.
 
 **Torn and damaged.** Bytes that hold no intact entry, with none behind them, are a torn tail: what was being
 written when the power went, never acknowledged, cut off by recovery. Bytes with intact entries behind them are
-damage: counted, reported with their offset, and skipped.
+damage: counted, reported with their offset, and skipped. The length in a damaged header is not believed. Timestamps
+have no checksum: one that is far above both its neighbours is damage, and its entry gets a likelier one.
 
 Rooms: `format` packs and unpacks, `disk` makes the system calls, `segment` is one file's life, `pool` the files ready
 to be written, `writer` group commit, `reader` scan and verify, `recovery` start-up, `directory` the whole of it.

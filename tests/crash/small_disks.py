@@ -61,8 +61,13 @@ class SmallDisk:
         (The kernel refuses to make a mount read-only while there are such files. So a second one, which has none, is
         put on top of the first.)
         """
-        _run("mount", "--bind", str(self.path), str(self.path))
-        _run("mount", "-o", "remount,bind,ro", str(self.path))
+        for _ in range(50):
+            _run("mount", "--bind", str(self.path), str(self.path))
+            remount = ["mount", "-o", "remount,bind,ro", str(self.path)]
+            if subprocess.run(remount, check=False, capture_output=True).returncode == 0:
+                return
+            _run("umount", "--lazy", str(self.path))  # somebody has just opened a file in the second one
+        _run(*remount)
 
     def make_writable(self) -> None:
         _run("umount", "--lazy", str(self.path))

@@ -28,6 +28,7 @@ from tests.crash.scenario import PREFIX, make_body, number_of
 from tests.crash.small_disks import MEGABYTE, SmallDisk, small_disk
 from tests.harness import COMMAND, Server, environment, lake_rows, pack, wait_until
 from tests.wal_doubles import FaultyDisk
+from tests.wal_doubles import wait_until as soon
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -95,7 +96,7 @@ def work(traffic: Traffic) -> None:
         if step % 3 == 2:
             traffic.writer.tick()
         if step % 2:
-            wait_until(lambda: not traffic.writer._pipeline._ready.empty(), "the next segment to be made")
+            soon(lambda: not traffic.writer._pipeline._ready.empty(), "the next segment is made")
             try:
                 traffic.ship()
             except OSError:
@@ -146,7 +147,7 @@ def test_every_operation_may_fail(
     options = WALOptions(**{**_as_dict(OPTIONS), "sync_mode": mode})
     count = operations_of_a_good_run(fast / "good", options)
     refusals = 0
-    for failing in range(1, count + 3, 1 if (lasting, mode) == (1, "fdatasync") else 3):
+    for failing in range(1, count + 3, 1 if (mode, lasting, error) == ("fdatasync", 1, errno.EIO) else 5):
         path = fast / str(failing)
         disk = FaultyDisk()
         traffic = Traffic(WALDirectory(path, disk), options)
@@ -162,7 +163,7 @@ def test_every_operation_may_fail(
             disk.fault_after = fault
         work(traffic)
         disk.fault = disk.fault_after = lambda operation, where: None
-        assert wait_until(traffic.commit, f"it to go on after operation {failing} failed")
+        soon(traffic.commit, f"it goes on after operation {failing} failed")
         traffic.finish()
         traffic.check()
         assert set(traffic.errors) <= {error}
@@ -186,7 +187,7 @@ def test_every_write_may_stop_halfway(fast: Path, error: int) -> None:
         except OSError:  # the very first segment: then there is no writer
             continue
         work(traffic)
-        assert wait_until(traffic.commit, f"it to go on after write {at} stopped halfway")
+        soon(traffic.commit, f"it goes on after write {at} stopped halfway")
         traffic.finish()
         traffic.check()
         refusals += len(traffic.refused)
@@ -235,7 +236,7 @@ def test_a_full_disk_is_no_space_and_nothing_else(tmp_path: Path, kind: str, rec
         traffic.ship()
         assert os.listdir(disk.path / "wal" / "free") == [] or recycle
         disk.free()
-        assert wait_until(traffic.commit, "it to go on by itself")
+        soon(traffic.commit, "it goes on by itself")
         for _ in range(20):
             assert traffic.commit(size=10_000)
         traffic.finish()
@@ -254,7 +255,7 @@ def test_a_disk_that_is_read_only_for_a_while(tmp_path: Path, kind: str) -> None
             traffic.writer.tick()
         assert set(traffic.errors) == {errno.EROFS}
         disk.make_writable()
-        assert wait_until(traffic.commit, "it to go on by itself")
+        soon(traffic.commit, "it goes on by itself")
         traffic.finish()
         traffic.check()
 
@@ -271,7 +272,7 @@ def test_a_file_system_that_gave_up_and_is_mounted_again(tmp_path: Path) -> None
             traffic.writer.tick()
         assert not set(traffic.errors) & set(NO_SPACE)
         disk.mount_again()
-        assert wait_until(traffic.commit, "it to go on by itself")
+        soon(traffic.commit, "it goes on by itself")
         for _ in range(5):
             assert traffic.commit(size=10_000)
         traffic.finish()
@@ -289,6 +290,7 @@ class Sender:
         self.server = server
         self.acknowledged: list[int] = []
         self.refused: dict[int, tuple[int, str]] = {}
+        self.reason = ""  # of the last refusal
         self._number = 0
 
     def send(self, size: int = 50_000) -> int:
@@ -303,6 +305,7 @@ class Sender:
         else:
             assert response.headers["retry-after"]
             self.refused[number] = (response.status, response.json()["code"])
+            self.reason = response.reason
         return response.status
 
     def until(self, status: int, what: str) -> None:
@@ -315,10 +318,12 @@ class Sender:
 
 
 def serve_on(tmp_path: Path, disk: SmallDisk, **settings: object) -> Server:
-    return Server(
-        tmp_path,
-        **{"wal_dir": disk.path / "wal", "wal_min_free_mb": 0, "wal_max_size_mb": 2, "server_workers": 2, **settings},
-    )
+    """A server whose log is on that disk, and its store on another."""
+    wal = disk.path / "wal"
+    small: dict[str, object] = {"wal_dir": wal, "wal_min_free_mb": 0, "wal_max_size_mb": 2, "server_workers": 2}
+    server = Server(tmp_path, **small | settings)
+    server.wal = wal
+    return server
 
 
 @pytest.fixture(params=["tmpfs", "ext4"])
@@ -357,8 +362,7 @@ def test_the_server_refuses_before_the_disk_is_full(tmp_path: Path) -> None:
         sender = Sender(server)
         assert sender.send() == 202
         disk.fill()
-        sender.until(507, "a 507")
-        assert "wal.min_free_mb = 8" in server.post("/write/v2/msgpack", pack({"m": "x", "columns": {"a": [1]}})).reason
+        wait_until(lambda: sender.send() == 507 and "wal.min_free_mb = 8" in sender.reason, "a 507 ahead of need")
         disk.free()
         sender.until(202, "it to go on by itself")
         server.stop()
@@ -379,6 +383,32 @@ def test_the_server_outlives_a_read_only_disk(tmp_path: Path, kind: str) -> None
         server.stop()
         server.assert_log_is_shipped()
         sender.check_lake()
+
+
+def test_the_server_refuses_on_a_file_system_that_gave_up_and_has_everything_when_it_is_back(tmp_path: Path) -> None:
+    with (
+        small_disk(tmp_path / "disk", "ext4", 32) as disk,
+        serve_on(tmp_path, disk, shutdown_drain_seconds=0.5) as server,
+    ):
+        sender = Sender(server)
+        workers = server.pids()
+        for _ in range(5):
+            assert sender.send() == 202
+        disk.abort()
+        for _ in range(10):
+            assert sender.send() == 503
+        assert set(sender.refused.values()) == {(503, "log_failure")}
+        assert server.pids() == workers, "nobody had to be restarted"
+        server.send_signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+        disk.mount_again()
+        server.restart()
+        assert sender.send() == 202
+        server.stop()
+        server.assert_log_is_shipped()
+        numbers = [row["number"] for row in lake_rows(server.lake, "default", "fault")]
+        assert len(set(numbers)) == len(numbers)
+        assert set(sender.acknowledged) <= set(numbers)
 
 
 def test_the_server_outlives_the_removal_of_its_directory(tmp_path: Path) -> None:

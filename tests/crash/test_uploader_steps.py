@@ -486,6 +486,18 @@ def test_a_batch_keeps_its_layout_when_the_setting_changes(site: Site, unharmed:
     assert all("/year=2026/month=01/day=01/hour=0" in key for key in others)
 
 
+def test_a_batch_goes_as_a_whole_to_another_store_when_the_setting_changes_and_the_log_says_so(
+    log: Log, uploaders: Uploaders, unharmed: Unharmed, tmp_path: Path
+) -> None:
+    target = local_target(tmp_path)
+    site = Site(log, tmp_path, target, uploaders)
+    url = target.store.settings["storage_url"]
+    site.run(die=of_target(Step("put", "after", 6), target), settings={"storage_url": f"{url}-before"})
+    site.finish()
+    site.assert_shipped_exactly_once(unharmed)
+    assert re.search(f"batch .* was begun in {url}-before and is shipped to {url} now", site.said)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "strays"),
     [

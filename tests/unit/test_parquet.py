@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -128,20 +129,28 @@ def test_files_are_made_for_queries(tmp_path: Path) -> None:
         start = HOUR_US + group * 10_000
         strings = pa.DictionaryArray.from_arrays(np.arange(10_000, dtype=np.int32) % 7, [f"host-{n}" for n in range(7)])
         written.writers.append(
-            HOUR_US, table(start, 10_000, f=np.random.default_rng(1).random(10_000), n=range(10_000), s=strings), start
+            HOUR_US,
+            table(
+                start,
+                10_000,
+                f=np.random.default_rng(1).random(10_000),
+                n=range(10_000),
+                s=strings,
+                u=[f"text {n}" for n in range(10_000)],
+            ),
+            start,
         )
     written.writers.close()
     file = written.file()
     metadata = file.metadata
     assert metadata.num_row_groups == 3
-    first = {metadata.row_group(0).column(n).path_in_schema: metadata.row_group(0).column(n) for n in range(4)}
-    assert {name: column.compression for name, column in first.items()} == dict.fromkeys(
-        ("time", "f", "n", "s"), "ZSTD"
-    )
+    first = {metadata.row_group(0).column(n).path_in_schema: metadata.row_group(0).column(n) for n in range(5)}
+    assert {column.compression for column in first.values()} == {"ZSTD"}
     assert "DELTA_BINARY_PACKED" in first["time"].encodings
     assert "DELTA_BINARY_PACKED" in first["n"].encodings
     assert "RLE_DICTIONARY" in first["s"].encodings
     assert "RLE_DICTIONARY" not in first["f"].encodings
+    assert "DELTA_LENGTH_BYTE_ARRAY" in first["u"].encodings
     assert all(column.is_stats_set and column.has_offset_index for column in first.values())
     assert (first["s"].statistics.min, first["s"].statistics.max) == ("host-0", "host-6")
     assert metadata.row_group(0).sorting_columns == (pq.SortingColumn(0),)
@@ -150,6 +159,9 @@ def test_files_are_made_for_queries(tmp_path: Path) -> None:
     assert file.schema_arrow.field("time").metadata[ROLE] == b"time"
     assert file.schema_arrow.metadata[b"arcpipe.batch"] == b"batch"
     assert file.read().column("s").to_pylist() == [f"host-{n % 7}" for n in range(10_000)] * 3
+    (tmp_path / "file.parquet").write_bytes(next(iter(written.files.values())))
+    counted = duckdb.sql(f"select count(distinct s), count(distinct u), sum(n) from '{tmp_path / 'file.parquet'}'")
+    assert counted.fetchall() == [(7, 10_000, 3 * sum(range(10_000)))]
 
 
 def test_a_time_filter_skips_row_groups(tmp_path: Path) -> None:
