@@ -169,7 +169,7 @@ def test_every_operation_may_fail(
         assert set(traffic.errors) <= {error}
         refusals += bool(traffic.refused)
         shutil.rmtree(path)
-    assert refusals > 5
+    assert refusals > 0
 
 
 def _as_dict(options: WALOptions) -> dict[str, object]:

@@ -411,7 +411,7 @@ CASES = st.builds(
     st.booleans(),
     st.lists(
         st.tuples(
-            st.sampled_from(["flip", "overwrite", "zero", "truncate", "length", "timestamp"]),
+            st.sampled_from(["flip", "overwrite", "zero", "truncate", "length", "timestamp", "old", "old entry"]),
             st.integers(0, 1000),
             st.sampled_from([1, 2, 16, 100, 512, 4096]),
             st.integers(0, 2**64 - 1),
@@ -421,7 +421,7 @@ CASES = st.builds(
 )
 
 
-def damage(content: bytes, offsets: list[int], damages: list[tuple[str, int, int, int]]) -> bytes:
+def damage(content: bytes, former: bytes, offsets: list[int], damages: list[tuple[str, int, int, int]]) -> bytes:
     for kind, place, length, value in damages:
         position = len(content) * place // 1000
         patch = content[position : position + length]
@@ -434,6 +434,12 @@ def damage(content: bytes, offsets: list[int], damages: list[tuple[str, int, int
             patch = bytes((value >> (8 * (index % 8)) & 0xFF) ^ (index & 0xFF) for index in range(len(patch)))
         elif kind == "zero":
             patch = bytes(len(patch))
+        elif kind == "old":  # what a write that did not reach the disk leaves
+            position -= position % 512
+            patch = former[position : position + 512]
+        elif kind == "old entry":
+            position = offsets[place % len(offsets)] if offsets else 0
+            patch = former[position : position + length]
         elif offsets:
             position = offsets[place % len(offsets)]
             header = content[position : position + 16]
@@ -452,11 +458,12 @@ def test_whatever_happens_to_the_bytes_the_rest_is_read(tmp_path: Path, case: Ca
     present, offsets = segment([columnar(n, size) for n, size in enumerate(case.present)], closed=case.closed)
     intact = present
     old: list[int] = []
+    former = b""
     if case.former is not None:
         former, _ = segment([columnar(1000 + n, size) for n, size in enumerate(case.former)], DAY - 500, closed=True)
         intact = written_over(former, present)
         old = list(range(1000, 1000 + len(case.former)))
-    content = damage(intact, offsets, case.damages)
+    content = damage(intact, former, offsets, case.damages)
     file = tmp_path / f"{NAME}.wal"
     file.write_bytes(content)
 
