@@ -56,7 +56,7 @@ OnDeadLetter = Callable[[DeadLetter], None]
 
 # Costs, in bytes of memory: what is collected together, in one table, and what the pool has in hand.
 _MAX_COLLECTED: Final = 64 * MB
-_MAX_TABLE: Final = 64 * MB
+_MAX_TABLE: Final = 48 * MB
 _MAX_IN_HAND: Final = 96 * MB
 _MAX_CONVERTED: Final = 128 * MB  # at once
 _MAX_JOBS: Final = 64

@@ -23,6 +23,7 @@ import uvloop
 from arcpipe.counters import Counters, Uploader
 from arcpipe.errors import NotAWAL, StorageError
 from arcpipe.storage import Blob, MemoryBlob, ObjectStore, open_store
+from arcpipe.upload.allocator import keep_freed_memory
 from arcpipe.upload.batch import Batches, Manifest
 from arcpipe.upload.parquet import Spool, encode_name
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
@@ -45,6 +46,7 @@ DEAD_LETTER_PREFIX: Final = "_dead_letter"
 
 def run(settings: Settings, directory: WALDirectory, counters: Counters, node: Node) -> int:
     """Ships until SIGTERM, then what is still waiting; the exit code of the process."""
+    keep_freed_memory()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_Uploader(settings, directory, counters, node).serve())
 

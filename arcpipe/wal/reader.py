@@ -38,6 +38,8 @@ _BLOCK_BYTES: Final = 4096
 # Looking for entries behind damage ends after checksumming this many times the file's size: only bytes made to look
 # like entries could need more.
 _SEARCH_EFFORT: Final = 64
+# So many entries of a former life, and none of this one among them: the rest of the file is former life.
+_FORMER_ENTRIES: Final = 256
 # The search reads this much first, then more and more: the next entry is mostly near.
 _FIRST_SEARCH_BYTES: Final = 64 << 10
 # Timestamps (µs): those of neighbours that are further apart are looked at twice …
@@ -207,11 +209,11 @@ class SegmentScan:
         """The offset of the first intact entry of this life behind `offset`, or None.
 
         A damaged header's length is not believed, so nothing that is intact is stepped over. Entries of a former life
-        are: after a torn write they may stand among those of this life.
+        are, if they are few: after a torn write they may stand among those of this life.
         """
         self._former_life = self._source.size
         entry = self._entry_at(offset)
-        while True:
+        for _ in range(_FORMER_ENTRIES):
             if entry is None:
                 for candidate in self._source.find_headers(offset + 1, self._border):
                     entry = self._entry_at(candidate)
@@ -226,6 +228,7 @@ class SegmentScan:
             self._former_life = min(self._former_life, offset)
             offset += ENTRY_HEADER_SIZE + length
             entry = self._entry_at(offset)
+        return None
 
     def _note_tail(self, offset: int, reason: str) -> None:
         torn = min(self._source.last_nonzero(offset), self._former_life) - offset
