@@ -11,15 +11,27 @@ class ConfigError(ArcpipeError):
     """The settings cannot be used; the process does not start."""
 
 
+class NotAllowed(ArcpipeError):
+    """A request that its sender's token does not allow; the text says what is lacking."""
+
+
 class BadPayload(ArcpipeError):
     """A request body that is refused whole: nothing of it is written. The text says what and where."""
+
+
+class PayloadTooLarge(ArcpipeError):
+    """A request body that would be larger than allowed once it is decoded."""
+
+
+class UnsupportedEncoding(ArcpipeError):
+    """A Content-Encoding that cannot be decoded here; the text names those that can."""
 
 
 class StorageError(ArcpipeError):
     """The object store did not take, give or list something; trying again later may work.
 
-    `kind` is one word for counters and log lines: connection, dns, timeout, throttled, server_error,
-    credentials, missing_bucket, clock_skew, no_space, or other.
+    `kind` is one word for counters (`counters.RETRY_KINDS`) and log lines: connection, dns, timeout, throttled,
+    server_error, credentials, missing_bucket, clock_skew, no_space, or other.
     """
 
     def __init__(self, message: str, kind: str = "other") -> None:

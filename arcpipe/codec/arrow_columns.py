@@ -167,6 +167,16 @@ class Values:
             row = int(self.repeat[row])
         return self.data[self.offset(row) : self.offset(row + 1)].tobytes()
 
+    def sizes(self, rows: Ints) -> Ints:
+        """The bytes of the encoded values of these rows."""
+        if self.repeat is not None:
+            rows = self.repeat[rows]
+        if self._width:
+            return np.full(len(rows), self._width, np.int64)
+        ends = np.append(self.starts[1:], len(self.data))
+        sizes: Ints = ends[rows] - self.starts[rows]
+        return sizes
+
     def not_nil(self) -> Ints:
         """The rows that hold a value."""
         return np.flatnonzero(self.classes != _NIL)
@@ -480,6 +490,7 @@ def _build_fixed(values: Values, type_: str) -> Column:
 
 
 _NONE: Final[Ints] = np.zeros(0, np.int64)
+_NO_BYTES: Final[Bytes] = np.zeros(0, np.uint8)
 
 _Converted: TypeAlias = tuple[npt.NDArray[Any] | None, Mask | None]
 _NO: Final[_Converted] = (None, None)
@@ -591,16 +602,21 @@ def _dictionary(values: Values, wanted: Mask | None) -> pa.DictionaryArray | Non
 
 def _plain_text(values: Values, wanted: Mask | None) -> Column:
     contents = _contents(values, wanted)
-    if values.ascii or (_FIXINT not in values.present and np.count_nonzero(values.data >= 0x80) == values.count):
+    if values.ascii or (_FIXINT not in values.present and _count_high(values.data) == values.count):
         # One high byte per value, and its header has one: the content is ASCII, and so valid.
         text = contents.view(pa.string())
     else:
         try:
             text = contents.cast(pa.string())
         except pa.ArrowInvalid:
-            wanted = np.array([_is_text(raw) for raw in contents.to_pylist()])
+            wanted = np.array([_is_text(raw.as_py()) for raw in contents])  # one at a time
             text = _contents(values, wanted).cast(pa.string())
     return Column(text, _NONE if wanted is None else _odd(values, wanted))
+
+
+def _count_high(data: Bytes) -> int:
+    """How many bytes have their highest bit set; by parts, because telling so makes a byte of each."""
+    return sum(int(np.count_nonzero(data[at : at + _COUNT_ROWS] >= 0x80)) for at in range(0, len(data), _COUNT_ROWS))
 
 
 def _is_text(raw: bytes | None) -> bool:
@@ -637,11 +653,19 @@ def _contents(values: Values, wanted: Mask | None) -> pa.Array:
 
 
 def _few_contents(values: Values, wanted: Mask | None) -> pa.Array:
-    contents: list[bytes | None] = [None] * values.count
-    for row in range(values.count) if wanted is None else np.flatnonzero(wanted).tolist():
-        element = values.element(row)
-        contents[row] = element[_HEADER[_CLASS[element[0]]] :]
-    return pa.array(contents, pa.binary())
+    offsets = np.zeros(values.count + 1, np.int32)
+    contents = []
+    for row in range(values.count):
+        start, end = values.offset(row), values.offset(row + 1)
+        content = values.data[start + _HEADER[values.classes[row]] : end]
+        if wanted is None or wanted[row]:
+            contents.append(content)
+            offsets[row + 1] = len(content)
+    np.cumsum(offsets, out=offsets)
+    # A single one may be enormous, and is not copied.
+    data = contents[0] if len(contents) == 1 else np.concatenate([_NO_BYTES, *contents])
+    buffers = [_bitmap(wanted), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(data))]
+    return pa.Array.from_buffers(pa.binary(), values.count, buffers)
 
 
 # Time

@@ -6,12 +6,13 @@ What a column's values are is `arrow_columns`' business; this module only finds 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import msgspec
 
 from arcpipe.codec import arc_payloads
-from arcpipe.codec.odd_values import unpack_value, value_end
+from arcpipe.codec.odd_values import Walker, unpack_value, value_end
 from arcpipe.errors import BadPayload
 
 KIND_COLUMNAR: Final = 1
@@ -81,22 +82,37 @@ def decode_entry(payload: bytes | memoryview) -> Entry:
     raise BadPayload(f"envelope of kind {envelope.kind} with a body that is not its own")
 
 
+def batch_length(payload: bytes | memoryview) -> int:
+    """The maps of a batch entry; 0 for any other payload."""
+    try:
+        _, body = _prefix(payload)
+        return _length(payload, body, 0x90, 0xDC)[0] if payload[1] == KIND_BATCH else 0
+    except (BadPayload, IndexError):
+        return 0
+
+
+def batch_parts(payload: bytes | memoryview) -> Iterator[bytes]:
+    """The maps of a batch entry, each as the payload of an entry of its own, one after the other.
+
+    Raises BadPayload, before the first of them, if they cannot be told from one another.
+    """
+    prefix, body = _prefix(payload)
+    count, start = _length(payload, body, 0x90, 0xDC)
+    Walker(payload, start).skip(count)
+    walker = Walker(payload, start)
+    for _ in range(count):
+        start = walker.offset
+        walker.skip(1)
+        yield prefix + bytes(payload[start : walker.offset])
+
+
 def split_batch(payload: bytes | memoryview) -> list[bytes]:
     """The maps of a batch entry, each as the payload of an entry of its own; any other payload as it is.
 
     So that one bad map does not take the others of its entry along. Raises nothing.
     """
     try:
-        prefix, body_start = _prefix(payload)
-        count, pos = _length(payload, body_start, 0x90, 0xDC)
-        if payload[1] != KIND_BATCH or not count:
-            return [bytes(payload)]
-        maps = []
-        for _ in range(count):
-            end = value_end(payload, pos)
-            maps.append(prefix + bytes(payload[pos:end]))
-            pos = end
-        return maps
+        return list(batch_parts(payload)) if batch_length(payload) else [bytes(payload)]
     except (BadPayload, IndexError):
         return [bytes(payload)]
 

@@ -11,7 +11,8 @@ column is null where a row has none. JSON holds nil, booleans, integers up to 64
     {"$ext": [5, "..."]}            any other extension: its code, its bytes in base64
     {"$map": [[key, value], ...]}   a map with keys that are no text or not unique, or one that would look like
                                     one of these objects
-    {"$msgpack": "..."}             base64 of the encoded value, where it is nested deeper than `MAX_DEPTH`
+    {"$msgpack": "..."}             base64 of an encoded array or map that is nested deeper than `MAX_DEPTH` or has more
+                                    than `MAX_NESTED_BYTES`
 
 `rescued_json` writes the object of a row, `parse_rescued` reads it; between them no value is changed, but that a
 float32 comes back as the float64 of the same value. This module must not know which values are odd, or why.
@@ -21,15 +22,27 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import repeat, starmap
 from typing import Any, Final, NamedTuple
 
+import msgpack
 import orjson
 
 from arcpipe.errors import BadPayload
 
 MAX_DEPTH: Final = 100
 """Arrays and maps within each other, at most, in a value that is written as JSON (orjson itself stops at 254)."""
+
+
+MAX_NESTED_BYTES: Final = 1 << 20
+"""Bytes, encoded, of an array or map that is written as JSON: as Python objects it may have a hundred times as many."""
+
+# A `Walker` reads so much at once, and has at most so much of one value.
+_READ_BYTES: Final = 1 << 18
+_MAX_BUFFER: Final = (1 << 31) - 1
+_LONG_MARKERS: Final = (0xC5, 0xC6, 0xDA, 0xDB)  # binary and text with a length of two or four bytes
 
 
 class InvalidText(NamedTuple):
@@ -58,7 +71,7 @@ class Pairs(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A value nested deeper than `MAX_DEPTH`, still encoded."""
+    """An array or map nested deeper than `MAX_DEPTH`, or of more than `MAX_NESTED_BYTES`, still encoded."""
 
     data: bytes
 
@@ -124,12 +137,48 @@ def value_end(data: bytes | memoryview, pos: int) -> int:
     return end
 
 
+class Walker:
+    """Walks over the values that stand one behind the other in `data`, in little memory however many there are."""
+
+    def __init__(self, data: bytes | memoryview, offset: int = 0) -> None:
+        self._data = memoryview(data)
+        self.offset = offset
+        """Where the next value begins."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start = self._read = self.offset
+        self._skip = msgpack.Unpacker(self, read_size=_READ_BYTES, max_buffer_size=_MAX_BUFFER)
+
+    def read(self, size: int) -> bytes:
+        """For the Unpacker, which takes this for a file."""
+        start, self._read = self._read, self._read + size
+        return bytes(self._data[start : self._read])
+
+    def skip(self, count: int) -> None:
+        """Go on behind the next `count` values. Raises BadPayload if there are not so many."""
+        before = self.offset
+        try:
+            if count == 1 and self._data[before] in _LONG_MARKERS:  # no need to read what is skipped
+                self.offset = value_end(self._data, before)
+                self._begin()
+                return
+            deque(starmap(self._skip.skip, repeat((), count)), maxlen=0)
+            self.offset = self._start + self._skip.tell()
+        except (msgpack.UnpackException, ValueError, IndexError):  # nested too deep for it, or not whole
+            for _ in range(count):
+                self.offset = value_end(self._data, self.offset)
+            self._begin()
+
+
 def unpack_value(element: bytes) -> Any:
     """One whole MessagePack value as Python: None, bool, int, float, str, bytes, list, dict or a class of this module.
 
     Raises BadPayload if it is not whole.
     """
     value_end(element, 0)
+    if len(element) > MAX_NESTED_BYTES and _LAYOUT[element[0]][0] in (_ARRAY, _MAP):
+        return Encoded(element)
     try:
         return _unpack(element, 0, 0)[0]
     except _TooDeep:

@@ -72,7 +72,7 @@ def check_nothing_is_lost(elements: list[bytes], array: pa.Array, odd: list[int]
 
 
 @given(columns, types)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_every_value_is_in_the_array_or_odd(elements: list[bytes], hint: str | None) -> None:
     column = decode_values(b"".join(elements), len(elements), hint)
     check_nothing_is_lost(elements, column.array, column.odd.tolist())
@@ -92,7 +92,7 @@ def test_many_chunks_are_found_as_one_by_one(chunks: list[list[bytes]], times: i
 
 
 @given(any_value)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_odd_values_survive_json(element: bytes) -> None:
     value = unpack_value(element)
     (parsed,) = parse_rescued(rescued_json({"column": value})).values()
@@ -176,7 +176,7 @@ def test_the_unit_of_an_integer_is_read_from_its_size() -> None:
 
 
 @given(st.lists(st.integers(-(2**63), 2**64 - 1), min_size=1, max_size=20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_integer_times_agree_with_a_plain_reading(numbers: list[int]) -> None:
     found = times(*numbers)
     for row, number in enumerate(numbers):
@@ -238,7 +238,7 @@ def test_times_beyond_the_year_9999_are_odd_in_every_unit(precision: str) -> Non
 
 
 @given(st.lists(st.one_of(extensions, nil), min_size=1, max_size=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_timestamp_extensions_keep_their_nanoseconds(elements: list[bytes]) -> None:
     found = times(*elements)
     for row, element in enumerate(elements):

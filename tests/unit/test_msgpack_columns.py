@@ -733,26 +733,26 @@ bodies = st.one_of(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(bodies, st.booleans())
 def test_every_row_of_a_good_body_comes_out_as_it_went_in(body: Any, wide: bool) -> None:
     assert check_against_the_reference(pack(body, wide))
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(bodies)
 def test_a_memoryview_is_taken_like_bytes(body: Any) -> None:
     packed = pack(body)
     assert encode(memoryview(packed)) == encode(packed)
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(row_maps(), min_size=1, max_size=8))
 def test_the_quick_and_the_exact_way_give_the_same_rows(rows: list[dict[str, Any]]) -> None:
     assert encoded_rows(encode(pack(rows))) == encoded_rows(encode(pack(rows, wide=True)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=200))
 @example(b"\x81\xa5batch\x91\x80")
 @example(b"\x80" * 50)
@@ -760,7 +760,7 @@ def test_any_bytes_are_taken_as_the_reference_takes_them(body: bytes) -> None:
     check_against_the_reference(body)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(bodies, st.booleans(), st.data())
 def test_a_damaged_body_is_taken_as_the_reference_takes_it(body: Any, wide: bool, data: st.DataObject) -> None:
     packed = bytearray(pack(body, wide))
@@ -780,7 +780,7 @@ def test_a_damaged_body_is_taken_as_the_reference_takes_it(body: Any, wide: bool
     check_against_the_reference(bytes(packed))
 
 
-@settings(deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(bodies, st.data())
 def test_a_key_that_is_given_twice_anywhere_is_refused(body: Any, data: st.DataObject) -> None:
     """Doubles one pair of one map of the format (not of a value), in the shortest encoding and in the longest."""

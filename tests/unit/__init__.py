@@ -1,0 +1,1 @@
+"""Codec, formats and files, without a server."""
