@@ -8,6 +8,8 @@ A log directory belongs to one running instance (`LOCK`) and to one node for eve
     free/{last µs}-….wal                            retired: waiting to be written over
     batches/{batch_id}.json                         upload manifests
     quarantine/                                     files that are no write-ahead log at all
+    ….wal.incoming                                  a replayed file's copy, ignored until its source is archived
+    spool/                                          the uploader's scratch space, emptied at start-up
 
 `slot` is the worker's number, `seq` grows by one per segment of a slot, times are UTC.
 

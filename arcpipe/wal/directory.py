@@ -115,8 +115,16 @@ class WALDirectory:
             for parent in parents:
                 self.disk.sync_directory(parent)
 
-    def lock(self, wait_seconds: float = 2.0) -> None:
+    @property
+    def lock_fd(self) -> int:
+        """The lock, to be handed to `lock` of the next program in this process; -1 if it is not taken."""
+        return self._lock_fd
+
+    def lock(self, wait_seconds: float = 2.0, inherited_fd: int = -1) -> None:
         """Takes the directory for this process and the children that it forks.
+
+        `inherited_fd` is a lock that this process took as another program. If it is of this directory, then nobody
+        else could take it in between.
 
         The wait covers the moments in which an instance that was killed is still going away. A process that waits for
         its disk cannot be killed before that answers, so the wait is longer once the owner itself is gone.
@@ -126,6 +134,10 @@ class WALDirectory:
         """
         path = os.path.join(self.path, "LOCK")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if inherited_fd >= 0:
+            if os.path.samestat(os.fstat(inherited_fd), os.fstat(fd)):
+                fd, inherited_fd = inherited_fd, fd
+            os.close(inherited_fd)
         started = time.monotonic()
         while True:
             try:

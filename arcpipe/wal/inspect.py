@@ -12,7 +12,15 @@ from typing import Final, NamedTuple
 
 from arcpipe import __version__
 from arcpipe.errors import NotAWAL, WALError
-from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, SegmentName, WALDirectory
+from arcpipe.wal.directory import (
+    ACTIVE,
+    RECOVERED,
+    SEALED,
+    SegmentFile,
+    SegmentName,
+    WALDirectory,
+    parse_filename,
+)
 from arcpipe.wal.disk import Disk
 from arcpipe.wal.format import (
     ENTRY_HEADER,
@@ -76,7 +84,10 @@ def salvage(source: str, target: str) -> ScanReport:
         WALError: the target exists, or the source holds no intact entry.
     """
     scan = SegmentScan(source, salvage=True)
-    written = _write_segment(Disk(), target, scan, StartMeta(created=_NO_BORDER, version=__version__))
+    # Under a segment's name the start entry says the same as the name: readers would take it for another segment's.
+    parsed = parse_filename(os.path.basename(target))
+    slot, seq = (parsed[0].slot, parsed[0].seq) if parsed is not None else (0, 0)
+    written = _write_segment(Disk(), target, scan, StartMeta("", slot, seq, _NO_BORDER, __version__))
     if not written:
         os.unlink(target)
         raise WALError(f"{source} holds no intact entry; nothing was written")

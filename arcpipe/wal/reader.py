@@ -142,6 +142,7 @@ class SegmentScan:
                         return
                 report.entries += 1
                 yield Entry(offset, timestamp, payload)
+                del payload  # the next one is read into memory of its own, if it is large
                 offset = following
                 continue
             intact = self._find_next(offset)
@@ -308,6 +309,7 @@ class _Source:
 
     def _load(self, offset: int, length: int) -> None:
         length = min(length, self.size - offset)
+        self._window = memoryview(b"")  # which may be large
         try:
             data = self._pread(offset, length)
         except OSError as error:
@@ -339,6 +341,23 @@ class _Source:
                 parts.append(bytes(wanted))
         log.error("read errors on the log's device: %d blocks of %d bytes at offset %d", bad, _BLOCK_BYTES, offset)
         return b"".join(parts)
+
+
+def first_timestamp(path: str) -> int:
+    """µs since the epoch of the first data entry of one of our segments, from its header alone; 0 without one.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(_BLOCK_BYTES)
+    if len(head) < FILE_HEADER_SIZE + ENTRY_HEADER_SIZE:
+        return 0
+    offset = FILE_HEADER_SIZE + ENTRY_HEADER_SIZE + ENTRY_HEADER.unpack_from(head, FILE_HEADER_SIZE)[0]
+    if offset + ENTRY_HEADER_SIZE > len(head):
+        return 0
+    timestamp: int = ENTRY_HEADER.unpack_from(head, offset)[1]
+    return timestamp
 
 
 class WALReader:

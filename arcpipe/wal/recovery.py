@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, Final, NamedTuple
 
 from arcpipe.errors import BadPayload, NotAWAL
@@ -25,6 +25,7 @@ from arcpipe.wal.reader import ScanReport, SegmentScan, records_of
 log = logging.getLogger(__name__)
 
 _PARALLEL_FILES: Final = 4
+_PROGRESS_SECONDS: Final = 1.0
 
 
 class RecoveredFile(NamedTuple):
@@ -54,17 +55,22 @@ class RecoverySummary:
         return max((file.last_timestamp for file in self.files if file.slot == slot), default=0)
 
 
-def recover_at_start(directory: WALDirectory) -> RecoverySummary:
-    """Recovers the whole directory before anything listens. Several files at a time."""
+def recover_at_start(
+    directory: WALDirectory, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> RecoverySummary:
+    """Recovers the whole directory before anything listens. Several files at a time.
+
+    Calls `on_progress` with the number of files that are done and of all files, at least once a second.
+    """
     FreePool(directory, 0).clear()
     _clear_folder(directory, directory.spool)
-    return _recover(directory, directory.segments(ACTIVE))
+    return _recover(directory, directory.segments(ACTIVE), on_progress)
 
 
 def recover_slot(directory: WALDirectory, slot: int) -> RecoverySummary:
     """Recovers what one dead worker left, without touching the others' files."""
     FreePool(directory, 0).clear(slot)
-    return _recover(directory, directory.segments(ACTIVE, slot))
+    return _recover(directory, directory.segments(ACTIVE, slot), lambda done, total: None)
 
 
 def remove_recovered(directory: WALDirectory, max_age_seconds: float) -> tuple[int, int]:
@@ -85,14 +91,21 @@ def _clear_folder(directory: WALDirectory, folder: str) -> None:
             directory.disk.unlink(entry.path)
 
 
-def _recover(directory: WALDirectory, files: list[SegmentFile]) -> RecoverySummary:
+def _recover(
+    directory: WALDirectory, files: list[SegmentFile], on_progress: Callable[[int, int], None]
+) -> RecoverySummary:
     started = time.monotonic()
     if not files:
         return RecoverySummary([], 0.0)
     log.info("WAL recovery started: %d files", len(files))
     # The threads are gone when this returns: what follows forks.
     with ThreadPoolExecutor(min(_PARALLEL_FILES, len(files)), "recovery") as pool:
-        results = list(pool.map(lambda file: _recover_file(directory, file), files))
+        running = [pool.submit(_recover_file, directory, file) for file in files]
+        waiting = set(running)
+        while waiting:
+            waiting = wait(waiting, _PROGRESS_SECONDS, FIRST_COMPLETED).not_done
+            on_progress(len(files) - len(waiting), len(files))
+        results = [future.result() for future in running]
     directory.sync()
     summary = RecoverySummary(results, time.monotonic() - started)
     log.info(

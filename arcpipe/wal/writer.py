@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from arcpipe.counters import GROUP_BOUNDS, LATENCY_BOUNDS_US, Histogram
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.disk import Buffer, Disk
 from arcpipe.wal.format import (
@@ -113,10 +114,12 @@ class WALStats:
         "commits",
         "entries",
         "failures",
+        "group_entries",
         "last_error",
+        "last_failure_us",
         "records",
         "rotations",
-        "sync_seconds",
+        "sync_us",
         "syncs",
     )
 
@@ -126,9 +129,11 @@ class WALStats:
         self.bytes = 0
         self.commits = 0
         self.syncs = 0
-        self.sync_seconds = 0.0
+        self.sync_us = Histogram(LATENCY_BOUNDS_US)
+        self.group_entries = Histogram(GROUP_BOUNDS)
         self.rotations = 0
         self.failures = 0
+        self.last_failure_us = 0  # µs since the epoch
         self.last_error = ""
 
 
@@ -237,6 +242,7 @@ class WALWriter:
             self._commit(group)
         except OSError as error:
             self.stats.failures += 1
+            self.stats.last_failure_us = time.time_ns() // 1000
             self._note_error(error)
             raise
 
@@ -253,8 +259,8 @@ class WALWriter:
         try:
             segment.write(group.buffers, group.size, group.entries, group.records, group.last_timestamp)
             self._sync(segment)
-            if not segment.is_linked():
-                raise FileNotFoundError(errno.ENOENT, "the segment was removed while in use", segment.path)
+            if not segment.has_a_name():
+                raise FileNotFoundError(errno.ENOENT, "the segment was removed or moved while in use", segment.path)
         except OSError:
             self._failed = True
             raise
@@ -262,6 +268,7 @@ class WALWriter:
         self._written = group.last_timestamp
         stats = self.stats
         stats.commits += 1
+        stats.group_entries.observe(group.entries)
         stats.entries += group.entries
         stats.records += group.records
         stats.bytes += group.size
@@ -279,7 +286,7 @@ class WALWriter:
         else:
             segment.fdatasync()
         self.stats.syncs += 1
-        self.stats.sync_seconds += time.perf_counter() - before
+        self.stats.sync_us.observe(int((time.perf_counter() - before) * 1e6))
 
     def tick(self) -> None:
         """Completes the segment when its age or its records ask for it. To be called a few times a second."""
@@ -490,7 +497,7 @@ class _BackgroundSync:
             log.error("background sync of %s failed: %s", self._segment.path, error)
         self._oldest_in_sync = 0.0
         self._stats.syncs += 1
-        self._stats.sync_seconds += time.perf_counter() - before
+        self._stats.sync_us.observe(int((time.perf_counter() - before) * 1e6))
 
 
 class GroupCommit:
