@@ -29,8 +29,16 @@ from arcpipe.upload.parquet import RESCUED_DATA, ROLE, TIME_NS, TIME_TYPE, file_
 from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.staging import Piece
 
-# Rows whose odd values are Python objects at the same time.
+# Odd values that are Python objects at the same time: so many rows, or bytes of them as JSON might have them.
 _RESCUE_ROWS: Final = 16_384
+_RESCUE_BYTES: Final = 4 << 20
+
+# Longer odd values are not expected to repeat.
+_REPEATING_BYTES: Final = 4_096
+
+# Bytes of JSON, at most, for each encoded byte of an odd value, and beside it: quotes, brackets, a comma.
+_JSON_FACTOR: Final = 8
+_JSON_EXTRA: Final = 32
 
 
 class Converted(NamedTuple):
@@ -39,6 +47,10 @@ class Converted(NamedTuple):
     table: pa.Table
     times_us: Ints
     rescued: int
+
+
+class TooManyRescued(Exception):
+    """So many bytes would be rescued that the rows are to be converted by parts."""
 
 
 class _OddColumn(NamedTuple):
@@ -62,13 +74,24 @@ class _Rescued:
         self.count += len(odd)
         self._columns.append(_OddColumn(name, values, odd, rows))
 
-    def column(self, rows: int) -> pa.Array:
-        """The JSON of each row, null where nothing was rescued."""
+    def column(self, rows: int, most_bytes: int) -> pa.Array:
+        """The JSON of each row, null where nothing was rescued.
+
+        Raises TooManyRescued where that might be more than `most_bytes`, unless it is of one row.
+        """
+        ends = np.cumsum(self._most_bytes(rows))
+        if ends[-1] > most_bytes and rows > 1:
+            raise TooManyRescued
         present = np.zeros(rows, np.bool_)
         offsets = np.zeros(rows + 1, np.int32)
         parts = []
-        for start in range(0, rows, _RESCUE_ROWS):
-            texts = self._texts(start, start + _RESCUE_ROWS)
+        start = stop = 0
+        while stop < rows:
+            start = stop
+            before = ends[start - 1] if start else 0
+            stop = int(np.searchsorted(ends, before + _RESCUE_BYTES, side="right"))
+            stop = min(max(stop, start + 1), start + _RESCUE_ROWS, rows)
+            texts = self._texts(start, stop)
             where = np.fromiter(texts, np.int64, len(texts))
             present[where] = True
             offsets[where + 1] = np.fromiter(map(len, texts.values()), np.int32, len(texts))
@@ -77,24 +100,37 @@ class _Rescued:
         buffers = (np.packbits(present, bitorder="little"), offsets, b"".join(parts))
         return pa.Array.from_buffers(pa.string(), rows, [pa.py_buffer(buffer) for buffer in buffers])
 
+    def _most_bytes(self, rows: int) -> Ints:
+        """More bytes than the JSON of each row has."""
+        most = np.zeros(rows, np.int64)
+        for name, values, indices, rows_of in self._columns:
+            most[rows_of] += values.sizes(indices) * _JSON_FACTOR + (len(name.encode()) * 2 + _JSON_EXTRA)
+        return most
+
     def _texts(self, start: int, stop: int) -> dict[int, bytes]:
         """The JSON of those rows from `start` to `stop` that have any, by row."""
         found: dict[int, dict[str, Any]] = {}
-        unpacked: dict[bytes, Any] = {}  # odd values are often all alike
+        unpacked: dict[bytes, Any] = {}  # small ones are often all alike
+        element = b""
         for name, values, indices, rows in self._columns:
             first, last = np.searchsorted(rows, (start, stop)).tolist()
             for index, row in zip(indices[first:last].tolist(), rows[first:last].tolist(), strict=True):
                 element = values.element(index)
+                if len(element) > _REPEATING_BYTES:
+                    found.setdefault(row, {})[name] = unpack_value(element)
+                    continue
                 if element not in unpacked:
                     unpacked[element] = unpack_value(element)
                 found.setdefault(row, {})[name] = unpacked[element]
+            element = b""  # it may be large
         return {row: rescued_json(found[row]) for row in sorted(found)}
 
 
-def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool) -> Converted:
+def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool, most_rescued_bytes: int) -> Converted:
     """Convert all entries of the pieces, which are of one table and have at least one row.
 
-    Raises only for a mistake of this program, or for what the machine cannot do.
+    Raises TooManyRescued where more than one row would be rescued with more bytes than that; beside that only for a
+    mistake of this program, or for what the machine cannot do.
     """
     spans = _spans(pieces)
     rows = spans[-1].stop
@@ -122,7 +158,9 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
             role = b"tag" if schema.columns[name].tag else b"field"
             columns[_field(name, array.type, role)] = _sorted(_spread(array, holders, spans), order)
     if rescued.count:
-        columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(rescued.column(rows), order)
+        columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(
+            rescued.column(rows, most_rescued_bytes), order
+        )
     fields = sorted(columns, key=file_order)
     table = pa.table([columns[field] for field in fields], schema=pa.schema(fields))
     return Converted(table, times_us, rescued.count)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import BinaryIO, Final, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -190,6 +191,7 @@ class _File:
 
     Text columns are dictionary arrays or plain ones as they are in its first table, and later ones are made alike: the
     writer wants one Arrow schema. For readers all of them are plain text, and the schema that is stored says so.
+    Columns with a huge value have no statistics: they would be too long to be stored, but cost the value four times.
     """
 
     def __init__(self, settings: FileSettings, schema: pa.Schema, first_us: int, first: pa.Table) -> None:
@@ -198,6 +200,7 @@ class _File:
         self.first_us = first_us
         self.rows = 0
         self.spool = Spool(settings.memory)
+        self.huge = _huge_columns(first)
         self._written = pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
         texts = {field.name for field in schema if field.type == pa.string()}
         if len(first) >= DICTIONARY_ROWS:  # the others have too many different values
@@ -215,6 +218,7 @@ class _File:
             },
             sorting_columns=[pq.SortingColumn(0)],
             write_batch_size=_LONG_BATCH if _has_long_values(first) else _BATCH,
+            write_statistics=[field.name for field in schema if field.name not in self.huge] if self.huge else True,
             write_page_index=True,
             store_schema=False,
         )
@@ -249,6 +253,27 @@ _LONG_BATCH: Final = 1_024
 _LONG_BYTES: Final = 256
 
 
+# A value of so many bytes is huge.
+_HUGE_BYTES: Final = 1 << 20
+
+
+def _huge_columns(table: pa.Table) -> set[str]:
+    return {
+        field.name
+        for field, column in zip(table.schema, table.columns, strict=True)
+        if field.type in (pa.string(), pa.binary()) and column.nbytes > _HUGE_BYTES and _longest(column) > _HUGE_BYTES
+    }
+
+
+def _longest(column: pa.ChunkedArray) -> int:
+    """Bytes of the longest text or binary value."""
+    longest = 0
+    for chunk in column.chunks:
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32, len(chunk) + 1, chunk.offset * 4)
+        longest = max(longest, int((offsets[1:] - offsets[:-1]).max(initial=0)))
+    return longest
+
+
 def _has_long_values(table: pa.Table) -> bool:
     return any(
         column.type in (pa.string(), pa.binary()) and column.nbytes > _LONG_BYTES * len(table)
@@ -274,7 +299,7 @@ class PartitionWriters:
 
     `append` takes the rows of one hour, sorted by time, as row groups of that hour's file. A file is finished when the
     next row group might not fit under `parquet.max_file_mb`, when a column is new or has another type (the next file
-    then has the columns of both), when more than `quota` hours are open, and by `close`.
+    then has the columns of both) or has its first huge value, when more than `quota` hours are open, and by `close`.
     """
 
     def __init__(self, settings: FileSettings, database: str, measurement: str, on_file: OnFile) -> None:
@@ -303,7 +328,9 @@ class PartitionWriters:
             file = self._open.pop(hour_us, None)
             if file is not None:
                 self._open[hour_us] = file  # as the last one
-                if file.spool.size + most_bytes > self._settings.max_bytes:
+                if file.spool.size + most_bytes > self._settings.max_bytes or not file.huge.issuperset(
+                    _huge_columns(piece)
+                ):
                     self._finish(hour_us)
                     file = None
             if file is None:

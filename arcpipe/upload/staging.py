@@ -9,20 +9,25 @@ This module must not know types, Arrow, files or threads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from arcpipe.codec.arrow_columns import MAX_TIME_US, VALUE_SIZE, Bytes, Ints, find_values
+from arcpipe.codec.arrow_columns import MAX_TIME_US, VALUE_SIZE, Bytes, Ints
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.entries import ColumnMap, array_length, encode_entry
+from arcpipe.codec.odd_values import Walker
 from arcpipe.errors import BadPayload
 
 # With so few entries, or so many bytes in a column of each, headers are cut off one by one instead of all at once.
 _FEW_ENTRIES: Final = 16
 _LARGE_COLUMN: Final = 512
+
+# So many values are looked at at once.
+_EVEN_ROWS: Final = 1 << 16
 
 # Pieces of fewer entries do not stay alone.
 _SMALL_PIECE: Final = 512
@@ -61,7 +66,7 @@ class Piece(NamedTuple):
     rows: Sizes
     timestamps_us: Ints
     origins: list[object]  # whatever the caller calls the log entry
-    parts: Sizes  # the number of the columnar map in its log entry
+    parts: npt.NDArray[np.uint64]  # the number of the columnar map in its log entry, and above that its first row
     columns: list[EncodedColumn]  # in the order of shape.index
 
     @property
@@ -83,25 +88,89 @@ class Piece(NamedTuple):
             columns,
         )
 
-    def halves(self) -> tuple[Piece, Piece]:
+    def halves(self) -> list[Piece]:
         """Two pieces that are this one together: half of the entries, or of the rows of the only one."""
         if len(self.rows) > 1:
             middle = len(self.rows) // 2
-            return self.cut(0, middle), self.cut(middle, len(self.rows))
+            return [self.cut(0, middle), self.cut(middle, len(self.rows))]
         rows = int(self.rows[0])
-        front = self._replace(rows=np.array([rows // 2], np.uint32), columns=[])
-        back = self._replace(rows=np.array([rows - rows // 2], np.uint32), columns=[])
-        for column in self.columns:
-            middle = find_values(column.data, rows).offset(rows // 2)
-            for half, data in ((front, column.data[:middle]), (back, column.data[middle:])):
-                half.columns.append(EncodedColumn(data, np.array([len(data)], np.uint32)))
-        return front, back
+        return list(self.slices(-(-rows // 2), sum(len(column.data) for column in self.columns)))
+
+    def slices(self, most_rows: int, most_bytes: int) -> Iterator[Piece]:
+        """The rows of the only entry by parts, each of at most so many rows and bytes, but of one row at least.
+
+        The bytes are shared. Raises BadPayload if a column has not so many values.
+        """
+        assert len(self.rows) == 1
+        cursors = [_cursor(column.data, self.total_rows) for column in self.columns]
+        size = sum(len(column.data) for column in self.columns)
+        total = self.total_rows
+        usual = max(1, min(most_rows, most_bytes * total // (size or 1)))
+        start = 0
+        while start < total:
+            rows = min(usual, total - start)
+            columns = [cursor.take(rows) for cursor in cursors]
+            while sum(map(len, columns)) > most_bytes and rows > 1:  # longer values than usual
+                rows = max(1, rows // 2)
+                for cursor in cursors:
+                    cursor.go_back()
+                columns = [cursor.take(rows) for cursor in cursors]
+            yield self._replace(
+                rows=np.array([rows], np.uint32),
+                parts=self.parts + np.uint64(start << 32),
+                columns=[EncodedColumn(data, np.array([len(data)], np.uint32)) for data in columns],
+            )
+            start += rows
 
     def payload(self, entry: int) -> bytes:
         """One entry as the payload of a log entry, equal in meaning to the one that it came from."""
         one = self.cut(entry, entry + 1)
         header = array_header(int(one.rows[0]))
-        return _payload(self.shape, [msgspec.Raw(header + column.data.tobytes()) for column in one.columns])
+        return entry_payload(self.shape, [msgspec.Raw(header + column.data.tobytes()) for column in one.columns])
+
+
+class _Cursor:
+    """Cuts the encoded values of a column into parts, from the front to the back."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = data
+        self._walker = Walker(data.data)
+        self._last = 0
+
+    def take(self, rows: int) -> Bytes:
+        """The next values. Raises BadPayload if there are not so many."""
+        self._last = self._walker.offset
+        self._walker.skip(rows)
+        return self._data[self._last : self._walker.offset]
+
+    def go_back(self) -> None:
+        """Makes the last `take` undone."""
+        self._walker = Walker(self._data.data, self._last)
+
+
+class _EvenCursor:
+    """The same where all values have one width."""
+
+    def __init__(self, data: Bytes, width: int) -> None:
+        self._data = data
+        self._width = width
+        self._at = self._last = 0
+
+    def take(self, rows: int) -> Bytes:
+        self._last, self._at = self._at, self._at + rows * self._width
+        return self._data[self._last : self._at]
+
+    def go_back(self) -> None:
+        self._at = self._last
+
+
+def _cursor(data: Bytes, rows: int) -> _Cursor | _EvenCursor:
+    width, rest = divmod(len(data), rows)
+    if not rest and width and VALUE_SIZE[data[0]] == width:
+        step = width * _EVEN_ROWS
+        if all((VALUE_SIZE.take(data[at : at + step : width]) == width).all() for at in range(0, len(data), step)):
+            return _EvenCursor(data, width)
+    return _Cursor(data)
 
 
 class Misfit(NamedTuple):
@@ -140,6 +209,10 @@ class Group:
             self.staged[index] = (*entry[:_FRONT], *(raw.copy() for raw in entry[_FRONT:]))
         self._owned, self._old = self._old, len(self.staged)
 
+    def hold(self, piece: Piece) -> None:
+        """Take entries that are a piece already."""
+        self.pieces.append(piece)
+
     def compact(self) -> list[Misfit]:
         """Copy the staged entries together; those whose columns are not arrays of one length are given back."""
         staged, self.staged = self.staged, []
@@ -151,7 +224,7 @@ class Group:
                 break
             for index, reason in wrong.items():
                 _, _, origin, part, *raws = staged[index]
-                misfits.append(Misfit(origin, part, _payload(self.shape, raws), reason))
+                misfits.append(Misfit(origin, part, entry_payload(self.shape, raws), reason))
             staged = [entry for index, entry in enumerate(staged) if index not in wrong]
         return misfits
 
@@ -169,7 +242,7 @@ class Group:
         if not wrong:
             # A log's timestamps have 64 bits and no checksum.
             times = np.minimum(np.array(timestamps, np.uint64), MAX_TIME_US).astype(np.int64)
-            piece = Piece(self.shape, rows, times, list(origins), np.array(parts, np.uint32), columns)
+            piece = Piece(self.shape, rows, times, list(origins), np.array(parts, np.uint64), columns)
             if self.pieces and len(self.pieces[-1].rows) < _SMALL_PIECE:
                 piece = _joined([self.pieces.pop(), piece])
             self.pieces.append(piece)
@@ -182,7 +255,23 @@ class Group:
         return (_joined(pieces) if pieces else None), misfits
 
 
-def _payload(shape: Shape, raws: list[msgspec.Raw]) -> bytes:
+def whole_piece(shape: Shape, staged: Staged) -> Piece:
+    """One entry as a piece; nothing is copied. Raises BadPayload if its columns are not arrays of one length."""
+    rows, timestamp, origin, part, *raws = staged
+    columns = []
+    for name, raw in zip(shape.index, raws, strict=True):
+        view = memoryview(raw)
+        length, head = array_length(view)
+        if length != rows:
+            raise BadPayload(f"column {name!r} is not an array of {rows} values")
+        data = np.frombuffer(view[head:], np.uint8)
+        columns.append(EncodedColumn(data, np.array([len(data)], np.uint32)))
+    times = np.array([min(timestamp, MAX_TIME_US)], np.int64)
+    return Piece(shape, np.array([rows], np.uint32), times, [origin], np.array([part], np.uint64), columns)
+
+
+def entry_payload(shape: Shape, raws: list[msgspec.Raw]) -> bytes:
+    """An entry of these columns as the payload of a log entry."""
     columns = dict(zip(shape.index, raws, strict=True))
     return encode_entry(
         shape.database,

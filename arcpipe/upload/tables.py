@@ -13,6 +13,7 @@ This module must not know the log, object stores or an event loop.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections import OrderedDict, deque
@@ -29,6 +30,8 @@ from arcpipe.codec.entries import (
     KIND_COLUMNAR,
     ColumnMap,
     array_length,
+    batch_length,
+    batch_parts,
     decode_entry,
     decode_envelope,
     encode_entry,
@@ -36,10 +39,10 @@ from arcpipe.codec.entries import (
 )
 from arcpipe.config import MB, Parquet
 from arcpipe.errors import BadPayload
-from arcpipe.upload.convert import Converted, convert
+from arcpipe.upload.convert import Converted, TooManyRescued, convert
 from arcpipe.upload.parquet import HOUR_US, FileSettings, Layout, OnFile, PartitionWriters, SpoolMemory
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
-from arcpipe.upload.staging import Group, Misfit, Piece, Shape
+from arcpipe.upload.staging import Group, Misfit, Piece, Shape, Staged, entry_payload, whole_piece
 
 
 class DeadLetter(NamedTuple):
@@ -59,6 +62,17 @@ _MAX_COLLECTED: Final = 64 * MB
 _MAX_TABLE: Final = 48 * MB
 _MAX_IN_HAND: Final = 96 * MB
 _MAX_CONVERTED: Final = 128 * MB  # at once
+_MAX_RESCUED: Final = 32 * MB  # of one table, as JSON
+
+# An entry that costs more than _MAX_TABLE goes to the pool by slices of at most so many rows and bytes.
+_SLICE_ROWS: Final = 1 << 18
+_SLICE_BYTES: Final = 16 * MB
+_NAME: Final = 16  # what each column costs per row, at most, beside its name, should the values be rescued
+_MAX_NAMES: Final = 48 * MB
+
+# A batch entry of so many maps, and bytes, is read map by map.
+_MANY_MAPS: Final = 64
+_LARGE_BATCH: Final = 4 * MB
 _MAX_JOBS: Final = 64
 
 _DECODED: Final = 8  # what a number costs once it is decoded, however few bytes it had
@@ -196,8 +210,7 @@ class BatchTables:
     ) -> None:
         if error is not None:
             self._fail(error)
-        with self._idle:
-            self._idle.wait_for(lambda: not self._jobs)
+        self._wait()
         self._pool.shutdown()
         for table in self._tables.values():
             table.writers.abort()
@@ -215,6 +228,10 @@ class BatchTables:
         self._unreleased += size
         if self._unreleased > _RELEASE_BYTES:
             self._release()
+        if size > _LARGE_BATCH and batch_length(payload) > _MANY_MAPS:
+            with contextlib.suppress(BadPayload):  # raised before anything was taken: below it is a dead letter
+                self._add_parts(timestamp_us, batch_parts(payload), origin)
+                return
         try:
             envelope = decode_envelope(payload)
         except Exception:  # decode_entry finds out what it is
@@ -244,6 +261,10 @@ class BatchTables:
             for number, (database, columns) in enumerate(entry.maps):
                 self._append(database, entry.precision, columns, size, timestamp_us, origin, number)
             return
+        self._add_parts(timestamp_us, parts, origin)
+
+    def _add_parts(self, timestamp_us: int, parts: Iterable[bytes], origin: object) -> None:
+        """Take the maps of a batch entry one by one."""
         for number, part in enumerate(parts):
             try:
                 entry = decode_entry(part)
@@ -286,20 +307,58 @@ class BatchTables:
         if found is None:
             found = self._new_group(key, Shape(database, precision, columns), rows)
         table, group = found
-        staged = group.staged
-        staged.append((rows, timestamp_us, origin, part, *arrays.values()))
         width = len(arrays)
         decoded = _DECODED * rows * width
         cost = (size if size > decoded else decoded) + _STAGED_ENTRY + _STAGED_COLUMN * width
+        entry = (rows, timestamp_us, origin, part, *arrays.values())
+        if table.cost + cost > _MAX_TABLE:
+            if table.rows:
+                self._flush(table)
+                self._append(database, precision, columns, size, timestamp_us, origin, part)
+                return
+            self._add_large(table, group.shape, entry)
+            return
+        staged = group.staged
+        staged.append(entry)
         table.rows += rows
         table.cost += cost
         self._collected += cost
-        if table.rows >= table.max_rows or table.cost >= _MAX_TABLE:
+        if table.rows >= table.max_rows:
             self._flush(table)
         elif size < _SMALL_ENTRY and len(staged) >= _COMPACT_ENTRIES:
             self._compact(table, group)
         elif self._collected >= _MAX_COLLECTED:
             self._relieve()
+
+    def _add_large(self, table: _Table, shape: Shape, entry: Staged) -> None:
+        """Convert one enormous entry slice by slice, with nothing else in memory that can wait or be let go of."""
+        for other, group in self._groups.values():
+            self._compact(other, group)
+        self._wait()
+        self._grant_files(table)
+        try:
+            self._submit_slices(table, shape, whole_piece(shape, entry))
+        except BadPayload as error:
+            _, _, origin, part, *raws = entry
+            self._misfit(shape, Misfit(origin, part, entry_payload(shape, raws), str(error)))
+        self._wait()  # the memory of the payload is let go of
+
+    def _submit_slices(self, table: _Table, shape: Shape, piece: Piece) -> None:
+        width = len(shape.index)
+        names = sum(len(name.encode()) + _NAME for name in shape.index)
+        most_rows = max(1, min(_SLICE_ROWS, _SLICE_BYTES // (_DECODED * width), _MAX_NAMES // names))
+        for part in piece.slices(most_rows, _SLICE_BYTES):
+            if self._error is not None:
+                break
+            group = Group(shape)
+            group.hold(part)
+            size = sum(len(column.data) for column in part.columns)
+            cost = max(size, _DECODED * part.total_rows * width) + _PIECE + _PIECE_COLUMN * width
+            self._submit(table, [group], cost, close=False)
+
+    def _wait(self) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: not self._jobs)
 
     def _new_group(self, key: _GroupKey, shape: Shape, rows: int) -> tuple[_Table, Group]:
         table = self._tables.get((shape.database, shape.measurement))
@@ -351,6 +410,12 @@ class BatchTables:
 
     def _flush(self, table: _Table) -> None:
         """Hand what is collected for a table to the pool; its files stay open for more."""
+        self._grant_files(table)
+        groups, cost = self._take(table)
+        self._submit(table, groups, cost, close=False)
+
+    def _grant_files(self, table: _Table) -> None:
+        """Give a table its share of the open files."""
         table.flushed = True
         self._with_files[table] = None
         self._with_files.move_to_end(table)
@@ -363,15 +428,6 @@ class BatchTables:
                 other.quota = quota
                 if other is not table:
                     self._submit(other, [], 0, close=False)
-        groups, cost = self._take(table)
-        if cost < _MAX_CONVERTED:
-            self._submit(table, groups, cost, close=False)
-            return
-        # One enormous entry: part after part, with no other work at the same time.
-        with self._idle:
-            self._idle.wait_for(lambda: not self._jobs)
-        if self._error is None:
-            self._write(table, self._convert(table, self._pieces(groups)), table.quota, close=False)
 
     def _take(self, table: _Table) -> tuple[list[Group], int]:
         groups, cost = list(table.groups.values()), table.cost
@@ -399,8 +455,7 @@ class BatchTables:
                 raise self._error
             groups, _ = self._take(table)
             self._write(table, self._convert(table, self._pieces(groups)), table.quota, close=True)
-        with self._idle:
-            self._idle.wait_for(lambda: not self._jobs)
+        self._wait()
         if self._error is not None:
             raise self._error
         self.schema_changes = self._registry.changed(table.schema for table in self._tables.values())
@@ -470,9 +525,11 @@ class BatchTables:
         if rows <= max(most, 1):
             schema = table.schema.copy()
             try:
-                converted = convert(pieces, schema, self._files.parquet.keep_nanoseconds)
+                converted = convert(pieces, schema, self._files.parquet.keep_nanoseconds, _MAX_RESCUED)
             except (MemoryError, OSError):
                 raise
+            except TooManyRescued:
+                pass
             except Exception as error:
                 if len(pieces) == 1 and len(pieces[0].rows) == 1:
                     piece = pieces[0]
@@ -486,10 +543,9 @@ class BatchTables:
                 return
         if len(pieces) > 1:
             middle = len(pieces) // 2
-            halves: tuple[Sequence[Piece], Sequence[Piece]] = pieces[:middle], pieces[middle:]
+            halves: Sequence[Sequence[Piece]] = (pieces[:middle], pieces[middle:])
         else:
-            front, back = pieces[0].halves()
-            halves = [front], [back]
+            halves = [[piece] for piece in pieces[0].halves()]
         for half in halves:
             yield from self._convert(table, half)
 

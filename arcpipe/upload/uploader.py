@@ -7,6 +7,7 @@ given up: whatever fails is tried again with backoff until it succeeds, and the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import logging
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import uvloop
 
-from arcpipe.counters import Counters, Uploader
+from arcpipe import logs
+from arcpipe.allocator import keep_freed_memory
+from arcpipe.counters import RETRY_KINDS, UPLOAD_BOUNDS_US, Counters, Uploader, observe
+from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import NotAWAL, StorageError
 from arcpipe.storage import Blob, MemoryBlob, ObjectStore, open_store
-from arcpipe.upload.allocator import keep_freed_memory
 from arcpipe.upload.batch import Batches, Manifest
 from arcpipe.upload.parquet import Spool, encode_name
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
@@ -41,12 +44,16 @@ T = TypeVar("T")
 _POLL_SECONDS: Final = 0.1
 _BACKOFF_FIRST_SECONDS: Final = 0.2
 _BACKOFF_LIMIT_SECONDS: Final = 30.0
+_DRAINING_BACKOFF_LIMIT_SECONDS: Final = 1.0
 DEAD_LETTER_PREFIX: Final = "_dead_letter"
+
+# Of the heap, once it was needed: conversion takes and frees as much again and again.
+KEPT_MEMORY_BYTES: Final = 256 << 20
 
 
 def run(settings: Settings, directory: WALDirectory, counters: Counters, node: Node) -> int:
     """Ships until SIGTERM, then what is still waiting; the exit code of the process."""
-    keep_freed_memory()
+    keep_freed_memory(KEPT_MEMORY_BYTES)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_Uploader(settings, directory, counters, node).serve())
 
@@ -56,6 +63,7 @@ class _Uploader:
         self.settings = settings
         self.directory = directory
         self.block = counters.uploader
+        self._node_block = counters.node
         self._batches = Batches(directory, node, self.block, settings.storage.url, settings.storage.layout)
         self._pool = FreePool(directory, settings.wal.free_segments) if settings.wal.recycle else None
         self.registry = SchemaRegistry.load(os.path.join(directory.path, "schema.json"))
@@ -72,7 +80,7 @@ class _Uploader:
         heartbeat = loop.create_task(self._beat())
         try:
             await self.persist("checking the store", self.store.check)
-            for manifest in self._batches.unfinished():
+            for manifest in await self.persist("reading the manifests", self._unfinished):
                 log.info("batch %s: %s when it was interrupted; finishing it", manifest.batch_id, manifest.state)
                 if manifest.state == "planned" and manifest.store != self.settings.storage.url:
                     log.warning(
@@ -93,6 +101,9 @@ class _Uploader:
         finally:
             heartbeat.cancel()
             await self.store.close()
+
+    async def _unfinished(self) -> list[Manifest]:
+        return self._batches.unfinished()
 
     async def _plan(self) -> Manifest | None:
         return self._batches.plan()
@@ -147,21 +158,21 @@ class _Uploader:
         """Does something until it succeeds: exponential backoff with full jitter, a log line for each failure."""
         tries = 0
         while True:
+            self.block[Uploader.STEPS] += 1
             try:
                 return await work()
             except Exception as error:  # whatever it is: giving up would lose the batch
-                kind = (
-                    error.kind if isinstance(error, StorageError) else "disk" if isinstance(error, OSError) else "bug"
-                )
+                kind = _kind(error)
                 if (
                     isinstance(error, OSError)
                     and error.errno in (errno.ENOSPC, errno.EDQUOT)
                     and self._pool is not None
                 ):
                     self._pool.give_back()  # nothing may keep the last bytes from being shipped
-                self.block[Uploader.RETRIES] += 1
+                self.block[Uploader.RETRIES + RETRY_KINDS.index(kind)] += 1
                 tries += 1
-                limit = min(_BACKOFF_FIRST_SECONDS * 2.0 ** min(tries, 16), _BACKOFF_LIMIT_SECONDS)
+                longest = _DRAINING_BACKOFF_LIMIT_SECONDS if self._draining.is_set() else _BACKOFF_LIMIT_SECONDS
+                limit = min(_BACKOFF_FIRST_SECONDS * 2.0 ** min(tries, 16), longest)
                 delay = random.uniform(_BACKOFF_FIRST_SECONDS / 2, limit)
                 log.warning(
                     "%s: %s; trying again in %.1f s",
@@ -171,19 +182,28 @@ class _Uploader:
                     exc_info=kind == "bug",
                     extra={"fields": {"kind": kind, "tries": tries}},
                 )
-                await asyncio.sleep(delay)
+                await self._pause(delay)
 
     async def _pause(self, seconds: float) -> None:
-        """Waits, or less when told to drain."""
-        try:
+        """Waits, but no longer once told to drain: there is little time then. One that begins later is a whole one."""
+        if self._draining.is_set():
+            await asyncio.sleep(seconds)
+            return
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._draining.wait(), seconds)
-        except TimeoutError:
-            pass
 
     async def _beat(self) -> None:
         while True:
             self.block[Uploader.HEARTBEAT_US] = time.time_ns() // 1000
+            logs.set_level(self._node_block[NodeBlock.LOG_LEVEL])
             await asyncio.sleep(0.5)
+
+
+def _kind(error: Exception) -> str:
+    """The word of RETRY_KINDS for a failure."""
+    if isinstance(error, StorageError):
+        return error.kind if error.kind in RETRY_KINDS else "other"
+    return "disk" if isinstance(error, OSError) else "bug"
 
 
 class _Origin(NamedTuple):
@@ -224,6 +244,8 @@ class _Shipment:
         finally:
             for upload in self._uploads:
                 upload.cancel()
+            if self._uploads:  # the next try puts the same objects
+                await asyncio.wait(self._uploads)
 
     async def remove_strays(self) -> None:
         """Removes objects of an earlier try that this one did not make again.
@@ -280,8 +302,10 @@ class _Shipment:
             log.error("%s; moved to %s", error, self._uploader.directory.quarantine)
             os.rename(path, quarantined)
             return
-        for entry in scan:
-            tables.add(entry.timestamp, entry.payload, _Origin(name, entry.offset))
+        for offset, timestamp, payload in scan:
+            self._uploader.block[Uploader.STEPS] += 1
+            tables.add(timestamp, payload, _Origin(name, offset))
+            del payload  # a large one makes room for the next
         report = scan.report
         for damage in report.damage:
             self._uploader.block[Uploader.DAMAGED] += 1
@@ -323,11 +347,14 @@ class _Shipment:
         uploader = self._uploader
         try:
             async with self._uploading:
+                started = time.perf_counter()
                 await uploader.persist(f"uploading {key}", lambda: uploader.store.put(key, blob))
+                duration_us = int((time.perf_counter() - started) * 1e6)
         finally:
             self._waiting.release()
             if release is not None:
                 release()
         self._keys.add(key)
+        observe(uploader.block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, duration_us)
         uploader.block[Uploader.FILES] += 1
         uploader.block[Uploader.FILE_BYTES] += blob.size

@@ -40,7 +40,8 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended: its exit code, negative for a signal, and the uploader's counters by name."""
+    """How a run ended: its exit code, negative for a signal, and the uploader's counters by name; `retries` is of all
+    kinds together, `retries_{kind}` of one."""
 
     exit_code: int
     counters: dict[str, int]
@@ -120,7 +121,7 @@ def _serve() -> None:
         importlib.import_module(module)
     _parse_s3_model()
     from arcpipe.config import load
-    from arcpipe.counters import Counters, Uploader
+    from arcpipe.counters import RETRY_KINDS, Counters, Uploader
     from arcpipe.wal.directory import Node, WALDirectory
     from arcpipe.wal.recovery import recover_at_start
 
@@ -155,6 +156,9 @@ def _serve() -> None:
 
         exit_code = _run(work, order["wal"] + ".log")
         values = {name: counters.uploader[index] for index, name in names.items()}
+        retries = counters.uploader[Uploader.RETRIES : Uploader.RETRIES + len(RETRY_KINDS)].tolist()
+        values |= {f"retries_{kind}": count for kind, count in zip(RETRY_KINDS, retries, strict=True)}
+        values["retries"] = sum(retries)
         print(json.dumps({"exit_code": exit_code, "counters": values}), flush=True)
 
 

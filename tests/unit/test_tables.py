@@ -17,14 +17,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arcpipe.allocator import keep_freed_memory
 from arcpipe.codec.arrow_columns import MAX_TIME_US, MIN_TIME_US
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.entries import decode_envelope
-from arcpipe.codec.odd_values import Timestamp, parse_rescued, unpack_value
+from arcpipe.codec.odd_values import Encoded, Timestamp, parse_rescued, unpack_value
 from arcpipe.config import Parquet
 from arcpipe.upload import convert as convert_module
+from arcpipe.upload import parquet as parquet_module
 from arcpipe.upload import tables as tables_module
-from arcpipe.upload.allocator import keep_freed_memory
 from arcpipe.upload.parquet import Spool
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.tables import BatchTables, DeadLetter
@@ -201,19 +202,84 @@ def canonical(rows: Iterable[dict[str, Any]]) -> list[Any]:
     return sorted(sorted((name, comparable(value)) for name, value in row.items()) for row in rows)
 
 
+PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
 @given(entries(), st.booleans())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(PROPERTY, max_examples=100)
 def test_every_value_is_read_back_from_its_column_or_as_rescued(
     convert: Callable[..., Result], given_entries: list[dict[str, list[bytes]]], digits: bool
 ) -> None:
     result = convert(map(columnar, given_entries), keep_nanoseconds=digits)
     wanted = [row for number, columns in enumerate(given_entries) for row in expected(columns, NOW_US + number, digits)]
-    assert result.letters == []
-    assert canonical(result.rows(digits=digits)) == canonical(wanted)
-    assert sum(file.rows for file in result.files) == result.tables.rows == len(wanted)
+    assert_reads_back(result, wanted, digits)
     for file in result.files:
         times = [row["time"] for row in file.rows_read()]
         assert times == sorted(times)
+
+
+def assert_reads_back(result: Result, wanted: list[dict[str, Any]], digits: bool = False) -> None:
+    assert result.letters == []
+    assert canonical(result.rows(digits=digits)) == canonical(wanted)
+    assert sum(file.rows for file in result.files) == result.tables.rows == len(wanted)
+
+
+@pytest.fixture
+def tiny_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few dozen bytes are enormous: entries are cut into slices, batches read map by map, JSON is made by parts."""
+    for name, value in {
+        "_MAX_TABLE": 700,
+        "_SLICE_ROWS": 4,
+        "_SLICE_BYTES": 40,
+        "_MANY_MAPS": 1,
+        "_LARGE_BATCH": 0,
+        "_MAX_RESCUED": 300,
+    }.items():
+        monkeypatch.setattr(tables_module, name, value)
+    monkeypatch.setattr(convert_module, "_RESCUE_BYTES", 200)
+    monkeypatch.setattr(parquet_module, "_HUGE_BYTES", 10)
+
+
+@pytest.mark.parametrize("as_batch", [False, True])
+@given(entries())
+@settings(PROPERTY, max_examples=40)
+def test_nothing_changes_where_entries_are_too_large_to_be_converted_whole(
+    convert: Callable[..., Result], tiny_limits: None, as_batch: bool, given_entries: list[dict[str, list[bytes]]]
+) -> None:
+    whole = [batch(*map(columnar_map, given_entries))]
+    result = convert(whole if as_batch else map(columnar, given_entries))
+    wanted = [
+        row
+        for number, columns in enumerate(given_entries)
+        for row in expected(columns, NOW_US if as_batch else NOW_US + number, digits=False)
+    ]
+    assert_reads_back(result, wanted)
+
+
+def test_a_slice_has_a_dead_letter_of_its_own(
+    convert: Callable[..., Result], tiny_limits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would overwrite one another otherwise."""
+
+    def failing(*_: Any) -> Any:
+        raise ValueError("because a test wants it")
+
+    monkeypatch.setattr(tables_module, "convert", failing)
+    result = convert([columnar({"value": [*range(100)]})])
+    assert result.files == []
+    assert len({(letter.origin, letter.part) for letter in result.letters}) == len(result.letters) == 25
+    values = [
+        value
+        for letter in sorted(result.letters, key=lambda letter: letter.part)
+        for value in msgpack.unpackb(letter.payload)[3]["columns"]["value"]
+    ]
+    assert values == [*range(100)]
+
+
+def test_arrays_and_maps_too_large_for_json_are_kept_encoded(convert: Callable[..., Result]) -> None:
+    large = msgpack.packb([None] * (1 << 20))
+    result = convert([columnar({"value": [1, large]})])
+    assert result.rows() == [{"time": NOW_US, "value": 1}, {"time": NOW_US, "value": Encoded(large)}]
 
 
 def test_duckdb_reads_the_same_values(convert: Callable[..., Result], tmp_path: Path) -> None:
@@ -557,7 +623,7 @@ def test_many_tables_of_single_rows_are_not_scattered_over_many_files(
 
 
 def test_the_allocator_can_be_told_to_keep_memory() -> None:
-    keep_freed_memory()
+    keep_freed_memory(256 << 20)
 
 
 def test_columns_beyond_the_bound_are_rescued(convert: Callable[..., Result]) -> None:
@@ -571,7 +637,7 @@ def test_an_entry_too_large_to_be_decoded_at_once_is_converted_by_parts(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tables_module, "_MAX_TABLE", 10_000)
-    monkeypatch.setattr(tables_module, "_MAX_CONVERTED", 20_000)
+    monkeypatch.setattr(tables_module, "_SLICE_ROWS", 600)
     columns = {
         "n": list(range(5_000)),
         "s": [f"text {n}" for n in range(5_000)],

@@ -1,0 +1,31 @@
+"""One body that is as large as bodies may be, and as bad: the uploader ships it in the memory that it is to have.
+
+`python -m benchmarks.hostile` has many more of them; these take little time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LIMIT_MB = 600
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("case", ["100M small integers", "one string of 90 MB", "4,096 columns, 2,700 rows"])
+def test_the_uploader_keeps_to_its_memory(case: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.hostile", "--json", "--case", case],
+        cwd=Path(__file__).parents[2],
+        check=False,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 0
+    figures = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert figures["shipped"]
+    assert figures["peak RSS MB"] < LIMIT_MB
