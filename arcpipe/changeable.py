@@ -1,0 +1,158 @@
+"""What may change while the server runs: tokens, the certificate, the log level.
+
+The supervisor reads them at the start and again at SIGHUP, and tells its children by counters in shared memory that
+there is something new. A child that is forked later gets what was found good last, whatever the files hold by then.
+This room knows files, counters and log lines; it must not know processes, sockets or HTTP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from arcpipe import logs, tokens
+from arcpipe.counters import Counters, Node, Worker
+from arcpipe.errors import ArcpipeError
+from arcpipe.tls import ServerTLS
+
+if TYPE_CHECKING:
+    from arcpipe.config import Settings
+    from arcpipe.tokens import Token
+
+log = logging.getLogger(__name__)
+
+# Workers look for something new a few times a second.
+_RELOAD_SECONDS: Final = 5.0
+
+
+class Access(NamedTuple):
+    """Who may enter and how, with the counters of the readings that it comes from."""
+
+    tokens: tuple[Token, ...] | None  # None: nobody is asked for a token
+    tokens_loaded: int
+    tls: ServerTLS | None
+    tls_loaded: int
+
+
+def check(settings: Settings) -> None:
+    """Raises ArcpipeError if a server with these settings would not start for its tokens or its certificate."""
+    Changeable(settings, lambda: settings, Counters(1)).read()
+
+
+class Changeable:
+    """The newest of everything that was found good."""
+
+    def __init__(self, settings: Settings, load_settings: Callable[[], Settings], counters: Counters) -> None:
+        """Args: load_settings: gives the settings as they are at a reload, or raises ConfigError."""
+        self._settings = settings
+        self._load_settings = load_settings
+        self._node = counters.node
+        self._workers = [(slot, counters.worker(slot)) for slot in range(1, counters.workers + 1)]
+        self._deadline = 0.0  # while workers have not taken what was reloaded
+        self._tokens: tuple[Token, ...] | None = None
+        self.tls: ServerTLS | None = None
+
+    def read(self) -> None:
+        """Reads all of it for the first time.
+
+        Raises:
+            ArcpipeError: something of it cannot be used.
+        """
+        auth, server = self._settings.auth, self._settings.server
+        self._node[Node.LOG_LEVEL] = _level(self._settings)
+        if auth.enabled:
+            self._take_tokens(tokens.read(auth.tokens_file))
+        if server.tls_cert:
+            self.tls = ServerTLS(server.tls_cert, server.tls_key)
+            _warn_if_readable_by_others(server.tls_key, "server.tls_key")
+
+    def access(self) -> Access:
+        """What a worker that is forked now starts with."""
+        return Access(self._tokens, self._node[Node.TOKENS_LOADED], self.tls, self._node[Node.TLS_LOADED])
+
+    def reload(self) -> None:
+        """Reads all of it again, each by itself.
+
+        What is bad is refused and stays as it was, and neither keeps a revoked token alive nor a renewed certificate
+        out. `is_reload_over` tells when the workers have it.
+        """
+        log.info("SIGHUP: reloading")
+        try:
+            settings = self._load_settings()
+        except ArcpipeError as error:
+            for line in str(error).splitlines():
+                log.error("the settings are refused, and the log level stays as it was: %s", line)
+        else:
+            self._take_log_level(settings)
+        if self._tokens is not None:
+            try:
+                found = tokens.read(self._settings.auth.tokens_file)
+            except ArcpipeError as error:
+                log.error("the tokens file is refused, and the former tokens stay in force: %s", error)
+            else:
+                self._take_tokens(found)
+                self._node[Node.TOKENS_LOADED] += 1
+        if self.tls is not None:
+            try:
+                self.tls.reload()
+            except ArcpipeError as error:
+                log.error("the certificate is refused, and the former one stays in force: %s", error)
+            else:
+                _warn_if_readable_by_others(self._settings.server.tls_key, "server.tls_key")
+                self._node[Node.TLS_LOADED] += 1
+        self._deadline = time.monotonic() + _RELOAD_SECONDS
+
+    def is_reload_over(self) -> bool:
+        """True once after a reload: when every worker has it, or when they had their time."""
+        if not self._deadline:
+            return False
+        wanted = [self._node[field] for field in (Node.LOG_LEVEL, Node.TOKENS_LOADED, Node.TLS_LOADED)]
+        late = [
+            slot
+            for slot, block in self._workers
+            if [block[field] for field in (Worker.LOG_LEVEL, Worker.TOKENS_LOADED, Worker.TLS_LOADED)] != wanted
+        ]
+        if late and time.monotonic() < self._deadline:
+            return False
+        self._deadline = 0.0
+        if late:
+            log.error("not reloaded: %s", ", ".join(f"ingest {slot}" for slot in late))
+        else:
+            log.info("reloaded")
+        return True
+
+    def _take_tokens(self, found: tuple[Token, ...]) -> None:
+        self._tokens = found
+        now = datetime.now(UTC)
+        log.info("%d tokens, %d of them active", len(found), sum(token.state(now) == "active" for token in found))
+        _warn_if_readable_by_others(self._settings.auth.tokens_file, "auth.tokens_file")
+
+    def _take_log_level(self, settings: Settings) -> None:
+        changed = [key for key, *_ in settings.effective() if settings.value(key) != self._settings.value(key)]
+        needing_restart = [key for key in changed if key != "log.level"]
+        if needing_restart:
+            log.warning("what has changed in %s takes effect at the next start", ", ".join(needing_restart))
+        self._node[Node.LOG_LEVEL] = _level(settings)
+        logs.set_level(_level(settings))
+
+
+def _level(settings: Settings) -> int:
+    return logging.getLevelNamesMapping()[settings.log.level]
+
+
+def _warn_if_readable_by_others(path: str, what: str) -> None:
+    """Logs a warning if others than its owner may read a file.
+
+    Not if its group is how this process reads a file of somebody else's, as it reads one that root looks after.
+    """
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        by_group = status.st_mode & stat.S_IRGRP and status.st_uid == os.geteuid()
+        if by_group or status.st_mode & stat.S_IROTH:
+            log.warning("%s (%s) can be read by others; `chmod 600 %s` ends that", path, what, path)

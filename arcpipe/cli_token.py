@@ -1,0 +1,222 @@
+"""`arcpipe token …`: making, listing and revoking the tokens of `auth.tokens_file`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from arcpipe.cli_output import print_json, print_table
+from arcpipe.errors import ArcpipeError
+
+if TYPE_CHECKING:
+    from arcpipe.config import Settings
+    from arcpipe.tokens import Token
+
+app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True, rich_markup_mode=None)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", envvar="ARCPIPE_CONFIG", help="Settings that name the tokens file."),
+]
+
+_SCOPES: Final = ("write", "read", "admin")
+_UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+_EXPIRIES: Final = "90d, 12h, 30m, 4w, 2027-01-01, 2027-01-01T12:00:00Z or never"
+
+
+@app.command("create")
+def create(
+    scopes: Annotated[
+        list[str],
+        typer.Option(
+            "--scope",
+            metavar="SCOPE",
+            help="What it may do: write (records), read (metrics, status), admin (read, and change). May be repeated.",
+        ),
+    ],
+    databases: Annotated[
+        list[str] | None,
+        typer.Option("--database", metavar="NAME", help="Only for this database; may be repeated. Without it: all."),
+    ] = None,
+    expires: Annotated[str, typer.Option(metavar="WHEN", help=f"When it ends: {_EXPIRIES}.")] = "never",
+    name: Annotated[str, typer.Option(metavar="TEXT", help="Who it is for; shown by list.")] = "",
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the token and all about it.")] = False,
+) -> None:
+    """Make a token and print it. This is the only time that it is seen: the file keeps its hash.
+
+    \b
+    Examples:
+      arcpipe token create --scope write --database production --expires 90d --name "telegraf, hall 3"
+      arcpipe token create --scope read --expires never
+    """
+    import msgspec
+
+    from arcpipe import tokens
+
+    now = datetime.now(UTC).replace(microsecond=0)
+    settings = _settings(config)
+    token_id, text = tokens.generate()
+    given = {
+        "id": token_id,
+        "sha256": tokens.digest(text.encode("ascii")).hex(),
+        "scopes": _checked_scopes(scopes),
+        "databases": _checked_databases(databases or []),
+        "created": now,
+        "expires": parse_expiry(expires, now),
+        "name": _checked_name(name),
+    }
+    token = msgspec.convert(given, tokens.Token)
+    path = settings.auth.tokens_file
+    tokens.add(path, token)
+    if as_json:
+        print_json([{"token": text, **_row(token, now)}])
+    else:
+        print(text)
+    _note(f"token {token_id} is kept in {os.path.abspath(path)} as a hash: this was the only time that it is shown")
+    _note_reload(settings)
+
+
+@app.command("list")
+def list_tokens(
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> None:
+    """List the tokens: what each may do, until when, and whether it is active, expired or revoked.
+
+    \b
+    Example:
+      arcpipe token list
+    """
+    from arcpipe import tokens
+
+    path = _settings(config).auth.tokens_file
+    now = datetime.now(UTC)
+    rows = [_row(token, now) for token in tokens.read(path)]
+    if as_json:
+        print_json(rows)
+        return
+    shown = [
+        {
+            **row,
+            "scopes": ",".join(row["scopes"]),
+            "databases": ",".join(row["databases"]) or "all",
+            "expires": row["expires"] or "never",
+        }
+        for row in rows
+    ]
+    columns = ("id", "state", "scopes", "databases", "expires", "created", "revoked", "name")
+    if print_table(columns, shown, left=columns) == 0:
+        print(f"There are no tokens in {path}.")
+
+
+@app.command("revoke")
+def revoke(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it; or the whole token.")],
+    config: ConfigOption = None,
+) -> None:
+    """End a token for good. A running server takes it when it gets SIGHUP.
+
+    \b
+    Example:
+      arcpipe token revoke 7h2kq9xw
+    """
+    from arcpipe import tokens
+
+    settings = _settings(config)
+    wanted = tokens.id_of(token_id) or token_id
+    if wanted.startswith(tokens.PREFIX):
+        # Most of a token, perhaps: it must not be echoed.
+        raise ArcpipeError("that is neither the id of a token nor a whole one; `arcpipe token list` shows the ids")
+    before = tokens.revoke(settings.auth.tokens_file, wanted, datetime.now(UTC).replace(microsecond=0))
+    if before.revoked is not None:
+        print(f"Token {wanted} was revoked at {_time(before.revoked)} already.")
+        return
+    print(f"Token {wanted} is revoked.")
+    _note_reload(settings)
+
+
+def parse_expiry(text: str, now: datetime) -> datetime | None:
+    """When a token ends; None is never.
+
+    Raises:
+        BadParameter: the text is none of the spellings, or a time that is over.
+    """
+    if text.lower() == "never":
+        return None
+    try:
+        if span := re.fullmatch(r"([0-9]{1,6})([mhdw])", text):
+            when = now + int(span[1]) * _UNITS[span[2]]
+        else:
+            when = datetime.fromisoformat(text)
+            when = (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is no time to expire at; use {_EXPIRIES}", param_hint="--expires") from None
+    if when <= now:
+        raise typer.BadParameter(f"{text!r} is over already", param_hint="--expires")
+    return when.replace(microsecond=0)
+
+
+def _settings(config: Path | None) -> Settings:
+    from arcpipe.cli import load_settings
+
+    return load_settings(config)
+
+
+def _checked_scopes(given: list[str]) -> list[str]:
+    scopes = [scope.strip() for one in given for scope in one.split(",")]
+    for scope in scopes:
+        if scope not in _SCOPES:
+            raise typer.BadParameter(f"{scope!r} is no scope; use {', '.join(_SCOPES)}", param_hint="--scope")
+    return [scope for scope in _SCOPES if scope in scopes]
+
+
+def _checked_databases(given: list[str]) -> list[str]:
+    names = [name.strip() for one in given for name in one.split(",")]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            raise typer.BadParameter(
+                f"{name!r} is no database name; use 1 to 64 of A-Z a-z 0-9 _ -", param_hint="--database"
+            )
+    return list(dict.fromkeys(names))
+
+
+def _checked_name(name: str) -> str:
+    if len(name) > 100 or not name.isprintable():
+        raise typer.BadParameter("use up to 100 printable characters", param_hint="--name")
+    return name
+
+
+def _row(token: Token, now: datetime) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "name": token.name,
+        "state": token.state(now),
+        "scopes": list(token.scopes),
+        "databases": list(token.databases),
+        "created": _time(token.created),
+        "expires": _time(token.expires),
+        "revoked": _time(token.revoked),
+    }
+
+
+def _time(when: datetime | None) -> str | None:
+    return None if when is None else when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _note(text: str) -> None:
+    """To stderr, so that what a script reads of a command is the token and nothing else."""
+    print(f"arcpipe: {text}", file=sys.stderr)
+
+
+def _note_reload(settings: Settings) -> None:
+    if settings.auth.enabled:
+        _note("a running server takes this when it gets SIGHUP (systemctl reload arcpipe, or kill -HUP)")
+    else:
+        _note("no server asks for tokens with these settings: set auth.enabled = true")

@@ -1,0 +1,90 @@
+"""The check of credentials with arbitrary bytes in every place, and what it remembers of good ones."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcpipe import tokens
+from arcpipe.ingest import auth
+from arcpipe.ingest.auth import Auth
+from arcpipe.ingest.protocol import Exchange
+from arcpipe.tokens import Token
+
+NOW = datetime.now(UTC)
+
+
+def a_token(**changes: Any) -> tuple[str, Token]:
+    token_id, text = tokens.generate()
+    fields = {"id": token_id, "sha256": tokens.digest(text.encode()).hex(), "scopes": ("write",), "created": NOW}
+    return text, Token(**{**fields, **changes})
+
+
+TEXT, TOKEN = a_token()
+GUARD = Auth([TOKEN])
+
+schemes = st.sampled_from([b"", b"Bearer ", b"Token ", b"Basic ", b"basic  ", b"Digest ", b"Bearer\t"])
+secrets = st.binary(max_size=80) | st.sampled_from(
+    [TEXT.encode()[:-1], TEXT.encode() + b"\0", TEXT.upper().encode(), TEXT[:13].encode() + b"a" * 43, b"\xff" * 56]
+)
+
+
+def ask(guard: Auth, headers: dict[bytes, bytes], query: bytes = b"", scope: str = "write") -> bytes | None:
+    exchange = Exchange(cast(Any, SimpleNamespace(unrouted={})), headers)
+    exchange.query = query
+    return guard.refusal(exchange, scope)
+
+
+@given(schemes, secrets, st.booleans())
+def test_no_bytes_but_a_token_open_anything(scheme: bytes, secret: bytes, encoded: bool) -> None:
+    value = scheme + (base64.b64encode(b"u:" + secret) if encoded else secret)
+    for headers, query in (({b"authorization": value}, b""), ({b"x-api-key": secret}, b""), ({}, b"u=x&p=" + secret)):
+        refusal = ask(GUARD, headers, query)
+        assert refusal is not None
+        assert refusal.startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 400 "))
+
+
+@given(st.binary(max_size=200))
+def test_no_query_but_one_with_a_token_opens_anything(query: bytes) -> None:
+    assert ask(GUARD, {}, query) is not None
+
+
+def test_what_is_remembered_has_a_bound_in_number_and_in_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "_MAX_REMEMBERED", 10)
+    guard = Auth([TOKEN])
+    for number in range(100):
+        pair = base64.b64encode(f"user {number}:{TEXT}".encode())
+        assert ask(guard, {b"authorization": b"Basic " + pair}) is None
+        assert ask(guard, {b"authorization": b"Basic " + base64.b64encode(b"u" * 2000 + b":" + TEXT.encode())}) is None
+        assert len(guard._by_credential) <= 10
+        assert all(len(key) <= 1024 for key in guard._by_credential)
+
+
+def test_what_is_remembered_ends_with_the_token() -> None:
+    text, token = a_token(expires=datetime.now(UTC) + timedelta(seconds=60))
+    guard = Auth([token])
+    headers = {b"x-api-key": text.encode()}
+    assert ask(guard, headers) is None
+    assert guard._by_credential
+    guard.tick(token.expires or NOW, 0.0)
+    assert not guard._by_credential
+    assert ask(guard, headers) is None  # by the real clock there is time left
+    guard.replace([TOKEN])
+    assert ask(guard, headers) is not None
+
+
+def test_admin_may_read_and_not_write() -> None:
+    text, token = a_token(scopes=("admin",))
+    guard = Auth([token])
+    headers = {b"authorization": f"Bearer {text}".encode()}
+    assert ask(guard, headers, scope="admin") is None
+    assert ask(guard, headers, scope="read") is None
+    refusal = ask(guard, headers, scope="write")
+    assert refusal is not None
+    assert refusal.startswith(b"HTTP/1.1 403 ")
