@@ -8,7 +8,91 @@ same way. Nothing here survives the supervisor; what must survive is on disk.
 from __future__ import annotations
 
 import mmap
-from typing import Final
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+LATENCY_BOUNDS_US: Final = (
+    *(250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000),
+    *(1_000_000, 2_000_000, 5_000_000, 10_000_000),
+)
+"""Upper bounds of the latency histograms, in µs."""
+
+GROUP_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Upper bounds of the histogram of group sizes, in entries."""
+
+UPLOAD_BOUNDS_US: Final = (
+    *(10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000),
+    *(10_000_000, 30_000_000, 60_000_000, 300_000_000),
+)
+"""Upper bounds of the histogram of single uploads, in µs."""
+
+
+MAX_ROUTES: Final = 48
+"""Most routes that requests are counted for; the last one stands for paths that lead nowhere."""
+
+STATUSES: Final = (
+    *(b"200", b"202", b"204", b"304", b"400", b"401", b"403", b"404", b"405", b"408", b"413", b"414", b"415", b"417"),
+    *(b"431", b"500", b"503", b"507", b"other"),
+)
+"""The statuses that answers are counted by."""
+
+MAX_DATABASES: Final = 64
+"""Most databases that writes are counted for; the last one stands for all others, under the empty name."""
+
+_NAME_WORDS: Final = 8  # a database name has at most 64 bytes
+DATABASE_WORDS: Final = _NAME_WORDS + 3
+
+
+class Usage(NamedTuple):
+    """What was written to one database."""
+
+    requests: int
+    records: int
+    body_bytes: int
+
+
+class Histogram:
+    """How often values fell below which bound, and their sum. One thread observes; others may read."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[int, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)  # the last: above all bounds
+        self.sum = 0
+
+    def observe(self, value: int) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def values(self) -> list[int]:
+        """As it is laid out in shared memory: a count per bucket, the one above all bounds, the sum."""
+        return [*self.counts, self.sum]
+
+
+REFUSAL_CODES: Final = (
+    "bad_request",
+    "unauthorized",
+    "forbidden",
+    "not_found",
+    "method_not_allowed",
+    "timeout",
+    "body_too_large",
+    "url_too_long",
+    "header_too_large",
+    "unsupported_encoding",
+    "expectation_failed",
+    "bug",
+    "backlog",
+    "no_space",
+    "log_failure",
+    "too_many_connections",
+    "inflight",
+    "draining",
+    "other",
+)
+"""Why a request was refused: the codes of the error answers, in the order of the counters from `Worker.REFUSED` on."""
 
 
 class Worker:
@@ -29,23 +113,59 @@ class Worker:
         WAL_BYTES,
         WAL_COMMITS,
         WAL_SYNCS,
-        WAL_SYNC_US,
         WAL_ROTATIONS,
         WAL_FAILURES,
         SEGMENT_SEQ,
         SEGMENT_BYTES,
-        SEGMENT_STARTED_US,
-    ) = range(20)
-    SIZE: Final = 20
+        SEGMENT_CREATED_US,
+        SEGMENT_ENTRIES,
+        SEGMENT_FIRST_US,
+        LAST_FAILURE_US,
+        LOG_LEVEL,
+        TOKENS_LOADED,
+        TLS_LOADED,
+    ) = range(25)
+    # Histograms: where each begins, with the bounds above.
+    ACK_US: Final = 25
+    SYNC_US: Final = ACK_US + len(LATENCY_BOUNDS_US) + 2
+    LOOP_LAG_US: Final = SYNC_US + len(LATENCY_BOUNDS_US) + 2
+    GROUP_ENTRIES: Final = LOOP_LAG_US + len(LATENCY_BOUNDS_US) + 2
+    # Refused requests by reason: one for each of REFUSAL_CODES.
+    REFUSED: Final = GROUP_ENTRIES + len(GROUP_BOUNDS) + 2
+    # Requests by route and status: a row for each route in the order of the router's table.
+    ROUTES: Final = REFUSED + len(REFUSAL_CODES)
+    # Writes by database: a name and three counters each.
+    DATABASES: Final = ROUTES + MAX_ROUTES * len(STATUSES)
+    SIZE: Final = DATABASES + MAX_DATABASES * DATABASE_WORDS
+
+
+RETRY_KINDS: Final = (
+    "connection",
+    "dns",
+    "timeout",
+    "throttled",
+    "server_error",
+    "credentials",
+    "missing_bucket",
+    "clock_skew",
+    "no_space",
+    "other",
+    "disk",
+    "bug",
+)
+"""Why the uploader tried something again: the kinds of `errors.StorageError`, then the log's own disk, then a mistake
+of this program. The order is that of the counters from `Uploader.RETRIES` on."""
 
 
 class Uploader:
-    """Fields of the uploader's block."""
+    """Fields of the uploader's block. From RETRIES on there is one for each of RETRY_KINDS, in that order; how often
+    anything was tried again is their sum."""
 
     (
         PID,
         STARTED_US,
         HEARTBEAT_US,
+        STEPS,  # grows for as long as it gets anywhere: with each entry, and each try at a step, good or bad
         BATCHES,
         BATCH_SEQ,
         SEGMENTS,
@@ -53,29 +173,38 @@ class Uploader:
         ROWS,
         FILES,
         FILE_BYTES,
-        RETRIES,
         RESCUED,
         DEAD_LETTERS,
         DAMAGED,
         LAST_UPLOAD_US,
-    ) = range(15)
-    SIZE: Final = 15
+        RETRIES,
+    ) = range(16)
+    UPLOAD_US: Final = RETRIES + len(RETRY_KINDS)  # a histogram
+    SIZE: Final = UPLOAD_US + len(UPLOAD_BOUNDS_US) + 2
 
 
 class Node:
-    """Fields of the supervisor's block: what concerns the whole instance."""
+    """Fields of the supervisor's block: what concerns the whole instance.
+
+    LOG_LEVEL is a number of `logging`. TOKENS_LOADED and TLS_LOADED count how often tokens and certificate were read
+    and found good; a worker that has a lower number in its own block reads them again.
+    """
 
     (
         STARTED_US,
         BACKLOG_BYTES,
         BACKLOG_SEGMENTS,
+        OLDEST_BACKLOG_US,
         DISK_FREE_BYTES,
         DISK_TOTAL_BYTES,
         WORKER_RESTARTS,
         UPLOADER_RESTARTS,
         DRAINING,
-    ) = range(8)
-    SIZE: Final = 8
+        LOG_LEVEL,
+        TOKENS_LOADED,
+        TLS_LOADED,
+    ) = range(12)
+    SIZE: Final = 12
 
 
 class Counters:
@@ -86,9 +215,11 @@ class Counters:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        size = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE
+        notes = (workers + 2) * Notes.SIZE
+        size = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + notes
         self._memory = mmap.mmap(-1, size * 8)
         self._view = memoryview(self._memory).cast("Q")
+        self._notes_at = size - notes
         self.node = self._view[: Node.SIZE]
         self.uploader = self._view[Node.SIZE : Node.SIZE + Uploader.SIZE]
 
@@ -98,3 +229,85 @@ class Counters:
             raise IndexError(f"worker slot {slot} is not between 1 and {self.workers}")
         start = Node.SIZE + Uploader.SIZE + (slot - 1) * Worker.SIZE
         return self._view[start : start + Worker.SIZE]
+
+    def notes(self, process: str) -> Notes:
+        """The latest warnings of "supervisor", "uploader" or "ingest N"."""
+        number = self.processes().index(process)
+        start = self._notes_at + number * Notes.SIZE
+        return Notes(self._view[start : start + Notes.SIZE])
+
+    def processes(self) -> list[str]:
+        """The names that `notes` takes."""
+        return ["supervisor", "uploader", *(f"ingest {slot}" for slot in range(1, self.workers + 1))]
+
+
+def observe(block: memoryview, start: int, bounds: Sequence[int], value: int) -> None:
+    """Counts a value in a histogram in shared memory, for those that are too rare to be kept and copied."""
+    block[start + bisect_left(bounds, value)] += 1
+    block[start + len(bounds) + 1] += value
+
+
+def count_statuses(answered: Mapping[bytes, int]) -> list[int]:
+    """Answers by status in the order of STATUSES."""
+    counts = [answered.get(status, 0) for status in STATUSES]
+    counts[-1] += sum(answered.values()) - sum(counts)
+    return counts
+
+
+def pack_usage(databases: Mapping[str, Sequence[int]]) -> list[int]:
+    """Requests, records and body bytes by database as words of a worker's block; at most MAX_DATABASES."""
+    words: list[int] = []
+    for name, values in databases.items():
+        words += memoryview(name.encode("ascii").ljust(8 * _NAME_WORDS, b"\0")).cast("Q").tolist()
+        words += values
+    return words
+
+
+def unpack_usage(block: memoryview) -> Iterator[tuple[str, Usage]]:
+    """The reverse, from a worker's block; the empty name stands for all databases that are not counted by name."""
+    for start in range(Worker.DATABASES, Worker.SIZE, DATABASE_WORDS):
+        usage = Usage(*block[start + _NAME_WORDS : start + DATABASE_WORDS])
+        if usage.requests:
+            yield block[start : start + _NAME_WORDS].tobytes().rstrip(b"\0").decode("ascii", "replace"), usage
+
+
+class Note(NamedTuple):
+    """A line that a process has logged as a warning or worse."""
+
+    time_us: int
+    level: int  # as in `logging`
+    text: str
+
+
+class Notes:
+    """A ring of a process's latest warnings in shared memory; longer ones are cut."""
+
+    LINES: Final = 16
+    _WORDS: Final = 64  # time, level, bytes of text, text
+    SIZE: Final = 1 + LINES * _WORDS
+    _TEXT_BYTES: Final = (_WORDS - 3) * 8
+
+    def __init__(self, words: memoryview) -> None:
+        self._words = words
+
+    def add(self, time_us: int, level: int, text: str) -> None:
+        """Only the process itself, one thread at a time."""
+        count = self._words[0]
+        start = 1 + count % self.LINES * self._WORDS
+        data = text.encode("utf-8", "replace")[: self._TEXT_BYTES]
+        words = self._words
+        words[start] = 0  # readers skip it until it is whole
+        words[start + 1] = level
+        words[start + 2] = len(data)
+        words[start + 3 : start + self._WORDS] = memoryview(data.ljust(self._TEXT_BYTES, b"\0")).cast("Q")
+        words[start] = time_us
+        words[0] = count + 1
+
+    def read(self) -> Iterator[Note]:
+        """In no order."""
+        words = self._words
+        for start in range(1, self.SIZE, self._WORDS):
+            time_us, level, size = words[start : start + 3]
+            text = words[start + 3 : start + self._WORDS].tobytes()[:size]
+            if time_us and words[start] == time_us:
+                yield Note(time_us, level, text.decode("utf-8", "ignore"))

@@ -1,7 +1,9 @@
 """Log lines: the standard library's logging, to stderr, as text or as one JSON object per line.
 
 Every record is one write to the file descriptor, because several processes share it and their lines must not
-interleave. This room knows nothing of the settings: it is told level, format and the name of the process.
+interleave. A warning that repeats itself is written twenty times in ten seconds; the last of those that were held back
+follows with their number as `held_back`. This room knows nothing of the settings: it is told level, format and the
+name of the process.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -27,20 +31,38 @@ _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 }
 
 
-def setup(level: str, format: str, process: str) -> None:
-    """Logs from `level` on ("DEBUG" to "ERROR") to stderr in `format` ("text" or "json").
+# A warning that comes again and again, whatever it is filled with, is written so often in so long.
+_REPEATS: Final = 20
+_REPEAT_SECONDS: Final = 10.0
+_REPEATS_KNOWN: Final = 256
+
+Remember = Callable[[int, int, str], None]
+
+
+def setup(level: str | int, format: str, process: str, remember: Remember | None = None) -> None:
+    """Logs from `level` on ("DEBUG" to "ERROR", or its number) to stderr in `format` ("text" or "json").
 
     `process` says in each line who speaks ("supervisor", "ingest 1", "uploader"); a forked child calls this
     again with its own name. `extra={"fields": {…}}` of a logging call adds fields: keys of the JSON object,
     ` key=value` in text.
+
+    `remember(time in µs, level, text)` is called for each line that is a warning or worse.
     """
     root = logging.getLogger()
     for handler in root.handlers[:]:
         if isinstance(handler, _OneWriteHandler):
             root.removeHandler(handler)
-    handler = _OneWriteHandler()
+    handler = _OneWriteHandler(remember)
     handler.setFormatter(_JSONFormatter(process) if format == "json" else _TextFormatter(process))
     root.addHandler(handler)
+    set_level(level)
+
+
+def set_level(level: str | int) -> None:
+    """Logs from `level` on: its name, or its number in `logging`. Costs nothing if that number is the level already."""
+    root = logging.getLogger()
+    if level == root.level:
+        return
     root.setLevel(level)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
@@ -49,9 +71,47 @@ def setup(level: str, format: str, process: str) -> None:
 class _OneWriteHandler(logging.Handler):
     """Writes each record with one write(2), past every buffer."""
 
+    def __init__(self, remember: Remember | None) -> None:
+        super().__init__()
+        self._remember = remember
+        self._repeats: dict[tuple[str, int, str], _Repeats] = {}
+
     def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            if self._is_one_too_many(record):
+                return
+        elif self._repeats:
+            self._tell_held_back(time.monotonic())
+        self._write(record)
+
+    def _is_one_too_many(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        self._tell_held_back(now)
+        key = (record.name, record.levelno, str(record.msg))
+        repeats = self._repeats.get(key)
+        if repeats is None:
+            if len(self._repeats) >= _REPEATS_KNOWN:
+                return False
+            repeats = self._repeats[key] = _Repeats(now)
+        repeats.count += 1
+        repeats.latest = record
+        return repeats.count > _REPEATS
+
+    def _tell_held_back(self, now: float) -> None:
+        over = [key for key, repeats in self._repeats.items() if now - repeats.since > _REPEAT_SECONDS]
+        for key in over:
+            repeats = self._repeats.pop(key)
+            held_back = repeats.count - _REPEATS
+            if held_back > 0 and repeats.latest is not None:
+                latest = repeats.latest
+                latest.fields = {**_fields(latest), "held_back": held_back}
+                self._write(latest)
+
+    def _write(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            if self._remember is not None and record.levelno >= logging.WARNING:
+                self._remember(int(record.created * 1e6), record.levelno, record.getMessage())
         except Exception:
             self.handleError(record)
             return
@@ -61,6 +121,17 @@ class _OneWriteHandler(logging.Handler):
         except OSError:
             # There is no second place to say that stderr is gone, and it must not cost a request.
             pass
+
+
+class _Repeats:
+    """A warning that came lately: since when, how often, and the last of them."""
+
+    __slots__ = ("count", "latest", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.count = 0
+        self.latest: logging.LogRecord | None = None
 
 
 class _TextFormatter(logging.Formatter):

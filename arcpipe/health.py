@@ -1,0 +1,204 @@
+"""What is wrong with an instance, and what to do about it: the alert conditions, judged from a snapshot.
+
+Each condition has a code that also names its Prometheus alert (`ops/alerts.yml`). Only judges; measures nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from arcpipe.snapshot import Snapshot
+
+Severity = Literal["info", "warning", "critical"]
+
+_RECENT_SECONDS: Final = 300.0
+_SEGMENT_NEAR_LIMIT: Final = 0.9
+_SEGMENT_TOO_OLD: Final = 2.0  # times wal.max_age_seconds
+_DISK_USED: Final = 0.8
+_BACKLOG_USED: Final = 0.5
+_UNSHIPPED_SECONDS: Final = 300.0
+
+
+class Issue(Struct, frozen=True):
+    """One condition that holds now. Those of severity "info" leave the instance healthy."""
+
+    code: str
+    severity: Severity
+    message: str
+    recommendation: str
+
+
+class Verdict(Struct, frozen=True):
+    """The one sentence that somebody who was woken up reads first."""
+
+    state: Literal["good", "warning", "critical"]
+    headline: str
+    promise: str  # what an acknowledgement means with these settings
+
+
+class Picture(Struct, frozen=True):
+    """What `/api/v1/status` answers."""
+
+    healthy: bool
+    verdict: Verdict
+    issues: list[Issue]
+    answered_by: int  # slot
+    instance: Snapshot
+
+
+def picture(snapshot: Snapshot, slot: int) -> Picture:
+    """A snapshot with what is to be said of it; `slot` is the worker that answers."""
+    issues = judge(snapshot)
+    return Picture(is_healthy(issues), _verdict(snapshot, issues), issues, slot, snapshot)
+
+
+def judge(snapshot: Snapshot) -> list[Issue]:
+    """The conditions that hold, the worst first."""
+    issues: list[Issue] = []
+
+    def add(code: str, severity: Severity, message: str, recommendation: str) -> None:
+        issues.append(Issue(code, severity, message, recommendation))
+
+    for worker in snapshot.workers:
+        who = f"ingest {worker.slot}"
+        if not worker.alive and not snapshot.draining:
+            add(
+                "worker_down",
+                "critical",
+                f"{who} (pid {worker.pid}) has given no sign of life for {worker.heartbeat_age_seconds:.0f} s",
+                f"the supervisor restarts one that died; `py-spy dump -p {worker.pid}` shows where one hangs",
+            )
+        if worker.last_failure_age_seconds is not None and worker.last_failure_age_seconds < _RECENT_SECONDS:
+            add(
+                "write_failures",
+                "critical",
+                f"{who} could not write its log {worker.last_failure_age_seconds:.0f} s ago "
+                f"({worker.write_failures} failures since the start); what failed was refused, not lost",
+                f"look for 'cannot be written' in the log; check `df {snapshot.wal_dir}` and the disk's health (dmesg)",
+            )
+        if worker.segment_bytes > _SEGMENT_NEAR_LIMIT * snapshot.max_size_bytes:
+            add(
+                "segment_near_limit",
+                "info",
+                f"the segment of {who} has {worker.segment_bytes / 1e6:.0f} MB of "
+                f"{snapshot.max_size_bytes / 1e6:.0f} MB and is about to be completed",
+                "nothing: it rotates by itself; raise wal.max_size_mb if it rotates several times a second",
+            )
+        if worker.segment_age_seconds > _SEGMENT_TOO_OLD * snapshot.max_age_seconds:
+            add(
+                "segment_too_old",
+                "warning",
+                f"the segment of {who} has not been completed for {worker.segment_age_seconds:.0f} s "
+                f"(wal.max_age_seconds = {snapshot.max_age_seconds:g} s)",
+                "the log shows why it cannot rotate (look for 'segment'); a restart completes it",
+            )
+    uploader = snapshot.uploader
+    if not uploader.alive and not snapshot.draining:
+        add(
+            "uploader_down",
+            "critical",
+            f"the uploader (pid {uploader.pid}) has given no sign of life for {uploader.heartbeat_age_seconds:.0f} s",
+            "writes go on until wal.max_backlog_mb; the log shows why it died ('uploader')",
+        )
+    if snapshot.disk_total_bytes and snapshot.disk_free_bytes < snapshot.min_free_bytes:
+        add(
+            "writes_refused",
+            "critical",
+            f"every write is refused (507): {snapshot.disk_free_bytes / 1e6:.0f} MB are free on the disk of "
+            f"{snapshot.wal_dir}, and wal.min_free_mb is {snapshot.min_free_bytes >> 20}",
+            "free space, or move wal.dir to a larger disk; POST /api/wal/cleanup removes recovered segments; writes go "
+            "on by themselves",
+        )
+    elif snapshot.backlog_bytes > snapshot.max_backlog_bytes:
+        add(
+            "writes_refused",
+            "critical",
+            f"every write is refused (503): {snapshot.backlog_bytes / 1e6:.0f} MB wait for their upload, more than "
+            f"wal.max_backlog_mb ({snapshot.max_backlog_bytes / 1e6:.0f} MB)",
+            "get the store to answer (see uploads_behind); while the disk has room, a larger wal.max_backlog_mb and "
+            "`kill -USR2` of the supervisor gain time; writes go on by themselves",
+        )
+    used = 1 - snapshot.disk_free_bytes / snapshot.disk_total_bytes if snapshot.disk_total_bytes else 0.0
+    if used > _DISK_USED:
+        add(
+            "disk_usage",
+            "warning",
+            f"the disk of {snapshot.wal_dir} is {used:.0%} full, {snapshot.disk_free_bytes / 1e9:.1f} GB are free",
+            "free space, or move wal.dir to a larger disk; POST /api/wal/cleanup removes recovered segments; "
+            "below wal.min_free_mb writes are refused",
+        )
+    behind = snapshot.backlog_bytes > _BACKLOG_USED * snapshot.max_backlog_bytes
+    if behind or snapshot.oldest_unshipped_seconds > _UNSHIPPED_SECONDS:
+        add(
+            "uploads_behind",
+            "warning",
+            f"{snapshot.backlog_bytes / 1e6:.0f} MB in {snapshot.backlog_segments} segments wait for their upload, "
+            f"the oldest record for {snapshot.oldest_unshipped_seconds:.0f} s "
+            f"(limit {snapshot.max_backlog_bytes / 1e6:.0f} MB)",
+            "check the store (the log's lines with 'trying again' have kind=…); if it answers, raise uploader.threads "
+            "or uploader.concurrent_uploads, or give the uploader more CPU",
+        )
+    if uploader.dead_letters:
+        add(
+            "dead_letters",
+            "warning",
+            f"{uploader.dead_letters} entries could not be converted and are kept below _dead_letter/ in the store",
+            "look at them with `arcpipe wal cat`-like tools (each is one MessagePack value); the log says why for each",
+        )
+    if uploader.damaged:
+        add(
+            "damaged_entries",
+            "critical",
+            f"{uploader.damaged} damaged places were found in completed segments and skipped",
+            "check the disk (smartctl, dmesg); `arcpipe wal verify` shows what is wrong and where",
+        )
+    if uploader.rescued:
+        add(
+            "rescued_values",
+            "info",
+            f"{uploader.rescued} values did not fit their column's type and are in _rescued_data",
+            "make the senders agree on the column's type; SELECT _rescued_data shows columns and values",
+        )
+    if snapshot.worker_restarts or snapshot.uploader_restarts:
+        add(
+            "restarts",
+            "info",
+            f"processes have died since the start: {snapshot.worker_restarts} × a worker, "
+            f"{snapshot.uploader_restarts} × the uploader",
+            "the log says how each died ('died:'); killed by signal 9 mostly means out of memory (dmesg)",
+        )
+    order = {"critical": 0, "warning": 1, "info": 2}
+    return sorted(issues, key=lambda issue: order[issue.severity])
+
+
+def is_healthy(issues: list[Issue]) -> bool:
+    """Whether nothing holds that somebody should look at."""
+    return all(issue.severity == "info" for issue in issues)
+
+
+_PROMISES: Final = {
+    "fsync": "Records are on disk (fsync) before they are acknowledged: neither a crash nor a power cut loses them.",
+    "fdatasync": "Records are on disk (fdatasync) before they are acknowledged: neither a crash nor a power cut loses "
+    "them.",
+    "async": "Records are in the log before they are acknowledged: a crash of arcpipe loses nothing, a power cut at "
+    "most wal.async_interval_ms of them.",
+    "off": "The log is off (wal.enabled = false): records are acknowledged from memory, and a crash loses up to "
+    "flush.max_age_seconds of them.",
+}
+
+
+def _verdict(snapshot: Snapshot, issues: list[Issue]) -> Verdict:
+    promise = _PROMISES[snapshot.sync_mode]
+    count = {severity: sum(issue.severity == severity for issue in issues) for severity in ("critical", "warning")}
+    if snapshot.draining:
+        left = "New writes are refused; what is in the log is being shipped, and what is left ships at the next start."
+        return Verdict("warning", "Shutting down", left)
+    if count["critical"]:
+        many = f"{count['critical']} things need you now"
+        return Verdict("critical", "One thing needs you now" if count["critical"] == 1 else many, promise)
+    if count["warning"]:
+        many = f"{count['warning']} things to look at"
+        return Verdict("warning", "One thing to look at" if count["warning"] == 1 else many, promise)
+    return Verdict("good", "All is well, with the log off" if snapshot.sync_mode == "off" else "Data is safe", promise)

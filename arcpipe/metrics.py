@@ -1,0 +1,238 @@
+"""A snapshot as Prometheus metrics, by Prometheus' conventions: base units, counters end in `_total`.
+
+Cardinality is bounded: workers, states, retry kinds, known routes and statuses, and the first databases by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from arcpipe import health
+from arcpipe.counters import REFUSAL_CODES
+
+if TYPE_CHECKING:
+    from arcpipe.snapshot import Distribution, Snapshot, UploaderState, WorkerState
+
+
+def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
+    """The text of `/metrics` and its content type, OpenMetrics for a scraper that accepts it."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(snapshot))
+    encoder, content_type = choose_encoder(accept)
+    return encoder(registry), content_type
+
+
+class _Families(Collector):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        yield from families(self._snapshot)
+
+
+def families(snapshot: Snapshot) -> Iterator[Metric]:
+    """Every metric family, with its samples."""
+    yield from _instance(snapshot)
+    yield from _ingest(snapshot)
+    yield from _log(snapshot)
+    yield from _upload(snapshot)
+
+
+def _instance(snapshot: Snapshot) -> Iterator[Metric]:
+    yield InfoMetricFamily(
+        "arcpipe_build", "What runs.", {"version": snapshot.version, "sync_mode": snapshot.sync_mode}
+    )
+    yield _gauge("arcpipe_uptime_seconds", "Seconds since the supervisor started.", snapshot.uptime_seconds)
+    yield _gauge("arcpipe_draining", "1 while the instance shuts down.", int(snapshot.draining))
+    issues = health.judge(snapshot)
+    yield _gauge("arcpipe_healthy", "1 if /api/wal/health has no issue above info.", int(health.is_healthy(issues)))
+    family = GaugeMetricFamily("arcpipe_issues", "Health issues that hold now, by code.", labels=["code", "severity"])
+    for code, severity in sorted({(issue.code, issue.severity) for issue in issues}):
+        count = sum(issue.code == code for issue in issues)
+        family.add_metric([code, severity], count)
+    yield family
+    restarts = CounterMetricFamily("arcpipe_restarts", "Processes that died and were replaced.", labels=["process"])
+    restarts.add_metric(["ingest"], snapshot.worker_restarts)
+    restarts.add_metric(["uploader"], snapshot.uploader_restarts)
+    yield restarts
+    processes: list[tuple[str, WorkerState | UploaderState]] = [("uploader", snapshot.uploader)]
+    processes += [(f"ingest {worker.slot}", worker) for worker in snapshot.workers]
+    up = GaugeMetricFamily("arcpipe_process_up", "1 while a process gives signs of life.", labels=["process"])
+    memory = GaugeMetricFamily("arcpipe_process_resident_memory_bytes", "Resident memory.", labels=["process"])
+    for name, process in processes:
+        up.add_metric([name], int(process.alive))
+        memory.add_metric([name], process.memory_bytes)
+    yield up
+    yield memory
+
+
+def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
+    workers = [(str(worker.slot), worker) for worker in snapshot.workers]
+    yield _gauges("arcpipe_connections", "Open client connections.", ((slot, w.connections) for slot, w in workers))
+    requests = CounterMetricFamily(
+        "arcpipe_http_requests", "Requests answered, by route and status.", labels=["route", "status"]
+    )
+    for route, by_status in snapshot.requests.items():
+        for status, count in by_status.items():
+            requests.add_metric([route, status], count)
+    yield requests
+    written = CounterMetricFamily("arcpipe_write_requests", "Write requests by outcome.", labels=["worker", "outcome"])
+    for slot, worker in workers:
+        written.add_metric([slot, "accepted"], worker.writes_accepted)
+        written.add_metric([slot, "refused"], worker.writes_refused)
+    yield written
+    refused = CounterMetricFamily(
+        "arcpipe_refused_requests", "Requests refused, by the code of the answer.", labels=["reason"]
+    )
+    for reason in REFUSAL_CODES:
+        refused.add_metric([reason], sum(worker.refused[reason] for _, worker in workers))
+    yield refused
+    records = CounterMetricFamily("arcpipe_records", "Records taken in, by database.", labels=["database"])
+    body_bytes = CounterMetricFamily(
+        "arcpipe_body_bytes", "Bytes of write bodies (decoded) taken in, by database.", labels=["database"]
+    )
+    for name, usage in sorted(snapshot.databases.items()):
+        records.add_metric([name or "_other"], usage.records)
+        body_bytes.add_metric([name or "_other"], usage.body_bytes)
+    yield records
+    yield body_bytes
+    yield _histograms(
+        "arcpipe_ack_latency_seconds",
+        "From a write request that is complete to its acknowledgement.",
+        ((slot, worker.ack_seconds) for slot, worker in workers),
+    )
+    yield _histograms(
+        "arcpipe_event_loop_lag_seconds",
+        "How late a worker's event loop came to a timer, measured four times a second.",
+        ((slot, worker.loop_lag_seconds) for slot, worker in workers),
+    )
+
+
+def _log(snapshot: Snapshot) -> Iterator[Metric]:
+    workers = [(str(worker.slot), worker) for worker in snapshot.workers]
+    for name, text, values in (
+        ("entries", "Entries written to the log.", ((slot, w.entries) for slot, w in workers)),
+        ("bytes", "Bytes written to the log.", ((slot, w.entry_bytes) for slot, w in workers)),
+        ("commits", "Groups committed.", ((slot, w.commits) for slot, w in workers)),
+        ("syncs", "Syncs of the log.", ((slot, w.syncs) for slot, w in workers)),
+        ("rotations", "Segments completed.", ((slot, w.rotations) for slot, w in workers)),
+        ("write_failures", "Groups that could not be written.", ((slot, w.write_failures) for slot, w in workers)),
+    ):
+        yield _counters(f"arcpipe_wal_{name}", text, values)
+    yield _histograms(
+        "arcpipe_wal_sync_latency_seconds",
+        "Duration of one sync of the log.",
+        ((slot, worker.sync_seconds) for slot, worker in workers),
+    )
+    yield _histograms(
+        "arcpipe_wal_group_entries",
+        "Entries (requests) that were committed together.",
+        ((slot, worker.group_entries) for slot, worker in workers),
+    )
+    yield _gauges(
+        "arcpipe_wal_segment_bytes", "Size of the active segment.", ((slot, w.segment_bytes) for slot, w in workers)
+    )
+    yield _gauges(
+        "arcpipe_wal_segment_age_seconds",
+        "Age of the active segment's first record; 0 while it has none.",
+        ((slot, worker.segment_age_seconds) for slot, worker in workers),
+    )
+    yield _gauge("arcpipe_wal_segment_limit_bytes", "wal.max_size_mb, in bytes.", snapshot.max_size_bytes)
+    yield _gauge("arcpipe_wal_segment_limit_seconds", "wal.max_age_seconds.", snapshot.max_age_seconds)
+    files = GaugeMetricFamily("arcpipe_wal_files", "Segment files by state.", labels=["state"])
+    sizes = GaugeMetricFamily("arcpipe_wal_files_bytes", "Size of the segment files by state.", labels=["state"])
+    for state, found in snapshot.segments.items():
+        files.add_metric([state], found.files)
+        sizes.add_metric([state], found.bytes)
+    yield files
+    yield sizes
+    yield _gauge("arcpipe_backlog_bytes", "Completed segments that wait for their upload.", snapshot.backlog_bytes)
+    yield _gauge("arcpipe_backlog_limit_bytes", "wal.max_backlog_mb, in bytes.", snapshot.max_backlog_bytes)
+    yield _gauge(
+        "arcpipe_oldest_unshipped_seconds",
+        "Age of the oldest record that is not in the store yet; 0 without one.",
+        snapshot.oldest_unshipped_seconds,
+    )
+    yield _gauge("arcpipe_wal_disk_free_bytes", "Free space on the log's disk.", snapshot.disk_free_bytes)
+    yield _gauge("arcpipe_wal_disk_min_free_bytes", "wal.min_free_mb, in bytes.", snapshot.min_free_bytes)
+    yield _gauge("arcpipe_wal_disk_size_bytes", "Size of the log's disk.", snapshot.disk_total_bytes)
+
+
+def _upload(snapshot: Snapshot) -> Iterator[Metric]:
+    uploader = snapshot.uploader
+    for name, text, value in (
+        ("batches", "Batches shipped.", uploader.batches),
+        ("segments", "Segments shipped.", uploader.segments),
+        ("entries", "Log entries converted.", uploader.entries),
+        ("rows", "Rows written to Parquet.", uploader.rows),
+        ("files", "Objects written to the store.", uploader.files),
+        ("file_bytes", "Bytes written to the store.", uploader.file_bytes),
+        ("rescued_values", "Values that did not fit their column and went to _rescued_data.", uploader.rescued),
+        ("dead_letters", "Entries that could not be converted and were kept as they are.", uploader.dead_letters),
+        ("damaged_entries", "Damaged places in completed segments.", uploader.damaged),
+    ):
+        yield CounterMetricFamily(f"arcpipe_upload_{name}", text, value)
+    retries = CounterMetricFamily("arcpipe_upload_retries", "Failures that were tried again.", labels=["kind"])
+    for kind, count in uploader.retries.items():
+        retries.add_metric([kind], count)
+    yield retries
+    family = HistogramMetricFamily("arcpipe_upload_latency_seconds", "Duration of one object's upload, tries and all.")
+    family.add_metric([], _buckets(uploader.upload_seconds), uploader.upload_seconds.sum)
+    yield family
+    if uploader.last_upload_age_seconds is not None:
+        yield _gauge(
+            "arcpipe_upload_last_success_timestamp_seconds",
+            "When a batch was shipped last, Unix time.",
+            snapshot.time - uploader.last_upload_age_seconds,
+        )
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value)
+
+
+def _gauges(name: str, text: str, values: Iterable[tuple[str, float]]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=["worker"])
+    for slot, value in values:
+        family.add_metric([slot], value)
+    return family
+
+
+def _counters(name: str, text: str, values: Iterable[tuple[str, float]]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["worker"])
+    for slot, value in values:
+        family.add_metric([slot], value)
+    return family
+
+
+def _histograms(name: str, text: str, values: Iterable[tuple[str, Distribution]]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=["worker"])
+    for slot, distribution in values:
+        family.add_metric([slot], _buckets(distribution), distribution.sum)
+    return family
+
+
+def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
+    """Cumulative, as Prometheus has them."""
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip([*map(_bound, distribution.bounds), "+Inf"], distribution.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets
+
+
+def _bound(value: float) -> str:
+    return f"{value:g}"

@@ -1,0 +1,355 @@
+"""One look at the whole instance: the counters of all processes and the files of the log, as plain data.
+
+Everything that shows how arcpipe is doing (`/metrics`, `/api/wal/*`, the status page, `arcpipe status`) is made from
+this and so tells the same story, whichever process looks. Only reads; knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec import Struct
+
+from arcpipe import __version__
+from arcpipe.counters import (
+    GROUP_BOUNDS,
+    LATENCY_BOUNDS_US,
+    REFUSAL_CODES,
+    RETRY_KINDS,
+    STATUSES,
+    UPLOAD_BOUNDS_US,
+    Counters,
+    Uploader,
+    Usage,
+    Worker,
+    unpack_usage,
+)
+from arcpipe.counters import Node as NodeBlock
+from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentName, WALDirectory
+
+if TYPE_CHECKING:
+    from arcpipe.config import Settings
+
+_MICRO: Final = 1_000_000
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Distribution(Struct, frozen=True):
+    """A histogram. `counts` has one more element than `bounds`: what lies above them all."""
+
+    bounds: list[float]
+    counts: list[int]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def quantile(self, share: float) -> float | None:
+        """The value below which that share of the values lies, as Prometheus' histogram_quantile guesses it: linear
+        within a bucket. None without values, infinity above all bounds."""
+        rank = share * self.count
+        if not rank:
+            return None
+        below = 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if rank <= count:
+                return below + (bound - below) * rank / count
+            rank -= count
+            below = bound
+        return float("inf")
+
+    def __add__(self, other: Distribution) -> Distribution:
+        counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        return Distribution(self.bounds, counts, self.sum + other.sum)
+
+    def __sub__(self, earlier: Distribution) -> Distribution:
+        """What was counted since then."""
+        counts = [mine - theirs for mine, theirs in zip(self.counts, earlier.counts, strict=True)]
+        return Distribution(self.bounds, counts, self.sum - earlier.sum)
+
+
+class WorkerState(Struct, frozen=True):
+    """One ingest worker. Counters go on over a restart of its process."""
+
+    slot: int
+    pid: int
+    alive: bool  # its event loop has moved within the last seconds
+    uptime_seconds: float
+    heartbeat_age_seconds: float
+    memory_bytes: int
+    connections: int
+    requests: int
+    writes_accepted: int
+    writes_refused: int
+    refused: dict[str, int]  # requests of any kind, by the code of the answer
+    records: int
+    body_bytes: int
+    entries: int
+    entry_bytes: int
+    commits: int
+    syncs: int
+    rotations: int
+    write_failures: int
+    last_failure_age_seconds: float | None
+    segment: str  # file name of the active segment
+    segment_bytes: int
+    segment_entries: int
+    segment_age_seconds: float  # since its first entry; 0 while it has none
+    ack_seconds: Distribution
+    sync_seconds: Distribution
+    loop_lag_seconds: Distribution
+    group_entries: Distribution
+
+
+class UploaderState(Struct, frozen=True):
+    """The uploader. Counters go on over a restart of its process."""
+
+    pid: int
+    alive: bool
+    uptime_seconds: float
+    heartbeat_age_seconds: float
+    memory_bytes: int
+    batches: int
+    segments: int
+    entries: int
+    rows: int
+    files: int
+    file_bytes: int
+    rescued: int
+    dead_letters: int
+    damaged: int
+    last_upload_age_seconds: float | None
+    retries: dict[str, int]
+    upload_seconds: Distribution
+
+
+class FileCount(Struct, frozen=True):
+    """Segment files in one state."""
+
+    files: int
+    bytes: int
+
+
+class Warning(Struct, frozen=True):
+    """A line of the log."""
+
+    time: float  # seconds since the epoch
+    level: str
+    process: str
+    text: str
+
+
+class Snapshot(Struct, frozen=True):
+    """The instance at one moment."""
+
+    version: str
+    time: float  # seconds since the epoch
+    uptime_seconds: float
+    draining: bool
+    wal_enabled: bool
+    sync_mode: str
+    wal_dir: str
+    max_size_bytes: int
+    max_age_seconds: float
+    store: str
+    workers: list[WorkerState]
+    uploader: UploaderState
+    segments: dict[str, FileCount]  # by state: active, completed, recovered, free, quarantine
+    databases: dict[str, Usage]
+    requests: dict[str, dict[str, int]]  # answers by route and status; route "other" for paths that lead nowhere
+    backlog_bytes: int
+    backlog_segments: int
+    max_backlog_bytes: int
+    oldest_unshipped_seconds: float  # age of the oldest record that is not in the store yet; 0 without one
+    disk_free_bytes: int
+    min_free_bytes: int
+    disk_total_bytes: int
+    worker_restarts: int
+    uploader_restarts: int
+    warnings: list[Warning]  # the latest, newest first
+
+
+_LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}
+# A process whose last sign of life is older is hung, or gone.
+_SILENT_SECONDS: Final = 5.0
+
+
+def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snapshot:
+    """Looks at everything once; about a millisecond.
+
+    Args:
+        routes: the paths of the router's table, in its order.
+
+    Raises:
+        OSError: the log's directory cannot be listed.
+    """
+    now = time.time()
+    node = counters.node
+    workers = [_worker(counters.worker(slot), slot, now) for slot in range(1, counters.workers + 1)]
+    databases: dict[str, Usage] = {}
+    for slot in range(1, counters.workers + 1):
+        for name, usage in unpack_usage(counters.worker(slot)):
+            before = databases.get(name, Usage(0, 0, 0))
+            databases[name] = Usage(*(mine + other for mine, other in zip(before, usage, strict=True)))
+    oldest = [node[NodeBlock.OLDEST_BACKLOG_US]]
+    oldest += [counters.worker(slot)[Worker.SEGMENT_FIRST_US] for slot in range(1, counters.workers + 1)]
+    waiting = [us / _MICRO for us in oldest if us]
+    warnings = [
+        Warning(note.time_us / _MICRO, _LEVELS.get(note.level, "warning"), process, note.text)
+        for process in counters.processes()
+        for note in counters.notes(process).read()
+    ]
+    wal = settings.wal
+    return Snapshot(
+        version=__version__,
+        time=now,
+        uptime_seconds=_age(node[NodeBlock.STARTED_US], now),
+        draining=bool(node[NodeBlock.DRAINING]),
+        wal_enabled=wal.enabled,
+        sync_mode=wal.sync_mode if wal.enabled else "off",
+        wal_dir=wal.dir,
+        max_size_bytes=wal.max_size_mb << 20,
+        max_age_seconds=wal.max_age_seconds,
+        store=next(str(item.value) for item in settings.effective() if item.key == "storage.url"),
+        workers=workers,
+        uploader=_uploader(counters.uploader, now),
+        segments=_segments(WALDirectory(wal.dir)),
+        databases=databases,
+        requests=_requests(counters, routes),
+        backlog_bytes=node[NodeBlock.BACKLOG_BYTES],
+        backlog_segments=node[NodeBlock.BACKLOG_SEGMENTS],
+        max_backlog_bytes=wal.max_backlog_mb << 20,
+        oldest_unshipped_seconds=max(0.0, now - min(waiting)) if waiting else 0.0,
+        disk_free_bytes=node[NodeBlock.DISK_FREE_BYTES],
+        min_free_bytes=wal.min_free_mb << 20,
+        disk_total_bytes=node[NodeBlock.DISK_TOTAL_BYTES],
+        worker_restarts=node[NodeBlock.WORKER_RESTARTS],
+        uploader_restarts=node[NodeBlock.UPLOADER_RESTARTS],
+        warnings=sorted(warnings, key=lambda warning: -warning.time)[:50],
+    )
+
+
+encode = msgspec.json.Encoder().encode
+"""A snapshot, or a part of one, as JSON."""
+
+
+def _worker(block: memoryview, slot: int, now: float) -> WorkerState:
+    first, failure = block[Worker.SEGMENT_FIRST_US], block[Worker.LAST_FAILURE_US]
+    heartbeat = _age(block[Worker.HEARTBEAT_US], now)
+    created, seq = block[Worker.SEGMENT_CREATED_US], block[Worker.SEGMENT_SEQ]
+    return WorkerState(
+        slot=slot,
+        pid=block[Worker.PID],
+        alive=bool(block[Worker.PID]) and heartbeat < _SILENT_SECONDS,
+        uptime_seconds=_age(block[Worker.STARTED_US], now),
+        heartbeat_age_seconds=heartbeat,
+        memory_bytes=_memory_bytes(block[Worker.PID]),
+        connections=block[Worker.CONNECTIONS],
+        requests=block[Worker.REQUESTS],
+        writes_accepted=block[Worker.WRITES_ACCEPTED],
+        writes_refused=block[Worker.WRITES_REFUSED],
+        refused=dict(zip(REFUSAL_CODES, block[Worker.REFUSED :], strict=False)),
+        records=block[Worker.RECORDS],
+        body_bytes=block[Worker.BODY_BYTES],
+        entries=block[Worker.WAL_ENTRIES],
+        entry_bytes=block[Worker.WAL_BYTES],
+        commits=block[Worker.WAL_COMMITS],
+        syncs=block[Worker.WAL_SYNCS],
+        rotations=block[Worker.WAL_ROTATIONS],
+        write_failures=block[Worker.WAL_FAILURES],
+        last_failure_age_seconds=_age(failure, now) if failure else None,
+        segment=f"{SegmentName.at(slot, created, seq)}{ACTIVE}" if seq else "",
+        segment_bytes=block[Worker.SEGMENT_BYTES],
+        segment_entries=block[Worker.SEGMENT_ENTRIES],
+        segment_age_seconds=_age(first, now) if first else 0.0,
+        ack_seconds=_distribution(block, Worker.ACK_US, LATENCY_BOUNDS_US, _MICRO),
+        sync_seconds=_distribution(block, Worker.SYNC_US, LATENCY_BOUNDS_US, _MICRO),
+        loop_lag_seconds=_distribution(block, Worker.LOOP_LAG_US, LATENCY_BOUNDS_US, _MICRO),
+        group_entries=_distribution(block, Worker.GROUP_ENTRIES, GROUP_BOUNDS, 1),
+    )
+
+
+def _uploader(block: memoryview, now: float) -> UploaderState:
+    last, heartbeat = block[Uploader.LAST_UPLOAD_US], _age(block[Uploader.HEARTBEAT_US], now)
+    return UploaderState(
+        pid=block[Uploader.PID],
+        alive=bool(block[Uploader.PID]) and heartbeat < _SILENT_SECONDS,
+        uptime_seconds=_age(block[Uploader.STARTED_US], now),
+        heartbeat_age_seconds=heartbeat,
+        memory_bytes=_memory_bytes(block[Uploader.PID]),
+        batches=block[Uploader.BATCHES],
+        segments=block[Uploader.SEGMENTS],
+        entries=block[Uploader.ENTRIES],
+        rows=block[Uploader.ROWS],
+        files=block[Uploader.FILES],
+        file_bytes=block[Uploader.FILE_BYTES],
+        rescued=block[Uploader.RESCUED],
+        dead_letters=block[Uploader.DEAD_LETTERS],
+        damaged=block[Uploader.DAMAGED],
+        last_upload_age_seconds=_age(last, now) if last else None,
+        retries={kind: block[Uploader.RETRIES + number] for number, kind in enumerate(RETRY_KINDS)},
+        upload_seconds=_distribution(block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, _MICRO),
+    )
+
+
+def _requests(counters: Counters, routes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Of all workers together."""
+    found: dict[str, dict[str, int]] = {}
+    for number, route in enumerate((*routes, "other")):
+        start = Worker.ROUTES + number * len(STATUSES)
+        for slot in range(1, counters.workers + 1):
+            counts = counters.worker(slot)[start : start + len(STATUSES)].tolist()
+            for status, count in zip(STATUSES, counts, strict=True):
+                if count:
+                    by_status = found.setdefault(route, {})
+                    name = status.decode("ascii")
+                    by_status[name] = by_status.get(name, 0) + count
+    return found
+
+
+def _distribution(block: memoryview, start: int, bounds: tuple[int, ...], unit: int) -> Distribution:
+    end = start + len(bounds) + 1
+    return Distribution(_scaled(bounds, unit), block[start:end].tolist(), block[end] / unit)
+
+
+@cache
+def _scaled(bounds: tuple[int, ...], unit: int) -> list[float]:
+    return [bound / unit for bound in bounds]
+
+
+def _age(since_us: int, now: float) -> float:
+    """Seconds since then; never negative, whatever the clock did."""
+    return max(0.0, now - since_us / _MICRO)
+
+
+def _memory_bytes(pid: int) -> int:
+    """Resident memory of a process; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+def _segments(directory: WALDirectory) -> dict[str, FileCount]:
+    states = {"active": ACTIVE, "completed": SEALED, "recovered": RECOVERED}
+    found = {}
+    for name, state in states.items():
+        files = directory.segments(state)
+        found[name] = FileCount(len(files), sum(file.size for file in files))
+    for name, folder in {"free": directory.free, "quarantine": directory.quarantine}.items():
+        sizes = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    sizes.append(entry.stat().st_size)
+                except FileNotFoundError:  # taken since
+                    continue
+        found[name] = FileCount(len(sizes), sum(sizes))
+    return found
