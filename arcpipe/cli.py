@@ -1,7 +1,8 @@
 """The command line. It parses, calls, prints and turns errors into exit codes; the work is done elsewhere.
 
-Exit codes: 0 done, 1 arcpipe could not do it, 2 wrong usage or settings. Whatever is slow to import is
-imported inside the command that needs it, so that `arcpipe --help` answers at once.
+Exit codes: 0 done, 1 arcpipe could not do it, 2 wrong usage or settings, 3 a process of the server could not be kept
+alive; `status` has its own. Whatever is slow to import is imported inside the command that needs it, so that
+`arcpipe --help` answers at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arcpipe import __version__, cli_wal
+from arcpipe import __version__, cli_status, cli_token, cli_wal
 from arcpipe.errors import ArcpipeError, ConfigError
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="A durable HTTP ingestion gateway: on disk before the answer, Parquet in storage, exactly once.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 config_app = typer.Typer(help="Look at the settings and check them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(cli_wal.app, name="wal")
+app.add_typer(cli_token.app, name="token")
 
 ConfigOption = Annotated[
     Path | None,
@@ -72,8 +73,16 @@ def _options(
 
 
 @app.command()
-def serve(config: ConfigOption = None) -> None:
+def serve(
+    config: ConfigOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only see whether the settings and the program would do, then exit.")
+    ] = False,
+) -> None:
     """Run the server, until SIGTERM or Ctrl-C.
+
+    SIGHUP reads tokens, certificate and log.level again.
+    SIGUSR2 replaces a running server by the version that is installed by then, without refusing a connection.
 
     \b
     Example:
@@ -81,10 +90,21 @@ def serve(config: ConfigOption = None) -> None:
     """
     settings = load_settings(config)
 
-    from arcpipe import logs, supervisor
+    # A process that forks had better have one thread. numpy's linear algebra, which nobody uses here, and the allocator
+    # that Arrow keeps beside its default one start threads when they are loaded, unless told not to.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+    from arcpipe import changeable, logs, supervisor
 
+    if check:
+        supervisor.import_everything()
+        changeable.check(settings)
+        return
     logs.setup(settings.log.level, settings.log.format, "supervisor")
-    raise typer.Exit(supervisor.serve(settings))
+    raise typer.Exit(supervisor.serve(settings, lambda: load_settings(config)))
+
+
+app.command("status")(cli_status.status)
 
 
 @config_app.command("show")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from arcpipe.cli_output import print_json, print_table
 from arcpipe.errors import ArcpipeError, BadPayload, NotAWAL
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ def ls(directory: DirArgument = Path("data/wal"), as_json: JSONOption = False) -
     files = all_segments(WALDirectory(_existing(directory)))
     rows = (_segment_row(summarize(file)) for file in files)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     columns = ("segment", "state", "entries", "records", "bytes", "age_seconds", "damaged", "torn_bytes", "problem")
-    if _print_table(columns, rows) == 0:
+    if print_table(columns, rows, left=("segment", "state", "problem")) == 0:
         print(f"There are no segments in {directory}.")
 
 
@@ -136,7 +137,7 @@ def verify(
                 )
         bad += any(problem["damage"] for problem in problems)
         if as_json:
-            _print_json([{"file": name, "entries": entries, "problems": problems}])
+            print_json([{"file": name, "entries": entries, "problems": problems}])
             continue
         print(f"{name}: {entries} entries, {'no problems' if not problems else f'{len(problems)} problems'}")
         for problem in problems:
@@ -276,34 +277,3 @@ def _timestamp(text: str | None, option: str) -> int | None:
 def _json_line(encode: Any, value: Any) -> str:
     line: bytes = encode(value)
     return line.decode("utf-8")
-
-
-def _print_json(rows: Any) -> None:
-    import orjson
-
-    for row in rows:
-        print(orjson.dumps(row).decode("utf-8"), flush=True)
-
-
-def _print_table(columns: tuple[str, ...], rows: Iterator[dict[str, Any]]) -> int:
-    """A table in a terminal, aligned text elsewhere; how many rows there were."""
-    cells = [tuple("" if row[name] is None else str(row[name]) for name in columns) for row in rows]
-    if not cells:
-        return 0
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table()
-        for name in columns:
-            right = name not in ("segment", "state", "problem")
-            table.add_column(name.replace("_", " "), justify="right" if right else "left")
-        for row in cells:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-    else:
-        widths = [max(len(name), *(len(row[index]) for row in cells)) for index, name in enumerate(columns)]
-        for row in (columns, *cells):
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return len(cells)

@@ -1,7 +1,7 @@
-"""Typed settings: defaults <- TOML file <- environment, checked whole before anything starts.
+"""Typed settings: defaults <- TOML file <- credentials <- environment, checked whole before anything starts.
 
 One frozen struct per section of the TOML file: a field's type carries the bounds of the key, a field's
-default is the key's. `load` puts the three layers together, remembers where every value came from, and
+default is the key's. `load` puts the four layers together, remembers where every value came from, and
 reports all that is wrong at once. This room must not know who uses a setting for what: it opens no socket,
 directory or store.
 """
@@ -74,9 +74,13 @@ class Server(Struct, frozen=True, kw_only=True):
     # A WAL entry counts its payload in 32 bits, and the envelope wants a few of those bytes.
     max_body_mb: Annotated[int, Meta(ge=1, le=1024)] = 100
     max_header_kb: Annotated[int, Meta(ge=1, le=1024)] = 32
+    max_headers: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    max_url_kb: Annotated[int, Meta(ge=1, le=1024)] = 8
+    max_pipelined: Annotated[int, Meta(ge=1, le=10_000)] = 64
     max_inflight_mb: SizeMB = 256
     header_timeout_seconds: Seconds = 10.0
     body_timeout_seconds: Seconds = 30.0
+    max_body_seconds: Seconds = 300.0
     keep_alive_seconds: Seconds = 75.0
     tls_cert: Text = ""
     tls_key: Text = ""
@@ -228,7 +232,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         return found  # type: ignore[no-any-return]
 
     def source(self, key: str) -> str:
-        """Where a dotted key's value came from: "default", the path of the file, or "environment NAME"."""
+        """Where a dotted key's value came from: "default", the file's path, "credential NAME" or "environment NAME"."""
         _keys()[key]
         return self.sources.get(key, "default")
 
@@ -239,7 +243,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Puts defaults, the TOML file (if any) and the environment together; later layers win.
+    """Puts defaults, the TOML file (if any), a service manager's credentials and the environment together; later
+    layers win.
 
     Raises ConfigError with one line per problem: where it came from, the key, the value and what is allowed.
     """
@@ -254,6 +259,7 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
             file_was_read = False
         else:
             given += _from_table(document, "", str(config_file), problems)
+    given += _from_credentials(environ, problems)
     given += _from_environment(environ, problems)
 
     values: dict[str, Any] = {}
@@ -270,7 +276,7 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
     settings: Settings = _assemble(Settings, "", values, sources)
     # What keys mean together says nothing as long as one of them is not known.
     if file_was_read:
-        for check in (*_cross_checks(settings), *_not_available_yet(settings)):
+        for check in _cross_checks(settings):
             if refused.isdisjoint((check.key, *check.with_keys)):
                 value = settings.value(check.key)
                 problems.append(_problem(settings.source(check.key), check.key, value, check.reason))
@@ -378,6 +384,42 @@ def _from_table(table: dict[str, Any], prefix: str, source: str, problems: list[
             problems.append(f"{source}: {key} is not a setting" + (meant and f"; did you mean {meant}?"))
 
 
+_CREDENTIAL_PREFIX = "arcpipe."
+# A credential named after one of these is the file whose path they hold; any other is a value.
+_PATHS_OF_SECRETS = frozenset({"auth.tokens_file", "server.tls_cert", "server.tls_key"})
+
+
+def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Given]:
+    """The files `arcpipe.{key}` in `$CREDENTIALS_DIRECTORY` (systemd.exec(5), LoadCredential=); others are not ours."""
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    if not directory:
+        return
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.startswith(_CREDENTIAL_PREFIX))
+    except OSError as error:
+        problems.append(f"environment CREDENTIALS_DIRECTORY: {directory} cannot be read: {error.strerror or error}")
+        return
+    for name in names:
+        key = name.removeprefix(_CREDENTIAL_PREFIX)
+        source = f"credential {name}"
+        path = Path(directory, name)
+        if key not in _keys():
+            meant = _meant(key, _keys())
+            problems.append(f"{source}: is not a setting" + (meant and f"; did you mean {_CREDENTIAL_PREFIX}{meant}?"))
+        elif key in _PATHS_OF_SECRETS:
+            yield _Given(key, str(path), source, is_text=True)
+        else:
+            try:
+                # Editors and `echo` end a file with a newline, which is no part of a secret.
+                yield _Given(key, path.read_text("utf-8").removesuffix("\n"), source, is_text=True)
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"{source}: cannot be read: {error}")
+
+
+# Variables that commands take options from, and no settings.
+_OF_COMMANDS = frozenset({"ARCPIPE_CONFIG", "ARCPIPE_TOKEN"})
+
+
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Given]:
     names = _environment_names()
     for name, key in names.items():
@@ -387,7 +429,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterat
         if (
             name.startswith("ARCPIPE_")
             and name not in names
-            and name != "ARCPIPE_CONFIG"
+            and name not in _OF_COMMANDS
             and not name.startswith("ARCPIPE_TEST_")
         ):
             prefixed = [known.removeprefix("ARCPIPE_") for known in names if known.startswith("ARCPIPE_")]
@@ -527,15 +569,6 @@ def _cross_checks(settings: Settings) -> Iterator[_Check]:
         _parse_storage_url(settings.storage.url)
     except ConfigError as error:
         yield _Check("storage.url", str(error))
-
-
-def _not_available_yet(settings: Settings) -> Iterator[_Check]:
-    """Settings whose keys are fixed but that this version does nothing for: refused, not ignored."""
-    if settings.auth.enabled:
-        yield _Check("auth.enabled", "tokens are not available yet in this version: allowed is only false")
-    for key in ("server.tls_cert", "server.tls_key"):
-        if settings.value(key):
-            yield _Check(key, "TLS is not available yet in this version: leave it empty and put a proxy in front")
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from arcpipe.counters import Node
 from arcpipe.ingest import responses
@@ -11,39 +14,56 @@ if TYPE_CHECKING:
     from arcpipe.config import Settings
     from arcpipe.ingest.protocol import Connection
 
-# The reason that a closed gate gives for pausing a connection.
-GATE_CLOSED: Final = 4
-
-# Requests of one connection that may wait for their answers; more stay in the socket until some are answered.
-MAX_PIPELINED: Final = 64
+# Why reading of a connection is paused; several reasons may hold at a time.
+PIPELINE_FULL: Final = 1  # too many of its requests wait for their answers
+ANSWERS_UNREAD: Final = 2  # the client does not read what it is answered
+LOG_BEHIND: Final = 4  # too many bytes of the worker wait for the log
+NO_ROOM: Final = 8  # too many bytes of the worker are bodies that are still arriving
 
 # With the log disabled clients do not wait for the disk: without this bound they would fill `server.max_inflight_mb`.
 MAX_UNWRITTEN: Final = 32 << 20
 
+# A body of which no more than this has arrived is not paused for want of room: most are complete with the next read.
+SMALL_BODY_BYTES: Final = 64 << 10
+# The most that one read from a socket brings.
+READ_BYTES: Final = 256 << 10
+# Where bodies wait for room, those that arrive have to bring so much together in such a time, or the eldest gives way.
+PATIENCE_SECONDS: Final = 1.0
+PATIENCE_BYTES: Final = 256 << 10
 
-class Limits(NamedTuple):
+
+class Limits(Struct, frozen=True):
     """The settings that bound one worker; sizes in bytes, times in seconds."""
 
     max_body: int
     max_header: int
+    max_headers: int
+    max_url: int
     max_connections: int
-    max_inflight: int
+    max_pipelined: int
+    max_pending: int
+    max_arriving: int
     header_timeout: float
     body_timeout: float
+    max_body_seconds: float
     keep_alive: float
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
         server = settings.server
+        half = server.max_inflight_mb << 19
         return cls(
             max_body=server.max_body_mb << 20,
             max_header=server.max_header_kb << 10,
+            max_headers=server.max_headers,
+            max_url=server.max_url_kb << 10,
             max_connections=server.max_connections,
-            max_inflight=server.max_inflight_mb << 20
-            if settings.wal.enabled
-            else min(server.max_inflight_mb << 20, MAX_UNWRITTEN),
+            max_pipelined=server.max_pipelined,
+            max_pending=half if settings.wal.enabled else min(half, MAX_UNWRITTEN),
+            max_arriving=half,
             header_timeout=server.header_timeout_seconds,
             body_timeout=server.body_timeout_seconds,
+            max_body_seconds=server.max_body_seconds,
             keep_alive=server.keep_alive_seconds,
         )
 
@@ -80,26 +100,124 @@ class Admission:
         return None
 
 
-class ReadingGate:
-    """Pauses reading while more bytes wait for their commit than a worker may hold, and resumes below half of it.
+class BytesInFlight:
+    """The bytes of request bodies that a worker holds, and so who may be read from.
 
-    Only complete requests count, and these leave by themselves: so the gate always opens again.
+    Half of `server.max_inflight_mb` is for complete bodies, which wait for the log or to be decoded. Above it nobody is
+    read until half of that has left; it leaves by itself, so reading always goes on.
+
+    The other half is for bodies that are still arriving. Above it those that are more than small wait, all but the one
+    that began first, so that they become complete one after the other. A first one that brings little while others
+    wait is refused, which gives its bytes back: so somebody always moves, and slow senders hold up nobody for long.
+    Should the small ones fill the other half as well, everybody but the first waits.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._paused: set[Connection] = set()
+    def __init__(self, limits: Limits, connections: set[Connection], pending_bytes: Callable[[], int]) -> None:
+        """Args: pending_bytes: of complete bodies."""
+        self._max_pending = limits.max_pending
+        self._max_arriving = limits.max_arriving
+        self._connections = connections
+        self._pending_bytes = pending_bytes
+        self._behind = False  # the log; everybody is paused
+        self._arriving: dict[Connection, int] = {}  # bytes held of each body, in the order in which they began
+        self._arriving_bytes = 0
+        self._waiting: dict[Connection, None] = {}  # paused for want of room, in the order in which they were
+        self._everybody_waits = False
+        self._moved = 0  # bytes, since `_looked`, while there was no room
+        self._looked: float | None = None  # when was looked whether enough moves; None while nobody waits
 
-    def is_closed(self, pending_bytes: int) -> bool:
-        return pending_bytes > self._limit
+    # Complete bodies
 
-    def pause(self, connection: Connection) -> None:
-        self._paused.add(connection)
-        connection.pause_reading(GATE_CLOSED)
+    def check(self) -> None:
+        """To be called when bodies have become complete."""
+        if not self._behind and self._pending_bytes() > self._max_pending:
+            self._behind = True
+            for connection in self._connections:
+                connection.pause_reading(LOG_BEHIND)
 
-    def update(self, pending_bytes: int) -> None:
-        """To be called when bytes have left."""
-        if self._paused and pending_bytes <= self._limit // 2:
-            paused, self._paused = self._paused, set()
-            for connection in paused:
-                connection.resume_reading(GATE_CLOSED)
+    def left(self) -> None:
+        """To be called when complete bodies have left."""
+        if self._behind and self._pending_bytes() <= self._max_pending // 2:
+            self._behind = False
+            for connection in tuple(self._connections):
+                connection.resume_reading(LOG_BEHIND)
+
+    # Bodies that are arriving
+
+    def hold(self, connection: Connection, size: int) -> None:
+        """So much of a connection's body has arrived, and it is not complete."""
+        arriving = self._arriving
+        grown = size - arriving.get(connection, 0)
+        arriving[connection] = size
+        self._arriving_bytes += grown
+        if self._arriving_bytes <= self._max_arriving:
+            return
+        self._moved += grown
+        if size > SMALL_BODY_BYTES and connection is not next(iter(arriving)):
+            self._wait(connection)
+        if self._arriving_bytes > 2 * self._max_arriving and not self._everybody_waits:
+            self._everybody_waits = True
+            first = next(iter(arriving))
+            for other in self._connections:
+                if other is not first:
+                    self._wait(other)
+
+    def release(self, connection: Connection) -> None:
+        """A connection's body is complete, or will never be."""
+        size = self._arriving.pop(connection, None)
+        self._waiting.pop(connection, None)
+        if size is not None:
+            self._arriving_bytes -= size
+            self._moved += size
+            self._go_on()
+
+    def admit(self, connection: Connection) -> None:
+        """A connection is new, or has just been read: it waits if everybody does."""
+        if self._behind:
+            connection.pause_reading(LOG_BEHIND)
+        if self._everybody_waits and connection is not next(iter(self._arriving), None):
+            self._wait(connection)
+
+    def is_empty(self) -> bool:
+        """Whether nothing arrives and nobody waits."""
+        return not (self._arriving or self._arriving_bytes or self._waiting)
+
+    def tick(self, now: float) -> None:
+        """To be called a few times a second: refuses bodies that arrive too slowly while others wait."""
+        self._go_on()
+        if not self._waiting or self._behind:
+            self._looked = None
+        elif self._looked is None:
+            self._looked, self._moved = now, 0
+        elif now - self._looked >= PATIENCE_SECONDS:
+            if self._moved < PATIENCE_BYTES:
+                while self._arriving_bytes > self._max_arriving // 2:
+                    first = next(iter(self._arriving))
+                    first.refuse_for_room()
+                    assert first not in self._arriving
+            self._looked, self._moved = now, 0
+
+    def _wait(self, connection: Connection) -> None:
+        self._waiting[connection] = None
+        connection.pause_reading(NO_ROOM)
+
+    def _go_on(self) -> None:
+        """Lets those that wait go on: the body that began first always, the others as far as there is room."""
+        waiting = self._waiting
+        if self._arriving_bytes <= self._max_arriving:
+            self._everybody_waits = False
+        if not waiting:
+            return
+        first = next(iter(self._arriving), None)
+        if first in waiting:
+            self._resume(first)
+        if self._arriving_bytes <= self._max_arriving // 2:
+            many = len(waiting)
+        else:
+            many = min(len(waiting), (self._max_arriving - self._arriving_bytes) // READ_BYTES)
+        for _ in range(many):
+            self._resume(next(iter(waiting)))
+
+    def _resume(self, connection: Connection) -> None:
+        del self._waiting[connection]
+        connection.resume_reading(NO_ROOM)

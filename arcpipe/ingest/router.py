@@ -1,9 +1,10 @@
-"""Which handler a method and a path lead to, and what to answer where there is none."""
+"""Which handler a method and a path lead to, what right it needs, and what to answer where there is none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from arcpipe.ingest import responses
 
@@ -12,29 +13,47 @@ if TYPE_CHECKING:
 
 Handler = Callable[["Exchange"], None]
 
+# The scope that a token needs for an endpoint. `READ` is for what reveals something about the instance, `ADMIN` for
+# what changes it; a token with "admin" may read, too. `OPEN` is for what anybody may ask, token or not.
+OPEN: Final = ""
+WRITE: Final = "write"
+READ: Final = "read"
+ADMIN: Final = "admin"
+
+
+class Endpoint(NamedTuple):
+    """Who answers, and the scope that the sender needs (if `auth.enabled`)."""
+
+    handler: Handler
+    scope: str
+
 
 class Route(NamedTuple):
-    """What a path offers: a handler by method, and the 405 answer for all other methods."""
+    """What a path offers: an endpoint by method, the 405 answer for all other methods, and how often which status was
+    answered."""
 
-    handlers: dict[bytes, Handler]
+    endpoints: dict[bytes, Endpoint]
     wrong_method: bytes
+    answered: defaultdict[bytes, int]
 
 
 class Router:
     """Exact paths to routes. HEAD is answered by the GET handler, without its body."""
 
-    def __init__(self, table: dict[tuple[str, str], Handler]) -> None:
-        """Args: table: (method, path) to handler."""
-        by_path: dict[bytes, dict[bytes, Handler]] = {}
-        for (method, path), handler in table.items():
-            handlers = by_path.setdefault(path.encode("ascii"), {})
-            handlers[method.encode("ascii")] = handler
+    def __init__(self, table: Mapping[tuple[str, str], tuple[Handler, str]]) -> None:
+        """Args: table: (method, path) to handler and scope."""
+        by_path: dict[bytes, dict[bytes, Endpoint]] = {}
+        for (method, path), (handler, scope) in table.items():
+            endpoints = by_path.setdefault(path.encode("ascii"), {})
+            endpoints[method.encode("ascii")] = Endpoint(handler, scope)
             if method == "GET":
-                handlers[b"HEAD"] = handler
-        self.routes = {path: Route(handlers, _wrong_method(handlers)) for path, handlers in by_path.items()}
+                endpoints[b"HEAD"] = Endpoint(handler, scope)
+        self.routes = {
+            path: Route(endpoints, _wrong_method(endpoints), defaultdict(int)) for path, endpoints in by_path.items()
+        }
 
 
-def _wrong_method(handlers: dict[bytes, Handler]) -> bytes:
-    allowed = b", ".join(sorted(handlers))
+def _wrong_method(endpoints: Mapping[bytes, Endpoint]) -> bytes:
+    allowed = b", ".join(sorted(endpoints))
     reason = f"this path takes {allowed.decode('ascii')}"
     return responses.error(405, "method_not_allowed", reason, b"Allow: %b\r\n" % allowed)

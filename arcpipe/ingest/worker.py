@@ -10,31 +10,61 @@ import signal
 import socket
 import sys
 import time
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from operator import add
 from typing import TYPE_CHECKING, Final
 
 import uvloop
 
-from arcpipe.counters import Counters, Worker
+from arcpipe import logs, tokens
+from arcpipe.allocator import keep_freed_memory
+from arcpipe.counters import (
+    LATENCY_BOUNDS_US,
+    MAX_ROUTES,
+    REFUSAL_CODES,
+    STATUSES,
+    Counters,
+    Histogram,
+    Worker,
+    count_statuses,
+    pack_usage,
+    unpack_usage,
+)
+from arcpipe.counters import Node as NodeBlock
+from arcpipe.errors import ArcpipeError
 from arcpipe.ingest import responses
-from arcpipe.ingest.limits import Admission, Limits, ReadingGate
+from arcpipe.ingest.auth import Auth
+from arcpipe.ingest.background import Background
+from arcpipe.ingest.influx import InfluxEndpoints
+from arcpipe.ingest.limits import Admission, BytesInFlight, Limits
 from arcpipe.ingest.ops import OpsEndpoints
 from arcpipe.ingest.protocol import ANSWER, BODY, HEADER, IDLE, LINGER, LINGER_SECONDS, Connection
-from arcpipe.ingest.router import Route, Router
+from arcpipe.ingest.router import WRITE, Route, Router
 from arcpipe.ingest.write import WriteEndpoints
 from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.writer import GroupCommit, WALOptions, WALWriter
 
 if TYPE_CHECKING:
+    from arcpipe.changeable import Access
     from arcpipe.config import Settings
 
 log = logging.getLogger(__name__)
 
+# What a body of some MB and its columns take; a larger one gives back what it took.
+_KEPT_MEMORY_BYTES: Final = 64 << 20
 # How long a thread may hold the interpreter while the other waits: the loop and the commit thread hand over often.
 _SWITCH_INTERVAL_SECONDS: Final = 0.0002
 _TICK_SECONDS: Final = 0.25
 # At shutdown, requests that are still arriving get so long to arrive and be answered.
 _FINISH_SECONDS: Final = 5.0
+# Connections that were used so lately are waited for so long at shutdown.
+_BUSY_SECONDS: Final = 1.0
+_LAST_WORDS_SECONDS: Final = 0.25
+_RELOAD_LINE_SECONDS: Final = 10.0
 
 
 class IngestContext:
@@ -43,14 +73,38 @@ class IngestContext:
     commit: GroupCommit
     routes: dict[bytes, Route]
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, auth: Auth | None) -> None:
         self.limits = limits
-        self.gate = ReadingGate(limits.max_inflight)
+        self.auth = auth  # None: nobody is asked for a token
         self.connections: set[Connection] = set()
+        self.turned_away: set[Connection] = set()  # above `server.max_connections`, until they have read so
+        self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes)
+        # Encoding always goes on, and with it the log; decoding waits for both, so that neither waits for ever.
+        self.encoding = Background("encoding", lambda: True, self.bytes_moved)
+        self.decoding = Background(
+            "decoding",
+            lambda: self.commit.pending_bytes + self.encoding.held_bytes <= limits.max_pending,
+            self.bytes_moved,
+        )
+        self.hosts: set[bytes] = set()  # values of Host headers that were found good
+        self.refused = dict.fromkeys(REFUSAL_CODES, 0)
         self.now = time.monotonic()  # as of the last tick: fine enough for timeouts of seconds
         self.next_bug_line = 0.0
         self.requests = 0
+        self.unrouted: defaultdict[bytes, int] = defaultdict(int)  # statuses of answers for paths that lead nowhere
         self.draining = False
+
+    def count_refusal(self, code: str) -> None:
+        self.refused[code if code in self.refused else "other"] += 1
+
+    def bytes_moved(self) -> None:
+        """To be called when complete bodies have left, or when one waits for a thread."""
+        self.inflight.check()
+        self.inflight.left()
+        self.decoding.proceed()
+
+    def _pending_bytes(self) -> int:
+        return self.commit.pending_bytes + self.encoding.held_bytes + self.decoding.held_bytes
 
 
 def wal_options(settings: Settings) -> WALOptions:
@@ -69,40 +123,53 @@ def wal_options(settings: Settings) -> WALOptions:
 
 
 class IngestWorker:
-    """Serves one socket until SIGTERM, then answers what is in flight, commits, seals and returns."""
+    """Serves its sockets until SIGTERM, then answers what is in flight, commits, seals and returns."""
 
     def __init__(
         self,
         settings: Settings,
         slot: int,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         counters: Counters,
         node: NodeIdentity,
         last_timestamp: int,
+        access: Access,
     ) -> None:
         self._settings = settings
         self._slot = slot
-        self._listener = listener
+        self._listeners = listeners
         self._block = counters.worker(slot)
+        self._before = self._block.tolist()  # what earlier processes of the slot have counted
+        self._loop_lag_us = Histogram(LATENCY_BOUNDS_US)
         self._node = node
         self._last_timestamp = last_timestamp
-        self._context = IngestContext(Limits.of(settings))
+        self._node_block = counters.node
+        self._auth = Auth(access.tokens) if access.tokens is not None else None
+        self._tokens_loaded = access.tokens_loaded
+        self._tls = access.tls
+        self._tls_loaded = access.tls_loaded
+        self._context = IngestContext(Limits.of(settings), self._auth)
         admission = Admission(settings, counters.node)
-        self._writes = WriteEndpoints(admission)
-        ops = OpsEndpoints(counters, admission)
+        self._writes = WriteEndpoints(admission, self._context.encoding)
+        self._writes.usage.update((name, list(usage)) for name, usage in unpack_usage(self._block))
+        ops = OpsEndpoints(settings, counters, admission, slot)
         self._context.routes = Router(
             {
-                ("POST", "/write/v2/msgpack"): self._writes.msgpack(responses.ACCEPTED),
-                ("POST", "/api/v1/write/msgpack"): self._writes.msgpack(responses.NO_CONTENT),
-                ("GET", "/health"): ops.health,
-                ("GET", "/ready"): ops.ready,
+                ("POST", "/write/v2/msgpack"): (self._writes.msgpack(responses.ACCEPTED), WRITE),
+                ("POST", "/api/v1/write/msgpack"): (self._writes.msgpack(responses.NO_CONTENT), WRITE),
+                **InfluxEndpoints(self._writes).routes(),
+                **ops.table(),
             }
         ).routes
+        ops.routes = [path.decode("ascii") for path in self._context.routes]
+        assert len(self._context.routes) < MAX_ROUTES
+        self._next_reload_line = 0.0
         self._crash: BaseException | None = None
         self._stopping = asyncio.Event()
 
     def run(self) -> int:
         """Serves until told to stop; the exit code of the process."""
+        keep_freed_memory(_KEPT_MEMORY_BYTES)
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._serve())
@@ -121,9 +188,18 @@ class IngestWorker:
         )
         commit = GroupCommit(writer, loop, self._committed, self._crashed)
         self._context.commit = self._writes.commit = commit
-        server = await loop.create_server(
-            lambda: Connection(self._context), sock=self._listener, backlog=self._settings.server.backlog
-        )
+        tls = self._tls
+        servers = [
+            await loop.create_server(
+                lambda: Connection(self._context),
+                sock=listener,
+                backlog=self._settings.server.backlog,
+                ssl=tls.context if tls is not None else None,
+                ssl_handshake_timeout=self._context.limits.header_timeout if tls is not None else None,
+                ssl_shutdown_timeout=LINGER_SECONDS if tls is not None else None,
+            )
+            for listener in self._listeners
+        ]
         self._block[Worker.PID] = os.getpid()
         self._block[Worker.STARTED_US] = time.time_ns() // 1000
         # What was imported and made so far stays for ever: the collector need not look at it again.
@@ -137,26 +213,45 @@ class IngestWorker:
             log.critical("the commit thread ended: %r", self._crash, exc_info=self._crash)
             return 1
         self._context.draining = True
-        server.close()
+        await asyncio.sleep(0)  # a turn of the loop accepts who waits in the queue: closing the socket would reset them
+        for server in servers:
+            server.close()
         await self._finish_requests()
         await commit.drain()
         commit.close()
-        self._copy_counters()
+        self._publish()
         log.info("stopped: everything that was answered is in the log")
         return 0
 
     def _committed(self, waiters: list[object], error: OSError | None) -> None:
         self._writes.committed(waiters, error)  # type: ignore[arg-type]
-        self._context.gate.update(self._context.commit.pending_bytes)
+        self._context.bytes_moved()
 
     def _crashed(self, error: BaseException) -> None:
         self._crash = error
         self._stopping.set()
 
     async def _finish_requests(self) -> None:
-        """Ends idle connections now and the others with their last answer."""
-        deadline = time.monotonic() + _FINISH_SECONDS
-        for connection in list(self._context.connections):
+        """Ends every connection with its last answer.
+
+        Busy ones that are idle at this moment have the chance to send one more request, which is that last one: it is
+        probably on its way, and would end in a reset.
+        """
+        context = self._context
+        context.now = time.monotonic()
+        deadline = context.now + _FINISH_SECONDS
+        last_words = context.now + _LAST_WORDS_SECONDS
+        busy = set()
+        for connection in list(context.connections):
+            if connection.state == IDLE and context.now - connection.since < _BUSY_SECONDS:
+                busy.add(connection)
+            else:
+                connection.finish()
+        while time.monotonic() < last_words:
+            if busy.isdisjoint(context.connections):
+                break
+            await asyncio.sleep(0.005)
+        for connection in busy & context.connections:
             connection.finish()
         while time.monotonic() < deadline:
             if all(connection.state in (IDLE, LINGER) for connection in self._context.connections):
@@ -167,8 +262,41 @@ class IngestWorker:
         while True:
             self._context.now = time.monotonic()
             self._expire_connections()
-            self._copy_counters()
+            self._context.inflight.tick(self._context.now)
+            self._reload()
+            self._publish()
+            due = time.monotonic() + _TICK_SECONDS
             await asyncio.sleep(_TICK_SECONDS)
+            self._loop_lag_us.observe(int(max(0.0, time.monotonic() - due) * 1e6))
+
+    def _reload(self) -> None:
+        """Takes what the supervisor has read anew and found good; ends tokens that expire."""
+        node = self._node_block
+        logs.set_level(node[NodeBlock.LOG_LEVEL])
+        if self._auth is not None:
+            loaded = node[NodeBlock.TOKENS_LOADED]
+            if loaded != self._tokens_loaded:
+                try:
+                    self._auth.replace(tokens.read(self._settings.auth.tokens_file))
+                except ArcpipeError as error:  # it has changed again since the supervisor read it
+                    self._report_failed_reload("tokens file", error)
+                else:
+                    self._tokens_loaded = loaded
+            self._auth.tick(datetime.now(UTC), self._context.now)
+        if self._tls is not None:
+            loaded = node[NodeBlock.TLS_LOADED]
+            if loaded != self._tls_loaded:
+                try:
+                    self._tls.reload()
+                except ArcpipeError as error:
+                    self._report_failed_reload("certificate", error)
+                else:
+                    self._tls_loaded = loaded
+
+    def _report_failed_reload(self, what: str, error: ArcpipeError) -> None:
+        if self._context.now >= self._next_reload_line:
+            self._next_reload_line = self._context.now + _RELOAD_LINE_SECONDS
+            log.error("trying on to reload; the former %s stays in force until then: %s", what, error)
 
     def _expire_connections(self) -> None:
         context = self._context
@@ -176,38 +304,60 @@ class IngestWorker:
         patience = {
             IDLE: limits.keep_alive,
             HEADER: limits.header_timeout,
-            BODY: limits.body_timeout,
+            BODY: min(limits.body_timeout, limits.max_body_seconds),
+            ANSWER: limits.keep_alive,  # of a client that does not read
             LINGER: LINGER_SECONDS,
         }
         now = context.now
         expired = [
             connection
-            for connection in context.connections
-            if connection.state != ANSWER
-            and now - connection.since > patience[connection.state]
-            and not (connection.state == LINGER and connection.exchanges)
+            for connections in (context.connections, context.turned_away)
+            for connection in connections
+            if now - connection.since > patience[connection.state]
+            # The worker's own time to answer is not the client's, unless that does not read what it is answered.
+            and (
+                (connection.state != ANSWER and not (connection.state == LINGER and connection.exchanges))
+                or connection.is_unread
+            )
         ]
         for connection in expired:
             connection.expire()
 
-    def _copy_counters(self) -> None:
-        block, writes, stats = self._block, self._writes, self._context.commit.writer.stats
-        segment = self._context.commit.writer.segment
-        block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
-        block[Worker.CONNECTIONS] = len(self._context.connections)
-        block[Worker.REQUESTS] = self._context.requests
-        block[Worker.WRITES_ACCEPTED] = writes.accepted
-        block[Worker.WRITES_REFUSED] = writes.refused
-        block[Worker.RECORDS] = writes.records
-        block[Worker.BODY_BYTES] = writes.body_bytes
-        block[Worker.WAL_ENTRIES] = stats.entries
-        block[Worker.WAL_RECORDS] = stats.records
-        block[Worker.WAL_BYTES] = stats.bytes
-        block[Worker.WAL_COMMITS] = stats.commits
-        block[Worker.WAL_SYNCS] = stats.syncs
-        block[Worker.WAL_SYNC_US] = int(stats.sync_seconds * 1e6)
-        block[Worker.WAL_ROTATIONS] = stats.rotations
-        block[Worker.WAL_FAILURES] = stats.failures
-        block[Worker.SEGMENT_SEQ] = segment.name.seq
-        block[Worker.SEGMENT_BYTES] = segment.offset
-        block[Worker.SEGMENT_STARTED_US] = segment.created
+    def _publish(self) -> None:
+        """Copies what this process has counted into shared memory, on top of what its predecessors had."""
+        context, writes = self._context, self._writes
+        stats, segment = context.commit.writer.stats, context.commit.writer.segment
+        usage = list(writes.usage.values())
+        self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
+        self._block[Worker.CONNECTIONS] = len(context.connections)
+        self._block[Worker.SEGMENT_SEQ] = segment.name.seq
+        self._block[Worker.SEGMENT_BYTES] = segment.offset
+        self._block[Worker.SEGMENT_CREATED_US] = segment.created
+        self._block[Worker.SEGMENT_ENTRIES] = segment.entries
+        self._block[Worker.SEGMENT_FIRST_US] = segment.first_timestamp
+        if stats.last_failure_us:
+            self._block[Worker.LAST_FAILURE_US] = stats.last_failure_us
+        self._block[Worker.LOG_LEVEL] = logging.root.level
+        self._block[Worker.TOKENS_LOADED] = self._tokens_loaded
+        self._block[Worker.TLS_LOADED] = self._tls_loaded
+        self._add(Worker.REQUESTS, [context.requests, writes.accepted, writes.refused])
+        self._block[Worker.RECORDS] = sum(words[1] for words in usage)
+        self._block[Worker.BODY_BYTES] = sum(words[2] for words in usage)
+        self._add(
+            Worker.WAL_ENTRIES,
+            [*(stats.entries, stats.records, stats.bytes, stats.commits, stats.syncs, stats.rotations, stats.failures)],
+        )
+        self._add(Worker.ACK_US, writes.ack_us.values())
+        self._add(Worker.SYNC_US, stats.sync_us.values())
+        self._add(Worker.LOOP_LAG_US, self._loop_lag_us.values())
+        self._add(Worker.GROUP_ENTRIES, stats.group_entries.values())
+        self._add(Worker.REFUSED, list(context.refused.values()))
+        for number, answered in enumerate((*(route.answered for route in context.routes.values()), context.unrouted)):
+            if answered:
+                self._add(Worker.ROUTES + number * len(STATUSES), count_statuses(answered))
+        words = pack_usage(writes.usage)
+        self._block[Worker.DATABASES : Worker.DATABASES + len(words)] = array("Q", words)
+
+    def _add(self, start: int, values: list[int]) -> None:
+        end = start + len(values)
+        self._block[start:end] = array("Q", map(add, self._before[start:end], values))

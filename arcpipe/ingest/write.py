@@ -5,87 +5,236 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from time import perf_counter
+from typing import Final, NamedTuple, TypeVar
 
+from arcpipe.codec.columns import Encoded
 from arcpipe.codec.msgpack_columns import encode
-from arcpipe.errors import BadPayload
+from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
+from arcpipe.errors import BadPayload, NotAllowed
 from arcpipe.ingest import responses
+from arcpipe.ingest.background import Background
 from arcpipe.ingest.limits import Admission
-from arcpipe.ingest.protocol import Exchange
-from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, Prefix, envelope_prefix
+from arcpipe.ingest.protocol import NO_HEADERS, Exchange
+from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
 from arcpipe.wal.writer import GroupCommit
+
+T = TypeVar("T")
 
 DEFAULT_DATABASE: Final = "default"
 _DATABASE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-# Envelope fronts are kept for this many databases; more are made anew each time.
-_PREFIXES_KEPT: Final = 1024
+
+# Encoding may make more of a body, and readers of the log take no entry above MAX_PAYLOAD_BYTES.
+_MAX_ENCODED_BYTES: Final = MAX_PAYLOAD_BYTES - 4096
+_ENCODED_TOO_LARGE: Final = responses.error(
+    413, "body_too_large", f"the body needs more than {_MAX_ENCODED_BYTES} bytes of the log; send it in parts"
+)
+
+# A body of MessagePack up to this size is encoded in the loop: at most half a second's work, usually a millisecond's.
+_INLINE_BYTES: Final = 1 << 20
+
+# Every spelling of the units of time that the generations of InfluxDB have, to the envelope's word; "auto" reads the
+# unit from the size of a number.
+PRECISIONS: Final[dict[str, str | None]] = {
+    **dict.fromkeys(("ns", "n", "nanosecond"), "ns"),
+    **dict.fromkeys(("us", "u", "µs", "µ", "μs", "μ", "microsecond"), "us"),  # micro sign and Greek mu
+    **dict.fromkeys(("ms", "millisecond"), "ms"),
+    **dict.fromkeys(("s", "second"), "s"),
+    "m": "m",
+    "h": "h",
+    "auto": None,
+}
+
+# A worker remembers so many targets, of queries and headers up to so many bytes.
+_TARGETS_KEPT: Final = 1024
+_TARGET_BYTES: Final = 1024
+# Databases are counted by name up to so many; names cost memory, and anybody may invent them.
+_DATABASES_COUNTED: Final = MAX_DATABASES - 1
+
+
+class Target(NamedTuple):
+    """Where the records of a request go, and what else its query says of them."""
+
+    database: str
+    prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
+    usage: list[int]  # what the database has taken in: requests, records, bytes of bodies
+    accept_partial: bool  # whether the good lines are written when there are bad ones
+
+
+class Targets:
+    """Targets by the bytes of query and database header: clients say the same again and again."""
+
+    def __init__(self, precision: str | None, usage: dict[str, list[int]]) -> None:
+        """Args:
+        precision: the envelope's word where the query names none; None reads it from the size of a number.
+        usage: where what is written to each database is counted.
+        """
+        self._precision = precision
+        self._usage = usage
+        self._known: dict[tuple[bytes, bytes | None], Target] = {}
+
+    def of(self, exchange: Exchange) -> Target:
+        """Where a request's records go.
+
+        Raises:
+            BadPayload: the query makes no sense; the text tells what of it.
+            NotAllowed: the sender's token is not for the database.
+        """
+        key = (exchange.query, exchange.headers.get(b"x-arc-database"))
+        target = self._known.get(key) or self._read(exchange, key)
+        if exchange.databases is not None and target.database not in exchange.databases:
+            raise NotAllowed(f"this token is not for the database '{target.database}'")
+        return target
+
+    def _read(self, exchange: Exchange, key: tuple[bytes, bytes | None]) -> Target:
+        query, header = key
+        parameters = exchange.parameters()
+        database = _database(parameters, header)
+        precision = self._precision
+        if word := parameters.get("precision"):
+            if word not in PRECISIONS:
+                raise BadPayload(f"query parameter 'precision': {_shown(word)} is none of {', '.join(PRECISIONS)}")
+            precision = PRECISIONS[word]
+        partial = parameters.get("accept_partial", "true").lower()
+        if partial not in ("true", "false"):
+            raise BadPayload(f"query parameter 'accept_partial': {_shown(partial)} is neither true nor false")
+        meta = {} if precision is None else {"precision": precision}
+        target = Target(
+            database,
+            (envelope_prefix(KIND_COLUMNAR, database, meta), envelope_prefix(KIND_BATCH, database, meta)),
+            self._usage_of(database),
+            partial == "true",
+        )
+        if len(query) + len(header or b"") <= _TARGET_BYTES:
+            if len(self._known) >= _TARGETS_KEPT:  # queries that are all different would shut out the others for ever
+                self._known.clear()
+            self._known[key] = target
+        return target
+
+    def _usage_of(self, database: str) -> list[int]:
+        if database not in self._usage and len(self._usage) >= _DATABASES_COUNTED:
+            database = ""
+        return self._usage.setdefault(database, [0, 0, 0])
 
 
 class WriteEndpoints:
-    """Handlers of the write paths, and what becomes of their requests when a group is committed."""
+    """What all write paths share: the handlers of MessagePack, and what becomes of requests at their commit."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, encoding: Background) -> None:
         self._admission = admission
-        self._prefixes: dict[tuple[bool, str], Prefix] = {}
+        self._encoding = encoding
         self.commit: GroupCommit  # set once the log is open
         self.accepted = 0
         self.refused = 0
-        self.records = 0
-        self.body_bytes = 0
+        self.usage: dict[str, list[int]] = {}  # by database; "" for those beyond the last that is counted by name
+        self.ack_us = Histogram(LATENCY_BOUNDS_US)
 
     def msgpack(self, success: bytes) -> Callable[[Exchange], None]:
         """A handler for MessagePack bodies that answers `success` when the entry is on disk."""
 
+        def settle(exchange: Exchange, target: Target, encoded: Encoded | BadPayload) -> None:
+            if isinstance(encoded, BadPayload):
+                self.refuse(exchange, responses.error(400, "bad_request", str(encoded)))
+            else:
+                self.append(exchange, target, encoded, success)
+
+        return self.handler(None, _encode, _INLINE_BYTES, settle)
+
+    def handler(
+        self,
+        precision: str | None,
+        encode: Callable[[bytes], T],
+        inline_bytes: int,
+        settle: Callable[[Exchange, Target, T], None],
+    ) -> Callable[[Exchange], None]:
+        """A handler that has a body encoded and gives the outcome to `settle`.
+
+        Args:
+            precision: as in `Targets`.
+            inline_bytes: larger bodies are encoded on a thread.
+        """
+        targets = Targets(precision, self.usage)
+
         def handle(exchange: Exchange) -> None:
-            exchange.success = success
-            refusal = self._admission.refusal()
-            if refusal is None:
-                try:
-                    database = self._database(exchange)
-                    body = exchange.body
-                    batch, body_out, records = encode(body)
-                except BadPayload as error:
-                    refusal = responses.error(400, "bad_request", str(error))
-                else:
-                    prefix = self._prefixes.get((batch, database)) or self._make_prefix(batch, database)
-                    self.records += records
-                    self.body_bytes += len(body)
-                    exchange.body = b""
-                    self.commit.append(prefix, body_out, records, exchange)
-                    return
-            self.refused += 1
-            exchange.answer(refusal)
+            target = self._admit(exchange, targets)
+            if target is None:
+                return
+            body = exchange.body
+            if len(body) <= inline_bytes:
+                settle(exchange, target, encode(body))
+            else:
+                self._encode_apart(exchange, encode, partial(settle, exchange, target))
 
         return handle
+
+    def _admit(self, exchange: Exchange, targets: Targets) -> Target | None:
+        """Where to write what a request brings, or None: it is refused already."""
+        refusal = self._admission.refusal()
+        if refusal is None:
+            try:
+                return targets.of(exchange)
+            except BadPayload as error:
+                refusal = responses.error(400, "bad_request", str(error))
+            except NotAllowed as error:
+                refusal = responses.error(403, "forbidden", str(error))
+        self.refuse(exchange, refusal)
+        return None
+
+    def _encode_apart(self, exchange: Exchange, encode: Callable[[bytes], T], settle: Callable[[T], None]) -> None:
+        """Has a large body encoded on a thread; `settle` gets the outcome in the loop."""
+        body = exchange.body
+        outcome: list[T] = []
+
+        def done(error: Exception | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                settle(outcome[0])
+            except Exception as bug:
+                exchange.connection.answer_bug(exchange, bug)
+
+        self._encoding.add(len(body), lambda: outcome.append(encode(body)), done)
+
+    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
+        """Adds an entry to the group that is being collected; `answer` is given when the group is on disk."""
+        batch, body, records = encoded
+        if len(body) > _MAX_ENCODED_BYTES:
+            self.refuse(exchange, _ENCODED_TOO_LARGE)
+            return
+        usage = target.usage
+        usage[0] += 1
+        usage[1] += records
+        usage[2] += len(exchange.body)
+        exchange.body = b""
+        exchange.headers = NO_HEADERS  # many bytes, while thousands of small requests may wait for a slow disk
+        exchange.success = answer
+        self.commit.append(target.prefixes[batch], body, records, exchange)
+
+    def refuse(self, exchange: Exchange, response: bytes) -> None:
+        """Answers a request of which nothing is written."""
+        self.refused += 1
+        exchange.answer(response)
 
     def committed(self, waiters: list[Exchange], error: OSError | None) -> None:
         """A group's outcome: acknowledges all of it, or none."""
         if error is None:
             self.accepted += len(waiters)
+            observe, now = self.ack_us.observe, perf_counter()
             for exchange in waiters:
                 exchange.answer(exchange.success)
+                observe(int((now - exchange.received) * 1e6))
             return
-        self.refused += len(waiters)
         response = write_failure(error)
         for exchange in waiters:
-            exchange.answer(response)
+            self.refuse(exchange, response)
 
-    def _database(self, exchange: Exchange) -> str:
-        header = exchange.headers.get(b"x-arc-database")
-        if header is not None:
-            return check_database(header.decode("utf-8", "replace"), "header 'x-arc-database'")
-        if exchange.query:
-            parameters = exchange.parameters()
-            for name in ("db", "bucket"):
-                if name in parameters:
-                    return check_database(parameters[name], f"query parameter '{name}'")
-        return DEFAULT_DATABASE
 
-    def _make_prefix(self, batch: bool, database: str) -> Prefix:
-        prefix = envelope_prefix(KIND_BATCH if batch else KIND_COLUMNAR, database)
-        if len(self._prefixes) < _PREFIXES_KEPT:
-            self._prefixes[batch, database] = prefix
-        return prefix
+def _encode(body: bytes) -> Encoded | BadPayload:
+    try:
+        return encode(body)
+    except BadPayload as error:
+        return error
 
 
 def check_database(name: str, where: str) -> str:
@@ -95,8 +244,7 @@ def check_database(name: str, where: str) -> str:
         BadPayload: it is not; the text tells where it stood.
     """
     if _DATABASE.match(name) is None:
-        shown = name if len(name) <= 80 else name[:80] + "…"
-        raise BadPayload(f"{where}: {shown!r} is no database name; use 1 to 64 of A-Z a-z 0-9 _ -")
+        raise BadPayload(f"{where}: {_shown(name)} is no database name; use 1 to 64 of A-Z a-z 0-9 _ -")
     return name
 
 
@@ -106,3 +254,18 @@ def write_failure(error: OSError) -> bytes:
         return responses.error(507, "no_space", "the log's disk is full; nothing was written", b"Retry-After: 10\r\n")
     reason = f"the log could not be written ({error.strerror or error}); nothing was written"
     return responses.error(503, "log_failure", reason, b"Retry-After: 5\r\n")
+
+
+def _database(parameters: dict[str, str], header: bytes | None) -> str:
+    if header is not None:
+        return check_database(header.decode("utf-8", "replace"), "header 'x-arc-database'")
+    if "db" in parameters:
+        return check_database(parameters["db"], "query parameter 'db'")
+    if "bucket" in parameters:
+        # InfluxDB 2 calls the retention policy `rp` of the database `db` the bucket `db/rp`.
+        return check_database(parameters["bucket"].partition("/")[0], "query parameter 'bucket'")
+    return DEFAULT_DATABASE
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:80] + "…")
