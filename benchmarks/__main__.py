@@ -137,7 +137,13 @@ async def _measure(suite: Suite, load: LoadOptions, directory: Path, progress: _
             label = f"{suite.name} {number}/{total}: {case.name}"
             with progress.of(label) as status:
                 run = await run_case(
-                    case.name, case.settings, round_number, load, directory / "run", suite.wait_for_parquet, status
+                    case.name,
+                    case.settings,
+                    round_number,
+                    msgspec.structs.replace(load, format=case.format or load.format),
+                    directory / "run",
+                    suite.wait_for_parquet,
+                    status,
                 )
             runs[case.name].append(run)
             progress.line(

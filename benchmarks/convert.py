@@ -23,12 +23,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from arcpipe.allocator import keep_freed_memory
 from arcpipe.codec.columns import pack_float64, pack_int64, pack_values
 from arcpipe.config import Parquet
-from arcpipe.upload.allocator import keep_freed_memory
 from arcpipe.upload.parquet import Spool
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.tables import BatchTables
+from arcpipe.upload.uploader import KEPT_MEMORY_BYTES
 
 START_US = 1_700_000_000_000_000
 _rng = np.random.default_rng(1)
@@ -134,7 +135,7 @@ def read_entries(path: Path) -> Iterator[memoryview]:
 def measure(path: Path, threads: int) -> dict[str, Any]:
     """Convert a file of entries in this process."""
     logging.disable(logging.WARNING)
-    keep_freed_memory()
+    keep_freed_memory(KEPT_MEMORY_BYTES)
     sizes: list[int] = []
 
     def on_file(key: str, blob: Spool, rows: int) -> None:

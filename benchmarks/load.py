@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
+import ssl
 import sys
 import time
 from array import array
@@ -52,6 +53,8 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     requests_per_second: float = 0.0
     seed: int = 1
+    token: str = ""  # sent with each request if there is one
+    tls: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -160,10 +163,16 @@ class Load:
         loop = asyncio.get_running_loop()
         self._done = loop.create_future()
         now_us = time.time_ns() // 1000
+        tls = None
+        if self._spec.tls:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE  # it is the harness's own
         self._requests = [self._request(index, now_us) for index in range(len(self._bodies))]
         self.body_bytes = sum(len(body.at(now_us)) for body in self._bodies) / len(self._bodies)
         for _ in range(self._spec.connections):
-            _, connection = await loop.create_connection(lambda: _Connection(self), self._spec.host, self._spec.port)
+            _, connection = await loop.create_connection(
+                lambda: _Connection(self), self._spec.host, self._spec.port, ssl=tls
+            )
             self._connections.append(connection)
         self._idle = list(self._connections)
 
@@ -253,8 +262,11 @@ class Load:
         content = body.at(now_us)
         head = (
             f"POST {body.path} HTTP/1.1\r\nHost: {self._spec.host}:{self._spec.port}\r\n"
-            f"Content-Type: {body.content_type}\r\nContent-Length: {len(content)}\r\n\r\n"
+            f"Content-Type: {body.content_type}\r\nContent-Length: {len(content)}\r\n"
         )
+        if self._spec.token:
+            head += f"Authorization: Bearer {self._spec.token}\r\n"
+        head += "\r\n"
         return head.encode("ascii") + content
 
     def _take_samples(self, measured: bool) -> None:

@@ -19,7 +19,7 @@ from benchmarks.histogram import Histogram
 from benchmarks.load import Finished, LoadFailed, LoadSpec
 from benchmarks.machine import CPUTime
 from benchmarks.results import Latency, LoadOptions, ProcessResult, Run, Sample, ToParquet, slope
-from benchmarks.server import ProcessUse, Server, ServerFailed, process_use
+from benchmarks.server import ProcessUse, Server, ServerFailed, make_certificate, make_token, process_use
 
 _SAMPLE_SECONDS: Final = 0.5
 # A drain that ships nothing for so long will not end.
@@ -90,6 +90,8 @@ class _Run:
         status: Status,
     ) -> None:
         self._case = case
+        self._settings = settings
+        self._directory = directory
         self._round = round_number
         self._options = load
         self._wait_for_parquet = wait_for_parquet
@@ -115,6 +117,9 @@ class _Run:
     async def run(self) -> Run:
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         options = self._options
+        token = await make_token(self._directory) if self._settings.get("auth.enabled") == "true" else ""
+        if certificate := self._settings.get("server.tls_cert"):
+            await make_certificate(self._directory, certificate, self._settings["server.tls_key"])
         self._status("starting the server")
         async with self._server as server:
             spec = LoadSpec(
@@ -126,6 +131,8 @@ class _Run:
                 warmup_seconds=options.warmup_seconds,
                 seconds=options.seconds,
                 requests_per_second=options.records_per_second / options.records_per_body,
+                token=token,
+                tls=bool(certificate),
             )
             async with load_processes(spec, options.load_processes) as generators:
                 try:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from benchmarks.children import end_processes, spawn
 
-_READY: Final = re.compile(r"serving on http://(\S+):(\d+) with (\d+) workers")
+_READY: Final = re.compile(r"serving on https?://(\S+):(\d+) with (\d+) workers")
 _COMPLAINT: Final = re.compile(r"\[(?:WARNING|ERROR|CRITICAL)\].*")
 _START_SECONDS: Final = 30.0
 _MAX_COMPLAINTS: Final = 100
@@ -131,6 +131,34 @@ class Server:
         await asyncio.gather(self._reader, return_exceptions=True)
         # Its children die with it, but not in the same instant, and until then they write.
         await asyncio.to_thread(_wait_until_gone, pids)
+
+
+async def make_token(directory: Path) -> str:
+    """A token that may write, in the tokens file of a server that runs in this directory."""
+    environment = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+    process = await spawn(
+        *("arcpipe", "token", "create", "--scope", "write"),
+        environment=environment,
+        directory=directory,
+        stdout=True,
+        stderr=True,
+    )
+    output, _ = await process.communicate()
+    if process.returncode != 0:
+        raise ServerFailed("arcpipe token create failed")
+    return output.decode("ascii").strip()
+
+
+async def make_certificate(directory: Path, certificate: str, key: str) -> None:
+    """A certificate with an ECDSA key, signed by itself, under these names in the directory."""
+    process = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey", "ec"),
+        *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", key, "-out", certificate),
+        cwd=directory,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    if await process.wait() != 0:
+        raise ServerFailed("openssl could not make a certificate")
 
 
 def _wait_until_gone(pids: list[int]) -> None:

@@ -6,11 +6,12 @@ from typing import Final, NamedTuple
 
 
 class Case(NamedTuple):
-    """Settings of the server and what they promise."""
+    """Settings of the server and what they promise; or what is sent to it, where that is what is compared."""
 
     name: str
     settings: dict[str, str]
     power_cut: str = ""  # what a power cut may take of what was acknowledged
+    format: str = ""  # "" is the suite's
 
 
 class Suite(NamedTuple):
@@ -32,6 +33,12 @@ _OFF: Final = Case("WAL off", {"wal.enabled": "false"}, "flush.max_age_seconds (
 _ASYNC: Final = Case("async", {"wal.sync_mode": "async"}, "wal.async_interval_ms (1 s)")
 _FDATASYNC: Final = Case("fdatasync", {"wal.sync_mode": "fdatasync"}, "nothing")
 _FSYNC: Final = Case("fsync", {"wal.sync_mode": "fsync"}, "nothing")
+
+_OPEN: Final = Case("open", {"wal.sync_mode": "fdatasync"}, "nothing")
+_TOKENS: Final = Case("tokens", {**_OPEN.settings, "auth.enabled": "true"}, "nothing")
+_TLS: Final = Case(
+    "tokens and TLS", {**_TOKENS.settings, "server.tls_cert": "cert.pem", "server.tls_key": "key.pem"}, "nothing"
+)
 
 SUITES: Final = {
     suite.name: suite
@@ -55,6 +62,32 @@ SUITES: Final = {
             seconds=5,
             runs=3,
             baseline=_OFF.name,
+        ),
+        Suite(
+            name="formats",
+            title="The same durability for every format",
+            cases=(
+                Case("columnar", {}, format="columnar"),
+                Case("line protocol", {}, format="line protocol"),
+                Case("line protocol, v2", {}, format="line protocol, v2"),
+                Case("telegraf", {}, format="telegraf"),
+            ),
+            records_per_body=1000,
+            connections=32,
+            seconds=5,
+            runs=3,
+            format="a format per case",
+            baseline="columnar",
+        ),
+        Suite(
+            name="access",
+            title="What tokens and TLS cost: one record per request, many connections",
+            cases=(_OPEN, _TOKENS, _TLS),
+            records_per_body=1,
+            connections=64,
+            seconds=5,
+            runs=3,
+            baseline=_OPEN.name,
         ),
         Suite(
             name="end-to-end",
