@@ -3,42 +3,51 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Processes for pytest: one per core, but never one alone, so that tests are always tried side by side.
-JOBS = $(shell cores=$$(nproc); echo $$((cores > 2 ? cores : 2)))
+# Processes for pytest: one more than cores, because many tests wait for what a server does.
+JOBS = $(shell echo $$(($$(nproc) + 1)))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint bench test-env clean
+.PHONY: help serve test test-systemd lint bench fuzz test-env clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 serve: $(VENV)/.installed-runtime ## install if needed, then run the server with config.toml
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 test: test-env ## run the tests; ARGS="-k name" goes to pytest
-	$(BIN)/pytest -n $(JOBS) $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: test-env ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+test-systemd: test-env ## boot a minimal Debian with arcpipe as its service: needs root, takes minutes
+	ARCPIPE_TEST_SYSTEMD=1 $(BIN)/pytest -n 0 -rsP tests/systemd $(ARGS)
+
 bench: $(VENV)/.installed-bench ## run the benchmarks; ARGS goes to them
 	$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60) each; ARGS="edge lines" picks some
+	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) $(ARGS)
 
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =
 $(VENV)/.installed-test: EXTRAS = [test]
+# Most of what the tests install is never imported: what is gets compiled then.
+$(VENV)/.installed-test: PIP_OPTIONS = --no-compile
 $(VENV)/.installed-bench: EXTRAS = [bench]
+$(VENV)/.installed-fuzz: EXTRAS = [test,fuzz]
 
 # The stamp is newer than the two files that decide what is installed for as long as neither changes.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --editable '.$(EXTRAS)' --constraint constraints.txt
 	@touch $@
 
 $(BIN)/python:

@@ -1,3 +1,3 @@
 """Fixtures that every layer of the tests uses."""
 
-pytest_plugins = ["tests.s3server"]
+pytest_plugins = ["tests.browser", "tests.s3server"]

@@ -13,11 +13,12 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -127,7 +128,10 @@ class Server:
             **settings,
         }
         self.variables: dict[str, str] = {}  # of the environment, beside the settings
+        self.prefix: list[str] = []  # a program that executes its arguments in the end, ahead of arcpipe's own command
+        self.pass_fds: Sequence[int] = ()  # which that program inherits
         self.url = ""  # empty while nobody is known to listen: another server may get the port by then
+        self.tls: ssl.SSLContext | None = None  # what its clients trust, where it speaks TLS
         self.pid = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._sessions: list[int] = []  # of all its starts
@@ -161,9 +165,10 @@ class Server:
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*COMMAND, "serve"],
+                [*self.prefix, *COMMAND, "serve"],
                 cwd=self.directory,
                 env=environment(**self.settings) | self.variables,
+                pass_fds=self.pass_fds,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -179,7 +184,7 @@ class Server:
 
         def serving() -> re.Match[str] | None:
             assert self.is_running, f"ended with exit code {self.exit_code()} instead of serving"
-            return re.search(r"serving on (http://\S+) with \d+ workers", self.log)
+            return re.search(r"serving on (https?://\S+) with \d+ workers", self.log)
 
         found = wait_until(serving, "the server to serve", START_SECONDS)
         assert found is not None
@@ -298,7 +303,7 @@ class Server:
     # Using it
 
     def client(self) -> Client:
-        return Client(self.url)
+        return Client(self.url, tls=self.tls)
 
     def get(self, path: str) -> Response:
         with self.client() as client:
@@ -376,11 +381,14 @@ class Response(NamedTuple):
 class Client:
     """One HTTP/1.1 connection that sends exactly the bytes that it is told to."""
 
-    def __init__(self, url: str, timeout_seconds: float = WAIT_SECONDS) -> None:
+    def __init__(self, url: str, timeout_seconds: float = WAIT_SECONDS, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
         self.socket = socket.create_connection((parts.hostname, parts.port), timeout=timeout_seconds)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if parts.scheme == "https":
+            assert tls is not None
+            self.socket = tls.wrap_socket(self.socket, server_hostname=parts.hostname)
         self._received = b""
 
     def __enter__(self) -> Client:
@@ -407,9 +415,12 @@ class Client:
         headers = {}
         for line in lines:
             name, _, value = line.partition(": ")
-            assert name.lower() not in headers, f"{name} is there twice"
+            if name.lower() == "www-authenticate" and "www-authenticate" in headers:  # the only list among them
+                value = f"{headers['www-authenticate']}, {value}"
+            else:
+                assert name.lower() not in headers, f"{name} is there twice"
             headers[name.lower()] = value
-        size = 0 if is_head or status == 204 or status < 200 else int(headers["content-length"])
+        size = 0 if is_head or status in (204, 304) or status < 200 else int(headers["content-length"])
         while len(self._received) < size:
             self._read_more()
         body, self._received = self._received[:size], self._received[size:]

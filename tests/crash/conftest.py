@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-DEFAULT_STATES = 8000
+DEFAULT_STATES = 3000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

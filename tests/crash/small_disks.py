@@ -51,6 +51,10 @@ class SmallDisk:
                 except OSError:
                     pass
 
+    def give_back(self, size_bytes: int) -> None:
+        """Leaves so much of a full disk free."""
+        os.truncate(self._filler, self._filler.stat().st_size - size_bytes)
+
     def free(self) -> None:
         """Gives it back."""
         self._filler.unlink(missing_ok=True)

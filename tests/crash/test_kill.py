@@ -79,7 +79,7 @@ def test_a_child_that_is_killed_again_and_again_loses_nothing(victim: Victim, ro
             if life:  # a server gives up children that die too often without ever having been well
                 server.stop()
                 server.restart()
-            for _ in range(5):
+            for _ in range(4):
                 name = f"ingest {chance.randint(1, 2)}" if role == "ingest" else role
                 load.wait_for_requests(10)
                 wait_for_a_moment(server, chance)
@@ -93,7 +93,7 @@ def test_a_supervisor_that_is_killed_takes_its_children_along_and_loses_nothing(
     server = victim.server
     chance = random.Random(f"{SEED} supervisor")
     with Load(server) as load:
-        for _ in range(4 * LONG):
+        for _ in range(3 * LONG):
             load.wait_for_requests(20)
             wait_for_a_moment(server, chance)
             server.kill("supervisor")
@@ -108,7 +108,7 @@ def test_killing_every_process_at_once_again_and_again_loses_nothing(victim: Vic
     server = victim.server
     chance = random.Random(f"{SEED} everything")
     with Load(server) as load:
-        for _ in range(6 * LONG):
+        for _ in range(3 * LONG):
             load.wait_for_requests(10)
             wait_for_a_moment(server, chance)
             server.kill_all()
@@ -125,7 +125,7 @@ def test_any_process_may_be_killed_while_the_server_drains(victim: Victim) -> No
     server = victim.server
     chance = random.Random(f"{SEED} drain")
     with Load(server) as load:
-        for _ in range(3 * LONG):
+        for _ in range(2 * LONG):
             load.wait_for_requests(30)
             server.send_signal(signal.SIGTERM)
             time.sleep(chance.uniform(0.0, 0.1))

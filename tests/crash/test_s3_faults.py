@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ from tests.s3proxy import ANSWERS, FAULTS, FaultyProxy
 from tests.s3server import S3Bucket
 
 # How often each fault is to strike under load: some 20 s here, some minutes with ARCPIPE_TEST_LONG=1.
-STRIKES = 40 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 4
+STRIKES = 40 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 2
 # 2026-01-01T00:00:00Z
 NEW_YEAR = 1_767_225_600
 V2 = "/write/v2/msgpack"
 # The uploader waits up to 30 s between two tries when an outage was long.
 CATCH_UP_SECONDS = 60.0
 
-pytestmark = pytest.mark.timeout(900 if STRIKES > 4 else 120)
+pytestmark = pytest.mark.timeout(900 if STRIKES > 2 else 120)
 
 
 @pytest.fixture
@@ -248,6 +249,23 @@ def test_a_bucket_that_is_made_later_gets_everything_without_a_restart(s3: S3Buc
             for key in bucket.list_keys():
                 s3.client().delete_object(Bucket=later, Key=key)
             s3.client().delete_bucket(Bucket=later)
+
+
+def test_a_store_that_comes_back_while_the_server_stops_gets_everything_however_long_it_was_down(
+    s3: S3Bucket, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    with Server(tmp_path, server_workers=1, shutdown_drain_seconds=4, **settings_of(s3, proxy.url)) as server:
+        numbers = Numbers(server)
+        proxy.go_down()
+        numbers.write(10)
+        wait_until(lambda: re.search(r"trying again in ([5-9]|\d\d)\.", server.log), "a long pause")
+        before = len(server.log)
+        server.send_signal(signal.SIGTERM)
+        wait_until(lambda: "trying again in" in server.log[before:], "a try at once")
+        proxy.come_up()
+        assert server.exit_code() == 0
+        assert "stopped; everything is uploaded" in server.log[before:]
+    numbers.assert_exactly_once(s3, tmp_path)
 
 
 def test_a_full_backlog_refuses_writes_until_the_store_is_back(

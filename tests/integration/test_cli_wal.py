@@ -138,6 +138,12 @@ def test_salvage_reads_on_behind_a_damaged_file_header(wal: Path, tmp_path: Path
     segment.write_bytes(data)
     run("salvage", segment, tmp_path / "saved.wal")
     assert WALReader(tmp_path / "saved.wal").read_all() == before
+    # Under the name that it had, too: what it tells of itself agrees with its name.
+    saved = tmp_path / "saved" / segment.name
+    saved.parent.mkdir()
+    run("salvage", segment, saved)
+    assert "no problems" in run("verify", saved)
+    assert WALReader(saved).read_all() == before
 
 
 def test_replay_takes_in_files_of_arc_once(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from tests.harness import Client, Server, lake_files
 
 # Other seeds are other examples; what one seed makes is always the same.
 SEEDS = range(20 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 1)
-EXAMPLES = 250
+EXAMPLES = 80
 ROUNDS = 3
 
 # Years 1 to 9999, in µs since the epoch: what a time column may hold.

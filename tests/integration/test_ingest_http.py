@@ -77,7 +77,13 @@ def test_every_shape_is_acknowledged_without_a_body_on_both_paths(
 def test_health_says_who_answers(server: Server) -> None:
     response = server.get("/health")
     assert response.status == 200
-    assert response.json() == {"status": "ok", "service": "arcpipe", "version": __version__, "workers": 2}
+    assert response.json() == {
+        "name": "arcpipe",
+        "status": "pass",
+        "message": "accepts requests",
+        "version": __version__,
+        "workers": 2,
+    }
 
 
 def test_ready_says_that_writes_are_taken(server: Server) -> None:
@@ -85,7 +91,7 @@ def test_ready_says_that_writes_are_taken(server: Server) -> None:
     assert (response.status, response.json()) == (200, {"status": "ready"})
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready"])
+@pytest.mark.parametrize("path", ["/", "/health", "/ready"])
 def test_head_gives_the_headers_of_get_and_no_body(client: Client, path: str) -> None:
     got = client.request("GET", path)
     head = client.request("HEAD", path)
@@ -94,7 +100,7 @@ def test_head_gives_the_headers_of_get_and_no_body(client: Client, path: str) ->
     assert client.request("GET", path) == got
 
 
-@pytest.mark.parametrize("path", ["/", "/write", "/write/v2/msgpack/", "//health", "/health/x", "/Health", "*"])
+@pytest.mark.parametrize("path", ["/index.html", "/write/v2/msgpack/", "//health", "/health/x", "/Health", "*"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_unknown_paths_are_404(client: Client, method: str, path: str) -> None:
     response = client.request(method, path, BODY if method == "POST" else b"")
@@ -261,7 +267,7 @@ def test_a_bad_database_name_is_400_and_says_where_it_stood(server: Server, case
     assert response.reason.startswith("header 'x-arc-database': ")
 
 
-@pytest.mark.parametrize("query", ["db=a/b", "db=", "bucket=a%2Fb", "db=a&db=b", "db=a&db=a", "db=%ff"])
+@pytest.mark.parametrize("query", ["db=a/b", "db=", "bucket=a%20b", "bucket=%2Fb", "db=a&db=b", "db=a&db=a", "db=%ff"])
 def test_a_bad_database_in_the_query_is_400(server: Server, query: str) -> None:
     response = server.post(f"{V2}?{query}", BODY)
     assert (response.status, response.json()["code"]) == (400, "bad_request")

@@ -50,11 +50,11 @@ def test_version_prints_the_version_of_the_package(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"arcpipe {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", [["serve"], ["config", "show"], ["config", "check"]])
+@pytest.mark.parametrize("command", [["serve"], ["status"], ["config", "show"], ["config", "check"]])
 def test_the_help_of_every_command_has_an_example(tmp_path: Path, command: list[str]) -> None:
     done = arcpipe(*command, "--help", cwd=tmp_path)
     assert done.returncode == 0
-    example = done.stdout.split("Example:")[1].splitlines()[1]
+    example = re.split("Examples?:", done.stdout)[1].splitlines()[1]
     assert "arcpipe " + " ".join(command) in example
 
 
@@ -288,3 +288,22 @@ for child in children:
 def test_a_process_survives_that_nobody_reads_its_log() -> None:
     program = "os.close(2); log.info('into the void'); os.write(1, b'')"
     assert logged(program) == []
+
+
+def test_a_warning_that_repeats_itself_is_held_back_and_counted() -> None:
+    program = """
+logs._REPEAT_SECONDS = 0.2
+for number in range(50):
+    log.warning('no answer %d', number)
+log.warning('another one')
+import time
+time.sleep(0.3)
+log.info('something else')
+"""
+    told = [line.rpartition("ingest 1: ")[2] for line in logged(program)]
+    assert told == [*(f"no answer {number}" for number in range(20)), "another one", *told[-2:]]
+    assert told[-2:] == ["no answer 49 held_back=30", "something else"]
+
+
+def test_lines_that_are_no_warnings_are_never_held_back() -> None:
+    assert len(logged("for number in range(50): log.info('shipped %d', number)")) == 50

@@ -1,0 +1,193 @@
+"""A worker's connections in this process: the real protocol, routes and log, without sockets and processes.
+
+A test feeds bytes, moves the clock and looks inside between two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from arcpipe.changeable import Access
+from arcpipe.config import WAL, Server, Settings, Storage
+from arcpipe.counters import Counters, Node
+from arcpipe.ingest.protocol import Connection, Exchange
+from arcpipe.ingest.worker import IngestWorker, wal_options
+from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.disk import Disk
+from arcpipe.wal.writer import GroupCommit, WALWriter
+
+T = TypeVar("T")
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is written, and tells the connection of its end as a loop does: at the next turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.is_reading = True
+        self.ended = False  # nothing can be written any more
+        self.closed = False
+        self.connection: Connection | None = None
+        self._loop = loop
+
+    def write(self, data: Any) -> None:
+        assert not self.ended, "written behind the end"
+        self.written += data
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        assert self.is_reading
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.is_reading
+        self.is_reading = True
+
+    def close(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        self.ended = True
+        if not self.closed:
+            self.closed = True
+            self._loop.call_soon(self._lose)
+
+    def _lose(self) -> None:
+        assert self.connection is not None
+        self.connection.connection_lost(None)
+
+
+class Peer:
+    """A client: one connection, and what it was answered."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.transport = Transport(edge.loop)
+        self.connection = self.transport.connection = Connection(edge.context)
+        self._edge = edge
+        edge.call(lambda: self.connection.connection_made(self.transport))
+        edge.turn()
+
+    def feed(self, data: bytes) -> bool:
+        """One read of the server; False if it would not read now."""
+        if self.transport.closed or not self.transport.is_reading:
+            return False
+        self._edge.call(lambda: self.connection.data_received(data))
+        return True
+
+    def half_close(self) -> None:
+        if not self.transport.closed and not self._edge.call(self.connection.eof_received):
+            self.transport.close()
+
+    @property
+    def statuses(self) -> list[int]:
+        """Of all answers so far; none of the answers of this server holds this text in its body."""
+        return [int(part[:3]) for part in bytes(self.transport.written).split(b"HTTP/1.1 ")[1:]]
+
+
+class Edge:
+    """One worker with its log in a directory of its own. A context manager."""
+
+    def __init__(self, directory: Path | None = None, disk: Disk | None = None, **server: Any) -> None:
+        """Args: server: settings of the section."""
+        self._own = tempfile.TemporaryDirectory() if directory is None else None
+        base = Path(self._own.name) if self._own is not None else directory
+        assert base is not None
+        settings = Settings(
+            server=Server(workers=1, **server),
+            wal=WAL(dir=str(base / "wal"), sync_mode="async", min_free_mb=0, max_size_mb=4),
+            storage=Storage(url=f"file://{base / 'lake'}"),
+        )
+        self.loop = asyncio.new_event_loop()
+        self.directory = WALDirectory(settings.wal.dir, disk)
+        self.directory.make()
+        self.directory.lock()
+        node = self.directory.next_boot()
+        counters = Counters(1)
+        counters.node[Node.DISK_FREE_BYTES] = 1 << 50
+        self.worker = IngestWorker(settings, 1, [], counters, node, 0, Access(None, 0, None, 0))
+        self.context = self.worker._context
+        writer = WALWriter(self.directory, 1, wal_options(settings), node=node.node)
+        self.commit = GroupCommit(writer, self.loop, self.worker._committed, self.worker._crashed)
+        self.context.commit = self.worker._writes.commit = self.commit
+        self.loop.set_exception_handler(self._note_exception)
+        self.exceptions: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Edge:
+        asyncio.set_event_loop(self.loop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.settle()
+        self.commit.close()
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+        asyncio.set_event_loop(None)
+        if self._own is not None:
+            self._own.cleanup()
+
+    def _note_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.exceptions.append(context)
+
+    def connect(self) -> Peer:
+        return Peer(self)
+
+    def call(self, callback: Callable[[], T]) -> T:
+        """Calls something in the loop, as a loop calls a protocol."""
+
+        async def run() -> T:
+            return callback()
+
+        return self.loop.run_until_complete(run())
+
+    def pass_seconds(self, seconds: float) -> None:
+        """Moves the clock that timeouts are measured by, and does what the worker does at each tick."""
+        self.context.now += seconds
+        self.call(self.worker._expire_connections)
+        self.call(lambda: self.context.inflight.tick(self.context.now))
+        self.turn()
+
+    def _complete_requests(self) -> list[Exchange]:
+        """Of all clients that read their answers."""
+        return [
+            exchange
+            for connection in self.context.connections
+            if not connection.is_unread
+            for exchange in connection.exchanges
+            if exchange is not connection._exchange
+        ]
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        self.loop.run_until_complete(asyncio.sleep(0))
+
+    def settle(self) -> None:
+        """Runs the loop until nothing is being decoded, encoded, committed or answered any more."""
+        deadline = time.monotonic() + 30
+
+        async def wait() -> None:
+            context = self.context
+            while (
+                self.commit.pending_bytes
+                or context.decoding.held_bytes
+                or context.encoding.held_bytes
+                or any(exchange.response is None for exchange in self._complete_requests())
+            ):
+                assert time.monotonic() < deadline, "the worker does not settle"
+                await asyncio.sleep(0.0002)
+            await asyncio.sleep(0)
+
+        self.loop.run_until_complete(wait())

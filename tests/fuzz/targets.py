@@ -1,0 +1,105 @@
+"""What may be done with arbitrary bytes, and what must hold whatever they are: one function per target.
+
+The same functions are driven by hypothesis in CI (`test_fuzz.py`) and by atheris by hand (`make fuzz`).
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from functools import cache
+from typing import Final
+
+import msgspec
+
+from arcpipe.codec import content_encoding, line_protocol, msgpack_columns
+from arcpipe.errors import BadPayload, PayloadTooLarge
+from tests.edge import Edge, Peer
+
+MAX_DECODED: Final = 1 << 16
+
+
+def edge(data: bytes) -> None:
+    """A connection's bytes in arbitrary reads.
+
+    The first byte is the number of reads that follow by size, two bytes each; what is left comes in one read.
+
+    No exception escapes, no answer is a 500, every request has one, and nothing is held for a client that has gone.
+    """
+    worker = _edge()
+    context = worker.context
+    bugs = context.refused["bug"]
+    peer = worker.connect()
+    count = data[0] if data else 0
+    sizes = data[1 : 1 + 2 * count]
+    stream = data[1 + 2 * count :]
+    for at in range(0, len(sizes) - 1, 2):
+        size = int.from_bytes(sizes[at : at + 2], "big")
+        if stream[:size] and not _read(worker, peer, stream[:size]):
+            break
+        stream = stream[size:]
+    if stream:
+        _read(worker, peer, stream)
+    worker.settle()
+    peer.half_close()
+    worker.settle()
+    assert context.refused["bug"] == bugs, f"answered 500 to {data!r}"
+    assert not worker.exceptions, worker.exceptions
+    assert not peer.connection.exchanges, f"requests without an answer in {data!r}"
+    # A client is given time to read the last answer.
+    while context.connections or context.turned_away:
+        worker.pass_seconds(400)
+        worker.settle()
+    assert context.inflight.is_empty()
+    assert worker.commit.pending_bytes == 0
+
+
+def _read(worker: Edge, peer: Peer, data: bytes) -> bool:
+    if peer.feed(data):
+        return True
+    worker.settle()  # what it waits for comes by itself
+    return peer.feed(data)
+
+
+@cache
+def _edge() -> Edge:
+    worker = Edge(max_body_mb=1, max_inflight_mb=2, max_pipelined=2)
+    worker.__enter__()
+    atexit.register(worker.__exit__)
+    return worker
+
+
+def decode(data: bytes) -> None:
+    """A body in each encoding: decoded within its bound, or refused."""
+    for coding in ("gzip", "deflate", "zstd"):
+        try:
+            assert len(content_encoding.decode(coding, data, MAX_DECODED)) <= MAX_DECODED
+        except (BadPayload, PayloadTooLarge):
+            pass
+
+
+def msgpack(data: bytes) -> None:
+    """A MessagePack body: refused, or MessagePack when it is encoded for the log."""
+    try:
+        encoded = msgpack_columns.encode(data)
+    except BadPayload:
+        return
+    assert encoded.records > 0
+    assert msgpack_columns.encode(encoded.body).records == encoded.records
+
+
+def lines(data: bytes) -> None:
+    """A line-protocol body: what comes out for the log is MessagePack, and every line is in it or an error."""
+    found = line_protocol.encode(data)
+    if found.encoded is not None:
+        assert found.encoded.records > 0
+        msgspec.msgpack.decode(found.encoded.body)
+    assert len(found.errors) <= data.count(b"\n") + 1
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    "edge": edge,
+    "decode": decode,
+    "msgpack": msgpack,
+    "lines": lines,
+}

@@ -1,0 +1,97 @@
+"""Arbitrary and nearly good bytes for the edge and every codec, so many of them. `make fuzz` goes on for longer."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import msgpack as msgpack_library
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arcpipe.codec.content_encoding import zstd
+from tests.fuzz import targets
+
+FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None)
+
+LINES = b'cpu,host=a usage=0.5,n=1i,s="x" 1700000000\nmem free=1\n'
+COLUMNS = msgpack_library.packb({"m": "cpu", "columns": {"time": [1_700_000_000, 2], "a": [0.5, 1], "s": ["x", None]}})
+ROWS = msgpack_library.packb([{"m": "cpu", "t": 1, "fields": {"a": 1}, "tags": {"b": "c"}}] * 2)
+BODIES = [b"", LINES, COLUMNS, ROWS, gzip.compress(COLUMNS), zlib.compress(LINES), zstd.compress(ROWS), b"x" * 3000]
+
+PATHS = [
+    *("/write/v2/msgpack", "/api/v1/write/msgpack", "/write", "/write?db=a&precision=ms", "/api/v2/write?bucket=b"),
+    *("/api/v3/write_lp?db=a&accept_partial=false", "/api/v1/write/line-protocol", "/query?q=SHOW+DATABASES", "/ping"),
+    *("/health", "/ready", "/metrics", "/", "/nothing", "*", "http://x/ping", "/write?db=%ff&db=b"),
+]
+HEADERS = [
+    *("Host: x", "Host: y", "Content-Encoding: gzip", "Content-Encoding: deflate", "Content-Encoding: zstd"),
+    *("Content-Encoding: br", "Transfer-Encoding: chunked", "Content-Length: 5", "Expect: 100-continue"),
+    *("Connection: close", "Connection: keep-alive", "Connection: upgrade", "Upgrade: h2c", "x-arc-database: prod"),
+    *("Authorization: Bearer x", "Authorization: Basic eDp5", "Accept: text/html", "A: \xff", " folded", "Bad : x"),
+]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    """A request that is good, or nearly."""
+    method = draw(st.sampled_from(["POST", "POST", "GET", "HEAD", "PUT", "OPTIONS", "CONNECT", "PRI", "x"]))
+    version = draw(st.sampled_from(["HTTP/1.1", "HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", ""]))
+    body = draw(st.sampled_from(BODIES) | st.binary(max_size=50))
+    lines = [f"{method} {draw(st.sampled_from(PATHS))} {version}", "Host: x"]
+    lines += draw(st.lists(st.sampled_from(HEADERS), max_size=4))
+    if draw(st.booleans()):
+        lines.append(f"Content-Length: {len(body)}")
+    elif draw(st.booleans()):
+        lines.append("Transfer-Encoding: chunked")
+        at = draw(st.integers(min_value=0, max_value=len(body)))
+        pieces = [piece for piece in (body[:at], body[at:]) if piece]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+        body += b"0\r\n" + draw(st.sampled_from([b"", b"A: b\r\n", b"x"])) + b"\r\n"
+    end = draw(st.sampled_from(["\r\n"] * 9 + ["\n"]))
+    return end.join([*lines, "", ""]).encode("latin-1") + body
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """Some requests one after the other, with the reads that they come in; see `targets.edge`."""
+    stream = b"".join(draw(st.lists(requests(), min_size=1, max_size=4)))
+    if draw(st.booleans()):
+        at = draw(st.integers(min_value=0, max_value=len(stream)))
+        stream = stream[:at] + draw(st.binary(max_size=4)) + stream[at + draw(st.integers(0, 4)) :]
+    sizes = draw(st.lists(st.integers(min_value=1, max_value=max(1, len(stream))), max_size=8))
+    return bytes([len(sizes)]) + b"".join(size.to_bytes(2, "big") for size in sizes) + stream
+
+
+@st.composite
+def changed(draw: st.DrawFn, *originals: bytes) -> bytes:
+    """One of the given with a few bytes changed."""
+    data = draw(st.sampled_from(originals))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(min_value=0, max_value=len(data)))
+        data = data[:at] + draw(st.binary(max_size=3)) + data[at + draw(st.integers(0, 3)) :]
+    return data
+
+
+@given(streams() | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_on_a_connection_end_in_an_exception_or_a_500(data: bytes) -> None:
+    targets.edge(data)
+
+
+@given(changed(*BODIES, gzip.compress(COLUMNS) * 2, gzip.compress(bytes(1 << 17))) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_are_decoded_beyond_the_bound(data: bytes) -> None:
+    targets.decode(data)
+
+
+@given(changed(COLUMNS, ROWS) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_msgpack_codec(data: bytes) -> None:
+    targets.msgpack(data)
+
+
+@given(changed(LINES, LINES * 100) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_line_protocol_codec(data: bytes) -> None:
+    targets.lines(data)

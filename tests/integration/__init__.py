@@ -1,0 +1,1 @@
+"""The real server, started by its command line, and real clients."""

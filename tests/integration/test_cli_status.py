@@ -1,0 +1,273 @@
+"""`arcpipe status` as a user calls it: asking a real server over its own port."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.harness import COMMAND, Load, Server, environment, wait_until
+
+
+def status(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "status", *map(str, arguments)],
+        cwd=cwd,
+        env=environment() | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Terminal:
+    """A command in a terminal of 130 columns; what it has drawn so far is `text`."""
+
+    def __init__(self, *arguments: str, cwd: Path) -> None:
+        self._controller, terminal = pty.openpty()
+        self._drawn = b""
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=cwd,
+            env=environment() | {"TERM": "xterm", "COLUMNS": "130", "LINES": "60"},
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                self._drawn += os.read(self._controller, 65536)
+            except OSError:  # the terminal is gone with its last user
+                return
+
+    @property
+    def text(self) -> str:
+        return self._drawn.decode(errors="replace")
+
+    def since(self, position: int) -> str:
+        """What was drawn behind that much text."""
+        return self.text[position:]
+
+    def end(self, signal_number: signal.Signals) -> int:
+        self.process.send_signal(signal_number)
+        code = self.process.wait(30)
+        self._reader.join(30)
+        os.close(self._controller)
+        return code
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+# One look
+
+
+def test_a_healthy_server_is_shown_with_its_live_rates_and_exit_code_0(tmp_path: Path) -> None:
+    with Server(tmp_path, server_workers=2) as server, Load(server, 2, 0.01) as load:
+        load.wait_for_requests(10)
+        done = status("--url", server.url, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        title, verdict, promise, *_ = done.stdout.splitlines()
+        assert title.startswith("arcpipe ")
+        assert server.url in title
+        assert verdict == "good: Data is safe"
+        assert "fdatasync" in promise
+        facts = dict(line.split(maxsplit=1) for line in done.stdout.split("\n\n")[1].splitlines())
+        assert list(facts) == ["accepted", "acknowledged", "waiting", "uploaded", "uploader", "store", "log"]
+        assert re.match(r"[1-9][\d.,]* (k )?records/s, ", facts["accepted"])
+        assert " ms, p99 " in facts["acknowledged"]
+        assert facts["store"] == f"file://{server.lake}"
+        for expected in ("ingest 1  alive", "ingest 2  alive", "alpha", "beta", "quarantine"):
+            assert expected in done.stdout
+
+        # The endpoint's JSON, as it came.
+        raw = status("--json", "--url", server.url, cwd=tmp_path)
+        assert raw.returncode == 0
+        assert set(json.loads(raw.stdout)) == {"healthy", "verdict", "issues", "answered_by", "instance"}
+
+        # A table in a terminal.
+        terminal = Terminal("status", "--url", server.url, cwd=tmp_path)
+        assert terminal.process.wait(60) == 0
+        wait_until(lambda: "quarantine" in terminal.text, "the whole picture")
+        assert "✓ Data is safe" in terminal.text
+        assert "\x1b[" in terminal.text
+        load.stop()
+        server.stop()
+
+
+def test_issues_are_told_with_what_to_do_and_exit_code_1(tmp_path: Path) -> None:
+    store: dict[str, object] = {
+        "storage_url": "s3://nowhere/x",
+        "storage_s3_endpoint_url": f"http://127.0.0.1:{free_port()}",
+        "storage_s3_region": "eu",
+        "storage_s3_access_key_id": "a",
+        "storage_s3_secret_access_key": "b",
+    }
+    with Server(tmp_path, server_workers=1, wal_max_size_mb=1, wal_max_backlog_mb=1, **store) as server:
+        for _ in range(2):
+            server.write({"m": "m", "columns": {"pad": ["x" * 1000] * 600}})
+        wait_until(lambda: not server.get("/api/v1/status").json()["healthy"], "an issue")
+        done = status("--url", server.url, cwd=tmp_path)
+        assert done.returncode == 1
+        lines = done.stdout.splitlines()
+        assert lines[1] == "warning: One thing to look at"
+        issue = next(number for number, line in enumerate(lines) if line.startswith("warning: ") and number > 1)
+        assert "wait for their upload" in lines[issue]
+        assert lines[issue + 1].startswith("  what to do: check the store")
+        assert "connection: " in done.stdout
+        assert "trying again" in done.stdout  # the warning of the log
+        assert status("--json", "--url", server.url, cwd=tmp_path).returncode == 1
+        server.kill_all()
+
+
+# Which server
+
+
+def test_the_server_is_the_one_of_the_settings(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "config.toml").write_text(f'[server]\nhost = "0.0.0.0"\nport = {port}\n[auth]\nenabled = true\n')
+    tokens = {
+        scope: subprocess.run(
+            [*COMMAND, "token", "create", "--scope", scope],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for scope in ("read", "write")
+    }
+    with Server(tmp_path, server_workers=1, server_host="0.0.0.0", server_port=port, auth_enabled=True) as server:
+        done = status(cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"http://127.0.0.1:{port}: a token with the scope 'read' is needed: --token-file FILE" in done.stderr
+        assert status(cwd=tmp_path, ARCPIPE_TOKEN=tokens["write"]).returncode == 2
+        assert status(cwd=tmp_path, ARCPIPE_TOKEN=tokens["read"]).returncode == 0
+        (tmp_path / "token").write_text(tokens["read"] + "\n")
+        assert status("--token-file", tmp_path / "token", cwd=tmp_path).returncode == 0
+        server.stop()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_path: Path) -> None:
+    options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=ingest.example"]
+    subprocess.run(
+        ["openssl", "req", "-x509", *options, "-keyout", "key.pem", "-out", "cert.pem", "-days", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    tls: dict[str, object] = {"server_tls_cert": "cert.pem", "server_tls_key": "key.pem", "server_port": free_port()}
+    with Server(tmp_path, server_workers=1, **tls) as server:
+        of_settings = {f"ARCPIPE_{name.upper()}": str(value) for name, value in tls.items()}
+        assert status(cwd=tmp_path, **of_settings).returncode == 0
+        # Whoever comes from elsewhere checks it as any client does.
+        done = status("--url", server.url, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "its certificate is not to be trusted" in done.stderr
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--url", "127.0.0.1:8000"], "is no URL such as http://127.0.0.1:8000"),
+        (["--url", "ftp://x"], "is no URL"),
+        (["--token-file", "nowhere"], "--token-file: nowhere cannot be read: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(tmp_path: Path, arguments: list[str], reason: str) -> None:
+    done = status(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_does_not_answer_is_exit_code_2(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        done = status("--url", url, cwd=tmp_path)
+        thread.join()
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "what answers is no arcpipe of this version" in done.stderr
+    done = status("--url", url, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"arcpipe: {url}: not answering: Connection refused\n"
+
+
+# Watching
+
+
+def test_watching_goes_on_when_the_server_is_gone_and_when_it_is_back(tmp_path: Path) -> None:
+    with Server(tmp_path, server_workers=1, server_port=free_port(), wal_enabled=False) as server:
+        url = server.url
+        terminal = Terminal("status", "--watch", "--url", url, cwd=tmp_path)
+        wait_until(lambda: "All is well, with the log off" in terminal.text, "the first picture")
+        with Load(server, 1, 0.01) as load:
+            load.wait_for_requests(1)
+            wait_until(lambda: "alpha" in terminal.text, "the database that is written to")
+        server.stop()
+        wait_until(lambda: "Not answering since" in terminal.text, "the silence")
+        position = len(terminal.text)
+        server.start()
+        wait_until(lambda: "All is well, with the log off" in terminal.since(position), "the return")
+        assert terminal.end(signal.SIGINT) == 0
+        server.stop()
+        assert "Traceback" not in terminal.text
+
+
+def test_watching_into_a_pipe_gives_a_line_of_json_each_second(tmp_path: Path) -> None:
+    with Server(tmp_path, server_workers=1) as server:
+        command = [*COMMAND, "status", "--watch", "--json", "--url", server.url]
+        with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE) as watching:
+            assert watching.stdout is not None
+            first, second = (json.loads(watching.stdout.readline())["instance"]["time"] for _ in range(2))
+            assert second > first
+            server.stop()
+            assert watching.wait(60) == 2
+
+
+# The shell
+
+
+def test_completion_knows_the_commands_and_their_options(tmp_path: Path) -> None:
+    def completed(words: str, index: int) -> list[str]:
+        variables = {"_ARCPIPE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(index)}
+        done = subprocess.run(
+            COMMAND, cwd=tmp_path, env=environment() | variables, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert completed("arcpipe st", 1) == ["status"]
+    assert completed("arcpipe status --w", 2) == ["--watch"]
+    assert {"check", "show"} <= set(completed("arcpipe config ", 2))

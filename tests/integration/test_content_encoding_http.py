@@ -1,0 +1,119 @@
+"""Compressed bodies over real HTTP: the same records, the same refusals, and nobody waits for a bomb."""
+
+from __future__ import annotations
+
+import gzip
+import time
+import zlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from arcpipe.codec.content_encoding import zstd
+from tests.harness import Client, Server, pack, request_bytes
+
+V2 = "/write/v2/msgpack"
+BODY = pack({"m": "cpu", "columns": {"time": [1_700_000_000], "usage": [0.5]}})
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstd.compress}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(
+        tmp_path_factory.mktemp("encodings"), server_max_body_mb=1, server_max_inflight_mb=2, server_workers=1
+    ) as server:
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with server.client() as client:
+        yield client
+
+
+def padded(size: int) -> bytes:
+    """A good body of exactly so many bytes that compresses well."""
+    body = pack({"m": "padded", "columns": {"pad": [b"x" * 70_000]}})[:-70_005]
+    return body + b"\xc6" + (size - len(body) - 5).to_bytes(4, "big") + bytes(size - len(body) - 5)
+
+
+@pytest.mark.parametrize("coding", ENCODERS)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_encoded_bodies_are_written(server: Server, client: Client, coding: str, chunked: bool) -> None:
+    database = f"{coding}-{chunked}"
+    headers = {"Content-Encoding": coding, "x-arc-database": database}
+    for number in range(3):
+        body = ENCODERS[coding](pack({"m": "cpu", "columns": {"number": [number], "pad": ["p" * 500_000 * number]}}))
+        if chunked:
+            headers["Transfer-Encoding"] = "chunked"
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        assert client.request("POST", V2, body, headers).status == 202
+    assert sorted(row["number"] for row in server.wait_for_rows(3, database)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("coding", ENCODERS)
+def test_the_decoded_size_is_bounded_as_the_sent_one_is(client: Client, coding: str) -> None:
+    headers = {"Content-Encoding": coding}
+    assert client.request("POST", V2, ENCODERS[coding](padded(1 << 20)), headers).status == 202
+    response = client.request("POST", V2, ENCODERS[coding](padded((1 << 20) + 1)), headers)
+    assert (response.status, response.json()["code"]) == (413, "body_too_large")
+    assert response.reason == "the decoded body exceeds server.max_body_mb = 1"
+    assert client.request("POST", V2, ENCODERS[coding](BODY), headers).status == 202
+
+
+@pytest.mark.parametrize("coding", ENCODERS)
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:-3], "truncated"),
+        (lambda data: data + b"garbage", "trailing bytes behind"),
+        (lambda data: b"no such data" + data, "invalid"),
+    ],
+    ids=["truncated", "trailing garbage", "no such data"],
+)
+def test_damaged_bodies_are_400_and_the_connection_goes_on(
+    client: Client, coding: str, damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    response = client.request("POST", V2, damage(ENCODERS[coding](BODY)), {"Content-Encoding": coding})
+    assert (response.status, response.json()["code"]) == (400, "bad_request")
+    assert coding in response.reason
+    if (coding, reason) != ("deflate", "invalid"):  # those bytes are the start of a raw deflate stream
+        assert reason in response.reason
+    assert client.request("POST", V2, BODY).status == 202
+
+
+@pytest.mark.parametrize("coding", ["br", "compress", "gzip, zstd", "gzip;q=1", "x" * 1000])
+def test_other_encodings_are_415_with_those_that_are_supported(client: Client, coding: str) -> None:
+    response = client.request("POST", V2, BODY, {"Content-Encoding": coding})
+    assert (response.status, response.json()["code"]) == (415, "unsupported_encoding")
+    assert response.headers["accept-encoding"] == "gzip, deflate, zstd"
+    assert client.request("POST", V2, BODY, {"Content-Encoding": "identity"}).status == 202
+
+
+def test_two_fields_with_an_encoding_each_are_415(client: Client) -> None:
+    request = request_bytes("POST", V2, gzip.compress(BODY), {"Content-Encoding": "gzip"})
+    client.send(request.replace(b"\r\n\r\n", b"\r\nContent-Encoding: zstd\r\n\r\n", 1))
+    assert client.receive().status == 415
+
+
+def test_answers_keep_their_order_while_large_bodies_are_decoded(client: Client) -> None:
+    large = request_bytes("POST", V2, gzip.compress(padded(1 << 20)), {"Content-Encoding": "gzip"})
+    bomb = request_bytes("POST", V2, gzip.compress(bytes(64 << 20)), {"Content-Encoding": "gzip"})
+    small = request_bytes("POST", V2, zstd.compress(BODY), {"Content-Encoding": "zstd"})
+    client.send((large + small + request_bytes("GET", "/nothing") + bomb + small) * 5)
+    assert [client.receive().status for _ in range(25)] == [202, 202, 404, 413, 202] * 5
+
+
+def test_bombs_that_are_being_decoded_make_nobody_wait(server: Server) -> None:
+    """Each would be 64 MB; all that is ever made of one is server.max_body_mb."""
+    bomb = request_bytes("POST", V2, gzip.compress(bytes(64 << 20)), {"Content-Encoding": "gzip"})
+    with server.client() as attacker, server.client() as other:
+        attacker.send(bomb * 40)
+        slowest = 0.0
+        for _ in range(50):
+            before = time.monotonic()
+            assert other.request("POST", V2, BODY).status == 202
+            slowest = max(slowest, time.monotonic() - before)
+        assert slowest < 1.0
+        assert [attacker.receive().status for _ in range(40)] == [413] * 40

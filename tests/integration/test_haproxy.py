@@ -1,0 +1,121 @@
+"""Two nodes behind HAProxy, with the example configuration of `ops/`, writing to one bucket."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.careful_load import CarefulLoad
+from tests.harness import ROOT, Client, Server, Store, lake_rows, s3_store, wait_until
+from tests.s3server import S3Bucket
+
+HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+
+pytestmark = pytest.mark.skipif(HAPROXY is None, reason="there is no haproxy here (apt-get install haproxy)")
+
+_LIBC = ctypes.CDLL(None)
+
+
+class Cluster(NamedTuple):
+    url: str
+    nodes: tuple[Server, Server]
+    store: Store
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, s3: S3Bucket) -> Iterator[Cluster]:
+    store = s3_store(s3, tmp_path)
+    nodes = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        nodes.append(Server(tmp_path / name, server_workers=1, **store.settings))
+    one, two = nodes
+    with one, two, socket.socket() as listener, (tmp_path / "haproxy.log").open("w+") as log:
+        for node in nodes:
+            node.settings["server_port"] = node.port  # for its next start
+        listener.bind(("127.0.0.1", 0))
+        process = subprocess.Popen(
+            [HAPROXY, "-db", "-f", ROOT / "ops" / "haproxy.cfg"],
+            env=os.environ
+            | {
+                "ARCPIPE_PROXY": f"fd@{listener.fileno()}",
+                "ARCPIPE_NODE_1": f"127.0.0.1:{one.port}",
+                "ARCPIPE_NODE_2": f"127.0.0.1:{two.port}",
+            },
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: _LIBC.prctl(1, signal.SIGKILL, 0, 0, 0),  # PR_SET_PDEATHSIG
+        )
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            wait_until(lambda: is_ready(url), "the proxy")
+            yield Cluster(url, (one, two), store)
+        finally:
+            process.kill()
+            process.wait()
+            log.seek(0)
+            print(log.read())
+
+
+def is_ready(url: str) -> bool:
+    try:
+        with Client(url) as client:
+            return client.request("GET", "/ready").status == 200
+    except OSError:
+        return False
+
+
+def check(cluster: Cluster, load: CarefulLoad) -> None:
+    """Every acknowledged record is in the bucket once; what was not acknowledged at most once."""
+    for node in cluster.nodes:
+        node.stop()
+        node.assert_log_is_shipped()
+    found = [row["n"] for row in lake_rows(cluster.store.read())]
+    assert len(found) == len(set(found))
+    assert set(load.acknowledged) <= set(found)
+    assert len(found) <= len(load.acknowledged) + len(load.failures)
+    print(
+        f"{len(load.acknowledged)} acknowledged, longest {load.longest_seconds:.2f} s, failed: {Counter(load.failures)}"
+    )
+
+
+def test_a_rolling_restart_under_load_fails_no_write(cluster: Cluster) -> None:
+    with CarefulLoad(cluster.url) as load:
+        load.wait_for(100)
+        for node in cluster.nodes:
+            node.stop()
+            load.wait_for(50)
+            node.restart()
+            load.wait_for(50)
+        load.stop()
+    identities = {(node.wal / "node.json").read_text().split('"node":"')[1].split('"')[0] for node in cluster.nodes}
+    assert len(identities) == 2
+    check(cluster, load)
+    assert load.failures == []
+
+
+def test_the_loss_of_a_node_under_load_costs_no_more_than_what_was_in_flight(cluster: Cluster) -> None:
+    lost, other = cluster.nodes
+    with CarefulLoad(cluster.url) as load:
+        load.wait_for(100)
+        wait_until(lambda: lost.segments(".wal"), "a segment")
+        lost.kill_all()
+        load.wait_for_acknowledged(100)
+        lost.restart()
+        load.wait_for_acknowledged(100)
+        load.stop()
+    assert other.is_running
+    check(cluster, load)
+    assert len(load.failures) <= 4  # one per writer

@@ -1,0 +1,276 @@
+"""A real boot: arcpipe installed by the README's commands on a minimal Debian, under its systemd.
+
+`make test-systemd` runs it: it takes minutes and needs root, so an ordinary run skips it. The tests share one machine,
+in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.careful_load import CarefulLoad
+from tests.harness import Client, lake_rows, pack, wait_until
+from tests.s3server import S3Bucket
+from tests.systemd.machine import BUILD, Machine, readme_commands, skip_reason
+
+pytestmark = [
+    pytest.mark.skipif(
+        os.environ.get("ARCPIPE_TEST_SYSTEMD") != "1", reason="boots a machine: `make test-systemd` runs it"
+    ),
+    pytest.mark.skipif(bool(skip_reason()), reason=skip_reason() or "-"),
+    pytest.mark.timeout(1200),
+]
+
+V2 = "/write/v2/msgpack"
+WATCHDOG_SECONDS = 15
+DROP_IN = "/etc/systemd/system/arcpipe.service.d/test.conf"
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    machine = Machine()
+    try:
+        machine.prepare()
+        *before_boot, start = readme_commands()
+        for command in before_boot:
+            machine.install(command)
+        machine.install("/opt/arcpipe/bin/pip wheel --no-deps --wheel-dir /root/wheels .")  # to upgrade to
+        write(
+            machine,
+            DROP_IN,
+            "[Service]\n"
+            f"Environment=ARCPIPE_SERVER_PORT={machine.port} ARCPIPE_FLUSH_MAX_AGE_SECONDS=0.5\n"
+            "Environment=ARCPIPE_WAL_MIN_FREE_MB=16\n"
+            f"WatchdogSec={WATCHDOG_SECONDS}\n",
+        )
+        write(machine, "/etc/credstore/arcpipe.server.workers", "2\n")
+        machine.boot()
+        machine.run(start)
+        yield machine
+        print(machine.journal()[-20_000:])
+    finally:
+        machine.end()
+
+
+def write(machine: Machine, path: str, text: str) -> None:
+    target = machine.tree / path.removeprefix("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
+
+
+def post(machine: Machine, number: int) -> int:
+    with Client(machine.url) as client:
+        body = pack({"m": "counted", "columns": {"n": [number]}})
+        return client.request("POST", V2, body).status
+
+
+def numbers(lake: Path) -> list[int]:
+    return sorted(row["n"] for row in lake_rows(lake))
+
+
+def wait_for_numbers(machine: Machine, expected: list[int]) -> None:
+    """All of them, once each, and no others."""
+    wait_until(lambda: len(numbers(machine.lake)) >= len(expected), f"{len(expected)} rows", 60)
+    assert numbers(machine.lake) == sorted(expected)
+
+
+def empty(machine: Machine) -> None:
+    """Stops the service, removes what it wrote, starts it."""
+    machine.run("systemctl stop arcpipe && rm -rf /var/lib/arcpipe/data && systemctl start arcpipe")
+
+
+def test_five_commands_install_it_and_it_is_active_once_it_serves(machine: Machine) -> None:
+    assert len(readme_commands()) == 5
+    state = machine.show("ActiveState", "SubState", "Type", "StatusText", "User", "NRestarts", "NFileDescriptorStore")
+    assert state["ActiveState"] == "active"
+    assert state["Type"] == "notify-reload"
+    assert state["StatusText"].startswith(f"serving on {machine.url} with 2 workers")
+    assert state["NRestarts"] == "0"
+    assert state["NFileDescriptorStore"] == "2"
+    assert machine.run("systemctl is-enabled arcpipe") == "enabled"
+    processes = machine.processes()
+    # The number of workers is a credential.
+    assert sorted(processes) == ["ingest 1", "ingest 2", "supervisor", "uploader"]
+    owner = machine.run("id -u arcpipe")
+    assert owner != "0"
+    for process in processes.values():
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+        assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
+        assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
+    assert post(machine, 0) == 202
+    wait_for_numbers(machine, [0])
+    for path in ("/", "/metrics", "/ready", "/api/wal/status"):
+        with Client(machine.url) as client:
+            assert client.request("GET", path).status == 200
+
+
+def test_the_unit_has_no_fault_and_little_exposure(machine: Machine) -> None:
+    assert machine.run("systemd-analyze verify arcpipe.service") == ""
+    rating = machine.run("systemd-analyze security --no-pager arcpipe.service")
+    found = re.search(r"Overall exposure level for arcpipe.service: ([0-9.]+)", rating)
+    assert found is not None
+    print(found[0])
+    assert float(found[1]) <= 1.5
+
+
+def test_the_journal_has_its_lines(machine: Machine) -> None:
+    journal = machine.journal()
+    assert f"serving on {machine.url} with 2 workers" in journal
+    assert "ingest 1: listening" in journal
+    assert "Traceback" not in journal
+
+
+def test_a_reload_is_done_when_systemctl_returns(machine: Machine) -> None:
+    before = machine.show("MainPID")
+    machine.run("systemctl reload arcpipe")
+    assert machine.show("ActiveState")["ActiveState"] == "active"
+    assert machine.show("MainPID") == before
+    assert post(machine, 1) == 202
+
+
+def test_workers_that_are_stopped_are_replaced(machine: Machine) -> None:
+    before = machine.processes()
+    machine.signal(signal.SIGSTOP, "ingest 1", "ingest 2")
+    wait_until(
+        lambda: all(
+            machine.processes().get(role, before[role]).pid != before[role].pid for role in ("ingest 1", "ingest 2")
+        ),
+        "new workers",
+        60,
+    )
+    wait_until(lambda: post(machine, 2) == 202, "a write")
+    assert machine.processes()["supervisor"].pid == before["supervisor"].pid
+    assert "shows no sign of life; killing it" in machine.journal()
+    assert machine.show("NRestarts")["NRestarts"] == "0"
+
+
+def test_the_watchdog_kills_and_restarts_a_set_that_is_stopped(machine: Machine) -> None:
+    before = machine.processes()
+    machine.signal(signal.SIGSTOP, *before)
+    wait_until(
+        lambda: machine.processes().get("supervisor", before["supervisor"]).pid != before["supervisor"].pid,
+        "a new supervisor",
+        WATCHDOG_SECONDS + 60,
+    )
+    machine.wait_until_active()
+    assert "Watchdog timeout" in machine.journal()
+    assert machine.show("NRestarts")["NRestarts"] == "1"
+    assert post(machine, 3) == 202
+
+
+def test_after_a_kill_of_every_process_nothing_is_lost_and_no_connection_was_refused(machine: Machine) -> None:
+    empty(machine)
+    with CarefulLoad(machine.url) as load:
+        load.wait_for(100)
+        machine.run("systemctl kill --signal=KILL arcpipe")
+        load.wait_for_acknowledged(100)
+    machine.wait_until_active()
+    print(f"longest {load.longest_seconds:.2f} s, failed: {load.failures}")
+    assert not [failure for failure in load.failures if "Refused" in failure]
+    assert "WAL recovery complete" in machine.journal()
+    machine.run("systemctl stop arcpipe")
+    found = numbers(machine.lake)
+    assert len(found) == len(set(found))
+    assert set(load.acknowledged) <= set(found)
+    assert len(found) <= len(load.acknowledged) + len(load.failures)
+    machine.run("systemctl start arcpipe")
+
+
+def test_an_upgrade_under_load_fails_no_write(machine: Machine) -> None:
+    empty(machine)
+    before = machine.processes()
+    with CarefulLoad(machine.url) as load:
+        load.wait_for(100)
+        machine.run("/opt/arcpipe/bin/pip install --force-reinstall --no-deps --no-index /root/wheels/arcpipe-*.whl")
+        machine.run("systemctl kill --kill-whom=main --signal=USR2 arcpipe")
+        wait_until(
+            lambda: machine.processes().get("ingest 1", before["ingest 1"]).pid != before["ingest 1"].pid,
+            "new workers",
+            60,
+        )
+        machine.wait_until_active()
+        load.wait_for(100)
+    print(f"longest {load.longest_seconds:.2f} s")
+    assert load.failures == []
+    after = machine.processes()
+    assert after["supervisor"].pid == before["supervisor"].pid
+    assert "making place for the installed version" in machine.journal()
+    machine.run("systemctl stop arcpipe")
+    assert numbers(machine.lake) == sorted(load.acknowledged)
+    machine.run("systemctl start arcpipe")
+
+
+def test_a_stop_under_load_is_clean_and_in_time(machine: Machine) -> None:
+    empty(machine)
+    with CarefulLoad(machine.url) as load:
+        load.wait_for(100)
+        started = time.monotonic()
+        machine.run("systemctl stop arcpipe")
+        seconds = time.monotonic() - started
+    print(f"stopped in {seconds:.1f} s")
+    assert seconds < 60
+    state = machine.show("ActiveState", "Result", "ExecMainStatus", "NFileDescriptorStore")
+    assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == ("inactive", "success", "0")
+    assert machine.processes() == {}
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", machine.port))
+    assert numbers(machine.lake) == sorted(load.acknowledged)
+    machine.run("systemctl start arcpipe")
+
+
+def test_it_ships_to_s3_with_keys_from_credentials(machine: Machine, s3: S3Bucket) -> None:
+    secrets = {
+        "/etc/credstore/arcpipe.storage.s3.access_key_id": s3.access_key_id,
+        "/etc/credstore/arcpipe.storage.s3.secret_access_key": s3.secret_access_key,
+    }
+    drop_in = "/etc/systemd/system/arcpipe.service.d/s3.conf"
+    # A name and not an address: the sandbox must let it be looked up.
+    endpoint = s3.endpoint_url.replace("127.0.0.1", "localhost")
+    for path, secret in secrets.items():
+        write(machine, path, f"{secret}\n")
+        (machine.tree / path.removeprefix("/")).chmod(0o600)
+    write(
+        machine,
+        drop_in,
+        "[Service]\n"
+        f"Environment=ARCPIPE_STORAGE_URL=s3://{s3.bucket}/lake ARCPIPE_STORAGE_S3_ENDPOINT_URL={endpoint}\n"
+        f"Environment=ARCPIPE_STORAGE_S3_ADDRESSING_STYLE=path ARCPIPE_STORAGE_S3_REGION={s3.region}\n",
+    )
+    machine.run("systemctl daemon-reload && systemctl restart arcpipe")
+    assert post(machine, 7) == 202
+    wait_until(s3.list_keys, "an object", 60)
+    for path in (*secrets, drop_in):
+        (machine.tree / path.removeprefix("/")).unlink()
+    machine.run("systemctl daemon-reload && systemctl restart arcpipe")
+
+
+def test_settings_that_cannot_be_used_are_not_tried_again(machine: Machine) -> None:
+    path = machine.tree / "etc/arcpipe/config.toml"
+    good = path.read_text()
+    path.write_text(good.replace('sync_mode = "fdatasync"', 'sync_mode = "sometimes"'))
+    machine.run("systemctl restart arcpipe", check=False)
+    state = machine.show("ActiveState", "Result", "ExecMainStatus")
+    assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == ("failed", "exit-code", "2")
+    assert 'wal.sync_mode = "sometimes"' in machine.journal()
+    path.write_text(good)
+    machine.run("systemctl reset-failed arcpipe && systemctl start arcpipe")
+    assert post(machine, 4) == 202
+
+
+def test_it_comes_back_with_the_machine(machine: Machine) -> None:
+    assert post(machine, 5) == 202
+    machine.reboot()
+    machine.wait_until_active()
+    assert post(machine, 6) == 202
+    machine.run("systemctl stop arcpipe")
+    assert {5, 6} <= set(numbers(machine.lake))

@@ -1,0 +1,299 @@
+"""Who is read from and who waits: the pipeline of a connection, and the bytes that a worker holds.
+
+The connections, the routes and the log are the real ones, in this process (tests/edge.py), so that a test can look
+between two reads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arcpipe.ingest.limits import PATIENCE_BYTES
+from tests.edge import Edge, Peer
+from tests.harness import pack, request_bytes
+from tests.wal_doubles import FaultyDisk
+
+MB = 1 << 20
+V2 = "/write/v2/msgpack"
+WRITE = request_bytes("POST", V2, pack({"m": "cpu", "columns": {"usage": [0.5]}}))
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Iterator[Edge]:
+    """Half a megabyte is for bodies that arrive, and half for those that wait for the log."""
+    with Edge(tmp_path, max_body_mb=1, max_inflight_mb=1, max_pipelined=4, body_timeout_seconds=30) as edge:
+        yield edge
+        assert edge.exceptions == []
+
+
+def large(size: int = 400_000) -> bytes:
+    return request_bytes("POST", V2, pack({"m": "large", "columns": {"pad": [bytes(size)]}}))
+
+
+def feed(peer: Peer, data: bytes, read_size: int = 1 << 16) -> int:
+    """Lets the server read as much of the data as it will; how much that was."""
+    at = 0
+    while at < len(data) and peer.feed(data[at : at + read_size]):
+        at += read_size
+    return min(at, len(data))
+
+
+# Pipelining
+
+
+def test_a_connection_with_as_many_unanswered_requests_as_allowed_is_read_and_with_one_more_is_not(
+    tmp_path: Path,
+) -> None:
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk, max_pipelined=4) as edge:
+        may_write = threading.Event()
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        peer = edge.connect()
+        for _ in range(4):
+            assert peer.feed(WRITE)
+        assert peer.transport.is_reading
+        assert peer.feed(WRITE)
+        assert not peer.transport.is_reading
+        may_write.set()
+        edge.settle()
+        assert peer.transport.is_reading
+        assert peer.statuses == [202] * 5
+
+
+def test_a_pause_for_a_full_pipeline_is_not_the_clients_time(edge: Edge) -> None:
+    peer = edge.connect()
+    for _ in range(5):
+        peer.feed(WRITE + WRITE[:20])
+    edge.context.now += 60
+    edge.settle()
+    edge.pass_seconds(1)
+    assert 408 not in peer.statuses
+
+
+def test_of_many_requests_in_one_read_only_so_many_are_under_way_and_all_are_answered_in_order(edge: Edge) -> None:
+    requests = (WRITE + request_bytes("GET", "/ping") + request_bytes("GET", "/nothing")) * 300
+    peer = edge.connect()
+    assert peer.feed(requests)
+    assert edge.commit._collecting.entries <= 4
+    edge.settle()
+    assert peer.statuses == [202, 204, 404] * 300
+    assert peer.transport.is_reading
+
+
+def test_requests_of_a_client_that_does_not_read_are_not_handled_until_it_does(edge: Edge) -> None:
+    peer = edge.connect()
+    peer.feed(WRITE)
+    peer.connection.pause_writing()  # as the transport does when too much waits to be sent
+    edge.call(lambda: peer.connection.data_received(request_bytes("GET", "/ping") * 100 + WRITE))
+    edge.settle()
+    assert peer.statuses == [202]
+    edge.call(peer.connection.resume_writing)
+    edge.settle()
+    assert peer.statuses == [202] + [204] * 100 + [202]
+    assert peer.transport.is_reading
+
+
+def test_a_client_that_does_not_read_while_requests_of_it_wait_is_cut_off(edge: Edge) -> None:
+    peer = edge.connect()
+    peer.feed(WRITE)
+    peer.connection.pause_writing()
+    edge.call(lambda: peer.connection.data_received(request_bytes("GET", "/ping") * 100))
+    edge.pass_seconds(70)
+    assert not peer.transport.closed
+    edge.pass_seconds(10)
+    assert peer.transport.closed
+
+
+# The log is behind
+
+
+def test_nobody_is_read_while_too_much_waits_for_the_log_and_everybody_when_it_has_left(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1) as edge:
+        may_write = threading.Event()
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        peers = [edge.connect() for _ in range(3)]
+        feed(peers[0], large())
+        feed(peers[1], large())
+        assert [peer.transport.is_reading for peer in peers] == [False] * 3
+        newcomer = edge.connect()
+        assert not newcomer.transport.is_reading
+        may_write.set()
+        edge.settle()
+        assert all(peer.transport.is_reading for peer in (*peers, newcomer))
+        assert peers[0].statuses == peers[1].statuses == [202]
+        assert newcomer.feed(WRITE)
+
+
+# Bodies that arrive
+
+
+def test_the_body_that_began_first_goes_on_and_the_others_follow_one_after_the_other(edge: Edge) -> None:
+    peers = [edge.connect() for _ in range(6)]
+    request = large()
+    read = [feed(peer, request[:-10]) for peer in peers]
+    assert read[0] == len(request) - 10
+    assert peers[0].transport.is_reading
+    assert not any(peer.transport.is_reading for peer in peers[2:])
+    assert sum(read) < MB + (1 << 16)
+    for index, peer in enumerate(peers):
+        read[index] += feed(peer, request[read[index] :])
+        assert read[index] == len(request), "the first one of those that are left is read to its end"
+        edge.settle()
+    assert [peer.statuses for peer in peers] == [[202]] * 6
+    assert edge.context.inflight.is_empty()
+
+
+def test_small_bodies_pass_large_ones_that_wait(edge: Edge) -> None:
+    peers = [edge.connect() for _ in range(4)]
+    for peer in peers:
+        feed(peer, large()[:-10])
+    other = edge.connect()
+    for at in (10, len(WRITE) - 3, len(WRITE)):
+        assert other.feed(WRITE[:at])
+        assert other.feed(WRITE[at:]) or at == len(WRITE)
+        edge.settle()
+    assert other.statuses == [202] * 3
+
+
+def test_a_first_body_that_brings_little_while_others_wait_is_refused_and_they_go_on(edge: Edge) -> None:
+    slow, *others = [edge.connect() for _ in range(3)]
+    request = large()
+    feed(slow, request[:-1000])
+    read = [feed(peer, request) for peer in others]
+    assert not others[1].transport.is_reading
+    for _ in range(12):
+        slow.feed(b"x")
+        edge.pass_seconds(0.25)
+    assert slow.statuses == [503]
+    assert b'"inflight"' in slow.transport.written
+    assert b"Retry-After: 1" in slow.transport.written
+    for peer, done in zip(others, read, strict=True):
+        if peer.statuses != [503]:
+            assert done + feed(peer, request[done:]) == len(request)
+            edge.settle()
+    assert sorted(peer.statuses[0] for peer in others)[0] == 202
+
+
+def test_a_first_body_that_brings_enough_is_not_refused_while_others_wait(edge: Edge) -> None:
+    first, *others = [edge.connect() for _ in range(3)]
+    request = large(1_000_000)
+    at = feed(first, request[:300_000])
+    for peer in others:
+        feed(peer, request)
+    for _ in range(20):
+        at += feed(first, request[at : at + 33_000], 33_000)
+        edge.pass_seconds(0.12)
+    assert first.statuses == []
+    feed(first, request[at:])
+    edge.settle()
+    assert first.statuses == [202]
+
+
+def test_whoever_waits_for_room_longer_than_the_body_timeout_is_503_and_not_408(edge: Edge) -> None:
+    first, second = edge.connect(), edge.connect()
+    request = large(1_000_000)
+    at = feed(first, request[:600_000])
+    feed(second, request)
+    assert not second.transport.is_reading
+    seconds = 0.0
+    while not second.statuses:
+        at += feed(first, request[at : at + 5_000], 5_000)  # with that it may stay, as of the next line
+        edge.context.inflight._moved += PATIENCE_BYTES
+        edge.pass_seconds(0.5)
+        seconds += 0.5
+    assert second.statuses == [503]
+    assert 30 <= seconds <= 31
+    assert first.statuses == []
+
+
+def test_when_small_bodies_fill_all_there_is_everybody_waits_but_the_first(edge: Edge) -> None:
+    request = large(60_000)
+    peers = [edge.connect() for _ in range(40)]
+    idle = edge.connect()
+    for peer in peers:
+        feed(peer, request[:-10])
+    assert not idle.transport.is_reading
+    held = edge.context.inflight._arriving_bytes
+    assert held <= MB + (1 << 16)
+    newcomer = edge.connect()
+    assert not newcomer.transport.is_reading
+    for _ in range(40):
+        edge.pass_seconds(0.5)
+    assert idle.transport.is_reading
+    assert newcomer.feed(WRITE)
+    edge.settle()
+    assert newcomer.statuses == [202]
+
+
+def test_a_body_that_is_given_up_gives_its_room_back(edge: Edge) -> None:
+    def reset(peer: Peer) -> None:
+        peer.transport.abort()
+
+    def half_close(peer: Peer) -> None:
+        peer.half_close()
+
+    def misbehave(peer: Peer) -> None:
+        peer.feed(bytes(MB))
+
+    def sleep(peer: Peer) -> None:
+        edge.pass_seconds(31)
+
+    for give_up in (reset, half_close, misbehave, sleep):
+        peer = edge.connect()
+        feed(peer, large()[:-10])
+        assert not edge.context.inflight.is_empty()
+        give_up(peer)
+        edge.turn()
+        assert edge.context.inflight.is_empty(), give_up.__name__
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 11), st.integers(1, 300_000), st.sampled_from([0.0, 0.0, 0.25, 2.0])),
+        min_size=20,
+        max_size=120,
+    ),
+    st.lists(st.sampled_from([500, 60_000, 200_000, 900_000]), min_size=12, max_size=12),
+)
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+def test_whatever_arrives_in_whatever_order_everybody_is_answered(
+    steps: list[tuple[int, int, float]], sizes: list[int]
+) -> None:
+    """Twelve clients send bodies in pieces; when each then sends the rest as fast as it is read, nobody is left."""
+    with Edge(max_body_mb=1, max_inflight_mb=1) as edge:
+        requests = [large(size) for size in sizes]
+        peers = [edge.connect() for _ in sizes]
+        sent = [0] * len(sizes)
+
+        def send(index: int, size: int) -> None:
+            piece = requests[index][sent[index] : sent[index] + size]
+            if piece and peers[index].feed(piece):
+                sent[index] += len(piece)
+
+        def is_done(index: int) -> bool:
+            return peers[index].transport.ended or bool(peers[index].statuses)
+
+        for index, size, seconds in steps:
+            send(index, size)
+            held = edge.context.inflight._arriving_bytes
+            assert held <= 2 * MB + 300_000
+            if seconds:
+                edge.pass_seconds(seconds)
+                edge.settle()
+        for _ in range(1000):
+            for index in range(len(sizes)):
+                send(index, 1 << 18)
+            edge.settle()
+            edge.pass_seconds(0.25)
+            if all(map(is_done, range(len(sizes)))):
+                break
+        assert all(set(peer.statuses) <= {202, 503, 408} and peer.statuses for peer in peers)
+        assert edge.context.inflight.is_empty()
+        assert edge.exceptions == []
