@@ -53,8 +53,10 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     requests_per_second: float = 0.0
     seed: int = 1
-    token: str = ""  # sent with each request if there is one
+    path: str = ""  # with its query; "" is the body's own
+    headers: dict[str, str] = {}  # sent with each request
     tls: bool = False
+    verify_certificate: bool = False  # with the system's authorities or SSL_CERT_FILE
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -163,10 +165,9 @@ class Load:
         loop = asyncio.get_running_loop()
         self._done = loop.create_future()
         now_us = time.time_ns() // 1000
-        tls = None
-        if self._spec.tls:
-            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE  # it is the harness's own
+        tls = ssl.create_default_context() if self._spec.tls else None
+        if tls is not None and not self._spec.verify_certificate:
+            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
         self._requests = [self._request(index, now_us) for index in range(len(self._bodies))]
         self.body_bytes = sum(len(body.at(now_us)) for body in self._bodies) / len(self._bodies)
         for _ in range(self._spec.connections):
@@ -260,14 +261,13 @@ class Load:
     def _request(self, index: int, now_us: int) -> bytes:
         body = self._bodies[index]
         content = body.at(now_us)
+        host = f"[{self._spec.host}]" if ":" in self._spec.host else self._spec.host
         head = (
-            f"POST {body.path} HTTP/1.1\r\nHost: {self._spec.host}:{self._spec.port}\r\n"
+            f"POST {self._spec.path or body.path} HTTP/1.1\r\nHost: {host}:{self._spec.port}\r\n"
             f"Content-Type: {body.content_type}\r\nContent-Length: {len(content)}\r\n"
         )
-        if self._spec.token:
-            head += f"Authorization: Bearer {self._spec.token}\r\n"
-        head += "\r\n"
-        return head.encode("ascii") + content
+        head += "".join(f"{name}: {value}\r\n" for name, value in self._spec.headers.items())
+        return f"{head}\r\n".encode("ascii") + content
 
     def _take_samples(self, measured: bool) -> None:
         samples = self._latencies

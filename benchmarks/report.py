@@ -130,7 +130,7 @@ def _resources() -> list[_Column]:
         _Column("cores: others", lambda case: f"{case.median(lambda run: run.other_cores + run.stolen_cores):.2f}"),
         _Column("peak MB: a worker", peak("ingest")),
         _Column("peak MB: uploader", peak("uploader")),
-        _Column("verified in Parquet", lambda case: f"{sum(run.parquet_records for run in case.runs):,}"),
+        _Column("verified in Parquet", lambda case: f"{sum(run.parquet_records or 0 for run in case.runs):,}"),
         _Column("drain", lambda case: duration(case.median(lambda run: run.drain_seconds))),
     ]
 

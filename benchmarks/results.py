@@ -63,15 +63,15 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     case: str
     round: int
     started_at: str  # UTC
-    workers: int
+    workers: int  # 0: not known
     seconds: float
     requests_per_second: float
     records_per_second: float
     body_bytes_per_second: float
     latency: Latency
     acknowledged_records: int
-    parquet_records: int  # counted in the footers after the server had stopped
-    drain_seconds: float  # from SIGTERM to the end of the server
+    parquet_records: int | None  # counted in the footers after the server had stopped; None: not ours to look at
+    drain_seconds: float  # from SIGTERM to the end of the server; 0 for one that is left running
     to_parquet: ToParquet | None  # only where the suite waits for it
     processes: list[ProcessResult]
     load_cores: float
@@ -82,8 +82,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def missing_records(self) -> int:
-        """Acknowledged and not in Parquet; negative: more rows than were acknowledged."""
-        return self.acknowledged_records - self.parquet_records
+        """Acknowledged and not in Parquet; negative: more rows than were acknowledged; 0 if nobody could look."""
+        return 0 if self.parquet_records is None else self.acknowledged_records - self.parquet_records
 
 
 class CaseResult(msgspec.Struct, frozen=True):

@@ -131,7 +131,7 @@ class _Run:
                 warmup_seconds=options.warmup_seconds,
                 seconds=options.seconds,
                 requests_per_second=options.records_per_second / options.records_per_body,
-                token=token,
+                headers={"Authorization": f"Bearer {token}"} if token else {},
                 tls=bool(certificate),
             )
             async with load_processes(spec, options.load_processes) as generators:
