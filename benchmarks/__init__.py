@@ -11,7 +11,7 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     drive       several load generators, started and followed together
     children    child processes that do not outlive the harness
     bodies      request bodies
-    histogram   latencies in buckets
+    histogram   latencies as an HdrHistogram
     results     what a run gives, as it is written to JSON, and what several runs say together
     report      tables
     machine     what the figures were measured on

@@ -119,7 +119,7 @@ def _main(plans: list[tuple[Suite, LoadOptions]], directory: Path, json: Path | 
         return 1
     finally:
         if json is not None and results:
-            content = msgspec.json.encode(Report(started_at, sys.argv, facts, results))
+            content = msgspec.json.encode(Report(started_at, sys.argv, facts, results, []))
             json.write_bytes(msgspec.json.format(content, indent=1) + b"\n")
     complete = all(not run.missing_records for result in results for case in result.cases for run in case.runs)
     return 0 if complete else 1

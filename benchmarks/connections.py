@@ -118,7 +118,7 @@ async def _round(server: Server, load: LoadSpec) -> Histogram:
     spec = msgspec.structs.replace(load, host=server.host, port=server.port)
     async with load_processes(spec, 1) as processes:
         finished = (await processes.run())[0]
-    return Histogram(finished.histogram, finished.maximum_seconds)
+    return Histogram(finished.histogram)
 
 
 @asynccontextmanager

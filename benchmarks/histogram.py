@@ -1,6 +1,7 @@
-"""Latencies in logarithmic buckets: bounded memory, 1% resolution from 1 µs to 1000 s, and buckets add up.
+"""Latencies in an HdrHistogram: bounded memory, resolution 0.1% from 1 µs to an hour, and histograms add up.
 
-The idea is HdrHistogram's, with evenly spaced exponents, so that numpy puts a million latencies in place in one call.
+Encoded it is HdrHistogram's own V2 format (compressed, base64), which its plotters and its libraries in every language
+read.
 """
 
 from __future__ import annotations
@@ -9,46 +10,52 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from hdrh.histogram import HdrHistogram
 
-_LOWEST_SECONDS: Final = 1e-6
-_DECADES: Final = 9
-_PER_DECADE: Final = 232  # 10 ** (1 / 232) is 1.01
-_EDGES: Final = _LOWEST_SECONDS * 10 ** (np.arange(_DECADES * _PER_DECADE + 1) / _PER_DECADE)
+_LOWEST_US: Final = 1
+_HIGHEST_US: Final = 3_600_000_000
+_DIGITS: Final = 3
 
 
 class Histogram:
-    """Counts of latencies. `maximum_seconds` is exact; percentiles are exact to 1%, rounded up."""
+    """Counts of latencies in whole µs. Percentiles are exact to 0.1%, rounded up; so is the maximum."""
 
-    def __init__(self, buckets: dict[int, int] | None = None, maximum_seconds: float = 0.0) -> None:
-        """`buckets` and `maximum_seconds` are those of another histogram, perhaps of another process."""
-        self._counts = np.zeros(len(_EDGES) + 1, np.int64)
-        for bucket, count in (buckets or {}).items():
-            self._counts[bucket] = count
-        self.maximum_seconds = maximum_seconds
+    def __init__(self, encoded: str = "") -> None:
+        """`encoded` is another histogram, perhaps of another process.
+
+        Raises:
+            ValueError: it is none of this module's.
+        """
+        self._counts = HdrHistogram(_LOWEST_US, _HIGHEST_US, _DIGITS)
+        if encoded:
+            self._counts.decode_and_add(encoded)
 
     def add(self, seconds: npt.NDArray[np.float64]) -> None:
-        """Counts each element."""
-        if len(seconds):
-            self._counts += np.bincount(np.searchsorted(_EDGES, seconds), minlength=len(self._counts))
-            self.maximum_seconds = max(self.maximum_seconds, float(seconds.max()))
+        """Counts each element. The library counts one value at a time, so equal ones go to it together."""
+        microseconds = np.clip(np.rint(seconds * 1e6), _LOWEST_US, _HIGHEST_US).astype(np.int64)
+        values, counts = np.unique(microseconds, return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            self._counts.record_value(value, count)
 
     def merge(self, other: Histogram) -> None:
-        self._counts += other._counts
-        self.maximum_seconds = max(self.maximum_seconds, other.maximum_seconds)
+        self._counts.add(other._counts)
 
     @property
     def count(self) -> int:
-        return int(self._counts.sum())
+        return int(self._counts.get_total_count())
+
+    @property
+    def maximum_seconds(self) -> float:
+        """0 if there are no latencies."""
+        return float(self._counts.get_max_value()) / 1e6 if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
         """Seconds that `percent` of all latencies did not exceed; 0 if there are none."""
-        total = self.count
-        if not total:
+        if not self.count:
             return 0.0
-        wanted = max(1, int(np.ceil(total * percent / 100)))
-        bucket = int(np.searchsorted(np.cumsum(self._counts), wanted))
-        return min(float(_EDGES[min(bucket, len(_EDGES) - 1)]), self.maximum_seconds)
+        value = self._counts.get_percentile_to_value_dict([percent])[percent]
+        return min(float(value) / 1e6, self.maximum_seconds)
 
-    def buckets(self) -> dict[int, int]:
-        """Bucket number to count, where there is one: bucket n ends at 1 µs * 10 ** (n / 232)."""
-        return {int(bucket): int(self._counts[bucket]) for bucket in np.flatnonzero(self._counts)}
+    def encoded(self) -> str:
+        """HdrHistogram V2, compressed, base64; values are µs."""
+        return str(self._counts.encode().decode("ascii"))

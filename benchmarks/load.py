@@ -78,8 +78,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     measured_requests: int
     measured_seconds: float
     cpu_seconds: float  # of this process, measured
-    histogram: dict[int, int]
-    maximum_seconds: float
+    histogram: str  # HdrHistogram, encoded
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -212,8 +211,7 @@ class Load:
             measured_requests=self._measured,
             measured_seconds=window,
             cpu_seconds=cpu,
-            histogram=self._histogram.buckets(),
-            maximum_seconds=self._histogram.maximum_seconds,
+            histogram=self._histogram.encoded(),
         )
 
     def acknowledged(self, connection: _Connection) -> None:

@@ -36,7 +36,7 @@ class Latency(msgspec.Struct, frozen=True):
     p99_seconds: float
     p999_seconds: float
     maximum_seconds: float
-    buckets: dict[int, int]  # bucket n ends at 1 µs * 10 ** (n / 232)
+    hdr_histogram: str  # all of them: HdrHistogram V2, compressed, base64; values are µs
 
 
 class ProcessResult(msgspec.Struct, frozen=True):
@@ -57,11 +57,44 @@ class ToParquet(msgspec.Struct, frozen=True):
     records_per_second: float  # everything acknowledged, by the time from the first request until it was in Parquet
 
 
+class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What was sent."""
+
+    format: str
+    records_per_body: int
+    connections: int
+    warmup_seconds: float
+    seconds: float
+    records_per_second: float  # 0: closed loop
+    load_processes: int
+    measurements: int = 1  # that the bodies take turns with
+
+
+class LogUse(msgspec.Struct, frozen=True):
+    """What the server wrote to its log between warm-up and end of the load, by its own counters."""
+
+    bytes_per_second: float
+    commits_per_second: float
+    bytes_per_commit: float
+
+
+class DeviceLimit(msgspec.Struct, frozen=True):
+    """What the disk gave a bare loop of `pwritev` and sync with groups as large as those of the run's log, right after
+    the run. As many loops at a time as there were workers."""
+
+    sync: str  # "fdatasync" or "fsync"
+    writers: int
+    group_bytes: int
+    overwriting_bytes_per_second: float  # blocks that are there already: what a recycled segment is
+    appending_bytes_per_second: float  # new blocks: what a new segment is
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One server's life under load."""
 
     case: str
     round: int
+    load: LoadOptions
     started_at: str  # UTC
     workers: int  # 0: not known
     seconds: float
@@ -69,7 +102,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     records_per_second: float
     body_bytes_per_second: float
     latency: Latency
-    acknowledged_records: int
+    backlog_at_start_bytes: int = 0  # completed segments that were there before the server was started
+    acknowledged_records: int  # with those in the backlog at the start
     parquet_records: int | None  # counted in the footers after the server had stopped; None: not ours to look at
     drain_seconds: float  # from SIGTERM to the end of the server; 0 for one that is left running
     to_parquet: ToParquet | None  # only where the suite waits for it
@@ -79,6 +113,15 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     stolen_cores: float  # taken by the hypervisor
     complaints: list[str]  # what the server logged from WARNING on
     samples: list[Sample]
+    log: LogUse | None = None  # None: the server did not tell
+    device: DeviceLimit | None = None  # only where every group is synced
+
+    @property
+    def share_of_device(self) -> float | None:
+        """The log's bytes per second as a part of what a bare loop writes over in the same time."""
+        if self.log is None or self.device is None:
+            return None
+        return self.log.bytes_per_second / self.device.overwriting_bytes_per_second
 
     @property
     def missing_records(self) -> int:
@@ -104,20 +147,11 @@ class CaseResult(msgspec.Struct, frozen=True):
         return (max(values) - min(values)) / 2 / middle if middle else 0.0
 
 
-class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What was sent."""
-
-    format: str
-    records_per_body: int
-    connections: int
-    warmup_seconds: float
-    seconds: float
-    records_per_second: float  # 0: closed loop
-    load_processes: int
-
-
 class SuiteResult(msgspec.Struct, frozen=True):
-    """A suite: its load, its cases, and the case that the others are compared with ("" if there is none)."""
+    """A suite: its load, its cases, and the case that the others are compared with ("" if there is none).
+
+    Each run has its own load, which differs from the suite's where that is what the cases compare.
+    """
 
     name: str
     title: str
@@ -135,6 +169,52 @@ class SuiteResult(msgspec.Struct, frozen=True):
         return statistics.median(ratios) if ratios else None
 
 
+class RecoveryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A start of the server on a log that a crash left."""
+
+    round: int
+    started_at: str  # UTC
+    log_bytes: int
+    segments: int
+    records: int
+    parquet_records: int  # counted in the footers after the server had stopped
+    empty_start_seconds: float  # until it serves, of a start without a log
+    start_seconds: float  # until it serves, of this start
+    scan_seconds: float  # of it, what the server says it took to verify and complete the segments
+    shipped_seconds: float  # from the start until all records were in Parquet
+
+    @property
+    def scan_bytes_per_second(self) -> float:
+        """How fast segments are verified: what stands between a crash and the next acknowledgement."""
+        return self.log_bytes / self.scan_seconds
+
+    @property
+    def ready_bytes_per_second(self) -> float:
+        """The same from outside: by how much the log puts off the moment at which the server is ready."""
+        return self.log_bytes / max(self.start_seconds - self.empty_start_seconds, 1e-3)
+
+    @property
+    def shipping_bytes_per_second(self) -> float:
+        """How fast the log becomes Parquet, while the server already serves."""
+        return self.log_bytes / (self.shipped_seconds - self.start_seconds)
+
+    @property
+    def missing_records(self) -> int:
+        """In the log and not in Parquet; negative: more rows than the log had."""
+        return self.records - self.parquet_records
+
+
+class RecoveryCase(msgspec.Struct, frozen=True):
+    """All runs with one kind of log."""
+
+    name: str
+    records_per_entry: int
+    runs: list[RecoveryRun]
+
+    def median(self, value: Callable[[RecoveryRun], float]) -> float:
+        return statistics.median(map(value, self.runs))
+
+
 class Report(msgspec.Struct, frozen=True):
     """The JSON file."""
 
@@ -142,7 +222,8 @@ class Report(msgspec.Struct, frozen=True):
     command: list[str]
     machine: Machine
     suites: list[SuiteResult]
-    version: int = 1  # of this shape
+    recovery: list[RecoveryCase]
+    version: int = 2  # of this shape
 
 
 def slope(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:

@@ -148,11 +148,12 @@ class _Run:
             drain_seconds = await self._drain(acknowledged)
         histogram = Histogram()
         for one in finished:
-            histogram.merge(Histogram(one.histogram, one.maximum_seconds))
+            histogram.merge(Histogram(one.histogram))
         requests_per_second = sum(one.measured_requests / one.measured_seconds for one in finished)
         return Run(
             case=self._case,
             round=self._round,
+            load=options,
             started_at=started_at,
             workers=server.workers,
             seconds=options.seconds,
@@ -310,7 +311,7 @@ def _latency(histogram: Histogram) -> Latency:
         p99_seconds=histogram.percentile(99),
         p999_seconds=histogram.percentile(99.9),
         maximum_seconds=histogram.maximum_seconds,
-        buckets=histogram.buckets(),
+        hdr_histogram=histogram.encoded(),
     )
 
 
