@@ -73,16 +73,12 @@ class Lines(NamedTuple):
     more_errors: int
 
 
-def encode(body: bytes, multiplier: int = 1) -> Lines:
-    """Make the lines of a body columnar maps. Never raises, whatever the bytes.
-
-    Timestamps are multiplied by `multiplier` (60 or 3600, where the sender counts minutes or hours, makes seconds of
-    them); one that is no int64 then refuses its line.
-    """
+def encode(body: bytes) -> Lines:
+    """Make the lines of a body columnar maps. Never raises, whatever the bytes."""
     size = len(body)
     if size < FEW_BYTES or (size < MANY_BYTES and _count_alike(body) < MANY_LINES):
-        return encode_by_line(body, multiplier)
-    return encode_by_column(body, multiplier)
+        return encode_by_line(body)
+    return encode_by_column(body)
 
 
 def _count_alike(body: bytes) -> int:
@@ -91,10 +87,10 @@ def _count_alike(body: bytes) -> int:
     return 1 + body.count(b"\n" + measurement)
 
 
-def encode_by_line(body: bytes, multiplier: int = 1) -> Lines:
+def encode_by_line(body: bytes) -> Lines:
     """As `encode`, whatever the size of the body."""
     report = Report(body)
-    reader = LineReader(body, multiplier, report)
+    reader = LineReader(body, report)
     maps: list[bytes] = []
     records = 0
     pos = 0
@@ -106,17 +102,17 @@ def encode_by_line(body: bytes, multiplier: int = 1) -> Lines:
     return Lines(join_maps(maps, records) if maps else None, report.errors, report.more_errors)
 
 
-def encode_by_column(body: bytes, multiplier: int = 1) -> Lines:
+def encode_by_column(body: bytes) -> Lines:
     """As `encode`, whatever the size of the body."""
     report = Report(body)
-    reader = LineReader(body, multiplier, report)
+    reader = LineReader(body, report)
     maps: list[bytes] = []
     records = 0
     pos = 0
     while pos < len(body):
         end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
         if end:
-            piece_maps, piece_records, pos = read_piece(body, pos, end, multiplier, reader)
+            piece_maps, piece_records, pos = read_piece(body, pos, end, reader)
             maps += piece_maps
             records += piece_records
         else:

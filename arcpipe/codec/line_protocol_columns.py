@@ -145,7 +145,6 @@ _INLINE_BYTES: Final = 12  # https://arrow.apache.org/docs/format/Columnar.html#
 _MAX_UNIFORM: Final = 1024
 _NEWLINE: Final = ord("\n")
 _X: Final = ord("x")
-_MAX_INT64: Final = (1 << 63) - 1
 _INFINITE: Final = (float("inf"), float("-inf"))
 _ZERO: Final[Ints] = np.zeros(1, np.int64)
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, odd: spreads what it multiplies
@@ -275,7 +274,7 @@ class _Block(NamedTuple):
         return _Block(self.shape, self.lines[kept], self.starts[:, kept], self.ends[:, kept])
 
 
-def read_piece(body: bytes, start: int, end: int, multiplier: int, reader: Reader) -> tuple[list[bytes], int, int]:
+def read_piece(body: bytes, start: int, end: int, reader: Reader) -> tuple[list[bytes], int, int]:
     """Read the lines from `start` to `end`, which is behind a newline or at the end of the body.
 
     Gives the columnar maps of those that are not left to `reader`, the number of their rows, and the offset behind
@@ -291,7 +290,7 @@ def read_piece(body: bytes, start: int, end: int, multiplier: int, reader: Reade
     blocks = table.blocks()
     while True:
         try:
-            maps = _encode(table, blocks, multiplier)
+            maps = _encode(table, blocks)
             break
         except _Odd as odd:
             table.odd[odd.args[0]] = True
@@ -299,7 +298,7 @@ def read_piece(body: bytes, start: int, end: int, multiplier: int, reader: Reade
     pos, swallowed = _read_odd(table, start, end, reader)
     if swallowed is not None:
         blocks = [block.without(swallowed) for block in blocks]
-        maps = _encode(table, blocks, multiplier)
+        maps = _encode(table, blocks)
     return maps, sum(len(block.lines) for block in blocks), pos
 
 
@@ -564,7 +563,7 @@ class _Table:
 # From places to MessagePack
 
 
-def _encode(table: _Table, blocks: list[_Block], multiplier: int) -> list[bytes]:
+def _encode(table: _Table, blocks: list[_Block]) -> list[bytes]:
     """The columnar maps of blocks. Raises `_Odd` if numbers of some lines are none."""
     blocks = [block for block in blocks if len(block.lines)]
     columns: list[list[bytes | memoryview]] = [[b""] * len(block.shape.types) for block in blocks]
@@ -575,8 +574,6 @@ def _encode(table: _Table, blocks: list[_Block], multiplier: int) -> list[bytes]
     for type_ in (_FLOAT, _INTEGER, _UNSIGNED):
         if cells[type_]:
             numbers = _cast(table, blocks, cells[type_], type_)
-            if type_ == _INTEGER and multiplier != 1:
-                numbers = _multiply_times(numbers, blocks, cells[type_], multiplier)
             marker, dtype, _ = _NUMBERS[type_]
             packed = np.empty(len(numbers), [("marker", "u1"), ("value", dtype)])
             packed["marker"] = marker
@@ -680,26 +677,6 @@ def _not_numbers(table: _Table, blocks: list[_Block], cells: list[tuple[int, int
             if not is_spelled(value) or (type_ == _FLOAT and float(value) in _INFINITE):
                 odd.add(line)
     return np.array(sorted(odd)) if odd else np.concatenate([blocks[number].lines for number, _ in cells])
-
-
-def _multiply_times(
-    numbers: npt.NDArray[Any], blocks: list[_Block], cells: list[tuple[int, int]], multiplier: int
-) -> npt.NDArray[Any]:
-    """The same integers, those of them that are times multiplied."""
-    factors = np.ones(len(numbers), np.int64)
-    at = 0
-    for number, column in cells:
-        block = blocks[number]
-        end = at + len(block.lines)
-        if column == 0 and block.shape.timed:
-            times = numbers[at:end]
-            most = _MAX_INT64 // multiplier
-            too_large = (times > most) | (times < -most)
-            if too_large.any():
-                raise _Odd(block.lines[too_large])
-            factors[at:end] = multiplier
-        at = end
-    return numbers * factors
 
 
 def _gather_texts(table: _Table, starts: Ints, ends: Ints) -> tuple[memoryview, Ints]:

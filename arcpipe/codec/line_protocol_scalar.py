@@ -190,9 +190,8 @@ class _Shape(NamedTuple):
 class LineReader:
     """Reads lines of a body and gathers their rows by shape; bad lines go to `report`."""
 
-    def __init__(self, body: bytes, multiplier: int, report: Report) -> None:
+    def __init__(self, body: bytes, report: Report) -> None:
         self._body = body
-        self._multiplier = multiplier
         self._report = report
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self._groups: dict[tuple[Any, ...], _Group] = {}
@@ -267,7 +266,7 @@ class LineReader:
                     raise _bad_tail(body, pos)
                 time = found[1]
                 if time is not None:
-                    row.append(_timestamp(found, self._multiplier))
+                    row.append(_timestamp(found))
                     key.append(None)
                 shape = shapes.get(shape_key := tuple(key))
                 if shape is None:
@@ -317,10 +316,10 @@ def _integer(found: re.Match[bytes], group: int, low: int, high: int) -> int:
     return int(digits)
 
 
-def _timestamp(found: re.Match[bytes], multiplier: int) -> int:
+def _timestamp(found: re.Match[bytes]) -> int:
     digits = _without_zeros(found[1])
     if len(digits) <= 20:
-        time = int(digits) * multiplier
+        time = int(digits)
         if -(1 << 63) <= time < 1 << 63:
             return time
     raise BadLine(f"timestamp {quote(found[1])} is out of the range of 64 bits", found.start(1))

@@ -79,10 +79,10 @@ def typed(rows: list[Row]) -> list[str]:
     )
 
 
-def both(body: bytes, multiplier: int = 1) -> Lines:
+def both(body: bytes) -> Lines:
     """What both paths make of a body, which is the same."""
-    lines = encode_by_line(body, multiplier)
-    columns = encode_by_column(body, multiplier)
+    lines = encode_by_line(body)
+    columns = encode_by_column(body)
     assert typed(rows_of(columns.encoded)) == typed(rows_of(lines.encoded))
     assert columns.errors == lines.errors
     assert columns.more_errors == lines.more_errors
@@ -540,17 +540,6 @@ def test_only_so_many_bad_lines_are_reported_and_the_others_counted() -> None:
     assert len(rows_of(lines.encoded)) == MAX_ERRORS + 50
 
 
-@pytest.mark.parametrize(("multiplier", "most"), [(60, MAX // 60), (3600, MAX // 3600)])
-def test_timestamps_are_multiplied_or_refused(multiplier: int, most: int) -> None:
-    times = [0, 1, -1, 28_333_333, most, -most, most + 1, -most - 1, MAX, MIN]
-    body = b"".join(b"m f=1i %d\nm f=2i\n" % time for time in times for _ in range(10))
-    lines = both(body, multiplier)
-    good = [time * multiplier for time in times if abs(time) <= most]
-    assert sorted(row.time for row in rows_of(lines.encoded) if row.time is not None) == sorted(good * 10)
-    assert len(lines.errors) == 10 * (len(times) - len(good))
-    assert all("is out of the range of 64 bits at column 8" in error.reason for error in lines.errors)
-
-
 def test_rows_of_a_map_are_in_the_order_of_the_lines() -> None:
     body = b"".join(b"m%d f=%di\n" % (n % 3, n) for n in range(300))
     for path in (encode_by_line, encode_by_column):
@@ -670,9 +659,9 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 
 @settings(deadline=None, max_examples=200)
-@given(bodies(), st.sampled_from([1, 1, 60]))
-def test_both_paths_give_the_same_rows_and_errors(body: bytes, multiplier: int) -> None:
-    both(body, multiplier)
+@given(bodies())
+def test_both_paths_give_the_same_rows_and_errors(body: bytes) -> None:
+    both(body)
 
 
 @settings(deadline=None, max_examples=100)
@@ -714,8 +703,8 @@ def test_names_that_differ_only_in_their_middle_are_told_apart() -> None:
 def test_bodies_of_many_lines_of_few_shapes_are_read_by_column_and_others_by_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(line_protocol, "encode_by_line", lambda body, multiplier: "by line")
-    monkeypatch.setattr(line_protocol, "encode_by_column", lambda body, multiplier: "by column")
+    monkeypatch.setattr(line_protocol, "encode_by_line", lambda body: "by line")
+    monkeypatch.setattr(line_protocol, "encode_by_column", lambda body: "by column")
     line = b'cpu,host=a usage=1.5,text="' + b"x" * 200 + b'"\n'
     assert encode(line) == "by line"
     assert encode(line * 23) == "by line"
