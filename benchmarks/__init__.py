@@ -9,6 +9,7 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     server      the server as a child process, and what it uses of the machine
     load        the load generator, a process of its own
     drive       several load generators, started and followed together
+    usage       who used the cores meanwhile
     children    child processes that do not outlive the harness
     bodies      request bodies
     histogram   latencies as an HdrHistogram

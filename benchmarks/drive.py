@@ -5,12 +5,42 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 
 from benchmarks.children import end_processes, spawn
+from benchmarks.histogram import Histogram
 from benchmarks.load import PATIENCE_SECONDS, Event, Failed, Finished, LoadFailed, LoadSpec, Progress, Ready
+from benchmarks.results import Latency
+
+
+class Figures(NamedTuple):
+    """What generators measured together. All but `acknowledged_requests` lies between warm-up and end of the load."""
+
+    acknowledged_requests: int
+    requests_per_second: float
+    cores: float  # CPU seconds of the generators per second
+    latency: Latency
+
+    @classmethod
+    def of(cls, finished: list[Finished]) -> Figures:
+        histogram = Histogram()
+        for one in finished:
+            histogram.merge(Histogram(one.histogram))
+        return cls(
+            acknowledged_requests=sum(one.acknowledged_requests for one in finished),
+            requests_per_second=sum(one.measured_requests / one.measured_seconds for one in finished),
+            cores=sum(one.cpu_seconds / one.measured_seconds for one in finished),
+            latency=Latency(
+                p50_seconds=histogram.percentile(50),
+                p90_seconds=histogram.percentile(90),
+                p99_seconds=histogram.percentile(99),
+                p999_seconds=histogram.percentile(99.9),
+                maximum_seconds=histogram.maximum_seconds,
+                hdr_histogram=histogram.encoded(),
+            ),
+        )
 
 
 class LoadProcesses:

@@ -14,12 +14,11 @@ from typing import Final
 
 import pyarrow.parquet as pq
 
-from benchmarks.drive import LoadProcesses, load_processes
-from benchmarks.histogram import Histogram
+from benchmarks.drive import Figures, LoadProcesses, load_processes
 from benchmarks.load import Finished, LoadFailed, LoadSpec
-from benchmarks.machine import CPUTime
-from benchmarks.results import Latency, LoadOptions, ProcessResult, Run, Sample, ToParquet, slope
-from benchmarks.server import ProcessUse, Server, ServerFailed, make_certificate, make_token, process_use
+from benchmarks.results import LoadOptions, ProcessResult, Run, Sample, ToParquet, slope
+from benchmarks.server import ProcessUse, Server, ServerFailed, make_certificate, make_token
+from benchmarks.usage import Usage
 
 _SAMPLE_SECONDS: Final = 0.5
 # A drain that ships nothing for so long will not end.
@@ -141,15 +140,12 @@ class _Run:
                     raise LoadFailed(f"{error}\n{server.log_tail()}".rstrip()) from None
                 body_bytes = generators.body_bytes
             load_seconds = time.perf_counter() - self._started
-            acknowledged = sum(one.acknowledged_requests for one in finished) * options.records_per_body
+            figures = Figures.of(finished)
+            acknowledged = figures.acknowledged_requests * options.records_per_body
             to_parquet = None
             if self._wait_for_parquet:
                 to_parquet = await self._catch_up(acknowledged, load_seconds)
             drain_seconds = await self._drain(acknowledged)
-        histogram = Histogram()
-        for one in finished:
-            histogram.merge(Histogram(one.histogram))
-        requests_per_second = sum(one.measured_requests / one.measured_seconds for one in finished)
         return Run(
             case=self._case,
             round=self._round,
@@ -157,10 +153,10 @@ class _Run:
             started_at=started_at,
             workers=server.workers,
             seconds=options.seconds,
-            requests_per_second=requests_per_second,
-            records_per_second=requests_per_second * options.records_per_body,
-            body_bytes_per_second=requests_per_second * body_bytes,
-            latency=_latency(histogram),
+            requests_per_second=figures.requests_per_second,
+            records_per_second=figures.requests_per_second * options.records_per_body,
+            body_bytes_per_second=figures.requests_per_second * body_bytes,
+            latency=figures.latency,
             acknowledged_records=acknowledged,
             # Counted anew: a file that was written twice must not hide behind its first count.
             parquet_records=ParquetFiles(self._lake).update(),
@@ -170,19 +166,19 @@ class _Run:
                 ProcessResult(peak.name, peak.peak_rss_bytes, usage.server_cores.get(pid, 0.0))
                 for pid, peak in sorted(self._peaks.items())
             ],
-            load_cores=sum(one.cpu_seconds / one.measured_seconds for one in finished),
+            load_cores=figures.cores,
             other_cores=usage.other_cores,
             stolen_cores=usage.stolen_cores,
             complaints=server.complaints,
             samples=self._samples,
         )
 
-    async def _load(self, generators: LoadProcesses) -> tuple[list[Finished], _Usage]:
+    async def _load(self, generators: LoadProcesses) -> tuple[list[Finished], Usage]:
         """The load from the first request to the last answer, and who used the cores meanwhile."""
         options = self._options
         self._started = time.perf_counter()
         work = asyncio.create_task(generators.run())
-        usage = _Usage(self._server, generators.pids)
+        usage = Usage(self._server.usage, generators.pids)
         window_start = options.warmup_seconds
         window_end = options.warmup_seconds + options.seconds
         try:
@@ -266,53 +262,6 @@ class _Run:
         shipped = self._files.update()
         self._peaks.update(self._server.usage())
         self._samples.append(Sample(time.perf_counter() - self._started, acknowledged, shipped, waiting))
-
-
-class _Usage:
-    """Who used the cores between `open` and `close`, in CPU seconds per second."""
-
-    def __init__(self, server: Server, load_pids: list[int]) -> None:
-        self._server = server
-        self._load_pids = load_pids
-        self._opened = 0.0
-        self.is_open = False
-        self.is_closed = False
-        self.server_cores: dict[int, float] = {}
-        self.other_cores = 0.0
-        self.stolen_cores = 0.0
-
-    def open(self) -> None:
-        self.is_open = True
-        self._opened = time.perf_counter()
-        self._machine = CPUTime()
-        self._before = self._server.usage()
-        self._own = self._own_seconds()
-
-    def close(self) -> None:
-        self.is_closed = True
-        seconds = time.perf_counter() - self._opened
-        machine, own = CPUTime(), self._own_seconds()
-        for pid, use in self._server.usage().items():
-            before = self._before[pid].cpu_seconds if pid in self._before else 0.0
-            self.server_cores[pid] = (use.cpu_seconds - before) / seconds
-        busy = (machine.busy_seconds - self._machine.busy_seconds - (own - self._own)) / seconds
-        self.other_cores = max(0.0, busy - sum(self.server_cores.values()))
-        self.stolen_cores = (machine.stolen_seconds - self._machine.stolen_seconds) / seconds
-
-    def _own_seconds(self) -> float:
-        """CPU seconds of the harness and its load generators."""
-        return sum(use.cpu_seconds for pid in (os.getpid(), *self._load_pids) if (use := process_use(pid)) is not None)
-
-
-def _latency(histogram: Histogram) -> Latency:
-    return Latency(
-        p50_seconds=histogram.percentile(50),
-        p90_seconds=histogram.percentile(90),
-        p99_seconds=histogram.percentile(99),
-        p999_seconds=histogram.percentile(99.9),
-        maximum_seconds=histogram.maximum_seconds,
-        hdr_histogram=histogram.encoded(),
-    )
 
 
 def _millions(records: int) -> str:

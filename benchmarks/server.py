@@ -67,7 +67,7 @@ class Server:
             if isinstance(error, TimeoutError):
                 raise ServerFailed(f"the server is not ready after {_START_SECONDS:g} s:\n{self.log_tail()}") from None
             raise
-        self._pids = _tree(self._process.pid)
+        self._pids = process_tree(self._process.pid)
         return self
 
     async def __aexit__(
@@ -83,7 +83,7 @@ class Server:
         """Of each of its processes by pid; a process that is gone is left out."""
         uses = {pid: use for pid in self._pids if (use := process_use(pid)) is not None}
         if len(uses) < len(self._pids):  # one died and has a successor
-            self._pids = _tree(self._process.pid)
+            self._pids = process_tree(self._process.pid)
         return uses
 
     def terminate(self) -> None:
@@ -180,7 +180,7 @@ def _stat(pid: int) -> list[str] | None:
     return fields if fields[0] != "Z" else None
 
 
-def _tree(root: int) -> list[int]:
+def process_tree(root: int) -> list[int]:
     """The process and all its descendants."""
     parents = {}
     for name in os.listdir("/proc"):
