@@ -6,9 +6,11 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     __main__    the command line
     suites      what is measured: cases, their settings and their load
     run         one run: server, load, samples over time, drain, verification
+    target      a server that already runs
     server      the server as a child process, and what it uses of the machine
     load        the load generator, a process of its own
     drive       several load generators, started and followed together
+    listeners   which processes are behind an address
     usage       who used the cores meanwhile
     children    child processes that do not outlive the harness
     bodies      request bodies

@@ -10,11 +10,12 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -26,9 +27,13 @@ from benchmarks.load import LoadFailed
 from benchmarks.results import CaseResult, LoadOptions, Report, Run, SuiteResult
 from benchmarks.run import Status, run_case
 from benchmarks.server import ServerFailed
-from benchmarks.suites import SUITES, Suite
+from benchmarks.suites import SUITES, Case, Suite
+from benchmarks.target import PROTOCOLS, Target, TargetFailed, parse_target, probe, run_target
 
 _DEFAULT_DATA_DIR = Path("data")
+
+C = TypeVar("C", Case, Target)
+Work = Callable[["_Progress"], Coroutine[Any, Any, SuiteResult]]
 
 
 def bench(
@@ -58,6 +63,31 @@ def bench(
         typer.Option(help="Where the server's files go, on the disk to be measured; removed again. Default: ./data"),
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything measured to FILE.")] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="[NAME=]URL",
+            help="Load this server, which already runs, instead of starting one; repeated, they take turns.",
+        ),
+    ] = None,
+    protocols: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protocol",
+            metavar="|".join(PROTOCOLS),
+            help="How to write to --target; once for all of them, or once for each.",
+        ),
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="NAME", help="What to write to --target; may be repeated."),
+    ] = None,
+    database: Annotated[str, typer.Option(help="Database or bucket of --target to write to.")] = "bench",
+    org: Annotated[str, typer.Option(help="Organisation of --target (influx2).")] = "bench",
+    token: Annotated[
+        str, typer.Option(envvar="BENCH_TOKEN", help="What --target asks for; influx1: USER:PASSWORD.")
+    ] = "",
 ) -> None:
     """Measure the real server on this machine, and verify in Parquet what it acknowledged.
 
@@ -65,7 +95,28 @@ def bench(
     Examples:
       python -m benchmarks sync-modes --seconds 10 --runs 5 --json results.json
       python -m benchmarks end-to-end --seconds 120 --rate 3000000
+      python -m benchmarks --target http://127.0.0.1:8086 --protocol influx1 --format telegraf
     """
+    if targets:
+        if suites or cases or settings or workers:
+            raise typer.BadParameter("suites, --case, --set and --workers are not for --target, which runs as it is")
+        chosen_targets, chosen_formats = _plan_targets(targets, protocols or [], formats or [], database, org, token)
+        load = LoadOptions(
+            format="",
+            records_per_body=records or 1000,
+            connections=connections or 32,
+            warmup_seconds=warmup,
+            seconds=seconds or 5,
+            records_per_second=rate,
+            load_processes=min(load_processes, connections or 32),
+        )
+        work: list[Work] = [
+            partial(_measure_targets, chosen_targets, msgspec.structs.replace(load, format=name), runs or 3)
+            for name in chosen_formats
+        ]
+        sys.exit(_main(work, machine.describe(None), json))
+    if protocols or formats:
+        raise typer.BadParameter("--protocol and --format go with --target")
     unknown = [name for name in suites or () if name not in SUITES]
     if unknown:
         raise typer.BadParameter(f"there is no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
@@ -95,23 +146,23 @@ def bench(
     if not plans:
         raise typer.BadParameter(f"no suite has a case {' or '.join(cases or ())}")
     with _run_directory(data_dir) as directory:
-        sys.exit(_main(plans, directory, json))
+        work = [partial(_measure, suite, load, directory) for suite, load in plans]
+        sys.exit(_main(work, machine.describe(directory), json))
 
 
-def _main(plans: list[tuple[Suite, LoadOptions]], directory: Path, json: Path | None) -> int:
+def _main(work: Sequence[Work], facts: machine.Machine, json: Path | None) -> int:
     out = Console(highlight=False)
     progress = _Progress()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    facts = machine.describe(directory)
     report.show_machine(out, facts)
     results: list[SuiteResult] = []
     try:
-        for suite, load in plans:
+        for measure in work:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                result = runner.run(_stoppable(_measure(suite, load, directory, progress)))
+                result = runner.run(_stoppable(measure(progress)))
             results.append(result)
             report.show_suite(out, result)
-    except (LoadFailed, ServerFailed) as error:
+    except (LoadFailed, ServerFailed, TargetFailed) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -119,41 +170,126 @@ def _main(plans: list[tuple[Suite, LoadOptions]], directory: Path, json: Path | 
         return 1
     finally:
         if json is not None and results:
-            content = msgspec.json.encode(Report(started_at, sys.argv, facts, results, []))
+            content = msgspec.json.encode(Report(started_at, _command(), facts, results, []))
             json.write_bytes(msgspec.json.format(content, indent=1) + b"\n")
     complete = all(not run.missing_records for result in results for case in result.cases for run in case.runs)
     return 0 if complete else 1
 
 
+def _command() -> list[str]:
+    """The command line as the results keep it: without a secret."""
+    words = list(sys.argv)
+    for index, word in enumerate(words):
+        if word.startswith("--token="):
+            words[index] = "--token=…"
+        elif index and words[index - 1] == "--token":
+            words[index] = "…"
+    return words
+
+
+def _plan_targets(
+    urls: list[str], protocols: list[str], formats: list[str], database: str, org: str, token: str
+) -> tuple[list[Target], list[str]]:
+    """The targets, and the formats that they are to be sent.
+
+    Raises:
+        typer.BadParameter: what is asked for does not go together.
+    """
+    if len(protocols) not in (1, len(urls)):
+        raise typer.BadParameter(f"--protocol says how to write to --target: give one of {', '.join(PROTOCOLS)}")
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise typer.BadParameter(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+    try:
+        targets = [
+            parse_target(url, protocol, database, org, token)
+            for url, protocol in zip(urls, protocols * len(urls) if len(protocols) == 1 else protocols, strict=True)
+        ]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if len({target.name for target in targets}) < len(targets):
+        raise typer.BadParameter("give each --target a name of its own: NAME=URL")
+    taken = [name for name in PROTOCOLS[protocols[0]].formats if all(name in PROTOCOLS[p].formats for p in protocols)]
+    if not taken:
+        raise typer.BadParameter(f"no format is taken by all of {', '.join(dict.fromkeys(protocols))}")
+    for name in formats:
+        if name not in taken:
+            raise typer.BadParameter(f"--format {name}: {', '.join(dict.fromkeys(protocols))} takes {', '.join(taken)}")
+    return targets, formats or taken[:1]
+
+
 async def _measure(suite: Suite, load: LoadOptions, directory: Path, progress: _Progress) -> SuiteResult:
-    """All rounds of a suite. The order of the cases turns around with each round, so that a machine that gets
+    """All rounds of a suite."""
+
+    def run_one(case: Case, round_number: int, status: Status) -> Awaitable[Run]:
+        return run_case(
+            case.name,
+            case.settings,
+            round_number,
+            msgspec.structs.replace(load, format=case.format or load.format),
+            directory / "run",
+            suite.wait_for_parquet,
+            status,
+        )
+
+    runs = await _take_turns(suite.name, suite.cases, suite.runs, run_one, progress)
+    cases = [CaseResult(case.name, case.settings, case.power_cut, runs[case.name]) for case in suite.cases]
+    return SuiteResult(suite.name, suite.title, load, suite.baseline, cases)
+
+
+async def _measure_targets(targets: list[Target], load: LoadOptions, rounds: int, progress: _Progress) -> SuiteResult:
+    """All rounds of targets under one load; the first one is what the others are compared with."""
+    probed = [probe(target, load.format, load.records_per_body) for target in targets]
+
+    def run_one(target: Target, round_number: int, status: Status) -> Awaitable[Run]:
+        return run_target(target, round_number, load, status)
+
+    name = f"target: {load.format}"
+    runs = await _take_turns(name, [target for target, _ in probed], rounds, run_one, progress)
+    cases = [
+        CaseResult(
+            target.name,
+            {"target": target.url, "protocol": target.protocol, "database": target.database, "server": told},
+            "",
+            runs[target.name],
+        )
+        for target, told in probed
+    ]
+    baseline = targets[0].name if len(targets) > 1 else ""
+    return SuiteResult(name, f"Servers that already run, {load.format}", load, baseline, cases)
+
+
+async def _take_turns(
+    name: str,
+    cases: Sequence[C],
+    rounds: int,
+    run_one: Callable[[C, int, Status], Awaitable[Run]],
+    progress: _Progress,
+) -> dict[str, list[Run]]:
+    """The runs by case. The order of the cases turns around with each round, so that a machine that gets
     faster or slower over time favours none."""
-    runs: dict[str, list[Run]] = {case.name: [] for case in suite.cases}
-    total = suite.runs * len(suite.cases)
+    runs: dict[str, list[Run]] = {case.name: [] for case in cases}
+    total = rounds * len(cases)
     number = 0
-    for round_number in range(1, suite.runs + 1):
-        for case in suite.cases if round_number % 2 else reversed(suite.cases):
+    for round_number in range(1, rounds + 1):
+        for case in cases if round_number % 2 else reversed(cases):
             number += 1
-            label = f"{suite.name} {number}/{total}: {case.name}"
+            label = f"{name} {number}/{total}: {case.name}"
             with progress.of(label) as status:
-                run = await run_case(
-                    case.name,
-                    case.settings,
-                    round_number,
-                    msgspec.structs.replace(load, format=case.format or load.format),
-                    directory / "run",
-                    suite.wait_for_parquet,
-                    status,
-                )
+                run = await run_one(case, round_number, status)
             runs[case.name].append(run)
+            if run.parquet_records is None:
+                outcome = "not verified"
+            elif run.missing_records:
+                outcome = f"{run.missing_records:,} RECORDS MISSING"
+            else:
+                outcome = f"drained in {report.duration(run.drain_seconds)}, all records in Parquet"
             progress.line(
                 f"{label}: {report.count(run.records_per_second)} records/s, "
                 f"{report.count(run.requests_per_second)} requests/s, p99 {report.duration(run.latency.p99_seconds)}, "
-                f"drained in {report.duration(run.drain_seconds)}, "
-                + (f"{run.missing_records:,} RECORDS MISSING" if run.missing_records else "all records in Parquet")
+                f"{outcome}"
             )
-    cases = [CaseResult(case.name, case.settings, case.power_cut, runs[case.name]) for case in suite.cases]
-    return SuiteResult(suite.name, suite.title, load, suite.baseline, cases)
+    return runs
 
 
 async def _stoppable(work: Coroutine[Any, Any, SuiteResult]) -> SuiteResult:

@@ -35,9 +35,9 @@ class Machine(msgspec.Struct, frozen=True):
     load_average: float  # over one minute, before the first run
 
 
-def describe(data_directory: Path) -> Machine:
-    """The present machine with the file system that holds `data_directory`."""
-    kind, options, device, number = _mount(data_directory)
+def describe(data_directory: Path | None) -> Machine:
+    """The present machine with the file system that holds `data_directory`; None: where data goes is not known."""
+    kind, options, device, number = _mount(data_directory) if data_directory else ("", "", "", "")
     return Machine(
         cpu=_field("/proc/cpuinfo", "model name") or platform.machine(),
         cores=len(os.sched_getaffinity(0)),
@@ -46,7 +46,7 @@ def describe(data_directory: Path) -> Machine:
         file_system=kind,
         mount_options=options,
         device=device,
-        device_write_cache=_write_cache(number),
+        device_write_cache=_write_cache(number) if number else "",
         python=f"{platform.python_implementation()} {platform.python_version()}",
         arcpipe=_arcpipe_version(),
         packages={name: version(name) for name in _PACKAGES},

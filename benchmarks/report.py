@@ -16,6 +16,10 @@ from benchmarks.results import CaseResult, Run, SuiteResult
 _BACKLOG_LINES = 12
 # The kernel's own threads write what is synced, so a little is no noise.
 _NOISE_CORES = 0.3
+_UNVERIFIED = (
+    "Not verified: these servers' storage cannot be looked into, so a figure is what they acknowledged, "
+    "on disk or not; their documentation says what their acknowledgement means."
+)
 
 
 class _Column(NamedTuple):
@@ -28,13 +32,14 @@ def show_machine(console: Console, machine: Machine) -> None:
     """What the figures were measured on."""
     cache = f", write cache: {machine.device_write_cache}" if machine.device_write_cache else ""
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-    for line in (
-        f"arcpipe {machine.arcpipe}; {machine.python}; {packages}",
+    _note(console, f"arcpipe {machine.arcpipe}; {machine.python}; {packages}")
+    _note(
+        console,
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB; {machine.kernel}; "
         f"load average {machine.load_average:.1f} at the start",
-        f"data on {machine.file_system} ({machine.mount_options}) on {machine.device}{cache}",
-    ):
-        _note(console, line)
+    )
+    if machine.file_system:
+        _note(console, f"data on {machine.file_system} ({machine.mount_options}) on {machine.device}{cache}")
 
 
 def show_suite(console: Console, suite: SuiteResult) -> None:
@@ -56,7 +61,11 @@ def show_suite(console: Console, suite: SuiteResult) -> None:
         _table(console, suite.cases, _to_parquet())
         for case in suite.cases:
             _backlog(console, case.runs[-1])
-    _table(console, suite.cases, _resources())
+    if suite.is_of_targets:
+        _table(console, suite.cases, _target_resources())
+        _note(console, _UNVERIFIED)
+    else:
+        _table(console, suite.cases, _resources())
     if any(case.power_cut for case in suite.cases):
         _note(console, "A power cut: as far as the disk keeps the promise of its flush command.")
     _problems(console, suite)
@@ -135,6 +144,37 @@ def _resources() -> list[_Column]:
     ]
 
 
+def _target_resources() -> list[_Column]:
+    """Of servers whose processes may be another machine's or user's."""
+
+    def server(case: CaseResult, value: Callable[[Run], float], form: str) -> str:
+        return form.format(case.median(value)) if all(run.processes for run in case.runs) else "not known"
+
+    def cores(run: Run) -> float:
+        return sum(one.cores for one in run.processes)
+
+    def microseconds_per_request(run: Run) -> float:
+        return cores(run) / run.requests_per_second * 1e6
+
+    def rss_bytes(run: Run) -> float:
+        return sum(one.peak_rss_bytes for one in run.processes)
+
+    return [
+        _Column("case", lambda case: case.name, is_text=True),
+        _Column("server", lambda case: case.settings.get("server", ""), is_text=True),
+        _Column("protocol", lambda case: case.settings.get("protocol", ""), is_text=True),
+        _Column(
+            "server CPU per request",
+            lambda case: server(case, microseconds_per_request, "{:,.0f} µs"),
+        ),
+        _Column("cores: server", lambda case: server(case, cores, "{:.2f}")),
+        _Column("peak MB: server", lambda case: server(case, lambda run: rss_bytes(run) / 1e6, "{:,.0f}")),
+        _Column("cores: load", lambda case: f"{case.median(lambda run: run.load_cores):.2f}"),
+        _Column("cores: others", lambda case: f"{case.median(lambda run: run.other_cores + run.stolen_cores):.2f}"),
+        _Column("acknowledged", lambda case: f"{sum(run.acknowledged_records for run in case.runs):,}"),
+    ]
+
+
 def _worker_seconds_per_request(run: Run) -> float:
     """CPU seconds: says more than a rate where other programs take their share of the cores."""
     return sum(one.cores for one in run.processes if one.name.startswith("ingest")) / run.requests_per_second
@@ -175,7 +215,7 @@ def _problems(console: Console, suite: SuiteResult) -> None:
         times = f" {count} times" if count > 1 else ""
         console.print(Text(f"The server logged{times}: {complaint}", "yellow"), soft_wrap=True)
     noise = max(run.other_cores + run.stolen_cores for run in runs)
-    if noise > _NOISE_CORES:
+    if noise > _NOISE_CORES and all(run.processes for run in runs):
         text = f"Others used up to {noise:.1f} cores during these runs: compare figures of one round, not absolutes."
         console.print(Text(text, "yellow"), soft_wrap=True)
 

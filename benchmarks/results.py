@@ -159,6 +159,11 @@ class SuiteResult(msgspec.Struct, frozen=True):
     baseline: str
     cases: list[CaseResult]
 
+    @property
+    def is_of_targets(self) -> bool:
+        """Whether its servers are not the harness's own, so that nobody looked for what they acknowledged."""
+        return any(run.parquet_records is None for case in self.cases for run in case.runs)
+
     def share_of_baseline(self, case: CaseResult) -> float | None:
         """The median over the rounds of this case's records/s divided by the baseline's in the same round.
 
