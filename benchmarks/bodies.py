@@ -6,13 +6,22 @@ the hours that it runs through and no others. Values come from a seeded generato
 
 from __future__ import annotations
 
+import copy
+import gzip
 import random
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 _HOSTS: Final = 100
 _REGIONS: Final = ("us-east", "us-west", "eu-west-1", "eu-north", "ap-south")
@@ -23,6 +32,18 @@ _DIGITS: Final = 19
 
 # MessagePack's uint64, what every encoder makes of a time in µs: a marker byte and the number, big-endian.
 _UINT64: Final = np.dtype([("marker", "u1"), ("value", ">u8")])
+_UINT64_BYTES: Final = 8
+
+# Bodies of a load by default; fewer where they are large, so that all together have about so many records.
+_BODIES: Final = 64
+_LEAST_BODIES: Final = 8
+_ALL_RECORDS: Final = 1_000_000
+
+# What clients compress with: gzip's usual level, and zstd's.
+_ENCODERS: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "gzip": partial(gzip.compress, compresslevel=6),
+    "zstd": partial(zstd.compress, level=3),
+}
 
 
 class Body(Protocol):
@@ -30,6 +51,7 @@ class Body(Protocol):
 
     path: str
     content_type: str
+    content_encoding: str  # "": none
     records: int
 
     def at(self, now_us: int) -> bytes:
@@ -45,6 +67,7 @@ class ColumnarBody:
 
     path = "/write/v2/msgpack"
     content_type = "application/msgpack"
+    content_encoding = ""
 
     def __init__(self, records: int, source: random.Random) -> None:
         self.records = records
@@ -56,11 +79,10 @@ class ColumnarBody:
             "usage_idle": [source.random() * 100 for _ in range(records)],
         }
         packer = msgpack.Packer()
-        self._before = b"".join(
+        self._to_measurement = packer.pack_map_header(2) + packer.pack("m")
+        self._measurement = packer.pack("cpu")
+        self._to_times = b"".join(
             (
-                packer.pack_map_header(2),
-                packer.pack("m"),
-                packer.pack("cpu"),
                 packer.pack("columns"),
                 packer.pack_map_header(1 + len(columns)),
                 packer.pack("time"),
@@ -72,9 +94,53 @@ class ColumnarBody:
         self._ages_us = np.arange(records, dtype=np.int64)[::-1] * _RECORD_INTERVAL_US
         self._after = b"".join(packer.pack(name) + packer.pack(values) for name, values in columns.items())
 
+    def named(self, measurement: str) -> ColumnarBody:
+        """The same records of another measurement."""
+        other = copy.copy(self)
+        other._measurement = msgpack.packb(measurement)
+        return other
+
     def at(self, now_us: int) -> bytes:
         self._times["value"] = now_us - self._ages_us
-        return b"".join((self._before, self._times.data, self._after))
+        return b"".join((self._to_measurement, self._measurement, self._to_times, self._times.data, self._after))
+
+
+class RowBody:
+    """Row-shaped MessagePack, an array of one map per record: what `ColumnarBody` sends by column.
+
+    1000 records are 118 KiB.
+    """
+
+    path = "/write/v2/msgpack"
+    content_type = "application/msgpack"
+    content_encoding = ""
+
+    def __init__(self, records: int, source: random.Random) -> None:
+        self.records = records
+        packer = msgpack.Packer()
+        # The map's first two pairs, and the marker of the time, which follows.
+        front = packer.pack_map_header(4) + packer.pack("m") + packer.pack("cpu") + packer.pack("t") + b"\xcf"
+        pieces = [packer.pack_array_header(records)]
+        places = []
+        size = len(pieces[0])
+        for _ in range(records):
+            rest = packer.pack("tags") + packer.pack(
+                {"host": f"server-{source.randrange(_HOSTS)}", "region": source.choice(_REGIONS)}
+            )
+            rest += packer.pack("fields") + packer.pack(
+                {name: source.random() * 100 for name in ("usage_user", "usage_system", "usage_idle")}
+            )
+            places.append(size + len(front))
+            pieces += [front, bytes(_UINT64_BYTES), rest]
+            size += len(front) + _UINT64_BYTES + len(rest)
+        self._content = np.frombuffer(bytearray(b"".join(pieces)), np.uint8)
+        self._places = np.array(places)[:, np.newaxis] + np.arange(_UINT64_BYTES)
+        self._ages_us = np.arange(records, dtype=np.int64)[::-1] * _RECORD_INTERVAL_US
+
+    def at(self, now_us: int) -> bytes:
+        times = (now_us - self._ages_us).astype(">u8")
+        self._content[self._places] = times.view(np.uint8).reshape(-1, _UINT64_BYTES)
+        return self._content.tobytes()
 
 
 class LineBody:
@@ -86,6 +152,7 @@ class LineBody:
 
     path = "/write?db=bench"
     content_type = "text/plain; charset=utf-8"
+    content_encoding = ""
 
     def __init__(self, records: int, source: random.Random) -> None:
         self.records = records
@@ -118,6 +185,7 @@ class TelegrafBody:
 
     path = "/write?db=bench"
     content_type = "text/plain; charset=utf-8"
+    content_encoding = ""
 
     def __init__(self, records: int, source: random.Random) -> None:
         self.records = records
@@ -131,6 +199,20 @@ class TelegrafBody:
 
     def at(self, now_us: int) -> bytes:
         return self._lines.at(now_us // 1_000_000 * 1_000_000)
+
+
+class EncodedBody:
+    """Another body, compressed. That takes milliseconds: nothing to be done while a load runs."""
+
+    def __init__(self, body: Body, content_encoding: str) -> None:
+        self._body = body
+        self.path = body.path
+        self.content_type = body.content_type
+        self.content_encoding = content_encoding
+        self.records = body.records
+
+    def at(self, now_us: int) -> bytes:
+        return _ENCODERS[self.content_encoding](self._body.at(now_us))
 
 
 class _StampedLines:
@@ -220,19 +302,33 @@ def _gather(source: random.Random) -> list[str]:
     ]
 
 
-def make_bodies(format: str, records: int, count: int, seed: int) -> list[Body]:
-    """`count` different bodies of `records` records each.
+def make_bodies(format: str, records: int, seed: int, measurements: int = 1) -> list[Body]:
+    """Different bodies of `records` records each, for a load to send in turn.
 
-    Raises:
-        KeyError: there is no such format.
+    Args:
+        format: one of FORMATS.
+        measurements: more than one: as many bodies, each of a measurement of its own; columnar only.
     """
+    kind, _, encoding = format.partition(" + ")
     source = random.Random(seed)
-    return [FORMATS[format](records, source) for _ in range(count)]
+    count = max(_LEAST_BODIES, min(_BODIES, _ALL_RECORDS // records))
+    bodies = [KINDS[kind](records, source) for _ in range(count)]
+    if measurements > 1:
+        bodies = [_renamed(bodies[index % count], f"cpu_{index:05}") for index in range(measurements)]
+    return [EncodedBody(body, encoding) for body in bodies] if encoding else bodies
 
 
-FORMATS: Final[dict[str, Callable[[int, random.Random], Body]]] = {
+def _renamed(body: Body, measurement: str) -> Body:
+    assert isinstance(body, ColumnarBody)
+    return body.named(measurement)
+
+
+KINDS: Final[dict[str, Callable[[int, random.Random], Body]]] = {
     "columnar": ColumnarBody,
+    "rows": RowBody,
     "line protocol": LineBody,
     "line protocol, v2": LineBodyV2,
     "telegraf": TelegrafBody,
 }
+
+FORMATS: Final = (*KINDS, *(f"{kind} + {encoding}" for kind in KINDS for encoding in _ENCODERS))

@@ -18,7 +18,7 @@ from typing import Final
 
 from arcpipe.allocator import keep_freed_memory
 from arcpipe.codec.line_protocol import encode, encode_by_column, encode_by_line
-from benchmarks.bodies import FORMATS
+from benchmarks.bodies import KINDS
 
 SIZES: Final = (1, 2, 5, 10, 20, 30, 50, 70, 100, 200, 500, 1000, 2000, 5000)
 _KEPT_MEMORY_BYTES: Final = 64 << 20  # as in an ingest worker
@@ -29,7 +29,7 @@ def bodies(format: str, lines: int, count: int) -> Iterator[bytes]:
     """Different bodies: the text of each is elsewhere in memory, and no two have the same values."""
     source = random.Random(lines)
     for number in range(count):
-        yield FORMATS[format](lines, source).at(1_700_000_000_000_000 + number * 1_000_000)
+        yield KINDS[format](lines, source).at(1_700_000_000_000_000 + number * 1_000_000)
 
 
 def _peer() -> Callable[[bytes], object] | None:

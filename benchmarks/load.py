@@ -3,7 +3,9 @@
 It shares the machine with what it measures, so it does next to nothing per request: one comparison, one clock, one
 append, one write. Closed loop: each connection sends its next request when it has the answer to the last one. Open loop
 (a rate is given): requests are due at fixed times whatever the server does, and a latency counts from the time at which
-its request was due, so that a stall is not forgiven to the requests that it kept waiting (coordinated omission).
+its request was due, so that a stall is not forgiven to the requests that it kept waiting (coordinated omission). Every
+request that was due counts, also if its answer comes after the end of the load. Sending looks at the clock once per
+millisecond and with each answer: up to a millisecond of an open loop's latency is the generator's own.
 
 Only 2xx answers count. The first other answer ends the load with its text.
 
@@ -28,16 +30,16 @@ import msgspec
 import numpy as np
 import uvloop
 
-from benchmarks.bodies import make_bodies
+from benchmarks.bodies import Body, make_bodies
 from benchmarks.histogram import Histogram
 
-# Different bodies per process: tag columns and floats repeat only after so many requests.
-BODIES: Final = 64
+# Each request gets times of now about so often.
+_RENEWAL_SECONDS: Final = 1.0
 _PROGRESS_SECONDS: Final = 0.25
 _OPEN_LOOP_TICK_SECONDS: Final = 0.001
 # Latencies kept as they are before they are sorted into buckets: in any usual run once, when it is over.
 _MAX_SAMPLES: Final = 4_000_000
-# For connecting, for building bodies, and for the last answers once the load is over.
+# For connecting, for building bodies, and for the next of the last answers once the load is over.
 PATIENCE_SECONDS: Final = 60.0
 
 
@@ -52,6 +54,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     warmup_seconds: float
     seconds: float
     requests_per_second: float = 0.0
+    measurements: int = 1  # that the bodies take turns with
     seed: int = 1
     path: str = ""  # with its query; "" is the body's own
     headers: dict[str, str] = {}  # sent with each request
@@ -143,7 +146,9 @@ class Load:
 
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec
-        self._bodies = make_bodies(spec.format, spec.records, BODIES, spec.seed)
+        self._bodies = make_bodies(spec.format, spec.records, spec.seed, spec.measurements)
+        # Compressing would show up as latency, and thousands of bodies come too seldom for it to matter.
+        self._are_renewed = spec.measurements == 1 and not any(body.content_encoding for body in self._bodies)
         self._requests: list[bytes] = []
         self.body_bytes = 0.0
         self._turn = 0
@@ -153,7 +158,10 @@ class Load:
         self._sending = False
         self._interval = 1 / spec.requests_per_second if spec.requests_per_second else 0.0
         self._next_due = 0.0
+        self._end = 0.0  # open loop: nothing is due from then on
         self._latencies = array("d")
+        self._due = array("d")  # open loop: when the request of each latency was due
+        self._window = (0.0, 0.0)  # open loop: a latency counts if its request was due between these times
         self._histogram = Histogram()
         self._measured = 0
         self._acknowledged_before = 0  # not in `_latencies` any more
@@ -167,8 +175,9 @@ class Load:
         tls = ssl.create_default_context() if self._spec.tls else None
         if tls is not None and not self._spec.verify_certificate:
             tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-        self._requests = [self._request(index, now_us) for index in range(len(self._bodies))]
-        self.body_bytes = sum(len(body.at(now_us)) for body in self._bodies) / len(self._bodies)
+        contents = [body.at(now_us) for body in self._bodies]
+        self._requests = list(map(self._request, self._bodies, contents))
+        self.body_bytes = sum(map(len, contents)) / len(contents)
         for _ in range(self._spec.connections):
             _, connection = await loop.create_connection(
                 lambda: _Connection(self), self._spec.host, self._spec.port, ssl=tls
@@ -185,10 +194,13 @@ class Load:
         loop = asyncio.get_running_loop()
         spec = self._spec
         self._sending = True
-        loop.call_later(1 / BODIES, self._renew, 0)
+        if self._are_renewed:
+            loop.call_later(_RENEWAL_SECONDS / len(self._requests), self._renew, 0)
         start = time.perf_counter()
         if self._interval:
             self._next_due = start
+            self._end = start + spec.warmup_seconds + spec.seconds
+            self._window = (start + spec.warmup_seconds, self._end)
             self._send_due()
         else:
             idle, self._idle = self._idle, []
@@ -201,9 +213,10 @@ class Load:
         await self._until(start + spec.warmup_seconds + spec.seconds, on_progress, measured=True)
         cpu = _cpu_seconds() - cpu_start
         window = time.perf_counter() - window_start
-        self._sending = False
+        self._sending = bool(self._interval)  # what was due is sent, however late
         self._take_samples(measured=True)
-        await self._last_answers()
+        await self._last_answers(on_progress)
+        self._sending = False
         self._take_samples(measured=False)
         self._done.set_result(None)  # from here on a lost connection is no failure
         return Finished(
@@ -218,11 +231,14 @@ class Load:
         """An answer is there: this is the hot path."""
         now = time.perf_counter()
         self._latencies.append(now - connection.since)
-        if not self._sending:
-            self._idle.append(connection)
-        elif not self._interval:
-            self._send(connection, now)
-        elif self._next_due <= now:
+        if not self._interval:
+            if self._sending:
+                self._send(connection, now)
+            else:
+                self._idle.append(connection)
+            return
+        self._due.append(connection.since)
+        if self._next_due <= now and self._is_more_due():
             self._send(connection, self._next_due)
             self._next_due += self._interval
         else:
@@ -235,35 +251,40 @@ class Load:
             self._done.set_exception(LoadFailed(reason))
 
     def _send(self, connection: _Connection, since: float) -> None:
+        requests = self._requests
         turn = self._turn
-        self._turn = turn + 1 if turn + 1 < BODIES else 0
+        self._turn = turn + 1 if turn + 1 < len(requests) else 0
         connection.since = since
-        connection.transport.write(self._requests[turn])
+        connection.transport.write(requests[turn])
+
+    def _is_more_due(self) -> bool:
+        return self._sending and self._next_due < self._end
 
     def _send_due(self) -> None:
         """Open loop: sends what is due on connections that are free; the rest waits for an answer."""
-        if not self._sending:
+        if not self._is_more_due():
             return
         now = time.perf_counter()
-        while self._next_due <= now and self._idle:
+        while self._next_due <= now and self._idle and self._is_more_due():
             self._send(self._idle.pop(), self._next_due)
             self._next_due += self._interval
         asyncio.get_running_loop().call_later(_OPEN_LOOP_TICK_SECONDS, self._send_due)
 
     def _renew(self, index: int) -> None:
-        """Gives one request after the other times of now, each about once a second."""
+        """Gives one request after the other times of now."""
         if self._sending:
-            self._requests[index] = self._request(index, time.time_ns() // 1000)
-            asyncio.get_running_loop().call_later(1 / BODIES, self._renew, (index + 1) % BODIES)
+            body, count = self._bodies[index], len(self._bodies)
+            self._requests[index] = self._request(body, body.at(time.time_ns() // 1000))
+            asyncio.get_running_loop().call_later(_RENEWAL_SECONDS / count, self._renew, (index + 1) % count)
 
-    def _request(self, index: int, now_us: int) -> bytes:
-        body = self._bodies[index]
-        content = body.at(now_us)
+    def _request(self, body: Body, content: bytes) -> bytes:
         host = f"[{self._spec.host}]" if ":" in self._spec.host else self._spec.host
         head = (
             f"POST {self._spec.path or body.path} HTTP/1.1\r\nHost: {host}:{self._spec.port}\r\n"
             f"Content-Type: {body.content_type}\r\nContent-Length: {len(content)}\r\n"
         )
+        if body.content_encoding:
+            head += f"Content-Encoding: {body.content_encoding}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in self._spec.headers.items())
         return f"{head}\r\n".encode("ascii") + content
 
@@ -271,9 +292,15 @@ class Load:
         samples = self._latencies
         self._latencies = array("d")
         self._acknowledged_before += len(samples)
+        latencies = np.frombuffer(samples, np.float64)
         if measured:
             self._measured += len(samples)
-            self._histogram.add(np.frombuffer(samples, np.float64))
+        if self._interval:
+            due = np.frombuffer(self._due, np.float64)
+            self._due = array("d")
+            self._histogram.add(latencies[(self._window[0] <= due) & (due < self._window[1])])
+        elif measured:
+            self._histogram.add(latencies)
 
     async def _until(self, deadline: float, on_progress: Callable[[int], None], measured: bool) -> None:
         while (left := deadline - time.perf_counter()) > 0:
@@ -282,13 +309,17 @@ class Load:
                 self._take_samples(measured)
             on_progress(self._acknowledged_before + len(self._latencies))
 
-    async def _last_answers(self) -> None:
-        deadline = time.perf_counter() + PATIENCE_SECONDS
-        while len(self._idle) < len(self._connections):
-            if time.perf_counter() > deadline:
+    async def _last_answers(self, on_progress: Callable[[int], None]) -> None:
+        """Waits until all that was sent or is due is answered."""
+        deadline, answered = 0.0, -1
+        while len(self._idle) < len(self._connections) or (self._interval and self._is_more_due()):
+            if len(self._latencies) != answered:
+                deadline, answered = time.perf_counter() + PATIENCE_SECONDS, len(self._latencies)
+            elif time.perf_counter() > deadline:
                 missing = len(self._connections) - len(self._idle)
                 raise LoadFailed(f"{missing} requests have no answer after {PATIENCE_SECONDS:g} s")
-            await self._wait(0.002)
+            await self._wait(0.01)
+            on_progress(self._acknowledged_before + len(self._latencies))
 
     async def _wait(self, seconds: float) -> None:
         """Sleeps; raises as soon as the load has failed."""
@@ -312,6 +343,8 @@ def main() -> None:
 
     async def work() -> None:
         try:
+            _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
             load = Load(spec)
             await load.connect()
             gc.disable()  # the load makes no cycles, and a collection would show up as latency

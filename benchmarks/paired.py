@@ -42,7 +42,7 @@ class _Rival:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             self._socket = context.wrap_socket(self._socket)
-        (body,) = make_bodies("columnar", records, 1, seed=1)
+        body = make_bodies("columnar", records, seed=1)[0]
         content = body.at(1_800_000_000_000_000)
         head = f"POST {body.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
         self._request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode("ascii") + content

@@ -9,6 +9,7 @@ And how fast a log is verified: a scan of a segment in the page cache, and start
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import shutil
@@ -16,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,6 +30,7 @@ from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import Group, SyncMode, WALOptions, WALWriter
 from benchmarks import machine, report
+from benchmarks.device import BareLog, old_files
 
 SEGMENT_BYTES: Final = 64 << 20
 BODY_BYTES: Final = 53 << 10  # 1000 records of `time`, two tags, three floats
@@ -40,7 +42,6 @@ SCAN_GOAL_BYTES: Final = 1e9
 
 _body = os.urandom(BODY_BYTES)
 _prefix = envelope_prefix(1, "default")
-_block = os.urandom(1 << 20)
 
 
 class Case(NamedTuple):
@@ -64,30 +65,17 @@ def bare_seconds(case: Case, directory: Path, total_bytes: int) -> float:
     """The bare loop."""
     bodies = case.bodies()
     size = sum(map(len, bodies))
-    files = _old_files(directory, total_bytes) if case.overwrite else None
+    if case.overwrite:
+        paths = iter(_old_files(directory, total_bytes))
+    else:
+        paths = (directory / f"new-{number}" for number in itertools.count())
     sync = os.fsync if case.mode == "fsync" else os.fdatasync
-    fd = -1
-    offset = SEGMENT_BYTES
-    started = synced = time.perf_counter()
+    started = time.perf_counter()
+    log = BareLog(paths, SEGMENT_BYTES, sync, SYNC_INTERVAL_SECONDS if case.mode == "async" else 0.0)
     for _ in range(case.groups(total_bytes)):
-        if offset + size > SEGMENT_BYTES:
-            if fd >= 0:
-                sync(fd)
-                os.close(fd)
-            path = next(files) if files is not None else directory / f"new-{time.monotonic_ns()}"
-            fd = os.open(path, os.O_RDWR | os.O_CREAT)
-            offset = 0
-        os.pwritev(fd, bodies, offset)
-        offset += size
-        if case.mode != "async":
-            sync(fd)
-        elif time.perf_counter() - synced > SYNC_INTERVAL_SECONDS:
-            sync(fd)
-            synced = time.perf_counter()
-    sync(fd)
-    seconds = time.perf_counter() - started
-    os.close(fd)
-    return seconds
+        log.write(bodies, size)
+    log.close()
+    return time.perf_counter() - started
 
 
 def log_seconds(case: Case, directory: Path, total_bytes: int) -> float:
@@ -119,18 +107,8 @@ def log_seconds(case: Case, directory: Path, total_bytes: int) -> float:
     return seconds
 
 
-def _old_files(directory: Path, total_bytes: int) -> Iterator[Path]:
-    """Files that had another life: full size, every block written and synced."""
-    paths = []
-    for number in range(total_bytes // SEGMENT_BYTES + 1):
-        path = directory / f"old-{number}"
-        with path.open("wb") as file:
-            for _ in range(SEGMENT_BYTES // len(_block)):
-                file.write(_block)
-            file.flush()
-            os.fsync(file.fileno())
-        paths.append(path)
-    return iter(paths)
+def _old_files(directory: Path, total_bytes: int) -> list[Path]:
+    return old_files(directory, total_bytes // SEGMENT_BYTES + 1, SEGMENT_BYTES)
 
 
 def compare(case: Case, data_directory: Path, total_bytes: int, rounds: int) -> tuple[float, float]:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+
+import msgspec
 import numpy as np
+import pytest
+from backports import zstd
 from hdrh.histogram import HdrHistogram
 
+from arcpipe.codec import line_protocol, msgpack_columns
+from benchmarks.bodies import FORMATS, Body, make_bodies
 from benchmarks.histogram import Histogram
+from benchmarks.load import Load, LoadSpec
+
+# Latencies
 
 
 def test_percentiles_of_a_histogram_are_those_of_its_values_to_a_thousandth() -> None:
@@ -43,3 +54,109 @@ def test_an_encoded_histogram_is_read_by_hdrhistogram_in_microseconds() -> None:
 def test_an_empty_histogram_has_zeros() -> None:
     histogram = Histogram(Histogram().encoded())
     assert (histogram.count, histogram.percentile(99), histogram.maximum_seconds) == (0, 0.0, 0.0)
+
+
+# Load
+
+STALL_SECONDS = 0.4
+RATE = 200.0
+CONNECTIONS = 4
+
+
+async def load_with_a_stall(requests_per_second: float, stall_at_seconds: float) -> Histogram:
+    """The latencies of a second of load on a server that answers at once, but not while it stalls."""
+    goes_on = asyncio.Event()
+    goes_on.set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0]))
+            await goes_on.wait()
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    spec = LoadSpec(
+        host="127.0.0.1",
+        port=server.sockets[0].getsockname()[1],
+        format="columnar",
+        records=1,
+        connections=CONNECTIONS,
+        warmup_seconds=0,
+        seconds=1,
+        requests_per_second=requests_per_second,
+    )
+    load = Load(spec)
+    await load.connect()
+    asyncio.get_running_loop().call_later(stall_at_seconds, goes_on.clear)
+    asyncio.get_running_loop().call_later(stall_at_seconds + STALL_SECONDS, goes_on.set)
+    finished = await load.run(lambda acknowledged: None)
+    server.close()
+    return Histogram(finished.histogram)
+
+
+def slower_than(histogram: Histogram, seconds: float) -> int:
+    decoded = HdrHistogram.decode(histogram.encoded())
+    return sum(
+        item.count_at_value_iterated_to
+        for item in decoded.get_recorded_iterator()
+        if item.value_iterated_to > seconds * 1e6
+    )
+
+
+@pytest.mark.parametrize("stall_at_seconds", [0.2, 0.8], ids=["within the load", "over its end"])
+def test_latencies_of_an_open_loop_contain_a_stall_for_every_request_that_was_due_in_it(
+    stall_at_seconds: float,
+) -> None:
+    histogram = asyncio.run(load_with_a_stall(RATE, stall_at_seconds))
+    assert histogram.count == RATE * 1
+    # A request that was due t seconds into the stall waited for the rest of it.
+    half_of_it = RATE * min(STALL_SECONDS / 2, 1 - stall_at_seconds)
+    assert half_of_it * 0.9 <= slower_than(histogram, STALL_SECONDS / 2) <= half_of_it * 1.5
+
+
+def test_a_closed_loop_sees_a_stall_once_per_connection() -> None:
+    histogram = asyncio.run(load_with_a_stall(0, 0.2))
+    assert slower_than(histogram, STALL_SECONDS / 2) == CONNECTIONS
+
+
+# Bodies
+
+NOW_US = 1_700_000_000_123_456
+
+
+def decoded(body: Body) -> bytes:
+    content = body.at(NOW_US)
+    if body.content_encoding:
+        content = {"gzip": gzip.decompress, "zstd": zstd.decompress}[body.content_encoding](content)
+    return content
+
+
+def columns_of(body: Body) -> list[tuple[str, dict[str, list[object]]]]:
+    """(measurement, columns) of a body as the server reads it."""
+    content = decoded(body)
+    encoded = (msgpack_columns if "msgpack" in body.content_type else line_protocol).encode(content)
+    maps = msgspec.msgpack.decode(getattr(encoded, "encoded", encoded).body)
+    return [(one["m"], one["columns"]) for one in (maps if isinstance(maps, list) else [maps])]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_body_holds_as_many_records_as_it_says_up_to_now(format: str) -> None:
+    for body in make_bodies(format, 200, seed=1):
+        tables = columns_of(body)
+        assert sum(len(columns["time"]) for _, columns in tables) == body.records == 200
+        times = [int(str(time)[:10]) for _, columns in tables for time in columns["time"]]
+        assert NOW_US // 1_000_000 - 10 <= min(times) <= max(times) <= NOW_US // 1_000_000
+
+
+def test_row_columnar_and_line_bodies_have_the_same_columns() -> None:
+    names = {
+        format: {name for _, columns in columns_of(make_bodies(format, 10, seed=1)[0]) for name in columns}
+        for format in ("columnar", "rows", "line protocol")
+    }
+    assert names["columnar"] == names["rows"] == names["line protocol"]
+
+
+def test_each_body_has_a_measurement_of_its_own_if_that_is_asked_for() -> None:
+    bodies = make_bodies("columnar", 1, seed=1, measurements=100)
+    assert len({measurement for body in bodies for measurement, _ in columns_of(body)}) == 100
