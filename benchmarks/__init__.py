@@ -17,6 +17,7 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     histogram   latencies as an HdrHistogram
     results     what a run gives, as it is written to JSON, and what several runs say together
     report      tables
+    compare     two files of results, side by side
     machine     what the figures were measured on
 
 Nothing here is imported by arcpipe, and of arcpipe only the command line, the settings and the version are used.

@@ -23,14 +23,17 @@ import uvloop
 from rich.console import Console
 
 from benchmarks import machine, report
+from benchmarks.bodies import FORMATS
+from benchmarks.compare import NothingInCommon, compare, show_comparison
 from benchmarks.load import LoadFailed
-from benchmarks.results import CaseResult, LoadOptions, Report, Run, SuiteResult
+from benchmarks.results import CaseResult, LoadOptions, Report, Run, SuiteResult, UnusableResults, read
 from benchmarks.run import Status, run_case
 from benchmarks.server import ServerFailed
 from benchmarks.suites import SUITES, Case, Suite
 from benchmarks.target import PROTOCOLS, Target, TargetFailed, parse_target, probe, run_target
 
 _DEFAULT_DATA_DIR = Path("data")
+_STDOUT = Path("-")
 
 C = TypeVar("C", Case, Target)
 Work = Callable[["_Progress"], Coroutine[Any, Any, SuiteResult]]
@@ -62,7 +65,14 @@ def bench(
         Path | None,
         typer.Option(help="Where the server's files go, on the disk to be measured; removed again. Default: ./data"),
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything measured to FILE.")] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write everything measured to FILE, or what --compare found; - is stdout."),
+    ] = None,
+    compared: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A.json B.json", help="Measure nothing: compare two files of --json."),
+    ] = None,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,6 +107,8 @@ def bench(
       python -m benchmarks end-to-end --seconds 120 --rate 3000000
       python -m benchmarks --target http://127.0.0.1:8086 --protocol influx1 --format telegraf
     """
+    if compared:
+        sys.exit(_compare(*compared, json))
     if targets:
         if suites or cases or settings or workers:
             raise typer.BadParameter("suites, --case, --set and --workers are not for --target, which runs as it is")
@@ -151,7 +163,7 @@ def bench(
 
 
 def _main(work: Sequence[Work], facts: machine.Machine, json: Path | None) -> int:
-    out = Console(highlight=False)
+    out = _console(json)
     progress = _Progress()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     report.show_machine(out, facts)
@@ -170,10 +182,34 @@ def _main(work: Sequence[Work], facts: machine.Machine, json: Path | None) -> in
         return 1
     finally:
         if json is not None and results:
-            content = msgspec.json.encode(Report(started_at, _command(), facts, results, []))
-            json.write_bytes(msgspec.json.format(content, indent=1) + b"\n")
+            _write_json(json, Report(started_at, _command(), facts, results, []))
     complete = all(not run.missing_records for result in results for case in result.cases for run in case.runs)
     return 0 if complete else 1
+
+
+def _compare(path_a: Path, path_b: Path, json: Path | None) -> int:
+    try:
+        comparison = compare(path_a, read(path_a), path_b, read(path_b))
+    except (UnusableResults, NothingInCommon) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    show_comparison(_console(json), comparison)
+    if json is not None:
+        _write_json(json, comparison)
+    return 0
+
+
+def _console(json: Path | None) -> Console:
+    """Where tables go: stdout, unless JSON goes there."""
+    return Console(highlight=False, stderr=json == _STDOUT)
+
+
+def _write_json(path: Path, content: msgspec.Struct) -> None:
+    text = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
+    if path == _STDOUT:
+        sys.stdout.buffer.write(text)
+    else:
+        path.write_bytes(text)
 
 
 def _command() -> list[str]:
@@ -209,13 +245,15 @@ def _plan_targets(
         raise typer.BadParameter(str(error)) from None
     if len({target.name for target in targets}) < len(targets):
         raise typer.BadParameter("give each --target a name of its own: NAME=URL")
-    taken = [name for name in PROTOCOLS[protocols[0]].formats if all(name in PROTOCOLS[p].formats for p in protocols)]
-    if not taken:
-        raise typer.BadParameter(f"no format is taken by all of {', '.join(dict.fromkeys(protocols))}")
+    spoken = ", ".join(dict.fromkeys(protocols))
+    kinds = [name for name in PROTOCOLS[protocols[0]].kinds if all(name in PROTOCOLS[one].kinds for one in protocols)]
+    if not kinds:
+        raise typer.BadParameter(f"no format is taken by all of {spoken}")
+    taken = [name for name in FORMATS if name.partition(" + ")[0] in kinds]
     for name in formats:
         if name not in taken:
-            raise typer.BadParameter(f"--format {name}: {', '.join(dict.fromkeys(protocols))} takes {', '.join(taken)}")
-    return targets, formats or taken[:1]
+            raise typer.BadParameter(f"--format {name!r}: for {spoken} there are {', '.join(taken)}")
+    return targets, formats or kinds[:1]
 
 
 async def _measure(suite: Suite, load: LoadOptions, directory: Path, progress: _Progress) -> SuiteResult:

@@ -32,23 +32,23 @@ def show_machine(console: Console, machine: Machine) -> None:
     """What the figures were measured on."""
     cache = f", write cache: {machine.device_write_cache}" if machine.device_write_cache else ""
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-    _note(console, f"arcpipe {machine.arcpipe}; {machine.python}; {packages}")
-    _note(
+    note(console, f"arcpipe {machine.arcpipe}; {machine.python}; {packages}")
+    note(
         console,
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB; {machine.kernel}; "
         f"load average {machine.load_average:.1f} at the start",
     )
     if machine.file_system:
-        _note(console, f"data on {machine.file_system} ({machine.mount_options}) on {machine.device}{cache}")
+        note(console, f"data on {machine.file_system} ({machine.mount_options}) on {machine.device}{cache}")
 
 
 def show_suite(console: Console, suite: SuiteResult) -> None:
     """The tables of a suite: figures, resources, the backlog over time, and what is wrong with them."""
     load = suite.load
-    _heading(console, suite.title)
+    heading(console, suite.title)
     loop = f"open loop, {count(load.records_per_second)} records/s" if load.records_per_second else "closed loop"
     runs = len(suite.cases[0].runs)
-    _note(
+    note(
         console,
         f"{load.format}, {load.records_per_body} record{'s' if load.records_per_body > 1 else ''} per body, "
         f"{load.connections} connections, {loop}, "
@@ -63,11 +63,11 @@ def show_suite(console: Console, suite: SuiteResult) -> None:
             _backlog(console, case.runs[-1])
     if suite.is_of_targets:
         _table(console, suite.cases, _target_resources())
-        _note(console, _UNVERIFIED)
+        note(console, _UNVERIFIED)
     else:
         _table(console, suite.cases, _resources())
     if any(case.power_cut for case in suite.cases):
-        _note(console, "A power cut: as far as the disk keeps the promise of its flush command.")
+        note(console, "A power cut: as far as the disk keeps the promise of its flush command.")
     _problems(console, suite)
 
 
@@ -128,7 +128,7 @@ def _resources() -> list[_Column]:
         return cell
 
     def worker_time(case: CaseResult) -> str:
-        return f"{case.median(_worker_seconds_per_request) * 1e6:.1f} µs"
+        return f"{case.median(lambda run: run.cpu_seconds_per_request or 0.0) * 1e6:.1f} µs"
 
     return [
         _Column("case", lambda case: case.name, is_text=True),
@@ -154,7 +154,7 @@ def _target_resources() -> list[_Column]:
         return sum(one.cores for one in run.processes)
 
     def microseconds_per_request(run: Run) -> float:
-        return cores(run) / run.requests_per_second * 1e6
+        return (run.cpu_seconds_per_request or 0.0) * 1e6
 
     def rss_bytes(run: Run) -> float:
         return sum(one.peak_rss_bytes for one in run.processes)
@@ -175,11 +175,6 @@ def _target_resources() -> list[_Column]:
     ]
 
 
-def _worker_seconds_per_request(run: Run) -> float:
-    """CPU seconds: says more than a rate where other programs take their share of the cores."""
-    return sum(one.cores for one in run.processes if one.name.startswith("ingest")) / run.requests_per_second
-
-
 def _backlog(console: Console, run: Run) -> None:
     """How far records had come over time, in a few lines."""
     last = len(run.samples) - 1
@@ -195,7 +190,7 @@ def _backlog(console: Console, run: Run) -> None:
         for sample in (run.samples[index] for index in chosen)
     ]
     titles = (f"time ({run.case})", "acknowledged", "in Parquet", "backlog, records", "completed segments, MB")
-    _draw(console, titles, [False] * len(titles), rows)
+    draw(console, titles, [False] * len(titles), rows)
 
 
 def _problems(console: Console, suite: SuiteResult) -> None:
@@ -222,16 +217,23 @@ def _problems(console: Console, suite: SuiteResult) -> None:
 
 def _table(console: Console, cases: Sequence[CaseResult], columns: Sequence[_Column]) -> None:
     rows = [tuple(column.cell(case) for column in columns) for case in cases]
-    _draw(console, [column.title for column in columns], [column.is_text for column in columns], rows)
+    draw(console, [column.title for column in columns], [column.is_text for column in columns], rows)
 
 
-def _draw(console: Console, titles: Sequence[str], is_text: Sequence[bool], rows: Sequence[Sequence[str]]) -> None:
+def draw(
+    console: Console,
+    titles: Sequence[str],
+    is_text: Sequence[bool],
+    rows: Sequence[Sequence[str]],
+    styles: Sequence[str] = (),
+) -> None:
+    """A table. Text is aligned to the left, all else to the right; `styles` are the rows'."""
     if console.is_terminal:
         table = Table()
         for title, text in zip(titles, is_text, strict=True):
             table.add_column(Text(title), justify="left" if text else "right")
-        for row in rows:
-            table.add_row(*map(Text, row))
+        for index, row in enumerate(rows):
+            table.add_row(*map(Text, row), style=styles[index] if styles else None)
         console.print(table)
         return
     widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
@@ -244,12 +246,14 @@ def _draw(console: Console, titles: Sequence[str], is_text: Sequence[bool], rows
     console.print()
 
 
-def _heading(console: Console, title: str) -> None:
+def heading(console: Console, title: str) -> None:
+    """Begins a part."""
     console.print()
     console.print(Text(title, "bold"), soft_wrap=True)
 
 
-def _note(console: Console, text: str) -> None:
+def note(console: Console, text: str) -> None:
+    """A line beside a table."""
     console.print(Text(text, "dim"), soft_wrap=True)
 
 

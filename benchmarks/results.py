@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from benchmarks.machine import Machine
+
+# Of the shape of the JSON file.
+VERSION: Final = 2
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -115,6 +120,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     samples: list[Sample]
     log: LogUse | None = None  # None: the server did not tell
     device: DeviceLimit | None = None  # only where every group is synced
+
+    @property
+    def cpu_seconds_per_request(self) -> float | None:
+        """Says more than a rate where other programs take their share of the cores.
+
+        Of the ingest workers; of all of its processes for a server that is not the harness's own, and None where they
+        cannot be seen.
+        """
+        counted = [one for one in self.processes if self.parquet_records is None or one.name.startswith("ingest")]
+        return sum(one.cores for one in counted) / self.requests_per_second if counted else None
 
     @property
     def share_of_device(self) -> float | None:
@@ -220,6 +235,10 @@ class RecoveryCase(msgspec.Struct, frozen=True):
         return statistics.median(map(value, self.runs))
 
 
+class _Version(msgspec.Struct, frozen=True):
+    version: int
+
+
 class Report(msgspec.Struct, frozen=True):
     """The JSON file."""
 
@@ -228,7 +247,33 @@ class Report(msgspec.Struct, frozen=True):
     machine: Machine
     suites: list[SuiteResult]
     recovery: list[RecoveryCase]
-    version: int = 2  # of this shape
+    version: int = VERSION
+
+
+class UnusableResults(Exception):
+    """A file that is not one of results; the text says what to do."""
+
+
+def read(path: Path) -> Report:
+    """The results in a file.
+
+    Raises:
+        UnusableResults: there are none.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnusableResults(f"{path}: {error.strerror}: name a file that --json wrote") from None
+    try:
+        version = msgspec.json.decode(content, type=_Version).version
+        if version != VERSION:
+            raise UnusableResults(
+                f"{path} has results of version {version}, and this is version {VERSION}: "
+                "measure again, or use the arcpipe that wrote it"
+            )
+        return msgspec.json.decode(content, type=Report)
+    except msgspec.DecodeError as error:
+        raise UnusableResults(f"{path} is not a file that --json wrote: {error}") from None
 
 
 def slope(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:

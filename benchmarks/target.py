@@ -43,7 +43,7 @@ class Protocol(NamedTuple):
     """How a kind of server is written to."""
 
     path: str  # with places for database and organisation
-    formats: tuple[str, ...]  # of the harness's bodies; the first is the usual one
+    kinds: tuple[str, ...]  # of the harness's bodies; the first is the usual one
     scheme: str  # of Authorization
     version: str  # what X-Influxdb-Version begins with
     container: str  # what has to be there before it can be written to
@@ -56,7 +56,7 @@ PROTOCOLS: Final = {
     "influx1": Protocol("/write?db={database}", _LINES, "Basic", "1.", "database"),
     "influx2": Protocol("/api/v2/write?org={org}&bucket={database}&precision=ns", _LINES, "Token", "2.", "bucket"),
     "influx3": Protocol("/api/v3/write_lp?db={database}&precision=nanosecond", _LINES, "Bearer", "3.", "database"),
-    "arc": Protocol("/api/v1/write/msgpack", ("columnar",), "Bearer", "-", "database", "/write/v2/msgpack"),
+    "arc": Protocol("/api/v1/write/msgpack", ("columnar", "rows"), "Bearer", "-", "database", "/write/v2/msgpack"),
 }
 
 
@@ -145,12 +145,15 @@ def probe(target: Target, format: str, records: int) -> tuple[Target, str]:
                 f"{target.url} does not create the database {target.database!r}: {error}. Create it there, or name one "
                 "that exists with --database"
             )
-    (body,) = make_bodies(format, records, 1, seed=1)
+    body = make_bodies(format, records, seed=1)[0]
     content = body.at(time.time_ns() // 1000)
-    answer = _exchange(target, "POST", target.path, content, {"Content-Type": body.content_type})
+    headers = {"Content-Type": body.content_type}
+    if body.content_encoding:
+        headers["Content-Encoding"] = body.content_encoding
+    answer = _exchange(target, "POST", target.path, content, headers)
     if answer.status in _NO_SUCH_PATH and PROTOCOLS[target.protocol].older_path:
         older = target._replace(is_old=True)
-        answer_to_older = _exchange(older, "POST", older.path, content, {"Content-Type": body.content_type})
+        answer_to_older = _exchange(older, "POST", older.path, content, headers)
         if answer_to_older.status not in _NO_SUCH_PATH:
             target, answer = older, answer_to_older
     _check(target, f"POST {target.path.partition('?')[0]}", answer, version)
