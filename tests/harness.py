@@ -47,12 +47,14 @@ _PR_SET_PDEATHSIG = 1
 def wait_until(condition: Callable[[], T], what: str = "the condition", seconds: float = WAIT_SECONDS) -> T:
     """Asks until the answer is true, and returns it. AssertionError with `what` when the time is over."""
     deadline = time.monotonic() + seconds
+    pause = 0.0005
     while True:
         value = condition()
         if value:
             return value
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}; last seen: {value!r}"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(pause * 2, 0.02)
 
 
 def environment(**settings: object) -> dict[str, str]:

@@ -141,11 +141,3 @@ class HeldDisk(FaultyDisk):
             self.held.set()
             assert self.go_on.wait(60)
         super().fdatasync(fd)
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    """Asks until the answer is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
-        time.sleep(0.0005)

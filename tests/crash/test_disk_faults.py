@@ -28,7 +28,6 @@ from tests.crash.scenario import PREFIX, make_body, number_of
 from tests.crash.small_disks import MEGABYTE, SmallDisk, small_disk
 from tests.harness import COMMAND, Server, environment, lake_rows, pack, wait_until
 from tests.wal_doubles import FaultyDisk
-from tests.wal_doubles import wait_until as soon
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -96,7 +95,7 @@ def work(traffic: Traffic) -> None:
         if step % 3 == 2:
             traffic.writer.tick()
         if step % 2:
-            soon(lambda: not traffic.writer._pipeline._ready.empty(), "the next segment is made")
+            wait_until(lambda: not traffic.writer._pipeline._ready.empty(), "the next segment is made")
             try:
                 traffic.ship()
             except OSError:
@@ -163,7 +162,7 @@ def test_every_operation_may_fail(
             disk.fault_after = fault
         work(traffic)
         disk.fault = disk.fault_after = lambda operation, where: None
-        soon(traffic.commit, f"it goes on after operation {failing} failed")
+        wait_until(traffic.commit, f"it goes on after operation {failing} failed")
         traffic.finish()
         traffic.check()
         assert set(traffic.errors) <= {error}
@@ -187,7 +186,7 @@ def test_every_write_may_stop_halfway(fast: Path, error: int) -> None:
         except OSError:  # the very first segment: then there is no writer
             continue
         work(traffic)
-        soon(traffic.commit, f"it goes on after write {at} stopped halfway")
+        wait_until(traffic.commit, f"it goes on after write {at} stopped halfway")
         traffic.finish()
         traffic.check()
         refusals += len(traffic.refused)
@@ -236,7 +235,7 @@ def test_a_full_disk_is_no_space_and_nothing_else(tmp_path: Path, kind: str, rec
         traffic.ship()
         assert os.listdir(disk.path / "wal" / "free") == [] or recycle
         disk.free()
-        soon(traffic.commit, "it goes on by itself")
+        wait_until(traffic.commit, "it goes on by itself")
         for _ in range(20):
             assert traffic.commit(size=10_000)
         traffic.finish()
@@ -255,7 +254,7 @@ def test_a_disk_that_is_read_only_for_a_while(tmp_path: Path, kind: str) -> None
             traffic.writer.tick()
         assert set(traffic.errors) == {errno.EROFS}
         disk.make_writable()
-        soon(traffic.commit, "it goes on by itself")
+        wait_until(traffic.commit, "it goes on by itself")
         traffic.finish()
         traffic.check()
 
@@ -272,7 +271,7 @@ def test_a_file_system_that_gave_up_and_is_mounted_again(tmp_path: Path) -> None
             traffic.writer.tick()
         assert not set(traffic.errors) & set(NO_SPACE)
         disk.mount_again()
-        soon(traffic.commit, "it goes on by itself")
+        wait_until(traffic.commit, "it goes on by itself")
         for _ in range(5):
             assert traffic.commit(size=10_000)
         traffic.finish()

@@ -26,12 +26,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.stop()
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with server.client() as client:
-        yield client
-
-
 def padded(size: int) -> bytes:
     """A good body of exactly so many bytes that compresses well."""
     body = pack({"m": "padded", "columns": {"pad": [b"x" * 70_000]}})[:-70_005]

@@ -31,12 +31,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.stop()
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with server.client() as client:
-        yield client
-
-
 def post(*lines: bytes, body: bytes = b"") -> bytes:
     """A write with these header lines behind Host, each with its line end."""
     return b"POST /write/v2/msgpack HTTP/1.1\r\nHost: x\r\n" + b"".join(lines) + b"\r\n" + body

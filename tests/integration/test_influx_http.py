@@ -42,12 +42,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture
 def database() -> str:
     """A name that nobody had before."""
     return f"db{next(_numbers)}"

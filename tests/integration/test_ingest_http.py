@@ -28,12 +28,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.stop()
 
 
-@pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with server.client() as client:
-        yield client
-
-
 def write_request(headers: Mapping[str, str] | None = None, body: bytes = BODY, path: str = V2) -> bytes:
     return request_bytes("POST", path, body, headers)
 

@@ -31,7 +31,7 @@ from arcpipe.counters import REFUSAL_CODES, RETRY_KINDS, Counters, Uploader
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.reader import SegmentScan
-from tests.wal_doubles import wait_until
+from tests.harness import wait_until
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "arcpipe"

@@ -18,7 +18,8 @@ from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.writer import GroupCommit, SyncMode, WALOptions, WALWriter
-from tests.wal_doubles import HeldDisk, wait_until
+from tests.harness import wait_until
+from tests.wal_doubles import HeldDisk
 
 PREFIX = envelope_prefix(1, "db")
 Answer = tuple[list[int], int | None]

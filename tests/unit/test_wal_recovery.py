@@ -24,18 +24,6 @@ from tests.wal_files import DAY, HEADER, columnar, entry, segment, start, writte
 HOUR = 3_600_000_000
 
 
-@pytest.fixture
-def disk() -> FaultyDisk:
-    return FaultyDisk()
-
-
-@pytest.fixture
-def directory(tmp_path: Path, disk: FaultyDisk) -> WALDirectory:
-    made = WALDirectory(tmp_path / "wal", disk)
-    made.make()
-    return made
-
-
 def name(slot: int = 1, seq: int = 1) -> str:
     return f"worker-{slot}-20251010_000000-{seq:06d}.wal"
 

@@ -19,23 +19,11 @@ from arcpipe.wal.format import pack_entry
 from arcpipe.wal.pool import FreePool, Pipeline
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.segment import Segment
-from tests.wal_doubles import Clock, FaultyDisk, wait_until
+from tests.harness import wait_until
+from tests.wal_doubles import Clock, FaultyDisk
 
 PREFIX = prefix_of(1, "db")
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture
-def disk() -> FaultyDisk:
-    return FaultyDisk()
-
-
-@pytest.fixture
-def directory(tmp_path: Path, disk: FaultyDisk) -> WALDirectory:
-    made = WALDirectory(tmp_path / "wal", disk)
-    made.make()
-    disk.calls.clear()
-    return made
 
 
 @pytest.fixture

@@ -21,21 +21,10 @@ from arcpipe.wal.format import END_ENTRY_BYTES, ENTRY_HEADER, crc32, envelope_pr
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.writer import Group, SyncMode, WALOptions
-from tests.wal_doubles import Clock, FaultyDisk, wait_until
+from tests.harness import wait_until
+from tests.wal_doubles import Clock, FaultyDisk
 
 PREFIX = envelope_prefix(1, "db")
-
-
-@pytest.fixture
-def disk() -> FaultyDisk:
-    return FaultyDisk()
-
-
-@pytest.fixture
-def directory(tmp_path: Path, disk: FaultyDisk) -> WALDirectory:
-    made = WALDirectory(tmp_path / "wal", disk)
-    made.make()
-    return made
 
 
 @pytest.fixture

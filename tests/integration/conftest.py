@@ -1,0 +1,16 @@
+"""What tests of the running server share. Each module that uses it has a `server` of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import Client, Server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A new connection to the module's server."""
+    with server.client() as client:
+        yield client
