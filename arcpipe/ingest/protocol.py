@@ -20,6 +20,7 @@ import httptools
 from arcpipe.codec.content_encoding import ACCEPTED, Coding, Decoder, coding_of
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
+from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
 from arcpipe.ingest.limits import ANSWERS_UNREAD, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES
 
 if TYPE_CHECKING:
@@ -66,12 +67,19 @@ class Exchange:
         *("received", "response", "success"),
     )
 
-    def __init__(self, connection: Connection, headers: dict[bytes, bytes]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        headers: dict[bytes, bytes],
+        method: bytes = b"",
+        path: bytes = b"",
+        query: bytes = b"",
+    ) -> None:
         self.connection = connection
         self.headers = headers
-        self.method = b""
-        self.path = b""
-        self.query = b""
+        self.method = method
+        self.path = path
+        self.query = query
         self.body = b""
         self.databases: frozenset[str] | None = None  # that the sender's token is for; None is all
         self.success = b""  # for handlers that answer later: what to answer if all goes well
@@ -126,6 +134,7 @@ class Connection(asyncio.Protocol):
         "_context",
         "_deferred",
         "_exchange",
+        "_fresh",
         "_go_ahead_due",
         "_handler",
         "_handling_deferred",
@@ -133,6 +142,7 @@ class Connection(asyncio.Protocol):
         "_headers_repeated",
         "_headers_repeated_bytes",
         "_held",
+        "_is_between",
         "_latest_since",
         "_parser",
         "_paused",
@@ -157,6 +167,8 @@ class Connection(asyncio.Protocol):
         self._headers_repeated = 0  # lines whose name was there before
         self._headers_repeated_bytes = 0  # what they, and trailers, have beyond what is in `_headers`
         self._read_bytes = 0  # by the present read
+        self._is_between = True  # two requests, or before the first: the parser waits for a request line
+        self._fresh: bytes | None = None  # the present read, if it began between requests, until its first head is read
         self._unread_head = -1  # bytes of a head that is not complete, in the reads after the one that it began with
         self._url = b""
         self._body: bytes | bytearray = b""  # what has arrived of it
@@ -194,35 +206,14 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self.state == LINGER:
-            return
-        self._read_bytes = len(data)
-        try:
-            offer = None
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as found:
-                offer = found
-            if offer is not None:  # not within the handler above: it would become the context of what is raised
-                self._decline_upgrades(data, offer)
-        except httptools.HttpParserCallbackError as error:
-            # A refusal from within a callback; anything else is a bug and ends this connection only.
-            cause = error.__context__
-            if not isinstance(cause, _Refused):
-                raise
-            self._refuse_connection(cause.response)
-        except httptools.HttpParserError as error:
-            reason = str(error) or type(error).__name__
-            self._refuse_connection(_malformed(reason))
-        else:
-            if self.state == BODY:
-                self._hold_body()
-            elif self.state == HEADER:
-                self._count_unread_head(len(data))
-            context = self._context
-            if context.commit.pending_bytes > context.limits.max_pending:
-                context.inflight.check()
-                context.inflight.admit(self)
+        if self._is_between:
+            data = self._take_known(data)
+        if data:
+            self._parse(data)
+        context = self._context
+        if context.commit.pending_bytes > context.limits.max_pending:
+            context.inflight.check()
+            context.inflight.admit(self)
 
     def eof_received(self) -> bool:
         """Half-closed clients still get the answers that they wait for."""
@@ -260,11 +251,81 @@ class Connection(asyncio.Protocol):
         self.resume_reading(ANSWERS_UNREAD)
         self._handle_deferred()
 
+    # Requests, whole ones with a head that is known by themselves and all others by the parser
+
+    def _take_known(self, data: bytes) -> bytes:
+        """Handles the requests that a read begins with as long as they are whole and their heads known; the rest."""
+        context = self._context
+        if context.draining:  # answers end connections, which is for the parser
+            return data
+        known = context.heads.known
+        auth = context.auth
+        start, size = 0, len(data)
+        while start < size and self.state != LINGER:
+            limit = start + MAX_HEAD_BYTES
+            digits = data.find(LENGTH, start, limit)
+            if digits < 0:
+                digits = data.find(LENGTH_LOWER, start, limit)
+                if digits < 0:
+                    break
+            digits += LENGTH_BYTES
+            stop = data.find(b"\r", digits, digits + MAX_DIGITS + 1)
+            if stop < 0:
+                break
+            end = data.find(b"\r\n\r\n", stop, limit) + 4
+            head = known.get(data[start:digits] + data[stop:end])
+            length = data[digits:stop]
+            if head is None or not length.isdigit():
+                break
+            after = end + int(length)
+            if after > size or after - end > context.limits.max_body:
+                break
+            exchange = Exchange(self, head.headers, head.method, head.path, head.query)
+            exchange.answered = head.answered
+            exchange.body = data[end:after]
+            self.exchanges.append(exchange)
+            self.state = ANSWER
+            self.since = context.now
+            refusal = auth.refusal(exchange, head.scope) if auth is not None and head.scope else None
+            self._complete(exchange, head.handler, head.coding, refusal)
+            start = after
+        return data[start:] if start else data
+
+    def _parse(self, data: bytes) -> None:
+        if self.state == LINGER:
+            return
+        self._fresh = data if self._is_between else None
+        self._read_bytes = len(data)
+        try:
+            offer = None
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as found:
+                offer = found
+            if offer is not None:  # not within the handler above: it would become the context of what is raised
+                self._decline_upgrades(data, offer)
+        except httptools.HttpParserCallbackError as error:
+            # A refusal from within a callback; anything else is a bug and ends this connection only.
+            cause = error.__context__
+            if not isinstance(cause, _Refused):
+                raise
+            self._refuse_connection(cause.response)
+        except httptools.HttpParserError as error:
+            reason = str(error) or type(error).__name__
+            self._refuse_connection(_malformed(reason))
+        else:
+            if self.state == BODY:
+                self._hold_body()
+            elif self.state == HEADER:
+                self._count_unread_head(len(data))
+        self._fresh = None
+
     # What the parser calls
 
     def on_message_begin(self) -> None:
         if self.state == LINGER:  # the last answer has left while the bytes behind its request were being parsed
             raise _Refused(b"")
+        self._is_between = False
         self.state = HEADER
         self.since = self._context.now
         self._url = b""
@@ -331,18 +392,17 @@ class Connection(asyncio.Protocol):
             is_http_1_0 or headers[b"transfer-encoding"].rstrip(b" \t").lower() != b"chunked"
         ):
             raise _Refused(_malformed("the only Transfer-Encoding is chunked, once, and in HTTP/1.1"))
-        exchange = Exchange(self, headers)
-        exchange.method = method
-        exchange.path, _, exchange.query = self._url.partition(b"?")
-        if not exchange.path.startswith(b"/"):
-            exchange.path = _path_of_url(exchange.path)
+        path, _, query = self._url.partition(b"?")
+        if not path.startswith(b"/"):
+            path = _path_of_url(path)
+        exchange = Exchange(self, headers, method, path, query)
         exchange.closes = closes or context.draining
         self._exchange = exchange
         self.exchanges.append(exchange)
         self.state = BODY
         self.since = context.now
         self._body_size = self._body_seen = 0
-        route = context.routes.get(exchange.path)
+        route = context.routes.get(path)
         if route is None:
             self._refusal = responses.NOT_FOUND
         else:
@@ -369,8 +429,16 @@ class Connection(asyncio.Protocol):
                 raise _Refused(self._refusal)
             self._go_ahead_due = True
             self._give_go_ahead()
-        if self._refusal is not None and (length is None or int(length) > _DISCARD_BYTES) and self._has_body():
-            raise _Refused(self._refusal)
+        if self._refusal is not None:
+            if (length is None or int(length) > _DISCARD_BYTES) and self._has_body():
+                raise _Refused(self._refusal)
+        elif self._fresh is not None and not closes and parser.get_http_version() == "1.1":
+            assert self._handler is not None
+            context.heads.learn(
+                self._fresh,
+                Head(method, path, query, headers, self._handler, scope, self._coding, exchange.answered),
+            )
+        self._fresh = None
 
     def on_body(self, body: bytes) -> None:
         self._go_ahead_due = False
@@ -399,6 +467,14 @@ class Connection(asyncio.Protocol):
             self._body = b""
         if self._held:
             self._drop_body()
+        self._is_between = not exchange.closes
+        self._complete(exchange, self._handler, self._coding, self._refusal)
+
+    # Complete requests
+
+    def _complete(
+        self, exchange: Exchange, handler: Handler | None, coding: Coding | None, refusal: bytes | None
+    ) -> None:
         context = self._context
         context.requests += 1
         exchange.received = perf_counter()
@@ -406,12 +482,12 @@ class Connection(asyncio.Protocol):
             if len(self.exchanges) > context.limits.max_pipelined:
                 self.pause_reading(PIPELINE_FULL)
             # One read may bring thousands more. Large bodies are not left lying about: they count as bytes in flight.
-            if len(body) <= SMALL_BODY_BYTES:
+            if len(exchange.body) <= SMALL_BODY_BYTES:
                 if self._deferred is None:
                     self._deferred = deque()
-                self._deferred.append((exchange, self._handler, self._coding, self._refusal))
+                self._deferred.append((exchange, handler, coding, refusal))
                 return
-        self._handle(exchange, self._handler, self._coding, self._refusal)
+        self._handle(exchange, handler, coding, refusal)
 
     def _handle(
         self, exchange: Exchange, handler: Handler | None, coding: Coding | None, refusal: bytes | None

@@ -38,6 +38,7 @@ from arcpipe.errors import ArcpipeError
 from arcpipe.ingest import responses
 from arcpipe.ingest.auth import Auth
 from arcpipe.ingest.background import Background
+from arcpipe.ingest.heads import Heads
 from arcpipe.ingest.influx import InfluxEndpoints
 from arcpipe.ingest.limits import Admission, BytesInFlight, Limits
 from arcpipe.ingest.ops import OpsEndpoints
@@ -87,6 +88,7 @@ class IngestContext:
             self.bytes_moved,
         )
         self.hosts: set[bytes] = set()  # values of Host headers that were found good
+        self.heads = Heads()
         self.refused = dict.fromkeys(REFUSAL_CODES, 0)
         self.now = time.monotonic()  # as of the last tick: fine enough for timeouts of seconds
         self.next_bug_line = 0.0

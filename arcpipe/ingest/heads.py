@@ -1,0 +1,96 @@
+"""Request heads that the parser has accepted before: clients send the same one with each request.
+
+A head that is byte for byte the same, but for the digits of its Content-Length, means the same again: the parser need
+not read it. What is judged anew with each request (the length, the token, the database) is not kept here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from arcpipe.codec.content_encoding import Coding
+    from arcpipe.ingest.router import Handler
+
+# Longer heads are left to the parser.
+MAX_HEAD_BYTES: Final = 2048
+# A worker remembers so many heads, and of so many others that it has seen them once.
+_HEADS_KEPT: Final = 512
+_SEEN_KEPT: Final = 4096
+
+# In front of the digits, in the two spellings that clients use.
+LENGTH: Final = b"\r\nContent-Length: "
+LENGTH_LOWER: Final = b"\r\ncontent-length: "
+LENGTH_BYTES: Final = len(LENGTH)
+# Digits of a length; more are left to the parser.
+MAX_DIGITS: Final = 12
+
+# Fields that make the parser do more than read a head and so many bytes, or a connection end.
+_UNUSUAL: Final = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"connection", b"proxy-connection"))
+
+
+class Head(NamedTuple):
+    """What a head means: all that does not change from request to request."""
+
+    method: bytes
+    path: bytes
+    query: bytes
+    headers: dict[bytes, bytes]  # with the Content-Length of the request that it was learned from
+    handler: Handler
+    scope: str
+    coding: Coding | None
+    answered: defaultdict[bytes, int]
+
+
+class Heads:
+    """Heads by their bytes without the digits of the length.
+
+    A dictionary hashes them with a key of this process alone: the time that a lookup takes says nothing of a token in
+    them.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Head] = {}
+        self._seen: set[int] = set()
+
+    def learn(self, data: bytes, head: Head) -> None:
+        """Takes note of a head of HTTP/1.1 that was accepted and does not end its connection.
+
+        It is remembered when it comes the second time, so that heads that are all different drive out no others.
+
+        Args:
+            data: what the head stands at the beginning of.
+        """
+        end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
+        at = data.find(LENGTH, 0, end)
+        if at < 0:
+            at = data.find(LENGTH_LOWER, 0, end)
+        if end < 0 or at < 0 or not _UNUSUAL.isdisjoint(head.headers):
+            return
+        at += LENGTH_BYTES
+        stop = data.find(b"\r", at, end + 1)
+        key = data[:at] + data[stop : end + 4]
+        if hash(key) not in self._seen:
+            if len(self._seen) >= _SEEN_KEPT:
+                self._seen.clear()
+            self._seen.add(hash(key))
+        elif _lines_of(data[:end]) == head.headers:
+            if len(self.known) >= _HEADS_KEPT:
+                self.known.clear()
+            self.known[key] = head
+
+
+def _lines_of(text: bytes) -> dict[bytes, bytes] | None:
+    """The fields of a head that is written as nearly all are; None if it is not.
+
+    What the parser has told must be all that is there: it leaves out blanks, and what it leaves out is not looked for.
+    """
+    fields = {}
+    lines = text.split(b"\r\n")
+    for line in lines[1:]:
+        name, _, value = line.partition(b":")
+        fields[name.lower()] = value.strip(b" \t")
+    if len(fields) != len(lines) - 1 or b"\r" in b"".join(lines) or b"\n" in b"".join(lines):
+        return None
+    return fields
