@@ -31,7 +31,7 @@ _LIBC = ctypes.CDLL(None)
 _BOOT_SECONDS = 90.0
 
 
-def skip_reason() -> str:
+def what_is_missing() -> str:
     """Why no machine can be booted here; empty if one can."""
     if os.geteuid() != 0:
         return "booting a machine needs root"
