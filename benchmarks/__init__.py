@@ -6,6 +6,9 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     __main__    the command line
     suites      what is measured: cases, their settings and their load
     run         one run: server, load, samples over time, drain, verification
+    recovery    a start on the log that a crash left
+    logs        such logs, and backlogs
+    device      the disk alone: a bare loop of writes and syncs
     target      a server that already runs
     server      the server as a child process, and what it uses of the machine
     load        the load generator, a process of its own
@@ -18,7 +21,9 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     results     what a run gives, as it is written to JSON, and what several runs say together
     report      tables
     compare     two files of results, side by side
+    progress    what goes on, and how long it will take
     machine     what the figures were measured on
 
-Nothing here is imported by arcpipe, and of arcpipe only the command line, the settings and the version are used.
+Nothing here is imported by arcpipe. What is measured is used by its command line, its settings and HTTP alone; its code
+makes the logs that a start finds.
 """

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import typer
@@ -26,37 +26,90 @@ from benchmarks import machine, report
 from benchmarks.bodies import FORMATS
 from benchmarks.compare import NothingInCommon, compare, show_comparison
 from benchmarks.load import LoadFailed
-from benchmarks.results import CaseResult, LoadOptions, Report, Run, SuiteResult, UnusableResults, read
-from benchmarks.run import Status, run_case
+from benchmarks.progress import Progress, Status
+from benchmarks.recovery import run_recovery
+from benchmarks.results import (
+    CaseResult,
+    LoadOptions,
+    RecoveryCase,
+    RecoveryRun,
+    Report,
+    Run,
+    SuiteResult,
+    UnusableResults,
+    read,
+)
+from benchmarks.run import run_case
 from benchmarks.server import ServerFailed
-from benchmarks.suites import SUITES, Case, Suite
+from benchmarks.suites import RECOVERY, SUITES, Case, RecoverySuite, Suite
 from benchmarks.target import PROTOCOLS, Target, TargetFailed, parse_target, probe, run_target
 
 _DEFAULT_DATA_DIR = Path("data")
 _STDOUT = Path("-")
 
 C = TypeVar("C", Case, Target)
-Work = Callable[["_Progress"], Coroutine[Any, Any, SuiteResult]]
+Result = SuiteResult | list[RecoveryCase]
+
+
+class Work(NamedTuple):
+    """A suite to be run."""
+
+    measure: Callable[[Progress], Coroutine[Any, Any, Result]]
+    load_seconds: list[float]  # of each run
+
+
+# `--quick`
+_QUICK_SECONDS = {"end-to-end": 10.0}
+_QUICK_OTHER_SECONDS = 1.0
+_QUICK_WARMUP_SECONDS = 0.5
+_QUICK_GB = 0.1  # part of the sizes of logs
+_DEFAULT_BACKLOG_GB = 10.0
+_DEFAULT_LOG_GB = 2.0
+# For the check that a run finds room on the disk: what a closed loop may reach, what a record takes in Parquet and in
+# the log that is not yet shipped, and what nobody may fill (`wal.min_free_mb` and some more).
+_MOST_RECORDS_PER_SECOND = 15e6
+_BYTES_PER_RECORD = 60
+_SPARE_BYTES = 1 << 30
+_NAMES = (*SUITES, RECOVERY.name)
 
 
 def bench(
     suites: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SUITE]...", help=f"{', '.join(SUITES)}; all of them if none is named."),
+        typer.Argument(metavar="[SUITE]...", help=f"{', '.join(_NAMES)}; all of them if none is named."),
     ] = None,
     cases: Annotated[
         list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case of the suites; may be repeated.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.5, help="Measured time of a run.")] = None,
-    warmup: Annotated[float, typer.Option(min=0, help="Seconds of load before the measured time.")] = 1.0,
+    warmup: Annotated[
+        float | None, typer.Option(min=0, help="Seconds of load before the measured time. Default: 1")
+    ] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="Runs of each case; cases alternate.")] = None,
-    connections: Annotated[int | None, typer.Option(min=1, help="Keep-alive connections.")] = None,
-    records: Annotated[int | None, typer.Option(min=1, help="Records per body.")] = None,
+    connections: Annotated[
+        int | None, typer.Option(min=1, help="Keep-alive connections of cases that do not say it themselves.")
+    ] = None,
+    records: Annotated[
+        int | None, typer.Option(min=1, help="Records per body of cases that do not say it themselves.")
+    ] = None,
     rate: Annotated[
-        float, typer.Option(min=0, help="Open loop at so many records per second; 0 is a closed loop.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Open loop at so many records per second; 0 is a closed loop. Default: a closed loop, but for "
+            f"end-to-end ({SUITES['end-to-end'].records_per_second:.0f}) and latency (half of a closed loop's).",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Ingest workers of the server; 0 is one per core.")] = 0,
     load_processes: Annotated[int, typer.Option(min=1, help="Processes that make the load.")] = 1,
+    backlog_gb: Annotated[
+        float | None, typer.Option(min=0.01, help=f"Backlog of the suite flat. Default: {_DEFAULT_BACKLOG_GB:g}")
+    ] = None,
+    log_gb: Annotated[
+        float | None, typer.Option(min=0.01, help=f"Log of the suite recovery. Default: {_DEFAULT_LOG_GB:g}")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Everything once and briefly: a look, no figures.")] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="Show suites and cases, and measure nothing.")] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting for every case, such as wal.max_size_mb=200."),
@@ -103,12 +156,18 @@ def bench(
 
     \b
     Examples:
+      python -m benchmarks --quick
       python -m benchmarks sync-modes --seconds 10 --runs 5 --json results.json
       python -m benchmarks end-to-end --seconds 120 --rate 3000000
       python -m benchmarks --target http://127.0.0.1:8086 --protocol influx1 --format telegraf
     """
     if compared:
         sys.exit(_compare(*compared, json))
+    if show_list:
+        report.show_list(Console(highlight=False), [*SUITES.values(), RECOVERY])
+        return
+    if warmup is None:
+        warmup = _QUICK_WARMUP_SECONDS if quick else 1.0
     if targets:
         if suites or cases or settings or workers:
             raise typer.BadParameter("suites, --case, --set and --workers are not for --target, which runs as it is")
@@ -119,61 +178,92 @@ def bench(
             connections=connections or 32,
             warmup_seconds=warmup,
             seconds=seconds or 5,
-            records_per_second=rate,
+            records_per_second=rate or 0.0,
             load_processes=min(load_processes, connections or 32),
         )
         work: list[Work] = [
-            partial(_measure_targets, chosen_targets, msgspec.structs.replace(load, format=name), runs or 3)
+            Work(
+                partial(_measure_targets, chosen_targets, msgspec.structs.replace(load, format=name), runs or 3),
+                [load.warmup_seconds + load.seconds] * len(chosen_targets) * (runs or 3),
+            )
             for name in chosen_formats
         ]
         sys.exit(_main(work, machine.describe(None), json))
     if protocols or formats:
         raise typer.BadParameter("--protocol and --format go with --target")
-    unknown = [name for name in suites or () if name not in SUITES]
+    unknown = [name for name in suites or () if name not in _NAMES]
     if unknown:
-        raise typer.BadParameter(f"there is no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+        raise typer.BadParameter(f"there is no suite {unknown[0]!r}; there are {', '.join(_NAMES)}")
     extra = dict(_key_and_value(setting) for setting in settings or ())
-    if workers:
-        extra["server.workers"] = str(workers)
+    default_settings = {"server.workers": str(workers)} if workers else {}
+    part = _QUICK_GB if quick else 1.0
+    backlog_bytes = int((backlog_gb or _DEFAULT_BACKLOG_GB * part) * 1e9)
+    log_bytes = int((log_gb or _DEFAULT_LOG_GB * part) * 1e9)
 
-    def plan(suite: Suite) -> tuple[Suite, LoadOptions]:
+    def plan(suite: Suite, directory: Path) -> Work | None:
         load = LoadOptions(
             format=suite.format,
             records_per_body=records or suite.records_per_body,
             connections=connections or suite.connections,
             warmup_seconds=warmup,
-            seconds=seconds or suite.seconds,
-            records_per_second=rate,
-            load_processes=min(load_processes, connections or suite.connections),
+            seconds=seconds or (_QUICK_SECONDS.get(suite.name, _QUICK_OTHER_SECONDS) if quick else suite.seconds),
+            records_per_second=suite.records_per_second if rate is None else rate,
+            load_processes=load_processes,
         )
+        seconds_each = load.warmup_seconds + load.seconds
+        bytes_each = seconds_each * (load.records_per_second or _MOST_RECORDS_PER_SECOND) * _BYTES_PER_RECORD
+        wanted = {case.name for case in suite.cases if not cases or case.name in cases}
+        wanted |= {case.half_of for case in suite.cases if case.name in wanted}
         chosen = tuple(
-            case._replace(settings={**case.settings, **extra})
+            case._replace(settings={**default_settings, **case.settings, **extra})
             for case in suite.cases
-            if not cases or case.name in cases
+            if case.name in wanted
+            and _has_room(directory, f"{suite.name}: {case.name}", bytes_each + 2 * backlog_bytes * case.has_backlog)
         )
         baseline = suite.baseline if any(case.name == suite.baseline for case in chosen) else ""
-        return suite._replace(cases=chosen, runs=runs or suite.runs, baseline=baseline), load
+        suite = suite._replace(cases=chosen, runs=runs or (1 if quick else suite.runs), baseline=baseline)
+        work = Work(partial(_measure, suite, load, directory, backlog_bytes), [seconds_each] * len(chosen) * suite.runs)
+        return work if chosen else None
 
-    plans = [(suite, load) for suite, load in (plan(SUITES[name]) for name in suites or SUITES) if suite.cases]
-    if not plans:
-        raise typer.BadParameter(f"no suite has a case {' or '.join(cases or ())}")
+    def plan_recovery(directory: Path) -> Work | None:
+        chosen = tuple(
+            case
+            for case in RECOVERY.cases
+            if (not cases or case.name in cases)
+            and _has_room(directory, f"{RECOVERY.name}: {case.name}", 2 * log_bytes * case.part_of_log)
+        )
+        suite = RECOVERY._replace(cases=chosen, runs=runs or (1 if quick else RECOVERY.runs))
+        work = Work(partial(_measure_recovery, suite, log_bytes, directory), [0.0] * len(chosen) * suite.runs)
+        return work if chosen else None
+
     with _run_directory(data_dir) as directory:
-        work = [partial(_measure, suite, load, directory) for suite, load in plans]
+        plans = [
+            plan_recovery(directory) if name == RECOVERY.name else plan(SUITES[name], directory)
+            for name in suites or _NAMES
+        ]
+        work = [one for one in plans if one is not None]
+        if not work:
+            raise typer.BadParameter(f"no case is left; there are {', '.join(_case_names())}")
         sys.exit(_main(work, machine.describe(directory), json))
 
 
 def _main(work: Sequence[Work], facts: machine.Machine, json: Path | None) -> int:
     out = _console(json)
-    progress = _Progress()
+    progress = Progress([one.load_seconds for one in work])
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     report.show_machine(out, facts)
     results: list[SuiteResult] = []
+    recovery: list[RecoveryCase] = []
     try:
-        for measure in work:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                result = runner.run(_stoppable(measure(progress)))
-            results.append(result)
-            report.show_suite(out, result)
+        for one in work:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, progress.suite():
+                result = runner.run(_stoppable(one.measure(progress)))
+            if isinstance(result, SuiteResult):
+                results.append(result)
+                report.show_suite(out, result)
+            else:
+                recovery = result
+                report.show_recovery(out, RECOVERY.title, result)
     except (LoadFailed, ServerFailed, TargetFailed) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
@@ -181,10 +271,11 @@ def _main(work: Sequence[Work], facts: machine.Machine, json: Path | None) -> in
         print("benchmarks: interrupted", file=sys.stderr)
         return 1
     finally:
-        if json is not None and results:
-            _write_json(json, Report(started_at, _command(), facts, results, []))
-    complete = all(not run.missing_records for result in results for case in result.cases for run in case.runs)
-    return 0 if complete else 1
+        if json is not None and (results or recovery):
+            _write_json(json, Report(started_at, _command(), facts, results, recovery))
+    runs: list[Run | RecoveryRun] = [run for result in results for case in result.cases for run in case.runs]
+    runs += [run for case in recovery for run in case.runs]
+    return 1 if any(run.missing_records for run in runs) else 0
 
 
 def _compare(path_a: Path, path_b: Path, json: Path | None) -> int:
@@ -256,26 +347,52 @@ def _plan_targets(
     return targets, formats or kinds[:1]
 
 
-async def _measure(suite: Suite, load: LoadOptions, directory: Path, progress: _Progress) -> SuiteResult:
+async def _measure(
+    suite: Suite, load: LoadOptions, directory: Path, backlog_bytes: int, progress: Progress
+) -> SuiteResult:
     """All rounds of a suite."""
+    reached: dict[str, float] = {}  # records/s of each case's last run
 
-    def run_one(case: Case, round_number: int, status: Status) -> Awaitable[Run]:
-        return run_case(
-            case.name,
-            case.settings,
-            round_number,
-            msgspec.structs.replace(load, format=case.format or load.format),
-            directory / "run",
-            suite.wait_for_parquet,
-            status,
+    async def run_one(case: Case, round_number: int, status: Status) -> Run:
+        own = msgspec.structs.replace(
+            load,
+            format=case.format or load.format,
+            records_per_body=case.records_per_body or load.records_per_body,
+            connections=case.connections or load.connections,
+            measurements=case.measurements,
+            records_per_second=reached[case.half_of] / 2 if case.half_of else load.records_per_second,
         )
+        own = msgspec.structs.replace(own, load_processes=min(own.load_processes, own.connections))
+        backlog = backlog_bytes if case.has_backlog else 0
+        run = await run_case(case, round_number, own, directory / "run", backlog, suite.wait_for_parquet, status)
+        reached[case.name] = run.records_per_second
+        return run
 
-    runs = await _take_turns(suite.name, suite.cases, suite.runs, run_one, progress)
+    turns_around = not any(case.half_of for case in suite.cases)
+    runs = await _take_turns(suite.name, suite.cases, suite.runs, run_one, progress, turns_around)
     cases = [CaseResult(case.name, case.settings, case.power_cut, runs[case.name]) for case in suite.cases]
     return SuiteResult(suite.name, suite.title, load, suite.baseline, cases)
 
 
-async def _measure_targets(targets: list[Target], load: LoadOptions, rounds: int, progress: _Progress) -> SuiteResult:
+async def _measure_recovery(
+    suite: RecoverySuite, log_bytes: int, directory: Path, progress: Progress
+) -> list[RecoveryCase]:
+    """All rounds of starts after a crash."""
+    runs: dict[str, list[RecoveryRun]] = {case.name: [] for case in suite.cases}
+    for round_number in range(1, suite.runs + 1):
+        for case in suite.cases:
+            with progress.run(f"{suite.name}, round {round_number}: {case.name}") as status:
+                run = await run_recovery(case, log_bytes, round_number, directory / "run", status)
+            runs[case.name].append(run)
+            progress.line(
+                f"{suite.name}: {case.name}: {run.log_bytes / 1e9:.2f} GB verified in "
+                f"{report.duration(run.scan_seconds)}, serves after {report.duration(run.start_seconds)}, in Parquet "
+                f"after {report.duration(run.shipped_seconds)}, {_outcome(run)}"
+            )
+    return [RecoveryCase(case.name, case.records_per_entry, runs[case.name]) for case in suite.cases]
+
+
+async def _measure_targets(targets: list[Target], load: LoadOptions, rounds: int, progress: Progress) -> SuiteResult:
     """All rounds of targets under one load; the first one is what the others are compared with."""
     probed = [probe(target, load.format, load.records_per_body) for target in targets]
 
@@ -302,58 +419,41 @@ async def _take_turns(
     cases: Sequence[C],
     rounds: int,
     run_one: Callable[[C, int, Status], Awaitable[Run]],
-    progress: _Progress,
+    progress: Progress,
+    turns_around: bool = True,
 ) -> dict[str, list[Run]]:
     """The runs by case. The order of the cases turns around with each round, so that a machine that gets
-    faster or slower over time favours none."""
+    faster or slower over time favours none; unless one needs what another has found."""
     runs: dict[str, list[Run]] = {case.name: [] for case in cases}
     total = rounds * len(cases)
     number = 0
     for round_number in range(1, rounds + 1):
-        for case in cases if round_number % 2 else reversed(cases):
+        for case in cases if round_number % 2 or not turns_around else reversed(cases):
             number += 1
             label = f"{name} {number}/{total}: {case.name}"
-            with progress.of(label) as status:
+            with progress.run(label) as status:
                 run = await run_one(case, round_number, status)
             runs[case.name].append(run)
-            if run.parquet_records is None:
-                outcome = "not verified"
-            elif run.missing_records:
-                outcome = f"{run.missing_records:,} RECORDS MISSING"
-            else:
-                outcome = f"drained in {report.duration(run.drain_seconds)}, all records in Parquet"
             progress.line(
                 f"{label}: {report.count(run.records_per_second)} records/s, "
                 f"{report.count(run.requests_per_second)} requests/s, p99 {report.duration(run.latency.p99_seconds)}, "
-                f"{outcome}"
+                + (f"drained in {report.duration(run.drain_seconds)}, " if run.drain_seconds else "")
+                + _outcome(run)
             )
     return runs
 
 
-async def _stoppable(work: Coroutine[Any, Any, SuiteResult]) -> SuiteResult:
+def _outcome(run: Run | RecoveryRun) -> str:
+    if run.parquet_records is None:
+        return "not verified"
+    return f"{run.missing_records:,} RECORDS MISSING" if run.missing_records else "all records in Parquet"
+
+
+async def _stoppable(work: Coroutine[Any, Any, Result]) -> Result:
     """Lets SIGTERM end the work as Ctrl-C does: children killed, files removed."""
     task = asyncio.ensure_future(work)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await task
-
-
-class _Progress:
-    """What goes on, on stderr: a line that changes in a terminal, a line per run elsewhere."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-
-    @contextmanager
-    def of(self, label: str) -> Iterator[Status]:
-        """A function that shows how far the run with this label is."""
-        if not self._console.is_terminal:
-            yield lambda text: None
-            return
-        with self._console.status(label) as shown:
-            yield lambda text: shown.update(f"{label}: {text}")
-
-    def line(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -372,6 +472,21 @@ def _run_directory(parent: Path | None) -> Iterator[Path]:
         if not existed:
             with suppress(OSError):
                 chosen.rmdir()
+
+
+def _has_room(directory: Path, what: str, needed_bytes: float) -> bool:
+    """Whether a run finds room on the disk; says so if it does not."""
+    free = shutil.disk_usage(directory).free
+    if free >= needed_bytes + _SPARE_BYTES:
+        return True
+    needed = (needed_bytes + _SPARE_BYTES) / 1e9
+    text = f"may need {needed:.0f} GB below {directory.parent}, where {free / 1e9:.0f} GB are free"
+    print(f"benchmarks: left out: {what}: {text}", file=sys.stderr)
+    return False
+
+
+def _case_names() -> list[str]:
+    return [case.name for suite in (*SUITES.values(), RECOVERY) for case in suite.cases]
 
 
 def _key_and_value(setting: str) -> tuple[str, str]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from benchmarks.machine import Machine
-from benchmarks.results import CaseResult, Run, SuiteResult
+from benchmarks.results import CaseResult, DeviceLimit, LoadOptions, LogUse, RecoveryCase, RecoveryRun, Run, SuiteResult
+from benchmarks.suites import RecoverySuite, Suite
 
 _BACKLOG_LINES = 12
 # The kernel's own threads write what is synced, so a little is no noise.
 _NOISE_CORES = 0.3
+_CLOSED_LOOP = (
+    "Closed loop: a connection sends when it has its last answer, so latencies are those of a server at its limit, and "
+    "a stall counts once per connection. The suite latency has an open loop."
+)
 _UNVERIFIED = (
     "Not verified: these servers' storage cannot be looked into, so a figure is what they acknowledged, "
     "on disk or not; their documentation says what their acknowledgement means."
@@ -44,19 +50,11 @@ def show_machine(console: Console, machine: Machine) -> None:
 
 def show_suite(console: Console, suite: SuiteResult) -> None:
     """The tables of a suite: figures, resources, the backlog over time, and what is wrong with them."""
-    load = suite.load
     heading(console, suite.title)
-    loop = f"open loop, {count(load.records_per_second)} records/s" if load.records_per_second else "closed loop"
-    runs = len(suite.cases[0].runs)
-    note(
-        console,
-        f"{load.format}, {load.records_per_body} record{'s' if load.records_per_body > 1 else ''} per body, "
-        f"{load.connections} connections, {loop}, "
-        f"{load.load_processes} load process{'es' if load.load_processes > 1 else ''} on the same cores; "
-        f"{load.seconds:g} s after {load.warmup_seconds:g} s of warm-up, "
-        f"{f'median of {runs} alternating runs' if runs > 1 else 'one run'}",
-    )
+    note(console, _load(suite))
     _table(console, suite.cases, _figures(suite))
+    if not all(run.load.records_per_second for case in suite.cases for run in case.runs):
+        note(console, _CLOSED_LOOP)
     if any(run.to_parquet for case in suite.cases for run in case.runs):
         _table(console, suite.cases, _to_parquet())
         for case in suite.cases:
@@ -65,10 +63,127 @@ def show_suite(console: Console, suite: SuiteResult) -> None:
         _table(console, suite.cases, _target_resources())
         note(console, _UNVERIFIED)
     else:
+        _table(console, suite.cases, _logs(suite.cases))
         _table(console, suite.cases, _resources())
     if any(case.power_cut for case in suite.cases):
         note(console, "A power cut: as far as the disk keeps the promise of its flush command.")
     _problems(console, suite)
+
+
+def show_recovery(console: Console, title: str, cases: Sequence[RecoveryCase]) -> None:
+    """The table of starts after a crash."""
+    heading(console, title)
+
+    def median(case: RecoveryCase, value: Callable[[RecoveryRun], float]) -> float:
+        return case.median(value)
+
+    def gb_per_second(case: RecoveryCase, value: Callable[[RecoveryRun], float]) -> str:
+        return f"{median(case, value) / 1e9:.2f}"
+
+    titles = (
+        *("case", "log, GB", "segments", "serves after", "without a log", "verified after", "verifying, GB/s"),
+        *("s per GB", "all in Parquet after", "into Parquet, GB/s", "records/s", "verified in Parquet"),
+    )
+    rows = [
+        (
+            case.name,
+            gb_per_second(case, lambda run: run.log_bytes),
+            f"{case.runs[0].segments}",
+            duration(median(case, lambda run: run.start_seconds)),
+            duration(median(case, lambda run: run.empty_start_seconds)),
+            duration(median(case, lambda run: run.scan_seconds)),
+            gb_per_second(case, lambda run: run.scan_bytes_per_second),
+            f"{1e9 / median(case, lambda run: run.scan_bytes_per_second):.2f}",
+            duration(median(case, lambda run: run.shipped_seconds)),
+            gb_per_second(case, lambda run: run.shipping_bytes_per_second),
+            count(median(case, lambda run: run.records / (run.shipped_seconds - run.start_seconds))),
+            f"{sum(run.parquet_records for run in case.runs):,}",
+        )
+        for case in cases
+    ]
+    draw(console, titles, [title == "case" for title in titles], rows)
+    note(
+        console,
+        "Verifying is what a start waits for: every entry's checksum is read, the segments are completed. "
+        "They become Parquet while the server serves already.",
+    )
+    for case in cases:
+        for run in case.runs:
+            if run.missing_records:
+                text = f"FAILED: {case.name}, round {run.round}: {run.missing_records:,} records are not in Parquet"
+                console.print(Text(text, "bold red"), soft_wrap=True)
+
+
+def show_list(console: Console, suites: Sequence[Suite | RecoverySuite]) -> None:
+    """Suites and their cases."""
+    rows = []
+    for suite in suites:
+        cases = ", ".join(f"{case.name!r}" for case in suite.cases)
+        seconds = f"{suite.seconds:g} s" if isinstance(suite, Suite) else ""
+        rows.append((suite.name, f"{len(suite.cases) * suite.runs}", seconds, suite.title, cases))
+    draw(console, ("suite", "runs", "each", "what", "cases"), [True, False, False, True, True], rows)
+
+
+def _load(suite: SuiteResult) -> str:
+    """What was sent, as far as it was the same for all cases."""
+    load = suite.load
+    loads = [run.load for case in suite.cases for run in case.runs]
+
+    def same(value: Callable[[LoadOptions], Any], text: Callable[[Any], str], otherwise: str) -> str:
+        values = set(map(value, loads))
+        return text(values.pop()) if len(values) == 1 else otherwise
+
+    def loop(rate: float) -> str:
+        return f"open loop, {count(rate)} records/s" if rate else "closed loop"
+
+    runs = len(suite.cases[0].runs)
+    return (
+        f"{same(lambda one: one.format, str, 'a format per case')}, "
+        f"{same(lambda one: one.records_per_body, lambda n: _plural(n, 'record'), 'as many records')} per body, "
+        f"{same(lambda one: one.connections, lambda n: _plural(n, 'connection'), 'as many connections')}, "
+        f"{same(lambda one: one.records_per_second, loop, 'closed or open loop as the case says')}, "
+        f"{load.load_processes} load process{'es' if load.load_processes > 1 else ''} on the same cores; "
+        f"{load.seconds:g} s after {load.warmup_seconds:g} s of warm-up, "
+        f"{f'median of {runs} alternating runs' if runs > 1 else 'one run'}"
+    )
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number > 1 else ''}"
+
+
+def _logs(cases: Sequence[CaseResult]) -> list[_Column]:
+    """What was written to the log, and what the disk alone takes of the same groups."""
+
+    def log(case: CaseResult, value: Callable[[LogUse], float], form: str) -> str:
+        uses = [run.log for run in case.runs if run.log is not None]
+        return form.format(statistics.median(map(value, uses))) if uses else ""
+
+    def device(case: CaseResult, value: Callable[[DeviceLimit], float]) -> str:
+        limits = [run.device for run in case.runs if run.device is not None]
+        return f"{statistics.median(map(value, limits)) / 1e6:,.1f}" if limits else ""
+
+    columns = [
+        _Column("case", lambda case: case.name, is_text=True),
+        _Column("log MB/s", lambda case: log(case, lambda use: use.bytes_per_second / 1e6, "{:,.1f}")),
+        _Column("KB per commit", lambda case: log(case, lambda use: use.bytes_per_commit / 1e3, "{:,.1f}")),
+        _Column("commits/s", lambda case: log(case, lambda use: use.commits_per_second, "{:,.0f}")),
+        _Column(
+            "disk alone, writing over, MB/s", lambda case: device(case, lambda one: one.overwriting_bytes_per_second)
+        ),
+        _Column("appending, MB/s", lambda case: device(case, lambda one: one.appending_bytes_per_second)),
+        _Column("log of disk", _share_of_device),
+    ]
+    if any(run.backlog_at_start_bytes for case in cases for run in case.runs):
+        columns.append(
+            _Column("backlog at the start, GB", lambda case: f"{case.runs[0].backlog_at_start_bytes / 1e9:.1f}")
+        )
+    return columns
+
+
+def _share_of_device(case: CaseResult) -> str:
+    shares = [share for run in case.runs if (share := run.share_of_device) is not None]
+    return f"{statistics.median(shares):.0%}" if shares else ""
 
 
 def _figures(suite: SuiteResult) -> list[_Column]:
@@ -91,6 +206,10 @@ def _figures(suite: SuiteResult) -> list[_Column]:
             return "" if ratio is None else f"{ratio:.0%}"
 
         columns.append(_Column(f"of {suite.baseline}", share))
+    if any(run.device for case in suite.cases for run in case.runs):
+        columns.append(_Column("log of disk", _share_of_device))
+    if len({bool(run.load.records_per_second) for case in suite.cases for run in case.runs}) > 1:
+        columns.insert(1, _Column("loop", lambda case: "open" if case.runs[0].load.records_per_second else "closed"))
     if any(case.power_cut for case in suite.cases):
         columns.append(_Column("a power cut may take", lambda case: case.power_cut, is_text=True))
     return columns

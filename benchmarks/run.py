@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,34 +14,44 @@ from typing import Final
 
 import pyarrow.parquet as pq
 
+from arcpipe.wal.directory import WALDirectory
+from benchmarks.device import SYNCS, device_limit
 from benchmarks.drive import Figures, LoadProcesses, load_processes
 from benchmarks.load import Finished, LoadFailed, LoadSpec
-from benchmarks.results import LoadOptions, ProcessResult, Run, Sample, ToParquet, slope
+from benchmarks.logs import make_log
+from benchmarks.progress import Status
+from benchmarks.results import LoadOptions, LogUse, ProcessResult, Run, Sample, ToParquet, slope
 from benchmarks.server import ProcessUse, Server, ServerFailed, make_certificate, make_token
+from benchmarks.suites import Case
 from benchmarks.usage import Usage
 
+_WAL: Final = "wal"
 _SAMPLE_SECONDS: Final = 0.5
 # A drain that ships nothing for so long will not end.
 _STALL_SECONDS: Final = 120.0
 _DRAIN_SECONDS: Final = 24 * 3600
-
-Status = Callable[[str], None]
+# Within which the server's counters tell of the last records.
+_COUNTERS_SECONDS: Final = 5.0
+# What looking for new Parquet files may take of a core: there may be tens of thousands.
+_LOOKING_SHARE: Final = 0.05
 
 
 async def run_case(
-    case: str,
-    settings: Mapping[str, str],
+    case: Case,
     round_number: int,
     load: LoadOptions,
     directory: Path,
+    backlog_bytes: int,
     wait_for_parquet: bool,
     status: Status,
 ) -> Run:
     """Runs one case and removes what it wrote.
 
     Args:
-        settings: dotted keys; where the server listens and keeps its files is added.
+        case: where the server listens and keeps its files is added to its settings.
+        load: what is sent, all of the case included.
         directory: does not exist yet.
+        backlog_bytes: of completed segments that are there when the server starts.
         wait_for_parquet: let everything become Parquet by itself before the server is stopped.
         status: is told now and then how far it is.
 
@@ -50,9 +60,15 @@ async def run_case(
     """
     os.mkdir(directory)
     try:
-        # What an earlier run left to be written or given back must not be this one's burden.
+        records = 0
+        if backlog_bytes:
+            status("making the backlog")
+            log = WALDirectory(directory / _WAL)
+            records, _ = await asyncio.to_thread(make_log, log, backlog_bytes, load.records_per_body, sealed=True)
+        # What was left to be written or given back must not be this run's burden.
         await asyncio.to_thread(os.sync)
-        return await _Run(case, settings, round_number, load, directory, wait_for_parquet, status).run()
+        run = _Run(case, round_number, load, directory, wait_for_parquet, status)
+        return await run.run(backlog_bytes, records)
     finally:
         shutil.rmtree(directory)
 
@@ -63,10 +79,19 @@ class ParquetFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._seen: set[str] = set()
+        self._next_look = 0.0
         self.records = 0
 
     def update(self) -> int:
-        """Looks for new files; the rows of all seen so far."""
+        """Looks for new files, now and then if that takes long; the rows of all seen so far."""
+        started = time.perf_counter()
+        if started >= self._next_look:
+            self._look()
+            now = time.perf_counter()
+            self._next_look = now + (now - started) / _LOOKING_SHARE
+        return self.records
+
+    def _look(self) -> None:
         for folder, folders, files in os.walk(self._root):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in files:
@@ -74,14 +99,12 @@ class ParquetFiles:
                 if name.endswith(".parquet") and path not in self._seen:
                     self._seen.add(path)
                     self.records += pq.read_metadata(path).num_rows
-        return self.records
 
 
 class _Run:
     def __init__(
         self,
-        case: str,
-        settings: Mapping[str, str],
+        case: Case,
         round_number: int,
         load: LoadOptions,
         directory: Path,
@@ -89,18 +112,18 @@ class _Run:
         status: Status,
     ) -> None:
         self._case = case
-        self._settings = settings
+        self._settings = case.settings
         self._directory = directory
         self._round = round_number
         self._options = load
         self._wait_for_parquet = wait_for_parquet
         self._status = status
-        self._wal = directory / "wal"
+        self._wal = directory / _WAL
         self._lake = directory / "lake"
         self._server = Server(
             directory,
             {
-                **settings,
+                **case.settings,
                 "server.host": "127.0.0.1",
                 "server.port": "0",
                 "wal.dir": str(self._wal),
@@ -112,8 +135,11 @@ class _Run:
         self._samples: list[Sample] = []
         self._peaks: dict[int, ProcessUse] = {}
         self._started = 0.0
+        self._records_before = 0
 
-    async def run(self) -> Run:
+    async def run(self, backlog_bytes: int, records_before: int) -> Run:
+        """Args: records_before: in the backlog."""
+        self._records_before = records_before
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         options = self._options
         token = await make_token(self._directory) if self._settings.get("auth.enabled") == "true" else ""
@@ -130,6 +156,7 @@ class _Run:
                 warmup_seconds=options.warmup_seconds,
                 seconds=options.seconds,
                 requests_per_second=options.records_per_second / options.records_per_body,
+                measurements=options.measurements,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 tls=bool(certificate),
             )
@@ -141,13 +168,21 @@ class _Run:
                 body_bytes = generators.body_bytes
             load_seconds = time.perf_counter() - self._started
             figures = Figures.of(finished)
-            acknowledged = figures.acknowledged_requests * options.records_per_body
+            loaded = figures.acknowledged_requests * options.records_per_body
+            log = await self._log_use(figures, loaded, token)
+            acknowledged = records_before + loaded
             to_parquet = None
             if self._wait_for_parquet:
                 to_parquet = await self._catch_up(acknowledged, load_seconds)
             drain_seconds = await self._drain(acknowledged)
+        sync = self._settings.get("wal.sync_mode", "fdatasync")
+        device = None
+        if log is not None and sync in SYNCS:
+            self._status("measuring the disk alone")
+            group_bytes = round(log.bytes_per_commit)
+            device = await asyncio.to_thread(device_limit, self._directory, sync, group_bytes, server.workers)
         return Run(
-            case=self._case,
+            case=self._case.name,
             round=self._round,
             load=options,
             started_at=started_at,
@@ -157,6 +192,7 @@ class _Run:
             records_per_second=figures.requests_per_second * options.records_per_body,
             body_bytes_per_second=figures.requests_per_second * body_bytes,
             latency=figures.latency,
+            backlog_at_start_bytes=backlog_bytes,
             acknowledged_records=acknowledged,
             # Counted anew: a file that was written twice must not hide behind its first count.
             parquet_records=ParquetFiles(self._lake).update(),
@@ -171,6 +207,8 @@ class _Run:
             stolen_cores=usage.stolen_cores,
             complaints=server.complaints,
             samples=self._samples,
+            log=log,
+            device=device,
         )
 
     async def _load(self, generators: LoadProcesses) -> tuple[list[Finished], Usage]:
@@ -188,7 +226,7 @@ class _Run:
                     usage.open()
                 if elapsed >= window_end and not usage.is_closed:
                     usage.close()
-                self._sample(generators.acknowledged_records)
+                self._sample(self._records_before + generators.acknowledged_records)
                 last = self._samples[-1]
                 self._status(
                     f"{'warming up' if elapsed < window_start else 'loading'}, {elapsed:.0f} of {window_end:g} s, "
@@ -207,6 +245,24 @@ class _Run:
         if not usage.is_closed:
             usage.close()
         return finished, usage
+
+    async def _log_use(self, figures: Figures, records: int, token: str) -> LogUse | None:
+        """What a request cost of the log in the whole load, times the requests per second that were measured: the
+        counters are not fresh enough to be read at the edges of the measured time.
+        """
+        if self._settings.get("wal.enabled") == "false":
+            return None
+        deadline = time.perf_counter() + _COUNTERS_SECONDS
+        while True:
+            counters = await self._server.counters(token)
+            if counters["arcpipe_records_total"] >= records and counters["arcpipe_wal_commits_total"]:
+                break
+            if time.perf_counter() > deadline:
+                return None
+            await asyncio.sleep(0.1)
+        size, commits = counters["arcpipe_wal_bytes_total"], counters["arcpipe_wal_commits_total"]
+        per_second = figures.requests_per_second / figures.acknowledged_requests
+        return LogUse(size * per_second, commits * per_second, size / commits)
 
     async def _catch_up(self, acknowledged: int, load_seconds: float) -> ToParquet:
         """Waits until everything acknowledged is in Parquet."""

@@ -6,12 +6,16 @@ import asyncio
 import os
 import re
 import signal
+import ssl
 import time
-from collections import deque
+import urllib.request
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.children import end_processes, spawn
 
@@ -19,6 +23,7 @@ _READY: Final = re.compile(r"serving on https?://(\S+):(\d+) with (\d+) workers"
 _COMPLAINT: Final = re.compile(r"\[(?:WARNING|ERROR|CRITICAL)\].*")
 _START_SECONDS: Final = 30.0
 _MAX_COMPLAINTS: Final = 100
+_METRICS_SECONDS: Final = 10.0
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -86,6 +91,31 @@ class Server:
             self._pids = process_tree(self._process.pid)
         return uses
 
+    async def counters(self, token: str = "") -> Counter[str]:
+        """What /metrics says: the sum over the labels of each name.
+
+        Raises:
+            ServerFailed: it does not say it.
+        """
+        return await asyncio.to_thread(self._read_metrics, token)
+
+    def _read_metrics(self, token: str) -> Counter[str]:
+        scheme = "https" if "server.tls_cert" in self._settings else "http"
+        request = urllib.request.Request(f"{scheme}://{self.host}:{self.port}/metrics")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        tls = ssl.create_default_context()
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE  # it is the harness's own
+        sums: Counter[str] = Counter()
+        try:
+            with urllib.request.urlopen(request, timeout=_METRICS_SECONDS, context=tls) as answer:
+                for family in text_string_to_metric_families(answer.read().decode("utf-8")):
+                    for sample in family.samples:
+                        sums[sample.name] += sample.value  # type: ignore[assignment]
+        except OSError as error:
+            raise ServerFailed(f"/metrics: {error}\n{self.log_tail()}") from None
+        return sums
+
     def terminate(self) -> None:
         """Asks it to drain and stop."""
         self._process.send_signal(signal.SIGTERM)
@@ -134,10 +164,10 @@ class Server:
 
 
 async def make_token(directory: Path) -> str:
-    """A token that may write, in the tokens file of a server that runs in this directory."""
+    """A token that may write and read counters, in the tokens file of a server that runs in this directory."""
     environment = {name: value for name, value in os.environ.items() if not _is_setting(name)}
     process = await spawn(
-        *("arcpipe", "token", "create", "--scope", "write"),
+        *("arcpipe", "token", "create", "--scope", "write", "--scope", "read"),
         environment=environment,
         directory=directory,
         stdout=True,
