@@ -26,7 +26,7 @@ from benchmarks import machine, report
 from benchmarks.bodies import FORMATS
 from benchmarks.compare import NothingInCommon, compare, show_comparison
 from benchmarks.load import LoadFailed
-from benchmarks.progress import Progress, Status
+from benchmarks.progress import PlannedRun, Progress, Status
 from benchmarks.recovery import run_recovery
 from benchmarks.results import (
     CaseResult,
@@ -55,7 +55,7 @@ class Work(NamedTuple):
     """A suite to be run."""
 
     measure: Callable[[Progress], Coroutine[Any, Any, Result]]
-    load_seconds: list[float]  # of each run
+    runs: list[PlannedRun]
 
 
 # `--quick`
@@ -184,7 +184,8 @@ def bench(
         work: list[Work] = [
             Work(
                 partial(_measure_targets, chosen_targets, msgspec.structs.replace(load, format=name), runs or 3),
-                [load.warmup_seconds + load.seconds] * len(chosen_targets) * (runs or 3),
+                [PlannedRun(target.name, load.warmup_seconds + load.seconds) for target in chosen_targets]
+                * (runs or 3),
             )
             for name in chosen_formats
         ]
@@ -222,7 +223,8 @@ def bench(
         )
         baseline = suite.baseline if any(case.name == suite.baseline for case in chosen) else ""
         suite = suite._replace(cases=chosen, runs=runs or (1 if quick else suite.runs), baseline=baseline)
-        work = Work(partial(_measure, suite, load, directory, backlog_bytes), [seconds_each] * len(chosen) * suite.runs)
+        runs_planned = [PlannedRun(case.name, seconds_each) for case in chosen] * suite.runs
+        work = Work(partial(_measure, suite, load, directory, backlog_bytes), runs_planned)
         return work if chosen else None
 
     def plan_recovery(directory: Path) -> Work | None:
@@ -233,7 +235,10 @@ def bench(
             and _has_room(directory, f"{RECOVERY.name}: {case.name}", 2 * log_bytes * case.part_of_log)
         )
         suite = RECOVERY._replace(cases=chosen, runs=runs or (1 if quick else RECOVERY.runs))
-        work = Work(partial(_measure_recovery, suite, log_bytes, directory), [0.0] * len(chosen) * suite.runs)
+        work = Work(
+            partial(_measure_recovery, suite, log_bytes, directory),
+            [PlannedRun(case.name, 0.0) for case in chosen] * suite.runs,
+        )
         return work if chosen else None
 
     with _run_directory(data_dir) as directory:
@@ -249,7 +254,7 @@ def bench(
 
 def _main(work: Sequence[Work], facts: machine.Machine, json: Path | None) -> int:
     out = _console(json)
-    progress = Progress([one.load_seconds for one in work])
+    progress = Progress([one.runs for one in work])
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     report.show_machine(out, facts)
     results: list[SuiteResult] = []
@@ -381,7 +386,7 @@ async def _measure_recovery(
     runs: dict[str, list[RecoveryRun]] = {case.name: [] for case in suite.cases}
     for round_number in range(1, suite.runs + 1):
         for case in suite.cases:
-            with progress.run(f"{suite.name}, round {round_number}: {case.name}") as status:
+            with progress.run(f"{suite.name}, round {round_number}: {case.name}", case.name) as status:
                 run = await run_recovery(case, log_bytes, round_number, directory / "run", status)
             runs[case.name].append(run)
             progress.line(
@@ -431,7 +436,7 @@ async def _take_turns(
         for case in cases if round_number % 2 or not turns_around else reversed(cases):
             number += 1
             label = f"{name} {number}/{total}: {case.name}"
-            with progress.run(label) as status:
+            with progress.run(label, case.name) as status:
                 run = await run_one(case, round_number, status)
             runs[case.name].append(run)
             progress.line(

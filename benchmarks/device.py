@@ -16,7 +16,6 @@ from benchmarks.results import DeviceLimit
 
 SYNCS: Final[dict[str, Callable[[int], None]]] = {"fdatasync": os.fdatasync, "fsync": os.fsync}
 _FILE_BYTES: Final = 100 << 20  # the server's segments have this size
-_LOOP_SECONDS: Final = 0.5
 _BLOCK: Final = os.urandom(1 << 20)
 
 
@@ -73,26 +72,31 @@ def old_files(directory: Path, count: int, file_bytes: int) -> list[Path]:
     return paths
 
 
-def device_limit(directory: Path, sync: str, group_bytes: int, writers: int) -> DeviceLimit:
-    """Measures the disk that holds `directory` for about a second, and leaves nothing there.
+def device_limit(directory: Path, sync: str, group_bytes: int, writers: int, seconds: float) -> DeviceLimit:
+    """Measures the disk that holds `directory`, and leaves nothing there.
 
     Args:
         sync: "fdatasync" or "fsync".
         writers: loops at a time, each in files of its own.
+        seconds: of writing over and of appending, each.
     """
     file_bytes = max(_FILE_BYTES, group_bytes)
     folder = Path(tempfile.mkdtemp(prefix="device-", dir=directory))
     try:
         old = old_files(folder, writers, file_bytes)
-        overwriting = _bytes_per_second([itertools.repeat(path) for path in old], file_bytes, sync, group_bytes)
+        overwriting = _bytes_per_second(
+            [itertools.repeat(path) for path in old], file_bytes, sync, group_bytes, seconds
+        )
         new = [(folder / f"new-{writer}-{number}" for number in itertools.count()) for writer in range(writers)]
-        appending = _bytes_per_second(new, file_bytes, sync, group_bytes)
+        appending = _bytes_per_second(new, file_bytes, sync, group_bytes, seconds)
     finally:
         shutil.rmtree(folder)
     return DeviceLimit(sync, writers, group_bytes, overwriting, appending)
 
 
-def _bytes_per_second(paths: list[Iterator[Path]], file_bytes: int, sync: str, group_bytes: int) -> float:
+def _bytes_per_second(
+    paths: list[Iterator[Path]], file_bytes: int, sync: str, group_bytes: int, seconds: float
+) -> float:
     """Of all loops together."""
     rates: list[float] = []
 
@@ -101,10 +105,10 @@ def _bytes_per_second(paths: list[Iterator[Path]], file_bytes: int, sync: str, g
         buffers = [(_BLOCK * (group_bytes // len(_BLOCK) + 1))[:group_bytes]]
         written = 0
         started = time.perf_counter()
-        while (seconds := time.perf_counter() - started) < _LOOP_SECONDS:
+        while (elapsed := time.perf_counter() - started) < seconds:
             log.write(buffers, group_bytes)
             written += group_bytes
-        rates.append(written / seconds)
+        rates.append(written / elapsed)
         log.close()
 
     threads = [threading.Thread(target=loop, args=(own,)) for own in paths]

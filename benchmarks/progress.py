@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 from rich.console import Console
 
@@ -15,45 +16,58 @@ _FIRST_GUESS_SECONDS: Final = 8.0
 Status = Callable[[str], None]
 
 
-class Progress:
-    """Follows runs in the order in which they come."""
+class PlannedRun(NamedTuple):
+    """A run to come."""
 
-    def __init__(self, load_seconds: Sequence[Sequence[float]]) -> None:
-        """Args: load_seconds: of each run of each suite, warm-up included."""
+    case: str
+    load_seconds: float  # warm-up included
+
+
+class Progress:
+    """Follows suites in their order, and the runs of each in any order."""
+
+    def __init__(self, suites: Sequence[Sequence[PlannedRun]]) -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._left = [list(suite) for suite in load_seconds]
+        self._left = [list(suite) for suite in suites]
         self._suites = len(self._left)
-        self._besides = 0.0  # seconds that the runs so far took besides their load
-        self._runs = 0
+        # Seconds that runs took besides their load: of all, and of the present suite by case.
+        self._besides: list[float] = []
+        self._besides_by_case: dict[str, float] = {}
 
     @property
     def seconds_left(self) -> float:
-        """Until all suites are over, if other runs take as long besides their load as those so far."""
-        besides = self._besides / self._runs if self._runs else _FIRST_GUESS_SECONDS
-        return sum(seconds + besides for suite in self._left for seconds in suite)
+        """Until all suites are over: a run takes besides its load what its case took in the round before; a case that
+        has not yet run, what runs take in the middle."""
+        usual = statistics.median(self._besides) if self._besides else _FIRST_GUESS_SECONDS
+        present = sum(run.load_seconds + self._besides_by_case.get(run.case, usual) for run in self._left[0])
+        return present + sum(run.load_seconds + usual for suite in self._left[1:] for run in suite)
 
     @contextmanager
     def suite(self) -> Iterator[None]:
         """The next one."""
+        self._besides_by_case.clear()
         yield
-        self._left.pop(0)
+        if len(self._left) > 1:
+            self._left.pop(0)
 
     @contextmanager
-    def run(self, label: str) -> Iterator[Status]:
-        """The next run: a function that shows how far it is."""
-        label = f"{self._place()}{label}"
+    def run(self, label: str, case: str) -> Iterator[Status]:
+        """A run of the present suite: a function that shows how far it is."""
         started = time.monotonic()
         if self._console.is_terminal:
+            label = f"{self._place()}{label}"
             with self._console.status(label) as shown:
                 yield lambda text: shown.update(f"{label}: {text}")
         else:
             yield lambda text: None
-        self.count(time.monotonic() - started)
+        self.count(case, time.monotonic() - started)
 
-    def count(self, seconds: float) -> None:
+    def count(self, case: str, seconds: float) -> None:
         """A run is over, which took so long."""
-        self._besides += seconds - self._left[0].pop(0)
-        self._runs += 1
+        run = next(run for run in self._left[0] if run.case == case)
+        self._left[0].remove(run)
+        self._besides_by_case[case] = seconds - run.load_seconds
+        self._besides.append(seconds - run.load_seconds)
 
     def line(self, text: str) -> None:
         """What is to stay."""

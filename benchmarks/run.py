@@ -30,6 +30,8 @@ _SAMPLE_SECONDS: Final = 0.5
 # A drain that ships nothing for so long will not end.
 _STALL_SECONDS: Final = 120.0
 _DRAIN_SECONDS: Final = 24 * 3600
+# Of the disk alone, writing over and appending.
+_DEVICE_SECONDS: Final = 0.5
 # Within which the server's counters tell of the last records.
 _COUNTERS_SECONDS: Final = 5.0
 # What looking for new Parquet files may take of a core: there may be tens of thousands.
@@ -180,7 +182,8 @@ class _Run:
         if log is not None and sync in SYNCS:
             self._status("measuring the disk alone")
             group_bytes = round(log.bytes_per_commit)
-            device = await asyncio.to_thread(device_limit, self._directory, sync, group_bytes, server.workers)
+            seconds = min(_DEVICE_SECONDS, options.seconds / 5)
+            device = await asyncio.to_thread(device_limit, self._directory, sync, group_bytes, server.workers, seconds)
         return Run(
             case=self._case.name,
             round=self._round,
