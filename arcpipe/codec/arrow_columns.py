@@ -128,7 +128,7 @@ class Values:
         """`starts` is the offset of each value; without it, all have `width` bytes, and one class unless that is 1."""
         self.data = data
         self.count = count
-        self.repeat: Ints | None = None
+        self.repeat: npt.NDArray[np.int32] | None = None
         """If only distinct chunks were kept: of each row, which of the values it has."""
         self.ascii = ascii_only
         self._width = width
@@ -170,7 +170,7 @@ class Values:
     def sizes(self, rows: Ints) -> Ints:
         """The bytes of the encoded values of these rows."""
         if self.repeat is not None:
-            rows = self.repeat[rows]
+            rows = self.repeat[rows].astype(np.int64)
         if self._width:
             return np.full(len(rows), self._width, np.int64)
         ends = np.append(self.starts[1:], len(self.data))
@@ -280,7 +280,7 @@ def _find_repeated(data: Bytes, count: int, chunk_sizes: Ints, chunk_counts: Int
         end = at + size
         key = (crc32(view[at:end]), size)
         number, start = first_seen.setdefault(key, (len(kept), at))
-        if start == at or not np.array_equal(data[start : start + size], data[at:end]):
+        if start == at or bytes(view[start : start + size]) != bytes(view[at:end]):
             number = len(kept)
             kept.append(chunk)
         same_as[chunk] = number
@@ -294,7 +294,7 @@ def _find_repeated(data: Bytes, count: int, chunk_sizes: Ints, chunk_counts: Int
     if values.repeat is not None or not {_NIL, *_STRINGS}.issuperset(values.present):
         return None
     shift = (np.cumsum(counts) - counts)[same_as] - (np.cumsum(chunk_counts) - chunk_counts)
-    values.repeat = np.arange(count) + np.repeat(shift, chunk_counts)
+    values.repeat = np.arange(count, dtype=np.int32) + np.repeat(shift.astype(np.int32), chunk_counts)
     return values
 
 

@@ -138,7 +138,7 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
     times_us, sub_us = _times(spans, rescued)
     order = None
     if (times_us[1:] < times_us[:-1]).any():
-        order = pa.array(np.argsort(times_us, kind="stable"))
+        order = pa.array(np.argsort(times_us, kind="stable").astype(np.int32))
         times_us = times_us[order.to_numpy()]
     columns = {_field(TIME, TIME_TYPE, b"time"): _time_array(times_us)}
     reserved = {RESCUED_DATA}

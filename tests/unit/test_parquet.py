@@ -164,6 +164,30 @@ def test_files_are_made_for_queries(tmp_path: Path) -> None:
     assert counted.fetchall() == [(7, 10_000, 3 * sum(range(10_000)))]
 
 
+def test_floats_of_full_precision_are_split_into_streams_of_bytes_and_others_are_not(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    rows = 50_000
+    values = {
+        "constant": np.ones(rows),
+        "noise": random.random(rows),
+        "rounded": np.round(np.cumsum(random.normal(size=rows)) + 50, 1),
+        "sparse": pa.array(random.random(rows), mask=random.random(rows) < 0.9),
+        "twice": np.repeat(random.random(rows // 2), 2),
+    }
+    written = Written(tmp_path)
+    given = table(HOUR_US, rows, **values)
+    written.writers.append(HOUR_US, given, HOUR_US)
+    written.writers.close()
+    group = written.file().metadata.row_group(0)
+    split = {column.path_in_schema for column in map(group.column, range(6)) if "BYTE_STREAM_SPLIT" in column.encodings}
+    assert split == {"noise", "sparse"}
+    assert all(group.column(n).compression == "ZSTD" and group.column(n).is_stats_set for n in range(6))
+    assert written.file().read().equals(given)
+    (tmp_path / "file.parquet").write_bytes(next(iter(written.files.values())))
+    ((total,),) = duckdb.sql(f"select sum(noise) from '{tmp_path / 'file.parquet'}'").fetchall()
+    assert total == pytest.approx(values["noise"].sum())
+
+
 def test_a_time_filter_skips_row_groups(tmp_path: Path) -> None:
     written = Written(tmp_path)
     for group in range(5):

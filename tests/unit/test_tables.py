@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import threading
 from collections.abc import Callable, Iterable
@@ -668,11 +669,12 @@ def test_new_columns_beside_many_rows_do_not_multiply_memory(
 
 
 def test_a_file_stays_below_its_largest_size(convert: Callable[..., Result]) -> None:
-    noise = [
-        struct.unpack(">d", struct.pack(">Q", 0x3FF0_0000_0000_0000 + n * 0x9E37_79B9_7F4A_7C15 % 2**52))[0]
-        for n in range(50_000)
+    source = random.Random(1)
+    noise = [source.random() for _ in range(400_000)]
+    payloads = [
+        columnar({"time": [NOW_US + row for row in range(start, start + 50_000)], "v": noise[start : start + 50_000]})
+        for start in range(0, 400_000, 50_000)
     ]
-    payloads = [columnar({"time": [NOW_US + n * 50_000 + row for row in range(50_000)], "v": noise}) for n in range(8)]
     for row_group_rows in (50_000, 1_000_000):
         result = convert(payloads, max_file_mb=1, row_group_rows=row_group_rows)
         assert len(result.files) >= 3
