@@ -22,7 +22,8 @@ from arcpipe.codec.entries import ColumnMap, array_length, encode_entry
 from arcpipe.codec.odd_values import Walker
 from arcpipe.errors import BadPayload
 
-# With so few entries, or so many bytes in a column of each, headers are cut off one by one instead of all at once.
+# With so few entries, or so many bytes in a column of each, headers are cut off one by one instead of all at once. So
+# are those of 16 values and more, which have three bytes.
 _FEW_ENTRIES: Final = 16
 _LARGE_COLUMN: Final = 512
 
@@ -301,7 +302,7 @@ def _joined(pieces: list[Piece]) -> Piece:
 
 def _strip_headers(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedColumn, list[int]]:
     """The values of arrays that should have so many `rows` each, and the indices of those that have not."""
-    if len(raws) < _FEW_ENTRIES or len(memoryview(raws[0])) > _LARGE_COLUMN:
+    if len(raws) < _FEW_ENTRIES or rows[0] >= 16 or len(memoryview(raws[0])) > _LARGE_COLUMN:
         return _strip_one_by_one(raws, rows)
     data = np.frombuffer(b"".join(raws), np.uint8)
     width, rest = divmod(len(data), len(raws))
@@ -336,16 +337,33 @@ def _are_single_values(data: Bytes, rows: Sizes, width: int) -> bool:
 
 
 def _strip_one_by_one(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedColumn, list[int]]:
+    views = [memoryview(raw) for raw in raws]
+    expected = _usual_headers(rows)
+    if len(expected):
+        width = expected.shape[1]
+        if b"".join([view[:width] for view in views]) == expected.tobytes():
+            data = b"".join([view[width:] for view in views])
+            sizes = np.fromiter(map(len, views), np.uint32, len(views)) - np.uint32(width)
+            return EncodedColumn(np.frombuffer(data, np.uint8), sizes), []
     mismatched = []
-    views = []
-    for index, (raw, count) in enumerate(zip(raws, rows.tolist(), strict=True)):
-        view = memoryview(raw)
+    for index, (view, count) in enumerate(zip(views, rows.tolist(), strict=True)):
         try:
             length, head = array_length(view)
         except BadPayload:
             length = head = -1
         if length != count:
             mismatched.append(index)
-        views.append(view[max(head, 0) :])
+        views[index] = view[max(head, 0) :]
     sizes = np.fromiter(map(len, views), np.uint32, len(views))
     return EncodedColumn(np.frombuffer(b"".join(views), np.uint8), sizes), mismatched
+
+
+def _usual_headers(rows: Sizes) -> Bytes:
+    """The shortest headers of arrays of so many rows, one below the other, if all have one length; else nothing."""
+    if rows.max() < 16:
+        return (rows | 0x90).astype(np.uint8).reshape(-1, 1)
+    headers = np.empty((len(rows), 3), np.uint8)
+    if rows.min() < 16 or rows.max() >> 16:
+        return headers[:0]
+    headers[:, 0], headers[:, 1], headers[:, 2] = 0xDC, rows >> 8, rows & 0xFF
+    return headers

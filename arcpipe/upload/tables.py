@@ -97,6 +97,7 @@ _MAX_FILES: Final = 64
 _MAX_FILE_TABLES: Final = 16
 
 _NO_ARRAY: Final = 0xC1
+_NO_VIEW: Final = memoryview(b"")
 
 _GroupKey: TypeAlias = tuple[object, ...]
 
@@ -289,13 +290,17 @@ class BatchTables:
         key = (database, columns.m, precision, columns.tags, types and tuple(types.items()), *arrays)
         found = self._groups.get(key)
         for array in arrays.values():  # the first one tells how many rows there are
-            marker = memoryview(array)[0]
+            first = memoryview(array)
+            marker = first[0]
             break
         else:
-            marker = _NO_ARRAY
+            first, marker = _NO_VIEW, _NO_ARRAY
+        rows = 0
         if 0x90 < marker <= 0x9F:
             rows = marker & 15
-        else:
+        elif marker == 0xDC:
+            rows = first[1] << 8 | first[2]
+        if not rows:
             try:
                 rows = _rows(columns)
             except BadPayload as error:
