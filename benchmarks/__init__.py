@@ -21,6 +21,8 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     results     what a run gives, as it is written to JSON, and what several runs say together
     report      tables
     compare     two files of results, side by side
+    charts      pictures
+    markdown    the tables of README
     progress    what goes on, and how long it will take
     machine     what the figures were measured on
 

@@ -6,6 +6,7 @@ Exit codes: 0 all measured and verified, 1 a run failed or its records are not a
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import shutil
 import signal
 import sys
@@ -26,6 +27,7 @@ from benchmarks import machine, report
 from benchmarks.bodies import FORMATS
 from benchmarks.compare import NothingInCommon, compare, show_comparison
 from benchmarks.load import LoadFailed
+from benchmarks.markdown import NoPlace, write_markdown
 from benchmarks.progress import PlannedRun, Progress, Status
 from benchmarks.recovery import run_recovery
 from benchmarks.results import (
@@ -122,6 +124,17 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="Write everything measured to FILE, or what --compare found; - is stdout."),
     ] = None,
+    charts: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw the results: SVG and PNG files in DIR.")
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the tables into the places of FILE, or all of them into a new FILE."),
+    ] = None,
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="FILE", help="Measure nothing: show, draw, write what --json wrote to FILE."),
+    ] = None,
     compared: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--compare", metavar="A.json B.json", help="Measure nothing: compare two files of --json."),
@@ -157,12 +170,18 @@ def bench(
     \b
     Examples:
       python -m benchmarks --quick
-      python -m benchmarks sync-modes --seconds 10 --runs 5 --json results.json
+      python -m benchmarks sync-modes --seconds 10 --runs 5 --json results.json --charts charts
       python -m benchmarks end-to-end --seconds 120 --rate 3000000
       python -m benchmarks --target http://127.0.0.1:8086 --protocol influx1 --format telegraf
     """
     if compared:
         sys.exit(_compare(*compared, json))
+    outputs = Outputs(json, charts, markdown)
+    if charts is not None and not _can_draw():
+        print("benchmarks: --charts needs matplotlib: pip install 'arcpipe[bench]', or make bench", file=sys.stderr)
+        sys.exit(2)
+    if sources:
+        sys.exit(_show(sources, suites or [], outputs))
     if show_list:
         report.show_list(Console(highlight=False), [*SUITES.values(), RECOVERY])
         return
@@ -189,7 +208,7 @@ def bench(
             )
             for name in chosen_formats
         ]
-        sys.exit(_main(work, machine.describe(None), json))
+        sys.exit(_main(work, machine.describe(None), outputs))
     if protocols or formats:
         raise typer.BadParameter("--protocol and --format go with --target")
     unknown = [name for name in suites or () if name not in _NAMES]
@@ -249,11 +268,29 @@ def bench(
         work = [one for one in plans if one is not None]
         if not work:
             raise typer.BadParameter(f"no case is left; there are {', '.join(_case_names())}")
-        sys.exit(_main(work, machine.describe(directory), json))
+        sys.exit(_main(work, machine.describe(directory), outputs))
 
 
-def _main(work: Sequence[Work], facts: machine.Machine, json: Path | None) -> int:
-    out = _console(json)
+class Outputs(NamedTuple):
+    """Where results go besides the terminal."""
+
+    json: Path | None
+    charts: Path | None
+    markdown: Path | None
+
+    def draw_and_write(self, reports: Sequence[Report]) -> None:
+        """Charts and tables; raises NoPlace or OSError."""
+        if self.charts is not None:
+            from benchmarks.charts import write_charts  # matplotlib takes a second, and is not always there
+
+            for one in reports:
+                write_charts(one, self.charts)
+        if self.markdown is not None:
+            write_markdown(reports, self.markdown, self.charts)
+
+
+def _main(work: Sequence[Work], facts: machine.Machine, outputs: Outputs) -> int:
+    out = _console(outputs.json)
     progress = Progress([one.runs for one in work])
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     report.show_machine(out, facts)
@@ -276,11 +313,48 @@ def _main(work: Sequence[Work], facts: machine.Machine, json: Path | None) -> in
         print("benchmarks: interrupted", file=sys.stderr)
         return 1
     finally:
-        if json is not None and (results or recovery):
-            _write_json(json, Report(started_at, _command(), facts, results, recovery))
+        measured = Report(started_at, _command(), facts, results, recovery)
+        if outputs.json is not None and (results or recovery):
+            _write_json(outputs.json, measured)
+    try:
+        outputs.draw_and_write([measured])
+    except (NoPlace, OSError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
     runs: list[Run | RecoveryRun] = [run for result in results for case in result.cases for run in case.runs]
     runs += [run for case in recovery for run in case.runs]
     return 1 if any(run.missing_records for run in runs) else 0
+
+
+def _show(sources: list[Path], suites: list[str], outputs: Outputs) -> int:
+    """Results of earlier runs, as they were shown then; `suites` are the ones wanted, all if there are none."""
+    out = _console(outputs.json)
+    try:
+        reports = [read(path) for path in sources]
+        if suites:
+            reports = [
+                msgspec.structs.replace(
+                    one,
+                    suites=[suite for suite in one.suites if suite.name in suites],
+                    recovery=one.recovery if RECOVERY.name in suites else [],
+                )
+                for one in reports
+            ]
+        for one in reports:
+            report.show_machine(out, one.machine)
+            for suite in one.suites:
+                report.show_suite(out, suite)
+            if one.recovery:
+                report.show_recovery(out, RECOVERY.title, one.recovery)
+        outputs.draw_and_write(reports)
+    except (UnusableResults, NoPlace, OSError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _compare(path_a: Path, path_b: Path, json: Path | None) -> int:
@@ -404,7 +478,7 @@ async def _measure_targets(targets: list[Target], load: LoadOptions, rounds: int
     def run_one(target: Target, round_number: int, status: Status) -> Awaitable[Run]:
         return run_target(target, round_number, load, status)
 
-    name = f"target: {load.format}"
+    name = "target-" + load.format.replace(" + ", "-").replace(" ", "-")
     runs = await _take_turns(name, [target for target, _ in probed], rounds, run_one, progress)
     cases = [
         CaseResult(

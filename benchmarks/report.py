@@ -51,7 +51,7 @@ def show_machine(console: Console, machine: Machine) -> None:
 def show_suite(console: Console, suite: SuiteResult) -> None:
     """The tables of a suite: figures, resources, the backlog over time, and what is wrong with them."""
     heading(console, suite.title)
-    note(console, _load(suite))
+    note(console, load_in_words(suite))
     _table(console, suite.cases, _figures(suite))
     if not all(run.load.records_per_second for case in suite.cases for run in case.runs):
         note(console, _CLOSED_LOOP)
@@ -124,7 +124,7 @@ def show_list(console: Console, suites: Sequence[Suite | RecoverySuite]) -> None
     draw(console, ("suite", "runs", "each", "what", "cases"), [True, False, False, True, True], rows)
 
 
-def _load(suite: SuiteResult) -> str:
+def load_in_words(suite: SuiteResult) -> str:
     """What was sent, as far as it was the same for all cases."""
     load = suite.load
     loads = [run.load for case in suite.cases for run in case.runs]

@@ -175,9 +175,14 @@ class SuiteResult(msgspec.Struct, frozen=True):
     cases: list[CaseResult]
 
     @property
+    def runs(self) -> list[Run]:
+        """Of all cases."""
+        return [run for case in self.cases for run in case.runs]
+
+    @property
     def is_of_targets(self) -> bool:
         """Whether its servers are not the harness's own, so that nobody looked for what they acknowledged."""
-        return any(run.parquet_records is None for case in self.cases for run in case.runs)
+        return any(run.parquet_records is None for run in self.runs)
 
     def share_of_baseline(self, case: CaseResult) -> float | None:
         """The median over the rounds of this case's records/s divided by the baseline's in the same round.
