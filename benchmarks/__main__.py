@@ -296,19 +296,22 @@ def _main(work: Sequence[Work], facts: machine.Machine, outputs: Outputs) -> int
     report.show_machine(out, facts)
     results: list[SuiteResult] = []
     recovery: list[RecoveryCase] = []
+    failed = False
     try:
         for one in work:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, progress.suite():
-                result = runner.run(_stoppable(one.measure(progress)))
+            try:
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, progress.suite():
+                    result = runner.run(_stoppable(one.measure(progress)))
+            except (LoadFailed, ServerFailed, TargetFailed) as error:
+                print(f"benchmarks: {error}", file=sys.stderr)
+                failed = True  # what ends one suite need not end the others
+                continue
             if isinstance(result, SuiteResult):
                 results.append(result)
                 report.show_suite(out, result)
             else:
                 recovery = result
                 report.show_recovery(out, RECOVERY.title, result)
-    except (LoadFailed, ServerFailed, TargetFailed) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("benchmarks: interrupted", file=sys.stderr)
         return 1
@@ -316,6 +319,8 @@ def _main(work: Sequence[Work], facts: machine.Machine, outputs: Outputs) -> int
         measured = Report(started_at, _command(), facts, results, recovery)
         if outputs.json is not None and (results or recovery):
             _write_json(outputs.json, measured)
+    if failed:
+        return 1
     try:
         outputs.draw_and_write([measured])
     except (NoPlace, OSError) as error:

@@ -46,9 +46,11 @@ class Progress:
     def suite(self) -> Iterator[None]:
         """The next one."""
         self._besides_by_case.clear()
-        yield
-        if len(self._left) > 1:
-            self._left.pop(0)
+        try:
+            yield
+        finally:
+            if len(self._left) > 1:
+                self._left.pop(0)
 
     @contextmanager
     def run(self, label: str, case: str) -> Iterator[Status]:

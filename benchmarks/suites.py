@@ -156,7 +156,7 @@ SUITES: Final = {
                 Case("10,000 measurements", {}, measurements=10_000),
                 Case("1000 connections", {}, connections=1000),
             ),
-            seconds=5,
+            seconds=2,
             runs=2,
             baseline=_PLAIN.name,
         ),
