@@ -213,7 +213,7 @@ def test_troubleshooting_has_a_row_for_every_code(kind: Any) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in [*PAGES, ROOT / "README.md"]:
+    for page in [*PAGES, ROOT / "README.md", ROOT / "benchmarks" / "README.md"]:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             if target.startswith(("https://", "http://")):
                 continue
@@ -265,7 +265,7 @@ def test_metrics_that_are_named_exist(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """(page, words) of each command line in a page that begins with a program of ours."""
-    for page in [*PAGES, ROOT / "README.md", ROOT / "systemd" / "README.md"]:
+    for page in [*PAGES, ROOT / "README.md", ROOT / "systemd" / "README.md", ROOT / "benchmarks" / "README.md"]:
         for block in blocks(page, "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 for part in re.split(r" && | \| |; ", line):
