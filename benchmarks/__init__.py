@@ -5,6 +5,7 @@ Parquet files what was acknowledged. A figure whose records are not all there is
 
     __main__    the command line
     suites      what is measured: cases, their settings and their load
+    rounds      all rounds of a suite
     run         one run: server, load, samples over time, drain, verification
     recovery    a start on the log that a crash left
     logs        such logs, and backlogs
@@ -19,6 +20,7 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     bodies      request bodies
     histogram   latencies as an HdrHistogram
     results     what a run gives, as it is written to JSON, and what several runs say together
+    outputs     where results go: terminal, JSON, charts, pages
     report      tables
     compare     two files of results, side by side
     charts      pictures

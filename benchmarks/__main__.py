@@ -6,17 +6,16 @@ Exit codes: 0 all measured and verified, 1 a run failed or its records are not a
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import typer
@@ -24,32 +23,25 @@ import uvloop
 from rich.console import Console
 
 from benchmarks import machine, report
-from benchmarks.bodies import FORMATS
-from benchmarks.compare import NothingInCommon, compare, show_comparison
 from benchmarks.load import LoadFailed
-from benchmarks.markdown import NoPlace, write_markdown
-from benchmarks.progress import PlannedRun, Progress, Status
-from benchmarks.recovery import run_recovery
+from benchmarks.markdown import NoPlace
+from benchmarks.outputs import Outputs, can_draw, command_line, console_for, show_compared, show_results, write_json
+from benchmarks.progress import PlannedRun, Progress
 from benchmarks.results import (
-    CaseResult,
     LoadOptions,
     RecoveryCase,
     RecoveryRun,
     Report,
     Run,
     SuiteResult,
-    UnusableResults,
-    read,
 )
-from benchmarks.run import run_case
+from benchmarks.rounds import measure, measure_recovery, measure_targets
 from benchmarks.server import ServerFailed
-from benchmarks.suites import RECOVERY, SUITES, Case, RecoverySuite, Suite
-from benchmarks.target import PROTOCOLS, Target, TargetFailed, parse_target, probe, run_target
+from benchmarks.suites import RECOVERY, SUITES, Suite
+from benchmarks.target import PROTOCOLS, TargetFailed, plan_targets
 
 _DEFAULT_DATA_DIR = Path("data")
-_STDOUT = Path("-")
 
-C = TypeVar("C", Case, Target)
 Result = SuiteResult | list[RecoveryCase]
 
 
@@ -175,13 +167,13 @@ def bench(
       python -m benchmarks --target http://127.0.0.1:8086 --protocol influx1 --format telegraf
     """
     if compared:
-        sys.exit(_compare(*compared, json))
+        sys.exit(show_compared(*compared, json))
     outputs = Outputs(json, charts, markdown)
-    if charts is not None and not _can_draw():
+    if charts is not None and not can_draw():
         print("benchmarks: --charts needs matplotlib: pip install 'arcpipe[bench]', or make bench", file=sys.stderr)
         sys.exit(2)
     if sources:
-        sys.exit(_show(sources, suites or [], outputs))
+        sys.exit(show_results(sources, suites or [], outputs))
     if show_list:
         report.show_list(Console(highlight=False), [*SUITES.values(), RECOVERY])
         return
@@ -190,7 +182,10 @@ def bench(
     if targets:
         if suites or cases or settings or workers:
             raise typer.BadParameter("suites, --case, --set and --workers are not for --target, which runs as it is")
-        chosen_targets, chosen_formats = _plan_targets(targets, protocols or [], formats or [], database, org, token)
+        try:
+            chosen_targets, chosen_formats = plan_targets(targets, protocols or [], formats or [], database, org, token)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
         load = LoadOptions(
             format="",
             records_per_body=records or 1000,
@@ -202,7 +197,7 @@ def bench(
         )
         work: list[Work] = [
             Work(
-                partial(_measure_targets, chosen_targets, msgspec.structs.replace(load, format=name), runs or 3),
+                partial(measure_targets, chosen_targets, msgspec.structs.replace(load, format=name), runs or 3),
                 [PlannedRun(target.name, load.warmup_seconds + load.seconds) for target in chosen_targets]
                 * (runs or 3),
             )
@@ -243,7 +238,7 @@ def bench(
         baseline = suite.baseline if any(case.name == suite.baseline for case in chosen) else ""
         suite = suite._replace(cases=chosen, runs=runs or (1 if quick else suite.runs), baseline=baseline)
         runs_planned = [PlannedRun(case.name, seconds_each) for case in chosen] * suite.runs
-        work = Work(partial(_measure, suite, load, directory, backlog_bytes), runs_planned)
+        work = Work(partial(measure, suite, load, directory, backlog_bytes), runs_planned)
         return work if chosen else None
 
     def plan_recovery(directory: Path) -> Work | None:
@@ -255,7 +250,7 @@ def bench(
         )
         suite = RECOVERY._replace(cases=chosen, runs=runs or (1 if quick else RECOVERY.runs))
         work = Work(
-            partial(_measure_recovery, suite, log_bytes, directory),
+            partial(measure_recovery, suite, log_bytes, directory),
             [PlannedRun(case.name, 0.0) for case in chosen] * suite.runs,
         )
         return work if chosen else None
@@ -271,26 +266,8 @@ def bench(
         sys.exit(_main(work, machine.describe(directory), outputs))
 
 
-class Outputs(NamedTuple):
-    """Where results go besides the terminal."""
-
-    json: Path | None
-    charts: Path | None
-    markdown: Path | None
-
-    def draw_and_write(self, reports: Sequence[Report]) -> None:
-        """Charts and tables; raises NoPlace or OSError."""
-        if self.charts is not None:
-            from benchmarks.charts import write_charts  # matplotlib takes a second, and is not always there
-
-            for one in reports:
-                write_charts(one, self.charts)
-        if self.markdown is not None:
-            write_markdown(reports, self.markdown, self.charts)
-
-
 def _main(work: Sequence[Work], facts: machine.Machine, outputs: Outputs) -> int:
-    out = _console(outputs.json)
+    out = console_for(outputs.json)
     progress = Progress([one.runs for one in work])
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     report.show_machine(out, facts)
@@ -316,221 +293,17 @@ def _main(work: Sequence[Work], facts: machine.Machine, outputs: Outputs) -> int
         print("benchmarks: interrupted", file=sys.stderr)
         return 1
     finally:
-        measured = Report(started_at, _command(), facts, results, recovery)
+        measured = Report(started_at, command_line(), facts, results, recovery)
         if outputs.json is not None and (results or recovery):
-            _write_json(outputs.json, measured)
-    if failed:
-        return 1
+            write_json(outputs.json, measured)
     try:
         outputs.draw_and_write([measured])
     except (NoPlace, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
+        failed = True
     runs: list[Run | RecoveryRun] = [run for result in results for case in result.cases for run in case.runs]
     runs += [run for case in recovery for run in case.runs]
-    return 1 if any(run.missing_records for run in runs) else 0
-
-
-def _show(sources: list[Path], suites: list[str], outputs: Outputs) -> int:
-    """Results of earlier runs, as they were shown then; `suites` are the ones wanted, all if there are none."""
-    out = _console(outputs.json)
-    try:
-        reports = [read(path) for path in sources]
-        if suites:
-            reports = [
-                msgspec.structs.replace(
-                    one,
-                    suites=[suite for suite in one.suites if suite.name in suites],
-                    recovery=one.recovery if RECOVERY.name in suites else [],
-                )
-                for one in reports
-            ]
-        for one in reports:
-            report.show_machine(out, one.machine)
-            for suite in one.suites:
-                report.show_suite(out, suite)
-            if one.recovery:
-                report.show_recovery(out, RECOVERY.title, one.recovery)
-        outputs.draw_and_write(reports)
-    except (UnusableResults, NoPlace, OSError) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _can_draw() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-def _compare(path_a: Path, path_b: Path, json: Path | None) -> int:
-    try:
-        comparison = compare(path_a, read(path_a), path_b, read(path_b))
-    except (UnusableResults, NothingInCommon) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    show_comparison(_console(json), comparison)
-    if json is not None:
-        _write_json(json, comparison)
-    return 0
-
-
-def _console(json: Path | None) -> Console:
-    """Where tables go: stdout, unless JSON goes there."""
-    return Console(highlight=False, stderr=json == _STDOUT)
-
-
-def _write_json(path: Path, content: msgspec.Struct) -> None:
-    text = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
-    if path == _STDOUT:
-        sys.stdout.buffer.write(text)
-    else:
-        path.write_bytes(text)
-
-
-def _command() -> list[str]:
-    """The command line as the results keep it: without a secret."""
-    words = list(sys.argv)
-    for index, word in enumerate(words):
-        if word.startswith("--token="):
-            words[index] = "--token=…"
-        elif index and words[index - 1] == "--token":
-            words[index] = "…"
-    return words
-
-
-def _plan_targets(
-    urls: list[str], protocols: list[str], formats: list[str], database: str, org: str, token: str
-) -> tuple[list[Target], list[str]]:
-    """The targets, and the formats that they are to be sent.
-
-    Raises:
-        typer.BadParameter: what is asked for does not go together.
-    """
-    if len(protocols) not in (1, len(urls)):
-        raise typer.BadParameter(f"--protocol says how to write to --target: give one of {', '.join(PROTOCOLS)}")
-    for name in protocols:
-        if name not in PROTOCOLS:
-            raise typer.BadParameter(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
-    try:
-        targets = [
-            parse_target(url, protocol, database, org, token)
-            for url, protocol in zip(urls, protocols * len(urls) if len(protocols) == 1 else protocols, strict=True)
-        ]
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    if len({target.name for target in targets}) < len(targets):
-        raise typer.BadParameter("give each --target a name of its own: NAME=URL")
-    spoken = ", ".join(dict.fromkeys(protocols))
-    kinds = [name for name in PROTOCOLS[protocols[0]].kinds if all(name in PROTOCOLS[one].kinds for one in protocols)]
-    if not kinds:
-        raise typer.BadParameter(f"no format is taken by all of {spoken}")
-    taken = [name for name in FORMATS if name.partition(" + ")[0] in kinds]
-    for name in formats:
-        if name not in taken:
-            raise typer.BadParameter(f"--format {name!r}: for {spoken} there are {', '.join(taken)}")
-    return targets, formats or kinds[:1]
-
-
-async def _measure(
-    suite: Suite, load: LoadOptions, directory: Path, backlog_bytes: int, progress: Progress
-) -> SuiteResult:
-    """All rounds of a suite."""
-    reached: dict[str, float] = {}  # records/s of each case's last run
-
-    async def run_one(case: Case, round_number: int, status: Status) -> Run:
-        own = msgspec.structs.replace(
-            load,
-            format=case.format or load.format,
-            records_per_body=case.records_per_body or load.records_per_body,
-            connections=case.connections or load.connections,
-            measurements=case.measurements,
-            records_per_second=reached[case.half_of] / 2 if case.half_of else load.records_per_second,
-        )
-        own = msgspec.structs.replace(own, load_processes=min(own.load_processes, own.connections))
-        backlog = backlog_bytes if case.has_backlog else 0
-        run = await run_case(case, round_number, own, directory / "run", backlog, suite.wait_for_parquet, status)
-        reached[case.name] = run.records_per_second
-        return run
-
-    turns_around = not any(case.half_of for case in suite.cases)
-    runs = await _take_turns(suite.name, suite.cases, suite.runs, run_one, progress, turns_around)
-    cases = [CaseResult(case.name, case.settings, case.power_cut, runs[case.name]) for case in suite.cases]
-    return SuiteResult(suite.name, suite.title, load, suite.baseline, cases)
-
-
-async def _measure_recovery(
-    suite: RecoverySuite, log_bytes: int, directory: Path, progress: Progress
-) -> list[RecoveryCase]:
-    """All rounds of starts after a crash."""
-    runs: dict[str, list[RecoveryRun]] = {case.name: [] for case in suite.cases}
-    for round_number in range(1, suite.runs + 1):
-        for case in suite.cases:
-            with progress.run(f"{suite.name}, round {round_number}: {case.name}", case.name) as status:
-                run = await run_recovery(case, log_bytes, round_number, directory / "run", status)
-            runs[case.name].append(run)
-            progress.line(
-                f"{suite.name}: {case.name}: {run.log_bytes / 1e9:.2f} GB verified in "
-                f"{report.duration(run.scan_seconds)}, serves after {report.duration(run.start_seconds)}, in Parquet "
-                f"after {report.duration(run.shipped_seconds)}, {_outcome(run)}"
-            )
-    return [RecoveryCase(case.name, case.records_per_entry, runs[case.name]) for case in suite.cases]
-
-
-async def _measure_targets(targets: list[Target], load: LoadOptions, rounds: int, progress: Progress) -> SuiteResult:
-    """All rounds of targets under one load; the first one is what the others are compared with."""
-    probed = [probe(target, load.format, load.records_per_body) for target in targets]
-
-    def run_one(target: Target, round_number: int, status: Status) -> Awaitable[Run]:
-        return run_target(target, round_number, load, status)
-
-    name = "target-" + load.format.replace(" + ", "-").replace(" ", "-")
-    runs = await _take_turns(name, [target for target, _ in probed], rounds, run_one, progress)
-    cases = [
-        CaseResult(
-            target.name,
-            {"target": target.url, "protocol": target.protocol, "database": target.database, "server": told},
-            "",
-            runs[target.name],
-        )
-        for target, told in probed
-    ]
-    baseline = targets[0].name if len(targets) > 1 else ""
-    return SuiteResult(name, f"Servers that already run, {load.format}", load, baseline, cases)
-
-
-async def _take_turns(
-    name: str,
-    cases: Sequence[C],
-    rounds: int,
-    run_one: Callable[[C, int, Status], Awaitable[Run]],
-    progress: Progress,
-    turns_around: bool = True,
-) -> dict[str, list[Run]]:
-    """The runs by case. The order of the cases turns around with each round, so that a machine that gets
-    faster or slower over time favours none; unless one needs what another has found."""
-    runs: dict[str, list[Run]] = {case.name: [] for case in cases}
-    total = rounds * len(cases)
-    number = 0
-    for round_number in range(1, rounds + 1):
-        for case in cases if round_number % 2 or not turns_around else reversed(cases):
-            number += 1
-            label = f"{name} {number}/{total}: {case.name}"
-            with progress.run(label, case.name) as status:
-                run = await run_one(case, round_number, status)
-            runs[case.name].append(run)
-            progress.line(
-                f"{label}: {report.count(run.records_per_second)} records/s, "
-                f"{report.count(run.requests_per_second)} requests/s, p99 {report.duration(run.latency.p99_seconds)}, "
-                + (f"drained in {report.duration(run.drain_seconds)}, " if run.drain_seconds else "")
-                + _outcome(run)
-            )
-    return runs
-
-
-def _outcome(run: Run | RecoveryRun) -> str:
-    if run.parquet_records is None:
-        return "not verified"
-    return f"{run.missing_records:,} RECORDS MISSING" if run.missing_records else "all records in Parquet"
+    return 1 if failed or any(run.missing_records for run in runs) else 0
 
 
 async def _stoppable(work: Coroutine[Any, Any, Result]) -> Result:
@@ -570,7 +343,7 @@ def _has_room(directory: Path, what: str, needed_bytes: float) -> bool:
 
 
 def _case_names() -> list[str]:
-    return [case.name for suite in (*SUITES.values(), RECOVERY) for case in suite.cases]
+    return [case.name for suite in SUITES.values() for case in suite.cases] + [case.name for case in RECOVERY.cases]
 
 
 def _key_and_value(setting: str) -> tuple[str, str]:

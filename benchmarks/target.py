@@ -19,12 +19,12 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
-from benchmarks.bodies import make_bodies
+from benchmarks.bodies import FORMATS, make_bodies
 from benchmarks.drive import Figures, LoadProcesses, load_processes
 from benchmarks.listeners import processes_at
 from benchmarks.load import Finished, LoadSpec
+from benchmarks.progress import Status
 from benchmarks.results import LoadOptions, ProcessResult, Run
-from benchmarks.run import Status
 from benchmarks.server import ProcessUse, process_use
 from benchmarks.usage import Usage
 
@@ -122,6 +122,34 @@ def parse_target(text: str, protocol: str, database: str, org: str, token: str) 
     port = port or (443 if tls else 80)
     name = found[1] or f"{parts.hostname}:{port}"
     return Target(name, tls, parts.hostname, port, parts.path.rstrip("/"), protocol, database, org, token)
+
+
+def plan_targets(
+    urls: list[str], protocols: list[str], formats: list[str], database: str, org: str, token: str
+) -> tuple[list[Target], list[str]]:
+    """The targets, and the formats that they are to be sent.
+
+    Raises:
+        ValueError: what is asked for does not go together.
+    """
+    if len(protocols) not in (1, len(urls)):
+        raise ValueError(f"--protocol says how to write to --target: give one of {', '.join(PROTOCOLS)}")
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise ValueError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+    each = protocols * len(urls) if len(protocols) == 1 else protocols
+    targets = [parse_target(url, one, database, org, token) for url, one in zip(urls, each, strict=True)]
+    if len({target.name for target in targets}) < len(targets):
+        raise ValueError("give each --target a name of its own: NAME=URL")
+    spoken = ", ".join(dict.fromkeys(protocols))
+    kinds = [name for name in PROTOCOLS[protocols[0]].kinds if all(name in PROTOCOLS[one].kinds for one in protocols)]
+    if not kinds:
+        raise ValueError(f"no format is taken by all of {spoken}")
+    taken = [name for name in FORMATS if name.partition(" + ")[0] in kinds]
+    for name in formats:
+        if name not in taken:
+            raise ValueError(f"--format {name!r}: for {spoken} there are {', '.join(taken)}")
+    return targets, formats or kinds[:1]
 
 
 def probe(target: Target, format: str, records: int) -> tuple[Target, str]:
