@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from benchmarks.report import count, draw, duration, heading, note
+from benchmarks.report import draw, heading, note
 from benchmarks.results import CaseResult, RecoveryCase, Report, SuiteResult
 
 Verdict = Literal["better", "worse", "within the noise", "noise not known"]
@@ -25,6 +25,12 @@ _NO_DIFFERENCE: Final = ("load_average",)
 _RECOVERY: Final = "recovery"
 _STYLES: Final = {"better": "green", "worse": "red"}
 _SEVERAL: Final = 3
+# By the unit of the figures: what they are shown in, the largest first.
+_UNITS: Final = {
+    "records/s": ((1e6, "M/s"), (1e3, "k/s"), (1.0, "/s")),
+    "bytes/s": ((1e9, "GB/s"), (1e6, "MB/s")),
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
+}
 
 
 class NothingInCommon(Exception):
@@ -95,11 +101,11 @@ class _Figure(NamedTuple):
 
 
 _FIGURES: Final = (
-    _Figure("records/s", "records/s", True, lambda run: run.records_per_second),
+    _Figure("records", "records/s", True, lambda run: run.records_per_second),
     _Figure("p50", "s", False, lambda run: run.latency.p50_seconds),
     _Figure("p99", "s", False, lambda run: run.latency.p99_seconds),
     _Figure("p99.9", "s", False, lambda run: run.latency.p999_seconds),
-    _Figure("CPU per request", "s", False, lambda run: run.cpu_seconds_per_request),
+    _Figure("CPU/request", "s", False, lambda run: run.cpu_seconds_per_request),
     _Figure(
         "into Parquet",
         "records/s",
@@ -169,8 +175,9 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
             name = case.a if case.a == case.b else f"{case.a} / {case.b}"
             for figure in case.figures:
                 ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-                shown_a, shown_b = _shown(figure.a, figure.unit), _shown(figure.b, figure.unit)
-                rows.append((name, figure.name, shown_a, shown_b, ratio, figure.verdict))
+                size, unit = _scale(figure)
+                shown_a, shown_b = _shown(figure.a, size), _shown(figure.b, size)
+                rows.append((name, f"{figure.name}, {unit}", shown_a, shown_b, ratio, figure.verdict))
                 name = ""
         draw(
             console,
@@ -273,19 +280,20 @@ def _flat(values: dict[str, Any]) -> dict[str, str]:
     return flat
 
 
-def _shown(range_: Range, unit: str) -> str:
-    form = _FORMS[unit]
-    if range_.runs == 1:
-        return form(range_.median)
-    return f"{form(range_.median)} ({form(range_.lowest)} … {form(range_.highest)})"
+def _scale(figure: FigureComparison) -> tuple[float, str]:
+    """A unit in which the larger of the two is read well, and how many of the figure's own units it is."""
+    largest = max(figure.a.median, figure.b.median)
+    units = _UNITS[figure.unit]
+    return next(((size, name) for size, name in units if largest >= size), units[-1])
 
 
-def _megabytes(bytes_per_second: float) -> str:
-    return f"{bytes_per_second / 1e6:,.0f} MB/s"
+def _shown(range_: Range, size: float) -> str:
+    middle, lowest, highest = (_three_digits(value / size) for value in (range_.median, range_.lowest, range_.highest))
+    return middle if range_.runs == 1 else f"{middle} ({lowest}–{highest})"
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else duration(seconds)
+def _three_digits(value: float) -> str:
+    return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -293,6 +301,3 @@ def _listed(names: Sequence[str]) -> str:
         return "nothing"
     more = f" and {len(names) - _SEVERAL} more" if len(names) > _SEVERAL else ""
     return ", ".join(names[:_SEVERAL]) + more
-
-
-_FORMS: Final[dict[str, Callable[[float], str]]] = {"s": _time, "bytes/s": _megabytes, "records/s": count}
