@@ -358,7 +358,7 @@ def _plural(number: int, what: str) -> str:
 def _machine_line(machine: Machine) -> str:
     disk = f", {machine.file_system} on {machine.device}" if machine.file_system else ""
     return (
-        f"arcpipe {machine.arcpipe}, {machine.python}; {machine.cpu}, {machine.cores} cores, "
+        f"measured with arcpipe {machine.arcpipe}, {machine.python}; {machine.cpu}, {machine.cores} cores, "
         f"{machine.memory_bytes / 2**30:.0f} GiB, {machine.kernel}{disk}"
     )
 

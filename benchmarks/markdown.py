@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.report import count, duration, load_in_words
+from benchmarks.report import UNVERIFIED, count, duration, load_in_words
 from benchmarks.results import CaseResult, RecoveryCase, Report, Run, SuiteResult
 
 RECOVERY: Final = "recovery"
 _PLACE: Final = re.compile(r"(<!-- benchmarks ([\w .-]+) -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
 _CHARTS: Final = ("throughput", "", "latency", "backlog")  # of a suite, in this order
 _MOST_CHARTS: Final = 2
+_PLACE_OPTIONS: Final = ("--data-dir", "--json", "--charts", "--markdown")
 
 
 class NoPlace(Exception):
@@ -102,11 +103,15 @@ def _suite(suite: SuiteResult, page: Path, charts: Path | None) -> str:
     if any(case.power_cut for case in suite.cases):
         columns.append(("a power cut may take", lambda case: case.power_cut))
     rows = [[cell(case) for _, cell in columns] for case in suite.cases]
+    shown = 0
     parts = [f"**{suite.title}.** {load_in_words(suite)}.", _table([title for title, _ in columns], rows)]
+    if suite.is_of_targets:
+        parts.append(UNVERIFIED)
     for suffix in _CHARTS if charts is not None else ():
         name = f"{suite.name}-{suffix}" if suffix else suite.name
-        if charts is not None and (charts / f"{name}.svg").exists() and len(parts) < 2 + _MOST_CHARTS:
+        if charts is not None and (charts / f"{name}.svg").exists() and shown < _MOST_CHARTS:
             path = os.path.relpath(charts / f"{name}.svg", page.parent)
+            shown += 1
             parts.append(f"![{suite.title}{suffix and f': {suffix}'}]({path})")
     return "\n\n".join(parts)
 
@@ -137,12 +142,24 @@ def _origin(report: Report) -> str:
     if machine.file_system:
         cache = f", write cache: {machine.device_write_cache}" if machine.device_write_cache else ""
         disk = f"; data on {machine.file_system} on {machine.device}{cache}"
-    command = shlex.join(["python", "-m", "benchmarks", *report.command[1:]])
+    command = shlex.join(["python", "-m", "benchmarks", *_without_places(report.command[1:])])
     return (
         f"Measured on {report.started_at[:10]} with arcpipe {machine.arcpipe} on {machine.python}; {machine.cpu}, "
         f"{machine.cores} cores that the load shares, {machine.memory_bytes / 2**30:.0f} GiB, {machine.kernel}{disk}. "
         f"`{command}`"
     )
+
+
+def _without_places(words: Sequence[str]) -> list[str]:
+    """A command line without the options that say where files are: they change no figure."""
+    kept = []
+    is_value = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if not is_value and name not in _PLACE_OPTIONS:
+            kept.append(word)
+        is_value = not is_value and name in _PLACE_OPTIONS and not equals
+    return kept
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -22,7 +22,7 @@ _CLOSED_LOOP = (
     "Closed loop: a connection sends when it has its last answer, so latencies are those of a server at its limit, and "
     "a stall counts once per connection. The suite latency has an open loop."
 )
-_UNVERIFIED = (
+UNVERIFIED = (
     "Not verified: these servers' storage cannot be looked into, so a figure is what they acknowledged, "
     "on disk or not; their documentation says what their acknowledgement means."
 )
@@ -61,7 +61,7 @@ def show_suite(console: Console, suite: SuiteResult) -> None:
             _backlog(console, case.runs[-1])
     if suite.is_of_targets:
         _table(console, suite.cases, _target_resources())
-        note(console, _UNVERIFIED)
+        note(console, UNVERIFIED)
     else:
         _table(console, suite.cases, _logs(suite.cases))
         _table(console, suite.cases, _resources())

@@ -83,7 +83,8 @@ async def measure_targets(targets: list[Target], load: LoadOptions, rounds: int,
         for target, told in probed
     ]
     baseline = targets[0].name if len(targets) > 1 else ""
-    return SuiteResult(name, f"Servers that already run, {load.format}", load, baseline, cases)
+    title = "Servers under the same load" if len(targets) > 1 else f"{targets[0].url} by {targets[0].protocol}"
+    return SuiteResult(name, f"{title}: {load.format}", load, baseline, cases)
 
 
 async def _take_turns(

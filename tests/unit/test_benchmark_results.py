@@ -111,7 +111,7 @@ def suite(*cases: CaseResult, name: str = "sync-modes", baseline: str = "") -> S
 
 
 def report(*suites: SuiteResult, machine: Machine = MACHINE, recovery: list[RecoveryCase] | None = None) -> Report:
-    command = ["benchmarks/__main__.py", "sync-modes"]
+    command = ["benchmarks/__main__.py", "--data-dir=/mnt/x", "sync-modes", "--json", "a.json", "--runs", "2"]
     return Report("2026-11-22T00:00:00+00:00", command, machine, list(suites), recovery or [])
 
 
@@ -311,7 +311,7 @@ def test_a_page_gets_what_its_places_ask_for_and_keeps_the_rest(tmp_path: Path) 
     assert "![By sync mode: throughput](charts/sync-modes-throughput.svg)" in text
     assert "| 1000 records per entry | 1.00 GB | 1.00 GB/s | 1.00 | 2.0 s | 1.0 s | 100 MB/s |" in text
     assert "Measured on 2026-11-22 with arcpipe 0.1.0 on CPython 3.11; A processor, 2 cores" in text
-    assert "`python -m benchmarks sync-modes`" in text
+    assert "`python -m benchmarks sync-modes --runs 2`" in text
     assert "end-to-end" not in text
 
 
