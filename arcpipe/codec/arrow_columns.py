@@ -16,12 +16,14 @@ should have for good is not decided here, `natural_type` only tells what its val
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from isal.isal_zlib import crc32
 
 from arcpipe.codec.odd_values import value_end
@@ -97,6 +99,11 @@ _COUNT_ROWS: Final = 1 << 18
 # Values that are skipped in one call: more would spill out of the cache.
 _SKIP_ROWS: Final = 16_384
 
+# Values and bytes that are looked through at once.
+_ASCII_ROWS: Final = 1 << 15
+_HIGH_PART: Final = 1 << 18
+_HIGH_BITS: Final = np.uint64(0x8080_8080_8080_8080)
+
 # Chunks of fewer values are not compared with one another.
 _REPEAT_ROWS: Final = 16
 
@@ -123,7 +130,14 @@ class Values:
     __slots__ = ("_classes", "_starts", "_width", "ascii", "count", "data", "present", "repeat")
 
     def __init__(
-        self, data: Bytes, count: int, starts: Ints | None = None, width: int = 0, *, ascii_only: bool = False
+        self,
+        data: Bytes,
+        count: int,
+        starts: Ints | None = None,
+        width: int = 0,
+        *,
+        classes: Bytes | None = None,
+        ascii_only: bool = False,
     ) -> None:
         """`starts` is the offset of each value; without it, all have `width` bytes, and one class unless that is 1."""
         self.data = data
@@ -133,12 +147,14 @@ class Values:
         self.ascii = ascii_only
         self._width = width
         self._starts = starts
-        self._classes: Bytes | None = None
-        if starts is not None:
+        self._classes = classes
+        if classes is None and starts is not None:
             self._classes = _CLASS.take(data.take(starts))
         elif width == 1:
             self._classes = _CLASS.take(data)
-        if self._classes is not None:
+        if self._classes is not None and count and (self._classes == self._classes[0]).all():
+            self.present = [int(self._classes[0])]
+        elif self._classes is not None:
             self.present = [class_ for class_, number in enumerate(_class_counts(self._classes)) if number]
         else:
             self.present = [int(_CLASS[data[0]])] if count else []
@@ -241,12 +257,12 @@ def find_values(
             return values
     first = _CLASS[array[0]] if len(array) else _OTHER
     if first in (_STR, _STR8, _NIL, _BOOL):
-        starts = _find_ascii(array, count)
-        if starts is not None:
-            return Values(array, count, starts, ascii_only=True)
+        text = _find_ascii(array, count)
+        if text is not None:
+            return Values(array, count, text[0], classes=text[1], ascii_only=True)
     if chunk_sizes is None or chunk_counts is None:
         chunk_sizes, chunk_counts = np.array([len(array)]), np.array([count])
-    starts = None
+    starts: Ints | None = None
     longest = int(chunk_counts.max())
     if longest == 1 and count == len(chunk_counts):
         starts = np.cumsum(chunk_sizes) - chunk_sizes
@@ -310,21 +326,53 @@ def _is_uniform(data: Bytes, width: int) -> bool:
     return bool((data[::width] == marker).all() and (data[1::width] == data[1]).all())
 
 
-def _find_ascii(data: Bytes, count: int) -> Ints | None:
-    """Where the values begin if they are ASCII strings, nils and booleans: only headers have their highest bit set."""
-    high = data >= 0x80
-    if np.count_nonzero(high) != count:
+def _find_ascii(data: Bytes, count: int) -> tuple[Ints, Bytes] | None:
+    """Where the values begin if they are ASCII strings, nils and booleans, and their classes: only headers have their
+    highest bit set."""
+    starts = _find_high(data, count)
+    if starts is None or starts[0] != 0:
         return None
-    starts = np.flatnonzero(high)
-    markers = data.take(starts)
-    sizes = VALUE_SIZE.take(markers)
-    long = np.flatnonzero(markers == 0xD9)
-    if len(long):
-        sizes[long] = 2 + data.take(starts[long] + 1, mode="clip").astype(np.int64)
-    # Values follow one another without a gap, so these are values: a proof, not a guess.
-    if starts[0] == 0 and starts[-1] + sizes[-1] == len(data) and (starts[:-1] + sizes[:-1] == starts[1:]).all():
-        return starts
-    return None
+    classes = np.empty(count, np.uint8)
+    for row in range(0, count, _ASCII_ROWS):
+        here = starts[row : row + _ASCII_ROWS]
+        markers = data.take(here)
+        ends = here + VALUE_SIZE.take(markers)
+        long = np.flatnonzero(markers == 0xD9)
+        if len(long):
+            ends[long] += 2 + data.take(here[long] + 1, mode="clip").astype(np.int64)
+        # Values follow one another without a gap, so these are values: a proof, not a guess.
+        following = starts[row + 1 : row + 1 + _ASCII_ROWS]
+        if not (ends[: len(following)] == following).all():
+            return None
+        _CLASS.take(markers, out=classes[row : row + _ASCII_ROWS])
+    return (starts, classes) if ends[-1] == len(data) else None
+
+
+def _find_high(data: Bytes, count: int) -> Ints | None:
+    """Where the bytes are that have their highest bit set, or None if there are not `count` of them.
+
+    By parts that stay in the cache, and by words of eight bytes as long as none has two.
+    """
+    found = np.empty(count, np.int64)
+    number = 0
+    by_words = sys.byteorder == "little"
+    for start in range(0, len(data), _HIGH_PART):
+        part = data[start : start + _HIGH_PART]
+        by_words = by_words and not len(part) % 8
+        if by_words:
+            high = part.view(np.uint64) & _HIGH_BITS
+            at = np.flatnonzero(high != 0)
+            high = high.take(at)
+            below = high - np.uint64(1)
+            by_words = not (high & below).any()
+            at = at * 8 + (np.bitwise_count(below) >> 3)
+        if not by_words:
+            at = np.flatnonzero(part >= 0x80)
+        if number + len(at) > count:
+            return None
+        np.add(at, start, out=found[number : number + len(at)])
+        number += len(at)
+    return found if number == count else None
 
 
 def _walk(
@@ -452,7 +500,7 @@ def build(values: Values, type_: str | None) -> Column:
     if values.repeat is None:
         return column
     odd = np.flatnonzero(np.isin(values.repeat, column.odd)) if len(column.odd) else _NONE
-    return Column(column.array.take(pa.array(values.repeat)), odd)
+    return Column(take(column.array, pa.array(values.repeat)), odd)
 
 
 def _build(values: Values, type_: str | None) -> Column:
@@ -596,7 +644,7 @@ def _dictionary(values: Values, wanted: Mask | None) -> pa.DictionaryArray | Non
     indices = encoded.indices
     unique = text.dictionary_encode()
     if len(unique.dictionary) < len(text):  # the same text with headers of different width
-        indices, text = unique.indices.take(indices), unique.dictionary
+        indices, text = take(unique.indices, indices), unique.dictionary
     return pa.DictionaryArray.from_arrays(indices, text)
 
 
@@ -649,7 +697,12 @@ def _contents(values: Values, wanted: Mask | None) -> pa.Array:
         pa.binary(), 2 * count, [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values.data))]
     )
     every_second = np.arange(1, 2 * count, 2, dtype=np.int32)
-    return both.take(pa.array(every_second, mask=None if wanted is None else ~wanted))
+    return take(both, pa.array(every_second, mask=None if wanted is None else ~wanted))
+
+
+def take(array: pa.Array, indices: pa.Array) -> pa.Array:
+    """These rows of an array, which it must have: that is not looked at again."""
+    return pc.take(array, indices, boundscheck=False)
 
 
 def _few_contents(values: Values, wanted: Mask | None) -> pa.Array:

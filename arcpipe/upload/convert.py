@@ -22,6 +22,7 @@ from arcpipe.codec.arrow_columns import (
     build,
     decode_time,
     find_values,
+    take,
 )
 from arcpipe.codec.columns import COLUMN_TYPES, TIME
 from arcpipe.codec.odd_values import rescued_json, unpack_value
@@ -139,7 +140,7 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
     order = None
     if (times_us[1:] < times_us[:-1]).any():
         order = pa.array(np.argsort(times_us, kind="stable").astype(np.int32))
-        times_us = times_us[order.to_numpy()]
+        times_us = _sorted(pa.array(times_us), order).to_numpy()
     columns = {_field(TIME, TIME_TYPE, b"time"): _time_array(times_us)}
     reserved = {RESCUED_DATA}
     if keep_nanoseconds:
@@ -209,7 +210,7 @@ def _table_rows(indices: Ints, holders: Sequence[_Span]) -> Ints:
 
 
 def _sorted(array: pa.Array, order: pa.Array | None) -> pa.Array:
-    return array if order is None else array.take(order)
+    return array if order is None else take(array, order)
 
 
 def _spread(array: pa.Array, holders: Sequence[_Span], spans: Sequence[_Span]) -> pa.Array:
