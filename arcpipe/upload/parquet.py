@@ -114,30 +114,29 @@ class Spool:
 
     def __init__(self, memory: SpoolMemory) -> None:
         self._memory = memory
-        self._buffer = bytearray()
+        self._pieces: list[bytes] = []
         self._file: BinaryIO | None = None
         self.size = 0
         self.closed = False
 
     def write(self, data: bytes | memoryview | pa.Buffer) -> int:
-        view = memoryview(data)
-        size = view.nbytes
+        size = memoryview(data).nbytes
         if self.closed:  # a writer that was let go of unfinished ends its file
             return size
-        if self._file is None and (len(self._buffer) + size > self._memory.each_bytes or not self._memory.take(size)):
+        if self._file is None and (self.size + size > self._memory.each_bytes or not self._memory.take(size)):
             self._move_to_file()
         if self._file is None:
-            self._buffer += view
+            self._pieces.append(bytes(data))  # no copy, if it is bytes
         else:
-            self._file.write(view)
+            self._file.write(data)
         self.size += size
         return size
 
     def _move_to_file(self) -> None:
         self._file = tempfile.TemporaryFile(dir=self._memory.directory)  # noqa: SIM115 (closed by close)
-        self._file.write(self._buffer)
-        self._memory.give_back(len(self._buffer))
-        self._buffer = bytearray()
+        pieces, self._pieces = self._pieces, []
+        self._memory.give_back(self.size)
+        self._file.writelines(pieces)
 
     def tell(self) -> int:
         return self.size
@@ -145,11 +144,13 @@ class Spool:
     def flush(self) -> None:
         if self._file is not None:
             self._file.flush()
+        else:
+            self._pieces = [b"".join(self._pieces)]
 
     def read_at(self, offset: int, length: int) -> bytes | memoryview:
         """`length` bytes from `offset` on, fewer at the end. Only once everything is written and flushed."""
         if self._file is None:
-            return memoryview(self._buffer)[offset : offset + length].toreadonly()
+            return memoryview(self._pieces[0])[offset : offset + length]
         pieces = []
         while length > 0 and (piece := os.pread(self._file.fileno(), length, offset)):
             pieces.append(piece)
@@ -163,8 +164,9 @@ class Spool:
             self.closed = True
             if self._file is not None:
                 self._file.close()
-            self._memory.give_back(len(self._buffer))
-            self._buffer = bytearray()
+            else:
+                self._memory.give_back(self.size)
+            self._pieces = []
 
 
 # Files
