@@ -173,6 +173,8 @@ def bench(
         print("benchmarks: --charts needs matplotlib: pip install 'arcpipe[bench]', or make bench", file=sys.stderr)
         sys.exit(2)
     if sources:
+        if json is not None:
+            raise typer.BadParameter("--json writes what is measured or compared, and --from does neither")
         sys.exit(show_results(sources, suites or [], outputs))
     if show_list:
         report.show_list(Console(highlight=False), [*SUITES.values(), RECOVERY])

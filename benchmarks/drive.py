@@ -25,6 +25,13 @@ class Figures(NamedTuple):
 
     @classmethod
     def of(cls, finished: list[Finished]) -> Figures:
+        """Puts together what each generator measured.
+
+        Raises:
+            LoadFailed: that is nothing.
+        """
+        if not any(one.measured_requests for one in finished):
+            raise LoadFailed("no request was answered within the measured time: measure longer (--seconds)")
         histogram = Histogram()
         for one in finished:
             histogram.merge(Histogram(one.histogram))

@@ -70,6 +70,8 @@ def show_results(sources: Sequence[Path], suites: Sequence[str], outputs: Output
                 )
                 for one in reports
             ]
+            if not any(one.suites or one.recovery for one in reports):
+                raise UnusableResults(f"no file has results of {', '.join(suites)}")
         for one in reports:
             report.show_machine(out, one.machine)
             for suite in one.suites:

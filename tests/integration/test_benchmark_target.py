@@ -14,7 +14,7 @@ from benchmarks.run import ParquetFiles
 from tests.harness import COMMAND, environment
 from tests.integration.test_tls import make_certificate, tls_server
 
-BRIEFLY = ["--warmup", "0", "--seconds", "0.5", "--runs", "1", "--connections", "2", "--records", "20"]
+BRIEFLY = ["--warmup", "0", "--seconds", "1", "--runs", "1", "--connections", "2", "--records", "20"]
 
 
 def start(directory: Path, name: str, token: str, *arguments: str) -> subprocess.Popen[str]:
