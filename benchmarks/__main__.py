@@ -64,6 +64,8 @@ _DEFAULT_LOG_GB = 2.0
 _MOST_RECORDS_PER_SECOND = 15e6
 _BYTES_PER_RECORD = 60
 _SPARE_BYTES = 1 << 30
+# Backlog that a run may add to one that is there at its start, before writes are refused.
+_SPARE_BACKLOG_MB = 20480
 _NAMES = (*SUITES, RECOVERY.name)
 
 
@@ -215,6 +217,7 @@ def bench(
     default_settings = {"server.workers": str(workers)} if workers else {}
     part = _QUICK_GB if quick else 1.0
     backlog_bytes = int((backlog_gb or _DEFAULT_BACKLOG_GB * part) * 1e9)
+    room = {"wal.max_backlog_mb": str(backlog_bytes // 1_000_000 + _SPARE_BACKLOG_MB)}
     log_bytes = int((log_gb or _DEFAULT_LOG_GB * part) * 1e9)
 
     def plan(suite: Suite, directory: Path) -> Work | None:
@@ -232,7 +235,7 @@ def bench(
         wanted = {case.name for case in suite.cases if not cases or case.name in cases}
         wanted |= {case.half_of for case in suite.cases if case.name in wanted}
         chosen = tuple(
-            case._replace(settings={**default_settings, **case.settings, **extra})
+            case._replace(settings={**default_settings, **(room if case.has_backlog else {}), **case.settings, **extra})
             for case in suite.cases
             if case.name in wanted
             and _has_room(directory, f"{suite.name}: {case.name}", bytes_each + 2 * backlog_bytes * case.has_backlog)
