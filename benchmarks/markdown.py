@@ -66,14 +66,22 @@ def _names(report: Report) -> list[str]:
 
 
 def _place_content(reports: Sequence[Report], names: Sequence[str], page: Path, charts: Path | None) -> str:
-    parts = []
+    tables: list[str] = []
+    commands: dict[str, list[str]] = {}  # by when and where they were run
+    is_unverified = False
     for report in reports:
-        tables = [_suite(suite, page, charts) for name in names for suite in report.suites if suite.name == name]
-        if RECOVERY in names and report.recovery:
+        suites = [suite for name in names for suite in report.suites if suite.name == name]
+        tables += [_suite(suite, page, charts) for suite in suites]
+        is_unverified |= any(suite.is_of_targets for suite in suites)
+        has_recovery = RECOVERY in names and bool(report.recovery)
+        if has_recovery:
             tables.append(_recovery(report.recovery))
-        if tables:
-            parts += [*tables, _origin(report)]
-    return "\n" + "\n\n".join(parts) + "\n\n"
+        if suites or has_recovery:
+            command = shlex.join(["python", "-m", "benchmarks", *_without_places(report.command[1:])])
+            commands.setdefault(_origin(report), []).append(f"`{command}`")
+    notes = [UNVERIFIED] * is_unverified
+    notes += [f"{origin} {', '.join(lines)}" for origin, lines in commands.items()]
+    return "\n" + "\n\n".join(tables + notes) + "\n\n"
 
 
 def _suite(suite: SuiteResult, page: Path, charts: Path | None) -> str:
@@ -105,8 +113,6 @@ def _suite(suite: SuiteResult, page: Path, charts: Path | None) -> str:
     rows = [[cell(case) for _, cell in columns] for case in suite.cases]
     shown = 0
     parts = [f"**{suite.title}.** {load_in_words(suite)}.", _table([title for title, _ in columns], rows)]
-    if suite.is_of_targets:
-        parts.append(UNVERIFIED)
     for suffix in _CHARTS if charts is not None else ():
         name = f"{suite.name}-{suffix}" if suffix else suite.name
         if charts is not None and (charts / f"{name}.svg").exists() and shown < _MOST_CHARTS:
@@ -142,11 +148,9 @@ def _origin(report: Report) -> str:
     if machine.file_system:
         cache = f", write cache: {machine.device_write_cache}" if machine.device_write_cache else ""
         disk = f"; data on {machine.file_system} on {machine.device}{cache}"
-    command = shlex.join(["python", "-m", "benchmarks", *_without_places(report.command[1:])])
     return (
         f"Measured on {report.started_at[:10]} with arcpipe {machine.arcpipe} on {machine.python}; {machine.cpu}, "
-        f"{machine.cores} cores that the load shares, {machine.memory_bytes / 2**30:.0f} GiB, {machine.kernel}{disk}. "
-        f"`{command}`"
+        f"{machine.cores} cores that the load shares, {machine.memory_bytes / 2**30:.0f} GiB, {machine.kernel}{disk}."
     )
 
 
