@@ -138,7 +138,8 @@ class _OneRecord(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 _ONE_RECORD: Final = msgspec.msgpack.Decoder(_OneRecord)
 # Measurement and column names together; longer ones are left to `_columnar`.
 _ONE_RECORD_NAMES: Final = MAX_NAME_BYTES
-_ONE_RECORD_BYTES: Final = 1 << 12
+# Too short to hold values nested deeper than `_columnar` allows, which msgspec may allow.
+_ONE_RECORD_BYTES: Final = 1 << 10
 
 
 def _is_one_record(data: bytes) -> bool:
@@ -157,16 +158,16 @@ def _is_one_record(data: bytes) -> bool:
         record = _ONE_RECORD.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
-    measurement, columns = record.m, record.columns
-    names = "".join((measurement, *columns))
+    columns = record.columns
+    names = "".join((record.m, *columns))
     return (
         names.isascii()
         and names.isprintable()
         and len(names) <= _ONE_RECORD_NAMES
-        and measurement != ""
+        and 0 < len(columns) <= 15
+        and data[at + 8] == 0x80 + len(columns)
         and "" not in columns
-        and len(columns) > 0
-        and data.startswith(map_header(len(columns)), at + 8)
+        and at > 4  # the measurement is not empty
     )
 
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from arcpipe.codec import msgpack_columns
 from arcpipe.codec.columns import MAX_COLUMNS, field_column_names
 from arcpipe.codec.msgpack_columns import Encoded, encode
 from arcpipe.errors import BadPayload
@@ -915,3 +916,47 @@ def test_memory_does_not_grow_with_the_number_of_rows() -> None:
     rows = [{"m": "x", "fields": {f"{n % 7}{chr(97 + k)}": 1 for k in range(26)}} for n in range(12_000)]
     assert peak_bytes([pack(rows)]) < 40_000_000
     assert peak_bytes([pack(rows[:3000], wide=True)]) < 40_000_000
+
+
+# Bodies of one record: proven by one msgspec call, or left to the walk
+
+
+def one_record(*pairs: bytes, count: int | None = None, measurement: bytes = b"\xa3cpu") -> bytes:
+    count = len(pairs) if count is None else count
+    return b"\x82\xa1m" + measurement + b"\xa7columns" + bytes([0x80 | count]) + b"".join(pairs)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        one_record(b"\xa1a\x91\x01", b"\xa1b\x91\xa2xy", b"\xa1c\x91\x81\xa1k\x92\x01\x02", b"\xa1d\x91\xc7\x01\x05x"),
+        one_record(b"\xa1a\x91\x01", b"\xa1a\x91\x01"),
+        one_record(b"\xa1a\x91\x01", b"\xa1b\x91"),
+        one_record(b"\xa1a\x91\xc1"),
+        one_record(b"\xa1a\x91\x01", b"\xa1b\x92\x01\x02"),
+        one_record(b"\xa1a\x91\x01", b"\xa1b\x90"),
+        one_record(b"\xa1a\x91\x01") + b"\x00",
+        one_record(b"\xa1a\x91\x01", count=2),
+        one_record(b"\xa0\x91\x01"),
+        one_record(b"\xa1\x7f\x91\x01"),
+        one_record(b"\xa1\xff\x91\x01"),
+        one_record(b"\xa2\xc3\xa9\x91\x01"),
+        one_record(b"\xa1a\x91\x01", measurement=b"\xa0"),
+        one_record(b"\xa1a\x91\x01", measurement=b"\xa1\n"),
+        one_record(b"\xd9\xff" + b"n" * 255 + b"\x91\x01"),
+        one_record(b"\xda\x01\x01" + b"n" * 257 + b"\x91\x01"),
+        one_record(b"\xa1a\x91" + b"\x91" * 900 + b"\x01"),
+        one_record(b"\xa1a\x91" + b"\x91" * 1100 + b"\x01"),
+        one_record(),
+    ],
+)
+def test_a_body_of_one_record_is_taken_as_the_walk_takes_it(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcome() -> object:
+        try:
+            return encode(body)
+        except BadPayload as error:
+            return str(error)
+
+    quick = outcome()
+    monkeypatch.setattr(msgpack_columns, "_is_one_record", lambda _: False)
+    assert outcome() == quick
