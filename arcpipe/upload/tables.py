@@ -62,6 +62,7 @@ _MAX_COLLECTED: Final = 64 * MB
 _MAX_TABLE: Final = 48 * MB
 _MAX_IN_HAND: Final = 96 * MB
 _MAX_CONVERTED: Final = 128 * MB  # at once
+_MAX_COLUMNS: Final = 1 << 16  # at once, of entries with different ones: each costs about a kilobyte beside its values
 _MAX_RESCUED: Final = 32 * MB  # of one table, as JSON
 
 # An entry that costs more than _MAX_TABLE goes to the pool by slices of at most so many rows and bytes.
@@ -82,6 +83,9 @@ _STAGED_ENTRY: Final = 200
 _STAGED_COLUMN: Final = 80
 _COMPACT_ENTRY: Final = 100
 _COMPACT_COLUMN: Final = 4
+# What the first entry of a shape costs beside that: names, and where each column is.
+_SHAPE: Final = 1_000
+_SHAPE_COLUMN: Final = 250
 _PIECE: Final = 500
 _PIECE_COLUMN: Final = 350
 
@@ -346,6 +350,7 @@ class BatchTables:
         except BadPayload as error:
             _, _, origin, part, *raws = entry
             self._misfit(shape, Misfit(origin, part, entry_payload(shape, raws), str(error)))
+        self._take(table)  # nothing but shapes, which have a cost
         self._wait()  # the memory of the payload is let go of
 
     def _submit_slices(self, table: _Table, shape: Shape, piece: Piece) -> None:
@@ -379,6 +384,9 @@ class BatchTables:
         table.max_rows = self._max_rows(table.names)
         group = table.groups[key] = Group(shape)
         self._groups[key] = table, group
+        cost = _SHAPE + _SHAPE_COLUMN * len(shape.index)
+        table.cost += cost
+        self._collected += cost
         return table, group
 
     def _max_rows(self, names: set[str]) -> int:
@@ -527,7 +535,7 @@ class BatchTables:
             return
         names = {name for piece in pieces for name in piece.shape.index}
         most = min(2 * self._files.parquet.row_group_rows, _MAX_CONVERTED // (_DECODED * len(names)))
-        if rows <= max(most, 1):
+        if rows <= max(most, 1) and (len(names) <= _MAX_COLUMNS or len(pieces) == 1):
             schema = table.schema.copy()
             try:
                 converted = convert(pieces, schema, self._files.parquet.keep_nanoseconds, _MAX_RESCUED)
