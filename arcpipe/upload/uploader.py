@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import logging
 import os
 import random
@@ -78,6 +79,9 @@ class _Uploader:
         self.store = open_store(self.settings.storage.url, self.settings.storage.s3)
         self.block[Uploader.PID] = os.getpid()
         heartbeat = loop.create_task(self._beat())
+        # What was imported and made so far stays for ever: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
         try:
             await self.persist("checking the store", self.store.check)
             for manifest in await self.persist("reading the manifests", self._unfinished):
