@@ -100,7 +100,7 @@ def _suite(suite: SuiteResult, page: Path, charts: Path | None) -> str:
         columns.append((f"of {suite.baseline}", lambda case: _percent(suite.share_of_baseline(case))))
     if any(run.share_of_device for run in suite.runs):
         columns.append(
-            ("log, of what the disk can", lambda case: _percent(_median(case, lambda run: run.share_of_device)))
+            ("log, of the disk alone", lambda case: _percent(_median(case, lambda run: run.share_of_device)))
         )
     if all(run.to_parquet for run in suite.runs):
         columns += [
