@@ -99,9 +99,7 @@ def _suite(suite: SuiteResult, page: Path, charts: Path | None) -> str:
     if suite.baseline:
         columns.append((f"of {suite.baseline}", lambda case: _percent(suite.share_of_baseline(case))))
     if any(run.share_of_device for run in suite.runs):
-        columns.append(
-            ("log, of the disk alone", lambda case: _percent(_median(case, lambda run: run.share_of_device)))
-        )
+        columns.append(("log, of the disk alone", _share_of_device))
     if all(run.to_parquet for run in suite.runs):
         columns += [
             ("into Parquet, records/s", lambda case: count(_to_parquet(case, "parquet_records_per_second"))),
