@@ -202,6 +202,8 @@ def _values(holders: Sequence[_Span], name: str) -> Values:
 
 def _table_rows(indices: Ints, holders: Sequence[_Span]) -> Ints:
     """The table's rows of values, given by their index among the values of the pieces that have the column."""
+    if len(holders) == 1:
+        return indices + holders[0].start
     firsts = np.cumsum([0, *(span.stop - span.start for span in holders[:-1])])
     holder = np.searchsorted(firsts, indices, side="right") - 1
     starts = np.array([span.start for span in holders])

@@ -58,8 +58,10 @@ class TableSchema(msgspec.Struct, array_like=True):
         """
         known = self.columns.get(name)
         if known is None:
+            if len(self.columns) >= MAX_COLUMNS:
+                return None
             type_ = _agreed(hints) or natural_type(values)
-            if type_ is None or len(self.columns) >= MAX_COLUMNS:
+            if type_ is None:
                 return None
         else:
             type_ = known.type
