@@ -20,7 +20,9 @@ from arcpipe.wal.directory import parse_filename
 from arcpipe.wal.format import (
     ENTRY_HEADER,
     ENTRY_HEADER_SIZE,
+    ENVELOPE_END,
     ENVELOPE_MARK,
+    ENVELOPE_START,
     FILE_HEADER_SIZE,
     MAX_PAYLOAD_BYTES,
     EndMeta,
@@ -35,6 +37,9 @@ log = logging.getLogger(__name__)
 
 WINDOW_BYTES: Final = 8 << 20
 _BLOCK_BYTES: Final = 4096
+# The second bytes of envelopes that mark a segment's start or end.
+_MARKER_KINDS: Final = (ENVELOPE_START[1], ENVELOPE_END[1])
+_LEAST_ENTRY_BYTES: Final = ENTRY_HEADER_SIZE + 2
 # Looking for entries behind damage ends after checksumming this many times the file's size: only bytes made to look
 # like entries could need more.
 _SEARCH_EFFORT: Final = 64
@@ -113,6 +118,7 @@ class SegmentScan:
         report = self.report = ScanReport(self._source.size)
         source = self._source
         read, unpack, checksum, whole = source.read, ENTRY_HEADER.unpack_from, crc32, source.crc32
+        make = Entry._make
         size = source.size
         self._effort = _SEARCH_EFFORT * size
         if self._header_problem is not None:
@@ -120,6 +126,33 @@ class SegmentScan:
         offset = report.end_offset = self._take_start()
         border = self._border
         while offset + ENTRY_HEADER_SIZE <= size:
+            # The usual entries, as far as the window goes. Whatever is unusual about one is judged below.
+            window, position = source.window, offset - source.start
+            last, first_position, entries = report.last_timestamp, position, 0
+            while 0 <= position <= len(window) - _LEAST_ENTRY_BYTES:
+                length, timestamp, crc = unpack(window, position)
+                begin = position + ENTRY_HEADER_SIZE
+                payload = window[begin : begin + length]
+                if (
+                    len(payload) != length
+                    or length < 2
+                    or (window[begin] == ENVELOPE_MARK and window[begin + 1] in _MARKER_KINDS)
+                    or not border <= timestamp <= last + _JUMP_US
+                    or checksum(payload) != crc
+                ):
+                    break
+                if timestamp > last:
+                    last = timestamp
+                entries += 1
+                yield make((offset + position - first_position, timestamp, payload))
+                position = begin + length
+            report.entries += entries
+            report.last_timestamp = last
+            if entries:
+                offset = report.end_offset = offset + position - first_position
+            window = payload = memoryview(b"")  # the next one is read into memory of its own, if it is large
+            if offset + ENTRY_HEADER_SIZE > size:
+                break
             length, timestamp, crc = unpack(read(offset, ENTRY_HEADER_SIZE))
             begin = offset + ENTRY_HEADER_SIZE
             following = begin + length
@@ -136,13 +169,13 @@ class SegmentScan:
                 if timestamp > report.last_timestamp:
                     report.last_timestamp = timestamp
                 report.end_offset = following
-                if payload[0] == ENVELOPE_MARK and length > 1 and payload[1] in (0x00, 0xCC):
+                if payload[0] == ENVELOPE_MARK and length > 1 and payload[1] in _MARKER_KINDS:
                     report.end = unpack_end(payload)
                     if report.end is not None:
                         return
                 report.entries += 1
                 yield Entry(offset, timestamp, payload)
-                del payload  # the next one is read into memory of its own, if it is large
+                payload = window
                 offset = following
                 continue
             intact = self._find_next(offset)
@@ -247,8 +280,8 @@ class _Source:
         stat = os.fstat(self._fd)
         self.size = stat.st_size
         self._modified_us = stat.st_mtime_ns // 1000
-        self._start = 0
-        self._window = memoryview(b"")
+        self.start = 0
+        self.window = memoryview(b"")
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -260,11 +293,11 @@ class _Source:
 
     def read(self, offset: int, length: int) -> memoryview:
         """Up to `length` bytes at `offset`; fewer only at the end of the file."""
-        begin = offset - self._start
-        if begin < 0 or begin + length > len(self._window):
+        begin = offset - self.start
+        if begin < 0 or begin + length > len(self.window):
             self._load(offset, max(length, WINDOW_BYTES))
             begin = 0
-        return self._window[begin : begin + length]
+        return self.window[begin : begin + length]
 
     def crc32(self, offset: int, length: int) -> int:
         """The checksum of some bytes; a length that is only claimed takes time, but no more memory than a window."""
@@ -309,15 +342,15 @@ class _Source:
 
     def _load(self, offset: int, length: int) -> None:
         length = min(length, self.size - offset)
-        self._window = memoryview(b"")  # which may be large
+        self.window = memoryview(b"")  # which may be large
         try:
             data = self._pread(offset, length)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
             data = self._read_around_bad_blocks(offset, length)
-        self._start = offset
-        self._window = memoryview(data)
+        self.start = offset
+        self.window = memoryview(data)
 
     def _pread(self, offset: int, length: int) -> bytes:
         data = os.pread(self._fd, length, offset)
