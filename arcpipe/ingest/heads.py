@@ -71,6 +71,8 @@ class Heads:
         at += LENGTH_BYTES
         stop = data.find(b"\r", at, end + 1)
         key = data[:at] + data[stop : end + 4]
+        if key in self.known:  # of a request that did not come whole
+            return
         if hash(key) not in self._seen:
             if len(self._seen) >= _SEEN_KEPT:
                 self._seen.clear()

@@ -35,6 +35,12 @@ LINGER_SECONDS: Final = 2.0
 # A refused request's body up to this size is read to its end, so that the connection can be used again.
 _DISCARD_BYTES: Final = 1 << 20
 
+# What a request line has beside its URL, at most: `_check_header_bytes` does not count it.
+_REQUEST_LINE_BYTES: Final = 64
+
+# Smaller pieces of a body are joined as they arrive, larger ones when all are there.
+_PIECE_BYTES: Final = 1024
+
 # What may come out of an encoded body in the loop itself: less than a millisecond.
 _INLINE_BYTES: Final = 256 << 10
 
@@ -171,7 +177,7 @@ class Connection(asyncio.Protocol):
         self._fresh: bytes | None = None  # the present read, if it began between requests, until its first head is read
         self._unread_head = -1  # bytes of a head that is not complete, in the reads after the one that it began with
         self._url = b""
-        self._body: bytes | bytearray = b""  # what has arrived of it
+        self._body: list[bytes | bytearray] = []  # what has arrived of it
         self._body_size = 0
         self._body_seen = 0  # its size after the read before
         self._held = False  # counted among the bodies that are arriving
@@ -448,12 +454,13 @@ class Connection(asyncio.Protocol):
             raise _Refused(self._too_large())
         if self._refusal is not None:
             return
-        if not size:
-            self._body = body
+        pieces = self._body
+        if len(body) >= _PIECE_BYTES or not pieces:
+            pieces.append(body)
+        elif type(pieces[-1]) is bytearray:  # chunks may be of one byte each: a list of them would take many times that
+            pieces[-1] += body
         else:
-            if type(self._body) is bytes:
-                self._body = bytearray(self._body)  # not a list of pieces: chunks may be of one byte each
-            self._body += body
+            pieces.append(bytearray(body))
 
     def on_message_complete(self) -> None:
         exchange = self._exchange
@@ -461,10 +468,10 @@ class Connection(asyncio.Protocol):
             return
         self._exchange = None
         self.state = ANSWER
-        body = self._body
-        if body:
-            exchange.body = body if type(body) is bytes else bytes(body)
-            self._body = b""
+        pieces = self._body
+        if pieces:
+            exchange.body = b"".join(pieces)  # of one that is bytes: itself
+            self._body = []
         if self._held:
             self._drop_body()
         self._is_between = not exchange.closes
@@ -705,10 +712,10 @@ class Connection(asyncio.Protocol):
             self.since = min(context.now, self._latest_since)
         if self._body:
             self._held = True
-            context.inflight.hold(self, len(self._body))
+            context.inflight.hold(self, self._body_size)
 
     def _drop_body(self) -> None:
-        self._body = b""
+        self._body = []
         if self._held:
             self._held = False
             self._context.inflight.release(self)
@@ -719,7 +726,7 @@ class Connection(asyncio.Protocol):
             self._unread_head = 0
             return
         self._unread_head += size
-        if self._unread_head > self._context.limits.max_header:
+        if self._unread_head > self._context.limits.max_header + _REQUEST_LINE_BYTES:
             self._refuse_connection(self._header_too_large())
 
     def _check_header_bytes(self) -> None:

@@ -297,3 +297,18 @@ def test_whatever_arrives_in_whatever_order_everybody_is_answered(
         assert all(set(peer.statuses) <= {202, 503, 408} and peer.statuses for peer in peers)
         assert edge.context.inflight.is_empty()
         assert edge.exceptions == []
+
+
+# Heads in small reads
+
+
+@pytest.mark.parametrize("first", [1, 5, 12, 40])
+def test_a_head_of_the_largest_size_is_taken_wherever_its_reads_end(tmp_path: Path, first: int) -> None:
+    with Edge(tmp_path, max_header_kb=2) as edge:
+        pad = "x" * (2048 - len("/ping") - len("Hostx") - len("pad") - 3 * 4)
+        head = f"GET /ping HTTP/1.1\r\nHost: x\r\npad: {pad}\r\n\r\n".encode()
+        peer = edge.connect()
+        assert feed(peer, head[:first]) == first
+        feed(peer, head[first:], read_size=5)
+        edge.settle()
+        assert peer.statuses == [204]
