@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Processes for pytest: one more than cores, because many tests wait for what a server does.
-JOBS = $(shell echo $$(($$(nproc) + 1)))
+# Processes for pytest: two more than cores, because many tests wait for what a server does.
+JOBS = $(shell echo $$(($$(nproc) + 2)))
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-systemd lint bench fuzz test-env clean

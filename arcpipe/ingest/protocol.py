@@ -467,6 +467,7 @@ class Connection(asyncio.Protocol):
         if exchange is None:  # an offer to upgrade: `_decline_upgrades` follows
             return
         self._exchange = None
+        self._go_ahead_due = False  # no body came that it would have been for
         self.state = ANSWER
         pieces = self._body
         if pieces:

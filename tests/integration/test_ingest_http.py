@@ -448,6 +448,14 @@ def test_expect_100_continue_behind_a_pipelined_write_gets_its_go_ahead_in_order
     assert client.receive().status == 202
 
 
+def test_a_go_ahead_that_no_body_waited_for_is_not_given_to_the_next_request(client: Client) -> None:
+    without_body = write_request({"Expect": "100-continue", "Content-Length": "0"}, b"")
+    client.send(write_request() + without_body + write_request()[:-1])
+    assert [client.receive().status for _ in range(2)] == [202, 400]
+    client.send(BODY[-1:])
+    assert client.receive().status == 202
+
+
 def test_http_1_0_never_gets_an_interim_answer(client: Client) -> None:
     request = write_request({"Expect": "100-continue"}).replace(b"HTTP/1.1", b"HTTP/1.0")
     client.send(request)
