@@ -572,8 +572,11 @@ class GroupCommit:
     def _done(self, group: Group, error: OSError | None) -> None:
         self._committing = False
         self.pending_bytes -= group.size
-        if not self._unsynced and self._collecting.entries:
-            self._dispatch()
+        if not self._unsynced:
+            if self._collecting.entries:
+                self._dispatch()
+        elif self._collecting.size >= UNSYNCED_BUFFER_BYTES:
+            self._write_buffered()
         self._on_committed(group.waiters, error)
         if error is not None and self._unsynced:
             log.error("%d records were lost: %s (the log is disabled, they were answered before)", group.records, error)

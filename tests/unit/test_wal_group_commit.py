@@ -316,6 +316,22 @@ def test_disabled_answers_from_memory_and_writes_when_old(run: Run) -> None:
     run(test, **off(flush_max_age_seconds=0.4))
 
 
+def test_disabled_writes_what_became_full_during_a_write_right_behind_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcpipe.wal.writer.TICK_SECONDS", 3600.0)  # no timer does it
+
+    async def test(bench: Bench) -> None:
+        for number in range(30):
+            bench.append(number, size=300_000)
+            if number % 15 == 14:
+                await asyncio.sleep(0)
+        await bench.until(lambda: len(contents(bench.directory, ACTIVE)) == 30)
+        assert await bench.finish() == list(range(30))
+
+    run(test, **off(flush_max_age_seconds=7200.0))
+
+
 def test_disabled_writes_when_the_buffer_is_full(run: Run) -> None:
     async def test(bench: Bench) -> None:
         for number in range(30):
