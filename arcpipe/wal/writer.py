@@ -576,7 +576,7 @@ class GroupCommit:
             if self._collecting.entries:
                 self._dispatch()
         elif self._collecting.size >= UNSYNCED_BUFFER_BYTES:
-            self._write_buffered()
+            self._acknowledge_unwritten()
         self._on_committed(group.waiters, error)
         if error is not None and self._unsynced:
             log.error("%d records were lost: %s (the log is disabled, they were answered before)", group.records, error)
