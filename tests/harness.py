@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -513,6 +514,34 @@ def s3_store(bucket: S3Bucket, directory: Path) -> Store:
         return directory / "downloaded" / "some" / "prefix"
 
     return Store(settings, read)
+
+
+# The command line
+
+
+def drawn_in_terminal(*arguments: str, cwd: Path, env: Mapping[str, str], columns: int) -> str:
+    """What a command that succeeds draws in a terminal that is so many columns wide."""
+    controller, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "arcpipe", *arguments],
+        cwd=cwd,
+        env={**env, "COLUMNS": str(columns), "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=terminal,
+    ) as process:
+        os.close(terminal)
+        drawn = b""
+        while True:
+            try:
+                part = os.read(controller, 65536)
+            except OSError:  # the terminal is gone with its last user
+                break
+            if not part:
+                break
+            drawn += part
+        assert process.wait(timeout=60) == 0
+    os.close(controller)
+    return drawn.decode()
 
 
 # A load whose every record is known

@@ -175,7 +175,7 @@ class SegmentScan:
                         return
                 report.entries += 1
                 yield Entry(offset, timestamp, payload)
-                payload = window
+                del payload  # as above
                 offset = following
                 continue
             intact = self._find_next(offset)

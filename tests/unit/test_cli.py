@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from arcpipe import __version__
 from arcpipe.config import Settings
+from tests.harness import drawn_in_terminal
 
 ROOT = Path(__file__).parents[2]
 SECRET = "wJalrXUtnFEMI/K7MDENG"
@@ -112,28 +112,7 @@ def test_show_masks_credentials(tmp_path: Path, options: list[str]) -> None:
 
 
 def test_show_draws_a_table_in_a_terminal(tmp_path: Path) -> None:
-    controller, terminal = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "arcpipe", "config", "show"],
-        cwd=tmp_path,
-        env=environment(COLUMNS="120", TERM="xterm", WAL_DIR="[bold]wal"),
-        stdin=subprocess.DEVNULL,
-        stdout=terminal,
-        stderr=subprocess.PIPE,
-    ) as process:
-        os.close(terminal)
-        drawn = b""
-        while True:
-            try:
-                part = os.read(controller, 65536)
-            except OSError:  # the terminal is gone with its last user
-                break
-            if not part:
-                break
-            drawn += part
-        assert process.wait(timeout=60) == 0
-    os.close(controller)
-    text = drawn.decode()
+    text = drawn_in_terminal("config", "show", cwd=tmp_path, env=environment(WAL_DIR="[bold]wal"), columns=120)
     assert "─" in text
     assert '"[bold]wal"' in text
     assert "environment WAL_DIR" in text

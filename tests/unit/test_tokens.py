@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pty
 import re
 import stat
 import string
 import subprocess
-import sys
 import threading
 import tomllib
 from datetime import UTC, datetime, timedelta
@@ -22,7 +20,7 @@ import typer
 from arcpipe import tokens
 from arcpipe.cli_token import parse_expiry
 from arcpipe.tokens import MAX_TOKENS, TOKEN_LENGTH, Token, TokensError
-from tests.harness import COMMAND, environment
+from tests.harness import COMMAND, drawn_in_terminal, environment
 
 NOW = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
 
@@ -404,23 +402,6 @@ def test_the_settings_say_where_the_file_is(tmp_path: Path) -> None:
 
 def test_a_list_is_drawn_as_a_table_in_a_terminal(tmp_path: Path) -> None:
     create(tmp_path, "--scope", "write", "--name", "[bold]x")
-    controller, terminal = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "arcpipe", "token", "list"],
-        cwd=tmp_path,
-        env=environment() | {"COLUMNS": "160", "TERM": "xterm"},
-        stdin=subprocess.DEVNULL,
-        stdout=terminal,
-    ) as process:
-        os.close(terminal)
-        drawn = b""
-        while True:
-            try:
-                part = os.read(controller, 65536)
-            except OSError:  # the terminal is gone with its last user
-                break
-            drawn += part
-        assert process.wait(timeout=60) == 0
-    os.close(controller)
-    assert "─" in drawn.decode()
-    assert "[bold]x" in drawn.decode()
+    drawn = drawn_in_terminal("token", "list", cwd=tmp_path, env=environment(), columns=160)
+    assert "─" in drawn
+    assert "[bold]x" in drawn
