@@ -12,7 +12,7 @@ import msgspec
 from benchmarks.children import end_processes, spawn
 from benchmarks.histogram import Histogram
 from benchmarks.load import PATIENCE_SECONDS, Event, Failed, Finished, LoadFailed, LoadSpec, Progress, Ready
-from benchmarks.results import Latency
+from benchmarks.results import Latency, LoadOptions
 
 
 class Figures(NamedTuple):
@@ -119,6 +119,34 @@ class LoadProcesses:
         if isinstance(event, Failed):
             raise LoadFailed(event.reason)
         return cast(Event, event)
+
+
+def load_spec(
+    options: LoadOptions,
+    host: str,
+    port: int,
+    *,
+    headers: dict[str, str],
+    tls: bool,
+    path: str = "",
+    verify_certificate: bool = False,
+) -> LoadSpec:
+    """What to send where. The arguments are as in `LoadSpec`."""
+    return LoadSpec(
+        host=host,
+        port=port,
+        format=options.format,
+        records=options.records_per_body,
+        connections=options.connections,
+        warmup_seconds=options.warmup_seconds,
+        seconds=options.seconds,
+        requests_per_second=options.records_per_second / options.records_per_body,
+        measurements=options.measurements,
+        path=path,
+        headers=headers,
+        tls=tls,
+        verify_certificate=verify_certificate,
+    )
 
 
 @asynccontextmanager

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from arcpipe.wal.directory import WALDirectory
 from benchmarks.device import SYNCS, device_limit
-from benchmarks.drive import Figures, LoadProcesses, load_processes
-from benchmarks.load import Finished, LoadFailed, LoadSpec
+from benchmarks.drive import Figures, LoadProcesses, load_processes, load_spec
+from benchmarks.load import Finished, LoadFailed
 from benchmarks.logs import make_log
 from benchmarks.progress import Status
 from benchmarks.results import LoadOptions, LogUse, ProcessResult, Run, Sample, ToParquet, slope
@@ -149,16 +149,10 @@ class _Run:
             await make_certificate(self._directory, certificate, self._settings["server.tls_key"])
         self._status("starting the server")
         async with self._server as server:
-            spec = LoadSpec(
-                host=server.host,
-                port=server.port,
-                format=options.format,
-                records=options.records_per_body,
-                connections=options.connections,
-                warmup_seconds=options.warmup_seconds,
-                seconds=options.seconds,
-                requests_per_second=options.records_per_second / options.records_per_body,
-                measurements=options.measurements,
+            spec = load_spec(
+                options,
+                server.host,
+                server.port,
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 tls=bool(certificate),
             )

@@ -20,9 +20,9 @@ from typing import Final, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 from benchmarks.bodies import FORMATS, make_bodies
-from benchmarks.drive import Figures, LoadProcesses, load_processes
+from benchmarks.drive import Figures, LoadProcesses, load_processes, load_spec
 from benchmarks.listeners import processes_at
-from benchmarks.load import Finished, LoadSpec
+from benchmarks.load import Finished
 from benchmarks.progress import Status
 from benchmarks.results import LoadOptions, ProcessResult, Run
 from benchmarks.server import ProcessUse, process_use
@@ -195,18 +195,13 @@ async def run_target(target: Target, round_number: int, load: LoadOptions, statu
         LoadFailed: there is no figure.
     """
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    spec = LoadSpec(
-        host=target.host,
-        port=target.port,
-        format=load.format,
-        records=load.records_per_body,
-        connections=load.connections,
-        warmup_seconds=load.warmup_seconds,
-        seconds=load.seconds,
-        requests_per_second=load.records_per_second / load.records_per_body,
-        path=target.path,
+    spec = load_spec(
+        load,
+        target.host,
+        target.port,
         headers=target.headers,
         tls=target.tls,
+        path=target.path,
         verify_certificate=True,
     )
     async with load_processes(spec, load.load_processes) as generators:
