@@ -296,7 +296,7 @@ class _Shipment:
         path = os.path.join(self._uploader.directory.path, name)
         quarantined = os.path.join(self._uploader.directory.quarantine, name)
         try:
-            scan = SegmentScan(path)
+            scan = SegmentScan(path, gently=True)
         except FileNotFoundError:
             if os.path.exists(quarantined):  # by an earlier try
                 return

@@ -171,7 +171,7 @@ class Segment:
             return True
         return (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev)
 
-    def seal(self, max_size_bytes: int) -> None:
+    def seal(self, max_size_bytes: int, *, keep_cached: bool = True) -> None:
         """Completes the segment: end entry, sync, the name that the uploader looks for. Closes it.
 
         May be tried again when it raises. A mostly empty file gives its blocks back; a full one keeps them for the
@@ -195,6 +195,8 @@ class Segment:
             self._renamed = True
         if self._sync_enabled:
             disk.sync_directory(self._directory.path)
+        if not keep_cached:
+            disk.forget(self._fd)
         disk.close(self._fd)
 
     def cut_back(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -128,6 +129,70 @@ def test_what_arrives_during_a_commit_goes_out_as_one_group(run: Run) -> None:
         assert bench.answers == [([0], None), (list(range(1, 50)), None)]
         assert bench.disk.count("write") == writes + 1
         assert await bench.finish() == list(range(50))
+
+    run(test)
+
+
+def test_what_arrives_until_the_turn_after_a_commit_joins_the_next_group(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        committed = bench._committed
+
+        def and_send_again(waiters: list[Any], error: OSError | None) -> None:
+            committed(waiters, error)
+            if waiters == [0]:  # in the turn of the loop that answers, before its sockets are read
+                bench.append(2)
+
+        bench.commit._on_committed = and_send_again
+        bench.disk.hold()
+        bench.append(0)
+        await bench.until(bench.disk.held.is_set)
+        bench.append(1)
+        bench.disk.go_on.set()
+        await bench.until(lambda: len(bench.answered()) == 3)
+        assert bench.answers == [([0], None), ([1, 2], None)]
+        assert await bench.finish() == [0, 1, 2]
+
+    run(test)
+
+
+def test_large_groups_go_out_and_are_answered_one_after_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "GROUP_BYTES", 3000)
+
+    async def test(bench: Bench) -> None:
+        bench.disk.hold()
+        bench.append(0)
+        await bench.until(bench.disk.held.is_set)
+        bench.append(*range(1, 9), size=1000)
+        bench.disk.go_on.set()
+        await bench.until(lambda: len(bench.answered()) == 9)
+        assert bench.answers == [([0], None), ([1, 2, 3], None), ([4, 5, 6], None), ([7, 8], None)]
+        assert bench.commit.pending_bytes == 0
+        assert await bench.finish() == list(range(9))
+
+    run(test)
+
+
+def test_a_large_group_that_fails_takes_no_other_along(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "GROUP_BYTES", 3000)
+
+    async def test(bench: Bench) -> None:
+        await bench.until(lambda: not bench.writer._pipeline._ready.empty())  # only commits sync from here on
+        bench.disk.hold()
+        bench.append(0)
+        await bench.until(bench.disk.held.is_set)
+        bench.append(*range(1, 9), size=1000)
+        failed: list[str] = []
+
+        def fail_once(operation: str, path: str) -> None:
+            if operation == "write" and threading.current_thread().name == "group commit" and not failed:
+                failed.append(path)
+                raise OSError(errno.EIO, "bad block")
+
+        bench.disk.fault = fail_once
+        bench.disk.go_on.set()
+        await bench.until(lambda: len(bench.answers) == 4)
+        assert bench.answers == [([0], None), ([1, 2, 3], errno.EIO), ([4, 5, 6], None), ([7, 8], None)]
+        assert await bench.finish() == [0, 4, 5, 6, 7, 8]
 
     run(test)
 

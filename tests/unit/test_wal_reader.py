@@ -24,8 +24,8 @@ from tests.wal_files import DAY, HEADER, NAME, columnar, end, entry, envelope, s
 HOUR = 3_600_000_000
 
 
-def scan(path: Path) -> tuple[list[Entry], ScanReport]:
-    scanning = SegmentScan(path)
+def scan(path: Path, *, gently: bool = False) -> tuple[list[Entry], ScanReport]:
+    scanning = SegmentScan(path, gently=gently)
     return list(scanning), scanning.report
 
 
@@ -353,31 +353,56 @@ def test_files_of_other_programs_have_no_border(tmp_path: Path) -> None:
 # Devices and other people
 
 
-def test_blocks_that_cannot_be_read_are_damage(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gently", [False, True])
+def test_blocks_that_cannot_be_read_are_damage(file: Path, monkeypatch: pytest.MonkeyPatch, gently: bool) -> None:
     content, _ = segment([columnar(number, 1000) for number in range(30)], closed=True)
     file.write_bytes(content)
-    pread = os.pread
+    pread, preadv = os.pread, os.preadv
 
-    def failing(fd: int, length: int, offset: int) -> bytes:
+    def check(offset: int, length: int) -> None:
         if offset < 12288 and offset + length > 8192:
             raise OSError(errno.EIO, "bad block")
+
+    def failing(fd: int, length: int, offset: int) -> bytes:
+        check(offset, length)
         return pread(fd, length, offset)
 
+    def failing_into(fd: int, buffers: list[memoryview], offset: int) -> int:
+        check(offset, sum(map(len, buffers)))
+        return preadv(fd, buffers, offset)
+
     monkeypatch.setattr(reader_module.os, "pread", failing)
-    entries, report = scan(file)
+    monkeypatch.setattr(reader_module.os, "preadv", failing_into)
+    entries, report = scan(file, gently=gently)
     assert {0, 1, 2, 28, 29} <= set(numbers(entries)) < set(range(30))
     assert len(report.damage) == 1
 
 
-def test_a_file_that_is_cut_off_meanwhile_ends_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gently", [False, True])
+def test_a_file_that_is_cut_off_meanwhile_ends_there(file: Path, monkeypatch: pytest.MonkeyPatch, gently: bool) -> None:
     monkeypatch.setattr(reader_module, "WINDOW_BYTES", 2048)
     content, offsets = segment([columnar(number, 500) for number in range(30)])
     file.write_bytes(content)
-    scanning = SegmentScan(file)
+    scanning = SegmentScan(file, gently=gently)
     iterator = iter(scanning)
     first = next(iterator)
     os.truncate(file, offsets[20])
     assert numbers([first, *iterator]) == list(range(20))
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 1000, 4096])
+def test_a_gentle_read_finds_the_same(file: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
+    monkeypatch.setattr(reader_module, "WINDOW_BYTES", 3000)
+    monkeypatch.setattr(reader_module, "_PIECE_BYTES", piece_bytes)
+    content, offsets = segment([columnar(number, 37 * number) for number in range(100)], closed=True)
+    damaged = bytearray(content)
+    damaged[offsets[50] + 30] ^= 1
+    file.write_bytes(damaged)
+    entries, report = scan(file)
+    gentle_entries, gentle_report = scan(file, gently=True)
+    assert gentle_entries == entries
+    assert numbers(entries) == [number for number in range(100) if number != 50]
+    assert gentle_report.damage == report.damage
 
 
 def test_a_search_among_bytes_that_only_look_like_entries_has_an_end(file: Path) -> None:

@@ -535,12 +535,40 @@ def test_a_missing_pool_folder_is_made_again(directory: WALDirectory) -> None:
     assert contents(directory) == [[0], [1], [2], [3], [4]]
 
 
+def is_cached(path: str) -> bool:
+    with open(path, "rb") as file:
+        try:
+            return bool(os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT))
+        except BlockingIOError:
+            return False
+
+
+def test_segments_leave_the_page_cache_while_much_waits_for_the_uploader(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=100_000))
+    probe = writer.segment.path
+    try:
+        is_cached(probe)
+    except OSError as error:
+        pytest.skip(f"this file system cannot tell what it caches: {error}")
+    monkeypatch.setattr(writer_module, "CACHED_BACKLOG_BYTES", 250_000)
+    for number in range(6):
+        commit(writer, number, size=90_000)
+    writer.close()
+    cached = [is_cached(file.path) for file in directory.segments(SEALED)]
+    if not any(os.stat(file.path).st_blocks for file in directory.segments(SEALED)) or all(cached):
+        pytest.skip("this file system is the page cache")
+    assert cached == [True] * 3 + [False] * 3
+    assert contents(directory) == [[number] for number in range(6)]
+
+
 def test_a_bug_in_the_background_is_raised_by_the_next_tick(
     directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=0.0))
 
-    def bug(self: object, max_size_bytes: int) -> None:
+    def bug(self: object, max_size_bytes: int, *, keep_cached: bool) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(segment_module.Segment, "seal", bug)
