@@ -95,6 +95,7 @@ CASES = {
     "mixed, 4 tables out of order": ("mixed", 1000, 4),
     "numeric-heavy": ("numeric", 1000, 1),
     "string-heavy": ("texts", 1000, 1),
+    "mixed, 10,000 tables": ("mixed", 1000, 10_000),
     "10 rows": ("mixed", 10, 1),
     "1 row": ("mixed", 1, 1),
     "1 row, 1000 tables": ("mixed", 1, 1000),

@@ -196,8 +196,10 @@ class _File:
     Columns with a huge value have no statistics: they would be too long to be stored, but cost the value four times.
     """
 
-    def __init__(self, settings: FileSettings, schema: pa.Schema, first_us: int, first: pa.Table) -> None:
-        """`schema` is that of a reader; `first` is the first table to be appended."""
+    def __init__(
+        self, settings: FileSettings, schema: pa.Schema, first_us: int, first: pa.Table, is_small: bool
+    ) -> None:
+        """`schema` is that of a reader; `first` is the first table to be appended, and the only one if `is_small`."""
         self.schema = schema
         self.first_us = first_us
         self.rows = 0
@@ -209,8 +211,10 @@ class _File:
             texts -= {field.name for field in first.schema if field.type == pa.string()}
         compression, level = settings.parquet.compression, settings.parquet.codec_level
         split = _columns_to_split(first, level) if compression == "zstd" and level is not None else set()
+        # Arrow's dozens of tiny writes need no Python object each where memory bounds itself.
+        self._buffer = pa.BufferOutputStream() if is_small else None
         self._writer = pq.ParquetWriter(
-            pa.PythonFile(self.spool, mode="w"),
+            self._buffer or pa.PythonFile(self.spool, mode="w"),
             self._written,
             compression=compression,
             compression_level={name: _SPLIT_LEVEL if name in split else level for name in self._written.names}
@@ -244,6 +248,8 @@ class _File:
         stored = base64.b64encode(self.schema.serialize())
         self._writer.add_key_value_metadata({**self.schema.metadata, b"ARROW:schema": stored})
         self._writer.close()
+        if self._buffer is not None:
+            self.spool.write(self._buffer.getvalue())
         self.spool.flush()
         return self.spool
 
@@ -285,6 +291,9 @@ _LONG_BYTES: Final = 256
 
 # A value of so many bytes is huge.
 _HUGE_BYTES: Final = 1 << 20
+
+# A file of one row group with at most so many bytes is made in Arrow's memory, and only then spooled.
+_SMALL_FILE: Final = 4 * MB
 
 
 def _huge_columns(table: pa.Table) -> set[str]:
@@ -346,8 +355,11 @@ class PartitionWriters:
         self._open: dict[int, _File] = {}  # by hour, the one appended to longest ago first
         self._numbers: dict[int, int] = {}
 
-    def append(self, hour_us: int, table: pa.Table, first_us: int) -> None:
-        """Write rows of the hour that begins at `hour_us`; `first_us` is the time of the first one."""
+    def append(self, hour_us: int, table: pa.Table, first_us: int, *, last: bool = False) -> None:
+        """Write rows of the hour that begins at `hour_us`; `first_us` is the time of the first one.
+
+        `last` says that no more of this hour come before `close`: its file is finished at once.
+        """
         file = self._open.get(hour_us)
         schema = _for_readers(table.schema)
         if file is not None:
@@ -365,10 +377,13 @@ class PartitionWriters:
                     file = None
             if file is None:
                 at = first_us if piece is table else piece.column(TIME)[0].value
-                file = _File(self._settings, schema.with_metadata(self._metadata), at, piece)
+                is_small = last and piece is table and most_bytes <= _SMALL_FILE
+                file = _File(self._settings, schema.with_metadata(self._metadata), at, piece, is_small)
                 self._open[hour_us] = file
                 self._numbers[hour_us] = self._numbers.get(hour_us, -1) + 1
             file.append(piece)
+        if last:
+            self._finish(hour_us)
 
     def _pieces(self, table: pa.Table) -> list[tuple[pa.Table, int]]:
         """A table as row groups, each with the bytes that it may need: one, unless that might overfill a file."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Condition, Lock
@@ -99,6 +99,7 @@ _SMALL_TABLE: Final = MB  # tables that cost less are not worth a thread
 # Open files of all tables together, and the tables that may have any.
 _MAX_FILES: Final = 64
 _MAX_FILE_TABLES: Final = 16
+_SMALL_QUOTA: Final = _MAX_FILES // _MAX_FILE_TABLES  # of a small table, while it is written
 
 _NO_ARRAY: Final = 0xC1
 _NO_VIEW: Final = memoryview(b"")
@@ -122,7 +123,7 @@ class _Lane:
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
         self._lock = Lock()
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: list[Callable[[], None]] = []  # few, and an empty deque has 600 bytes
         self._running = False
 
     def submit(self, job: Callable[[], None]) -> None:
@@ -135,7 +136,7 @@ class _Lane:
 
     def _run(self) -> None:
         with self._lock:
-            job = self._waiting.popleft()
+            job = self._waiting.pop(0)
         job()
         with self._lock:
             self._running = bool(self._waiting)
@@ -154,11 +155,16 @@ class _Table:
         self.cost = 0
         self.flushed = False  # before the batch's end
         self.quota = 0  # open files that it was last granted
+        self.bundle = 0  # the last one that it was in
         # Used by one lane each.
         self.schema = schema
         self.writers = PartitionWriters(files, schema.database, schema.measurement, on_file)
         self.converting = _Lane(pool)
         self.writing = _Lane(pool)
+
+
+_Bundle: TypeAlias = list[tuple[_Table, list[Group]]]
+"""What was collected for several tables."""
 
 
 class BatchTables:
@@ -202,7 +208,10 @@ class BatchTables:
         self._with_files: OrderedDict[_Table, None] = OrderedDict()  # granted open files; used longest ago first
 
         self._pool = ThreadPoolExecutor(threads, "convert")
+        self._small = _Lane(self._pool)  # of bundles
+        self._bundles = 0
         self._idle = Condition()
+        self._bundles_done = 0
         self._jobs = 0
         self._in_hand = 0
         self._error: BaseException | None = None
@@ -416,16 +425,48 @@ class BatchTables:
         if self._collected < _MAX_COLLECTED * 3 // 4:
             return
         # Sorting is stable, and tables are in the order of their first entries.
+        left = self._collected
+        small = []
         for table in sorted(self._tables.values(), key=lambda table: -table.cost):
-            if self._collected <= _MAX_COLLECTED // 2:
+            if left <= _MAX_COLLECTED // 2:
                 break
-            self._flush(table)
+            left -= table.cost
+            if table.flushed or table.cost > _SMALL_TABLE:
+                self._flush(table)
+            else:
+                small.append(table)
+        self._flush_small(small)
 
     def _flush(self, table: _Table) -> None:
         """Hand what is collected for a table to the pool; its files stay open for more."""
         self._grant_files(table)
         groups, cost = self._take(table)
         self._submit(table, groups, cost, close=False)
+
+    def _flush_small(self, tables: Iterable[_Table]) -> None:
+        """Hand what is collected for small tables to the pool, which finishes their files.
+
+        They are converted and written by one thread, many in a job: one alone costs more to hand over than to convert,
+        and two threads would only get in each other's way.
+        """
+        bundle: _Bundle = []
+        cost = 0
+        for table in tables:
+            groups, cost_of_table = self._take(table)
+            bundle.append((table, groups))
+            cost += cost_of_table
+            if cost > _SMALL_TABLE:
+                self._submit_bundle(bundle, cost)
+                bundle, cost = [], 0
+        if bundle:
+            self._submit_bundle(bundle, cost)
+
+    def _submit_bundle(self, bundle: _Bundle, cost: int) -> None:
+        self._bundles += 1
+        for table, _ in bundle:
+            table.bundle = self._bundles
+        self._begin(cost)
+        self._small.submit(lambda: self._bundle_job(bundle, cost))
 
     def _grant_files(self, table: _Table) -> None:
         """Give a table its share of the open files."""
@@ -456,18 +497,13 @@ class BatchTables:
         """Convert and write what is left, and wait until every file was handed out."""
         small = []
         for table in self._tables.values():
-            table.quota = table.quota or _MAX_FILES // _MAX_FILE_TABLES
+            table.quota = table.quota or _SMALL_QUOTA
             if table.flushed or table.cost > _SMALL_TABLE:
                 groups, cost = self._take(table)
                 self._submit(table, groups, cost, close=True)
             else:
                 small.append(table)
-        # Threads only get in each other's way over thousands of tables of a few rows.
-        for table in small:
-            if self._error is not None:
-                raise self._error
-            groups, _ = self._take(table)
-            self._write(table, self._convert(table, self._pieces(groups)), table.quota, close=True)
+        self._flush_small(small)
         self._wait()
         if self._error is not None:
             raise self._error
@@ -475,13 +511,19 @@ class BatchTables:
 
     def _submit(self, table: _Table, groups: list[Group], cost: int, *, close: bool) -> None:
         with self._idle:
+            self._idle.wait_for(lambda: self._bundles_done >= table.bundle)
+        self._begin(cost)
+        quota = table.quota
+        table.converting.submit(lambda: self._convert_job(table, groups, cost, quota, close))
+
+    def _begin(self, cost: int) -> None:
+        """Count a job that is to be submitted, once the pool has room for it."""
+        with self._idle:
             self._idle.wait_for(
                 lambda: not self._jobs or (self._jobs < _MAX_JOBS and self._in_hand + cost <= _MAX_IN_HAND)
             )
             self._jobs += 1
             self._in_hand += cost
-        quota = table.quota
-        table.converting.submit(lambda: self._convert_job(table, groups, cost, quota, close))
 
     # The pool
 
@@ -507,6 +549,19 @@ class BatchTables:
             self._fail(error)
         finally:
             converted.clear()
+            self._done(1, cost)
+
+    def _bundle_job(self, bundle: _Bundle, cost: int) -> None:
+        try:
+            for table, groups in bundle:
+                if self._error is None:
+                    self._write(table, list(self._convert(table, self._pieces(groups))), _SMALL_QUOTA, close=True)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            bundle.clear()
+            with self._idle:
+                self._bundles_done += 1
             self._done(1, cost)
 
     def _done(self, jobs: int, cost: int) -> None:
@@ -562,7 +617,7 @@ class BatchTables:
         for half in halves:
             yield from self._convert(table, half)
 
-    def _write(self, table: _Table, converted: Iterable[Converted], quota: int, close: bool) -> None:
+    def _write(self, table: _Table, converted: Sequence[Converted], quota: int, close: bool) -> None:
         rows = rescued = 0
         for part in converted:
             rows += len(part.table)
@@ -572,7 +627,10 @@ class BatchTables:
             for start, stop in itertools.pairwise(starts):
                 whole = stop - start == len(hours)
                 rows_of_hour = part.table if whole else part.table.slice(start, stop - start)
-                table.writers.append(int(hours[start]) * HOUR_US, rows_of_hour, int(part.times_us[start]))
+                first_us = int(part.times_us[start])
+                table.writers.append(
+                    int(hours[start]) * HOUR_US, rows_of_hour, first_us, last=close and len(converted) == 1
+                )
                 table.writers.trim(quota)
         if close:
             table.writers.close()

@@ -6,6 +6,7 @@ import io
 import random
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -621,6 +622,27 @@ def test_many_tables_of_single_rows_are_not_scattered_over_many_files(
     result = convert(payloads)
     assert sorted(row["v"] for row in result.rows()) == list(range(9_000))
     assert len(result.files) < 600
+
+
+def test_a_table_that_was_small_and_grows_has_its_rows_in_the_order_in_which_they_came(
+    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small tables are converted together, by others' jobs: what comes later waits for them."""
+    bundle_job = BatchTables._bundle_job
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.02)
+        bundle_job(*args)
+
+    monkeypatch.setattr(BatchTables, "_bundle_job", slow)
+    monkeypatch.setattr(tables_module, "_MAX_COLLECTED", 100_000)
+    grows = [columnar({"time": [NOW_US + n] * 30, "v": [n] * 30}, "grows") for n in range(200)]
+    others = [columnar({"time": [NOW_US], "v": [0]}, f"m{n}") for n in range(100)]
+    result = convert([*grows[:10], *others, *grows[10:]], row_group_rows=1_000)
+    grown = [file for file in result.files if "/grows/" in file.key]
+    assert len(grown) > 1
+    assert [file.key.rpartition("_")[2] for file in grown] == [f"{n}.parquet" for n in range(len(grown))]
+    assert [row["v"] for file in grown for row in file.rows_read()] == sorted(list(range(200)) * 30)
 
 
 def test_the_allocator_can_be_told_to_keep_memory() -> None:
