@@ -5,6 +5,7 @@ This room must not know any particular store, nor what is in a blob.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from arcpipe.errors import StorageError
@@ -60,6 +61,15 @@ class ObjectStore(Protocol):
         It becomes visible at once and whole, and is durable when this returns. After a failure or a cancellation
         either the former object or the new one is there, whole.
         """
+        ...
+
+    async def put_all(self, objects: Sequence[tuple[str, Blob]]) -> None:
+        """As `put` of each of these keys and blobs; after a failure, any of them may be there, each one whole."""
+        ...
+
+    @property
+    def objects_at_once(self) -> int:
+        """So many small objects are best given to one `put_all`: 1 where that is no faster than as many puts."""
         ...
 
     async def delete(self, key: str) -> None:

@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -33,6 +33,9 @@ _TEMP_NAME = re.compile(r"put-[0-9a-f]{32}\.tmp")
 
 # One write(2), and how much of a blob a thread holds; between two a cancelled put is given up.
 _WRITE_BYTES = 4 << 20
+
+# A call of a thread costs as much as what it does for a small object. More of them would wait for one another.
+_OBJECTS_AT_ONCE = 32
 
 # Forgetting which directories are durable costs one sync each; remembering them, 200 bytes.
 _MAX_DURABLE = 65_536
@@ -70,8 +73,15 @@ class LocalStore:
         return f"file://{self._root}"
 
     async def put(self, key: str, blob: Blob) -> None:
-        target = self._path(key)
-        await self._in_thread(f"write {target}", lambda cancelled: self._put(target, blob, cancelled))
+        await self.put_all([(key, blob)])
+
+    async def put_all(self, objects: Sequence[tuple[str, Blob]]) -> None:
+        targets = [(self._path(key), blob) for key, blob in objects]
+        await self._in_thread(f"write {targets[0][0]}", lambda cancelled: self._put_all(targets, cancelled))
+
+    @property
+    def objects_at_once(self) -> int:
+        return _OBJECTS_AT_ONCE
 
     async def delete(self, key: str) -> None:
         target = self._path(key)
@@ -114,16 +124,30 @@ class LocalStore:
             raise ValueError(f"object key {key!r} is where temporary files are")
         return os.path.join(self._root, key)
 
-    def _put(self, target: str, blob: Blob, cancelled: threading.Event) -> None:
+    def _put_all(self, targets: Sequence[tuple[str, Blob]], cancelled: threading.Event) -> None:
         try:
-            self._put_once(target, blob, cancelled)
+            self._put_all_once(targets, cancelled)
         except FileNotFoundError:  # somebody removed a directory meanwhile
             self._durable.clear()
-            self._put_once(target, blob, cancelled)
+            self._put_all_once(targets, cancelled)
 
-    def _put_once(self, target: str, blob: Blob, cancelled: threading.Event) -> None:
-        directory = os.path.dirname(target)
-        unsynced = self._make_directories(directory)
+    def _put_all_once(self, targets: Sequence[tuple[str, Blob]], cancelled: threading.Event) -> None:
+        unsynced: list[str] = []
+        for target, blob in targets:
+            try:
+                unsynced += self._make_directories(os.path.dirname(target))
+                self._put(target, blob, cancelled)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise _storage_error(f"write {target}", error) from error
+        self._sync_entries([*(target for target, _ in targets), *unsynced])
+        if len(self._durable) + len(unsynced) > _MAX_DURABLE:
+            self._durable.clear()
+        self._durable.update(unsynced)
+
+    def _put(self, target: str, blob: Blob, cancelled: threading.Event) -> None:
+        """Writes a file, whose directory is there, and gives it its name; its entry is yet to be made durable."""
         with self._temp_file() as (fd, temp):
             offset, size = 0, blob.size
             while offset < size and not cancelled.is_set():
@@ -134,12 +158,11 @@ class LocalStore:
                 raise _Cancelled
             os.fsync(fd)
             os.rename(temp, target)
-        _sync_directory(directory)
-        self._sync_entries(unsynced)
 
     def _check(self) -> None:
         self._durable.clear()
         self._sync_entries(self._make_directories(self._root))
+        self._durable.add(self._root)
         with os.scandir(self._staging) as entries:
             for entry in entries:
                 if _TEMP_NAME.fullmatch(entry.name):
@@ -165,7 +188,9 @@ class LocalStore:
     def _make_directories(self, directory: str) -> list[str]:
         """Makes `directory` and what is missing above it. Returns those, topmost first, that `_sync_entries` has
         yet to make durable: also ones that were there, as a process may have crashed before it synced them."""
-        unsynced = []
+        unsynced: list[str] = []
+        if directory in self._durable:
+            return unsynced
         if self._root not in self._durable:
             unsynced = _make_missing(self._root)
             with suppress(FileExistsError):
@@ -179,18 +204,16 @@ class LocalStore:
                 unsynced.append(path)
         return unsynced
 
-    def _sync_entries(self, directories: list[str]) -> None:
-        """Makes the entries of these directories in their parents durable."""
-        for directory in directories:
+    def _sync_entries(self, paths: Iterable[str]) -> None:
+        """Makes the entries of these files and directories in their parents durable, syncing each parent once."""
+        above = os.path.dirname(self._root)
+        for parent in dict.fromkeys(map(os.path.dirname, paths)):
             try:
-                _sync_directory(os.path.dirname(directory))
+                _sync_directory(parent)
             except PermissionError:
                 # Above the root there may be a directory that may be passed but not opened.
-                if directory != self._root:
+                if parent != above:
                     raise
-            if len(self._durable) >= _MAX_DURABLE:
-                self._durable.clear()
-            self._durable.add(directory)
 
     def _list(self, prefix: str, cancelled: threading.Event) -> list[str]:
         keys: list[str] = []

@@ -17,7 +17,7 @@ import functools
 import hashlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -167,6 +167,14 @@ class S3Store:
                 await self._put_whole(client, name, blob)
             else:
                 await self._put_in_parts(client, name, blob)
+
+    async def put_all(self, objects: Sequence[tuple[str, Blob]]) -> None:
+        for key, blob in objects:
+            await self.put(key, blob)
+
+    @property
+    def objects_at_once(self) -> int:
+        return 1
 
     async def delete(self, key: str) -> None:
         require_key(key)

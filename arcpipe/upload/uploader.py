@@ -48,6 +48,10 @@ _BACKOFF_LIMIT_SECONDS: Final = 30.0
 _DRAINING_BACKOFF_LIMIT_SECONDS: Final = 1.0
 DEAD_LETTER_PREFIX: Final = "_dead_letter"
 
+# Finished files that are smaller than this are put together, if the store is faster so; at most so many bytes at once.
+_SMALL_FILE: Final = 256 << 10
+_PUT_BYTES: Final = 1 << 20
+
 # Of the heap, once it was needed: conversion takes and frees as much again and again.
 KEPT_MEMORY_BYTES: Final = 256 << 20
 
@@ -217,6 +221,14 @@ class _Origin(NamedTuple):
     offset: int
 
 
+class _Upload(NamedTuple):
+    """What is to be put, and what lets go of its memory afterwards."""
+
+    key: str
+    blob: Blob
+    release: Callable[[], None] | None
+
+
 class _Shipment:
     """One try at shipping a batch: threads read and convert, the event loop uploads what they finish."""
 
@@ -230,6 +242,10 @@ class _Shipment:
         self._uploads: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None  # of the first upload that failed
         self._keys: set[str] = set()
+        # Small files that wait for others, and their bytes.
+        self._small: list[_Upload] = []
+        self._small_bytes = 0
+        self._small_lock = threading.Lock()
         self.reports: dict[str, ScanReport] = {}  # by segment name
         self.schema: list[TableSchema] = []  # what the batch changes in the registry
 
@@ -250,6 +266,7 @@ class _Shipment:
                 upload.cancel()
             if self._uploads:  # the next try puts the same objects
                 await asyncio.wait(self._uploads)
+            _release(self._small)
 
     async def remove_strays(self) -> None:
         """Removes objects of an earlier try that this one did not make again.
@@ -288,6 +305,7 @@ class _Shipment:
             for name in manifest.segments:
                 self._read(name, tables)
             tables.finish()
+        self._hand_over(self._take_small())
         self.schema = tables.schema_changes
         uploader.block[Uploader.ROWS] += tables.rows
         uploader.block[Uploader.RESCUED] += tables.rescued
@@ -320,8 +338,27 @@ class _Shipment:
         self.reports[name] = report
 
     def _take_file(self, key: str, spool: Spool, rows: int) -> None:
-        self._waiting.acquire()
-        self._loop.call_soon_threadsafe(self._start_upload, key, spool, spool.close)
+        upload = _Upload(key, spool, spool.close)
+        at_once = self._uploader.store.objects_at_once
+        if at_once == 1 or spool.size >= _SMALL_FILE:
+            self._hand_over([upload])
+            return
+        with self._small_lock:
+            self._small.append(upload)
+            self._small_bytes += spool.size
+            if len(self._small) < at_once and self._small_bytes < _PUT_BYTES:
+                return
+            uploads = self._take_small()
+        self._hand_over(uploads)
+
+    def _take_small(self) -> list[_Upload]:
+        uploads, self._small, self._small_bytes = self._small, [], 0
+        return uploads
+
+    def _hand_over(self, uploads: list[_Upload]) -> None:
+        if uploads:
+            self._waiting.acquire()
+            self._loop.call_soon_threadsafe(self._start_upload, uploads)
 
     def _take_dead_letter(self, letter: DeadLetter) -> None:
         assert isinstance(letter.origin, _Origin)
@@ -332,13 +369,12 @@ class _Shipment:
         key = f"{DEAD_LETTER_PREFIX}/{database}/{stem}_{self._manifest.batch_id}_{offset}-{letter.part}.msgpack"
         log.error("entry at offset %d of %s cannot be converted (%s); kept as %s", offset, segment, letter.reason, key)
         self._uploader.block[Uploader.DEAD_LETTERS] += 1
-        self._waiting.acquire()
-        self._loop.call_soon_threadsafe(self._start_upload, key, MemoryBlob(letter.payload), None)
+        self._hand_over([_Upload(key, MemoryBlob(letter.payload), None)])
 
     # In the loop
 
-    def _start_upload(self, key: str, blob: Blob, release: Callable[[], None] | None) -> None:
-        task = self._loop.create_task(self._upload(key, blob, release))
+    def _start_upload(self, uploads: list[_Upload]) -> None:
+        task = self._loop.create_task(self._upload(uploads))
         self._uploads.add(task)
         task.add_done_callback(self._end_upload)
 
@@ -347,18 +383,26 @@ class _Shipment:
         if not task.cancelled():
             self._failure = self._failure or task.exception()
 
-    async def _upload(self, key: str, blob: Blob, release: Callable[[], None] | None) -> None:
+    async def _upload(self, uploads: list[_Upload]) -> None:
         uploader = self._uploader
+        what = f"uploading {uploads[0].key}" + (f" and {len(uploads) - 1} others" if len(uploads) > 1 else "")
+        objects = [(upload.key, upload.blob) for upload in uploads]
         try:
             async with self._uploading:
                 started = time.perf_counter()
-                await uploader.persist(f"uploading {key}", lambda: uploader.store.put(key, blob))
+                await uploader.persist(what, lambda: uploader.store.put_all(objects))
                 duration_us = int((time.perf_counter() - started) * 1e6)
         finally:
             self._waiting.release()
-            if release is not None:
-                release()
-        self._keys.add(key)
-        observe(uploader.block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, duration_us)
-        uploader.block[Uploader.FILES] += 1
-        uploader.block[Uploader.FILE_BYTES] += blob.size
+            _release(uploads)
+        for key, blob in objects:
+            self._keys.add(key)
+            observe(uploader.block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, duration_us)
+            uploader.block[Uploader.FILES] += 1
+            uploader.block[Uploader.FILE_BYTES] += blob.size
+
+
+def _release(uploads: list[_Upload]) -> None:
+    for upload in uploads:
+        if upload.release is not None:
+            upload.release()

@@ -148,6 +148,7 @@ class Target(NamedTuple):
 
     store: Store
     prefix: str  # of the functions that are its steps
+    put: str  # the one that puts one object
     left_over: Callable[[], list[str]]  # what is neither object nor gone
 
 
@@ -156,13 +157,14 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
     if request.param == "local":
         return local_target(tmp_path)
     s3: S3Bucket = request.getfixturevalue("s3")
-    return Target(s3_store(s3, tmp_path), "arcpipe.storage.s3:S3Store.", s3.uploads)
+    return Target(s3_store(s3, tmp_path), "arcpipe.storage.s3:S3Store.", "put", s3.uploads)
 
 
 def local_target(directory: Path) -> Target:
     return Target(
         local_store(directory),
         "arcpipe.storage.local:LocalStore.",
+        "_put",
         lambda: [path.name for path in (directory / "lake").glob(".arcpipe-staging/*")],
     )
 
@@ -354,7 +356,7 @@ ALL_STEPS = STEPS | STEPS_OF_THE_LOCAL_STORE | STEPS_OF_S3
 
 
 def of_target(step: Step, target: Target) -> Step:
-    return step._replace(function=target.prefix + "put") if step.function == "put" else step
+    return step._replace(function=target.prefix + target.put) if step.function == "put" else step
 
 
 @pytest.mark.parametrize(

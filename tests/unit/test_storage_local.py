@@ -207,6 +207,26 @@ class TestPut:
 
         using(root, work)
 
+    def test_of_several_objects_in_one_call_stores_each(self, root: Path) -> None:
+        wanted = {f"m{i % 7}/h{i % 3}/{i}": os.urandom(i * 10) for i in range(50)}
+        using(root, lambda store: store.put_all([(key, MemoryBlob(data)) for key, data in wanted.items()]))
+        assert files(root) == wanted
+
+    def test_of_several_objects_in_one_call_names_the_one_that_fails(self, root: Path) -> None:
+        (root / "db/b").mkdir(parents=True)
+        objects = [(f"db/{name}", MemoryBlob(b"1")) for name in "abc"]
+        error = using(root, lambda store: raised(store.put_all(objects)))
+        assert f"cannot write {root}/db/b:" in str(error)
+
+    def test_of_several_objects_in_one_call_goes_on_after_somebody_removed_a_directory(self, root: Path) -> None:
+        async def work(store: ObjectStore) -> None:
+            await store.put_all([("db/a/1", MemoryBlob(b"1")), ("db/b/1", MemoryBlob(b"1"))])
+            await asyncio.to_thread(shutil.rmtree, root / "db/b")
+            await store.put_all([("db/a/2", MemoryBlob(b"2")), ("db/b/2", MemoryBlob(b"2"))])
+
+        using(root, work)
+        assert files(root) == {"db/a/1": b"1", "db/a/2": b"2", "db/b/2": b"2"}
+
     def test_syncs_the_file_before_the_rename_and_every_new_entry_after_it(self, root: Path, tmp_path: Path) -> None:
         # From the system calls themselves, because nothing short of pulling the plug shows a missing sync.
         strace = shutil.which("strace")
@@ -217,7 +237,8 @@ class TestPut:
             "import asyncio, sys\n"
             "from arcpipe.storage.base import MemoryBlob\n"
             "from arcpipe.storage.local import LocalStore\n"
-            "asyncio.run(LocalStore(sys.argv[1]).put('db/10/a', MemoryBlob(b'1')))\n"
+            "objects = [('db/10/a', MemoryBlob(b'1')), ('db/11/a', MemoryBlob(b'1')), ('db/10/b', MemoryBlob(b'1'))]\n"
+            "asyncio.run(LocalStore(sys.argv[1]).put_all(objects))\n"
         )
         calls = "trace=fsync,rename,renameat,renameat2"
         subprocess.run(
@@ -226,10 +247,12 @@ class TestPut:
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         steps = [line.split(None, 1)[1] for line in trace.read_text().splitlines() if str(root.parent) in line]
-        renamed = next(i for i, step in enumerate(steps) if step.startswith("rename"))
-        assert f"<{root}/{STAGING_DIRECTORY}/put-" in steps[renamed - 1]
-        synced = [step.split("<")[1].split(">")[0] for step in steps[renamed + 1 :]]
-        assert set(synced) == {f"{root}/db/10", f"{root}/db", f"{root}", f"{root.parent}"}
+        renamed = [i for i, step in enumerate(steps) if step.startswith("rename")]
+        assert len(renamed) == 3
+        assert all(f"<{root}/{STAGING_DIRECTORY}/put-" in steps[i - 1] for i in renamed)
+        synced = [step.split("<")[1].split(">")[0] for step in steps[renamed[-1] + 1 :]]
+        expected = [f"{root}/db/10", f"{root}/db/11", f"{root}/db", f"{root}", f"{root.parent}"]
+        assert sorted(synced) == sorted(expected), "each of them once"
 
 
 class TestFailure:
