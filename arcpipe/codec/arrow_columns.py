@@ -150,7 +150,7 @@ class Values:
         self._classes = classes
         if classes is None and starts is not None:
             self._classes = _CLASS.take(data.take(starts))
-        elif width == 1:
+        elif width == 1 and count > 1:
             self._classes = _CLASS.take(data)
         if self._classes is not None and count and (self._classes == self._classes[0]).all():
             self.present = [int(self._classes[0])]
@@ -320,7 +320,7 @@ def _is_uniform(data: Bytes, width: int) -> bool:
         return False
     marker = data[0]
     if VALUE_SIZE[marker]:
-        return bool(VALUE_SIZE[marker] == width and (data[::width] == marker).all())
+        return bool(VALUE_SIZE[marker] == width and (len(data) == width or (data[::width] == marker).all()))
     if not _SIZE8[marker] or width < 2 or _SIZE8[marker] + data[1] != width:
         return False
     return bool((data[::width] == marker).all() and (data[1::width] == data[1]).all())

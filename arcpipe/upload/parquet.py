@@ -71,10 +71,13 @@ class Partition(NamedTuple):
     def key(self, layout: Layout, first_us: int, batch_id: str, number: int) -> str:
         """The object key of a batch's file `number` (from 0) of this partition, whose first row is of `first_us`."""
         hour, first = _EPOCH + timedelta(microseconds=self.hour_us), _EPOCH + timedelta(microseconds=first_us)
-        units = {"year": f"{hour.year:04}", "month": f"{hour:%m}", "day": f"{hour:%d}", "hour": f"{hour:%H}"}
-        parts = [f"{unit}={value}" if layout == "hive" else value for unit, value in units.items()]
+        parts = [f"{hour.year:04}", f"{hour.month:02}", f"{hour.day:02}", f"{hour.hour:02}"]
+        if layout == "hive":
+            parts = [f"{unit}={value}" for unit, value in zip(("year", "month", "day", "hour"), parts, strict=True)]
         measurement = encode_name(self.measurement)
-        moment = f"{first.year:04}{first:%m%dT%H%M%S%f}"
+        # Not strftime, which takes as long as the rest of a small file's key and folder.
+        day = f"{first.year:04}{first.month:02}{first.day:02}"
+        moment = f"{day}T{first.hour:02}{first.minute:02}{first.second:02}{first.microsecond:06}"
         name = f"{measurement}_{moment}_{batch_id}_{number}.parquet"
         return "/".join((encode_name(self.database), measurement, *parts, name))
 
@@ -204,6 +207,7 @@ class _File:
         self.first_us = first_us
         self.rows = 0
         self.spool = Spool(settings.memory)
+        self._most_bytes = settings.max_bytes
         self.huge = _huge_columns(first)
         self._written = pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
         texts = {field.name for field in schema if field.type == pa.string()}
@@ -211,10 +215,16 @@ class _File:
             texts -= {field.name for field in first.schema if field.type == pa.string()}
         compression, level = settings.parquet.compression, settings.parquet.codec_level
         split = _columns_to_split(first, level) if compression == "zstd" and level is not None else set()
-        # Arrow's dozens of tiny writes need no Python object each where memory bounds itself.
-        self._buffer = pa.BufferOutputStream() if is_small else None
+        # A writer that came to Python with each page and each column's end would wait for the GIL thousands of times.
+        self._sink = (
+            pa.BufferOutputStream()
+            if is_small
+            else pa.BufferedOutputStream(pa.PythonFile(self.spool, mode="w"), _BUFFER_BYTES)
+        )
+        self._is_small = is_small
+        self._chunks = 0
         self._writer = pq.ParquetWriter(
-            self._buffer or pa.PythonFile(self.spool, mode="w"),
+            self._sink,
             self._written,
             compression=compression,
             compression_level={name: _SPLIT_LEVEL if name in split else level for name in self._written.names}
@@ -234,6 +244,10 @@ class _File:
             store_schema=False,
         )
 
+    def has_room(self, most_bytes: int) -> bool:
+        """Whether a row group of at most so many bytes may be appended."""
+        return self._sink.tell() + most_bytes <= self._most_bytes and self._chunks + len(self._written) <= _MAX_CHUNKS
+
     def append(self, table: pa.Table) -> None:
         """Write a table, whose columns are among the file's, as a row group."""
         given = dict(zip(table.schema.names, table.columns, strict=True))
@@ -243,13 +257,16 @@ class _File:
         ]
         self._writer.write_table(pa.table(columns, schema=self._written), row_group_size=len(table))
         self.rows += len(table)
+        self._chunks += len(self._written)
 
     def finish(self) -> Spool:
         stored = base64.b64encode(self.schema.serialize())
         self._writer.add_key_value_metadata({**self.schema.metadata, b"ARROW:schema": stored})
         self._writer.close()
-        if self._buffer is not None:
-            self.spool.write(self._buffer.getvalue())
+        if self._is_small:
+            self.spool.write(self._sink.getvalue())
+        else:
+            self._sink.detach()  # what it holds is written; it would close the spool
         self.spool.flush()
         return self.spool
 
@@ -291,6 +308,12 @@ _LONG_BYTES: Final = 256
 
 # A value of so many bytes is huge.
 _HUGE_BYTES: Final = 1 << 20
+
+# What is written to other files goes to their spools by so many bytes.
+_BUFFER_BYTES: Final = 256 << 10
+
+# A column of a row group costs 1.5 kB of memory, beside its values, until its file is finished.
+_MAX_CHUNKS: Final = 16_384
 
 # A file of one row group with at most so many bytes is made in Arrow's memory, and only then spooled.
 _SMALL_FILE: Final = 4 * MB
@@ -338,7 +361,7 @@ class PartitionWriters:
 
     `append` takes the rows of one hour, sorted by time, as row groups of that hour's file. A file is finished when the
     next row group might not fit under `parquet.max_file_mb`, when a column is new or has another type (the next file
-    then has the columns of both) or has its first huge value, when more than `quota` hours are open, and by `close`.
+    then has the columns of both) or has its first huge value, when it has very many chunks of columns, when more than `quota` hours are open, and by `close`.
     """
 
     def __init__(self, settings: FileSettings, database: str, measurement: str, on_file: OnFile) -> None:
@@ -370,9 +393,7 @@ class PartitionWriters:
             file = self._open.pop(hour_us, None)
             if file is not None:
                 self._open[hour_us] = file  # as the last one
-                if file.spool.size + most_bytes > self._settings.max_bytes or not file.huge.issuperset(
-                    _huge_columns(piece)
-                ):
+                if not file.has_room(most_bytes) or not file.huge.issuperset(_huge_columns(piece)):
                     self._finish(hour_us)
                     file = None
             if file is None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from arcpipe.config import MB, Parquet
 from arcpipe.storage.base import require_key
+from arcpipe.upload import parquet as parquet_module
 from arcpipe.upload.parquet import (
     ROLE,
     FileSettings,
@@ -211,6 +212,19 @@ def test_a_file_that_lacks_a_later_column_is_finished_and_one_that_has_more_goes
         [{"a": None, "b": 2}, {"a": 3, "b": None}],
         [{"a": 1.5, "b": None}, {"a": None, "b": 4}],
     ]
+
+
+def test_a_file_of_many_columns_is_finished_before_its_row_groups_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_module, "_MAX_CHUNKS", 6)
+    written = Written(tmp_path)
+    for group in range(5):
+        written.writers.append(HOUR_US, table(HOUR_US + group, 1, n=[group]), HOUR_US + group)
+    written.writers.close()
+    read = [pq.ParquetFile(pa.BufferReader(data)) for _, data in sorted(written.files.items())]
+    assert [file.metadata.num_row_groups for file in read] == [3, 2]
+    assert [row["n"] for file in read for row in file.read().to_pylist()] == list(range(5))
 
 
 def test_the_hours_written_longest_ago_are_finished_first(tmp_path: Path) -> None:
