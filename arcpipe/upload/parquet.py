@@ -360,8 +360,9 @@ class PartitionWriters:
     """The open files of one measurement in one batch. One thread at a time.
 
     `append` takes the rows of one hour, sorted by time, as row groups of that hour's file. A file is finished when the
-    next row group might not fit under `parquet.max_file_mb`, when a column is new or has another type (the next file
-    then has the columns of both) or has its first huge value, when it has very many chunks of columns, when more than `quota` hours are open, and by `close`.
+    next row group might not fit under `parquet.max_file_mb` or would make too many chunks of columns, when a column is
+    new or has another type (the next file then has the columns of both) or has its first huge value, when more than
+    `quota` hours are open, and by `close`.
     """
 
     def __init__(self, settings: FileSettings, database: str, measurement: str, on_file: OnFile) -> None:
