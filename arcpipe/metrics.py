@@ -188,7 +188,8 @@ def _upload(snapshot: Snapshot) -> Iterator[Metric]:
     for kind, count in uploader.retries.items():
         retries.add_metric([kind], count)
     yield retries
-    family = HistogramMetricFamily("arcpipe_upload_latency_seconds", "Duration of one object's upload, tries and all.")
+    text = "Duration of one object's upload, tries and all; small ones in a directory share one."
+    family = HistogramMetricFamily("arcpipe_upload_latency_seconds", text)
     family.add_metric([], _buckets(uploader.upload_seconds), uploader.upload_seconds.sum)
     yield family
     if uploader.last_upload_age_seconds is not None:

@@ -1,7 +1,8 @@
 """The local store: a directory whose files are the objects; the embedded default.
 
 Durability is spelled out here, step by step: write a temporary file, sync it, rename it over the key, sync the
-directory, and sync the parent of every directory that was made on the way. This room must not know what it stores.
+directory, and sync the parent of every directory that was made on the way. Objects of one call go through the first
+steps one after the other and share the syncs of directories. This room must not know what it stores.
 
 Temporary files live in one hidden directory, `.arcpipe-staging` under the root, as mail is delivered through
 Maildir's `tmp`: readers that glob the tree never meet one, and what a crash left is found without walking a lake of
