@@ -365,17 +365,13 @@ class PartitionWriters:
     `quota` hours are open, and by `close`.
     """
 
+    __slots__ = ("_database", "_measurement", "_numbers", "_on_file", "_open", "_settings")
+
     def __init__(self, settings: FileSettings, database: str, measurement: str, on_file: OnFile) -> None:
         self._settings = settings
         self._database = database
         self._measurement = measurement
         self._on_file = on_file
-        self._metadata = {
-            b"arcpipe.version": __version__.encode(),
-            b"arcpipe.database": database.encode(),
-            b"arcpipe.measurement": measurement.encode(),
-            b"arcpipe.batch": settings.batch_id.encode(),
-        }
         self._open: dict[int, _File] = {}  # by hour, the one appended to longest ago first
         self._numbers: dict[int, int] = {}
 
@@ -400,12 +396,20 @@ class PartitionWriters:
             if file is None:
                 at = first_us if piece is table else piece.column(TIME)[0].value
                 is_small = last and piece is table and most_bytes <= _SMALL_FILE
-                file = _File(self._settings, schema.with_metadata(self._metadata), at, piece, is_small)
+                file = _File(self._settings, schema.with_metadata(self._metadata()), at, piece, is_small)
                 self._open[hour_us] = file
                 self._numbers[hour_us] = self._numbers.get(hour_us, -1) + 1
             file.append(piece)
         if last:
             self._finish(hour_us)
+
+    def _metadata(self) -> dict[bytes, bytes]:
+        return {
+            b"arcpipe.version": __version__.encode(),
+            b"arcpipe.database": self._database.encode(),
+            b"arcpipe.measurement": self._measurement.encode(),
+            b"arcpipe.batch": self._settings.batch_id.encode(),
+        }
 
     def _pieces(self, table: pa.Table) -> list[tuple[pa.Table, int]]:
         """A table as row groups, each with the bytes that it may need: one, unless that might overfill a file."""

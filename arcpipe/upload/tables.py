@@ -120,6 +120,8 @@ def _rows(columns: ColumnMap) -> int:
 class _Lane:
     """Runs jobs one at a time, in the order in which they come, on a shared pool. Jobs must not raise."""
 
+    __slots__ = ("_lock", "_pool", "_running", "_waiting")
+
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
         self._lock = Lock()
@@ -145,7 +147,22 @@ class _Lane:
 
 
 class _Table:
-    """What belongs to one (database, measurement): what is collected, and where it goes."""
+    """What belongs to one (database, measurement): what is collected, and where it goes. There may be 100,000."""
+
+    __slots__ = (
+        "bundle",
+        "converting",
+        "cost",
+        "flushed",
+        "groups",
+        "max_rows",
+        "names",
+        "quota",
+        "rows",
+        "schema",
+        "writers",
+        "writing",
+    )
 
     def __init__(self, schema: TableSchema, pool: ThreadPoolExecutor, files: FileSettings, on_file: OnFile) -> None:
         self.groups: dict[_GroupKey, Group] = {}
