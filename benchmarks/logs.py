@@ -55,11 +55,13 @@ def make_log(directory: WALDirectory, total_bytes: int, records_per_entry: int, 
     return records, segments
 
 
-def write_back(directory: WALDirectory, cold: bool) -> None:
-    """What is in the page cache is on the disk, too; or nowhere else, if it is to be read from there."""
+def write_back(directory: WALDirectory, cached_bytes: int | None = None) -> None:
+    """What is in the page cache is on the disk, too; and nowhere else, if it is not among the first `cached_bytes`."""
+    size = 0
     for state in (ACTIVE, SEALED):
         for file in directory.segments(state):
+            size += file.size
             with open(file.path, "rb") as opened:
                 os.fsync(opened.fileno())
-                if cold:
+                if cached_bytes is not None and size > cached_bytes:
                     os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -62,7 +62,7 @@ async def _run(case: CrashCase, log_bytes: int, round_number: int, directory: Pa
         make_log, log, int(log_bytes * case.part_of_log), case.records_per_entry, sealed=False
     )
     size = sum(file.size for file in log.segments(ACTIVE))
-    await asyncio.to_thread(write_back, log, case.is_cold)
+    await asyncio.to_thread(write_back, log, 0 if case.is_cold else None)
     status("starting the server")
     began = time.monotonic()
     async with Server(directory, settings) as server:

@@ -15,10 +15,11 @@ from typing import Final
 import pyarrow.parquet as pq
 
 from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.writer import CACHED_BACKLOG_BYTES
 from benchmarks.device import SYNCS, device_limit
 from benchmarks.drive import Figures, LoadProcesses, load_processes, load_spec
 from benchmarks.load import Finished, LoadFailed
-from benchmarks.logs import make_log
+from benchmarks.logs import make_log, write_back
 from benchmarks.progress import Status
 from benchmarks.results import LoadOptions, LogUse, ProcessResult, Run, Sample, ToParquet, slope
 from benchmarks.server import ProcessUse, Server, ServerFailed, make_certificate, make_token
@@ -67,6 +68,7 @@ async def run_case(
             status("making the backlog")
             log = WALDirectory(directory / _WAL)
             records, _ = await asyncio.to_thread(make_log, log, backlog_bytes, load.records_per_body, sealed=True)
+            await asyncio.to_thread(write_back, log, CACHED_BACKLOG_BYTES)  # as a server leaves it
         # What was left to be written or given back must not be this run's burden.
         await asyncio.to_thread(os.sync)
         run = _Run(case, round_number, load, directory, wait_for_parquet, status)

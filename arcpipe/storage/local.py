@@ -13,6 +13,7 @@ The price: the tree is one file system; a mount inside it is refused with a clea
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import fcntl
 import os
@@ -32,8 +33,12 @@ T = TypeVar("T")
 STAGING_DIRECTORY = ".arcpipe-staging"
 _TEMP_NAME = re.compile(r"put-[0-9a-f]{32}\.tmp")
 
-# One write(2), and how much of a blob a thread holds; between two a cancelled put is given up.
-_WRITE_BYTES = 4 << 20
+# One write(2), and how much of a blob a thread holds; between two a cancelled put is given up. Each goes to the disk
+# before the next: a sync of the log that is asked for meanwhile would have to wait for all that was handed to the disk.
+_WRITE_BYTES = 256 << 10
+
+_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
+_START_AND_WAIT = 2 | 4  # SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
 
 # A call of a thread costs as much as what it does for a small object. More of them would wait for one another.
 _OBJECTS_AT_ONCE = 32
@@ -154,6 +159,7 @@ class LocalStore:
             while offset < size and not cancelled.is_set():
                 length = min(_WRITE_BYTES, size - offset)
                 _write_all(fd, read_exactly(blob, offset, length))
+                _write_back(fd, offset, length)
                 offset += length
             if cancelled.is_set():
                 raise _Cancelled
@@ -253,6 +259,12 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _write_back(fd: int, offset: int, length: int) -> None:
+    """Has these bytes written to the disk where that can be asked for. No promise: an fsync follows, and finds errors."""
+    if _SYNC_FILE_RANGE is not None:
+        _SYNC_FILE_RANGE(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _START_AND_WAIT)
 
 
 def _sync_directory(path: str) -> None:
