@@ -262,7 +262,7 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def _write_back(fd: int, offset: int, length: int) -> None:
-    """Has these bytes written to the disk where that can be asked for. No promise: an fsync follows, and finds errors."""
+    """Has these bytes written to the disk, where it can be asked for: no promise, an fsync follows and finds errors."""
     if _SYNC_FILE_RANGE is not None:
         _SYNC_FILE_RANGE(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _START_AND_WAIT)
 
