@@ -159,8 +159,9 @@ class LocalStore:
             while offset < size and not cancelled.is_set():
                 length = min(_WRITE_BYTES, size - offset)
                 _write_all(fd, read_exactly(blob, offset, length))
-                _write_back(fd, offset, length)
                 offset += length
+                if offset < size:  # the rest is for the fsync
+                    _write_back(fd, offset - length, length)
             if cancelled.is_set():
                 raise _Cancelled
             os.fsync(fd)
