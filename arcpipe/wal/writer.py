@@ -419,8 +419,13 @@ class WALWriter:
         return segment
 
     def _seal(self, segment: Segment) -> None:
-        waiting = sum(file.size for file in self._directory.segments(SEALED))
-        segment.seal(self.options.max_size_bytes, keep_cached=waiting <= CACHED_BACKLOG_BYTES)
+        segment.seal(self.options.max_size_bytes, keep_cached=not self._is_backlog_long())
+
+    def _is_backlog_long(self) -> bool:
+        try:
+            return sum(file.size for file in self._directory.segments(SEALED)) > CACHED_BACKLOG_BYTES
+        except OSError:  # no directory: what becomes of the segment is not for this to say
+            return False
 
 
 class _BackgroundSync:
