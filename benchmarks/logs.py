@@ -64,4 +64,4 @@ def write_back(directory: WALDirectory, cached_bytes: int | None = None) -> None
             with open(file.path, "rb") as opened:
                 os.fsync(opened.fileno())
                 if cached_bytes is not None and size > cached_bytes:
-                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    directory.disk.forget(opened.fileno())

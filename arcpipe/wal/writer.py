@@ -553,9 +553,8 @@ class GroupCommit:
         if group.size >= GROUP_BYTES and not self._unsynced:
             self._dispatch()
         elif not self._scheduled:
-            self._scheduled = True
             # At the end of this turn of the loop: everything that arrived with this request joins its group.
-            self._loop.call_soon(self._turn_over)
+            self._schedule()
 
     async def drain(self) -> None:
         """Returns when nothing is collected or being committed any more."""
@@ -570,6 +569,10 @@ class GroupCommit:
         self._groups.put(None)
         self._thread.join()
         self.writer.close()
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._loop.call_soon(self._turn_over)
 
     def _turn_over(self) -> None:
         self._scheduled = False
@@ -591,8 +594,7 @@ class GroupCommit:
         if not self._unsynced:
             if self._collecting.entries and not self._committing and not self._scheduled:
                 # At the end of the next turn: what has arrived by now, but was not read yet, joins it.
-                self._scheduled = True
-                self._loop.call_soon(self._turn_over)
+                self._schedule()
         elif self._collecting.size >= UNSYNCED_BUFFER_BYTES:
             self._acknowledge_unwritten()
         self._on_committed(group.waiters, error)
