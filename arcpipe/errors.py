@@ -39,6 +39,14 @@ class StorageError(ArcpipeError):
         self.kind = kind
 
 
+class DamagedFile(ArcpipeError):
+    """A small file was read whole, but its content is not what was written. The text says which file and why."""
+
+
+class UnknownVersion(ArcpipeError):
+    """A file of a version, or with a word, that this program does not know. It is to be left as it is."""
+
+
 class WALError(ArcpipeError):
     """The write-ahead log could not do what was asked; nothing was acknowledged."""
 

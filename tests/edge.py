@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from arcpipe.changeable import Access
 from arcpipe.config import WAL, Server, Settings, Storage
 from arcpipe.counters import Counters, Node
+from arcpipe.disk import Disk
 from arcpipe.ingest.protocol import Connection, Exchange
 from arcpipe.ingest.worker import IngestWorker, wal_options
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.disk import Disk
 from arcpipe.wal.writer import GroupCommit, WALWriter
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from arcpipe.wal.disk import Buffer, Disk
+from arcpipe.disk import Buffer, Disk
 
 
 class Clock:

@@ -15,11 +15,11 @@ from typing import Final, Literal
 
 import msgspec
 
+from arcpipe import durable
 from arcpipe.counters import Uploader
 from arcpipe.upload.parquet import Layout
 from arcpipe.upload.schema import TableSchema
 from arcpipe.wal.directory import SEALED, Node, SegmentFile, WALDirectory
-from arcpipe.wal.disk import write_file
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import ScanReport
 from arcpipe.wal.recovery import archive
@@ -144,7 +144,7 @@ class Batches:
         self._directory.disk.sync_directory(self._directory.batches)
 
     def _write(self, manifest: Manifest) -> None:
-        write_file(self._directory.disk, self._path(manifest), msgspec.json.encode(manifest))
+        durable.replace(self._directory.disk, self._path(manifest), msgspec.json.encode(manifest))
 
     def _path(self, manifest: Manifest) -> str:
         return os.path.join(self._directory.batches, f"{manifest.batch_id}.json")

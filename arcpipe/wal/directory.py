@@ -12,8 +12,9 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
+from arcpipe import durable
+from arcpipe.disk import Disk
 from arcpipe.errors import InstanceLocked, WALError
-from arcpipe.wal.disk import Disk, write_file
 
 ACTIVE: Final = ".wal"
 SEALED: Final = ".wal.sealed"
@@ -183,7 +184,7 @@ class WALDirectory:
                 f"{path} is damaged ({error}). Restore it, or move it away to give this node a new identity."
             ) from error
         node = Node(before.node, before.boot + 1)
-        write_file(self.disk, path, msgspec.json.encode(node))
+        durable.replace(self.disk, path, msgspec.json.encode(node))
         return node
 
     def segments(self, state: str, slot: int | None = None) -> list[SegmentFile]:

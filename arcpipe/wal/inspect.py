@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from arcpipe import __version__
+from arcpipe.disk import Disk
 from arcpipe.errors import NotAWAL, WALError
 from arcpipe.wal.directory import (
     ACTIVE,
@@ -21,7 +22,6 @@ from arcpipe.wal.directory import (
     WALDirectory,
     parse_filename,
 )
-from arcpipe.wal.disk import Disk
 from arcpipe.wal.format import (
     ENTRY_HEADER,
     FILE_HEADER,

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, Final, NamedTuple
 
+from arcpipe.disk import Disk
 from arcpipe.errors import BadPayload, NotAWAL
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDirectory
-from arcpipe.wal.disk import Disk
 from arcpipe.wal.format import EndMeta, pack_end
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import ScanReport, SegmentScan, records_of

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from arcpipe import __version__
+from arcpipe.disk import Buffer
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentName, WALDirectory
-from arcpipe.wal.disk import Buffer
 from arcpipe.wal.format import END_ENTRY_BYTES, FILE_HEADER, EndMeta, StartMeta, pack_end, pack_start
 from arcpipe.wal.pool import FreePool
 

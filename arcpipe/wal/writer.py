@@ -19,8 +19,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from arcpipe.counters import GROUP_BOUNDS, LATENCY_BOUNDS_US, Histogram
+from arcpipe.disk import Buffer, Disk
 from arcpipe.wal.directory import SEALED, WALDirectory
-from arcpipe.wal.disk import Buffer, Disk
 from arcpipe.wal.format import (
     END_ENTRY_BYTES,
     ENTRY_HEADER,
@@ -79,9 +79,9 @@ class Group:
 
     def add(self, prefix: Prefix, body: bytes | memoryview, records: int, timestamp: int) -> None:
         """One entry. The timestamp is above all those that the group holds."""
-        data, crc = prefix
+        data = prefix.data
         length = len(data) + len(body)
-        head = ENTRY_HEADER.pack(length, timestamp, crc32(body, crc)) + data
+        head = ENTRY_HEADER.pack(length, timestamp, crc32(body, prefix.crc)) + data
         if len(body) <= SMALL_BODY_BYTES:
             self.buffers.append(head + body)
         else:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from arcpipe.wal.disk import Buffer, Disk
+from arcpipe.disk import Buffer, Disk
 
 
 class Create(NamedTuple):

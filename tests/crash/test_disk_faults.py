@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from arcpipe.disk import Buffer
 from arcpipe.wal import pool as pool_module
 from arcpipe.wal.directory import SEALED, WALDirectory
-from arcpipe.wal.disk import Buffer
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import recover_at_start

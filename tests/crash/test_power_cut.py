@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from arcpipe.disk import Disk
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.disk import Disk
 from arcpipe.wal.format import ENTRY_HEADER_SIZE
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import Entry, SegmentScan

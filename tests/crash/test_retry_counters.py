@@ -113,7 +113,7 @@ def test_a_full_disk_is_counted_as_such(wal: Path, uploaders: Uploaders, tmp_pat
     ("step", "kind"),
     [
         (Step("arcpipe.storage.local:LocalStore._put", "before"), "other"),
-        (Step("arcpipe.wal.disk:Disk.fsync", "before"), "disk"),
+        (Step("arcpipe.disk:Disk.fsync", "before"), "disk"),
     ],
 )
 def test_an_error_of_the_store_s_disk_is_told_from_one_of_the_log_s(

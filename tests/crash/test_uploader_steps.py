@@ -33,7 +33,7 @@ DATABASES = ("alpha", "beta")
 NOT_A_LOG = "worker-9-20250101_000000-000001.wal.sealed"
 
 BATCHES = "arcpipe.upload.batch:Batches."
-DISK = "arcpipe.wal.disk:Disk."
+DISK = "arcpipe.disk:Disk."
 MANIFEST = r"/batches/[^/]*\.json\b"
 
 # A batch takes so many bytes of segments here, so that the log makes several of them.

@@ -13,9 +13,9 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from arcpipe.disk import Disk
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.disk import Disk
 from arcpipe.wal.inspect import finish_interrupted, replay, replay_sources
 
 

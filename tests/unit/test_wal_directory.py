@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from arcpipe.disk import Disk
 from arcpipe.errors import InstanceLocked, WALError
 from arcpipe.wal import directory as directory_module
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, Node, SegmentName, WALDirectory, parse_filename
-from arcpipe.wal.disk import Disk
 
 ROOT = Path(__file__).parents[2]
 

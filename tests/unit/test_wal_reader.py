@@ -60,7 +60,7 @@ def test_entries_come_in_order_with_offset_timestamp_and_payload(file: Path) -> 
     assert report.start is not None
     assert (report.start.slot, report.start.seq, report.start.created) == (1, 1, DAY)
     assert report.end is not None
-    assert (report.end.entries, report.end.bytes) == (4, offsets[-1] + 16 + len(payloads[-1]))
+    assert (report.end.entries, report.end.offset) == (4, offsets[-1] + 16 + len(payloads[-1]))
     assert (report.entries, report.last_timestamp, report.end_offset) == (4, DAY + 5, len(content))
     assert (report.damage, report.torn_bytes) == ([], 0)
 

@@ -181,7 +181,7 @@ def test_sealing_writes_the_end_syncs_and_renames(directory: WALDirectory, disk:
     assert len(entries) == 2
     end = scan.report.end
     assert end is not None
-    assert (end.entries, end.records, end.bytes, end.recovered) == (2, 6, end_at, False)
+    assert (end.entries, end.records, end.offset, end.recovered) == (2, 6, end_at, False)
     assert scan.report.last_timestamp == entries[-1].timestamp + 1
     assert directory.segments(ACTIVE) == []
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.wal.disk import IOV_MAX, Buffer, Disk, write_file
+from arcpipe import durable
+from arcpipe.disk import IOV_MAX, Buffer, Disk
 
 
 class Stuttering(Disk):
@@ -76,8 +77,8 @@ def test_a_name_that_is_taken_is_not_created_again(tmp_path: Path) -> None:
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     (tmp_path / "file.tmp").write_bytes(b"of a crash")
-    write_file(Disk(), str(path), b"one")
-    write_file(Disk(), str(path), b"two")
+    durable.replace(Disk(), str(path), b"one")
+    durable.replace(Disk(), str(path), b"two")
     assert path.read_bytes() == b"two"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -90,7 +91,7 @@ def test_a_small_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path) ->
     path = tmp_path / "file"
     path.write_bytes(b"one")
     with pytest.raises(OSError, match="no space"):
-        write_file(Full(), str(path), b"two")
+        durable.replace(Full(), str(path), b"two")
     assert path.read_bytes() == b"one"
 
 

@@ -1,7 +1,8 @@
-"""Every system call that changes the log directory, in one place and nowhere else.
+"""Every system call on the WAL directory, in one place and nowhere else.
 
-Short writes are finished or raised here; nothing above sees half a write that looks whole. The crash tests put a
-recording `Disk` in this one's place, so that what they replay is what the program really does.
+Short writes are finished or raised here; nothing above sees half a write that looks whole. A read that fails raises: it
+is never empty, zero or the end of a file. The crash tests put a recording, failing `Disk` in this one's place, so that
+what they replay is what the program really does.
 """
 
 from __future__ import annotations
@@ -27,6 +28,24 @@ class Disk:
     def open(self, path: str) -> int:
         """An existing file, for reading and writing. Returns its descriptor."""
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def open_for_reading(self, path: str) -> int:
+        """An existing file, for reading only. Returns its descriptor."""
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        """Up to `length` bytes at `offset`; fewer only at the end of the file."""
+        data = os.pread(fd, length, offset)
+        while len(data) < length:
+            more = os.pread(fd, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """Fills the buffer, or a part of it, from `offset` on. Returns the bytes read; 0 only at the end."""
+        return os.preadv(fd, [buffer], offset)
 
     def close(self, fd: int) -> None:
         """Closes; an error that close reports concerns data that was synced or given up before."""
@@ -90,20 +109,6 @@ class Disk:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def write_file(disk: Disk, path: str, data: bytes) -> None:
-    """Replaces a small file durably and atomically: write, sync, rename, sync the directory."""
-    temporary = f"{path}.tmp"
-    disk.unlink(temporary)
-    fd = disk.create(temporary)
-    try:
-        disk.write(fd, [data], 0)
-        disk.fsync(fd)
-    finally:
-        disk.close(fd)
-    disk.rename(temporary, path)
-    disk.sync_directory(os.path.dirname(path))
 
 
 def _behind(buffers: Sequence[Buffer], written: int) -> list[Buffer]:

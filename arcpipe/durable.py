@@ -1,0 +1,87 @@
+"""Small files that must survive a crash: the one way to replace, move and load them.
+
+    durable.replace(disk, path, data)             # after a crash the file is the old one or the new one, whole
+    durable.move(disk, source, target)            # after it returns, the new name is durable
+    value = durable.load(disk, path, decode)      # None: absent. OSError: unreadable. DamagedFile: damaged.
+
+"Cannot read" is never "absent": a caller that makes a new file because `load` raised would destroy a good one. This
+module knows nothing of what is in the files. All system calls go through `Disk`, so the crash tests see each of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from arcpipe.disk import Disk
+from arcpipe.errors import DamagedFile
+
+T = TypeVar("T")
+
+# No small file of ours is larger; a larger one is damage, not a reason to fill the memory.
+_MAX_BYTES = 1 << 30
+
+
+def replace(disk: Disk, path: str, data: bytes) -> None:
+    """Write a small file durably and atomically: write, sync, rename, sync the directory.
+
+    Raises:
+        OSError: the file is the old one or the new one, whole; which of the two is not known.
+    """
+    temporary = f"{path}.tmp"
+    disk.unlink(temporary)
+    fd = disk.create(temporary)
+    try:
+        disk.write(fd, [data], 0)
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
+    disk.rename(temporary, path)
+    disk.sync_directory(_folder(path))
+
+
+def move(disk: Disk, source: str, target: str) -> None:
+    """Rename a file and make both directories durable, the target's first.
+
+    Raises:
+        OSError: the file has one of the two names.
+    """
+    disk.rename(source, target)
+    disk.sync_directory(_folder(target))
+    if _folder(source) != _folder(target):
+        disk.sync_directory(_folder(source))
+
+
+def load(disk: Disk, path: str, decode: Callable[[bytes], T]) -> T | None:
+    """Read and decode a small file.
+
+    Args:
+        decode: may raise ValueError (msgspec's errors and UnicodeDecodeError are) for bytes that are not what was
+            written, and UnknownVersion for those of another program; the latter passes through.
+
+    Returns:
+        The value, or None if there is no such file.
+
+    Raises:
+        OSError: the file is there, or may be, and cannot be read.
+        DamagedFile: the file was read and its content is damaged.
+    """
+    try:
+        fd = disk.open_for_reading(path)
+    except FileNotFoundError:
+        return None
+    try:
+        data = disk.read(fd, _MAX_BYTES, 0)
+    finally:
+        disk.close(fd)
+    try:
+        return decode(data)
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged: {error}") from error
+
+
+def _folder(path: str) -> str:
+    return os.path.dirname(path) or "."
