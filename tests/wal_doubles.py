@@ -141,3 +141,19 @@ class HeldDisk(FaultyDisk):
             self.held.set()
             assert self.go_on.wait(60)
         super().fdatasync(fd)
+
+
+class WatchedLock:
+    """Stands in for a lock, and tells that a thread waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.somebody_waits = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.somebody_waits.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()

@@ -154,8 +154,11 @@ def _pack_marker(kind: int, meta: StartMeta | EndMeta, timestamp_us: int) -> byt
 
 def identity_offset(payload: bytes | bytearray | memoryview) -> int:
     """Where in a payload the identity of its segment stands; -1 if it is an envelope without one, or no envelope."""
-    at = _meta_offset(payload) + 1  # behind the header of the map
-    if not at or bytes(payload[at : at + 5]) != _IDENTITY_FRONT or len(payload) < at + 5 + IDENTITY_BYTES:
+    at = _meta_offset(payload)
+    if at < 0:
+        return -1
+    at += 3 if payload[at] == 0xDE else 1  # behind the header of the map
+    if bytes(payload[at : at + 5]) != _IDENTITY_FRONT or len(payload) < at + 5 + IDENTITY_BYTES:
         return -1
     return at + 5
 

@@ -25,16 +25,18 @@ from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import ACTIVE, SEALED, Node, WALDirectory
-from arcpipe.wal.format import ENTRY_HEADER_SIZE, KIND_COLUMNAR, envelope_prefix
-from arcpipe.wal.pool import FreePool, Pipeline
+from arcpipe.wal.format import ENTRY_HEADER_SIZE, KIND_COLUMNAR, envelope_prefix, make_identity
+from arcpipe.wal.group import NO_IDENTITY, Group
+from arcpipe.wal.pipeline import Pipeline
+from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import Entry, ScanReport, SegmentScan
 from arcpipe.wal.recovery import recover_at_start, recover_slot
 from arcpipe.wal.segment import Segment
-from arcpipe.wal.writer import Group, SyncMode, WALOptions, WALWriter
+from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
 from tests.crash.recording import RecordingDisk
 
 NODE = Node("0123456789ab", 1)
-PREFIX = envelope_prefix(KIND_COLUMNAR, "db")
+PREFIX = envelope_prefix(KIND_COLUMNAR, "db", identity=NO_IDENTITY)  # so that its length is that of each entry
 FOLDER = "made/on/start/wal"
 
 Store = dict[str, list[int]]
@@ -228,6 +230,13 @@ class _SteppedPipeline(Pipeline):
         self.turn.jobs += 1
         return super().take()
 
+    def make_instead(self, make: Callable[[], Segment]) -> Segment:
+        while self._ready.empty() and self.turn.jobs:
+            self.turn.step()
+        segment = super().make_instead(make)
+        self.turn.jobs += 1
+        return segment
+
     def complete(self, segment: Segment) -> None:
         self.turn.jobs += 1
         super().complete(segment)
@@ -279,11 +288,13 @@ class Run:
         self._batches = Batches(self.directory, NODE, Counters(1).uploader, "file:///x", "arc")
         self._shipping: Iterator[Callable[[], None]] = iter(())
         self._number = 0
+        self._identities = 0
 
     def record(self) -> RecordingDisk:
         with (
             mock.patch.multiple(writer_module, time=self.clock, Pipeline=_SteppedPipeline),
             mock.patch.object(segment_module, "time", self.clock),
+            mock.patch.object(segment_module, "make_identity", self._next_identity),
             mock.patch.object(batch_module, "time", self.clock),
             mock.patch.object(recovery_module, "_PARALLEL_FILES", 1),
         ):
@@ -295,6 +306,11 @@ class Run:
                     _kill(writer)
                 self.disk.close_all()
         return self.disk
+
+    def _next_identity(self, slot: int, seq: int) -> bytes:
+        """As the real one, but the same in each run of a plan."""
+        self._identities += 1
+        return make_identity(slot, seq)[:8] + self._identities.to_bytes(8, "big")
 
     def _run(self) -> None:
         rng = self.rng
@@ -361,7 +377,8 @@ class Run:
         slot = self.rng.choice(list(self._writers))
         background = self._writers[slot]._background
         assert background is not None
-        background.leave()
+        background.sync_now()
+        assert background.error is None
         self._note_synced(slot)
 
     def _note_synced(self, slot: int) -> None:

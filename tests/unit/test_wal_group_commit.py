@@ -6,6 +6,7 @@ import asyncio
 import errno
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import msgpack
 import pytest
 import uvloop
 
+from arcpipe.wal import background_sync as background_sync_module
+from arcpipe.wal import group_commit as group_commit_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.format import envelope_prefix
+from arcpipe.wal.group_commit import Commit, group_commit
 from arcpipe.wal.reader import SegmentScan
-from arcpipe.wal.writer import GroupCommit, SyncMode, WALOptions, WALWriter
-from tests.harness import wait_until
-from tests.wal_doubles import HeldDisk
+from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
+from tests.wal_doubles import Clock, HeldDisk, WatchedLock
 
 PREFIX = envelope_prefix(1, "db")
 Answer = tuple[list[int], int | None]
@@ -49,10 +52,10 @@ class Bench:
         self.writer = WALWriter(self.directory, 1, options)
         self.answers: list[Answer] = []
         self.crashes: list[BaseException] = []
-        self.commit: GroupCommit
+        self.commit: Commit
 
     def open(self) -> None:
-        self.commit = GroupCommit(self.writer, asyncio.get_running_loop(), self._committed, self.crashes.append)
+        self.commit = group_commit(self.writer, asyncio.get_running_loop(), self._committed, self.crashes.append)
 
     def _committed(self, waiters: list[Any], error: OSError | None) -> None:
         self.answers.append((list(waiters), error.errno if error is not None else None))
@@ -156,7 +159,7 @@ def test_what_arrives_until_the_turn_after_a_commit_joins_the_next_group(run: Ru
 
 
 def test_large_groups_go_out_and_are_answered_one_after_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "GROUP_BYTES", 3000)
+    monkeypatch.setattr(group_commit_module, "GROUP_BYTES", 3000)
 
     async def test(bench: Bench) -> None:
         bench.disk.hold()
@@ -173,7 +176,7 @@ def test_large_groups_go_out_and_are_answered_one_after_the_other(run: Run, monk
 
 
 def test_a_large_group_that_fails_takes_no_other_along(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "GROUP_BYTES", 3000)
+    monkeypatch.setattr(group_commit_module, "GROUP_BYTES", 3000)
 
     async def test(bench: Bench) -> None:
         await bench.until(lambda: not bench.writer._pipeline._ready.empty())  # only commits sync from here on
@@ -331,31 +334,53 @@ def test_async_answers_before_any_sync(run: Run) -> None:
     run(test, sync_mode="async", async_interval_seconds=30.0)
 
 
-def test_async_holds_answers_back_while_a_sync_takes_longer_than_the_interval(run: Run) -> None:
+def test_async_holds_answers_back_while_a_sync_takes_longer_than_the_interval(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So a power cut never takes more than what was answered within one interval."""
+    clock = Clock()
+    monkeypatch.setattr(background_sync_module, "time", clock)
 
     async def test(bench: Bench) -> None:
         await bench.until(lambda: not bench.writer._pipeline._ready.empty())
+        background = bench.writer._background
+        assert background is not None
+        lock = WatchedLock()
+        background._syncing = lock  # type: ignore[assignment]
         bench.disk.hold()
         bench.append(0)
-        answered_at = {}
         await bench.until(lambda: bench.answered() == [0])
-        started = time.monotonic()
-        number = 0
-        while time.monotonic() - started < 1.0:
-            number += 1
-            bench.append(number)
-            await asyncio.sleep(0.02)
-            answered_at |= {known: time.monotonic() for known in bench.answered() if known not in answered_at}
-        last = max(answered_at.values())
-        assert bench.disk.held.is_set()
-        assert 0 < len(answered_at) < number, "some were answered, the later ones held back"
-        assert last - started < 0.4 + 0.25
+        syncing = threading.Thread(target=background.sync_now)
+        syncing.start()
+        await bench.until(bench.disk.held.is_set)
+        clock.pass_seconds(3599)
+        bench.append(1)
+        await bench.until(lambda: bench.answered() == [0, 1])
+        clock.pass_seconds(2)
+        bench.append(2)
+        await bench.until(lock.somebody_waits.is_set)  # the commit, before its answer
+        assert bench.answered() == [0, 1]
         bench.disk.go_on.set()
-        await bench.until(lambda: len(bench.answered()) == number + 1)
-        assert await bench.finish() == list(range(number + 1))
+        await bench.until(lambda: bench.answered() == [0, 1, 2])
+        syncing.join()
+        assert await bench.finish() == [0, 1, 2]
 
-    run(test, sync_mode="async", async_interval_seconds=0.4)
+    run(test, sync_mode="async", async_interval_seconds=3600.0)
+
+
+def test_async_a_failed_background_sync_refuses_nothing_and_loses_nothing(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.append(1, 2)
+        await bench.until(lambda: bench.answered() == [1, 2])
+        background = bench.writer._background
+        assert background is not None
+        with bench.disk.failing("fdatasync"):
+            background.sync_now()
+        bench.append(3)
+        assert await bench.finish() == [1, 2, 3]
+        assert bench.answered() == [1, 2, 3]
+
+    run(test, sync_mode="async", async_interval_seconds=3600.0)
 
 
 # With the log disabled
@@ -384,7 +409,7 @@ def test_disabled_answers_from_memory_and_writes_when_old(run: Run) -> None:
 def test_disabled_writes_what_became_full_during_a_write_right_behind_it(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arcpipe.wal.writer.TICK_SECONDS", 3600.0)  # no timer does it
+    monkeypatch.setattr("arcpipe.wal.group_commit.TICK_SECONDS", 3600.0)  # no timer does it
 
     async def test(bench: Bench) -> None:
         for number in range(30):
@@ -420,25 +445,123 @@ def test_disabled_draining_writes_what_is_buffered(run: Run) -> None:
     run(test, **off(flush_max_age_seconds=3600))
 
 
-def test_disabled_a_failed_write_is_logged_because_it_was_answered(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries again without the usual pause."""
+    monkeypatch.setattr(group_commit_module, "BUFFER_RETRY_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_disabled_a_failed_write_is_tried_until_it_succeeds_in_the_same_order(run: Run) -> None:
     async def test(bench: Bench) -> None:
         with bench.disk.failing("write"):
-            bench.append(1)
-            await bench.until(lambda: "1 records were lost" in caplog.text)
-        bench.append(2)
-        assert await bench.finish() == [2]
+            bench.append(1, 2)
+            await bench.until(lambda: bench.writer.stats.failures >= 3)
+            bench.append(3)
+            await bench.until(lambda: bench.answered() == [1, 2, 3])
+            failures = bench.writer.stats.failures
+            await bench.until(lambda: bench.writer.stats.failures > failures)
+        await bench.until(lambda: contents(bench.directory, ACTIVE) + contents(bench.directory) == [1, 2, 3])
+        bench.append(4)
+        assert await bench.finish() == [1, 2, 3, 4]
+        assert bench.writer.stats.lost_records == 0
 
-    run(test, **off(flush_max_age_seconds=0.1))
+    run(test, **off(flush_max_age_seconds=0.02))
 
 
-def test_many_threads_worth_of_waiting_is_bounded(run: Run) -> None:
-    """Nothing of a group is kept once it was answered."""
+@pytest.mark.usefixtures("at_once")
+def test_disabled_more_than_the_limit_is_refused_while_writes_fail(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit_module, "BUFFER_LIMIT_BYTES", 10_000)
 
     async def test(bench: Bench) -> None:
-        for round_ in range(20):
-            bench.append(*range(round_ * 10, round_ * 10 + 10), size=10_000)
-            await bench.until(lambda: bench.commit.pending_bytes == 0)
-        wait_until(lambda: bench.writer.stats.entries == 200, "all are written")
-        assert await bench.finish() == list(range(200))
+        with bench.disk.failing("write", "create", error=errno.ENOSPC):
+            bench.append(0)
+            await bench.until(lambda: bench.writer.stats.failures)
+            await bench.until(lambda: bench.commit.pending_bytes == 0)  # nobody is kept from being read and refused
+            for number in range(1, 8):
+                bench.append(number, size=3000)
+            await bench.until(lambda: sum(len(waiters) for waiters, _ in bench.answers) == 8)
+            assert bench.answered() == [0, 1, 2, 3, 4]
+            refused = [(waiters, error) for waiters, error in bench.answers if error is not None]
+            assert refused == [([5, 6, 7], errno.ENOSPC)]
+        await bench.until(lambda: len(contents(bench.directory, ACTIVE) + contents(bench.directory)) >= 5)
+        bench.append(9)
+        await bench.until(lambda: 9 in bench.answered())
+        assert await bench.finish() == [0, 1, 2, 3, 4, 9]
 
-    run(test)
+    run(test, **off(flush_max_age_seconds=0.02))
+
+
+def test_disabled_what_cannot_be_written_at_the_end_is_counted_and_told(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(bench: Bench) -> None:
+        bench.append(1, 2)
+        await bench.until(lambda: bench.answered() == [1, 2])
+        with bench.disk.failing("write"):
+            bench.append(3)
+            await bench.finish()
+        assert sorted(bench.answered()) == [1, 2, 3]
+        assert bench.writer.stats.lost_records == 3
+        assert "3 records were lost: [Errno 5] Input/output error" in caplog.text
+
+    run(test, **off(flush_max_age_seconds=3600))
+
+
+def test_disabled_one_failed_write_at_the_end_loses_nothing(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        refuse_once = iter([OSError(errno.EIO, "bad block")])
+
+        def fault(operation: str, path: str) -> None:
+            in_commit = operation == "write" and threading.current_thread().name == "group commit"
+            if in_commit and (error := next(refuse_once, None)) is not None:
+                raise error
+
+        bench.append(1)
+        bench.disk.fault = fault
+        assert await bench.finish() == [1]
+        assert bench.writer.stats.failures == 1
+
+    run(test, **off(flush_max_age_seconds=3600))
+
+
+class Waiter:
+    """Whoever waits for an answer."""
+
+
+@pytest.mark.parametrize("mode", ["fdatasync", "async", "off"])
+def test_nothing_of_a_group_is_kept_longer_than_needed(run: Run, mode: SyncMode) -> None:
+    """Who waited until it was answered, the bodies until they are on disk."""
+
+    async def test(bench: Bench) -> None:
+        waiters: list[weakref.ref[Waiter]] = []
+        bodies: list[weakref.ref[memoryview]] = []
+        answered = 0
+
+        def committed(done: list[Any], error: OSError | None) -> None:
+            nonlocal answered
+            answered += len(done)
+
+        bench.commit._on_committed = committed  # type: ignore[attr-defined]
+        for number in range(30):
+            waiter, content = Waiter(), memoryview(body(number, 10_000))
+            waiters.append(weakref.ref(waiter))
+            bodies.append(weakref.ref(content))
+            bench.commit.append(PREFIX, content, 1, waiter)
+            del waiter, content
+            await asyncio.sleep(0)
+        await bench.until(lambda: answered == 30)
+        await bench.until(lambda: not any(waiter() for waiter in waiters))
+        if mode != "fdatasync":
+            assert all(content() is not None for content in bodies), "these are not on disk yet"
+        if bench.writer._background is not None:
+            bench.writer._background.sync_now()
+        await bench.commit.drain()
+        bench.append(99)  # the thread and the loop forget a group with the next one
+        await bench.commit.drain()
+        if bench.writer._background is not None:
+            bench.writer._background.sync_now()
+        await bench.until(lambda: not any(content() for content in bodies))
+        assert len(await bench.finish()) == 31
+
+    run(test, sync_mode=mode, async_interval_seconds=7200.0, flush_max_age_seconds=7200.0)

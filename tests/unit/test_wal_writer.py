@@ -5,24 +5,42 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arcpipe.disk import Buffer
+from arcpipe.errors import CommitFailed
 from arcpipe.wal import WALReader, WALWriter
+from arcpipe.wal import background_sync as background_sync_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal import writer as writer_module
+from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
-from arcpipe.wal.format import END_ENTRY_BYTES, ENTRY_HEADER, crc32, envelope_prefix
+from arcpipe.wal.format import (
+    END_ENTRY_BYTES,
+    ENTRY_HEADER,
+    crc32,
+    envelope_prefix,
+    identity_of,
+    is_identity_of,
+    make_identity,
+)
+from arcpipe.wal.group import Group, WALStats
 from arcpipe.wal.pool import FreePool
-from arcpipe.wal.reader import SegmentScan
-from arcpipe.wal.writer import Group, SyncMode, WALOptions
+from arcpipe.wal.reader import Entry, SegmentScan
+from arcpipe.wal.recovery import recover_at_start
+from arcpipe.wal.segment import Segment
+from arcpipe.wal.writer import SyncMode, WALOptions
 from tests.harness import wait_until
-from tests.wal_doubles import Clock, FaultyDisk
+from tests.wal_doubles import Clock, FaultyDisk, HeldDisk, WatchedLock
 
 PREFIX = envelope_prefix(1, "db")
 
@@ -41,7 +59,7 @@ def body(number: int, size: int = 0) -> bytes:
 
 
 def group_of(writer: WALWriter, *numbers: int, size: int = 0) -> Group:
-    group = Group()
+    group = writer.new_group()
     for number in numbers:
         group.add(PREFIX, body(number, size), 1, writer.next_timestamp())
     return group
@@ -49,6 +67,10 @@ def group_of(writer: WALWriter, *numbers: int, size: int = 0) -> Group:
 
 def commit(writer: WALWriter, *numbers: int, size: int = 0) -> None:
     writer.commit(group_of(writer, *numbers, size=size))
+
+
+def number_of(entry: Entry) -> int:
+    return int(msgpack.unpackb(entry.payload)[3]["columns"]["number"][0])
 
 
 def contents(directory: WALDirectory, state: str = SEALED) -> list[list[int]]:
@@ -67,7 +89,7 @@ def contents(directory: WALDirectory, state: str = SEALED) -> list[list[int]]:
         if report.end is not None:
             assert report.end.entries == len(entries)
             assert report.last_timestamp == (stamps or [report.start.created])[-1] + 1
-        found.append([msgpack.unpackb(entry.payload)[3]["columns"]["number"][0] for entry in entries])
+        found.append([number_of(entry) for entry in entries])
     return found
 
 
@@ -154,25 +176,70 @@ def test_each_sync_mode_syncs_as_it_says(
     assert (disk.count("sync_directory") > 0) is (mode != "off")
 
 
-@settings(max_examples=50, deadline=None)
-@given(sizes=st.lists(st.integers(0, 6000), min_size=1, max_size=20), above=st.integers(0, 2**62))
-def test_restamping_moves_every_timestamp_above_and_nothing_else(sizes: list[int], above: int) -> None:
-    group = Group()
-    for number, size in enumerate(sizes):
-        group.add(PREFIX, body(number, size), 2, 100 + number)
-    before = b"".join(group.buffers)
-    group.restamp(above)
-    after = b"".join(group.buffers)
-    assert len(after) == len(before) == group.size
-    assert (group.first_timestamp, group.last_timestamp) == (above + 1, above + len(sizes))
-    offset = 0
-    for number in range(len(sizes)):
-        length, _, crc = ENTRY_HEADER.unpack_from(before, offset)
-        payload = after[offset + 16 : offset + 16 + length]
-        assert ENTRY_HEADER.unpack_from(after, offset) == (length, above + 1 + number, crc)
-        assert payload == before[offset + 16 : offset + 16 + length]
-        assert crc32(payload) == crc
+def entries_of(buffers: Sequence[Buffer]) -> list[tuple[int, int, bytes]]:
+    """Timestamp, CRC and payload of each entry in a group's buffers."""
+    data, offset, found = b"".join(buffers), 0, []
+    while offset < len(data):
+        length, timestamp, crc = ENTRY_HEADER.unpack_from(data, offset)
+        found.append((timestamp, crc, data[offset + 16 : offset + 16 + length]))
         offset += 16 + length
+    return found
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 6000), min_size=1, max_size=20),
+    above=st.integers(0, 2**62),
+    moves=st.booleans(),
+    meta=st.dictionaries(st.text(max_size=9), st.text(max_size=300), max_size=20),
+    database=st.text(max_size=64),
+)
+def test_a_group_fits_a_segment_by_its_heads_alone(
+    sizes: list[int], above: int, moves: bool, meta: dict[str, str], database: str
+) -> None:
+    former, present = make_identity(1, 5), make_identity(1, 6)
+    prefix = envelope_prefix(1, database, {key: value for key, value in meta.items() if key != "in"})
+    group = Group(former)
+    for number, size in enumerate(sizes):
+        group.add(prefix, body(number, size), 2, 100 + number)
+    before, bodies = entries_of(group.buffers), [buffer for buffer in group.buffers if len(buffer) > 5000]
+    group.fit(present if moves else former, above)
+    after = entries_of(group.buffers)
+    assert sum(map(len, group.buffers)) == group.size
+    assert [payload for _, _, payload in after] == [
+        payload.replace(former, present) if moves else payload for _, _, payload in before
+    ]
+    assert all(crc32(payload) == crc for _, crc, payload in after)
+    stamps = [timestamp for timestamp, _, _ in after]
+    first = 100 if above < 100 else above + 1
+    assert stamps == list(range(first, first + len(sizes)))
+    assert (group.first_timestamp, group.last_timestamp) == (stamps[0], stamps[-1])
+    assert {identity_of(payload) for _, _, payload in after} == {group.identity}
+    if max(sizes) > 5100:
+        assert any(buffer is kept for buffer in group.buffers for kept in bodies), "a large body was copied"
+
+
+def test_every_entry_names_the_segment_that_it_is_in(directory: WALDirectory) -> None:
+    """Groups that began before a rotation, groups of no segment, and one prefix for all of them."""
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=9000))
+    for number in range(0, 30, 3):
+        nowhere, early = Group(), writer.new_group()
+        for offset, group in enumerate((nowhere, early)):
+            group.add(PREFIX, body(number + offset, 2500 * offset), 1, writer.next_timestamp())
+        writer.commit(nowhere)
+        commit(writer, number + 2, size=1500)
+        writer.commit(early)
+    writer.close()
+    files = directory.segments(SEALED)
+    assert len(files) > 4
+    for file in files:
+        scan = SegmentScan(file.path)
+        named = {identity_of(entry.payload) for entry in scan}
+        assert scan.report.start is not None
+        assert scan.report.end is not None
+        assert named == {scan.report.start.identity} == {scan.report.end.identity}
+        assert is_identity_of(scan.report.start.identity, 1, file.name.seq)
+    assert sorted(number for numbers in contents(directory) for number in numbers) == list(range(30))
 
 
 # Timestamps
@@ -384,6 +451,211 @@ def test_what_failed_is_refused_cut_off_and_left_behind(
     assert contents(directory) == [[1, 2], [5, 6]]
 
 
+def after_a_kill(directory: WALDirectory, where: Path) -> list[int]:
+    """The numbers that a start finds if the process is killed now."""
+    shutil.copytree(directory.path, where)
+    copy = WALDirectory(where)
+    recover_at_start(copy)
+    return [number for numbers in contents(copy) for number in numbers]
+
+
+class HalfWritten(FaultyDisk):
+    """Takes half of what is written, and then has no space, as long as `full` is set."""
+
+    full = False
+
+    def _pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        if self.full:
+            data = b"".join(buffers)
+            super()._pwritev(fd, [data[: len(data) // 2]], offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super()._pwritev(fd, buffers, offset)
+
+
+@pytest.mark.parametrize("mode", ["fsync", "fdatasync"])
+def test_after_a_refusal_a_kill_brings_nothing_back(
+    directory: WALDirectory, disk: FaultyDisk, mode: SyncMode, tmp_path: Path
+) -> None:
+    """The client was told to send it again, and did: it would be there twice."""
+    writer = WALWriter(directory, 1, WALOptions(sync_mode=mode))
+    commit(writer, 1)
+    wait_ready(writer)
+    disk.calls.clear()
+    refuse_once = iter([OSError(errno.EIO, "bad block")])
+
+    def fault(operation: str, path: str) -> None:
+        if operation == mode and (error := next(refuse_once, None)):
+            raise error
+
+    disk.fault = fault
+    with pytest.raises(CommitFailed) as caught:
+        commit(writer, 2, 3)
+    assert not caught.value.may_have_been_written
+    assert [operation for operation, _ in disk.calls] == ["write", mode, "truncate", "fsync"], "cut before it is told"
+    assert after_a_kill(directory, tmp_path / "killed") == [1]
+    commit(writer, 2, 3)
+    writer.close()
+    assert contents(directory) == [[1], [2, 3]]
+
+
+@pytest.mark.parametrize("mode", ["fsync", "fdatasync", "async", "off"])
+def test_after_half_a_write_a_kill_brings_nothing_back(tmp_path: Path, mode: SyncMode) -> None:
+    disk = HalfWritten()
+    directory = WALDirectory(tmp_path / "wal", disk)
+    directory.make()
+    writer = WALWriter(directory, 1, WALOptions(sync_mode=mode, async_interval_seconds=3600))
+    commit(writer, 1)
+    wait_ready(writer)
+    disk.full = True
+    with pytest.raises(CommitFailed, match="No space") as caught:
+        commit(writer, *range(2, 20), size=100)
+    assert (caught.value.errno, caught.value.may_have_been_written) == (errno.ENOSPC, False)
+    disk.full = False
+    assert after_a_kill(directory, tmp_path / "killed") == [1]
+    writer.close()
+    assert contents(directory) == [[1]]
+
+
+@pytest.mark.parametrize("operation", ["truncate", "fsync"])
+def test_where_the_cut_fails_too_the_error_says_that_it_may_have_been_written(
+    directory: WALDirectory, disk: FaultyDisk, operation: str, tmp_path: Path
+) -> None:
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    with disk.failing("fdatasync", operation):
+        with pytest.raises(CommitFailed) as first:
+            commit(writer, 2)
+        with pytest.raises(CommitFailed) as second:
+            commit(writer, 3)
+    assert first.value.may_have_been_written
+    assert not second.value.may_have_been_written, "of that one nothing was written"
+    assert 3 not in after_a_kill(directory, tmp_path / "killed")
+    commit(writer, 4)
+    writer.close()
+    assert contents(directory) == [[1], [4]]
+
+
+def test_a_group_that_no_segment_could_be_made_for_was_not_written(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000, recycle=False))
+    commit(writer, 1, size=2000)
+    with disk.failing("create"):
+        writer._pipeline.take().discard()
+        with pytest.raises(CommitFailed) as caught:
+            commit(writer, 2, size=2000)
+    assert not caught.value.may_have_been_written
+    commit(writer, 3, size=2000)
+    writer.close()
+    assert contents(directory) == [[1], [3]]
+
+
+def test_a_refused_group_does_not_come_back_with_a_file_that_was_moved(directory: WALDirectory, tmp_path: Path) -> None:
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    wait_ready(writer)
+    moved = tmp_path / "moved" / os.path.basename(writer.segment.path)
+    moved.parent.mkdir()
+    os.rename(writer.segment.path, moved)
+    with pytest.raises(CommitFailed, match="removed or moved") as caught:
+        commit(writer, 2)
+    assert not caught.value.may_have_been_written
+    assert [number_of(entry) for entry in SegmentScan(moved)] == [1]
+    commit(writer, 3)
+    writer.close()
+    assert contents(directory) == [[3]]
+
+
+def test_a_segment_that_failed_is_sealed_though_no_other_can_be_made(directory: WALDirectory, disk: FaultyDisk) -> None:
+    """On a full disk that makes the room: what is sealed can be uploaded and removed."""
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    wait_ready(writer)
+    with disk.failing("create", error=errno.ENOSPC):
+        writer._pipeline.take().discard()
+        with disk.failing("fdatasync", "create"), pytest.raises(CommitFailed):
+            commit(writer, 2)
+        for _ in range(2):
+            with pytest.raises(CommitFailed, match="No space"):
+                commit(writer, 3)
+        assert writer.current is None
+        wait_sealed(writer)
+        assert contents(directory) == [[1]]
+    commit(writer, 4)
+    writer.close()
+    assert contents(directory) == [[1], [4]]
+
+
+def test_a_full_disk_gives_the_pool_for_the_end_entry(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1)
+    commit(writer, 1)
+    wait_ready(writer)
+    spare = Path(directory.free, f"{2**62:020d}-worker-1.wal")  # too young to be written over
+    spare.write_bytes(bytes(100_000))
+
+    def fault(operation: str, path: str) -> None:
+        if operation == "write" and spare.exists():
+            raise OSError(errno.ENOSPC, "no space")
+
+    disk.fault = fault
+    writer.close()
+    assert not spare.exists()
+    [file] = directory.segments(SEALED)
+    scan = SegmentScan(file.path)
+    assert [number_of(entry) for entry in scan] == [1]
+    assert scan.report.end is not None
+
+
+def test_without_room_for_the_end_entry_a_segment_waits(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=0.0))
+    commit(writer, 1)
+    wait_ready(writer)
+    with disk.failing("write", error=errno.ENOSPC):
+        writer.tick()
+        wait_until(lambda: disk.count("write") >= 4, "sealing it and making the next one have been tried")
+        assert directory.segments(SEALED) == []
+        assert writer._pipeline.unsealed == 1
+    wait_sealed(writer)
+    writer.close()
+    assert contents(directory) == [[1]]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_writer_that_waits_for_its_disk_begins_without_a_segment(
+    directory: WALDirectory, disk: FaultyDisk, error: int
+) -> None:
+    with disk.failing(error=error):
+        with pytest.raises(OSError, match=os.strerror(error)):
+            WALWriter(directory, 1)
+        writer = WALWriter(directory, 1, wait_for_disk=True)
+        assert writer.current is None
+        assert writer.stats.last_failure_us
+        group = group_of(writer, 1)
+        for _ in range(3):
+            with pytest.raises(CommitFailed) as caught:
+                writer.commit(group)
+            assert (caught.value.errno, caught.value.may_have_been_written) == (error, False)
+            writer.tick()
+    writer.commit(group)
+    commit(writer, 2)
+    writer.close()
+    assert contents(directory) == [[1, 2]]
+
+
+def test_a_writer_that_never_had_a_segment_ends(directory: WALDirectory, disk: FaultyDisk) -> None:
+    for mode in ("fdatasync", "async"):
+        with disk.failing(error=errno.EROFS):
+            WALWriter(directory, 1, WALOptions(sync_mode=mode), wait_for_disk=True).close()  # type: ignore[arg-type]
+    assert directory.segments(ACTIVE) == []
+
+
+def test_a_tick_is_enough_to_get_the_first_segment(directory: WALDirectory, disk: FaultyDisk) -> None:
+    with disk.failing(error=errno.ENOSPC):
+        writer = WALWriter(directory, 1, wait_for_disk=True)
+    writer.tick()
+    assert writer.segment.name.seq >= 1
+    assert writer.stats.last_error == ""
+    writer.close()
+
+
 def test_a_segment_whose_first_group_failed_leaves_no_file(directory: WALDirectory, disk: FaultyDisk) -> None:
     writer = WALWriter(directory, 1)
     with disk.failing("fdatasync"), pytest.raises(OSError, match="Input/output"):
@@ -584,6 +856,16 @@ def test_a_bug_in_the_background_is_raised_by_the_next_tick(
 
 # The background sync of the async mode
 
+# No sync by itself while a test runs.
+LATER = WALOptions(sync_mode="async", async_interval_seconds=7200)
+
+
+def fail_a_sync(writer: WALWriter, disk: FaultyDisk) -> None:
+    assert writer._background is not None
+    with disk.failing("fdatasync"):
+        writer._background.sync_now()
+    assert writer._background.error is not None
+
 
 def test_the_background_sync_comes_within_the_interval(directory: WALDirectory, disk: FaultyDisk) -> None:
     writer = WALWriter(directory, 1, WALOptions(sync_mode="async", async_interval_seconds=0.05))
@@ -591,43 +873,252 @@ def test_the_background_sync_comes_within_the_interval(directory: WALDirectory, 
     disk.calls.clear()
     commit(writer, 1)
     commit(writer, 2)
-    wait_until(lambda: disk.count("fdatasync") == 1, "both are synced")
+    assert writer._background is not None
+    background = writer._background
+    wait_until(lambda: background.retained == [], "both are synced")
+    synced = disk.count("fdatasync")
+    assert synced >= 1
     commit(writer, 3)
-    wait_until(lambda: disk.count("fdatasync") == 2, "the third is synced")
+    wait_until(lambda: disk.count("fdatasync") > synced and not background.retained, "the third is synced")
     writer.close()
     assert contents(directory) == [[1, 2, 3]]
 
 
-@pytest.mark.parametrize("by", ["commit", "tick", "rotation"])
-def test_after_a_failed_background_sync_the_segment_is_left(directory: WALDirectory, disk: FaultyDisk, by: str) -> None:
-    options = WALOptions(sync_mode="async", async_interval_seconds=0.02, max_size_bytes=4000)
-    writer = WALWriter(directory, 1, options)
+@pytest.mark.parametrize("by", ["commit", "tick", "rotation", "close"])
+def test_after_a_failed_background_sync_nothing_is_lost(directory: WALDirectory, disk: FaultyDisk, by: str) -> None:
+    writer = WALWriter(directory, 1, msgspec.structs.replace(LATER, max_size_bytes=9000))
+    commit(writer, 1, size=1000)
+    assert writer._background is not None
+    writer._background.sync_now()
+    commit(writer, 2, size=1000)
+    commit(writer, 3, 4, size=1000)
+    wait_ready(writer)
+    first = writer.segment
+    fail_a_sync(writer, disk)
+    expected = [[1], [2, 3, 4]]
+    if by == "commit":
+        commit(writer, 5)
+        expected = [[1], [2, 3, 4, 5]]
+    elif by == "rotation":
+        commit(writer, 5, size=7000)
+        expected = [[1], [2, 3, 4], [5]]
+    elif by == "tick":
+        writer.tick()
+    if by != "close":
+        assert writer.segment is not first
+        assert sum(group.entries for group in writer._background.retained) == (0 if by == "tick" else 1)
+    writer.close()
+    assert contents(directory) == expected
+    assert directory.segments(ACTIVE) == []
+    assert writer.stats.failures == 1
+
+
+def test_a_rotation_whose_sync_fails_loses_nothing(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1, msgspec.structs.replace(LATER, max_size_bytes=5000))
+    commit(writer, 1, size=3000)
+    wait_ready(writer)
+    name = os.path.basename(writer.segment.path)
+    refuse_once = iter([OSError(errno.EIO, "bad block")])
+
+    def fault(operation: str, path: str) -> None:
+        in_commit = operation == "fdatasync" and threading.current_thread() is threading.main_thread()
+        if in_commit and (error := next(refuse_once, None)) is not None:
+            raise error
+
+    disk.fault = fault
+    commit(writer, 2, size=3000)
+    assert os.path.basename(writer.segment.path) > name
+    commit(writer, 3, size=3000)
+    writer.close()
+    assert contents(directory) == [[1], [2], [3]]
+    assert writer.stats.failures == 1
+
+
+def test_the_successor_says_what_it_replaces_and_is_complete_before_the_cut(
+    directory: WALDirectory, disk: FaultyDisk, tmp_path: Path
+) -> None:
+    """Its name decides: a kill before it finds the failed segment whole, one after it the successor."""
+    writer = WALWriter(directory, 1, LATER)
+    commit(writer, 1)
+    assert writer._background is not None
+    writer._background.sync_now()
+    synced = writer.segment.offset
+    commit(writer, 2, 3)
+    failed = writer.segment
+    wait_ready(writer)
+    fail_a_sync(writer, disk)
+    states: list[dict[str, bytes]] = []
+
+    def remember(operation: str, path: str) -> None:
+        files = [file for file in Path(directory.path).iterdir() if file.is_file()]
+        states.append({file.name: file.read_bytes() for file in files})
+
+    disk.fault = remember
+    commit(writer, 4)
+    disk.fault = lambda operation, path: None
+    name, successor = os.path.basename(failed.path), os.path.basename(writer.segment.path)
+    whole = states[0][name]
+    cut = [state for state in states if state.get(name) != whole]
+    assert any(name in state for state in cut)
+    for state in cut:
+        file = tmp_path / successor
+        file.write_bytes(state[successor])
+        scan = SegmentScan(file)
+        assert [number_of(entry) for entry in scan][:2] == [2, 3]
+        assert scan.report.start is not None
+        assert scan.report.start.replaces == (failed.name.seq, synced)
+    writer.close()
+    assert contents(directory) == [[1], [2, 3, 4]]
+
+
+@pytest.mark.parametrize("operation", ["truncate", "fsync"])
+def test_nothing_new_is_accepted_until_what_is_replaced_is_cut_off(
+    directory: WALDirectory, disk: FaultyDisk, operation: str
+) -> None:
+    writer = WALWriter(directory, 1, LATER)
+    commit(writer, 1, 2)
+    wait_ready(writer)
+    fail_a_sync(writer, disk)
+    with disk.failing(operation):
+        for _ in range(3):
+            with pytest.raises(CommitFailed) as caught:
+                commit(writer, 3)
+            assert not caught.value.may_have_been_written
+            writer.tick()
+    wait_ready(writer)
+    seqs = [file.name.seq for file in directory.segments(ACTIVE)]
+    assert seqs == [1, 3, 4], "the successor is made once, however often it is tried"
+    commit(writer, 4)
+    writer.close()
+    assert contents(directory) == [[1, 2, 4]]
+
+
+def test_closing_before_the_cut_leaves_both_for_recovery(directory: WALDirectory, disk: FaultyDisk) -> None:
+    writer = WALWriter(directory, 1, LATER)
+    commit(writer, 1)
+    fail_a_sync(writer, disk)
+    with disk.failing("truncate"):
+        writer.close()
+    assert directory.segments(SEALED) == []
+    assert contents(directory, ACTIVE) == [[1], [1]]
+    replaces = [SegmentScan(file.path) for file in directory.segments(ACTIVE)]
+    for scan in replaces:
+        list(scan)
+    assert [scan.report.start and scan.report.start.replaces is not None for scan in replaces] == [False, True]
+
+
+def test_while_syncs_fail_commits_are_refused_and_nothing_more_is_retained(
+    directory: WALDirectory, disk: FaultyDisk
+) -> None:
+    writer = WALWriter(directory, 1, LATER)
+    commit(writer, 1)
     wait_ready(writer)
     assert writer._background is not None
-    with disk.failing("fdatasync"):
-        commit(writer, 1, size=3000)
-        wait_until(lambda: writer._background is not None and writer._background.failed, "the sync has failed")
-    if by == "commit":
-        with pytest.raises(OSError, match="Input/output"):
-            commit(writer, 2)
-    elif by == "rotation":
-        with pytest.raises(OSError, match="Input/output"):
-            commit(writer, 2, size=3000)
-    else:
-        writer.tick()
-    commit(writer, 3, size=3000)
-    commit(writer, 4, size=3000)
+    with disk.failing("fdatasync", "fsync"):
+        writer._background.sync_now()
+        for number in range(2, 8):
+            with pytest.raises(CommitFailed):
+                commit(writer, number)
+            writer.tick()
+        assert [group.entries for group in writer._background.retained] == [1]
+    commit(writer, 9)
     writer.close()
-    assert contents(directory) == [[1], [3], [4]]
-    assert directory.segments(ACTIVE) == []
+    assert contents(directory) == [[1, 9]]
+
+
+def test_a_write_that_fails_while_syncs_succeed_needs_no_replacement(directory: WALDirectory, disk: FaultyDisk) -> None:
+    """The cut syncs what was acknowledged: on a full disk there is no room to write it again."""
+    writer = WALWriter(directory, 1, LATER)
+    commit(writer, 1)
+    wait_ready(writer)
+    with disk.failing("write", error=errno.ENOSPC), pytest.raises(CommitFailed) as caught:
+        commit(writer, 2)
+    assert not caught.value.may_have_been_written
+    assert writer._background is not None
+    assert writer._background.retained == []
+    commit(writer, 3)
+    writer.close()
+    assert contents(directory) == [[1], [3]]
+
+
+def test_a_group_that_is_refused_is_not_written_again(
+    directory: WALDirectory, disk: FaultyDisk, tmp_path: Path
+) -> None:
+    """The sync that its answer waited for fails: what was acknowledged before is written again, it is not."""
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(background_sync_module, "time", clock)
+        writer = WALWriter(directory, 1, LATER)
+        commit(writer, 1)
+        wait_ready(writer)
+        clock.pass_seconds(10_000)
+        with disk.failing("fdatasync"), pytest.raises(CommitFailed) as caught:
+            commit(writer, 2)
+        assert not caught.value.may_have_been_written
+        assert after_a_kill(directory, tmp_path / "killed") == [1]
+        commit(writer, 3)
+        writer.close()
+    assert contents(directory) == [[1, 3]]
 
 
 def test_leaving_a_segment_syncs_it_first(directory: WALDirectory, disk: FaultyDisk) -> None:
-    options = WALOptions(sync_mode="async", async_interval_seconds=3600, max_size_bytes=4000)
-    writer = WALWriter(directory, 1, options)
+    writer = WALWriter(directory, 1, msgspec.structs.replace(LATER, max_size_bytes=4000))
     commit(writer, 1, size=3000)
-    name = os.path.basename(writer.segment.path)
-    assert ("fdatasync", name) not in disk.calls
+    wait_ready(writer)
+    disk.calls.clear()
+
+    def fault(operation: str, path: str) -> None:
+        if threading.current_thread() is threading.main_thread():
+            done.append(operation)
+
+    done: list[str] = []
+    disk.fault = fault
     commit(writer, 2, size=3000)
-    assert any(operation == "fdatasync" for operation, path in disk.calls if path == name or "new-1-next" in path)
+    assert done == ["fdatasync", "write"], "the sync of the one that is left comes before the write to the next"
     writer.close()
+    assert contents(directory) == [[1], [2]]
+
+
+# What is retained in memory
+
+
+def test_more_than_the_bound_is_synced_at_once_and_twice_as_much_waits(tmp_path: Path) -> None:
+    disk = HeldDisk()
+    directory = WALDirectory(tmp_path / "wal", disk)
+    directory.make()
+    segment = Segment.make(directory, None, 1, 1, "node")
+    background = BackgroundSync(segment, 7200.0, WALStats(), retained_bytes=10_000)
+    lock = WatchedLock()
+    background._syncing = lock  # type: ignore[assignment]
+    stamp = segment.created
+
+    def write() -> None:
+        nonlocal stamp
+        group = Group(segment.identity)
+        stamp += 1
+        group.add(PREFIX, bytes(4000), 1, stamp)
+        segment.write(group.buffers, group.size, 1, 1, stamp)
+        background.keep_up()
+        background.retain(group, segment.acknowledge())
+
+    disk.hold()
+    for _ in range(2):
+        write()
+    assert not disk.held.is_set()
+    write()
+    assert disk.held.wait(60), "a sync starts though the interval is an hour away"
+    for _ in range(2):
+        write()
+    assert not lock.somebody_waits.is_set()
+    waiting = threading.Thread(target=write)
+    waiting.start()
+    assert lock.somebody_waits.wait(60)
+    assert len(background.retained) == 5
+    disk.go_on.set()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    background.close()
+    assert background.error is None
+    assert background.retained == []
+    assert background.synced == segment.acknowledged
+    segment.discard()
