@@ -80,7 +80,9 @@ class _Uploader:
         loop.add_signal_handler(signal.SIGTERM, self._draining.set)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         self.block[Uploader.STARTED_US] = time.time_ns() // 1000
-        self.store = open_store(self.settings.storage.url, self.settings.storage.s3)
+        self.store = open_store(
+            self.settings.storage.url, self.settings.storage.s3, self.settings.uploader.concurrent_uploads
+        )
         self.block[Uploader.PID] = os.getpid()
         heartbeat = loop.create_task(self._beat())
         # What was imported and made so far stays for ever: the collector need not look at it again.
