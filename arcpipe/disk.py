@@ -47,6 +47,17 @@ class Disk:
         """Fills the buffer, or a part of it, from `offset` on. Returns the bytes read; 0 only at the end."""
         return os.preadv(fd, [buffer], offset)
 
+    def names(self, path: str) -> list[str]:
+        """The names in a directory, in no order."""
+        return os.listdir(path)
+
+    def size(self, path: str) -> int | None:
+        """A file's bytes; None if there is no such file."""
+        try:
+            return os.stat(path).st_size
+        except FileNotFoundError:
+            return None
+
     def close(self, fd: int) -> None:
         """Closes; an error that close reports concerns data that was synced or given up before."""
         try:
