@@ -309,7 +309,7 @@ def _read_frames(data: bytes) -> _Frames:
     contents: list[bytes] = []
     end = position = expected = 0
     suspect = damage = ""
-    for line in data.split(b"\n"):
+    for line in data.split(b"\n")[:-1]:  # what has no end is torn
         text = line.lstrip(b"\0")
         content = text[9:]
         intact = text[8:9] == b" " and text[:8] == b"%08x" % crc32(content)
@@ -324,7 +324,7 @@ def _read_frames(data: bytes) -> _Frames:
         elif text:
             suspect = suspect or f"the frame at offset {position} is damaged"
         position += len(line) + 1
-    return _Frames(contents, min(end, len(data)), damage)
+    return _Frames(contents, end, damage)
 
 
 def _number_of(content: bytes) -> int:
