@@ -191,8 +191,9 @@ class _Supervisor:
         self._changeable.read()
         self._manager.status("recovering the log")
         self._directory.make()
-        self._directory.lock(inherited_fd=next((fd for name, fd in self._inheritance.fds if name == _LOCK), -1))
+        # First, as they hold the directory where the version before this one could not hand its lock over.
         self._end_former_workers()
+        self._directory.lock(inherited_fds=[fd for name, fd in self._inheritance.fds if name == _LOCK])
         # First, because on a full disk it makes the space that all the rest needs.
         self._recovered = recover_at_start(self._directory, self._show_recovery)
         self._node = self._directory.next_boot()
@@ -532,7 +533,8 @@ class _Supervisor:
         become_new_program(
             Inheritance(
                 [
-                    InheritedFd(_LOCK, self._directory.lock_fd),
+                    # The file's comes first: an older version takes one, and that is the one it knows.
+                    *(InheritedFd(_LOCK, fd) for fd in self._directory.lock_fds),
                     *(InheritedFd(_LISTENER, listener.fileno()) for listener in self._listeners),
                 ],
                 [worker.pid for worker in workers if worker.pid],
