@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, Final, NamedTuple
 
@@ -49,6 +49,7 @@ class RecoverySummary:
         self.entries = sum(file.entries for file in files)
         self.bytes = sum(file.bytes for file in files)
         self.corrupted = sum(file.corrupted for file in files)
+        self.unreadable: list[SegmentFile] = []  # left as they are, to be tried again
 
     def last_timestamp(self, slot: int) -> int:
         """µs: the highest entry timestamp that was read of a slot; 0 if there was none."""
@@ -71,6 +72,11 @@ def recover_slot(directory: WALDirectory, slot: int) -> RecoverySummary:
     """Recovers what one dead worker left, without touching the others' files."""
     FreePool(directory, 0).clear(slot)
     return _recover(directory, directory.segments(ACTIVE, slot), lambda done, total: None)
+
+
+def recover_files(directory: WALDirectory, files: Sequence[SegmentFile]) -> RecoverySummary:
+    """Recovers these active segments, of which no living worker may have any."""
+    return _recover(directory, list(files), lambda done, total: None)
 
 
 def remove_recovered(directory: WALDirectory, max_age_seconds: float) -> tuple[int, int]:
@@ -108,6 +114,7 @@ def _recover(
         results = [future.result() for future in running]
     directory.sync()
     summary = RecoverySummary(results, time.monotonic() - started)
+    summary.unreadable = [file for file, result in zip(files, results, strict=True) if result.outcome == "failed"]
     log.info(
         "WAL recovery complete: %d files, %d entries, %.1f MB, %d corrupted, %.2f s",
         len(files),
