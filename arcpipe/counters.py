@@ -192,8 +192,8 @@ class Node:
 
     LOG_LEVEL is a number of `logging`. TOKENS_LOADED and TLS_LOADED count how often tokens and certificate were read
     and found good; a worker that has a lower number in its own block reads them again. UNLISTED is 1 while the WAL
-    directory cannot be looked at. Segments of dead workers that could not be recovered yet are UNRECOVERED; they are part
-    of the backlog. UNRECOVERED_NAME is where the name of the first one begins.
+    directory cannot be looked at. Segments of dead workers that could not be recovered yet are UNRECOVERED and a part
+    of the backlog; the name of the first one begins at UNRECOVERED_NAME.
     """
 
     (

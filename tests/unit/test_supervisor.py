@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from arcpipe.children import Child, Pulse
 from arcpipe.counters import Counters, Uploader, Worker
-from arcpipe.supervisor import _Child, _Pulse
 
 READY = 4711  # a pid: the child has started
 
 
-def worker(counters: Counters) -> _Child:
+def worker(counters: Counters) -> Child:
     block = counters.worker(1)
-    child = _Child("ingest 1", lambda: READY, lambda: bool(block[Worker.PID]), [_Pulse(block, Worker.HEARTBEAT_US, 10)])
+    child = Child("ingest 1", lambda: READY, lambda: bool(block[Worker.PID]), [Pulse(block, Worker.HEARTBEAT_US, 10)])
     child.started_at = 100.0
     return child
 
@@ -60,8 +60,8 @@ def test_all_are_forgiven_after_a_pause_of_everybody() -> None:
 
 def test_an_uploader_whose_loop_turns_but_that_gets_nowhere_hangs_in_the_end() -> None:
     block = Counters(1).uploader
-    pulses = [_Pulse(block, Uploader.HEARTBEAT_US, 30), _Pulse(block, Uploader.STEPS, 900)]
-    child = _Child("uploader", lambda: READY, lambda: bool(block[Uploader.PID]), pulses)
+    pulses = [Pulse(block, Uploader.HEARTBEAT_US, 30), Pulse(block, Uploader.STEPS, 900)]
+    child = Child("uploader", lambda: READY, lambda: bool(block[Uploader.PID]), pulses)
     block[Uploader.PID] = READY
     child.forgive(0.0)
     for second in range(10, 2000, 10):
