@@ -122,9 +122,13 @@ class Disk:
     def make_directory(self, path: str) -> None:
         os.makedirs(path, mode=0o750, exist_ok=True)
 
+    def open_directory(self, path: str) -> int:
+        """An existing directory. Returns its descriptor, to be synced or locked."""
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
     def sync_directory(self, path: str) -> None:
         """Makes creations, renames and removals in a directory durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = self.open_directory(path)
         try:
             os.fsync(fd)
         finally:

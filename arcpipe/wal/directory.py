@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
-import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Final, NamedTuple
 
@@ -14,7 +13,8 @@ import msgspec
 
 from arcpipe import durable
 from arcpipe.disk import Disk
-from arcpipe.errors import InstanceLocked, WALError
+from arcpipe.errors import WALError
+from arcpipe.wal.lock import InstanceLock
 
 ACTIVE: Final = ".wal"
 SEALED: Final = ".wal.sealed"
@@ -22,7 +22,6 @@ RECOVERED: Final = ".wal.recovered"
 
 _NAME = re.compile(r"worker-(\d+)-(\d{8}_\d{6})(?:-(\d+))?(\.wal(?:\.sealed|\.recovered)?)\Z")
 _TIME_FORMAT: Final = "%Y%m%d_%H%M%S"
-_DYING_SECONDS: Final = 30.0
 
 
 class SegmentName(NamedTuple):
@@ -73,17 +72,6 @@ def parse_filename(filename: str) -> tuple[SegmentName, str] | None:
     return SegmentName(int(slot), created, int(seq or 0)), state
 
 
-def _is_running(pid: str) -> bool:
-    """Whether a process of this number is there; also if `pid` is no number at all."""
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OverflowError, PermissionError):
-        return True
-    return True
-
-
 class Node(msgspec.Struct, frozen=True):
     """Who wrote this directory: an id for ever, and how often it was started."""
 
@@ -101,7 +89,7 @@ class WALDirectory:
         self.batches = os.path.join(self.path, "batches")
         self.quarantine = os.path.join(self.path, "quarantine")
         self.spool = os.path.join(self.path, "spool")
-        self._lock_fd = -1
+        self._lock = InstanceLock(self.path, self.disk)
 
     def make(self) -> None:
         """Creates the directory, what leads to it and its folders where they are missing, durably."""
@@ -117,53 +105,25 @@ class WALDirectory:
                 self.disk.sync_directory(parent)
 
     @property
-    def lock_fd(self) -> int:
-        """The lock, to be handed to `lock` of the next program in this process; -1 if it is not taken."""
-        return self._lock_fd
+    def lock_fds(self) -> tuple[int, ...]:
+        """The lock, to be handed to `lock` of the next program in this process; empty if it is not taken."""
+        return self._lock.fds
 
-    def lock(self, wait_seconds: float = 2.0, inherited_fd: int = -1) -> None:
-        """Takes the directory for this process and the children that it forks.
-
-        `inherited_fd` is a lock that this process took as another program. If it is of this directory, then nobody
-        else could take it in between.
-
-        The wait covers the moments in which an instance that was killed is still going away. A process that waits for
-        its disk cannot be killed before that answers, so the wait is longer once the owner itself is gone.
+    def lock(self, wait_seconds: float = 2.0, inherited_fds: Sequence[int] = ()) -> None:
+        """Takes the directory for this process and the children that it forks; see `InstanceLock.take`.
 
         Raises:
             InstanceLocked: another instance has it.
         """
-        path = os.path.join(self.path, "LOCK")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        if inherited_fd >= 0:
-            if os.path.samestat(os.fstat(inherited_fd), os.fstat(fd)):
-                fd, inherited_fd = inherited_fd, fd
-            os.close(inherited_fd)
-        started = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
-                patience = wait_seconds if _is_running(owner) else max(wait_seconds, _DYING_SECONDS)
-                if time.monotonic() - started < patience:
-                    time.sleep(0.02)
-                    continue
-                os.close(fd)
-                raise InstanceLocked(
-                    f"{self.path} is in use by another arcpipe (pid {owner}). "
-                    "Stop that one first, or give this one another wal.dir."
-                ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
-        self._lock_fd = fd
+        self._lock.take(wait_seconds, inherited_fds)
+
+    def keep_lock(self) -> None:
+        """Takes the lock again where somebody has removed what was locked; see `InstanceLock.renew`."""
+        self._lock.renew()
 
     def unlock(self) -> None:
         """Gives the directory back; only needed by a process that goes on without it."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        self._lock.release()
 
     def next_boot(self) -> Node:
         """The node's identity with its start counter raised by one, on disk before it is used.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -13,7 +16,7 @@ import pytest
 
 from arcpipe.disk import Disk
 from arcpipe.errors import InstanceLocked, WALError
-from arcpipe.wal import directory as directory_module
+from arcpipe.wal import lock as lock_module
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, Node, SegmentName, WALDirectory, parse_filename
 
 ROOT = Path(__file__).parents[2]
@@ -194,6 +197,128 @@ def test_a_second_instance_is_refused_with_the_pid_of_the_first(directory: WALDi
     other.unlock()
 
 
+@pytest.mark.parametrize("removed", ["LOCK", "LOCK and all else"])
+def test_who_removes_the_lock_file_lets_nobody_in(directory: WALDirectory, removed: str) -> None:
+    directory.lock()
+    for path in Path(directory.path).iterdir() if removed != "LOCK" else [Path(directory.path, "LOCK")]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(InstanceLocked, match="in use by another arcpipe"):
+        WALDirectory(directory.path).lock(0.0)
+    assert not Path(directory.path, "LOCK").exists()  # who is refused leaves nothing that the owner must look into
+    directory.unlock()
+
+
+def lock_of_an_older_version(directory: WALDirectory) -> int:
+    """Takes LOCK alone, as the first versions do."""
+    fd = os.open(os.path.join(directory.path, "LOCK"), os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def test_a_version_that_locks_only_the_file_keeps_us_out_and_is_kept_out(directory: WALDirectory) -> None:
+    older = lock_of_an_older_version(directory)
+    with pytest.raises(InstanceLocked):
+        directory.lock(0.0)
+    assert directory.lock_fds == ()
+    os.close(older)
+    directory.lock(0.0)
+    with pytest.raises(BlockingIOError):
+        lock_of_an_older_version(directory)
+    directory.unlock()
+
+
+def test_a_removed_lock_file_is_made_again_and_locked(directory: WALDirectory) -> None:
+    directory.lock()
+    path = Path(directory.path, "LOCK")
+    before = path.stat().st_ino
+    directory.keep_lock()
+    assert path.stat().st_ino == before
+    path.unlink()
+    directory.keep_lock()
+    assert path.read_text() == f"{os.getpid()}\n"
+    with pytest.raises(BlockingIOError):
+        lock_of_an_older_version(directory)
+    directory.unlock()
+
+
+def test_a_lock_that_an_older_version_got_meanwhile_is_told_and_taken_once_that_is_gone(
+    directory: WALDirectory,
+) -> None:
+    directory.lock()
+    Path(directory.path, "LOCK").unlink()
+    older = lock_of_an_older_version(directory)
+    for _ in range(2):
+        with pytest.raises(InstanceLocked):
+            directory.keep_lock()
+    os.close(older)
+    directory.keep_lock()
+    with pytest.raises(BlockingIOError):
+        lock_of_an_older_version(directory)
+    directory.unlock()
+
+
+def test_a_directory_that_was_made_again_is_locked_again(directory: WALDirectory, tmp_path: Path) -> None:
+    directory.lock()
+    Path(directory.path).rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError):
+        directory.keep_lock()
+    directory.make()
+    directory.keep_lock()
+    with pytest.raises(InstanceLocked):
+        WALDirectory(directory.path).lock(0.0)
+    moved = WALDirectory(tmp_path / "moved")
+    moved.lock(0.0)  # nobody uses that one any more
+    moved.unlock()
+    directory.unlock()
+
+
+@pytest.mark.parametrize("handed_over", [0, 1, 2])
+def test_a_handed_over_lock_is_taken_whole_and_nothing_is_left_open(directory: WALDirectory, handed_over: int) -> None:
+    """0: LOCK was removed, so neither is of use. 1: by a version that knows only the file. 2: by this one."""
+    before = set(os.listdir("/proc/self/fd"))
+    former = WALDirectory(directory.path)
+    former.lock()
+    inherited = [os.dup(fd) for fd in former.lock_fds[: handed_over or 2]]
+    if handed_over == 1:
+        assert os.path.samestat(os.fstat(inherited[0]), os.stat(os.path.join(directory.path, "LOCK")))
+    if handed_over == 0:
+        Path(directory.path, "LOCK").unlink()
+    former.unlock()
+    directory.lock(0.0, inherited)
+    with pytest.raises(InstanceLocked):
+        WALDirectory(directory.path).lock(0.0)
+    with pytest.raises(BlockingIOError):
+        lock_of_an_older_version(directory)
+    directory.unlock()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EBADF, errno.EINVAL, errno.ENOLCK])
+def test_where_directories_cannot_be_locked_the_file_is_and_it_is_said(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    real = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        if os.path.samestat(os.fstat(fd), os.stat(directory.path)):
+            raise OSError(number, os.strerror(number))
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with caplog.at_level(logging.WARNING):
+        directory.lock()
+        directory.keep_lock()
+    assert caplog.text.count("cannot lock directories") == 1
+    with pytest.raises(InstanceLocked):
+        WALDirectory(directory.path).lock(0.0)
+    assert len(directory.lock_fds) == 1
+    directory.unlock()
+
+
 def test_the_lock_is_held_until_the_last_process_that_had_it_is_gone(directory: WALDirectory) -> None:
     holder = subprocess.Popen(
         [
@@ -217,7 +342,7 @@ def test_the_lock_is_held_until_the_last_process_that_had_it_is_gone(directory: 
         holder.kill()
         holder.wait()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(directory_module, "_DYING_SECONDS", 0.0)
+            patch.setattr(lock_module, "_DYING_SECONDS", 0.0)
             with pytest.raises(InstanceLocked):
                 directory.lock(0.0)
         # Waits for the moments in which the children of a killed instance are going away.
