@@ -17,15 +17,19 @@ from hypothesis import strategies as st
 
 from arcpipe.config import MB, Parquet
 from arcpipe.storage.base import require_key
-from arcpipe.upload import parquet as parquet_module
 from arcpipe.upload.parquet import (
+    OPEN_FILES,
     ROLE,
     FileSettings,
+    OpenFiles,
     Partition,
     PartitionWriters,
+    Quota,
     Spool,
     SpoolMemory,
     encode_name,
+    open_file_cost,
+    row_group_cost,
 )
 
 HOUR_US = 1_700_000_000_000_000 // 3_600_000_000 * 3_600_000_000
@@ -45,11 +49,11 @@ def table(start_us: int, rows: int, **columns: Any) -> pa.Table:
 class Written:
     """Writers of one measurement and the files that they finished."""
 
-    def __init__(self, directory: Path, **parquet: Any) -> None:
+    def __init__(self, directory: Path, open_files: OpenFiles = OPEN_FILES, **parquet: Any) -> None:
         self.files: dict[str, bytes] = {}
         self.memory = SpoolMemory(directory, total_bytes=4 * MB, each_bytes=MB)
         self.writers = PartitionWriters(
-            FileSettings("batch", "arc", Parquet(**parquet), self.memory), "db", "m", self._take
+            FileSettings("batch", "arc", Parquet(**parquet), self.memory, open_files), "db", "m", self._take
         )
 
     def _take(self, key: str, blob: Spool, rows: int) -> None:
@@ -215,10 +219,9 @@ def test_a_file_that_lacks_a_later_column_is_finished_and_one_that_has_more_goes
 
 
 def test_a_file_of_many_columns_is_finished_before_its_row_groups_fill_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(parquet_module, "_MAX_CHUNKS", 6)
-    written = Written(tmp_path)
+    written = Written(tmp_path, OpenFiles(file_cost=open_file_cost(2) + 3 * row_group_cost(2) + 100))
     for group in range(5):
         written.writers.append(HOUR_US, table(HOUR_US + group, 1, n=[group]), HOUR_US + group)
     written.writers.close()
@@ -231,7 +234,7 @@ def test_the_hours_written_longest_ago_are_finished_first(tmp_path: Path) -> Non
     written = Written(tmp_path)
     for hour in (0, 1, 2, 0):
         written.writers.append(HOUR_US + hour * 3_600_000_000, table(HOUR_US, 1), HOUR_US)
-    written.writers.trim(1)
+    written.writers.limit(Quota(1, MB))
     assert sorted(key.split("/")[5] for key in written.files) == ["00", "23"]
     written.writers.append(HOUR_US + 3_600_000_000, table(HOUR_US, 1), HOUR_US)
     written.writers.close()

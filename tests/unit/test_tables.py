@@ -7,7 +7,7 @@ import random
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,12 @@ from arcpipe.codec.arrow_columns import MAX_TIME_US, MIN_TIME_US
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.entries import decode_envelope
 from arcpipe.codec.odd_values import Encoded, Timestamp, parse_rescued, unpack_value
-from arcpipe.config import Parquet
+from arcpipe.config import MB, Parquet
+from arcpipe.upload import conversion_pool
 from arcpipe.upload import convert as convert_module
 from arcpipe.upload import parquet as parquet_module
 from arcpipe.upload import tables as tables_module
-from arcpipe.upload.parquet import Spool
+from arcpipe.upload.parquet import OPEN_FILES, OpenFiles, Spool
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.tables import BatchTables, DeadLetter
 from tests.values import any_value, booleans, floats, integers, nil, same, short_text, texts
@@ -80,6 +81,8 @@ def convert(tmp_path: Path) -> Callable[..., Result]:
         registry: SchemaRegistry | None = None,
         threads: int = 2,
         layout: str = "arc",
+        careful: Collection[tuple[str, str]] = (),
+        open_files: OpenFiles = OPEN_FILES,
         **parquet: Any,
     ) -> Result:
         files: list[File] = []
@@ -98,6 +101,8 @@ def convert(tmp_path: Path) -> Callable[..., Result]:
             spool=tmp_path,
             on_file=on_file,
             on_dead_letter=letters.append,
+            careful=careful,
+            open_files=open_files,
         )
         with tables:
             for number, entry in enumerate(entries):
@@ -574,12 +579,11 @@ def test_doing_it_again_makes_the_same_files_however_many_threads(
 ) -> None:
     for name, value in {
         "_MAX_COLLECTED": 200_000,
-        "_MAX_IN_HAND": 400_000,
-        "_MAX_FILE_TABLES": 4,
-        "_MAX_FILES": 8,
     }.items():
         monkeypatch.setattr(tables_module, name, value)
-    results = [convert(mixed_batch(), threads=threads, row_group_rows=300) for threads in (1, 2, 4, 2)]
+    monkeypatch.setattr(conversion_pool, "_MAX_BYTES", 400_000)
+    few = OpenFiles(files=8, tables=4, cost=3 * MB)
+    results = [convert(mixed_batch(), threads=threads, open_files=few, row_group_rows=300) for threads in (1, 2, 4, 2)]
     assert len(results[0].files) > 60
     for result in results[1:]:
         assert result.files == results[0].files
