@@ -13,6 +13,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgpack
@@ -120,10 +121,14 @@ def test_a_refused_record_is_there_once_after_a_crash_and_a_retry(tmp_path: Path
                 assert failing.hits == 1
             answers.append((refused.status, "nothing was written" in refused.reason))
             server.wait_for_successor("ingest 1", dead)
-            wait_until(lambda number=number: numbered.try_to_write(number).status == 202, "the retry to be taken")
+            wait_until(partial(_is_taken, numbered, number), "the retry to be taken")
         server.stop()
         seen = str(numbered.account()), answers
     assert seen == (each_once(6), [(503, True)] * 3)
+
+
+def _is_taken(numbered: Numbered, number: int) -> bool:
+    return numbered.try_to_write(number).status == 202
 
 
 def test_a_cut_that_fails_too_says_that_the_records_may_be_there(tmp_path: Path, faults: FaultyIO) -> None:
