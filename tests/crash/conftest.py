@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash import io_faults
+
 DEFAULT_STATES = 3000
 
 
@@ -37,3 +39,14 @@ def fast(tmp_path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=memory))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def faulty_io_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return io_faults.build(tmp_path_factory.mktemp("faulty_io"))
+
+
+@pytest.fixture
+def faults(faulty_io_library: Path, tmp_path: Path) -> io_faults.FaultyIO:
+    """Has system calls of a server fail, once its `variables` are the server's."""
+    return io_faults.FaultyIO(faulty_io_library, tmp_path)
