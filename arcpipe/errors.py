@@ -57,3 +57,14 @@ class NotAWAL(WALError):
 
 class InstanceLocked(ArcpipeError):
     """Another process already uses this WAL directory."""
+
+
+class CommitFailed(OSError):
+    """A group that is not acknowledged: its write or its sync failed. `errno` and `strerror` are those of the cause.
+
+    `may_have_been_written` is True where the device refused to take the group back, too: a crash can bring it back.
+    """
+
+    def __init__(self, cause: OSError, may_have_been_written: bool) -> None:
+        super().__init__(cause.errno, cause.strerror or str(cause), cause.filename)
+        self.may_have_been_written = may_have_been_written

@@ -30,7 +30,7 @@ import numpy as np
 from arcpipe.codec.columns import array_header, pack_int64, pack_values
 from arcpipe.codec.odd_values import value_end
 from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, envelope_prefix
-from arcpipe.wal.writer import Group, WALOptions, WALWriter
+from arcpipe.wal.writer import WALOptions, WALWriter
 from benchmarks.convert import BODIES
 
 _COMMAND: Final = (sys.executable, "-m", "benchmarks.hostile")
@@ -159,13 +159,13 @@ def write_segments(directory: Path, entries: Iterator[Entry]) -> int:
     """Completed segments with these entries; their bytes."""
     writer = WALWriter(str(directory), 1, WALOptions(max_size_bytes=100 << 20, sync_mode="async"))
     total = 0
-    group = Group()
+    group = writer.new_group()
     for kind, body in entries:
         group.add(envelope_prefix(kind, "db"), body, 1, writer.next_timestamp())
         total += len(body)
         if group.size > 1 << 20:
             writer.commit(group)
-            group = Group()
+            group = writer.new_group()
     if group.entries:
         writer.commit(group)
     writer.close()

@@ -8,8 +8,8 @@ from typing import Final
 
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.format import envelope_prefix
+from arcpipe.wal.group import Group
 from arcpipe.wal.segment import Segment
-from arcpipe.wal.writer import Group
 from benchmarks.bodies import make_bodies
 
 SEGMENT_BYTES: Final = 100_000_000  # about `wal.max_size_mb`
@@ -39,7 +39,7 @@ def make_log(directory: WALDirectory, total_bytes: int, records_per_entry: int, 
         timestamp = segment.created
         size = min(SEGMENT_BYTES, total_bytes - written)
         while segment.offset < size:
-            group = Group()
+            group = Group(segment.identity)
             while group.size < min(_GROUP_BYTES, size - segment.offset):
                 timestamp += 1
                 group.add(prefix, contents[turn], records_per_entry, timestamp)
@@ -51,7 +51,7 @@ def make_log(directory: WALDirectory, total_bytes: int, records_per_entry: int, 
         if sealed:
             segment.seal(0)
         else:
-            segment.abandon()
+            segment.close()
     return records, segments
 
 

@@ -25,10 +25,11 @@ from rich.console import Console
 
 from arcpipe.wal.directory import SegmentName, WALDirectory
 from arcpipe.wal.format import envelope_prefix
+from arcpipe.wal.group import Group
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.segment import Segment
-from arcpipe.wal.writer import Group, SyncMode, WALOptions, WALWriter
+from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
 from benchmarks import machine, report
 from benchmarks.device import BareLog, old_files
 
@@ -96,7 +97,7 @@ def log_seconds(case: Case, directory: Path, total_bytes: int) -> float:
     bodies = case.bodies()
     started = time.perf_counter()
     for _ in range(case.groups(total_bytes)):
-        group = Group()
+        group = writer.new_group()
         for body in bodies:
             group.add(_prefix, body, 1000, writer.next_timestamp())
         writer.commit(group)
@@ -136,7 +137,7 @@ def make_segment(directory: WALDirectory, body_bytes: int, size_bytes: int, clos
     body = _body[:body_bytes]
     timestamp = segment.created
     while segment.offset < size_bytes:
-        group = Group()
+        group = Group(segment.identity)
         for _ in range(max(1, (1 << 20) // body_bytes)):
             timestamp += 1
             group.add(_prefix, body, 1, timestamp)

@@ -19,7 +19,8 @@ from arcpipe.disk import Disk
 from arcpipe.ingest.protocol import Connection, Exchange
 from arcpipe.ingest.worker import IngestWorker, wal_options
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.writer import GroupCommit, WALWriter
+from arcpipe.wal.group_commit import group_commit
+from arcpipe.wal.writer import WALWriter
 
 T = TypeVar("T")
 
@@ -121,7 +122,7 @@ class Edge:
         self.worker = IngestWorker(settings, 1, [], counters, node, 0, Access(None, 0, None, 0))
         self.context = self.worker._context
         writer = WALWriter(self.directory, 1, wal_options(settings), node=node.node)
-        self.commit = GroupCommit(writer, self.loop, self.worker._committed, self.worker._crashed)
+        self.commit = group_commit(writer, self.loop, self.worker._committed, self.worker._crashed)
         self.context.commit = self.worker._writes.commit = self.commit
         self.loop.set_exception_handler(self._note_exception)
         self.exceptions: list[dict[str, Any]] = []

@@ -47,11 +47,13 @@ from arcpipe.ingest.router import WRITE, Route, Router
 from arcpipe.ingest.write import WriteEndpoints
 from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.writer import GroupCommit, WALOptions, WALWriter
+from arcpipe.wal.group_commit import Commit, group_commit
+from arcpipe.wal.writer import WALOptions, WALWriter
 
 if TYPE_CHECKING:
     from arcpipe.changeable import Access
     from arcpipe.config import Settings
+    from arcpipe.wal.segment import Segment
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ _RELOAD_LINE_SECONDS: Final = 10.0
 class IngestContext:
     """What the connections of a worker share."""
 
-    commit: GroupCommit
+    commit: Commit
     routes: dict[bytes, Route]
 
     def __init__(self, limits: Limits, auth: Auth | None) -> None:
@@ -187,8 +189,9 @@ class IngestWorker:
             wal_options(self._settings),
             node=self._node.node,
             last_timestamp=self._last_timestamp,
+            wait_for_disk=True,
         )
-        commit = GroupCommit(writer, loop, self._committed, self._crashed)
+        commit = group_commit(writer, loop, self._committed, self._crashed)
         self._context.commit = self._writes.commit = commit
         tls = self._tls
         servers = [
@@ -328,15 +331,11 @@ class IngestWorker:
     def _publish(self) -> None:
         """Copies what this process has counted into shared memory, on top of what its predecessors had."""
         context, writes = self._context, self._writes
-        stats, segment = context.commit.writer.stats, context.commit.writer.segment
+        stats = context.commit.writer.stats
         usage = list(writes.usage.values())
         self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
         self._block[Worker.CONNECTIONS] = len(context.connections)
-        self._block[Worker.SEGMENT_SEQ] = segment.name.seq
-        self._block[Worker.SEGMENT_BYTES] = segment.offset
-        self._block[Worker.SEGMENT_CREATED_US] = segment.created
-        self._block[Worker.SEGMENT_ENTRIES] = segment.entries
-        self._block[Worker.SEGMENT_FIRST_US] = segment.first_timestamp
+        self._publish_segment(context.commit.writer.current)
         if stats.last_failure_us:
             self._block[Worker.LAST_FAILURE_US] = stats.last_failure_us
         self._block[Worker.LOG_LEVEL] = logging.root.level
@@ -359,6 +358,14 @@ class IngestWorker:
                 self._add(Worker.ROUTES + number * len(STATUSES), count_statuses(answered))
         words = pack_usage(writes.usage)
         self._block[Worker.DATABASES : Worker.DATABASES + len(words)] = array("Q", words)
+
+    def _publish_segment(self, segment: Segment | None) -> None:
+        """Show the segment that is being written, or zeros: the disk lets none be made."""
+        self._block[Worker.SEGMENT_SEQ] = segment.name.seq if segment is not None else 0
+        self._block[Worker.SEGMENT_BYTES] = segment.offset if segment is not None else 0
+        self._block[Worker.SEGMENT_CREATED_US] = segment.created if segment is not None else 0
+        self._block[Worker.SEGMENT_ENTRIES] = segment.entries if segment is not None else 0
+        self._block[Worker.SEGMENT_FIRST_US] = segment.first_timestamp if segment is not None else 0
 
     def _add(self, start: int, values: list[int]) -> None:
         end = start + len(values)

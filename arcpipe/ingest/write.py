@@ -12,13 +12,13 @@ from typing import Final, NamedTuple, TypeVar
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.msgpack_columns import encode
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
-from arcpipe.errors import BadPayload, NotAllowed
+from arcpipe.errors import BadPayload, CommitFailed, NotAllowed
 from arcpipe.ingest import responses
 from arcpipe.ingest.background import Background
 from arcpipe.ingest.limits import Admission
 from arcpipe.ingest.protocol import NO_HEADERS, Exchange
 from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
-from arcpipe.wal.writer import GroupCommit
+from arcpipe.wal.group_commit import Commit
 
 T = TypeVar("T")
 
@@ -51,6 +51,11 @@ _TARGETS_KEPT: Final = 1024
 _TARGET_BYTES: Final = 1024
 # Databases are counted by name up to so many; names cost memory, and anybody may invent them.
 _DATABASES_COUNTED: Final = MAX_DATABASES - 1
+
+
+# Of a group that could not be written: it was cut off again, durably, or the device refused that, too.
+_NOTHING_WRITTEN: Final = "nothing was written"
+_MAYBE_WRITTEN: Final = "the records may have been written; a retry may store them twice"
 
 
 class Target(NamedTuple):
@@ -124,7 +129,7 @@ class WriteEndpoints:
     def __init__(self, admission: Admission, encoding: Background) -> None:
         self._admission = admission
         self._encoding = encoding
-        self.commit: GroupCommit  # set once the log is open
+        self.commit: Commit  # set once the log is open
         self.accepted = 0
         self.refused = 0
         self.usage: dict[str, list[int]] = {}  # by database; "" for those beyond the last that is counted by name
@@ -250,9 +255,13 @@ def check_database(name: str, where: str) -> str:
 
 def write_failure(error: OSError) -> bytes:
     """The answer to every request of a group that could not be written: 507 for no space, else 503."""
+    what_became = _NOTHING_WRITTEN
+    if isinstance(error, CommitFailed) and error.may_have_been_written:
+        what_became = _MAYBE_WRITTEN
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return responses.error(507, "no_space", "the log's disk is full; nothing was written", b"Retry-After: 10\r\n")
-    reason = f"the log could not be written ({error.strerror or error}); nothing was written"
+        reason = f"the disk of the WAL is full; {what_became}"
+        return responses.error(507, "no_space", reason, b"Retry-After: 10\r\n")
+    reason = f"the WAL could not be written ({error.strerror or error}); {what_became}"
     return responses.error(503, "log_failure", reason, b"Retry-After: 5\r\n")
 
 

@@ -87,6 +87,7 @@ class StartMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identi
     created: int = 0  # µs since the epoch: no entry of this life is older
     version: str = ""
     identity: bytes = b""  # of this segment; empty in files from before this rule, whose entries name no segment
+    replaces: tuple[int, int] | None = None
 
 
 class EndMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identity": IDENTITY_KEY, "offset": "bytes"}):

@@ -1,57 +1,46 @@
-"""Group commit: what arrives while a commit runs goes to disk with the next one, in one write and one sync.
+"""The synchronous half of group commit: one slot's segments, written by one thread at a time.
 
-`WALWriter` is the synchronous half: a slot's segments, one thread at a time. `GroupCommit` is the half that an event
-loop drives: it collects entries and hands each group to a thread of its own. An answer may be given when, and only
-when, the group's `on_committed` came without an error.
+`WALWriter.commit` either makes a group as durable as the sync mode says, or refuses it. Before a refusal leaves, what
+was written of the group is cut off again, durably. What may be answered, and when, is `group_commit`'s to say.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
-from arcpipe.counters import GROUP_BOUNDS, LATENCY_BOUNDS_US, Histogram
-from arcpipe.disk import Buffer, Disk
+from arcpipe.disk import Disk
+from arcpipe.errors import CommitFailed
+from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import SEALED, WALDirectory
-from arcpipe.wal.format import (
-    END_ENTRY_BYTES,
-    ENTRY_HEADER,
-    ENTRY_HEADER_SIZE,
-    KIND_BATCH,
-    Prefix,
-    crc32,
-    envelope_prefix,
-)
-from arcpipe.wal.pool import FreePool, Pipeline
-from arcpipe.wal.segment import Segment
+from arcpipe.wal.format import END_ENTRY_BYTES, KIND_BATCH, envelope_prefix
+from arcpipe.wal.group import NO_IDENTITY, Group, WALStats
+from arcpipe.wal.pipeline import Pipeline
+from arcpipe.wal.pool import FreePool
+from arcpipe.wal.segment import Segment, State
+
+__all__ = ["CACHED_BACKLOG_BYTES", "Group", "SyncMode", "WALOptions", "WALStats", "WALWriter"]
 
 log = logging.getLogger(__name__)
 
 SyncMode = Literal["fsync", "fdatasync", "async", "off"]
 
-# A body up to this size is joined with its header: one small copy is cheaper than one more vector of the write.
-SMALL_BODY_BYTES: Final = 2048
-TICK_SECONDS: Final = 0.25
 # A segment that is completed while more than this waits for the uploader leaves the page cache, for it will not be read
 # soon. What is written next takes the same memory again. To grow instead is slow where the kernel, or below it a
 # hypervisor, has to find and clear each page first: a body of 55 kB took a worker 180 µs of a core and not 115.
 CACHED_BACKLOG_BYTES: Final = 512 << 20
-# A group that has become so large is not added to: its answers need not wait for still more.
-GROUP_BYTES: Final = 4 << 20
-# With the log disabled, acknowledged entries wait in memory up to this much before they are written.
-UNSYNCED_BUFFER_BYTES: Final = 4 << 20
+# Between two looks whether the segment is still where it was made: a removal is noticed before many records are in it.
+_PLACE_CHECK_SECONDS: Final = 1.0
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WALOptions(msgspec.Struct, frozen=True):
-    """What a writer needs of the settings `wal.*` and `flush.*`."""
+    """Settings `wal.*` and `flush.*` that a writer needs."""
 
     sync_mode: SyncMode = "fdatasync"
     async_interval_seconds: float = 1.0
@@ -61,86 +50,6 @@ class WALOptions(msgspec.Struct, frozen=True):
     flush_max_age_seconds: float = 5.0
     recycle: bool = True
     free_segments: int = 4
-
-
-class Group:
-    """Entries that go to disk together: their buffers in order, and who waits for them."""
-
-    __slots__ = ("buffers", "entries", "first_timestamp", "last_timestamp", "records", "size", "waiters")
-
-    def __init__(self) -> None:
-        self.buffers: list[Buffer] = []
-        self.waiters: list[Any] = []
-        self.size = 0
-        self.entries = 0
-        self.records = 0
-        self.first_timestamp = 0
-        self.last_timestamp = 0
-
-    def add(self, prefix: Prefix, body: bytes | memoryview, records: int, timestamp: int) -> None:
-        """One entry. The timestamp is above all those that the group holds."""
-        data = prefix.data
-        length = len(data) + len(body)
-        head = ENTRY_HEADER.pack(length, timestamp, crc32(body, prefix.crc)) + data
-        if len(body) <= SMALL_BODY_BYTES:
-            self.buffers.append(head + body)
-        else:
-            self.buffers.append(head)
-            self.buffers.append(body)
-        if not self.entries:
-            self.first_timestamp = timestamp
-        self.last_timestamp = timestamp
-        self.size += ENTRY_HEADER_SIZE + length
-        self.entries += 1
-        self.records += records
-
-    def restamp(self, above: int) -> None:
-        """Gives every entry a new timestamp, the first above `above`. The CRC does not cover timestamps.
-
-        Needed only when a segment was made ready after these entries were stamped, or the clock stepped back.
-        """
-        data = bytearray(b"".join(self.buffers))
-        offset = 0
-        timestamp = above
-        while offset < len(data):
-            timestamp += 1
-            length, _, crc = ENTRY_HEADER.unpack_from(data, offset)
-            ENTRY_HEADER.pack_into(data, offset, length, timestamp, crc)
-            offset += ENTRY_HEADER_SIZE + length
-        self.buffers = [data]
-        self.first_timestamp = above + 1
-        self.last_timestamp = timestamp
-
-
-class WALStats:
-    """What a writer has done since it was made; each field has one writing thread."""
-
-    __slots__ = (
-        "bytes",
-        "commits",
-        "entries",
-        "failures",
-        "group_entries",
-        "last_error",
-        "last_failure_us",
-        "records",
-        "rotations",
-        "sync_us",
-        "syncs",
-    )
-
-    def __init__(self) -> None:
-        self.entries = 0
-        self.records = 0
-        self.bytes = 0
-        self.commits = 0
-        self.syncs = 0
-        self.sync_us = Histogram(LATENCY_BOUNDS_US)
-        self.group_entries = Histogram(GROUP_BOUNDS)
-        self.rotations = 0
-        self.failures = 0
-        self.last_failure_us = 0  # µs since the epoch
-        self.last_error = ""
 
 
 class WALWriter:
@@ -163,12 +72,14 @@ class WALWriter:
         next_seq: int | None = None,
         last_timestamp: int = 0,
         disk: Disk | None = None,
+        wait_for_disk: bool = False,
     ) -> None:
-        """Opens the slot's first segment.
+        """Open the slot's first segment.
 
         Args:
             next_seq: the number of that segment; by default one above what the directory holds of the slot.
             last_timestamp: µs; entries get timestamps above it (what recovery read).
+            wait_for_disk: where the segment cannot be made, begin without one; each commit and tick tries again.
 
         Raises:
             OSError: the segment could not be made.
@@ -176,38 +87,64 @@ class WALWriter:
         if not isinstance(directory, WALDirectory):
             directory = WALDirectory(directory, disk)
             directory.make()
+        self.options = options or WALOptions()
+        self.stats = WALStats()
+        self.current: Segment | None = None  # None while none can be made
         self._directory = directory
         self._slot = slot
         self._node = node
-        self.options = options or WALOptions()
-        self.stats = WALStats()
-        self._next_seq = next_seq if next_seq is not None else directory.highest_seq(slot) + 1
+        self._next_seq = next_seq  # None until the directory was asked
         self._stamped = last_timestamp  # µs: the highest timestamp given out
         self._written = last_timestamp  # µs: the highest timestamp on disk, or kept for an end entry
         self._made = 0  # µs: `created` of the segment that was made last
-        self._pool = FreePool(directory, self.options.free_segments) if self.options.recycle else None
-        self._failed = False  # the present segment had a failed write or sync
-        self._cut_back = False  # … and is completed already; only a successor is missing
-        self._background: _BackgroundSync | None = None
+        self._pool: FreePool | None = None
+        if self.options.recycle:
+            self._pool = FreePool(directory, self.options.free_segments, self.options.max_size_bytes)
+        self._successor: Segment | None = None  # in service already, while the one that it replaces is to be cut back
+        self._background: BackgroundSync | None = None
         self._next_place_check = 0.0
         self._pipeline = Pipeline(self._make_segment, self._seal)
         try:
-            self.segment = self._pipeline.take()
-        except OSError:
-            self._pipeline.close()
-            raise
-        self._written = max(self._written, self.segment.created)
+            self.current = self._pipeline.take()
+        except OSError as error:
+            if not wait_for_disk:
+                self._pipeline.close()
+                raise
+            self._note_failure(error)
+        else:
+            self._written = max(self._written, self.current.created)
         if self.options.sync_mode == "async":
-            self._background = _BackgroundSync(self.options.async_interval_seconds, self.stats)
+            self._background = BackgroundSync(self.current, self.options.async_interval_seconds, self.stats)
+
+    @property
+    def segment(self) -> Segment:
+        """The segment that entries go to.
+
+        Raises:
+            RuntimeError: none could be made yet.
+        """
+        if self.current is None:
+            raise RuntimeError(f"slot {self._slot} has no segment yet: {self.stats.last_error}")
+        return self.current
+
+    def new_group(self) -> Group:
+        """Begin a group for the present segment."""
+        return Group(self.identity)
+
+    @property
+    def identity(self) -> bytes:
+        """The identity of the present segment. May be read by any thread."""
+        segment = self.current
+        return segment.identity if segment is not None else NO_IDENTITY
 
     def append(self, records: Iterable[Mapping[str, Any]], database: str = "default") -> None:
-        """Writes record dicts and returns when they are as durable as the sync mode says.
+        """Write record dicts and return when they are as durable as the sync mode says.
 
         Args:
             records: each with `measurement`, optionally `time` and `_database`; all other keys are fields.
 
         Raises:
-            OSError: nothing of it is to be believed written.
+            CommitFailed: nothing of it is to be believed written.
             ValueError: a record without a measurement or without a field, or an empty list.
         """
         by_database: dict[str, list[dict[str, Any]]] = {}
@@ -221,14 +158,14 @@ class WALWriter:
             by_database.setdefault(target, []).append({"m": measurement, "columns": columns})
         if not by_database:
             raise ValueError("there are no records to write")
-        group = Group()
+        group = self.new_group()
         for target, maps in by_database.items():
             body = msgspec.msgpack.encode(maps)
             group.add(envelope_prefix(KIND_BATCH, target), body, len(maps), self.next_timestamp())
         self.commit(group)
 
     def next_timestamp(self) -> int:
-        """µs: now, and above every timestamp before it. Called by the one thread that adds to groups."""
+        """Give out a timestamp (µs): now, and above every one before it. Called by the thread that adds to groups."""
         stamp = time.time_ns() // 1000
         if stamp <= self._stamped:
             stamp = self._stamped + 1
@@ -237,40 +174,30 @@ class WALWriter:
         self._stamped = stamp
         return stamp
 
+    # Committing
+
     def commit(self, group: Group) -> None:
-        """Writes a group and makes it as durable as the sync mode says.
+        """Write a group and make it as durable as the sync mode says.
 
         Raises:
-            OSError: nothing of the group may be acknowledged. The segment is cut back and left before the next
-                group is written; that happens by itself once the device allows it.
+            CommitFailed: nothing of the group may be acknowledged. What was written of it is cut off again, durably,
+                unless the error says that it may have been written. Nothing else is accepted before that is done,
+                and the segment is left then; both happen by themselves once the device allows it.
         """
         try:
-            self._commit(group)
+            segment = self._segment_with_room(group.size)
         except OSError as error:
-            self.stats.failures += 1
-            self.stats.last_failure_us = time.time_ns() // 1000
-            self._note_error(error)
-            raise
-
-    def _commit(self, group: Group) -> None:
-        if self._failed:
-            self._leave_failed_segment()
-        segment = self.segment
-        if segment.entries and segment.offset + group.size + END_ENTRY_BYTES > self.options.max_size_bytes:
-            self._rotate()
-            segment = self.segment
-        if group.first_timestamp <= self._written:
-            group.restamp(self._written)
-        assert group.first_timestamp > segment.created
+            self._note_failure(error)
+            raise CommitFailed(error, may_have_been_written=False) from error
         try:
-            segment.write(group.buffers, group.size, group.entries, group.records, group.last_timestamp)
-            self._sync(segment)
-            if not segment.has_a_name():
-                raise FileNotFoundError(errno.ENOENT, "the segment was removed or moved while in use", segment.path)
-        except OSError:
-            self._failed = True
-            raise
-        segment.acknowledge()
+            self._write(segment, group)
+        except OSError as error:
+            segment.fail()
+            self._note_failure(error)
+            raise CommitFailed(error, may_have_been_written=not self._take_back(segment)) from error
+        extent = segment.acknowledge()
+        if self._background is not None:
+            self._background.retain(group, extent)
         self._written = group.last_timestamp
         stats = self.stats
         stats.commits += 1
@@ -279,12 +206,23 @@ class WALWriter:
         stats.records += group.records
         stats.bytes += group.size
 
+    def _write(self, segment: Segment, group: Group) -> None:
+        if group.identity != segment.identity or group.first_timestamp <= self._written:
+            group.fit(segment.identity, self._written)
+        assert group.first_timestamp > segment.created, (
+            f"BUG: an entry of {group.first_timestamp} in a segment created at {segment.created}"
+        )
+        segment.write(group.buffers, group.size, group.entries, group.records, group.last_timestamp)
+        if self._background is not None:
+            self._background.keep_up()
+        else:
+            self._sync(segment)
+        if not segment.has_something_at_its_path():
+            raise FileNotFoundError(errno.ENOENT, "the segment was removed or moved while in use", segment.path)
+
     def _sync(self, segment: Segment) -> None:
         mode = self.options.sync_mode
         if mode == "off":
-            return
-        if self._background is not None:
-            self._background.wrote(segment)
             return
         before = time.perf_counter()
         if mode == "fsync":
@@ -294,41 +232,68 @@ class WALWriter:
         self.stats.syncs += 1
         self.stats.sync_us.observe(int((time.perf_counter() - before) * 1e6))
 
+    def _segment_with_room(self, size: int) -> Segment:
+        """Give the segment that takes the next group: a following one if the present one has failed or is full."""
+        segment = self._usable_segment()
+        while segment.entries and segment.offset + size + END_ENTRY_BYTES > self.options.max_size_bytes:
+            segment = self._rotate(segment)
+        return segment
+
+    def _usable_segment(self) -> Segment:
+        segment = self.current
+        if segment is not None and not self._has_failed(segment):
+            return segment
+        return self._go_on(segment)
+
+    def _has_failed(self, segment: Segment) -> bool:
+        if self._background is not None and self._background.error is not None and segment.state is State.OPEN:
+            segment.fail()
+            self._note_failure(self._background.error)
+        return segment.state is not State.OPEN
+
+    # Once in a while, and at the end
+
     def tick(self) -> None:
-        """Completes the segment when its age or its records ask for it. To be called a few times a second."""
+        """Complete the segment when its age or its records ask for it. To be called a few times a second."""
         self._pipeline.check()
         now = time.monotonic()
-        if now >= self._next_place_check and not self._failed:
-            self._next_place_check = now + 1.0
-            if not self.segment.is_in_place():
-                log.error("segment %s was removed or moved by somebody else; leaving it", self.segment.path)
-                self._failed = True
-        if self._background is not None and self._background.failed:
-            self._failed = True
+        segment = self.current
+        if segment is not None and now >= self._next_place_check and segment.state is State.OPEN:
+            self._next_place_check = now + _PLACE_CHECK_SECONDS
+            if not segment.is_at_its_path():
+                log.error("segment %s was removed or moved by somebody else; leaving it", segment.path)
+                segment.fail()
         try:
-            if self._failed:
-                self._leave_failed_segment()
-            elif self._is_due(now):
-                self._rotate()
+            segment = self._usable_segment()
+            if self._is_due(segment, now):
+                self._rotate(segment)
         except OSError as error:
             self._note_error(error)
 
     def close(self) -> None:
-        """Completes the present segment, waits until all are sealed, removes what was made ready."""
+        """Complete the present segment, wait until all are sealed, remove what was made ready."""
+        segment = self.current
         if self._background is not None:
             self._background.close()
         try:
-            if not self._failed:
-                self._let_go(self.segment)
-            elif not self._cut_back:
-                self._give_up(self.segment)
+            if segment is not None and self._has_failed(segment):
+                if self._must_be_replaced():
+                    segment = self._go_on(segment)
+                else:
+                    self._cut_back_or_give_up(segment)
+            if segment is not None:
+                self._leave(segment)
         except OSError as error:
-            log.error("cannot complete segment %s: %s; the next start does", self.segment.path, error)
+            path = segment.path if segment is not None else self._directory.path
+            log.error("cannot complete segment %s: %s; the next start does", path, error)
+            for left in (self.current, self._successor):
+                if left is not None and left.state is not State.CLOSED:
+                    left.close()
         self._pipeline.close()
 
-    def _is_due(self, now: float) -> bool:
-        """Whether the segment is to be completed though there is room in it."""
-        segment, options = self.segment, self.options
+    def _is_due(self, segment: Segment, now: float) -> bool:
+        """Tell whether the segment is to be completed though there is room in it."""
+        options = self.options
         if not segment.entries:
             return False
         age = now - segment.started_at
@@ -339,70 +304,129 @@ class WALWriter:
         # Small segments only while the uploader keeps up: load and outages make few large ones.
         return not self._pipeline.unsealed and not self._directory.segments(SEALED, self._slot)
 
-    def _rotate(self) -> None:
-        """Leaves the present segment for the next one; the old one is sealed in the background."""
+    # From one segment to the next
+
+    def _rotate(self, left: Segment) -> Segment:
+        """Leave the present segment for the next one; the old one is sealed in the background."""
         if self._background is not None:
-            try:
-                self._background.leave()
-            except OSError:
-                self._failed = True
-                raise
-        left = self.segment
-        self._enter(self._take())
-        self._pipeline.complete(left)
-
-    def _leave_failed_segment(self) -> None:
-        if not self._cut_back:
-            if self._background is not None:
-                self._background.forget()
-            self._give_up(self.segment)
-            self._cut_back = True
+            self._background.sync_now()
+            if self._has_failed(left):
+                return self._go_on(left)
         following = self._take()
-        log.warning("going on in a new segment, %s, after: %s", following.path, self.stats.last_error or "see above")
-        self._enter(following)
-        self._failed = False
-        self._cut_back = False
+        self._leave(left)
+        return self._enter(following)
 
-    def _give_up(self, segment: Segment) -> None:
+    def _take_back(self, segment: Segment) -> bool:
+        """Cut off, durably, what a refused group has written. Tells whether that was possible."""
         try:
-            # Until this succeeds nothing new is accepted: what failed in the segment must not be shipped.
-            segment.cut_back()
+            self._cut_back(segment)
         except OSError as error:
-            if segment.is_in_place():
+            log.error("cannot cut %s back: %s; nothing is accepted until it can be", segment.path, error)
+            return False
+        return True
+
+    def _cut_back(self, segment: Segment) -> None:
+        """Cut off what was not acknowledged, once."""
+        if segment.state is not State.FAILED:
+            return
+        if self._background is not None:
+            self._background.take_back(segment)
+        else:
+            segment.cut_back()
+
+    def _go_on(self, failed: Segment | None) -> Segment:
+        """Go on in another segment after one that failed. Nothing new is accepted before that one is cut back.
+
+        Raises:
+            OSError: it cannot be cut back yet, or no other can be made. The next call goes on where this one stopped.
+        """
+        if failed is None:
+            following = self._take()
+        elif self._must_be_replaced():
+            following = self._replace(failed)
+            self._leave(failed)
+        else:
+            self._cut_back_or_give_up(failed)
+            self._leave(failed)  # sealed and uploaded even if there is no room for another: that makes room
+            following = self._take()
+        log.warning("going on in a new segment, %s, after: %s", following.path, self.stats.last_error or "see above")
+        return self._enter(following)
+
+    def _must_be_replaced(self) -> bool:
+        return self._background is not None and self._background.error is not None
+
+    def _replace(self, failed: Segment) -> Segment:
+        """After a failed background sync: bring what was retained into a segment of its own.
+
+        Its name is the moment that counts. From then on it stands for what follows the last good sync in the failed
+        segment, which is cut off there: by this process, or after a crash by recovery.
+        """
+        background = self._background
+        assert background is not None
+        if self._successor is not None and not self._successor.is_at_its_path():  # it went with its directory
+            self._successor.close()
+            self._successor = None
+        if self._successor is None:
+            retained, replaces = background.retained, (failed.name.seq, background.synced.offset)
+            self._successor = self._pipeline.make_instead(lambda: self._make_segment(retained, replaces))
+        self._cut_back_or_give_up(failed, background)
+        following, self._successor = self._successor, None
+        return following
+
+    def _cut_back_or_give_up(self, segment: Segment, background: BackgroundSync | None = None) -> None:
+        """Cut back what failed, or leave it if its disk is gone.
+
+        Args:
+            background: cut back to its last good sync, and not to the last acknowledgement.
+        """
+        try:
+            if background is not None:
+                segment.cut_back(background.synced)
+            else:
+                self._cut_back(segment)
+        except OSError as error:
+            if segment.is_at_its_path():
                 raise
             log.error("segment %s is on a disk that is not there any more: %s", segment.path, error)
-            segment.abandon()
-        else:
-            self._let_go(segment)
+            segment.close()
 
-    def _let_go(self, segment: Segment) -> None:
+    def _leave(self, segment: Segment) -> None:
+        """Have the present segment sealed in the background."""
+        self.current = None
+        self._reserve_end_timestamp()
+        self.stats.rotations += 1
+        if self._background is not None:
+            self._background.enter(None)
+        if segment.state is State.CLOSED:
+            return
         if segment.entries:
             self._pipeline.complete(segment)
         else:
-            segment.discard()
+            self._pipeline.discard(segment)
 
     def _take(self) -> Segment:
         segment = self._pipeline.take()
-        if not segment.is_in_place():  # it went with its directory while it waited
+        if not segment.is_at_its_path():  # it went with its directory while it waited
             segment.discard()
             segment = self._pipeline.take()
         return segment
 
-    def _note_error(self, error: OSError) -> None:
-        """Logs what goes wrong once, however often it is tried."""
-        if self.stats.last_error != str(error):
-            self.stats.last_error = str(error)
-            log.error("the log of slot %d cannot be written: %s; trying again with each write", self._slot, error)
-
-    def _enter(self, following: Segment) -> None:
-        # One above the last entry belongs to the end entry of the segment that is left.
-        self._written = max(self._written + 1, following.created)
-        self.segment = following
-        self.stats.rotations += 1
+    def _enter(self, following: Segment) -> Segment:
+        self._written = max(self._written, following.last_timestamp)
+        self.current = following
+        if self._background is not None:
+            self._background.enter(following)
         self.stats.last_error = ""
+        return following
 
-    def _make_segment(self) -> Segment:
+    def _reserve_end_timestamp(self) -> None:
+        """Keep one above the last entry for the end entry of the segment that is left."""
+        self._written += 1
+
+    def _make_segment(self, retained: Sequence[Group] = (), replaces: tuple[int, int] | None = None) -> Segment:
         self._directory.make()  # it may have vanished
+        if self._next_seq is None:
+            self._next_seq = self._directory.highest_seq(self._slot) + 1
         seq = self._next_seq
         self._next_seq += 1
         segment = Segment.make(
@@ -414,12 +438,21 @@ class WALWriter:
             # Above the one before, too, which may not have been entered yet: segments sort as they were written.
             above_us=max(self._written, self._made),
             sync=self.options.sync_mode != "off",
+            retained=retained,
+            replaces=replaces,
         )
         self._made = segment.created
         return segment
 
     def _seal(self, segment: Segment) -> None:
-        segment.seal(self.options.max_size_bytes, keep_cached=not self._is_backlog_long())
+        keep_cached = not self._is_backlog_long()
+        try:
+            segment.seal(self.options.max_size_bytes, keep_cached=keep_cached)
+        except OSError as error:
+            if error.errno not in _NO_SPACE or self._pool is None:
+                raise
+            self._pool.give_back()  # the end entry needs the space more
+            segment.seal(self.options.max_size_bytes, keep_cached=keep_cached)
 
     def _is_backlog_long(self) -> bool:
         try:
@@ -427,224 +460,15 @@ class WALWriter:
         except OSError:  # no directory: what becomes of the segment is not for this to say
             return False
 
+    # Telling
 
-class _BackgroundSync:
-    """Syncs behind the writes of the `async` mode, and holds answers back when the disk falls behind.
+    def _note_failure(self, error: OSError) -> None:
+        self.stats.failures += 1
+        self.stats.last_failure_us = time.time_ns() // 1000
+        self._note_error(error)
 
-    A sync starts at most half an interval after the first write that it covers. When what is not yet on disk gets
-    older than the interval all the same, the next commit waits for a sync: so a power cut never takes more than
-    what was acknowledged within one interval.
-    """
-
-    def __init__(self, interval_seconds: float, stats: WALStats) -> None:
-        self._interval = interval_seconds
-        self._stats = stats
-        self._syncing = threading.Lock()  # held while a sync runs, so that no segment is closed under it
-        self._segment: Segment | None = None
-        self._oldest = 0.0  # monotonic seconds of the oldest write since the last sync began; 0: none
-        self._oldest_in_sync = 0.0  # the same of the writes that the running sync covers
-        self._error: OSError | None = None
-        self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="background sync", daemon=True)
-        self._thread.start()
-
-    def wrote(self, segment: Segment) -> None:
-        """A write has just been done. Raises OSError if an earlier sync failed or a due one fails now."""
-        if self._error is not None:
-            raise self._error
-        now = time.monotonic()
-        self._segment = segment
-        if not self._oldest:
-            self._oldest = now
-            self._wake.set()
-        if now - (self._oldest_in_sync or self._oldest) > self._interval:
-            self.leave()
-
-    def leave(self) -> None:
-        """Returns when all that was written is on disk. Raises OSError if it cannot be."""
-        with self._syncing:
-            self._sync()
-        if self._error is not None:
-            raise self._error
-
-    @property
-    def failed(self) -> bool:
-        """Whether a sync failed since the segment was entered."""
-        return self._error is not None
-
-    def forget(self) -> None:
-        """The segment is given up; its failed sync is dealt with."""
-        with self._syncing:
-            self._segment = None
-            self._oldest = 0.0
-            self._error = None
-
-    def close(self) -> None:
-        self._stop.set()
-        self._wake.set()
-        self._thread.join()
-        with self._syncing:
-            self._sync()
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait()
-            if self._stop.wait(self._interval / 2):
-                return
-            self._wake.clear()
-            with self._syncing:
-                self._sync()
-
-    def _sync(self) -> None:
-        if self._segment is None or not self._oldest:
-            return
-        self._oldest_in_sync = self._oldest
-        self._oldest = 0.0
-        before = time.perf_counter()
-        try:
-            self._segment.fdatasync()
-        except OSError as error:
-            self._error = error
-            log.error("background sync of %s failed: %s", self._segment.path, error)
-        self._oldest_in_sync = 0.0
-        self._stats.syncs += 1
-        self._stats.sync_us.observe(int((time.perf_counter() - before) * 1e6))
-
-
-class GroupCommit:
-    """Drives a `WALWriter` from an event loop: one commit at a time on a thread of its own.
-
-    What arrives while a commit runs is one group, or several of at least GROUP_BYTES that wait in turn.
-
-    `on_committed(waiters, error)` is called in the loop for every group, in order. With the log disabled it is called
-    twice: when the waiters are answered, and without waiters when the group was written.
-    """
-
-    def __init__(
-        self,
-        writer: WALWriter,
-        loop: asyncio.AbstractEventLoop,
-        on_committed: Callable[[list[Any], OSError | None], None],
-        on_crash: Callable[[BaseException], None],
-    ) -> None:
-        self.writer = writer
-        self.pending_bytes = 0  # collected or being committed
-        self._loop = loop
-        self._on_committed = on_committed
-        self._on_crash = on_crash
-        self._collecting = Group()
-        self._scheduled = False
-        self._committing = 0  # groups that the thread has
-        self._unsynced = writer.options.sync_mode == "off"
-        self._flush_timer: asyncio.TimerHandle | None = None
-        self._idle: asyncio.Future[None] | None = None
-        self._groups: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="group commit", daemon=True)
-        self._thread.start()
-
-    def append(self, prefix: Prefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
-        """Adds one entry to the group that is being collected; `waiter` comes back with the group's outcome."""
-        group = self._collecting
-        size = group.size
-        group.add(prefix, body, records, self.writer.next_timestamp())
-        group.waiters.append(waiter)
-        self.pending_bytes += group.size - size
-        if group.size >= GROUP_BYTES and not self._unsynced:
-            self._dispatch()
-        elif not self._scheduled:
-            # At the end of this turn of the loop: everything that arrived with this request joins its group.
-            self._schedule()
-
-    async def drain(self) -> None:
-        """Returns when nothing is collected or being committed any more."""
-        while self._committing or self._collecting.entries:
-            if not self._committing:  # collected, but waiting for its turn or (log disabled) its age
-                self._dispatch()
-            self._idle = self._loop.create_future()
-            await self._idle
-
-    def close(self) -> None:
-        """Ends the thread and completes the segment. Call `drain` first; blocks for some syncs."""
-        self._groups.put(None)
-        self._thread.join()
-        self.writer.close()
-
-    def _schedule(self) -> None:
-        self._scheduled = True
-        self._loop.call_soon(self._turn_over)
-
-    def _turn_over(self) -> None:
-        self._scheduled = False
-        if self._unsynced:
-            self._acknowledge_unwritten()
-        elif not self._committing:
-            self._dispatch()
-
-    def _dispatch(self) -> None:
-        group = self._collecting
-        if group.entries:
-            self._collecting = Group()
-            self._committing += 1
-            self._groups.put(group)
-
-    def _done(self, group: Group, error: OSError | None) -> None:
-        self._committing -= 1
-        self.pending_bytes -= group.size
-        if not self._unsynced:
-            if self._collecting.entries and not self._committing and not self._scheduled:
-                # At the end of the next turn: what has arrived by now, but was not read yet, joins it.
-                self._schedule()
-        elif self._collecting.size >= UNSYNCED_BUFFER_BYTES:
-            self._acknowledge_unwritten()
-        self._on_committed(group.waiters, error)
-        if error is not None and self._unsynced:
-            log.error("%d records were lost: %s (the log is disabled, they were answered before)", group.records, error)
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
-
-    def _run(self) -> None:
-        loop = self._loop
-        next_tick = time.monotonic() + TICK_SECONDS
-        try:
-            while True:
-                try:
-                    group = self._groups.get(timeout=max(0.0, next_tick - time.monotonic()))
-                except queue.Empty:
-                    pass
-                else:
-                    if group is None:
-                        return
-                    failure = None
-                    try:
-                        self.writer.commit(group)
-                    except OSError as error:
-                        failure = error
-                    loop.call_soon_threadsafe(self._done, group, failure)
-                if time.monotonic() >= next_tick:
-                    self.writer.tick()
-                    next_tick = time.monotonic() + TICK_SECONDS
-        except BaseException as error:
-            loop.call_soon_threadsafe(self._on_crash, error)
-
-    # With the log disabled (`sync_mode` off): answered from memory, written when the buffer is full or old.
-
-    def _acknowledge_unwritten(self) -> None:
-        group = self._collecting
-        waiters, group.waiters = group.waiters, []
-        if group.size >= UNSYNCED_BUFFER_BYTES:
-            self._write_buffered()
-        elif self._flush_timer is None:
-            self._flush_timer = self._loop.call_later(
-                self.writer.options.flush_max_age_seconds / 2, self._write_buffered
-            )
-        self._on_committed(waiters, None)
-
-    def _write_buffered(self) -> None:
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
-        if not self._committing:
-            self._dispatch()
-        else:
-            self._flush_timer = self._loop.call_later(TICK_SECONDS, self._write_buffered)
+    def _note_error(self, error: OSError) -> None:
+        """Log what goes wrong once, however often it is tried."""
+        if self.stats.last_error != str(error):
+            self.stats.last_error = str(error)
+            log.error("the WAL of slot %d cannot be written: %s; trying again with each write", self._slot, error)

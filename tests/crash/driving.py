@@ -24,9 +24,10 @@ from arcpipe.upload import uploader as uploader_module
 from arcpipe.upload.batch import Manifest
 from arcpipe.wal.directory import Node, WALDirectory
 from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
-from arcpipe.wal.pool import Pipeline
+from arcpipe.wal.group_commit import group_commit
+from arcpipe.wal.pipeline import Pipeline
 from arcpipe.wal.segment import Segment
-from arcpipe.wal.writer import GroupCommit, WALOptions, WALWriter
+from arcpipe.wal.writer import WALOptions, WALWriter
 from tests.crash.entries import make_body
 
 _PATIENCE_SECONDS = 60.0  # nothing here waits for long, unless it hangs
@@ -137,11 +138,21 @@ class SteppedPipeline(Pipeline):
 
         super().__init__(in_turn(make, False), in_turn(seal, True))
 
-    def _next(self) -> Segment | BaseException:
+    def _take_ready(self) -> Segment | BaseException:
         while self._ready.empty() and self.turn.jobs:
             self.turn.step()
+        return super()._take_ready()
+
+    def _next(self) -> Segment | BaseException:
+        segment = self._take_ready()
+        self.turn.jobs += 1  # only now: there is no other before it is asked for
+        self._jobs.put("make")
+        return segment
+
+    def make_instead(self, make: Callable[[], Segment]) -> Segment:
+        segment = super().make_instead(make)
         self.turn.jobs += 1
-        return super()._next()
+        return segment
 
     def complete(self, segment: Segment) -> None:
         self.turn.jobs += 1
@@ -213,44 +224,45 @@ class Worker:
         last_timestamp: int,
         on_answer: Callable[[list[int], bytes | None], None],
     ) -> None:
-        """Raises OSError: the first segment could not be made."""
-        self.writer = WALWriter(directory, slot, options, node=node, last_timestamp=last_timestamp)
+        """Raises OSError: the directory cannot be read."""
+        self.writer = WALWriter(directory, slot, options, node=node, last_timestamp=last_timestamp, wait_for_disk=True)
         self._loop = TurnedLoop()
         self._prefix = envelope_prefix(KIND_COLUMNAR, "db")
         self._on_answer = on_answer
-        self._is_buffered = options.sync_mode == "off"
-        self._commit = GroupCommit(self.writer, self._loop, self._committed, self._crashed)  # type: ignore[arg-type]
-        self.pending: list[int] = []  # acknowledged, not known to be on the disk: the `async` mode
+        self._unsynced: list[int] = []  # acknowledged, and not on the disk as far as we know: the `async` mode
+        loop: Any = self._loop
+        self._commit: Any = group_commit(self.writer, loop, self._committed, self._crashed)
 
     def send(self, entries: list[tuple[int, int]]) -> None:
         """Numbers and sizes of entries that arrive together; returns when they are answered."""
-        extra = len(self._prefix.data)
         for number, size in entries:
-            body = make_body(number, max(size, 90), extra)
-            self._commit.append(self._prefix, body, 1, number)
+            self._commit.append(self._prefix, make_body(number, size), 1, number)
         self._loop.run(self._is_committing)
 
     def flush(self) -> None:
         """What waits in memory for its age is old enough now."""
         self._loop.fire_timers()
-        self._loop.run(lambda: self._commit.pending_bytes > 0 and self._is_buffered)
+        self._loop.run(self._is_committing)
 
     def tick(self) -> None:
         self.writer.tick()
 
     def sync(self) -> None:
-        """The background sync of the `async` mode. Raises OSError."""
-        background = self.writer._background
-        assert background is not None
-        background.leave()
+        """The background sync of the `async` mode is due."""
+        if self.writer._background is not None:
+            self.writer._background.sync_now()
 
-    @property
-    def rotations(self) -> int:
-        return self.writer.stats.rotations
+    def take_synced(self) -> list[int]:
+        """What was acknowledged in the `async` mode and is no longer kept in memory for the next sync."""
+        background = self.writer._background
+        kept = sum(group.entries for group in background.retained) if background is not None else 0
+        count = len(self._unsynced) - kept
+        synced, self._unsynced = self._unsynced[:count], self._unsynced[count:]
+        return synced
 
     @property
     def offset(self) -> int:
-        return self.writer.segment.offset
+        return self.writer.current.offset if self.writer.current is not None else 0
 
     @property
     def turn(self) -> Turn:
@@ -259,25 +271,32 @@ class Worker:
         return pipeline.turn
 
     def close(self) -> None:
-        self.flush()
+        for _ in range(4):  # as `drain`
+            self.flush()
         self._commit.close()
 
-    def kill(self) -> None:
-        """Ends it as SIGKILL ends its process: nothing more is done, nothing is closed."""
+    def kill(self) -> list[int]:
+        """Ends it as SIGKILL ends its process: nothing more is done, nothing is closed. What only it had in memory."""
         pipeline = self.writer._pipeline
         assert isinstance(pipeline, SteppedPipeline)
         pipeline.kill()
-        self._commit._groups.put(None)
-        if self.writer._background is not None:
-            self.writer._background._stop.set()
-            self.writer._background._wake.set()
+        self._commit._thread._groups.put(None)
+        background = self.writer._background
+        if background is not None:
+            background._stopped = True
+            background._hurry.set()
+            background._wake.set()
+        return self._unsynced
 
     def _is_committing(self) -> bool:
-        return self._commit.pending_bytes > 0 and not self._is_buffered
+        return bool(self._commit._committing)
 
     def _committed(self, waiters: list[int], error: OSError | None) -> None:
-        if waiters:
-            self._on_answer(waiters, None if error is None else write_failure(error))
+        if not waiters:
+            return
+        if error is None and self.writer._background is not None:
+            self._unsynced += waiters
+        self._on_answer(waiters, None if error is None else write_failure(error))
 
     def _crashed(self, error: BaseException) -> None:
         raise AssertionError("the commit thread ended") from error

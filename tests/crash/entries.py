@@ -16,14 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, FILE_HEADER_SIZE, KIND_COLUMNAR, envelope_prefix
+from arcpipe.wal.group import NO_IDENTITY
 from arcpipe.wal.reader import Entry
 
-PREFIX = envelope_prefix(KIND_COLUMNAR, "db")
+PREFIX = envelope_prefix(KIND_COLUMNAR, "db", identity=NO_IDENTITY)  # as long as that of each entry
 
 
-def make_body(number: int, size: int, prefix_bytes: int = len(PREFIX.data)) -> bytes:
+def make_body(number: int, size: int) -> bytes:
     """A columnar body so that its whole entry takes `size` bytes; what fills it follows from the number."""
-    want = size - ENTRY_HEADER_SIZE - prefix_bytes
+    want = size - ENTRY_HEADER_SIZE - len(PREFIX.data)
     for extra in ({}, {"tags": []}):  # one byte more of a filler may need one more to tell its length
         length = want
         for _ in range(4):

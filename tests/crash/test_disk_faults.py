@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.disk import Buffer
-from arcpipe.wal import pool as pool_module
+from arcpipe.wal import pipeline as pipeline_module
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import SegmentScan
@@ -142,7 +142,7 @@ def test_every_operation_may_fail(
     fast: Path, monkeypatch: pytest.MonkeyPatch, mode: SyncMode, lasting: int, error: int, when: str
 ) -> None:
     """Each once, and each with the four that follow: before it did anything, or though it was done."""
-    monkeypatch.setattr(pool_module, "_RETRY_SECONDS", 0.005)
+    monkeypatch.setattr(pipeline_module, "_RETRY_SECONDS", 0.005)
     options = WALOptions(**{**_as_dict(OPTIONS), "sync_mode": mode})
     count = operations_of_a_good_run(fast / "good", options)
     refusals = 0

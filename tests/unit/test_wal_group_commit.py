@@ -14,11 +14,13 @@ import msgpack
 import pytest
 import uvloop
 
+from arcpipe.wal import group_commit as group_commit_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.format import envelope_prefix
+from arcpipe.wal.group_commit import Commit, group_commit
 from arcpipe.wal.reader import SegmentScan
-from arcpipe.wal.writer import GroupCommit, SyncMode, WALOptions, WALWriter
+from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
 from tests.harness import wait_until
 from tests.wal_doubles import HeldDisk
 
@@ -49,10 +51,10 @@ class Bench:
         self.writer = WALWriter(self.directory, 1, options)
         self.answers: list[Answer] = []
         self.crashes: list[BaseException] = []
-        self.commit: GroupCommit
+        self.commit: Commit
 
     def open(self) -> None:
-        self.commit = GroupCommit(self.writer, asyncio.get_running_loop(), self._committed, self.crashes.append)
+        self.commit = group_commit(self.writer, asyncio.get_running_loop(), self._committed, self.crashes.append)
 
     def _committed(self, waiters: list[Any], error: OSError | None) -> None:
         self.answers.append((list(waiters), error.errno if error is not None else None))
@@ -156,7 +158,7 @@ def test_what_arrives_until_the_turn_after_a_commit_joins_the_next_group(run: Ru
 
 
 def test_large_groups_go_out_and_are_answered_one_after_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "GROUP_BYTES", 3000)
+    monkeypatch.setattr(group_commit_module, "GROUP_BYTES", 3000)
 
     async def test(bench: Bench) -> None:
         bench.disk.hold()
@@ -173,7 +175,7 @@ def test_large_groups_go_out_and_are_answered_one_after_the_other(run: Run, monk
 
 
 def test_a_large_group_that_fails_takes_no_other_along(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "GROUP_BYTES", 3000)
+    monkeypatch.setattr(group_commit_module, "GROUP_BYTES", 3000)
 
     async def test(bench: Bench) -> None:
         await bench.until(lambda: not bench.writer._pipeline._ready.empty())  # only commits sync from here on
@@ -384,7 +386,7 @@ def test_disabled_answers_from_memory_and_writes_when_old(run: Run) -> None:
 def test_disabled_writes_what_became_full_during_a_write_right_behind_it(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arcpipe.wal.writer.TICK_SECONDS", 3600.0)  # no timer does it
+    monkeypatch.setattr("arcpipe.wal.group_commit.TICK_SECONDS", 3600.0)  # no timer does it
 
     async def test(bench: Bench) -> None:
         for number in range(30):

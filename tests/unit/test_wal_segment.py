@@ -14,15 +14,15 @@ import pytest
 
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
-from arcpipe.wal.format import envelope_prefix as prefix_of
-from arcpipe.wal.format import pack_entry
-from arcpipe.wal.pool import FreePool, Pipeline
+from arcpipe.wal.format import envelope_prefix, identity_of, is_identity_of, pack_entry
+from arcpipe.wal.group import Group
+from arcpipe.wal.pipeline import Pipeline
+from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import SegmentScan
-from arcpipe.wal.segment import Segment
+from arcpipe.wal.segment import Segment, State
 from tests.harness import wait_until
 from tests.wal_doubles import Clock, FaultyDisk
 
-PREFIX = prefix_of(1, "db")
 MEGABYTE = 1 << 20
 
 
@@ -39,7 +39,7 @@ def make(directory: WALDirectory, seq: int = 1, pool: FreePool | None = None, ab
 
 def add(segment: Segment, payload: bytes = b"\xc4\x04body", acknowledge: bool = True) -> None:
     stamp = segment.last_timestamp + 1
-    packed = pack_entry(PREFIX, payload, stamp)
+    packed = pack_entry(envelope_prefix(1, "db", identity=segment.identity), payload, stamp)
     segment.write([packed], len(packed), 1, 3, stamp)
     if acknowledge:
         segment.acknowledge()
@@ -201,18 +201,23 @@ def test_a_mostly_empty_segment_is_cut_to_its_length_and_a_full_one_is_not(direc
         file.unlink()
 
 
-def test_an_end_that_finds_no_room_is_left_out(directory: WALDirectory, disk: FaultyDisk) -> None:
+@pytest.mark.parametrize("operation", ["write", "truncate"])
+def test_a_segment_keeps_its_name_until_its_end_entry_is_there(
+    directory: WALDirectory, disk: FaultyDisk, operation: str
+) -> None:
     segment = make(directory)
     add(segment)
-    with disk.failing("write", error=errno.ENOSPC):
+    with disk.failing(operation, error=errno.ENOSPC), pytest.raises(OSError, match="No space"):
         segment.seal(MEGABYTE)
+    assert directory.segments(SEALED) == []
+    assert segment.state is State.OPEN
+    segment.seal(MEGABYTE)
     scan = SegmentScan(sealed(directory))
     assert len(list(scan)) == 1
-    assert scan.report.end is None
-    assert scan.report.end_offset == scan.report.size
+    assert scan.report.end is not None
 
 
-@pytest.mark.parametrize("operation", ["fdatasync", "rename", "sync_directory"])
+@pytest.mark.parametrize("operation", ["write", "truncate", "fdatasync", "rename", "sync_directory"])
 def test_sealing_may_be_tried_again(directory: WALDirectory, disk: FaultyDisk, operation: str) -> None:
     segment = make(directory)
     add(segment)
@@ -277,9 +282,96 @@ def test_cutting_back_may_be_tried_again(directory: WALDirectory, disk: FaultyDi
     with disk.failing(operation), pytest.raises(OSError, match="Input/output"):
         segment.cut_back()
     segment.cut_back()
+    assert segment.state is State.CUT
     assert segment.entries == 0
     segment.discard()
     assert everything(directory) == []
+
+
+@pytest.mark.parametrize("what", ["removed", "moved"])
+def test_a_file_that_was_removed_or_moved_is_cut_back_too(directory: WALDirectory, tmp_path: Path, what: str) -> None:
+    """A removal that was not durable, or a replay of the moved file, would bring back what was refused."""
+    segment = make(directory)
+    add(segment)
+    length = segment.offset
+    add(segment, acknowledge=False)
+    other_name = tmp_path / "elsewhere"
+    os.link(segment.path, other_name)
+    os.unlink(segment.path)
+    if what == "removed":
+        other_name.unlink()
+    segment.cut_back()
+    assert os.fstat(segment._fd).st_size == length
+    segment.close()
+
+
+def test_a_segment_can_be_cut_back_to_an_earlier_acknowledgement(directory: WALDirectory) -> None:
+    segment = make(directory)
+    add(segment)
+    synced = segment.acknowledged
+    add(segment)
+    segment.cut_back(synced)
+    segment.seal(MEGABYTE)
+    scan = SegmentScan(sealed(directory))
+    assert len(list(scan)) == 1
+    assert scan.report.end is not None
+    assert scan.report.end.entries == 1
+
+
+# Identity
+
+
+def test_start_entries_and_end_name_the_segment(directory: WALDirectory) -> None:
+    segment = make(directory, seq=7)
+    assert is_identity_of(segment.identity, 1, 7)
+    add(segment)
+    segment.seal(MEGABYTE)
+    scan = SegmentScan(sealed(directory))
+    assert [identity_of(entry.payload) for entry in scan] == [segment.identity]
+    assert scan.report.start is not None
+    assert scan.report.start.identity == segment.identity
+    assert scan.report.start.replaces is None
+    assert scan.report.end is not None
+    assert scan.report.end.identity == segment.identity
+
+
+def test_no_two_segments_of_the_same_number_are_the_same(directory: WALDirectory) -> None:
+    identities = set()
+    for _ in range(5):
+        segment = make(directory)
+        identities.add(segment.identity)
+        segment.discard()
+    assert len(identities) == 5
+
+
+def test_retained_groups_are_in_a_segment_before_it_has_its_name(directory: WALDirectory, disk: FaultyDisk) -> None:
+    former = make(directory)
+    groups = []
+    for number in range(3):
+        group = Group(former.identity)
+        for size in (10, 5000):
+            stamp = former.created + 10 * number + size
+            group.add(envelope_prefix(1, "db"), b"\xc5" + size.to_bytes(2, "big") + bytes(size), 1, stamp)
+        groups.append(group)
+    disk.calls.clear()
+    segment = Segment.make(directory, None, 1, 2, "node", above_us=former.created, retained=groups, replaces=(1, 77))
+    operations = [operation for operation, _ in disk.calls]
+    assert operations.index("write") < operations.index("fdatasync") < operations.index("rename")
+    assert operations.count("write") == 1
+    add(segment)
+    segment.seal(MEGABYTE)
+    scan = SegmentScan(sealed(directory))
+    entries = list(scan)
+    assert [len(entry.payload) > 5000 for entry in entries] == [False, True] * 3 + [False]
+    assert {identity_of(entry.payload) for entry in entries} == {segment.identity}
+    stamps = [entry.timestamp for entry in entries]
+    assert stamps == sorted(set(stamps))
+    assert stamps[0] > segment.created
+    assert scan.report.start is not None
+    assert scan.report.start.replaces == (1, 77)
+    assert scan.report.end is not None
+    assert (scan.report.end.entries, scan.report.end.records) == (7, 9)
+    former.discard()
 
 
 def test_discarding_removes_no_file_that_is_not_its_own(directory: WALDirectory) -> None:
@@ -364,6 +456,40 @@ def test_clearing_one_slots_leftovers_spares_the_others(directory: WALDirectory)
     assert os.listdir(directory.free) == []
 
 
+def test_a_file_that_one_large_entry_made_grow_is_cut_when_it_is_put_or_taken(directory: WALDirectory) -> None:
+    large = Path(directory.path, "worker-1-20251008_143000-000001.wal.sealed")
+    large.write_bytes(bytes(9000))
+    pool = FreePool(directory, 3, max_size_bytes=4096)
+    assert pool.put(str(large), 5)
+    [name] = os.listdir(directory.free)
+    assert os.path.getsize(os.path.join(directory.free, name)) == 4096
+    Path(directory.free, name).write_bytes(bytes(9000))
+    taken = pool.take(1, 2**62)
+    assert taken is not None
+    assert os.path.getsize(taken) == 4096
+
+
+def test_what_is_not_the_pool_s_stops_nothing_and_stays(directory: WALDirectory) -> None:
+    """`free/` may be the root of a file system of its own, and anybody may put a file there."""
+    ours = f"{7:020d}-x.wal"
+    strangers = ["lost+found", f"{3:020d}-folder.wal", "claimed-1-folder", "notes.txt", f"{4:020d}-link.wal"]
+    for folder in strangers[:3]:
+        Path(directory.free, folder).mkdir()
+    Path(directory.free, "notes.txt").write_bytes(b"")
+    Path(directory.free, strangers[4]).symlink_to("notes.txt")
+    pool = FreePool(directory, 1)
+    assert put(directory, pool, 1, 7), "what is not the pool's takes no place in it"
+    taken = pool.take(1, 2**62)
+    assert taken is not None
+    assert f"{7:020d}-worker" in taken
+    Path(directory.free, ours).write_bytes(b"")
+    pool.give_back()
+    assert ours not in os.listdir(directory.free)
+    pool.clear(1)
+    pool.clear()
+    assert sorted(os.listdir(directory.free)) == sorted(strangers)
+
+
 # The pipeline
 
 
@@ -429,7 +555,7 @@ def test_a_failure_of_long_ago_is_not_reported_as_one_of_now(directory: WALDirec
 def test_sealing_is_tried_until_it_succeeds_and_logged_once(
     directory: WALDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("arcpipe.wal.pool._RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("arcpipe.wal.pipeline._RETRY_SECONDS", 0.01)
     maker = Maker(directory)
     tries = 0
     seal = maker.seal
@@ -487,3 +613,25 @@ def test_closing_without_the_directory_is_no_error(directory: WALDirectory) -> N
     shutil.rmtree(directory.path)
     pipeline.complete(segment)
     pipeline.close()
+
+
+def test_a_segment_that_is_made_instead_sorts_after_the_ones_before_and_before_the_next(
+    directory: WALDirectory,
+) -> None:
+    maker = Maker(directory)
+    pipeline = Pipeline(maker.make, maker.seal)
+    first = pipeline.take()
+    wait_until(lambda: not pipeline._ready.empty(), "the next one is ready")
+    with pytest.raises(OSError, match="no space"):
+        pipeline.make_instead(_fail)
+    made = pipeline.make_instead(lambda: Segment.make(directory, None, 1, 100, "node"))
+    following = pipeline.take()
+    assert [first.name.seq, made.name.seq, following.name.seq] == [1, 100, 3]
+    for segment in (first, made, following):
+        segment.discard()
+    pipeline.close()
+    assert everything(directory) == [], "the one that was ready is gone"
+
+
+def _fail() -> Segment:
+    raise OSError(errno.ENOSPC, "no space")

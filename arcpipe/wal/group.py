@@ -1,0 +1,117 @@
+"""Entries that go to disk together, and the figures that a writer keeps of them. Knows nothing of files or threads."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from arcpipe.counters import GROUP_BOUNDS, LATENCY_BOUNDS_US, Histogram
+from arcpipe.disk import Buffer
+from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, IDENTITY_BYTES, Prefix, crc32, identity_offset
+
+# A body up to this size is joined with its header: one small copy is cheaper than one more vector of the write.
+SMALL_BODY_BYTES: Final = 2048
+# Stands where the identity of a segment will stand, in a group that was begun while there was no segment.
+NO_IDENTITY: Final = bytes(IDENTITY_BYTES)
+
+
+class Group:
+    """Entries of one segment: their buffers in order, and who waits for them.
+
+    A group names the segment that was current when it began. `fit` moves it to another one. One thread at a time uses
+    a group; `add` also uses the prefix, so all of its calls come from the thread that the prefixes belong to.
+    """
+
+    __slots__ = ("buffers", "entries", "first_timestamp", "identity", "last_timestamp", "records", "size", "waiters")
+
+    def __init__(self, identity: bytes = NO_IDENTITY) -> None:
+        self.identity = identity
+        self.buffers: list[Buffer] = []
+        self.waiters: list[Any] = []
+        self.size = 0
+        self.entries = 0
+        self.records = 0
+        self.first_timestamp = 0
+        self.last_timestamp = 0
+
+    def add(self, prefix: Prefix, body: bytes | memoryview, records: int, timestamp: int) -> None:
+        """Add one entry. The timestamp is above all those that the group holds."""
+        if prefix.identity is not self.identity:
+            prefix.bind(self.identity)
+        data = prefix.data
+        length = len(data) + len(body)
+        head = ENTRY_HEADER.pack(length, timestamp, crc32(body, prefix.crc)) + data
+        if len(body) <= SMALL_BODY_BYTES:
+            self.buffers.append(head + body)
+        else:
+            self.buffers.append(head)
+            self.buffers.append(body)
+        if not self.entries:
+            self.first_timestamp = timestamp
+        self.last_timestamp = timestamp
+        self.size += ENTRY_HEADER_SIZE + length
+        self.entries += 1
+        self.records += records
+
+    def fit(self, identity: bytes, above: int) -> None:
+        """Make every entry one of the segment of this identity, with a timestamp above that (µs).
+
+        Only heads are written anew: large bodies stay where they are. Timestamps that lie above already are kept.
+        Needed only when a rotation came between the entries and their commit, or the clock stepped back.
+        """
+        restamp = self.first_timestamp <= above
+        if identity == self.identity and not restamp:
+            return
+        buffers = self.buffers
+        timestamp, index = above, 0
+        while index < len(buffers):
+            head = bytearray(buffers[index])
+            length, stamped, crc = ENTRY_HEADER.unpack_from(head)
+            timestamp = timestamp + 1 if restamp else stamped
+            is_whole = len(head) == ENTRY_HEADER_SIZE + length
+            if identity != self.identity:
+                payload = memoryview(head)[ENTRY_HEADER_SIZE:]
+                at = identity_offset(payload)
+                assert at >= 0, f"BUG: an entry of a group names no segment: {bytes(payload[:64])!r}"
+                payload[at : at + IDENTITY_BYTES] = identity
+                crc = crc32(payload)
+                if not is_whole:
+                    crc = crc32(buffers[index + 1], crc)
+            ENTRY_HEADER.pack_into(head, 0, length, timestamp, crc)
+            buffers[index] = head
+            index += 1 if is_whole else 2
+        self.identity = identity
+        if restamp:
+            self.first_timestamp, self.last_timestamp = above + 1, timestamp
+
+
+class WALStats:
+    """Figures of a writer since it was made; each field has one writing thread."""
+
+    __slots__ = (
+        "bytes",
+        "commits",
+        "entries",
+        "failures",
+        "group_entries",
+        "last_error",
+        "last_failure_us",
+        "lost_records",
+        "records",
+        "rotations",
+        "sync_us",
+        "syncs",
+    )
+
+    def __init__(self) -> None:
+        self.entries = 0
+        self.records = 0
+        self.bytes = 0
+        self.commits = 0
+        self.syncs = 0
+        self.sync_us = Histogram(LATENCY_BOUNDS_US)
+        self.group_entries = Histogram(GROUP_BOUNDS)
+        self.rotations = 0
+        self.failures = 0  # commits that were refused, and background syncs
+        self.last_failure_us = 0  # µs since the epoch
+        self.last_error = ""
+        self.lost_records = 0  # with the WAL disabled: answered, and never written
