@@ -98,18 +98,19 @@ def come_up(
     expected: Expectation,
     faults: Iterable[Fault] = (),
     bad: dict[str, set[int]] | None = None,
-    seed: int = 0,
+    is_torn: bool = False,
 ) -> Outcome:
     """Starts on a disk, ships until nothing is left or nothing moves any more.
 
     Args:
         faults: of the disk, from the start on.
         bad: unreadable sectors, by path.
+        is_torn: some content is not as any program wrote it.
     """
-    disk = RecordingDisk(image, seed)
+    disk = RecordingDisk(image)
     disk.faults = list(faults)
     disk.bad = dict(bad or {})
-    is_healthy = not disk.faults and not disk.bad
+    is_healthy = not disk.faults and not disk.bad and not is_torn
     with mounted(disk), mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor):
         directory = WALDirectory(os.path.join(disk.base, FOLDER))
         if expected.starts_synced and is_healthy:
@@ -170,6 +171,24 @@ def compare(outcome: Outcome, expected: Expectation, excused: frozenset[int] = f
     assert len(outcome.moods) < 2, f"a column changed its type: {sorted(outcome.moods)}"
 
 
+def kept(disk: RecordingDisk) -> set[int]:
+    """The entries in files that are still there, wherever they were put."""
+    return {
+        entry.number
+        for path, content in disk.image().items()
+        if content is not None and ".wal" in path and "/free/" not in path
+        for entry in entries_in(content)
+        if entry.number
+    }
+
+
+def is_untouched(disk: RecordingDisk, path: str) -> bool:
+    """Whether a file that was there at the start still is, by whatever name, with every byte."""
+    number = disk.initial_files[path]
+    before = disk.initial[path]
+    return any(file is not None and file.number == number and file.content == before for file in disk.entries.values())
+
+
 def _start(directory: WALDirectory, reported: list[str], disk: RecordingDisk) -> Node:
     """Start-up, again and again as long as it fails or leaves a file for the next try."""
     node = Node("none", 1)
@@ -204,7 +223,8 @@ def _ship(directory: WALDirectory, store: MemoryStore, node: Node) -> list[str]:
             break
         else:
             idle += 1
-    return [f"{shipping.damaged} damages shipped around"] if shipping.damaged else []
+    reported = [f"{shipping.damaged} damages shipped around"] if shipping.damaged else []
+    return reported if shipping.has_nothing_to_do else [*reported, "the uploader fails again and again"]
 
 
 def _is_to_be_shipped(image: Image) -> bool:

@@ -370,7 +370,7 @@ def _change(names: dict[str, int | None], operation: NameOperation) -> None:
 
 
 def states_after_power_cuts(
-    disk: RecordingDisk, rng: random.Random, limit: int, behind: int = 0, stale: bool = False
+    disk: RecordingDisk, rng: random.Random, limit: int, behind: int = 0, until: float = math.inf, stale: bool = False
 ) -> Iterator[State]:
     """Different states that a power cut during the recording may leave, in the order of the recording; about `limit`.
 
@@ -378,18 +378,18 @@ def states_after_power_cuts(
     leave the same image count as two states only if a note lies between them.
 
     Args:
-        behind: only cuts behind this many operations.
+        behind, until: only cuts behind more operations than the former, and not more than the latter.
         stale: where a file grew, what is not synced may also show what stood there before: a removed file's content.
     """
     counts = []
     model = Model(disk)
     for position, operation in enumerate(disk.log):
         model.apply(operation)
-        counts.append(0 if isinstance(operation, Note) or position < behind else model.count_states())
+        counts.append(0 if isinstance(operation, Note) or not behind <= position < until else model.count_states())
     left = sum(counts)
     seen: set[int] = set()
     for model, position, after in moments(disk):
-        if position < behind:
+        if not behind <= position < until:
             continue
         if any(isinstance(operation, Note) for operation in disk.log[position:after]):
             seen.clear()
