@@ -47,6 +47,15 @@ class Disk:
         """Fills the buffer, or a part of it, from `offset` on. Returns the bytes read; 0 only at the end."""
         return os.preadv(fd, [buffer], offset)
 
+    def status(self, fd: int) -> os.stat_result:
+        """Size and times of an open file."""
+        return os.fstat(fd)
+
+    def read_nothing_ahead(self, fd: int) -> None:
+        """Reads of this file bring in what they ask for and no more. Only an advice: it changes and fails nothing."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
     def close(self, fd: int) -> None:
         """Closes; an error that close reports concerns data that was synced or given up before."""
         try:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from arcpipe.errors import NotAWAL
 from arcpipe.wal import WALReader
-from arcpipe.wal import reader as reader_module
+from arcpipe.wal import source as source_module
 from arcpipe.wal.reader import Entry, ScanReport, SegmentScan, count_records
 from tests.wal_files import DAY, HEADER, NAME, columnar, end, entry, envelope, segment, start, written_over
 
@@ -102,7 +102,7 @@ def test_a_file_that_does_not_begin_as_a_log_is_none(file: Path, content: bytes,
 
 
 def test_entries_larger_than_a_window_are_read_whole(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "WINDOW_BYTES", 1024)
+    monkeypatch.setattr(source_module, "WINDOW_BYTES", 1024)
     payloads = [columnar(number, number * 700) for number in range(12)]
     file.write_bytes(segment(payloads, closed=True)[0])
     entries, report = scan(file)
@@ -380,7 +380,7 @@ def test_blocks_that_cannot_be_read_are_damage(file: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("gently", [False, True])
 def test_a_file_that_is_cut_off_meanwhile_ends_there(file: Path, monkeypatch: pytest.MonkeyPatch, gently: bool) -> None:
-    monkeypatch.setattr(reader_module, "WINDOW_BYTES", 2048)
+    monkeypatch.setattr(source_module, "WINDOW_BYTES", 2048)
     content, offsets = segment([columnar(number, 500) for number in range(30)])
     file.write_bytes(content)
     scanning = SegmentScan(file, gently=gently)
@@ -392,8 +392,8 @@ def test_a_file_that_is_cut_off_meanwhile_ends_there(file: Path, monkeypatch: py
 
 @pytest.mark.parametrize("piece_bytes", [1, 1000, 4096])
 def test_a_gentle_read_finds_the_same(file: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
-    monkeypatch.setattr(reader_module, "WINDOW_BYTES", 3000)
-    monkeypatch.setattr(reader_module, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(source_module, "WINDOW_BYTES", 3000)
+    monkeypatch.setattr(source_module, "_PIECE_BYTES", piece_bytes)
     content, offsets = segment([columnar(number, 37 * number) for number in range(100)], closed=True)
     damaged = bytearray(content)
     damaged[offsets[50] + 30] ^= 1
@@ -500,7 +500,7 @@ def test_whatever_happens_to_the_bytes_the_rest_is_read(tmp_path: Path, case: Ca
     file.write_bytes(content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader_module, "WINDOW_BYTES", window)
+        patch.setattr(source_module, "WINDOW_BYTES", window)
         if content[:7] != HEADER:
             with pytest.raises(NotAWAL):
                 SegmentScan(file)
