@@ -177,8 +177,12 @@ class Uploader:
         DEAD_LETTERS,
         DAMAGED,
         LAST_UPLOAD_US,
+        LOST_SEGMENTS,  # that vanished, or lost entries, after a batch had taken them in
+        UNREADABLE_SEGMENTS,  # gauge: set aside now, until they can be read
+        DAMAGED_MANIFESTS,  # gauge: kept aside now, with their segments, until an operator decides
+        STOPPED,  # gauge: 1 while a file of an unknown version stops all uploads
         RETRIES,
-    ) = range(16)
+    ) = range(20)
     UPLOAD_US: Final = RETRIES + len(RETRY_KINDS)  # a histogram
     SIZE: Final = UPLOAD_US + len(UPLOAD_BOUNDS_US) + 2
 

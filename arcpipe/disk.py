@@ -56,6 +56,17 @@ class Disk:
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
+    def names(self, path: str) -> list[str]:
+        """The names in a directory, in no order."""
+        return os.listdir(path)
+
+    def size(self, path: str) -> int | None:
+        """A file's bytes; None if there is no such file."""
+        try:
+            return os.stat(path).st_size
+        except FileNotFoundError:
+            return None
+
     def close(self, fd: int) -> None:
         """Closes; an error that close reports concerns data that was synced or given up before."""
         try:

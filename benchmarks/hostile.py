@@ -249,7 +249,7 @@ def measure(case: str, directory: Path, endpoint: str, seconds: float) -> dict[s
     _, status, usage = os.wait4(child.pid, 0)
     watchdog.cancel()
     child.returncode = os.waitstatus_to_exitcode(status)
-    shipped = not child.returncode and not [*wal.glob("*.sealed"), *(wal / "batches").iterdir()]
+    shipped = not child.returncode and not [*wal.glob("*.sealed"), *(wal / "batches").glob("*.j*")]
     return {
         "MB": round(int(written.stdout) / 1e6, 1),
         "peak RSS MB": round(usage.ru_maxrss / 1024),

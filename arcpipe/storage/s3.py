@@ -183,6 +183,25 @@ class S3Store:
             # AWS answers 204 whether it was there or not; some servers say that it was not.
             await self._call(client, "delete", "delete_object", {"Key": name}, tolerate="NoSuchKey")
 
+    async def exists(self, key: str) -> bool:
+        require_key(key)
+        name = self._prefix + key
+        async with self._connected("look for", name) as client:
+            return bool(await self._call(client, "look for", "head_object", {"Key": name}, tolerate="404"))
+
+    async def abort_uploads(self, key: str) -> int:
+        require_key(key)
+        name = self._prefix + key
+        markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        count = 0
+        async with self._connected("list", name) as client:
+            async for page in self._pages(client, "list_multipart_uploads", name, markers):
+                for upload in page.get("Uploads", []):
+                    if upload["Key"] == name:
+                        await self._abort_upload(client, name, upload["UploadId"])
+                        count += 1
+        return count
+
     async def list_keys(self, prefix: str) -> list[str]:
         require_key(prefix + "x")
         name = self._prefix + prefix

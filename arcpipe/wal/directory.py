@@ -212,6 +212,8 @@ class WALDirectory:
             try:
                 with open(os.path.join(self.batches, manifest), encoding="utf-8", errors="replace") as file:
                     names += file.read().split('"')
+            except IsADirectoryError:  # lost+found, or somebody else's
+                continue
             except FileNotFoundError:
                 # The uploader has finished that batch since, or given the manifest its name: then its segments were
                 # there when the directory was listed.

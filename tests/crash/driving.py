@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
+from unittest import mock
+
+import msgspec
 
 from arcpipe import config
 from arcpipe.counters import Counters
@@ -20,8 +23,8 @@ from arcpipe.errors import StorageError
 from arcpipe.ingest.write import write_failure
 from arcpipe.storage import Blob
 from arcpipe.storage.base import require_key
-from arcpipe.upload import uploader as uploader_module
-from arcpipe.upload.batch import Manifest
+from arcpipe.upload.retry import Retry
+from arcpipe.upload.uploader import BatchUploader
 from arcpipe.wal.directory import Node, WALDirectory
 from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
 from arcpipe.wal.group_commit import group_commit
@@ -344,6 +347,13 @@ class MemoryStore:
         self.on_delete(key)
         self._fails(after=True, now=fails)
 
+    async def exists(self, key: str) -> bool:
+        self._fails(after=True, now=self._fails(after=False))
+        return key in self.objects
+
+    async def abort_uploads(self, key: str) -> int:
+        return 0
+
     async def list_keys(self, prefix: str) -> list[str]:
         self._fails(after=True, now=self._fails(after=False))
         return sorted(key for key in self.objects if key.startswith(prefix))
@@ -417,19 +427,10 @@ SETTINGS = config.Settings(
 )
 
 
-class _Impatient(uploader_module._Uploader):
-    """The real uploader, which waits for nothing and gives up after some tries."""
-
-    patience = 4
-
-    async def _pause(self, seconds: float) -> None:
-        self.patience -= 1
-        if self.patience < 0:
-            raise GaveUp
-
-
 class Shipping:
     """The uploader's process: its work, its death and its successor."""
+
+    patience = 6  # tries of one step until it counts as hung and is killed
 
     def __init__(self, directory: WALDirectory, store: MemoryStore, recycle: bool) -> None:
         self.node = Node("0123456789ab", 1)
@@ -437,19 +438,23 @@ class Shipping:
         self._directory = directory
         self._store = store
         self._settings = SETTINGS if recycle else _without_recycling(SETTINGS)
-        self._uploader: _Impatient | None = None
-        self._unfinished: list[Manifest] = []
+        self._uploader: BatchUploader | None = None
+        self._tries = 0
         self.has_nothing_to_do = False
 
     def work(self) -> bool:
         """A batch, if there is one. False: there was none, or the uploader died of what it met."""
         self.has_nothing_to_do = False
+        self._tries = 0
         try:
             if self._uploader is None:
-                self._start()
-            assert self._uploader is not None
-            self._uploader.patience = _Impatient.patience
-            return _the_loop().run_until_complete(self._work(self._uploader))
+                self._uploader = BatchUploader(
+                    self._settings, self._directory, self.counters, self.node, self._store, self._wait
+                )
+            with mock.patch.object(Retry, "delay", return_value=0.0):
+                worked = _the_loop().run_until_complete(self._uploader.work_once())
+            self.has_nothing_to_do = not worked and not self._uploader._has_more
+            return worked
         except (GaveUp, OSError, StorageError):
             self.die()
             return False
@@ -458,29 +463,23 @@ class Shipping:
         self._uploader = None
 
     @property
-    def damaged(self) -> int:
-        return int(self.counters.uploader[UploaderBlock.DAMAGED])
+    def reported(self) -> list[str]:
+        """What the counters say that is wrong: they are in /metrics and /health."""
+        block = self.counters.uploader
+        words = {
+            "damages shipped around": block[UploaderBlock.DAMAGED],
+            "unreadable segments": block[UploaderBlock.UNREADABLE_SEGMENTS],
+            "damaged manifests": block[UploaderBlock.DAMAGED_MANIFESTS],
+            "lost segments": block[UploaderBlock.LOST_SEGMENTS],
+            "uploaders stopped by a manifest of another version": block[UploaderBlock.STOPPED],
+        }
+        return [f"{count} {what}" for what, count in words.items() if count]
 
-    def _start(self) -> None:
-        uploader = _Impatient(self._settings, self._directory, self.counters, self.node)
-        uploader.store = self._store
-        self._unfinished = uploader._batches.unfinished()
-        self._uploader = uploader
-
-    async def _work(self, uploader: _Impatient) -> bool:
-        if self._unfinished:
-            await uploader._finish(self._unfinished[0], again=True)
-            del self._unfinished[0]
-            return True
-        planned = await uploader.persist("planning a batch", uploader._plan)
-        if planned is None:
-            self.has_nothing_to_do = True
-            return False
-        await uploader._finish(planned, again=False)
-        return True
+    async def _wait(self, seconds: float) -> None:
+        self._tries += 1
+        if self._tries > self.patience:
+            raise GaveUp
 
 
 def _without_recycling(settings: config.Settings) -> config.Settings:
-    import msgspec
-
     return msgspec.structs.replace(settings, wal=msgspec.structs.replace(settings.wal, recycle=False))

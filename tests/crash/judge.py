@@ -7,17 +7,15 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
-from unittest import mock
 
 from arcpipe.errors import ArcpipeError, NotAWAL
-from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal.directory import ACTIVE, SEALED, Node, WALDirectory, parse_filename
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import RecoverySummary, recover_at_start
-from tests.crash.driving import InlineExecutor, MemoryStore, Shipping
+from tests.crash.driving import MemoryStore, Shipping
 from tests.crash.entries import Shipped, entries_in, number_of, shipped_in
 from tests.crash.recording import FailedSync, Fault, Image, Note, RecordingDisk
-from tests.crash.scenario import FOLDER, Plan
+from tests.crash.scenario import FOLDER, Plan, hurried
 from tests.crash.system_calls import mounted
 
 # A start-up or a shipment that fails is tried again this many times; faults that heal do so earlier.
@@ -111,7 +109,7 @@ def come_up(
     disk.faults = list(faults)
     disk.bad = dict(bad or {})
     is_healthy = not disk.faults and not disk.bad and not is_torn
-    with mounted(disk), mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor):
+    with mounted(disk), hurried():
         directory = WALDirectory(os.path.join(disk.base, FOLDER))
         if expected.starts_synced and is_healthy:
             _check_starts(disk)
@@ -223,19 +221,25 @@ def _ship(directory: WALDirectory, store: MemoryStore, node: Node) -> list[str]:
             break
         else:
             idle += 1
-    reported = [f"{shipping.damaged} damages shipped around"] if shipping.damaged else []
-    return reported if shipping.has_nothing_to_do else [*reported, "the uploader fails again and again"]
+    return (
+        shipping.reported if shipping.has_nothing_to_do else [*shipping.reported, "the uploader has not come to an end"]
+    )
+
+
+def is_batch(path: str) -> bool:
+    """Whether a file belongs to a batch under way."""
+    return "/batches/" in path and path.endswith((".json", ".journal"))
 
 
 def _is_to_be_shipped(image: Image) -> bool:
     size = sum(len(content) for content in image.values() if content is not None)
-    return size % _SHIPPED == 0 or any("/batches/" in path for path in image)
+    return size % _SHIPPED == 0 or any(is_batch(path) for path in image)
 
 
 def _read(directory: WALDirectory, path: str) -> list[int]:
     """The numbers in a completed segment, by arcpipe's reader; none of a file that would go to quarantine."""
     try:
-        return [number_of(entry) for entry in SegmentScan(path)]
+        return [number_of(entry) for entry in SegmentScan(path, disk=directory.disk)]
     except NotAWAL:
         return []
 

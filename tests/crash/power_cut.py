@@ -354,7 +354,10 @@ class Model:
         return {
             path: sectors
             for path, number in self.as_running().items()
-            if number is not None and path in image and (sectors := self.files[number].open_sectors())
+            if number is not None
+            and path in image
+            and ".wal" in path
+            and (sectors := self.files[number].open_sectors())
         }
 
 
@@ -370,7 +373,13 @@ def _change(names: dict[str, int | None], operation: NameOperation) -> None:
 
 
 def states_after_power_cuts(
-    disk: RecordingDisk, rng: random.Random, limit: int, behind: int = 0, until: float = math.inf, stale: bool = False
+    disk: RecordingDisk,
+    rng: random.Random,
+    limit: int,
+    behind: int = 0,
+    until: float = math.inf,
+    stale: bool = False,
+    sectors: bool = False,
 ) -> Iterator[State]:
     """Different states that a power cut during the recording may leave, in the order of the recording; about `limit`.
 
@@ -380,6 +389,7 @@ def states_after_power_cuts(
     Args:
         behind, until: only cuts behind more operations than the former, and not more than the latter.
         stale: where a file grew, what is not synced may also show what stood there before: a removed file's content.
+        sectors: say for each state which sectors were on their way to the disk.
     """
     counts = []
     model = Model(disk)
@@ -402,7 +412,7 @@ def states_after_power_cuts(
                 seen.add(fingerprint)
                 if wanted >= 2 or rng.random() < wanted / 2:
                     limit -= 1
-                    yield State(image, after, open_sectors=model.open_sectors(image))
+                    yield State(image, after, open_sectors=model.open_sectors(image) if sectors else {})
 
 
 def states_after_kills(disk: RecordingDisk, behind: int = 0) -> Iterator[State]:

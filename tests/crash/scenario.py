@@ -19,6 +19,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from arcpipe.upload import batch as batch_module
+from arcpipe.upload import spares as spares_module
 from arcpipe.wal import directory as directory_module
 from arcpipe.wal import format as format_module
 from arcpipe.wal import recovery as recovery_module
@@ -302,11 +303,23 @@ def held(clock: Clock, seed: int) -> Iterator[None]:
         patches.enter_context(mock.patch.multiple(writer_module, time=clock, Pipeline=SteppedPipeline))
         for module in (segment_module, batch_module):
             patches.enter_context(mock.patch.object(module, "time", clock))
-        patches.enter_context(mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor))
+        patches.enter_context(hurried())
         patches.enter_context(mock.patch("arcpipe.wal.pipeline._RETRY_SECONDS", 0.0))
         secrets = mock.Mock(token_bytes=rng.randbytes, token_hex=lambda count: rng.randbytes(count).hex())
-        for module in (directory_module, format_module):
+        for module in (directory_module, format_module, batch_module):
             patches.enter_context(mock.patch.object(module, "secrets", secrets))
+        yield
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Recovery works in this thread and waits for no disk; spare files are as small as the batches of these tests."""
+    spares = {"manifest": ("spare-1", 4096), "journal": ("spare-2", 8192)}
+    with (
+        mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor),
+        mock.patch.object(recovery_module, "_PAUSES_SECONDS", (0.0, 0.0)),
+        mock.patch.dict(spares_module.SPARES, spares),
+    ):
         yield
 
 

@@ -192,7 +192,8 @@ def test_what_can_never_be_read_stays_as_it_is_and_takes_nothing_with_it(plan: P
 def test_a_sector_that_the_power_cut_tore_takes_only_what_is_on_it(plan: Plan, how: str, crash_states: int) -> None:
     disk = Run(plan).record()
     rng = random.Random(plan.seed)
-    for state in states_after_power_cuts(disk, rng, max(20, crash_states // 20 // 8), stale=True):
+    count = max(20, crash_states // 20 // 8)
+    for state in states_after_power_cuts(disk, rng, count, stale=True, sectors=True):
         in_service = sorted(path for path in state.open_sectors if path.endswith((".wal", ".sealed")))
         in_service = [path for path in in_service if "/free/" not in path]
         if not in_service:
