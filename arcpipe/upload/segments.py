@@ -45,7 +45,7 @@ def open_scan(directory: WALDirectory, name: str) -> SegmentScan:
 
 
 def keeps_original(report: ScanReport) -> bool:
-    """Tell whether a segment is archived as `.recovered` once its entries are in the store: a crash left it, or damage."""
+    """Tell whether a segment is archived as `.recovered` once its entries are in the store."""
     return verdict.keeps_original(report.verdict) or (report.end is not None and report.end.recovered)
 
 

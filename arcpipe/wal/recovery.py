@@ -237,6 +237,9 @@ def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) ->
     try:
         if what is Consequence.CUT_AND_SEAL:
             cut_and_end(directory, fd, report)
+        elif what is Consequence.SHIP and report.size > report.end_offset:
+            # A cut that a power cut has undone, or what a former life left: nothing of it is to be archived.
+            disk.truncate(fd, report.end_offset)
         # What a dead process wrote may be nowhere but in the page cache, even if it is all there.
         disk.fsync(fd)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -50,3 +51,11 @@ def faulty_io_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def faults(faulty_io_library: Path, tmp_path: Path) -> io_faults.FaultyIO:
     """Has system calls of a server fail, once its `variables` are the server's."""
     return io_faults.FaultyIO(faulty_io_library, tmp_path)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Recovery says a line per file; some tests have it recover a hundred thousand."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
