@@ -95,14 +95,6 @@ class ObjectStore(Protocol):
         """Removes the object, durably; one that is not there is fine."""
         ...
 
-    async def exists(self, key: str) -> bool:
-        """Whether an object of this key is there, whole."""
-        ...
-
-    async def abort_uploads(self, key: str) -> int:
-        """Abort multipart uploads that a former try left open under this key; returns how many."""
-        ...
-
     async def list_keys(self, prefix: str) -> list[str]:
         """The keys that begin with `prefix` (any text, not only whole components), sorted, as given to `put`."""
         ...

@@ -110,13 +110,6 @@ class LocalStore:
         target = self._path(key)
         await self._in_thread(f"delete {target}", lambda _: _delete(target))
 
-    async def exists(self, key: str) -> bool:
-        target = self._path(key)
-        return await self._in_thread(f"look for {target}", lambda _: os.path.isfile(target))
-
-    async def abort_uploads(self, key: str) -> int:
-        return 0
-
     async def list_keys(self, prefix: str) -> list[str]:
         require_key(prefix + "x")
         return await self._in_thread(f"list {self._root}/{prefix}", lambda cancelled: self._list(prefix, cancelled))

@@ -138,25 +138,6 @@ class S3Store:
         async with self._connected("delete", name) as client:
             await self._delete(client, name)
 
-    async def exists(self, key: str) -> bool:
-        require_key(key)
-        name = self._prefix + key
-        async with self._connected("look for", name) as client:
-            return bool(await self._call(client, "look for", "head_object", {"Key": name}, tolerate="404"))
-
-    async def abort_uploads(self, key: str) -> int:
-        require_key(key)
-        name = self._prefix + key
-        markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
-        count = 0
-        async with self._connected("list", name) as client:
-            async for page in self._pages(client, "list_multipart_uploads", name, markers):
-                for upload in page.get("Uploads", []):
-                    if upload["Key"] == name:
-                        await self._abort_upload(client, name, upload["UploadId"])
-                        count += 1
-        return count
-
     async def list_keys(self, prefix: str) -> list[str]:
         require_key(prefix + "x")
         name = self._prefix + prefix
