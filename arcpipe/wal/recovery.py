@@ -237,12 +237,20 @@ def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) ->
     try:
         if what is Consequence.CUT_AND_SEAL:
             cut_and_end(directory, fd, report)
+        elif _is_uncut(report) and what is Consequence.SHIP:
+            # By an earlier recovery, whose end entry a power cut kept: nothing stale is archived.
+            disk.truncate(fd, report.end_offset)
         # What a dead process wrote may be nowhere but in the page cache, even if it is all there.
         disk.fsync(fd)
     finally:
         disk.close(fd)
     disk.rename(file.path, os.path.join(directory.path, f"{file.name}{SEALED}"))
     return "sealed"
+
+
+def _is_uncut(report: ScanReport) -> bool:
+    """Whether a segment that was recovered before has bytes behind its end."""
+    return report.end is not None and report.end.recovered and report.size > report.end_offset
 
 
 def _tell(file: SegmentFile, report: ScanReport, outcome: str) -> RecoveredFile:

@@ -108,6 +108,12 @@ class RecordingDisk(Disk):
             self._file_of_fd[fd] = self._file_of_path[self._relative(path)]
             return fd
 
+    def open_for_reading(self, path: str) -> int:
+        with self._lock:
+            fd = super().open_for_reading(path)
+            self._file_of_fd[fd] = self._file_of_path.get(self._relative(path), -1)
+            return fd
+
     def close(self, fd: int) -> None:
         with self._lock:
             if self._file_of_fd.pop(fd, None) is not None:

@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 
 from arcpipe.disk import Disk
+from arcpipe.wal import reader as reader_module
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.format import ENTRY_HEADER_SIZE
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import Entry, SegmentScan
 from arcpipe.wal.recovery import recover_at_start
+from arcpipe.wal.source import Effort
 from arcpipe.wal.writer import WALWriter
 from tests.crash.power_cut import Model, states_after_power_cuts
 from tests.crash.recording import RecordingDisk, read_image, write_image
@@ -170,14 +171,8 @@ def test_it_is_caught_if_a_directory_that_leads_to_the_log_is_not_synced(
 
 
 def test_it_is_caught_if_the_reader_does_not_stop_at_the_border(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_start = SegmentScan._take_start
-
-    def without_border(self: SegmentScan) -> int:
-        offset = take_start(self)
-        self._border = 0
-        return offset
-
-    monkeypatch.setattr(SegmentScan, "_take_start", without_border)
+    settle = reader_module.settle
+    monkeypatch.setattr(reader_module, "settle", lambda source: settle(source)._replace(identity=b"", border=0))
     assert "are there twice" in violation(fast, PLANS[:6])
 
 
@@ -190,10 +185,9 @@ def test_it_is_caught_if_an_old_entry_among_new_ones_is_taken_for_one_of_them(
     def read_all_that_is_intact(self: SegmentScan) -> Iterator[Entry]:
         yield from read(self)
         for damage in self.report.damage:
-            found = self._entry_at(damage.offset)
+            found = self._source.intact_at(damage.offset, Effort(self._source.size))
             if found is not None:
-                begin = damage.offset + ENTRY_HEADER_SIZE
-                yield Entry(damage.offset, found[1], self._source.read(begin, found[0]))
+                yield Entry(found.offset, found.timestamp, self._source.read(found.payload, found.length))
 
     monkeypatch.setattr(SegmentScan, "__iter__", read_all_that_is_intact)
     assert violation(fast, PLANS[:2]) != ""

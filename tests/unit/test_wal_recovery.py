@@ -22,7 +22,7 @@ from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import recover_at_start, recover_files, recover_slot, remove_recovered
 from arcpipe.wal.verdict import Verdict
 from tests.wal_doubles import BadBlocks, FaultyDisk
-from tests.wal_files import DAY, HEADER, IDENTITY, columnar, end, entry, segment, start, written_over
+from tests.wal_files import DAY, HEADER, IDENTITY, TWIN, columnar, end, entry, segment, start, written_over
 
 HOUR = 3_600_000_000
 
@@ -418,6 +418,19 @@ def test_a_recovered_segment_keeps_its_identity(directory: WALDirectory) -> None
     assert scan.report.end is not None
     assert scan.report.end.identity == scan.report.identity == IDENTITY
     assert scan.report.verdict is Verdict.CLEAN
+
+
+def test_a_cut_that_a_power_cut_took_back_is_done_again(directory: WALDirectory) -> None:
+    """Of an earlier recovery: its end entry was kept, and the stale entries behind it are there again."""
+    stale, _ = segment([columnar(100 + number, 300, TWIN) for number in range(30)], identity=TWIN)
+    present, _ = segment([columnar(1, 300, IDENTITY)], identity=IDENTITY)
+    Path(directory.path, name()).write_bytes(present)
+    recover_at_start(directory)
+    recovered = Path(directory.path, name() + ".sealed").rename(Path(directory.path, name()))
+    content = recovered.read_bytes()
+    recovered.write_bytes(written_over(stale, content))
+    recover_at_start(directory)
+    assert Path(directory.path, name() + ".sealed").read_bytes() == content
 
 
 # A segment that another one replaces, from an offset on
