@@ -72,7 +72,9 @@ def settle(source: Source) -> Life:
         # keep the name alone.
         if start is not None and (name is None or name[::2] == (start.slot, start.seq) or start.created >= border):
             return Life(start, identity_of(payload), start.created, found.end, name is not None)
-    return Life(None, _learn_identity(source, name), border, _START_OFFSET, name is not None)
+    is_arcs = parsed is not None and name is None  # which never has identities, but in clients' values
+    identity = _learn_identity(source, name) if not is_arcs else b""
+    return Life(None, identity, border, _START_OFFSET, name is not None)
 
 
 def read_start(path: str, disk: Disk) -> StartMeta | None:
@@ -95,14 +97,14 @@ def has_entries(source: Source, life: Life) -> bool:
 
 def _learn_identity(source: Source, name: SegmentName | None) -> bytes:
     """The identity of a segment whose start entry is damaged; no bytes if its entries have none."""
-    if name is None:
-        first = BorderSalvager(source, 0).first_intact(_START_OFFSET)
-        return identity_of(source.front(first)) if first is not None else b""
     claimed = identity_of(source.read(_START_OFFSET + ENTRY_HEADER_SIZE, END_ENTRY_BYTES))
-    if not is_identity_of(claimed, name.slot, name.seq):
+    if name is not None and not is_identity_of(claimed, name.slot, name.seq):
         claimed = b""
     if claimed and IdentitySalvager(source, claimed).next_entry(_START_OFFSET) is not None:
         return claimed
+    if name is None:
+        first = BorderSalvager(source, 0).first_intact(_START_OFFSET)
+        return identity_of(source.front(first)) if first is not None else b""
     known = make_identity(name.slot, name.seq)[:_NAMED_BYTES]
     first = next(source.find_identified(_START_OFFSET, known, Effort(source.size)), None)
     last = _find_end(source, known)

@@ -75,7 +75,7 @@ class SegmentScan:
             state: ACTIVE, SEALED or RECOVERED, if the name does not tell.
         """
         self.path = os.fspath(path)
-        self._was_active = (state or _state_of(self.path)) == ACTIVE
+        self.was_active = (state or _state_of(self.path)) == ACTIVE
         self._source = Source(self.path, disk or Disk(), gently=gently, around_bad_blocks=salvage)
         self.report = ScanReport(self._source.size)
         header = self._source.read(0, FILE_HEADER_SIZE)
@@ -98,7 +98,7 @@ class SegmentScan:
         needed = report.end_offset if report.end is not None else report.size
         report.damage += [Damage(*skipped) for skipped in self._source.skipped if skipped.offset < needed]
         report.damage.sort(key=lambda damage: damage.offset)
-        report.verdict = judge(report, self._was_active)
+        report.verdict = judge(report, self.was_active)
 
 
 def _state_of(path: str) -> str:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from arcpipe.disk import Disk
+from arcpipe.wal import reader as reader_module
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.format import ENTRY_HEADER_SIZE
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import Entry, SegmentScan
 from arcpipe.wal.recovery import recover_at_start
+from arcpipe.wal.source import Effort
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
 from tests.crash.judge import expectation, judge
@@ -189,10 +190,9 @@ def test_it_is_caught_if_an_old_entry_among_new_ones_is_taken_for_one_of_them(
     def read_all_that_is_intact(self: SegmentScan) -> Iterator[Entry]:
         yield from read(self)
         for damage in self.report.damage:
-            found = self._entry_at(damage.offset)
+            found = self._source.intact_at(damage.offset, Effort(self._source.size))
             if found is not None:
-                begin = damage.offset + ENTRY_HEADER_SIZE
-                yield Entry(damage.offset, found[1], self._source.read(begin, found[0]))
+                yield Entry(found.offset, found.timestamp, self._source.read(found.payload, found.length))
 
     monkeypatch.setattr(SegmentScan, "__iter__", read_all_that_is_intact)
     assert violation(PLANS[:2]) != ""
