@@ -70,7 +70,8 @@ class _Uploader:
         self.block = counters.uploader
         self._node_block = counters.node
         self._batches = Batches(directory, node, self.block, settings.storage.url, settings.storage.layout)
-        self._pool = FreePool(directory, settings.wal.free_segments) if settings.wal.recycle else None
+        wal = settings.wal
+        self._pool = FreePool(directory, wal.free_segments, wal.max_size_mb << 20) if wal.recycle else None
         self.registry = SchemaRegistry.load(os.path.join(directory.path, "schema.json"))
         self._draining = asyncio.Event()
         self.store: ObjectStore

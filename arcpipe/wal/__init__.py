@@ -45,8 +45,10 @@ written when the power went, never acknowledged, cut off by recovery. Bytes with
 damage: counted, reported with their offset, and skipped. The length in a damaged header is not believed. Timestamps
 have no checksum: one that is far above both its neighbours is damage, and its entry gets a likelier one.
 
-Rooms: `format` packs and unpacks, `disk` makes the system calls, `segment` is one file's life, `pool` the files ready
-to be written, `writer` group commit, `reader` scan and verify, `recovery` start-up, `directory` the whole of it.
+Rooms: `format` packs and unpacks, `disk` makes the system calls, `group` is what goes to disk together, `segment` one
+file's life, `pool` the files to be written over. `writer` commits groups to one segment after the other; `pipeline`
+makes and seals these beside it, `background_sync` syncs them in the `async` mode. `group_commit` drives it from a loop.
+`reader` scans and verifies, `recovery` is start-up, `directory` the whole of it.
 This package knows nothing of HTTP, Parquet or S3.
 """
 

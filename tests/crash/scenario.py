@@ -457,6 +457,7 @@ def _kill(writer: WALWriter) -> None:
     pipeline._jobs.put("stop")
     if writer._background is not None:
         writer._background._stop.set()
+        writer._background._hurry.set()
         writer._background._wake.set()
 
 
