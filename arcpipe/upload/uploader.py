@@ -104,7 +104,8 @@ class BatchUploader:
         self._block = counters.uploader
         for gauge in (Uploader.UNREADABLE_SEGMENTS, Uploader.DAMAGED_MANIFESTS, Uploader.STOPPED):
             self._block[gauge] = 0
-        self._pool = FreePool(directory, settings.wal.free_segments) if settings.wal.recycle else None
+        wal = settings.wal
+        self._pool = FreePool(directory, wal.free_segments, wal.max_size_mb << 20) if wal.recycle else None
         self._retry = Retry(self._block, self._make_space, sleep)
         self._batches = Batches(directory, node, self._block, settings.storage.url, settings.storage.layout)
         self._context: Context | None = None  # once the registry is loaded

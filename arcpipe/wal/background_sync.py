@@ -53,9 +53,10 @@ class BackgroundSync:
         self._retained: deque[_Retained] = deque()  # the commit thread appends, who syncs removes
         self._retained_bytes = 0  # ever retained: written by the commit thread only
         self._released_bytes = 0  # ever released: written under the lock only
+        self._now = 0.0  # monotonic seconds of the last write: the commit thread's
         self._wake = threading.Event()
         self._hurry = threading.Event()
-        self._stopped = False
+        self._stop = threading.Event()
         if segment is not None:
             self.enter(segment)
         self._thread = threading.Thread(target=self._run, name="background sync", daemon=True)
@@ -81,20 +82,22 @@ class BackgroundSync:
         Raises:
             OSError: a sync has failed.
         """
+        self._now = time.monotonic()
         while self.error is None and self._is_behind():
             with self._syncing:
                 if self._is_behind():
                     self._sync()
+            self._now = time.monotonic()
         if self.error is not None:
             raise self.error
 
     def retain(self, group: Group, extent: Extent) -> None:
-        """Keep a group that is acknowledged until it is on disk.
+        """Keep a group that is acknowledged until it is on disk. `keep_up` was called just before.
 
         Args:
             extent: how far the segment goes with it.
         """
-        self._retained.append(_Retained(group, extent, time.monotonic()))
+        self._retained.append(_Retained(group, extent, self._now))
         self._retained_bytes += group.size
         if not self._wake.is_set():
             self._wake.set()
@@ -124,7 +127,7 @@ class BackgroundSync:
 
     def close(self) -> None:
         """End the thread and sync the rest; `error` says whether that failed."""
-        self._stopped = True
+        self._stop.set()
         self._hurry.set()
         self._wake.set()
         self._thread.join()
@@ -135,7 +138,7 @@ class BackgroundSync:
             since = self._retained[0].since
         except IndexError:
             return False
-        if time.monotonic() - since > self._interval:
+        if self._now - since > self._interval:
             return True
         return self._retained_bytes - self._released_bytes > 2 * self._limit
 
@@ -143,7 +146,7 @@ class BackgroundSync:
         while True:
             self._wake.wait()
             self._hurry.wait(self._interval / 2)
-            if self._stopped:
+            if self._stop.is_set():
                 return
             # First, so that what is retained from here on wakes this thread again.
             self._wake.clear()

@@ -46,7 +46,11 @@ class FreePool:
                 self._directory.disk.rename(os.path.join(self._directory.free, name), claimed)
             except FileNotFoundError:  # another worker was quicker
                 continue
-            self._cut_to_size(claimed)
+            try:
+                self._cut_to_size(claimed)
+            except OSError:
+                self._directory.disk.unlink(claimed)
+                raise
             return claimed
         return None
 

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from arcpipe.disk import Buffer
@@ -23,7 +24,7 @@ from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import recover_at_start
-from arcpipe.wal.writer import Group, SyncMode, WALOptions, WALWriter
+from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
 from tests.crash.scenario import PREFIX, make_body, number_of
 from tests.crash.small_disks import MEGABYTE, SmallDisk, small_disk
 from tests.harness import COMMAND, Server, environment, lake_rows, pack, wait_until
@@ -50,7 +51,7 @@ class Traffic:
     def commit(self, entries: int = 2, size: int = 700) -> bool:
         numbers = list(range(self._number, self._number + entries))
         self._number += entries
-        group = Group()
+        group = self.writer.new_group()
         for number in numbers:
             group.add(PREFIX, make_body(number, size), 1, self.writer.next_timestamp())
         try:
@@ -92,6 +93,8 @@ def work(traffic: Traffic) -> None:
     """Some of everything: groups, rotations by size and by age, shipping, recycling."""
     for step in range(14):
         traffic.commit()
+        if step % 3 == 1 and traffic.writer._background is not None:
+            traffic.writer._background.sync_now()
         if step % 3 == 2:
             traffic.writer.tick()
         if step % 2:
@@ -134,16 +137,19 @@ def operations_of_a_good_run(path: Path, options: WALOptions) -> int:
     return len(disk.calls)
 
 
-@pytest.mark.parametrize("mode", ["fdatasync", "fsync"])
+@pytest.mark.parametrize("mode", ["fdatasync", "fsync", "async"])
 @pytest.mark.parametrize("lasting", [1, 5])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_every_operation_may_fail(
     fast: Path, monkeypatch: pytest.MonkeyPatch, mode: SyncMode, lasting: int, error: int, when: str
 ) -> None:
-    """Each once, and each with the four that follow: before it did anything, or though it was done."""
+    """Each once, and each with the four that follow: before it did anything, or though it was done.
+
+    In the `async` mode every third group is synced, so that a part of a segment is on disk and a part is not.
+    """
     monkeypatch.setattr(pipeline_module, "_RETRY_SECONDS", 0.005)
-    options = WALOptions(**{**_as_dict(OPTIONS), "sync_mode": mode})
+    options = msgspec.structs.replace(OPTIONS, sync_mode=mode, async_interval_seconds=7200.0)
     count = operations_of_a_good_run(fast / "good", options)
     refusals = 0
     for failing in range(1, count + 3, 1 if (mode, lasting, error) == ("fdatasync", 1, errno.EIO) else 5):
@@ -169,10 +175,6 @@ def test_every_operation_may_fail(
         refusals += bool(traffic.refused)
         shutil.rmtree(path)
     assert refusals > 0
-
-
-def _as_dict(options: WALOptions) -> dict[str, object]:
-    return {field: getattr(options, field) for field in options.__struct_fields__}
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
@@ -369,6 +371,40 @@ def test_the_server_starts_on_a_disk_that_has_become_full(tmp_path: Path, kind: 
         server.stop()
         server.assert_log_is_shipped()
         sender.check_lake()
+
+
+def test_a_worker_that_can_make_no_segment_serves_and_refuses(tmp_path: Path, kind: str) -> None:
+    """A disk that takes nothing for a while is a reason to wait, not to end."""
+    with small_disk(tmp_path / "disk", kind, 32) as disk, serve_on(tmp_path, disk, server_workers=1) as server:
+        sender = Sender(server)
+        for _ in range(5):
+            assert sender.send() == 202
+        server.wait_for_rows(5)
+        wait_until(lambda: not server.segments(".wal.sealed"), "the segment to be retired")
+        disk.make_read_only()
+        dead = server.kill("ingest 1")
+        worker = server.wait_for_successor("ingest 1", dead)
+        wait_until(lambda: answers(server, "/health"), "the new worker to serve")
+        assert "cannot be written: [Errno 30] Read-only file system" in server.log, "before the first write"
+        for _ in range(3):
+            assert sender.send() == 503
+        assert sender.reason.endswith("nothing was written")
+        assert answers(server, "/metrics")
+        disk.make_writable()
+        sender.until(202, "it to go on by itself")
+        assert server.pids()["ingest 1"] == worker, "it did not die of it"
+        server.stop()
+        server.restart()  # what the dead worker left could not be recovered then
+        server.stop()
+        server.assert_log_is_shipped()
+        sender.check_lake()
+
+
+def answers(server: Server, path: str) -> bool:
+    try:
+        return server.get(path).status in (200, 503, 507)
+    except OSError:
+        return False
 
 
 def test_the_server_refuses_before_the_disk_is_full(tmp_path: Path) -> None:

@@ -237,14 +237,6 @@ def wait_for(server: Server, code: str, severity: str) -> None:
     assert samples(server)["arcpipe_issues", code, severity] >= 1
 
 
-def test_a_segment_near_its_limit_is_told_and_is_no_reason_for_alarm(tmp_path: Path) -> None:
-    with Server(tmp_path, server_workers=1, wal_max_size_mb=1, flush_max_age_seconds=NEVER) as server:
-        assert server.post(V2, body([1], pad=1_000_000)).status == 202
-        wait_for(server, "segment_near_limit", "info")
-        assert health(server)["healthy"] is True
-        server.stop()
-
-
 def test_write_failures_a_full_disk_and_a_segment_that_cannot_rotate_are_told(tmp_path: Path) -> None:
     settings = {"wal_min_free_mb": 0, "wal_max_size_mb": 8, "wal_max_age_seconds": 1, "server_workers": 1}
     with small_disk(tmp_path / "disk", "tmpfs", 24) as disk:
