@@ -25,8 +25,11 @@ T = TypeVar("T")
 _MAX_BYTES = 1 << 30
 
 
-def replace(disk: Disk, path: str, data: bytes) -> None:
+def replace(disk: Disk, path: str, data: bytes, prepare: Callable[[int], None] | None = None) -> None:
     """Write a small file durably and atomically: write, sync, rename, sync the directory.
+
+    Args:
+        prepare: gets the descriptor of the new file while it is empty, to give it an owner and a mode.
 
     Raises:
         OSError: the file is the old one or the new one, whole; which of the two is not known.
@@ -35,6 +38,8 @@ def replace(disk: Disk, path: str, data: bytes) -> None:
     disk.unlink(temporary)
     fd = disk.create(temporary)
     try:
+        if prepare is not None:
+            prepare(fd)
         disk.write(fd, [data], 0)
         disk.fsync(fd)
     finally:
