@@ -232,7 +232,7 @@ class WALDirectory:
     def _warn_of_a_lost_identity(self, node: Node) -> None:
         """Tell of files of a former identity. A new one is safe beside them: batches that wait keep their own ids."""
         segments = sum(parse_filename(name) is not None for name in os.listdir(self.path))
-        batches = len(os.listdir(self.batches))
+        batches = sum(name.endswith(".json") for name in os.listdir(self.batches))
         if segments or batches:
             log.warning(
                 "%s is missing beside %d segments and %d batches; this node is %s from now on",
