@@ -26,10 +26,13 @@ T = TypeVar("T")
 _MAX_BYTES = 1 << 30
 
 
-def replace(disk: Disk, path: str, data: bytes, *, former: str = "") -> None:
+def replace(
+    disk: Disk, path: str, data: bytes, *, prepare: Callable[[int], None] | None = None, former: str = ""
+) -> None:
     """Write a small file durably and atomically: write, sync, rename, sync the directory.
 
     Args:
+        prepare: gets the descriptor of the new file while it is empty, to give it an owner and a mode.
         former: a path that keeps the file that was there, if any. A crash may leave that one alone, under this name.
 
     Raises:
@@ -39,6 +42,8 @@ def replace(disk: Disk, path: str, data: bytes, *, former: str = "") -> None:
     disk.unlink(temporary)
     fd = disk.create(temporary)
     try:
+        if prepare is not None:
+            prepare(fd)
         disk.write(fd, [data], 0)
         disk.fsync(fd)
     finally:

@@ -114,9 +114,11 @@ def remove_recovered(directory: WALDirectory, max_age_seconds: float) -> tuple[i
 
 
 def _clear_folder(directory: WALDirectory, folder: str) -> None:
+    """Remove the files in a folder. Directories in it are not ours: `lost+found`, where a disk is mounted on it."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            directory.disk.unlink(entry.path)
+            if not entry.is_dir(follow_symlinks=False):
+                directory.disk.unlink(entry.path)
 
 
 def _recover(

@@ -23,7 +23,7 @@ from tests.harness import Load, Server, Store, batch_files, local_store, s3_stor
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))
 
-pytestmark = pytest.mark.timeout(120 * LONG)
+pytestmark = pytest.mark.timeout(600 * LONG)
 
 
 class Victim(NamedTuple):

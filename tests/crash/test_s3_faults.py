@@ -30,7 +30,7 @@ V2 = "/write/v2/msgpack"
 # The uploader waits up to 30 s between two tries when an outage was long.
 CATCH_UP_SECONDS = 60.0
 
-pytestmark = pytest.mark.timeout(900 if STRIKES > 2 else 120)
+pytestmark = pytest.mark.timeout(900 if STRIKES > 2 else 600)
 
 
 @pytest.fixture

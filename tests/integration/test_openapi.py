@@ -106,7 +106,7 @@ def test_no_request_that_schemathesis_thinks_of_is_answered_otherwise_than_docum
             env=environment() | {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "HOME": os.fspath(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=500,  # seconds; 20 on an idle machine
         )
         assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
         assert "Traceback" not in server.log

@@ -19,7 +19,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.allocator import keep_freed_memory
 from arcpipe.codec.arrow_columns import MAX_TIME_US, MIN_TIME_US
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.entries import decode_envelope
@@ -647,10 +646,6 @@ def test_a_table_that_was_small_and_grows_has_its_rows_in_the_order_in_which_the
     assert len(grown) > 1
     assert [file.key.rpartition("_")[2] for file in grown] == [f"{n}.parquet" for n in range(len(grown))]
     assert [row["v"] for file in grown for row in file.rows_read()] == sorted(list(range(200)) * 30)
-
-
-def test_the_allocator_can_be_told_to_keep_memory() -> None:
-    keep_freed_memory(256 << 20)
 
 
 def test_columns_beyond_the_bound_are_rescued(convert: Callable[..., Result]) -> None:

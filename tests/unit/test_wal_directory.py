@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.disk import Disk
-from arcpipe.errors import InstanceLocked, WALError
+from arcpipe.errors import InstanceLocked, UnknownVersion, WALError
 from arcpipe.wal import lock as lock_module
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, Node, SegmentName, WALDirectory, parse_filename
 
@@ -179,9 +180,112 @@ def test_a_node_keeps_its_id_and_counts_its_starts(directory: WALDirectory) -> N
 def test_a_damaged_identity_stops_the_start_and_is_not_touched(directory: WALDirectory, content: bytes) -> None:
     path = Path(directory.path, "node.json")
     path.write_bytes(content)
-    with pytest.raises(WALError, match=r"node\.json is damaged"):
+    with pytest.raises(WALError, match=r"node\.json is damaged: .*\. Restore it, or move it away"):
         directory.next_boot()
     assert path.read_bytes() == content
+
+
+def test_no_identity_is_made_of_one_that_was_cut_off(directory: WALDirectory) -> None:
+    node = directory.next_boot()
+    path = Path(directory.path, "node.json")
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WALError, match="is damaged"):
+            directory.next_boot()
+    path.write_bytes(whole)
+    assert directory.next_boot() == Node(node.node, 2)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+@pytest.mark.parametrize("call", ["open_for_reading", "read"])
+def test_an_identity_that_cannot_be_read_stops_the_start_and_is_not_touched(
+    directory: WALDirectory, number: int, call: str
+) -> None:
+    node = directory.next_boot()
+    path = Path(directory.path, "node.json")
+    before = path.read_bytes()
+
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory.disk, call, fails)
+        with pytest.raises(WALError, match=rf"node\.json cannot be read: {os.strerror(number)}\. It says who"):
+            directory.next_boot()
+    assert path.read_bytes() == before
+    assert directory.next_boot() == Node(node.node, 2)
+
+
+def test_a_directory_in_the_place_of_an_identity_is_no_missing_one(directory: WALDirectory) -> None:
+    Path(directory.path, "node.json").mkdir()
+    with pytest.raises(WALError, match="cannot be read: Is a directory"):
+        directory.next_boot()
+
+
+def test_an_identity_of_a_newer_version_is_refused_and_not_touched(directory: WALDirectory) -> None:
+    path = Path(directory.path, "node.json")
+    content = b'{"node":"0123456789ab","boot":3,"version":2,"ring":7}'
+    path.write_bytes(content)
+    with pytest.raises(UnknownVersion, match=r"node\.json has version 2, and this arcpipe knows version 1"):
+        directory.next_boot()
+    assert path.read_bytes() == content
+
+
+def test_fields_of_another_program_stay_in_the_identity(directory: WALDirectory) -> None:
+    path = Path(directory.path, "node.json")
+    path.write_bytes(b'{"ring":[7],"node":"0123456789ab","boot":3,"version":1}')
+    assert directory.next_boot() == Node("0123456789ab", 4)
+    assert json.loads(path.read_bytes()) == {"ring": [7], "node": "0123456789ab", "boot": 4, "version": 1}
+
+
+def test_a_start_is_counted_on_the_disk_before_it_is_told(directory: WALDirectory) -> None:
+    """A counter that is told and then lost would be told twice."""
+    node = directory.next_boot()
+
+    def fails(_: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory.disk, "sync_directory", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            directory.next_boot()
+    assert directory.next_boot().boot > node.boot
+
+
+@pytest.mark.parametrize("left", ["worker-1-20251008_143000-000001.wal.sealed", "batches/x.json"])
+def test_a_lost_identity_beside_files_of_a_former_one_is_told(
+    directory: WALDirectory, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
+    directory.next_boot()
+    assert caplog.records == []
+    Path(directory.path, "node.json").unlink()
+    touch(directory, left)
+    node = directory.next_boot()
+    assert node.boot == 1
+    assert f"this node is {node.node} from now on" in caplog.text
+    caplog.clear()
+    directory.next_boot()
+    assert caplog.records == []
+
+
+def test_the_first_start_syncs_what_one_that_was_killed_may_not_have(tmp_path: Path) -> None:
+    synced: list[str] = []
+
+    class Recording(Disk):
+        def sync_directory(self, path: str) -> None:
+            super().sync_directory(path)
+            synced.append(path)
+
+    path = tmp_path / "a" / "wal"
+    WALDirectory(path).make()
+    directory = WALDirectory(path, Recording())
+    directory.make()
+    directory.next_boot()
+    assert {str(tmp_path / "a"), str(tmp_path), str(path)} <= set(synced)
+    synced.clear()
+    directory.next_boot()
+    assert synced == [str(path)]
 
 
 # The lock

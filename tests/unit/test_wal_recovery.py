@@ -66,6 +66,16 @@ def test_an_empty_directory_needs_nothing(directory: WALDirectory) -> None:
     assert (summary.files, summary.entries, summary.last_timestamp(1)) == ([], 0, 0)
 
 
+def test_the_spool_is_cleared_of_files_and_of_nothing_else(directory: WALDirectory) -> None:
+    """`lost+found` is there where a disk of its own is mounted on the folder."""
+    Path(directory.spool, "lost+found", "#12").mkdir(parents=True)
+    Path(directory.spool, "put-1.parquet").write_bytes(b"x")
+    Path(directory.spool, "link").symlink_to(directory.path)
+    recover_at_start(directory)
+    assert os.listdir(directory.spool) == ["lost+found"]
+    assert Path(directory.path).is_dir()
+
+
 def test_what_a_crash_left_is_completed(directory: WALDirectory, disk: FaultyDisk) -> None:
     content, _ = segment([columnar(number) for number in range(3)])
     put(directory, content)
