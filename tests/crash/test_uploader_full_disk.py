@@ -1,4 +1,4 @@
-"""The uploader on a WAL directory whose disk is full to the last byte: the backlog is uploaded, and space comes back."""
+"""The uploader on a disk that is full to the last byte: the backlog is uploaded, and space comes back."""
 
 from __future__ import annotations
 
