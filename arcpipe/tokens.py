@@ -211,7 +211,7 @@ def _replace(path: str, content: bytes, directory: int) -> None:
         os.fchmod(fd, mode)
 
     try:
-        durable.replace(Disk(), path, content, prepare)
+        durable.replace(Disk(), path, content, prepare=prepare)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(f"{path}.tmp")
