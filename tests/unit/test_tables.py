@@ -29,7 +29,7 @@ from arcpipe.upload import conversion_pool
 from arcpipe.upload import convert as convert_module
 from arcpipe.upload import parquet as parquet_module
 from arcpipe.upload import tables as tables_module
-from arcpipe.upload.parquet import OPEN_FILES, OpenFiles, Spool
+from arcpipe.upload.parquet import OPEN_FILES, OpenFiles, PartitionWriters, Spool, open_file_cost, row_group_cost
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.tables import BatchTables, DeadLetter, WriterFailed
 from tests.harness import wait_until
@@ -957,3 +957,33 @@ def test_open_files_begin_only_once_others_have_given_back_their_share() -> None
     assert begun.is_set()
     in_hand.end_writing(0, second, 20)
     in_hand.wait()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_open_files_of_all_tables_cost_no_more_than_they_may(
+    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Tables join one by one, so that those that had all the memory have to give some of it back."""
+    monkeypatch.setattr(tables_module, "_MAX_COLLECTED", 400_000)
+    monkeypatch.setattr(tables_module, "_SMALL_TABLE", 1_000)
+    all_writers: set[PartitionWriters] = set()
+    costs: list[int] = []
+    append = PartitionWriters.append
+
+    def watched(writers: PartitionWriters, *args: Any, **named: Any) -> None:
+        all_writers.add(writers)
+        append(writers, *args, **named)
+        costs.append(sum(each.cost for each in list(all_writers)))
+
+    monkeypatch.setattr(PartitionWriters, "append", watched)
+    bound = OpenFiles(files=24, tables=8, cost=5 * MB, file_cost=2 * MB)
+    row = {f"c{number}": [number] for number in range(120)}
+    payloads = [
+        columnar({"time": [NOW_US + n % 4 * HOUR_US + n], **row}, f"m{n % (1 + n // 40)}", tags=["c0"])
+        for n in range(400)
+    ]
+    result = convert(payloads, threads=threads, open_files=bound)
+    assert result.tables.rows == 400
+    assert max(costs) > bound.cost // 2
+    # A thread may be in the middle of one row group, which is not yet trimmed.
+    assert max(costs) <= bound.cost + threads * (open_file_cost(122) + row_group_cost(122))
