@@ -59,11 +59,11 @@ The pool is emptied at start-up.
 
 The length in a damaged header is not believed, so nothing intact is stepped over.
 
-Modules: `format` packs and unpacks, `group` is what goes to disk together, `segment` one file's life, `pool` the files to
-be written over. `writer` commits groups to one segment after the other; `pipeline` makes and seals these beside it,
-`background_sync` syncs them in the `async` mode. `group_commit` drives it from a loop. `reader` scans and verifies (with
-`source`, `life`, `walk`, `salvage`, `timestamps` and `verdict`), `recovery` and `cut` are start-up, `inspect` is work by
-hand, `directory` the whole of it.
+Modules: `format` packs and unpacks, `group` is what goes to disk together, `segment` one file's life, `pool` the
+files to be written over. `writer` commits groups to one segment after the other; `pipeline` makes and seals these
+beside it, `background_sync` syncs them in the `async` mode. `group_commit` drives it from a loop. `reader` scans and
+verifies (with `source`, `life`, `walk`, `salvage`, `timestamps` and `verdict`), `recovery` and `cut` are start-up,
+`inspect` is work by hand, `directory` the whole of it.
 This package knows nothing of HTTP, Parquet or S3.
 """
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from arcpipe.disk import Disk
-from arcpipe.wal import reader as reader_module
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import WALDirectory
