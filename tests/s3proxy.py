@@ -82,7 +82,6 @@ class FaultyProxy:
         self.injected: Counter[str] = Counter()  # faults so far
         self.requests: Counter[str] = Counter()  # passed on to the server, by method
         self.access_key_id: str | None = None  # if set, requests signed with another one are refused
-        self.may_list = True  # whether the role may see which objects and uploads there are
         self.seen: list[str] = []  # method and target of every request, in the order in which their heads came
         self._denied: list[re.Pattern[str]] = []
         self._next: deque[tuple[str, str, str]] = deque()
@@ -212,7 +211,7 @@ class FaultyProxy:
         key = re.search(rb"Credential=([^/]+)/", head)
         if self.access_key_id is not None and (key is None or key[1].decode() != self.access_key_id):
             await self._answer(writer, body, Answer(403, "InvalidAccessKeyId").encode())
-        elif any(denied.search(request) for denied in self._denied) or (not self.may_list and _is_list(head)):
+        elif any(denied.search(request) for denied in self._denied):
             await self._answer(writer, body, Answer(403, "AccessDenied").encode(has_body=method != b"HEAD"))
         elif fault in ANSWERS:
             await self._answer(writer, body, ANSWERS[fault].encode(has_body=method != b"HEAD"))
@@ -275,12 +274,6 @@ class FaultyProxy:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _is_list(head: bytes) -> bool:
-    """A GET of a bucket: its objects, or the uploads in it; one of an object has a key behind the bucket's name."""
-    method, target = head.split(b" ", 2)[:2]
-    return method == b"GET" and re.fullmatch(rb"/[^/?]+/?(\?.*)?", target) is not None
 
 
 def _content_length(head: bytes) -> int:

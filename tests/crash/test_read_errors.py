@@ -71,6 +71,7 @@ def test_reads_that_fail_at_the_start(tmp_path: Path, faults: FaultyIO, place: s
         numbered.write()  # it serves all the same
         is_untouched = contents(server.wal, name) == before
         failing.end()
+        wait_until(lambda: not (server.wal / name).exists(), "the segment to be sealed", CATCH_UP_SECONDS)
         _wait_for(numbered)
         server.stop()
         seen = str(numbered.account()), is_told, is_untouched
@@ -128,8 +129,7 @@ def test_a_segment_that_can_never_be_read_whole(tmp_path: Path, faults: FaultyIO
     stem = name.removesuffix(".wal")
     bad = size // 2 // 4096 * 4096
     server.variables |= faults.variables
-    # By the inode's every name: it may be renamed, or moved away.
-    failing = faults.set("read", f"*{stem}.wal*", errno.EIO, start=bad, end=bad + 4096)
+    failing = faults.set("read", f"*/wal/{stem}.wal*", errno.EIO, start=bad, end=bad + 4096)
     with server:
         assert failing.hits > 0
         others = [numbered.next_number() for _ in range(20)]
