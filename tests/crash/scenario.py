@@ -6,7 +6,7 @@ schedule says so and at no other time; and the object store, which is in memory 
 
 What the world learns is noted in the recording: `sent`, `answered` (acknowledged), `durable` (acknowledged, and the
 promise holds after a power cut too), `refused` ("nothing was written"), `doubted` ("may have been written"), `put` and
-`deleted` (objects), `ended` (an orderly stop). A client sends again what was refused, as it is told.
+`deleted` (objects), `recovered` (slots), `ended` (an orderly stop). A client sends again what was refused, as told.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ class Run:
                 summary = recover_at_start(self.directory)
             except OSError:
                 continue
+            self.disk.note("recovered", list(self._last_timestamps))
             for slot in self._last_timestamps:
                 self._last_timestamps[slot] = max(summary.last_timestamp(slot), 0)
             for slot in self._last_timestamps:
@@ -258,6 +259,7 @@ class Run:
         worker = self._workers.pop(slot, None)
         unsynced = worker.kill() if worker is not None else []
         summary = recover_slot(self.directory, slot)
+        self.disk.note("recovered", [slot])
         self._last_timestamps[slot] = max(self._last_timestamps[slot], summary.last_timestamp(slot))
         # Recovery syncs what it completes; of a disk that has failed, nobody knows what it finds.
         if self.fault is None and unsynced:
