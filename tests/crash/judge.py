@@ -221,12 +221,11 @@ def _ship(directory: WALDirectory, store: MemoryStore, node: Node) -> list[str]:
     shipping.node = node
     idle = 0
     while idle < _TRIES:
-        if shipping.work():
-            idle = 0
-        elif shipping.has_nothing_to_do:
+        done = shipping.batches_done
+        shipping.work()
+        if shipping.has_nothing_to_do:
             break
-        else:
-            idle += 1
+        idle = 0 if shipping.batches_done != done else idle + 1
     return (
         shipping.reported if shipping.has_nothing_to_do else [*shipping.reported, "the uploader has not come to an end"]
     )

@@ -92,12 +92,14 @@ class _File:
         self.sizes: tuple[int, ...] = ()  # doubtful ones
         self._anew: set[int] = set()  # sectors written since the last sync
         self._is_resized = False
+        self._written_to = 0  # since the last sync
 
     def write(self, offset: int, data: bytes) -> None:
         before = self.versions[-1]
         content = before.ljust(offset, b"\x00")
         self.versions.append(content[:offset] + data + content[offset + len(data) :])
         self._change(min(offset, len(before)), offset + len(data))
+        self._written_to = max(self._written_to, offset + len(data))
         self._is_resized |= len(self.versions[-1]) != len(before)
 
     def truncate(self, size: int) -> None:
@@ -110,7 +112,8 @@ class _File:
         self.versions = self.versions[-1:]
         if self.doubtful or self.sizes:
             self.doubtful = {at: contents for at, contents in self.doubtful.items() if at not in self._anew}
-            self.sizes = () if self._is_resized else self.sizes
+            # What is written back anew makes the file reach at least as far.
+            self.sizes = () if self._is_resized else tuple(size for size in self.sizes if size >= self._written_to)
         self._forget_changes()
 
     def fail_sync(self, content: bytes) -> None:
@@ -207,6 +210,7 @@ class _File:
     def _forget_changes(self) -> None:
         self._anew = set()
         self._is_resized = False
+        self._written_to = 0
 
 
 def _sector(content: bytes, at: int) -> bytes:

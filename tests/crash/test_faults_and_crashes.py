@@ -44,6 +44,7 @@ PLANS = [
 ]
 LASTING = (1, 2, 5, 40)
 _PLACES = 12  # of faults, per plan
+_AT_ONCE = 6  # kills right behind a fault, all of them: a refusal has just left
 _SOON = 40  # operations behind a fault: what it has set in motion is under way then
 _name = "{0.sync_mode}-{0.sizes}-{0.slots}-{0.seed}".format
 
@@ -74,8 +75,9 @@ def states_behind(disk: RecordingDisk, rng: random.Random, limit: int, behind: i
     """Kills and power cuts behind an operation, about `limit`, most of them soon; and the end, if there is one."""
     soon = behind + _SOON
     kills = list(states_after_kills(disk, behind))
-    near = [kill for kill in kills if kill.after <= soon]
-    far = [kill for kill in kills if kill.after > soon]
+    yield from kills[:_AT_ONCE]
+    near = [kill for kill in kills[_AT_ONCE:] if kill.after <= soon]
+    far = [kill for kill in kills[_AT_ONCE:] if kill.after > soon]
     yield from rng.sample(near, min(limit // 3, len(near)))
     yield from rng.sample(far, min(limit // 6, len(far)))
     yield from states_after_power_cuts(disk, rng, limit // 3, behind, soon, stale=True)
@@ -162,11 +164,15 @@ def test_reads_that_fail_for_a_while_cost_nothing(plan: Plan, crash_states: int)
     check_reads(plan, max(20, crash_states // 20 // len(PLANS)))
 
 
-def check_reads(plan: Plan, count: int, always: Fault | None = None) -> None:
-    """AssertionError tells what reads that fail for a while, or a given fault, cost."""
+def check_reads(plan: Plan, count: int, make: Callable[[], Fault] | None = None) -> None:
+    """AssertionError tells what reads that fail for a while cost.
+
+    Args:
+        make: a fault to be tried on all states.
+    """
     for disk, state, rng in some_states(plan, count):
         expected = expectation(disk, state.after, plan, state.kind)
-        fault = always or read_fault(rng, rng.choice((1, 2, 5)), state.image)
+        fault = make() if make is not None else read_fault(rng, rng.choice((1, 2, 5)), state.image)
         try:
             outcome = come_up(state.image, expected, [fault])
             compare(outcome, expected)
@@ -198,11 +204,24 @@ def test_a_completed_segment_that_has_lost_its_end_is_damaged_and_kept() -> None
     check_lost_ends(PLANS[0])
 
 
+class Quiet(Run):
+    """A little is written, all workers stop, and everything is uploaded."""
+
+    def _run(self) -> None:
+        self._start()
+        for _ in range(3):
+            self._commit()
+        self._end()
+        while self._shipping.work():
+            pass
+
+
 def check_new_entries(plan: Plan) -> None:
     """AssertionError if what is written after the start, with a clock that stepped back, is lost or doubled."""
     number = 1_000_000
     tried = 0
-    for disk, state, _ in some_states(plan, 400):
+    disk = Quiet(plan).record()
+    for state in states_after_kills(disk):
         named = sorted(
             name
             for path, content in state.image.items()

@@ -6,9 +6,10 @@ batch that was under way, or a rule beside the promise itself.
 
 from __future__ import annotations
 
-import errno
+import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import verdict as verdict_module
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import WALDirectory, parse_filename
+from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
@@ -44,12 +46,12 @@ def violation_of(check: Callable[[], object]) -> str:
     return ""
 
 
-def with_faults(plan: Plan, every: int = 7, **options: object) -> Callable[[], None]:
-    """A check: a sync fails here and there, then the run is cut off at many moments."""
+def with_faults(plan: Plan, every: int = 4) -> Callable[[], None]:
+    """A check: a sync of a segment fails here and there, then the run is cut off at many moments."""
 
     def check() -> None:
-        for skip in range(3, 60, every):
-            fault = Fault(SYNCS, skip, **options)  # type: ignore[arg-type]
+        for skip in range(1, 30, every):
+            fault = Fault(SYNCS, skip, path="/wal/worker-")
             faults.check_run(plan, fault, 60)
 
     return check
@@ -83,51 +85,50 @@ def test_it_is_caught_if_what_was_retained_is_dropped_after_a_failed_sync(monkey
 
 def test_it_is_caught_if_recovery_does_not_know_what_a_successor_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery_module, "cut_replaced", lambda directory, files: {})
-    assert "are there twice" in violation_of(with_faults(faults.PLANS[4], 3))
+    assert "are there twice" in violation_of(with_faults(faults.PLANS[4], 2))
 
 
-def swallow(value: Callable[[int], bytes]) -> Callable[..., object]:
-    read = Disk.read
+def a_read_of_a_segment(times: int) -> Fault:
+    return Fault(frozenset({"read"}), 0, times, path="worker-", sectors=range(3, 4))
 
-    def swallowing(self: Disk, fd: int, length: int, offset: int) -> bytes:
+
+def test_it_is_caught_if_a_read_error_is_taken_for_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, read_into = Disk.read, Disk.read_into
+
+    def read_or_zeros(self: Disk, fd: int, length: int, offset: int) -> bytes:
         try:
             return read(self, fd, length, offset)
         except OSError:
-            return value(length)
+            return bytes(max(0, min(length, os.fstat(fd).st_size - offset)))
 
-    return swallowing
-
-
-@pytest.mark.parametrize("value", [bytes, lambda length: b""], ids=["zeros", "the end"])
-def test_it_is_caught_if_a_read_error_is_taken_for(
-    monkeypatch: pytest.MonkeyPatch, value: Callable[[int], bytes]
-) -> None:
-    read_into = Disk.read_into
-
-    def swallowing(self: Disk, fd: int, buffer: memoryview, offset: int) -> int:
+    def read_into_or_zeros(self: Disk, fd: int, buffer: memoryview, offset: int) -> int:
         try:
             return read_into(self, fd, buffer, offset)
         except OSError:
-            data = value(len(buffer))
-            buffer[: len(data)] = data
-            return len(data)
+            buffer[:] = bytes(len(buffer))
+            return len(buffer)
 
-    monkeypatch.setattr(Disk, "read", swallow(value))
-    monkeypatch.setattr(Disk, "read_into", swallowing)
-    assert violation_of(lambda: faults.check_reads(faults.PLANS[0], 120)) != ""
+    monkeypatch.setattr(Disk, "read", read_or_zeros)
+    monkeypatch.setattr(Disk, "read_into", read_into_or_zeros)
+    check = functools.partial(faults.check_reads, faults.PLANS[0], 60, lambda: a_read_of_a_segment(1))
+    assert "acknowledged and lost" in violation_of(check)
 
 
 def test_it_is_caught_if_an_unreadable_file_is_treated_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can be read ships, the file goes: it may have been readable a moment later."""
-    from arcpipe.wal.reader import SegmentScan
-
+    """What can be read ships, the rest never does, although it can be read a moment later."""
     init = SegmentScan.__init__
 
     def around_bad_blocks(self: SegmentScan, path: str, **options: object) -> None:
         init(self, path, **{**options, "salvage": True})  # type: ignore[arg-type]
 
     monkeypatch.setattr(SegmentScan, "__init__", around_bad_blocks)
-    assert violation_of(lambda: faults.check_reads(faults.PLANS[0], 120)) != ""
+    check = functools.partial(faults.check_reads, faults.PLANS[0], 60, lambda: a_read_of_a_segment(5))
+    assert "acknowledged and lost" in violation_of(check)
+
+
+def test_reads_of_segments_that_fail_once_or_five_times_cost_nothing() -> None:
+    for times in (1, 5):
+        faults.check_reads(faults.PLANS[0], 60, functools.partial(a_read_of_a_segment, times))
 
 
 def test_it_is_caught_if_a_registry_that_cannot_be_read_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +138,6 @@ def test_it_is_caught_if_a_registry_that_cannot_be_read_is_begun_anew(monkeypatc
         try:
             return load(cls, path, *arguments)  # type: ignore[no-any-return]
         except OSError:
-            from pathlib import Path
-
             return cls(Path(path))
 
     monkeypatch.setattr(SchemaRegistry, "load", classmethod(load_or_new))
@@ -221,4 +220,4 @@ def test_numbers_that_a_manifest_names_are_not_given_again() -> None:
 
 
 def test_a_disk_that_fails_at_nothing_shows_nothing() -> None:
-    faults.check_reads(faults.PLANS[0], 20, Fault(frozenset(), 0, 0, error=errno.EIO))
+    faults.check_reads(faults.PLANS[0], 20, lambda: Fault(frozenset()))
