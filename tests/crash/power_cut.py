@@ -416,15 +416,26 @@ def states_after_power_cuts(
                 seen.add(fingerprint)
                 if wanted >= 2 or rng.random() < wanted / 2:
                     limit -= 1
-                    yield State(image, after, open_sectors=model.open_sectors(image) if sectors else {})
+                    known = after if rng.random() < 0.5 else before_sent(disk, position + 1, after)
+                    yield State(image, known, open_sectors=model.open_sectors(image) if sectors else {})
 
 
 def states_after_kills(disk: RecordingDisk, behind: int = 0) -> Iterator[State]:
-    """What the program finds when it was killed and the machine goes on: one or two states behind each operation."""
+    """What the program finds when it was killed and the machine goes on: one or two states behind each operation, and
+    as many if it was killed before it got what a client sent next."""
     for model, position, after in moments(disk):
         if position >= behind:
             for image in model.states_after_kill():
                 yield State(image, after, "kill")
+                before = before_sent(disk, position + 1, after)
+                if before < after:
+                    yield State(image, before, "kill")
+
+
+def before_sent(disk: RecordingDisk, begin: int, end: int) -> int:
+    """Where a client sent something first, between two places of the recording; `end` if none did."""
+    notes = enumerate(disk.log[begin:end], begin)
+    return next((at for at, note in notes if isinstance(note, Note) and note.kind == "sent"), end)
 
 
 def moments(disk: RecordingDisk) -> Iterator[tuple[Model, int, int]]:

@@ -24,6 +24,7 @@ from arcpipe.wal import directory as directory_module
 from arcpipe.wal import format as format_module
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
+from arcpipe.wal import source as source_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.recovery import recover_at_start, recover_slot
@@ -315,12 +316,14 @@ def held(clock: Clock, seed: int) -> Iterator[None]:
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Recovery works in this thread and waits for no disk; spare files are as small as the batches of these tests."""
+    """Recovery works in this thread and waits for no disk; what it reads at once, and spare files, are as small as the
+    segments and batches of these tests."""
     spares = {"manifest": ("spare-1", 4096), "journal": ("spare-2", 8192)}
     with (
         mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor),
         mock.patch.object(recovery_module, "_PAUSES_SECONDS", (0.0, 0.0)),
         mock.patch.dict(spares_module.SPARES, spares),
+        mock.patch.multiple(source_module, WINDOW_BYTES=2048, _PIECE_BYTES=1024, _BLOCK_BYTES=512),
     ):
         yield
 

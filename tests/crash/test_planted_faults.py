@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import verdict as verdict_module
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import WALDirectory, parse_filename
-from arcpipe.wal.reader import SegmentScan
+from arcpipe.wal.reader import Entry, SegmentScan
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
@@ -89,7 +89,7 @@ def test_it_is_caught_if_recovery_does_not_know_what_a_successor_replaces(monkey
 
 
 def a_read_of_a_segment(times: int) -> Fault:
-    return Fault(frozenset({"read"}), 0, times, path="worker-", sectors=range(3, 4))
+    return Fault(frozenset({"read"}), 0, times, path="worker-", sectors=range(6, 7))
 
 
 def test_it_is_caught_if_a_read_error_is_taken_for_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +114,20 @@ def test_it_is_caught_if_a_read_error_is_taken_for_zeros(monkeypatch: pytest.Mon
     assert "acknowledged and lost" in violation_of(check)
 
 
+def test_it_is_caught_if_a_read_error_is_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = SegmentScan.__iter__
+
+    def to_the_first_error(self: SegmentScan) -> Iterator[Entry]:
+        try:
+            yield from walk(self)
+        except OSError:
+            self._finish()
+
+    monkeypatch.setattr(SegmentScan, "__iter__", to_the_first_error)
+    check = functools.partial(faults.check_reads, faults.PLANS[0], 60, lambda: a_read_of_a_segment(3))
+    assert violation_of(check) != ""
+
+
 def test_it_is_caught_if_an_unreadable_file_is_treated_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be read ships, the rest never does, although it can be read a moment later."""
     init = SegmentScan.__init__
@@ -122,12 +136,12 @@ def test_it_is_caught_if_an_unreadable_file_is_treated_as_damaged(monkeypatch: p
         init(self, path, **{**options, "salvage": True})  # type: ignore[arg-type]
 
     monkeypatch.setattr(SegmentScan, "__init__", around_bad_blocks)
-    check = functools.partial(faults.check_reads, faults.PLANS[0], 60, lambda: a_read_of_a_segment(5))
+    check = functools.partial(faults.check_reads, faults.PLANS[0], 60, lambda: a_read_of_a_segment(9))
     assert "acknowledged and lost" in violation_of(check)
 
 
-def test_reads_of_segments_that_fail_once_or_five_times_cost_nothing() -> None:
-    for times in (1, 5):
+def test_reads_of_segments_that_fail_once_or_nine_times_cost_nothing() -> None:
+    for times in (1, 9):
         faults.check_reads(faults.PLANS[0], 60, functools.partial(a_read_of_a_segment, times))
 
 
