@@ -8,6 +8,7 @@ rewritten, only cut off, appended to and renamed. No file stops the start.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _PARALLEL_FILES: Final = 4
 _PROGRESS_SECONDS: Final = 1.0
+_WRITTEN_AGAIN_BYTES: Final = 1 << 20  # at once, after a failed sync
 # Between tries at files that cannot be read: the start waits for a disk that is not well for a moment, and no longer.
 _PAUSES_SECONDS: Final = (0.1, 0.4)
 
@@ -242,12 +244,29 @@ def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) ->
         elif what is Consequence.SHIP and report.size > report.end_offset:
             # A cut that a power cut has undone, or what a former life left: nothing of it is to be archived.
             disk.truncate(fd, report.end_offset)
-        # What a dead process wrote may be nowhere but in the page cache, even if it is all there.
-        disk.fsync(fd)
+        _sync(disk, fd)
     finally:
         disk.close(fd)
     disk.rename(file.path, os.path.join(directory.path, f"{file.name}{SEALED}"))
     return "sealed"
+
+
+def _sync(disk: Disk, fd: int) -> None:
+    """Bring to the disk what a dead process wrote: it may be nowhere but in the page cache, even if it is all there.
+
+    Raises:
+        OSError: the sync failed. The kernel counts the pages as clean then, and the next sync would succeed without
+            them; so they are written again, as far as reads still show them.
+    """
+    try:
+        disk.fsync(fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            offset = 0
+            while data := disk.read(fd, _WRITTEN_AGAIN_BYTES, offset):
+                disk.write(fd, [data], offset)
+                offset += len(data)
+        raise
 
 
 def _tell(file: SegmentFile, report: ScanReport, outcome: str) -> RecoveredFile:

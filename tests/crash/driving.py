@@ -463,6 +463,10 @@ class Shipping:
         self._uploader = None
 
     @property
+    def batches_done(self) -> int:
+        return int(self.counters.uploader[UploaderBlock.BATCHES])
+
+    @property
     def reported(self) -> list[str]:
         """What the counters say that is wrong: they are in /metrics and /health."""
         block = self.counters.uploader

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from arcpipe.errors import ArcpipeError, NotAWAL
-from arcpipe.wal.directory import ACTIVE, SEALED, Node, WALDirectory, parse_filename
+from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, Node, WALDirectory, parse_filename
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import RecoverySummary, recover_at_start
 from tests.crash.driving import MemoryStore, Shipping
@@ -33,6 +33,7 @@ class Expectation(NamedTuple):
     promised: frozenset[int]  # acknowledged, and to be found after this kind of cut
     objects: dict[str, bytes]
     starts_synced: bool  # whether a segment's name is never there without its start entry
+    ends_synced: bool  # the same of a completed segment and its end entry
 
 
 @functools.lru_cache(64)
@@ -40,7 +41,7 @@ def expectation(disk: RecordingDisk, after: int, plan: Plan, kind: str = "power 
     """From the notes among the first `after` operations.
 
     Args:
-        kind: "power cut", "kill", or "end" for an orderly stop.
+        kind: "power cut", "kill", "end" for an orderly stop, or "second power cut", while recovery was at work.
     """
     sent: Counter[int] = Counter()
     refused: Counter[int] = Counter()
@@ -67,8 +68,9 @@ def expectation(disk: RecordingDisk, after: int, plan: Plan, kind: str = "power 
     if plan.sync_mode == "off":
         answered = answered if kind == "end" else set()
     # With `async`, what is acknowledged lives in memory until a sync succeeds: a kill behind a failed one takes it.
-    promised = durable if kind == "power cut" or (kind == "kill" and failed_sync) else answered
-    return Expectation(sent, refused, frozenset(promised), objects, plan.sync_mode != "off")
+    promised = durable if "power cut" in kind or (kind == "kill" and failed_sync) else answered
+    is_synced = plan.sync_mode != "off"
+    return Expectation(sent, refused, frozenset(promised), objects, is_synced, is_synced and kind != "second power cut")
 
 
 class Outcome(NamedTuple):
@@ -97,6 +99,7 @@ def come_up(
     faults: Iterable[Fault] = (),
     bad: dict[str, set[int]] | None = None,
     is_torn: bool = False,
+    write_on: Callable[[WALDirectory, RecoverySummary], None] | None = None,
 ) -> Outcome:
     """Starts on a disk, ships until nothing is left or nothing moves any more.
 
@@ -104,17 +107,20 @@ def come_up(
         faults: of the disk, from the start on.
         bad: unreadable sectors, by path.
         is_torn: some content is not as any program wrote it.
+        write_on: what workers do before the uploader has begun.
     """
     disk = RecordingDisk(image)
     disk.faults = list(faults)
     disk.bad = dict(bad or {})
-    is_healthy = not disk.faults and not disk.bad and not is_torn
+    is_healthy = not disk.faults and not disk.bad and not is_torn and write_on is None
     with mounted(disk), hurried():
         directory = WALDirectory(os.path.join(disk.base, FOLDER))
         if expected.starts_synced and is_healthy:
-            _check_starts(disk)
+            _check_in_service(disk.initial, expected.ends_synced)
         reported: list[str] = []
-        node = _start(directory, reported, disk)
+        node, summary = _start(directory, reported, disk)
+        if write_on is not None:
+            write_on(directory, summary)
         if is_healthy:
             first = disk.image()
             _check_recovered(first)
@@ -187,14 +193,14 @@ def is_untouched(disk: RecordingDisk, path: str) -> bool:
     return any(file is not None and file.number == number and file.content == before for file in disk.entries.values())
 
 
-def _start(directory: WALDirectory, reported: list[str], disk: RecordingDisk) -> Node:
+def _start(directory: WALDirectory, reported: list[str], disk: RecordingDisk) -> tuple[Node, RecoverySummary]:
     """Start-up, again and again as long as it fails or leaves a file for the next try."""
-    node = Node("none", 1)
+    node, summary = Node("none", 1), RecoverySummary([], 0.0)
     for tries in range(_TRIES):
         try:
             directory.make()
             node = directory.next_boot()
-            summary: RecoverySummary = recover_at_start(directory)
+            summary = recover_at_start(directory)
         except (OSError, ArcpipeError) as error:
             if tries == _TRIES - 1:
                 reported.append(f"no start: {error}")
@@ -207,7 +213,7 @@ def _start(directory: WALDirectory, reported: list[str], disk: RecordingDisk) ->
             ]
             break
         reported += [f"{file.filename}: {file.corrupted} corrupted" for file in summary.files if file.corrupted]
-    return node
+    return node, summary
 
 
 def _ship(directory: WALDirectory, store: MemoryStore, node: Node) -> list[str]:
@@ -215,12 +221,11 @@ def _ship(directory: WALDirectory, store: MemoryStore, node: Node) -> list[str]:
     shipping.node = node
     idle = 0
     while idle < _TRIES:
-        if shipping.work():
-            idle = 0
-        elif shipping.has_nothing_to_do:
+        done = shipping.batches_done
+        shipping.work()
+        if shipping.has_nothing_to_do:
             break
-        else:
-            idle += 1
+        idle = 0 if shipping.batches_done != done else idle + 1
     return (
         shipping.reported if shipping.has_nothing_to_do else [*shipping.reported, "the uploader has not come to an end"]
     )
@@ -256,22 +261,35 @@ def _parsed(path: str) -> str | None:
     return parsed[1] if parsed is not None and folder == FOLDER else None
 
 
-def _check_starts(disk: RecordingDisk) -> None:
-    """A file in service never shows a former life, and is never empty."""
-    for path, content in disk.image().items():
-        if _parsed(path) != ACTIVE:
+def _check_in_service(image: Image, ends_synced: bool) -> None:
+    """A file in service never shows a former life and is never empty, one that is complete has its end, and no two
+    entries of a slot have one timestamp."""
+    ends: dict[tuple[int, int], int] = {}
+    stamps: dict[tuple[int, int], set[int]] = {}
+    for path, content in image.items():
+        state = _parsed(path)
+        if state is None or state == RECOVERED:
             continue
-        assert content is not None
         name = os.path.basename(path)
-        assert content.startswith(b"ARCW"), f"{name} is in service, but is no log"
-        start = next(entries_in(content), None)
-        assert start is not None, f"{name} is in service without a start entry"
-        assert not start.number, f"{name} is in service without a start entry"
         life = parse_filename(name)
+        assert content is not None
         assert life is not None
-        assert start.timestamp // 1_000_000 * 1_000_000 == life[0].created_us, (
-            f"{name} is in service with another's start"
-        )
+        assert content.startswith(b"ARCW"), f"{name} is in service, but is no log"
+        entries = list(entries_in(content))
+        assert entries, f"{name} is in service without a start entry"
+        assert not entries[0].number, f"{name} is in service without a start entry"
+        began = entries[0].timestamp // 1_000_000 * 1_000_000
+        assert began == life[0].created_us, f"{name} is in service with another's start"
+        own = [entry for entry in entries if entry.timestamp >= entries[0].timestamp]
+        last = own[-1]
+        is_complete = last.number == 0 and last is not own[0]
+        assert is_complete or state != SEALED or not ends_synced, f"{name} is sealed without its end"
+        key = life[0].slot, life[0].seq
+        stamps[key] = {entry.timestamp for entry in own if entry.number}
+        if is_complete and not last.is_recovered_end:
+            ends[key] = last.timestamp
+    for (slot, seq), stamp in ends.items():
+        assert stamp not in stamps.get((slot, seq + 1), ()), f"slot {slot} gave a timestamp twice: {stamp}"
 
 
 def _check_recovered(image: Image) -> None:

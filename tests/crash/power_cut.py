@@ -92,12 +92,14 @@ class _File:
         self.sizes: tuple[int, ...] = ()  # doubtful ones
         self._anew: set[int] = set()  # sectors written since the last sync
         self._is_resized = False
+        self._written_to = 0  # since the last sync
 
     def write(self, offset: int, data: bytes) -> None:
         before = self.versions[-1]
         content = before.ljust(offset, b"\x00")
         self.versions.append(content[:offset] + data + content[offset + len(data) :])
         self._change(min(offset, len(before)), offset + len(data))
+        self._written_to = max(self._written_to, offset + len(data))
         self._is_resized |= len(self.versions[-1]) != len(before)
 
     def truncate(self, size: int) -> None:
@@ -110,7 +112,8 @@ class _File:
         self.versions = self.versions[-1:]
         if self.doubtful or self.sizes:
             self.doubtful = {at: contents for at, contents in self.doubtful.items() if at not in self._anew}
-            self.sizes = () if self._is_resized else self.sizes
+            # What is written back anew makes the file reach at least as far.
+            self.sizes = () if self._is_resized else tuple(size for size in self.sizes if size >= self._written_to)
         self._forget_changes()
 
     def fail_sync(self, content: bytes) -> None:
@@ -207,6 +210,7 @@ class _File:
     def _forget_changes(self) -> None:
         self._anew = set()
         self._is_resized = False
+        self._written_to = 0
 
 
 def _sector(content: bytes, at: int) -> bytes:
@@ -412,15 +416,26 @@ def states_after_power_cuts(
                 seen.add(fingerprint)
                 if wanted >= 2 or rng.random() < wanted / 2:
                     limit -= 1
-                    yield State(image, after, open_sectors=model.open_sectors(image) if sectors else {})
+                    known = after if rng.random() < 0.5 else before_sent(disk, position + 1, after)
+                    yield State(image, known, open_sectors=model.open_sectors(image) if sectors else {})
 
 
 def states_after_kills(disk: RecordingDisk, behind: int = 0) -> Iterator[State]:
-    """What the program finds when it was killed and the machine goes on: one or two states behind each operation."""
+    """What the program finds when it was killed and the machine goes on: one or two states behind each operation, and
+    as many if it was killed before it got what a client sent next."""
     for model, position, after in moments(disk):
         if position >= behind:
             for image in model.states_after_kill():
                 yield State(image, after, "kill")
+                before = before_sent(disk, position + 1, after)
+                if before < after:
+                    yield State(image, before, "kill")
+
+
+def before_sent(disk: RecordingDisk, begin: int, end: int) -> int:
+    """Where a client sent something first, between two places of the recording; `end` if none did."""
+    notes = enumerate(disk.log[begin:end], begin)
+    return next((at for at, note in notes if isinstance(note, Note) and note.kind == "sent"), end)
 
 
 def moments(disk: RecordingDisk) -> Iterator[tuple[Model, int, int]]:

@@ -168,7 +168,9 @@ class File:
 
     def reach_disk(self) -> None:
         """What is dirty, and nothing else."""
-        size = len(self.content) if self.size_changed else len(self.on_disk)
+        size = len(self.content)
+        if not self.size_changed:  # or it did before a sync that failed
+            size = min(size, max(len(self.on_disk), (max(self.dirty, default=-1) + 1) * SECTOR))
         disk = bytearray(self.on_disk[:size].ljust(size, b"\x00"))
         for sector in self.dirty:
             begin = sector * SECTOR

@@ -6,7 +6,7 @@ schedule says so and at no other time; and the object store, which is in memory 
 
 What the world learns is noted in the recording: `sent`, `answered` (acknowledged), `durable` (acknowledged, and the
 promise holds after a power cut too), `refused` ("nothing was written"), `doubted` ("may have been written"), `put` and
-`deleted` (objects), `ended` (an orderly stop). A client sends again what was refused, as it is told.
+`deleted` (objects), `recovered` (slots), `ended` (an orderly stop). A client sends again what was refused, as told.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from arcpipe.wal import directory as directory_module
 from arcpipe.wal import format as format_module
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
+from arcpipe.wal import source as source_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.recovery import recover_at_start, recover_slot
@@ -152,6 +153,7 @@ class Run:
                 summary = recover_at_start(self.directory)
             except OSError:
                 continue
+            self.disk.note("recovered", list(self._last_timestamps))
             for slot in self._last_timestamps:
                 self._last_timestamps[slot] = max(summary.last_timestamp(slot), 0)
             for slot in self._last_timestamps:
@@ -258,6 +260,7 @@ class Run:
         worker = self._workers.pop(slot, None)
         unsynced = worker.kill() if worker is not None else []
         summary = recover_slot(self.directory, slot)
+        self.disk.note("recovered", [slot])
         self._last_timestamps[slot] = max(self._last_timestamps[slot], summary.last_timestamp(slot))
         # Recovery syncs what it completes; of a disk that has failed, nobody knows what it finds.
         if self.fault is None and unsynced:
@@ -313,12 +316,14 @@ def held(clock: Clock, seed: int) -> Iterator[None]:
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Recovery works in this thread and waits for no disk; spare files are as small as the batches of these tests."""
+    """Recovery works in this thread and waits for no disk; what it reads at once, and spare files, are as small as the
+    segments and batches of these tests."""
     spares = {"manifest": ("spare-1", 4096), "journal": ("spare-2", 8192)}
     with (
         mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor),
         mock.patch.object(recovery_module, "_PAUSES_SECONDS", (0.0, 0.0)),
         mock.patch.dict(spares_module.SPARES, spares),
+        mock.patch.multiple(source_module, WINDOW_BYTES=2048, _PIECE_BYTES=1024, _BLOCK_BYTES=512),
     ):
         yield
 

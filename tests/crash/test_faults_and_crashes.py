@@ -10,14 +10,25 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from unittest import mock
 
+import msgspec
 import pytest
 
+from arcpipe.upload.checksum import with_checksum
+from arcpipe.wal import segment as segment_module
+from arcpipe.wal import writer as writer_module
+from arcpipe.wal.directory import WALDirectory, parse_filename
+from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
+from arcpipe.wal.recovery import RecoverySummary
+from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
-from tests.crash.driving import StoreFault
-from tests.crash.entries import entries_in
-from tests.crash.judge import come_up, compare, expectation, is_untouched, judge, kept
+from tests.crash.driving import Clock, StoreFault
+from tests.crash.entries import entries_in, make_body
+from tests.crash.judge import come_up, compare, expectation, is_batch, is_untouched, judge, kept
 from tests.crash.power_cut import State, states_after_kills, states_after_power_cuts
 from tests.crash.recording import CHANGES, READS, SECTOR, Fault, Image, Note, RecordingDisk
 from tests.crash.scenario import FOLDER, Plan, Run
@@ -33,6 +44,7 @@ PLANS = [
 ]
 LASTING = (1, 2, 5, 40)
 _PLACES = 12  # of faults, per plan
+_AT_ONCE = 6  # kills right behind a fault, all of them: a refusal has just left
 _SOON = 40  # operations behind a fault: what it has set in motion is under way then
 _name = "{0.sync_mode}-{0.sizes}-{0.slots}-{0.seed}".format
 
@@ -63,8 +75,9 @@ def states_behind(disk: RecordingDisk, rng: random.Random, limit: int, behind: i
     """Kills and power cuts behind an operation, about `limit`, most of them soon; and the end, if there is one."""
     soon = behind + _SOON
     kills = list(states_after_kills(disk, behind))
-    near = [kill for kill in kills if kill.after <= soon]
-    far = [kill for kill in kills if kill.after > soon]
+    yield from kills[:_AT_ONCE]
+    near = [kill for kill in kills[_AT_ONCE:] if kill.after <= soon]
+    far = [kill for kill in kills[_AT_ONCE:] if kill.after > soon]
     yield from rng.sample(near, min(limit // 3, len(near)))
     yield from rng.sample(far, min(limit // 6, len(far)))
     yield from states_after_power_cuts(disk, rng, limit // 3, behind, soon, stale=True)
@@ -91,17 +104,19 @@ def check(disk: RecordingDisk, plan: Plan, fault: object, states: Iterator[State
     return count
 
 
+def check_run(plan: Plan, fault: Fault, each: int) -> int:
+    """Runs with a fault and judges about `each` states behind it."""
+    disk = Run(plan, fault).record()
+    behind = max(0, min(first_fault(disk), len(disk.log) - each))
+    return check(disk, plan, fault, states_behind(disk, random.Random(plan.seed), each, behind))
+
+
 @pytest.mark.parametrize("plan", PLANS, ids=_name)
 def test_a_fault_and_then_a_crash_make_nobody_a_liar(
     plan: Plan, crash_states: int, record_property: Callable[[str, object], None]
 ) -> None:
     each = max(8, crash_states * 3 // 10 // len(PLANS) // _PLACES)
-    tried = 0
-    for fault in faults_of(plan, _PLACES):
-        disk = Run(plan, fault).record()
-        behind = max(0, min(first_fault(disk), len(disk.log) - each))
-        tried += check(disk, plan, fault, states_behind(disk, random.Random(plan.seed), each, behind))
-    record_property("states", tried)
+    record_property("states", sum(check_run(plan, fault, each) for fault in faults_of(plan, _PLACES)))
 
 
 @pytest.mark.parametrize("plan", PLANS[:4], ids=_name)
@@ -146,15 +161,93 @@ def some_states(plan: Plan, count: int) -> Iterator[tuple[RecordingDisk, State, 
 
 @pytest.mark.parametrize("plan", PLANS, ids=_name)
 def test_reads_that_fail_for_a_while_cost_nothing(plan: Plan, crash_states: int) -> None:
-    for disk, state, rng in some_states(plan, max(20, crash_states // 20 // len(PLANS))):
+    check_reads(plan, max(20, crash_states // 20 // len(PLANS)))
+
+
+def check_reads(plan: Plan, count: int, make: Callable[[], Fault] | None = None) -> None:
+    """AssertionError tells what reads that fail for a while cost.
+
+    Args:
+        make: a fault to be tried on all states.
+    """
+    for disk, state, rng in some_states(plan, count):
         expected = expectation(disk, state.after, plan, state.kind)
-        fault = read_fault(rng, rng.choice((1, 2, 5)), state.image)
+        fault = make() if make is not None else read_fault(rng, rng.choice((1, 2, 5)), state.image)
         try:
             outcome = come_up(state.image, expected, [fault])
             compare(outcome, expected)
             assert not outcome.left, f"never shipped: {outcome.left}"
         except AssertionError as error:
             raise AssertionError(f"{explain(error, disk, plan, state)}\nfault: {fault!r}") from error
+
+
+def check_lost_ends(plan: Plan) -> None:
+    """AssertionError if a completed segment whose end is damaged is taken for a good one."""
+    tried = 0
+    for disk, state, _ in some_states(plan, 40):
+        sealed = [path for path in state.image if path.endswith(".sealed") and "/quarantine/" not in path]
+        if not sealed or any(is_batch(path) for path in state.image):
+            continue
+        content = state.image[sealed[0]] or b""
+        entries = list(entries_in(content))
+        image = {**state.image, sealed[0]: content[: entries[-2].end].ljust(len(content), b"\x00")}
+        tried += 1
+        expected = expectation(disk, state.after, plan, state.kind)
+        outcome = come_up(image, expected, is_torn=True)
+        compare(outcome, expected)
+        assert outcome.reported, "nobody was told"
+        assert is_untouched(outcome.disk, sealed[0]), "the original was not kept"
+    assert tried
+
+
+def test_a_completed_segment_that_has_lost_its_end_is_damaged_and_kept() -> None:
+    check_lost_ends(PLANS[0])
+
+
+class Quiet(Run):
+    """A little is written, all workers stop, and everything is uploaded."""
+
+    def _run(self) -> None:
+        self._start()
+        for _ in range(3):
+            self._commit()
+        self._end()
+        while self._shipping.work():
+            pass
+
+
+def check_new_entries(plan: Plan) -> None:
+    """AssertionError if what is written after the start, with a clock that stepped back, is lost or doubled."""
+    number = 1_000_000
+    tried = 0
+    disk = Quiet(plan).record()
+    for state in states_after_kills(disk):
+        named = sorted(
+            name
+            for path, content in state.image.items()
+            if content and is_batch(path)
+            for name in re.findall(r"worker-1-[0-9_]+-[0-9]+", content.decode("utf-8", "replace"))
+        )
+        if not named:
+            continue
+        tried += 1
+        parsed = parse_filename(named[-1] + ".wal")
+        assert parsed is not None
+        clock = Clock()
+        clock.now_us = parsed[0].created_us
+
+        def write_on(directory: WALDirectory, summary: RecoverySummary, clock: Clock = clock) -> None:
+            with mock.patch.object(writer_module, "time", clock), mock.patch.object(segment_module, "time", clock):
+                writer = WALWriter(directory, 1, node="n", last_timestamp=summary.last_timestamp(1))
+                group = writer.new_group()
+                group.add(envelope_prefix(KIND_COLUMNAR, "db"), make_body(number, 300), 1, writer.next_timestamp())
+                writer.commit(group)
+                writer.close()
+
+        expected = expectation(disk, state.after, plan, state.kind)
+        expected = expected._replace(sent=expected.sent + Counter([number]), promised=expected.promised | {number})
+        compare(come_up(state.image, expected, write_on=write_on), expected)
+    assert tried
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=_name)
@@ -223,37 +316,57 @@ def test_a_sector_that_the_power_cut_tore_takes_only_what_is_on_it(plan: Plan, h
 # Small files
 
 
-def states_within_a_batch(plan: Plan) -> list[tuple[RecordingDisk, State]]:
-    """Kills while a manifest is there and some of its objects are in the store, and others still wait."""
+def states_within_a_batch(plan: Plan) -> list[tuple[RecordingDisk, State, str]]:
+    """Kills while some objects of a batch are in the store, and its manifest."""
     disk = Run(plan).record()
     found = []
     for state in states_after_kills(disk):
-        manifests = [path for path in state.image if "/batches/" in path and path.endswith(".json")]
         objects = expectation(disk, state.after, plan, "kill").objects
-        if any(os.path.basename(path).removesuffix(".json") in key for path in manifests for key in objects):
-            found.append((disk, state))
+        for path in state.image:
+            batch_id = os.path.basename(path).partition(".json")[0].removesuffix(".uploaded")
+            if "/batches/" in path and path.endswith(".json") and any(batch_id in key for key in objects):
+                found.append((disk, state, path))
     return found
 
 
+def of_a_later_version(content: bytes) -> bytes:
+    manifest = msgspec.json.decode(content)
+    del manifest["crc32"]
+    return with_checksum(msgspec.json.encode(manifest | {"version": 99}))
+
+
+def with_an_unknown_word(content: bytes) -> bytes:
+    manifest = msgspec.json.decode(content)
+    del manifest["crc32"]
+    return with_checksum(msgspec.json.encode(manifest | {"layout": "heap"}))
+
+
+@pytest.mark.parametrize("change", [of_a_later_version, with_an_unknown_word])
+def test_a_manifest_of_another_program_is_left_alone_and_nothing_ships_twice(change: Callable[[bytes], bytes]) -> None:
+    check_manifests(change, is_kept=True)
+
+
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [(b'"planned"', b'"plotted"'), (b'"uploaded"', b'"committed"'), (b'"segments"', b'"s\xc5gments"'), (b"}", b"")],
-    ids=["unknown word", "state of a later version", "a flipped bit", "cut off"],
+    "change",
+    [lambda content: content.replace(b"segm", b"s\xc5gm"), lambda content: content[:-2], lambda content: b""],
+    ids=["a flipped bit", "cut off", "empty"],
 )
-def test_a_manifest_that_is_not_understood_is_kept_and_nothing_ships_twice(old: bytes, new: bytes) -> None:
+def test_a_damaged_manifest_lets_nothing_ship_twice(change: Callable[[bytes], bytes]) -> None:
+    check_manifests(change, is_kept=False)
+
+
+def check_manifests(change: Callable[[bytes], bytes], is_kept: bool) -> None:
     plan = PLANS[0]
-    tried = 0
-    for disk, state in states_within_a_batch(plan):
-        image = dict(state.image)
-        [path] = [path for path in image if "/batches/" in path and path.endswith(".json")]
-        content = image[path] or b""
-        if old not in content:
-            continue
-        tried += 1
-        image[path] = content.replace(old, new)
+    states = states_within_a_batch(plan)
+    assert states
+    for disk, state, path in states[::3]:
+        content = change(state.image[path] or b"")
         expected = expectation(disk, state.after, plan, "kill")
-        outcome = come_up(image, expected, is_torn=True)
-        compare(outcome, expected, frozenset(kept(outcome.disk)))
-        assert any(content == image[path] for content in outcome.disk.image().values()), "the manifest is gone"
-        assert outcome.reported, "nobody was told"
-    assert tried
+        try:
+            outcome = come_up({**state.image, path: content}, expected, is_torn=True)
+            compare(outcome, expected, frozenset(kept(outcome.disk)))
+            if is_kept:
+                assert outcome.disk.image().get(path) == content, "the manifest is gone"
+                assert outcome.reported, "nobody was told"
+        except AssertionError as error:
+            raise AssertionError(f"{explain(error, disk, plan, state)}\n{path}: {content!r}") from error
