@@ -137,6 +137,10 @@ class Clock:
         self.perf_counter = time.perf_counter
         self.time = lambda: self.now_us / 1e6
 
+    def token_hex(self, size: int) -> str:
+        """Stands in for the module `secrets`: the random part of a batch id."""
+        return "0" * (2 * size)
+
     def time_ns(self) -> int:
         self.now_us += 7
         return self.now_us * 1000
@@ -284,7 +288,7 @@ class Run:
         with (
             mock.patch.multiple(writer_module, time=self.clock, Pipeline=_SteppedPipeline),
             mock.patch.object(segment_module, "time", self.clock),
-            mock.patch.object(batch_module, "time", self.clock),
+            mock.patch.multiple(batch_module, time=self.clock, secrets=self.clock),
             mock.patch.object(recovery_module, "_PARALLEL_FILES", 1),
         ):
             try:
