@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import struct
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 MEGABYTE = 1 << 20
+_LIBC = ctypes.CDLL(None)
 # ext4's ioctl that stops a file system at once, as a power cut does, and its flag to leave the journal unwritten.
 _EXT4_SHUTDOWN = 0x8004587D
 _WITHOUT_JOURNAL = 2
@@ -105,6 +107,14 @@ class SmallDisk:
     def abort(self) -> None:
         """What ext4 does by itself after an error of its device: from now on every change is refused."""
         _run("mount", "-o", "remount,abort", str(self.path))
+
+    def sync(self) -> None:
+        """Writes back all there is: ext4 gives up if it cannot write its own blocks later."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            assert _LIBC.syncfs(fd) == 0
+        finally:
+            os.close(fd)
 
     def cut_power(self) -> None:
         """Stops ext4 as a power cut does: what was not synced is gone. Whoever uses it gets errors from now on."""
