@@ -6,14 +6,17 @@ batch that was under way, or a rule beside the promise itself.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from arcpipe.disk import Disk
+from arcpipe.upload import shipment as shipment_module
+from arcpipe.upload.journal import Record
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import verdict as verdict_module
@@ -164,6 +167,57 @@ def test_it_is_caught_if_a_registry_that_cannot_be_read_is_begun_anew(monkeypatc
                 judge_module.compare(judge_module.come_up(state.image, expected, [once]), expected)
 
     assert "changed its type" in violation_of(check)
+
+
+def test_it_is_caught_if_an_object_is_put_before_its_key_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = shipment_module._JournalWriter.add
+
+    def durable_at_once(self: shipment_module._JournalWriter, records: Iterable[Record]) -> asyncio.Future[None]:
+        add(self, records)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    monkeypatch.setattr(shipment_module._JournalWriter, "add", durable_at_once)
+    assert "before its key was durable" in violation_of(lambda: keys_come_first(Run(Plan(4, steps=60)).record()))
+
+
+def test_the_key_of_an_object_is_durable_before_it_is_put() -> None:
+    for seed in range(4, 8):
+        keys_come_first(Run(Plan(seed, steps=60, jumps=True)).record())
+
+
+def keys_come_first(disk: RecordingDisk) -> None:
+    """AssertionError names an object whose key a power cut would have taken when it was put."""
+    put = 0
+    for model, position, after in moments(disk):
+        for note in disk.log[position + 1 : after]:
+            if isinstance(note, Note) and note.kind == "put":
+                put += 1
+                key = note.value[0].encode()
+                journals = [number for path, number in model.names.items() if path.endswith(".journal")]
+                contents = [model.files[number].versions[0] for number in journals if number is not None]
+                assert any(key in content for content in contents), f"{key!r} was put before its key was durable"
+    assert put
+
+
+def test_it_is_caught_if_a_redo_does_not_look_what_its_segments_still_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def trusting(*arguments: object) -> None:
+        return
+
+    monkeypatch.setattr("arcpipe.upload.uploader.prepare", trusting)
+    assert "acknowledged and lost" in violation_of(lambda: faults.check_vanished(faults.PLANS[3]))
+
+
+def test_it_is_caught_if_a_manifest_of_another_version_is_taken_for_a_damaged_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def damaged(path: str, found: str) -> Exception:
+        return ValueError(found)
+
+    monkeypatch.setattr("arcpipe.upload.manifest.unknown_version", damaged)
+    check = functools.partial(faults.check_manifests, faults.of_a_later_version, True)
+    assert violation_of(check) != ""
 
 
 def test_it_is_caught_if_a_sealed_segment_without_its_end_is_taken_for_clean(monkeypatch: pytest.MonkeyPatch) -> None:
