@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import Final, NamedTuple
+from typing import Final
 
 from arcpipe.wal.group import Group, WALStats
 from arcpipe.wal.segment import Extent, Segment
@@ -22,12 +22,9 @@ log = logging.getLogger(__name__)
 RETAINED_BYTES: Final = 16 << 20
 
 
-class _Retained(NamedTuple):
-    """A group that was acknowledged, and how far its segment went with it."""
-
-    group: Group
-    extent: Extent
-    since: float  # monotonic seconds
+# A group that was acknowledged, how far its segment went with it, and since when (monotonic seconds). A plain tuple:
+# a named one costs a commit of this mode 2% more.
+_Retained = tuple[Group, Extent, float]
 
 
 class BackgroundSync:
@@ -65,7 +62,7 @@ class BackgroundSync:
     @property
     def retained(self) -> list[Group]:
         """The groups that are acknowledged and may not be on disk, in order."""
-        return [item.group for item in self._retained]
+        return [group for group, _, _ in self._retained]
 
     def enter(self, segment: Segment | None) -> None:
         """Sync this segment from now on, of which everything is on disk. The former one is dealt with."""
@@ -97,7 +94,7 @@ class BackgroundSync:
         Args:
             extent: how far the segment goes with it.
         """
-        self._retained.append(_Retained(group, extent, self._now))
+        self._retained.append((group, extent, self._now))
         self._retained_bytes += group.size
         if not self._wake.is_set():
             self._wake.set()
@@ -135,7 +132,7 @@ class BackgroundSync:
 
     def _is_behind(self) -> bool:
         try:
-            since = self._retained[0].since
+            since = self._retained[0][2]
         except IndexError:
             return False
         if self._now - since > self._interval:
@@ -173,7 +170,6 @@ class BackgroundSync:
     def _release(self, count: int) -> Extent:
         extent = self.synced
         for _ in range(count):
-            item = self._retained.popleft()
-            self._released_bytes += item.group.size
-            extent = item.extent
+            group, extent, _ = self._retained.popleft()
+            self._released_bytes += group.size
         return extent

@@ -36,6 +36,7 @@ SyncMode = Literal["fsync", "fdatasync", "async", "off"]
 CACHED_BACKLOG_BYTES: Final = 512 << 20
 # Between two looks whether the segment is still where it was made: a removal is noticed before many records are in it.
 _PLACE_CHECK_SECONDS: Final = 1.0
+_OPEN: Final = State.OPEN  # for every commit: members of an enum are slow to look up
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -234,7 +235,10 @@ class WALWriter:
 
     def _segment_with_room(self, size: int) -> Segment:
         """Give the segment that takes the next group: a following one if the present one has failed or is full."""
-        segment = self._usable_segment()
+        segment = self.current
+        background = self._background
+        if segment is None or segment.state is not _OPEN or (background is not None and background.error is not None):
+            segment = self._usable_segment()
         while segment.entries and segment.offset + size + END_ENTRY_BYTES > self.options.max_size_bytes:
             segment = self._rotate(segment)
         return segment
