@@ -94,18 +94,23 @@ class Backlog:
 
     def measure(self) -> None:
         """Shares what can be measured; while the directory cannot be looked at, that no writes are to be taken."""
-        problems = []
+        problem = self._look()
+        if problem and problem != self._problem:  # once, however often it is looked
+            log.error("cannot look at %s: %s; writes are refused until it works", self._directory.path, problem)
+        self._problem = problem
+        if problem and self._make_again():
+            problem = self._look()
+        self._node[Node.UNLISTED] = bool(problem)
+
+    def _look(self) -> str:
+        """Measures each thing that can be; the first reason why not all can, or nothing."""
+        problem = ""
         for step in (self._measure_segments, self._measure_disk):
             try:
                 step()
             except OSError as error:
-                problems.append(str(error))
-        self._node[Node.UNLISTED] = bool(problems)
-        if problems:
-            self._make_again()
-        if problems and problems[0] != self._problem:  # once, however often it is looked
-            log.error("cannot look at %s: %s; writes are refused until it works", self._directory.path, problems[0])
-        self._problem = problems[0] if problems else ""
+                problem = problem or str(error)
+        return problem
 
     def _measure_segments(self) -> None:
         node = self._node
@@ -129,12 +134,13 @@ class Backlog:
         finally:
             self._node[Node.DISK_FREE_BYTES], self._node[Node.DISK_TOTAL_BYTES] = free, total
 
-    def _make_again(self) -> None:
-        """A directory that is gone: workers find out by themselves, and go on in a new one."""
+    def _make_again(self) -> bool:
+        """Makes a directory that is gone: workers find out by themselves, and go on in the new one."""
         try:
             self._directory.make()
         except OSError:
-            pass
+            return False
+        return True
 
     def _note_oldest(self, oldest: SegmentFile | None) -> None:
         """Notes since when the oldest record of the completed segments waits. Replayed ones count from their copy."""

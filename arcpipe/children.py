@@ -102,6 +102,7 @@ class Child:
             return
         self.started_at = now
         self.killed_at = 0.0
+        self.forgive(now)  # or the silence of a long pause would be its own
 
     def note_end(self, now: float, status: int) -> float:
         """Empties the slot after its process's death; seconds until it may be filled again."""

@@ -135,6 +135,19 @@ def test_a_child_that_lived_long_but_never_got_ready_was_not_well() -> None:
     assert child.failures == 1
 
 
+def test_the_silence_between_two_processes_is_not_the_second_one_s() -> None:
+    """It may be ready before anybody has looked, and signs a moment later."""
+    counters = Counters(1)
+    child, block = worker(counters), counters.worker(1)
+    block[Worker.PID], block[Worker.HEARTBEAT_US] = READY, 1
+    child.start(100.0)
+    assert not child.hangs(100.2)
+    child.note_end(100.3, KILLED)
+    child.start(115.0)
+    assert not child.hangs(115.2)
+    assert child.hangs(125.1)
+
+
 def test_a_start_that_fails_is_tried_again_and_said(caplog: pytest.LogCaptureFixture) -> None:
     child = slot(refuse)
     for number in range(50):
@@ -321,9 +334,8 @@ def test_a_directory_that_is_gone_is_said_once_and_made_again(
     assert caplog.text.count("cannot look at") == 1
     assert wal.counters.node[Node.DISK_TOTAL_BYTES] > 0  # the disk can be measured, so it is
     os.unlink(wal.directory.path)
-    assert wal.shared()[0] == 1
-    assert os.path.isdir(wal.directory.batches)
     assert wal.shared() == (0, 0, 0, "")
+    assert os.path.isdir(wal.directory.batches)
 
 
 def test_everything_is_uploaded_is_only_known_of_a_directory_that_can_be_listed(wal: Wal, tmp_path: Path) -> None:
