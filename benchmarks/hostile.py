@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,15 +84,16 @@ def _wide(columns: int, rows: int, column: bytes, entries: int = 1, per_entry: b
         yield _columnar({f"{prefix}c{number}": column for number in range(columns)})
 
 
-def _interleaved(tables: int, columns: int, hours: int, megabytes: int, values: Sequence[bytes]) -> Iterator[Entry]:
-    """Rows of wide tables in turn, each entry of another hour; a column's value is one of `values`."""
-    names = [f"c{number}" for number in range(columns)]
-    row = {name: b"\x91" + values[number % len(values)] for number, name in enumerate(names)}
-    size = sum(len(name) + len(column) + 1 for name, column in row.items())
-    for entry in range(megabytes * 1_000_000 // size):
-        hour = entry // tables % hours
-        moment = pack_int64(np.array([_US + hour * 3_600_000_000 + entry]))
-        yield _columnar({"time": moment, **row}, f"wide-{entry % tables}")
+def _interleaved(tables: int, columns: int, hours: int, rounds: int, rows: int, value: bytes) -> Iterator[Entry]:
+    """Wide tables in turn: in each round an entry of each hour of each of them, all values alike."""
+    row = {f"c{number}": array_header(rows) + value * rows for number in range(columns)}
+    for entry in range(tables * hours * rounds):
+        first = _US + entry // tables % hours * 3_600_000_000 + entry * rows
+        yield _columnar({"time": pack_int64(first + np.arange(rows)), **row}, f"wide-{entry % tables}")
+
+
+def _text(size: int) -> bytes:
+    return b"\xda" + struct.pack(">H", size) + b"x" * size
 
 
 def _tiny_maps(count: int) -> Iterator[Entry]:
@@ -163,20 +164,15 @@ CASES: Final[dict[str, Callable[[], Iterator[Entry]]]] = {
     "100,000 measurements": lambda: _measurements(100_000, 1, 100_000),
     "a column of its own in each entry": lambda: _shapes(300_000),
     "10,000 hours in one body": lambda: _many_hours(1_000_000),
-    "16 tables, 4,000 columns, 4 hours": lambda: _interleaved(16, 4_000, 4, 100, [b"\x01"]),
-    "64 tables, 4,096 columns, 1 hour": lambda: _interleaved(64, 4_096, 1, 100, [b"\x01"]),
-    "16 tables, 4,096 columns, 24 hours": lambda: _interleaved(16, 4_096, 24, 100, [b"\x01"]),
-    "1 table, 4,096 columns, 500 hours": lambda: _interleaved(1, 4_096, 500, 100, [b"\x01"]),
-    "16 tables, 4,096 texts, 4 hours": lambda: _interleaved(16, 4_096, 4, 100, [b"\xabhello world"]),
-    "16 tables, 4,096 texts of 1 kB, 4 hours": lambda: _interleaved(
-        16, 4_096, 4, 200, [b"\xda\x04\x00" + b"x" * 1_024]
-    ),
-    "16 tables, 4,096 texts of 4 kB, 4 hours": lambda: _interleaved(
-        16, 4_096, 4, 200, [b"\xda\x0f\xff" + b"x" * 4_095]
-    ),
-    "1 table, 4,096 texts of 4 kB, 4 hours": lambda: _interleaved(1, 4_096, 4, 200, [b"\xda\x0f\xff" + b"x" * 4_095]),
-    "16 tables, 1,000 columns, 16 hours": lambda: _interleaved(16, 1_000, 16, 100, [b"\x01"]),
-    "16 tables, 300 columns, 4 hours": lambda: _interleaved(16, 300, 4, 100, [b"\x01"]),
+    "16 tables, 4,000 columns, 4 hours": lambda: _interleaved(16, 4_000, 4, 2, 50, b"\x01"),
+    "64 tables, 4,096 columns, 1 hour": lambda: _interleaved(64, 4_096, 1, 2, 50, b"\x01"),
+    "16 tables, 4,096 columns, 24 hours": lambda: _interleaved(16, 4_096, 24, 1, 20, b"\x01"),
+    "1 table, 4,096 columns, 500 hours": lambda: _interleaved(1, 4_096, 500, 1, 10, b"\x01"),
+    "16 tables, 4,096 texts, 4 hours": lambda: _interleaved(16, 4_096, 4, 2, 20, b"\xabhello world"),
+    "16 tables, 256 texts of 4 kB, 4 hours": lambda: _interleaved(16, 256, 4, 4, 1, _text(4_095)),
+    "16 tables, 4,096 texts of 1 kB, 4 hours": lambda: _interleaved(16, 4_096, 4, 1, 1, _text(1_000)),
+    "1 table, 4,096 texts of 4 kB, 4 hours": lambda: _interleaved(1, 4_096, 4, 3, 1, _text(4_095)),
+    "16 tables, 300 columns, 4 hours": lambda: _interleaved(16, 300, 4, 20, 10, b"\x01"),
 }
 
 

@@ -13,7 +13,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import BinaryIO, Final, Literal, NamedTuple
@@ -26,6 +25,7 @@ from arcpipe import __version__
 from arcpipe.codec.arrow_columns import DICTIONARY_ROWS
 from arcpipe.codec.columns import TIME
 from arcpipe.config import MB, Parquet
+from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, Quota, open_file_cost, row_group_cost
 
 HOUR_US: Final = 3_600_000_000
 TIME_NS: Final = "time_ns"
@@ -198,53 +198,6 @@ def _refusals() -> Iterator[None]:
     except Exception as error:
         raise Unwritable(f"{type(error).__name__}: {error}") from error
 
-
-# What an open file costs, in bytes of memory, measured with pyarrow 26: Arrow keeps the metadata of each column of each
-# row group until the file is finished. To finish it takes as much again for a moment.
-_FILE_COST: Final = 320_000  # most of it is the buffer of _BUFFER_BYTES
-_COLUMN_COST: Final = 1_900
-_COLUMN_NAME_COST: Final = 10  # per byte of its name
-_CHUNK_COST: Final = 1_400  # a column of a row group; its name comes on top
-_STATISTICS_COST: Final = 4  # per byte of the longest value: least and greatest, in statistics and page index
-_STATISTICS_BYTES: Final = 4_096  # Arrow stores none of longer values
-
-
-def open_file_cost(columns: int, name_bytes: int = 0) -> int:
-    """The bytes of memory that an open file costs before its first row group."""
-    return _FILE_COST + columns * _COLUMN_COST + name_bytes * _COLUMN_NAME_COST
-
-
-def row_group_cost(columns: int, name_bytes: int = 0, statistics_bytes: int = 0) -> int:
-    """The bytes of memory that a row group costs until its file is finished."""
-    return columns * _CHUNK_COST + name_bytes + statistics_bytes * _STATISTICS_COST
-
-
-class Quota(NamedTuple):
-    """Bounds on the open files of one table."""
-
-    files: int
-    cost: int  # bytes of memory; a single row group may cost more, and is finished at once then
-
-
-@dataclass(frozen=True)
-class OpenFiles:
-    """Bounds on the open files of all tables together."""
-
-    files: int = 64
-    tables: int = 16  # those that may have any
-    # The uploader takes some 500 MB beside them in the worst case, and has 600.
-    cost: int = 64 * MB
-    # Of each file, as the last step takes as much again.
-    file_cost: int = 24 * MB
-    # While an enormous entry is converted, the files of the other tables may cost no more.
-    cost_beside_large: int = 16 * MB
-
-    def quota(self, tables: int) -> Quota:
-        """The share of a table, of so many that have open files."""
-        return Quota(self.files // tables, self.cost // tables)
-
-
-OPEN_FILES: Final = OpenFiles()
 
 # Files
 
@@ -430,7 +383,7 @@ def _texts_of(table: pa.Table) -> _Texts:
             continue
         if longest > huge_bytes and not pa.types.is_dictionary(field.type):
             huge.add(field.name)
-        elif longest <= _STATISTICS_BYTES:
+        elif longest <= STATISTICS_BYTES:
             statistics_bytes += longest
     return _Texts(frozenset(huge), statistics_bytes)
 

@@ -44,19 +44,15 @@ from arcpipe.config import MB, Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
 from arcpipe.upload.conversion_pool import FileCost, InHand, Lane, Pool
 from arcpipe.upload.convert import Converted, TooManyRescued, convert
+from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
 from arcpipe.upload.parquet import (
     HOUR_US,
-    OPEN_FILES,
     FileSettings,
     Layout,
     OnFile,
-    OpenFiles,
     PartitionWriters,
-    Quota,
     SpoolMemory,
     Unwritable,
-    open_file_cost,
-    row_group_cost,
 )
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
 from arcpipe.upload.staging import Group, Misfit, Piece, Shape, Staged, entry_payload, whole_piece

@@ -19,19 +19,15 @@ from hypothesis import strategies as st
 
 from arcpipe.config import MB, Parquet
 from arcpipe.storage.base import require_key
+from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
 from arcpipe.upload.parquet import (
-    OPEN_FILES,
     ROLE,
     FileSettings,
-    OpenFiles,
     Partition,
     PartitionWriters,
-    Quota,
     Spool,
     SpoolMemory,
     encode_name,
-    open_file_cost,
-    row_group_cost,
 )
 
 HOUR_US = 1_700_000_000_000_000 // 3_600_000_000 * 3_600_000_000

@@ -28,7 +28,8 @@ from arcpipe.upload import conversion_pool
 from arcpipe.upload import convert as convert_module
 from arcpipe.upload import parquet as parquet_module
 from arcpipe.upload import tables as tables_module
-from arcpipe.upload.parquet import OPEN_FILES, OpenFiles, PartitionWriters, Spool, open_file_cost, row_group_cost
+from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, open_file_cost, row_group_cost
+from arcpipe.upload.parquet import PartitionWriters, Spool
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.tables import BatchTables, DeadLetter, WriterFailed
 from tests.harness import wait_until
