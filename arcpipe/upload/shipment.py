@@ -33,6 +33,7 @@ from arcpipe.upload.schema import SchemaRegistry, TableSchema
 from arcpipe.upload.tables import BatchTables, DeadLetter
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.reader import ScanReport
+from arcpipe.wal.verdict import end_problem
 
 if TYPE_CHECKING:
     from arcpipe.config import Settings
@@ -341,6 +342,10 @@ class Shipment:
             log.error(
                 "segment %s: %s at offset %d; skipped %d bytes", name, damage.reason, damage.offset, damage.length
             )
+        problem = end_problem(report, was_active=False)
+        if problem:
+            block[Uploader.DAMAGED] += 1
+            log.error("segment %s: %s", name, problem)
         block[Uploader.STEPS] += 1
         block[Uploader.ENTRIES] += report.entries
         self.reports[name] = report

@@ -379,10 +379,35 @@ class MemoryStore:
         return True
 
 
+class InlineLoop(asyncio.SelectorEventLoop):
+    """Does at once what a thread would do: so the uploader's operations have one order, and no state waits for threads.
+
+    `shipment_module.threading` has to be `Unbounded`, because nobody takes away what waits for its upload meanwhile.
+    """
+
+    def run_in_executor(self, executor: object, func: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+        future = self.create_future()
+        try:
+            future.set_result(func(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Unbounded:
+    """Stands in for the module `threading`: its semaphores never make anybody wait."""
+
+    Lock = staticmethod(threading.Lock)
+
+    @staticmethod
+    def Semaphore(value: int) -> threading.Semaphore:
+        return threading.Semaphore(1 << 20)
+
+
 @functools.cache
 def _the_loop() -> asyncio.AbstractEventLoop:
-    """One for all uploaders of this process: to make one, with its threads, takes as long as to ship a small batch."""
-    return asyncio.new_event_loop()
+    """One for all uploaders of this process: to make one takes as long as to ship a small batch."""
+    return InlineLoop()
 
 
 class InlineExecutor:

@@ -19,9 +19,12 @@ from typing import NamedTuple
 from unittest import mock
 
 from arcpipe.upload import batch as batch_module
+from arcpipe.upload import shipment as shipment_module
 from arcpipe.upload import spares as spares_module
+from arcpipe.wal import background_sync as background_sync_module
 from arcpipe.wal import directory as directory_module
 from arcpipe.wal import format as format_module
+from arcpipe.wal import group_commit as group_commit_module
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal import source as source_module
@@ -29,7 +32,17 @@ from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.recovery import recover_at_start, recover_slot
 from arcpipe.wal.writer import SyncMode, WALOptions
-from tests.crash.driving import Clock, InlineExecutor, MemoryStore, Shipping, SteppedPipeline, StoreFault, Turn, Worker
+from tests.crash.driving import (
+    Clock,
+    InlineExecutor,
+    MemoryStore,
+    Shipping,
+    SteppedPipeline,
+    StoreFault,
+    Turn,
+    Unbounded,
+    Worker,
+)
 from tests.crash.entries import PREFIX, make_body, number_of
 from tests.crash.recording import CHANGES, Fault, RecordingDisk
 from tests.crash.system_calls import mounted
@@ -116,7 +129,7 @@ class Run:
             self._upload: 10,
             self._tick: 8,
             self._sync: 6 if self.plan.sync_mode == "async" else 0,
-            self._flush: 6 if self.plan.sync_mode == "off" else 0,
+            self._flush: 20 if self.plan.sync_mode == "off" else 0,
             self._kill_worker: 2,
             self._kill_uploader: 1,
             self._restart: 1,
@@ -304,7 +317,7 @@ def held(clock: Clock, seed: int) -> Iterator[None]:
     rng = random.Random(seed)
     with ExitStack() as patches:
         patches.enter_context(mock.patch.multiple(writer_module, time=clock, Pipeline=SteppedPipeline))
-        for module in (segment_module, batch_module):
+        for module in (segment_module, batch_module, group_commit_module, background_sync_module):
             patches.enter_context(mock.patch.object(module, "time", clock))
         patches.enter_context(hurried())
         patches.enter_context(mock.patch("arcpipe.wal.pipeline._RETRY_SECONDS", 0.0))
@@ -323,6 +336,7 @@ def hurried() -> Iterator[None]:
         mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor),
         mock.patch.object(recovery_module, "_PAUSES_SECONDS", (0.0, 0.0)),
         mock.patch.dict(spares_module.SPARES, spares),
+        mock.patch.object(shipment_module, "threading", Unbounded),
         mock.patch.multiple(source_module, WINDOW_BYTES=2048, _PIECE_BYTES=1024, _BLOCK_BYTES=512),
     ):
         yield
