@@ -78,6 +78,12 @@ def managed(directory: Path, manager: Manager, watchdog: bool = False, **setting
     return server
 
 
+def all_pids(server: Server) -> dict[str, int]:
+    """Process ids by role, of two workers: once each process has taken its title."""
+    wait_until(lambda: {"ingest 1", "ingest 2", "uploader"} <= server.pids().keys(), "every process to have its title")
+    return server.pids()
+
+
 def body(first: int, count: int = 1) -> bytes:
     return pack({"m": "counted", "columns": {"n": list(range(first, first + count))}})
 
@@ -195,7 +201,7 @@ def test_the_watchdog_is_fed_while_all_is_well_and_children_that_hang_are_replac
     with managed(tmp_path, manager, watchdog=True, server_workers=2) as server:
         fed = len(manager.values("WATCHDOG"))
         manager.wait_for("WATCHDOG", fed + 2)
-        pids = server.pids()
+        pids = all_pids(server)
         for role in ("ingest 2", "uploader"):
             os.kill(pids[role], signal.SIGSTOP)
         for role in ("ingest 2", "uploader"):
@@ -211,7 +217,7 @@ def test_the_watchdog_is_fed_while_all_is_well_and_children_that_hang_are_replac
 def test_a_supervisor_that_was_stopped_for_long_kills_nobody_when_it_goes_on(tmp_path: Path, manager: Manager) -> None:
     """As a machine that was asleep, or a frozen control group: everybody's signs are old then."""
     with managed(tmp_path, manager, watchdog=True, server_workers=2) as server:
-        pids = server.pids()
+        pids = all_pids(server)
         for pid in pids.values():
             os.kill(pid, signal.SIGSTOP)
         time.sleep(3.5)  # longer than a worker may be silent
