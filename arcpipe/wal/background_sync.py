@@ -18,7 +18,8 @@ from arcpipe.wal.segment import Extent, Segment
 log = logging.getLogger(__name__)
 
 # Bytes retained above which a sync starts at once. At twice that a commit waits for it, so this is half of the memory
-# that a slow disk costs a worker. Below 16 MB the syncs take throughput away, above it nothing is gained.
+# that a slow disk costs a worker. 8, 16 and 32 MB differ by no more than the noise in throughput; at 16 MB the p99 of a
+# commit was nearest to that of no bound at all (400 against 280 µs, groups of 64 KiB on a loaded machine).
 RETAINED_BYTES: Final = 16 << 20
 
 
