@@ -15,7 +15,7 @@ import pytest
 LIMIT_MB = 600
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "case",
     [
