@@ -55,16 +55,17 @@ class FreePool:
         return None
 
     def put(self, path: str, last_timestamp_us: int) -> bool:
-        """Move a shipped segment into the pool. Returns False if there is no place for it."""
-        if len(self._names()) >= self._limit:
+        """Move an uploaded segment into the pool.
+
+        Returns:
+            False if there is no place for it, or if one large entry made it grow: then its space is needed more. It is
+            not cut here, as a power cut could take the new name back and leave the cut.
+        """
+        if len(self._names()) >= self._limit or self._is_oversize(path):
             return False
         stem = os.path.basename(path).split(".")[0]
         target = os.path.join(self._directory.free, f"{last_timestamp_us:020d}-{stem}{ACTIVE}")
         self._directory.disk.rename(path, target)
-        try:
-            self._cut_to_size(target)
-        except OSError:  # it may be taken by now, and whoever takes it cuts it, too
-            pass
         return True
 
     def give_back(self) -> None:
@@ -90,8 +91,11 @@ class FreePool:
                 and entry.is_file(follow_symlinks=False)
             )
 
+    def _is_oversize(self, path: str) -> bool:
+        return self._max_size_bytes is not None and (self._directory.disk.size(path) or 0) > self._max_size_bytes
+
     def _cut_to_size(self, path: str) -> None:
-        if self._max_size_bytes is None or os.stat(path).st_size <= self._max_size_bytes:
+        if self._max_size_bytes is None or not self._is_oversize(path):
             return
         disk: Disk = self._directory.disk
         fd = disk.open(path)

@@ -387,10 +387,13 @@ class InlineLoop(asyncio.SelectorEventLoop):
 
     def run_in_executor(self, executor: object, func: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         future = self.create_future()
+        # The outcome comes after all that the work has handed to the loop, as that of a thread does.
         try:
-            future.set_result(func(*arguments))
+            result = func(*arguments)
         except Exception as error:
-            future.set_exception(error)
+            self.call_soon(future.set_exception, error)
+        else:
+            self.call_soon(future.set_result, result)
         return future
 
 
@@ -436,12 +439,12 @@ class GaveUp(BaseException):
 
 
 class _TinyMegabytes(int):
-    """A setting in MB whose half is `reusable` bytes: segments of these tests are small and are to be written over."""
+    """A setting in MB that stands for so few bytes: segments of these tests are small and are to be written over."""
 
-    reusable = 3072
+    size_bytes = 6144
 
     def __lshift__(self, bits: int) -> int:
-        return self.reusable
+        return self.size_bytes >> 20 - bits
 
 
 SETTINGS = config.Settings(

@@ -456,14 +456,13 @@ def test_clearing_one_slots_leftovers_spares_the_others(directory: WALDirectory)
     assert os.listdir(directory.free) == []
 
 
-def test_a_file_that_one_large_entry_made_grow_is_cut_when_it_is_put_or_taken(directory: WALDirectory) -> None:
+def test_a_file_that_one_large_entry_made_grow_does_not_keep_its_size(directory: WALDirectory) -> None:
     large = Path(directory.path, "worker-1-20251008_143000-000001.wal.sealed")
     large.write_bytes(bytes(9000))
     pool = FreePool(directory, 3, max_size_bytes=4096)
-    assert pool.put(str(large), 5)
-    [name] = os.listdir(directory.free)
-    assert os.path.getsize(os.path.join(directory.free, name)) == 4096
-    Path(directory.free, name).write_bytes(bytes(9000))
+    assert not pool.put(str(large), 5), "its space is needed more"
+    assert os.listdir(directory.free) == []
+    Path(directory.free, f"{5:020d}-worker-1-20251008_143000-000001.wal").write_bytes(bytes(9000))
     taken = pool.take(1, 2**62)
     assert taken is not None
     assert os.path.getsize(taken) == 4096
