@@ -7,6 +7,7 @@ would cost as much as the loop itself, so each of the two loops yields by itself
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from arcpipe.wal.format import (
 from arcpipe.wal.life import Life
 from arcpipe.wal.report import Damage, Entry, ScanReport
 from arcpipe.wal.salvage import BorderSalvager, IdentitySalvager, Salvager
-from arcpipe.wal.source import Effort, Header, Source
+from arcpipe.wal.source import WINDOW_BYTES, Effort, Header, Source
 from arcpipe.wal.timestamps import JUMP_US, LATEST_US, Finding, judge
 
 # The second bytes of envelopes that mark a segment's start or end.
@@ -94,6 +95,7 @@ class _Walk(ABC):
             return None, -1
         length, timestamp, crc = ENTRY_HEADER.unpack_from(source.read(offset, ENTRY_HEADER_SIZE))
         header = Header(offset, length, timestamp)
+        self._bring(header)
         reason = self._problem(header, crc)
         if reason:
             return None, self._step_over(offset, reason)
@@ -109,6 +111,13 @@ class _Walk(ABC):
         self._take(payload)
         report.entries += 1
         return Entry(offset, timestamp, payload), header.end
+
+    def _bring(self, header: Header) -> None:
+        """Have an entry and the header of the next one in one window: two at a time would cost fresh memory."""
+        end = min(header.end + ENTRY_HEADER_SIZE, self._source.size)
+        if header.end <= end and header.length <= WINDOW_BYTES:
+            with contextlib.suppress(OSError):  # the next header may not be needed; the entry is read again
+                self._source.read(header.offset, end - header.offset)
 
     def _problem(self, header: Header, crc: int) -> str:
         """What is wrong with the bytes of an entry, or whose it is if not this segment's; an empty text if nothing."""
