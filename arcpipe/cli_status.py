@@ -467,9 +467,10 @@ def _facts(now: Snapshot, live: _Live) -> Iterator[tuple[str, str]]:
         f"disk sync p99 {_latency(live.sync.quantile(0.99))}; {groups} entries per commit",
     )
     oldest = f"oldest record {_age(now.oldest_unshipped_seconds)}" if now.oldest_unshipped_seconds else "nothing waits"
+    unreadable = f" ({now.unrecovered_segments} cannot be read)" if now.unrecovered_segments else ""
     yield (
         "waiting",
-        f"{_bytes(now.backlog_bytes)} in {now.backlog_segments} segments, {oldest}; "
+        f"{_bytes(now.backlog_bytes)} in {now.backlog_segments} segments{unreadable}, {oldest}; "
         f"{now.backlog_bytes / now.max_backlog_bytes:.1%} of the limit, {_bytes(now.max_backlog_bytes)}",
     )
     uploader = now.uploader

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arcpipe.cli_output import print_json, print_table
-from arcpipe.errors import ArcpipeError, BadPayload, NotAWAL
+from arcpipe.errors import ArcpipeError, BadPayload
 
 if TYPE_CHECKING:
+    from arcpipe.wal.directory import SegmentFile
     from arcpipe.wal.inspect import Summary
 
 app = typer.Typer(help="Look into log files, check, save and replay them.", no_args_is_help=True, rich_markup_mode=None)
@@ -26,7 +27,7 @@ JSONOption = Annotated[bool, typer.Option("--json", help="One JSON object per li
 
 @app.command("ls")
 def ls(directory: DirArgument = Path("data/wal"), as_json: JSONOption = False) -> None:
-    """List segments: state, entries, records, bytes, age, and what is wrong with them.
+    """List segments: state, verdict, entries, records, bytes, age, and what is wrong with them.
 
     \b
     Example:
@@ -36,12 +37,12 @@ def ls(directory: DirArgument = Path("data/wal"), as_json: JSONOption = False) -
     from arcpipe.wal.inspect import all_segments, summarize
 
     files = all_segments(WALDirectory(_existing(directory)))
-    rows = (_segment_row(summarize(file)) for file in files)
+    rows = (_segment_row(file, summarize(file.path)) for file in files)
     if as_json:
         print_json(rows)
         return
-    columns = ("segment", "state", "entries", "records", "bytes", "age_seconds", "damaged", "torn_bytes", "problem")
-    if print_table(columns, rows, left=("segment", "state", "problem")) == 0:
+    columns = ("segment", "state", "verdict", "entries", "records", "bytes", "age_seconds", "damaged", "torn_bytes")
+    if print_table((*columns, "problem"), rows, left=("segment", "state", "verdict", "problem")) == 0:
         print(f"There are no segments in {directory}.")
 
 
@@ -92,62 +93,68 @@ def verify(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Log files, or directories of them.")],
     as_json: JSONOption = False,
 ) -> None:
-    """Check every checksum and say exactly what is wrong and where. Exit code 1 if anything is.
+    """Check every checksum, say what is wrong and where, and a verdict: clean end, torn tail, damaged or unreadable.
+
+    Exit code 1 if a file is damaged or unreadable. A torn tail is what a file looks like that is being written.
 
     \b
     Example:
       arcpipe wal verify ./data/wal
     """
-    from arcpipe.wal.directory import WALDirectory, parse_filename
-    from arcpipe.wal.inspect import all_segments
-    from arcpipe.wal.reader import SegmentScan
+    from arcpipe.wal.directory import WALDirectory
+    from arcpipe.wal.inspect import all_segments, summarize
+    from arcpipe.wal.verdict import Verdict
 
     files = [
         file
         for path in map(_existing, paths)
         for file in ([found.path for found in all_segments(WALDirectory(path))] if path.is_dir() else [str(path)])
     ]
-    bad = 0
+    bad = {Verdict.DAMAGED: 0, Verdict.UNREADABLE: 0}
     for name in files:
-        problems: list[dict[str, Any]] = []
-        entries = 0
-        try:
-            scan = SegmentScan(name)
-            for _ in scan:
-                pass
-        except NotAWAL as error:
-            problems.append({"offset": 0, "bytes": os.path.getsize(name), "reason": str(error), "damage": True})
-        else:
-            report, entries = scan.report, scan.report.entries
-            problems += [
-                {"offset": at, "bytes": length, "reason": reason, "damage": True}
-                for at, length, reason in report.damage
-            ]
-            parsed = parse_filename(os.path.basename(name))
-            if report.torn_bytes:
-                # In a file that is being written, or that a crash left, this is what a torn tail looks like.
-                expected = parsed is not None and parsed[1] == ".wal"
-                problems.append(
-                    {
-                        "offset": report.end_offset,
-                        "bytes": report.torn_bytes,
-                        "reason": f"torn tail: {report.torn_reason}",
-                        "damage": not expected,
-                    }
-                )
-        bad += any(problem["damage"] for problem in problems)
+        summary = summarize(name, count=False)
+        verdict = summary.report.verdict
+        if verdict in bad:
+            bad[verdict] += 1
+        problems = _problems(summary)
         if as_json:
-            print_json([{"file": name, "entries": entries, "problems": problems}])
+            entries = summary.report.entries
+            print_json([{"file": name, "verdict": verdict.value, "entries": entries, "problems": problems}])
             continue
-        print(f"{name}: {entries} entries, {'no problems' if not problems else f'{len(problems)} problems'}")
+        told = "no problems" if not problems else f"{len(problems)} problems"
+        print(f"{name}: {verdict}, {summary.report.entries} entries, {told}")
         for problem in problems:
             print(f"  offset {problem['offset']}: {problem['reason']} ({problem['bytes']} bytes)")
-    if bad:
+    if any(bad.values()):
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in bad.items() if count)
         print(
-            f"arcpipe: {bad} of {len(files)} files are damaged; `arcpipe wal salvage FILE NEW` saves what is readable",
+            f"arcpipe: of {len(files)} files: {counts}; `arcpipe wal salvage FILE NEW` saves what is readable",
             file=sys.stderr,
         )
         raise typer.Exit(1)
+
+
+def _problems(summary: Summary) -> list[dict[str, Any]]:
+    report = summary.report
+    problems = [
+        {"offset": at, "bytes": length, "reason": reason, "damage": True} for at, length, reason in report.damage
+    ]
+    if report.torn_bytes:
+        # In a file that is being written, or that a crash left, this is what a torn tail looks like.
+        problems.append(
+            {
+                "offset": report.end_offset,
+                "bytes": report.torn_bytes,
+                "reason": f"torn tail: {report.torn_reason}",
+                "damage": report.verdict.value == "damaged",
+            }
+        )
+    if summary.problem:
+        behind = report.size - report.end_offset - report.torn_bytes
+        problems.append(
+            {"offset": report.end_offset, "bytes": max(0, behind), "reason": summary.problem, "damage": True}
+        )
+    return problems
 
 
 @app.command("salvage")
@@ -155,7 +162,7 @@ def salvage(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A damaged log file.")],
     target: Annotated[Path, typer.Argument(metavar="NEW", help="The file to write; it must not exist.")],
 ) -> None:
-    """Write what is readable of a damaged file to a new one.
+    """Write what is readable of a damaged or unreadable file to a new one, and say what was left out.
 
     \b
     Example:
@@ -164,7 +171,7 @@ def salvage(
     from arcpipe.wal.inspect import salvage as write_readable
 
     report = write_readable(str(_existing(source)), str(target))
-    print(f"{target}: {report.entries} entries saved, {len(report.damage)} damaged places left out")
+    print(f"{target}: {report.entries} entries saved, {len(report.damage)} damaged places left out ({report.verdict})")
     for damage in report.damage:
         print(f"  offset {damage.offset}: {damage.reason} ({damage.length} bytes)")
     if report.torn_bytes:
@@ -233,12 +240,13 @@ def replay(
         lock.unlock()
 
 
-def _segment_row(summary: Summary) -> dict[str, Any]:
-    file, report = summary.file, summary.report
+def _segment_row(file: SegmentFile, summary: Summary) -> dict[str, Any]:
+    report = summary.report
     states = {".wal": "active", ".wal.sealed": "sealed", ".wal.recovered": "recovered"}
     return {
         "segment": str(file.name),
         "state": states[file.state],
+        "verdict": report.verdict.value,
         "entries": report.entries,
         "records": summary.records,
         "bytes": report.end_offset,

@@ -40,7 +40,7 @@ STATUSES: Final = (
 MAX_DATABASES: Final = 64
 """Most databases that writes are counted for; the last one stands for all others, under the empty name."""
 
-_NAME_WORDS: Final = 8  # a database name has at most 64 bytes
+_NAME_WORDS: Final = 8  # a database name has at most 64 bytes, a segment's fewer
 DATABASE_WORDS: Final = _NAME_WORDS + 3
 
 
@@ -177,8 +177,12 @@ class Uploader:
         DEAD_LETTERS,
         DAMAGED,
         LAST_UPLOAD_US,
+        LOST_SEGMENTS,  # that vanished, or lost entries, after a batch had taken them in
+        UNREADABLE_SEGMENTS,  # gauge: set aside now, until they can be read
+        DAMAGED_MANIFESTS,  # gauge: kept aside now, with their segments, until an operator decides
+        STOPPED,  # gauge: 1 while a file of an unknown version stops all uploads
         RETRIES,
-    ) = range(16)
+    ) = range(20)
     UPLOAD_US: Final = RETRIES + len(RETRY_KINDS)  # a histogram
     SIZE: Final = UPLOAD_US + len(UPLOAD_BOUNDS_US) + 2
 
@@ -187,7 +191,9 @@ class Node:
     """Fields of the supervisor's block: what concerns the whole instance.
 
     LOG_LEVEL is a number of `logging`. TOKENS_LOADED and TLS_LOADED count how often tokens and certificate were read
-    and found good; a worker that has a lower number in its own block reads them again.
+    and found good; a worker that has a lower number in its own block reads them again. UNLISTED is 1 while the WAL
+    directory cannot be looked at. Segments of dead workers that could not be recovered yet are UNRECOVERED and a part
+    of the backlog; the name of the first one begins at UNRECOVERED_NAME.
     """
 
     (
@@ -203,8 +209,12 @@ class Node:
         LOG_LEVEL,
         TOKENS_LOADED,
         TLS_LOADED,
-    ) = range(12)
-    SIZE: Final = 12
+        UNLISTED,
+        UNRECOVERED_SEGMENTS,
+        UNRECOVERED_BYTES,
+        UNRECOVERED_NAME,
+    ) = range(16)
+    SIZE: Final = UNRECOVERED_NAME + _NAME_WORDS
 
 
 class Counters:
@@ -215,13 +225,15 @@ class Counters:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        notes = (workers + 2) * Notes.SIZE
-        size = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + notes
+        notes = (workers + 3) * Notes.SIZE
+        size = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + (workers + 1) + notes
         self._memory = mmap.mmap(-1, size * 8)
         self._view = memoryview(self._memory).cast("Q")
         self._notes_at = size - notes
         self.node = self._view[: Node.SIZE]
         self.uploader = self._view[Node.SIZE : Node.SIZE + Uploader.SIZE]
+        # Of the uploader and of each slot: how often in a row it could not be started, or ended soon after its start.
+        self.failed_starts = self._view[self._notes_at - workers - 1 : self._notes_at]
 
     def worker(self, slot: int) -> memoryview:
         """The block of a worker slot, numbered from 1."""
@@ -231,14 +243,14 @@ class Counters:
         return self._view[start : start + Worker.SIZE]
 
     def notes(self, process: str) -> Notes:
-        """The latest warnings of "supervisor", "uploader" or "ingest N"."""
+        """The latest warnings of "supervisor", "uploader", "recovery" or "ingest N"."""
         number = self.processes().index(process)
         start = self._notes_at + number * Notes.SIZE
         return Notes(self._view[start : start + Notes.SIZE])
 
     def processes(self) -> list[str]:
         """The names that `notes` takes."""
-        return ["supervisor", "uploader", *(f"ingest {slot}" for slot in range(1, self.workers + 1))]
+        return ["supervisor", "uploader", "recovery", *(f"ingest {slot}" for slot in range(1, self.workers + 1))]
 
 
 def observe(block: memoryview, start: int, bounds: Sequence[int], value: int) -> None:
@@ -258,9 +270,20 @@ def pack_usage(databases: Mapping[str, Sequence[int]]) -> list[int]:
     """Requests, records and body bytes by database as words of a worker's block; at most MAX_DATABASES."""
     words: list[int] = []
     for name, values in databases.items():
-        words += memoryview(name.encode("ascii").ljust(8 * _NAME_WORDS, b"\0")).cast("Q").tolist()
+        words += pack_name(name).tolist()
         words += values
     return words
+
+
+def pack_name(name: str) -> memoryview:
+    """A name as words of a block, as UNRECOVERED_NAME has it; one that is too long is cut."""
+    size = 8 * _NAME_WORDS
+    return memoryview(name.encode("ascii", "replace")[:size].ljust(size, b"\0")).cast("Q")
+
+
+def unpack_name(block: memoryview, start: int) -> str:
+    """The reverse."""
+    return block[start : start + _NAME_WORDS].tobytes().rstrip(b"\0").decode("ascii", "replace")
 
 
 def unpack_usage(block: memoryview) -> Iterator[tuple[str, Usage]]:
@@ -268,7 +291,7 @@ def unpack_usage(block: memoryview) -> Iterator[tuple[str, Usage]]:
     for start in range(Worker.DATABASES, Worker.SIZE, DATABASE_WORDS):
         usage = Usage(*block[start + _NAME_WORDS : start + DATABASE_WORDS])
         if usage.requests:
-            yield block[start : start + _NAME_WORDS].tobytes().rstrip(b"\0").decode("ascii", "replace"), usage
+            yield unpack_name(block, start), usage
 
 
 class Note(NamedTuple):

@@ -47,6 +47,26 @@ class Disk:
         """Fills the buffer, or a part of it, from `offset` on. Returns the bytes read; 0 only at the end."""
         return os.preadv(fd, [buffer], offset)
 
+    def status(self, fd: int) -> os.stat_result:
+        """Size and times of an open file."""
+        return os.fstat(fd)
+
+    def read_nothing_ahead(self, fd: int) -> None:
+        """Reads of this file bring in what they ask for and no more. Only an advice: it changes and fails nothing."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def names(self, path: str) -> list[str]:
+        """The names in a directory, in no order."""
+        return os.listdir(path)
+
+    def size(self, path: str) -> int | None:
+        """A file's bytes; None if there is no such file."""
+        try:
+            return os.stat(path).st_size
+        except FileNotFoundError:
+            return None
+
     def close(self, fd: int) -> None:
         """Closes; an error that close reports concerns data that was synced or given up before."""
         try:
@@ -102,9 +122,13 @@ class Disk:
     def make_directory(self, path: str) -> None:
         os.makedirs(path, mode=0o750, exist_ok=True)
 
+    def open_directory(self, path: str) -> int:
+        """An existing directory. Returns its descriptor, to be synced or locked."""
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
     def sync_directory(self, path: str) -> None:
         """Makes creations, renames and removals in a directory durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = self.open_directory(path)
         try:
             os.fsync(fd)
         finally:

@@ -5,11 +5,11 @@ Each condition has a code that also names its Prometheus alert (`ops/alerts.yml`
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
-from arcpipe.snapshot import Snapshot
+from arcpipe.snapshot import Snapshot, UploaderState, WorkerState
 
 Severity = Literal["info", "warning", "critical"]
 
@@ -19,6 +19,7 @@ _SEGMENT_TOO_OLD: Final = 2.0  # times wal.max_age_seconds
 _DISK_USED: Final = 0.8
 _BACKLOG_USED: Final = 0.5
 _UNSHIPPED_SECONDS: Final = 300.0
+_FAILED_STARTS: Final = 3  # in a row: one or two are an accident, which the issue "restarts" tells
 
 
 class Issue(Struct, frozen=True):
@@ -54,6 +55,10 @@ def picture(snapshot: Snapshot, slot: int) -> Picture:
     return Picture(is_healthy(issues), _verdict(snapshot, issues), issues, slot, snapshot)
 
 
+class _Add(Protocol):
+    def __call__(self, code: str, severity: Severity, message: str, recommendation: str) -> None: ...
+
+
 def judge(snapshot: Snapshot) -> list[Issue]:
     """The conditions that hold, the worst first."""
     issues: list[Issue] = []
@@ -62,46 +67,111 @@ def judge(snapshot: Snapshot) -> list[Issue]:
         issues.append(Issue(code, severity, message, recommendation))
 
     for worker in snapshot.workers:
-        who = f"ingest {worker.slot}"
-        if not worker.alive and not snapshot.draining:
-            add(
-                "worker_down",
-                "critical",
-                f"{who} (pid {worker.pid}) has given no sign of life for {worker.heartbeat_age_seconds:.0f} s",
-                f"the supervisor restarts one that died; `py-spy dump -p {worker.pid}` shows where one hangs",
-            )
-        if worker.last_failure_age_seconds is not None and worker.last_failure_age_seconds < _RECENT_SECONDS:
-            add(
-                "write_failures",
-                "critical",
-                f"{who} could not write its log {worker.last_failure_age_seconds:.0f} s ago "
-                f"({worker.write_failures} failures since the start); what failed was refused, not lost",
-                f"look for 'cannot be written' in the log; check `df {snapshot.wal_dir}` and the disk's health (dmesg)",
-            )
-        if worker.segment_bytes > _SEGMENT_NEAR_LIMIT * snapshot.max_size_bytes:
-            add(
-                "segment_near_limit",
-                "info",
-                f"the segment of {who} has {worker.segment_bytes / 1e6:.0f} MB of "
-                f"{snapshot.max_size_bytes / 1e6:.0f} MB and is about to be completed",
-                "nothing: it rotates by itself; raise wal.max_size_mb if it rotates several times a second",
-            )
-        if worker.segment_age_seconds > _SEGMENT_TOO_OLD * snapshot.max_age_seconds:
-            add(
-                "segment_too_old",
-                "warning",
-                f"the segment of {who} has not been completed for {worker.segment_age_seconds:.0f} s "
-                f"(wal.max_age_seconds = {snapshot.max_age_seconds:g} s)",
-                "the log shows why it cannot rotate (look for 'segment'); a restart completes it",
-            )
+        _judge_worker(snapshot, worker, add)
+    _judge_uploader(snapshot, add)
+    _judge_starts(snapshot, add)
+    _judge_admission(snapshot, add)
+    _judge_disk(snapshot, add)
+    _judge_segments(snapshot, add)
+    _judge_batches(snapshot, add)
+    _judge_values(snapshot, add)
+    order = {"critical": 0, "warning": 1, "info": 2}
+    return sorted(issues, key=lambda issue: order[issue.severity])
+
+
+def _judge_worker(snapshot: Snapshot, worker: WorkerState, add: _Add) -> None:
+    who = f"ingest {worker.slot}"
+    if not worker.alive and not snapshot.draining:
+        add(
+            "worker_down",
+            "critical",
+            _silence(who, worker),
+            f"the supervisor restarts one that died; `py-spy dump -p {worker.pid}` shows where one hangs",
+        )
+    if worker.last_failure_age_seconds is not None and worker.last_failure_age_seconds < _RECENT_SECONDS:
+        add(
+            "write_failures",
+            "critical",
+            f"{who} could not write its log {worker.last_failure_age_seconds:.0f} s ago "
+            f"({worker.write_failures} failures since the start); what failed was refused, not lost",
+            f"look for 'cannot be written' in the log; check `df {snapshot.wal_dir}` and the disk's health (dmesg)",
+        )
+    if worker.segment_bytes > _SEGMENT_NEAR_LIMIT * snapshot.max_size_bytes:
+        add(
+            "segment_near_limit",
+            "info",
+            f"the segment of {who} has {worker.segment_bytes / 1e6:.0f} MB of "
+            f"{snapshot.max_size_bytes / 1e6:.0f} MB and is about to be completed",
+            "nothing: it rotates by itself; raise wal.max_size_mb if it rotates several times a second",
+        )
+    if worker.segment_age_seconds > _SEGMENT_TOO_OLD * snapshot.max_age_seconds:
+        add(
+            "segment_too_old",
+            "warning",
+            f"the segment of {who} has not been completed for {worker.segment_age_seconds:.0f} s "
+            f"(wal.max_age_seconds = {snapshot.max_age_seconds:g} s)",
+            "the log shows why it cannot rotate (look for 'segment'); a restart completes it",
+        )
+
+
+def _judge_uploader(snapshot: Snapshot, add: _Add) -> None:
     uploader = snapshot.uploader
     if not uploader.alive and not snapshot.draining:
         add(
             "uploader_down",
             "critical",
-            f"the uploader (pid {uploader.pid}) has given no sign of life for {uploader.heartbeat_age_seconds:.0f} s",
+            _silence("the uploader", uploader),
             "writes go on until wal.max_backlog_mb; the log shows why it died ('uploader')",
         )
+    if uploader.stopped:
+        add(
+            "uploads_stopped",
+            "critical",
+            "nothing is uploaded: a manifest or schema.json is of a version that this program does not know",
+            "the log names the file and the version; install the arcpipe that wrote it, and leave the file as it is",
+        )
+
+
+def _silence(who: str, process: WorkerState | UploaderState) -> str:
+    if not process.pid:
+        return f"{who} has no process at the moment"
+    return f"{who} (pid {process.pid}) has given no sign of life for {process.heartbeat_age_seconds:.0f} s"
+
+
+def _judge_starts(snapshot: Snapshot, add: _Add) -> None:
+    processes: list[tuple[str, WorkerState | UploaderState]] = [("the uploader", snapshot.uploader)]
+    processes += [(f"ingest {worker.slot}", worker) for worker in snapshot.workers]
+    for who, process in processes:
+        if process.failed_starts >= _FAILED_STARTS:
+            add(
+                "failed_starts",
+                "warning",
+                f"{who} could not be started or ended soon after its start, {process.failed_starts} times in a row",
+                "it is tried again every few seconds, and the others go on; the log says why it fails "
+                "('cannot start', 'died:')",
+            )
+    if snapshot.worker_restarts or snapshot.uploader_restarts:
+        add(
+            "restarts",
+            "info",
+            f"processes have died since the start: {snapshot.worker_restarts} × a worker, "
+            f"{snapshot.uploader_restarts} × the uploader",
+            "the log says how each died ('died:'); killed by signal 9 mostly means out of memory (dmesg)",
+        )
+
+
+def _judge_admission(snapshot: Snapshot, add: _Add) -> None:
+    if snapshot.wal_dir_problem or snapshot.wal_unlisted:
+        add(
+            "wal_unlisted",
+            "critical",
+            f"the WAL directory cannot be listed: {snapshot.wal_dir_problem or 'the supervisor was refused'}"
+            f"{'; every write is refused (503)' if snapshot.wal_unlisted else ''}",
+            f"check that {snapshot.wal_dir} is there, mounted, and may be read by the server's user; then the disk "
+            "(dmesg); it goes on by itself",
+        )
+    if snapshot.wal_unlisted:
+        return  # by what was measured before
     if snapshot.disk_total_bytes and snapshot.disk_free_bytes < snapshot.min_free_bytes:
         add(
             "writes_refused",
@@ -120,6 +190,9 @@ def judge(snapshot: Snapshot) -> list[Issue]:
             "get the store to answer (see uploads_behind); while the disk has room, a larger wal.max_backlog_mb and "
             "`kill -USR2` of the supervisor gain time; writes go on by themselves",
         )
+
+
+def _judge_disk(snapshot: Snapshot, add: _Add) -> None:
     used = 1 - snapshot.disk_free_bytes / snapshot.disk_total_bytes if snapshot.disk_total_bytes else 0.0
     if used > _DISK_USED:
         add(
@@ -140,19 +213,78 @@ def judge(snapshot: Snapshot) -> list[Issue]:
             "check the store (the log's lines with 'trying again' have kind=…); if it answers, raise uploader.threads "
             "or uploader.concurrent_uploads, or give the uploader more CPU",
         )
+
+
+_SALVAGE: Final = (
+    "it is tried again by itself; the log says why it fails; check the disk (dmesg, smartctl). If it stays so, "
+    "`arcpipe wal salvage` reads around bad blocks: recovery.md has the steps"
+)
+
+
+def _judge_segments(snapshot: Snapshot, add: _Add) -> None:
+    """Files that are neither uploaded nor on their way."""
+    if snapshot.unrecovered_segments:
+        add(
+            "unreadable_segments",
+            "critical",
+            f"{snapshot.unrecovered_segments} segments cannot be read: {snapshot.unrecovered_first}"
+            f"{' and others' if snapshot.unrecovered_segments > 1 else ''}, {snapshot.unrecovered_bytes / 1e6:.1f} MB "
+            f"in {snapshot.wal_dir}; an ended worker left them, and what they hold is not uploaded",
+            _SALVAGE,
+        )
+    if snapshot.uploader.unreadable_segments:
+        add(
+            "unreadable_segments",
+            "critical",
+            f"{snapshot.uploader.unreadable_segments} completed segments cannot be read by the uploader, and what they "
+            "hold is not uploaded",
+            _SALVAGE,
+        )
+    quarantine = snapshot.segments.get("quarantine")
+    if quarantine is not None and quarantine.files:
+        add(
+            "quarantine",
+            "warning",
+            f"{quarantine.files} files, {quarantine.bytes / 1e6:.1f} MB, are in {snapshot.wal_dir}/quarantine: they "
+            "could not be read as segments, and what they hold is not uploaded",
+            "look at them with `arcpipe wal verify`, then salvage or remove them: recovery.md has the steps",
+        )
+    if snapshot.uploader.damaged:
+        add(
+            "damaged_entries",
+            "critical",
+            f"{snapshot.uploader.damaged} damaged places were found in completed segments and skipped",
+            "check the disk (smartctl, dmesg); `arcpipe wal verify` shows what is wrong and where",
+        )
+
+
+def _judge_batches(snapshot: Snapshot, add: _Add) -> None:
+    uploader = snapshot.uploader
+    if uploader.lost_segments:
+        add(
+            "lost_segments",
+            "critical",
+            f"{uploader.lost_segments} segments vanished, or lost entries, before they were uploaded: acknowledged "
+            "records are missing",
+            "the log names each; find out who removes files in the WAL directory, and whether a copy is left",
+        )
+    if uploader.damaged_manifests:
+        add(
+            "damaged_manifests",
+            "critical",
+            f"{uploader.damaged_manifests} damaged manifests are kept aside; their segments stay and are not uploaded",
+            "the log names each; check the disk (smartctl, dmesg), then see recovery.md",
+        )
+
+
+def _judge_values(snapshot: Snapshot, add: _Add) -> None:
+    uploader = snapshot.uploader
     if uploader.dead_letters:
         add(
             "dead_letters",
             "warning",
             f"{uploader.dead_letters} entries could not be converted and are kept below _dead_letter/ in the store",
             "look at them with `arcpipe wal cat`-like tools (each is one MessagePack value); the log says why for each",
-        )
-    if uploader.damaged:
-        add(
-            "damaged_entries",
-            "critical",
-            f"{uploader.damaged} damaged places were found in completed segments and skipped",
-            "check the disk (smartctl, dmesg); `arcpipe wal verify` shows what is wrong and where",
         )
     if uploader.rescued:
         add(
@@ -161,16 +293,6 @@ def judge(snapshot: Snapshot) -> list[Issue]:
             f"{uploader.rescued} values did not fit their column's type and are in _rescued_data",
             "make the senders agree on the column's type; SELECT _rescued_data shows columns and values",
         )
-    if snapshot.worker_restarts or snapshot.uploader_restarts:
-        add(
-            "restarts",
-            "info",
-            f"processes have died since the start: {snapshot.worker_restarts} × a worker, "
-            f"{snapshot.uploader_restarts} × the uploader",
-            "the log says how each died ('died:'); killed by signal 9 mostly means out of memory (dmesg)",
-        )
-    order = {"critical": 0, "warning": 1, "info": 2}
-    return sorted(issues, key=lambda issue: order[issue.severity])
 
 
 def is_healthy(issues: list[Issue]) -> bool:

@@ -71,11 +71,15 @@ def _instance(snapshot: Snapshot) -> Iterator[Metric]:
     processes += [(f"ingest {worker.slot}", worker) for worker in snapshot.workers]
     up = GaugeMetricFamily("arcpipe_process_up", "1 while a process gives signs of life.", labels=["process"])
     memory = GaugeMetricFamily("arcpipe_process_resident_memory_bytes", "Resident memory.", labels=["process"])
+    text = "Starts in a row that failed, or were followed by an early end; 0 once a process is well."
+    failed = GaugeMetricFamily("arcpipe_process_failed_starts", text, labels=["process"])
     for name, process in processes:
         up.add_metric([name], int(process.alive))
         memory.add_metric([name], process.memory_bytes)
+        failed.add_metric([name], process.failed_starts)
     yield up
     yield memory
+    yield failed
 
 
 def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
@@ -158,7 +162,18 @@ def _log(snapshot: Snapshot) -> Iterator[Metric]:
         sizes.add_metric([state], found.bytes)
     yield files
     yield sizes
-    yield _gauge("arcpipe_backlog_bytes", "Completed segments that wait for their upload.", snapshot.backlog_bytes)
+    yield _gauge(
+        "arcpipe_wal_listed",
+        "1 while the WAL directory can be listed.",
+        int(not (snapshot.wal_dir_problem or snapshot.wal_unlisted)),
+    )
+    yield _gauge(
+        "arcpipe_wal_unrecovered_segments",
+        "Segments of ended workers that could not be read yet; part of the backlog.",
+        snapshot.unrecovered_segments,
+    )
+    yield _gauge("arcpipe_wal_unrecovered_bytes", "Their size.", snapshot.unrecovered_bytes)
+    yield _gauge("arcpipe_backlog_bytes", "Segments that wait for their upload.", snapshot.backlog_bytes)
     yield _gauge("arcpipe_backlog_limit_bytes", "wal.max_backlog_mb, in bytes.", snapshot.max_backlog_bytes)
     yield _gauge(
         "arcpipe_oldest_unshipped_seconds",
@@ -182,8 +197,15 @@ def _upload(snapshot: Snapshot) -> Iterator[Metric]:
         ("rescued_values", "Values that did not fit their column and went to _rescued_data.", uploader.rescued),
         ("dead_letters", "Entries that could not be converted and were kept as they are.", uploader.dead_letters),
         ("damaged_entries", "Damaged places in completed segments.", uploader.damaged),
+        ("lost_segments", "Segments that vanished, or lost entries, before their upload.", uploader.lost_segments),
     ):
         yield CounterMetricFamily(f"arcpipe_upload_{name}", text, value)
+    for name, text, value in (
+        ("unreadable_segments", "Completed segments that cannot be read now.", uploader.unreadable_segments),
+        ("damaged_manifests", "Damaged manifests that are kept aside.", uploader.damaged_manifests),
+        ("stopped", "1 while a manifest or registry of an unknown version stops uploads.", int(uploader.stopped)),
+    ):
+        yield _gauge(f"arcpipe_upload_{name}", text, value)
     retries = CounterMetricFamily("arcpipe_upload_retries", "Failures that were tried again.", labels=["kind"])
     for kind, count in uploader.retries.items():
         retries.add_metric([kind], count)

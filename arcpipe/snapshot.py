@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +27,7 @@ from arcpipe.counters import (
     Uploader,
     Usage,
     Worker,
+    unpack_name,
     unpack_usage,
 )
 from arcpipe.counters import Node as NodeBlock
@@ -80,6 +81,7 @@ class WorkerState(Struct, frozen=True):
     slot: int
     pid: int
     alive: bool  # its event loop has moved within the last seconds
+    failed_starts: int  # in a row: those that failed, and lives that ended soon
     uptime_seconds: float
     heartbeat_age_seconds: float
     memory_bytes: int
@@ -112,6 +114,7 @@ class UploaderState(Struct, frozen=True):
 
     pid: int
     alive: bool
+    failed_starts: int  # in a row: those that failed, and lives that ended soon
     uptime_seconds: float
     heartbeat_age_seconds: float
     memory_bytes: int
@@ -124,6 +127,10 @@ class UploaderState(Struct, frozen=True):
     rescued: int
     dead_letters: int
     damaged: int
+    lost_segments: int  # of batches that were done again
+    unreadable_segments: int  # completed ones that cannot be read now
+    damaged_manifests: int  # that are kept aside now
+    stopped: bool  # by a manifest or registry of an unknown version
     last_upload_age_seconds: float | None
     retries: dict[str, int]
     upload_seconds: Distribution
@@ -160,7 +167,12 @@ class Snapshot(Struct, frozen=True):
     store: str
     workers: list[WorkerState]
     uploader: UploaderState
-    segments: dict[str, FileCount]  # by state: active, completed, recovered, free, quarantine
+    segments: dict[str, FileCount]  # by state: active, completed, recovered, free, quarantine; those that can be listed
+    wal_dir_problem: str  # why not all of them can; empty if they can
+    wal_unlisted: bool  # the supervisor cannot list it either, so that writes are refused
+    unrecovered_segments: int  # of dead workers, still to be recovered; part of the backlog
+    unrecovered_bytes: int
+    unrecovered_first: str  # the first one's file name
     databases: dict[str, Usage]
     requests: dict[str, dict[str, int]]  # answers by route and status; route "other" for paths that lead nowhere
     backlog_bytes: int
@@ -185,13 +197,10 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snaps
 
     Args:
         routes: the paths of the router's table, in its order.
-
-    Raises:
-        OSError: the log's directory cannot be listed.
     """
     now = time.time()
     node = counters.node
-    workers = [_worker(counters.worker(slot), slot, now) for slot in range(1, counters.workers + 1)]
+    workers = [_worker(counters, slot, now) for slot in range(1, counters.workers + 1)]
     databases: dict[str, Usage] = {}
     for slot in range(1, counters.workers + 1):
         for name, usage in unpack_usage(counters.worker(slot)):
@@ -206,6 +215,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snaps
         for note in counters.notes(process).read()
     ]
     wal = settings.wal
+    segments, problem = _segments(WALDirectory(wal.dir))
     return Snapshot(
         version=__version__,
         time=now,
@@ -218,8 +228,13 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snaps
         max_age_seconds=wal.max_age_seconds,
         store=next(str(item.value) for item in settings.effective() if item.key == "storage.url"),
         workers=workers,
-        uploader=_uploader(counters.uploader, now),
-        segments=_segments(WALDirectory(wal.dir)),
+        uploader=_uploader(counters, now),
+        segments=segments,
+        wal_dir_problem=problem,
+        wal_unlisted=bool(node[NodeBlock.UNLISTED]),
+        unrecovered_segments=node[NodeBlock.UNRECOVERED_SEGMENTS],
+        unrecovered_bytes=node[NodeBlock.UNRECOVERED_BYTES],
+        unrecovered_first=unpack_name(node, NodeBlock.UNRECOVERED_NAME),
         databases=databases,
         requests=_requests(counters, routes),
         backlog_bytes=node[NodeBlock.BACKLOG_BYTES],
@@ -239,7 +254,8 @@ encode = msgspec.json.Encoder().encode
 """A snapshot, or a part of one, as JSON."""
 
 
-def _worker(block: memoryview, slot: int, now: float) -> WorkerState:
+def _worker(counters: Counters, slot: int, now: float) -> WorkerState:
+    block = counters.worker(slot)
     first, failure = block[Worker.SEGMENT_FIRST_US], block[Worker.LAST_FAILURE_US]
     heartbeat = _age(block[Worker.HEARTBEAT_US], now)
     created, seq = block[Worker.SEGMENT_CREATED_US], block[Worker.SEGMENT_SEQ]
@@ -247,6 +263,7 @@ def _worker(block: memoryview, slot: int, now: float) -> WorkerState:
         slot=slot,
         pid=block[Worker.PID],
         alive=bool(block[Worker.PID]) and heartbeat < _SILENT_SECONDS,
+        failed_starts=counters.failed_starts[slot],
         uptime_seconds=_age(block[Worker.STARTED_US], now),
         heartbeat_age_seconds=heartbeat,
         memory_bytes=_memory_bytes(block[Worker.PID]),
@@ -275,11 +292,13 @@ def _worker(block: memoryview, slot: int, now: float) -> WorkerState:
     )
 
 
-def _uploader(block: memoryview, now: float) -> UploaderState:
+def _uploader(counters: Counters, now: float) -> UploaderState:
+    block = counters.uploader
     last, heartbeat = block[Uploader.LAST_UPLOAD_US], _age(block[Uploader.HEARTBEAT_US], now)
     return UploaderState(
         pid=block[Uploader.PID],
         alive=bool(block[Uploader.PID]) and heartbeat < _SILENT_SECONDS,
+        failed_starts=counters.failed_starts[0],
         uptime_seconds=_age(block[Uploader.STARTED_US], now),
         heartbeat_age_seconds=heartbeat,
         memory_bytes=_memory_bytes(block[Uploader.PID]),
@@ -292,6 +311,10 @@ def _uploader(block: memoryview, now: float) -> UploaderState:
         rescued=block[Uploader.RESCUED],
         dead_letters=block[Uploader.DEAD_LETTERS],
         damaged=block[Uploader.DAMAGED],
+        lost_segments=block[Uploader.LOST_SEGMENTS],
+        unreadable_segments=block[Uploader.UNREADABLE_SEGMENTS],
+        damaged_manifests=block[Uploader.DAMAGED_MANIFESTS],
+        stopped=bool(block[Uploader.STOPPED]),
         last_upload_age_seconds=_age(last, now) if last else None,
         retries={kind: block[Uploader.RETRIES + number] for number, kind in enumerate(RETRY_KINDS)},
         upload_seconds=_distribution(block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, _MICRO),
@@ -337,19 +360,33 @@ def _memory_bytes(pid: int) -> int:
         return 0
 
 
-def _segments(directory: WALDirectory) -> dict[str, FileCount]:
-    states = {"active": ACTIVE, "completed": SEALED, "recovered": RECOVERED}
-    found = {}
-    for name, state in states.items():
-        files = directory.segments(state)
-        found[name] = FileCount(len(files), sum(file.size for file in files))
-    for name, folder in {"free": directory.free, "quarantine": directory.quarantine}.items():
-        sizes = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                try:
-                    sizes.append(entry.stat().st_size)
-                except FileNotFoundError:  # taken since
-                    continue
-        found[name] = FileCount(len(sizes), sum(sizes))
-    return found
+def _segments(directory: WALDirectory) -> tuple[dict[str, FileCount], str]:
+    """The files by state as far as they can be listed, and why not all can, or nothing."""
+    looks: dict[str, Callable[[], list[int]]] = {
+        "active": lambda: [file.size for file in directory.segments(ACTIVE)],
+        "completed": lambda: [file.size for file in directory.segments(SEALED)],
+        "recovered": lambda: [file.size for file in directory.segments(RECOVERED)],
+        "free": lambda: _file_sizes(directory.free),
+        "quarantine": lambda: _file_sizes(directory.quarantine),
+    }
+    found, problem = {}, ""
+    for state, look in looks.items():
+        try:
+            sizes = look()
+        except OSError as error:
+            problem = problem or str(error)
+        else:
+            found[state] = FileCount(len(sizes), sum(sizes))
+    return found, problem
+
+
+def _file_sizes(folder: str) -> list[int]:
+    sizes = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                if entry.is_file(follow_symlinks=False):
+                    sizes.append(entry.stat(follow_symlinks=False).st_size)
+            except FileNotFoundError:  # taken since
+                continue
+    return sizes

@@ -6,32 +6,30 @@ waits in the queue of its socket and is served by the successor. The same holds 
 this process executes its command line again, with sockets, lock and workers in its hands. The new program ends these
 workers once it is ready to start its own. So no slot ever has two owners, and no connection is refused.
 
-A child that shows no sign of life for too long is killed and replaced alone. The service manager's watchdog is for what
-that cannot mend: it is fed only while every child is well, in its backoff, or has just been killed.
+A child that shows no sign of life for too long is killed and replaced alone. One that cannot be started, or dies again
+and again, is tried again for as long as another one is well. The service manager's watchdog is for what that cannot
+mend: it is fed only while every child is well, in its backoff, or has just been killed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import ipaddress
 import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from setproctitle import setproctitle
 
-from arcpipe import __version__, logs
+from arcpipe import __version__, listeners, logs
+from arcpipe.backlog import Backlog, Leftovers
 from arcpipe.changeable import Changeable
+from arcpipe.children import Child, Pulse, cause, fork, lacks_room, stop
 from arcpipe.counters import Counters, Node, Uploader, Worker
-from arcpipe.errors import ArcpipeError
+from arcpipe.errors import ArcpipeError, InstanceLocked
 from arcpipe.ingest.worker import IngestWorker
 from arcpipe.service_manager import (
     Inheritance,
@@ -41,43 +39,36 @@ from arcpipe.service_manager import (
     command_line,
     take_inheritance,
 )
-from arcpipe.wal.directory import SEALED, SegmentFile, WALDirectory
-from arcpipe.wal.reader import first_timestamp
-from arcpipe.wal.recovery import RecoverySummary, recover_at_start, recover_slot, remove_recovered
+from arcpipe.wal.directory import SEALED, WALDirectory
+from arcpipe.wal.recovery import RecoverySummary, recover_at_start, remove_recovered
 
 if TYPE_CHECKING:
     from arcpipe.config import Settings
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-_PR_SET_PDEATHSIG: Final = 1
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD}
 _MEASURE_SECONDS: Final = 0.25
 _STARTING_SECONDS: Final = 0.02
 _CLEANUP_SECONDS: Final = 60.0
 # Workers get so long to answer what is in flight and seal before they are killed; nothing acknowledged is lost then.
 _WORKER_STOP_SECONDS: Final = 15.0
-_BACKOFF_FIRST_SECONDS: Final = 0.1
-_BACKOFF_LIMIT_SECONDS: Final = 10.0
-# A child that lived this long was well: its next death starts the backoff anew.
-_HEALTHY_SECONDS: Final = 10.0
-# Files that a worker has open beside its connections, those that are turned away among them.
-_OTHER_FILES: Final = 512
-# Children that die this often in a row without ever having been well end the instance. Not the uploader, once there
-# was one: writes go on without it for as long as the backlog limit allows.
-_MAX_EARLY_DEATHS: Final = 8
+# Before the first and the later tries to read what recovery could not: a disk that fails is not read all the time.
+_RECOVERY_PAUSES: Final = (1.0, 60.0)
+_NO_ROOM_SECONDS: Final = 1.0
 # Without a sign of life for so long a child hangs: an event loop that does not turn (workers sign four times a second,
 # the uploader twice), an uploader that does none of its steps although each try of an upload has an end, a start. An
 # event loop has no more than a third of the watchdog's time: it is to be replaced alone, before that ends all.
 _WORKER_HUNG_SECONDS: Final = 10.0
 _UPLOADER_HUNG_SECONDS: Final = 30.0
 _UPLOADER_STUCK_SECONDS: Final = 900.0
-_START_HUNG_SECONDS: Final = 60.0
 # A child that was killed for it has to be gone in this time, or the watchdog starves.
 _KILL_SECONDS: Final = 10.0
 # Between two looks at the children this process itself was stopped, or the machine was: nobody had a chance to sign.
 _PAUSED_SECONDS: Final = 2.0
 _STATUS_SECONDS: Final = 5.0
+_RECOVERY_STOP_SECONDS: Final = 2.0
 # An upgrade waits so long for the uploader, while the workers still serve; a batch that is cut short is done again.
 _UPLOADER_HAND_OVER_SECONDS: Final = 5.0
 _CHECK_SECONDS: Final = 20.0
@@ -115,52 +106,8 @@ def import_everything() -> None:
     import arcpipe.upload.uploader  # noqa: F401
 
 
-class _Pulse:
-    """A counter that moves for as long as a process is well."""
-
-    def __init__(self, block: memoryview, field: int, patience_seconds: float) -> None:
-        self._block = block
-        self._field = field
-        self._patience_seconds = patience_seconds
-        self._value = 0
-        self._moved_at = 0.0
-
-    def is_missed(self, now: float) -> bool:
-        value = self._block[self._field]
-        if value != self._value:
-            self._value = value
-            self._moved_at = now
-        return now - self._moved_at > self._patience_seconds
-
-    def forgive(self, now: float) -> None:
-        self._moved_at = now
-
-
-class _Child:
-    """One process slot: who is in it, whether he is well, and when it may be filled again."""
-
-    def __init__(self, name: str, start: Callable[[], int], started: Callable[[], bool], pulses: list[_Pulse]) -> None:
-        self.name = name
-        self.start = start
-        self.is_ready = started
-        self.pulses = pulses
-        self.killed_at = 0.0  # because it hung
-        self.pid = 0
-        self.status = 0  # how its last process ended, as waitpid tells
-        self.started_at = 0.0
-        self.start_at = 0.0  # not before this monotonic time
-        self.deaths = 0  # in a row, none of them after a healthy life
-
-    def hangs(self, now: float) -> bool:
-        """Whether a process that is there shows no sign of life."""
-        if not self.is_ready():
-            self.forgive(now)  # the pulse is expected from when it has started
-            return now - self.started_at > _START_HUNG_SECONDS
-        return any(pulse.is_missed(now) for pulse in self.pulses)
-
-    def forgive(self, now: float) -> None:
-        for pulse in self.pulses:
-            pulse.forgive(now)
+class _Stopped(Exception):
+    """A signal asked for the end of a start."""
 
 
 class _Supervisor:
@@ -172,14 +119,19 @@ class _Supervisor:
         self._workers = settings.server.worker_count()
         self._counters = Counters(self._workers)
         self._listeners: list[socket.socket] = []
-        self._recovered = RecoverySummary([], 0.0)
-        self._children: list[_Child] = []
+        self._leftovers = Leftovers(self._directory)
+        self._backlog = Backlog(self._directory, self._leftovers, self._counters.node)
+        self._last_timestamps: dict[int, int] = {}  # µs, by slot, of what was recovered
+        self._unlisted: set[int] = set()  # slots of which nobody knows yet what their dead workers left
+        self._children: list[Child] = []  # the uploader, then the workers by slot
+        self._recovery = Child("recovery", self._fork_recovery, lambda: True, [], _RECOVERY_PAUSES)
+        self._tried = 0  # segments, by the recovery that runs
+        self._lock_problem = ""  # the last one logged
         self._announced = ""  # the address, once it is served
         self._looked_at = 0.0
         self._described_at = 0.0
         self._described_records = 0
         self._changeable = Changeable(settings, load_settings, self._counters)
-        self._oldest_path = ""  # of the completed segment whose age is shared
 
     def run(self) -> int:
         settings = self._settings
@@ -187,16 +139,21 @@ class _Supervisor:
         notes = self._counters.notes("supervisor")
         logs.setup(settings.log.level, settings.log.format, "supervisor", notes.add)
         log.info("arcpipe %s starting, log in %s, store %s", __version__, settings.wal.dir, settings.storage.url)
-        _raise_file_limit(settings.server.max_connections)
+        listeners.raise_file_limit(settings.server.max_connections)
         self._changeable.read()
         self._manager.status("recovering the log")
         self._directory.make()
-        self._directory.lock(inherited_fd=next((fd for name, fd in self._inheritance.fds if name == _LOCK), -1))
+        # First, as they hold the directory where the version before this one could not hand its lock over.
         self._end_former_workers()
+        self._directory.lock(inherited_fds=[fd for name, fd in self._inheritance.fds if name == _LOCK])
         # First, because on a full disk it makes the space that all the rest needs.
-        self._recovered = recover_at_start(self._directory, self._show_recovery)
+        try:
+            summary = self._insist(lambda: recover_at_start(self._directory, self._show_recovery))
+        except _Stopped:
+            return 0
+        self._note_recovered(summary)
         self._node = self._directory.next_boot()
-        remove_recovered(self._directory, settings.wal.keep_recovered_seconds)
+        self._remove_recovered()
         self._listen()
         self._counters.node[Node.STARTED_US] = time.time_ns() // 1000
         self._measure()
@@ -207,6 +164,29 @@ class _Supervisor:
         self._drain(hurry=code != 0)
         return code
 
+    def _insist(self, step: Callable[[], T]) -> T:
+        """Does a step of the start, again and again while there is no room for a thread or no memory.
+
+        Raises:
+            _Stopped: a signal came meanwhile.
+        """
+        while True:
+            try:
+                return step()
+            except (OSError, RuntimeError, MemoryError) as error:
+                if not lacks_room(error):
+                    raise
+                log.error("the start has to wait: %s; trying again in %g s", error, _NO_ROOM_SECONDS)
+            self._manager.needs_time()
+            if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, _NO_ROOM_SECONDS) is not None:
+                log.info("stopping before it has started")
+                raise _Stopped
+
+    def _note_recovered(self, summary: RecoverySummary) -> None:
+        for file in summary.files:
+            self._last_timestamps[file.slot] = max(file.last_timestamp, self._last_timestamps.get(file.slot, 0))
+        self._leftovers.add(summary.unreadable)
+
     def _show_recovery(self, done: int, total: int) -> None:
         self._manager.needs_time()
         self._manager.status(f"recovering the log: {done} of {total} segments")
@@ -216,8 +196,10 @@ class _Supervisor:
         server = self._settings.server
         inherited = [socket.socket(fileno=fd) for name, fd in self._inheritance.fds if name == _LISTENER]
         may_be_reached = self._settings.auth.enabled or self._settings.auth.allow_anonymous
-        self._listeners = _bind(server.host, server.port, self._workers, inherited, may_be_reached)
-        if self._settings.auth.enabled and not (server.tls_cert or _is_loopback(self._listeners[0].getsockname()[0])):
+        self._listeners = listeners.bind(server.host, server.port, self._workers, inherited, may_be_reached)
+        if self._settings.auth.enabled and not (
+            server.tls_cert or listeners.is_loopback(self._listeners[0].getsockname()[0])
+        ):
             log.warning(
                 "tokens cross the network as plain text: set server.tls_cert and server.tls_key, or let only a proxy "
                 "that speaks TLS reach this address"
@@ -230,18 +212,18 @@ class _Supervisor:
             listener.close()
         self._manager.keep(_LISTENER, [listener.fileno() for listener in self._listeners])
 
-    def _uploader_child(self) -> _Child:
+    def _uploader_child(self) -> Child:
         block = self._counters.uploader
         pulses = [
-            _Pulse(block, Uploader.HEARTBEAT_US, self._patience(_UPLOADER_HUNG_SECONDS)),
-            _Pulse(block, Uploader.STEPS, _UPLOADER_STUCK_SECONDS),
+            Pulse(block, Uploader.HEARTBEAT_US, self._patience(_UPLOADER_HUNG_SECONDS)),
+            Pulse(block, Uploader.STEPS, _UPLOADER_STUCK_SECONDS),
         ]
-        return _Child("uploader", self._fork_uploader, lambda: bool(block[Uploader.PID]), pulses)
+        return Child("uploader", self._fork_uploader, lambda: bool(block[Uploader.PID]), pulses)
 
-    def _worker_child(self, slot: int) -> _Child:
+    def _worker_child(self, slot: int) -> Child:
         block = self._counters.worker(slot)
-        pulses = [_Pulse(block, Worker.HEARTBEAT_US, self._patience(_WORKER_HUNG_SECONDS))]
-        return _Child(f"ingest {slot}", lambda: self._fork_worker(slot), lambda: bool(block[Worker.PID]), pulses)
+        pulses = [Pulse(block, Worker.HEARTBEAT_US, self._patience(_WORKER_HUNG_SECONDS))]
+        return Child(f"ingest {slot}", lambda: self._fork_worker(slot), lambda: bool(block[Worker.PID]), pulses)
 
     def _patience(self, seconds: float) -> float:
         return min(seconds, self._manager.watchdog_seconds / 3)
@@ -255,12 +237,11 @@ class _Supervisor:
             now = time.monotonic()
             for child in reversed(self._children):
                 if not child.pid and now >= child.start_at:
-                    self._start(child)
+                    child.start(now)
+            self._retry_recovery(now)
             if self._announced:
                 self._describe(now)
-            elif all(child.is_ready() for child in self._children):
-                self._announce()
-            else:
+            elif not self._announce():
                 self._manager.needs_time()
             received = signal.sigtimedwait(_SIGNALS, _MEASURE_SECONDS if self._announced else _STARTING_SECONDS)
             match received.si_signo if received is not None else 0:
@@ -272,11 +253,8 @@ class _Supervisor:
                 case signal.SIGUSR2 if self._can_upgrade():
                     return None
             self._reap()
-            vital = self._children[1:] if self._announced else self._children
-            if any(child.deaths >= _MAX_EARLY_DEATHS for child in vital):
-                log.critical(
-                    "a process cannot be kept alive (see above); stopping. What was acknowledged is in the log"
-                )
+            if all(worker.is_hopeless for worker in self._children[1:]):
+                log.critical("no worker can be kept alive (see above); stopping. What was acknowledged is in the WAL")
                 return EXIT_GIVEN_UP
             if self._look_after_children(time.monotonic()):
                 self._manager.is_well()
@@ -286,14 +264,22 @@ class _Supervisor:
                 next_cleanup += _CLEANUP_SECONDS
                 self._remove_recovered()
 
-    def _announce(self) -> None:
+    def _announce(self) -> bool:
+        """Says so once every process was tried and a worker serves; one that fails is no reason to wait for it."""
+        workers = self._children[1:]
+        if not all(child.has_been_tried for child in self._children) or not any(child.is_ready for child in workers):
+            return False
         host, port = self._listeners[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         scheme = "http" if self._changeable.tls is None else "https"
         self._announced = f"{scheme}://{shown}:{port}"
         self._described_at = time.monotonic()
         log.info("serving on %s with %d workers", self._announced, self._workers)
+        missing = [child.name for child in self._children if not child.is_ready]
+        if missing:
+            log.warning("serving without %s for now: its start has failed (see above)", ", ".join(missing))
         self._manager.ready(f"serving on {self._announced} with {self._workers} workers")
+        return True
 
     def _describe(self, now: float) -> None:
         """Tells the service manager now and then how things are."""
@@ -324,7 +310,9 @@ class _Supervisor:
         was_paused = now - self._looked_at > _PAUSED_SECONDS
         self._looked_at = now
         well = True
-        for child in self._children:
+        for number, child in enumerate(self._children):
+            child.check(now)
+            self._counters.failed_starts[number] = child.failures
             if not child.pid:
                 continue
             if was_paused:
@@ -337,11 +325,6 @@ class _Supervisor:
                 os.kill(child.pid, signal.SIGKILL)
         return well
 
-    def _start(self, child: _Child) -> None:
-        child.pid = child.start()
-        child.started_at = time.monotonic()
-        child.killed_at = 0.0
-
     def _reap(self) -> None:
         """Takes note of dead children and prepares their successors."""
         while True:
@@ -351,61 +334,68 @@ class _Supervisor:
                 return
             if not pid:
                 return
-            for slot, child in enumerate(self._children):
+            if pid == self._recovery.pid:
+                self._note_end_of_recovery(status)
+            for number, child in enumerate(self._children):
                 if child.pid == pid:
-                    child.pid, child.status = 0, status
-                    self._note_death(slot, child, pid)
+                    self._note_death(number, pid, status)
 
-    def _note_death(self, slot: int, child: _Child, pid: int) -> None:
+    def _note_death(self, number: int, pid: int, status: int) -> None:
         """Decides when a slot that has just become empty is filled again, and recovers what a worker left."""
-        now = time.monotonic()
-        child.deaths = 1 if now - child.started_at >= _HEALTHY_SECONDS else child.deaths + 1
-        delay = min(_BACKOFF_FIRST_SECONDS * 2 ** (child.deaths - 1), _BACKOFF_LIMIT_SECONDS)
-        child.start_at = now + delay
-        log.error("%s (pid %d) died: %s; restarting in %.1f s", child.name, pid, _cause(child.status), delay)
-        if slot == 0:
+        child = self._children[number]
+        delay = child.note_end(time.monotonic(), status)
+        log.error("%s (pid %d) died: %s; restarting in %.1f s", child.name, pid, cause(status), delay)
+        if number == 0:
             self._counters.node[Node.UPLOADER_RESTARTS] += 1
             return
         self._counters.node[Node.WORKER_RESTARTS] += 1
-        self._recover_slot(slot)
+        try:
+            self._recover_slot(number)
+        except OSError as error:
+            log.error("cannot look for the segments of %s: %s; it starts once that works", child.name, error)
 
     def _recover_slot(self, slot: int) -> None:
-        try:
-            summary = recover_slot(self._directory, slot)
-        except OSError as error:
-            log.error("cannot recover the segments of ingest %d: %s; the next start tries again", slot, error)
+        """Recovers what a slot's dead worker left. What cannot be read is tried again by and by.
+
+        Raises:
+            OSError: the directory cannot be listed. No successor may start before: its files would look like these.
+        """
+        self._unlisted.add(slot)
+        self._note_recovered(self._leftovers.recover_slot(slot))
+        self._unlisted.discard(slot)
+
+    def _retry_recovery(self, now: float) -> None:
+        """Has what could not be recovered tried again when it is time."""
+        child = self._recovery
+        if not self._leftovers or child.pid:
             return
-        self._recovered = RecoverySummary([*self._recovered.files, *summary.files], 0.0)
+        if not child.failures:  # they are new, or others were recovered just now
+            child.put_off(now)
+        elif now >= child.start_at:
+            self._tried = len(self._leftovers)
+            child.start(now)
+
+    def _note_end_of_recovery(self, status: int) -> None:
+        child, pid = self._recovery, self._recovery.pid
+        delay = child.note_end(time.monotonic(), status)
+        left = len(self._leftovers.look())
+        if left < self._tried:
+            child.failures = 0
+            log.info("recovered %d of %d segments that could not be read before", self._tried - left, self._tried)
+        elif status:
+            log.error("recovery (pid %d) died: %s; trying again in %.0f s", pid, cause(status), delay)
 
     def _measure(self) -> None:
-        """Shares the figures that decide whether writes are taken."""
-        node = self._counters.node
+        """Shares the figures that decide whether writes are taken, and keeps the lock."""
+        self._backlog.measure()
+        problem = ""
         try:
-            sealed = self._directory.segments(SEALED)
-            disk = os.statvfs(self._directory.path)
-        except OSError as error:
-            # A directory that is gone: workers find out by themselves; writes are refused until it is back.
-            node[Node.DISK_FREE_BYTES] = 0
-            log.error("cannot look at %s: %s", self._directory.path, error)
-            with contextlib.suppress(OSError):
-                self._directory.make()
-            return
-        node[Node.BACKLOG_SEGMENTS] = len(sealed)
-        node[Node.BACKLOG_BYTES] = sum(file.size for file in sealed)
-        self._note_oldest(sealed[0] if sealed else None)
-        node[Node.DISK_FREE_BYTES] = disk.f_bavail * disk.f_frsize
-        node[Node.DISK_TOTAL_BYTES] = disk.f_blocks * disk.f_frsize
-
-    def _note_oldest(self, oldest: SegmentFile | None) -> None:
-        """Shares since when the oldest record of the completed segments waits. Replayed ones count from their copy."""
-        since = 0
-        if oldest is not None:
-            if oldest.path == self._oldest_path:
-                return
-            with contextlib.suppress(OSError):  # shipped since
-                since = first_timestamp(oldest.path) if oldest.name.slot else int(oldest.modified * 1e6)
-        self._oldest_path = oldest.path if oldest is not None else ""
-        self._counters.node[Node.OLDEST_BACKLOG_US] = since
+            self._directory.keep_lock()
+        except (OSError, InstanceLocked) as error:
+            problem = str(error)
+            if problem != self._lock_problem:  # once, however often it is looked
+                log.error("the lock of %s was taken away: %s", self._directory.path, problem)
+        self._lock_problem = problem
 
     def _remove_recovered(self) -> None:
         try:
@@ -427,14 +417,35 @@ class _Supervisor:
             listener.close()
         workers = self._children[1:]
         hurry = self._stop(workers, 0.0 if hurry else _WORKER_STOP_SECONDS) or hurry
+        self._stop([self._recovery], _RECOVERY_STOP_SECONDS)
         for slot, _ in enumerate(workers, 1):
-            self._recover_slot(slot)  # only what a worker that had to be killed left
+            try:
+                self._recover_slot(slot)  # only what a worker that had to be killed left
+            except OSError as error:
+                log.error("cannot look for the segments of ingest %d: %s; the next start does", slot, error)
         self._manager.status("uploading what is in the log")
         self._ship_the_rest(0.0 if hurry else self._settings.shutdown.drain_seconds)
         self._measure()
-        waiting = self._counters.node[Node.BACKLOG_SEGMENTS]
-        if waiting:
-            log.warning("stopped; %d completed segments ship at the next start", waiting)
+        self._say_what_is_left()
+
+    def _say_what_is_left(self) -> None:
+        try:
+            left = self._backlog.what_is_left()
+        except OSError as error:
+            log.warning("stopped; whether everything is uploaded is unknown: %s. Keep the WAL directory", error)
+            return
+        if left.unsealed:
+            log.warning(
+                "stopped; %d segments could not be recovered, %d completed segments ship at the next start. Keep the "
+                "WAL directory",
+                *(left.unsealed, left.sealed),
+            )
+        elif left.sealed:
+            log.warning("stopped; %d completed segments ship at the next start", left.sealed)
+        elif left.quarantined:
+            log.warning(
+                "stopped; everything is uploaded but %d files in %s", left.quarantined, self._directory.quarantine
+            )
         else:
             log.info("stopped; everything is uploaded")
 
@@ -445,53 +456,32 @@ class _Supervisor:
         """
         uploader = self._children[0]
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if not uploader.pid:
-                self._start(uploader)
+        while (now := time.monotonic()) < deadline:
+            if not uploader.pid and now >= uploader.start_at:
+                uploader.start(now)
             pid = uploader.pid
-            if self._stop([uploader], left) or time.monotonic() >= deadline:
-                return
-            if uploader.status == 0:
-                if not self._directory.segments(SEALED):
+            if pid:
+                if self._stop([uploader], deadline - now) or time.monotonic() >= deadline:
                     return
-                continue
-            self._note_death(0, uploader, pid)
+                if uploader.status != 0:
+                    self._note_death(0, pid, uploader.status)
+                elif self._is_shipped():
+                    return
+                else:
+                    uploader.put_off(time.monotonic())
             pause = min(uploader.start_at, deadline) - time.monotonic()
             if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, max(0.0, pause)) is not None:
                 return
         self._stop([uploader], 0.0)
 
-    def _stop(self, children: list[_Child], seconds: float, signals: set[signal.Signals] = _SIGNALS) -> bool:
-        """Ends processes: SIGTERM, then SIGKILL after that time. True if a second signal asked to hurry.
+    def _is_shipped(self) -> bool:
+        try:
+            return not self._directory.segments(SEALED)
+        except OSError:
+            return False  # nobody knows
 
-        Signals that are not among `signals` stay pending.
-        """
-        hurried = False
-        for child in children:
-            if child.pid:
-                os.kill(child.pid, signal.SIGTERM if seconds else signal.SIGKILL)
-        deadline = time.monotonic() + seconds
-        while True:
-            for child in children:
-                if child.pid:
-                    pid, status = os.waitpid(child.pid, os.WNOHANG)
-                    if pid:
-                        child.pid, child.status = 0, status
-            if not any(child.pid for child in children):
-                return hurried
-            if time.monotonic() >= deadline:
-                for child in children:
-                    if child.pid:
-                        log.warning("%s did not stop in time; killing it", child.name)
-                        os.kill(child.pid, signal.SIGKILL)
-                deadline = float("inf")
-            if time.monotonic() < deadline < float("inf"):
-                self._manager.needs_time()
-            received = signal.sigtimedwait(signals, 0.1)
-            if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT) and not hurried:
-                log.info("a second %s: not waiting any longer", signal.Signals(received.si_signo).name)
-                hurried = True
-                deadline = 0.0
+    def _stop(self, children: list[Child], seconds: float, signals: set[signal.Signals] = _SIGNALS) -> bool:
+        return stop(children, seconds, signals, self._manager.needs_time)
 
     # Making place for a new version
 
@@ -527,12 +517,13 @@ class _Supervisor:
         log.info("SIGUSR2: making place for the installed version")
         self._manager.reloading("making place for the installed version")
         uploader, *workers = self._children
-        self._stop([uploader], _UPLOADER_HAND_OVER_SECONDS, {signal.SIGCHLD})
+        self._stop([uploader, self._recovery], _UPLOADER_HAND_OVER_SECONDS, {signal.SIGCHLD})
         self._manager.needs_time()
         become_new_program(
             Inheritance(
                 [
-                    InheritedFd(_LOCK, self._directory.lock_fd),
+                    # The file's comes first: an older version takes one, and that is the one it knows.
+                    *(InheritedFd(_LOCK, fd) for fd in self._directory.lock_fds),
                     *(InheritedFd(_LISTENER, listener.fileno()) for listener in self._listeners),
                 ],
                 [worker.pid for worker in workers if worker.pid],
@@ -543,13 +534,15 @@ class _Supervisor:
         """Ends the workers of the program that this process was. From now on connections wait in their queues."""
         former = []
         for pid in self._inheritance.children:
-            former.append(_Child("worker of the former version", lambda: 0, lambda: True, []))
+            former.append(Child("worker of the former version", lambda: 0, lambda: True, []))
             former[-1].pid = pid
         self._stop(former, _WORKER_STOP_SECONDS, {signal.SIGCHLD})
 
     # Forking
 
     def _fork_worker(self, slot: int) -> int:
+        if slot in self._unlisted:
+            self._recover_slot(slot)
         block = self._counters.worker(slot)
         block[Worker.PID] = 0
         access = self._changeable.access()  # before the fork: what is reloaded after it is news to the worker
@@ -560,7 +553,7 @@ class _Supervisor:
             for listener in self._listeners:
                 if listener not in mine:
                     listener.close()
-            last = self._recovered.last_timestamp(slot)
+            last = self._last_timestamps.get(slot, 0)
             return IngestWorker(self._settings, slot, mine, self._counters, self._node, last, access).run()
 
         return self._fork(f"ingest {slot}", work)
@@ -580,116 +573,27 @@ class _Supervisor:
 
         return self._fork("uploader", work)
 
+    def _fork_recovery(self) -> int:
+        def work() -> int:
+            for listener in self._listeners:
+                listener.close()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # may end it at any moment, as a crash may
+            os.nice(self._settings.uploader.nice)
+            return self._leftovers.retry()
+
+        return self._fork("recovery", work)
+
     def _fork(self, name: str, work: Callable[[], int]) -> int:
         """Runs `work` in a child that dies with this process; its pid."""
-        parent = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 1
-        try:
-            # Before anything else, and checked afterwards: the parent may have died in between.
-            if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-                raise OSError(
-                    ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: children could outlive the supervisor"
-                )
-            if os.getppid() == parent:
-                notes = self._counters.notes(name)
-                logs.setup(self._counters.node[Node.LOG_LEVEL], self._settings.log.format, name, notes.add)
-                setproctitle(f"arcpipe: {name}")
-                # Ctrl-C reaches the whole terminal group, other signals the whole service; the supervisor acts on them.
-                for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
-                    signal.signal(ignored, signal.SIG_IGN)
-                # SIGTERM stays blocked until the child has a handler for it: one that comes before is not lost then.
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - {signal.SIGTERM})
-                code = work()
-        except BaseException:
-            log.critical("%s ends with an error", name, exc_info=True)
-        finally:
-            os._exit(code)
 
+        def prepare() -> None:
+            notes = self._counters.notes(name)
+            logs.setup(self._counters.node[Node.LOG_LEVEL], self._settings.log.format, name, notes.add)
+            setproctitle(f"arcpipe: {name}")
+            # Ctrl-C reaches the whole terminal group, other signals the whole service; the supervisor acts on them.
+            for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+                signal.signal(ignored, signal.SIG_IGN)
+            # SIGTERM stays blocked until the child has a handler for it: one that comes before is not lost then.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - {signal.SIGTERM})
 
-def _bind(
-    host: str, port: int, count: int, inherited: Sequence[socket.socket], may_be_reached: bool
-) -> list[socket.socket]:
-    """At least one socket per worker, all on the same address; they listen once their workers do.
-
-    Inherited ones that are at this address are all among them.
-
-    Args:
-        may_be_reached: the address may be another than loopback.
-
-    Raises:
-        ArcpipeError: the address is not to be had, or may not be listened on.
-    """
-    wanted = port
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # The settings are checked for what is written there; this is for what a name stands for.
-        if not (may_be_reached or _is_loopback(address[0])):
-            raise ArcpipeError(
-                f"server.host = {host!r} is {address[0]}, and anyone who reaches it could write: listen on 127.0.0.1, "
-                "set auth.enabled = true, or say with auth.allow_anonymous = true that this is meant"
-            )
-        listeners = [listener for listener in inherited if _is_at(listener, family, address)]
-        if listeners:
-            address = listeners[0].getsockname()
-            port = 0
-        while len(listeners) < count:
-            listener = socket.socket(family, kind, protocol)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if port:
-                # Somebody else's listening socket with SO_REUSEPORT would silently share our connections.
-                _refuse_taken_port(family, kind, protocol, address)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(address)
-            address = listener.getsockname()
-            port = 0
-            listeners.append(listener)
-    except OSError as error:
-        raise ArcpipeError(
-            f"cannot listen on {host} port {wanted}: {error.strerror}. "
-            "Set server.host and server.port to a free address."
-        ) from error
-    return listeners
-
-
-def _is_at(listener: socket.socket, family: int, address: Any) -> bool:
-    host, port = listener.getsockname()[:2]
-    return listener.family == family and host == address[0] and address[1] in (0, port)
-
-
-def _refuse_taken_port(family: int, kind: int, protocol: int, address: Any) -> None:
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
-
-
-def _is_loopback(address: Any) -> bool:
-    return ipaddress.ip_address(address).is_loopback
-
-
-def _raise_file_limit(connections: int) -> None:
-    """Makes room for that many connections in each worker, as far as the hard limit allows."""
-    wanted = connections + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        log.warning(
-            "server.max_connections = %d needs %d open files, and a process may have %d: connections above that wait "
-            "or are cut off. Raise the limit (ulimit -Hn, or LimitNOFILE= of the service), or lower the setting",
-            *(connections, wanted, hard),
-        )
-        wanted = hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _cause(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"exit code {os.WEXITSTATUS(status)}"
+        return fork(name, prepare, work)

@@ -20,15 +20,16 @@ import re
 import secrets
 import stat
 import string
-import tempfile
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from arcpipe import durable
+from arcpipe.disk import Disk
 from arcpipe.errors import ArcpipeError
 
 Scope = Literal["write", "read", "admin"]
@@ -100,16 +101,24 @@ def read(path: str) -> tuple[Token, ...]:
     """The tokens of a file.
 
     Raises:
-        TokensError: it cannot be read, is none, or others than its owner may write to it.
+        TokensError: it is missing, cannot be read, is none, or others than its owner may write to it.
     """
+    found = _read_if_there(path)
+    if found is None:
+        raise TokensError(
+            f"there is no tokens file {path}: `arcpipe token create` makes it; auth.tokens_file says where"
+        )
+    return found
+
+
+def _read_if_there(path: str) -> tuple[Token, ...] | None:
+    """The tokens of a file, None if there is none."""
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             content = file.read(_MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise TokensError(
-            f"there is no tokens file {path}: `arcpipe token create` makes it; auth.tokens_file says where"
-        ) from None
+        return None
     except OSError as error:
         raise TokensError(f"{path}: cannot be read: {error.strerror or error}") from None
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -117,11 +126,14 @@ def read(path: str) -> tuple[Token, ...]:
         raise TokensError(f"{path}: its group or others may write to it; `chmod 600 {path}` ends that")
     if len(content) > _MAX_FILE_BYTES:
         raise TokensError(f"{path}: larger than {_MAX_FILE_BYTES >> 20} MB")
+    if not content:
+        # arcpipe never writes such a file, but a crash of whatever copied it leaves one.
+        raise TokensError(f"{path}: empty; restore it, or remove it and make new tokens")
     try:
         found = msgspec.convert(tomllib.loads(content.decode()), _Document).token
     except UnicodeDecodeError:
         raise TokensError(f"{path}: not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise TokensError(f"{path}: not valid TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise TokensError(f"{path}: not a tokens file: {error}") from None
@@ -170,7 +182,8 @@ def _changing(path: str, must_exist: bool = False) -> Iterator[list[Token]]:
         raise TokensError(f"{directory}: cannot be opened: {error.strerror or error}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        before = list(read(path)) if must_exist or os.path.exists(path) else []
+        # One that cannot be read is not taken for a missing one: a new file in its place would end all tokens.
+        before = list((read(path) if must_exist else _read_if_there(path)) or ())
         after = before.copy()
         yield after
         if after != before:
@@ -191,25 +204,23 @@ def _replace(path: str, content: bytes, directory: int) -> None:
         # Made by root for a server that runs as somebody else: it is his if the directory is, or his group's to read.
         model = os.fstat(directory)
         mode = 0o640 if os.geteuid() == model.st_uid == 0 and model.st_gid != 0 else 0o600
-    fd, temporary = tempfile.mkstemp(prefix=".tokens-", dir=os.path.dirname(path))
+
+    def prepare(fd: int) -> None:
+        if os.geteuid() == 0:
+            os.fchown(fd, model.st_uid, model.st_gid)
+        os.fchmod(fd, mode)
+
     try:
-        with open(fd, "wb") as file:
-            if os.geteuid() == 0:
-                os.fchown(fd, model.st_uid, model.st_gid)
-            os.fchmod(fd, mode)
-            file.write(content)
-            file.flush()
-            os.fsync(fd)
-        os.rename(temporary, path)
+        durable.replace(Disk(), path, content, prepare=prepare)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(f"{path}.tmp")
         raise
-    os.fsync(directory)
 
 
 def _to_toml(found: list[Token]) -> str:
-    """The whole file."""
+    """The whole file. The last field of a token is one that must be there: a file that was cut off anywhere is refused
+    or lacks whole tokens. It never lacks a token's end alone, its revocation or its databases."""
 
     def value(given: str | datetime | tuple[str, ...]) -> str:
         if isinstance(given, datetime):
@@ -217,8 +228,9 @@ def _to_toml(found: list[Token]) -> str:
         # JSON's strings and arrays of strings are TOML's, control characters apart, and there are none.
         return json.dumps(given, ensure_ascii=False)
 
-    tables = [
-        "".join(f"{key} = {value(given)}\n" for key, given in msgspec.structs.asdict(token).items() if given)
-        for token in found
-    ]
+    def fields(token: Token) -> dict[str, Any]:
+        found = msgspec.structs.asdict(token)
+        return {**{key: given for key, given in found.items() if key != "created"}, "created": found["created"]}
+
+    tables = ["".join(f"{key} = {value(given)}\n" for key, given in fields(token).items() if given) for token in found]
     return _HEAD + "".join(f"\n[[token]]\n{table}" for table in tables)

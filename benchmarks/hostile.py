@@ -84,6 +84,18 @@ def _wide(columns: int, rows: int, column: bytes, entries: int = 1, per_entry: b
         yield _columnar({f"{prefix}c{number}": column for number in range(columns)})
 
 
+def _interleaved(tables: int, columns: int, hours: int, rounds: int, rows: int, value: bytes) -> Iterator[Entry]:
+    """Wide tables in turn: in each round an entry of each hour of each of them, all values alike."""
+    row = {f"c{number}": array_header(rows) + value * rows for number in range(columns)}
+    for entry in range(tables * hours * rounds):
+        first = _US + entry // tables % hours * 3_600_000_000 + entry * rows
+        yield _columnar({"time": pack_int64(first + np.arange(rows)), **row}, f"wide-{entry % tables}")
+
+
+def _text(size: int) -> bytes:
+    return b"\xda" + struct.pack(">H", size) + b"x" * size
+
+
 def _tiny_maps(count: int) -> Iterator[Entry]:
     one = msgspec.msgpack.encode({"m": "m", "columns": {"v": [1]}})
     yield KIND_BATCH, array_header(count) + one * count
@@ -152,6 +164,15 @@ CASES: Final[dict[str, Callable[[], Iterator[Entry]]]] = {
     "100,000 measurements": lambda: _measurements(100_000, 1, 100_000),
     "a column of its own in each entry": lambda: _shapes(300_000),
     "10,000 hours in one body": lambda: _many_hours(1_000_000),
+    "16 tables, 4,000 columns, 4 hours": lambda: _interleaved(16, 4_000, 4, 2, 50, b"\x01"),
+    "64 tables, 4,096 columns, 1 hour": lambda: _interleaved(64, 4_096, 1, 2, 50, b"\x01"),
+    "16 tables, 4,096 columns, 24 hours": lambda: _interleaved(16, 4_096, 24, 1, 20, b"\x01"),
+    "1 table, 4,096 columns, 500 hours": lambda: _interleaved(1, 4_096, 500, 1, 10, b"\x01"),
+    "16 tables, 4,096 texts, 4 hours": lambda: _interleaved(16, 4_096, 4, 2, 20, b"\xabhello world"),
+    "16 tables, 256 texts of 4 kB, 4 hours": lambda: _interleaved(16, 256, 4, 4, 1, _text(4_095)),
+    "16 tables, 4,096 texts of 1 kB, 4 hours": lambda: _interleaved(16, 4_096, 4, 1, 1, _text(1_000)),
+    "1 table, 4,096 texts of 4 kB, 4 hours": lambda: _interleaved(1, 4_096, 4, 3, 1, _text(4_095)),
+    "16 tables, 300 columns, 4 hours": lambda: _interleaved(16, 300, 4, 20, 10, b"\x01"),
 }
 
 
@@ -249,7 +270,7 @@ def measure(case: str, directory: Path, endpoint: str, seconds: float) -> dict[s
     _, status, usage = os.wait4(child.pid, 0)
     watchdog.cancel()
     child.returncode = os.waitstatus_to_exitcode(status)
-    shipped = not child.returncode and not [*wal.glob("*.sealed"), *(wal / "batches").iterdir()]
+    shipped = not child.returncode and not [*wal.glob("*.sealed"), *(wal / "batches").glob("*.j*")]
     return {
         "MB": round(int(written.stdout) / 1e6, 1),
         "peak RSS MB": round(usage.ru_maxrss / 1024),

@@ -2,8 +2,8 @@
 
 `FaultyProxy` listens on a loopback port of its own, in a thread of its own, and passes each request on to the real
 server on a connection of its own, streaming. What goes wrong with a request is decided when its head has come: by
-`fail_next` for the next ones, or by `fail_randomly` for a share of all. It knows HTTP and the shape of S3's errors, and
-nothing of arcpipe.
+`fail_next` for the next ones, or by `fail_randomly` for a share of all. With `deny` it refuses requests, as S3 does
+where a role lacks a permission. It knows HTTP and the shape of S3's errors, and nothing of arcpipe.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ class Answer(NamedTuple):
     status: int
     code: str
 
-    def encode(self) -> bytes:
+    def encode(self, has_body: bool = True) -> bytes:
         body = (
-            '<?xml version="1.0" encoding="UTF-8"?>\n'
-            f"<Error><Code>{self.code}</Code><Message>because a test wants it</Message></Error>"
-        ).encode()
+            has_body
+            * (
+                '<?xml version="1.0" encoding="UTF-8"?>\n'
+                f"<Error><Code>{self.code}</Code><Message>because a test wants it</Message></Error>"
+            ).encode()
+        )
         head = f"HTTP/1.1 {self.status} {self.code}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}"
         return head.encode() + b"\r\n\r\n" + body
 
@@ -79,7 +82,9 @@ class FaultyProxy:
         self.injected: Counter[str] = Counter()  # faults so far
         self.requests: Counter[str] = Counter()  # passed on to the server, by method
         self.access_key_id: str | None = None  # if set, requests signed with another one are refused
-        self._next: deque[tuple[str, str]] = deque()
+        self.seen: list[str] = []  # method and target of every request, in the order in which their heads came
+        self._denied: list[re.Pattern[str]] = []
+        self._next: deque[tuple[str, str, str]] = deque()
         self._share = 0.0
         self._deck: list[str] = []
         self._random = random.Random()
@@ -110,10 +115,15 @@ class FaultyProxy:
 
     # What is to go wrong
 
-    def fail_next(self, fault: str, times: int = 1, method: str = "PUT") -> None:
-        """The next requests of this method get this fault, after those that others were ordered for."""
+    def fail_next(self, fault: str, times: int = 1, method: str = "PUT", target: str = "") -> None:
+        """The next requests of this method, with this text in their target, get this fault, after those that others
+        were ordered for."""
         assert fault in FAULTS
-        self._next.extend([(method, fault)] * times)
+        self._next.extend([(method, target, fault)] * times)
+
+    def deny(self, *requests: str) -> None:
+        """Requests whose method and target match one of these patterns are refused from now on, and no others."""
+        self._denied = [re.compile(request) for request in requests]
 
     def fail_randomly(self, share: float, seed: int) -> None:
         """This share of all requests goes wrong from now on, each fault as often as any other; 0 ends it."""
@@ -178,9 +188,11 @@ class FaultyProxy:
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        method = head.split(b" ", 1)[0].decode()
+        method, target = head.split(b" ", 2)[:2]
+        request = f"{method.decode()} {target.decode()}"
+        self.seen.append(request)
         size = _content_length(head)
-        fault = self._choose(method)
+        fault = self._choose(request)
         if fault is not None:
             self.injected[fault] += 1
         match fault:
@@ -198,17 +210,19 @@ class FaultyProxy:
         body = _read(reader, size)
         key = re.search(rb"Credential=([^/]+)/", head)
         if self.access_key_id is not None and (key is None or key[1].decode() != self.access_key_id):
-            await self._answer(writer, body, Answer(403, "InvalidAccessKeyId"))
+            await self._answer(writer, body, Answer(403, "InvalidAccessKeyId").encode())
+        elif any(denied.search(request) for denied in self._denied):
+            await self._answer(writer, body, Answer(403, "AccessDenied").encode(has_body=method != b"HEAD"))
         elif fault in ANSWERS:
-            await self._answer(writer, body, ANSWERS[fault])
+            await self._answer(writer, body, ANSWERS[fault].encode(has_body=method != b"HEAD"))
         else:
-            self.requests[method] += 1
+            self.requests[method.decode()] += 1
             await self._pass_on(head, body, writer, fault)
 
-    async def _answer(self, writer: asyncio.StreamWriter, body: AsyncIterator[bytes], answer: Answer) -> None:
+    async def _answer(self, writer: asyncio.StreamWriter, body: AsyncIterator[bytes], answer: bytes) -> None:
         async for _ in body:
             pass
-        writer.write(answer.encode())
+        writer.write(answer)
         await writer.drain()
 
     async def _pass_on(
@@ -243,10 +257,13 @@ class FaultyProxy:
         if not is_framed or fault == "slow":
             raise _Ended
 
-    def _choose(self, method: str) -> str | None:
-        """The fault of a request, None for none."""
-        if self._next and self._next[0][0] == method:
-            return self._next.popleft()[1]
+    def _choose(self, request: str) -> str | None:
+        """The fault of a request, given by method and target; None for none."""
+        if self._next:
+            method, target, fault = self._next[0]
+            if request.startswith(f"{method} ") and target in request:
+                self._next.popleft()
+                return fault
         if not self._share or self._random.random() >= self._share:
             return None
         if not self._deck:

@@ -157,3 +157,33 @@ class WatchedLock:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+
+class BadBlocks(FaultyDisk):
+    """A disk that cannot read some bytes: of every file, or of those whose path holds `where`.
+
+    Args:
+        times: as often as this, then it can; None is for good.
+    """
+
+    def __init__(self, begin: int = 0, end: int = 1 << 62, where: str = "", times: int | None = None) -> None:
+        super().__init__()
+        self.begin, self.end, self.where, self.times = begin, end, where, times
+        self.failed = 0
+
+    def open_for_reading(self, path: str) -> int:
+        return self._opened(super().open_for_reading(path), path)
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        self._check(fd, length, offset)
+        return super().read(fd, length, offset)
+
+    def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        self._check(fd, len(buffer), offset)
+        return super().read_into(fd, buffer, offset)
+
+    def _check(self, fd: int, length: int, offset: int) -> None:
+        is_bad = offset < self.end and offset + length > self.begin and self.where in self._paths.get(fd, "")
+        if is_bad and (self.times is None or self.failed < self.times):
+            self.failed += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -71,13 +71,20 @@ class Limits(Struct, frozen=True):
 class Admission:
     """Whether writes are taken at all: not when the disk is nearly full, nor when uploads are too far behind.
 
-    The supervisor measures both and shares the figures; looking costs two reads of memory.
+    The supervisor measures both and shares the figures; looking costs three reads of memory. Where it cannot measure,
+    nothing is taken either.
     """
 
     def __init__(self, settings: Settings, node: memoryview) -> None:
         self._node = node
         self._max_backlog = settings.wal.max_backlog_mb << 20
         self._min_free = settings.wal.min_free_mb << 20
+        self._unlisted = responses.error(
+            503,
+            "log_failure",
+            "the WAL directory cannot be looked at, so nobody knows its backlog and space; nothing was written",
+            b"Retry-After: 5\r\n",
+        )
         self._no_space = responses.error(
             507,
             "no_space",
@@ -93,6 +100,8 @@ class Admission:
 
     def refusal(self) -> bytes | None:
         """The answer to give instead of writing, or None."""
+        if self._node[Node.UNLISTED]:
+            return self._unlisted
         if self._node[Node.DISK_FREE_BYTES] < self._min_free:
             return self._no_space
         if self._node[Node.BACKLOG_BYTES] > self._max_backlog:

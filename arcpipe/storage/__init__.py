@@ -1,10 +1,10 @@
 """Object stores behind one small protocol: a local directory, or S3 and what speaks like it.
 
 This room takes named blobs and makes them durable. It must not know what is in them, how their names are chosen,
-or what anybody does about a failure: it neither retries nor counts.
+or what anybody does about a failure: it counts nothing, and retries nothing but the parts of a large S3 object.
 
-`put`, `delete`, `list_keys` and `check` raise StorageError and nothing else, cancellation and a malformed key
-(ValueError, a bug of the caller) excepted.
+Every operation raises StorageError and nothing else, cancellation and a malformed key (ValueError, a bug of the
+caller) excepted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,23 @@ from arcpipe.storage.base import Blob, MemoryBlob, ObjectStore, S3Options
 __all__ = ["Blob", "MemoryBlob", "ObjectStore", "S3Options", "open_store"]
 
 
-def open_store(url: str, s3: S3Options) -> ObjectStore:
-    """The store behind `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
+# Large S3 objects go in four parts at a time: eight uploads may have that. More connections cost nothing until used.
+_LEAST_CONNECTIONS = 32
+# File operations at once: with fewer, a slow one would hold up the others.
+_LEAST_THREADS = 8
+
+
+def open_store(url: str, s3: S3Options, uploads_at_once: int = 1) -> ObjectStore:
+    """Open the store behind `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
 
     Does no I/O and needs no event loop; a store opens what it needs at the first use and belongs to the loop of
-    that use from then on. The caller closes it. Raises ConfigError for a URL that is none of these.
+    that use from then on. The caller closes it.
+
+    Args:
+        uploads_at_once: so many puts go on side by side; further ones wait.
+
+    Raises:
+        ConfigError: for a URL that is none of these.
     """
     try:
         location = Storage(url=url).location
@@ -31,7 +43,7 @@ def open_store(url: str, s3: S3Options) -> ObjectStore:
     if isinstance(location, FileLocation):
         from arcpipe.storage.local import LocalStore
 
-        return LocalStore(location.path)
+        return LocalStore(location.path, max(_LEAST_THREADS, uploads_at_once))
     from arcpipe.storage.s3 import S3Store
 
-    return S3Store(location.bucket, location.prefix, s3)
+    return S3Store(location.bucket, location.prefix, s3, max_connections=max(_LEAST_CONNECTIONS, uploads_at_once))

@@ -1,4 +1,4 @@
-"""What every object store takes and promises: blobs, keys and the five operations.
+"""Blobs, keys and the operations of every object store: what it takes and promises.
 
 This room must not know any particular store, nor what is in a blob.
 """
@@ -72,6 +72,25 @@ class ObjectStore(Protocol):
         """So many small objects are best given to one `put_all`: 1 where that is no faster than as many puts."""
         ...
 
+    async def exists(self, key: str) -> bool:
+        """Whether an object of this key is there, whole.
+
+        Raises:
+            StorageError: it cannot be told. S3 without the right to list refuses to say that an object is missing.
+        """
+        ...
+
+    async def abort_uploads(self, key: str) -> int:
+        """Abort multipart uploads that a former try left open under this key.
+
+        One that is under way is aborted as well: call it before the put. A store that does not let us list them is
+        no failure, but a warning in the log, as they cost space and no more.
+
+        Returns:
+            How many it aborted; 0 where there are no such uploads.
+        """
+        ...
+
     async def delete(self, key: str) -> None:
         """Removes the object, durably; one that is not there is fine."""
         ...
@@ -81,7 +100,11 @@ class ObjectStore(Protocol):
         ...
 
     async def check(self) -> None:
-        """Shows that objects can be written, and tidies up what a crash of a former process left half-written."""
+        """Try all that may be needed later, after a crash too, and tidy up what a former process left half-written.
+
+        Raises:
+            StorageError: an operation does not work; for a missing permission, the text names it.
+        """
         ...
 
     async def close(self) -> None:

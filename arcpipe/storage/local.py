@@ -16,9 +16,11 @@ import asyncio
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import re
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,15 +32,22 @@ from arcpipe.storage.base import Blob, read_exactly, require_key
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 STAGING_DIRECTORY = ".arcpipe-staging"
 _TEMP_NAME = re.compile(r"put-[0-9a-f]{32}\.tmp")
 
 # One write(2), and how much of a blob a thread holds; between two a cancelled put is given up. Each goes to the disk
-# before the next: a sync of the log that is asked for meanwhile would have to wait for all that was handed to the disk.
+# before the next: a sync of the WAL that is asked for meanwhile would have to wait for all that was handed to the disk.
 _WRITE_BYTES = 256 << 10
 
-_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
+_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
 _START_AND_WAIT = 2 | 4  # SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
+# The answers of a file system or kernel that does not have the call. Nothing was written then, and nothing failed.
+_NO_WRITE_BACK = (errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EOPNOTSUPP)
+
+# ext4 makes it, for root only, in the directory where it is mounted.
+_LOST_AND_FOUND = "lost+found/"
 
 # A call of a thread costs as much as what it does for a small object. More of them would wait for one another.
 _OBJECTS_AT_ONCE = 32
@@ -89,6 +98,14 @@ class LocalStore:
     def objects_at_once(self) -> int:
         return _OBJECTS_AT_ONCE
 
+    async def exists(self, key: str) -> bool:
+        target = self._path(key)
+        return await self._in_thread(f"look for {target}", lambda _: self._exists(target))
+
+    async def abort_uploads(self, key: str) -> int:
+        self._path(key)
+        return 0  # what a put left here has a name of its own, which `check` removes
+
     async def delete(self, key: str) -> None:
         target = self._path(key)
         await self._in_thread(f"delete {target}", lambda _: _delete(target))
@@ -98,7 +115,7 @@ class LocalStore:
         return await self._in_thread(f"list {self._root}/{prefix}", lambda cancelled: self._list(prefix, cancelled))
 
     async def check(self) -> None:
-        await self._in_thread(f"write to {self._root}", lambda _: self._check())
+        await self._in_thread(f"write to {self._root}", lambda _: self._again_if_removed(self._check))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._executor.shutdown)
@@ -131,11 +148,15 @@ class LocalStore:
         return os.path.join(self._root, key)
 
     def _put_all(self, targets: Sequence[tuple[str, Blob]], cancelled: threading.Event) -> None:
+        self._again_if_removed(lambda: self._put_all_once(targets, cancelled))
+
+    def _again_if_removed(self, work: Callable[[], None]) -> None:
+        """Does the work a second time if somebody removed a directory meanwhile."""
         try:
-            self._put_all_once(targets, cancelled)
-        except FileNotFoundError:  # somebody removed a directory meanwhile
+            work()
+        except FileNotFoundError:
             self._durable.clear()
-            self._put_all_once(targets, cancelled)
+            work()
 
     def _put_all_once(self, targets: Sequence[tuple[str, Blob]], cancelled: threading.Event) -> None:
         unsynced: list[str] = []
@@ -167,17 +188,36 @@ class LocalStore:
             os.fsync(fd)
             os.rename(temp, target)
 
+    def _exists(self, target: str) -> bool:
+        """Looks for a file, and makes its name durable: the process that gave it may have died before it did."""
+        try:
+            if not stat.S_ISREG(os.stat(target).st_mode):
+                return False
+            self._sync_entries([target, *self._make_directories(os.path.dirname(target))])
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
     def _check(self) -> None:
         self._durable.clear()
         self._sync_entries(self._make_directories(self._root))
         self._durable.add(self._root)
-        with os.scandir(self._staging) as entries:
-            for entry in entries:
-                if _TEMP_NAME.fullmatch(entry.name):
-                    _remove_if_abandoned(entry.path)
+        self._remove_abandoned()
         with self._temp_file() as (fd, _temp):
             _write_all(fd, b"arcpipe")
             os.fsync(fd)
+
+    def _remove_abandoned(self) -> None:
+        """Removes what a crash left. Best effort: it costs space, and no more than that."""
+        try:
+            with os.scandir(self._staging) as entries:
+                for entry in entries:
+                    if _TEMP_NAME.fullmatch(entry.name):
+                        _remove_if_abandoned(entry.path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            log.warning("temporary files that a crash left stay in %s: %s", self._staging, error.strerror or error)
 
     @contextmanager
     def _temp_file(self) -> Iterator[tuple[int, str]]:
@@ -189,7 +229,7 @@ class LocalStore:
                 fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd, temp
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # renamed away, or cannot be removed now: `check` will
                 os.unlink(temp)
             os.close(fd)
 
@@ -241,6 +281,9 @@ class LocalStore:
                             keys.append(key)
             except (FileNotFoundError, NotADirectoryError):
                 continue  # nothing there, or no longer
+            except PermissionError:
+                if start != _LOST_AND_FOUND:
+                    raise
         return sorted(keys)
 
 
@@ -263,9 +306,18 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def _write_back(fd: int, offset: int, length: int) -> None:
-    """Has these bytes written to the disk, where it can be asked for: no promise, an fsync follows and finds errors."""
-    if _SYNC_FILE_RANGE is not None:
-        _SYNC_FILE_RANGE(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _START_AND_WAIT)
+    """Has these bytes written to the disk, where it can be asked for: no promise, an fsync follows.
+
+    Raises:
+        OSError: the disk did not take them. The kernel tells a descriptor of an error once: the fsync that follows
+            would say that all is well.
+    """
+    if _SYNC_FILE_RANGE is None:
+        return
+    if _SYNC_FILE_RANGE(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _START_AND_WAIT):
+        number = ctypes.get_errno()
+        if number not in _NO_WRITE_BACK:
+            raise OSError(number, os.strerror(number))
 
 
 def _sync_directory(path: str) -> None:
@@ -299,11 +351,12 @@ def _make_missing(directory: str) -> list[str]:
 
 
 def _delete(target: str) -> None:
-    try:
-        os.unlink(target)
+    """Removes a file. Where it is gone already, its removal may still be volatile: the sync after it failed, or the
+    process died before it."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(FileNotFoundError):
+            os.unlink(target)
         _sync_directory(os.path.dirname(target))
-    except (FileNotFoundError, NotADirectoryError):
-        pass
 
 
 def _remove_if_abandoned(path: str) -> None:

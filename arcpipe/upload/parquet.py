@@ -8,10 +8,11 @@ This module must not know MessagePack, the log, threads or object stores.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import BinaryIO, Final, Literal, NamedTuple
@@ -24,6 +25,7 @@ from arcpipe import __version__
 from arcpipe.codec.arrow_columns import DICTIONARY_ROWS
 from arcpipe.codec.columns import TIME
 from arcpipe.config import MB, Parquet
+from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, Quota, open_file_cost, row_group_cost
 
 HOUR_US: Final = 3_600_000_000
 TIME_NS: Final = "time_ns"
@@ -172,6 +174,31 @@ class Spool:
             self._pieces = []
 
 
+# Open files
+
+
+class Unwritable(Exception):
+    """The Parquet writer refuses rows; the text says why. Trying again does not help."""
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Raise Unwritable for what the writer raises, but not for a disk or memory that is full.
+
+    An OSError of the system has a number. One of pyarrow has none where Parquet itself complains.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise Unwritable(f"OSError: {error}") from error
+    except Exception as error:
+        raise Unwritable(f"{type(error).__name__}: {error}") from error
+
+
 # Files
 
 OnFile = Callable[[str, Spool, int], None]
@@ -185,6 +212,7 @@ class FileSettings(NamedTuple):
     layout: Layout
     parquet: Parquet
     memory: SpoolMemory
+    open_files: OpenFiles = OPEN_FILES
 
     @property
     def max_bytes(self) -> int:
@@ -200,7 +228,13 @@ class _File:
     """
 
     def __init__(
-        self, settings: FileSettings, schema: pa.Schema, first_us: int, first: pa.Table, is_small: bool
+        self,
+        settings: FileSettings,
+        schema: pa.Schema,
+        first_us: int,
+        first: pa.Table,
+        huge: frozenset[str],
+        is_small: bool,
     ) -> None:
         """`schema` is that of a reader; `first` is the first table to be appended, and the only one if `is_small`."""
         self.schema = schema
@@ -208,7 +242,8 @@ class _File:
         self.rows = 0
         self.spool = Spool(settings.memory)
         self._most_bytes = settings.max_bytes
-        self.huge = _huge_columns(first)
+        self.huge = huge
+        self.cost = open_file_cost(len(schema), _name_bytes(schema))
         self._written = pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
         texts = {field.name for field in schema if field.type == pa.string()}
         if len(first) >= DICTIONARY_ROWS:  # the others have too many different values
@@ -222,7 +257,6 @@ class _File:
             else pa.BufferedOutputStream(pa.PythonFile(self.spool, mode="w"), _BUFFER_BYTES)
         )
         self._is_small = is_small
-        self._chunks = 0
         self._writer = pq.ParquetWriter(
             self._sink,
             self._written,
@@ -246,7 +280,7 @@ class _File:
 
     def has_room(self, most_bytes: int) -> bool:
         """Whether a row group of at most so many bytes may be appended."""
-        return self._sink.tell() + most_bytes <= self._most_bytes and self._chunks + len(self._written) <= _MAX_CHUNKS
+        return bool(self._sink.tell() + most_bytes <= self._most_bytes)
 
     def append(self, table: pa.Table) -> None:
         """Write a table, whose columns are among the file's, as a row group."""
@@ -257,7 +291,6 @@ class _File:
         ]
         self._writer.write_table(pa.table(columns, schema=self._written), row_group_size=len(table))
         self.rows += len(table)
-        self._chunks += len(self._written)
 
     def finish(self) -> Spool:
         stored = base64.b64encode(self.schema.serialize())
@@ -269,6 +302,11 @@ class _File:
             self._sink.detach()  # what it holds is written; it would close the spool
         self.spool.flush()
         return self.spool
+
+    def abort(self) -> None:
+        """Let go of the file unfinished."""
+        self.spool.close()
+        self._writer.is_open = False  # or it would try to finish the file when it is collected
 
 
 # What is not a dictionary and has a better encoding than the plain one.
@@ -306,25 +344,52 @@ _LONG_BATCH: Final = 1_024
 _LONG_BYTES: Final = 256
 
 
-# A value of so many bytes is huge.
+# A value of so many bytes is huge, and a shorter one in tables of many columns: in all, the longest values of a row
+# group's columns are to have no more.
 _HUGE_BYTES: Final = 1 << 20
+_MANY_COLUMNS: Final = 256
 
 # What is written to other files goes to their spools by so many bytes.
 _BUFFER_BYTES: Final = 256 << 10
-
-# A column of a row group costs 1.5 kB of memory, beside its values, until its file is finished.
-_MAX_CHUNKS: Final = 16_384
 
 # A file of one row group with at most so many bytes is made in Arrow's memory, and only then spooled.
 _SMALL_FILE: Final = 4 * MB
 
 
-def _huge_columns(table: pa.Table) -> set[str]:
-    return {
-        field.name
-        for field, column in zip(table.schema, table.columns, strict=True)
-        if field.type in (pa.string(), pa.binary()) and column.nbytes > _HUGE_BYTES and _longest(column) > _HUGE_BYTES
-    }
+def _name_bytes(schema: pa.Schema) -> int:
+    return sum(len(name.encode()) for name in schema.names)
+
+
+class _Texts(NamedTuple):
+    """The text and binary columns of a row group."""
+
+    huge: frozenset[str]  # those that have a huge value
+    statistics_bytes: int  # of the longest value of each other one, as far as it is stored
+
+
+def _texts_of(table: pa.Table) -> _Texts:
+    many = table.num_columns > _MANY_COLUMNS
+    huge_bytes = max(_HUGE_BYTES // table.num_columns, 1) if many else _HUGE_BYTES
+    huge = set()
+    statistics_bytes = 0
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if pa.types.is_dictionary(field.type):
+            longest = max((_longest(pa.chunked_array([chunk.dictionary])) for chunk in column.chunks), default=0)
+        elif field.type in (pa.string(), pa.binary()):
+            longest = column.nbytes
+            if longest > _SHORT_COLUMN:
+                longest = _longest(column)
+        else:
+            continue
+        if longest > huge_bytes and not pa.types.is_dictionary(field.type):
+            huge.add(field.name)
+        elif longest <= STATISTICS_BYTES:
+            statistics_bytes += longest
+    return _Texts(frozenset(huge), statistics_bytes)
+
+
+# The values of a column of fewer bytes are not looked at.
+_SHORT_COLUMN: Final = 256
 
 
 def _longest(column: pa.ChunkedArray) -> int:
@@ -360,17 +425,32 @@ class PartitionWriters:
     """The open files of one measurement in one batch. One thread at a time.
 
     `append` takes the rows of one hour, sorted by time, as row groups of that hour's file. A file is finished when the
-    next row group might not fit under `parquet.max_file_mb` or would make too many chunks of columns, when a column is
-    new or has another type (the next file then has the columns of both) or has its first huge value, when more than
-    `quota` hours are open, and by `close`.
+    next row group might not fit under `parquet.max_file_mb` or would make the file too costly, when a column is new or
+    has another type (the next file then has the columns of both) or has its first huge value, when more hours are open,
+    or cost more, than `limit` allows, and by `close`.
+
+    All but `abort` raise Unwritable where the writer refuses rows; `abort` is all that is left to do then.
     """
 
-    __slots__ = ("_database", "_measurement", "_numbers", "_on_file", "_open", "_settings")
+    __slots__ = (
+        "_numbers",
+        "_on_file",
+        "_open",
+        "_quota",
+        "_settings",
+        "cost",
+        "database",
+        "measurement",
+        "width",
+    )
 
     def __init__(self, settings: FileSettings, database: str, measurement: str, on_file: OnFile) -> None:
+        self.cost = 0  # of all open files
+        self.width = 0  # columns of the widest file so far
+        self._quota = settings.open_files.quota(1)
         self._settings = settings
-        self._database = database
-        self._measurement = measurement
+        self.database = database
+        self.measurement = measurement
         self._on_file = on_file
         self._open: dict[int, _File] = {}  # by hour, the one appended to longest ago first
         self._numbers: dict[int, int] = {}
@@ -386,28 +466,48 @@ class PartitionWriters:
             schema = _union(file.schema, schema)
             if not schema.equals(file.schema, check_metadata=True):
                 self._finish(hour_us)
+        schema = schema.with_metadata(self._metadata())
         for piece, most_bytes in self._pieces(table):
-            file = self._open.pop(hour_us, None)
-            if file is not None:
-                self._open[hour_us] = file  # as the last one
-                if not file.has_room(most_bytes) or not file.huge.issuperset(_huge_columns(piece)):
-                    self._finish(hour_us)
-                    file = None
+            texts = _texts_of(piece)
+            cost = row_group_cost(len(schema), _name_bytes(schema), texts.statistics_bytes)
+            file = self._open_file(hour_us, cost, most_bytes, texts.huge)
             if file is None:
                 at = first_us if piece is table else piece.column(TIME)[0].value
                 is_small = last and piece is table and most_bytes <= _SMALL_FILE
-                file = _File(self._settings, schema.with_metadata(self._metadata()), at, piece, is_small)
+                self._make_room(1, open_file_cost(len(schema), _name_bytes(schema)) + cost)
+                with _refusals():
+                    file = _File(self._settings, schema, at, piece, texts.huge, is_small)
                 self._open[hour_us] = file
                 self._numbers[hour_us] = self._numbers.get(hour_us, -1) + 1
-            file.append(piece)
-        if last:
+                self.cost += file.cost
+                self.width = max(self.width, len(schema))
+            with _refusals():
+                file.append(piece)
+            file.cost += cost
+            self.cost += cost
+            if self.cost > self._quota.cost:  # by this row group alone
+                self._finish(hour_us)
+        if last and hour_us in self._open:
             self._finish(hour_us)
+
+    def _open_file(self, hour_us: int, cost: int, most_bytes: int, huge: frozenset[str]) -> _File | None:
+        """The hour's open file, if a row group of this cost and size may go into it; else it is finished."""
+        file = self._open.pop(hour_us, None)
+        if file is None:
+            return None
+        self._open[hour_us] = file  # as the last one
+        most_cost = min(self._settings.open_files.file_cost, self._quota.cost)
+        if file.cost + cost > most_cost or not file.has_room(most_bytes) or not file.huge >= huge:
+            self._finish(hour_us)
+            return None
+        self._make_room(0, cost)
+        return file
 
     def _metadata(self) -> dict[bytes, bytes]:
         return {
             b"arcpipe.version": __version__.encode(),
-            b"arcpipe.database": self._database.encode(),
-            b"arcpipe.measurement": self._measurement.encode(),
+            b"arcpipe.database": self.database.encode(),
+            b"arcpipe.measurement": self.measurement.encode(),
             b"arcpipe.batch": self._settings.batch_id.encode(),
         }
 
@@ -420,27 +520,36 @@ class PartitionWriters:
         pieces = [table.slice(start, rows) for start in range(0, len(table), rows)]
         return [(piece, _most_bytes(piece)) for piece in pieces]
 
-    def trim(self, quota: int) -> None:
-        """Finish the files appended to longest ago, until at most `quota` are open."""
-        while len(self._open) > quota:
+    def limit(self, quota: Quota) -> None:
+        """Finish the files appended to longest ago, until what is open is within `quota`, and stay within it."""
+        self._quota = quota
+        self._make_room(0, 0)
+
+    def _make_room(self, files: int, cost: int) -> None:
+        """Finish the files appended to longest ago, until so many more, of that cost together, may be open."""
+        while self._open and (len(self._open) + files > self._quota.files or self.cost + cost > self._quota.cost):
             self._finish(next(iter(self._open)))
 
     def close(self) -> None:
         """Finish all files."""
-        self.trim(0)
+        while self._open:
+            self._finish(next(iter(self._open)))
 
     def abort(self) -> None:
         """Let go of all files unfinished."""
         for file in self._open.values():
-            file.spool.close()
+            file.abort()
         self._open.clear()
+        self.cost = 0
 
     def _finish(self, hour_us: int) -> None:
         file = self._open[hour_us]
-        partition = Partition(self._database, self._measurement, hour_us)
+        partition = Partition(self.database, self.measurement, hour_us)
         key = partition.key(self._settings.layout, file.first_us, self._settings.batch_id, self._numbers[hour_us])
-        spool = file.finish()
+        with _refusals():
+            spool = file.finish()
         del self._open[hour_us]
+        self.cost -= file.cost
         self._on_file(key, spool, file.rows)
 
 

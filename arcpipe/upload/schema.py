@@ -6,22 +6,28 @@ float comes. What does not fit a column's type is rescued (`codec.odd_values`), 
 The registry is a function of the batches that were applied to it, in order, and it changes only when a batch is
 complete: a batch works on `draft`s and gives back what it changed, so that doing it again, after a crash, meets the
 same registry and writes the same files. This module must not know what a batch is, nor Arrow or Parquet.
+
+`schema.json` has a checksum, and `schema.json.previous` is the generation before: a file that is damaged is kept in
+quarantine, and the one before is used. One that cannot be read is never replaced: a column would change its type.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable
-from pathlib import Path
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, Literal, cast
 
 import msgspec
 
+from arcpipe import durable
 from arcpipe.codec.arrow_columns import Values, has_floats, natural_type
+from arcpipe.disk import Disk
+from arcpipe.errors import DamagedFile, UnknownVersion
+from arcpipe.upload.checksum import checksum_holds, with_checksum
 
 MAX_TABLES: Final = 100_000
-"""Tables remembered; beyond that the one that changed longest ago is forgotten."""
+"""Tables remembered; beyond that the one that was used longest ago is forgotten."""
 
 MAX_REMEMBERED: Final = 500_000
 """Columns remembered of all tables together, in the same way."""
@@ -82,27 +88,59 @@ def _agreed(hints: Collection[str]) -> str | None:
     return None
 
 
-class _File(msgspec.Struct):
+# Of the bounds: from there on it matters which tables a batch used.
+_CROWDED: Final = 0.9
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
     version: Literal[1]
     tables: list[TableSchema]
+    crc32: str = ""  # not in files up to d82b3c0
 
 
 class SchemaRegistry:
     """The schemas of all tables, and the file that keeps them. One thread changes it at a time."""
 
-    def __init__(self, path: Path, tables: Iterable[TableSchema] = ()) -> None:
-        self.path = path
-        # The order is that of the last change, and it is saved: what is forgotten first is the same after a restart.
+    def __init__(
+        self, path: str | os.PathLike[str], tables: Iterable[TableSchema] = (), disk: Disk | None = None
+    ) -> None:
+        self.path = os.fspath(path)
+        self._disk = disk or Disk()
+        # The order is that of the last use, and it is saved: what is forgotten first is the same after a restart.
         self._tables: dict[tuple[str, str], TableSchema] = {}
         self._columns = 0
+        self._drafted: dict[tuple[str, str], None] = {}
         self.apply(tables)
 
     def __len__(self) -> int:
         return len(self._tables)
 
+    def copy(self) -> SchemaRegistry:
+        """A registry of the same tables to try things with; saving it would be a mistake."""
+        other = SchemaRegistry(self.path, (), self._disk)
+        other._tables = dict(self._tables)
+        other._columns = self._columns
+        return other
+
+    def begin(self) -> None:
+        """Begin a try of a batch: from here on, `used` counts."""
+        self._drafted = {}
+
+    @property
+    def drafted(self) -> list[tuple[str, str]]:
+        """The tables of the batch, in the order of their drafts."""
+        return list(self._drafted)
+
+    @property
+    def used(self) -> list[tuple[str, str]]:
+        """The same, if it may matter soon for what is forgotten, so that a redo has to know it; else none."""
+        crowded = len(self._tables) > MAX_TABLES * _CROWDED or self._columns > MAX_REMEMBERED * _CROWDED
+        return self.drafted if crowded else []
+
     def draft(self, database: str, measurement: str) -> TableSchema:
         """A copy of a table's schema to work on; empty for a table that is not known."""
         known = self._tables.get((database, measurement))
+        self._drafted[database, measurement] = None
         return TableSchema(database, measurement) if known is None else known.copy()
 
     def changed(self, drafts: Iterable[TableSchema]) -> list[TableSchema]:
@@ -114,8 +152,12 @@ class SchemaRegistry:
                 changed.append(draft)
         return sorted(changed, key=lambda draft: (draft.database, draft.measurement))
 
-    def apply(self, changes: Iterable[TableSchema]) -> None:
-        """Take over what a complete batch changed."""
+    def apply(self, changes: Iterable[TableSchema], used: Iterable[tuple[str, str]] = ()) -> None:
+        """Take over what a complete batch used and changed."""
+        for key in used:
+            known = self._tables.pop(key, None)
+            if known is not None:
+                self._tables[key] = known
         for table in changes:
             key = (table.database, table.measurement)
             self._forget(key)
@@ -130,29 +172,69 @@ class SchemaRegistry:
             self._columns -= len(table.columns)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SchemaRegistry:
-        """The registry saved at `path`. One that is missing or unreadable is empty, with a warning: never a stop."""
-        path = Path(path)
-        try:
-            return cls(path, msgspec.json.decode(path.read_bytes(), type=_File).tables)
-        except FileNotFoundError:
-            _logger.info("no schema registry at %s yet", path)
-        except (OSError, msgspec.MsgspecError) as error:
-            _logger.warning("schema registry %s cannot be read, column types start anew: %s", path, error)
-        return cls(path)
+    def load(
+        cls, path: str | os.PathLike[str], disk: Disk | None = None, quarantine: str | os.PathLike[str] | None = None
+    ) -> SchemaRegistry:
+        """Load the registry saved at `path`, or its former generation if that is damaged; empty if there is none.
+
+        Args:
+            quarantine: the directory that keeps a damaged file; without one it stays where it is.
+
+        Raises:
+            OSError: it is there, or may be, and cannot be read. Only another try is right: a fresh registry would
+                give columns other types.
+            UnknownVersion: it is of a newer version.
+        """
+        path, disk = os.fspath(path), disk or Disk()
+        previous = f"{path}.previous"
+        tables, damaged = _load_tables(path, disk, quarantine)
+        if tables is None:
+            tables, previous_damaged = _load_tables(previous, disk, quarantine)
+            if tables is not None:
+                _logger.warning("schema registry %s is used: %s is damaged or missing", previous, path)
+            elif damaged or previous_damaged:
+                _logger.error("no intact schema registry is left at %s, column types start anew", path)
+            else:
+                _logger.info("no schema registry at %s yet", path)
+        return cls(path, tables or (), disk)
 
     def save(self) -> None:
-        """Write the registry to its file, durably and at once. Raises OSError."""
-        path = self.path
-        data = msgspec.json.encode(_File(1, list(self._tables.values())))
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        """Write the registry to its file, durably and at once; the former one is kept.
+
+        Raises:
+            OSError: the file is the old one or the new one; which of the two is not known.
+        """
+        data = with_checksum(msgspec.json.encode({"version": 1, "tables": list(self._tables.values())}))
+        durable.replace(self._disk, self.path, data, former=f"{self.path}.previous")
+
+
+def _load_tables(
+    path: str, disk: Disk, quarantine: str | os.PathLike[str] | None
+) -> tuple[Sequence[TableSchema] | None, bool]:
+    """The tables of a file, or None; and whether it is damaged."""
+    try:
+        return durable.load(disk, path, lambda data: _decode(data, path)), False
+    except DamagedFile as error:
+        if quarantine is None:
+            _logger.error("schema registry %s; it is not used", error)
+        else:
+            _logger.error("schema registry %s; it is moved to %s", error, quarantine)
+            durable.move(disk, path, os.path.join(quarantine, os.path.basename(path)))
+        return None, True
+
+
+def _decode(data: bytes, path: str) -> Sequence[TableSchema]:
+    holds = checksum_holds(data)
+    if holds is False:
+        raise ValueError("its checksum does not match")
+    try:
+        return msgspec.json.decode(data, type=_File).tables
+    except msgspec.ValidationError as error:
+        content = msgspec.json.decode(data)
+        version = content.get("version") if isinstance(content, dict) else None
+        if holds or (isinstance(version, int) and version > 1):
+            raise UnknownVersion(
+                f"{path} is of another version of arcpipe ({error}; version {version!r}, this one knows version 1). "
+                "Nothing is uploaded until that version runs again, or the file is moved away"
+            ) from error
+        raise

@@ -8,6 +8,10 @@ by a lane, from what went through it before. Never by time, threads or memory th
 again makes the same files. Everything is bounded: what is collected (the tables that cost most go first), what the
 pool has in hand, open files, and, in `parquet.SpoolMemory`, finished bytes.
 
+What cannot be converted alone is a dead letter. What the Parquet writer refuses was joined with other rows before, and
+is not known by then: `finish` raises WriterFailed, and the batch is to be done again with the table in `careful`. There
+everything is written for trial as soon as it is converted, so that what fails alone is a dead letter, too.
+
 This module must not know the log, object stores or an event loop.
 """
 
@@ -17,9 +21,8 @@ import contextlib
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Condition, Lock
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from threading import Lock
 from types import TracebackType
 from typing import Final, NamedTuple, TypeAlias
 
@@ -38,9 +41,19 @@ from arcpipe.codec.entries import (
     split_batch,
 )
 from arcpipe.config import MB, Parquet
-from arcpipe.errors import BadPayload
+from arcpipe.errors import ArcpipeError, BadPayload
+from arcpipe.upload.conversion_pool import FileCost, InHand, Lane, Pool
 from arcpipe.upload.convert import Converted, TooManyRescued, convert
-from arcpipe.upload.parquet import HOUR_US, FileSettings, Layout, OnFile, PartitionWriters, SpoolMemory
+from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
+from arcpipe.upload.parquet import (
+    HOUR_US,
+    FileSettings,
+    Layout,
+    OnFile,
+    PartitionWriters,
+    SpoolMemory,
+    Unwritable,
+)
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
 from arcpipe.upload.staging import Group, Misfit, Piece, Shape, Staged, entry_payload, whole_piece
 
@@ -57,10 +70,32 @@ class DeadLetter(NamedTuple):
 
 OnDeadLetter = Callable[[DeadLetter], None]
 
-# Costs, in bytes of memory: what is collected together, in one table, and what the pool has in hand.
+TableName: TypeAlias = tuple[str, str]
+"""The database and the measurement."""
+
+
+class WriterFailed(ArcpipeError):
+    """The Parquet writer refused rows of some tables: do the batch again with these among the `careful` ones.
+
+    Attributes:
+        table: the first of them by name.
+        tables: all of them.
+    """
+
+    def __init__(self, reasons: Mapping[TableName, str]) -> None:
+        self.tables = frozenset(reasons)
+        self.table = min(reasons)
+        database, measurement = self.table
+        others = f" and of {len(reasons) - 1} other tables" if len(reasons) > 1 else ""
+        super().__init__(
+            f"the Parquet writer refuses rows of {measurement!r} in database {database!r}{others}: "
+            f"{reasons[self.table]}. What it refuses will be kept as dead letters"
+        )
+
+
+# Costs, in bytes of memory: what is collected together, and in one table.
 _MAX_COLLECTED: Final = 64 * MB
 _MAX_TABLE: Final = 48 * MB
-_MAX_IN_HAND: Final = 96 * MB
 _MAX_CONVERTED: Final = 128 * MB  # at once
 _MAX_COLUMNS: Final = 1 << 16  # at once, of entries with different ones: each costs about a kilobyte beside its values
 _MAX_RESCUED: Final = 32 * MB  # of one table, as JSON
@@ -74,7 +109,6 @@ _MAX_NAMES: Final = 48 * MB
 # A batch entry of so many maps, and bytes, is read map by map.
 _MANY_MAPS: Final = 64
 _LARGE_BATCH: Final = 4 * MB
-_MAX_JOBS: Final = 64
 
 _DECODED: Final = 8  # what a number costs once it is decoded, however few bytes it had
 
@@ -96,11 +130,6 @@ _RELEASE_BYTES: Final = 48 * MB  # views keep at most the last two times as many
 
 _SMALL_TABLE: Final = MB  # tables that cost less are not worth a thread
 
-# Open files of all tables together, and the tables that may have any.
-_MAX_FILES: Final = 64
-_MAX_FILE_TABLES: Final = 16
-_SMALL_QUOTA: Final = _MAX_FILES // _MAX_FILE_TABLES  # of a small table, while it is written
-
 _NO_ARRAY: Final = 0xC1
 _NO_VIEW: Final = memoryview(b"")
 
@@ -117,42 +146,15 @@ def _rows(columns: ColumnMap) -> int:
     return lengths[0]
 
 
-class _Lane:
-    """Runs jobs one at a time, in the order in which they come, on a shared pool. Jobs must not raise."""
-
-    __slots__ = ("_lock", "_pool", "_running", "_waiting")
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-        self._lock = Lock()
-        self._waiting: list[Callable[[], None]] = []  # few, and an empty deque has 600 bytes
-        self._running = False
-
-    def submit(self, job: Callable[[], None]) -> None:
-        with self._lock:
-            self._waiting.append(job)
-            if self._running:
-                return
-            self._running = True
-        self._pool.submit(self._run)
-
-    def _run(self) -> None:
-        with self._lock:
-            job = self._waiting.pop(0)
-        job()
-        with self._lock:
-            self._running = bool(self._waiting)
-            if self._running:  # behind the jobs of other lanes
-                self._pool.submit(self._run)
-
-
 class _Table:
     """What belongs to one (database, measurement): what is collected, and where it goes. There may be 100,000."""
 
     __slots__ = (
         "bundle",
+        "careful",
         "converting",
         "cost",
+        "file_cost",
         "flushed",
         "groups",
         "max_rows",
@@ -164,24 +166,40 @@ class _Table:
         "writing",
     )
 
-    def __init__(self, schema: TableSchema, pool: ThreadPoolExecutor, files: FileSettings, on_file: OnFile) -> None:
+    def __init__(self, schema: TableSchema, pool: Pool, files: FileSettings, on_file: OnFile, careful: bool) -> None:
         self.groups: dict[_GroupKey, Group] = {}
         self.names: set[str] = set()
         self.rows = 0
         self.max_rows = 0
         self.cost = 0
         self.flushed = False  # before the batch's end
-        self.quota = 0  # open files that it was last granted
+        self.careful = careful
+        self.quota: Quota | None = None  # open files that it was last granted
+        self.file_cost = FileCost()
         self.bundle = 0  # the last one that it was in
         # Used by one lane each.
         self.schema = schema
         self.writers = PartitionWriters(files, schema.database, schema.measurement, on_file)
-        self.converting = _Lane(pool)
-        self.writing = _Lane(pool)
+        self.converting = Lane(pool)
+        self.writing = Lane(pool)
+
+    @property
+    def name(self) -> TableName:
+        return self.writers.database, self.writers.measurement
 
 
 _Bundle: TypeAlias = list[tuple[_Table, list[Group]]]
 """What was collected for several tables."""
+
+
+def _append_hours(writers: PartitionWriters, part: Converted, *, last: bool) -> None:
+    """Write rows hour by hour; `last` says that no more of these hours come."""
+    hours = part.times_us // HOUR_US
+    starts = [0, *(np.flatnonzero(hours[1:] != hours[:-1]) + 1).tolist(), len(hours)]
+    for start, stop in itertools.pairwise(starts):
+        whole = stop - start == len(hours)
+        rows_of_hour = part.table if whole else part.table.slice(start, stop - start)
+        writers.append(int(hours[start]) * HOUR_US, rows_of_hour, int(part.times_us[start]), last=last)
 
 
 class BatchTables:
@@ -204,8 +222,16 @@ class BatchTables:
         spool: str | os.PathLike[str],
         on_file: OnFile,
         on_dead_letter: OnDeadLetter,
+        careful: Collection[TableName] = (),
+        open_files: OpenFiles = OPEN_FILES,
     ) -> None:
-        """`spool` is the directory for finished bytes that are too many for memory."""
+        """Make ready for a batch.
+
+        Args:
+            spool: the directory for finished bytes that are too many for memory.
+            careful: the tables whose rows the Parquet writer refused in an earlier pass; unknown ones do no harm. They
+                decide what goes into which file: every pass that is to make the same files gets the same ones.
+        """
         self.rows = 0
         self.rescued = 0
         self.dead_letters = 0
@@ -213,27 +239,30 @@ class BatchTables:
         """What `registry.apply` is to take over, once the batch is uploaded."""
 
         self._registry = registry
-        self._files = FileSettings(batch_id, layout, parquet, SpoolMemory(spool))
+        self._careful = frozenset(careful)
+        self._open_files = open_files
+        self._small_quota = open_files.quota(open_files.tables)  # of a small table, while it is written
+        self._files = FileSettings(batch_id, layout, parquet, SpoolMemory(spool), open_files)
         self._on_file = on_file
         self._on_dead_letter = on_dead_letter
         self._letter_lock = Lock()
 
-        self._tables: dict[tuple[str, str], _Table] = {}
+        self._tables: dict[TableName, _Table] = {}
         self._groups: dict[_GroupKey, tuple[_Table, Group]] = {}
         self._collected = 0
         self._unreleased = 0
         self._with_files: OrderedDict[_Table, None] = OrderedDict()  # granted open files; used longest ago first
 
-        self._pool = ThreadPoolExecutor(threads, "convert")
-        self._small = _Lane(self._pool)  # of bundles
+        self._pool = Pool(threads, "convert", self._fail)
+        self._small = Lane(self._pool)  # of bundles
         self._bundles = 0
-        self._idle = Condition()
-        self._bundles_done = 0
-        self._jobs = 0
-        self._in_hand = 0
+        self._in_hand = InHand(open_files.cost)
+        self._result_lock = Lock()
         self._error: BaseException | None = None
+        self._refused: dict[TableName, str] = {}
 
     def __enter__(self) -> BatchTables:
+        self._pool.start()
         return self
 
     def __exit__(
@@ -241,8 +270,8 @@ class BatchTables:
     ) -> None:
         if error is not None:
             self._fail(error)
-        self._wait()
-        self._pool.shutdown()
+        self._in_hand.wait()
+        self._pool.stop()
         for table in self._tables.values():
             table.writers.abort()
 
@@ -369,15 +398,16 @@ class BatchTables:
         """Convert one enormous entry slice by slice, with nothing else in memory that can wait or be let go of."""
         for other, group in self._groups.values():
             self._compact(other, group)
-        self._wait()
         self._grant_files(table)
+        self._shrink_files(table)
+        self._in_hand.wait()
         try:
             self._submit_slices(table, shape, whole_piece(shape, entry))
         except BadPayload as error:
             _, _, origin, part, *raws = entry
             self._misfit(shape, Misfit(origin, part, entry_payload(shape, raws), str(error)))
         self._take(table)  # nothing but shapes, which have a cost
-        self._wait()  # the memory of the payload is let go of
+        self._in_hand.wait()  # the memory of the payload is let go of
 
     def _submit_slices(self, table: _Table, shape: Shape, piece: Piece) -> None:
         width = len(shape.index)
@@ -390,19 +420,15 @@ class BatchTables:
             group.hold(part)
             size = sum(len(column.data) for column in part.columns)
             cost = max(size, _DECODED * part.total_rows * width) + _PIECE + _PIECE_COLUMN * width
-            self._submit(table, [group], cost, close=False)
-
-    def _wait(self) -> None:
-        with self._idle:
-            self._idle.wait_for(lambda: not self._jobs)
+            self._submit(table, [group], cost, width)
 
     def _new_group(self, key: _GroupKey, shape: Shape, rows: int) -> tuple[_Table, Group]:
-        table = self._tables.get((shape.database, shape.measurement))
+        name = shape.database, shape.measurement
+        table = self._tables.get(name)
         if table is None:
-            schema = self._registry.draft(shape.database, shape.measurement)
-            table = self._tables[shape.database, shape.measurement] = _Table(
-                schema, self._pool, self._files, self._on_file
-            )
+            schema = self._registry.draft(*name)
+            table = _Table(schema, self._pool, self._files, self._on_file, name in self._careful)
+            self._tables[name] = table
         # Rows that have not the new columns will have nulls there.
         if table.rows and table.rows + rows > self._max_rows(table.names.union(shape.index)):
             self._flush(table)
@@ -457,8 +483,9 @@ class BatchTables:
     def _flush(self, table: _Table) -> None:
         """Hand what is collected for a table to the pool; its files stay open for more."""
         self._grant_files(table)
+        width = len(table.names)
         groups, cost = self._take(table)
-        self._submit(table, groups, cost, close=False)
+        self._submit(table, groups, cost, width)
 
     def _flush_small(self, tables: Iterable[_Table]) -> None:
         """Hand what is collected for small tables to the pool, which finishes their files.
@@ -482,7 +509,7 @@ class BatchTables:
         self._bundles += 1
         for table, _ in bundle:
             table.bundle = self._bundles
-        self._begin(cost)
+        self._in_hand.begin(cost)
         self._small.submit(lambda: self._bundle_job(bundle, cost))
 
     def _grant_files(self, table: _Table) -> None:
@@ -490,15 +517,27 @@ class BatchTables:
         table.flushed = True
         self._with_files[table] = None
         self._with_files.move_to_end(table)
-        if len(self._with_files) > _MAX_FILE_TABLES:
+        if len(self._with_files) > self._open_files.tables:
             oldest, _ = self._with_files.popitem(last=False)
-            self._submit(oldest, [], 0, close=True)
-        quota = _MAX_FILES // len(self._with_files)
+            self._submit(oldest, [], 0, 0, close=True)
+        quota = self._open_files.quota(len(self._with_files))
+        table.quota = quota
         for other in self._with_files:
-            if other.quota != quota:
-                other.quota = quota
-                if other is not table:
-                    self._submit(other, [], 0, close=False)
+            self._set_quota(other, quota)
+
+    def _shrink_files(self, table: _Table) -> None:
+        """Leave little memory to open files: an enormous entry of this table is next."""
+        count = len(self._with_files)
+        quota = self._open_files.quota(count)
+        self._set_quota(table, quota._replace(cost=min(quota.cost, self._open_files.file_cost)))
+        for other in self._with_files:
+            if other is not table:
+                self._set_quota(other, quota._replace(cost=self._open_files.cost_beside_large // count))
+
+    def _set_quota(self, table: _Table, quota: Quota) -> None:
+        if table.quota != quota:
+            table.quota = quota
+            self._submit(table, [], 0, 0)
 
     def _take(self, table: _Table) -> tuple[list[Group], int]:
         groups, cost = list(table.groups.values()), table.cost
@@ -511,81 +550,80 @@ class BatchTables:
         return groups, cost
 
     def finish(self) -> None:
-        """Convert and write what is left, and wait until every file was handed out."""
+        """Convert and write what is left, and wait until every file was handed out.
+
+        Raises:
+            WriterFailed: the Parquet writer refused rows. The files of other tables are the same next time.
+        """
         small = []
         for table in self._tables.values():
-            table.quota = table.quota or _SMALL_QUOTA
             if table.flushed or table.cost > _SMALL_TABLE:
+                width = len(table.names)
                 groups, cost = self._take(table)
-                self._submit(table, groups, cost, close=True)
+                self._submit(table, groups, cost, width, close=True)
             else:
                 small.append(table)
         self._flush_small(small)
-        self._wait()
+        self._in_hand.wait()
         if self._error is not None:
             raise self._error
+        if self._refused:
+            raise WriterFailed(self._refused)
         self.schema_changes = self._registry.changed(table.schema for table in self._tables.values())
 
-    def _submit(self, table: _Table, groups: list[Group], cost: int, *, close: bool) -> None:
-        with self._idle:
-            self._idle.wait_for(lambda: self._bundles_done >= table.bundle)
-        self._begin(cost)
-        quota = table.quota
+    def _submit(self, table: _Table, groups: list[Group], cost: int, width: int, *, close: bool = False) -> None:
+        """Hand entries of so many columns to the pool, and close the table's files afterwards if told so."""
+        self._in_hand.wait_for_bundle(table.bundle)
+        quota = table.quota or self._small_quota
+        growth = 0
+        if groups:
+            width = max(width, table.writers.width)
+            growth = quota.files * (open_file_cost(width) + row_group_cost(width))
+        self._in_hand.begin_writing(cost, table.file_cost, growth, quota.cost)
         table.converting.submit(lambda: self._convert_job(table, groups, cost, quota, close))
-
-    def _begin(self, cost: int) -> None:
-        """Count a job that is to be submitted, once the pool has room for it."""
-        with self._idle:
-            self._idle.wait_for(
-                lambda: not self._jobs or (self._jobs < _MAX_JOBS and self._in_hand + cost <= _MAX_IN_HAND)
-            )
-            self._jobs += 1
-            self._in_hand += cost
 
     # The pool
 
-    def _convert_job(self, table: _Table, groups: list[Group], cost: int, quota: int, close: bool) -> None:
+    def _convert_job(self, table: _Table, groups: list[Group], cost: int, quota: Quota, close: bool) -> None:
         converted: list[Converted] = []
+        size = 0
         try:
-            if self._error is None:
+            if self._goes_on(table):
                 pieces = self._pieces(groups)
                 groups.clear()
                 converted = list(self._convert(table, pieces))
                 del pieces
+                size = sum(part.table.nbytes for part in converted)
         except BaseException as error:
             self._fail(error)
-        size = sum(part.table.nbytes for part in converted)
-        self._done(0, cost - size)
+            converted.clear()
+        self._in_hand.change(size - cost)
         table.writing.submit(lambda: self._write_job(table, converted, size, quota, close))
 
-    def _write_job(self, table: _Table, converted: list[Converted], cost: int, quota: int, close: bool) -> None:
+    def _write_job(self, table: _Table, converted: list[Converted], cost: int, quota: Quota, close: bool) -> None:
         try:
-            if self._error is None:
+            if self._goes_on(table):
                 self._write(table, converted, quota, close)
         except BaseException as error:
             self._fail(error)
         finally:
             converted.clear()
-            self._done(1, cost)
+            self._in_hand.end_writing(cost, table.file_cost, table.writers.cost)
 
     def _bundle_job(self, bundle: _Bundle, cost: int) -> None:
         try:
             for table, groups in bundle:
-                if self._error is None:
-                    self._write(table, list(self._convert(table, self._pieces(groups))), _SMALL_QUOTA, close=True)
+                if self._goes_on(table):
+                    converted = list(self._convert(table, self._pieces(groups)))
+                    self._write(table, converted, self._small_quota, close=True)
         except BaseException as error:
             self._fail(error)
         finally:
             bundle.clear()
-            with self._idle:
-                self._bundles_done += 1
-            self._done(1, cost)
+            self._in_hand.end_bundle(cost)
 
-    def _done(self, jobs: int, cost: int) -> None:
-        with self._idle:
-            self._jobs -= jobs
-            self._in_hand -= cost
-            self._idle.notify_all()
+    def _goes_on(self, table: _Table) -> bool:
+        return self._error is None and table.name not in self._refused
 
     def _pieces(self, groups: list[Group]) -> list[Piece]:
         pieces = []
@@ -611,6 +649,8 @@ class BatchTables:
             schema = table.schema.copy()
             try:
                 converted = convert(pieces, schema, self._files.parquet.keep_nanoseconds, _MAX_RESCUED)
+                if table.careful:
+                    self._try_to_write(table, converted)
             except (MemoryError, OSError):
                 raise
             except TooManyRescued:
@@ -618,7 +658,8 @@ class BatchTables:
             except Exception as error:
                 if len(pieces) == 1 and len(pieces[0].rows) == 1:
                     piece = pieces[0]
-                    reason = f"{type(error).__name__}: {error}"
+                    kind = "the Parquet writer refuses it" if isinstance(error, Unwritable) else type(error).__name__
+                    reason = f"{kind}: {error}"
                     payload, origin, part = piece.payload(0), piece.origins[0], int(piece.parts[0])
                     self._dead_letter(DeadLetter(piece.shape.database, payload, origin, part, reason))
                     return
@@ -634,26 +675,31 @@ class BatchTables:
         for half in halves:
             yield from self._convert(table, half)
 
-    def _write(self, table: _Table, converted: Sequence[Converted], quota: int, close: bool) -> None:
-        rows = rescued = 0
-        for part in converted:
-            rows += len(part.table)
-            rescued += part.rescued
-            hours = part.times_us // HOUR_US
-            starts = [0, *(np.flatnonzero(hours[1:] != hours[:-1]) + 1).tolist(), len(hours)]
-            for start, stop in itertools.pairwise(starts):
-                whole = stop - start == len(hours)
-                rows_of_hour = part.table if whole else part.table.slice(start, stop - start)
-                first_us = int(part.times_us[start])
-                table.writers.append(
-                    int(hours[start]) * HOUR_US, rows_of_hour, first_us, last=close and len(converted) == 1
-                )
-                table.writers.trim(quota)
-        if close:
-            table.writers.close()
-        with self._idle:
-            self.rows += rows
-            self.rescued += rescued
+    def _try_to_write(self, table: _Table, converted: Converted) -> None:
+        """Write rows as `_write` does for a careful table, and drop the files. Raises Unwritable."""
+        trial = PartitionWriters(self._files, *table.name, lambda key, spool, rows: spool.close())
+        try:
+            _append_hours(trial, converted, last=True)
+        except BaseException:
+            trial.abort()
+            raise
+
+    def _write(self, table: _Table, converted: Sequence[Converted], quota: Quota, close: bool) -> None:
+        writers = table.writers
+        try:
+            writers.limit(quota)
+            for part in converted:
+                _append_hours(writers, part, last=table.careful or (close and len(converted) == 1))
+            if close:
+                writers.close()
+        except Unwritable as error:
+            writers.abort()
+            with self._result_lock:
+                self._refused[table.name] = str(error)
+            return
+        with self._result_lock:
+            self.rows += sum(len(part.table) for part in converted)
+            self.rescued += sum(part.rescued for part in converted)
 
     def _misfit(self, shape: Shape, misfit: Misfit) -> None:
         self._dead_letter(DeadLetter(shape.database, misfit.payload, misfit.origin, misfit.part, misfit.reason))
@@ -664,6 +710,6 @@ class BatchTables:
             self._on_dead_letter(letter)
 
     def _fail(self, error: BaseException) -> None:
-        with self._idle:
+        with self._result_lock:
             if self._error is None:
                 self._error = error

@@ -21,34 +21,49 @@ A segment is a file header and entries, everything big-endian:
 
 The payload is the *envelope*, an array of four: `[kind, database, meta, body]`.
 
-    0    segment start   body nil; meta: node, slot, seq, created (µs), version. The first entry of every segment
+    0    segment start   body nil; meta: node, slot, seq, created (µs), version, replaces?. The first entry of a segment
     1    columnar        body one map {"m": measurement, "columns": {name: array}, "tags"?: [name], "types"?: {…}}
     2    batch           body an array of such maps
     255  segment end     body nil; meta: entries, records, bytes (and recovered). Last entry when complete
 
-`meta` is a map, usually empty (`precision` when the sender named one); readers ignore keys that they don't know.
+`meta` is a map whose first key is `in`, the identity (`precision` follows where the sender named one); readers ignore
+keys that they don't know. `replaces` is `[seq, offset]`: after a background sync that failed, the segment holds again
+what that segment of the same slot held at and after that offset. Recovery cuts that one there.
 
-**Timestamps** strictly increase within a slot, whatever the clock does. A retired segment is written over in
-place, so the tail of a file may hold intact entries of its former life. They all have timestamps below the
-`created` of the present start entry, and below the second in the file's name, because a file is only written over in
-a later second than that of the last timestamp that it ever held (its name in `free/` carries it). A reader stops at a
-segment end and at the end of the file. Intact entries below `created` are none of this life, wherever they stand:
-after a torn write some may show through among new ones.
+**Identity.** `in` is a binary of 16 bytes, the same in every entry of a segment: slot (2 bytes), seq (6) and a random
+number (8). An entry belongs to a segment only if its identity is that of the segment's start entry. A retired segment
+is written over in place, so the tail of a file may hold intact entries of another segment: they are *stale*. A client's
+value may hold whole entries: they are no entries of ours, whatever is damaged around them. Where the start entry is
+damaged, the identity is learned from what else is there (`life`).
+
+**Files without identities** are older ones and those of other programs. There an entry is stale if its timestamp is
+below the `created` of the start entry, or below the second in the file's name if the start is damaged. A file is only
+written over in a later second than that of the last timestamp that it ever held; its name in `free/` carries it.
+
+**Timestamps** strictly increase within a slot, whatever the clock does. No checksum covers them. In a segment with an
+identity they hide nothing: one that is out of order is damage of length 0, and its entry gets one between its
+neighbours.
 
 **Creation.** A segment gets its header and start entry while it is still below `free/`, is synced there, and only
 then renamed into service and the directories synced: a file named `….wal` never shows a former life, and is never
 empty. (With the log disabled only the start of a file that is written over is synced: enough for the former half.)
 The pool is emptied at start-up.
 
-**Torn and damaged.** Bytes that hold no intact entry, with none behind them, are a torn tail: what was being
-written when the power went, never acknowledged, cut off by recovery. Bytes with intact entries behind them are
-damage: counted, reported with their offset, and skipped. The length in a damaged header is not believed. Timestamps
-have no checksum: one that is far above both its neighbours is damage, and its entry gets a likelier one.
+**Torn, damaged, unreadable.** A scan ends in one verdict (`verdict`), and everything that is done follows from it:
 
-Rooms: `format` packs and unpacks, `disk` makes the system calls, `group` is what goes to disk together, `segment` one
-file's life, `pool` the files to be written over. `writer` commits groups to one segment after the other; `pipeline`
-makes and seals these beside it, `background_sync` syncs them in the `async` mode. `group_commit` drives it from a loop.
-`reader` scans and verifies, `recovery` is start-up, `directory` the whole of it.
+    clean end    the end entry is there, its counts agree         sealed and uploaded
+    torn tail    of an active segment only, no end entry          cut off behind the last entry, ended, sealed
+    damaged      gaps, a search that was given up, no end entry   not changed; what is readable is uploaded, and the
+                 in a sealed segment, other counts, a timestamp   original is kept as ….wal.recovered
+    unreadable   a read failed                                    left exactly as it is, tried again
+
+The length in a damaged header is not believed, so nothing intact is stepped over.
+
+Modules: `format` packs and unpacks, `group` is what goes to disk together, `segment` one file's life, `pool` the
+files to be written over. `writer` commits groups to one segment after the other; `pipeline` makes and seals these
+beside it, `background_sync` syncs them in the `async` mode. `group_commit` drives it from a loop. `reader` scans and
+verifies (with `source`, `life`, `walk`, `salvage`, `timestamps` and `verdict`), `recovery` and `cut` are start-up,
+`inspect` is work by hand, `directory` the whole of it.
 This package knows nothing of HTTP, Parquet or S3.
 """
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
+import logging
 import os
 import re
 import secrets
-import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
 from arcpipe import durable
 from arcpipe.disk import Disk
-from arcpipe.errors import InstanceLocked, WALError
+from arcpipe.errors import DamagedFile, UnknownVersion, WALError
+from arcpipe.wal.lock import InstanceLock
+
+log = logging.getLogger(__name__)
 
 ACTIVE: Final = ".wal"
 SEALED: Final = ".wal.sealed"
@@ -22,7 +26,8 @@ RECOVERED: Final = ".wal.recovered"
 
 _NAME = re.compile(r"worker-(\d+)-(\d{8}_\d{6})(?:-(\d+))?(\.wal(?:\.sealed|\.recovered)?)\Z")
 _TIME_FORMAT: Final = "%Y%m%d_%H%M%S"
-_DYING_SECONDS: Final = 30.0
+# Of `node.json`; a file without one has this version.
+_NODE_VERSION: Final = 1
 
 
 class SegmentName(NamedTuple):
@@ -73,22 +78,20 @@ def parse_filename(filename: str) -> tuple[SegmentName, str] | None:
     return SegmentName(int(slot), created, int(seq or 0)), state
 
 
-def _is_running(pid: str) -> bool:
-    """Whether a process of this number is there; also if `pid` is no number at all."""
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OverflowError, PermissionError):
-        return True
-    return True
-
-
 class Node(msgspec.Struct, frozen=True):
     """Who wrote this directory: an id for ever, and how often it was started."""
 
     node: Annotated[str, msgspec.Meta(min_length=1)]
     boot: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+
+
+def _decode_node(data: bytes) -> tuple[Node, dict[str, Any]]:
+    """The node, and all fields of the file: another program's are kept."""
+    fields = msgspec.json.decode(data, type=dict[str, Any])
+    version = msgspec.convert(fields.get("version", _NODE_VERSION), int)
+    if version > _NODE_VERSION:
+        raise UnknownVersion(f"has version {version}, and this arcpipe knows version {_NODE_VERSION}")
+    return msgspec.convert(fields, Node), fields
 
 
 class WALDirectory:
@@ -101,10 +104,10 @@ class WALDirectory:
         self.batches = os.path.join(self.path, "batches")
         self.quarantine = os.path.join(self.path, "quarantine")
         self.spool = os.path.join(self.path, "spool")
-        self._lock_fd = -1
+        self._lock = InstanceLock(self.path, self.disk)
 
     def make(self) -> None:
-        """Creates the directory, what leads to it and its folders where they are missing, durably."""
+        """Create the directory, the directories above it and its folders where they are missing, durably."""
         for folder in (self.path, self.free, self.batches, self.quarantine, self.spool):
             parents = []
             missing = os.path.abspath(folder)
@@ -117,75 +120,87 @@ class WALDirectory:
                 self.disk.sync_directory(parent)
 
     @property
-    def lock_fd(self) -> int:
-        """The lock, to be handed to `lock` of the next program in this process; -1 if it is not taken."""
-        return self._lock_fd
+    def lock_fds(self) -> tuple[int, ...]:
+        """The lock, to be handed to `lock` of the next program in this process; empty if it is not taken."""
+        return self._lock.fds
 
-    def lock(self, wait_seconds: float = 2.0, inherited_fd: int = -1) -> None:
-        """Takes the directory for this process and the children that it forks.
-
-        `inherited_fd` is a lock that this process took as another program. If it is of this directory, then nobody
-        else could take it in between.
-
-        The wait covers the moments in which an instance that was killed is still going away. A process that waits for
-        its disk cannot be killed before that answers, so the wait is longer once the owner itself is gone.
+    def lock(self, wait_seconds: float = 2.0, inherited_fds: Sequence[int] = ()) -> None:
+        """Takes the directory for this process and the children that it forks; see `InstanceLock.take`.
 
         Raises:
             InstanceLocked: another instance has it.
         """
-        path = os.path.join(self.path, "LOCK")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        if inherited_fd >= 0:
-            if os.path.samestat(os.fstat(inherited_fd), os.fstat(fd)):
-                fd, inherited_fd = inherited_fd, fd
-            os.close(inherited_fd)
-        started = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                owner = os.pread(fd, 64, 0).decode("ascii", "replace").strip() or "unknown"
-                patience = wait_seconds if _is_running(owner) else max(wait_seconds, _DYING_SECONDS)
-                if time.monotonic() - started < patience:
-                    time.sleep(0.02)
-                    continue
-                os.close(fd)
-                raise InstanceLocked(
-                    f"{self.path} is in use by another arcpipe (pid {owner}). "
-                    "Stop that one first, or give this one another wal.dir."
-                ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
-        self._lock_fd = fd
+        self._lock.take(wait_seconds, inherited_fds)
+
+    def keep_lock(self) -> None:
+        """Takes the lock again where somebody has removed what was locked; see `InstanceLock.renew`."""
+        self._lock.renew()
 
     def unlock(self) -> None:
         """Gives the directory back; only needed by a process that goes on without it."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        self._lock.release()
 
     def next_boot(self) -> Node:
-        """The node's identity with its start counter raised by one, on disk before it is used.
+        """Raise the start counter of the node's identity by one, on disk before it is used, and return both.
 
         Batch ids are made of both, so that no two batches ever share one, whatever the clock does.
 
         Raises:
-            WALError: `node.json` is there but cannot be read; guessing a new identity could overwrite objects.
+            WALError: `node.json` is there, or may be, and cannot be read or is damaged. A new identity is for the
+                operator to give.
+            UnknownVersion: a newer arcpipe wrote it.
+            OSError: it cannot be written.
         """
-        path = os.path.join(self.path, "node.json")
+        path = self._node_path
         try:
-            with open(path, "rb") as file:
-                before = msgspec.json.decode(file.read(), type=Node)
-        except FileNotFoundError:
-            before = Node(secrets.token_hex(6), 0)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            found = durable.load(self.disk, path, _decode_node)
+        except DamagedFile as error:
+            raise WALError(f"{error}. Restore it, or move it away to give this node a new identity.") from error
+        except UnknownVersion as error:
+            raise UnknownVersion(f"{path} {error}. Start the newer one, or move the file away.") from error
+        except OSError as error:
             raise WALError(
-                f"{path} is damaged ({error}). Restore it, or move it away to give this node a new identity."
+                f"{path} cannot be read: {error.strerror or error}. It says who this node is, so nothing starts "
+                "without it. Mend the disk, or give the user that arcpipe runs as permission to read it."
             ) from error
+        if found is None:
+            found = Node(secrets.token_hex(6), 0), {}
+            self._warn_of_a_lost_identity(found[0])
+            self._sync_above()
+        before, fields = found
         node = Node(before.node, before.boot + 1)
-        durable.replace(self.disk, path, msgspec.json.encode(node))
+        durable.replace(self.disk, path, msgspec.json.encode({**fields, "node": node.node, "boot": node.boot}))
         return node
+
+    @property
+    def _node_path(self) -> str:
+        return os.path.join(self.path, "node.json")
+
+    def _sync_above(self) -> None:
+        """Make the directory's own entry durable, and those above it: `make` syncs the directories that it makes, but a
+        first start that was killed may have died before that."""
+        above = os.path.abspath(self.path)
+        while above != os.path.dirname(above):
+            above = os.path.dirname(above)
+            try:
+                self.disk.sync_directory(above)
+            except OSError as error:
+                # One that we may pass but not open, or of a file system that has nothing to sync, is none that we made.
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
+                    raise
+
+    def _warn_of_a_lost_identity(self, node: Node) -> None:
+        """Tell of files of a former identity. A new one is safe beside them: batches that wait keep their own ids."""
+        segments = sum(parse_filename(name) is not None for name in os.listdir(self.path))
+        batches = sum(name.endswith(".json") for name in os.listdir(self.batches))
+        if segments or batches:
+            log.warning(
+                "%s is missing beside %d segments and %d batches; this node is %s from now on",
+                self._node_path,
+                segments,
+                batches,
+                node.node,
+            )
 
     def segments(self, state: str, slot: int | None = None) -> list[SegmentFile]:
         """The segment files in a state, oldest first; of one slot if it is given."""
@@ -212,6 +227,8 @@ class WALDirectory:
             try:
                 with open(os.path.join(self.batches, manifest), encoding="utf-8", errors="replace") as file:
                     names += file.read().split('"')
+            except IsADirectoryError:  # lost+found, or somebody else's
+                continue
             except FileNotFoundError:
                 # The uploader has finished that batch since, or given the manifest its name: then its segments were
                 # there when the directory was listed.

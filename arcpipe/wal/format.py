@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -87,7 +87,7 @@ class StartMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identi
     created: int = 0  # µs since the epoch: no entry of this life is older
     version: str = ""
     identity: bytes = b""  # of this segment; empty in files from before this rule, whose entries name no segment
-    replaces: tuple[int, int] | None = None
+    replaces: tuple[int, int] | None = None  # (seq, offset): holds again what that segment held at and after it
 
 
 class EndMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identity": IDENTITY_KEY, "offset": "bytes"}):
@@ -182,6 +182,12 @@ def with_identity(payload: bytes | memoryview, identity: bytes) -> bytes | None:
 
 def _meta_offset(payload: bytes | bytearray | memoryview) -> int:
     """Where the meta of an envelope begins; -1 if the payload does not begin as one."""
+    at = _behind_database(payload)
+    return at if at < len(payload) else -1
+
+
+def _behind_database(payload: bytes | bytearray | memoryview) -> int:
+    """Where kind and database of an envelope end, as its first six bytes tell it; -1 if they are of no envelope."""
     if len(payload) < 5 or payload[0] != ENVELOPE_MARK:
         return -1
     at = 2 if payload[1] < 0x80 else 3 if payload[1] == 0xCC else -1
@@ -196,7 +202,25 @@ def _meta_offset(payload: bytes | bytearray | memoryview) -> int:
         at += 3 + (payload[at + 1] << 8 | payload[at + 2])
     else:
         return -1
-    return at if at < len(payload) else -1
+    return at
+
+
+def identity_pattern(known: bytes = b"") -> bytes:
+    """The bytes that stand in every payload whose identity begins with these."""
+    return _IDENTITY_FRONT + known
+
+
+def envelopes_before(front: bytes) -> Iterator[int]:
+    """Where in `front` an envelope may begin whose meta begins right behind these bytes."""
+    at = front.find(ENVELOPE_MARK)
+    while at >= 0:
+        if _behind_database(front[at : at + 6] + b"\x80\x00\x00") == len(front) - at:
+            yield at
+        at = front.find(ENVELOPE_MARK, at + 1)
+
+
+# The longest part of an envelope before its meta: kind and database.
+ENVELOPE_REACH: Final = 1 + 2 + 3 + 0xFFFF
 
 
 # Room that a writer keeps free for the segment-end entry.
@@ -233,3 +257,8 @@ def file_header_error(header: bytes | memoryview) -> str | None:
     if checksum != CHECKSUM_CRC32:
         return f"checksum type {checksum}, this program reads {CHECKSUM_CRC32} (CRC32)"
     return None
+
+
+def is_of_another_version(header: bytes | memoryview) -> bool:
+    """Whether the first bytes of a file are those of a log that another version of this program wrote."""
+    return len(header) >= FILE_HEADER_SIZE and header[:4] == MAGIC and _FILE_HEADER.unpack_from(header)[1] != VERSION

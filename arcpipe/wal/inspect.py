@@ -5,10 +5,13 @@ Works on files of a running server, too: nothing here writes to the files that i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
+
+import msgspec
 
 from arcpipe import __version__
 from arcpipe.disk import Disk
@@ -28,42 +31,61 @@ from arcpipe.wal.format import (
     EndMeta,
     StartMeta,
     crc32,
+    make_identity,
     pack_end,
     pack_start,
+    with_identity,
 )
 from arcpipe.wal.reader import Entry, ScanReport, SegmentScan, count_records
 from arcpipe.wal.recovery import archive
+from arcpipe.wal.verdict import Verdict, end_problem
 
 _COPY_BYTES: Final = 4 << 20
-# `created` of a copy, in µs: whatever its entries' timestamps are, they belong to it.
+# `created` of a copy without identities, in µs: whatever its entries' timestamps are, they belong to it.
 _NO_BORDER: Final = 1
+# A segment of a running server may be cut or renamed while it is read. It holds still when it is looked at again.
+_LOOKS: Final = 3
 # Segments that were taken in from elsewhere have a slot of their own, so that no worker's names meet theirs.
 REPLAY_SLOT: Final = 0
 
 
 class Summary(NamedTuple):
-    """A segment as `arcpipe wal ls` shows it. `records` is None where an entry's records cannot be counted."""
+    """Everything about a file that `arcpipe wal ls` shows. `records` is None where they cannot be counted."""
 
-    file: SegmentFile
     report: ScanReport
     records: int | None
     first_timestamp: int  # µs of the first data entry; 0 without one
-    problem: str  # why it cannot be read at all, or empty
+    problem: str  # why it cannot be read, why it is no log, or how its end is wrong; else empty
 
 
-def summarize(file: SegmentFile) -> Summary:
-    """Reads a segment whole and tells what it holds."""
+def summarize(path: str, *, count: bool = True) -> Summary:
+    """Reads a file whole and tells what it holds, and in which verdict that ends."""
+    for look in range(1, _LOOKS + 1):
+        try:
+            return _summarize(path, count)
+        except OSError as error:
+            problem = error
+            if look == _LOOKS or error.errno != errno.EIO:
+                break
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    return Summary(ScanReport(size), None, 0, str(problem))
+
+
+def _summarize(path: str, count: bool) -> Summary:
     try:
-        scan = SegmentScan(file.path)
-    except (NotAWAL, OSError) as error:
-        return Summary(file, ScanReport(file.size), None, 0, str(error))
-    records: int | None = 0
+        scan = SegmentScan(path)
+    except NotAWAL as error:
+        report = ScanReport(os.path.getsize(path))
+        report.verdict = Verdict.DAMAGED
+        return Summary(report, None, 0, str(error))
+    records: int | None = 0 if count else None
     first = 0
     for entry in scan:
         first = first or entry.timestamp
-        found = count_records(entry.payload)
-        records = None if records is None or found is None else records + found
-    return Summary(file, scan.report, records, first, "")
+        if records is not None:
+            found = count_records(entry.payload)
+            records = None if found is None else records + found
+    return Summary(scan.report, records, first, end_problem(scan.report, scan.was_active))
 
 
 def all_segments(directory: WALDirectory) -> list[SegmentFile]:
@@ -73,21 +95,34 @@ def all_segments(directory: WALDirectory) -> list[SegmentFile]:
 
 
 def entries_of(path: str) -> Iterator[Entry]:
-    """The intact data entries of a file, in order."""
-    yield from SegmentScan(path)
+    """The intact data entries of a file, in order.
+
+    Raises:
+        NotAWAL: it is no log.
+        WALError: it cannot be read.
+    """
+    try:
+        yield from SegmentScan(path)
+    except OSError as error:
+        raise WALError(f"{path} cannot be read: {error}") from error
 
 
 def salvage(source: str, target: str) -> ScanReport:
-    """Writes what is readable of a damaged file to a new one, entries and timestamps as they were.
+    """Writes what is readable of a damaged file to a new one, records and timestamps as they were.
+
+    Bad blocks are read around; the report's damage tells them.
 
     Raises:
         WALError: the target exists, or the source holds no intact entry.
     """
-    scan = SegmentScan(source, salvage=True)
+    try:
+        scan = SegmentScan(source, salvage=True)
+    except OSError as error:
+        raise WALError(f"{source} cannot be read: {error}") from error
     # Under a segment's name the start entry says the same as the name: readers would take it for another segment's.
     parsed = parse_filename(os.path.basename(target))
     slot, seq = (parsed[0].slot, parsed[0].seq) if parsed is not None else (0, 0)
-    written = _write_segment(Disk(), target, scan, StartMeta("", slot, seq, _NO_BORDER, __version__))
+    written = _copy_segment(Disk(), target, _Reading(scan), slot, seq)
     if not written:
         os.unlink(target)
         raise WALError(f"{source} holds no intact entry; nothing was written")
@@ -105,7 +140,7 @@ class Replay(NamedTuple):
 def replay(directory: WALDirectory, sources: list[str], progress: Callable[[str, int], None]) -> Iterator[Replay]:
     """Takes log files from elsewhere into a log directory, where the uploader ships them like its own.
 
-    Entries keep their bytes and timestamps. Each file is taken in exactly once, whatever interrupts this: its copy is
+    Entries keep their records and timestamps. Each file is taken in exactly once, whatever interrupts this: its copy is
     made complete under a name that the uploader ignores, then the source is renamed to `….wal.recovered`, and only
     then the copy gets its name; starting again finishes what was begun.
 
@@ -113,17 +148,21 @@ def replay(directory: WALDirectory, sources: list[str], progress: Callable[[str,
         progress: called with a source and the bytes of it that were read since the last call.
 
     Raises:
-        WALError: a copy could not be made.
+        WALError: a copy could not be made: at once if it cannot be written; after all the others if its source cannot
+            be read. Such a source stays as it is.
     """
     directory.make()
+    unreadable: list[str] = []
     for source in sources:
         name = _replay_name(source)
         incoming = os.path.join(directory.path, f"{name}.incoming")
         directory.disk.unlink(incoming)
-        scan = SegmentScan(source)
-        start = StartMeta("", name.slot, name.seq, _NO_BORDER, __version__)
-        read = _counting(scan, source, progress)
-        entries = _write_segment(directory.disk, incoming, read, start)
+        try:
+            scan = SegmentScan(source, disk=directory.disk)
+            entries = _copy_segment(directory.disk, incoming, _Reading(scan, progress), name.slot, name.seq)
+        except (NotAWAL, _Unreadable, OSError) as error:
+            unreadable.append(str(error) if isinstance(error, NotAWAL) else f"{source} cannot be read: {error}")
+            continue
         directory.sync()
         if not entries:
             directory.disk.unlink(incoming)
@@ -131,6 +170,8 @@ def replay(directory: WALDirectory, sources: list[str], progress: Callable[[str,
         if entries:
             _accept(directory, incoming)
         yield Replay(source, entries, len(scan.report.damage))
+    if unreadable:
+        raise WALError(f"{'; '.join(unreadable)}. It stays where it is; `arcpipe wal salvage` saves what is readable.")
 
 
 def finish_interrupted(directory: WALDirectory, folder: str) -> int:
@@ -175,53 +216,101 @@ def _archive_source(source: str) -> None:
     Disk().sync_directory(folder)
 
 
-def _counting(scan: SegmentScan, source: str, progress: Callable[[str, int], None]) -> Iterator[Entry]:
-    at = 0
-    for entry in scan:
-        progress(source, entry.offset - at)
-        at = entry.offset
-        yield entry
-    progress(source, scan.report.size - at)
+class _Unreadable(Exception):
+    """A source could not be read to its end."""
 
 
-def _write_segment(
-    disk: Disk,
-    path: str,
-    entries: Iterator[Entry] | SegmentScan,
-    start: StartMeta,
-) -> int:
-    """A completed segment of these entries, verbatim, synced; how many there were."""
+class _NoEnvelope(Exception):
+    """A payload that cannot name its segment."""
+
+
+class _Reading:
+    """A source that may be read twice; each byte of it counts once."""
+
+    def __init__(self, scan: SegmentScan, progress: Callable[[str, int], None] = lambda source, count: None) -> None:
+        self._scan = scan
+        self._progress = progress
+        self._at = 0
+
+    def __iter__(self) -> Iterator[Entry]:
+        try:
+            for entry in self._scan:
+                self._advance(entry.offset)
+                yield entry
+        except OSError as error:  # not to be taken for one of the file that the entries go to
+            raise _Unreadable(str(error)) from error
+        self._advance(self._scan.report.size)
+
+    def _advance(self, offset: int) -> None:
+        if offset > self._at:
+            self._progress(self._scan.path, offset - self._at)
+            self._at = offset
+
+
+def _copy_segment(disk: Disk, path: str, source: _Reading, slot: int, seq: int) -> int:
+    """A completed segment of a source's entries, synced; how many there were.
+
+    It has an identity of its own, unless a payload is no envelope (Arc's are none): then the copy has none, as its
+    source, and payloads are verbatim.
+
+    Raises:
+        WALError: it cannot be written, or the path is taken.
+        _Unreadable: the source cannot be read to its end; there is no copy.
+    """
+    try:
+        return _write_segment(disk, path, source, StartMeta("", slot, seq, 0, __version__, make_identity(slot, seq)))
+    except _NoEnvelope:
+        return _write_segment(disk, path, source, StartMeta("", slot, seq, _NO_BORDER, __version__))
+
+
+def _write_segment(disk: Disk, path: str, entries: _Reading, start: StartMeta) -> int:
     try:
         fd = disk.create(path)
     except FileExistsError:
         raise WALError(f"{path} exists already; name a file that does not") from None
-    count = last = 0
-    records: int | None = 0
+    except OSError as error:
+        raise WALError(f"cannot write {path}: {error}") from error
     try:
-        buffers: list[bytes | memoryview] = []
-        offset = size = 0
-        for entry in entries:
-            if not count:
-                buffers.append(FILE_HEADER + pack_start(start))
-                size = len(buffers[0])
-            payload = entry.payload
-            buffers += (ENTRY_HEADER.pack(len(payload), entry.timestamp, crc32(payload)), payload)
-            size += ENTRY_HEADER.size + len(payload)
-            count += 1
-            last = max(last, entry.timestamp)
-            found = count_records(payload)
-            records = None if records is None or found is None else records + found
-            if size >= _COPY_BYTES:
-                disk.write(fd, buffers, offset)
-                offset += size
-                buffers, size = [], 0
-        end = pack_end(EndMeta(count, records, offset + size), last + 1)
-        disk.write(fd, [*buffers, end], offset)
-        disk.fsync(fd)
+        try:
+            count = _fill_segment(disk, fd, entries, start)
+            disk.fsync(fd)
+        finally:
+            disk.close(fd)
+        disk.sync_directory(os.path.dirname(os.path.abspath(path)))
+    except (_NoEnvelope, _Unreadable):
+        disk.unlink(path)
+        raise
     except OSError as error:
         disk.unlink(path)
         raise WALError(f"cannot write {path}: {error}") from error
-    finally:
-        disk.close(fd)
-    disk.sync_directory(os.path.dirname(os.path.abspath(path)))
+    return count
+
+
+def _fill_segment(disk: Disk, fd: int, entries: _Reading, start: StartMeta) -> int:
+    count = last = offset = size = 0
+    records: int | None = 0
+    identity = start.identity
+    buffers: list[bytes | memoryview] = []
+    for entry in entries:
+        if not count:
+            created = max(entry.timestamp - 1, 0) if identity else start.created
+            buffers.append(FILE_HEADER + pack_start(msgspec.structs.replace(start, created=created)))
+            size = len(buffers[0])
+        payload: bytes | memoryview | None = entry.payload
+        if identity:
+            payload = with_identity(entry.payload, identity)
+        if payload is None:
+            raise _NoEnvelope
+        buffers += (ENTRY_HEADER.pack(len(payload), entry.timestamp, crc32(payload)), payload)
+        size += ENTRY_HEADER.size + len(payload)
+        count += 1
+        last = max(last, entry.timestamp)
+        found = count_records(entry.payload)
+        records = None if records is None or found is None else records + found
+        if size >= _COPY_BYTES:
+            disk.write(fd, buffers, offset)
+            offset += size
+            buffers, size = [], 0
+    end = pack_end(EndMeta(count, records, offset + size, False, identity), last + 1)
+    disk.write(fd, [*buffers, end], offset)
     return count

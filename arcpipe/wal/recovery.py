@@ -1,43 +1,57 @@
 """What start-up does with what a crash left, and the same for one worker that died while the others go on.
 
-Every active segment is read and verified, its torn tail cut off, and it is completed like any other, marked as
-recovered. Recovering again after a crash in the middle of it gives the same result: nothing is ever rewritten, only
-cut off, appended to and renamed. No file stops the start.
+Every active segment is read and judged, and its verdict says what is done (`arcpipe.wal.verdict`). A torn tail is cut
+off, and the end entry written. A clean or damaged file is sealed as it is. One that could not be read is left exactly
+as it is, for another try. Recovering again after a crash in the middle of it gives the same result: nothing is ever
+rewritten, only cut off, appended to and renamed. No file stops the start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, NamedTuple
 
+from arcpipe import durable
 from arcpipe.disk import Disk
 from arcpipe.errors import BadPayload, NotAWAL
+from arcpipe.wal.cut import cut_and_end, cut_replaced
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDirectory
-from arcpipe.wal.format import EndMeta, pack_end
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import ScanReport, SegmentScan, records_of
+from arcpipe.wal.verdict import Consequence, consequence, end_problem
 
 log = logging.getLogger(__name__)
 
 _PARALLEL_FILES: Final = 4
 _PROGRESS_SECONDS: Final = 1.0
+_WRITTEN_AGAIN_BYTES: Final = 1 << 20  # at once, after a failed sync
+# Between tries at files that cannot be read: the start waits for a disk that is not well for a moment, and no longer.
+_PAUSES_SECONDS: Final = (0.1, 0.4)
 
 
 class RecoveredFile(NamedTuple):
-    """What became of one file."""
+    """What became of one file.
+
+    `outcome` is "sealed", "empty" (removed), "quarantined" or "gone" (somebody else moved it); or, of a file that stays
+    active for another try, "unreadable" (nothing in it was changed), "waiting" (for space) or "failed".
+    """
 
     filename: str
     slot: int
-    outcome: str  # "sealed", "empty", "quarantined" or "failed"
-    entries: int
-    bytes: int
-    corrupted: int
-    last_timestamp: int  # µs
+    outcome: str
+    entries: int = 0
+    bytes: int = 0
+    corrupted: int = 0
+    last_timestamp: int = 0  # µs
+    left: SegmentFile | None = None  # the file, if it stays active
+    reason: str = ""  # why it does
 
 
 class RecoverySummary:
@@ -50,13 +64,21 @@ class RecoverySummary:
         self.bytes = sum(file.bytes for file in files)
         self.corrupted = sum(file.corrupted for file in files)
 
+    @property
+    def unreadable(self) -> list[SegmentFile]:
+        """The files that stay active, for `recover_files`. Of a file with several results the last one counts."""
+        latest = {file.filename: file.left for file in self.files}
+        return [file for file in latest.values() if file is not None]
+
     def last_timestamp(self, slot: int) -> int:
         """µs: the highest entry timestamp that was read of a slot; 0 if there was none."""
         return max((file.last_timestamp for file in self.files if file.slot == slot), default=0)
 
 
 def recover_at_start(
-    directory: WALDirectory, on_progress: Callable[[int, int], None] = lambda done, total: None
+    directory: WALDirectory,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> RecoverySummary:
     """Recovers the whole directory before anything listens. Several files at a time.
 
@@ -64,13 +86,21 @@ def recover_at_start(
     """
     FreePool(directory, 0).clear()
     _clear_folder(directory, directory.spool)
-    return _recover(directory, directory.segments(ACTIVE), on_progress)
+    return _recover(directory, directory.segments(ACTIVE), on_progress, sleep, _PAUSES_SECONDS)
 
 
-def recover_slot(directory: WALDirectory, slot: int) -> RecoverySummary:
+def recover_slot(directory: WALDirectory, slot: int, sleep: Callable[[float], None] = time.sleep) -> RecoverySummary:
     """Recovers what one dead worker left, without touching the others' files."""
     FreePool(directory, 0).clear(slot)
-    return _recover(directory, directory.segments(ACTIVE, slot), lambda done, total: None)
+    return _recover(directory, directory.segments(ACTIVE, slot), lambda done, total: None, sleep, _PAUSES_SECONDS)
+
+
+def recover_files(directory: WALDirectory, files: Sequence[SegmentFile]) -> RecoverySummary:
+    """Tries exactly these files again, once: those that an earlier summary calls `unreadable`.
+
+    Touches no file that a living worker has, so workers may run meanwhile. A file that is not there any more is "gone".
+    """
+    return _recover(directory, list(files), lambda done, total: None, time.sleep, ())
 
 
 def remove_recovered(directory: WALDirectory, max_age_seconds: float) -> tuple[int, int]:
@@ -86,28 +116,38 @@ def remove_recovered(directory: WALDirectory, max_age_seconds: float) -> tuple[i
 
 
 def _clear_folder(directory: WALDirectory, folder: str) -> None:
+    """Remove the files in a folder. Directories in it are not ours: `lost+found`, where a disk is mounted on it."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            directory.disk.unlink(entry.path)
+            if not entry.is_dir(follow_symlinks=False):
+                directory.disk.unlink(entry.path)
 
 
 def _recover(
-    directory: WALDirectory, files: list[SegmentFile], on_progress: Callable[[int, int], None]
+    directory: WALDirectory,
+    files: list[SegmentFile],
+    on_progress: Callable[[int, int], None],
+    sleep: Callable[[float], None],
+    pauses: Sequence[float],
 ) -> RecoverySummary:
     started = time.monotonic()
     if not files:
         return RecoverySummary([], 0.0)
     log.info("WAL recovery started: %d files", len(files))
-    # The threads are gone when this returns: what follows forks.
-    with ThreadPoolExecutor(min(_PARALLEL_FILES, len(files)), "recovery") as pool:
-        running = [pool.submit(_recover_file, directory, file) for file in files]
-        waiting = set(running)
-        while waiting:
-            waiting = wait(waiting, _PROGRESS_SECONDS, FIRST_COMPLETED).not_done
-            on_progress(len(files) - len(waiting), len(files))
-        results = [future.result() for future in running]
-    directory.sync()
-    summary = RecoverySummary(results, time.monotonic() - started)
+    held = cut_replaced(directory, files)
+    results = {file.filename: _left(file, "waiting", held[file.filename]) for file in files if file.filename in held}
+    todo = [file for file in files if file.filename not in held]
+    for pause in (*pauses, None):
+        results.update((file.filename, file) for file in _recover_all(directory, todo, len(files), on_progress))
+        todo = [file for file in todo if results[file.filename].outcome == "unreadable"]
+        if not todo or pause is None:
+            break
+        sleep(pause)
+    for result in results.values():
+        if result.left is not None:
+            log.error("WAL file %s cannot be recovered: %s; it stays active", result.filename, result.reason)
+    sync_names(directory)
+    summary = RecoverySummary(list(results.values()), time.monotonic() - started)
     log.info(
         "WAL recovery complete: %d files, %d entries, %.1f MB, %d corrupted, %.2f s",
         len(files),
@@ -119,79 +159,145 @@ def _recover(
     return summary
 
 
+def sync_names(directory: WALDirectory) -> None:
+    """Makes durable which files are sealed and which are removed. Until then a power cut may undo each by itself."""
+    directory.sync()
+
+
+def _recover_all(
+    directory: WALDirectory, files: list[SegmentFile], total: int, on_progress: Callable[[int, int], None]
+) -> list[RecoveredFile]:
+    """Recovers several of `total` files at a time; one after the other where no thread can be started."""
+    waiting = deque(files)
+    done: list[RecoveredFile] = []
+
+    def work() -> None:
+        while True:
+            try:
+                file = waiting.popleft()
+            except IndexError:
+                return
+            done.append(_recover_file(directory, file))
+
+    threads = min(_PARALLEL_FILES, len(files))
+    # They are gone when this returns: what follows forks.
+    with ThreadPoolExecutor(max(threads, 1), "recovery") as pool:
+        running: set[Future[None]] = set()
+        try:
+            for _ in range(threads):
+                running.add(pool.submit(work))
+        except RuntimeError as error:
+            log.warning("recovery goes on with %d threads: %s", len(running), error)
+            if not running:
+                work()
+        while running:
+            finished, running = wait(running, _PROGRESS_SECONDS, FIRST_COMPLETED)
+            on_progress(total - len(files) + len(done), total)
+            for future in finished:
+                future.result()
+    on_progress(total - len(files) + len(done), total)
+    return done
+
+
 def _recover_file(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
     try:
-        scan = SegmentScan(file.path)
+        scan = SegmentScan(file.path, disk=directory.disk, state=ACTIVE)
         for _ in scan:
             pass
-        report = scan.report
-        outcome = _complete(directory, file, report)
     except NotAWAL as error:
         log.error("WAL file %s; moved to %s", error, directory.quarantine)
         return _quarantine(directory, file)
+    except FileNotFoundError:
+        log.error("WAL file %s was removed or moved by somebody else", file.filename)
+        return RecoveredFile(file.filename, file.name.slot, "gone")
     except OSError as error:
-        # Left as it is: the next start tries again, and its data is as safe as the disk is.
-        log.error("WAL file %s cannot be recovered: %s; it stays where it is for the next start", file.filename, error)
-        return RecoveredFile(file.filename, file.name.slot, "failed", 0, file.size, 0, 0)
-    for damage in report.damage:
-        log.error(
-            "WAL file %s: %s at offset %d; skipped %d bytes", file.filename, damage.reason, damage.offset, damage.length
-        )
-    log.log(
-        logging.DEBUG if outcome == "empty" else logging.INFO,  # every stop leaves segments that were made ready
-        "WAL file %s: %d entries, %d bytes, %d corrupted, %d torn",
-        file.filename,
-        report.entries,
-        report.end_offset,
-        len(report.damage),
-        report.torn_bytes,
-    )
-    return RecoveredFile(
-        file.filename,
-        file.name.slot,
-        outcome,
-        report.entries,
-        report.end_offset,
-        len(report.damage),
-        report.last_timestamp,
-    )
+        return _left(file, "unreadable", error)
+    try:
+        outcome = _complete(directory, file, scan.report)
+    except OSError as error:
+        no_space = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        left = _left(file, "waiting" if no_space else "failed", error)
+        return left._replace(last_timestamp=scan.report.last_timestamp)
+    return _tell(file, scan.report, outcome)
+
+
+def _left(file: SegmentFile, outcome: str, reason: str | OSError) -> RecoveredFile:
+    return RecoveredFile(file.filename, file.name.slot, outcome, bytes=file.size, left=file, reason=str(reason))
 
 
 def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) -> str:
-    """Cuts off the torn tail, marks the end, and gives the file the name of a completed segment."""
+    """Does what follows from the verdict on an active segment. Returns the outcome.
+
+    Raises:
+        OSError: it stays active; at most its torn tail is cut off.
+    """
     disk = directory.disk
-    if not report.entries and not report.damage:
+    what = consequence(report.verdict)
+    assert what is not Consequence.LEAVE, f"BUG: {file.filename} was read to its end, and is {report.verdict}"
+    if what is not Consequence.SHIP_AND_KEEP and not report.entries:
         disk.unlink(file.path)
         return "empty"
     fd = disk.open(file.path)
     try:
-        if report.size > report.end_offset:
+        if what is Consequence.CUT_AND_SEAL:
+            cut_and_end(directory, fd, report)
+        elif what is Consequence.SHIP and report.size > report.end_offset:
+            # A cut that a power cut has undone, or what a former life left: nothing of it is to be archived.
             disk.truncate(fd, report.end_offset)
-        if report.end is None:
-            end = EndMeta(report.entries, None, report.end_offset, recovered=True)
-            try:
-                disk.write(fd, [pack_end(end, report.last_timestamp + 1)], report.end_offset)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                # A full disk must not keep data from being shipped; a reader needs no end entry.
-                disk.truncate(fd, report.end_offset)
-        # What a dead process wrote may be nowhere but in the page cache, even if it is all there.
-        disk.fsync(fd)
+        _sync(disk, fd)
     finally:
         disk.close(fd)
     disk.rename(file.path, os.path.join(directory.path, f"{file.name}{SEALED}"))
     return "sealed"
 
 
+def _sync(disk: Disk, fd: int) -> None:
+    """Bring to the disk what a dead process wrote: it may be nowhere but in the page cache, even if it is all there.
+
+    Raises:
+        OSError: the sync failed. The kernel counts the pages as clean then, and the next sync would succeed without
+            them; so they are written again, as far as reads still show them.
+    """
+    try:
+        disk.fsync(fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            offset = 0
+            while data := disk.read(fd, _WRITTEN_AGAIN_BYTES, offset):
+                disk.write(fd, [data], offset)
+                offset += len(data)
+        raise
+
+
+def _tell(file: SegmentFile, report: ScanReport, outcome: str) -> RecoveredFile:
+    for damage in report.damage:
+        log.error(
+            "WAL file %s: %s at offset %d; skipped %d bytes", file.filename, damage.reason, damage.offset, damage.length
+        )
+    problem = end_problem(report, was_active=True)
+    if problem:
+        log.error("WAL file %s: %s", file.filename, problem)
+    corrupted = len(report.damage) + bool(problem)
+    log.log(
+        logging.DEBUG if outcome == "empty" else logging.INFO,  # every stop leaves segments that were made ready
+        "WAL file %s: %d entries, %d bytes, %d corrupted, %d torn",
+        file.filename,
+        report.entries,
+        report.end_offset,
+        corrupted,
+        report.torn_bytes,
+    )
+    found = (report.entries, report.end_offset, corrupted, report.last_timestamp)
+    return RecoveredFile(file.filename, file.name.slot, outcome, *found)
+
+
 def _quarantine(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
     try:
-        directory.disk.rename(file.path, os.path.join(directory.quarantine, file.filename))
-        directory.disk.sync_directory(directory.quarantine)
+        durable.move(directory.disk, file.path, os.path.join(directory.quarantine, file.filename))
     except OSError as error:
         log.error("cannot move %s to quarantine: %s", file.filename, error)
-        return RecoveredFile(file.filename, file.name.slot, "failed", 0, file.size, 0, 0)
-    return RecoveredFile(file.filename, file.name.slot, "quarantined", 0, file.size, 0, 0)
+        return _left(file, "failed", error)
+    return RecoveredFile(file.filename, file.name.slot, "quarantined", bytes=file.size)
 
 
 class WALRecovery:
@@ -208,11 +314,13 @@ class WALRecovery:
     def recover(self, callback: Callable[[list[dict[str, Any]]], None]) -> int:
         """Calls back with each batch (list of record dicts) of every active or completed segment, oldest first.
 
-        A file that was read to its end is renamed to `….wal.recovered`. Returns how many batches there were. Takes
-        the directory's lock meanwhile.
+        A file that was read to its end is renamed to `….wal.recovered`, damaged or not. One that cannot be read whole
+        gives no batch, keeps its name and is logged. Returns how many batches there were. Takes the directory's lock
+        meanwhile.
 
         Raises:
             InstanceLocked: a server is using the directory.
+            OSError: a file could be read whole, and not a second time; it keeps its name.
             Whatever the callback raises; the file at hand then stays as it was.
         """
         self._directory.lock(0.0)
@@ -232,9 +340,14 @@ class WALRecovery:
 
     def _recover_file(self, file: SegmentFile, callback: Callable[[list[dict[str, Any]]], None]) -> int:
         try:
-            scan = SegmentScan(file.path)
+            for _ in SegmentScan(file.path, disk=self._directory.disk):
+                pass  # what cannot be read whole is not begun: the next call would give it twice
+            scan = SegmentScan(file.path, disk=self._directory.disk)
         except NotAWAL as error:
             log.error("%s; left where it is", error)
+            return 0
+        except OSError as error:
+            log.error("WAL file %s cannot be read: %s; left where it is", file.filename, error)
             return 0
         batches = 0
         for entry in scan:
@@ -245,6 +358,8 @@ class WALRecovery:
                 continue
             callback(batch)
             batches += 1
+        for damage in scan.report.damage:
+            log.error("WAL file %s: %s at offset %d", file.filename, damage.reason, damage.offset)
         archive(self._directory, file.path)
         self._directory.disk.sync_directory(self._directory.path)
         return batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.crash import io_faults
 
 DEFAULT_STATES = 3000
 
@@ -37,3 +40,22 @@ def fast(tmp_path: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=memory))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def faulty_io_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return io_faults.build(tmp_path_factory.mktemp("faulty_io"))
+
+
+@pytest.fixture
+def faults(faulty_io_library: Path, tmp_path: Path) -> io_faults.FaultyIO:
+    """Has system calls of a server fail, once its `variables` are the server's."""
+    return io_faults.FaultyIO(faulty_io_library, tmp_path)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Recovery says a line per file; some tests have it recover a hundred thousand."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)

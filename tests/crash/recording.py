@@ -1,16 +1,28 @@
-"""A `Disk` that does what it is told and writes down what that was.
+"""The disk of the crash tests: files in memory, which does what it is told, writes down what that was, and fails.
 
-Knows nothing of logs: what the operations mean for a power cut is `power_cut`'s business.
+It stands behind the system calls (`system_calls`), so whatever arcpipe does below `base` is performed, recorded and
+may fail here, by which way ever it is done. Knows nothing of logs: what the operations mean for a power cut is
+`power_cut`'s business.
+
+The page cache is the content that reads see; what a sync brought to the disk is kept apart from it. A sync that fails
+leaves its pages clean, as Linux does: each is dropped from the cache, and then reads show what is on the disk, or it
+stays there, perhaps without being on the disk; and the next sync succeeds without having written any of them.
 """
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
+import random
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
-from arcpipe.disk import Buffer, Disk
+SECTOR = 512
+
+_bases = itertools.count(1)
 
 
 class Create(NamedTuple):
@@ -31,6 +43,20 @@ class Truncate(NamedTuple):
 
 class Sync(NamedTuple):
     file: int
+
+
+class FailedSync(NamedTuple):
+    """A sync that failed: nothing of the file is dirty any more, and its reads show `content`."""
+
+    file: int
+    content: bytes
+
+
+class Evicted(NamedTuple):
+    """Clean pages left the page cache: reads show `content`, which is that of the disk."""
+
+    file: int
+    content: bytes
 
 
 class Rename(NamedTuple):
@@ -57,148 +83,248 @@ class Note(NamedTuple):
     value: Any
 
 
-Operation = Create | Write | Truncate | Sync | Rename | Unlink | MakeDirectory | SyncDirectory | Note
+Operation = (
+    Create | Write | Truncate | Sync | FailedSync | Evicted | Rename | Unlink | MakeDirectory | SyncDirectory | Note
+)
 
-# Files by path, directories as None; paths are relative to the recorder's base.
+# Files by path, directories as None; paths are relative to the disk's base.
 Image = dict[str, bytes | None]
 
+CHANGES = frozenset(
+    {"create", "write", "fdatasync", "fsync", "truncate", "rename", "unlink", "make_directory", "sync_directory"}
+)
+READS = frozenset({"open", "read", "list", "stat"})
 
-class RecordingDisk(Disk):
-    """Performs and records every operation below `base`, one at a time, in the order in which they took effect.
 
-    Files are known by a number that stays when their names change. `before` is called ahead of each operation, in
-    its thread: a schedule may hold it there.
+class Fault:
+    """Operations that fail: of these kinds, from the one behind the first `skip` on, `times` of them.
+
+    Attributes:
+        how: "before" anything happened; "after" it took effect; "short": the first write takes a part of its bytes.
+        path: only where a path holds this text.
+        sectors: only reads that touch one of these sectors of their file.
+        struck: how often it has.
     """
 
-    def __init__(self, base: str) -> None:
-        self.base = base
-        self.log: list[Operation] = []
-        self.initial: Image = read_image(base)
+    def __init__(
+        self,
+        kinds: frozenset[str],
+        skip: int = 0,
+        times: float = 1,
+        how: Literal["before", "after", "short"] = "before",
+        error: int = errno.EIO,
+        path: str = "",
+        sectors: range | None = None,
+    ) -> None:
+        self.kinds = kinds
+        self.skip = skip
+        self.times = times
+        self.how = how
+        self.error = error
+        self.path = path
+        self.sectors = sectors
+        self.struck = 0
+
+    def __repr__(self) -> str:
+        what = "any change" if self.kinds == CHANGES else ", ".join(sorted(self.kinds))
+        where = f" of {self.path}" if self.path else ""
+        sectors = f" in sectors {self.sectors.start} to {self.sectors.stop - 1}" if self.sectors is not None else ""
+        return (
+            f"<{errno.errorcode[self.error]} {self.how} {what}{where}{sectors}, {self.times} times behind {self.skip}>"
+        )
+
+    def strikes(self, kind: str, path: str, offset: int, length: int) -> bool:
+        if kind not in self.kinds or self.path not in path or self.struck >= self.times:
+            return False
+        if self.sectors is not None:
+            last = (offset + max(length, 1) - 1) // SECTOR
+            if last < self.sectors.start or offset // SECTOR >= self.sectors.stop:
+                return False
+        if self.skip > 0:
+            self.skip -= 1
+            return False
+        self.struck += 1
+        return True
+
+    def raise_it(self, path: str) -> None:
+        raise OSError(self.error, os.strerror(self.error), path)
+
+
+class File:
+    """One file, whatever its names are."""
+
+    __slots__ = ("content", "dirty", "links", "number", "on_disk", "size_changed")
+
+    def __init__(self, number: int, content: bytes = b"") -> None:
+        self.number = number
+        self.content = bytearray(content)  # as reads see it
+        self.on_disk = bytes(content)  # as the last sync left it, and the oldest of what failed ones left
+        self.dirty: set[int] = set()  # sectors
+        self.size_changed = False
+        self.links = 1
+
+    def touch(self, begin: int, end: int) -> None:
+        self.dirty.update(range(begin // SECTOR, -(-end // SECTOR)))
+
+    def reach_disk(self) -> None:
+        """What is dirty, and nothing else."""
+        size = len(self.content)
+        if not self.size_changed:  # or it did before a sync that failed
+            size = min(size, max(len(self.on_disk), (max(self.dirty, default=-1) + 1) * SECTOR))
+        disk = bytearray(self.on_disk[:size].ljust(size, b"\x00"))
+        for sector in self.dirty:
+            begin = sector * SECTOR
+            disk[begin : begin + SECTOR] = self.content[begin : min(begin + SECTOR, size)]
+        self.on_disk = bytes(disk)
+        self.dirty.clear()
+        self.size_changed = False
+
+    def evict(self, sectors: set[int]) -> None:
+        for sector in sectors:
+            begin = sector * SECTOR
+            end = min(begin + SECTOR, len(self.content))
+            if begin < end:
+                self.content[begin:end] = self.on_disk[begin:end].ljust(end - begin, b"\x00")
+
+
+class RecordingDisk:
+    """Everything below `base`, one operation at a time, recorded in the order in which they took effect.
+
+    `before` is called ahead of each change, in its thread: a schedule may hold it there. Files are known by a number
+    that stays when their names change.
+    """
+
+    def __init__(self, image: Mapping[str, bytes | None] | None = None, seed: int = 0) -> None:
+        self.base = f"/disk-{next(_bases)}"
+        self.initial: Image = dict(image or {})
         self.initial_files: dict[str, int] = {}
+        self.log: list[Operation] = []
+        self.faults: list[Fault] = []
+        self.bad: dict[str, set[int]] = {}  # unreadable sectors by the path that their file has or had
         self.before: Callable[[], None] = lambda: None
-        self._lock = threading.Lock()
-        self._file_of_path: dict[str, int] = {}
-        self._file_of_fd: dict[int, int] = {}
+        self.calls = dict.fromkeys(CHANGES | READS, 0)
+        self.entries: dict[str, File | None] = {}
+        self._rng = random.Random(seed)
+        self._lock = threading.RLock()
         self._files = 0
         for path, content in self.initial.items():
+            self.entries[path] = None if content is None else self._new_file(content)
             if content is not None:
-                self.initial_files[path] = self._file_of_path[path] = self._new_file()
+                self.initial_files[path] = self._files
 
     def note(self, kind: str, value: Any) -> None:
         with self._lock:
             self.log.append(Note(kind, value))
 
-    def close_all(self) -> None:
-        """Closes what a killed writer left open."""
-        for fd in list(self._file_of_fd):
-            self.close(fd)
+    def image(self) -> Image:
+        """All files and directories, as reads see them."""
+        return {path: None if file is None else bytes(file.content) for path, file in self.entries.items()}
 
-    def create(self, path: str) -> int:
-        self.before()
-        with self._lock:
-            fd = super().create(path)
-            file = self._new_file()
-            self._file_of_path[self._relative(path)] = self._file_of_fd[fd] = file
-            self.log.append(Create(self._relative(path), file))
-            return fd
-
-    def open(self, path: str) -> int:
-        with self._lock:
-            fd = super().open(path)
-            self._file_of_fd[fd] = self._file_of_path[self._relative(path)]
-            return fd
-
-    def close(self, fd: int) -> None:
-        with self._lock:
-            if self._file_of_fd.pop(fd, None) is not None:
-                super().close(fd)
-
-    def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
-        self.before()
-        with self._lock:
-            super().write(fd, buffers, offset)
-            self.log.append(Write(self._file_of_fd[fd], offset, b"".join(buffers)))
-
-    def fdatasync(self, fd: int) -> None:
-        self.before()
-        with self._lock:
-            super().fdatasync(fd)
-            self.log.append(Sync(self._file_of_fd[fd]))
-
-    def fsync(self, fd: int) -> None:
-        self.before()
-        with self._lock:
-            super().fsync(fd)
-            self.log.append(Sync(self._file_of_fd[fd]))
-
-    def truncate(self, fd: int, size: int) -> None:
-        self.before()
-        with self._lock:
-            super().truncate(fd, size)
-            self.log.append(Truncate(self._file_of_fd[fd], size))
-
-    def rename(self, source: str, target: str) -> None:
-        self.before()
-        with self._lock:
-            super().rename(source, target)
-            names = self._relative(source), self._relative(target)
-            self._file_of_path[names[1]] = self._file_of_path.pop(names[0])
-            self.log.append(Rename(*names))
-
-    def unlink(self, path: str) -> None:
-        self.before()
-        with self._lock:
-            existed = os.path.exists(path)
-            super().unlink(path)
-            if existed:
-                del self._file_of_path[self._relative(path)]
-                self.log.append(Unlink(self._relative(path)))
-
-    def make_directory(self, path: str) -> None:
-        self.before()
-        with self._lock:
-            missing = []
-            parent = path
-            while not os.path.isdir(parent):
-                missing.append(self._relative(parent))
-                parent = os.path.dirname(parent)
-            super().make_directory(path)
-            self.log += map(MakeDirectory, reversed(missing))
-
-    def sync_directory(self, path: str) -> None:
-        self.before()
-        with self._lock:
-            super().sync_directory(path)
-            self.log.append(SyncDirectory(self._relative(path)))
-
-    def _new_file(self) -> int:
-        self._files += 1
-        return self._files
-
-    def _relative(self, path: str) -> str:
+    def relative(self, path: str) -> str:
         return os.path.relpath(path, self.base)
 
+    @contextmanager
+    def doing(self, kind: str, path: str, offset: int = 0, length: int = 0) -> Iterator[Fault | None]:
+        """Around an operation: raises what fails before it or after it. Gives a fault that only cuts it short."""
+        if kind in CHANGES:
+            self.before()
+        with self._lock:
+            self.calls[kind] += 1
+            fault = next((fault for fault in self.faults if fault.strikes(kind, path, offset, length)), None)
+            if fault is not None:
+                self.log.append(Note("fault", (kind, path)))
+            short = fault is not None and fault.how == "short" and kind == "write" and fault.struck == 1 and length > 1
+            if fault is not None and not short and (fault.how != "after" or kind in READS):
+                if kind in ("fdatasync", "fsync"):
+                    self._fail_sync(path)
+                fault.raise_it(path)
+            if kind == "read" and self._is_bad(path, offset, length):
+                raise OSError(errno.EIO, "a sector of the disk cannot be read", path)
+            yield fault if short else None
+            if fault is not None and not short:
+                fault.raise_it(path)
 
-def read_image(base: str) -> Image:
-    """All files and directories below `base`."""
-    image: Image = {}
-    for folder, folders, files in os.walk(base):
-        for name in folders:
-            image[os.path.relpath(os.path.join(folder, name), base)] = None
-        for name in files:
-            path = os.path.join(folder, name)
-            with open(path, "rb") as file:
-                image[os.path.relpath(path, base)] = file.read()
-    return image
+    # What takes effect
 
+    def create(self, path: str) -> File:
+        file = self.entries[path] = self._new_file()
+        self.log.append(Create(path, file.number))
+        return file
 
-def write_image(image: Image, base: str) -> None:
-    """Makes `base`, which is empty, hold exactly this."""
-    for path in sorted(image):  # a directory comes before what is in it
-        content = image[path]
-        target = os.path.join(base, path)
-        if content is None:
-            os.mkdir(target)
-        else:
-            with open(target, "wb") as file:
-                file.write(content)
+    def write(self, file: File, offset: int, data: bytes) -> None:
+        size = len(file.content)
+        if offset > size:
+            file.content += bytes(offset - size)
+        file.content[offset : offset + len(data)] = data
+        file.touch(min(offset, size), offset + len(data))
+        file.size_changed |= len(file.content) != size
+        self.log.append(Write(file.number, offset, data))
+
+    def truncate(self, file: File, size: int) -> None:
+        before = len(file.content)
+        del file.content[size:]
+        file.content += bytes(size - len(file.content))
+        file.touch(min(before, size), max(min(before, size) + 1, size))
+        file.dirty = {sector for sector in file.dirty if sector * SECTOR < size}
+        file.size_changed = True
+        self.log.append(Truncate(file.number, size))
+
+    def sync(self, file: File) -> None:
+        file.reach_disk()
+        self.log.append(Sync(file.number))
+
+    def rename(self, source: str, target: str) -> None:
+        replaced = self.entries.get(target)
+        if replaced is not None:
+            replaced.links -= 1
+        self.entries[target] = self.entries.pop(source)
+        if source in self.bad:
+            self.bad[target] = self.bad.pop(source)
+        self.log.append(Rename(source, target))
+
+    def unlink(self, path: str) -> None:
+        file = self.entries.pop(path)
+        if file is not None:
+            file.links -= 1
+        self.bad.pop(path, None)
+        self.log.append(Unlink(path))
+
+    def make_directory(self, path: str) -> None:
+        self.entries[path] = None
+        self.log.append(MakeDirectory(path))
+
+    def sync_directory(self, path: str) -> None:
+        self.log.append(SyncDirectory(path))
+
+    def evict(self) -> None:
+        """Memory is short: what is clean leaves the page cache, and reads show what the disk has."""
+        with self._lock:
+            for file in self.entries.values():
+                if file is None:
+                    continue
+                before = bytes(file.content)
+                file.evict(set(range(-(-len(before) // SECTOR))) - file.dirty)
+                if file.content != before:
+                    self.log.append(Evicted(file.number, bytes(file.content)))
+
+    def _fail_sync(self, path: str) -> None:
+        file = self.entries.get(path)
+        if file is None:  # it has no name any more, so nothing can find what it holds
+            return
+        kept = self._rng.choice((0.0, 1.0, 0.5))
+        file.evict({sector for sector in sorted(file.dirty) if self._rng.random() >= kept})
+        file.dirty.clear()
+        file.size_changed = False
+        self.log.append(FailedSync(file.number, bytes(file.content)))
+
+    def _is_bad(self, path: str, offset: int, length: int) -> bool:
+        bad = self.bad.get(path)
+        if not bad:
+            return False
+        file = self.entries.get(path)
+        end = min(offset + length, len(file.content) if file is not None else 0)
+        return any(sector in bad for sector in range(offset // SECTOR, -(-end // SECTOR)))
+
+    def _new_file(self, content: bytes = b"") -> File:
+        self._files += 1
+        return File(self._files, content)

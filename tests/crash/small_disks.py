@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
+import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +15,26 @@ from pathlib import Path
 import pytest
 
 MEGABYTE = 1 << 20
+_LIBC = ctypes.CDLL(None)
+# ext4's ioctl that stops a file system at once, as a power cut does, and its flag to leave the journal unwritten.
+_EXT4_SHUTDOWN = 0x8004587D
+_WITHOUT_JOURNAL = 2
+# The first part of a thin device that is backed in any case: what ext4 needs for itself, and little more.
+_BACKED_MB = 6
+# Whoever was killed may hold the file system for a moment.
+_UNMOUNT_SECONDS = 30.0
 
 
 class SmallDisk:
     """A file system of its own at `path`. Needs root and the right to mount; skips the test where it has neither."""
 
-    def __init__(self, path: Path, kind: str, size_mb: int) -> None:
+    def __init__(self, path: Path, kind: str, size_mb: int, image: Path | None = None) -> None:
         self.path = path
         self._kind = kind
         self._size_mb = size_mb
         self._filler = path / "filler"
-        self._image = path.with_suffix(".img")
+        self._image = image or path.with_suffix(".img")
+        self._is_thin = image is not None
         self._loops: list[str] = []
 
     def make(self) -> None:
@@ -29,8 +42,19 @@ class SmallDisk:
         if self._kind == "ext4":
             with self._image.open("wb") as file:
                 file.truncate(self._size_mb * MEGABYTE)
-            _run("mkfs.ext4", "-q", "-F", "-m", "0", str(self._image))
+            if self._is_thin:
+                self._make_thin()
+            else:
+                _run("mkfs.ext4", "-q", "-F", "-m", "0", str(self._image))
         self._mount()
+
+    def _make_thin(self) -> None:
+        # Journal and tables are at the front, where there is space in any case: it is data that cannot be written.
+        options = "packed_meta_blocks=1,lazy_itable_init=0,lazy_journal_init=0"
+        sizes = ["-b", "4096", "-J", "size=4", "-N", "1024"]
+        _run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", options, *sizes, str(self._image))
+        with self._image.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, _BACKED_MB * MEGABYTE)
 
     def _mount(self) -> None:
         path = str(self.path)
@@ -38,6 +62,10 @@ class SmallDisk:
             _run("mount", "-t", "tmpfs", "-o", f"size={self._size_mb}m", "tmpfs", path)
         else:
             self._loops.append(_run("losetup", "--find", "--show", str(self._image)))
+            if self._is_thin:
+                # The loop driver takes a write that was cut short for a whole one: one page each cannot be cut.
+                name = Path(self._loops[-1]).name
+                Path("/sys/block", name, "queue", "max_sectors_kb").write_text("4")
             _run("mount", "-t", "ext4", self._loops[-1], path)
 
     def fill(self) -> None:
@@ -80,6 +108,33 @@ class SmallDisk:
         """What ext4 does by itself after an error of its device: from now on every change is refused."""
         _run("mount", "-o", "remount,abort", str(self.path))
 
+    def sync(self) -> None:
+        """Writes back all there is: ext4 gives up if it cannot write its own blocks later."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            assert _LIBC.syncfs(fd) == 0
+        finally:
+            os.close(fd)
+
+    def cut_power(self) -> None:
+        """Stops ext4 as a power cut does: what was not synced is gone. Whoever uses it gets errors from now on."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(fd, _EXT4_SHUTDOWN, struct.pack("I", _WITHOUT_JOURNAL))
+        except OSError as error:
+            pytest.skip(f"this kernel has no shutdown ioctl for ext4: {error}")
+        finally:
+            os.close(fd)
+
+    def power_on(self) -> None:
+        """Mounts it again from what its device holds. Nobody may use it meanwhile."""
+        deadline = time.monotonic() + _UNMOUNT_SECONDS
+        while subprocess.run(["umount", str(self.path)], check=False, capture_output=True).returncode:
+            assert time.monotonic() < deadline, f"{self.path} is still in use"
+            time.sleep(0.02)
+        _run("losetup", "--detach", self._loops.pop())
+        self._mount()
+
     def mount_again(self) -> None:
         """The same files in a mount that works; who has files of the former one open keeps those."""
         _run("umount", "--lazy", str(self.path))
@@ -103,13 +158,30 @@ def _run(*command: str) -> str:
 
 
 @contextmanager
-def small_disk(path: Path, kind: str, size_mb: int) -> Iterator[SmallDisk]:
-    """A file system of `kind` ("tmpfs" or "ext4") at `path`, gone with everything on it when this ends."""
+def small_disk(path: Path, kind: str, size_mb: int, image: Path | None = None) -> Iterator[SmallDisk]:
+    """A file system of `kind` ("tmpfs" or "ext4") at `path`, gone with everything on it when this ends.
+
+    Args:
+        image: the file that is ext4's device; by default beside `path`.
+    """
     if os.geteuid() != 0:
         pytest.skip("only root may mount")
-    disk = SmallDisk(path, kind, size_mb)
+    disk = SmallDisk(path, kind, size_mb, image)
     try:
         disk.make()
         yield disk
     finally:
         disk.remove()
+
+
+@contextmanager
+def thin_disk(path: Path, size_mb: int, backed_mb: int) -> Iterator[tuple[SmallDisk, SmallDisk]]:
+    """ext4 on a device that claims `size_mb` and has `backed_mb`, as thin provisioning does, and what backs it.
+
+    When the latter is full, the device fails writes of blocks that were never written before.
+    """
+    with (
+        small_disk(path.with_name(path.name + "-pool"), "tmpfs", backed_mb) as pool,
+        small_disk(path, "ext4", size_mb, image=pool.path / "image") as disk,
+    ):
+        yield disk, pool

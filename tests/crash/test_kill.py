@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.harness import Load, Server, Store, local_store, s3_store
+from tests.harness import Load, Server, Store, batch_files, local_store, s3_store
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))
 
-pytestmark = pytest.mark.timeout(120 * LONG)
+pytestmark = pytest.mark.timeout(600 * LONG)
 
 
 class Victim(NamedTuple):
@@ -49,7 +49,7 @@ def wait_for_a_moment(server: Server, chance: random.Random) -> None:
     def has_come() -> bool:
         match moment:
             case "batch":
-                return bool(os.listdir(server.wal / "batches"))
+                return bool(batch_files(server.wal))
             case "sealed":
                 return bool(server.segments(".wal.sealed"))
             case "claimed":  # a segment is being made, from the pool or from nothing

@@ -18,7 +18,7 @@ from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob
 from arcpipe.storage.s3 import S3Store
 from arcpipe.wal.reader import SegmentScan
-from tests.harness import Client, Load, Server, lake_rows, pack, s3_store, wait_until
+from tests.harness import Client, Load, Server, batch_files, lake_rows, pack, s3_store, wait_until
 from tests.s3proxy import ANSWERS, FAULTS, FaultyProxy
 from tests.s3server import S3Bucket
 
@@ -30,7 +30,7 @@ V2 = "/write/v2/msgpack"
 # The uploader waits up to 30 s between two tries when an outage was long.
 CATCH_UP_SECONDS = 60.0
 
-pytestmark = pytest.mark.timeout(900 if STRIKES > 2 else 120)
+pytestmark = pytest.mark.timeout(900 if STRIKES > 2 else 600)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def is_caught_up(server: Server) -> bool:
         return (
             all(entries(server.wal / name) == 0 for name in server.segments(".wal"))
             and server.segments(".wal.sealed") == []
-            and list((server.wal / "batches").iterdir()) == []
+            and batch_files(server.wal) == []
         )
     except FileNotFoundError:  # renamed since it was listed
         return False

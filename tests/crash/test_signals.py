@@ -19,7 +19,7 @@ from tests.harness import Load, Server, lake_rows, wait_until
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))
 
-pytestmark = pytest.mark.timeout(120 * LONG)
+pytestmark = pytest.mark.timeout(600 * LONG)
 
 
 def numbers(lake: Path) -> list[int]:

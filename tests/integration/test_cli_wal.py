@@ -12,11 +12,18 @@ from pathlib import Path
 
 import msgpack
 import pytest
+from typer.testing import CliRunner
 
+from arcpipe.cli_wal import app
 from arcpipe.disk import Disk
-from arcpipe.wal import WALReader, WALWriter
+from arcpipe.errors import WALError
+from arcpipe.wal import WALReader, WALWriter, reader
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.inspect import finish_interrupted, replay, replay_sources
+from arcpipe.wal.format import identity_of, is_identity_of
+from arcpipe.wal.inspect import entries_of, finish_interrupted, replay, replay_sources, salvage
+from arcpipe.wal.verdict import Verdict
+from tests.wal_doubles import BadBlocks
+from tests.wal_files import DAY, IDENTITY, NAME, columnar, end, segment
 
 
 def run(*arguments: str | Path, code: int = 0, cwd: Path | None = None, **environment: str) -> str:
@@ -158,6 +165,140 @@ def test_replay_takes_in_files_of_arc_once(tmp_path: Path) -> None:
     assert len(records) == 10
     assert {record["_database"] for record in records} == {"arc"}
     assert len(list(source.glob("*.recovered"))) == 2
+
+
+# Verdicts, and disks that cannot read
+
+
+def in_process(disk: Disk, *arguments: str | Path) -> tuple[int, str]:
+    """Exit code and output of `arcpipe wal …`, read through a disk of the test's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "Disk", lambda: disk)
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+    return done.exit_code, done.output + done.stderr
+
+
+@pytest.mark.parametrize("identity", [b"", IDENTITY])
+def test_verify_and_ls_tell_a_verdict_for_each_file(tmp_path: Path, identity: bytes) -> None:
+    content, offsets = segment([columnar(number, 60, identity) for number in range(4)], identity=identity)
+    whole = content + end(4, len(content), DAY + 9, identity)
+    damaged = whole[: offsets[1] + 40] + b"\xff" + whole[offsets[1] + 41 :]
+    files = {
+        "worker-1-20251010_000000-000001.wal.sealed": (whole, "clean end"),
+        "worker-1-20251010_000000-000002.wal": (content + b"torn", "torn tail"),
+        "worker-1-20251010_000000-000003.wal.sealed": (damaged, "damaged"),
+        "worker-1-20251010_000000-000004.wal.sealed": (content, "damaged"),
+        "worker-1-20251010_000000-000005.wal.sealed": (whole, "unreadable"),
+    }
+    for name, (written, _) in files.items():
+        (tmp_path / name).write_bytes(written)
+    disk = BadBlocks(where="000005")
+    code, output = in_process(disk, "verify", "--json", tmp_path)
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert {Path(row["file"]).name: row["verdict"] for row in rows} == {name: files[name][1] for name in files}
+    assert code == 1
+    assert "2 damaged, 1 unreadable" in output
+    code, output = in_process(disk, "ls", "--json", tmp_path)
+    assert [json.loads(line)["verdict"] for line in output.splitlines()] == [verdict for _, verdict in files.values()]
+    code, output = in_process(disk, "verify", tmp_path)
+    assert "000005.wal.sealed: unreadable" in output
+    assert "Input/output error" in output
+    assert "its end entry is missing" in output
+    for name, (_, verdict) in files.items():
+        code, _ = in_process(disk, "verify", tmp_path / name)
+        assert code == (verdict in ("damaged", "unreadable"))
+
+
+def test_a_file_that_is_cut_while_it_is_looked_at_is_looked_at_again(tmp_path: Path) -> None:
+    file = tmp_path / "worker-1-20251010_000000-000001.wal.sealed"
+    file.write_bytes(segment([columnar(number, 60) for number in range(4)], closed=True)[0])
+    code, output = in_process(BadBlocks(times=2), "verify", file)
+    assert (code, "clean end, 4 entries" in output) == (0, True)
+
+
+def test_cat_of_a_file_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "worker-1-20251010_000000-000001.wal.sealed"
+    file.write_bytes(segment([columnar(number, 6000) for number in range(4)], closed=True)[0])
+    monkeypatch.setattr(reader, "Disk", lambda: BadBlocks(12_000, 12_001))
+    with pytest.raises(WALError, match=r"cannot be read: .*Input/output error"):
+        list(entries_of(str(file)))
+
+
+@pytest.mark.parametrize("identity", [b"", IDENTITY])
+def test_salvage_reads_around_bad_blocks_and_says_what_it_skipped(tmp_path: Path, identity: bytes) -> None:
+    file = tmp_path / f"{NAME}.wal.sealed"
+    content, offsets = segment(
+        [columnar(number, 1000, identity) for number in range(40)], closed=True, identity=identity
+    )
+    file.write_bytes(content)
+    saved = tmp_path / "saved.wal"
+    code, output = in_process(BadBlocks(16384, 16385), "salvage", file, saved)
+    hit = [number for number, offset in enumerate(offsets) if 16384 - 1100 < offset < 20480]
+    assert code == 0
+    assert f"{40 - len(hit)} entries saved" in output
+    assert "offset 16384: unreadable: Input/output error (4096 bytes)" in output
+    scan = reader.SegmentScan(saved)
+    found = [msgpack.unpackb(entry.payload)[3]["columns"]["number"][0] for entry in scan]
+    assert found == [number for number in range(40) if number not in hit]
+    assert scan.report.verdict is Verdict.CLEAN
+
+
+@pytest.mark.parametrize("identity", [b"", IDENTITY])
+def test_copies_have_an_identity_of_their_own(tmp_path: Path, identity: bytes) -> None:
+    source = tmp_path / "source" / f"{NAME}.wal.sealed"
+    source.parent.mkdir()
+    payloads = [columnar(number, 60, identity) for number in range(4)]
+    source.write_bytes(segment(payloads, closed=True, identity=identity)[0])
+    salvage(str(source), str(tmp_path / "saved.wal"))
+    target = WALDirectory(tmp_path / "node")
+    [replayed] = replay(target, [str(source)], lambda *_: None)
+    assert replayed.entries == 4
+    [copy] = target.segments(".wal.sealed")
+    identities = set()
+    for path in (tmp_path / "saved.wal", Path(copy.path)):
+        scan = reader.SegmentScan(path)
+        entries = list(scan)
+        assert [msgpack.unpackb(entry.payload)[3] for entry in entries] == [msgpack.unpackb(p)[3] for p in payloads]
+        assert [entry.timestamp for entry in entries] == [DAY + number for number in range(1, 5)]
+        assert (scan.report.verdict, scan.report.damage) == (Verdict.CLEAN, [])
+        assert {identity_of(entry.payload) for entry in entries} == {scan.report.identity}
+        identities.add(scan.report.identity)
+    assert len(identities) == 2
+    assert not identities & {identity, b""}
+    assert is_identity_of(scan.report.identity, copy.name.slot, copy.name.seq)
+
+
+def test_a_payload_that_is_no_envelope_is_copied_as_it_is(tmp_path: Path) -> None:
+    write_arc_file(tmp_path / "worker-1-20231114_221320.wal", 3)
+    mixed = tmp_path / "mixed.wal"
+    rows = msgpack.packb([{"measurement": "cpu", "v": 1}])
+    mixed.write_bytes(segment([columnar(0), rows, columnar(2)], closed=True)[0])
+    for source in (tmp_path / "worker-1-20231114_221320.wal", mixed):
+        saved = tmp_path / f"{source.name}.saved"
+        salvage(str(source), str(saved))
+        scan = reader.SegmentScan(saved)
+        assert [bytes(entry.payload) for entry in scan] == [bytes(entry.payload) for entry in _entries(source)]
+        assert (scan.report.identity, scan.report.verdict) == (b"", Verdict.CLEAN)
+
+
+def test_replay_of_a_file_that_cannot_be_read_leaves_it_and_takes_the_others(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    contents = {}
+    for seq in (1, 2, 3):
+        path = source / f"worker-1-20251010_000000-{seq:06d}.wal.sealed"
+        path.write_bytes(segment([columnar(10 * seq + n, 3000) for n in range(4)], closed=True)[0])
+        contents[seq] = path.read_bytes()
+    target = WALDirectory(tmp_path / "node", BadBlocks(6000, 6001, where="000002.wal"))
+    with pytest.raises(WALError, match=r"000002\.wal\.sealed cannot be read: .*It stays where it is"):
+        list(replay(target, replay_sources(str(source)), lambda *_: None))
+    assert len(target.segments(".wal.sealed")) == 2
+    assert (source / "worker-1-20251010_000000-000002.wal.sealed").read_bytes() == contents[2]
+    assert len(list(source.glob("*.recovered"))) == 2
+    healthy = WALDirectory(tmp_path / "node")
+    assert [done.entries for done in replay(healthy, replay_sources(str(source)), lambda *_: None)] == [4]
+    assert len(healthy.segments(".wal.sealed")) == 3
+    assert not list(Path(target.path).glob("*.incoming"))
 
 
 def test_replay_refuses_the_nodes_own_log(wal: Path) -> None:

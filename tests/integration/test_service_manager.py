@@ -94,9 +94,36 @@ def test_notifications_reach_both_kinds_of_address(address: str) -> None:
         double.close()
 
 
-def test_without_a_manager_or_with_one_that_is_gone_nothing_is_said(tmp_path: Path) -> None:
-    ServiceManager({}).ready("well")
-    ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "gone")}).ready("well")
+def test_without_a_manager_nothing_is_said(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even to the one of whoever runs this process: only the environment that is given counts."""
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    for environ in ({}, {"NOTIFY_SOCKET": ""}, {"WATCHDOG_USEC": "1"}):
+        silent = ServiceManager(environ)
+        silent.ready("well")
+        silent.is_well()
+        silent.keep("listener", [0])
+    assert manager.receive() == []
+
+
+@pytest.mark.parametrize("trace", ["none", "a socket", "a file", "a long name"])
+def test_with_a_manager_that_is_gone_messages_are_dropped_until_it_is_back(tmp_path: Path, trace: str) -> None:
+    address = str(tmp_path / ("x" * 200 if trace == "a long name" else "gone"))
+    if trace == "a socket":
+        Manager(address).close()
+    elif trace == "a file":
+        Path(address).touch()
+    told = ServiceManager({"NOTIFY_SOCKET": address})
+    told.ready("well")
+    told.keep("listener", [0])
+    if trace == "a long name":  # of no socket that could ever be
+        return
+    Path(address).unlink(missing_ok=True)
+    manager = Manager(address)
+    try:
+        told.status("still well")
+        assert manager.receive() == [{"STATUS": "still well"}]
+    finally:
+        manager.close()
 
 
 def test_a_watchdog_that_is_meant_for_another_process_is_not_fed(manager: Manager) -> None:

@@ -28,6 +28,7 @@ from arcpipe.config import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob, open_store
 from arcpipe.storage.s3 import MIB, S3Store
+from tests.s3proxy import FaultyProxy
 from tests.s3server import S3Bucket
 
 SECRET = "do-not-show-this-secret"
@@ -246,6 +247,7 @@ class TestAgainstARealServer:
         for work in (
             lambda store: store.put("a", MemoryBlob(b"1")),
             lambda store: store.list_keys(""),
+            lambda store: store.abort_uploads("a"),
             lambda store: store.check(),
         ):
             error = failure(S3Store(wrong, "", options(s3)), work)
@@ -308,7 +310,10 @@ class FaultServer:
         class Bound(Request):
             faults = server
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # five, by default: too few for what comes at once
+
+        self._http = Server(("127.0.0.1", 0), Bound)
         self._http.daemon_threads = True
         self.endpoint_url = f"http://127.0.0.1:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
@@ -418,7 +423,7 @@ class TestFaults:
             assert part in str(error)
         assert len(faults.requests) == 1
 
-    @pytest.mark.parametrize("operation", ["delete", "list_keys", "check"])
+    @pytest.mark.parametrize("operation", ["delete", "list_keys", "abort_uploads", "check"])
     def test_of_every_other_operation_is_explained_too(self, faults: FaultServer, operation: str) -> None:
         faults.answers = [refuses(503, "SlowDown")]
         error = failure(
@@ -618,9 +623,15 @@ class TestFaults:
         assert max(most) <= 3
 
 
+# The ETag of an object of four parts, whose ETags are all zeros.
+OF_FOUR_PARTS = f'"{hashlib.md5(bytes(16 * 4)).hexdigest()}-4"'
+
+
 class TestFaultsOfUploadsInParts:
     def put(self, faults: FaultServer) -> StorageError:
-        store = faulty(faults, multipart_threshold_bytes=MIB, part_bytes=5 * MIB, parallel_parts=2)
+        store = faulty(
+            faults, multipart_threshold_bytes=MIB, part_bytes=5 * MIB, parallel_parts=2, part_pause_seconds=0.01
+        )
         return failure(store, lambda store: store.put("a", MemoryBlob(bytes(16 * MIB))))
 
     def aborted(self, faults: FaultServer) -> bool:
@@ -691,9 +702,347 @@ class TestFaultsOfUploadsInParts:
         assert [path for path in aborted if "u-old" in path]
         assert not [path for path in aborted if "u-new" in path]
 
-    def test_check_succeeds_where_uploads_may_not_be_listed(self, faults: FaultServer) -> None:
-        faults.answers = [begins_upload, lambda request: request.reply(204), refuses(403, "AccessDenied")]
-        using(faulty(faults), lambda store: store.check())
+    def test_check_without_a_prefix_aborts_no_upload_that_it_did_not_begin(self, faults: FaultServer) -> None:
+        faults.answers = [lambda request: begins_upload(request) if request.command == "POST" else request.reply(204)]
+        using(S3Store("bucket", "", options(faults)), lambda store: store.check())
+        assert [request.path for request in faults.requests if request.command == "GET"] == []
+        assert all("u1" in request.path for request in faults.requests if "uploadId" in request.path)
+
+    @pytest.mark.parametrize(
+        ("answer", "tries"),
+        [
+            pytest.param(refuses(503, "SlowDown"), 4, id="slow down"),
+            pytest.param(refuses(500, "InternalError"), 4, id="internal error"),
+            pytest.param(Request.reset, 4, id="reset"),
+            pytest.param(
+                lambda request: request.reply(200, ETag='"x"', x_amz_checksum_crc32="AAAAAA=="), 4, id="other checksum"
+            ),
+            pytest.param(refuses(400, "BadDigest"), 4, id="changed on the way"),
+            pytest.param(refuses(403, "AccessDenied"), 1, id="denied"),
+            pytest.param(refuses(404, "NoSuchUpload"), 1, id="no such upload"),
+            pytest.param(refuses(507, "XMinioStorageFull"), 1, id="full"),
+        ],
+    )
+    def test_a_part_is_tried_again_a_few_times_and_only_where_that_may_help(
+        self, faults: FaultServer, answer: Answer, tries: int
+    ) -> None:
+        faults.answers = [
+            lambda request: (
+                begins_upload(request)
+                if request.command == "POST"
+                else answer(request)
+                if "partNumber=2" in request.path
+                else taken(request)
+            )
+        ]
+        self.put(faults)
+        assert len([request for request in faults.requests if "partNumber=2" in request.path]) == tries
+        assert self.aborted(faults)
+
+    def test_the_answer_to_a_completion_is_not_taken_for_lost_where_none_could_have_been(
+        self, faults: FaultServer
+    ) -> None:
+        """Somebody else aborted the upload: an older object of this name does not show that it was completed."""
+        faults.answers = [
+            lambda request: (
+                begins_upload(request)
+                if "uploads" in request.path
+                else refuses(404, "NoSuchUpload")(request)
+                if request.command == "POST"
+                else taken(request)
+            )
+        ]
+        assert "NoSuchUpload" in str(self.put(faults))
+        assert not [request for request in faults.requests if request.command == "HEAD"]
+
+    def completed(self, head: Answer) -> Answer:
+        """Answers of a server that completes the upload, fails to say so, and is asked again."""
+        completions = iter([Request.reset])
+        return lambda request: (
+            begins_upload(request)
+            if "uploads" in request.path
+            else next(completions, refuses(404, "NoSuchUpload"))(request)
+            if request.command == "POST"
+            else head(request)
+            if request.command == "HEAD"
+            else request.reply(200, ETag=f'"{"0" * 32}"')
+        )
+
+    def test_a_completion_whose_answer_was_lost_is_proven_by_the_object(self, faults: FaultServer) -> None:
+        faults.answers = [self.completed(lambda request: request.reply(200, "x" * 16 * MIB, ETag=OF_FOUR_PARTS))]
+        store = faulty(faults, multipart_threshold_bytes=MIB, part_bytes=5 * MIB, part_pause_seconds=0.01)
+        using(store, lambda store: store.put("a", MemoryBlob(bytes(16 * MIB))))
+        assert not self.aborted(faults)
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            pytest.param(refuses(404), id="no object"),
+            pytest.param(refuses(403), id="may not look"),
+            pytest.param(lambda request: request.reply(200, "x" * 16 * MIB, ETag='"etag"'), id="other ETag"),
+            pytest.param(lambda request: request.reply(200, "x", ETag=OF_FOUR_PARTS), id="other size"),
+        ],
+    )
+    def test_a_completion_that_cannot_be_proven_fails_the_put(self, faults: FaultServer, head: Answer) -> None:
+        faults.answers = [self.completed(head)]
+        assert "NoSuchUpload" in str(self.put(faults))
+        assert len([request for request in faults.requests if request.command == "HEAD"]) == 1
+
+
+MULTIPART = {"multipart_threshold_bytes": MIB, "part_bytes": 5 * MIB, "part_pause_seconds": 0.01}
+
+
+class TestUploadsInPartsThroughAFaultyNetwork:
+    """A real server behind a proxy that goes wrong once."""
+
+    @pytest.fixture
+    def proxy(self, s3: S3Bucket) -> Iterator[FaultyProxy]:
+        with FaultyProxy(s3.endpoint_url) as proxy:
+            yield proxy
+
+    @pytest.fixture
+    def store(self, s3: S3Bucket, proxy: FaultyProxy) -> S3Store:
+        return S3Store(s3.bucket, "lake", replace(options(s3), endpoint_url=proxy.url), **MULTIPART)
+
+    def sent(self, proxy: FaultyProxy, part: int) -> int:
+        return len([request for request in proxy.seen if f"partNumber={part}" in request])
+
+    @pytest.mark.parametrize("fault", ["reset in the body", "lost answer", "slow down", "internal error"])
+    def test_a_part_that_fails_once_is_sent_again_and_no_other(
+        self, s3: S3Bucket, proxy: FaultyProxy, store: S3Store, fault: str
+    ) -> None:
+        data = os.urandom(23 * MIB)
+        proxy.fail_next(fault, target="partNumber=3")
+        using(store, lambda store: store.put("a", MemoryBlob(data)))
+        assert s3.read("lake/a") == data
+        assert proxy.injected == {fault: 1}
+        assert [self.sent(proxy, part) for part in (1, 2, 3, 4, 5)] == [1, 1, 2, 1, 1]
+        assert not [request for request in proxy.seen if request.startswith("DELETE")]
+        assert s3.uploads() == []
+
+    @pytest.mark.parametrize("fault", ["internal error", "reset at once", "lost answer", "cut answer"])
+    def test_a_completion_that_fails_once_costs_no_part(
+        self, s3: S3Bucket, proxy: FaultyProxy, store: S3Store, fault: str
+    ) -> None:
+        data = os.urandom(12 * MIB)
+        proxy.fail_next(fault, method="POST", target="uploadId=")
+        using(store, lambda store: store.put("a", MemoryBlob(data)))
+        assert s3.read("lake/a") == data
+        assert proxy.injected == {fault: 1}
+        assert [self.sent(proxy, part) for part in (1, 2, 3)] == [1, 1, 1]
+        assert not [request for request in proxy.seen if request.startswith("DELETE")]
+        assert s3.uploads() == []
+
+    def test_an_upload_that_could_not_be_aborted_is_aborted_by_the_next_put(
+        self, s3: S3Bucket, proxy: FaultyProxy, store: S3Store
+    ) -> None:
+        data = os.urandom(12 * MIB)
+        proxy.fail_next("clock skew", target="partNumber=2")
+        proxy.fail_next("internal error", method="DELETE")
+
+        async def work(store: S3Store) -> None:
+            with pytest.raises(StorageError, match="RequestTimeTooSkewed"):
+                await store.put("a", MemoryBlob(data))
+            assert s3.uploads() == ["lake/a"]
+            await store.put("a", MemoryBlob(data))
+
+        using(store, work)
+        assert s3.read("lake/a") == data
+        assert s3.uploads() == []
+
+
+class TestWhatAFormerTryLeft:
+    @pytest.fixture
+    def store(self, s3: S3Bucket) -> S3Store:
+        return S3Store(s3.bucket, "lake", options(s3))
+
+    def begin(self, s3: S3Bucket, name: str) -> None:
+        s3.client().create_multipart_upload(Bucket=s3.bucket, Key=name)
+
+    def test_exists_tells_an_object_from_one_whose_name_only_begins_so(self, s3: S3Bucket, store: S3Store) -> None:
+        async def work(store: S3Store) -> None:
+            await store.put("a/bc", MemoryBlob(b"1"))
+            assert await store.exists("a/bc")
+            for key in ("a/b", "a/bcd", "a", "lake/a/bc"):
+                assert not await store.exists(key)
+            await store.delete("a/bc")
+            assert not await store.exists("a/bc")
+
+        using(store, work)
+
+    def test_exists_does_not_tell_of_a_bucket_that_is_missing(self, s3: S3Bucket) -> None:
+        error = failure(S3Store(f"{s3.bucket}-not", "", options(s3)), lambda store: store.exists("a"))
+        assert error.kind == "missing_bucket"
+
+    @pytest.mark.parametrize(
+        ("answer", "kind"),
+        [(refuses(403), "credentials"), (refuses(500), "server_error"), (Request.reset, "connection")],
+    )
+    def test_exists_raises_where_it_cannot_tell(self, faults: FaultServer, answer: Answer, kind: str) -> None:
+        faults.answers = [answer]
+        error = failure(faulty(faults), lambda store: store.exists("a"))
+        assert error.kind == kind
+        assert kind != "credentials" or "s3:GetObject (and s3:ListBucket" in str(error)
+
+    def test_exists_raises_where_it_cannot_tell_about_the_bucket(self, faults: FaultServer) -> None:
+        faults.answers = [refuses(404), refuses(503)]
+        assert failure(faulty(faults), lambda store: store.exists("a")).kind == "server_error"
+
+    @pytest.mark.parametrize("bucket", [200, 403])
+    def test_exists_needs_no_right_to_the_bucket(self, faults: FaultServer, bucket: int) -> None:
+        faults.answers = [refuses(404), lambda request: request.reply(bucket)]
+        assert using(faulty(faults), lambda store: store.exists("a")) is False
+
+    def test_abort_uploads_aborts_those_of_this_key_and_no_others(self, s3: S3Bucket, store: S3Store) -> None:
+        for name in ("lake/a", "lake/a", "lake/ab", "lake/a/b", "a"):
+            self.begin(s3, name)
+
+        async def work(store: S3Store) -> None:
+            assert await store.abort_uploads("a") == 2
+            assert await store.abort_uploads("a") == 0
+
+        using(store, work)
+        assert sorted(s3.uploads()) == ["a", "lake/a/b", "lake/ab"]
+
+    def test_abort_uploads_goes_beyond_one_page(self, faults: FaultServer) -> None:
+        def page(upload: str, more: str) -> Answer:
+            text = (
+                "<ListMultipartUploadsResult>"
+                f"<Upload><Key>lake/a</Key><UploadId>{upload}</UploadId></Upload>{more}</ListMultipartUploadsResult>"
+            )
+            return lambda request: request.reply(200, text)
+
+        following = "<NextKeyMarker>lake/a</NextKeyMarker><NextUploadIdMarker>u1</NextUploadIdMarker>"
+        faults.answers = [
+            page("u1", f"<IsTruncated>true</IsTruncated>{following}"),
+            page("u2", "<IsTruncated>false</IsTruncated>"),
+            lambda request: request.reply(204),
+        ]
+        assert using(faulty(faults), lambda store: store.abort_uploads("a")) == 2
+        assert "upload-id-marker=u1" in faults.requests[1].path
+        assert {request.path.split("uploadId=")[1] for request in faults.requests[2:]} == {"u1", "u2"}
+
+    @pytest.mark.parametrize(
+        "answer", [refuses(403, "AccessDenied"), refuses(501, "NotImplemented")], ids=["denied", "not offered"]
+    )
+    def test_abort_uploads_that_may_not_list_warns_and_goes_on(
+        self, faults: FaultServer, caplog: pytest.LogCaptureFixture, answer: Answer
+    ) -> None:
+        faults.answers = [answer]
+        assert using(faulty(faults), lambda store: store.abort_uploads("a")) == 0
+        assert "multipart uploads of lake/a that a former try left open, if any, stay" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("answer", "kind"),
+        [(refuses(503, "SlowDown"), "throttled"), (refuses(403, "InvalidAccessKeyId"), "credentials")],
+    )
+    def test_abort_uploads_that_cannot_list_raises(self, faults: FaultServer, answer: Answer, kind: str) -> None:
+        faults.answers = [answer]
+        assert failure(faulty(faults), lambda store: store.abort_uploads("a")).kind == kind
+
+
+# How requests of each kind look, as method and target.
+WRITES = r"^(PUT|POST) .*"
+DELETES = r"^DELETE (?!.*uploadId)"
+ABORTS = r"^DELETE .*uploadId"
+LOOKS = r"^HEAD /[^/?]+/."
+LISTS = r"^GET /[^/?]+/?\?|^HEAD /[^/?]+$"
+
+
+class TestARoleThatLacksAPermission:
+    @pytest.fixture
+    def proxy(self, s3: S3Bucket) -> Iterator[FaultyProxy]:
+        with FaultyProxy(s3.endpoint_url) as proxy:
+            yield proxy
+
+    @pytest.fixture
+    def store(self, s3: S3Bucket, proxy: FaultyProxy) -> S3Store:
+        return S3Store(s3.bucket, "lake", replace(options(s3), endpoint_url=proxy.url), **MULTIPART)
+
+    @pytest.mark.parametrize(
+        ("denied", "action"),
+        [(WRITES, "s3:PutObject"), (DELETES, "s3:DeleteObject"), (ABORTS, "s3:AbortMultipartUpload")],
+    )
+    def test_fails_the_check_which_names_it(self, proxy: FaultyProxy, store: S3Store, denied: str, action: str) -> None:
+        proxy.deny(denied)
+        error = failure(store, lambda store: store.check())
+        assert error.kind == "credentials"
+        assert f"allow {action} here" in str(error)
+
+    def test_to_abort_leaves_one_upload_open_however_often_the_check_is_tried(
+        self, s3: S3Bucket, proxy: FaultyProxy, store: S3Store
+    ) -> None:
+        async def work(store: S3Store) -> None:
+            proxy.deny(ABORTS)
+            for _ in range(3):
+                with pytest.raises(StorageError):
+                    await store.check()
+            assert len(s3.uploads()) == 1
+            proxy.deny()
+            await store.check()
+
+        using(store, work)
+        assert s3.uploads() == []
+
+    def test_to_list_works_from_the_check_to_the_redo(
+        self, s3: S3Bucket, proxy: FaultyProxy, store: S3Store, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # Without it, S3 answers 403 instead of 404 to a HEAD.
+        proxy.deny(LISTS, r"^HEAD .*(missing|check)")
+        data = os.urandom(12 * MIB)
+        caplog.set_level("INFO")
+
+        async def work(store: S3Store) -> None:
+            await store.check()
+            assert "cannot tell whether objects may be looked for" in caplog.text
+            assert "abandoned multipart uploads, if there are any, stay" in caplog.text
+            assert await store.abort_uploads("a") == 0
+            proxy.fail_next("lost answer", method="POST", target="uploadId=")
+            await store.put("a", MemoryBlob(data))
+            assert await store.exists("a")
+            with pytest.raises(StorageError, match="s3:ListBucket"):
+                await store.exists("missing")
+            await store.delete("missing")
+
+        using(store, work)
+        assert s3.read("lake/a") == data
+
+    def test_to_look_for_objects_passes_the_check_which_cannot_tell(
+        self, proxy: FaultyProxy, store: S3Store, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        proxy.deny(LOOKS)
+        caplog.set_level("INFO")
+        using(store, lambda store: store.check())
+        assert "cannot tell whether objects may be looked for" in caplog.text
+
+    def test_check_leaves_no_version_in_a_bucket_that_keeps_them(self, s3: S3Bucket, store: S3Store) -> None:
+        s3.client().put_bucket_versioning(Bucket=s3.bucket, VersioningConfiguration={"Status": "Enabled"})
+        using(store, lambda store: store.check())
+        found = s3.client().list_object_versions(Bucket=s3.bucket)
+        assert (found.get("Versions", []), found.get("DeleteMarkers", [])) == ([], [])
+
+
+def test_more_uploads_at_once_than_32_have_a_connection_each(faults: FaultServer) -> None:
+    under_way: set[str] = set()
+    all_there = threading.Event()
+
+    def answer(request: Request) -> None:
+        under_way.add(request.path)
+        if len(under_way) == 40:
+            all_there.set()
+        if all_there.wait(30):
+            request.reply(200, ETag='"x"')
+        else:
+            request.reset()
+
+    faults.answers = [answer]
+    store = open_store("s3://bucket/lake", options(faults), uploads_at_once=40)
+
+    async def main() -> None:
+        await asyncio.gather(*(store.put(str(i), MemoryBlob(b"1")) for i in range(40)))
+        await store.close()
+
+    uvloop.run(main())
 
 
 class TestRequests:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from arcpipe.config import MB, Parquet
 from arcpipe.storage.base import require_key
-from arcpipe.upload import parquet as parquet_module
+from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
 from arcpipe.upload.parquet import (
     ROLE,
     FileSettings,
@@ -45,11 +47,11 @@ def table(start_us: int, rows: int, **columns: Any) -> pa.Table:
 class Written:
     """Writers of one measurement and the files that they finished."""
 
-    def __init__(self, directory: Path, **parquet: Any) -> None:
+    def __init__(self, directory: Path, open_files: OpenFiles = OPEN_FILES, **parquet: Any) -> None:
         self.files: dict[str, bytes] = {}
         self.memory = SpoolMemory(directory, total_bytes=4 * MB, each_bytes=MB)
         self.writers = PartitionWriters(
-            FileSettings("batch", "arc", Parquet(**parquet), self.memory), "db", "m", self._take
+            FileSettings("batch", "arc", Parquet(**parquet), self.memory, open_files), "db", "m", self._take
         )
 
     def _take(self, key: str, blob: Spool, rows: int) -> None:
@@ -215,10 +217,9 @@ def test_a_file_that_lacks_a_later_column_is_finished_and_one_that_has_more_goes
 
 
 def test_a_file_of_many_columns_is_finished_before_its_row_groups_fill_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(parquet_module, "_MAX_CHUNKS", 6)
-    written = Written(tmp_path)
+    written = Written(tmp_path, OpenFiles(file_cost=open_file_cost(2) + 3 * row_group_cost(2) + 100))
     for group in range(5):
         written.writers.append(HOUR_US, table(HOUR_US + group, 1, n=[group]), HOUR_US + group)
     written.writers.close()
@@ -231,7 +232,7 @@ def test_the_hours_written_longest_ago_are_finished_first(tmp_path: Path) -> Non
     written = Written(tmp_path)
     for hour in (0, 1, 2, 0):
         written.writers.append(HOUR_US + hour * 3_600_000_000, table(HOUR_US, 1), HOUR_US)
-    written.writers.trim(1)
+    written.writers.limit(Quota(1, MB))
     assert sorted(key.split("/")[5] for key in written.files) == ["00", "23"]
     written.writers.append(HOUR_US + 3_600_000_000, table(HOUR_US, 1), HOUR_US)
     written.writers.close()
@@ -304,3 +305,88 @@ def test_a_full_disk_is_an_error_and_not_a_short_file(tmp_path: Path) -> None:
     memory = SpoolMemory(tmp_path / "missing", total_bytes=10, each_bytes=10)
     with pytest.raises(OSError, match="missing"):
         Spool(memory).write(b"x" * 11)
+
+
+# What open files cost
+
+
+class _MallocInfo(ctypes.Structure):
+    _fields_ = [(f"field_{number}", ctypes.c_size_t) for number in range(10)]  # of struct mallinfo2
+
+
+def allocated_bytes() -> int:
+    gc.collect()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _MallocInfo
+    info = mallinfo()
+    return int(info.field_7 + info.field_4 + pa.total_allocated_bytes())  # uordblks, hblkhd
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc tells what is allocated")
+@pytest.mark.parametrize(
+    ("columns", "groups", "name_bytes", "text_bytes"),
+    [(1, 1, 8, 0), (1_000, 1, 8, 0), (1_000, 6, 8, 0), (1_000, 4, 256, 0), (200, 6, 8, 1_000), (200, 4, 8, 4_000)],
+)
+def test_an_open_file_costs_the_memory_that_is_counted_for_it(
+    tmp_path: Path, columns: int, groups: int, name_bytes: int, text_bytes: int
+) -> None:
+    text = "x" * text_bytes
+    names = [f"{number:0{name_bytes}}" for number in range(columns)]
+    given = table(HOUR_US, 5, **{name: [text] * 5 if text else range(5) for name in names})
+    before = Written(tmp_path)  # what is made once and stays is not counted
+    before.writers.append(HOUR_US, given, HOUR_US)
+    before.writers.close()
+    settings = FileSettings("batch", "arc", Parquet(), SpoolMemory(tmp_path, 0, 0))
+    files = [PartitionWriters(settings, "db", "m", lambda key, spool, rows: spool.close()) for _ in range(3)]
+    allocated = allocated_bytes()
+    for writers in files:
+        for _ in range(groups):
+            writers.append(HOUR_US, given, HOUR_US)
+    allocated = allocated_bytes() - allocated
+    counted = sum(writers.cost for writers in files)
+    assert 0.5 * counted < allocated < 1.15 * counted
+    for writers in files:
+        writers.abort()
+
+
+def test_open_files_stay_within_their_quota_whatever_comes(tmp_path: Path) -> None:
+    written = Written(tmp_path)
+    quota = Quota(4, 4 * open_file_cost(10))
+    written.writers.limit(quota)
+    rng = np.random.default_rng(1)
+    rows = 0
+    for step in range(300):
+        if step == 200:
+            quota = Quota(2, 2 * open_file_cost(10))
+            written.writers.limit(quota)
+            assert written.writers.cost <= quota.cost
+        hour = HOUR_US + int(rng.integers(8)) * 3_600_000_000
+        columns = {f"c{number}": [step] for number in range(500 if step % 50 == 0 else 9)}
+        written.writers.append(hour, table(hour, 1, **columns), hour)
+        rows += 1
+        assert written.writers.cost <= quota.cost
+    written.writers.close()
+    assert written.writers.cost == 0
+    assert sum(pq.read_metadata(pa.BufferReader(data)).num_rows for data in written.files.values()) == rows
+
+
+def test_a_row_group_that_costs_more_than_all_is_a_file_of_its_own(tmp_path: Path) -> None:
+    written = Written(tmp_path)
+    written.writers.limit(Quota(4, open_file_cost(10)))
+    for _ in range(3):
+        written.writers.append(HOUR_US, table(HOUR_US, 1, **{f"c{number}": [1] for number in range(100)}), HOUR_US)
+        assert written.writers.cost == 0
+    assert len(written.files) == 3
+
+
+def test_values_of_wide_tables_have_statistics_only_while_they_are_short(tmp_path: Path) -> None:
+    """4,096 columns of 4 kB would cost 80 MB in statistics."""
+    written = Written(tmp_path)
+    columns = {f"c{number}": ["x" * (3_000 if number % 2 else 10)] for number in range(400)}
+    written.writers.append(HOUR_US, table(HOUR_US, 1, **columns), HOUR_US)
+    cost = written.writers.cost
+    written.writers.close()
+    group = written.file().metadata.row_group(0)
+    with_statistics = {group.column(n).path_in_schema for n in range(401) if group.column(n).is_stats_set}
+    assert with_statistics == {"time", *(f"c{number}" for number in range(0, 400, 2))}
+    assert cost < 2 * (open_file_cost(401) + row_group_cost(401))

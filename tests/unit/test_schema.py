@@ -1,8 +1,10 @@
-"""Column types stay what they were, and the file that keeps them never stops anybody."""
+"""Column types stay what they were, whatever becomes of the file that keeps them."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import msgspec
 import pytest
 
 from arcpipe.codec.arrow_columns import Values, find_values
+from arcpipe.disk import Disk
+from arcpipe.errors import UnknownVersion
 from arcpipe.upload import schema as schema_module
+from arcpipe.upload.checksum import with_checksum
 from arcpipe.upload.schema import ColumnSchema, SchemaRegistry, TableSchema
 
 
@@ -99,6 +104,8 @@ def test_the_registry_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     assert again.draft("db", "a") == drafts[1]
     assert again.changed([again.draft("db", "a")]) == []
     assert list(tmp_path.iterdir()) == [tmp_path / "schema.json"]
+    again.save()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["schema.json", "schema.json.previous"]
 
 
 def test_changes_survive_json() -> None:
@@ -112,17 +119,123 @@ def test_a_draft_does_not_change_the_registry(tmp_path: Path) -> None:
     assert registry.draft("db", "m").columns == {"a": ColumnSchema("i64")}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"\xff\x00", b'{"version":2,"tables":[]}', b'{"version":1,"tables":[["d","m",{"a":["i32"]}]]}'],
-)
-def test_a_file_that_cannot_be_read_is_a_warning(
+DAMAGED = [b"", b"{", b"[]", b"\xff\x00", b'{"version":1,"tables":[["d","m",{"a":["i32"]}]]}', b'{"version":1}']
+
+
+def saved(path: Path, *names: str) -> SchemaRegistry:
+    """A registry that was saved once for each of these tables."""
+    registry = SchemaRegistry.load(path)
+    for name in names:
+        registry.apply([TableSchema("db", name, {"a": ColumnSchema("i64")})])
+        registry.save()
+    return registry
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_file_goes_to_quarantine_and_the_one_before_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
-    (tmp_path / "schema.json").write_bytes(content)
-    with caplog.at_level(logging.WARNING):
-        assert len(SchemaRegistry.load(tmp_path / "schema.json")) == 0
+    path, quarantine = tmp_path / "schema.json", tmp_path / "quarantine"
+    quarantine.mkdir()
+    saved(path, "first", "second")
+    path.write_bytes(content)
+    registry = SchemaRegistry.load(path, None, quarantine)
+    assert len(registry) == 1
+    assert registry.draft("db", "first").columns
+    assert f"{path} is damaged" in caplog.text
+    assert (quarantine / "schema.json").read_bytes() == content
+    assert not path.exists()
+    registry.save()
+    assert len(SchemaRegistry.load(path, None, quarantine)) == 1
+
+
+def test_any_flipped_bit_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    saved(path, "first", "second")
+    content = path.read_bytes()
+    for at in range(len(content) * 8):
+        flipped = bytearray(content)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        assert len(SchemaRegistry.load(path)) == 1, f"bit {at} was not noticed"
+
+
+def test_without_an_intact_file_types_start_anew_and_it_is_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "schema.json"
+    saved(path, "first", "second")
+    for name in ("schema.json", "schema.json.previous"):
+        (tmp_path / name).write_bytes(b"{")
+    assert len(SchemaRegistry.load(path, None, tmp_path)) == 0
     assert "column types start anew" in caplog.text
+    assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("name", ["schema.json", "schema.json.previous"])
+def test_a_file_that_cannot_be_read_is_never_replaced(name: str, number: int, tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    saved(path, "first", "second")
+    if name != "schema.json":
+        path.write_bytes(b"{")
+
+    class Failing(Disk):
+        def open_for_reading(self, path: str) -> int:
+            if path.endswith(name):
+                raise OSError(number, "the disk says no", path)
+            return super().open_for_reading(path)
+
+    with pytest.raises(OSError, match="the disk says no"):
+        SchemaRegistry.load(path, Failing())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"version":2,"tables":[]}',
+        with_checksum(b'{"version":2,"tables":{}}'),
+        with_checksum(b'{"version":1,"tables":[["d","m",{"a":["i128"]}]]}'),
+    ],
+)
+def test_a_newer_file_stops_and_stays(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_bytes(content)
+    with pytest.raises(UnknownVersion, match="is of another version of arcpipe"):
+        SchemaRegistry.load(path, None, tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_a_file_of_before_the_checksum_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_bytes(b'{"version":1,"tables":[["db","m",{"a":["i64"],"h":["str",true]}]]}')
+    assert SchemaRegistry.load(path).draft("db", "m").columns["h"] == ColumnSchema("str", True)
+
+
+def test_a_crash_between_the_two_names_leaves_the_former_file(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    registry = saved(path, "first")
+
+    class Crashing(Disk):
+        def rename(self, source: str, target: str) -> None:
+            if source.endswith(".tmp"):
+                raise KeyboardInterrupt
+            super().rename(source, target)
+
+    crashing = SchemaRegistry.load(path, Crashing())
+    crashing.apply([TableSchema("db", "second", {"a": ColumnSchema("i64")})])
+    with pytest.raises(KeyboardInterrupt):
+        crashing.save()
+    assert len(SchemaRegistry.load(path)) == len(registry) == 1
+
+
+def test_the_file_is_for_its_owner_and_group(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        saved(tmp_path / "schema.json", "first")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "schema.json").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_missing_file_is_an_empty_registry(tmp_path: Path) -> None:
@@ -141,6 +254,29 @@ def test_tables_that_changed_longest_ago_are_forgotten_first_also_after_a_restar
         registry.save()
         registry = SchemaRegistry.load(tmp_path / "schema.json")
     assert [len(registry.draft("db", name).columns) for name in "abcd"] == [2, 0, 1, 1]
+
+
+def test_a_busy_table_is_kept_however_many_others_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_module, "MAX_TABLES", 10)
+    registry = SchemaRegistry(tmp_path / "schema.json", [TableSchema("db", "busy", {"a": ColumnSchema("i64")})])
+    for number in range(123):
+        registry.begin()
+        draft = registry.draft("db", f"m{number}")
+        draft.settle("a", values(1), (), False)
+        registry.draft("db", "busy")
+        changed, used = registry.changed([draft]), registry.used
+        assert used == ([("db", f"m{number}"), ("db", "busy")] if len(registry) > 9 else [])
+        registry.apply(changed, registry.drafted)
+    assert registry.draft("db", "busy").columns == {"a": ColumnSchema("i64")}
+    assert len(registry) == 10
+
+
+def test_what_a_copy_takes_over_is_not_in_the_registry(tmp_path: Path) -> None:
+    registry = SchemaRegistry(tmp_path / "schema.json", [TableSchema("db", "m", {"a": ColumnSchema("i64")})])
+    copy = registry.copy()
+    copy.apply([TableSchema("db", "m", {"a": ColumnSchema("f64")}), TableSchema("db", "n", {"a": ColumnSchema("f64")})])
+    assert (len(registry), len(copy)) == (1, 2)
+    assert registry.draft("db", "m").columns["a"].type == "i64"
 
 
 def test_many_columns_are_forgotten_with_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +22,7 @@ import uvloop
 
 from arcpipe.config import StorageS3
 from arcpipe.errors import ConfigError, StorageError
-from arcpipe.storage import Blob, MemoryBlob, ObjectStore, open_store
+from arcpipe.storage import Blob, MemoryBlob, ObjectStore, local, open_store
 from arcpipe.storage.local import STAGING_DIRECTORY, LocalStore
 
 T = TypeVar("T")
@@ -87,6 +90,32 @@ async def raised(operation: Coroutine[Any, Any, Any]) -> StorageError:
     with pytest.raises(StorageError) as caught:
         await operation
     return caught.value
+
+
+@contextmanager
+def thin_device(directory: Path) -> Iterator[tuple[Path, Path]]:
+    """An ext4 of 64 MB on a loop device, and the file system of 24 MB that backs it."""
+    backing, mount = directory / "backing", directory / "mount"
+    backing.mkdir()
+    mount.mkdir()
+    image = backing / "image"
+    steps: list[list[str]] = [
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "arcpipe-test", str(backing)],
+        ["truncate", "-s", "64M", str(image)],
+        ["mkfs.ext4", "-q", "-O", "^has_journal", str(image)],
+        ["mount", "-o", "loop", str(image), str(mount)],
+    ]
+    try:
+        for step in steps:
+            try:
+                subprocess.run(step, check=True, capture_output=True, text=True)
+            except (FileNotFoundError, subprocess.CalledProcessError) as error:
+                pytest.skip(f"loop devices need root and mkfs.ext4: {error}")
+        yield mount, backing
+    finally:
+        for path in (mount, backing):
+            if path.is_mount():
+                subprocess.run(["umount", str(path)], check=True)
 
 
 class TestPut:
@@ -256,6 +285,100 @@ class TestPut:
 
 
 class TestFailure:
+    def test_of_a_write_back_is_not_lost_before_the_fsync(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The kernel tells a descriptor of a failed write once; an fsync after that says that all is well."""
+        asked = []
+
+        def sync_file_range(fd: int, offset: object, length: object, flags: int) -> int:
+            asked.append(fd)
+            ctypes.set_errno(errno.EIO if len(asked) == 2 else 0)
+            return -1 if len(asked) == 2 else 0
+
+        monkeypatch.setattr(local, "_SYNC_FILE_RANGE", sync_file_range)
+        error = using(root, lambda store: raised(store.put("a", MemoryBlob(bytes(1 << 20)))))
+        assert "The disk reports an error" in str(error)
+        assert files(root) == {}
+
+    @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL])
+    def test_of_a_file_system_that_knows_no_write_back_is_none(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        def sync_file_range(*_: object) -> int:
+            ctypes.set_errno(number)
+            return -1
+
+        monkeypatch.setattr(local, "_SYNC_FILE_RANGE", sync_file_range)
+        using(root, lambda store: store.put("a", MemoryBlob(bytes(1 << 20))))
+        assert files(root) == {"a": bytes(1 << 20)}
+
+    def test_of_a_disk_that_recovers_during_the_put_does_not_leave_a_hole(self, tmp_path: Path) -> None:
+        """A thin device fills up while a file is written, and has space again before its fsync."""
+        with thin_device(tmp_path) as (mount, backing):
+            filler = backing / "filler"
+
+            class Recovering:
+                size = 8 << 20
+
+                def read_at(self, offset: int, length: int) -> bytes:
+                    if offset == 4 << 20:
+                        filler.unlink(missing_ok=True)
+                    return os.urandom(length)
+
+            room = os.statvfs(backing)
+            with suppress(OSError):
+                filler.write_bytes(bytes(room.f_bavail * room.f_frsize))
+
+            async def work(store: ObjectStore) -> None:
+                error = await raised(store.put("a", Recovering()))
+                assert error.kind == "no_space" or "The disk reports an error" in str(error)
+                filler.unlink(missing_ok=True)
+                await store.put("a", Recovering())
+
+            using(mount / "lake", work)
+            assert set(files(mount / "lake")) == {"a"}
+
+    def test_of_the_sync_after_a_removal_is_made_good_by_the_next_delete(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[str] = []
+
+        def sync(path: str) -> None:
+            synced.append(path)
+            if len(synced) == 1:
+                raise OSError(errno.EIO, "Input/output error")
+
+        async def work(store: ObjectStore) -> None:
+            await store.put("db/a", MemoryBlob(b"1"))
+            monkeypatch.setattr(local, "_sync_directory", sync)
+            await raised(store.delete("db/a"))
+            assert files(root) == {}
+            await store.delete("db/a")
+
+        using(root, work)
+        assert synced == [str(root / "db")] * 2
+
+    @pytest.mark.parametrize("step", ["fsync", "rename", "write"])
+    def test_of_any_step_leaves_the_former_object_and_no_descriptor(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        def fails(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        async def work(store: ObjectStore) -> None:
+            await store.put("a", MemoryBlob(b"former"))
+            with monkeypatch.context() as patch:
+                patch.setattr(os, step, fails)
+                patch.setattr(os, "unlink", fails)
+                before = len(os.listdir("/proc/self/fd"))
+                assert "The disk reports an error" in str(await raised(store.put("a", MemoryBlob(b"latter"))))
+                assert len(os.listdir("/proc/self/fd")) == before
+            assert (root / "a").read_bytes() == b"former"
+            await store.check()
+            await store.put("a", MemoryBlob(b"latter"))
+
+        using(root, work)
+        assert files(root) == {"a": b"latter"}
+
     @pytest.fixture
     def small_disk(self, tmp_path: Path) -> Iterator[Path]:
         """A file system of 1 MB."""
@@ -393,6 +516,22 @@ class TestListing:
 
         using(root, work)
 
+    def test_passes_by_lost_and_found_which_only_root_may_read(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("lost+found", "db/lost+found"):
+            (root / name).mkdir(parents=True)
+        scandir = os.scandir
+
+        def guarded(path: str) -> Any:
+            if path.rstrip("/").endswith("lost+found"):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", guarded)
+        assert using(root, lambda store: store.list_keys("l")) == []
+        assert "permission" in str(using(root, lambda store: raised(store.list_keys("db/"))))
+
     def test_of_a_store_that_was_never_written_to_is_empty(self, root: Path) -> None:
         assert using(root, lambda store: store.list_keys("")) == []
 
@@ -418,7 +557,78 @@ class TestDelete:
         using(root, lambda store: store.delete(key))
 
 
+class TestExists:
+    def test_tells_an_object_from_all_else(self, root: Path) -> None:
+        async def work(store: ObjectStore) -> None:
+            await store.put("db/a", MemoryBlob(b"1"))
+            assert await store.exists("db/a")
+            for key in ("db", "db/b", "db/a/b", "other/a"):
+                assert not await store.exists(key)
+            await store.delete("db/a")
+            assert not await store.exists("db/a")
+
+        using(root, work)
+
+    def test_of_a_store_that_was_never_written_to_makes_nothing(self, root: Path) -> None:
+        assert using(root, lambda store: store.exists("db/a")) is False
+        assert not root.exists()
+
+    def test_that_cannot_tell_raises(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def stat(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "stat", stat)
+        assert "The disk reports an error" in str(using(root, lambda store: raised(store.exists("db/a"))))
+
+    def test_makes_the_name_durable_that_a_killed_process_gave(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (root / "db").mkdir(parents=True)
+        (root / "db/a").write_bytes(b"1")
+        synced: list[str] = []
+        monkeypatch.setattr(local, "_sync_directory", synced.append)
+        assert using(root, lambda store: store.exists("db/a"))
+        assert synced == [str(root / "db"), str(root.parent), str(root)]
+
+    def test_aborts_no_uploads_as_there_are_none(self, root: Path) -> None:
+        assert using(root, lambda store: store.abort_uploads("db/a")) == 0
+
+
 class TestCheck:
+    def test_passes_by_what_others_have_in_the_staging_directory(self, root: Path) -> None:
+        staging = root / STAGING_DIRECTORY
+        for name in ("lost+found", f"put-{'0' * 32}.tmp"):
+            (staging / name).mkdir(parents=True)
+        (staging / f"put-{'1' * 32}.tmp").symlink_to("nowhere")
+        using(root, lambda store: store.check())
+        assert len(list(staging.iterdir())) == 3
+
+    def test_passes_by_a_staging_directory_that_cannot_be_listed(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def scandir(path: str) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        using(root, lambda store: store.check())
+        assert f"temporary files that a crash left stay in {root}/{STAGING_DIRECTORY}" in caplog.text
+
+    def test_is_made_again_if_another_process_removes_the_staging_directory(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As one does that ends: see `close`."""
+        scandir = os.scandir
+        removed = []
+
+        def removes(path: str) -> Any:
+            if not removed:
+                removed.append(os.rmdir(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", removes)
+        using(root, lambda store: store.check())
+        assert removed
+
     def test_of_a_good_store_leaves_no_trace(self, root: Path) -> None:
         using(root, lambda store: store.check())
         assert list(root.iterdir()) == []

@@ -1,16 +1,33 @@
-"""Who hangs: signs of life as the supervisor reads them, with times that nobody has to wait for."""
+"""Who hangs, who is started again and when, and what waits: with times that nobody has to wait for."""
 
 from __future__ import annotations
 
-from arcpipe.counters import Counters, Uploader, Worker
-from arcpipe.supervisor import _Child, _Pulse
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from arcpipe import backlog as backlog_module
+from arcpipe.backlog import Backlog, Leftovers
+from arcpipe.children import EXIT_SHORTAGE, Child, Pulse, fork
+from arcpipe.counters import Counters, Node, Uploader, Worker, unpack_name
+from arcpipe.wal import WALWriter
+from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 
 READY = 4711  # a pid: the child has started
+KILLED = 9  # statuses as waitpid tells them
+FAILED = 1 << 8
+SHORTAGE = EXIT_SHORTAGE << 8
 
 
-def worker(counters: Counters) -> _Child:
+def worker(counters: Counters) -> Child:
     block = counters.worker(1)
-    child = _Child("ingest 1", lambda: READY, lambda: bool(block[Worker.PID]), [_Pulse(block, Worker.HEARTBEAT_US, 10)])
+    child = Child("ingest 1", lambda: READY, lambda: bool(block[Worker.PID]), [Pulse(block, Worker.HEARTBEAT_US, 10)])
     child.started_at = 100.0
     return child
 
@@ -60,8 +77,8 @@ def test_all_are_forgiven_after_a_pause_of_everybody() -> None:
 
 def test_an_uploader_whose_loop_turns_but_that_gets_nowhere_hangs_in_the_end() -> None:
     block = Counters(1).uploader
-    pulses = [_Pulse(block, Uploader.HEARTBEAT_US, 30), _Pulse(block, Uploader.STEPS, 900)]
-    child = _Child("uploader", lambda: READY, lambda: bool(block[Uploader.PID]), pulses)
+    pulses = [Pulse(block, Uploader.HEARTBEAT_US, 30), Pulse(block, Uploader.STEPS, 900)]
+    child = Child("uploader", lambda: READY, lambda: bool(block[Uploader.PID]), pulses)
     block[Uploader.PID] = READY
     child.forgive(0.0)
     for second in range(10, 2000, 10):
@@ -69,3 +86,265 @@ def test_an_uploader_whose_loop_turns_but_that_gets_nowhere_hangs_in_the_end() -
         if second <= 1000 and second % 500 == 0:
             block[Uploader.STEPS] += 1  # a try that failed, or an entry of a long batch
         assert child.hangs(float(second)) == (second > 1900)
+
+
+# Starting again
+
+
+def refuse(*_: object) -> NoReturn:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def slot(start: Callable[[], int] = lambda: READY, ready: bool = True) -> Child:
+    return Child("ingest 1", start, lambda: ready, [])
+
+
+def die(child: Child, now: float, status: int) -> float:
+    """Starts it and lets it die at once; seconds until it may be started again."""
+    child.start(now)
+    assert child.pid == READY
+    return child.note_end(now, status)
+
+
+def test_the_pause_doubles_up_to_a_limit_however_often_it_dies() -> None:
+    child = slot()
+    pauses = [die(child, 0.0, KILLED) for _ in range(3000)]  # 2**3000 is no float
+    assert pauses[:8] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0])
+    assert set(pauses[8:]) == {10.0}
+    assert child.start_at == 10.0
+
+
+def test_a_child_that_was_well_begins_with_a_short_pause_again() -> None:
+    child = slot()
+    for _ in range(5):
+        die(child, 0.0, KILLED)
+    child.start(100.0)
+    child.check(109.9)
+    assert child.failures == 5
+    child.check(110.0)
+    assert (child.failures, child.was_well) == (0, True)
+    assert child.note_end(111.0, KILLED) == pytest.approx(0.1)
+
+
+def test_a_child_that_lived_long_but_never_got_ready_was_not_well() -> None:
+    child = slot(ready=False)
+    child.start(0.0)
+    child.check(60.0)
+    assert not child.was_well
+    child.note_end(60.0, KILLED)
+    assert child.failures == 1
+
+
+def test_the_silence_between_two_processes_is_not_the_second_one_s() -> None:
+    """It may be ready before anybody has looked, and signs a moment later."""
+    counters = Counters(1)
+    child, block = worker(counters), counters.worker(1)
+    block[Worker.PID], block[Worker.HEARTBEAT_US] = READY, 1
+    child.start(100.0)
+    assert not child.hangs(100.2)
+    child.note_end(100.3, KILLED)
+    child.start(115.0)
+    assert not child.hangs(115.2)
+    assert child.hangs(125.1)
+
+
+def test_a_start_that_fails_is_tried_again_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    child = slot(refuse)
+    for number in range(50):
+        child.start(float(number))
+        assert child.pid == 0
+    assert child.failures == 50
+    assert child.start_at == 49.0 + 10.0
+    assert not child.is_hopeless
+    assert "cannot start ingest 1: [Errno 11] Resource temporarily unavailable; trying again in 0.1 s" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("status", "hopeless"), [(KILLED, True), (FAILED, True), (SHORTAGE, False)], ids=["killed", "failed", "shortage"]
+)
+def test_only_deaths_by_a_childs_own_fault_count_towards_giving_up(status: int, hopeless: bool) -> None:
+    child = slot()
+    for _ in range(7):
+        die(child, 0.0, status)
+    assert not child.is_hopeless
+    die(child, 0.0, status)
+    assert child.is_hopeless == hopeless
+    for _ in range(100):
+        die(child, 0.0, SHORTAGE)
+    assert child.is_hopeless == hopeless
+
+
+def test_a_child_that_was_well_once_is_never_given_up() -> None:
+    child = slot()
+    child.start(0.0)
+    child.check(10.0)
+    child.note_end(10.0, KILLED)
+    for _ in range(100):
+        die(child, 20.0, KILLED)
+    assert not child.is_hopeless
+
+
+def lack_memory() -> int:
+    raise MemoryError
+
+
+def lack_threads() -> int:
+    raise RuntimeError("can't start new thread")
+
+
+def lack_space() -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/wal/worker-1.wal")
+
+
+def err() -> int:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [(lambda: 0, 0), (lack_space, 75), (lack_memory, 75), (lack_threads, 75), (err, 1)],
+    ids=["well", "space", "memory", "threads", "bug"],
+)
+def test_a_child_tells_by_its_exit_code_whether_the_machine_refused_something(
+    work: Callable[[], int], code: int
+) -> None:
+    pid = fork("ingest 1", lambda: None, work)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+
+
+# What waits
+
+
+class Wal:
+    """A directory in which slot 1 left three records in a segment, as a crash leaves it; its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.directory = WALDirectory(path)
+        self.directory.make()
+        self.counters = Counters(1)
+        self.leftovers = Leftovers(self.directory)
+        self.backlog = Backlog(self.directory, self.leftovers, self.counters.node)
+
+    def write(self) -> Path:
+        writer = WALWriter(self.directory.path, slot=1)
+        writer.append([{"measurement": "m", "time": 1_700_000_000, "v": number} for number in range(3)])
+        writer.close()
+        [sealed] = self.directory.segments(SEALED)
+        active = sealed.path.removesuffix(".sealed")
+        os.rename(sealed.path, active)
+        return Path(active)
+
+    def shared(self) -> tuple[int, int, int, str]:
+        self.backlog.measure()
+        node = self.counters.node
+        return (
+            *(node[Node.UNLISTED], node[Node.BACKLOG_SEGMENTS], node[Node.UNRECOVERED_SEGMENTS]),
+            unpack_name(node, Node.UNRECOVERED_NAME),
+        )
+
+
+@pytest.fixture
+def wal(tmp_path: Path) -> Wal:
+    return Wal(tmp_path / "wal")
+
+
+def test_what_cannot_be_read_stays_counts_and_is_recovered_once_it_can(wal: Wal, tmp_path: Path) -> None:
+    file = wal.write()
+    size = file.stat().st_size
+    file.rename(tmp_path / "aside")
+    file.mkdir()  # reading it fails, whoever tries
+    wal.leftovers.recover_slot(1)
+    assert [left.path for left in wal.leftovers.look()] == [str(file)]
+    assert wal.shared() == (0, 1, 1, file.name)
+    assert wal.counters.node[Node.OLDEST_BACKLOG_US] > 0
+    wal.leftovers.retry()
+    assert wal.shared() == (0, 1, 1, file.name)
+    file.rmdir()
+    (tmp_path / "aside").rename(file)
+    assert wal.shared()[2:] == (1, file.name)
+    assert wal.counters.node[Node.UNRECOVERED_BYTES] == wal.counters.node[Node.BACKLOG_BYTES] == size
+    wal.leftovers.retry()
+    assert wal.shared() == (0, 1, 0, "")
+    assert [sealed.filename for sealed in wal.directory.segments(SEALED)] == [f"{file.name}.sealed"]
+    assert not wal.leftovers
+
+
+def test_a_retry_leaves_the_files_of_living_workers_alone(wal: Wal, tmp_path: Path) -> None:
+    file = wal.write()
+    file.rename(tmp_path / "aside")
+    file.mkdir()
+    wal.leftovers.recover_slot(1)
+    living = file.with_name("worker-1-20991231_235959-000099.wal")
+    living.write_bytes(b"a worker writes here")
+    file.rmdir()
+    (tmp_path / "aside").rename(file)
+    wal.leftovers.retry()
+    assert living.read_bytes() == b"a worker writes here"
+    assert [left.path for left in wal.directory.segments(ACTIVE)] == [str(living)]
+
+
+def test_a_second_death_does_not_read_again_what_is_known_to_be_unreadable(
+    wal: Wal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The retry's process may be at it at this moment."""
+    asked: list[list[str]] = []
+    real = backlog_module.recover_files
+
+    def recover_files(directory: WALDirectory, files: list[backlog_module.SegmentFile]) -> object:
+        asked.append([file.filename for file in files])
+        return real(directory, files)
+
+    monkeypatch.setattr(backlog_module, "recover_files", recover_files)
+    first = Path(wal.directory.path, "worker-1-20251008_143000-000001.wal")
+    first.mkdir()
+    wal.leftovers.recover_slot(1)
+    second = wal.write()
+    wal.leftovers.recover_slot(1)
+    assert asked == [[first.name], [second.name]]
+    assert [file.filename for file in wal.leftovers.look()] == [first.name]
+
+
+def test_a_recovery_for_which_there_is_no_thread_is_done_later(wal: Wal, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = wal.write()
+
+    def start(self: threading.Thread) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        summary = wal.leftovers.recover_slot(1)  # raises nothing, whatever of it could be done
+    assert len(wal.leftovers) + len(summary.files) == 1
+    wal.leftovers.retry()
+    assert wal.shared() == (0, 1, 0, "")
+    assert Path(f"{file}.sealed").exists()
+
+
+def test_a_directory_that_is_gone_is_said_once_and_made_again(
+    wal: Wal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wal.write()
+    wal.leftovers.recover_slot(1)
+    assert wal.shared()[:2] == (0, 1)
+    os.rename(wal.directory.path, tmp_path / "away")
+    Path(wal.directory.path).write_bytes(b"in the way")
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            assert wal.shared()[:2] == (1, 1)  # the backlog as it was known last
+    assert caplog.text.count("cannot look at") == 1
+    assert wal.counters.node[Node.DISK_TOTAL_BYTES] > 0  # the disk can be measured, so it is
+    os.unlink(wal.directory.path)
+    assert wal.shared() == (0, 0, 0, "")
+    assert os.path.isdir(wal.directory.batches)
+
+
+def test_everything_is_uploaded_is_only_known_of_a_directory_that_can_be_listed(wal: Wal, tmp_path: Path) -> None:
+    assert wal.backlog.what_is_left() == (0, 0, 0)
+    wal.write()
+    Path(wal.directory.path, "worker-7-20251008_143000-000001.wal.sealed").write_bytes(b"")
+    Path(wal.directory.quarantine, "worker-1-20251008_143000-000002.wal").write_bytes(b"")
+    Path(wal.directory.quarantine, "lost+found").mkdir()
+    assert wal.backlog.what_is_left() == (1, 1, 1)
+    os.rename(wal.directory.path, tmp_path / "away")
+    with pytest.raises(FileNotFoundError):
+        wal.backlog.what_is_left()

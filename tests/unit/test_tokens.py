@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import hashlib
 import json
 import os
@@ -13,12 +15,14 @@ import threading
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from arcpipe import tokens
 from arcpipe.cli_token import parse_expiry
+from arcpipe.disk import Disk
 from arcpipe.tokens import MAX_TOKENS, TOKEN_LENGTH, Token, TokensError
 from tests.harness import COMMAND, drawn_in_terminal, environment
 
@@ -241,6 +245,88 @@ def test_two_tokens_of_one_id_are_refused(tmp_path: Path) -> None:
     tokens.add(str(path), a_token(id="23456789"))
     with pytest.raises(TokensError, match="the same id 23456789"):
         tokens.read(str(path))
+
+
+def test_an_empty_file_is_not_one_without_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.touch(0o600)
+    for use in (lambda: tokens.read(str(path)), lambda: tokens.add(str(path), a_token())):
+        with pytest.raises(TokensError, match=r"tokens\.toml: empty; restore it"):
+            use()
+    assert path.read_bytes() == b""
+
+
+def test_a_file_of_brackets_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text("token = " + "[" * 100_000)
+    path.chmod(0o600)
+    with pytest.raises(TokensError, match=r"tokens\.toml: not valid TOML"):
+        tokens.read(str(path))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("call", ["stat", "open"])
+def test_a_file_that_cannot_be_read_is_never_taken_for_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    """A new file in its place would end every token, and forget what was revoked."""
+    path = tmp_path / "tokens.toml"
+    tokens.add(str(path), a_token())
+    before = path.read_bytes()
+    whole = os.stat if call == "stat" else open
+
+    def fails(name: Any, *arguments: Any, **named: Any) -> Any:
+        if name == str(path):
+            raise OSError(number, os.strerror(number))
+        return whole(name, *arguments, **named)
+
+    monkeypatch.setattr(os if call == "stat" else builtins, call, fails)
+    with pytest.raises(TokensError, match=f"cannot be (read|written): {os.strerror(number)}"):
+        tokens.add(str(path), a_token())
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["tokens.toml"]
+
+
+def test_a_file_that_was_cut_off_gives_no_token_more_than_it_had(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    made = [
+        a_token(revoked=NOW),
+        a_token(databases=("one",), expires=NOW + timedelta(days=1), name="hall 3"),
+        a_token(),
+    ]
+    for token in made:
+        tokens.add(str(path), token)
+    whole = path.read_bytes()
+    refused = 0
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        try:
+            found = tokens.read(str(path))
+        except TokensError:
+            refused += 1
+        else:
+            assert list(found) == made[: len(found)], length
+    assert refused > len(whole) // 2
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "rename", "sync_directory"])
+def test_a_change_that_the_disk_refuses_says_so_and_leaves_a_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "tokens.toml"
+    first, second = a_token(), a_token()
+    tokens.add(str(path), first)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Disk, step, fails)
+    with pytest.raises(TokensError, match=r"tokens\.toml: cannot be written: No space left"):
+        tokens.add(str(path), second)
+    monkeypatch.undo()
+    assert tokens.read(str(path)) in ((first,), (first, second))
+    assert os.listdir(tmp_path) == ["tokens.toml"]
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:

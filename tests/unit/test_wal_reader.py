@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import time
@@ -17,9 +16,11 @@ from hypothesis import strategies as st
 
 from arcpipe.errors import NotAWAL
 from arcpipe.wal import WALReader
-from arcpipe.wal import reader as reader_module
-from arcpipe.wal.reader import Entry, ScanReport, SegmentScan, count_records
-from tests.wal_files import DAY, HEADER, NAME, columnar, end, entry, envelope, segment, start, written_over
+from arcpipe.wal import source as source_module
+from arcpipe.wal.reader import Damage, Entry, ScanReport, SegmentScan, count_records
+from arcpipe.wal.verdict import Verdict
+from tests.wal_doubles import BadBlocks
+from tests.wal_files import DAY, HEADER, IDENTITY, NAME, columnar, end, entry, envelope, segment, start, written_over
 
 HOUR = 3_600_000_000
 
@@ -102,7 +103,7 @@ def test_a_file_that_does_not_begin_as_a_log_is_none(file: Path, content: bytes,
 
 
 def test_entries_larger_than_a_window_are_read_whole(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "WINDOW_BYTES", 1024)
+    monkeypatch.setattr(source_module, "WINDOW_BYTES", 1024)
     payloads = [columnar(number, number * 700) for number in range(12)]
     file.write_bytes(segment(payloads, closed=True)[0])
     entries, report = scan(file)
@@ -353,47 +354,104 @@ def test_files_of_other_programs_have_no_border(tmp_path: Path) -> None:
 # Devices and other people
 
 
-@pytest.mark.parametrize("gently", [False, True])
-def test_blocks_that_cannot_be_read_are_damage(file: Path, monkeypatch: pytest.MonkeyPatch, gently: bool) -> None:
+def test_a_read_that_fails_is_an_error_and_nothing_else(file: Path) -> None:
     content, _ = segment([columnar(number, 1000) for number in range(30)], closed=True)
     file.write_bytes(content)
-    pread, preadv = os.pread, os.preadv
+    for gently in (False, True):
+        with pytest.raises(OSError, match="Input/output error"):
+            SegmentScan(file, disk=BadBlocks(0, 1), gently=gently)
+        for begin in (8192, len(content) - 5):
+            scanning = SegmentScan(file, disk=BadBlocks(begin, begin + 1), gently=gently)
+            with pytest.raises(OSError, match="Input/output error"):
+                list(scanning)
+            assert scanning.report.verdict is Verdict.UNREADABLE
 
-    def check(offset: int, length: int) -> None:
-        if offset < 12288 and offset + length > 8192:
-            raise OSError(errno.EIO, "bad block")
 
-    def failing(fd: int, length: int, offset: int) -> bytes:
-        check(offset, length)
-        return pread(fd, length, offset)
+@pytest.mark.parametrize("begin", range(0, 20_000, 1500))
+def test_an_entry_that_was_yielded_before_a_failed_read_is_intact(
+    file: Path, monkeypatch: pytest.MonkeyPatch, begin: int
+) -> None:
+    """However small the window is: what is read is read, what is not raises."""
+    monkeypatch.setattr(source_module, "WINDOW_BYTES", 2048)
+    payloads = [columnar(number, 700) for number in range(30)]
+    content, offsets = segment(payloads, closed=True)
+    file.write_bytes(content)
+    found: list[Entry] = []
+    with pytest.raises(OSError, match="Input/output error"):
+        found.extend(SegmentScan(file, disk=BadBlocks(begin, begin + 1)))
+    assert [bytes(read.payload) for read in found] == payloads[: len(found)]
+    assert len(found) <= sum(offset + 16 <= begin for offset in offsets)
 
-    def failing_into(fd: int, buffers: list[memoryview], offset: int) -> int:
-        check(offset, sum(map(len, buffers)))
-        return preadv(fd, buffers, offset)
 
-    monkeypatch.setattr(reader_module.os, "pread", failing)
-    monkeypatch.setattr(reader_module.os, "preadv", failing_into)
-    entries, report = scan(file, gently=gently)
-    assert {0, 1, 2, 28, 29} <= set(numbers(entries)) < set(range(30))
-    assert len(report.damage) == 1
+def test_a_read_that_fails_for_a_moment_is_tried_again_by_the_next_scan(file: Path) -> None:
+    content, _ = segment([columnar(number, 1000) for number in range(30)], closed=True)
+    file.write_bytes(content)
+    disk = BadBlocks(times=2)  # the window, and what is needed of it
+    with pytest.raises(OSError, match="Input/output error"):
+        SegmentScan(file, disk=disk)
+    scanning = SegmentScan(file, disk=disk)
+    assert numbers(list(scanning)) == list(range(30))
+    assert scanning.report.verdict is Verdict.CLEAN
+
+
+def test_blocks_behind_the_end_entry_are_not_needed(file: Path) -> None:
+    content, _ = segment([columnar(number, 1000) for number in range(30)], closed=True)
+    file.write_bytes(content + bytes(100_000))
+    scanning = SegmentScan(file, disk=BadBlocks(len(content) + 5000, len(content) + 60_000))
+    assert numbers(list(scanning)) == list(range(30))
+    assert scanning.report.verdict is Verdict.CLEAN
+
+
+@pytest.mark.parametrize("identity", [b"", IDENTITY])
+@pytest.mark.parametrize("gently", [False, True])
+def test_salvage_reads_around_bad_blocks_and_tells_them(file: Path, gently: bool, identity: bytes) -> None:
+    payloads = [columnar(number, 1000, identity) for number in range(30)]
+    content, offsets = segment(payloads, closed=True, identity=identity)
+    file.write_bytes(content + bytes(50_000))
+    disk = BadBlocks(8192, 12288)
+    disk_behind = BadBlocks(len(content) + 20_000, 1 << 40)
+    scanning = SegmentScan(file, disk=disk, salvage=True, gently=gently)
+    hit = [n for n, offset in enumerate(offsets) if offset < 12288 and [*offsets, len(content)][n + 1] > 8192]
+    assert numbers(list(scanning)) == [number for number in range(30) if number not in hit]
+    first, second = scanning.report.damage
+    assert (first.offset, first.length) == (offsets[hit[0]], offsets[hit[-1] + 1] - offsets[hit[0]])
+    assert second == Damage(8192, 4096, "unreadable: Input/output error")
+    assert scanning.report.verdict is Verdict.DAMAGED
+    # What nobody needs is not told.
+    scanning = SegmentScan(file, disk=disk_behind, salvage=True, gently=gently)
+    assert numbers(list(scanning)) == list(range(30))
+    assert scanning.report.verdict is Verdict.CLEAN
+
+
+def test_salvage_of_a_file_of_which_nothing_can_be_read_ends(file: Path) -> None:
+    file.write_bytes(segment([columnar(number, 1000) for number in range(30)], closed=True)[0])
+    scanning = SegmentScan(file, disk=BadBlocks(), salvage=True)
+    assert list(scanning) == []
+    assert ("unreadable: Input/output error", 0) in [(found.reason, found.offset) for found in scanning.report.damage]
+    assert scanning.report.verdict is Verdict.DAMAGED
 
 
 @pytest.mark.parametrize("gently", [False, True])
-def test_a_file_that_is_cut_off_meanwhile_ends_there(file: Path, monkeypatch: pytest.MonkeyPatch, gently: bool) -> None:
-    monkeypatch.setattr(reader_module, "WINDOW_BYTES", 2048)
+def test_a_file_that_is_cut_off_meanwhile_is_an_error(
+    file: Path, monkeypatch: pytest.MonkeyPatch, gently: bool
+) -> None:
+    monkeypatch.setattr(source_module, "WINDOW_BYTES", 2048)
     content, offsets = segment([columnar(number, 500) for number in range(30)])
     file.write_bytes(content)
     scanning = SegmentScan(file, gently=gently)
     iterator = iter(scanning)
-    first = next(iterator)
+    found = [next(iterator)]
     os.truncate(file, offsets[20])
-    assert numbers([first, *iterator]) == list(range(20))
+    with pytest.raises(OSError, match=f"became shorter while it was read, at offset {offsets[20]}"):
+        found.extend(iterator)
+    assert numbers(found) == list(range(len(found)))
+    assert scanning.report.verdict is Verdict.UNREADABLE
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 1000, 4096])
 def test_a_gentle_read_finds_the_same(file: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
-    monkeypatch.setattr(reader_module, "WINDOW_BYTES", 3000)
-    monkeypatch.setattr(reader_module, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(source_module, "WINDOW_BYTES", 3000)
+    monkeypatch.setattr(source_module, "_PIECE_BYTES", piece_bytes)
     content, offsets = segment([columnar(number, 37 * number) for number in range(100)], closed=True)
     damaged = bytearray(content)
     damaged[offsets[50] + 30] ^= 1
@@ -405,18 +463,34 @@ def test_a_gentle_read_finds_the_same(file: Path, monkeypatch: pytest.MonkeyPatc
     assert gentle_report.damage == report.damage
 
 
-def test_a_search_among_bytes_that_only_look_like_entries_has_an_end(file: Path) -> None:
-    content, _ = segment([columnar(1)])
-    count = 40_000
-    fakes = b"".join(
+def lookalikes(count: int) -> bytes:
+    """What only looks like entries, each of them as long as all that follow."""
+    return b"".join(
         struct.pack(">IQI", 24 * (count - n) - 16, DAY + n, 0) + b"\x94\x01" + bytes(6) for n in range(count)
     )
-    file.write_bytes(content + fakes)
-    started = time.monotonic()
+
+
+def test_a_search_that_gives_up_is_damage_and_no_torn_tail(file: Path) -> None:
+    """The issue's case: one flipped byte, and a client's value full of header look-alikes."""
+    payloads = [columnar(0), columnar(1, value=lookalikes(40_000)), *(columnar(number) for number in range(2, 50))]
+    content, offsets = segment(payloads)
+    file.write_bytes(content[: offsets[1]] + b"\xff" + content[offsets[1] + 1 :])
     entries, report = scan(file)
-    assert numbers(entries) == [1]
-    assert report.torn_bytes
-    assert time.monotonic() - started < 20
+    assert numbers(entries) == [0]
+    [found] = report.damage
+    assert (found.offset, found.length) == (offsets[1], len(content) - offsets[1])
+    assert found.reason.startswith("the search for entries was given up")
+    assert (report.torn_bytes, report.verdict) == (0, Verdict.DAMAGED)
+
+
+def test_no_number_of_stale_entries_ends_the_search_for_those_behind_them(file: Path) -> None:
+    """A value full of them, whose own header is damaged, hides nothing that follows."""
+    stale = b"".join(entry(columnar(1000 + number), DAY - HOUR + number) for number in range(600))
+    content, offsets = segment([columnar(0), columnar(1, value=stale), columnar(2), columnar(3)])
+    file.write_bytes(content[: offsets[1]] + b"\xff" + content[offsets[1] + 1 :])
+    entries, report = scan(file)
+    assert numbers(entries) == [0, 2, 3]
+    assert len(report.damage) == 1
 
 
 # Anything may happen to the bytes
@@ -500,12 +574,12 @@ def test_whatever_happens_to_the_bytes_the_rest_is_read(tmp_path: Path, case: Ca
     file.write_bytes(content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader_module, "WINDOW_BYTES", window)
-        if content[:7] != HEADER:
-            with pytest.raises(NotAWAL):
-                SegmentScan(file)
+        patch.setattr(source_module, "WINDOW_BYTES", window)
+        try:
+            entries, report = scan(file)
+        except NotAWAL:
+            assert content[:7] != HEADER
             return
-        entries, report = scan(file)
 
     ends = {offset: offset + 16 + len(columnar(n, case.present[n])) for n, offset in enumerate(offsets)}
     whole = [n for n, offset in enumerate(offsets) if content[offset : ends[offset]] == intact[offset : ends[offset]]]

@@ -1,0 +1,179 @@
+"""Put one object in parts: S3's multipart upload, part by part until the whole is there.
+
+A part that fails is sent again by itself, a few times and with growing pauses, and so is the completion. The upload is
+aborted only when one of them fails for good or the put is cancelled. Parts cost money until then.
+
+The answer to a completion may be lost after the server has done it. The next try is then told that there is no such
+upload: the object itself, its size and its ETag, says whether it was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from arcpipe.errors import StorageError
+from arcpipe.storage import s3_errors
+from arcpipe.storage.base import Blob
+from arcpipe.storage.s3_client import MIB, Client
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# S3's limit on the parts of one object.
+_MAX_PARTS = 10_000
+# AWS may take minutes to join many parts, and sends blanks meanwhile.
+_COMPLETE_SECONDS = 300.0
+# How long a failed upload may hold up the report of its failure.
+_ABORT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How an object is put in parts.
+
+    `tries`: of each part and of the completion. `pause_seconds`: before the second try; each further pause is twice
+    as long, and all are shortened at random by up to a half, lest many parts come again at once.
+    """
+
+    part_bytes: int = 16 * MIB
+    parallel: int = 4
+    tries: int = 4
+    pause_seconds: float = 0.5
+
+
+async def begin_upload(client: Client, name: str, parameters: dict[str, str]) -> str:
+    """Begin an upload and return its id."""
+    checksum = {"ChecksumAlgorithm": "CRC32"} if client.checksums else {}
+    answer = await client.call("write", "create_multipart_upload", {"Key": name, **parameters, **checksum})
+    upload_id = answer.get("UploadId")
+    if not isinstance(upload_id, str):
+        raise client.failure("write", name, s3_errors.NOT_S3)
+    return upload_id
+
+
+async def abort_upload(client: Client, name: str, upload_id: str) -> None:
+    """Abort an upload; one that is gone is fine.
+
+    Raises:
+        StorageError: it stays open, and its parts cost space.
+    """
+    action = "end the upload of"
+    try:
+        async with asyncio.timeout(_ABORT_SECONDS):
+            await client.call(action, "abort_multipart_upload", {"Key": name, "UploadId": upload_id})
+    except s3_errors.S3Error as error:
+        if error.code != "NoSuchUpload":
+            raise
+    except TimeoutError as error:
+        raise client.failure(action, name, "no answer in time", "timeout") from error
+
+
+class PartwisePut:
+    """One blob on its way into an upload that was begun."""
+
+    def __init__(self, client: Client, name: str, upload_id: str, blob: Blob, how: Parts) -> None:
+        self._client = client
+        self._name = name
+        self._upload = {"Key": name, "UploadId": upload_id}
+        self._blob = blob
+        self._how = how
+        # Whether the server may have completed the upload without our knowing.
+        self._may_be_complete = False
+
+    async def run(self) -> None:
+        """Send all parts, `parallel` at a time, and complete the upload.
+
+        Raises:
+            StorageError: a part or the completion failed for good; the caller aborts the upload.
+        """
+        part_bytes = max(self._how.part_bytes, -(-self._blob.size // _MAX_PARTS))
+        offsets = range(0, self._blob.size, part_bytes)
+        parts: list[dict[str, Any]] = [{} for _ in offsets]
+        waiting = iter(enumerate(offsets))
+
+        async def send_waiting() -> None:
+            for index, offset in waiting:
+                length = min(part_bytes, self._blob.size - offset)
+                parts[index] = await self._again(
+                    f"part {index + 1}", functools.partial(self._send, index + 1, offset, length)
+                )
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._how.parallel, len(parts))):
+                    group.create_task(send_waiting())
+        except ExceptionGroup as failures:
+            first = failures.exceptions[0]
+            raise first from first.__cause__
+        await self._again("the completion", lambda: self._complete(parts))
+
+    async def _send(self, number: int, offset: int, length: int) -> dict[str, Any]:
+        """Send a part and return what the completion says of it."""
+        content = await self._client.content(self._blob, offset, length)
+        answer = await self._client.call("write", "upload_part", {**self._upload, "PartNumber": number, **content})
+        self._client.require_taken(self._name, answer, content)
+        del content["Body"]
+        return {"PartNumber": number, **content, "ETag": answer["ETag"]}
+
+    async def _complete(self, parts: list[dict[str, Any]]) -> None:
+        parameters = {**self._upload, "MultipartUpload": {"Parts": parts}}
+        try:
+            answer = await self._client.call(
+                "write", "complete_multipart_upload", parameters, seconds=_COMPLETE_SECONDS
+            )
+        except s3_errors.S3Error as error:
+            if error.code == "NoSuchUpload" and self._may_be_complete and await self._is_complete(parts):
+                return
+            self._may_be_complete |= error.is_passing
+            raise
+        self._client.require_taken(self._name, answer)
+
+    async def _is_complete(self, parts: list[dict[str, Any]]) -> bool:
+        """Whether the object is there and is proven to be made of these parts."""
+        try:
+            head = await self._client.call("look for", "head_object", {"Key": self._name})
+        except s3_errors.S3Error as error:
+            if error.is_passing:
+                raise
+            return False  # not there, or we may not know: then the whole put is done again, which is always safe
+        return bool(head.get("ContentLength") == self._blob.size and head.get("ETag", "").strip('"') == _etag(parts))
+
+    async def _again(self, what: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Do this until it succeeds, as often as allowed and while a retry may mend the error."""
+        tries = 1
+        while True:
+            try:
+                return await request()
+            except StorageError as error:
+                if tries >= self._how.tries or not s3_errors.is_passing(error):
+                    raise
+                pause = self._how.pause_seconds * 2 ** (tries - 1) * random.uniform(0.5, 1)
+                log.warning(
+                    "%s of a multipart upload: %s; trying again in %.1f s",
+                    what,
+                    error,
+                    pause,
+                    extra={"fields": {"kind": error.kind, "tries": tries}},
+                )
+            await asyncio.sleep(pause)
+            tries += 1
+
+
+def _etag(parts: list[dict[str, Any]]) -> str:
+    """The ETag of an object of these parts, as S3 makes it of theirs: the MD5 of their MD5s, and their number.
+
+    Empty, and so like no ETag, where theirs are no MD5s.
+    """
+    try:
+        digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in parts)
+    except ValueError:
+        return ""
+    return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"

@@ -1,0 +1,333 @@
+"""A batch's journal: what was done for it so far, durable before anything depends on it.
+
+`batches/{batch_id}.journal` holds frames, one for each append and sync:
+
+    89abcdef [0,[{"is":"manifest",…},{"is":"key",…}]]\\n
+
+The CRC32 covers what follows its space. The first number counts the frames; the first record is a copy of the manifest.
+Zeros may follow, where the file was a spare. The last frame is torn where a crash came first: nothing depends on it,
+and the next one is written over it. A frame that is damaged although a later one is intact was synced once: that is
+damage, and told as such. A journal gets its name with its first frame, so that a file of this name is never empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from arcpipe import durable
+from arcpipe.config import MB
+from arcpipe.disk import Disk
+from arcpipe.upload.manifest import Manifest, known_manifest, unknown_version
+from arcpipe.upload.schema import TableSchema
+from arcpipe.upload.spares import Spares
+from arcpipe.wal.format import crc32
+
+# Of a spare, bytes that only the last records of a batch may take: without them its segments could not go.
+_RESERVE_BYTES: Final = 64 << 10
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Key(msgspec.Struct, frozen=True, tag_field="is", tag="key", omit_defaults=True):
+    """An object that is to be put, durable before its first byte is sent."""
+
+    key: str
+    rows: int
+    bytes: int
+    min_us: int | None = None  # µs since the epoch, of its first row; None for a dead letter
+    max_us: int | None = None  # of its last row; None where it is not known
+
+    def has_rows_of(self, other: Key) -> bool:
+        """Whether both can be the same rows; another version of a library may need other bytes for them."""
+        return (self.rows, self.min_us, self.max_us) == (other.rows, other.min_us, other.max_us)
+
+
+class Segment(msgspec.Struct, frozen=True, tag_field="is", tag="segment"):
+    """How far a segment was read: `entries` of them begin at or before `offset`. Durable before keys of their rows."""
+
+    name: str
+    entries: int
+    offset: int
+    whole: bool
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """The entries of a segment from offset `start` on and before `stop`, which are converted on their own."""
+
+    segment: str
+    start: int
+    stop: int
+
+
+class Misfit(msgspec.Struct, frozen=True, array_like=True):
+    """An entry whose conversion is a bug of this program."""
+
+    segment: str
+    offset: int
+    reason: str
+
+
+class Isolated(msgspec.Struct, frozen=True, tag_field="is", tag="isolated"):
+    """How a batch is converted that failed as a whole: in parts, and without those entries, which are dead letters."""
+
+    parts: list[Part]
+    misfits: list[Misfit]
+
+
+class Converted(msgspec.Struct, frozen=True, tag_field="is", tag="converted", omit_defaults=True):
+    """All keys of the last try are known. Void as soon as a key follows: that is of another try."""
+
+    archive: list[str] = []  # segments to keep as `.recovered`
+    schema: list[TableSchema] = []  # what the batch changes in the schema registry
+    used: list[tuple[str, str]] = []  # tables that it used, where the registry is nearly full
+    strays: list[str] = []  # keys of former tries that the last one did not make again
+
+
+class Uploaded(msgspec.Struct, frozen=True, tag_field="is", tag="uploaded"):
+    """Every object is durable: nothing is put again."""
+
+
+class Unlisted(msgspec.Struct, frozen=True, tag_field="is", tag="unlisted"):
+    """The disk is full: keys that follow are in the store only."""
+
+
+class _First(msgspec.Struct, frozen=True, tag_field="is", tag="manifest"):
+    manifest: Manifest
+
+
+Record = Key | Segment | Isolated | Converted | Uploaded | Unlisted
+
+
+class _Frames(NamedTuple):
+    """The intact frames of a file, in their order."""
+
+    contents: list[bytes]
+    end: int  # behind the last one
+    damage: str  # empty if there is none
+
+
+class Journal:
+    """The journal of one batch, and what its records say. One thread appends at a time."""
+
+    def __init__(self, disk: Disk, path: str, manifest: Manifest | None, spares: Spares | None = None) -> None:
+        """Begin one. The file is made by the first append."""
+        self.path = path
+        self.manifest = manifest  # None if its copy is damaged
+        self.keys: dict[str, Key] = {}
+        self.segments: dict[str, Segment] = {}
+        self.isolated: Isolated | None = None
+        self.converted: Converted | None = None
+        self.uploaded = False
+        self.is_complete = True  # every key that was ever put is among the keys
+        self.damage = ""
+        self._disk = disk
+        self._spares = spares
+        self._fd = -1
+        self._exists = False
+        self._frames = 0
+        self._end = 0
+        self._spare_bytes = 0  # of the spare that it is written over, if it is
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether anything may have been put."""
+        return bool(self.keys) or not self.is_complete
+
+    @classmethod
+    def load(cls, disk: Disk, path: str, spares: Spares | None = None) -> Journal | None:
+        """Read a journal; None if there is none. Damage is told by `damage` and by a missing `manifest`.
+
+        Raises:
+            OSError: it cannot be read.
+            UnknownVersion: it is intact, but holds something that this program does not know.
+        """
+        return durable.load(disk, path, lambda data: cls._of(disk, path, data, spares))
+
+    @classmethod
+    def _of(cls, disk: Disk, path: str, data: bytes, spares: Spares | None) -> Journal:
+        journal = cls(disk, path, None, spares)
+        frames = _read_frames(data)
+        journal._exists = True
+        journal._end = frames.end
+        journal._spare_bytes = len(data) if data.endswith(b"\0") else 0
+        journal._frames = len(frames.contents)
+        for content in frames.contents:
+            raw_number, records = msgspec.json.decode(content)
+            if raw_number == 0:
+                first = records.pop(0)
+                journal.manifest = known_manifest(first.get("manifest") if isinstance(first, dict) else None, path)
+            journal._frames = raw_number + 1
+            for record in records:
+                try:
+                    journal._take(msgspec.convert(record, Record))
+                except msgspec.ValidationError as error:
+                    raise unknown_version(path, str(error)) from error
+        journal.damage = frames.damage
+        if journal.manifest is None and not journal.damage:
+            journal.damage = "its first record is damaged"
+        journal.is_complete = journal.is_complete and not journal.damage
+        return journal
+
+    def _take(self, record: Record) -> None:
+        match record:
+            case Key():
+                self.keys[record.key] = record
+                self.converted = None
+            case Segment():
+                known = self.segments.get(record.name)
+                if known is None or known.offset <= record.offset:
+                    self.segments[record.name] = record
+            case Isolated():
+                self.isolated = record
+            case Converted():
+                self.converted = record
+            case Uploaded():
+                self.uploaded = True
+            case Unlisted():
+                self.is_complete = False
+
+    def begin(self) -> None:
+        """Make the file, with the copy of the manifest and nothing else, where there is none yet. Raises OSError."""
+        if not self._exists:
+            self._write([])
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Make records durable, all in one frame, and take them over. Does nothing for none.
+
+        Raises:
+            OSError: they may be there or not. The next call writes over them.
+        """
+        news = [record for record in records if not self._knows(record)]
+        if not news:
+            return
+        try:
+            self._write(news)
+        except OSError as error:
+            if error.errno not in _FULL or not self._exists:
+                raise
+            self._write_in_no_space(news)
+        for record in news:
+            self._take(record)
+
+    def _knows(self, record: Record) -> bool:
+        match record:
+            case Key():
+                known = self.keys.get(record.key)
+                return known is not None and known.has_rows_of(record)
+            case Segment():
+                return self.segments.get(record.name) == record
+            case Converted():
+                return self.converted == record
+        return isinstance(record, Uploaded) and self.uploaded
+
+    def _write(self, records: Sequence[Record]) -> None:
+        frame = self._frame(records)
+        if not self._exists:
+            self._create(frame)
+        elif self._spare_bytes and self._end + len(frame) > self._room(records):
+            durable.replace(self._disk, self.path, self._content() + frame)  # there may be space again
+            self.close()
+            self._spare_bytes = 0
+        else:
+            if self._fd < 0:
+                self._fd = self._disk.open(self.path)
+            self._disk.write(self._fd, [frame], self._end)
+            self._disk.fdatasync(self._fd)
+        self._end += len(frame)
+        self._frames += 1
+
+    def _frame(self, records: Sequence[Record]) -> bytes:
+        contents: list[Any] = list(records)
+        if not self._frames:
+            assert self.manifest is not None
+            contents.insert(0, _First(self.manifest))
+        content = msgspec.json.encode([self._frames, contents])
+        return b"%08x %b\n" % (crc32(content), content)
+
+    def _create(self, frame: bytes) -> None:
+        try:
+            durable.replace(self._disk, self.path, frame)
+        except OSError as error:
+            if error.errno not in _FULL or self._spares is None:
+                raise
+            self._move_to_spare(frame, error)
+        self._exists = True
+
+    def _room(self, records: Sequence[Record]) -> int:
+        """Bytes that the file may grow to with these records."""
+        is_last = not any(isinstance(record, Key) for record in records)
+        return self._spare_bytes if is_last else self._spare_bytes - _RESERVE_BYTES
+
+    def _move_to_spare(self, data: bytes, error: OSError) -> None:
+        assert self._spares is not None
+        self.close()
+        self._spare_bytes = self._spares.use("journal", self.path, data, error)
+
+    def _write_in_no_space(self, records: Sequence[Record]) -> None:
+        """Go on where the file cannot grow: in a spare, and without keys if that is not enough either."""
+        full = OSError(errno.ENOSPC, "no space is left for a batch's journal, nor in the spare file", self.path)
+        if self._spares is not None and not self._spare_bytes:
+            content = self._content()
+            frame = self._frame(records)
+            if len(content) + len(frame) <= MB - _RESERVE_BYTES:
+                self._move_to_spare(content + frame, full)
+                self._end += len(frame)
+                self._frames += 1
+                return
+        kept = [record for record in records if not isinstance(record, Key)]
+        if len(kept) < len(records) and self.is_complete:
+            kept.append(Unlisted())
+            self.is_complete = False
+        if kept:
+            self._write(kept)
+
+    def _content(self) -> bytes:
+        fd = self._disk.open_for_reading(self.path)
+        try:
+            return self._disk.read(fd, self._end, 0)
+        finally:
+            self._disk.close(fd)
+
+    def close(self) -> None:
+        """Close the file; the next append opens it again."""
+        if self._fd >= 0:
+            self._disk.close(self._fd)
+            self._fd = -1
+
+    def remove(self) -> None:
+        """Remove the file; its directory is for the caller to sync."""
+        self.close()
+        self._disk.unlink(self.path)
+        self._exists = False
+
+
+def _read_frames(data: bytes) -> _Frames:
+    contents: list[bytes] = []
+    end = position = expected = 0
+    suspect = damage = ""
+    for line in data.split(b"\n")[:-1]:  # what has no end is torn
+        text = line.lstrip(b"\0")
+        content = text[9:]
+        intact = text[8:9] == b" " and text[:8] == b"%08x" % crc32(content)
+        if intact:
+            number = _number_of(content)
+            if suspect or number != expected:
+                damage = damage or suspect or f"frame {expected} is missing before offset {position}"
+            suspect = ""
+            expected = number + 1
+            contents.append(content)
+            end = position + len(line) + 1
+        elif text:
+            suspect = suspect or f"the frame at offset {position} is damaged"
+        position += len(line) + 1
+    return _Frames(contents, end, damage)
+
+
+def _number_of(content: bytes) -> int:
+    with contextlib.suppress(msgspec.MsgspecError):
+        return int(msgspec.json.decode(content)[0])
+    return -1

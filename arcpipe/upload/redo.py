@@ -1,0 +1,138 @@
+"""What to do with a batch before it is tried: whether its segments still hold what an earlier try read.
+
+A try overwrites the objects of the one before. If it found fewer entries, it would take rows out of the store. So
+nothing is put again until the segments were read and compared with the journal. If they hold less:
+
+- nothing was put: the batch is planned anew without what is gone;
+- everything was put: the batch is uploaded, and only has to be retired;
+- something was put: what is left goes under a new batch id. Partitions that are whole in the store are left out,
+  objects of the old id stay as they are. Rows of the other partitions may be in the store under both ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+from typing import Final
+
+from arcpipe.counters import Uploader
+from arcpipe.storage import ObjectStore
+from arcpipe.upload import segments
+from arcpipe.upload.batch import Batch, Batches
+from arcpipe.upload.journal import Converted, Uploaded
+from arcpipe.upload.shipment import Context, in_thread
+
+log = logging.getLogger(__name__)
+
+_LOOK_AT_ONCE: Final = 16
+
+
+class Replaced(Exception):
+    """The batch was planned anew; `batch` takes its place, if anything is left."""
+
+    def __init__(self, batch: Batch | None) -> None:
+        super().__init__("the batch was planned anew")
+        self.batch = batch
+
+
+async def prepare(context: Context, batches: Batches, batch: Batch) -> None:
+    """See that a batch may be tried. Returns with `batch.state` "uploaded" if there is nothing left to try.
+
+    Raises:
+        Replaced: another batch takes its place.
+        UnreadableSegment, StorageError, OSError: it cannot be told now.
+    """
+    directory, journal = context.directory, batch.journal
+    new = batches.replace_again(batch)
+    if new is not None:
+        raise Replaced(new)
+    if batch.manifest.version == 1 and not journal.has_keys:
+        _warn_of_missing(context, batch)
+        return
+    if not journal.has_keys:
+        gone = segments.missing(directory, batch.segments, journal.segments)
+        if gone:
+            await _plan_anew(context, batches, batch, gone, [], ())
+        return
+    found = await in_thread(lambda: segments.examine(directory, batch.segments, journal.segments))
+    if not found.missing and not found.short:
+        return
+    there = await _present(context.store, batch)
+    converted = journal.converted
+    is_known = converted is not None and journal.is_complete and not journal.damage
+    if converted is not None and is_known and there.issuperset(_last_keys(batch, converted)):
+        lost = [*found.missing, *found.short]
+        log.warning(
+            "segments %s of batch %s hold less than they did, but every object of it is in the store",
+            ", ".join(lost),
+            batch.batch_id,
+        )
+        kept = sorted({*converted.archive, *found.short})
+        batches.finish(batch, [Converted(kept, converted.schema, converted.used, converted.strays), Uploaded()])
+        return
+    whole = _whole_folders(batch, converted, there) if converted is not None and is_known else []
+    await _plan_anew(context, batches, batch, found.missing, found.short, whole)
+
+
+def _last_keys(batch: Batch, converted: Converted) -> set[str]:
+    return batch.journal.keys.keys() - set(converted.strays)
+
+
+async def _present(store: ObjectStore, batch: Batch) -> set[str]:
+    """Those of the batch's keys that are in the store."""
+    slots = asyncio.Semaphore(_LOOK_AT_ONCE)
+
+    async def look(key: str) -> str | None:
+        async with slots:
+            return key if await store.exists(key) else None
+
+    return {key for key in await asyncio.gather(*map(look, batch.journal.keys)) if key is not None}
+
+
+def _whole_folders(batch: Batch, converted: Converted, there: set[str]) -> list[str]:
+    """The folders, one of each partition, all of whose objects are in the store."""
+    keys = _last_keys(batch, converted)
+    lacking = {_folder(key) for key in keys - there} | {_folder(key) for key in converted.strays}
+    return sorted({_folder(key) for key in keys} - lacking)
+
+
+def _folder(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+async def _plan_anew(
+    context: Context, batches: Batches, batch: Batch, gone: list[str], short: list[str], whole: Iterable[str]
+) -> None:
+    for name in gone:
+        log.error(
+            "segment %s of batch %s is gone: what was in it and not in the store yet is lost", name, batch.batch_id
+        )
+    left = [name for name in batch.segments if name not in gone]
+    new = batches.replace(batch, left, whole)
+    context.block[Uploader.LOST_SEGMENTS] += len(gone) + len(short)
+    if batch.journal.has_keys:
+        log.error(
+            "batch %s goes on as %s: %d segments of it hold less than they did. Objects of the old name stay; "
+            "rows of partitions that were not whole may be in both",
+            batch.batch_id,
+            new.batch_id if new is not None else "nothing",
+            len(gone) + len(short),
+        )
+    raise Replaced(new)
+
+
+def _warn_of_missing(context: Context, batch: Batch) -> None:
+    """Of a batch without a journal, of arcpipe up to d82b3c0, nobody knows what was put: it is done as it was then."""
+    for name in segments.missing(context.directory, batch.segments, {}):
+        log.error(
+            "segment %s of batch %s is gone: what was in it and not in the store yet is lost", name, batch.batch_id
+        )
+        batch.segments.remove(name)
+        context.block[Uploader.LOST_SEGMENTS] += 1
+
+
+def without(batch: Batch, name: str) -> list[str]:
+    """The segments of a batch but for one."""
+    return [segment for segment in batch.segments if os.path.basename(segment) != name]

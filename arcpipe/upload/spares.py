@@ -1,0 +1,93 @@
+"""Spare files in `batches/`, so that a full disk does not keep a batch from being written down.
+
+A batch frees its segments' space, but needs some first: for its manifest and its journal. `spare-1` and `spare-2` hold
+zeros, so their blocks are there. On a full disk they are written over in place and renamed, which allocates nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Final, Literal
+
+from arcpipe.config import MB
+from arcpipe.wal.directory import WALDirectory
+
+log = logging.getLogger(__name__)
+
+Use = Literal["manifest", "journal"]
+# A manifest of 1,000 segments, and a journal of 6,000 keys.
+SPARES: Final[dict[Use, tuple[str, int]]] = {"manifest": ("spare-1", 64 << 10), "journal": ("spare-2", MB)}
+
+
+class Spares:
+    """The spare files of one WAL directory."""
+
+    def __init__(self, directory: WALDirectory) -> None:
+        self._directory = directory
+        self._missing: set[Use] = set(SPARES)  # or not looked for yet
+
+    def make(self) -> None:
+        """Make those that are missing, where there is space; cheap if none is. The next call tries again."""
+        disk = self._directory.disk
+        for use in sorted(self._missing):
+            name, size = SPARES[use]
+            path = os.path.join(self._directory.batches, name)
+            try:
+                if disk.size(path) != size:
+                    self._make(path, size)
+            except OSError as error:
+                disk.unlink(f"{path}.tmp")
+                log.debug("cannot make %s: %s", path, error)
+            else:
+                self._missing.discard(use)
+
+    def _make(self, path: str, size: int) -> None:
+        disk = self._directory.disk
+        temporary = f"{path}.tmp"
+        disk.unlink(temporary)
+        fd = disk.create(temporary)
+        try:
+            disk.write(fd, [bytes(size)], 0)
+            disk.fsync(fd)
+        finally:
+            disk.close(fd)
+        disk.rename(temporary, path)
+        disk.sync_directory(self._directory.batches)
+
+    def size_of(self, use: Use) -> int:
+        """The bytes that a spare takes."""
+        return SPARES[use][1]
+
+    def use(self, use: Use, path: str, data: bytes, error: OSError) -> int:
+        """Make `path` of a spare, durably and atomically, without allocating anything.
+
+        A manifest is cut to its length; a journal keeps its zeros, to be written over.
+
+        Args:
+            error: that there is no space; raised again where the spare is missing or too small.
+
+        Returns:
+            The bytes of the file.
+        """
+        disk = self._directory.disk
+        name, size = SPARES[use]
+        spare = os.path.join(self._directory.batches, name)
+        disk.unlink(f"{path}.tmp")
+        if len(data) > size or disk.size(spare) != size:
+            raise error
+        self._missing.add(use)
+        fd = disk.open(spare)
+        try:
+            if use == "journal":
+                data = data.ljust(size, b"\0")
+            disk.write(fd, [data], 0)
+            if len(data) < size:
+                disk.truncate(fd, len(data))
+            disk.fsync(fd)
+        finally:
+            disk.close(fd)
+        disk.rename(spare, path)
+        disk.sync_directory(self._directory.batches)
+        log.warning("the disk of %s is full: %s is written over a spare file", self._directory.path, path)
+        return len(data)

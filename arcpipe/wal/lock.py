@@ -1,0 +1,179 @@
+"""One instance per WAL directory, whatever becomes of its LOCK file.
+
+Two locks are held, both by flock(2). The one on the directory itself cannot be removed by anybody who tidies up. The
+one on the file LOCK keeps out, and is kept out by, versions that know no other; people read the owner's pid in it. Both
+last until the last process that inherited them is gone.
+
+The directory comes first, so that a program that is refused leaves LOCK alone. It tries without blocking, so two that
+start at once cannot wait for each other.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from arcpipe.disk import Disk
+from arcpipe.errors import InstanceLocked
+
+log = logging.getLogger(__name__)
+
+# A process that waits for its disk cannot be killed before that answers: the wait once the owner itself is gone.
+_DYING_SECONDS: Final = 30.0
+_POLL_SECONDS: Final = 0.02
+# What file systems without locks on directories answer, some network and FUSE ones among them.
+_CANNOT_LOCK: Final = {
+    *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EISDIR),
+}
+
+
+class InstanceLock:
+    """The right to use one WAL directory; not taken at first."""
+
+    def __init__(self, path: str, disk: Disk) -> None:
+        self._path = path
+        self._file = os.path.join(path, "LOCK")
+        self._disk = disk
+        self._directory_fd = -1  # stays -1 where directories cannot be locked
+        self._file_fd = -1
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What is to be handed to `take` of the next program in this process; the file LOCK's comes first."""
+        return tuple(fd for fd in (self._file_fd, self._directory_fd) if fd >= 0)
+
+    def take(self, wait_seconds: float, inherited_fds: Sequence[int] = ()) -> None:
+        """Takes the directory for this process and the children that it forks.
+
+        Args:
+            wait_seconds: covers the moments in which an instance that was killed is still going away.
+            inherited_fds: locks that this process took as another program. Nobody could take those of this directory
+                in between; others are given back.
+
+        Raises:
+            InstanceLocked: another instance has it.
+            OSError: the directory or its LOCK cannot be opened.
+        """
+        spare = list(inherited_fds)
+        try:
+            self._directory_fd = self._locked_directory(wait_seconds, spare)
+            try:
+                self._file_fd = self._locked_file(wait_seconds, spare)
+            except BaseException:
+                self.release()
+                raise
+        finally:
+            for fd in spare:
+                os.close(fd)
+
+    def renew(self) -> None:
+        """Takes what was removed or replaced meanwhile, the directory or LOCK in it; two stat calls if nothing was.
+
+        Raises:
+            InstanceLocked: somebody else has taken it in between.
+            OSError: it cannot be looked at, or not be made again.
+        """
+        if self._file_fd < 0:
+            return
+        if self._directory_fd >= 0 and not _is_of(self._directory_fd, self._path):
+            fd = self._locked_directory(0.0, [])
+            os.close(self._directory_fd)
+            self._directory_fd = fd
+        if not _is_of(self._file_fd, self._file):
+            fd = self._locked_file(0.0, [])
+            os.close(self._file_fd)
+            self._file_fd = fd
+            log.warning("%s was removed or replaced; made and locked it again", self._file)
+
+    def release(self) -> None:
+        """Gives the directory back; only needed by a process that goes on without it."""
+        for fd in self.fds:
+            os.close(fd)
+        self._file_fd = self._directory_fd = -1
+
+    def _locked_directory(self, wait_seconds: float, spare: list[int]) -> int:
+        fd = _same_file(self._disk.open_directory(self._path), spare)
+        try:
+            self._lock(fd, wait_seconds)
+        except OSError as error:
+            os.close(fd)
+            if error.errno not in _CANNOT_LOCK:
+                raise
+            log.warning(
+                "%s is on a file system that cannot lock directories (%s); only its file LOCK keeps a second instance "
+                "out, so never remove that file",
+                *(self._path, error.strerror),
+            )
+            return -1
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _locked_file(self, wait_seconds: float, spare: list[int]) -> int:
+        fd = _same_file(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640), spare)
+        try:
+            self._lock(fd, wait_seconds)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _lock(self, fd: int, wait_seconds: float) -> None:
+        started = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                owner = self._owner()
+                patience = wait_seconds if _is_running(owner) else max(wait_seconds, _DYING_SECONDS)
+                if time.monotonic() - started >= patience:
+                    raise InstanceLocked(
+                        f"{self._path} is in use by another arcpipe (pid {owner}). "
+                        "Stop that one first, or give this one another wal.dir."
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+
+    def _owner(self) -> str:
+        """The pid that LOCK tells, or "unknown"."""
+        try:
+            with open(self._file, "rb") as file:
+                return file.read(64).decode("ascii", "replace").strip() or "unknown"
+        except OSError:
+            return "unknown"
+
+
+def _same_file(fd: int, spare: list[int]) -> int:
+    """The descriptor among `spare` that is of the same file, taken out of it, and `fd` is closed; else `fd`."""
+    for other in spare:
+        if os.path.samestat(os.fstat(other), os.fstat(fd)):
+            os.close(fd)
+            spare.remove(other)
+            return other
+    return fd
+
+
+def _is_of(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_running(pid: str) -> bool:
+    """Whether a process of this number is there; also if `pid` is no number at all."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OverflowError, PermissionError):
+        return True
+    return True
