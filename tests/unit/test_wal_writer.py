@@ -985,6 +985,32 @@ def test_the_successor_says_what_it_replaces_and_is_complete_before_the_cut(
     assert contents(directory) == [[1], [2, 3, 4]]
 
 
+def test_a_kill_at_any_moment_of_a_replacement_neither_loses_nor_doubles(
+    directory: WALDirectory, disk: FaultyDisk, tmp_path: Path
+) -> None:
+    writer = WALWriter(directory, 1, LATER)
+    commit(writer, 1)
+    assert writer._background is not None
+    writer._background.sync_now()
+    commit(writer, 2, 3)
+    wait_ready(writer)
+    fail_a_sync(writer, disk)
+    found: list[list[int]] = []
+
+    def kill(operation: str, path: str) -> None:
+        if threading.current_thread() is threading.main_thread():
+            found.append(after_a_kill(directory, tmp_path / str(len(found))))
+
+    disk.fault = kill
+    disk.fault_after = kill
+    commit(writer, 4)
+    disk.fault = disk.fault_after = lambda operation, path: None
+    writer.close()
+    assert len(found) > 15
+    assert [numbers for numbers in found if numbers not in ([1, 2, 3], [1, 2, 3, 4])] == []
+    assert contents(directory) == [[1], [2, 3, 4]]
+
+
 @pytest.mark.parametrize("operation", ["truncate", "fsync"])
 def test_nothing_new_is_accepted_until_what_is_replaced_is_cut_off(
     directory: WALDirectory, disk: FaultyDisk, operation: str
