@@ -387,10 +387,13 @@ class InlineLoop(asyncio.SelectorEventLoop):
 
     def run_in_executor(self, executor: object, func: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         future = self.create_future()
+        # Behind what the work itself has the loop do, as from a thread.
         try:
-            future.set_result(func(*arguments))
+            result = func(*arguments)
         except Exception as error:
-            future.set_exception(error)
+            self.call_soon(future.set_exception, error)
+        else:
+            self.call_soon(future.set_result, result)
         return future
 
 
@@ -436,12 +439,10 @@ class GaveUp(BaseException):
 
 
 class _TinyMegabytes(int):
-    """A setting in MB whose half is `reusable` bytes: segments of these tests are small and are to be written over."""
-
-    reusable = 3072
+    """A setting in MB that comes to 6144 bytes: segments of these tests are small, and are to be written over."""
 
     def __lshift__(self, bits: int) -> int:
-        return self.reusable
+        return 6144 >> (20 - bits)
 
 
 SETTINGS = config.Settings(
