@@ -37,7 +37,7 @@ def make_body(number: int, size: int) -> bytes:
 
 def _body(number: int, length: int, extra: dict[str, list[str]]) -> bytes:
     # A column whose type depends on the batch that comes first: whoever forgets the registry gives it another one.
-    mood = number if number % 3 else str(number)
+    mood = str(number) if number // 8 % 3 else number
     columns = {"number": [number], "filler": [_filler(number, length)], "mood": [mood]}
     return msgspec.msgpack.encode({"m": "m", "columns": columns, **extra})
 
