@@ -10,7 +10,6 @@ module knows nothing of what is in the files. All system calls go through `Disk`
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,14 +25,11 @@ T = TypeVar("T")
 _MAX_BYTES = 1 << 30
 
 
-def replace(
-    disk: Disk, path: str, data: bytes, *, prepare: Callable[[int], None] | None = None, former: str = ""
-) -> None:
+def replace(disk: Disk, path: str, data: bytes, *, prepare: Callable[[int], None] | None = None) -> None:
     """Write a small file durably and atomically: write, sync, rename, sync the directory.
 
     Args:
         prepare: gets the descriptor of the new file while it is empty, to give it an owner and a mode.
-        former: a path that keeps the file that was there, if any. A crash may leave that one alone, under this name.
 
     Raises:
         OSError: the file is the old one or the new one, whole; which of the two is not known.
@@ -48,9 +44,6 @@ def replace(
         disk.fsync(fd)
     finally:
         disk.close(fd)
-    if former:
-        with contextlib.suppress(FileNotFoundError):
-            disk.rename(path, former)
     disk.rename(temporary, path)
     disk.sync_directory(_folder(path))
 

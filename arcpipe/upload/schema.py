@@ -7,8 +7,8 @@ The registry is a function of the batches that were applied to it, in order, and
 complete: a batch works on `draft`s and gives back what it changed, so that doing it again, after a crash, meets the
 same registry and writes the same files. This module must not know what a batch is, nor Arrow or Parquet.
 
-`schema.json` has a checksum, and `schema.json.previous` is the generation before: a file that is damaged is kept in
-quarantine, and the one before is used. One that cannot be read is never replaced: a column would change its type.
+`schema.json` has a checksum, and `schema.json.copy` is the same once more. A damaged file is kept in quarantine, and
+the other one is used. One that cannot be read is never replaced: a column would change its type.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class SchemaRegistry:
     def load(
         cls, path: str | os.PathLike[str], disk: Disk | None = None, quarantine: str | os.PathLike[str] | None = None
     ) -> SchemaRegistry:
-        """Load the registry saved at `path`, or its former generation if that is damaged; empty if there is none.
+        """Load the registry saved at `path`, or its copy if that is damaged; empty if there is none.
 
         Args:
             quarantine: the directory that keeps a damaged file; without one it stays where it is.
@@ -186,26 +186,27 @@ class SchemaRegistry:
             UnknownVersion: it is of a newer version.
         """
         path, disk = os.fspath(path), disk or Disk()
-        previous = f"{path}.previous"
+        copy = f"{path}.copy"
         tables, damaged = _load_tables(path, disk, quarantine)
         if tables is None:
-            tables, previous_damaged = _load_tables(previous, disk, quarantine)
+            tables, copy_damaged = _load_tables(copy, disk, quarantine)
             if tables is not None:
-                _logger.warning("schema registry %s is used: %s is damaged or missing", previous, path)
-            elif damaged or previous_damaged:
+                _logger.warning("schema registry %s is used: %s is damaged or missing", copy, path)
+            elif damaged or copy_damaged:
                 _logger.error("no intact schema registry is left at %s, column types start anew", path)
             else:
                 _logger.info("no schema registry at %s yet", path)
         return cls(path, tables or (), disk)
 
     def save(self) -> None:
-        """Write the registry to its file, durably and at once; the former one is kept.
+        """Write the registry to its file and to the copy of that, durably.
 
         Raises:
-            OSError: the file is the old one or the new one; which of the two is not known.
+            OSError: each of the two is the old one or the new one; which of these is not known.
         """
         data = with_checksum(msgspec.json.encode({"version": 1, "tables": list(self._tables.values())}))
-        durable.replace(self._disk, self.path, data, former=f"{self.path}.previous")
+        for path in (f"{self.path}.copy", self.path):
+            durable.replace(self._disk, path, data)
 
 
 def _load_tables(

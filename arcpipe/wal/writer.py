@@ -38,6 +38,10 @@ CACHED_BACKLOG_BYTES: Final = 512 << 20
 _PLACE_CHECK_SECONDS: Final = 1.0
 _OPEN: Final = State.OPEN  # for every commit: members of an enum are slow to look up
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+# While sealed segments of the slot wait for their upload, the next one is sealed by age this much later. With the default
+# of 5 s, an outage of an hour makes 120 small segments, and not 720.
+_WAITING_FACTOR: Final = 6
+_WAITING_SECONDS: Final = 10.0
 
 
 class WALOptions(msgspec.Struct, frozen=True):
@@ -305,7 +309,10 @@ class WALWriter:
             return True
         if segment.records < options.flush_max_records and age < options.flush_max_age_seconds:
             return False
-        # Small segments only while the uploader keeps up: load and outages make few large ones.
+        # Small segments only while the uploader keeps up: load and outages make few large ones. But one that cannot be
+        # uploaded, or waits for an operator, must not hold the others back.
+        if age >= max(_WAITING_FACTOR * options.flush_max_age_seconds, _WAITING_SECONDS):
+            return True
         return not self._pipeline.unsealed and not self._directory.segments(SEALED, self._slot)
 
     # From one segment to the next
