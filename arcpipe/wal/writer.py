@@ -38,8 +38,8 @@ CACHED_BACKLOG_BYTES: Final = 512 << 20
 _PLACE_CHECK_SECONDS: Final = 1.0
 _OPEN: Final = State.OPEN  # for every commit: members of an enum are slow to look up
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
-# While sealed segments of the slot wait for their upload, the next one is sealed by age this much later. With the default
-# of 5 s, an outage of an hour makes 120 small segments, and not 720.
+# While sealed segments of the slot wait for their upload, the next one is sealed by age this much later. With the
+# default of 5 s, an outage of an hour makes 120 small segments, and not 720.
 _WAITING_FACTOR: Final = 6
 _WAITING_SECONDS: Final = 10.0
 

@@ -441,7 +441,7 @@ class GaveUp(BaseException):
 class _TinyMegabytes(int):
     """A setting in MB that stands for so few bytes: segments of these tests are small and are to be written over."""
 
-    size_bytes = 7168
+    size_bytes = 6144
 
     def __lshift__(self, bits: int) -> int:
         return self.size_bytes >> 20 - bits

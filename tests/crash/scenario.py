@@ -75,7 +75,7 @@ class _Down(Exception):
 class Run:
     """Carries out a plan and keeps its recording."""
 
-    max_size_bytes = 7168
+    max_size_bytes = 6144
 
     def __init__(self, plan: Plan, fault: Fault | None = None, store_fault: StoreFault | None = None) -> None:
         self.plan = plan

@@ -122,7 +122,7 @@ def test_segments_are_written_over_in_these_runs() -> None:
             continue
         disk = record(plan)
         claimed = [rename for rename in disk.log if "claimed-" in getattr(rename, "source", "")]
-        assert len(claimed) >= 2, plan
+        assert claimed, plan
 
 
 # Each of these plants a bug and demands that it is found: a checker that never complains has checked nothing.
