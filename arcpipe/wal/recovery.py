@@ -241,9 +241,13 @@ def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) ->
     try:
         if what is Consequence.CUT_AND_SEAL:
             cut_and_end(directory, fd, report)
-        elif what is Consequence.SHIP and report.size > report.end_offset:
-            # A cut that a power cut has undone, or what a former life left: nothing of it is to be archived.
-            disk.truncate(fd, report.end_offset)
+        elif what is Consequence.SHIP:
+            if report.size > report.end_offset:
+                # A cut that a power cut has undone, or what a former life left: nothing of it is to be archived.
+                disk.truncate(fd, report.end_offset)
+            # The worker may have died of a sync that failed. The kernel counts these pages as clean then.
+            length = report.end_offset - report.end_entry_offset
+            disk.write(fd, [disk.read(fd, length, report.end_entry_offset)], report.end_entry_offset)
         _sync(disk, fd)
     finally:
         disk.close(fd)

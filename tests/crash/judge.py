@@ -12,10 +12,10 @@ from arcpipe.errors import ArcpipeError, NotAWAL
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, Node, WALDirectory, parse_filename
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import RecoverySummary, recover_at_start
-from tests.crash.driving import MemoryStore, Shipping
 from tests.crash.entries import Shipped, entries_in, number_of, shipped_in
 from tests.crash.recording import FailedSync, Fault, Image, Note, RecordingDisk
 from tests.crash.scenario import FOLDER, Plan, hurried
+from tests.crash.shipping import MemoryStore, Shipping
 from tests.crash.system_calls import mounted
 
 # A start-up or a shipment that fails is tried again this many times; faults that heal do so earlier.

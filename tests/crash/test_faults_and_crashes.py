@@ -26,12 +26,13 @@ from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
 from arcpipe.wal.recovery import RecoverySummary
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
-from tests.crash.driving import Clock, StoreFault
+from tests.crash.driving import Clock
 from tests.crash.entries import entries_in, make_body, shipped_in
 from tests.crash.judge import come_up, compare, expectation, is_batch, is_untouched, judge, kept
 from tests.crash.power_cut import State, states_after_kills, states_after_power_cuts
 from tests.crash.recording import CHANGES, READS, SECTOR, Fault, Image, Note, RecordingDisk
 from tests.crash.scenario import FOLDER, Plan, Run
+from tests.crash.shipping import StoreFault
 from tests.crash.test_power_cut import explain
 
 PLANS = [

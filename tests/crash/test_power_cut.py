@@ -211,6 +211,23 @@ def test_it_is_caught_if_the_torn_tail_is_archived(monkeypatch: pytest.MonkeyPat
     assert "behind its end" in violation(PLANS[:3], before_judging=stop_truncating)
 
 
+def test_it_is_caught_if_the_border_is_only_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of segments whose entries name none: there the pool's rule about ages is what keeps former lives apart."""
+    take = FreePool.take
+
+    def forgetful(self: FreePool, slot: int, below_us: int) -> str | None:
+        return take(self, slot, 1 << 62)
+
+    def without_identity(source: Source) -> Life:
+        return settle(source)._replace(identity=b"")
+
+    jumping = [Plan(seed, sizes="same", slots=2, steps=150, jumps=True) for seed in range(30, 50)]
+    monkeypatch.setattr("arcpipe.wal.reader.settle", without_identity)
+    assert violation(jumping[:1]) == ""
+    monkeypatch.setattr(FreePool, "take", forgetful)
+    assert violation(jumping) != ""
+
+
 def test_it_is_caught_if_recovery_does_not_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed worker's segment is sealed from the page cache: in the `async` mode only recovery's sync saves it."""
     recover = recovery_module._complete
