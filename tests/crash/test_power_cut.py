@@ -17,6 +17,7 @@ from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.life import Life, settle
+from arcpipe.wal.pool import FreePool
 from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.salvage import IdentitySalvager
 from arcpipe.wal.source import Source
