@@ -49,20 +49,32 @@ def violation_of(check: Callable[[], object]) -> str:
     return ""
 
 
-def with_faults(plan: Plan, every: int = 4) -> Callable[[], None]:
+def with_faults(*plans: Plan, every: int = 4) -> Callable[[], None]:
     """A check: a sync of a segment fails here and there, then the run is cut off at many moments."""
 
     def check() -> None:
-        for skip in range(1, 30, every):
-            fault = Fault(SYNCS, skip, path="/wal/worker-")
-            faults.check_run(plan, fault, 60)
+        for plan in plans:
+            for skip in range(1, 30, every):
+                fault = Fault(SYNCS, skip, path="/wal/worker-")
+                faults.check_run(plan, fault, 60)
+
+    return check
+
+
+def with_failing_reads(*skips: int) -> Callable[[], None]:
+    """A check: a read of a segment fails after these many, at the start on what some of the runs left."""
+
+    def check() -> None:
+        for plan in faults.PLANS[:4]:
+            for skip in skips:
+                faults.check_reads(plan, 60, lambda skip=skip: a_read_of_a_segment(skip))  # type: ignore[misc]
 
     return check
 
 
 def test_it_is_caught_if_a_refusal_comes_before_the_cut_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WALWriter, "_take_back", lambda self, segment: True)
-    assert "refused as not written" in violation_of(with_faults(faults.PLANS[0]))
+    assert "refused as not written" in violation_of(with_faults(*faults.PLANS[:4], every=2))
 
 
 def test_it_is_caught_if_the_cut_is_only_in_the_page_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +90,7 @@ def test_it_is_caught_if_the_cut_is_only_in_the_page_cache(monkeypatch: pytest.M
             disk.fsync = fsync  # type: ignore[method-assign]
 
     monkeypatch.setattr(Segment, "cut_back", without_sync)
-    assert violation_of(with_faults(faults.PLANS[0])) != ""
+    assert violation_of(with_faults(*faults.PLANS[:4], every=2)) != ""
 
 
 def test_it_is_caught_if_what_was_retained_is_dropped_after_a_failed_sync(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +100,7 @@ def test_it_is_caught_if_what_was_retained_is_dropped_after_a_failed_sync(monkey
 
 def test_it_is_caught_if_recovery_does_not_know_what_a_successor_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery_module, "cut_replaced", lambda directory, files: {})
-    assert "are there twice" in violation_of(with_faults(faults.PLANS[4], 2))
+    assert "are there twice" in violation_of(with_faults(faults.PLANS[4], every=2))
 
 
 def a_read_of_a_segment(times: int) -> Fault:
@@ -127,8 +139,7 @@ def test_it_is_caught_if_a_read_error_is_taken_for_the_end(monkeypatch: pytest.M
             self._finish()
 
     monkeypatch.setattr(SegmentScan, "__iter__", to_the_first_error)
-    check = functools.partial(faults.check_reads, faults.PLANS[0], 60, lambda: a_read_of_a_segment(3))
-    assert violation_of(check) != ""
+    assert violation_of(with_failing_reads(1, 2, 3, 5, 9)) != ""
 
 
 def test_it_is_caught_if_an_unreadable_file_is_treated_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
