@@ -161,7 +161,7 @@ def test_files_are_partitioned_by_database_measurement_and_utc_hour(
         node = server.wal.joinpath("node.json").read_text()
     lake = store.read()
     keys = [path.relative_to(lake).as_posix() for path in lake_files(lake)]
-    batch = r"[0-9a-f]{12}-\d{8}T\d{6}-1\.\d+"
+    batch = r"[0-9a-f]{12}-\d{8}T\d{6}-1\.\d+-[0-9a-f]{8}"
     patterns = [
         rf"db-1/cpu/{folders[0]}/cpu_20251231T235959000000_{batch}_0\.parquet",
         rf"db-1/cpu/{folders[1]}/cpu_20260101T000000000000_{batch}_0\.parquet",
