@@ -119,7 +119,12 @@ class _JournalWriter:
             durable, self._durable = self._durable, asyncio.get_running_loop().create_future()
             # First how far was read: a row of a finished file was read before.
             append = functools.partial(self._journal.append, [*self._progress(), *records])
-            await self._retry.persist(f"noting {self._journal.path}", lambda: in_thread(append))  # noqa: B023
+            try:
+                await self._retry.persist(f"noting {self._journal.path}", lambda: in_thread(append))  # noqa: B023
+            except BaseException:  # nobody may wait for what is not appended any more
+                durable.cancel()
+                self._durable.cancel()
+                raise
             if not durable.done():
                 durable.set_result(None)
         self._task = None
