@@ -7,11 +7,13 @@ modules: what is tested is what a user gets.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import pty
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -43,6 +45,17 @@ WAIT_SECONDS = 120.0
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
+
+
+def copy_at_one_moment(source: str | Path, where: Path) -> None:
+    """Copies a directory in which other threads make, rename and remove files."""
+    while True:
+        before = sorted(str(path) for path in Path(source).rglob("*"))
+        with contextlib.suppress(shutil.Error):  # one of the files has gone
+            shutil.copytree(source, where)
+            if before == sorted(str(path) for path in Path(source).rglob("*")):
+                return
+        shutil.rmtree(where)
 
 
 def wait_until(condition: Callable[[], T], what: str = "the condition", seconds: float = WAIT_SECONDS) -> T:

@@ -349,7 +349,7 @@ class Shipment:
             )
         problem = end_problem(report, was_active=False)
         if problem:
-            block[Uploader.DAMAGED] += 1
+            block[Uploader.DAMAGED] += not report.damage  # else it tells of the same damage once more
             log.error("segment %s: %s", name, problem)
         block[Uploader.STEPS] += 1
         block[Uploader.ENTRIES] += report.entries

@@ -194,7 +194,7 @@ class RecordingDisk:
     that stays when their names change.
     """
 
-    def __init__(self, image: Mapping[str, bytes | None] | None = None, seed: int = 0) -> None:
+    def __init__(self, image: Mapping[str, bytes | None] | None = None, seed: int | str = 0) -> None:
         self.base = f"/disk-{next(_bases)}"
         self.initial: Image = dict(image or {})
         self.initial_files: dict[str, int] = {}

@@ -72,7 +72,7 @@ class Run:
         self.plan = plan
         self.fault = fault
         self.rng = random.Random(plan.seed)
-        self.disk = RecordingDisk(seed=plan.seed)
+        self.disk = RecordingDisk(seed=f"{plan.seed} {fault!r}")  # each fault leaves something else
         self.directory = WALDirectory(os.path.join(self.disk.base, FOLDER))
         self.clock = Clock()
         self._options = WALOptions(

@@ -149,10 +149,6 @@ class InlineExecutor:
         return future
 
 
-class GaveUp(BaseException):
-    """The uploader has tried as often as the test has patience for."""
-
-
 class _TinyMegabytes(int):
     """A setting in MB that comes to 6144 bytes: segments of these tests are small, and are to be written over."""
 
@@ -181,6 +177,7 @@ class Shipping:
         self._settings = SETTINGS if recycle else _without_recycling(SETTINGS)
         self._uploader: BatchUploader | None = None
         self._tries = 0
+        self._work: asyncio.Task[bool]
         self.has_nothing_to_do = False
 
     def work(self) -> bool:
@@ -193,10 +190,11 @@ class Shipping:
                     self._settings, self._directory, self.counters, self.node, self._store, self._wait
                 )
             with mock.patch.object(Retry, "delay", return_value=0.0):
-                worked = _the_loop().run_until_complete(self._uploader.work_once())
+                self._work = _the_loop().create_task(self._uploader.work_once())
+                worked = _the_loop().run_until_complete(self._work)
             self.has_nothing_to_do = not worked and not self._uploader._has_more
             return worked
-        except (GaveUp, OSError, StorageError):
+        except (asyncio.CancelledError, OSError, StorageError):
             self.die()
             return False
 
@@ -222,8 +220,9 @@ class Shipping:
 
     async def _wait(self, seconds: float) -> None:
         self._tries += 1
-        if self._tries > self.patience:
-            raise GaveUp
+        if self._tries > self.patience:  # whichever of its tasks this is: all of it ends
+            self._work.cancel()
+            await asyncio.Event().wait()
 
 
 def _without_recycling(settings: config.Settings) -> config.Settings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import verdict as verdict_module
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import WALDirectory, parse_filename
-from arcpipe.wal.reader import SegmentScan
+from arcpipe.wal.reader import Entry, SegmentScan
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
@@ -61,6 +61,38 @@ def with_faults(*plans: Plan, every: int = 4) -> Callable[[], None]:
     return check
 
 
+def with_failing_reads(*skips: int) -> Callable[[], None]:
+    """A check: a read of a segment fails after these many, at the start on what some of the runs left."""
+
+    def check() -> None:
+        for plan in faults.PLANS[:4]:
+            for skip in skips:
+                faults.check_reads(plan, 60, lambda skip=skip: a_read_of_a_segment(skip))  # type: ignore[misc]
+
+    return check
+
+
+def test_it_is_caught_if_a_refusal_comes_before_the_cut_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WALWriter, "_take_back", lambda self, segment: True)
+    assert "refused as not written" in violation_of(with_faults(*faults.PLANS[:4], every=2))
+
+
+def test_it_is_caught_if_the_cut_is_only_in_the_page_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_back = Segment.cut_back
+
+    def without_sync(self: Segment, *arguments: object) -> None:
+        disk = self._directory.disk
+        fsync = disk.fsync
+        disk.fsync = lambda fd: None  # type: ignore[method-assign]
+        try:
+            cut_back(self, *arguments)  # type: ignore[arg-type]
+        finally:
+            disk.fsync = fsync  # type: ignore[method-assign]
+
+    monkeypatch.setattr(Segment, "cut_back", without_sync)
+    assert violation_of(with_faults(*faults.PLANS[:4], every=2)) != ""
+
+
 def test_it_is_caught_if_what_was_retained_is_dropped_after_a_failed_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BackgroundSync, "retained", property(lambda self: []))
     assert "acknowledged and lost" in violation_of(with_faults(faults.PLANS[4]))
@@ -95,6 +127,19 @@ def test_it_is_caught_if_a_read_error_is_taken_for_zeros(monkeypatch: pytest.Mon
     monkeypatch.setattr(Disk, "read_into", read_into_or_zeros)
     check = functools.partial(faults.check_reads, faults.PLANS[0], 60, lambda: a_read_of_a_segment(1))
     assert "acknowledged and lost" in violation_of(check)
+
+
+def test_it_is_caught_if_a_read_error_is_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = SegmentScan.__iter__
+
+    def to_the_first_error(self: SegmentScan) -> Iterator[Entry]:
+        try:
+            yield from walk(self)
+        except OSError:
+            self._finish()
+
+    monkeypatch.setattr(SegmentScan, "__iter__", to_the_first_error)
+    assert violation_of(with_failing_reads(1, 2, 3, 5, 9)) != ""
 
 
 def test_it_is_caught_if_an_unreadable_file_is_treated_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:

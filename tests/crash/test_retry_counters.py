@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from arcpipe.counters import RETRY_KINDS
+from arcpipe.upload.spares import SPARES as SPARE_FILES
 from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
 from arcpipe.wal.writer import Group, WALWriter
 from tests.crash.small_disks import small_disk
@@ -17,6 +18,7 @@ from tests.harness import s3_store
 from tests.s3proxy import FaultyProxy
 from tests.s3server import S3Bucket
 
+SPARES = len(SPARE_FILES)  # they are made first
 S3_CHECK = "arcpipe.storage.s3:S3Store.check"
 
 
@@ -113,7 +115,7 @@ def test_a_full_disk_is_counted_as_such(wal: Path, uploaders: Uploaders, tmp_pat
     ("step", "kind"),
     [
         (Step("arcpipe.storage.local:LocalStore._put", "before"), "other"),
-        (Step("arcpipe.disk:Disk.fsync", "before"), "disk"),
+        (Step("arcpipe.disk:Disk.fsync", "before", 1 + SPARES), "disk"),
     ],
 )
 def test_an_error_of_the_store_s_disk_is_told_from_one_of_the_log_s(

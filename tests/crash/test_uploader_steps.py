@@ -17,12 +17,13 @@ import duckdb
 import msgspec
 import pytest
 
+from arcpipe.upload.spares import SPARES as SPARE_FILES
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
 from arcpipe.wal.recovery import recover_slot
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.uploader_process import Outcome, Step, Uploaders
-from tests.harness import Store, batch_files, lake_files, local_store, s3_store
+from tests.harness import Store, batch_files, copy_at_one_moment, lake_files, local_store, s3_store
 from tests.s3server import S3Bucket
 
 # 2026-01-01T00:00:00Z
@@ -38,7 +39,7 @@ JOURNAL = "arcpipe.upload.journal:Journal."
 MANIFEST = r"/batches/[^/]*\.json\b"
 UPLOADED = r"\.uploaded\.json"
 JOURNALED = r"/batches/[^/]*\.journal\b"
-SPARES = 2  # files that are made first
+SPARES = len(SPARE_FILES)  # they are made first
 
 # A batch takes so many bytes of segments here, so that the log makes several of them.
 SMALL_BATCHES = {"arcpipe.upload.batch:BATCH_TARGET_BYTES": 1_500_000}
@@ -107,7 +108,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
         intact = fill(writers[4], first, 3, log)
         for slot in (1, 2, 4):
             writers[slot].close()
-        shutil.copytree(source.path, log.wal)
+        copy_at_one_moment(source.path, log.wal)
         writers[3].close()
 
     directory = WALDirectory(log.wal)

@@ -42,7 +42,7 @@ from arcpipe.wal.reader import Entry, SegmentScan
 from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import SyncMode, WALOptions
-from tests.harness import wait_until
+from tests.harness import copy_at_one_moment, wait_until
 from tests.wal_doubles import Clock, FaultyDisk, HeldDisk, WatchedLock
 
 PREFIX = envelope_prefix(1, "db")
@@ -471,7 +471,7 @@ def test_what_failed_is_refused_cut_off_and_left_behind(
 
 def after_a_kill(directory: WALDirectory, where: Path) -> list[int]:
     """The numbers that a start finds if the process is killed now."""
-    shutil.copytree(directory.path, where)
+    copy_at_one_moment(directory.path, where)
     copy = WALDirectory(where)
     recover_at_start(copy)
     return [number for numbers in contents(copy) for number in numbers]
@@ -556,6 +556,7 @@ def test_where_the_cut_fails_too_the_error_says_that_it_may_have_been_written(
 def test_a_group_that_no_segment_could_be_made_for_was_not_written(directory: WALDirectory, disk: FaultyDisk) -> None:
     writer = WALWriter(directory, 1, WALOptions(max_size_bytes=3000, recycle=False))
     commit(writer, 1, size=2000)
+    wait_ready(writer)
     with disk.failing("create"):
         writer._pipeline.take().discard()
         with pytest.raises(CommitFailed) as caught:
