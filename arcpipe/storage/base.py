@@ -76,7 +76,7 @@ class ObjectStore(Protocol):
         """Whether an object of this key is there, whole.
 
         Raises:
-            StorageError: it cannot be told. S3 without the right to list refuses to say that an object is missing.
+            StorageError: it cannot be told, because objects may not be looked for, for instance.
         """
         ...
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 
 from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
-from arcpipe.storage.base import Blob, S3Options, require_key
+from arcpipe.storage.base import Blob, MemoryBlob, S3Options, require_key
 from arcpipe.storage.s3_client import MIB, Client, Requests
 from arcpipe.storage.s3_errors import S3Error
 from arcpipe.storage.s3_multipart import Parts, PartwisePut, abort_upload, begin_upload
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _CLIENT_SECONDS = 60.0
 _ABANDONED_AFTER = timedelta(hours=24)
 _PROBE_KEY = ".arcpipe-write-check"
+_LOOK_KEY = ".arcpipe-look-check"
 _UPLOAD_MARKERS = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
 # Objects whose open uploads are remembered: 200 bytes each. Of one that is forgotten the parts cost space.
 _MAX_LEFT_OPEN = 1000
@@ -109,6 +110,9 @@ class S3Store:
             try:
                 await client.call("look for", "head_object", {"Key": name})
             except S3Error as error:
+                # Without s3:ListBucket, AWS answers 403 for an object that is not there.
+                if s3_errors.is_denied(error) and await self._sees_objects(client):
+                    return False
                 if error.status != 404:
                     raise
             else:
@@ -263,6 +267,16 @@ class S3Store:
             except S3Error as error:
                 log.debug("the delete marker of %s stays: %s", name, error)
 
+    async def _delete_version(self, client: Client, name: str, version: str | None) -> None:
+        """Delete an object that we made; in a bucket with versions that version, so that nothing of it stays."""
+        if version:
+            try:
+                await self._delete(client, name, VersionId=version)
+                return
+            except S3Error as error:
+                log.debug("version %s of %s stays: %s", version, name, error)
+        await self._delete(client, name)
+
     async def _check_head(self, client: Client, name: str) -> None:
         """Look for an object that is not there."""
         try:
@@ -273,6 +287,21 @@ class S3Store:
                 log.info("cannot tell whether objects may be looked for: %s", error)
             elif error.status != 404:
                 raise
+
+    async def _sees_objects(self, client: Client) -> bool:
+        """Whether we may look for an object that is there. Writes one for that, and deletes it."""
+        name = self._prefix + _LOOK_KEY
+        content = await client.content(MemoryBlob(b""), 0, 0)
+        answer = await client.call("write", "put_object", {"Key": name, **self._encryption, **content})
+        try:
+            await client.call("look for", "head_object", {"Key": name})
+        except S3Error as error:
+            if s3_errors.is_denied(error):
+                return False
+            raise
+        finally:
+            await self._delete_version(client, name, answer.get("VersionId"))
+        return True
 
     async def _require_bucket(self, client: Client, name: str) -> None:
         """Raise if there is no bucket. A HEAD has no body: a 404 does not say whether object or bucket is missing."""
