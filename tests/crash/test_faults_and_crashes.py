@@ -19,11 +19,13 @@ import msgspec
 import pytest
 
 from arcpipe.upload.checksum import with_checksum
+from arcpipe.wal import salvage as salvage_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import WALDirectory, parse_filename
 from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
 from arcpipe.wal.recovery import RecoverySummary
+from arcpipe.wal.source import Effort
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
 from tests.crash.driving import Clock
@@ -203,6 +205,40 @@ def check_lost_ends(plan: Plan) -> None:
 
 def test_a_completed_segment_that_has_lost_its_end_is_damaged_and_kept() -> None:
     check_lost_ends(PLANS[0])
+
+
+def _no_effort(size: int) -> Effort:
+    return Effort(0)
+
+
+def check_spent_searches(plan: Plan) -> None:
+    """AssertionError if what a search did not look through any more is cut off as a torn tail."""
+    tried = 0
+    for disk, state, _ in some_states(plan, 60):
+        places = {
+            path: list(entries_in(content))
+            for path, content in state.image.items()
+            if content and path.endswith(".wal") and "/free/" not in path
+        }
+        # One that ends with an end entry holds those of its last life.
+        path = next((path for path, entries in places.items() if len(entries) > 4 and entries[-1].number), "")
+        if state.kind != "kill" or not path or any(is_batch(path) for path in state.image):
+            continue
+        content = bytearray(state.image[path] or b"")
+        content[places[path][2].end - 1] ^= 0x01
+        tried += 1
+        expected = expectation(disk, state.after, plan, state.kind)
+        hidden = frozenset(entry.number for entry in places[path][2:] if entry.number)
+        with mock.patch.object(salvage_module, "Effort", _no_effort):
+            outcome = come_up({**state.image, path: bytes(content)}, expected, is_torn=True)
+        compare(outcome, expected, hidden)
+        assert outcome.reported, "nobody was told"
+        assert is_untouched(outcome.disk, path), "the original was not kept"
+    assert tried
+
+
+def test_what_a_search_gives_up_on_is_damage_and_kept() -> None:
+    check_spent_searches(PLANS[0])
 
 
 class Quiet(Run):

@@ -23,6 +23,7 @@ from arcpipe.wal import verdict as verdict_module
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import WALDirectory, parse_filename
 from arcpipe.wal.reader import Entry, SegmentScan
+from arcpipe.wal.salvage import IdentitySalvager
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
@@ -240,6 +241,11 @@ def test_it_is_caught_if_a_sealed_segment_without_its_end_is_taken_for_clean(mon
 
     monkeypatch.setattr("arcpipe.wal.reader.judge", lenient)
     assert violation_of(lambda: faults.check_lost_ends(faults.PLANS[0])) != ""
+
+
+def test_it_is_caught_if_a_search_that_gives_up_is_taken_for_a_torn_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(IdentitySalvager, "gave_up", False)
+    assert violation_of(lambda: faults.check_spent_searches(faults.PLANS[0])) != ""
 
 
 def test_it_is_caught_if_a_segment_is_sealed_without_its_file_being_synced(monkeypatch: pytest.MonkeyPatch) -> None:
