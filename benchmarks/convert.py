@@ -26,7 +26,7 @@ import numpy as np
 from arcpipe.allocator import keep_freed_memory
 from arcpipe.codec.columns import pack_float64, pack_int64, pack_values
 from arcpipe.config import Parquet
-from arcpipe.upload.parquet import Spool
+from arcpipe.upload.parquet import Rows, Spool
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.tables import BatchTables
 from arcpipe.upload.uploader import KEPT_MEMORY_BYTES
@@ -139,7 +139,7 @@ def measure(path: Path, threads: int) -> dict[str, Any]:
     keep_freed_memory(KEPT_MEMORY_BYTES)
     sizes: list[int] = []
 
-    def on_file(key: str, blob: Spool, rows: int) -> None:
+    def on_file(key: str, blob: Spool, rows: Rows) -> None:
         sizes.append(blob.size)
         blob.close()
 

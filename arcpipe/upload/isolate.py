@@ -14,7 +14,7 @@ from arcpipe.counters import Uploader
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.journal import Isolated, Misfit, Part
-from arcpipe.upload.parquet import Spool
+from arcpipe.upload.parquet import Rows, Spool
 from arcpipe.upload.shipment import END, Context
 from arcpipe.upload.tables import BatchTables, DeadLetter
 
@@ -90,7 +90,7 @@ def _offsets(context: Context, part: Part) -> list[int]:
 def _failure(context: Context, batch: Batch, parts: list[Part]) -> Exception | None:
     """The bug that a conversion of these parts fails by, without putting anything; None if it does not."""
 
-    def drop_file(key: str, spool: Spool, rows: int) -> None:
+    def drop_file(key: str, spool: Spool, rows: Rows) -> None:
         spool.close()
 
     def drop_letter(letter: DeadLetter) -> None:

@@ -38,8 +38,8 @@ class Key(msgspec.Struct, frozen=True, tag_field="is", tag="key", omit_defaults=
     key: str
     rows: int
     bytes: int
-    min_us: int | None = None  # µs since the epoch, of its first row; None for a dead letter
-    max_us: int | None = None  # of its last row; None where it is not known
+    min_us: int | None = None  # µs since the epoch: its rows' least and greatest time; None for a dead letter
+    max_us: int | None = None
 
     def has_rows_of(self, other: Key) -> bool:
         """Whether both can be the same rows; another version of a library may need other bytes for them."""

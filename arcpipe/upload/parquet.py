@@ -201,8 +201,17 @@ def _refusals() -> Iterator[None]:
 
 # Files
 
-OnFile = Callable[[str, Spool, int], None]
-"""Takes a finished file: its key, its bytes (to be closed by the taker) and its number of rows."""
+
+class Rows(NamedTuple):
+    """The rows of a file."""
+
+    total: int
+    min_us: int  # µs since the epoch: the least and the greatest time
+    max_us: int
+
+
+OnFile = Callable[[str, Spool, Rows], None]
+"""Takes a finished file: its key, its bytes (to be closed by the taker) and its rows."""
 
 
 class FileSettings(NamedTuple):
@@ -239,7 +248,7 @@ class _File:
         """`schema` is that of a reader; `first` is the first table to be appended, and the only one if `is_small`."""
         self.schema = schema
         self.first_us = first_us
-        self.rows = 0
+        self.rows = Rows(0, first_us, first_us)
         self.spool = Spool(settings.memory)
         self._most_bytes = settings.max_bytes
         self.huge = huge
@@ -290,7 +299,9 @@ class _File:
             for field in self._written
         ]
         self._writer.write_table(pa.table(columns, schema=self._written), row_group_size=len(table))
-        self.rows += len(table)
+        times = given[TIME]
+        total, min_us, max_us = self.rows
+        self.rows = Rows(total + len(table), min(min_us, times[0].value), max(max_us, times[-1].value))
 
     def finish(self) -> Spool:
         stored = base64.b64encode(self.schema.serialize())

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -27,7 +26,7 @@ from arcpipe.storage import Blob, MemoryBlob, ObjectStore
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.journal import Converted, Isolated, Journal, Key, Misfit, Part, Record, Segment
-from arcpipe.upload.parquet import Spool, encode_name
+from arcpipe.upload.parquet import Rows, Spool, encode_name
 from arcpipe.upload.retry import Retry
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
 from arcpipe.upload.tables import BatchTables, DeadLetter
@@ -57,7 +56,6 @@ _STEP_ENTRIES: Final = 64
 _SMALL_FILES_MB: Final = (8, 2, 1)
 
 END: Final = 1 << 62  # an offset behind every entry
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Context(NamedTuple):
@@ -356,11 +354,11 @@ class Shipment:
         self.reports[name] = report
         self._read.append(Segment(name, report.entries, report.end_offset, True))
 
-    def _take_file(self, key: str, spool: Spool, rows: int) -> None:
+    def _take_file(self, key: str, spool: Spool, rows: Rows) -> None:
         if key.rpartition("/")[0] in self._skip:  # what a former plan put is whole there
             spool.close()
             return
-        record = Key(key, rows, spool.size, _first_us(key, self._batch.batch_id))
+        record = Key(key, rows.total, spool.size, rows.min_us, rows.max_us)
         upload = _Upload(record, spool, spool.close)
         at_once = self._context.store.objects_at_once
         if at_once == 1 or spool.size >= _SMALL_FILE:
@@ -446,17 +444,6 @@ async def in_thread(work: Callable[[], T]) -> T:
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait([future])
         raise
-
-
-def _first_us(key: str, batch_id: str) -> int | None:
-    """The time of a file's first row, in µs since the epoch, which its name tells."""
-    moment = key.rpartition(f"_{batch_id}")[0].rpartition("_")[2]
-    try:
-        day = datetime(int(moment[:4]), int(moment[4:6]), int(moment[6:8]), tzinfo=UTC)
-        seconds = int(moment[9:11]) * 3600 + int(moment[11:13]) * 60 + int(moment[13:15])
-        return (day - _EPOCH) // timedelta(microseconds=1) + seconds * 1_000_000 + int(moment[15:])
-    except ValueError:  # of a name that another version made
-        return None
 
 
 def _release(uploads: list[_Upload]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import duckdb
 import msgpack
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,7 +30,7 @@ from arcpipe.upload import convert as convert_module
 from arcpipe.upload import parquet as parquet_module
 from arcpipe.upload import tables as tables_module
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, open_file_cost, row_group_cost
-from arcpipe.upload.parquet import PartitionWriters, Spool
+from arcpipe.upload.parquet import OnFile, PartitionWriters, Rows, Spool
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.tables import BatchTables, DeadLetter, WriterFailed
 from tests.harness import wait_until
@@ -43,6 +44,7 @@ class File(NamedTuple):
     key: str
     data: bytes
     rows: int
+    times: tuple[int, int] = (0, 0)  # the least and the greatest, as `on_file` was told
 
     def table(self) -> pa.Table:
         return pq.read_table(io.BytesIO(self.data))
@@ -89,8 +91,8 @@ def convert(tmp_path: Path) -> Callable[..., Result]:
         files: list[File] = []
         letters: list[DeadLetter] = []
 
-        def on_file(key: str, blob: Spool, rows: int) -> None:
-            files.append(File(key, bytes(blob.read_at(0, blob.size)), rows))
+        def on_file(key: str, blob: Spool, rows: Rows) -> None:
+            files.append(File(key, bytes(blob.read_at(0, blob.size)), rows.total, (rows.min_us, rows.max_us)))
             blob.close()
 
         tables = BatchTables(
@@ -110,6 +112,9 @@ def convert(tmp_path: Path) -> Callable[..., Result]:
                 timestamp, payload = entry if isinstance(entry, tuple) else (NOW_US + number, entry)
                 tables.add(timestamp, memoryview(payload), number)
             tables.finish()
+        for file in files:
+            times = file.table()["time"].cast(pa.int64())
+            assert (file.rows, file.times) == (len(times), tuple(pc.min_max(times).as_py().values())), file.key
         return Result(sorted(files), letters, tables)
 
     return run
@@ -705,7 +710,7 @@ def test_a_file_stays_below_its_largest_size(convert: Callable[..., Result]) -> 
         assert sum(file.rows for file in result.files) == 400_000
 
 
-def interrupted(tmp_path: Path, on_file: Callable[[str, Spool, int], None], error: type[BaseException] | None) -> None:
+def interrupted(tmp_path: Path, on_file: OnFile, error: type[BaseException] | None) -> None:
     """A batch whose callback raises, or (`error`) whose caller does before it is finished."""
     with BatchTables(
         "b",
