@@ -25,6 +25,7 @@ from arcpipe.upload.parquet import (
     FileSettings,
     Partition,
     PartitionWriters,
+    Rows,
     Spool,
     SpoolMemory,
     encode_name,
@@ -54,9 +55,9 @@ class Written:
             FileSettings("batch", "arc", Parquet(**parquet), self.memory, open_files), "db", "m", self._take
         )
 
-    def _take(self, key: str, blob: Spool, rows: int) -> None:
+    def _take(self, key: str, blob: Spool, rows: Rows) -> None:
         data = bytes(blob.read_at(0, blob.size))
-        assert pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows == rows
+        assert pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows == rows.total
         self.files[key] = data
         blob.close()
 
