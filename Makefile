@@ -15,6 +15,9 @@ help: ## list the targets
 serve: $(VENV)/.installed-runtime ## install if needed, then run the server with config.toml
 	@exec $(BIN)/arcpipe serve --config config.toml
 
+# The tests start hundreds of processes, each of which would compile all that it imports.
+test test-systemd fuzz: export PYTHONDONTWRITEBYTECODE =
+
 test: test-env ## run the tests; ARGS="-k name" goes to pytest
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
