@@ -205,8 +205,9 @@ class IngestWorker:
             )
             for listener in self._listeners
         ]
+        # Whoever sees the process id sees a sign of life too.
+        self._block[Worker.STARTED_US] = self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
         self._block[Worker.PID] = os.getpid()
-        self._block[Worker.STARTED_US] = time.time_ns() // 1000
         # What was imported and made so far stays for ever: the collector need not look at it again.
         gc.collect()
         gc.freeze()

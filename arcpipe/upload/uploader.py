@@ -62,7 +62,8 @@ async def _run(settings: Settings, directory: WALDirectory, counters: Counters, 
     loop.add_signal_handler(signal.SIGTERM, uploader.drain)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     block = counters.uploader
-    block[Uploader.STARTED_US] = time.time_ns() // 1000
+    # Whoever sees the process id sees a sign of life too.
+    block[Uploader.STARTED_US] = block[Uploader.HEARTBEAT_US] = time.time_ns() // 1000
     block[Uploader.PID] = os.getpid()
     heartbeat = loop.create_task(_beat(counters))
     # What was imported and made so far stays for ever: the collector need not look at it again.
