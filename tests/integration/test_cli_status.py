@@ -83,7 +83,7 @@ def free_port() -> int:
 
 
 def test_a_healthy_server_is_shown_with_its_live_rates_and_exit_code_0(tmp_path: Path) -> None:
-    with Server(tmp_path, server_workers=2) as server, Load(server, 2, 0.01) as load:
+    with Server(tmp_path, server_workers=2) as server, Load(server, 2, 0.05) as load:
         load.wait_for_requests(10)
         done = status("--url", server.url, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")

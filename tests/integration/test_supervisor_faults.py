@@ -337,7 +337,7 @@ def test_a_missing_folder_is_told_by_endpoints_that_still_answer(tmp_path: Path,
 
 def test_who_removes_the_lock_file_lets_no_second_instance_in(tmp_path: Path) -> None:
     lock = tmp_path / "wal" / "LOCK"
-    with Server(tmp_path, wal_max_size_mb=1) as server, Load(server) as load:
+    with Server(tmp_path, wal_max_size_mb=1) as server, Load(server, pause_seconds=0.02) as load:
         load.wait_for_requests(50)
         os.kill(server.pid, signal.SIGSTOP)  # or it would make the file again before the second one looks
         lock.unlink()
