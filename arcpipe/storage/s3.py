@@ -77,6 +77,7 @@ class S3Store:
         )
         self._connecting = asyncio.Lock()
         self._client: Client | None = None
+        self._looking = asyncio.Lock()  # one at a time makes and deletes the object that is looked for
         # Multipart uploads that could not be aborted, by the name of their object: the next put of it tries again.
         self._left_open: dict[str, set[str]] = {}
 
@@ -111,8 +112,10 @@ class S3Store:
                 await client.call("look for", "head_object", {"Key": name})
             except S3Error as error:
                 # Without s3:ListBucket, AWS answers 403 for an object that is not there.
-                if s3_errors.is_denied(error) and await self._sees_objects(client):
-                    return False
+                if s3_errors.is_denied(error):
+                    async with self._looking:
+                        if await self._sees_objects(client):
+                            return False
                 if error.status != 404:
                     raise
             else:

@@ -998,6 +998,7 @@ class TestARoleThatLacksAPermission:
             proxy.fail_next("lost answer", method="POST", target="uploadId=")
             await store.put("a", MemoryBlob(data))
             assert await store.exists("a")
+            assert not any(await asyncio.gather(*(store.exists(f"missing {number}") for number in range(16))))
             assert not await store.exists("missing")
             await store.delete("missing")
 
