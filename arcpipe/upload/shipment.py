@@ -32,7 +32,7 @@ from arcpipe.upload.schema import SchemaRegistry, TableSchema
 from arcpipe.upload.tables import BatchTables, DeadLetter
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.reader import ScanReport
-from arcpipe.wal.verdict import end_problem
+from arcpipe.wal.verdict import damage_count, end_problem
 
 if TYPE_CHECKING:
     from arcpipe.config import Settings
@@ -340,14 +340,13 @@ class Shipment:
         block = self._context.block
         if name in self.reports:  # read in parts
             return
+        block[Uploader.DAMAGED] += damage_count(report, was_active=False)
         for damage in report.damage:
-            block[Uploader.DAMAGED] += 1
             log.error(
                 "segment %s: %s at offset %d; skipped %d bytes", name, damage.reason, damage.offset, damage.length
             )
         problem = end_problem(report, was_active=False)
         if problem:
-            block[Uploader.DAMAGED] += not report.damage  # else it tells of the same damage once more
             log.error("segment %s: %s", name, problem)
         block[Uploader.STEPS] += 1
         block[Uploader.ENTRIES] += report.entries

@@ -25,7 +25,7 @@ from arcpipe.wal.cut import cut_and_end, cut_replaced
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDirectory
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import ScanReport, SegmentScan, records_of
-from arcpipe.wal.verdict import Consequence, consequence, end_problem
+from arcpipe.wal.verdict import Consequence, consequence, damage_count, end_problem
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ def _tell(file: SegmentFile, report: ScanReport, outcome: str) -> RecoveredFile:
     problem = end_problem(report, was_active=True)
     if problem:
         log.error("WAL file %s: %s", file.filename, problem)
-    corrupted = len(report.damage) or int(bool(problem))  # the end tells of the same damage once more
+    corrupted = damage_count(report, was_active=True)
     log.log(
         logging.DEBUG if outcome == "empty" else logging.INFO,  # every stop leaves segments that were made ready
         "WAL file %s: %d entries, %d bytes, %d corrupted, %d torn",

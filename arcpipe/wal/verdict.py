@@ -76,3 +76,8 @@ def end_problem(report: ScanReport, was_active: bool) -> str:
             f"found {report.entries} up to offset {report.end_entry_offset}"
         )
     return ""
+
+
+def damage_count(report: ScanReport, was_active: bool) -> int:
+    """Count what is damaged. A wrong end counts only by itself: else it tells of the same damage once more."""
+    return len(report.damage) or int(bool(end_problem(report, was_active)))
