@@ -35,11 +35,16 @@ def body(number: int, size: int = 0) -> bytes:
 
 
 def contents(directory: WALDirectory, state: str = SEALED) -> list[int]:
-    return [
-        msgpack.unpackb(entry.payload)[3]["columns"]["number"][0]
-        for file in directory.segments(state)
-        for entry in SegmentScan(file.path)
-    ]
+    """The numbers in the segments of one state. Lists them again if one is renamed before it is read."""
+    while True:
+        try:
+            return [
+                msgpack.unpackb(entry.payload)[3]["columns"]["number"][0]
+                for file in directory.segments(state)
+                for entry in SegmentScan(file.path)
+            ]
+        except FileNotFoundError:
+            continue
 
 
 class Bench:
