@@ -10,6 +10,7 @@ turns. The figure is the best of many short pieces, because all else that the ma
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 import time
@@ -62,8 +63,16 @@ class _Log:
 
 
 class _Transport:
+    paused = False
+
     def write(self, data: bytes) -> None:
         assert data.startswith(b"HTTP/1.1 202"), data
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
 
 
 def child(checkout: str) -> None:
@@ -89,11 +98,7 @@ def child(checkout: str) -> None:
     log = context.commit = writes.commit = _Log(Group)
     context.routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
     connection = Connection(context)
-
-    async def connect() -> None:
-        connection.connection_made(_Transport())  # type: ignore[arg-type]
-
-    asyncio.run(connect())
+    transport = _Transport()
 
     def request(body: bytes) -> bytes:
         head = (
@@ -113,10 +118,24 @@ def child(checkout: str) -> None:
         for _ in range(reads):
             connection.data_received(data)
             writes.committed(log.waiters(), None)
+            if transport.paused:  # another program had the processor for long, and the connection its turn
+                return math.inf
         return time.process_time() - before
 
-    for data, reads, requests in ((small, 1000, 1000), (small * 16, 62, 62 * 16), (large, 200, 200)):
-        print(min(piece(data, reads) for _ in range(_PIECES)) / requests * 1e6)
+    async def measure() -> None:
+        connection.connection_made(transport)  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        for data, reads, requests in ((small, 1000, 1000), (small * 16, 62, 62 * 16), (large, 200, 200)):
+            best = math.inf
+            for _ in range(_PIECES):
+                best = min(best, piece(data, reads))
+                await asyncio.sleep(0)  # a turn of the loop, for what is done once in each
+                while transport.paused:
+                    await asyncio.sleep(0)
+                writes.committed(log.waiters(), None)
+            print(best / requests * 1e6)
+
+    asyncio.run(measure())
 
 
 if __name__ == "__main__":

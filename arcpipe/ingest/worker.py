@@ -44,6 +44,7 @@ from arcpipe.ingest.limits import Admission, BytesInFlight, Limits
 from arcpipe.ingest.ops import OpsEndpoints
 from arcpipe.ingest.protocol import ANSWER, BODY, HEADER, IDLE, LINGER, LINGER_SECONDS, Connection
 from arcpipe.ingest.router import WRITE, Route, Router
+from arcpipe.ingest.turns import Turns
 from arcpipe.ingest.write import WriteEndpoints
 from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
@@ -81,7 +82,10 @@ class IngestContext:
         self.auth = auth  # None: nobody is asked for a token
         self.connections: set[Connection] = set()
         self.turned_away: set[Connection] = set()  # above `server.max_connections`, until they have read so
-        self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes)
+        self.turns = Turns()
+        self.kept_bytes = 0  # of reads that have brought more than one turn handles
+        self.heads = Heads()
+        self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes, self._use_heads)
         # Encoding always goes on, and with it the log; decoding waits for both, so that neither waits for ever.
         self.encoding = Background("encoding", lambda: True, self.bytes_moved)
         self.decoding = Background(
@@ -90,7 +94,6 @@ class IngestContext:
             self.bytes_moved,
         )
         self.hosts: set[bytes] = set()  # values of Host headers that were found good
-        self.heads = Heads()
         self.refused = dict.fromkeys(REFUSAL_CODES, 0)
         self.now = time.monotonic()  # as of the last tick: fine enough for timeouts of seconds
         self.next_bug_line = 0.0
@@ -100,6 +103,21 @@ class IngestContext:
 
     def count_refusal(self, code: str) -> None:
         self.refused[code if code in self.refused else "other"] += 1
+
+    def drain(self) -> None:
+        """End each connection with its next answer."""
+        self.draining = True
+        self._use_heads(self.inflight.is_full)
+
+    def _use_heads(self, is_full: bool) -> None:
+        """The parser sees every head that may have to be refused, or to end its connection."""
+        self.heads.use(not (is_full or self.draining))
+
+    def report_bug(self, where: str, error: BaseException) -> None:
+        """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
+        if self.now >= self.next_bug_line:
+            self.next_bug_line = self.now + 1.0
+            log.error("a bug in the %s; answered 500", where, exc_info=error)
 
     def bytes_moved(self) -> None:
         """To be called when complete bodies have left, or when one waits for a thread."""
@@ -217,7 +235,7 @@ class IngestWorker:
         if self._crash is not None:
             log.critical("the commit thread ended: %r", self._crash, exc_info=self._crash)
             return 1
-        self._context.draining = True
+        self._context.drain()
         await asyncio.sleep(0)  # a turn of the loop accepts who waits in the queue: closing the socket would reset them
         for server in servers:
             server.close()
