@@ -94,7 +94,8 @@ def child(checkout: str) -> None:
     counters = Counters(1)
     counters.node[Node.DISK_FREE_BYTES] = 1 << 50
     context: Any = IngestContext(Limits.of(Settings()), None)
-    writes: Any = WriteEndpoints(Admission(Settings(), counters.node), context.encoding)
+    turns = (context.turns,) if hasattr(context, "turns") else ()  # which older checkouts do not have
+    writes: Any = WriteEndpoints(Admission(Settings(), counters.node), context.encoding, *turns)
     log = context.commit = writes.commit = _Log(Group)
     context.routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
     connection = Connection(context)
@@ -130,7 +131,7 @@ def child(checkout: str) -> None:
             for _ in range(_PIECES):
                 best = min(best, piece(data, reads))
                 await asyncio.sleep(0)  # a turn of the loop, for what is done once in each
-                while transport.paused:
+                while transport.paused:  # noqa: ASYNC110 - only turns of the loop are waited for
                     await asyncio.sleep(0)
                 writes.committed(log.waiters(), None)
             print(best / requests * 1e6)

@@ -36,6 +36,7 @@ from arcpipe.codec.columns import (
     map_header,
     pack_str,
 )
+from arcpipe.codec.effort import Effort
 from arcpipe.errors import BadPayload
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -136,6 +137,8 @@ _BEHIND: Final = 16
 
 # Smaller blocks cost more than reading their lines one by one.
 _MIN_LINES: Final = 8
+# A block takes about as long as this many shapes of the line reader.
+_BLOCK_SHAPES: Final = 4
 # Lines that look alike, but are not, are tried as blocks of their own so many times.
 _MAX_SPLITS: Final = 8
 # Longer lines are left to the line reader, so that three bytes are enough for the header of any text.
@@ -274,7 +277,7 @@ class _Block(NamedTuple):
         return _Block(self.shape, self.lines[kept], self.starts[:, kept], self.ends[:, kept])
 
 
-def read_piece(body: bytes, start: int, end: int, reader: Reader) -> tuple[list[bytes], int, int]:
+def read_piece(body: bytes, start: int, end: int, reader: Reader, effort: Effort) -> tuple[list[bytes], int, int]:
     """Read the lines from `start` to `end`, which is behind a newline or at the end of the body.
 
     Gives the columnar maps of those that are not left to `reader`, the number of their rows, and the offset behind
@@ -287,8 +290,10 @@ def read_piece(body: bytes, start: int, end: int, reader: Reader) -> tuple[list[
         except UnicodeDecodeError:
             return [], 0, reader.read(start, end)
     table = _Table(piece)
-    blocks = table.blocks()
+    effort.check()
+    blocks = table.blocks(effort)
     while True:
+        effort.check()
         try:
             maps = _encode(table, blocks)
             break
@@ -450,7 +455,7 @@ class _Table:
         ends = np.flatnonzero(np.frombuffer(self._piece, np.uint8) == _NEWLINE) + 1
         return ends if len(ends) == len(self.odd) else np.append(ends, len(self._piece))
 
-    def blocks(self) -> list[_Block]:
+    def blocks(self, effort: Effort) -> list[_Block]:
         """The lines by shape; those that are in none are odd from now on."""
         blocks: list[_Block] = []
         lines = np.flatnonzero(~(self.odd | self._skipped))
@@ -462,6 +467,8 @@ class _Table:
             if not len(lines):
                 return blocks
         for bucket in self._buckets(lines):
+            if len(bucket) >= _MIN_LINES:
+                effort.add_shape(_BLOCK_SHAPES)
             self._take_blocks(bucket, blocks)
         return blocks
 
@@ -485,8 +492,16 @@ class _Table:
         buckets = np.repeat(
             np.array(bucket_of, np.uint16 if len(numbers) < 1 << 16 else np.int64), np.diff(heads, append=len(lines))
         )
+        sizes = np.bincount(buckets)
+        few = sizes < _MIN_LINES
+        if few.any():  # all at once: there may be as many as lines
+            odd = few[buckets]
+            self.odd[lines[odd]] = True
+            lines, buckets, sizes = lines[~odd], buckets[~odd], sizes[~few]
+            if not len(lines):
+                return []
         order = lines[np.argsort(buckets, kind="stable")]
-        return np.split(order, np.cumsum(np.bincount(buckets))[:-1])
+        return np.split(order, np.cumsum(sizes)[:-1])
 
     def _take_blocks(self, lines: Ints, blocks: list[_Block]) -> None:
         """Make blocks of lines that look alike."""

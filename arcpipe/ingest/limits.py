@@ -123,7 +123,8 @@ class BytesInFlight:
     The other half is for bodies and heads that are still arriving. Above it those that are more than small wait, all
     but the one that began first, so that they become complete one after the other. A first one that brings little
     while others wait is refused, which gives its bytes back: so somebody always moves, and slow senders hold up nobody
-    for long. Should the small ones fill half as much again, they wait as well; above twice the half, the latest is refused.
+    for long. Should the small ones fill half as much again, they wait as well. Above three times the half, the
+    latest is refused.
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class BytesInFlight:
             limit = SMALL_BODY_BYTES // 2
         if size > limit and connection is not next(iter(arriving)):
             self._wait(connection)
-        while self._arriving_bytes > 2 * self._max_arriving and len(arriving) > 1:
+        while self._arriving_bytes > 3 * self._max_arriving and len(arriving) > 1:
             next(reversed(arriving)).refuse_for_room()
 
     def release(self, connection: Connection) -> None:

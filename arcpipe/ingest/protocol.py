@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 from collections import deque
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import parse_qs
@@ -22,9 +21,10 @@ from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
 from arcpipe.ingest.limits import ANSWERS_UNREAD, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
-from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS
+from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
 
 if TYPE_CHECKING:
+    from arcpipe.ingest.background import Check
     from arcpipe.ingest.router import Handler
     from arcpipe.ingest.worker import IngestContext
 
@@ -41,6 +41,8 @@ _REQUEST_LINE_BYTES: Final = 64
 # Bytes that the parser is given at once, at most, unless they are all of one body: it cannot be stopped, and the
 # smallest requests and chunks have a few bytes each.
 _PARSED_BYTES: Final = 2 << 10
+# Bytes. A shorter read is not timed: what it brings takes SMALL_SECONDS at most, and the clock takes time, too.
+_SMALL_READ_BYTES: Final = 1 << 10
 # A Content-Length of more digits is no size of anything; Python itself refuses to read some thousand of them.
 _LENGTH_DIGITS: Final = 19
 # An unfinished head takes about this much memory besides its bytes: a dictionary, and an object for each line.
@@ -50,6 +52,9 @@ _WAITING_HEAD_BYTES: Final = 64 << 10
 
 # Smaller pieces of a body are joined as they arrive, larger ones when all are there.
 _PIECE_BYTES: Final = 1024
+
+# Bytes of a body that is joined in the loop: a millisecond's work.
+_JOINED_BYTES: Final = 4 << 20
 
 # What may come out of an encoded body in the loop itself: less than a millisecond.
 _INLINE_BYTES: Final = 256 << 10
@@ -237,7 +242,7 @@ class Connection(asyncio.Protocol):
         at = self._take_known(data, 0) if self._is_between else 0
         if at < len(data):
             self._go_on(data, at, self._began if at else perf_counter())
-        elif (seconds := perf_counter() - self._began) > SMALL_SECONDS:
+        elif at > _SMALL_READ_BYTES and (seconds := perf_counter() - self._began) > SMALL_SECONDS:
             self._end_turn(seconds)
         context = self._context
         if context.commit.pending_bytes > context.limits.max_pending:
@@ -603,14 +608,32 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         self._go_ahead_due = False  # no body came that it would have been for
         self.state = ANSWER
-        pieces = self._body
-        if pieces:
-            exchange.body = b"".join(pieces)  # of one that is bytes: itself
-            self._body = []
+        pieces, self._body = self._body, []
         if self._held:
             self._drop_body()
         self._is_between = not exchange.closes
+        if self._body_size > _JOINED_BYTES and pieces:
+            self._join_apart(exchange, pieces)
+            return
+        if pieces:
+            exchange.body = b"".join(pieces)  # of one that is bytes: itself
         self._complete(exchange, self._handler, self._coding, self._refusal)
+
+    def _join_apart(self, exchange: Exchange, pieces: list[bytes | bytearray]) -> None:
+        """Has a body joined on a thread: 100 MB would hold up the loop for some 50 ms."""
+        handler, coding, refusal = self._handler, self._coding, self._refusal
+
+        def join(_: Check) -> None:
+            exchange.body = b"".join(pieces)
+            pieces.clear()
+
+        def done(error: Exception | None) -> None:
+            if error is None:
+                self._complete(exchange, handler, coding, refusal)
+            else:
+                self.answer_bug(exchange, error)
+
+        self._context.encoding.add(self, self._body_size, join, done)
 
     # Complete requests
 
@@ -667,12 +690,17 @@ class Connection(asyncio.Protocol):
 
     def _decode(self, exchange: Exchange, handler: Handler, coding: Coding) -> None:
         """Gives the handler the decoded body: at once, or when the decoding thread is done with it."""
-        decoder = Decoder(coding, exchange.body, self._context.limits.max_body)
+        context = self._context
+        decoder = Decoder(coding, exchange.body, context.limits.max_body)
         exchange.body = b""
+
+        def to_the_end(_: Check) -> None:
+            while not decoder.advance(_INLINE_BYTES):
+                pass
+            exchange.body = decoder.decoded()
 
         def done(error: Exception | None) -> None:
             if error is None:
-                exchange.body = decoder.decoded()
                 self._handle(exchange, handler, None, None)
             elif isinstance(error, BadPayload):
                 exchange.answer(responses.error(400, "bad_request", str(error)))
@@ -682,14 +710,15 @@ class Connection(asyncio.Protocol):
                 self.answer_bug(exchange, error)
 
         try:
-            whole = decoder.advance(_INLINE_BYTES)
+            whole = context.turns.spent < TURN_SECONDS and decoder.advance(_INLINE_BYTES)
         except (BadPayload, PayloadTooLarge) as error:
             done(error)
         else:
             if whole:
+                exchange.body = decoder.decoded()
                 done(None)
             else:
-                self._context.decoding.add(decoder.encoded_bytes, partial(_decode_to_the_end, decoder), done)
+                context.decoding.add(self, decoder.encoded_bytes, to_the_end, done)
 
     # Answers, and the end
 
@@ -766,6 +795,12 @@ class Connection(asyncio.Protocol):
             transport.abort()
         else:
             transport.close()
+
+    @property
+    def address(self) -> str:
+        """Where the client comes from; those without an address, on a Unix socket, are one."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     @property
     def is_unread(self) -> bool:
@@ -925,11 +960,6 @@ class Connection(asyncio.Protocol):
 
 def _malformed(reason: str) -> responses.Refusal:
     return responses.error(400, "bad_request", f"malformed HTTP request: {reason}")
-
-
-def _decode_to_the_end(decoder: Decoder) -> None:
-    while not decoder.advance(_INLINE_BYTES):
-        pass
 
 
 def _path_of_url(url: bytes) -> bytes:
