@@ -59,6 +59,9 @@ class Transport(asyncio.Transport):
         assert not self.is_reading
         self.is_reading = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     def close(self) -> None:
         self.abort()
 

@@ -345,6 +345,9 @@ class Connection(asyncio.Protocol):
         if self._paused != TURN:  # it has ended, or waits for something else, whose end gives it a turn again
             self._paused &= ~TURN
             return 0.0
+        if self._transport is None or self._transport.is_closing():
+            self._drop_rest()
+            return 0.0
         if not self._rest:
             self.resume_reading(TURN)
             return self._seconds
@@ -358,7 +361,7 @@ class Connection(asyncio.Protocol):
         self._go_on(data, at, began)
         if not self._rest:
             self.resume_reading(TURN)
-            if self._at_eof and self._transport is not None and not self.eof_received():
+            if self._at_eof and not self.eof_received():
                 self._transport.close()
         elif self._paused == TURN:
             self._context.turns.wait(self)
@@ -685,7 +688,7 @@ class Connection(asyncio.Protocol):
 
     def answer_bug(self, exchange: Exchange, error: Exception) -> None:
         """500, and what it was in the log."""
-        self._context.report_bug(f"handler of {exchange.path!r}", error)
+        self._context.report_bug(f"the handler of {exchange.path!r}", error)
         exchange.answer(responses.INTERNAL_ERROR)
 
     def _decode(self, exchange: Exchange, handler: Handler, coding: Coding) -> None:

@@ -70,10 +70,12 @@ class Turns:
         self._scheduled = False
         waiting = self._waiting
         seconds = 0.0
-        for _ in range(len(waiting)):
-            seconds += waiting.popleft().take_turn()
-            if seconds >= TURN_SECONDS:
-                break
-        self.spent = 0.0
-        if waiting and not self._scheduled:
-            self._schedule()
+        try:
+            for _ in range(len(waiting)):
+                seconds += waiting.popleft().take_turn()
+                if seconds >= TURN_SECONDS:
+                    break
+        finally:  # whatever becomes of one, the others have their turns
+            self.spent = 0.0
+            if waiting and not self._scheduled:
+                self._schedule()

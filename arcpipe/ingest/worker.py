@@ -119,7 +119,7 @@ class IngestContext:
         """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
         if self.now >= self.next_bug_line:
             self.next_bug_line = self.now + 1.0
-            log.error("a bug in the %s; answered 500", where, exc_info=error)
+            log.error("a bug in %s; answered 500", where, exc_info=error)
 
     def bytes_moved(self) -> None:
         """To be called when complete bodies have left, or when one waits for a thread."""

@@ -81,13 +81,13 @@ def test_one_byte_chunks_are_taken_in_many_turns_and_make_the_body(edge: Edge) -
 def test_connections_have_their_turns_one_after_the_other(edge: Edge) -> None:
     peers = [edge.connect() for _ in range(4)]
     for peer in peers:
-        read(edge, peer, NOTHING * 6000)
+        read(edge, peer, NOTHING * 2000)
     while any(peer.connection._rest for peer in peers):
         edge.turn()
         if all(peer.connection._rest for peer in peers):
             counts = [len(peer.statuses) for peer in peers]
             assert min(counts) > 0
-    assert [len(peer.statuses) for peer in peers] == [6000] * 4
+    assert [len(peer.statuses) for peer in peers] == [2000] * 4
 
 
 def test_what_reads_keep_for_later_turns_is_counted_and_bounded(edge: Edge) -> None:
