@@ -28,7 +28,7 @@ import msgspec
 from benchmarks.attacks import ATTACKS, CORPUS, Recipe, build, changed, load_corpus, request
 from benchmarks.server import Server
 
-_COMMAND: Final = (sys.executable, "-m", "benchmarks.stall")
+COMMAND: Final = (sys.executable, "-m", "benchmarks.stall")
 _PAUSE_SECONDS: Final = 0.004
 # Waits of the first moment are those of a cold worker.
 _WARM_SECONDS: Final = 0.5
@@ -83,7 +83,7 @@ async def _attack(host: str, port: int, recipe: Recipe) -> None:
     await asyncio.gather(*(one() for _ in range(recipe["clients"])))
 
 
-def _victim(host: str, port: int, seconds: float) -> dict[str, Any]:
+def be_victim(host: str, port: int, seconds: float) -> dict[str, Any]:
     """Asks, and measures how long it waits."""
     client = socket.create_connection((host, port), _TIMEOUT_SECONDS)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -132,13 +132,13 @@ async def measure(server: Server, recipe: Recipe, seconds: float) -> dict[str, A
     before, _ = _worker(server)
     where = (server.host, str(server.port))
     attack = await asyncio.create_subprocess_exec(
-        *_COMMAND, "--attack", json.dumps(recipe), *where, stdout=subprocess.PIPE
+        *COMMAND, "--attack", json.dumps(recipe), *where, stdout=subprocess.PIPE
     )
     assert attack.stdout is not None
     try:
         await attack.stdout.readline()
         victim = await asyncio.create_subprocess_exec(
-            *_COMMAND, "--victim", str(seconds), *where, stdout=subprocess.PIPE
+            *COMMAND, "--victim", str(seconds), *where, stdout=subprocess.PIPE
         )
         output, _ = await victim.communicate()
     finally:
@@ -228,7 +228,7 @@ def main() -> None:
         asyncio.run(_attack(host, int(port), json.loads(recipe)))
     elif arguments.victim:
         seconds, host, port = arguments.victim
-        print(json.dumps(_victim(host, int(port), float(seconds))))
+        print(json.dumps(be_victim(host, int(port), float(seconds))))
     else:
         sys.exit(1 if asyncio.run(_main(arguments)) else 0)
 
