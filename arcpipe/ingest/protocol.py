@@ -615,6 +615,8 @@ class Connection(asyncio.Protocol):
         if self._held:
             self._drop_body()
         self._is_between = not exchange.closes
+        if self._waiting_heads > _WAITING_HEAD_BYTES:
+            self.pause_reading(PIPELINE_FULL)
         if self._body_size > _JOINED_BYTES and pieces:
             self._join_apart(exchange, pieces)
             return
@@ -646,8 +648,6 @@ class Connection(asyncio.Protocol):
         context = self._context
         context.requests += 1
         exchange.received = perf_counter()
-        if self._waiting_heads > _WAITING_HEAD_BYTES:
-            self.pause_reading(PIPELINE_FULL)
         if len(self.exchanges) > context.limits.max_pipelined or self._paused & ANSWERS_UNREAD:
             if len(self.exchanges) > context.limits.max_pipelined:
                 self.pause_reading(PIPELINE_FULL)
