@@ -117,8 +117,8 @@ class BytesInFlight:
 
     Half of `server.max_inflight_mb` is for complete bodies, which wait for the WAL or to be decoded or encoded. Above
     it nobody is read that is writing, until half of that has left; it leaves by itself, so reading always goes on.
-    Whoever asks for something else is answered meanwhile, and may begin to write: above twice the half, bodies are
-    refused before they are taken.
+    Whoever asks for something else is answered meanwhile, and may begin to write: above twice the half, bodies that are
+    not small are refused before they are taken, above three times the half all are.
 
     The other half is for bodies and heads that are still arriving. Above it those that are more than small wait, all
     but the one that began first, so that they become complete one after the other. A first one that brings little
@@ -145,7 +145,9 @@ class BytesInFlight:
         self._connections = connections
         self._pending_bytes = pending_bytes
         self._behind = False  # the WAL, or a thread; those that write are paused
-        self.is_full = False  # of complete bodies: no other is taken
+        self.unchecked_bytes = limits.max_pending  # with the WAL, above which `check` and `admit` are to be called
+        self.is_full = False  # of complete bodies: no other is taken but small ones,
+        self.is_overfull = False  # and not even these
         self._arriving: dict[Connection, int] = {}  # bytes held of each body, in the order in which they began
         self._arriving_bytes = 0
         self._waiting: dict[Connection, None] = {}  # paused for want of room, in the order in which they were
@@ -160,6 +162,7 @@ class BytesInFlight:
         self._note(pending)
         if not self._behind and pending > self._max_pending:
             self._behind = True
+            self.unchecked_bytes = -1
             for connection in self._connections:
                 self.admit(connection)
 
@@ -169,10 +172,12 @@ class BytesInFlight:
         self._note(pending)
         if self._behind and pending <= self._max_pending // 2:
             self._behind = False
+            self.unchecked_bytes = self._max_pending
             for connection in tuple(self._connections):
                 connection.resume_reading(LOG_BEHIND)
 
     def _note(self, pending: int) -> None:
+        self.is_overfull = pending > 3 * self._max_pending
         if self.is_full != (pending > 2 * self._max_pending):
             self.is_full = not self.is_full
             self._on_full(self.is_full)

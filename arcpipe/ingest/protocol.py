@@ -245,7 +245,7 @@ class Connection(asyncio.Protocol):
         elif at > _SMALL_READ_BYTES and (seconds := perf_counter() - self._began) > SMALL_SECONDS:
             self._end_turn(seconds)
         context = self._context
-        if context.commit.pending_bytes > context.limits.max_pending:
+        if context.commit.pending_bytes > context.inflight.unchecked_bytes:
             context.inflight.check()
             context.inflight.admit(self)
 
@@ -564,7 +564,8 @@ class Connection(asyncio.Protocol):
         if length > limits.max_body:
             raise _Refused(self._too_large())
         if context.inflight.is_full and self._refusal is None and self._has_body():
-            self._refusal = responses.NO_ROOM
+            if not 0 <= length <= SMALL_BODY_BYTES or context.inflight.is_overfull:
+                self._refusal = responses.NO_ROOM
         if b"content-encoding" in headers and self._refusal is None:
             try:
                 self._coding = coding_of(headers[b"content-encoding"])

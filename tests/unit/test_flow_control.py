@@ -136,7 +136,7 @@ def test_who_writes_is_not_read_while_too_much_waits_for_the_wal_and_all_others_
         assert newcomer.statuses == [204, 200, 200, 202]
 
 
-def test_above_twice_what_may_wait_for_the_wal_bodies_are_refused_and_nothing_else(tmp_path: Path) -> None:
+def test_above_twice_what_may_wait_for_the_wal_only_small_bodies_are_taken(tmp_path: Path) -> None:
     disk = FaultyDisk()
     with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1) as edge:
         may_write = threading.Event()
@@ -148,14 +148,22 @@ def test_above_twice_what_may_wait_for_the_wal_bodies_are_refused_and_nothing_el
         for peer in peers:
             assert peer.feed(large())
         newcomer = edge.connect()
-        newcomer.feed(WRITE + request_bytes("GET", "/ping"))
+        newcomer.feed(large(100_000) + request_bytes("GET", "/ping"))
         assert newcomer.statuses == [503, 204]
         assert b"Retry-After: 1" in newcomer.transport.written
+        small = edge.connect()
+        assert small.feed(WRITE)
+        for _ in range(20):
+            edge.connect().feed(large(50_000))
+        last = edge.connect()
+        last.feed(WRITE)
+        assert last.statuses == [503]
         may_write.set()
         edge.settle()
         assert newcomer.feed(WRITE)
         edge.settle()
         assert newcomer.statuses == [503, 204, 202]
+        assert small.statuses == [202]
         assert [peer.statuses for peer in peers] == [[202]] * 3
 
 
