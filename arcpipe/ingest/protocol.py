@@ -564,8 +564,8 @@ class Connection(asyncio.Protocol):
         if length > limits.max_body:
             raise _Refused(self._too_large())
         if context.inflight.is_full and self._refusal is None and self._has_body():
-            if not 0 <= length <= SMALL_BODY_BYTES or context.inflight.is_overfull:
-                self._refusal = responses.NO_ROOM
+            is_small = 0 <= length <= SMALL_BODY_BYTES
+            self._refusal = None if is_small and not context.inflight.is_overfull else responses.NO_ROOM
         if b"content-encoding" in headers and self._refusal is None:
             try:
                 self._coding = coding_of(headers[b"content-encoding"])
