@@ -173,7 +173,7 @@ class WriteEndpoints:
             if size <= _TINY_BYTES:
                 turns.deadline = exchange.received + SMALL_SECONDS
             elif size <= _INLINE_BYTES and turns.spent < TURN_SECONDS:
-                turns.deadline = perf_counter() + INLINE_SECONDS
+                turns.deadline = exchange.received + INLINE_SECONDS
             else:
                 self._encode_apart(exchange, encode, partial(settle, exchange, target))
                 return
