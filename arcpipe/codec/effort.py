@@ -52,6 +52,10 @@ class Effort:
             )
         self.check()
 
+    def take_back(self, shapes: int) -> None:
+        """Forget shapes that were added, because they will be added again."""
+        self._shapes += shapes
+
     def add_bad_line(self) -> None:
         """A line was bad.
 

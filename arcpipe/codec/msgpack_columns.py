@@ -408,10 +408,18 @@ def _gather(data: bytes | memoryview, effort: Effort) -> list[ColumnBatch] | Non
         rows = _ROWS.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    size = len(array_header(len(rows)))
-    batches = []
     effort.check()
-    for group in _group(rows, effort):
+    groups = _group(rows, effort)
+    batches = _plain_batches(groups, len(array_header(len(rows))), len(data), effort)
+    if batches is None:  # they are counted when they are gathered the exact way
+        effort.take_back(len(groups))
+    return batches
+
+
+def _plain_batches(groups: list[list[_Row]], size: int, whole_size: int, effort: Effort) -> list[ColumnBatch] | None:
+    """The batches of rows by shape, unless something about them is unusual; see `_gather`."""
+    batches = []
+    for group in groups:
         effort.check()
         if not _is_plain(group):
             return None
@@ -421,7 +429,7 @@ def _gather(data: bytes | memoryview, effort: Effort) -> list[ColumnBatch] | Non
         batch = _shape_batch(group, times)
         size += _least_size(group, batch, timed)
         batches.append(batch)
-    return batches if size == len(data) else None
+    return batches if size == whole_size else None
 
 
 def _group(rows: Iterable[_Row], effort: Effort) -> list[list[_Row]]:
