@@ -20,7 +20,7 @@ from arcpipe.codec.content_encoding import ACCEPTED, Coding, Decoder, coding_of
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
-from arcpipe.ingest.limits import ANSWERS_UNREAD, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
+from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
 from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
 
 if TYPE_CHECKING:
@@ -747,6 +747,8 @@ class Connection(asyncio.Protocol):
         if not waiting and self.state == ANSWER:
             self.state = IDLE
             self.since = self._context.now
+            if self._paused & LOG_BEHIND:  # nothing of it waits any more: it may ask for something else, or write again
+                self.resume_reading(LOG_BEHIND)
         if self._go_ahead_due:
             self._give_go_ahead()
         if self._deferred:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from arcpipe.ingest.limits import PATIENCE_BYTES
 from tests.edge import Edge, Peer
-from tests.harness import pack, request_bytes
+from tests.harness import pack, request_bytes, wait_until
 from tests.wal_doubles import FaultyDisk
 
 MB = 1 << 20
@@ -134,6 +134,27 @@ def test_who_writes_is_not_read_while_too_much_waits_for_the_wal_and_all_others_
         assert all(peer.transport.is_reading for peer in (*peers, newcomer))
         assert peers[0].statuses == peers[1].statuses == [202]
         assert newcomer.statuses == [204, 200, 200, 202]
+
+
+def test_small_writes_go_on_while_a_thread_is_behind(edge: Edge) -> None:
+    """A client is not read while it waits for its answer, and is once it has it."""
+    may_go_on = threading.Event()
+    sender, small = edge.connect(), edge.connect()
+
+    def work(_: object) -> None:
+        may_go_on.wait(30)
+
+    def is_answered() -> bool:
+        edge.turn()
+        return len(small.statuses) == sent
+
+    edge.call(lambda: edge.context.encoding.add(sender.connection, 600_000, work, lambda _: None))
+    for sent in range(1, 6):  # noqa: B007 - is_answered reads it
+        assert small.feed(WRITE)
+        wait_until(is_answered, "an answer", 30)
+    assert edge.context.encoding.held_bytes == 600_000
+    may_go_on.set()
+    assert small.statuses == [202] * 5
 
 
 def test_above_twice_what_may_wait_for_the_wal_only_small_bodies_are_taken(tmp_path: Path) -> None:
