@@ -13,6 +13,8 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from arcpipe import descriptors
+
 IOV_MAX: Final = min(os.sysconf("SC_IOV_MAX"), 1024)
 
 Buffer = bytes | bytearray | memoryview
@@ -23,15 +25,15 @@ class Disk:
 
     def create(self, path: str) -> int:
         """A new file, for writing; fails if the name is taken. Returns its descriptor."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        return _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
 
     def open(self, path: str) -> int:
         """An existing file, for reading and writing. Returns its descriptor."""
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return _open(path, os.O_RDWR)
 
     def open_for_reading(self, path: str) -> int:
         """An existing file, for reading only. Returns its descriptor."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return _open(path, os.O_RDONLY)
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """Up to `length` bytes at `offset`; fewer only at the end of the file."""
@@ -124,7 +126,7 @@ class Disk:
 
     def open_directory(self, path: str) -> int:
         """An existing directory. Returns its descriptor, to be synced or locked."""
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return _open(path, os.O_RDONLY | os.O_DIRECTORY)
 
     def sync_directory(self, path: str) -> None:
         """Makes creations, renames and removals in a directory durable."""
@@ -133,6 +135,17 @@ class Disk:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _open(path: str, flags: int, mode: int = 0o777) -> int:
+    """Open a file, with a descriptor of the reserve if there is no other."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    with descriptors.reserve():
+        return os.open(path, flags | os.O_CLOEXEC, mode)
 
 
 def _behind(buffers: Sequence[Buffer], written: int) -> list[Buffer]:

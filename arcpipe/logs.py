@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -35,6 +36,10 @@ _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 _REPEATS: Final = 20
 _REPEAT_SECONDS: Final = 10.0
 _REPEATS_KNOWN: Final = 256
+# Libraries put addresses and counters into the text itself: it is the same warning with others. Only the beginning of a
+# text tells one warning from another.
+_VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
+_KEY_CHARS: Final = 512
 
 Remember = Callable[[int, int, str], None]
 
@@ -87,11 +92,12 @@ class _OneWriteHandler(logging.Handler):
     def _is_one_too_many(self, record: logging.LogRecord) -> bool:
         now = time.monotonic()
         self._tell_held_back(now)
-        key = (record.name, record.levelno, str(record.msg))
+        key = (record.name, record.levelno, _VARYING.sub("#", str(record.msg)[:_KEY_CHARS]))
         repeats = self._repeats.get(key)
+        if repeats is None and len(self._repeats) >= _REPEATS_KNOWN:  # all the others are one
+            key = (record.name, record.levelno, "")
+            repeats = self._repeats.get(key)
         if repeats is None:
-            if len(self._repeats) >= _REPEATS_KNOWN:
-                return False
             repeats = self._repeats[key] = _Repeats(now)
         repeats.count += 1
         repeats.latest = record

@@ -10,6 +10,7 @@ turns. The figure is the best of many short pieces, because all else that the ma
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ def child(checkout: str) -> None:
 
     from arcpipe.config import Settings
     from arcpipe.counters import Counters, Node
-    from arcpipe.ingest import responses
+    from arcpipe.ingest import protocol, responses
     from arcpipe.ingest.limits import Admission, Limits
     from arcpipe.ingest.protocol import Connection
     from arcpipe.ingest.router import WRITE, Router
@@ -82,18 +83,17 @@ def child(checkout: str) -> None:
     from arcpipe.ingest.write import WriteEndpoints
     from arcpipe.wal.writer import Group
 
+    for name in ("SLICE_SECONDS", "SMALL_SECONDS"):  # turns end by the clock, and other programs run, too
+        if hasattr(protocol, name):
+            setattr(protocol, name, math.inf)
     counters = Counters(1)
     counters.node[Node.DISK_FREE_BYTES] = 1 << 50
     context: Any = IngestContext(Limits.of(Settings()), None)
-    writes: Any = WriteEndpoints(Admission(Settings(), counters.node), context.encoding)
+    turns = (context.turns,) if hasattr(context, "turns") else ()  # which older checkouts do not have
+    writes: Any = WriteEndpoints(Admission(Settings(), counters.node), context.encoding, *turns)
     log = context.commit = writes.commit = _Log(Group)
     context.routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
     connection = Connection(context)
-
-    async def connect() -> None:
-        connection.connection_made(_Transport())  # type: ignore[arg-type]
-
-    asyncio.run(connect())
 
     def request(body: bytes) -> bytes:
         head = (
@@ -115,8 +115,17 @@ def child(checkout: str) -> None:
             writes.committed(log.waiters(), None)
         return time.process_time() - before
 
-    for data, reads, requests in ((small, 1000, 1000), (small * 16, 62, 62 * 16), (large, 200, 200)):
-        print(min(piece(data, reads) for _ in range(_PIECES)) / requests * 1e6)
+    async def measure() -> None:
+        connection.connection_made(_Transport())  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        for data, reads, requests in ((small, 1000, 1000), (small * 16, 62, 62 * 16), (large, 200, 200)):
+            best = math.inf
+            for _ in range(_PIECES):
+                best = min(best, piece(data, reads))
+                await asyncio.sleep(0)  # a turn of the loop, for what is done once in each
+            print(best / requests * 1e6)
+
+    asyncio.run(measure())
 
 
 if __name__ == "__main__":

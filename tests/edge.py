@@ -16,6 +16,7 @@ from arcpipe.changeable import Access
 from arcpipe.config import WAL, Server, Settings, Storage
 from arcpipe.counters import Counters, Node
 from arcpipe.disk import Disk
+from arcpipe.ingest.limits import TURN
 from arcpipe.ingest.protocol import Connection, Exchange
 from arcpipe.ingest.worker import IngestWorker, wal_options
 from arcpipe.wal.directory import WALDirectory
@@ -58,6 +59,9 @@ class Transport(asyncio.Transport):
         assert not self.is_reading
         self.is_reading = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     def close(self) -> None:
         self.abort()
 
@@ -83,10 +87,12 @@ class Peer:
         edge.turn()
 
     def feed(self, data: bytes) -> bool:
-        """One read of the server; False if it would not read now."""
+        """One read of the server, and its turns until it is handled; False if it would not read now."""
         if self.transport.closed or not self.transport.is_reading:
             return False
         self._edge.call(lambda: self.connection.data_received(data))
+        while self.connection._paused == TURN:
+            self._edge.turn()
         return True
 
     def half_close(self) -> None:
@@ -185,6 +191,7 @@ class Edge:
                 self.commit.pending_bytes
                 or context.decoding.held_bytes
                 or context.encoding.held_bytes
+                or any(connection._rest and not connection.is_unread for connection in context.connections)
                 or any(exchange.response is None for exchange in self._complete_requests())
             ):
                 assert time.monotonic() < deadline, "the worker does not settle"

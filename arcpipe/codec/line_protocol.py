@@ -37,22 +37,25 @@ line (`line_protocol_scalar`), which is the reference: both give the same rows a
 because rows of one shape may be in several.
 
 Bounds: no path takes more than linear time. Beside the result, memory is a multiple of `CHUNK_BYTES` and of the longest
-line. Nothing raises, whatever the bytes: there is no hard bound but that of the body's size, which is the caller's.
+line. Shapes and bad lines are bounded by the size of the body (`arcpipe.codec.effort`); the size is bounded by the
+caller.
 
 This module must not know HTTP, precisions' names, the log's envelope, or Arrow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from arcpipe.codec.columns import Encoded, join_maps
+from arcpipe.codec.effort import Effort, go_on
 from arcpipe.codec.line_protocol_columns import read_piece
 from arcpipe.codec.line_protocol_scalar import MAX_ERRORS, LineError, LineReader, Report
 
 __all__ = ["MAX_ERRORS", "LineError", "Lines", "encode"]
 
-CHUNK_BYTES: Final = 1 << 20
+CHUNK_BYTES: Final = 256 << 10
 """Lines are gathered into columns so many bytes at a time, because Python's objects are larger than their text."""
 
 # Where reading by column begins to pay, as `benchmarks.line_protocol` measures it: some 25 lines of one shape, which
@@ -73,12 +76,20 @@ class Lines(NamedTuple):
     more_errors: int
 
 
-def encode(body: bytes) -> Lines:
-    """Make the lines of a body columnar maps. Never raises, whatever the bytes."""
+def encode(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+    """Make the lines of a body columnar maps.
+
+    Args:
+        check: as in `arcpipe.codec.effort`.
+
+    Raises:
+        PayloadTooLarge: the body has too many shapes for its size.
+        BadPayload: the body has too many bad lines for its size.
+    """
     size = len(body)
     if size < FEW_BYTES or (size < MANY_BYTES and _count_alike(body) < MANY_LINES):
-        return encode_by_line(body)
-    return encode_by_column(body)
+        return encode_by_line(body, check)
+    return encode_by_column(body, check)
 
 
 def _count_alike(body: bytes) -> int:
@@ -87,37 +98,41 @@ def _count_alike(body: bytes) -> int:
     return 1 + body.count(b"\n" + measurement)
 
 
-def encode_by_line(body: bytes) -> Lines:
+def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """As `encode`, whatever the size of the body."""
     report = Report(body)
-    reader = LineReader(body, report)
+    effort = Effort(len(body), check)
+    reader = LineReader(body, report, effort)
     maps: list[bytes] = []
     records = 0
     pos = 0
     while pos < len(body):
         pos = reader.read(pos, body.find(b"\n", pos + CHUNK_BYTES) + 1 or len(body))
         for batch in reader.take():
+            check()
             maps.append(batch.encode())
             records += batch.records
     return Lines(join_maps(maps, records) if maps else None, report.errors, report.more_errors)
 
 
-def encode_by_column(body: bytes) -> Lines:
+def encode_by_column(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """As `encode`, whatever the size of the body."""
     report = Report(body)
-    reader = LineReader(body, report)
+    effort = Effort(len(body), check)
+    reader = LineReader(body, report, effort)
     maps: list[bytes] = []
     records = 0
     pos = 0
     while pos < len(body):
         end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
         if end:
-            piece_maps, piece_records, pos = read_piece(body, pos, end, reader)
+            piece_maps, piece_records, pos = read_piece(body, pos, end, reader, effort)
             maps += piece_maps
             records += piece_records
         else:
             pos = reader.read(pos, body.find(b"\n", pos) + 1 or len(body))
         for batch in reader.take():
+            check()
             maps.append(batch.encode())
             records += batch.records
     return Lines(join_maps(maps, records) if maps else None, report.errors, report.more_errors)

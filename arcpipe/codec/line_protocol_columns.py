@@ -36,6 +36,7 @@ from arcpipe.codec.columns import (
     map_header,
     pack_str,
 )
+from arcpipe.codec.effort import Effort
 from arcpipe.errors import BadPayload
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -136,6 +137,10 @@ _BEHIND: Final = 16
 
 # Smaller blocks cost more than reading their lines one by one.
 _MIN_LINES: Final = 8
+# Parts, less one, of a text with escapes after which others are given way to: they take 0.5 ms.
+_PARTS_BETWEEN_CHECKS: Final = 2047
+# A block takes about as long as this many shapes of the line reader.
+_BLOCK_SHAPES: Final = 4
 # Lines that look alike, but are not, are tried as blocks of their own so many times.
 _MAX_SPLITS: Final = 8
 # Longer lines are left to the line reader, so that three bytes are enough for the header of any text.
@@ -274,7 +279,7 @@ class _Block(NamedTuple):
         return _Block(self.shape, self.lines[kept], self.starts[:, kept], self.ends[:, kept])
 
 
-def read_piece(body: bytes, start: int, end: int, reader: Reader) -> tuple[list[bytes], int, int]:
+def read_piece(body: bytes, start: int, end: int, reader: Reader, effort: Effort) -> tuple[list[bytes], int, int]:
     """Read the lines from `start` to `end`, which is behind a newline or at the end of the body.
 
     Gives the columnar maps of those that are not left to `reader`, the number of their rows, and the offset behind
@@ -286,9 +291,11 @@ def read_piece(body: bytes, start: int, end: int, reader: Reader) -> tuple[list[
             piece.decode()
         except UnicodeDecodeError:
             return [], 0, reader.read(start, end)
-    table = _Table(piece)
-    blocks = table.blocks()
+    table = _Table(piece, effort)
+    effort.check()
+    blocks = table.blocks(effort)
     while True:
+        effort.check()
         try:
             maps = _encode(table, blocks)
             break
@@ -324,12 +331,14 @@ def _read_odd(table: _Table, start: int, end: int, reader: Reader) -> tuple[int,
     return max(pos, end), swallowed
 
 
-def _hide_escapes(piece: bytes) -> bytes:
+def _hide_escapes(piece: bytes, effort: Effort) -> bytes:
     """The piece with one byte for each escape; a backslash that escapes nothing stays."""
     first, *others = piece.split(b"\\")
     parts = [first]
     following = iter(others)
-    for part in following:
+    for number, part in enumerate(following):
+        if not number & _PARTS_BETWEEN_CHECKS:
+            effort.check()
         if part:
             standin = _STANDINS.get(part[0])
             parts += (b"\\", part) if standin is None else (standin, part[1:])
@@ -367,11 +376,11 @@ class _Table:
         "words",
     )
 
-    def __init__(self, piece: bytes) -> None:
+    def __init__(self, piece: bytes, effort: Effort) -> None:
         self._piece = piece
         escapes = b"\\" in piece
         if escapes:
-            piece = _hide_escapes(piece)
+            piece = _hide_escapes(piece, effort)
         ending = b"" if piece.endswith(b"\n") else b"\n"
         padded = bytearray(b"".join((b"\n".rjust(_FRONT, b"\0"), piece, ending, bytes(_BEHIND))))
         self.text: Bytes = np.frombuffer(padded, np.uint8)
@@ -383,6 +392,7 @@ class _Table:
         mask |= seen == ord("=")
         if escapes:
             mask |= seen >= _FIRST_STANDIN
+        effort.check()
         places = np.flatnonzero(mask)
         places += _FRONT - 1
         kinds = self.text[places]
@@ -410,6 +420,7 @@ class _Table:
                 kept = np.flatnonzero(keep)
                 places, kinds = places[kept], kinds[kept]
                 newlines = np.flatnonzero(kinds == _NEWLINE)
+                effort.check()
                 if len(standins):
                     self._unescape(standins, places[newlines[:-1] + 1])
                 if self._quotes is not None and b"\\" in piece:  # it may escape a quote
@@ -450,7 +461,7 @@ class _Table:
         ends = np.flatnonzero(np.frombuffer(self._piece, np.uint8) == _NEWLINE) + 1
         return ends if len(ends) == len(self.odd) else np.append(ends, len(self._piece))
 
-    def blocks(self) -> list[_Block]:
+    def blocks(self, effort: Effort) -> list[_Block]:
         """The lines by shape; those that are in none are odd from now on."""
         blocks: list[_Block] = []
         lines = np.flatnonzero(~(self.odd | self._skipped))
@@ -461,11 +472,13 @@ class _Table:
             lines, _ = self._take_block(lines, places, self._separators, blocks)
             if not len(lines):
                 return blocks
-        for bucket in self._buckets(lines):
+        for bucket in self._buckets(lines, effort):
+            if len(bucket) >= _MIN_LINES:
+                effort.add_shape(_BLOCK_SHAPES)
             self._take_blocks(bucket, blocks)
         return blocks
 
-    def _buckets(self, lines: Ints) -> list[Ints]:
+    def _buckets(self, lines: Ints, effort: Effort) -> list[Ints]:
         """Lines that are probably of one shape: of as many delimiters, of one measurement and first key."""
         first, last = self._first[lines], self._last[lines]
         begins = self.begins[lines]
@@ -477,6 +490,7 @@ class _Table:
         looks = (name * _MIX ^ key) * _MIX ^ widths
         heads = np.flatnonzero(looks[1:] != looks[:-1]) + 1
         heads = np.concatenate((_ZERO, heads))
+        effort.check()
         head_looks = looks[heads].tolist()
         numbers = {look: number for number, look in enumerate(dict.fromkeys(head_looks))}
         bucket_of = list(map(numbers.__getitem__, head_looks))
@@ -485,8 +499,17 @@ class _Table:
         buckets = np.repeat(
             np.array(bucket_of, np.uint16 if len(numbers) < 1 << 16 else np.int64), np.diff(heads, append=len(lines))
         )
+        effort.check()
+        sizes = np.bincount(buckets)
+        few = sizes < _MIN_LINES
+        if few.any():  # all at once: there may be as many as lines
+            odd = few[buckets]
+            self.odd[lines[odd]] = True
+            lines, buckets, sizes = lines[~odd], buckets[~odd], sizes[~few]
+            if not len(lines):
+                return []
         order = lines[np.argsort(buckets, kind="stable")]
-        return np.split(order, np.cumsum(np.bincount(buckets))[:-1])
+        return np.split(order, np.cumsum(sizes)[:-1])
 
     def _take_blocks(self, lines: Ints, blocks: list[_Block]) -> None:
         """Make blocks of lines that look alike."""

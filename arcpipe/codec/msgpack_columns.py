@@ -20,7 +20,7 @@ This module must not know HTTP, the log's envelope, or Arrow.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from operator import itemgetter
 from typing import Annotated, Final, TypeAlias
@@ -44,13 +44,14 @@ from arcpipe.codec.columns import (
     quote,
     str_header,
 )
+from arcpipe.codec.effort import Effort, go_on
 from arcpipe.errors import BadPayload
 
 __all__ = ["Encoded", "encode"]
 
-# Rows are decoded so many bytes at a time, because decoding may take 75 times the memory of what is decoded (a row of
-# one-letter names and one-byte values).
-_CHUNK_BYTES: Final = 1 << 20
+# Rows are decoded this many bytes at a time, because decoding may take 75 times the memory of what is decoded (a row of
+# one-letter names and one-byte values), and holds up every other thread meanwhile, for 5 ms at most.
+_CHUNK_BYTES: Final = 128 << 10
 
 # The skipper is fed so many bytes at first, then as many again as it had, up to a chunk at once.
 _FEED_BYTES: Final = 1 << 14
@@ -85,18 +86,27 @@ _WIDTH: Final = (
 # Bytes of a short string, header and all, by its first byte; 0 for anything else.
 _SHORT: Final = (*([0] * 0xA0), *range(1, 33), *([0] * 0x40))
 
+# Columns, less one, and other things of an array after which others are given way to: they take 0.2 ms.
+_COLUMNS_BETWEEN_CHECKS: Final = 255
+_ELEMENTS_BETWEEN_CHECKS: Final = 15
+
 # What `_columnar` answers instead of an offset when a map turns out not to be columnar.
 _IS_ROW: Final = -1
 _IS_BATCH: Final = -2
 
 
-def encode(body: bytes | memoryview) -> Encoded:
+def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encoded:
     """Check a request body and make it one columnar map or an array of them.
 
     A body that is one columnar map, or an array of nothing but columnar maps, comes back as the same object. In error
     texts elements and rows are counted from 0, and byte offsets from the start of the body.
 
-    Raises BadPayload, and nothing else, for any bytes.
+    Args:
+        check: as in `arcpipe.codec.effort`.
+
+    Raises:
+        BadPayload: the body is none that is taken, whatever its bytes.
+        PayloadTooLarge: the body has too many shapes for its size.
     """
     data = body if type(body) is bytes else bytes(body)
     if not data:
@@ -106,16 +116,16 @@ def encode(body: bytes | memoryview) -> Encoded:
         if kind == _MAP:
             if _is_one_record(data):
                 return Encoded(False, body, 1)
-            end, records = _columnar(data, 0, None)
+            end, records = _columnar(data, 0, None, check)
             if end > 0:
                 if end != len(data):
                     raise _bad_end(data, end)
                 return Encoded(False, body, records)
             if end == _IS_ROW:
-                return _encode_row(data)
+                return _encode_row(data, check)
         elif kind != _ARRAY:
             raise BadPayload(f"body is neither a map nor an array but {_KINDS[kind]}")
-        gatherer = _Gatherer(data)
+        gatherer = _Gatherer(data, check)
         end = gatherer.batch(0, may_be_last=True) if kind == _MAP else gatherer.array(0, "", may_be_last=True)
         if end != len(data):
             raise _bad_end(data, end)
@@ -174,7 +184,7 @@ def _is_one_record(data: bytes) -> bool:
 # Columnar maps: one walk over the headers and names. Values are proven to be there, not read.
 
 
-def _columnar(data: bytes, pos: int, skipper: _Skipper | None) -> tuple[int, int]:
+def _columnar(data: bytes, pos: int, skipper: _Skipper | None, check: Callable[[], None]) -> tuple[int, int]:
     """Check the columnar map at `pos`: (offset after it, records), or (_IS_ROW or _IS_BATCH, 0)."""
     marker = data[pos]
     if marker <= 0x8F:
@@ -198,7 +208,7 @@ def _columnar(data: bytes, pos: int, skipper: _Skipper | None) -> tuple[int, int
             measured = True
             pos = _measurement(data, end)
         elif key == b"columns" and names is None:
-            names, records, pos = _columns(data, end, skipper)
+            names, records, pos = _columns(data, end, skipper, check)
         elif key == b"tags" and tags is None:
             if names is None and _KIND[data[end]] != _ARRAY:
                 return _IS_ROW, 0
@@ -226,7 +236,9 @@ def _columnar(data: bytes, pos: int, skipper: _Skipper | None) -> tuple[int, int
     return pos, records
 
 
-def _columns(data: bytes, pos: int, skipper: _Skipper | None) -> tuple[list[bytes], int, int]:
+def _columns(
+    data: bytes, pos: int, skipper: _Skipper | None, check: Callable[[], None]
+) -> tuple[list[bytes], int, int]:
     """Check the map of columns at `pos`: (names, records, offset after it).
 
     The offset lies beyond the end of `data` if the last value is cut off there, as that of any value whose bytes are
@@ -245,7 +257,9 @@ def _columns(data: bytes, pos: int, skipper: _Skipper | None) -> tuple[list[byte
     size = len(data)
     names: list[bytes] = []
     records = -1
-    for _ in range(columns):
+    for number in range(columns):
+        if number & _COLUMNS_BETWEEN_CHECKS == _COLUMNS_BETWEEN_CHECKS:
+            check()
         short = _SHORT[data[pos]]
         if short:
             start = pos + short
@@ -383,7 +397,7 @@ _ROWS: Final = msgspec.msgpack.Decoder(list[_Row])
 _STRINGS: Final = msgspec.msgpack.Decoder(list[str])
 
 
-def _gather(data: bytes | memoryview) -> list[ColumnBatch] | None:
+def _gather(data: bytes | memoryview, effort: Effort) -> list[ColumnBatch] | None:
     """The rows in a MessagePack array of them, by shape; None if there is anything unusual about any of them.
 
     A dict drops a key that is given twice without a word, so the bytes of everything that was kept are counted:
@@ -394,9 +408,19 @@ def _gather(data: bytes | memoryview) -> list[ColumnBatch] | None:
         rows = _ROWS.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    size = len(array_header(len(rows)))
+    effort.check()
+    groups = _group(rows, effort)
+    batches = _plain_batches(groups, len(array_header(len(rows))), len(data), effort)
+    if batches is None:  # they are counted when they are gathered the exact way
+        effort.take_back(len(groups))
+    return batches
+
+
+def _plain_batches(groups: list[list[_Row]], size: int, whole_size: int, effort: Effort) -> list[ColumnBatch] | None:
+    """The batches of rows by shape, unless something about them is unusual; see `_gather`."""
     batches = []
-    for group in _group(rows):
+    for group in groups:
+        effort.check()
         if not _is_plain(group):
             return None
         times, timed = _join_times(group)
@@ -405,10 +429,10 @@ def _gather(data: bytes | memoryview) -> list[ColumnBatch] | None:
         batch = _shape_batch(group, times)
         size += _least_size(group, batch, timed)
         batches.append(batch)
-    return batches if size == len(data) else None
+    return batches if size == whole_size else None
 
 
-def _group(rows: Iterable[_Row]) -> list[list[_Row]]:
+def _group(rows: Iterable[_Row], effort: Effort) -> list[list[_Row]]:
     """Rows by shape, shapes in the order in which they appear first.
 
     The order of names within a row makes no shape: some senders write maps in random order.
@@ -424,6 +448,7 @@ def _group(rows: Iterable[_Row]) -> list[list[_Row]]:
             last = shape
             found = by_shape.get(key := tuple(shape))
             if found is None:
+                effort.add_shape()
                 names = (*shape[:3], *sorted(row.tags), None, *sorted(row.fields))
                 found = by_names.get(names)
                 if found is None:
@@ -621,9 +646,9 @@ def _payload(value: bytes) -> bytes:
     return b"\x01" + value[start:end]
 
 
-def _encode_row(data: bytes) -> Encoded:
+def _encode_row(data: bytes, check: Callable[[], None]) -> Encoded:
     """A body that is one row."""
-    batches = _gather(b"\x91" + data)
+    batches = _gather(b"\x91" + data, Effort(len(data), check))
     if batches is None:
         row, end = _row(data, 0, _Skipper(data))
         if end != len(data):
@@ -642,10 +667,11 @@ class _Gatherer:
     array when it already is what it would become: several columnar maps and nothing else.
     """
 
-    __slots__ = ("_data", "_skipper", "_view", "maps", "records", "untouched_from")
+    __slots__ = ("_data", "_effort", "_skipper", "_view", "maps", "records", "untouched_from")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, check: Callable[[], None]) -> None:
         self._data = data
+        self._effort = Effort(len(data), check)
         self._view = memoryview(data)
         self._skipper = _Skipper(data)
         self.maps: list[bytes | memoryview] = []
@@ -674,6 +700,8 @@ class _Gatherer:
         only_columnar = True
         while number < count:
             start = end
+            if number & _ELEMENTS_BETWEEN_CHECKS == _ELEMENTS_BETWEEN_CHECKS:
+                self._effort.check()
             end = self._element(start, number, where)
             if end > 0:
                 number += 1
@@ -684,7 +712,7 @@ class _Gatherer:
                 number += 1
                 continue
             if number == 0 and may_be_last and len(data) - pos <= _CHUNK_BYTES:
-                batches = _gather(self._view[pos:])
+                batches = _gather(self._view[pos:], self._effort)
                 if batches is not None:
                     self._take(batches)
                     return len(data)
@@ -707,7 +735,7 @@ class _Gatherer:
         if _KIND[self._data[pos]] != _MAP:
             raise BadPayload(f"element {number}{where} is not a map but {_kind(self._data, pos)}")
         try:
-            end, records = _columnar(self._data, pos, self._skipper)
+            end, records = _columnar(self._data, pos, self._skipper, self._effort.check)
         except BadPayload as error:
             raise BadPayload(f"element {number}{where}: {error}") from None
         if end > 0:
@@ -729,13 +757,15 @@ class _Gatherer:
         `first` is the number of the first.
         """
         data = self._data
-        batches = _gather(array_header(len(starts)) + data[starts[0] : end])
+        batches = _gather(array_header(len(starts)) + data[starts[0] : end], self._effort)
         if batches is not None:
             self._take(batches)
             return
         rows = []
         spans = []
         for number, (start, stop) in enumerate(pairwise((*starts, end)), first):
+            if number & _ELEMENTS_BETWEEN_CHECKS == _ELEMENTS_BETWEEN_CHECKS:
+                self._effort.check()
             kind = self._element(start, number, where)
             if kind == _IS_ROW:
                 rows.append((number, start))
@@ -745,13 +775,15 @@ class _Gatherer:
         if not rows:
             return
         if len(rows) < len(starts):
-            batches = _gather(b"".join((array_header(len(rows)), *spans)))
+            batches = _gather(b"".join((array_header(len(rows)), *spans)), self._effort)
         if batches is None:
-            groups = _group([self._row(*row) for row in rows])
+            groups = _group([self._row(*row) for row in rows], self._effort)
             batches = [_shape_batch(group, b"".join([row.t for row in group])) for group in groups]
         self._take(batches)
 
     def _row(self, number: int, pos: int) -> _Row:
+        if number & _ELEMENTS_BETWEEN_CHECKS == _ELEMENTS_BETWEEN_CHECKS:
+            self._effort.check()
         try:
             return _row(self._data, pos, self._skipper)[0]
         except BadPayload as error:
@@ -759,6 +791,7 @@ class _Gatherer:
 
     def _take(self, batches: list[ColumnBatch]) -> None:
         for batch in batches:
+            self._effort.check()
             self.maps.append(batch.encode())
             self.records += batch.records
 

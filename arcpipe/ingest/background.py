@@ -1,63 +1,185 @@
-"""What would hold up a worker's loop: large bodies, decoded or encoded on threads of their own.
+"""Work that would hold up a worker's loop: large bodies, decoded or encoded on threads of their own.
 
-A loop that stands still answers nobody and gives no sign of life. So whatever may take long is done apart, one piece at
-a time, in the order of arrival; nobody but the senders of such bodies waits for them.
+A loop that stands still answers nobody and shows no sign of life. So whatever may take long is done apart, one piece at
+a time. Nobody but the senders of such bodies waits for them, and they share the thread fairly: whose pieces have taken
+less of it lately comes first, each client for itself, and clients of one address together no more than one of another.
+A piece that has had its share is interrupted for those that have not, if it asks for that often enough.
+
+The order is that of start-time fair queueing (Goyal, Vin, Cheng 1996): each piece has a start and an end in the time of
+the thread if it were shared evenly, and the piece with the earliest end is next.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import heapq
+import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from time import perf_counter
+from typing import Final, Protocol
+
+# Seconds that a piece is expected to take besides its bytes, and for each of them: what it really took is known later.
+_PIECE_SECONDS: Final = 0.0001
+_BYTE_SECONDS: Final = 2e-8
+# Pieces that are interrupted at a time, at most: each takes some frames of the thread's stack.
+_MOST_INTERRUPTED: Final = 16
+# Clients whose share is remembered although nothing of them waits.
+_CLIENTS_KEPT: Final = 1024
 
 
-class _Piece(NamedTuple):
-    size_bytes: int
-    work: Callable[[], None]
-    done: Callable[[Exception | None], None]
+class Client(Protocol):
+    """Whose work it is: a connection."""
+
+    @property
+    def address(self) -> str:
+        """Where it comes from; clients of one address share what one of another has."""
+
+
+Check = Callable[[], None]
+Work = Callable[[Check], None]
+Done = Callable[[Exception | None], None]
+
+
+class _Piece:
+    __slots__ = ("address", "client", "done", "end", "number", "size_bytes", "spent", "start", "weight", "work")
+
+    def __init__(self, client: Client, size_bytes: int, work: Work, done: Done) -> None:
+        self.client = client
+        self.address = client.address
+        self.size_bytes = size_bytes
+        self.work = work
+        self.done = done
+        self.number = 0
+        self.weight = 1
+        self.start = self.end = 0.0
+        self.spent = 0.0  # seconds of the thread, but for interruptions
+
+    def __lt__(self, other: _Piece) -> bool:
+        return (self.end, self.number) < (other.end, other.number)
 
 
 class Background:
-    """Work that waits for its thread. `held_bytes` is the size of what waits or is being worked on."""
+    """Work that waits for its thread. `held_bytes` is the size of all that waits or is being worked on."""
 
-    def __init__(self, name: str, may_start: Callable[[], bool], on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        may_start: Callable[[], bool],
+        on_change: Callable[[], None],
+        *,
+        interrupts: bool,
+    ) -> None:
         """
         Args:
-            may_start: whether the worker has room for what comes out of another piece at the moment.
+            may_start: whether the worker has room for the outcome of another piece at the moment.
             on_change: called in the loop when `held_bytes` has changed.
+            interrupts: whether pieces are interrupted for others when they call the `check` that they are given.
         """
         self.held_bytes = 0
         self._may_start = may_start
         self._on_change = on_change
-        self._waiting: deque[_Piece] = deque()
+        self._interrupts = interrupts
+        self._lock = threading.Lock()  # of all that follows
+        self._waiting: list[_Piece] = []  # a heap
+        self._ends: dict[Client, float] = {}  # of the latest piece of each client
+        self._pieces: Counter[Client] = Counter()  # that wait or are being worked on
+        self._addresses: Counter[str] = Counter()  # of the clients that these are of
+        self._now = 0.0  # in the time of those ends
+        self._number = 0
         self._running = False
         self._thread = ThreadPoolExecutor(1, name)
 
-    def add(self, size_bytes: int, work: Callable[[], None], done: Callable[[Exception | None], None]) -> None:
-        """Has `work` done on the thread; `done` is called in the loop with what it raised, if anything."""
+    def add(self, client: Client, size_bytes: int, work: Work, done: Done) -> None:
+        """Have `work` done on the thread; `done` is called in the loop with what it raised, if anything."""
         self.held_bytes += size_bytes
-        self._waiting.append(_Piece(size_bytes, work, done))
+        piece = _Piece(client, size_bytes, work, done)
+        with self._lock:
+            if not self._pieces[client]:
+                self._addresses[piece.address] += 1
+            self._pieces[client] += 1
+            self._number += 1
+            piece.number = self._number
+            piece.weight = self._addresses[piece.address]
+            piece.start = max(self._now, self._ends.get(client, 0.0))
+            piece.end = piece.start + (_PIECE_SECONDS + size_bytes * _BYTE_SECONDS) * piece.weight
+            if len(self._ends) >= _CLIENTS_KEPT:
+                self._ends = {kept: end for kept, end in self._ends.items() if end > self._now}
+            self._ends[client] = piece.end
+            heapq.heappush(self._waiting, piece)
         self.proceed()
         self._on_change()
 
     def proceed(self) -> None:
-        """Starts with the next piece if there is one and it may be. To be called when bytes have left the worker."""
+        """Start with the next piece if there is one and it may be. To be called when bytes have left the worker."""
         if self._running or not self._waiting or not self._may_start():
             return
         self._running = True
-        piece = self._waiting.popleft()
+        with self._lock:
+            piece = self._take()
+        self._thread.submit(self._work_on, piece, asyncio.get_running_loop(), 0)
 
-        def finished(future: asyncio.Future[None]) -> None:
+    def _take(self) -> _Piece:
+        piece = heapq.heappop(self._waiting)
+        self._now = max(self._now, piece.start)
+        return piece
+
+    # On the thread
+
+    def _work_on(self, piece: _Piece, loop: asyncio.AbstractEventLoop, depth: int) -> float:
+        """Do the work of a piece, and meanwhile that of others whose turn has come; the seconds of all of it."""
+        began = resumed = perf_counter()
+
+        def check() -> None:
+            nonlocal resumed
+            now = perf_counter()
+            piece.spent += now - resumed
+            resumed = now
+            if not self._waiting:
+                return
+            while True:
+                with self._lock:
+                    waiting = self._waiting
+                    if not waiting or waiting[0].end >= piece.start + piece.spent * piece.weight:
+                        break
+                    other = self._take()
+                self._work_on(other, loop, depth + 1)
+            resumed = perf_counter()
+
+        def go_on() -> None:
+            """Nobody is given way to."""
+
+        error: Exception | None = None
+        try:
+            piece.work(check if self._interrupts and depth < _MOST_INTERRUPTED else go_on)
+        except Exception as raised:
+            error = raised
+        piece.spent += perf_counter() - resumed
+        loop.call_soon_threadsafe(self._finished, piece, error, depth)
+        return perf_counter() - began
+
+    # In the loop again
+
+    def _finished(self, piece: _Piece, error: Exception | None, depth: int) -> None:
+        if not depth:
             self._running = False
-            self.held_bytes -= piece.size_bytes
-            error = future.exception()
-            assert error is None or isinstance(error, Exception)
-            try:
-                piece.done(error)
-            finally:
-                self.proceed()
-                self._on_change()
-
-        asyncio.get_running_loop().run_in_executor(self._thread, piece.work).add_done_callback(finished)
+        self.held_bytes -= piece.size_bytes
+        with self._lock:
+            end = self._ends.get(piece.client)
+            if end is not None:  # it is charged for what the piece took, instead of what was expected
+                self._ends[piece.client] = end + piece.start + piece.spent * piece.weight - piece.end
+            self._pieces[piece.client] -= 1
+            if not self._pieces[piece.client]:
+                del self._pieces[piece.client]
+                self._addresses[piece.address] -= 1
+                if not self._addresses[piece.address]:
+                    del self._addresses[piece.address]
+            if not self._pieces:
+                self._ends.clear()
+                self._now = 0.0
+        try:
+            piece.done(error)
+        finally:
+            self.proceed()
+            self._on_change()

@@ -51,8 +51,13 @@ class Heads:
     """
 
     def __init__(self) -> None:
-        self.known: dict[bytes, Head] = {}
+        self.known: dict[bytes, Head] = {}  # those that need not be read: all, or none
+        self._all = self.known
         self._seen: set[int] = set()
+
+    def use(self, they_hold: bool) -> None:
+        """Say whether requests with a known head are taken as they are, or whether the parser has to see all."""
+        self.known = self._all if they_hold else {}
 
     def learn(self, data: bytes, head: Head) -> None:
         """Takes note of a head of HTTP/1.1 that was accepted and does not end its connection.
@@ -71,16 +76,17 @@ class Heads:
         at += LENGTH_BYTES
         stop = data.find(b"\r", at, end + 1)
         key = data[:at] + data[stop : end + 4]
-        if key in self.known:  # of a request that did not come whole
+        known = self._all
+        if key in known:  # of a request that did not come whole
             return
         if hash(key) not in self._seen:
             if len(self._seen) >= _SEEN_KEPT:
                 self._seen.clear()
             self._seen.add(hash(key))
         elif _lines_of(data[:end]) == head.headers:
-            if len(self.known) >= _HEADS_KEPT:
-                self.known.clear()
-            self.known[key] = head
+            if len(known) >= _HEADS_KEPT:
+                known.clear()
+            known[key] = head
 
 
 def _lines_of(text: bytes) -> dict[bytes, bytes] | None:

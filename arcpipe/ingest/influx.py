@@ -23,10 +23,6 @@ _VERSION_HEADERS: Final = f"X-Influxdb-Version: {INFLUXDB_VERSION}\r\nX-Influxdb
 _PONG: Final = responses.empty(204, _VERSION_HEADERS)
 _VERBOSE_PONG: Final = responses.json(200, {"version": INFLUXDB_VERSION}, _VERSION_HEADERS)
 
-# Lines up to this size are encoded in the loop: usually in a millisecond, in the worst case (no two lines have the same
-# fields) in a second.
-_INLINE_BYTES: Final = 256 << 10
-
 _MAX_QUERY_BYTES: Final = 1 << 16
 _FORM: Final = b"application/x-www-form-urlencoded"
 _NO_ANSWERS: Final = "arcpipe answers no queries; it knows CREATE DATABASE and SHOW DATABASES"
@@ -91,7 +87,7 @@ class InfluxEndpoints:
             else:
                 writes.refuse(exchange, dialect.bad_lines(lines, target.accept_partial))
 
-        return writes.handler(dialect.precision, encode, _INLINE_BYTES, settle)
+        return writes.handler(dialect.precision, encode, settle)
 
 
 def _refusal(reason: str) -> bytes:

@@ -19,6 +19,7 @@ PIPELINE_FULL: Final = 1  # too many of its requests wait for their answers
 ANSWERS_UNREAD: Final = 2  # the client does not read what it is answered
 LOG_BEHIND: Final = 4  # too many bytes of the worker wait for the log
 NO_ROOM: Final = 8  # too many bytes of the worker are bodies that are still arriving
+TURN: Final = 16  # it has had its turn of the loop, and waits for the next one
 
 # With the log disabled clients do not wait for the disk: without this bound they would fill `server.max_inflight_mb`.
 MAX_UNWRITTEN: Final = 32 << 20
@@ -43,6 +44,7 @@ class Limits(Struct, frozen=True):
     max_pipelined: int
     max_pending: int
     max_arriving: int
+    max_kept: int
     header_timeout: float
     body_timeout: float
     max_body_seconds: float
@@ -61,6 +63,7 @@ class Limits(Struct, frozen=True):
             max_pipelined=server.max_pipelined,
             max_pending=half if settings.wal.enabled else min(half, MAX_UNWRITTEN),
             max_arriving=half,
+            max_kept=max(half // 8, READ_BYTES),
             header_timeout=server.header_timeout_seconds,
             body_timeout=server.body_timeout_seconds,
             max_body_seconds=server.max_body_seconds,
@@ -112,26 +115,42 @@ class Admission:
 class BytesInFlight:
     """The bytes of request bodies that a worker holds, and so who may be read from.
 
-    Half of `server.max_inflight_mb` is for complete bodies, which wait for the log or to be decoded. Above it nobody is
-    read until half of that has left; it leaves by itself, so reading always goes on.
+    Half of `server.max_inflight_mb` is for complete bodies, which wait for the WAL or to be decoded or encoded. Above
+    it nobody is read that is writing, until half of that has left; it leaves by itself, so reading always goes on.
+    Whoever asks for something else is answered meanwhile, and may begin to write: above twice the half, bodies that are
+    not small are refused before they are taken, above three times the half all are.
 
-    The other half is for bodies that are still arriving. Above it those that are more than small wait, all but the one
-    that began first, so that they become complete one after the other. A first one that brings little while others
-    wait is refused, which gives its bytes back: so somebody always moves, and slow senders hold up nobody for long.
-    Should the small ones fill the other half as well, everybody but the first waits.
+    The other half is for bodies and heads that are still arriving. Above it those that are more than small wait, all
+    but the one that began first, so that they become complete one after the other. A first one that brings little
+    while others wait is refused, which gives its bytes back: so somebody always moves, and slow senders hold up nobody
+    for long. Should the small ones fill half as much again, they wait as well. Above three times the half, the
+    latest is refused.
     """
 
-    def __init__(self, limits: Limits, connections: set[Connection], pending_bytes: Callable[[], int]) -> None:
-        """Args: pending_bytes: of complete bodies."""
+    def __init__(
+        self,
+        limits: Limits,
+        connections: set[Connection],
+        pending_bytes: Callable[[], int],
+        on_full: Callable[[bool], None],
+    ) -> None:
+        """
+        Args:
+            pending_bytes: of complete bodies.
+            on_full: called when `is_full` has changed.
+        """
+        self._on_full = on_full
         self._max_pending = limits.max_pending
         self._max_arriving = limits.max_arriving
         self._connections = connections
         self._pending_bytes = pending_bytes
-        self._behind = False  # the log; everybody is paused
+        self._behind = False  # the WAL, or a thread; those that write are paused
+        self.unchecked_bytes = limits.max_pending  # with the WAL, above which `check` and `admit` are to be called
+        self.is_full = False  # of complete bodies: no other is taken but small ones,
+        self.is_overfull = False  # and not even these
         self._arriving: dict[Connection, int] = {}  # bytes held of each body, in the order in which they began
         self._arriving_bytes = 0
         self._waiting: dict[Connection, None] = {}  # paused for want of room, in the order in which they were
-        self._everybody_waits = False
         self._moved = 0  # bytes, since `_looked`, while there was no room
         self._looked: float | None = None  # when was looked whether enough moves; None while nobody waits
 
@@ -139,22 +158,39 @@ class BytesInFlight:
 
     def check(self) -> None:
         """To be called when bodies have become complete."""
-        if not self._behind and self._pending_bytes() > self._max_pending:
+        pending = self._pending_bytes()
+        self._note(pending)
+        if not self._behind and pending > self._max_pending:
             self._behind = True
+            self.unchecked_bytes = -1
             for connection in self._connections:
-                connection.pause_reading(LOG_BEHIND)
+                self.admit(connection)
 
     def left(self) -> None:
         """To be called when complete bodies have left."""
-        if self._behind and self._pending_bytes() <= self._max_pending // 2:
+        pending = self._pending_bytes()
+        self._note(pending)
+        if self._behind and pending <= self._max_pending // 2:
             self._behind = False
+            self.unchecked_bytes = self._max_pending
             for connection in tuple(self._connections):
                 connection.resume_reading(LOG_BEHIND)
+
+    def _note(self, pending: int) -> None:
+        self.is_overfull = pending > 3 * self._max_pending
+        if self.is_full != (pending > 2 * self._max_pending):
+            self.is_full = not self.is_full
+            self._on_full(self.is_full)
+
+    def admit(self, connection: Connection) -> None:
+        """A connection has just been read: it waits if it is writing and too much is pending."""
+        if self._behind and connection.is_writing:
+            connection.pause_reading(LOG_BEHIND)
 
     # Bodies that are arriving
 
     def hold(self, connection: Connection, size: int) -> None:
-        """So much of a connection's body has arrived, and it is not complete."""
+        """This many bytes of a connection's body, or head, have arrived, and it is not complete."""
         arriving = self._arriving
         grown = size - arriving.get(connection, 0)
         arriving[connection] = size
@@ -162,14 +198,13 @@ class BytesInFlight:
         if self._arriving_bytes <= self._max_arriving:
             return
         self._moved += grown
-        if size > SMALL_BODY_BYTES and connection is not next(iter(arriving)):
+        limit = SMALL_BODY_BYTES
+        if self._arriving_bytes > self._max_arriving + self._max_arriving // 2:
+            limit = SMALL_BODY_BYTES // 2
+        if size > limit and connection is not next(iter(arriving)):
             self._wait(connection)
-        if self._arriving_bytes > 2 * self._max_arriving and not self._everybody_waits:
-            self._everybody_waits = True
-            first = next(iter(arriving))
-            for other in self._connections:
-                if other is not first:
-                    self._wait(other)
+        while self._arriving_bytes > 3 * self._max_arriving and len(arriving) > 1:
+            next(reversed(arriving)).refuse_for_room()
 
     def release(self, connection: Connection) -> None:
         """A connection's body is complete, or will never be."""
@@ -179,13 +214,6 @@ class BytesInFlight:
             self._arriving_bytes -= size
             self._moved += size
             self._go_on()
-
-    def admit(self, connection: Connection) -> None:
-        """A connection is new, or has just been read: it waits if everybody does."""
-        if self._behind:
-            connection.pause_reading(LOG_BEHIND)
-        if self._everybody_waits and connection is not next(iter(self._arriving), None):
-            self._wait(connection)
 
     def is_empty(self) -> bool:
         """Whether nothing arrives and nobody waits."""
@@ -213,8 +241,6 @@ class BytesInFlight:
     def _go_on(self) -> None:
         """Lets those that wait go on: the body that began first always, the others as far as there is room."""
         waiting = self._waiting
-        if self._arriving_bytes <= self._max_arriving:
-            self._everybody_waits = False
         if not waiting:
             return
         first = next(iter(self._arriving), None)

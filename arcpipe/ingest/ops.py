@@ -6,18 +6,17 @@ do not wait for them.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from arcpipe import __version__, health, metrics, snapshot, status_page
 from arcpipe.counters import Counters, Node
 from arcpipe.errors import BadPayload
 from arcpipe.ingest import responses
+from arcpipe.ingest.background import Background
 from arcpipe.ingest.limits import Admission
 from arcpipe.ingest.protocol import Exchange
 from arcpipe.ingest.router import ADMIN, OPEN, READ, Handler
@@ -44,7 +43,7 @@ class OpsEndpoints:
         self._counters = counters
         self._admission = admission
         self._slot = slot
-        self._threads = ThreadPoolExecutor(1, "ops")
+        self._thread = Background("ops", lambda: True, lambda: None, interrupts=False)
         self.routes: Sequence[str] = ()  # the paths of the router's table, once there is one
 
     def table(self) -> dict[tuple[str, str], tuple[Handler, str]]:
@@ -243,8 +242,12 @@ class OpsEndpoints:
         """A handler that has its answer made on the thread."""
 
         def handle(exchange: Exchange) -> None:
-            asyncio.get_running_loop().run_in_executor(self._threads, _answer, work, exchange).add_done_callback(
-                lambda made: exchange.answer(made.result())
+            made: list[bytes] = []
+            self._thread.add(
+                exchange.connection,
+                0,
+                lambda _: made.append(_answer(work, exchange)),
+                lambda _: exchange.answer(made[0]),
             )
 
         return handle

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 from collections import deque
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import parse_qs
@@ -21,9 +20,11 @@ from arcpipe.codec.content_encoding import ACCEPTED, Coding, Decoder, coding_of
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
-from arcpipe.ingest.limits import ANSWERS_UNREAD, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES
+from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
+from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
 
 if TYPE_CHECKING:
+    from arcpipe.ingest.background import Check
     from arcpipe.ingest.router import Handler
     from arcpipe.ingest.worker import IngestContext
 
@@ -35,11 +36,25 @@ LINGER_SECONDS: Final = 2.0
 # A refused request's body up to this size is read to its end, so that the connection can be used again.
 _DISCARD_BYTES: Final = 1 << 20
 
-# What a request line has beside its URL, at most: `_check_header_bytes` does not count it.
+# What a request line has besides its URL, at most: `max_header_kb` does not count it.
 _REQUEST_LINE_BYTES: Final = 64
+# Bytes that the parser is given at once, at most, unless they are all of one body: it cannot be stopped, and the
+# smallest requests and chunks have a few bytes each.
+_PARSED_BYTES: Final = 2 << 10
+# Bytes. A shorter read is not timed: what it brings takes SMALL_SECONDS at most, and the clock takes time, too.
+_SMALL_READ_BYTES: Final = 1 << 10
+# A Content-Length of more digits is no size of anything; Python itself refuses to read some thousand of them.
+_LENGTH_DIGITS: Final = 19
+# An unfinished head takes about this much memory besides its bytes: a dictionary, and an object for each line.
+_HEAD_BYTES: Final = 4 << 10
+# Heads of unanswered requests may have this many bytes on one connection, and one more head; then it is not read.
+_WAITING_HEAD_BYTES: Final = 64 << 10
 
 # Smaller pieces of a body are joined as they arrive, larger ones when all are there.
 _PIECE_BYTES: Final = 1024
+
+# Bytes of a body that is joined in the loop: a millisecond's work.
+_JOINED_BYTES: Final = 4 << 20
 
 # What may come out of an encoded body in the loop itself: less than a millisecond.
 _INLINE_BYTES: Final = 256 << 10
@@ -133,6 +148,8 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
+        "_at_eof",
+        "_began",
         "_body",
         "_body_seen",
         "_body_size",
@@ -144,20 +161,25 @@ class Connection(asyncio.Protocol):
         "_go_ahead_due",
         "_handler",
         "_handling_deferred",
+        "_head_bytes",
+        "_head_lines",
         "_headers",
-        "_headers_repeated",
-        "_headers_repeated_bytes",
         "_held",
         "_is_between",
         "_latest_since",
+        "_length",
         "_parser",
         "_paused",
         "_paused_at",
-        "_read_bytes",
         "_refusal",
+        "_rest",
+        "_rest_at",
+        "_rest_is_between",
+        "_seconds",
         "_transport",
         "_unread_head",
         "_url",
+        "_waiting_heads",
         "exchanges",
         "since",
         "state",
@@ -170,16 +192,23 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._headers: dict[bytes, bytes] = NO_HEADERS
-        self._headers_repeated = 0  # lines whose name was there before
-        self._headers_repeated_bytes = 0  # what they, and trailers, have beyond what is in `_headers`
-        self._read_bytes = 0  # by the present read
-        self._is_between = True  # two requests, or before the first: the parser waits for a request line
-        self._fresh: bytes | None = None  # the present read, if it began between requests, until its first head is read
-        self._unread_head = -1  # bytes of a head that is not complete, in the reads after the one that it began with
+        self._head_lines = 0  # headers of the request so far
+        self._head_bytes = 0  # of URL and headers so far, or of trailers; four of each line for colon, blank, line end
+        self._waiting_heads = 0  # `_head_bytes` of requests since all were answered, but for those with a known head
+        self._is_between = True  # two requests, or before the first: the parser waits for a request line; and no rest
+        self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
+        self._unread_head = -1  # bytes of a head that is not complete, in the pieces after the one that it began with
+        self._began = 0.0  # perf_counter seconds: when the present read began to be handled
+        self._seconds = 0.0  # how long the last read took that was not small
+        self._rest = b""  # of a read, for the connection's next turn: from `_rest_at` on
+        self._rest_at = 0
+        self._rest_is_between = False  # `_is_between` before the rest
+        self._at_eof = False  # the client will send nothing more, and there is a rest
         self._url = b""
         self._body: list[bytes | bytearray] = []  # what has arrived of it
         self._body_size = 0
         self._body_seen = 0  # its size after the read before
+        self._length = -1  # its Content-Length; -1: it is chunked
         self._held = False  # counted among the bodies that are arriving
         self._latest_since = 0.0  # `since` never gets later than this while the body arrives
         self._coding: Coding | None = None  # of the body that is arriving
@@ -202,8 +231,6 @@ class Connection(asyncio.Protocol):
         context = self._context
         if len(context.connections) < context.limits.max_connections:
             context.connections.add(self)
-            # Not at once: uvloop starts to read behind this callback, whatever it says.
-            asyncio.get_running_loop().call_soon(context.inflight.admit, self)
         elif len(context.turned_away) < _MAX_TURNED_AWAY:
             context.turned_away.add(self)
             self._refuse_connection(responses.TOO_MANY_CONNECTIONS)
@@ -212,17 +239,21 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_between:
-            data = self._take_known(data)
-        if data:
-            self._parse(data)
+        at = self._take_known(data, 0) if self._is_between else 0
+        if at < len(data):
+            self._go_on(data, at, self._began if at else perf_counter())
+        elif at > _SMALL_READ_BYTES and (seconds := perf_counter() - self._began) > SMALL_SECONDS:
+            self._end_turn(seconds)
         context = self._context
-        if context.commit.pending_bytes > context.limits.max_pending:
+        if context.commit.pending_bytes > context.inflight.unchecked_bytes:
             context.inflight.check()
             context.inflight.admit(self)
 
     def eof_received(self) -> bool:
         """Half-closed clients still get the answers that they wait for."""
+        if self._rest:  # with requests that have not been handled yet
+            self._at_eof = True
+            return True
         if self._exchange is not None:  # its body will never be complete
             self.exchanges.pop()
             self._exchange = None
@@ -243,6 +274,7 @@ class Connection(asyncio.Protocol):
         self._deferred = None
         self._exchange = None
         self._drop_body()
+        self._drop_rest()
         context = self._context
         context.connections.discard(self)
         context.turned_away.discard(self)
@@ -257,16 +289,111 @@ class Connection(asyncio.Protocol):
         self.resume_reading(ANSWERS_UNREAD)
         self._handle_deferred()
 
+    # Turns
+
+    def _go_on(self, data: bytes, at: int, began: float) -> None:
+        """Handles a read from `at` on until the connection's turn is over, and keeps the rest for its next turn."""
+        if self._rest:  # TLS may bring more although it was told not to
+            rest, at = self._rest, self._rest_at
+            self._is_between = self._rest_is_between
+            self._drop_rest()
+            self._keep(rest[at:] + data, 0)
+            return
+        size = len(data)
+        turn_end = began + SLICE_SECONDS
+        while at < size and self.state != LINGER:
+            if self._must_stop() or perf_counter() > turn_end:
+                self._keep(data, at)
+                break
+            end = self._piece_end(data, at)
+            self._parse(data if end - at == size else memoryview(data)[at:end])
+            at = end
+            if at < size and self._is_between:
+                at = self._take_known(data, at, turn_end)
+        self._end_turn(perf_counter() - began)
+
+    def _must_stop(self) -> bool:
+        """Whether nothing more of a read may be handled now. What has arrived of a body is taken in all cases."""
+        if self.state == BODY:
+            return bool(self._paused & (PIPELINE_FULL | ANSWERS_UNREAD))
+        return bool(self._paused & ~TURN)
+
+    def _piece_end(self, data: bytes, at: int) -> int:
+        """Where the piece ends that the parser is given at once: a few small requests, a head, or a body."""
+        size = len(data)
+        end = at + _PARSED_BYTES
+        if end >= size:
+            return size
+        if self.state != BODY:
+            found = data.find(b"\r\n\r\n", at, end)
+            return found + 4 if found >= 0 else end
+        if self._length > self._body_size:
+            return min(at + self._length - self._body_size, size)
+        return end
+
+    def _end_turn(self, seconds: float) -> None:
+        """A read, or a part of one, was handled in this time: unless it was short, the next one waits for its turn."""
+        self._seconds = seconds
+        if seconds > SMALL_SECONDS:
+            self._context.turns.charge(seconds)
+        if (self._rest or seconds > SLICE_SECONDS / 2) and not self._paused and self.state != LINGER:
+            self.pause_reading(TURN)
+            self._context.turns.wait(self)
+
+    def take_turn(self) -> float:
+        """Goes on with the rest of a read, or lets the next one come; the seconds that it takes."""
+        if self._paused != TURN:  # it has ended, or waits for something else, whose end gives it a turn again
+            self._paused &= ~TURN
+            return 0.0
+        if self._transport is None or self._transport.is_closing():
+            self._drop_rest()
+            return 0.0
+        if not self._rest:
+            self.resume_reading(TURN)
+            return self._seconds
+        self._give_time_back()
+        data, at = self._rest, self._rest_at
+        self._drop_rest()
+        self._is_between = self._rest_is_between
+        began = perf_counter()
+        if self._is_between:
+            at = self._take_known(data, at, began + SLICE_SECONDS)
+        self._go_on(data, at, began)
+        if not self._rest:
+            self.resume_reading(TURN)
+            if self._at_eof and not self.eof_received():
+                self._transport.close()
+        elif self._paused == TURN:
+            self._context.turns.wait(self)
+        else:
+            self._paused &= ~TURN
+        return self._seconds
+
+    def _keep(self, data: bytes, at: int) -> None:
+        context = self._context
+        if context.kept_bytes + len(data) > context.limits.max_kept:
+            self._refuse_connection(responses.TOO_MANY_REQUESTS_WAIT)
+            return
+        context.kept_bytes += len(data)
+        self._rest, self._rest_at = data, at
+        self._rest_is_between, self._is_between = self._is_between, False
+
+    def _drop_rest(self) -> None:
+        self._context.kept_bytes -= len(self._rest)
+        self._rest = b""
+
     # Requests, whole ones with a head that is known by themselves and all others by the parser
 
-    def _take_known(self, data: bytes) -> bytes:
-        """Handles the requests that a read begins with as long as they are whole and their heads known; the rest."""
+    def _take_known(self, data: bytes, start: int, turn_end: float = 0.0) -> int:
+        """Handles the requests from `start` on as long as they are whole and their heads known, and it is its turn.
+
+        Returns:
+            Where the first one starts that was not handled.
+        """
         context = self._context
-        if context.draining:  # answers end connections, which is for the parser
-            return data
         known = context.heads.known
         auth = context.auth
-        start, size = 0, len(data)
+        size = len(data)
         while start < size and self.state != LINGER:
             limit = start + MAX_HEAD_BYTES
             digits = data.find(LENGTH, start, limit)
@@ -295,13 +422,16 @@ class Connection(asyncio.Protocol):
             refusal = auth.refusal(exchange, head.scope) if auth is not None and head.scope else None
             self._complete(exchange, head.handler, head.coding, refusal)
             start = after
-        return data[start:] if start else data
+            if not turn_end:
+                self._began = exchange.received
+                turn_end = exchange.received + SLICE_SECONDS
+            if self._paused & ~TURN or exchange.received > turn_end:
+                break
+        return start
 
-    def _parse(self, data: bytes) -> None:
-        if self.state == LINGER:
-            return
-        self._fresh = data if self._is_between else None
-        self._read_bytes = len(data)
+    def _parse(self, data: bytes | memoryview) -> None:
+        if self._is_between:
+            self._fresh = bytes(data)
         try:
             offer = None
             try:
@@ -313,9 +443,11 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserCallbackError as error:
             # A refusal from within a callback; anything else is a bug and ends this connection only.
             cause = error.__context__
-            if not isinstance(cause, _Refused):
-                raise
-            self._refuse_connection(cause.response)
+            if isinstance(cause, _Refused):
+                self._refuse_connection(cause.response)
+            else:
+                self._context.report_bug("the parser's callbacks", cause or error)
+                self._refuse_connection(responses.INTERNAL_ERROR)
         except httptools.HttpParserError as error:
             reason = str(error) or type(error).__name__
             self._refuse_connection(_malformed(reason))
@@ -336,32 +468,42 @@ class Connection(asyncio.Protocol):
         self.since = self._context.now
         self._url = b""
         self._headers = {}
-        self._headers_repeated = self._headers_repeated_bytes = 0
+        self._head_lines = 0
+        self._head_bytes = 4
         self._unread_head = -1
+        if not self.exchanges:
+            self._waiting_heads = 0
         self._refusal = None
         self._coding = None
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        if len(self._url) > self._context.limits.max_url:
-            limit = self._context.limits.max_url >> 10
-            raise _Refused(responses.error(414, "url_too_long", f"the URL exceeds server.max_url_kb = {limit}"))
+        self._head_bytes += len(url)
+        limits = self._context.limits
+        if len(self._url) > limits.max_url:
+            raise _Refused(
+                responses.error(414, "url_too_long", f"the URL exceeds server.max_url_kb = {limits.max_url >> 10}")
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        limits = self._context.limits
+        self._head_bytes += len(name) + len(value) + 4
+        self._head_lines += 1
+        if self._head_bytes > limits.max_header:
+            raise _Refused(self._header_too_large())
         if self._exchange is not None:  # a trailer, and nothing here reads trailers
-            self._headers_repeated_bytes += len(name) + len(value) + 4
-            if self._headers_repeated_bytes > self._context.limits.max_header:
-                raise _Refused(self._header_too_large())
             return
+        if self._head_lines > limits.max_headers:
+            raise _Refused(
+                responses.error(
+                    431, "header_too_large", f"there are more headers than server.max_headers = {limits.max_headers}"
+                )
+            )
         name = name.lower()
         headers = self._headers
         if name in headers:
             # Joined as RFC 9110 §5.2 says; single-valued headers then fail where they are read.
             value = headers[name] + b", " + value
-            self._headers_repeated += 1
-            self._headers_repeated_bytes += len(name) + 2
-            if len(value) > self._context.limits.max_header:
-                raise _Refused(self._header_too_large())
         headers[name] = value
 
     def on_headers_complete(self) -> None:
@@ -370,18 +512,16 @@ class Connection(asyncio.Protocol):
         headers = self._headers
         parser = self._parser
         method = parser.get_method()
+        if self._held:
+            self._drop_body()
         if parser.should_upgrade():
             if method == b"CONNECT":
                 raise _Refused(responses.NOT_FOUND)
             return
-        if self._read_bytes > limits.max_header or self._unread_head >= 0:  # else it cannot be too large
-            self._check_header_bytes()
-        if len(headers) + self._headers_repeated > limits.max_headers:
-            raise _Refused(
-                responses.error(
-                    431, "header_too_large", f"there are more headers than server.max_headers = {limits.max_headers}"
-                )
-            )
+        if self._head_bytes > limits.max_header:
+            raise _Refused(self._header_too_large())
+        self._waiting_heads += self._head_bytes
+        self._head_bytes = 0  # trailers count anew
         # The parser is strict, but for what follows (and for empty lines before a request and more than one blank in
         # its first line, which mislead nobody).
         closes = not parser.should_keep_alive()
@@ -420,9 +560,12 @@ class Connection(asyncio.Protocol):
                 self._handler, scope = endpoint
                 if scope and context.auth is not None:
                     self._refusal = context.auth.refusal(exchange, scope)
-        length = headers.get(b"content-length")
-        if length is not None and int(length) > limits.max_body:
+        length = self._length = self._content_length(headers.get(b"content-length"))
+        if length > limits.max_body:
             raise _Refused(self._too_large())
+        if context.inflight.is_full and self._refusal is None and self._has_body():
+            is_small = 0 <= length <= SMALL_BODY_BYTES
+            self._refusal = None if is_small and not context.inflight.is_overfull else responses.NO_ROOM
         if b"content-encoding" in headers and self._refusal is None:
             try:
                 self._coding = coding_of(headers[b"content-encoding"])
@@ -436,7 +579,7 @@ class Connection(asyncio.Protocol):
             self._go_ahead_due = True
             self._give_go_ahead()
         if self._refusal is not None:
-            if (length is None or int(length) > _DISCARD_BYTES) and self._has_body():
+            if not 0 <= length <= _DISCARD_BYTES and self._has_body():
                 raise _Refused(self._refusal)
         elif self._fresh is not None and not closes and parser.get_http_version() == "1.1":
             assert self._handler is not None
@@ -469,14 +612,34 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         self._go_ahead_due = False  # no body came that it would have been for
         self.state = ANSWER
-        pieces = self._body
-        if pieces:
-            exchange.body = b"".join(pieces)  # of one that is bytes: itself
-            self._body = []
+        pieces, self._body = self._body, []
         if self._held:
             self._drop_body()
         self._is_between = not exchange.closes
+        if self._waiting_heads > _WAITING_HEAD_BYTES:
+            self.pause_reading(PIPELINE_FULL)
+        if self._body_size > _JOINED_BYTES and pieces:
+            self._join_apart(exchange, pieces)
+            return
+        if pieces:
+            exchange.body = b"".join(pieces)  # of one that is bytes: itself
         self._complete(exchange, self._handler, self._coding, self._refusal)
+
+    def _join_apart(self, exchange: Exchange, pieces: list[bytes | bytearray]) -> None:
+        """Has a body joined on a thread: 100 MB would hold up the loop for some 50 ms."""
+        handler, coding, refusal = self._handler, self._coding, self._refusal
+
+        def join(_: Check) -> None:
+            exchange.body = b"".join(pieces)
+            pieces.clear()
+
+        def done(error: Exception | None) -> None:
+            if error is None:
+                self._complete(exchange, handler, coding, refusal)
+            else:
+                self.answer_bug(exchange, error)
+
+        self._context.encoding.add(self, self._body_size, join, done)
 
     # Complete requests
 
@@ -526,20 +689,22 @@ class Connection(asyncio.Protocol):
 
     def answer_bug(self, exchange: Exchange, error: Exception) -> None:
         """500, and what it was in the log."""
-        context = self._context
-        if context.now >= context.next_bug_line:  # a bug on the hot path must not fill the disk with its log
-            context.next_bug_line = context.now + 1.0
-            log.error("a bug in the handler of %r; answered 500", exchange.path, exc_info=error)
+        self._context.report_bug(f"the handler of {exchange.path!r}", error)
         exchange.answer(responses.INTERNAL_ERROR)
 
     def _decode(self, exchange: Exchange, handler: Handler, coding: Coding) -> None:
         """Gives the handler the decoded body: at once, or when the decoding thread is done with it."""
-        decoder = Decoder(coding, exchange.body, self._context.limits.max_body)
+        context = self._context
+        decoder = Decoder(coding, exchange.body, context.limits.max_body)
         exchange.body = b""
+
+        def to_the_end(_: Check) -> None:
+            while not decoder.advance(_INLINE_BYTES):
+                pass
+            exchange.body = decoder.decoded()
 
         def done(error: Exception | None) -> None:
             if error is None:
-                exchange.body = decoder.decoded()
                 self._handle(exchange, handler, None, None)
             elif isinstance(error, BadPayload):
                 exchange.answer(responses.error(400, "bad_request", str(error)))
@@ -549,14 +714,15 @@ class Connection(asyncio.Protocol):
                 self.answer_bug(exchange, error)
 
         try:
-            whole = decoder.advance(_INLINE_BYTES)
+            whole = context.turns.spent < TURN_SECONDS and decoder.advance(_INLINE_BYTES)
         except (BadPayload, PayloadTooLarge) as error:
             done(error)
         else:
             if whole:
+                exchange.body = decoder.decoded()
                 done(None)
             else:
-                self._context.decoding.add(decoder.encoded_bytes, partial(_decode_to_the_end, decoder), done)
+                context.decoding.add(self, decoder.encoded_bytes, to_the_end, done)
 
     # Answers, and the end
 
@@ -581,12 +747,17 @@ class Connection(asyncio.Protocol):
         if not waiting and self.state == ANSWER:
             self.state = IDLE
             self.since = self._context.now
+            if self._paused & LOG_BEHIND:  # nothing of it waits any more: it may ask for something else, or write again
+                self.resume_reading(LOG_BEHIND)
         if self._go_ahead_due:
             self._give_go_ahead()
         if self._deferred:
             self._handle_deferred()
         if self._paused & PIPELINE_FULL and len(waiting) <= self._context.limits.max_pipelined // 2:
-            self.resume_reading(PIPELINE_FULL)
+            if not waiting:
+                self._waiting_heads = 0
+            if self._waiting_heads <= _WAITING_HEAD_BYTES:
+                self.resume_reading(PIPELINE_FULL)
 
     def pause_reading(self, reason: int) -> None:
         if self.state == LINGER:  # what is read is dropped
@@ -597,20 +768,29 @@ class Connection(asyncio.Protocol):
         self._paused |= reason
 
     def resume_reading(self, reason: int) -> None:
-        """Takes one reason away; reading goes on when it was the last."""
+        """Takes one reason away; reading goes on when it was the last, with what has been read already first."""
         if self._paused & reason:
             self._paused &= ~reason
             if not self._paused and self._transport is not None:
-                # The client's time stood still.
-                pause = self._context.now - self._paused_at
-                self.since += pause
-                self._latest_since += pause
-                self._transport.resume_reading()
+                if self._rest:
+                    self._paused = TURN
+                    self._context.turns.wait(self)
+                else:
+                    self._give_time_back()
+                    self._transport.resume_reading()
+
+    def _give_time_back(self) -> None:
+        """The client's time stood still while it was not read from."""
+        context = self._context
+        pause = context.now - self._paused_at
+        self._paused_at = context.now
+        self.since += pause
+        self._latest_since += pause
 
     def expire(self) -> None:
         """The time of the present state is over."""
         transport = self._transport
-        if transport is None:
+        if transport is None or (self._rest and not self.is_unread):  # its turn will come
             return
         if self.state in (HEADER, BODY) and not self._paused & ANSWERS_UNREAD:
             if not self._paused:
@@ -623,9 +803,23 @@ class Connection(asyncio.Protocol):
             transport.close()
 
     @property
+    def address(self) -> str:
+        """Where the client comes from; those without an address, on a Unix socket, are one."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    @property
     def is_unread(self) -> bool:
         """Whether the client has left so many answers unread that it is not read from any more."""
         return bool(self._paused & ANSWERS_UNREAD)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a large body arrives, or something that it has posted is not answered yet."""
+        arriving = self._exchange
+        if arriving is not None and max(self._length, self._body_size) > SMALL_BODY_BYTES:
+            return True
+        return any(exchange.method == b"POST" and exchange is not arriving for exchange in self.exchanges)
 
     def refuse_for_room(self) -> None:
         """Gives up the body that is arriving: the worker holds too much."""
@@ -639,6 +833,8 @@ class Connection(asyncio.Protocol):
         """The worker is going down: end the connection with its last answer."""
         if self.exchanges:
             self.exchanges[-1].closes = True
+        elif self._rest:  # its first request is marked as the last when its turn comes
+            return
         elif self._transport is not None and self.state != LINGER:
             self._transport.close()
 
@@ -648,7 +844,7 @@ class Connection(asyncio.Protocol):
             self._go_ahead_due = False
             self._transport.write(responses.CONTINUE)
 
-    def _decline_upgrades(self, data: bytes, offer: httptools.HttpParserUpgrade) -> None:
+    def _decline_upgrades(self, data: bytes | memoryview, offer: httptools.HttpParserUpgrade) -> None:
         """Goes on in HTTP/1.1, as RFC 9110 §7.8 allows, with the same request without the offer.
 
         llhttp is done with HTTP once it has seen an offer, so a new parser reads the head again, and what follows it.
@@ -678,6 +874,7 @@ class Connection(asyncio.Protocol):
             self.exchanges.append(exchange)
         self._exchange = None
         self._drop_body()
+        self._drop_rest()
         self._context.requests += 1
         self.state = LINGER  # nothing more is read, whatever still has to be answered
         self.since = self._context.now
@@ -691,6 +888,7 @@ class Connection(asyncio.Protocol):
         self._deferred = None
         self._exchange = None
         self._drop_body()
+        self._drop_rest()
         if transport is None:
             return
         if transport.can_write_eof():
@@ -722,20 +920,24 @@ class Connection(asyncio.Protocol):
             self._context.inflight.release(self)
 
     def _count_unread_head(self, size: int) -> None:
-        """A read has ended within a head, of which the parser may keep any number of bytes until it tells of them."""
+        """A piece has ended within a head, of which the parser may keep any number of bytes until it tells of them."""
         if self._unread_head < 0:
             self._unread_head = 0
-            return
-        self._unread_head += size
-        if self._unread_head > self._context.limits.max_header + _REQUEST_LINE_BYTES:
-            self._refuse_connection(self._header_too_large())
+        else:
+            self._unread_head += size
+            if self._unread_head > self._context.limits.max_header + _REQUEST_LINE_BYTES:
+                self._refuse_connection(self._header_too_large())
+                return
+        self._held = True
+        self._context.inflight.hold(self, _HEAD_BYTES + max(self._head_bytes, self._unread_head))
 
-    def _check_header_bytes(self) -> None:
-        """URL, names and values, each with four for colon, blank and line end: the parser allows nothing else."""
-        headers = self._headers
-        size = len(self._url) + sum(map(len, headers)) + sum(map(len, headers.values())) + 4 * (len(headers) + 1)
-        if size + self._headers_repeated_bytes > self._context.limits.max_header:
-            raise _Refused(self._header_too_large())
+    def _content_length(self, field: bytes | None) -> int:
+        """The number in a Content-Length field; -1 if there is none."""
+        if field is None:
+            return -1
+        if len(field) > _LENGTH_DIGITS:
+            raise _Refused(_malformed(f"Content-Length has more than {_LENGTH_DIGITS} digits"))
+        return int(field)
 
     def _check_host(self, host: bytes | None, is_http_1_0: bool) -> None:
         """RFC 9112 §3.2: 400 for a request without a Host, with more than one, or with one that is none."""
@@ -764,11 +966,6 @@ class Connection(asyncio.Protocol):
 
 def _malformed(reason: str) -> responses.Refusal:
     return responses.error(400, "bad_request", f"malformed HTTP request: {reason}")
-
-
-def _decode_to_the_end(decoder: Decoder) -> None:
-    while not decoder.advance(_INLINE_BYTES):
-        pass
 
 
 def _path_of_url(url: bytes) -> bytes:

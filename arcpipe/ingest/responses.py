@@ -100,7 +100,13 @@ TOO_MANY_CONNECTIONS: Final = error(
 NO_ROOM: Final = error(
     503,
     "inflight",
-    "too many large bodies are arriving (server.max_inflight_mb); nothing was written",
+    "too many bodies are arriving or waiting (server.max_inflight_mb); nothing was written",
+    b"Retry-After: 1\r\n",
+)
+TOO_MANY_REQUESTS_WAIT: Final = error(
+    503,
+    "inflight",
+    "too many requests that came at once wait for their turn (server.max_inflight_mb)",
     b"Retry-After: 1\r\n",
 )
 REQUEST_TIMEOUT: Final = error(408, "timeout", "the request did not arrive in time")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
-from arcpipe import logs, tokens
+from arcpipe import descriptors, logs, tokens
 from arcpipe.allocator import keep_freed_memory
 from arcpipe.counters import (
     LATENCY_BOUNDS_US,
@@ -44,6 +44,8 @@ from arcpipe.ingest.limits import Admission, BytesInFlight, Limits
 from arcpipe.ingest.ops import OpsEndpoints
 from arcpipe.ingest.protocol import ANSWER, BODY, HEADER, IDLE, LINGER, LINGER_SECONDS, Connection
 from arcpipe.ingest.router import WRITE, Route, Router
+from arcpipe.ingest.tls_server import TLSServer
+from arcpipe.ingest.turns import Turns
 from arcpipe.ingest.write import WriteEndpoints
 from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
@@ -81,16 +83,19 @@ class IngestContext:
         self.auth = auth  # None: nobody is asked for a token
         self.connections: set[Connection] = set()
         self.turned_away: set[Connection] = set()  # above `server.max_connections`, until they have read so
-        self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes)
+        self.turns = Turns()
+        self.kept_bytes = 0  # of reads that have brought more than one turn handles
+        self.heads = Heads()
+        self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes, self._use_heads)
         # Encoding always goes on, and with it the log; decoding waits for both, so that neither waits for ever.
-        self.encoding = Background("encoding", lambda: True, self.bytes_moved)
+        self.encoding = Background("encoding", lambda: True, self.bytes_moved, interrupts=True)
         self.decoding = Background(
             "decoding",
             lambda: self.commit.pending_bytes + self.encoding.held_bytes <= limits.max_pending,
             self.bytes_moved,
+            interrupts=False,  # each that has begun holds what has come out of it
         )
         self.hosts: set[bytes] = set()  # values of Host headers that were found good
-        self.heads = Heads()
         self.refused = dict.fromkeys(REFUSAL_CODES, 0)
         self.now = time.monotonic()  # as of the last tick: fine enough for timeouts of seconds
         self.next_bug_line = 0.0
@@ -100,6 +105,21 @@ class IngestContext:
 
     def count_refusal(self, code: str) -> None:
         self.refused[code if code in self.refused else "other"] += 1
+
+    def drain(self) -> None:
+        """End each connection with its next answer."""
+        self.draining = True
+        self._use_heads(self.inflight.is_full)
+
+    def _use_heads(self, is_full: bool) -> None:
+        """The parser sees every head that may have to be refused, or to end its connection."""
+        self.heads.use(not (is_full or self.draining))
+
+    def report_bug(self, where: str, error: BaseException) -> None:
+        """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
+        if self.now >= self.next_bug_line:
+            self.next_bug_line = self.now + 1.0
+            log.error("a bug in %s; answered 500", where, exc_info=error)
 
     def bytes_moved(self) -> None:
         """To be called when complete bodies have left, or when one waits for a thread."""
@@ -154,7 +174,7 @@ class IngestWorker:
         self._tls_loaded = access.tls_loaded
         self._context = IngestContext(Limits.of(settings), self._auth)
         admission = Admission(settings, counters.node)
-        self._writes = WriteEndpoints(admission, self._context.encoding)
+        self._writes = WriteEndpoints(admission, self._context.encoding, self._context.turns)
         self._writes.usage.update((name, list(usage)) for name, usage in unpack_usage(self._block))
         ops = OpsEndpoints(settings, counters, admission, slot)
         self._context.routes = Router(
@@ -175,6 +195,7 @@ class IngestWorker:
         """Serves until told to stop; the exit code of the process."""
         keep_freed_memory(_KEPT_MEMORY_BYTES)
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+        descriptors.keep_reserve()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._serve())
 
@@ -193,18 +214,7 @@ class IngestWorker:
         )
         commit = group_commit(writer, loop, self._committed, self._crashed)
         self._context.commit = self._writes.commit = commit
-        tls = self._tls
-        servers = [
-            await loop.create_server(
-                lambda: Connection(self._context),
-                sock=listener,
-                backlog=self._settings.server.backlog,
-                ssl=tls.context if tls is not None else None,
-                ssl_handshake_timeout=self._context.limits.header_timeout if tls is not None else None,
-                ssl_shutdown_timeout=LINGER_SECONDS if tls is not None else None,
-            )
-            for listener in self._listeners
-        ]
+        servers = [await self._listen(loop, listener) for listener in self._listeners]
         # Whoever sees the process id sees a sign of life too.
         self._block[Worker.STARTED_US] = self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
         self._block[Worker.PID] = os.getpid()
@@ -218,7 +228,7 @@ class IngestWorker:
         if self._crash is not None:
             log.critical("the commit thread ended: %r", self._crash, exc_info=self._crash)
             return 1
-        self._context.draining = True
+        self._context.drain()
         await asyncio.sleep(0)  # a turn of the loop accepts who waits in the queue: closing the socket would reset them
         for server in servers:
             server.close()
@@ -228,6 +238,16 @@ class IngestWorker:
         self._publish()
         log.info("stopped: everything that was answered is in the log")
         return 0
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> asyncio.Server | TLSServer:
+        backlog = self._settings.server.backlog
+        if self._tls is None:
+            return await loop.create_server(lambda: Connection(self._context), sock=listener, backlog=backlog)
+        limits = self._context.limits
+        return TLSServer(
+            *(loop, lambda: Connection(self._context), listener, backlog, self._tls.context),
+            *(limits.header_timeout, LINGER_SECONDS, limits.max_connections),
+        )
 
     def _committed(self, waiters: list[object], error: OSError | None) -> None:
         self._writes.committed(waiters, error)  # type: ignore[arg-type]

@@ -12,11 +12,12 @@ from typing import Final, NamedTuple, TypeVar
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.msgpack_columns import encode
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
-from arcpipe.errors import BadPayload, CommitFailed, NotAllowed
+from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
 from arcpipe.ingest import responses
-from arcpipe.ingest.background import Background
+from arcpipe.ingest.background import Background, Check
 from arcpipe.ingest.limits import Admission
 from arcpipe.ingest.protocol import NO_HEADERS, Exchange
+from arcpipe.ingest.turns import INLINE_SECONDS, SMALL_SECONDS, TURN_SECONDS, TooLong, Turns
 from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
 from arcpipe.wal.group_commit import Commit
 
@@ -31,8 +32,11 @@ _ENCODED_TOO_LARGE: Final = responses.error(
     413, "body_too_large", f"the body needs more than {_MAX_ENCODED_BYTES} bytes of the log; send it in parts"
 )
 
-# A body of MessagePack up to this size is encoded in the loop: at most half a second's work, usually a millisecond's.
-_INLINE_BYTES: Final = 1 << 20
+# A body up to this size is encoded in the loop as long as that takes no longer than INLINE_SECONDS, and the turn of the
+# loop is not used up. No single step of it that cannot be interrupted takes longer than a few milliseconds.
+_INLINE_BYTES: Final = 256 << 10
+# A body up to this size is encoded in the loop whatever else this turn has done, if it takes SMALL_SECONDS at most.
+_TINY_BYTES: Final = 1 << 10
 
 # Every spelling of the units of time that the generations of InfluxDB have, to the envelope's word; "auto" reads the
 # unit from the size of a number.
@@ -126,9 +130,10 @@ class Targets:
 class WriteEndpoints:
     """What all write paths share: the handlers of MessagePack, and what becomes of requests at their commit."""
 
-    def __init__(self, admission: Admission, encoding: Background) -> None:
+    def __init__(self, admission: Admission, encoding: Background, turns: Turns) -> None:
         self._admission = admission
         self._encoding = encoding
+        self._turns = turns
         self.commit: Commit  # set once the log is open
         self.accepted = 0
         self.refused = 0
@@ -138,38 +143,47 @@ class WriteEndpoints:
     def msgpack(self, success: bytes) -> Callable[[Exchange], None]:
         """A handler for MessagePack bodies that answers `success` when the entry is on disk."""
 
-        def settle(exchange: Exchange, target: Target, encoded: Encoded | BadPayload) -> None:
-            if isinstance(encoded, BadPayload):
-                self.refuse(exchange, responses.error(400, "bad_request", str(encoded)))
-            else:
-                self.append(exchange, target, encoded, success)
+        def settle(exchange: Exchange, target: Target, encoded: Encoded) -> None:
+            self.append(exchange, target, encoded, success)
 
-        return self.handler(None, _encode, _INLINE_BYTES, settle)
+        return self.handler(None, encode, settle)
 
     def handler(
         self,
         precision: str | None,
-        encode: Callable[[bytes], T],
-        inline_bytes: int,
+        encode: Callable[[bytes, Check], T],
         settle: Callable[[Exchange, Target, T], None],
     ) -> Callable[[Exchange], None]:
         """A handler that has a body encoded and gives the outcome to `settle`.
 
         Args:
             precision: as in `Targets`.
-            inline_bytes: larger bodies are encoded on a thread.
+            encode: raises BadPayload or PayloadTooLarge for a body of which nothing is written.
         """
         targets = Targets(precision, self.usage)
+        turns = self._turns
+        check = turns.check
 
         def handle(exchange: Exchange) -> None:
             target = self._admit(exchange, targets)
             if target is None:
                 return
             body = exchange.body
-            if len(body) <= inline_bytes:
-                settle(exchange, target, encode(body))
+            size = len(body)
+            if size <= _TINY_BYTES:
+                turns.deadline = exchange.received + SMALL_SECONDS
+            elif size <= _INLINE_BYTES and turns.spent < TURN_SECONDS:
+                turns.deadline = exchange.received + INLINE_SECONDS
             else:
                 self._encode_apart(exchange, encode, partial(settle, exchange, target))
+                return
+            try:
+                settle(exchange, target, encode(body, check))
+            except TooLong:
+                turns.charge(SMALL_SECONDS)
+                self._encode_apart(exchange, encode, partial(settle, exchange, target))
+            except (BadPayload, PayloadTooLarge) as error:
+                self._refuse_body(exchange, error)
 
         return handle
 
@@ -186,8 +200,10 @@ class WriteEndpoints:
         self.refuse(exchange, refusal)
         return None
 
-    def _encode_apart(self, exchange: Exchange, encode: Callable[[bytes], T], settle: Callable[[T], None]) -> None:
-        """Has a large body encoded on a thread; `settle` gets the outcome in the loop."""
+    def _encode_apart(
+        self, exchange: Exchange, encode: Callable[[bytes, Check], T], settle: Callable[[T], None]
+    ) -> None:
+        """Has a costly body encoded on a thread; `settle` gets the outcome in the loop."""
         body = exchange.body
         outcome: list[T] = []
 
@@ -196,10 +212,18 @@ class WriteEndpoints:
                 if error is not None:
                     raise error
                 settle(outcome[0])
+            except (BadPayload, PayloadTooLarge) as refused:
+                self._refuse_body(exchange, refused)
             except Exception as bug:
                 exchange.connection.answer_bug(exchange, bug)
 
-        self._encoding.add(len(body), lambda: outcome.append(encode(body)), done)
+        self._encoding.add(exchange.connection, len(body), lambda check: outcome.append(encode(body, check)), done)
+
+    def _refuse_body(self, exchange: Exchange, error: BadPayload | PayloadTooLarge) -> None:
+        if isinstance(error, BadPayload):
+            self.refuse(exchange, responses.error(400, "bad_request", str(error)))
+        else:
+            self.refuse(exchange, responses.error(413, "body_too_large", str(error)))
 
     def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
         """Adds an entry to the group that is being collected; `answer` is given when the group is on disk."""
@@ -233,13 +257,6 @@ class WriteEndpoints:
         response = write_failure(error)
         for exchange in waiters:
             self.refuse(exchange, response)
-
-
-def _encode(body: bytes) -> Encoded | BadPayload:
-    try:
-        return encode(body)
-    except BadPayload as error:
-        return error
 
 
 def check_database(name: str, where: str) -> str:

@@ -284,5 +284,22 @@ log.info('something else')
     assert told[-2:] == ["no answer 49 held_back=30", "something else"]
 
 
+def test_a_warning_repeats_itself_whatever_addresses_and_counters_are_in_its_text() -> None:
+    """As those of asyncio, which puts both into the text itself."""
+    program = """
+for number in range(5000):
+    log.error(f'Fatal error: call {number} failed.\\nprotocol: <Connection object at {hex(1 << 40 | number)}>')
+log.error('Fatal error: another one')
+"""
+    told = logged(program)
+    assert len(told) == 21
+    assert "another one" in told[-1]
+
+
+def test_warnings_beyond_those_that_are_remembered_are_held_back_together() -> None:
+    words = "import itertools\nwords = map(''.join, itertools.product('abcdefgh', repeat=4))\n"
+    assert len(logged(f"{words}for word in words: log.warning(word)")) == 256 + 20
+
+
 def test_lines_that_are_no_warnings_are_never_held_back() -> None:
     assert len(logged("for number in range(50): log.info('shipped %d', number)")) == 50

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from arcpipe.ingest.limits import PATIENCE_BYTES
 from tests.edge import Edge, Peer
-from tests.harness import pack, request_bytes
+from tests.harness import pack, request_bytes, wait_until
 from tests.wal_doubles import FaultyDisk
 
 MB = 1 << 20
@@ -113,7 +113,7 @@ def test_a_client_that_does_not_read_while_requests_of_it_wait_is_cut_off(edge: 
 # The log is behind
 
 
-def test_nobody_is_read_while_too_much_waits_for_the_log_and_everybody_when_it_has_left(tmp_path: Path) -> None:
+def test_who_writes_is_not_read_while_too_much_waits_for_the_wal_and_all_others_are(tmp_path: Path) -> None:
     disk = FaultyDisk()
     with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1) as edge:
         may_write = threading.Event()
@@ -121,14 +121,71 @@ def test_nobody_is_read_while_too_much_waits_for_the_log_and_everybody_when_it_h
         peers = [edge.connect() for _ in range(3)]
         feed(peers[0], large())
         feed(peers[1], large())
-        assert [peer.transport.is_reading for peer in peers] == [False] * 3
+        assert [peer.transport.is_reading for peer in peers] == [False, False, True]
         newcomer = edge.connect()
+        for peer in (peers[2], newcomer):
+            for path in ("/ping", "/health", "/ready"):
+                assert peer.feed(request_bytes("GET", path))
+        assert peers[2].statuses == newcomer.statuses == [204, 200, 200]
+        assert newcomer.feed(WRITE)
         assert not newcomer.transport.is_reading
         may_write.set()
         edge.settle()
         assert all(peer.transport.is_reading for peer in (*peers, newcomer))
         assert peers[0].statuses == peers[1].statuses == [202]
+        assert newcomer.statuses == [204, 200, 200, 202]
+
+
+def test_small_writes_go_on_while_a_thread_is_behind(edge: Edge) -> None:
+    """A client is not read while it waits for its answer, and is once it has it."""
+    may_go_on = threading.Event()
+    sender, small = edge.connect(), edge.connect()
+
+    def work(_: object) -> None:
+        may_go_on.wait(30)
+
+    def is_answered() -> bool:
+        edge.turn()
+        return len(small.statuses) == sent
+
+    edge.call(lambda: edge.context.encoding.add(sender.connection, 600_000, work, lambda _: None))
+    for sent in range(1, 6):  # noqa: B007 - is_answered reads it
+        assert small.feed(WRITE)
+        wait_until(is_answered, "an answer", 30)
+    assert edge.context.encoding.held_bytes == 600_000
+    may_go_on.set()
+    assert small.statuses == [202] * 5
+
+
+def test_above_twice_what_may_wait_for_the_wal_only_small_bodies_are_taken(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1) as edge:
+        may_write = threading.Event()
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        writer = edge.connect()
+        for _ in range(3):  # so that its head is known
+            writer.feed(WRITE)
+        peers = [edge.connect() for _ in range(3)]
+        for peer in peers:
+            assert peer.feed(large())
+        newcomer = edge.connect()
+        newcomer.feed(large(100_000) + request_bytes("GET", "/ping"))
+        assert newcomer.statuses == [503, 204]
+        assert b"Retry-After: 1" in newcomer.transport.written
+        small = edge.connect()
+        assert small.feed(WRITE)
+        for _ in range(20):
+            edge.connect().feed(large(50_000))
+        last = edge.connect()
+        last.feed(WRITE)
+        assert last.statuses == [503]
+        may_write.set()
+        edge.settle()
         assert newcomer.feed(WRITE)
+        edge.settle()
+        assert newcomer.statuses == [503, 204, 202]
+        assert small.statuses == [202]
+        assert [peer.statuses for peer in peers] == [[202]] * 3
 
 
 # Bodies that arrive
@@ -213,23 +270,23 @@ def test_whoever_waits_for_room_longer_than_the_body_timeout_is_503_and_not_408(
     assert first.statuses == []
 
 
-def test_when_small_bodies_fill_all_there_is_everybody_waits_but_the_first(edge: Edge) -> None:
+def test_when_small_bodies_fill_all_there_is_the_latest_is_refused_and_the_others_go_on(edge: Edge) -> None:
     request = large(60_000)
     peers = [edge.connect() for _ in range(40)]
     idle = edge.connect()
     for peer in peers:
         feed(peer, request[:-10])
-    assert not idle.transport.is_reading
-    held = edge.context.inflight._arriving_bytes
-    assert held <= MB + (1 << 16)
-    newcomer = edge.connect()
-    assert not newcomer.transport.is_reading
-    for _ in range(40):
-        edge.pass_seconds(0.5)
-    assert idle.transport.is_reading
-    assert newcomer.feed(WRITE)
-    edge.settle()
-    assert newcomer.statuses == [202]
+        assert edge.context.inflight._arriving_bytes <= 3 * MB // 2
+    refused = [peer for peer in peers if peer.statuses == [503]]
+    assert 10 <= len(refused) < 30
+    assert refused == peers[-len(refused) :]
+    assert idle.feed(request_bytes("GET", "/health"))
+    assert idle.statuses == [200]
+    for peer in peers[: -len(refused)]:
+        assert peer.feed(request[-10:])
+        edge.settle()
+        assert peer.statuses == [202]
+    assert edge.context.inflight.is_empty()
 
 
 def test_a_body_that_is_given_up_gives_its_room_back(edge: Edge) -> None:

@@ -13,6 +13,7 @@ from arcpipe.counters import Counters
 from arcpipe.ingest.background import Background
 from arcpipe.ingest.limits import Admission
 from arcpipe.ingest.protocol import Connection, Exchange
+from arcpipe.ingest.turns import Turns
 from arcpipe.ingest.write import Targets, WriteEndpoints
 from arcpipe.wal.format import MAX_PAYLOAD_BYTES
 
@@ -21,8 +22,8 @@ def test_a_body_that_becomes_more_than_readers_of_the_log_take_is_413_and_not_ap
     counted: list[str] = []
     connection: Any = SimpleNamespace(unrouted={}, exchanges=deque(), count_refusal=counted.append)
     exchange = Exchange(cast(Connection, connection), {})
-    encoding = Background("encoding", lambda: True, lambda: None)
-    writes = WriteEndpoints(Admission(Settings(), Counters(1).node), encoding)  # without a log to append to
+    encoding = Background("encoding", lambda: True, lambda: None, interrupts=True)
+    writes = WriteEndpoints(Admission(Settings(), Counters(1).node), encoding, Turns())  # without a WAL to append to
     target = Targets(None, writes.usage).of(exchange)
     body = memoryview(mmap.mmap(-1, MAX_PAYLOAD_BYTES))  # takes no memory
     writes.append(exchange, target, Encoded(False, body, 1), b"")

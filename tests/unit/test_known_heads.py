@@ -195,7 +195,7 @@ def test_bytes_behind_a_request_that_ends_the_connection_are_no_request(edge: Ed
 
 def test_a_worker_that_drains_ends_connections_with_known_heads_too(edge: Edge) -> None:
     peer = learned(edge)
-    edge.context.draining = True
+    edge.context.drain()
     peer.feed(WRITE)
     edge.settle()
     assert b"Connection: close" in peer.transport.written

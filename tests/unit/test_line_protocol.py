@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from arcpipe.codec import line_protocol, line_protocol_columns
 from arcpipe.codec.arrow_columns import decode_values
 from arcpipe.codec.columns import Encoded
+from arcpipe.codec.effort import BYTES_PER_BAD_LINE, BYTES_PER_SHAPE, FREE_BAD_LINES, FREE_SHAPES
 from arcpipe.codec.entries import ColumnMap, array_length
 from arcpipe.codec.line_protocol import (
     MAX_ERRORS,
@@ -25,6 +26,7 @@ from arcpipe.codec.line_protocol import (
     encode_by_line,
 )
 from arcpipe.codec.line_protocol_scalar import MAX_TEXT
+from arcpipe.errors import BadPayload, PayloadTooLarge
 
 MAX = (1 << 63) - 1
 MIN = -(1 << 63)
@@ -749,8 +751,38 @@ LARGE = {
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("body", LARGE.values(), ids=LARGE.keys())
 def test_large_odd_bodies_take_linear_time(body: bytes) -> None:
-    lines = encode(body)
+    try:
+        lines = encode(body)
+    except (BadPayload, PayloadTooLarge):
+        return  # too many bad lines or shapes, which the next tests are about
     assert len(lines.errors) <= MAX_ERRORS
+
+
+def test_a_body_may_have_only_so_many_shapes_for_its_size() -> None:
+    few = b"".join(b"m f%d=1\n" % number for number in range(FREE_SHAPES))
+    assert len(rows_of(encode(few).encoded)) == FREE_SHAPES
+    most = FREE_SHAPES + 10 * len(few) // BYTES_PER_SHAPE
+    with pytest.raises(PayloadTooLarge, match=f"more than {most} shapes"):
+        encode(b"".join(b"m f%d=1\n" % number for number in range(2 * most))[: 10 * len(few)].ljust(10 * len(few)))
+
+
+def test_a_body_may_have_only_so_many_bad_lines_for_its_size() -> None:
+    assert encode(b"x\n" * FREE_BAD_LINES).more_errors == FREE_BAD_LINES - MAX_ERRORS
+    size = 20 * FREE_BAD_LINES
+    with pytest.raises(BadPayload, match=f"more than {FREE_BAD_LINES + size // BYTES_PER_BAD_LINE} bad lines"):
+        encode(b"x\n" * (size // 2))
+
+
+def test_whoever_encodes_is_asked_again_and_again_whether_to_go_on() -> None:
+    class Enough(Exception):
+        pass
+
+    def stop() -> None:
+        raise Enough
+
+    for body in (b"m f=1\n" * 100, b"m f=1\n" * 10_000, b"x\n" * 100, b"m g=1\n", b"m\\ n f=1\n" * 10_000):
+        with pytest.raises(Enough):
+            encode(body, stop)
 
 
 def test_a_line_of_ten_megabytes_can_be_good() -> None:

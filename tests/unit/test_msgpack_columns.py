@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from arcpipe.codec import msgpack_columns
 from arcpipe.codec.columns import MAX_COLUMNS, field_column_names
+from arcpipe.codec.effort import BYTES_PER_SHAPE, FREE_SHAPES
 from arcpipe.codec.msgpack_columns import Encoded, encode
-from arcpipe.errors import BadPayload
+from arcpipe.errors import BadPayload, PayloadTooLarge
 
 # Writing MessagePack byte by byte
 
@@ -852,18 +853,38 @@ def test_a_million_rows_of_one_shape() -> None:
     assert len(encoded.body) < 3_000_000
 
 
-def test_fifty_thousand_shapes() -> None:
+def test_a_body_may_have_only_so_many_shapes_for_its_size() -> None:
     rows = [{"m": "x", "fields": {f"f{n}": n}} for n in range(50_000)]
-    encoded = encode(msgpack.packb(rows))
-    assert encoded.records == 50_000
-    assert len(msgpack.unpackb(encoded.body)) == 50_000
-    assert encode(pack(rows[:20_000], wide=True)).records == 20_000
+    few = msgpack.packb(rows[:FREE_SHAPES])
+    encoded = encode(few)
+    assert encoded.records == FREE_SHAPES
+    assert len(msgpack.unpackb(encoded.body)) == FREE_SHAPES
+    assert encode(pack(rows[:FREE_SHAPES], wide=True)).records == FREE_SHAPES
+    many = msgpack.packb(rows)
+    with pytest.raises(PayloadTooLarge, match=f"more than {FREE_SHAPES + len(many) // BYTES_PER_SHAPE} shapes"):
+        encode(many)
 
 
-def test_fifty_thousand_small_batches() -> None:
+def test_four_thousand_small_batches() -> None:
     batch = pack({"batch": [{"m": "x", "fields": {"a": 1}}, Pairs([("m", "x"), ("columns", {"a": [1, 300]})])]})
-    body = b"\xdd" + (50_000).to_bytes(4, "big") + batch * 50_000
-    assert encode(body).records == 150_000
+    body = b"\xdd" + (4_000).to_bytes(4, "big") + batch * 4_000
+    assert encode(body).records == 12_000
+
+
+def test_whoever_encodes_is_asked_again_and_again_whether_to_go_on() -> None:
+    class Enough(Exception):
+        pass
+
+    def stop() -> None:
+        raise Enough
+
+    for body in (
+        [{"m": "x", "fields": {"a": 1}}] * 3,
+        {"m": "x", "columns": {str(number): [1] for number in range(1000)}},
+        [{"m": "x", "columns": {"a": [1]}}] * 100,
+    ):
+        with pytest.raises(Enough):
+            encode(msgpack.packb(body), stop)
 
 
 def test_three_hundred_thousand_columnar_maps() -> None:

@@ -1,0 +1,212 @@
+"""What is legal, small, and costs a server much: streams of requests, each made from a recipe of a few numbers.
+
+A recipe is JSON, so that a search can change one and the worst ones can be kept (`stall_corpus.json`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+CORPUS: Final = Path(__file__).with_name("stall_corpus.json")
+
+Recipe = dict[str, Any]
+
+_LINES: Final = "/write"
+_MSGPACK: Final = "/write/v2/msgpack"
+
+
+def request(path: str, body: bytes = b"", method: str = "POST", *headers: str) -> bytes:
+    """A request as a client sends it."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", *headers]
+    if method == "POST":
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _repeated(piece: bytes, size: int) -> bytes:
+    return piece * max(1, size // len(piece))
+
+
+def _tiny(recipe: Recipe) -> bytes:
+    """Requests that are answered at once, as many as a read takes."""
+    return _repeated(request(recipe["path"], method="GET"), recipe["bytes"])
+
+
+def _parameters(recipe: Recipe) -> bytes:
+    query = "&".join(f"{number:x}=%41" for number in range(recipe["parameters"]))
+    return _repeated(request(f"/ping?{query}", method="GET"), recipe["bytes"])
+
+
+def _headers(recipe: Recipe) -> bytes:
+    lines = [f"{number:x}:" for number in range(recipe["headers"])]
+    return _repeated(request("/ping", b"", "GET", *lines), recipe["bytes"])
+
+
+def _chunks(recipe: Recipe) -> bytes:
+    size = recipe["chunk"]
+    chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
+    head = b"POST /write HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + _repeated(chunk, recipe["bytes"]) + b"0\r\n\r\n"
+
+
+def _lines(recipe: Recipe) -> bytes:
+    """Lines of `shapes` shapes in turn, `fields` fields each."""
+    shapes, fields, run = recipe["shapes"], recipe["fields"], recipe["run"]
+    lines, size, number = [], 0, 0
+    while size < recipe["bytes"]:
+        shape = number // run % shapes
+        line = b"m " + b",".join(b"%x_%x=1" % (shape, field) for field in range(fields)) + recipe["end"].encode()
+        lines.append(line)
+        size += len(line) + 1
+        number += 1
+    return _encoded(_LINES, b"\n".join(lines), recipe)
+
+
+def _text(recipe: Recipe) -> bytes:
+    """One piece of text again and again as the body: bad lines, blank ones, comments, quotes."""
+    return _encoded(_LINES, _repeated(recipe["text"].encode(), recipe["bytes"]), recipe)
+
+
+def _rows(recipe: Recipe) -> bytes:
+    shapes, fields = recipe["shapes"], recipe["fields"]
+    rows: list[Any] = []
+    size = 0
+    while size < recipe["bytes"]:
+        shape = len(rows) % shapes
+        row = {"m": "m", "fields": {f"{shape:x}_{field:x}": 1 for field in range(fields)}}
+        rows.append(row)
+        size += 12 + 7 * fields
+    return _encoded(_MSGPACK, msgspec.msgpack.encode(rows), recipe)
+
+
+def _columns(recipe: Recipe) -> bytes:
+    """Columnar maps of many columns, `maps` of them in an array."""
+    one = {"m": "m", "columns": {f"{column:x}": [1] for column in range(recipe["columns"])}}
+    body = msgspec.msgpack.encode(one if recipe["maps"] == 1 else [one] * recipe["maps"])
+    return _encoded(_MSGPACK, body, recipe)
+
+
+def _bomb(recipe: Recipe) -> bytes:
+    """Zeros, compressed to a thousandth."""
+    return request(_LINES, gzip.compress(bytes(recipe["bytes"]), 6), "POST", "Content-Encoding: gzip")
+
+
+def _encoded(path: str, body: bytes, recipe: Recipe) -> bytes:
+    if recipe.get("gzip"):
+        return request(path, gzip.compress(body, 6), "POST", "Content-Encoding: gzip")
+    return request(path, body)
+
+
+_KINDS: Final[dict[str, Callable[[Recipe], bytes]]] = {
+    "tiny": _tiny,
+    "parameters": _parameters,
+    "headers": _headers,
+    "chunks": _chunks,
+    "lines": _lines,
+    "text": _text,
+    "rows": _rows,
+    "columns": _columns,
+    "bomb": _bomb,
+}
+
+# Each with the numbers that a search may change, and how large they may become.
+_MOST: Final[dict[str, int]] = {
+    "bytes": 4 << 20,
+    "shapes": 200_000,
+    "fields": 200,
+    "run": 64,
+    "parameters": 32,
+    "headers": 99,
+    "chunk": 4096,
+    "columns": 65_536,
+    "maps": 4096,
+    "clients": 40,
+}
+
+ATTACKS: Final[dict[str, Recipe]] = {
+    "nothing": {"kind": "tiny", "path": "/ping", "bytes": 1, "clients": 1},
+    "tiny requests": {"kind": "tiny", "path": "/a", "bytes": 256_000, "clients": 1},
+    "tiny requests, 20 clients": {"kind": "tiny", "path": "/a", "bytes": 256_000, "clients": 20},
+    "pages": {"kind": "tiny", "path": "/", "bytes": 256_000, "clients": 4},
+    "metrics": {"kind": "tiny", "path": "/metrics", "bytes": 4_000, "clients": 4},
+    "32 parameters": {"kind": "parameters", "parameters": 32, "bytes": 256_000, "clients": 1},
+    "99 headers": {"kind": "headers", "headers": 98, "bytes": 256_000, "clients": 4},
+    "one-byte chunks": {"kind": "chunks", "chunk": 1, "bytes": 1_000_000, "clients": 1},
+    "lines of their own fields": {
+        "kind": "lines",
+        "shapes": 200_000,
+        "fields": 1,
+        "run": 1,
+        "end": "",
+        "bytes": 256_000,
+        "gzip": True,
+        "clients": 20,
+    },
+    "4,000 shapes": {
+        "kind": "lines",
+        "shapes": 4_000,
+        "fields": 1,
+        "run": 1,
+        "end": "",
+        "bytes": 100_000,
+        "gzip": True,
+        "clients": 20,
+    },
+    "blocks of eight lines": {
+        "kind": "lines",
+        "shapes": 200_000,
+        "fields": 1,
+        "run": 8,
+        "end": " 1700000000000000000",
+        "bytes": 256_000,
+        "clients": 20,
+    },
+    "small bodies of 100 shapes": {
+        "kind": "lines",
+        "shapes": 200_000,
+        "fields": 1,
+        "run": 1,
+        "end": "",
+        "bytes": 1000,
+        "clients": 40,
+    },
+    "bad lines": {"kind": "text", "text": "x\n", "bytes": 250_000, "clients": 10},
+    "4 MB of bad lines": {"kind": "text", "text": "x\n", "bytes": 4_000_000, "gzip": True, "clients": 4},
+    "blank lines": {"kind": "text", "text": "\n", "bytes": 4_000_000, "gzip": True, "clients": 4},
+    "open quotes": {"kind": "text", "text": 'm a="x\n', "bytes": 250_000, "clients": 10},
+    "escapes": {"kind": "text", "text": "m\\,\\ a,b\\=c=d a\\ b=1\n", "bytes": 250_000, "clients": 10},
+    "rows of their own fields": {"kind": "rows", "shapes": 200_000, "fields": 1, "bytes": 1_000_000, "clients": 10},
+    "rows": {"kind": "rows", "shapes": 1, "fields": 3, "bytes": 1_000_000, "clients": 10},
+    "65,536 columns": {"kind": "columns", "columns": 65_536, "maps": 1, "clients": 10},
+    "4,096 maps": {"kind": "columns", "columns": 1, "maps": 4096, "clients": 10},
+    "gzip bombs": {"kind": "bomb", "bytes": 90_000_000, "clients": 4},
+}
+
+
+def build(recipe: Recipe) -> bytes:
+    """What one client of this attack sends, again and again."""
+    return _KINDS[recipe["kind"]](recipe)
+
+
+def load_corpus() -> dict[str, Recipe]:
+    """The worst that searches have found."""
+    found: dict[str, Recipe] = json.loads(CORPUS.read_text()) if CORPUS.exists() else {}
+    return found
+
+
+def changed(recipe: Recipe, source: random.Random) -> Recipe:
+    """A recipe that differs in one number: doubled, halved, or made anew."""
+    other = dict(recipe)
+    name = source.choice([name for name in recipe if name in _MOST])
+    value = source.choice([recipe[name] * 2, recipe[name] // 2, round(_MOST[name] ** source.random())])
+    other[name] = min(max(1, value), _MOST[name])
+    if recipe["kind"] in ("lines", "text", "rows", "columns") and source.random() < 0.2:
+        other["gzip"] = not recipe.get("gzip")
+    return other

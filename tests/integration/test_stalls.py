@@ -1,0 +1,139 @@
+"""A victim beside attackers that send what is legal, small and costly: it is answered, and nobody is killed.
+
+Bounds are many times what `python -m benchmarks.stall` measures, and a fraction of what each of these streams once
+made a client wait. The streams and both sides are those of that benchmark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.attacks import ATTACKS, Recipe, load_corpus
+from benchmarks.stall import COMMAND, be_victim
+from tests.harness import ROOT, Server, pack, request_bytes, wait_until
+from tests.integration.test_limits import memory_kb
+from tests.integration.test_tls import make_certificate, tls_server
+
+V2 = "/write/v2/msgpack"
+WRITE = request_bytes("POST", V2, pack({"m": "cpu", "columns": {"usage": [0.5]}}))
+SECONDS = 2.0
+WORST_MS = 2000.0
+CASES = {**ATTACKS, **load_corpus()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("stalls"), server_workers=1, server_max_inflight_mb=128) as server:
+        yield server
+        server.stop()
+
+
+@contextlib.contextmanager
+def attack(server: Server, recipe: Recipe) -> Iterator[None]:
+    where = ("127.0.0.1", str(server.port))
+    with subprocess.Popen(
+        [*COMMAND, "--attack", json.dumps(recipe), *where], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_victim_is_answered_beside(server: Server, name: str) -> None:
+    worker = server.pids()["ingest 1"]
+    with attack(server, CASES[name]):
+        seen = be_victim("127.0.0.1", server.port, SECONDS)
+    assert seen["failed"] == ""
+    assert seen["worst_ms"] is not None
+    assert seen["worst_ms"] < WORST_MS
+    assert server.pids()["ingest 1"] == worker
+    assert "sign of life" not in server.log
+    assert memory_kb(worker) < 700_000
+
+
+def test_a_body_of_too_many_shapes_is_413_with_the_reason(server: Server) -> None:
+    body = b"\n".join(b"m f%x=1" % number for number in range(20_000))
+    response = server.post("/write", body)
+    assert (response.status, response.json()["code"]) == (413, "body_too_large")
+    most = 4096 + len(body) // 256
+    assert response.reason.startswith(f"the body has more than {most} shapes (measurement, tags, fields and their")
+    rows = pack([{"m": "m", "fields": {f"f{number:x}": 1}} for number in range(20_000)])
+    assert server.post(V2, rows).status == 413
+    few = b"\n".join(b"m f%x=1" % number for number in range(4_000))
+    assert server.post("/write", few).status == 204
+
+
+def test_a_body_of_too_many_bad_lines_is_400_and_nothing_of_it_is_written(server: Server) -> None:
+    response = server.post("/write", b"good f=1\n" + b"x\n" * 20_000)
+    assert (response.status, response.reason) == (
+        400,
+        "the body has more than 5346 bad lines; nothing was written",
+    )
+
+
+# Descriptors
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_the_wal_rotates_when_connections_have_used_up_all_descriptors(tmp_path: Path) -> None:
+    server = Server(tmp_path, server_workers=1, server_max_connections=1000, wal_max_size_mb=1)
+    server.launch()
+    idle: list[socket.socket] = []
+    try:
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (256, 256))  # long before it has read its settings
+        server.wait_until_serving()
+        worker = server.pids()["ingest 1"]
+        with server.client() as client:
+            assert client.request("GET", "/ping").status == 204
+            limit = resource.prlimit(worker, resource.RLIMIT_NOFILE)[0]
+            assert limit == 256 - 64
+
+            def is_full() -> bool:
+                idle.append(socket.create_connection(("127.0.0.1", server.port), 30))
+                return descriptors(worker) >= limit - 1
+
+            wait_until(is_full, "the last descriptor")
+            body = pack({"m": "large", "columns": {"pad": [bytes(400_000)]}})
+            for _ in range(12):
+                assert client.request("POST", V2, body).status == 202
+            wait_until(lambda: len(server.segments(".wal.sealed")) + len(server.segments(".wal")) > 0, "segments")
+        assert resource.prlimit(worker, resource.RLIMIT_NOFILE)[0] == limit
+        assert server.pids()["ingest 1"] == worker
+        for connection in idle:
+            connection.close()
+        server.stop()
+    finally:
+        server.end()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_handshakes_that_are_not_over_are_few_and_hold_up_nobody(tmp_path: Path) -> None:
+    make_certificate(tmp_path)
+    with tls_server(tmp_path, server_workers=1, server_max_connections=10) as server:
+        worker = server.pids()["ingest 1"]
+        before = descriptors(worker)
+        silent = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(300)]
+        for _ in range(3):
+            with server.client() as client:
+                assert client.request("GET", "/ping").status == 204
+                assert descriptors(worker) < before + 60
+        for connection in silent:
+            connection.close()
+        server.stop()

@@ -1,0 +1,150 @@
+"""The threads for large bodies: who is next, and who is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from arcpipe.ingest.background import Background, Check
+
+SECONDS = 30.0
+
+
+class Sender(NamedTuple):
+    name: str
+    address: str = "192.0.2.1"
+
+
+class Thread:
+    """A background whose first piece waits until all others are there, and the order in which they were done."""
+
+    def __init__(self, *, interrupts: bool = False) -> None:
+        self.may_begin = threading.Event()
+        self.background = Background("test", lambda: True, lambda: None, interrupts=interrupts)
+        self.begun: list[str] = []
+        self.done: list[str] = []
+        self.errors: list[Exception] = []
+
+    def add(self, sender: Sender, size: int, work: Callable[[Check], None] | None = None, name: str = "") -> None:
+        name = name or sender.name
+
+        def run(check: Check) -> None:
+            assert self.may_begin.wait(SECONDS)
+            self.begun.append(name)
+            if work is not None:
+                work(check)
+
+        def finished(error: Exception | None) -> None:
+            self.done.append(name)
+            if error is not None:
+                self.errors.append(error)
+
+        self.background.add(sender, size, run, finished)
+
+    async def settle(self) -> None:
+        self.may_begin.set()
+        deadline = time.monotonic() + SECONDS
+        while self.background.held_bytes:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.001)
+
+
+def test_one_client_with_many_pieces_does_not_hold_up_another_with_one() -> None:
+    async def run() -> list[str]:
+        thread = Thread()
+        for number in range(10):
+            thread.add(Sender("many"), 1 << 20, name=f"many {number}")
+        thread.add(Sender("one"), 1 << 20)
+        await thread.settle()
+        return thread.begun
+
+    assert asyncio.run(run()).index("one") <= 2
+
+
+def test_pieces_of_one_client_are_done_in_their_order() -> None:
+    async def run() -> list[str]:
+        thread = Thread()
+        for number in range(10):
+            thread.add(Sender("a"), 1000 * (10 - number), name=str(number))
+        await thread.settle()
+        return thread.begun
+
+    assert asyncio.run(run()) == [str(number) for number in range(10)]
+
+
+def test_many_connections_of_one_address_do_not_hold_up_another_address() -> None:
+    async def run() -> list[str]:
+        thread = Thread()
+        for number in range(40):
+            thread.add(Sender(f"many {number}"), 1 << 20)
+        thread.add(Sender("one", "192.0.2.2"), 1 << 20)
+        await thread.settle()
+        return thread.begun
+
+    assert asyncio.run(run()).index("one") <= 3
+
+
+def test_a_long_piece_is_interrupted_for_one_whose_turn_has_come() -> None:
+    async def run() -> tuple[list[str], list[str]]:
+        thread = Thread(interrupts=True)
+        short_is_done = threading.Event()
+
+        def long_work(check: Check) -> None:
+            deadline = time.monotonic() + SECONDS
+            while not short_is_done.is_set():
+                assert time.monotonic() < deadline, "it was not interrupted"
+                check()
+
+        thread.add(Sender("long"), 1 << 20, long_work)
+        thread.add(Sender("short"), 1000, lambda _: short_is_done.set())
+        await thread.settle()
+        assert thread.errors == []
+        return thread.begun, thread.done
+
+    begun, done = asyncio.run(run())
+    assert begun == ["long", "short"]
+    assert done == ["short", "long"]
+
+
+def test_a_client_whose_piece_took_longer_than_expected_has_to_wait_longer() -> None:
+    async def run() -> list[str]:
+        thread = Thread()
+        all_are_there = threading.Event()
+
+        def wait(_: Check) -> None:
+            all_are_there.wait(SECONDS)
+
+        thread.add(Sender("slow"), 100, lambda _: time.sleep(0.5), name="slow 1")
+        thread.add(Sender("other"), 1 << 20, wait, name="other 1")
+        thread.may_begin.set()
+        while not thread.done:  # noqa: ASYNC110 - a test
+            await asyncio.sleep(0.001)
+        thread.add(Sender("slow"), 100, name="slow 2")
+        for number in range(2, 5):
+            thread.add(Sender("other"), 1 << 20, name=f"other {number}")
+        all_are_there.set()
+        await thread.settle()
+        return thread.begun
+
+    assert asyncio.run(run())[-1] == "slow 2"
+
+
+def test_an_error_is_told_and_the_next_piece_is_done() -> None:
+    async def run() -> Thread:
+        thread = Thread(interrupts=True)
+
+        def fail(_: Check) -> None:
+            raise ValueError("broken")
+
+        thread.add(Sender("a"), 100, fail)
+        thread.add(Sender("b"), 100)
+        await thread.settle()
+        return thread
+
+    thread = asyncio.run(run())
+    assert sorted(thread.done) == ["a", "b"]
+    assert [str(error) for error in thread.errors] == ["broken"]
+    assert thread.background._ends == {}
