@@ -21,7 +21,8 @@ from arcpipe.codec.content_encoding import ACCEPTED, Coding, Decoder, coding_of
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
-from arcpipe.ingest.limits import ANSWERS_UNREAD, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES
+from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES
+from arcpipe.ingest.linger import LINGER_SECONDS, Linger, undelivered_bytes
 
 if TYPE_CHECKING:
     from arcpipe.ingest.router import Handler
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# After an answer that ends the connection, what the client still sends is read and dropped for so long, because a
-# reset would take the answer away from it.
-LINGER_SECONDS: Final = 2.0
 # A refused request's body up to this size is read to its end, so that the connection can be used again.
 _DISCARD_BYTES: Final = 1 << 20
 
@@ -55,6 +53,7 @@ HEADER: Final = 1
 BODY: Final = 2
 ANSWER: Final = 3
 LINGER: Final = 4
+FRESH: Final = 5  # of a client that has sent nothing yet
 
 # A Host field (RFC 9110 §7.2) in the characters of names and addresses; never one that was sent twice, whose two values
 # are joined with a comma.
@@ -69,7 +68,7 @@ class Exchange:
     """One request and its answer. Header names are lower case."""
 
     __slots__ = (
-        *("answered", "body", "closes", "connection", "databases", "headers", "method", "path", "query"),
+        *("answered", "body", "brings", "closes", "connection", "databases", "headers", "method", "path", "query"),
         *("received", "response", "success"),
     )
 
@@ -88,6 +87,7 @@ class Exchange:
         self.query = query
         self.body = b""
         self.databases: frozenset[str] | None = None  # that the sender's token is for; None is all
+        self.brings: tuple[str, int, int]  # database, records and bytes of a write, for the counters once it is on disk
         self.success = b""  # for handlers that answer later: what to answer if all goes well
         self.response: bytes | None = None
         self.closes = False
@@ -107,6 +107,27 @@ class Exchange:
     def parameters(self) -> dict[str, str]:
         """The query's parameters. Raises BadPayload as `parse_parameters` does."""
         return parse_parameters(self.query) if self.query else {}
+
+
+class ExchangeWithLines(Exchange):
+    """One whose answer has more header lines than the handler knows of."""
+
+    __slots__ = ("lines",)
+
+    def __init__(
+        self,
+        connection: Connection,
+        headers: dict[bytes, bytes],
+        method: bytes,
+        path: bytes,
+        query: bytes,
+        lines: bytes,
+    ) -> None:
+        super().__init__(connection, headers, method, path, query)
+        self.lines = lines
+
+    def answer(self, response: bytes) -> None:
+        super().answer(responses.with_lines(response, self.lines))
 
 
 def parse_parameters(text: bytes) -> dict[str, str]:
@@ -150,6 +171,7 @@ class Connection(asyncio.Protocol):
         "_held",
         "_is_between",
         "_latest_since",
+        "_linger_for",
         "_parser",
         "_paused",
         "_paused_at",
@@ -192,7 +214,8 @@ class Connection(asyncio.Protocol):
         self.exchanges: deque[Exchange] = deque()  # whose answers have not left, in the order of their requests
         self._deferred: deque[_Task] | None = None  # those of them that are handled when others are answered
         self._handling_deferred = False
-        self.state = IDLE
+        self._linger_for: Linger | None = None
+        self.state = FRESH
         self.since = context.now  # when the present state began, or was last seen to move
 
     # What asyncio calls
@@ -200,6 +223,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         context = self._context
+        self.since = context.now  # not the time of the handshake
         if len(context.connections) < context.limits.max_connections:
             context.connections.add(self)
             # Not at once: uvloop starts to read behind this callback, whatever it says.
@@ -298,7 +322,9 @@ class Connection(asyncio.Protocol):
         return data[start:] if start else data
 
     def _parse(self, data: bytes) -> None:
-        if self.state == LINGER:
+        if self.state == LINGER or self._is_over:
+            if self._linger_for is not None:
+                self._linger_for.note_dropped(self._context.now)
             return
         self._fresh = data if self._is_between else None
         self._read_bytes = len(data)
@@ -313,9 +339,10 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserCallbackError as error:
             # A refusal from within a callback; anything else is a bug and ends this connection only.
             cause = error.__context__
-            if not isinstance(cause, _Refused):
+            if isinstance(cause, _Refused):
+                self._refuse_connection(cause.response)
+            elif not isinstance(cause, _Over):
                 raise
-            self._refuse_connection(cause.response)
         except httptools.HttpParserError as error:
             reason = str(error) or type(error).__name__
             self._refuse_connection(_malformed(reason))
@@ -329,8 +356,8 @@ class Connection(asyncio.Protocol):
     # What the parser calls
 
     def on_message_begin(self) -> None:
-        if self.state == LINGER:  # the last answer has left while the bytes behind its request were being parsed
-            raise _Refused(b"")
+        if self.state == LINGER or self._is_over:
+            raise _Over
         self._is_between = False
         self.state = HEADER
         self.since = self._context.now
@@ -401,7 +428,13 @@ class Connection(asyncio.Protocol):
         path, _, query = self._url.partition(b"?")
         if not path.startswith(b"/"):
             path = _path_of_url(path)
-        exchange = Exchange(self, headers, method, path, query)
+        lines = context.origins.lines(method, path, headers) if context.origins is not None else b""
+        if is_http_1_0 and not closes:
+            lines += responses.KEEP_ALIVE
+        if lines:
+            exchange: Exchange = ExchangeWithLines(self, headers, method, path, query, lines)
+        else:
+            exchange = Exchange(self, headers, method, path, query)
         exchange.closes = closes or context.draining
         self._exchange = exchange
         self.exchanges.append(exchange)
@@ -417,9 +450,11 @@ class Connection(asyncio.Protocol):
             if endpoint is None:
                 self._refusal = route.wrong_method
             else:
-                self._handler, scope = endpoint
+                self._handler, scope, judge = endpoint
                 if scope and context.auth is not None:
                     self._refusal = context.auth.refusal(exchange, scope)
+                if self._refusal is None and judge is not None:
+                    self._refusal = judge(exchange)
         length = headers.get(b"content-length")
         if length is not None and int(length) > limits.max_body:
             raise _Refused(self._too_large())
@@ -438,7 +473,7 @@ class Connection(asyncio.Protocol):
         if self._refusal is not None:
             if (length is None or int(length) > _DISCARD_BYTES) and self._has_body():
                 raise _Refused(self._refusal)
-        elif self._fresh is not None and not closes and parser.get_http_version() == "1.1":
+        elif self._fresh is not None and not closes and not lines and parser.get_http_version() == "1.1":
             assert self._handler is not None
             context.heads.learn(
                 self._fresh,
@@ -564,11 +599,12 @@ class Connection(asyncio.Protocol):
         """Sends the answers that are ready, in the order of their requests."""
         transport = self._transport
         waiting = self.exchanges
-        while waiting and waiting[0].response is not None:
+        dated = self._context.dated
+        while waiting and (response := waiting[0].response) is not None:
             exchange = waiting.popleft()
             if transport is None:
                 continue
-            response = cast(bytes, exchange.response)
+            response = dated[response]
             exchange.answered[response[9:12]] += 1
             if exchange.method == b"HEAD":
                 response = responses.without_body(response)
@@ -617,10 +653,19 @@ class Connection(asyncio.Protocol):
                 self._refuse_connection(responses.REQUEST_TIMEOUT)
             elif self._paused & NO_ROOM and self._context.now - self._paused_at > self._context.limits.body_timeout:
                 self.refuse_for_room()
+        elif self.state in (FRESH, IDLE) and self._paused & (LOG_BEHIND | NO_ROOM) and not self.is_unread:
+            pass  # its request may have come long ago: nobody reads it
+        elif self.state == LINGER and self._lingers_on(transport):
+            pass
         elif transport.get_write_buffer_size():  # a client that does not read would keep it open for ever
             transport.abort()
         else:
             transport.close()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the last request has come that is answered: all behind it is dropped (RFC 9112 §9.6)."""
+        return bool(self.exchanges) and self.exchanges[-1].closes and self.exchanges[-1] is not self._exchange
 
     @property
     def is_unread(self) -> bool:
@@ -670,11 +715,13 @@ class Connection(asyncio.Protocol):
 
     def _refuse_connection(self, response: bytes) -> None:
         """Answers the request at hand (or the bytes that are none) behind all earlier ones, and ends."""
-        if self.state == LINGER:  # ended already
+        if self.state == LINGER or self._is_over:  # ended already
             return
         exchange = self._exchange
         if exchange is None:
-            exchange = Exchange(self, NO_HEADERS)
+            # Once it has told the URL, the parser knows the method: an answer to HEAD has no body, whatever it says.
+            method = self._parser.get_method() if self.state == HEADER and self._url else b""
+            exchange = Exchange(self, NO_HEADERS, method)
             self.exchanges.append(exchange)
         self._exchange = None
         self._drop_body()
@@ -686,6 +733,7 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         transport = self._transport
+        is_cut_short = self.state == LINGER  # a refused request, of which more may come
         self.state = LINGER
         self.since = self._context.now
         self._deferred = None
@@ -693,13 +741,29 @@ class Connection(asyncio.Protocol):
         self._drop_body()
         if transport is None:
             return
+        context = self._context
+        sending = context.limits.body_timeout if self not in context.turned_away else LINGER_SECONDS
+        self._linger_for = Linger(self.since, context.limits.max_body_seconds, sending)
         if transport.can_write_eof():
             transport.write_eof()
-        else:
+        elif not is_cut_short and not transport.get_write_buffer_size():
             transport.close()  # TLS reads on by itself until the client has closed too, or ssl_shutdown_timeout is over
         if self._paused:
             self._paused = 0
             transport.resume_reading()
+
+    def _lingers_on(self, transport: asyncio.Transport) -> bool:
+        if self._linger_for is None:
+            return False
+        left = undelivered_bytes(transport)
+        return self._linger_for.goes_on(left, self._context.now, self._context.limits.keep_alive)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the client has got all answers that it waits for."""
+        if self.exchanges or self.state not in (FRESH, IDLE, LINGER):
+            return False
+        return self._transport is None or not undelivered_bytes(self._transport)
 
     # Sizes and strictness
 
@@ -777,6 +841,10 @@ def _path_of_url(url: bytes) -> bytes:
     if not separator or scheme.lower() not in (b"http", b"https"):
         return url
     return b"/" + rest.partition(b"/")[2]
+
+
+class _Over(Exception):
+    """Raised within a parser callback: nobody is to be answered any more."""
 
 
 class _Refused(Exception):

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from arcpipe.ingest.protocol import Exchange
 
 Handler = Callable[["Exchange"], None]
+# Refuses a request by its head, before its body is taken: the answer, or None. The handler of a head that was let pass
+# is called again with the same head and is not judged anew, so it asks itself what may have changed by then.
+Judge = Callable[["Exchange"], "bytes | None"]
 
 # The scope that a token needs for an endpoint. `READ` is for what reveals something about the instance, `ADMIN` for
 # what changes it; a token with "admin" may read, too. `OPEN` is for what anybody may ask, token or not.
@@ -22,10 +25,16 @@ ADMIN: Final = "admin"
 
 
 class Endpoint(NamedTuple):
-    """Who answers, and the scope that the sender needs (if `auth.enabled`)."""
+    """Who answers, the scope that the sender needs (if `auth.enabled`), and who looks at the head before."""
 
     handler: Handler
     scope: str
+    judge: Judge | None = None
+
+
+Fields = tuple[Handler, str] | tuple[Handler, str, Judge | None]
+Table = Mapping[tuple[str, str], Fields]
+"""(method, path) to the fields of an endpoint."""
 
 
 class Route(NamedTuple):
@@ -40,14 +49,13 @@ class Route(NamedTuple):
 class Router:
     """Exact paths to routes. HEAD is answered by the GET handler, without its body."""
 
-    def __init__(self, table: Mapping[tuple[str, str], tuple[Handler, str]]) -> None:
-        """Args: table: (method, path) to handler and scope."""
+    def __init__(self, table: Table) -> None:
         by_path: dict[bytes, dict[bytes, Endpoint]] = {}
-        for (method, path), (handler, scope) in table.items():
+        for (method, path), fields in table.items():
             endpoints = by_path.setdefault(path.encode("ascii"), {})
-            endpoints[method.encode("ascii")] = Endpoint(handler, scope)
+            endpoints[method.encode("ascii")] = Endpoint(*fields)
             if method == "GET":
-                endpoints[b"HEAD"] = Endpoint(handler, scope)
+                endpoints[b"HEAD"] = Endpoint(*fields)
         self.routes = {
             path: Route(endpoints, _wrong_method(endpoints), defaultdict(int)) for path, endpoints in by_path.items()
         }
