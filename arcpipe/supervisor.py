@@ -251,6 +251,7 @@ class _Supervisor:
                 case signal.SIGTERM | signal.SIGINT as number:
                     log.info("%s: stopping", signal.Signals(number).name)
                     stop_at = self._put_off_the_end() if stop_at == math.inf else 0.0
+                    continue
                 case signal.SIGHUP:
                     self._reload()
                 case signal.SIGUSR2 if stop_at == math.inf and self._can_upgrade():

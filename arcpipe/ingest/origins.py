@@ -135,7 +135,7 @@ class Sites:
     def _knows(self, host: bytes) -> bool:
         """Whether no stranger can have made this name lead here: only names can be, addresses cannot."""
         name = re.sub(r":[0-9]*\Z", "", host.decode("latin-1")).rstrip(".").lower()
-        if name in ("", "localhost") or name.endswith(".localhost") or "*" in self._hosts or name in self._hosts:
+        if not host or name == "localhost" or name.endswith(".localhost") or not self._hosts.isdisjoint((name, "*")):
             return True
         try:
             ipaddress.ip_address(name.strip("[]"))
