@@ -170,26 +170,17 @@ def thin_line(server: Server) -> socket.socket:
 
 @pytest.mark.parametrize("scheme", ["http", pytest.param("https", marks=NEEDS_OPENSSL)])
 def test_a_slow_reader_gets_all_of_the_last_answers(tmp_path: Path, scheme: str) -> None:
-    """It needs far longer than the time that a client has to close; what it gets is whole to the last byte."""
-    count = 20
+    """It begins long after the time that a client has to close; what it gets is whole to the last byte."""
     if scheme == "https":
         make_certificate(tmp_path)
         server = tls_server(tmp_path, server_workers=1)
     else:
         server = Server(tmp_path, server_workers=1)
     with server, thin_line(server) as slow:
-        size = len(server.get("/").body)
-        last = request_bytes("GET", "/", headers={"Connection": "close"})
-        slow.sendall(request_bytes("GET", "/") * (count - 1) + last)
-        received = bytearray()
-        began = 0.0
-        while data := slow.recv(1000 if began else 1 << 16):
-            received += data
-            if count * size - len(received) < 250_000:
-                began = began or time.monotonic()
-                if time.monotonic() - began < 6:
-                    time.sleep(0.04)
-        assert received.count(b"HTTP/1.1 200 OK\r\n") == count
+        slow.sendall(request_bytes("GET", "/") + request_bytes("GET", "/", headers={"Connection": "close"}))
+        time.sleep(4)
+        received = b"".join(iter(lambda: slow.recv(1 << 16), b""))
+        assert received.count(b"HTTP/1.1 200 OK\r\n") == 2
         assert received.endswith(b"</html>\n")
         server.stop()
 
