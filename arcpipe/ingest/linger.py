@@ -45,7 +45,7 @@ class Linger:
         """
         self._deadline = now + longest_seconds
         self._sends_until = now + sending_seconds
-        self._left = 1 << 62  # bytes; more than ever wait
+        self._left = 0  # bytes, when it was last looked
         self._moved_at = now
 
     def note_dropped(self, now: float) -> None:
@@ -59,7 +59,8 @@ class Linger:
             patience_seconds: without a byte taken.
         """
         if left < self._left:
-            self._left, self._moved_at = left, now
+            self._moved_at = now
+        self._left = left
         if not left:
             return now - self._moved_at <= LINGER_SECONDS
         return now - self._moved_at <= patience_seconds and now <= self._deadline

@@ -191,8 +191,8 @@ def test_whoever_takes_a_byte_now_and_then_is_waited_for_and_not_for_ever() -> N
     assert not linger.goes_on(1, 100.5, 15.0)
     stopped = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
     assert stopped.goes_on(1000, 1.0, 15.0)
-    assert stopped.goes_on(1000, 16.0, 15.0)
-    assert not stopped.goes_on(1000, 16.5, 15.0)
+    assert stopped.goes_on(1000, 15.0, 15.0)
+    assert not stopped.goes_on(1000, 15.5, 15.0)
 
 
 def test_whoever_has_taken_all_has_some_time_to_close() -> None:
@@ -201,6 +201,8 @@ def test_whoever_has_taken_all_has_some_time_to_close() -> None:
     assert linger.goes_on(0, 8.0, 15.0)
     assert linger.goes_on(0, 8.0 + LINGER_SECONDS, 15.0)
     assert not linger.goes_on(0, 8.5 + LINGER_SECONDS, 15.0)
+    at_once = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    assert not at_once.goes_on(0, LINGER_SECONDS + 0.25, 15.0)
 
 
 def test_whoever_still_sends_is_waited_for_and_not_for_ever() -> None:
