@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from arcpipe.ingest import responses
-from arcpipe.ingest.router import OPEN, WRITE, Fields, Handler, Judge, Table
+from arcpipe.ingest.router import OPEN, WRITE, Fields, Handler, Table
 
 if TYPE_CHECKING:
     from arcpipe.config import Settings
@@ -109,7 +109,7 @@ class Sites:
         self._hosts = {name.lower() for name in (server.host, *words_of(server.allowed_hosts))}
         self._has_tokens = settings.auth.enabled
 
-    def judge_write(self, exchange: Exchange) -> bytes | None:
+    def guard_write(self, exchange: Exchange) -> bytes | None:
         """Refuses the write of a page that `server.cors_origins` does not name."""
         headers = exchange.headers
         site = headers.get(b"sec-fetch-site")
@@ -122,7 +122,7 @@ class Sites:
         # Browsers send Sec-Fetch-Site only where a name cannot be made to lead elsewhere: over TLS, and to localhost.
         return None if site is not None else self._host_refusal(headers)
 
-    def judge_operation(self, exchange: Exchange) -> bytes | None:
+    def guard_operation(self, exchange: Exchange) -> bytes | None:
         """Refuses an operation that a page of another site asks for."""
         return _FOREIGN_OPERATION if is_foreign(exchange.headers) else self._host_refusal(exchange.headers)
 
@@ -163,24 +163,15 @@ def protect(table: Table, settings: Settings) -> tuple[dict[tuple[str, str], Fie
     wanted = words_of(settings.server.cors_origins)
     origins = Origins(wanted, (path.encode("ascii") for path in paths)) if wanted else None
     sites = Sites(settings, origins)
-    protected: dict[tuple[str, str], Fields] = {}
+    protected = dict(table)
     for (method, path), (handler, scope, *judges) in table.items():
         if method not in _SAFE:
-            judges.insert(0, sites.judge_write if scope == WRITE else sites.judge_operation)
-        protected[method, path] = (handler, scope, _both(judges))
+            guard = sites.guard_write if scope == WRITE else sites.guard_operation
+            protected[method, path] = (handler, scope, judges[0] if judges else None, guard)
     if origins is not None:
         for path in sorted(paths):
-            protected["OPTIONS", path] = (_preflight(origins, path, table), OPEN, None)
+            protected["OPTIONS", path] = (_preflight(origins, path, table), OPEN)
     return protected, origins
-
-
-def _both(judges: list[Judge | None]) -> Judge | None:
-    """The judges after one another, as one."""
-    known = [judge for judge in judges if judge is not None]
-    if len(known) < 2:
-        return known[0] if known else None
-    first, second = known
-    return lambda exchange: first(exchange) or second(exchange)
 
 
 def _preflight(origins: Origins, path: str, table: Table) -> Handler:

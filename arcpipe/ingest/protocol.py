@@ -25,7 +25,7 @@ from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_
 from arcpipe.ingest.linger import LINGER_SECONDS, Linger, undelivered_bytes
 
 if TYPE_CHECKING:
-    from arcpipe.ingest.router import Handler
+    from arcpipe.ingest.router import Handler, Judge
     from arcpipe.ingest.worker import IngestContext
 
 log = logging.getLogger(__name__)
@@ -170,6 +170,7 @@ class Connection(asyncio.Protocol):
         "_headers_repeated_bytes",
         "_held",
         "_is_between",
+        "_judge",
         "_latest_since",
         "_linger_for",
         "_parser",
@@ -208,6 +209,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None  # the request whose body is arriving
         self._handler: Handler | None = None
         self._refusal: bytes | None = None
+        self._judge: Judge | None = None  # of a head whose body is not whole
         self._go_ahead_due = False  # the body waits for a 100, and earlier answers have to leave first
         self._paused = 0
         self._paused_at = 0.0
@@ -366,6 +368,7 @@ class Connection(asyncio.Protocol):
         self._headers_repeated = self._headers_repeated_bytes = 0
         self._unread_head = -1
         self._refusal = None
+        self._judge = None
         self._coding = None
 
     def on_url(self, url: bytes) -> None:
@@ -450,11 +453,11 @@ class Connection(asyncio.Protocol):
             if endpoint is None:
                 self._refusal = route.wrong_method
             else:
-                self._handler, scope, judge = endpoint
+                self._handler, scope, self._judge, guard = endpoint
                 if scope and context.auth is not None:
                     self._refusal = context.auth.refusal(exchange, scope)
-                if self._refusal is None and judge is not None:
-                    self._refusal = judge(exchange)
+                if self._refusal is None and guard is not None:
+                    self._refusal = guard(exchange)
         length = headers.get(b"content-length")
         if length is not None and int(length) > limits.max_body:
             raise _Refused(self._too_large())
@@ -466,12 +469,13 @@ class Connection(asyncio.Protocol):
         if b"expect" in headers and not is_http_1_0:
             if headers[b"expect"].lower() != b"100-continue":
                 raise _Refused(responses.error(417, "expectation_failed", "only Expect: 100-continue is supported"))
+            self._judge_head(exchange)
             if self._refusal is not None:  # at once, for the body may never come
                 raise _Refused(self._refusal)
             self._go_ahead_due = True
             self._give_go_ahead()
         if self._refusal is not None:
-            if (length is None or int(length) > _DISCARD_BYTES) and self._has_body():
+            if self._is_worth_an_end():
                 raise _Refused(self._refusal)
         elif self._fresh is not None and not closes and not lines and parser.get_http_version() == "1.1":
             assert self._handler is not None
@@ -770,6 +774,13 @@ class Connection(asyncio.Protocol):
     def _hold_body(self) -> None:
         """A read has ended within a body: counts what is held of it, and gives the client time for the next read."""
         context = self._context
+        if self._exchange is not None and self._judge is not None:
+            self._judge_head(self._exchange)
+            if self._refusal is not None:
+                self._drop_body()
+                if self._is_worth_an_end():
+                    self._refuse_connection(self._refusal)
+                    return
         if not self._body_seen:
             self._latest_since = self.since + context.limits.max_body_seconds - context.limits.body_timeout
         if self._body_size > self._body_seen:
@@ -812,8 +823,17 @@ class Connection(asyncio.Protocol):
         if len(self._context.hosts) < _HOSTS_KEPT:
             self._context.hosts.add(host)
 
-    def _has_body(self) -> bool:
-        return b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
+    def _judge_head(self, exchange: Exchange) -> None:
+        """Asks once whether the body that is still to come should be taken at all."""
+        judge, self._judge = self._judge, None
+        if judge is not None and self._refusal is None:
+            self._refusal = judge(exchange)
+
+    def _is_worth_an_end(self) -> bool:
+        """Whether the body of a refused request is too large to be read and dropped."""
+        if b"transfer-encoding" in self._headers:
+            return True
+        return int(self._headers.get(b"content-length", b"0")) > _DISCARD_BYTES
 
     def _header_too_large(self) -> responses.Refusal:
         limit = self._context.limits.max_header >> 10

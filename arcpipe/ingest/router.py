@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from arcpipe.ingest.protocol import Exchange
 
 Handler = Callable[["Exchange"], None]
-# Refuses a request by its head, before its body is taken: the answer, or None. The handler of a head that was let pass
-# is called again with the same head and is not judged anew, so it asks itself what may have changed by then.
+# Refuses a request by its head: the answer, or None.
 Judge = Callable[["Exchange"], "bytes | None"]
 
 # The scope that a token needs for an endpoint. `READ` is for what reveals something about the instance, `ADMIN` for
@@ -25,14 +24,19 @@ ADMIN: Final = "admin"
 
 
 class Endpoint(NamedTuple):
-    """Who answers, the scope that the sender needs (if `auth.enabled`), and who looks at the head before."""
+    """Who answers, and who is asked before.
+
+    A head that was let pass may come again without being looked at. So a guard looks at nothing else, and a handler
+    judges anew.
+    """
 
     handler: Handler
-    scope: str
-    judge: Judge | None = None
+    scope: str  # that the sender needs, if `auth.enabled`
+    judge: Judge | None = None  # is asked before a body is taken that has not come with its head
+    guard: Judge | None = None  # is asked first
 
 
-Fields = tuple[Handler, str] | tuple[Handler, str, Judge | None]
+Fields = tuple[Handler, str] | tuple[Handler, str, Judge | None] | tuple[Handler, str, Judge | None, Judge | None]
 Table = Mapping[tuple[str, str], Fields]
 """(method, path) to the fields of an endpoint."""
 

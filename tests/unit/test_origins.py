@@ -19,7 +19,7 @@ SITES = Sites(Settings(server=Server(host="ingest.example", allowed_hosts="other
 
 def refusal(headers: dict[bytes, bytes], sites: Sites = SITES, write: bool = False) -> bytes | None:
     exchange = cast(Exchange, SimpleNamespace(headers=headers))
-    return sites.judge_write(exchange) if write else sites.judge_operation(exchange)
+    return sites.guard_write(exchange) if write else sites.guard_operation(exchange)
 
 
 @pytest.mark.parametrize(
