@@ -324,7 +324,7 @@ class Connection(asyncio.Protocol):
         return data[start:] if start else data
 
     def _parse(self, data: bytes) -> None:
-        if self.state == LINGER or self._is_over:
+        if self.state == LINGER or (self.exchanges and self._is_over):
             if self._linger_for is not None:
                 self._linger_for.note_dropped(self._context.now)
             return
@@ -358,7 +358,7 @@ class Connection(asyncio.Protocol):
     # What the parser calls
 
     def on_message_begin(self) -> None:
-        if self.state == LINGER or self._is_over:
+        if self.state == LINGER or (self.exchanges and self._is_over):
             raise _Over
         self._is_between = False
         self.state = HEADER
@@ -669,7 +669,8 @@ class Connection(asyncio.Protocol):
     @property
     def _is_over(self) -> bool:
         """Whether the last request has come that is answered: all behind it is dropped (RFC 9112 §9.6)."""
-        return bool(self.exchanges) and self.exchanges[-1].closes and self.exchanges[-1] is not self._exchange
+        last = self.exchanges[-1] if self.exchanges else None
+        return last is not None and last.closes and last is not self._exchange
 
     @property
     def is_unread(self) -> bool:
