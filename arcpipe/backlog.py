@@ -159,6 +159,28 @@ class Backlog:
                 pass
         self._oldest_path, self._oldest_us = path, since
 
+    def log_what_is_left(self) -> None:
+        """Says at the end whether everything is uploaded, for operators."""
+        try:
+            left = self.what_is_left()
+        except OSError as error:
+            log.warning("stopped; whether everything is uploaded is unknown: %s. Keep the WAL directory", error)
+            return
+        if left.unsealed:
+            log.warning(
+                "stopped; %d segments could not be recovered, %d completed segments ship at the next start. Keep the "
+                "WAL directory",
+                *(left.unsealed, left.sealed),
+            )
+        elif left.sealed:
+            log.warning("stopped; %d completed segments ship at the next start", left.sealed)
+        elif left.quarantined:
+            log.warning(
+                "stopped; everything is uploaded but %d files in %s", left.quarantined, self._directory.quarantine
+            )
+        else:
+            log.info("stopped; everything is uploaded")
+
     def what_is_left(self) -> Left:
         """Looks at a directory that nobody writes to any more.
 

@@ -58,6 +58,22 @@ EndpointURL = Annotated[
 ]
 Region = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*\Z", description="empty, or a region name such as eu-central-1")]
 
+_ORIGIN = r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?"
+OriginList = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[ ,]*(\*|{_ORIGIN}([ ,]+{_ORIGIN})*)?[ ,]*\Z",
+        description='empty, "*", or origins such as https://app.example with blanks between them, and without a path',
+    ),
+]
+HostList = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._ ,*-]*\Z",
+        description='empty, "*", or host names such as ingest.example with blanks between them, and without a port',
+    ),
+]
+
 Codec = Literal["zstd", "snappy", "gzip", "lz4", "none"]
 # The levels that pyarrow takes for a codec; a codec that is not here has none.
 _CODEC_LEVELS: dict[str, range] = {"zstd": range(1, 23), "gzip": range(1, 10), "lz4": range(1, 13)}
@@ -84,6 +100,8 @@ class Server(Struct, frozen=True, kw_only=True):
     keep_alive_seconds: Seconds = 75.0
     tls_cert: Text = ""
     tls_key: Text = ""
+    cors_origins: OriginList = ""
+    allowed_hosts: HostList = ""
 
     def worker_count(self) -> int:
         """How many ingest workers to fork: `workers`, or one per core that this process may run on."""
@@ -190,6 +208,7 @@ class Uploader(Struct, frozen=True, kw_only=True):
 class Shutdown(Struct, frozen=True, kw_only=True):
     """`[shutdown]`: what SIGTERM gives time for."""
 
+    delay_seconds: SecondsOrZero = 0.0
     drain_seconds: SecondsOrZero = 30.0
 
 

@@ -90,6 +90,7 @@ REFUSAL_CODES: Final = (
     "too_many_connections",
     "inflight",
     "draining",
+    "cross_site",
     "other",
 )
 """Why a request was refused: the codes of the error answers, in the order of the counters from `Worker.REFUSED` on."""
@@ -185,6 +186,12 @@ class Uploader:
     ) = range(20)
     UPLOAD_US: Final = RETRIES + len(RETRY_KINDS)  # a histogram
     SIZE: Final = UPLOAD_US + len(UPLOAD_BOUNDS_US) + 2
+
+
+ANNOUNCED: Final = 1
+BEGUN: Final = 2
+HANDED_OVER: Final = 3
+"""The values of `Node.DRAINING`: load balancers are told of the end; workers end; workers end and have successors."""
 
 
 class Node:

@@ -315,7 +315,7 @@ def _verdict(snapshot: Snapshot, issues: list[Issue]) -> Verdict:
     promise = _PROMISES[snapshot.sync_mode]
     count = {severity: sum(issue.severity == severity for issue in issues) for severity in ("critical", "warning")}
     if snapshot.draining:
-        left = "New writes are refused; what is in the log is being shipped, and what is left ships at the next start."
+        left = "Load balancers are told to send elsewhere. What is not uploaded at the end, the next start uploads."
         return Verdict("warning", "Shutting down", left)
     if count["critical"]:
         many = f"{count['critical']} things need you now"

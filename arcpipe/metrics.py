@@ -6,7 +6,7 @@ Cardinality is bounded: workers, states, retry kinds, known routes and statuses,
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -16,7 +16,8 @@ from prometheus_client.core import (
     InfoMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
 from arcpipe import health
@@ -25,13 +26,42 @@ from arcpipe.counters import REFUSAL_CODES
 if TYPE_CHECKING:
     from arcpipe.snapshot import Distribution, Snapshot, UploaderState, WorkerState
 
+_OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+# The versions of each that a scraper may ask for: all of them are read from what is written.
+_WRITTEN: Final = {"application/openmetrics-text": ("1.0.0", "0.0.1"), "text/plain": ("0.0.4", "1.0.0")}
+
 
 def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
     """The text of `/metrics` and its content type, OpenMetrics for a scraper that accepts it."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(snapshot))
-    encoder, content_type = choose_encoder(accept)
-    return encoder(registry), content_type
+    if _prefers_openmetrics(accept):
+        text: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
+        return text, _OPENMETRICS
+    return generate_latest(registry), _TEXT
+
+
+def _prefers_openmetrics(accept: str) -> bool:
+    """Whether an Accept header (RFC 9110 §12.5.1) likes OpenMetrics as it is written here, and nothing more than it.
+
+    The header is only read: nothing of it comes back in the answer, and what makes no sense in it counts for nothing.
+    """
+    best = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for offer in accept.split(","):
+        kind, *parameters = (part.strip().lower() for part in offer.split(";"))
+        named = dict(parameter.replace('"', "").replace(" ", "").partition("=")[::2] for parameter in parameters)
+        if kind in best and named.get("version", _WRITTEN[kind][0]) in _WRITTEN[kind]:
+            best[kind] = max(best[kind], _quality(named.get("q", "1")))
+    return best["application/openmetrics-text"] > 0 and best["application/openmetrics-text"] >= best["text/plain"]
+
+
+def _quality(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if 0 <= value <= 1 else 0.0
 
 
 class _Families(Collector):

@@ -17,6 +17,8 @@ from msgspec import Struct
 
 from arcpipe import __version__
 from arcpipe.counters import (
+    ANNOUNCED,
+    BEGUN,
     GROUP_BOUNDS,
     LATENCY_BOUNDS_US,
     REFUSAL_CODES,
@@ -220,7 +222,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snaps
         version=__version__,
         time=now,
         uptime_seconds=_age(node[NodeBlock.STARTED_US], now),
-        draining=bool(node[NodeBlock.DRAINING]),
+        draining=node[NodeBlock.DRAINING] in (ANNOUNCED, BEGUN),
         wal_enabled=wal.enabled,
         sync_mode=wal.sync_mode if wal.enabled else "off",
         wal_dir=wal.dir,

@@ -14,6 +14,7 @@ mend: it is fed only while every child is well, in its backoff, or has just been
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -28,7 +29,7 @@ from arcpipe import __version__, listeners, logs
 from arcpipe.backlog import Backlog, Leftovers
 from arcpipe.changeable import Changeable
 from arcpipe.children import Child, Pulse, cause, fork, lacks_room, stop
-from arcpipe.counters import Counters, Node, Uploader, Worker
+from arcpipe.counters import ANNOUNCED, BEGUN, HANDED_OVER, Counters, Node, Uploader, Worker
 from arcpipe.errors import ArcpipeError, InstanceLocked
 from arcpipe.ingest.worker import IngestWorker
 from arcpipe.service_manager import (
@@ -233,13 +234,15 @@ class _Supervisor:
     def _watch(self) -> int | None:
         """Keeps every slot filled until told to stop; the exit code, or None to make place for a new version."""
         next_cleanup = time.monotonic() + _CLEANUP_SECONDS
-        while True:
-            now = time.monotonic()
+        stop_at = math.inf
+        while (now := time.monotonic()) < stop_at:
             for child in reversed(self._children):
                 if not child.pid and now >= child.start_at:
                     child.start(now)
             self._retry_recovery(now)
-            if self._announced:
+            if stop_at < math.inf:
+                self._manager.needs_time()
+            elif self._announced:
                 self._describe(now)
             elif not self._announce():
                 self._manager.needs_time()
@@ -247,10 +250,11 @@ class _Supervisor:
             match received.si_signo if received is not None else 0:
                 case signal.SIGTERM | signal.SIGINT as number:
                     log.info("%s: stopping", signal.Signals(number).name)
-                    return 0
+                    stop_at = self._put_off_the_end() if stop_at == math.inf else 0.0
+                    continue
                 case signal.SIGHUP:
                     self._reload()
-                case signal.SIGUSR2 if self._can_upgrade():
+                case signal.SIGUSR2 if stop_at == math.inf and self._can_upgrade():
                     return None
             self._reap()
             if all(worker.is_hopeless for worker in self._children[1:]):
@@ -263,6 +267,16 @@ class _Supervisor:
             if time.monotonic() >= next_cleanup:
                 next_cleanup += _CLEANUP_SECONDS
                 self._remove_recovered()
+        return 0
+
+    def _put_off_the_end(self) -> float:
+        """Tells load balancers to send elsewhere; the time until which they may take to do so."""
+        delay = self._settings.shutdown.delay_seconds if self._announced else 0.0
+        if delay:
+            self._counters.node[Node.DRAINING] = ANNOUNCED
+            self._manager.stopping(f"/ready says no for {delay:g} s, for load balancers to see")
+            log.info("/ready answers 503 from now on; requests are taken for another %g s", delay)
+        return time.monotonic() + delay
 
     def _announce(self) -> bool:
         """Says so once every process was tried and a worker serves; one that fails is no reason to wait for it."""
@@ -410,7 +424,7 @@ class _Supervisor:
 
     def _drain(self, hurry: bool) -> None:
         """Stops the workers, then gives the uploader its time. A second signal ends the waiting."""
-        self._counters.node[Node.DRAINING] = 1
+        self._counters.node[Node.DRAINING] = BEGUN
         self._manager.stopping("answering what is in flight")
         self._manager.drop(_LISTENER)
         for listener in self._listeners:
@@ -426,28 +440,7 @@ class _Supervisor:
         self._manager.status("uploading what is in the log")
         self._ship_the_rest(0.0 if hurry else self._settings.shutdown.drain_seconds)
         self._measure()
-        self._say_what_is_left()
-
-    def _say_what_is_left(self) -> None:
-        try:
-            left = self._backlog.what_is_left()
-        except OSError as error:
-            log.warning("stopped; whether everything is uploaded is unknown: %s. Keep the WAL directory", error)
-            return
-        if left.unsealed:
-            log.warning(
-                "stopped; %d segments could not be recovered, %d completed segments ship at the next start. Keep the "
-                "WAL directory",
-                *(left.unsealed, left.sealed),
-            )
-        elif left.sealed:
-            log.warning("stopped; %d completed segments ship at the next start", left.sealed)
-        elif left.quarantined:
-            log.warning(
-                "stopped; everything is uploaded but %d files in %s", left.quarantined, self._directory.quarantine
-            )
-        else:
-            log.info("stopped; everything is uploaded")
+        self._backlog.log_what_is_left()
 
     def _ship_the_rest(self, seconds: float) -> None:
         """Waits until the uploader is done. One that dies over it, or was dead already, has a successor.
@@ -519,6 +512,7 @@ class _Supervisor:
         uploader, *workers = self._children
         self._stop([uploader, self._recovery], _UPLOADER_HAND_OVER_SECONDS, {signal.SIGCHLD})
         self._manager.needs_time()
+        self._counters.node[Node.DRAINING] = HANDED_OVER
         become_new_program(
             Inheritance(
                 [

@@ -127,6 +127,7 @@ class Edge:
         counters.node[Node.DISK_FREE_BYTES] = 1 << 50
         self.worker = IngestWorker(settings, 1, [], counters, node, 0, Access(None, 0, None, 0))
         self.context = self.worker._context
+        self.context.dated.set_time(0)  # always: two of these are compared byte by byte
         writer = WALWriter(self.directory, 1, wal_options(settings), node=node.node)
         self.commit = group_commit(writer, self.loop, self.worker._committed, self.worker._crashed)
         self.context.commit = self.worker._writes.commit = self.commit

@@ -14,14 +14,11 @@ from arcpipe.codec.line_protocol import Lines, encode
 from arcpipe.errors import BadPayload
 from arcpipe.ingest import responses
 from arcpipe.ingest.protocol import Exchange, parse_parameters
-from arcpipe.ingest.router import OPEN, WRITE, Handler
+from arcpipe.ingest.router import OPEN, WRITE, Handler, Judge, Table
 from arcpipe.ingest.write import Target, WriteEndpoints, check_database
 
-# The version of InfluxDB whose /ping and /query these are; clients take it apart, so it is no version of arcpipe.
-INFLUXDB_VERSION: Final = "1.8.10"
-_VERSION_HEADERS: Final = f"X-Influxdb-Version: {INFLUXDB_VERSION}\r\nX-Influxdb-Build: arcpipe\r\n".encode("ascii")
-_PONG: Final = responses.empty(204, _VERSION_HEADERS)
-_VERBOSE_PONG: Final = responses.json(200, {"version": INFLUXDB_VERSION}, _VERSION_HEADERS)
+_NO_CONTENT: Final = responses.empty(204, responses.INFLUXDB_LINES)  # of a write that is on disk, and of a ping
+_VERBOSE_PONG: Final = responses.json(200, {"version": responses.INFLUXDB_VERSION}, responses.INFLUXDB_LINES)
 
 _MAX_QUERY_BYTES: Final = 1 << 16
 _FORM: Final = b"application/x-www-form-urlencoded"
@@ -57,17 +54,20 @@ class InfluxEndpoints:
     def __init__(self, writes: WriteEndpoints) -> None:
         self._writes = writes
 
-    def routes(self) -> dict[tuple[str, str], tuple[Handler, str]]:
+    def routes(self) -> Table:
         """What to give to the router."""
         return {
-            ("POST", "/write"): (self._lines(V1), WRITE),
-            ("POST", "/api/v2/write"): (self._lines(V2), WRITE),
-            ("POST", "/api/v3/write_lp"): (self._lines(V3), WRITE),
-            ("POST", "/api/v1/write/line-protocol"): (self._lines(V1), WRITE),
+            ("POST", "/write"): self._write(V1),
+            ("POST", "/api/v2/write"): self._write(V2),
+            ("POST", "/api/v3/write_lp"): self._write(V3),
+            ("POST", "/api/v1/write/line-protocol"): self._write(V1),
             ("GET", "/ping"): (ping, OPEN),
             ("GET", "/query"): (query, WRITE),
             ("POST", "/query"): (query, WRITE),
         }
+
+    def _write(self, dialect: Dialect) -> tuple[Handler, str, Judge]:
+        return self._lines(dialect), WRITE, self._writes.judge(dialect.precision)
 
     def _lines(self, dialect: Dialect) -> Handler:
         """A handler for bodies in line protocol."""
@@ -77,11 +77,11 @@ class InfluxEndpoints:
             encoded = lines.encoded
             if not lines.errors:
                 if encoded is not None:
-                    writes.append(exchange, target, encoded, responses.NO_CONTENT)
+                    writes.append(exchange, target, encoded, _NO_CONTENT)
                 elif (refusal := dialect.no_lines if exchange.body else dialect.empty) is not None:
                     writes.refuse(exchange, refusal)
                 else:
-                    exchange.answer(responses.NO_CONTENT)
+                    exchange.answer(_NO_CONTENT)
             elif encoded is not None and target.accept_partial:
                 writes.append(exchange, target, encoded, dialect.bad_lines(lines, True))
             else:
@@ -145,7 +145,7 @@ def ping(exchange: Exchange) -> None:
     except BadPayload as error:
         exchange.answer(_refusal(str(error)))
         return
-    exchange.answer(_PONG if verbose in ("", "0", "false") else _VERBOSE_PONG)
+    exchange.answer(_NO_CONTENT if verbose in ("", "0", "false") else _VERBOSE_PONG)
 
 
 def query(exchange: Exchange) -> None:
@@ -173,7 +173,7 @@ def _answer_query(exchange: Exchange) -> bytes:
             return _refusal(f"error parsing query: {_NO_ANSWERS}")
         results.append({"statement_id": len(results), **_result(statement, exchange.databases)})
         position = statement.end()
-    return responses.json(200, {"results": results})
+    return responses.json(200, {"results": results}, responses.INFLUXDB_LINES)
 
 
 def _result(statement: re.Match[str], allowed: frozenset[str] | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from arcpipe import __version__, health, metrics, snapshot, status_page
-from arcpipe.counters import Counters, Node
+from arcpipe.counters import ANNOUNCED, BEGUN, Counters, Node
 from arcpipe.errors import BadPayload
 from arcpipe.ingest import responses
 from arcpipe.ingest.background import Background
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _PAGE: Final = responses.body(200, b"text/html; charset=utf-8", status_page.PAGE, status_page.HEADERS)
 _PAGE_NOT_MODIFIED: Final = responses.empty(304, status_page.HEADERS)
+_DRAINING: Final = responses.error(503, "draining", "this instance is shutting down", b"Retry-After: 5\r\n")
 _MB: Final = 1 << 20
 _MAX_AGE_HOURS: Final = 24 * 365 * 100
 
@@ -86,8 +87,8 @@ class OpsEndpoints:
 
     def ready(self, exchange: Exchange) -> None:
         """Whether a load balancer should send writes here."""
-        if self._counters.node[Node.DRAINING]:
-            exchange.answer(responses.error(503, "draining", "this instance is shutting down"))
+        if self._counters.node[Node.DRAINING] in (ANNOUNCED, BEGUN):
+            exchange.answer(_DRAINING)
             return
         exchange.answer(self._admission.refusal() or responses.json(200, {"status": "ready"}))
 

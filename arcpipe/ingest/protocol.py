@@ -21,18 +21,16 @@ from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
 from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
+from arcpipe.ingest.linger import LINGER_SECONDS, Linger, undelivered_bytes
 from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
 
 if TYPE_CHECKING:
     from arcpipe.ingest.background import Check
-    from arcpipe.ingest.router import Handler
+    from arcpipe.ingest.router import Handler, Judge
     from arcpipe.ingest.worker import IngestContext
 
 log = logging.getLogger(__name__)
 
-# After an answer that ends the connection, what the client still sends is read and dropped for so long, because a
-# reset would take the answer away from it.
-LINGER_SECONDS: Final = 2.0
 # A refused request's body up to this size is read to its end, so that the connection can be used again.
 _DISCARD_BYTES: Final = 1 << 20
 
@@ -70,6 +68,7 @@ HEADER: Final = 1
 BODY: Final = 2
 ANSWER: Final = 3
 LINGER: Final = 4
+FRESH: Final = 5  # of a client that has sent nothing yet
 
 # A Host field (RFC 9110 §7.2) in the characters of names and addresses; never one that was sent twice, whose two values
 # are joined with a comma.
@@ -84,7 +83,7 @@ class Exchange:
     """One request and its answer. Header names are lower case."""
 
     __slots__ = (
-        *("answered", "body", "closes", "connection", "databases", "headers", "method", "path", "query"),
+        *("answered", "body", "brings", "closes", "connection", "databases", "headers", "method", "path", "query"),
         *("received", "response", "success"),
     )
 
@@ -103,6 +102,7 @@ class Exchange:
         self.query = query
         self.body = b""
         self.databases: frozenset[str] | None = None  # that the sender's token is for; None is all
+        self.brings: tuple[str, int, int]  # database, records and bytes of a write, for the counters once it is on disk
         self.success = b""  # for handlers that answer later: what to answer if all goes well
         self.response: bytes | None = None
         self.closes = False
@@ -122,6 +122,27 @@ class Exchange:
     def parameters(self) -> dict[str, str]:
         """The query's parameters. Raises BadPayload as `parse_parameters` does."""
         return parse_parameters(self.query) if self.query else {}
+
+
+class ExchangeWithLines(Exchange):
+    """One whose answer has more header lines than the handler knows of."""
+
+    __slots__ = ("lines",)
+
+    def __init__(
+        self,
+        connection: Connection,
+        headers: dict[bytes, bytes],
+        method: bytes,
+        path: bytes,
+        query: bytes,
+        lines: bytes,
+    ) -> None:
+        super().__init__(connection, headers, method, path, query)
+        self.lines = lines
+
+    def answer(self, response: bytes) -> None:
+        super().answer(responses.with_lines(response, self.lines))
 
 
 def parse_parameters(text: bytes) -> dict[str, str]:
@@ -166,8 +187,10 @@ class Connection(asyncio.Protocol):
         "_headers",
         "_held",
         "_is_between",
+        "_judge",
         "_latest_since",
         "_length",
+        "_linger_for",
         "_parser",
         "_paused",
         "_paused_at",
@@ -215,13 +238,15 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None  # the request whose body is arriving
         self._handler: Handler | None = None
         self._refusal: bytes | None = None
+        self._judge: Judge | None = None  # of a head whose body is not whole
         self._go_ahead_due = False  # the body waits for a 100, and earlier answers have to leave first
         self._paused = 0
         self._paused_at = 0.0
         self.exchanges: deque[Exchange] = deque()  # whose answers have not left, in the order of their requests
         self._deferred: deque[_Task] | None = None  # those of them that are handled when others are answered
         self._handling_deferred = False
-        self.state = IDLE
+        self._linger_for: Linger | None = None
+        self.state = FRESH
         self.since = context.now  # when the present state began, or was last seen to move
 
     # What asyncio calls
@@ -229,6 +254,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         context = self._context
+        self.since = context.now  # not the time of the handshake
         if len(context.connections) < context.limits.max_connections:
             context.connections.add(self)
         elif len(context.turned_away) < _MAX_TURNED_AWAY:
@@ -293,6 +319,9 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self, data: bytes, at: int, began: float) -> None:
         """Handles a read from `at` on until the connection's turn is over, and keeps the rest for its next turn."""
+        if self._is_deaf:
+            self._note_dropped()
+            return
         if self._rest:  # TLS may bring more although it was told not to
             rest, at = self._rest, self._rest_at
             self._is_between = self._rest_is_between
@@ -301,7 +330,7 @@ class Connection(asyncio.Protocol):
             return
         size = len(data)
         turn_end = began + SLICE_SECONDS
-        while at < size and self.state != LINGER:
+        while at < size and not self._is_deaf:
             if self._must_stop() or perf_counter() > turn_end:
                 self._keep(data, at)
                 break
@@ -445,7 +474,7 @@ class Connection(asyncio.Protocol):
             cause = error.__context__
             if isinstance(cause, _Refused):
                 self._refuse_connection(cause.response)
-            else:
+            elif not isinstance(cause, _Over):
                 self._context.report_bug("the parser's callbacks", cause or error)
                 self._refuse_connection(responses.INTERNAL_ERROR)
         except httptools.HttpParserError as error:
@@ -461,8 +490,8 @@ class Connection(asyncio.Protocol):
     # What the parser calls
 
     def on_message_begin(self) -> None:
-        if self.state == LINGER:  # the last answer has left while the bytes behind its request were being parsed
-            raise _Refused(b"")
+        if self._is_deaf:
+            raise _Over
         self._is_between = False
         self.state = HEADER
         self.since = self._context.now
@@ -474,6 +503,7 @@ class Connection(asyncio.Protocol):
         if not self.exchanges:
             self._waiting_heads = 0
         self._refusal = None
+        self._judge = None
         self._coding = None
 
     def on_url(self, url: bytes) -> None:
@@ -541,7 +571,13 @@ class Connection(asyncio.Protocol):
         path, _, query = self._url.partition(b"?")
         if not path.startswith(b"/"):
             path = _path_of_url(path)
-        exchange = Exchange(self, headers, method, path, query)
+        lines = context.origins.lines(method, path, headers) if context.origins is not None else b""
+        if is_http_1_0 and not closes:
+            lines += responses.KEEP_ALIVE
+        if lines:
+            exchange: Exchange = ExchangeWithLines(self, headers, method, path, query, lines)
+        else:
+            exchange = Exchange(self, headers, method, path, query)
         exchange.closes = closes or context.draining
         self._exchange = exchange
         self.exchanges.append(exchange)
@@ -557,9 +593,11 @@ class Connection(asyncio.Protocol):
             if endpoint is None:
                 self._refusal = route.wrong_method
             else:
-                self._handler, scope = endpoint
+                self._handler, scope, self._judge, guard = endpoint
                 if scope and context.auth is not None:
                     self._refusal = context.auth.refusal(exchange, scope)
+                if self._refusal is None and guard is not None:
+                    self._refusal = guard(exchange)
         length = self._length = self._content_length(headers.get(b"content-length"))
         if length > limits.max_body:
             raise _Refused(self._too_large())
@@ -574,14 +612,15 @@ class Connection(asyncio.Protocol):
         if b"expect" in headers and not is_http_1_0:
             if headers[b"expect"].lower() != b"100-continue":
                 raise _Refused(responses.error(417, "expectation_failed", "only Expect: 100-continue is supported"))
+            self._judge_head(exchange)
             if self._refusal is not None:  # at once, for the body may never come
                 raise _Refused(self._refusal)
             self._go_ahead_due = True
             self._give_go_ahead()
         if self._refusal is not None:
-            if not 0 <= length <= _DISCARD_BYTES and self._has_body():
+            if self._is_worth_an_end():
                 raise _Refused(self._refusal)
-        elif self._fresh is not None and not closes and parser.get_http_version() == "1.1":
+        elif self._fresh is not None and not closes and not lines and parser.get_http_version() == "1.1":
             assert self._handler is not None
             context.heads.learn(
                 self._fresh,
@@ -730,11 +769,12 @@ class Connection(asyncio.Protocol):
         """Sends the answers that are ready, in the order of their requests."""
         transport = self._transport
         waiting = self.exchanges
-        while waiting and waiting[0].response is not None:
+        dated = self._context.dated
+        while waiting and (response := waiting[0].response) is not None:
             exchange = waiting.popleft()
             if transport is None:
                 continue
-            response = cast(bytes, exchange.response)
+            response = dated[response]
             exchange.answered[response[9:12]] += 1
             if exchange.method == b"HEAD":
                 response = responses.without_body(response)
@@ -797,6 +837,10 @@ class Connection(asyncio.Protocol):
                 self._refuse_connection(responses.REQUEST_TIMEOUT)
             elif self._paused & NO_ROOM and self._context.now - self._paused_at > self._context.limits.body_timeout:
                 self.refuse_for_room()
+        elif self.state in (FRESH, IDLE) and self._paused & (LOG_BEHIND | NO_ROOM) and not self.is_unread:
+            pass  # its request may have come long ago: nobody reads it
+        elif self.state == LINGER and self._lingers_on(transport):
+            pass
         elif transport.get_write_buffer_size():  # a client that does not read would keep it open for ever
             transport.abort()
         else:
@@ -807,6 +851,21 @@ class Connection(asyncio.Protocol):
         """Where the client comes from; those without an address, on a Unix socket, are one."""
         peer = self._transport.get_extra_info("peername") if self._transport is not None else None
         return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the last request has come that is answered: all behind it is dropped (RFC 9112 §9.6)."""
+        last = self.exchanges[-1] if self.exchanges else None
+        return last is not None and last.closes and last is not self._exchange
+
+    @property
+    def _is_deaf(self) -> bool:
+        """Whether what the client still sends is dropped."""
+        return self.state == LINGER or (bool(self.exchanges) and self._is_over)
+
+    def _note_dropped(self) -> None:
+        if self._linger_for is not None:
+            self._linger_for.note_dropped(self._context.now)
 
     @property
     def is_unread(self) -> bool:
@@ -866,11 +925,13 @@ class Connection(asyncio.Protocol):
 
     def _refuse_connection(self, response: bytes) -> None:
         """Answers the request at hand (or the bytes that are none) behind all earlier ones, and ends."""
-        if self.state == LINGER:  # ended already
+        if self.state == LINGER or self._is_over:  # ended already
             return
         exchange = self._exchange
         if exchange is None:
-            exchange = Exchange(self, NO_HEADERS)
+            # Once it has told the URL, the parser knows the method: an answer to HEAD has no body, whatever it says.
+            method = self._parser.get_method() if self.state == HEADER and self._url else b""
+            exchange = Exchange(self, NO_HEADERS, method)
             self.exchanges.append(exchange)
         self._exchange = None
         self._drop_body()
@@ -883,6 +944,7 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         transport = self._transport
+        is_cut_short = self.state == LINGER  # a refused request, of which more may come
         self.state = LINGER
         self.since = self._context.now
         self._deferred = None
@@ -891,19 +953,42 @@ class Connection(asyncio.Protocol):
         self._drop_rest()
         if transport is None:
             return
+        context = self._context
+        sending = context.limits.body_timeout if self not in context.turned_away else LINGER_SECONDS
+        self._linger_for = Linger(self.since, context.limits.max_body_seconds, sending)
         if transport.can_write_eof():
             transport.write_eof()
-        else:
+        elif not is_cut_short and not transport.get_write_buffer_size():
             transport.close()  # TLS reads on by itself until the client has closed too, or ssl_shutdown_timeout is over
         if self._paused:
             self._paused = 0
             transport.resume_reading()
+
+    def _lingers_on(self, transport: asyncio.Transport) -> bool:
+        if self._linger_for is None:
+            return False
+        left = undelivered_bytes(transport)
+        return self._linger_for.goes_on(left, self._context.now, self._context.limits.keep_alive)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the client has got all answers that it waits for."""
+        if self.exchanges or self.state not in (FRESH, IDLE, LINGER):
+            return False
+        return self._transport is None or not undelivered_bytes(self._transport)
 
     # Sizes and strictness
 
     def _hold_body(self) -> None:
         """A read has ended within a body: counts what is held of it, and gives the client time for the next read."""
         context = self._context
+        if self._exchange is not None and self._judge is not None:
+            self._judge_head(self._exchange)
+            if self._refusal is not None:
+                self._drop_body()
+                if self._is_worth_an_end():
+                    self._refuse_connection(self._refusal)
+                    return
         if not self._body_seen:
             self._latest_since = self.since + context.limits.max_body_seconds - context.limits.body_timeout
         if self._body_size > self._body_seen:
@@ -950,8 +1035,18 @@ class Connection(asyncio.Protocol):
         if len(self._context.hosts) < _HOSTS_KEPT:
             self._context.hosts.add(host)
 
+    def _judge_head(self, exchange: Exchange) -> None:
+        """Asks once whether the body that is still to come should be taken at all."""
+        judge, self._judge = self._judge, None
+        if judge is not None and self._refusal is None:
+            self._refusal = judge(exchange)
+
+    def _is_worth_an_end(self) -> bool:
+        """Whether the body of a refused request is too large to be read and dropped."""
+        return b"transfer-encoding" in self._headers or self._length > _DISCARD_BYTES
+
     def _has_body(self) -> bool:
-        return b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
+        return b"transfer-encoding" in self._headers or self._length > 0
 
     def _header_too_large(self) -> responses.Refusal:
         limit = self._context.limits.max_header >> 10
@@ -974,6 +1069,10 @@ def _path_of_url(url: bytes) -> bytes:
     if not separator or scheme.lower() not in (b"http", b"https"):
         return url
     return b"/" + rest.partition(b"/")[2]
+
+
+class _Over(Exception):
+    """Raised within a parser callback: nobody is to be answered any more."""
 
 
 class _Refused(Exception):

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
 
+# The version of InfluxDB whose API this is; clients take it apart, so it is no version of arcpipe.
+INFLUXDB_VERSION: Final = "1.8.10"
+INFLUXDB_LINES: Final = f"X-Influxdb-Version: {INFLUXDB_VERSION}\r\nX-Influxdb-Build: arcpipe\r\n".encode("ascii")
 INFLUXDB2_WRITE: Final = b"/api/v2/write"
+INFLUXDB_PATHS: Final = frozenset(
+    (b"/write", INFLUXDB2_WRITE, b"/api/v3/write_lp", b"/api/v1/write/line-protocol", b"/ping", b"/query")
+)
+"""Paths that InfluxDB's clients know; their answers tell its version."""
+
+# Characters of a reason in a header; the body has all of it.
+_REASON_CHARACTERS: Final = 500
+# Answers that are kept with their date, and the bytes of the longest such one: the ones that are always the same.
+_DATED_KEPT: Final = 64
+_DATED_BYTES: Final = 1024
+
 _INFLUXDB2_CODES: Final = {
     400: "invalid",
     401: "unauthorized",
@@ -67,22 +83,38 @@ def refusal(status: int, code: str, value: Any, headers: bytes = b"") -> Refusal
 
 
 def in_shape_of(path: bytes, response: bytes) -> bytes:
-    """An error as the path's clients read it: those of InfluxDB 2 look for `message`, and have codes of their own."""
-    if path != INFLUXDB2_WRITE:
+    """An error as the path's clients read it.
+
+    Those of InfluxDB look for the reason in a header, those of InfluxDB 2 for `message` and codes of their own.
+    """
+    if path not in INFLUXDB_PATHS:
         return response
     head, _, body = response.partition(b"\r\n\r\n")
     status_line, *lines = head.split(b"\r\n")
     error = orjson.loads(body)
-    error["message"] = error["error"]
     status = int(status_line[9:12])
-    error["code"] = _INFLUXDB2_CODES.get(status, error["code"])
-    return json(status, error, b"".join(b"%b\r\n" % line for line in lines if not line.startswith(_OF_JSON)))
+    reason = re.sub(r"[^ -~]+", " ", error["error"])[:_REASON_CHARACTERS].encode("ascii")
+    headers = [b"%b\r\n" % line for line in lines if not line.startswith(_OF_JSON)]
+    if path == INFLUXDB2_WRITE:
+        error["message"] = error["error"]
+        error["code"] = _INFLUXDB2_CODES.get(status, error["code"])
+    return json(status, error, b"".join((*headers, INFLUXDB_LINES, b"X-Influxdb-Error: %b\r\n" % reason)))
+
+
+def with_lines(response: bytes, lines: bytes) -> bytes:
+    """The same response with more header lines, each with its CRLF."""
+    line_end = response.index(b"\r\n") + 2
+    more = response[:line_end] + lines + response[line_end:]
+    if isinstance(response, Refusal):
+        more = Refusal(more)
+        more.code = response.code
+    return more
 
 
 def closing(response: bytes) -> bytes:
     """The same response, telling that the connection ends with it."""
-    line_end = response.index(b"\r\n") + 2
-    return response[:line_end] + b"Connection: close\r\n" + response[line_end:]
+    head, end, body = response.partition(b"\r\n\r\n")
+    return with_lines(head.replace(b"\r\n" + KEEP_ALIVE.rstrip(), b"") + end + body, b"Connection: close\r\n")
 
 
 def without_body(response: bytes) -> bytes:
@@ -90,6 +122,33 @@ def without_body(response: bytes) -> bytes:
     return response[: response.index(b"\r\n\r\n") + 4]
 
 
+class Dated(dict[bytes, bytes]):
+    """Answers with the time at which they leave (RFC 9110 §6.6.1), by the answers without it.
+
+    Those that are always the same are made once a second and looked up after that.
+    """
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._line = b""
+
+    def set_time(self, seconds: float) -> None:
+        """Tells the time since the epoch. To be called a few times a second."""
+        second = int(seconds)
+        if second != self._second or not self._line:
+            self._second = second
+            self._line = f"Date: {formatdate(second, usegmt=True)}\r\n".encode("ascii")
+            self.clear()
+
+    def __missing__(self, response: bytes) -> bytes:
+        line_end = response.index(b"\r\n") + 2
+        dated = response[:line_end] + self._line + response[line_end:]
+        if len(self) < _DATED_KEPT and len(response) <= _DATED_BYTES:
+            self[response] = dated
+        return dated
+
+
+KEEP_ALIVE: Final = b"Connection: keep-alive\r\n"  # HTTP/1.0 closes unless the answer says this (RFC 9112 §9.3)
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 ACCEPTED: Final = empty(HTTPStatus.ACCEPTED)
 NO_CONTENT: Final = empty(HTTPStatus.NO_CONTENT)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from arcpipe.ingest.protocol import Exchange
 
 Handler = Callable[["Exchange"], None]
+# Refuses a request by its head: the answer, or None.
+Judge = Callable[["Exchange"], "bytes | None"]
 
 # The scope that a token needs for an endpoint. `READ` is for what reveals something about the instance, `ADMIN` for
 # what changes it; a token with "admin" may read, too. `OPEN` is for what anybody may ask, token or not.
@@ -22,10 +24,21 @@ ADMIN: Final = "admin"
 
 
 class Endpoint(NamedTuple):
-    """Who answers, and the scope that the sender needs (if `auth.enabled`)."""
+    """Who answers, and who is asked before.
+
+    A head that was let pass may come again without being looked at. So a guard looks at nothing else, and a handler
+    judges anew.
+    """
 
     handler: Handler
-    scope: str
+    scope: str  # that the sender needs, if `auth.enabled`
+    judge: Judge | None = None  # is asked before a body is taken that has not come with its head
+    guard: Judge | None = None  # is asked first
+
+
+Fields = tuple[Handler, str] | tuple[Handler, str, Judge | None] | tuple[Handler, str, Judge | None, Judge | None]
+Table = Mapping[tuple[str, str], Fields]
+"""(method, path) to the fields of an endpoint."""
 
 
 class Route(NamedTuple):
@@ -40,14 +53,13 @@ class Route(NamedTuple):
 class Router:
     """Exact paths to routes. HEAD is answered by the GET handler, without its body."""
 
-    def __init__(self, table: Mapping[tuple[str, str], tuple[Handler, str]]) -> None:
-        """Args: table: (method, path) to handler and scope."""
+    def __init__(self, table: Table) -> None:
         by_path: dict[bytes, dict[bytes, Endpoint]] = {}
-        for (method, path), (handler, scope) in table.items():
+        for (method, path), fields in table.items():
             endpoints = by_path.setdefault(path.encode("ascii"), {})
-            endpoints[method.encode("ascii")] = Endpoint(handler, scope)
+            endpoints[method.encode("ascii")] = Endpoint(*fields)
             if method == "GET":
-                endpoints[b"HEAD"] = Endpoint(handler, scope)
+                endpoints[b"HEAD"] = Endpoint(*fields)
         self.routes = {
             path: Route(endpoints, _wrong_method(endpoints), defaultdict(int)) for path, endpoints in by_path.items()
         }

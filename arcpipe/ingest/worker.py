@@ -22,6 +22,7 @@ import uvloop
 from arcpipe import descriptors, logs, tokens
 from arcpipe.allocator import keep_freed_memory
 from arcpipe.counters import (
+    BEGUN,
     LATENCY_BOUNDS_US,
     MAX_ROUTES,
     REFUSAL_CODES,
@@ -41,8 +42,10 @@ from arcpipe.ingest.background import Background
 from arcpipe.ingest.heads import Heads
 from arcpipe.ingest.influx import InfluxEndpoints
 from arcpipe.ingest.limits import Admission, BytesInFlight, Limits
+from arcpipe.ingest.linger import LINGER_SECONDS
 from arcpipe.ingest.ops import OpsEndpoints
-from arcpipe.ingest.protocol import ANSWER, BODY, HEADER, IDLE, LINGER, LINGER_SECONDS, Connection
+from arcpipe.ingest.origins import Origins, protect
+from arcpipe.ingest.protocol import ANSWER, BODY, FRESH, HEADER, IDLE, LINGER, Connection
 from arcpipe.ingest.router import WRITE, Route, Router
 from arcpipe.ingest.tls_server import TLSServer
 from arcpipe.ingest.turns import Turns
@@ -97,11 +100,18 @@ class IngestContext:
         )
         self.hosts: set[bytes] = set()  # values of Host headers that were found good
         self.refused = dict.fromkeys(REFUSAL_CODES, 0)
-        self.now = time.monotonic()  # as of the last tick: fine enough for timeouts of seconds
+        self.origins: Origins | None = None  # whose browsers may write from other sites; None: nobody's
+        self.dated = responses.Dated()
+        self.tick()
         self.next_bug_line = 0.0
         self.requests = 0
         self.unrouted: defaultdict[bytes, int] = defaultdict(int)  # statuses of answers for paths that lead nowhere
         self.draining = False
+
+    def tick(self) -> None:
+        """Looks at the clocks."""
+        self.now = time.monotonic()  # as of the last tick: fine enough for timeouts of seconds
+        self.dated.set_time(time.time())
 
     def count_refusal(self, code: str) -> None:
         self.refused[code if code in self.refused else "other"] += 1
@@ -177,19 +187,23 @@ class IngestWorker:
         self._writes = WriteEndpoints(admission, self._context.encoding, self._context.turns)
         self._writes.usage.update((name, list(usage)) for name, usage in unpack_usage(self._block))
         ops = OpsEndpoints(settings, counters, admission, slot)
-        self._context.routes = Router(
+        judge = self._writes.judge(None)
+        table, self._context.origins = protect(
             {
-                ("POST", "/write/v2/msgpack"): (self._writes.msgpack(responses.ACCEPTED), WRITE),
-                ("POST", "/api/v1/write/msgpack"): (self._writes.msgpack(responses.NO_CONTENT), WRITE),
+                ("POST", "/write/v2/msgpack"): (self._writes.msgpack(responses.ACCEPTED), WRITE, judge),
+                ("POST", "/api/v1/write/msgpack"): (self._writes.msgpack(responses.NO_CONTENT), WRITE, judge),
                 **InfluxEndpoints(self._writes).routes(),
                 **ops.table(),
-            }
-        ).routes
+            },
+            settings,
+        )
+        self._context.routes = Router(table).routes
         ops.routes = [path.decode("ascii") for path in self._context.routes]
         assert len(self._context.routes) < MAX_ROUTES
         self._next_reload_line = 0.0
         self._crash: BaseException | None = None
         self._stopping = asyncio.Event()
+        self._told_to_stop = False
 
     def run(self) -> int:
         """Serves until told to stop; the exit code of the process."""
@@ -201,7 +215,7 @@ class IngestWorker:
 
     async def _serve(self) -> int:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGTERM, self._stop, loop)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         directory = WALDirectory(self._settings.wal.dir)
         writer = WALWriter(
@@ -249,6 +263,15 @@ class IngestWorker:
             *(limits.header_timeout, LINGER_SECONDS, limits.max_connections),
         )
 
+    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """At SIGTERM. The supervisor sends it when it is time; whoever sends it to all processes does so at once."""
+        delay = self._settings.shutdown.delay_seconds
+        if self._told_to_stop or not delay or self._node_block[NodeBlock.DRAINING] >= BEGUN:
+            self._stopping.set()
+        else:
+            self._told_to_stop = True
+            loop.call_later(delay, self._stopping.set)
+
     def _committed(self, waiters: list[object], error: OSError | None) -> None:
         self._writes.committed(waiters, error)  # type: ignore[arg-type]
         self._context.bytes_moved()
@@ -264,12 +287,12 @@ class IngestWorker:
         probably on its way, and would end in a reset.
         """
         context = self._context
-        context.now = time.monotonic()
+        context.tick()
         deadline = context.now + _FINISH_SECONDS
         last_words = context.now + _LAST_WORDS_SECONDS
         busy = set()
         for connection in list(context.connections):
-            if connection.state == IDLE and context.now - connection.since < _BUSY_SECONDS:
+            if connection.state in (FRESH, IDLE) and context.now - connection.since < _BUSY_SECONDS:
                 busy.add(connection)
             else:
                 connection.finish()
@@ -280,13 +303,14 @@ class IngestWorker:
         for connection in busy & context.connections:
             connection.finish()
         while time.monotonic() < deadline:
-            if all(connection.state in (IDLE, LINGER) for connection in self._context.connections):
+            if all(connection.is_finished for connection in self._context.connections):
                 return
+            context.tick()
             await asyncio.sleep(0.01)
 
     async def _tick_for_ever(self) -> None:
         while True:
-            self._context.now = time.monotonic()
+            self._context.tick()
             self._expire_connections()
             self._context.inflight.tick(self._context.now)
             self._reload()
@@ -328,6 +352,7 @@ class IngestWorker:
         context = self._context
         limits = context.limits
         patience = {
+            FRESH: limits.header_timeout,
             IDLE: limits.keep_alive,
             HEADER: limits.header_timeout,
             BODY: min(limits.body_timeout, limits.max_body_seconds),

@@ -17,6 +17,7 @@ from arcpipe.ingest import responses
 from arcpipe.ingest.background import Background, Check
 from arcpipe.ingest.limits import Admission
 from arcpipe.ingest.protocol import NO_HEADERS, Exchange
+from arcpipe.ingest.router import Judge
 from arcpipe.ingest.turns import INLINE_SECONDS, SMALL_SECONDS, TURN_SECONDS, TooLong, Turns
 from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
 from arcpipe.wal.group_commit import Commit
@@ -67,20 +68,15 @@ class Target(NamedTuple):
 
     database: str
     prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
-    usage: list[int]  # what the database has taken in: requests, records, bytes of bodies
     accept_partial: bool  # whether the good lines are written when there are bad ones
 
 
 class Targets:
     """Targets by the bytes of query and database header: clients say the same again and again."""
 
-    def __init__(self, precision: str | None, usage: dict[str, list[int]]) -> None:
-        """Args:
-        precision: the envelope's word where the query names none; None reads it from the size of a number.
-        usage: where what is written to each database is counted.
-        """
+    def __init__(self, precision: str | None) -> None:
+        """Args: precision: the envelope's word where the query names none; None reads it from the size of a number."""
         self._precision = precision
-        self._usage = usage
         self._known: dict[tuple[bytes, bytes | None], Target] = {}
 
     def of(self, exchange: Exchange) -> Target:
@@ -91,13 +87,18 @@ class Targets:
             NotAllowed: the sender's token is not for the database.
         """
         key = (exchange.query, exchange.headers.get(b"x-arc-database"))
-        target = self._known.get(key) or self._read(exchange, key)
+        known = self._known.get(key)
+        target = known or self._read(exchange, key)
         if exchange.databases is not None and target.database not in exchange.databases:
             raise NotAllowed(f"this token is not for the database '{target.database}'")
+        if known is None and sum(len(part or b"") for part in key) <= _TARGET_BYTES:
+            if len(self._known) >= _TARGETS_KEPT:  # queries that are all different would shut out the others for ever
+                self._known.clear()
+            self._known[key] = target
         return target
 
     def _read(self, exchange: Exchange, key: tuple[bytes, bytes | None]) -> Target:
-        query, header = key
+        _, header = key
         parameters = exchange.parameters()
         database = _database(parameters, header)
         precision = self._precision
@@ -109,22 +110,11 @@ class Targets:
         if partial not in ("true", "false"):
             raise BadPayload(f"query parameter 'accept_partial': {_shown(partial)} is neither true nor false")
         meta = {} if precision is None else {"precision": precision}
-        target = Target(
+        return Target(
             database,
             (envelope_prefix(KIND_COLUMNAR, database, meta), envelope_prefix(KIND_BATCH, database, meta)),
-            self._usage_of(database),
             partial == "true",
         )
-        if len(query) + len(header or b"") <= _TARGET_BYTES:
-            if len(self._known) >= _TARGETS_KEPT:  # queries that are all different would shut out the others for ever
-                self._known.clear()
-            self._known[key] = target
-        return target
-
-    def _usage_of(self, database: str) -> list[int]:
-        if database not in self._usage and len(self._usage) >= _DATABASES_COUNTED:
-            database = ""
-        return self._usage.setdefault(database, [0, 0, 0])
 
 
 class WriteEndpoints:
@@ -137,7 +127,9 @@ class WriteEndpoints:
         self.commit: Commit  # set once the log is open
         self.accepted = 0
         self.refused = 0
-        self.usage: dict[str, list[int]] = {}  # by database; "" for those beyond the last that is counted by name
+        # Requests, records and bytes that are on disk, by database; "" for those beyond the last that has a place.
+        self.usage: dict[str, list[int]] = {}
+        self._targets: dict[str | None, Targets] = {}  # by the precision of requests that name none
         self.ack_us = Histogram(LATENCY_BOUNDS_US)
 
     def msgpack(self, success: bytes) -> Callable[[Exchange], None]:
@@ -160,13 +152,15 @@ class WriteEndpoints:
             precision: as in `Targets`.
             encode: raises BadPayload or PayloadTooLarge for a body of which nothing is written.
         """
-        targets = Targets(precision, self.usage)
+        targets = self._targets_of(precision)
         turns = self._turns
         check = turns.check
 
         def handle(exchange: Exchange) -> None:
-            target = self._admit(exchange, targets)
-            if target is None:
+            try:
+                target = self._find(exchange, targets)
+            except _Refused as refused:
+                self.refuse(exchange, refused.response)
                 return
             body = exchange.body
             size = len(body)
@@ -187,8 +181,29 @@ class WriteEndpoints:
 
         return handle
 
-    def _admit(self, exchange: Exchange, targets: Targets) -> Target | None:
-        """Where to write what a request brings, or None: it is refused already."""
+    def judge(self, precision: str | None) -> Judge:
+        """Refuses writes by their heads, as the handler for the same precision would: before it takes the body."""
+        targets = self._targets_of(precision)
+
+        def judge(exchange: Exchange) -> bytes | None:
+            try:
+                self._find(exchange, targets)
+            except _Refused as refused:
+                self.refused += 1
+                return refused.response
+            return None
+
+        return judge
+
+    def _targets_of(self, precision: str | None) -> Targets:
+        return self._targets.setdefault(precision, Targets(precision))
+
+    def _find(self, exchange: Exchange, targets: Targets) -> Target:
+        """Where to write what a request brings.
+
+        Raises:
+            _Refused: it is not written.
+        """
         refusal = self._admission.refusal()
         if refusal is None:
             try:
@@ -197,8 +212,7 @@ class WriteEndpoints:
                 refusal = responses.error(400, "bad_request", str(error))
             except NotAllowed as error:
                 refusal = responses.error(403, "forbidden", str(error))
-        self.refuse(exchange, refusal)
-        return None
+        raise _Refused(refusal)
 
     def _encode_apart(
         self, exchange: Exchange, encode: Callable[[bytes, Check], T], settle: Callable[[T], None]
@@ -231,14 +245,17 @@ class WriteEndpoints:
         if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
-        usage = target.usage
-        usage[0] += 1
-        usage[1] += records
-        usage[2] += len(exchange.body)
+        exchange.brings = target.database, records, len(exchange.body)
         exchange.body = b""
         exchange.headers = NO_HEADERS  # many bytes, while thousands of small requests may wait for a slow disk
         exchange.success = answer
         self.commit.append(target.prefixes[batch], body, records, exchange)
+
+    def _usage_of(self, database: str) -> list[int]:
+        """Where to count what was written to a database: only what is on disk takes one of the places."""
+        if database not in self.usage and len(self.usage) >= _DATABASES_COUNTED:
+            database = ""
+        return self.usage.setdefault(database, [0, 0, 0])
 
     def refuse(self, exchange: Exchange, response: bytes) -> None:
         """Answers a request of which nothing is written."""
@@ -250,13 +267,27 @@ class WriteEndpoints:
         if error is None:
             self.accepted += len(waiters)
             observe, now = self.ack_us.observe, perf_counter()
+            usage = self.usage
             for exchange in waiters:
+                database, records, size = exchange.brings
+                counts = usage.get(database) or self._usage_of(database)
+                counts[0] += 1
+                counts[1] += records
+                counts[2] += size
                 exchange.answer(exchange.success)
                 observe(int((now - exchange.received) * 1e6))
             return
         response = write_failure(error)
         for exchange in waiters:
             self.refuse(exchange, response)
+
+
+class _Refused(Exception):
+    """A request that is not written, and what it is answered."""
+
+    def __init__(self, response: bytes) -> None:
+        super().__init__()
+        self.response = response
 
 
 def check_database(name: str, where: str) -> str:

@@ -6,8 +6,11 @@ came behind it on the connection is served.
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -198,10 +201,82 @@ def test_good_requests_before_a_malformed_one_are_answered_first(client: Client)
     client.assert_closed()
 
 
-def test_http_1_0_needs_no_host(client: Client) -> None:
-    client.send(b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" * 2 + b"GET /ping HTTP/1.0\r\n\r\n")
-    assert [client.receive().status for _ in range(3)] == [204] * 3
+def test_http_1_0_needs_no_host_and_is_told_whether_it_is_kept_open(client: Client) -> None:
+    """A client of HTTP/1.0 takes an answer without `keep-alive` for the last one (RFC 9112 §9.3)."""
+    kept = b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    refused = b"GET /nothing HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
+    written = post(b"Connection: keep-alive\r\n", LENGTH, body=BODY).replace(b"HTTP/1.1", b"HTTP/1.0")
+    client.send(kept + refused + written * 3 + b"GET /ping HTTP/1.0\r\n\r\n")
+    answers = [client.receive() for _ in range(6)]
+    assert [answer.status for answer in answers] == [204, 404, 202, 202, 202, 204]
+    assert [answer.headers["connection"] for answer in answers] == ["keep-alive"] * 5 + ["close"]
     client.assert_closed()
+
+
+def test_a_request_of_http_1_0_that_ends_the_connection_says_so_and_nothing_else(client: Client) -> None:
+    client.send(b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n")
+    response = client.receive()
+    assert (response.status, response.headers["connection"]) == (400, "close")
+    client.assert_closed()
+
+
+def test_a_kept_connection_of_http_1_0_that_ends_early_says_so_and_nothing_else(client: Client) -> None:
+    client.send(post(b"Connection: keep-alive\r\n", b"Content-Length: 2000000\r\n").replace(b"/1.1", b"/1.0"))
+    response = client.receive()
+    assert (response.status, response.headers["connection"]) == (413, "close")
+    client.assert_closed()
+
+
+def test_every_answer_has_the_time_at_which_it_left(client: Client) -> None:
+    """RFC 9110 §6.6.1; whole seconds, by the clock of this machine."""
+    requests = [request_bytes("GET", path) for path in ("/ping", "/health", "/", "/metrics", "/nothing", "/ping")]
+    for data in (*requests, post(LENGTH, body=BODY), post(LENGTH, body=BODY), post(LENGTH, body=b"x" * SIZE)):
+        before = int(time.time()) - 60  # the worker looks at the clock four times a second, if it is let
+        client.send(data)
+        then = email.utils.parsedate_to_datetime(client.receive().headers["date"])
+        assert before <= then.timestamp() <= time.time()
+        assert then.utcoffset() == datetime.timedelta(0)
+    client.send(MALFORMED["no host"])
+    assert client.receive().headers["date"].endswith(" GMT")
+
+
+def test_the_time_of_an_answer_goes_on(client: Client) -> None:
+    first = client.request("POST", V2, BODY).headers["date"]
+    wait_until(lambda: client.request("POST", V2, BODY).headers["date"] != first, "the next second")
+
+
+LONG: dict[str, tuple[int, bytes]] = {
+    "headers too large": (431, b"HEAD /ping HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 40_000 + b"\r\n\r\n"),
+    "headers that never end": (431, b"HEAD /ping HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 600_000),
+    "too many headers": (431, b"HEAD /ping HTTP/1.1\r\nHost: x\r\n" + b"A: a\r\n" * 101 + b"\r\n"),
+    "URL too long": (414, b"HEAD /ping?" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "no host": (400, b"HEAD /ping HTTP/1.1\r\n\r\n"),
+    "bad header": (400, b"HEAD /ping HTTP/1.1\r\nHost: x\r\nA b\r\n\r\n"),
+    "expectation": (417, b"HEAD /ping HTTP/1.1\r\nHost: x\r\nExpect: more\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+@pytest.mark.parametrize("size", [1 << 20, 1000], ids=["one read", "many reads"])
+def test_a_head_request_that_is_refused_before_its_head_was_read_gets_no_body_either(
+    client: Client, case: str, size: int
+) -> None:
+    status, data = LONG[case]
+    for at in range(0, len(data), size):
+        try:
+            client.send(data[at : at + size])
+        except ConnectionError:
+            break
+        time.sleep(0.001)
+    response = client.receive(is_head=True)
+    assert (response.status, response.headers["connection"]) == (status, "close")
+    client.assert_closed()
+
+
+def test_a_get_behind_a_head_gets_its_body(client: Client) -> None:
+    client.send(request_bytes("HEAD", "/ping") + b"GARBAGE\r\n\r\n")
+    assert client.receive(is_head=True).status == 204
+    assert client.receive().json()["code"] == "bad_request"
 
 
 def test_an_offer_to_upgrade_hides_nothing(client: Client) -> None:

@@ -70,7 +70,9 @@ def refused(response: Response) -> str:
 @pytest.mark.parametrize("path", PATHS)
 def test_lines_are_acknowledged_with_204_and_come_out_of_the_lake(server: Server, database: str, path: str) -> None:
     response = write(server, path, database, GOOD)
-    assert (response.status, response.headers, response.body) == (204, {}, b"")
+    assert response.headers.pop("date")
+    version = {"x-influxdb-version": "1.8.10", "x-influxdb-build": "arcpipe"}
+    assert (response.status, response.headers, response.body) == (204, version, b"")
     assert server.wait_for_rows(1, database) == [{"time": NEW_YEAR * 10**6, "host": "a", "usage": 0.5}]
     assert [file.parent.parts[-6:-4] for file in lake_files(server.lake, database)] == [(database, "cpu")]
 
@@ -403,6 +405,33 @@ def test_small_requests_behind_a_large_one_are_answered_in_order(client: Client,
     assert len(server.wait_for_rows(100_000, database)) == 100_000
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_the_reason_of_a_refusal_is_in_a_header_too(server: Server, database: str, path: str) -> None:
+    response = write(server, path, database, "cpu usage=0.5\nschön\nbad,,line\n".encode())
+    assert (response.status, response.headers["x-influxdb-version"]) == (400, "1.8.10")
+    reason = response.headers["x-influxdb-error"]
+    body = response.json()["error"]
+    if "\n" in body:
+        assert "unable to parse 'sch n'" in reason  # one line, and ASCII
+        assert "(line 3)" in reason
+    else:
+        assert reason == body
+    long = write(server, path, database, b"cpu usage=0.5\n" + b"bad " * 400)
+    assert len(long.headers["x-influxdb-error"]) <= 500
+
+
+def test_answers_that_are_no_write_tell_the_version_too(client: Client) -> None:
+    for method, path, status in (
+        ("POST", "/query?q=CREATE%20DATABASE%20x", 200),
+        ("POST", "/query?q=DROP%20DATABASE%20x", 400),
+        ("GET", "/ping?verbose=1&verbose=1", 400),
+        ("GET", "/write", 405),
+    ):
+        response = client.request(method, path)
+        assert (response.status, response.headers["x-influxdb-version"]) == (status, "1.8.10")
+        assert response.headers.get("x-influxdb-error", "") == ("" if status == 200 else response.json()["error"])
+
+
 # What surrounds them
 
 
@@ -411,6 +440,7 @@ def test_ping_tells_a_version(client: Client, method: str) -> None:
     for query in ("", "?verbose=false", "?verbose=0"):
         response = client.request(method, f"/ping{query}")
         assert (response.status, response.body) == (204, b"")
+        assert response.headers.pop("date")
         assert response.headers == {"x-influxdb-version": "1.8.10", "x-influxdb-build": "arcpipe"}
 
 

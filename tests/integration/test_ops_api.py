@@ -222,6 +222,48 @@ def test_metric_names_follow_the_conventions_of_prometheus(tmp_path: Path) -> No
         server.stop()
 
 
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+)
+
+
+def test_no_accept_header_is_an_error_and_none_comes_back(tmp_path: Path) -> None:
+    wanted = {
+        "": TEXT,
+        "*/*": TEXT,
+        "text/plain": TEXT,
+        "text/html, application/json;q=0.9": TEXT,
+        "application/openmetrics-text": OPENMETRICS,
+        'Application/OpenMetrics-Text; Version="1.0.0"': OPENMETRICS,
+        "application/openmetrics-text;version=0.0.1": OPENMETRICS,
+        PROMETHEUS: OPENMETRICS,
+        "application/openmetrics-text;q=0.4,text/plain;q=0.5": TEXT,
+        "application/openmetrics-text;q=0": TEXT,
+        "application/openmetrics-text;q=high": TEXT,
+        "application/openmetrics-text;q=nan": TEXT,
+        "application/openmetrics-text;version=x": TEXT,
+        "application/openmetrics-text;version=9.9.9": TEXT,
+        "application/openmetrics-text;version=1.0.0.evil": TEXT,
+        "application/openmetrics-text;version=": TEXT,
+        "application/openmetrics-text;version=1.0.0;escaping=x": OPENMETRICS,
+        "text/plain;version=x": TEXT,
+        "text/plain;version=9": TEXT,
+        ";;==,,;q": TEXT,
+        "application/openmetrics-text;version=\xff": TEXT,
+    }
+    with Server(tmp_path, server_workers=1) as server, server.client() as client:
+        for accept, content_type in wanted.items():
+            request = f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"
+            client.send(request.encode("latin-1"))
+            response = client.receive()
+            assert (response.status, response.headers["content-type"]) == (200, content_type), accept
+            assert response.body.endswith(b"# EOF\n") == (content_type == OPENMETRICS)
+        server.stop()
+
+
 # Health
 
 

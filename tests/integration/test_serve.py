@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
 import signal
 import socket
 import struct
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.harness import (
+    Client,
     Load,
+    Response,
     Server,
     lake_files,
     lake_rows,
     pack,
     processes_of_session,
+    request_bytes,
     serve_and_fail,
     wait_until,
 )
@@ -206,6 +213,89 @@ def test_a_request_that_is_still_arriving_is_finished_first(tmp_path: Path) -> N
         assert (response.status, response.headers["connection"]) == (202, "close")
         assert server.exit_code() == 0
         assert numbers(server.lake) == [0]
+
+
+@pytest.mark.parametrize("to", ["the supervisor", "every process"])
+def test_a_delayed_stop_tells_load_balancers_first_and_serves_meanwhile(tmp_path: Path, to: str) -> None:
+    with Server(tmp_path, server_workers=2, shutdown_delay_seconds=NEVER) as server:
+        url = server.url
+
+        def ready() -> Response:
+            with Client(url) as client:
+                return client.request("GET", "/ready")
+
+        assert (ready().status, ready().headers.get("retry-after")) == (200, None)
+        with Client(url) as kept:
+            assert kept.request("POST", V2, body(0, 1)).status == 202
+            if to == "every process":
+                os.killpg(server.pid, signal.SIGTERM)
+            else:
+                server.send_signal(signal.SIGTERM)
+            wait_until(lambda: ready().status == 503, "load balancers to be told")
+            assert (ready().json()["code"], ready().headers["retry-after"]) == ("draining", "5")
+            # Whatever else there is goes on: old connections and new ones, and a worker that dies has a successor.
+            response = kept.request("POST", V2, body(1, 1))
+            assert (response.status, response.headers.get("connection")) == (202, None)
+            dead = server.kill("ingest 1")
+            server.wait_for_successor("ingest 1", dead)
+            for number in range(2, 20):
+                with Client(url) as client:
+                    assert client.request("POST", V2, body(number, 1)).status == 202
+        server.send_signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+        server.assert_nobody_left()
+        assert numbers(server.lake) == list(range(20))
+        assert "/ready answers 503 from now on; requests are taken for another 1000 s" in server.log
+
+
+def test_a_delayed_stop_stops_when_the_delay_is_over(tmp_path: Path) -> None:
+    with Server(tmp_path, server_workers=1, shutdown_delay_seconds=0.6) as server:
+        assert server.post(V2, body(0, 1)).status == 202
+        before = time.monotonic()
+        server.stop()
+        assert time.monotonic() - before >= 0.6
+        assert numbers(server.lake) == [0]
+
+
+def test_of_requests_that_keep_coming_at_the_stop_those_are_written_that_are_answered(tmp_path: Path) -> None:
+    """Clients send without waiting for answers; RFC 9112 §9.6."""
+    with Server(tmp_path, server_workers=1) as server:
+        clients = [server.client() for _ in range(8)]
+        stopping = threading.Event()
+
+        def send(first: int, client: Client) -> None:
+            """Sends until the connection ends."""
+            with contextlib.suppress(OSError):
+                for number in range(first, first + 100_000):
+                    request = request_bytes("POST", V2, body(number, 1))
+                    client.send(request)
+                    if number == first + 50:
+                        stopping.set()
+
+        def receive(client: Client) -> int:
+            """How many answers there are until one says that it is the last, or the connection ends."""
+            for count in itertools.count():
+                try:
+                    response = client.receive()
+                except ConnectionError:
+                    return count
+                assert response.status == 202
+                if response.headers.get("connection") == "close":
+                    return count + 1
+            raise AssertionError
+
+        with ThreadPoolExecutor(16) as pool:
+            for index, client in enumerate(clients):
+                pool.submit(send, index * 1_000_000, client)
+            answered = [pool.submit(receive, client) for client in clients]
+            assert stopping.wait(60)
+            server.stop()
+            counts = [future.result(60) for future in answered]
+            for client in clients:
+                client.socket.close()
+        written = numbers(server.lake)
+        wanted = [index * 1_000_000 + number for index, count in enumerate(counts) for number in range(count)]
+        assert written == wanted
 
 
 def test_what_cannot_be_shipped_in_time_is_shipped_by_the_next_run(tmp_path: Path) -> None:

@@ -27,7 +27,14 @@ WRITE = request_bytes("POST", V2, pack({"m": "cpu", "columns": {"usage": [0.5]}}
 @pytest.fixture
 def edge(tmp_path: Path) -> Iterator[Edge]:
     """Half a megabyte is for bodies that arrive, and half for those that wait for the log."""
-    with Edge(tmp_path, max_body_mb=1, max_inflight_mb=1, max_pipelined=4, body_timeout_seconds=30) as edge:
+    with Edge(
+        tmp_path,
+        max_body_mb=1,
+        max_inflight_mb=1,
+        max_pipelined=4,
+        header_timeout_seconds=50,
+        body_timeout_seconds=30,
+    ) as edge:
         yield edge
         assert edge.exceptions == []
 
@@ -324,7 +331,7 @@ def test_whatever_arrives_in_whatever_order_everybody_is_answered(
     steps: list[tuple[int, int, float]], sizes: list[int]
 ) -> None:
     """Twelve clients send bodies in pieces; when each then sends the rest as fast as it is read, nobody is left."""
-    with Edge(max_body_mb=1, max_inflight_mb=1) as edge:
+    with Edge(max_body_mb=1, max_inflight_mb=1, header_timeout_seconds=1000) as edge:
         requests = [large(size) for size in sizes]
         peers = [edge.connect() for _ in sizes]
         sent = [0] * len(sizes)

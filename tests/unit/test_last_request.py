@@ -1,0 +1,214 @@
+"""The end of a connection: which request is the last one, what becomes of bytes behind it, and how long its client has.
+
+The connections, the routes and the log are the real ones, in this process (tests/edge.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from arcpipe.ingest.linger import LINGER_SECONDS, Linger
+from tests.edge import Edge, Peer
+from tests.harness import pack, request_bytes
+from tests.wal_doubles import FaultyDisk
+
+V2 = "/write/v2/msgpack"
+BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})
+WRITE = request_bytes("POST", V2, BODY)
+LAST = request_bytes("POST", V2, BODY, {"Connection": "close"})
+OLD = WRITE.replace(b"HTTP/1.1", b"HTTP/1.0")
+
+
+class Stalled:
+    """A worker whose disk waits."""
+
+    def __init__(self, directory: Path) -> None:
+        self.may_write = threading.Event()
+        disk = FaultyDisk()
+        self.edge = Edge(directory, disk, max_body_mb=1, max_pipelined=4)
+        disk.fault = lambda operation, _: (operation == "write" and not self.may_write.wait(30)) or None
+
+    def settle(self) -> None:
+        self.may_write.set()
+        self.edge.settle()
+
+    @property
+    def accepted(self) -> int:
+        return self.edge.worker._writes.accepted
+
+
+@pytest.fixture
+def stalled(tmp_path: Path) -> Iterator[Stalled]:
+    stalled = Stalled(tmp_path)
+    with stalled.edge:
+        yield stalled
+        stalled.settle()
+        assert stalled.edge.exceptions == []
+
+
+def drain(edge: Edge) -> None:
+    """As the worker does at SIGTERM."""
+    edge.context.draining = True
+    for connection in list(edge.context.connections):
+        edge.call(connection.finish)
+
+
+def in_one_read(peer: Peer, *requests: bytes) -> None:
+    peer.feed(b"".join(requests))
+
+
+def in_a_read_each(peer: Peer, *requests: bytes) -> None:
+    for request in requests:
+        peer.feed(request)
+
+
+def byte_by_byte(peer: Peer, *requests: bytes) -> None:
+    for byte in b"".join(requests):
+        peer.feed(bytes([byte]))
+
+
+READS = pytest.mark.parametrize("send", [in_one_read, in_a_read_each, byte_by_byte])
+Send = Callable[..., None]
+
+
+@READS
+@pytest.mark.parametrize("last", [LAST, OLD], ids=["close", "HTTP/1.0"])
+def test_nothing_behind_the_clients_own_last_request_is_handled(stalled: Stalled, send: Send, last: bytes) -> None:
+    peer = stalled.edge.connect()
+    send(peer, WRITE, last, WRITE, WRITE, b"junk\r\n\r\n")
+    stalled.settle()
+    assert peer.statuses == [202, 202]
+    assert peer.transport.ended
+    assert stalled.accepted == 2
+    assert stalled.edge.context.requests == 2
+    assert not any(stalled.edge.context.refused.values())
+
+
+@READS
+def test_a_worker_that_drains_commits_nothing_behind_the_answer_that_ends_a_connection(
+    stalled: Stalled, send: Send
+) -> None:
+    peer = stalled.edge.connect()
+    stalled.edge.context.draining = True
+    send(peer, *[WRITE] * 4)
+    stalled.settle()
+    assert peer.statuses == [202]
+    assert stalled.accepted == 1
+    assert peer.transport.ended
+
+
+@READS
+def test_nothing_that_comes_behind_the_request_that_is_under_way_at_the_drain_is_committed(
+    stalled: Stalled, send: Send
+) -> None:
+    peer = stalled.edge.connect()
+    peer.feed(WRITE + WRITE)
+    drain(stalled.edge)
+    send(peer, *[WRITE] * 3)
+    stalled.settle()
+    assert peer.statuses == [202, 202]
+    assert stalled.accepted == 2
+
+
+@pytest.mark.parametrize("at", [5, len(WRITE) - len(BODY) - 1])
+def test_a_head_that_has_begun_before_the_drain_is_no_request_behind_the_last_one(stalled: Stalled, at: int) -> None:
+    peer = stalled.edge.connect()
+    peer.feed(WRITE + WRITE[:at])
+    drain(stalled.edge)
+    peer.feed(WRITE[at:])
+    stalled.edge.pass_seconds(100)  # nor is it waited for
+    stalled.settle()
+    assert peer.statuses == [202]
+    assert stalled.accepted == 1
+
+
+def test_a_body_that_has_begun_before_the_drain_is_the_last_request(stalled: Stalled) -> None:
+    peer = stalled.edge.connect()
+    peer.feed(WRITE + WRITE[:-3])
+    drain(stalled.edge)
+    peer.feed(WRITE[-3:] + WRITE)
+    stalled.settle()
+    assert peer.statuses == [202, 202]
+    assert stalled.accepted == 2
+
+
+def test_all_requests_that_wait_for_their_turn_at_the_drain_are_answered_and_none_behind_them(stalled: Stalled) -> None:
+    peer = stalled.edge.connect()
+    peer.feed(WRITE * 50)
+    drain(stalled.edge)
+    stalled.settle()
+    assert peer.statuses == [202] * 50
+    assert stalled.accepted == 50
+    assert peer.transport.ended
+
+
+# Time
+
+
+def test_a_client_that_never_sends_has_the_time_of_a_head_and_one_that_has_sent_that_of_an_idle_one() -> None:
+    with Edge(header_timeout_seconds=5, keep_alive_seconds=50) as edge:
+        silent, blank, used = edge.connect(), edge.connect(), edge.connect()
+        blank.feed(b"\r\n")
+        used.feed(request_bytes("GET", "/ping"))
+        edge.pass_seconds(4)
+        blank.feed(b"\r\n")
+        assert not silent.transport.closed
+        edge.pass_seconds(2)
+        assert [peer.transport.closed for peer in (silent, blank, used)] == [True, True, False]
+        assert silent.statuses == []
+        edge.pass_seconds(50)
+        assert used.transport.closed
+
+
+def test_a_client_that_is_not_read_because_others_fill_the_worker_is_not_out_of_time(tmp_path: Path) -> None:
+    may_write = threading.Event()
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1, header_timeout_seconds=5) as edge:
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        busy = edge.connect()
+        large = request_bytes("POST", V2, pack({"m": "large", "columns": {"pad": [bytes(900_000)]}}))
+        for at in range(0, len(large), 1 << 16):
+            busy.feed(large[at : at + (1 << 16)])
+        fresh = edge.connect()
+        assert not fresh.transport.is_reading
+        edge.pass_seconds(100)
+        assert not fresh.transport.closed
+        may_write.set()
+        edge.settle()
+        assert fresh.feed(WRITE)
+        edge.settle()
+        assert fresh.statuses == [202]
+
+
+def test_whoever_takes_a_byte_now_and_then_is_waited_for_and_not_for_ever() -> None:
+    linger = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    for now in range(0, 100, 10):
+        assert linger.goes_on(1000 - now, float(now), 15.0)
+    assert not linger.goes_on(1, 100.5, 15.0)
+    stopped = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    assert stopped.goes_on(1000, 1.0, 15.0)
+    assert stopped.goes_on(1000, 15.0, 15.0)
+    assert not stopped.goes_on(1000, 15.5, 15.0)
+
+
+def test_whoever_has_taken_all_has_some_time_to_close() -> None:
+    linger = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    assert linger.goes_on(1000, 5.0, 15.0)
+    assert linger.goes_on(0, 8.0, 15.0)
+    assert linger.goes_on(0, 8.0 + LINGER_SECONDS, 15.0)
+    assert not linger.goes_on(0, 8.5 + LINGER_SECONDS, 15.0)
+    at_once = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    assert not at_once.goes_on(0, LINGER_SECONDS + 0.25, 15.0)
+
+
+def test_whoever_still_sends_is_waited_for_and_not_for_ever() -> None:
+    linger = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    for now in range(12):
+        linger.note_dropped(float(now))
+        assert linger.goes_on(0, float(now), 15.0)
+    linger.note_dropped(12.5)
+    assert not linger.goes_on(0, 12.5, 15.0)
