@@ -6,16 +6,20 @@ A test feeds bytes, moves the clock and looks inside between two steps.
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from unittest import mock
 
 from arcpipe.changeable import Access
 from arcpipe.config import WAL, Server, Settings, Storage
 from arcpipe.counters import Counters, Node
 from arcpipe.disk import Disk
+from arcpipe.ingest import protocol, write
 from arcpipe.ingest.limits import TURN
 from arcpipe.ingest.protocol import Connection, Exchange
 from arcpipe.ingest.worker import IngestWorker, wal_options
@@ -24,6 +28,9 @@ from arcpipe.wal.group_commit import group_commit
 from arcpipe.wal.writer import WALWriter
 
 T = TypeVar("T")
+
+_OF_PROTOCOL: Final = ("SLICE_SECONDS", "SMALL_SECONDS", "TURN_SECONDS")
+_OF_WRITE: Final = ("INLINE_SECONDS", "SMALL_SECONDS", "TURN_SECONDS")
 
 
 class Transport(asyncio.Transport):
@@ -108,8 +115,15 @@ class Peer:
 class Edge:
     """One worker with its log in a directory of its own. A context manager."""
 
-    def __init__(self, directory: Path | None = None, disk: Disk | None = None, **server: Any) -> None:
-        """Args: server: settings of the section."""
+    def __init__(
+        self, directory: Path | None = None, disk: Disk | None = None, *, hurried: bool = False, **server: Any
+    ) -> None:
+        """Args:
+        hurried: has turns end by the clock, as a worker does; else they take all the time they need.
+        server: settings of the section.
+        """
+        self._patches = ExitStack()
+        self._hurried = hurried
         self._own = tempfile.TemporaryDirectory() if directory is None else None
         base = Path(self._own.name) if self._own is not None else directory
         assert base is not None
@@ -136,6 +150,10 @@ class Edge:
 
     def __enter__(self) -> Edge:
         asyncio.set_event_loop(self.loop)
+        if not self._hurried:
+            for module, names in ((protocol, _OF_PROTOCOL), (write, _OF_WRITE)):
+                for name in names:
+                    self._patches.enter_context(mock.patch.object(module, name, math.inf))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,6 +162,7 @@ class Edge:
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
         asyncio.set_event_loop(None)
+        self._patches.close()
         if self._own is not None:
             self._own.cleanup()
 

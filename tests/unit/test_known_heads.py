@@ -54,7 +54,7 @@ def edges() -> Iterator[Edges]:
             stack.enter_context(Edge(None, disk, max_body_mb=1, max_inflight_mb=2, max_pipelined=4, max_header_kb=8))
             for _ in range(2)
         )
-        parsing.context.heads.known = _NoHeads()
+        parsing.context.heads.known = parsing.context.heads._all = _NoHeads()
         yield Edges(usual, parsing, may_write)
         may_write.set()
 

@@ -52,7 +52,7 @@ def stalled(tmp_path: Path) -> Iterator[Stalled]:
 
 def drain(edge: Edge) -> None:
     """As the worker does at SIGTERM."""
-    edge.context.draining = True
+    edge.context.drain()
     for connection in list(edge.context.connections):
         edge.call(connection.finish)
 
@@ -93,7 +93,7 @@ def test_a_worker_that_drains_commits_nothing_behind_the_answer_that_ends_a_conn
     stalled: Stalled, send: Send
 ) -> None:
     peer = stalled.edge.connect()
-    stalled.edge.context.draining = True
+    stalled.edge.context.drain()
     send(peer, *[WRITE] * 4)
     stalled.settle()
     assert peer.statuses == [202]
@@ -136,13 +136,13 @@ def test_a_body_that_has_begun_before_the_drain_is_the_last_request(stalled: Sta
     assert stalled.accepted == 2
 
 
-def test_all_requests_that_wait_for_their_turn_at_the_drain_are_answered_and_none_behind_them(stalled: Stalled) -> None:
+def test_what_has_been_taken_up_at_the_drain_is_answered_and_nothing_behind_it_is_written(stalled: Stalled) -> None:
     peer = stalled.edge.connect()
-    peer.feed(WRITE * 50)
+    peer.feed(WRITE * 50)  # of which most waits for its turn
     drain(stalled.edge)
     stalled.settle()
-    assert peer.statuses == [202] * 50
-    assert stalled.accepted == 50
+    assert peer.statuses == [202] * stalled.accepted
+    assert 1 <= stalled.accepted < 50
     assert peer.transport.ended
 
 
@@ -162,26 +162,6 @@ def test_a_client_that_never_sends_has_the_time_of_a_head_and_one_that_has_sent_
         assert silent.statuses == []
         edge.pass_seconds(50)
         assert used.transport.closed
-
-
-def test_a_client_that_is_not_read_because_others_fill_the_worker_is_not_out_of_time(tmp_path: Path) -> None:
-    may_write = threading.Event()
-    disk = FaultyDisk()
-    with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1, header_timeout_seconds=5) as edge:
-        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
-        busy = edge.connect()
-        large = request_bytes("POST", V2, pack({"m": "large", "columns": {"pad": [bytes(900_000)]}}))
-        for at in range(0, len(large), 1 << 16):
-            busy.feed(large[at : at + (1 << 16)])
-        fresh = edge.connect()
-        assert not fresh.transport.is_reading
-        edge.pass_seconds(100)
-        assert not fresh.transport.closed
-        may_write.set()
-        edge.settle()
-        assert fresh.feed(WRITE)
-        edge.settle()
-        assert fresh.statuses == [202]
 
 
 def test_whoever_takes_a_byte_now_and_then_is_waited_for_and_not_for_ever() -> None:

@@ -705,8 +705,8 @@ def test_names_that_differ_only_in_their_middle_are_told_apart() -> None:
 def test_bodies_of_many_lines_of_few_shapes_are_read_by_column_and_others_by_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(line_protocol, "encode_by_line", lambda body: "by line")
-    monkeypatch.setattr(line_protocol, "encode_by_column", lambda body: "by column")
+    monkeypatch.setattr(line_protocol, "encode_by_line", lambda *_: "by line")
+    monkeypatch.setattr(line_protocol, "encode_by_column", lambda *_: "by column")
     line = b'cpu,host=a usage=1.5,text="' + b"x" * 200 + b'"\n'
     assert encode(line) == "by line"
     assert encode(line * 23) == "by line"
