@@ -90,6 +90,7 @@ REFUSAL_CODES: Final = (
     "too_many_connections",
     "inflight",
     "draining",
+    "proxy_protocol",  # a connection that ended before it had a request
     "other",
 )
 """Why a request was refused: the codes of the error answers, in the order of the counters from `Worker.REFUSED` on."""

@@ -20,12 +20,16 @@ import httptools
 from arcpipe.codec.content_encoding import ACCEPTED, Coding, Decoder, coding_of
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
+from arcpipe.ingest.client_address import peer_of
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
 from arcpipe.ingest.limits import ANSWERS_UNREAD, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES
+from arcpipe.tls import certificate_of
 
 if TYPE_CHECKING:
+    from arcpipe.ingest.entrance import Surface
     from arcpipe.ingest.router import Handler
     from arcpipe.ingest.worker import IngestContext
+    from arcpipe.tls import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +108,11 @@ class Exchange:
         if waiting and waiting[0] is self:
             self.connection.flush()
 
+    @property
+    def client(self) -> str:
+        """The address of the sender, such as "192.0.2.7": of the connection, or what a trusted proxy's header tells."""
+        return self.connection.client_of(self.headers)
+
     def parameters(self) -> dict[str, str]:
         """The query's parameters. Raises BadPayload as `parse_parameters` does."""
         return parse_parameters(self.query) if self.query else {}
@@ -155,17 +164,24 @@ class Connection(asyncio.Protocol):
         "_paused_at",
         "_read_bytes",
         "_refusal",
+        "_surface",
         "_transport",
         "_unread_head",
         "_url",
+        "certificate",
+        "client",
         "exchanges",
         "since",
         "state",
         "unrouted",
     )
 
-    def __init__(self, context: IngestContext) -> None:
+    def __init__(self, context: IngestContext, surface: Surface | None = None, client: str = "") -> None:
+        """Args: surface: the paths of a listener that has its own; client: its address, where a proxy tells it."""
         self._context = context
+        self._surface: Surface = context if surface is None else surface
+        self.client = client
+        self.certificate: Certificate | None = None  # of the client, once `Auth` has asked for it
         self.unrouted = context.unrouted
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -199,6 +215,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.client = self.client or peer_of(transport)
         context = self._context
         if len(context.connections) < context.limits.max_connections:
             context.connections.add(self)
@@ -264,7 +281,7 @@ class Connection(asyncio.Protocol):
         context = self._context
         if context.draining:  # answers end connections, which is for the parser
             return data
-        known = context.heads.known
+        known = self._surface.heads.known
         auth = context.auth
         start, size = 0, len(data)
         while start < size and self.state != LINGER:
@@ -408,7 +425,7 @@ class Connection(asyncio.Protocol):
         self.state = BODY
         self.since = context.now
         self._body_size = self._body_seen = 0
-        route = context.routes.get(path)
+        route = self._surface.routes.get(path)
         if route is None:
             self._refusal = responses.NOT_FOUND
         else:
@@ -440,7 +457,7 @@ class Connection(asyncio.Protocol):
                 raise _Refused(self._refusal)
         elif self._fresh is not None and not closes and parser.get_http_version() == "1.1":
             assert self._handler is not None
-            context.heads.learn(
+            self._surface.heads.learn(
                 self._fresh,
                 Head(method, path, query, headers, self._handler, scope, self._coding, exchange.answered),
             )
@@ -621,6 +638,17 @@ class Connection(asyncio.Protocol):
             transport.abort()
         else:
             transport.close()
+
+    def client_of(self, headers: dict[bytes, bytes]) -> str:
+        """Whose request it is that has these headers."""
+        forwarded = self._context.forwarded
+        return self.client if forwarded is None else forwarded.client(self.client, headers)
+
+    def peer_certificate(self) -> Certificate | None:
+        """The client's certificate, where TLS has asked for one and found it good."""
+        if self.certificate is None and self._transport is not None:
+            self.certificate = certificate_of(self._transport.get_extra_info("peercert"))
+        return self.certificate
 
     @property
     def is_unread(self) -> bool:

@@ -100,10 +100,10 @@ def _read_2(data: bytes) -> int | Source:
     if len(data) < _V2_FIXED.size:
         return _V2_FIXED.size
     _, version_and_command, kind, length = _V2_FIXED.unpack_from(data)
-    command = version_and_command & 0x0F
+    command: int = version_and_command & 0x0F
     if version_and_command & 0xF0 != _VERSION or command not in (_LOCAL, _PROXY):
         raise BadProxyHeader(f"it has version and command {version_and_command:#04x}, which are not known")
-    size = _V2_FIXED.size + length
+    size: int = _V2_FIXED.size + length
     if size > MAX_BYTES:
         raise BadProxyHeader(f"it has {size} bytes, more than {MAX_BYTES}")
     if command == _PROXY and kind != _UNSPECIFIED:

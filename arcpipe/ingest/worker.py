@@ -38,6 +38,8 @@ from arcpipe.errors import ArcpipeError
 from arcpipe.ingest import responses
 from arcpipe.ingest.auth import Auth
 from arcpipe.ingest.background import Background
+from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
+from arcpipe.ingest.entrance import Entrance
 from arcpipe.ingest.heads import Heads
 from arcpipe.ingest.influx import InfluxEndpoints
 from arcpipe.ingest.limits import Admission, BytesInFlight, Limits
@@ -53,6 +55,7 @@ from arcpipe.wal.writer import WALOptions, WALWriter
 if TYPE_CHECKING:
     from arcpipe.changeable import Access
     from arcpipe.config import Settings
+    from arcpipe.listeners import Bound
     from arcpipe.wal.segment import Segment
 
 log = logging.getLogger(__name__)
@@ -89,6 +92,7 @@ class IngestContext:
             lambda: self.commit.pending_bytes + self.encoding.held_bytes <= limits.max_pending,
             self.bytes_moved,
         )
+        self.forwarded: ForwardedFor | None = None  # where a header of trusted proxies tells the client
         self.hosts: set[bytes] = set()  # values of Host headers that were found good
         self.heads = Heads()
         self.refused = dict.fromkeys(REFUSAL_CODES, 0)
@@ -133,7 +137,7 @@ class IngestWorker:
         self,
         settings: Settings,
         slot: int,
-        listeners: Sequence[socket.socket],
+        listeners: Sequence[Bound],
         counters: Counters,
         node: NodeIdentity,
         last_timestamp: int,
@@ -165,6 +169,11 @@ class IngestWorker:
                 **ops.table(),
             }
         ).routes
+        server = settings.server
+        self._trusted = TrustedProxies(server.trusted_proxies)
+        if self._trusted and server.forwarded_header:
+            self._context.forwarded = ForwardedFor(self._trusted, server.forwarded_header)
+        self._entrances: list[Entrance] = []
         ops.routes = [path.decode("ascii") for path in self._context.routes]
         assert len(self._context.routes) < MAX_ROUTES
         self._next_reload_line = 0.0
@@ -193,18 +202,7 @@ class IngestWorker:
         )
         commit = group_commit(writer, loop, self._committed, self._crashed)
         self._context.commit = self._writes.commit = commit
-        tls = self._tls
-        servers = [
-            await loop.create_server(
-                lambda: Connection(self._context),
-                sock=listener,
-                backlog=self._settings.server.backlog,
-                ssl=tls.context if tls is not None else None,
-                ssl_handshake_timeout=self._context.limits.header_timeout if tls is not None else None,
-                ssl_shutdown_timeout=LINGER_SECONDS if tls is not None else None,
-            )
-            for listener in self._listeners
-        ]
+        servers = [await self._listen(loop, bound) for bound in self._listeners]
         self._block[Worker.PID] = os.getpid()
         self._block[Worker.STARTED_US] = time.time_ns() // 1000
         # What was imported and made so far stays for ever: the collector need not look at it again.
@@ -221,12 +219,28 @@ class IngestWorker:
         await asyncio.sleep(0)  # a turn of the loop accepts who waits in the queue: closing the socket would reset them
         for server in servers:
             server.close()
+        await asyncio.sleep(0)  # and another one tells the protocols of those who were accepted in the last
+        await self._finish_greetings()
         await self._finish_requests()
         await commit.drain()
         commit.close()
         self._publish()
         log.info("stopped: everything that was answered is in the log")
         return 0
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop, bound: Bound) -> asyncio.Server:
+        tls = self._tls.context if self._tls is not None and bound.listener.tls else None
+        entrance = Entrance(self._context, bound.listener, self._trusted, tls)
+        self._entrances.append(entrance)
+        create = loop.create_unix_server if bound.socket.family == socket.AF_UNIX else loop.create_server
+        return await create(
+            entrance.connect,
+            sock=bound.socket,
+            backlog=self._settings.server.backlog,
+            ssl=entrance.tls,
+            ssl_handshake_timeout=self._context.limits.header_timeout if entrance.tls is not None else None,
+            ssl_shutdown_timeout=LINGER_SECONDS if entrance.tls is not None else None,
+        )
 
     def _committed(self, waiters: list[object], error: OSError | None) -> None:
         self._writes.committed(waiters, error)  # type: ignore[arg-type]
@@ -235,6 +249,16 @@ class IngestWorker:
     def _crashed(self, error: BaseException) -> None:
         self._crash = error
         self._stopping.set()
+
+    async def _finish_greetings(self) -> None:
+        """Lets connections that have just come get as far as their first request; ends those that do not."""
+        last_words = time.monotonic() + _LAST_WORDS_SECONDS
+        while time.monotonic() < last_words:
+            if not any(entrance.greeting for entrance in self._entrances):
+                break
+            await asyncio.sleep(0.005)
+        for entrance in self._entrances:
+            entrance.close()
 
     async def _finish_requests(self) -> None:
         """Ends every connection with its last answer.
