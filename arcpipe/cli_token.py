@@ -83,19 +83,8 @@ def create(
         "name": _checked_name(name),
     }
     token = msgspec.convert(given, tokens.Token)
-    path = settings.auth.tokens_file
-    tokens.add(path, token)
-    if token.certificate:
-        print_json([_row(token, now)]) if as_json else print(token_id)
-        _note(f"token {token_id} is kept in {os.path.abspath(path)}, for certificates with the name {certificate}")
-        _note_reload(settings)
-        return
-    if as_json:
-        print_json([{"token": text, **_row(token, now)}])
-    else:
-        print(text)
-    _note(f"token {token_id} is kept in {os.path.abspath(path)} as a hash: this was the only time that it is shown")
-    _note_reload(settings)
+    tokens.add(settings.auth.tokens_file, token)
+    _show_new(token, text, settings, as_json, now)
 
 
 @app.command("list")
@@ -221,6 +210,19 @@ def _checked_name(name: str) -> str:
     if len(name) > 100 or not name.isprintable():
         raise typer.BadParameter("use up to 100 printable characters", param_hint="--name")
     return name
+
+
+def _show_new(token: Token, text: str, settings: Settings, as_json: bool, now: datetime) -> None:
+    """Prints a token that has just been made, or the id of one that a certificate stands for."""
+    if as_json:
+        print_json([{**({} if token.certificate else {"token": text}), **_row(token, now)}])
+    else:
+        print(token.id if token.certificate else text)
+    kept = "as a hash: this was the only time that it is shown"
+    if token.certificate:
+        kept = f"for certificates with the name {token.certificate}"
+    _note(f"token {token.id} is kept in {os.path.abspath(settings.auth.tokens_file)} {kept}")
+    _note_reload(settings)
 
 
 def _row(token: Token, now: datetime) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from msgspec import Meta, Struct
 
 from arcpipe import listener_settings
 from arcpipe.errors import ConfigError
-from arcpipe.listener_settings import Listeners, Paths, Proxies, is_loopback
+from arcpipe.listener_settings import Listeners, Paths, Proxies
 
 # What every `…_kb` and `…_mb` setting counts in, as bytes.
 KB = 1024
@@ -544,13 +544,6 @@ def _cross_checks(settings: Settings) -> Iterator[_Check]:
     server, parquet = settings.server, settings.parquet
 
     yield from (_Check(*found) for found in listener_settings.contradictions(settings))
-    if not (not server.host or is_loopback(server.host) or settings.auth.enabled or settings.auth.allow_anonymous):
-        yield _Check(
-            "server.host",
-            "anyone who reaches this address could write: listen on 127.0.0.1, set auth.enabled = true, "
-            "or say with auth.allow_anonymous = true that this is meant",
-            ("auth.enabled", "auth.allow_anonymous"),
-        )
     if server.max_inflight_mb < server.max_body_mb:
         yield _Check(
             "server.max_inflight_mb",

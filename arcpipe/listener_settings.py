@@ -194,13 +194,15 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         reason = "certificates of clients come over TLS: set server.tls_cert and server.tls_key, too"
         yield Contradiction("server.tls_client_ca", reason, ("server.tls_cert",))
     if not (settings.auth.enabled or settings.auth.allow_anonymous):
-        for one in server.listeners:
+        for one in found:
             if not one.path and not is_loopback(one.tcp.host):
+                key = "server.listeners" if one in server.listeners else "server.host"
+                where = "this address" if key == "server.host" else one.address
                 reason = (
-                    f"anyone who reaches {one.address} could write: listen on 127.0.0.1, set auth.enabled = true, "
+                    f"anyone who reaches {where} could write: listen on 127.0.0.1, set auth.enabled = true, "
                     "or say with auth.allow_anonymous = true that this is meant"
                 )
-                yield Contradiction("server.listeners", reason, ("auth.enabled", "auth.allow_anonymous"))
+                yield Contradiction(key, reason, ("auth.enabled", "auth.allow_anonymous"))
 
 
 def is_loopback(host: str) -> bool:

@@ -5,100 +5,26 @@ What a request sees of its client is not shown by any answer of the server, so h
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import uvloop
 
-from arcpipe.config import Settings
-from arcpipe.ingest import responses
-from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
-from arcpipe.ingest.entrance import Entrance
-from arcpipe.ingest.limits import Limits
-from arcpipe.ingest.protocol import Exchange
-from arcpipe.ingest.router import OPEN, Router
-from arcpipe.ingest.worker import IngestContext
-from arcpipe.listener_settings import Listener
 from tests.harness import Client, wait_until
+from tests.whose import Whose, ask
 
 V1 = b"PROXY TCP4 192.0.2.7 192.0.2.1 56324 443\r\n"
 V2 = bytes.fromhex("0d0a0d0a000d0a515549540a 21 11 000c c0000207 c0000201 dc04 01bb")
 LOCAL = bytes.fromhex("0d0a0d0a000d0a515549540a 20 00 0000")
 
 
-def whose(exchange: Exchange) -> None:
-    exchange.answer(responses.json(200, [exchange.connection.client, exchange.client]))
-
-
-class Whose:
-    """A loop in a thread, with a listener of each kind."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        limits = Limits.of(Settings())
-        # A second for the header, so that the test of it need not wait longer.
-        self.context: Any = IngestContext(
-            Limits(**{**_fields(limits), "header_timeout": 1.0, "max_connections": 8}), None
-        )
-        self.context.commit = SimpleNamespace(pending_bytes=0)
-        self.context.routes = Router({("GET", "/"): (whose, OPEN)}).routes
-        self.entrances: list[Entrance] = []
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Whose:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def trust(self, *proxies: str, header: str = "X-Forwarded-For") -> TrustedProxies:
-        trusted = TrustedProxies(proxies)
-        self.context.forwarded = ForwardedFor(trusted, header)
-        return trusted
-
-    def listen(self, trusted: TrustedProxies, tls: ssl.SSLContext | None = None, is_unix: bool = False) -> str:
-        """A listener with `proxy_protocol`; its URL."""
-        listener = Listener(address="127.0.0.1:1", proxy_protocol=True, tls=tls is not None)
-        entrance = Entrance(self.context, listener, trusted, tls)
-        self.entrances.append(entrance)
-        made = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
-        made.bind(str(self.directory / "s.sock") if is_unix else ("127.0.0.1", 0))
-        create: Any = self._loop.create_unix_server if is_unix else self._loop.create_server
-        asyncio.run_coroutine_threadsafe(create(entrance.connect, sock=made), self._loop).result(30)
-        if is_unix:
-            return f"unix:{made.getsockname()}"
-        return f"{'https' if tls else 'http'}://127.0.0.1:{made.getsockname()[1]}"
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
-
-def _fields(limits: Limits) -> dict[str, Any]:
-    return {name: getattr(limits, name) for name in limits.__struct_fields__}
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Whose]:
     with Whose(tmp_path) as server:
         yield server
-
-
-def ask(client: Client, headers: dict[str, str] | None = None) -> list[str]:
-    found: list[str] = client.request("GET", "/", headers=headers).json()
-    return found
 
 
 @pytest.mark.parametrize("header", [V1, V2])
