@@ -95,10 +95,12 @@ def serve(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     from arcpipe import changeable, logs, supervisor
+    from arcpipe.listeners import Listeners
 
     if check:
         supervisor.import_everything()
         changeable.check(settings)
+        Listeners(settings, 1).check()
         return
     logs.setup(settings.log.level, settings.log.format, "supervisor")
     raise typer.Exit(supervisor.serve(settings, lambda: load_settings(config)))

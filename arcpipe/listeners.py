@@ -149,18 +149,38 @@ class Listeners:
                 return [bound._replace(listener=listener)]
         return [Bound(listener, file.bind(listener.mode, listener.owner, self._backlog))]
 
-    def _bind_tcp(self, listener: Listener, spare: list[Bound]) -> list[Bound]:
+    def check(self) -> None:
+        """Looks whether every address could be listened on, and binds none: another process may do so by now.
+
+        Raises:
+            ArcpipeError: one of them could not.
+        """
+        for listener in self._wanted:
+            if listener.path:
+                unix_socket.check(listener.path, listener.owner)
+                continue
+            try:
+                self._resolve(listener)
+            except OSError as error:
+                raise _cannot(listener, error) from error
+
+    def _resolve(self, listener: Listener) -> tuple[int, int, int, Any]:
+        """Family, kind, protocol and socket address of a TCP listener."""
         host, port = listener.tcp
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # The settings are checked for what is written there; this is for what a name stands for.
+        if not (self._may_be_reached or _is_loopback(address[0])):
+            raise ArcpipeError(
+                f"{host!r} is {address[0]}, and anyone who reaches it could write: listen on 127.0.0.1, "
+                "set auth.enabled = true, or say with auth.allow_anonymous = true that this is meant"
+            )
+        return family, kind, protocol, address
+
+    def _bind_tcp(self, listener: Listener, spare: list[Bound]) -> list[Bound]:
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            # The settings are checked for what is written there; this is for what a name stands for.
-            if not (self._may_be_reached or _is_loopback(address[0])):
-                raise ArcpipeError(
-                    f"{host!r} is {address[0]}, and anyone who reaches it could write: listen on 127.0.0.1, "
-                    "set auth.enabled = true, or say with auth.allow_anonymous = true that this is meant"
-                )
+            family, kind, protocol, address = self._resolve(listener)
             found = _take_tcp(spare, family, address)
             if found:
                 address = found[0].socket.getsockname()
@@ -171,10 +191,7 @@ class Listeners:
                 sockets.append(_new_tcp(family, kind, protocol, address, not sockets))
                 address = sockets[0].getsockname()
         except OSError as error:
-            raise ArcpipeError(
-                f"cannot listen on {host} port {port}: {error.strerror}. "
-                "Set server.host and server.port, or the address of the listener, to a free address."
-            ) from error
+            raise _cannot(listener, error) from error
         return [Bound(listener, one) for one in sockets]
 
     def _warn_of_plain_text(self) -> None:
@@ -187,6 +204,14 @@ class Listeners:
 
 
 _NOBODY: Final = Listener(address="")
+
+
+def _cannot(listener: Listener, error: OSError) -> ArcpipeError:
+    host, port = listener.tcp
+    return ArcpipeError(
+        f"cannot listen on {host} port {port}: {error.strerror}. "
+        "Set server.host and server.port, or the address of the listener, to a free address."
+    )
 
 
 def _is_one(name: str, fd: int) -> bool:

@@ -88,14 +88,8 @@ class SocketFile:
             self.lock_fd = -1
 
     def _remove_stale(self) -> None:
-        try:
-            status = os.lstat(self.path)
-        except FileNotFoundError:
+        if not _is_socket(self.path):
             return
-        except OSError as error:
-            raise _cannot(self.path, error) from error
-        if not stat.S_ISSOCK(status.st_mode):
-            raise ArcpipeError(f"cannot listen on unix:{self.path}: there is a file that is no socket; remove it")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             answer = probe.connect_ex(self.path)
@@ -145,6 +139,36 @@ def lock(path: str, inherited_fds: list[int]) -> SocketFile:
             os.close(fd)
             raise _cannot(path, error) from error
         time.sleep(_POLL_SECONDS)
+
+
+def check(path: str, owner: str) -> None:
+    """Looks whether a socket could be made at a path, and changes nothing.
+
+    Raises:
+        ArcpipeError: it could not.
+    """
+    if _is_socket(path):  # of the running version, or of a socket unit: nothing is made then
+        return
+    if owner:
+        _ids(owner)
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
+        raise _cannot(path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise _cannot(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _is_socket(path: str) -> bool:
+    """Whether there is a socket at a path; False if there is nothing. Raises ArcpipeError if there is another file."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _cannot(path, error) from error
+    if not stat.S_ISSOCK(status.st_mode):
+        raise ArcpipeError(f"cannot listen on unix:{path}: there is a file that is no socket; remove it")
+    return True
 
 
 def lock_name(path: str) -> str:

@@ -297,3 +297,16 @@ def test_a_status_is_asked_where_no_certificate_is_wanted(tmp_path: Path) -> Non
         )
         assert json.loads(done.stdout)["instance"]["wal_dir"] == str(server.wal), done.stderr
         server.stop()
+
+
+def test_a_certificate_counts_behind_a_proxy_header_too(tmp_path: Path) -> None:
+    token(tmp_path, "--scope", "write", "--certificate", "CN:hall-3")
+    header = b"PROXY TCP4 192.0.2.7 192.0.2.1 56324 443\r\n"
+    settings = {"server_proxy_protocol": True, "server_trusted_proxies": "127.0.0.1"}
+    with mutual(tmp_path, auth_enabled=True, **settings) as server:
+        for stem, status in (("writer", 202), ("unknown", 401)):
+            with Client(server.url, tls=showing(tmp_path, stem), preamble=header) as client:
+                assert client.request("POST", V2, BODY).status == status
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            Client(server.url, tls=showing(tmp_path), preamble=header).request("POST", V2, BODY)
+        server.stop()

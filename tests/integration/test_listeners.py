@@ -324,6 +324,21 @@ def test_a_listener_that_the_settings_have_no_more_is_closed_at_an_upgrade(tmp_p
         server.stop()
 
 
+def test_settings_whose_socket_cannot_be_made_keep_the_running_version(tmp_path: Path) -> None:
+    path = tmp_path / "ops.sock"
+    config = tmp_path / "config.toml"
+    config.write_text(f'[[server.listeners]]\naddress = "unix:{path}"\n')
+    with Server(tmp_path, server_workers=1) as server:
+        refusal = "the installed version would not start, so this one stays"
+        for number, address in enumerate(("unix:missing/ops.sock", f"unix:{config}", "no-such-host.invalid:1"), 1):
+            config.write_text(f'[auth]\nallow_anonymous = true\n[[server.listeners]]\naddress = "{address}"\n')
+            os.kill(server.pid, signal.SIGUSR2)
+            wait_until(lambda number=number: server.log.count(refusal) == number, "the refusal")
+            assert "cannot listen on" in server.log.splitlines()[-1]
+        assert status(f"unix:{path}", "GET", "/health") == 200
+        server.stop()
+
+
 def start_as_a_socket_unit(server: Server, made: socket.socket, name: str) -> None:
     """As systemd starts a service of a socket unit: its socket is number 3, named after the unit."""
     server.prefix = [
@@ -364,5 +379,6 @@ def test_a_socket_of_a_socket_unit_is_served_and_stays(tmp_path: Path, kind: str
                     server.restart()
                     assert late.request("POST", V2, BODY).status == 202
                 server.stop()
+                server.assert_log_is_shipped()
             finally:
                 server.end()
