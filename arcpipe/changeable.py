@@ -69,7 +69,9 @@ class Changeable:
         if auth.enabled:
             self._take_tokens(tokens.read(auth.tokens_file))
         if server.tls_cert:
-            self.tls = ServerTLS(server.tls_cert, server.tls_key)
+            self.tls = ServerTLS(
+                server.tls_cert, server.tls_key, server.tls_client_ca, server.tls_client_auth == "required"
+            )
             _warn_if_readable_by_others(server.tls_key, "server.tls_key")
 
     def access(self) -> Access:

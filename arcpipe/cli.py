@@ -18,7 +18,7 @@ from arcpipe import __version__, cli_status, cli_token, cli_wal
 from arcpipe.errors import ArcpipeError, ConfigError
 
 if TYPE_CHECKING:
-    from arcpipe.config import EffectiveValue, Settings
+    from arcpipe.config import EffectiveValue, Settings, Value
 
 app = typer.Typer(
     help="A durable HTTP ingestion gateway: on disk before the answer, Parquet in storage, exactly once.",
@@ -95,10 +95,12 @@ def serve(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     from arcpipe import changeable, logs, supervisor
+    from arcpipe.listeners import Listeners
 
     if check:
         supervisor.import_everything()
         changeable.check(settings)
+        Listeners(settings, 1).check()
         return
     logs.setup(settings.log.level, settings.log.format, "supervisor")
     raise typer.Exit(supervisor.serve(settings, lambda: load_settings(config)))
@@ -155,7 +157,7 @@ def load_settings(config_file: Path | None) -> Settings:
     return load(config_file, os.environ)
 
 
-def _toml_value(value: bool | int | float | str) -> str:
+def _toml_value(value: Value) -> str:
     import json
 
     if isinstance(value, float) and value.is_integer():

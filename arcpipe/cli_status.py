@@ -24,12 +24,14 @@ from urllib.parse import urlsplit
 import typer
 
 from arcpipe.errors import ArcpipeError
+from arcpipe.unix_http import UnixHTTPConnection
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from arcpipe.config import Settings
     from arcpipe.health import Picture
+    from arcpipe.listener_settings import Listener
     from arcpipe.snapshot import Distribution, Snapshot, UploaderState, WorkerState
 
 _PATH: Final = "/api/v1/status"
@@ -37,6 +39,8 @@ _TIMEOUT_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 1.0
 _WINDOW_SECONDS: Final = 10.0  # what quantiles and the rates of uploads are taken over while watching
 _WARNINGS: Final = 8
+
+_UNIX: Final = "unix:"
 
 _HEALTHY: Final = 0
 _ISSUES: Final = 1
@@ -109,13 +113,15 @@ class _Server:
     @classmethod
     def at(cls, url: str, token: str) -> _Server:
         """Raises ArcpipeError for what is no URL of a server."""
+        if url.startswith(_UNIX) and len(url) > len(_UNIX):
+            return cls(url, url, 0, _PATH, None, token)
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
             host, port = None, None
         if not host or parts.scheme not in ("http", "https"):
-            raise ArcpipeError(f"--url: {url!r} is no URL such as http://127.0.0.1:8000")
+            raise ArcpipeError(f"--url: {url!r} is no URL such as http://127.0.0.1:8000 or unix:/path/of.sock")
         is_tls = parts.scheme == "https"
         context = ssl.create_default_context() if is_tls else None
         return cls(url, host, port or (443 if is_tls else 80), parts.path.rstrip("/") + _PATH, context, token)
@@ -124,11 +130,15 @@ class _Server:
     def of_settings(cls, settings: Settings, token: str) -> _Server:
         """The server that these settings start, on this machine."""
         server = settings.server
-        if not server.port:
+        listener = _listener_to_ask(settings)
+        if listener.path:
+            return cls.at(listener.address, token)
+        host, port = listener.tcp
+        if not port:
             raise ArcpipeError("server.port is 0, so the port is whatever was free; the log says which: --url needs it")
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(server.host, server.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         context = None
-        if server.tls_cert:
+        if listener.tls:
             # The certificate itself is what is trusted, whoever signed it and whatever name it is for.
             try:
                 context = ssl.create_default_context(cafile=server.tls_cert)
@@ -137,13 +147,15 @@ class _Server:
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.check_hostname = False
         shown = f"[{host}]" if ":" in host else host
-        url = f"{'https' if context else 'http'}://{shown}:{server.port}"
-        return cls(url, host, server.port, _PATH, context, token)
+        url = f"{'https' if context else 'http'}://{shown}:{port}"
+        return cls(url, host, port, _PATH, context, token)
 
     def ask(self) -> bytes:
         """The answer as it came. Raises NotAnswering."""
         connection: http.client.HTTPConnection
-        if self._tls is None:
+        if self._host.startswith(_UNIX):
+            connection = UnixHTTPConnection(self._host.removeprefix(_UNIX), _TIMEOUT_SECONDS)
+        elif self._tls is None:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)
         else:
             connection = http.client.HTTPSConnection(
@@ -172,6 +184,17 @@ class _Server:
     def picture(self) -> Picture:
         """Raises NotAnswering."""
         return _decode(self.ask())
+
+
+def _listener_to_ask(settings: Settings) -> Listener:
+    """The first listener that tells how the server is; rather one that asks for no certificate of the client."""
+    from arcpipe.listener_settings import listeners_of
+
+    telling = [one for one in listeners_of(settings) if one.paths != "writes" and not one.proxy_protocol]
+    if not telling:
+        raise ArcpipeError("no listener tells how the server is, but behind a proxy: --url has to name one")
+    wants_certificate = bool(settings.server.tls_client_ca)
+    return min(telling, key=lambda one: wants_certificate and one.tls)
 
 
 def _reason(error: Exception) -> str:

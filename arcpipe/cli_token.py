@@ -46,15 +46,25 @@ def create(
     ] = None,
     expires: Annotated[str, typer.Option(metavar="WHEN", help=f"When it ends: {_EXPIRIES}.")] = "never",
     name: Annotated[str, typer.Option(metavar="TEXT", help="Who it is for; shown by list.")] = "",
+    certificate: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND:NAME",
+            help="For the owner of a client certificate with this name: CN:NAME, DNS:NAME, URI:NAME or email:NAME.",
+        ),
+    ] = "",
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the token and all about it.")] = False,
 ) -> None:
     """Make a token and print it. This is the only time that it is seen: the file keeps its hash.
 
+    With --certificate there is nothing to keep secret: the client's certificate is the token.
+
     \b
     Examples:
       arcpipe token create --scope write --database production --expires 90d --name "telegraf, hall 3"
       arcpipe token create --scope read --expires never
+      arcpipe token create --scope write --certificate CN:hall-3 --database production
     """
     import msgspec
 
@@ -65,7 +75,7 @@ def create(
     token_id, text = tokens.generate()
     given = {
         "id": token_id,
-        "sha256": tokens.digest(text.encode("ascii")).hex(),
+        **_key(text, certificate),
         "scopes": _checked_scopes(scopes),
         "databases": _checked_databases(databases or []),
         "created": now,
@@ -73,14 +83,8 @@ def create(
         "name": _checked_name(name),
     }
     token = msgspec.convert(given, tokens.Token)
-    path = settings.auth.tokens_file
-    tokens.add(path, token)
-    if as_json:
-        print_json([{"token": text, **_row(token, now)}])
-    else:
-        print(text)
-    _note(f"token {token_id} is kept in {os.path.abspath(path)} as a hash: this was the only time that it is shown")
-    _note_reload(settings)
+    tokens.add(settings.auth.tokens_file, token)
+    _show_new(token, text, settings, as_json, now)
 
 
 @app.command("list")
@@ -108,10 +112,11 @@ def list_tokens(
             "scopes": ",".join(row["scopes"]),
             "databases": ",".join(row["databases"]) or "all",
             "expires": row["expires"] or "never",
+            "certificate": row["certificate"] or "",
         }
         for row in rows
     ]
-    columns = ("id", "state", "scopes", "databases", "expires", "created", "revoked", "name")
+    columns = ("id", "state", "scopes", "databases", "expires", "created", "revoked", "certificate", "name")
     if print_table(columns, shown, left=columns) == 0:
         print(f"There are no tokens in {path}.")
 
@@ -187,10 +192,37 @@ def _checked_databases(given: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _key(text: str, certificate: str) -> dict[str, str]:
+    """What the file keeps to know the token again: its hash, or a name in certificates."""
+    from arcpipe import tokens
+
+    if not certificate:
+        return {"sha256": tokens.digest(text.encode("ascii")).hex()}
+    if not re.fullmatch(tokens.CERTIFICATE_PATTERN, certificate) or len(certificate) > tokens.MAX_CERTIFICATE_LENGTH:
+        raise typer.BadParameter(
+            f"{certificate!r} is no name in a certificate; use CN:NAME, DNS:NAME, URI:NAME or email:NAME",
+            param_hint="--certificate",
+        )
+    return {"certificate": certificate}
+
+
 def _checked_name(name: str) -> str:
     if len(name) > 100 or not name.isprintable():
         raise typer.BadParameter("use up to 100 printable characters", param_hint="--name")
     return name
+
+
+def _show_new(token: Token, text: str, settings: Settings, as_json: bool, now: datetime) -> None:
+    """Prints a token that has just been made, or the id of one that a certificate stands for."""
+    if as_json:
+        print_json([{**({} if token.certificate else {"token": text}), **_row(token, now)}])
+    else:
+        print(token.id if token.certificate else text)
+    kept = "as a hash: this was the only time that it is shown"
+    if token.certificate:
+        kept = f"for certificates with the name {token.certificate}"
+    _note(f"token {token.id} is kept in {os.path.abspath(settings.auth.tokens_file)} {kept}")
+    _note_reload(settings)
 
 
 def _row(token: Token, now: datetime) -> dict[str, Any]:
@@ -203,6 +235,7 @@ def _row(token: Token, now: datetime) -> dict[str, Any]:
         "created": _time(token.created),
         "expires": _time(token.expires),
         "revoked": _time(token.revoked),
+        "certificate": token.certificate or None,
     }
 
 

@@ -8,7 +8,6 @@ directory or store.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -22,7 +21,9 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from arcpipe import listener_settings
 from arcpipe.errors import ConfigError
+from arcpipe.listener_settings import Listeners, Paths, Proxies
 
 # What every `…_kb` and `…_mb` setting counts in, as bytes.
 KB = 1024
@@ -45,8 +46,8 @@ PathText = Annotated[
 Host = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9.:_%-]+\Z",
-        description="an IP address or a host name, such as 127.0.0.1, ::1 or ingest.example",
+        pattern=r"^[A-Za-z0-9.:_%-]*\Z",
+        description="an IP address or a host name, such as 127.0.0.1, ::1 or ingest.example; or empty",
     ),
 ]
 EndpointURL = Annotated[
@@ -102,6 +103,13 @@ class Server(Struct, frozen=True, kw_only=True):
     tls_key: Text = ""
     cors_origins: OriginList = ""
     allowed_hosts: HostList = ""
+    tls_client_ca: Text = ""
+    tls_client_auth: Literal["required", "optional"] = "required"
+    paths: Paths = "all"
+    proxy_protocol: bool = False
+    trusted_proxies: Proxies = ()
+    forwarded_header: Literal["X-Forwarded-For", "Forwarded", ""] = "X-Forwarded-For"
+    listeners: Listeners = ()
 
     def worker_count(self) -> int:
         """How many ingest workers to fork: `workers`, or one per core that this process may run on."""
@@ -219,11 +227,15 @@ class Log(Struct, frozen=True, kw_only=True):
     format: Literal["text", "json"] = "text"
 
 
+# Of a key as a person writes it: lists are those of `server.listeners` and `server.trusted_proxies`.
+Value = bool | int | float | str | list[Any]
+
+
 class EffectiveValue(NamedTuple):
     """One setting as it applies, safe to print: credentials are masked."""
 
     key: str
-    value: bool | int | float | str
+    value: Value
     source: str
 
 
@@ -242,13 +254,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     # Dotted key -> where its value came from, for the keys that are not at their default by omission.
     sources: dict[str, str] = {}
 
-    def value(self, key: str) -> bool | int | float | str:
+    def value(self, key: str) -> Value:
         """The value of a dotted key such as "wal.dir". Raises KeyError for a key that does not exist."""
         _keys()[key]
         found: Any = self
         for name in key.split("."):
             found = getattr(found, name)
-        return found  # type: ignore[no-any-return]
+        return [msgspec.to_builtins(one) for one in found] if isinstance(found, tuple) else found
 
     def source(self, key: str) -> str:
         """Where a dotted key's value came from: "default", the file's path, "credential NAME" or "environment NAME"."""
@@ -309,7 +321,7 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
 
 class _Key(NamedTuple):
     type: Any
-    default: bool | int | float | str
+    default: Any
 
 
 @cache
@@ -405,7 +417,7 @@ def _from_table(table: dict[str, Any], prefix: str, source: str, problems: list[
 
 _CREDENTIAL_PREFIX = "arcpipe."
 # A credential named after one of these is the file whose path they hold; any other is a value.
-_PATHS_OF_SECRETS = frozenset({"auth.tokens_file", "server.tls_cert", "server.tls_key"})
+_PATHS_OF_SECRETS = frozenset({"auth.tokens_file", "server.tls_cert", "server.tls_key", "server.tls_client_ca"})
 
 
 def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Given]:
@@ -472,6 +484,8 @@ def _convert(given: _Given) -> Any:
     """The value in the key's type. Raises ValueError whose text says what is allowed."""
     kind = _keys()[given.key].type
     value = given.value
+    if kind in listener_settings.PARSERS:
+        return listener_settings.PARSERS[kind](value, given.is_text)
     if given.is_text and kind is bool:
         value = _BOOLEANS.get(value.lower(), value)
     try:
@@ -548,13 +562,7 @@ class _Check(NamedTuple):
 def _cross_checks(settings: Settings) -> Iterator[_Check]:
     server, parquet = settings.server, settings.parquet
 
-    if not (_is_loopback(server.host) or settings.auth.enabled or settings.auth.allow_anonymous):
-        yield _Check(
-            "server.host",
-            "anyone who reaches this address could write: listen on 127.0.0.1, set auth.enabled = true, "
-            "or say with auth.allow_anonymous = true that this is meant",
-            ("auth.enabled", "auth.allow_anonymous"),
-        )
+    yield from (_Check(*found) for found in listener_settings.contradictions(settings))
     if server.max_inflight_mb < server.max_body_mb:
         yield _Check(
             "server.max_inflight_mb",
@@ -588,13 +596,6 @@ def _cross_checks(settings: Settings) -> Iterator[_Check]:
         _parse_storage_url(settings.storage.url)
     except ConfigError as error:
         yield _Check("storage.url", str(error))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _parse_storage_url(url: str) -> FileLocation | S3Location:

@@ -91,6 +91,7 @@ REFUSAL_CODES: Final = (
     "inflight",
     "draining",
     "cross_site",
+    "proxy_protocol",  # a connection that ended before it had a request
     "other",
 )
 """Why a request was refused: the codes of the error answers, in the order of the counters from `Worker.REFUSED` on."""

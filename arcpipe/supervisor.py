@@ -17,7 +17,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -25,13 +24,14 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from setproctitle import setproctitle
 
-from arcpipe import __version__, listeners, logs
+from arcpipe import __version__, logs
 from arcpipe.backlog import Backlog, Leftovers
 from arcpipe.changeable import Changeable
 from arcpipe.children import Child, Pulse, cause, fork, lacks_room, stop
 from arcpipe.counters import ANNOUNCED, BEGUN, HANDED_OVER, Counters, Node, Uploader, Worker
 from arcpipe.errors import ArcpipeError, InstanceLocked
 from arcpipe.ingest.worker import IngestWorker
+from arcpipe.listeners import LISTENER, Listeners, raise_file_limit
 from arcpipe.service_manager import (
     Inheritance,
     InheritedFd,
@@ -75,8 +75,7 @@ _UPLOADER_HAND_OVER_SECONDS: Final = 5.0
 _CHECK_SECONDS: Final = 20.0
 
 EXIT_GIVEN_UP: Final = 3
-_LISTENER: Final = "listener"  # names of what one process hands to the next
-_LOCK: Final = "lock"
+_LOCK: Final = "lock"  # the name of the directory's lock among what one process hands to the next
 
 
 def serve(settings: Settings, load_settings: Callable[[], Settings]) -> int:
@@ -119,7 +118,7 @@ class _Supervisor:
         self._directory = WALDirectory(settings.wal.dir)
         self._workers = settings.server.worker_count()
         self._counters = Counters(self._workers)
-        self._listeners: list[socket.socket] = []
+        self._listeners = Listeners(settings, self._workers)
         self._leftovers = Leftovers(self._directory)
         self._backlog = Backlog(self._directory, self._leftovers, self._counters.node)
         self._last_timestamps: dict[int, int] = {}  # µs, by slot, of what was recovered
@@ -140,7 +139,7 @@ class _Supervisor:
         notes = self._counters.notes("supervisor")
         logs.setup(settings.log.level, settings.log.format, "supervisor", notes.add)
         log.info("arcpipe %s starting, log in %s, store %s", __version__, settings.wal.dir, settings.storage.url)
-        listeners.raise_file_limit(settings.server.max_connections)
+        raise_file_limit(settings.server.max_connections)
         self._changeable.read()
         self._manager.status("recovering the log")
         self._directory.make()
@@ -194,24 +193,12 @@ class _Supervisor:
 
     def _listen(self) -> None:
         """Binds, with the sockets of a former process where they fit; each is a queue in which clients may wait."""
-        server = self._settings.server
-        inherited = [socket.socket(fileno=fd) for name, fd in self._inheritance.fds if name == _LISTENER]
-        may_be_reached = self._settings.auth.enabled or self._settings.auth.allow_anonymous
-        self._listeners = listeners.bind(server.host, server.port, self._workers, inherited, may_be_reached)
-        if self._settings.auth.enabled and not (
-            server.tls_cert or listeners.is_loopback(self._listeners[0].getsockname()[0])
-        ):
-            log.warning(
-                "tokens cross the network as plain text: set server.tls_cert and server.tls_key, or let only a proxy "
-                "that speaks TLS reach this address"
-            )
-        unfit = [listener for listener in inherited if listener not in self._listeners]
+        unfit = self._listeners.bind([one for one in self._inheritance.fds if one.name != _LOCK])
         if unfit:
-            log.info("%d sockets of the former process are at another address; closing them", len(unfit))
-            self._manager.drop(_LISTENER)
-        for listener in unfit:
-            listener.close()
-        self._manager.keep(_LISTENER, [listener.fileno() for listener in self._listeners])
+            log.info("%d sockets of the former process are at another address; closing them", unfit)
+            self._manager.drop(LISTENER)
+        if self._listeners.kept:
+            self._manager.keep(LISTENER, self._listeners.kept)
 
     def _uploader_child(self) -> Child:
         block = self._counters.uploader
@@ -283,11 +270,10 @@ class _Supervisor:
         workers = self._children[1:]
         if not all(child.has_been_tried for child in self._children) or not any(child.is_ready for child in workers):
             return False
-        host, port = self._listeners[0].getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        scheme = "http" if self._changeable.tls is None else "https"
-        self._announced = f"{scheme}://{shown}:{port}"
+        self._announced, *others = self._listeners.urls
         self._described_at = time.monotonic()
+        for url in others:
+            log.info("also serving on %s", url)
         log.info("serving on %s with %d workers", self._announced, self._workers)
         missing = [child.name for child in self._children if not child.is_ready]
         if missing:
@@ -426,9 +412,9 @@ class _Supervisor:
         """Stops the workers, then gives the uploader its time. A second signal ends the waiting."""
         self._counters.node[Node.DRAINING] = BEGUN
         self._manager.stopping("answering what is in flight")
-        self._manager.drop(_LISTENER)
-        for listener in self._listeners:
-            listener.close()
+        self._manager.drop(LISTENER)
+        self._listeners.remove_files()
+        self._listeners.close()
         workers = self._children[1:]
         hurry = self._stop(workers, 0.0 if hurry else _WORKER_STOP_SECONDS) or hurry
         self._stop([self._recovery], _RECOVERY_STOP_SECONDS)
@@ -518,7 +504,7 @@ class _Supervisor:
                 [
                     # The file's comes first: an older version takes one, and that is the one it knows.
                     *(InheritedFd(_LOCK, fd) for fd in self._directory.lock_fds),
-                    *(InheritedFd(_LISTENER, listener.fileno()) for listener in self._listeners),
+                    *self._listeners.handed_over,
                 ],
                 [worker.pid for worker in workers if worker.pid],
             )
@@ -542,11 +528,8 @@ class _Supervisor:
         access = self._changeable.access()  # before the fork: what is reloaded after it is news to the worker
 
         def work() -> int:
-            # More than one where a former process had more workers: clients may be waiting at each.
-            mine = self._listeners[slot - 1 :: self._workers]
-            for listener in self._listeners:
-                if listener not in mine:
-                    listener.close()
+            mine = self._listeners.of_worker(slot)
+            self._listeners.close(but=mine)
             last = self._last_timestamps.get(slot, 0)
             return IngestWorker(self._settings, slot, mine, self._counters, self._node, last, access).run()
 
@@ -560,8 +543,7 @@ class _Supervisor:
         self._counters.uploader[Uploader.PID] = 0
 
         def work() -> int:
-            for listener in self._listeners:
-                listener.close()
+            self._listeners.close()
             os.nice(self._settings.uploader.nice)
             return run(self._settings, self._directory, self._counters, self._node)
 
@@ -569,8 +551,7 @@ class _Supervisor:
 
     def _fork_recovery(self) -> int:
         def work() -> int:
-            for listener in self._listeners:
-                listener.close()
+            self._listeners.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # may end it at any moment, as a crash may
             os.nice(self._settings.uploader.nice)
             return self._leftovers.retry()

@@ -1,12 +1,16 @@
 """TLS for the listening sockets: a certificate, its key, and how both are exchanged while connections are open.
 
+Clients may have certificates, too: who signs them is the third file, and what one says of its owner are names.
+
 Knows files and the `ssl` module, nothing of sockets or HTTP; on the map it stands beside `config`.
 """
 
 from __future__ import annotations
 
 import ssl
-from typing import Final
+import time
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 from arcpipe.errors import ArcpipeError
 
@@ -15,6 +19,40 @@ _TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 # The last one is a key of another kind than the certificate's.
 _MISMATCHES: Final = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
+
+
+# Names of a client's certificate that are looked at; more are of no use to anybody.
+_MAX_NAMES: Final = 64
+# The kinds of names that a token may be for, as `getpeercert` and OpenSSL call them.
+NAME_KINDS: Final = ("DNS", "URI", "email", "CN")
+
+
+class Certificate(NamedTuple):
+    """What counts of a client's certificate that was found good: names such as "CN:web-1", and its end in seconds."""
+
+    names: tuple[str, ...]
+    expires: float
+
+
+def certificate_of(peercert: Mapping[str, Any] | None) -> Certificate | None:
+    """A client's certificate from what `SSLObject.getpeercert` tells; None if there was none.
+
+    The alternative names come first, as they say more. A common name counts only if it is the only one.
+    """
+    if not peercert:
+        return None
+    names = [f"{kind}:{value}" for kind, value in peercert.get("subjectAltName", ()) if kind in NAME_KINDS]
+    common = [value for part in peercert.get("subject", ()) for kind, value in part if kind == "commonName"]
+    if len(common) == 1:
+        names.append(f"CN:{common[0]}")
+    return Certificate(
+        tuple(map(normal_name, names[:_MAX_NAMES])), float(ssl.cert_time_to_seconds(peercert["notAfter"]))
+    )
+
+
+def normal_name(name: str) -> str:
+    """A name as it is compared: those of hosts do not tell upper from lower case."""
+    return name.lower().replace("dns:", "DNS:", 1) if name.startswith("DNS:") else name
 
 
 class TLSError(ArcpipeError):
@@ -30,25 +68,68 @@ class ServerTLS:
     session at any of them.
     """
 
-    def __init__(self, certificate_file: str, key_file: str) -> None:
-        """Raises TLSError."""
+    def __init__(
+        self, certificate_file: str, key_file: str, client_ca_file: str = "", needs_client: bool = False
+    ) -> None:
+        """Read the files.
+
+        Args:
+            client_ca_file: who signs certificates of clients; empty asks clients for none.
+            needs_client: whether a client without a certificate is refused.
+
+        Raises:
+            TLSError: one of them cannot be used.
+        """
         self._files = certificate_file, key_file
-        self.context = _context(*self._files)
-        self._newest = self.context
+        self._client_ca_file = client_ca_file
+        self._verify_mode = ssl.CERT_REQUIRED if needs_client else ssl.CERT_OPTIONAL
+        self.context = self._newest = self._read_all()
+        self._authorities = self._newest.get_ca_certs(binary_form=True)
+        self._authorities_changed = 0.0  # when, in seconds since the epoch; 0 is never
         # Despite its name it is called for clients that name no server, too.
         self.context.sni_callback = self._use_newest
 
     def reload(self) -> None:
-        """Reads both files again, for connections that are opened from now on.
+        """Reads all files again, for connections that are opened from now on.
 
         Raises:
             TLSError: they cannot be used, and the former ones are still in force.
         """
-        self._newest = _context(*self._files)
+        self._newest = self._read_all()
+        authorities = self._newest.get_ca_certs(binary_form=True)
+        if authorities != self._authorities:
+            self._authorities = authorities
+            self._authorities_changed = time.time()
 
-    def _use_newest(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: object) -> None:
+    def _read_all(self) -> ssl.SSLContext:
+        context = _context(*self._files)
+        if self._client_ca_file:
+            _trust(context, self._client_ca_file)
+            context.verify_mode = self._verify_mode
+        return context
+
+    def _use_newest(
+        self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: object
+    ) -> ssl.AlertDescription | None:
         if connection.context is not self._newest:
             connection.context = self._newest
+        # A session that is resumed brings the certificate that was found good when it began, by other authorities.
+        if self._authorities_changed and connection.session_reused:
+            session = connection.session
+            if session is None or session.time <= self._authorities_changed:
+                return ssl.AlertDescription.ALERT_DESCRIPTION_UNKNOWN_CA
+        return None
+
+
+def _trust(context: ssl.SSLContext, authorities_file: str) -> None:
+    """Has a context take certificates that these authorities have signed."""
+    setting = "server.tls_client_ca"
+    if b"-----BEGIN CERTIFICATE-----" not in _read(setting, authorities_file):
+        raise TLSError(f"{setting}: there is no PEM certificate in {authorities_file}")
+    try:
+        context.load_verify_locations(authorities_file)
+    except (OSError, ssl.SSLError) as error:
+        raise TLSError(f"{setting}: {authorities_file}: {getattr(error, 'reason', None) or error}") from None
 
 
 def _context(certificate_file: str, key_file: str) -> ssl.SSLContext:

@@ -42,6 +42,10 @@ _SECRET_LENGTH: Final = 43  # the least with 62 ** n >= 2 ** 256
 TOKEN_LENGTH: Final = len(PREFIX) + _ID_LENGTH + 1 + _SECRET_LENGTH
 _TOKEN: Final = re.compile(f"{PREFIX}([{_ID_ALPHABET}]{{{_ID_LENGTH}}})_[A-Za-z0-9]{{{_SECRET_LENGTH}}}")
 
+CERTIFICATE_PATTERN: Final = r"^((CN|DNS|URI|email):[^\x00-\x1f\x7f]+)?\Z"
+"""A name in a client certificate, as a token has it."""
+MAX_CERTIFICATE_LENGTH: Final = 256  # characters: URIs of workloads are the longest
+
 # What a file may hold: enough for a token for each of very many senders, little enough to be read while serving.
 MAX_TOKENS: Final = 10_000
 _MAX_FILE_BYTES: Final = 16 << 20
@@ -57,16 +61,25 @@ class TokensError(ArcpipeError):
 
 
 class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One token as the file keeps it. Times are UTC; no `databases` means all of them, no `expires` means never."""
+    """One token as the file keeps it. Times are UTC; no `databases` means all of them, no `expires` means never.
+
+    It is known by the hash of its text, or it stands for the owner of a client certificate, by a name in that: "CN:…"
+    is the common name of its subject, "DNS:…", "URI:…" and "email:…" are alternative names.
+    """
 
     id: Annotated[str, Meta(pattern=rf"^[{_ID_ALPHABET}]{{{_ID_LENGTH}}}\Z")]
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    sha256: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    certificate: Annotated[str, Meta(max_length=MAX_CERTIFICATE_LENGTH, pattern=CERTIFICATE_PATTERN)] = ""
     scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)]
     created: Annotated[datetime, Meta(tz=True)]
     name: Annotated[str, Meta(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*\Z")] = ""
     databases: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")], ...] = ()
     expires: Annotated[datetime, Meta(tz=True)] | None = None
     revoked: Annotated[datetime, Meta(tz=True)] | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.sha256) == bool(self.certificate):
+            raise ValueError(f"token {self.id} needs one of sha256 and certificate, and not both")
 
     def state(self, now: datetime) -> Literal["active", "expired", "revoked"]:
         """Whether it opens anything at a time."""

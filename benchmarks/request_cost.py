@@ -63,6 +63,9 @@ class _Log:
 
 
 class _Transport:
+    def get_extra_info(self, name: str) -> None:
+        return None
+
     def write(self, data: bytes) -> None:
         assert data.startswith(b"HTTP/1.1 202"), data
 

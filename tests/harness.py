@@ -202,7 +202,7 @@ class Server:
 
         def serving() -> re.Match[str] | None:
             assert self.is_running, f"ended with exit code {self.exit_code()} instead of serving"
-            return re.search(r"serving on (https?://\S+) with \d+ workers", self.log)
+            return re.search(r"serving on (https?://\S+|unix:\S+) with \d+ workers", self.log)
 
         found = wait_until(serving, "the server to serve", START_SECONDS)
         assert found is not None
@@ -278,6 +278,11 @@ class Server:
     @property
     def port(self) -> int:
         return urlsplit(self.url).port or 0
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it listens: `url`, then those of `server.listeners`."""
+        return [self.url, *re.findall(r"also serving on (\S+)", self.log)]
 
     @property
     def log(self) -> str:
@@ -399,11 +404,24 @@ class Response(NamedTuple):
 class Client:
     """One HTTP/1.1 connection that sends exactly the bytes that it is told to."""
 
-    def __init__(self, url: str, timeout_seconds: float = WAIT_SECONDS, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout_seconds: float = WAIT_SECONDS,
+        tls: ssl.SSLContext | None = None,
+        preamble: bytes = b"",
+    ) -> None:
+        """Args: url: also "unix:/path". preamble: bytes ahead of everything else, of TLS too."""
         parts = urlsplit(url)
-        assert parts.hostname is not None
-        self.socket = socket.create_connection((parts.hostname, parts.port), timeout=timeout_seconds)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if parts.scheme == "unix":
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(timeout_seconds)
+            self.socket.connect(parts.path)
+        else:
+            assert parts.hostname is not None
+            self.socket = socket.create_connection((parts.hostname, parts.port), timeout=timeout_seconds)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.sendall(preamble)
         if parts.scheme == "https":
             assert tls is not None
             self.socket = tls.wrap_socket(self.socket, server_hostname=parts.hostname)

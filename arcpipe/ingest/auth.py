@@ -14,6 +14,7 @@ import base64
 import binascii
 import hmac
 import logging
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -22,9 +23,11 @@ from arcpipe import tokens
 from arcpipe.errors import BadPayload
 from arcpipe.ingest import responses
 from arcpipe.ingest.router import ADMIN, READ, WRITE
+from arcpipe.tls import normal_name
 
 if TYPE_CHECKING:
     from arcpipe.ingest.protocol import Exchange
+    from arcpipe.tls import Certificate
     from arcpipe.tokens import Token
 
 log = logging.getLogger(__name__)
@@ -51,7 +54,9 @@ def _forbidden(scope: str) -> bytes:
 
 _NO_CREDENTIAL: Final = _unauthorized("a token is needed: send it as 'Authorization: Bearer TOKEN'")
 _UNKNOWN: Final = _unauthorized("the token is not known here", b', error="invalid_token"')
-# Said only to whoever holds the token itself.
+_UNKNOWN_CERTIFICATE: Final = _unauthorized("no token is for the client certificate, and none was sent")
+_EXPIRED_CERTIFICATE: Final = _unauthorized("the client certificate has expired since the connection was opened")
+# Said only to whoever holds the token itself, or the certificate.
 _LAPSED: Final = _unauthorized("the token has expired or was revoked", b', error="invalid_token"')
 _FORBIDDEN: Final = {scope: _forbidden(scope) for scope in (WRITE, READ, ADMIN)}
 
@@ -71,11 +76,16 @@ class Auth:
         self._logged = 0
         self._next_line = 0.0
         self._by_credential: dict[bytes, Grant] = {}
+        self._by_certificate: dict[tuple[str, ...], Grant] = {}  # by the names in it
         self.replace(found)
 
     def replace(self, found: Iterable[Token]) -> None:
         """Takes other tokens from now on; what was known of the former ones is forgotten."""
         self._tokens = {token.id: token for token in found}
+        self._by_name: dict[str, list[Token]] = {}
+        for token in self._tokens.values():
+            if token.certificate:
+                self._by_name.setdefault(normal_name(token.certificate), []).append(token)
         self._forget(datetime.now(UTC))
 
     def tick(self, now: datetime, monotonic: float) -> None:
@@ -104,6 +114,7 @@ class Auth:
 
     def _forget(self, now: datetime) -> None:
         self._by_credential.clear()
+        self._by_certificate.clear()
         coming = [token.expires for token in self._tokens.values() if token.expires is not None and token.expires > now]
         self._next_expiry = min(coming, default=None)
 
@@ -127,7 +138,7 @@ class Auth:
             except BadPayload as error:
                 return responses.error(400, "bad_request", str(error))
         else:
-            return _NO_CREDENTIAL
+            return self._admit_certificate(exchange.connection.peer_certificate())
         # Each key holds the token itself, so it opens nothing to send one in the place of another.
         grant = self._by_credential.get(key)
         if grant is None:
@@ -148,13 +159,35 @@ class Auth:
         except UnicodeDecodeError:
             token_id = None
         token = self._tokens.get(token_id) if token_id is not None else None
-        expected = bytes.fromhex(token.sha256) if token is not None else _NO_HASH
+        expected = bytes.fromhex(token.sha256) if token is not None and token.sha256 else _NO_HASH
         if not hmac.compare_digest(tokens.digest(credential), expected) or token is None:
             return _UNKNOWN
-        if token.state(datetime.now(UTC)) != "active":
-            return _LAPSED
-        scopes = frozenset((*token.scopes, READ) if ADMIN in token.scopes else token.scopes)
-        return Grant(scopes, frozenset(token.databases) or None)
+        return _grant(token) if token.state(datetime.now(UTC)) == "active" else _LAPSED
+
+    def _admit_certificate(self, certificate: Certificate | None) -> Grant | bytes:
+        """What the owner of a client certificate may do, or the refusal. The first name that is known counts."""
+        if certificate is None:
+            return _NO_CREDENTIAL
+        if certificate.expires <= time.time():
+            return _EXPIRED_CERTIFICATE
+        grant = self._by_certificate.get(certificate.names)
+        if grant is None:
+            found = next((self._by_name[name] for name in certificate.names if name in self._by_name), None)
+            if found is None:
+                return _UNKNOWN_CERTIFICATE
+            now = datetime.now(UTC)
+            token = next((token for token in found if token.state(now) == "active"), None)
+            if token is None:
+                return _LAPSED
+            if len(self._by_certificate) >= _MAX_REMEMBERED:
+                self._by_certificate.clear()
+            grant = self._by_certificate[certificate.names] = _grant(token)
+        return grant
+
+
+def _grant(token: Token) -> Grant:
+    scopes = frozenset((*token.scopes, READ) if ADMIN in token.scopes else token.scopes)
+    return Grant(scopes, frozenset(token.databases) or None)
 
 
 def _in_authorization(value: bytes) -> bytes | None:

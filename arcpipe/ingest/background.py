@@ -32,9 +32,8 @@ _CLIENTS_KEPT: Final = 1024
 class Client(Protocol):
     """Whose work it is: a connection."""
 
-    @property
-    def address(self) -> str:
-        """Where it comes from; clients of one address share what one of another has."""
+    address: str
+    """Where it comes from; clients of one address share what one of another has."""
 
 
 Check = Callable[[], None]

@@ -19,15 +19,19 @@ import httptools
 from arcpipe.codec.content_encoding import ACCEPTED, Coding, Decoder, coding_of
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
+from arcpipe.ingest.client_address import peer_of
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
 from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
 from arcpipe.ingest.linger import LINGER_SECONDS, Linger, undelivered_bytes
 from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
+from arcpipe.tls import certificate_of
 
 if TYPE_CHECKING:
     from arcpipe.ingest.background import Check
+    from arcpipe.ingest.entrance import Surface
     from arcpipe.ingest.router import Handler, Judge
     from arcpipe.ingest.worker import IngestContext
+    from arcpipe.tls import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +123,11 @@ class Exchange:
         if waiting and waiting[0] is self:
             self.connection.flush()
 
+    @property
+    def client(self) -> str:
+        """The address of the sender, such as "192.0.2.7": of the connection, or what a trusted proxy's header tells."""
+        return self.connection.client_of(self.headers)
+
     def parameters(self) -> dict[str, str]:
         """The query's parameters. Raises BadPayload as `parse_parameters` does."""
         return parse_parameters(self.query) if self.query else {}
@@ -199,18 +208,25 @@ class Connection(asyncio.Protocol):
         "_rest_at",
         "_rest_is_between",
         "_seconds",
+        "_surface",
         "_transport",
         "_unread_head",
         "_url",
         "_waiting_heads",
+        "address",
+        "certificate",
         "exchanges",
         "since",
         "state",
         "unrouted",
     )
 
-    def __init__(self, context: IngestContext) -> None:
+    def __init__(self, context: IngestContext, surface: Surface | None = None, address: str = "") -> None:
+        """Args: surface: the paths of a listener that has its own; address: of the client, where a proxy tells it."""
         self._context = context
+        self._surface: Surface = context if surface is None else surface
+        self.address = address
+        self.certificate: Certificate | None = None  # of the client, once `Auth` has asked for it
         self.unrouted = context.unrouted
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -253,6 +269,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.address = self.address or peer_of(transport)
         context = self._context
         self.since = context.now  # not the time of the handshake
         if len(context.connections) < context.limits.max_connections:
@@ -420,7 +437,7 @@ class Connection(asyncio.Protocol):
             Where the first one starts that was not handled.
         """
         context = self._context
-        known = context.heads.known
+        known = self._surface.heads.known
         auth = context.auth
         size = len(data)
         while start < size and self.state != LINGER:
@@ -584,7 +601,7 @@ class Connection(asyncio.Protocol):
         self.state = BODY
         self.since = context.now
         self._body_size = self._body_seen = 0
-        route = context.routes.get(path)
+        route = self._surface.routes.get(path)
         if route is None:
             self._refusal = responses.NOT_FOUND
         else:
@@ -622,7 +639,7 @@ class Connection(asyncio.Protocol):
                 raise _Refused(self._refusal)
         elif self._fresh is not None and not closes and not lines and parser.get_http_version() == "1.1":
             assert self._handler is not None
-            context.heads.learn(
+            self._surface.heads.learn(
                 self._fresh,
                 Head(method, path, query, headers, self._handler, scope, self._coding, exchange.answered),
             )
@@ -846,11 +863,16 @@ class Connection(asyncio.Protocol):
         else:
             transport.close()
 
-    @property
-    def address(self) -> str:
-        """Where the client comes from; those without an address, on a Unix socket, are one."""
-        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return str(peer[0]) if isinstance(peer, tuple) else ""
+    def client_of(self, headers: dict[bytes, bytes]) -> str:
+        """Whose request it is that has these headers."""
+        forwarded = self._context.forwarded
+        return self.address if forwarded is None else forwarded.client(self.address, headers)
+
+    def peer_certificate(self) -> Certificate | None:
+        """The client's certificate, where TLS has asked for one and found it good."""
+        if self.certificate is None and self._transport is not None:
+            self.certificate = certificate_of(self._transport.get_extra_info("peercert"))
+        return self.certificate
 
     @property
     def _is_over(self) -> bool:

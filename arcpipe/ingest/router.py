@@ -49,6 +49,11 @@ class Route(NamedTuple):
     wrong_method: bytes
     answered: defaultdict[bytes, int]
 
+    @property
+    def scopes(self) -> frozenset[str]:
+        """All scopes that its endpoints need."""
+        return frozenset(endpoint.scope for endpoint in self.endpoints.values())
+
 
 class Router:
     """Exact paths to routes. HEAD is answered by the GET handler, without its body."""
@@ -63,6 +68,18 @@ class Router:
         self.routes = {
             path: Route(endpoints, _wrong_method(endpoints), defaultdict(int)) for path, endpoints in by_path.items()
         }
+
+
+def offered(routes: Mapping[bytes, Route], paths: str) -> dict[bytes, Route]:
+    """The routes that a listener with `paths` = "all", "writes" or "operations" offers.
+
+    What is open to everybody is offered with both, but for the status page, which is of no use without its figures.
+    """
+    if paths == "writes":
+        return {path: route for path, route in routes.items() if route.scopes <= {WRITE, OPEN} and path != b"/"}
+    if paths == "operations":
+        return {path: route for path, route in routes.items() if WRITE not in route.scopes}
+    return dict(routes)
 
 
 def _wrong_method(endpoints: Mapping[bytes, Endpoint]) -> bytes:

@@ -17,7 +17,7 @@ from typing import Final
 # Handshakes at a time; fewer if fewer connections are allowed.
 MAX_HANDSHAKES: Final = 256
 # Seconds that each may take before it gives way to others.
-_PATIENCE_SECONDS: Final = 1.0
+HANDSHAKE_PATIENCE_SECONDS: Final = 1.0
 # Connections that are accepted in one turn of the loop: each costs a millisecond in the turns after it.
 _ACCEPTED_IN_A_TURN: Final = 8
 # Seconds until the next look where no connection can be accepted.
@@ -30,7 +30,7 @@ class TLSServer:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        factory: Callable[[], asyncio.Protocol],
+        factory: Callable[[], asyncio.BaseProtocol],
         listener: socket.socket,
         backlog: int,
         tls: ssl.SSLContext,
@@ -99,7 +99,7 @@ class TLSServer:
     def _give_up_eldest(self) -> bool:
         """End the handshake that began first, unless it began just now."""
         task, began = next(iter(self._handshakes.items()))
-        if self._loop.time() - began < _PATIENCE_SECONDS:
+        if self._loop.time() - began < HANDSHAKE_PATIENCE_SECONDS:
             return False
         del self._handshakes[task]
         with contextlib.suppress(OSError):

@@ -39,6 +39,8 @@ from arcpipe.errors import ArcpipeError
 from arcpipe.ingest import responses
 from arcpipe.ingest.auth import Auth
 from arcpipe.ingest.background import Background
+from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
+from arcpipe.ingest.entrance import Entrance
 from arcpipe.ingest.heads import Heads
 from arcpipe.ingest.influx import InfluxEndpoints
 from arcpipe.ingest.limits import Admission, BytesInFlight, Limits
@@ -58,6 +60,7 @@ from arcpipe.wal.writer import WALOptions, WALWriter
 if TYPE_CHECKING:
     from arcpipe.changeable import Access
     from arcpipe.config import Settings
+    from arcpipe.listeners import Bound
     from arcpipe.wal.segment import Segment
 
 log = logging.getLogger(__name__)
@@ -89,6 +92,7 @@ class IngestContext:
         self.turns = Turns()
         self.kept_bytes = 0  # of reads that have brought more than one turn handles
         self.heads = Heads()
+        self.all_heads = [self.heads]  # and those of listeners that do not offer all paths
         self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes, self._use_heads)
         # Encoding always goes on, and with it the log; decoding waits for both, so that neither waits for ever.
         self.encoding = Background("encoding", lambda: True, self.bytes_moved, interrupts=True)
@@ -98,6 +102,7 @@ class IngestContext:
             self.bytes_moved,
             interrupts=False,  # each that has begun holds what has come out of it
         )
+        self.forwarded: ForwardedFor | None = None  # where a header of trusted proxies tells the client
         self.hosts: set[bytes] = set()  # values of Host headers that were found good
         self.refused = dict.fromkeys(REFUSAL_CODES, 0)
         self.origins: Origins | None = None  # whose browsers may write from other sites; None: nobody's
@@ -123,7 +128,8 @@ class IngestContext:
 
     def _use_heads(self, is_full: bool) -> None:
         """The parser sees every head that may have to be refused, or to end its connection."""
-        self.heads.use(not (is_full or self.draining))
+        for heads in self.all_heads:
+            heads.use(not (is_full or self.draining))
 
     def report_bug(self, where: str, error: BaseException) -> None:
         """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
@@ -163,7 +169,7 @@ class IngestWorker:
         self,
         settings: Settings,
         slot: int,
-        listeners: Sequence[socket.socket],
+        listeners: Sequence[Bound],
         counters: Counters,
         node: NodeIdentity,
         last_timestamp: int,
@@ -198,6 +204,11 @@ class IngestWorker:
             settings,
         )
         self._context.routes = Router(table).routes
+        server = settings.server
+        self._trusted = TrustedProxies(server.trusted_proxies)
+        if self._trusted and server.forwarded_header:
+            self._context.forwarded = ForwardedFor(self._trusted, server.forwarded_header)
+        self._entrances: list[Entrance] = []
         ops.routes = [path.decode("ascii") for path in self._context.routes]
         assert len(self._context.routes) < MAX_ROUTES
         self._next_reload_line = 0.0
@@ -228,7 +239,7 @@ class IngestWorker:
         )
         commit = group_commit(writer, loop, self._committed, self._crashed)
         self._context.commit = self._writes.commit = commit
-        servers = [await self._listen(loop, listener) for listener in self._listeners]
+        servers = [await self._listen(loop, bound) for bound in self._listeners]
         # Whoever sees the process id sees a sign of life too.
         self._block[Worker.STARTED_US] = self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
         self._block[Worker.PID] = os.getpid()
@@ -246,6 +257,8 @@ class IngestWorker:
         await asyncio.sleep(0)  # a turn of the loop accepts who waits in the queue: closing the socket would reset them
         for server in servers:
             server.close()
+        await asyncio.sleep(0)  # and another one tells the protocols of those who were accepted in the last
+        await self._finish_greetings([server for server in servers if isinstance(server, TLSServer)])
         await self._finish_requests()
         await commit.drain()
         commit.close()
@@ -253,15 +266,19 @@ class IngestWorker:
         log.info("stopped: everything that was answered is in the log")
         return 0
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> asyncio.Server | TLSServer:
+    async def _listen(self, loop: asyncio.AbstractEventLoop, bound: Bound) -> asyncio.Server | TLSServer:
+        tls = self._tls.context if self._tls is not None and bound.listener.tls else None
+        entrance = Entrance(self._context, bound.listener, self._trusted, tls)
+        self._entrances.append(entrance)
         backlog = self._settings.server.backlog
-        if self._tls is None:
-            return await loop.create_server(lambda: Connection(self._context), sock=listener, backlog=backlog)
-        limits = self._context.limits
-        return TLSServer(
-            *(loop, lambda: Connection(self._context), listener, backlog, self._tls.context),
-            *(limits.header_timeout, LINGER_SECONDS, limits.max_connections),
-        )
+        if entrance.tls is not None:
+            limits = self._context.limits
+            return TLSServer(
+                *(loop, entrance.connect, bound.socket, backlog, entrance.tls),
+                *(limits.header_timeout, LINGER_SECONDS, limits.max_connections),
+            )
+        create = loop.create_unix_server if bound.socket.family == socket.AF_UNIX else loop.create_server
+        return await create(entrance.connect, sock=bound.socket, backlog=backlog)
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         """At SIGTERM. The supervisor sends it when it is time; whoever sends it to all processes does so at once."""
@@ -279,6 +296,18 @@ class IngestWorker:
     def _crashed(self, error: BaseException) -> None:
         self._crash = error
         self._stopping.set()
+
+    async def _finish_greetings(self, tls_servers: list[TLSServer]) -> None:
+        """Lets connections that have just come get as far as their first request; ends those that do not."""
+        last_words = time.monotonic() + _LAST_WORDS_SECONDS
+        while time.monotonic() < last_words:
+            if not any(server.handshakes for server in tls_servers) and not any(
+                entrance.greeting for entrance in self._entrances
+            ):
+                break
+            await asyncio.sleep(0.005)
+        for entrance in self._entrances:
+            entrance.close()
 
     async def _finish_requests(self) -> None:
         """Ends every connection with its last answer.

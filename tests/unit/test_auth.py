@@ -36,7 +36,8 @@ secrets = st.binary(max_size=80) | st.sampled_from(
 
 
 def ask(guard: Auth, headers: dict[bytes, bytes], query: bytes = b"", scope: str = "write") -> bytes | None:
-    exchange = Exchange(cast(Any, SimpleNamespace(unrouted={})), headers)
+    connection = SimpleNamespace(unrouted={}, peer_certificate=lambda: None)
+    exchange = Exchange(cast(Any, connection), headers)
     exchange.query = query
     return guard.refusal(exchange, scope)
 

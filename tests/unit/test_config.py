@@ -52,6 +52,16 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "server.tls_key": ("/etc/arcpipe/key.pem", "/etc/arcpipe/key.pem"),
     "server.cors_origins": ("https://app.example, http://[::1]:3000", "https://app.example, http://[::1]:3000"),
     "server.allowed_hosts": ("ingest.example  ingest", "ingest.example  ingest"),
+    "server.tls_client_ca": ("/etc/arcpipe/clients.pem", "/etc/arcpipe/clients.pem"),
+    "server.tls_client_auth": ("optional", "optional"),
+    "server.paths": ("writes", "writes"),
+    "server.proxy_protocol": (True, "true"),
+    "server.trusted_proxies": (["10.0.0.0/8", "::1", "unix"], "10.0.0.0/8, ::1,unix"),
+    "server.forwarded_header": ("Forwarded", "Forwarded"),
+    "server.listeners": (
+        [{"address": "unix:/run/arcpipe/ops.sock", "paths": "operations", "mode": "0600"}],
+        '[{"address": "unix:/run/arcpipe/ops.sock", "paths": "operations", "mode": "0600"}]',
+    ),
     "auth.enabled": (True, "yes"),
     "auth.allow_anonymous": (True, "yes"),
     "auth.tokens_file": ("/etc/arcpipe/tokens.toml", "/etc/arcpipe/tokens.toml"),
@@ -98,6 +108,15 @@ def variable(key: str) -> str:
 def in_toml(**tables: str) -> str:
     """`in_toml(wal="recycle = false")` is a file with that table."""
     return "\n".join(f"[{name.replace('__', '.')}]\n{body}" for name, body in tables.items())
+
+
+def in_line(value: Any) -> str:
+    """A value as TOML has it: JSON's, but for tables."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {in_line(part)}" for name, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(in_line, value)) + "]"
+    return msgspec.json.encode(value).decode()
 
 
 @pytest.fixture
@@ -153,7 +172,7 @@ def test_other_values_cover_every_key() -> None:
 
 def test_every_key_is_read_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, (value, _) in OTHER_VALUES.items()]
+    lines = [f"{key} = {in_line(value)}" for key, (value, _) in OTHER_VALUES.items()]
     path.write_text("\n".join(lines))  # dotted keys are tables to TOML
     settings = load(path, {})
     for key, (value, _) in OTHER_VALUES.items():
@@ -315,9 +334,13 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("server.port", {"number": 8000}, f"{WHOLE} 0 to 65535"),
     ("server.workers", 257, f"{WHOLE} 0 to 256"),
     ("server.workers", 1.5, f"{WHOLE} 0 to 256"),
-    ("server.host", "", "an IP address or a host name"),
     ("server.host", "[::1]", "an IP address or a host name"),
     ("server.host", "127.0.0.1\n", "an IP address or a host name"),
+    ("server.paths", "health", '"all", "writes", "operations"'),
+    ("server.tls_client_auth", "no", '"required", "optional"'),
+    ("server.trusted_proxies", "localhost", 'networks such as "10.0.0.0/8", and "unix"'),
+    ("server.listeners", 8001, "a list of tables, each with an address such as"),
+    ("server.listeners", ["127.0.0.1:8001"], "a list of tables, each with an address such as"),
     ("server.max_body_mb", 0, f"{WHOLE} 1 to 1024"),
     ("server.keep_alive_seconds", 0, f"{NUMBER} above 0"),
     ("server.keep_alive_seconds", float("inf"), f"{NUMBER} above 0"),

@@ -413,7 +413,17 @@ def test_a_new_user_makes_lists_and_revokes_a_token(tmp_path: Path) -> None:
 
     listed = arcpipe("token", "list", cwd=tmp_path)
     head, row = listed.stdout.splitlines()
-    assert head.split() == ["id", "state", "scopes", "databases", "expires", "created", "revoked", "name"]
+    assert head.split() == [
+        "id",
+        "state",
+        "scopes",
+        "databases",
+        "expires",
+        "created",
+        "revoked",
+        "certificate",
+        "name",
+    ]
     assert row.split()[:4] == [token_id, "active", "write", "production"]
     assert row.endswith("hall 3")
     assert text not in listed.stdout
@@ -424,6 +434,38 @@ def test_a_new_user_makes_lists_and_revokes_a_token(tmp_path: Path) -> None:
     again = arcpipe("token", "revoke", token_id, cwd=tmp_path)
     assert again.returncode == 0
     assert "already" in again.stdout
+
+
+def test_a_token_for_a_certificate_keeps_no_secret_and_shows_none(tmp_path: Path) -> None:
+    done = arcpipe("token", "create", "--scope", "write", "--certificate", "CN:hall-3", cwd=tmp_path)
+    token_id = done.stdout.strip()
+    assert re.fullmatch("[2-9a-z]{8}", token_id)
+    assert f"token {token_id} is kept in {tmp_path}/tokens.toml for certificates with the name CN:hall-3" in done.stderr
+    (kept,) = tokens.read(str(tmp_path / "tokens.toml"))
+    assert (kept.id, kept.certificate, kept.sha256) == (token_id, "CN:hall-3", "")
+    (listed,) = map(json.loads, arcpipe("token", "list", "--json", cwd=tmp_path).stdout.splitlines())
+    assert listed["certificate"] == "CN:hall-3"
+    for name in ("hall-3", "CN:", "OU:hall", "CN:a\nb", "CN:" + "x" * 300):
+        refused = arcpipe("token", "create", "--scope", "write", "--certificate", name, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "is no name in a certificate" in " ".join(refused.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("changes", [{"sha256": ""}, {"certificate": "CN:x"}])
+def test_a_token_with_both_or_none_of_hash_and_certificate_is_refused(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    path = tmp_path / "tokens.toml"
+    tokens.add(str(path), a_token(name="whole"))
+    text = path.read_text()
+    path.write_text(
+        re.sub('sha256 = ".*"\n', "", text)
+        if "sha256" in changes
+        else text.replace("sha256", 'certificate = "CN:x"\nsha256')
+    )
+    path.chmod(0o600)
+    with pytest.raises(TokensError, match="needs one of sha256 and certificate, and not both"):
+        tokens.read(str(path))
 
 
 def test_json_is_for_programs(tmp_path: Path) -> None:
