@@ -22,6 +22,7 @@ from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
 from arcpipe.ingest.limits import ANSWERS_UNREAD, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES
+from arcpipe.ingest.request_ids import HEADER as REQUEST_ID
 
 if TYPE_CHECKING:
     from arcpipe.ingest.router import Handler
@@ -94,15 +95,26 @@ class Exchange:
         self.received = 0.0  # perf_counter seconds: when the request was complete
         self.answered = connection.unrouted  # where the answer's status is counted
 
+    def log_fields(self) -> dict[str, dict[str, str]] | None:
+        """The `extra` of log lines about it."""
+        return None
+
+    def cut_off(self) -> None:
+        """Called where the client is gone before its request was complete."""
+
     def answer(self, response: bytes) -> None:
         """Gives the response; it leaves once all earlier requests of the connection are answered."""
         if type(response) is not bytes:
-            self.connection.count_refusal(response)
-            response = responses.in_shape_of(self.path, response)
+            response = self.refused(response)
         self.response = response
         waiting = self.connection.exchanges
         if waiting and waiting[0] is self:
             self.connection.flush()
+
+    def refused(self, response: bytes) -> bytes:
+        """Counts a refusal, and gives it the shape that the path's clients read."""
+        self.connection.count_refusal(response)
+        return responses.in_shape_of(self.path, response)
 
     def parameters(self) -> dict[str, str]:
         """The query's parameters. Raises BadPayload as `parse_parameters` does."""
@@ -136,6 +148,7 @@ class Connection(asyncio.Protocol):
         "_body",
         "_body_seen",
         "_body_size",
+        "_client",
         "_coding",
         "_context",
         "_deferred",
@@ -168,6 +181,7 @@ class Connection(asyncio.Protocol):
         self._context = context
         self.unrouted = context.unrouted
         self._transport: asyncio.Transport | None = None
+        self._client = ""  # once somebody asked for it
         self._parser = httptools.HttpRequestParser(self)
         self._headers: dict[bytes, bytes] = NO_HEADERS
         self._headers_repeated = 0  # lines whose name was there before
@@ -200,15 +214,20 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         context = self._context
-        if len(context.connections) < context.limits.max_connections:
+        refusal: responses.Refusal | None = None
+        if len(context.connections) >= context.limits.max_connections:
+            refusal = responses.TOO_MANY_CONNECTIONS
+        elif context.gate is not None:
+            refusal = context.gate.opened(self)
+        if refusal is None:
             context.connections.add(self)
             # Not at once: uvloop starts to read behind this callback, whatever it says.
             asyncio.get_running_loop().call_soon(context.inflight.admit, self)
         elif len(context.turned_away) < _MAX_TURNED_AWAY:
             context.turned_away.add(self)
-            self._refuse_connection(responses.TOO_MANY_CONNECTIONS)
+            self._refuse_connection(refusal)
         else:
-            context.count_refusal(responses.TOO_MANY_CONNECTIONS.code)
+            context.count_refusal(refusal.code)
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -224,7 +243,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Half-closed clients still get the answers that they wait for."""
         if self._exchange is not None:  # its body will never be complete
-            self.exchanges.pop()
+            self.exchanges.pop().cut_off()
             self._exchange = None
             self._drop_body()
         if self.exchanges:
@@ -241,9 +260,13 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self.exchanges.clear()
         self._deferred = None
-        self._exchange = None
+        if self._exchange is not None:
+            self._exchange.cut_off()
+            self._exchange = None
         self._drop_body()
         context = self._context
+        if context.gate is not None:
+            context.gate.closed(self)
         context.connections.discard(self)
         context.turned_away.discard(self)
         context.inflight.release(self)
@@ -279,14 +302,21 @@ class Connection(asyncio.Protocol):
             if stop < 0:
                 break
             end = data.find(b"\r\n\r\n", stop, limit) + 4
-            head = known.get(data[start:digits] + data[stop:end])
+            kind = context.exchange_kind
+            key = data[start:digits] + data[stop:end]
+            head = known.get(key)
+            if head is None:
+                head = context.heads.but_for_id(key)
+                if head is None:
+                    break
+                kind = context.identified_kind
             length = data[digits:stop]
-            if head is None or not length.isdigit():
+            if not length.isdigit():
                 break
             after = end + int(length)
             if after > size or after - end > context.limits.max_body:
                 break
-            exchange = Exchange(self, head.headers, head.method, head.path, head.query)
+            exchange = kind(self, head.headers, head.method, head.path, head.query)
             exchange.answered = head.answered
             exchange.body = data[end:after]
             self.exchanges.append(exchange)
@@ -401,7 +431,8 @@ class Connection(asyncio.Protocol):
         path, _, query = self._url.partition(b"?")
         if not path.startswith(b"/"):
             path = _path_of_url(path)
-        exchange = Exchange(self, headers, method, path, query)
+        kind = context.identified_kind if REQUEST_ID in headers else context.exchange_kind
+        exchange = kind(self, headers, method, path, query)
         exchange.closes = closes or context.draining
         self._exchange = exchange
         self.exchanges.append(exchange)
@@ -476,6 +507,8 @@ class Connection(asyncio.Protocol):
         if self._held:
             self._drop_body()
         self._is_between = not exchange.closes
+        if self._context.gate is not None:
+            self._context.gate.arrived(exchange)
         self._complete(exchange, self._handler, self._coding, self._refusal)
 
     # Complete requests
@@ -529,7 +562,12 @@ class Connection(asyncio.Protocol):
         context = self._context
         if context.now >= context.next_bug_line:  # a bug on the hot path must not fill the disk with its log
             context.next_bug_line = context.now + 1.0
-            log.error("a bug in the handler of %r; answered 500", exchange.path, exc_info=error)
+            log.error(
+                "a bug in the handler of %r; answered 500",
+                exchange.path,
+                exc_info=error,
+                extra=exchange.log_fields(),
+            )
         exchange.answer(responses.INTERNAL_ERROR)
 
     def _decode(self, exchange: Exchange, handler: Handler, coding: Coding) -> None:
@@ -587,6 +625,23 @@ class Connection(asyncio.Protocol):
             self._handle_deferred()
         if self._paused & PIPELINE_FULL and len(waiting) <= self._context.limits.max_pipelined // 2:
             self.resume_reading(PIPELINE_FULL)
+
+    @property
+    def client(self) -> str:
+        """The address of who sends; "-" where it has none, or is gone before anybody asked."""
+        if not self._client and self._transport is not None:
+            self._client = _address_of(self._transport.get_extra_info("peername"))
+        return self._client or "-"
+
+    @property
+    def announced_bytes(self) -> int:
+        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none arrives."""
+        if self._exchange is None:
+            return 0
+        if b"transfer-encoding" in self._headers:
+            return -1
+        length = self._headers.get(b"content-length", b"0")
+        return int(length) if len(length) <= MAX_DIGITS else 0
 
     def pause_reading(self, reason: int) -> None:
         if self.state == LINGER:  # what is read is dropped
@@ -674,7 +729,7 @@ class Connection(asyncio.Protocol):
             return
         exchange = self._exchange
         if exchange is None:
-            exchange = Exchange(self, NO_HEADERS)
+            exchange = self._context.exchange_kind(self, NO_HEADERS)
             self.exchanges.append(exchange)
         self._exchange = None
         self._drop_body()
@@ -760,6 +815,13 @@ class Connection(asyncio.Protocol):
     def _too_large(self, what: str = "body") -> responses.Refusal:
         limit = self._context.limits.max_body >> 20
         return responses.error(413, "body_too_large", f"the {what} exceeds server.max_body_mb = {limit}")
+
+
+def _address_of(peer: object) -> str:
+    """An address as text; of IPv4 in its own way where the socket speaks IPv6."""
+    if not isinstance(peer, tuple):  # of a Unix socket
+        return ""
+    return str(peer[0]).removeprefix("::ffff:")
 
 
 def _malformed(reason: str) -> responses.Refusal:
