@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import islice
 from time import monotonic_ns
@@ -77,7 +77,17 @@ class Meter:
 class Gate:
     """Judges requests as `Auth` does, and by the limits."""
 
-    def __init__(self, auth: Auth | None, limits: Limits, meters: Meters, worker: int, workers: int) -> None:
+    def __init__(
+        self,
+        auth: Auth | None,
+        limits: Limits,
+        meters: Meters,
+        worker: int,
+        workers: int,
+        clock: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        """Args: clock: nanoseconds, the same for all workers."""
+        self._clock = clock
         self.limited = [0] * (len(LIMITED_BY) * len(LIMITS))  # requests, as in `Worker.LIMITED`
         self.untracked = 0  # looks for a place that found none
         self._auth = auth
@@ -157,13 +167,13 @@ class Gate:
         for meter in self._owing.pop(exchange.connection, ()):
             meter.bytes -= len(exchange.body)
             if meter.bytes < 0:
-                now = monotonic_ns()
+                now = self._clock()
                 self._buy(meter, BYTES, self._slot_of(meter, now), now, -meter.bytes)
                 meter.bytes = 0.0
 
     def tick(self) -> None:
         """To be called a few times a second: moves the connections of clients that have lost their place."""
-        now = monotonic_ns()
+        now = self._clock()
         batch = list(islice(self._to_check, _CHECKED_PER_TICK))
         for meter in batch:
             if meter.connections:
@@ -223,7 +233,7 @@ class Gate:
         meter.bytes -= size
         if meter.requests >= 0 and meter.bytes >= 0:
             return None
-        now = monotonic_ns()
+        now = self._clock()
         slot = self._slot_of(meter, now)
         wait = 0.0
         limit = REQUESTS
@@ -265,7 +275,7 @@ class Gate:
         held = self._held.setdefault(connection, {})
         if meter in held:
             return None
-        slot = self._slot_of(meter, monotonic_ns())
+        slot = self._slot_of(meter, self._clock())
         if (meter.connections if slot is None else self._shared.connections(slot)) >= meter.max_connections:
             return self._refuse(meter, LIMITS.index("connections"), _CONNECTION_RETRY_SECONDS)
         held[meter] = None
