@@ -65,12 +65,14 @@ class Meters:
             return start + found.index(hashed)
         except ValueError:
             pass
-        for slot, other in enumerate(found, start):
-            if not other or self._is_idle(slot, now):
-                self._paid_until[REQUESTS][slot] = self._paid_until[BYTES][slot] = 0
-                self._hashes[slot] = hashed
-                return slot
-        return None
+        if 0 in found:
+            free: int | None = start + found.index(0)
+        else:
+            free = next((slot for slot in range(start, start + WAYS) if self._is_idle(slot, now)), None)
+        if free is not None:
+            self._paid_until[REQUESTS][free] = self._paid_until[BYTES][free] = 0
+            self._hashes[free] = hashed
+        return free
 
     def is_at(self, slot: int, hashed: int) -> bool:
         """Whether a slot is still that key's."""
