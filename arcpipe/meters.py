@@ -50,7 +50,8 @@ class Meters:
         self._memory = mmap.mmap(-1, (3 * self._slots + cells) * 8)
         words = memoryview(self._memory).cast("Q")
         self._hashes = words[: self._slots]
-        self._paid_until = (words[self._slots : 2 * self._slots], words[2 * self._slots : 3 * self._slots])
+        # By rate, and in it by slot.
+        self.paid_until = (words[self._slots : 2 * self._slots], words[2 * self._slots : 3 * self._slots])
         self._cells = memoryview(self._memory)[3 * self._slots * 8 :].cast("I")
 
     def hash_of(self, key: bytes) -> int:
@@ -70,19 +71,13 @@ class Meters:
         else:
             free = next((slot for slot in range(start, start + WAYS) if self._is_idle(slot, now)), None)
         if free is not None:
-            self._paid_until[REQUESTS][free] = self._paid_until[BYTES][free] = 0
+            self.paid_until[REQUESTS][free] = self.paid_until[BYTES][free] = 0
             self._hashes[free] = hashed
         return free
 
     def is_at(self, slot: int, hashed: int) -> bool:
         """Whether a slot is still that key's."""
         return bool(self._hashes[slot] == hashed)
-
-    def paid_until(self, rate: int, slot: int) -> int:
-        return self._paid_until[rate][slot]
-
-    def set_paid_until(self, rate: int, slot: int, time: int) -> None:
-        self._paid_until[rate][slot] = time
 
     def connections(self, slot: int) -> int:
         """Of all workers."""
@@ -103,5 +98,5 @@ class Meters:
         return self._slots - self._hashes.tolist().count(0)
 
     def _is_idle(self, slot: int, now: int) -> bool:
-        paid_until = self._paid_until
+        paid_until = self.paid_until
         return paid_until[REQUESTS][slot] <= now and paid_until[BYTES][slot] <= now and not self.connections(slot)

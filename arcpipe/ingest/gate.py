@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # What workers hold of a burst without dealing it out, all together at most.
 _HELD_SHARE: Final = 8
+# A worker takes no less than this part of it.
+_LEAST_SHARE: Final = 4
 # Clients that a worker knows by name at a time; those without a connection are forgotten above it.
 _MAX_KNOWN: Final = 8192
 # A meter may have lost its place to another one in a race; it is looked for so often.
@@ -49,7 +51,7 @@ class Meter:
 
     __slots__ = (
         *("by", "burst_ns", "bytes", "connections", "hashed", "limits", "look_again", "max_connections", "ns_each"),
-        *("own_paid_until", "quantum", "requests", "slot"),
+        *("least", "own_paid_until", "quantum", "requests", "slot"),
     )
 
     def __init__(self, by: str, hashed: int, limits: ClientLimits, burst_seconds: float, workers: int) -> None:
@@ -69,6 +71,8 @@ class Meter:
         self.ns_each = [NS / rate if rate else 0.0 for rate in rates]
         self.burst_ns = [max(burst_seconds * NS, each) for each in self.ns_each]
         self.quantum = [max(1, int(rate * burst_seconds / _HELD_SHARE / workers)) for rate in rates]
+        # Where clients are at their limit, workers would take one by one, and often at the same moment.
+        self.least = [max(1, quantum // _LEAST_SHARE) for quantum in self.quantum]
         # What may be dealt out; without a limit that never ends.
         self.requests = 0.0 if rates[REQUESTS] else math.inf
         self.bytes = 0.0 if rates[BYTES] else math.inf
@@ -253,22 +257,22 @@ class Gate:
     def _try_to_buy(self, meter: Meter, rate: int, slot: int | None, now: int, missing: float) -> tuple[float, float]:
         """What the worker may deal out more, and 0; or 0 and the nanoseconds until there is a rest again."""
         each, burst = meter.ns_each[rate], meter.burst_ns[rate]
-        paid_until = meter.own_paid_until[rate] if slot is None else self._shared.paid_until(rate, slot)
+        paid_until = meter.own_paid_until[rate] if slot is None else self._shared.paid_until[rate][slot]
         ahead = max(0, paid_until - now)
-        if ahead + each > burst + 1:  # the one is for what was rounded
-            return 0.0, ahead + each - burst
+        least = each * meter.least[rate]
+        if ahead + least > burst + 1:  # the one is for what was rounded
+            return 0.0, ahead + least - burst
         # More than is missing only as far as there is a rest: so nobody is above the burst by what is in store.
         units = max(missing, min(missing - 1 + meter.quantum[rate], (burst - ahead) // each))
         self._buy(meter, rate, slot, now, units)
         return units, 0.0
 
     def _buy(self, meter: Meter, rate: int, slot: int | None, now: int, units: float) -> None:
-        paid_until = meter.own_paid_until[rate] if slot is None else self._shared.paid_until(rate, slot)
-        paid_until = min(max(paid_until, now) + int(units * meter.ns_each[rate]), now + _MAX_DEBT_NS)
-        if slot is None:
-            meter.own_paid_until[rate] = paid_until
-        else:
-            self._shared.set_paid_until(rate, slot, paid_until)
+        price = int(units * meter.ns_each[rate])
+        paid_until = meter.own_paid_until if slot is None else self._shared.paid_until[rate]
+        at = rate if slot is None else slot
+        # Read and written in one line: what others pay in between is lost.
+        paid_until[at] = min(max(paid_until[at], now) + price, now + _MAX_DEBT_NS)
 
     def _count(self, connection: Connection, meter: Meter) -> responses.Refusal | None:
         """Counts a connection for a client, once."""

@@ -23,7 +23,7 @@ def test_a_key_keeps_its_place_and_no_two_keys_share_one() -> None:
     slots = {}
     for number in range(200):
         slots[number] = place(meters, b"%d" % number)
-        meters.set_paid_until(REQUESTS, slots[number], 10)
+        meters.paid_until[REQUESTS][slots[number]] = 10
     assert len(set(slots.values())) == 200
     assert all(place(meters, b"%d" % number) == slot for number, slot in slots.items())
     assert meters.used() == 200
@@ -36,9 +36,9 @@ def test_whom_nobody_knows_any_more_gives_his_place_away_and_others_do_not() -> 
         slot = meters.place(hashed, 0)
         assert slot is not None
         if number % 3 == 0:
-            meters.set_paid_until(REQUESTS, slot, 100)
+            meters.paid_until[REQUESTS][slot] = 100
         elif number % 3 == 1:
-            meters.set_paid_until(BYTES, slot, 100)
+            meters.paid_until[BYTES][slot] = 100
         else:
             meters.count_connection(2, slot, 1)
     other = meters.hash_of(b"other")
@@ -46,7 +46,7 @@ def test_whom_nobody_knows_any_more_gives_his_place_away_and_others_do_not() -> 
     slot = meters.place(other, 100)
     assert slot is not None
     assert meters.is_at(slot, other)
-    assert [meters.paid_until(rate, slot) for rate in (REQUESTS, BYTES)] == [0, 0]
+    assert [meters.paid_until[rate][slot] for rate in (REQUESTS, BYTES)] == [0, 0]
     with_connections = [hashed for number, hashed in enumerate(busy) if number % 3 == 2]
     for number in range(100):
         meters.place(meters.hash_of(b"later %d" % number), 200)
@@ -56,10 +56,11 @@ def test_whom_nobody_knows_any_more_gives_his_place_away_and_others_do_not() -> 
 
 def test_connections_are_the_sum_of_all_workers_and_those_of_a_dead_one_are_forgotten() -> None:
     meters = Meters(3, 1024)
-    slots = [place(meters, b"%d" % number) for number in range(50)]
-    for number, slot in enumerate(slots):
+    slots = []
+    for number in range(50):
+        slots.append(place(meters, b"%d" % number))
         for worker in (1, 2, 3):
-            meters.count_connection(worker, slot, worker + number)
+            meters.count_connection(worker, slots[-1], worker + number)
     meters.forget(2)
     assert [meters.connections(slot) for slot in slots] == [4 + 2 * number for number in range(50)]
     meters.forget(1)
@@ -112,7 +113,7 @@ def test_no_connection_is_ever_lost_with_its_place(workers: int, steps: list[tup
             continue
         assert meters.connections(slot) == has
         if what == "take":
-            meters.set_paid_until(REQUESTS, slot, now + number * NS)
+            meters.paid_until[REQUESTS][slot] = now + number * NS
         elif what == "open":
             meters.count_connection(worker, slot, 1)
             opened[client, worker] = opened.get((client, worker), 0) + 1
