@@ -1,4 +1,4 @@
-"""What may change while the server runs: tokens, the certificate, the log level.
+"""What may change while the server runs: tokens, the certificate, the log level, the file of the access log.
 
 The supervisor reads them at the start and again at SIGHUP, and tells its children by counters in shared memory that
 there is something new. A child that is forked later gets what was found good last, whatever the files hold by then.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from arcpipe import logs, tokens
+from arcpipe import line_writer, logs, tokens
 from arcpipe.counters import Counters, Node, Worker
 from arcpipe.errors import ArcpipeError
 from arcpipe.tls import ServerTLS
@@ -73,6 +73,7 @@ class Changeable:
                 server.tls_cert, server.tls_key, server.tls_client_ca, server.tls_client_auth == "required"
             )
             _warn_if_readable_by_others(server.tls_key, "server.tls_key")
+        _try_access_log(self._settings)
 
     def access(self) -> Access:
         """What a worker that is forked now starts with."""
@@ -108,18 +109,16 @@ class Changeable:
             else:
                 _warn_if_readable_by_others(self._settings.server.tls_key, "server.tls_key")
                 self._node[Node.TLS_LOADED] += 1
+        self._node[Node.RELOADS] += 1
         self._deadline = time.monotonic() + _RELOAD_SECONDS
 
     def is_reload_over(self) -> bool:
         """True once after a reload: when every worker has it, or when they had their time."""
         if not self._deadline:
             return False
-        wanted = [self._node[field] for field in (Node.LOG_LEVEL, Node.TOKENS_LOADED, Node.TLS_LOADED)]
-        late = [
-            slot
-            for slot, block in self._workers
-            if [block[field] for field in (Worker.LOG_LEVEL, Worker.TOKENS_LOADED, Worker.TLS_LOADED)] != wanted
-        ]
+        wanted = [self._node[field] for field in (Node.LOG_LEVEL, Node.TOKENS_LOADED, Node.TLS_LOADED, Node.RELOADS)]
+        taken = (Worker.LOG_LEVEL, Worker.TOKENS_LOADED, Worker.TLS_LOADED, Worker.RELOADS_TAKEN)
+        late = [slot for slot, block in self._workers if [block[field] for field in taken] != wanted]
         if late and time.monotonic() < self._deadline:
             return False
         self._deadline = 0.0
@@ -142,6 +141,18 @@ class Changeable:
             log.warning("what has changed in %s takes effect at the next start", ", ".join(needing_restart))
         self._node[Node.LOG_LEVEL] = _level(settings)
         logs.set_level(_level(settings))
+
+
+def _try_access_log(settings: Settings) -> None:
+    """Raises ArcpipeError if the access log cannot be written to."""
+    access_log = settings.access_log
+    if access_log.format == "off" or access_log.path == line_writer.STDERR:
+        return
+    try:
+        os.close(line_writer.open_to_append(access_log.path))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ArcpipeError(f"access_log.path: {access_log.path} cannot be opened to append to: {reason}") from None
 
 
 def _level(settings: Settings) -> int:

@@ -27,6 +27,7 @@ ConfigOption = Annotated[
 
 _SCOPES: Final = ("write", "read", "admin")
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+_DEFAULT_LIMIT: Final = "0 is no limit, without it limits.per_token counts"
 _EXPIRIES: Final = "90d, 12h, 30m, 4w, 2027-01-01, 2027-01-01T12:00:00Z or never"
 
 
@@ -53,6 +54,15 @@ def create(
             help="For the owner of a client certificate with this name: CN:NAME, DNS:NAME, URI:NAME or email:NAME.",
         ),
     ] = "",
+    requests_per_second: Annotated[
+        float | None, typer.Option(min=0, max=1e9, help=f"Requests in a second, of the whole node; {_DEFAULT_LIMIT}.")
+    ] = None,
+    mb_per_second: Annotated[
+        float | None, typer.Option(min=0, max=1e9, help="Bytes of bodies, in MB in a second; in the same way.")
+    ] = None,
+    connections: Annotated[
+        int | None, typer.Option(min=0, max=1_000_000_000, help="Open connections; in the same way.")
+    ] = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the token and all about it.")] = False,
 ) -> None:
@@ -65,6 +75,7 @@ def create(
       arcpipe token create --scope write --database production --expires 90d --name "telegraf, hall 3"
       arcpipe token create --scope read --expires never
       arcpipe token create --scope write --certificate CN:hall-3 --database production
+      arcpipe token create --scope write --requests-per-second 100 --mb-per-second 2.5 --connections 10
     """
     import msgspec
 
@@ -81,6 +92,9 @@ def create(
         "created": now,
         "expires": parse_expiry(expires, now),
         "name": _checked_name(name),
+        "requests_per_second": requests_per_second,
+        "mb_per_second": mb_per_second,
+        "connections": connections,
     }
     token = msgspec.convert(given, tokens.Token)
     tokens.add(settings.auth.tokens_file, token)
@@ -112,11 +126,14 @@ def list_tokens(
             "scopes": ",".join(row["scopes"]),
             "databases": ",".join(row["databases"]) or "all",
             "expires": row["expires"] or "never",
+            "limits": _shown_limits(row),
             "certificate": row["certificate"] or "",
         }
         for row in rows
     ]
-    columns = ("id", "state", "scopes", "databases", "expires", "created", "revoked", "certificate", "name")
+    columns = (
+        *("id", "state", "scopes", "databases", "limits", "expires", "created", "revoked", "certificate", "name"),
+    )
     if print_table(columns, shown, left=columns) == 0:
         print(f"There are no tokens in {path}.")
 
@@ -236,7 +253,16 @@ def _row(token: Token, now: datetime) -> dict[str, Any]:
         "expires": _time(token.expires),
         "revoked": _time(token.revoked),
         "certificate": token.certificate or None,
+        "requests_per_second": token.requests_per_second,
+        "mb_per_second": token.mb_per_second,
+        "connections": token.connections,
     }
+
+
+def _shown_limits(row: dict[str, Any]) -> str:
+    """The limits that a token has of its own."""
+    units = {"requests_per_second": "requests/s", "mb_per_second": "MB/s", "connections": "connections"}
+    return ",".join(f"{row[name]:g} {unit}" for name, unit in units.items() if row[name] is not None) or "default"
 
 
 def _time(when: datetime | None) -> str | None:

@@ -36,6 +36,8 @@ Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 SizeMB = Annotated[int, Meta(ge=1, le=1 << 30)]
 Seconds = Annotated[float, Meta(gt=0, le=_YEAR_SECONDS)]
 SecondsOrZero = Annotated[float, Meta(ge=0, le=_YEAR_SECONDS)]
+# A limit of a rate: so many in a second, 0 for no limit.
+PerSecond = Annotated[float, Meta(ge=0, le=1e9)]
 
 # Surrogates are bytes of an environment variable that are not UTF-8.
 _CONTROL = r"\x00-\x1f\x7f\ud800-\udfff"
@@ -99,6 +101,7 @@ class Server(Struct, frozen=True, kw_only=True):
     body_timeout_seconds: Seconds = 30.0
     max_body_seconds: Seconds = 300.0
     keep_alive_seconds: Seconds = 75.0
+    request_ids: bool = False
     tls_cert: Text = ""
     tls_key: Text = ""
     cors_origins: OriginList = ""
@@ -122,6 +125,29 @@ class Auth(Struct, frozen=True, kw_only=True):
     enabled: bool = False
     allow_anonymous: bool = False
     tokens_file: PathText = "tokens.toml"
+
+
+class ClientLimits(Struct, frozen=True, kw_only=True):
+    """`[limits.per_token]` and `[limits.per_address]`: the most of one client on the whole node; 0 is no limit."""
+
+    requests_per_second: PerSecond = 0.0
+    mb_per_second: PerSecond = 0.0
+    connections: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is limited."""
+        return bool(self.requests_per_second or self.mb_per_second or self.connections)
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """`[limits]`: the most that one client may ask of the whole node."""
+
+    burst_seconds: Annotated[float, Meta(gt=0, le=3600)] = 1.0
+    max_tracked: Annotated[int, Meta(ge=256, le=4_194_304)] = 16384
+    ipv6_prefix: Annotated[int, Meta(ge=1, le=128)] = 64
+    per_token: ClientLimits = ClientLimits()
+    per_address: ClientLimits = ClientLimits()
 
 
 class WAL(Struct, frozen=True, kw_only=True):
@@ -227,6 +253,15 @@ class Log(Struct, frozen=True, kw_only=True):
     format: Literal["text", "json"] = "text"
 
 
+class AccessLog(Struct, frozen=True, kw_only=True):
+    """`[access_log]`: a line for each request."""
+
+    format: Literal["off", "json", "combined"] = "off"
+    path: PathText = "stderr"
+    sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    always_errors: bool = True
+
+
 # Of a key as a person writes it: lists are those of `server.listeners` and `server.trusted_proxies`.
 Value = bool | int | float | str | list[Any]
 
@@ -244,6 +279,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     server: Server = Server()
     auth: Auth = Auth()
+    limits: Limits = Limits()
     wal: WAL = WAL()
     flush: Flush = Flush()
     parquet: Parquet = Parquet()
@@ -251,6 +287,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     uploader: Uploader = Uploader()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
+    access_log: AccessLog = AccessLog()
     # Dotted key -> where its value came from, for the keys that are not at their default by omission.
     sources: dict[str, str] = {}
 
@@ -569,6 +606,10 @@ def _cross_checks(settings: Settings) -> Iterator[_Check]:
             f"a body of server.max_body_mb could never be read: allowed is at least {server.max_body_mb}",
             ("server.max_body_mb",),
         )
+    for name in ClientLimits.__struct_fields__:
+        key = f"limits.per_token.{name}"
+        if settings.value(key) and not settings.auth.enabled:
+            yield _Check(key, "there are no tokens without auth.enabled = true", ("auth.enabled",))
     for one, other in (
         ("server.tls_cert", "server.tls_key"),
         ("storage.s3.access_key_id", "storage.s3.secret_access_key"),

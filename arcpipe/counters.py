@@ -12,6 +12,8 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from arcpipe.meters import Meters
+
 LATENCY_BOUNDS_US: Final = (
     *(250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000),
     *(1_000_000, 2_000_000, 5_000_000, 10_000_000),
@@ -33,7 +35,7 @@ MAX_ROUTES: Final = 48
 
 STATUSES: Final = (
     *(b"200", b"202", b"204", b"304", b"400", b"401", b"403", b"404", b"405", b"408", b"413", b"414", b"415", b"417"),
-    *(b"431", b"500", b"503", b"507", b"other"),
+    *(b"429", b"431", b"500", b"503", b"507", b"other"),
 )
 """The statuses that answers are counted by."""
 
@@ -83,6 +85,7 @@ REFUSAL_CODES: Final = (
     "header_too_large",
     "unsupported_encoding",
     "expectation_failed",
+    "too_many_requests",
     "bug",
     "backlog",
     "no_space",
@@ -95,6 +98,11 @@ REFUSAL_CODES: Final = (
     "other",
 )
 """Why a request was refused: the codes of the error answers, in the order of the counters from `Worker.REFUSED` on."""
+
+
+LIMITED_BY: Final = ("token", "address")
+LIMITS: Final = ("requests", "bytes", "connections")
+"""Of whom a limit was reached, and which: the order of the counters from `Worker.LIMITED` on."""
 
 
 class Worker:
@@ -126,16 +134,22 @@ class Worker:
         LOG_LEVEL,
         TOKENS_LOADED,
         TLS_LOADED,
-    ) = range(25)
+        RELOADS_TAKEN,
+        ACCESS_LINES,
+        ACCESS_LINES_DROPPED,
+        LIMITS_UNTRACKED,
+    ) = range(29)
     # Histograms: where each begins, with the bounds above.
-    ACK_US: Final = 25
+    ACK_US: Final = 29
     SYNC_US: Final = ACK_US + len(LATENCY_BOUNDS_US) + 2
     LOOP_LAG_US: Final = SYNC_US + len(LATENCY_BOUNDS_US) + 2
     GROUP_ENTRIES: Final = LOOP_LAG_US + len(LATENCY_BOUNDS_US) + 2
     # Refused requests by reason: one for each of REFUSAL_CODES.
     REFUSED: Final = GROUP_ENTRIES + len(GROUP_BOUNDS) + 2
+    # Requests above a limit: by LIMITED_BY, and in it by LIMITS.
+    LIMITED: Final = REFUSED + len(REFUSAL_CODES)
     # Requests by route and status: a row for each route in the order of the router's table.
-    ROUTES: Final = REFUSED + len(REFUSAL_CODES)
+    ROUTES: Final = LIMITED + len(LIMITED_BY) * len(LIMITS)
     # Writes by database: a name and three counters each.
     DATABASES: Final = ROUTES + MAX_ROUTES * len(STATUSES)
     SIZE: Final = DATABASES + MAX_DATABASES * DATABASE_WORDS
@@ -199,8 +213,9 @@ class Node:
     """Fields of the supervisor's block: what concerns the whole instance.
 
     LOG_LEVEL is a number of `logging`. TOKENS_LOADED and TLS_LOADED count how often tokens and certificate were read
-    and found good; a worker that has a lower number in its own block reads them again. UNLISTED is 1 while the WAL
-    directory cannot be looked at. Segments of dead workers that could not be recovered yet are UNRECOVERED and a part
+    and found good; a worker that has a lower number in its own block reads them again. RELOADS counts how often a
+    reload was asked for; a worker opens its access log again then. UNLISTED is 1 while the WAL directory cannot be
+    looked at. Segments of dead workers that could not be recovered yet are UNRECOVERED and a part
     of the backlog; the name of the first one begins at UNRECOVERED_NAME.
     """
 
@@ -220,8 +235,9 @@ class Node:
         UNLISTED,
         UNRECOVERED_SEGMENTS,
         UNRECOVERED_BYTES,
+        RELOADS,
         UNRECOVERED_NAME,
-    ) = range(16)
+    ) = range(17)
     SIZE: Final = UNRECOVERED_NAME + _NAME_WORDS
 
 
@@ -231,8 +247,10 @@ class Counters:
     Blocks are memoryviews of unsigned 64-bit integers: `counters.worker(1)[Worker.RECORDS] += n`.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, tracked_clients: int = 0) -> None:
+        """Args: tracked_clients: how many there are meters for; 0 makes none."""
         self.workers = workers
+        self.meters = Meters(workers, tracked_clients) if tracked_clients else None
         notes = (workers + 3) * Notes.SIZE
         size = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + (workers + 1) + notes
         self._memory = mmap.mmap(-1, size * 8)

@@ -21,7 +21,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 
 from arcpipe import health
-from arcpipe.counters import REFUSAL_CODES
+from arcpipe.counters import LIMITED_BY, LIMITS, REFUSAL_CODES
 
 if TYPE_CHECKING:
     from arcpipe.snapshot import Distribution, Snapshot, UploaderState, WorkerState
@@ -133,6 +133,26 @@ def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
     for reason in REFUSAL_CODES:
         refused.add_metric([reason], sum(worker.refused[reason] for _, worker in workers))
     yield refused
+    limited = CounterMetricFamily(
+        "arcpipe_limited_requests", "Requests above a limit of [limits], by whose and which.", labels=["by", "limit"]
+    )
+    for by in LIMITED_BY:
+        for limit in LIMITS:
+            limited.add_metric([by, limit], sum(worker.limited[by][limit] for _, worker in workers))
+    yield limited
+    yield _counters(
+        "arcpipe_limits_untracked",
+        "Looks for a place to count a client over all workers that found none (limits.max_tracked).",
+        ((slot, w.limits_untracked) for slot, w in workers),
+    )
+    yield _counters(
+        "arcpipe_access_log_lines", "Lines of the access log.", ((slot, w.access_log_lines) for slot, w in workers)
+    )
+    yield _counters(
+        "arcpipe_access_log_dropped_lines",
+        "Lines of the access log that were never written.",
+        ((slot, w.access_log_dropped) for slot, w in workers),
+    )
     records = CounterMetricFamily("arcpipe_records", "Records taken in, by database.", labels=["database"])
     body_bytes = CounterMetricFamily(
         "arcpipe_body_bytes", "Bytes of write bodies (decoded) taken in, by database.", labels=["database"]

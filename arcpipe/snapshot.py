@@ -21,6 +21,8 @@ from arcpipe.counters import (
     BEGUN,
     GROUP_BOUNDS,
     LATENCY_BOUNDS_US,
+    LIMITED_BY,
+    LIMITS,
     REFUSAL_CODES,
     RETRY_KINDS,
     STATUSES,
@@ -92,6 +94,10 @@ class WorkerState(Struct, frozen=True):
     writes_accepted: int
     writes_refused: int
     refused: dict[str, int]  # requests of any kind, by the code of the answer
+    limited: dict[str, dict[str, int]]  # those above a limit: of a token or an address, and which limit
+    limits_untracked: int  # looks for a place to count a client over all workers that found none
+    access_log_lines: int
+    access_log_dropped: int  # lines that were never written
     records: int
     body_bytes: int
     entries: int
@@ -274,6 +280,13 @@ def _worker(counters: Counters, slot: int, now: float) -> WorkerState:
         writes_accepted=block[Worker.WRITES_ACCEPTED],
         writes_refused=block[Worker.WRITES_REFUSED],
         refused=dict(zip(REFUSAL_CODES, block[Worker.REFUSED :], strict=False)),
+        limited={
+            by: dict(zip(LIMITS, block[Worker.LIMITED + number * len(LIMITS) :], strict=False))
+            for number, by in enumerate(LIMITED_BY)
+        },
+        limits_untracked=block[Worker.LIMITS_UNTRACKED],
+        access_log_lines=block[Worker.ACCESS_LINES],
+        access_log_dropped=block[Worker.ACCESS_LINES_DROPPED],
         records=block[Worker.RECORDS],
         body_bytes=block[Worker.BODY_BYTES],
         entries=block[Worker.WAL_ENTRIES],

@@ -117,7 +117,9 @@ class _Supervisor:
         self._inheritance = inheritance
         self._directory = WALDirectory(settings.wal.dir)
         self._workers = settings.server.worker_count()
-        self._counters = Counters(self._workers)
+        # Any token may have limits after a reload.
+        may_limit = settings.auth.enabled or settings.limits.per_address.any
+        self._counters = Counters(self._workers, settings.limits.max_tracked if may_limit else 0)
         self._listeners = Listeners(settings, self._workers)
         self._leftovers = Leftovers(self._directory)
         self._backlog = Backlog(self._directory, self._leftovers, self._counters.node)
@@ -298,7 +300,7 @@ class _Supervisor:
         )
 
     def _reload(self) -> None:
-        self._manager.reloading("reading tokens, certificate and log level again")
+        self._manager.reloading("reading tokens, certificate and log level again, opening the access log anew")
         self._changeable.reload()
 
     def _follow_reload(self) -> None:
@@ -349,6 +351,8 @@ class _Supervisor:
             self._counters.node[Node.UPLOADER_RESTARTS] += 1
             return
         self._counters.node[Node.WORKER_RESTARTS] += 1
+        if self._counters.meters is not None:
+            self._counters.meters.forget(number)
         try:
             self._recover_slot(number)
         except OSError as error:

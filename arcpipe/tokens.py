@@ -5,8 +5,8 @@ digits drawn by the operating system, 256 bits. The file holds only its SHA-256.
 passwords dearer to guess; 256 random bits cannot be guessed at any price, and a slow hash would only make it cheap to
 keep the server busy.
 
-This room knows files and hashes. It must not know HTTP, processes or the other settings: on the map it stands beside
-`config`.
+This room knows files and hashes. It must not know HTTP or processes, nor of the settings more than the types of their
+values.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from arcpipe import durable
+from arcpipe.config import ClientLimits, PerSecond
 from arcpipe.disk import Disk
 from arcpipe.errors import ArcpipeError
 
@@ -76,6 +77,16 @@ class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     databases: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")], ...] = ()
     expires: Annotated[datetime, Meta(tz=True)] | None = None
     revoked: Annotated[datetime, Meta(tz=True)] | None = None
+    # The most that its holders may ask of a node, all together: None is as [limits.per_token] says, 0 is no limit.
+    requests_per_second: PerSecond | None = None
+    mb_per_second: PerSecond | None = None
+    connections: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
+
+    def limits(self, default: ClientLimits) -> ClientLimits:
+        """The limits that hold for it, where the settings have these for all tokens."""
+        names = ("requests_per_second", "mb_per_second", "connections")
+        own = {name: given for name in names if (given := getattr(self, name)) is not None}
+        return msgspec.structs.replace(default, **own) if own else default
 
     def __post_init__(self) -> None:
         if bool(self.sha256) == bool(self.certificate):
@@ -235,7 +246,7 @@ def _to_toml(found: list[Token]) -> str:
     """The whole file. The last field of a token is one that must be there: a file that was cut off anywhere is refused
     or lacks whole tokens. It never lacks a token's end alone, its revocation or its databases."""
 
-    def value(given: str | datetime | tuple[str, ...]) -> str:
+    def value(given: str | float | datetime | tuple[str, ...]) -> str:
         if isinstance(given, datetime):
             return given.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         # JSON's strings and arrays of strings are TOML's, control characters apart, and there are none.
@@ -245,5 +256,9 @@ def _to_toml(found: list[Token]) -> str:
         found = msgspec.structs.asdict(token)
         return {**{key: given for key, given in found.items() if key != "created"}, "created": found["created"]}
 
-    tables = ["".join(f"{key} = {value(given)}\n" for key, given in fields(token).items() if given) for token in found]
+    absent: tuple[object, ...] = (None, "", ())
+    tables = [
+        "".join(f"{key} = {value(given)}\n" for key, given in fields(token).items() if given not in absent)
+        for token in found
+    ]
     return _HEAD + "".join(f"\n[[token]]\n{table}" for table in tables)

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from arcpipe import tokens
+from arcpipe.config import ClientLimits
 from arcpipe.errors import BadPayload
 from arcpipe.ingest import responses
 from arcpipe.ingest.router import ADMIN, READ, WRITE
@@ -66,6 +67,7 @@ class Grant(NamedTuple):
 
     scopes: frozenset[str]
     databases: frozenset[str] | None
+    token_id: str
 
 
 class Auth:
@@ -100,6 +102,17 @@ class Auth:
     def refusal(self, exchange: Exchange, scope: str) -> bytes | None:
         """The answer to a request that may not do what needs `scope`, or None; notes its databases."""
         grant = self._by_credential.get(exchange.headers.get(b"authorization", b""))
+        if grant is None or scope not in grant.scopes:
+            granted = self.grant(exchange, scope)
+            if isinstance(granted, bytes):
+                return granted
+            grant = granted
+        exchange.databases = grant.databases
+        return None
+
+    def grant(self, exchange: Exchange, scope: str) -> Grant | bytes:
+        """What the token of a request that needs `scope` allows, or the refusal."""
+        grant = self._by_credential.get(exchange.headers.get(b"authorization", b""))
         if grant is None:
             admitted = self._admit(exchange)
             if isinstance(admitted, bytes):
@@ -109,8 +122,16 @@ class Auth:
         if scope not in grant.scopes:
             self.refused += 1
             return _FORBIDDEN[scope]
-        exchange.databases = grant.databases
-        return None
+        return grant
+
+    def limits_of(self, token_id: str, default: ClientLimits) -> ClientLimits:
+        """The limits of a token: its own where it has some, else the default ones."""
+        token = self._tokens.get(token_id)
+        return default if token is None else token.limits(default)
+
+    def has_own_limits(self) -> bool:
+        """Whether any token has."""
+        return any(token.limits(ClientLimits()).any for token in self._tokens.values())
 
     def _forget(self, now: datetime) -> None:
         self._by_credential.clear()
@@ -187,7 +208,7 @@ class Auth:
 
 def _grant(token: Token) -> Grant:
     scopes = frozenset((*token.scopes, READ) if ADMIN in token.scopes else token.scopes)
-    return Grant(scopes, frozenset(token.databases) or None)
+    return Grant(scopes, frozenset(token.databases) or None, token.id)
 
 
 def _in_authorization(value: bytes) -> bytes | None:

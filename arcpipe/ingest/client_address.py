@@ -82,6 +82,10 @@ class ForwardedFor:
         self._find = _in_forwarded if header == "Forwarded" else _in_x_forwarded_for
         self._known: dict[bytes, str | None] = {}
 
+    def is_of(self, peer: str) -> bool:
+        """Whether the header counts where it comes from `peer`."""
+        return self._trusted.has(peer)
+
     def client(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
         """Whose request it is that came from `peer` with these headers."""
         value = headers.get(self._name)

@@ -1,13 +1,16 @@
 """Request heads that the parser has accepted before: clients send the same one with each request.
 
 A head that is byte for byte the same, but for the digits of its Content-Length, means the same again: the parser need
-not read it. What is judged anew with each request (the length, the token, the database) is not kept here.
+not read it. So does one that differs in its X-Request-Id alone, which is another one with each request. What is judged
+anew with each request (the length, the token, the database) is not kept here.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from arcpipe.ingest import request_ids
 
 if TYPE_CHECKING:
     from arcpipe.codec.content_encoding import Coding
@@ -52,12 +55,29 @@ class Heads:
 
     def __init__(self) -> None:
         self.known: dict[bytes, Head] = {}  # those that need not be read: all, or none
+        self.known_but_for_id: dict[bytes, Head] = {}  # by their bytes without the id as well; all, or none, too
         self._all = self.known
+        self._all_but_for_id = self.known_but_for_id
         self._seen: set[int] = set()
 
     def use(self, they_hold: bool) -> None:
         """Say whether requests with a known head are taken as they are, or whether the parser has to see all."""
         self.known = self._all if they_hold else {}
+        self.known_but_for_id = self._all_but_for_id if they_hold else {}
+
+    def but_for_id(self, key: bytes) -> Head | None:
+        """The head of a request with an id that was not seen before, if all the rest of it is known.
+
+        Args:
+            key: a head without the digits of its length, which is none of `known`.
+        """
+        if not self.known_but_for_id:
+            return None
+        line = request_ids.LINE.search(key)
+        if line is None:
+            return None
+        head = self.known_but_for_id.get(key[: line.start(1)] + key[line.end(1) :])
+        return head._replace(headers={**head.headers, request_ids.HEADER: line[1]}) if head is not None else None
 
     def learn(self, data: bytes, head: Head) -> None:
         """Takes note of a head of HTTP/1.1 that was accepted and does not end its connection.
@@ -77,6 +97,12 @@ class Heads:
         stop = data.find(b"\r", at, end + 1)
         key = data[:at] + data[stop : end + 4]
         known = self._all
+        if request_ids.HEADER in head.headers:
+            line = request_ids.LINE.search(key)
+            if line is None:
+                return
+            key = key[: line.start(1)] + key[line.end(1) :]
+            known = self._all_but_for_id
         if key in known:  # of a request that did not come whole
             return
         if hash(key) not in self._seen:

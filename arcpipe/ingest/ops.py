@@ -263,7 +263,7 @@ def _answer(work: Callable[[Exchange], bytes], exchange: Exchange) -> bytes:
         reason = f"cannot look at the log's directory: {error.strerror or error}"
         return responses.error(503, "log_unreadable", reason, b"Retry-After: 5\r\n")
     except Exception:
-        log.exception("a bug in the handler of %r; answered 500", exchange.path)
+        log.exception("a bug in the handler of %r; answered 500", exchange.path, extra=exchange.log_fields())
         return responses.INTERNAL_ERROR
 
 

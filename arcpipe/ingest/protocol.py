@@ -23,6 +23,7 @@ from arcpipe.ingest.client_address import peer_of
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
 from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
 from arcpipe.ingest.linger import LINGER_SECONDS, Linger, undelivered_bytes
+from arcpipe.ingest.request_ids import HEADER as REQUEST_ID
 from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
 from arcpipe.tls import certificate_of
 
@@ -113,11 +114,17 @@ class Exchange:
         self.received = 0.0  # perf_counter seconds: when the request was complete
         self.answered = connection.unrouted  # where the answer's status is counted
 
+    def log_fields(self) -> dict[str, dict[str, str]] | None:
+        """The `extra` of log lines about it."""
+        return None
+
+    def cut_off(self) -> None:
+        """Called where the client is gone before its request was complete."""
+
     def answer(self, response: bytes) -> None:
         """Gives the response; it leaves once all earlier requests of the connection are answered."""
         if type(response) is not bytes:
-            self.connection.count_refusal(response)
-            response = responses.in_shape_of(self.path, response)
+            response = self.refused(response)
         self.response = response
         waiting = self.connection.exchanges
         if waiting and waiting[0] is self:
@@ -128,30 +135,14 @@ class Exchange:
         """The address of the sender, such as "192.0.2.7": of the connection, or what a trusted proxy's header tells."""
         return self.connection.client_of(self.headers)
 
+    def refused(self, response: bytes) -> bytes:
+        """Counts a refusal, and gives it the shape that the path's clients read."""
+        self.connection.count_refusal(response)
+        return responses.in_shape_of(self.path, response)
+
     def parameters(self) -> dict[str, str]:
         """The query's parameters. Raises BadPayload as `parse_parameters` does."""
         return parse_parameters(self.query) if self.query else {}
-
-
-class ExchangeWithLines(Exchange):
-    """One whose answer has more header lines than the handler knows of."""
-
-    __slots__ = ("lines",)
-
-    def __init__(
-        self,
-        connection: Connection,
-        headers: dict[bytes, bytes],
-        method: bytes,
-        path: bytes,
-        query: bytes,
-        lines: bytes,
-    ) -> None:
-        super().__init__(connection, headers, method, path, query)
-        self.lines = lines
-
-    def answer(self, response: bytes) -> None:
-        super().answer(responses.with_lines(response, self.lines))
 
 
 def parse_parameters(text: bytes) -> dict[str, str]:
@@ -272,13 +263,18 @@ class Connection(asyncio.Protocol):
         self.address = self.address or peer_of(transport)
         context = self._context
         self.since = context.now  # not the time of the handshake
-        if len(context.connections) < context.limits.max_connections:
+        refusal: responses.Refusal | None = None
+        if len(context.connections) >= context.limits.max_connections:
+            refusal = responses.TOO_MANY_CONNECTIONS
+        elif context.gate is not None:
+            refusal = context.gate.opened(self)
+        if refusal is None:
             context.connections.add(self)
         elif len(context.turned_away) < _MAX_TURNED_AWAY:
             context.turned_away.add(self)
-            self._refuse_connection(responses.TOO_MANY_CONNECTIONS)
+            self._refuse_connection(refusal)
         else:
-            context.count_refusal(responses.TOO_MANY_CONNECTIONS.code)
+            context.count_refusal(refusal.code)
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -298,7 +294,7 @@ class Connection(asyncio.Protocol):
             self._at_eof = True
             return True
         if self._exchange is not None:  # its body will never be complete
-            self.exchanges.pop()
+            self.exchanges.pop().cut_off()
             self._exchange = None
             self._drop_body()
         if self.exchanges:
@@ -315,10 +311,14 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self.exchanges.clear()
         self._deferred = None
-        self._exchange = None
+        if self._exchange is not None:
+            self._exchange.cut_off()
+            self._exchange = None
         self._drop_body()
         self._drop_rest()
         context = self._context
+        if context.gate is not None:
+            context.gate.closed(self)
         context.connections.discard(self)
         context.turned_away.discard(self)
         context.inflight.release(self)
@@ -452,14 +452,21 @@ class Connection(asyncio.Protocol):
             if stop < 0:
                 break
             end = data.find(b"\r\n\r\n", stop, limit) + 4
-            head = known.get(data[start:digits] + data[stop:end])
+            kind = context.exchange_kind
+            key = data[start:digits] + data[stop:end]
+            head = known.get(key)
+            if head is None:
+                head = context.heads.but_for_id(key)
+                if head is None:
+                    break
+                kind = context.identified_kind
             length = data[digits:stop]
-            if head is None or not length.isdigit():
+            if not length.isdigit():
                 break
             after = end + int(length)
             if after > size or after - end > context.limits.max_body:
                 break
-            exchange = Exchange(self, head.headers, head.method, head.path, head.query)
+            exchange = kind(self, head.headers, head.method, head.path, head.query)
             exchange.answered = head.answered
             exchange.body = data[end:after]
             self.exchanges.append(exchange)
@@ -591,13 +598,15 @@ class Connection(asyncio.Protocol):
         lines = context.origins.lines(method, path, headers) if context.origins is not None else b""
         if is_http_1_0 and not closes:
             lines += responses.KEEP_ALIVE
-        if lines:
-            exchange: Exchange = ExchangeWithLines(self, headers, method, path, query, lines)
+        exchange: Exchange
+        if lines or REQUEST_ID in headers:
+            exchange = context.identified_kind(self, headers, method, path, query, lines)
         else:
-            exchange = Exchange(self, headers, method, path, query)
+            exchange = context.exchange_kind(self, headers, method, path, query)
         exchange.closes = closes or context.draining
         self._exchange = exchange
         self.exchanges.append(exchange)
+        length = self._length = self._content_length(headers.get(b"content-length"))
         self.state = BODY
         self.since = context.now
         self._body_size = self._body_seen = 0
@@ -615,7 +624,6 @@ class Connection(asyncio.Protocol):
                     self._refusal = context.auth.refusal(exchange, scope)
                 if self._refusal is None and guard is not None:
                     self._refusal = guard(exchange)
-        length = self._length = self._content_length(headers.get(b"content-length"))
         if length > limits.max_body:
             raise _Refused(self._too_large())
         if context.inflight.is_full and self._refusal is None and self._has_body():
@@ -674,6 +682,8 @@ class Connection(asyncio.Protocol):
         self._is_between = not exchange.closes
         if self._waiting_heads > _WAITING_HEAD_BYTES:
             self.pause_reading(PIPELINE_FULL)
+        if self._context.gate is not None:
+            self._context.gate.arrived(exchange, self._body_size if self._refusal is None else 0)
         if self._body_size > _JOINED_BYTES and pieces:
             self._join_apart(exchange, pieces)
             return
@@ -745,7 +755,7 @@ class Connection(asyncio.Protocol):
 
     def answer_bug(self, exchange: Exchange, error: Exception) -> None:
         """500, and what it was in the log."""
-        self._context.report_bug(f"the handler of {exchange.path!r}", error)
+        self._context.report_bug(f"the handler of {exchange.path!r}", error, exchange.log_fields())
         exchange.answer(responses.INTERNAL_ERROR)
 
     def _decode(self, exchange: Exchange, handler: Handler, coding: Coding) -> None:
@@ -815,6 +825,15 @@ class Connection(asyncio.Protocol):
                 self._waiting_heads = 0
             if self._waiting_heads <= _WAITING_HEAD_BYTES:
                 self.resume_reading(PIPELINE_FULL)
+
+    @property
+    def announced_bytes(self) -> int:
+        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none arrives."""
+        if self._exchange is None:
+            return 0
+        if b"transfer-encoding" in self._headers:
+            return -1
+        return max(self._length, 0)
 
     def pause_reading(self, reason: int) -> None:
         if self.state == LINGER:  # what is read is dropped
@@ -953,7 +972,7 @@ class Connection(asyncio.Protocol):
         if exchange is None:
             # Once it has told the URL, the parser knows the method: an answer to HEAD has no body, whatever it says.
             method = self._parser.get_method() if self.state == HEADER and self._url else b""
-            exchange = Exchange(self, NO_HEADERS, method)
+            exchange = self._context.exchange_kind(self, NO_HEADERS, method)
             self.exchanges.append(exchange)
         self._exchange = None
         self._drop_body()

@@ -30,6 +30,7 @@ _INFLUXDB2_CODES: Final = {
     403: "forbidden",
     413: "request too large",
     415: "unsupported media type",
+    429: "too many requests",
     503: "unavailable",
 }
 # The headers that `json` makes by itself.

@@ -37,10 +37,12 @@ from arcpipe.counters import (
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError
 from arcpipe.ingest import responses
+from arcpipe.ingest.access_log import AccessLog
 from arcpipe.ingest.auth import Auth
 from arcpipe.ingest.background import Background
 from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
 from arcpipe.ingest.entrance import Entrance
+from arcpipe.ingest.gate import Gate
 from arcpipe.ingest.heads import Heads
 from arcpipe.ingest.influx import InfluxEndpoints
 from arcpipe.ingest.limits import Admission, BytesInFlight, Limits
@@ -48,10 +50,13 @@ from arcpipe.ingest.linger import LINGER_SECONDS
 from arcpipe.ingest.ops import OpsEndpoints
 from arcpipe.ingest.origins import Origins, protect
 from arcpipe.ingest.protocol import ANSWER, BODY, FRESH, HEADER, IDLE, LINGER, Connection
+from arcpipe.ingest.request_ids import RequestIds
 from arcpipe.ingest.router import WRITE, Route, Router
 from arcpipe.ingest.tls_server import TLSServer
+from arcpipe.ingest.tracing import LoggedWrites, NotingAuth, kinds
 from arcpipe.ingest.turns import Turns
 from arcpipe.ingest.write import WriteEndpoints
+from arcpipe.line_writer import LineWriter
 from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.group_commit import Commit, group_commit
@@ -86,7 +91,9 @@ class IngestContext:
 
     def __init__(self, limits: Limits, auth: Auth | None) -> None:
         self.limits = limits
-        self.auth = auth  # None: nobody is asked for a token
+        self.auth: Auth | NotingAuth | Gate | None = auth  # None: nobody is asked for a token
+        self.gate: Gate | None = None  # where the use of clients is limited; it is `auth` then
+        self.exchange_kind, self.identified_kind = kinds(None, False, None)
         self.connections: set[Connection] = set()
         self.turned_away: set[Connection] = set()  # above `server.max_connections`, until they have read so
         self.turns = Turns()
@@ -131,11 +138,11 @@ class IngestContext:
         for heads in self.all_heads:
             heads.use(not (is_full or self.draining))
 
-    def report_bug(self, where: str, error: BaseException) -> None:
+    def report_bug(self, where: str, error: BaseException, fields: dict[str, dict[str, str]] | None = None) -> None:
         """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
         if self.now >= self.next_bug_line:
             self.next_bug_line = self.now + 1.0
-            log.error("a bug in %s; answered 500", where, exc_info=error)
+            log.error("a bug in %s; answered 500", where, exc_info=error, extra=fields)
 
     def bytes_moved(self) -> None:
         """To be called when complete bodies have left, or when one waits for a thread."""
@@ -189,8 +196,25 @@ class IngestWorker:
         self._tls = access.tls
         self._tls_loaded = access.tls_loaded
         self._context = IngestContext(Limits.of(settings), self._auth)
+        server = settings.server
+        self._trusted = TrustedProxies(server.trusted_proxies)
+        if self._trusted and server.forwarded_header:
+            self._context.forwarded = ForwardedFor(self._trusted, server.forwarded_header)
+        self._reloads = self._reloads_asked = counters.node[NodeBlock.RELOADS]
+        self._access_log: AccessLog | None = None
+        if settings.access_log.format != "off":
+            writer = LineWriter(settings.access_log.path, self._reloads)
+            self._access_log = AccessLog(settings.access_log, slot, writer)
+        self._gate: Gate | None = None
+        if counters.meters is not None:
+            self._gate = Gate(
+                *(self._auth, settings.limits, counters.meters, slot, counters.workers, self._context.forwarded)
+            )
+        self._choose_kinds()
+        self._choose_auth()
         admission = Admission(settings, counters.node)
-        self._writes = WriteEndpoints(admission, self._context.encoding, self._context.turns)
+        writes = WriteEndpoints if self._access_log is None else LoggedWrites
+        self._writes = writes(admission, self._context.encoding, self._context.turns)
         self._writes.usage.update((name, list(usage)) for name, usage in unpack_usage(self._block))
         ops = OpsEndpoints(settings, counters, admission, slot)
         judge = self._writes.judge(None)
@@ -204,10 +228,6 @@ class IngestWorker:
             settings,
         )
         self._context.routes = Router(table).routes
-        server = settings.server
-        self._trusted = TrustedProxies(server.trusted_proxies)
-        if self._trusted and server.forwarded_header:
-            self._context.forwarded = ForwardedFor(self._trusted, server.forwarded_header)
         self._entrances: list[Entrance] = []
         ops.routes = [path.decode("ascii") for path in self._context.routes]
         assert len(self._context.routes) < MAX_ROUTES
@@ -215,6 +235,20 @@ class IngestWorker:
         self._crash: BaseException | None = None
         self._stopping = asyncio.Event()
         self._told_to_stop = False
+
+    def _choose_kinds(self) -> None:
+        """Makes requests of the kind that knows what has to be told of them, and no more."""
+        request_ids, access_log = self._settings.server.request_ids, self._access_log
+        ids = RequestIds() if request_ids or access_log is not None else None
+        self._context.exchange_kind, self._context.identified_kind = kinds(ids, request_ids, access_log)
+
+    def _choose_auth(self) -> None:
+        """Has requests judged by limits and tokens, as far as there are any."""
+        context = self._context
+        if self._gate is not None and (self._gate.is_needed or context.gate is not None):
+            context.auth = context.gate = self._gate  # for good: it knows of connections that it has counted
+        elif self._auth is not None and self._access_log is not None:
+            context.auth = NotingAuth(self._auth)
 
     def run(self) -> int:
         """Serves until told to stop; the exit code of the process."""
@@ -262,6 +296,8 @@ class IngestWorker:
         await self._finish_requests()
         await commit.drain()
         commit.close()
+        if self._access_log is not None:
+            self._access_log.close()
         self._publish()
         log.info("stopped: everything that was answered is in the log")
         return 0
@@ -361,6 +397,9 @@ class IngestWorker:
                     self._report_failed_reload("tokens file", error)
                 else:
                     self._tokens_loaded = loaded
+                    if self._gate is not None:
+                        self._gate.reload()
+                        self._choose_auth()
             self._auth.tick(datetime.now(UTC), self._context.now)
         if self._tls is not None:
             loaded = node[NodeBlock.TLS_LOADED]
@@ -371,6 +410,24 @@ class IngestWorker:
                     self._report_failed_reload("certificate", error)
                 else:
                     self._tls_loaded = loaded
+
+        self._tick_access()
+
+    def _tick_access(self) -> None:
+        """Opens the access log again where a reload was asked for, and looks after it and the limits."""
+        reloads = self._node_block[NodeBlock.RELOADS]
+        access_log = self._access_log
+        if access_log is None:
+            self._reloads = reloads
+        else:
+            if reloads != self._reloads_asked:
+                self._reloads_asked = reloads
+                access_log.flush()
+                access_log.writer.reopen(reloads)
+            self._reloads = access_log.writer.reopened
+            access_log.tick(self._context.now)
+        if self._context.gate is not None:
+            self._context.gate.tick()
 
     def _report_failed_reload(self, what: str, error: ArcpipeError) -> None:
         if self._context.now >= self._next_reload_line:
@@ -416,6 +473,12 @@ class IngestWorker:
         self._block[Worker.LOG_LEVEL] = logging.root.level
         self._block[Worker.TOKENS_LOADED] = self._tokens_loaded
         self._block[Worker.TLS_LOADED] = self._tls_loaded
+        self._block[Worker.RELOADS_TAKEN] = self._reloads
+        if self._access_log is not None:
+            self._add(Worker.ACCESS_LINES, [self._access_log.writer.lines, self._access_log.writer.dropped])
+        if self._gate is not None:
+            self._add(Worker.LIMITS_UNTRACKED, [self._gate.untracked])
+            self._add(Worker.LIMITED, self._gate.limited)
         self._add(Worker.REQUESTS, [context.requests, writes.accepted, writes.refused])
         self._block[Worker.RECORDS] = sum(words[1] for words in usage)
         self._block[Worker.BODY_BYTES] = sum(words[2] for words in usage)

@@ -48,6 +48,7 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "server.body_timeout_seconds": (1.5, "1.5"),
     "server.max_body_seconds": (60.0, "60"),
     "server.keep_alive_seconds": (2.0, "2"),
+    "server.request_ids": (True, "on"),
     "server.tls_cert": ("/etc/arcpipe/cert.pem", "/etc/arcpipe/cert.pem"),
     "server.tls_key": ("/etc/arcpipe/key.pem", "/etc/arcpipe/key.pem"),
     "server.cors_origins": ("https://app.example, http://[::1]:3000", "https://app.example, http://[::1]:3000"),
@@ -65,6 +66,15 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "auth.enabled": (True, "yes"),
     "auth.allow_anonymous": (True, "yes"),
     "auth.tokens_file": ("/etc/arcpipe/tokens.toml", "/etc/arcpipe/tokens.toml"),
+    "limits.burst_seconds": (0.5, "0.5"),
+    "limits.max_tracked": (256, "256"),
+    "limits.ipv6_prefix": (56, "56"),
+    "limits.per_token.requests_per_second": (0.5, "0.5"),
+    "limits.per_token.mb_per_second": (2.5, "2.5"),
+    "limits.per_token.connections": (1, "1"),
+    "limits.per_address.requests_per_second": (100.0, "100"),
+    "limits.per_address.mb_per_second": (1e9, "1e9"),
+    "limits.per_address.connections": (10, "10"),
     "wal.enabled": (False, "off"),
     "wal.dir": ("/var/lib/arcpipe/wal", "/var/lib/arcpipe/wal"),
     "wal.sync_mode": ("async", "async"),
@@ -98,6 +108,10 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "shutdown.drain_seconds": (0.0, "0"),
     "log.level": ("DEBUG", "DEBUG"),
     "log.format": ("json", "json"),
+    "access_log.format": ("combined", "combined"),
+    "access_log.path": ("/var/log/arcpipe/access.log", "/var/log/arcpipe/access.log"),
+    "access_log.sample": (0.01, "0.01"),
+    "access_log.always_errors": (False, "no"),
 }
 
 
@@ -665,4 +679,7 @@ def test_effective_values_and_reprs_mask_credentials() -> None:
 
 def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
-    assert list(document) == ["server", "auth", "wal", "flush", "parquet", "storage", "uploader", "shutdown", "log"]
+    assert list(document) == [
+        *("server", "auth", "limits", "wal", "flush", "parquet", "storage", "uploader", "shutdown", "log"),
+        "access_log",
+    ]

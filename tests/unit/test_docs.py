@@ -234,9 +234,10 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_that_are_named_exist(page: Path) -> None:
     known = {value.key for value in Settings().effective()}
-    sections = "|".join(sorted({re.escape(key.rpartition(".")[0]) for key in known}))
-    for name in re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z]\w*(?:\.\w+)?)", page.read_text()):
-        assert name in known, name
+    sections = {key.rpartition(".")[0] for key in known}
+    words = "|".join(sorted(map(re.escape, sections)))
+    for name in re.findall(rf"(?<![\w./-])((?:{words})\.[a-z]\w*(?:\.\w+)?)", page.read_text()):
+        assert name in known | sections, name
     for name in re.findall(r"\bARCPIPE_[A-Z0-9_]+\b", page.read_text()):
         keys = {"ARCPIPE_" + key.upper().replace(".", "_") for key in known} | {"ARCPIPE_CONFIG", "ARCPIPE_TOKEN"}
         assert name in keys, name

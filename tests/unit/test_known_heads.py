@@ -3,6 +3,7 @@ remembers no head, get the same bytes in the same reads."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -55,6 +56,7 @@ def edges() -> Iterator[Edges]:
             for _ in range(2)
         )
         parsing.context.heads.known = parsing.context.heads._all = _NoHeads()
+        parsing.context.heads.known_but_for_id = parsing.context.heads._all_but_for_id = _NoHeads()
         yield Edges(usual, parsing, may_write)
         may_write.set()
 
@@ -212,6 +214,63 @@ def test_more_than_may_be_pipelined_waits(edge: Edge) -> None:
     assert peer.transport.is_reading
 
 
+# Request ids
+
+
+def ids_of(peer: Peer) -> list[str]:
+    return re.findall(r"X-Request-Id: (\S*)\r\n", bytes(peer.transport.written).decode())
+
+
+@pytest.mark.parametrize("name", ["X-Request-Id", "X-Request-ID", "x-request-id"])
+def test_a_head_that_differs_in_its_id_alone_is_known_and_answered_with_its_own(edge: Edge, name: str) -> None:
+    def write(number: int) -> bytes:
+        return request_bytes("POST", V2, BODY, {name: f"id-{number}"})
+
+    peer = edge.connect()
+    for number in range(2):
+        peer.feed(write(number))
+        edge.settle()
+    parsed = count_parsed(peer)
+    peer.feed(write(2) + write(3) + write(0))
+    peer.feed(write(4))
+    edge.settle()
+    assert parsed == []
+    assert peer.statuses == [202] * 6
+    assert ids_of(peer) == [f"id-{number}" for number in (0, 1, 2, 3, 0, 4)]
+    assert edge.context.heads.known == {}
+
+
+@pytest.mark.parametrize("bad", ["a b", "a,b", 'a"', "ä", "x" * 129, "", "a\tb", "<a>", "%41", "a;b"])
+def test_an_id_that_is_not_harmless_is_not_given_back_nor_known(edge: Edge, bad: str) -> None:
+    peer = edge.connect()
+    for _ in range(3):
+        peer.feed(request_bytes("POST", V2, BODY, {"X-Request-Id": "good"}))
+        peer.feed(request_bytes("POST", V2, BODY, {"X-Request-Id": bad}))
+        edge.settle()
+    assert peer.statuses == [202] * 6
+    assert ids_of(peer) == ["good"] * 3
+    assert len(edge.context.heads.known_but_for_id) == 1
+
+
+def test_an_id_sent_twice_is_not_given_back(edge: Edge) -> None:
+    peer = edge.connect()
+    for _ in range(3):
+        peer.feed(request_bytes("POST", V2, BODY, {"X-Request-Id": "one"}))
+        peer.feed(request_bytes("POST", V2, BODY, {"X-Request-Id": "one", "x-request-id": "two"}))
+        edge.settle()
+    assert peer.statuses == [202] * 6
+    assert ids_of(peer) == ["one"] * 3
+
+
+def test_heads_with_ids_that_come_once_drive_out_no_others(edge: Edge) -> None:
+    peer = learned(edge)
+    for number in range(3000):
+        peer.feed(request_bytes("POST", f"{V2}?db=d{number}", BODY, {"X-Request-Id": f"id-{number}"}))
+        edge.settle()
+    assert len(edge.context.heads.known) == 1
+    assert edge.context.heads.known_but_for_id == {}
+
+
 # Access
 
 
@@ -269,6 +328,12 @@ _HEADERS = st.sampled_from(
         "Expect: 100-continue\r\n",
         "Connection: close\r\n",
         "Connection: Upgrade\r\nUpgrade: h2c\r\n",
+        *(f"X-Request-Id: {number}\r\n" for number in range(5)),
+        "x-request-id: lower\r\n",
+        "X-Request-ID:  two-blanks\r\n",
+        "X-Request-Id: not harmless\r\n",
+        "X-Request-Id: \r\n",
+        "X-Request-Id: a\r\nX-Request-Id: b\r\n",
     ]
 )
 _PATHS = st.sampled_from([V2, V2, V2, f"{V2}?db=a", "/write", "/nothing", "/ping", f"http://x{V2}"])

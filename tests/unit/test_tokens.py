@@ -414,17 +414,9 @@ def test_a_new_user_makes_lists_and_revokes_a_token(tmp_path: Path) -> None:
     listed = arcpipe("token", "list", cwd=tmp_path)
     head, row = listed.stdout.splitlines()
     assert head.split() == [
-        "id",
-        "state",
-        "scopes",
-        "databases",
-        "expires",
-        "created",
-        "revoked",
-        "certificate",
-        "name",
+        *("id", "state", "scopes", "databases", "limits", "expires", "created", "revoked", "certificate", "name"),
     ]
-    assert row.split()[:4] == [token_id, "active", "write", "production"]
+    assert row.split()[:5] == [token_id, "active", "write", "production", "default"]
     assert row.endswith("hall 3")
     assert text not in listed.stdout
 
