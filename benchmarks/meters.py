@@ -18,8 +18,8 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 
 from arcpipe.config import ClientLimits, Limits
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.gate import Gate
-from arcpipe.ingest.protocol import Exchange
 from arcpipe.ingest.router import WRITE
 from arcpipe.meters import NS, Meters
 

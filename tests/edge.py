@@ -20,8 +20,11 @@ from arcpipe.config import WAL, Server, Settings, Storage
 from arcpipe.counters import Counters, Node
 from arcpipe.disk import Disk
 from arcpipe.ingest import protocol, write
+from arcpipe.ingest.entrance import Paths, Surface
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.limits import TURN
-from arcpipe.ingest.protocol import Connection, Exchange
+from arcpipe.ingest.protocol import Connection
+from arcpipe.ingest.router import offered
 from arcpipe.ingest.worker import IngestWorker, wal_options
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.group_commit import group_commit
@@ -86,9 +89,9 @@ class Transport(asyncio.Transport):
 class Peer:
     """A client: one connection, and what it was answered."""
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: Edge, surface: Surface | None = None) -> None:
         self.transport = Transport(edge.loop)
-        self.connection = self.transport.connection = Connection(edge.context)
+        self.connection = self.transport.connection = Connection(edge.context, surface)
         self._edge = edge
         edge.call(lambda: self.connection.connection_made(self.transport))
         edge.turn()
@@ -169,8 +172,14 @@ class Edge:
     def _note_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.exceptions.append(context)
 
-    def connect(self) -> Peer:
-        return Peer(self)
+    def connect(self, surface: Surface | None = None) -> Peer:
+        return Peer(self, surface)
+
+    def paths(self, paths: str) -> Paths:
+        """The surface of a listener that offers "writes" or "operations" alone."""
+        surface = Paths(offered(self.context.routes, paths))
+        self.context.all_heads.append(surface.heads)
+        return surface
 
     def call(self, callback: Callable[[], T]) -> T:
         """Calls something in the loop, as a loop calls a protocol."""

@@ -20,8 +20,8 @@ from arcpipe.config import Settings
 from arcpipe.ingest import responses
 from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
 from arcpipe.ingest.entrance import Entrance
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.limits import Limits
-from arcpipe.ingest.protocol import Exchange
 from arcpipe.ingest.router import OPEN, Router
 from arcpipe.ingest.worker import IngestContext
 from arcpipe.listener_settings import Listener

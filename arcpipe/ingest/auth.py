@@ -27,7 +27,7 @@ from arcpipe.ingest.router import ADMIN, READ, WRITE
 from arcpipe.tls import normal_name
 
 if TYPE_CHECKING:
-    from arcpipe.ingest.protocol import Exchange
+    from arcpipe.ingest.exchange import Exchange
     from arcpipe.tls import Certificate
     from arcpipe.tokens import Token
 

@@ -30,7 +30,8 @@ from arcpipe.meters import BYTES, NS, REQUESTS, Meters
 if TYPE_CHECKING:
     from arcpipe.config import Limits
     from arcpipe.ingest.client_address import ForwardedFor
-    from arcpipe.ingest.protocol import Connection, Exchange
+    from arcpipe.ingest.exchange import Exchange
+    from arcpipe.ingest.protocol import Connection
 
 # What workers hold of a burst without dealing it out, all together at most.
 _HELD_SHARE: Final = 8

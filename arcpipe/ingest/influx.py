@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from arcpipe.codec.line_protocol import Lines, encode
 from arcpipe.errors import BadPayload
 from arcpipe.ingest import responses
-from arcpipe.ingest.protocol import Exchange, parse_parameters
+from arcpipe.ingest.exchange import Exchange, parse_parameters
 from arcpipe.ingest.router import OPEN, WRITE, Handler, Judge, Table
 from arcpipe.ingest.write import Target, WriteEndpoints, check_database
 

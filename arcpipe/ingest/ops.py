@@ -17,8 +17,8 @@ from arcpipe.counters import ANNOUNCED, BEGUN, Counters, Node
 from arcpipe.errors import BadPayload
 from arcpipe.ingest import responses
 from arcpipe.ingest.background import Background
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.limits import Admission
-from arcpipe.ingest.protocol import Exchange
 from arcpipe.ingest.router import ADMIN, OPEN, READ, Handler
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDirectory
 from arcpipe.wal.recovery import remove_recovered

@@ -18,7 +18,7 @@ from arcpipe.ingest.router import OPEN, WRITE, Fields, Handler, Table
 
 if TYPE_CHECKING:
     from arcpipe.config import Settings
-    from arcpipe.ingest.protocol import Exchange
+    from arcpipe.ingest.exchange import Exchange
 
 # Methods that change nothing (RFC 9110 §9.2.1).
 _SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))

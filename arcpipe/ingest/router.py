@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from arcpipe.ingest import responses
 
 if TYPE_CHECKING:
-    from arcpipe.ingest.protocol import Exchange
+    from arcpipe.ingest.exchange import Exchange
 
 Handler = Callable[["Exchange"], None]
 # Refuses a request by its head: the answer, or None.

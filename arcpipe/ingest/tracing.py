@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from arcpipe.ingest import request_ids, responses
 from arcpipe.ingest.access_log import AccessLog, CombinedLine, Line, printable
-from arcpipe.ingest.protocol import Exchange
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.request_ids import RequestIds
 from arcpipe.ingest.write import Target, Targets, WriteEndpoints
 

@@ -15,8 +15,8 @@ from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
 from arcpipe.ingest import responses
 from arcpipe.ingest.background import Background, Check
+from arcpipe.ingest.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.limits import Admission
-from arcpipe.ingest.protocol import NO_HEADERS, Exchange
 from arcpipe.ingest.router import Judge
 from arcpipe.ingest.turns import INLINE_SECONDS, SMALL_SECONDS, TURN_SECONDS, TooLong, Turns
 from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, MAX_PAYLOAD_BYTES, Prefix, envelope_prefix

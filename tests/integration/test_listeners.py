@@ -72,6 +72,11 @@ def test_writes_are_refused_where_operations_are_offered_however_often_the_head_
             assert writes.request("POST", V2, BODY).status == 202
             assert operations.request("POST", V2, BODY).status == 404
             assert both.request("POST", V2, BODY).status == 202
+        for number in range(5):  # an id of its own each time: all the rest of the head is known
+            identified = {"X-Request-Id": f"id-{number}"}
+            assert writes.request("POST", V2, BODY, identified).status == 202
+            assert both.request("POST", V2, BODY, identified).status == 202
+            assert operations.request("POST", V2, BODY, identified).status == 404
     for path in ("/write", "/api/v2/write", "/api/v3/write_lp?db=x", "/query", "/api/v1/write/line-protocol"):
         assert status(ops, "POST", path, b"m n=1") == 404, path
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from arcpipe import tokens
 from arcpipe.ingest import auth
 from arcpipe.ingest.auth import Auth
-from arcpipe.ingest.protocol import Exchange
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.tokens import Token
 
 NOW = datetime.now(UTC)

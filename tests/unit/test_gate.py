@@ -16,8 +16,8 @@ from arcpipe.config import MB, ClientLimits, Limits
 from arcpipe.counters import LIMITED_BY, LIMITS
 from arcpipe.ingest.auth import Auth
 from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.gate import Gate
-from arcpipe.ingest.protocol import Exchange
 from arcpipe.ingest.router import WRITE
 from arcpipe.listener_settings import UNIX
 from arcpipe.meters import NS, WAYS, Meters

@@ -17,8 +17,9 @@ from arcpipe.config import Settings
 from arcpipe.counters import MAX_DATABASES, Counters
 from arcpipe.ingest.auth import Auth
 from arcpipe.ingest.background import Background
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.limits import Admission
-from arcpipe.ingest.protocol import Connection, Exchange
+from arcpipe.ingest.protocol import Connection
 from arcpipe.ingest.turns import Turns
 from arcpipe.ingest.write import Targets, WriteEndpoints
 from arcpipe.tokens import Token

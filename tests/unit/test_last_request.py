@@ -126,6 +126,23 @@ def test_a_head_that_has_begun_before_the_drain_is_no_request_behind_the_last_on
     assert stalled.accepted == 1
 
 
+@pytest.mark.parametrize("identified", [False, True])
+def test_a_listener_with_its_own_paths_drains_like_all(stalled: Stalled, identified: bool) -> None:
+    write = WRITE.replace(b"\r\n\r\n", b"\r\nX-Request-Id: a\r\n\r\n", 1) if identified else WRITE
+    peer = stalled.edge.connect(stalled.edge.paths("writes"))
+    for _ in range(3):  # its head is known now
+        peer.feed(write)
+        stalled.settle()
+    stalled.may_write.clear()
+    peer.feed(write)
+    drain(stalled.edge)
+    peer.feed(write * 2)
+    stalled.settle()
+    assert peer.statuses == [202] * 4
+    assert stalled.accepted == 4
+    assert peer.transport.ended
+
+
 def test_a_body_that_has_begun_before_the_drain_is_the_last_request(stalled: Stalled) -> None:
     peer = stalled.edge.connect()
     peer.feed(WRITE + WRITE[:-3])

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcpipe.config import Auth, Server, Settings
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.origins import Origins, Sites, is_foreign, words_of
-from arcpipe.ingest.protocol import Exchange
 
 SITES = Sites(Settings(server=Server(host="ingest.example", allowed_hosts="other.example, third")), None)
 

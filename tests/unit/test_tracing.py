@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from arcpipe.ingest.protocol import Exchange
+from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.tracing import IdentifiedExchange, LoggedExchange
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
