@@ -357,8 +357,11 @@ class Connection(asyncio.Protocol):
             Where the first one starts that was not handled.
         """
         context = self._context
-        known = self._surface.heads.known
+        heads = self._surface.heads
+        known = heads.known
         auth = context.auth
+        usual_kind = context.exchange_kind
+        max_body = context.limits.max_body
         size = len(data)
         while start < size and self.state != LINGER:
             limit = start + MAX_HEAD_BYTES
@@ -372,11 +375,11 @@ class Connection(asyncio.Protocol):
             if stop < 0:
                 break
             end = data.find(b"\r\n\r\n", stop, limit) + 4
-            kind = context.exchange_kind
             key = data[start:digits] + data[stop:end]
+            kind = usual_kind
             head = known.get(key)
             if head is None:
-                head = self._surface.heads.but_for_id(key)
+                head = heads.but_for_id(key)
                 if head is None:
                     break
                 kind = context.identified_kind
@@ -384,7 +387,7 @@ class Connection(asyncio.Protocol):
             if not length.isdigit():
                 break
             after = end + int(length)
-            if after > size or after - end > context.limits.max_body:
+            if after > size or after - end > max_body:
                 break
             exchange = kind(self, head.headers, head.method, head.path, head.query)
             exchange.answered = head.answered

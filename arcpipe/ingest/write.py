@@ -268,9 +268,12 @@ class WriteEndpoints:
             self.accepted += len(waiters)
             observe, now = self.ack_us.observe, perf_counter()
             usage = self.usage
+            latest = None
             for exchange in waiters:
                 database, records, size = exchange.brings
-                counts = usage.get(database) or self._usage_of(database)
+                if database is not latest:
+                    latest = database
+                    counts = usage.get(database) or self._usage_of(database)
                 counts[0] += 1
                 counts[1] += records
                 counts[2] += size
