@@ -2,7 +2,7 @@
 
 The real server runs with one worker. For each attack, a process sends it over some connections as fast as it is taken,
 and a victim in another process asks every few milliseconds: /ping, one record, and now and then /health, /ready and
-/metrics. Shown are the waits of the victim, the memory of the worker, and whether it was the same one at the end.
+/metrics. Shown are the waits of the victim, cores and memory of the worker, and whether it was the same one at the end.
 
 `--search SECONDS` changes the numbers of the attacks at random and keeps what makes the victim wait longer than all
 before; the worst of each kind go to `benchmarks/stall_corpus.json`, which later runs include.
@@ -26,7 +26,7 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.attacks import ATTACKS, CORPUS, Recipe, build, changed, load_corpus, request
-from benchmarks.server import Server
+from benchmarks.server import ProcessUse, Server
 
 COMMAND: Final = (sys.executable, "-m", "benchmarks.stall")
 _PAUSE_SECONDS: Final = 0.004
@@ -120,11 +120,8 @@ def be_victim(host: str, port: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _worker(server: Server) -> tuple[int, int]:
-    for pid, use in server.usage().items():
-        if use.name == "ingest 1":
-            return pid, use.peak_rss_bytes
-    return 0, 0
+def _worker(server: Server) -> tuple[int, ProcessUse | None]:
+    return next(((pid, use) for pid, use in server.usage().items() if use.name == "ingest 1"), (0, None))
 
 
 async def measure(server: Server, recipe: Recipe, seconds: float) -> dict[str, Any]:
@@ -137,17 +134,24 @@ async def measure(server: Server, recipe: Recipe, seconds: float) -> dict[str, A
     assert attack.stdout is not None
     try:
         await attack.stdout.readline()
+        _, use_before = _worker(server)
+        began = time.monotonic()
         victim = await asyncio.create_subprocess_exec(
             *COMMAND, "--victim", str(seconds), *where, stdout=subprocess.PIPE
         )
         output, _ = await victim.communicate()
+        after, use = _worker(server)
+        seconds_taken = time.monotonic() - began
     finally:
         attack.kill()
         await attack.wait()
     found: dict[str, Any] = json.loads(output)
-    after, peak = _worker(server)
+    cores = 0.0
+    if use is not None and use_before is not None and before == after:
+        cores = (use.cpu_seconds - use_before.cpu_seconds) / seconds_taken
     await asyncio.sleep(0.5)
-    return {**found, "peak_mb": peak >> 20, "same_worker": before == after}
+    peak = use.peak_rss_bytes if use is not None else 0
+    return {**found, "cores": round(cores, 2), "peak_mb": peak >> 20, "same_worker": before == after}
 
 
 def _shown(name: str, found: dict[str, Any]) -> str:
@@ -156,7 +160,8 @@ def _shown(name: str, found: dict[str, Any]) -> str:
         state += f"  VICTIM FAILED: {found['failed']!r}"
     return (
         f"{name:<32} worst {found['worst_ms'] or -1:8.1f} ms  p99 {found['p99_ms'] or -1:8.1f}  "
-        f"median {found['median_ms'] or -1:6.1f}  asked {found['asked']:>5}  peak {found['peak_mb']:>5} MB{state}"
+        f"median {found['median_ms'] or -1:6.1f}  asked {found['asked']:>5}  "
+        f"cores {found['cores']:.2f}  peak {found['peak_mb']:>5} MB{state}"
     )
 
 
