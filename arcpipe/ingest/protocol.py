@@ -741,7 +741,7 @@ class Connection(asyncio.Protocol):
         if self._deferred:
             self._handle_deferred()
         if self._paused & PIPELINE_FULL and len(waiting) <= self._context.limits.max_pipelined // 2:
-            if not waiting:
+            if not waiting or waiting[0] is self._exchange:  # all that have come whole are answered
                 self._waiting_heads = 0
             if self._waiting_heads <= _WAITING_HEAD_BYTES:
                 self.resume_reading(PIPELINE_FULL)
@@ -844,6 +844,7 @@ class Connection(asyncio.Protocol):
     def refuse_for_room(self) -> None:
         """Gives up the body that is arriving: the worker holds too much."""
         self._refuse_connection(responses.NO_ROOM)
+        self._drop_body()  # of one that is over, too: nobody will ask for what came behind its last request
 
     def count_refusal(self, response: bytes) -> None:
         if isinstance(response, responses.Refusal):
