@@ -748,8 +748,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def announced_bytes(self) -> int:
-        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none arrives."""
-        if self._exchange is None:
+        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none is taken."""
+        if self._exchange is None or self._length > self._context.limits.max_body:
             return 0
         if b"transfer-encoding" in self._headers:
             return -1
