@@ -147,7 +147,8 @@ class Connection(asyncio.Protocol):
         self._waiting_heads = 0  # `_head_bytes` of requests since all were answered, but for those with a known head
         self._is_between = True  # two requests, or before the first: the parser waits for a request line; and no rest
         self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
-        self._unread_head = -1  # bytes of a head that is not complete, in the pieces after the one that it began with
+        # Bytes of a head or trailer that is not complete, in the pieces after the one that it began with.
+        self._unread_head = -1
         self._began = 0.0  # perf_counter seconds: when the present read began to be handled
         self._seconds = 0.0  # how long the last read took that was not small
         self._rest = b""  # of a read, for the connection's next turn: from `_rest_at` on
@@ -426,7 +427,7 @@ class Connection(asyncio.Protocol):
             self._refuse_connection(_malformed(reason))
         else:
             if self.state == BODY:
-                self._hold_body()
+                self._hold_body(len(data))
             elif self.state == HEADER:
                 self._count_unread_head(len(data))
         self._fresh = None
@@ -495,7 +496,7 @@ class Connection(asyncio.Protocol):
         if self._head_bytes > limits.max_header:
             raise _Refused(self._header_too_large())
         self._waiting_heads += self._head_bytes
-        self._head_bytes = 0  # trailers count anew
+        self._head_bytes = self._unread_head = 0  # trailers count anew
         # The parser is strict, but for what follows (and for empty lines before a request and more than one blank in
         # its first line, which mislead nobody).
         closes = not parser.should_keep_alive()
@@ -941,8 +942,8 @@ class Connection(asyncio.Protocol):
 
     # Sizes and strictness
 
-    def _hold_body(self) -> None:
-        """A read has ended within a body: counts what is held of it, and gives the client time for the next read."""
+    def _hold_body(self, size: int) -> None:
+        """A piece has ended within a body: counts what is held of it, and gives the client time for the next read."""
         context = self._context
         if self._exchange is not None and self._judge is not None:
             self._judge_head(self._exchange)
@@ -955,10 +956,16 @@ class Connection(asyncio.Protocol):
             self._latest_since = self.since + context.limits.max_body_seconds - context.limits.body_timeout
         if self._body_size > self._body_seen:
             self._body_seen = self._body_size
+            self._unread_head = 0
             self.since = min(context.now, self._latest_since)
-        if self._body:
+        else:  # of a trailer, of which the parser may keep any number of bytes, too
+            self._unread_head += size
+            if self._unread_head > context.limits.max_header + _REQUEST_LINE_BYTES:
+                self._refuse_connection(self._header_too_large())
+                return
+        if self._body or self._unread_head > _PARSED_BYTES:
             self._held = True
-            context.inflight.hold(self, self._body_size)
+            context.inflight.hold(self, self._unread_head + (self._body_size if self._body else 0))
 
     def _drop_body(self) -> None:
         self._body = []

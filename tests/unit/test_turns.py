@@ -161,6 +161,30 @@ def test_too_long_heads_are_refused_before_they_are_complete(edge: Edge) -> None
     assert lines.statuses == value.statuses == [431]
 
 
+@pytest.mark.parametrize("unfinished", [b"0\r\npad: ", b"1;pad="])
+def test_a_trailer_that_never_ends_is_refused_as_a_head_is(edge: Edge, unfinished: bytes) -> None:
+    peer, other = edge.connect(), edge.connect()
+    start = b"POST %b HTTP/1.1\r\nHost: x\r\npad: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % (
+        V2.encode(),
+        b"x" * 7 * KB,
+    )
+    peer.feed(start)
+    peer.feed(b"1\r\na\r\n" + unfinished)
+    for _ in range(7):
+        assert peer.feed(b"x" * KB)
+        assert peer.statuses == []
+    assert edge.context.inflight._arriving_bytes > 7 * KB
+    peer.feed(b"x" * 2 * KB)
+    assert peer.statuses == [431]
+    assert edge.context.inflight.is_empty()
+    body = b"".join(b"%b\r\n%c\r\n" % (b"1;pad=" + b"x" * KB, byte) for byte in pack({"m": "m", "columns": {"n": [1]}}))
+    for at in range(0, len(body), 100):
+        other.feed((b"" if at else start) + body[at : at + 100])
+    other.feed(b"0\r\n" + b"pad: x\r\n" * 100 + b"\r\n")
+    edge.settle()
+    assert other.statuses == [202]
+
+
 def test_unfinished_heads_are_counted_until_they_are_complete(edge: Edge) -> None:
     peers = [edge.connect() for _ in range(3)]
     for peer in peers:
