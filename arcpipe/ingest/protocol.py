@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
         """Half-closed clients still get the answers that they wait for."""
         if self._rest:  # with requests that have not been handled yet
             self._at_eof = True
-            return True
+            return self._transport is not None and self._transport.can_write_eof()
         if self._exchange is not None:  # its body will never be complete
             self.exchanges.pop().cut_off()
             self._exchange = None
@@ -928,8 +928,8 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
 
     def _lingers_on(self, transport: asyncio.Transport) -> bool:
-        if self._linger_for is None:
-            return False
+        if self._linger_for is None:  # earlier answers leave first, and the client is slow to take them
+            return self._context.now - self.since <= self._context.limits.keep_alive
         left = undelivered_bytes(transport)
         return self._linger_for.goes_on(left, self._context.now, self._context.limits.keep_alive)
 
