@@ -80,6 +80,9 @@ _FINISH_SECONDS: Final = 5.0
 # Connections that were used so lately are waited for so long at shutdown.
 _BUSY_SECONDS: Final = 1.0
 _LAST_WORDS_SECONDS: Final = 0.25
+# A worker that was told by itself stops so long after `shutdown.delay_seconds`: where all processes were told at once,
+# the supervisor says first that it is time, and takes nobody for dead.
+_ALONE_SECONDS: Final = 1.0
 _RELOAD_LINE_SECONDS: Final = 10.0
 
 
@@ -323,7 +326,7 @@ class IngestWorker:
             self._stopping.set()
         else:
             self._told_to_stop = True
-            loop.call_later(delay, self._stopping.set)
+            loop.call_later(delay + _ALONE_SECONDS, self._stopping.set)
 
     def _committed(self, waiters: list[object], error: OSError | None) -> None:
         self._writes.committed(waiters, error)  # type: ignore[arg-type]
