@@ -338,7 +338,7 @@ class Connection(asyncio.Protocol):
 
     def _keep(self, data: bytes, at: int) -> None:
         context = self._context
-        if context.kept_bytes + len(data) > context.limits.max_kept:
+        if not context.has_room_to_keep(len(data)):
             self._refuse_connection(responses.TOO_MANY_REQUESTS_WAIT)
             return
         context.kept_bytes += len(data)
@@ -841,6 +841,17 @@ class Connection(asyncio.Protocol):
         if arriving is not None and max(self._length, self._body_size) > SMALL_BODY_BYTES:
             return True
         return any(exchange.method == b"POST" and exchange is not arriving for exchange in self.exchanges)
+
+    @property
+    def holds_unread(self) -> bool:
+        """Whether it keeps requests of a client that does not read its answers."""
+        return bool(self._rest) and self.is_unread
+
+    def give_up(self) -> None:
+        """Ends a connection whose client does not read: others need what is kept of it."""
+        self._drop_rest()
+        if self._transport is not None:
+            self._transport.abort()
 
     def refuse_for_room(self) -> None:
         """Gives up the body that is arriving: the worker holds too much."""

@@ -141,6 +141,18 @@ class IngestContext:
         for heads in self.all_heads:
             heads.use(not (is_full or self.draining))
 
+    def has_room_to_keep(self, size: int) -> bool:
+        """Whether so many bytes of a read may be kept for later. Clients that do not read their answers give way."""
+        most = self.limits.max_kept
+        if self.kept_bytes + size > most:
+            unread = [connection for connection in self.connections if connection.holds_unread]
+            for connection in sorted(unread, key=lambda one: one.since):  # those first that have not read for longest
+                if self.kept_bytes <= most // 2:
+                    break
+                self.count_refusal(responses.TOO_MANY_REQUESTS_WAIT.code)
+                connection.give_up()
+        return self.kept_bytes + size <= most
+
     def report_bug(self, where: str, error: BaseException, fields: dict[str, dict[str, str]] | None = None) -> None:
         """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
         if self.now >= self.next_bug_line:

@@ -136,6 +136,27 @@ def test_a_worker_that_drains_answers_one_more_request_of_a_rest(edge: Edge) -> 
     assert bytes(peer.transport.written).count(b"Connection: close") == 1
 
 
+def test_clients_that_do_not_read_answers_do_not_take_the_place_of_those_that_do(edge: Edge) -> None:
+    unread = [edge.connect() for _ in range(3)]
+    for peer in unread:
+        peer.connection.pause_writing()
+        read(edge, peer, NOTHING * 5000)
+        edge.context.now += 1
+    assert edge.context.kept_bytes > edge.context.limits.max_kept // 2
+    peer = edge.connect()
+    read(edge, peer, (WRITE + NOTHING) * 1500)
+    edge.settle()
+    edge.turn()
+    assert peer.statuses == [202, 404] * 1500
+    assert unread[0].transport.closed
+    assert not unread[-1].transport.closed
+    edge.call(unread[-1].connection.resume_writing)
+    edge.settle()
+    assert unread[-1].statuses == [404] * 5000
+    assert edge.context.kept_bytes == 0
+    assert edge.context.refused["inflight"] == sum(peer.transport.closed for peer in unread)
+
+
 # Numbers and heads
 
 
