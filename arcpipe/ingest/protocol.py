@@ -147,7 +147,8 @@ class Connection(asyncio.Protocol):
         self._waiting_heads = 0  # `_head_bytes` of requests since all were answered, but for those with a known head
         self._is_between = True  # two requests, or before the first: the parser waits for a request line; and no rest
         self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
-        self._unread_head = -1  # bytes of a head that is not complete, in the pieces after the one that it began with
+        # Bytes of a head or trailer that is not complete, in the pieces after the one that it began with.
+        self._unread_head = -1
         self._began = 0.0  # perf_counter seconds: when the present read began to be handled
         self._seconds = 0.0  # how long the last read took that was not small
         self._rest = b""  # of a read, for the connection's next turn: from `_rest_at` on
@@ -212,7 +213,7 @@ class Connection(asyncio.Protocol):
         """Half-closed clients still get the answers that they wait for."""
         if self._rest:  # with requests that have not been handled yet
             self._at_eof = True
-            return True
+            return self._transport is not None and self._transport.can_write_eof()
         if self._exchange is not None:  # its body will never be complete
             self.exchanges.pop().cut_off()
             self._exchange = None
@@ -337,7 +338,7 @@ class Connection(asyncio.Protocol):
 
     def _keep(self, data: bytes, at: int) -> None:
         context = self._context
-        if context.kept_bytes + len(data) > context.limits.max_kept:
+        if not context.has_room_to_keep(len(data)):
             self._refuse_connection(responses.TOO_MANY_REQUESTS_WAIT)
             return
         context.kept_bytes += len(data)
@@ -429,7 +430,7 @@ class Connection(asyncio.Protocol):
             self._refuse_connection(_malformed(reason))
         else:
             if self.state == BODY:
-                self._hold_body()
+                self._hold_body(len(data))
             elif self.state == HEADER:
                 self._count_unread_head(len(data))
         self._fresh = None
@@ -498,7 +499,7 @@ class Connection(asyncio.Protocol):
         if self._head_bytes > limits.max_header:
             raise _Refused(self._header_too_large())
         self._waiting_heads += self._head_bytes
-        self._head_bytes = 0  # trailers count anew
+        self._head_bytes = self._unread_head = 0  # trailers count anew
         # The parser is strict, but for what follows (and for empty lines before a request and more than one blank in
         # its first line, which mislead nobody).
         closes = not parser.should_keep_alive()
@@ -744,15 +745,15 @@ class Connection(asyncio.Protocol):
         if self._deferred:
             self._handle_deferred()
         if self._paused & PIPELINE_FULL and len(waiting) <= self._context.limits.max_pipelined // 2:
-            if not waiting:
+            if not waiting or waiting[0] is self._exchange:  # all that have come whole are answered
                 self._waiting_heads = 0
             if self._waiting_heads <= _WAITING_HEAD_BYTES:
                 self.resume_reading(PIPELINE_FULL)
 
     @property
     def announced_bytes(self) -> int:
-        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none arrives."""
-        if self._exchange is None:
+        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none is taken."""
+        if self._exchange is None or self._length > self._context.limits.max_body:
             return 0
         if b"transfer-encoding" in self._headers:
             return -1
@@ -844,9 +845,21 @@ class Connection(asyncio.Protocol):
             return True
         return any(exchange.method == b"POST" and exchange is not arriving for exchange in self.exchanges)
 
+    @property
+    def holds_unread(self) -> bool:
+        """Whether it keeps requests of a client that does not read its answers."""
+        return bool(self._rest) and self.is_unread
+
+    def give_up(self) -> None:
+        """Ends a connection whose client does not read: others need what is kept of it."""
+        self._drop_rest()
+        if self._transport is not None:
+            self._transport.abort()
+
     def refuse_for_room(self) -> None:
         """Gives up the body that is arriving: the worker holds too much."""
         self._refuse_connection(responses.NO_ROOM)
+        self._drop_body()  # of one that is over, too: nobody will ask for what came behind its last request
 
     def count_refusal(self, response: bytes) -> None:
         if isinstance(response, responses.Refusal):
@@ -929,8 +942,8 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
 
     def _lingers_on(self, transport: asyncio.Transport) -> bool:
-        if self._linger_for is None:
-            return False
+        if self._linger_for is None:  # earlier answers leave first, and the client is slow to take them
+            return self._context.now - self.since <= self._context.limits.keep_alive
         left = undelivered_bytes(transport)
         return self._linger_for.goes_on(left, self._context.now, self._context.limits.keep_alive)
 
@@ -943,8 +956,8 @@ class Connection(asyncio.Protocol):
 
     # Sizes and strictness
 
-    def _hold_body(self) -> None:
-        """A read has ended within a body: counts what is held of it, and gives the client time for the next read."""
+    def _hold_body(self, size: int) -> None:
+        """A piece has ended within a body: counts what is held of it, and gives the client time for the next read."""
         context = self._context
         if self._exchange is not None and self._judge is not None:
             self._judge_head(self._exchange)
@@ -957,10 +970,16 @@ class Connection(asyncio.Protocol):
             self._latest_since = self.since + context.limits.max_body_seconds - context.limits.body_timeout
         if self._body_size > self._body_seen:
             self._body_seen = self._body_size
+            self._unread_head = 0
             self.since = min(context.now, self._latest_since)
-        if self._body:
+        else:  # of a trailer, of which the parser may keep any number of bytes, too
+            self._unread_head += size
+            if self._unread_head > context.limits.max_header + _REQUEST_LINE_BYTES:
+                self._refuse_connection(self._header_too_large())
+                return
+        if self._body or self._unread_head > _PARSED_BYTES:
             self._held = True
-            context.inflight.hold(self, self._body_size)
+            context.inflight.hold(self, self._unread_head + (self._body_size if self._body else 0))
 
     def _drop_body(self) -> None:
         self._body = []

@@ -80,6 +80,9 @@ _FINISH_SECONDS: Final = 5.0
 # Connections that were used so lately are waited for so long at shutdown.
 _BUSY_SECONDS: Final = 1.0
 _LAST_WORDS_SECONDS: Final = 0.25
+# A worker that was told by itself stops so long after `shutdown.delay_seconds`: where all processes were told at once,
+# the supervisor says first that it is time, and takes nobody for dead.
+_ALONE_SECONDS: Final = 1.0
 _RELOAD_LINE_SECONDS: Final = 10.0
 
 
@@ -137,6 +140,18 @@ class IngestContext:
         """The parser sees every head that may have to be refused, or to end its connection."""
         for heads in self.all_heads:
             heads.use(not (is_full or self.draining))
+
+    def has_room_to_keep(self, size: int) -> bool:
+        """Whether so many bytes of a read may be kept for later. Clients that do not read their answers give way."""
+        most = self.limits.max_kept
+        if self.kept_bytes + size > most:
+            unread = [connection for connection in self.connections if connection.holds_unread]
+            for connection in sorted(unread, key=lambda one: one.since):  # those first that have not read for longest
+                if self.kept_bytes <= most // 2:
+                    break
+                self.count_refusal(responses.TOO_MANY_REQUESTS_WAIT.code)
+                connection.give_up()
+        return self.kept_bytes + size <= most
 
     def report_bug(self, where: str, error: BaseException, fields: dict[str, dict[str, str]] | None = None) -> None:
         """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
@@ -323,7 +338,7 @@ class IngestWorker:
             self._stopping.set()
         else:
             self._told_to_stop = True
-            loop.call_later(delay, self._stopping.set)
+            loop.call_later(delay + _ALONE_SECONDS, self._stopping.set)
 
     def _committed(self, waiters: list[object], error: OSError | None) -> None:
         self._writes.committed(waiters, error)  # type: ignore[arg-type]

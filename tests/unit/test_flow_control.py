@@ -15,13 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcpipe.ingest.limits import PATIENCE_BYTES
+from arcpipe.ingest.protocol import _WAITING_HEAD_BYTES
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes, wait_until
 from tests.wal_doubles import FaultyDisk
 
 MB = 1 << 20
 V2 = "/write/v2/msgpack"
-WRITE = request_bytes("POST", V2, pack({"m": "cpu", "columns": {"usage": [0.5]}}))
+BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})
+WRITE = request_bytes("POST", V2, BODY)
 
 
 @pytest.fixture
@@ -91,6 +93,25 @@ def test_of_many_requests_in_one_read_only_so_many_are_under_way_and_all_are_ans
     edge.settle()
     assert peer.statuses == [202, 204, 404] * 300
     assert peer.transport.is_reading
+
+
+def test_a_body_behind_as_many_bytes_of_heads_as_may_wait_is_read_once_they_are_answered(tmp_path: Path) -> None:
+    with Edge(tmp_path) as edge:
+
+        def write(number: int, pad: int) -> bytes:  # each with a head that is not known
+            return request_bytes("POST", V2, BODY, {"X-Pad": f"{number:04}" + "x" * pad})
+
+        peer = edge.connect()
+        counted = len(write(0, 1200)) - len(BODY) - len("POST  HTTP/1.1")
+        many = _WAITING_HEAD_BYTES // counted + 1  # the last of them is one too many, and comes with half of another
+        last = write(many, 0)
+        assert peer.feed(b"".join(write(number, 1200) for number in range(many)) + last[:-1])
+        assert not peer.transport.is_reading
+        edge.settle()
+        assert peer.statuses == [202] * many
+        assert peer.feed(last[-1:])
+        edge.settle()
+        assert peer.statuses == [202] * (many + 1)
 
 
 def test_requests_of_a_client_that_does_not_read_are_not_handled_until_it_does(edge: Edge) -> None:
@@ -294,6 +315,26 @@ def test_when_small_bodies_fill_all_there_is_the_latest_is_refused_and_the_other
         edge.settle()
         assert peer.statuses == [202]
     assert edge.context.inflight.is_empty()
+
+
+def test_a_head_that_never_ends_behind_the_last_request_of_a_client_gives_way_to_bodies(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1, header_timeout_seconds=50) as edge:
+        may_write = threading.Event()
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        gone = edge.connect()
+        gone.feed(WRITE + WRITE[:30])
+        gone.half_close()
+        others = [edge.connect() for _ in range(4)]
+        for peer in others:
+            feed(peer, large()[:200_000])
+        assert not others[-1].transport.is_reading
+        for _ in range(8):
+            edge.pass_seconds(0.25)
+        assert others[0].statuses == [503]
+        may_write.set()
+        edge.settle()
+        assert gone.statuses == [202]
 
 
 def test_a_body_that_is_given_up_gives_its_room_back(edge: Edge) -> None:
