@@ -21,7 +21,7 @@ from arcpipe.ingest import responses
 from arcpipe.ingest.client_address import peer_of
 from arcpipe.ingest.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
-from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
+from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, READ_BYTES, SMALL_BODY_BYTES, TURN
 from arcpipe.ingest.linger import LINGER_SECONDS, Linger, undelivered_bytes
 from arcpipe.ingest.request_ids import HEADER as REQUEST_ID
 from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
@@ -551,8 +551,8 @@ class Connection(asyncio.Protocol):
         if length > limits.max_body:
             raise _Refused(self._too_large())
         if context.inflight.is_full and self._refusal is None and self._has_body():
-            is_small = 0 <= length <= SMALL_BODY_BYTES
-            self._refusal = None if is_small and not context.inflight.is_overfull else responses.NO_ROOM
+            may_come = 0 <= length <= SMALL_BODY_BYTES or length > READ_BYTES  # at once, or when there is room
+            self._refusal = None if may_come and not context.inflight.is_overfull else responses.NO_ROOM
         if b"content-encoding" in headers and self._refusal is None:
             try:
                 self._coding = coding_of(headers[b"content-encoding"])
@@ -838,11 +838,14 @@ class Connection(asyncio.Protocol):
         return bool(self._paused & ANSWERS_UNREAD)
 
     @property
-    def is_writing(self) -> bool:
-        """Whether a large body arrives, or something that it has posted is not answered yet."""
+    def brings_large_body(self) -> bool:
+        """Whether a body arrives that is more than small."""
+        return self._exchange is not None and max(self._length, self._body_size) > SMALL_BODY_BYTES
+
+    @property
+    def has_posted(self) -> bool:
+        """Whether something that it has posted is not answered yet."""
         arriving = self._exchange
-        if arriving is not None and max(self._length, self._body_size) > SMALL_BODY_BYTES:
-            return True
         return any(exchange.method == b"POST" and exchange is not arriving for exchange in self.exchanges)
 
     @property

@@ -289,7 +289,15 @@ def test_reading_pauses_above_the_bytes_in_flight_and_goes_on(tmp_path: Path) ->
         for client in clients:
             client.send(request_bytes("POST", V2, body) * 2)
         for client in clients:
-            assert [client.receive().status for _ in range(2)] == [202, 202]
+            missing = 2
+            while missing:  # TLS brings more than it was told to, so some may be refused for want of room
+                response = client.receive()
+                if response.status == 503:
+                    assert (response.json()["code"], response.headers["retry-after"]) == ("inflight", "1")
+                    client.send(request_bytes("POST", V2, body))
+                else:
+                    assert response.status == 202
+                    missing -= 1
             client.socket.close()
         server.stop()
 

@@ -169,6 +169,7 @@ def test_long_pieces_of_many_clients_leave_a_place_for_a_short_one() -> None:
         thread.may_begin.set()
         while len(thread.begun) < 16:  # noqa: ASYNC110 - a test
             await asyncio.sleep(0.001)
+        await asyncio.sleep(0.2)  # for one more to begin, if it may
         thread.add(Sender("short"), 1000, lambda _: short_is_done.set())
         await thread.settle()
         assert thread.errors == []

@@ -164,6 +164,34 @@ def test_who_writes_is_not_read_while_too_much_waits_for_the_wal_and_all_others_
         assert newcomer.statuses == [204, 200, 200, 202]
 
 
+def test_a_large_body_of_a_client_that_has_nothing_waiting_is_taken_and_above_twice_as_much_it_waits(
+    tmp_path: Path,
+) -> None:
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1) as edge:
+        may_write = threading.Event()
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        busy, newcomer, late = (edge.connect() for _ in range(3))
+        body = large(400_000)
+        feed(busy, large(600_000))
+        for part in (
+            body[: 1 << 18],
+            body[1 << 18 :],
+        ):  # more than half of what may be waits, and none of it is its own
+            assert newcomer.feed(part)
+        assert not newcomer.transport.is_reading
+        feed(edge.connect(), body)
+        assert edge.context.inflight.is_full
+        assert late.feed(body[: 1 << 18])
+        assert not late.transport.is_reading
+        assert late.statuses == []
+        may_write.set()
+        edge.settle()
+        assert late.feed(body[1 << 18 :])
+        edge.settle()
+        assert [peer.statuses for peer in (busy, newcomer, late)] == [[202], [202], [202]]
+
+
 def test_small_writes_go_on_while_a_thread_is_behind(edge: Edge) -> None:
     """A client is not read while it waits for its answer, and is once it has it."""
     may_go_on = threading.Event()
