@@ -38,6 +38,14 @@ class Client(Protocol):
     address: str
     """Where it comes from; clients of one address share what one of another has."""
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits for its work any more."""
+
+
+class ClientGone(Exception):
+    """A piece was not done, or not to its end, because its client is gone."""
+
 
 Check = Callable[[], None]
 Work = Callable[[Check], None]
@@ -96,7 +104,10 @@ class Background:
         self._thread = ThreadPoolExecutor(1, name)
 
     def add(self, client: Client, size_bytes: int, work: Work, done: Done) -> None:
-        """Have `work` done on the thread; `done` is called in the loop with what it raised, if anything."""
+        """Have `work` done on the thread; `done` is called in the loop with what it raised, if anything.
+
+        It is called with ClientGone if the client went away before.
+        """
         self.held_bytes += size_bytes
         piece = _Piece(client, size_bytes, work, done)
         with self._lock:
@@ -170,6 +181,8 @@ class Background:
 
         def check() -> None:
             nonlocal resumed
+            if piece.client.is_gone:
+                raise ClientGone
             now = perf_counter()
             piece.spent += now - resumed
             resumed = now
@@ -189,6 +202,8 @@ class Background:
 
         error: Exception | None = None
         try:
+            if piece.client.is_gone:
+                raise ClientGone
             piece.work(check if self._interrupts and depth < _MOST_INTERRUPTED else go_on)
         except Exception as raised:
             error = raised

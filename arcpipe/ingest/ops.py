@@ -248,7 +248,7 @@ class OpsEndpoints:
                 exchange.connection,
                 0,
                 lambda _: made.append(_answer(work, exchange)),
-                lambda _: exchange.answer(made[0]),
+                lambda _: exchange.answer(made[0]) if made else exchange.cut_off(),
             )
 
         return handle

@@ -18,6 +18,7 @@ import httptools
 from arcpipe.codec.content_encoding import ACCEPTED, Coding, Decoder, coding_of
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.ingest import responses
+from arcpipe.ingest.background import ClientGone
 from arcpipe.ingest.client_address import peer_of
 from arcpipe.ingest.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
@@ -634,6 +635,8 @@ class Connection(asyncio.Protocol):
         def done(error: Exception | None) -> None:
             if error is None:
                 self._complete(exchange, handler, coding, refusal)
+            elif isinstance(error, ClientGone):
+                exchange.cut_off()
             else:
                 self.answer_bug(exchange, error)
 
@@ -704,6 +707,8 @@ class Connection(asyncio.Protocol):
         def done(error: Exception | None) -> None:
             if error is None:
                 self._handle(exchange, handler, None, None)
+            elif isinstance(error, ClientGone):
+                exchange.cut_off()
             elif isinstance(error, BadPayload):
                 exchange.answer(responses.error(400, "bad_request", str(error)))
             elif isinstance(error, PayloadTooLarge):
@@ -844,6 +849,11 @@ class Connection(asyncio.Protocol):
     def is_unread(self) -> bool:
         """Whether the client has left so many answers unread that it is not read from any more."""
         return bool(self._paused & ANSWERS_UNREAD)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection has ended, so that no answer finds anybody."""
+        return self._transport is None
 
     @property
     def brings_large_body(self) -> bool:

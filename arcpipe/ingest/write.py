@@ -14,7 +14,7 @@ from arcpipe.codec.msgpack_columns import encode
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
 from arcpipe.ingest import responses
-from arcpipe.ingest.background import Background, Check
+from arcpipe.ingest.background import Background, Check, ClientGone
 from arcpipe.ingest.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.limits import Admission
 from arcpipe.ingest.router import Judge
@@ -222,6 +222,9 @@ class WriteEndpoints:
         outcome: list[T] = []
 
         def done(error: Exception | None) -> None:
+            if isinstance(error, ClientGone):
+                exchange.cut_off()
+                return
             try:
                 if error is not None:
                     raise error

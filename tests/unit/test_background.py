@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from arcpipe.ingest.background import Background, Check
+from arcpipe.ingest.background import Background, Check, ClientGone
 
 SECONDS = 30.0
 
@@ -16,6 +16,11 @@ SECONDS = 30.0
 class Sender(NamedTuple):
     name: str
     address: str = "192.0.2.1"
+    gone: threading.Event | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        return self.gone is not None and self.gone.is_set()
 
 
 class Thread:
@@ -176,6 +181,29 @@ def test_long_pieces_of_many_clients_leave_a_place_for_a_short_one() -> None:
         return thread.begun
 
     assert "short" in asyncio.run(run())[:18]
+
+
+def test_pieces_of_a_client_that_is_gone_are_not_done_nor_done_to_their_end() -> None:
+    async def run() -> Thread:
+        thread = Thread(interrupts=True)
+        gone = threading.Event()
+        sender = Sender("gone", gone=gone)
+
+        def work(check: Check) -> None:
+            gone.set()
+            while True:
+                check()
+
+        for number in range(10):
+            thread.add(sender, 1 << 20, work, name=f"gone {number}")
+        thread.add(Sender("here"), 1 << 20)
+        await thread.settle()
+        return thread
+
+    thread = asyncio.run(run())
+    assert sorted(thread.begun) == ["gone 0", "here"]
+    assert len(thread.done) == 11
+    assert [type(error) for error in thread.errors] == [ClientGone] * 10
 
 
 def test_an_error_is_told_and_the_next_piece_is_done() -> None:
