@@ -48,7 +48,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from arcpipe.codec.columns import Encoded, join_maps
+from arcpipe.codec.columns import Encoded, Maps
 from arcpipe.codec.effort import Effort, go_on
 from arcpipe.codec.line_protocol_columns import read_piece
 from arcpipe.codec.line_protocol_scalar import MAX_ERRORS, LineError, LineReader, Report
@@ -101,38 +101,27 @@ def _count_alike(body: bytes) -> int:
 def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """As `encode`, whatever the size of the body."""
     report = Report(body)
-    effort = Effort(len(body), check)
-    reader = LineReader(body, report, effort)
-    maps: list[bytes] = []
-    records = 0
+    maps = Maps()
+    reader = LineReader(body, report, Effort(len(body), check), maps)
     pos = 0
     while pos < len(body):
         pos = reader.read(pos, body.find(b"\n", pos + CHUNK_BYTES) + 1 or len(body))
-        for batch in reader.take():
-            check()
-            maps.append(batch.encode())
-            records += batch.records
-    return Lines(join_maps(maps, records) if maps else None, report.errors, report.more_errors)
+        reader.flush()
+    return Lines(maps.encoded(), report.errors, report.more_errors)
 
 
 def encode_by_column(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """As `encode`, whatever the size of the body."""
     report = Report(body)
+    maps = Maps()
     effort = Effort(len(body), check)
-    reader = LineReader(body, report, effort)
-    maps: list[bytes] = []
-    records = 0
+    reader = LineReader(body, report, effort, maps)
     pos = 0
     while pos < len(body):
         end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
         if end:
-            piece_maps, piece_records, pos = read_piece(body, pos, end, reader, effort)
-            maps += piece_maps
-            records += piece_records
+            pos = read_piece(body, pos, end, reader, effort, maps)
         else:
             pos = reader.read(pos, body.find(b"\n", pos) + 1 or len(body))
-        for batch in reader.take():
-            check()
-            maps.append(batch.encode())
-            records += batch.records
-    return Lines(join_maps(maps, records) if maps else None, report.errors, report.more_errors)
+        reader.flush()
+    return Lines(maps.encoded(), report.errors, report.more_errors)
