@@ -11,7 +11,8 @@ InfluxDB's generations differ in details. Where they do, what is taken here is t
 - A backslash before a comma, a space or a backslash (in tag keys, tag values and field keys also before `=`) is dropped
   and the character taken as it is; before anything else it stands for itself. No backslash keeps a newline in a line.
 - A string is in double quotes and may hold anything, newlines too; `\"` is a quote, `\\` a backslash, any other
-  backslash itself. Quotes anywhere else are part of the name or the tag value. There is no limit of 64 KB.
+  backslash itself. Quotes anywhere else are part of the name or the tag value. There is no limit of 64 KB. Anything
+  else (a tag with its key, a field that is no string, a timestamp) has less than 256 KB.
 - Integers are digits with an optional `-` and the suffix `i` (-2^63 to 2^63-1), unsigned ones digits with the suffix
   `u` (0 to 2^64-1). Floats are digits with an optional `-`, an optional decimal point before, in or after them, and an
   optional exponent; the value is that of Python's `float()`. `+1`, `1_0`, `0x1`, `inf`, `nan`, and numbers whose float
@@ -36,9 +37,10 @@ There are two paths. Bodies of many lines of few shapes are read by column (`lin
 line (`line_protocol_scalar`), which is the reference: both give the same rows and errors, but not the same maps,
 because rows of one shape may be in several.
 
-Bounds: no path takes more than linear time. Beside the result, memory is a multiple of `CHUNK_BYTES` and of the longest
-line. Shapes and bad lines are bounded by the size of the body (`arcpipe.codec.effort`); the size is bounded by the
-caller.
+Bounds: no path takes more than linear time, and no step keeps other threads from running for more than some 20 ms:
+what is long is passed in windows (`line_protocol_grammar`, `line_protocol_long`). Beside the result, memory is a
+multiple of `CHUNK_BYTES` and of the longest line. Shapes and bad lines are bounded by the size of the body
+(`arcpipe.codec.effort`); the size is bounded by the caller.
 
 This module must not know HTTP, precisions' names, the log's envelope, or Arrow.
 """

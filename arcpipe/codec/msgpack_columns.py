@@ -11,8 +11,9 @@ silently drop data later (a key given twice, a key that nobody reads). The singl
 at: the conversion to Arrow is total and rescues the odd ones.
 
 Bounds: every path is linear in the body; a declared length is never believed, only walked; values may be nested 1024
-deep. Beside the result, memory is a multiple of `_CHUNK_BYTES` and of the longest single value or row (and one copy of
-a body that is not `bytes`).
+deep. No step keeps other threads from running for more than some 20 ms: what is done in one call has `_CHUNK_BYTES`,
+or is one value of `MAX_VALUE_BYTES`. Beside the result, memory is a multiple of `_CHUNK_BYTES` and of the longest
+single value or row (and one copy of a body that is not `bytes`, or that mixes rows and columns).
 
 This module must not know HTTP, the log's envelope, or Arrow.
 """
