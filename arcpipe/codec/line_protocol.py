@@ -12,7 +12,7 @@ InfluxDB's generations differ in details. Where they do, what is taken here is t
   and the character taken as it is; before anything else it stands for itself. No backslash keeps a newline in a line.
 - A string is in double quotes and may hold anything, newlines too; `\"` is a quote, `\\` a backslash, any other
   backslash itself. Quotes anywhere else are part of the name or the tag value. There is no limit of 64 KB. Anything
-  else (a tag with its key, a field that is no string, a timestamp) has less than 256 KB.
+  else (a tag with its key, a field that is no string, a timestamp) has less than 128 KB.
 - Integers are digits with an optional `-` and the suffix `i` (-2^63 to 2^63-1), unsigned ones digits with the suffix
   `u` (0 to 2^64-1). Floats are digits with an optional `-`, an optional decimal point before, in or after them, and an
   optional exponent; the value is that of Python's `float()`. `+1`, `1_0`, `0x1`, `inf`, `nan`, and numbers whose float

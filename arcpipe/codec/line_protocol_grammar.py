@@ -14,7 +14,7 @@ from typing import Final
 
 from arcpipe.codec.columns import quote
 
-WINDOW: Final = 256 << 10
+WINDOW: Final = 128 << 10
 """Bytes. No name, tag, number or timestamp may have this many: an expression passes them within 10 ms."""
 
 # Bytes of a string or of the rest of a bad line that are passed at once: of nothing but escapes they take 3 ms.
@@ -128,6 +128,9 @@ def slices_of_text(body: bytes, pos: int) -> Iterator[tuple[int, int]]:
 
 def skip_line(body: bytes, start: int, pos: int, check: Callable[[], None]) -> int:
     """Where the line ends that begins at `start` and is bad at `pos`: at a newline, or at the end of the body."""
+    end = body.find(b"\n", start, start + _SLICE)
+    if pos <= end and body.find(b'"', start, end) < 0:
+        return end
     return _skip_rest(body, max(pos, _skip_series(body, start, check)), check)
 
 
@@ -176,6 +179,8 @@ def count_newlines(body: bytes, start: int, end: int) -> int:
 
 def count_characters(body: bytes, start: int, end: int) -> int:
     """Characters of UTF-8; bytes that are none count as Python replaces them."""
+    if end - start <= _SLICE:
+        return len(body[start:end].decode("utf-8", "replace"))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     count = 0
     for at in range(start, end, _SLICE):

@@ -254,7 +254,9 @@ class LineReader:
         """As `read`, of at most `WINDOW` bytes. Their strings may go on behind `stop`."""
         body = self._body
         shapes = self._shapes
-        limit = self._find_limit(stop)
+        size = len(body)
+        # Up to where strings are looked for in the usual way: behind a newline, or the end of the body.
+        limit = size if size - stop <= WINDOW else body.rfind(b"\n", stop, stop + WINDOW) + 1 or stop
         while pos < stop:
             self._lines += 1
             if not self._lines & _LINES_BETWEEN_CHECKS:
@@ -287,7 +289,7 @@ class LineReader:
                 while comma:
                     found = FIELD(body, pos, limit)
                     if found is None:
-                        if limit < len(body) and OPEN_FIELD(body, pos, limit):
+                        if limit < size and OPEN_FIELD(body, pos, limit):
                             raise _Cut
                         raise bad_field(body, pos)
                     type_ = found.lastindex
@@ -327,11 +329,6 @@ class LineReader:
             except _Cut:
                 pos = self._read_long(start)
         return pos
-
-    def _find_limit(self, stop: int) -> int:
-        """Up to where strings are looked for in the usual way: behind a newline, or the end of the body."""
-        size = len(self._body)
-        return size if size - stop <= WINDOW else self._body.rfind(b"\n", stop, stop + WINDOW) + 1 or stop
 
     def _read_long(self, pos: int) -> int:
         """Read the point that begins in the line at `pos`, which is longer than a window, or has such a string."""

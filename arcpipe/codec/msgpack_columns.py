@@ -69,7 +69,7 @@ _CUT_BYTES: Final = 1 << 17
 _WALKED_VALUES: Final = 1 << 16
 
 # Rows of more bytes are taken the exact way: msgspec takes up to 20 ms for them, in which no other thread runs.
-_ROWS_BYTES: Final = 512 << 10
+_ROWS_BYTES: Final = 256 << 10
 
 # Bytes of a key or name that are read: more than any of those that are taken has, and enough to show.
 _SHOWN_BYTES: Final = 320
@@ -916,14 +916,15 @@ class _Skipper:
                 self._at = end
                 return end
             except msgpack.OutOfData:
-                self._refuse_long(pos + unpacker.tell() - before)
+                if self._fed - self._first >= _CUT_BYTES:
+                    self._check()
+                    self._refuse_long(pos + unpacker.tell() - before)
                 if self._fed >= len(self._view):
                     raise BadPayload(f"truncated MessagePack at byte {len(self._view)}") from None
             except msgpack.FormatError:
                 raise BadPayload(f"invalid MessagePack at byte {pos + unpacker.tell() - before}") from None
             except msgpack.StackError:
                 raise BadPayload(f"the value at byte {pos} is nested more than 1024 deep") from None
-            self._check()
             more = self._view[self._fed :][: min(max(_FEED_BYTES, self._fed - self._first), _CHUNK_BYTES)]
             try:
                 unpacker.feed(more)

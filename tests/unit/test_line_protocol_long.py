@@ -82,16 +82,16 @@ def test_the_windows_in_which_a_body_is_read_do_not_show(size: int, body: bytes)
 @pytest.mark.parametrize(
     ("front", "filling", "back", "reason"),
     [
-        (b"", b"x", b" f=1", "the measurement has 262144 bytes or more, too many: it begins at column 1"),
-        (b"", b"\\,", b" f=1", "the measurement has 262144 bytes or more, too many: it begins at column 1"),
-        (b"m,t=", b"x", b" f=1", "a tag has 262144 bytes or more, too many: it begins at column 2"),
-        (b"m,t=", b"\\ ", b" f=1", "a tag has 262144 bytes or more, too many: it begins at column 2"),
-        (b"m,a=b,", b"x", b"=t f=1", "a tag has 262144 bytes or more, too many: it begins at column 6"),
-        (b"m ", b"x", b"=1", "a field key has 262144 bytes or more, too many: it begins at column 3"),
-        (b"m f=", b"1", b"", "field 'f' has 262144 bytes or more, too many: it begins at column 3"),
-        (b"m f=", b"1", b"i", "field 'f' has 262144 bytes or more, too many: it begins at column 3"),
-        (b"m a=1,f=", b"z", b"", "field 'f' has 262144 bytes or more, too many: it begins at column 7"),
-        (b"m f=1 ", b"1", b"", "the timestamp has 262144 bytes or more, too many: it begins at column 7"),
+        (b"", b"x", b" f=1", "the measurement has 131072 bytes or more, too many: it begins at column 1"),
+        (b"", b"\\,", b" f=1", "the measurement has 131072 bytes or more, too many: it begins at column 1"),
+        (b"m,t=", b"x", b" f=1", "a tag has 131072 bytes or more, too many: it begins at column 2"),
+        (b"m,t=", b"\\ ", b" f=1", "a tag has 131072 bytes or more, too many: it begins at column 2"),
+        (b"m,a=b,", b"x", b"=t f=1", "a tag has 131072 bytes or more, too many: it begins at column 6"),
+        (b"m ", b"x", b"=1", "a field key has 131072 bytes or more, too many: it begins at column 3"),
+        (b"m f=", b"1", b"", "field 'f' has 131072 bytes or more, too many: it begins at column 3"),
+        (b"m f=", b"1", b"i", "field 'f' has 131072 bytes or more, too many: it begins at column 3"),
+        (b"m a=1,f=", b"z", b"", "field 'f' has 131072 bytes or more, too many: it begins at column 7"),
+        (b"m f=1 ", b"1", b"", "the timestamp has 131072 bytes or more, too many: it begins at column 7"),
     ],
 )
 def test_only_strings_and_whitespace_may_be_long(front: bytes, filling: bytes, back: bytes, reason: str) -> None:
@@ -143,7 +143,7 @@ def test_whitespace_may_be_long(spaces: bytes) -> None:
         (b'm f="' + "ü".encode() * MB + b"\xff" + b'"', [(1, f"invalid UTF-8 at column {MB + 6}")]),
         (b'm f="' + b"\n" * MB + b"a\xff" + b'"', [(1, f"invalid UTF-8 at column 2 of line {MB + 1}")]),
         (b"\n" * MB + b"x", [(MB + 1, "fields are missing at column 2")]),
-        (b"\xff" * MB + b" ", [(1, "the measurement has 262144 bytes or more, too many: it begins at column 1")]),
+        (b"\xff" * MB + b" ", [(1, "the measurement has 131072 bytes or more, too many: it begins at column 1")]),
     ],
     ids=["open", "no end", "bad UTF-8", "bad UTF-8 behind lines", "blank lines", "bad bytes"],
 )  # fmt: skip
