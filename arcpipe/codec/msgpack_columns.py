@@ -940,6 +940,7 @@ class _Skipper:
         if self._fed - at >= _CUT_BYTES and self._view[at - 5] in _LONG_MARKERS:
             size = int.from_bytes(self._view[at - 4 : at], "big")
             if size > MAX_VALUE_BYTES:
+                self._fed = self._at  # this unpacker stands within a value, and can begin with no other
                 raise _LongValue(at - 5, size)
 
 
