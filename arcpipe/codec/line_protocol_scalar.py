@@ -242,13 +242,13 @@ class LineReader:
         Raises:
             PayloadTooLarge, BadPayload: there are too many shapes or bad lines.
         """
+        if stop - pos <= WINDOW:
+            return min(self._read_window(pos, stop), len(self._body))
         body = self._body
         while stop - pos > WINDOW:
             end = body.rfind(b"\n", pos, pos + WINDOW) + 1
             pos = self._read_window(pos, end) if end else self._read_long(pos)
-        if pos < stop:
-            pos = self._read_window(pos, stop)
-        return min(pos, len(body))
+        return min(self._read_window(pos, stop), len(body))
 
     def _read_window(self, pos: int, stop: int) -> int:
         """As `read`, of at most `WINDOW` bytes. Their strings may go on behind `stop`."""

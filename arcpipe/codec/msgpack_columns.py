@@ -395,7 +395,7 @@ def _tags(data: bytes, pos: int) -> tuple[set[bytes], int]:
     tags: set[bytes] = set()
     for _ in range(count):
         start, pos = _string(data, pos, "a name in 'tags'")
-        tags.add(data[start : min(pos, start + _SHOWN_BYTES)])
+        tags.add(data[start : pos if pos - start < _SHOWN_BYTES else start + _SHOWN_BYTES])
     if b"time" in tags:
         raise BadPayload("column 'time' is the timestamp and cannot be a tag")
     return tags, pos
