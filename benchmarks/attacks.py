@@ -74,6 +74,11 @@ def _text(recipe: Recipe) -> bytes:
     return _encoded(_LINES, _repeated(recipe["text"].encode(), recipe["bytes"]), recipe)
 
 
+def _string(recipe: Recipe) -> bytes:
+    """One line with one string, which is one piece of text again and again."""
+    return _encoded(_LINES, b'm a="' + _repeated(recipe["text"].encode(), recipe["bytes"]) + b'"', recipe)
+
+
 def _rows(recipe: Recipe) -> bytes:
     shapes, fields = recipe["shapes"], recipe["fields"]
     rows: list[Any] = []
@@ -111,6 +116,7 @@ _KINDS: Final[dict[str, Callable[[Recipe], bytes]]] = {
     "chunks": _chunks,
     "lines": _lines,
     "text": _text,
+    "string": _string,
     "rows": _rows,
     "columns": _columns,
     "bomb": _bomb,
@@ -186,6 +192,8 @@ ATTACKS: Final[dict[str, Recipe]] = {
     "rows": {"kind": "rows", "shapes": 1, "fields": 3, "bytes": 1_000_000, "clients": 10},
     "65,536 columns": {"kind": "columns", "columns": 65_536, "maps": 1, "clients": 10},
     "4,096 maps": {"kind": "columns", "columns": 1, "maps": 4096, "clients": 10},
+    "strings of 20 MB": {"kind": "string", "text": "x", "bytes": 20_000_000, "gzip": True, "clients": 2},
+    "strings of 20 MB of quotes": {"kind": "string", "text": '\\"', "bytes": 20_000_000, "gzip": True, "clients": 2},
     "gzip bombs": {"kind": "bomb", "bytes": 90_000_000, "clients": 4},
 }
 
@@ -207,6 +215,6 @@ def changed(recipe: Recipe, source: random.Random) -> Recipe:
     name = source.choice([name for name in recipe if name in _MOST])
     value = source.choice([recipe[name] * 2, recipe[name] // 2, round(_MOST[name] ** source.random())])
     other[name] = min(max(1, value), _MOST[name])
-    if recipe["kind"] in ("lines", "text", "rows", "columns") and source.random() < 0.2:
+    if recipe["kind"] in ("lines", "text", "string", "rows", "columns") and source.random() < 0.2:
         other["gzip"] = not recipe.get("gzip")
     return other

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -88,11 +88,57 @@ class ColumnBatch(NamedTuple):
         return b"".join(parts)
 
 
-def join_maps(maps: Sequence[bytes | memoryview], records: int) -> Encoded:
-    """One columnar map as it is, several as an array. `maps` must not be empty."""
-    if len(maps) == 1:
-        return Encoded(False, maps[0], records)
-    return Encoded(True, b"".join((array_header(len(maps)), *maps)), records)
+# Small maps are joined when there are so many, or bytes of them: millions of objects take long to free, and while
+# anything but `bytes` is joined, or anything small, no other thread runs.
+_MAPS_JOINED: Final = 1024
+_BYTES_JOINED: Final = 1 << 20
+
+
+class Maps:
+    """Collects the columnar maps that a body becomes. `records` are the rows in all of them."""
+
+    __slots__ = ("_count", "_latest", "_parts", "_size", "records")
+
+    def __init__(self) -> None:
+        self.records = 0
+        self._count = 0
+        self._parts: list[bytes] = []
+        self._latest: list[bytes | memoryview] = []
+        self._size = 0  # of the latest
+
+    def add(self, columnar: bytes | memoryview, records: int, count: int = 1) -> None:
+        """Add a columnar map, or several one behind the other."""
+        self._count += count
+        self.records += records
+        self._latest.append(columnar)
+        self._size += len(columnar)
+        if (self._size >= _BYTES_JOINED or len(self._latest) >= _MAPS_JOINED) and self._count > 1:
+            self._join_latest()
+
+    def encoded(self) -> Encoded | None:
+        """One columnar map as it is, several as an array; None if there are none."""
+        if not self._count:
+            return None
+        if self._count == 1:
+            return Encoded(False, self._latest[0], self.records)
+        self._join_latest()
+        return Encoded(True, b"".join((array_header(self._count), *self._parts)), self.records)
+
+    def _join_latest(self) -> None:
+        small: list[bytes | memoryview] = []
+        for part in self._latest:
+            if len(part) < _BYTES_JOINED:
+                small.append(part)
+                continue
+            self._parts.append(b"".join(small))
+            small = []
+            if isinstance(part, bytes):
+                self._parts.append(part)
+            else:
+                self._parts += [bytes(part[at : at + _BYTES_JOINED]) for at in range(0, len(part), _BYTES_JOINED)]
+        self._parts.append(b"".join(small))
+        self._latest = []
+        self._size = 0
 
 
 # Names
@@ -124,9 +170,14 @@ def _check_name(what: str, name: str) -> None:
         raise BadPayload(f"{what} {quote(name)} has a control character")
 
 
+# More than 64 characters of UTF-8 take.
+_QUOTED_BYTES: Final = 320
+
+
 def quote(name: str | bytes) -> str:
     """A name for an error text: in quotes, at most 64 characters of it, whatever is in it printable."""
-    text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+    shown = name[:_QUOTED_BYTES]
+    text = shown.decode("utf-8", "backslashreplace") if isinstance(shown, bytes) else shown
     if len(text) > 64:
         text = text[:64] + "…"
     if not text.isprintable():

@@ -11,7 +11,8 @@ InfluxDB's generations differ in details. Where they do, what is taken here is t
 - A backslash before a comma, a space or a backslash (in tag keys, tag values and field keys also before `=`) is dropped
   and the character taken as it is; before anything else it stands for itself. No backslash keeps a newline in a line.
 - A string is in double quotes and may hold anything, newlines too; `\"` is a quote, `\\` a backslash, any other
-  backslash itself. Quotes anywhere else are part of the name or the tag value. There is no limit of 64 KB.
+  backslash itself. Quotes anywhere else are part of the name or the tag value. There is no limit of 64 KB. Anything
+  else (a tag with its key, a field that is no string, a timestamp) has less than 128 KB.
 - Integers are digits with an optional `-` and the suffix `i` (-2^63 to 2^63-1), unsigned ones digits with the suffix
   `u` (0 to 2^64-1). Floats are digits with an optional `-`, an optional decimal point before, in or after them, and an
   optional exponent; the value is that of Python's `float()`. `+1`, `1_0`, `0x1`, `inf`, `nan`, and numbers whose float
@@ -36,9 +37,10 @@ There are two paths. Bodies of many lines of few shapes are read by column (`lin
 line (`line_protocol_scalar`), which is the reference: both give the same rows and errors, but not the same maps,
 because rows of one shape may be in several.
 
-Bounds: no path takes more than linear time. Beside the result, memory is a multiple of `CHUNK_BYTES` and of the longest
-line. Shapes and bad lines are bounded by the size of the body (`arcpipe.codec.effort`); the size is bounded by the
-caller.
+Bounds: no path takes more than linear time, and no step keeps other threads from running for more than some 20 ms:
+what is long is passed in windows (`line_protocol_grammar`, `line_protocol_long`). Beside the result, memory is a
+multiple of `CHUNK_BYTES` and of the longest line. Shapes and bad lines are bounded by the size of the body
+(`arcpipe.codec.effort`); the size is bounded by the caller.
 
 This module must not know HTTP, precisions' names, the log's envelope, or Arrow.
 """
@@ -48,7 +50,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from arcpipe.codec.columns import Encoded, join_maps
+from arcpipe.codec.columns import Encoded, Maps
 from arcpipe.codec.effort import Effort, go_on
 from arcpipe.codec.line_protocol_columns import read_piece
 from arcpipe.codec.line_protocol_scalar import MAX_ERRORS, LineError, LineReader, Report
@@ -101,38 +103,27 @@ def _count_alike(body: bytes) -> int:
 def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """As `encode`, whatever the size of the body."""
     report = Report(body)
-    effort = Effort(len(body), check)
-    reader = LineReader(body, report, effort)
-    maps: list[bytes] = []
-    records = 0
+    maps = Maps()
+    reader = LineReader(body, report, Effort(len(body), check), maps)
     pos = 0
     while pos < len(body):
         pos = reader.read(pos, body.find(b"\n", pos + CHUNK_BYTES) + 1 or len(body))
-        for batch in reader.take():
-            check()
-            maps.append(batch.encode())
-            records += batch.records
-    return Lines(join_maps(maps, records) if maps else None, report.errors, report.more_errors)
+        reader.flush()
+    return Lines(maps.encoded(), report.errors, report.more_errors)
 
 
 def encode_by_column(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """As `encode`, whatever the size of the body."""
     report = Report(body)
+    maps = Maps()
     effort = Effort(len(body), check)
-    reader = LineReader(body, report, effort)
-    maps: list[bytes] = []
-    records = 0
+    reader = LineReader(body, report, effort, maps)
     pos = 0
     while pos < len(body):
         end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
         if end:
-            piece_maps, piece_records, pos = read_piece(body, pos, end, reader, effort)
-            maps += piece_maps
-            records += piece_records
+            pos = read_piece(body, pos, end, reader, effort, maps)
         else:
             pos = reader.read(pos, body.find(b"\n", pos) + 1 or len(body))
-        for batch in reader.take():
-            check()
-            maps.append(batch.encode())
-            records += batch.records
-    return Lines(join_maps(maps, records) if maps else None, report.errors, report.more_errors)
+        reader.flush()
+    return Lines(maps.encoded(), report.errors, report.more_errors)

@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from arcpipe.codec.columns import (
     MAX_COLUMNS,
     TIME,
+    Maps,
     array_header,
     check_column_name,
     check_measurement,
@@ -279,25 +280,25 @@ class _Block(NamedTuple):
         return _Block(self.shape, self.lines[kept], self.starts[:, kept], self.ends[:, kept])
 
 
-def read_piece(body: bytes, start: int, end: int, reader: Reader, effort: Effort) -> tuple[list[bytes], int, int]:
+def read_piece(body: bytes, start: int, end: int, reader: Reader, effort: Effort, maps: Maps) -> int:
     """Read the lines from `start` to `end`, which is behind a newline or at the end of the body.
 
-    Gives the columnar maps of those that are not left to `reader`, the number of their rows, and the offset behind
-    what was read, which is behind `end` if the reader found that a string goes on there.
+    Adds the columnar maps of those that are not left to `reader` to `maps`. Gives the offset behind what was read,
+    which is behind `end` if the reader found that a string goes on there.
     """
     piece = body[start:end]
     if not piece.isascii():
         try:
             piece.decode()
         except UnicodeDecodeError:
-            return [], 0, reader.read(start, end)
+            return reader.read(start, end)
     table = _Table(piece, effort)
     effort.check()
     blocks = table.blocks(effort)
     while True:
         effort.check()
         try:
-            maps = _encode(table, blocks)
+            encoded = _encode(table, blocks)
             break
         except _Odd as odd:
             table.odd[odd.args[0]] = True
@@ -305,8 +306,10 @@ def read_piece(body: bytes, start: int, end: int, reader: Reader, effort: Effort
     pos, swallowed = _read_odd(table, start, end, reader)
     if swallowed is not None:
         blocks = [block.without(swallowed) for block in blocks]
-        maps = _encode(table, blocks)
-    return maps, sum(len(block.lines) for block in blocks), pos
+        encoded = _encode(table, blocks)
+    for columnar, records in encoded:
+        maps.add(columnar, records)
+    return pos
 
 
 def _read_odd(table: _Table, start: int, end: int, reader: Reader) -> tuple[int, Mask | None]:
@@ -586,8 +589,8 @@ class _Table:
 # From places to MessagePack
 
 
-def _encode(table: _Table, blocks: list[_Block]) -> list[bytes]:
-    """The columnar maps of blocks. Raises `_Odd` if numbers of some lines are none."""
+def _encode(table: _Table, blocks: list[_Block]) -> list[tuple[bytes, int]]:
+    """The columnar maps of blocks, with the number of their rows. Raises `_Odd` if numbers of some lines are none."""
     blocks = [block for block in blocks if len(block.lines)]
     columns: list[list[bytes | memoryview]] = [[b""] * len(block.shape.types) for block in blocks]
     cells: list[list[tuple[int, int]]] = [[] for _ in range(6)]  # by type: block and column
@@ -625,7 +628,7 @@ def _encode(table: _Table, blocks: list[_Block]) -> list[bytes]:
         for name, column_values in zip(block.shape.columns, values, strict=True):
             parts += (name, header, column_values)
         parts.append(block.shape.tail)
-        maps.append(b"".join(parts))
+        maps.append((b"".join(parts), len(block.lines)))
     return maps
 
 

@@ -11,8 +11,9 @@ silently drop data later (a key given twice, a key that nobody reads). The singl
 at: the conversion to Arrow is total and rescues the odd ones.
 
 Bounds: every path is linear in the body; a declared length is never believed, only walked; values may be nested 1024
-deep. Beside the result, memory is a multiple of `_CHUNK_BYTES` and of the longest single value or row (and one copy of
-a body that is not `bytes`).
+deep. No step keeps other threads from running for more than some 20 ms: what is done in one call has `_CHUNK_BYTES`,
+or is one value of `MAX_VALUE_BYTES`. Beside the result, memory is a multiple of `_CHUNK_BYTES` and of the longest
+single value or row (and one copy of a body that is not `bytes`, or that mixes rows and columns).
 
 This module must not know HTTP, the log's envelope, or Arrow.
 """
@@ -35,11 +36,11 @@ from arcpipe.codec.columns import (
     TIME,
     ColumnBatch,
     Encoded,
+    Maps,
     array_header,
     check_column_name,
     check_measurement,
     field_column_names,
-    join_maps,
     map_header,
     quote,
     str_header,
@@ -55,6 +56,23 @@ _CHUNK_BYTES: Final = 128 << 10
 
 # The skipper is fed so many bytes at first, then as many again as it had, up to a chunk at once.
 _FEED_BYTES: Final = 1 << 14
+
+# Bytes. No value of a row may have more, nor a string, binary value or extension within an array or map: such are
+# copied, and while they are, no other thread runs.
+MAX_VALUE_BYTES: Final = 16 << 20
+# The first bytes of those that may have so many.
+_LONG_MARKERS: Final = b"\xc6\xc9\xdb"
+_LONG_EXTENSION: Final = 0xC9
+# If so many bytes of a value are there, and not all, then it has one of those.
+_CUT_BYTES: Final = 1 << 17
+# In a column of more values there may be no longer one: such columns are walked one by one.
+_WALKED_VALUES: Final = 1 << 16
+
+# Rows of more bytes are taken the exact way: msgspec takes up to 20 ms for them, in which no other thread runs.
+_ROWS_BYTES: Final = 256 << 10
+
+# Bytes of a key or name that are read: more than any of those that are taken has, and enough to show.
+_SHOWN_BYTES: Final = 320
 
 # Longer columns are left to the skipper: its memory is bounded, that of the stride proof is not.
 _STRIDE_VALUES: Final = 1 << 16
@@ -129,10 +147,7 @@ def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encod
         end = gatherer.batch(0, may_be_last=True) if kind == _MAP else gatherer.array(0, "", may_be_last=True)
         if end != len(data):
             raise _bad_end(data, end)
-        if gatherer.untouched_from is None:
-            return join_maps(gatherer.maps, gatherer.records)
-        start = gatherer.untouched_from
-        return Encoded(True, memoryview(data)[start:] if start else body, gatherer.records)
+        return gatherer.encoded(body)
     except IndexError:  # only reading a byte of `data` raises it: the body ends before what it announced
         raise _truncated(data) from None
 
@@ -194,8 +209,8 @@ def _columnar(data: bytes, pos: int, skipper: _Skipper | None, check: Callable[[
         keys, pos = _length(data, pos)
     measured = False
     names: list[bytes] | None = None
-    tags: list[bytes] | None = None
-    types: list[bytes] | None = None
+    tags: set[bytes] | None = None
+    types: set[bytes] | None = None
     records = 0
     for _ in range(keys):
         short = _SHORT[data[pos]]
@@ -229,9 +244,9 @@ def _columnar(data: bytes, pos: int, skipper: _Skipper | None, check: Callable[[
         raise BadPayload("measurement 'm' is missing")
     if names is None:
         raise BadPayload("neither 'columns' nor 'fields' is there")
-    if tags and (unknown := set(tags).difference(names)):
+    if tags and (unknown := tags.difference(names)):
         raise BadPayload(f"tag {quote(min(unknown))} is not a column")
-    if types and (unknown := set(types).difference(names)):
+    if types and (unknown := types.difference(names)):
         raise BadPayload(f"'types' names {quote(min(unknown))}, which is not a column")
     return pos, records
 
@@ -256,9 +271,15 @@ def _columns(
         raise BadPayload(f"more than {MAX_COLUMNS} columns" if columns else "'columns' is empty")
     size = len(data)
     names: list[bytes] = []
+    seen: set[bytes] = set()
+    checked = 0
     records = -1
     for number in range(columns):
         if number & _COLUMNS_BETWEEN_CHECKS == _COLUMNS_BETWEEN_CHECKS:
+            latest = names[checked:]
+            _check_names(latest)
+            seen.update(latest)
+            checked = number
             check()
         short = _SHORT[data[pos]]
         if short:
@@ -267,7 +288,7 @@ def _columns(
         else:
             name, start = _key(data, pos)
             if len(name) > MAX_NAME_BYTES:
-                raise _long_name(data, "column", name, start)
+                raise _long_name(data, "column name", pos)
         names.append(name)
         marker = data[start]
         if marker == 0xDC:
@@ -303,18 +324,47 @@ def _columns(
                 pos = end
                 continue
         if skipper is None:
-            skipper = _Skipper(data)
+            skipper = _Skipper(data, check)
         try:
-            pos = skipper.skip(start)
+            try:
+                pos = skipper.skip(start)
+            except _LongValue:
+                if count > _WALKED_VALUES:
+                    raise
+                pos = _walk(data, pos, count, skipper, check)
         except BadPayload as error:
             raise BadPayload(f"{error}, in column {quote(name)}") from None
+    latest = names[checked:] if checked else names
+    _check_names(latest)
+    seen.update(latest)
+    if len(seen) != columns:
+        raise BadPayload(f"column {quote(_repeated(names))} is there twice")
+    return names, records, pos
+
+
+def _walk(data: bytes, pos: int, count: int, skipper: _Skipper, check: Callable[[], None]) -> int:
+    """The offset after `count` values from `pos` on, of which strings and binary values may have any length.
+
+    As that of `_columns`, it lies beyond the end of `data` if the last value is cut off.
+    """
+    for number in range(count):
+        if number & _COLUMNS_BETWEEN_CHECKS == _COLUMNS_BETWEEN_CHECKS:
+            check()
+        marker = data[pos]
+        if marker in _LONG_MARKERS:
+            start = pos + 5
+            data[start - 1]  # a slice would be shorter without a word
+            pos = start + (marker == _LONG_EXTENSION) + int.from_bytes(data[pos + 1 : start], "big")
+        else:
+            pos = skipper.skip(pos)
+    return pos
+
+
+def _check_names(names: list[bytes]) -> None:
     joined = b"".join(names)
     if not joined.isascii() or not joined.decode("ascii").isprintable() or not all(names):
         for name in names:
             check_column_name(_text("column name", name))
-    if len(set(names)) != columns:
-        raise BadPayload(f"column {quote(_repeated(names))} is there twice")
-    return names, records, pos
 
 
 def _repeated(names: list[bytes]) -> bytes:
@@ -325,42 +375,44 @@ def _measurement(data: bytes, pos: int) -> int:
     """Check the measurement at `pos`: the offset after it."""
     short = _SHORT[data[pos]]
     start, end = (pos + 1, pos + short) if short else _string(data, pos, "measurement 'm'")
+    if end - start > MAX_NAME_BYTES:
+        raise _long_name(data, "measurement", pos)
     name = data[start:end]
-    if not name.isascii() or not 0 < len(name) <= MAX_NAME_BYTES or not name.decode("ascii").isprintable():
+    if not name or not name.isascii() or not name.decode("ascii").isprintable():
         if end > len(data):
             raise _truncated(data)
         check_measurement(_text("measurement", name))
     return end
 
 
-def _tags(data: bytes, pos: int) -> tuple[list[bytes], int]:
-    """The names in the `tags` array of a columnar map, and the offset after it."""
+def _tags(data: bytes, pos: int) -> tuple[set[bytes], int]:
+    """The first bytes of the names in the `tags` array of a columnar map, and the offset after it."""
     if _KIND[data[pos]] != _ARRAY:
         raise BadPayload(f"'tags' is not an array but {_kind(data, pos)}")
     count, pos = _length(data, pos)
     if count > MAX_COLUMNS:
         raise BadPayload(f"more than {MAX_COLUMNS} tags")
-    tags = []
+    tags: set[bytes] = set()
     for _ in range(count):
         start, pos = _string(data, pos, "a name in 'tags'")
-        tags.append(data[start:pos])
+        tags.add(data[start : pos if pos - start < _SHOWN_BYTES else start + _SHOWN_BYTES])
     if b"time" in tags:
         raise BadPayload("column 'time' is the timestamp and cannot be a tag")
     return tags, pos
 
 
-def _types(data: bytes, pos: int) -> tuple[list[bytes], int]:
+def _types(data: bytes, pos: int) -> tuple[set[bytes], int]:
     """The names in the `types` map of a columnar map, and the offset after it."""
     if _KIND[data[pos]] != _MAP:
         raise BadPayload(f"'types' is not a map but {_kind(data, pos)}")
     count, pos = _length(data, pos)
     if count > MAX_COLUMNS:
         raise BadPayload(f"more than {MAX_COLUMNS} types")
-    names: dict[bytes, None] = {}
+    names: set[bytes] = set()
     for _ in range(count):
         name, pos = _key(data, pos)
         start, pos = _string(data, pos, f"the type of column {quote(name)}")
-        word = data[start:pos]
+        word = data[start : min(pos, start + _SHOWN_BYTES)]
         if pos > len(data):
             raise _truncated(data)
         if word not in _TYPE_WORDS:
@@ -370,8 +422,8 @@ def _types(data: bytes, pos: int) -> tuple[list[bytes], int]:
             )
         if name in names:
             raise BadPayload(f"'types' names column {quote(name)} twice")
-        names[name] = None
-    return list(names), pos
+        names.add(name)
+    return names, pos
 
 
 _TYPE_WORDS: Final = frozenset(word.encode() for word in COLUMN_TYPES)
@@ -449,7 +501,7 @@ def _group(rows: Iterable[_Row], effort: Effort) -> list[list[_Row]]:
             found = by_shape.get(key := tuple(shape))
             if found is None:
                 effort.add_shape()
-                names = (*shape[:3], *sorted(row.tags), None, *sorted(row.fields))
+                names = (*shape[:3], frozenset(row.tags), frozenset(row.fields))
                 found = by_names.get(names)
                 if found is None:
                     found = by_names[names] = []
@@ -574,13 +626,13 @@ def _row(data: bytes, pos: int, skipper: _Skipper) -> tuple[_Row, int]:
         else:
             pos = skipper.skip(end)
             if key == b"t":
-                time = data[end:pos]
-                if not _is_time(time):
+                if not _is_time(data[end : end + 3]):
                     raise BadPayload(f"'t' is neither a number nor a timestamp but {_kind(data, end)}")
+                time = data[end:pos]
             else:
-                host = data[end:pos]
-                if _KIND[host[0]] not in (_STRING, _NIL):
+                if _KIND[data[end]] not in (_STRING, _NIL):
                     raise BadPayload(f"'h' is not a string but {_kind(data, end)}")
+                host = data[end:pos]
     if pos > len(data):
         raise _truncated(data)
     if not measurement:
@@ -612,7 +664,7 @@ def _raw_map(data: bytes, pos: int, skipper: _Skipper, what: str) -> tuple[dict[
     for _ in range(count):
         key, start = _key(data, pos)
         if len(key) > MAX_NAME_BYTES:
-            raise _long_name(data, what, key, start)
+            raise _long_name(data, f"{what} name", pos)
         end = start + _WIDTH[data[start]]
         name = _text(f"{what} name", key)
         check_column_name(name, what)
@@ -625,6 +677,8 @@ def _raw_map(data: bytes, pos: int, skipper: _Skipper, what: str) -> tuple[dict[
                 end = skipper.skip(start)
             except BadPayload as error:
                 raise BadPayload(f"{error}, in {what} {quote(name)}") from None
+            if end - start > MAX_VALUE_BYTES:
+                raise _LongValue(start, end - start, f", in {what} {quote(name)}")
         values[name] = msgspec.Raw(data[start:end])
         pos = end
     return values, pos
@@ -648,9 +702,9 @@ def _payload(value: bytes) -> bytes:
 
 def _encode_row(data: bytes, check: Callable[[], None]) -> Encoded:
     """A body that is one row."""
-    batches = _gather(b"\x91" + data, Effort(len(data), check))
+    batches = _gather(b"\x91" + data, Effort(len(data), check)) if len(data) <= _ROWS_BYTES else None
     if batches is None:
-        row, end = _row(data, 0, _Skipper(data))
+        row, end = _row(data, 0, _Skipper(data, check))
         if end != len(data):
             raise _bad_end(data, end)
         batches = [_shape_batch([row], bytes(row.t))]
@@ -663,20 +717,46 @@ def _encode_row(data: bytes, check: Callable[[], None]) -> Encoded:
 class _Gatherer:
     """Collects what the elements of an array become.
 
-    `maps` are columnar maps in MessagePack, `records` the rows in all of them. `untouched_from` is the offset of the
-    array when it already is what it would become: several columnar maps and nothing else.
+    Columnar maps that stand one behind the other are one span, which is copied only if there is anything else.
     """
 
-    __slots__ = ("_data", "_effort", "_skipper", "_view", "maps", "records", "untouched_from")
+    __slots__ = (
+        "_data",
+        "_effort",
+        "_maps",
+        "_skipper",
+        "_span_end",
+        "_span_maps",
+        "_span_records",
+        "_span_start",
+        "_untouched_from",
+        "_view",
+    )
 
     def __init__(self, data: bytes, check: Callable[[], None]) -> None:
         self._data = data
         self._effort = Effort(len(data), check)
         self._view = memoryview(data)
-        self._skipper = _Skipper(data)
-        self.maps: list[bytes | memoryview] = []
-        self.records = 0
-        self.untouched_from: int | None = None
+        self._skipper = _Skipper(data, check)
+        self._maps = Maps()
+        self._span_start = self._span_end = self._span_maps = self._span_records = 0
+        self._untouched_from: int | None = None
+        """The offset of the array if it already is what it would become: several columnar maps and nothing else."""
+
+    def encoded(self, body: bytes | memoryview) -> Encoded:
+        """What the body has become."""
+        start = self._untouched_from
+        if start is not None:
+            return Encoded(True, self._view[start:] if start else body, self._span_records)
+        self._end_span()
+        encoded = self._maps.encoded()
+        assert encoded is not None
+        return encoded
+
+    def _end_span(self) -> None:
+        if self._span_maps:
+            self._maps.add(self._view[self._span_start : self._span_end], self._span_records, self._span_maps)
+        self._span_end = self._span_maps = self._span_records = 0
 
     def batch(self, pos: int, *, may_be_last: bool) -> int:
         """Take the map with the one key 'batch' at `pos`: the offset after it."""
@@ -727,7 +807,7 @@ class _Gatherer:
             self._elements(starts, end, number, where)
             number += len(starts)
         if only_columnar and may_be_last and count > 1:
-            self.untouched_from = pos
+            self._untouched_from = pos
         return end
 
     def _element(self, pos: int, number: int, where: str) -> int:
@@ -739,8 +819,12 @@ class _Gatherer:
         except BadPayload as error:
             raise BadPayload(f"element {number}{where}: {error}") from None
         if end > 0:
-            self.maps.append(self._view[pos:end])
-            self.records += records
+            if self._span_end != pos:
+                self._end_span()
+                self._span_start = pos
+            self._span_end = end
+            self._span_maps += 1
+            self._span_records += records
         return end
 
     def _nested_batch(self, pos: int, number: int, where: str) -> int:
@@ -757,10 +841,13 @@ class _Gatherer:
         `first` is the number of the first.
         """
         data = self._data
-        batches = _gather(array_header(len(starts)) + data[starts[0] : end], self._effort)
-        if batches is not None:
-            self._take(batches)
-            return
+        batches = None
+        are_few = end - starts[0] <= _ROWS_BYTES
+        if are_few:
+            batches = _gather(array_header(len(starts)) + data[starts[0] : end], self._effort)
+            if batches is not None:
+                self._take(batches)
+                return
         rows = []
         spans = []
         for number, (start, stop) in enumerate(pairwise((*starts, end)), first):
@@ -774,7 +861,7 @@ class _Gatherer:
                 self._nested_batch(start, number, where)
         if not rows:
             return
-        if len(rows) < len(starts):
+        if are_few and len(rows) < len(starts):
             batches = _gather(b"".join((array_header(len(rows)), *spans)), self._effort)
         if batches is None:
             groups = _group([self._row(*row) for row in rows], self._effort)
@@ -790,10 +877,10 @@ class _Gatherer:
             raise BadPayload(f"row {number}: {error}") from None
 
     def _take(self, batches: list[ColumnBatch]) -> None:
+        self._end_span()
         for batch in batches:
             self._effort.check()
-            self.maps.append(batch.encode())
-            self.records += batch.records
+            self._maps.add(batch.encode(), batch.records)
 
 
 # Values, keys, and what to say of bad ones
@@ -805,9 +892,10 @@ class _Skipper:
     Meant to go forward; going back is right, but costs `_FEED_BYTES` each time.
     """
 
-    __slots__ = ("_at", "_fed", "_first", "_unpacker", "_view")
+    __slots__ = ("_at", "_check", "_fed", "_first", "_unpacker", "_view")
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, check: Callable[[], None]) -> None:
+        self._check = check
         self._view = memoryview(data)
         self._unpacker: msgpack.Unpacker = None
         self._first = self._at = self._fed = 0  # offsets: where this unpacker began, stands, and has bytes up to
@@ -828,6 +916,9 @@ class _Skipper:
                 self._at = end
                 return end
             except msgpack.OutOfData:
+                if self._fed - self._first >= _CUT_BYTES:
+                    self._check()
+                    self._refuse_long(pos + unpacker.tell() - before)
                 if self._fed >= len(self._view):
                     raise BadPayload(f"truncated MessagePack at byte {len(self._view)}") from None
             except msgpack.FormatError:
@@ -840,6 +931,17 @@ class _Skipper:
             except msgpack.BufferFull:
                 raise BadPayload(f"the value at byte {pos} is longer than 2 GiB") from None
             self._fed += len(more)
+
+    def _refuse_long(self, at: int) -> None:
+        """Raise BadPayload if what the unpacker wants to have from `at` on in one piece is too long.
+
+        It copies what it has of such a piece again and again.
+        """
+        if self._fed - at >= _CUT_BYTES and self._view[at - 5] in _LONG_MARKERS:
+            size = int.from_bytes(self._view[at - 4 : at], "big")
+            if size > MAX_VALUE_BYTES:
+                self._fed = self._at  # this unpacker stands within a value, and can begin with no other
+                raise _LongValue(at - 5, size)
 
 
 def _length(data: bytes, pos: int) -> tuple[int, int]:
@@ -868,9 +970,9 @@ def _string(data: bytes, pos: int, what: str) -> tuple[int, int]:
 
 
 def _key(data: bytes, pos: int) -> tuple[bytes, int]:
-    """The bytes of the map key at `pos`, and the offset after it; the next read finds a key that is cut off."""
+    """The first bytes of the map key at `pos`, and the offset after it; the next read finds a key that is cut off."""
     start, end = _string(data, pos, f"the key at byte {pos}")
-    return data[start:end], end
+    return data[start : min(end, start + _SHOWN_BYTES)], end
 
 
 def _text(what: str, name: bytes) -> str:
@@ -884,6 +986,11 @@ def _kind(data: bytes, pos: int) -> str:
     return _KINDS[_KIND[data[pos]]]
 
 
+class _LongValue(BadPayload):
+    def __init__(self, pos: int, size: int, where: str = "") -> None:
+        super().__init__(f"the value at byte {pos} has {size} bytes, more than {MAX_VALUE_BYTES}{where}")
+
+
 def _bad_key(data: bytes, pos: int, key: bytes, end: int, known: tuple[bytes, ...], where: str) -> BadPayload:
     if end > len(data):
         return _truncated(data)
@@ -892,10 +999,14 @@ def _bad_key(data: bytes, pos: int, key: bytes, end: int, known: tuple[bytes, ..
     return BadPayload(f"unknown key {quote(key)} in {where} at byte {pos}")
 
 
-def _long_name(data: bytes, what: str, name: bytes, end: int) -> BadPayload:
+def _long_name(data: bytes, what: str, pos: int) -> BadPayload:
+    """What to say of the string at `pos`, which is the name of something, which is too long."""
+    start, end = _string(data, pos, what)
     if end > len(data):
         return _truncated(data)
-    return BadPayload(f"{what} name {quote(name)} has {len(name)} bytes, more than {MAX_NAME_BYTES}")
+    return BadPayload(
+        f"{what} {quote(data[start : start + _SHOWN_BYTES])} has {end - start} bytes, more than {MAX_NAME_BYTES}"
+    )
 
 
 def _bad_end(data: bytes, end: int) -> BadPayload:

@@ -24,7 +24,7 @@ from typing import Final, Protocol
 # Seconds that a piece is expected to take besides its bytes, and for each of them: what it really took is known later.
 _PIECE_SECONDS: Final = 0.0001
 _BYTE_SECONDS: Final = 2e-8
-# Pieces that are interrupted at a time, at most: each takes some ten frames of the thread's stack. What comes behind the
+# Pieces that are interrupted at a time, at most: each takes some ten frames of the stack. What comes behind the
 # last one is not interrupted, and so has to be a short piece, of up to this many bytes.
 _MOST_INTERRUPTED: Final = 40
 _SHORT_BYTES: Final = 64 << 10

@@ -57,6 +57,9 @@ _WAITING_HEAD_BYTES: Final = 64 << 10
 # Smaller pieces of a body are joined as they arrive, larger ones when all are there.
 _PIECE_BYTES: Final = 1024
 
+# Bytes that small pieces are joined to at most: more would be copied again and again as they grow.
+_JOINED_PIECE_BYTES: Final = 1 << 20
+
 # Bytes of a body that is joined in the loop: a millisecond's work.
 _JOINED_BYTES: Final = 4 << 20
 
@@ -597,8 +600,8 @@ class Connection(asyncio.Protocol):
         pieces = self._body
         if len(body) >= _PIECE_BYTES or not pieces:
             pieces.append(body)
-        elif type(pieces[-1]) is bytearray:  # chunks may be of one byte each: a list of them would take many times that
-            pieces[-1] += body
+        elif type(pieces[-1]) is bytearray and len(pieces[-1]) < _JOINED_PIECE_BYTES:
+            pieces[-1] += body  # chunks may be of one byte each: a list of them would take many times that
         else:
             pieces.append(bytearray(body))
 
@@ -629,7 +632,8 @@ class Connection(asyncio.Protocol):
         handler, coding, refusal = self._handler, self._coding, self._refusal
 
         def join(_: Check) -> None:
-            exchange.body = b"".join(pieces)
+            # Of nothing but `bytes`: then, and only then, others run meanwhile.
+            exchange.body = b"".join([piece if type(piece) is bytes else bytes(piece) for piece in pieces])
             pieces.clear()
 
         def done(error: Exception | None) -> None:

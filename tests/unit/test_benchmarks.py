@@ -17,6 +17,7 @@ from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.reader import SegmentScan
 from benchmarks.bodies import FORMATS, KINDS, Body, make_bodies
 from benchmarks.device import device_limit
+from benchmarks.gil import CASES, measure
 from benchmarks.histogram import Histogram
 from benchmarks.load import Load, LoadSpec
 from benchmarks.logs import make_log
@@ -281,3 +282,13 @@ def test_a_log_that_is_made_is_read_as_one(tmp_path: Path, records_per_entry: in
     scan = SegmentScan(found[0].path)
     assert sum(1 for _ in scan) * records_per_entry == records
     assert not scan.report.damage
+
+
+# What keeps the interpreter
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_body_that_may_keep_the_interpreter_is_encoded_or_refused(case: str) -> None:
+    found = measure(case, 300_000)
+    assert found["worst_ms"] >= 0
+    assert found["seconds"] >= 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -12,12 +13,12 @@ from hypothesis import strategies as st
 from arcpipe.codec.columns import (
     ColumnBatch,
     Encoded,
+    Maps,
     array_header,
     bin_header,
     check_column_name,
     check_measurement,
     field_column_names,
-    join_maps,
     map_header,
     pack_bool,
     pack_float64,
@@ -185,9 +186,34 @@ def test_a_batch_without_tags_or_types_has_neither_key() -> None:
     assert msgpack.unpackb(batch.encode()) == {"m": "cpu", "columns": {"n": [1]}}
 
 
+def encoded_of(maps: Sequence[tuple[bytes | memoryview, int]]) -> Encoded | None:
+    collected = Maps()
+    for columnar, records in maps:
+        collected.add(columnar, records)
+    return collected.encoded()
+
+
 def test_one_map_stands_alone_and_several_make_an_array() -> None:
     maps: list[Any] = [{"m": "a"}, {"m": "b"}]
     packed = [msgpack.packb(each) for each in maps]
-    assert join_maps(packed[:1], 7) == Encoded(False, packed[0], 7)
-    several = join_maps([packed[0], memoryview(packed[1])], 9)
+    assert encoded_of([(packed[0], 7)]) == Encoded(False, packed[0], 7)
+    several = encoded_of([(packed[0], 7), (memoryview(packed[1]), 2)])
     assert several == Encoded(True, msgpack.packb(maps), 9)
+    assert encoded_of([]) is None
+
+
+@pytest.mark.parametrize("sizes", [[1] * 3000, [3 << 20], [3 << 20, 1, 1 << 20, 5, 5 << 20], [400_000] * 10])
+@pytest.mark.parametrize("as_view", [False, True])
+def test_maps_of_any_number_and_size_are_joined_in_order(sizes: list[int], as_view: bool) -> None:
+    packed = [msgpack.packb({"m": bytes([number % 256]) * size}) for number, size in enumerate(sizes)]
+    given = [memoryview(each) if as_view else each for each in packed]
+    first = msgpack.packb({"m": 0})
+    encoded = encoded_of([(first, 1), *((each, 2) for each in given)])
+    assert encoded == Encoded(True, array_header(len(sizes) + 1) + first + b"".join(packed), 1 + 2 * len(sizes))
+
+
+def test_maps_that_stand_one_behind_the_other_are_added_at_once() -> None:
+    maps = Maps()
+    maps.add(memoryview(b"\x80\x80\x80"), 5, 3)
+    maps.add(b"\x80", 1)
+    assert maps.encoded() == Encoded(True, b"\x94\x80\x80\x80\x80", 6)

@@ -19,9 +19,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from arcpipe.codec import msgpack_columns
-from arcpipe.codec.columns import MAX_COLUMNS, field_column_names
+from arcpipe.codec.columns import MAX_COLUMNS, array_header, field_column_names
 from arcpipe.codec.effort import BYTES_PER_SHAPE, FREE_SHAPES
-from arcpipe.codec.msgpack_columns import Encoded, encode
+from arcpipe.codec.msgpack_columns import MAX_VALUE_BYTES, Encoded, encode
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
 # Writing MessagePack byte by byte
@@ -981,3 +981,119 @@ def test_a_body_of_one_record_is_taken_as_the_walk_takes_it(body: bytes, monkeyp
     quick = outcome()
     monkeypatch.setattr(msgpack_columns, "_is_one_record", lambda _: False)
     assert outcome() == quick
+
+
+# Values and names that are long: copied, or passed in one call, they would keep everybody else waiting.
+
+
+def long_value(size: int, marker: bytes = b"\xdb") -> bytes:
+    return marker + size.to_bytes(4, "big") + bytes(size + (marker == b"\xc9"))
+
+
+@pytest.mark.parametrize("marker", [b"\xdb", b"\xc6", b"\xc9"], ids=["string", "binary", "extension"])
+def test_a_value_of_a_column_may_have_any_length(marker: bytes) -> None:
+    size = MAX_VALUE_BYTES + 1
+    value = long_value(size, marker)
+    for count, values in ((1, value), (3, b"\x01" + value + b"\xa1x"), (2, value * 2), (2, b"\x91\xc0" + value)):
+        body = b"\x82\xa1m\xa1x\xa7columns\x81\xa1a" + array_header(count) + values
+        assert encode(body) == Encoded(False, body, count)
+        assert refusal(body[:-1]).startswith(f"truncated MessagePack at byte {len(body) - 1}")
+        assert refusal(body + b"\x01") == f"trailing bytes after the MessagePack value at byte {len(body)}"
+
+
+def test_a_long_value_within_another_or_among_many_is_refused() -> None:
+    size = MAX_VALUE_BYTES + 1
+    front = b"\x82\xa1m\xa1x\xa7columns\x81\xa1a"
+    reason = f"the value at byte %d has {size} bytes, more than {MAX_VALUE_BYTES}, in column 'a'"
+    assert refusal(front + b"\x91\x92\x01" + long_value(size)) == reason % (len(front) + 3)
+    most = array_header(65_536) + b"\x01" * 65_535 + long_value(size)
+    assert encode(front + most).records == 65_536
+    more = array_header(65_537) + b"\x01" * 65_536 + long_value(size)
+    assert refusal(front + more) == reason % (len(front) + 5 + 65_536)
+    fits = b"\x91\x92\x01" + long_value(MAX_VALUE_BYTES)
+    assert encode(front + fits).records == 1
+
+
+def test_a_value_of_a_row_has_a_limit() -> None:
+    def row(value: bytes, what: bytes = b"fields") -> bytes:
+        other = b"" if what == b"fields" else b"\xa6fields\x81\xa1b\x01"
+        return (
+            bytes([0x82 + bool(other)])
+            + b"\xa1m\xa1x"
+            + other
+            + bytes([0xA0 + len(what)])
+            + what
+            + b"\x81\xa1a"
+            + value
+        )
+
+    fits = long_value(MAX_VALUE_BYTES - 5)
+    assert msgpack.unpackb(encode(row(fits)).body)["columns"] == {"a": [msgpack.unpackb(fits)]}
+    assert encode(b"\x93" + row(b"\x01") + row(fits) + row(b"\x02")).records == 3
+    many = b"\xdd" + MAX_VALUE_BYTES.to_bytes(4, "big") + b"\x01" * MAX_VALUE_BYTES
+    for what in (b"fields", b"tags"):
+        where = f", in {what[:-1].decode()} 'a'"
+        at = row(b"", what)
+        for value in (long_value(MAX_VALUE_BYTES + 1), many):
+            size = len(value) if value is many else MAX_VALUE_BYTES + 1
+            reason = f"the value at byte {len(at)} has {size} bytes, more than {MAX_VALUE_BYTES}{where}"
+            assert refusal(row(value, what)) == reason
+            assert refusal(b"\x91" + row(value, what)).endswith(
+                reason.replace(f"byte {len(at)}", f"byte {len(at) + 1}") if value is many else ", in element 0"
+            )
+    host = b"\x83\xa1m\xa1x\xa6fields\x81\xa1b\x01\xa1h"
+    assert f"has {MAX_VALUE_BYTES + 1} bytes" in refusal(host + long_value(MAX_VALUE_BYTES + 1))
+
+
+def test_long_names_and_keys_are_refused_and_shown_in_part() -> None:
+    size = 1 << 20
+    name, shown = b"\xdb" + size.to_bytes(4, "big") + b"n" * size, f"'{'n' * 64}…'"
+    columns = b"\x82\xa1m\xa1x\xa7columns\x81\xa1a\x91\x01"
+    for body, reason in (
+        (b"\x82\xa1m" + name, f"measurement {shown} has {size} bytes, more than 256"),
+        (b"\x82" + name, f"unknown key {shown} in a columnar map at byte 1"),
+        (b"\x82\xa1m\xa1x\xa7columns\x81" + name + b"\x91\x01", f"column name {shown} has {size} bytes, more than 256"),
+        (columns.replace(b"\x82", b"\x83", 1) + b"\xa4tags\x91" + name, f"tag {shown} is not a column"),
+        (columns.replace(b"\x82", b"\x83", 1) + b"\xa5types\x81" + name + b"\xa3i64", f"'types' names {shown}"),
+        (columns.replace(b"\x82", b"\x83", 1) + b"\xa5types\x81\xa1a" + name, f"has the unknown type {shown}"),
+        (b"\x91\x82\xa1m\xa1x\xa6fields\x81" + name + b"\x01", f"field name {shown} has {size} bytes, more than 256"),
+        (b"\x91\x82\xa6fields\x81\xa1a\x01\xa1m" + name, f"measurement {shown} has {size} bytes, more than 256"),
+        (b"\x91\x82\xa1m\xa1x" + name + b"\x01", f"unknown key {shown}"),
+    ):
+        assert reason in refusal(body), reason
+        assert refusal(body[:-1000]).startswith(
+            ("truncated", "element 0: ", "row 0: ", "unknown key", "'types'", "tag")
+        )
+
+
+def test_maps_and_rows_in_any_order_are_all_there() -> None:
+    maps = [{"m": f"m{number}", "columns": {"a": [number] * (1 + number % 3)}} for number in range(3000)]
+    rows = [{"m": "r", "t": number, "fields": {"b": number}} for number in range(3000)]
+    source = random.Random(7)
+    for shares in (0.5, 0.01, 0.99):
+        elements: list[Any] = []
+        left = [iter(maps), iter(rows)]
+        while len(elements) < 3000:
+            elements.append(next(left[source.random() < shares]))
+        encoded = encode(msgpack.packb(elements))
+        found = msgpack.unpackb(encoded.body)
+        values = [(each["m"], value) for each in found for value in each["columns"].get("a") or each["columns"]["b"]]
+        expected = [
+            (each["m"], value)
+            for each in elements
+            for value in (each["columns"]["a"] if "columns" in each else [each["fields"]["b"]])
+        ]
+        assert sorted(values) == sorted(expected)
+        assert encoded.records == len(expected)
+
+
+def test_whoever_encodes_is_asked_while_a_long_column_is_walked() -> None:
+    for values in (b"\x01\xcc\xff", b"\x91\xc0\x01", b"\xa1x\xc0"):
+        checks = [0]
+
+        def check(count: list[int] = checks) -> None:
+            count[0] += 1
+
+        count = (8 << 20) // len(values) * 2
+        encode(b"\x82\xa1m\xa1x\xa7columns\x81\xa1a\xdd" + count.to_bytes(4, "big") + values * (count // 2), check)
+        assert checks[0] > 50
