@@ -61,6 +61,9 @@ class Transport(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return 0
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing waits here."""
+
     def pause_reading(self) -> None:
         assert self.is_reading
         self.is_reading = False

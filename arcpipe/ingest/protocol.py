@@ -48,10 +48,14 @@ _PARSED_BYTES: Final = 2 << 10
 _SMALL_READ_BYTES: Final = 1 << 10
 # A Content-Length of more digits is no size of anything; Python itself refuses to read some thousand of them.
 _LENGTH_DIGITS: Final = 19
-# An unfinished head takes about this much memory besides its bytes: a dictionary, and an object for each line.
-_HEAD_BYTES: Final = 4 << 10
+# An unfinished head takes about this much memory besides its bytes: its objects, and two with a place for each line.
+_HEAD_BYTES: Final = 1 << 10
+_HEAD_LINE_BYTES: Final = 140
 # Heads of unanswered requests may have this many bytes on one connection, and one more head; then it is not read.
 _WAITING_HEAD_BYTES: Final = 64 << 10
+
+# Of answers that a client does not take, and one more: with more it is not read. The loop's TLS would take 512 kB.
+_UNREAD_BYTES: Final = 16 << 10
 
 # Smaller pieces of a body are joined as they arrive, larger ones when all are there.
 _PIECE_BYTES: Final = 1024
@@ -80,6 +84,9 @@ FRESH: Final = 5  # of a client that has sent nothing yet
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-fv:.]+\])(?::[0-9]*)?\Z")
 # Values that were found good are remembered, up to so many.
 _HOSTS_KEPT: Final = 1024
+
+# In place of the parser of a connection that has ended.
+_NO_PARSER: Final = httptools.HttpRequestParser(object())
 
 # A complete request: its handler, how its body is encoded, and the refusal that it gets instead of being handled.
 _Task = tuple[Exchange, "Handler | None", Coding | None, bytes | None]
@@ -147,7 +154,8 @@ class Connection(asyncio.Protocol):
         self._waiting_heads = 0  # `_head_bytes` of requests since all were answered, but for those with a known head
         self._is_between = True  # two requests, or before the first: the parser waits for a request line; and no rest
         self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
-        self._unread_head = -1  # bytes of a head that is not complete, in the pieces after the one that it began with
+        # Bytes of a head, or of what frames chunks, that is not complete, in the pieces after the one it began with.
+        self._unread_head = -1
         self._began = 0.0  # perf_counter seconds: when the present read began to be handled
         self._seconds = 0.0  # how long the last read took that was not small
         self._rest = b""  # of a read, for the connection's next turn: from `_rest_at` on
@@ -180,6 +188,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(_UNREAD_BYTES)
         self.address = self.address or peer_of(transport)
         context = self._context
         self.since = context.now  # not the time of the handshake
@@ -429,7 +438,7 @@ class Connection(asyncio.Protocol):
             self._refuse_connection(_malformed(reason))
         else:
             if self.state == BODY:
-                self._hold_body()
+                self._hold_body(len(data))
             elif self.state == HEADER:
                 self._count_unread_head(len(data))
         self._fresh = None
@@ -499,6 +508,7 @@ class Connection(asyncio.Protocol):
             raise _Refused(self._header_too_large())
         self._waiting_heads += self._head_bytes
         self._head_bytes = 0  # trailers count anew
+        self._unread_head = -1
         # The parser is strict, but for what follows (and for empty lines before a request and more than one blank in
         # its first line, which mislead nobody).
         closes = not parser.should_keep_alive()
@@ -597,6 +607,8 @@ class Connection(asyncio.Protocol):
         if exchange is None:  # an offer to upgrade: `_decline_upgrades` follows
             return
         self._exchange = None
+        self._headers = NO_HEADERS  # many bytes, while thousands of connections may be idle
+        self._url = b""
         self._go_ahead_due = False  # no body came that it would have been for
         self.state = ANSWER
         pieces, self._body = self._body, []
@@ -898,6 +910,7 @@ class Connection(asyncio.Protocol):
             exchange = self._context.exchange_kind(self, NO_HEADERS, method)
             self.exchanges.append(exchange)
         self._exchange = None
+        self._drop_head()
         self._drop_body()
         self._drop_rest()
         self._context.requests += 1
@@ -913,6 +926,7 @@ class Connection(asyncio.Protocol):
         self.since = self._context.now
         self._deferred = None
         self._exchange = None
+        self._drop_head()
         self._drop_body()
         self._drop_rest()
         if transport is None:
@@ -943,8 +957,12 @@ class Connection(asyncio.Protocol):
 
     # Sizes and strictness
 
-    def _hold_body(self) -> None:
-        """A read has ended within a body: counts what is held of it, and gives the client time for the next read."""
+    def _hold_body(self, size: int) -> None:
+        """A piece has ended within a body: counts what is held of it, and gives the client time for the next read.
+
+        Args:
+            size: bytes of the piece. Without a byte of the body in it, the parser may keep them: a trailer's.
+        """
         context = self._context
         if self._exchange is not None and self._judge is not None:
             self._judge_head(self._exchange)
@@ -957,10 +975,16 @@ class Connection(asyncio.Protocol):
             self._latest_since = self.since + context.limits.max_body_seconds - context.limits.body_timeout
         if self._body_size > self._body_seen:
             self._body_seen = self._body_size
+            self._unread_head = 0
             self.since = min(context.now, self._latest_since)
-        if self._body:
+        elif self._length < 0 and not self._is_head_small(size):
+            return
+        held = self._body_size if self._body else 0
+        if self._unread_head > 0:
+            held += self._unread_head
+        if held:
             self._held = True
-            context.inflight.hold(self, self._body_size)
+            context.inflight.hold(self, held)
 
     def _drop_body(self) -> None:
         self._body = []
@@ -970,15 +994,28 @@ class Connection(asyncio.Protocol):
 
     def _count_unread_head(self, size: int) -> None:
         """A piece has ended within a head, of which the parser may keep any number of bytes until it tells of them."""
+        if self._is_head_small(size):
+            size = _HEAD_BYTES + _HEAD_LINE_BYTES * self._head_lines + max(self._head_bytes, self._unread_head)
+            self._held = True
+            self._context.inflight.hold(self, size)
+
+    def _is_head_small(self, size: int) -> bool:
+        """Counts a piece of what is not complete, and refuses what has become too large."""
         if self._unread_head < 0:
             self._unread_head = 0
         else:
             self._unread_head += size
             if self._unread_head > self._context.limits.max_header + _REQUEST_LINE_BYTES:
                 self._refuse_connection(self._header_too_large())
-                return
-        self._held = True
-        self._context.inflight.hold(self, _HEAD_BYTES + max(self._head_bytes, self._unread_head))
+                return False
+        return True
+
+    def _drop_head(self) -> None:
+        """Lets go of what has come of a head, and of what the parser keeps of it: nothing more is read."""
+        self._headers = NO_HEADERS
+        self._url = b""
+        self._fresh = None
+        self._parser = _NO_PARSER
 
     def _content_length(self, field: bytes | None) -> int:
         """The number in a Content-Length field; -1 if there is none."""
