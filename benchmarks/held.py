@@ -40,8 +40,11 @@ _SETTINGS: Final = {
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory of a process that is in use now; pages that it shares with its parent count."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    """The memory of a process that is in use now, with pages that it shares with its parent; 0 if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
     found = re.search(r"^Rss:\s+(\d+) kB", text, re.MULTILINE)
     assert found is not None
     return int(found[1]) << 10

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
+from benchmarks.attacks import request
+
 COMMAND: Final = (sys.executable, "-m", "benchmarks.holding")
 
 # Nothing was taken for this time: all is sent that the server takes.
@@ -90,6 +92,11 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "pipelined": Kind("GET / again and again, and reads no answer", _GET % (b"/", b"") * 8000),
     "pipelined-heads": Kind("the same with 20 kB of header lines each", _GET % (b"/", _header_lines(90, 222)) * 60),
+    "waiting-heads": Kind(
+        "a costly body, and GET /ping with 98 short header lines again and again behind it",
+        request("/write", b"".join(b"m f%x=1\n" % number for number in range(4000)))
+        + _GET % (b"/ping", _header_lines(98, 10)) * 200,
+    ),
     "unread": Kind("GET /metrics again and again, and reads no answer", _GET % (b"/metrics", b"") * 4000),
     "unread-pings": Kind("GET /ping again and again, and reads no answer", _PING * 40_000),
     "asked-head": Kind(
@@ -102,6 +109,7 @@ KINDS: Final[dict[str, Kind]] = {
     "body-pieces": Kind("the same in pieces of 1,000 bytes", _POST % (128 << 10, bytes(64 << 10)), piece_bytes=1000),
     "chunks": Kind("20,000 chunks of one byte", _CHUNKED % (b"1\r\nx\r\n" * 20_000)),
     "trailers": Kind("31 kB of trailers behind a body", _CHUNKED % (b"1\r\nx\r\n0\r\n" + _header_lines(98, 310))),
+    "trailer": Kind("a trailer without an end behind a body", _CHUNKED % (b"1\r\nx\r\n0\r\na: " + b"v" * 300_000)),
     "tls": Kind("TLS, sends nothing", tls=True, listener=_TLS),
     "tls-asked": Kind("TLS, has asked once", _PING, tls=True, reads=True, listener=_TLS),
     "tls-body": Kind("TLS, 64 kB of a body of 128 kB", _POST % (128 << 10, bytes(64 << 10)), tls=True, listener=_TLS),

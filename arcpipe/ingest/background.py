@@ -83,6 +83,7 @@ class Background:
         self._lock = threading.Lock()  # of all that follows
         self._waiting: list[_Piece] = []  # a heap
         self._ends: dict[Client, float] = {}  # of the latest piece of each client
+        self._most_ends = _CLIENTS_KEPT  # above which those are looked for that are over
         self._pieces: Counter[Client] = Counter()  # that wait or are being worked on
         self._addresses: Counter[str] = Counter()  # of the clients that these are of
         self._now = 0.0  # in the time of those ends
@@ -103,8 +104,9 @@ class Background:
             piece.weight = self._addresses[piece.address]
             piece.start = max(self._now, self._ends.get(client, 0.0))
             piece.end = piece.start + (_PIECE_SECONDS + size_bytes * _BYTE_SECONDS) * piece.weight
-            if len(self._ends) >= _CLIENTS_KEPT:
+            if len(self._ends) >= self._most_ends:
                 self._ends = {kept: end for kept, end in self._ends.items() if end > self._now}
+                self._most_ends = max(_CLIENTS_KEPT, 2 * len(self._ends))  # not with each piece of thousands of clients
             self._ends[client] = piece.end
             heapq.heappush(self._waiting, piece)
         self.proceed()

@@ -51,8 +51,8 @@ _LENGTH_DIGITS: Final = 19
 # An unfinished head takes about this much memory besides its bytes: its objects, and two with a place for each line.
 _HEAD_BYTES: Final = 1 << 10
 _HEAD_LINE_BYTES: Final = 140
-# Heads of unanswered requests may have this many bytes on one connection, and one more head; then it is not read.
-_WAITING_HEAD_BYTES: Final = 64 << 10
+# Heads of unanswered requests may take this much memory on one connection, and one more head; then it is not read.
+_WAITING_HEAD_BYTES: Final = 96 << 10
 
 # Of answers that a client does not take, and one more: with more it is not read. The loop's TLS would take 512 kB.
 _UNREAD_BYTES: Final = 16 << 10
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = NO_HEADERS
         self._head_lines = 0  # headers of the request so far
         self._head_bytes = 0  # of URL and headers so far, or of trailers; four of each line for colon, blank, line end
-        self._waiting_heads = 0  # `_head_bytes` of requests since all were answered, but for those with a known head
+        self._waiting_heads = 0  # memory of heads since all were answered, but for those that are known
         self._is_between = True  # two requests, or before the first: the parser waits for a request line; and no rest
         self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
         # Bytes of a head, or of what frames chunks, that is not complete, in the pieces after the one it began with.
@@ -275,7 +275,7 @@ class Connection(asyncio.Protocol):
             self._keep(rest[at:] + data, 0)
             return
         size = len(data)
-        turn_end = began + SLICE_SECONDS
+        turn_end = began + (SMALL_SECONDS if self._context.turns.is_used_up else SLICE_SECONDS)
         while at < size and not self._is_deaf:
             if self._must_stop() or perf_counter() > turn_end:
                 self._keep(data, at)
@@ -409,7 +409,7 @@ class Connection(asyncio.Protocol):
             start = after
             if not turn_end:
                 self._began = exchange.received
-                turn_end = exchange.received + SLICE_SECONDS
+                turn_end = exchange.received + (SMALL_SECONDS if context.turns.is_used_up else SLICE_SECONDS)
             if self._paused & ~TURN or exchange.received > turn_end:
                 break
         return start
@@ -506,7 +506,7 @@ class Connection(asyncio.Protocol):
             return
         if self._head_bytes > limits.max_header:
             raise _Refused(self._header_too_large())
-        self._waiting_heads += self._head_bytes
+        self._waiting_heads += self._head_bytes + _HEAD_LINE_BYTES * self._head_lines
         self._head_bytes = 0  # trailers count anew
         self._unread_head = -1
         # The parser is strict, but for what follows (and for empty lines before a request and more than one blank in

@@ -148,3 +148,19 @@ def test_an_error_is_told_and_the_next_piece_is_done() -> None:
     assert sorted(thread.done) == ["a", "b"]
     assert [str(error) for error in thread.errors] == ["broken"]
     assert thread.background._ends == {}
+
+
+def test_thousands_of_clients_that_wait_are_not_looked_through_with_each_piece() -> None:
+    async def run() -> int:
+        thread = Thread()
+        rounds = 0
+        ends = thread.background._ends
+        for number in range(5000):
+            thread.add(Sender(str(number)), 1)
+            if thread.background._ends is not ends:
+                ends = thread.background._ends
+                rounds += 1
+        await thread.settle()
+        return rounds
+
+    assert asyncio.run(run()) <= 5
