@@ -60,6 +60,7 @@ class Listeners:
 
     def __init__(self, settings: Settings, workers: int) -> None:
         self._wanted = listeners_of(settings)
+        self._further = settings.server.listeners
         self._may_be_reached = settings.auth.enabled or settings.auth.allow_anonymous
         self._has_tokens = settings.auth.enabled
         self._backlog = settings.server.backlog
@@ -172,8 +173,9 @@ class Listeners:
         )[0]
         # The settings are checked for what is written there; this is for what a name stands for.
         if not (self._may_be_reached or _is_loopback(address[0])):
+            key = "server.listeners" if listener in self._further else "server.host"
             raise ArcpipeError(
-                f"{host!r} is {address[0]}, and anyone who reaches it could write: listen on 127.0.0.1, "
+                f"{key} = {host!r} is {address[0]}, and anyone who reaches it could write: listen on 127.0.0.1, "
                 "set auth.enabled = true, or say with auth.allow_anonymous = true that this is meant"
             )
         return family, kind, protocol, address

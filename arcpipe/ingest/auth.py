@@ -14,6 +14,7 @@ import base64
 import binascii
 import hmac
 import logging
+import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -39,6 +40,8 @@ _MAX_REMEMBERED_BYTES: Final = 1024  # of each
 # Refusals are logged in sums, so that nobody can fill the disk with them.
 _REFUSALS_LINE_SECONDS: Final = 60.0
 _NO_HASH: Final = bytes(32)
+# The parameter in which clients of InfluxDB 1 send a token; `rp` is another one.
+_PASSWORD: Final = re.compile(rb"(?:\A|&)p=")
 
 # Basic makes a browser ask for a name and a password; each challenge has a line of its own, as browsers want it.
 _CHALLENGES: Final = b'WWW-Authenticate: Bearer realm="arcpipe"%b\r\nWWW-Authenticate: Basic realm="arcpipe"\r\n'
@@ -150,7 +153,7 @@ class Auth:
         elif b"x-api-key" in headers:
             token = headers[b"x-api-key"]
             key = b"x-api-key: " + token
-        elif b"p=" in query:
+        elif _PASSWORD.search(query) is not None:
             key = b"query: " + query
             if key in self._by_credential:
                 return self._by_credential[key]

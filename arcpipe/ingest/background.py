@@ -6,7 +6,8 @@ less of it lately comes first, each client for itself, and clients of one addres
 A piece that has had its share is interrupted for those that have not, if it asks for that often enough.
 
 The order is that of start-time fair queueing (Goyal, Vin, Cheng 1996): each piece has a start and an end in the time of
-the thread if it were shared evenly, and the piece with the earliest end is next.
+the thread if it were shared evenly, and the piece with the earliest end is next. Of each client one piece at a time
+takes part, so that the next one starts where the last one really ended.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -23,8 +24,10 @@ from typing import Final, Protocol
 # Seconds that a piece is expected to take besides its bytes, and for each of them: what it really took is known later.
 _PIECE_SECONDS: Final = 0.0001
 _BYTE_SECONDS: Final = 2e-8
-# Pieces that are interrupted at a time, at most: each takes some frames of the thread's stack.
+# Pieces that are interrupted at a time, at most: each takes some frames of the thread's stack. What comes behind the
+# last one is not interrupted, and so has to be a short piece, of up to this many bytes.
 _MOST_INTERRUPTED: Final = 16
+_SHORT_BYTES: Final = 64 << 10
 # Clients whose share is remembered although nothing of them waits.
 _CLIENTS_KEPT: Final = 1024
 
@@ -81,7 +84,9 @@ class Background:
         self._on_change = on_change
         self._interrupts = interrupts
         self._lock = threading.Lock()  # of all that follows
-        self._waiting: list[_Piece] = []  # a heap
+        self._short: list[_Piece] = []  # two heaps: the first piece of each client
+        self._long: list[_Piece] = []
+        self._behind: dict[Client, deque[_Piece]] = {}  # and those behind it
         self._ends: dict[Client, float] = {}  # of the latest piece of each client
         self._most_ends = _CLIENTS_KEPT  # above which those are looked for that are over
         self._pieces: Counter[Client] = Counter()  # that wait or are being worked on
@@ -96,35 +101,68 @@ class Background:
         self.held_bytes += size_bytes
         piece = _Piece(client, size_bytes, work, done)
         with self._lock:
-            if not self._pieces[client]:
-                self._addresses[piece.address] += 1
             self._pieces[client] += 1
-            self._number += 1
-            piece.number = self._number
-            piece.weight = self._addresses[piece.address]
-            piece.start = max(self._now, self._ends.get(client, 0.0))
-            piece.end = piece.start + (_PIECE_SECONDS + size_bytes * _BYTE_SECONDS) * piece.weight
-            if len(self._ends) >= self._most_ends:
-                self._ends = {kept: end for kept, end in self._ends.items() if end > self._now}
-                self._most_ends = max(_CLIENTS_KEPT, 2 * len(self._ends))  # not with each piece of thousands of clients
-            self._ends[client] = piece.end
-            heapq.heappush(self._waiting, piece)
+            if self._pieces[client] == 1:
+                self._addresses[piece.address] += 1
+                self._place(piece)
+            else:
+                self._behind.setdefault(client, deque()).append(piece)
         self.proceed()
         self._on_change()
 
     def proceed(self) -> None:
         """Start with the next piece if there is one and it may be. To be called when bytes have left the worker."""
-        if self._running or not self._waiting or not self._may_start():
+        if self._running or not (self._short or self._long) or not self._may_start():
             return
         self._running = True
         with self._lock:
-            piece = self._take()
+            piece = self._take(self._first(short=False))
         self._thread.submit(self._work_on, piece, asyncio.get_running_loop(), 0)
 
-    def _take(self) -> _Piece:
-        piece = heapq.heappop(self._waiting)
+    # With the lock
+
+    def _place(self, piece: _Piece) -> None:
+        """Have a piece take part that is the first of its client."""
+        client = piece.client
+        self._number += 1
+        piece.number = self._number
+        piece.weight = self._addresses[piece.address]
+        piece.start = max(self._now, self._ends.get(client, 0.0))
+        piece.end = piece.start + (_PIECE_SECONDS + piece.size_bytes * _BYTE_SECONDS) * piece.weight
+        heapq.heappush(self._short if piece.size_bytes <= _SHORT_BYTES else self._long, piece)
+
+    def _first(self, *, short: bool) -> list[_Piece]:
+        """The heap whose first piece is next; an empty one if there is none. If `short`, only a short piece may be."""
+        if short or not self._long:
+            return self._short
+        return self._short if self._short and self._short[0] < self._long[0] else self._long
+
+    def _take(self, heap: list[_Piece]) -> _Piece:
+        piece = heapq.heappop(heap)
         self._now = max(self._now, piece.start)
         return piece
+
+    def _charge(self, piece: _Piece) -> None:
+        """Have its client pay for what a piece took, and the next one of the client take part."""
+        client = piece.client
+        if len(self._ends) >= self._most_ends:
+            self._ends = {kept: end for kept, end in self._ends.items() if end > self._now}
+            self._most_ends = max(_CLIENTS_KEPT, 2 * len(self._ends))  # not with each piece of thousands of clients
+        self._ends[client] = piece.start + piece.spent * piece.weight
+        self._pieces[client] -= 1
+        if self._pieces[client]:
+            behind = self._behind[client]
+            self._place(behind.popleft())
+            if not behind:
+                del self._behind[client]
+            return
+        del self._pieces[client]
+        self._addresses[piece.address] -= 1
+        if not self._addresses[piece.address]:
+            del self._addresses[piece.address]
+        if not self._pieces:
+            self._ends.clear()
+            self._now = 0.0
 
     # On the thread
 
@@ -137,14 +175,14 @@ class Background:
             now = perf_counter()
             piece.spent += now - resumed
             resumed = now
-            if not self._waiting:
+            if not (self._short or self._long):
                 return
             while True:
                 with self._lock:
-                    waiting = self._waiting
+                    waiting = self._first(short=depth + 1 >= _MOST_INTERRUPTED)
                     if not waiting or waiting[0].end >= piece.start + piece.spent * piece.weight:
                         break
-                    other = self._take()
+                    other = self._take(waiting)
                 self._work_on(other, loop, depth + 1)
             resumed = perf_counter()
 
@@ -157,6 +195,8 @@ class Background:
         except Exception as raised:
             error = raised
         piece.spent += perf_counter() - resumed
+        with self._lock:
+            self._charge(piece)
         loop.call_soon_threadsafe(self._finished, piece, error, depth)
         return perf_counter() - began
 
@@ -166,19 +206,6 @@ class Background:
         if not depth:
             self._running = False
         self.held_bytes -= piece.size_bytes
-        with self._lock:
-            end = self._ends.get(piece.client)
-            if end is not None:  # it is charged for what the piece took, instead of what was expected
-                self._ends[piece.client] = end + piece.start + piece.spent * piece.weight - piece.end
-            self._pieces[piece.client] -= 1
-            if not self._pieces[piece.client]:
-                del self._pieces[piece.client]
-                self._addresses[piece.address] -= 1
-                if not self._addresses[piece.address]:
-                    del self._addresses[piece.address]
-            if not self._pieces:
-                self._ends.clear()
-                self._now = 0.0
         try:
             piece.done(error)
         finally:

@@ -116,9 +116,10 @@ class BytesInFlight:
     """The bytes of request bodies that a worker holds, and so who may be read from.
 
     Half of `server.max_inflight_mb` is for complete bodies, which wait for the WAL or to be decoded or encoded. Above
-    it nobody is read that is writing, until half of that has left; it leaves by itself, so reading always goes on.
-    Whoever asks for something else is answered meanwhile, and may begin to write: above twice the half, bodies that are
-    not small are refused before they are taken, above three times the half all are.
+    it nobody is read who has posted something that waits, until half of that has left; it leaves by itself, so reading
+    always goes on. Whoever has nothing there may bring a body: above twice the half only a small one at once, while
+    large ones wait, and those in between, which one read may bring whole, are refused. Above three times the half all
+    bodies are refused before they are taken.
 
     The other half is for bodies and heads that are still arriving. Above it those that are more than small wait, all
     but the one that began first, so that they become complete one after the other. A first one that brings little
@@ -150,7 +151,7 @@ class BytesInFlight:
         self._pending_bytes = pending_bytes
         self._behind = False  # the WAL, or a thread; those that write are paused
         self.unchecked_bytes = limits.max_pending  # with the WAL, above which `check` and `admit` are to be called
-        self.is_full = False  # of complete bodies: no other is taken but small ones,
+        self.is_full = False  # of complete bodies: no other is taken at once but small ones,
         self.is_overfull = False  # and not even these
         self._arriving: dict[Connection, int] = {}  # bytes held of each body, in the order in which they began
         self._arriving_bytes = 0
@@ -163,10 +164,12 @@ class BytesInFlight:
     def check(self) -> None:
         """To be called when bodies have become complete."""
         pending = self._pending_bytes()
+        was_behind, was_full = self._behind, self.is_full
         self._note(pending)
-        if not self._behind and pending > self._max_pending:
+        if not was_behind and pending > self._max_pending:
             self._behind = True
             self.unchecked_bytes = -1
+        if was_behind != self._behind or was_full < self.is_full:
             for connection in self._connections:
                 self.admit(connection)
 
@@ -187,8 +190,8 @@ class BytesInFlight:
             self._on_full(self.is_full)
 
     def admit(self, connection: Connection) -> None:
-        """A connection has just been read: it waits if it is writing and too much is pending."""
-        if self._behind and connection.is_writing:
+        """A connection has just been read: it waits if too much is pending, and some of that is its own."""
+        if self._behind and (connection.has_posted or (self.is_full and connection.brings_large_body)):
             connection.pause_reading(LOG_BEHIND)
 
     # Bodies that are arriving

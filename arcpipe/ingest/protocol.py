@@ -21,7 +21,7 @@ from arcpipe.ingest import responses
 from arcpipe.ingest.client_address import peer_of
 from arcpipe.ingest.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
-from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
+from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, READ_BYTES, SMALL_BODY_BYTES, TURN
 from arcpipe.ingest.linger import LINGER_SECONDS, Linger, undelivered_bytes
 from arcpipe.ingest.request_ids import HEADER as REQUEST_ID
 from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
         self._waiting_heads = 0  # memory of heads since all were answered, but for those that are known
         self._is_between = True  # two requests, or before the first: the parser waits for a request line; and no rest
         self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
-        # Bytes of a head, or of what frames chunks, that is not complete, in the pieces after the one it began with.
+        # Bytes of a head or trailer that is not complete, in the pieces after the one that it began with.
         self._unread_head = -1
         self._began = 0.0  # perf_counter seconds: when the present read began to be handled
         self._seconds = 0.0  # how long the last read took that was not small
@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
         """Half-closed clients still get the answers that they wait for."""
         if self._rest:  # with requests that have not been handled yet
             self._at_eof = True
-            return True
+            return self._transport is not None and self._transport.can_write_eof()
         if self._exchange is not None:  # its body will never be complete
             self.exchanges.pop().cut_off()
             self._exchange = None
@@ -346,7 +346,7 @@ class Connection(asyncio.Protocol):
 
     def _keep(self, data: bytes, at: int) -> None:
         context = self._context
-        if context.kept_bytes + len(data) > context.limits.max_kept:
+        if not context.has_room_to_keep(len(data)):
             self._refuse_connection(responses.TOO_MANY_REQUESTS_WAIT)
             return
         context.kept_bytes += len(data)
@@ -507,8 +507,7 @@ class Connection(asyncio.Protocol):
         if self._head_bytes > limits.max_header:
             raise _Refused(self._header_too_large())
         self._waiting_heads += self._head_bytes + _HEAD_LINE_BYTES * self._head_lines
-        self._head_bytes = 0  # trailers count anew
-        self._unread_head = -1
+        self._head_bytes = self._unread_head = 0  # trailers count anew
         # The parser is strict, but for what follows (and for empty lines before a request and more than one blank in
         # its first line, which mislead nobody).
         closes = not parser.should_keep_alive()
@@ -560,8 +559,8 @@ class Connection(asyncio.Protocol):
         if length > limits.max_body:
             raise _Refused(self._too_large())
         if context.inflight.is_full and self._refusal is None and self._has_body():
-            is_small = 0 <= length <= SMALL_BODY_BYTES
-            self._refusal = None if is_small and not context.inflight.is_overfull else responses.NO_ROOM
+            may_come = 0 <= length <= SMALL_BODY_BYTES or length > READ_BYTES  # at once, or when there is room
+            self._refusal = None if may_come and not context.inflight.is_overfull else responses.NO_ROOM
         if b"content-encoding" in headers and self._refusal is None:
             try:
                 self._coding = coding_of(headers[b"content-encoding"])
@@ -756,15 +755,15 @@ class Connection(asyncio.Protocol):
         if self._deferred:
             self._handle_deferred()
         if self._paused & PIPELINE_FULL and len(waiting) <= self._context.limits.max_pipelined // 2:
-            if not waiting:
+            if not waiting or waiting[0] is self._exchange:  # all that have come whole are answered
                 self._waiting_heads = 0
             if self._waiting_heads <= _WAITING_HEAD_BYTES:
                 self.resume_reading(PIPELINE_FULL)
 
     @property
     def announced_bytes(self) -> int:
-        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none arrives."""
-        if self._exchange is None:
+        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none is taken."""
+        if self._exchange is None or self._length > self._context.limits.max_body:
             return 0
         if b"transfer-encoding" in self._headers:
             return -1
@@ -849,16 +848,31 @@ class Connection(asyncio.Protocol):
         return bool(self._paused & ANSWERS_UNREAD)
 
     @property
-    def is_writing(self) -> bool:
-        """Whether a large body arrives, or something that it has posted is not answered yet."""
+    def brings_large_body(self) -> bool:
+        """Whether a body arrives that is more than small."""
+        return self._exchange is not None and max(self._length, self._body_size) > SMALL_BODY_BYTES
+
+    @property
+    def has_posted(self) -> bool:
+        """Whether something that it has posted is not answered yet."""
         arriving = self._exchange
-        if arriving is not None and max(self._length, self._body_size) > SMALL_BODY_BYTES:
-            return True
         return any(exchange.method == b"POST" and exchange is not arriving for exchange in self.exchanges)
+
+    @property
+    def holds_unread(self) -> bool:
+        """Whether it keeps requests of a client that does not read its answers."""
+        return bool(self._rest) and self.is_unread
+
+    def give_up(self) -> None:
+        """Ends a connection whose client does not read: others need what is kept of it."""
+        self._drop_rest()
+        if self._transport is not None:
+            self._transport.abort()
 
     def refuse_for_room(self) -> None:
         """Gives up the body that is arriving: the worker holds too much."""
         self._refuse_connection(responses.NO_ROOM)
+        self._drop_body()  # of one that is over, too: nobody will ask for what came behind its last request
 
     def count_refusal(self, response: bytes) -> None:
         if isinstance(response, responses.Refusal):
@@ -943,8 +957,8 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
 
     def _lingers_on(self, transport: asyncio.Transport) -> bool:
-        if self._linger_for is None:
-            return False
+        if self._linger_for is None:  # earlier answers leave first, and the client is slow to take them
+            return self._context.now - self.since <= self._context.limits.keep_alive
         left = undelivered_bytes(transport)
         return self._linger_for.goes_on(left, self._context.now, self._context.limits.keep_alive)
 
@@ -958,11 +972,7 @@ class Connection(asyncio.Protocol):
     # Sizes and strictness
 
     def _hold_body(self, size: int) -> None:
-        """A piece has ended within a body: counts what is held of it, and gives the client time for the next read.
-
-        Args:
-            size: bytes of the piece. Without a byte of the body in it, the parser may keep them: a trailer's.
-        """
+        """A piece has ended within a body: counts what is held of it, and gives the client time for the next read."""
         context = self._context
         if self._exchange is not None and self._judge is not None:
             self._judge_head(self._exchange)
@@ -977,14 +987,14 @@ class Connection(asyncio.Protocol):
             self._body_seen = self._body_size
             self._unread_head = 0
             self.since = min(context.now, self._latest_since)
-        elif self._length < 0 and not self._is_head_small(size):
-            return
-        held = self._body_size if self._body else 0
-        if self._unread_head > 0:
-            held += self._unread_head
-        if held:
+        else:  # of a trailer, of which the parser may keep any number of bytes, too
+            self._unread_head += size
+            if self._unread_head > context.limits.max_header + _REQUEST_LINE_BYTES:
+                self._refuse_connection(self._header_too_large())
+                return
+        if self._body or self._unread_head > _PARSED_BYTES:
             self._held = True
-            context.inflight.hold(self, held)
+            context.inflight.hold(self, self._unread_head + (self._body_size if self._body else 0))
 
     def _drop_body(self) -> None:
         self._body = []
@@ -994,21 +1004,16 @@ class Connection(asyncio.Protocol):
 
     def _count_unread_head(self, size: int) -> None:
         """A piece has ended within a head, of which the parser may keep any number of bytes until it tells of them."""
-        if self._is_head_small(size):
-            size = _HEAD_BYTES + _HEAD_LINE_BYTES * self._head_lines + max(self._head_bytes, self._unread_head)
-            self._held = True
-            self._context.inflight.hold(self, size)
-
-    def _is_head_small(self, size: int) -> bool:
-        """Counts a piece of what is not complete, and refuses what has become too large."""
         if self._unread_head < 0:
             self._unread_head = 0
         else:
             self._unread_head += size
             if self._unread_head > self._context.limits.max_header + _REQUEST_LINE_BYTES:
                 self._refuse_connection(self._header_too_large())
-                return False
-        return True
+                return
+        size = _HEAD_BYTES + _HEAD_LINE_BYTES * self._head_lines + max(self._head_bytes, self._unread_head)
+        self._held = True
+        self._context.inflight.hold(self, size)
 
     def _drop_head(self) -> None:
         """Lets go of what has come of a head, and of what the parser keeps of it: nothing more is read."""

@@ -80,6 +80,9 @@ _FINISH_SECONDS: Final = 5.0
 # Connections that were used so lately are waited for so long at shutdown.
 _BUSY_SECONDS: Final = 1.0
 _LAST_WORDS_SECONDS: Final = 0.25
+# A worker that was told by itself stops so long after `shutdown.delay_seconds`: where all processes were told at once,
+# the supervisor says first that it is time, and takes nobody for dead.
+_ALONE_SECONDS: Final = 1.0
 _RELOAD_LINE_SECONDS: Final = 10.0
 
 
@@ -98,6 +101,7 @@ class IngestContext:
         self.turned_away: set[Connection] = set()  # above `server.max_connections`, until they have read so
         self.turns = Turns()
         self.kept_bytes = 0  # of reads that have brought more than one turn handles
+        self._all_read_at = -1.0  # the tick at which no client was found that does not read its answers
         self.heads = Heads()
         self.all_heads = [self.heads]  # and those of listeners that do not offer all paths
         self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes, self._use_heads)
@@ -137,6 +141,20 @@ class IngestContext:
         """The parser sees every head that may have to be refused, or to end its connection."""
         for heads in self.all_heads:
             heads.use(not (is_full or self.draining))
+
+    def has_room_to_keep(self, size: int) -> bool:
+        """Whether so many bytes of a read may be kept for later. Clients that do not read their answers give way."""
+        most = self.limits.max_kept
+        if self.kept_bytes + size > most and self._all_read_at != self.now:
+            unread = [connection for connection in self.connections if connection.holds_unread]
+            if not unread:
+                self._all_read_at = self.now  # thousands may ask within one turn, and thousands are looked through
+            for connection in sorted(unread, key=lambda one: one.since):  # those first that have not read for longest
+                if self.kept_bytes <= most // 2:
+                    break
+                self.count_refusal(responses.TOO_MANY_REQUESTS_WAIT.code)
+                connection.give_up()
+        return self.kept_bytes + size <= most
 
     def report_bug(self, where: str, error: BaseException, fields: dict[str, dict[str, str]] | None = None) -> None:
         """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
@@ -323,7 +341,7 @@ class IngestWorker:
             self._stopping.set()
         else:
             self._told_to_stop = True
-            loop.call_later(delay, self._stopping.set)
+            loop.call_later(delay + _ALONE_SECONDS, self._stopping.set)
 
     def _committed(self, waiters: list[object], error: OSError | None) -> None:
         self._writes.committed(waiters, error)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def test_each_request_has_a_line_whatever_becomes_of_it(tmp_path: Path) -> None:
         assert found[2]["request_id"] == "of-the-client"
         assert [line["token"] for line in found] == [token_id] * 5 + [None, None, None, None, None, token_id]
         assert [line["records"] for line in found] == [3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0]
-        assert [line["database"] for line in found] == ["lab"] * 4 + ["default"] + [None] * 6
+        assert [line["database"] for line in found] == ["lab"] * 4 + ["default"] + [None] * 5 + ["default"]
         assert [line["bytes"] for line in found[:5]] == [len(BODY)] * 3 + [15, 1]
         assert [line["method"] for line in found][6:10] == ["GET", "HEAD", "GET", "-"]
         assert found[8]["path"] == "/nowhere%0d%0a%22"

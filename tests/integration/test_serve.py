@@ -257,6 +257,14 @@ def test_a_delayed_stop_stops_when_the_delay_is_over(tmp_path: Path) -> None:
         assert numbers(server.lake) == [0]
 
 
+def test_workers_that_are_told_of_a_delayed_stop_too_do_not_end_before_the_supervisor_says_so(tmp_path: Path) -> None:
+    with Server(tmp_path, server_workers=2, shutdown_delay_seconds=0.6) as server:
+        os.killpg(server.pid, signal.SIGTERM)
+        assert server.exit_code() == 0
+        assert "stopped: everything that was answered is in the log" in server.log
+        assert not [line for line in server.log.splitlines() if "supervisor: ingest" in line]
+
+
 def test_of_requests_that_keep_coming_at_the_stop_those_are_written_that_are_answered(tmp_path: Path) -> None:
     """Clients send without waiting for answers; RFC 9112 §9.6."""
     with Server(tmp_path, server_workers=1) as server:

@@ -15,6 +15,7 @@ from arcpipe import tokens
 from arcpipe.ingest import auth
 from arcpipe.ingest.auth import Auth
 from arcpipe.ingest.exchange import Exchange
+from arcpipe.tls import Certificate
 from arcpipe.tokens import Token
 
 NOW = datetime.now(UTC)
@@ -35,8 +36,14 @@ secrets = st.binary(max_size=80) | st.sampled_from(
 )
 
 
-def ask(guard: Auth, headers: dict[bytes, bytes], query: bytes = b"", scope: str = "write") -> bytes | None:
-    connection = SimpleNamespace(unrouted={}, peer_certificate=lambda: None)
+def ask(
+    guard: Auth,
+    headers: dict[bytes, bytes],
+    query: bytes = b"",
+    scope: str = "write",
+    certificate: Certificate | None = None,
+) -> bytes | None:
+    connection = SimpleNamespace(unrouted={}, peer_certificate=lambda: certificate)
     exchange = Exchange(cast(Any, connection), headers)
     exchange.query = query
     return guard.refusal(exchange, scope)
@@ -54,6 +61,17 @@ def test_no_bytes_but_a_token_open_anything(scheme: bytes, secret: bytes, encode
 @given(st.binary(max_size=200))
 def test_no_query_but_one_with_a_token_opens_anything(query: bytes) -> None:
     assert ask(GUARD, {}, query) is not None
+
+
+def test_a_certificate_counts_where_the_query_has_a_retention_policy_and_no_token() -> None:
+    guard = Auth([Token(id="a" * 8, certificate="CN:web-1", scopes=("write",), created=NOW)])
+    certificate = Certificate(("CN:web-1",), NOW.timestamp() + 100)
+    assert ask(guard, {}, b"db=x&rp=autogen", certificate=certificate) is None
+    assert ask(guard, {}, b"rp=autogen&up=1", certificate=certificate) is None
+    for query in (b"p=x", b"rp=autogen&p=x"):
+        refusal = ask(guard, {}, query, certificate=certificate)
+        assert refusal is not None
+        assert refusal.startswith(b"HTTP/1.1 401 ")
 
 
 def test_what_is_remembered_has_a_bound_in_number_and_in_length(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcpipe.ingest.limits import PATIENCE_BYTES
+from arcpipe.ingest.protocol import _WAITING_HEAD_BYTES
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes, wait_until
 from tests.wal_doubles import FaultyDisk
 
 MB = 1 << 20
 V2 = "/write/v2/msgpack"
-WRITE = request_bytes("POST", V2, pack({"m": "cpu", "columns": {"usage": [0.5]}}))
+BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})
+WRITE = request_bytes("POST", V2, BODY)
 
 
 @pytest.fixture
@@ -93,6 +95,25 @@ def test_of_many_requests_in_one_read_only_so_many_are_under_way_and_all_are_ans
     assert peer.transport.is_reading
 
 
+def test_a_body_behind_as_many_bytes_of_heads_as_may_wait_is_read_once_they_are_answered(tmp_path: Path) -> None:
+    with Edge(tmp_path) as edge:
+
+        def write(number: int, pad: int) -> bytes:  # each with a head that is not known
+            return request_bytes("POST", V2, BODY, {"X-Pad": f"{number:04}" + "x" * pad})
+
+        peer = edge.connect()
+        counted = len(write(0, 1200)) - len(BODY) - len("POST  HTTP/1.1")
+        many = _WAITING_HEAD_BYTES // counted + 1  # the last of them is one too many, and comes with half of another
+        last = write(many, 0)
+        assert peer.feed(b"".join(write(number, 1200) for number in range(many)) + last[:-1])
+        assert not peer.transport.is_reading
+        edge.settle()
+        assert peer.statuses == [202] * many
+        assert peer.feed(last[-1:])
+        edge.settle()
+        assert peer.statuses == [202] * (many + 1)
+
+
 def test_requests_of_a_client_that_does_not_read_are_not_handled_until_it_does(edge: Edge) -> None:
     peer = edge.connect()
     peer.feed(WRITE)
@@ -141,6 +162,34 @@ def test_who_writes_is_not_read_while_too_much_waits_for_the_wal_and_all_others_
         assert all(peer.transport.is_reading for peer in (*peers, newcomer))
         assert peers[0].statuses == peers[1].statuses == [202]
         assert newcomer.statuses == [204, 200, 200, 202]
+
+
+def test_a_large_body_of_a_client_that_has_nothing_waiting_is_taken_and_above_twice_as_much_it_waits(
+    tmp_path: Path,
+) -> None:
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1) as edge:
+        may_write = threading.Event()
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        busy, newcomer, late = (edge.connect() for _ in range(3))
+        body = large(400_000)
+        feed(busy, large(600_000))
+        for part in (
+            body[: 1 << 18],
+            body[1 << 18 :],
+        ):  # more than half of what may be waits, and none of it is its own
+            assert newcomer.feed(part)
+        assert not newcomer.transport.is_reading
+        feed(edge.connect(), body)
+        assert edge.context.inflight.is_full
+        assert late.feed(body[: 1 << 18])
+        assert not late.transport.is_reading
+        assert late.statuses == []
+        may_write.set()
+        edge.settle()
+        assert late.feed(body[1 << 18 :])
+        edge.settle()
+        assert [peer.statuses for peer in (busy, newcomer, late)] == [[202], [202], [202]]
 
 
 def test_small_writes_go_on_while_a_thread_is_behind(edge: Edge) -> None:
@@ -294,6 +343,26 @@ def test_when_small_bodies_fill_all_there_is_the_latest_is_refused_and_the_other
         edge.settle()
         assert peer.statuses == [202]
     assert edge.context.inflight.is_empty()
+
+
+def test_a_head_that_never_ends_behind_the_last_request_of_a_client_gives_way_to_bodies(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1, header_timeout_seconds=50) as edge:
+        may_write = threading.Event()
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        gone = edge.connect()
+        gone.feed(WRITE + WRITE[:30])
+        gone.half_close()
+        others = [edge.connect() for _ in range(4)]
+        for peer in others:
+            feed(peer, large()[:200_000])
+        assert not others[-1].transport.is_reading
+        for _ in range(8):
+            edge.pass_seconds(0.25)
+        assert others[0].statuses == [503]
+        may_write.set()
+        edge.settle()
+        assert gone.statuses == [202]
 
 
 def test_a_body_that_is_given_up_gives_its_room_back(edge: Edge) -> None:

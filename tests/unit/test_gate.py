@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -22,6 +23,8 @@ from arcpipe.ingest.router import WRITE
 from arcpipe.listener_settings import UNIX
 from arcpipe.meters import NS, WAYS, Meters
 from arcpipe.tokens import Token
+from tests.edge import Edge
+from tests.harness import request_bytes
 
 ADDRESS = "192.0.2.7"
 
@@ -185,6 +188,19 @@ def test_a_body_that_is_announced_counts_before_it_is_there_and_a_chunked_one_wh
     assert node.ask(1, other, bytes(MB)) in (4, 5)  # more than the worker holds
     node.gates[0].closed(chunking)  # type: ignore[arg-type]
     assert node.gates[0]._owing == {}
+
+
+def test_a_body_that_is_too_large_to_be_taken_costs_nothing_however_large_it_says_it_is(tmp_path: Path) -> None:
+    write = request_bytes("POST", "/write", b"m v=1")
+    with Edge(tmp_path, max_body_mb=1) as edge:
+        limits = Limits(per_address=ClientLimits(mb_per_second=1))
+        edge.context.auth = edge.context.gate = Gate(None, limits, Meters(1, 1024), 1, 1)
+        refused, peer = edge.connect(), edge.connect()
+        refused.feed(request_bytes("POST", "/write", headers={"Content-Length": "9" * 19}))
+        peer.feed(write)
+        edge.settle()
+        assert refused.statuses == [413]
+        assert peer.statuses == [204]
 
 
 def test_a_debt_has_an_end_however_small_the_rate() -> None:

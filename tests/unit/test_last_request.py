@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,28 @@ def test_whoever_still_sends_is_waited_for_and_not_for_ever() -> None:
         assert linger.goes_on(0, float(now), 15.0)
     linger.note_dropped(12.5)
     assert not linger.goes_on(0, 12.5, 15.0)
+
+
+def test_a_slow_reader_gets_all_answers_ahead_of_a_refusal_that_ends_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Edge(tmp_path, keep_alive_seconds=75) as edge:
+        slow, gone = edge.connect(), edge.connect()
+        for peer in (slow, gone):
+            monkeypatch.setattr(peer.transport, "write", partial(write_and_pause, peer))
+            peer.feed(request_bytes("GET", "/ping") * 3 + b"no request\r\n\r\n")
+            assert peer.statuses == [204]
+        edge.pass_seconds(70)
+        monkeypatch.undo()
+        edge.call(slow.connection.resume_writing)
+        edge.turn()
+        assert slow.statuses == [204] * 3 + [400]
+        edge.pass_seconds(10)
+        assert gone.transport.closed
+        assert gone.statuses == [204]
+
+
+def write_and_pause(peer: Peer, data: bytes) -> None:
+    """As of a client that does not read: the transport has too much to send."""
+    peer.transport.written += data
+    peer.connection.pause_writing()

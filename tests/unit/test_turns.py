@@ -139,6 +139,27 @@ def test_a_worker_that_drains_answers_one_more_request_of_a_rest(edge: Edge) -> 
     assert bytes(peer.transport.written).count(b"Connection: close") == 1
 
 
+def test_clients_that_do_not_read_answers_do_not_take_the_place_of_those_that_do(edge: Edge) -> None:
+    unread = [edge.connect() for _ in range(3)]
+    for peer in unread:
+        peer.connection.pause_writing()
+        read(edge, peer, NOTHING * 5000)
+        edge.context.now += 1
+    assert edge.context.kept_bytes > edge.context.limits.max_kept // 2
+    peer = edge.connect()
+    read(edge, peer, (WRITE + NOTHING) * 1500)
+    edge.settle()
+    edge.turn()
+    assert peer.statuses == [202, 404] * 1500
+    assert unread[0].transport.closed
+    assert not unread[-1].transport.closed
+    edge.call(unread[-1].connection.resume_writing)
+    edge.settle()
+    assert unread[-1].statuses == [404] * 5000
+    assert edge.context.kept_bytes == 0
+    assert edge.context.refused["inflight"] == sum(peer.transport.closed for peer in unread)
+
+
 # Numbers and heads
 
 
@@ -162,6 +183,30 @@ def test_too_long_heads_are_refused_before_they_are_complete(edge: Edge) -> None
     lines.feed(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + b"".join(b"h%d: %b\r\n" % (n, b"x" * KB) for n in range(12)))
     value.feed(b"GET /ping HTTP/1.1\r\nHost: x\r\npad: " + b"x" * 200 * KB)
     assert lines.statuses == value.statuses == [431]
+
+
+@pytest.mark.parametrize("unfinished", [b"0\r\npad: ", b"1;pad="])
+def test_a_trailer_that_never_ends_is_refused_as_a_head_is(edge: Edge, unfinished: bytes) -> None:
+    peer, other = edge.connect(), edge.connect()
+    start = b"POST %b HTTP/1.1\r\nHost: x\r\npad: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % (
+        V2.encode(),
+        b"x" * 7 * KB,
+    )
+    peer.feed(start)
+    peer.feed(b"1\r\na\r\n" + unfinished)
+    for _ in range(7):
+        assert peer.feed(b"x" * KB)
+        assert peer.statuses == []
+    assert edge.context.inflight._arriving_bytes > 7 * KB
+    peer.feed(b"x" * 2 * KB)
+    assert peer.statuses == [431]
+    assert edge.context.inflight.is_empty()
+    body = b"".join(b"%b\r\n%c\r\n" % (b"1;pad=" + b"x" * KB, byte) for byte in pack({"m": "m", "columns": {"n": [1]}}))
+    for at in range(0, len(body), 100):
+        other.feed((b"" if at else start) + body[at : at + 100])
+    other.feed(b"0\r\n" + b"pad: x\r\n" * 100 + b"\r\n")
+    edge.settle()
+    assert other.statuses == [202]
 
 
 def test_unfinished_heads_are_counted_until_they_are_complete(edge: Edge) -> None:
