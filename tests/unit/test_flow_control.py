@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arcpipe.ingest import responses
 from arcpipe.ingest.limits import PATIENCE_BYTES
 from arcpipe.ingest.protocol import _WAITING_HEAD_BYTES
 from tests.edge import Edge, Peer
@@ -504,3 +505,8 @@ def test_an_idle_connection_keeps_nothing_of_the_head_it_was_asked_with(tmp_path
         for peer in (asked, refused):
             assert not peer.connection._headers
             assert not peer.connection._url
+
+
+def test_clients_that_do_not_read_a_large_answer_share_one(edge: Edge) -> None:
+    page = responses.body(200, b"text/html", bytes(50_000))
+    assert edge.context.dated[page] is edge.context.dated[page]
