@@ -220,8 +220,12 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Half-closed clients still get the answers that they wait for."""
         if self._rest:  # with requests that have not been handled yet
-            self._at_eof = True
-            return self._transport is not None and self._transport.can_write_eof()
+            if self._transport is not None and self._transport.can_write_eof():
+                self._at_eof = True
+                return True
+            while self._rest and not self._must_stop() and self._context.turns.spent < TURN_SECONDS:
+                self._handle_rest()  # TLS ends both directions at once: there will be no other turn
+            self._drop_rest()
         if self._exchange is not None:  # its body will never be complete
             self.exchanges.pop().cut_off()
             self._exchange = None
@@ -327,13 +331,7 @@ class Connection(asyncio.Protocol):
             self.resume_reading(TURN)
             return self._seconds
         self._give_time_back()
-        data, at = self._rest, self._rest_at
-        self._drop_rest()
-        self._is_between = self._rest_is_between
-        began = perf_counter()
-        if self._is_between:
-            at = self._take_known(data, at, began + SLICE_SECONDS)
-        self._go_on(data, at, began)
+        self._handle_rest()
         if not self._rest:
             self.resume_reading(TURN)
             if self._at_eof and not self.eof_received():
@@ -343,6 +341,16 @@ class Connection(asyncio.Protocol):
         else:
             self._paused &= ~TURN
         return self._seconds
+
+    def _handle_rest(self) -> None:
+        """Goes on with the rest of a read for the time of one turn."""
+        data, at = self._rest, self._rest_at
+        self._drop_rest()
+        self._is_between = self._rest_is_between
+        began = perf_counter()
+        if self._is_between:
+            at = self._take_known(data, at, began + SLICE_SECONDS)
+        self._go_on(data, at, began)
 
     def _keep(self, data: bytes, at: int) -> None:
         context = self._context

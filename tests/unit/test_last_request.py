@@ -5,6 +5,7 @@ The connections, the routes and the log are the real ones, in this process (test
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from arcpipe.ingest import protocol
 from arcpipe.ingest.linger import LINGER_SECONDS, Linger
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
@@ -235,3 +237,23 @@ def write_and_pause(peer: Peer, data: bytes) -> None:
     """As of a client that does not read: the transport has too much to send."""
     peer.transport.written += data
     peer.connection.pause_writing()
+
+
+def test_what_comes_in_one_read_with_the_end_of_a_tls_connection_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS ends both directions at once, so that a rest of the read has no other turn; its answers are lost."""
+    with Edge(tmp_path, hurried=True) as edge:
+        monkeypatch.setattr(protocol, "SLICE_SECONDS", 0.0001)
+        monkeypatch.setattr(protocol, "TURN_SECONDS", math.inf)
+        peer = edge.connect()
+        monkeypatch.setattr(peer.transport, "can_write_eof", lambda: False)
+        stream = b"".join(request_bytes("POST", V2, BODY, {"X-Pad": f"{number:04}" * 150}) for number in range(50))
+        edge.call(lambda: peer.connection.data_received(stream))
+        assert peer.connection._rest
+        assert not edge.call(peer.connection.eof_received)
+        peer.transport.close()
+        edge.settle()
+        assert edge.worker._writes.accepted == 50
+        assert edge.context.kept_bytes == 0
+        assert edge.exceptions == []
