@@ -76,7 +76,7 @@ async def measure(name: str, count: int, seconds: float, directory: Path, change
     if kind.listener is not None:
         port = _free_port()
         listener = {"address": f"127.0.0.1:{port}", **kind.listener}
-        # The certificate is that of all listeners that speak TLS, but the main one would speak it, too.
+        # With a certificate the main listener speaks TLS, and the victim comes to another one.
         settings |= {"server.listeners": json.dumps([listener]), "server.trusted_proxies": "127.0.0.0/8"}
         if kind.tls or kind.hello:
             await make_certificate(directory, "cert.pem", "key.pem")

@@ -22,7 +22,7 @@ V2 = "/write/v2/msgpack"
 MB = 1 << 20
 INFLIGHT_MB = 4
 COUNT = 800
-# Bytes of a connection itself, whatever it sends: docs/operations.md says 4 kB.
+# Bytes of a connection itself, whatever it sends: docs/operations.md tells how many.
 EACH = 10_000
 
 
