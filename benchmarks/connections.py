@@ -2,9 +2,11 @@
 
     python -m benchmarks.connections --idle 10000 --active 500 --rate 2000 --seconds 10
     python -m benchmarks.connections --idle 0 --slow 100 --active 32 --rate 2000
+    python -m benchmarks.connections --hold all --json
 
 The load is an open loop of small writes at a fixed rate. Rounds without and with the others alternate on one server
 with one worker, so that whatever else the machine does meets both. A slow client sends a byte of a request at a time.
+`--hold` measures the memory that connections of other kinds hold (`benchmarks/held.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ import typer
 import uvloop
 
 from benchmarks.drive import load_processes
+from benchmarks.held import measure_all, resident_bytes
 from benchmarks.histogram import Histogram
+from benchmarks.holding import KINDS
 from benchmarks.load import LoadSpec
 from benchmarks.server import Server
 
@@ -39,10 +43,22 @@ def bench(
     rate: Annotated[float, typer.Option(min=1, help="Requests per second of all of them together.")] = 2000,
     seconds: Annotated[float, typer.Option(min=1, help="Measured time of a round.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of rounds.")] = 3,
+    hold: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Instead: the memory that a kind of connections holds. all, {', '.join(KINDS)}"),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Connections of --hold.")] = 10_000,
+    setting: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of the server of --hold.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each kind of --hold.")] = False,
 ) -> None:
     """Measure a server with and without idle or slow connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hold:
+        kinds = list(KINDS) if "all" in hold else hold
+        changed = dict(text.split("=", 1) for text in setting or ())
+        asyncio.run(measure_all(kinds, count, seconds, changed, json))
+        return
     directory = Path(tempfile.mkdtemp(prefix="connections-", dir="."))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -85,9 +101,9 @@ async def _measure(directory: Path, idle: int, slow: int, load: LoadSpec, rounds
         pid = next(pid for pid, use in server.usage().items() if use.name.startswith("ingest"))
         for _ in range(rounds):
             found["without"].append(await _round(server, load))
-            before = _resident_bytes(pid)
+            before = resident_bytes(pid)
             async with _connections(server, idle) as opened, _connections(server, slow) as trickling:
-                grown = _resident_bytes(pid) - before
+                grown = resident_bytes(pid) - before
                 stop = asyncio.Event()
                 trickle = asyncio.create_task(_trickle(trickling, stop))
                 found["with"].append(await _round(server, load))
@@ -149,10 +165,6 @@ async def _trickle(connections: list[socket.socket], stop: asyncio.Event) -> Non
             await asyncio.wait_for(stop.wait(), _TRICKLE_SECONDS)
         except TimeoutError:
             pass
-
-
-def _resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 if __name__ == "__main__":

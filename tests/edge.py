@@ -19,7 +19,7 @@ from arcpipe.changeable import Access
 from arcpipe.config import WAL, Server, Settings, Storage
 from arcpipe.counters import Counters, Node
 from arcpipe.disk import Disk
-from arcpipe.ingest import protocol, write
+from arcpipe.ingest import protocol, turns, write
 from arcpipe.ingest.entrance import Paths, Surface
 from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.limits import TURN
@@ -60,6 +60,9 @@ class Transport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing waits here."""
 
     def pause_reading(self) -> None:
         assert self.is_reading
@@ -154,7 +157,7 @@ class Edge:
     def __enter__(self) -> Edge:
         asyncio.set_event_loop(self.loop)
         if not self._hurried:
-            for module, names in ((protocol, _OF_PROTOCOL), (write, _OF_WRITE)):
+            for module, names in ((protocol, _OF_PROTOCOL), (write, _OF_WRITE), (turns, ("TURN_SECONDS",))):
                 for name in names:
                     self._patches.enter_context(mock.patch.object(module, name, math.inf))
         return self

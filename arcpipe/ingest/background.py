@@ -96,6 +96,7 @@ class Background:
         self._long: list[_Piece] = []
         self._behind: dict[Client, deque[_Piece]] = {}  # and those behind it
         self._ends: dict[Client, float] = {}  # of the latest piece of each client
+        self._most_ends = _CLIENTS_KEPT  # above which those are looked for that are over
         self._pieces: Counter[Client] = Counter()  # that wait or are being worked on
         self._addresses: Counter[str] = Counter()  # of the clients that these are of
         self._now = 0.0  # in the time of those ends
@@ -155,8 +156,9 @@ class Background:
     def _charge(self, piece: _Piece) -> None:
         """Have its client pay for what a piece took, and the next one of the client take part."""
         client = piece.client
-        if len(self._ends) >= _CLIENTS_KEPT:
+        if len(self._ends) >= self._most_ends:
             self._ends = {kept: end for kept, end in self._ends.items() if end > self._now}
+            self._most_ends = max(_CLIENTS_KEPT, 2 * len(self._ends))  # not with each piece of thousands of clients
         self._ends[client] = piece.start + piece.spent * piece.weight
         self._pieces[client] -= 1
         if self._pieces[client]:

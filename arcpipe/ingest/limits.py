@@ -124,8 +124,12 @@ class BytesInFlight:
     The other half is for bodies and heads that are still arriving. Above it those that are more than small wait, all
     but the one that began first, so that they become complete one after the other. A first one that brings little
     while others wait is refused, which gives its bytes back: so somebody always moves, and slow senders hold up nobody
-    for long. Should the small ones fill half as much again, they wait as well. Above three times the half, the
-    latest is refused.
+    for long. Should the small ones fill one and a half times the half, they wait as well. Above three times the half,
+    the latest is refused.
+
+    So what arrives is never more than three times the half. What is complete may be three times the half, too, and
+    then what was arriving at that moment becomes complete. Together that is six times the half, or three times
+    `server.max_inflight_mb`, and one read. Only thousands of clients that all send small bodies come near it.
     """
 
     def __init__(

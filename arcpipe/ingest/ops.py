@@ -6,9 +6,11 @@ do not wait for them.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +18,7 @@ from arcpipe import __version__, health, metrics, snapshot, status_page
 from arcpipe.counters import ANNOUNCED, BEGUN, Counters, Node
 from arcpipe.errors import BadPayload
 from arcpipe.ingest import responses
-from arcpipe.ingest.background import Background
+from arcpipe.ingest.background import Background, Check
 from arcpipe.ingest.exchange import Exchange
 from arcpipe.ingest.limits import Admission
 from arcpipe.ingest.router import ADMIN, OPEN, READ, Handler
@@ -33,6 +35,8 @@ _PAGE: Final = responses.body(200, b"text/html; charset=utf-8", status_page.PAGE
 _PAGE_NOT_MODIFIED: Final = responses.empty(304, status_page.HEADERS)
 _DRAINING: Final = responses.error(503, "draining", "this instance is shutting down", b"Retry-After: 5\r\n")
 _MB: Final = 1 << 20
+# Who has asked for the same is answered in parts: thousands may have.
+_TOLD_IN_A_TURN: Final = 64
 _MAX_AGE_HOURS: Final = 24 * 365 * 100
 
 
@@ -53,8 +57,8 @@ class OpsEndpoints:
             ("GET", "/"): (self.page, OPEN),
             ("GET", "/health"): (self.health, OPEN),
             ("GET", "/ready"): (self.ready, OPEN),
-            ("GET", "/metrics"): (self._later(self._metrics), READ),
-            ("GET", "/api/v1/status"): (self._later(self._status), READ),
+            ("GET", "/metrics"): (self._together(self._metrics), READ),
+            ("GET", "/api/v1/status"): (self._together(self._status), READ),
         }
         for name, work in {
             "wal/status": self._wal_status,
@@ -64,7 +68,7 @@ class OpsEndpoints:
             "wal/recovery/history": self._recovery_history,
             "monitoring/buffer": self._buffer,
         }.items():
-            table["GET", f"/api/{name}"] = table["GET", f"/api/v1/{name}"] = (self._later(work), READ)
+            table["GET", f"/api/{name}"] = table["GET", f"/api/v1/{name}"] = (self._together(work), READ)
         cleanup = (self._later(self._cleanup), ADMIN)
         table["POST", "/api/wal/cleanup"] = table["POST", "/api/v1/wal/cleanup"] = cleanup
         return table
@@ -239,6 +243,31 @@ class OpsEndpoints:
             "total_failures": worker.write_failures,
         }
 
+    def _together(self, work: Callable[[Exchange], bytes]) -> Handler:
+        """A handler like that of `_later` that has one answer made for all who wait for it to be begun with.
+
+        However many ask, each waits for two answers to be made at most, and all of them hold one.
+        """
+        waiting: dict[bytes, deque[Exchange]] = {}  # by what the answer depends on
+
+        def handle(exchange: Exchange) -> None:
+            key = exchange.headers.get(b"accept", b"")
+            others = waiting.get(key)
+            if others is not None:
+                others.append(exchange)
+                return
+            waiting[key] = deque((exchange,))
+            made: list[bytes] = []
+            asked: list[deque[Exchange]] = []
+
+            def make(_: Check) -> None:
+                asked.append(waiting.pop(key))  # whoever asks from now on is told of what happens from now on
+                made.append(_answer(work, exchange))
+
+            self._thread.add(exchange.connection, 0, make, lambda _: _tell(asked[0], made[0]))
+
+        return handle
+
     def _later(self, work: Callable[[Exchange], bytes]) -> Handler:
         """A handler that has its answer made on the thread."""
 
@@ -252,6 +281,14 @@ class OpsEndpoints:
             )
 
         return handle
+
+
+def _tell(exchanges: deque[Exchange], answer: bytes) -> None:
+    """Gives all of them the answer, some in each turn of the loop."""
+    for _ in range(min(len(exchanges), _TOLD_IN_A_TURN)):
+        exchanges.popleft().answer(answer)
+    if exchanges:
+        asyncio.get_running_loop().call_soon(_tell, exchanges, answer)
 
 
 def _answer(work: Callable[[Exchange], bytes], exchange: Exchange) -> bytes:

@@ -49,10 +49,14 @@ _PARSED_BYTES: Final = 2 << 10
 _SMALL_READ_BYTES: Final = 1 << 10
 # A Content-Length of more digits is no size of anything; Python itself refuses to read some thousand of them.
 _LENGTH_DIGITS: Final = 19
-# An unfinished head takes about this much memory besides its bytes: a dictionary, and an object for each line.
-_HEAD_BYTES: Final = 4 << 10
-# Heads of unanswered requests may have this many bytes on one connection, and one more head; then it is not read.
-_WAITING_HEAD_BYTES: Final = 64 << 10
+# An unfinished head takes about this much memory besides its bytes: its objects, and two with a place for each line.
+_HEAD_BYTES: Final = 1 << 10
+_HEAD_LINE_BYTES: Final = 140
+# Heads of unanswered requests may take this much memory on one connection, and one more head; then it is not read.
+_WAITING_HEAD_BYTES: Final = 96 << 10
+
+# Of answers that a client does not take, and one more: with more it is not read. The loop's TLS would take 512 kB.
+_UNREAD_BYTES: Final = 16 << 10
 
 # Smaller pieces of a body are joined as they arrive, larger ones when all are there.
 _PIECE_BYTES: Final = 1024
@@ -84,6 +88,9 @@ FRESH: Final = 5  # of a client that has sent nothing yet
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-fv:.]+\])(?::[0-9]*)?\Z")
 # Values that were found good are remembered, up to so many.
 _HOSTS_KEPT: Final = 1024
+
+# In place of the parser of a connection that has ended.
+_NO_PARSER: Final = httptools.HttpRequestParser(object())
 
 # A complete request: its handler, how its body is encoded, and the refusal that it gets instead of being handled.
 _Task = tuple[Exchange, "Handler | None", Coding | None, bytes | None]
@@ -148,7 +155,7 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = NO_HEADERS
         self._head_lines = 0  # headers of the request so far
         self._head_bytes = 0  # of URL and headers so far, or of trailers; four of each line for colon, blank, line end
-        self._waiting_heads = 0  # `_head_bytes` of requests since all were answered, but for those with a known head
+        self._waiting_heads = 0  # memory of heads since all were answered, but for those that are known
         self._is_between = True  # two requests, or before the first: the parser waits for a request line; and no rest
         self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
         # Bytes of a head or trailer that is not complete, in the pieces after the one that it began with.
@@ -185,6 +192,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(_UNREAD_BYTES)
         self.address = self.address or peer_of(transport)
         context = self._context
         self.since = context.now  # not the time of the handshake
@@ -275,7 +283,7 @@ class Connection(asyncio.Protocol):
             self._keep(rest[at:] + data, 0)
             return
         size = len(data)
-        turn_end = began + SLICE_SECONDS
+        turn_end = began + (SMALL_SECONDS if self._context.turns.is_used_up else SLICE_SECONDS)
         while at < size and not self._is_deaf:
             if self._must_stop() or perf_counter() > turn_end:
                 self._keep(data, at)
@@ -413,7 +421,7 @@ class Connection(asyncio.Protocol):
             start = after
             if not turn_end:
                 self._began = exchange.received
-                turn_end = exchange.received + SLICE_SECONDS
+                turn_end = exchange.received + (SMALL_SECONDS if context.turns.is_used_up else SLICE_SECONDS)
             if self._paused & ~TURN or exchange.received > turn_end:
                 break
         return start
@@ -510,7 +518,7 @@ class Connection(asyncio.Protocol):
             return
         if self._head_bytes > limits.max_header:
             raise _Refused(self._header_too_large())
-        self._waiting_heads += self._head_bytes
+        self._waiting_heads += self._head_bytes + _HEAD_LINE_BYTES * self._head_lines
         self._head_bytes = self._unread_head = 0  # trailers count anew
         # The parser is strict, but for what follows (and for empty lines before a request and more than one blank in
         # its first line, which mislead nobody).
@@ -610,6 +618,8 @@ class Connection(asyncio.Protocol):
         if exchange is None:  # an offer to upgrade: `_decline_upgrades` follows
             return
         self._exchange = None
+        self._headers = NO_HEADERS  # many bytes, while thousands of connections may be idle
+        self._url = b""
         self._go_ahead_due = False  # no body came that it would have been for
         self.state = ANSWER
         pieces, self._body = self._body, []
@@ -936,6 +946,7 @@ class Connection(asyncio.Protocol):
             exchange = self._context.exchange_kind(self, NO_HEADERS, method)
             self.exchanges.append(exchange)
         self._exchange = None
+        self._drop_head()
         self._drop_body()
         self._drop_rest()
         self._context.requests += 1
@@ -951,6 +962,7 @@ class Connection(asyncio.Protocol):
         self.since = self._context.now
         self._deferred = None
         self._exchange = None
+        self._drop_head()
         self._drop_body()
         self._drop_rest()
         if transport is None:
@@ -1021,8 +1033,16 @@ class Connection(asyncio.Protocol):
             if self._unread_head > self._context.limits.max_header + _REQUEST_LINE_BYTES:
                 self._refuse_connection(self._header_too_large())
                 return
+        size = _HEAD_BYTES + _HEAD_LINE_BYTES * self._head_lines + max(self._head_bytes, self._unread_head)
         self._held = True
-        self._context.inflight.hold(self, _HEAD_BYTES + max(self._head_bytes, self._unread_head))
+        self._context.inflight.hold(self, size)
+
+    def _drop_head(self) -> None:
+        """Lets go of what has come of a head, and of what the parser keeps of it: nothing more is read."""
+        self._headers = NO_HEADERS
+        self._url = b""
+        self._fresh = None
+        self._parser = _NO_PARSER
 
     def _content_length(self, field: bytes | None) -> int:
         """The number in a Content-Length field; -1 if there is none."""

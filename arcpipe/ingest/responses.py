@@ -22,7 +22,8 @@ INFLUXDB_PATHS: Final = frozenset(
 _REASON_CHARACTERS: Final = 500
 # Answers that are kept with their date, and the bytes of the longest such one: the ones that are always the same.
 _DATED_KEPT: Final = 64
-_DATED_BYTES: Final = 1024
+# The status page and /metrics, too: clients that do not read them share one.
+_DATED_BYTES: Final = 64 << 10
 
 _INFLUXDB2_CODES: Final = {
     400: "invalid",

@@ -2,7 +2,8 @@
 
 Between two looks at its sockets the loop handles what they brought. A read that brings little is handled at once. One
 that brings more work than SLICE_SECONDS keeps its rest, and a connection that took long is not read again until it is
-given another turn. Turns are given in order, for TURN_SECONDS of each turn of the loop.
+given another turn. Turns are given in order, for TURN_SECONDS of each turn of the loop. Where what was just read has
+taken as long already, each further read has only SMALL_SECONDS: thousands of clients may have sent at one moment.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ class Waiter(Protocol):
 class Turns:
     """The turns of one loop. `spent` is what reads have taken of the present one, in seconds."""
 
-    __slots__ = ("_scheduled", "_waiting", "deadline", "spent")
+    __slots__ = ("_scheduled", "_waiting", "deadline", "is_used_up", "spent")
 
     def __init__(self) -> None:
         self.spent = 0.0
+        self.is_used_up = False  # each further read of it has SMALL_SECONDS: there may be thousands
         self.deadline = 0.0  # perf_counter seconds: until when the body at hand may be encoded in the loop
         self._waiting: deque[Waiter] = deque()
         self._scheduled = False
@@ -52,6 +54,7 @@ class Turns:
     def charge(self, seconds: float) -> None:
         """Count what a read has taken of the present turn."""
         self.spent += seconds
+        self.is_used_up = self.spent >= TURN_SECONDS
         if not self._scheduled:
             self._schedule()
 
@@ -68,6 +71,7 @@ class Turns:
     def _next(self) -> None:
         """Begin a turn of the loop: gives turns to those that wait, each one at most."""
         self._scheduled = False
+        self.is_used_up = False
         waiting = self._waiting
         seconds = 0.0
         try:
@@ -77,5 +81,6 @@ class Turns:
                     break
         finally:  # whatever becomes of one, the others have their turns
             self.spent = 0.0
+            self.is_used_up = False
             if waiting and not self._scheduled:
                 self._schedule()

@@ -101,6 +101,7 @@ class IngestContext:
         self.turned_away: set[Connection] = set()  # above `server.max_connections`, until they have read so
         self.turns = Turns()
         self.kept_bytes = 0  # of reads that have brought more than one turn handles
+        self._all_read_at = -1.0  # the tick at which no client was found that does not read its answers
         self.heads = Heads()
         self.all_heads = [self.heads]  # and those of listeners that do not offer all paths
         self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes, self._use_heads)
@@ -144,8 +145,10 @@ class IngestContext:
     def has_room_to_keep(self, size: int) -> bool:
         """Whether so many bytes of a read may be kept for later. Clients that do not read their answers give way."""
         most = self.limits.max_kept
-        if self.kept_bytes + size > most:
+        if self.kept_bytes + size > most and self._all_read_at != self.now:
             unread = [connection for connection in self.connections if connection.holds_unread]
+            if not unread:
+                self._all_read_at = self.now  # thousands may ask within one turn, and thousands are looked through
             for connection in sorted(unread, key=lambda one: one.since):  # those first that have not read for longest
                 if self.kept_bytes <= most // 2:
                     break

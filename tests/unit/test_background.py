@@ -222,3 +222,24 @@ def test_an_error_is_told_and_the_next_piece_is_done() -> None:
     assert sorted(thread.done) == ["a", "b"]
     assert [str(error) for error in thread.errors] == ["broken"]
     assert thread.background._ends == {}
+
+
+def test_thousands_of_clients_that_wait_are_not_looked_through_with_each_piece() -> None:
+    looks = 0
+
+    async def run() -> None:
+        thread = Thread()
+        ends = thread.background._ends
+
+        def look(_: Check) -> None:
+            nonlocal ends, looks
+            looks += thread.background._ends is not ends
+            ends = thread.background._ends
+
+        for number in range(5000):
+            for piece in range(2):  # with one that waits each client is remembered
+                thread.add(Sender(str(number)), 100 << 10, look, f"{number} {piece}")
+        await thread.settle()
+
+    asyncio.run(run())
+    assert 1 <= looks <= 10

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arcpipe.ingest import responses
 from arcpipe.ingest.limits import PATIENCE_BYTES
 from arcpipe.ingest.protocol import _WAITING_HEAD_BYTES
 from tests.edge import Edge, Peer
@@ -445,3 +446,67 @@ def test_a_head_of_the_largest_size_is_taken_wherever_its_reads_end(tmp_path: Pa
         feed(peer, head[first:], read_size=5)
         edge.settle()
         assert peer.statuses == [204]
+
+
+# What a connection keeps of heads
+
+SHORT_LINES = b"".join(b"h%d: x\r\n" % number for number in range(98))
+
+
+@pytest.mark.parametrize("read_size", [100, 1 << 16])
+def test_a_trailer_without_an_end_is_refused_and_counted_until_then(tmp_path: Path, read_size: int) -> None:
+    with Edge(tmp_path, max_header_kb=8) as edge:
+        peer = edge.connect()
+        peer.feed(b"POST /write HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        peer.feed(b"1\r\nx\r\n0\r\ntrailer: ")
+        feed(peer, b"v" * 6000, read_size)
+        assert peer.statuses == []
+        assert edge.context.inflight._arriving_bytes > 5000 or read_size > 6000
+        feed(peer, b"v" * 200_000, read_size)
+        assert peer.statuses == [431]
+        assert edge.context.inflight.is_empty()
+
+
+def test_chunks_of_any_number_are_no_head_without_an_end(tmp_path: Path) -> None:
+    with Edge(tmp_path, max_header_kb=1) as edge:
+        peer = edge.connect()
+        peer.feed(b"POST /write HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for byte in b"m f=1\n" * 500:
+            for part in (b"1\r\n", b"%c\r\n" % byte):
+                assert peer.feed(part)
+        peer.feed(b"0\r\nSome: trailer\r\n\r\n")
+        edge.settle()
+        assert peer.statuses == [204]
+
+
+def test_the_lines_of_heads_that_wait_are_counted_with_their_bytes(tmp_path: Path) -> None:
+    """A short line takes many times its bytes, and ten heads of 98 such lines are 100 kB."""
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk) as edge:
+        may_write = threading.Event()
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        peer = edge.connect()
+        peer.feed(WRITE)
+        taken = 0
+        while taken < 64 and peer.feed(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + SHORT_LINES + b"\r\n"):
+            taken += 1
+        assert 4 <= taken <= 10
+        may_write.set()
+        edge.settle()
+        assert peer.statuses == [202] + [204] * taken
+
+
+def test_an_idle_connection_keeps_nothing_of_the_head_it_was_asked_with(tmp_path: Path) -> None:
+    with Edge(tmp_path) as edge:
+        asked, refused = edge.connect(), edge.connect()
+        asked.feed(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + SHORT_LINES + b"\r\n")
+        refused.feed(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + SHORT_LINES * 2)
+        assert (asked.statuses, refused.statuses) == ([204], [431])
+        for peer in (asked, refused):
+            assert not peer.connection._headers
+            assert not peer.connection._url
+
+
+def test_clients_that_do_not_read_a_large_answer_share_one(edge: Edge) -> None:
+    page = responses.body(200, b"text/html", bytes(50_000))
+    assert edge.context.dated[page] is edge.context.dated[page]

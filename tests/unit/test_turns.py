@@ -6,11 +6,14 @@ between two turns. Each stream takes hundreds of times as long as a turn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from arcpipe.ingest import protocol
+from arcpipe.ingest.turns import TURN_SECONDS
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
 
@@ -230,3 +233,22 @@ def test_heads_of_unanswered_requests_are_bounded(edge: Edge) -> None:
     assert len(peer.connection.exchanges) < 15
     edge.settle()
     assert peer.statuses == [200] * 30
+
+
+@pytest.mark.parametrize("is_used_up", [False, True])
+def test_a_read_behind_a_turn_that_is_used_up_has_little_time(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, is_used_up: bool
+) -> None:
+    """Thousands of clients may have sent in one turn of the loop, which cannot give each of them a millisecond."""
+    monkeypatch.setattr(protocol, "SLICE_SECONDS", math.inf)
+    peer = edge.connect()
+
+    def step() -> int:
+        edge.context.turns.charge(TURN_SECONDS if is_used_up else 0.0)
+        peer.connection.data_received(NOTHING * 4000)
+        return edge.context.kept_bytes
+
+    assert bool(edge.call(step)) == is_used_up
+    while edge.context.kept_bytes:
+        edge.turn()
+    assert peer.statuses == [404] * 4000
