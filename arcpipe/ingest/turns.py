@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter
 from typing import Final, Protocol
 
@@ -19,6 +20,9 @@ SLICE_SECONDS: Final = 0.001
 SMALL_SECONDS: Final = 0.0002
 # Seconds of one turn of the loop for those that wait for a turn, and as much again for what was just read.
 TURN_SECONDS: Final = 0.008
+# Seconds of work in one turn after which it shows life: thousands of connections may have sent at the same moment, and
+# the clock of the loop goes on only when all of them were read.
+_LIFE_SECONDS: Final = 0.25
 # Seconds after which a body that is encoded in the loop is given to the encoding thread.
 INLINE_SECONDS: Final = 0.002
 
@@ -37,9 +41,12 @@ class Waiter(Protocol):
 class Turns:
     """The turns of one loop. `spent` is what reads have taken of the present one, in seconds."""
 
-    __slots__ = ("_scheduled", "_waiting", "deadline", "is_used_up", "spent")
+    __slots__ = ("_life_due", "_scheduled", "_show_life", "_waiting", "deadline", "is_used_up", "spent")
 
-    def __init__(self) -> None:
+    def __init__(self, show_life: Callable[[], None] = lambda: None) -> None:
+        """Args: show_life: called now and then in a turn that goes on for long."""
+        self._show_life = show_life
+        self._life_due = _LIFE_SECONDS
         self.spent = 0.0
         self.is_used_up = False  # each further read of it has SMALL_SECONDS: there may be thousands
         self.deadline = 0.0  # perf_counter seconds: until when the body at hand may be encoded in the loop
@@ -55,6 +62,9 @@ class Turns:
         """Count what a read has taken of the present turn."""
         self.spent += seconds
         self.is_used_up = self.spent >= TURN_SECONDS
+        if self.spent >= self._life_due:
+            self._life_due = self.spent + _LIFE_SECONDS
+            self._show_life()
         if not self._scheduled:
             self._schedule()
 
@@ -81,6 +91,7 @@ class Turns:
                     break
         finally:  # whatever becomes of one, the others have their turns
             self.spent = 0.0
+            self._life_due = _LIFE_SECONDS
             self.is_used_up = False
             if waiting and not self._scheduled:
                 self._schedule()

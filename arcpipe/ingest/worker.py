@@ -12,7 +12,7 @@ import sys
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from operator import add
 from typing import TYPE_CHECKING, Final
@@ -92,14 +92,14 @@ class IngestContext:
     commit: Commit
     routes: dict[bytes, Route]
 
-    def __init__(self, limits: Limits, auth: Auth | None) -> None:
+    def __init__(self, limits: Limits, auth: Auth | None, show_life: Callable[[], None] = lambda: None) -> None:
         self.limits = limits
         self.auth: Auth | NotingAuth | Gate | None = auth  # None: nobody is asked for a token
         self.gate: Gate | None = None  # where the use of clients is limited; it is `auth` then
         self.exchange_kind, self.identified_kind = kinds(None, False, None)
         self.connections: set[Connection] = set()
         self.turned_away: set[Connection] = set()  # above `server.max_connections`, until they have read so
-        self.turns = Turns()
+        self.turns = Turns(show_life)
         self.kept_bytes = 0  # of reads that have brought more than one turn handles
         self._all_read_at = -1.0  # the tick at which no client was found that does not read its answers
         self.heads = Heads()
@@ -213,7 +213,7 @@ class IngestWorker:
         self._tokens_loaded = access.tokens_loaded
         self._tls = access.tls
         self._tls_loaded = access.tls_loaded
-        self._context = IngestContext(Limits.of(settings), self._auth)
+        self._context = IngestContext(Limits.of(settings), self._auth, self._show_life)
         server = settings.server
         self._trusted = TrustedProxies(server.trusted_proxies)
         if self._trusted and server.forwarded_header:
@@ -478,12 +478,15 @@ class IngestWorker:
         for connection in expired:
             connection.expire()
 
+    def _show_life(self) -> None:
+        self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
+
     def _publish(self) -> None:
         """Copies what this process has counted into shared memory, on top of what its predecessors had."""
         context, writes = self._context, self._writes
         stats = context.commit.writer.stats
         usage = list(writes.usage.values())
-        self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
+        self._show_life()
         self._block[Worker.CONNECTIONS] = len(context.connections)
         self._publish_segment(context.commit.writer.current)
         if stats.last_failure_us:

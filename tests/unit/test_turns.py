@@ -6,6 +6,7 @@ between two turns. Each stream takes hundreds of times as long as a turn.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.ingest import protocol
-from arcpipe.ingest.turns import TURN_SECONDS
+from arcpipe.ingest.turns import TURN_SECONDS, Turns
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
 
@@ -79,6 +80,23 @@ def test_one_byte_chunks_are_taken_in_many_turns_and_make_the_body(edge: Edge) -
     assert turns > 1
     assert victim.statuses == [204] * turns
     assert attacker.statuses == [202]
+
+
+def test_a_turn_of_thousands_of_reads_shows_life() -> None:
+    async def run() -> tuple[int, int]:
+        signs: list[None] = []
+        turns = Turns(lambda: signs.append(None))
+        for _ in range(1000):
+            turns.charge(0.01)
+        many = len(signs)
+        await asyncio.sleep(0)  # the next turn
+        for _ in range(24):
+            turns.charge(0.01)
+        return many, len(signs) - many
+
+    many, few = asyncio.run(run())
+    assert 30 <= many <= 40
+    assert few == 0
 
 
 def test_connections_have_their_turns_one_after_the_other(edge: Edge) -> None:
