@@ -22,7 +22,7 @@ import uvloop
 
 from arcpipe import logs
 from arcpipe.allocator import keep_freed_memory
-from arcpipe.counters import Counters, Uploader
+from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import StorageError
 from arcpipe.storage import ObjectStore, open_store
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.1
+# Told by itself, it stops so long after `shutdown.delay_seconds`: where all processes were told at once, the supervisor
+# says first that it is time, and takes nobody for dead.
+_ALONE_SECONDS: Final = 1.0
 
 # Of the heap, once it was needed: conversion takes and frees as much again and again.
 KEPT_MEMORY_BYTES: Final = 256 << 20
@@ -59,7 +62,19 @@ async def _run(settings: Settings, directory: WALDirectory, counters: Counters, 
     loop = asyncio.get_running_loop()
     store = open_store(settings.storage.url, settings.storage.s3, settings.uploader.concurrent_uploads)
     uploader = BatchUploader(settings, directory, counters, node, store)
-    loop.add_signal_handler(signal.SIGTERM, uploader.drain)
+    was_told = False
+
+    def drain() -> None:
+        """At SIGTERM. The supervisor sends it when the workers are gone; others may send it to all processes at once."""
+        nonlocal was_told
+        delay = settings.shutdown.delay_seconds
+        if was_told or not delay or counters.node[NodeBlock.DRAINING] >= BEGUN:
+            uploader.drain()
+        else:
+            was_told = True
+            loop.call_later(delay + _ALONE_SECONDS, uploader.drain)
+
+    loop.add_signal_handler(signal.SIGTERM, drain)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     block = counters.uploader
     # Whoever sees the process id sees a sign of life too.

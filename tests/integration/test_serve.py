@@ -263,6 +263,7 @@ def test_workers_that_are_told_of_a_delayed_stop_too_do_not_end_before_the_super
         assert server.exit_code() == 0
         assert "stopped: everything that was answered is in the log" in server.log
         assert not [line for line in server.log.splitlines() if "supervisor: ingest" in line]
+        assert "uploader died" not in server.log
 
 
 def test_of_requests_that_keep_coming_at_the_stop_those_are_written_that_are_answered(tmp_path: Path) -> None:
