@@ -65,7 +65,7 @@ async def _run(settings: Settings, directory: WALDirectory, counters: Counters, 
     was_told = False
 
     def drain() -> None:
-        """At SIGTERM. The supervisor sends it when the workers are gone; others may send it to all processes at once."""
+        """At SIGTERM. The supervisor sends it when it is time; whoever sends it to all processes does so at once."""
         nonlocal was_told
         delay = settings.shutdown.delay_seconds
         if was_told or not delay or counters.node[NodeBlock.DRAINING] >= BEGUN:
