@@ -66,6 +66,9 @@ class _Transport:
     def get_extra_info(self, name: str) -> None:
         return None
 
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
     def write(self, data: bytes) -> None:
         assert data.startswith(b"HTTP/1.1 202"), data
 

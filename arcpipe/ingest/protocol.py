@@ -40,11 +40,16 @@ log = logging.getLogger(__name__)
 # A refused request's body up to this size is read to its end, so that the connection can be used again.
 _DISCARD_BYTES: Final = 1 << 20
 
+# What a header line has besides name and value: colon, blank, line end.
+_LINE_SIGNS: Final = 4
 # What a request line has besides its URL, at most: `max_header_kb` does not count it.
 _REQUEST_LINE_BYTES: Final = 64
 # Bytes that the parser is given at once, at most, unless they are all of one body: it cannot be stopped, and the
 # smallest requests and chunks have a few bytes each.
 _PARSED_BYTES: Final = 2 << 10
+# As much of a chunked body, where the piece before had no more than so many chunks.
+_PARSED_CHUNKED_BYTES: Final = 64 << 10
+_FEW_CHUNKS: Final = 16
 # Bytes. A shorter read is not timed: what it brings takes SMALL_SECONDS at most, and the clock takes time, too.
 _SMALL_READ_BYTES: Final = 1 << 10
 # A Content-Length of more digits is no size of anything; Python itself refuses to read some thousand of them.
@@ -103,6 +108,7 @@ class Connection(asyncio.Protocol):
         "_at_eof",
         "_began",
         "_body",
+        "_body_calls",
         "_body_seen",
         "_body_size",
         "_coding",
@@ -113,8 +119,6 @@ class Connection(asyncio.Protocol):
         "_go_ahead_due",
         "_handler",
         "_handling_deferred",
-        "_head_bytes",
-        "_head_lines",
         "_headers",
         "_held",
         "_is_between",
@@ -126,11 +130,13 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_paused_at",
         "_refusal",
+        "_repeated_lines",
         "_rest",
         "_rest_at",
         "_rest_is_between",
         "_seconds",
         "_surface",
+        "_trailer_bytes",
         "_transport",
         "_unread_head",
         "_url",
@@ -153,8 +159,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._headers: dict[bytes, bytes] = NO_HEADERS
-        self._head_lines = 0  # headers of the request so far
-        self._head_bytes = 0  # of URL and headers so far, or of trailers; four of each line for colon, blank, line end
+        self._repeated_lines = 0  # headers of the request so far whose name was there before
+        self._trailer_bytes = 0
         self._waiting_heads = 0  # memory of heads since all were answered, but for those that are known
         self._is_between = True  # two requests, or before the first: the parser waits for a request line; and no rest
         self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
@@ -168,6 +174,7 @@ class Connection(asyncio.Protocol):
         self._at_eof = False  # the client will send nothing more, and there is a rest
         self._url = b""
         self._body: list[bytes | bytearray] = []  # what has arrived of it
+        self._body_calls = 0  # of the parser, since it was given the last piece of a chunked body
         self._body_size = 0
         self._body_seen = 0  # its size after the read before
         self._length = -1  # its Content-Length; -1: it is chunked
@@ -273,7 +280,7 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self, data: bytes, at: int, began: float) -> None:
         """Handles a read from `at` on until the connection's turn is over, and keeps the rest for its next turn."""
-        if self._is_deaf:
+        if self.state == LINGER or (self.exchanges and self._is_over):
             self._note_dropped()
             return
         if self._rest:  # TLS may bring more although it was told not to
@@ -284,15 +291,19 @@ class Connection(asyncio.Protocol):
             return
         size = len(data)
         turn_end = began + (SMALL_SECONDS if self._context.turns.is_used_up else SLICE_SECONDS)
-        while at < size and not self._is_deaf:
-            if self._must_stop() or perf_counter() > turn_end:
-                self._keep(data, at)
-                break
-            end = self._piece_end(data, at)
-            self._parse(data if end - at == size else memoryview(data)[at:end])
+        while not (self._paused and self._must_stop()):
+            end = self._piece_end(data, at) if size - at > _PARSED_BYTES else size
+            self._parse(data if end - at == size else memoryview(data)[at:end], end == size)
             at = end
             if at < size and self._is_between:
                 at = self._take_known(data, at, turn_end)
+            if at == size or self._is_deaf:
+                break
+            if perf_counter() > turn_end:
+                self._keep(data, at)
+                break
+        else:
+            self._keep(data, at)
         self._end_turn(perf_counter() - began)
 
     def _must_stop(self) -> bool:
@@ -305,14 +316,15 @@ class Connection(asyncio.Protocol):
         """Where the piece ends that the parser is given at once: a few small requests, a head, or a body."""
         size = len(data)
         end = at + _PARSED_BYTES
-        if end >= size:
-            return size
         if self.state != BODY:
             found = data.find(b"\r\n\r\n", at, end)
             return found + 4 if found >= 0 else end
-        if self._length > self._body_size:
-            return min(at + self._length - self._body_size, size)
-        return end
+        if self._length >= 0:
+            return min(at + max(self._length - self._body_size, _PARSED_BYTES), size)
+        # More of a chunked body as long as it has few chunks.
+        dense = self._body_calls > _FEW_CHUNKS
+        self._body_calls = 0
+        return min(at + (_PARSED_BYTES if dense else _PARSED_CHUNKED_BYTES), size)
 
     def _end_turn(self, seconds: float) -> None:
         """A read, or a part of one, was handled in this time: unless it was short, the next one waits for its turn."""
@@ -426,7 +438,9 @@ class Connection(asyncio.Protocol):
                 break
         return start
 
-    def _parse(self, data: bytes | memoryview) -> None:
+    def _parse(self, data: bytes | memoryview, is_last: bool) -> None:
+        """Args: is_last: whether nothing of the read follows."""
+        state = self.state
         if self._is_between:
             self._fresh = bytes(data)
         try:
@@ -450,7 +464,8 @@ class Connection(asyncio.Protocol):
             self._refuse_connection(_malformed(reason))
         else:
             if self.state == BODY:
-                self._hold_body(len(data))
+                if is_last or state == BODY:  # else its head was just complete, and more follows at once
+                    self._hold_body(len(data))
             elif self.state == HEADER:
                 self._count_unread_head(len(data))
         self._fresh = None
@@ -465,8 +480,7 @@ class Connection(asyncio.Protocol):
         self.since = self._context.now
         self._url = b""
         self._headers = {}
-        self._head_lines = 0
-        self._head_bytes = 4
+        self._repeated_lines = 0
         self._unread_head = -1
         if not self.exchanges:
             self._waiting_heads = 0
@@ -476,7 +490,6 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        self._head_bytes += len(url)
         limits = self._context.limits
         if len(self._url) > limits.max_url:
             raise _Refused(
@@ -484,22 +497,15 @@ class Connection(asyncio.Protocol):
             )
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        limits = self._context.limits
-        self._head_bytes += len(name) + len(value) + 4
-        self._head_lines += 1
-        if self._head_bytes > limits.max_header:
-            raise _Refused(self._header_too_large())
         if self._exchange is not None:  # a trailer, and nothing here reads trailers
+            self._trailer_bytes += len(name) + len(value) + _LINE_SIGNS
+            if self._trailer_bytes > self._context.limits.max_header:
+                raise _Refused(self._header_too_large())
             return
-        if self._head_lines > limits.max_headers:
-            raise _Refused(
-                responses.error(
-                    431, "header_too_large", f"there are more headers than server.max_headers = {limits.max_headers}"
-                )
-            )
         name = name.lower()
         headers = self._headers
         if name in headers:
+            self._repeated_lines += 1
             # Joined as RFC 9110 §5.2 says; single-valued headers then fail where they are read.
             value = headers[name] + b", " + value
         headers[name] = value
@@ -516,10 +522,12 @@ class Connection(asyncio.Protocol):
             if method == b"CONNECT":
                 raise _Refused(responses.NOT_FOUND)
             return
-        if self._head_bytes > limits.max_header:
-            raise _Refused(self._header_too_large())
-        self._waiting_heads += self._head_bytes + _HEAD_LINE_BYTES * self._head_lines
-        self._head_bytes = self._unread_head = 0  # trailers count anew
+        lines_sent = len(headers) + self._repeated_lines
+        head_bytes = _head_bytes(self._url, headers, lines_sent)
+        if head_bytes > limits.max_header or lines_sent > limits.max_headers:
+            raise _Refused(self._head_refusal(lines_sent))
+        self._waiting_heads += head_bytes + _HEAD_LINE_BYTES * lines_sent
+        self._trailer_bytes = self._unread_head = 0
         # The parser is strict, but for what follows (and for empty lines before a request and more than one blank in
         # its first line, which mislead nobody).
         closes = not parser.should_keep_alive()
@@ -599,6 +607,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._go_ahead_due = False
+        self._body_calls += 1
         size = self._body_size
         self._body_size = size + len(body)
         if self._body_size > self._context.limits.max_body:
@@ -1033,9 +1042,23 @@ class Connection(asyncio.Protocol):
             if self._unread_head > self._context.limits.max_header + _REQUEST_LINE_BYTES:
                 self._refuse_connection(self._header_too_large())
                 return
-        size = _HEAD_BYTES + _HEAD_LINE_BYTES * self._head_lines + max(self._head_bytes, self._unread_head)
+        limits = self._context.limits
+        lines = len(self._headers) + self._repeated_lines
+        head_bytes = _head_bytes(self._url, self._headers, lines)
+        if head_bytes > limits.max_header or lines > limits.max_headers:
+            self._refuse_connection(self._head_refusal(lines))
+            return
+        size = _HEAD_BYTES + _HEAD_LINE_BYTES * lines + max(head_bytes, self._unread_head)
         self._held = True
         self._context.inflight.hold(self, size)
+
+    def _head_refusal(self, lines: int) -> responses.Refusal:
+        """The refusal of a head that is larger than it may be, in bytes or lines."""
+        limits = self._context.limits
+        if lines > limits.max_headers:
+            reason = f"there are more headers than server.max_headers = {limits.max_headers}"
+            return responses.error(431, "header_too_large", reason)
+        return self._header_too_large()
 
     def _drop_head(self) -> None:
         """Lets go of what has come of a head, and of what the parser keeps of it: nothing more is read."""
@@ -1085,6 +1108,10 @@ class Connection(asyncio.Protocol):
     def _too_large(self, what: str = "body") -> responses.Refusal:
         limit = self._context.limits.max_body >> 20
         return responses.error(413, "body_too_large", f"the {what} exceeds server.max_body_mb = {limit}")
+
+
+def _head_bytes(url: bytes, headers: dict[bytes, bytes], lines: int) -> int:
+    return len(url) + sum(map(len, headers)) + sum(map(len, headers.values())) + _LINE_SIGNS * (lines + 1)
 
 
 def _malformed(reason: str) -> responses.Refusal:

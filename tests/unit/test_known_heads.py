@@ -86,9 +86,9 @@ def count_parsed(peer: Peer) -> list[int]:
     class Counting(type(peer.connection)):  # type: ignore[misc]
         __slots__ = ()
 
-        def _parse(self, data: bytes) -> None:
+        def _parse(self, data: bytes, is_last: bool) -> None:
             sizes.append(len(data))
-            parse(data)
+            parse(data, is_last)
 
     peer.connection.__class__ = Counting
     return sizes
