@@ -264,7 +264,7 @@ class OpsEndpoints:
                 asked.append(waiting.pop(key))  # whoever asks from now on is told of what happens from now on
                 made.append(_answer(work, exchange))
 
-            self._thread.add(exchange.connection, 0, make, lambda _: _tell(asked[0], made[0]))
+            self._thread.add(_ALL, 0, make, lambda _: _tell(asked[0], made[0]))
 
         return handle
 
@@ -281,6 +281,16 @@ class OpsEndpoints:
             )
 
         return handle
+
+
+class _AllClients:
+    """Whose work it is that is done for all who ask: it goes on, whoever of them is gone."""
+
+    address = ""
+    is_gone = False
+
+
+_ALL: Final = _AllClients()
 
 
 def _tell(exchanges: deque[Exchange], answer: bytes) -> None:
