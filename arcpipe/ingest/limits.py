@@ -118,8 +118,8 @@ class BytesInFlight:
     Half of `server.max_inflight_mb` is for complete bodies, which wait for the WAL or to be decoded or encoded. Above
     it nobody is read who has posted something that waits, until half of that has left; it leaves by itself, so reading
     always goes on. Whoever has nothing there may bring a body: above twice the half only a small one at once, while
-    large ones wait, and those in between, which one read may bring whole, are refused. Above three times the half all
-    bodies are refused before they are taken.
+    large ones wait, and those in between, which one read may bring whole, are refused. Above three times the half small
+    ones are refused, too.
 
     The other half is for bodies and heads that are still arriving. Above it those that are more than small wait, all
     but the one that began first, so that they become complete one after the other. A first one that brings little

@@ -130,6 +130,7 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_paused_at",
         "_refusal",
+        "_repeated_bytes",
         "_repeated_lines",
         "_rest",
         "_rest_at",
@@ -160,6 +161,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._headers: dict[bytes, bytes] = NO_HEADERS
         self._repeated_lines = 0  # headers of the request so far whose name was there before
+        self._repeated_bytes = 0
         self._trailer_bytes = 0
         self._waiting_heads = 0  # memory of heads since all were answered, but for those that are known
         self._is_between = True  # two requests, or before the first: the parser waits for a request line; and no rest
@@ -480,7 +482,7 @@ class Connection(asyncio.Protocol):
         self.since = self._context.now
         self._url = b""
         self._headers = {}
-        self._repeated_lines = 0
+        self._repeated_lines = self._repeated_bytes = 0
         self._unread_head = -1
         if not self.exchanges:
             self._waiting_heads = 0
@@ -506,6 +508,7 @@ class Connection(asyncio.Protocol):
         headers = self._headers
         if name in headers:
             self._repeated_lines += 1
+            self._repeated_bytes += len(name) - 2  # of the name, but for what joins the values
             # Joined as RFC 9110 §5.2 says; single-valued headers then fail where they are read.
             value = headers[name] + b", " + value
         headers[name] = value
@@ -523,7 +526,7 @@ class Connection(asyncio.Protocol):
                 raise _Refused(responses.NOT_FOUND)
             return
         lines_sent = len(headers) + self._repeated_lines
-        head_bytes = _head_bytes(self._url, headers, lines_sent)
+        head_bytes = _head_bytes(self._url, headers, lines_sent) + self._repeated_bytes
         if head_bytes > limits.max_header or lines_sent > limits.max_headers:
             raise _Refused(self._head_refusal(lines_sent))
         self._waiting_heads += head_bytes + _HEAD_LINE_BYTES * lines_sent
@@ -579,8 +582,9 @@ class Connection(asyncio.Protocol):
         if length > limits.max_body:
             raise _Refused(self._too_large())
         if context.inflight.is_full and self._refusal is None and self._has_body():
-            may_come = 0 <= length <= SMALL_BODY_BYTES or length > READ_BYTES  # at once, or when there is room
-            self._refusal = None if may_come and not context.inflight.is_overfull else responses.NO_ROOM
+            is_small = 0 <= length <= SMALL_BODY_BYTES and not context.inflight.is_overfull
+            if not is_small and length <= READ_BYTES:  # what is larger waits for room
+                self._refusal = responses.NO_ROOM
         if b"content-encoding" in headers and self._refusal is None:
             try:
                 self._coding = coding_of(headers[b"content-encoding"])
@@ -1044,7 +1048,7 @@ class Connection(asyncio.Protocol):
                 return
         limits = self._context.limits
         lines = len(self._headers) + self._repeated_lines
-        head_bytes = _head_bytes(self._url, self._headers, lines)
+        head_bytes = _head_bytes(self._url, self._headers, lines) + self._repeated_bytes
         if head_bytes > limits.max_header or lines > limits.max_headers:
             self._refuse_connection(self._head_refusal(lines))
             return

@@ -186,7 +186,7 @@ def test_a_slow_reader_gets_all_of_the_last_answers(tmp_path: Path, scheme: str)
 
 
 def test_a_client_that_takes_nothing_of_its_last_answer_is_cut_off(tmp_path: Path) -> None:
-    with Server(tmp_path, server_workers=1, server_keep_alive_seconds=1) as server, thin_line(server) as stalled:
+    with Server(tmp_path, server_workers=1, server_keep_alive_seconds=5) as server, thin_line(server) as stalled:
         last = request_bytes("GET", "/", headers={"Connection": "close"})
         stalled.sendall(request_bytes("GET", "/") * 5 + last)
 

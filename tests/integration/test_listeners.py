@@ -93,7 +93,7 @@ def test_requests_are_counted_whichever_listener_they_came_by(server: Server) ->
     before = answered()
     for url in (main, ops, main, ops):
         assert status(url, "GET", "/health") == 200
-    wait_until(lambda: answered() == before + 4, "the requests to be counted")
+    wait_until(lambda: answered() >= before + 4, "the requests to be counted")
 
 
 def test_a_socket_s_file_has_its_mode(server: Server) -> None:

@@ -65,7 +65,7 @@ def test_no_query_but_one_with_a_token_opens_anything(query: bytes) -> None:
 
 def test_a_certificate_counts_where_the_query_has_a_retention_policy_and_no_token() -> None:
     guard = Auth([Token(id="a" * 8, certificate="CN:web-1", scopes=("write",), created=NOW)])
-    certificate = Certificate(("CN:web-1",), NOW.timestamp() + 100)
+    certificate = Certificate(("CN:web-1",), NOW.timestamp() + 86400)
     assert ask(guard, {}, b"db=x&rp=autogen", certificate=certificate) is None
     assert ask(guard, {}, b"rp=autogen&up=1", certificate=certificate) is None
     for query in (b"p=x", b"rp=autogen&p=x"):
