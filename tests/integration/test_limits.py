@@ -311,6 +311,7 @@ def test_bodies_that_arrive_at_once_on_many_connections_take_turns(server: Serve
                 return attempt
             assert error_of(response) == (503, "inflight", "close")
             assert response.headers["retry-after"] == "1"
+            time.sleep(0.05 * attempt)
         raise AssertionError("refused each time")
 
     with ThreadPoolExecutor(250) as pool:
