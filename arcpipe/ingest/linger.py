@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import struct
 import termios
 from typing import Final
@@ -30,6 +31,23 @@ def undelivered_bytes(transport: asyncio.Transport) -> int:
     except OSError:
         return waiting
     return waiting + int(_INT.unpack(answer)[0])
+
+
+def is_in_kernel(transport: asyncio.Transport) -> bool:
+    """Whether nothing of what was written waits in this process, not even beneath TLS.
+
+    What TLS has encrypted waits in a transport below it, whose size is not told. It waits only while the kernel takes
+    nothing; a send buffer that is an eighth full takes more, however small its segments are.
+    """
+    if transport.get_write_buffer_size():
+        return False
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        return True
+    try:
+        return undelivered_bytes(transport) * 8 <= int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+    except OSError:  # it is gone
+        return True
 
 
 class Linger:

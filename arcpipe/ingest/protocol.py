@@ -23,7 +23,7 @@ from arcpipe.ingest.client_address import peer_of
 from arcpipe.ingest.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.heads import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
 from arcpipe.ingest.limits import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, READ_BYTES, SMALL_BODY_BYTES, TURN
-from arcpipe.ingest.linger import LINGER_SECONDS, Linger, undelivered_bytes
+from arcpipe.ingest.linger import LINGER_SECONDS, Linger, is_in_kernel, undelivered_bytes
 from arcpipe.ingest.request_ids import HEADER as REQUEST_ID
 from arcpipe.ingest.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
 from arcpipe.tls import certificate_of
@@ -985,7 +985,7 @@ class Connection(asyncio.Protocol):
         self._linger_for = Linger(self.since, context.limits.max_body_seconds, sending)
         if transport.can_write_eof():
             transport.write_eof()
-        elif not is_cut_short and not transport.get_write_buffer_size():
+        elif not is_cut_short and is_in_kernel(transport):
             transport.close()  # TLS reads on by itself until the client has closed too, or ssl_shutdown_timeout is over
         if self._paused:
             self._paused = 0
