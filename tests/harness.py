@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "arcpipe"]
+IS_LONG = os.environ.get("ARCPIPE_TEST_LONG") not in (None, "", "0")  # whether tests may take many minutes
 
 # Generous, because a loaded machine is slow: a passing test never waits so long.
 START_SECONDS = 120.0

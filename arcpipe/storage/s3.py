@@ -112,10 +112,8 @@ class S3Store:
                 await client.call("look for", "head_object", {"Key": name})
             except S3Error as error:
                 # Without s3:ListBucket, AWS answers 403 for an object that is not there.
-                if s3_errors.is_denied(error):
-                    async with self._looking:
-                        if await self._sees_objects(client):
-                            return False
+                if s3_errors.is_denied(error) and await self._sees_objects(client):
+                    return False
                 if error.status != 404:
                     raise
             else:
@@ -295,16 +293,17 @@ class S3Store:
         """Whether we may look for an object that is there. Writes one for that, and deletes it."""
         name = self._prefix + _LOOK_KEY
         content = await client.content(MemoryBlob(b""), 0, 0)
-        answer = await client.call("write", "put_object", {"Key": name, **self._encryption, **content})
-        try:
-            await client.call("look for", "head_object", {"Key": name})
-        except S3Error as error:
-            if s3_errors.is_denied(error):
-                return False
-            raise
-        finally:
-            await self._delete_version(client, name, answer.get("VersionId"))
-        return True
+        async with self._looking:
+            answer = await client.call("write", "put_object", {"Key": name, **self._encryption, **content})
+            try:
+                await client.call("look for", "head_object", {"Key": name})
+            except S3Error as error:
+                if s3_errors.is_denied(error):
+                    return False
+                raise
+            finally:
+                await self._delete_version(client, name, answer.get("VersionId"))
+            return True
 
     async def _require_bucket(self, client: Client, name: str) -> None:
         """Raise if there is no bucket. A HEAD has no body: a 404 does not say whether object or bucket is missing."""

@@ -340,12 +340,12 @@ class Shipment:
         block = self._context.block
         if name in self.reports:  # read in parts
             return
-        block[Uploader.DAMAGED] += damage_count(report, was_active=False)
+        problem = end_problem(report, was_active=False)
+        block[Uploader.DAMAGED] += damage_count(report, problem)
         for damage in report.damage:
             log.error(
                 "segment %s: %s at offset %d; skipped %d bytes", name, damage.reason, damage.offset, damage.length
             )
-        problem = end_problem(report, was_active=False)
         if problem:
             log.error("segment %s: %s", name, problem)
         block[Uploader.STEPS] += 1

@@ -281,7 +281,7 @@ def _tell(file: SegmentFile, report: ScanReport, outcome: str) -> RecoveredFile:
     problem = end_problem(report, was_active=True)
     if problem:
         log.error("WAL file %s: %s", file.filename, problem)
-    corrupted = damage_count(report, was_active=True)
+    corrupted = damage_count(report, problem)
     log.log(
         logging.DEBUG if outcome == "empty" else logging.INFO,  # every stop leaves segments that were made ready
         "WAL file %s: %d entries, %d bytes, %d corrupted, %d torn",

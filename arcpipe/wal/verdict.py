@@ -78,6 +78,10 @@ def end_problem(report: ScanReport, was_active: bool) -> str:
     return ""
 
 
-def damage_count(report: ScanReport, was_active: bool) -> int:
-    """Count what is damaged. A wrong end counts only by itself: else it tells of the same damage once more."""
-    return len(report.damage) or int(bool(end_problem(report, was_active)))
+def damage_count(report: ScanReport, problem: str) -> int:
+    """Count what is damaged. A wrong end counts only by itself: else it tells of the same damage once more.
+
+    Args:
+        problem: what `end_problem` says of the report.
+    """
+    return len(report.damage) or int(bool(problem))

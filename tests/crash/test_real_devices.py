@@ -22,14 +22,13 @@ import pytest
 
 from tests.crash.numbered import CATCH_UP_SECONDS, V2, Numbered, each_once, is_shipped
 from tests.crash.small_disks import SmallDisk, small_disk, thin_disk
-from tests.harness import Client, Server, lake_files, pack, request_bytes, wait_until
+from tests.harness import IS_LONG, Client, Server, lake_files, pack, request_bytes, wait_until
 
-LONG = os.environ.get("ARCPIPE_TEST_LONG") not in (None, "", "0")
-ROUNDS = 20 if LONG else 3
+ROUNDS = 20 if IS_LONG else 3
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 CONNECTIONS = 6
 
-pytestmark = pytest.mark.timeout(1800 if LONG else 400)
+pytestmark = pytest.mark.timeout(1800 if IS_LONG else 400)
 
 Ids = npt.NDArray[np.int64]
 
@@ -146,7 +145,7 @@ def test_power_cuts_under_load(tmp_path: Path, mode: str) -> None:
     answer of a connection before the cut, to a request that was sent at t, promises all that the connection was
     answered before t - interval: a bound that holds however slow the machine is.
     """
-    rounds = ROUNDS if mode == "fdatasync" or LONG else 2
+    rounds = ROUNDS if mode == "fdatasync" or IS_LONG else 2
     interval_seconds = 0.3
     chance = random.Random(SEED)
     load = TimedLoad()

@@ -332,10 +332,11 @@ def test_uploads_in_parts_come_through_faults_of_every_kind_whole(s3: S3Bucket, 
                 group.create_task(put(store, key, content))
         await store.close()
 
+    proxy.fail_next("reset at once", method="POST", target="uploads")  # chance alone may spare all but the parts
     proxy.fail_randomly(0.2, seed=2)
     asyncio.run(put_all())
     proxy.fail_randomly(0, seed=2)
-    assert kinds
+    assert "connection" in kinds
     assert proxy.injected.total() > 4
     assert s3.list_keys() == [f"lake/{key}" for key in sorted(objects)]
     assert all(s3.read(f"lake/{key}") == content for key, content in objects.items())

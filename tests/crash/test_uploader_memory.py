@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-LIMIT_MB = 600
+from tests.harness import IS_LONG
 
-IS_LONG = os.environ.get("ARCPIPE_TEST_LONG") not in (None, "", "0")
+LIMIT_MB = 600
 
 long = pytest.mark.skipif(not IS_LONG, reason="takes minutes: ARCPIPE_TEST_LONG=1")
 

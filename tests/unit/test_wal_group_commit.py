@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,12 @@ def body(number: int, size: int = 0) -> bytes:
 def contents(directory: WALDirectory, state: str = SEALED) -> list[int]:
     """The numbers in the segments of one state. Lists them again if one is renamed before it is read."""
     while True:
-        try:
+        with suppress(FileNotFoundError):
             return [
                 msgpack.unpackb(entry.payload)[3]["columns"]["number"][0]
                 for file in directory.segments(state)
                 for entry in SegmentScan(file.path)
             ]
-        except FileNotFoundError:
-            continue
 
 
 class Bench:
