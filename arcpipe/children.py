@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from arcpipe import logs
+
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -164,6 +166,7 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         else:
             log.critical("%s ends with an error", name, exc_info=True)
     finally:
+        logs.end()
         os._exit(code)
 
 
@@ -193,6 +196,7 @@ def stop(children: Sequence[Child], seconds: float, signals: set[signal.Signals]
             deadline = float("inf")
         if time.monotonic() < deadline < float("inf"):
             wait()
+        logs.tick()
         received = signal.sigtimedwait(signals, 0.1)
         if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT) and not hurried:
             log.info("a second %s: not waiting any longer", signal.Signals(received.si_signo).name)

@@ -7,6 +7,7 @@ alive; `status` has its own. Whatever is slow to import is imported inside the c
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from arcpipe.errors import ArcpipeError, ConfigError
 
 if TYPE_CHECKING:
     from arcpipe.config import EffectiveValue, Settings, Value
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="A durable HTTP ingestion gateway: on disk before the answer, Parquet in storage, exactly once.",
@@ -47,14 +50,24 @@ def main() -> None:
     """Entry point of the console script and of `python -m arcpipe`."""
     try:
         app(prog_name="arcpipe")
-    except ConfigError as error:
-        print("arcpipe: the settings cannot be used:", file=sys.stderr)
-        for line in str(error).splitlines():
-            print(f"  {line}", file=sys.stderr)
-        sys.exit(2)
     except ArcpipeError as error:
-        print(f"arcpipe: {error}", file=sys.stderr)
-        sys.exit(1)
+        is_of_settings = isinstance(error, ConfigError)
+        if is_of_settings:
+            _say("the settings cannot be used:", [f"  {line}" for line in str(error).splitlines()])
+        else:
+            _say(str(error), [])
+        sys.exit(2 if is_of_settings else 1)
+
+
+def _say(text: str, details: list[str]) -> None:
+    """Says at the end why nothing came of it: by a log that is JSON, as whoever reads that has asked for; else so."""
+    from arcpipe import logs
+
+    if logs.are_json():
+        for line in [" ".join([text, detail.strip()]) for detail in details] or [text]:
+            log.critical("%s", line)
+    else:
+        logs.say([f"arcpipe: {text}", *details])
 
 
 def _print_version(wanted: bool) -> None:
@@ -88,13 +101,18 @@ def serve(
     Example:
       arcpipe serve --config config.toml
     """
+    from arcpipe import logs
+
+    if not check:
+        # Before anything can fail: who reads the log of a service has asked for its format.
+        logs.setup("INFO", asked_log_format(config), "supervisor")
     settings = load_settings(config)
 
     # A process that forks had better have one thread. numpy's linear algebra, which nobody uses here, and the allocator
     # that Arrow keeps beside its default one start threads when they are loaded, unless told not to.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
-    from arcpipe import changeable, logs, supervisor
+    from arcpipe import changeable, supervisor
     from arcpipe.listeners import Listeners
 
     if check:
@@ -151,10 +169,19 @@ def load_settings(config_file: Path | None) -> Settings:
     """The settings of a command: the file that was named, else ./config.toml if it is there, and the environment."""
     from arcpipe.config import load
 
-    if config_file is None:
-        beside = Path("config.toml")
-        config_file = beside if beside.exists() else None
-    return load(config_file, os.environ)
+    return load(_settings_file(config_file), os.environ)
+
+
+def asked_log_format(config_file: Path | None) -> str:
+    """The format of the log, as far as it can be told before the settings are known to be good."""
+    from arcpipe.config import asked_for
+
+    return "json" if asked_for("log.format", _settings_file(config_file), os.environ) == "json" else "text"
+
+
+def _settings_file(given: Path | None) -> Path | None:
+    beside = Path("config.toml")
+    return given or (beside if beside.exists() else None)
 
 
 def _toml_value(value: Value) -> str:

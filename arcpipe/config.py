@@ -8,6 +8,7 @@ directory or store.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -407,6 +408,16 @@ def _printable(key: str, value: Any) -> Any:
     if isinstance(value, str):
         return re.sub(r"(?<=://)([^/]*|[^@]*:.*)@", f"{_MASK}@", value)
     return value
+
+
+def asked_for(key: str, config_file: Path | None, environ: Mapping[str, str]) -> Any:
+    """The value that somebody gave a key, checked or not, whatever else is wrong; None if nobody is known to have."""
+    given: list[_Given] = []
+    with contextlib.suppress(ConfigError):
+        given += _from_table(_read_toml(config_file) if config_file else {}, "", "", [])
+    given += _from_credentials(environ, [])
+    given += _from_environment(environ, [])
+    return next((one.value for one in reversed(given) if one.key == key), None)
 
 
 # --- the layers

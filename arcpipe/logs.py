@@ -2,35 +2,29 @@
 
 Every record is one write to the file descriptor, because several processes share it and their lines must not
 interleave. A warning that repeats itself is written twenty times in ten seconds; the last of those that were held back
-follows with their number as `held_back`. This room knows nothing of the settings: it is told level, format and the
-name of the process.
+follows with their number as `held_back`: when the ten seconds are over (`tick`), and at the end of the process (`end`).
+This room knows nothing of the settings: it is told level, format and the name of the process.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
+import sys
+import threading
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-import orjson
+from arcpipe.log_lines import Lines, escaped, fields_of, is_journal, message_of, priority_prefix
+
+log = logging.getLogger(__name__)
 
 _STDERR = 2
 
 # Libraries that tell the story of every request at DEBUG; botocore's version of it includes signed headers.
 _TALKATIVE = ("aiobotocore", "aiohttp", "asyncio", "botocore", "urllib3")
-
-# A message may quote what a client sent, which must neither start a forged line nor drive a terminal.
-_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
-    0x0A: "\\n",
-    0x0D: "\\r",
-    0x09: "\\t",
-}
-
 
 # A warning that comes again and again, whatever it is filled with, is written so often in so long.
 _REPEATS: Final = 20
@@ -41,6 +35,9 @@ _REPEATS_KNOWN: Final = 256
 _VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
 _KEY_CHARS: Final = 512
 
+EACH: Final = {"each": True}
+"""`extra` of a logging call whose lines are never held back, because each tells of data that is nowhere else told."""
+
 Remember = Callable[[int, int, str], None]
 
 
@@ -49,18 +46,19 @@ def setup(level: str | int, format: str, process: str, remember: Remember | None
 
     `process` says in each line who speaks ("supervisor", "ingest 1", "uploader"); a forked child calls this
     again with its own name. `extra={"fields": {…}}` of a logging call adds fields: keys of the JSON object,
-    ` key=value` in text.
+    ` key=value` in text. What nobody catches, and what Python itself warns of, become lines, too.
 
     `remember(time in µs, level, text)` is called for each line that is a warning or worse.
     """
     root = logging.getLogger()
-    for handler in root.handlers[:]:
-        if isinstance(handler, _OneWriteHandler):
-            root.removeHandler(handler)
-    handler = _OneWriteHandler(remember)
-    handler.setFormatter(_JSONFormatter(process) if format == "json" else _TextFormatter(process))
-    root.addHandler(handler)
+    for handler in _handlers():
+        root.removeHandler(handler)
+    root.addHandler(_OneWriteHandler(Lines(format, process, is_journal(_STDERR, os.environ)), remember))
     set_level(level)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_end_of_thread
+    sys.unraisablehook = _log_unraisable
 
 
 def set_level(level: str | int) -> None:
@@ -73,25 +71,61 @@ def set_level(level: str | int) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
+def tick() -> None:
+    """Tells of lines that were held back, once their time is over. To be called about once a second."""
+    for handler in _handlers():
+        handler.tell_held_back(time.monotonic() - _REPEAT_SECONDS)
+
+
+def end() -> None:
+    """Tells of all lines that were held back: the process ends without Python's own end, or becomes another program."""
+    for handler in _handlers():
+        handler.tell_held_back(float("inf"))
+
+
+def are_json() -> bool:
+    """Whether lines are JSON objects in this process."""
+    return any(handler.lines.is_json for handler in _handlers())
+
+
+def say(lines: Iterable[str]) -> None:
+    """Writes lines to stderr as they are, the last words of a command that fails."""
+    before = priority_prefix(logging.CRITICAL) if is_journal(_STDERR, os.environ) else ""
+    _write("".join(f"{before}{escaped(line)}\n" for line in lines).encode("utf-8", "backslashreplace"))
+
+
 class _OneWriteHandler(logging.Handler):
     """Writes each record with one write(2), past every buffer."""
 
-    def __init__(self, remember: Remember | None) -> None:
+    def __init__(self, lines: Lines, remember: Remember | None) -> None:
         super().__init__()
+        self.lines = lines
         self._remember = remember
         self._repeats: dict[tuple[str, int, str], _Repeats] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING:
+        if record.levelno >= logging.WARNING and not getattr(record, "each", False):
             if self._is_one_too_many(record):
                 return
         elif self._repeats:
-            self._tell_held_back(time.monotonic())
-        self._write(record)
+            self._tell_held_back(time.monotonic() - _REPEAT_SECONDS)
+        self._put(record)
+
+    def close(self) -> None:
+        """To be called at the end of the process, as `logging` does: tells of all that are held back."""
+        self.tell_held_back(float("inf"))
+        super().close()
+
+    def tell_held_back(self, before: float) -> None:
+        """Tells of those that are held back since a time before that one."""
+        if not self._repeats:
+            return
+        with self.lock or threading.Lock():
+            self._tell_held_back(before)
 
     def _is_one_too_many(self, record: logging.LogRecord) -> bool:
         now = time.monotonic()
-        self._tell_held_back(now)
+        self._tell_held_back(now - _REPEAT_SECONDS)
         key = (record.name, record.levelno, _VARYING.sub("#", str(record.msg)[:_KEY_CHARS]))
         repeats = self._repeats.get(key)
         if repeats is None and len(self._repeats) >= _REPEATS_KNOWN:  # all the others are one
@@ -100,37 +134,31 @@ class _OneWriteHandler(logging.Handler):
         if repeats is None:
             repeats = self._repeats[key] = _Repeats(now)
         repeats.count += 1
+        if repeats.count <= _REPEATS:
+            return False
+        record.exc_info = None  # those before it had theirs, and the frames would be kept alive
         repeats.latest = record
-        return repeats.count > _REPEATS
+        return True
 
-    def _tell_held_back(self, now: float) -> None:
-        over = [key for key, repeats in self._repeats.items() if now - repeats.since > _REPEAT_SECONDS]
-        for key in over:
+    def _tell_held_back(self, before: float) -> None:
+        for key in [key for key, repeats in self._repeats.items() if repeats.since < before]:
             repeats = self._repeats.pop(key)
-            held_back = repeats.count - _REPEATS
-            if held_back > 0 and repeats.latest is not None:
-                latest = repeats.latest
-                latest.fields = {**_fields(latest), "held_back": held_back}
-                self._write(latest)
+            latest = repeats.latest
+            if latest is not None:
+                latest.fields = {**fields_of(latest), "held_back": repeats.count - _REPEATS}
+                self._put(latest)
 
-    def _write(self, record: logging.LogRecord) -> None:
+    def _put(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            _write(self.lines.of(record))
             if self._remember is not None and record.levelno >= logging.WARNING:
-                self._remember(int(record.created * 1e6), record.levelno, record.getMessage())
-        except Exception:
-            self.handleError(record)
-            return
-        try:
-            while line:  # a pipe with little room takes a part
-                line = line[os.write(_STDERR, line) :]
-        except OSError:
-            # There is no second place to say that stderr is gone, and it must not cost a request.
-            pass
+                self._remember(int(record.created * 1e6), record.levelno, message_of(record))
+        except Exception as error:  # whoever logs must not pay for it
+            _write(f"BUG: a log line cannot be made: {error!r:.200}\n".encode())
 
 
 class _Repeats:
-    """A warning that came lately: since when, how often, and the last of them."""
+    """A warning that came lately: since when, how often, and the last of those that were held back."""
 
     __slots__ = ("count", "latest", "since")
 
@@ -140,63 +168,34 @@ class _Repeats:
         self.latest: logging.LogRecord | None = None
 
 
-class _TextFormatter(logging.Formatter):
-    def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
-
-    def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage().translate(_ESCAPED)
-        fields = "".join(f" {key}={_text_value(value)}" for key, value in _fields(record).items())
-        line = f"{_time(record, ' ')} [{record.levelname}] {self._process}: {message}{fields}"
-        trace = _traceback(self, record)
-        return f"{line}\n{trace}" if trace else line
+def _handlers() -> list[_OneWriteHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, _OneWriteHandler)]
 
 
-class _JSONFormatter(logging.Formatter):
-    def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "time": _time(record, "T") + "Z",
-            "level": record.levelname,
-            "process": self._process,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if trace := _traceback(self, record):
-            entry["exception"] = trace
-        entry = {**entry, **_fields(record), **entry}  # a field never replaces one of the above
-        try:
-            return orjson.dumps(entry, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
-        except TypeError:
-            # Surrogates and integers above 64 bits, which orjson does not take.
-            return json.dumps(entry, default=str)
+def _write(data: bytes) -> None:
+    try:
+        while data:  # a pipe with little room takes a part
+            data = data[os.write(_STDERR, data) :]
+    except OSError:
+        # There is no second place to say that stderr is gone, and it must not cost a request.
+        pass
 
 
-def _time(record: logging.LogRecord, separator: str) -> str:
-    # logging's own milliseconds: rounding once more here could show 1000 of them.
-    second = datetime.fromtimestamp(int(record.created), UTC)
-    return f"{second:%Y-%m-%d}{separator}{second:%H:%M:%S}.{int(record.msecs):03d}"
+# What Python itself would print
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    fields: dict[str, Any] = getattr(record, "fields", {})
-    return fields
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    log.critical("the process ends with an error that nobody caught: %s", error, exc_info=(kind, error, trace))
 
 
-def _text_value(value: Any) -> str:
-    text = str(value)
-    plain = text.isprintable() and text != "" and not any(mark in text for mark in ' "=')
-    return text if plain else json.dumps(text, ensure_ascii=False).translate(_ESCAPED)
+def _log_end_of_thread(told: threading.ExceptHookArgs) -> None:
+    if told.exc_type is SystemExit or told.exc_value is None:
+        return
+    name = told.thread.name if told.thread is not None else "?"
+    found = (told.exc_type, told.exc_value, told.exc_traceback)
+    log.critical("thread %s ends with an error that nobody caught: %s", name, told.exc_value, exc_info=found)
 
 
-def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    parts = []
-    if record.exc_info:
-        parts.append(formatter.formatException(record.exc_info))
-    if record.stack_info:
-        parts.append(formatter.formatStack(record.stack_info))
-    return "\n".join(parts)
+def _log_unraisable(told: sys.UnraisableHookArgs) -> None:
+    what = told.err_msg or "an error in a place that cannot raise one"
+    log.error("%s: %r", what, told.exc_value, exc_info=told.exc_value)

@@ -180,6 +180,7 @@ class _Supervisor:
                     raise
                 log.error("the start has to wait: %s; trying again in %g s", error, _NO_ROOM_SECONDS)
             self._manager.needs_time()
+            logs.tick()
             if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, _NO_ROOM_SECONDS) is not None:
                 log.info("stopping before it has started")
                 raise _Stopped
@@ -253,6 +254,7 @@ class _Supervisor:
                 self._manager.is_well()
             self._measure()
             self._follow_reload()
+            logs.tick()
             if time.monotonic() >= next_cleanup:
                 next_cleanup += _CLEANUP_SECONDS
                 self._remove_recovered()
@@ -503,6 +505,7 @@ class _Supervisor:
         self._stop([uploader, self._recovery], _UPLOADER_HAND_OVER_SECONDS, {signal.SIGCHLD})
         self._manager.needs_time()
         self._counters.node[Node.DRAINING] = HANDED_OVER
+        logs.end()
         become_new_program(
             Inheritance(
                 [

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
 
-from arcpipe import durable
+from arcpipe import durable, logs
 from arcpipe.counters import Uploader
 from arcpipe.errors import DamagedFile
 from arcpipe.upload.journal import Converted, Journal, Record, Uploaded
@@ -207,7 +207,8 @@ class Batches:
         names = set().union(*map(segments_named_in, contents))
         waiting = {file.filename for file in self._directory.segments(SEALED)}
         if can_plan_again and not files.had_no_journal:
-            log.error("%s; nothing of it was put: it is moved to %s", damage, self._directory.quarantine)
+            where = self._directory.quarantine
+            log.error("%s; nothing of it was put: it is moved to %s", damage, where, extra=logs.EACH)
             self._quarantine(files)
             return
         lists = [segments for content in contents for segments in complete_lists_in(content)]
@@ -219,16 +220,17 @@ class Batches:
         self._kept[batch_id] = kept = _Kept(names, before, list(files.names.values()))
         held = sum(self._is_kept(file) for file in self._directory.segments(SEALED))
         if not held:
-            log.error("batch %s is damaged, but none of its segments is left; moved to quarantine", batch_id)
+            log.error(
+                "batch %s is damaged, but none of its segments is left; moved to quarantine", batch_id, extra=logs.EACH
+            )
             del self._kept[batch_id]
             self._quarantine(files)
             return
         log.error(
             "manifest and journal of batch %s are damaged: it stays, and %d segments wait for an operator; "
             "they name %s",
-            batch_id,
-            held,
-            ", ".join(sorted(kept.names)) or "none",
+            *(batch_id, held, ", ".join(sorted(kept.names)) or "none"),
+            extra=logs.EACH,
         )
 
     def _contents(self, files: _Files) -> list[bytes]:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+from arcpipe import logs
 from arcpipe.counters import Uploader
 from arcpipe.storage import ObjectStore
 from arcpipe.upload import segments
@@ -107,7 +108,9 @@ async def _plan_anew(
 ) -> None:
     for name in gone:
         log.error(
-            "segment %s of batch %s is gone: what was in it and not in the store yet is lost", name, batch.batch_id
+            "segment %s of batch %s is gone: what was in it and not in the store yet is lost",
+            *(name, batch.batch_id),
+            extra=logs.EACH,
         )
     left = [name for name in batch.segments if name not in gone]
     new = batches.replace(batch, left, whole)
@@ -116,9 +119,8 @@ async def _plan_anew(
         log.error(
             "batch %s goes on as %s: %d segments of it hold less than they did. Objects of the old name stay; "
             "rows of partitions that were not whole may be in both",
-            batch.batch_id,
-            new.batch_id if new is not None else "nothing",
-            len(gone) + len(short),
+            *(batch.batch_id, new.batch_id if new is not None else "nothing", len(gone) + len(short)),
+            extra=logs.EACH,
         )
     raise Replaced(new)
 
@@ -127,7 +129,9 @@ def _warn_of_missing(context: Context, batch: Batch) -> None:
     """Of a batch without a journal, of arcpipe up to d82b3c0, nobody knows what was put: it is done as it was then."""
     for name in segments.missing(context.directory, batch.segments, {}):
         log.error(
-            "segment %s of batch %s is gone: what was in it and not in the store yet is lost", name, batch.batch_id
+            "segment %s of batch %s is gone: what was in it and not in the store yet is lost",
+            *(name, batch.batch_id),
+            extra=logs.EACH,
         )
         batch.segments.remove(name)
         context.block[Uploader.LOST_SEGMENTS] += 1

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from arcpipe import durable
+from arcpipe import durable, logs
 from arcpipe.errors import ArcpipeError, NotAWAL
 from arcpipe.upload.journal import Segment
 from arcpipe.wal import verdict
@@ -51,7 +51,7 @@ def keeps_original(report: ScanReport) -> bool:
 
 def quarantine(directory: WALDirectory, name: str, error: NotAWAL) -> None:
     """Move away a file that is no WAL at all."""
-    log.error("%s; moved to %s", error, directory.quarantine)
+    log.error("%s; moved to %s", error, directory.quarantine, extra=logs.EACH)
     durable.move(directory.disk, os.path.join(directory.path, name), os.path.join(directory.quarantine, name))
 
 
@@ -88,7 +88,9 @@ def examine(directory: WALDirectory, names: Iterable[str], known: dict[str, Segm
         found = _count(directory, name, record.offset)
         if found < record.entries:
             log.error(
-                "segment %s had %d entries up to offset %d, and has %d", name, record.entries, record.offset, found
+                "segment %s had %d entries up to offset %d, and has %d",
+                *(name, record.entries, record.offset, found),
+                extra=logs.EACH,
             )
             short.append(name)
     return Examined(gone, short)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from arcpipe import logs
 from arcpipe.codec.entries import decode_envelope
 from arcpipe.config import MB, Parquet
 from arcpipe.counters import UPLOAD_BOUNDS_US, Uploader, observe
@@ -344,10 +345,12 @@ class Shipment:
         block[Uploader.DAMAGED] += damage_count(report, problem)
         for damage in report.damage:
             log.error(
-                "segment %s: %s at offset %d; skipped %d bytes", name, damage.reason, damage.offset, damage.length
+                "segment %s: %s at offset %d; skipped %d bytes",
+                *(name, damage.reason, damage.offset, damage.length),
+                extra=logs.EACH,
             )
         if problem:
-            log.error("segment %s: %s", name, problem)
+            log.error("segment %s: %s", name, problem, extra=logs.EACH)
         block[Uploader.STEPS] += 1
         block[Uploader.ENTRIES] += report.entries
         self.reports[name] = report
@@ -389,7 +392,11 @@ class Shipment:
         key = f"{DEAD_LETTER_PREFIX}/{database}/{stem}_{self._batch.batch_id}_{offset}-{letter.part}.msgpack"
         if key.rpartition("/")[0] in self._skip:
             return
-        log.error("entry at offset %d of %s cannot be converted (%s); kept as %s", offset, segment, letter.reason, key)
+        log.error(
+            "entry at offset %d of %s cannot be converted (%s); kept as %s",
+            *(offset, segment, letter.reason, key),
+            extra=logs.EACH,
+        )
         self._context.block[Uploader.DEAD_LETTERS] += 1
         self._hand_over([_Upload(Key(key, 0, len(letter.payload)), MemoryBlob(letter.payload), None)])
 

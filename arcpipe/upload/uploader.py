@@ -95,6 +95,7 @@ async def _beat(counters: Counters) -> None:
     while True:
         counters.uploader[Uploader.HEARTBEAT_US] = time.time_ns() // 1000
         logs.set_level(counters.node[NodeBlock.LOG_LEVEL])
+        logs.tick()
         await asyncio.sleep(0.5)
 
 
@@ -302,7 +303,7 @@ class BatchUploader:
             del self._unreadable[name]
             if gone:
                 self._block[Uploader.LOST_SEGMENTS] += 1
-                log.error("segment %s, which could not be read, is gone: what was in it is lost", name)
+                log.error("segment %s, which could not be read, is gone: what was in it is lost", name, extra=logs.EACH)
             self._count_unreadable()
 
     def _count_unreadable(self, without_batch: str = "") -> None:

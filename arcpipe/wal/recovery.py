@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Final, NamedTuple
 
-from arcpipe import durable
+from arcpipe import durable, logs
 from arcpipe.disk import Disk
 from arcpipe.errors import BadPayload, NotAWAL
 from arcpipe.wal.cut import cut_and_end, cut_replaced
@@ -205,10 +205,10 @@ def _recover_file(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
         for _ in scan:
             pass
     except NotAWAL as error:
-        log.error("WAL file %s; moved to %s", error, directory.quarantine)
+        log.error("WAL file %s; moved to %s", error, directory.quarantine, extra=logs.EACH)
         return _quarantine(directory, file)
     except FileNotFoundError:
-        log.error("WAL file %s was removed or moved by somebody else", file.filename)
+        log.error("WAL file %s was removed or moved by somebody else", file.filename, extra=logs.EACH)
         return RecoveredFile(file.filename, file.name.slot, "gone")
     except OSError as error:
         return _left(file, "unreadable", error)
@@ -276,11 +276,13 @@ def _sync(disk: Disk, fd: int) -> None:
 def _tell(file: SegmentFile, report: ScanReport, outcome: str) -> RecoveredFile:
     for damage in report.damage:
         log.error(
-            "WAL file %s: %s at offset %d; skipped %d bytes", file.filename, damage.reason, damage.offset, damage.length
+            "WAL file %s: %s at offset %d; skipped %d bytes",
+            *(file.filename, damage.reason, damage.offset, damage.length),
+            extra=logs.EACH,
         )
     problem = end_problem(report, was_active=True)
     if problem:
-        log.error("WAL file %s: %s", file.filename, problem)
+        log.error("WAL file %s: %s", file.filename, problem, extra=logs.EACH)
     corrupted = damage_count(report, problem)
     log.log(
         logging.DEBUG if outcome == "empty" else logging.INFO,  # every stop leaves segments that were made ready

@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it: `python -m arcpipe …` in a process of its own; and its log lines."""
+"""The command line, run as a user runs it: `python -m arcpipe …` in a process of its own."""
 
 from __future__ import annotations
 
@@ -165,141 +165,48 @@ def test_check_accepts_the_documented_defaults(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# --- log lines
+# --- a start that fails, in the format of the log
+
+BAD = '[log]\nformat = "json"\n[wal]\nsync_mod = 1\n[server]\nport = "x"\n'
 
 
-def logged(program: str, format: str = "text", level: str = "INFO") -> list[str]:
-    """What `program` has logged as process "ingest 1" through `log`, the logger arcpipe.test."""
-    head = (
-        "import logging, os; from arcpipe import logs; "
-        f"logs.setup({level!r}, {format!r}, 'ingest 1'); log = logging.getLogger('arcpipe.test')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", head + program], env=environment(), capture_output=True, check=True, timeout=60
-    )
-    assert done.stdout == b""
-    return done.stderr.decode().splitlines()
+def test_a_start_that_fails_says_so_in_the_format_of_the_log(tmp_path: Path) -> None:
+    """Who collects JSON has asked for nothing else; a person who checks the settings by hand has not."""
+    (tmp_path / "bad.toml").write_text(BAD)
+    done = arcpipe("serve", "--config", "bad.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    entries = list(map(json.loads, done.stderr.splitlines()))
+    assert [(entry["level"], entry["process"], entry["message"]) for entry in entries] == [
+        (
+            "CRITICAL",
+            "supervisor",
+            "the settings cannot be used: bad.toml: wal.sync_mod is not a setting; did you mean wal.sync_mode?",
+        ),
+        (
+            "CRITICAL",
+            "supervisor",
+            'the settings cannot be used: bad.toml: server.port = "x": allowed: a whole number from 0 to 65535',
+        ),
+    ]
+    for command in (["serve", "--check"], ["config", "check"]):
+        assert arcpipe(*command, "--config", "bad.toml", cwd=tmp_path).stderr.startswith("arcpipe: the settings")
 
 
-def test_a_text_line_has_time_level_process_message_and_fields() -> None:
-    (line,) = logged("log.info('sealed %s', 'a.wal', extra={'fields': {'entries': 3, 'why': 'too old', 'x': ''}})")
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}) (.*)", line)
-    assert match is not None
-    assert match[2] == '[INFO] ingest 1: sealed a.wal entries=3 why="too old" x=""'
-
-
-def test_log_times_are_utc() -> None:
-    program = """
-import time
-os.environ['TZ'] = 'Asia/Tokyo'
-time.tzset()
-record = logging.makeLogRecord({'levelname': 'INFO', 'levelno': 20, 'msg': 'm', 'created': 1795444200.9996})
-record.msecs = 999.6
-log.handle(record)
-"""
-    assert logged(program) == ["2026-11-23 14:30:00.999 [INFO] ingest 1: m"]
-
-
-def test_a_json_line_is_one_object_with_the_fields_beside_the_rest() -> None:
-    program = "log.warning('two\\nlines', extra={'fields': {'entries': 3, 'level': 'forged', 'path': os}})"
-    (line,) = logged(program, format="json")
-    entry = json.loads(line)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry.pop("time"))
-    assert entry.pop("path").startswith("<module 'os'")
-    assert entry == {
-        "level": "WARNING",
-        "process": "ingest 1",
-        "logger": "arcpipe.test",
-        "message": "two\nlines",
-        "entries": 3,
-    }
-
-
-@pytest.mark.parametrize("format", ["text", "json"])
-def test_an_exception_is_logged_with_its_traceback(format: str) -> None:
-    program = "try: 1 / 0\nexcept ZeroDivisionError: log.exception('no')"
-    lines = logged(program, format=format)
-    trace = lines[1:] if format == "text" else json.loads(lines[0])["exception"].splitlines()
-    assert trace[0] == "Traceback (most recent call last):"
-    assert trace[-1] == "ZeroDivisionError: division by zero"
-
-
-def test_a_message_that_quotes_a_client_cannot_forge_a_line() -> None:
-    program = "log.info('name %s', 'a\\n2026 [INFO] b\\x1b[2J', extra={'fields': {'key': 'c\\nd'}})"
-    (line,) = logged(program)
-    assert line.endswith(r'name a\n2026 [INFO] b\x1b[2J key="c\nd"')
-
-
-@pytest.mark.parametrize("format", ["text", "json"])
-def test_what_is_not_unicode_or_huge_is_logged_all_the_same(format: str) -> None:
-    lines = logged(
-        f"log.info('file %s', {os.fsdecode(b'x')!r} + '\\udcff', extra={{'fields': {{'n': 2**70}}}})", format
-    )
-    assert len(lines) == 1
-    assert str(2**70) in lines[0]
-
-
-def test_lines_below_the_level_and_the_chatter_of_libraries_are_left_out() -> None:
-    program = "log.info('no'); log.warning('yes'); logging.getLogger('botocore.auth').debug('secret')"
-    assert [line.rpartition(": ")[2] for line in logged(program, level="WARNING")] == ["yes"]
-    assert not any("secret" in line for line in logged(program, level="DEBUG"))
-
-
-def test_a_forked_child_logs_once_under_its_own_name_and_lines_never_mix() -> None:
-    program = """
-children = []
-for number in range(4):
-    child = os.fork()
-    if not child:
-        logs.setup('INFO', 'text', f'child {number}')
-        for _ in range(300):
-            log.info(str(number) * 2000)
-        os._exit(0)
-    children.append(child)
-for child in children:
-    os.waitpid(child, 0)
-"""
-    lines = logged(program)
-    assert len(lines) == 4 * 300
-    assert all(re.search(r"\] child (\d): \1{2000}$", line) for line in lines)
-
-
-def test_a_process_survives_that_nobody_reads_its_log() -> None:
-    program = "os.close(2); log.info('into the void'); os.write(1, b'')"
-    assert logged(program) == []
-
-
-def test_a_warning_that_repeats_itself_is_held_back_and_counted() -> None:
-    program = """
-logs._REPEAT_SECONDS = 0.2
-for number in range(50):
-    log.warning('no answer %d', number)
-log.warning('another one')
-import time
-time.sleep(0.3)
-log.info('something else')
-"""
-    told = [line.rpartition("ingest 1: ")[2] for line in logged(program)]
-    assert told == [*(f"no answer {number}" for number in range(20)), "another one", *told[-2:]]
-    assert told[-2:] == ["no answer 49 held_back=30", "something else"]
-
-
-def test_a_warning_repeats_itself_whatever_addresses_and_counters_are_in_its_text() -> None:
-    """As those of asyncio, which puts both into the text itself."""
-    program = """
-for number in range(5000):
-    log.error(f'Fatal error: call {number} failed.\\nprotocol: <Connection object at {hex(1 << 40 | number)}>')
-log.error('Fatal error: another one')
-"""
-    told = logged(program)
-    assert len(told) == 21
-    assert "another one" in told[-1]
-
-
-def test_warnings_beyond_those_that_are_remembered_are_held_back_together() -> None:
-    words = "import itertools\nwords = map(''.join, itertools.product('abcdefgh', repeat=4))\n"
-    assert len(logged(f"{words}for word in words: log.warning(word)")) == 256 + 20
-
-
-def test_lines_that_are_no_warnings_are_never_held_back() -> None:
-    assert len(logged("for number in range(50): log.info('shipped %d', number)")) == 50
+@pytest.mark.parametrize(
+    ("variables", "code", "message"),
+    [
+        # The file cannot be read, and the format is known from elsewhere.
+        ({"ARCPIPE_CONFIG": "nowhere.toml"}, 2, "the settings cannot be used: nowhere.toml: cannot be read"),
+        ({"ARCPIPE_AUTH_ENABLED": "1"}, 1, "there is no tokens file"),
+        ({"ARCPIPE_SERVER_HOST": "192.0.2.1", "ARCPIPE_AUTH_ALLOW_ANONYMOUS": "1"}, 1, "cannot listen on 192.0.2.1"),
+        ({"ARCPIPE_WAL_DIR": "/proc/nowhere"}, 1, "cannot start: "),
+    ],
+)
+def test_every_failure_of_a_start_is_json_for_a_log_that_is(
+    tmp_path: Path, variables: dict[str, str], code: int, message: str
+) -> None:
+    done = arcpipe("serve", cwd=tmp_path, ARCPIPE_LOG_FORMAT="json", **variables)
+    assert done.returncode == code
+    last = [json.loads(line) for line in done.stderr.splitlines()][-1]
+    assert (last["level"], last["process"]) == ("CRITICAL", "supervisor")
+    assert last["message"].startswith(message)
