@@ -73,6 +73,15 @@ class Leftovers:
         return sorted(self._files.values(), key=lambda file: (file.name.created, file.name.slot, file.name.seq))
 
 
+def space(disk: os.statvfs_result) -> tuple[int, int]:
+    """The bytes that are free for whoever is not root, and the whole of which they are a part.
+
+    As `df` reckons: blocks that are kept for root are neither used nor free, and so no part of the whole.
+    """
+    free = disk.f_bavail * disk.f_frsize
+    return free, (disk.f_blocks - disk.f_bfree) * disk.f_frsize + free
+
+
 class Left(NamedTuple):
     """Files whose records are not in the store."""
 
@@ -129,8 +138,7 @@ class Backlog:
     def _measure_disk(self) -> None:
         free = total = 0  # unknown, unless the disk answers
         try:
-            disk = os.statvfs(self._directory.path)
-            free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+            free, total = space(os.statvfs(self._directory.path))
         finally:
             self._node[Node.DISK_FREE_BYTES], self._node[Node.DISK_TOTAL_BYTES] = free, total
 

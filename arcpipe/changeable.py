@@ -12,12 +12,14 @@ import logging
 import os
 import stat
 import time
+from array import array
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from arcpipe import line_writer, logs, tokens
-from arcpipe.counters import Counters, Node, Worker
+from arcpipe import expiry, line_writer, logs, tokens
+from arcpipe.counters import ENDINGS, Counters, Endings, Node, Worker, pack_name
 from arcpipe.errors import ArcpipeError
 from arcpipe.tls import ServerTLS
 
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ENDING_LINE_SECONDS: Final = 86_400.0
+_ENDING_TEXTS: Final = {
+    "certificate": "the certificate of {}",
+    "client_ca": "the authority {} in server.tls_client_ca",
+    "token": "token {}",
+}
 # Workers look for something new a few times a second.
 _RELOAD_SECONDS: Final = 5.0
 
@@ -54,6 +62,8 @@ class Changeable:
         self._load_settings = load_settings
         self._node = counters.node
         self._workers = [(slot, counters.worker(slot)) for slot in range(1, counters.workers + 1)]
+        self._endings = counters.endings
+        self._told: dict[str, tuple[expiry.Life, bool, float]] = {}  # by kind, whether it was over, when
         self._deadline = 0.0  # while workers have not taken what was reloaded
         self._tokens: tuple[Token, ...] | None = None
         self.tls: ServerTLS | None = None
@@ -74,6 +84,7 @@ class Changeable:
             )
             _warn_if_readable_by_others(server.tls_key, "server.tls_key")
         _try_access_log(self._settings)
+        self.note_endings()
 
     def access(self) -> Access:
         """What a worker that is forked now starts with."""
@@ -109,6 +120,7 @@ class Changeable:
             else:
                 _warn_if_readable_by_others(self._settings.server.tls_key, "server.tls_key")
                 self._node[Node.TLS_LOADED] += 1
+        self.note_endings()
         self._node[Node.RELOADS] += 1
         self._deadline = time.monotonic() + _RELOAD_SECONDS
 
@@ -127,6 +139,37 @@ class Changeable:
         else:
             log.info("reloaded")
         return True
+
+    def note_endings(self) -> None:
+        """Shares what expires when, and warns of what does so soon. To be called about once a minute."""
+        now = time.time()
+        lives: dict[str, expiry.Life | None] = dict.fromkeys(ENDINGS)
+        if self.tls is not None:
+            lives["certificate"] = self.tls.certificate
+            lives["client_ca"] = expiry.next_to_end(self.tls.authorities, now)
+        if self._tokens is not None:
+            lives["token"] = expiry.next_to_end(expiry.of_tokens(self._tokens), now)
+            states: Counter[str] = Counter(token.state(datetime.fromtimestamp(now, UTC)) for token in self._tokens)
+            for number, state in enumerate(Endings.TOKEN_STATES, Endings.TOKENS):
+                self._endings[number] = states[state]
+        for number, (kind, life) in enumerate(lives.items()):
+            words = [0] * Endings.WORDS
+            if life is not None:
+                words = [max(1, int(life.ends)), max(0, int(life.warn_from)), *pack_name(life.name)]
+                self._warn_of_end(kind, life, now)
+            self._endings[number * Endings.WORDS : (number + 1) * Endings.WORDS] = array("Q", words)
+
+    def _warn_of_end(self, kind: str, life: expiry.Life, now: float) -> None:
+        """Once a day, and when it is over."""
+        if now < life.warn_from:
+            return
+        is_over = life.ends <= now
+        told = self._told.get(kind)
+        if told is not None and told[:2] == (life, is_over) and 0 <= now - told[2] < _ENDING_LINE_SECONDS:
+            return
+        self._told[kind] = life, is_over, now
+        what = _ENDING_TEXTS[kind].format(life.name)
+        log.warning("%s %s at %s", what, "has expired" if is_over else "expires", expiry.date(life.ends))
 
     def _take_tokens(self, found: tuple[Token, ...]) -> None:
         self._tokens = found

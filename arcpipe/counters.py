@@ -241,6 +241,25 @@ class Node:
     SIZE: Final = UNRECOVERED_NAME + _NAME_WORDS
 
 
+ENDINGS: Final = ("certificate", "client_ca", "token")
+"""What may expire: the server's certificate, an authority that signs those of clients, a token."""
+
+
+class Endings:
+    """Fields of the block of what expires: a row for each of ENDINGS, then the tokens by state.
+
+    Times are seconds since the epoch. A row is zeros where nothing of the kind has an end.
+    """
+
+    ENDS: Final = 0
+    WARN_FROM: Final = 1
+    NAME: Final = 2
+    WORDS: Final = NAME + _NAME_WORDS
+    TOKENS: Final = len(ENDINGS) * WORDS
+    TOKEN_STATES: Final = ("active", "expired", "revoked")
+    SIZE: Final = TOKENS + len(TOKEN_STATES)
+
+
 class Counters:
     """The mapping and its blocks. Make it before forking.
 
@@ -252,12 +271,13 @@ class Counters:
         self.workers = workers
         self.meters = Meters(workers, tracked_clients) if tracked_clients else None
         notes = (workers + 3) * Notes.SIZE
-        size = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + (workers + 1) + notes
+        size = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + Endings.SIZE + (workers + 1) + notes
         self._memory = mmap.mmap(-1, size * 8)
         self._view = memoryview(self._memory).cast("Q")
         self._notes_at = size - notes
         self.node = self._view[: Node.SIZE]
         self.uploader = self._view[Node.SIZE : Node.SIZE + Uploader.SIZE]
+        self.endings = self._view[self._notes_at - workers - 1 - Endings.SIZE : self._notes_at - workers - 1]
         # Of the uploader and of each slot: how often in a row it could not be started, or ended soon after its start.
         self.failed_starts = self._view[self._notes_at - workers - 1 : self._notes_at]
 

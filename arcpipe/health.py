@@ -9,7 +9,8 @@ from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
-from arcpipe.snapshot import Snapshot, UploaderState, WorkerState
+from arcpipe.expiry import date
+from arcpipe.snapshot import Ending, Snapshot, UploaderState, WorkerState
 
 Severity = Literal["info", "warning", "critical"]
 
@@ -18,7 +19,6 @@ _SEGMENT_NEAR_LIMIT: Final = 0.9
 _SEGMENT_TOO_OLD: Final = 2.0  # times wal.max_age_seconds
 _DISK_USED: Final = 0.8
 _BACKLOG_USED: Final = 0.5
-_UNSHIPPED_SECONDS: Final = 300.0
 _FAILED_STARTS: Final = 3  # in a row: one or two are an accident, which the issue "restarts" tells
 
 
@@ -75,6 +75,7 @@ def judge(snapshot: Snapshot) -> list[Issue]:
     _judge_segments(snapshot, add)
     _judge_batches(snapshot, add)
     _judge_values(snapshot, add)
+    _judge_endings(snapshot, add)
     order = {"critical": 0, "warning": 1, "info": 2}
     return sorted(issues, key=lambda issue: order[issue.severity])
 
@@ -203,13 +204,14 @@ def _judge_disk(snapshot: Snapshot, add: _Add) -> None:
             "below wal.min_free_mb writes are refused",
         )
     behind = snapshot.backlog_bytes > _BACKLOG_USED * snapshot.max_backlog_bytes
-    if behind or snapshot.oldest_unshipped_seconds > _UNSHIPPED_SECONDS:
+    if behind or snapshot.oldest_unshipped_seconds > snapshot.unshipped_limit_seconds:
         add(
             "uploads_behind",
             "warning",
             f"{snapshot.backlog_bytes / 1e6:.0f} MB in {snapshot.backlog_segments} segments wait for their upload, "
-            f"the oldest record for {snapshot.oldest_unshipped_seconds:.0f} s "
-            f"(limit {snapshot.max_backlog_bytes / 1e6:.0f} MB)",
+            f"the oldest record for {snapshot.oldest_unshipped_seconds:.0f} s; from half of wal.max_backlog_mb "
+            f"({snapshot.max_backlog_bytes / 1e6:.0f} MB), or {snapshot.unshipped_limit_seconds:g} s on, that is too "
+            "much",
             "check the store (the log's lines with 'trying again' have kind=…); if it answers, raise uploader.threads "
             "or uploader.concurrent_uploads, or give the uploader more CPU",
         )
@@ -293,6 +295,41 @@ def _judge_values(snapshot: Snapshot, add: _Add) -> None:
             f"{uploader.rescued} values did not fit their column's type and are in _rescued_data",
             "make the senders agree on the column's type; SELECT _rescued_data shows columns and values",
         )
+
+
+def _judge_endings(snapshot: Snapshot, add: _Add) -> None:
+    due = {kind: ending for kind, ending in snapshot.endings.items() if snapshot.time >= ending.warn_from}
+    if certificate := due.get("certificate"):
+        is_over = certificate.ends <= snapshot.time
+        add(
+            "certificate_expires",
+            "critical" if is_over else "warning",
+            f"the certificate of {certificate.name} {_ends(certificate, snapshot)}: clients do not trust it then",
+            "renew it, and reload (`systemctl reload arcpipe`, or SIGHUP); if its file is new already, the reload is "
+            "what lacks",
+        )
+    if authority := due.get("client_ca"):
+        add(
+            "client_ca_expires",
+            "warning",
+            f"the authority {authority.name} in server.tls_client_ca {_ends(authority, snapshot)}: clients whose "
+            "certificates it has signed are refused then",
+            "add the authority's new certificate to the file and reload; give clients certificates that it has signed",
+        )
+    if token := due.get("token"):
+        add(
+            "token_expires",
+            "warning",
+            f"token {token.name} {_ends(token, snapshot)}: who uses it is refused (401) then",
+            "make a new one (`arcpipe token create`), reload, and give it to the sender; `arcpipe token revoke` of the "
+            "old one, and another reload, end this",
+        )
+
+
+def _ends(ending: Ending, snapshot: Snapshot) -> str:
+    days = (ending.ends - snapshot.time) / 86_400
+    when = f"at {date(ending.ends)}"
+    return f"expires in {days:.1f} days, {when}" if days > 0 else f"has expired {-days:.1f} days ago, {when}"
 
 
 def is_healthy(issues: list[Issue]) -> bool:

@@ -100,16 +100,61 @@ def _instance(snapshot: Snapshot) -> Iterator[Metric]:
     processes: list[tuple[str, WorkerState | UploaderState]] = [("uploader", snapshot.uploader)]
     processes += [(f"ingest {worker.slot}", worker) for worker in snapshot.workers]
     up = GaugeMetricFamily("arcpipe_process_up", "1 while a process gives signs of life.", labels=["process"])
-    memory = GaugeMetricFamily("arcpipe_process_resident_memory_bytes", "Resident memory.", labels=["process"])
     text = "Starts in a row that failed, or were followed by an early end; 0 once a process is well."
     failed = GaugeMetricFamily("arcpipe_process_failed_starts", text, labels=["process"])
     for name, process in processes:
         up.add_metric([name], int(process.alive))
-        memory.add_metric([name], process.memory_bytes)
         failed.add_metric([name], process.failed_starts)
     yield up
-    yield memory
     yield failed
+    yield from _processes(snapshot)
+    yield from _endings(snapshot)
+
+
+def _endings(snapshot: Snapshot) -> Iterator[Metric]:
+    """Those that have an end."""
+    files = GaugeMetricFamily(
+        "arcpipe_certificate_expiry_timestamp_seconds",
+        "When the certificate in force, or the first of the clients' authorities, expires, Unix time.",
+        labels=["file"],
+    )
+    for kind, setting in (("certificate", "server.tls_cert"), ("client_ca", "server.tls_client_ca")):
+        if kind in snapshot.endings:
+            files.add_metric([setting], snapshot.endings[kind].ends)
+    yield files
+    token = GaugeMetricFamily(
+        "arcpipe_token_expiry_timestamp_seconds",
+        "When the first token expires that is not revoked, Unix time. One that has expired counts for a week.",
+    )
+    if "token" in snapshot.endings:
+        token.add_metric([], snapshot.endings["token"].ends)
+    yield token
+    tokens = GaugeMetricFamily("arcpipe_tokens", "Tokens by state: active, expired, revoked.", labels=["state"])
+    for state, count in snapshot.tokens.items():
+        tokens.add_metric([state], count)
+    yield tokens
+
+
+def _processes(snapshot: Snapshot) -> Iterator[Metric]:
+    """In the words of Prometheus' own process collectors. What cannot be read has no sample."""
+    figures = snapshot.processes.items()
+    for name, text, values in (
+        ("resident_memory_bytes", "Resident memory.", ((process, one.memory_bytes) for process, one in figures)),
+        ("open_fds", "Open file descriptors.", ((process, one.open_files) for process, one in figures)),
+        ("max_fds", "Most open file descriptors.", ((process, one.max_files) for process, one in figures)),
+        ("start_time_seconds", "When it started, Unix time.", ((process, one.started) for process, one in figures)),
+    ):
+        family = GaugeMetricFamily(f"arcpipe_process_{name}", text, labels=["process"])
+        for process, value in values:
+            if value is not None:
+                family.add_metric([process], value)
+        yield family
+    text = "CPU time in user and kernel mode since the process started."
+    cpu = CounterMetricFamily("arcpipe_process_cpu_seconds", text, labels=["process"])
+    for process, one in figures:
+        if one.cpu_seconds is not None:
+            cpu.add_metric([process], one.cpu_seconds)
+    yield cpu
 
 
 def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
@@ -230,9 +275,18 @@ def _log(snapshot: Snapshot) -> Iterator[Metric]:
         "Age of the oldest record that is not in the store yet; 0 without one.",
         snapshot.oldest_unshipped_seconds,
     )
+    yield _gauge(
+        "arcpipe_oldest_unshipped_limit_seconds",
+        "The age above which that is too old: what flush.max_age_seconds allows, and 300 s for the upload.",
+        snapshot.unshipped_limit_seconds,
+    )
     yield _gauge("arcpipe_wal_disk_free_bytes", "Free space on the log's disk.", snapshot.disk_free_bytes)
     yield _gauge("arcpipe_wal_disk_min_free_bytes", "wal.min_free_mb, in bytes.", snapshot.min_free_bytes)
-    yield _gauge("arcpipe_wal_disk_size_bytes", "Size of the log's disk.", snapshot.disk_total_bytes)
+    yield _gauge(
+        "arcpipe_wal_disk_size_bytes",
+        "Size of the log's disk, but for what it keeps for root.",
+        snapshot.disk_total_bytes,
+    )
 
 
 def _upload(snapshot: Snapshot) -> Iterator[Metric]:

@@ -19,6 +19,7 @@ from arcpipe import __version__
 from arcpipe.counters import (
     ANNOUNCED,
     BEGUN,
+    ENDINGS,
     GROUP_BOUNDS,
     LATENCY_BOUNDS_US,
     LIMITED_BY,
@@ -28,6 +29,7 @@ from arcpipe.counters import (
     STATUSES,
     UPLOAD_BOUNDS_US,
     Counters,
+    Endings,
     Uploader,
     Usage,
     Worker,
@@ -35,6 +37,7 @@ from arcpipe.counters import (
     unpack_usage,
 )
 from arcpipe.counters import Node as NodeBlock
+from arcpipe.process_figures import ProcessFigures, look_at
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentName, WALDirectory
 
 if TYPE_CHECKING:
@@ -160,6 +163,18 @@ class Warning(Struct, frozen=True):
     text: str
 
 
+UNSHIPPED_SECONDS: Final = 300.0
+"""What an upload may take, from when a segment is sealed."""
+
+
+class Ending(Struct, frozen=True):
+    """Something that expires. Times are seconds since the epoch."""
+
+    name: str  # of the setting, the authority, or the token's id
+    ends: float
+    warn_from: float
+
+
 class Snapshot(Struct, frozen=True):
     """The instance at one moment."""
 
@@ -193,6 +208,10 @@ class Snapshot(Struct, frozen=True):
     worker_restarts: int
     uploader_restarts: int
     warnings: list[Warning]  # the latest, newest first
+    processes: dict[str, ProcessFigures] = {}  # "supervisor", "uploader", "ingest 1" and so on; those that are there
+    endings: dict[str, Ending] = {}  # by kind: certificate, client_ca, token; of each kind the one that ends first
+    tokens: dict[str, int] = {}  # by state: active, expired, revoked; empty without auth.enabled
+    unshipped_limit_seconds: float = UNSHIPPED_SECONDS  # above which the oldest record waits for too long
 
 
 _LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}
@@ -255,11 +274,34 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snaps
         worker_restarts=node[NodeBlock.WORKER_RESTARTS],
         uploader_restarts=node[NodeBlock.UPLOADER_RESTARTS],
         warnings=sorted(warnings, key=lambda warning: -warning.time)[:50],
+        processes=_processes(counters),
+        endings=_endings(counters.endings),
+        tokens=dict(zip(Endings.TOKEN_STATES, counters.endings[Endings.TOKENS :], strict=True))
+        if settings.auth.enabled
+        else {},
+        # A segment is sealed at the first of these ages.
+        unshipped_limit_seconds=min(settings.flush.max_age_seconds, wal.max_age_seconds) + UNSHIPPED_SECONDS,
     )
 
 
 encode = msgspec.json.Encoder().encode
 """A snapshot, or a part of one, as JSON."""
+
+
+def _processes(counters: Counters) -> dict[str, ProcessFigures]:
+    # No child outlives the supervisor, so whoever looks has it as its parent.
+    pids = {"supervisor": os.getppid(), "uploader": counters.uploader[Uploader.PID]}
+    pids |= {f"ingest {slot}": counters.worker(slot)[Worker.PID] for slot in range(1, counters.workers + 1)}
+    return {name: look_at(pid) for name, pid in pids.items() if pid}
+
+
+def _endings(block: memoryview) -> dict[str, Ending]:
+    found = {}
+    for number, kind in enumerate(ENDINGS):
+        row = block[number * Endings.WORDS : (number + 1) * Endings.WORDS]
+        if row[Endings.ENDS]:
+            found[kind] = Ending(unpack_name(row, Endings.NAME), row[Endings.ENDS], row[Endings.WARN_FROM])
+    return found
 
 
 def _worker(counters: Counters, slot: int, now: float) -> WorkerState:

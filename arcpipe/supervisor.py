@@ -258,6 +258,7 @@ class _Supervisor:
             if time.monotonic() >= next_cleanup:
                 next_cleanup += _CLEANUP_SECONDS
                 self._remove_recovered()
+                self._changeable.note_endings()
         return 0
 
     def _put_off_the_end(self) -> float:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from arcpipe import expiry
 from arcpipe.errors import ArcpipeError
 
 # For TLS 1.2: forward secrecy and authenticated encryption only. What TLS 1.3 has is all good.
@@ -66,6 +67,8 @@ class ServerTLS:
     taking a new one in: OpenSSL keeps a certificate for each kind of key, and so a context that had an RSA certificate
     and was given an ECDSA one would go on to show both. Made before the workers are forked, it lets a client resume its
     session at any of them.
+
+    `certificate` and `authorities` tell when those that were read last begin and end, as far as that can be told.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class ServerTLS:
         if self._client_ca_file:
             _trust(context, self._client_ca_file)
             context.verify_mode = self._verify_mode
+        self.certificate = expiry.of_certificate("server.tls_cert", _read("server.tls_cert", self._files[0]))
+        self.authorities = expiry.of_authorities(context)
         return context
 
     def _use_newest(

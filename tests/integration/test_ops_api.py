@@ -170,7 +170,12 @@ def test_metrics_count_what_was_done(tmp_path: Path) -> None:
         assert summed(server, "arcpipe_wal_group_entries_sum") == 10
         assert found["arcpipe_upload_latency_seconds_count",] >= 1
         assert found["arcpipe_process_up", "uploader"] == 1
-        assert found["arcpipe_process_resident_memory_bytes", "ingest 1"] > 1e6
+        for process, pid in server.pids().items():
+            assert found["arcpipe_process_resident_memory_bytes", process] > 1e6
+            assert found["arcpipe_process_cpu_seconds_total", process] > 0
+            assert 3 < found["arcpipe_process_open_fds", process] < found["arcpipe_process_max_fds", process]
+            started = found["arcpipe_process_start_time_seconds", process]
+            assert started == pytest.approx(Path(f"/proc/{pid}").stat().st_ctime, abs=60)
         assert found["arcpipe_healthy",] == 1
         server.stop()
 

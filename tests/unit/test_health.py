@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from arcpipe import health, snapshot
-from arcpipe.config import WAL, Server, Settings, Storage
+from arcpipe.backlog import space
+from arcpipe.config import WAL, Flush, Server, Settings, Storage
 from arcpipe.counters import Counters, Node, Uploader
 from arcpipe.counters import Worker as Field
 from arcpipe.wal.directory import WALDirectory
@@ -61,3 +64,33 @@ def test_a_worker_publishes_its_segment_and_that_it_has_none() -> None:
         fields = (Field.SEGMENT_SEQ, Field.SEGMENT_BYTES, Field.SEGMENT_CREATED_US, Field.SEGMENT_ENTRIES)
         assert [block[field] for field in fields] == [0, 0, 0, 0]
         edge.commit.writer.current = segment
+
+
+@pytest.mark.parametrize(
+    ("flush_seconds", "wal_seconds", "waited", "is_behind"),
+    [
+        (5, 3600, 290, False),
+        (5, 3600, 310, True),
+        (600, 3600, 850, False),  # its segment was not sealed before 600 s, as somebody has asked for
+        (600, 3600, 910, True),
+        (86_400, 3600, 3850, False),
+        (86_400, 3600, 3910, True),  # its segment was sealed after an hour
+    ],
+)
+def test_records_that_wait_no_longer_than_was_asked_for_are_not_behind(
+    settings: Settings, counters: Counters, flush_seconds: float, wal_seconds: float, waited: float, is_behind: bool
+) -> None:
+    wal = msgspec.structs.replace(settings.wal, max_age_seconds=wal_seconds)
+    settings = msgspec.structs.replace(settings, wal=wal, flush=Flush(max_age_seconds=flush_seconds))
+    taken = msgspec.structs.replace(snapshot.take(settings, counters, []), oldest_unshipped_seconds=waited)
+    assert [issue.code for issue in health.judge(taken)] == ["uploads_behind"] * is_behind
+
+
+def test_the_disk_is_as_full_as_df_says(tmp_path: Path) -> None:
+    """Blocks that ext4 keeps for root are neither used nor free: here 38% of them, so that 52% were told as 82%."""
+    sizes = {"f_bsize": 4096, "f_frsize": 4096, "f_blocks": 1000, "f_bfree": 675, "f_bavail": 300}
+    free, total = space(os.statvfs_result([*sizes.values(), *[0] * 5]))
+    assert (free, total) == (300 * 4096, 625 * 4096)
+    told = subprocess.run(["df", "--output=pcent", str(tmp_path)], capture_output=True, text=True, check=True)
+    free, total = space(os.statvfs(tmp_path))
+    assert 100 * (1 - free / total) == pytest.approx(int(told.stdout.split()[1].rstrip("%")), abs=1.1)
