@@ -29,6 +29,9 @@ _MAX_EARLY_DEATHS: Final = 8
 # A start that takes longer hangs.
 _START_HUNG_SECONDS: Final = 60.0
 
+# The last lines of a process wait so long for whoever reads them.
+_LAST_LINES_SECONDS: Final = 1.0
+
 EXIT_SHORTAGE: Final = os.EX_TEMPFAIL
 """How a child ends that the machine refused something: space, memory, a thread, a file. It is no fault of its own."""
 
@@ -166,7 +169,7 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         else:
             log.critical("%s ends with an error", name, exc_info=True)
     finally:
-        logs.end()
+        logs.flush(_LAST_LINES_SECONDS)
         os._exit(code)
 
 
@@ -196,7 +199,7 @@ def stop(children: Sequence[Child], seconds: float, signals: set[signal.Signals]
             deadline = float("inf")
         if time.monotonic() < deadline < float("inf"):
             wait()
-        logs.tick()
+        logs.flush()
         received = signal.sigtimedwait(signals, 0.1)
         if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT) and not hurried:
             log.info("a second %s: not waiting any longer", signal.Signals(received.si_signo).name)

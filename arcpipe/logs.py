@@ -2,13 +2,14 @@
 
 Every record is one write to the file descriptor, because several processes share it and their lines must not
 interleave. A warning that repeats itself is written twenty times in ten seconds; the last of those that were held back
-follows with their number as `held_back`: when the ten seconds are over (`tick`), and at the end of the process (`end`).
+follows with their number as `held_back`, when the ten seconds are over and at the end of the process (`flush`).
 This room knows nothing of the settings: it is told level, format and the name of the process.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import sys
@@ -71,16 +72,14 @@ def set_level(level: str | int) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
-def tick() -> None:
-    """Tells of lines that were held back, once their time is over. To be called about once a second."""
-    for handler in _handlers():
-        handler.tell_held_back(time.monotonic() - _REPEAT_SECONDS)
+def flush(patience_seconds: float = 0.0) -> None:
+    """Tells of lines that were held back, once their time is over. To be called about once a second.
 
-
-def end() -> None:
-    """Tells of all lines that were held back: the process ends without Python's own end, or becomes another program."""
+    With some patience it tells of all of them: the process ends, or becomes another program. (`logging` does so at an
+    end that is Python's own.)
+    """
     for handler in _handlers():
-        handler.tell_held_back(float("inf"))
+        handler.tell_held_back(math.inf if patience_seconds else time.monotonic() - _REPEAT_SECONDS)
 
 
 def are_json() -> bool:
@@ -113,7 +112,7 @@ class _OneWriteHandler(logging.Handler):
 
     def close(self) -> None:
         """To be called at the end of the process, as `logging` does: tells of all that are held back."""
-        self.tell_held_back(float("inf"))
+        self.tell_held_back(math.inf)
         super().close()
 
     def tell_held_back(self, before: float) -> None:

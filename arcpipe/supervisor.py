@@ -73,6 +73,8 @@ _RECOVERY_STOP_SECONDS: Final = 2.0
 # An upgrade waits so long for the uploader, while the workers still serve; a batch that is cut short is done again.
 _UPLOADER_HAND_OVER_SECONDS: Final = 5.0
 _CHECK_SECONDS: Final = 20.0
+# The last lines of this version wait so long for whoever reads them.
+_LAST_LINES_SECONDS: Final = 1.0
 
 EXIT_GIVEN_UP: Final = 3
 _LOCK: Final = "lock"  # the name of the directory's lock among what one process hands to the next
@@ -180,7 +182,7 @@ class _Supervisor:
                     raise
                 log.error("the start has to wait: %s; trying again in %g s", error, _NO_ROOM_SECONDS)
             self._manager.needs_time()
-            logs.tick()
+            logs.flush()
             if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, _NO_ROOM_SECONDS) is not None:
                 log.info("stopping before it has started")
                 raise _Stopped
@@ -254,7 +256,7 @@ class _Supervisor:
                 self._manager.is_well()
             self._measure()
             self._follow_reload()
-            logs.tick()
+            logs.flush()
             if time.monotonic() >= next_cleanup:
                 next_cleanup += _CLEANUP_SECONDS
                 self._remove_recovered()
@@ -506,7 +508,7 @@ class _Supervisor:
         self._stop([uploader, self._recovery], _UPLOADER_HAND_OVER_SECONDS, {signal.SIGCHLD})
         self._manager.needs_time()
         self._counters.node[Node.DRAINING] = HANDED_OVER
-        logs.end()
+        logs.flush(_LAST_LINES_SECONDS)
         become_new_program(
             Inheritance(
                 [
