@@ -169,7 +169,7 @@ class Changeable:
             return
         self._told[kind] = life, is_over, now
         what = _ENDING_TEXTS[kind].format(life.name)
-        log.warning("%s %s at %s", what, "has expired" if is_over else "expires", expiry.date(life.ends))
+        log.warning("%s has expired at %s" if is_over else "%s expires at %s", what, expiry.date(life.ends))
 
     def _take_tokens(self, found: tuple[Token, ...]) -> None:
         self._tokens = found

@@ -107,5 +107,5 @@ def _element(der: bytes, at: int, expected: int | None = None) -> tuple[int, int
         size = length & 0x7F
         length, start = int.from_bytes(der[start : start + size]), start + size
     if expected not in (None, tag) or start + length > len(der):
-        raise ValueError(f"no element {expected} at byte {at}")
+        raise ValueError
     return tag, start, start + length

@@ -232,7 +232,7 @@ FIRES: list[tuple[str, Series, set[str]]] = [
     ("a worker dies every 30 s", {'arcpipe_restarts_total{process="ingest"}': "0+0.5x80"}, {"ArcpipeRestarts"}),
     (
         "a worker is silent now and then",
-        {WORKER_UP: every(6, 1, 0)},
+        {WORKER_UP: every(1, 1, 0)},
         {"ArcpipeProcessFlapping"},
     ),
     ("writes are refused", issue("writes_refused", severity="critical"), {"ArcpipeWritesRefused"}),
