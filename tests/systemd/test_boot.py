@@ -152,6 +152,10 @@ def test_workers_that_are_stopped_are_replaced(machine: Machine) -> None:
     wait_until(lambda: post(machine, 2) == 202, "a write")
     assert machine.processes()["supervisor"].pid == before["supervisor"].pid
     assert "shows no sign of life; killing it" in machine.journal()
+    errors = machine.run("journalctl --unit arcpipe --priority err --output cat --no-pager")
+    assert "shows no sign of life; killing it" in errors
+    assert "[INFO]" not in errors
+    assert not re.search(r"^<\d>", errors, re.MULTILINE)  # journald has taken it
     assert machine.show("NRestarts")["NRestarts"] == "0"
 
 
