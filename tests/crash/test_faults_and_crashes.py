@@ -18,7 +18,7 @@ from unittest import mock
 import msgspec
 import pytest
 
-from arcpipe.upload.checksum import with_checksum
+from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal import salvage as salvage_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal import writer as writer_module

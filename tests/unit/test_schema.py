@@ -16,7 +16,7 @@ from arcpipe.codec.arrow_columns import Values, find_values
 from arcpipe.disk import Disk
 from arcpipe.errors import UnknownVersion
 from arcpipe.upload import schema as schema_module
-from arcpipe.upload.checksum import with_checksum
+from arcpipe.wal.checksum import with_checksum
 from arcpipe.upload.schema import ColumnSchema, SchemaRegistry, TableSchema
 
 
