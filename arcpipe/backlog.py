@@ -79,6 +79,7 @@ class Backlog:
     def __init__(self, directory: WALDirectory, leftovers: Leftovers, node: memoryview) -> None:
         self._directory = directory
         self._leftovers = leftovers
+        self._path = directory.path
         self._node = node
         self._oldest_path = ""  # of the completed segment that was looked into last
         self._oldest_us = 0  # since when its oldest record waits
@@ -114,9 +115,7 @@ class Backlog:
             self._identity = identity
         elif identity != self._identity and not self._node[Node.REPLACED]:
             self._node[Node.REPLACED] = 1
-            log.error(
-                "%s is not the directory of the start any more: what waits there is not seen", self._directory.path
-            )
+            log.error("%s is not the directory of the start any more: what waits in that is not uploaded", self._path)
 
     def _measure_segments(self) -> None:
         node = self._node

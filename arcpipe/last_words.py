@@ -12,9 +12,8 @@ import os
 import re
 from typing import Final, NamedTuple
 
-from arcpipe.errors import ArcpipeError
-from arcpipe.wal import findings
-from arcpipe.wal.acknowledged import quarantined
+from arcpipe.errors import WALError
+from arcpipe.wal import acknowledged, findings
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory, parse_filename
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ class Left(NamedTuple):
     batches: int = 0
     copies: int = 0  # that an interrupted replay made; their sources may be renamed already
     quarantined: int = 0  # files
-    found: dict[str, int] = {}  # by the code of `wal.findings`: damage and loss, acknowledged or not
+    found: tuple[tuple[str, int], ...] = ()  # codes of `wal.findings` with what nobody has acknowledged of each
 
     @property
     def waiting(self) -> str:
@@ -49,7 +48,7 @@ class Left(NamedTuple):
     @property
     def exceptions(self) -> str:
         """What was never uploaded, in words; empty if there is nothing."""
-        lost = [(count, findings.UNITS[code]) for code, count in self.found.items() if code in _NEVER_UPLOADED]
+        lost = [(count, findings.UNITS[code]) for code, count in self.found if code in _NEVER_UPLOADED]
         return _listed((self.quarantined, "files in quarantine"), *lost)
 
 
@@ -57,18 +56,23 @@ class Left(NamedTuple):
 _NEVER_UPLOADED: Final = (findings.DAMAGED, findings.LOST_SEGMENTS, findings.LOST_RECORDS)
 
 
-def speak(directory: WALDirectory, doubt: str) -> int:
+def speak(directory: WALDirectory, doubt: str = "", lost_records: int = 0) -> int:
     """Say whether everything is uploaded.
 
     Args:
         doubt: why nobody could know, whatever the directory holds; empty if there is no such reason.
+        lost_records: that were answered and never written, as the WAL is disabled.
 
     Returns:
         0, or `EXIT_UNKNOWN`.
     """
     try:
         left = look(directory)
-    except (OSError, ArcpipeError) as error:
+        if lost_records:  # noted or not
+            found = dict(left.found)
+            found[findings.LOST_RECORDS] = max(lost_records, found.get(findings.LOST_RECORDS, 0))
+            left = left._replace(found=tuple(found.items()))
+    except (OSError, WALError) as error:
         doubt = doubt or str(error)
         left = Left()
     if doubt:
@@ -87,19 +91,21 @@ def look(directory: WALDirectory) -> Left:
     """Look at a directory that nobody writes to any more. Names are enough: a file that cannot be read is there, too.
 
     Raises:
-        OSError, ArcpipeError: a part of it cannot be seen, so nobody knows.
+        OSError, WALError: a part of it cannot be seen, so nobody knows.
     """
     names = _names(directory.path)
     states = [parsed[1] for parsed in map(parse_filename, names) if parsed is not None]
     batches = {found[1] for found in map(_BATCH.match, _names(directory.batches)) if found is not None}
-    record = findings.load(directory)
+    seen = acknowledged.look(directory)
+    if problem := seen.quarantine_problem or seen.findings_problem:
+        raise WALError(problem)
     return Left(
         unsealed=states.count(ACTIVE),
         sealed=states.count(SEALED),
         batches=len(batches),
         copies=sum(name.endswith(_COPY) for name in names),
-        quarantined=len(quarantined(directory)),
-        found=record.counts if record is not None else {},
+        quarantined=len(seen.all_files),
+        found=tuple((code, one.count) for code, one in seen.findings.items()),
     )
 
 

@@ -434,7 +434,8 @@ class _Supervisor:
         self._manager.status("uploading what is in the log")
         self._ship_the_rest(0.0 if hurry else self._settings.shutdown.drain_seconds)
         self._measure()
-        return last_words.speak(self._directory, self._doubt(workers))
+        lost = sum(self._counters.worker(slot)[Worker.LOST_RECORDS] for slot, _ in enumerate(workers, 1))
+        return last_words.speak(self._directory, self._doubt(workers), lost)
 
     def _doubt(self, workers: list[Child]) -> str:
         """Why an empty directory would not mean that everything is uploaded; empty if it would."""

@@ -94,7 +94,7 @@ class Admission:
         self._stale = responses.error(
             503,
             "log_failure",
-            f"nobody has measured backlog and disk for {FIGURES_SECONDS:g} s: the supervisor hangs; nothing was written",
+            f"backlog and disk were not measured for {FIGURES_SECONDS:g} s (the supervisor hangs); nothing was written",
             b"Retry-After: 5\r\n",
         )
         self._untrusted: bytes | None = None  # the answer while the figures are not to be trusted

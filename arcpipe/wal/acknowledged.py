@@ -146,21 +146,31 @@ def acknowledge(directory: WALDirectory, seen: Seen, codes: Collection[str], by:
     except DamagedFile:  # all of it was told again, and is seen now
         known = _NOTHING
         durable.move(directory.disk, path_of(directory), f"{path_of(directory)}.damaged")
-    counts: dict[str, int] = {}
-    record_id = seen.record.id if seen.record is not None else ""
-    if record_id and record_id == known.findings_id:
-        counts.update(known.counts)
-    for code in codes:
-        if seen.record is not None and code in seen.record.counts:
-            counts[code] = seen.record.counts[code]
-    there = set(seen.all_files)
-    files = seen.all_files if QUARANTINE in codes else [file for file in known.quarantine if file in there]
+    record_id, counts = _counts_after(known, seen, codes)
+    files = _files_after(known, seen, codes)
     what = [line for code in codes for line in told(seen, code)[:_HISTORY_LINES]]
     history = [*known.history, Acknowledgement(time.time(), by, what)][-_HISTORY:]
     data = msgspec.json.encode(_File(_VERSION, record_id, counts, files, history))
     durable.replace(
         directory.disk, path_of(directory), with_checksum(data), prepare=lambda fd: give_to_owner(directory, fd)
     )
+
+
+def _counts_after(known: _File, seen: Seen, codes: Collection[str]) -> tuple[str, dict[str, int]]:
+    """Id of the record and acknowledged counts, once these codes are acknowledged, too."""
+    record = seen.record
+    if record is None:
+        return ("", {}) if not seen.findings_problem else (known.findings_id, known.counts)
+    before = known.counts if known.findings_id == record.id else {}
+    return record.id, {**before, **{code: record.counts[code] for code in codes if code in record.counts}}
+
+
+def _files_after(known: _File, seen: Seen, codes: Collection[str]) -> list[QuarantinedFile]:
+    """Acknowledged files in quarantine; those that are gone need not be remembered."""
+    if seen.quarantine_problem:
+        return known.quarantine
+    there = set(seen.all_files)
+    return seen.all_files if QUARANTINE in codes else [file for file in known.quarantine if file in there]
 
 
 def told(seen: Seen, code: str) -> list[str]:

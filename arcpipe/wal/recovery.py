@@ -115,7 +115,7 @@ def remove_recovered(directory: WALDirectory, max_age_seconds: float) -> tuple[i
     count = freed = 0
     oldest = time.time() - max_age_seconds
     for file in directory.segments(RECOVERED):
-        if file.modified < oldest:
+        if file.modified < oldest and not file.problem:
             directory.disk.unlink(file.path)
             count += 1
             freed += file.size
