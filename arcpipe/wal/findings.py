@@ -107,7 +107,7 @@ def load(directory: WALDirectory) -> Record | None:
     return durable.load(directory.disk, path_of(directory), _decode)
 
 
-def note(directory: WALDirectory, findings: Iterable[Finding]) -> None:
+def note(directory: WALDirectory, findings: Iterable[Finding], lock_seconds: float = _LOCK_SECONDS) -> None:
     """Note findings durably, but for what is noted of the same subject already. May be called again with the same.
 
     Raises:
@@ -117,7 +117,7 @@ def note(directory: WALDirectory, findings: Iterable[Finding]) -> None:
     findings = list(findings)
     if not findings:
         return
-    with _lock(directory):
+    with _lock(directory, lock_seconds):
         record = _load_or_begin(directory)
         changed = _add(record, findings)
         if changed is not record:
@@ -189,7 +189,7 @@ def _decode(data: bytes) -> Record:
 
 
 @contextlib.contextmanager
-def _lock(directory: WALDirectory) -> Iterator[None]:
+def _lock(directory: WALDirectory, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
     """Hold the right to change the record. No one else's death or trouble keeps it for ever.
 
     Raises:
@@ -199,7 +199,7 @@ def _lock(directory: WALDirectory) -> Iterator[None]:
     fd = os.open(os.path.join(directory.path, "findings.lock"), flags, 0o640)
     try:
         give_to_owner(directory, fd)
-        deadline = time.monotonic() + _LOCK_SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
