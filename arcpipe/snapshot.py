@@ -188,11 +188,13 @@ class Snapshot(Struct, frozen=True):
     worker_restarts: int
     uploader_restarts: int
     warnings: list[Warning]  # the latest, newest first
-    supervisor_alive: bool  # it has measured within the last seconds; else figures are old, and writes are refused
-    measured_age_seconds: float  # since backlog and disk were measured
-    wal_replaced: bool  # wal.dir is not the directory any more that it was at the start
-    unacknowledged: dict[str, Unacknowledged]  # by the code of the issue: found, and acknowledged by nobody
-    findings_problem: str  # why that is not known; empty if it is
+    supervisor_alive: bool = (
+        True  # it has measured within the last seconds; else figures are old, and writes are refused
+    )
+    measured_age_seconds: float = 0.0  # since backlog and disk were measured
+    wal_replaced: bool = False  # wal.dir is not the directory any more that it was at the start
+    unacknowledged: dict[str, Unacknowledged] = {}  # by the code of the issue: found, and acknowledged by nobody
+    findings_problem: str = ""  # why that is not known; empty if it is
 
 
 _LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}

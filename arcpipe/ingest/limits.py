@@ -98,6 +98,7 @@ class Admission:
             b"Retry-After: 5\r\n",
         )
         self._untrusted: bytes | None = None  # the answer while the figures are not to be trusted
+        self._was_stale = False  # at the last tick
         self._no_space = responses.error(
             507,
             "no_space",
@@ -117,11 +118,13 @@ class Admission:
         measured = node[Node.MEASURED_US]
         # While an upgrade replaces the supervisor, its successor measures for its own workers, and ends these.
         patience = _HANDED_OVER_SECONDS if node[Node.DRAINING] == HANDED_OVER else FIGURES_SECONDS
+        is_stale = measured > 0 and time.monotonic_ns() // 1000 - measured > patience * 1e6
         self._untrusted = None
         if node[Node.UNLISTED]:
             self._untrusted = self._unlisted
-        elif measured and time.monotonic_ns() // 1000 - measured > patience * 1e6:
+        elif is_stale and self._was_stale:  # once is no more than that the whole machine stood still
             self._untrusted = self._stale
+        self._was_stale = is_stale
 
     def refusal(self) -> bytes | None:
         """The answer to give instead of writing, or None."""
