@@ -188,9 +188,7 @@ class Snapshot(Struct, frozen=True):
     worker_restarts: int
     uploader_restarts: int
     warnings: list[Warning]  # the latest, newest first
-    supervisor_alive: bool = (
-        True  # it has measured within the last seconds; else figures are old, and writes are refused
-    )
+    supervisor_alive: bool = True  # it has measured within the last seconds; else writes are refused
     measured_age_seconds: float = 0.0  # since backlog and disk were measured
     wal_replaced: bool = False  # wal.dir is not the directory any more that it was at the start
     unacknowledged: dict[str, Unacknowledged] = {}  # by the code of the issue: found, and acknowledged by nobody
