@@ -223,7 +223,7 @@ class Node:
     looked at. Segments of dead workers that could not be recovered yet are UNRECOVERED and a part
     of the backlog; the name of the first one begins at UNRECOVERED_NAME. MEASURED_US is when the supervisor last looked
     at backlog and disk, in µs of CLOCK_MONOTONIC, which all processes share: also its sign of life. REPLACED is 1 once
-    `wal.dir` is another directory than at the start.
+    `wal.dir` is another directory than at the start, UNLOCKED while its lock is not held.
     """
 
     (
@@ -245,8 +245,9 @@ class Node:
         RELOADS,
         MEASURED_US,
         REPLACED,
+        UNLOCKED,
         UNRECOVERED_NAME,
-    ) = range(19)
+    ) = range(20)
     SIZE: Final = UNRECOVERED_NAME + _NAME_WORDS
 
 

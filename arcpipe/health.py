@@ -72,7 +72,8 @@ def judge(snapshot: Snapshot) -> list[Issue]:
     _judge_uploader(snapshot, add)
     _judge_starts(snapshot, add)
     _judge_admission(snapshot, add)
-    _judge_disk(snapshot, add)
+    if snapshot.supervisor_alive:  # else by what was measured before
+        _judge_disk(snapshot, add)
     _judge_segments(snapshot, add)
     _judge_batches(snapshot, add)
     _judge_findings(snapshot, add)
@@ -171,6 +172,13 @@ def _judge_admission(snapshot: Snapshot, add: _Add) -> None:
             f"{'; every write is refused (503)' if snapshot.wal_unlisted else ''}",
             f"check that {snapshot.wal_dir} is there, mounted, and may be read by the server's user; then the disk "
             "(dmesg); it goes on by itself",
+        )
+    if snapshot.wal_unlocked:
+        add(
+            "lock_lost",
+            "critical",
+            f"the lock of {snapshot.wal_dir} was taken away: another arcpipe may use it and upload the same",
+            "stop the other one (the log has its pid); the lock is taken again by itself",
         )
     if snapshot.wal_replaced:
         add(

@@ -190,6 +190,7 @@ class Snapshot(Struct, frozen=True):
     warnings: list[Warning]  # the latest, newest first
     supervisor_alive: bool = True  # it has measured within the last seconds; else writes are refused
     measured_age_seconds: float = 0.0  # since backlog and disk were measured
+    wal_unlocked: bool = False  # its lock was taken away
     wal_replaced: bool = False  # wal.dir is not the directory any more that it was at the start
     unacknowledged: dict[str, Unacknowledged] = {}  # by the code of the issue: found, and acknowledged by nobody
     findings_problem: str = ""  # why that is not known; empty if it is
@@ -260,6 +261,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         warnings=sorted(warnings, key=lambda warning: -warning.time)[:50],
         supervisor_alive=measured_age < FIGURES_SECONDS,
         measured_age_seconds=measured_age,
+        wal_unlocked=bool(node[NodeBlock.UNLOCKED]),
         wal_replaced=bool(node[NodeBlock.REPLACED]),
         unacknowledged=look.unacknowledged,
         findings_problem=look.findings_problem,

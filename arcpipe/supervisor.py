@@ -400,6 +400,7 @@ class _Supervisor:
             if problem != self._lock_problem:  # once, however often it is looked
                 log.error("the lock of %s was taken away: %s", self._directory.path, problem)
         self._lock_problem = problem
+        self._counters.node[Node.UNLOCKED] = bool(problem)
 
     def _remove_recovered(self) -> None:
         try:

@@ -152,6 +152,7 @@ ILL = {
     "ArcpipeDamagedManifests": {"arcpipe_upload_damaged_manifests": "1x80"},
     "ArcpipeUploadsStopped": {"arcpipe_upload_stopped": "1x80"},
     "ArcpipeSupervisorDown": {'arcpipe_issues{code="supervisor_down"}': "1x80"},
+    "ArcpipeLockLost": {'arcpipe_issues{code="lock_lost"}': "1x80"},
     "ArcpipeWalReplaced": {'arcpipe_issues{code="wal_replaced"}': "1x80"},
     "ArcpipeLostRecords": {'arcpipe_issues{code="lost_records"}': "1x80"},
     "ArcpipeFindingsUnreadable": {'arcpipe_issues{code="findings_unreadable"}': "1x80"},
