@@ -227,11 +227,12 @@ def _log(snapshot: Snapshot) -> Iterator[Metric]:
     known = snapshot.supervisor_alive and not snapshot.wal_unlisted
     yield _known_gauge("arcpipe_backlog_bytes", "Segments that wait for their upload.", snapshot.backlog_bytes, known)
     yield _gauge("arcpipe_backlog_limit_bytes", "wal.max_backlog_mb, in bytes.", snapshot.max_backlog_bytes)
-    yield _gauge(
-        "arcpipe_oldest_unshipped_seconds",
-        "Age of the oldest record that is not in the store yet; 0 without one.",
-        snapshot.oldest_unshipped_seconds,
-    )
+    text = "Age of the oldest record that is not in the store yet; 0 without one."
+    yield _known_gauge("arcpipe_oldest_unshipped_seconds", text, snapshot.oldest_unshipped_seconds, known)
+    yield from _disk(snapshot)
+
+
+def _disk(snapshot: Snapshot) -> Iterator[Metric]:
     known = snapshot.supervisor_alive and snapshot.disk_total_bytes > 0
     text = "Free space on the log's disk."
     yield _known_gauge("arcpipe_wal_disk_free_bytes", text, snapshot.disk_free_bytes, known)

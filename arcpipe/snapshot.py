@@ -211,11 +211,6 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
     now = time.time()
     node = counters.node
     workers = [_worker(counters, slot, now) for slot in range(1, counters.workers + 1)]
-    databases: dict[str, Usage] = {}
-    for slot in range(1, counters.workers + 1):
-        for name, usage in unpack_usage(counters.worker(slot)):
-            before = databases.get(name, Usage(0, 0, 0))
-            databases[name] = Usage(*(mine + other for mine, other in zip(before, usage, strict=True)))
     oldest = [node[NodeBlock.OLDEST_BACKLOG_US]]
     oldest += [counters.worker(slot)[Worker.SEGMENT_FIRST_US] for slot in range(1, counters.workers + 1)]
     waiting = [us / _MICRO for us in oldest if us]
@@ -247,7 +242,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         unrecovered_segments=node[NodeBlock.UNRECOVERED_SEGMENTS],
         unrecovered_bytes=node[NodeBlock.UNRECOVERED_BYTES],
         unrecovered_first=unpack_name(node, NodeBlock.UNRECOVERED_NAME),
-        databases=databases,
+        databases=_databases(counters),
         requests=_requests(counters, routes),
         backlog_bytes=node[NodeBlock.BACKLOG_BYTES],
         backlog_segments=node[NodeBlock.BACKLOG_SEGMENTS],
@@ -344,6 +339,16 @@ def _uploader(counters: Counters, now: float) -> UploaderState:
         retries={kind: block[Uploader.RETRIES + number] for number, kind in enumerate(RETRY_KINDS)},
         upload_seconds=_distribution(block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, _MICRO),
     )
+
+
+def _databases(counters: Counters) -> dict[str, Usage]:
+    """Of all workers together."""
+    databases: dict[str, Usage] = {}
+    for slot in range(1, counters.workers + 1):
+        for name, usage in unpack_usage(counters.worker(slot)):
+            before = databases.get(name, Usage(0, 0, 0))
+            databases[name] = Usage(*(mine + other for mine, other in zip(before, usage, strict=True)))
+    return databases
 
 
 def _requests(counters: Counters, routes: Sequence[str]) -> dict[str, dict[str, int]]:
