@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from arcpipe.counters import Node, pack_name
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
@@ -82,24 +82,18 @@ def space(disk: os.statvfs_result) -> tuple[int, int]:
     return free, (disk.f_blocks - disk.f_bfree) * disk.f_frsize + free
 
 
-class Left(NamedTuple):
-    """Files whose records are not in the store."""
-
-    sealed: int
-    unsealed: int
-    quarantined: int
-
-
 class Backlog:
     """Measures what decides whether writes are taken, and shares it in the node's block."""
 
     def __init__(self, directory: WALDirectory, leftovers: Leftovers, node: memoryview) -> None:
         self._directory = directory
         self._leftovers = leftovers
+        self._path = directory.path
         self._node = node
         self._oldest_path = ""  # of the completed segment that was looked into last
         self._oldest_us = 0  # since when its oldest record waits
         self._problem = ""  # the last one logged
+        self._identity: tuple[int, int] | None = None  # device and number of the directory of the start
 
     def measure(self) -> None:
         """Shares what can be measured; while the directory cannot be looked at, that no writes are to be taken."""
@@ -110,16 +104,27 @@ class Backlog:
         if problem and self._make_again():
             problem = self._look()
         self._node[Node.UNLISTED] = bool(problem)
+        self._node[Node.MEASURED_US] = time.monotonic_ns() // 1000
 
     def _look(self) -> str:
         """Measures each thing that can be; the first reason why not all can, or nothing."""
         problem = ""
-        for step in (self._measure_segments, self._measure_disk):
+        for step in (self._note_identity, self._measure_segments, self._measure_disk):
             try:
                 step()
             except OSError as error:
                 problem = problem or str(error)
         return problem
+
+    def _note_identity(self) -> None:
+        """Notices another directory in the place of that of the start, such as that below an unmounted disk."""
+        status = os.stat(self._directory.path)
+        identity = status.st_dev, status.st_ino
+        if self._identity is None:
+            self._identity = identity
+        elif identity != self._identity and not self._node[Node.REPLACED]:
+            self._node[Node.REPLACED] = 1
+            log.error("%s is not the directory of the start any more: what waits in that is not uploaded", self._path)
 
     def _measure_segments(self) -> None:
         node = self._node
@@ -166,36 +171,3 @@ class Backlog:
             except OSError:  # the uploader tells it; the file's own time is not far off
                 pass
         self._oldest_path, self._oldest_us = path, since
-
-    def log_what_is_left(self) -> None:
-        """Says at the end whether everything is uploaded, for operators."""
-        try:
-            left = self.what_is_left()
-        except OSError as error:
-            log.warning("stopped; whether everything is uploaded is unknown: %s. Keep the WAL directory", error)
-            return
-        if left.unsealed:
-            log.warning(
-                "stopped; %d segments could not be recovered, %d completed segments ship at the next start. Keep the "
-                "WAL directory",
-                *(left.unsealed, left.sealed),
-            )
-        elif left.sealed:
-            log.warning("stopped; %d completed segments ship at the next start", left.sealed)
-        elif left.quarantined:
-            log.warning(
-                "stopped; everything is uploaded but %d files in %s", left.quarantined, self._directory.quarantine
-            )
-        else:
-            log.info("stopped; everything is uploaded")
-
-    def what_is_left(self) -> Left:
-        """Looks at a directory that nobody writes to any more.
-
-        Raises:
-            OSError: it cannot be listed, so nobody knows.
-        """
-        directory = self._directory
-        with os.scandir(directory.quarantine) as entries:
-            quarantined = sum(entry.is_file(follow_symlinks=False) for entry in entries)
-        return Left(len(directory.segments(SEALED)), len(directory.segments(ACTIVE)), quarantined)

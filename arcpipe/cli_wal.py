@@ -178,6 +178,62 @@ def salvage(
         print(f"  offset {report.end_offset}: torn tail ({report.torn_bytes} bytes)")
 
 
+@app.command("ack")
+def ack(
+    directory: DirArgument = Path("data/wal"),
+    codes: Annotated[
+        list[str] | None, typer.Argument(metavar="[CODE…]", help="Only these, such as quarantine; without any, all.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Only show what is open, and acknowledge nothing.")] = False,
+) -> None:
+    """Show damage, losses, dead letters and files in quarantine, and acknowledge them: their health issues end.
+
+    What comes after that is told again. Works while the server runs; run it as the user of the server, or as root.
+
+    \b
+    Example:
+      arcpipe wal ack data/wal
+    """
+    from arcpipe.wal import acknowledged, findings
+    from arcpipe.wal.directory import WALDirectory
+
+    wal = WALDirectory(_existing(directory))
+    wanted = codes or list(acknowledged.ALL_CODES)
+    for code in wanted:
+        if code not in acknowledged.ALL_CODES:
+            raise ArcpipeError(f"{code!r} is nothing to acknowledge; use {', '.join(acknowledged.ALL_CODES)}")
+    try:
+        if not show and findings.set_aside_damaged(wal):
+            print(f"What was found before is not known: findings.json was damaged, and is in {wal.quarantine} now.")
+        seen = acknowledged.look(wal)
+        for problem in filter(None, (seen.findings_problem, seen.quarantine_problem, seen.acknowledged_problem)):
+            print(f"arcpipe: {problem}", file=sys.stderr)
+        found = [code for code in wanted if acknowledged.told(seen, code)]
+        for code in found:
+            first, *others = acknowledged.told(seen, code)
+            print("\n  ".join((first, *others)))
+        if not show and (found or seen.acknowledged_problem):
+            acknowledged.acknowledge(wal, seen, found, _who())
+    except OSError as error:
+        raise ArcpipeError(f"cannot acknowledge: {error}") from error
+    if seen.findings_problem or seen.quarantine_problem:
+        raise typer.Exit(1)
+    if not found:
+        print(f"There is nothing to acknowledge in {directory}.")
+    elif not show:
+        print("Acknowledged. What comes after this is told again.")
+
+
+def _who() -> str:
+    """The person who asks, for the history."""
+    import getpass
+
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
 @app.command("replay")
 def replay(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of log files: Arc's, or arcpipe's own.")],

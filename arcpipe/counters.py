@@ -138,9 +138,10 @@ class Worker:
         ACCESS_LINES,
         ACCESS_LINES_DROPPED,
         LIMITS_UNTRACKED,
-    ) = range(29)
+        LOST_RECORDS,
+    ) = range(30)
     # Histograms: where each begins, with the bounds above.
-    ACK_US: Final = 29
+    ACK_US: Final = 30
     SYNC_US: Final = ACK_US + len(LATENCY_BOUNDS_US) + 2
     LOOP_LAG_US: Final = SYNC_US + len(LATENCY_BOUNDS_US) + 2
     GROUP_ENTRIES: Final = LOOP_LAG_US + len(LATENCY_BOUNDS_US) + 2
@@ -209,6 +210,10 @@ HANDED_OVER: Final = 3
 """The values of `Node.DRAINING`: load balancers are told of the end; workers end; workers end and have successors."""
 
 
+FIGURES_SECONDS: Final = 5.0
+"""How long the supervisor's figures hold. It measures four times a second; older ones are not trusted, and it hangs."""
+
+
 class Node:
     """Fields of the supervisor's block: what concerns the whole instance.
 
@@ -216,7 +221,9 @@ class Node:
     and found good; a worker that has a lower number in its own block reads them again. RELOADS counts how often a
     reload was asked for; a worker opens its access log again then. UNLISTED is 1 while the WAL directory cannot be
     looked at. Segments of dead workers that could not be recovered yet are UNRECOVERED and a part
-    of the backlog; the name of the first one begins at UNRECOVERED_NAME.
+    of the backlog; the name of the first one begins at UNRECOVERED_NAME. MEASURED_US is when the supervisor last looked
+    at backlog and disk, in µs of CLOCK_MONOTONIC, which all processes share: also its sign of life. REPLACED is 1 once
+    `wal.dir` is another directory than at the start, UNLOCKED while its lock is not held.
     """
 
     (
@@ -236,8 +243,11 @@ class Node:
         UNRECOVERED_SEGMENTS,
         UNRECOVERED_BYTES,
         RELOADS,
+        MEASURED_US,
+        REPLACED,
+        UNLOCKED,
         UNRECOVERED_NAME,
-    ) = range(17)
+    ) = range(20)
     SIZE: Final = UNRECOVERED_NAME + _NAME_WORDS
 
 

@@ -9,6 +9,7 @@ from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
+from arcpipe.directory_look import Unacknowledged
 from arcpipe.expiry import date
 from arcpipe.snapshot import Ending, Snapshot, UploaderState, WorkerState
 
@@ -71,9 +72,11 @@ def judge(snapshot: Snapshot) -> list[Issue]:
     _judge_uploader(snapshot, add)
     _judge_starts(snapshot, add)
     _judge_admission(snapshot, add)
-    _judge_disk(snapshot, add)
+    if snapshot.supervisor_alive:  # else by what was measured before
+        _judge_disk(snapshot, add)
     _judge_segments(snapshot, add)
     _judge_batches(snapshot, add)
+    _judge_findings(snapshot, add)
     _judge_values(snapshot, add)
     _judge_endings(snapshot, add)
     order = {"critical": 0, "warning": 1, "info": 2}
@@ -166,12 +169,35 @@ def _judge_admission(snapshot: Snapshot, add: _Add) -> None:
         add(
             "wal_unlisted",
             "critical",
-            f"the WAL directory cannot be listed: {snapshot.wal_dir_problem or 'the supervisor was refused'}"
+            f"the WAL directory cannot be listed whole: {snapshot.wal_dir_problem or 'the supervisor was refused'}"
             f"{'; every write is refused (503)' if snapshot.wal_unlisted else ''}",
             f"check that {snapshot.wal_dir} is there, mounted, and may be read by the server's user; then the disk "
             "(dmesg); it goes on by itself",
         )
-    if snapshot.wal_unlisted:
+    if snapshot.wal_unlocked:
+        add(
+            "lock_lost",
+            "critical",
+            f"the lock of {snapshot.wal_dir} was taken away: another arcpipe may use it and upload the same",
+            "stop the other one (the log has its pid); the lock is taken again by itself",
+        )
+    if snapshot.wal_replaced:
+        add(
+            "wal_replaced",
+            "critical",
+            f"{snapshot.wal_dir} is not the directory of the start any more: what waited there is not uploaded",
+            "was its disk unmounted, or the directory moved? Stop the server, bring back the former one, and start",
+        )
+    if not snapshot.supervisor_alive and not snapshot.draining:
+        add(
+            "supervisor_down",
+            "critical",
+            f"the supervisor has given no sign of life for {snapshot.measured_age_seconds:.0f} s; as nobody measures "
+            "backlog and disk, every write is refused (503), and no process that dies is replaced",
+            f"does the disk of {snapshot.wal_dir} answer (dmesg)? Where no service manager does it, kill -9 the "
+            "supervisor and start again: nothing that was acknowledged is lost",
+        )
+    if snapshot.wal_unlisted or not snapshot.supervisor_alive:
         return  # by what was measured before
     if snapshot.disk_total_bytes and snapshot.disk_free_bytes < snapshot.min_free_bytes:
         add(
@@ -242,34 +268,10 @@ def _judge_segments(snapshot: Snapshot, add: _Add) -> None:
             "hold is not uploaded",
             _SALVAGE,
         )
-    quarantine = snapshot.segments.get("quarantine")
-    if quarantine is not None and quarantine.files:
-        add(
-            "quarantine",
-            "warning",
-            f"{quarantine.files} files, {quarantine.bytes / 1e6:.1f} MB, are in {snapshot.wal_dir}/quarantine: they "
-            "could not be read as segments, and what they hold is not uploaded",
-            "look at them with `arcpipe wal verify`, then salvage or remove them: recovery.md has the steps",
-        )
-    if snapshot.uploader.damaged:
-        add(
-            "damaged_entries",
-            "critical",
-            f"{snapshot.uploader.damaged} damaged places were found in completed segments and skipped",
-            "check the disk (smartctl, dmesg); `arcpipe wal verify` shows what is wrong and where",
-        )
 
 
 def _judge_batches(snapshot: Snapshot, add: _Add) -> None:
     uploader = snapshot.uploader
-    if uploader.lost_segments:
-        add(
-            "lost_segments",
-            "critical",
-            f"{uploader.lost_segments} segments vanished, or lost entries, before they were uploaded: acknowledged "
-            "records are missing",
-            "the log names each; find out who removes files in the WAL directory, and whether a copy is left",
-        )
     if uploader.damaged_manifests:
         add(
             "damaged_manifests",
@@ -279,15 +281,68 @@ def _judge_batches(snapshot: Snapshot, add: _Add) -> None:
         )
 
 
-def _judge_values(snapshot: Snapshot, add: _Add) -> None:
-    uploader = snapshot.uploader
-    if uploader.dead_letters:
+_ACK: Final = "then `arcpipe wal ack` ends this, until there is more: recovery.md has the steps"
+
+
+def _judge_findings(snapshot: Snapshot, add: _Add) -> None:
+    """Damage and loss, which neither a restart nor time ends: an operator does."""
+    found = snapshot.unacknowledged
+    if "damaged_entries" in found:
+        add(
+            "damaged_entries",
+            "critical",
+            _open(found["damaged_entries"], "damaged places were found in segments and skipped"),
+            "check the disk (smartctl, dmesg); `arcpipe wal verify` shows what is wrong and where; " + _ACK,
+        )
+    if "lost_segments" in found:
+        add(
+            "lost_segments",
+            "critical",
+            _open(
+                found["lost_segments"],
+                "segments vanished, or lost entries, before they were uploaded: acknowledged records are missing",
+            ),
+            "find out who removes files in the WAL directory, and whether a copy is left; " + _ACK,
+        )
+    if "lost_records" in found:
+        add(
+            "lost_records",
+            "critical",
+            _open(found["lost_records"], "records were answered and lost, as the WAL is disabled"),
+            "have the senders send them again, and set wal.enabled = true if that is no way out; " + _ACK,
+        )
+    if "dead_letters" in found:
         add(
             "dead_letters",
             "warning",
-            f"{uploader.dead_letters} entries could not be converted and are kept below _dead_letter/ in the store",
-            "look at them with `arcpipe wal cat`-like tools (each is one MessagePack value); the log says why for each",
+            _open(found["dead_letters"], "entries could not be converted, and are below _dead_letter/ in the store"),
+            "look at them (each is one MessagePack value); the log says why for each; " + _ACK,
         )
+    if "quarantine" in found:
+        add(
+            "quarantine",
+            "warning",
+            f"{found['quarantine'].count} files are in {snapshot.wal_dir}/quarantine that nobody has acknowledged, "
+            f"such as {found['quarantine'].latest}: they could not be read, and what they hold is not uploaded",
+            "look at them with `arcpipe wal verify`, then salvage or remove them, or keep them there; " + _ACK,
+        )
+    if snapshot.findings_problem:
+        add(
+            "findings_unreadable",
+            "warning",
+            f"what was found before, or what of it was acknowledged, is not known: {snapshot.findings_problem}",
+            f"check the disk, and the owner and mode of findings.json and acknowledged.json in {snapshot.wal_dir}; "
+            "where one is damaged, `arcpipe wal ack` puts it aside and begins anew",
+        )
+
+
+def _open(found: Unacknowledged, what: str) -> str:
+    latest = f"; the latest: {found.latest}" if found.latest else ""
+    return f"{found.count} {what}{latest}"
+
+
+def _judge_values(snapshot: Snapshot, add: _Add) -> None:
+    uploader = snapshot.uploader
     if uploader.rescued:
         add(
             "rescued_values",

@@ -102,6 +102,7 @@ def _instance(snapshot: Snapshot) -> Iterator[Metric]:
     up = GaugeMetricFamily("arcpipe_process_up", "1 while a process gives signs of life.", labels=["process"])
     text = "Starts in a row that failed, or were followed by an early end; 0 once a process is well."
     failed = GaugeMetricFamily("arcpipe_process_failed_starts", text, labels=["process"])
+    up.add_metric(["supervisor"], int(snapshot.supervisor_alive))
     for name, process in processes:
         up.add_metric([name], int(process.alive))
         failed.add_metric([name], process.failed_starts)
@@ -268,25 +269,26 @@ def _log(snapshot: Snapshot) -> Iterator[Metric]:
         snapshot.unrecovered_segments,
     )
     yield _gauge("arcpipe_wal_unrecovered_bytes", "Their size.", snapshot.unrecovered_bytes)
-    yield _gauge("arcpipe_backlog_bytes", "Segments that wait for their upload.", snapshot.backlog_bytes)
+    known = snapshot.supervisor_alive and not snapshot.wal_unlisted
+    yield _known_gauge("arcpipe_backlog_bytes", "Segments that wait for their upload.", snapshot.backlog_bytes, known)
     yield _gauge("arcpipe_backlog_limit_bytes", "wal.max_backlog_mb, in bytes.", snapshot.max_backlog_bytes)
-    yield _gauge(
-        "arcpipe_oldest_unshipped_seconds",
-        "Age of the oldest record that is not in the store yet; 0 without one.",
-        snapshot.oldest_unshipped_seconds,
-    )
+    text = "Age of the oldest record that is not in the store yet; 0 without one."
+    yield _known_gauge("arcpipe_oldest_unshipped_seconds", text, snapshot.oldest_unshipped_seconds, known)
     yield _gauge(
         "arcpipe_oldest_unshipped_limit_seconds",
         "The age above which that is too old: what flush.max_age_seconds allows, and 300 s for the upload.",
         snapshot.unshipped_limit_seconds,
     )
-    yield _gauge("arcpipe_wal_disk_free_bytes", "Free space on the log's disk.", snapshot.disk_free_bytes)
+    yield from _disk(snapshot)
+
+
+def _disk(snapshot: Snapshot) -> Iterator[Metric]:
+    known = snapshot.supervisor_alive and snapshot.disk_total_bytes > 0
+    text = "Free space on the log's disk."
+    yield _known_gauge("arcpipe_wal_disk_free_bytes", text, snapshot.disk_free_bytes, known)
     yield _gauge("arcpipe_wal_disk_min_free_bytes", "wal.min_free_mb, in bytes.", snapshot.min_free_bytes)
-    yield _gauge(
-        "arcpipe_wal_disk_size_bytes",
-        "Size of the log's disk, but for what it keeps for root.",
-        snapshot.disk_total_bytes,
-    )
+    text = "Size of the log's disk, but for what it keeps for root."
+    yield _known_gauge("arcpipe_wal_disk_size_bytes", text, snapshot.disk_total_bytes, known)
 
 
 def _upload(snapshot: Snapshot) -> Iterator[Metric]:
@@ -328,6 +330,11 @@ def _upload(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value)
+
+
+def _known_gauge(name: str, text: str, value: float, known: bool) -> Metric:
+    """A gauge without a sample while nobody knows its value: an old one, or 0, would be taken for true."""
+    return GaugeMetricFamily(name, text, value if known else None)
 
 
 def _gauges(name: str, text: str, values: Iterable[tuple[str, float]]) -> Metric:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
 
-from arcpipe import __version__
+from arcpipe import __version__, directory_look
 from arcpipe.counters import (
     ANNOUNCED,
     BEGUN,
     ENDINGS,
+    FIGURES_SECONDS,
     GROUP_BOUNDS,
     LATENCY_BOUNDS_US,
     LIMITED_BY,
@@ -37,8 +38,9 @@ from arcpipe.counters import (
     unpack_usage,
 )
 from arcpipe.counters import Node as NodeBlock
+from arcpipe.directory_look import DirectoryLook, FileCount, Unacknowledged
 from arcpipe.process_figures import ProcessFigures, look_at
-from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentName, WALDirectory
+from arcpipe.wal.directory import ACTIVE, SegmentName, WALDirectory
 
 if TYPE_CHECKING:
     from arcpipe.config import Settings
@@ -147,13 +149,6 @@ class UploaderState(Struct, frozen=True):
     upload_seconds: Distribution
 
 
-class FileCount(Struct, frozen=True):
-    """Segment files in one state."""
-
-    files: int
-    bytes: int
-
-
 class Warning(Struct, frozen=True):
     """A line of the log."""
 
@@ -208,6 +203,12 @@ class Snapshot(Struct, frozen=True):
     worker_restarts: int
     uploader_restarts: int
     warnings: list[Warning]  # the latest, newest first
+    supervisor_alive: bool = True  # it has measured within the last seconds; else writes are refused
+    measured_age_seconds: float = 0.0  # since backlog and disk were measured
+    wal_unlocked: bool = False  # its lock was taken away
+    wal_replaced: bool = False  # wal.dir is not the directory any more that it was at the start
+    unacknowledged: dict[str, Unacknowledged] = {}  # by the code of the issue: found, and acknowledged by nobody
+    findings_problem: str = ""  # why that is not known; empty if it is
     processes: dict[str, ProcessFigures] = {}  # "supervisor", "uploader", "ingest 1" and so on; those that are there
     endings: dict[str, Ending] = {}  # by kind: certificate, client_ca, token; of each kind the one that ends first
     tokens: dict[str, int] = {}  # by state: active, expired, revoked; empty without auth.enabled
@@ -219,20 +220,16 @@ _LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}
 _SILENT_SECONDS: Final = 5.0
 
 
-def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snapshot:
+def take(settings: Settings, counters: Counters, routes: Sequence[str], look: DirectoryLook | None = None) -> Snapshot:
     """Looks at everything once; about a millisecond.
 
     Args:
         routes: the paths of the router's table, in its order.
+        look: what was seen of the WAL directory; by default that is looked at now, however long its disk takes.
     """
     now = time.time()
     node = counters.node
     workers = [_worker(counters, slot, now) for slot in range(1, counters.workers + 1)]
-    databases: dict[str, Usage] = {}
-    for slot in range(1, counters.workers + 1):
-        for name, usage in unpack_usage(counters.worker(slot)):
-            before = databases.get(name, Usage(0, 0, 0))
-            databases[name] = Usage(*(mine + other for mine, other in zip(before, usage, strict=True)))
     oldest = [node[NodeBlock.OLDEST_BACKLOG_US]]
     oldest += [counters.worker(slot)[Worker.SEGMENT_FIRST_US] for slot in range(1, counters.workers + 1)]
     waiting = [us / _MICRO for us in oldest if us]
@@ -242,7 +239,9 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snaps
         for note in counters.notes(process).read()
     ]
     wal = settings.wal
-    segments, problem = _segments(WALDirectory(wal.dir))
+    look = look or directory_look.look(WALDirectory(wal.dir))
+    measured = node[NodeBlock.MEASURED_US]
+    measured_age = (time.monotonic_ns() // 1000 - measured) / _MICRO if measured else 0.0
     return Snapshot(
         version=__version__,
         time=now,
@@ -256,13 +255,13 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snaps
         store=next(str(item.value) for item in settings.effective() if item.key == "storage.url"),
         workers=workers,
         uploader=_uploader(counters, now),
-        segments=segments,
-        wal_dir_problem=problem,
+        segments=look.segments,
+        wal_dir_problem=look.problem,
         wal_unlisted=bool(node[NodeBlock.UNLISTED]),
         unrecovered_segments=node[NodeBlock.UNRECOVERED_SEGMENTS],
         unrecovered_bytes=node[NodeBlock.UNRECOVERED_BYTES],
         unrecovered_first=unpack_name(node, NodeBlock.UNRECOVERED_NAME),
-        databases=databases,
+        databases=_databases(counters),
         requests=_requests(counters, routes),
         backlog_bytes=node[NodeBlock.BACKLOG_BYTES],
         backlog_segments=node[NodeBlock.BACKLOG_SEGMENTS],
@@ -274,6 +273,12 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str]) -> Snaps
         worker_restarts=node[NodeBlock.WORKER_RESTARTS],
         uploader_restarts=node[NodeBlock.UPLOADER_RESTARTS],
         warnings=sorted(warnings, key=lambda warning: -warning.time)[:50],
+        supervisor_alive=measured_age < FIGURES_SECONDS,
+        measured_age_seconds=measured_age,
+        wal_unlocked=bool(node[NodeBlock.UNLOCKED]),
+        wal_replaced=bool(node[NodeBlock.REPLACED]),
+        unacknowledged=look.unacknowledged,
+        findings_problem=look.findings_problem,
         processes=_processes(counters),
         endings=_endings(counters.endings),
         tokens=dict(zip(Endings.TOKEN_STATES, counters.endings[Endings.TOKENS :], strict=True))
@@ -378,6 +383,16 @@ def _uploader(counters: Counters, now: float) -> UploaderState:
     )
 
 
+def _databases(counters: Counters) -> dict[str, Usage]:
+    """Of all workers together."""
+    databases: dict[str, Usage] = {}
+    for slot in range(1, counters.workers + 1):
+        for name, usage in unpack_usage(counters.worker(slot)):
+            before = databases.get(name, Usage(0, 0, 0))
+            databases[name] = Usage(*(mine + other for mine, other in zip(before, usage, strict=True)))
+    return databases
+
+
 def _requests(counters: Counters, routes: Sequence[str]) -> dict[str, dict[str, int]]:
     """Of all workers together."""
     found: dict[str, dict[str, int]] = {}
@@ -415,35 +430,3 @@ def _memory_bytes(pid: int) -> int:
             return int(file.read().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
         return 0
-
-
-def _segments(directory: WALDirectory) -> tuple[dict[str, FileCount], str]:
-    """The files by state as far as they can be listed, and why not all can, or nothing."""
-    looks: dict[str, Callable[[], list[int]]] = {
-        "active": lambda: [file.size for file in directory.segments(ACTIVE)],
-        "completed": lambda: [file.size for file in directory.segments(SEALED)],
-        "recovered": lambda: [file.size for file in directory.segments(RECOVERED)],
-        "free": lambda: _file_sizes(directory.free),
-        "quarantine": lambda: _file_sizes(directory.quarantine),
-    }
-    found, problem = {}, ""
-    for state, look in looks.items():
-        try:
-            sizes = look()
-        except OSError as error:
-            problem = problem or str(error)
-        else:
-            found[state] = FileCount(len(sizes), sum(sizes))
-    return found, problem
-
-
-def _file_sizes(folder: str) -> list[int]:
-    sizes = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            try:
-                if entry.is_file(follow_symlinks=False):
-                    sizes.append(entry.stat(follow_symlinks=False).st_size)
-            except FileNotFoundError:  # taken since
-                continue
-    return sizes

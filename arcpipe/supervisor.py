@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from setproctitle import setproctitle
 
-from arcpipe import __version__, logs
+from arcpipe import __version__, last_words, logs
 from arcpipe.backlog import Backlog, Leftovers
 from arcpipe.changeable import Changeable
 from arcpipe.children import Child, Pulse, cause, fork, lacks_room, stop
@@ -165,8 +165,8 @@ class _Supervisor:
         code = self._watch()
         if code is None:
             self._hand_over()
-        self._drain(hurry=code != 0)
-        return code
+        unknown = self._drain(hurry=code != 0)
+        return code or unknown
 
     def _insist(self, step: Callable[[], T]) -> T:
         """Does a step of the start, again and again while there is no room for a thread or no memory.
@@ -405,6 +405,7 @@ class _Supervisor:
             if problem != self._lock_problem:  # once, however often it is looked
                 log.error("the lock of %s was taken away: %s", self._directory.path, problem)
         self._lock_problem = problem
+        self._counters.node[Node.UNLOCKED] = bool(problem)
 
     def _remove_recovered(self) -> None:
         try:
@@ -417,8 +418,12 @@ class _Supervisor:
 
     # Stopping
 
-    def _drain(self, hurry: bool) -> None:
-        """Stops the workers, then gives the uploader its time. A second signal ends the waiting."""
+    def _drain(self, hurry: bool) -> int:
+        """Stops the workers, then gives the uploader its time. A second signal ends the waiting.
+
+        Returns:
+            An exit code if it is not known whether everything is uploaded, else 0.
+        """
         self._counters.node[Node.DRAINING] = BEGUN
         self._manager.stopping("answering what is in flight")
         self._manager.drop(LISTENER)
@@ -435,7 +440,16 @@ class _Supervisor:
         self._manager.status("uploading what is in the log")
         self._ship_the_rest(0.0 if hurry else self._settings.shutdown.drain_seconds)
         self._measure()
-        self._backlog.log_what_is_left()
+        lost = sum(self._counters.worker(slot)[Worker.LOST_RECORDS] for slot, _ in enumerate(workers, 1))
+        return last_words.speak(self._directory, self._doubt(workers), lost)
+
+    def _doubt(self, workers: list[Child]) -> str:
+        """Why an empty directory would not mean that everything is uploaded; empty if it would."""
+        if self._counters.node[Node.REPLACED]:
+            return f"{self._directory.path} is not the directory of the start"
+        if not self._settings.wal.enabled and any(worker.status for worker in workers):
+            return "the WAL is disabled, and a worker ended with what it held in memory"
+        return ""
 
     def _ship_the_rest(self, seconds: float) -> None:
         """Waits until the uploader is done. One that dies over it, or was dead already, has a successor.
@@ -469,7 +483,11 @@ class _Supervisor:
             return False  # nobody knows
 
     def _stop(self, children: list[Child], seconds: float, signals: set[signal.Signals] = _SIGNALS) -> bool:
-        return stop(children, seconds, signals, self._manager.needs_time)
+        return stop(children, seconds, signals, self._while_waiting)
+
+    def _while_waiting(self) -> None:
+        self._backlog.measure()  # children that still serve go by it
+        self._manager.needs_time()
 
     # Making place for a new version
 

@@ -1,7 +1,7 @@
 """The endpoints that tell how the instance is; whichever worker answers, it answers for all.
 
-All but the two for load balancers look at files or render text, and do so on a thread of their own, so that writes
-do not wait for them.
+All but the two for load balancers look at files or render text, and do so on threads of their own, so that writes do
+not wait for them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from arcpipe import __version__, health, metrics, snapshot, status_page
 from arcpipe.counters import ANNOUNCED, BEGUN, Counters, Node
+from arcpipe.directory_look import Looker
 from arcpipe.errors import BadPayload
 from arcpipe.ingest import responses
 from arcpipe.ingest.background import Background, Check
@@ -49,6 +50,9 @@ class OpsEndpoints:
         self._admission = admission
         self._slot = slot
         self._thread = Background("ops", lambda: True, lambda: None, interrupts=False)
+        # What can say nothing without the directory has a thread of its own: its disk may not answer.
+        self._disk_thread = Background("ops-disk", lambda: True, lambda: None, interrupts=False)
+        self._looker = Looker(WALDirectory(settings.wal.dir))
         self.routes: Sequence[str] = ()  # the paths of the router's table, once there is one
 
     def table(self) -> dict[tuple[str, str], tuple[Handler, str]]:
@@ -63,12 +67,13 @@ class OpsEndpoints:
         for name, work in {
             "wal/status": self._wal_status,
             "wal/stats": self._wal_stats,
-            "wal/files": self._wal_files,
             "wal/health": self._wal_health,
-            "wal/recovery/history": self._recovery_history,
             "monitoring/buffer": self._buffer,
         }.items():
             table["GET", f"/api/{name}"] = table["GET", f"/api/v1/{name}"] = (self._together(work), READ)
+        for name, work in {"wal/files": self._wal_files, "wal/recovery/history": self._recovery_history}.items():
+            handler = self._together(work, self._disk_thread)
+            table["GET", f"/api/{name}"] = table["GET", f"/api/v1/{name}"] = (handler, READ)
         cleanup = (self._later(self._cleanup), ADMIN)
         table["POST", "/api/wal/cleanup"] = table["POST", "/api/v1/wal/cleanup"] = cleanup
         return table
@@ -224,7 +229,7 @@ class OpsEndpoints:
         )
 
     def _take(self) -> Snapshot:
-        return snapshot.take(self._settings, self._counters, self.routes)
+        return snapshot.take(self._settings, self._counters, self.routes, self._looker.look())
 
     def _stats(self, taken: Snapshot, worker: WorkerState) -> dict[str, Any]:
         """A worker's log in the fields of the original `stats`."""
@@ -243,11 +248,15 @@ class OpsEndpoints:
             "total_failures": worker.write_failures,
         }
 
-    def _together(self, work: Callable[[Exchange], bytes]) -> Handler:
+    def _together(self, work: Callable[[Exchange], bytes], thread: Background | None = None) -> Handler:
         """A handler like that of `_later` that has one answer made for all who wait for it to be begun with.
 
         However many ask, each waits for two answers to be made at most, and all of them hold one.
+
+        Args:
+            thread: where it is made; by default where no disk is waited for.
         """
+        thread = thread or self._thread
         waiting: dict[bytes, deque[Exchange]] = {}  # by what the answer depends on
 
         def handle(exchange: Exchange) -> None:
@@ -264,16 +273,16 @@ class OpsEndpoints:
                 asked.append(waiting.pop(key))  # whoever asks from now on is told of what happens from now on
                 made.append(_answer(work, exchange))
 
-            self._thread.add(_ALL, 0, make, lambda _: _tell(asked[0], made[0]))
+            thread.add(_ALL, 0, make, lambda _: _tell(asked[0], made[0]))
 
         return handle
 
     def _later(self, work: Callable[[Exchange], bytes]) -> Handler:
-        """A handler that has its answer made on the thread."""
+        """A handler that has its answer made on the thread that may wait for the disk."""
 
         def handle(exchange: Exchange) -> None:
             made: list[bytes] = []
-            self._thread.add(
+            self._disk_thread.add(
                 exchange.connection,
                 0,
                 lambda _: made.append(_answer(work, exchange)),

@@ -57,8 +57,10 @@ from arcpipe.ingest.tracing import LoggedWrites, NotingAuth, kinds
 from arcpipe.ingest.turns import Turns
 from arcpipe.ingest.write import WriteEndpoints
 from arcpipe.line_writer import LineWriter
+from arcpipe.wal import findings
 from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.findings import LOST_RECORDS, Finding
 from arcpipe.wal.group_commit import Commit, group_commit
 from arcpipe.wal.writer import WALOptions, WALWriter
 
@@ -230,7 +232,7 @@ class IngestWorker:
             )
         self._choose_kinds()
         self._choose_auth()
-        admission = Admission(settings, counters.node)
+        self._admission = admission = Admission(settings, counters.node)
         writes = WriteEndpoints if self._access_log is None else LoggedWrites
         self._writes = writes(admission, self._context.encoding, self._context.turns)
         self._writes.usage.update((name, list(usage)) for name, usage in unpack_usage(self._block))
@@ -317,7 +319,8 @@ class IngestWorker:
         if self._access_log is not None:
             self._access_log.close()
         self._publish()
-        log.info("stopped: everything that was answered is in the log")
+        if not self._has_lost(directory):
+            log.info("stopped: everything that was answered is in the WAL")
         return 0
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, bound: Bound) -> asyncio.Server | TLSServer:
@@ -394,6 +397,7 @@ class IngestWorker:
     async def _tick_for_ever(self) -> None:
         while True:
             self._context.tick()
+            self._admission.tick()
             self._expire_connections()
             self._context.inflight.tick(self._context.now)
             self._reload()
@@ -501,6 +505,7 @@ class IngestWorker:
         if self._gate is not None:
             self._add(Worker.LIMITS_UNTRACKED, [self._gate.untracked])
             self._add(Worker.LIMITED, self._gate.limited)
+        self._add(Worker.LOST_RECORDS, [stats.lost_records])
         self._add(Worker.REQUESTS, [context.requests, writes.accepted, writes.refused])
         self._block[Worker.RECORDS] = sum(words[1] for words in usage)
         self._block[Worker.BODY_BYTES] = sum(words[2] for words in usage)
@@ -518,6 +523,19 @@ class IngestWorker:
                 self._add(Worker.ROUTES + number * len(STATUSES), count_statuses(answered))
         words = pack_usage(writes.usage)
         self._block[Worker.DATABASES : Worker.DATABASES + len(words)] = array("Q", words)
+
+    def _has_lost(self, directory: WALDirectory) -> bool:
+        """Whether, with the WAL disabled, records that were answered could never be written. That is noted then."""
+        lost = self._context.commit.writer.stats.lost_records
+        if not lost:
+            return False
+        what = "answered while wal.enabled was false, and never written: the disk did not take them at the end"
+        process = f"ingest {self._slot}, pid {os.getpid()}"
+        try:
+            findings.note(directory, [Finding(LOST_RECORDS, process, lost, what)])
+        except (OSError, ArcpipeError) as error:
+            log.error("cannot note that %d records were lost: %s; only the log tells it", lost, error)
+        return True
 
     def _publish_segment(self, segment: Segment | None) -> None:
         """Show the segment that is being written, or zeros: the disk lets none be made."""

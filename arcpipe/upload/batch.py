@@ -45,6 +45,7 @@ from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.segments import keeps_original
 from arcpipe.upload.spares import SPARES, Spares
 from arcpipe.wal.directory import SEALED, Node, SegmentFile, WALDirectory
+from arcpipe.wal.findings import Finding
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import ScanReport
 from arcpipe.wal.recovery import archive
@@ -368,6 +369,7 @@ class Batches:
         schema: list[TableSchema],
         used: Sequence[tuple[str, str]] = (),
         strays: Sequence[str] = (),
+        findings: Sequence[Finding] = (),
     ) -> None:
         """Every object of the batch is durable; from here on nothing is put again.
 
@@ -376,7 +378,7 @@ class Batches:
         records: list[Record] = []
         if not batch.journal.uploaded:
             archived = [name for name, report in reports.items() if keeps_original(report)]
-            records = [Converted(archived, schema, list(used), list(strays)), Uploaded()]
+            records = [Converted(archived, schema, list(used), list(strays), list(findings)), Uploaded()]
         self.finish(batch, records)
 
     def finish(self, batch: Batch, records: Sequence[Record] = ()) -> None:

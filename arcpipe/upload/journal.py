@@ -25,6 +25,7 @@ from arcpipe.disk import Disk
 from arcpipe.upload.manifest import Manifest, known_manifest, unknown_version
 from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.spares import Spares
+from arcpipe.wal.findings import Finding
 from arcpipe.wal.format import crc32
 
 # Of a spare, bytes that only the last records of a batch may take: without them its segments could not go.
@@ -85,6 +86,7 @@ class Converted(msgspec.Struct, frozen=True, tag_field="is", tag="converted", om
     schema: list[TableSchema] = []  # what the batch changes in the schema registry
     used: list[tuple[str, str]] = []  # tables that it used, where the registry is nearly full
     strays: list[str] = []  # keys of former tries that the last one did not make again
+    findings: list[Finding] = []  # to be noted for the operator before the batch is forgotten
 
 
 class Uploaded(msgspec.Struct, frozen=True, tag_field="is", tag="uploaded"):

@@ -1,6 +1,6 @@
 """A manifest: which segments are uploaded together, and under which names. Written once, then only read.
 
-`batches/{batch_id}.json` holds `Manifest` as JSON with a checksum (`upload.checksum`). How far the batch got stands in
+`batches/{batch_id}.json` holds `Manifest` as JSON with a checksum (`wal.checksum`). How far the batch got stands in
 the journal beside it (`upload.journal`); only "everything is uploaded" is also said by the name, which then is
 `batches/{batch_id}.uploaded.json`. Version 1, of arcpipe up to d82b3c0, had no version, no checksum and no journal.
 """
@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from arcpipe.errors import UnknownVersion
-from arcpipe.upload.checksum import checksum_holds, with_checksum
 from arcpipe.upload.parquet import Layout
 from arcpipe.upload.schema import TableSchema
+from arcpipe.wal.checksum import checksum_holds, with_checksum
 
 VERSION: Final = 2
 

@@ -17,13 +17,18 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from arcpipe import logs
 from arcpipe.counters import Uploader
 from arcpipe.storage import ObjectStore
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch, Batches
 from arcpipe.upload.journal import Converted, Uploaded
+from arcpipe.upload.retry import is_full
 from arcpipe.upload.shipment import Context, in_thread
+from arcpipe.wal import findings
+from arcpipe.wal.findings import LOST_SEGMENTS, Finding
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +55,7 @@ async def prepare(context: Context, batches: Batches, batch: Batch) -> None:
     if new is not None:
         raise Replaced(new)
     if batch.manifest.version == 1 and not journal.has_keys:
-        _warn_of_missing(context, batch)
+        await _let_go_of_missing(context, batch)
         return
     if not journal.has_keys:
         gone = segments.missing(directory, batch.segments, journal.segments)
@@ -71,7 +76,8 @@ async def prepare(context: Context, batches: Batches, batch: Batch) -> None:
             batch.batch_id,
         )
         kept = sorted({*converted.archive, *found.short})
-        batches.finish(batch, [Converted(kept, converted.schema, converted.used, converted.strays), Uploaded()])
+        converted_again = msgspec.structs.replace(converted, archive=kept)
+        batches.finish(batch, [converted_again, Uploaded()])
         return
     whole = _whole_folders(batch, converted, there) if converted is not None and is_known else []
     await _plan_anew(context, batches, batch, found.missing, found.short, whole)
@@ -112,6 +118,8 @@ async def _plan_anew(
             *(name, batch.batch_id),
             extra=logs.EACH,
         )
+    await _note_lost(context, gone, f"it is gone, and was a part of batch {batch.batch_id}")
+    await _note_lost(context, short, f"it holds less than when batch {batch.batch_id} was begun")
     left = [name for name in batch.segments if name not in gone]
     new = batches.replace(batch, left, whole)
     context.block[Uploader.LOST_SEGMENTS] += len(gone) + len(short)
@@ -125,9 +133,26 @@ async def _plan_anew(
     raise Replaced(new)
 
 
-def _warn_of_missing(context: Context, batch: Batch) -> None:
+async def _note_lost(context: Context, names: Iterable[str], what: str) -> None:
+    """Note segments whose loss nobody may overlook.
+
+    Raises:
+        OSError: it has to be noted first. A full disk is no reason: what frees it is the batch's end.
+    """
+    lost = [Finding(LOST_SEGMENTS, name.partition(".")[0], 1, what) for name in names]
+    try:
+        await in_thread(lambda: findings.note(context.directory, lost))
+    except OSError as error:
+        if not is_full(error):
+            raise
+        log.error("cannot note that %d segments were lost: %s; only the log tells it", len(lost), error)
+
+
+async def _let_go_of_missing(context: Context, batch: Batch) -> None:
     """Of a batch without a journal, of arcpipe up to d82b3c0, nobody knows what was put: it is done as it was then."""
-    for name in segments.missing(context.directory, batch.segments, {}):
+    gone = segments.missing(context.directory, batch.segments, {})
+    await _note_lost(context, gone, f"it is gone, and was a part of batch {batch.batch_id}")
+    for name in gone:
         log.error(
             "segment %s of batch %s is gone: what was in it and not in the store yet is lost",
             *(name, batch.batch_id),

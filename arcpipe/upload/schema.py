@@ -24,7 +24,7 @@ from arcpipe import durable
 from arcpipe.codec.arrow_columns import Values, has_floats, natural_type
 from arcpipe.disk import Disk
 from arcpipe.errors import DamagedFile, UnknownVersion
-from arcpipe.upload.checksum import checksum_holds, with_checksum
+from arcpipe.wal.checksum import checksum_holds, with_checksum
 
 MAX_TABLES: Final = 100_000
 """Tables remembered; beyond that the one that was used longest ago is forgotten."""

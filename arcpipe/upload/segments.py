@@ -58,13 +58,19 @@ def quarantine(directory: WALDirectory, name: str, error: NotAWAL) -> None:
 def missing(directory: WALDirectory, names: Iterable[str], known: dict[str, Segment]) -> list[str]:
     """Name the segments that are gone, but for those that an earlier try moved to quarantine.
 
+    One that the operating system does not tell about is not: reading it will say what is wrong.
+
     Raises:
-        OSError: it cannot be told.
+        OSError: it cannot be told of one that is not in the WAL directory.
     """
     disk = directory.disk
     gone = []
     for name in names:
-        if disk.size(os.path.join(directory.path, name)) is not None:
+        try:
+            is_there = disk.size(os.path.join(directory.path, name)) is not None
+        except OSError:
+            is_there = True
+        if is_there:
             continue
         had_entries = name in known and known[name].entries > 0
         if had_entries or disk.size(os.path.join(directory.quarantine, name)) is None:

@@ -22,7 +22,7 @@ from arcpipe import logs
 from arcpipe.codec.entries import decode_envelope
 from arcpipe.config import MB, Parquet
 from arcpipe.counters import UPLOAD_BOUNDS_US, Uploader, observe
-from arcpipe.errors import NotAWAL, StorageError
+from arcpipe.errors import NotAWAL, StorageError, UnknownVersion
 from arcpipe.storage import Blob, MemoryBlob, ObjectStore
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
@@ -31,7 +31,9 @@ from arcpipe.upload.parquet import Rows, Spool, encode_name
 from arcpipe.upload.retry import Retry
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
 from arcpipe.upload.tables import BatchTables, DeadLetter
+from arcpipe.wal import findings
 from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.findings import DAMAGED, DEAD_LETTERS, Finding
 from arcpipe.wal.reader import ScanReport
 from arcpipe.wal.verdict import damage_count, end_problem
 
@@ -57,6 +59,9 @@ _STEP_ENTRIES: Final = 64
 _SMALL_FILES_MB: Final = (8, 2, 1)
 
 END: Final = 1 << 62  # an offset behind every entry
+
+# Damaged segments of a batch that are told one by one; the journal has room for them on a full disk, too.
+_TOLD_SEGMENTS: Final = 50
 
 
 class Context(NamedTuple):
@@ -169,6 +174,10 @@ class Shipment:
         self._position = ("", 0, 0)  # segment, entries, and the offset of the last one: replaced as one
         self._journal = _JournalWriter(batch.journal, context.retry, self._take_progress)
         self.reports: dict[str, ScanReport] = {}  # by segment name
+        self._damaged: list[Finding] = []  # a segment each
+        self._dead_letters = 0
+        self._first_letter = ""
+        self._letters_lock = threading.Lock()
         self.schema: list[TableSchema] = []  # what the batch changes in the registry
         self.used: list[tuple[str, str]] = []
 
@@ -176,6 +185,17 @@ class Shipment:
     def strays(self) -> list[str]:
         """Keys of former tries that this one did not make again."""
         return sorted(self._former.keys() - self._keys)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What an operator has to know of the batch; more as more of it is read."""
+        found = self._damaged[:_TOLD_SEGMENTS]
+        if others := self._damaged[_TOLD_SEGMENTS:]:
+            count = sum(finding.count for finding in others)
+            found.append(Finding(DAMAGED, self._batch.batch_id, count, f"in {len(others)} more segments of the batch"))
+        if self._dead_letters:
+            found.append(Finding(DEAD_LETTERS, self._batch.batch_id, self._dead_letters, self._first_letter))
+        return found
 
     async def run(self) -> None:
         """Returns once every object is durable; `reports` and `schema` are known then.
@@ -203,7 +223,7 @@ class Shipment:
 
     def _converted(self) -> Converted:
         archived = [name for name, report in self.reports.items() if segments.keeps_original(report)]
-        return Converted(archived, self.schema, self.used, self.strays)
+        return Converted(archived, self.schema, self.used, self.strays, self.findings)
 
     async def _abort_uploads(self) -> None:
         """Aborts what a former try left of uploads in parts. They cost space, and nothing else."""
@@ -355,6 +375,19 @@ class Shipment:
         block[Uploader.ENTRIES] += report.entries
         self.reports[name] = report
         self._read.append(Segment(name, report.entries, report.end_offset, True))
+        if report.damage or problem:
+            reason = f"{report.damage[0].reason} at offset {report.damage[0].offset}" if report.damage else problem
+            # As recovery counts the places of a segment that it seals as it is: without its missing end.
+            self._damaged.append(Finding(DAMAGED, name.partition(".")[0], len(report.damage) or 1, reason))
+        if self.findings:
+            self._note_early()
+
+    def _note_early(self) -> None:
+        """Note what was found so far, as the batch may wait for its store for long. Its end makes sure of it."""
+        try:
+            findings.note(self._context.directory, self.findings)
+        except (OSError, UnknownVersion) as error:
+            log.warning("cannot note yet what was found in batch %s: %s", self._batch.batch_id, error)
 
     def _take_file(self, key: str, spool: Spool, rows: Rows) -> None:
         if key.rpartition("/")[0] in self._skip:  # what a former plan put is whole there
@@ -398,6 +431,9 @@ class Shipment:
             extra=logs.EACH,
         )
         self._context.block[Uploader.DEAD_LETTERS] += 1
+        with self._letters_lock:
+            self._dead_letters += 1
+            self._first_letter = self._first_letter or f"{letter.reason}; kept as {key}"
         self._hand_over([_Upload(Key(key, 0, len(letter.payload)), MemoryBlob(letter.payload), None)])
 
     # In the loop

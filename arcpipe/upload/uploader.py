@@ -24,7 +24,7 @@ from arcpipe import logs
 from arcpipe.allocator import keep_freed_memory
 from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
-from arcpipe.errors import StorageError
+from arcpipe.errors import ArcpipeError, StorageError
 from arcpipe.storage import ObjectStore, open_store
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch, Batches
@@ -34,7 +34,9 @@ from arcpipe.upload.retry import Backoff, Retry, is_full, kind_of
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.segments import UnreadableSegment
 from arcpipe.upload.shipment import Context, Shipment, in_thread
+from arcpipe.wal import findings
 from arcpipe.wal.directory import Node, WALDirectory
+from arcpipe.wal.findings import LOST_SEGMENTS, Finding
 from arcpipe.wal.pool import FreePool
 
 if TYPE_CHECKING:
@@ -300,10 +302,16 @@ class BatchUploader:
             except (UnreadableSegment, OSError) as error:
                 backoff.note("it is set aside while others go on", error)
                 continue
-            del self._unreadable[name]
             if gone:
+                lost = Finding(LOST_SEGMENTS, name.partition(".")[0], 1, "it could not be read, and is gone")
+                try:
+                    await in_thread(lambda: findings.note(self._directory, [lost]))  # noqa: B023
+                except (OSError, ArcpipeError) as error:
+                    backoff.note("noting that it is gone", error)
+                    continue
                 self._block[Uploader.LOST_SEGMENTS] += 1
                 log.error("segment %s, which could not be read, is gone: what was in it is lost", name, extra=logs.EACH)
+            del self._unreadable[name]
             self._count_unreadable()
 
     def _count_unreadable(self, without_batch: str = "") -> None:
@@ -319,7 +327,8 @@ class BatchUploader:
 
             async def mark() -> None:
                 assert shipment is not None
-                self._batches.mark_uploaded(batch, shipment.reports, shipment.schema, shipment.used, shipment.strays)
+                found = (shipment.schema, shipment.used, shipment.strays, shipment.findings)
+                self._batches.mark_uploaded(batch, shipment.reports, *found)
 
             await self._retry.persist(f"marking batch {batch.batch_id} as uploaded", mark)
             reusable = self._settings.wal.max_size_mb << 19
@@ -329,13 +338,14 @@ class BatchUploader:
         converted = batch.converted
         used = converted.used or (registry.drafted if shipment is not None else [])
 
-        def save_registry() -> None:
+        def save() -> None:
+            findings.note(self._directory, converted.findings)
             registry.apply(converted.schema, used)
             if converted.schema:
                 registry.save()
 
         async def retire() -> None:
-            self._batches.retire(batch, self._pool, last_timestamps, save_registry)
+            self._batches.retire(batch, self._pool, last_timestamps, save)
 
         await self._retry.persist(f"retiring the segments of batch {batch.batch_id}", retire)
         self._waiting.pop(batch.batch_id, None)

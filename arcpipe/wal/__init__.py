@@ -10,6 +10,7 @@ A log directory belongs to one running instance (`LOCK`) and to one node for eve
     quarantine/                                     files that are no write-ahead log at all
     ….wal.incoming                                  a replayed file's copy, ignored until its source is archived
     spool/                                          the uploader's scratch space, emptied at start-up
+    findings.json, acknowledged.json                damage and losses, and what of them an operator has seen
 
 `slot` is the worker's number, `seq` grows by one per segment of a slot, times are UTC.
 

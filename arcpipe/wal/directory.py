@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, NamedTuple
@@ -56,13 +57,18 @@ class SegmentName(NamedTuple):
 
 
 class SegmentFile(NamedTuple):
-    """A segment's file as a listing shows it."""
+    """A segment's file as a listing shows it.
+
+    Where the operating system does not tell about a single file, `problem` says why. It is there, and its size is not
+    known: one sick file is no reason to know nothing of the others.
+    """
 
     path: str
     name: SegmentName
     state: str  # ACTIVE, SEALED or RECOVERED
-    size: int
-    modified: float
+    size: int  # 0 with a problem
+    modified: float  # now with a problem
+    problem: str = ""
 
     @property
     def filename(self) -> str:
@@ -213,6 +219,9 @@ class WALDirectory:
                 try:
                     stat = entry.stat()
                 except FileNotFoundError:  # renamed or removed since
+                    continue
+                except OSError as error:
+                    found.append(SegmentFile(entry.path, parsed[0], state, 0, time.time(), str(error)))
                     continue
                 found.append(SegmentFile(entry.path, parsed[0], state, stat.st_size, stat.st_mtime))
         return sorted(found, key=lambda file: (file.name.created, file.name.slot, file.name.seq))

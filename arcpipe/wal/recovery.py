@@ -20,9 +20,11 @@ from typing import Any, Final, NamedTuple
 
 from arcpipe import durable, logs
 from arcpipe.disk import Disk
-from arcpipe.errors import BadPayload, NotAWAL
+from arcpipe.errors import BadPayload, NotAWAL, UnknownVersion
+from arcpipe.wal import findings
 from arcpipe.wal.cut import cut_and_end, cut_replaced
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDirectory
+from arcpipe.wal.findings import DAMAGED, Finding
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import ScanReport, SegmentScan, records_of
 from arcpipe.wal.verdict import Consequence, consequence, damage_count, end_problem
@@ -52,6 +54,7 @@ class RecoveredFile(NamedTuple):
     last_timestamp: int = 0  # µs
     left: SegmentFile | None = None  # the file, if it stays active
     reason: str = ""  # why it does
+    damage: str = ""  # the first damaged place, if there is one
 
 
 class RecoverySummary:
@@ -86,6 +89,10 @@ def recover_at_start(
     """
     FreePool(directory, 0).clear()
     _clear_folder(directory, directory.spool)
+    try:
+        findings.set_aside_damaged(directory)
+    except OSError as error:  # health tells it for as long as it is so
+        log.error("cannot look at what was found before: %s", error)
     return _recover(directory, directory.segments(ACTIVE), on_progress, sleep, _PAUSES_SECONDS)
 
 
@@ -108,7 +115,7 @@ def remove_recovered(directory: WALDirectory, max_age_seconds: float) -> tuple[i
     count = freed = 0
     oldest = time.time() - max_age_seconds
     for file in directory.segments(RECOVERED):
-        if file.modified < oldest:
+        if file.modified < oldest and not file.problem:
             directory.disk.unlink(file.path)
             count += 1
             freed += file.size
@@ -146,6 +153,7 @@ def _recover(
     for result in results.values():
         if result.left is not None:
             log.error("WAL file %s cannot be recovered: %s; it stays active", result.filename, result.reason)
+    _note_damage(directory, results.values())
     sync_names(directory)
     summary = RecoverySummary(list(results.values()), time.monotonic() - started)
     log.info(
@@ -157,6 +165,15 @@ def _recover(
         summary.seconds,
     )
     return summary
+
+
+def _note_damage(directory: WALDirectory, files: Iterable[RecoveredFile]) -> None:
+    """Note damage for the operator. The uploader reads these segments, too: where this fails, it does the same."""
+    found = [Finding(DAMAGED, file.filename.partition(".")[0], file.corrupted, file.damage) for file in files]
+    try:
+        findings.note(directory, [finding for finding in found if finding.count])
+    except (OSError, UnknownVersion) as error:
+        log.error("cannot note the damage that recovery found: %s; it is noted when it is uploaded", error)
 
 
 def sync_names(directory: WALDirectory) -> None:
@@ -294,7 +311,8 @@ def _tell(file: SegmentFile, report: ScanReport, outcome: str) -> RecoveredFile:
         report.torn_bytes,
     )
     found = (report.entries, report.end_offset, corrupted, report.last_timestamp)
-    return RecoveredFile(file.filename, file.name.slot, outcome, *found)
+    damage = f"{report.damage[0].reason} at offset {report.damage[0].offset}" if report.damage else problem
+    return RecoveredFile(file.filename, file.name.slot, outcome, *found, damage=damage)
 
 
 def _quarantine(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:

@@ -261,7 +261,7 @@ def test_workers_that_are_told_of_a_delayed_stop_too_do_not_end_before_the_super
     with Server(tmp_path, server_workers=2, shutdown_delay_seconds=0.6) as server:
         os.killpg(server.pid, signal.SIGTERM)
         assert server.exit_code() == 0
-        assert "stopped: everything that was answered is in the log" in server.log
+        assert "stopped: everything that was answered is in the WAL" in server.log
         assert not [line for line in server.log.splitlines() if "supervisor: ingest" in line]
         assert "uploader died" not in server.log
 

@@ -225,7 +225,7 @@ def test_both_damaged_and_their_names_too_hold_all_that_may_be_theirs(wal: Path)
 def test_a_manifest_with_an_unknown_word_stops_the_uploads_and_stays(
     change: dict[str, object], found: str, wal: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from arcpipe.upload.checksum import with_checksum
+    from arcpipe.wal.checksum import with_checksum
 
     store = MemoryStore()
     crash_at_plan(wal, store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from arcpipe.backlog import space
 from arcpipe.config import WAL, Flush, Server, Settings, Storage
 from arcpipe.counters import Counters, Node, Uploader
 from arcpipe.counters import Worker as Field
+from arcpipe.directory_look import Looker
+from arcpipe.wal import findings
 from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.findings import Finding
 from tests.edge import Edge
+from tests.harness import wait_until
 
 MEGABYTE = 1 << 20
 
@@ -50,6 +55,69 @@ def test_a_segment_near_its_limit_is_told_and_is_no_reason_for_alarm(
     assert [(issue.code, issue.severity) for issue in found] == [("segment_near_limit", "info")] * is_told
     assert all(issue.message and issue.recommendation for issue in found)
     assert health.is_healthy(found)
+
+
+@pytest.mark.parametrize(
+    ("field", "code"),
+    [(Node.UNLISTED, "wal_unlisted"), (Node.REPLACED, "wal_replaced"), (Node.UNLOCKED, "lock_lost")],
+)
+def test_what_the_supervisor_finds_wrong_with_the_directory_is_told(
+    settings: Settings, counters: Counters, field: int, code: str
+) -> None:
+    counters.node[field] = 1
+    found = health.judge(snapshot.take(settings, counters, []))
+    assert [(issue.code, issue.severity) for issue in found] == [(code, "critical")]
+
+
+def test_a_supervisor_that_measures_nothing_is_told_and_its_figures_are_not_judged(
+    settings: Settings, counters: Counters
+) -> None:
+    counters.node[Node.BACKLOG_BYTES] = 1 << 50
+    counters.node[Node.MEASURED_US] = time.monotonic_ns() // 1000
+    assert next(issue.code for issue in health.judge(snapshot.take(settings, counters, []))) == "writes_refused"
+    counters.node[Node.MEASURED_US] -= 6_000_000
+    assert [issue.code for issue in health.judge(snapshot.take(settings, counters, []))] == ["supervisor_down"]
+
+
+def test_each_part_of_the_directory_is_told_whatever_became_of_the_others(
+    settings: Settings, counters: Counters
+) -> None:
+    directory = WALDirectory(settings.wal.dir)
+    findings.note(directory, [Finding(code, "subject", 2, "what was wrong") for code in findings.CODES])
+    Path(directory.quarantine, "odd").write_bytes(b"odd")
+    Path(directory.path, "acknowledged.json").write_bytes(b"damaged")
+    os.rmdir(directory.free)
+    taken = snapshot.take(settings, counters, [])
+    found = {issue.code: issue.message for issue in health.judge(taken)}
+    assert found.keys() == {*findings.CODES, "quarantine", "findings_unreadable", "wal_unlisted"}
+    for code in findings.CODES:
+        assert found[code].startswith("2 ")
+        assert found[code].endswith("subject: what was wrong")
+    assert "acknowledged.json is damaged" in found["findings_unreadable"]
+    assert set(taken.segments) == {"active", "completed", "recovered", "quarantine"}
+
+
+def test_a_look_that_takes_long_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = WALDirectory(tmp_path / "wal")
+    directory.make()
+    may_go_on = threading.Event()
+    scandir = os.scandir
+
+    def hang(path: str) -> object:
+        assert may_go_on.wait(60)
+        return scandir(path)
+
+    looker = Looker(directory, patience_seconds=0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", hang)
+        for _ in range(3):
+            found = looker.look()
+            assert (found.segments, found.unacknowledged) == ({}, {})
+            assert "has not answered for" in found.problem
+            assert found.findings_problem
+        may_go_on.set()
+        wait_until(lambda: not looker.look().problem, "the disk to answer")
+    assert set(looker.look().segments) == {"active", "completed", "recovered", "free", "quarantine"}
 
 
 def test_a_worker_publishes_its_segment_and_that_it_has_none() -> None:

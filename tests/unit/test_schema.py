@@ -16,8 +16,8 @@ from arcpipe.codec.arrow_columns import Values, find_values
 from arcpipe.disk import Disk
 from arcpipe.errors import UnknownVersion
 from arcpipe.upload import schema as schema_module
-from arcpipe.upload.checksum import with_checksum
 from arcpipe.upload.schema import ColumnSchema, SchemaRegistry, TableSchema
+from arcpipe.wal.checksum import with_checksum
 
 
 def values(*given: Any) -> Values:

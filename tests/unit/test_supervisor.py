@@ -338,13 +338,15 @@ def test_a_directory_that_is_gone_is_said_once_and_made_again(
     assert os.path.isdir(wal.directory.batches)
 
 
-def test_everything_is_uploaded_is_only_known_of_a_directory_that_can_be_listed(wal: Wal, tmp_path: Path) -> None:
-    assert wal.backlog.what_is_left() == (0, 0, 0)
-    wal.write()
-    Path(wal.directory.path, "worker-7-20251008_143000-000001.wal.sealed").write_bytes(b"")
-    Path(wal.directory.quarantine, "worker-1-20251008_143000-000002.wal").write_bytes(b"")
-    Path(wal.directory.quarantine, "lost+found").mkdir()
-    assert wal.backlog.what_is_left() == (1, 1, 1)
+def test_another_directory_in_the_place_of_that_of_the_start_is_told(
+    wal: Wal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wal.backlog.measure()
+    assert wal.counters.node[Node.REPLACED] == 0
     os.rename(wal.directory.path, tmp_path / "away")
-    with pytest.raises(FileNotFoundError):
-        wal.backlog.what_is_left()
+    wal.directory.make()  # what an unmounted disk leaves is a directory, too
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            wal.backlog.measure()
+    assert (wal.counters.node[Node.REPLACED], wal.counters.node[Node.UNLISTED]) == (1, 0)
+    assert caplog.text.count("is not the directory of the start any more") == 1
