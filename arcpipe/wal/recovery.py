@@ -311,8 +311,8 @@ def _tell(file: SegmentFile, report: ScanReport, outcome: str) -> RecoveredFile:
         report.torn_bytes,
     )
     found = (report.entries, report.end_offset, corrupted, report.last_timestamp)
-    damage = f"{report.damage[0].reason} at offset {report.damage[0].offset}" if report.damage else problem
-    return RecoveredFile(file.filename, file.name.slot, outcome, *found, damage=damage)
+    first = f"{report.damage[0].reason} at offset {report.damage[0].offset}" if report.damage else problem
+    return RecoveredFile(file.filename, file.name.slot, outcome, *found, damage=first)
 
 
 def _quarantine(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
