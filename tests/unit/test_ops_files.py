@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -32,6 +33,7 @@ needs_promtool = pytest.mark.skipif(
 )
 
 
+@functools.cache
 def all_rules() -> list[dict[str, Any]]:
     (group,) = yaml.safe_load((OPS / "alerts.yml").read_text())["groups"]
     found: list[dict[str, Any]] = group["rules"]
