@@ -196,5 +196,4 @@ def _log_end_of_thread(told: threading.ExceptHookArgs) -> None:
 
 
 def _log_unraisable(told: sys.UnraisableHookArgs) -> None:
-    what = told.err_msg or "an error in a place that cannot raise one"
-    log.error("%s: %r", what, told.exc_value, exc_info=told.exc_value)
+    log.error("an error that nobody can catch in %r: %r", told.object, told.exc_value, exc_info=told.exc_value)
