@@ -1,16 +1,15 @@
 """Log lines: the standard library's logging, to stderr, as text or as one JSON object per line.
 
 Every record is one write to the file descriptor, because several processes share it and their lines must not
-interleave. A warning that repeats itself is written twenty times in ten seconds; the last of those that were held back
-follows with their number as `held_back`. This room knows nothing of the settings: it is told level, format and the
-name of the process.
+interleave, and none waits for whoever reads them (`arcpipe.stderr`). A warning that repeats itself is written twenty
+times in ten seconds; the last of those that were held back follows with their number as `held_back`. This room knows
+nothing of the settings: it is told level, format and the name of the process.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
@@ -19,7 +18,9 @@ from typing import Any, Final
 
 import orjson
 
-_STDERR = 2
+from arcpipe import stderr
+
+log = logging.getLogger(__name__)
 
 # Libraries that tell the story of every request at DEBUG; botocore's version of it includes signed headers.
 _TALKATIVE = ("aiobotocore", "aiohttp", "asyncio", "botocore", "urllib3")
@@ -73,6 +74,16 @@ def set_level(level: str | int) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
+def flush(patience_seconds: float = 0.0) -> None:
+    """Writes what waits because stderr took nothing for a while, as far as it is taken by now, and tells what it cost.
+
+    To be called now and then, and with some patience at the end of a process.
+    """
+    dropped = stderr.flush(patience_seconds)
+    if dropped:
+        log.warning("%d lines of this log were dropped: nobody took them from stderr", dropped)
+
+
 class _OneWriteHandler(logging.Handler):
     """Writes each record with one write(2), past every buffer."""
 
@@ -121,12 +132,7 @@ class _OneWriteHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        try:
-            while line:  # a pipe with little room takes a part
-                line = line[os.write(_STDERR, line) :]
-        except OSError:
-            # There is no second place to say that stderr is gone, and it must not cost a request.
-            pass
+        stderr.write(line)
 
 
 class _Repeats:

@@ -406,6 +406,7 @@ class IngestWorker:
         """Takes what the supervisor has read anew and found good; ends tokens that expire."""
         node = self._node_block
         logs.set_level(node[NodeBlock.LOG_LEVEL])
+        logs.flush()
         if self._auth is not None:
             loaded = node[NodeBlock.TOKENS_LOADED]
             if loaded != self._tokens_loaded:

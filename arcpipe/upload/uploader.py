@@ -95,6 +95,7 @@ async def _beat(counters: Counters) -> None:
     while True:
         counters.uploader[Uploader.HEARTBEAT_US] = time.time_ns() // 1000
         logs.set_level(counters.node[NodeBlock.LOG_LEVEL])
+        logs.flush()
         await asyncio.sleep(0.5)
 
 
