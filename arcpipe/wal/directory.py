@@ -124,6 +124,19 @@ class WALDirectory:
         """The lock, to be handed to `lock` of the next program in this process; empty if it is not taken."""
         return self._lock.fds
 
+    def lock_holder(self, inherited_fds: Sequence[int] = ()) -> str:
+        """Who keeps this process from locking it, as far as known; see `InstanceLock.holder`."""
+        return self._lock.holder(inherited_fds)
+
+    def refuse_another(self, inherited_fds: Sequence[int]) -> None:
+        """Raises WALError if the locks that this process took as another program are of another directory."""
+        if not self._lock.is_among(inherited_fds):
+            former = os.readlink(f"/proc/self/fd/{inherited_fds[0]}").removesuffix("/LOCK")
+            raise WALError(
+                f"wal.dir = {self.path} is another directory than {former}, which is in use: what waits there would "
+                "never be uploaded. Set it back; to move the WAL, stop the server first."
+            )
+
     def lock(self, wait_seconds: float = 2.0, inherited_fds: Sequence[int] = ()) -> None:
         """Takes the directory for this process and the children that it forks; see `InstanceLock.take`.
 
@@ -152,8 +165,24 @@ class WALDirectory:
             OSError: it cannot be written.
         """
         path = self._node_path
+        found = self._read_node()
+        if found is None:
+            found = Node(secrets.token_hex(6), 0), {}
+            self._warn_of_a_lost_identity(found[0])
+            self._sync_above()
+        before, fields = found
+        node = Node(before.node, before.boot + 1)
+        durable.replace(self.disk, path, msgspec.json.encode({**fields, "node": node.node, "boot": node.boot}))
+        return node
+
+    def check_node(self) -> None:
+        """Raises WALError or UnknownVersion if `next_boot` would, for what it reads."""
+        self._read_node()
+
+    def _read_node(self) -> tuple[Node, dict[str, Any]] | None:
+        path = self._node_path
         try:
-            found = durable.load(self.disk, path, _decode_node)
+            return durable.load(self.disk, path, _decode_node)
         except DamagedFile as error:
             raise WALError(f"{error}. Restore it, or move it away to give this node a new identity.") from error
         except UnknownVersion as error:
@@ -163,14 +192,6 @@ class WALDirectory:
                 f"{path} cannot be read: {error.strerror or error}. It says who this node is, so nothing starts "
                 "without it. Mend the disk, or give the user that arcpipe runs as permission to read it."
             ) from error
-        if found is None:
-            found = Node(secrets.token_hex(6), 0), {}
-            self._warn_of_a_lost_identity(found[0])
-            self._sync_above()
-        before, fields = found
-        node = Node(before.node, before.boot + 1)
-        durable.replace(self.disk, path, msgspec.json.encode({**fields, "node": node.node, "boot": node.boot}))
-        return node
 
     @property
     def _node_path(self) -> str:
