@@ -98,6 +98,7 @@ class Listeners:
             Bound(_NOBODY, socket.socket(fileno=fd), name != LISTENER) for name, fd in inherited if _is_one(name, fd)
         ]
         self._unfit = spare
+        ports = {_port_of(bound) for bound in spare}
         self._unfit_locks = [fd for name, fd in inherited if name == SOCKET_LOCK]
         # A port of 0 takes what is left over.
         wanted = sorted(
@@ -105,7 +106,7 @@ class Listeners:
             key=lambda one: one.listener.tcp.port == 0,
         )
         for one, found in [(one, _take_tcp(spare, one)) for one in wanted]:
-            self._bound += self._bind_tcp(one, found, _take_covered(spare, one), spare)
+            self._bound += self._bind_tcp(one, found, _take_covered(spare, one), one.address[1] in ports)
         for listener in self._wanted:
             if listener.path:  # last, because what is made here is seen
                 self._bound += self._bind_unix(listener, spare, self._unfit_locks)
@@ -239,15 +240,14 @@ class Listeners:
             )
         return _Resolved(listener, family, kind, protocol, address)
 
-    def _bind_tcp(self, wanted: _Resolved, found: list[Bound], covered: list[Bound], spare: list[Bound]) -> list[Bound]:
+    def _bind_tcp(self, wanted: _Resolved, found: list[Bound], covered: list[Bound], is_ours: bool) -> list[Bound]:
+        """Args: is_ours: whether the sockets that listen on this port already are inherited ones."""
         listener, address = wanted.listener, wanted.address
         if found:
             address = found[0].socket.getsockname()
             if found[0].is_activated:
                 return [bound._replace(listener=listener) for bound in found]
         sockets = [bound.socket for bound in found]
-        # Our own sockets at this port are no reason to refuse it.
-        is_ours = bool(found) or any(_port_of(bound) == address[1] for bound in (*covered, *spare))
         try:
             while len(sockets) < self._workers:
                 sockets.append(_new_tcp(wanted, address, not (sockets or is_ours)))

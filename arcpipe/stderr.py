@@ -15,15 +15,26 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 _STDERR: Final = 2
 # Lines of an eventful minute; a log that nobody reads costs a process no more memory than this.
 _MAX_WAITING_BYTES: Final = 256 << 10
 # What POSIX calls PIPE_BUF, as Linux has it: a pipe that is ready for writing takes so many bytes whole.
-_PIPE_BYTES: Final = 4096
+PIPE_BYTES: Final = 4096
 _FLAGS: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """Whole lines, together as many as a pipe takes at once: those of several processes do not mix then."""
+    start = 0
+    while start < len(data):
+        end = min(start + PIPE_BYTES, len(data))
+        if end < len(data):
+            end = data.rfind(b"\n", start, end) + 1 or data.find(b"\n", end) + 1 or len(data)
+        yield data[start:end]
+        start = end
 
 
 class LineOutput:
@@ -35,6 +46,7 @@ class LineOutput:
         self._identity: tuple[int, int] | None = None  # device and inode of what was opened
         self._send: Callable[[memoryview], int] = self._write
         self._own_fd = -1
+        self._may_refuse = True  # as a file on a disk does not, which takes a line as a whole, whatever its length
         self.forget()
 
     def forget(self) -> None:
@@ -78,9 +90,12 @@ class LineOutput:
         done = 0
         try:
             self._look()
-            with memoryview(data) as view:
-                while done < len(data):
-                    done += self._send(view[done:])
+            for piece in pieces(data) if self._may_refuse else (data,):
+                rest = memoryview(piece)
+                while rest:
+                    sent = self._send(rest)
+                    done += sent
+                    rest = rest[sent:]
         except BlockingIOError:
             return done
         except OSError:
@@ -95,6 +110,7 @@ class LineOutput:
         if self._own_fd >= 0:
             os.close(self._own_fd)
             self._own_fd = -1
+        self._may_refuse = not stat.S_ISREG(status.st_mode)
         if stat.S_ISSOCK(status.st_mode):
             self._send = self._send_to_socket
         elif stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
@@ -114,7 +130,7 @@ class LineOutput:
         poll.register(self._fd, select.POLLOUT)
         if not poll.poll(0):
             raise BlockingIOError
-        return os.write(self._fd, data[:_PIPE_BYTES])
+        return os.write(self._fd, data[:PIPE_BYTES])
 
     def _send_to_socket(self, data: memoryview) -> int:
         own = socket.socket(fileno=self._fd)
