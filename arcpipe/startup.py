@@ -9,6 +9,7 @@ these addresses any more.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -104,8 +105,10 @@ def receive_fds(back: socket.socket) -> list[InheritedFd]:
     back.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
-            name, fds, _, _ = socket.recv_fds(back, 256, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            name, fds, _, _ = socket.recv_fds(back, 256, MAX_FDS)
             if not name:
                 break
-            found += [InheritedFd(name.decode(), fd) for fd in fds]
+            for fd in fds:
+                os.set_inheritable(fd, False)  # `recv_fds` does not hand flags on
+                found.append(InheritedFd(name.decode(), fd))
     return found
