@@ -218,6 +218,19 @@ def upgrade(machine: Machine, expected: str) -> None:
     wait_until(lambda: machine.journal().count(expected) > before, expected, 60)
 
 
+def wait_for_stored(machine: Machine, count: int) -> None:
+    """Waits until so many sockets are in the descriptor store."""
+    wait_until(lambda: machine.show("NFileDescriptorStore")["NFileDescriptorStore"] == str(count), f"{count} sockets")
+
+
+def wait_for_successor(machine: Machine, role: str, dead: int) -> None:
+    def is_another() -> bool:
+        found = machine.processes().get(role)
+        return found is not None and found.pid != dead
+
+    wait_until(is_another, f"a new {role}", 60)
+
+
 @pytest.fixture
 def settings(machine: Machine) -> Iterator[Path]:
     """The settings file of the service; it is as before in the end, and so is the service."""
@@ -262,7 +275,7 @@ def test_from_loopback_to_every_address_and_over_a_crash(machine: Machine, setti
         upgrade(machine, f"serving on http://0.0.0.0:{machine.port} with 2 workers")
         load.wait_for(50)
     assert load.failures == []
-    wait_until(lambda: machine.show("NFileDescriptorStore")["NFileDescriptorStore"] == "4", "four sockets in the store")
+    wait_for_stored(machine, 4)
     restarts = int(machine.show("NRestarts")["NRestarts"])
     machine.run("systemctl kill --signal=KILL arcpipe")
     wait_until(lambda: int(machine.show("NRestarts")["NRestarts"]) > restarts, "a restart", 60)
@@ -271,7 +284,7 @@ def test_from_loopback_to_every_address_and_over_a_crash(machine: Machine, setti
     socket.create_connection(("127.0.0.2", machine.port)).close()
     settings.write_text(good)
     upgrade(machine, f"serving on {machine.url} with 2 workers")
-    wait_until(lambda: machine.show("NFileDescriptorStore")["NFileDescriptorStore"] == "2", "two sockets in the store")
+    wait_for_stored(machine, 2)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", machine.port))
     assert post(machine, 10) == 202
@@ -286,9 +299,7 @@ def test_the_descriptor_store_takes_more_sockets_than_one_message(machine: Machi
     try:
         machine.run("systemctl restart arcpipe")
         sockets = 16 * 17
-        wait_until(
-            lambda: machine.show("NFileDescriptorStore")["NFileDescriptorStore"] == str(sockets), "all sockets", 60
-        )
+        wait_for_stored(machine, sockets)
         machine.run("systemctl kill --signal=KILL arcpipe")
         for number in range(17):  # each waits in its queue until the service is back
             with Client(f"http://127.0.1.{number}:{machine.port}" if number else machine.url) as client:
@@ -308,16 +319,11 @@ def test_a_journal_that_is_stuck_holds_up_nobody(machine: Machine, settings: Pat
             for number in range(3000):  # about 300 bytes of access log each
                 body = pack({"m": "counted", "columns": {"n": [number]}})
                 assert client.request("POST", V2, body).status == 202
-        before = machine.processes()
         for number in range(5):
+            dead = machine.processes()["ingest 1"].pid
             machine.run("systemctl kill --kill-whom=main --signal=HUP arcpipe")
             machine.signal(signal.SIGKILL, "ingest 1")
-            wait_until(
-                lambda: machine.processes().get("ingest 1", before["ingest 1"]).pid != before["ingest 1"].pid,
-                "a new worker",
-                60,
-            )
-            before = machine.processes()
+            wait_for_successor(machine, "ingest 1", dead)
             assert post(machine, 3000 + number) == 202
         assert machine.show("NRestarts") == restarts
         started = time.monotonic()
