@@ -6,6 +6,7 @@ is one for all workers, as is one that a socket unit of systemd gives: whichever
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -372,6 +373,17 @@ def _remove_file_of(bound: Bound, locks: list[int]) -> None:
             os.unlink(path)
     except OSError:
         pass  # gone already
+
+
+def discard(made: Iterable[InheritedFd]) -> None:
+    """Closes what `bind` has made in another process, and removes the files of its Unix sockets."""
+    for name, fd in made:
+        if name == LISTENER:
+            with contextlib.suppress(OSError), socket.socket(fileno=fd) as listener:
+                if listener.family == socket.AF_UNIX:
+                    os.unlink(listener.getsockname())
+        else:
+            os.close(fd)
 
 
 def _is_loopback(address: Any) -> bool:

@@ -8,6 +8,7 @@ files are.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
@@ -23,6 +24,8 @@ _STDERR: Final = 2
 _MAX_WAITING_BYTES: Final = 256 << 10
 # What POSIX calls PIPE_BUF, as Linux has it: a pipe that is ready for writing takes so many bytes whole.
 PIPE_BYTES: Final = 4096
+# At the end of a process, for whoever reads them to come.
+_LAST_SECONDS: Final = 1.0
 _FLAGS: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -142,6 +145,7 @@ class LineOutput:
 
 _OUTPUT: Final = LineOutput(_STDERR)
 os.register_at_fork(after_in_child=_OUTPUT.forget)
+atexit.register(_OUTPUT.flush, _LAST_SECONDS)
 
 write: Final = _OUTPUT.write
 flush: Final = _OUTPUT.flush

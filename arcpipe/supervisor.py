@@ -34,7 +34,7 @@ from arcpipe.children import Child, Pulse, cause, fork, lacks_room, send, stop
 from arcpipe.counters import ANNOUNCED, BEGUN, HANDED_OVER, Counters, Node, Uploader, Worker
 from arcpipe.errors import InstanceLocked
 from arcpipe.ingest.worker import IngestWorker
-from arcpipe.listeners import LISTENER, Listeners, raise_file_limit
+from arcpipe.listeners import LISTENER, Listeners, discard, raise_file_limit
 from arcpipe.service_manager import Inheritance, InheritedFd, become_new_program
 from arcpipe.signals import SIGNALS
 from arcpipe.startup import LOCK, cannot_start
@@ -499,8 +499,7 @@ class _Supervisor:
             )
         except OSError as error:
             log.error("SIGUSR2: the installed version cannot be executed, so this one stays: %s", error)
-        for _, fd in made:
-            os.close(fd)
+        discard(made)
         self._counters.node[Node.DRAINING] = 0
         self._manager.ready(f"serving on {self._announced} with {self._workers} workers")
         self._forget_upgrade()

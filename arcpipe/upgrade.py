@@ -23,6 +23,7 @@ from typing import Final
 from arcpipe import logs, signals
 from arcpipe.children import Child, cause, stop
 from arcpipe.errors import ArcpipeError
+from arcpipe.listeners import discard
 from arcpipe.service_manager import (
     Inheritance,
     InheritedFd,
@@ -116,8 +117,7 @@ class Trial:
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             self._pid = 0  # whoever waits for children finds it
-        for _, fd in self.take_made():
-            os.close(fd)
+        discard(self.take_made())
         if self._back is not None:
             self._back.close()
             self._back = None

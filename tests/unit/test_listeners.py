@@ -13,7 +13,7 @@ from arcpipe import holders
 from arcpipe.config import Auth, Server, Settings
 from arcpipe.errors import ArcpipeError
 from arcpipe.listener_settings import parse_listeners
-from arcpipe.listeners import LISTENER, Listeners
+from arcpipe.listeners import LISTENER, Listeners, discard
 from arcpipe.service_manager import InheritedFd
 
 WORKERS = 2
@@ -154,3 +154,12 @@ def test_who_holds_a_port_and_a_path_is_found(port: int, tmp_path: Path) -> None
         assert not holders.holds_port(os.getppid(), port)
         assert not holders.holds_path(os.getppid(), path)
         assert not holders.holds_port(0, port)
+
+
+def test_what_another_process_has_made_in_vain_is_gone_without_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    made, _ = bound("127.0.0.1", 0, f"unix:{path}")
+    assert len(made.made) == WORKERS + 2  # and the lock of the path
+    discard([InheritedFd(name, os.dup(fd)) for name, fd in made.made])
+    assert not path.exists()
+    made.close()
