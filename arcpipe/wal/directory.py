@@ -94,6 +94,20 @@ def _decode_node(data: bytes) -> tuple[Node, dict[str, Any]]:
     return msgspec.convert(fields, Node), fields
 
 
+def nearest_directory(path: str) -> str:
+    """The path itself or the nearest directory above it that is there.
+
+    Raises:
+        NotADirectoryError: there is something else, so that no directory can be made.
+    """
+    above = os.path.abspath(path)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), above)
+    return above
+
+
 class WALDirectory:
     """Paths and listings of one log directory; makes what is missing."""
 
@@ -108,7 +122,8 @@ class WALDirectory:
 
     def make(self) -> None:
         """Create the directory, the directories above it and its folders where they are missing, durably."""
-        for folder in (self.path, self.free, self.batches, self.quarantine, self.spool):
+        for folder in self.folders:
+            nearest_directory(folder)
             parents = []
             missing = os.path.abspath(folder)
             while not os.path.isdir(missing):
@@ -118,6 +133,11 @@ class WALDirectory:
                 self.disk.make_directory(folder)
             for parent in parents:
                 self.disk.sync_directory(parent)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The directory and those in it."""
+        return self.path, self.free, self.batches, self.quarantine, self.spool
 
     @property
     def lock_fds(self) -> tuple[int, ...]:

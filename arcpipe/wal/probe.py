@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Final
 
-from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.directory import WALDirectory, nearest_directory
 
 _PROBE: Final = b"arcpipe tries whether it can write here\n"
 # What file systems that know no files without a name answer: some network and FUSE ones, overlays of old kernels.
@@ -26,12 +26,13 @@ def probe(directory: WALDirectory, may_free_space: bool) -> None:
         WALError: `node.json` cannot be used.
         UnknownVersion: a newer arcpipe wrote it.
     """
-    if not os.path.isdir(directory.path):
-        _try_to_write(_nearest(directory.path))
-        return
-    folders = [directory.free, directory.batches, directory.quarantine, directory.spool]
-    there = [folder for folder in folders if os.path.lexists(folder)]
-    for folder in (directory.path, *there):
+    for folder in directory.folders:
+        nearest = nearest_directory(folder)
+        if folder == directory.path and not os.path.isdir(folder):
+            _try_to_write(nearest)
+            return
+        if not os.path.isdir(folder):
+            continue
         os.listdir(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
@@ -42,14 +43,6 @@ def probe(directory: WALDirectory, may_free_space: bool) -> None:
         frees = (directory.free, directory.spool)
         if error.errno not in _NO_SPACE or not may_free_space or not any(map(_has_files, frees)):
             raise
-
-
-def _nearest(path: str) -> str:
-    """The nearest of the directories above a path that is there."""
-    above = os.path.abspath(path)
-    while not os.path.lexists(above):
-        above = os.path.dirname(above)
-    return above
 
 
 def _has_files(folder: str) -> bool:

@@ -95,7 +95,6 @@ def server(tmp_path: Path) -> Iterator[Upgradable]:
 
 
 def test_whatever_would_stop_the_new_version_keeps_the_running_one(server: Upgradable) -> None:
-    (server.directory / "file").write_text("")
     server.start()
     pids = server.pids()
     node = server.wal / "node.json"
@@ -108,25 +107,14 @@ def test_whatever_would_stop_the_new_version_keeps_the_running_one(server: Upgra
         assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in server.is_refused()
     server.configure(host="no-such-host.invalid")
     assert "cannot listen on no-such-host.invalid port" in server.is_refused()
-    server.configure(host="192.0.2.1")
-    assert "cannot listen on 192.0.2.1 port" in server.is_refused()
     server.configure(wal=server.directory / "other")
     reason = server.is_refused()
     assert f"{server.directory}/other is another directory than {server.wal}, which is in use" in reason
     assert not (server.directory / "other").exists()
-    server.configure(wal=server.directory / "file" / "wal")
-    assert "is another directory than" in server.is_refused()
     server.configure()
     node.write_bytes(b"{")
     assert "node.json is damaged" in server.is_refused()
     node.write_bytes(good)
-    os.rename(server.wal / "free", server.wal / "aside")
-    (server.wal / "free").write_text("")
-    assert "Not a directory" in server.is_refused()
-    os.unlink(server.wal / "free")
-    os.rename(server.wal / "aside", server.wal / "free")
-    server.configure(more='[access_log]\nformat = "json"\npath = "/no/such/directory/log"\n')
-    assert "access_log.path" in server.is_refused()
     # Nothing has changed, and nothing stands in the way of a good one.
     assert server.pids() == pids
     server.put(1)
