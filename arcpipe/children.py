@@ -29,6 +29,7 @@ _HEALTHY_SECONDS: Final = 10.0
 _MAX_EARLY_DEATHS: Final = 8
 # Of the kernel's memory killer, in thousandths of the memory: so much sooner than the supervisor a child is taken.
 _OOM_SCORE: Final = 100
+_OOM_SCORE_FILE: Final = "/proc/self/oom_score_adj"
 # A start that takes longer hangs.
 _START_HUNG_SECONDS: Final = 60.0
 
@@ -165,7 +166,7 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: children could outlive the supervisor")
         if os.getppid() == parent:
-            _go_before_the_supervisor()
+            be_killed_sooner(_OOM_SCORE_FILE)
             prepare()
             code = work()
     except BaseException as error:
@@ -179,16 +180,16 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         os._exit(code)
 
 
-def _go_before_the_supervisor() -> None:
+def be_killed_sooner(score_file: str) -> None:
     """Has the kernel's memory killer take this process rather than its parent, without which all others end.
 
     A parent that is protected (`OOMScoreAdjust=` of the service) would protect its children as much, by inheritance.
     """
-    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+    with contextlib.suppress(OSError, ValueError), open(score_file, "r+", encoding="ascii") as file:
         inherited = int(file.read())
         if inherited < 0:
             file.seek(0)
-            file.write(str(min(0, inherited + _OOM_SCORE)))
+            file.write(f"{min(0, inherited + _OOM_SCORE)}\n")
 
 
 def stop(children: Sequence[Child], seconds: float, signals: Set[signal.Signals], wait: Callable[[], None]) -> bool:

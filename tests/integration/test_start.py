@@ -218,18 +218,3 @@ def is_served(server: Server) -> bool:
         return server.get("/ready").status == 200
     except OSError:
         return False
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="to lower the score takes a privilege")
-def test_the_memory_killer_takes_a_child_sooner_than_the_supervisor(tmp_path: Path) -> None:
-    """With a score as `OOMScoreAdjust=` of the unit sets it."""
-    server = Server(tmp_path, server_workers=1)
-    server.prefix = [
-        *(sys.executable, "-c"),
-        "import os, sys\nopen('/proc/self/oom_score_adj', 'w').write('-150')\nos.execv(sys.argv[1], sys.argv[1:])\n",
-    ]
-    with server:
-        wait_until(lambda: len(server.pids()) == 3, "all processes")
-        scores = {role: int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for role, pid in server.pids().items()}
-        assert scores == {"supervisor": -150, "ingest 1": -50, "uploader": -50}
-        server.stop()

@@ -16,7 +16,7 @@ import pytest
 
 from arcpipe.aftermath import Aftermath
 from arcpipe.backlog import Backlog, Leftovers
-from arcpipe.children import EXIT_SHORTAGE, Child, Pulse, fork
+from arcpipe.children import EXIT_SHORTAGE, Child, Pulse, be_killed_sooner, fork
 from arcpipe.counters import Counters, Node, Uploader, Worker, unpack_name
 from arcpipe.wal import WALWriter
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
@@ -213,6 +213,20 @@ def test_a_child_tells_by_its_exit_code_whether_the_machine_refused_something(
 ) -> None:
     pid = fork("ingest 1", lambda: None, work)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+
+
+@pytest.mark.parametrize(
+    ("inherited", "own"), [("-100", "0"), ("-50", "0"), ("-150", "-50"), ("-1000", "-900"), ("0", "0"), ("300", "300")]
+)
+def test_the_memory_killer_takes_a_child_sooner_than_a_protected_supervisor(
+    tmp_path: Path, inherited: str, own: str
+) -> None:
+    """To lower the real one takes a privilege: `make test-systemd` looks at it."""
+    file = tmp_path / "oom_score_adj"
+    file.write_text(f"{inherited}\n")
+    be_killed_sooner(str(file))
+    assert file.read_text().split()[0] == own
+    be_killed_sooner(str(tmp_path / "none"))
 
 
 # What waits
