@@ -159,7 +159,9 @@ class Former:
             os.close(fd)
 
     def end_workers(self) -> None:
-        """Ends them: from now on there is no way back, and connections wait in their queues."""
+        """Ends them, once: from now on there is no way back, and connections wait in their queues."""
+        if not self.has_workers:
+            return
         self.has_workers = False
         for _, fd in self._copies:
             os.close(fd)
