@@ -105,7 +105,7 @@ class Aftermath:
         return not self._children()
 
     def finish(self, seconds: float, wait: Callable[[], None]) -> None:
-        """Recovers what is left once all workers have ended: of those that had to be killed, and what waits for a try."""
+        """Recovers what is left once all workers have ended: of those that were killed, and what waits for a try."""
         stop([self._retry], _STOP_SECONDS, {signal.SIGCHLD}, wait)
         self._waiting.update(range(1, self._workers + 1))
         deadline = time.monotonic() + seconds
