@@ -105,13 +105,15 @@ class Aftermath:
         return not self._children()
 
     def finish(self, seconds: float, wait: Callable[[], None]) -> None:
-        """Recovers what is left once all workers have ended: that of those that had to be killed."""
+        """Recovers what is left once all workers have ended: of those that were killed, and what waits for a try."""
         stop([self._retry], _STOP_SECONDS, {signal.SIGCHLD}, wait)
         self._waiting.update(range(1, self._workers + 1))
         deadline = time.monotonic() + seconds
         for slot in sorted(self._waiting):
             self._begin(slot, time.monotonic())
-        children = [child for child, _ in self._running.values()]
+        if self._leftovers:
+            self._retry.start(time.monotonic())
+        children = self._children()
         while any(child.pid for child in children) and time.monotonic() < deadline:
             wait()
             signal.sigtimedwait({signal.SIGCHLD}, 0.1)
