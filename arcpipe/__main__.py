@@ -1,5 +1,20 @@
-"""`python -m arcpipe`: the same as the console script `arcpipe`."""
+"""The program: `python -m arcpipe`, and the console script `arcpipe`."""
 
-from arcpipe.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+from arcpipe import signals
+
+
+def main() -> None:
+    """Runs a command line. A server holds its signals back before the libraries are loaded."""
+    if sys.argv[1:2] == ["serve"] and not {"--check", "--help"} & set(sys.argv):
+        signals.hold()
+    from arcpipe import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

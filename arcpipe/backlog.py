@@ -1,7 +1,7 @@
 """What waits in the WAL directory for its upload, as the supervisor sees it: measured, shared, recovered in the end.
 
 A segment of a dead worker that cannot be read now is neither lost nor empty. It stays as it is, counts as backlog, and
-is tried again. The tries run in a process of their own: a failing disk may hold who reads it for minutes.
+is tried again. All reading is done in other processes: a failing disk may hold who reads it for minutes.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from arcpipe.counters import Node, pack_name
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import first_timestamp
-from arcpipe.wal.recovery import RecoverySummary, recover_files
+from arcpipe.wal.recovery import recover_files
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Leftovers:
     """Segments of dead workers that could not be recovered yet, by path. No living worker has any of them."""
 
     def __init__(self, directory: WALDirectory) -> None:
-        self._directory = directory
+        self.directory = directory
         self._files: dict[str, SegmentFile] = {}
 
     def __len__(self) -> int:
@@ -33,30 +33,18 @@ class Leftovers:
     def add(self, files: Iterable[SegmentFile]) -> None:
         self._files.update((file.path, file) for file in files)
 
-    def recover_slot(self, slot: int) -> RecoverySummary:
-        """Recovers what a slot's dead worker left, but for files that are known already; adds what cannot be read.
+    def of_slot(self, slot: int) -> list[SegmentFile]:
+        """The active segments of a slot without a worker, but for those that are known already.
 
         Raises:
-            OSError: the directory cannot be listed, so nobody knows what the worker left.
+            OSError: the directory cannot be listed, so nobody knows what the dead worker left. No successor may start
+                before: its files would look like these.
         """
-        try:
-            FreePool(self._directory, 0).clear(slot)
-        except OSError as error:  # no more than space, which the next death or start frees
-            log.warning("cannot remove what ingest %d left in %s: %s", slot, self._directory.free, error)
-        files = [file for file in self._directory.segments(ACTIVE, slot) if file.path not in self._files]
-        try:
-            summary = recover_files(self._directory, files)
-        except Exception as error:  # no thread to be had, a directory that cannot be synced: some may be done
-            log.error("cannot recover the segments of ingest %d: %s; trying again later", slot, error)
-            self.add(files)
-            self.look()
-            return RecoverySummary([], 0.0)
-        self.add(summary.unreadable)
-        return summary
+        return [file for file in self.directory.segments(ACTIVE, slot) if file.path not in self._files]
 
     def retry(self) -> int:
         """Tries all of them once more; the exit code of the process that does it."""
-        recover_files(self._directory, self.look())
+        recover_files(self.directory, self.look())
         return 0
 
     def look(self) -> list[SegmentFile]:
@@ -80,6 +68,15 @@ def space(disk: os.statvfs_result) -> tuple[int, int]:
     """
     free = disk.f_bavail * disk.f_frsize
     return free, (disk.f_blocks - disk.f_bfree) * disk.f_frsize + free
+
+
+def recover(directory: WALDirectory, slot: int, files: Sequence[SegmentFile]) -> int:
+    """Recovers what a slot's dead worker left, as far as possible; the highest timestamp that was read, in µs."""
+    try:
+        FreePool(directory, 0).clear(slot)
+    except OSError as error:  # no more than space, which the next death or start frees
+        log.warning("cannot remove what ingest %d left in %s: %s", slot, directory.free, error)
+    return recover_files(directory, files).last_timestamp(slot)
 
 
 class Backlog:

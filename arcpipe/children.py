@@ -5,6 +5,7 @@ Knows nothing of the work that they do.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -13,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Final
 
 from arcpipe import logs
@@ -26,11 +27,16 @@ _PAUSES: Final = (0.1, 10.0)  # seconds before the first and the later tries; in
 _HEALTHY_SECONDS: Final = 10.0
 # Children that die this often in a row without ever having been well are not kept alive by yet another try.
 _MAX_EARLY_DEATHS: Final = 8
+# Of the kernel's memory killer, in thousandths of the memory: so much sooner than the supervisor a child is taken.
+_OOM_SCORE: Final = 100
+_OOM_SCORE_FILE: Final = "/proc/self/oom_score_adj"
 # A start that takes longer hangs.
 _START_HUNG_SECONDS: Final = 60.0
 
 # The last lines of a process wait so long for whoever reads them.
 _LAST_LINES_SECONDS: Final = 1.0
+# A process that waits for its disk is not gone before that answers, whatever it is sent: nobody waits longer for it.
+_UNKILLABLE_SECONDS: Final = 10.0
 
 EXIT_SHORTAGE: Final = os.EX_TEMPFAIL
 """How a child ends that the machine refused something: space, memory, a thread, a file. It is no fault of its own."""
@@ -160,6 +166,7 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: children could outlive the supervisor")
         if os.getppid() == parent:
+            be_killed_sooner(_OOM_SCORE_FILE)
             prepare()
             code = work()
     except BaseException as error:
@@ -173,38 +180,62 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         os._exit(code)
 
 
-def stop(children: Sequence[Child], seconds: float, signals: set[signal.Signals], wait: Callable[[], None]) -> bool:
+def be_killed_sooner(score_file: str) -> None:
+    """Has the kernel's memory killer take this process rather than its parent, without which all others end.
+
+    A parent that is protected (`OOMScoreAdjust=` of the service) would protect its children as much, by inheritance.
+    """
+    with contextlib.suppress(OSError, ValueError), open(score_file, "r+", encoding="ascii") as file:
+        inherited = int(file.read())
+        if inherited < 0:
+            file.seek(0)
+            file.write(f"{min(0, inherited + _OOM_SCORE)}\n")
+
+
+def stop(children: Sequence[Child], seconds: float, signals: Set[signal.Signals], wait: Callable[[], None]) -> bool:
     """Ends processes: SIGTERM, then SIGKILL after that time; calls `wait` meanwhile.
 
-    Signals that are not among `signals` stay pending. Returns whether a second one asked to hurry.
+    Signals that are not among `signals` stay pending. One that not even SIGKILL ends keeps its pid. Returns whether a
+    second signal asked to hurry.
     """
     hurried = False
-    for child in children:
-        if child.pid:
-            os.kill(child.pid, signal.SIGTERM if seconds else signal.SIGKILL)
+    send(children, signal.SIGTERM if seconds else signal.SIGKILL)
     deadline = time.monotonic() + seconds
+    unkillable = float("inf")
     while True:
         for child in children:
             if child.pid:
                 pid, status = os.waitpid(child.pid, os.WNOHANG)
                 if pid:
                     child.pid, child.status = 0, status
-        if not any(child.pid for child in children):
+        left = [child for child in children if child.pid]
+        now = time.monotonic()
+        if not left:
             return hurried
-        if time.monotonic() >= deadline:
-            for child in children:
-                if child.pid:
-                    log.warning("%s did not stop in time; killing it", child.name)
-                    os.kill(child.pid, signal.SIGKILL)
-            deadline = float("inf")
-        if time.monotonic() < deadline < float("inf"):
-            wait()
+        if now >= unkillable:
+            for child in left:
+                log.error("%s (pid %d) cannot be killed; not waiting for it any longer", child.name, child.pid)
+            return hurried
+        if now >= deadline:
+            for child in left:
+                log.warning("%s did not stop in time; killing it", child.name)
+            send(left, signal.SIGKILL)
+            deadline, unkillable = float("inf"), now + _UNKILLABLE_SECONDS
+        wait()
         logs.flush()
         received = signal.sigtimedwait(signals, 0.1)
         if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT) and not hurried:
             log.info("a second %s: not waiting any longer", signal.Signals(received.si_signo).name)
             hurried = True
             deadline = 0.0
+
+
+def send(children: Iterable[Child], number: signal.Signals) -> None:
+    """Sends a signal to all that are there."""
+    for child in children:
+        if child.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, number)
 
 
 def is_shortage(error: BaseException) -> bool:

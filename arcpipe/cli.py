@@ -89,39 +89,58 @@ def _options(
 def serve(
     config: ConfigOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only see whether the settings and the program would do, then exit.")
+        bool, typer.Option("--check", help="Only try whether it would start, then exit; nothing is changed.")
     ] = False,
 ) -> None:
     """Run the server, until SIGTERM or Ctrl-C.
 
     SIGHUP reads tokens, certificate and log.level again.
-    SIGUSR2 replaces a running server by the version that is installed by then, without refusing a connection.
+    SIGUSR2 replaces a running server by the version that is installed by then, without refusing a connection; one that
+    would not start is refused, and the running one stays.
 
     \b
     Example:
       arcpipe serve --config config.toml
     """
-    from arcpipe import logs
+    if check:
+        print(_check(config))
+        return
+    from arcpipe import logs, upgrade
 
-    if not check:
-        # Before anything can fail: who reads the log of a service has asked for its format.
-        logs.setup("INFO", asked_log_format(config), "supervisor")
+    def start(former: upgrade.Former) -> int:
+        settings = load_settings(config)
+        logs.setup(settings.log.level, settings.log.format, "supervisor")
+        _have_one_thread()
+        from arcpipe import supervisor
+
+        return supervisor.serve(settings, lambda: load_settings(config), former)
+
+    # Before anything can fail: who reads the log of a service has asked for its format.
+    logs.setup("INFO", asked_log_format(config), "supervisor")
+    raise typer.Exit(upgrade.started(start))
+
+
+def _check(config: Path | None) -> str:
+    """Tries what a start would do; says what was found good.
+
+    Raises:
+        ArcpipeError: it would not do; a ConfigError for its settings.
+    """
     settings = load_settings(config)
+    _have_one_thread()
+    from arcpipe import startup
+    from arcpipe.service_manager import take_inheritance
 
-    # A process that forks had better have one thread. numpy's linear algebra, which nobody uses here, and the allocator
-    # that Arrow keeps beside its default one start threads when they are loaded, unless told not to.
+    return startup.check(settings, take_inheritance(os.environ))
+
+
+def _have_one_thread() -> None:
+    """Keep libraries from starting threads when they are loaded, because a process that forks had better have one.
+
+    Numpy's linear algebra, which nobody uses here, does so, and the allocator that Arrow keeps beside its default one.
+    """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
-    from arcpipe import changeable, supervisor
-    from arcpipe.listeners import Listeners
-
-    if check:
-        supervisor.import_everything()
-        changeable.check(settings)
-        Listeners(settings, 1).check()
-        return
-    logs.setup(settings.log.level, settings.log.format, "supervisor")
-    raise typer.Exit(supervisor.serve(settings, lambda: load_settings(config)))
 
 
 app.command("status")(cli_status.status)
@@ -155,14 +174,15 @@ def config_show(
 
 @config_app.command("check")
 def config_check(config: ConfigOption = None) -> None:
-    """Check the settings and exit: 0 if the server would take them, 2 with a line per problem if not.
+    """Check what a start needs and exit: 0 if the server would start, 2 with a line per problem of the settings, 1 if
+    something else is in the way. It is the same as `arcpipe serve --check`, and starts and changes nothing.
 
     \b
     Example:
       arcpipe config check --config config.toml
     """
-    load_settings(config)
-    print("The settings are good.")
+    said = _check(config)
+    print("The settings are good.", said)
 
 
 def load_settings(config_file: Path | None) -> Settings:

@@ -399,12 +399,16 @@ def _environment_names() -> dict[str, str]:
 
 _SECRETS = frozenset({"storage.s3.access_key_id", "storage.s3.secret_access_key"})
 _MASK = "********"
+# The content of a PEM file where its path belongs: its first line, or the Base64 of a key without it.
+_PASTED = re.compile(r"-----BEGIN |\A\s*M[A-Za-z0-9+/=\s]{60,}\Z")
 
 
 def _printable(key: str, value: Any) -> Any:
     """The value, or a mask where it is, or where a URL holds, a credential."""
     if key in _SECRETS:
         return _MASK if value != "" else ""
+    if _PASTED.search(value if isinstance(value, str) else str(value)):
+        return _MASK
     if isinstance(value, str):
         return re.sub(r"(?<=://)([^/]*|[^@]*:.*)@", f"{_MASK}@", value)
     return value
@@ -532,6 +536,8 @@ def _convert(given: _Given) -> Any:
     """The value in the key's type. Raises ValueError whose text says what is allowed."""
     kind = _keys()[given.key].type
     value = given.value
+    if given.key in _PATHS_OF_SECRETS and isinstance(value, str) and _PASTED.search(value):
+        raise ValueError("allowed: the path of a file, and this is the content of one")
     if kind in listener_settings.PARSERS:
         return listener_settings.PARSERS[kind](value, given.is_text)
     if given.is_text and kind is bool:

@@ -12,16 +12,15 @@ import os
 import queue
 import stat
 import threading
-from collections.abc import Iterator
 from typing import Final
+
+from arcpipe.stderr import pieces
 
 STDERR: Final = "stderr"
 
 # Lines of some seconds at full load; a pipe that nobody reads costs a worker no more memory than this.
 _MAX_WAITING_BYTES: Final = 4 << 20
 _MODE: Final = 0o640
-# What POSIX calls PIPE_BUF, as Linux has it.
-_PIPE_BYTES: Final = 4096
 
 
 def open_to_append(path: str) -> int:
@@ -120,19 +119,8 @@ class LineWriter:
         if self._fd < 0:
             self._fd = open_to_append(self._path)
         is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
-        for piece in (data,) if is_file else _pieces(data):
+        for piece in (data,) if is_file else pieces(data):
             rest = memoryview(piece)
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
                 self._is_cut = bool(rest)
-
-
-def _pieces(data: bytes) -> Iterator[bytes]:
-    """Whole lines, together as many as a pipe takes at once."""
-    start = 0
-    while start < len(data):
-        end = min(start + _PIPE_BYTES, len(data))
-        if end < len(data):
-            end = data.rfind(b"\n", start, end) + 1 or data.find(b"\n", end) + 1 or len(data)
-        yield data[start:end]
-        start = end

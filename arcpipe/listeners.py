@@ -6,6 +6,8 @@ is one for all workers, as is one that a socket unit of systemd gives: whichever
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import ipaddress
 import logging
 import os
@@ -15,7 +17,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from arcpipe import unix_socket
+from arcpipe import holders, unix_socket
 from arcpipe.errors import ArcpipeError
 from arcpipe.listener_settings import Listener, listeners_of
 from arcpipe.service_manager import InheritedFd
@@ -40,6 +42,7 @@ class Bound(NamedTuple):
     listener: Listener
     socket: socket.socket
     is_activated: bool = False
+    is_covered: bool = False  # at an address that its listener's includes
 
     @property
     def is_shared(self) -> bool:
@@ -55,6 +58,16 @@ class Bound(NamedTuple):
         return f"{'https' if self.listener.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+class _Resolved(NamedTuple):
+    """A TCP listener and what `socket` takes of it."""
+
+    listener: Listener
+    family: int
+    kind: int
+    protocol: int
+    address: Any
+
+
 class Listeners:
     """All listening sockets of an instance; none at first."""
 
@@ -66,12 +79,18 @@ class Listeners:
         self._backlog = settings.server.backlog
         self._workers = workers
         self._bound: list[Bound] = []
+        self._unfit: list[Bound] = []  # inherited, for no listener
+        self._unfit_locks: list[int] = []
         self._files: list[unix_socket.SocketFile] = []
+        self._made: list[InheritedFd] = []
+        self._made_files: list[unix_socket.SocketFile] = []
 
     def bind(self, inherited: Sequence[InheritedFd]) -> int:
-        """Binds every address, with inherited sockets where they fit; how many fit nowhere and are closed.
+        """Binds every address, with inherited sockets where they fit; how many fit nowhere, for `close_unfit`.
 
-        At least one socket per worker for each TCP address; they listen once their workers do.
+        At least one socket per worker for each TCP address; they listen once their workers do. Inherited sockets at an
+        address that a new one includes (127.0.0.1 in 0.0.0.0) stay: the kernel gives them what comes there, and to
+        close them would reset who waits in their queues.
 
         Raises:
             ArcpipeError: an address is not to be had, or may not be listened on.
@@ -79,18 +98,31 @@ class Listeners:
         spare = [
             Bound(_NOBODY, socket.socket(fileno=fd), name != LISTENER) for name, fd in inherited if _is_one(name, fd)
         ]
-        locks = [fd for name, fd in inherited if name == SOCKET_LOCK]
+        self._unfit = spare
+        ports = {_port_of(bound) for bound in spare}
+        self._unfit_locks = [fd for name, fd in inherited if name == SOCKET_LOCK]
         # A port of 0 takes what is left over.
-        for listener in sorted(self._wanted, key=lambda one: not one.path and one.tcp.port == 0):
-            self._bound += self._bind_unix(listener, spare, locks) if listener.path else self._bind_tcp(listener, spare)
+        wanted = sorted(
+            (self._resolve(listener) for listener in self._wanted if not listener.path),
+            key=lambda one: one.listener.tcp.port == 0,
+        )
+        for one, found in [(one, _take_tcp(spare, one)) for one in wanted]:
+            self._bound += self._bind_tcp(one, found, _take_covered(spare, one), one.address[1] in ports)
+        for listener in self._wanted:
+            if listener.path:  # last, because what is made here is seen
+                self._bound += self._bind_unix(listener, spare, self._unfit_locks)
         self._bound.sort(key=lambda bound: self._wanted.index(bound.listener))
-        for bound in spare:
-            _remove_file_of(bound, locks)
-            bound.socket.close()
-        for fd in locks:
-            os.close(fd)
         self._warn_of_plain_text()
         return len(spare)
+
+    def close_unfit(self) -> None:
+        """Closes what was inherited and is for no listener, and removes the files of such Unix sockets."""
+        for bound in self._unfit:
+            _remove_file_of(bound, self._unfit_locks)
+            bound.socket.close()
+        for fd in self._unfit_locks:
+            os.close(fd)
+        self._unfit, self._unfit_locks = [], []
 
     def of_worker(self, slot: int) -> list[Bound]:
         """The sockets of one worker: several of an address where a former process had more workers."""
@@ -103,7 +135,7 @@ class Listeners:
     @property
     def urls(self) -> list[str]:
         """Where each listener is found, in the order of the settings."""
-        return list(dict.fromkeys(bound.url for bound in self._bound))
+        return list(dict.fromkeys(bound.url for bound in self._bound if not bound.is_covered))
 
     @property
     def kept(self) -> list[int]:
@@ -118,9 +150,19 @@ class Listeners:
             *(InheritedFd(SOCKET_LOCK, file.lock_fd) for file in self._files),
         ]
 
+    @property
+    def made(self) -> list[InheritedFd]:
+        """What `bind` has made and not inherited."""
+        return self._made
+
     def remove_files(self) -> None:
         """Removes the files of Unix sockets: nobody can connect any more."""
         for file in self._files:
+            file.remove()
+
+    def remove_made_files(self) -> None:
+        """Removes those that `bind` has made, in a process that is not to be the one that listens."""
+        for file in self._made_files:
             file.remove()
 
     def close(self, but: Iterable[Bound] = ()) -> None:
@@ -148,29 +190,48 @@ class Listeners:
             if file.own():  # else its file is gone, and nobody can connect to it
                 spare.remove(bound)
                 return [bound._replace(listener=listener)]
-        return [Bound(listener, file.bind(listener.mode, listener.owner, self._backlog))]
+        self._made_files.append(file)
+        made = file.bind(listener.mode, listener.owner, self._backlog)
+        self._made += [InheritedFd(LISTENER, made.fileno()), InheritedFd(SOCKET_LOCK, file.lock_fd)]
+        return [Bound(listener, made)]
 
-    def check(self) -> None:
-        """Looks whether every address could be listened on, and binds none: another process may do so by now.
+    def check(self, running_pid: int = 0) -> None:
+        """Looks whether every address could be listened on, and leaves nothing behind.
+
+        Args:
+            running_pid: of an instance that may have them, as it is the one to take them over from.
 
         Raises:
             ArcpipeError: one of them could not.
         """
-        for listener in self._wanted:
-            if listener.path:
-                unix_socket.check(listener.path, listener.owner)
-                continue
-            try:
-                self._resolve(listener)
-            except OSError as error:
-                raise _cannot(listener, error) from error
+        bound: list[socket.socket] = []
+        try:
+            for listener in self._wanted:
+                if listener.path:
+                    unix_socket.check(listener.path, listener.owner, running_pid)
+                    continue
+                one = self._resolve(listener)
+                try:
+                    bound.append(_new_tcp(one, one.address, True))
+                except OSError as error:
+                    is_ours = error.errno == errno.EADDRINUSE and holders.holds_port(running_pid, one.address[1])
+                    if not is_ours:
+                        raise _cannot(listener, error) from error
+        finally:
+            for made in bound:
+                made.close()
 
-    def _resolve(self, listener: Listener) -> tuple[int, int, int, Any]:
+    def _resolve(self, listener: Listener) -> _Resolved:
         """Family, kind, protocol and socket address of a TCP listener."""
         host, port = listener.tcp
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+        except OSError as error:
+            raise _cannot(listener, error) from error
+        except UnicodeError as error:  # a part of a name that is empty or longer than 63 characters
+            raise _cannot(listener, OSError(errno.EINVAL, f"no host name ({error})")) from error
         # The settings are checked for what is written there; this is for what a name stands for.
         if not (self._may_be_reached or _is_loopback(address[0])):
             key = "server.listeners" if listener in self._further else "server.host"
@@ -178,23 +239,27 @@ class Listeners:
                 f"{key} = {host!r} is {address[0]}, and anyone who reaches it could write: listen on 127.0.0.1, "
                 "set auth.enabled = true, or say with auth.allow_anonymous = true that this is meant"
             )
-        return family, kind, protocol, address
+        return _Resolved(listener, family, kind, protocol, address)
 
-    def _bind_tcp(self, listener: Listener, spare: list[Bound]) -> list[Bound]:
+    def _bind_tcp(self, wanted: _Resolved, found: list[Bound], covered: list[Bound], is_ours: bool) -> list[Bound]:
+        """Args: is_ours: whether the sockets that listen on this port already are inherited ones."""
+        listener, address = wanted.listener, wanted.address
+        if found:
+            address = found[0].socket.getsockname()
+            if found[0].is_activated:
+                return [bound._replace(listener=listener) for bound in found]
+        sockets = [bound.socket for bound in found]
         try:
-            family, kind, protocol, address = self._resolve(listener)
-            found = _take_tcp(spare, family, address)
-            if found:
-                address = found[0].socket.getsockname()
-                if found[0].is_activated:
-                    return [bound._replace(listener=listener) for bound in found]
-            sockets = [bound.socket for bound in found]
             while len(sockets) < self._workers:
-                sockets.append(_new_tcp(family, kind, protocol, address, not sockets))
+                sockets.append(_new_tcp(wanted, address, not (sockets or is_ours)))
+                self._made.append(InheritedFd(LISTENER, sockets[-1].fileno()))
                 address = sockets[0].getsockname()
         except OSError as error:
             raise _cannot(listener, error) from error
-        return [Bound(listener, one) for one in sockets]
+        return [
+            *(Bound(listener, one) for one in sockets),
+            *(bound._replace(listener=listener, is_covered=True) for bound in covered),
+        ]
 
     def _warn_of_plain_text(self) -> None:
         plain = [one.socket for one in self._bound if not (one.listener.path or one.listener.tls)]
@@ -228,9 +293,9 @@ def _is_one(name: str, fd: int) -> bool:
         return False
 
 
-def _take_tcp(spare: list[Bound], family: int, address: Any) -> list[Bound]:
+def _take_tcp(spare: list[Bound], wanted: _Resolved) -> list[Bound]:
     """The sockets among `spare` that are at an address, taken out of it; all of one port, and of one kind."""
-    found = [bound for bound in spare if bound.socket.family == family and _is_at(bound.socket, address)]
+    found = [bound for bound in spare if bound.socket.family == wanted.family and _is_at(bound, wanted.address)]
     first = next((bound for bound in found if bound.is_activated), found[0] if found else None)
     if first is not None:
         at = first.socket.getsockname()
@@ -240,26 +305,61 @@ def _take_tcp(spare: list[Bound], family: int, address: Any) -> list[Bound]:
     return found
 
 
-def _is_at(listener: socket.socket, address: Any) -> bool:
-    host, port = listener.getsockname()[:2]
-    return bool(host == address[0] and address[1] in (0, port))
+def _take_covered(spare: list[Bound], wanted: _Resolved) -> list[Bound]:
+    """The sockets among `spare` at one address each of those that a wanted one stands for, taken out of it."""
+    host, port = wanted.address[:2]
+    if not (port and ipaddress.ip_address(host).is_unspecified):
+        return []
+    found = [
+        bound
+        for bound in spare
+        if bound.socket.family == wanted.family
+        and not bound.is_activated
+        and _port_of(bound) == port
+        and bound.socket.getsockname()[0] != host
+    ]
+    for bound in found:
+        spare.remove(bound)
+    return found
 
 
-def _new_tcp(family: int, kind: int, protocol: int, address: Any, is_first: bool) -> socket.socket:
-    listener = socket.socket(family, kind, protocol)
+def _is_at(bound: Bound, address: Any) -> bool:
+    host, port = bound.socket.getsockname()[:2]
+    if host != address[0] or address[1] not in (0, port):
+        return False
+    # An older version made sockets at :: that take IPv4, too. A socket unit says itself what its are for.
+    takes_more = bound.socket.family == socket.AF_INET6 and not (
+        bound.is_activated or bound.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    )
+    return not takes_more
+
+
+def _port_of(bound: Bound) -> int:
+    """The TCP port of a socket; 0 for another kind."""
+    return int(bound.socket.getsockname()[1]) if bound.socket.family != socket.AF_UNIX else 0
+
+
+def _new_tcp(wanted: _Resolved, address: Any, is_first: bool) -> socket.socket:
+    listener = socket.socket(wanted.family, wanted.kind, wanted.protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if is_first and address[1]:
             # Somebody else's listening socket with SO_REUSEPORT would silently share our connections.
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with socket.socket(wanted.family, wanted.kind, wanted.protocol) as probe:
+                _prepare(probe)
                 probe.bind(address)
+        _prepare(listener)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def _prepare(listener: socket.socket) -> None:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if listener.family == socket.AF_INET6:  # "::" takes no IPv4, whatever the machine's default is
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
 def _remove_file_of(bound: Bound, locks: list[int]) -> None:
@@ -273,6 +373,17 @@ def _remove_file_of(bound: Bound, locks: list[int]) -> None:
             os.unlink(path)
     except OSError:
         pass  # gone already
+
+
+def discard(made: Iterable[InheritedFd]) -> None:
+    """Closes what `bind` has made in another process, and removes the files of its Unix sockets."""
+    for name, fd in made:
+        if name == LISTENER:
+            with contextlib.suppress(OSError), socket.socket(fileno=fd) as listener:
+                if listener.family == socket.AF_UNIX:
+                    os.unlink(listener.getsockname())
+        else:
+            os.close(fd)
 
 
 def _is_loopback(address: Any) -> bool:

@@ -1,9 +1,10 @@
 """Log lines: the standard library's logging, to stderr, as text or as one JSON object per line.
 
 Every record is one write to the file descriptor, because several processes share it and their lines must not
-interleave. A warning that repeats itself is written twenty times in ten seconds; the last of those that were held back
-follows with their number as `held_back`, when the ten seconds are over and at the end of the process (`flush`).
-This room knows nothing of the settings: it is told level, format and the name of the process.
+interleave, and none waits for whoever reads them (`arcpipe.stderr`). A warning that repeats itself is written twenty
+times in ten seconds; the last of those that were held back follows with their number as `held_back`, when the ten
+seconds are over and at the end of the process (`flush`). This room knows nothing of the settings: it is told level,
+format and the name of the process.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from arcpipe import stderr
 from arcpipe.log_lines import Lines, escaped, fields_of, is_journal, message_of, priority_prefix
 
 log = logging.getLogger(__name__)
 
-_STDERR = 2
+_STDERR: Final = 2
+# The last lines of a process wait so long for whoever reads them.
+_LAST_LINES_SECONDS: Final = 1.0
 
 # Libraries that tell the story of every request at DEBUG; botocore's version of it includes signed headers.
 _TALKATIVE = ("aiobotocore", "aiohttp", "asyncio", "botocore", "urllib3")
@@ -73,13 +77,16 @@ def set_level(level: str | int) -> None:
 
 
 def flush(patience_seconds: float = 0.0) -> None:
-    """Tells of lines that were held back, once their time is over. To be called about once a second.
+    """Tells of lines that were held back, once their time is over, and writes what waits because stderr took nothing.
 
-    With some patience it tells of all of them: the process ends, or becomes another program. (`logging` does so at an
-    end that is Python's own.)
+    To be called about once a second. With some patience it tells of all of them: the process ends, or becomes another
+    program. (`logging` does so at an end that is Python's own.)
     """
     for handler in _handlers():
         handler.tell_held_back(math.inf if patience_seconds else time.monotonic() - _REPEAT_SECONDS)
+    dropped = stderr.flush(patience_seconds)
+    if dropped:
+        log.warning("%d lines of this log were dropped: nobody took them from stderr", dropped)
 
 
 def are_json() -> bool:
@@ -90,7 +97,8 @@ def are_json() -> bool:
 def say(lines: Iterable[str]) -> None:
     """Writes lines to stderr as they are, the last words of a command that fails."""
     before = priority_prefix(logging.CRITICAL) if is_journal(_STDERR, os.environ) else ""
-    _write("".join(f"{before}{escaped(line)}\n" for line in lines).encode("utf-8", "backslashreplace"))
+    stderr.write("".join(f"{before}{escaped(line)}\n" for line in lines).encode("utf-8", "backslashreplace"))
+    stderr.flush(_LAST_LINES_SECONDS)
 
 
 class _OneWriteHandler(logging.Handler):
@@ -113,6 +121,7 @@ class _OneWriteHandler(logging.Handler):
     def close(self) -> None:
         """To be called at the end of the process, as `logging` does: tells of all that are held back."""
         self.tell_held_back(math.inf)
+        stderr.flush(_LAST_LINES_SECONDS)
         super().close()
 
     def tell_held_back(self, before: float) -> None:
@@ -149,11 +158,11 @@ class _OneWriteHandler(logging.Handler):
 
     def _put(self, record: logging.LogRecord) -> None:
         try:
-            _write(self.lines.of(record))
+            stderr.write(self.lines.of(record))
             if self._remember is not None and record.levelno >= logging.WARNING:
                 self._remember(int(record.created * 1e6), record.levelno, message_of(record))
         except Exception as error:  # whoever logs must not pay for it
-            _write(f"BUG: a log line cannot be made: {error!r:.200}\n".encode())
+            stderr.write(f"BUG: a log line cannot be made: {error!r:.200}\n".encode())
 
 
 class _Repeats:
@@ -169,15 +178,6 @@ class _Repeats:
 
 def _handlers() -> list[_OneWriteHandler]:
     return [handler for handler in logging.getLogger().handlers if isinstance(handler, _OneWriteHandler)]
-
-
-def _write(data: bytes) -> None:
-    try:
-        while data:  # a pipe with little room takes a part
-            data = data[os.write(_STDERR, data) :]
-    except OSError:
-        # There is no second place to say that stderr is gone, and it must not cost a request.
-        pass
 
 
 # What Python itself would print

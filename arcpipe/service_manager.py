@@ -8,6 +8,8 @@ nothing is sent. This room knows nothing of arcpipe's processes.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import math
 import os
@@ -21,7 +23,10 @@ _FIRST_FD: Final = 3
 _CHILDREN: Final = "INHERITED_CHILDREN"  # the one variable that no service manager sets
 _EXTENSION_SECONDS: Final = 30
 _SIGN_SECONDS: Final = 1.0
+# What counts waits so long for a manager that is busy; all else is dropped at once, and comes again.
 _SEND_SECONDS: Final = 1.0
+# Descriptors in one message: the kernel takes 253 (SCM_MAX_FD), and refuses a message that has more.
+MAX_FDS: Final = 250
 
 
 class InheritedFd(NamedTuple):
@@ -49,8 +54,6 @@ class ServiceManager:
         # A leading @ stands for the zero byte of Linux's abstract names.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) if address else None
-        if self._socket is not None:
-            self._socket.settimeout(_SEND_SECONDS)
         ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         given = environ.get("WATCHDOG_USEC", "") if ours else ""
         # After so long without a sign this process is ended; infinite without a watchdog.
@@ -58,12 +61,13 @@ class ServiceManager:
         self._next_sign = 0.0
         self._status = ""
 
-    def notify(self, *fields: str, fds: Sequence[int] = ()) -> None:
-        """Sends one message of `NAME=value` fields, with copies of `fds`."""
+    def notify(self, *fields: str, fds: Sequence[int] = (), patience_seconds: float = 0.0) -> None:
+        """Sends one message of `NAME=value` fields, with copies of at most MAX_FDS `fds`."""
         if self._socket is None:
             return
         message = "\n".join(fields).encode("utf-8", "backslashreplace")
         try:
+            self._socket.settimeout(patience_seconds)
             if fds:
                 self._socket.connect(self._address)
                 socket.send_fds(self._socket, [message], fds)
@@ -81,16 +85,21 @@ class ServiceManager:
     def ready(self, status: str) -> None:
         """Started, or done with reloading."""
         self._status = status
-        self.notify("READY=1", f"STATUS={status}")
+        self.notify("READY=1", f"STATUS={status}", patience_seconds=_SEND_SECONDS)
 
     def reloading(self, status: str) -> None:
         """Settings are being read again, or the program is being replaced; `ready` ends it."""
         self._status = status
-        self.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", f"STATUS={status}")
+        self.notify(
+            "RELOADING=1",
+            f"MONOTONIC_USEC={time.monotonic_ns() // 1000}",
+            f"STATUS={status}",
+            patience_seconds=_SEND_SECONDS,
+        )
 
     def stopping(self, status: str) -> None:
         self._status = status
-        self.notify("STOPPING=1", f"STATUS={status}")
+        self.notify("STOPPING=1", f"STATUS={status}", patience_seconds=_SEND_SECONDS)
 
     def is_well(self) -> None:
         """Feeds the watchdog, about once a second however often it is called."""
@@ -109,11 +118,13 @@ class ServiceManager:
 
     def keep(self, name: str, fds: Sequence[int]) -> None:
         """Leaves copies of file descriptors with the manager: the next process gets them if this one crashes."""
-        self.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=fds)
+        for start in range(0, len(fds), MAX_FDS):
+            some = fds[start : start + MAX_FDS]
+            self.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=some, patience_seconds=_SEND_SECONDS)
 
     def drop(self, name: str) -> None:
         """Has the manager close what it was given to keep under that name."""
-        self.notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+        self.notify("FDSTOREREMOVE=1", f"FDNAME={name}", patience_seconds=_SEND_SECONDS)
 
 
 def take_inheritance(environ: MutableMapping[str, str]) -> Inheritance:
@@ -127,30 +138,52 @@ def take_inheritance(environ: MutableMapping[str, str]) -> Inheritance:
     fds = range(_FIRST_FD, _FIRST_FD + int(count))
     names += ["unknown"] * (len(fds) - len(names))
     for fd in fds:
-        os.set_inheritable(fd, False)
+        with contextlib.suppress(OSError):  # one that was named and not handed over is found out where it is used
+            os.set_inheritable(fd, False)
     return Inheritance(
         [InheritedFd(name, fd) for name, fd in zip(names, fds, strict=False)], [int(pid) for pid in children]
     )
 
 
-def become_new_program(inheritance: Inheritance) -> NoReturn:
-    """Executes this process's own command line again, as it is installed now.
+def become_new_program(inheritance: Inheritance, *arguments: str) -> NoReturn:
+    """Executes this process's own command line again, as it is installed now, with further arguments.
 
     The process id stays, and so do children and signals that are blocked or pending. Whatever else is open is closed.
+
+    Raises:
+        OSError: it cannot be executed. This process is as it was.
     """
     above = _FIRST_FD + len(inheritance.fds)
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for _, fd in inheritance.fds]
-    for place, fd in enumerate(moved, _FIRST_FD):
-        os.dup2(fd, place)
+    moved: list[int] = []
+    replaced: dict[int, int] = {}  # what this process has there itself
     environ = os.environ | {
         "LISTEN_PID": str(os.getpid()),
         "LISTEN_FDS": str(len(inheritance.fds)),
         "LISTEN_FDNAMES": ":".join(name for name, _ in inheritance.fds),
         _CHILDREN: " ".join(map(str, inheritance.children)),
     }
-    os.execve(sys.executable, command_line(), environ)
+    try:
+        for _, fd in inheritance.fds:
+            moved.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above))
+        for place, fd in enumerate(moved, _FIRST_FD):
+            replaced[place] = _copy(place, above)
+            os.dup2(fd, place)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:], *arguments], environ)
+    finally:  # it failed
+        for place, copy in replaced.items():
+            os.close(place)
+            if copy >= 0:
+                os.dup2(copy, place, inheritable=False)
+                os.close(copy)
+        for fd in moved:
+            os.close(fd)
 
 
-def command_line() -> list[str]:
-    """What this process was started with."""
-    return [sys.executable, *sys.orig_argv[1:]]
+def _copy(fd: int, above: int) -> int:
+    """A copy of a descriptor that is above a number; -1 if there is none to copy."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        return -1

@@ -3,8 +3,11 @@
 A plain synchronous process: it waits for signals and children in one place and never runs an event loop, so that it
 can fork at any time. It holds the listening sockets too; a connection that arrives while a worker is being replaced
 waits in the queue of its socket and is served by the successor. The same holds for its own replacement: at SIGUSR2
-this process executes its command line again, with sockets, lock and workers in its hands. The new program ends these
-workers once it is ready to start its own. So no slot ever has two owners, and no connection is refused.
+this process executes its command line again, with sockets, lock and workers in its hands (`arcpipe.upgrade`). The new
+program ends these workers once it is ready to start its own. So no slot ever has two owners, and no connection is
+refused.
+
+It never waits for a pipe, a child or a name server: what may take its time is done by a child (`arcpipe.aftermath`).
 
 A child that shows no sign of life for too long is killed and replaced alone. One that cannot be started, or dies again
 and again, is tried again for as long as another one is well. The service manager's watchdog is for what that cannot
@@ -17,31 +20,27 @@ import logging
 import math
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from setproctitle import setproctitle
 
 from arcpipe import __version__, last_words, logs
+from arcpipe.aftermath import Aftermath
 from arcpipe.backlog import Backlog, Leftovers
 from arcpipe.changeable import Changeable
-from arcpipe.children import Child, Pulse, cause, fork, lacks_room, stop
+from arcpipe.children import Child, Pulse, cause, fork, lacks_room, send, stop
 from arcpipe.counters import ANNOUNCED, BEGUN, HANDED_OVER, Counters, Node, Uploader, Worker
-from arcpipe.errors import ArcpipeError, InstanceLocked
+from arcpipe.errors import InstanceLocked
 from arcpipe.ingest.worker import IngestWorker
-from arcpipe.listeners import LISTENER, Listeners, raise_file_limit
-from arcpipe.service_manager import (
-    Inheritance,
-    InheritedFd,
-    ServiceManager,
-    become_new_program,
-    command_line,
-    take_inheritance,
-)
+from arcpipe.listeners import LISTENER, Listeners, discard, raise_file_limit
+from arcpipe.service_manager import Inheritance, InheritedFd, become_new_program
+from arcpipe.signals import SIGNALS
+from arcpipe.startup import LOCK, cannot_start
+from arcpipe.upgrade import WORKER_STOP_SECONDS, Former, Trial
 from arcpipe.wal.directory import SEALED, WALDirectory
-from arcpipe.wal.recovery import RecoverySummary, recover_at_start, remove_recovered
+from arcpipe.wal.recovery import recover_at_start, remove_recovered
 
 if TYPE_CHECKING:
     from arcpipe.config import Settings
@@ -49,14 +48,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_SIGNALS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD}
 _MEASURE_SECONDS: Final = 0.25
 _STARTING_SECONDS: Final = 0.02
 _CLEANUP_SECONDS: Final = 60.0
-# Workers get so long to answer what is in flight and seal before they are killed; nothing acknowledged is lost then.
-_WORKER_STOP_SECONDS: Final = 15.0
-# Before the first and the later tries to read what recovery could not: a disk that fails is not read all the time.
-_RECOVERY_PAUSES: Final = (1.0, 60.0)
 _NO_ROOM_SECONDS: Final = 1.0
 # Without a sign of life for so long a child hangs: an event loop that does not turn (workers sign four times a second,
 # the uploader twice), an uploader that does none of its steps although each try of an upload has an end, a start. An
@@ -66,46 +60,35 @@ _UPLOADER_HUNG_SECONDS: Final = 30.0
 _UPLOADER_STUCK_SECONDS: Final = 900.0
 # A child that was killed for it has to be gone in this time, or the watchdog starves.
 _KILL_SECONDS: Final = 10.0
+# The last lines before another program is executed wait so long for whoever reads them.
+_LAST_LINES_SECONDS: Final = 0.5
 # Between two looks at the children this process itself was stopped, or the machine was: nobody had a chance to sign.
 _PAUSED_SECONDS: Final = 2.0
 _STATUS_SECONDS: Final = 5.0
-_RECOVERY_STOP_SECONDS: Final = 2.0
+# What a worker that had to be killed at a stop left is recovered in this time, or at the next start.
+_LAST_RECOVERY_SECONDS: Final = 15.0
 # An upgrade waits so long for the uploader, while the workers still serve; a batch that is cut short is done again.
 _UPLOADER_HAND_OVER_SECONDS: Final = 5.0
-_CHECK_SECONDS: Final = 20.0
-# The last lines of this version wait so long for whoever reads them.
-_LAST_LINES_SECONDS: Final = 1.0
 
 EXIT_GIVEN_UP: Final = 3
-_LOCK: Final = "lock"  # the name of the directory's lock among what one process hands to the next
 
 
-def serve(settings: Settings, load_settings: Callable[[], Settings]) -> int:
+def serve(settings: Settings, load_settings: Callable[[], Settings], former: Former) -> int:
     """Runs the whole instance until SIGTERM or SIGINT; the exit code of the process.
 
     At SIGUSR2 this process becomes the program as it is installed by then: it does not return.
 
     Args:
         load_settings: gives the settings as they are at a reload, or raises ConfigError.
+        former: the program that this process was before, if it was one.
 
     Raises:
         ArcpipeError: it could not start; the text says why.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        return _Supervisor(settings, load_settings, take_inheritance(os.environ)).run()
+        return _Supervisor(settings, load_settings, former).run()
     except OSError as error:
-        where = f" (wal.dir = {settings.wal.dir})" if error.filename is None else ""
-        raise ArcpipeError(f"cannot start: {error}{where}") from error
-
-
-def import_everything() -> None:
-    """Imports what the whole tree of processes runs.
-
-    Raises:
-        ImportError: the installation is not complete.
-    """
-    import arcpipe.upload.uploader  # noqa: F401
+        raise cannot_start(error, settings) from error
 
 
 class _Stopped(Exception):
@@ -113,10 +96,10 @@ class _Stopped(Exception):
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, load_settings: Callable[[], Settings], inheritance: Inheritance) -> None:
+    def __init__(self, settings: Settings, load_settings: Callable[[], Settings], former: Former) -> None:
         self._settings = settings
-        self._manager = ServiceManager(os.environ)
-        self._inheritance = inheritance
+        self._manager = former.manager
+        self._former = former
         self._directory = WALDirectory(settings.wal.dir)
         self._workers = settings.server.worker_count()
         # Any token may have limits after a reload.
@@ -125,17 +108,16 @@ class _Supervisor:
         self._listeners = Listeners(settings, self._workers)
         self._leftovers = Leftovers(self._directory)
         self._backlog = Backlog(self._directory, self._leftovers, self._counters.node)
-        self._last_timestamps: dict[int, int] = {}  # µs, by slot, of what was recovered
-        self._unlisted: set[int] = set()  # slots of which nobody knows yet what their dead workers left
+        self._aftermath = Aftermath(self._leftovers, self._workers, settings.uploader.nice, self._fork_recovery)
         self._children: list[Child] = []  # the uploader, then the workers by slot
-        self._recovery = Child("recovery", self._fork_recovery, lambda: True, [], _RECOVERY_PAUSES)
-        self._tried = 0  # segments, by the recovery that runs
         self._lock_problem = ""  # the last one logged
         self._announced = ""  # the address, once it is served
         self._looked_at = 0.0
         self._described_at = 0.0
         self._described_records = 0
         self._changeable = Changeable(settings, load_settings, self._counters)
+        self._trial = Trial(self._fork)
+        self._leaving_since = 0.0  # when an upgrade began to make place
 
     def run(self) -> int:
         settings = self._settings
@@ -145,31 +127,50 @@ class _Supervisor:
         log.info("arcpipe %s starting, log in %s, store %s", __version__, settings.wal.dir, settings.storage.url)
         raise_file_limit(settings.server.max_connections)
         self._changeable.read()
+        is_upgrade = self._former.has_workers
         self._manager.status("recovering the log")
+        self._directory.refuse_another(self._former.fds(LOCK))
         self._directory.make()
-        # First, as they hold the directory where the version before this one could not hand its lock over.
-        self._end_former_workers()
-        self._directory.lock(inherited_fds=[fd for name, fd in self._inheritance.fds if name == _LOCK])
+        self._lock()
+        unfit = 0
+        if is_upgrade:  # as long as there is a way back
+            self._node = self._directory.next_boot()
+            unfit = self._bind()
+            self._former.end_workers()
         # First, because on a full disk it makes the space that all the rest needs.
         try:
-            summary = self._insist(lambda: recover_at_start(self._directory, self._show_recovery))
+            summary = self._insist(lambda: recover_at_start(self._directory, self._show_recovery), is_upgrade)
         except _Stopped:
             return 0
-        self._note_recovered(summary)
-        self._node = self._directory.next_boot()
+        self._aftermath.note_recovered(summary)
+        if not is_upgrade:
+            self._node = self._directory.next_boot()
+            unfit = self._bind()
         self._remove_recovered()
-        self._listen()
+        self._leave_sockets_with_the_manager(unfit)
         self._counters.node[Node.STARTED_US] = time.time_ns() // 1000
         self._measure()
         self._children = [self._uploader_child(), *(self._worker_child(slot) for slot in range(1, self._workers + 1))]
         code = self._watch()
-        if code is None:
-            self._hand_over()
         unknown = self._drain(hurry=code != 0)
         return code or unknown
 
-    def _insist(self, step: Callable[[], T]) -> T:
+    def _lock(self) -> None:
+        """Takes the directory. The version before this one could not hand all of its lock over: its workers have it."""
+        try:
+            self._directory.lock(inherited_fds=self._former.copies(LOCK))
+        except InstanceLocked:
+            if not self._former.has_workers:
+                raise
+            self._former.end_workers()
+            self._directory.lock(inherited_fds=self._former.copies(LOCK))
+        self._former.close(LOCK)
+
+    def _insist(self, step: Callable[[], T], whatever_happens: bool) -> T:
         """Does a step of the start, again and again while there is no room for a thread or no memory.
+
+        Args:
+            whatever_happens: after any other failure, too: nobody would start this process again as it is.
 
         Raises:
             _Stopped: a signal came meanwhile.
@@ -178,7 +179,7 @@ class _Supervisor:
             try:
                 return step()
             except (OSError, RuntimeError, MemoryError) as error:
-                if not lacks_room(error):
+                if not (lacks_room(error) or whatever_happens):
                     raise
                 log.error("the start has to wait: %s; trying again in %g s", error, _NO_ROOM_SECONDS)
             self._manager.needs_time()
@@ -187,23 +188,20 @@ class _Supervisor:
                 log.info("stopping before it has started")
                 raise _Stopped
 
-    def _note_recovered(self, summary: RecoverySummary) -> None:
-        for file in summary.files:
-            self._last_timestamps[file.slot] = max(file.last_timestamp, self._last_timestamps.get(file.slot, 0))
-        self._leftovers.add(summary.unreadable)
-
     def _show_recovery(self, done: int, total: int) -> None:
         self._manager.needs_time()
         self._manager.status(f"recovering the log: {done} of {total} segments")
 
-    def _listen(self) -> None:
-        """Binds, with the sockets of a former process where they fit; each is a queue in which clients may wait."""
-        unfit = self._listeners.bind([one for one in self._inheritance.fds if one.name != _LOCK])
+    def _bind(self) -> int:
+        """Binds, with the sockets of a former process where they fit; how many do not. Clients may wait in each."""
+        return self._listeners.bind(self._former.others(LOCK))
+
+    def _leave_sockets_with_the_manager(self, unfit: int) -> None:
+        self._listeners.close_unfit()
         if unfit:
             log.info("%d sockets of the former process are at another address; closing them", unfit)
             self._manager.drop(LISTENER)
-        if self._listeners.kept:
-            self._manager.keep(LISTENER, self._listeners.kept)
+        self._manager.keep(LISTENER, self._listeners.kept)
 
     def _uploader_child(self) -> Child:
         block = self._counters.uploader
@@ -223,45 +221,60 @@ class _Supervisor:
 
     # Watching
 
-    def _watch(self) -> int | None:
-        """Keeps every slot filled until told to stop; the exit code, or None to make place for a new version."""
+    def _watch(self) -> int:
+        """Keeps every slot filled until told to stop; the exit code."""
         next_cleanup = time.monotonic() + _CLEANUP_SECONDS
         stop_at = math.inf
         while (now := time.monotonic()) < stop_at:
-            for child in reversed(self._children):
-                if not child.pid and now >= child.start_at:
-                    child.start(now)
-            self._retry_recovery(now)
-            if stop_at < math.inf:
-                self._manager.needs_time()
-            elif self._announced:
-                self._describe(now)
-            elif not self._announce():
-                self._manager.needs_time()
-            received = signal.sigtimedwait(_SIGNALS, _MEASURE_SECONDS if self._announced else _STARTING_SECONDS)
-            match received.si_signo if received is not None else 0:
-                case signal.SIGTERM | signal.SIGINT as number:
-                    log.info("%s: stopping", signal.Signals(number).name)
-                    stop_at = self._put_off_the_end() if stop_at == math.inf else 0.0
-                    continue
-                case signal.SIGHUP:
-                    self._reload()
-                case signal.SIGUSR2 if stop_at == math.inf and self._can_upgrade():
-                    return None
-            self._reap()
-            if all(worker.is_hopeless for worker in self._children[1:]):
-                log.critical("no worker can be kept alive (see above); stopping. What was acknowledged is in the WAL")
-                return EXIT_GIVEN_UP
-            if self._look_after_children(time.monotonic()):
-                self._manager.is_well()
-            self._measure()
-            self._follow_reload()
-            logs.flush()
-            if time.monotonic() >= next_cleanup:
-                next_cleanup += _CLEANUP_SECONDS
-                self._remove_recovered()
-                self._changeable.note_endings()
+            try:
+                self._start_what_is_due(now)
+                self._tell_the_manager(now, is_stopping=stop_at < math.inf)
+                received = signal.sigtimedwait(SIGNALS, _MEASURE_SECONDS if self._announced else _STARTING_SECONDS)
+                match received.si_signo if received is not None else 0:
+                    case signal.SIGTERM | signal.SIGINT as number:
+                        log.info("%s: stopping", signal.Signals(number).name)
+                        self._forget_upgrade()
+                        stop_at = self._put_off_the_end() if stop_at == math.inf else 0.0
+                        continue
+                    case signal.SIGHUP:
+                        self._reload()
+                    case signal.SIGUSR2 if stop_at == math.inf:
+                        self._try_upgrade()
+                self._reap()
+                if all(worker.is_hopeless for worker in self._children[1:]):
+                    log.critical(
+                        "no worker can be kept alive (see above); stopping. What was acknowledged is in the WAL"
+                    )
+                    return EXIT_GIVEN_UP
+                if self._look_after_children(time.monotonic()):
+                    self._manager.is_well()
+                self._measure()
+                self._follow_reload()
+                logs.flush()
+                if time.monotonic() >= next_cleanup:
+                    next_cleanup += _CLEANUP_SECONDS
+                    self._remove_recovered()
+                    self._changeable.note_endings()
+            except Exception:
+                log.exception("a bug in the supervisor; it goes on")
+                time.sleep(_STARTING_SECONDS)  # it may be there in each turn
         return 0
+
+    def _start_what_is_due(self, now: float) -> None:
+        self._trial.look(now)
+        if self._leaving_since:
+            self._make_place(now)
+            return
+        self._aftermath.look(now)
+        for number, child in reversed(list(enumerate(self._children))):
+            if not child.pid and now >= child.start_at and self._aftermath.is_over(number):
+                child.start(now)
+
+    def _tell_the_manager(self, now: float, is_stopping: bool) -> None:
+        if is_stopping or not (self._announced or self._announce()):
+            self._manager.needs_time()
+        elif not self._leaving_since:
+            self._describe(now)
 
     def _put_off_the_end(self) -> float:
         """Tells load balancers to send elsewhere; the time until which they may take to do so."""
@@ -341,15 +354,19 @@ class _Supervisor:
                 return
             if not pid:
                 return
-            if pid == self._recovery.pid:
-                self._note_end_of_recovery(status)
+            self._aftermath.note_end(pid, status)
+            if self._trial.note_end(pid, status):
+                self._begin_to_leave()
             for number, child in enumerate(self._children):
                 if child.pid == pid:
                     self._note_death(number, pid, status)
 
     def _note_death(self, number: int, pid: int, status: int) -> None:
-        """Decides when a slot that has just become empty is filled again, and recovers what a worker left."""
+        """Decides when a slot that has just become empty is filled again, and has recovered what a worker left."""
         child = self._children[number]
+        if number == 0 and self._leaving_since:
+            child.pid = 0  # it was told to end
+            return
         delay = child.note_end(time.monotonic(), status)
         log.error("%s (pid %d) died: %s; restarting in %.1f s", child.name, pid, cause(status), delay)
         if number == 0:
@@ -358,41 +375,7 @@ class _Supervisor:
         self._counters.node[Node.WORKER_RESTARTS] += 1
         if self._counters.meters is not None:
             self._counters.meters.forget(number)
-        try:
-            self._recover_slot(number)
-        except OSError as error:
-            log.error("cannot look for the segments of %s: %s; it starts once that works", child.name, error)
-
-    def _recover_slot(self, slot: int) -> None:
-        """Recovers what a slot's dead worker left. What cannot be read is tried again by and by.
-
-        Raises:
-            OSError: the directory cannot be listed. No successor may start before: its files would look like these.
-        """
-        self._unlisted.add(slot)
-        self._note_recovered(self._leftovers.recover_slot(slot))
-        self._unlisted.discard(slot)
-
-    def _retry_recovery(self, now: float) -> None:
-        """Has what could not be recovered tried again when it is time."""
-        child = self._recovery
-        if not self._leftovers or child.pid:
-            return
-        if not child.failures:  # they are new, or others were recovered just now
-            child.put_off(now)
-        elif now >= child.start_at:
-            self._tried = len(self._leftovers)
-            child.start(now)
-
-    def _note_end_of_recovery(self, status: int) -> None:
-        child, pid = self._recovery, self._recovery.pid
-        delay = child.note_end(time.monotonic(), status)
-        left = len(self._leftovers.look())
-        if left < self._tried:
-            child.failures = 0
-            log.info("recovered %d of %d segments that could not be read before", self._tried - left, self._tried)
-        elif status:
-            log.error("recovery (pid %d) died: %s; trying again in %.0f s", pid, cause(status), delay)
+        self._aftermath.note_death(number)
 
     def _measure(self) -> None:
         """Shares the figures that decide whether writes are taken, and keeps the lock."""
@@ -430,13 +413,8 @@ class _Supervisor:
         self._listeners.remove_files()
         self._listeners.close()
         workers = self._children[1:]
-        hurry = self._stop(workers, 0.0 if hurry else _WORKER_STOP_SECONDS) or hurry
-        self._stop([self._recovery], _RECOVERY_STOP_SECONDS)
-        for slot, _ in enumerate(workers, 1):
-            try:
-                self._recover_slot(slot)  # only what a worker that had to be killed left
-            except OSError as error:
-                log.error("cannot look for the segments of ingest %d: %s; the next start does", slot, error)
+        hurry = self._stop(workers, 0.0 if hurry else WORKER_STOP_SECONDS) or hurry
+        self._aftermath.finish(_LAST_RECOVERY_SECONDS, self._while_waiting)
         self._manager.status("uploading what is in the log")
         self._ship_the_rest(0.0 if hurry else self._settings.shutdown.drain_seconds)
         self._measure()
@@ -482,8 +460,8 @@ class _Supervisor:
         except OSError:
             return False  # nobody knows
 
-    def _stop(self, children: list[Child], seconds: float, signals: set[signal.Signals] = _SIGNALS) -> bool:
-        return stop(children, seconds, signals, self._while_waiting)
+    def _stop(self, children: list[Child], seconds: float) -> bool:
+        return stop(children, seconds, SIGNALS, self._while_waiting)
 
     def _while_waiting(self) -> None:
         self._backlog.measure()  # children that still serve go by it
@@ -491,66 +469,68 @@ class _Supervisor:
 
     # Making place for a new version
 
-    def _can_upgrade(self) -> bool:
-        """Whether the program as it is installed now would start with the settings as they are now."""
+    def _try_upgrade(self) -> None:
+        """Has the program as it is installed now try whether it would start with the settings as they are now."""
         if not self._announced:
             log.error("SIGUSR2: this version is still starting, so it stays")
-            return False
-        try:
-            check = subprocess.run(
-                [*command_line(), "--check"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=_CHECK_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            reason = str(error)
+        elif self._trial.is_running or self._leaving_since:
+            log.warning("SIGUSR2: an upgrade is being tried already")
         else:
-            if check.returncode == 0:
-                return True
-            reason = check.stderr.strip() or f"exit code {check.returncode}"
-        log.error("SIGUSR2: the installed version would not start, so this one stays: %s", reason)
-        return False
+            try:
+                self._trial.begin(self._handed_over)
+            except OSError as error:
+                log.error("SIGUSR2: the installed version cannot be tried, so this one stays: %s", error)
 
-    def _hand_over(self) -> NoReturn:
-        """Turns into the installed version. The workers serve until that has loaded its code (`_end_former_workers`).
+    @property
+    def _handed_over(self) -> list[InheritedFd]:
+        # The lock's file comes first: an older version takes one, and that is the one it knows.
+        return [*(InheritedFd(LOCK, fd) for fd in self._directory.lock_fds), *self._listeners.handed_over]
 
-        A signal to stop waits for the new version.
+    def _begin_to_leave(self) -> None:
+        """Ends the uploader and what else is at the WAL; the workers serve on."""
+        self._leaving_since = time.monotonic()
+        self._aftermath.kill()
+        send(self._children[:1], signal.SIGTERM)
+
+    def _make_place(self, now: float) -> None:
+        """Turns into the installed version once nobody but the workers is left; those serve until that can start.
+
+        A signal to stop waits for the new version then.
         """
+        uploader, *workers = self._children
+        if uploader.pid or not self._aftermath.is_idle:
+            seconds = now - self._leaving_since
+            if seconds > _UPLOADER_HAND_OVER_SECONDS and not uploader.killed_at:
+                uploader.killed_at = now
+                send([uploader], signal.SIGKILL)
+            elif seconds > _UPLOADER_HAND_OVER_SECONDS + _KILL_SECONDS:
+                log.error("SIGUSR2: a process at the WAL cannot be killed, so this version stays")
+                self._forget_upgrade()
+            return
         log.info("SIGUSR2: making place for the installed version")
         self._manager.reloading("making place for the installed version")
-        uploader, *workers = self._children
-        self._stop([uploader, self._recovery], _UPLOADER_HAND_OVER_SECONDS, {signal.SIGCHLD})
         self._manager.needs_time()
         self._counters.node[Node.DRAINING] = HANDED_OVER
         logs.flush(_LAST_LINES_SECONDS)
-        become_new_program(
-            Inheritance(
-                [
-                    # The file's comes first: an older version takes one, and that is the one it knows.
-                    *(InheritedFd(_LOCK, fd) for fd in self._directory.lock_fds),
-                    *self._listeners.handed_over,
-                ],
-                [worker.pid for worker in workers if worker.pid],
+        made = self._trial.take_made()
+        try:
+            become_new_program(
+                Inheritance([*self._handed_over, *made], [worker.pid for worker in workers if worker.pid])
             )
-        )
+        except OSError as error:
+            log.error("SIGUSR2: the installed version cannot be executed, so this one stays: %s", error)
+        discard(made)
+        self._counters.node[Node.DRAINING] = 0
+        self._manager.ready(f"serving on {self._announced} with {self._workers} workers")
+        self._forget_upgrade()
 
-    def _end_former_workers(self) -> None:
-        """Ends the workers of the program that this process was. From now on connections wait in their queues."""
-        former = []
-        for pid in self._inheritance.children:
-            former.append(Child("worker of the former version", lambda: 0, lambda: True, []))
-            former[-1].pid = pid
-        self._stop(former, _WORKER_STOP_SECONDS, {signal.SIGCHLD})
+    def _forget_upgrade(self) -> None:
+        self._leaving_since = 0.0
+        self._trial.forget()
 
     # Forking
 
     def _fork_worker(self, slot: int) -> int:
-        if slot in self._unlisted:
-            self._recover_slot(slot)
         block = self._counters.worker(slot)
         block[Worker.PID] = 0
         access = self._changeable.access()  # before the fork: what is reloaded after it is news to the worker
@@ -558,7 +538,7 @@ class _Supervisor:
         def work() -> int:
             mine = self._listeners.of_worker(slot)
             self._listeners.close(but=mine)
-            last = self._last_timestamps.get(slot, 0)
+            last = self._aftermath.last_timestamp(slot)
             return IngestWorker(self._settings, slot, mine, self._counters, self._node, last, access).run()
 
         return self._fork(f"ingest {slot}", work)
@@ -577,26 +557,27 @@ class _Supervisor:
 
         return self._fork("uploader", work)
 
-    def _fork_recovery(self) -> int:
-        def work() -> int:
+    def _fork_recovery(self, name: str, work: Callable[[], int]) -> int:
+        def work_alone() -> int:
             self._listeners.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # may end it at any moment, as a crash may
-            os.nice(self._settings.uploader.nice)
-            return self._leftovers.retry()
+            return work()
 
-        return self._fork("recovery", work)
+        return self._fork(name, work_alone)
 
     def _fork(self, name: str, work: Callable[[], int]) -> int:
         """Runs `work` in a child that dies with this process; its pid."""
 
         def prepare() -> None:
-            notes = self._counters.notes(name)
-            logs.setup(self._counters.node[Node.LOG_LEVEL], self._settings.log.format, name, notes.add)
+            # What recovers a slot has the notes of its dead worker.
+            of = name.removeprefix("recovery of ")
+            remember = self._counters.notes(of).add if of in self._counters.processes() else None
+            logs.setup(self._counters.node[Node.LOG_LEVEL], self._settings.log.format, name, remember)
             setproctitle(f"arcpipe: {name}")
             # Ctrl-C reaches the whole terminal group, other signals the whole service; the supervisor acts on them.
             for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
                 signal.signal(ignored, signal.SIG_IGN)
             # SIGTERM stays blocked until the child has a handler for it: one that comes before is not lost then.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - {signal.SIGTERM})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGTERM})
 
         return fork(name, prepare, work)

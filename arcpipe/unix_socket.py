@@ -21,6 +21,7 @@ import stat
 import time
 from typing import Final
 
+from arcpipe import holders
 from arcpipe.errors import ArcpipeError
 
 # For an instance that was killed and is still going away: its processes die within milliseconds.
@@ -90,16 +91,7 @@ class SocketFile:
     def _remove_stale(self) -> None:
         if not _is_socket(self.path):
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            answer = probe.connect_ex(self.path)
-        if answer in _LISTENED_ON:
-            raise ArcpipeError(
-                f"cannot listen on unix:{self.path}: another process listens there. "
-                "Stop that one first, or give this listener another path"
-            )
-        if answer not in (errno.ECONNREFUSED, errno.ENOENT):
-            raise _cannot(self.path, OSError(answer, os.strerror(answer)))
+        _refuse_if_listened_on(self.path)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
 
@@ -141,14 +133,17 @@ def lock(path: str, inherited_fds: list[int]) -> SocketFile:
         time.sleep(_POLL_SECONDS)
 
 
-def check(path: str, owner: str) -> None:
+def check(path: str, owner: str, running_pid: int = 0) -> None:
     """Looks whether a socket could be made at a path, and changes nothing.
+
+    Args:
+        running_pid: of an instance that may listen there, as it is the one to take it over from.
 
     Raises:
         ArcpipeError: it could not.
     """
-    if _is_socket(path):  # of the running version, or of a socket unit: nothing is made then
-        return
+    if _is_socket(path) and not holders.holds_path(running_pid, path):
+        _refuse_if_listened_on(path)
     if owner:
         _ids(owner)
     directory = os.path.dirname(path) or "."
@@ -156,6 +151,20 @@ def check(path: str, owner: str) -> None:
         raise _cannot(path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
     if not os.access(directory, os.W_OK | os.X_OK):
         raise _cannot(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _refuse_if_listened_on(path: str) -> None:
+    """Raises ArcpipeError if another process listens at a path where there is a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        answer = probe.connect_ex(path)
+    if answer in _LISTENED_ON:
+        raise ArcpipeError(
+            f"cannot listen on unix:{path}: another process listens there. "
+            "Stop that one first, or give this listener another path"
+        )
+    if answer not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise _cannot(path, OSError(answer, os.strerror(answer)))
 
 
 def _is_socket(path: str) -> bool:

@@ -100,6 +100,20 @@ def _decode_node(data: bytes) -> tuple[Node, dict[str, Any]]:
     return msgspec.convert(fields, Node), fields
 
 
+def nearest_directory(path: str) -> str:
+    """The path itself or the nearest directory above it that is there.
+
+    Raises:
+        NotADirectoryError: there is something else, so that no directory can be made.
+    """
+    above = os.path.abspath(path)
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if not os.path.isdir(above):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), above)
+    return above
+
+
 class WALDirectory:
     """Paths and listings of one log directory; makes what is missing."""
 
@@ -114,7 +128,8 @@ class WALDirectory:
 
     def make(self) -> None:
         """Create the directory, the directories above it and its folders where they are missing, durably."""
-        for folder in (self.path, self.free, self.batches, self.quarantine, self.spool):
+        for folder in self.folders:
+            nearest_directory(folder)
             parents = []
             missing = os.path.abspath(folder)
             while not os.path.isdir(missing):
@@ -126,9 +141,27 @@ class WALDirectory:
                 self.disk.sync_directory(parent)
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """The directory and those in it."""
+        return self.path, self.free, self.batches, self.quarantine, self.spool
+
+    @property
     def lock_fds(self) -> tuple[int, ...]:
         """The lock, to be handed to `lock` of the next program in this process; empty if it is not taken."""
         return self._lock.fds
+
+    def lock_holder(self, inherited_fds: Sequence[int] = ()) -> str:
+        """Who keeps this process from locking it, as far as known; see `InstanceLock.holder`."""
+        return self._lock.holder(inherited_fds)
+
+    def refuse_another(self, inherited_fds: Sequence[int]) -> None:
+        """Raises WALError if the locks that this process took as another program are of another directory."""
+        if not self._lock.is_among(inherited_fds):
+            former = os.readlink(f"/proc/self/fd/{inherited_fds[0]}").removesuffix("/LOCK")
+            raise WALError(
+                f"wal.dir = {self.path} is another directory than {former}, which is in use: what waits there would "
+                "never be uploaded. Set it back; to move the WAL, stop the server first."
+            )
 
     def lock(self, wait_seconds: float = 2.0, inherited_fds: Sequence[int] = ()) -> None:
         """Takes the directory for this process and the children that it forks; see `InstanceLock.take`.
@@ -158,8 +191,24 @@ class WALDirectory:
             OSError: it cannot be written.
         """
         path = self._node_path
+        found = self._read_node()
+        if found is None:
+            found = Node(secrets.token_hex(6), 0), {}
+            self._warn_of_a_lost_identity(found[0])
+            self._sync_above()
+        before, fields = found
+        node = Node(before.node, before.boot + 1)
+        durable.replace(self.disk, path, msgspec.json.encode({**fields, "node": node.node, "boot": node.boot}))
+        return node
+
+    def check_node(self) -> None:
+        """Raises WALError or UnknownVersion if `next_boot` would, for what it reads."""
+        self._read_node()
+
+    def _read_node(self) -> tuple[Node, dict[str, Any]] | None:
+        path = self._node_path
         try:
-            found = durable.load(self.disk, path, _decode_node)
+            return durable.load(self.disk, path, _decode_node)
         except DamagedFile as error:
             raise WALError(f"{error}. Restore it, or move it away to give this node a new identity.") from error
         except UnknownVersion as error:
@@ -169,14 +218,6 @@ class WALDirectory:
                 f"{path} cannot be read: {error.strerror or error}. It says who this node is, so nothing starts "
                 "without it. Mend the disk, or give the user that arcpipe runs as permission to read it."
             ) from error
-        if found is None:
-            found = Node(secrets.token_hex(6), 0), {}
-            self._warn_of_a_lost_identity(found[0])
-            self._sync_above()
-        before, fields = found
-        node = Node(before.node, before.boot + 1)
-        durable.replace(self.disk, path, msgspec.json.encode({**fields, "node": node.node, "boot": node.boot}))
-        return node
 
     @property
     def _node_path(self) -> str:

@@ -71,6 +71,36 @@ class InstanceLock:
             for fd in spare:
                 os.close(fd)
 
+    def holder(self, inherited_fds: Sequence[int] = ()) -> str:
+        """Who keeps this process from taking the directory: the pid that LOCK tells, or "unknown"; "" if nobody does.
+
+        Changes nothing. `inherited_fds` are as for `take`.
+
+        Raises:
+            OSError: the directory or its LOCK cannot be opened.
+        """
+        for path in (self._path, self._file):
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path == self._file else self._disk.open_directory(path)
+            except FileNotFoundError:
+                continue
+            try:
+                if not any(os.path.samestat(os.fstat(other), os.fstat(fd)) for other in inherited_fds):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return self._owner()
+            except OSError as error:
+                if path == self._file or error.errno not in _CANNOT_LOCK:
+                    raise
+            finally:
+                os.close(fd)
+        return ""
+
+    def is_among(self, fds: Sequence[int]) -> bool:
+        """Whether one of these locks, or none at all, is of this directory."""
+        there = [path for path in (self._path, self._file) if os.path.exists(path)]
+        return not fds or any(os.path.samestat(os.fstat(fd), os.stat(path)) for fd in fds for path in there)
+
     def renew(self) -> None:
         """Takes what was removed or replaced meanwhile, the directory or LOCK in it; two stat calls if nothing was.
 

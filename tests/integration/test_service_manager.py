@@ -111,6 +111,25 @@ def test_without_a_manager_nothing_is_said(manager: Manager, monkeypatch: pytest
     assert manager.receive() == []
 
 
+def test_more_sockets_than_a_message_takes_are_all_left_with_the_manager(manager: Manager) -> None:
+    with socket.socketpair()[0] as one:
+        ServiceManager({"NOTIFY_SOCKET": manager.address}).keep("listener", [one.fileno()] * 600)
+    manager.receive()
+    assert len(manager.stored) == 600
+    assert {message["FDNAME"] for message in manager.messages} == {"listener"}
+
+
+def test_a_manager_that_takes_nothing_holds_up_no_sign_of_life(manager: Manager) -> None:
+    told = ServiceManager({"NOTIFY_SOCKET": manager.address})
+    started = time.monotonic()
+    for number in range(500):  # far more than its queue takes
+        told.status(f"serving {number}")
+    assert time.monotonic() - started < 20
+    manager.receive()
+    told.ready("well")
+    assert manager.values("READY") == ["1"]
+
+
 @pytest.mark.parametrize("trace", ["none", "a socket", "a file", "a long name"])
 def test_with_a_manager_that_is_gone_messages_are_dropped_until_it_is_back(tmp_path: Path, trace: str) -> None:
     address = str(tmp_path / ("x" * 200 if trace == "a long name" else "gone"))

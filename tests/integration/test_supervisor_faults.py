@@ -206,6 +206,28 @@ def test_a_fork_that_fails_is_tried_again_at_the_start_and_later(tmp_path: Path)
         server._show_log()
 
 
+@pytest.mark.parametrize("lacking", [NO_PROCESSES, NO_THREADS], ids=["processes", "threads"])
+def test_a_worker_that_dies_while_there_is_no_room_for_its_recovery_ends_nobody(tmp_path: Path, lacking: str) -> None:
+    server = Server(tmp_path, server_workers=2, flush_max_age_seconds=NEVER)
+    fault = Fault(server, lacking)
+    with server:
+        for number in range(20):  # spread over both
+            assert server.post(V2, body(number)).status == 202
+        pids = server.pids()
+        fault.on()
+        for role in ("ingest 1", "ingest 2"):
+            server.kill(role)
+        sentence = "cannot start" if lacking == NO_PROCESSES else "cannot go on: can't start new thread"
+        wait_until(lambda: server.log.count(sentence) > 3, "failed starts")
+        fault.off()
+        for role in ("ingest 1", "ingest 2"):
+            server.wait_for_successor(role, pids[role])
+        wait_until(lambda: server.post(V2, body(20)).status == 202, "a write")
+        server.send_signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+        assert numbers(server) == list(range(21))
+
+
 @pytest.mark.parametrize("patience", ["until it goes on", "until it is stopped"])
 def test_a_start_that_gets_no_thread_waits(tmp_path: Path, patience: str) -> None:
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=NEVER) as server:

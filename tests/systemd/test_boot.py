@@ -215,6 +215,139 @@ def test_an_upgrade_under_load_fails_no_write(machine: Machine) -> None:
     machine.run("systemctl start arcpipe")
 
 
+def upgrade(machine: Machine, expected: str) -> None:
+    """Has it become what is installed, with the settings as they are; waits until the journal says what is expected."""
+    before = machine.journal().count(expected)
+    machine.run("systemctl kill --kill-whom=main --signal=USR2 arcpipe")
+    wait_until(lambda: machine.journal().count(expected) > before, expected, 60)
+
+
+def wait_for_stored(machine: Machine, count: int) -> None:
+    """Waits until so many sockets are in the descriptor store."""
+    wait_until(lambda: machine.show("NFileDescriptorStore")["NFileDescriptorStore"] == str(count), f"{count} sockets")
+
+
+def wait_for_successor(machine: Machine, role: str, dead: int) -> None:
+    def is_another() -> bool:
+        found = machine.processes().get(role)
+        return found is not None and found.pid != dead
+
+    wait_until(is_another, f"a new {role}", 60)
+
+
+@pytest.fixture
+def settings(machine: Machine) -> Iterator[Path]:
+    """The settings file of the service; it is as before in the end, and so is the service."""
+    path = machine.tree / "etc/arcpipe/config.toml"
+    good = path.read_text()
+    yield path
+    path.write_text(good)
+    machine.run("systemctl reset-failed arcpipe; systemctl restart arcpipe")
+
+
+def test_an_upgrade_that_cannot_start_is_refused_and_the_service_goes_on(machine: Machine, settings: Path) -> None:
+    good = settings.read_text()
+    before = machine.processes()
+    state = machine.show("MainPID", "NRestarts", "ActiveEnterTimestamp")
+    refusal = "the installed version would not start, so this one stays: "
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # the machine shares this network
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings.write_text(f'{good}\n[[server.listeners]]\naddress = "127.0.0.1:{port}"\n')
+        upgrade(machine, f"{refusal}cannot listen on 127.0.0.1 port {port}: Address already in use")
+    settings.write_text(good.replace('dir = "./data/wal"', 'dir = "./data/elsewhere"'))
+    upgrade(machine, f"{refusal}wal.dir = ./data/elsewhere is another directory than /var/lib/arcpipe/data/wal")
+    settings.write_text(good.replace('host = "127.0.0.1"', 'host = "no-such-host.invalid"'))
+    upgrade(machine, refusal)
+    assert machine.processes() == before
+    assert machine.show("MainPID", "NRestarts", "ActiveEnterTimestamp") == state
+    assert machine.show("ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
+    assert post(machine, 8) == 202
+
+
+def test_from_loopback_to_every_address_and_over_a_crash(machine: Machine, settings: Path) -> None:
+    """The descriptor store has sockets of the former address then, which once made every start fail."""
+    good = settings.read_text()
+    settings.write_text(
+        good.replace('host = "127.0.0.1"', 'host = "0.0.0.0"').replace(
+            "allow_anonymous = false", "allow_anonymous = true"
+        )
+    )
+    with CarefulLoad(machine.url) as load:
+        load.wait_for(50)
+        upgrade(machine, f"serving on http://0.0.0.0:{machine.port} with 2 workers")
+        load.wait_for(50)
+    assert load.failures == []
+    wait_for_stored(machine, 4)
+    restarts = int(machine.show("NRestarts")["NRestarts"])
+    machine.run("systemctl kill --signal=KILL arcpipe")
+    wait_until(lambda: int(machine.show("NRestarts")["NRestarts"]) > restarts, "a restart", 60)
+    machine.wait_until_active()
+    assert post(machine, 9) == 202
+    socket.create_connection(("127.0.0.2", machine.port)).close()
+    settings.write_text(good)
+    upgrade(machine, f"serving on {machine.url} with 2 workers")
+    wait_for_stored(machine, 2)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", machine.port))
+    assert post(machine, 10) == 202
+
+
+def test_the_descriptor_store_takes_more_sockets_than_one_message(machine: Machine, settings: Path) -> None:
+    listeners = "".join(
+        f'[[server.listeners]]\naddress = "127.0.1.{number}:{machine.port}"\n' for number in range(1, 17)
+    )
+    settings.write_text(f"{settings.read_text()}\n{listeners}")
+    write(machine, "/etc/credstore/arcpipe.server.workers", "16\n")
+    try:
+        machine.run("systemctl restart arcpipe")
+        sockets = 16 * 17
+        wait_for_stored(machine, sockets)
+        machine.run("systemctl kill --signal=KILL arcpipe")
+        for number in range(17):  # each waits in its queue until the service is back
+            with Client(f"http://127.0.1.{number}:{machine.port}" if number else machine.url) as client:
+                body = pack({"m": "counted", "columns": {"n": [100 + number]}})
+                assert client.request("POST", V2, body).status == 202
+    finally:
+        write(machine, "/etc/credstore/arcpipe.server.workers", "2\n")
+
+
+def test_a_journal_that_is_stuck_holds_up_nobody(machine: Machine, settings: Path) -> None:
+    settings.write_text(settings.read_text().replace('format = "off"', 'format = "json"'))
+    empty(machine)
+    restarts = machine.show("NRestarts")
+    machine.run("systemctl kill --signal=STOP systemd-journald")
+    try:
+        with Client(machine.url) as client:
+            for number in range(3000):  # about 300 bytes of access log each
+                body = pack({"m": "counted", "columns": {"n": [number]}})
+                assert client.request("POST", V2, body).status == 202
+        for number in range(5):
+            dead = machine.processes()["ingest 1"].pid
+            machine.run("systemctl kill --kill-whom=main --signal=HUP arcpipe")
+            machine.signal(signal.SIGKILL, "ingest 1")
+            wait_for_successor(machine, "ingest 1", dead)
+            assert post(machine, 3000 + number) == 202
+        assert machine.show("NRestarts") == restarts
+        started = time.monotonic()
+        machine.run("systemctl stop arcpipe")
+        assert time.monotonic() - started < 60
+        state = machine.show("ActiveState", "Result", "ExecMainStatus")
+        assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == ("inactive", "success", "0")
+    finally:
+        machine.run("systemctl kill --signal=CONT systemd-journald")
+    assert numbers(machine.lake) == list(range(3005))
+
+
+def test_the_supervisor_is_better_protected_than_its_children(machine: Machine) -> None:
+    found = machine.processes()
+    scores = {role: int(Path(f"/proc/{one.pid}/oom_score_adj").read_text()) for role, one in found.items()}
+    if scores["supervisor"] == 0:
+        pytest.skip("systemd may not lower the score in this machine")
+    assert scores == {"supervisor": -100, "ingest 1": 0, "ingest 2": 0, "uploader": 0}
+
+
 def test_a_stop_under_load_is_clean_and_in_time(machine: Machine) -> None:
     empty(machine)
     with CarefulLoad(machine.url) as load:

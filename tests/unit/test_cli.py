@@ -161,8 +161,11 @@ def test_a_missing_file_exits_with_2(tmp_path: Path, command: list[str]) -> None
 
 
 def test_check_accepts_the_documented_defaults(tmp_path: Path) -> None:
-    done = arcpipe("config", "check", "--config", str(ROOT / "config.toml"), cwd=tmp_path)
+    # Not at port 8000, which somebody may have here.
+    done = arcpipe("config", "check", "--config", str(ROOT / "config.toml"), cwd=tmp_path, ARCPIPE_SERVER_PORT="0")
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("The settings are good. arcpipe ")
+    assert os.listdir(tmp_path) == []
 
 
 # --- a start that fails, in the format of the log

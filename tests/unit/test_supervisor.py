@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from arcpipe import backlog as backlog_module
+from arcpipe.aftermath import Aftermath
 from arcpipe.backlog import Backlog, Leftovers
-from arcpipe.children import EXIT_SHORTAGE, Child, Pulse, fork
+from arcpipe.children import EXIT_SHORTAGE, Child, Pulse, be_killed_sooner, fork
 from arcpipe.counters import Counters, Node, Uploader, Worker, unpack_name
 from arcpipe.wal import WALWriter
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
@@ -213,6 +215,20 @@ def test_a_child_tells_by_its_exit_code_whether_the_machine_refused_something(
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
 
 
+@pytest.mark.parametrize(
+    ("inherited", "own"), [("-100", "0"), ("-50", "0"), ("-150", "-50"), ("-1000", "-900"), ("0", "0"), ("300", "300")]
+)
+def test_the_memory_killer_takes_a_child_sooner_than_a_protected_supervisor(
+    tmp_path: Path, inherited: str, own: str
+) -> None:
+    """To lower the real one takes a privilege: `make test-systemd` looks at it."""
+    file = tmp_path / "oom_score_adj"
+    file.write_text(f"{inherited}\n")
+    be_killed_sooner(str(file))
+    assert file.read_text().split()[0] == own
+    be_killed_sooner(str(tmp_path / "none"))
+
+
 # What waits
 
 
@@ -224,7 +240,25 @@ class Wal:
         self.directory.make()
         self.counters = Counters(1)
         self.leftovers = Leftovers(self.directory)
+        self.started: list[str] = []
+        self.aftermath = Aftermath(self.leftovers, 1, 0, self.fork)
         self.backlog = Backlog(self.directory, self.leftovers, self.counters.node)
+
+    def fork(self, name: str, work: Callable[[], int]) -> int:
+        self.started.append(name)
+        return fork(name, lambda: None, work)
+
+    def recover(self, now: float = 0.0) -> None:
+        """Does what follows the death of slot 1's worker, to the end."""
+        self.aftermath.note_death(1)
+        assert not self.aftermath.is_over(1)
+        self.aftermath.look(now)
+        self.wait()
+
+    def wait(self) -> None:
+        """Waits for all processes of the aftermath."""
+        while not self.aftermath.is_idle:
+            self.aftermath.note_end(*os.waitpid(-1, 0))
 
     def write(self) -> Path:
         writer = WALWriter(self.directory.path, slot=1)
@@ -254,7 +288,8 @@ def test_what_cannot_be_read_stays_counts_and_is_recovered_once_it_can(wal: Wal,
     size = file.stat().st_size
     file.rename(tmp_path / "aside")
     file.mkdir()  # reading it fails, whoever tries
-    wal.leftovers.recover_slot(1)
+    wal.recover()
+    assert wal.aftermath.is_over(1)
     assert [left.path for left in wal.leftovers.look()] == [str(file)]
     assert wal.shared() == (0, 1, 1, file.name)
     assert wal.counters.node[Node.OLDEST_BACKLOG_US] > 0
@@ -274,7 +309,7 @@ def test_a_retry_leaves_the_files_of_living_workers_alone(wal: Wal, tmp_path: Pa
     file = wal.write()
     file.rename(tmp_path / "aside")
     file.mkdir()
-    wal.leftovers.recover_slot(1)
+    wal.recover()
     living = file.with_name("worker-1-20991231_235959-000099.wal")
     living.write_bytes(b"a worker writes here")
     file.rmdir()
@@ -284,47 +319,93 @@ def test_a_retry_leaves_the_files_of_living_workers_alone(wal: Wal, tmp_path: Pa
     assert [left.path for left in wal.directory.segments(ACTIVE)] == [str(living)]
 
 
-def test_a_second_death_does_not_read_again_what_is_known_to_be_unreadable(
-    wal: Wal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_death_does_not_read_again_what_is_known_to_be_unreadable(wal: Wal) -> None:
     """The retry's process may be at it at this moment."""
-    asked: list[list[str]] = []
-    real = backlog_module.recover_files
-
-    def recover_files(directory: WALDirectory, files: list[backlog_module.SegmentFile]) -> object:
-        asked.append([file.filename for file in files])
-        return real(directory, files)
-
-    monkeypatch.setattr(backlog_module, "recover_files", recover_files)
     first = Path(wal.directory.path, "worker-1-20251008_143000-000001.wal")
     first.mkdir()
-    wal.leftovers.recover_slot(1)
+    wal.recover()
     second = wal.write()
-    wal.leftovers.recover_slot(1)
-    assert asked == [[first.name], [second.name]]
+    assert [file.path for file in wal.leftovers.of_slot(1)] == [str(second)]
+    wal.recover()
     assert [file.filename for file in wal.leftovers.look()] == [first.name]
+    assert wal.started == ["recovery of ingest 1"] * 2
 
 
-def test_a_recovery_for_which_there_is_no_thread_is_done_later(wal: Wal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_goes_on_above_what_its_dead_worker_wrote(wal: Wal) -> None:
+    wal.write()
+    before = time.time_ns() // 1000
+    assert wal.aftermath.last_timestamp(1) == 0
+    wal.recover()
+    assert before - 60_000_000 < wal.aftermath.last_timestamp(1) <= time.time_ns() // 1000
+    assert not wal.leftovers
+
+
+def test_a_recovery_for_which_there_is_no_process_is_done_later_and_the_slot_is_filled(wal: Wal) -> None:
+    wal.write()
+    with_processes = wal.aftermath
+    wal.aftermath = Aftermath(wal.leftovers, 1, 0, refuse)
+    wal.recover()
+    assert wal.aftermath.is_over(1)
+    assert wal.shared()[:3] == (0, 1, 1)
+    with_processes.look(0.0)
+    with_processes.look(1.0)
+    wal.aftermath = with_processes
+    wal.wait()
+    assert wal.started == ["recovery"]
+    assert wal.shared() == (0, 1, 0, "")
+
+
+def hang(name: str, work: Callable[[], int]) -> int:
+    def wait() -> int:
+        signal.pause()
+        return 0
+
+    return fork(name, lambda: None, wait)
+
+
+def test_a_recovery_that_dies_or_hangs_leaves_its_segments_for_another_try(wal: Wal) -> None:
     file = wal.write()
+    wal.aftermath = Aftermath(wal.leftovers, 1, 0, hang)
+    wal.aftermath.note_death(1)
+    wal.aftermath.look(100.0)
+    wal.aftermath.look(399.0)
+    assert not wal.aftermath.is_over(1)
+    wal.aftermath.look(401.0)  # ends it
+    wal.wait()
+    assert wal.aftermath.is_over(1)
+    assert [left.path for left in wal.leftovers.look()] == [str(file)]
+
+
+def test_a_slot_waits_for_a_directory_that_cannot_be_listed(wal: Wal, caplog: pytest.LogCaptureFixture) -> None:
+    wal.write()
+    os.rename(wal.directory.path, f"{wal.directory.path}-away")
+    for _ in range(3):
+        wal.recover()
+        assert not wal.aftermath.is_over(1)
+    assert caplog.text.count("cannot look for the segments of ingest 1") == 1
+    os.rename(f"{wal.directory.path}-away", wal.directory.path)
+    wal.aftermath.look(0.0)
+    wal.wait()
+    assert wal.aftermath.is_over(1)
+    assert wal.shared() == (0, 1, 0, "")
+
+
+def test_a_recovery_for_which_there_is_no_thread_is_done_without(wal: Wal, monkeypatch: pytest.MonkeyPatch) -> None:
+    wal.write()
 
     def start(self: threading.Thread) -> NoReturn:
         raise RuntimeError("can't start new thread")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
-        summary = wal.leftovers.recover_slot(1)  # raises nothing, whatever of it could be done
-    assert len(wal.leftovers) + len(summary.files) == 1
-    wal.leftovers.retry()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    wal.recover()
     assert wal.shared() == (0, 1, 0, "")
-    assert Path(f"{file}.sealed").exists()
 
 
 def test_a_directory_that_is_gone_is_said_once_and_made_again(
     wal: Wal, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     wal.write()
-    wal.leftovers.recover_slot(1)
+    wal.recover()
     assert wal.shared()[:2] == (0, 1)
     os.rename(wal.directory.path, tmp_path / "away")
     Path(wal.directory.path).write_bytes(b"in the way")

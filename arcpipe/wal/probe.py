@@ -1,0 +1,68 @@
+"""Whether a start could use a WAL directory, found out without a trace: for checks ahead of a start or an upgrade."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from arcpipe.wal.directory import WALDirectory, nearest_directory
+
+_PROBE: Final = b"arcpipe tries whether it can write here\n"
+# What file systems that know no files without a name answer: some network and FUSE ones, overlays of old kernels.
+_NEEDS_A_NAME: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+def probe(directory: WALDirectory, may_free_space: bool) -> None:
+    """Try all that a start needs of a directory, whether it is there yet or not.
+
+    Args:
+        may_free_space: whether the start removes first what lies in `free/` and `spool/`, so that a full disk is no
+            obstacle as long as there is something.
+
+    Raises:
+        OSError: something of it would fail.
+        WALError: `node.json` cannot be used.
+        UnknownVersion: a newer arcpipe wrote it.
+    """
+    for folder in directory.folders:
+        nearest = nearest_directory(folder)
+        if folder == directory.path and not os.path.isdir(folder):
+            _try_to_write(nearest)
+            return
+        if not os.path.isdir(folder):
+            continue
+        os.listdir(folder)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+    directory.check_node()
+    try:
+        _try_to_write(directory.path)
+    except OSError as error:
+        frees = (directory.free, directory.spool)
+        if error.errno not in _NO_SPACE or not may_free_space or not any(map(_has_files, frees)):
+            raise
+
+
+def _has_files(folder: str) -> bool:
+    return os.path.isdir(folder) and bool(os.listdir(folder))
+
+
+def _try_to_write(folder: str) -> None:
+    """Write and sync a file in a directory that is gone afterwards, whatever happens."""
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        if error.errno not in _NEEDS_A_NAME or not os.path.isdir(folder):
+            raise
+        path = os.path.join(folder, f".probe-{os.getpid()}")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        os.unlink(path)
+    try:
+        os.pwrite(fd, _PROBE, 0)
+        os.fsync(fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, folder) from error
+    finally:
+        os.close(fd)
