@@ -28,6 +28,7 @@ from arcpipe import __version__, logs
 from arcpipe.backlog import Backlog, Leftovers
 from arcpipe.changeable import Changeable
 from arcpipe.children import Child, Pulse, cause, fork, lacks_room, stop
+from arcpipe.clock import steady_us
 from arcpipe.counters import ANNOUNCED, BEGUN, HANDED_OVER, Counters, Node, Uploader, Worker
 from arcpipe.errors import ArcpipeError, InstanceLocked
 from arcpipe.ingest.worker import IngestWorker
@@ -122,7 +123,7 @@ class _Supervisor:
         self._counters = Counters(self._workers, settings.limits.max_tracked if may_limit else 0)
         self._listeners = Listeners(settings, self._workers)
         self._leftovers = Leftovers(self._directory)
-        self._backlog = Backlog(self._directory, self._leftovers, self._counters.node)
+        self._backlog = Backlog(self._directory, self._leftovers, self._counters)
         self._last_timestamps: dict[int, int] = {}  # µs, by slot, of what was recovered
         self._unlisted: set[int] = set()  # slots of which nobody knows yet what their dead workers left
         self._children: list[Child] = []  # the uploader, then the workers by slot
@@ -157,7 +158,7 @@ class _Supervisor:
         self._node = self._directory.next_boot()
         self._remove_recovered()
         self._listen()
-        self._counters.node[Node.STARTED_US] = time.time_ns() // 1000
+        self._counters.node[Node.STARTED_US] = steady_us()
         self._measure()
         self._children = [self._uploader_child(), *(self._worker_child(slot) for slot in range(1, self._workers + 1))]
         code = self._watch()
@@ -366,6 +367,7 @@ class _Supervisor:
         """
         self._unlisted.add(slot)
         self._note_recovered(self._leftovers.recover_slot(slot))
+        self._counters.worker(slot)[Worker.SEGMENT_FIRST_US] = 0  # nobody writes it any more
         self._unlisted.discard(slot)
 
     def _retry_recovery(self, now: float) -> None:

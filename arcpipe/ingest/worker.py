@@ -21,6 +21,7 @@ import uvloop
 
 from arcpipe import descriptors, logs, tokens
 from arcpipe.allocator import keep_freed_memory
+from arcpipe.clock import steady_us, steady_us_at
 from arcpipe.counters import (
     BEGUN,
     LATENCY_BOUNDS_US,
@@ -293,7 +294,7 @@ class IngestWorker:
         self._context.commit = self._writes.commit = commit
         servers = [await self._listen(loop, bound) for bound in self._listeners]
         # Whoever sees the process id sees a sign of life too.
-        self._block[Worker.STARTED_US] = self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
+        self._block[Worker.STARTED_US] = self._block[Worker.HEARTBEAT_US] = steady_us()
         self._block[Worker.PID] = os.getpid()
         # What was imported and made so far stays for ever: the collector need not look at it again.
         gc.collect()
@@ -479,7 +480,7 @@ class IngestWorker:
             connection.expire()
 
     def _show_life(self) -> None:
-        self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
+        self._block[Worker.HEARTBEAT_US] = steady_us()
 
     def _publish(self) -> None:
         """Copies what this process has counted into shared memory, on top of what its predecessors had."""
@@ -520,11 +521,16 @@ class IngestWorker:
 
     def _publish_segment(self, segment: Segment | None) -> None:
         """Show the segment that is being written, or zeros: the disk lets none be made."""
-        self._block[Worker.SEGMENT_SEQ] = segment.name.seq if segment is not None else 0
-        self._block[Worker.SEGMENT_BYTES] = segment.offset if segment is not None else 0
-        self._block[Worker.SEGMENT_CREATED_US] = segment.created if segment is not None else 0
-        self._block[Worker.SEGMENT_ENTRIES] = segment.entries if segment is not None else 0
-        self._block[Worker.SEGMENT_FIRST_US] = segment.first_timestamp if segment is not None else 0
+        block = self._block
+        seq = segment.name.seq if segment is not None else 0
+        if block[Worker.SEGMENT_SEQ] != seq:
+            block[Worker.SEGMENT_FIRST_US] = 0  # whoever looks now shall not take it for that of the next one
+        block[Worker.SEGMENT_SEQ] = seq
+        block[Worker.SEGMENT_BYTES] = segment.offset if segment is not None else 0
+        block[Worker.SEGMENT_CREATED_US] = segment.created if segment is not None else 0
+        block[Worker.SEGMENT_ENTRIES] = segment.entries if segment is not None else 0
+        started_at = segment.started_at if segment is not None else 0.0
+        block[Worker.SEGMENT_FIRST_US] = steady_us_at(started_at) if started_at else 0
 
     def _add(self, start: int, values: list[int]) -> None:
         end = start + len(values)

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from arcpipe.clock import steady_us
 from arcpipe.disk import Disk
 from arcpipe.errors import CommitFailed
 from arcpipe.wal.background_sync import BackgroundSync
@@ -475,7 +476,7 @@ class WALWriter:
 
     def _note_failure(self, error: OSError) -> None:
         self.stats.failures += 1
-        self.stats.last_failure_us = time.time_ns() // 1000
+        self.stats.last_failure_us = steady_us()
         self._note_error(error)
 
     def _note_error(self, error: OSError) -> None:

@@ -224,7 +224,7 @@ class Wal:
         self.directory.make()
         self.counters = Counters(1)
         self.leftovers = Leftovers(self.directory)
-        self.backlog = Backlog(self.directory, self.leftovers, self.counters.node)
+        self.backlog = Backlog(self.directory, self.leftovers, self.counters)
 
     def write(self) -> Path:
         writer = WALWriter(self.directory.path, slot=1)
