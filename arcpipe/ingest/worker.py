@@ -13,7 +13,6 @@ import time
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from operator import add
 from typing import TYPE_CHECKING, Final
 
@@ -404,7 +403,7 @@ class IngestWorker:
             self._loop_lag_us.observe(int(max(0.0, time.monotonic() - due) * 1e6))
 
     def _reload(self) -> None:
-        """Takes what the supervisor has read anew and found good; ends tokens that expire."""
+        """Takes what the supervisor has read anew and found good."""
         node = self._node_block
         logs.set_level(node[NodeBlock.LOG_LEVEL])
         if self._auth is not None:
@@ -419,7 +418,7 @@ class IngestWorker:
                     if self._gate is not None:
                         self._gate.reload()
                         self._choose_auth()
-            self._auth.tick(datetime.now(UTC), self._context.now)
+            self._auth.tick(self._context.now)
         if self._tls is not None:
             loaded = node[NodeBlock.TLS_LOADED]
             if loaded != self._tls_loaded:
