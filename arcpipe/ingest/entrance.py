@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from arcpipe.ingest.worker import IngestContext
     from arcpipe.listener_settings import Listener
+    from arcpipe.tls import ServerTLS
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Entrance:
     """One listener in one worker: makes what serves a new connection."""
 
     def __init__(
-        self, context: IngestContext, listener: Listener, trusted: TrustedProxies, tls: ssl.SSLContext | None
+        self, context: IngestContext, listener: Listener, trusted: TrustedProxies, tls: ServerTLS | None
     ) -> None:
         """Args: tls: of a listener that speaks it."""
         self.context = context
@@ -70,13 +71,15 @@ class Entrance:
         self._next_line = 0.0
 
     @property
-    def tls(self) -> ssl.SSLContext | None:
+    def tls(self) -> ServerTLS | None:
         """TLS as the server has to begin with it; None where that comes later or never."""
         return None if self._has_header else self._tls
 
     def connect(self) -> asyncio.BaseProtocol:
         """To be called for each new connection: the protocol that it begins with."""
-        return Greeter(self, self._tls) if self._has_header else Connection(self.context, self._surface)
+        if not self._has_header:
+            return Connection(self.context, self._surface)
+        return Greeter(self, self._tls.context if self._tls is not None else None)
 
     def connection(self, client: str) -> Connection:
         """The protocol for a connection of a client that a proxy has told."""

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import errno
 import socket
-import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from arcpipe.tls import ServerTLS
 
 # Handshakes at a time; fewer if fewer connections are allowed.
 MAX_HANDSHAKES: Final = 256
@@ -33,7 +35,7 @@ class TLSServer:
         factory: Callable[[], asyncio.BaseProtocol],
         listener: socket.socket,
         backlog: int,
-        tls: ssl.SSLContext,
+        tls: ServerTLS,
         handshake_seconds: float,
         shutdown_seconds: float,
         max_connections: int,
@@ -118,7 +120,7 @@ class TLSServer:
             await self._loop.connect_accepted_socket(
                 self._factory,
                 accepted,
-                ssl=self._tls,
+                ssl=self._tls.context,
                 ssl_handshake_timeout=self._handshake_seconds,
                 ssl_shutdown_timeout=self._shutdown_seconds,
             )

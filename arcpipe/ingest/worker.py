@@ -321,7 +321,7 @@ class IngestWorker:
         return 0
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, bound: Bound) -> asyncio.Server | TLSServer:
-        tls = self._tls.context if self._tls is not None and bound.listener.tls else None
+        tls = self._tls if bound.listener.tls else None
         entrance = Entrance(self._context, bound.listener, self._trusted, tls)
         self._entrances.append(entrance)
         backlog = self._settings.server.backlog
