@@ -98,6 +98,7 @@ def serve(
     from arcpipe.listeners import Listeners
 
     if check:
+        _tell_warnings(settings)
         supervisor.import_everything()
         changeable.check(settings)
         Listeners(settings, 1).check()
@@ -120,7 +121,9 @@ def config_show(
     Example:
       WAL_SYNC_MODE=fsync arcpipe config show --config config.toml
     """
-    effective = list(load_settings(config).effective())
+    settings = load_settings(config)
+    _tell_warnings(settings)
+    effective = list(settings.effective())
     if as_json:
         import orjson
 
@@ -143,7 +146,7 @@ def config_check(config: ConfigOption = None) -> None:
     Example:
       arcpipe config check --config config.toml
     """
-    load_settings(config)
+    _tell_warnings(load_settings(config))
     print("The settings are good.")
 
 
@@ -155,6 +158,11 @@ def load_settings(config_file: Path | None) -> Settings:
         beside = Path("config.toml")
         config_file = beside if beside.exists() else None
     return load(config_file, os.environ)
+
+
+def _tell_warnings(settings: Settings) -> None:
+    for warning in settings.warnings:
+        print(f"arcpipe: warning: {warning}", file=sys.stderr)
 
 
 def _toml_value(value: Value) -> str:
