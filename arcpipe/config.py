@@ -355,7 +355,7 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
                 value = settings.value(check.key)
                 problems.append(_problem(settings.source(check.key), check.key, value, check.reason))
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join((*problems, *warnings)))  # a mistyped variable may be the reason
     return settings
 
 

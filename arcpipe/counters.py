@@ -140,9 +140,10 @@ class Worker:
         ACCESS_LINES,
         ACCESS_LINES_DROPPED,
         LIMITS_UNTRACKED,
-    ) = range(29)
+        MAX_CONNECTIONS,  # gauge: the most that it takes
+    ) = range(30)
     # Histograms: where each begins, with the bounds above.
-    ACK_US: Final = 29
+    ACK_US: Final = 30
     SYNC_US: Final = ACK_US + len(LATENCY_BOUNDS_US) + 2
     LOOP_LAG_US: Final = SYNC_US + len(LATENCY_BOUNDS_US) + 2
     GROUP_ENTRIES: Final = LOOP_LAG_US + len(LATENCY_BOUNDS_US) + 2

@@ -91,6 +91,7 @@ class WorkerState(Struct, frozen=True):
     heartbeat_age_seconds: float
     memory_bytes: int
     connections: int
+    max_connections: int  # the most that it takes: fewer than the setting, if it may open fewer files
     requests: int
     writes_accepted: int
     writes_refused: int
@@ -283,6 +284,7 @@ def _worker(counters: Counters, slot: int, now: int) -> WorkerState:
         heartbeat_age_seconds=heartbeat,
         memory_bytes=_memory_bytes(block[Worker.PID]),
         connections=block[Worker.CONNECTIONS],
+        max_connections=block[Worker.MAX_CONNECTIONS],
         requests=block[Worker.REQUESTS],
         writes_accepted=block[Worker.WRITES_ACCEPTED],
         writes_refused=block[Worker.WRITES_REFUSED],

@@ -205,7 +205,7 @@ def _tables(now: Snapshot, live: Live) -> Iterator[_Table]:
         [
             (
                 *(f"ingest {worker.slot}", _alive(worker), str(worker.pid), _age(worker.uptime_seconds)),
-                f"{worker.connections:,}",
+                f"{worker.connections:,} of {worker.max_connections:,}",
                 _per_second(rates.records),
                 _bytes_per_second(rates.body_bytes),
                 *(_latency(rates.ack_p99), _latency(rates.lag_p99), _bytes(worker.memory_bytes)),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
 
 from setproctitle import setproctitle
 
-from arcpipe import __version__, cores, logs
+from arcpipe import __version__, first_words, logs
 from arcpipe.backlog import Backlog, Leftovers
 from arcpipe.changeable import Changeable
 from arcpipe.children import Child, Pulse, cause, fork, lacks_room, stop
@@ -142,9 +142,7 @@ class _Supervisor:
         notes = self._counters.notes("supervisor")
         logs.setup(settings.log.level, settings.log.format, "supervisor", notes.add)
         log.info("arcpipe %s starting, log in %s, store %s", __version__, settings.wal.dir, settings.storage.url)
-        for warning in settings.warnings:
-            log.warning("%s", warning)
-        self._tell_workers()
+        first_words.say(settings, self._workers)
         raise_file_limit(settings.server.max_connections)
         self._changeable.read()
         self._manager.status("recovering the log")
@@ -163,21 +161,13 @@ class _Supervisor:
         self._listen()
         self._counters.node[Node.STARTED_US] = steady_us()
         self._measure()
+        first_words.warn_of_a_small_disk(settings, self._counters.node)
         self._children = [self._uploader_child(), *(self._worker_child(slot) for slot in range(1, self._workers + 1))]
         code = self._watch()
         if code is None:
             self._hand_over()
         self._drain(hurry=code != 0)
         return code
-
-    def _tell_workers(self) -> None:
-        """Says where the number of workers comes from, if not from the settings."""
-        if self._settings.server.workers:
-            return
-        found = cores.available()
-        if found.problem:
-            log.warning("the CPU quota of the cgroup cannot be read: %s; making one worker per core", found.problem)
-        log.info("%d workers: %s", self._workers, found.reason)
 
     def _insist(self, step: Callable[[], T]) -> T:
         """Does a step of the start, again and again while there is no room for a thread or no memory.

@@ -19,7 +19,7 @@ from arcpipe.ingest.linger import LINGER_SECONDS
 from arcpipe.ingest.protocol import Connection
 from arcpipe.ingest.proxy_header import MAX_BYTES, BadProxyHeader, read
 from arcpipe.ingest.router import Route, offered
-from arcpipe.ingest.tls_server import HANDSHAKE_PATIENCE_SECONDS, MAX_HANDSHAKES
+from arcpipe.ingest.tls_server import HANDSHAKE_PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     import ssl
@@ -91,7 +91,7 @@ class Entrance:
 
     def has_room_for_handshake(self) -> bool:
         """Whether another TLS handshake may begin; the eldest gives way if it goes on for a while already."""
-        if len(self.handshakes) < min(MAX_HANDSHAKES, self.context.limits.max_connections):
+        if len(self.handshakes) < self.context.limits.max_handshakes:
             return True
         eldest, began = next(iter(self.handshakes.items()))
         if time.monotonic() - began < HANDSHAKE_PATIENCE_SECONDS:

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from arcpipe.tls import ServerTLS
 
-# Handshakes at a time; fewer if fewer connections are allowed.
-MAX_HANDSHAKES: Final = 256
 # Seconds that each may take before it gives way to others.
 HANDSHAKE_PATIENCE_SECONDS: Final = 1.0
 # Connections that are accepted in one turn of the loop: each costs a millisecond in the turns after it.
@@ -38,7 +36,7 @@ class TLSServer:
         tls: ServerTLS,
         handshake_seconds: float,
         shutdown_seconds: float,
-        max_connections: int,
+        max_handshakes: int,
     ) -> None:
         self._loop = loop
         self._factory = factory
@@ -46,7 +44,7 @@ class TLSServer:
         self._tls = tls
         self._handshake_seconds = handshake_seconds
         self._shutdown_seconds = shutdown_seconds
-        self._most = min(MAX_HANDSHAKES, max_connections)
+        self._most = max_handshakes
         self._handshakes: dict[asyncio.Task[None], float] = {}  # and when each began, the eldest first
         self._sockets: dict[asyncio.Task[None], socket.socket] = {}
         self._retry: asyncio.TimerHandle | None = None

@@ -213,7 +213,8 @@ class IngestWorker:
         self._tokens_loaded = access.tokens_loaded
         self._tls = access.tls
         self._tls_loaded = access.tls_loaded
-        self._context = IngestContext(Limits.of(settings), self._auth, self._show_life)
+        limits = Limits.of(settings, descriptors.room_here(settings.server.max_connections))
+        self._context = IngestContext(limits, self._auth, self._show_life)
         server = settings.server
         self._trusted = TrustedProxies(server.trusted_proxies)
         if self._trusted and server.forwarded_header:
@@ -329,7 +330,7 @@ class IngestWorker:
             limits = self._context.limits
             return TLSServer(
                 *(loop, entrance.connect, bound.socket, backlog, entrance.tls),
-                *(limits.header_timeout, LINGER_SECONDS, limits.max_connections),
+                *(limits.header_timeout, LINGER_SECONDS, limits.max_handshakes),
             )
         create = loop.create_unix_server if bound.socket.family == socket.AF_UNIX else loop.create_server
         return await create(entrance.connect, sock=bound.socket, backlog=backlog)
@@ -488,6 +489,7 @@ class IngestWorker:
         usage = list(writes.usage.values())
         self._show_life()
         self._block[Worker.CONNECTIONS] = len(context.connections)
+        self._block[Worker.MAX_CONNECTIONS] = context.limits.max_connections
         self._publish_segment(context.commit.writer.current)
         if stats.last_failure_us:
             self._block[Worker.LAST_FAILURE_US] = stats.last_failure_us

@@ -545,10 +545,10 @@ def test_all_problems_are_reported_at_once_with_a_line_each(config: Any) -> None
     found = problems(
         config,
         in_toml(server='port = "x"\nhots = "a"', wal="sync_mode = 5", parquet="compression_level = 30"),
-        {"WORKERS": "many", "ARCPIPE_LOG_LEVEL": "LOUD", "ARCPIPE_SERVER_TLS_KEY": "k"},
+        {"WORKERS": "many", "ARCPIPE_LOG_LEVEL": "LOUD", "ARCPIPE_NOPE": "1", "ARCPIPE_SERVER_TLS_KEY": "k"},
     )
-    assert len(found) == 7
-    for part in ("server.port", "hots", "wal.sync_mode", "compression_level", "WORKERS", "LOUD", "tls_"):
+    assert len(found) == 8
+    for part in ("server.port", "hots", "wal.sync_mode", "compression_level", "WORKERS", "LOUD", "NOPE", "tls_"):
         assert any(part in line for line in found), part
 
 
