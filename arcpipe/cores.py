@@ -31,14 +31,14 @@ def available(proc: Path = _PROC) -> Cores:
         proc: this process's directory in /proc, for tests.
     """
     runnable = len(os.sched_getaffinity(0))
-    reason = "one for each core that they may run on"
+    all_of_them = "one for each core that they may run on"
     try:
         quota = cpu_quota(proc)
     except OSError as error:
-        return Cores(runnable, reason, f"{error.filename or proc}: {error.strerror or error}")
+        return Cores(runnable, all_of_them, f"{error.filename or proc}: {error.strerror or error}")
     if quota is not None and quota < runnable:
         return Cores(max(1, math.ceil(quota)), f"the CPU quota of the cgroup is {quota:g} cores")
-    return Cores(runnable, reason)
+    return Cores(runnable, all_of_them)
 
 
 def cpu_quota(proc: Path = _PROC) -> float | None:

@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 LEAST: Final = 64
 """Open files without which no process of the server can do its work, sockets of listeners apart."""
 
-# Descriptors of a worker beside its connections: half of what it has, within these bounds. It has some 20 always.
+# Descriptors of a worker beside its connections: at least half of what it may have, within these bounds. It has some 20
+# open always.
 _LEAST_OTHERS: Final = 48
 _OTHERS: Final = 512
 # A rotation has three open at a time. Connections that come just then may take some of them for a while.
@@ -46,7 +47,7 @@ def room(wanted: int, limit: int = resource.RLIM_INFINITY) -> Room:
     """
     if limit == resource.RLIM_INFINITY:
         limit = wanted + _OTHERS
-    others = max(_LEAST_OTHERS, min(_OTHERS, limit // 2))
+    others = max(_LEAST_OTHERS, min(_OTHERS, max(limit // 2, limit - wanted)))
     connections = max(1, min(wanted, limit - others))
     reserved = min(RESERVED, others // 2)
     if others == _OTHERS:

@@ -19,7 +19,7 @@ _PLACES: Final = ("/usr/lib/*/faketime", "/usr/lib/faketime", "/usr/lib64/faketi
 _FOUND: Final = [path for place in _PLACES for path in sorted(glob.glob(f"{place}/libfaketime.so.1"))]
 
 needs_libfaketime = pytest.mark.skipif(
-    not _FOUND, reason="libfaketime sets the clock: install Debian's package libfaketime"
+    not _FOUND, reason="libfaketime sets the clock: install Debian's package faketime"
 )
 
 

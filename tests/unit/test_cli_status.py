@@ -66,9 +66,10 @@ def answer_without(*fields: str) -> bytes:
     answer = msgspec.to_builtins(a_picture())
     for field in fields:
         *places, name = field.split(".")
+        part = answer
         for place in places:
-            answer = answer[place]
-        del answer[name]
+            part = part[place]
+        del part[name]
     return msgspec.json.encode(answer)
 
 

@@ -257,6 +257,7 @@ def test_settings_that_are_named_exist(page: Path) -> None:
         assert name in known | sections, name
     for name in re.findall(r"\bARCPIPE_[A-Z0-9_]+\b", page.read_text()):
         keys = {"ARCPIPE_" + key.upper().replace(".", "_") for key in known} | {"ARCPIPE_CONFIG", "ARCPIPE_TOKEN"}
+        keys |= {"ARCPIPE_SERVICE_HOST", "ARCPIPE_PORT"}  # which Kubernetes makes
         assert name in keys, name
 
 
