@@ -116,7 +116,7 @@ class Server(Struct, frozen=True, kw_only=True):
 
     def worker_count(self) -> int:
         """How many ingest workers to fork: `workers`, or one per core that this process has."""
-        return self.workers or min(cores.available().count, _MAX_WORKERS)
+        return self.workers or min(cores.available().number, _MAX_WORKERS)
 
 
 class Auth(Struct, frozen=True, kw_only=True):

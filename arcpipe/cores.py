@@ -17,9 +17,9 @@ _PROC: Final = Path("/proc/self")
 
 
 class Cores(NamedTuple):
-    """How many, at least 1, and the reason; `problem` is empty unless the quota cannot be read."""
+    """How many, at least 1, and the reason for it; `problem` is empty unless the quota cannot be read."""
 
-    count: int
+    number: int
     reason: str
     problem: str = ""
 

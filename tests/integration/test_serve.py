@@ -89,7 +89,7 @@ def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
 def test_workers_default_to_one_per_core(tmp_path: Path) -> None:
     with Server(tmp_path, server_workers=0) as server:
         workers = [role for role in server.pids() if role.startswith("ingest")]
-        assert len(workers) == cores.available().count
+        assert len(workers) == cores.available().number
         server.stop()
 
 

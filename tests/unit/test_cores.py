@@ -50,7 +50,7 @@ def test_the_quota_of_a_container_is_that_of_its_own_root(machine: Machine, quot
     machine.limit("cpu.max", quota)
     assert cores.cpu_quota(machine.proc) == expected
     found = cores.available(machine.proc)
-    assert found.count == (min(ALL, {1.0: 1, 0.5: 1, 1.5: 2}[expected]) if expected else ALL)
+    assert found.number == (min(ALL, {1.0: 1, 0.5: 1, 1.5: 2}[expected]) if expected else ALL)
     assert found.problem == ""
     if expected and expected < ALL:
         assert found.reason == f"the CPU quota of the cgroup is {expected:g} cores"
@@ -96,10 +96,10 @@ def test_a_quota_that_cannot_be_read_is_a_problem_and_not_none(machine: Machine)
     machine.is_in("/")
     (machine.mounted / "cpu.max").mkdir()
     found = cores.available(machine.proc)
-    assert found.count == ALL
+    assert found.number == ALL
     assert found.problem == f"{machine.mounted}/cpu.max: Is a directory"
 
 
 def test_there_are_as_many_workers_as_cores(machine: Machine) -> None:
-    assert Server(workers=0).worker_count() == cores.available().count
+    assert Server(workers=0).worker_count() == cores.available().number
     assert Server(workers=3).worker_count() == 3
