@@ -398,6 +398,7 @@ class IngestWorker:
             self._expire_connections()
             self._context.inflight.tick(self._context.now)
             self._reload()
+            self._writes.follow_clock()
             self._publish()
             due = time.monotonic() + _TICK_SECONDS
             await asyncio.sleep(_TICK_SECONDS)

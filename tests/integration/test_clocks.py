@@ -73,6 +73,28 @@ def test_a_step_of_the_clock_changes_no_duration(tmp_path: Path) -> None:
         assert max(warning["time"] for warning in before) > latest["time"] + HOUR
 
 
+def test_records_without_a_time_get_that_of_the_clock_however_it_was_set(tmp_path: Path) -> None:
+    """The timestamps in the WAL never go back; over a crash, too, nothing of it is damage."""
+    expected: list[float] = []
+    with SetClock(Server(tmp_path, server_workers=1)) as clock:
+        server = clock.server
+        for ahead in (0, 5 * HOUR, -2 * HOUR, HOUR):
+            clock.set(ahead)
+            looks_of_a_second(server)  # the worker has looked at the clock
+            columns = {"number": [len(expected)]}
+            server.write([{"m": "cpu", "columns": columns}, {"m": "mem", "columns": columns}])
+            expected.append(clock.time())
+        server.kill_all()
+        server.restart()
+        for measurement in ("cpu", "mem"):
+            rows = server.wait_for_rows(len(expected), measurement=measurement)  # by their time
+            for row, at in zip(rows, sorted(expected), strict=True):
+                assert abs(row["time"] / 1e6 - at) < SLACK_SECONDS, row
+                assert row["number"] == expected.index(at)
+        assert "0 corrupted" in server.log
+        server.stop()
+
+
 def test_a_token_ends_each_time_that_its_end_comes(tmp_path: Path) -> None:
     token = create(tmp_path, "--scope", "write", "--expires", "1h")
     ends = datetime.now(UTC).timestamp() + HOUR
