@@ -11,10 +11,10 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 
-from arcpipe.counters import Node, pack_name
+from arcpipe.counters import Counters, Node, pack_name
+from arcpipe.waiting import Waiting
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
 from arcpipe.wal.pool import FreePool
-from arcpipe.wal.reader import first_timestamp
 from arcpipe.wal.recovery import recover_files
 
 log = logging.getLogger(__name__)
@@ -82,13 +82,12 @@ def recover(directory: WALDirectory, slot: int, files: Sequence[SegmentFile]) ->
 class Backlog:
     """Measures what decides whether writes are taken, and shares it in the node's block."""
 
-    def __init__(self, directory: WALDirectory, leftovers: Leftovers, node: memoryview) -> None:
+    def __init__(self, directory: WALDirectory, leftovers: Leftovers, counters: Counters) -> None:
         self._directory = directory
         self._leftovers = leftovers
         self._path = directory.path
-        self._node = node
-        self._oldest_path = ""  # of the completed segment that was looked into last
-        self._oldest_us = 0  # since when its oldest record waits
+        self._node = counters.node
+        self._waiting = Waiting(counters)
         self._problem = ""  # the last one logged
         self._identity: tuple[int, int] | None = None  # device and number of the directory of the start
 
@@ -125,6 +124,7 @@ class Backlog:
 
     def _measure_segments(self) -> None:
         node = self._node
+        self._waiting.note_active()
         left = self._leftovers.look()
         node[Node.UNRECOVERED_SEGMENTS] = len(left)
         node[Node.UNRECOVERED_BYTES] = sum(file.size for file in left)
@@ -133,9 +133,7 @@ class Backlog:
         sealed = self._directory.segments(SEALED)
         node[Node.BACKLOG_SEGMENTS] = len(sealed) + len(left)
         node[Node.BACKLOG_BYTES] = sum(file.size for file in (*sealed, *left))
-        self._note_oldest(sealed[0] if sealed else None)
-        waiting = [since for since in (self._oldest_us, *(file.name.created_us for file in left)) if since]
-        node[Node.OLDEST_BACKLOG_US] = min(waiting, default=0)
+        node[Node.OLDEST_BACKLOG_US] = self._waiting.oldest(sealed, left)
 
     def _measure_disk(self) -> None:
         free = total = 0  # unknown, unless the disk answers
@@ -151,20 +149,3 @@ class Backlog:
         except OSError:
             return False
         return True
-
-    def _note_oldest(self, oldest: SegmentFile | None) -> None:
-        """Notes since when the oldest record of the completed segments waits. Replayed ones count from their copy."""
-        path = oldest.path if oldest is not None else ""
-        if path == self._oldest_path:
-            return
-        since = 0
-        if oldest is not None:
-            since = int(oldest.modified * 1e6)
-            try:
-                if oldest.name.slot:
-                    since = first_timestamp(path)
-            except FileNotFoundError:  # uploaded since
-                since = 0
-            except OSError:  # the uploader tells it; the file's own time is not far off
-                pass
-        self._oldest_path, self._oldest_us = path, since

@@ -127,6 +127,7 @@ def _check(config: Path | None) -> str:
         ArcpipeError: it would not do; a ConfigError for its settings.
     """
     settings = load_settings(config)
+    _tell_warnings(settings)
     _have_one_thread()
     from arcpipe import startup
     from arcpipe.service_manager import take_inheritance
@@ -157,7 +158,9 @@ def config_show(
     Example:
       WAL_SYNC_MODE=fsync arcpipe config show --config config.toml
     """
-    effective = list(load_settings(config).effective())
+    settings = load_settings(config)
+    _tell_warnings(settings)
+    effective = list(settings.effective())
     if as_json:
         import orjson
 
@@ -202,6 +205,11 @@ def asked_log_format(config_file: Path | None) -> str:
 def _settings_file(given: Path | None) -> Path | None:
     beside = Path("config.toml")
     return given or (beside if beside.exists() else None)
+
+
+def _tell_warnings(settings: Settings) -> None:
+    for warning in settings.warnings:
+        print(f"arcpipe: warning: {warning}", file=sys.stderr)
 
 
 def _toml_value(value: Value) -> str:

@@ -14,7 +14,6 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -22,9 +21,10 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from arcpipe import listener_settings
+from arcpipe import cores, listener_settings, variables
 from arcpipe.errors import ConfigError
 from arcpipe.listener_settings import Listeners, Paths, Proxies
+from arcpipe.spelling import nearest
 
 # What every `…_kb` and `…_mb` setting counts in, as bytes.
 KB = 1024
@@ -116,8 +116,8 @@ class Server(Struct, frozen=True, kw_only=True):
     listeners: Listeners = ()
 
     def worker_count(self) -> int:
-        """How many ingest workers to fork: `workers`, or one per core that this process may run on."""
-        return self.workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+        """How many ingest workers to fork: `workers`, or one per core that this process has."""
+        return self.workers or min(cores.available().number, _MAX_WORKERS)
 
 
 class Auth(Struct, frozen=True, kw_only=True):
@@ -291,6 +291,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     access_log: AccessLog = AccessLog()
     # Dotted key -> where its value came from, for the keys that are not at their default by omission.
     sources: dict[str, str] = {}
+    # Of what looks like a setting and is not used. The server tells them when it starts.
+    warnings: tuple[str, ...] = ()
 
     def value(self, key: str) -> Value:
         """The value of a dotted key such as "wal.dir". Raises KeyError for a key that does not exist."""
@@ -329,7 +331,7 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
         else:
             given += _from_table(document, "", str(config_file), problems)
     given += _from_credentials(environ, problems)
-    given += _from_environment(environ, problems)
+    given += _from_environment(environ)
 
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -342,7 +344,11 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
             refused.add(item.key)
             problems.append(_problem(item.source, item.key, item.value, str(error)))
 
-    settings: Settings = _assemble(Settings, "", values, sources)
+    if config_file is not None and sources.get(_TOKENS_FILE) in (None, str(config_file)):
+        named = values.get(_TOKENS_FILE, _keys()[_TOKENS_FILE].default)
+        values[_TOKENS_FILE] = str(config_file.parent / named)
+    warnings = tuple(variables.warnings_of(environ, _environment_names()))
+    settings: Settings = _assemble(Settings, "", {**values, "warnings": warnings}, sources)
     # What keys mean together says nothing as long as one of them is not known.
     if file_was_read:
         for check in _cross_checks(settings):
@@ -350,7 +356,7 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
                 value = settings.value(check.key)
                 problems.append(_problem(settings.source(check.key), check.key, value, check.reason))
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join((*problems, *warnings)))  # a mistyped variable may be the reason
     return settings
 
 
@@ -393,9 +399,12 @@ def _environment_names() -> dict[str, str]:
         "WRITE_BUFFER_SIZE": "flush.max_records",
         "WRITE_BUFFER_AGE": "flush.max_age_seconds",
         "WORKERS": "server.workers",
-        **{"ARCPIPE_" + key.upper().replace(".", "_"): key for key in _keys()},
+        **{variables.PREFIX + key.upper().replace(".", "_"): key for key in _keys()},
     }
 
+
+# `arcpipe token`, run anywhere, and the server mean the same file: it counts from the settings file that names it.
+_TOKENS_FILE = "auth.tokens_file"
 
 _SECRETS = frozenset({"storage.s3.access_key_id", "storage.s3.secret_access_key"})
 _MASK = "********"
@@ -420,7 +429,7 @@ def asked_for(key: str, config_file: Path | None, environ: Mapping[str, str]) ->
     with contextlib.suppress(ConfigError):
         given += _from_table(_read_toml(config_file) if config_file else {}, "", "", [])
     given += _from_credentials(environ, [])
-    given += _from_environment(environ, [])
+    given += _from_environment(environ)
     return next((one.value for one in reversed(given) if one.key == key), None)
 
 
@@ -460,10 +469,10 @@ def _from_table(table: dict[str, Any], prefix: str, source: str, problems: list[
                 problems.append(f"{source}: {key} is a section, not a value: write [{key}] and its keys")
         # The value stays unsaid below: under a misspelled name it may be a credential.
         elif isinstance(value, dict):
-            meant = _meant(key, _sections())
+            meant = nearest(key, _sections())
             problems.append(f"{source}: [{key}] is not a section" + (meant and f"; did you mean [{meant}]?"))
         else:
-            meant = _meant(key, _keys())
+            meant = nearest(key, _keys())
             problems.append(f"{source}: {key} is not a setting" + (meant and f"; did you mean {meant}?"))
 
 
@@ -487,7 +496,7 @@ def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> Iterat
         source = f"credential {name}"
         path = Path(directory, name)
         if key not in _keys():
-            meant = _meant(key, _keys())
+            meant = nearest(key, _keys())
             problems.append(f"{source}: is not a setting" + (meant and f"; did you mean {_CREDENTIAL_PREFIX}{meant}?"))
         elif key in _PATHS_OF_SECRETS:
             yield _Given(key, str(path), source, is_text=True)
@@ -499,25 +508,11 @@ def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> Iterat
                 problems.append(f"{source}: cannot be read: {error}")
 
 
-# Variables that commands take options from, and no settings.
-_OF_COMMANDS = frozenset({"ARCPIPE_CONFIG", "ARCPIPE_TOKEN"})
-
-
-def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Given]:
-    names = _environment_names()
-    for name, key in names.items():
-        if name in environ:
+def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
+    links = variables.of_kubernetes(environ)
+    for name, key in _environment_names().items():
+        if name in environ and name not in links:
             yield _Given(key, environ[name], f"environment {name}", is_text=True)
-    for name in environ:
-        if (
-            name.startswith("ARCPIPE_")
-            and name not in names
-            and name not in _OF_COMMANDS
-            and not name.startswith("ARCPIPE_TEST_")
-        ):
-            prefixed = [known.removeprefix("ARCPIPE_") for known in names if known.startswith("ARCPIPE_")]
-            meant = _meant(name.removeprefix("ARCPIPE_"), prefixed)
-            problems.append(f"environment {name}: is not a setting" + (meant and f"; did you mean ARCPIPE_{meant}?"))
 
 
 _BOOLEANS = {
@@ -561,25 +556,12 @@ def _allowed(kind: Any, value: Any, is_text: bool) -> str:
         case msgspec.inspect.FloatType(ge=low, le=high):
             return f"a number from {low} to {high}"
         case msgspec.inspect.LiteralType():
-            meant = _meant(value, choices) if isinstance(value, str) else ""
+            meant = nearest(value, choices) if isinstance(value, str) else ""
             return ", ".join(json.dumps(choice) for choice in choices) + (meant and f'; did you mean "{meant}"?')
         case described:
             assert isinstance(described, msgspec.inspect.Metadata)
             assert described.extra_json_schema is not None
             return str(described.extra_json_schema["description"])
-
-
-def _meant(word: str, candidates: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
-    """The candidate that a typo most likely stands for, or "" if none is near."""
-    by_lower = {candidate.lower(): candidate for candidate in candidates}
-    word = word.lower()
-    near = get_close_matches(word, by_lower, n=1, cutoff=0.75)
-    if not near:
-        # Right name, wrong or missing section.
-        leaf = word.rpartition(".")[2]
-        near = [name for name in by_lower if leaf and name.endswith((f".{leaf}", f"_{leaf}"))]
-        near.sort(key=lambda name: -SequenceMatcher(None, word, name).ratio())
-    return by_lower[near[0]] if near else ""
 
 
 def _problem(source: str, key: str, value: Any, reason: str) -> str:

@@ -2,7 +2,8 @@
 
 One anonymous mapping is made before the first fork. A counter is an aligned unsigned 64-bit integer, read and
 written in one machine instruction, so nobody needs a lock and the hot path pays one store. Gauges are stored the
-same way. Nothing here survives the supervisor; what must survive is on disk.
+same way. Nothing here survives the supervisor; what must survive is on disk. Times are those of the steady clock
+(`arcpipe/clock.py`), but for what is told in the time of day.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from arcpipe.clock import steady_us
 from arcpipe.meters import Meters
 
 LATENCY_BOUNDS_US: Final = (
@@ -139,9 +141,10 @@ class Worker:
         ACCESS_LINES_DROPPED,
         LIMITS_UNTRACKED,
         LOST_RECORDS,
-    ) = range(30)
+        MAX_CONNECTIONS,  # gauge: the most that it takes
+    ) = range(31)
     # Histograms: where each begins, with the bounds above.
-    ACK_US: Final = 30
+    ACK_US: Final = 31
     SYNC_US: Final = ACK_US + len(LATENCY_BOUNDS_US) + 2
     LOOP_LAG_US: Final = SYNC_US + len(LATENCY_BOUNDS_US) + 2
     GROUP_ENTRIES: Final = LOOP_LAG_US + len(LATENCY_BOUNDS_US) + 2
@@ -353,16 +356,17 @@ def unpack_usage(block: memoryview) -> Iterator[tuple[str, Usage]]:
 class Note(NamedTuple):
     """A line that a process has logged as a warning or worse."""
 
-    time_us: int
+    time_us: int  # the time of day
     level: int  # as in `logging`
     text: str
+    steady_us: int  # by which the lines of all processes are in order, however the time of day was set
 
 
 class Notes:
     """A ring of a process's latest warnings in shared memory; longer ones are cut."""
 
     LINES: Final = 16
-    _WORDS: Final = 64  # time, level, bytes of text, text
+    _WORDS: Final = 64  # time, level and bytes of text, time of the steady clock, text
     SIZE: Final = 1 + LINES * _WORDS
     _TEXT_BYTES: Final = (_WORDS - 3) * 8
 
@@ -376,8 +380,8 @@ class Notes:
         data = text.encode("utf-8", "replace")[: self._TEXT_BYTES]
         words = self._words
         words[start] = 0  # readers skip it until it is whole
-        words[start + 1] = level
-        words[start + 2] = len(data)
+        words[start + 1] = level << 32 | len(data)
+        words[start + 2] = steady_us()
         words[start + 3 : start + self._WORDS] = memoryview(data.ljust(self._TEXT_BYTES, b"\0")).cast("Q")
         words[start] = time_us
         words[0] = count + 1
@@ -386,7 +390,7 @@ class Notes:
         """In no order."""
         words = self._words
         for start in range(1, self.SIZE, self._WORDS):
-            time_us, level, size = words[start : start + 3]
-            text = words[start + 3 : start + self._WORDS].tobytes()[:size]
+            time_us, sizes, steady = words[start : start + 3]
+            text = words[start + 3 : start + self._WORDS].tobytes()[: sizes & 0xFFFFFFFF]
             if time_us and words[start] == time_us:
-                yield Note(time_us, level, text.decode("utf-8", "ignore"))
+                yield Note(time_us, sizes >> 32, text.decode("utf-8", "ignore"), steady)

@@ -20,6 +20,8 @@ _SEGMENT_NEAR_LIMIT: Final = 0.9
 _SEGMENT_TOO_OLD: Final = 2.0  # times wal.max_age_seconds
 _DISK_USED: Final = 0.8
 _BACKLOG_USED: Final = 0.5
+# As long as a process may be silent.
+_STARTING_SECONDS: Final = 5.0
 _FAILED_STARTS: Final = 3  # in a row: one or two are an accident, which the issue "restarts" tells
 
 
@@ -85,7 +87,7 @@ def judge(snapshot: Snapshot) -> list[Issue]:
 
 def _judge_worker(snapshot: Snapshot, worker: WorkerState, add: _Add) -> None:
     who = f"ingest {worker.slot}"
-    if not worker.alive and not snapshot.draining:
+    if _is_missed(snapshot, worker):
         add(
             "worker_down",
             "critical",
@@ -120,7 +122,7 @@ def _judge_worker(snapshot: Snapshot, worker: WorkerState, add: _Add) -> None:
 
 def _judge_uploader(snapshot: Snapshot, add: _Add) -> None:
     uploader = snapshot.uploader
-    if not uploader.alive and not snapshot.draining:
+    if _is_missed(snapshot, uploader):
         add(
             "uploader_down",
             "critical",
@@ -134,6 +136,12 @@ def _judge_uploader(snapshot: Snapshot, add: _Add) -> None:
             "nothing is uploaded: a manifest or schema.json is of a version that this program does not know",
             "the log names the file and the version; install the arcpipe that wrote it, and leave the file as it is",
         )
+
+
+def _is_missed(snapshot: Snapshot, process: WorkerState | UploaderState) -> bool:
+    """Whether a process gives no sign of life that should; one that is started for the first time has some seconds."""
+    is_starting = not process.pid and snapshot.uptime_seconds < _STARTING_SECONDS
+    return not (process.alive or is_starting or snapshot.draining)
 
 
 def _silence(who: str, process: WorkerState | UploaderState) -> str:

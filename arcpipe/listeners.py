@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from arcpipe import holders, unix_socket
+from arcpipe import descriptors, holders, unix_socket
 from arcpipe.errors import ArcpipeError
 from arcpipe.listener_settings import Listener, listeners_of
 from arcpipe.service_manager import InheritedFd
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from arcpipe.config import Settings
 
 log = logging.getLogger(__name__)
-
-# Files that a worker has open beside its connections, those that are turned away among them.
-_OTHER_FILES: Final = 512
 
 # Names of what one process hands to the next.
 LISTENER: Final = "listener"
@@ -392,16 +389,23 @@ def _is_loopback(address: Any) -> bool:
 
 
 def raise_file_limit(connections: int) -> None:
-    """Makes room for that many connections in each worker, as far as the hard limit allows."""
-    wanted = connections + _OTHER_FILES
+    """Makes room for that many connections in each worker, as far as the hard limit allows.
+
+    Raises:
+        ArcpipeError: not even the rest would have room.
+    """
+    wanted = descriptors.needed(connections)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if hard != resource.RLIM_INFINITY and hard < wanted:
+        advice = "Raise the limit (ulimit -Hn, or LimitNOFILE= of the service)"
+        if hard < descriptors.LEAST:
+            raise ArcpipeError(f"a process may have {hard} open files, and it needs {descriptors.LEAST}. {advice}.")
         log.warning(
-            "server.max_connections = %d needs %d open files, and a process may have %d: connections above that wait "
-            "or are cut off. Raise the limit (ulimit -Hn, or LimitNOFILE= of the service), or lower the setting",
-            *(connections, wanted, hard),
+            "server.max_connections = %d needs %d open files, and a process may have %d: each worker takes %d "
+            "connections and answers 503 above that. %s, or lower the setting",
+            *(connections, wanted, hard, descriptors.room(connections, hard).connections, advice),
         )
         wanted = hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -161,6 +161,11 @@ def _processes(snapshot: Snapshot) -> Iterator[Metric]:
 def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
     workers = [(str(worker.slot), worker) for worker in snapshot.workers]
     yield _gauges("arcpipe_connections", "Open client connections.", ((slot, w.connections) for slot, w in workers))
+    yield _gauges(
+        "arcpipe_connections_limit",
+        "The most connections that a worker takes; further ones are answered 503.",
+        ((slot, w.max_connections) for slot, w in workers),
+    )
     requests = CounterMetricFamily(
         "arcpipe_http_requests", "Requests answered, by route and status.", labels=["route", "status"]
     )

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from arcpipe import __version__, directory_look
+from arcpipe.clock import steady_us
 from arcpipe.counters import (
     ANNOUNCED,
     BEGUN,
@@ -95,6 +96,7 @@ class WorkerState(Struct, frozen=True):
     heartbeat_age_seconds: float
     memory_bytes: int
     connections: int
+    max_connections: int  # the most that it takes: fewer than the setting, if it may open fewer files
     requests: int
     writes_accepted: int
     writes_refused: int
@@ -216,6 +218,7 @@ class Snapshot(Struct, frozen=True):
 
 
 _LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}
+_WARNINGS: Final = 50
 # A process whose last sign of life is older is hung, or gone.
 _SILENT_SECONDS: Final = 5.0
 
@@ -227,24 +230,19 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         routes: the paths of the router's table, in its order.
         look: what was seen of the WAL directory; by default that is looked at now, however long its disk takes.
     """
-    now = time.time()
+    now = steady_us()
     node = counters.node
     workers = [_worker(counters, slot, now) for slot in range(1, counters.workers + 1)]
     oldest = [node[NodeBlock.OLDEST_BACKLOG_US]]
     oldest += [counters.worker(slot)[Worker.SEGMENT_FIRST_US] for slot in range(1, counters.workers + 1)]
-    waiting = [us / _MICRO for us in oldest if us]
-    warnings = [
-        Warning(note.time_us / _MICRO, _LEVELS.get(note.level, "warning"), process, note.text)
-        for process in counters.processes()
-        for note in counters.notes(process).read()
-    ]
+    waiting = [us for us in oldest if us]
     wal = settings.wal
     look = look or directory_look.look(WALDirectory(wal.dir))
     measured = node[NodeBlock.MEASURED_US]
     measured_age = (time.monotonic_ns() // 1000 - measured) / _MICRO if measured else 0.0
     return Snapshot(
         version=__version__,
-        time=now,
+        time=time.time(),
         uptime_seconds=_age(node[NodeBlock.STARTED_US], now),
         draining=node[NodeBlock.DRAINING] in (ANNOUNCED, BEGUN),
         wal_enabled=wal.enabled,
@@ -266,13 +264,13 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         backlog_bytes=node[NodeBlock.BACKLOG_BYTES],
         backlog_segments=node[NodeBlock.BACKLOG_SEGMENTS],
         max_backlog_bytes=wal.max_backlog_mb << 20,
-        oldest_unshipped_seconds=max(0.0, now - min(waiting)) if waiting else 0.0,
+        oldest_unshipped_seconds=_age(min(waiting), now) if waiting else 0.0,
         disk_free_bytes=node[NodeBlock.DISK_FREE_BYTES],
         min_free_bytes=wal.min_free_mb << 20,
         disk_total_bytes=node[NodeBlock.DISK_TOTAL_BYTES],
         worker_restarts=node[NodeBlock.WORKER_RESTARTS],
         uploader_restarts=node[NodeBlock.UPLOADER_RESTARTS],
-        warnings=sorted(warnings, key=lambda warning: -warning.time)[:50],
+        warnings=_warnings(counters),
         supervisor_alive=measured_age < FIGURES_SECONDS,
         measured_age_seconds=measured_age,
         wal_unlocked=bool(node[NodeBlock.UNLOCKED]),
@@ -309,7 +307,17 @@ def _endings(block: memoryview) -> dict[str, Ending]:
     return found
 
 
-def _worker(counters: Counters, slot: int, now: float) -> WorkerState:
+def _warnings(counters: Counters) -> list[Warning]:
+    """The latest of all processes, the newest first."""
+    notes = [(process, note) for process in counters.processes() for note in counters.notes(process).read()]
+    notes.sort(key=lambda item: -item[1].steady_us)
+    return [
+        Warning(note.time_us / _MICRO, _LEVELS.get(note.level, "warning"), process, note.text)
+        for process, note in notes[:_WARNINGS]
+    ]
+
+
+def _worker(counters: Counters, slot: int, now: int) -> WorkerState:
     block = counters.worker(slot)
     first, failure = block[Worker.SEGMENT_FIRST_US], block[Worker.LAST_FAILURE_US]
     heartbeat = _age(block[Worker.HEARTBEAT_US], now)
@@ -323,6 +331,7 @@ def _worker(counters: Counters, slot: int, now: float) -> WorkerState:
         heartbeat_age_seconds=heartbeat,
         memory_bytes=_memory_bytes(block[Worker.PID]),
         connections=block[Worker.CONNECTIONS],
+        max_connections=block[Worker.MAX_CONNECTIONS],
         requests=block[Worker.REQUESTS],
         writes_accepted=block[Worker.WRITES_ACCEPTED],
         writes_refused=block[Worker.WRITES_REFUSED],
@@ -354,7 +363,7 @@ def _worker(counters: Counters, slot: int, now: float) -> WorkerState:
     )
 
 
-def _uploader(counters: Counters, now: float) -> UploaderState:
+def _uploader(counters: Counters, now: int) -> UploaderState:
     block = counters.uploader
     last, heartbeat = block[Uploader.LAST_UPLOAD_US], _age(block[Uploader.HEARTBEAT_US], now)
     return UploaderState(
@@ -418,9 +427,9 @@ def _scaled(bounds: tuple[int, ...], unit: int) -> list[float]:
     return [bound / unit for bound in bounds]
 
 
-def _age(since_us: int, now: float) -> float:
-    """Seconds since then; never negative, whatever the clock did."""
-    return max(0.0, now - since_us / _MICRO)
+def _age(since: int, now: int) -> float:
+    """Seconds between two times of the steady clock; 0 if there was none yet."""
+    return max(0, now - since) / _MICRO if since else 0.0
 
 
 def _memory_bytes(pid: int) -> int:

@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from setproctitle import setproctitle
 
-from arcpipe import __version__, last_words, logs
+from arcpipe import __version__, first_words, last_words, logs
 from arcpipe.aftermath import Aftermath
 from arcpipe.backlog import Backlog, Leftovers
 from arcpipe.changeable import Changeable
 from arcpipe.children import Child, Pulse, cause, fork, lacks_room, send, stop
+from arcpipe.clock import steady_us
 from arcpipe.counters import ANNOUNCED, BEGUN, HANDED_OVER, Counters, Node, Uploader, Worker
 from arcpipe.errors import InstanceLocked
 from arcpipe.ingest.worker import IngestWorker
@@ -107,7 +108,7 @@ class _Supervisor:
         self._counters = Counters(self._workers, settings.limits.max_tracked if may_limit else 0)
         self._listeners = Listeners(settings, self._workers)
         self._leftovers = Leftovers(self._directory)
-        self._backlog = Backlog(self._directory, self._leftovers, self._counters.node)
+        self._backlog = Backlog(self._directory, self._leftovers, self._counters)
         self._aftermath = Aftermath(self._leftovers, self._workers, settings.uploader.nice, self._fork_recovery)
         self._children: list[Child] = []  # the uploader, then the workers by slot
         self._lock_problem = ""  # the last one logged
@@ -125,6 +126,7 @@ class _Supervisor:
         notes = self._counters.notes("supervisor")
         logs.setup(settings.log.level, settings.log.format, "supervisor", notes.add)
         log.info("arcpipe %s starting, log in %s, store %s", __version__, settings.wal.dir, settings.storage.url)
+        first_words.say(settings, self._workers)
         raise_file_limit(settings.server.max_connections)
         self._changeable.read()
         is_upgrade = self._former.has_workers
@@ -148,8 +150,9 @@ class _Supervisor:
             unfit = self._bind()
         self._remove_recovered()
         self._leave_sockets_with_the_manager(unfit)
-        self._counters.node[Node.STARTED_US] = time.time_ns() // 1000
+        self._counters.node[Node.STARTED_US] = steady_us()
         self._measure()
+        first_words.warn_of_a_small_disk(settings, self._counters.node)
         self._children = [self._uploader_child(), *(self._worker_child(slot) for slot in range(1, self._workers + 1))]
         code = self._watch()
         unknown = self._drain(hurry=code != 0)
@@ -532,7 +535,7 @@ class _Supervisor:
 
     def _fork_worker(self, slot: int) -> int:
         block = self._counters.worker(slot)
-        block[Worker.PID] = 0
+        block[Worker.PID] = block[Worker.SEGMENT_FIRST_US] = 0  # nobody writes the segment of the one before any more
         access = self._changeable.access()  # before the fork: what is reloaded after it is news to the worker
 
         def work() -> int:

@@ -8,7 +8,6 @@ Knows files and the `ssl` module, nothing of sockets or HTTP; on the map it stan
 from __future__ import annotations
 
 import ssl
-import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -63,10 +62,14 @@ class TLSError(ArcpipeError):
 class ServerTLS:
     """The server's side of TLS, 1.2 and newer.
 
-    `context` is for the sockets. It hands every new connection to a context with the newest certificate, instead of
+    `context` is for each new connection. It hands the connection to a context with the newest certificate, instead of
     taking a new one in: OpenSSL keeps a certificate for each kind of key, and so a context that had an RSA certificate
     and was given an ECDSA one would go on to show both. Made before the workers are forked, it lets a client resume its
     session at any of them.
+
+    A session that is resumed brings the certificate that was found good when it began. So where the authorities change,
+    `context` becomes another one, which cannot read the tickets of such sessions: their clients show their certificates
+    again. No clock has a say in that.
 
     `certificate` and `authorities` tell when those that were read last begin and end, as far as that can be told.
     """
@@ -88,9 +91,7 @@ class ServerTLS:
         self._verify_mode = ssl.CERT_REQUIRED if needs_client else ssl.CERT_OPTIONAL
         self.context = self._newest = self._read_all()
         self._authorities = self._newest.get_ca_certs(binary_form=True)
-        self._authorities_changed = 0.0  # when, in seconds since the epoch; 0 is never
-        # Despite its name it is called for clients that name no server, too.
-        self.context.sni_callback = self._use_newest
+        self._begin_sessions_anew()
 
     def reload(self) -> None:
         """Reads all files again, for connections that are opened from now on.
@@ -102,7 +103,7 @@ class ServerTLS:
         authorities = self._newest.get_ca_certs(binary_form=True)
         if authorities != self._authorities:
             self._authorities = authorities
-            self._authorities_changed = time.time()
+            self._begin_sessions_anew()
 
     def _read_all(self) -> ssl.SSLContext:
         context = _context(*self._files)
@@ -113,17 +114,14 @@ class ServerTLS:
         self.authorities = expiry.of_authorities(context)
         return context
 
-    def _use_newest(
-        self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: object
-    ) -> ssl.AlertDescription | None:
+    def _begin_sessions_anew(self) -> None:
+        self.context = self._newest
+        # Despite its name it is called for clients that name no server, too.
+        self.context.sni_callback = self._use_newest
+
+    def _use_newest(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: object) -> None:
         if connection.context is not self._newest:
             connection.context = self._newest
-        # A session that is resumed brings the certificate that was found good when it began, by other authorities.
-        if self._authorities_changed and connection.session_reused:
-            session = connection.session
-            if session is None or session.time <= self._authorities_changed:
-                return ssl.AlertDescription.ALERT_DESCRIPTION_UNKNOWN_CA
-        return None
 
 
 def _trust(context: ssl.SSLContext, authorities_file: str) -> None:

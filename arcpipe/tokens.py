@@ -129,8 +129,11 @@ def read(path: str) -> tuple[Token, ...]:
     """
     found = _read_if_there(path)
     if found is None:
+        aside = os.path.basename(path)
+        # Until a relative path counted from the settings file, it counted from there.
+        hint = f". Is it {os.path.abspath(aside)}? Move it" if os.path.exists(aside) else ""
         raise TokensError(
-            f"there is no tokens file {path}: `arcpipe token create` makes it; auth.tokens_file says where"
+            f"there is no tokens file {path}: `arcpipe token create` makes it; auth.tokens_file says where{hint}"
         )
     return found
 

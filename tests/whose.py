@@ -69,7 +69,8 @@ class Whose:
     ) -> str:
         """A listener, with `proxy_protocol` if it `has_header`; its URL."""
         listener = Listener(address="127.0.0.1:1", proxy_protocol=has_header, tls=tls is not None)
-        entrance = Entrance(self.context, listener, trusted, tls)
+        server_tls: Any = SimpleNamespace(context=tls) if tls is not None else None
+        entrance = Entrance(self.context, listener, trusted, server_tls)
         self.entrances.append(entrance)
         made = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
         made.bind(str(self.directory / "s.sock") if is_unix else ("127.0.0.1", 0))

@@ -32,6 +32,11 @@ class Meta(msgspec.Struct, gc=False):
     """What of an envelope's meta matters for conversion."""
 
     precision: str | None = None
+    clock: int = 0  # µs to be added to the entry's timestamp for the time of day, where that was set back
+
+    def time_of(self, timestamp_us: int) -> int:
+        """When the entry of a timestamp was taken, in µs since the epoch."""
+        return max(timestamp_us + self.clock, 0) if self.clock else timestamp_us
 
 
 class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -50,7 +55,7 @@ decode_envelope: Final = msgspec.msgpack.Decoder(Envelope).decode
 class Entry(NamedTuple):
     """What an entry holds. `maps` are (database, columnar map); segment start and end have none."""
 
-    precision: str | None
+    meta: Meta
     maps: list[tuple[str, ColumnMap]]
 
 
@@ -64,7 +69,7 @@ def decode_entry(payload: bytes | memoryview) -> Entry:
     if arc_payloads.is_arc_payload(payload):
         arc = arc_payloads.decode(payload)
         return Entry(
-            None, [(each.database, ColumnMap(each.measurement, each.columns, each.tags or None)) for each in arc]
+            Meta(), [(each.database, ColumnMap(each.measurement, each.columns, each.tags or None)) for each in arc]
         )
     try:
         envelope = decode_envelope(payload)
@@ -74,11 +79,11 @@ def decode_entry(payload: bytes | memoryview) -> Entry:
         raise BadPayload(f"payload is no envelope: {error}") from None
     body = envelope.body
     if envelope.kind == KIND_COLUMNAR and isinstance(body, ColumnMap):
-        return Entry(envelope.meta.precision, [(envelope.database, body)])
+        return Entry(envelope.meta, [(envelope.database, body)])
     if envelope.kind == KIND_BATCH and isinstance(body, list):
-        return Entry(envelope.meta.precision, [(envelope.database, columns) for columns in body])
+        return Entry(envelope.meta, [(envelope.database, columns) for columns in body])
     if envelope.kind in (0, 255) and body is None:
-        return Entry(None, [])
+        return Entry(Meta(), [])
     raise BadPayload(f"envelope of kind {envelope.kind} with a body that is not its own")
 
 

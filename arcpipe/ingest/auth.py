@@ -1,9 +1,10 @@
 """Who may enter: from the credentials of a request to the right to do what it asks.
 
 A credential is looked up as the bytes that the client sent, because it sends the same ones with each request: a known
-one costs a dictionary lookup, and only an unknown one is taken apart, hashed and compared. The lookup gives no time
-to measure: dictionaries hash bytes with SipHash under a key of this process alone, and two keys are compared only
-where all 64 bits of their hashes agree. The comparison of token hashes is `hmac.compare_digest`.
+one costs a dictionary lookup, and only an unknown one is taken apart, hashed and compared. When its token ends is
+looked at each time, by the clock as it is then, however often that was set. The lookup gives no time to measure:
+dictionaries hash bytes with SipHash under a key of this process alone, and two keys are compared only where all 64 bits
+of their hashes agree. The comparison of token hashes is `hmac.compare_digest`.
 
 Nothing here is logged or echoed of what a client sent.
 """
@@ -15,9 +16,9 @@ import binascii
 import hmac
 import logging
 import re
-import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from arcpipe import tokens
@@ -66,11 +67,12 @@ _FORBIDDEN: Final = {scope: _forbidden(scope) for scope in (WRITE, READ, ADMIN)}
 
 
 class Grant(NamedTuple):
-    """What a token allows. `databases` None is all of them."""
+    """What a token allows, and until when. `databases` None is all of them, `ends` None is never."""
 
     scopes: frozenset[str]
     databases: frozenset[str] | None
     token_id: str
+    ends: float | None  # seconds since the epoch
 
 
 class Auth:
@@ -91,12 +93,11 @@ class Auth:
         for token in self._tokens.values():
             if token.certificate:
                 self._by_name.setdefault(normal_name(token.certificate), []).append(token)
-        self._forget(datetime.now(UTC))
+        self._by_credential.clear()
+        self._by_certificate.clear()
 
-    def tick(self, now: datetime, monotonic: float) -> None:
-        """To be called a few times a second: ends tokens that expire, and reports refusals."""
-        if self._next_expiry is not None and now >= self._next_expiry:
-            self._forget(now)
+    def tick(self, monotonic: float) -> None:
+        """To be called a few times a second: reports refusals."""
         if self.refused != self._logged and monotonic >= self._next_line:
             log.warning("%d requests refused for want of a valid token with the right", self.refused - self._logged)
             self._logged = self.refused
@@ -105,7 +106,7 @@ class Auth:
     def refusal(self, exchange: Exchange, scope: str) -> bytes | None:
         """The answer to a request that may not do what needs `scope`, or None; notes its databases."""
         grant = self._by_credential.get(exchange.headers.get(b"authorization", b""))
-        if grant is None or scope not in grant.scopes:
+        if grant is None or scope not in grant.scopes or (grant.ends is not None and grant.ends <= time()):
             granted = self.grant(exchange, scope)
             if isinstance(granted, bytes):
                 return granted
@@ -115,7 +116,7 @@ class Auth:
 
     def grant(self, exchange: Exchange, scope: str) -> Grant | bytes:
         """What the token of a request that needs `scope` allows, or the refusal."""
-        grant = self._by_credential.get(exchange.headers.get(b"authorization", b""))
+        grant = _unless_ended(self._by_credential.get(exchange.headers.get(b"authorization", b"")))
         if grant is None:
             admitted = self._admit(exchange)
             if isinstance(admitted, bytes):
@@ -136,12 +137,6 @@ class Auth:
         """Whether any token has."""
         return any(token.limits(ClientLimits()).any for token in self._tokens.values())
 
-    def _forget(self, now: datetime) -> None:
-        self._by_credential.clear()
-        self._by_certificate.clear()
-        coming = [token.expires for token in self._tokens.values() if token.expires is not None and token.expires > now]
-        self._next_expiry = min(coming, default=None)
-
     def _admit(self, exchange: Exchange) -> Grant | bytes:
         """Finds the credential of a request, wherever it stands; what it allows, or the refusal."""
         headers, query = exchange.headers, exchange.query
@@ -155,8 +150,9 @@ class Auth:
             key = b"x-api-key: " + token
         elif _PASSWORD.search(query) is not None:
             key = b"query: " + query
-            if key in self._by_credential:
-                return self._by_credential[key]
+            known = _unless_ended(self._by_credential.get(key))
+            if known is not None:
+                return known
             try:
                 token = exchange.parameters().get("p", "").encode("utf-8", "replace")
             except BadPayload as error:
@@ -164,7 +160,7 @@ class Auth:
         else:
             return self._admit_certificate(exchange.connection.peer_certificate())
         # Each key holds the token itself, so it opens nothing to send one in the place of another.
-        grant = self._by_credential.get(key)
+        grant = _unless_ended(self._by_credential.get(key))
         if grant is None:
             verified = self._verify(token) if token is not None else _UNKNOWN
             if isinstance(verified, bytes):
@@ -192,9 +188,9 @@ class Auth:
         """What the owner of a client certificate may do, or the refusal. The first name that is known counts."""
         if certificate is None:
             return _NO_CREDENTIAL
-        if certificate.expires <= time.time():
+        if certificate.expires <= time():
             return _EXPIRED_CERTIFICATE
-        grant = self._by_certificate.get(certificate.names)
+        grant = _unless_ended(self._by_certificate.get(certificate.names))
         if grant is None:
             found = next((self._by_name[name] for name in certificate.names if name in self._by_name), None)
             if found is None:
@@ -211,7 +207,13 @@ class Auth:
 
 def _grant(token: Token) -> Grant:
     scopes = frozenset((*token.scopes, READ) if ADMIN in token.scopes else token.scopes)
-    return Grant(scopes, frozenset(token.databases) or None, token.id)
+    ends = token.expires.timestamp() if token.expires is not None else None
+    return Grant(scopes, frozenset(token.databases) or None, token.id, ends)
+
+
+def _unless_ended(grant: Grant | None) -> Grant | None:
+    """A grant that is remembered, if its token has not expired since."""
+    return None if grant is not None and grant.ends is not None and grant.ends <= time() else grant
 
 
 def _in_authorization(value: bytes) -> bytes | None:

@@ -19,13 +19,14 @@ from arcpipe.ingest.linger import LINGER_SECONDS
 from arcpipe.ingest.protocol import Connection
 from arcpipe.ingest.proxy_header import MAX_BYTES, BadProxyHeader, read
 from arcpipe.ingest.router import Route, offered
-from arcpipe.ingest.tls_server import HANDSHAKE_PATIENCE_SECONDS, MAX_HANDSHAKES
+from arcpipe.ingest.tls_server import HANDSHAKE_PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     import ssl
 
     from arcpipe.ingest.worker import IngestContext
     from arcpipe.listener_settings import Listener
+    from arcpipe.tls import ServerTLS
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Entrance:
     """One listener in one worker: makes what serves a new connection."""
 
     def __init__(
-        self, context: IngestContext, listener: Listener, trusted: TrustedProxies, tls: ssl.SSLContext | None
+        self, context: IngestContext, listener: Listener, trusted: TrustedProxies, tls: ServerTLS | None
     ) -> None:
         """Args: tls: of a listener that speaks it."""
         self.context = context
@@ -70,13 +71,15 @@ class Entrance:
         self._next_line = 0.0
 
     @property
-    def tls(self) -> ssl.SSLContext | None:
+    def tls(self) -> ServerTLS | None:
         """TLS as the server has to begin with it; None where that comes later or never."""
         return None if self._has_header else self._tls
 
     def connect(self) -> asyncio.BaseProtocol:
         """To be called for each new connection: the protocol that it begins with."""
-        return Greeter(self, self._tls) if self._has_header else Connection(self.context, self._surface)
+        if not self._has_header:
+            return Connection(self.context, self._surface)
+        return Greeter(self, self._tls.context if self._tls is not None else None)
 
     def connection(self, client: str) -> Connection:
         """The protocol for a connection of a client that a proxy has told."""
@@ -88,7 +91,7 @@ class Entrance:
 
     def has_room_for_handshake(self) -> bool:
         """Whether another TLS handshake may begin; the eldest gives way if it goes on for a while already."""
-        if len(self.handshakes) < min(MAX_HANDSHAKES, self.context.limits.max_connections):
+        if len(self.handshakes) < self.context.limits.max_handshakes:
             return True
         eldest, began = next(iter(self.handshakes.items()))
         if time.monotonic() - began < HANDSHAKE_PATIENCE_SECONDS:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from arcpipe import descriptors
 from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Node
 from arcpipe.ingest import responses
 
 if TYPE_CHECKING:
     from arcpipe.config import Settings
+    from arcpipe.descriptors import Room
     from arcpipe.ingest.protocol import Connection
 
 # Why reading of a connection is paused; several reasons may hold at a time.
@@ -44,6 +46,8 @@ class Limits(Struct, frozen=True):
     max_headers: int
     max_url: int
     max_connections: int
+    max_handshakes: int  # of TLS, at one listener
+    max_turned_away: int  # connections above the limit that are told so, and given time to read it
     max_pipelined: int
     max_pending: int
     max_arriving: int
@@ -54,15 +58,24 @@ class Limits(Struct, frozen=True):
     keep_alive: float
 
     @classmethod
-    def of(cls, settings: Settings) -> Limits:
+    def of(cls, settings: Settings, room: Room | None = None) -> Limits:
+        """The bounds of these settings.
+
+        Args:
+            room: for connections, where the process may have fewer than the settings want.
+        """
         server = settings.server
+        if room is None:
+            room = descriptors.room(server.max_connections)
         half = server.max_inflight_mb << 19
         return cls(
             max_body=server.max_body_mb << 20,
             max_header=server.max_header_kb << 10,
             max_headers=server.max_headers,
             max_url=server.max_url_kb << 10,
-            max_connections=server.max_connections,
+            max_connections=room.connections,
+            max_handshakes=room.handshakes,
+            max_turned_away=room.turned_away,
             max_pipelined=server.max_pipelined,
             max_pending=half if settings.wal.enabled else min(half, MAX_UNWRITTEN),
             max_arriving=half,

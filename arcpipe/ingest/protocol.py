@@ -77,9 +77,6 @@ _INLINE_BYTES: Final = 256 << 10
 
 _ACCEPT_ENCODING: Final = f"Accept-Encoding: {ACCEPTED}\r\n".encode("ascii")
 
-# Connections above the limit that are told so and given time to read it; further ones are cut off.
-_MAX_TURNED_AWAY: Final = 256
-
 # What a connection is waiting for, and so which timeout holds.
 IDLE: Final = 0
 HEADER: Final = 1
@@ -212,7 +209,7 @@ class Connection(asyncio.Protocol):
             refusal = context.gate.opened(self)
         if refusal is None:
             context.connections.add(self)
-        elif len(context.turned_away) < _MAX_TURNED_AWAY:
+        elif len(context.turned_away) < context.limits.max_turned_away:  # further ones are cut off
             context.turned_away.add(self)
             self._refuse_connection(refusal)
         else:

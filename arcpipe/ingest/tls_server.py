@@ -10,12 +10,12 @@ import asyncio
 import contextlib
 import errno
 import socket
-import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-# Handshakes at a time; fewer if fewer connections are allowed.
-MAX_HANDSHAKES: Final = 256
+if TYPE_CHECKING:
+    from arcpipe.tls import ServerTLS
+
 # Seconds that each may take before it gives way to others.
 HANDSHAKE_PATIENCE_SECONDS: Final = 1.0
 # Connections that are accepted in one turn of the loop: each costs a millisecond in the turns after it.
@@ -33,10 +33,10 @@ class TLSServer:
         factory: Callable[[], asyncio.BaseProtocol],
         listener: socket.socket,
         backlog: int,
-        tls: ssl.SSLContext,
+        tls: ServerTLS,
         handshake_seconds: float,
         shutdown_seconds: float,
-        max_connections: int,
+        max_handshakes: int,
     ) -> None:
         self._loop = loop
         self._factory = factory
@@ -44,7 +44,7 @@ class TLSServer:
         self._tls = tls
         self._handshake_seconds = handshake_seconds
         self._shutdown_seconds = shutdown_seconds
-        self._most = min(MAX_HANDSHAKES, max_connections)
+        self._most = max_handshakes
         self._handshakes: dict[asyncio.Task[None], float] = {}  # and when each began, the eldest first
         self._sockets: dict[asyncio.Task[None], socket.socket] = {}
         self._retry: asyncio.TimerHandle | None = None
@@ -118,7 +118,7 @@ class TLSServer:
             await self._loop.connect_accepted_socket(
                 self._factory,
                 accepted,
-                ssl=self._tls,
+                ssl=self._tls.context,
                 ssl_handshake_timeout=self._handshake_seconds,
                 ssl_shutdown_timeout=self._shutdown_seconds,
             )

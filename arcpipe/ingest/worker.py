@@ -13,7 +13,6 @@ import time
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from operator import add
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +20,7 @@ import uvloop
 
 from arcpipe import descriptors, logs, tokens
 from arcpipe.allocator import keep_freed_memory
+from arcpipe.clock import steady_us, steady_us_at
 from arcpipe.counters import (
     BEGUN,
     LATENCY_BOUNDS_US,
@@ -215,7 +215,8 @@ class IngestWorker:
         self._tokens_loaded = access.tokens_loaded
         self._tls = access.tls
         self._tls_loaded = access.tls_loaded
-        self._context = IngestContext(Limits.of(settings), self._auth, self._show_life)
+        limits = Limits.of(settings, descriptors.room_here(settings.server.max_connections))
+        self._context = IngestContext(limits, self._auth, self._show_life)
         server = settings.server
         self._trusted = TrustedProxies(server.trusted_proxies)
         if self._trusted and server.forwarded_header:
@@ -295,7 +296,7 @@ class IngestWorker:
         self._context.commit = self._writes.commit = commit
         servers = [await self._listen(loop, bound) for bound in self._listeners]
         # Whoever sees the process id sees a sign of life too.
-        self._block[Worker.STARTED_US] = self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
+        self._block[Worker.STARTED_US] = self._block[Worker.HEARTBEAT_US] = steady_us()
         self._block[Worker.PID] = os.getpid()
         # What was imported and made so far stays for ever: the collector need not look at it again.
         gc.collect()
@@ -324,7 +325,7 @@ class IngestWorker:
         return 0
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, bound: Bound) -> asyncio.Server | TLSServer:
-        tls = self._tls.context if self._tls is not None and bound.listener.tls else None
+        tls = self._tls if bound.listener.tls else None
         entrance = Entrance(self._context, bound.listener, self._trusted, tls)
         self._entrances.append(entrance)
         backlog = self._settings.server.backlog
@@ -332,7 +333,7 @@ class IngestWorker:
             limits = self._context.limits
             return TLSServer(
                 *(loop, entrance.connect, bound.socket, backlog, entrance.tls),
-                *(limits.header_timeout, LINGER_SECONDS, limits.max_connections),
+                *(limits.header_timeout, LINGER_SECONDS, limits.max_handshakes),
             )
         create = loop.create_unix_server if bound.socket.family == socket.AF_UNIX else loop.create_server
         return await create(entrance.connect, sock=bound.socket, backlog=backlog)
@@ -401,13 +402,14 @@ class IngestWorker:
             self._expire_connections()
             self._context.inflight.tick(self._context.now)
             self._reload()
+            self._writes.follow_clock()
             self._publish()
             due = time.monotonic() + _TICK_SECONDS
             await asyncio.sleep(_TICK_SECONDS)
             self._loop_lag_us.observe(int(max(0.0, time.monotonic() - due) * 1e6))
 
     def _reload(self) -> None:
-        """Takes what the supervisor has read anew and found good; ends tokens that expire."""
+        """Takes what the supervisor has read anew and found good."""
         node = self._node_block
         logs.set_level(node[NodeBlock.LOG_LEVEL])
         logs.flush()
@@ -423,7 +425,7 @@ class IngestWorker:
                     if self._gate is not None:
                         self._gate.reload()
                         self._choose_auth()
-            self._auth.tick(datetime.now(UTC), self._context.now)
+            self._auth.tick(self._context.now)
         if self._tls is not None:
             loaded = node[NodeBlock.TLS_LOADED]
             if loaded != self._tls_loaded:
@@ -484,7 +486,7 @@ class IngestWorker:
             connection.expire()
 
     def _show_life(self) -> None:
-        self._block[Worker.HEARTBEAT_US] = time.time_ns() // 1000
+        self._block[Worker.HEARTBEAT_US] = steady_us()
 
     def _publish(self) -> None:
         """Copies what this process has counted into shared memory, on top of what its predecessors had."""
@@ -493,6 +495,7 @@ class IngestWorker:
         usage = list(writes.usage.values())
         self._show_life()
         self._block[Worker.CONNECTIONS] = len(context.connections)
+        self._block[Worker.MAX_CONNECTIONS] = context.limits.max_connections
         self._publish_segment(context.commit.writer.current)
         if stats.last_failure_us:
             self._block[Worker.LAST_FAILURE_US] = stats.last_failure_us
@@ -539,11 +542,16 @@ class IngestWorker:
 
     def _publish_segment(self, segment: Segment | None) -> None:
         """Show the segment that is being written, or zeros: the disk lets none be made."""
-        self._block[Worker.SEGMENT_SEQ] = segment.name.seq if segment is not None else 0
-        self._block[Worker.SEGMENT_BYTES] = segment.offset if segment is not None else 0
-        self._block[Worker.SEGMENT_CREATED_US] = segment.created if segment is not None else 0
-        self._block[Worker.SEGMENT_ENTRIES] = segment.entries if segment is not None else 0
-        self._block[Worker.SEGMENT_FIRST_US] = segment.first_timestamp if segment is not None else 0
+        block = self._block
+        seq = segment.name.seq if segment is not None else 0
+        if block[Worker.SEGMENT_SEQ] != seq:
+            block[Worker.SEGMENT_FIRST_US] = 0  # whoever looks now shall not take it for that of the next one
+        block[Worker.SEGMENT_SEQ] = seq
+        block[Worker.SEGMENT_BYTES] = segment.offset if segment is not None else 0
+        block[Worker.SEGMENT_CREATED_US] = segment.created if segment is not None else 0
+        block[Worker.SEGMENT_ENTRIES] = segment.entries if segment is not None else 0
+        started_at = segment.started_at if segment is not None else 0.0
+        block[Worker.SEGMENT_FIRST_US] = steady_us_at(started_at) if started_at else 0
 
     def _add(self, start: int, values: list[int]) -> None:
         end = start + len(values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import Final, NamedTuple, TypeVar
@@ -77,7 +77,13 @@ class Targets:
     def __init__(self, precision: str | None) -> None:
         """Args: precision: the envelope's word where the query names none; None reads it from the size of a number."""
         self._precision = precision
+        self._clock: Mapping[str, int] = {}
         self._known: dict[tuple[bytes, bytes | None], Target] = {}
+
+    def follow_clock(self, meta: Mapping[str, int]) -> None:
+        """Has envelopes say this of the clock from now on, as `WALWriter.clock_meta` gives it."""
+        self._clock = meta
+        self._known.clear()
 
     def of(self, exchange: Exchange) -> Target:
         """Where a request's records go.
@@ -109,7 +115,7 @@ class Targets:
         partial = parameters.get("accept_partial", "true").lower()
         if partial not in ("true", "false"):
             raise BadPayload(f"query parameter 'accept_partial': {_shown(partial)} is neither true nor false")
-        meta = {} if precision is None else {"precision": precision}
+        meta = {**({} if precision is None else {"precision": precision}), **self._clock}
         return Target(
             database,
             (envelope_prefix(KIND_COLUMNAR, database, meta), envelope_prefix(KIND_BATCH, database, meta)),
@@ -125,6 +131,7 @@ class WriteEndpoints:
         self._encoding = encoding
         self._turns = turns
         self.commit: Commit  # set once the log is open
+        self._clock: Mapping[str, int] = {}  # as envelopes tell it
         self.accepted = 0
         self.refused = 0
         # Requests, records and bytes that are on disk, by database; "" for those beyond the last that has a place.
@@ -197,6 +204,14 @@ class WriteEndpoints:
 
     def _targets_of(self, precision: str | None) -> Targets:
         return self._targets.setdefault(precision, Targets(precision))
+
+    def follow_clock(self) -> None:
+        """To be called a few times a second: has entries tell it while the clock is behind their timestamps."""
+        meta = self.commit.writer.clock_meta()
+        if meta or self._clock:
+            self._clock = meta
+            for targets in self._targets.values():
+                targets.follow_clock(meta)
 
     def _find(self, exchange: Exchange, targets: Targets) -> Target:
         """Where to write what a request brings.

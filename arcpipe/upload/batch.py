@@ -103,7 +103,7 @@ class Batch:
 class _Files(NamedTuple):
     """What is there of a batch, by the kind of file: names."""
 
-    order: tuple[str, int, int]
+    order: tuple[int, int, str]
     names: dict[str, str]
     had_no_journal: bool
 
@@ -216,7 +216,7 @@ class Batches:
         is_certain = any(
             len(set(each)) == len(each) and waiting.issuperset(each) and names == set(each) for each in lists
         )
-        started = datetime.strptime(files.order[0], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+        started = datetime.strptime(files.order[2], "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
         before = 0.0 if is_certain else started + _SUSPECT_SECONDS
         self._kept[batch_id] = kept = _Kept(names, before, list(files.names.values()))
         held = sum(self._is_kept(file) for file in self._directory.segments(SEALED))

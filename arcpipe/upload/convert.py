@@ -1,7 +1,7 @@
 """Collected entries of one table -> one Arrow table, sorted by time. Total: what fits no column is rescued.
 
 The columns are those of `upload.parquet.file_order`. A column that holds nothing but nil, and had no type before, is
-left out. A row without a time, or with one that is none, has the timestamp of its log entry.
+left out. A row without a time, or with one that is none, has that of its WAL entry.
 
 This module must not know files or threads; the only thing it changes is the `TableSchema` that it is given.
 """

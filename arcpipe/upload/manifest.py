@@ -50,7 +50,7 @@ class BatchFile(NamedTuple):
     """What the name of a file in `batches/` tells."""
 
     batch_id: str
-    order: tuple[str, int, int]  # time, boot, number
+    order: tuple[int, int, str]  # boot, number, time: a clock that was set changes no order
     kind: str  # ".json", ".uploaded.json" or ".journal"
     is_temporary: bool  # never got its name: nothing depends on it
     had_no_journal: bool  # of version 1: without a journal, objects may have been put all the same
@@ -71,7 +71,7 @@ def parse_batch_file(name: str) -> BatchFile | None:
     match = _FILE.match(name)
     if match is None:
         return None
-    order = match["time"], int(match["boot"]), int(match["number"])
+    order = int(match["boot"]), int(match["number"]), match["time"]
     return BatchFile(match["id"], order, match["kind"], match["temporary"] is not None, match["random"] is None)
 
 

@@ -298,12 +298,14 @@ class BatchTables:
             self._add_unusual(timestamp_us, payload, origin)
             return
         body = envelope.body
+        meta = envelope.meta
+        time_us = meta.time_of(timestamp_us) if meta.clock else timestamp_us
         if envelope.kind == KIND_COLUMNAR and body.__class__ is ColumnMap:
-            self._append(envelope.database, envelope.meta.precision, body, size, timestamp_us, origin, 0)
+            self._append(envelope.database, meta.precision, body, size, time_us, origin, 0)
         elif envelope.kind == KIND_BATCH and body.__class__ is list:
             size //= len(body) or 1
             for part, columns in enumerate(body):
-                self._append(envelope.database, envelope.meta.precision, columns, size, timestamp_us, origin, part)
+                self._append(envelope.database, meta.precision, columns, size, time_us, origin, part)
         else:
             self._add_unusual(timestamp_us, payload, origin)
 
@@ -318,8 +320,9 @@ class BatchTables:
                 return
         else:
             size = len(payload) // (len(entry.maps) or 1)
+            time_us = entry.meta.time_of(timestamp_us)
             for number, (database, columns) in enumerate(entry.maps):
-                self._append(database, entry.precision, columns, size, timestamp_us, origin, number)
+                self._append(database, entry.meta.precision, columns, size, time_us, origin, number)
             return
         self._add_parts(timestamp_us, parts, origin)
 
@@ -331,8 +334,9 @@ class BatchTables:
             except BadPayload as error:
                 self._dead_letter(DeadLetter("", part, origin, number, str(error)))
                 continue
+            time_us = entry.meta.time_of(timestamp_us)
             for database, columns in entry.maps:
-                self._append(database, entry.precision, columns, len(part), timestamp_us, origin, number)
+                self._append(database, entry.meta.precision, columns, len(part), time_us, origin, number)
 
     def _append(
         self,

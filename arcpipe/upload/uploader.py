@@ -22,6 +22,7 @@ import uvloop
 
 from arcpipe import logs
 from arcpipe.allocator import keep_freed_memory
+from arcpipe.clock import steady_us
 from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError, StorageError
@@ -80,7 +81,7 @@ async def _run(settings: Settings, directory: WALDirectory, counters: Counters, 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     block = counters.uploader
     # Whoever sees the process id sees a sign of life too.
-    block[Uploader.STARTED_US] = block[Uploader.HEARTBEAT_US] = time.time_ns() // 1000
+    block[Uploader.STARTED_US] = block[Uploader.HEARTBEAT_US] = steady_us()
     block[Uploader.PID] = os.getpid()
     heartbeat = loop.create_task(_beat(counters))
     # What was imported and made so far stays for ever: the collector need not look at it again.
@@ -95,7 +96,7 @@ async def _run(settings: Settings, directory: WALDirectory, counters: Counters, 
 
 async def _beat(counters: Counters) -> None:
     while True:
-        counters.uploader[Uploader.HEARTBEAT_US] = time.time_ns() // 1000
+        counters.uploader[Uploader.HEARTBEAT_US] = steady_us()
         logs.set_level(counters.node[NodeBlock.LOG_LEVEL])
         logs.flush()
         await asyncio.sleep(0.5)
@@ -352,7 +353,7 @@ class BatchUploader:
         self._count_unreadable()
         self._block[Uploader.BATCHES] += 1
         self._block[Uploader.SEGMENTS] += len(batch.segments)
-        self._block[Uploader.LAST_UPLOAD_US] = time.time_ns() // 1000
+        self._block[Uploader.LAST_UPLOAD_US] = steady_us()
 
     def _make_space(self) -> None:
         if self._pool is not None:

@@ -27,9 +27,10 @@ The payload is the *envelope*, an array of four: `[kind, database, meta, body]`.
     2    batch           body an array of such maps
     255  segment end     body nil; meta: entries, records, bytes (and recovered). Last entry when complete
 
-`meta` is a map whose first key is `in`, the identity (`precision` follows where the sender named one); readers ignore
-keys that they don't know. `replaces` is `[seq, offset]`: after a background sync that failed, the segment holds again
-what that segment of the same slot held at and after that offset. Recovery cuts that one there.
+`meta` is a map whose first key is `in`, the identity. `precision` follows where the sender named one, and `clock` where
+the machine's clock is behind the timestamps, which never go back: the µs to be added to them. Readers ignore keys that
+they don't know. `replaces` is `[seq, offset]`: after a background sync that failed, the segment holds again what that
+segment of the same slot held at and after that offset. Recovery cuts that one there.
 
 **Identity.** `in` is a binary of 16 bytes, the same in every entry of a segment: slot (2 bytes), seq (6) and a random
 number (8). An entry belongs to a segment only if its identity is that of the segment's start entry. A retired segment

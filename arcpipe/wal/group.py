@@ -112,6 +112,6 @@ class WALStats:
         self.group_entries = Histogram(GROUP_BOUNDS)
         self.rotations = 0
         self.failures = 0  # commits that were refused, and background syncs
-        self.last_failure_us = 0  # µs since the epoch
+        self.last_failure_us = 0  # of the steady clock
         self.last_error = ""
         self.lost_records = 0  # with the WAL disabled: answered, and never written

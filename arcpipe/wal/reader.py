@@ -156,7 +156,7 @@ class WALReader:
     def read_all(self) -> list[list[dict[str, Any]]]:
         """A batch (list of record dicts) per entry: `measurement`, `time`, `_database` and the fields.
 
-        `time` is as it was sent, or the entry's timestamp (µs) where none was. Damage is skipped; see `report`. An
+        `time` is as it was sent, or when the entry was taken (µs) where none was. Damage is skipped; see `report`. An
         intact entry that holds no records is skipped and logged.
         """
         return list(self)
@@ -171,12 +171,14 @@ def records_of(entry: Entry) -> list[dict[str, Any]]:
     from arcpipe.codec.entries import decode_entry
 
     records = []
-    for database, columnar in decode_entry(entry.payload).maps:
+    decoded = decode_entry(entry.payload)
+    time_us = decoded.meta.time_of(entry.timestamp)
+    for database, columnar in decoded.maps:
         columns = {name: _values(column) for name, column in columnar.columns.items()}
         if len(set(map(len, columns.values()))) > 1:
             raise BadPayload(f"the columns of measurement {columnar.m!r} differ in length")
         for values in zip(*columns.values(), strict=True):
-            record = {"measurement": columnar.m, "_database": database, "time": entry.timestamp}
+            record = {"measurement": columnar.m, "_database": database, "time": time_us}
             record.update(
                 (name, value)
                 for name, value in zip(columns, values, strict=True)

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from arcpipe.clock import steady_us
 from arcpipe.disk import Disk
 from arcpipe.errors import CommitFailed
 from arcpipe.wal.background_sync import BackgroundSync
@@ -36,6 +37,8 @@ SyncMode = Literal["fsync", "fdatasync", "async", "off"]
 CACHED_BACKLOG_BYTES: Final = 512 << 20
 # Between two looks whether the segment is still where it was made: a removal is noticed before many records are in it.
 _PLACE_CHECK_SECONDS: Final = 1.0
+# µs. Many entries at once bring timestamps ahead of the clock by less than this; more than that does a clock set back.
+_AHEAD_US: Final = 1_000_000
 _OPEN: Final = State.OPEN  # for every commit: members of an enum are slow to look up
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 # While sealed segments of the slot wait for their upload, the next one is sealed by age this much later. With the
@@ -166,7 +169,8 @@ class WALWriter:
         group = self.new_group()
         for target, maps in by_database.items():
             body = msgspec.msgpack.encode(maps)
-            group.add(envelope_prefix(KIND_BATCH, target), body, len(maps), self.next_timestamp())
+            prefix = envelope_prefix(KIND_BATCH, target, self.clock_meta())
+            group.add(prefix, body, len(maps), self.next_timestamp())
         self.commit(group)
 
     def next_timestamp(self) -> int:
@@ -178,6 +182,14 @@ class WALWriter:
             stamp = self._written + 1
         self._stamped = stamp
         return stamp
+
+    def clock_meta(self) -> dict[str, int]:
+        """What an envelope's meta says of the clock now: nothing, unless it was set back below the timestamps.
+
+        These never go back. So `clock` tells what is to be added to them, in µs, for the time of day: it is negative.
+        """
+        ahead = max(self._stamped, self._written) - time.time_ns() // 1000
+        return {"clock": -ahead} if ahead > _AHEAD_US else {}
 
     # Committing
 
@@ -475,7 +487,7 @@ class WALWriter:
 
     def _note_failure(self, error: OSError) -> None:
         self.stats.failures += 1
-        self.stats.last_failure_us = time.time_ns() // 1000
+        self.stats.last_failure_us = steady_us()
         self._note_error(error)
 
     def _note_error(self, error: OSError) -> None:

@@ -171,6 +171,7 @@ def test_the_server_is_the_one_of_the_settings(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_path: Path) -> None:
     options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=ingest.example"]
+    options += ["-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(
         ["openssl", "req", "-x509", *options, "-keyout", "key.pem", "-out", "cert.pem", "-days", "2"],
         cwd=tmp_path,
@@ -185,6 +186,17 @@ def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_pat
         done = status("--url", server.url, cwd=tmp_path)
         assert done.returncode == 2
         assert "its certificate is not to be trusted" in done.stderr
+        trusted = status("--url", server.url, "--cacert", "cert.pem", cwd=tmp_path)
+        assert (trusted.returncode, trusted.stderr) == (0, "")
+        assert status("--cacert", "cert.pem", cwd=tmp_path, **of_settings).returncode == 0
+        for file, url, reason in (
+            ("key.pem", server.url, "--cacert: key.pem cannot be used: there is no PEM certificate in it"),
+            ("nowhere", server.url, "--cacert: nowhere cannot be used: No such file or directory"),
+            ("cert.pem", "http://127.0.0.1:1", "--cacert: http://127.0.0.1:1 is asked without TLS"),
+        ):
+            refused = status("--url", url, "--cacert", file, cwd=tmp_path)
+            assert (refused.returncode, refused.stdout) == (1, "")
+            assert reason in refused.stderr
         server.stop()
 
 
@@ -205,24 +217,47 @@ def test_what_cannot_be_meant_is_told(tmp_path: Path, arguments: list[str], reas
 
 def test_a_server_that_does_not_answer_is_exit_code_2(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-
-        def answer() -> None:
-            connection, _ = other.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        done = status("--url", url, cwd=tmp_path)
-        thread.join()
+        url = f"http://127.0.0.1:{other.getsockname()[1]}"
+        done = status_of_answer(other, b"{}", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "what answers is no arcpipe of this version" in done.stderr
+        assert "what answers is no arcpipe: " in done.stderr
     done = status("--url", url, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"arcpipe: {url}: not answering: Connection refused\n"
+
+
+def status_of_answer(other: socket.socket, body: bytes, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`arcpipe status` of what listens on a socket and answers once, with this."""
+
+    def answer() -> None:
+        connection, _ = other.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    done = status("--url", f"http://127.0.0.1:{other.getsockname()[1]}", cwd=cwd)
+    thread.join()
+    return done
+
+
+@pytest.mark.parametrize(("healthy", "code"), [(True, 0), (False, 1)])
+def test_a_server_of_another_version_is_up_and_tells_its_issues(tmp_path: Path, healthy: bool, code: int) -> None:
+    issue = {"code": "x", "severity": "critical", "message": "the disk is on fire", "recommendation": "water"}
+    answer = {
+        "healthy": healthy,
+        "verdict": {"state": "critical", "headline": "One thing needs you now", "promise": "Records are on disk."},
+        "issues": [] if healthy else [issue],
+        "answered_by": 1,
+        "instance": {"version": "0.0.9", "uptime_seconds": 90061.0, "workers": [{"slot": 1, "figure": 3}]},
+    }
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = status_of_answer(other, json.dumps(answer).encode(), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout.startswith("arcpipe 0.0.9 at http://127.0.0.1:")
+    assert ", up 1 d 1 h\ncritical: One thing needs you now\n" in done.stdout
+    assert ("critical: the disk is on fire\n  what to do: water\n" in done.stdout) is not healthy
 
 
 # Watching

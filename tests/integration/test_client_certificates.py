@@ -236,6 +236,11 @@ def test_other_authorities_are_taken_at_a_reload_and_no_session_goes_around_them
             assert isinstance(client.socket, ssl.SSLSocket)
             session = client.socket.session
         assert is_resumed(server, tls, session)
+        # One more authority breaks nobody's connection: the certificate is only asked for again.
+        both = (tmp_path / "clients.pem").read_text() + (tmp_path / "strangers.pem").read_text()
+        (tmp_path / "clients.pem").write_text(both)
+        reload(server)
+        assert not is_resumed(server, tls, session)
         shutil.copy(tmp_path / "strangers.pem", tmp_path / "clients.pem")
         reload(server)
         with pytest.raises((ssl.SSLError, ConnectionError)):

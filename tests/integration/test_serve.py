@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import struct
 import threading
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from arcpipe import cores
 from tests.harness import (
     Client,
     Load,
@@ -87,7 +89,7 @@ def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
 def test_workers_default_to_one_per_core(tmp_path: Path) -> None:
     with Server(tmp_path, server_workers=0) as server:
         workers = [role for role in server.pids() if role.startswith("ingest")]
-        assert len(workers) == len(os.sched_getaffinity(0))
+        assert len(workers) == cores.available().number
         server.stop()
 
 
@@ -96,10 +98,20 @@ def test_settings_come_from_a_file_and_arcs_own_variables(tmp_path: Path) -> Non
     server = Server(tmp_path)
     del server.settings["server_workers"], server.settings["flush_max_age_seconds"]
     server.variables = {"WORKERS": "1", "WRITE_BUFFER_AGE": "0.2", "WAL_SYNC_MODE": "fsync"}
+    server.prefix = ["sh", "-c", 'umask 0; exec "$@"', "sh"]
     with server:
         assert sorted(server.pids()) == ["ingest 1", "supervisor", "uploader"]
         server.write({"m": "m", "columns": {"time": [NEW_YEAR], "n": [1]}})
         server.wait_for_rows(1)
+        wait_until((server.wal / "schema.json").exists, "the registry")
+        # Whatever is in the WAL directory is for its owner, and to be read by his group.
+        found: dict[Path, int] = {}
+        for path in [server.wal, *server.wal.rglob("*")]:
+            with contextlib.suppress(FileNotFoundError):  # renamed since
+                found[path] = stat.S_IMODE(path.stat().st_mode)
+        assert {server.wal / name for name in ("node.json", "schema.json", "schema.json.copy", "LOCK")} <= set(found)
+        for path, mode in found.items():
+            assert mode == (0o750 if path.is_dir() else 0o640), path
         server.stop()
     (file,) = lake_files(server.lake)
     assert "year=2026/month=01/day=01/hour=00" in str(file)
@@ -114,7 +126,8 @@ def test_bad_settings_end_with_exit_code_2_and_name_the_key(tmp_path: Path) -> N
     assert 'wal.sync_mode = "fdatsync"' in done.stderr
     assert 'did you mean "fdatasync"?' in done.stderr
     assert "server.port" in done.stderr
-    assert "ARCPIPE_WAL_MAX_SISE_MB: is not a setting; did you mean ARCPIPE_WAL_MAX_SIZE_MB?" in done.stderr
+    mistyped = "ARCPIPE_WAL_MAX_SISE_MB: not used, as it is not a setting; did you mean ARCPIPE_WAL_MAX_SIZE_MB?"
+    assert mistyped in done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []
 

@@ -17,6 +17,7 @@ from arcpipe.ingest.auth import Auth
 from arcpipe.ingest.exchange import Exchange
 from arcpipe.tls import Certificate
 from arcpipe.tokens import Token
+from tests.harness import wait_until
 
 NOW = datetime.now(UTC)
 
@@ -85,17 +86,34 @@ def test_what_is_remembered_has_a_bound_in_number_and_in_length(monkeypatch: pyt
         assert all(len(key) <= 1024 for key in guard._by_credential)
 
 
-def test_what_is_remembered_ends_with_the_token() -> None:
-    text, token = a_token(expires=datetime.now(UTC) + timedelta(seconds=60))
-    guard = Auth([token])
-    headers = {b"x-api-key": text.encode()}
-    assert ask(guard, headers) is None
-    assert guard._by_credential
-    guard.tick(token.expires or NOW, 0.0)
-    assert not guard._by_credential
-    assert ask(guard, headers) is None  # by the real clock there is time left
+def test_what_is_remembered_ends_with_the_token_at_every_door() -> None:
+    """Without anybody who looks at the clock now and then: each use does."""
+    ends = datetime.now(UTC) + timedelta(seconds=0.3)
+    text, token = a_token(expires=ends)
+    _, of_owner = a_token(sha256="", certificate="CN:web-1", expires=ends)
+    _, later = a_token(sha256="", certificate="CN:web-2", expires=ends + timedelta(days=1))
+    _, of_both = a_token(sha256="", certificate="CN:web-2", expires=ends, scopes=("read",))
+    guard = Auth([token, of_owner, of_both, later])
+    far = NOW.timestamp() + 86400
+    doors: list[dict[str, Any]] = [
+        {"headers": {b"authorization": b"Bearer " + text.encode()}},
+        {"headers": {b"x-api-key": text.encode()}},
+        {"headers": {}, "query": b"p=" + text.encode()},
+        {"headers": {}, "certificate": Certificate(("CN:web-1",), far)},
+    ]
+    for door in doors:
+        assert ask(guard, **door) is None
+    both: dict[str, Any] = {"headers": {}, "certificate": Certificate(("CN:web-2",), far)}
+    assert ask(guard, scope="read", **both) is None
+    assert len(guard._by_credential) == 3
+    wait_until(lambda: datetime.now(UTC) >= ends, "the end of the tokens")
+    for door in doors:
+        refusal = ask(guard, **door)
+        assert refusal is not None
+        assert b"the token has expired or was revoked" in refusal
+    assert ask(guard, **both) is None  # by the other token of its name
     guard.replace([TOKEN])
-    assert ask(guard, headers) is not None
+    assert ask(guard, **both) is not None
 
 
 def test_admin_may_read_and_not_write() -> None:

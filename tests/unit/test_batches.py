@@ -649,10 +649,15 @@ def test_names_of_batch_files() -> None:
     for kind in (".json", ".uploaded.json", ".journal"):
         file = parse_batch_file(batch_id + kind)
         assert file is not None
-        assert (file.batch_id, file.order, file.kind) == (batch_id, ("20260101T000000", 3, 17), kind)
+        assert (file.batch_id, file.order, file.kind) == (batch_id, (3, 17, "20260101T000000"), kind)
         assert not file.had_no_journal
     for name in ("spare-1", "lost+found", "notes.json", "x.journal", f"{batch_id}.txt"):
         assert parse_batch_file(name) is None
+    # Of the same boot, the second one after the clock was set back; then of the next boot, after it was again.
+    names = [f"{harness.NODE}-{at}-0a1b2c3d.json" for at in ("20260102T000000-3.9", "20260101T000000-3.10")]
+    names.append(f"{harness.NODE}-20251231T000000-4.1-0a1b2c3d.json")
+    files = [file for name in reversed(names) if (file := parse_batch_file(name)) is not None]
+    assert [f"{file.batch_id}.json" for file in sorted(files, key=lambda file: file.order)] == names
 
 
 def test_any_flipped_bit_of_a_manifest_is_damage() -> None:

@@ -153,6 +153,40 @@ def test_settings_that_cannot_be_used_exit_with_2_and_a_line_per_problem(tmp_pat
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("command", [["config", "check"], ["config", "show"], ["serve", "--check"]])
+def test_variables_that_are_no_settings_are_warned_of_and_stop_nothing(tmp_path: Path, command: list[str]) -> None:
+    made = {"ARCPIPE_SERVICE_HOST": "10.96.0.11", "ARCPIPE_PORT": "tcp://10.96.0.11:8000", "ARCPIPE_WAL_DIRR": "x"}
+    done = arcpipe(*command, cwd=tmp_path, **made)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "arcpipe: warning: environment ARCPIPE_PORT, ARCPIPE_SERVICE_HOST: not used. Kubernetes makes them for a "
+        "Service of such a name; enableServiceLinks: false in the pod ends that",
+        "arcpipe: warning: environment ARCPIPE_WAL_DIRR: not used, as it is not a setting; did you mean "
+        "ARCPIPE_WAL_DIR?",
+    ]
+
+
+def test_a_token_is_where_the_server_of_these_settings_reads_it(tmp_path: Path) -> None:
+    """From whatever directory the command is run: /etc/arcpipe/config.toml names /etc/arcpipe/tokens.toml."""
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    (etc / "config.toml").write_text((ROOT / "config.toml").read_text().replace("enabled = false", "enabled = true", 1))
+    made = arcpipe("token", "create", "--scope", "write", "--config", "etc/config.toml", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert sorted(path.name for path in etc.iterdir()) == ["config.toml", "tokens.toml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["etc"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = arcpipe("serve", "--check", "--config", str(etc / "config.toml"), cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    # One where it counted from before is told of.
+    (etc / "tokens.toml").rename(elsewhere / "tokens.toml")
+    done = arcpipe("serve", "--check", "--config", str(etc / "config.toml"), cwd=elsewhere)
+    assert done.returncode == 1
+    assert f"there is no tokens file {etc}/tokens.toml" in done.stderr
+    assert f"Is it {elsewhere}/tokens.toml? Move it" in done.stderr
+
+
 @pytest.mark.parametrize("command", [["serve"], ["config", "check"]])
 def test_a_missing_file_exits_with_2(tmp_path: Path, command: list[str]) -> None:
     done = arcpipe(*command, "--config", "nowhere.toml", cwd=tmp_path)

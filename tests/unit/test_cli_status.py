@@ -5,35 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
-from arcpipe import cli_status
+from arcpipe import health, snapshot, status_client, status_report
+from arcpipe.config import Settings
+from arcpipe.counters import Counters
+from arcpipe.status_rates import Live, Sample, are_apart
 
 
 @pytest.mark.parametrize(
     ("write", "figure", "text"),
     [
-        (cli_status._bytes, 0, "0 B"),
-        (cli_status._bytes, 999, "999 B"),
-        (cli_status._bytes, 1_000, "1.00 kB"),
-        (cli_status._bytes, 999_949, "1.00 MB"),
-        (cli_status._bytes, 21_474_836_480, "21.5 GB"),
-        (cli_status._per_second, None, "–"),
-        (cli_status._per_second, 0.0, "0"),
-        (cli_status._per_second, 0.004, "< 0.01"),
-        (cli_status._per_second, 9.996, "10.0"),
-        (cli_status._per_second, 9_999.0, "9,999"),
-        (cli_status._per_second, 1_234_567.0, "1.23 M"),
-        (cli_status._latency, None, "–"),
-        (cli_status._latency, 0.00025, "0.25 ms"),
-        (cli_status._latency, 0.9994, "999 ms"),
-        (cli_status._latency, 2.5, "2.5 s"),
-        (cli_status._latency, float("inf"), "off the scale"),
-        (cli_status._age, 59.9, "59 s"),
-        (cli_status._age, 61.0, "1 min 01 s"),
-        (cli_status._age, 7_260.0, "2 h 01 min"),
-        (cli_status._age, 200_000.0, "2 d 7 h"),
-        (cli_status._printable, "a\x1b[2J\nb é", r"a\x1b[2J\nb é"),
+        (status_report._bytes, 0, "0 B"),
+        (status_report._bytes, 999, "999 B"),
+        (status_report._bytes, 1_000, "1.00 kB"),
+        (status_report._bytes, 999_949, "1.00 MB"),
+        (status_report._bytes, 21_474_836_480, "21.5 GB"),
+        (status_report._per_second, None, "–"),
+        (status_report._per_second, 0.0, "0"),
+        (status_report._per_second, 0.004, "< 0.01"),
+        (status_report._per_second, 9.996, "10.0"),
+        (status_report._per_second, 9_999.0, "9,999"),
+        (status_report._per_second, 1_234_567.0, "1.23 M"),
+        (status_report._latency, None, "–"),
+        (status_report._latency, 0.00025, "0.25 ms"),
+        (status_report._latency, 0.9994, "999 ms"),
+        (status_report._latency, 2.5, "2.5 s"),
+        (status_report._latency, float("inf"), "off the scale"),
+        (status_report._age, 59.9, "59 s"),
+        (status_report._age, 61.0, "1 min 01 s"),
+        (status_report._age, 7_260.0, "2 h 01 min"),
+        (status_report._age, 200_000.0, "2 d 7 h"),
+        (status_report._printable, "a\x1b[2J\nb é", r"a\x1b[2J\nb é"),
     ],
 )
 def test_figures_and_texts_are_written_for_people(write: Callable[[Any], str], figure: Any, text: str) -> None:
@@ -41,9 +45,91 @@ def test_figures_and_texts_are_written_for_people(write: Callable[[Any], str], f
 
 
 def test_a_table_that_is_too_wide_becomes_several_with_the_first_column_in_each() -> None:
-    table = cli_status._Table(("name", "a", "b", "c"), [("ingest 1", "1" * 20, "2" * 20, "3" * 20)], left=1)
-    assert list(cli_status._parts(table, 80)) == [table]
-    assert [part.columns for part in cli_status._parts(table, 60)] == [("name", "a", "b"), ("name", "c")]
-    assert [part.rows[0][-1] for part in cli_status._parts(table, 10)] == ["1" * 20, "2" * 20, "3" * 20]
-    words = cli_status._Table(("at", "text"), [("12:00:00", "x" * 200)], left=2)
-    assert list(cli_status._parts(words, 80)) == [words]
+    table = status_report._Table(("name", "a", "b", "c"), [("ingest 1", "1" * 20, "2" * 20, "3" * 20)], left=1)
+    assert list(status_report._parts(table, 80)) == [table]
+    assert [part.columns for part in status_report._parts(table, 60)] == [("name", "a", "b"), ("name", "c")]
+    assert [part.rows[0][-1] for part in status_report._parts(table, 10)] == ["1" * 20, "2" * 20, "3" * 20]
+    words = status_report._Table(("at", "text"), [("12:00:00", "x" * 200)], left=2)
+    assert list(status_report._parts(words, 80)) == [words]
+
+
+# Other versions
+
+
+def a_picture(uptime_seconds: float = 5.0, workers: int = 1) -> health.Picture:
+    taken = snapshot.take(Settings(), Counters(workers), [])
+    return health.picture(msgspec.structs.replace(taken, uptime_seconds=uptime_seconds), 1)
+
+
+def answer_without(*fields: str) -> bytes:
+    """The answer of a version that has no such fields yet."""
+    answer = msgspec.to_builtins(a_picture())
+    for field in fields:
+        *places, name = field.split(".")
+        part = answer
+        for place in places:
+            part = part[place]
+        del part[name]
+    return msgspec.json.encode(answer)
+
+
+def test_an_answer_of_this_version_is_a_picture() -> None:
+    assert isinstance(status_client.decode(answer_without()), health.Picture)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [["instance.wal_unlisted"], ["instance.uploader"], ["verdict", "answered_by"], ["verdict.promise", "issues"]],
+)
+def test_of_the_answer_of_another_version_the_outline_is_told(missing: list[str]) -> None:
+    found = status_client.decode(answer_without(*missing))
+    assert isinstance(found, status_client.Outline)
+    report = status_report.outline_of("http://x", found)
+    assert report.title.startswith(f"arcpipe {a_picture().instance.version} at http://x, up 5.0 s")
+    assert found.healthy is False  # nobody has started
+    assert any("this version" in line for line in report.lines)
+    assert [issue[1] for issue in report.issues] == (
+        [] if "issues" in missing else [issue.message for issue in a_picture().issues]
+    )
+    assert "--json" in "\n".join(status_report._plain(report))
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"<html>", b'{"healthy": true}', b'{"healthy": 1, "instance": {}}'])
+def test_what_is_no_answer_of_any_version_is_told(body: bytes) -> None:
+    with pytest.raises(status_client.NotAnswering, match="what answers is no arcpipe: "):
+        status_client.decode(body)
+
+
+# Between two pictures
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "apart"),
+    [
+        ((5.0, 100.0, 1), (6.0, 101.0, 1), False),
+        ((5.0, 100.0, 1), (7.5, 101.0, 1), False),  # an answer that came late
+        ((5.0, 100.0, 1), (0.5, 101.0, 1), True),  # started anew
+        ((0.2, 100.0, 1), (0.4, 103.0, 1), True),
+        ((5.0, 100.0, 2), (6.0, 101.0, 4), True),
+    ],
+)
+def test_pictures_of_two_starts_are_told_apart(
+    earlier: tuple[float, float, int], later: tuple[float, float, int], apart: bool
+) -> None:
+    before, now = (Sample(a_picture(uptime, workers), at) for uptime, at, workers in (earlier, later))
+    assert are_apart(before, now) is apart
+
+
+def test_a_clock_that_was_set_between_two_pictures_changes_no_rate() -> None:
+    def at(uptime: float, clock: float, records: int) -> Sample:
+        picture = a_picture(uptime)
+        [worker] = picture.instance.workers
+        instance = msgspec.structs.replace(
+            picture.instance, time=clock, workers=[msgspec.structs.replace(worker, records=records)]
+        )
+        return Sample(msgspec.structs.replace(picture, instance=instance), uptime)
+
+    for clock in (1_000_001.0, 1_000_001.0 - 7200, 1_000_001.0 + 7200):
+        before, now = at(5.0, 1_000_000.0, 100), at(6.0, clock, 300)
+        assert not are_apart(before, now)
+        assert Live.of([before, now]).workers[1].records == 200

@@ -51,6 +51,23 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[`\\]", "", text).split())
 
 
+# Tables
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "README.md", ROOT / "systemd" / "README.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_each_row_is_in_a_table_with_a_head_and_as_many_cells(page: Path) -> None:
+    """A blank line ends a table: what follows it shows as text with bars in it."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for table in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        head, *rows = table.splitlines()
+        assert rows, f"one row alone: {head}"
+        assert re.fullmatch(r"\|(\s*:?-+:?\s*\|)+", rows[0]), f"no head above: {rows[0]}"
+        counts = {len(re.findall(r"(?<!\\)\|", row)) for row in (head, *rows)}  # in code, too, a bar ends a cell
+        assert len(counts) == 1, f"rows of {counts} bars below: {head}"
+
+
 # Texts
 
 
@@ -240,6 +257,7 @@ def test_settings_that_are_named_exist(page: Path) -> None:
         assert name in known | sections, name
     for name in re.findall(r"\bARCPIPE_[A-Z0-9_]+\b", page.read_text()):
         keys = {"ARCPIPE_" + key.upper().replace(".", "_") for key in known} | {"ARCPIPE_CONFIG", "ARCPIPE_TOKEN"}
+        keys |= {"ARCPIPE_SERVICE_HOST", "ARCPIPE_PORT"}  # which Kubernetes makes
         assert name in keys, name
 
 

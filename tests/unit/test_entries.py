@@ -19,7 +19,7 @@ def test_a_columnar_envelope_has_one_map() -> None:
     body = {**COLUMNAR, "tags": ["a"], "types": {"a": "u64"}}
     entry = decode_entry(msgpack.packb([1, "db", {"precision": "ms", "later": [1]}, body]))
     ((database, columns),) = entry.maps
-    assert (database, entry.precision) == ("db", "ms")
+    assert (database, entry.meta.precision) == ("db", "ms")
     assert (columns.m, columns.tags, columns.types) == ("cpu", ("a",), {"a": "u64"})
     assert {name: msgpack.unpackb(raw) for name, raw in columns.columns.items()} == {"a": [1, 2]}
 
@@ -27,7 +27,7 @@ def test_a_columnar_envelope_has_one_map() -> None:
 def test_what_is_encoded_is_decoded_again() -> None:
     payload = msgpack.packb([1, "db", {"precision": "s"}, {**COLUMNAR, "tags": ["a"]}])
     entry = decode_entry(payload)
-    assert encode_entry(entry.maps[0][0], entry.precision, entry.maps[0][1]) == payload
+    assert encode_entry(entry.maps[0][0], entry.meta.precision, entry.maps[0][1]) == payload
 
 
 def test_a_batch_is_split_into_entries_of_its_maps() -> None:
@@ -92,7 +92,7 @@ def test_nesting_deeper_than_recursion_is_read_the_slow_way() -> None:
     for payload in (columnar, b"\x94\x02\xa2db\x81\xa9precision\xa1s\x91" + body):
         entry = decode_entry(payload)
         ((database, columns),) = entry.maps
-        assert (database, entry.precision, columns.m, columns.tags, columns.types) == (
+        assert (database, entry.meta.precision, columns.m, columns.tags, columns.types) == (
             "db",
             "s",
             "cpu",

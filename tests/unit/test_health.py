@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from arcpipe import health, snapshot
 from arcpipe.backlog import space
+from arcpipe.clock import steady_us
 from arcpipe.config import WAL, Flush, Server, Settings, Storage
 from arcpipe.counters import Counters, Node, Uploader
 from arcpipe.counters import Worker as Field
@@ -162,3 +164,39 @@ def test_the_disk_is_as_full_as_df_says(tmp_path: Path) -> None:
     told = subprocess.run(["df", "--output=pcent", str(tmp_path)], capture_output=True, text=True, check=True)
     free, total = space(os.statvfs(tmp_path))
     assert 100 * (1 - free / total) == pytest.approx(int(told.stdout.split()[1].rstrip("%")), abs=1.1)
+
+
+# Before anybody has started
+
+
+def test_who_has_not_started_yet_has_no_age_and_is_given_some_seconds(settings: Settings) -> None:
+    counters = Counters(1)
+    counters.node[Node.STARTED_US] = steady_us()
+    taken = snapshot.take(settings, counters, [])
+    for process in (*taken.workers, taken.uploader):
+        assert (process.alive, process.heartbeat_age_seconds, process.uptime_seconds) == (False, 0, 0)
+    assert health.judge(taken) == []
+    counters.node[Node.STARTED_US] = steady_us() - 6_000_000
+    found = health.judge(snapshot.take(settings, counters, []))
+    assert [issue.code for issue in found] == ["worker_down", "uploader_down"]
+    assert [issue.message for issue in found] == [
+        "ingest 1 has no process at the moment",
+        "the uploader has no process at the moment",
+    ]
+
+
+def test_a_process_that_was_there_and_is_silent_is_down_however_short_the_instance_runs(
+    settings: Settings, counters: Counters
+) -> None:
+    counters.node[Node.STARTED_US] = steady_us()
+    counters.worker(1)[Field.HEARTBEAT_US] -= 90_000_000
+    [found] = health.judge(snapshot.take(settings, counters, []))
+    assert found.code == "worker_down"
+    assert re.search(r"has given no sign of life for (89|9\d) s$", found.message)
+
+
+def test_the_latest_warning_comes_first_whatever_the_clock_said(settings: Settings, counters: Counters) -> None:
+    for number, process in enumerate(("ingest 1", "supervisor", "uploader", "supervisor")):
+        counters.notes(process).add(2_000_000_000_000_000 - number * 3_600_000_000, 30, f"warning {number}")
+    found = snapshot.take(settings, counters, []).warnings
+    assert [warning.text for warning in found] == [f"warning {number}" for number in (3, 2, 1, 0)]

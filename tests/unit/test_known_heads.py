@@ -296,10 +296,8 @@ def test_the_token_in_a_known_head_is_judged_with_each_request(edge: Edge) -> No
     peer.feed(write)
     auth.replace([token])
     peer.feed(write)
-    auth.tick(NOW + timedelta(hours=2), 0.0)
-    peer.feed(write)
     edge.settle()
-    assert peer.statuses == [202, 202, 202, 401, 403, 403, 202, 202]  # it has not expired by the clock of this machine
+    assert peer.statuses == [202, 202, 202, 401, 403, 403, 202]
     assert parsed == []
     assert auth.refused == 2
 

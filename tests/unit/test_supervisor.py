@@ -242,7 +242,7 @@ class Wal:
         self.leftovers = Leftovers(self.directory)
         self.started: list[str] = []
         self.aftermath = Aftermath(self.leftovers, 1, 0, self.fork)
-        self.backlog = Backlog(self.directory, self.leftovers, self.counters.node)
+        self.backlog = Backlog(self.directory, self.leftovers, self.counters)
 
     def fork(self, name: str, work: Callable[[], int]) -> int:
         self.started.append(name)

@@ -319,6 +319,37 @@ def test_a_row_without_a_time_has_the_timestamp_of_its_entry(convert: Callable[.
     assert [(row["time"], row["a"]) for row in result.rows()] == [(NOW_US + 7, 1), (NOW_US + 7, 2), (NOW_US + 9, 3)]
 
 
+@pytest.mark.parametrize("road", ["columnar", "batch", "large batch", "batch with a bad part", "deep"])
+def test_a_row_of_an_entry_that_tells_how_far_the_clock_was_behind_has_the_time_of_the_clock(
+    convert: Callable[..., Result], road: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = {"clock": -HOUR_US, "precision": "us"}
+    maps = [columnar_map({"a": [1]}), columnar_map({"a": [2], "time": [NOW_US + 5]})]
+    match road:
+        case "columnar":
+            payloads = [envelope("db", one, meta=meta) for one in maps]
+        case "deep":
+            nested = b"\x91" * 2000 + b"\x01"
+            maps[0] = columnar_map({"a": [1], "b": [nested]})
+            payloads = [envelope("db", one, meta=meta) for one in maps]
+        case "batch with a bad part":
+            bad = bytes([0x81]) + b"\xa1m\xa1x"
+            payloads = [envelope("db", array_header(3) + maps[0] + bad + maps[1], kind=2, meta=meta)]
+        case _:
+            if road == "large batch":
+                monkeypatch.setattr(tables_module, "_LARGE_BATCH", 1)
+                monkeypatch.setattr(tables_module, "_MANY_MAPS", 1)
+            payloads = [envelope("db", array_header(2) + b"".join(maps), kind=2, meta=meta)]
+    result = convert([(NOW_US + 7, payload) for payload in payloads])
+    assert sorted((row["time"], row["a"]) for row in result.rows()) == [(NOW_US + 7 - HOUR_US, 1), (NOW_US + 5, 2)]
+    assert len(result.letters) == (road == "batch with a bad part")
+
+
+def test_no_clock_leads_to_a_time_before_the_epoch(convert: Callable[..., Result]) -> None:
+    result = convert([(7, envelope("db", columnar_map({"a": [1]}), meta={"clock": -HOUR_US}))])
+    assert [row["time"] for row in result.rows()] == [0]
+
+
 def test_a_damaged_timestamp_of_an_entry_is_the_last_moment_that_there_is(convert: Callable[..., Result]) -> None:
     result = convert([(2**64 - 1, columnar({"a": [1]}))])
     assert [row["time"] for row in result.rows()] == [MAX_TIME_US]

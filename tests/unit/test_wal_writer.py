@@ -130,6 +130,21 @@ def test_records_are_read_back_as_they_were_appended(tmp_path: Path) -> None:
     assert three["used"] == 2**64 - 1
 
 
+def test_after_the_clock_was_set_back_records_have_its_time_and_timestamps_go_on(tmp_path: Path) -> None:
+    """As when what was recovered has timestamps that are an hour ahead."""
+    ahead = time.time_ns() // 1000 + 3_600_000_000
+    writer = WALWriter(str(tmp_path / "wal"), slot=1, last_timestamp=ahead)
+    assert -3_600_000_000 - 100 <= writer.clock_meta()["clock"] < -3_500_000_000
+    for number in range(2):
+        writer.append([{"measurement": "cpu", "usage": number}])
+    writer.close()
+    [file] = WALDirectory(tmp_path / "wal").segments(SEALED)
+    assert all(entry.timestamp > ahead for entry in SegmentScan(file.path))
+    times = [record["time"] for [record] in WALReader(file.path).read_all()]
+    assert times == [pytest.approx(time.time() * 1e6, abs=60e6)] * 2
+    assert WALWriter(str(tmp_path / "other"), slot=1).clock_meta() == {}
+
+
 @pytest.mark.parametrize(
     "records",
     [[], [{}], [{"usage": 1}], [{"measurement": ""}], [{"measurement": "cpu"}], [{"measurement": "c", "time": 1}]],
