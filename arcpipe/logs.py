@@ -134,7 +134,8 @@ class _OneWriteHandler(logging.Handler):
     def _is_one_too_many(self, record: logging.LogRecord) -> bool:
         now = time.monotonic()
         self._tell_held_back(now - _REPEAT_SECONDS)
-        key = (record.name, record.levelno, _VARYING.sub("#", str(record.msg)[:_KEY_CHARS]))
+        text = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+        key = (record.name, record.levelno, _VARYING.sub("#", text[:_KEY_CHARS]))
         repeats = self._repeats.get(key)
         if repeats is None and len(self._repeats) >= _REPEATS_KNOWN:  # all the others are one
             key = (record.name, record.levelno, "")

@@ -174,6 +174,7 @@ class Shy:
     def __str__(self): raise ValueError
 log.info('m', extra={'fields': {'shy': Shy()}})
 log.info('%d', 'no number')
+log.error(Shy())
 log.info('ok')
 """
 
@@ -181,12 +182,13 @@ log.info('ok')
         raise AssertionError(word)
 
     entries = [json.loads(line, parse_constant=refuse) for line in logged(program, "json")]
-    assert [entry.get("nan", "none") for entry in entries] == [None, None, "none", "none", "none"]
+    assert [entry.get("nan", "none") for entry in entries] == [None, None, *["none"] * 4]
     assert entries[0]["in"] == entries[1]["in"] == [None, {"n": None}]
     assert (entries[0]["1"], entries[1]["huge"]) == ([2], 2**70)
     assert entries[2]["shy"] == "Shy that cannot be shown: ValueError"
     assert entries[3]["message"].startswith("BUG: a log line cannot be made of '%d': TypeError")
-    assert entries[4]["message"] == "ok"
+    assert entries[4]["message"].startswith("BUG: a log line cannot be made of ")
+    assert entries[5]["message"] == "ok"
 
 
 @pytest.mark.parametrize("format", ["text", "json"])

@@ -313,6 +313,7 @@ QUIET: list[tuple[str, Series]] = [
             "arcpipe_uptime_seconds": at(*range(1000, 2065, 15), None, *range(1, 136, 15)),
         },
     ),
+    ("it was down for ten minutes, and is back", {UP: at(*[1] * 30, *[0] * 40, *[1] * 11)}),
     ("two restarts by hand", {STARTS: at(*[1000] * 50, *[2000] * 20, *[3000] * 11)}),
     ("a worker has died once and was replaced", {'arcpipe_restarts_total{process="ingest"}': "1x40 2x39"}),
     ("a worker was silent once", {WORKER_UP: "1x40 0 1x38"}),
