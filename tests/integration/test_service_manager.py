@@ -303,6 +303,23 @@ def test_inherited_sockets_of_another_address_are_closed(tmp_path: Path, manager
             os.close(fd)
 
 
+def test_inherited_sockets_of_an_address_that_is_in_the_new_one_are_served_beside_it(
+    tmp_path: Path, manager: Manager
+) -> None:
+    with managed(tmp_path, manager, server_workers=2) as server:
+        wait_until(lambda: manager.receive() and len(manager.stored) == 2, "the sockets")
+        port = server.port
+        server.kill_all()
+        server.settings |= {"server_port": port, "server_host": "0.0.0.0", "auth_allow_anonymous": True}
+        start_with_sockets(server, manager.stored)
+        assert server.url == f"http://0.0.0.0:{port}"
+        for host in ("127.0.0.1", "127.0.0.2"):
+            server.url = f"http://{host}:{port}"
+            for number in range(10):  # spread over all sockets
+                assert server.post(V2, body(number)).status == 202
+        server.stop()
+
+
 def start_with_sockets(server: Server, fds: list[int]) -> None:
     """Starts it as systemd does a service with stored file descriptors: from 3 on, named by the environment."""
     server.prefix = [
