@@ -329,7 +329,7 @@ def test_what_cannot_be_shipped_in_time_is_shipped_by_the_next_run(tmp_path: Pat
         server.send_signal(signal.SIGTERM)
         assert server.exit_code() == 0
         server.assert_nobody_left()
-        assert "1 completed segments ship at the next start" in server.log
+        assert "the next start goes on with 1 sealed segments" in server.log
         assert "died" not in server.log
         assert len(server.segments(".wal.sealed")) == 1
         server.settings["storage_url"] = f"file://{server.lake}"

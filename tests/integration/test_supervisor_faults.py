@@ -155,7 +155,7 @@ def test_a_segment_that_cannot_be_read_at_the_start_is_uploaded_while_the_server
         server.restart()
         assert segment.name in issue(server, "unreadable_segments")
         server.stop()
-        assert "stopped; 1 segments could not be recovered, 0 completed segments ship at the next start" in server.log
+        assert "stopped; the next start goes on with 1 segments that could not be recovered. Keep the" in server.log
         assert "everything is uploaded" not in server.log
         server.restart()
         assert segment.name in issue(server, "unreadable_segments")
@@ -170,9 +170,9 @@ def test_a_file_in_quarantine_is_told_and_not_called_uploaded(tmp_path: Path) ->
     (tmp_path / "wal").mkdir()
     (tmp_path / "wal" / "worker-1-20251008_140530-000001.wal").write_bytes(os.urandom(5000))
     with Server(tmp_path, server_workers=1) as server:
-        assert issue(server, "quarantine").startswith("1 files, 0.0 MB, are in ")
+        assert issue(server, "quarantine").startswith("1 files are in ")
         server.stop()
-        assert f"stopped; everything is uploaded but 1 files in {server.wal}/quarantine" in server.log
+        assert "stopped; everything is uploaded but for 1 files in quarantine. Keep the WAL directory" in server.log
 
 
 # Processes and threads that cannot be had
@@ -332,7 +332,9 @@ def test_a_directory_that_cannot_be_listed_is_told_by_endpoints_that_still_answe
         server.wait_for_rows(len(acknowledged))
         assert issue(server, "wal_unlisted") == ""
         fault.on()
-        server.stop()
+        server.send_signal(signal.SIGTERM)
+        assert server.exit_code() == 4
+        server.assert_nobody_left()
         assert "stopped; whether everything is uploaded is unknown: [Errno 5] Input/output error" in server.log
         assert numbers(server) == acknowledged
 
