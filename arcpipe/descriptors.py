@@ -71,15 +71,14 @@ _limit = 0  # of this process besides the reserve; 0: it has no reserve
 _reserved = 0
 
 
-def keep_reserve() -> None:
+def keep_reserve(reserved: int) -> None:
     """Lower the limit of this process by the reserve, once, before it takes connections."""
     global _limit, _reserved
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
+    if soft == resource.RLIM_INFINITY or soft <= reserved:
         return
-    _reserved = room(soft, soft).reserved
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - _reserved, hard))
-    _limit = soft - _reserved
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - reserved, hard))
+    _limit, _reserved = soft - reserved, reserved
 
 
 @contextlib.contextmanager

@@ -215,7 +215,9 @@ class IngestWorker:
         self._tokens_loaded = access.tokens_loaded
         self._tls = access.tls
         self._tls_loaded = access.tls_loaded
-        limits = Limits.of(settings, descriptors.room_here(settings.server.max_connections))
+        room = descriptors.room_here(settings.server.max_connections)
+        self._reserved_descriptors = room.reserved
+        limits = Limits.of(settings, room)
         self._context = IngestContext(limits, self._auth, self._show_life)
         server = settings.server
         self._trusted = TrustedProxies(server.trusted_proxies)
@@ -275,7 +277,7 @@ class IngestWorker:
         """Serves until told to stop; the exit code of the process."""
         keep_freed_memory(_KEPT_MEMORY_BYTES)
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
-        descriptors.keep_reserve()
+        descriptors.keep_reserve(self._reserved_descriptors)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._serve())
 

@@ -21,7 +21,7 @@ directory = sys.argv[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 reserved = descriptors.room_here(1000).reserved
 if sys.argv[2] == "reserve":
-    descriptors.keep_reserve()
+    descriptors.keep_reserve(reserved)
 taken = []
 try:
     while True:
