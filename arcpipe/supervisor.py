@@ -492,6 +492,7 @@ class _Supervisor:
     def _begin_to_leave(self) -> None:
         """Ends the uploader and what else is at the WAL; the workers serve on."""
         self._leaving_since = time.monotonic()
+        self._counters.node[Node.DRAINING] = HANDED_OVER
         self._aftermath.kill()
         send(self._children[:1], signal.SIGTERM)
 
@@ -513,7 +514,6 @@ class _Supervisor:
         log.info("SIGUSR2: making place for the installed version")
         self._manager.reloading("making place for the installed version")
         self._manager.needs_time()
-        self._counters.node[Node.DRAINING] = HANDED_OVER
         logs.flush(_LAST_LINES_SECONDS)
         made = self._trial.take_made()
         try:
@@ -523,11 +523,12 @@ class _Supervisor:
         except OSError as error:
             log.error("SIGUSR2: the installed version cannot be executed, so this one stays: %s", error)
         discard(made)
-        self._counters.node[Node.DRAINING] = 0
         self._manager.ready(f"serving on {self._announced} with {self._workers} workers")
         self._forget_upgrade()
 
     def _forget_upgrade(self) -> None:
+        if self._leaving_since:
+            self._counters.node[Node.DRAINING] = 0
         self._leaving_since = 0.0
         self._trial.forget()
 

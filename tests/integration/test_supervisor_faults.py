@@ -43,6 +43,15 @@ def failing(self):
     start(self)
 threading.Thread.start = failing
 """
+A_BUG = """
+import os
+statvfs = os.statvfs
+def failing(path):
+    if os.path.exists(FLAG):
+        raise ValueError("a bug")
+    return statvfs(path)
+os.statvfs = failing
+"""
 NO_LISTING = """
 import errno, os
 scandir = os.scandir
@@ -294,6 +303,21 @@ def test_a_worker_that_finds_its_disk_full_at_its_start_waits_for_space(tmp_path
                 assert server.post(V2, body(number)).status == 202
             server.stop()
             assert numbers(server) == list(range(20))
+
+
+def test_a_bug_in_the_supervisor_s_own_rounds_ends_nobody(tmp_path: Path) -> None:
+    server = Server(tmp_path, server_workers=2)
+    fault = Fault(server, A_BUG)
+    with server:
+        fault.on()
+        wait_until(lambda: "a bug in the supervisor; it goes on" in server.log, "the bug")
+        dead = server.kill("ingest 1")
+        server.wait_for_successor("ingest 1", dead)
+        fault.off()
+        wait_until(lambda: server.post(V2, body(0)).status == 202, "a write")  # nobody knew the free space
+        server.send_signal(signal.SIGTERM)
+        assert server.exit_code() == 0
+        assert numbers(server) == [0]
 
 
 # A directory that cannot be looked at
