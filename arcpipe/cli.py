@@ -1,8 +1,8 @@
 """The command line. It parses, calls, prints and turns errors into exit codes; the work is done elsewhere.
 
 Exit codes: 0 done, 1 arcpipe could not do it, 2 wrong usage or settings, 3 a process of the server could not be kept
-alive; `status` has its own. Whatever is slow to import is imported inside the command that needs it, so that
-`arcpipe --help` answers at once.
+alive, 4 the server stopped and it is unknown whether everything is uploaded; `status` has its own. Whatever is slow to
+import is imported inside the command that needs it, so that `arcpipe --help` answers at once.
 """
 
 from __future__ import annotations

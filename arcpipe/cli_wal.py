@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -203,8 +204,9 @@ def ack(
         if code not in acknowledged.ALL_CODES:
             raise ArcpipeError(f"{code!r} is nothing to acknowledge; use {', '.join(acknowledged.ALL_CODES)}")
     try:
-        if not show and findings.set_aside_damaged(wal):
-            print(f"What was found before is not known: findings.json was damaged, and is in {wal.quarantine} now.")
+        with contextlib.suppress(OSError):  # told below
+            if not show and findings.set_aside_damaged(wal):
+                print(f"What was found before is not known: findings.json was damaged, and is in {wal.quarantine} now.")
         seen = acknowledged.look(wal)
         for problem in filter(None, (seen.findings_problem, seen.quarantine_problem, seen.acknowledged_problem)):
             print(f"arcpipe: {problem}", file=sys.stderr)

@@ -121,7 +121,8 @@ def note(directory: WALDirectory, findings: Iterable[Finding], lock_seconds: flo
         record = _load_or_begin(directory)
         changed = _add(record, findings)
         if changed is not record:
-            durable.replace(directory.disk, path_of(directory), with_checksum(msgspec.json.encode(changed)))
+            data = with_checksum(msgspec.json.encode(changed))
+            durable.replace(directory.disk, path_of(directory), data, prepare=lambda fd: give_to_owner(directory, fd))
 
 
 def set_aside_damaged(directory: WALDirectory) -> bool:

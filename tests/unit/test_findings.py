@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from arcpipe.errors import UnknownVersion, WALError
+from arcpipe.cli_wal import app
+from arcpipe.errors import ArcpipeError, UnknownVersion, WALError
 from arcpipe.wal import acknowledged, findings
 from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import WALDirectory
@@ -226,3 +228,64 @@ def test_who_holds_the_lock_for_ever_is_told(directory: WALDirectory) -> None:
             findings.note(directory, [damage(1)], lock_seconds=0.1)
     findings.note(directory, [damage(1)])
     assert open_counts(directory) == {DAMAGED: 1}
+
+
+# The command
+
+
+def ack(directory: WALDirectory, *arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["ack", directory.path, *arguments])
+    assert done.exit_code == code, done.output
+    return done.output if done.exception is None or code else str(done.exception)
+
+
+def test_the_command_shows_and_acknowledges_what_it_has_shown(directory: WALDirectory) -> None:
+    assert "nothing to acknowledge" in ack(directory)
+    findings.note(directory, [damage(1, 2), Finding(LOST_SEGMENTS, "worker-2", 1, "gone")])
+    Path(directory.quarantine, "odd").write_bytes(b"odd")
+    shown = ack(directory, "--show")
+    assert shown.splitlines() == [
+        "damaged_entries: 2 damaged places, 2 since the beginning",
+        f"  {damage(1).subject}: 2, checksum mismatch 1",
+        "lost_segments: 1 lost segments, 1 since the beginning",
+        "  worker-2: 1, gone",
+        "quarantine: 1 files, 3 bytes",
+        "  odd, 3 bytes",
+    ]
+    assert len(open_counts(directory)) == 2
+    assert ack(directory, LOST_SEGMENTS).splitlines()[-1].startswith("Acknowledged.")
+    assert open_counts(directory) == {DAMAGED: 2}
+    ack(directory)
+    assert "nothing to acknowledge" in ack(directory)
+
+
+def test_the_command_refuses_a_code_that_there_is_not(directory: WALDirectory) -> None:
+    done = CliRunner().invoke(app, ["ack", directory.path, "worker_down"])
+    assert isinstance(done.exception, ArcpipeError)
+    assert "is nothing to acknowledge; use damaged_entries, " in str(done.exception)
+
+
+def test_the_command_begins_a_damaged_record_anew_and_says_so(directory: WALDirectory) -> None:
+    findings.note(directory, [damage(1)])
+    flip(findings.path_of(directory))
+    shown = ack(directory)
+    assert "What was found before is not known" in shown
+    assert "quarantine: 1 files" in shown
+    assert acknowledged.look(directory).files == []
+
+
+def test_the_command_does_what_it_can_beside_a_record_that_cannot_be_read(directory: WALDirectory) -> None:
+    Path(findings.path_of(directory)).mkdir()
+    Path(directory.quarantine, "odd").write_bytes(b"odd")
+    assert "quarantine: 1 files" in ack(directory, code=1)
+    assert acknowledged.look(directory).files == []
+
+
+def test_what_root_acknowledges_the_server_can_read(directory: WALDirectory) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(directory.path, 12345, 12345)
+    findings.note(directory, [damage(1)])
+    ack(directory)
+    for name in ("acknowledged.json", "findings.json", "findings.lock"):
+        assert os.stat(os.path.join(directory.path, name)).st_uid == 12345
