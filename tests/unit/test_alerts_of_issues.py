@@ -39,6 +39,7 @@ def well(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
         uploader=msgspec.structs.replace(taken.uploader, alive=True, pid=1),
         disk_total_bytes=1 << 41,
         disk_free_bytes=1 << 40,
+        uptime_seconds=1000.0,
     )
 
 
