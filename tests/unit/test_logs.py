@@ -215,7 +215,7 @@ for number in range(4):
         logs.setup('INFO', 'text', f'child {number}')
         for _ in range(300):
             log.info(str(number) * 2000)
-        logs.flush(60)
+            logs.flush(60)  # or what waits for the reader would be too much, and dropped
         os._exit(0)
     children.append(child)
 for child in children:
