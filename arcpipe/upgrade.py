@@ -94,7 +94,7 @@ class Trial:
             return True
         said = os.pread(self._output, _MAX_REASON_BYTES, 0).decode(errors="replace")
         # Warnings may come before; what the command line says in the end has the program's name.
-        _, found, reason = f"\n{said}".partition("\narcpipe: ")
+        _, found, reason = f"\n{said}".rpartition("\narcpipe: ")
         log.error(
             "SIGUSR2: the installed version would not start, so this one stays: %s",
             self._problem or (reason if found else said).strip() or cause(status),
