@@ -79,11 +79,12 @@ class Listeners:
         self._unfit: list[Bound] = []  # inherited, for no listener
         self._unfit_locks: list[int] = []
         self._files: list[unix_socket.SocketFile] = []
+        self._taken_over: list[tuple[unix_socket.SocketFile, Listener]] = []
         self._made: list[InheritedFd] = []
         self._made_files: list[unix_socket.SocketFile] = []
 
     def bind(self, inherited: Sequence[InheritedFd]) -> int:
-        """Binds every address, with inherited sockets where they fit; how many fit nowhere, for `close_unfit`.
+        """Binds every address, with inherited sockets where they fit; how many fit nowhere, for `settle`.
 
         At least one socket per worker for each TCP address; they listen once their workers do. Inherited sockets at an
         address that a new one includes (127.0.0.1 in 0.0.0.0) stay: the kernel gives them what comes there, and to
@@ -112,8 +113,16 @@ class Listeners:
         self._warn_of_plain_text()
         return len(spare)
 
-    def close_unfit(self) -> None:
-        """Closes what was inherited and is for no listener, and removes the files of such Unix sockets."""
+    def settle(self) -> None:
+        """Makes of what was inherited what the settings say, once there is no way back.
+
+        Closes what is for no listener, removes the files of such Unix sockets, and gives the others mode and owner.
+        """
+        for file, listener in self._taken_over:
+            try:
+                file.give(listener.mode, listener.owner)
+            except (OSError, ArcpipeError) as error:
+                log.error("unix:%s keeps its former mode and owner: %s", file.path, error)
         for bound in self._unfit:
             _remove_file_of(bound, self._unfit_locks)
             bound.socket.close()
@@ -186,6 +195,7 @@ class Listeners:
         for bound in there:
             if file.own():  # else its file is gone, and nobody can connect to it
                 spare.remove(bound)
+                self._taken_over.append((file, listener))
                 return [bound._replace(listener=listener)]
         self._made_files.append(file)
         made = file.bind(listener.mode, listener.owner, self._backlog)

@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from arcpipe import __version__, changeable
+from arcpipe.counters import Counters
 from arcpipe.errors import ArcpipeError, InstanceLocked
 from arcpipe.listeners import Listeners
 from arcpipe.service_manager import MAX_FDS, Inheritance, InheritedFd
@@ -51,6 +52,7 @@ def check(settings: Settings, inheritance: Inheritance) -> str:
     back = [fd for name, fd in inheritance.fds if name == WAY_BACK]
     directory = WALDirectory(settings.wal.dir)
     try:
+        counters_for(settings)
         directory.refuse_another(locks)
         probe(directory, may_free_space=not back)
         holder = directory.lock_holder(locks)
@@ -69,6 +71,17 @@ def check(settings: Settings, inheritance: Inheritance) -> str:
             "A second one beside it would be refused."
         )
     return f"arcpipe {__version__} would start."
+
+
+def counters_for(settings: Settings) -> Counters:
+    """The shared memory that an instance needs.
+
+    Raises:
+        OSError: there is not so much.
+    """
+    # Any token may have limits after a reload.
+    may_limit = settings.auth.enabled or settings.limits.per_address.any
+    return Counters(settings.server.worker_count(), settings.limits.max_tracked if may_limit else 0)
 
 
 def cannot_start(error: OSError, settings: Settings) -> ArcpipeError:

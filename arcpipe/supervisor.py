@@ -32,13 +32,13 @@ from arcpipe.backlog import Backlog, Leftovers
 from arcpipe.changeable import Changeable
 from arcpipe.children import Child, Pulse, cause, fork, lacks_room, send, stop
 from arcpipe.clock import steady_us
-from arcpipe.counters import ANNOUNCED, BEGUN, HANDED_OVER, Counters, Node, Uploader, Worker
+from arcpipe.counters import ANNOUNCED, BEGUN, HANDED_OVER, Node, Uploader, Worker
 from arcpipe.errors import InstanceLocked
 from arcpipe.ingest.worker import IngestWorker
 from arcpipe.listeners import LISTENER, Listeners, discard, raise_file_limit
 from arcpipe.service_manager import Inheritance, InheritedFd, become_new_program
 from arcpipe.signals import SIGNALS
-from arcpipe.startup import LOCK, cannot_start
+from arcpipe.startup import LOCK, cannot_start, counters_for
 from arcpipe.upgrade import WORKER_STOP_SECONDS, Former, Trial
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.recovery import recover_at_start, remove_recovered
@@ -102,10 +102,8 @@ class _Supervisor:
         self._manager = former.manager
         self._former = former
         self._directory = WALDirectory(settings.wal.dir)
-        self._workers = settings.server.worker_count()
-        # Any token may have limits after a reload.
-        may_limit = settings.auth.enabled or settings.limits.per_address.any
-        self._counters = Counters(self._workers, settings.limits.max_tracked if may_limit else 0)
+        self._counters = counters_for(settings)
+        self._workers = self._counters.workers
         self._listeners = Listeners(settings, self._workers)
         self._leftovers = Leftovers(self._directory)
         self._backlog = Backlog(self._directory, self._leftovers, self._counters)
@@ -200,7 +198,7 @@ class _Supervisor:
         return self._listeners.bind(self._former.others(LOCK))
 
     def _leave_sockets_with_the_manager(self, unfit: int) -> None:
-        self._listeners.close_unfit()
+        self._listeners.settle()
         if unfit:
             log.info("%d sockets of the former process are at another address; closing them", unfit)
             self._manager.drop(LISTENER)

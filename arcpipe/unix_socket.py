@@ -51,9 +51,7 @@ class SocketFile:
         before = os.umask(_PRIVATE)
         try:
             listener.bind(self.path)
-            if owner:
-                os.chown(self.path, *_ids(owner))
-            os.chmod(self.path, int(mode, 8))
+            self.give(mode, owner)
             listener.listen(backlog)
         except OSError as error:
             listener.close()
@@ -65,6 +63,17 @@ class SocketFile:
             os.umask(before)
         self.own()
         return listener
+
+    def give(self, mode: str, owner: str) -> None:
+        """Gives the file its mode and owner.
+
+        Raises:
+            OSError: this process may not.
+            ArcpipeError: there is no such owner.
+        """
+        if owner:
+            os.chown(self.path, *_ids(owner), follow_symlinks=False)
+        os.chmod(self.path, int(mode, 8))
 
     def own(self) -> bool:
         """Takes note of the file that is there as the one of this process. False if there is no socket."""

@@ -306,11 +306,13 @@ def test_inherited_sockets_of_another_address_are_closed(tmp_path: Path, manager
 def test_inherited_sockets_of_an_address_that_is_in_the_new_one_are_served_beside_it(
     tmp_path: Path, manager: Manager
 ) -> None:
-    with managed(tmp_path, manager, server_workers=2) as server:
+    with socket.socket() as probe:
+        probe.bind(("0.0.0.0", 0))  # a port that no connection of this machine has on another address
+        port = probe.getsockname()[1]
+    with managed(tmp_path, manager, server_workers=2, server_port=port) as server:
         wait_until(lambda: manager.receive() and len(manager.stored) == 2, "the sockets")
-        port = server.port
         server.kill_all()
-        server.settings |= {"server_port": port, "server_host": "0.0.0.0", "auth_allow_anonymous": True}
+        server.settings |= {"server_host": "0.0.0.0", "auth_allow_anonymous": True}
         start_with_sockets(server, manager.stored)
         assert server.url == f"http://0.0.0.0:{port}"
         for host in ("127.0.0.1", "127.0.0.2"):

@@ -63,22 +63,14 @@ def refused_for(tmp_path: Path, what: str) -> dict[str, object]:
             settings |= {"server_host": "no-such-host.invalid", "auth_allow_anonymous": True}
         case "a file as a directory":
             wal.write_text("")
-        case "a file below":
-            wal.write_text("")
-            settings["wal_dir"] = wal / "wal"
         case "a file as a folder":
             wal.mkdir()
             (wal / "spool").write_text("")
         case "a damaged node.json":
             wal.mkdir()
             (wal / "node.json").write_text("{")
-        case "a node.json of tomorrow":
-            wal.mkdir()
-            (wal / "node.json").write_text('{"node": "a", "boot": 1, "version": 9}')
         case "a directory as node.json":
             (wal / "node.json").mkdir(parents=True)
-        case "no tokens":
-            settings |= {"auth_enabled": True, "auth_tokens_file": tmp_path / "tokens.toml"}
         case "no certificate":
             settings |= {"server_tls_cert": tmp_path / "cert.pem", "server_tls_key": tmp_path / "key.pem"}
         case "no access log":
@@ -89,9 +81,8 @@ def refused_for(tmp_path: Path, what: str) -> dict[str, object]:
 
 
 REFUSED = [
-    *("settings", "no host", "a file as a directory", "a file below", "a file as a folder", "a damaged node.json"),
-    *("a node.json of tomorrow", "a directory as node.json", "no tokens", "no certificate", "no access log"),
-    "no directory of a socket",
+    *("settings", "no host", "a file as a directory", "a file as a folder", "a damaged node.json"),
+    *("a directory as node.json", "no certificate", "no access log", "no directory of a socket"),
 ]
 
 
@@ -121,11 +112,10 @@ def last_words(stderr: str) -> list[str]:
     return lines[first:]
 
 
-@pytest.mark.parametrize("command", CHECKS, ids=" ".join)
-@pytest.mark.parametrize("how", ["pasted", "named"])
-def test_a_key_that_is_pasted_is_not_shown(tmp_path: Path, command: list[str], how: str) -> None:
+@pytest.mark.parametrize(("how", "command"), [("whole", CHECKS[0]), ("without its first line", CHECKS[1])])
+def test_a_key_that_is_pasted_is_not_shown(tmp_path: Path, how: str, command: list[str]) -> None:
     secret = "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg1234567890abcdefghijklmnopqrstuv"
-    key = f"-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n" if how == "pasted" else secret
+    key = f"-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n" if how == "whole" else secret
     done = run(tmp_path, *command, server_tls_cert="cert.pem", server_tls_key=key)
     assert done.returncode == 2
     assert 'server.tls_key = "********": allowed: the path of a file, and this is the content of one' in done.stderr

@@ -45,7 +45,7 @@ class Upgradable(Server):
         del self.settings["server_port"], self.settings["wal_dir"]
         self.config = directory / "config.toml"
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind(("0.0.0.0", 0))  # a port that no connection of this machine has on another address
             self.listening = probe.getsockname()[1]
         self.configure()
 

@@ -254,7 +254,7 @@ def test_an_upgrade_that_cannot_start_is_refused_and_the_service_goes_on(machine
         taken.bind(("127.0.0.1", 0))  # the machine shares this network
         taken.listen()
         port = taken.getsockname()[1]
-        settings.write_text(f'{good}\n[[server.listeners]]\naddress = "127.0.0.1:{port}"\n')
+        settings.write_text(good.replace("listeners = []", f'listeners = [{{ address = "127.0.0.1:{port}" }}]'))
         upgrade(machine, f"{refusal}cannot listen on 127.0.0.1 port {port}: Address already in use")
     settings.write_text(good.replace('dir = "./data/wal"', 'dir = "./data/elsewhere"'))
     upgrade(machine, f"{refusal}wal.dir = ./data/elsewhere is another directory than /var/lib/arcpipe/data/wal")
@@ -295,10 +295,8 @@ def test_from_loopback_to_every_address_and_over_a_crash(machine: Machine, setti
 
 
 def test_the_descriptor_store_takes_more_sockets_than_one_message(machine: Machine, settings: Path) -> None:
-    listeners = "".join(
-        f'[[server.listeners]]\naddress = "127.0.1.{number}:{machine.port}"\n' for number in range(1, 17)
-    )
-    settings.write_text(f"{settings.read_text()}\n{listeners}")
+    listeners = ", ".join(f'{{ address = "127.0.1.{number}:{machine.port}" }}' for number in range(1, 17))
+    settings.write_text(settings.read_text().replace("listeners = []", f"listeners = [{listeners}]"))
     write(machine, "/etc/credstore/arcpipe.server.workers", "16\n")
     try:
         machine.run("systemctl restart arcpipe")

@@ -71,7 +71,7 @@ def test_an_address_that_is_narrower_is_taken_and_the_former_one_is_closed(port:
     assert (unfit, addresses(later)) == (2, ["127.0.0.1"] * 2)
     former.close()
     with socket.create_connection(("127.0.0.2", port)):  # still: nobody has said that it is time
-        later.close_unfit()
+        later.settle()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port))
     later.close()
@@ -101,7 +101,7 @@ def test_sockets_of_a_version_that_took_both_are_closed_for_new_ones(port: int) 
     former = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, reuse_port=True)
     later = Listeners(settings("::", port, f"0.0.0.0:{port}"), WORKERS)
     assert later.bind([InheritedFd(LISTENER, former.detach())]) == 1
-    later.close_unfit()
+    later.settle()
     assert addresses(later) == ["0.0.0.0", "0.0.0.0", "::", "::"]
     later.close()
 
@@ -163,3 +163,19 @@ def test_what_another_process_has_made_in_vain_is_gone_without_a_trace(tmp_path:
     discard([InheritedFd(name, os.dup(fd)) for name, fd in made.made])
     assert not path.exists()
     made.close()
+
+
+def test_a_unix_socket_that_is_taken_over_gets_the_mode_of_the_settings_and_not_before_it_is_time(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.sock"
+    former, _ = bound("127.0.0.1", 0, f"unix:{path}")
+    inode = path.stat().st_ino
+    wanted = parse_listeners([{"address": f"unix:{path}", "mode": "0600"}], is_text=False)
+    later = Listeners(Settings(server=Server(port=0, listeners=wanted)), WORKERS)
+    assert later.bind(copies(former)) == 0
+    assert path.stat().st_mode & 0o777 == 0o660
+    later.settle()
+    assert (path.stat().st_mode & 0o777, path.stat().st_ino) == (0o600, inode)
+    former.close()
+    later.close()
