@@ -273,6 +273,11 @@ class Server:
     # Looking at it
 
     @property
+    def starts(self) -> list[int]:
+        """The supervisor's process id of each start."""
+        return list(self._sessions)
+
+    @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -50,8 +50,9 @@ class SetClock:
     def __exit__(self, *_: object) -> None:
         self.server.__exit__()
         # What the library leaves of processes that were killed.
-        for name in ("faketime_shm", "sem.faketime_sem"):
-            Path("/dev/shm", f"{name}_{self.server.pid}").unlink(missing_ok=True)
+        for pid in self.server.starts:
+            for name in ("faketime_shm", "sem.faketime_sem"):
+                Path("/dev/shm", f"{name}_{pid}").unlink(missing_ok=True)
 
     def set(self, ahead: float) -> None:
         """All of its processes see it with their next look."""
