@@ -319,6 +319,19 @@ def test_a_row_without_a_time_has_the_timestamp_of_its_entry(convert: Callable[.
     assert [(row["time"], row["a"]) for row in result.rows()] == [(NOW_US + 7, 1), (NOW_US + 7, 2), (NOW_US + 9, 3)]
 
 
+def test_columns_of_some_of_many_shapes_are_null_in_the_rows_of_all_others(convert: Callable[..., Result]) -> None:
+    shapes = [{f"f{number % 7}", f"g{number % 11}", f"h{number}"} for number in range(77)]
+    given = [columnar({name: [name, f"{name}!"] for name in sorted(shape)}, tags=["f1", "g2"]) for shape in shapes]
+    result = convert(given)
+    rows = [{name: value for name, value in row.items() if value is not None} for row in result.rows()]
+    wanted = [
+        {"time": NOW_US + number, **{name: name + end for name in shape}}
+        for number, shape in enumerate(shapes)
+        for end in ("", "!")
+    ]
+    assert rows == wanted
+
+
 def test_a_damaged_timestamp_of_an_entry_is_the_last_moment_that_there_is(convert: Callable[..., Result]) -> None:
     result = convert([(2**64 - 1, columnar({"a": [1]}))])
     assert [row["time"] for row in result.rows()] == [MAX_TIME_US]
