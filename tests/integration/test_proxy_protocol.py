@@ -34,7 +34,8 @@ global
     maxconn 400
 defaults
     mode {mode}
-    log stderr format raw local0 warning
+    log stderr format raw local0 info
+    option tcplog
     timeout connect 5s
     timeout client 60s
     timeout server 60s

@@ -585,7 +585,7 @@ def test_arc_payloads_become_rows(convert: Callable[..., Result]) -> None:
 
 def mixed_batch() -> list[bytes]:
     payloads = []
-    for n in range(3_000):
+    for n in range(1_500):
         times = [NOW_US + n * 1_000_000 + row * 50 for row in range(1 + n % 5)]
         columns: dict[str, list[Any]] = {"time": times, "v": [n / 4] * len(times)}
         columns[f"extra{n % 7}"] = ["x" * (n % 40), *range(len(times) - 1)]
@@ -628,12 +628,12 @@ def test_the_size_of_memory_windows_does_not_lose_rows(
 def test_thousands_of_measurements_in_one_batch(convert: Callable[..., Result]) -> None:
     payloads = [
         batch(*(columnar_map({"time": [NOW_US + n], "v": [n], "s": ["x"]}, f"m{n * 4 + part}") for part in range(4)))
-        for n in range(750)
+        for n in range(500)
     ]
     result = convert(payloads)
-    assert len(result.files) == 3_000
-    assert result.tables.rows == 3_000
-    assert len({file.key.split("/")[1] for file in result.files}) == 3_000
+    assert len(result.files) == 2_000
+    assert result.tables.rows == 2_000
+    assert len({file.key.split("/")[1] for file in result.files}) == 2_000
 
 
 def test_many_tables_of_single_rows_are_not_scattered_over_many_files(
