@@ -2,8 +2,8 @@
 
 The real server runs with one worker, anew for each attack. A process sends it over some connections as fast as it is
 taken, and a victim in another process asks every few milliseconds: /ping, one record, and now and then /health, /ready
-and /metrics. Shown are the waits of the victim, and for what it waited longest, cores and memory of the worker, and
-whether it was the same one at the end.
+and /metrics. Shown are the waits of the victim, those of /ping and of the record, which the disk holds up, too, apart;
+cores and memory of the worker; and whether it was the same one at the end.
 
 `--search SECONDS` changes the numbers of the attacks at random and keeps what makes the victim wait longer than all
 before; the worst of each kind go to `benchmarks/stall_corpus.json`, which later runs include.
@@ -116,7 +116,7 @@ def be_victim(host: str, port: int, seconds: float) -> dict[str, Any]:
     waits.sort()
     return {
         "worst_ms": round(waits[-1][0] * 1000, 1) if waits else None,
-        "worst_asked": waits[-1][1] if waits else None,
+        "worst_of": {path: round(wait * 1000, 1) for wait, path in waits},  # ascending, so the last one stays
         "p99_ms": round(waits[len(waits) * 99 // 100][0] * 1000, 1) if waits else None,
         "median_ms": round(waits[len(waits) // 2][0] * 1000, 1) if waits else None,
         "asked": number,
@@ -158,12 +158,17 @@ async def measure(server: Server, recipe: Recipe, seconds: float) -> dict[str, A
     return {**found, "cores": round(cores, 2), "peak_mb": peak >> 20, "same_worker": before == after}
 
 
+def _of(found: dict[str, Any], path: str) -> float:
+    return float(found["worst_of"].get(path, -1.0))
+
+
 def _shown(name: str, found: dict[str, Any]) -> str:
     state = "" if found["same_worker"] else "  WORKER WAS REPLACED"
     if found["failed"]:
         state += f"  VICTIM FAILED: {found['failed']!r}"
     return (
-        f"{name:<32} worst {found['worst_ms'] or -1:8.1f} ms {found['worst_asked'] or '':<17}  "
+        f"{name:<32} worst {found['worst_ms'] or -1:8.1f} ms  ping {_of(found, '/ping'):7.1f}  "
+        f"write {_of(found, '/write/v2/msgpack'):7.1f}  "
         f"p99 {found['p99_ms'] or -1:8.1f}  "
         f"median {found['median_ms'] or -1:6.1f}  asked {found['asked']:>5}  "
         f"cores {found['cores']:.2f}  peak {found['peak_mb']:>5} MB{state}"

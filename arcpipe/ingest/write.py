@@ -168,7 +168,7 @@ class WriteEndpoints:
             size = len(body)
             if size <= _TINY_BYTES:
                 turns.deadline = exchange.received + SMALL_SECONDS
-            elif size <= _INLINE_BYTES and turns.spent < _INLINE_TURN_SECONDS:
+            elif size <= _INLINE_BYTES and size <= turns.longest_inline and turns.spent < _INLINE_TURN_SECONDS:
                 turns.deadline = exchange.received + INLINE_SECONDS
             else:
                 self._encode_apart(exchange, encode, partial(settle, exchange, target))
@@ -176,6 +176,7 @@ class WriteEndpoints:
             try:
                 settle(exchange, target, encode(body, check))
             except TooLong:
+                turns.longest_inline = size // 2  # in this turn: each try costs as much
                 turns.charge(SMALL_SECONDS)
                 self._encode_apart(exchange, encode, partial(settle, exchange, target))
             except (BadPayload, PayloadTooLarge) as error:
