@@ -345,10 +345,10 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             self._drop_rest()
             return 0.0
+        expected = max(self._seconds, SLICE_SECONDS)  # the next read will be like the last one
         if not self._rest:
             self.resume_reading(TURN)
-            return max(self._seconds, SLICE_SECONDS)
-        expected = max(self._seconds, SLICE_SECONDS)  # the next read will be like the last one
+            return expected
         self._give_time_back()
         self._handle_rest()
         if not self._rest:
