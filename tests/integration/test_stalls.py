@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import resource
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import pytest
 
 from benchmarks.attacks import ATTACKS, Recipe, load_corpus
 from benchmarks.stall import COMMAND, be_victim
-from tests.harness import ROOT, Server, pack, request_bytes, wait_until
+from tests.harness import ROOT, Server, needs_openssl, pack, request_bytes, wait_until
 from tests.integration.test_limits import memory_kb
 from tests.integration.test_tls import make_certificate, tls_server
 
@@ -123,7 +122,7 @@ def test_the_wal_rotates_when_connections_have_used_up_all_descriptors(tmp_path:
         server.end()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+@needs_openssl
 def test_handshakes_that_are_not_over_are_few_and_hold_up_nobody(tmp_path: Path) -> None:
     make_certificate(tmp_path)
     with tls_server(tmp_path, server_workers=1, server_max_connections=30) as server:
