@@ -24,7 +24,7 @@ Parquet files what was acknowledged. A figure whose records are not all there is
     report      tables
     compare     two files of results, side by side
     charts      pictures
-    markdown    the tables of README
+    markdown    the tables of docs/benchmarks.md
     progress    what goes on, and how long it will take
     machine     what the figures were measured on
 

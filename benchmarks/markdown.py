@@ -1,4 +1,4 @@
-"""Results as the tables of a page: README has places for them, and what is in a place is written by nobody's hand.
+"""Write results as the tables of a page, such as `docs/benchmarks.md`: it has places that nobody fills by hand.
 
 A place is everything between two comments, of which the first names the suites that it shows:
 
