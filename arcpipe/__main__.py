@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from arcpipe import signals
+from arcpipe.supervisor import signals
 
 
 def main() -> None:
     """Runs a command line. A server holds its signals back before the libraries are loaded."""
     if sys.argv[1:2] == ["serve"] and not {"--check", "--help"} & set(sys.argv):
         signals.hold()
-    from arcpipe import cli
+    from arcpipe.cli import main as cli
 
     cli.main()
 

@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from arcpipe import tokens
-from arcpipe.config import Settings
-from arcpipe.ingest import responses
-from arcpipe.ingest.auth import Auth
-from arcpipe.ingest.limits import Limits
-from arcpipe.ingest.protocol import Connection
-from arcpipe.ingest.router import WRITE, Router
+from arcpipe.access import tokens
+from arcpipe.config.settings import Settings
+from arcpipe.ingest.http import responses
+from arcpipe.ingest.http.auth import Auth
+from arcpipe.ingest.http.connection import Connection
+from arcpipe.ingest.http.limits import Limits
+from arcpipe.ingest.http.router import WRITE, Router
 from arcpipe.ingest.worker import IngestContext
 
 _ROUNDS: Final = 2000

@@ -29,9 +29,10 @@ from typing import Any, Final
 import msgspec
 
 from arcpipe.allocator import keep_freed_memory
-from arcpipe.codec import line_protocol, msgpack_columns
+from arcpipe.codec import line_protocol
 from arcpipe.codec.columns import MAX_COLUMNS, array_header, map_header, pack_str
 from arcpipe.codec.content_encoding import Coding, decode, zstd
+from arcpipe.codec.messagepack import columnar
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
 COMMAND: Final = (sys.executable, "-m", "benchmarks.gil")
@@ -67,7 +68,7 @@ def _own_shapes(line: bytes, size: int) -> bytes:
 
 
 def _packed(build: Callable[[int], bytes]) -> Case:
-    return msgpack_columns.encode, build
+    return columnar.encode, build
 
 
 def _column(values: bytes, count: int, size: int) -> bytes:

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 
 from arcpipe.codec.columns import array_header, pack_int64, pack_values
-from arcpipe.codec.odd_values import value_end
+from arcpipe.codec.rescued import value_end
 from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, envelope_prefix
 from arcpipe.wal.writer import WALOptions, WALWriter
 from benchmarks.convert import BODIES
@@ -196,7 +196,7 @@ def write_segments(directory: Path, entries: Iterator[Entry]) -> int:
 def upload(wal: str, url: str, endpoint: str) -> int:
     """The uploader in this process; its exit code."""
     from arcpipe import logs
-    from arcpipe.config import load
+    from arcpipe.config.settings import load
     from arcpipe.counters import Counters, Uploader
     from arcpipe.upload import uploader
     from arcpipe.wal.directory import WALDirectory

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
-from arcpipe.config import ClientLimits, Limits
-from arcpipe.ingest.exchange import Exchange
-from arcpipe.ingest.gate import Gate
-from arcpipe.ingest.router import WRITE
+from arcpipe.config.settings import ClientLimits, Limits
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.gate import Gate
+from arcpipe.ingest.http.router import WRITE
 from arcpipe.meters import NS, Meters
 
 _RATES: Final = (10.0, 1_000.0, 100_000.0)

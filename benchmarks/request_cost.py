@@ -79,14 +79,15 @@ def child(checkout: str) -> None:
     import numpy as np
     from msgpack import packb
 
-    from arcpipe.config import Settings
+    from arcpipe.config.settings import Settings
     from arcpipe.counters import Counters, Node
-    from arcpipe.ingest import protocol, responses
-    from arcpipe.ingest.limits import Admission, Limits
-    from arcpipe.ingest.protocol import Connection
-    from arcpipe.ingest.router import WRITE, Router
+    from arcpipe.ingest.endpoints.write import WriteEndpoints
+    from arcpipe.ingest.http import connection as protocol
+    from arcpipe.ingest.http import responses
+    from arcpipe.ingest.http.connection import Connection
+    from arcpipe.ingest.http.limits import Admission, Limits
+    from arcpipe.ingest.http.router import WRITE, Router
     from arcpipe.ingest.worker import IngestContext
-    from arcpipe.ingest.write import WriteEndpoints
     from arcpipe.wal.writer import Group
 
     for name in ("SLICE_SECONDS", "SMALL_SECONDS"):  # turns end by the clock, and other programs run, too

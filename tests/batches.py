@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arcpipe.config import Settings, load
+from arcpipe.config.settings import Settings, load
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
 from arcpipe.errors import NotAWAL

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from unittest import mock
 
-from arcpipe.changeable import Access
-from arcpipe.config import WAL, Server, Settings, Storage
+from arcpipe.access.reload import Access
+from arcpipe.config.settings import WAL, Server, Settings, Storage
 from arcpipe.counters import Counters, Node
 from arcpipe.disk import Disk
-from arcpipe.ingest import protocol, turns, write
-from arcpipe.ingest.entrance import Paths, Surface
-from arcpipe.ingest.exchange import Exchange
-from arcpipe.ingest.limits import TURN
-from arcpipe.ingest.protocol import Connection
-from arcpipe.ingest.router import offered
+from arcpipe.ingest.endpoints import write
+from arcpipe.ingest.http import connection as protocol
+from arcpipe.ingest.http import turns
+from arcpipe.ingest.http.connection import Connection
+from arcpipe.ingest.http.entrance import Paths, Surface
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.limits import TURN
+from arcpipe.ingest.http.router import offered
 from arcpipe.ingest.worker import IngestWorker, wal_options
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.group_commit import group_commit

@@ -16,15 +16,15 @@ from typing import Any
 import msgspec
 import uvloop
 
-from arcpipe.config import Settings
-from arcpipe.ingest import responses
-from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
-from arcpipe.ingest.entrance import Entrance
-from arcpipe.ingest.exchange import Exchange
-from arcpipe.ingest.limits import Limits
-from arcpipe.ingest.router import OPEN, Router
+from arcpipe.config.listeners import Listener
+from arcpipe.config.settings import Settings
+from arcpipe.ingest.http import responses
+from arcpipe.ingest.http.client_address import ForwardedFor, TrustedProxies
+from arcpipe.ingest.http.entrance import Entrance
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.limits import Limits
+from arcpipe.ingest.http.router import OPEN, Router
 from arcpipe.ingest.worker import IngestContext
-from arcpipe.listener_settings import Listener
 from tests.harness import Client
 
 

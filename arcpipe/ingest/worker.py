@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
-from arcpipe import descriptors, logs, tokens
+from arcpipe import descriptors, logs
+from arcpipe.access import tokens
 from arcpipe.allocator import keep_freed_memory
 from arcpipe.clock import steady_us, steady_us_at
 from arcpipe.counters import (
@@ -36,27 +37,27 @@ from arcpipe.counters import (
 )
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError
-from arcpipe.ingest import responses
-from arcpipe.ingest.access_log import AccessLog
-from arcpipe.ingest.auth import Auth
-from arcpipe.ingest.background import Background
-from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
-from arcpipe.ingest.entrance import Entrance
-from arcpipe.ingest.gate import Gate
-from arcpipe.ingest.heads import Heads
-from arcpipe.ingest.influx import InfluxEndpoints
-from arcpipe.ingest.limits import Admission, BytesInFlight, Limits
-from arcpipe.ingest.linger import LINGER_SECONDS
-from arcpipe.ingest.ops import OpsEndpoints
-from arcpipe.ingest.origins import Origins, protect
-from arcpipe.ingest.protocol import ANSWER, BODY, FRESH, HEADER, IDLE, LINGER, Connection
-from arcpipe.ingest.request_ids import RequestIds
-from arcpipe.ingest.router import WRITE, Route, Router
-from arcpipe.ingest.tls_server import TLSServer
-from arcpipe.ingest.tracing import LoggedWrites, NotingAuth, kinds
-from arcpipe.ingest.turns import Turns
-from arcpipe.ingest.write import WriteEndpoints
-from arcpipe.line_writer import LineWriter
+from arcpipe.ingest.endpoints.influx import InfluxEndpoints
+from arcpipe.ingest.endpoints.ops import OpsEndpoints
+from arcpipe.ingest.endpoints.write import WriteEndpoints
+from arcpipe.ingest.http import responses
+from arcpipe.ingest.http.access_log import AccessLog
+from arcpipe.ingest.http.auth import Auth
+from arcpipe.ingest.http.background import Background
+from arcpipe.ingest.http.client_address import ForwardedFor, TrustedProxies
+from arcpipe.ingest.http.connection import ANSWER, BODY, FRESH, HEADER, IDLE, LINGER, Connection
+from arcpipe.ingest.http.entrance import Entrance
+from arcpipe.ingest.http.gate import Gate
+from arcpipe.ingest.http.head_cache import Heads
+from arcpipe.ingest.http.limits import Admission, BytesInFlight, Limits
+from arcpipe.ingest.http.linger import LINGER_SECONDS
+from arcpipe.ingest.http.origins import Origins, protect
+from arcpipe.ingest.http.request_ids import RequestIds
+from arcpipe.ingest.http.router import WRITE, Route, Router
+from arcpipe.ingest.http.tls_server import TLSServer
+from arcpipe.ingest.http.tracing import LoggedWrites, NotingAuth, kinds
+from arcpipe.ingest.http.turns import Turns
+from arcpipe.logs.line_writer import LineWriter
 from arcpipe.wal import findings
 from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
@@ -65,9 +66,9 @@ from arcpipe.wal.group_commit import Commit, group_commit
 from arcpipe.wal.writer import WALOptions, WALWriter
 
 if TYPE_CHECKING:
-    from arcpipe.changeable import Access
-    from arcpipe.config import Settings
-    from arcpipe.listeners import Bound
+    from arcpipe.access.reload import Access
+    from arcpipe.config.settings import Settings
+    from arcpipe.supervisor.listeners import Bound
     from arcpipe.wal.segment import Segment
 
 log = logging.getLogger(__name__)

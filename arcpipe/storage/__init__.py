@@ -9,7 +9,7 @@ caller) excepted.
 
 from __future__ import annotations
 
-from arcpipe.config import FileLocation, Storage
+from arcpipe.config.settings import FileLocation, Storage
 from arcpipe.errors import ConfigError
 from arcpipe.storage.base import Blob, MemoryBlob, ObjectStore, S3Options
 

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from threading import Condition, Lock, Thread
 from typing import Final
 
-from arcpipe.config import MB
+from arcpipe.config.settings import MB
 
 Job = Callable[[], None]
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arcpipe.codec.arrow_columns import (
+from arcpipe.codec.arrow.arrays import (
     PRECISIONS,
     Ints,
     Values,
@@ -25,7 +25,7 @@ from arcpipe.codec.arrow_columns import (
     take,
 )
 from arcpipe.codec.columns import COLUMN_TYPES, TIME
-from arcpipe.codec.odd_values import rescued_json, unpack_value
+from arcpipe.codec.rescued import rescued_json, unpack_value
 from arcpipe.upload.parquet import RESCUED_DATA, ROLE, TIME_NS, TIME_TYPE, file_order
 from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.staging import Piece

@@ -13,10 +13,10 @@ from typing import Final
 from arcpipe.counters import Uploader
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
+from arcpipe.upload.collect import BatchTables, DeadLetter
 from arcpipe.upload.journal import Isolated, Misfit, Part
 from arcpipe.upload.parquet import Rows, Spool
 from arcpipe.upload.shipment import END, Context
-from arcpipe.upload.tables import BatchTables, DeadLetter
 
 log = logging.getLogger(__name__)
 

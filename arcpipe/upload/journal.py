@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from arcpipe import durable
-from arcpipe.config import MB
+from arcpipe.config.settings import MB
 from arcpipe.disk import Disk
 from arcpipe.upload.manifest import Manifest, known_manifest, unknown_version
 from arcpipe.upload.schema import TableSchema

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from arcpipe.config import MB
+from arcpipe.config.settings import MB
 
 # Bytes of memory, measured with pyarrow 26.
 _FILE_COST: Final = 320_000  # most of it is the buffer before its spool

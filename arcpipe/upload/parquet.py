@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arcpipe import __version__
-from arcpipe.codec.arrow_columns import DICTIONARY_ROWS
+from arcpipe.codec.arrow.arrays import DICTIONARY_ROWS
 from arcpipe.codec.columns import TIME
-from arcpipe.config import MB, Parquet
+from arcpipe.config.settings import MB, Parquet
 from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, Quota, open_file_cost, row_group_cost
 
 HOUR_US: Final = 3_600_000_000

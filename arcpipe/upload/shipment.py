@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import msgspec
 
 from arcpipe import logs
-from arcpipe.codec.entries import decode_envelope
-from arcpipe.config import MB, Parquet
+from arcpipe.codec.envelope import decode_envelope
+from arcpipe.config.settings import MB, Parquet
 from arcpipe.counters import UPLOAD_BOUNDS_US, Uploader, observe
 from arcpipe.errors import NotAWAL, StorageError, UnknownVersion
 from arcpipe.storage import Blob, MemoryBlob, ObjectStore
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
+from arcpipe.upload.collect import BatchTables, DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, Journal, Key, Misfit, Part, Record, Segment
 from arcpipe.upload.parquet import Rows, Spool, encode_name
 from arcpipe.upload.retry import Retry
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
-from arcpipe.upload.tables import BatchTables, DeadLetter
 from arcpipe.wal import findings
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import DAMAGED, DEAD_LETTERS, Finding
@@ -38,7 +38,7 @@ from arcpipe.wal.reader import ScanReport
 from arcpipe.wal.verdict import damage_count, end_problem
 
 if TYPE_CHECKING:
-    from arcpipe.config import Settings
+    from arcpipe.config.settings import Settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import logging
 import os
 from typing import Final, Literal
 
-from arcpipe.config import MB
+from arcpipe.config.settings import MB
 from arcpipe.wal.directory import WALDirectory
 
 log = logging.getLogger(__name__)

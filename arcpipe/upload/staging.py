@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from arcpipe.codec.arrow_columns import MAX_TIME_US, VALUE_SIZE, Bytes, Ints
+from arcpipe.codec.arrow.arrays import MAX_TIME_US, VALUE_SIZE, Bytes, Ints
 from arcpipe.codec.columns import array_header
-from arcpipe.codec.entries import ColumnMap, array_length, encode_entry
-from arcpipe.codec.odd_values import Walker
+from arcpipe.codec.envelope import ColumnMap, array_length, encode_entry
+from arcpipe.codec.rescued import Walker
 from arcpipe.errors import BadPayload
 
 # With so few entries, or so many bytes in a column of each, headers are cut off one by one instead of all at once. So

@@ -41,7 +41,7 @@ from arcpipe.wal.findings import LOST_SEGMENTS, Finding
 from arcpipe.wal.pool import FreePool
 
 if TYPE_CHECKING:
-    from arcpipe.config import Settings
+    from arcpipe.config.settings import Settings
 
 log = logging.getLogger(__name__)
 

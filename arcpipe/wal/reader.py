@@ -168,7 +168,7 @@ def records_of(entry: Entry) -> list[dict[str, Any]]:
     Raises:
         BadPayload: the payload is intact, but holds no records.
     """
-    from arcpipe.codec.entries import decode_entry
+    from arcpipe.codec.envelope import decode_entry
 
     records = []
     decoded = decode_entry(entry.payload)
@@ -190,7 +190,7 @@ def records_of(entry: Entry) -> list[dict[str, Any]]:
 
 def count_records(payload: memoryview) -> int | None:
     """How many records a payload holds, without building them; None if it holds none that can be told."""
-    from arcpipe.codec.entries import array_length, decode_entry
+    from arcpipe.codec.envelope import array_length, decode_entry
 
     try:
         firsts = [next(iter(columnar.columns.values()), b"\x90") for _, columnar in decode_entry(payload).maps]
@@ -201,7 +201,7 @@ def count_records(payload: memoryview) -> int | None:
 
 def _values(column: msgspec.Raw) -> list[Any]:
     """A column's values. Those that msgspec cannot tell come as the objects of `codec.odd_values`."""
-    from arcpipe.codec.odd_values import unpack_value
+    from arcpipe.codec.rescued import unpack_value
 
     try:
         return msgspec.msgpack.decode(column, type=list[Any])

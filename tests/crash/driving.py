@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from arcpipe.ingest.write import write_failure
+from arcpipe.ingest.endpoints.write import write_failure
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
 from arcpipe.wal.group_commit import group_commit

@@ -12,7 +12,7 @@ from unittest import mock
 
 import msgspec
 
-from arcpipe import config
+from arcpipe.config import settings as config
 from arcpipe.counters import Counters
 from arcpipe.counters import Uploader as UploaderBlock
 from arcpipe.errors import StorageError

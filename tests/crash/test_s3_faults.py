@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from arcpipe.config import StorageS3
+from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob
 from arcpipe.storage.s3 import S3Store

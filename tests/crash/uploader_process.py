@@ -111,7 +111,7 @@ class Uploaders:
 
 def _serve() -> None:
     for module in (
-        "arcpipe.config",
+        "arcpipe.config.settings",
         "arcpipe.logs",
         "arcpipe.storage.local",
         "arcpipe.storage.s3",
@@ -120,7 +120,7 @@ def _serve() -> None:
     ):
         importlib.import_module(module)
     _parse_s3_model()
-    from arcpipe.config import load
+    from arcpipe.config.settings import load
     from arcpipe.counters import RETRY_KINDS, Counters, Uploader
     from arcpipe.wal.directory import Node, WALDirectory
     from arcpipe.wal.recovery import recover_at_start

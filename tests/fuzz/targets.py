@@ -12,7 +12,8 @@ from typing import Final
 
 import msgspec
 
-from arcpipe.codec import content_encoding, line_protocol, msgpack_columns
+from arcpipe.codec import content_encoding, line_protocol
+from arcpipe.codec.messagepack import columnar
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.edge import Edge, Peer
 
@@ -81,11 +82,11 @@ def decode(data: bytes) -> None:
 def msgpack(data: bytes) -> None:
     """A MessagePack body: refused, or MessagePack when it is encoded for the log."""
     try:
-        encoded = msgpack_columns.encode(data)
+        encoded = columnar.encode(data)
     except BadPayload:
         return
     assert encoded.records > 0
-    assert msgpack_columns.encode(encoded.body).records == encoded.records
+    assert columnar.encode(encoded.body).records == encoded.records
 
 
 def lines(data: bytes) -> None:

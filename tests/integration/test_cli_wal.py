@@ -14,7 +14,7 @@ import msgpack
 import pytest
 from typer.testing import CliRunner
 
-from arcpipe.cli_wal import app
+from arcpipe.cli.wal import app
 from arcpipe.disk import Disk
 from arcpipe.errors import WALError
 from arcpipe.wal import WALReader, WALWriter, reader

@@ -27,7 +27,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.odd_values import Encoded, Ext, InvalidText, Pairs, Timestamp, parse_rescued
+from arcpipe.codec.rescued import Encoded, Ext, InvalidText, Pairs, Timestamp, parse_rescued
 from tests.harness import Client, Server, lake_files
 
 # Other seeds are other examples; what one seed makes is always the same.

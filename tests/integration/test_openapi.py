@@ -12,12 +12,13 @@ import pytest
 import yaml
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
-from arcpipe import __version__, health, snapshot
-from arcpipe.changeable import Access
-from arcpipe.config import Settings
+from arcpipe import __version__
+from arcpipe.access.reload import Access
+from arcpipe.config.settings import Settings
 from arcpipe.counters import REFUSAL_CODES, Counters
-from arcpipe.ingest.router import OPEN
+from arcpipe.ingest.http.router import OPEN
 from arcpipe.ingest.worker import IngestWorker
+from arcpipe.monitoring import health, snapshot
 from arcpipe.wal.directory import Node
 from tests.harness import ROOT, Server, environment
 

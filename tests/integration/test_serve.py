@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe import cores
+from arcpipe.config import cores
 from tests.harness import (
     Client,
     Load,

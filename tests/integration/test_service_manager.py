@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe.service_manager import ServiceManager
+from arcpipe.supervisor.service_manager import ServiceManager
 from tests.harness import Server, pack, wait_until
 
 V2 = "/write/v2/msgpack"

@@ -24,7 +24,7 @@ import pytest
 import uvloop
 from msgspec.structs import replace
 
-from arcpipe.config import StorageS3
+from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob, open_store
 from arcpipe.storage.s3 import MIB, S3Store

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe.config import Settings
+from arcpipe.config.settings import Settings
 from tests.harness import ROOT
 
 UNITS = ROOT / "systemd"

@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import parser
 from typer.testing import CliRunner
 
-from arcpipe import cli_wal
+from arcpipe.cli import wal as cli_wal
 from tests.harness import Server, pack, wait_until
 from tests.integration.test_supervisor_faults import Fault
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe.config import AccessLog as Settings
-from arcpipe.ingest.access_log import AccessLog, CombinedLine, Line, _combined, printable
-from arcpipe.ingest.request_ids import RequestIds, is_harmless
-from arcpipe.line_writer import LineWriter
+from arcpipe.config.settings import AccessLog as Settings
+from arcpipe.ingest.http.access_log import AccessLog, CombinedLine, Line, _combined, printable
+from arcpipe.ingest.http.request_ids import RequestIds, is_harmless
+from arcpipe.logs.line_writer import LineWriter
 from tests.harness import wait_until
 
 LINE = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from arcpipe.config import Settings
+from arcpipe.config.settings import Settings
 from arcpipe.counters import BEGUN, FIGURES_SECONDS, HANDED_OVER, Counters, Node
-from arcpipe.ingest import limits
-from arcpipe.ingest.limits import Admission
+from arcpipe.ingest.http import limits
+from arcpipe.ingest.http.limits import Admission
 from tests.wal_doubles import Clock
 
 

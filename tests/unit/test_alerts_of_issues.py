@@ -15,11 +15,11 @@ import pytest
 import yaml
 from prometheus_client import parser
 
-from arcpipe import health, metrics, snapshot
-from arcpipe.config import load
+from arcpipe.config.settings import load
 from arcpipe.counters import Counters
-from arcpipe.directory_look import Unacknowledged
-from arcpipe.snapshot import Ending, Snapshot
+from arcpipe.monitoring import health, metrics, snapshot
+from arcpipe.monitoring.directory_look import Unacknowledged
+from arcpipe.monitoring.snapshot import Ending, Snapshot
 from arcpipe.wal.directory import WALDirectory
 from tests.unit.test_ops_files import BY_THEMSELVES, NAME, OPS, all_rules, judged, needs_promtool, rules
 

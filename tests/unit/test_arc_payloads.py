@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from arcpipe.codec.arc_payloads import decode, is_arc_payload
+from arcpipe.codec.messagepack.arc_payloads import decode, is_arc_payload
 from arcpipe.errors import BadPayload
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.arrow_columns import (
+from arcpipe.codec.arrow.arrays import (
     MAX_TIME_US,
     MIN_TIME_US,
     build,
@@ -21,7 +21,7 @@ from arcpipe.codec.arrow_columns import (
     find_values,
     natural_type,
 )
-from arcpipe.codec.odd_values import InvalidText, parse_rescued, rescued_json, unpack_value
+from arcpipe.codec.rescued import InvalidText, parse_rescued, rescued_json, unpack_value
 from arcpipe.errors import BadPayload
 from tests.values import (
     any_value,

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe import tokens
-from arcpipe.ingest import auth
-from arcpipe.ingest.auth import Auth
-from arcpipe.ingest.exchange import Exchange
-from arcpipe.tls import Certificate
-from arcpipe.tokens import Token
+from arcpipe.access import tokens
+from arcpipe.access.tls import Certificate
+from arcpipe.access.tokens import Token
+from arcpipe.ingest.http import auth
+from arcpipe.ingest.http.auth import Auth
+from arcpipe.ingest.http.exchange import Exchange
 from tests.harness import wait_until
 
 NOW = datetime.now(UTC)

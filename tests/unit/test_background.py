@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from arcpipe.ingest.background import _MOST_INTERRUPTED, Background, Check, ClientGone
+from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, Check, ClientGone
 
 SECONDS = 30.0
 

@@ -19,10 +19,10 @@ from arcpipe.counters import Uploader
 from arcpipe.disk import Disk
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batches
+from arcpipe.upload.collect import BatchTables
 from arcpipe.upload.journal import Converted, Journal, Key, Segment, Uploaded
 from arcpipe.upload.manifest import Manifest, encode_manifest, parse_batch_file
 from arcpipe.upload.shipment import Shipment
-from arcpipe.upload.tables import BatchTables
 from arcpipe.wal.directory import SEALED, Node, WALDirectory
 from tests import batches as harness
 from tests.batches import MemoryStore, SnapshotDisk, State, Stuck, fill, ids_in, ids_left, run, sealed, stopped

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe import __version__
-from arcpipe.config import Settings
+from arcpipe.config.settings import Settings
 from tests.harness import drawn_in_terminal
 
 ROOT = Path(__file__).parents[2]

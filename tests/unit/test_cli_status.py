@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from arcpipe import health, snapshot, status_client, status_report
-from arcpipe.config import Settings
+from arcpipe.cli import client
+from arcpipe.cli import report as status_report
+from arcpipe.cli.rates import Live, Sample, are_apart
+from arcpipe.config.settings import Settings
 from arcpipe.counters import Counters
-from arcpipe.status_rates import Live, Sample, are_apart
+from arcpipe.monitoring import health, snapshot
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def answer_without(*fields: str) -> bytes:
 
 
 def test_an_answer_of_this_version_is_a_picture() -> None:
-    assert isinstance(status_client.decode(answer_without()), health.Picture)
+    assert isinstance(client.decode(answer_without()), health.Picture)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +84,8 @@ def test_an_answer_of_this_version_is_a_picture() -> None:
     [["instance.wal_unlisted"], ["instance.uploader"], ["verdict", "answered_by"], ["verdict.promise", "issues"]],
 )
 def test_of_the_answer_of_another_version_the_outline_is_told(missing: list[str]) -> None:
-    found = status_client.decode(answer_without(*missing))
-    assert isinstance(found, status_client.Outline)
+    found = client.decode(answer_without(*missing))
+    assert isinstance(found, client.Outline)
     report = status_report.outline_of("http://x", found)
     assert report.title.startswith(f"arcpipe {a_picture().instance.version} at http://x, up 5.0 s")
     assert found.healthy is False  # nobody has started
@@ -96,8 +98,8 @@ def test_of_the_answer_of_another_version_the_outline_is_told(missing: list[str]
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"<html>", b'{"healthy": true}', b'{"healthy": 1, "instance": {}}'])
 def test_what_is_no_answer_of_any_version_is_told(body: bytes) -> None:
-    with pytest.raises(status_client.NotAnswering, match="what answers is no arcpipe: "):
-        status_client.decode(body)
+    with pytest.raises(client.NotAnswering, match="what answers is no arcpipe: "):
+        client.decode(body)
 
 
 # Between two pictures

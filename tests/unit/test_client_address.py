@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
-from arcpipe.ingest.proxy_header import MAX_BYTES, BadProxyHeader, Source, read
+from arcpipe.ingest.http.client_address import ForwardedFor, TrustedProxies
+from arcpipe.ingest.http.proxy_header import MAX_BYTES, BadProxyHeader, Source, read
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 TCP4 = socket.inet_aton("192.0.2.7") + socket.inet_aton("192.0.2.1") + struct.pack(">HH", 56324, 443)

@@ -14,7 +14,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from arcpipe.config import (
+from arcpipe.config.settings import (
     Codec,
     FileLocation,
     Parquet,
@@ -678,7 +678,7 @@ def test_zero_workers_means_one_per_core_that_the_process_may_run_on() -> None:
     assert Server(workers=0).worker_count() == len(os.sched_getaffinity(0))
     pinned = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from arcpipe.config import Server; print(Server().worker_count())"
+        "from arcpipe.config.settings import Server; print(Server().worker_count())"
     )
     out = subprocess.run([sys.executable, "-c", pinned], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout == "1\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe import cores
-from arcpipe.config import Server
+from arcpipe.config import cores
+from arcpipe.config.settings import Server
 
 ALL = len(os.sched_getaffinity(0))
 

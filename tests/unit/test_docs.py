@@ -24,10 +24,10 @@ import yaml
 from prometheus_client import Metric
 from typer.main import get_command
 
-from arcpipe import health, metrics, snapshot
-from arcpipe.cli import app
-from arcpipe.config import Settings
+from arcpipe.cli.main import app
+from arcpipe.config.settings import Settings
 from arcpipe.counters import REFUSAL_CODES, RETRY_KINDS, Counters, Uploader
+from arcpipe.monitoring import health, metrics, snapshot
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.reader import SegmentScan

@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe import changeable, expiry, health, metrics, snapshot, tokens
-from arcpipe.changeable import Changeable
-from arcpipe.config import Settings, load
+from arcpipe.access import expiry, tokens
+from arcpipe.access import reload as changeable
+from arcpipe.access.expiry import Life, next_to_end, of_certificate, of_tokens
+from arcpipe.access.reload import Changeable
+from arcpipe.access.tls import ServerTLS
+from arcpipe.config.settings import Settings, load
 from arcpipe.counters import Counters
-from arcpipe.expiry import Life, next_to_end, of_certificate, of_tokens
-from arcpipe.tls import ServerTLS
+from arcpipe.monitoring import health, metrics, snapshot
 from tests.certificates import in_days, write_certificate
 
 DAY = 86_400

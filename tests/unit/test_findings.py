@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from arcpipe.cli_wal import app
+from arcpipe.cli.wal import app
 from arcpipe.errors import ArcpipeError, UnknownVersion, WALError
 from arcpipe.wal import acknowledged, findings
 from arcpipe.wal.checksum import with_checksum

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe import cores, first_words
-from arcpipe.config import WAL, Server, Settings
+from arcpipe.config import cores
+from arcpipe.config.settings import WAL, Server, Settings
 from arcpipe.counters import Counters, Node
+from arcpipe.supervisor import first_words
 
 MEGABYTE = 1 << 20
 

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe import tokens
-from arcpipe.config import MB, ClientLimits, Limits
+from arcpipe.access import tokens
+from arcpipe.access.tokens import Token
+from arcpipe.config.listeners import UNIX
+from arcpipe.config.settings import MB, ClientLimits, Limits
 from arcpipe.counters import LIMITED_BY, LIMITS
-from arcpipe.ingest.auth import Auth
-from arcpipe.ingest.client_address import ForwardedFor, TrustedProxies
-from arcpipe.ingest.exchange import Exchange
-from arcpipe.ingest.gate import Gate
-from arcpipe.ingest.router import WRITE
-from arcpipe.listener_settings import UNIX
+from arcpipe.ingest.http.auth import Auth
+from arcpipe.ingest.http.client_address import ForwardedFor, TrustedProxies
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.gate import Gate
+from arcpipe.ingest.http.router import WRITE
 from arcpipe.meters import NS, WAYS, Meters
-from arcpipe.tokens import Token
 from tests.edge import Edge
 from tests.harness import request_bytes
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from arcpipe import health, snapshot
-from arcpipe.backlog import space
 from arcpipe.clock import steady_us
-from arcpipe.config import WAL, Flush, Server, Settings, Storage
+from arcpipe.config.settings import WAL, Flush, Server, Settings, Storage
 from arcpipe.counters import Counters, Node, Uploader
 from arcpipe.counters import Worker as Field
-from arcpipe.directory_look import Looker
+from arcpipe.monitoring import health, snapshot
+from arcpipe.monitoring.directory_look import Looker
+from arcpipe.supervisor.backlog import space
 from arcpipe.wal import findings
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import Finding

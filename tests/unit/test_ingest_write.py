@@ -11,18 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from arcpipe import tokens
+from arcpipe.access import tokens
+from arcpipe.access.tokens import Token
 from arcpipe.codec.columns import Encoded
-from arcpipe.config import Settings
+from arcpipe.config.settings import Settings
 from arcpipe.counters import MAX_DATABASES, Counters
-from arcpipe.ingest.auth import Auth
-from arcpipe.ingest.background import Background
-from arcpipe.ingest.exchange import Exchange
-from arcpipe.ingest.limits import Admission
-from arcpipe.ingest.protocol import Connection
-from arcpipe.ingest.turns import Turns
-from arcpipe.ingest.write import Targets, WriteEndpoints
-from arcpipe.tokens import Token
+from arcpipe.ingest.endpoints.write import Targets, WriteEndpoints
+from arcpipe.ingest.http.auth import Auth
+from arcpipe.ingest.http.background import Background
+from arcpipe.ingest.http.connection import Connection
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.limits import Admission
+from arcpipe.ingest.http.turns import Turns
 from arcpipe.wal.format import MAX_PAYLOAD_BYTES
 from tests.edge import Edge
 from tests.harness import pack, request_bytes

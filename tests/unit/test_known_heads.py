@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe import tokens
-from arcpipe.ingest.auth import Auth
-from arcpipe.ingest.heads import MAX_HEAD_BYTES
-from arcpipe.ingest.protocol import ANSWER, IDLE
-from arcpipe.tokens import Token
+from arcpipe.access import tokens
+from arcpipe.access.tokens import Token
+from arcpipe.ingest.http.auth import Auth
+from arcpipe.ingest.http.connection import ANSWER, IDLE
+from arcpipe.ingest.http.head_cache import MAX_HEAD_BYTES
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
 from tests.wal_doubles import FaultyDisk

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe.ingest import protocol
-from arcpipe.ingest.linger import LINGER_SECONDS, Linger
+from arcpipe.ingest.http import connection as protocol
+from arcpipe.ingest.http.linger import LINGER_SECONDS, Linger
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
 from tests.wal_doubles import FaultyDisk

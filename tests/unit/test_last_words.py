@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe import last_words
-from arcpipe.last_words import EXIT_UNKNOWN, Left
+from arcpipe.supervisor import last_words
+from arcpipe.supervisor.last_words import EXIT_UNKNOWN, Left
 from arcpipe.wal import acknowledged, findings
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import DAMAGED, DEAD_LETTERS, LOST_RECORDS, Finding

@@ -13,19 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec import line_protocol, line_protocol_columns
-from arcpipe.codec.arrow_columns import decode_values
+from arcpipe.codec import line_protocol
+from arcpipe.codec.arrow.arrays import decode_values
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.effort import BYTES_PER_BAD_LINE, BYTES_PER_SHAPE, FREE_BAD_LINES, FREE_SHAPES
-from arcpipe.codec.entries import ColumnMap, array_length
+from arcpipe.codec.envelope import ColumnMap, array_length
 from arcpipe.codec.line_protocol import (
     MAX_ERRORS,
     Lines,
+    by_column,
     encode,
     encode_by_column,
     encode_by_line,
 )
-from arcpipe.codec.line_protocol_scalar import MAX_TEXT
+from arcpipe.codec.line_protocol.by_line import MAX_TEXT
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
 MAX = (1 << 63) - 1
@@ -686,7 +687,7 @@ def test_the_pieces_in_which_a_body_is_read_do_not_show(size: int, monkeypatch: 
 
 
 def test_blocks_of_few_lines_are_right_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_protocol_columns, "_MIN_LINES", 1)
+    monkeypatch.setattr(by_column, "_MIN_LINES", 1)
     for line, row in VALID:
         body = line.encode()
         assert typed(rows_of(encode_by_column(body).encoded)) == typed([row])

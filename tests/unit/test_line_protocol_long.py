@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from arcpipe.codec import line_protocol_grammar, line_protocol_scalar
-from arcpipe.codec.line_protocol import Lines, encode, encode_by_line
-from arcpipe.codec.line_protocol_grammar import WINDOW, count_characters, find_bad_utf8, skip_line
-from arcpipe.codec.line_protocol_scalar import LineReader
+from arcpipe.codec.line_protocol import Lines, by_line, encode, encode_by_line, grammar
+from arcpipe.codec.line_protocol.by_line import LineReader
+from arcpipe.codec.line_protocol.grammar import WINDOW, count_characters, find_bad_utf8, skip_line
 from tests.unit.test_line_protocol import (
     INVALID,
     INVALID_UTF8,
@@ -46,15 +45,15 @@ def _same(body: bytes, other: Callable[[bytes], Lines]) -> None:
 def _as_long(body: bytes) -> Lines:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LineReader, "read", _read_long_only)
-        patch.setattr(line_protocol_grammar, "_SLICE", 16)
+        patch.setattr(grammar, "_SLICE", 16)
         return encode_by_line(body)
 
 
 def _in_small_windows(size: int) -> Callable[[bytes], Lines]:
     def read(body: bytes) -> Lines:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(line_protocol_scalar, "WINDOW", size)
-            patch.setattr(line_protocol_grammar, "_SLICE", 16)
+            patch.setattr(by_line, "WINDOW", size)
+            patch.setattr(grammar, "_SLICE", 16)
             return encode_by_line(body)
 
     return read
@@ -180,7 +179,7 @@ def test_no_step_passes_more_than_some_windows() -> None:
 
 
 def test_characters_are_counted_as_python_decodes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line_protocol_grammar, "_SLICE", 3)
+    monkeypatch.setattr(grammar, "_SLICE", 3)
     for text in (b"abc\xff\xfe", "aüß😀x".encode() * 5, b"\xf0\x9f\x98", b"a\xed\xa0\x80b", b"", b"\xc3\xc3\xa4" * 7):
         for start in range(len(text) + 1):
             for end in range(start, len(text) + 1):
@@ -200,7 +199,7 @@ def test_a_bad_line_ends_where_it_ends_in_one_piece(monkeypatch: pytest.MonkeyPa
     ]  # fmt: skip
     expected = [skip_line(text, 0, 0, _go_on) for text in texts]
     for size in (4, 5, 6, 7, 8):
-        monkeypatch.setattr(line_protocol_grammar, "_SLICE", size)
+        monkeypatch.setattr(grammar, "_SLICE", size)
         assert [skip_line(text, 0, 0, _go_on) for text in texts] == expected
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from arcpipe.config import Settings, load
+from arcpipe.config.listeners import Listener, TCPAddress, listeners_of
+from arcpipe.config.settings import Settings, load
 from arcpipe.errors import ConfigError
-from arcpipe.listener_settings import Listener, TCPAddress, listeners_of
 
 AUTH = "[auth]\nenabled = true\n"
 OPS = '[[server.listeners]]\naddress = "unix:/run/ops.sock"\n'

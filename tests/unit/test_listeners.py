@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe import holders
-from arcpipe.config import Auth, Server, Settings
+from arcpipe.config.listeners import parse_listeners
+from arcpipe.config.settings import Auth, Server, Settings
 from arcpipe.errors import ArcpipeError
-from arcpipe.listener_settings import parse_listeners
-from arcpipe.listeners import LISTENER, Listeners, discard
-from arcpipe.service_manager import InheritedFd
+from arcpipe.supervisor import holders
+from arcpipe.supervisor.listeners import LISTENER, Listeners, discard
+from arcpipe.supervisor.service_manager import InheritedFd
 
 WORKERS = 2
 

@@ -290,7 +290,7 @@ os._exit(0)  # no other way to tell
     assert told == [*(f"no answer {number}" for number in range(20)), "no answer 49 held_back=30"]
 
 
-@pytest.mark.parametrize("end", ["logs.flush(1)", "raise SystemExit", "from arcpipe.children import fork"])
+@pytest.mark.parametrize("end", ["logs.flush(1)", "raise SystemExit", "from arcpipe.supervisor.child import fork"])
 def test_lines_that_are_held_back_are_told_at_the_end(end: str) -> None:
     program = "for number in range(50): log.warning('no answer %d', number)\n"
     if "fork" in end:  # of a child, which has its own

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec import msgpack_columns
 from arcpipe.codec.columns import MAX_COLUMNS, array_header, field_column_names
 from arcpipe.codec.effort import BYTES_PER_SHAPE, FREE_SHAPES
-from arcpipe.codec.msgpack_columns import MAX_VALUE_BYTES, Encoded, encode
+from arcpipe.codec.messagepack import columnar as msgpack_columns
+from arcpipe.codec.messagepack.columnar import MAX_VALUE_BYTES, Encoded, encode
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
 # Writing MessagePack byte by byte

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from arcpipe import health, snapshot
-from arcpipe.config import load
+from arcpipe.config.settings import load
 from arcpipe.counters import Counters, Uploader
-from arcpipe.metrics import families
+from arcpipe.monitoring import health, snapshot
+from arcpipe.monitoring.metrics import families
 from arcpipe.wal.directory import WALDirectory
 
 OPS = Path(__file__).parents[2] / "ops"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from arcpipe.ingest import ops
+from arcpipe.ingest.endpoints import ops
 from tests.edge import Edge
 from tests.harness import request_bytes
 

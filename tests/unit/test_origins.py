@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe.config import Auth, Server, Settings
-from arcpipe.ingest.exchange import Exchange
-from arcpipe.ingest.origins import Origins, Sites, is_foreign, words_of
+from arcpipe.config.settings import Auth, Server, Settings
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.origins import Origins, Sites, is_foreign, words_of
 
 SITES = Sites(Settings(server=Server(host="ingest.example", allowed_hosts="other.example, third")), None)
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe.config import MB, Parquet
+from arcpipe.config.settings import MB, Parquet
 from arcpipe.storage.base import require_key
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
 from arcpipe.upload.parquet import (

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from arcpipe.process_figures import ProcessFigures, look_at
+from arcpipe.monitoring.process_figures import ProcessFigures, look_at
 
 BUSY = """
 import os, sys

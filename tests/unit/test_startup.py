@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
-from arcpipe.service_manager import InheritedFd
-from arcpipe.startup import receive_fds, send_fds
+from arcpipe.supervisor.service_manager import InheritedFd
+from arcpipe.supervisor.startup import receive_fds, send_fds
 
 
 def test_more_sockets_than_a_message_takes_go_back_with_their_names_and_only_to_this_program() -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from arcpipe.stderr import LineOutput
+from arcpipe.logs.stderr import LineOutput
 
 LINE = b"x" * 99 + b"\n"
 
@@ -35,7 +35,7 @@ def sockets() -> Ends:
 def ends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
     made = sockets() if request.param == "socket" else pipe()
     if "cannot" in request.param:
-        monkeypatch.setattr("arcpipe.stderr._FLAGS", os.O_WRONLY | os.O_DIRECTORY)
+        monkeypatch.setattr("arcpipe.logs.stderr._FLAGS", os.O_WRONLY | os.O_DIRECTORY)
     yield made
     for fd in made:
         os.close(fd)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 import uvloop
 
-from arcpipe.config import StorageS3
+from arcpipe.config.settings import StorageS3
 from arcpipe.errors import ConfigError, StorageError
 from arcpipe.storage import Blob, MemoryBlob, ObjectStore, local, open_store
 from arcpipe.storage.local import STAGING_DIRECTORY, LocalStore

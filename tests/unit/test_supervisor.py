@@ -14,10 +14,10 @@ from typing import NoReturn
 
 import pytest
 
-from arcpipe.aftermath import Aftermath
-from arcpipe.backlog import Backlog, Leftovers
-from arcpipe.children import EXIT_SHORTAGE, Child, Pulse, be_killed_sooner, fork
 from arcpipe.counters import Counters, Node, Uploader, Worker, unpack_name
+from arcpipe.supervisor.aftermath import Aftermath
+from arcpipe.supervisor.backlog import Backlog, Leftovers
+from arcpipe.supervisor.child import EXIT_SHORTAGE, Child, Pulse, be_killed_sooner, fork
 from arcpipe.wal import WALWriter
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 

@@ -20,19 +20,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.arrow_columns import MAX_TIME_US, MIN_TIME_US
+from arcpipe.codec.arrow.arrays import MAX_TIME_US, MIN_TIME_US
 from arcpipe.codec.columns import array_header
-from arcpipe.codec.entries import decode_envelope
-from arcpipe.codec.odd_values import Encoded, Timestamp, parse_rescued, unpack_value
-from arcpipe.config import MB, Parquet
+from arcpipe.codec.envelope import decode_envelope
+from arcpipe.codec.rescued import Encoded, Timestamp, parse_rescued, unpack_value
+from arcpipe.config.settings import MB, Parquet
+from arcpipe.upload import collect as tables_module
 from arcpipe.upload import conversion_pool
 from arcpipe.upload import convert as convert_module
 from arcpipe.upload import parquet as parquet_module
-from arcpipe.upload import tables as tables_module
+from arcpipe.upload.collect import BatchTables, DeadLetter, WriterFailed
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, open_file_cost, row_group_cost
 from arcpipe.upload.parquet import OnFile, PartitionWriters, Rows, Spool
 from arcpipe.upload.schema import SchemaRegistry
-from arcpipe.upload.tables import BatchTables, DeadLetter, WriterFailed
 from tests.harness import wait_until
 from tests.values import any_value, booleans, floats, integers, nil, same, short_text, texts
 

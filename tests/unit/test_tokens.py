@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import typer
 
-from arcpipe import tokens
-from arcpipe.cli_token import parse_expiry
+from arcpipe.access import tokens
+from arcpipe.access.tokens import MAX_TOKENS, TOKEN_LENGTH, Token, TokensError
+from arcpipe.cli.token import parse_expiry
 from arcpipe.disk import Disk
-from arcpipe.tokens import MAX_TOKENS, TOKEN_LENGTH, Token, TokensError
 from tests.harness import COMMAND, drawn_in_terminal, environment
 
 NOW = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)

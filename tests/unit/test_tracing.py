@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from arcpipe.ingest.exchange import Exchange
-from arcpipe.ingest.tracing import IdentifiedExchange, LoggedExchange
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.tracing import IdentifiedExchange, LoggedExchange
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
 
@@ -91,7 +91,7 @@ def test_lines_of_the_log_about_a_bug_have_the_id(edge: Edge, caplog: pytest.Log
 
 
 def test_the_pages_tell_the_id_s_limits() -> None:
-    from arcpipe.ingest.request_ids import is_harmless
+    from arcpipe.ingest.http.request_ids import is_harmless
 
     for page in ("config.toml", "docs/http-api.md", "docs/openapi.yaml"):
         text = (Path(__file__).parents[2] / page).read_text()

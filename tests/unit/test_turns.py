@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe.ingest import protocol
-from arcpipe.ingest.turns import TURN_SECONDS, Turns
+from arcpipe.ingest.http import connection as protocol
+from arcpipe.ingest.http.turns import TURN_SECONDS, Turns
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
 

@@ -10,7 +10,7 @@ import pytest
 
 from arcpipe.clock import steady_us
 from arcpipe.counters import Counters, Worker
-from arcpipe.waiting import Waiting
+from arcpipe.supervisor.waiting import Waiting
 from arcpipe.wal import WALWriter
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
 
@@ -92,7 +92,7 @@ def test_a_segment_of_a_former_process_is_as_old_as_its_first_record(segments: S
 def test_one_head_is_read_at_a_time_and_each_only_once(segments: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [segments.seal(slot, modified=time.time() - 100 + slot) for slot in (1, 2, 3)]
     asked: list[str] = []
-    from arcpipe import waiting
+    from arcpipe.supervisor import waiting
 
     real = waiting.first_timestamp
     monkeypatch.setattr(waiting, "first_timestamp", lambda path: asked.append(path) or real(path))

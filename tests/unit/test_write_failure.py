@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from arcpipe.errors import CommitFailed
-from arcpipe.ingest.write import write_failure
+from arcpipe.ingest.endpoints.write import write_failure
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Access: tokens, certificates, their expiry, and reading them again while the server runs."""

@@ -1,0 +1,240 @@
+"""The command line. It parses, calls, prints and turns errors into exit codes; the work is done elsewhere.
+
+Exit codes: 0 done, 1 arcpipe could not do it, 2 wrong usage or settings, 3 a process of the server could not be kept
+alive, 4 the server stopped and it is unknown whether everything is uploaded; `status` has its own. Whatever is slow to
+import is imported inside the command that needs it, so that `arcpipe --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from arcpipe import __version__
+from arcpipe.cli import status as cli_status
+from arcpipe.cli import token, wal
+from arcpipe.errors import ArcpipeError, ConfigError
+
+if TYPE_CHECKING:
+    from arcpipe.config.settings import EffectiveValue, Settings, Value
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(
+    help="A durable HTTP ingestion gateway: on disk before the answer, Parquet in storage, exactly once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Look at the settings and check them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+app.add_typer(wal.app, name="wal")
+app.add_typer(token.app, name="token")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        envvar="ARCPIPE_CONFIG",
+        help="The TOML file with the settings. Without it: ./config.toml if there is one, else the defaults.",
+    ),
+]
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m arcpipe`."""
+    try:
+        app(prog_name="arcpipe")
+    except ArcpipeError as error:
+        is_of_settings = isinstance(error, ConfigError)
+        if is_of_settings:
+            _say("the settings cannot be used:", [f"  {line}" for line in str(error).splitlines()])
+        else:
+            _say(str(error), [])
+        sys.exit(2 if is_of_settings else 1)
+
+
+def _say(text: str, details: list[str]) -> None:
+    """Says at the end why nothing came of it: by a log that is JSON, as whoever reads that has asked for; else so."""
+    from arcpipe import logs
+
+    if logs.are_json():
+        for line in [" ".join([text, detail.strip()]) for detail in details] or [text]:
+            log.critical("%s", line)
+    else:
+        logs.say([f"arcpipe: {text}", *details])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"arcpipe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only try whether it would start, then exit; nothing is changed.")
+    ] = False,
+) -> None:
+    """Run the server, until SIGTERM or Ctrl-C.
+
+    SIGHUP reads tokens, certificate and log.level again.
+    SIGUSR2 replaces a running server by the version that is installed by then, without refusing a connection; one that
+    would not start is refused, and the running one stays.
+
+    \b
+    Example:
+      arcpipe serve --config config.toml
+    """
+    if check:
+        print(_check(config))
+        return
+    from arcpipe import logs
+    from arcpipe.supervisor import upgrade
+
+    def start(former: upgrade.Former) -> int:
+        settings = load_settings(config)
+        logs.setup(settings.log.level, settings.log.format, "supervisor")
+        _have_one_thread()
+        from arcpipe.supervisor import supervisor
+
+        return supervisor.serve(settings, lambda: load_settings(config), former)
+
+    # Before anything can fail: who reads the log of a service has asked for its format.
+    logs.setup("INFO", asked_log_format(config), "supervisor")
+    raise typer.Exit(upgrade.started(start))
+
+
+def _check(config: Path | None) -> str:
+    """Tries what a start would do; says what was found good.
+
+    Raises:
+        ArcpipeError: it would not do; a ConfigError for its settings.
+    """
+    settings = load_settings(config)
+    _tell_warnings(settings)
+    _have_one_thread()
+    from arcpipe.supervisor import startup
+    from arcpipe.supervisor.service_manager import take_inheritance
+
+    return startup.check(settings, take_inheritance(os.environ))
+
+
+def _have_one_thread() -> None:
+    """Keep libraries from starting threads when they are loaded, because a process that forks had better have one.
+
+    Numpy's linear algebra, which nobody uses here, does so, and the allocator that Arrow keeps beside its default one.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+
+
+app.command("status")(cli_status.status)
+
+
+@config_app.command("show")
+def config_show(
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: key -> value and source.")] = False,
+) -> None:
+    """Print every setting as it applies and where it came from. Credentials are masked.
+
+    \b
+    Example:
+      WAL_SYNC_MODE=fsync arcpipe config show --config config.toml
+    """
+    settings = load_settings(config)
+    _tell_warnings(settings)
+    effective = list(settings.effective())
+    if as_json:
+        import orjson
+
+        entries = {key: {"value": value, "source": source} for key, value, source in effective}
+        print(orjson.dumps(entries, option=orjson.OPT_INDENT_2).decode())
+    elif sys.stdout.isatty():
+        _print_table(effective)
+    else:
+        rows = [(key, _toml_value(value), source) for key, value, source in effective]
+        key_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+        for key, value, source in rows:
+            print(f"{key:<{key_width}}  {value:<{value_width}}  {source}")
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None) -> None:
+    """Check what a start needs and exit: 0 if the server would start, 2 with a line per problem of the settings, 1 if
+    something else is in the way. It is the same as `arcpipe serve --check`, and starts and changes nothing.
+
+    \b
+    Example:
+      arcpipe config check --config config.toml
+    """
+    said = _check(config)
+    print("The settings are good.", said)
+
+
+def load_settings(config_file: Path | None) -> Settings:
+    """The settings of a command: the file that was named, else ./config.toml if it is there, and the environment."""
+    from arcpipe.config.settings import load
+
+    return load(_settings_file(config_file), os.environ)
+
+
+def asked_log_format(config_file: Path | None) -> str:
+    """The format of the log, as far as it can be told before the settings are known to be good."""
+    from arcpipe.config.settings import asked_for
+
+    return "json" if asked_for("log.format", _settings_file(config_file), os.environ) == "json" else "text"
+
+
+def _settings_file(given: Path | None) -> Path | None:
+    beside = Path("config.toml")
+    return given or (beside if beside.exists() else None)
+
+
+def _tell_warnings(settings: Settings) -> None:
+    for warning in settings.warnings:
+        print(f"arcpipe: warning: {warning}", file=sys.stderr)
+
+
+def _toml_value(value: Value) -> str:
+    import json
+
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _print_table(effective: list[EffectiveValue]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("setting", "value", "source")
+    section = ""
+    for key, value, source in effective:
+        if key.rpartition(".")[0] != section:
+            section = key.rpartition(".")[0]
+            table.add_section()
+        style = "dim" if source == "default" else ""
+        # Text, because a cell given as str would have its square brackets read as markup.
+        table.add_row(*(Text(cell, style) for cell in (key, _toml_value(value), source)))
+    Console().print(table)

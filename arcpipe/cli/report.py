@@ -1,0 +1,347 @@
+"""How `arcpipe status` shows a server: figures written for people, in a terminal or into a pipe.
+
+Knows the shapes of a picture and nothing of where it comes from; what is wrong is the server's to say.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from arcpipe import __version__
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from arcpipe.cli.client import Outline
+    from arcpipe.cli.rates import Live
+    from arcpipe.monitoring.health import Picture
+    from arcpipe.monitoring.snapshot import Snapshot, UploaderState, WorkerState
+
+_WARNINGS: Final = 8
+
+
+# Figures for people
+
+
+def _digits(number: float) -> str:
+    """Three significant digits."""
+    if number == 0:
+        return "0"
+    if number < 0.01:
+        return "< 0.01"
+    return f"{number:.2f}" if number < 9.995 else f"{number:.1f}" if number < 99.95 else f"{number:,.0f}"
+
+
+def _scaled(number: float, units: tuple[str, ...]) -> str:
+    whole = isinstance(number, int)
+    power = 0
+    while number >= 999.5 and power < len(units) - 1:
+        number /= 1000
+        power += 1
+    return f"{number if whole and not power else _digits(number)} {units[power]}".rstrip()
+
+
+def _bytes(number: float) -> str:
+    return _scaled(round(number), ("B", "kB", "MB", "GB", "TB", "PB"))
+
+
+def _per_second(number: float | None) -> str:
+    if number is None:
+        return "–"
+    return _digits(number) if number < 9999.5 else _scaled(number, ("", "k", "M", "G"))
+
+
+def _bytes_per_second(number: float | None) -> str:
+    return "– B/s" if number is None else f"{_bytes(number)}/s"
+
+
+def _latency(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds == float("inf"):
+        return "off the scale"
+    return f"{_digits(seconds * 1000)} ms" if seconds < 0.9995 else _age(seconds)
+
+
+def _age(seconds: float) -> str:
+    whole = int(seconds)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole // 60 % 60:02} min"
+    return f"{whole // 86400} d {whole // 3600 % 24} h"
+
+
+def clock(seconds: float) -> str:
+    """In local time, with the day if it is another one."""
+    then = datetime.fromtimestamp(seconds)
+    return then.strftime("%H:%M:%S" if then.date() == datetime.now().date() else "%Y-%m-%d %H:%M:%S")
+
+
+def _printable(text: str) -> str:
+    """Text that others have had a hand in, such as a store's error, without what would move the terminal's cursor."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _alive(process: WorkerState | UploaderState) -> str:
+    if not process.pid:
+        return "not started"
+    return "alive" if process.alive else f"silent for {_age(process.heartbeat_age_seconds)}"
+
+
+# The report: the same parts for a terminal and for a pipe
+
+
+class _Table(NamedTuple):
+    """`left` counts the columns, from the first, that hold words."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    left: int
+
+
+class Report(NamedTuple):
+    """A picture for people."""
+
+    state: str  # of `health.Verdict`, or "silent"
+    title: str
+    headline: str
+    lines: list[str]
+    issues: list[tuple[str, str, str]]  # severity, message, what to do
+    facts: list[tuple[str, str]]
+    tables: list[_Table]
+
+
+def report_of(url: str, picture: Picture, live: Live) -> Report:
+    """All that a picture tells."""
+    now = picture.instance
+    return Report(
+        state=picture.verdict.state,
+        title=f"arcpipe {now.version} at {url}, up {_age(now.uptime_seconds)}",
+        headline=picture.verdict.headline,
+        lines=[picture.verdict.promise],
+        issues=[
+            (issue.severity, _printable(issue.message), _printable(issue.recommendation)) for issue in picture.issues
+        ],
+        facts=list(_facts(now, live)),
+        tables=[table for table in _tables(now, live) if table.rows],
+    )
+
+
+def outline_of(url: str, outline: Outline) -> Report:
+    """What can be told of a server of another version."""
+    server, verdict = outline.instance, outline.verdict
+    version = _printable(server.version)
+    return Report(
+        state=verdict.state if verdict.state in _MARKS else "warning",
+        title=f"arcpipe {version} at {url}, up {_age(server.uptime_seconds)}",
+        headline=_printable(verdict.headline),
+        lines=[
+            _printable(verdict.promise),
+            f"Its figures are not those that this version ({__version__}) knows: --json shows them as they come.",
+        ],
+        issues=[
+            (issue.severity, _printable(issue.message), _printable(issue.recommendation)) for issue in outline.issues
+        ],
+        facts=[],
+        tables=[],
+    )
+
+
+def _facts(now: Snapshot, live: Live) -> Iterator[tuple[str, str]]:
+    groups = f"{_digits(live.groups.sum / live.groups.count)}" if live.groups.count else "–"
+    yield (
+        "accepted",
+        f"{_per_second(live.total('records'))} records/s, {_bytes_per_second(live.total('body_bytes'))}, "
+        f"{_per_second(live.total('requests'))} requests/s, {_per_second(live.total('refused'))} writes refused/s",
+    )
+    yield (
+        "acknowledged",
+        f"p50 {_latency(live.ack.quantile(0.5))}, p99 {_latency(live.ack.quantile(0.99))}; "
+        f"disk sync p99 {_latency(live.sync.quantile(0.99))}; {groups} entries per commit",
+    )
+    oldest = f"oldest record {_age(now.oldest_unshipped_seconds)}" if now.oldest_unshipped_seconds else "nothing waits"
+    unreadable = f" ({now.unrecovered_segments} cannot be read)" if now.unrecovered_segments else ""
+    yield (
+        "waiting",
+        f"{_bytes(now.backlog_bytes)} in {now.backlog_segments} segments{unreadable}, {oldest}; "
+        f"{now.backlog_bytes / now.max_backlog_bytes:.1%} of the limit, {_bytes(now.max_backlog_bytes)}",
+    )
+    uploader = now.uploader
+    last = uploader.last_upload_age_seconds
+    yield (
+        "uploaded",
+        f"{_per_second(live.rows)} rows/s, {_bytes_per_second(live.file_bytes)} of Parquet, "
+        f"last upload {'none yet' if last is None else _age(last) + ' ago'}; "
+        f"in all {uploader.rows:,} rows in {uploader.files:,} files, {_bytes(uploader.file_bytes)}",
+    )
+    kinds = ", ".join(f"{kind}: {times:,}" for kind, times in uploader.retries.items() if times)
+    odd = f"{uploader.rescued:,} rescued, {uploader.dead_letters:,} dead letters, {uploader.damaged:,} damaged"
+    yield (
+        "uploader",
+        f"{_alive(uploader)}, pid {uploader.pid}, up {_age(uploader.uptime_seconds)}, {_bytes(uploader.memory_bytes)}, "
+        f"{now.uploader_restarts} restarts; tried again {kinds or 'never'}; {odd}",
+    )
+    yield "store", _printable(now.store)
+    used = 1 - now.disk_free_bytes / now.disk_total_bytes if now.disk_total_bytes else 0.0
+    yield (
+        "log",
+        f"{_printable(now.wal_dir)}, sync mode {now.sync_mode}; disk {used:.0%} used, "
+        f"{_bytes(now.disk_free_bytes)} free of {_bytes(now.disk_total_bytes)}; {now.worker_restarts} worker restarts",
+    )
+
+
+def _tables(now: Snapshot, live: Live) -> Iterator[_Table]:
+    columns = ("worker", "state", "pid", "up", "connections", "records/s", "bodies", "ack p99", "loop lag p99")
+    yield _Table(
+        (*columns, "memory", "segment"),
+        [
+            (
+                *(f"ingest {worker.slot}", _alive(worker), str(worker.pid), _age(worker.uptime_seconds)),
+                f"{worker.connections:,} of {worker.max_connections:,}",
+                _per_second(rates.records),
+                _bytes_per_second(rates.body_bytes),
+                *(_latency(rates.ack_p99), _latency(rates.lag_p99), _bytes(worker.memory_bytes)),
+                f"{_bytes(worker.segment_bytes)} of {_bytes(now.max_size_bytes)}",
+            )
+            for worker, rates in zip(now.workers, live.workers.values(), strict=True)
+        ],
+        left=2,
+    )
+    yield _Table(
+        ("segments", "files", "on disk"),
+        [(state, f"{found.files:,}", _bytes(found.bytes)) for state, found in now.segments.items()],
+        left=1,
+    )
+    databases = sorted(now.databases.items(), key=lambda item: -item[1].records)
+    yield _Table(
+        ("database", "records/s", "records", "bodies", "requests"),
+        [
+            (
+                name or "all others",
+                _per_second(live.databases[name]),
+                *(f"{usage.records:,}", _bytes(usage.body_bytes), f"{usage.requests:,}"),
+            )
+            for name, usage in databases
+        ],
+        left=1,
+    )
+    yield _Table(
+        ("warned at", "level", "process", "text"),
+        [(clock(line.time), line.level, line.process, _printable(line.text)) for line in now.warnings[:_WARNINGS]],
+        left=4,
+    )
+
+
+def show(report: Report) -> None:
+    """Prints it, drawn if somebody sees it."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console()
+        console.print(drawn(report, console.width))
+    else:
+        print("\n".join(_plain(report)), flush=True)
+
+
+def _plain(report: Report) -> Iterator[str]:
+    yield report.title
+    yield f"{report.state}: {report.headline}"
+    yield from report.lines
+    for severity, message, advice in report.issues:
+        yield f"{severity}: {message}"
+        yield f"  what to do: {advice}"
+    if report.facts:
+        yield ""
+        yield from _aligned([*report.facts], left=2)
+    for table in report.tables:
+        yield ""
+        yield from _aligned([table.columns, *table.rows], table.left)
+
+
+def _aligned(rows: list[tuple[str, ...]], left: int) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (
+            cell.ljust(width) if number < left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def _parts(table: _Table, width: int) -> Iterator[_Table]:
+    """A table that is wider than the terminal, as several under one another; each begins with the first column.
+
+    The last column is not counted where it holds words, because those can go on in the next line.
+    """
+    widths = [max(map(len, column)) + 2 for column in zip(table.columns, *table.rows, strict=True)]
+    if table.left == len(table.columns):
+        widths[-1] = 0
+    shown = [0]
+    for number in range(1, len(widths)):
+        if len(shown) > 1 and sum(widths[index] for index in (*shown, number)) > width:
+            yield _columns_of(table, shown)
+            shown = [0]
+        shown.append(number)
+    yield _columns_of(table, shown)
+
+
+def _columns_of(table: _Table, numbers: list[int]) -> _Table:
+    return _Table(
+        tuple(table.columns[number] for number in numbers),
+        [tuple(row[number] for number in numbers) for row in table.rows],
+        sum(number < table.left for number in numbers),
+    )
+
+
+_STYLES: Final = {
+    "good": "green",
+    "warning": "yellow",
+    "critical": "red",
+    "silent": "red",
+    "error": "red",
+    "info": "dim",
+}
+_MARKS: Final = {"good": "✓", "warning": "!", "critical": "✕", "silent": "✕"}
+
+
+def drawn(report: Report, width: int) -> RenderableType:
+    """What rich draws of it."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    style = _STYLES[report.state]
+    old = "dim" if report.state == "silent" else ""
+    parts: list[Any] = [
+        Text(report.title, "dim"),
+        Text(f"{_MARKS[report.state]} {report.headline}", f"bold {style}"),
+        *(Text(line) for line in report.lines),
+    ]
+    if report.issues and report.state != "silent":
+        issues = Table.grid(padding=(0, 2))
+        for severity, message, advice in report.issues:
+            issues.add_row(Text(severity, _STYLES.get(severity, "")), Text(message))
+            issues.add_row("", Text(f"what to do: {advice}", "dim"))
+        parts.append(Padding(issues, (1, 0, 0, 0)))
+    facts = Table.grid(padding=(0, 2))
+    for name, value in report.facts:
+        facts.add_row(Text(name, "dim"), Text(value, old))
+    parts.append(Padding(facts, (1, 0, 0, 0)))
+    for table in (part for whole in report.tables for part in _parts(whole, width)):
+        drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", style=old)
+        for number, column in enumerate(table.columns):
+            words = number < table.left
+            drawn.add_column(column, justify="left" if words else "right", no_wrap=number < len(table.columns) - 1)
+        for row in table.rows:
+            drawn.add_row(*(Text(cell, old or _STYLES.get(cell, "")) for cell in row))
+        parts.append(Padding(drawn, (1, 0, 0, 0)))
+    return Group(*parts)

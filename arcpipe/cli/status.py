@@ -1,0 +1,192 @@
+"""`arcpipe status`: what the status page shows, in a terminal.
+
+Asks `/api/v1/status` as anybody could, twice for the rates, which are what lies between two answers. What figures mean
+and what is wrong is the server's to say.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from arcpipe.errors import ArcpipeError
+
+if TYPE_CHECKING:
+    from arcpipe.cli.client import Outline, StatusServer
+    from arcpipe.cli.rates import Sample
+    from arcpipe.cli.report import Report
+    from arcpipe.monitoring.health import Picture
+
+_POLL_SECONDS: Final = 1.0
+_WINDOW_SECONDS: Final = 10.0  # what quantiles and the rates of uploads are taken over while watching
+
+_HEALTHY: Final = 0
+_ISSUES: Final = 1
+_SILENT: Final = 2
+
+
+def status(
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="The server. Without it: server.host and server.port of the settings."),
+    ] = None,
+    cacert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="PEM certificates that the server's is checked by, not the system's."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds a token with the scope read. Else the variable ARCPIPE_TOKEN counts."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What /api/v1/status answers, as it came.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on each second, until Ctrl-C.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", envvar="ARCPIPE_CONFIG", help="Settings that name the server."),
+    ] = None,
+) -> None:
+    """Show how a running server is: whether data is safe, where it is, how far behind it is, and what to do.
+
+    Exit code: 0 healthy, 1 there are issues, 2 no answer (or none without another token).
+
+    \b
+    Examples:
+      arcpipe status
+      arcpipe status --watch
+      ARCPIPE_TOKEN=… arcpipe status --url https://ingest.example:8000 --cacert ca.pem --json
+    """
+    from arcpipe.cli.client import NotAnswering, StatusServer
+
+    token = os.environ.get("ARCPIPE_TOKEN", "") if token_file is None else _token_in(token_file)
+    if url is None:
+        from arcpipe.cli.main import load_settings
+
+        server = StatusServer.of_settings(load_settings(config), token, cacert)
+    else:
+        server = StatusServer.at(url, token, cacert)
+    try:
+        code = _show_json(server, watch) if as_json else _show(server, watch)
+    except NotAnswering as error:
+        print(f"arcpipe: {server.url}: {error}", file=sys.stderr)
+        code = _SILENT
+    raise typer.Exit(code)
+
+
+def _token_in(path: Path) -> str:
+    try:
+        return path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArcpipeError(f"--token-file: {path} cannot be read: {getattr(error, 'strerror', error)}") from None
+
+
+def _show_json(server: StatusServer, watch: bool) -> int:
+    from arcpipe.cli.client import decode
+
+    while True:
+        body = server.ask()
+        print(body.decode("utf-8"), flush=True)
+        if not watch:
+            return _code(decode(body))
+        time.sleep(_POLL_SECONDS)
+
+
+def _code(answer: Picture | Outline) -> int:
+    return _HEALTHY if answer.healthy else _ISSUES
+
+
+def _show(server: StatusServer, watch: bool) -> int:
+    from arcpipe.cli.report import show
+
+    looks = _Looks(server)
+    answer = looks.look()
+    if watch and sys.stdout.isatty():
+        return _watch(looks, _code(answer))
+    while True:
+        # An outline has no rates that a second look would tell.
+        if watch or looks.samples:
+            time.sleep(_POLL_SECONDS)
+            answer = looks.look()
+        show(looks.report())
+        if not watch:
+            return _code(answer)
+        print(flush=True)
+
+
+class _Looks:
+    """The pictures of the last seconds, and the last outline where the server is of another version."""
+
+    def __init__(self, server: StatusServer) -> None:
+        self._server = server
+        self._outline: Outline | None = None
+        self.samples: deque[Sample] = deque()
+        self.came_at = 0.0  # the time of day of the last look that was answered
+
+    def look(self) -> Picture | Outline:
+        """Asks once more; all that is older than the window, and all of another start, is forgotten.
+
+        Raises:
+            NotAnswering: there was no answer.
+        """
+        from arcpipe.cli.client import Outline
+        from arcpipe.cli.rates import Sample, are_apart
+
+        answer = self._server.picture()
+        self.came_at = time.time()
+        if isinstance(answer, Outline):
+            self.samples.clear()
+            self._outline = answer
+            return answer
+        samples, now = self.samples, Sample(answer, time.monotonic())
+        if samples and are_apart(samples[-1], now):
+            samples.clear()
+        samples.append(now)
+        while len(samples) > 2 and now.came_at - samples[1].came_at >= _WINDOW_SECONDS:
+            samples.popleft()
+        return answer
+
+    def report(self) -> Report:
+        """What the looks tell."""
+        from arcpipe.cli.rates import Live
+        from arcpipe.cli.report import outline_of, report_of
+
+        if self.samples:
+            return report_of(self._server.url, self.samples[-1].picture, Live.of(self.samples))
+        assert self._outline is not None, "BUG: a report before the first look"
+        return outline_of(self._server.url, self._outline)
+
+
+def _watch(looks: _Looks, code: int) -> int:
+    from rich.live import Live as Screen
+
+    from arcpipe.cli.client import NotAnswering
+    from arcpipe.cli.report import clock, drawn
+
+    report = looks.report()
+    silent_since = 0.0
+    try:
+        with Screen(screen=True, auto_refresh=False) as screen:
+            screen.update(drawn(report, screen.console.width), refresh=True)
+            while True:
+                time.sleep(_POLL_SECONDS)
+                try:
+                    code = _code(looks.look())
+                except NotAnswering as error:
+                    silent_since = silent_since or time.time()
+                    code = _SILENT
+                    report = report._replace(
+                        state="silent",
+                        headline=f"Not answering since {clock(silent_since)}",
+                        lines=[f"{error}. The figures below are of {clock(looks.came_at)}."],
+                    )
+                else:
+                    silent_since = 0.0
+                    report = looks.report()
+                screen.update(drawn(report, screen.console.width), refresh=True)
+    except KeyboardInterrupt:
+        return code

@@ -1,0 +1,345 @@
+"""`arcpipe wal …`: looking into log files, saving what is readable, and taking other logs in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arcpipe.cli.output import print_json, print_table
+from arcpipe.errors import ArcpipeError, BadPayload
+
+if TYPE_CHECKING:
+    from arcpipe.wal.directory import SegmentFile
+    from arcpipe.wal.inspect import Summary
+
+app = typer.Typer(help="Look into log files, check, save and replay them.", no_args_is_help=True, rich_markup_mode=None)
+
+DirArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The log directory (wal.dir).")]
+JSONOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+
+
+@app.command("ls")
+def ls(directory: DirArgument = Path("data/wal"), as_json: JSONOption = False) -> None:
+    """List segments: state, verdict, entries, records, bytes, age, and what is wrong with them.
+
+    \b
+    Example:
+      arcpipe wal ls ./data/wal
+    """
+    from arcpipe.wal.directory import WALDirectory
+    from arcpipe.wal.inspect import all_segments, summarize
+
+    files = all_segments(WALDirectory(_existing(directory)))
+    rows = (_segment_row(file, summarize(file.path)) for file in files)
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("segment", "state", "verdict", "entries", "records", "bytes", "age_seconds", "damaged", "torn_bytes")
+    if print_table((*columns, "problem"), rows, left=("segment", "state", "verdict", "problem")) == 0:
+        print(f"There are no segments in {directory}.")
+
+
+@app.command("cat")
+def cat(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A log file in any state.")],
+    as_json: JSONOption = False,
+    database: Annotated[str | None, typer.Option(help="Only records of this database.")] = None,
+    measurement: Annotated[str | None, typer.Option(help="Only records of this measurement.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only entries written at or after this ISO 8601 time.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only entries written before this ISO 8601 time.")] = None,
+) -> None:
+    """Print the records of a file. With --json one object per record, else a line for each entry and measurement.
+
+    \b
+    Example:
+      arcpipe wal cat --json --measurement cpu data/wal/worker-1-20261122_090000-000001.wal.sealed
+    """
+    import msgspec
+
+    from arcpipe.wal.reader import records_of
+
+    low, high = _timestamp(since, "--since"), _timestamp(until, "--until")
+    encode = msgspec.json.Encoder(enc_hook=str).encode
+    for entry in _scan(file):
+        if (low is not None and entry.timestamp < low) or (high is not None and entry.timestamp >= high):
+            continue
+        try:
+            records = records_of(entry)
+        except BadPayload as error:
+            print(f"arcpipe: {file}: entry at offset {entry.offset} holds no records: {error}", file=sys.stderr)
+            continue
+        counts: dict[tuple[str, str], int] = {}
+        for record in records:
+            key = (str(record.get("_database")), str(record.get("measurement")))
+            if (database is None or key[0] == database) and (measurement is None or key[1] == measurement):
+                counts[key] = counts.get(key, 0) + 1
+                if as_json:
+                    print(_json_line(encode, record))
+        if not as_json:
+            written = datetime.fromtimestamp(entry.timestamp / 1e6, UTC).isoformat(sep=" ", timespec="microseconds")
+            for (in_database, of_measurement), count in counts.items():
+                print(f"{entry.offset:>12}  {written}  {in_database}  {of_measurement!r}  {count} records")
+
+
+@app.command("verify")
+def verify(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Log files, or directories of them.")],
+    as_json: JSONOption = False,
+) -> None:
+    """Check every checksum, say what is wrong and where, and a verdict: clean end, torn tail, damaged or unreadable.
+
+    Exit code 1 if a file is damaged or unreadable. A torn tail is what a file looks like that is being written.
+
+    \b
+    Example:
+      arcpipe wal verify ./data/wal
+    """
+    from arcpipe.wal.directory import WALDirectory
+    from arcpipe.wal.inspect import all_segments, summarize
+    from arcpipe.wal.verdict import Verdict
+
+    files = [
+        file
+        for path in map(_existing, paths)
+        for file in ([found.path for found in all_segments(WALDirectory(path))] if path.is_dir() else [str(path)])
+    ]
+    bad = {Verdict.DAMAGED: 0, Verdict.UNREADABLE: 0}
+    for name in files:
+        summary = summarize(name, count=False)
+        verdict = summary.report.verdict
+        if verdict in bad:
+            bad[verdict] += 1
+        problems = _problems(summary)
+        if as_json:
+            entries = summary.report.entries
+            print_json([{"file": name, "verdict": verdict.value, "entries": entries, "problems": problems}])
+            continue
+        told = "no problems" if not problems else f"{len(problems)} problems"
+        print(f"{name}: {verdict}, {summary.report.entries} entries, {told}")
+        for problem in problems:
+            print(f"  offset {problem['offset']}: {problem['reason']} ({problem['bytes']} bytes)")
+    if any(bad.values()):
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in bad.items() if count)
+        print(
+            f"arcpipe: of {len(files)} files: {counts}; `arcpipe wal salvage FILE NEW` saves what is readable",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
+def _problems(summary: Summary) -> list[dict[str, Any]]:
+    report = summary.report
+    problems = [
+        {"offset": at, "bytes": length, "reason": reason, "damage": True} for at, length, reason in report.damage
+    ]
+    if report.torn_bytes:
+        # In a file that is being written, or that a crash left, this is what a torn tail looks like.
+        problems.append(
+            {
+                "offset": report.end_offset,
+                "bytes": report.torn_bytes,
+                "reason": f"torn tail: {report.torn_reason}",
+                "damage": report.verdict.value == "damaged",
+            }
+        )
+    if summary.problem:
+        behind = report.size - report.end_offset - report.torn_bytes
+        problems.append(
+            {"offset": report.end_offset, "bytes": max(0, behind), "reason": summary.problem, "damage": True}
+        )
+    return problems
+
+
+@app.command("salvage")
+def salvage(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A damaged log file.")],
+    target: Annotated[Path, typer.Argument(metavar="NEW", help="The file to write; it must not exist.")],
+) -> None:
+    """Write what is readable of a damaged or unreadable file to a new one, and say what was left out.
+
+    \b
+    Example:
+      arcpipe wal salvage data/wal/quarantine/worker-1-20261122_090000-000001.wal saved.wal
+    """
+    from arcpipe.wal.inspect import salvage as write_readable
+
+    report = write_readable(str(_existing(source)), str(target))
+    print(f"{target}: {report.entries} entries saved, {len(report.damage)} damaged places left out ({report.verdict})")
+    for damage in report.damage:
+        print(f"  offset {damage.offset}: {damage.reason} ({damage.length} bytes)")
+    if report.torn_bytes:
+        print(f"  offset {report.end_offset}: torn tail ({report.torn_bytes} bytes)")
+
+
+@app.command("ack")
+def ack(
+    directory: DirArgument = Path("data/wal"),
+    codes: Annotated[
+        list[str] | None, typer.Argument(metavar="[CODE…]", help="Only these, such as quarantine; without any, all.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Only show what is open, and acknowledge nothing.")] = False,
+) -> None:
+    """Show damage, losses, dead letters and files in quarantine, and acknowledge them: their health issues end.
+
+    What comes after that is told again. Works while the server runs; run it as the user of the server, or as root.
+
+    \b
+    Example:
+      arcpipe wal ack data/wal
+    """
+    from arcpipe.wal import acknowledged, findings
+    from arcpipe.wal.directory import WALDirectory
+
+    wal = WALDirectory(_existing(directory))
+    wanted = codes or list(acknowledged.ALL_CODES)
+    for code in wanted:
+        if code not in acknowledged.ALL_CODES:
+            raise ArcpipeError(f"{code!r} is nothing to acknowledge; use {', '.join(acknowledged.ALL_CODES)}")
+    try:
+        with contextlib.suppress(OSError):  # told below
+            if not show and findings.set_aside_damaged(wal):
+                print(f"What was found before is not known: findings.json was damaged, and is in {wal.quarantine} now.")
+        seen = acknowledged.look(wal)
+        for problem in filter(None, (seen.findings_problem, seen.quarantine_problem, seen.acknowledged_problem)):
+            print(f"arcpipe: {problem}", file=sys.stderr)
+        found = [code for code in wanted if acknowledged.told(seen, code)]
+        for code in found:
+            first, *others = acknowledged.told(seen, code)
+            print("\n  ".join((first, *others)))
+        if not show and (found or seen.acknowledged_problem):
+            acknowledged.acknowledge(wal, seen, found, _who())
+    except OSError as error:
+        raise ArcpipeError(f"cannot acknowledge: {error}") from error
+    if seen.findings_problem or seen.quarantine_problem:
+        raise typer.Exit(1)
+    if not found:
+        print(f"There is nothing to acknowledge in {directory}.")
+    elif not show:
+        print("Acknowledged. What comes after this is told again.")
+
+
+def _who() -> str:
+    """The person who asks, for the history."""
+    import getpass
+
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
+@app.command("replay")
+def replay(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of log files: Arc's, or arcpipe's own.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", envvar="ARCPIPE_CONFIG", help="Settings of the receiving node."),
+    ] = None,
+) -> None:
+    """Take a directory of log files in: they are shipped like the node's own, each exactly once.
+
+    The node may be running. Files that were taken in are renamed to ….wal.recovered in their directory; an
+    interrupted replay is simply started again.
+
+    \b
+    Example:
+      arcpipe wal replay /var/lib/arc/wal --config /etc/arcpipe/config.toml
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from arcpipe.cli.main import load_settings
+    from arcpipe.wal.directory import WALDirectory
+    from arcpipe.wal.inspect import finish_interrupted, replay_sources
+    from arcpipe.wal.inspect import replay as take_in
+
+    folder = str(_existing(source))
+    target = WALDirectory(load_settings(config).wal.dir)
+    if os.path.realpath(folder) == os.path.realpath(target.path):
+        raise ArcpipeError(f"{folder} is this node's own log: the next `arcpipe serve` replays it by itself")
+    lock = WALDirectory(folder)
+    lock.lock(0.0)
+    try:
+        finished = finish_interrupted(target, folder)
+        if finished:
+            print(f"Finished {finished} files of an interrupted replay.")
+        sources = replay_sources(folder)
+        if not sources:
+            print(f"There are no log files to replay in {folder}.")
+            return
+        total = sum(os.path.getsize(name) for name in sources)
+        entries = damaged = 0
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            disable=not sys.stderr.isatty(),
+        )
+        with bar:
+            task = bar.add_task("replaying", total=total)
+            for done in take_in(target, sources, lambda _, count: bar.advance(task, count)):
+                entries += done.entries
+                damaged += done.damaged
+                bar.console.print(f"{done.source}: {done.entries} entries, {done.damaged} damaged", highlight=False)
+        print(
+            f"Replayed {len(sources)} files, {entries} entries, {total / 1e6:.1f} MB; "
+            f"{damaged} damaged places were left out."
+        )
+    finally:
+        lock.unlock()
+
+
+def _segment_row(file: SegmentFile, summary: Summary) -> dict[str, Any]:
+    report = summary.report
+    states = {".wal": "active", ".wal.sealed": "sealed", ".wal.recovered": "recovered"}
+    return {
+        "segment": str(file.name),
+        "state": states[file.state],
+        "verdict": report.verdict.value,
+        "entries": report.entries,
+        "records": summary.records,
+        "bytes": report.end_offset,
+        "file_bytes": file.size,
+        "age_seconds": round(max(0.0, time.time() - file.modified), 1),
+        "first_timestamp_us": summary.first_timestamp,
+        "last_timestamp_us": report.last_timestamp,
+        "damaged": len(report.damage),
+        "torn_bytes": report.torn_bytes,
+        "problem": summary.problem,
+    }
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise ArcpipeError(f"there is no {path}")
+    return path
+
+
+def _scan(path: Path) -> Iterator[Any]:
+    from arcpipe.wal.inspect import entries_of
+
+    return entries_of(str(_existing(path)))
+
+
+def _timestamp(text: str | None, option: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise ArcpipeError(f"{option}: {text!r} is no ISO 8601 time, such as 2026-11-22T09:00:00Z") from None
+    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e6)
+
+
+def _json_line(encode: Any, value: Any) -> str:
+    line: bytes = encode(value)
+    return line.decode("utf-8")

@@ -1,0 +1,1 @@
+"""Arrays of MessagePack as Arrow arrays."""

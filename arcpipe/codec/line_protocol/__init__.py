@@ -1,0 +1,129 @@
+r"""InfluxDB line protocol -> columnar maps; this text is the reference of the grammar that is taken.
+
+    measurement[,tag_key=tag_value ...] field_key=field_value[,field_key=field_value ...] [timestamp]
+
+InfluxDB's generations differ in details. Where they do, what is taken here is the public reference of v2 and v3
+(https://docs.influxdata.com/influxdb/v2/reference/syntax/line-protocol/), with everything v1 takes that means the same.
+
+- Lines end with a newline that is not inside a quoted string; spaces, tabs and carriage returns before it are ignored,
+  so are leading spaces and tabs, blank lines, and lines that begin with `#`. Between the parts stands a space, which
+  more spaces and tabs may follow.
+- A backslash before a comma, a space or a backslash (in tag keys, tag values and field keys also before `=`) is dropped
+  and the character taken as it is; before anything else it stands for itself. No backslash keeps a newline in a line.
+- A string is in double quotes and may hold anything, newlines too; `\"` is a quote, `\\` a backslash, any other
+  backslash itself. Quotes anywhere else are part of the name or the tag value. There is no limit of 64 KB. Anything
+  else (a tag with its key, a field that is no string, a timestamp) has less than 128 KB.
+- Integers are digits with an optional `-` and the suffix `i` (-2^63 to 2^63-1), unsigned ones digits with the suffix
+  `u` (0 to 2^64-1). Floats are digits with an optional `-`, an optional decimal point before, in or after them, and an
+  optional exponent; the value is that of Python's `float()`. `+1`, `1_0`, `0x1`, `inf`, `nan`, and numbers whose float
+  would be infinite are refused, as InfluxDB v1 does. A number without suffix is a float: `1` is 1.0.
+- Booleans are t, T, true, True, TRUE, f, F, false, False, FALSE.
+- A timestamp is digits with an optional `-`. Rows of lines without one have no `time`, and so get that of the log
+  entry.
+- Tags may stand in any order. A tag that is there twice, even with equal values, refuses the line (as in v1, v2 and
+  v3); of a field that is there twice the last value counts (as in v1). A tag and a field of one name are both kept
+  (`columns.field_column_names`). A tag or field called `time` refuses the line, where v1 would drop the field silently.
+- Unescaped commas and `=` in tag keys and values and field keys, and empty names and tag values, refuse the line.
+- Names have 1 to 256 bytes and no control characters; everything is valid UTF-8.
+
+A bad line is reported and none of it is written; the other lines are. Where a quote that opens a string has no partner
+that is followed by a comma, a space or the end of a line, only the line in which it stands is bad, not what follows.
+
+Rows of one shape (measurement, tags, fields and their types, with or without a timestamp) make a columnar map, in the
+order of their lines. Integers and timestamps are packed with 9 bytes each,
+as floats are, so that readers step through them; `types` tells which columns are unsigned.
+
+There are two paths. Bodies of many lines of few shapes are read by column (`line_protocol_columns`), others line by
+line (`line_protocol_scalar`), which is the reference: both give the same rows and errors, but not the same maps,
+because rows of one shape may be in several.
+
+Bounds: no path takes more than linear time, and no step keeps other threads from running for more than some 20 ms:
+what is long is passed in windows (`line_protocol_grammar`, `line_protocol_long`). Beside the result, memory is a
+multiple of `CHUNK_BYTES` and of the longest line. Shapes and bad lines are bounded by the size of the body
+(`arcpipe.codec.effort`); the size is bounded by the caller.
+
+This module must not know HTTP, precisions' names, the log's envelope, or Arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from arcpipe.codec.columns import Encoded, Maps
+from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.line_protocol.by_column import read_piece
+from arcpipe.codec.line_protocol.by_line import MAX_ERRORS, LineError, LineReader, Report
+
+__all__ = ["MAX_ERRORS", "LineError", "Lines", "encode"]
+
+CHUNK_BYTES: Final = 256 << 10
+"""Lines are gathered into columns so many bytes at a time, because Python's objects are larger than their text."""
+
+# Where reading by column begins to pay, as `benchmarks.line_protocol` measures it: some 25 lines of one shape, which
+# are 4 KB, or 120 lines of the 16 shapes that Telegraf sends, which are 30 KB. Then there are 24 lines of its first.
+FEW_BYTES: Final = 4 << 10
+MANY_BYTES: Final = 32 << 10
+MANY_LINES: Final = 24
+
+
+class Lines(NamedTuple):
+    """What a body becomes. `encoded` is None if there is no good line.
+
+    `errors` are the first `MAX_ERRORS` bad lines, in order; `more_errors` counts the others.
+    """
+
+    encoded: Encoded | None
+    errors: list[LineError]
+    more_errors: int
+
+
+def encode(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+    """Make the lines of a body columnar maps.
+
+    Args:
+        check: as in `arcpipe.codec.effort`.
+
+    Raises:
+        PayloadTooLarge: the body has too many shapes for its size.
+        BadPayload: the body has too many bad lines for its size.
+    """
+    size = len(body)
+    if size < FEW_BYTES or (size < MANY_BYTES and _count_alike(body) < MANY_LINES):
+        return encode_by_line(body, check)
+    return encode_by_column(body, check)
+
+
+def _count_alike(body: bytes) -> int:
+    """How many lines seem to be of the first line's measurement."""
+    measurement = body[: body.find(b" ", 0, FEW_BYTES) + 1].partition(b",")[0]
+    return 1 + body.count(b"\n" + measurement)
+
+
+def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+    """As `encode`, whatever the size of the body."""
+    report = Report(body)
+    maps = Maps()
+    reader = LineReader(body, report, Effort(len(body), check), maps)
+    pos = 0
+    while pos < len(body):
+        pos = reader.read(pos, body.find(b"\n", pos + CHUNK_BYTES) + 1 or len(body))
+        reader.flush()
+    return Lines(maps.encoded(), report.errors, report.more_errors)
+
+
+def encode_by_column(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+    """As `encode`, whatever the size of the body."""
+    report = Report(body)
+    maps = Maps()
+    effort = Effort(len(body), check)
+    reader = LineReader(body, report, effort, maps)
+    pos = 0
+    while pos < len(body):
+        end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
+        if end:
+            pos = read_piece(body, pos, end, reader, effort, maps)
+        else:
+            pos = reader.read(pos, body.find(b"\n", pos) + 1 or len(body))
+        reader.flush()
+    return Lines(maps.encoded(), report.errors, report.more_errors)

@@ -1,0 +1,1 @@
+"""MessagePack bodies of clients as columns."""

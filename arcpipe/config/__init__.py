@@ -1,0 +1,1 @@
+"""Settings: their types and bounds, and where their values come from."""

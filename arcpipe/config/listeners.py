@@ -1,0 +1,213 @@
+"""Where the server listens and which proxies it believes: the two settings that are lists, and what they may hold.
+
+A listener is an address and what is served there. `server.host` and `server.port` are the first one, `server.listeners`
+are the others. This room knows text and addresses; it opens no socket.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+
+import msgspec
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from arcpipe.config.settings import Settings
+
+Paths = Literal["all", "writes", "operations"]
+Proxies = tuple[str, ...]
+
+UNIX: Final = "unix"
+"""How a peer over a Unix socket is written, which has no address."""
+
+_UNIX_PREFIX: Final = "unix:"
+_MAX_PATH_BYTES: Final = 107  # sun_path of unix(7) without its final NUL
+_MAX_LISTENERS: Final = 16  # each costs every worker a socket and a table of paths
+_MAX_PROXIES: Final = 256  # networks that an address is compared with
+_TCP: Final = re.compile(r"(?:\[([0-9A-Za-z:.%_-]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
+_MODE: Final = re.compile(r"0?[0-7]{3}")
+_OWNER: Final = re.compile(r"[A-Za-z0-9._-]*(?::[A-Za-z0-9._-]+)?")
+
+
+class TCPAddress(NamedTuple):
+    """A host name or IP address, without brackets, and a port; 0 is any free one."""
+
+    host: str
+    port: int
+
+
+class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One entry of `server.listeners`. Mode and owner are of a Unix socket's file."""
+
+    address: str
+    paths: Paths = "all"
+    tls: bool = False
+    proxy_protocol: bool = False
+    mode: str = "0660"
+    owner: str = ""
+
+    @property
+    def path(self) -> str:
+        """The path of a Unix socket; empty for TCP."""
+        return self.address[len(_UNIX_PREFIX) :] if self.address.startswith(_UNIX_PREFIX) else ""
+
+    @property
+    def tcp(self) -> TCPAddress:
+        """Host and port of any other address."""
+        match = _TCP.fullmatch(self.address)
+        assert match is not None, "BUG: an address that was not checked"
+        return TCPAddress(match[1] or match[2], int(match[3]))
+
+
+Listeners = tuple[Listener, ...]
+
+
+def listeners_of(settings: Settings) -> list[Listener]:
+    """All listeners: that of `server.host` first, if there is one."""
+    server = settings.server
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    main = Listener(
+        address=f"{host}:{server.port}",
+        paths=server.paths,
+        tls=bool(server.tls_cert),
+        proxy_protocol=server.proxy_protocol,
+    )
+    return [*([main] if server.host else []), *server.listeners]
+
+
+def parse_listeners(value: Any, is_text: bool) -> Listeners:
+    """`server.listeners` from TOML, or from a variable that holds the same as JSON.
+
+    Raises:
+        ValueError: the text says which entry is wrong, and what is allowed.
+    """
+    if is_text:
+        try:
+            value = msgspec.json.decode(value) if value.strip() else []
+        except (msgspec.DecodeError, UnicodeEncodeError):
+            raise ValueError(f"allowed: {_LISTENERS_FORM}") from None
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise ValueError(f"allowed: {_LISTENERS_FORM}")
+    if len(value) > _MAX_LISTENERS:
+        raise ValueError(f"allowed: at most {_MAX_LISTENERS} listeners")
+    return tuple(_listener(one, f"listener {number}") for number, one in enumerate(value, 1))
+
+
+def parse_proxies(value: Any, is_text: bool) -> Proxies:
+    """`server.trusted_proxies` from TOML, or from a variable in which commas part them.
+
+    Raises:
+        ValueError: the text says which entry is wrong, and what is allowed.
+    """
+    if is_text:
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value) or len(value) > _MAX_PROXIES:
+        raise ValueError(f"allowed: {_PROXIES_FORM}")
+    for one in value:
+        if one == UNIX:
+            continue
+        try:
+            ipaddress.ip_network(one)
+        except ValueError as error:
+            raise ValueError(f"{error}; allowed: {_PROXIES_FORM}") from None
+    return tuple(value)
+
+
+PARSERS: Final = {Listeners: parse_listeners, Proxies: parse_proxies}
+"""How the value of a setting of such a type is made."""
+
+_ADDRESS_FORM: Final = '"127.0.0.1:8001", "[::1]:8001" or "unix:/path/of.sock"'
+_LISTENERS_FORM: Final = f"a list of tables, each with an address such as {_ADDRESS_FORM}"
+_PROXIES_FORM: Final = (
+    f'a list of at most {_MAX_PROXIES} addresses, networks such as "10.0.0.0/8", and "{UNIX}" for Unix sockets'
+)
+
+
+def _listener(value: dict[str, Any], place: str) -> Listener:
+    names = Listener.__struct_fields__
+    for name in value:
+        if name not in names:
+            near = get_close_matches(str(name), names, n=1)
+            meant = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(names)}"
+            raise ValueError(f"{place}: {name} is no key of a listener{meant}")
+    try:
+        found = msgspec.convert(value, Listener)
+    except msgspec.ValidationError as error:
+        hint = f"; allowed: {', '.join(get_args(Paths))}" if "$.paths" in str(error) else ""
+        raise ValueError(f"{place}: {error}{hint}") from None
+    problem = _problem_of(found, value)
+    if problem:
+        raise ValueError(f"{place}: {problem}")
+    return found
+
+
+def _problem_of(listener: Listener, given: dict[str, Any]) -> str:
+    """The fault of a listener by itself, empty if there is none."""
+    path = listener.path
+    reason = ""
+    if path:
+        if not path.isprintable() or len(os.fsencode(path)) > _MAX_PATH_BYTES or path.endswith("/"):
+            reason = f"a Unix socket's path has 1 to {_MAX_PATH_BYTES} printable bytes and names a file"
+        elif not _MODE.fullmatch(listener.mode):
+            reason = f"mode {listener.mode!r}: write it in octal digits, such as '0660'"
+        elif not _OWNER.fullmatch(listener.owner):
+            reason = f"owner {listener.owner!r}: write USER, USER:GROUP or :GROUP"
+    elif not (match := _TCP.fullmatch(listener.address)) or int(match[3]) > 0xFFFF:
+        reason = f"address {listener.address!r}: write {_ADDRESS_FORM}"
+    elif not given.keys().isdisjoint(("mode", "owner")):
+        reason = "mode and owner are of a Unix socket, and this is a TCP address"
+    return reason
+
+
+class Contradiction(NamedTuple):
+    """A key whose value does not go with those of `with_keys`."""
+
+    key: str
+    reason: str
+    with_keys: tuple[str, ...]
+
+
+def contradictions(settings: Settings) -> Iterator[Contradiction]:
+    """All that is wrong with the listeners in the light of other settings."""
+    server = settings.server
+    found = listeners_of(settings)
+    if not found:
+        reason = "nobody could reach the server: name an address, or at least one of server.listeners"
+        yield Contradiction("server.host", reason, ("server.listeners",))
+    addresses = [one.address for one in found if one.path or one.tcp.port]
+    for address in dict.fromkeys(addresses):
+        if addresses.count(address) > 1:
+            reason = f"two listeners have the address {address}"
+            yield Contradiction("server.listeners", reason, ("server.host", "server.port"))
+    if any(one.tls for one in server.listeners) and not server.tls_cert:
+        reason = "a listener with tls = true needs server.tls_cert and server.tls_key"
+        yield Contradiction("server.listeners", reason, ("server.tls_cert",))
+    if any(one.proxy_protocol for one in found) and not server.trusted_proxies:
+        reason = "a listener with proxy_protocol = true takes connections of these alone, and there are none"
+        yield Contradiction("server.trusted_proxies", reason, ("server.listeners", "server.proxy_protocol"))
+    if server.tls_client_ca and not server.tls_cert:
+        reason = "certificates of clients come over TLS: set server.tls_cert and server.tls_key, too"
+        yield Contradiction("server.tls_client_ca", reason, ("server.tls_cert",))
+    if not (settings.auth.enabled or settings.auth.allow_anonymous):
+        for one in found:
+            if not one.path and not is_loopback(one.tcp.host):
+                key = "server.listeners" if one in server.listeners else "server.host"
+                where = "this address" if key == "server.host" else one.address
+                reason = (
+                    f"anyone who reaches {where} could write: listen on 127.0.0.1, set auth.enabled = true, "
+                    "or say with auth.allow_anonymous = true that this is meant"
+                )
+                yield Contradiction(key, reason, ("auth.enabled", "auth.allow_anonymous"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host, as far as its name tells."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,1 @@
+"""Endpoints: what the paths of the server do."""

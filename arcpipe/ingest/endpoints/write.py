@@ -1,0 +1,352 @@
+"""The write endpoints: from a complete request to an entry in the group that is being collected."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from time import perf_counter
+from typing import Final, NamedTuple, TypeVar
+
+from arcpipe.codec.columns import Encoded
+from arcpipe.codec.messagepack.columnar import encode
+from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
+from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
+from arcpipe.ingest.http import responses
+from arcpipe.ingest.http.background import Background, Check, ClientGone
+from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
+from arcpipe.ingest.http.limits import Admission
+from arcpipe.ingest.http.router import Judge
+from arcpipe.ingest.http.turns import INLINE_SECONDS, SMALL_SECONDS, TooLong, Turns
+from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
+from arcpipe.wal.group_commit import Commit
+
+T = TypeVar("T")
+
+DEFAULT_DATABASE: Final = "default"
+_DATABASE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+# Encoding may make more of a body, and readers of the log take no entry above MAX_PAYLOAD_BYTES.
+_MAX_ENCODED_BYTES: Final = MAX_PAYLOAD_BYTES - 4096
+_ENCODED_TOO_LARGE: Final = responses.error(
+    413, "body_too_large", f"the body needs more than {_MAX_ENCODED_BYTES} bytes of the log; send it in parts"
+)
+
+# A body up to this size is encoded in the loop as long as that takes no longer than INLINE_SECONDS, and reads of the
+# present turn have taken no longer than _INLINE_TURN_SECONDS: to hand it to a thread costs as much as 500 rows. No
+# single step of it that cannot be interrupted takes longer than a few milliseconds.
+_INLINE_BYTES: Final = 256 << 10
+_INLINE_TURN_SECONDS: Final = 0.02
+# A body up to this size is encoded in the loop whatever else this turn has done, if it takes SMALL_SECONDS at most.
+_TINY_BYTES: Final = 1 << 10
+
+# Every spelling of the units of time that the generations of InfluxDB have, to the envelope's word; "auto" reads the
+# unit from the size of a number.
+PRECISIONS: Final[dict[str, str | None]] = {
+    **dict.fromkeys(("ns", "n", "nanosecond"), "ns"),
+    **dict.fromkeys(("us", "u", "µs", "µ", "μs", "μ", "microsecond"), "us"),  # micro sign and Greek mu
+    **dict.fromkeys(("ms", "millisecond"), "ms"),
+    **dict.fromkeys(("s", "second"), "s"),
+    "m": "m",
+    "h": "h",
+    "auto": None,
+}
+
+# A worker remembers so many targets, of queries and headers up to so many bytes.
+_TARGETS_KEPT: Final = 1024
+_TARGET_BYTES: Final = 1024
+# Databases are counted by name up to so many; names cost memory, and anybody may invent them.
+_DATABASES_COUNTED: Final = MAX_DATABASES - 1
+
+
+# Of a group that could not be written: it was cut off again, durably, or the device refused that, too.
+_NOTHING_WRITTEN: Final = "nothing was written"
+_MAYBE_WRITTEN: Final = "the records may have been written; a retry may store them twice"
+
+
+class Target(NamedTuple):
+    """Where the records of a request go, and what else its query says of them."""
+
+    database: str
+    prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
+    accept_partial: bool  # whether the good lines are written when there are bad ones
+
+
+class Targets:
+    """Targets by the bytes of query and database header: clients say the same again and again."""
+
+    def __init__(self, precision: str | None) -> None:
+        """Args: precision: the envelope's word where the query names none; None reads it from the size of a number."""
+        self._precision = precision
+        self._clock: Mapping[str, int] = {}
+        self._known: dict[tuple[bytes, bytes | None], Target] = {}
+
+    def follow_clock(self, meta: Mapping[str, int]) -> None:
+        """Has envelopes say this of the clock from now on, as `WALWriter.clock_meta` gives it."""
+        self._clock = meta
+        self._known.clear()
+
+    def of(self, exchange: Exchange) -> Target:
+        """Where a request's records go.
+
+        Raises:
+            BadPayload: the query makes no sense; the text tells what of it.
+            NotAllowed: the sender's token is not for the database.
+        """
+        key = (exchange.query, exchange.headers.get(b"x-arc-database"))
+        known = self._known.get(key)
+        target = known or self._read(exchange, key)
+        if exchange.databases is not None and target.database not in exchange.databases:
+            raise NotAllowed(f"this token is not for the database '{target.database}'")
+        if known is None and sum(len(part or b"") for part in key) <= _TARGET_BYTES:
+            if len(self._known) >= _TARGETS_KEPT:  # queries that are all different would shut out the others for ever
+                self._known.clear()
+            self._known[key] = target
+        return target
+
+    def _read(self, exchange: Exchange, key: tuple[bytes, bytes | None]) -> Target:
+        _, header = key
+        parameters = exchange.parameters()
+        database = _database(parameters, header)
+        precision = self._precision
+        if word := parameters.get("precision"):
+            if word not in PRECISIONS:
+                raise BadPayload(f"query parameter 'precision': {_shown(word)} is none of {', '.join(PRECISIONS)}")
+            precision = PRECISIONS[word]
+        partial = parameters.get("accept_partial", "true").lower()
+        if partial not in ("true", "false"):
+            raise BadPayload(f"query parameter 'accept_partial': {_shown(partial)} is neither true nor false")
+        meta = {**({} if precision is None else {"precision": precision}), **self._clock}
+        return Target(
+            database,
+            (envelope_prefix(KIND_COLUMNAR, database, meta), envelope_prefix(KIND_BATCH, database, meta)),
+            partial == "true",
+        )
+
+
+class WriteEndpoints:
+    """What all write paths share: the handlers of MessagePack, and what becomes of requests at their commit."""
+
+    def __init__(self, admission: Admission, encoding: Background, turns: Turns) -> None:
+        self._admission = admission
+        self._encoding = encoding
+        self._turns = turns
+        self.commit: Commit  # set once the log is open
+        self._clock: Mapping[str, int] = {}  # as envelopes tell it
+        self.accepted = 0
+        self.refused = 0
+        # Requests, records and bytes that are on disk, by database; "" for those beyond the last that has a place.
+        self.usage: dict[str, list[int]] = {}
+        self._targets: dict[str | None, Targets] = {}  # by the precision of requests that name none
+        self.ack_us = Histogram(LATENCY_BOUNDS_US)
+
+    def msgpack(self, success: bytes) -> Callable[[Exchange], None]:
+        """A handler for MessagePack bodies that answers `success` when the entry is on disk."""
+
+        def settle(exchange: Exchange, target: Target, encoded: Encoded) -> None:
+            self.append(exchange, target, encoded, success)
+
+        return self.handler(None, encode, settle)
+
+    def handler(
+        self,
+        precision: str | None,
+        encode: Callable[[bytes, Check], T],
+        settle: Callable[[Exchange, Target, T], None],
+    ) -> Callable[[Exchange], None]:
+        """A handler that has a body encoded and gives the outcome to `settle`.
+
+        Args:
+            precision: as in `Targets`.
+            encode: raises BadPayload or PayloadTooLarge for a body of which nothing is written.
+        """
+        targets = self._targets_of(precision)
+        turns = self._turns
+        check = turns.check
+
+        def handle(exchange: Exchange) -> None:
+            try:
+                target = self._find(exchange, targets)
+            except _Refused as refused:
+                self.refuse(exchange, refused.response)
+                return
+            body = exchange.body
+            size = len(body)
+            if size <= _TINY_BYTES:
+                turns.deadline = exchange.received + SMALL_SECONDS
+            elif size <= _INLINE_BYTES and size <= turns.longest_inline and turns.spent < _INLINE_TURN_SECONDS:
+                turns.deadline = exchange.received + INLINE_SECONDS
+            else:
+                self._encode_apart(exchange, encode, partial(settle, exchange, target))
+                return
+            try:
+                settle(exchange, target, encode(body, check))
+            except TooLong:
+                turns.longest_inline = size // 2  # in this turn: each try costs as much
+                turns.charge(SMALL_SECONDS)
+                self._encode_apart(exchange, encode, partial(settle, exchange, target))
+            except (BadPayload, PayloadTooLarge) as error:
+                self._refuse_body(exchange, error)
+
+        return handle
+
+    def judge(self, precision: str | None) -> Judge:
+        """Refuses writes by their heads, as the handler for the same precision would: before it takes the body."""
+        targets = self._targets_of(precision)
+
+        def judge(exchange: Exchange) -> bytes | None:
+            try:
+                self._find(exchange, targets)
+            except _Refused as refused:
+                self.refused += 1
+                return refused.response
+            return None
+
+        return judge
+
+    def _targets_of(self, precision: str | None) -> Targets:
+        return self._targets.setdefault(precision, Targets(precision))
+
+    def follow_clock(self) -> None:
+        """To be called a few times a second: has entries tell it while the clock is behind their timestamps."""
+        meta = self.commit.writer.clock_meta()
+        if meta or self._clock:
+            self._clock = meta
+            for targets in self._targets.values():
+                targets.follow_clock(meta)
+
+    def _find(self, exchange: Exchange, targets: Targets) -> Target:
+        """Where to write what a request brings.
+
+        Raises:
+            _Refused: it is not written.
+        """
+        refusal = self._admission.refusal()
+        if refusal is None:
+            try:
+                return targets.of(exchange)
+            except BadPayload as error:
+                refusal = responses.error(400, "bad_request", str(error))
+            except NotAllowed as error:
+                refusal = responses.error(403, "forbidden", str(error))
+        raise _Refused(refusal)
+
+    def _encode_apart(
+        self, exchange: Exchange, encode: Callable[[bytes, Check], T], settle: Callable[[T], None]
+    ) -> None:
+        """Has a costly body encoded on a thread; `settle` gets the outcome in the loop."""
+        body = exchange.body
+        outcome: list[T] = []
+
+        def done(error: Exception | None) -> None:
+            if isinstance(error, ClientGone):
+                exchange.cut_off()
+                return
+            try:
+                if error is not None:
+                    raise error
+                settle(outcome[0])
+            except (BadPayload, PayloadTooLarge) as refused:
+                self._refuse_body(exchange, refused)
+            except Exception as bug:
+                exchange.connection.answer_bug(exchange, bug)
+
+        self._encoding.add(exchange.connection, len(body), lambda check: outcome.append(encode(body, check)), done)
+
+    def _refuse_body(self, exchange: Exchange, error: BadPayload | PayloadTooLarge) -> None:
+        if isinstance(error, BadPayload):
+            self.refuse(exchange, responses.error(400, "bad_request", str(error)))
+        else:
+            self.refuse(exchange, responses.error(413, "body_too_large", str(error)))
+
+    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
+        """Adds an entry to the group that is being collected; `answer` is given when the group is on disk."""
+        batch, body, records = encoded
+        if len(body) > _MAX_ENCODED_BYTES:
+            self.refuse(exchange, _ENCODED_TOO_LARGE)
+            return
+        exchange.brings = target.database, records, len(exchange.body)
+        exchange.body = b""
+        exchange.headers = NO_HEADERS  # many bytes, while thousands of small requests may wait for a slow disk
+        exchange.success = answer
+        self.commit.append(target.prefixes[batch], body, records, exchange)
+
+    def _usage_of(self, database: str) -> list[int]:
+        """Where to count what was written to a database: only what is on disk takes one of the places."""
+        if database not in self.usage and len(self.usage) >= _DATABASES_COUNTED:
+            database = ""
+        return self.usage.setdefault(database, [0, 0, 0])
+
+    def refuse(self, exchange: Exchange, response: bytes) -> None:
+        """Answers a request of which nothing is written."""
+        self.refused += 1
+        exchange.answer(response)
+
+    def committed(self, waiters: list[Exchange], error: OSError | None) -> None:
+        """A group's outcome: acknowledges all of it, or none."""
+        if error is None:
+            self.accepted += len(waiters)
+            observe, now = self.ack_us.observe, perf_counter()
+            usage = self.usage
+            latest = None
+            for exchange in waiters:
+                database, records, size = exchange.brings
+                if database is not latest:
+                    latest = database
+                    counts = usage.get(database) or self._usage_of(database)
+                counts[0] += 1
+                counts[1] += records
+                counts[2] += size
+                exchange.answer(exchange.success)
+                observe(int((now - exchange.received) * 1e6))
+            return
+        response = write_failure(error)
+        for exchange in waiters:
+            self.refuse(exchange, response)
+
+
+class _Refused(Exception):
+    """A request that is not written, and what it is answered."""
+
+    def __init__(self, response: bytes) -> None:
+        super().__init__()
+        self.response = response
+
+
+def check_database(name: str, where: str) -> str:
+    """The name, if it is one.
+
+    Raises:
+        BadPayload: it is not; the text tells where it stood.
+    """
+    if _DATABASE.match(name) is None:
+        raise BadPayload(f"{where}: {_shown(name)} is no database name; use 1 to 64 of A-Z a-z 0-9 _ -")
+    return name
+
+
+def write_failure(error: OSError) -> bytes:
+    """The answer to every request of a group that could not be written: 507 for no space, else 503."""
+    what_became = _NOTHING_WRITTEN
+    if isinstance(error, CommitFailed) and error.may_have_been_written:
+        what_became = _MAYBE_WRITTEN
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason = f"the disk of the WAL is full; {what_became}"
+        return responses.error(507, "no_space", reason, b"Retry-After: 10\r\n")
+    reason = f"the WAL could not be written ({error.strerror or error}); {what_became}"
+    return responses.error(503, "log_failure", reason, b"Retry-After: 5\r\n")
+
+
+def _database(parameters: dict[str, str], header: bytes | None) -> str:
+    if header is not None:
+        return check_database(header.decode("utf-8", "replace"), "header 'x-arc-database'")
+    if "db" in parameters:
+        return check_database(parameters["db"], "query parameter 'db'")
+    if "bucket" in parameters:
+        # InfluxDB 2 calls the retention policy `rp` of the database `db` the bucket `db/rp`.
+        return check_database(parameters["bucket"].partition("/")[0], "query parameter 'bucket'")
+    return DEFAULT_DATABASE
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:80] + "…")

@@ -1,0 +1,1 @@
+"""HTTP: connections, requests, answers, and what each of them may take."""

@@ -1,0 +1,179 @@
+"""Exchanges that know more of themselves: their id, and what the access log tells of them.
+
+A worker makes exchanges of one of these kinds where something is switched on, or where a client sends an id of its own.
+All others are plain ones, which know nothing of it.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from arcpipe.ingest.endpoints.write import Target, Targets, WriteEndpoints
+from arcpipe.ingest.http import request_ids, responses
+from arcpipe.ingest.http.access_log import AccessLog, CombinedLine, Line, printable
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.request_ids import RequestIds
+
+if TYPE_CHECKING:
+    from arcpipe.codec.columns import Encoded
+    from arcpipe.ingest.http.auth import Auth
+    from arcpipe.ingest.http.connection import Connection
+
+
+class IdentifiedExchange(Exchange):
+    """A request with an id, which its answer has in `X-Request-Id`."""
+
+    __slots__ = ("id_is_told", "lines", "request_id")
+
+    ids: ClassVar[RequestIds | None] = None  # None: only a client's own
+    tells_made: ClassVar[bool] = False  # whether an answer tells an id that was made here
+
+    def __init__(
+        self,
+        connection: Connection,
+        headers: dict[bytes, bytes],
+        method: bytes = b"",
+        path: bytes = b"",
+        query: bytes = b"",
+        lines: bytes = b"",
+    ) -> None:
+        """Args: lines: more of the answer's header, each with its CRLF, than handlers know of."""
+        Exchange.__init__(self, connection, headers, method, path, query)
+        self.lines = lines
+        own = headers.get(request_ids.HEADER)
+        if own is not None and request_ids.is_harmless(own):
+            self.request_id = own
+            self.id_is_told = True
+        else:
+            self.request_id = self.ids.new() if self.ids is not None else b""
+            self.id_is_told = self.tells_made and self.ids is not None
+
+    def log_fields(self) -> dict[str, dict[str, str]] | None:
+        return {"fields": {"request_id": self.request_id.decode("ascii")}} if self.request_id else None
+
+    def answer(self, response: bytes) -> None:
+        lines = self.lines
+        if self.id_is_told:
+            lines += b"X-Request-Id: %b\r\n" % self.request_id
+        Exchange.answer(self, responses.with_lines(response, lines) if lines else response)
+
+
+class LoggedExchange(IdentifiedExchange):
+    """A request that gets a line in the access log. Times are perf_counter seconds."""
+
+    __slots__ = ("agent", "appended", "body_bytes", "database", "records", "referer", "sender", "started", "token")
+
+    access_log: ClassVar[AccessLog]
+
+    def __init__(
+        self,
+        connection: Connection,
+        headers: dict[bytes, bytes],
+        method: bytes = b"",
+        path: bytes = b"",
+        query: bytes = b"",
+        lines: bytes = b"",
+    ) -> None:
+        IdentifiedExchange.__init__(self, connection, headers, method, path, query, lines)
+        self.started = perf_counter()
+        self.sender = self.client  # now: the headers are dropped while it waits for the disk
+        self.token: str | None = None
+        self.database: str | None = None
+        self.records = 0
+        self.body_bytes = 0
+        self.appended = 0.0  # when it got its place in a group
+        if self.access_log.is_combined:  # the headers are dropped while it waits for the disk
+            self.referer = headers.get(b"referer", b"-")
+            self.agent = headers.get(b"user-agent", b"-")
+
+    def answer(self, response: bytes) -> None:
+        status = response[9:12]
+        if self.access_log.takes(status):
+            self._log(int(status), len(response))
+        IdentifiedExchange.answer(self, response)
+
+    def cut_off(self) -> None:
+        """499 is what nginx writes for a client that went away."""
+        if self.access_log.takes(b"499"):
+            self._log(499, 0)
+
+    def _log(self, status: int, answer_bytes: int) -> None:
+        access_log = self.access_log
+        now = perf_counter()
+        placed = self.appended or now
+        whole = self.received or now
+        common = (
+            access_log.now(),
+            access_log.worker,
+            self.sender,
+            self.token,
+            self.request_id.decode("ascii"),
+            self.method.decode("ascii") or "-",
+            printable(self.path) or "-",
+            self.database,
+            # A group that failed was not written; of a body with bad lines the good ones were.
+            self.records if status <= 400 else 0,
+            self.body_bytes or len(self.body),
+            status,
+            int((placed - whole) * 1e6) / 1000,
+            int((now - placed) * 1e6) / 1000,
+            int((now - self.started) * 1e6) / 1000,
+        )
+        if access_log.is_combined:
+            access_log.add(CombinedLine(*common, answer_bytes, printable(self.referer), printable(self.agent)))
+        else:
+            access_log.add(Line(*common))
+
+
+class LoggedWrites(WriteEndpoints):
+    """Write endpoints that note in an exchange what the access log tells of it."""
+
+    def _find(self, exchange: Exchange, targets: Targets) -> Target:
+        target = super()._find(exchange, targets)
+        if isinstance(exchange, LoggedExchange):
+            exchange.database = target.database
+            exchange.body_bytes = len(exchange.body)
+        return target
+
+    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
+        if isinstance(exchange, LoggedExchange):
+            exchange.records = encoded[2]
+            exchange.appended = perf_counter()
+        super().append(exchange, target, encoded, answer)
+
+
+class NotingAuth:
+    """Judges as `Auth` does, and notes in an exchange whose token it is."""
+
+    def __init__(self, auth: Auth) -> None:
+        self._auth = auth
+
+    def refusal(self, exchange: Exchange, scope: str) -> bytes | None:
+        granted = self._auth.grant(exchange, scope)
+        if isinstance(granted, bytes):
+            return granted
+        exchange.databases = granted.databases
+        if isinstance(exchange, LoggedExchange):
+            exchange.token = granted.token_id
+        return None
+
+
+def kinds(
+    ids: RequestIds | None, tells_made: bool, access_log: AccessLog | None
+) -> tuple[type[Exchange], type[IdentifiedExchange]]:
+    """The kinds of exchanges that a worker makes.
+
+    Args:
+        ids: makes ids where clients send none; None if nobody wants them.
+        tells_made: whether an answer tells such an id.
+
+    Returns:
+        The usual kind, and that of a request whose client sends an id, or whose answer has more lines.
+    """
+    shared: dict[str, Any] = {"__slots__": (), "ids": ids, "tells_made": tells_made}
+    if access_log is not None:
+        logged = type("LoggedExchange", (LoggedExchange,), {**shared, "access_log": access_log})
+        return logged, logged
+    identified = type("IdentifiedExchange", (IdentifiedExchange,), shared)
+    return (Exchange if ids is None else identified), identified

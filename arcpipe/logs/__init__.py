@@ -1,0 +1,200 @@
+"""Log lines: the standard library's logging, to stderr, as text or as one JSON object per line.
+
+Every record is one write to the file descriptor, because several processes share it and their lines must not
+interleave, and none waits for whoever reads them (`logs.stderr`). A warning that repeats itself is written twenty
+times in ten seconds; the last of those that were held back follows with their number as `held_back`, when the ten
+seconds are over and at the end of the process (`flush`). This room knows nothing of the settings: it is told level,
+format and the name of the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from arcpipe.logs import stderr
+from arcpipe.logs.lines import Lines, escaped, fields_of, is_journal, message_of, priority_prefix
+
+log = logging.getLogger(__name__)
+
+_STDERR: Final = 2
+# The last lines of a process wait so long for whoever reads them.
+_LAST_LINES_SECONDS: Final = 1.0
+
+# Libraries that tell the story of every request at DEBUG; botocore's version of it includes signed headers.
+_TALKATIVE = ("aiobotocore", "aiohttp", "asyncio", "botocore", "urllib3")
+
+# A warning that comes again and again, whatever it is filled with, is written so often in so long.
+_REPEATS: Final = 20
+_REPEAT_SECONDS: Final = 10.0
+_REPEATS_KNOWN: Final = 256
+# Libraries put addresses and counters into the text itself: it is the same warning with others. Only the beginning of a
+# text tells one warning from another.
+_VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
+_KEY_CHARS: Final = 512
+
+EACH: Final = {"each": True}
+"""`extra` of a logging call whose lines are never held back, because each tells of data that is nowhere else told."""
+
+Remember = Callable[[int, int, str], None]
+
+
+def setup(level: str | int, format: str, process: str, remember: Remember | None = None) -> None:
+    """Logs from `level` on ("DEBUG" to "ERROR", or its number) to stderr in `format` ("text" or "json").
+
+    `process` says in each line who speaks ("supervisor", "ingest 1", "uploader"); a forked child calls this
+    again with its own name. `extra={"fields": {…}}` of a logging call adds fields: keys of the JSON object,
+    ` key=value` in text. What nobody catches, and what Python itself warns of, become lines, too.
+
+    `remember(time in µs, level, text)` is called for each line that is a warning or worse.
+    """
+    root = logging.getLogger()
+    for handler in _handlers():
+        root.removeHandler(handler)
+    root.addHandler(_OneWriteHandler(Lines(format, process, is_journal(_STDERR, os.environ)), remember))
+    set_level(level)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_end_of_thread
+    sys.unraisablehook = _log_unraisable
+
+
+def set_level(level: str | int) -> None:
+    """Logs from `level` on: its name, or its number in `logging`. Costs nothing if that number is the level already."""
+    root = logging.getLogger()
+    if level == root.level:
+        return
+    root.setLevel(level)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def flush(patience_seconds: float = 0.0) -> None:
+    """Tells of lines that were held back, once their time is over, and writes what waits because stderr took nothing.
+
+    To be called about once a second. With some patience it tells of all of them: the process ends, or becomes another
+    program. (`logging` does so at an end that is Python's own.)
+    """
+    for handler in _handlers():
+        handler.tell_held_back(math.inf if patience_seconds else time.monotonic() - _REPEAT_SECONDS)
+    dropped = stderr.flush(patience_seconds)
+    if dropped:
+        log.warning("%d lines of this log were dropped: nobody took them from stderr", dropped)
+
+
+def are_json() -> bool:
+    """Whether lines are JSON objects in this process."""
+    return any(handler.lines.is_json for handler in _handlers())
+
+
+def say(lines: Iterable[str]) -> None:
+    """Writes lines to stderr as they are, the last words of a command that fails."""
+    before = priority_prefix(logging.CRITICAL) if is_journal(_STDERR, os.environ) else ""
+    stderr.write("".join(f"{before}{escaped(line)}\n" for line in lines).encode("utf-8", "backslashreplace"))
+    stderr.flush(_LAST_LINES_SECONDS)
+
+
+class _OneWriteHandler(logging.Handler):
+    """Writes each record with one write(2), past every buffer."""
+
+    def __init__(self, lines: Lines, remember: Remember | None) -> None:
+        super().__init__()
+        self.lines = lines
+        self._remember = remember
+        self._repeats: dict[tuple[str, int, str], _Repeats] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING and not getattr(record, "each", False):
+            if self._is_one_too_many(record):
+                return
+        elif self._repeats:
+            self._tell_held_back(time.monotonic() - _REPEAT_SECONDS)
+        self._put(record)
+
+    def close(self) -> None:
+        """To be called at the end of the process, as `logging` does: tells of all that are held back."""
+        self.tell_held_back(math.inf)
+        stderr.flush(_LAST_LINES_SECONDS)
+        super().close()
+
+    def tell_held_back(self, before: float) -> None:
+        """Tells of those that are held back since a time before that one."""
+        if not self._repeats:
+            return
+        with self.lock or threading.Lock():
+            self._tell_held_back(before)
+
+    def _is_one_too_many(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        self._tell_held_back(now - _REPEAT_SECONDS)
+        text = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
+        key = (record.name, record.levelno, _VARYING.sub("#", text[:_KEY_CHARS]))
+        repeats = self._repeats.get(key)
+        if repeats is None and len(self._repeats) >= _REPEATS_KNOWN:  # all the others are one
+            key = (record.name, record.levelno, "")
+            repeats = self._repeats.get(key)
+        if repeats is None:
+            repeats = self._repeats[key] = _Repeats(now)
+        repeats.count += 1
+        if repeats.count <= _REPEATS:
+            return False
+        record.exc_info = None  # those before it had theirs, and the frames would be kept alive
+        repeats.latest = record
+        return True
+
+    def _tell_held_back(self, before: float) -> None:
+        for key in [key for key, repeats in self._repeats.items() if repeats.since < before]:
+            repeats = self._repeats.pop(key)
+            latest = repeats.latest
+            if latest is not None:
+                latest.fields = {**fields_of(latest), "held_back": repeats.count - _REPEATS}
+                self._put(latest)
+
+    def _put(self, record: logging.LogRecord) -> None:
+        try:
+            stderr.write(self.lines.of(record))
+            if self._remember is not None and record.levelno >= logging.WARNING:
+                self._remember(int(record.created * 1e6), record.levelno, message_of(record))
+        except Exception as error:  # whoever logs must not pay for it
+            stderr.write(f"BUG: a log line cannot be made: {error!r:.200}\n".encode())
+
+
+class _Repeats:
+    """A warning that came lately: since when, how often, and the last of those that were held back."""
+
+    __slots__ = ("count", "latest", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.count = 0
+        self.latest: logging.LogRecord | None = None
+
+
+def _handlers() -> list[_OneWriteHandler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, _OneWriteHandler)]
+
+
+# What Python itself would print
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    log.critical("the process ends with an error that nobody caught: %s", error, exc_info=(kind, error, trace))
+
+
+def _log_end_of_thread(told: threading.ExceptHookArgs) -> None:
+    if told.exc_type is SystemExit or told.exc_value is None:
+        return
+    name = told.thread.name if told.thread is not None else "?"
+    found = (told.exc_type, told.exc_value, told.exc_traceback)
+    log.critical("thread %s ends with an error that nobody caught: %s", name, told.exc_value, exc_info=found)
+
+
+def _log_unraisable(told: sys.UnraisableHookArgs) -> None:
+    log.error("an error that nobody can catch in %r: %r", told.object, told.exc_value, exc_info=told.exc_value)

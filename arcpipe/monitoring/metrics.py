@@ -1,0 +1,377 @@
+"""A snapshot as Prometheus metrics, by Prometheus' conventions: base units, counters end in `_total`.
+
+Cardinality is bounded: workers, states, retry kinds, known routes and statuses, and the first databases by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.registry import Collector
+
+from arcpipe.counters import LIMITED_BY, LIMITS, REFUSAL_CODES
+from arcpipe.monitoring import health
+
+if TYPE_CHECKING:
+    from arcpipe.monitoring.snapshot import Distribution, Snapshot, UploaderState, WorkerState
+
+_OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+# The versions of each that a scraper may ask for: all of them are read from what is written.
+_WRITTEN: Final = {"application/openmetrics-text": ("1.0.0", "0.0.1"), "text/plain": ("0.0.4", "1.0.0")}
+
+
+def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
+    """The text of `/metrics` and its content type, OpenMetrics for a scraper that accepts it."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(snapshot))
+    if _prefers_openmetrics(accept):
+        text: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
+        return text, _OPENMETRICS
+    return generate_latest(registry), _TEXT
+
+
+def _prefers_openmetrics(accept: str) -> bool:
+    """Whether an Accept header (RFC 9110 §12.5.1) likes OpenMetrics as it is written here, and nothing more than it.
+
+    The header is only read: nothing of it comes back in the answer, and what makes no sense in it counts for nothing.
+    """
+    best = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for offer in accept.split(","):
+        kind, *parameters = (part.strip().lower() for part in offer.split(";"))
+        named = dict(parameter.replace('"', "").replace(" ", "").partition("=")[::2] for parameter in parameters)
+        if kind in best and named.get("version", _WRITTEN[kind][0]) in _WRITTEN[kind]:
+            best[kind] = max(best[kind], _quality(named.get("q", "1")))
+    return best["application/openmetrics-text"] > 0 and best["application/openmetrics-text"] >= best["text/plain"]
+
+
+def _quality(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if 0 <= value <= 1 else 0.0
+
+
+class _Families(Collector):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        yield from families(self._snapshot)
+
+
+def families(snapshot: Snapshot) -> Iterator[Metric]:
+    """Every metric family, with its samples."""
+    yield from _instance(snapshot)
+    yield from _ingest(snapshot)
+    yield from _log(snapshot)
+    yield from _upload(snapshot)
+
+
+def _instance(snapshot: Snapshot) -> Iterator[Metric]:
+    yield InfoMetricFamily(
+        "arcpipe_build", "What runs.", {"version": snapshot.version, "sync_mode": snapshot.sync_mode}
+    )
+    yield _gauge("arcpipe_uptime_seconds", "Seconds since the supervisor started.", snapshot.uptime_seconds)
+    yield _gauge("arcpipe_draining", "1 while the instance shuts down.", int(snapshot.draining))
+    issues = health.judge(snapshot)
+    yield _gauge("arcpipe_healthy", "1 if /api/wal/health has no issue above info.", int(health.is_healthy(issues)))
+    family = GaugeMetricFamily("arcpipe_issues", "Health issues that hold now, by code.", labels=["code", "severity"])
+    for code, severity in sorted({(issue.code, issue.severity) for issue in issues}):
+        count = sum(issue.code == code for issue in issues)
+        family.add_metric([code, severity], count)
+    yield family
+    restarts = CounterMetricFamily("arcpipe_restarts", "Processes that died and were replaced.", labels=["process"])
+    restarts.add_metric(["ingest"], snapshot.worker_restarts)
+    restarts.add_metric(["uploader"], snapshot.uploader_restarts)
+    yield restarts
+    processes: list[tuple[str, WorkerState | UploaderState]] = [("uploader", snapshot.uploader)]
+    processes += [(f"ingest {worker.slot}", worker) for worker in snapshot.workers]
+    up = GaugeMetricFamily("arcpipe_process_up", "1 while a process gives signs of life.", labels=["process"])
+    text = "Starts in a row that failed, or were followed by an early end; 0 once a process is well."
+    failed = GaugeMetricFamily("arcpipe_process_failed_starts", text, labels=["process"])
+    up.add_metric(["supervisor"], int(snapshot.supervisor_alive))
+    for name, process in processes:
+        up.add_metric([name], int(process.alive))
+        failed.add_metric([name], process.failed_starts)
+    yield up
+    yield failed
+    yield from _processes(snapshot)
+    yield from _endings(snapshot)
+
+
+def _endings(snapshot: Snapshot) -> Iterator[Metric]:
+    """Those that have an end."""
+    files = GaugeMetricFamily(
+        "arcpipe_certificate_expiry_timestamp_seconds",
+        "When the certificate in force, or the first of the clients' authorities, expires, Unix time.",
+        labels=["file"],
+    )
+    for kind, setting in (("certificate", "server.tls_cert"), ("client_ca", "server.tls_client_ca")):
+        if kind in snapshot.endings:
+            files.add_metric([setting], snapshot.endings[kind].ends)
+    yield files
+    token = GaugeMetricFamily(
+        "arcpipe_token_expiry_timestamp_seconds",
+        "When the first token expires that is not revoked, Unix time. One that has expired counts for a week.",
+    )
+    if "token" in snapshot.endings:
+        token.add_metric([], snapshot.endings["token"].ends)
+    yield token
+    tokens = GaugeMetricFamily("arcpipe_tokens", "Tokens by state: active, expired, revoked.", labels=["state"])
+    for state, count in snapshot.tokens.items():
+        tokens.add_metric([state], count)
+    yield tokens
+
+
+def _processes(snapshot: Snapshot) -> Iterator[Metric]:
+    """In the words of Prometheus' own process collectors. What cannot be read has no sample."""
+    figures = snapshot.processes.items()
+    for name, text, values in (
+        ("resident_memory_bytes", "Resident memory.", ((process, one.memory_bytes) for process, one in figures)),
+        ("open_fds", "Open file descriptors.", ((process, one.open_files) for process, one in figures)),
+        ("max_fds", "Most open file descriptors.", ((process, one.max_files) for process, one in figures)),
+        ("start_time_seconds", "When it started, Unix time.", ((process, one.started) for process, one in figures)),
+    ):
+        family = GaugeMetricFamily(f"arcpipe_process_{name}", text, labels=["process"])
+        for process, value in values:
+            if value is not None:
+                family.add_metric([process], value)
+        yield family
+    text = "CPU time in user and kernel mode since the process started."
+    cpu = CounterMetricFamily("arcpipe_process_cpu_seconds", text, labels=["process"])
+    for process, one in figures:
+        if one.cpu_seconds is not None:
+            cpu.add_metric([process], one.cpu_seconds)
+    yield cpu
+
+
+def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
+    workers = [(str(worker.slot), worker) for worker in snapshot.workers]
+    yield _gauges("arcpipe_connections", "Open client connections.", ((slot, w.connections) for slot, w in workers))
+    yield _gauges(
+        "arcpipe_connections_limit",
+        "The most connections that a worker takes; further ones are answered 503.",
+        ((slot, w.max_connections) for slot, w in workers),
+    )
+    requests = CounterMetricFamily(
+        "arcpipe_http_requests", "Requests answered, by route and status.", labels=["route", "status"]
+    )
+    for route, by_status in snapshot.requests.items():
+        for status, count in by_status.items():
+            requests.add_metric([route, status], count)
+    yield requests
+    written = CounterMetricFamily("arcpipe_write_requests", "Write requests by outcome.", labels=["worker", "outcome"])
+    for slot, worker in workers:
+        written.add_metric([slot, "accepted"], worker.writes_accepted)
+        written.add_metric([slot, "refused"], worker.writes_refused)
+    yield written
+    refused = CounterMetricFamily(
+        "arcpipe_refused_requests", "Requests refused, by the code of the answer.", labels=["reason"]
+    )
+    for reason in REFUSAL_CODES:
+        refused.add_metric([reason], sum(worker.refused[reason] for _, worker in workers))
+    yield refused
+    limited = CounterMetricFamily(
+        "arcpipe_limited_requests", "Requests above a limit of [limits], by whose and which.", labels=["by", "limit"]
+    )
+    for by in LIMITED_BY:
+        for limit in LIMITS:
+            limited.add_metric([by, limit], sum(worker.limited[by][limit] for _, worker in workers))
+    yield limited
+    yield _counters(
+        "arcpipe_limits_untracked",
+        "Looks for a place to count a client over all workers that found none (limits.max_tracked).",
+        ((slot, w.limits_untracked) for slot, w in workers),
+    )
+    yield _counters(
+        "arcpipe_access_log_lines", "Lines of the access log.", ((slot, w.access_log_lines) for slot, w in workers)
+    )
+    yield _counters(
+        "arcpipe_access_log_dropped_lines",
+        "Lines of the access log that were never written.",
+        ((slot, w.access_log_dropped) for slot, w in workers),
+    )
+    records = CounterMetricFamily("arcpipe_records", "Records taken in, by database.", labels=["database"])
+    body_bytes = CounterMetricFamily(
+        "arcpipe_body_bytes", "Bytes of write bodies (decoded) taken in, by database.", labels=["database"]
+    )
+    for name, usage in sorted(snapshot.databases.items()):
+        records.add_metric([name or "_other"], usage.records)
+        body_bytes.add_metric([name or "_other"], usage.body_bytes)
+    yield records
+    yield body_bytes
+    yield _histograms(
+        "arcpipe_ack_latency_seconds",
+        "From a write request that is complete to its acknowledgement.",
+        ((slot, worker.ack_seconds) for slot, worker in workers),
+    )
+    yield _histograms(
+        "arcpipe_event_loop_lag_seconds",
+        "How late a worker's event loop came to a timer, measured four times a second.",
+        ((slot, worker.loop_lag_seconds) for slot, worker in workers),
+    )
+
+
+def _log(snapshot: Snapshot) -> Iterator[Metric]:
+    workers = [(str(worker.slot), worker) for worker in snapshot.workers]
+    for name, text, values in (
+        ("entries", "Entries written to the log.", ((slot, w.entries) for slot, w in workers)),
+        ("bytes", "Bytes written to the log.", ((slot, w.entry_bytes) for slot, w in workers)),
+        ("commits", "Groups committed.", ((slot, w.commits) for slot, w in workers)),
+        ("syncs", "Syncs of the log.", ((slot, w.syncs) for slot, w in workers)),
+        ("rotations", "Segments completed.", ((slot, w.rotations) for slot, w in workers)),
+        ("write_failures", "Groups that could not be written.", ((slot, w.write_failures) for slot, w in workers)),
+    ):
+        yield _counters(f"arcpipe_wal_{name}", text, values)
+    yield _histograms(
+        "arcpipe_wal_sync_latency_seconds",
+        "Duration of one sync of the log.",
+        ((slot, worker.sync_seconds) for slot, worker in workers),
+    )
+    yield _histograms(
+        "arcpipe_wal_group_entries",
+        "Entries (requests) that were committed together.",
+        ((slot, worker.group_entries) for slot, worker in workers),
+    )
+    yield _gauges(
+        "arcpipe_wal_segment_bytes", "Size of the active segment.", ((slot, w.segment_bytes) for slot, w in workers)
+    )
+    yield _gauges(
+        "arcpipe_wal_segment_age_seconds",
+        "Age of the active segment's first record; 0 while it has none.",
+        ((slot, worker.segment_age_seconds) for slot, worker in workers),
+    )
+    yield _gauge("arcpipe_wal_segment_limit_bytes", "wal.max_size_mb, in bytes.", snapshot.max_size_bytes)
+    yield _gauge("arcpipe_wal_segment_limit_seconds", "wal.max_age_seconds.", snapshot.max_age_seconds)
+    files = GaugeMetricFamily("arcpipe_wal_files", "Segment files by state.", labels=["state"])
+    sizes = GaugeMetricFamily("arcpipe_wal_files_bytes", "Size of the segment files by state.", labels=["state"])
+    for state, found in snapshot.segments.items():
+        files.add_metric([state], found.files)
+        sizes.add_metric([state], found.bytes)
+    yield files
+    yield sizes
+    yield _gauge(
+        "arcpipe_wal_listed",
+        "1 while the WAL directory can be listed.",
+        int(not (snapshot.wal_dir_problem or snapshot.wal_unlisted)),
+    )
+    yield _gauge(
+        "arcpipe_wal_unrecovered_segments",
+        "Segments of ended workers that could not be read yet; part of the backlog.",
+        snapshot.unrecovered_segments,
+    )
+    yield _gauge("arcpipe_wal_unrecovered_bytes", "Their size.", snapshot.unrecovered_bytes)
+    known = snapshot.supervisor_alive and not snapshot.wal_unlisted
+    yield _known_gauge("arcpipe_backlog_bytes", "Segments that wait for their upload.", snapshot.backlog_bytes, known)
+    yield _gauge("arcpipe_backlog_limit_bytes", "wal.max_backlog_mb, in bytes.", snapshot.max_backlog_bytes)
+    text = "Age of the oldest record that is not in the store yet; 0 without one."
+    yield _known_gauge("arcpipe_oldest_unshipped_seconds", text, snapshot.oldest_unshipped_seconds, known)
+    yield _gauge(
+        "arcpipe_oldest_unshipped_limit_seconds",
+        "The age above which that is too old: what flush.max_age_seconds allows, and 300 s for the upload.",
+        snapshot.unshipped_limit_seconds,
+    )
+    yield from _disk(snapshot)
+
+
+def _disk(snapshot: Snapshot) -> Iterator[Metric]:
+    known = snapshot.supervisor_alive and snapshot.disk_total_bytes > 0
+    text = "Free space on the log's disk."
+    yield _known_gauge("arcpipe_wal_disk_free_bytes", text, snapshot.disk_free_bytes, known)
+    yield _gauge("arcpipe_wal_disk_min_free_bytes", "wal.min_free_mb, in bytes.", snapshot.min_free_bytes)
+    text = "Size of the log's disk, but for what it keeps for root."
+    yield _known_gauge("arcpipe_wal_disk_size_bytes", text, snapshot.disk_total_bytes, known)
+
+
+def _upload(snapshot: Snapshot) -> Iterator[Metric]:
+    uploader = snapshot.uploader
+    for name, text, value in (
+        ("batches", "Batches shipped.", uploader.batches),
+        ("segments", "Segments shipped.", uploader.segments),
+        ("entries", "Log entries converted.", uploader.entries),
+        ("rows", "Rows written to Parquet.", uploader.rows),
+        ("files", "Objects written to the store.", uploader.files),
+        ("file_bytes", "Bytes written to the store.", uploader.file_bytes),
+        ("rescued_values", "Values that did not fit their column and went to _rescued_data.", uploader.rescued),
+        ("dead_letters", "Entries that could not be converted and were kept as they are.", uploader.dead_letters),
+        ("damaged_entries", "Damaged places in completed segments.", uploader.damaged),
+        ("lost_segments", "Segments that vanished, or lost entries, before their upload.", uploader.lost_segments),
+    ):
+        yield CounterMetricFamily(f"arcpipe_upload_{name}", text, value)
+    for name, text, value in (
+        ("unreadable_segments", "Completed segments that cannot be read now.", uploader.unreadable_segments),
+        ("damaged_manifests", "Damaged manifests that are kept aside.", uploader.damaged_manifests),
+        ("stopped", "1 while a manifest or registry of an unknown version stops uploads.", int(uploader.stopped)),
+    ):
+        yield _gauge(f"arcpipe_upload_{name}", text, value)
+    retries = CounterMetricFamily("arcpipe_upload_retries", "Failures that were tried again.", labels=["kind"])
+    for kind, count in uploader.retries.items():
+        retries.add_metric([kind], count)
+    yield retries
+    text = "Duration of one object's upload, tries and all; small ones in a directory share one."
+    family = HistogramMetricFamily("arcpipe_upload_latency_seconds", text)
+    family.add_metric([], _buckets(uploader.upload_seconds), uploader.upload_seconds.sum)
+    yield family
+    if uploader.last_upload_age_seconds is not None:
+        yield _gauge(
+            "arcpipe_upload_last_success_timestamp_seconds",
+            "When a batch was shipped last, Unix time.",
+            snapshot.time - uploader.last_upload_age_seconds,
+        )
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value)
+
+
+def _known_gauge(name: str, text: str, value: float, known: bool) -> Metric:
+    """A gauge without a sample while nobody knows its value: an old one, or 0, would be taken for true."""
+    return GaugeMetricFamily(name, text, value if known else None)
+
+
+def _gauges(name: str, text: str, values: Iterable[tuple[str, float]]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=["worker"])
+    for slot, value in values:
+        family.add_metric([slot], value)
+    return family
+
+
+def _counters(name: str, text: str, values: Iterable[tuple[str, float]]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["worker"])
+    for slot, value in values:
+        family.add_metric([slot], value)
+    return family
+
+
+def _histograms(name: str, text: str, values: Iterable[tuple[str, Distribution]]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=["worker"])
+    for slot, distribution in values:
+        family.add_metric([slot], _buckets(distribution), distribution.sum)
+    return family
+
+
+def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
+    """Cumulative, as Prometheus has them."""
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip([*map(_bound, distribution.bounds), "+Inf"], distribution.counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets
+
+
+def _bound(value: float) -> str:
+    return f"{value:g}"

@@ -1,0 +1,1 @@
+"""The supervisor: starts, watches, restarts, upgrades and stops the other processes."""

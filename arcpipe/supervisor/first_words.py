@@ -1,0 +1,44 @@
+"""Lines of the log that a start begins with: settings that are not used, chosen by the machine, or too large for it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from arcpipe.config import cores
+from arcpipe.counters import Node
+
+if TYPE_CHECKING:
+    from arcpipe.config.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def say(settings: Settings, workers: int) -> None:
+    """Warns of variables that are no settings, and says where the number of workers comes from."""
+    for warning in settings.warnings:
+        log.warning("%s", warning)
+    if settings.server.workers:
+        return
+    found = cores.available()
+    if found.problem:
+        log.warning("the CPU quota of the cgroup cannot be read: %s; making one worker per core", found.problem)
+    log.info("%d workers: %s", workers, found.reason)
+
+
+def warn_of_a_small_disk(settings: Settings, node: memoryview) -> None:
+    """Warns if the disk of the WAL is full before the backlog is at its limit.
+
+    Args:
+        node: the block of counters, with the backlog and the disk as they were measured.
+    """
+    wal = settings.wal
+    total = node[Node.DISK_TOTAL_BYTES]
+    # What the backlog has already is no longer free.
+    room = node[Node.DISK_FREE_BYTES] + node[Node.BACKLOG_BYTES] - (wal.min_free_mb << 20)
+    if total and room < wal.max_backlog_mb << 20:
+        log.warning(
+            "wal.max_backlog_mb = %d does not fit the disk of %s, which has room for %d MB besides wal.min_free_mb = "
+            "%d: above that writes are answered 507. Lower it, free space, or move wal.dir to a larger disk",
+            *(wal.max_backlog_mb, wal.dir, max(0, room) >> 20, wal.min_free_mb),
+        )

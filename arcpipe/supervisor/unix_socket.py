@@ -1,0 +1,212 @@
+"""The file of a Unix socket: made with its mode and owner, taken over from a process that crashed, removed at the end.
+
+The kernel leaves the file behind when its listener dies, and it cannot be bound again. A connection tells whether it is
+stale: it is refused where nobody listens. Two instances that start at once could both see that, and the later one would
+remove the other's new file. So whoever binds or removes PATH holds a lock on PATH.lock (flock(2)), for as long as it
+listens. The lock's file stays: who removes a lock makes two of it.
+
+This room knows files and sockets, nothing of arcpipe's processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import grp
+import os
+import pwd
+import socket
+import stat
+import time
+from typing import Final
+
+from arcpipe.errors import ArcpipeError
+from arcpipe.supervisor import holders
+
+# For an instance that was killed and is still going away: its processes die within milliseconds.
+_DYING_SECONDS: Final = 2.0
+_POLL_SECONDS: Final = 0.02
+_PRIVATE: Final = 0o177  # umask: until it has its owner nobody else may connect
+# What a connection to a listener meets that is there: success, or a queue that is full.
+_LISTENED_ON: Final = (0, errno.EAGAIN, errno.EINPROGRESS)
+
+
+class SocketFile:
+    """The right to be the one that listens at a path."""
+
+    def __init__(self, path: str, lock_fd: int) -> None:
+        self.path = path
+        self.lock_fd = lock_fd
+        self._identity: tuple[int, int] | None = None  # device and inode of the file that is ours
+
+    def bind(self, mode: str, owner: str, backlog: int) -> socket.socket:
+        """A socket that listens at the path, in the place of a stale one.
+
+        Raises:
+            ArcpipeError: the path is in use, or cannot be bound.
+        """
+        self._remove_stale()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(_PRIVATE)
+        try:
+            listener.bind(self.path)
+            self.give(mode, owner)
+            listener.listen(backlog)
+        except OSError as error:
+            listener.close()
+            raise _cannot(self.path, error) from error
+        except BaseException:
+            listener.close()
+            raise
+        finally:
+            os.umask(before)
+        self.own()
+        return listener
+
+    def give(self, mode: str, owner: str) -> None:
+        """Gives the file its mode and owner.
+
+        Raises:
+            OSError: this process may not.
+            ArcpipeError: there is no such owner.
+        """
+        if owner:
+            os.chown(self.path, *_ids(owner), follow_symlinks=False)
+        os.chmod(self.path, int(mode, 8))
+
+    def own(self) -> bool:
+        """Takes note of the file that is there as the one of this process. False if there is no socket."""
+        with contextlib.suppress(OSError):
+            status = os.lstat(self.path)
+            if stat.S_ISSOCK(status.st_mode):
+                self._identity = (status.st_dev, status.st_ino)
+                return True
+        return False
+
+    def remove(self) -> None:
+        """Removes the file, unless somebody has put another one in its place."""
+        with contextlib.suppress(OSError):
+            status = os.lstat(self.path)
+            if (status.st_dev, status.st_ino) == self._identity:
+                os.unlink(self.path)
+
+    def release(self) -> None:
+        """Gives the lock back, as far as this process holds it."""
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+            self.lock_fd = -1
+
+    def _remove_stale(self) -> None:
+        if not _is_socket(self.path):
+            return
+        _refuse_if_listened_on(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+
+def lock(path: str, inherited_fds: list[int]) -> SocketFile:
+    """Takes a path for this process.
+
+    Args:
+        inherited_fds: locks that this process took as another program; the one of this path is taken out.
+
+    Raises:
+        ArcpipeError: another instance has it, or its lock cannot be opened.
+    """
+    name = lock_name(path)
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _cannot(path, error) from error
+    for other in inherited_fds:
+        if os.path.samestat(os.fstat(other), os.fstat(fd)):
+            os.close(fd)
+            inherited_fds.remove(other)
+            return SocketFile(path, other)
+    deadline = time.monotonic() + _DYING_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return SocketFile(path, fd)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(fd)
+                raise ArcpipeError(
+                    f"cannot listen on unix:{path}: another arcpipe holds {name}. "
+                    "Stop that one first, or give this listener another path"
+                ) from None
+        except OSError as error:
+            os.close(fd)
+            raise _cannot(path, error) from error
+        time.sleep(_POLL_SECONDS)
+
+
+def check(path: str, owner: str, running_pid: int = 0) -> None:
+    """Looks whether a socket could be made at a path, and changes nothing.
+
+    Args:
+        running_pid: of an instance that may listen there, as it is the one to take it over from.
+
+    Raises:
+        ArcpipeError: it could not.
+    """
+    if _is_socket(path) and not holders.holds_path(running_pid, path):
+        _refuse_if_listened_on(path)
+    if owner:
+        _ids(owner)
+    directory = os.path.dirname(path) or "."
+    if not os.path.isdir(directory):
+        raise _cannot(path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise _cannot(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _refuse_if_listened_on(path: str) -> None:
+    """Raises ArcpipeError if another process listens at a path where there is a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        answer = probe.connect_ex(path)
+    if answer in _LISTENED_ON:
+        raise ArcpipeError(
+            f"cannot listen on unix:{path}: another process listens there. "
+            "Stop that one first, or give this listener another path"
+        )
+    if answer not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise _cannot(path, OSError(answer, os.strerror(answer)))
+
+
+def _is_socket(path: str) -> bool:
+    """Whether there is a socket at a path; False if there is nothing. Raises ArcpipeError if there is another file."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _cannot(path, error) from error
+    if not stat.S_ISSOCK(status.st_mode):
+        raise ArcpipeError(f"cannot listen on unix:{path}: there is a file that is no socket; remove it")
+    return True
+
+
+def lock_name(path: str) -> str:
+    """The file whose lock is the right to a path."""
+    return f"{path}.lock"
+
+
+def _ids(owner: str) -> tuple[int, int]:
+    """User and group of `USER:GROUP`, -1 for one that is left out. Raises ArcpipeError if one is not known."""
+    user, _, group = owner.partition(":")
+    try:
+        uid = -1 if not user else int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
+        gid = -1 if not group else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise ArcpipeError(f"owner {owner!r} of a Unix socket: {error.args[0]}") from None
+    return uid, gid
+
+
+def _cannot(path: str, error: OSError) -> ArcpipeError:
+    return ArcpipeError(
+        f"cannot listen on unix:{path}: {error.strerror or error}. Its directory has to be there, and the server's "
+        "user has to be allowed to write to it, and to give the file to its owner"
+    )
