@@ -196,7 +196,7 @@ def write_segments(directory: Path, entries: Iterator[Entry]) -> int:
 def upload(wal: str, url: str, endpoint: str) -> int:
     """The uploader in this process; its exit code."""
     from arcpipe import logs
-    from arcpipe.config.settings import load
+    from arcpipe.config.load import load
     from arcpipe.counters import Counters, Uploader
     from arcpipe.upload import uploader
     from arcpipe.wal.directory import WALDirectory

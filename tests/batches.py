@@ -14,7 +14,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arcpipe.config.settings import Settings, load
+from arcpipe.config.load import load
+from arcpipe.config.settings import Settings
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
 from arcpipe.errors import NotAWAL

@@ -198,9 +198,7 @@ def _trusting(authorities: Path | None, option: str) -> ssl.SSLContext:
 
 def _listener_to_ask(settings: Settings) -> Listener:
     """The first listener that tells how the server is; rather one that asks for no certificate of the client."""
-    from arcpipe.config.listeners import listeners_of
-
-    telling = [one for one in listeners_of(settings) if one.paths != "writes" and not one.proxy_protocol]
+    telling = [one for one in settings.server.all_listeners() if one.paths != "writes" and not one.proxy_protocol]
     if not telling:
         raise ArcpipeError("no listener tells how the server is, but behind a proxy: --url has to name one")
     wants_certificate = bool(settings.server.tls_client_ca)

@@ -18,6 +18,7 @@ import typer
 from arcpipe import __version__
 from arcpipe.cli import status as cli_status
 from arcpipe.cli import token, wal
+from arcpipe.cli.options import ConfigOption, asked_log_format, load_settings
 from arcpipe.errors import ArcpipeError, ConfigError
 
 if TYPE_CHECKING:
@@ -35,17 +36,6 @@ config_app = typer.Typer(help="Look at the settings and check them.", no_args_is
 app.add_typer(config_app, name="config")
 app.add_typer(wal.app, name="wal")
 app.add_typer(token.app, name="token")
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        metavar="FILE",
-        envvar="ARCPIPE_CONFIG",
-        help="The TOML file with the settings. Without it: ./config.toml if there is one, else the defaults.",
-    ),
-]
 
 
 def main() -> None:
@@ -132,10 +122,21 @@ def _check(config: Path | None) -> str:
     settings = load_settings(config)
     _tell_warnings(settings)
     _have_one_thread()
+    _import_the_server()
     from arcpipe.supervisor import startup
     from arcpipe.supervisor.service_manager import take_inheritance
 
     return startup.check(settings, take_inheritance(os.environ))
+
+
+def _import_the_server() -> None:
+    """Import what the whole tree of processes runs.
+
+    Raises:
+        ImportError: the installation is not complete.
+    """
+    import arcpipe.supervisor.supervisor
+    import arcpipe.upload.uploader  # noqa: F401
 
 
 def _have_one_thread() -> None:
@@ -189,25 +190,6 @@ def config_check(config: ConfigOption = None) -> None:
     """
     said = _check(config)
     print("The settings are good.", said)
-
-
-def load_settings(config_file: Path | None) -> Settings:
-    """The settings of a command: the file that was named, else ./config.toml if it is there, and the environment."""
-    from arcpipe.config.settings import load
-
-    return load(_settings_file(config_file), os.environ)
-
-
-def asked_log_format(config_file: Path | None) -> str:
-    """The format of the log, as far as it can be told before the settings are known to be good."""
-    from arcpipe.config.settings import asked_for
-
-    return "json" if asked_for("log.format", _settings_file(config_file), os.environ) == "json" else "text"
-
-
-def _settings_file(given: Path | None) -> Path | None:
-    beside = Path("config.toml")
-    return given or (beside if beside.exists() else None)
 
 
 def _tell_warnings(settings: Settings) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from arcpipe.cli.options import config_option
 from arcpipe.errors import ArcpipeError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on each second, until Ctrl-C.")] = False,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE", envvar="ARCPIPE_CONFIG", help="Settings that name the server."),
+        config_option("Settings that name the server."),
     ] = None,
 ) -> None:
     """Show how a running server is: whether data is safe, where it is, how far behind it is, and what to do.
@@ -65,7 +66,7 @@ def status(
 
     token = os.environ.get("ARCPIPE_TOKEN", "") if token_file is None else _token_in(token_file)
     if url is None:
-        from arcpipe.cli.main import load_settings
+        from arcpipe.cli.options import load_settings
 
         server = StatusServer.of_settings(load_settings(config), token, cacert)
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from arcpipe.cli.options import config_option
 from arcpipe.cli.output import print_json, print_table
 from arcpipe.errors import ArcpipeError
 
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True, rich_markup_mode=None)
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", metavar="FILE", envvar="ARCPIPE_CONFIG", help="Settings that name the tokens file."),
-]
+ConfigOption = Annotated[Path | None, config_option("Settings that name the tokens file.")]
 
 _SCOPES: Final = ("write", "read", "admin")
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
@@ -186,7 +184,7 @@ def parse_expiry(text: str, now: datetime) -> datetime | None:
 
 
 def _settings(config: Path | None) -> Settings:
-    from arcpipe.cli.main import load_settings
+    from arcpipe.cli.options import load_settings
 
     return load_settings(config)
 

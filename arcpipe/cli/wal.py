@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from arcpipe.cli.options import config_option
 from arcpipe.cli.output import print_json, print_table
 from arcpipe.errors import ArcpipeError, BadPayload
 
@@ -241,7 +242,7 @@ def replay(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of log files: Arc's, or arcpipe's own.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE", envvar="ARCPIPE_CONFIG", help="Settings of the receiving node."),
+        config_option("Settings of the receiving node."),
     ] = None,
 ) -> None:
     """Take a directory of log files in: they are shipped like the node's own, each exactly once.
@@ -255,7 +256,7 @@ def replay(
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from arcpipe.cli.main import load_settings
+    from arcpipe.cli.options import load_settings
     from arcpipe.wal.directory import WALDirectory
     from arcpipe.wal.inspect import finish_interrupted, replay_sources
     from arcpipe.wal.inspect import replay as take_in

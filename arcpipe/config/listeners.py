@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
@@ -17,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from arcpipe.config.settings import Settings
+    pass
 
 Paths = Literal["all", "writes", "operations"]
 Proxies = tuple[str, ...]
@@ -65,19 +64,6 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
 
 Listeners = tuple[Listener, ...]
-
-
-def listeners_of(settings: Settings) -> list[Listener]:
-    """All listeners: that of `server.host` first, if there is one."""
-    server = settings.server
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    main = Listener(
-        address=f"{host}:{server.port}",
-        paths=server.paths,
-        tls=bool(server.tls_cert),
-        proxy_protocol=server.proxy_protocol,
-    )
-    return [*([main] if server.host else []), *server.listeners]
 
 
 def parse_listeners(value: Any, is_text: bool) -> Listeners:
@@ -162,47 +148,6 @@ def _problem_of(listener: Listener, given: dict[str, Any]) -> str:
     elif not given.keys().isdisjoint(("mode", "owner")):
         reason = "mode and owner are of a Unix socket, and this is a TCP address"
     return reason
-
-
-class Contradiction(NamedTuple):
-    """A key whose value does not go with those of `with_keys`."""
-
-    key: str
-    reason: str
-    with_keys: tuple[str, ...]
-
-
-def contradictions(settings: Settings) -> Iterator[Contradiction]:
-    """All that is wrong with the listeners in the light of other settings."""
-    server = settings.server
-    found = listeners_of(settings)
-    if not found:
-        reason = "nobody could reach the server: name an address, or at least one of server.listeners"
-        yield Contradiction("server.host", reason, ("server.listeners",))
-    addresses = [one.address for one in found if one.path or one.tcp.port]
-    for address in dict.fromkeys(addresses):
-        if addresses.count(address) > 1:
-            reason = f"two listeners have the address {address}"
-            yield Contradiction("server.listeners", reason, ("server.host", "server.port"))
-    if any(one.tls for one in server.listeners) and not server.tls_cert:
-        reason = "a listener with tls = true needs server.tls_cert and server.tls_key"
-        yield Contradiction("server.listeners", reason, ("server.tls_cert",))
-    if any(one.proxy_protocol for one in found) and not server.trusted_proxies:
-        reason = "a listener with proxy_protocol = true takes connections of these alone, and there are none"
-        yield Contradiction("server.trusted_proxies", reason, ("server.listeners", "server.proxy_protocol"))
-    if server.tls_client_ca and not server.tls_cert:
-        reason = "certificates of clients come over TLS: set server.tls_cert and server.tls_key, too"
-        yield Contradiction("server.tls_client_ca", reason, ("server.tls_cert",))
-    if not (settings.auth.enabled or settings.auth.allow_anonymous):
-        for one in found:
-            if not one.path and not is_loopback(one.tcp.host):
-                key = "server.listeners" if one in server.listeners else "server.host"
-                where = "this address" if key == "server.host" else one.address
-                reason = (
-                    f"anyone who reaches {where} could write: listen on 127.0.0.1, set auth.enabled = true, "
-                    "or say with auth.allow_anonymous = true that this is meant"
-                )
-                yield Contradiction(key, reason, ("auth.enabled", "auth.allow_anonymous"))
 
 
 def is_loopback(host: str) -> bool:

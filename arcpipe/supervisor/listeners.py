@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from arcpipe import descriptors
-from arcpipe.config.listeners import Listener, listeners_of
+from arcpipe.config.listeners import Listener
 from arcpipe.errors import ArcpipeError
 from arcpipe.supervisor import holders, unix_socket
 from arcpipe.supervisor.service_manager import InheritedFd
@@ -70,7 +70,7 @@ class Listeners:
     """All listening sockets of an instance; none at first."""
 
     def __init__(self, settings: Settings, workers: int) -> None:
-        self._wanted = listeners_of(settings)
+        self._wanted = settings.server.all_listeners()
         self._further = settings.server.listeners
         self._may_be_reached = settings.auth.enabled or settings.auth.allow_anonymous
         self._has_tokens = settings.auth.enabled

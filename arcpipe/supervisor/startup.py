@@ -2,8 +2,8 @@
 
 All that can stop a start is tried as the start does it: settings, libraries, tokens, certificate, access log, WAL
 directory, lock, node, addresses. A running supervisor has the installed version tried so with its sockets and its lock
-in hand (see `supervisor.upgrade`). New sockets that were bound for it go back to the supervisor, so that nobody can take
-these addresses any more.
+in hand (see `supervisor.upgrade`). New sockets that were bound for it go back to the supervisor, so that nobody can
+take these addresses any more.
 """
 
 from __future__ import annotations
@@ -30,24 +30,12 @@ LOCK: Final = "lock"
 WAY_BACK: Final = "way-back"
 
 
-def import_everything() -> None:
-    """Imports what the whole tree of processes runs.
-
-    Raises:
-        ImportError: the installation is not complete.
-    """
-    import arcpipe.supervisor.supervisor
-    import arcpipe.upload.uploader  # noqa: F401
-
-
 def check(settings: Settings, inheritance: Inheritance) -> str:
     """Tries everything that a start would do; says in a line what was found good.
 
     Raises:
         ArcpipeError: a start would be refused with this text, or an upgrade would.
-        ImportError: the installation is not complete.
     """
-    import_everything()
     reload.check(settings)
     locks = [fd for name, fd in inheritance.fds if name == LOCK]
     back = [fd for name, fd in inheritance.fds if name == WAY_BACK]

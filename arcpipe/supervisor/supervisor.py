@@ -3,8 +3,8 @@
 A plain synchronous process: it waits for signals and children in one place and never runs an event loop, so that it
 can fork at any time. It holds the listening sockets too; a connection that arrives while a worker is being replaced
 waits in the queue of its socket and is served by the successor. The same holds for its own replacement: at SIGUSR2
-this process executes its command line again, with sockets, lock and workers in its hands (`supervisor.upgrade`). The new
-program ends these workers once it is ready to start its own. So no slot ever has two owners, and no connection is
+this process executes its command line again, with sockets, lock and workers in its hands (`supervisor.upgrade`). The
+new program ends these workers once it is ready to start its own. So no slot ever has two owners, and no connection is
 refused.
 
 It never waits for a pipe, a child or a name server: what may take its time is done by a child (`supervisor.aftermath`).

@@ -35,7 +35,7 @@ from arcpipe.wal import findings
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import DAMAGED, DEAD_LETTERS, Finding
 from arcpipe.wal.reader import ScanReport
-from arcpipe.wal.verdict import damage_count, end_problem
+from arcpipe.wal.report import damage_count, end_problem
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings

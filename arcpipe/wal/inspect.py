@@ -38,7 +38,8 @@ from arcpipe.wal.format import (
 )
 from arcpipe.wal.reader import Entry, ScanReport, SegmentScan, count_records
 from arcpipe.wal.recovery import archive
-from arcpipe.wal.verdict import Verdict, end_problem
+from arcpipe.wal.report import end_problem
+from arcpipe.wal.verdict import Verdict
 
 _COPY_BYTES: Final = 4 << 20
 # `created` of a copy without identities, in µs: whatever its entries' timestamps are, they belong to it.

@@ -28,9 +28,8 @@ from arcpipe.wal.format import (
     is_of_another_version,
 )
 from arcpipe.wal.life import has_entries, settle
-from arcpipe.wal.report import Damage, Entry, ScanReport
+from arcpipe.wal.report import Damage, Entry, ScanReport, judge
 from arcpipe.wal.source import Source
-from arcpipe.wal.verdict import judge
 from arcpipe.wal.walk import walk
 
 __all__ = [

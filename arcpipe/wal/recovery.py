@@ -27,7 +27,8 @@ from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDir
 from arcpipe.wal.findings import DAMAGED, Finding
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import ScanReport, SegmentScan, records_of
-from arcpipe.wal.verdict import Consequence, consequence, damage_count, end_problem
+from arcpipe.wal.report import damage_count, end_problem
+from arcpipe.wal.verdict import Consequence, consequence
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Results of reading a segment: its entries, its damage, and the report of the whole."""
+"""Results of reading a segment: its entries, its damage, the report of the whole, and what that amounts to."""
 
 from __future__ import annotations
 
@@ -55,3 +55,36 @@ class ScanReport:
         self.damage: list[Damage] = []
         self.torn_bytes = 0  # behind `end_offset`, neither zeros nor stale
         self.torn_reason = ""
+
+
+def judge(report: ScanReport, was_active: bool) -> Verdict:
+    """Judge a scan that read its file to the end.
+
+    Args:
+        was_active: the segment was never sealed as far as its name tells; so it may end anywhere.
+    """
+    if report.damage or end_problem(report, was_active):
+        return Verdict.DAMAGED
+    return Verdict.TORN if report.end is None else Verdict.CLEAN
+
+
+def end_problem(report: ScanReport, was_active: bool) -> str:
+    """Tell what is wrong with how a segment ends; an empty text if nothing is."""
+    end = report.end
+    if end is None:
+        return "" if was_active else "the segment was sealed, but its end entry is missing"
+    if (end.entries, end.offset) != (report.entries, report.end_entry_offset):
+        return (
+            f"the end entry tells {end.entries} entries up to offset {end.offset}; "
+            f"found {report.entries} up to offset {report.end_entry_offset}"
+        )
+    return ""
+
+
+def damage_count(report: ScanReport, problem: str) -> int:
+    """Count what is damaged. A wrong end counts only by itself: else it tells of the same damage once more.
+
+    Args:
+        problem: what `end_problem` says of the report.
+    """
+    return len(report.damage) or int(bool(problem))

@@ -120,7 +120,7 @@ def _serve() -> None:
     ):
         importlib.import_module(module)
     _parse_s3_model()
-    from arcpipe.config.settings import load
+    from arcpipe.config.load import load
     from arcpipe.counters import RETRY_KINDS, Counters, Uploader
     from arcpipe.wal.directory import Node, WALDirectory
     from arcpipe.wal.recovery import recover_at_start

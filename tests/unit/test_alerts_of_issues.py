@@ -15,7 +15,7 @@ import pytest
 import yaml
 from prometheus_client import parser
 
-from arcpipe.config.settings import load
+from arcpipe.config.load import load
 from arcpipe.counters import Counters
 from arcpipe.monitoring import health, metrics, snapshot
 from arcpipe.monitoring.directory_look import Unacknowledged

@@ -14,6 +14,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
+from arcpipe.config.load import load
 from arcpipe.config.settings import (
     Codec,
     FileLocation,
@@ -23,7 +24,6 @@ from arcpipe.config.settings import (
     Settings,
     Storage,
     StorageS3,
-    load,
 )
 from arcpipe.errors import ConfigError
 

@@ -19,7 +19,8 @@ from arcpipe.access import reload as changeable
 from arcpipe.access.expiry import Life, next_to_end, of_certificate, of_tokens
 from arcpipe.access.reload import Changeable
 from arcpipe.access.tls import ServerTLS
-from arcpipe.config.settings import Settings, load
+from arcpipe.config.load import load
+from arcpipe.config.settings import Settings
 from arcpipe.counters import Counters
 from arcpipe.monitoring import health, metrics, snapshot
 from tests.certificates import in_days, write_certificate

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from arcpipe.config.listeners import Listener, TCPAddress, listeners_of
-from arcpipe.config.settings import Settings, load
+from arcpipe.config.listeners import Listener, TCPAddress
+from arcpipe.config.load import load
+from arcpipe.config.settings import Settings
 from arcpipe.errors import ConfigError
 
 AUTH = "[auth]\nenabled = true\n"
@@ -29,7 +30,7 @@ def problems(tmp_path: Path, text: str) -> str:
 
 def test_the_main_listener_comes_first_and_has_the_keys_of_the_server(tmp_path: Path) -> None:
     server = 'host = "::1"\nport = 1\npaths = "writes"\nproxy_protocol = true\ntrusted_proxies = ["::1"]\n'
-    found = listeners_of(loaded(tmp_path, f"[server]\n{server}{OPS}"))
+    found = loaded(tmp_path, f"[server]\n{server}{OPS}").server.all_listeners()
     assert found == [
         Listener(address="[::1]:1", paths="writes", proxy_protocol=True),
         Listener(address="unix:/run/ops.sock"),
@@ -39,7 +40,9 @@ def test_the_main_listener_comes_first_and_has_the_keys_of_the_server(tmp_path: 
 
 
 def test_an_empty_host_leaves_the_other_listeners(tmp_path: Path) -> None:
-    assert listeners_of(loaded(tmp_path, f'[server]\nhost = ""\n{OPS}')) == [Listener(address="unix:/run/ops.sock")]
+    assert loaded(tmp_path, f'[server]\nhost = ""\n{OPS}').server.all_listeners() == [
+        Listener(address="unix:/run/ops.sock")
+    ]
 
 
 def test_a_variable_has_them_as_json() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from arcpipe.config.settings import load
+from arcpipe.config.load import load
 from arcpipe.counters import Counters, Uploader
 from arcpipe.monitoring import health, snapshot
 from arcpipe.monitoring.metrics import families

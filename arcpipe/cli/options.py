@@ -1,0 +1,42 @@
+"""Options that several commands have, and the settings that they choose."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from arcpipe.config.settings import Settings
+
+
+def config_option(purpose: str) -> Any:
+    """Make the option `--config` of a command that needs settings for a purpose."""
+    return typer.Option("--config", "-c", metavar="FILE", envvar="ARCPIPE_CONFIG", help=purpose)
+
+
+ConfigOption = Annotated[
+    Path | None,
+    config_option("The TOML file with the settings. Without it: ./config.toml if there is one, else the defaults."),
+]
+
+
+def load_settings(config_file: Path | None) -> Settings:
+    """The settings of a command: the file that was named, else ./config.toml if it is there, and the environment."""
+    from arcpipe.config.load import load
+
+    return load(_settings_file(config_file), os.environ)
+
+
+def asked_log_format(config_file: Path | None) -> str:
+    """The format of the log, as far as it can be told before the settings are known to be good."""
+    from arcpipe.config.load import asked_for
+
+    return "json" if asked_for("log.format", _settings_file(config_file), os.environ) == "json" else "text"
+
+
+def _settings_file(given: Path | None) -> Path | None:
+    beside = Path("config.toml")
+    return given or (beside if beside.exists() else None)

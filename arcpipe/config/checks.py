@@ -1,0 +1,95 @@
+"""Check what settings mean together; each by itself is checked by its type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from arcpipe.config.listeners import is_loopback
+from arcpipe.config.settings import CODEC_LEVELS, ClientLimits, Settings, parse_storage_url
+from arcpipe.errors import ConfigError
+
+
+class Problem(NamedTuple):
+    """Something wrong with the value of `key`, in the light of the values of `with_keys`."""
+
+    key: str
+    reason: str
+    with_keys: tuple[str, ...] = ()
+
+
+def problems_of(settings: Settings) -> Iterator[Problem]:
+    """Find what is wrong with settings in the light of each other."""
+    server, parquet = settings.server, settings.parquet
+
+    yield from _of_listeners(settings)
+    if server.max_inflight_mb < server.max_body_mb:
+        yield Problem(
+            "server.max_inflight_mb",
+            f"a body of server.max_body_mb could never be read: allowed is at least {server.max_body_mb}",
+            ("server.max_body_mb",),
+        )
+    for name in ClientLimits.__struct_fields__:
+        key = f"limits.per_token.{name}"
+        if settings.value(key) and not settings.auth.enabled:
+            yield Problem(key, "there are no tokens without auth.enabled = true", ("auth.enabled",))
+    for one, other in (
+        ("server.tls_cert", "server.tls_key"),
+        ("storage.s3.access_key_id", "storage.s3.secret_access_key"),
+    ):
+        if bool(settings.value(one)) != bool(settings.value(other)):
+            present, missing = (one, other) if settings.value(one) else (other, one)
+            yield Problem(present, f"{missing} is not set: set both or neither", (missing,))
+
+    levels = CODEC_LEVELS.get(parquet.compression)
+    if levels is None:
+        # 1 is the default, which a file that lists every key spells out.
+        if parquet.compression_level != 1:
+            yield Problem(
+                "parquet.compression_level",
+                f'"{parquet.compression}" has no levels: leave this key at 1',
+                ("parquet.compression",),
+            )
+    elif parquet.compression_level not in levels:
+        yield Problem(
+            "parquet.compression_level",
+            f'allowed for "{parquet.compression}": a whole number from {levels[0]} to {levels[-1]}',
+            ("parquet.compression",),
+        )
+    try:
+        parse_storage_url(settings.storage.url)
+    except ConfigError as error:
+        yield Problem("storage.url", str(error))
+
+
+def _of_listeners(settings: Settings) -> Iterator[Problem]:
+    """All that is wrong with the listeners in the light of other settings."""
+    server = settings.server
+    found = server.all_listeners()
+    if not found:
+        reason = "nobody could reach the server: name an address, or at least one of server.listeners"
+        yield Problem("server.host", reason, ("server.listeners",))
+    addresses = [one.address for one in found if one.path or one.tcp.port]
+    for address in dict.fromkeys(addresses):
+        if addresses.count(address) > 1:
+            reason = f"two listeners have the address {address}"
+            yield Problem("server.listeners", reason, ("server.host", "server.port"))
+    if any(one.tls for one in server.listeners) and not server.tls_cert:
+        reason = "a listener with tls = true needs server.tls_cert and server.tls_key"
+        yield Problem("server.listeners", reason, ("server.tls_cert",))
+    if any(one.proxy_protocol for one in found) and not server.trusted_proxies:
+        reason = "a listener with proxy_protocol = true takes connections of these alone, and there are none"
+        yield Problem("server.trusted_proxies", reason, ("server.listeners", "server.proxy_protocol"))
+    if server.tls_client_ca and not server.tls_cert:
+        reason = "certificates of clients come over TLS: set server.tls_cert and server.tls_key, too"
+        yield Problem("server.tls_client_ca", reason, ("server.tls_cert",))
+    if not (settings.auth.enabled or settings.auth.allow_anonymous):
+        for one in found:
+            if not one.path and not is_loopback(one.tcp.host):
+                key = "server.listeners" if one in server.listeners else "server.host"
+                where = "this address" if key == "server.host" else one.address
+                reason = (
+                    f"anyone who reaches {where} could write: listen on 127.0.0.1, set auth.enabled = true, "
+                    "or say with auth.allow_anonymous = true that this is meant"
+                )
+                yield Problem(key, reason, ("auth.enabled", "auth.allow_anonymous"))
