@@ -20,9 +20,9 @@ from arcpipe.config.settings import Settings
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.connection import Connection
+from arcpipe.ingest.http.context import IngestContext
 from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.router import WRITE, Router
-from arcpipe.ingest.worker import IngestContext
 
 _ROUNDS: Final = 2000
 _BATCHES: Final = 3

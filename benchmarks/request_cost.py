@@ -81,13 +81,14 @@ def child(checkout: str) -> None:
 
     from arcpipe.config.settings import Settings
     from arcpipe.counters import Counters, Node
+    from arcpipe.ingest.endpoints.admission import Admission
     from arcpipe.ingest.endpoints.write import WriteEndpoints
     from arcpipe.ingest.http import connection as protocol
     from arcpipe.ingest.http import responses
     from arcpipe.ingest.http.connection import Connection
-    from arcpipe.ingest.http.limits import Admission, Limits
+    from arcpipe.ingest.http.context import IngestContext
+    from arcpipe.ingest.http.limits import Limits
     from arcpipe.ingest.http.router import WRITE, Router
-    from arcpipe.ingest.worker import IngestContext
     from arcpipe.wal.writer import Group
 
     for name in ("SLICE_SECONDS", "SMALL_SECONDS"):  # turns end by the clock, and other programs run, too

@@ -23,9 +23,10 @@ from arcpipe.ingest.endpoints import write
 from arcpipe.ingest.http import connection as protocol
 from arcpipe.ingest.http import turns
 from arcpipe.ingest.http.connection import Connection
-from arcpipe.ingest.http.entrance import Paths, Surface
+from arcpipe.ingest.http.context import Surface
+from arcpipe.ingest.http.entrance import Paths
 from arcpipe.ingest.http.exchange import Exchange
-from arcpipe.ingest.http.limits import TURN
+from arcpipe.ingest.http.flow_control import TURN
 from arcpipe.ingest.http.router import offered
 from arcpipe.ingest.worker import IngestWorker, wal_options
 from arcpipe.wal.directory import WALDirectory

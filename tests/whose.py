@@ -20,11 +20,11 @@ from arcpipe.config.listeners import Listener
 from arcpipe.config.settings import Settings
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.client_address import ForwardedFor, TrustedProxies
+from arcpipe.ingest.http.context import IngestContext
 from arcpipe.ingest.http.entrance import Entrance
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.router import OPEN, Router
-from arcpipe.ingest.worker import IngestContext
 from tests.harness import Client
 
 

@@ -11,8 +11,7 @@ import socket
 import sys
 import time
 from array import array
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import add
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +25,6 @@ from arcpipe.counters import (
     BEGUN,
     LATENCY_BOUNDS_US,
     MAX_ROUTES,
-    REFUSAL_CODES,
     STATUSES,
     Counters,
     Histogram,
@@ -37,38 +35,38 @@ from arcpipe.counters import (
 )
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError
+from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.endpoints.influx import InfluxEndpoints
+from arcpipe.ingest.endpoints.logged_writes import LoggedWrites
 from arcpipe.ingest.endpoints.ops import OpsEndpoints
 from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.access_log import AccessLog
 from arcpipe.ingest.http.auth import Auth
-from arcpipe.ingest.http.background import Background
 from arcpipe.ingest.http.client_address import ForwardedFor, TrustedProxies
-from arcpipe.ingest.http.connection import ANSWER, BODY, FRESH, HEADER, IDLE, LINGER, Connection
+from arcpipe.ingest.http.connection import ANSWER, BODY, FRESH, HEADER, IDLE, LINGER
+from arcpipe.ingest.http.context import IngestContext
 from arcpipe.ingest.http.entrance import Entrance
 from arcpipe.ingest.http.gate import Gate
-from arcpipe.ingest.http.head_cache import Heads
-from arcpipe.ingest.http.limits import Admission, BytesInFlight, Limits
+from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.linger import LINGER_SECONDS
-from arcpipe.ingest.http.origins import Origins, protect
+from arcpipe.ingest.http.origins import protect
 from arcpipe.ingest.http.request_ids import RequestIds
-from arcpipe.ingest.http.router import WRITE, Route, Router
+from arcpipe.ingest.http.router import WRITE, Router
 from arcpipe.ingest.http.tls_server import TLSServer
-from arcpipe.ingest.http.tracing import LoggedWrites, NotingAuth, kinds
-from arcpipe.ingest.http.turns import Turns
+from arcpipe.ingest.http.tracing import NotingAuth, kinds
 from arcpipe.logs.line_writer import LineWriter
 from arcpipe.wal import findings
 from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import LOST_RECORDS, Finding
-from arcpipe.wal.group_commit import Commit, group_commit
+from arcpipe.wal.group_commit import group_commit
 from arcpipe.wal.writer import WALOptions, WALWriter
 
 if TYPE_CHECKING:
     from arcpipe.access.reload import Access
+    from arcpipe.config.listeners import Listener
     from arcpipe.config.settings import Settings
-    from arcpipe.supervisor.listeners import Bound
     from arcpipe.wal.segment import Segment
 
 log = logging.getLogger(__name__)
@@ -79,8 +77,6 @@ _KEPT_MEMORY_BYTES: Final = 64 << 20
 _SWITCH_INTERVAL_SECONDS: Final = 0.0002
 _TICK_SECONDS: Final = 0.25
 # At shutdown, requests that are still arriving get so long to arrive and be answered.
-# Encoded bytes that may wait for the WAL before a thread encodes more: small records wait for the disk behind them.
-_ENCODED_AHEAD_BYTES: Final = 8 << 20
 _FINISH_SECONDS: Final = 5.0
 # Connections that were used so lately are waited for so long at shutdown.
 _BUSY_SECONDS: Final = 1.0
@@ -89,95 +85,6 @@ _LAST_WORDS_SECONDS: Final = 0.25
 # the supervisor says first that it is time, and takes nobody for dead.
 _ALONE_SECONDS: Final = 1.0
 _RELOAD_LINE_SECONDS: Final = 10.0
-
-
-class IngestContext:
-    """What the connections of a worker share."""
-
-    commit: Commit
-    routes: dict[bytes, Route]
-
-    def __init__(self, limits: Limits, auth: Auth | None, show_life: Callable[[], None] = lambda: None) -> None:
-        self.limits = limits
-        self.auth: Auth | NotingAuth | Gate | None = auth  # None: nobody is asked for a token
-        self.gate: Gate | None = None  # where the use of clients is limited; it is `auth` then
-        self.exchange_kind, self.identified_kind = kinds(None, False, None)
-        self.connections: set[Connection] = set()
-        self.turned_away: set[Connection] = set()  # above `server.max_connections`, until they have read so
-        self.turns = Turns(show_life)
-        self.kept_bytes = 0  # of reads that have brought more than one turn handles
-        self._all_read_at = -1.0  # the tick at which no client was found that does not read its answers
-        self.heads = Heads()
-        self.all_heads = [self.heads]  # and those of listeners that do not offer all paths
-        self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes, self._use_heads)
-        # The WAL always goes on; encoding waits for it, and decoding for both, so that none waits for ever.
-        self.encoding = Background(
-            "encoding", lambda: self.commit.pending_bytes <= _ENCODED_AHEAD_BYTES, self.bytes_moved, interrupts=True
-        )
-        self.decoding = Background(
-            "decoding",
-            lambda: self.commit.pending_bytes + self.encoding.held_bytes <= limits.max_pending,
-            self.bytes_moved,
-            interrupts=False,  # each that has begun holds what has come out of it
-        )
-        self.forwarded: ForwardedFor | None = None  # where a header of trusted proxies tells the client
-        self.hosts: set[bytes] = set()  # values of Host headers that were found good
-        self.refused = dict.fromkeys(REFUSAL_CODES, 0)
-        self.origins: Origins | None = None  # whose browsers may write from other sites; None: nobody's
-        self.dated = responses.Dated()
-        self.tick()
-        self.next_bug_line = 0.0
-        self.requests = 0
-        self.unrouted: defaultdict[bytes, int] = defaultdict(int)  # statuses of answers for paths that lead nowhere
-        self.draining = False
-
-    def tick(self) -> None:
-        """Looks at the clocks."""
-        self.now = time.monotonic()  # as of the last tick: fine enough for timeouts of seconds
-        self.dated.set_time(time.time())
-
-    def count_refusal(self, code: str) -> None:
-        self.refused[code if code in self.refused else "other"] += 1
-
-    def drain(self) -> None:
-        """End each connection with its next answer."""
-        self.draining = True
-        self._use_heads(self.inflight.is_full)
-
-    def _use_heads(self, is_full: bool) -> None:
-        """The parser sees every head that may have to be refused, or to end its connection."""
-        for heads in self.all_heads:
-            heads.use(not (is_full or self.draining))
-
-    def has_room_to_keep(self, size: int) -> bool:
-        """Whether so many bytes of a read may be kept for later. Clients that do not read their answers give way."""
-        most = self.limits.max_kept
-        if self.kept_bytes + size > most and self._all_read_at != self.now:
-            unread = [connection for connection in self.connections if connection.holds_unread]
-            if not unread:
-                self._all_read_at = self.now  # thousands may ask within one turn, and thousands are looked through
-            for connection in sorted(unread, key=lambda one: one.since):  # those first that have not read for longest
-                if self.kept_bytes <= most // 2:
-                    break
-                self.count_refusal(responses.TOO_MANY_REQUESTS_WAIT.code)
-                connection.give_up()
-        return self.kept_bytes + size <= most
-
-    def report_bug(self, where: str, error: BaseException, fields: dict[str, dict[str, str]] | None = None) -> None:
-        """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
-        if self.now >= self.next_bug_line:
-            self.next_bug_line = self.now + 1.0
-            log.error("a bug in %s; answered 500", where, exc_info=error, extra=fields)
-
-    def bytes_moved(self) -> None:
-        """To be called when complete bodies have left, or when one waits for a thread."""
-        self.inflight.check()
-        self.inflight.left()
-        self.encoding.proceed()
-        self.decoding.proceed()
-
-    def _pending_bytes(self) -> int:
-        return self.commit.pending_bytes + self.encoding.held_bytes + self.decoding.held_bytes
 
 
 def wal_options(settings: Settings) -> WALOptions:
@@ -202,7 +109,7 @@ class IngestWorker:
         self,
         settings: Settings,
         slot: int,
-        listeners: Sequence[Bound],
+        listeners: Sequence[tuple[Listener, socket.socket]],
         counters: Counters,
         node: NodeIdentity,
         last_timestamp: int,
@@ -302,7 +209,7 @@ class IngestWorker:
         )
         commit = group_commit(writer, loop, self._committed, self._crashed)
         self._context.commit = self._writes.commit = commit
-        servers = [await self._listen(loop, bound) for bound in self._listeners]
+        servers = [await self._listen(loop, *one) for one in self._listeners]
         # Whoever sees the process id sees a sign of life too.
         self._block[Worker.STARTED_US] = self._block[Worker.HEARTBEAT_US] = steady_us()
         self._block[Worker.PID] = os.getpid()
@@ -332,19 +239,21 @@ class IngestWorker:
             log.info("stopped: everything that was answered is in the WAL")
         return 0
 
-    async def _listen(self, loop: asyncio.AbstractEventLoop, bound: Bound) -> asyncio.Server | TLSServer:
-        tls = self._tls if bound.listener.tls else None
-        entrance = Entrance(self._context, bound.listener, self._trusted, tls)
+    async def _listen(
+        self, loop: asyncio.AbstractEventLoop, listener: Listener, bound: socket.socket
+    ) -> asyncio.Server | TLSServer:
+        tls = self._tls if listener.tls else None
+        entrance = Entrance(self._context, listener, self._trusted, tls)
         self._entrances.append(entrance)
         backlog = self._settings.server.backlog
         if entrance.tls is not None:
             limits = self._context.limits
             return TLSServer(
-                *(loop, entrance.connect, bound.socket, backlog, entrance.tls),
+                *(loop, entrance.connect, bound, backlog, entrance.tls),
                 *(limits.header_timeout, LINGER_SECONDS, limits.max_handshakes),
             )
-        create = loop.create_unix_server if bound.socket.family == socket.AF_UNIX else loop.create_server
-        return await create(entrance.connect, sock=bound.socket, backlog=backlog)
+        create = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
+        return await create(entrance.connect, sock=bound, backlog=backlog)
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         """At SIGTERM. The supervisor sends it when it is time; whoever sends it to all processes does so at once."""

@@ -542,7 +542,8 @@ class _Supervisor:
             mine = self._listeners.of_worker(slot)
             self._listeners.close(but=mine)
             last = self._aftermath.last_timestamp(slot)
-            return IngestWorker(self._settings, slot, mine, self._counters, self._node, last, access).run()
+            listening = [(bound.listener, bound.socket) for bound in mine]
+            return IngestWorker(self._settings, slot, listening, self._counters, self._node, last, access).run()
 
         return self._fork(f"ingest {slot}", work)
 

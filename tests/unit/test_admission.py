@@ -6,8 +6,8 @@ import pytest
 
 from arcpipe.config.settings import Settings
 from arcpipe.counters import BEGUN, FIGURES_SECONDS, HANDED_OVER, Counters, Node
+from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.http import limits
-from arcpipe.ingest.http.limits import Admission
 from tests.wal_doubles import Clock
 
 

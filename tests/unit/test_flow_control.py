@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from arcpipe.ingest import worker
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.connection import _WAITING_HEAD_BYTES
-from arcpipe.ingest.http.limits import PATIENCE_BYTES
+from arcpipe.ingest.http.flow_control import PATIENCE_BYTES
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes, wait_until
 from tests.wal_doubles import FaultyDisk

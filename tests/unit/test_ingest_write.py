@@ -16,12 +16,12 @@ from arcpipe.access.tokens import Token
 from arcpipe.codec.columns import Encoded
 from arcpipe.config.settings import Settings
 from arcpipe.counters import MAX_DATABASES, Counters
+from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.endpoints.write import Targets, WriteEndpoints
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.background import Background
 from arcpipe.ingest.http.connection import Connection
 from arcpipe.ingest.http.exchange import Exchange
-from arcpipe.ingest.http.limits import Admission
 from arcpipe.ingest.http.turns import Turns
 from arcpipe.wal.format import MAX_PAYLOAD_BYTES
 from tests.edge import Edge

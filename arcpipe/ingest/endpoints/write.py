@@ -13,10 +13,10 @@ from arcpipe.codec.columns import Encoded
 from arcpipe.codec.messagepack.columnar import encode
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
+from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Background, Check, ClientGone
 from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
-from arcpipe.ingest.http.limits import Admission
 from arcpipe.ingest.http.router import Judge
 from arcpipe.ingest.http.turns import INLINE_SECONDS, SMALL_SECONDS, TooLong, Turns
 from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, MAX_PAYLOAD_BYTES, Prefix, envelope_prefix

@@ -22,16 +22,9 @@ from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import ClientGone
 from arcpipe.ingest.http.client_address import peer_of
 from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
+from arcpipe.ingest.http.flow_control import ANSWERS_UNREAD, LOG_BEHIND, NO_ROOM, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
 from arcpipe.ingest.http.head_cache import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES, Head
-from arcpipe.ingest.http.limits import (
-    ANSWERS_UNREAD,
-    LOG_BEHIND,
-    NO_ROOM,
-    PIPELINE_FULL,
-    READ_BYTES,
-    SMALL_BODY_BYTES,
-    TURN,
-)
+from arcpipe.ingest.http.limits import READ_BYTES
 from arcpipe.ingest.http.linger import LINGER_SECONDS, Linger, is_in_kernel, undelivered_bytes
 from arcpipe.ingest.http.request_ids import HEADER as REQUEST_ID
 from arcpipe.ingest.http.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
@@ -39,9 +32,8 @@ from arcpipe.ingest.http.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
 if TYPE_CHECKING:
     from arcpipe.access.tls import Certificate
     from arcpipe.ingest.http.background import Check
-    from arcpipe.ingest.http.entrance import Surface
+    from arcpipe.ingest.http.context import IngestContext, Surface
     from arcpipe.ingest.http.router import Handler, Judge
-    from arcpipe.ingest.worker import IngestContext
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.client_address import TrustedProxies, peer_of
@@ -26,19 +26,12 @@ if TYPE_CHECKING:
 
     from arcpipe.access.tls import ServerTLS
     from arcpipe.config.listeners import Listener
-    from arcpipe.ingest.worker import IngestContext
+    from arcpipe.ingest.http.context import IngestContext
 
 log = logging.getLogger(__name__)
 
 # Refused connections are logged in sums, so that nobody can fill the disk with them.
 _LINE_SECONDS: Final = 10.0
-
-
-class Surface(Protocol):
-    """The paths that a connection finds, and the heads that were seen there: a known head goes without a look at it."""
-
-    routes: dict[bytes, Route]
-    heads: Heads
 
 
 class Paths:

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import parse_qs
 
 from arcpipe.errors import BadPayload
 from arcpipe.ingest.http import responses
 
 if TYPE_CHECKING:
-    from arcpipe.ingest.http.connection import Connection
+    from arcpipe.access.tls import Certificate
 
 # Of connections and requests that have none of their own, yet or any more.
 NO_HEADERS: Final[dict[bytes, bytes]] = {}
+
+
+class Peer(Protocol):
+    """The connection of a request, as its exchange and those who judge it see it."""
+
+    address: str
+    """Of the client, or of the proxy before it."""
+    exchanges: deque[Exchange]
+    """Whose answers have not left, in the order of their requests."""
+    unrouted: defaultdict[bytes, int]
+    """Statuses of answers for paths that lead nowhere."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody waits for its answers any more."""
+
+    @property
+    def announced_bytes(self) -> int:
+        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none is taken."""
+
+    def flush(self) -> None:
+        """Send the answers that are ready."""
+
+    def client_of(self, headers: dict[bytes, bytes]) -> str:
+        """Tell whose request it is that has these headers."""
+
+    def peer_certificate(self) -> Certificate | None:
+        """Give the client's certificate, where TLS has asked for one and found it good."""
+
+    def count_refusal(self, response: bytes) -> None:
+        """Count an answer, if it refuses a request."""
+
+    def answer_bug(self, exchange: Exchange, error: Exception) -> None:
+        """Answer 500, and log why."""
 
 
 class Exchange:
@@ -25,7 +60,7 @@ class Exchange:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Peer,
         headers: dict[bytes, bytes],
         method: bytes = b"",
         path: bytes = b"",

@@ -30,8 +30,7 @@ from arcpipe.meters import BYTES, NS, REQUESTS, Meters
 if TYPE_CHECKING:
     from arcpipe.config.settings import Limits
     from arcpipe.ingest.http.client_address import ForwardedFor
-    from arcpipe.ingest.http.connection import Connection
-    from arcpipe.ingest.http.exchange import Exchange
+    from arcpipe.ingest.http.exchange import Exchange, Peer
 
 # What workers hold of a burst without dealing it out, all together at most.
 _HELD_SHARE: Final = 8
@@ -111,8 +110,8 @@ class Gate:
         self._by_client: dict[str, Meter | None] = {}
         self._by_hash: dict[int, Meter] = {}  # of addresses
         self._by_token: dict[str, Meter | None] = {}
-        self._held: dict[Connection, dict[Meter, None]] = {}  # by whom a connection is counted
-        self._owing: dict[Connection, list[Meter]] = {}  # who pays for the chunked body that is arriving
+        self._held: dict[Peer, dict[Meter, None]] = {}  # by whom a connection is counted
+        self._owing: dict[Peer, list[Meter]] = {}  # who pays for the chunked body that is arriving
         self._to_check: Iterator[Meter] = iter(())
 
     @property
@@ -157,7 +156,7 @@ class Gate:
             self._owing[connection] = [meter for meter in (by_address, by_token) if meter is not None]
         return None
 
-    def opened(self, connection: Connection) -> responses.Refusal | None:
+    def opened(self, connection: Peer) -> responses.Refusal | None:
         """Counts a new connection; the refusal if there are too many."""
         address = connection.address
         if not self._limits.per_address.connections or (self._forwarded is not None and self._forwarded.is_of(address)):
@@ -165,7 +164,7 @@ class Gate:
         meter = self._meter_of_address(address)
         return self._count(connection, meter) if meter is not None else None
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: Peer) -> None:
         """A connection has ended."""
         self._owing.pop(connection, None)
         for meter in self._held.pop(connection, ()):
@@ -287,7 +286,7 @@ class Gate:
         # Read and written in one line: what others pay in between is lost.
         paid_until[at] = min(max(paid_until[at], now) + price, now + _MAX_DEBT_NS)
 
-    def _count(self, connection: Connection, meter: Meter) -> responses.Refusal | None:
+    def _count(self, connection: Peer, meter: Meter) -> responses.Refusal | None:
         """Counts a connection for a client, once."""
         held = self._held.setdefault(connection, {})
         if meter in held:

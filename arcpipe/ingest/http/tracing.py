@@ -9,16 +9,13 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arcpipe.ingest.endpoints.write import Target, Targets, WriteEndpoints
 from arcpipe.ingest.http import request_ids, responses
 from arcpipe.ingest.http.access_log import AccessLog, CombinedLine, Line, printable
-from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.exchange import Exchange, Peer
 from arcpipe.ingest.http.request_ids import RequestIds
 
 if TYPE_CHECKING:
-    from arcpipe.codec.columns import Encoded
     from arcpipe.ingest.http.auth import Auth
-    from arcpipe.ingest.http.connection import Connection
 
 
 class IdentifiedExchange(Exchange):
@@ -31,7 +28,7 @@ class IdentifiedExchange(Exchange):
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Peer,
         headers: dict[bytes, bytes],
         method: bytes = b"",
         path: bytes = b"",
@@ -68,7 +65,7 @@ class LoggedExchange(IdentifiedExchange):
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Peer,
         headers: dict[bytes, bytes],
         method: bytes = b"",
         path: bytes = b"",
@@ -124,23 +121,6 @@ class LoggedExchange(IdentifiedExchange):
             access_log.add(CombinedLine(*common, answer_bytes, printable(self.referer), printable(self.agent)))
         else:
             access_log.add(Line(*common))
-
-
-class LoggedWrites(WriteEndpoints):
-    """Write endpoints that note in an exchange what the access log tells of it."""
-
-    def _find(self, exchange: Exchange, targets: Targets) -> Target:
-        target = super()._find(exchange, targets)
-        if isinstance(exchange, LoggedExchange):
-            exchange.database = target.database
-            exchange.body_bytes = len(exchange.body)
-        return target
-
-    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
-        if isinstance(exchange, LoggedExchange):
-            exchange.records = encoded[2]
-            exchange.appended = perf_counter()
-        super().append(exchange, target, encoded, answer)
 
 
 class NotingAuth:

@@ -1,0 +1,78 @@
+"""Admission: whether writes are taken at all, by disk and backlog."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Node
+from arcpipe.ingest.http import responses
+
+if TYPE_CHECKING:
+    from arcpipe.config.settings import Settings
+
+# A new version has so long to load before it ends the workers of the former one.
+_HANDED_OVER_SECONDS: Final = 60.0
+
+
+class Admission:
+    """Whether writes are taken at all: not when the disk is nearly full, nor when uploads are too far behind.
+
+    The supervisor measures both and shares the figures; looking costs three reads of memory. Where it cannot measure,
+    or has not for some seconds, nothing is taken either: `tick` looks for that, a few times a second.
+    """
+
+    def __init__(self, settings: Settings, node: memoryview) -> None:
+        self._node = node
+        self._max_backlog = settings.wal.max_backlog_mb << 20
+        self._min_free = settings.wal.min_free_mb << 20
+        self._unlisted = responses.error(
+            503,
+            "log_failure",
+            "the WAL directory cannot be looked at, so nobody knows its backlog and space; nothing was written",
+            b"Retry-After: 5\r\n",
+        )
+        self._stale = responses.error(
+            503,
+            "log_failure",
+            f"backlog and disk were not measured for {FIGURES_SECONDS:g} s (the supervisor hangs); nothing was written",
+            b"Retry-After: 5\r\n",
+        )
+        self._untrusted: bytes | None = None  # the answer while the figures are not to be trusted
+        self._was_stale = False  # at the last tick
+        self._no_space = responses.error(
+            507,
+            "no_space",
+            f"less than wal.min_free_mb = {settings.wal.min_free_mb} MB is free on the log's disk; nothing was written",
+            b"Retry-After: 10\r\n",
+        )
+        self._backlog = responses.error(
+            503,
+            "backlog",
+            f"more than wal.max_backlog_mb = {settings.wal.max_backlog_mb} MB wait to be uploaded; nothing was written",
+            b"Retry-After: 10\r\n",
+        )
+
+    def tick(self) -> None:
+        """Judges whether the figures are to be trusted."""
+        node = self._node
+        measured = node[Node.MEASURED_US]
+        # While an upgrade replaces the supervisor, its successor measures for its own workers, and ends these.
+        patience = _HANDED_OVER_SECONDS if node[Node.DRAINING] == HANDED_OVER else FIGURES_SECONDS
+        is_stale = measured > 0 and time.monotonic_ns() // 1000 - measured > patience * 1e6
+        self._untrusted = None
+        if node[Node.UNLISTED]:
+            self._untrusted = self._unlisted
+        elif is_stale and self._was_stale:  # once is no more than that the whole machine stood still
+            self._untrusted = self._stale
+        self._was_stale = is_stale
+
+    def refusal(self) -> bytes | None:
+        """The answer to give instead of writing, or None."""
+        if self._untrusted is not None:
+            return self._untrusted
+        if self._node[Node.DISK_FREE_BYTES] < self._min_free:
+            return self._no_space
+        if self._node[Node.BACKLOG_BYTES] > self._max_backlog:
+            return self._backlog
+        return None
