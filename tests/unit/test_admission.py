@@ -6,8 +6,8 @@ import pytest
 
 from arcpipe.config.settings import Settings
 from arcpipe.counters import BEGUN, FIGURES_SECONDS, HANDED_OVER, Counters, Node
+from arcpipe.ingest.endpoints import admission
 from arcpipe.ingest.endpoints.admission import Admission
-from arcpipe.ingest.http import limits
 from tests.wal_doubles import Clock
 
 
@@ -19,7 +19,7 @@ class MeasuringClock(Clock):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> MeasuringClock:
     clock = MeasuringClock()
-    monkeypatch.setattr(limits, "time", clock)
+    monkeypatch.setattr(admission, "time", clock)
     return clock
 
 

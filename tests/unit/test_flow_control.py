@@ -15,8 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.ingest import worker
-from arcpipe.ingest.http import responses
+from arcpipe.ingest.http import context, responses
 from arcpipe.ingest.http.connection import _WAITING_HEAD_BYTES
 from arcpipe.ingest.http.flow_control import PATIENCE_BYTES
 from tests.edge import Edge, Peer
@@ -199,7 +198,7 @@ def test_a_large_body_of_a_client_that_has_nothing_waiting_is_taken_and_above_tw
 def test_nothing_is_encoded_while_much_waits_for_the_wal_and_all_of_it_afterwards(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_ENCODED_AHEAD_BYTES", -1)  # what waits is always more
+    monkeypatch.setattr(context, "_ENCODED_AHEAD_BYTES", -1)  # what waits is always more
     sender, small = edge.connect(), edge.connect()
     encoded: list[int] = []
 
