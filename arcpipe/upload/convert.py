@@ -15,15 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arcpipe.codec.arrow.arrays import (
-    PRECISIONS,
-    Ints,
-    Values,
-    build,
-    decode_time,
-    find_values,
-    take,
-)
+from arcpipe.codec.arrow.arrays import build, take
+from arcpipe.codec.arrow.times import PRECISIONS, decode_time
+from arcpipe.codec.arrow.values import Ints, Values, find_values
 from arcpipe.codec.columns import COLUMN_TYPES, TIME
 from arcpipe.codec.rescued import rescued_json, unpack_value
 from arcpipe.upload.parquet import RESCUED_DATA, ROLE, TIME_NS, TIME_TYPE, file_order

@@ -21,7 +21,7 @@ from typing import Final, Literal, cast
 import msgspec
 
 from arcpipe import durable
-from arcpipe.codec.arrow.arrays import Values, has_floats, natural_type
+from arcpipe.codec.arrow.values import Values, has_floats, natural_type
 from arcpipe.disk import Disk
 from arcpipe.errors import DamagedFile, UnknownVersion
 from arcpipe.wal.checksum import checksum_holds, with_checksum

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from arcpipe.codec.arrow.arrays import MAX_TIME_US, VALUE_SIZE, Bytes, Ints
+from arcpipe.codec.arrow.times import MAX_TIME_US
+from arcpipe.codec.arrow.values import VALUE_SIZE, Bytes, Ints
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.envelope import ColumnMap, array_length, encode_entry
 from arcpipe.codec.rescued import Walker

@@ -12,15 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.arrow.arrays import (
-    MAX_TIME_US,
-    MIN_TIME_US,
-    build,
-    decode_time,
-    decode_values,
-    find_values,
-    natural_type,
-)
+from arcpipe.codec.arrow.arrays import build, decode_values
+from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US, decode_time
+from arcpipe.codec.arrow.values import find_values, natural_type
 from arcpipe.codec.rescued import InvalidText, parse_rescued, rescued_json, unpack_value
 from arcpipe.errors import BadPayload
 from tests.values import (

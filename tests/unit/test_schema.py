@@ -12,7 +12,7 @@ import msgpack
 import msgspec
 import pytest
 
-from arcpipe.codec.arrow.arrays import Values, find_values
+from arcpipe.codec.arrow.values import Values, find_values
 from arcpipe.disk import Disk
 from arcpipe.errors import UnknownVersion
 from arcpipe.upload import schema as schema_module

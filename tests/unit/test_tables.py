@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.arrow.arrays import MAX_TIME_US, MIN_TIME_US
+from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.envelope import decode_envelope
 from arcpipe.codec.rescued import Encoded, Timestamp, parse_rescued, unpack_value
