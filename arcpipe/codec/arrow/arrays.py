@@ -1,6 +1,6 @@
 """Convert the found values of a column to one Arrow array of one type, and list the values that do not fit it.
 
-`values.find_values` finds where each value begins; from there on everything is numpy over all values of one class at once.
+`values.find_values` finds where each value begins. From there on, everything is numpy over all values of one class.
 The conversion is total: a value that does not fit the type asked for is a null in the array and an index in `odd`,
 whose bytes `Values.element` gives. Types are named by the words of `codec.columns.COLUMN_TYPES`; which of them a column
 should have for good is not decided here, `natural_type` only tells what its values are.

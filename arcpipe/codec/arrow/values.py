@@ -1,6 +1,6 @@
 """Find the values of a column: where each begins, and of which class it is.
 
-They stand one after the other, as MessagePack, without the array headers around them. `find_values` finds them by one of:
+They stand one after the other, as MessagePack, without the array headers around them. `find_values` finds them:
 
 - all values of one width (floats, wide integers, equally long strings): one strided view;
 - ASCII text: a byte above 0x7f is a header, and there are no others;
