@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from arcpipe.codec.messagepack import arc_payloads
-from arcpipe.codec.rescued import Walker, unpack_value, value_end
+from arcpipe.codec.messagepack.walk import Walker, value_end
+from arcpipe.codec.rescued import unpack_value
 from arcpipe.errors import BadPayload
 
 KIND_COLUMNAR: Final = 1

@@ -22,27 +22,31 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections import deque
 from collections.abc import Callable, Mapping
-from itertools import repeat, starmap
 from typing import Any, Final, NamedTuple
 
-import msgpack
 import orjson
 
-from arcpipe.errors import BadPayload
+from arcpipe.codec.messagepack.layout import (
+    ARRAY,
+    BINARY,
+    BOOLEAN,
+    EXTENSION,
+    FLOAT,
+    INTEGER,
+    KIND,
+    LAYOUT,
+    MAP,
+    NIL,
+    STRING,
+)
+from arcpipe.codec.messagepack.walk import value_end
 
 MAX_DEPTH: Final = 100
 """Arrays and maps within each other, at most, in a value that is written as JSON (orjson itself stops at 254)."""
 
-
 MAX_NESTED_BYTES: Final = 1 << 20
 """Bytes, encoded, of an array or map that is written as JSON: as Python objects it may have a hundred times as many."""
-
-# A `Walker` reads so much at once, and has at most so much of one value.
-_READ_BYTES: Final = 1 << 18
-_MAX_BUFFER: Final = (1 << 31) - 1
-_LONG_MARKERS: Final = (0xC5, 0xC6, 0xDA, 0xDB)  # binary and text with a length of two or four bytes
 
 
 class InvalidText(NamedTuple):
@@ -76,108 +80,13 @@ class Encoded(NamedTuple):
     data: bytes
 
 
-# How a value goes on after its first byte: bytes of a big-endian length, then what the length counts.
-_FIXED, _BLOB, _EXT, _ARRAY, _MAP, _RESERVED = range(6)
-
-
-def _layout(marker: int) -> tuple[int, int, int]:
-    """(what follows, bytes of its length field, a fixed size or count) of a value by its first byte."""
-    if marker <= 0x7F or marker >= 0xE0:
-        return _FIXED, 0, 0
-    if marker <= 0x8F:
-        return _MAP, 0, marker & 15
-    if marker <= 0x9F:
-        return _ARRAY, 0, marker & 15
-    if marker <= 0xBF:
-        return _FIXED, 0, marker & 31
-    return {
-        0xC0: (_FIXED, 0, 0),
-        0xC1: (_RESERVED, 0, 0),
-        0xC2: (_FIXED, 0, 0),
-        0xC3: (_FIXED, 0, 0),
-        **{0xC4 + i: (_BLOB, 1 << i, 0) for i in range(3)},
-        **{0xC7 + i: (_EXT, 1 << i, 0) for i in range(3)},
-        0xCA: (_FIXED, 0, 4),
-        0xCB: (_FIXED, 0, 8),
-        **{0xCC + i: (_FIXED, 0, 1 << i) for i in range(4)},
-        **{0xD0 + i: (_FIXED, 0, 1 << i) for i in range(4)},
-        **{0xD4 + i: (_FIXED, 0, 1 + (1 << i)) for i in range(5)},
-        **{0xD9 + i: (_BLOB, 1 << i, 0) for i in range(3)},
-        **{0xDC + i: (_ARRAY, 2 << i, 0) for i in range(2)},
-        **{0xDE + i: (_MAP, 2 << i, 0) for i in range(2)},
-    }[marker]
-
-
-_LAYOUT: Final = tuple(map(_layout, range(256)))
-
-
-def value_end(data: bytes | memoryview, pos: int) -> int:
-    """The offset behind the value at `pos`, however deep it is nested. Raises BadPayload if it is not whole."""
-    end, open_values = pos, 1
-    size = len(data)
-    while open_values:
-        if end >= size:
-            raise BadPayload(f"value at byte {pos} is cut off")
-        follows, width, fixed = _LAYOUT[data[end]]
-        count = int.from_bytes(data[end + 1 : end + 1 + width], "big") if width else fixed
-        end += 1 + width
-        open_values -= 1
-        if follows in (_FIXED, _BLOB):
-            end += count
-        elif follows == _EXT:
-            end += 1 + count
-        elif follows == _ARRAY:
-            open_values += count
-        elif follows == _MAP:
-            open_values += 2 * count
-        else:
-            raise BadPayload(f"byte 0xc1 at {end - 1} is no MessagePack")
-    if end > size:
-        raise BadPayload(f"value at byte {pos} is cut off")
-    return end
-
-
-class Walker:
-    """Walks over the values that stand one behind the other in `data`, in little memory however many there are."""
-
-    def __init__(self, data: bytes | memoryview, offset: int = 0) -> None:
-        self._data = memoryview(data)
-        self.offset = offset
-        """Where the next value begins."""
-        self._begin()
-
-    def _begin(self) -> None:
-        self._start = self._read = self.offset
-        self._skip = msgpack.Unpacker(self, read_size=_READ_BYTES, max_buffer_size=_MAX_BUFFER)
-
-    def read(self, size: int) -> bytes:
-        """For the Unpacker, which takes this for a file."""
-        start, self._read = self._read, self._read + size
-        return bytes(self._data[start : self._read])
-
-    def skip(self, count: int) -> None:
-        """Go on behind the next `count` values. Raises BadPayload if there are not so many."""
-        before = self.offset
-        try:
-            if count == 1 and self._data[before] in _LONG_MARKERS:  # no need to read what is skipped
-                self.offset = value_end(self._data, before)
-                self._begin()
-                return
-            deque(starmap(self._skip.skip, repeat((), count)), maxlen=0)
-            self.offset = self._start + self._skip.tell()
-        except (msgpack.UnpackException, ValueError, IndexError):  # nested too deep for it, or not whole
-            for _ in range(count):
-                self.offset = value_end(self._data, self.offset)
-            self._begin()
-
-
 def unpack_value(element: bytes) -> Any:
     """One whole MessagePack value as Python: None, bool, int, float, str, bytes, list, dict or a class of this module.
 
     Raises BadPayload if it is not whole.
     """
     value_end(element, 0)
-    if len(element) > MAX_NESTED_BYTES and _LAYOUT[element[0]][0] in (_ARRAY, _MAP):
+    if len(element) > MAX_NESTED_BYTES and KIND[element[0]] in (ARRAY, MAP):
         return Encoded(element)
     try:
         return _unpack(element, 0, 0)[0]
@@ -195,33 +104,34 @@ def _unpack(data: bytes, pos: int, depth: int) -> tuple[Any, int]:
         return marker, pos + 1
     if marker >= 0xE0:
         return marker - 0x100, pos + 1
-    follows, width, fixed = _LAYOUT[marker]
-    count = int.from_bytes(data[pos + 1 : pos + 1 + width], "big") if width else fixed
+    kind, width, count = LAYOUT[marker]
+    if width:
+        count = int.from_bytes(data[pos + 1 : pos + 1 + width], "big")
     start = pos + 1 + width
-    if follows in (_ARRAY, _MAP):
+    if kind in (ARRAY, MAP):
         if depth == MAX_DEPTH:
             raise _TooDeep
         items = []
-        for _ in range(count if follows == _ARRAY else 2 * count):
+        for _ in range(count if kind == ARRAY else 2 * count):
             item, start = _unpack(data, start, depth + 1)
             items.append(item)
-        return (items if follows == _ARRAY else _map(items[::2], items[1::2])), start
-    if follows == _EXT:
+        return (items if kind == ARRAY else _map(items[::2], items[1::2])), start
+    if kind == EXTENSION and width:
         return _ext(data[start], data[start + 1 : start + 1 + count]), start + 1 + count
     end = start + count
     raw = data[start:end]
-    if 0xA0 <= marker <= 0xBF or marker >= 0xD9:
+    if kind == STRING:
         try:
             return raw.decode(), end
         except UnicodeDecodeError:
             return InvalidText(raw), end
-    if marker <= 0xC3:
+    if kind in (NIL, BOOLEAN):
         return (None, None, False, True)[marker - 0xC0], end
-    if follows == _BLOB:
+    if kind == BINARY:
         return raw, end
-    if marker <= 0xCB:
-        return struct.unpack(">f" if marker == 0xCA else ">d", raw)[0], end
-    if marker <= 0xD3:
+    if kind == FLOAT:
+        return struct.unpack(">f" if count == 4 else ">d", raw)[0], end
+    if kind == INTEGER:
         return int.from_bytes(raw, "big", signed=marker >= 0xD0), end
     return _ext(raw[0], raw[1:]), end
 

@@ -20,7 +20,7 @@ from arcpipe.codec.arrow.times import MAX_TIME_US
 from arcpipe.codec.arrow.values import VALUE_SIZE, Bytes, Ints
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.envelope import ColumnMap, array_length, encode_entry
-from arcpipe.codec.rescued import Walker
+from arcpipe.codec.messagepack.walk import Walker
 from arcpipe.errors import BadPayload
 
 # With so few entries, or so many bytes in a column of each, headers are cut off one by one instead of all at once. So

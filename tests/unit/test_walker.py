@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe.codec.rescued import Walker, value_end
+from arcpipe.codec.messagepack.walk import Walker, value_end
 from arcpipe.errors import BadPayload
 from tests.values import any_value
 

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
-from arcpipe.codec.rescued import value_end
+from arcpipe.codec.messagepack.layout import EXTENSION, LAYOUT, SIZE
+from arcpipe.codec.messagepack.walk import value_end
 from arcpipe.errors import BadPayload
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -49,18 +50,16 @@ _CLASS[0xC0], _CLASS[0xC2:0xC4], _CLASS[0xC4:0xC7], _CLASS[0xC7] = NIL, BOOL, (B
 _CLASS[0xCA:0xCC], _CLASS[0xCC:0xD0], _CLASS[0xD0:0xD4] = FLOATS, range(U8, I8), range(I8, F32)
 _CLASS[0xD6:0xD8], _CLASS[0xD9:0xDC] = (FIXEXT4, FIXEXT8), (STR8, STR16, STR32)
 
-VALUE_SIZE: Final[Ints] = np.zeros(256, np.int64)
+VALUE_SIZE: Final[Ints] = np.array(SIZE, np.int64)
 """Bytes of a value by its first byte; 0 where that alone does not tell. An empty array or map is one byte."""
-VALUE_SIZE[:0x80] = VALUE_SIZE[0xE0:] = VALUE_SIZE[[0x80, 0x90, 0xC0, 0xC2, 0xC3]] = 1
-VALUE_SIZE[0xA0:0xC0] = range(1, 33)
-VALUE_SIZE[0xCA:0xCC], VALUE_SIZE[0xCC:0xD0], VALUE_SIZE[0xD0:0xD4] = (5, 9), (2, 3, 5, 9), (2, 3, 5, 9)
-VALUE_SIZE[0xD4:0xD9] = (3, 4, 6, 10, 18)
+VALUE_SIZE[[0x80, 0x90]] = 1
 
 _IS_BYTE: Final[Mask] = VALUE_SIZE == 1
 
 # Bytes of a value whose length is in its second byte, without that length: bin8, ext8, str8.
-_SIZE8: Final[Ints] = np.zeros(256, np.int64)
-_SIZE8[[0xC4, 0xC7, 0xD9]] = (2, 3, 2)
+_SIZE8: Final[Ints] = np.array(
+    [2 + (layout.kind == EXTENSION) if layout.length_bytes == 1 else 0 for layout in LAYOUT], np.int64
+)
 _SIZE_OR_8: Final = VALUE_SIZE + _SIZE8
 _HAS_8: Final[Ints] = (_SIZE8 > 0).astype(np.int64)
 

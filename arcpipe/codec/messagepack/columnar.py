@@ -46,6 +46,18 @@ from arcpipe.codec.columns import (
     str_header,
 )
 from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.messagepack.layout import (
+    ARRAY,
+    EXTENSION,
+    FLOAT,
+    INTEGER,
+    KIND,
+    KIND_NAMES,
+    MAP,
+    NIL,
+    SIZE,
+    STRING,
+)
 from arcpipe.errors import BadPayload
 
 __all__ = ["Encoded", "encode"]
@@ -79,30 +91,8 @@ _STRIDE_VALUES: Final = 1 << 16
 
 _HOST: Final = "host"
 
-# The kinds of value, as error texts call them, and the kind of a value by its first byte.
-_KINDS: Final = (
-    *("an integer", "a map", "an array", "a string", "nil"),
-    *("an invalid byte", "a boolean", "binary", "an extension", "a float"),
-)
-_INTEGER, _MAP, _ARRAY, _STRING, _NIL, _INVALID, _BOOLEAN, _BINARY, _EXTENSION, _FLOAT = range(10)
-_KIND: Final = (
-    *([_INTEGER] * 0x80 + [_MAP] * 16 + [_ARRAY] * 16 + [_STRING] * 32),
-    *(_NIL, _INVALID, _BOOLEAN, _BOOLEAN),  # 0xc0 … 0xc3
-    *([_BINARY] * 3 + [_EXTENSION] * 3 + [_FLOAT] * 2 + [_INTEGER] * 8 + [_EXTENSION] * 5),  # 0xc4 … 0xd8
-    *([_STRING] * 3 + [_ARRAY] * 2 + [_MAP] * 2 + [_INTEGER] * 32),  # 0xd9 … 0xff
-)
-
-# Bytes of a whole value by its first byte, where that alone tells; else 0.
-_WIDTH: Final = (
-    *([1] * 0x80 + [0] * 32 + list(range(1, 33))),  # small integers; maps and arrays; short strings
-    *(1, 0, 1, 1, 0, 0, 0, 0, 0, 0),  # nil, invalid, false, true; binary and extensions with a length
-    *(5, 9, 2, 3, 5, 9, 2, 3, 5, 9),  # floats, unsigned, signed
-    *(3, 4, 6, 10, 18),  # extensions of 1, 2, 4, 8, 16 bytes
-    *([0] * 7 + [1] * 32),  # strings, arrays, maps with a length; small negative integers
-)
-
 # Bytes of a short string, header and all, by its first byte; 0 for anything else.
-_SHORT: Final = (*([0] * 0xA0), *range(1, 33), *([0] * 0x40))
+_SHORT: Final = tuple(size if kind == STRING else 0 for kind, size in zip(KIND, SIZE, strict=True))
 
 # Columns, less one, and other things of an array after which others are given way to: they take 0.2 ms.
 _COLUMNS_BETWEEN_CHECKS: Final = 255
@@ -129,9 +119,9 @@ def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encod
     data = body if type(body) is bytes else bytes(body)
     if not data:
         raise BadPayload("body is empty")
-    kind = _KIND[data[0]]
+    kind = KIND[data[0]]
     try:
-        if kind == _MAP:
+        if kind == MAP:
             if _is_one_record(data):
                 return Encoded(False, body, 1)
             end, records = _columnar(data, 0, None, check)
@@ -141,10 +131,10 @@ def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encod
                 return Encoded(False, body, records)
             if end == _IS_ROW:
                 return _encode_row(data, check)
-        elif kind != _ARRAY:
-            raise BadPayload(f"body is neither a map nor an array but {_KINDS[kind]}")
+        elif kind != ARRAY:
+            raise BadPayload(f"body is neither a map nor an array but {KIND_NAMES[kind]}")
         gatherer = _Gatherer(data, check)
-        end = gatherer.batch(0, may_be_last=True) if kind == _MAP else gatherer.array(0, "", may_be_last=True)
+        end = gatherer.batch(0, may_be_last=True) if kind == MAP else gatherer.array(0, "", may_be_last=True)
         if end != len(data):
             raise _bad_end(data, end)
         return gatherer.encoded(body)
@@ -225,7 +215,7 @@ def _columnar(data: bytes, pos: int, skipper: _Skipper | None, check: Callable[[
         elif key == b"columns" and names is None:
             names, records, pos = _columns(data, end, skipper, check)
         elif key == b"tags" and tags is None:
-            if names is None and _KIND[data[end]] != _ARRAY:
+            if names is None and KIND[data[end]] != ARRAY:
                 return _IS_ROW, 0
             tags, pos = _tags(data, end)
         elif key == b"types" and types is None:
@@ -263,7 +253,7 @@ def _columns(
     if 0x80 <= marker <= 0x8F:
         columns = marker & 15
         pos += 1
-    elif _KIND[marker] == _MAP:
+    elif KIND[marker] == MAP:
         columns, pos = _length(data, pos)
     else:
         raise BadPayload(f"'columns' is not a map but {_kind(data, pos)}")
@@ -312,7 +302,7 @@ def _columns(
         # stride prove a whole column. Any other column is walked value by value, in C. The last value is looked at
         # before the rest because it alone nearly always shows that the column is not of that kind.
         marker = data[pos]
-        width = _WIDTH[marker]
+        width = SIZE[marker]
         if width:
             end = pos + width * count
             if count == 1 or (
@@ -387,7 +377,7 @@ def _measurement(data: bytes, pos: int) -> int:
 
 def _tags(data: bytes, pos: int) -> tuple[set[bytes], int]:
     """The first bytes of the names in the `tags` array of a columnar map, and the offset after it."""
-    if _KIND[data[pos]] != _ARRAY:
+    if KIND[data[pos]] != ARRAY:
         raise BadPayload(f"'tags' is not an array but {_kind(data, pos)}")
     count, pos = _length(data, pos)
     if count > MAX_COLUMNS:
@@ -403,7 +393,7 @@ def _tags(data: bytes, pos: int) -> tuple[set[bytes], int]:
 
 def _types(data: bytes, pos: int) -> tuple[set[bytes], int]:
     """The names in the `types` map of a columnar map, and the offset after it."""
-    if _KIND[data[pos]] != _MAP:
+    if KIND[data[pos]] != MAP:
         raise BadPayload(f"'types' is not a map but {_kind(data, pos)}")
     count, pos = _length(data, pos)
     if count > MAX_COLUMNS:
@@ -619,7 +609,7 @@ def _row(data: bytes, pos: int, skipper: _Skipper) -> tuple[_Row, int]:
         elif key == b"fields":
             fields, pos = _raw_map(data, end, skipper, "field")
         elif key == b"tags":
-            if _KIND[data[end]] == _NIL:
+            if KIND[data[end]] == NIL:
                 pos = end + 1
             else:
                 tags, pos = _raw_map(data, end, skipper, "tag")
@@ -630,7 +620,7 @@ def _row(data: bytes, pos: int, skipper: _Skipper) -> tuple[_Row, int]:
                     raise BadPayload(f"'t' is neither a number nor a timestamp but {_kind(data, end)}")
                 time = data[end:pos]
             else:
-                if _KIND[data[end]] not in (_STRING, _NIL):
+                if KIND[data[end]] not in (STRING, NIL):
                     raise BadPayload(f"'h' is not a string but {_kind(data, end)}")
                 host = data[end:pos]
     if pos > len(data):
@@ -653,7 +643,7 @@ _ROW_KEYS: Final = (b"m", b"t", b"h", b"fields", b"tags")
 
 def _raw_map(data: bytes, pos: int, skipper: _Skipper, what: str) -> tuple[dict[str, msgspec.Raw], int]:
     """The `fields` or `tags` of a row, values as they are, and the offset after it. `what` is "field" or "tag"."""
-    if _KIND[data[pos]] != _MAP:
+    if KIND[data[pos]] != MAP:
         raise BadPayload(f"'{what}s' is not a map but {_kind(data, pos)}")
     count, pos = _length(data, pos)
     if count > MAX_COLUMNS:
@@ -665,7 +655,7 @@ def _raw_map(data: bytes, pos: int, skipper: _Skipper, what: str) -> tuple[dict[
         key, start = _key(data, pos)
         if len(key) > MAX_NAME_BYTES:
             raise _long_name(data, f"{what} name", pos)
-        end = start + _WIDTH[data[start]]
+        end = start + SIZE[data[start]]
         name = _text(f"{what} name", key)
         check_column_name(name, what)
         if name in values:
@@ -686,15 +676,15 @@ def _raw_map(data: bytes, pos: int, skipper: _Skipper, what: str) -> tuple[dict[
 
 def _is_time(value: bytes) -> bool:
     """Whether a MessagePack value is a number, the timestamp extension (type -1) or nil."""
-    kind = _KIND[value[0]]
-    if kind == _EXTENSION:
+    kind = KIND[value[0]]
+    if kind == EXTENSION:
         return value[:2] in (b"\xd6\xff", b"\xd7\xff") or value[:3] == b"\xc7\x0c\xff"
-    return kind in (_INTEGER, _FLOAT, _NIL)
+    return kind in (INTEGER, FLOAT, NIL)
 
 
 def _payload(value: bytes) -> bytes:
     """The bytes of a string value behind its header; any other value as it is."""
-    if _KIND[value[0]] != _STRING:
+    if KIND[value[0]] != STRING:
         return b"\x00" + value
     start, end = _string(value, 0, "")
     return b"\x01" + value[start:end]
@@ -762,7 +752,7 @@ class _Gatherer:
         """Take the map with the one key 'batch' at `pos`: the offset after it."""
         _keys, pos = _length(self._data, pos)
         _name, pos = _key(self._data, pos)
-        if _KIND[self._data[pos]] != _ARRAY:
+        if KIND[self._data[pos]] != ARRAY:
             raise BadPayload(f"'batch' is not an array but {_kind(self._data, pos)}")
         return self.array(pos, " of 'batch'", may_be_last=may_be_last)
 
@@ -812,7 +802,7 @@ class _Gatherer:
 
     def _element(self, pos: int, number: int, where: str) -> int:
         """Take the element at `pos` if it is a columnar map: the offset after it, else _IS_ROW or _IS_BATCH."""
-        if _KIND[self._data[pos]] != _MAP:
+        if KIND[self._data[pos]] != MAP:
             raise BadPayload(f"element {number}{where} is not a map but {_kind(self._data, pos)}")
         try:
             end, records = _columnar(self._data, pos, self._skipper, self._effort.check)
@@ -983,7 +973,7 @@ def _text(what: str, name: bytes) -> str:
 
 
 def _kind(data: bytes, pos: int) -> str:
-    return _KINDS[_KIND[data[pos]]]
+    return KIND_NAMES[KIND[data[pos]]]
 
 
 class _LongValue(BadPayload):
