@@ -32,7 +32,7 @@ from arcpipe.allocator import keep_freed_memory
 from arcpipe.codec import line_protocol
 from arcpipe.codec.columns import MAX_COLUMNS, array_header, map_header, pack_str
 from arcpipe.codec.content_encoding import Coding, decode, zstd
-from arcpipe.codec.messagepack import columnar
+from arcpipe.codec.messagepack import body
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
 COMMAND: Final = (sys.executable, "-m", "benchmarks.gil")
@@ -68,7 +68,7 @@ def _own_shapes(line: bytes, size: int) -> bytes:
 
 
 def _packed(build: Callable[[int], bytes]) -> Case:
-    return columnar.encode, build
+    return body.encode, build
 
 
 def _column(values: bytes, count: int, size: int) -> bytes:

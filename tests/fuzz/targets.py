@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from arcpipe.codec import content_encoding, line_protocol
-from arcpipe.codec.messagepack import columnar
+from arcpipe.codec.messagepack import body as messagepack
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.edge import Edge, Peer
 
@@ -82,11 +82,11 @@ def decode(data: bytes) -> None:
 def msgpack(data: bytes) -> None:
     """A MessagePack body: refused, or MessagePack when it is encoded for the log."""
     try:
-        encoded = columnar.encode(data)
+        encoded = messagepack.encode(data)
     except BadPayload:
         return
     assert encoded.records > 0
-    assert columnar.encode(encoded.body).records == encoded.records
+    assert messagepack.encode(encoded.body).records == encoded.records
 
 
 def lines(data: bytes) -> None:

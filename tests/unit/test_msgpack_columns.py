@@ -18,10 +18,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.columns import MAX_COLUMNS, array_header, field_column_names
+from arcpipe.codec.columns import MAX_COLUMNS, Encoded, array_header, field_column_names
 from arcpipe.codec.effort import BYTES_PER_SHAPE, FREE_SHAPES
-from arcpipe.codec.messagepack import columnar as msgpack_columns
-from arcpipe.codec.messagepack.columnar import MAX_VALUE_BYTES, Encoded, encode
+from arcpipe.codec.messagepack import body as msgpack_body
+from arcpipe.codec.messagepack.body import encode
+from arcpipe.codec.messagepack.read import MAX_VALUE_BYTES
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
 # Writing MessagePack byte by byte
@@ -979,7 +980,7 @@ def test_a_body_of_one_record_is_taken_as_the_walk_takes_it(body: bytes, monkeyp
             return str(error)
 
     quick = outcome()
-    monkeypatch.setattr(msgpack_columns, "_is_one_record", lambda _: False)
+    monkeypatch.setattr(msgpack_body, "_is_one_record", lambda _: False)
     assert outcome() == quick
 
 

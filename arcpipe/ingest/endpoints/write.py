@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Final, NamedTuple, TypeVar
 
 from arcpipe.codec.columns import Encoded
-from arcpipe.codec.messagepack.columnar import encode
+from arcpipe.codec.messagepack.body import encode
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
 from arcpipe.ingest.endpoints.admission import Admission

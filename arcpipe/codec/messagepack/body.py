@@ -1,0 +1,328 @@
+"""Request bodies in MessagePack: check them, and normalise what is not columnar yet.
+
+A body is a columnar map `{"m", "columns", "tags"?, "types"?}`, a row map `{"m", "t"?, "h"?, "fields", "tags"?}`,
+`{"batch": [...]}` of both, mixed, or an array of any of these. What comes out (`Encoded`) is one columnar map or an
+array of columnar maps. Columnar maps pass through as the bytes that they came in; rows of one shape (measurement,
+tag names, field names) are gathered into columns, each value in the bytes that it came in, so that nothing is lost
+or changed on the way.
+
+Checked are: exactly one well-formed value, keys, names, columns that are arrays of one length, and whatever would
+silently drop data later (a key given twice, a key that nobody reads). The single values of a column are not looked
+at: the conversion to Arrow is total and rescues the odd ones.
+
+Bounds: every path is linear in the body; a declared length is never believed, only walked; values may be nested 1024
+deep. No step keeps other threads from running for more than some 20 ms: what is done in one call has `CHUNK_BYTES`,
+or is one value of `MAX_VALUE_BYTES`. Beside the result, memory is a multiple of `CHUNK_BYTES` and of the longest
+single value or row (and one copy of a body that is not `bytes`, or that mixes rows and columns).
+
+This module must not know HTTP, the log's envelope, or Arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+
+from arcpipe.codec.columns import (
+    MAX_NAME_BYTES,
+    ColumnBatch,
+    Encoded,
+    Maps,
+    array_header,
+)
+from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.messagepack.columnar import IS_BATCH, IS_ROW, check_columnar
+from arcpipe.codec.messagepack.layout import (
+    ARRAY,
+    KIND,
+    KIND_NAMES,
+    MAP,
+)
+from arcpipe.codec.messagepack.read import (
+    CHUNK_BYTES,
+    SHORT,
+    Skipper,
+    bad_end,
+    kind_of,
+    read_key,
+    read_length,
+    truncated_at_end,
+)
+from arcpipe.codec.messagepack.rows import Row, gather_rows, group_by_shape, read_row, shape_batch
+from arcpipe.errors import BadPayload
+
+__all__ = ["Encoded", "encode"]
+
+# Rows of more bytes are taken the exact way: msgspec takes up to 20 ms for them, in which no other thread runs.
+_ROWS_BYTES: Final = 256 << 10
+
+_ELEMENTS_BETWEEN_CHECKS: Final = 15
+
+
+def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encoded:
+    """Check a request body and make it one columnar map or an array of them.
+
+    A body that is one columnar map, or an array of nothing but columnar maps, comes back as the same object. In error
+    texts elements and rows are counted from 0, and byte offsets from the start of the body.
+
+    Args:
+        check: as in `arcpipe.codec.effort`.
+
+    Raises:
+        BadPayload: the body is none that is taken, whatever its bytes.
+        PayloadTooLarge: the body has too many shapes for its size.
+    """
+    data = body if type(body) is bytes else bytes(body)
+    if not data:
+        raise BadPayload("body is empty")
+    kind = KIND[data[0]]
+    try:
+        if kind == MAP:
+            if _is_one_record(data):
+                return Encoded(False, body, 1)
+            end, records = check_columnar(data, 0, None, check)
+            if end > 0:
+                if end != len(data):
+                    raise bad_end(data, end)
+                return Encoded(False, body, records)
+            if end == IS_ROW:
+                return _encode_row(data, check)
+        elif kind != ARRAY:
+            raise BadPayload(f"body is neither a map nor an array but {KIND_NAMES[kind]}")
+        gatherer = _Gatherer(data, check)
+        end = gatherer.batch(0, may_be_last=True) if kind == MAP else gatherer.array(0, "", may_be_last=True)
+        if end != len(data):
+            raise bad_end(data, end)
+        return gatherer.encoded(body)
+    except IndexError:  # only reading a byte of `data` raises it: the body ends before what it announced
+        raise truncated_at_end(data) from None
+
+
+# The smallest bodies: one columnar map of one record, written as most senders write it.
+
+
+class _OneRecord(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    m: str
+    columns: dict[str, tuple[msgspec.Raw]]
+
+
+_ONE_RECORD: Final = msgspec.msgpack.Decoder(_OneRecord)
+# Measurement and column names together; longer ones are left to `check_columnar`.
+_ONE_RECORD_NAMES: Final = MAX_NAME_BYTES
+# Too short to hold values nested deeper than `check_columnar` allows, which msgspec may allow.
+_ONE_RECORD_BYTES: Final = 1 << 10
+
+
+def _is_one_record(data: bytes) -> bool:
+    """Whether a body is `{"m": …, "columns": {name: [value], …}}`, in this order, with nothing unusual about it.
+
+    Says True for nothing that `check_columnar` would refuse, and leaves everything else to it. One msgspec call proves
+    all but two things: that no name is there twice (a dict drops one without a word, but the map's header counts it),
+    and what the names are made of.
+    """
+    if not 12 < len(data) <= _ONE_RECORD_BYTES or not data.startswith(b"\x82\xa1m"):
+        return False
+    at = 3 + SHORT[data[3]]
+    if not data.startswith(b"\xa7columns", at):
+        return False
+    try:
+        record = _ONE_RECORD.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    columns = record.columns
+    names = "".join((record.m, *columns))
+    return (
+        names.isascii()
+        and names.isprintable()
+        and len(names) <= _ONE_RECORD_NAMES
+        and 0 < len(columns) <= 15
+        and data[at + 8] == 0x80 + len(columns)
+        and "" not in columns
+        and at > 4  # the measurement is not empty
+    )
+
+
+def _encode_row(data: bytes, check: Callable[[], None]) -> Encoded:
+    """A body that is one row."""
+    batches = gather_rows(b"\x91" + data, Effort(len(data), check)) if len(data) <= _ROWS_BYTES else None
+    if batches is None:
+        row, end = read_row(data, 0, Skipper(data, check))
+        if end != len(data):
+            raise bad_end(data, end)
+        batches = [shape_batch([row], bytes(row.t))]
+    return Encoded(False, batches[0].encode(), 1)
+
+
+# Arrays of rows, columnar maps and batches
+
+
+class _Gatherer:
+    """Collects what the elements of an array become.
+
+    Columnar maps that stand one behind the other are one span, which is copied only if there is anything else.
+    """
+
+    __slots__ = (
+        "_data",
+        "_effort",
+        "_maps",
+        "_skipper",
+        "_span_end",
+        "_span_maps",
+        "_span_records",
+        "_span_start",
+        "_untouched_from",
+        "_view",
+    )
+
+    def __init__(self, data: bytes, check: Callable[[], None]) -> None:
+        self._data = data
+        self._effort = Effort(len(data), check)
+        self._view = memoryview(data)
+        self._skipper = Skipper(data, check)
+        self._maps = Maps()
+        self._span_start = self._span_end = self._span_maps = self._span_records = 0
+        self._untouched_from: int | None = None
+        """The offset of the array if it already is what it would become: several columnar maps and nothing else."""
+
+    def encoded(self, body: bytes | memoryview) -> Encoded:
+        """What the body has become."""
+        start = self._untouched_from
+        if start is not None:
+            return Encoded(True, self._view[start:] if start else body, self._span_records)
+        self._end_span()
+        encoded = self._maps.encoded()
+        assert encoded is not None
+        return encoded
+
+    def _end_span(self) -> None:
+        if self._span_maps:
+            self._maps.add(self._view[self._span_start : self._span_end], self._span_records, self._span_maps)
+        self._span_end = self._span_maps = self._span_records = 0
+
+    def batch(self, pos: int, *, may_be_last: bool) -> int:
+        """Take the map with the one key 'batch' at `pos`: the offset after it."""
+        _keys, pos = read_length(self._data, pos)
+        _name, pos = read_key(self._data, pos)
+        if KIND[self._data[pos]] != ARRAY:
+            raise BadPayload(f"'batch' is not an array but {kind_of(self._data, pos)}")
+        return self.array(pos, " of 'batch'", may_be_last=may_be_last)
+
+    def array(self, pos: int, where: str, *, may_be_last: bool) -> int:
+        """Take the array at `pos`: the offset after it.
+
+        `where` is "" or " of 'batch'", inside which there may be no other batch. `may_be_last`: the body probably
+        ends with this array.
+        """
+        data = self._data
+        count, end = read_length(data, pos)
+        if not count:
+            raise BadPayload(f"no records: {'the batch' if where else 'the body'} is an empty array")
+        number = 0
+        only_columnar = True
+        while number < count:
+            start = end
+            if number & _ELEMENTS_BETWEEN_CHECKS == _ELEMENTS_BETWEEN_CHECKS:
+                self._effort.check()
+            end = self._element(start, number, where)
+            if end > 0:
+                number += 1
+                continue
+            only_columnar = False
+            if end == IS_BATCH:
+                end = self._nested_batch(start, number, where)
+                number += 1
+                continue
+            if number == 0 and may_be_last and len(data) - pos <= CHUNK_BYTES:
+                batches = gather_rows(self._view[pos:], self._effort)
+                if batches is not None:
+                    self._take(batches)
+                    return len(data)
+            starts: list[int] = []
+            end = start
+            while number + len(starts) < count and end - start < CHUNK_BYTES:
+                starts.append(end)
+                try:
+                    end = self._skipper.skip(end)
+                except BadPayload as error:
+                    raise BadPayload(f"{error}, in element {number + len(starts) - 1}{where}") from None
+            self._elements(starts, end, number, where)
+            number += len(starts)
+        if only_columnar and may_be_last and count > 1:
+            self._untouched_from = pos
+        return end
+
+    def _element(self, pos: int, number: int, where: str) -> int:
+        """Take the element at `pos` if it is a columnar map: the offset after it, else IS_ROW or IS_BATCH."""
+        if KIND[self._data[pos]] != MAP:
+            raise BadPayload(f"element {number}{where} is not a map but {kind_of(self._data, pos)}")
+        try:
+            end, records = check_columnar(self._data, pos, self._skipper, self._effort.check)
+        except BadPayload as error:
+            raise BadPayload(f"element {number}{where}: {error}") from None
+        if end > 0:
+            if self._span_end != pos:
+                self._end_span()
+                self._span_start = pos
+            self._span_end = end
+            self._span_maps += 1
+            self._span_records += records
+        return end
+
+    def _nested_batch(self, pos: int, number: int, where: str) -> int:
+        if where:
+            raise BadPayload(f"element {number}{where} is a batch itself")
+        try:
+            return self.batch(pos, may_be_last=False)
+        except BadPayload as error:
+            raise BadPayload(f"element {number}: {error}") from None
+
+    def _elements(self, starts: list[int], end: int, first: int, where: str) -> None:
+        """Take the elements that begin at `starts`, well-formed and end to end up to `end`; most should be rows.
+
+        `first` is the number of the first.
+        """
+        data = self._data
+        batches = None
+        are_few = end - starts[0] <= _ROWS_BYTES
+        if are_few:
+            batches = gather_rows(array_header(len(starts)) + data[starts[0] : end], self._effort)
+            if batches is not None:
+                self._take(batches)
+                return
+        rows = []
+        spans = []
+        for number, (start, stop) in enumerate(pairwise((*starts, end)), first):
+            if number & _ELEMENTS_BETWEEN_CHECKS == _ELEMENTS_BETWEEN_CHECKS:
+                self._effort.check()
+            kind = self._element(start, number, where)
+            if kind == IS_ROW:
+                rows.append((number, start))
+                spans.append(self._view[start:stop])
+            elif kind == IS_BATCH:
+                self._nested_batch(start, number, where)
+        if not rows:
+            return
+        if are_few and len(rows) < len(starts):
+            batches = gather_rows(b"".join((array_header(len(rows)), *spans)), self._effort)
+        if batches is None:
+            groups = group_by_shape([self._row(*row) for row in rows], self._effort)
+            batches = [shape_batch(group, b"".join([row.t for row in group])) for group in groups]
+        self._take(batches)
+
+    def _row(self, number: int, pos: int) -> Row:
+        if number & _ELEMENTS_BETWEEN_CHECKS == _ELEMENTS_BETWEEN_CHECKS:
+            self._effort.check()
+        try:
+            return read_row(self._data, pos, self._skipper)[0]
+        except BadPayload as error:
+            raise BadPayload(f"row {number}: {error}") from None
+
+    def _take(self, batches: list[ColumnBatch]) -> None:
+        self._end_span()
+        for batch in batches:
+            self._effort.check()
+            self._maps.add(batch.encode(), batch.records)

@@ -1,0 +1,320 @@
+"""Gather rows of one shape into columns, each value in the bytes that it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import itemgetter
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+
+from arcpipe.codec.columns import (
+    MAX_COLUMNS,
+    MAX_NAME_BYTES,
+    TIME,
+    ColumnBatch,
+    array_header,
+    check_column_name,
+    field_column_names,
+    map_header,
+    quote,
+    str_header,
+)
+from arcpipe.codec.effort import Effort
+from arcpipe.codec.messagepack.layout import (
+    EXTENSION,
+    FLOAT,
+    INTEGER,
+    KIND,
+    MAP,
+    NIL,
+    SIZE,
+    STRING,
+)
+from arcpipe.codec.messagepack.read import (
+    MAX_VALUE_BYTES,
+    LongValue,
+    Skipper,
+    bad_key,
+    find_string,
+    kind_of,
+    long_name,
+    read_key,
+    read_length,
+    read_measurement,
+    text_of,
+    truncated_at_end,
+)
+from arcpipe.errors import BadPayload
+
+_HOST: Final = "host"
+
+# Rows, the quick way: one msgspec call for many, then work per shape.
+
+_ABSENT: Final = msgspec.Raw(b"\xc0")  # stands for a missing 't' or 'h'; told from a nil that was sent by identity
+_NO_TAGS: Final[dict[str, msgspec.Raw]] = {}  # stands for missing 'tags'; told from an empty map by identity
+
+_RawMap: TypeAlias = Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=MAX_COLUMNS)]
+
+
+class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    m: str
+    fields: _RawMap
+    t: msgspec.Raw = _ABSENT
+    h: msgspec.Raw = _ABSENT
+    tags: _RawMap = msgspec.field(default_factory=lambda: _NO_TAGS)
+
+
+_ROWS: Final = msgspec.msgpack.Decoder(list[Row])
+_STRINGS: Final = msgspec.msgpack.Decoder(list[str])
+
+
+def gather_rows(data: bytes | memoryview, effort: Effort) -> list[ColumnBatch] | None:
+    """The rows in a MessagePack array of them, by shape; None if there is anything unusual about any of them.
+
+    A dict drops a key that is given twice without a word, so the bytes of everything that was kept are counted:
+    headers and keys at their shortest, values at their length. No row is shorter than that, so a sum that equals the
+    length of `data` proves that nothing was dropped anywhere. `read_row` decides about everything else.
+    """
+    try:
+        rows = _ROWS.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    effort.check()
+    groups = group_by_shape(rows, effort)
+    batches = _plain_batches(groups, len(array_header(len(rows))), len(data), effort)
+    if batches is None:  # they are counted when they are gathered the exact way
+        effort.take_back(len(groups))
+    return batches
+
+
+def _plain_batches(groups: list[list[Row]], size: int, whole_size: int, effort: Effort) -> list[ColumnBatch] | None:
+    """The batches of rows by shape, unless something about them is unusual; see `gather_rows`."""
+    batches = []
+    for group in groups:
+        effort.check()
+        if not _is_plain(group):
+            return None
+        times, timed = _join_times(group)
+        if times is None:
+            return None
+        batch = shape_batch(group, times)
+        size += _least_size(group, batch, timed)
+        batches.append(batch)
+    return batches if size == whole_size else None
+
+
+def group_by_shape(rows: Iterable[Row], effort: Effort) -> list[list[Row]]:
+    """Rows by shape, shapes in the order in which they appear first.
+
+    The order of names within a row makes no shape: some senders write maps in random order.
+    """
+    groups: list[list[Row]] = []
+    group: list[Row] = []
+    by_shape: dict[tuple[object, ...], list[Row]] = {}
+    by_names: dict[tuple[object, ...], list[Row]] = {}
+    last: list[object] = []
+    for row in rows:
+        shape: list[object] = [row.m, row.h is _ABSENT, row.tags is _NO_TAGS, *row.tags, None, *row.fields]
+        if shape != last:
+            last = shape
+            found = by_shape.get(key := tuple(shape))
+            if found is None:
+                effort.add_shape()
+                names = (*shape[:3], frozenset(row.tags), frozenset(row.fields))
+                found = by_names.get(names)
+                if found is None:
+                    found = by_names[names] = []
+                    groups.append(found)
+                by_shape[key] = found
+            group = found
+        group.append(row)
+    return groups
+
+
+def _is_plain(rows: list[Row]) -> bool:
+    """Whether rows of one shape need no second look: names are printable ASCII, hosts strings."""
+    first = rows[0]
+    names = (*first.tags, *first.fields)
+    text = "".join((first.m, *names))
+    if (
+        not (text.isascii() and text.isprintable())
+        or not 0 < len(first.m) <= MAX_NAME_BYTES
+        or not first.fields
+        or max(map(len, names)) > MAX_NAME_BYTES
+        or "" in names
+        or TIME in names
+        or 1 + (first.h is not _ABSENT) + len(names) > MAX_COLUMNS
+    ):
+        return False
+    if first.h is not _ABSENT:
+        if _HOST in first.tags:
+            return False
+        try:
+            _STRINGS.decode(b"".join((array_header(len(rows)), *[row.h for row in rows])))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return False
+    return True
+
+
+def _join_times(rows: list[Row]) -> tuple[bytes | None, int]:
+    """All times in MessagePack, None if one is no time; and how many rows have one."""
+    times = b"".join([row.t for row in rows])
+    count = len(rows)
+    if len(times) == 9 * count and times[0] in b"\xcf\xd3\xcb" and times[::9] == times[:1] * count:
+        return times, count
+    if all(_is_time(bytes(row.t)) for row in rows):
+        return times, sum(row.t is not _ABSENT for row in rows)
+    return None, 0
+
+
+def shape_batch(rows: list[Row], times: bytes) -> ColumnBatch:
+    """Rows of one shape as columns: time (unless no row has any), tags, fields.
+
+    `times` are those of the rows in MessagePack, nil where one is missing.
+    """
+    first = rows[0]
+    count = len(rows)
+    header = array_header(count)
+    columns: dict[str, bytes] = {}
+    if len(times) > count or times != b"\xc0" * count:
+        columns[TIME] = header + times
+    if first.h is not _ABSENT:
+        columns[_HOST] = header + b"".join([row.h for row in rows])
+    if first.tags:
+        maps = [row.tags for row in rows]
+        for tag in first.tags:
+            columns[tag] = header + b"".join(map(itemgetter(tag), maps))
+    tags = [name for name in columns if name != TIME]
+    maps = [row.fields for row in rows]
+    for field, name in zip(first.fields, field_column_names(tags, first.fields), strict=True):
+        columns[name] = header + b"".join(map(itemgetter(field), maps))
+    return ColumnBatch(first.m, columns, count, tags)
+
+
+def _least_size(rows: list[Row], batch: ColumnBatch, timed: int) -> int:
+    """Bytes that these plain rows take with every header and key at its shortest. `timed` of them have a time."""
+    first = rows[0]
+    # Per row: the map, "m" and its value, "fields", "tags", "t", "h", and the headers and names of the two maps.
+    size = 1 + 2 + _str_size(first.m) + 7 + len(map_header(len(first.fields))) + sum(map(_str_size, first.fields))
+    if first.tags is not _NO_TAGS:
+        size += 5 + len(map_header(len(first.tags))) + sum(map(_str_size, first.tags))
+    if first.h is not _ABSENT:
+        size += 2
+    size *= len(rows)
+    header = len(array_header(len(rows)))
+    for column in batch.columns.values():
+        size += len(column) - header
+    if TIME in batch.columns:
+        return size + 2 * timed - (len(rows) - timed)
+    return size + 3 * timed
+
+
+def _str_size(name: str) -> int:
+    """Bytes of an ASCII string in MessagePack."""
+    return len(str_header(len(name))) + len(name)
+
+
+# Rows, the exact way: one walk over each, for what the quick way leaves open and for the reason of a refusal.
+
+
+def read_row(data: bytes, pos: int, skipper: Skipper) -> tuple[Row, int]:
+    """The row at `pos`, with its host among the tags, and the offset after it."""
+    keys, pos = read_length(data, pos)
+    seen: set[bytes] = set()
+    measurement = ""
+    time = host = b"\xc0"
+    fields: dict[str, msgspec.Raw] = {}
+    tags: dict[str, msgspec.Raw] = {}
+    for _ in range(keys):
+        key, end = read_key(data, pos)
+        if key in seen or key not in _ROW_KEYS:
+            raise bad_key(data, pos, key, end, _ROW_KEYS, "a row")
+        seen.add(key)
+        pos = end
+        if key == b"m":
+            pos = read_measurement(data, end)
+            start, _end = find_string(data, end, "measurement 'm'")
+            measurement = text_of("measurement", data[start:pos])
+        elif key == b"fields":
+            fields, pos = _raw_map(data, end, skipper, "field")
+        elif key == b"tags":
+            if KIND[data[end]] == NIL:
+                pos = end + 1
+            else:
+                tags, pos = _raw_map(data, end, skipper, "tag")
+        else:
+            pos = skipper.skip(end)
+            if key == b"t":
+                if not _is_time(data[end : end + 3]):
+                    raise BadPayload(f"'t' is neither a number nor a timestamp but {kind_of(data, end)}")
+                time = data[end:pos]
+            else:
+                if KIND[data[end]] not in (STRING, NIL):
+                    raise BadPayload(f"'h' is not a string but {kind_of(data, end)}")
+                host = data[end:pos]
+    if pos > len(data):
+        raise truncated_at_end(data)
+    if not measurement:
+        raise BadPayload("measurement 'm' is missing")
+    if b"fields" not in seen:
+        raise BadPayload("'fields' is missing")
+    if host != b"\xc0":
+        if _HOST in tags and _payload(bytes(tags[_HOST])) != _payload(host):
+            raise BadPayload("'h' and the tag 'host' are different")
+        tags = {_HOST: msgspec.Raw(host), **tags}
+    if 1 + len(tags) + len(fields) > MAX_COLUMNS:
+        raise BadPayload(f"more than {MAX_COLUMNS} columns")
+    return Row(measurement, fields, msgspec.Raw(time), _ABSENT, tags), pos
+
+
+_ROW_KEYS: Final = (b"m", b"t", b"h", b"fields", b"tags")
+
+
+def _raw_map(data: bytes, pos: int, skipper: Skipper, what: str) -> tuple[dict[str, msgspec.Raw], int]:
+    """The `fields` or `tags` of a row, values as they are, and the offset after it. `what` is "field" or "tag"."""
+    if KIND[data[pos]] != MAP:
+        raise BadPayload(f"'{what}s' is not a map but {kind_of(data, pos)}")
+    count, pos = read_length(data, pos)
+    if count > MAX_COLUMNS:
+        raise BadPayload(f"more than {MAX_COLUMNS} {what}s")
+    if not count and what == "field":
+        raise BadPayload("'fields' is empty")
+    values: dict[str, msgspec.Raw] = {}
+    for _ in range(count):
+        key, start = read_key(data, pos)
+        if len(key) > MAX_NAME_BYTES:
+            raise long_name(data, f"{what} name", pos)
+        end = start + SIZE[data[start]]
+        name = text_of(f"{what} name", key)
+        check_column_name(name, what)
+        if name in values:
+            raise BadPayload(f"{what} {quote(name)} is there twice")
+        if name == TIME:
+            raise BadPayload(f"a {what} cannot be called 'time', the name of the timestamp column")
+        if end == start or end > len(data):
+            try:
+                end = skipper.skip(start)
+            except BadPayload as error:
+                raise BadPayload(f"{error}, in {what} {quote(name)}") from None
+            if end - start > MAX_VALUE_BYTES:
+                raise LongValue(start, end - start, f", in {what} {quote(name)}")
+        values[name] = msgspec.Raw(data[start:end])
+        pos = end
+    return values, pos
+
+
+def _is_time(value: bytes) -> bool:
+    """Whether a MessagePack value is a number, the timestamp extension (type -1) or nil."""
+    kind = KIND[value[0]]
+    if kind == EXTENSION:
+        return value[:2] in (b"\xd6\xff", b"\xd7\xff") or value[:3] == b"\xc7\x0c\xff"
+    return kind in (INTEGER, FLOAT, NIL)
+
+
+def _payload(value: bytes) -> bytes:
+    """The bytes of a string value behind its header; any other value as it is."""
+    if KIND[value[0]] != STRING:
+        return b"\x00" + value
+    start, end = find_string(value, 0, "")
+    return b"\x01" + value[start:end]
