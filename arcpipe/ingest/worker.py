@@ -540,7 +540,8 @@ class IngestWorker:
         if not lost:
             return False
         what = "answered while wal.enabled was false, and never written: the disk did not take them at the end"
-        process = f"ingest {self._slot}, pid {os.getpid()}"
+        # In a container each start has the same pids.
+        process = f"ingest {self._slot}, pid {os.getpid()} of start {self._node.boot}"
         try:
             findings.note(directory, [Finding(LOST_RECORDS, process, lost, what)])
         except (OSError, ArcpipeError) as error:
