@@ -134,7 +134,7 @@ def acknowledge(directory: WALDirectory, seen: Seen, codes: Collection[str], by:
         WALError: the acknowledgements so far cannot be read, so they cannot be kept, or there are too many files.
         OSError: it may be noted or not.
     """
-    if len(seen.all_files) > _MAX_FILES:
+    if QUARANTINE in codes and len(seen.all_files) > _MAX_FILES:
         raise WALError(
             f"{directory.quarantine} has {len(seen.all_files)} files, and {_MAX_FILES} can be acknowledged; "
             "move some out of it"

@@ -124,6 +124,10 @@ def test_more_files_than_can_be_compared_are_not_acknowledged(directory: WALDire
     many = [acknowledged.QuarantinedFile(str(number), 0, 0) for number in range(10_001)]
     with pytest.raises(WALError, match="10001 files"):
         acknowledged.acknowledge(directory, acknowledged.Seen({}, many, seen.record, many), ALL, "somebody")
+    findings.note(directory, [damage(1)])
+    seen = acknowledged.look(directory)
+    acknowledged.acknowledge(directory, acknowledged.Seen({}, many, seen.record, many), [DAMAGED], "somebody")
+    assert open_counts(directory) == {}
 
 
 def test_a_damaged_record_is_kept_and_no_earlier_acknowledgement_counts_for_the_next(directory: WALDirectory) -> None:
@@ -257,6 +261,14 @@ def test_the_command_shows_and_acknowledges_what_it_has_shown(directory: WALDire
     assert open_counts(directory) == {DAMAGED: 2}
     ack(directory)
     assert "nothing to acknowledge" in ack(directory)
+
+
+def test_nothing_that_was_found_moves_the_cursor(directory: WALDirectory) -> None:
+    findings.note(directory, [Finding(DAMAGED, "worker-1", 1, "odd\x1b[2J\nname")])
+    Path(directory.quarantine, "odd\x1b[2J").write_bytes(b"odd")
+    shown = ack(directory, "--show").splitlines()
+    assert shown[1] == r"  worker-1: 1, odd\x1b[2J\nname"
+    assert shown[3] == r"  odd\x1b[2J, 3 bytes"
 
 
 def test_the_command_refuses_a_code_that_there_is_not(directory: WALDirectory) -> None:
