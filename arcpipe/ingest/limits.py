@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from arcpipe import descriptors
-from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Node
+from arcpipe.counters import FIGURES_SECONDS, Node, figures_hold_seconds
 from arcpipe.ingest import responses
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ MAX_UNWRITTEN: Final = 32 << 20
 
 # A body of which no more than this has arrived is not paused for want of room: most are complete with the next read.
 SMALL_BODY_BYTES: Final = 64 << 10
-# A new version has so long to load before it ends the workers of the former one.
-_HANDED_OVER_SECONDS: Final = 60.0
 # The most that one read from a socket brings.
 READ_BYTES: Final = 256 << 10
 # Where bodies wait for room, those that arrive have to bring so much together in such a time, or the eldest gives way.
@@ -129,9 +127,7 @@ class Admission:
         """Judges whether the figures are to be trusted."""
         node = self._node
         measured = node[Node.MEASURED_US]
-        # While an upgrade replaces the supervisor, its successor measures for its own workers, and ends these.
-        patience = _HANDED_OVER_SECONDS if node[Node.DRAINING] == HANDED_OVER else FIGURES_SECONDS
-        is_stale = measured > 0 and time.monotonic_ns() // 1000 - measured > patience * 1e6
+        is_stale = measured > 0 and time.monotonic_ns() // 1000 - measured > figures_hold_seconds(node) * 1e6
         self._untrusted = None
         if node[Node.UNLISTED]:
             self._untrusted = self._unlisted
