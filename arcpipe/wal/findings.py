@@ -90,10 +90,14 @@ def path_of(directory: WALDirectory) -> str:
 
 
 def give_to_owner(directory: WALDirectory, fd: int) -> None:
-    """Give a file that root has opened to the owner of the directory: the server has to be able to read it."""
+    """Give a file that root has opened to the owner of the directory: the server has to be able to read it.
+
+    Not every root may do so. Its own server reads the file all the same; any other one says that it cannot.
+    """
     if os.geteuid() == 0:
         owner = os.stat(directory.path)
-        os.fchown(fd, owner.st_uid, owner.st_gid)
+        with contextlib.suppress(PermissionError):
+            os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def load(directory: WALDirectory) -> Record | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import multiprocessing
@@ -301,3 +302,19 @@ def test_what_root_acknowledges_the_server_can_read(directory: WALDirectory) -> 
     ack(directory)
     for name in ("acknowledged.json", "findings.json", "findings.lock"):
         assert os.stat(os.path.join(directory.path, name)).st_uid == 12345
+
+
+def test_a_root_that_may_not_give_files_away_notes_and_acknowledges_all_the_same(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container without CAP_CHOWN, or where a file server takes root for nobody."""
+
+    def refuse(fd: int, uid: int, gid: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", refuse)
+    findings.note(directory, [damage(1)])
+    assert open_counts(directory) == {DAMAGED: 1}
+    acknowledge(directory)
+    assert open_counts(directory) == {}
