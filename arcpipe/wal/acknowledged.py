@@ -127,13 +127,24 @@ def quarantined(directory: WALDirectory) -> list[QuarantinedFile]:
     return sorted(found, key=lambda file: file.name)
 
 
-def acknowledge(directory: WALDirectory, seen: Seen, codes: Collection[str], by: str) -> None:
+def acknowledge(
+    directory: WALDirectory,
+    seen: Seen,
+    codes: Collection[str],
+    by: str,
+    lock_seconds: float = findings.LOCK_SECONDS,
+) -> None:
     """Note durably that an operator has seen what `seen` tells of these codes, and nothing that came after it.
 
     Raises:
         WALError: the acknowledgements so far cannot be read, so they cannot be kept, or there are too many files.
         OSError: it may be noted or not.
     """
+    with findings.held(directory, lock_seconds):
+        _acknowledge(directory, seen, codes, by)
+
+
+def _acknowledge(directory: WALDirectory, seen: Seen, codes: Collection[str], by: str) -> None:
     if QUARANTINE in codes and len(seen.all_files) > _MAX_FILES:
         raise WALError(
             f"{directory.quarantine} has {len(seen.all_files)} files, and {_MAX_FILES} can be acknowledged; "

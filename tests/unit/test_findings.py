@@ -231,6 +231,8 @@ def test_who_holds_the_lock_for_ever_is_told(directory: WALDirectory) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(OSError, match=r"holds findings\.lock"):
             findings.note(directory, [damage(1)], lock_seconds=0.1)
+        with pytest.raises(OSError, match=r"holds findings\.lock"):  # of two at a time, one would undo the other's
+            acknowledged.acknowledge(directory, acknowledged.look(directory), ALL, "somebody", lock_seconds=0.1)
     findings.note(directory, [damage(1)])
     assert open_counts(directory) == {DAMAGED: 1}
 
