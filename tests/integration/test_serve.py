@@ -471,8 +471,7 @@ def test_a_disabled_log_ships_what_it_buffered_within_the_flush_age(tmp_path: Pa
         assert numbers(server.lake) == [0, 1, 2]
         # What it had in memory nobody knows any more, however long ago that was.
         server.wait_for_successor("ingest 1", server.kill("ingest 1"))
-        server.send_signal(signal.SIGTERM)
-        assert server.exit_code() == EXIT_UNKNOWN
+        server.stop(code=EXIT_UNKNOWN)
         assert "the WAL is disabled, and a worker ended with what it held in memory" in server.log
 
 
