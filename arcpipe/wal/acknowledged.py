@@ -173,7 +173,9 @@ def _counts_after(known: _File, seen: Seen, codes: Collection[str]) -> tuple[str
     if record is None:
         return ("", {}) if not seen.findings_problem else (known.findings_id, known.counts)
     before = known.counts if known.findings_id == record.id else {}
-    return record.id, {**before, **{code: record.counts[code] for code in codes if code in record.counts}}
+    # Somebody else may have seen more since `seen` was looked at.
+    now = {code: max(record.counts[code], before.get(code, 0)) for code in codes if code in record.counts}
+    return record.id, {**before, **now}
 
 
 def _files_after(known: _File, seen: Seen, codes: Collection[str]) -> list[QuarantinedFile]:

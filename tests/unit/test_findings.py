@@ -78,6 +78,8 @@ def test_only_what_was_seen_is_acknowledged(directory: WALDirectory) -> None:
     assert acknowledged.look(directory).findings[DAMAGED].latest[0].what == "checksum mismatch 2"
     acknowledge(directory)
     assert open_counts(directory) == {}
+    acknowledged.acknowledge(directory, seen, ALL, "somebody who looked earlier")
+    assert open_counts(directory) == {}
     findings.note(directory, [damage(2, 3)])  # known
     assert open_counts(directory) == {}
     findings.note(directory, [damage(3)])
