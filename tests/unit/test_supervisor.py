@@ -376,6 +376,41 @@ def test_a_recovery_that_dies_or_hangs_leaves_its_segments_for_another_try(wal: 
     assert [left.path for left in wal.leftovers.look()] == [str(file)]
 
 
+def test_a_recovery_that_runs_at_the_stop_is_waited_for_and_not_begun_again(wal: Wal) -> None:
+    """Two processes would write to the same segment, and nobody would know of the first one."""
+    wal.write()
+    begun = 0
+
+    def fork_slowly(name: str, work: Callable[[], int]) -> int:
+        nonlocal begun
+        begun += 1
+        reader, writer = os.pipe()
+
+        def wait() -> int:
+            os.close(writer)
+            os.read(reader, 1)
+            return work()
+
+        pid = fork(name, lambda: None, wait)
+        os.close(reader)
+        gates.append(writer)
+        return pid
+
+    def open_gates() -> None:
+        while gates:
+            os.close(gates.pop())
+
+    gates: list[int] = []
+    wal.aftermath = Aftermath(wal.leftovers, 1, 0, fork_slowly)
+    wal.aftermath.note_death(1)
+    wal.aftermath.look(0.0)
+    wal.aftermath.finish(60.0, open_gates)
+    assert begun == 1
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert wal.shared() == (0, 1, 0, "")
+
+
 def test_a_slot_waits_for_a_directory_that_cannot_be_listed(wal: Wal, caplog: pytest.LogCaptureFixture) -> None:
     wal.write()
     os.rename(wal.directory.path, f"{wal.directory.path}-away")
