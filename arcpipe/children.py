@@ -155,8 +155,8 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         OSError: there is no room for another process.
     """
     parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where this process was started without
+        stream.flush()
     pid = os.fork()
     if pid:
         return pid
