@@ -46,7 +46,8 @@ def listing(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("command", CHECKS, ids=" ".join)
 def test_a_check_of_what_would_start_says_so_and_leaves_nothing(tmp_path: Path, command: list[str]) -> None:
-    done = run(tmp_path, *command, server_port=0, wal_dir=tmp_path / "a" / "wal")
+    access_log = {"access_log_format": "json", "access_log_path": tmp_path / "access.log"}
+    done = run(tmp_path, *command, server_port=0, wal_dir=tmp_path / "a" / "wal", **access_log)
     assert (done.returncode, done.stderr) == (0, "")
     assert "would start" in done.stdout
     assert listing(tmp_path) == []

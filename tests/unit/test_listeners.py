@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe import holders
+from arcpipe import holders, unix_socket
 from arcpipe.config import Auth, Server, Settings
 from arcpipe.errors import ArcpipeError
 from arcpipe.listener_settings import parse_listeners
@@ -120,6 +120,16 @@ def test_a_check_leaves_nothing_and_sees_what_a_start_would(port: int, tmp_path:
         with pytest.raises(ArcpipeError, match="another process listens there"):
             Listeners(wanted, WORKERS).check()
     Listeners(wanted, WORKERS).check()  # the file is stale by now
+    held = unix_socket.lock(str(path), [])  # by one that starts at this moment
+    with pytest.raises(ArcpipeError, match=f"another arcpipe holds {path}.lock"):
+        Listeners(wanted, WORKERS).check()
+    held.release()
+    Listeners(wanted, WORKERS).check()
+    os.unlink(f"{path}.lock")
+    os.mkdir(f"{path}.lock")  # as one that another user has made, it cannot be opened
+    for look in (Listeners(wanted, WORKERS).check, lambda: Listeners(wanted, WORKERS).bind([])):
+        with pytest.raises(ArcpipeError, match=f"cannot listen on unix:{path}: Is a directory"):
+            look()
 
 
 @pytest.mark.parametrize(
