@@ -197,6 +197,7 @@ class Former:
             *(reason, _PAUSE_SECONDS),
             exc_info=None if is_expected else reason,
         )
+        self.manager.status(f"the former workers serve, as the new version cannot start yet: {reason}".splitlines()[0])
         while True:
             self.manager.needs_time()
             received = signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, _PAUSE_SECONDS)

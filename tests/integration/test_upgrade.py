@@ -15,6 +15,7 @@ import pytest
 
 from tests.careful_load import CarefulLoad
 from tests.harness import COMMAND, ROOT, Server, environment, lake_rows, pack, wait_until
+from tests.integration.test_service_manager import Manager
 
 V2 = "/write/v2/msgpack"
 REFUSED = "the installed version would not start, so this one stays: "
@@ -175,6 +176,8 @@ def test_an_address_that_was_free_at_the_trial_is_kept_for_the_new_version(serve
 def test_a_new_version_that_cannot_start_after_all_lets_the_former_workers_serve_until_it_can(
     server: Upgradable,
 ) -> None:
+    manager = Manager(str(server.directory / "notify"))
+    server.variables = {"NOTIFY_SOCKET": manager.address}
     server.start()
     pids = server.pids()
     server.put(1)
@@ -183,7 +186,8 @@ def test_a_new_version_that_cannot_start_after_all_lets_the_former_workers_serve
     wait_for_the_end_of_the_trial(pids["uploader"])
     server.configure(more="[log]\nlevel = 'LOUD'\n")
     sentence = "the new version cannot start yet, the former workers serve"
-    wait_until(lambda: server.log.count(sentence) >= 2, "two tries")
+    wait_until(lambda: manager.receive() and server.log.count(sentence) >= 2, "two tries")
+    assert "the former workers serve, as the new version cannot start yet: " in manager.values("STATUS")[-1]
     assert 'log.level = "LOUD"' in server.log
     server.put(2)
     # Nothing but these workers looks at backlog and disk by now, and old figures would be no reason to take writes.
@@ -198,6 +202,8 @@ def test_a_new_version_that_cannot_start_after_all_lets_the_former_workers_serve
     assert server.pids()["supervisor"] == pids["supervisor"]
     server.put(4)
     server.stop()
+    assert len(manager.values("READY")) == 2  # the new version is ready, too
+    manager.close()
     assert server.numbers() == [1, 2, 3, 4]
 
 
