@@ -176,8 +176,10 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         else:
             log.critical("%s ends with an error", name, exc_info=True)
     finally:
-        logs.flush(_LAST_LINES_SECONDS)
-        os._exit(code)
+        try:
+            logs.flush(_LAST_LINES_SECONDS)
+        finally:
+            os._exit(code)  # whatever happens: this is not to go on as a second supervisor
 
 
 def be_killed_sooner(score_file: str) -> None:

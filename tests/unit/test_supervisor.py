@@ -215,6 +215,19 @@ def test_a_child_tells_by_its_exit_code_whether_the_machine_refused_something(
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
 
 
+def test_a_child_never_goes_on_in_the_place_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if its last lines cannot be made: it would be a second supervisor."""
+    parent = os.getpid()
+    monkeypatch.setattr("arcpipe.children.logs.flush", lambda _: lack_memory())
+    pid = 0
+    try:
+        pid = fork("ingest 1", lambda: None, lambda: 7)
+    finally:
+        if os.getpid() != parent:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
 @pytest.mark.parametrize(
     ("inherited", "own"), [("-100", "0"), ("-50", "0"), ("-150", "-50"), ("-1000", "-900"), ("0", "0"), ("300", "300")]
 )
