@@ -106,7 +106,7 @@ def test_a_line_that_comes_while_its_own_thread_writes_another_one_follows_it(en
 
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     lines = read_all(ends.reader, output, len(before) + len(b"outer\nnested\n")).removeprefix(before)
     assert lines == (b"nested\nouter\n" if is_full else b"outer\nnested\n")
