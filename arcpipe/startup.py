@@ -1,9 +1,9 @@
 """Whether a start would do, tried out in a process that ends afterwards: `serve --check`, `config check`, an upgrade.
 
-All that can stop a start is tried as the start does it: settings, libraries, tokens, certificate, access log, WAL
-directory, lock, node, addresses. A running supervisor has the installed version tried so with its sockets and its lock
-in hand (see `arcpipe.upgrade`). New sockets that were bound for it go back to the supervisor, so that nobody can take
-these addresses any more.
+All that can stop a start is tried as the start does it: settings, libraries, open files, tokens, certificate, access
+log, WAL directory, lock, node, addresses. A running supervisor has the installed version tried so with its sockets and
+its lock in hand (see `arcpipe.upgrade`). New sockets that were bound for it go back to the supervisor, so that nobody
+can take these addresses any more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from arcpipe import __version__, changeable
 from arcpipe.counters import Counters
 from arcpipe.errors import ArcpipeError, InstanceLocked
-from arcpipe.listeners import Listeners
+from arcpipe.listeners import Listeners, raise_file_limit
 from arcpipe.service_manager import MAX_FDS, Inheritance, InheritedFd
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.probe import probe
@@ -47,6 +47,7 @@ def check(settings: Settings, inheritance: Inheritance) -> str:
         ImportError: the installation is not complete.
     """
     import_everything()
+    raise_file_limit(settings.server.max_connections)
     changeable.check(settings)
     locks = [fd for name, fd in inheritance.fds if name == LOCK]
     back = [fd for name, fd in inheritance.fds if name == WAY_BACK]

@@ -572,6 +572,7 @@ class _Supervisor:
         """Runs `work` in a child that dies with this process; its pid."""
 
         def prepare() -> None:
+            self._trial.close()
             # What recovers a slot has the notes of its dead worker.
             of = name.removeprefix("recovery of ")
             remember = self._counters.notes(of).add if of in self._counters.processes() else None

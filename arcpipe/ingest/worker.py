@@ -52,6 +52,7 @@ from arcpipe.ingest.origins import Origins, protect
 from arcpipe.ingest.protocol import ANSWER, BODY, FRESH, HEADER, IDLE, LINGER, Connection
 from arcpipe.ingest.request_ids import RequestIds
 from arcpipe.ingest.router import WRITE, Route, Router
+from arcpipe.ingest.stand_in import StandIn
 from arcpipe.ingest.tls_server import TLSServer
 from arcpipe.ingest.tracing import LoggedWrites, NotingAuth, kinds
 from arcpipe.ingest.turns import Turns
@@ -241,6 +242,7 @@ class IngestWorker:
         self._choose_kinds()
         self._choose_auth()
         self._admission = admission = Admission(settings, counters.node)
+        self._stand_in = StandIn(WALDirectory(settings.wal.dir), counters)
         writes = WriteEndpoints if self._access_log is None else LoggedWrites
         self._writes = writes(admission, self._context.encoding, self._context.turns)
         self._writes.usage.update((name, list(usage)) for name, usage in unpack_usage(self._block))
@@ -405,6 +407,7 @@ class IngestWorker:
     async def _tick_for_ever(self) -> None:
         while True:
             self._context.tick()
+            self._stand_in.tick()
             self._admission.tick()
             self._expire_connections()
             self._context.inflight.tick(self._context.now)
