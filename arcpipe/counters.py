@@ -216,6 +216,9 @@ HANDED_OVER: Final = 3
 FIGURES_SECONDS: Final = 5.0
 """How long the supervisor's figures hold. It measures four times a second; older ones are not trusted, and it hangs."""
 
+_HANDED_OVER_SECONDS: Final = 60.0
+"""The same while an upgrade replaces it: the new version has so long to load before it ends the former workers."""
+
 
 class Node:
     """Fields of the supervisor's block: what concerns the whole instance.
@@ -252,6 +255,14 @@ class Node:
         UNRECOVERED_NAME,
     ) = range(20)
     SIZE: Final = UNRECOVERED_NAME + _NAME_WORDS
+
+
+def figures_hold_seconds(node: memoryview) -> float:
+    """How long the figures of the supervisor hold now.
+
+    While an upgrade replaces it, its successor measures for its own workers, and ends those that ask.
+    """
+    return _HANDED_OVER_SECONDS if node[Node.DRAINING] == HANDED_OVER else FIGURES_SECONDS
 
 
 ENDINGS: Final = ("certificate", "client_ca", "token")

@@ -155,3 +155,12 @@ def _behind(buffers: Sequence[Buffer], written: int) -> list[Buffer]:
             return [memoryview(buffer)[written:], *buffers[index + 1 :]]
         written -= len(buffer)
     return []
+
+
+def space(disk: os.statvfs_result) -> tuple[int, int]:
+    """The bytes that are free for whoever is not root, and the whole of which they are a part.
+
+    As `df` reckons: blocks that are kept for root are neither used nor free, and so no part of the whole.
+    """
+    free = disk.f_bavail * disk.f_frsize
+    return free, (disk.f_blocks - disk.f_bfree) * disk.f_frsize + free

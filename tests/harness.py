@@ -211,10 +211,10 @@ class Server:
         assert found is not None
         self.url = found[1]
 
-    def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> None:
-        """Asks it to end and asserts that it does so well: in time, exit code 0, nobody left, no bug in the log."""
+    def stop(self, signal_number: signal.Signals = signal.SIGTERM, code: int = 0) -> None:
+        """Asks it to end and asserts that it does so well: in time, the exit code, nobody left, no bug in the log."""
         self.send_signal(signal_number)
-        assert self.exit_code() == 0
+        assert self.exit_code() == code
         self.assert_nobody_left()
         assert "Traceback" not in self.log
         assert "[CRITICAL]" not in self.log

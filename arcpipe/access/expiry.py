@@ -2,7 +2,8 @@
 
 Told of is what ends within two weeks, or within the last quarter of its life if that is less: certificates that live
 for six days are renewed every four. A token, or an authority's certificate, that has ended is told of for another week,
-as whoever still uses it is refused. The server's own one is told of until there is another.
+as whoever still uses it is refused, unless another one ends soon. The server's own one is told of until there is
+another.
 """
 
 from __future__ import annotations
@@ -41,9 +42,19 @@ class Life(NamedTuple):
 
 
 def next_to_end(lives: Iterable[Life], now: float) -> Life | None:
-    """The one that ends first, or has ended lately; None if none of them ever does."""
+    """The one that somebody has to look after first; None if there is none.
+
+    That is the first to end of those that are told of, and can still be renewed in time. Else it is the one that has
+    ended last, or else the first to end.
+    """
+
+    def rank(life: Life) -> tuple[int, float]:
+        if life.ends <= now:
+            return 1, -life.ends
+        return (0 if life.warn_from <= now else 2), life.ends
+
     found = [life for life in lives if life.ends > now - _REMEMBERED_SECONDS]
-    return min(found, key=lambda life: life.ends, default=None)
+    return min(found, key=rank, default=None)
 
 
 def date(seconds: float) -> str:

@@ -8,6 +8,7 @@ This room knows files, counters and log lines; it must not know processes, socke
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -52,7 +53,7 @@ class Access(NamedTuple):
 
 def check(settings: Settings) -> None:
     """Raises ArcpipeError if a server with these settings would not start for its tokens or its certificate."""
-    Changeable(settings, lambda: settings, Counters(1)).read()
+    Changeable(settings, lambda: settings, Counters(1)).read(is_check=True)
 
 
 class Changeable:
@@ -70,8 +71,11 @@ class Changeable:
         self._tokens: tuple[Token, ...] | None = None
         self.tls: ServerTLS | None = None
 
-    def read(self) -> None:
+    def read(self, is_check: bool = False) -> None:
         """Reads all of it for the first time.
+
+        Args:
+            is_check: whether nothing is to be made, as somebody else may own it then.
 
         Raises:
             ArcpipeError: something of it cannot be used.
@@ -85,7 +89,7 @@ class Changeable:
                 server.tls_cert, server.tls_key, server.tls_client_ca, server.tls_client_auth == "required"
             )
             _warn_if_readable_by_others(server.tls_key, "server.tls_key")
-        _try_access_log(self._settings)
+        _try_access_log(self._settings, is_check)
         self.note_endings()
 
     def access(self) -> Access:
@@ -188,16 +192,29 @@ class Changeable:
         logs.set_level(_level(settings))
 
 
-def _try_access_log(settings: Settings) -> None:
+def _try_access_log(settings: Settings, is_check: bool) -> None:
     """Raises ArcpipeError if the access log cannot be written to."""
     access_log = settings.access_log
     if access_log.format == "off" or access_log.path == line_writer.STDERR:
         return
     try:
-        os.close(line_writer.open_to_append(access_log.path))
+        if is_check and not os.path.exists(access_log.path):
+            _try_to_make(access_log.path)
+        else:
+            os.close(line_writer.open_to_append(access_log.path))
     except OSError as error:
         reason = error.strerror or error
         raise ArcpipeError(f"access_log.path: {access_log.path} cannot be opened to append to: {reason}") from None
+
+
+def _try_to_make(path: str) -> None:
+    """Raises OSError if a file could not be made."""
+    folder = os.path.dirname(path) or "."
+    code = 0 if stat.S_ISDIR(os.stat(folder).st_mode) else errno.ENOTDIR
+    if not code and not os.access(folder, os.W_OK | os.X_OK):
+        code = errno.EACCES
+    if code:
+        raise OSError(code, os.strerror(code), path)
 
 
 def _level(settings: Settings) -> int:

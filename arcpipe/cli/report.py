@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from arcpipe import __version__
+from arcpipe.logs.lines import escaped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -85,11 +86,6 @@ def clock(seconds: float) -> str:
     return then.strftime("%H:%M:%S" if then.date() == datetime.now().date() else "%Y-%m-%d %H:%M:%S")
 
 
-def _printable(text: str) -> str:
-    """Text that others have had a hand in, such as a store's error, without what would move the terminal's cursor."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
 def _alive(process: WorkerState | UploaderState) -> str:
     if not process.pid:
         return "not started"
@@ -127,9 +123,7 @@ def report_of(url: str, picture: Picture, live: Live) -> Report:
         title=f"arcpipe {now.version} at {url}, up {_age(now.uptime_seconds)}",
         headline=picture.verdict.headline,
         lines=[picture.verdict.promise],
-        issues=[
-            (issue.severity, _printable(issue.message), _printable(issue.recommendation)) for issue in picture.issues
-        ],
+        issues=[(issue.severity, escaped(issue.message), escaped(issue.recommendation)) for issue in picture.issues],
         facts=list(_facts(now, live)),
         tables=[table for table in _tables(now, live) if table.rows],
     )
@@ -138,18 +132,16 @@ def report_of(url: str, picture: Picture, live: Live) -> Report:
 def outline_of(url: str, outline: Outline) -> Report:
     """What can be told of a server of another version."""
     server, verdict = outline.instance, outline.verdict
-    version = _printable(server.version)
+    version = escaped(server.version)
     return Report(
         state=verdict.state if verdict.state in _MARKS else "warning",
         title=f"arcpipe {version} at {url}, up {_age(server.uptime_seconds)}",
-        headline=_printable(verdict.headline),
+        headline=escaped(verdict.headline),
         lines=[
-            _printable(verdict.promise),
+            escaped(verdict.promise),
             f"Its figures are not those that this version ({__version__}) knows: --json shows them as they come.",
         ],
-        issues=[
-            (issue.severity, _printable(issue.message), _printable(issue.recommendation)) for issue in outline.issues
-        ],
+        issues=[(issue.severity, escaped(issue.message), escaped(issue.recommendation)) for issue in outline.issues],
         facts=[],
         tables=[],
     )
@@ -167,13 +159,7 @@ def _facts(now: Snapshot, live: Live) -> Iterator[tuple[str, str]]:
         f"p50 {_latency(live.ack.quantile(0.5))}, p99 {_latency(live.ack.quantile(0.99))}; "
         f"disk sync p99 {_latency(live.sync.quantile(0.99))}; {groups} entries per commit",
     )
-    oldest = f"oldest record {_age(now.oldest_unshipped_seconds)}" if now.oldest_unshipped_seconds else "nothing waits"
-    unreadable = f" ({now.unrecovered_segments} cannot be read)" if now.unrecovered_segments else ""
-    yield (
-        "waiting",
-        f"{_bytes(now.backlog_bytes)} in {now.backlog_segments} segments{unreadable}, {oldest}; "
-        f"{now.backlog_bytes / now.max_backlog_bytes:.1%} of the limit, {_bytes(now.max_backlog_bytes)}",
-    )
+    yield "waiting", _waiting(now)
     uploader = now.uploader
     last = uploader.last_upload_age_seconds
     yield (
@@ -189,12 +175,27 @@ def _facts(now: Snapshot, live: Live) -> Iterator[tuple[str, str]]:
         f"{_alive(uploader)}, pid {uploader.pid}, up {_age(uploader.uptime_seconds)}, {_bytes(uploader.memory_bytes)}, "
         f"{now.uploader_restarts} restarts; tried again {kinds or 'never'}; {odd}",
     )
-    yield "store", _printable(now.store)
-    used = 1 - now.disk_free_bytes / now.disk_total_bytes if now.disk_total_bytes else 0.0
+    yield "store", escaped(now.store)
+    disk = "not known"
+    if now.supervisor_alive and now.disk_total_bytes:
+        used = 1 - now.disk_free_bytes / now.disk_total_bytes
+        disk = f"{used:.0%} used, {_bytes(now.disk_free_bytes)} free of {_bytes(now.disk_total_bytes)}"
     yield (
         "log",
-        f"{_printable(now.wal_dir)}, sync mode {now.sync_mode}; disk {used:.0%} used, "
-        f"{_bytes(now.disk_free_bytes)} free of {_bytes(now.disk_total_bytes)}; {now.worker_restarts} worker restarts",
+        f"{escaped(now.wal_dir)}, sync mode {now.sync_mode}; disk {disk}; {now.worker_restarts} worker restarts",
+    )
+
+
+def _waiting(now: Snapshot) -> str:
+    if not now.supervisor_alive:
+        return f"not known: nobody has measured it for {_age(now.measured_age_seconds)}"
+    if now.wal_unlisted:
+        return "not known: the WAL directory cannot be listed"
+    oldest = f"oldest record {_age(now.oldest_unshipped_seconds)}" if now.oldest_unshipped_seconds else "nothing waits"
+    unreadable = f" ({now.unrecovered_segments} cannot be read)" if now.unrecovered_segments else ""
+    return (
+        f"{_bytes(now.backlog_bytes)} in {now.backlog_segments} segments{unreadable}, {oldest}; "
+        f"{now.backlog_bytes / now.max_backlog_bytes:.1%} of the limit, {_bytes(now.max_backlog_bytes)}"
     )
 
 
@@ -235,7 +236,7 @@ def _tables(now: Snapshot, live: Live) -> Iterator[_Table]:
     )
     yield _Table(
         ("warned at", "level", "process", "text"),
-        [(clock(line.time), line.level, line.process, _printable(line.text)) for line in now.warnings[:_WARNINGS]],
+        [(clock(line.time), line.level, line.process, escaped(line.text)) for line in now.warnings[:_WARNINGS]],
         left=4,
     )
 

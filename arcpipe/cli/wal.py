@@ -65,12 +65,13 @@ def cat(
     """
     import msgspec
 
-    from arcpipe.wal.reader import records_of
+    from arcpipe.wal.reader import records_of, time_of
 
     low, high = _timestamp(since, "--since"), _timestamp(until, "--until")
     encode = msgspec.json.Encoder(enc_hook=str).encode
     for entry in _scan(file):
-        if (low is not None and entry.timestamp < low) or (high is not None and entry.timestamp >= high):
+        taken_us = time_of(entry)
+        if (low is not None and taken_us < low) or (high is not None and taken_us >= high):
             continue
         try:
             records = records_of(entry)
@@ -85,7 +86,7 @@ def cat(
                 if as_json:
                     print(_json_line(encode, record))
         if not as_json:
-            written = datetime.fromtimestamp(entry.timestamp / 1e6, UTC).isoformat(sep=" ", timespec="microseconds")
+            written = datetime.fromtimestamp(taken_us / 1e6, UTC).isoformat(sep=" ", timespec="microseconds")
             for (in_database, of_measurement), count in counts.items():
                 print(f"{entry.offset:>12}  {written}  {in_database}  {of_measurement!r}  {count} records")
 
@@ -196,6 +197,7 @@ def ack(
     Example:
       arcpipe wal ack data/wal
     """
+    from arcpipe.logs.lines import escaped
     from arcpipe.wal import acknowledged, findings
     from arcpipe.wal.directory import WALDirectory
 
@@ -213,8 +215,7 @@ def ack(
             print(f"arcpipe: {problem}", file=sys.stderr)
         found = [code for code in wanted if acknowledged.told(seen, code)]
         for code in found:
-            first, *others = acknowledged.told(seen, code)
-            print("\n  ".join((first, *others)))
+            print("\n  ".join(map(escaped, acknowledged.told(seen, code))))
         if not show and (found or seen.acknowledged_problem):
             acknowledged.acknowledge(wal, seen, found, _who())
     except OSError as error:

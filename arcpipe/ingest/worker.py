@@ -55,6 +55,7 @@ from arcpipe.ingest.http.request_ids import RequestIds
 from arcpipe.ingest.http.router import WRITE, Router
 from arcpipe.ingest.http.tls_server import TLSServer
 from arcpipe.ingest.http.tracing import NotingAuth, kinds
+from arcpipe.ingest.stand_in import StandIn
 from arcpipe.logs.line_writer import LineWriter
 from arcpipe.wal import findings
 from arcpipe.wal.directory import Node as NodeIdentity
@@ -149,6 +150,7 @@ class IngestWorker:
         self._choose_kinds()
         self._choose_auth()
         self._admission = admission = Admission(settings, counters.node)
+        self._stand_in = StandIn(WALDirectory(settings.wal.dir), counters)
         writes = WriteEndpoints if self._access_log is None else LoggedWrites
         self._writes = writes(admission, self._context.encoding, self._context.turns)
         self._writes.usage.update((name, list(usage)) for name, usage in unpack_usage(self._block))
@@ -315,6 +317,7 @@ class IngestWorker:
     async def _tick_for_ever(self) -> None:
         while True:
             self._context.tick()
+            self._stand_in.tick()
             self._admission.tick()
             self._expire_connections()
             self._context.inflight.tick(self._context.now)
@@ -450,7 +453,8 @@ class IngestWorker:
         if not lost:
             return False
         what = "answered while wal.enabled was false, and never written: the disk did not take them at the end"
-        process = f"ingest {self._slot}, pid {os.getpid()}"
+        # In a container each start has the same pids.
+        process = f"ingest {self._slot}, pid {os.getpid()} of start {self._node.boot}"
         try:
             findings.note(directory, [Finding(LOST_RECORDS, process, lost, what)])
         except (OSError, ArcpipeError) as error:

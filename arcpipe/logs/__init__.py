@@ -150,10 +150,11 @@ class _OneWriteHandler(logging.Handler):
         return True
 
     def _tell_held_back(self, before: float) -> None:
-        for key in [key for key, repeats in self._repeats.items() if repeats.since < before]:
-            repeats = self._repeats.pop(key)
-            latest = repeats.latest
-            if latest is not None:
+        # A finalizer may log at any place here, and tell some of them meanwhile.
+        for key in [key for key, repeats in list(self._repeats.items()) if repeats.since < before]:
+            repeats = self._repeats.pop(key, None)
+            latest = repeats.latest if repeats is not None else None
+            if repeats is not None and latest is not None:
                 latest.fields = {**fields_of(latest), "held_back": repeats.count - _REPEATS}
                 self._put(latest)
 

@@ -41,7 +41,11 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 
 class LineOutput:
-    """Whole lines to a descriptor of this process that others may have, too. For any thread."""
+    """Whole lines to a descriptor of this process that others may have, too.
+
+    For any thread, also for one that is writing here already: the collector of garbage may run at any place, and
+    finalizers log. Such a line waits for the one before it.
+    """
 
     def __init__(self, fd: int, max_waiting_bytes: int = _MAX_WAITING_BYTES) -> None:
         self._fd = fd
@@ -54,7 +58,8 @@ class LineOutput:
 
     def forget(self) -> None:
         """What waits is another process's to write: to be called after a fork."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_sending = False
         self._waiting = bytearray()
         self._dropped = 0
 
@@ -62,12 +67,11 @@ class LineOutput:
         """Has a line written, at once or later, or counts it as dropped. Never waits, never raises."""
         with self._lock:
             self._send_waiting()
-            if not self._waiting:
-                line = line[self._try(line) :]
-            elif len(self._waiting) + len(line) > self._max_waiting_bytes:
+            if self._waiting and len(self._waiting) + len(line) > self._max_waiting_bytes:
                 self._dropped += 1
                 return
             self._waiting += line
+            self._send_waiting()
 
     def flush(self, patience_seconds: float = 0.0) -> int:
         """Writes what waits, as far as it is taken; how many lines were dropped, once that can be said."""
@@ -85,8 +89,12 @@ class LineOutput:
             return dropped
 
     def _send_waiting(self) -> None:
-        if self._waiting:
-            del self._waiting[: self._try(bytes(self._waiting))]
+        if self._waiting and not self._is_sending:
+            self._is_sending = True
+            try:
+                del self._waiting[: self._try(bytes(self._waiting))]
+            finally:
+                self._is_sending = False
 
     def _try(self, data: bytes) -> int:
         """Bytes that were taken. All of them where there is nobody to take any: there is no second place to say so."""

@@ -133,7 +133,8 @@ def _judge_uploader(snapshot: Snapshot, add: _Add) -> None:
         add(
             "uploads_stopped",
             "critical",
-            "nothing is uploaded: a manifest or schema.json is of a version that this program does not know",
+            "nothing is uploaded: a manifest, schema.json or findings.json is of a version that this program does not "
+            "know",
             "the log names the file and the version; install the arcpipe that wrote it, and leave the file as it is",
         )
 
@@ -237,6 +238,8 @@ def _judge_disk(snapshot: Snapshot, add: _Add) -> None:
             "free space, or move wal.dir to a larger disk; POST /api/wal/cleanup removes recovered segments; "
             "below wal.min_free_mb writes are refused",
         )
+    if snapshot.wal_unlisted:
+        return  # as above: what waits is not known now
     behind = snapshot.backlog_bytes > _BACKLOG_USED * snapshot.max_backlog_bytes
     if behind or snapshot.oldest_unshipped_seconds > snapshot.unshipped_limit_seconds:
         add(

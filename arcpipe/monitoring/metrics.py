@@ -116,7 +116,7 @@ def _endings(snapshot: Snapshot) -> Iterator[Metric]:
     """Those that have an end."""
     files = GaugeMetricFamily(
         "arcpipe_certificate_expiry_timestamp_seconds",
-        "When the certificate in force, or the first of the clients' authorities, expires, Unix time.",
+        "When the certificate in force, or the clients' authority to be renewed first, expires, Unix time.",
         labels=["file"],
     )
     for kind, setting in (("certificate", "server.tls_cert"), ("client_ca", "server.tls_client_ca")):
@@ -125,7 +125,7 @@ def _endings(snapshot: Snapshot) -> Iterator[Metric]:
     yield files
     token = GaugeMetricFamily(
         "arcpipe_token_expiry_timestamp_seconds",
-        "When the first token expires that is not revoked, Unix time. One that has expired counts for a week.",
+        "When the token expires that is to be renewed first, Unix time. One that has expired counts for a week.",
     )
     if "token" in snapshot.endings:
         token.add_metric([], snapshot.endings["token"].ends)

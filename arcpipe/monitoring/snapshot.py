@@ -21,7 +21,6 @@ from arcpipe.counters import (
     ANNOUNCED,
     BEGUN,
     ENDINGS,
-    FIGURES_SECONDS,
     GROUP_BOUNDS,
     LATENCY_BOUNDS_US,
     LIMITED_BY,
@@ -35,6 +34,7 @@ from arcpipe.counters import (
     Uploader,
     Usage,
     Worker,
+    figures_hold_seconds,
     unpack_name,
     unpack_usage,
 )
@@ -213,7 +213,7 @@ class Snapshot(Struct, frozen=True):
     unacknowledged: dict[str, Unacknowledged] = {}  # by the code of the issue: found, and acknowledged by nobody
     findings_problem: str = ""  # why that is not known; empty if it is
     processes: dict[str, ProcessFigures] = {}  # "supervisor", "uploader", "ingest 1" and so on; those that are there
-    endings: dict[str, Ending] = {}  # by kind: certificate, client_ca, token; of each kind the one that ends first
+    endings: dict[str, Ending] = {}  # by kind: certificate, client_ca, token; of each the one to be renewed first
     tokens: dict[str, int] = {}  # by state: active, expired, revoked; empty without auth.enabled
     unshipped_limit_seconds: float = UNSHIPPED_SECONDS  # above which the oldest record waits for too long
 
@@ -272,7 +272,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         worker_restarts=node[NodeBlock.WORKER_RESTARTS],
         uploader_restarts=node[NodeBlock.UPLOADER_RESTARTS],
         warnings=_warnings(counters),
-        supervisor_alive=measured_age < FIGURES_SECONDS,
+        supervisor_alive=measured_age <= figures_hold_seconds(node),
         measured_age_seconds=measured_age,
         wal_unlocked=bool(node[NodeBlock.UNLOCKED]),
         wal_replaced=bool(node[NodeBlock.REPLACED]),

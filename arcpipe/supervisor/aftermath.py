@@ -107,11 +107,11 @@ class Aftermath:
     def finish(self, seconds: float, wait: Callable[[], None]) -> None:
         """Recovers what is left once all workers have ended: of those that were killed, and what waits for a try."""
         stop([self._retry], _STOP_SECONDS, {signal.SIGCHLD}, wait)
-        self._waiting.update(range(1, self._workers + 1))
+        self._waiting.update(slot for slot in range(1, self._workers + 1) if slot not in self._running)
         deadline = time.monotonic() + seconds
         for slot in sorted(self._waiting):
             self._begin(slot, time.monotonic())
-        if self._leftovers:
+        if self._leftovers and not self._retry.pid:
             self._retry.start(time.monotonic())
         children = self._children()
         while any(child.pid for child in children) and time.monotonic() < deadline:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from arcpipe.counters import Counters, Node, pack_name
+from arcpipe.disk import space
 from arcpipe.supervisor.waiting import Waiting
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
 from arcpipe.wal.pool import FreePool
@@ -59,15 +60,6 @@ class Leftovers:
             else:
                 self._files[path] = file._replace(size=stat.st_size)
         return sorted(self._files.values(), key=lambda file: (file.name.created, file.name.slot, file.name.seq))
-
-
-def space(disk: os.statvfs_result) -> tuple[int, int]:
-    """The bytes that are free for whoever is not root, and the whole of which they are a part.
-
-    As `df` reckons: blocks that are kept for root are neither used nor free, and so no part of the whole.
-    """
-    free = disk.f_bavail * disk.f_frsize
-    return free, (disk.f_blocks - disk.f_bfree) * disk.f_frsize + free
 
 
 def recover(directory: WALDirectory, slot: int, files: Sequence[SegmentFile]) -> int:

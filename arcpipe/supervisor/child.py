@@ -155,8 +155,8 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         OSError: there is no room for another process.
     """
     parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where this process was started without
+        stream.flush()
     pid = os.fork()
     if pid:
         return pid
@@ -176,8 +176,10 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         else:
             log.critical("%s ends with an error", name, exc_info=True)
     finally:
-        logs.flush(_LAST_LINES_SECONDS)
-        os._exit(code)
+        try:
+            logs.flush(_LAST_LINES_SECONDS)
+        finally:
+            os._exit(code)  # whatever happens: this is not to go on as a second supervisor
 
 
 def be_killed_sooner(score_file: str) -> None:

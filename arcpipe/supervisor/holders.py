@@ -6,16 +6,29 @@ The tables are proc_net_tcp(5) and unix(7). Only sockets that listen are in ques
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
+import struct
 from collections.abc import Iterator
 from typing import Final
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _LISTENING: Final = "0A"  # TCP_LISTEN in the fourth column of /proc/net/tcp
 
 
-def holds_port(pid: int, port: int) -> bool:
-    """Whether a process has every socket that listens on a TCP port, and there is one."""
-    there = {inode for name in ("tcp", "tcp6") for inode in _on_port(name, port)}
+def holds_port(pid: int, host: str, port: int) -> bool:
+    """Whether a process has every socket that listens on a TCP address, or on one that includes it or is included.
+
+    False if there is none.
+    """
+    wanted = ipaddress.ip_address(host)
+    there = {
+        inode
+        for name in ("tcp", "tcp6")
+        for found, inode in _on_port(name, port)
+        if found.packed == wanted.packed or found.is_unspecified or wanted.is_unspecified
+    }
     return bool(there) and there <= _sockets_of(pid)
 
 
@@ -25,10 +38,13 @@ def holds_path(pid: int, path: str) -> bool:
     return bool(there) and there <= _sockets_of(pid)
 
 
-def _on_port(name: str, port: int) -> Iterator[str]:
+def _on_port(name: str, port: int) -> Iterator[tuple[_Address, str]]:
+    """The addresses of sockets that listen on a port, and their inodes."""
     for fields in _rows(name):
-        if len(fields) > 9 and fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
-            yield fields[9].split()[0]
+        address, _, number = fields[1].rpartition(":")
+        if len(fields) > 9 and fields[3] == _LISTENING and int(number, 16) == port:
+            words = [int(address[start : start + 8], 16) for start in range(0, len(address), 8)]
+            yield ipaddress.ip_address(struct.pack(f"={len(words)}I", *words)), fields[9].split()[0]
 
 
 def _rows(name: str) -> Iterator[list[str]]:

@@ -222,7 +222,7 @@ class Listeners:
                 try:
                     bound.append(_new_tcp(one, one.address, True))
                 except OSError as error:
-                    is_ours = error.errno == errno.EADDRINUSE and holders.holds_port(running_pid, one.address[1])
+                    is_ours = error.errno == errno.EADDRINUSE and holders.holds_port(running_pid, *one.address[:2])
                     if not is_ours:
                         raise _cannot(listener, error) from error
         finally:

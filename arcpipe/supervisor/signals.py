@@ -13,5 +13,9 @@ SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal
 
 
 def hold() -> None:
-    """Has them wait until somebody asks for them with sigtimedwait(2)."""
+    """Has them wait until somebody asks for them with sigtimedwait(2).
+
+    Whoever starts a process may ignore SIGCHLD, and it inherits that: waitpid(2) tells of no child's end then.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

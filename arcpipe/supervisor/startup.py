@@ -1,9 +1,9 @@
 """Whether a start would do, tried out in a process that ends afterwards: `serve --check`, `config check`, an upgrade.
 
-All that can stop a start is tried as the start does it: settings, libraries, tokens, certificate, access log, WAL
-directory, lock, node, addresses. A running supervisor has the installed version tried so with its sockets and its lock
-in hand (see `supervisor.upgrade`). New sockets that were bound for it go back to the supervisor, so that nobody can
-take these addresses any more.
+All that can stop a start is tried as the start does it: settings, libraries, open files, tokens, certificate, access
+log, WAL directory, lock, node, addresses. A running supervisor has the installed version tried so with its sockets and
+its lock in hand (see `supervisor.upgrade`). New sockets that were bound for it go back to the supervisor, so that
+nobody can take these addresses any more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from arcpipe import __version__
 from arcpipe.access import reload
 from arcpipe.counters import Counters
 from arcpipe.errors import ArcpipeError, InstanceLocked
-from arcpipe.supervisor.listeners import Listeners
+from arcpipe.supervisor.listeners import Listeners, raise_file_limit
 from arcpipe.supervisor.service_manager import MAX_FDS, Inheritance, InheritedFd
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.probe import probe
@@ -36,6 +36,7 @@ def check(settings: Settings, inheritance: Inheritance) -> str:
     Raises:
         ArcpipeError: a start would be refused with this text, or an upgrade would.
     """
+    raise_file_limit(settings.server.max_connections)
     reload.check(settings)
     locks = [fd for name, fd in inheritance.fds if name == LOCK]
     back = [fd for name, fd in inheritance.fds if name == WAY_BACK]

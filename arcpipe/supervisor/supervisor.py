@@ -427,7 +427,8 @@ class _Supervisor:
         """Why an empty directory would not mean that everything is uploaded; empty if it would."""
         if self._counters.node[Node.REPLACED]:
             return f"{self._directory.path} is not the directory of the start"
-        if not self._settings.wal.enabled and any(worker.status for worker in workers):
+        has_died = self._counters.node[Node.WORKER_RESTARTS] > 0 or any(worker.status for worker in workers)
+        if not self._settings.wal.enabled and has_died:
             return "the WAL is disabled, and a worker ended with what it held in memory"
         return ""
 
@@ -573,6 +574,7 @@ class _Supervisor:
         """Runs `work` in a child that dies with this process; its pid."""
 
         def prepare() -> None:
+            self._trial.close()
             # What recovers a slot has the notes of its dead worker.
             of = name.removeprefix("recovery of ")
             remember = self._counters.notes(of).add if of in self._counters.processes() else None

@@ -132,10 +132,7 @@ def lock(path: str, inherited_fds: list[int]) -> SocketFile:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 os.close(fd)
-                raise ArcpipeError(
-                    f"cannot listen on unix:{path}: another arcpipe holds {name}. "
-                    "Stop that one first, or give this listener another path"
-                ) from None
+                raise _held(path) from None
         except OSError as error:
             os.close(fd)
             raise _cannot(path, error) from error
@@ -153,6 +150,7 @@ def check(path: str, owner: str, running_pid: int = 0) -> None:
     """
     if _is_socket(path) and not holders.holds_path(running_pid, path):
         _refuse_if_listened_on(path)
+    _refuse_if_locked(path, running_pid)
     if owner:
         _ids(owner)
     directory = os.path.dirname(path) or "."
@@ -160,6 +158,32 @@ def check(path: str, owner: str, running_pid: int = 0) -> None:
         raise _cannot(path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
     if not os.access(directory, os.W_OK | os.X_OK):
         raise _cannot(path, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _refuse_if_locked(path: str, running_pid: int) -> None:
+    """Raises ArcpipeError if the lock of a path cannot be had by a start."""
+    try:
+        fd = os.open(lock_name(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _cannot(path, error) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not holders.holds_path(running_pid, path):
+            raise _held(path) from None
+    except OSError as error:
+        raise _cannot(path, error) from error
+    finally:
+        os.close(fd)
+
+
+def _held(path: str) -> ArcpipeError:
+    return ArcpipeError(
+        f"cannot listen on unix:{path}: another arcpipe holds {lock_name(path)}. "
+        "Stop that one first, or give this listener another path"
+    )
 
 
 def _refuse_if_listened_on(path: str) -> None:

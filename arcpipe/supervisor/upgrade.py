@@ -11,6 +11,7 @@ This room knows processes and what is handed over; it must not know what a worke
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -71,17 +72,21 @@ class Trial:
         """
         assert not self._pid, "BUG: a trial is running"
         self.forget()
-        self._output = os.memfd_create("trial")
-        self._back, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        output = self._output
+        with contextlib.ExitStack() as ours:
+            output = os.memfd_create("trial")
+            ours.callback(os.close, output)
+            back, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.enter_context(back)
 
-        def work() -> int:
-            for fd in (1, 2):
-                os.dup2(output, fd)
-            become_new_program(Inheritance([*handed_over, InheritedFd(WAY_BACK, theirs.fileno())]), "--check")
+            def work() -> int:
+                for fd in (1, 2):
+                    os.dup2(output, fd)
+                become_new_program(Inheritance([*handed_over, InheritedFd(WAY_BACK, theirs.fileno())]), "--check")
 
-        with theirs:
-            self._pid = self._fork("trial", work)
+            with theirs:
+                self._pid = self._fork("trial", work)
+            ours.pop_all()
+        self._output, self._back = output, back
         self._deadline = time.monotonic() + _TRIAL_SECONDS
 
     def note_end(self, pid: int, status: int) -> bool:
@@ -92,15 +97,21 @@ class Trial:
         assert self._back is not None
         if status == 0:
             self._made = receive_fds(self._back)
-            return True
-        said = os.pread(self._output, _MAX_REASON_BYTES, 0).decode(errors="replace")
-        # Warnings may come before; what the command line says in the end has the program's name.
+        else:
+            log.error(
+                "SIGUSR2: the installed version would not start, so this one stays: %s",
+                self._problem or self._reason() or cause(status),
+            )
+        self.close()
+        return status == 0
+
+    def _reason(self) -> str:
+        """The last of what it said. Warnings may come before; the last words have the program's name."""
+        size = os.fstat(self._output).st_size
+        data = os.pread(self._output, _MAX_REASON_BYTES, max(0, size - _MAX_REASON_BYTES))
+        said = data.decode(errors="replace")
         _, found, reason = f"\n{said}".rpartition("\narcpipe: ")
-        log.error(
-            "SIGUSR2: the installed version would not start, so this one stays: %s",
-            self._problem or (reason if found else said).strip() or cause(status),
-        )
-        return False
+        return (reason if found else said).strip()
 
     def take_made(self) -> list[InheritedFd]:
         """The sockets that it has bound; whoever takes them has to close them."""
@@ -119,13 +130,17 @@ class Trial:
             os.kill(self._pid, signal.SIGKILL)
             self._pid = 0  # whoever waits for children finds it
         discard(self.take_made())
+        self.close()
+        self._problem = ""
+
+    def close(self) -> None:
+        """Closes what this process has open of it. To be called in other children, too."""
         if self._back is not None:
             self._back.close()
             self._back = None
         if self._output >= 0:
             os.close(self._output)
             self._output = -1
-        self._problem = ""
 
 
 class Former:
@@ -183,6 +198,7 @@ class Former:
             *(reason, _PAUSE_SECONDS),
             exc_info=None if is_expected else reason,
         )
+        self.manager.status(f"the former workers serve, as the new version cannot start yet: {reason}".splitlines()[0])
         while True:
             self.manager.needs_time()
             received = signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, _PAUSE_SECONDS)

@@ -127,14 +127,25 @@ def quarantined(directory: WALDirectory) -> list[QuarantinedFile]:
     return sorted(found, key=lambda file: file.name)
 
 
-def acknowledge(directory: WALDirectory, seen: Seen, codes: Collection[str], by: str) -> None:
+def acknowledge(
+    directory: WALDirectory,
+    seen: Seen,
+    codes: Collection[str],
+    by: str,
+    lock_seconds: float = findings.LOCK_SECONDS,
+) -> None:
     """Note durably that an operator has seen what `seen` tells of these codes, and nothing that came after it.
 
     Raises:
         WALError: the acknowledgements so far cannot be read, so they cannot be kept, or there are too many files.
         OSError: it may be noted or not.
     """
-    if len(seen.all_files) > _MAX_FILES:
+    with findings.held(directory, lock_seconds):
+        _acknowledge(directory, seen, codes, by)
+
+
+def _acknowledge(directory: WALDirectory, seen: Seen, codes: Collection[str], by: str) -> None:
+    if QUARANTINE in codes and len(seen.all_files) > _MAX_FILES:
         raise WALError(
             f"{directory.quarantine} has {len(seen.all_files)} files, and {_MAX_FILES} can be acknowledged; "
             "move some out of it"
@@ -162,7 +173,9 @@ def _counts_after(known: _File, seen: Seen, codes: Collection[str]) -> tuple[str
     if record is None:
         return ("", {}) if not seen.findings_problem else (known.findings_id, known.counts)
     before = known.counts if known.findings_id == record.id else {}
-    return record.id, {**before, **{code: record.counts[code] for code in codes if code in record.counts}}
+    # Somebody else may have seen more since `seen` was looked at.
+    now = {code: max(record.counts[code], before.get(code, 0)) for code in codes if code in record.counts}
+    return record.id, {**before, **now}
 
 
 def _files_after(known: _File, seen: Seen, codes: Collection[str]) -> list[QuarantinedFile]:

@@ -52,7 +52,7 @@ _VERSION: Final = 1
 _KEPT: Final = 1000
 _WHAT_CHARACTERS: Final = 300
 # Whoever holds the lock does so for one small write, which a sick disk may make long.
-_LOCK_SECONDS: Final = 10.0
+LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.02
 
 
@@ -90,10 +90,14 @@ def path_of(directory: WALDirectory) -> str:
 
 
 def give_to_owner(directory: WALDirectory, fd: int) -> None:
-    """Give a file that root has opened to the owner of the directory: the server has to be able to read it."""
+    """Give a file that root has opened to the owner of the directory: the server has to be able to read it.
+
+    Not every root may do so. Its own server reads the file all the same; any other one says that it cannot.
+    """
     if os.geteuid() == 0:
         owner = os.stat(directory.path)
-        os.fchown(fd, owner.st_uid, owner.st_gid)
+        with contextlib.suppress(PermissionError):
+            os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def load(directory: WALDirectory) -> Record | None:
@@ -107,7 +111,7 @@ def load(directory: WALDirectory) -> Record | None:
     return durable.load(directory.disk, path_of(directory), _decode)
 
 
-def note(directory: WALDirectory, findings: Iterable[Finding], lock_seconds: float = _LOCK_SECONDS) -> None:
+def note(directory: WALDirectory, findings: Iterable[Finding], lock_seconds: float = LOCK_SECONDS) -> None:
     """Note findings durably, but for what is noted of the same subject already. May be called again with the same.
 
     Raises:
@@ -117,7 +121,7 @@ def note(directory: WALDirectory, findings: Iterable[Finding], lock_seconds: flo
     findings = list(findings)
     if not findings:
         return
-    with _lock(directory, lock_seconds):
+    with held(directory, lock_seconds):
         record = _load_or_begin(directory)
         changed = _add(record, findings)
         if changed is not record:
@@ -135,7 +139,7 @@ def set_aside_damaged(directory: WALDirectory) -> bool:
         try:
             load(directory)
         except DamagedFile:
-            with _lock(directory):
+            with held(directory):
                 return _set_aside(directory)
     return False
 
@@ -190,8 +194,8 @@ def _decode(data: bytes) -> Record:
 
 
 @contextlib.contextmanager
-def _lock(directory: WALDirectory, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
-    """Hold the right to change the record. No one else's death or trouble keeps it for ever.
+def held(directory: WALDirectory, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the right to change the record, or what of it is acknowledged. No one's death or trouble keeps it for ever.
 
     Raises:
         OSError: the lock cannot be opened, or somebody holds it for too long.

@@ -161,6 +161,16 @@ class WALReader:
         return list(self)
 
 
+def time_of(entry: Entry) -> int:
+    """When an entry was taken, in µs since the epoch: its timestamp, but where the clock was set back."""
+    from arcpipe.codec.envelope import decode_entry
+
+    try:
+        return decode_entry(entry.payload).meta.time_of(entry.timestamp)
+    except BadPayload:
+        return entry.timestamp
+
+
 def records_of(entry: Entry) -> list[dict[str, Any]]:
     """The records of an entry as dicts; of Arc's own two payloads, too.
 

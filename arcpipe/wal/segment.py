@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 from arcpipe import __version__
 from arcpipe.disk import Buffer
+from arcpipe.errors import UnknownVersion
+from arcpipe.wal import findings
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentName, WALDirectory
+from arcpipe.wal.findings import LOST_SEGMENTS, Finding
 from arcpipe.wal.format import (
     END_ENTRY_BYTES,
     FILE_HEADER,
@@ -231,6 +234,7 @@ class Segment:
             elif not self._is_file_at(target):  # where it is after a rename that was done and reported as failed
                 # Where it was moved to, the next start on that directory finds it.
                 log.error("segment %s was removed or moved by somebody else while it was in use", self.path)
+                self._note_lost()
                 self.close()
                 return
             # The file is the uploader's now, and through the pool perhaps another worker's soon: it is not touched
@@ -265,6 +269,14 @@ class Segment:
         """Close a segment and leave its file as it is."""
         self._directory.disk.close(self._fd)
         self.state = State.CLOSED
+
+    def _note_lost(self) -> None:
+        """Note that acknowledged records went with the file: nobody uploads them from here."""
+        lost = [Finding(LOST_SEGMENTS, str(self.name), 1, "it was removed or moved while it was in use")]
+        try:
+            findings.note(self._directory, lost)
+        except (OSError, UnknownVersion) as error:
+            log.error("cannot note that %d segments were lost: %s; only the log tells it", len(lost), error)
 
     def _write_end(self, max_size_bytes: int) -> None:
         disk = self._directory.disk

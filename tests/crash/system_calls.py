@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import fcntl
 import io
 import itertools
 import os
@@ -164,6 +165,7 @@ def mounted(*disks: RecordingDisk) -> Iterator[None]:
             patches.enter_context(mock.patch.multiple(os, **_calls_of_os()))
             patches.enter_context(mock.patch.object(io, "open", _opener))
             patches.enter_context(mock.patch.object(builtins, "open", _opener))
+            patches.enter_context(mock.patch.object(fcntl, "flock", _flock))
         _mounted.update((disk.base, disk) for disk in disks)
         try:
             yield
@@ -415,6 +417,18 @@ def _fstat(fd: int) -> Any:
     return _real["fstat"](fd) if fd < _FIRST_FD else _status(fd)
 
 
+def _fchown(fd: int, uid: int, gid: int) -> None:
+    """Files here have no owner."""
+    if fd < _FIRST_FD:
+        _real["fchown"](fd, uid, gid)
+
+
+def _flock(fd: int, operation: int) -> None:
+    """One process uses a disk, and one of its threads at a time asks for this."""
+    if fd < _FIRST_FD:
+        _real_flock(fd, operation)
+
+
 def _access(path: Any, mode: int, **options: Any) -> bool:
     if _find(path) is None:
         return bool(_real["access"](path, mode, **options))
@@ -460,6 +474,7 @@ def _calls_of_os() -> dict[str, Any]:
         "stat": _status,
         "lstat": _status,
         "fstat": _fstat,
+        "fchown": _fchown,
         "access": _access,
         "utime": _utime,
         "posix_fadvise": _posix_fadvise,
@@ -468,3 +483,4 @@ def _calls_of_os() -> dict[str, Any]:
 
 _real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in _calls_of_os()}
 _real_open = builtins.open
+_real_flock = fcntl.flock

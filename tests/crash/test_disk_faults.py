@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from arcpipe.disk import Buffer
+from arcpipe.supervisor.last_words import EXIT_UNKNOWN
 from arcpipe.wal import pipeline as pipeline_module
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.pool import FreePool
@@ -478,7 +479,7 @@ def test_the_server_outlives_the_removal_of_its_directory(tmp_path: Path) -> Non
         assert {status for status, _ in sender.refused.values()} <= {503, 507}
         sender.until(202, "it to go on for good")
         assert server.pids() == workers, "nobody had to be restarted"
-        server.stop()
+        server.stop(code=EXIT_UNKNOWN)
         sender.check_lake()
 
 
@@ -490,7 +491,7 @@ def test_what_was_moved_away_with_its_directory_can_be_replayed(tmp_path: Path) 
         server.wal.rename(elsewhere)
         wait_until(lambda: bool(server.segments(".wal")), "a new segment in a new directory")
         sender.until(202, "it to go on by itself")  # 507 until the supervisor has looked at the disk again
-        server.stop()
+        server.stop(code=EXIT_UNKNOWN)
         assert len(lake_rows(server.lake, "default", "fault")) >= 1
         _replay(server, elsewhere)
         server.restart()

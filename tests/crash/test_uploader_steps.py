@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from arcpipe.upload.spares import SPARES as SPARE_FILES
+from arcpipe.wal import findings
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
 from arcpipe.wal.recovery import recover_slot
@@ -211,10 +212,17 @@ class Site:
     def said(self) -> str:
         return Path(f"{self.wal}.log").read_text()
 
+    @property
+    def found(self) -> dict[str, int]:
+        """What an operator is told of, by code."""
+        record = findings.load(WALDirectory(self.wal))
+        return record.counts if record is not None else {}
+
     def assert_shipped_exactly_once(self, as_by: Unharmed | None = None) -> list[str]:
         """The rows are those of the log, and nothing is left over anywhere. All keys of the store.
 
-        `as_by`: the objects and the schema registry, too, are as an uploader that nothing happened to made them.
+        `as_by`: the objects, the schema registry and the findings, too, are as an uploader that nothing happened to
+        made them.
         """
         lake = self.target.store.read()
         with duckdb.connect() as connection:
@@ -236,6 +244,7 @@ class Site:
         if as_by is not None:
             assert without_batch_ids(keys) == without_batch_ids(as_by.keys)
             assert (self.wal / "schema.json").read_bytes() == as_by.schema
+            assert self.found == as_by.found
         return keys
 
     def assert_nothing_is_left(self) -> None:
@@ -270,6 +279,7 @@ class Unharmed(NamedTuple):
     keys: list[str]
     schema: bytes
     counters: dict[str, int]
+    found: dict[str, int]
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +287,8 @@ def unharmed(log: Log, uploaders: Uploaders, tmp_path_factory: pytest.TempPathFa
     directory = tmp_path_factory.mktemp("unharmed")
     site = Site(log, directory, local_target(directory), uploaders)
     counters = site.finish().counters
-    return Unharmed(site.assert_shipped_exactly_once(), (site.wal / "schema.json").read_bytes(), counters)
+    keys = site.assert_shipped_exactly_once()
+    return Unharmed(keys, (site.wal / "schema.json").read_bytes(), counters, site.found)
 
 
 @pytest.fixture
@@ -296,6 +307,7 @@ def test_the_log_makes_several_batches_of_many_objects(unharmed: Unharmed) -> No
     counted = {name: unharmed.counters[name] for name in ("batches", "segments", "files", "retries")}
     assert counted == {"batches": 3, "segments": 8, "files": 25, "retries": 0}
     assert (unharmed.counters["dead_letters"], unharmed.counters["damaged"]) == (1, 2)
+    assert unharmed.found == {"dead_letters": 1, "damaged_entries": 1}  # a file in quarantine is told by being there
 
 
 STEPS = {
@@ -317,6 +329,8 @@ STEPS = {
     "after the journal's second frame": Step(JOURNAL + "append", "after", 2),
     "before a frame of the journal is synced": Step(DISK + "fdatasync", "before"),
     "after a frame of the journal was synced": Step(DISK + "fdatasync", "after"),
+    "before a finding is durable": Step(DISK + "rename", "before", 1, r"findings\.json"),
+    "after all findings are durable": Step(DISK + "rename", "after", 2, r"findings\.json"),
     "before the first put": Step("put", "before"),
     "after the first put": Step("put", "after"),
     "after some puts": Step("put", "after", 6),

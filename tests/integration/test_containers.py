@@ -86,9 +86,10 @@ def test_few_open_files_and_variables_of_a_service_of_our_name(tmp_path: Path) -
         server.stop()
 
 
-def test_fewer_open_files_than_it_needs_itself_stop_a_start_and_say_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["serve"], ["config", "check"]], ids=" ".join)
+def test_fewer_open_files_than_it_needs_itself_stop_a_start_and_say_so(tmp_path: Path, command: list[str]) -> None:
     done = subprocess.run(
-        ["prlimit", f"--nofile={descriptors.LEAST - 1}", *COMMAND, "serve"],
+        ["prlimit", f"--nofile={descriptors.LEAST - 1}", *COMMAND, *command],
         cwd=tmp_path,
         env=environment(server_port=0),
         capture_output=True,

@@ -46,7 +46,8 @@ def listing(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("command", CHECKS, ids=" ".join)
 def test_a_check_of_what_would_start_says_so_and_leaves_nothing(tmp_path: Path, command: list[str]) -> None:
-    done = run(tmp_path, *command, server_port=0, wal_dir=tmp_path / "a" / "wal")
+    access_log = {"access_log_format": "json", "access_log_path": tmp_path / "access.log"}
+    done = run(tmp_path, *command, server_port=0, wal_dir=tmp_path / "a" / "wal", **access_log)
     assert (done.returncode, done.stderr) == (0, "")
     assert "would start" in done.stdout
     assert listing(tmp_path) == []
@@ -157,6 +158,39 @@ def early(directory: Path) -> Server:
     return server
 
 
+def test_a_server_whose_parent_left_it_no_files_and_ignored_its_children_s_ends_works_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """Else sockets and segments get the number of stderr, and the end of a worker is never seen."""
+    server = Server(tmp_path, server_workers=1, server_port=free_port())
+    server.prefix = [
+        *(sys.executable, "-c"),
+        "import os, signal, sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "for fd in (0, 1, 2): os.close(fd)\nos.execv(sys.argv[1], sys.argv[1:])\n",
+    ]
+    server.launch()
+    try:
+        server.url = f"http://127.0.0.1:{server.settings['server_port']}"
+        wait_until(lambda: is_served(server), "the server to serve")
+        server.write({"m": "counted", "columns": {"n": [0]}})
+        for pid in server.pids().values():
+            assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)} == {os.devnull}
+        dead = server.kill("ingest 1")
+        server.wait_for_successor("ingest 1", dead)
+        wait_until(lambda: is_served(server), "the successor to serve")
+        server.write({"m": "counted", "columns": {"n": [1]}})
+        server.wait_for_rows(2)
+        server.stop()
+    finally:
+        server.end()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 # A log that nobody reads
 
 
@@ -170,10 +204,7 @@ def test_a_stderr_that_nobody_reads_holds_up_no_process(tmp_path: Path) -> None:
         except BlockingIOError:
             pass
     os.set_blocking(writer, True)
-    server = Server(tmp_path, server_workers=2, log_level="DEBUG", access_log_format="json")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        server.settings["server_port"] = probe.getsockname()[1]
+    server = Server(tmp_path, server_workers=2, server_port=free_port(), log_level="DEBUG", access_log_format="json")
     server.prefix = [
         *(sys.executable, "-c"),
         "import os, sys\nfor fd in (1, 2): os.dup2(int(sys.argv[1]), fd)\nos.execv(sys.argv[2], sys.argv[2:])\n",

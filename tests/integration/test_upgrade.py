@@ -15,6 +15,7 @@ import pytest
 
 from tests.careful_load import CarefulLoad
 from tests.harness import COMMAND, ROOT, Server, environment, lake_rows, pack, wait_until
+from tests.integration.test_service_manager import Manager
 
 V2 = "/write/v2/msgpack"
 REFUSED = "the installed version would not start, so this one stays: "
@@ -95,6 +96,8 @@ def server(tmp_path: Path) -> Iterator[Upgradable]:
 
 
 def test_whatever_would_stop_the_new_version_keeps_the_running_one(server: Upgradable) -> None:
+    # More of warnings than is kept of what a trial says.
+    server.variables = {f"ARCPIPE_NO_SETTING_{number:02}_{'X' * 60}": "" for number in range(50)}
     server.start()
     pids = server.pids()
     node = server.wal / "node.json"
@@ -173,6 +176,8 @@ def test_an_address_that_was_free_at_the_trial_is_kept_for_the_new_version(serve
 def test_a_new_version_that_cannot_start_after_all_lets_the_former_workers_serve_until_it_can(
     server: Upgradable,
 ) -> None:
+    manager = Manager(str(server.directory / "notify"))
+    server.variables = {"NOTIFY_SOCKET": manager.address}
     server.start()
     pids = server.pids()
     server.put(1)
@@ -181,18 +186,25 @@ def test_a_new_version_that_cannot_start_after_all_lets_the_former_workers_serve
     wait_for_the_end_of_the_trial(pids["uploader"])
     server.configure(more="[log]\nlevel = 'LOUD'\n")
     sentence = "the new version cannot start yet, the former workers serve"
-    wait_until(lambda: server.log.count(sentence) >= 2, "two tries")
+    wait_until(lambda: manager.receive() and server.log.count(sentence) >= 2, "two tries")
+    assert "the former workers serve, as the new version cannot start yet: " in manager.values("STATUS")[-1]
     assert 'log.level = "LOUD"' in server.log
     server.put(2)
+    # Nothing but these workers looks at backlog and disk by now, and old figures would be no reason to take writes.
+    wait_until(lambda: server.log.count(sentence) >= 4, "more tries than figures hold")
+    assert "supervisor_down" not in server.get("/api/v1/status").body.decode()
+    server.put(3)
     assert {role: pid for role, pid in server.pids().items() if role.startswith("ingest")} == {
         role: pid for role, pid in pids.items() if role.startswith("ingest")
     }
     server.configure()
     wait_until(lambda: server.log.count("supervisor: serving on") == 2, "the new version")
     assert server.pids()["supervisor"] == pids["supervisor"]
-    server.put(3)
+    server.put(4)
     server.stop()
-    assert server.numbers() == [1, 2, 3]
+    assert len(manager.values("READY")) == 2  # the new version is ready, too
+    manager.close()
+    assert server.numbers() == [1, 2, 3, 4]
 
 
 def test_a_stop_while_the_new_version_cannot_start_ends_all_and_loses_nothing(server: Upgradable) -> None:
@@ -248,7 +260,8 @@ def test_during_a_trial_that_hangs_signals_and_deaths_are_seen(server: Upgradabl
     server.signal_upgrade()
     wait_until(lambda: "trial" in str(server.processes()) or len(server.processes()) > 4, "the trial")
     dead = server.kill("ingest 1")
-    server.wait_for_successor("ingest 1", dead)
+    successor = server.wait_for_successor("ingest 1", dead)
+    assert not [name for name in open_files(successor) if "memfd:trial" in name]
     os.kill(server.pid, signal.SIGHUP)
     wait_until(lambda: "supervisor: reloaded" in server.log, "the reload")
     server.signal_upgrade()
@@ -257,6 +270,11 @@ def test_during_a_trial_that_hangs_signals_and_deaths_are_seen(server: Upgradabl
     started = time.monotonic()
     server.stop()  # which asserts that nobody is left
     assert time.monotonic() - started < 60
+
+
+def open_files(pid: int) -> list[str]:
+    folder = Path(f"/proc/{pid}/fd")
+    return [os.readlink(folder / fd) for fd in os.listdir(folder)]
 
 
 def test_beside_a_running_instance_a_check_says_whether_it_could_take_over(server: Upgradable) -> None:

@@ -39,7 +39,6 @@ from arcpipe.monitoring import health, snapshot
         (status_report._age, 61.0, "1 min 01 s"),
         (status_report._age, 7_260.0, "2 h 01 min"),
         (status_report._age, 200_000.0, "2 d 7 h"),
-        (status_report._printable, "a\x1b[2J\nb é", r"a\x1b[2J\nb é"),
     ],
 )
 def test_figures_and_texts_are_written_for_people(write: Callable[[Any], str], figure: Any, text: str) -> None:
@@ -135,3 +134,25 @@ def test_a_clock_that_was_set_between_two_pictures_changes_no_rate() -> None:
         before, now = at(5.0, 1_000_000.0, 100), at(6.0, clock, 300)
         assert not are_apart(before, now)
         assert Live.of([before, now]).workers[1].records == 200
+
+
+# What the server does not know itself
+
+
+def facts_of(**fields: Any) -> dict[str, str]:
+    picture = a_picture()
+    known = {"disk_total_bytes": 10_000_000_000, "disk_free_bytes": 4_000_000_000, "backlog_bytes": 5_000_000}
+    picture = msgspec.structs.replace(picture, instance=msgspec.structs.replace(picture.instance, **known | fields))
+    return dict(status_report.report_of("http://x", picture, Live.of([Sample(picture, 1.0)])).facts)
+
+
+def test_figures_that_nobody_measures_any_more_are_not_shown_as_those_of_now() -> None:
+    facts = facts_of()
+    assert facts["waiting"].startswith("5.00 MB in 0 segments, nothing waits; ")
+    assert "disk 60% used, 4.00 GB free of 10.0 GB" in facts["log"]
+    assert facts_of(wal_unlisted=True)["waiting"] == "not known: the WAL directory cannot be listed"
+    assert "disk 60% used" in facts_of(wal_unlisted=True)["log"]
+    for fields in ({"supervisor_alive": False, "measured_age_seconds": 75.0}, {"disk_total_bytes": 0}):
+        assert "disk not known" in facts_of(**fields)["log"]
+    hung = facts_of(supervisor_alive=False, measured_age_seconds=75.0)
+    assert hung["waiting"] == "not known: nobody has measured it for 1 min 15 s"

@@ -75,13 +75,16 @@ def test_what_ends_is_told_of_for_two_weeks_or_the_last_quarter_of_its_life() ->
     assert Life("a", 10, 0).warn_from == 0  # nonsense
 
 
-def test_the_first_to_end_is_told_of_and_one_that_has_ended_for_a_week() -> None:
+def test_what_can_still_be_renewed_is_told_of_before_what_has_ended_in_the_last_week() -> None:
     now = 100 * DAY
-    old, over, next_one, later = (Life("x", 0, days * DAY) for days in (90, 98, 110, 120))
+    old, over, just_over, soon, later, last = (Life("x", 0, days * DAY) for days in (90, 95, 98, 110, 120, 130))
     assert next_to_end([], now) is None
-    assert next_to_end([later, old, next_one], now) == next_one
-    assert next_to_end([later, over, next_one], now) == over
     assert next_to_end([old], now) is None
+    assert next_to_end([last, old, later], now) == later
+    assert next_to_end([last, over, just_over, later], now) == just_over
+    assert next_to_end([later, over, just_over, soon], now) == soon
+    short = Life("renewed every few days", 99 * DAY, 107 * DAY)  # it ends first, and it is not time yet
+    assert next_to_end([short, soon], now) == soon
 
 
 def token(**fields: Any) -> tokens.Token:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import multiprocessing
@@ -77,6 +78,8 @@ def test_only_what_was_seen_is_acknowledged(directory: WALDirectory) -> None:
     assert acknowledged.look(directory).findings[DAMAGED].latest[0].what == "checksum mismatch 2"
     acknowledge(directory)
     assert open_counts(directory) == {}
+    acknowledged.acknowledge(directory, seen, ALL, "somebody who looked earlier")
+    assert open_counts(directory) == {}
     findings.note(directory, [damage(2, 3)])  # known
     assert open_counts(directory) == {}
     findings.note(directory, [damage(3)])
@@ -124,6 +127,10 @@ def test_more_files_than_can_be_compared_are_not_acknowledged(directory: WALDire
     many = [acknowledged.QuarantinedFile(str(number), 0, 0) for number in range(10_001)]
     with pytest.raises(WALError, match="10001 files"):
         acknowledged.acknowledge(directory, acknowledged.Seen({}, many, seen.record, many), ALL, "somebody")
+    findings.note(directory, [damage(1)])
+    seen = acknowledged.look(directory)
+    acknowledged.acknowledge(directory, acknowledged.Seen({}, many, seen.record, many), [DAMAGED], "somebody")
+    assert open_counts(directory) == {}
 
 
 def test_a_damaged_record_is_kept_and_no_earlier_acknowledgement_counts_for_the_next(directory: WALDirectory) -> None:
@@ -226,6 +233,8 @@ def test_who_holds_the_lock_for_ever_is_told(directory: WALDirectory) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(OSError, match=r"holds findings\.lock"):
             findings.note(directory, [damage(1)], lock_seconds=0.1)
+        with pytest.raises(OSError, match=r"holds findings\.lock"):  # of two at a time, one would undo the other's
+            acknowledged.acknowledge(directory, acknowledged.look(directory), ALL, "somebody", lock_seconds=0.1)
     findings.note(directory, [damage(1)])
     assert open_counts(directory) == {DAMAGED: 1}
 
@@ -259,6 +268,14 @@ def test_the_command_shows_and_acknowledges_what_it_has_shown(directory: WALDire
     assert "nothing to acknowledge" in ack(directory)
 
 
+def test_nothing_that_was_found_moves_the_cursor(directory: WALDirectory) -> None:
+    findings.note(directory, [Finding(DAMAGED, "worker-1", 1, "odd\x1b[2J\nname")])
+    Path(directory.quarantine, "odd\x1b[2J").write_bytes(b"odd")
+    shown = ack(directory, "--show").splitlines()
+    assert shown[1] == r"  worker-1: 1, odd\x1b[2J\nname"
+    assert shown[3] == r"  odd\x1b[2J, 3 bytes"
+
+
 def test_the_command_refuses_a_code_that_there_is_not(directory: WALDirectory) -> None:
     done = CliRunner().invoke(app, ["ack", directory.path, "worker_down"])
     assert isinstance(done.exception, ArcpipeError)
@@ -289,3 +306,19 @@ def test_what_root_acknowledges_the_server_can_read(directory: WALDirectory) -> 
     ack(directory)
     for name in ("acknowledged.json", "findings.json", "findings.lock"):
         assert os.stat(os.path.join(directory.path, name)).st_uid == 12345
+
+
+def test_a_root_that_may_not_give_files_away_notes_and_acknowledges_all_the_same(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container without CAP_CHOWN, or where a file server takes root for nobody."""
+
+    def refuse(fd: int, uid: int, gid: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", refuse)
+    findings.note(directory, [damage(1)])
+    assert open_counts(directory) == {DAMAGED: 1}
+    acknowledge(directory)
+    assert open_counts(directory) == {}

@@ -14,12 +14,14 @@ import pytest
 
 from arcpipe.clock import steady_us
 from arcpipe.config.settings import WAL, Flush, Server, Settings, Storage
-from arcpipe.counters import Counters, Node, Uploader
+from arcpipe.counters import HANDED_OVER, Counters, Node, Uploader
 from arcpipe.counters import Worker as Field
+from arcpipe.disk import space
+from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.monitoring import health, snapshot
 from arcpipe.monitoring.directory_look import Looker
-from arcpipe.supervisor.backlog import space
 from arcpipe.wal import findings
+from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import Finding
 from tests.edge import Edge
@@ -81,6 +83,30 @@ def test_a_supervisor_that_measures_nothing_is_told_and_its_figures_are_not_judg
     assert [issue.code for issue in health.judge(snapshot.take(settings, counters, []))] == ["supervisor_down"]
 
 
+def test_workers_of_a_former_version_are_told_of_no_hung_supervisor_while_they_take_writes(
+    settings: Settings, counters: Counters
+) -> None:
+    """Their supervisor loads the new version: health and admission give it the same time."""
+    counters.node[Node.DRAINING] = HANDED_OVER
+    for seconds, codes in ((59, []), (61, ["supervisor_down"])):
+        counters.node[Node.MEASURED_US] = time.monotonic_ns() // 1000 - seconds * 1_000_000
+        admission = Admission(settings, counters.node)
+        admission.tick()
+        admission.tick()
+        taken = snapshot.take(settings, counters, [])
+        assert [issue.code for issue in health.judge(taken)] == codes
+        assert (admission.refusal() is None) == taken.supervisor_alive == (not codes)
+
+
+def test_what_cannot_be_listed_now_is_not_judged_by_what_was_listed_before(
+    settings: Settings, counters: Counters
+) -> None:
+    counters.node[Node.BACKLOG_BYTES] = 1 << 50
+    counters.node[Node.OLDEST_BACKLOG_US] = 1
+    counters.node[Node.UNLISTED] = 1
+    assert [issue.code for issue in health.judge(snapshot.take(settings, counters, []))] == ["wal_unlisted"]
+
+
 def test_each_part_of_the_directory_is_told_whatever_became_of_the_others(
     settings: Settings, counters: Counters
 ) -> None:
@@ -120,6 +146,23 @@ def test_a_look_that_takes_long_holds_up_nobody(tmp_path: Path, monkeypatch: pyt
         may_go_on.set()
         wait_until(lambda: not looker.look().problem, "the disk to answer")
     assert set(looker.look().segments) == {"active", "completed", "recovered", "free", "quarantine"}
+
+
+def test_what_each_start_loses_counts_though_its_processes_have_the_same_pids(tmp_path: Path) -> None:
+    """As they have in a container."""
+    directory = WALDirectory(tmp_path / "wal")
+    directory.make()
+    with Edge() as edge:
+        for boot, lost in ((1, 5), (2, 3)):
+            edge.worker._node = NodeIdentity("0123456789ab", boot)
+            edge.commit.writer.stats.lost_records = lost
+            assert edge.worker._has_lost(directory)
+            assert edge.worker._has_lost(directory)
+        edge.commit.writer.stats.lost_records = 0
+        assert not edge.worker._has_lost(directory)
+    record = findings.load(directory)
+    assert record is not None
+    assert record.counts == {findings.LOST_RECORDS: 8}
 
 
 def test_a_worker_publishes_its_segment_and_that_it_has_none() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from arcpipe.config.listeners import parse_listeners
 from arcpipe.config.settings import Auth, Server, Settings
 from arcpipe.errors import ArcpipeError
-from arcpipe.supervisor import holders
+from arcpipe.supervisor import holders, unix_socket
 from arcpipe.supervisor.listeners import LISTENER, Listeners, discard
 from arcpipe.supervisor.service_manager import InheritedFd
 
@@ -120,6 +121,16 @@ def test_a_check_leaves_nothing_and_sees_what_a_start_would(port: int, tmp_path:
         with pytest.raises(ArcpipeError, match="another process listens there"):
             Listeners(wanted, WORKERS).check()
     Listeners(wanted, WORKERS).check()  # the file is stale by now
+    held = unix_socket.lock(str(path), [])  # by one that starts at this moment
+    with pytest.raises(ArcpipeError, match=f"another arcpipe holds {path}.lock"):
+        Listeners(wanted, WORKERS).check()
+    held.release()
+    Listeners(wanted, WORKERS).check()
+    os.unlink(f"{path}.lock")
+    os.mkdir(f"{path}.lock")  # as one that another user has made, it cannot be opened
+    for look in (Listeners(wanted, WORKERS).check, lambda: Listeners(wanted, WORKERS).bind([])):
+        with pytest.raises(ArcpipeError, match=f"cannot listen on unix:{path}: Is a directory"):
+            look()
 
 
 @pytest.mark.parametrize(
@@ -142,18 +153,27 @@ def test_a_host_that_is_none_of_this_machine_is_refused_by_start_and_check(host:
 def test_who_holds_a_port_and_a_path_is_found(port: int, tmp_path: Path) -> None:
     path = str(tmp_path / "with a blank.sock")
     me = os.getpid()
-    assert not holders.holds_port(me, port)
+    assert not holders.holds_port(me, "127.0.0.1", port)
     assert not holders.holds_path(me, path)
     with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         tcp.bind(("127.0.0.1", port))
         tcp.listen()
         unix.bind(path)
         unix.listen()
-        assert holders.holds_port(me, port)
+        assert holders.holds_port(me, "127.0.0.1", port)
         assert holders.holds_path(me, path)
-        assert not holders.holds_port(os.getppid(), port)
+        with socket.socket() as other:  # as another program has it: not in this process's hands
+            other.bind(("127.0.0.2", port))
+            other.listen()
+            with subprocess.Popen(["sleep", "60"], pass_fds=[other.fileno()]) as program:
+                other.close()
+                assert holders.holds_port(me, "127.0.0.1", port)
+                assert not holders.holds_port(me, "127.0.0.2", port)
+                assert not holders.holds_port(me, "0.0.0.0", port)
+                program.kill()
+        assert not holders.holds_port(os.getppid(), "127.0.0.1", port)
         assert not holders.holds_path(os.getppid(), path)
-        assert not holders.holds_port(0, port)
+        assert not holders.holds_port(0, "127.0.0.1", port)
 
 
 def test_what_another_process_has_made_in_vain_is_gone_without_a_trace(tmp_path: Path) -> None:

@@ -245,6 +245,24 @@ log.info('something else')
     assert told[-2:] == ["no answer 49 held_back=30", "something else"]
 
 
+def test_a_line_that_is_logged_while_held_back_ones_are_told_costs_none_of_them() -> None:
+    """As by a finalizer, which may run at any place."""
+    program = """
+class Logs:
+    def __str__(self):
+        log.warning('from within')
+        return 'x'
+for number in range(30): log.warning('one', extra={'fields': {'by': Logs()}})
+for number in range(30): log.warning('two')
+logs._REPEAT_SECONDS = 0.01
+time.sleep(0.1)
+log.warning('the end')
+"""
+    told = [line.rpartition("ingest 1: ")[2] for line in logged(program)]
+    assert {"one by=x held_back=10", "two held_back=10"} < set(told)
+    assert told[-1] == "the end"
+
+
 def test_a_warning_repeats_itself_whatever_addresses_and_counters_are_in_its_text() -> None:
     """As those of asyncio, which puts both into the text itself."""
     program = """

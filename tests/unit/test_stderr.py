@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 import pytest
@@ -84,6 +87,29 @@ def test_lines_above_the_bound_are_dropped_whole_and_told_once_the_others_are_ou
     assert count < kept <= count + 10
     assert read_all(ends.reader, output, kept * len(LINE) - len(data)) + data == kept * LINE
     assert output.flush() == 0  # once
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_line_that_comes_while_its_own_thread_writes_another_one_follows_it(ends: Ends, is_full: bool) -> None:
+    """The collector of garbage runs anywhere, and finalizers log: of a task that is pending, of an error in them."""
+    output = LineOutput(ends.writer)
+    before = fill(output) * LINE if is_full else b""
+
+    def log_once(frame: FrameType, _event: str, _: object) -> None:
+        if frame.f_code.co_name == "_look":
+            sys.settrace(None)
+            output.write(b"nested\n")
+
+    def write() -> None:
+        sys.settrace(log_once)
+        output.write(b"outer\n")
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    lines = read_all(ends.reader, output, len(before) + len(b"outer\nnested\n")).removeprefix(before)
+    assert lines == (b"nested\nouter\n" if is_full else b"outer\nnested\n")
 
 
 def test_the_mode_of_the_shared_descriptor_stays(ends: Ends) -> None:

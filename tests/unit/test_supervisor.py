@@ -215,6 +215,19 @@ def test_a_child_tells_by_its_exit_code_whether_the_machine_refused_something(
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
 
 
+def test_a_child_never_goes_on_in_the_place_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if its last lines cannot be made: it would be a second supervisor."""
+    parent = os.getpid()
+    monkeypatch.setattr("arcpipe.supervisor.child.logs.flush", lambda _: lack_memory())
+    pid = 0
+    try:
+        pid = fork("ingest 1", lambda: None, lambda: 7)
+    finally:
+        if os.getpid() != parent:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
 @pytest.mark.parametrize(
     ("inherited", "own"), [("-100", "0"), ("-50", "0"), ("-150", "-50"), ("-1000", "-900"), ("0", "0"), ("300", "300")]
 )
@@ -374,6 +387,41 @@ def test_a_recovery_that_dies_or_hangs_leaves_its_segments_for_another_try(wal: 
     wal.wait()
     assert wal.aftermath.is_over(1)
     assert [left.path for left in wal.leftovers.look()] == [str(file)]
+
+
+def test_a_recovery_that_runs_at_the_stop_is_waited_for_and_not_begun_again(wal: Wal) -> None:
+    """Two processes would write to the same segment, and nobody would know of the first one."""
+    wal.write()
+    begun = 0
+
+    def fork_slowly(name: str, work: Callable[[], int]) -> int:
+        nonlocal begun
+        begun += 1
+        reader, writer = os.pipe()
+
+        def wait() -> int:
+            os.close(writer)
+            os.read(reader, 1)
+            return work()
+
+        pid = fork(name, lambda: None, wait)
+        os.close(reader)
+        gates.append(writer)
+        return pid
+
+    def open_gates() -> None:
+        while gates:
+            os.close(gates.pop())
+
+    gates: list[int] = []
+    wal.aftermath = Aftermath(wal.leftovers, 1, 0, fork_slowly)
+    wal.aftermath.note_death(1)
+    wal.aftermath.look(0.0)
+    wal.aftermath.finish(60.0, open_gates)
+    assert begun == 1
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert wal.shared() == (0, 1, 0, "")
 
 
 def test_a_slot_waits_for_a_directory_that_cannot_be_listed(wal: Wal, caplog: pytest.LogCaptureFixture) -> None:

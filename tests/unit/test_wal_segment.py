@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from arcpipe.supervisor import last_words
+from arcpipe.wal import acknowledged, findings
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
+from arcpipe.wal.findings import LOST_SEGMENTS
 from arcpipe.wal.format import envelope_prefix, identity_of, is_identity_of, pack_entry
 from arcpipe.wal.group import Group
 from arcpipe.wal.pipeline import Pipeline
@@ -253,7 +256,32 @@ def test_a_segment_that_was_removed_is_given_up(directory: WALDirectory, caplog:
     os.unlink(segment.path)
     segment.seal(MEGABYTE)
     assert "removed or moved by somebody else" in caplog.text
-    assert everything(directory) == []
+    assert sorted(everything(directory)) == ["findings.json", "findings.lock"]
+
+
+def test_what_went_with_a_removed_segment_is_told_by_health_and_last_words(
+    directory: WALDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    segment = make(directory)
+    add(segment)
+    os.unlink(segment.path)
+    segment.seal(MEGABYTE)
+    [found] = acknowledged.look(directory).findings[LOST_SEGMENTS].latest
+    assert (found.subject, found.what) == (str(segment.name), "it was removed or moved while it was in use")
+    assert last_words.speak(directory) == 0
+    assert caplog.messages[-1].startswith("stopped; everything is uploaded but for 1 lost segments.")
+
+
+def test_a_loss_that_cannot_be_noted_is_logged_and_stops_nothing(
+    directory: WALDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    segment = make(directory)
+    add(segment)
+    os.unlink(segment.path)
+    os.mkdir(findings.path_of(directory))
+    segment.seal(MEGABYTE)
+    assert segment.state is State.CLOSED
+    assert "cannot note that 1 segments were lost: [Errno 21] Is a directory" in caplog.text
 
 
 # Cutting back

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from arcpipe.cli.wal import app
 from arcpipe.disk import Buffer
 from arcpipe.errors import CommitFailed
 from arcpipe.wal import WALReader, WALWriter
@@ -142,6 +145,10 @@ def test_after_the_clock_was_set_back_records_have_its_time_and_timestamps_go_on
     assert all(entry.timestamp > ahead for entry in SegmentScan(file.path))
     times = [record["time"] for [record] in WALReader(file.path).read_all()]
     assert times == [pytest.approx(time.time() * 1e6, abs=60e6)] * 2
+    half_an_hour_on = datetime.fromtimestamp(time.time() + 1800, UTC).isoformat()
+    shown = CliRunner().invoke(app, ["cat", "--until", half_an_hour_on, file.path]).output.splitlines()
+    taken = [datetime.fromisoformat(" ".join(line.split()[1:3])).timestamp() for line in shown]
+    assert taken == [pytest.approx(time.time(), abs=60)] * 2
     assert WALWriter(str(tmp_path / "other"), slot=1).clock_meta() == {}
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Node
+from arcpipe.counters import FIGURES_SECONDS, Node, figures_hold_seconds
 from arcpipe.ingest.http import responses
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
-
-# A new version has so long to load before it ends the workers of the former one.
-_HANDED_OVER_SECONDS: Final = 60.0
 
 
 class Admission:
@@ -57,9 +54,7 @@ class Admission:
         """Judges whether the figures are to be trusted."""
         node = self._node
         measured = node[Node.MEASURED_US]
-        # While an upgrade replaces the supervisor, its successor measures for its own workers, and ends these.
-        patience = _HANDED_OVER_SECONDS if node[Node.DRAINING] == HANDED_OVER else FIGURES_SECONDS
-        is_stale = measured > 0 and time.monotonic_ns() // 1000 - measured > patience * 1e6
+        is_stale = measured > 0 and time.monotonic_ns() // 1000 - measured > figures_hold_seconds(node) * 1e6
         self._untrusted = None
         if node[Node.UNLISTED]:
             self._untrusted = self._unlisted
