@@ -10,7 +10,7 @@ import pytest
 
 from arcpipe.config.settings import WAL, Settings
 from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Counters, Node
-from arcpipe.ingest.http.limits import Admission
+from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.stand_in import StandIn
 from arcpipe.wal.directory import WALDirectory
 from tests.harness import wait_until
