@@ -19,7 +19,7 @@ from arcpipe.upload import shipment as shipment_module
 from arcpipe.upload.journal import Record
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.wal import recovery as recovery_module
-from arcpipe.wal import verdict as verdict_module
+from arcpipe.wal import report as report_module
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import WALDirectory, parse_filename
 from arcpipe.wal.reader import Entry, SegmentScan
@@ -234,7 +234,7 @@ def test_it_is_caught_if_a_manifest_of_another_version_is_taken_for_a_damaged_on
 
 
 def test_it_is_caught_if_a_sealed_segment_without_its_end_is_taken_for_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged = verdict_module.judge
+    judged = report_module.judge
 
     def lenient(report: object, was_active: bool) -> object:
         return judged(report, True)  # type: ignore[arg-type]
