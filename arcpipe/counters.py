@@ -44,6 +44,9 @@ STATUSES: Final = (
 MAX_DATABASES: Final = 64
 """Most databases that writes are counted for; the last one stands for all others, under the empty name."""
 
+# More than any block has: the names of its fields are counted, and nobody else needs to count them.
+_FIELDS: Final = 100
+
 _NAME_WORDS: Final = 8  # a database name has at most 64 bytes, a segment's fewer
 DATABASE_WORDS: Final = _NAME_WORDS + 3
 
@@ -142,9 +145,10 @@ class Worker:
         LIMITS_UNTRACKED,
         LOST_RECORDS,
         MAX_CONNECTIONS,  # gauge: the most that it takes
-    ) = range(31)
+        *_,
+    ) = range(_FIELDS)
     # Histograms: where each begins, with the bounds above.
-    ACK_US: Final = 31
+    ACK_US: Final = MAX_CONNECTIONS + 1
     SYNC_US: Final = ACK_US + len(LATENCY_BOUNDS_US) + 2
     LOOP_LAG_US: Final = SYNC_US + len(LATENCY_BOUNDS_US) + 2
     GROUP_ENTRIES: Final = LOOP_LAG_US + len(LATENCY_BOUNDS_US) + 2
@@ -202,7 +206,8 @@ class Uploader:
         DAMAGED_MANIFESTS,  # gauge: kept aside now, with their segments, until an operator decides
         STOPPED,  # gauge: 1 while a file of an unknown version stops all uploads
         RETRIES,
-    ) = range(20)
+        *_,
+    ) = range(_FIELDS)
     UPLOAD_US: Final = RETRIES + len(RETRY_KINDS)  # a histogram
     SIZE: Final = UPLOAD_US + len(UPLOAD_BOUNDS_US) + 2
 
@@ -253,7 +258,8 @@ class Node:
         REPLACED,
         UNLOCKED,
         UNRECOVERED_NAME,
-    ) = range(20)
+        *_,
+    ) = range(_FIELDS)
     SIZE: Final = UNRECOVERED_NAME + _NAME_WORDS
 
 
