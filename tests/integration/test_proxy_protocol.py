@@ -66,7 +66,7 @@ def haproxy(directory: Path, server: str, mode: str = "http", options: str = "")
         )
         try:
             port = listener.getsockname()[1]
-            wait_until(lambda: is_open(port) if mode == "tcp" else reaches_server(port), "the proxy")
+            wait_until(lambda: is_open(port) and (mode == "tcp" or reaches_server(port)), "the proxy")
             yield f"127.0.0.1:{port}"
         finally:
             process.kill()
