@@ -60,10 +60,10 @@ class Clients:
         """No request is on its way."""
         self._quiet.set()
         for idle in self._idle:
+            idle.clear()  # only now: a thread may have set it once more at the end of the former pause
+        for idle in self._idle:
             assert idle.wait(60)
         yield
-        for idle in self._idle:
-            idle.clear()
         self._quiet.clear()
 
     def end(self) -> None:
