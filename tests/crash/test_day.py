@@ -139,6 +139,14 @@ class Day:
         samples = [sample for family in parser.text_string_to_metric_families(text) for sample in family.samples]
         return sum(sample.value for sample in samples if sample.name == "arcpipe_records_total")
 
+    def settled(self) -> float:
+        """The same once it has not changed for a second: workers may publish it a moment after their answers."""
+        while True:
+            before = self.counted()
+            time.sleep(1)
+            if self.counted() == before:
+                return before
+
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.server.get("/api/v1/status").json()
         return found
@@ -245,10 +253,10 @@ class Day:
         wait_until(lambda: sorted(self.server.pids()) == everybody, "all four processes")
         self.clients.wait_for(10)
         with self.clients.paused():
-            first = self.counted(), len(self.clients.acknowledged), len(self.clients.unknown)
+            first = self.settled(), len(self.clients.acknowledged), len(self.clients.unknown)
         self.clients.wait_for(10)
         with self.clients.paused():
-            taken = self.counted() - first[0]
+            taken = self.settled() - first[0]
             acknowledged = len(self.clients.acknowledged) - first[1]
             assert acknowledged <= taken <= acknowledged + len(self.clients.unknown) - first[2]
 
