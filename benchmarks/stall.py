@@ -1,8 +1,9 @@
 """How long a client waits beside others that send what is legal, small and costly: `python -m benchmarks.stall`.
 
-The real server runs with one worker. For each attack, a process sends it over some connections as fast as it is taken,
-and a victim in another process asks every few milliseconds: /ping, one record, and now and then /health, /ready and
-/metrics. Shown are the waits of the victim, cores and memory of the worker, and whether it was the same one at the end.
+The real server runs with one worker, anew for each attack. A process sends it over some connections as fast as it is
+taken, and a victim in another process asks every few milliseconds: /ping, one record, and now and then /health, /ready
+and /metrics. Shown are the waits of the victim, those of /ping and of the record, which the disk holds up, too, apart;
+cores and memory of the worker; and whether it was the same one at the end.
 
 `--search SECONDS` changes the numbers of the attacks at random and keeps what makes the victim wait longer than all
 before; the worst of each kind go to `benchmarks/stall_corpus.json`, which later runs include.
@@ -33,6 +34,8 @@ _PAUSE_SECONDS: Final = 0.004
 # Waits of the first moment are those of a cold worker.
 _WARM_SECONDS: Final = 0.5
 _RARE: Final = 25
+# The victim goes on until it has waited so often, however slow the machine is.
+_FEWEST_WAITS: Final = 10
 _TIMEOUT_SECONDS: Final = 60.0
 
 _RECORD: Final = msgspec.msgpack.encode({"m": "victim", "columns": {"time": [1_700_000_000], "usage": [0.5]}})
@@ -87,11 +90,11 @@ def be_victim(host: str, port: int, seconds: float) -> dict[str, Any]:
     """Asks, and measures how long it waits."""
     client = socket.create_connection((host, port), _TIMEOUT_SECONDS)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    waits: list[float] = []
+    waits: list[tuple[float, str]] = []
     failed = ""
     began = time.monotonic()
     number = 0
-    while time.monotonic() < began + seconds:
+    while time.monotonic() < began + seconds or len(waits) < _FEWEST_WAITS:
         number += 1
         asked = _ASKED_RARELY[number // _RARE % 3] if number % _RARE == 0 else _ASKED[number % 2]
         sent = time.monotonic()
@@ -108,13 +111,14 @@ def be_victim(host: str, port: int, seconds: float) -> dict[str, Any]:
             failed = answer[:200].decode("latin-1")
             break
         if sent > began + _WARM_SECONDS:
-            waits.append(time.monotonic() - sent)
+            waits.append((time.monotonic() - sent, asked.split(maxsplit=2)[1].decode()))
         time.sleep(_PAUSE_SECONDS)
     waits.sort()
     return {
-        "worst_ms": round(waits[-1] * 1000, 1) if waits else None,
-        "p99_ms": round(waits[len(waits) * 99 // 100] * 1000, 1) if waits else None,
-        "median_ms": round(waits[len(waits) // 2] * 1000, 1) if waits else None,
+        "worst_ms": round(waits[-1][0] * 1000, 1) if waits else None,
+        "worst_of": {path: round(wait * 1000, 1) for wait, path in waits},  # ascending, so the last one stays
+        "p99_ms": round(waits[len(waits) * 99 // 100][0] * 1000, 1) if waits else None,
+        "median_ms": round(waits[len(waits) // 2][0] * 1000, 1) if waits else None,
         "asked": number,
         "failed": failed,
     }
@@ -154,24 +158,42 @@ async def measure(server: Server, recipe: Recipe, seconds: float) -> dict[str, A
     return {**found, "cores": round(cores, 2), "peak_mb": peak >> 20, "same_worker": before == after}
 
 
+def _of(found: dict[str, Any], path: str) -> float:
+    return float(found["worst_of"].get(path, -1.0))
+
+
 def _shown(name: str, found: dict[str, Any]) -> str:
     state = "" if found["same_worker"] else "  WORKER WAS REPLACED"
     if found["failed"]:
         state += f"  VICTIM FAILED: {found['failed']!r}"
     return (
-        f"{name:<32} worst {found['worst_ms'] or -1:8.1f} ms  p99 {found['p99_ms'] or -1:8.1f}  "
+        f"{name:<32} worst {found['worst_ms'] or -1:8.1f} ms  ping {_of(found, '/ping'):7.1f}  "
+        f"write {_of(found, '/write/v2/msgpack'):7.1f}  "
+        f"p99 {found['p99_ms'] or -1:8.1f}  "
         f"median {found['median_ms'] or -1:6.1f}  asked {found['asked']:>5}  "
         f"cores {found['cores']:.2f}  peak {found['peak_mb']:>5} MB{state}"
     )
 
 
-async def _search(server: Server, seconds: float, each: float, seed: int) -> None:
+async def _measure_alone(
+    recipe: Recipe, seconds: float, settings: dict[str, str], data_dir: str | None
+) -> dict[str, Any]:
+    """An attack on a server that has seen no other: neither work nor memory of one before is left."""
+    with tempfile.TemporaryDirectory(dir=data_dir) as directory:
+        paths = {"wal.dir": f"{directory}/wal", "storage.url": f"file://{directory}/lake"}
+        alone = {"server.port": "0", "server.workers": "1", "wal.min_free_mb": "16", **paths, **settings}
+        async with Server(Path(directory), alone) as server:
+            found = await measure(server, recipe, seconds)
+            return {**found, "complaints": server.complaints}
+
+
+async def _search(arguments: argparse.Namespace, settings: dict[str, str]) -> None:
     """Random changes of what was worst so far, of one kind after the other."""
-    source = random.Random(seed)
+    source = random.Random(arguments.seed)
     corpus = load_corpus()
     kinds = sorted({recipe["kind"] for recipe in ATTACKS.values()})
     worst: dict[str, tuple[float, Recipe]] = {}
-    end = time.monotonic() + seconds
+    end = time.monotonic() + arguments.search
     while time.monotonic() < end:
         kind = source.choice(kinds)
         if kind in worst:
@@ -179,9 +201,14 @@ async def _search(server: Server, seconds: float, each: float, seed: int) -> Non
         else:
             known = [recipe for recipe in [*ATTACKS.values(), *corpus.values()] if recipe["kind"] == kind]
             recipe = source.choice(known)
-        found = await measure(server, recipe, each)
-        score = float("inf") if found["failed"] or not found["same_worker"] else found["worst_ms"] or 0.0
-        if kind not in worst or score > worst[kind][0]:
+        score = float("inf")
+        for _ in range(2):  # one wait may be the machine's
+            found = await _measure_alone(recipe, arguments.seconds, settings, arguments.data_dir)
+            bad = found["failed"] or not found["same_worker"]
+            score = min(score, float("inf") if bad else found["worst_ms"] or 0.0)
+            if kind in worst and score <= worst[kind][0]:
+                break
+        else:
             worst[kind] = (score, recipe)
             print(_shown(kind, found), json.dumps(recipe), flush=True)
     corpus |= {f"found: {kind}": recipe for kind, (_, recipe) in worst.items()}
@@ -191,27 +218,18 @@ async def _search(server: Server, seconds: float, each: float, seed: int) -> Non
 async def _main(arguments: argparse.Namespace) -> int:
     cases = {**ATTACKS, **load_corpus()}
     chosen = {name: cases[name] for name in arguments.case or cases}
+    settings = dict(text.split("=", 1) for text in arguments.set or ())
+    if arguments.search:
+        await _search(arguments, settings)
+        return 0
     bad = 0
-    with tempfile.TemporaryDirectory(dir=arguments.data_dir) as directory:
-        settings = {
-            "server.port": "0",
-            "server.workers": "1",
-            "wal.dir": f"{directory}/wal",
-            "wal.min_free_mb": "16",
-            "storage.url": f"file://{directory}/lake",
-            **dict(text.split("=", 1) for text in arguments.set or ()),
-        }
-        async with Server(Path(directory), settings) as server:
-            if arguments.search:
-                await _search(server, arguments.search, arguments.seconds, arguments.seed)
-                return 0
-            for name, recipe in chosen.items():
-                found = await measure(server, recipe, arguments.seconds)
-                print(json.dumps({"attack": name, **found}) if arguments.json else _shown(name, found), flush=True)
-                over = arguments.limit and (found["worst_ms"] or 0) > arguments.limit
-                bad += bool(found["failed"] or not found["same_worker"] or over)
-            for complaint in server.complaints:
-                print(complaint)
+    for name, recipe in chosen.items():
+        found = await _measure_alone(recipe, arguments.seconds, settings, arguments.data_dir)
+        print(json.dumps({"attack": name, **found}) if arguments.json else _shown(name, found), flush=True)
+        over = arguments.limit and (found["worst_ms"] or 0) > arguments.limit
+        bad += bool(found["failed"] or not found["same_worker"] or over)
+        for complaint in found["complaints"]:
+            print(complaint)
     return bad
 
 

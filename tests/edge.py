@@ -33,7 +33,7 @@ from arcpipe.wal.writer import WALWriter
 T = TypeVar("T")
 
 _OF_PROTOCOL: Final = ("SLICE_SECONDS", "SMALL_SECONDS", "TURN_SECONDS")
-_OF_WRITE: Final = ("INLINE_SECONDS", "SMALL_SECONDS", "TURN_SECONDS")
+_OF_WRITE: Final = ("INLINE_SECONDS", "SMALL_SECONDS", "_INLINE_TURN_SECONDS")
 
 
 class Transport(asyncio.Transport):

@@ -31,6 +31,7 @@ import duckdb
 import msgpack
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from tests.s3server import S3Bucket
 
@@ -38,6 +39,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "arcpipe"]
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 IS_LONG = os.environ.get("ARCPIPE_TEST_LONG") not in (None, "", "0")  # whether tests may take many minutes
 
 # Generous, because a loaded machine is slow: a passing test never waits so long.

@@ -219,7 +219,7 @@ class BytesInFlight:
             self._behind = False
             self.unchecked_bytes = self._max_pending
             for connection in tuple(self._connections):
-                connection.resume_reading(LOG_BEHIND)
+                connection.resume_reading(LOG_BEHIND, by_turn=True)
 
     def _note(self, pending: int) -> None:
         self.is_overfull = pending > 3 * self._max_pending
@@ -300,4 +300,4 @@ class BytesInFlight:
 
     def _resume(self, connection: Connection) -> None:
         del self._waiting[connection]
-        connection.resume_reading(NO_ROOM)
+        connection.resume_reading(NO_ROOM, by_turn=True)

@@ -335,23 +335,26 @@ class Connection(asyncio.Protocol):
             self._context.turns.wait(self)
 
     def take_turn(self) -> float:
-        """Goes on with the rest of a read, or lets the next one come; the seconds that it takes."""
+        """Goes on with the rest of a read, and lets the next one come; the seconds that both will have taken."""
         if self._paused != TURN:  # it has ended, or waits for something else, whose end gives it a turn again
             self._paused &= ~TURN
             return 0.0
         if self._transport is None or self._transport.is_closing():
             self._drop_rest()
             return 0.0
+        expected = max(self._seconds, SLICE_SECONDS)  # the next read will be like the last one
         if not self._rest:
             self.resume_reading(TURN)
-            return self._seconds
+            return expected
         self._give_time_back()
         self._handle_rest()
         if not self._rest:
             self.resume_reading(TURN)
             if self._at_eof and not self.eof_received():
                 self._transport.close()
-        elif self._paused == TURN:
+            taken, self._seconds = self._seconds, expected
+            return taken + expected
+        if self._paused == TURN:
             self._context.turns.wait(self)
         else:
             self._paused &= ~TURN
@@ -804,12 +807,16 @@ class Connection(asyncio.Protocol):
             self._paused_at = self._context.now
         self._paused |= reason
 
-    def resume_reading(self, reason: int) -> None:
-        """Takes one reason away; reading goes on when it was the last, with what has been read already first."""
+    def resume_reading(self, reason: int, by_turn: bool = False) -> None:
+        """Takes one reason away; reading goes on when it was the last, with what has been read already first.
+
+        Args:
+            by_turn: whether that waits for the connection's turn, as others go on at the same moment.
+        """
         if self._paused & reason:
             self._paused &= ~reason
             if not self._paused and self._transport is not None:
-                if self._rest:
+                if self._rest or by_turn:
                     self._paused = TURN
                     self._context.turns.wait(self)
                 else:

@@ -9,6 +9,7 @@ taken as long already, each further read has only SMALL_SECONDS: thousands of cl
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
@@ -35,13 +36,22 @@ class Waiter(Protocol):
     """A connection that waits for its turn."""
 
     def take_turn(self) -> float:
-        """Go on; the seconds that this took, or that the next read will probably take."""
+        """Go on; the seconds that this took, and that the read will probably take which may come now."""
 
 
 class Turns:
     """The turns of one loop. `spent` is what reads have taken of the present one, in seconds."""
 
-    __slots__ = ("_life_due", "_scheduled", "_show_life", "_waiting", "deadline", "is_used_up", "spent")
+    __slots__ = (
+        "_life_due",
+        "_scheduled",
+        "_show_life",
+        "_waiting",
+        "deadline",
+        "is_used_up",
+        "longest_inline",
+        "spent",
+    )
 
     def __init__(self, show_life: Callable[[], None] = lambda: None) -> None:
         """Args: show_life: called now and then in a turn that goes on for long."""
@@ -49,6 +59,7 @@ class Turns:
         self._life_due = _LIFE_SECONDS
         self.spent = 0.0
         self.is_used_up = False  # each further read of it has SMALL_SECONDS: there may be thousands
+        self.longest_inline = math.inf  # bytes of a body that may be encoded in the loop: a longer one took too long
         self.deadline = 0.0  # perf_counter seconds: until when the body at hand may be encoded in the loop
         self._waiting: deque[Waiter] = deque()
         self._scheduled = False
@@ -93,5 +104,6 @@ class Turns:
             self.spent = 0.0
             self._life_due = _LIFE_SECONDS
             self.is_used_up = False
+            self.longest_inline = math.inf
             if waiting and not self._scheduled:
                 self._schedule()

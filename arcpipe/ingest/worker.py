@@ -78,6 +78,8 @@ _KEPT_MEMORY_BYTES: Final = 64 << 20
 _SWITCH_INTERVAL_SECONDS: Final = 0.0002
 _TICK_SECONDS: Final = 0.25
 # At shutdown, requests that are still arriving get so long to arrive and be answered.
+# Encoded bytes that may wait for the WAL before a thread encodes more: small records wait for the disk behind them.
+_ENCODED_AHEAD_BYTES: Final = 8 << 20
 _FINISH_SECONDS: Final = 5.0
 # Connections that were used so lately are waited for so long at shutdown.
 _BUSY_SECONDS: Final = 1.0
@@ -107,8 +109,10 @@ class IngestContext:
         self.heads = Heads()
         self.all_heads = [self.heads]  # and those of listeners that do not offer all paths
         self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes, self._use_heads)
-        # Encoding always goes on, and with it the log; decoding waits for both, so that neither waits for ever.
-        self.encoding = Background("encoding", lambda: True, self.bytes_moved, interrupts=True)
+        # The WAL always goes on; encoding waits for it, and decoding for both, so that none waits for ever.
+        self.encoding = Background(
+            "encoding", lambda: self.commit.pending_bytes <= _ENCODED_AHEAD_BYTES, self.bytes_moved, interrupts=True
+        )
         self.decoding = Background(
             "decoding",
             lambda: self.commit.pending_bytes + self.encoding.held_bytes <= limits.max_pending,
@@ -168,6 +172,7 @@ class IngestContext:
         """To be called when complete bodies have left, or when one waits for a thread."""
         self.inflight.check()
         self.inflight.left()
+        self.encoding.proceed()
         self.decoding.proceed()
 
     def _pending_bytes(self) -> int:

@@ -18,7 +18,7 @@ from arcpipe.ingest.background import Background, Check, ClientGone
 from arcpipe.ingest.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.limits import Admission
 from arcpipe.ingest.router import Judge
-from arcpipe.ingest.turns import INLINE_SECONDS, SMALL_SECONDS, TURN_SECONDS, TooLong, Turns
+from arcpipe.ingest.turns import INLINE_SECONDS, SMALL_SECONDS, TooLong, Turns
 from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
 from arcpipe.wal.group_commit import Commit
 
@@ -33,9 +33,11 @@ _ENCODED_TOO_LARGE: Final = responses.error(
     413, "body_too_large", f"the body needs more than {_MAX_ENCODED_BYTES} bytes of the log; send it in parts"
 )
 
-# A body up to this size is encoded in the loop as long as that takes no longer than INLINE_SECONDS, and the turn of the
-# loop is not used up. No single step of it that cannot be interrupted takes longer than a few milliseconds.
+# A body up to this size is encoded in the loop as long as that takes no longer than INLINE_SECONDS, and reads of the
+# present turn have taken no longer than _INLINE_TURN_SECONDS: to hand it to a thread costs as much as 500 rows. No
+# single step of it that cannot be interrupted takes longer than a few milliseconds.
 _INLINE_BYTES: Final = 256 << 10
+_INLINE_TURN_SECONDS: Final = 0.02
 # A body up to this size is encoded in the loop whatever else this turn has done, if it takes SMALL_SECONDS at most.
 _TINY_BYTES: Final = 1 << 10
 
@@ -173,7 +175,7 @@ class WriteEndpoints:
             size = len(body)
             if size <= _TINY_BYTES:
                 turns.deadline = exchange.received + SMALL_SECONDS
-            elif size <= _INLINE_BYTES and turns.spent < TURN_SECONDS:
+            elif size <= _INLINE_BYTES and size <= turns.longest_inline and turns.spent < _INLINE_TURN_SECONDS:
                 turns.deadline = exchange.received + INLINE_SECONDS
             else:
                 self._encode_apart(exchange, encode, partial(settle, exchange, target))
@@ -181,6 +183,7 @@ class WriteEndpoints:
             try:
                 settle(exchange, target, encode(body, check))
             except TooLong:
+                turns.longest_inline = size // 2  # in this turn: each try costs as much
                 turns.charge(SMALL_SECONDS)
                 self._encode_apart(exchange, encode, partial(settle, exchange, target))
             except (BadPayload, PayloadTooLarge) as error:

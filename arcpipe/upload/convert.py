@@ -146,8 +146,9 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
     if keep_nanoseconds:
         reserved.add(TIME_NS)
         columns[_field(TIME_NS, pa.int16(), b"time")] = _sorted(pa.array(sub_us), order)
-    for name in sorted({name for piece in pieces for name in piece.shape.index} - {TIME}):
-        holders = [span for span in spans if name in span.piece.shape.index]
+    for name, holders in sorted(_holders(spans).items()):
+        if name == TIME:
+            continue
         values = _values(holders, name)
         tag = any(name in span.piece.shape.tags for span in holders)
         hints = {span.piece.shape.types[name] for span in holders if name in span.piece.shape.types}
@@ -157,7 +158,7 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
             rescued.add(name, values, odd, _table_rows(odd, holders))
         if type_ is not None:
             role = b"tag" if schema.columns[name].tag else b"field"
-            columns[_field(name, array.type, role)] = _sorted(_spread(array, holders, spans), order)
+            columns[_field(name, array.type, role)] = _sorted(_spread(array, holders, rows), order)
     if rescued.count:
         columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(
             rescued.column(rows, most_rescued_bytes), order
@@ -178,6 +179,15 @@ class _Span(NamedTuple):
 def _spans(pieces: Sequence[Piece]) -> list[_Span]:
     stops = np.cumsum([piece.total_rows for piece in pieces]).tolist()
     return [_Span(*span) for span in zip(pieces, [0, *stops], stops, strict=False)]
+
+
+def _holders(spans: Sequence[_Span]) -> dict[str, list[_Span]]:
+    """The spans that have each column."""
+    holders: dict[str, list[_Span]] = {}
+    for span in spans:
+        for name in span.piece.shape.index:
+            holders.setdefault(name, []).append(span)
+    return holders
 
 
 def _field(name: str, type_: pa.DataType, role: bytes) -> pa.Field:
@@ -215,22 +225,26 @@ def _sorted(array: pa.Array, order: pa.Array | None) -> pa.Array:
     return array if order is None else take(array, order)
 
 
-def _spread(array: pa.Array, holders: Sequence[_Span], spans: Sequence[_Span]) -> pa.Array:
-    """A column of all rows: null in those of pieces that do not have it."""
-    if len(holders) == len(spans):
+def _spread(array: pa.Array, holders: Sequence[_Span], rows: int) -> pa.Array:
+    """A column of all rows: null in those of pieces that do not have it.
+
+    The cost is that of the pieces that have it: a table of thousands of shapes has as many columns.
+    """
+    if len(array) == rows:
         return array
     if pa.types.is_dictionary(array.type):
-        return pa.DictionaryArray.from_arrays(_spread(array.indices, holders, spans), array.dictionary)
+        return pa.DictionaryArray.from_arrays(_spread(array.indices, holders, rows), array.dictionary)
     parts = []
-    at = 0
-    holding = {span.start for span in holders}
-    for span in spans:
-        rows = span.stop - span.start
-        if span.start in holding:
-            parts.append(array.slice(at, rows))
-            at += rows
-        else:
-            parts.append(pa.nulls(rows, array.type))
+    taken = filled = 0
+    for span in holders:
+        if span.start > filled:
+            parts.append(pa.nulls(span.start - filled, array.type))
+        count = span.stop - span.start
+        parts.append(array.slice(taken, count))
+        taken += count
+        filled = span.stop
+    if filled < rows:
+        parts.append(pa.nulls(rows - filled, array.type))
     return pa.concat_arrays(parts)
 
 

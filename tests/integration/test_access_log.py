@@ -141,7 +141,7 @@ def test_no_line_is_lost_when_the_file_is_rotated_under_load(tmp_path: Path) -> 
             thread.join()
         server.stop()
     files = [path, *(tmp_path / f"access.log.{rotation}" for rotation in range(3))]
-    found = [line for file in files for line in lines(file)]
+    found = [line for file in files for line in lines(file, 0)]  # the first may have come before any was written
     assert len(found) == sum(sent)
     assert len({line["request_id"] for line in found}) == len(found)
     assert {line["worker"] for line in found} <= {1, 2}

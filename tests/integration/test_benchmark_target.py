@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from benchmarks import results
 from benchmarks.run import ParquetFiles
-from tests.harness import COMMAND, environment
+from tests.harness import COMMAND, environment, needs_openssl
 from tests.integration.test_tls import make_certificate, tls_server
 
 BRIEFLY = ["--warmup", "0", "--seconds", "1", "--runs", "1", "--connections", "2", "--records", "20"]
@@ -30,7 +27,7 @@ def start(directory: Path, name: str, token: str, *arguments: str) -> subprocess
     )
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+@needs_openssl
 def test_every_protocol_writes_what_the_target_is_said_to_have_acknowledged(tmp_path: Path) -> None:
     make_certificate(tmp_path)
     token = subprocess.check_output(

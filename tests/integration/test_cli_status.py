@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, Load, Server, environment, wait_until
+from tests.harness import COMMAND, Load, Server, environment, needs_openssl, wait_until
 
 
 def status(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -168,7 +167,7 @@ def test_the_server_is_the_one_of_the_settings(tmp_path: Path) -> None:
         server.stop()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+@needs_openssl
 def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_path: Path) -> None:
     options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=ingest.example"]
     options += ["-addext", "subjectAltName=IP:127.0.0.1"]

@@ -14,9 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, Client, Response, Server, environment, pack, serve_and_fail, wait_until
+from tests.harness import (
+    COMMAND,
+    Client,
+    Response,
+    Server,
+    environment,
+    needs_openssl,
+    pack,
+    serve_and_fail,
+    wait_until,
+)
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+pytestmark = needs_openssl
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import time
@@ -11,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, Server, environment, pack, request_bytes, wait_until
+from tests.harness import COMMAND, Server, environment, needs_openssl, pack, request_bytes, wait_until
 from tests.integration.test_tls import make_certificate, tls_server
-
-NEEDS_OPENSSL = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
 V2 = "/write/v2/msgpack"
 MB = 1 << 20
@@ -168,7 +165,7 @@ def thin_line(server: Server) -> socket.socket:
     return line if server.tls is None else server.tls.wrap_socket(line, server_hostname="localhost")
 
 
-@pytest.mark.parametrize("scheme", ["http", pytest.param("https", marks=NEEDS_OPENSSL)])
+@pytest.mark.parametrize("scheme", ["http", pytest.param("https", marks=needs_openssl)])
 def test_a_slow_reader_gets_all_of_the_last_answers(tmp_path: Path, scheme: str) -> None:
     """It begins long after the time that a client has to close; what it gets is whole to the last byte."""
     if scheme == "https":

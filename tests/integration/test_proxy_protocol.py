@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.careful_load import CarefulLoad
-from tests.harness import Client, Server, lake_rows, pack, wait_until
+from tests.harness import Client, Server, lake_rows, needs_openssl, pack, wait_until
 from tests.whose import Whose, ask
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
@@ -34,7 +34,8 @@ global
     maxconn 400
 defaults
     mode {mode}
-    log stderr format raw local0 warning
+    log stderr format raw local0 info
+    option tcplog
     timeout connect 5s
     timeout client 60s
     timeout server 60s
@@ -186,7 +187,7 @@ def make_certificate(directory: Path) -> ssl.SSLContext:
 
 
 @needs_haproxy
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+@needs_openssl
 def test_tls_goes_through_haproxy_to_the_server(tmp_path: Path) -> None:
     tls = make_certificate(tmp_path)
     with proxied(tmp_path, server_tls_cert="cert.pem", server_tls_key="key.pem") as server:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import resource
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -20,13 +19,13 @@ import pytest
 
 from benchmarks.attacks import ATTACKS, Recipe, load_corpus
 from benchmarks.stall import COMMAND, be_victim
-from tests.harness import ROOT, Server, pack, request_bytes, wait_until
+from tests.harness import ROOT, Server, needs_openssl, pack, request_bytes, wait_until
 from tests.integration.test_limits import memory_kb
 from tests.integration.test_tls import make_certificate, tls_server
 
 V2 = "/write/v2/msgpack"
 WRITE = request_bytes("POST", V2, pack({"m": "cpu", "columns": {"usage": [0.5]}}))
-SECONDS = 2.0
+SECONDS = 1.2
 WORST_MS = 2000.0
 CASES = {**ATTACKS, **load_corpus()}
 
@@ -35,7 +34,7 @@ CASES = {**ATTACKS, **load_corpus()}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("stalls"), server_workers=1, server_max_inflight_mb=128) as server:
         yield server
-        server.stop()
+        assert "Traceback" not in server.log  # it is not stopped: what the attackers wrote would be uploaded first
 
 
 @contextlib.contextmanager
@@ -126,13 +125,13 @@ def test_the_wal_rotates_when_connections_have_used_up_all_descriptors(tmp_path:
         server.end()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+@needs_openssl
 def test_handshakes_that_are_not_over_are_few_and_hold_up_nobody(tmp_path: Path) -> None:
     make_certificate(tmp_path)
-    with tls_server(tmp_path, server_workers=1, server_max_connections=10) as server:
+    with tls_server(tmp_path, server_workers=1, server_max_connections=30) as server:
         worker = server.pids()["ingest 1"]
         before = descriptors(worker)
-        silent = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(300)]
+        silent = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(100)]
         for _ in range(3):
             with server.client() as client:
                 assert client.request("GET", "/ping").status == 204

@@ -17,9 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, Client, Server, environment, pack, request_bytes, serve_and_fail, wait_until
+from tests.harness import (
+    COMMAND,
+    Client,
+    Server,
+    environment,
+    needs_openssl,
+    pack,
+    request_bytes,
+    serve_and_fail,
+    wait_until,
+)
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+pytestmark = needs_openssl
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})

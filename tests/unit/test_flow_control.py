@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.ingest import responses
+from arcpipe.ingest import responses, worker
 from arcpipe.ingest.limits import PATIENCE_BYTES
 from arcpipe.ingest.protocol import _WAITING_HEAD_BYTES
 from tests.edge import Edge, Peer
@@ -192,6 +193,31 @@ def test_a_large_body_of_a_client_that_has_nothing_waiting_is_taken_and_above_tw
         assert late.feed(body[1 << 18 :])
         edge.settle()
         assert [peer.statuses for peer in (busy, newcomer, late)] == [[202], [202], [202]]
+
+
+def test_nothing_is_encoded_while_much_waits_for_the_wal_and_all_of_it_afterwards(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_ENCODED_AHEAD_BYTES", -1)  # what waits is always more
+    sender, small = edge.connect(), edge.connect()
+    encoded: list[int] = []
+
+    def add(number: int) -> None:
+        edge.context.encoding.add(sender.connection, 1000, lambda _: encoded.append(number), lambda _: None)
+
+    for number in range(3):
+        edge.call(partial(add, number))
+    edge.turn()
+    assert encoded == []
+    monkeypatch.undo()
+    small.feed(WRITE)  # its commit goes on with the rest
+
+    def is_done() -> bool:
+        edge.turn()
+        return len(encoded) == 3 and not edge.context.encoding.held_bytes
+
+    wait_until(is_done, "the bodies to be encoded")
+    assert encoded == [0, 1, 2]
 
 
 def test_small_writes_go_on_while_a_thread_is_behind(edge: Edge) -> None:

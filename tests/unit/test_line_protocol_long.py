@@ -165,7 +165,7 @@ def test_the_lines_behind_a_long_bad_one_are_read() -> None:
 
 def test_no_step_passes_more_than_some_windows() -> None:
     """Between two checks the bytes of no body are passed whole: while they are, nobody else runs."""
-    size = 8 * MB
+    size = 2 * MB
     for line in (b'm f="%b"', b'm f="%b', b"m,t=%b f=1", b"%b", b"m %b=1", b"m f=1 %b", b"#%b", b"m f=%b"):
         for filling in (b"x", b'\\"', b"\\\\", b"\n", "ü".encode(), b'"', b"1", b"\xff", b"a=", b'="'):
             checks = [0]
