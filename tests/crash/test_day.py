@@ -3,7 +3,7 @@
 Each sequence goes through all operations, in a new order each time. In the whole suite it is a short one; `make day`
 has a long one, ten minutes for each store. `ARCPIPE_TEST_DAY_SECONDS` says how long, `ARCPIPE_TEST_SEED` chooses
 another sequence, and `ARCPIPE_TEST_DAYS` how many seeds are tried from that on. A failure prints the seed and the
-operations so far.
+operations so far; `ARCPIPE_TEST_DAY_OPERATIONS="kill_worker upgrade"` has only these, for a smaller case of the same.
 """
 
 from __future__ import annotations
@@ -27,9 +27,15 @@ from tests.set_clock import needs_libfaketime
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 DAYS = int(os.environ.get("ARCPIPE_TEST_DAYS", "1"))
 SECONDS = float(os.environ.get("ARCPIPE_TEST_DAY_SECONDS", "10"))
+ONLY = os.environ.get("ARCPIPE_TEST_DAY_OPERATIONS", "").split()
 LONG_SECONDS = 120
 
 pytestmark = [needs_libfaketime, pytest.mark.timeout(600 + SECONDS * 4)]
+
+
+def chosen(operations: list[Callable[[], Effects]]) -> list[Callable[[], Effects]]:
+    found = [operation for operation in operations if operation.__name__ in ONLY or not ONLY]
+    return found or pytest.skip(f"there is none of {ONLY} with this store")
 
 
 def endless(operations: list[Callable[[], Effects]], chance: random.Random) -> Iterator[Callable[[], Effects]]:
@@ -54,8 +60,8 @@ def test_a_day_of_random_operations(
         model = Model(instance, load)
         model.note_start(began)
         load.start()
-        operations = Operations(instance, load, model, chance, is_long=SECONDS >= LONG_SECONDS)
-        for operation in endless(operations.all, chance):
+        operations = Operations(instance, load, model, chance, is_long=bool(ONLY) or SECONDS >= LONG_SECONDS)
+        for operation in endless(chosen(operations.all), chance):
             done.append(f"{time.monotonic() - began:.1f} {operation.__name__}")
             model.check(operation())
             if time.monotonic() - began > SECONDS:
