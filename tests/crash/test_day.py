@@ -60,6 +60,7 @@ def test_a_day_of_random_operations(
         model = Model(instance, load)
         model.note_start(began)
         load.start()
+        model.check(Effects())
         operations = Operations(instance, load, model, chance, is_long=bool(ONLY) or SECONDS >= LONG_SECONDS)
         for operation in endless(chosen(operations.all), chance):
             done.append(f"{time.monotonic() - began:.1f} {operation.__name__}")

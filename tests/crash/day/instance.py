@@ -78,6 +78,7 @@ class Instance(Server):
         self.tokens = directory / "tokens.toml"
         self.workers = 2
         self.host = "127.0.0.1"
+        self.sync_mode = "fdatasync"
         self.configure()
         self.token = self.create_token("write")
         self.admin = self.create_token("admin")
@@ -105,7 +106,7 @@ class Instance(Server):
         self.config.write_text(
             f'[server]\nhost = "{self.host}"\nport = {port or self.listening}\nworkers = {self.workers}\n'
             f'[auth]\nenabled = true\ntokens_file = "{self.tokens}"\n'
-            f'[wal]\ndir = "{wal or self.wal}"\n[log]\nlevel = "{level}"\n'
+            f'[wal]\ndir = "{wal or self.wal}"\nsync_mode = "{self.sync_mode}"\n[log]\nlevel = "{level}"\n'
         )
 
     def create_token(self, scope: str) -> str:
@@ -135,7 +136,7 @@ class Instance(Server):
 
         def answer() -> Response | None:
             try:
-                with Client(self.url, timeout_seconds=5) as client:
+                with Client(self.url, timeout_seconds=1) as client:
                     client.send(request_bytes("GET", path, headers={"Authorization": f"Bearer {self.admin}"}))
                     return client.receive()
             except OSError:

@@ -21,6 +21,7 @@ _A_MOMENT: Final = 10.0
 # A worker that is killed takes along what it has not yet published, which it does four times a second. The rest is what
 # a busy machine may keep it waiting.
 _UNPUBLISHED_SECONDS: Final = 0.25 + 2.0
+_UPTIME_SECONDS: Final = 0.05
 _PUBLISH_SECONDS: Final = 0.02
 _FAILED_STARTS: Final = 3
 _FAILED_STARTS_SECONDS: Final = 60.0
@@ -89,6 +90,7 @@ class Model:
             except AssertionError:
                 raise AssertionError(f"after {effects}: {self._last_problem}") from None
             self._judge_metrics()
+            self.judge_lake(self.lake)
             self._rebase(effects)
 
     def judge_stop(self, code: int) -> None:
@@ -145,25 +147,23 @@ class Model:
         """The first thing that is not as it should be by now; kept for the message."""
         asked = time.monotonic()
         status = self._instance.status()
-        problems = (
-            self._problem_of_freshness(status, asked)
-            or self._problem_of_processes(status, effects)
+        if not self._is_fresh(status, asked):
+            return "workers have not published since the last answer"
+        problem = (
+            self._problem_of_processes(status, effects)
             or self._problem_of_time(status, asked)
             or self._problem_of_ingest(status, effects)
             or self._problem_of_backlog(status)
             or self._problem_of_uploads(status, effects)
             or self._problem_of_health(status)
         )
-        self._last_problem = problems
-        return problems
+        self._last_problem = problem
+        return problem
 
-    def _problem_of_freshness(self, status: dict[str, Any], asked: float) -> str:
-        """Workers publish their figures with each heartbeat, and a moment after it."""
-        for worker in status["instance"]["workers"]:
-            age = worker["heartbeat_age_seconds"]
-            if asked - age < self._paused_at or age < _PUBLISH_SECONDS:
-                return f"worker {worker['slot']} has not published since the last answer"
-        return ""
+    def _is_fresh(self, status: dict[str, Any], asked: float) -> bool:
+        """Whether workers have published their figures since the last answer: they do, a moment after a heartbeat."""
+        ages: list[float] = [worker["heartbeat_age_seconds"] for worker in status["instance"]["workers"]]
+        return max(ages) <= asked - self._paused_at and min(ages) >= _PUBLISH_SECONDS
 
     def _problem_of_processes(self, status: dict[str, Any], effects: Effects) -> str:
         instance = status["instance"]
@@ -171,6 +171,8 @@ class Model:
         told |= {"uploader": instance["uploader"]["pid"], "supervisor": self._instance.pid}
         if told != self._instance.pids():
             return f"processes are {self._instance.pids()}, and it tells {told}"
+        if instance["sync_mode"] != self._instance.sync_mode:
+            return f"the sync mode is {self._instance.sync_mode}, and it tells {instance['sync_mode']}"
         restarts = instance["worker_restarts"], instance["uploader_restarts"]
         if effects.restarts_are_sure and restarts != self._restarts:
             return f"restarts were {self._restarts}, and it tells {restarts}"
@@ -181,8 +183,10 @@ class Model:
     def _problem_of_time(self, status: dict[str, Any], asked: float) -> str:
         uptime = status["instance"]["uptime_seconds"]
         earliest, latest = self._began
-        if not asked - latest - 0.1 <= uptime <= time.monotonic() - earliest + 0.1:
+        now = time.monotonic()
+        if not asked - latest - _UPTIME_SECONDS <= uptime <= now - earliest + _UPTIME_SECONDS:
             return f"uptime is {uptime}, and it started {asked - earliest} to {asked - latest} s ago"
+        self._began = max(earliest, asked - uptime), min(latest, now - uptime)  # the better from answer to answer
         ahead = status["instance"]["time"] - self._instance.clock.time()
         if abs(ahead) > _CLOCK_SECONDS:
             return f"its clock is {ahead} s ahead of what was set"
@@ -288,8 +292,13 @@ class Model:
         counts = self._load.counts()
         if effects.restarted or effects.worker_killed_at:
             self._ingest = _Base(_ingest_figures(status), counts)
+        uploader = status["instance"]["uploader"]
+        uploads = {"rows": uploader["rows"], "files": uploader["files"], "there": self.lake.files}
         if effects.restarted or effects.uploads_twice:
-            self._upload = _Base({"rows": status["instance"]["uploader"]["rows"]}, counts)
+            self._upload = _Base(uploads, counts)
+        before = self._upload.figures
+        told, there = (uploads[name] - before[name] for name in ("files", "there"))
+        assert told == there, f"{there} files are new in the store, and it tells {told}"
         self._restarts = status["instance"]["worker_restarts"], status["instance"]["uploader_restarts"]
         self._checked = counts
 

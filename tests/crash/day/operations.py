@@ -5,6 +5,7 @@ Each returns when the instance is well again, or will be by itself.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -12,7 +13,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from tests.crash.day.instance import Instance
@@ -37,10 +37,11 @@ class Operations:
         self._model = model
         self._chance = chance
         self.all: list[Callable[[], Effects]] = [
-            *(self.reload, self.reload_bad, self.rotate_tokens, self.upgrade, self.upgrade_bad),
+            *(self.reload, self.reload_bad, self.signals, self.rotate_tokens, self.upgrade, self.upgrade_bad),
             *(self.kill_worker, self.kill_uploader, self.kill_supervisor, self.kill_all, self.kill_in_upgrade),
             *(self.pause, self.step_clock, self.sick_wal, self.sick_listing, self.sick_listing_of_uploader),
-            *(self.full_stderr, self.stop, self.stop_with_sick_store, self.stop_blind, self.kill_in_drain),
+            *(self.stop, self.stop_all_at_once, self.stop_with_sick_store, self.stop_blind, self.kill_in_drain),
+            self.full_stderr,
             *((self.sick_store,) if instance.proxy is None else (self.sick_store, self.flaky_store)),
         ]
         if is_long:
@@ -79,6 +80,16 @@ class Operations:
         instance.configure()
         return Effects()
 
+    def signals(self) -> Effects:
+        """Many at once, some of them to processes that have no use for them."""
+        instance = self._instance
+        useless = [signal.SIGHUP, signal.SIGINT, signal.SIGUSR2]
+        for pid in instance.pids().values():
+            for _ in range(5):
+                os.kill(pid, signal.SIGHUP if pid == instance.pid else self._chance.choice(useless))
+        self._reload()
+        return Effects()
+
     def rotate_tokens(self) -> Effects:
         """Without a gap, as the documentation has it: make one, reload, change over, revoke the old one, reload."""
         instance = self._instance
@@ -96,6 +107,7 @@ class Operations:
         instance = self._instance
         instance.host = self._chance.choice(["127.0.0.1", "0.0.0.0"])
         instance.workers = self._chance.choice([1, 2, 2, 3])
+        instance.sync_mode = self._chance.choice(["fdatasync", "fsync", "async"])
         instance.configure()
         return self._upgrade()
 
@@ -178,16 +190,12 @@ class Operations:
         serving, stays = instance.lines(_SERVING), instance.lines(_STAYS)
         os.kill(instance.pid, signal.SIGUSR2)
         time.sleep(self._chance.uniform(0.0, 1.5))
-        pids = instance.pids()
-        role = self._chance.choice(sorted(pids))
+        pid = self._chance.choice([process.pid for process in instance.processes()])
         killed_at = time.monotonic()
-        if role == "supervisor":
+        if pid == instance.pid:
             instance.kill("supervisor")
             return self._restart()
-        try:
-            os.kill(pids[role], signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        _send(pid, signal.SIGKILL)
         wait_until(lambda: instance.lines(_SERVING) > serving or instance.lines(_STAYS) > stays, "an outcome")
         if instance.lines(_SERVING) > serving:
             self._model.note_start(since)
@@ -218,15 +226,16 @@ class Operations:
         return Effects(frozenset({"503 log_failure"}))
 
     def hang_worker(self) -> Effects:
-        """Another one tells it, and the supervisor replaces it."""
+        """Another one tells it, unless all are too slow to, and the supervisor replaces it."""
         instance = self._instance
         role = self._chance.choice(instance.ingest_roles)
         pid = instance.pids()[role]
         killed_at = time.monotonic()
         os.kill(pid, signal.SIGSTOP)
         if instance.workers > 1:
-            self._wait_for_issue("worker_down")
+            wait_until(lambda: self._is_told("worker_down") or instance.pids().get(role, pid) != pid, "worker_down")
         instance.wait_for_successor(role, pid)
+        assert f"{role} (pid {pid}) shows no sign of life; killing it" in instance.log
         return Effects(no_answers=self._load.threads, worker_killed_at=killed_at, restarts=(1, 0))
 
     # Disk and store
@@ -271,7 +280,7 @@ class Operations:
         proxy.fail_randomly(0.0, 0)
         return Effects()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _sick_store(self) -> Iterator[None]:
         """A store that takes nothing; returns when something was tried in vain."""
         proxy, before = self._instance.proxy, self._retries()
@@ -305,10 +314,10 @@ class Operations:
             wait_until(is_true, "a true backlog")
 
     def _wait_for_issue(self, code: str) -> None:
-        def is_told() -> bool:
-            return code in {issue["code"] for issue in self._instance.status()["issues"]}
+        wait_until(lambda: self._is_told(code), f"the issue {code}")
 
-        wait_until(is_told, f"the issue {code}")
+    def _is_told(self, code: str) -> bool:
+        return code in {issue["code"] for issue in self._instance.status()["issues"]}
 
     def full_stderr(self) -> Effects:
         """Nobody reads what it says: nothing waits for that, and the lines are there afterwards."""
@@ -327,7 +336,17 @@ class Operations:
     # Ends
 
     def stop(self) -> Effects:
-        self._instance.send_signal(signal.SIGTERM)
+        self._instance.send_signal(self._chance.choice([signal.SIGTERM, signal.SIGINT]))
+        self._judge_end()
+        return self._restart()
+
+    def stop_all_at_once(self) -> Effects:
+        """As service managers do that send the signal to every process."""
+        pids = list(self._instance.pids().values())
+        self._chance.shuffle(pids)
+        self._instance.url = ""
+        for pid in pids:
+            _send(pid, signal.SIGTERM)
         self._judge_end()
         return self._restart()
 
@@ -355,12 +374,8 @@ class Operations:
         instance = self._instance
         instance.send_signal(signal.SIGTERM)
         time.sleep(self._chance.uniform(0.0, 0.6))
-        pids = instance.pids()
-        if pids:
-            try:
-                os.kill(pids[self._chance.choice(sorted(pids))], signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        if pids := [process.pid for process in instance.processes()]:
+            _send(self._chance.choice(pids), signal.SIGKILL)
         if instance.exit_code() != -signal.SIGKILL:
             self._judge_end()
         return self._restart()
@@ -369,3 +384,9 @@ class Operations:
         assert self._instance.exit_code() == code
         self._instance.assert_nobody_left()
         self._model.judge_stop(code)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    """Sends a signal to a process that may have gone by itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
