@@ -89,7 +89,6 @@ class Model:
                 wait_until(lambda: not self._problem(effects), "true figures")
             except AssertionError:
                 raise AssertionError(f"after {effects}: {self._last_problem}") from None
-            self._judge_metrics()
             self.judge_lake(self.lake)
             self._rebase(effects)
 
@@ -156,6 +155,7 @@ class Model:
             or self._problem_of_backlog(status)
             or self._problem_of_uploads(status, effects)
             or self._problem_of_health(status)
+            or self._problem_of_metrics(status)
         )
         self._last_problem = problem
         return problem
@@ -224,6 +224,9 @@ class Model:
         waiting = {name: instance[name] for name in names if instance[name]}
         if waiting:
             return f"something waits: {waiting}"
+        # The supervisor measures four times a second, so its figures may be of a moment before.
+        if self._instance.segments(".wal.sealed") or self._instance.unfinished_batches():
+            return "segments wait, and it tells of none"
         told = {state: count["files"] for state, count in instance["segments"].items()}
         there = {
             "active": len(self._instance.segments(".wal")),
@@ -263,28 +266,31 @@ class Model:
         is_healthy = all(issue["severity"] == "info" for issue in status["issues"])
         return "" if status["healthy"] == is_healthy else f"healthy is {status['healthy']} with {issues}"
 
-    def _judge_metrics(self) -> None:
-        """They tell the same as the status, now that nothing changes."""
+    def _problem_of_metrics(self, status: dict[str, Any]) -> str:
+        """Whether they tell the same as the status, now that nothing changes."""
         text = self._instance.ask("/metrics").body.decode()
         samples = [sample for family in parser.text_string_to_metric_families(text) for sample in family.samples]
-        status = self._instance.status()
-        instance = status["instance"]
 
         def total(name: str, **labels: str) -> float:
-            found = [one.value for one in samples if one.name == name and labels.items() <= one.labels.items()]
-            assert found, f"{name} is not in /metrics"
-            return sum(found)
+            return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
 
         figures = _ingest_figures(status)
-        assert total("arcpipe_records_total") == figures["records"]
-        assert total("arcpipe_write_requests_total", outcome="accepted") == figures["accepted"]
-        assert total("arcpipe_http_requests_total", route=V2, status="202") == figures["202"]
-        assert total("arcpipe_upload_rows_total") == instance["uploader"]["rows"]
-        assert total("arcpipe_backlog_bytes") == 0
-        assert total("arcpipe_wal_listed") == 1
-        assert total("arcpipe_process_up") == len(self._instance.roles)
-        assert total("arcpipe_healthy") == status["healthy"]
-        assert abs(total("arcpipe_uptime_seconds") - instance["uptime_seconds"]) < _CLOCK_SECONDS
+        uploader = status["instance"]["uploader"]
+        told = {
+            "records": total("arcpipe_records_total"),
+            "accepted": total("arcpipe_write_requests_total", outcome="accepted"),
+            "202": total("arcpipe_http_requests_total", route=V2, status="202"),
+            "rows": total("arcpipe_upload_rows_total"),
+            "files": total("arcpipe_upload_files_total"),
+            "backlog": total("arcpipe_backlog_bytes"),
+            "listed": total("arcpipe_wal_listed"),
+            "up": total("arcpipe_process_up"),
+            "healthy": total("arcpipe_healthy"),
+        }
+        wanted = {name: figures[name] for name in ("records", "accepted", "202")}
+        wanted |= {"rows": uploader["rows"], "files": uploader["files"], "backlog": 0, "listed": 1}
+        wanted |= {"up": len(self._instance.roles), "healthy": status["healthy"]}
+        return "" if told == wanted else f"metrics are {told}, and the status is {wanted}"
 
     def _rebase(self, effects: Effects) -> None:
         """Where figures could not be known, what is told now is what later ones are compared with."""

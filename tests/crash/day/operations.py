@@ -18,6 +18,7 @@ from typing import Final
 from tests.crash.day.instance import Instance
 from tests.crash.day.load import ACKNOWLEDGED, NO_CONNECTION, Load
 from tests.crash.day.model import Effects, Model
+from tests.crash.test_kill import wait_for_a_moment
 from tests.harness import wait_until
 
 _STAYS: Final = "the installed version would not start, so this one stays: "
@@ -177,21 +178,23 @@ class Operations:
     def kill_worker(self) -> Effects:
         instance = self._instance
         role = self._chance.choice(instance.ingest_roles)
-        time.sleep(self._chance.uniform(0.0, 0.3))
+        wait_for_a_moment(instance, self._chance)
         killed_at = time.monotonic()
         instance.wait_for_successor(role, instance.kill(role))
         return Effects(no_answers=self._load.threads, worker_killed_at=killed_at, restarts=(1, 0))
 
     def kill_uploader(self) -> Effects:
-        time.sleep(self._chance.uniform(0.0, 0.3))
+        wait_for_a_moment(self._instance, self._chance)
         self._instance.wait_for_successor("uploader", self._instance.kill("uploader"))
         return Effects(uploads_twice=True, restarts=(0, 1))
 
     def kill_supervisor(self) -> Effects:
+        wait_for_a_moment(self._instance, self._chance)
         self._instance.kill("supervisor")
         return self._restart()
 
     def kill_all(self) -> Effects:
+        wait_for_a_moment(self._instance, self._chance)
         self._instance.kill_all()
         return self._restart()
 
