@@ -357,9 +357,10 @@ class Operations:
     # Ends
 
     def stop(self) -> Effects:
+        """Who has sent a request is answered; one connection may come after the last look into the queue."""
         self._instance.send_signal(self._chance.choice([signal.SIGTERM, signal.SIGINT]))
         self._judge_end()
-        return self._restart()
+        return self._restart()._replace(no_answers=1)
 
     def stop_all_at_once(self) -> Effects:
         """As service managers do that send the signal to every process."""
