@@ -26,7 +26,7 @@ from tests.set_clock import needs_libfaketime
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 DAYS = int(os.environ.get("ARCPIPE_TEST_DAYS", "1"))
-SECONDS = float(os.environ.get("ARCPIPE_TEST_DAY_SECONDS", "8"))
+SECONDS = float(os.environ.get("ARCPIPE_TEST_DAY_SECONDS", "6"))
 ONLY = os.environ.get("ARCPIPE_TEST_DAY_OPERATIONS", "").split()
 LONG_SECONDS = 120
 

@@ -22,7 +22,7 @@ STALE: Final = "no answer on a connection that was idle"
 _STALE_SECONDS: Final = 0.2
 # A connection that was idle for longer is not used again.
 _IDLE_SECONDS: Final = 0.5
-_PAUSE_SECONDS: Final = 0.01
+_PAUSE_SECONDS: Final = 0.02
 # The last acknowledgements in a row after which all workers are thought to give them.
 _IN_A_ROW: Final = 24
 
