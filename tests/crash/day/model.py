@@ -118,7 +118,8 @@ class Model:
         """Everything that was acknowledged is there, and nothing is there twice that was not asked for."""
         found = lake.read()
         load = self._load
-        assert sorted(load.acknowledged.keys() - found.keys()) == [], "lost"
+        lost = sorted(load.acknowledged.keys() - found.keys())
+        assert lost == [], f"{len(lost)} are lost"
         assert [number for number, count in found.items() if count > 1] == [], "twice"
         assert sorted(found.keys() & load.refused) == [], "refused, and written"
         assert found.keys() <= load.acknowledged.keys() | load.unknown, "never sent"
@@ -156,6 +157,7 @@ class Model:
             or self._problem_of_uploads(status, effects)
             or self._problem_of_health(status)
             or self._problem_of_metrics(status)
+            or self._problem_of_lake()
         )
         self._last_problem = problem
         return problem
@@ -248,6 +250,11 @@ class Model:
         if not acknowledged <= rows <= acknowledged + unknown:
             return f"rows: {rows} since the last operation, and clients know of {acknowledged} and {unknown}"
         return ""
+
+    def _problem_of_lake(self) -> str:
+        """Whether it lacks anything. A segment that is being sealed is told neither as active nor as waiting."""
+        lacking = sorted(self._load.acknowledged.keys() - self.lake.read().keys())
+        return f"{len(lacking)} records are acknowledged and not in the store: {lacking[:10]}" if lacking else ""
 
     def _problem_of_health(self, status: dict[str, Any]) -> str:
         issues = {issue["code"]: issue["severity"] for issue in status["issues"] if issue["code"] not in _UNRELATED}
