@@ -30,7 +30,7 @@ test-systemd: test-env ## boot a minimal Debian with arcpipe as its service: nee
 	ARCPIPE_TEST_SYSTEMD=1 $(BIN)/pytest -n 0 -rsP tests/systemd $(ARGS)
 
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences
-	ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \
+	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \
 		$(BIN)/pytest -n 2 tests/crash/test_day.py $(ARGS)
 
 bench: $(VENV)/.installed-bench ## run the benchmarks; ARGS goes to them

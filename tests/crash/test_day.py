@@ -21,6 +21,7 @@ from tests.crash.day.load import Load
 from tests.crash.day.model import Effects, Model
 from tests.crash.day.operations import Operations
 from tests.crash.io_faults import FaultyIO
+from tests.harness import long
 from tests.s3server import S3Bucket
 from tests.set_clock import needs_libfaketime
 
@@ -44,7 +45,7 @@ def endless(operations: list[Callable[[], Effects]], chance: random.Random) -> I
         yield from chance.sample(operations, len(operations))
 
 
-@pytest.mark.parametrize("store", ["local", "s3"])
+@pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=long)])
 @pytest.mark.parametrize("seed", range(SEED, SEED + DAYS))
 def test_a_day_of_random_operations(
     seed: int, store: str, tmp_path: Path, faults: FaultyIO, request: pytest.FixtureRequest

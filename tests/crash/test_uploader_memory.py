@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import IS_LONG
+from tests.harness import long
 
 LIMIT_MB = 600
-
-long = pytest.mark.skipif(not IS_LONG, reason="takes minutes: ARCPIPE_TEST_LONG=1")
 
 
 @pytest.mark.timeout(600)
