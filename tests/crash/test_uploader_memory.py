@@ -22,7 +22,7 @@ LIMIT_MB = 600
     "case",
     [
         "100M small integers",
-        "one string of 90 MB",
+        pytest.param("one string of 90 MB", marks=long),
         "4,096 columns, 2,700 rows",
         # The metadata of open files, of columns and of long values: over 800 MB where each file has a bound of its own.
         # Minutes each; that the bound holds and that it is in real bytes is tested in test_tables and test_parquet.
