@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS = $(shell echo $$(($$(nproc) + 2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-systemd lint bench fuzz test-env clean
+.PHONY: help serve test test-systemd day lint bench fuzz test-env clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,7 +16,7 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
-test test-systemd fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
 test: test-env ## run the tests; ARGS="-k name" goes to pytest
 	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
@@ -28,6 +28,10 @@ lint: test-env ## check style, format and types
 
 test-systemd: test-env ## boot a minimal Debian with arcpipe as its service: needs root, takes minutes
 	ARCPIPE_TEST_SYSTEMD=1 $(BIN)/pytest -n 0 -rsP tests/systemd $(ARGS)
+
+day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences
+	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \
+		$(BIN)/pytest -n 2 tests/crash/test_day.py $(ARGS)
 
 bench: $(VENV)/.installed-bench ## run the benchmarks; ARGS goes to them
 	$(BIN)/python -m benchmarks $(ARGS)

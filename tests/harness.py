@@ -41,6 +41,8 @@ ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "arcpipe"]
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 IS_LONG = os.environ.get("ARCPIPE_TEST_LONG") not in (None, "", "0")  # whether tests may take many minutes
+long = pytest.mark.skipif(not IS_LONG, reason="of the long set: ARCPIPE_TEST_LONG=1")
+"""Of what is shown by others of its kind, too: not in each run of CI."""
 
 # Generous, because a loaded machine is slow: a passing test never waits so long.
 START_SECONDS = 120.0

@@ -122,7 +122,10 @@ class Backlog:
         node[Node.UNRECOVERED_BYTES] = sum(file.size for file in left)
         words = pack_name(left[0].filename if left else "")
         node[Node.UNRECOVERED_NAME : Node.UNRECOVERED_NAME + len(words)] = words
-        sealed = self._directory.segments(SEALED)
+        files = self._directory.segments((ACTIVE, SEALED))
+        sealed = [file for file in files if file.state == SEALED]
+        known = {file.name for file in (*sealed, *left)}
+        left += [file for file in self._waiting.being_sealed(files) if file.name not in known]
         node[Node.BACKLOG_SEGMENTS] = len(sealed) + len(left)
         node[Node.BACKLOG_BYTES] = sum(file.size for file in (*sealed, *left))
         node[Node.OLDEST_BACKLOG_US] = self._waiting.oldest(sealed, left)

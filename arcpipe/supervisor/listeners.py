@@ -87,9 +87,9 @@ class Listeners:
     def bind(self, inherited: Sequence[InheritedFd]) -> int:
         """Binds every address, with inherited sockets where they fit; how many fit nowhere, for `settle`.
 
-        At least one socket per worker for each TCP address; they listen once their workers do. Inherited sockets at an
-        address that a new one includes (127.0.0.1 in 0.0.0.0) stay: the kernel gives them what comes there, and to
-        close them would reset who waits in their queues.
+        At least one socket per worker for each TCP address; they listen once their workers do, or early. Inherited
+        sockets at an address that a new one includes (127.0.0.1 in 0.0.0.0) stay: the kernel gives them what comes
+        there, and to close them would reset who waits in their queues.
 
         Raises:
             ArcpipeError: an address is not to be had, or may not be listened on.
@@ -113,6 +113,18 @@ class Listeners:
         self._bound.sort(key=lambda bound: self._wanted.index(bound.listener))
         self._warn_of_plain_text()
         return len(spare)
+
+    def listen_early(self) -> None:
+        """Listens where an inherited socket that is for no listener takes connections until now (127.0.0.1 of 0.0.0.0).
+
+        They wait in the new queues from now on: the old one is closed before a worker listens. To be called once
+        there is no way back, as long as those who accept from the old queue are there.
+        """
+        ports = {_port_of(bound) for bound in self._unfit} - {0}
+        for bound in self._bound:
+            if _port_of(bound) in ports:
+                with contextlib.suppress(OSError):  # its worker does
+                    bound.socket.listen(self._backlog)
 
     def settle(self) -> None:
         """Makes of what was inherited what the settings say, once there is no way back.

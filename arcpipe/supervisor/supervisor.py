@@ -137,6 +137,7 @@ class _Supervisor:
         if is_upgrade:  # as long as there is a way back
             self._node = self._directory.next_boot()
             unfit = self._bind()
+            self._listeners.listen_early()
             self._former.end_workers()
         # First, because on a full disk it makes the space that all the rest needs.
         try:

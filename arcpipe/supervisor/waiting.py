@@ -8,12 +8,12 @@ word, once, by the clock as it is at that moment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from arcpipe.clock import ahead_us, steady_us
 from arcpipe.counters import Counters, Worker
-from arcpipe.wal.directory import SegmentFile, SegmentName
+from arcpipe.wal.directory import ACTIVE, SegmentFile, SegmentName
 from arcpipe.wal.reader import first_timestamp
 
 # Segments that no listing shows are remembered for a while: those that are being sealed, which a sick disk makes long.
@@ -41,11 +41,25 @@ class Waiting:
             if first and seq and first == block[Worker.SEGMENT_FIRST_US]:  # else it is being changed
                 self._since[SegmentName.at(slot, created, seq)] = _Since(first)
 
+    def being_sealed(self, files: Iterable[SegmentFile]) -> list[SegmentFile]:
+        """Those that their workers have left for the next one, and that are active all the same.
+
+        They are being sealed in the background, which a slow disk makes long, or recovered.
+        """
+        current = [block[Worker.SEGMENT_SEQ] for block in self._blocks]
+        return [
+            file
+            for file in files
+            if file.state == ACTIVE
+            and 0 < file.name.slot <= len(current)
+            and file.name.seq < current[file.name.slot - 1]
+        ]
+
     def oldest(self, sealed: Sequence[SegmentFile], left: Sequence[SegmentFile]) -> int:
         """Since when the oldest record of these waits, in µs of the steady clock; 0 if there is none.
 
         Args:
-            left: segments of dead workers that cannot be read now. Their heads are not read, either.
+            left: segments that are being sealed, or of dead workers. Their heads are not read.
         """
         known = self._since
         found = {file.name: known[file.name] if file.name in known else _of_left(file) for file in left}

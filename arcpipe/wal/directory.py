@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -249,22 +249,23 @@ class WALDirectory:
                 node.node,
             )
 
-    def segments(self, state: str, slot: int | None = None) -> list[SegmentFile]:
-        """The segment files in a state, oldest first; of one slot if it is given."""
+    def segments(self, state: str | Collection[str], slot: int | None = None) -> list[SegmentFile]:
+        """The segment files in a state, or in one of several, oldest first; of one slot if it is given."""
+        states = (state,) if isinstance(state, str) else state
         found = []
         with os.scandir(self.path) as entries:
             for entry in entries:
                 parsed = parse_filename(entry.name)
-                if parsed is None or parsed[1] != state or (slot is not None and parsed[0].slot != slot):
+                if parsed is None or parsed[1] not in states or (slot is not None and parsed[0].slot != slot):
                     continue
                 try:
                     stat = entry.stat()
                 except FileNotFoundError:  # renamed or removed since
                     continue
                 except OSError as error:
-                    found.append(SegmentFile(entry.path, parsed[0], state, 0, time.time(), str(error)))
+                    found.append(SegmentFile(entry.path, *parsed, 0, time.time(), str(error)))
                     continue
-                found.append(SegmentFile(entry.path, parsed[0], state, stat.st_size, stat.st_mtime))
+                found.append(SegmentFile(entry.path, *parsed, stat.st_size, stat.st_mtime))
         return sorted(found, key=lambda file: (file.name.created, file.name.slot, file.name.seq))
 
     def highest_seq(self, slot: int) -> int:

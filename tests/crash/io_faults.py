@@ -94,8 +94,8 @@ class FaultyIO:
             effect: "before": the call does nothing. "after": it is done, and reported as failed. "drop", of a sync:
                 what it was to keep reads as zeros from now on.
         """
-        slot = next(self._slots)
-        assert slot < _RULES
+        slot = next(self._slots) % _RULES
+        assert not struct.unpack_from("=I", self._shared, slot * _RULE.size)[0], "all rules are in force"
         names = os.fsencode(path), process.encode()
         assert len(names[0]) < 192, "faulty_io.c has no room for a longer path"
         mask = sum(_CALLS[call] for call in calls.split())

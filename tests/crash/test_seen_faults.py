@@ -31,7 +31,7 @@ from tests.crash.numbered import (
     is_shipped,
     is_told_by_health,
 )
-from tests.harness import Server, lake_files, lake_rows, pack, s3_store, serve_and_fail, wait_until
+from tests.harness import Server, lake_files, lake_rows, long, pack, s3_store, serve_and_fail, wait_until
 from tests.s3proxy import FaultyProxy
 from tests.s3server import S3Bucket
 
@@ -238,9 +238,13 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize(
     ("damage", "extent"),
     [
-        *((damage, "the manifest") for damage in DAMAGES),
+        ("no UTF-8", "the manifest"),
+        ("another segment", "the manifest"),
+        ("empty", "the manifest"),
         ("no UTF-8", "all of the batch"),
-        ("empty", "all of the batch"),
+        pytest.param("no JSON", "the manifest", marks=long),
+        pytest.param("truncated", "the manifest", marks=long),
+        pytest.param("empty", "all of the batch", marks=long),
     ],
 )
 def test_a_damaged_manifest(interrupted: Interrupted, damage: str, extent: str) -> None:
@@ -328,7 +332,7 @@ def types_in_lake(server: Server) -> set[str]:
     return {str(schema.field("note").type) for schema in schemas if "note" in schema.names}
 
 
-@pytest.mark.parametrize("damage", ["no UTF-8", "truncated", "empty", "EIO"])
+@pytest.mark.parametrize("damage", [pytest.param("no UTF-8", marks=long), "truncated", "empty", "EIO"])
 def test_a_column_keeps_its_type_over_a_bad_registry(tmp_path: Path, faults: FaultyIO, damage: str) -> None:
     """The instance starts and takes writes. Whatever the uploader does, no file has another type for the column."""
     server = Server(tmp_path, server_workers=1)
@@ -367,7 +371,9 @@ def test_a_column_keeps_its_type_over_a_bad_registry(tmp_path: Path, faults: Fau
     assert seen == (True, {"string"}, [0, 1])
 
 
-@pytest.mark.parametrize("damage", ["no UTF-8", "truncated", "empty", "EIO", "EACCES"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "EIO", *(pytest.param(damage, marks=long) for damage in ("no UTF-8", "EACCES"))]
+)
 def test_a_bad_node_file_refuses_the_start_and_stays(tmp_path: Path, faults: FaultyIO, damage: str) -> None:
     """Guessing a new identity could overwrite objects."""
     server = Server(tmp_path, server_workers=1)

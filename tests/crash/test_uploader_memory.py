@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import IS_LONG
+from tests.harness import long
 
 LIMIT_MB = 600
-
-long = pytest.mark.skipif(not IS_LONG, reason="takes minutes: ARCPIPE_TEST_LONG=1")
 
 
 @pytest.mark.timeout(600)
@@ -24,7 +22,7 @@ long = pytest.mark.skipif(not IS_LONG, reason="takes minutes: ARCPIPE_TEST_LONG=
     "case",
     [
         "100M small integers",
-        "one string of 90 MB",
+        pytest.param("one string of 90 MB", marks=long),
         "4,096 columns, 2,700 rows",
         # The metadata of open files, of columns and of long values: over 800 MB where each file has a bound of its own.
         # Minutes each; that the bound holds and that it is in real bytes is tested in test_tables and test_parquet.

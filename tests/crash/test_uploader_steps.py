@@ -369,20 +369,13 @@ STEPS_OF_S3 = {
 # With S3 behind it, the uploader keeps its own books as it does with any store: these steps are those around its puts.
 # ARCPIPE_TEST_LONG=1 takes all.
 STEPS_AROUND_PUTS = [
-    "after the batch is planned",
-    "after the journal was made",
-    "after the journal's second frame",
     "in the middle of the conversion",
     "before the first put",
-    "after the first put",
     "after some puts",
     "after a dead letter was put",
     "before the last batch is put",
     "after all puts",
     "after the manifest says uploaded",
-    "after the schema registry was saved",
-    "after a segment was removed",
-    "before the manifest is removed",
 ]
 STEPS_WITH_S3 = [*(STEPS if os.environ.get("ARCPIPE_TEST_LONG") == "1" else STEPS_AROUND_PUTS), *STEPS_OF_S3]
 STEPS_OF_EACH_BATCH = [

@@ -17,6 +17,7 @@ from benchmarks.histogram import Histogram
 from benchmarks.machine import is_in_memory
 from benchmarks.results import Report, read
 from benchmarks.suites import RECOVERY, SUITES
+from tests.harness import long
 
 pytestmark = pytest.mark.skipif(is_in_memory(ROOT), reason="the harness measures nothing in memory")
 
@@ -49,6 +50,7 @@ def test_a_suite_measures_verifies_and_tells_what_the_disk_gives(tmp_path: Path)
     assert run.device.group_bytes == round(run.log.bytes_per_commit)
 
 
+@long
 def test_an_open_loop_goes_at_half_of_what_the_closed_one_found(tmp_path: Path) -> None:
     report = bench(tmp_path, "latency", "--case", "1 record, half", *SMALL)
     maximum, half = (case.runs[0] for case in report.suites[0].cases)

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import holding
 from benchmarks.held import resident_bytes
-from tests.harness import ROOT, Server, pack
+from tests.harness import ROOT, Server, long, pack
 
 V2 = "/write/v2/msgpack"
 MB = 1 << 20
@@ -45,8 +45,9 @@ def held(server: Server, kind: str, count: int) -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("head", "head-dribbles", "head-lines", "head-short-lines", "head-refused", "asked-head"),
-        *("trailer", "trailers", "body", "body-pieces", "chunks", "pipelined"),
+        *("head", "head-lines", "head-refused", "trailers", "body-pieces", "chunks", "pipelined"),
+        *(pytest.param(kind, marks=long) for kind in ("head-dribbles", "head-short-lines", "asked-head")),
+        *(pytest.param(kind, marks=long) for kind in ("trailer", "body")),
     ],
 )
 def test_a_worker_holds_what_it_may_and_little_of_each_connection(tmp_path: Path, kind: str) -> None:

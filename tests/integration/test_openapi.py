@@ -20,7 +20,7 @@ from arcpipe.ingest.http.router import OPEN
 from arcpipe.ingest.worker import IngestWorker
 from arcpipe.monitoring import health, snapshot
 from arcpipe.wal.directory import Node
-from tests.harness import ROOT, Server, environment
+from tests.harness import IS_LONG, ROOT, Server, environment
 
 OPENAPI = ROOT / "docs" / "openapi.yaml"
 METHODS = {"get", "post", "put", "delete", "patch", "head", "options", "trace"}
@@ -98,7 +98,13 @@ def test_no_request_that_schemathesis_thinks_of_is_answered_otherwise_than_docum
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", "run", str(OPENAPI), "--url", server.url),
-                *("--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--generation-deterministic"),
+                *(
+                    "--phases",
+                    "examples,coverage,fuzzing",
+                    "--max-examples",
+                    "20" if IS_LONG else "5",
+                    "--generation-deterministic",
+                ),
                 "--checks",
                 "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,"
                 "response_headers_conformance,unsupported_method,allow_header_conformance",

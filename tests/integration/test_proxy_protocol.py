@@ -66,7 +66,7 @@ def haproxy(directory: Path, server: str, mode: str = "http", options: str = "")
         )
         try:
             port = listener.getsockname()[1]
-            wait_until(lambda: is_open(port), "the proxy")
+            wait_until(lambda: is_open(port) and (mode == "tcp" or reaches_server(port)), "the proxy")
             yield f"127.0.0.1:{port}"
         finally:
             process.kill()
@@ -81,6 +81,12 @@ def is_open(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def reaches_server(port: int) -> bool:
+    """Whether a request gets beyond the proxy, which says 503 itself until its own start is over."""
+    with Client(f"http://127.0.0.1:{port}") as client:
+        return client.request("GET", "/ping").headers.get("content-type") != "text/html"
 
 
 def client_of(address: str, source: str, tls: ssl.SSLContext | None = None) -> Client:

@@ -151,6 +151,23 @@ def test_from_loopback_to_every_address_and_back(server: Upgradable) -> None:
     assert len(found) == len(load.acknowledged) + len(again.acknowledged)
 
 
+def test_from_every_address_to_one_of_them(server: Upgradable) -> None:
+    """Found by a day of random operations: connections were refused from the end of the old workers on."""
+    server.configure(host="0.0.0.0")
+    server.start()
+    server.url = f"http://127.0.0.1:{server.listening}"
+    with CarefulLoad(server.url) as load:
+        load.wait_for(50)
+        server.configure()
+        server.upgrade()
+        load.wait_for(50)
+    assert load.failures == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", server.listening))
+    server.stop()
+    assert len(server.numbers()) == len(load.acknowledged)
+
+
 def test_an_address_that_was_free_at_the_trial_is_kept_for_the_new_version(server: Upgradable) -> None:
     """The uploader is stopped, so that some seconds are between the trial and the new program."""
     server.start()

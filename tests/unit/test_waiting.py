@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from arcpipe.clock import steady_us
-from arcpipe.counters import Counters, Worker
+from arcpipe.counters import Counters, Node, Worker
+from arcpipe.supervisor.backlog import Backlog, Leftovers
 from arcpipe.supervisor.waiting import Waiting
 from arcpipe.wal import WALWriter
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
@@ -138,3 +139,26 @@ def test_what_is_remembered_has_a_bound(segments: Segments) -> None:
         segments.waiting.note_active()
         segments.waiting.oldest([], [])
     assert len(segments.waiting._since) <= 1025
+
+
+def test_a_segment_that_is_being_sealed_is_a_part_of_the_backlog(segments: Segments) -> None:
+    """Its worker writes the next one, and the file has the name of an active one until all of it is on disk."""
+    sealed = segments.seal()
+    path = Path(sealed.path.removesuffix(".sealed"))
+    Path(sealed.path).rename(path)
+    file = sealed._replace(path=str(path), state=ACTIVE)
+    backlog = Backlog(segments.directory, Leftovers(segments.directory), segments.counters)
+    node = segments.counters.node
+
+    def measured() -> tuple[int, int, bool]:
+        backlog.measure()
+        return node[Node.BACKLOG_SEGMENTS], node[Node.BACKLOG_BYTES], node[Node.OLDEST_BACKLOG_US] > 0
+
+    segments.write(file, steady_us() - SECOND_US)
+    assert measured() == (0, 0, False)  # it is written, and the worker tells of it
+    segments.write(file._replace(name=file.name._replace(seq=file.name.seq + 1)), 0)
+    assert measured() == (1, file.size, True)
+    path.rename(sealed.path)
+    assert measured() == (1, file.size, True)
+    os.unlink(sealed.path)
+    assert measured() == (0, 0, False)
