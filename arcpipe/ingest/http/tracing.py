@@ -33,11 +33,9 @@ class IdentifiedExchange(Exchange):
         method: bytes = b"",
         path: bytes = b"",
         query: bytes = b"",
-        lines: bytes = b"",
     ) -> None:
-        """Args: lines: more of the answer's header, each with its CRLF, than handlers know of."""
         Exchange.__init__(self, connection, headers, method, path, query)
-        self.lines = lines
+        self.lines = b""  # more of the answer's header, each with its CRLF, than handlers know of
         own = headers.get(request_ids.HEADER)
         if own is not None and request_ids.is_harmless(own):
             self.request_id = own
@@ -70,9 +68,8 @@ class LoggedExchange(IdentifiedExchange):
         method: bytes = b"",
         path: bytes = b"",
         query: bytes = b"",
-        lines: bytes = b"",
     ) -> None:
-        IdentifiedExchange.__init__(self, connection, headers, method, path, query, lines)
+        IdentifiedExchange.__init__(self, connection, headers, method, path, query)
         self.started = perf_counter()
         self.sender = self.client  # now: the headers are dropped while it waits for the disk
         self.token: str | None = None
