@@ -26,6 +26,7 @@ from arcpipe.ingest.http.turns import SMALL_SECONDS
 
 if TYPE_CHECKING:
     from arcpipe.access.tls import Certificate
+    from arcpipe.codec.content_encoding import Coding
     from arcpipe.ingest.http.context import IngestContext, Surface
     from arcpipe.ingest.http.exchange import Exchange
     from arcpipe.ingest.http.head_cache import Head
@@ -167,8 +168,7 @@ class Connection(asyncio.Protocol):
             The exchange, and the refusal that it gets instead of being handled.
         """
         context = self._context
-        exchange = kind(self, head.headers, head.method, head.path, head.query)
-        exchange.answered = head.answered
+        exchange = kind(self, head.headers, head.method, head.path, head.query, head.answered)
         self.exchanges.append(exchange)
         self.since = context.now
         if body is None:
@@ -194,21 +194,18 @@ class Connection(asyncio.Protocol):
                     self._deferred = deque()
                 self._deferred.append((exchange, head, refusal))
                 return
-        self._handle(exchange, head, refusal)
+        self._handle(exchange, head.handler, head.coding, refusal)
 
-    def _handle(self, exchange: Exchange, head: Head, refusal: bytes | None) -> None:
+    def _handle(
+        self, exchange: Exchange, handler: Handler | None, coding: Coding | None, refusal: bytes | None
+    ) -> None:
         if refusal is not None:
             exchange.answer(refusal)
             return
-        handler = head.handler
         assert handler is not None
-        if head.coding is not None and exchange.body:
-            decode(self._context, exchange, head.coding, lambda: self.run(exchange, handler))
+        if coding is not None and exchange.body:
+            decode(self._context, exchange, coding, lambda: self._handle(exchange, handler, None, None))
             return
-        self.run(exchange, handler)
-
-    def run(self, exchange: Exchange, handler: Handler) -> None:
-        """Have a handler answer a request."""
         try:
             handler(exchange)
         except Exception as error:
@@ -223,7 +220,8 @@ class Connection(asyncio.Protocol):
             under_way = len(self.exchanges) - len(self._deferred) - (self.arriving is not None)
             if under_way >= self._context.limits.max_pipelined:
                 break
-            self._handle(*self._deferred.popleft())
+            exchange, head, refusal = self._deferred.popleft()
+            self._handle(exchange, head.handler, head.coding, refusal)
         self._handling_deferred = False
 
     def answer_bug(self, exchange: Exchange, error: Exception) -> None:

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Final
 from arcpipe.ingest.http import responses
 
 if TYPE_CHECKING:
-    import httptools
-
     from arcpipe.ingest.http.limits import Limits
 
 # Bytes of a header line besides name and value: colon, blank, line end.
 LINE_SIGNS: Final = 4
 # A Content-Length of more digits is no size of anything; Python itself refuses to read some thousand of them.
-_LENGTH_DIGITS: Final = 19
+LENGTH_DIGITS: Final = 19
 # A Host field (RFC 9110 §7.2) in the characters of names and addresses; never one that was sent twice, whose two values
 # are joined with a comma.
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-fv:.]+\])(?::[0-9]*)?\Z")
@@ -62,23 +60,20 @@ def head_bytes(url: bytes, headers: dict[bytes, bytes], lines: int) -> int:
     return len(url) + sum(map(len, headers)) + sum(map(len, headers.values())) + LINE_SIGNS * (lines + 1)
 
 
-def size_refusal(limits: Limits, size: int, lines: int) -> responses.Refusal | None:
-    """The refusal of a head that is larger than it may be, in bytes or lines."""
+def size_refusal(limits: Limits, lines: int) -> responses.Refusal:
+    """The refusal of a head that is larger than it may be, in lines or else in bytes."""
     if lines > limits.max_headers:
         reason = f"there are more headers than server.max_headers = {limits.max_headers}"
         return responses.error(431, "header_too_large", reason)
-    return header_too_large(limits) if size > limits.max_header else None
+    return header_too_large(limits)
 
 
-def check_version(parser: httptools.HttpRequestParser, headers: dict[bytes, bytes], closes: bool) -> bool:
+def is_http_1_0(version: str) -> bool:
     """Return whether a request is of HTTP/1.0.
 
     Raises:
         Refused: it is of neither 1.0 nor 1.1.
     """
-    if not closes and b"connection" not in headers and b"proxy-connection" not in headers:
-        return False  # only 1.1 is kept open by itself
-    version = parser.get_http_version()
     if version not in ("1.0", "1.1"):
         raise Refused(malformed(f"HTTP version {version} is not supported"))
     return version == "1.0"
@@ -88,14 +83,12 @@ def check_host(headers: dict[bytes, bytes], is_http_1_0: bool, known: set[bytes]
     """Check the Host field.
 
     Args:
-        known: values that were found good; takes this one, too.
+        known: values that were found good, and not this one; takes it if it is good.
 
     Raises:
         Refused: RFC 9112 §3.2 has 400 for a request without a Host, with more than one, or with a malformed one.
     """
     host = headers.get(b"host")
-    if host in known:
-        return
     if host is None:
         if is_http_1_0:
             return
@@ -106,28 +99,21 @@ def check_host(headers: dict[bytes, bytes], is_http_1_0: bool, known: set[bytes]
         known.add(host)
 
 
-def check_transfer_encoding(headers: dict[bytes, bytes], is_http_1_0: bool) -> None:
+def check_transfer_encoding(coding: bytes, is_http_1_0: bool) -> None:
     """Check the Transfer-Encoding.
 
     Raises:
         Refused: it is anything but `chunked`, or stands in a request of HTTP/1.0.
     """
-    coding = headers.get(b"transfer-encoding")
-    if coding is not None and (is_http_1_0 or coding.rstrip(b" \t").lower() != b"chunked"):
+    if is_http_1_0 or coding.rstrip(b" \t").lower() != b"chunked":
         raise Refused(malformed("the only Transfer-Encoding is chunked, once, and in HTTP/1.1"))
 
 
-def length_refusal(headers: dict[bytes, bytes]) -> responses.Refusal | None:
-    """The refusal of a Content-Length that is a number and no size."""
-    if len(headers.get(b"content-length", b"")) <= _LENGTH_DIGITS:
-        return None
-    return malformed(f"Content-Length has more than {_LENGTH_DIGITS} digits")
+NO_LENGTH: Final = malformed(f"Content-Length has more than {LENGTH_DIGITS} digits")
 
 
-def path_of(target: bytes) -> bytes:
+def path_of_url(target: bytes) -> bytes:
     """The path in a target that is a whole URL, which RFC 9112 §3.2.2 has every server accept; else what it was."""
-    if target.startswith(b"/"):
-        return target
     scheme, separator, rest = target.partition(b"://")
     if not separator or scheme.lower() not in (b"http", b"https"):
         return target

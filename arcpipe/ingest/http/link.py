@@ -8,7 +8,6 @@ from typing import Protocol, TypeVar
 from arcpipe.ingest.http.context import Member
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.head_cache import Head
-from arcpipe.ingest.http.router import Handler
 
 Kind = TypeVar("Kind", bound=Exchange)
 
@@ -38,9 +37,6 @@ class Link(Member, Protocol):
 
     def complete(self, exchange: Exchange, head: Head, refusal: bytes | None) -> None:
         """Handle a request that is whole, or refuse it; later, if too many wait for their answers."""
-
-    def run(self, exchange: Exchange, handler: Handler) -> None:
-        """Have a handler answer a request."""
 
     def note_dropped(self) -> None:
         """Take note that the client has sent something that is dropped."""

@@ -94,7 +94,7 @@ class Reading:
             if not turn_end:
                 self.began = exchange.received
                 turn_end = exchange.received + (SMALL_SECONDS if context.turns.is_used_up else SLICE_SECONDS)
-            if connection.paused & ~TURN or exchange.received > turn_end:
+            if (connection.paused and connection.paused & ~TURN) or exchange.received > turn_end:
                 break
         return start
 

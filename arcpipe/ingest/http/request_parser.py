@@ -7,6 +7,7 @@ connection, unless the rest of its body is small enough to be read and dropped.
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import httptools
@@ -216,11 +217,16 @@ class RequestParser:
             return
         self._count_head()
         closes = not parser.should_keep_alive()
-        is_http_1_0 = head_checks.check_version(parser, headers, closes)
-        head_checks.check_host(headers, is_http_1_0, context.hosts)
-        head_checks.check_transfer_encoding(headers, is_http_1_0)
+        is_http_1_0 = False
+        if closes or b"connection" in headers or b"proxy-connection" in headers:  # only 1.1 is kept open by itself
+            is_http_1_0 = head_checks.is_http_1_0(parser.get_http_version())
+        if headers.get(b"host") not in context.hosts:
+            head_checks.check_host(headers, is_http_1_0, context.hosts)
+        if b"transfer-encoding" in headers:
+            head_checks.check_transfer_encoding(headers[b"transfer-encoding"], is_http_1_0)
         path, _, query = self.url.partition(b"?")
-        path = head_checks.path_of(path)
+        if not path.startswith(b"/"):
+            path = head_checks.path_of_url(path)
         lines = context.origins.lines(method, path, headers) if context.origins is not None else b""
         if is_http_1_0 and not closes:
             lines += responses.KEEP_ALIVE
@@ -228,7 +234,8 @@ class RequestParser:
         exchange.closes = closes or context.draining
         if self.length > context.limits.max_body:
             raise Refused(head_checks.body_too_large(context.limits))
-        self._look_at_body(headers)
+        if self._refusal is None and (b"content-encoding" in headers or context.inflight.is_full):
+            self._look_at_body(headers)
         if b"expect" in headers and not is_http_1_0:
             self._meet_expectation(exchange, headers[b"expect"])
         if self._refusal is not None:
@@ -266,7 +273,7 @@ class RequestParser:
         if self._context.gate is not None:
             self._context.gate.arrived(exchange, size if refusal is None else 0)
         if size > JOINED_BYTES and pieces:
-            join_apart(self._context, exchange, pieces, size, lambda: connection.complete(exchange, head, refusal))
+            join_apart(self._context, exchange, pieces, size, partial(connection.complete, exchange, head, refusal))
             return
         if pieces:
             exchange.body = b"".join(pieces)  # of one that is bytes: itself
@@ -278,9 +285,9 @@ class RequestParser:
         """Count the memory of a head. Raises Refused if it is larger than it may be."""
         lines = len(self.headers) + self._repeated_lines
         size = head_checks.head_bytes(self.url, self.headers, lines) + self._repeated_bytes
-        refusal = head_checks.size_refusal(self._context.limits, size, lines)
-        if refusal is not None:
-            raise Refused(refusal)
+        limits = self._context.limits
+        if size > limits.max_header or lines > limits.max_headers:
+            raise Refused(head_checks.size_refusal(limits, lines))
         self.waiting_head_bytes += size + _HEAD_LINE_BYTES * lines
         self._trailer_bytes = self._unread_bytes = 0
 
@@ -293,10 +300,11 @@ class RequestParser:
         context, connection, headers = self._context, self._connection, self.headers
         self.size = self._seen = 0
         head = self._head = Head(method, path, query, headers, None, "", None, connection.unrouted)
-        malformed = head_checks.length_refusal(headers)
+        length = headers.get(b"content-length", b"0")
+        is_length = len(length) <= head_checks.LENGTH_DIGITS
         guard = None
-        if malformed is None:
-            self.length = -1 if b"transfer-encoding" in headers else int(headers.get(b"content-length", b"0"))
+        if is_length:  # else it goes no further than the door, which keeps an exchange for the answer
+            self.length = -1 if b"transfer-encoding" in headers else int(length)
             route = self._surface.routes.get(path)
             if route is None:
                 self._refusal = responses.NOT_FOUND
@@ -314,8 +322,8 @@ class RequestParser:
             exchange = identified
         else:
             exchange, refusal = connection.take(head, context.exchange_kind, None)
-        if malformed is not None:
-            raise Refused(malformed)
+        if not is_length:
+            raise Refused(head_checks.NO_LENGTH)
         if refusal is None and guard is not None:
             refusal = guard(exchange)
         if refusal is not None:
@@ -324,8 +332,6 @@ class RequestParser:
 
     def _look_at_body(self, headers: dict[bytes, bytes]) -> None:
         """Refuse a body for which there is no room, or whose encoding is not known."""
-        if self._refusal is not None:
-            return
         length, inflight = self.length, self._context.inflight
         if length and inflight.is_full:
             is_small = 0 <= length <= SMALL_BODY_BYTES and not inflight.is_overfull
@@ -398,9 +404,9 @@ class RequestParser:
         context, connection = self._context, self._connection
         lines = len(self.headers) + self._repeated_lines
         head_size = head_checks.head_bytes(self.url, self.headers, lines) + self._repeated_bytes
-        refusal = head_checks.size_refusal(context.limits, head_size, lines)
-        if refusal is not None:
-            connection.refuse(refusal)
+        limits = context.limits
+        if head_size > limits.max_header or lines > limits.max_headers:
+            connection.refuse(head_checks.size_refusal(limits, lines))
             return
         self._held = True
         held = _HEAD_BYTES + _HEAD_LINE_BYTES * lines + max(head_size, self._unread_bytes)
