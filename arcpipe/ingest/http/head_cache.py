@@ -8,8 +8,9 @@ anew with each request (the length, the token, the database) is not kept here.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from arcpipe.ingest.http import request_ids
 
@@ -34,8 +35,7 @@ MAX_DIGITS: Final = 12
 _UNUSUAL: Final = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"connection", b"proxy-connection"))
 
 
-@dataclass(slots=True, eq=False)
-class Head:
+class Head(Struct, eq=False):
     """All that a head means that does not change from request to request."""
 
     method: bytes
