@@ -83,7 +83,6 @@ def child(checkout: str) -> None:
     from arcpipe.counters import Counters, Node
     from arcpipe.ingest.endpoints.admission import Admission
     from arcpipe.ingest.endpoints.write import WriteEndpoints
-    from arcpipe.ingest.http import connection as protocol
     from arcpipe.ingest.http import responses
     from arcpipe.ingest.http.connection import Connection
     from arcpipe.ingest.http.context import IngestContext
@@ -91,9 +90,11 @@ def child(checkout: str) -> None:
     from arcpipe.ingest.http.router import WRITE, Router
     from arcpipe.wal.writer import Group
 
-    for name in ("SLICE_SECONDS", "SMALL_SECONDS"):  # turns end by the clock, and other programs run, too
-        if hasattr(protocol, name):
-            setattr(protocol, name, math.inf)
+    for module in ("connection", "reading"):  # turns end by the clock, and other programs run, too
+        loaded = sys.modules.get(f"arcpipe.ingest.http.{module}")  # None in checkouts of another layout
+        for name in ("SLICE_SECONDS", "SMALL_SECONDS"):
+            if hasattr(loaded, name):
+                setattr(loaded, name, math.inf)
     counters = Counters(1)
     counters.node[Node.DISK_FREE_BYTES] = 1 << 50
     context: Any = IngestContext(Limits.of(Settings()), None)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from unittest import mock
 
 from arcpipe.access.reload import Access
@@ -20,8 +20,7 @@ from arcpipe.config.settings import WAL, Server, Settings, Storage
 from arcpipe.counters import Counters, Node
 from arcpipe.disk import Disk
 from arcpipe.ingest.endpoints import write
-from arcpipe.ingest.http import connection as protocol
-from arcpipe.ingest.http import turns
+from arcpipe.ingest.http import bodies, connection, reading, turns
 from arcpipe.ingest.http.connection import Connection
 from arcpipe.ingest.http.context import Surface
 from arcpipe.ingest.http.entrance import Paths
@@ -35,8 +34,14 @@ from arcpipe.wal.writer import WALWriter
 
 T = TypeVar("T")
 
-_OF_PROTOCOL: Final = ("SLICE_SECONDS", "SMALL_SECONDS", "TURN_SECONDS")
-_OF_WRITE: Final = ("INLINE_SECONDS", "SMALL_SECONDS", "_INLINE_TURN_SECONDS")
+# Bounds of time by the modules that hold them.
+_BOUNDS: Final[dict[Any, tuple[str, ...]]] = {
+    connection: ("SMALL_SECONDS",),
+    reading: ("SLICE_SECONDS", "SMALL_SECONDS", "TURN_SECONDS"),
+    bodies: ("TURN_SECONDS",),
+    write: ("INLINE_SECONDS", "SMALL_SECONDS", "_INLINE_TURN_SECONDS"),
+    turns: ("TURN_SECONDS",),
+}
 
 
 class Transport(asyncio.Transport):
@@ -107,7 +112,7 @@ class Peer:
         if self.transport.closed or not self.transport.is_reading:
             return False
         self._edge.call(lambda: self.connection.data_received(data))
-        while self.connection._paused == TURN:
+        while self.connection.paused == TURN:
             self._edge.turn()
         return True
 
@@ -160,7 +165,7 @@ class Edge:
     def __enter__(self) -> Edge:
         asyncio.set_event_loop(self.loop)
         if not self._hurried:
-            for module, names in ((protocol, _OF_PROTOCOL), (write, _OF_WRITE), (turns, ("TURN_SECONDS",))):
+            for module, names in _BOUNDS.items():
                 for name in names:
                     self._patches.enter_context(mock.patch.object(module, name, math.inf))
         return self
@@ -202,14 +207,17 @@ class Edge:
         self.call(lambda: self.context.inflight.tick(self.context.now))
         self.turn()
 
+    def _connections(self) -> set[Connection]:
+        return cast(set[Connection], self.context.connections)
+
     def _complete_requests(self) -> list[Exchange]:
         """Of all clients that read their answers."""
         return [
             exchange
-            for connection in self.context.connections
+            for connection in self._connections()
             if not connection.is_unread
             for exchange in connection.exchanges
-            if exchange is not connection._exchange
+            if exchange is not connection.arriving
         ]
 
     def turn(self) -> None:
@@ -226,7 +234,7 @@ class Edge:
                 self.commit.pending_bytes
                 or context.decoding.held_bytes
                 or context.encoding.held_bytes
-                or any(connection._rest and not connection.is_unread for connection in context.connections)
+                or any(one.reading.rest and not one.is_unread for one in self._connections())
                 or any(exchange.response is None for exchange in self._complete_requests())
             ):
                 assert time.monotonic() < deadline, "the worker does not settle"

@@ -44,7 +44,6 @@ from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.access_log import AccessLog
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.client_address import ForwardedFor, TrustedProxies
-from arcpipe.ingest.http.connection import ANSWER, BODY, FRESH, HEADER, IDLE, LINGER
 from arcpipe.ingest.http.context import IngestContext
 from arcpipe.ingest.http.entrance import Entrance
 from arcpipe.ingest.http.gate import Gate
@@ -53,6 +52,7 @@ from arcpipe.ingest.http.linger import LINGER_SECONDS
 from arcpipe.ingest.http.origins import protect
 from arcpipe.ingest.http.request_ids import RequestIds
 from arcpipe.ingest.http.router import WRITE, Router
+from arcpipe.ingest.http.states import ANSWER, BODY, FRESH, HEADER, IDLE, LINGER
 from arcpipe.ingest.http.tls_server import TLSServer
 from arcpipe.ingest.http.tracing import NotingAuth, kinds
 from arcpipe.ingest.stand_in import StandIn

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcpipe.ingest.http import context, responses
-from arcpipe.ingest.http.connection import _WAITING_HEAD_BYTES
 from arcpipe.ingest.http.flow_control import PATIENCE_BYTES
+from arcpipe.ingest.http.request_parser import WAITING_HEAD_BYTES
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes, wait_until
 from tests.wal_doubles import FaultyDisk
@@ -105,7 +105,7 @@ def test_a_body_behind_as_many_bytes_of_heads_as_may_wait_is_read_once_they_are_
 
         peer = edge.connect()
         counted = len(write(0, 1200)) - len(BODY) - len("POST  HTTP/1.1")
-        many = _WAITING_HEAD_BYTES // counted + 1  # the last of them is one too many, and comes with half of another
+        many = WAITING_HEAD_BYTES // counted + 1  # the last of them is one too many, and comes with half of another
         last = write(many, 0)
         assert peer.feed(b"".join(write(number, 1200) for number in range(many)) + last[:-1])
         assert not peer.transport.is_reading
@@ -530,8 +530,8 @@ def test_an_idle_connection_keeps_nothing_of_the_head_it_was_asked_with(tmp_path
         refused.feed(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + SHORT_LINES * 2)
         assert (asked.statuses, refused.statuses) == ([204], [431])
         for peer in (asked, refused):
-            assert not peer.connection._headers
-            assert not peer.connection._url
+            assert not peer.connection.parser.headers
+            assert not peer.connection.parser.url
 
 
 def test_clients_that_do_not_read_a_large_answer_share_one(edge: Edge) -> None:

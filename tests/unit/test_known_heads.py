@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from arcpipe.access import tokens
 from arcpipe.access.tokens import Token
 from arcpipe.ingest.http.auth import Auth
-from arcpipe.ingest.http.connection import ANSWER, IDLE
 from arcpipe.ingest.http.head_cache import MAX_HEAD_BYTES
+from arcpipe.ingest.http.states import ANSWER, IDLE
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
 from tests.wal_doubles import FaultyDisk
@@ -81,16 +81,17 @@ def learned(edge: Edge, request: bytes = WRITE) -> Peer:
 def count_parsed(peer: Peer) -> list[int]:
     """A list that gets the size of what is given to the parser."""
     sizes: list[int] = []
-    parse = peer.connection._parse
+    parser = peer.connection.parser
+    feed = parser.feed
 
-    class Counting(type(peer.connection)):  # type: ignore[misc]
+    class Counting(type(parser)):  # type: ignore[misc]
         __slots__ = ()
 
-        def _parse(self, data: bytes, is_last: bool) -> None:
+        def feed(self, data: bytes, is_last: bool) -> None:
             sizes.append(len(data))
-            parse(data, is_last)
+            feed(data, is_last)
 
-    peer.connection.__class__ = Counting
+    parser.__class__ = Counting
     return sizes
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe.ingest.http import connection as protocol
+from arcpipe.ingest.http import reading
 from arcpipe.ingest.http.linger import LINGER_SECONDS, Linger
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
@@ -244,13 +244,13 @@ def test_what_comes_in_one_read_with_the_end_of_a_tls_connection_is_committed(
 ) -> None:
     """TLS ends both directions at once, so that a rest of the read has no other turn; its answers are lost."""
     with Edge(tmp_path, hurried=True) as edge:
-        monkeypatch.setattr(protocol, "SLICE_SECONDS", 0.0001)
-        monkeypatch.setattr(protocol, "TURN_SECONDS", math.inf)
+        monkeypatch.setattr(reading, "SLICE_SECONDS", 0.0001)
+        monkeypatch.setattr(reading, "TURN_SECONDS", math.inf)
         peer = edge.connect()
         monkeypatch.setattr(peer.transport, "can_write_eof", lambda: False)
         stream = b"".join(request_bytes("POST", V2, BODY, {"X-Pad": f"{number:04}" * 150}) for number in range(50))
         edge.call(lambda: peer.connection.data_received(stream))
-        assert peer.connection._rest
+        assert peer.connection.reading.rest
         assert not edge.call(peer.connection.eof_received)
         peer.transport.close()
         edge.settle()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe.ingest.http import connection as protocol
+from arcpipe.ingest.http import reading
 from arcpipe.ingest.http.turns import TURN_SECONDS, Turns
 from tests.edge import Edge, Peer
 from tests.harness import pack, request_bytes
@@ -50,7 +50,7 @@ def test_one_read_of_many_requests_is_handled_in_many_turns(edge: Edge, stream: 
     count = stream.count(b" HTTP/1.1\r\n")
     read(edge, attacker, stream)
     seen = []
-    while attacker.connection._rest:
+    while attacker.connection.reading.rest:
         assert not attacker.transport.is_reading
         seen.append(len(attacker.statuses))
         read(edge, victim, PING)
@@ -72,7 +72,7 @@ def test_one_byte_chunks_are_taken_in_many_turns_and_make_the_body(edge: Edge) -
     stream += b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     read(edge, attacker, stream)
     turns = 0
-    while attacker.connection._rest:
+    while attacker.connection.reading.rest:
         turns += 1
         read(edge, victim, PING)
         edge.turn()
@@ -103,9 +103,9 @@ def test_connections_have_their_turns_one_after_the_other(edge: Edge) -> None:
     peers = [edge.connect() for _ in range(4)]
     for peer in peers:
         read(edge, peer, NOTHING * 2000)
-    while any(peer.connection._rest for peer in peers):
+    while any(peer.connection.reading.rest for peer in peers):
         edge.turn()
-        if all(peer.connection._rest for peer in peers):
+        if all(peer.connection.reading.rest for peer in peers):
             counts = [len(peer.statuses) for peer in peers]
             assert min(counts) > 0
     assert [len(peer.statuses) for peer in peers] == [2000] * 4
@@ -246,7 +246,7 @@ def test_heads_of_unanswered_requests_are_bounded(edge: Edge) -> None:
     head = b"GET /metrics?%d HTTP/1.1\r\nHost: x\r\npad: " + b"x" * 7 * KB + b"\r\n\r\n"
     stream = b"".join(head % number for number in range(30))
     read(edge, peer, stream)
-    while peer.connection._paused & 16:
+    while peer.connection.paused & 16:
         edge.turn()
     assert len(peer.connection.exchanges) < 15
     edge.settle()
@@ -258,7 +258,7 @@ def test_a_read_behind_a_turn_that_is_used_up_has_little_time(
     edge: Edge, monkeypatch: pytest.MonkeyPatch, is_used_up: bool
 ) -> None:
     """Thousands of clients may have sent in one turn of the loop, which cannot give each of them a millisecond."""
-    monkeypatch.setattr(protocol, "SLICE_SECONDS", math.inf)
+    monkeypatch.setattr(reading, "SLICE_SECONDS", math.inf)
     peer = edge.connect()
 
     def step() -> int:

@@ -65,7 +65,9 @@ class Exchange:
         method: bytes = b"",
         path: bytes = b"",
         query: bytes = b"",
+        answered: defaultdict[bytes, int] | None = None,
     ) -> None:
+        """Args: answered: where the answer's status is counted; by default among those for unknown paths."""
         self.connection = connection
         self.headers = headers
         self.method = method
@@ -78,7 +80,7 @@ class Exchange:
         self.response: bytes | None = None
         self.closes = False
         self.received = 0.0  # perf_counter seconds: when the request was complete
-        self.answered = connection.unrouted  # where the answer's status is counted
+        self.answered = connection.unrouted if answered is None else answered
 
     def log_fields(self) -> dict[str, dict[str, str]] | None:
         """The `extra` of log lines about it."""

@@ -8,7 +8,9 @@ anew with each request (the length, the token, the database) is not kept here.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from arcpipe.ingest.http import request_ids
 
@@ -33,17 +35,24 @@ MAX_DIGITS: Final = 12
 _UNUSUAL: Final = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"connection", b"proxy-connection"))
 
 
-class Head(NamedTuple):
-    """What a head means: all that does not change from request to request."""
+class Head(Struct, eq=False):
+    """All that a head means that does not change from request to request."""
 
     method: bytes
     path: bytes
     query: bytes
     headers: dict[bytes, bytes]  # with the Content-Length of the request that it was learned from
-    handler: Handler
-    scope: str
-    coding: Coding | None
-    answered: defaultdict[bytes, int]
+    handler: Handler | None  # None of a head that is refused
+    scope: str  # that the handler needs, if `auth.enabled`
+    coding: Coding | None  # of the body
+    answered: defaultdict[bytes, int]  # statuses of answers for its path
+
+    def with_id(self, request_id: bytes) -> Head:
+        """Return the same head with another X-Request-Id."""
+        headers = {**self.headers, request_ids.HEADER: request_id}
+        return Head(
+            *(self.method, self.path, self.query, headers, self.handler, self.scope, self.coding, self.answered)
+        )
 
 
 class Heads:
@@ -77,7 +86,7 @@ class Heads:
         if line is None:
             return None
         head = self.known_but_for_id.get(key[: line.start(1)] + key[line.end(1) :])
-        return head._replace(headers={**head.headers, request_ids.HEADER: line[1]}) if head is not None else None
+        return head.with_id(line[1]) if head is not None else None
 
     def learn(self, data: bytes, head: Head) -> None:
         """Takes note of a head of HTTP/1.1 that was accepted and does not end its connection.

@@ -6,6 +6,7 @@ All others are plain ones, which know nothing of it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,11 +34,10 @@ class IdentifiedExchange(Exchange):
         method: bytes = b"",
         path: bytes = b"",
         query: bytes = b"",
-        lines: bytes = b"",
+        answered: defaultdict[bytes, int] | None = None,
     ) -> None:
-        """Args: lines: more of the answer's header, each with its CRLF, than handlers know of."""
-        Exchange.__init__(self, connection, headers, method, path, query)
-        self.lines = lines
+        Exchange.__init__(self, connection, headers, method, path, query, answered)
+        self.lines = b""  # more of the answer's header, each with its CRLF, than handlers know of
         own = headers.get(request_ids.HEADER)
         if own is not None and request_ids.is_harmless(own):
             self.request_id = own
@@ -70,9 +70,9 @@ class LoggedExchange(IdentifiedExchange):
         method: bytes = b"",
         path: bytes = b"",
         query: bytes = b"",
-        lines: bytes = b"",
+        answered: defaultdict[bytes, int] | None = None,
     ) -> None:
-        IdentifiedExchange.__init__(self, connection, headers, method, path, query, lines)
+        IdentifiedExchange.__init__(self, connection, headers, method, path, query, answered)
         self.started = perf_counter()
         self.sender = self.client  # now: the headers are dropped while it waits for the disk
         self.token: str | None = None

@@ -1,0 +1,213 @@
+"""The reads of one connection: requests with a known head by themselves, all else through the parser, in turns.
+
+A read may bring thousands of requests. What the connection's turn leaves of it is kept for its next one, and the
+socket is not read meanwhile.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from arcpipe.ingest.http import responses
+from arcpipe.ingest.http.flow_control import ANSWERS_UNREAD, PIPELINE_FULL, TURN
+from arcpipe.ingest.http.head_cache import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES
+from arcpipe.ingest.http.request_parser import PARSED_BYTES
+from arcpipe.ingest.http.states import BODY, LINGER
+from arcpipe.ingest.http.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
+
+if TYPE_CHECKING:
+    from arcpipe.ingest.http.context import IngestContext, Surface
+    from arcpipe.ingest.http.link import Link
+    from arcpipe.ingest.http.request_parser import RequestParser
+
+# Bytes. A shorter read is not timed: what it brings takes SMALL_SECONDS at most, and the clock takes time, too.
+SMALL_READ_BYTES: Final = 1 << 10
+
+
+class Reading:
+    """Hands what one client sends to its requests, and keeps the rest of a read for the connection's next turn."""
+
+    __slots__ = (
+        # Of the connection.
+        *("_connection", "_context", "_parser", "_surface"),
+        # Of the present read and its rest.
+        *("_at_eof", "_rest_at", "_seconds", "began", "rest"),
+    )
+
+    def __init__(self, connection: Link, context: IngestContext, surface: Surface, parser: RequestParser) -> None:
+        self._connection = connection
+        self._context = context
+        self._surface = surface
+        self._parser = parser
+
+        self.began = 0.0  # perf_counter seconds: when the present read began to be handled
+        self._seconds = 0.0  # that the last read took that was not small
+        self.rest = b""  # of a read, for the connection's next turn: from `_rest_at` on
+        self._rest_at = 0
+        self._at_eof = False  # the client will send nothing more, and there is a rest
+
+    def take_known(self, data: bytes, start: int, turn_end: float = 0.0) -> int:
+        """Handle the requests from `start` on as long as they are whole and their heads known, and it is its turn.
+
+        This is the way of nearly all requests, so each line of it is counted (`benchmarks.request_cost`).
+
+        Returns:
+            Where the first one starts that was not handled.
+        """
+        connection = self._connection
+        context = self._context
+        heads = self._surface.heads
+        known = heads.known
+        usual_kind = context.exchange_kind
+        max_body = context.limits.max_body
+        size = len(data)
+        while start < size and connection.state != LINGER:
+            limit = start + MAX_HEAD_BYTES
+            digits = data.find(LENGTH, start, limit)
+            if digits < 0:
+                digits = data.find(LENGTH_LOWER, start, limit)
+                if digits < 0:
+                    break
+            digits += LENGTH_BYTES
+            stop = data.find(b"\r", digits, digits + MAX_DIGITS + 1)
+            if stop < 0:
+                break
+            end = data.find(b"\r\n\r\n", stop, limit) + 4
+            key = data[start:digits] + data[stop:end]
+            kind = usual_kind
+            head = known.get(key)
+            if head is None:
+                head = heads.but_for_id(key)
+                if head is None:
+                    break
+                kind = context.identified_kind
+            length = data[digits:stop]
+            if not length.isdigit():
+                break
+            after = end + int(length)
+            if after > size or after - end > max_body:
+                break
+            exchange, refusal = connection.take(head, kind, data[end:after])
+            connection.complete(exchange, head, refusal)
+            start = after
+            if not turn_end:
+                self.began = exchange.received
+                turn_end = exchange.received + (SMALL_SECONDS if context.turns.is_used_up else SLICE_SECONDS)
+            if (connection.paused and connection.paused & ~TURN) or exchange.received > turn_end:
+                break
+        return start
+
+    def go_on(self, data: bytes, at: int, began: float) -> None:
+        """Handle a read from `at` on until the connection's turn is over, and keep the rest for its next turn."""
+        connection, parser = self._connection, self._parser
+        if connection.is_deaf:
+            connection.note_dropped()
+            return
+        if self.rest:  # TLS may bring more although it was told not to
+            rest = self.rest[self._rest_at :]
+            self.drop_rest()
+            self._keep(rest + data, 0)
+            return
+        size = len(data)
+        turn_end = began + (SMALL_SECONDS if self._context.turns.is_used_up else SLICE_SECONDS)
+        while not (connection.paused and self._must_stop()):
+            end = parser.piece_end(data, at) if size - at > PARSED_BYTES else size
+            parser.feed(data if end - at == size else memoryview(data)[at:end], end == size)
+            at = end
+            if at < size and parser.is_between:
+                at = self.take_known(data, at, turn_end)
+            if at == size or connection.is_deaf:
+                break
+            if perf_counter() > turn_end:
+                self._keep(data, at)
+                break
+        else:
+            self._keep(data, at)
+        self.end_turn(perf_counter() - began)
+
+    def end_turn(self, seconds: float) -> None:
+        """Count the time that a read, or a part of one, took; unless it was short, the next read waits for its turn."""
+        connection, turns = self._connection, self._context.turns
+        self._seconds = seconds
+        if seconds > SMALL_SECONDS:
+            turns.charge(seconds)
+        if (self.rest or seconds > SLICE_SECONDS / 2) and not connection.paused and connection.state != LINGER:
+            connection.pause_reading(TURN)
+            turns.wait(self)
+
+    def take_turn(self) -> float:
+        """Go on with the rest of a read, and let the next one come; the seconds that both will have taken."""
+        connection = self._connection
+        if connection.paused != TURN:  # it has ended, or waits for something else, whose end gives it a turn again
+            connection.paused &= ~TURN
+            return 0.0
+        transport = connection.transport
+        if transport is None or transport.is_closing():
+            self.drop_rest()
+            return 0.0
+        expected = max(self._seconds, SLICE_SECONDS)  # the next read will be like the last one
+        if not self.rest:
+            connection.resume_reading(TURN)
+            return expected
+        connection.give_time_back()
+        self._handle_rest()
+        if not self.rest:
+            connection.resume_reading(TURN)
+            if self._at_eof and not connection.eof_received():
+                transport.close()
+            taken, self._seconds = self._seconds, expected
+            return taken + expected
+        if connection.paused == TURN:
+            self._context.turns.wait(self)
+        else:
+            connection.paused &= ~TURN
+        return self._seconds
+
+    def handle_rest_at_eof(self, may_answer_later: bool) -> bool:
+        """Handle, or keep, what is left of a read when the client sends nothing more.
+
+        Args:
+            may_answer_later: whether answers can be sent after this turn.
+
+        Returns:
+            Whether it is kept, and `eof_received` is called again once it was handled.
+        """
+        if not self.rest:
+            return False
+        if may_answer_later:
+            self._at_eof = True
+            return True
+        while self.rest and not self._must_stop() and self._context.turns.spent < TURN_SECONDS:
+            self._handle_rest()
+        self.drop_rest()
+        return False
+
+    def drop_rest(self) -> None:
+        """Let go of the rest of a read."""
+        self._context.kept_bytes -= len(self.rest)
+        self.rest = b""
+
+    def _must_stop(self) -> bool:
+        """Whether nothing more of a read may be handled now. What has arrived of a body is taken in all cases."""
+        connection = self._connection
+        if connection.state == BODY:
+            return bool(connection.paused & (PIPELINE_FULL | ANSWERS_UNREAD))
+        return bool(connection.paused & ~TURN)
+
+    def _handle_rest(self) -> None:
+        """Go on with the rest of a read for the time of one turn."""
+        data, at = self.rest, self._rest_at
+        self.drop_rest()
+        began = perf_counter()
+        if self._parser.is_between:
+            at = self.take_known(data, at, began + SLICE_SECONDS)
+        self.go_on(data, at, began)
+
+    def _keep(self, data: bytes, at: int) -> None:
+        context = self._context
+        if not context.has_room_to_keep(len(data)):
+            self._connection.refuse(responses.TOO_MANY_REQUESTS_WAIT)
+            return
+        context.kept_bytes += len(data)
+        self.rest, self._rest_at = data, at

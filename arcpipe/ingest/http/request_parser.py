@@ -1,0 +1,448 @@
+"""The requests of one connection, from the first byte of a head until the body is whole: what httptools tells of them.
+
+Requests whose heads are known do not come here (`reading.py`). A request that is refused in the middle ends its
+connection, unless the rest of its body is small enough to be read and dropped.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import httptools
+
+from arcpipe.codec.content_encoding import ACCEPTED, coding_of
+from arcpipe.errors import UnsupportedEncoding
+from arcpipe.ingest.http import head_checks, responses
+from arcpipe.ingest.http.bodies import JOINED_BYTES, Pieces, add_piece, join_apart
+from arcpipe.ingest.http.exchange import NO_HEADERS
+from arcpipe.ingest.http.flow_control import PIPELINE_FULL, SMALL_BODY_BYTES
+from arcpipe.ingest.http.head_cache import Head
+from arcpipe.ingest.http.head_checks import LINE_SIGNS, Refused
+from arcpipe.ingest.http.limits import READ_BYTES
+from arcpipe.ingest.http.request_ids import HEADER as REQUEST_ID
+from arcpipe.ingest.http.states import ANSWER, BODY, HEADER
+
+if TYPE_CHECKING:
+    from arcpipe.ingest.http.context import IngestContext, Surface
+    from arcpipe.ingest.http.exchange import Exchange
+    from arcpipe.ingest.http.link import Link
+    from arcpipe.ingest.http.router import Judge
+
+# Bytes that the parser is given at once, at most, unless they are all of one body: it cannot be stopped, and the
+# smallest requests and chunks have a few bytes each.
+PARSED_BYTES: Final = 2 << 10
+# Bytes of a chunked body that it is given at once, where the piece before had _FEW_CHUNKS at most.
+_PARSED_CHUNKED_BYTES: Final = 64 << 10
+_FEW_CHUNKS: Final = 16
+# Bytes of a refused request's body that are read and dropped, so that the connection can be used again.
+_DISCARD_BYTES: Final = 1 << 20
+# Bytes of a request line besides its URL, at most: `max_header_kb` does not count them.
+_REQUEST_LINE_BYTES: Final = 64
+# Bytes of memory that an unfinished head takes besides its own: its objects, and two with a place for each line.
+_HEAD_BYTES: Final = 1 << 10
+_HEAD_LINE_BYTES: Final = 140
+# Bytes of memory that heads of unanswered requests may take on one connection, and one more head; then it is not read.
+WAITING_HEAD_BYTES: Final = 96 << 10
+
+_ACCEPT_ENCODING: Final = f"Accept-Encoding: {ACCEPTED}\r\n".encode("ascii")
+# In place of the parser of a connection that has ended, and of the head between two requests.
+_NO_PARSER: Final = httptools.HttpRequestParser(object())
+_NO_HEAD: Final = Head(b"", b"", b"", NO_HEADERS, None, "", None, defaultdict(int))
+
+
+class RequestParser:
+    """Parses the requests of one connection, and counts what is held of one that is not whole."""
+
+    __slots__ = (
+        # Of the connection.
+        *("_connection", "_context", "_fresh", "_parser", "_surface", "is_between", "waiting_head_bytes"),
+        # Of a head that is being read.
+        *("_repeated_bytes", "_repeated_lines", "_trailer_bytes", "_unread_bytes", "headers", "url"),
+        # Of a request whose head is complete.
+        *("_head", "_judge", "_refusal", "awaits_go_ahead", "latest_since", "length"),
+        # Of its body.
+        *("_calls", "_held", "_pieces", "_seen", "size"),
+    )
+
+    def __init__(self, connection: Link, context: IngestContext, surface: Surface) -> None:
+        self._connection = connection
+        self._context = context
+        self._surface = surface
+        self._parser = httptools.HttpRequestParser(self)
+        self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
+        self.is_between = True  # two requests, or before the first: the parser waits for a request line
+        self.waiting_head_bytes = 0  # memory of heads since all were answered, but for those that are known
+
+        self.url = b""
+        self.headers: dict[bytes, bytes] = NO_HEADERS
+        self._repeated_lines = 0  # headers whose name was there before
+        self._repeated_bytes = 0
+        self._trailer_bytes = 0
+        # Bytes of a head or trailer that is not complete, in the pieces after the one that it began with.
+        self._unread_bytes = -1
+
+        self._head = _NO_HEAD
+        self._refusal: bytes | None = None
+        self._judge: Judge | None = None  # until the body is whole, or was asked for
+        self.awaits_go_ahead = False  # the body waits for a 100, and earlier answers have to leave first
+        self.length = 0  # of the body, as its head says; -1: it is chunked
+        self.latest_since = 0.0  # the connection's `since` never gets later than this while the body arrives
+
+        self._pieces: Pieces = []  # of the body, as far as it has arrived
+        self._calls = 0  # for the body, since the parser was given the last piece of a chunked one
+        self.size = 0  # bytes of the body that have arrived
+        self._seen = 0  # `size` after the read before
+        self._held = False  # counted among the bodies that are arriving
+
+    # The connection's side
+
+    def piece_end(self, data: bytes, at: int) -> int:
+        """Find where the piece ends that is given at once: a few small requests, a head, or a body."""
+        size = len(data)
+        end = at + PARSED_BYTES
+        if self._connection.state != BODY:
+            found = data.find(b"\r\n\r\n", at, end)
+            return found + 4 if found >= 0 else end
+        if self.length >= 0:
+            return min(at + max(self.length - self.size, PARSED_BYTES), size)
+        # More of a chunked body as long as it has few chunks.
+        dense = self._calls > _FEW_CHUNKS
+        self._calls = 0
+        return min(at + (PARSED_BYTES if dense else _PARSED_CHUNKED_BYTES), size)
+
+    def feed(self, data: bytes | memoryview, is_last: bool) -> None:
+        """Parse a piece.
+
+        Args:
+            is_last: whether nothing of the read follows.
+        """
+        connection = self._connection
+        state = connection.state
+        if self.is_between:
+            self._fresh = bytes(data)
+        try:
+            offer = None
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as found:
+                offer = found
+            if offer is not None:  # not within the handler above: it would become the context of what is raised
+                self._decline_upgrades(data, offer)
+        except httptools.HttpParserCallbackError as error:
+            # A refusal from within a callback; anything else is a bug and ends this connection only.
+            cause = error.__context__
+            if isinstance(cause, Refused):
+                connection.refuse(cause.response)
+            elif not isinstance(cause, _Over):
+                self._context.report_bug("the parser's callbacks", cause or error)
+                connection.refuse(responses.INTERNAL_ERROR)
+        except httptools.HttpParserError as error:
+            connection.refuse(head_checks.malformed(str(error) or type(error).__name__))
+        else:
+            if connection.state == BODY:
+                if is_last or state == BODY:  # else its head was just complete, and more follows at once
+                    self._hold_body(len(data))
+            elif connection.state == HEADER:
+                self._hold_head(len(data))
+        self._fresh = None
+
+    def method_so_far(self) -> bytes:
+        """The method of a head that is not complete; empty until that is known."""
+        # Once it has told the URL, the parser knows the method.
+        return self._parser.get_method() if self._connection.state == HEADER and self.url else b""
+
+    def stop(self) -> None:
+        """Let go of what has come of a request, and of what the parser keeps of it: nothing more is read."""
+        self._clear_head()
+        self._fresh = None
+        self._parser = _NO_PARSER
+        self.drop_body()
+
+    def drop_body(self) -> None:
+        """Let go of what has come of a body."""
+        self._pieces = []
+        if self._held:
+            self._held = False
+            self._context.inflight.release(self._connection)
+
+    # The parser's side: its callbacks, in the order of events
+
+    def on_message_begin(self) -> None:
+        connection = self._connection
+        if connection.is_deaf:
+            raise _Over
+        self.is_between = False
+        connection.state = HEADER
+        connection.since = self._context.now
+        self.url = b""
+        self.headers = {}
+        self._repeated_lines = self._repeated_bytes = 0
+        self._unread_bytes = -1
+        if not connection.exchanges:
+            self.waiting_head_bytes = 0
+        self._refusal = None
+        self._judge = None
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        limits = self._context.limits
+        if len(self.url) > limits.max_url:
+            raise Refused(head_checks.url_too_long(limits))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._connection.arriving is not None:  # a trailer, and nothing here reads trailers
+            self._trailer_bytes += len(name) + len(value) + LINE_SIGNS
+            if self._trailer_bytes > self._context.limits.max_header:
+                raise Refused(head_checks.header_too_large(self._context.limits))
+            return
+        name = name.lower()
+        headers = self.headers
+        if name in headers:
+            self._repeated_lines += 1
+            self._repeated_bytes += len(name) - 2  # of the name, but for what joins the values
+            # Joined as RFC 9110 §5.2 says; single-valued headers then fail where they are read.
+            value = headers[name] + b", " + value
+        headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        context, parser, headers = self._context, self._parser, self.headers
+        method = parser.get_method()
+        if self._held:
+            self.drop_body()
+        if parser.should_upgrade():  # `_decline_upgrades` follows
+            if method == b"CONNECT":
+                raise Refused(responses.NOT_FOUND)
+            return
+        self._count_head()
+        closes = not parser.should_keep_alive()
+        is_http_1_0 = False
+        if closes or b"connection" in headers or b"proxy-connection" in headers:  # only 1.1 is kept open by itself
+            is_http_1_0 = head_checks.is_http_1_0(parser.get_http_version())
+        if headers.get(b"host") not in context.hosts:
+            head_checks.check_host(headers, is_http_1_0, context.hosts)
+        if b"transfer-encoding" in headers:
+            head_checks.check_transfer_encoding(headers[b"transfer-encoding"], is_http_1_0)
+        path, _, query = self.url.partition(b"?")
+        if not path.startswith(b"/"):
+            path = head_checks.path_of_url(path)
+        lines = context.origins.lines(method, path, headers) if context.origins is not None else b""
+        if is_http_1_0 and not closes:
+            lines += responses.KEEP_ALIVE
+        exchange = self._enter(method, path, query, lines)
+        exchange.closes = closes or context.draining
+        if self.length > context.limits.max_body:
+            raise Refused(head_checks.body_too_large(context.limits))
+        if self._refusal is None and (b"content-encoding" in headers or context.inflight.is_full):
+            self._look_at_body(headers)
+        if b"expect" in headers and not is_http_1_0:
+            self._meet_expectation(exchange, headers[b"expect"])
+        if self._refusal is not None:
+            if self._is_worth_an_end():
+                raise Refused(self._refusal)
+        elif self._fresh is not None and not closes and not lines and parser.get_http_version() == "1.1":
+            self._surface.heads.learn(self._fresh, self._head)
+        self._fresh = None
+
+    def on_body(self, body: bytes) -> None:
+        self.awaits_go_ahead = False
+        self._calls += 1
+        self.size += len(body)
+        if self.size > self._context.limits.max_body:
+            raise Refused(head_checks.body_too_large(self._context.limits))
+        if self._refusal is None:
+            add_piece(self._pieces, body)
+
+    def on_message_complete(self) -> None:
+        connection = self._connection
+        exchange = connection.arriving
+        if exchange is None:  # an offer to upgrade: `_decline_upgrades` follows
+            return
+        connection.arriving = None
+        connection.state = ANSWER
+        head, refusal, size = self._head, self._refusal, self.size
+        pieces, self._pieces = self._pieces, []
+        self._clear_head()
+        self.awaits_go_ahead = False  # no body came that it would have been for
+        if self._held:
+            self.drop_body()
+        self.is_between = not exchange.closes
+        if self.waiting_head_bytes > WAITING_HEAD_BYTES:
+            connection.pause_reading(PIPELINE_FULL)
+        if self._context.gate is not None:
+            self._context.gate.arrived(exchange, size if refusal is None else 0)
+        if size > JOINED_BYTES and pieces:
+            join_apart(self._context, exchange, pieces, size, partial(connection.complete, exchange, head, refusal))
+            return
+        if pieces:
+            exchange.body = b"".join(pieces)  # of one that is bytes: itself
+        connection.complete(exchange, head, refusal)
+
+    # A complete head
+
+    def _count_head(self) -> None:
+        """Count the memory of a head. Raises Refused if it is larger than it may be."""
+        lines = len(self.headers) + self._repeated_lines
+        size = head_checks.head_bytes(self.url, self.headers, lines) + self._repeated_bytes
+        limits = self._context.limits
+        if size > limits.max_header or lines > limits.max_headers:
+            raise Refused(head_checks.size_refusal(limits, lines))
+        self.waiting_head_bytes += size + _HEAD_LINE_BYTES * lines
+        self._trailer_bytes = self._unread_bytes = 0
+
+    def _enter(self, method: bytes, path: bytes, query: bytes, lines: bytes) -> Exchange:
+        """Find who answers, and pass through the connection's front door.
+
+        Args:
+            lines: more of the answer's header than handlers know of.
+        """
+        context, connection, headers = self._context, self._connection, self.headers
+        self.size = self._seen = 0
+        head = self._head = Head(method, path, query, headers, None, "", None, connection.unrouted)
+        length = headers.get(b"content-length", b"0")
+        is_length = len(length) <= head_checks.LENGTH_DIGITS
+        guard = None
+        if is_length:  # else it goes no further than the door, which keeps an exchange for the answer
+            self.length = -1 if b"transfer-encoding" in headers else int(length)
+            route = self._surface.routes.get(path)
+            if route is None:
+                self._refusal = responses.NOT_FOUND
+            else:
+                head.answered = route.answered
+                endpoint = route.endpoints.get(method)
+                if endpoint is None:
+                    self._refusal = route.wrong_method
+                else:
+                    head.handler, head.scope, self._judge, guard = endpoint
+        exchange: Exchange
+        if lines or REQUEST_ID in headers:
+            identified, refusal = connection.take(head, context.identified_kind, None)
+            identified.lines = lines
+            exchange = identified
+        else:
+            exchange, refusal = connection.take(head, context.exchange_kind, None)
+        if not is_length:
+            raise Refused(head_checks.NO_LENGTH)
+        if refusal is None and guard is not None:
+            refusal = guard(exchange)
+        if refusal is not None:
+            self._refusal = refusal
+        return exchange
+
+    def _look_at_body(self, headers: dict[bytes, bytes]) -> None:
+        """Refuse a body for which there is no room, or whose encoding is not known."""
+        length, inflight = self.length, self._context.inflight
+        if length and inflight.is_full:
+            is_small = 0 <= length <= SMALL_BODY_BYTES and not inflight.is_overfull
+            if not is_small and length <= READ_BYTES:  # what is larger waits for room
+                self._refusal = responses.NO_ROOM
+                return
+        if b"content-encoding" in headers:
+            try:
+                self._head.coding = coding_of(headers[b"content-encoding"])
+            except UnsupportedEncoding as error:
+                self._refusal = responses.error(415, "unsupported_encoding", str(error), _ACCEPT_ENCODING)
+
+    def _meet_expectation(self, exchange: Exchange, expected: bytes) -> None:
+        """Ask for a body that waits for a 100. Raises Refused where it is not wanted."""
+        if expected.lower() != b"100-continue":
+            raise Refused(responses.error(417, "expectation_failed", "only Expect: 100-continue is supported"))
+        self._judge_head(exchange)
+        if self._refusal is not None:  # at once, for the body may never come
+            raise Refused(self._refusal)
+        self.awaits_go_ahead = True
+        self._connection.give_go_ahead()
+
+    def _judge_head(self, exchange: Exchange) -> None:
+        """Ask once whether the body that is still to come should be taken at all."""
+        judge, self._judge = self._judge, None
+        if judge is not None and self._refusal is None:
+            self._refusal = judge(exchange)
+
+    def _is_worth_an_end(self) -> bool:
+        """Whether the body of a refused request is too large to be read and dropped."""
+        return self.length < 0 or self.length > _DISCARD_BYTES
+
+    def _clear_head(self) -> None:
+        """Let go of a head: its bytes are many, while thousands of connections may be idle."""
+        self.headers = NO_HEADERS
+        self.url = b""
+        self._head = _NO_HEAD
+        self.length = 0
+
+    # What is not whole at the end of a piece
+
+    def _hold_body(self, size: int) -> None:
+        """Count what is held of a body in which a piece has ended, and give the client time for the next read."""
+        context, connection = self._context, self._connection
+        if connection.arriving is not None and self._judge is not None:
+            self._judge_head(connection.arriving)
+            if self._refusal is not None:
+                self.drop_body()
+                if self._is_worth_an_end():
+                    connection.refuse(self._refusal)
+                    return
+        if not self._seen:
+            self.latest_since = connection.since + context.limits.max_body_seconds - context.limits.body_timeout
+        if self.size > self._seen:
+            self._seen = self.size
+            self._unread_bytes = 0
+            connection.since = min(context.now, self.latest_since)
+        elif not self._count_unread(size):  # of a trailer, of which the parser may keep any number of bytes, too
+            return
+        if self._pieces or self._unread_bytes > PARSED_BYTES:
+            self._held = True
+            context.inflight.hold(connection, self._unread_bytes + (self.size if self._pieces else 0))
+
+    def _hold_head(self, size: int) -> None:
+        """Count what is held of a head in which a piece has ended."""
+        if self._unread_bytes < 0:
+            self._unread_bytes = 0
+        elif not self._count_unread(size):
+            return
+        context, connection = self._context, self._connection
+        lines = len(self.headers) + self._repeated_lines
+        head_size = head_checks.head_bytes(self.url, self.headers, lines) + self._repeated_bytes
+        limits = context.limits
+        if head_size > limits.max_header or lines > limits.max_headers:
+            connection.refuse(head_checks.size_refusal(limits, lines))
+            return
+        self._held = True
+        held = _HEAD_BYTES + _HEAD_LINE_BYTES * lines + max(head_size, self._unread_bytes)
+        context.inflight.hold(connection, held)
+
+    def _count_unread(self, size: int) -> bool:
+        """Count bytes that the parser may keep until it tells of them; False if they are too many, and it has ended."""
+        self._unread_bytes += size
+        limits = self._context.limits
+        if self._unread_bytes <= limits.max_header + _REQUEST_LINE_BYTES:
+            return True
+        self._connection.refuse(head_checks.header_too_large(limits))
+        return False
+
+    # Offers
+
+    def _decline_upgrades(self, data: bytes | memoryview, offer: httptools.HttpParserUpgrade) -> None:
+        """Go on in HTTP/1.1, as RFC 9110 §7.8 allows, with the same request without the offer.
+
+        llhttp is done with HTTP once it has seen an offer, so a new parser reads the head again, and what follows it.
+        """
+        rest = memoryview(data)
+        while True:
+            rest = rest[offer.args[0] :]
+            version = self._parser.get_http_version().encode("ascii")
+            head = [b"%b %b HTTP/%b" % (self._parser.get_method(), self.url, version)]
+            head += [b"%b: %b" % header for header in self.headers.items() if header[0] != b"upgrade"]
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(b"\r\n".join([*head, b"", b""]))
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as following:
+                offer = following
+            else:
+                return
+
+
+class _Over(Exception):
+    """Raised within a parser callback: nobody is to be answered any more."""
