@@ -44,17 +44,11 @@ from arcpipe.config.settings import MB, Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
 from arcpipe.upload.conversion_pool import FileCost, InHand, Lane, Pool
 from arcpipe.upload.convert import Converted, TooManyRescued, convert
+from arcpipe.upload.keys import Layout
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
-from arcpipe.upload.parquet import (
-    HOUR_US,
-    FileSettings,
-    Layout,
-    OnFile,
-    PartitionWriters,
-    SpoolMemory,
-    Unwritable,
-)
+from arcpipe.upload.parquet import HOUR_US, FileSettings, OnFile, PartitionWriters, Unwritable
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
+from arcpipe.upload.spool import SpoolMemory
 from arcpipe.upload.staging import Group, Misfit, Piece, Shape, Staged, entry_payload, whole_piece
 
 

@@ -28,9 +28,11 @@ from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.collect import BatchTables, DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, Journal, Key, Misfit, Part, Record, Segment
-from arcpipe.upload.parquet import Rows, Spool, encode_name
+from arcpipe.upload.keys import encode_name
+from arcpipe.upload.parquet import Rows
 from arcpipe.upload.retry import Retry
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
+from arcpipe.upload.spool import Spool
 from arcpipe.wal import findings
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import DAMAGED, DEAD_LETTERS, Finding

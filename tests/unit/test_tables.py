@@ -31,8 +31,9 @@ from arcpipe.upload import convert as convert_module
 from arcpipe.upload import parquet as parquet_module
 from arcpipe.upload.collect import BatchTables, DeadLetter, WriterFailed
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, open_file_cost, row_group_cost
-from arcpipe.upload.parquet import OnFile, PartitionWriters, Rows, Spool
+from arcpipe.upload.parquet import OnFile, PartitionWriters, Rows
 from arcpipe.upload.schema import SchemaRegistry
+from arcpipe.upload.spool import Spool
 from tests.harness import wait_until
 from tests.values import any_value, booleans, floats, integers, nil, same, short_text, texts
 
@@ -250,7 +251,7 @@ def tiny_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setattr(tables_module, name, value)
     monkeypatch.setattr(convert_module, "_RESCUE_BYTES", 200)
-    monkeypatch.setattr(parquet_module, "_HUGE_BYTES", 10)
+    monkeypatch.setattr(parquet_module, "HUGE_BYTES", 10)
 
 
 @pytest.mark.parametrize("as_batch", [False, True])
