@@ -82,6 +82,7 @@ class FileSettings(NamedTuple):
     parquet: Parquet
     memory: SpoolMemory
     open_files: OpenFiles = OPEN_FILES
+    huge_bytes: int = HUGE_BYTES
 
     @property
     def max_bytes(self) -> int:
@@ -236,8 +237,7 @@ class _Texts(NamedTuple):
     statistics_bytes: int  # the longest value of each other column, as far as it is stored
 
 
-def _texts_of(table: pa.Table) -> _Texts:
-    huge_bytes = HUGE_BYTES
+def _texts_of(table: pa.Table, huge_bytes: int) -> _Texts:
     if table.num_columns > _MANY_COLUMNS:
         huge_bytes = max(huge_bytes // table.num_columns, 1)
     huge = set()
@@ -337,7 +337,7 @@ class PartitionWriters:
                 self._finish(hour_us)
         schema = schema.with_metadata(self._metadata())
         for piece, most_bytes in self._pieces(table):
-            texts = _texts_of(piece)
+            texts = _texts_of(piece, self._settings.huge_bytes)
             cost = row_group_cost(len(schema), _name_bytes(schema), texts.statistics_bytes)
             file = self._open_file(hour_us, cost, most_bytes, texts.huge)
             if file is None:

@@ -26,7 +26,8 @@ from arcpipe.errors import NotAWAL, StorageError, UnknownVersion
 from arcpipe.storage import Blob, MemoryBlob, ObjectStore
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
-from arcpipe.upload.collect import BatchTables, DeadLetter
+from arcpipe.upload.collect import BatchTables
+from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, Journal, Key, Misfit, Part, Record, Segment
 from arcpipe.upload.keys import encode_name
 from arcpipe.upload.parquet import Rows
