@@ -12,7 +12,7 @@ import pytest
 from backports import zstd
 from hdrh.histogram import HdrHistogram
 
-from arcpipe.codec import line_protocol
+from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.messagepack import columnar
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.reader import SegmentScan
