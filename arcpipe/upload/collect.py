@@ -17,16 +17,8 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from types import TracebackType
 
-from arcpipe.codec.envelope import (
-    KIND_BATCH,
-    KIND_COLUMNAR,
-    ColumnMap,
-    batch_length,
-    batch_parts,
-    decode_entry,
-    decode_envelope,
-    split_batch,
-)
+from arcpipe.codec.entries import batch_length, batch_parts, decode_entry, split_batch
+from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, ColumnMap, decode_envelope
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
 from arcpipe.upload.budget import BUDGET, Budget

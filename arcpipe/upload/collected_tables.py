@@ -13,7 +13,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, TypeAlias
 
-from arcpipe.codec.envelope import ColumnMap, array_length, encode_entry
+from arcpipe.codec.entries import array_length
+from arcpipe.codec.envelope import ColumnMap, encode_entry
 from arcpipe.errors import BadPayload
 from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, TableOutput

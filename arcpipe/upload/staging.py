@@ -19,7 +19,8 @@ import numpy.typing as npt
 from arcpipe.codec.arrow.times import MAX_TIME_US
 from arcpipe.codec.arrow.values import VALUE_SIZE, Bytes, Ints
 from arcpipe.codec.columns import array_header
-from arcpipe.codec.envelope import ColumnMap, array_length, encode_entry
+from arcpipe.codec.entries import array_length
+from arcpipe.codec.envelope import ColumnMap, encode_entry
 from arcpipe.codec.messagepack.walk import Walker
 from arcpipe.errors import BadPayload
 

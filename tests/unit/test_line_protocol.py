@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from arcpipe.codec.arrow.arrays import decode_values
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.effort import BYTES_PER_BAD_LINE, BYTES_PER_SHAPE, FREE_BAD_LINES, FREE_SHAPES
-from arcpipe.codec.envelope import ColumnMap, array_length
+from arcpipe.codec.entries import array_length
+from arcpipe.codec.envelope import ColumnMap
 from arcpipe.codec.line_protocol import blocks
 from arcpipe.codec.line_protocol import body as body_module
 from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_column, encode_by_line
