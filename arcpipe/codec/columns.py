@@ -238,15 +238,6 @@ def str_header(size_bytes: int) -> bytes:
     return b"\xdb" + size_bytes.to_bytes(4, "big")
 
 
-def bin_header(size_bytes: int) -> bytes:
-    """The header of a binary value of `size_bytes` bytes."""
-    if size_bytes < 0x100:
-        return b"\xc4" + size_bytes.to_bytes(1, "big")
-    if size_bytes < 0x1_0000:
-        return b"\xc5" + size_bytes.to_bytes(2, "big")
-    return b"\xc6" + size_bytes.to_bytes(4, "big")
-
-
 def pack_str(text: str) -> bytes:
     """A string as MessagePack."""
     return _pack(text)
@@ -268,11 +259,6 @@ def pack_int64(values: npt.NDArray[np.int64]) -> bytes:
 def pack_uint64(values: npt.NDArray[np.uint64]) -> bytes:
     """A 1-d array of unsigned integers as a MessagePack array, 9 bytes each."""
     return _pack_wide(0xCF, ">u8", values)
-
-
-def pack_bool(values: npt.NDArray[np.bool_]) -> bytes:
-    """A 1-d array of booleans as a MessagePack array, one byte each."""
-    return array_header(len(values)) + (values.view(np.uint8) + np.uint8(0xC2)).tobytes()
 
 
 def pack_values(values: Sequence[Any]) -> bytes:

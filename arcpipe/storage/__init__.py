@@ -9,11 +9,11 @@ caller) excepted.
 
 from __future__ import annotations
 
-from arcpipe.config.settings import FileLocation, Storage
+from arcpipe.config.settings import FileLocation, Storage, StorageS3
 from arcpipe.errors import ConfigError
-from arcpipe.storage.base import Blob, MemoryBlob, ObjectStore, S3Options
+from arcpipe.storage.base import Blob, MemoryBlob, ObjectStore
 
-__all__ = ["Blob", "MemoryBlob", "ObjectStore", "S3Options", "open_store"]
+__all__ = ["Blob", "MemoryBlob", "ObjectStore", "open_store"]
 
 
 # Large S3 objects go in four parts at a time: eight uploads may have that. More connections cost nothing until used.
@@ -22,7 +22,7 @@ _LEAST_CONNECTIONS = 32
 _LEAST_THREADS = 8
 
 
-def open_store(url: str, s3: S3Options, uploads_at_once: int = 1) -> ObjectStore:
+def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> ObjectStore:
     """Open the store behind `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
 
     Does no I/O and needs no event loop; a store opens what it needs at the first use and belongs to the loop of

@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
+from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
-from arcpipe.storage.base import Blob, MemoryBlob, S3Options, require_key
+from arcpipe.storage.base import Blob, MemoryBlob, require_key
 from arcpipe.storage.s3_client import MIB, Client, Requests
 from arcpipe.storage.s3_errors import S3Error
 from arcpipe.storage.s3_multipart import Parts, PartwisePut, abort_upload, begin_upload
@@ -43,7 +44,7 @@ class S3Store:
         self,
         bucket: str,
         prefix: str,
-        options: S3Options,
+        options: StorageS3,
         *,
         multipart_threshold_bytes: int = 64 * MIB,
         part_bytes: int = 16 * MIB,
@@ -66,7 +67,7 @@ class S3Store:
         self._options = options
         self._multipart_threshold_bytes = multipart_threshold_bytes
         self._parts = Parts(part_bytes, parallel_parts, part_tries, part_pause_seconds)
-        encryption = options.server_side_encryption
+        encryption: str = options.server_side_encryption
         self._encryption = {"ServerSideEncryption": encryption} if encryption else {}
         self._requests = Requests(
             bucket,

@@ -27,9 +27,10 @@ from aiobotocore.session import get_session
 from botocore.loaders import create_loader
 from isal.isal_zlib import crc32
 
+from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
-from arcpipe.storage.base import Blob, MemoryBlob, S3Options, read_exactly
+from arcpipe.storage.base import Blob, MemoryBlob, read_exactly
 
 MIB = 1 << 20
 
@@ -43,7 +44,7 @@ class Requests:
     def __init__(
         self,
         bucket: str,
-        options: S3Options,
+        options: StorageS3,
         *,
         max_connections: int,
         connect_timeout_seconds: float,

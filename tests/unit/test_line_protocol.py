@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.arrow.arrays import decode_values
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.effort import BYTES_PER_BAD_LINE, BYTES_PER_SHAPE, FREE_BAD_LINES, FREE_SHAPES
 from arcpipe.codec.entries import array_length
@@ -23,6 +22,7 @@ from arcpipe.codec.line_protocol import body as body_module
 from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_column, encode_by_line
 from arcpipe.codec.line_protocol.by_line import MAX_ERRORS, MAX_TEXT
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from tests.values import decode_values
 
 MAX = (1 << 63) - 1
 MIN = -(1 << 63)

@@ -35,8 +35,6 @@ from arcpipe.codec.arrow.values import (
     Ints,
     Mask,
     Values,
-    find_values,
-    natural_type,
     odd_rows,
 )
 from arcpipe.errors import BadPayload
@@ -76,15 +74,6 @@ class Column(NamedTuple):
 
 
 # From values to Arrow
-
-
-def decode_values(data: bytes | memoryview, count: int, hint: str | None = None) -> Column:
-    """`count` values as an array of type `hint` (a word of COLUMN_TYPES), or else of their natural type.
-
-    Raises BadPayload if `data` is not exactly `count` MessagePack values.
-    """
-    values = find_values(data, count)
-    return build(values, hint or natural_type(values))
 
 
 def build(values: Values, type_: str | None) -> Column:
