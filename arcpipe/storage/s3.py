@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
@@ -27,14 +28,12 @@ __all__ = ["MIB", "S3Store"]
 
 log = logging.getLogger(__name__)
 
-# Making a client may mean to ask the instance's role or a token service for credentials.
-_CLIENT_SECONDS = 60.0
-_ABANDONED_AFTER = timedelta(hours=24)
-_PROBE_KEY = ".arcpipe-write-check"
-_LOOK_KEY = ".arcpipe-look-check"
-_UPLOAD_MARKERS = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
-# Objects whose open uploads are remembered: 200 bytes each. Of one that is forgotten the parts cost space.
-_MAX_LEFT_OPEN = 1000
+_CLIENT_SECONDS: Final = 60.0  # to make a client, which may ask the instance's role or a token service for credentials
+_ABANDONED_AFTER: Final = timedelta(hours=24)
+_PROBE_KEY: Final = ".arcpipe-write-check"
+_LOOK_KEY: Final = ".arcpipe-look-check"
+_UPLOAD_MARKERS: Final = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+_MAX_LEFT_OPEN: Final = 1000  # objects whose open uploads are remembered, 200 bytes each; parts of others cost space
 
 
 class S3Store:

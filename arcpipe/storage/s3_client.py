@@ -19,7 +19,7 @@ import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import botocore.auth
 from aiobotocore.config import AioConfig
@@ -32,10 +32,10 @@ from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
 from arcpipe.storage.base import Blob, MemoryBlob, read_exactly
 
-MIB = 1 << 20
+MIB: Final = 1 << 20
 
-# One write to the connection: large enough to cost little, small enough to notice a peer that stopped reading.
-_CHUNK_BYTES = 512 * 1024
+# Bytes of one write to the connection: large enough to cost little, small enough to notice a peer that stopped reading.
+_CHUNK_BYTES: Final = MIB // 2
 
 
 class Requests:

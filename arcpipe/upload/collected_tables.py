@@ -95,13 +95,9 @@ class CollectedTables:
         origin: object,
         part: int,
     ) -> None:
-        """Take a columnar map.
+        """Take a columnar map that has `size` bytes and is number `part` of its entry.
 
-        Args:
-            size: its bytes in the payload.
-            timestamp_us: the time of rows that have none.
-            origin: the caller's name of the entry, for dead letters.
-            part: the number of the map in its entry.
+        Rows without a time get `timestamp_us`. `origin` is the caller's name of the entry, for dead letters.
         """
         arrays = columns.columns
         types = columns.types
@@ -119,11 +115,7 @@ class CollectedTables:
         elif marker == 0xDC:
             rows = first[1] << 8 | first[2]
         if not rows:
-            try:
-                rows = _rows(columns)
-            except BadPayload as error:
-                payload = encode_entry(database, precision, columns)
-                self._letters.add(DeadLetter(database, payload, origin, part, str(error)))
+            rows = self._count_rows(database, precision, columns, origin, part)
             if not rows:
                 return
         if found is None:
@@ -177,6 +169,15 @@ class CollectedTables:
         """Let go of the files that are open, once all jobs are done."""
         for table in self._tables.values():
             table.output.writers.abort()
+
+    def _count_rows(self, database: str, precision: str | None, columns: ColumnMap, origin: object, part: int) -> int:
+        """Count the rows of any columnar map; one whose columns cannot be rows is a dead letter, and has none."""
+        try:
+            return _rows(columns)
+        except BadPayload as error:
+            payload = encode_entry(database, precision, columns)
+            self._letters.add(DeadLetter(database, payload, origin, part, str(error)))
+            return 0
 
     # New groups
 

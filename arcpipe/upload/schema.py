@@ -92,8 +92,7 @@ def _agreed(hints: Collection[str]) -> str | None:
     return None
 
 
-# Of the bounds: from there on it matters which tables a batch used.
-_CROWDED: Final = 0.9
+_CROWDED: Final = 0.9  # of the bounds: from there on it matters which tables a batch used
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
