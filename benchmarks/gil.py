@@ -29,9 +29,9 @@ from typing import Any, Final
 import msgspec
 
 from arcpipe.allocator import keep_freed_memory
-from arcpipe.codec import line_protocol
 from arcpipe.codec.columns import MAX_COLUMNS, array_header, map_header, pack_str
 from arcpipe.codec.content_encoding import Coding, decode, zstd
+from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.messagepack import body
 from arcpipe.errors import BadPayload, PayloadTooLarge
 

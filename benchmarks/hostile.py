@@ -28,8 +28,9 @@ import msgspec
 import numpy as np
 
 from arcpipe.codec.columns import array_header, pack_int64, pack_values
+from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
 from arcpipe.codec.messagepack.walk import value_end
-from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, envelope_prefix
+from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import WALOptions, WALWriter
 from benchmarks.convert import BODIES
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from arcpipe.allocator import keep_freed_memory
-from arcpipe.codec.line_protocol import encode, encode_by_column, encode_by_line
+from arcpipe.codec.line_protocol.body import encode, encode_by_column, encode_by_line
 from benchmarks.bodies import KINDS
 
 SIZES: Final = (1, 2, 5, 10, 20, 30, 50, 70, 100, 200, 500, 1000, 2000, 5000)

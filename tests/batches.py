@@ -14,6 +14,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.config.load import load
 from arcpipe.config.settings import Settings
 from arcpipe.counters import Counters, Uploader
@@ -22,7 +23,7 @@ from arcpipe.errors import NotAWAL
 from arcpipe.storage import Blob
 from arcpipe.upload.uploader import BatchUploader
 from arcpipe.wal.directory import SEALED, Node, WALDirectory
-from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
+from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 

@@ -9,6 +9,9 @@ from typing import Any
 import msgpack
 from hypothesis import strategies as st
 
+from arcpipe.codec.arrow.arrays import Column, build
+from arcpipe.codec.arrow.values import find_values, natural_type
+
 
 def same(left: Any, right: Any) -> bool:
     """Equal in type and value; NaN is NaN, and -0.0 is not 0.0."""
@@ -21,6 +24,12 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, dict):
         return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
     return bool(left == right)
+
+
+def decode_values(data: bytes | memoryview, count: int, hint: str | None = None) -> Column:
+    """Make `count` encoded values a column of type `hint` (a word of COLUMN_TYPES), or else of their natural type."""
+    values = find_values(data, count)
+    return build(values, hint or natural_type(values))
 
 
 def wide(marker: int, packed: bytes) -> bytes:

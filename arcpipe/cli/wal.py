@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,11 +64,12 @@ def cat(
     """
     import msgspec
 
+    from arcpipe.wal.inspect import entries_of
     from arcpipe.wal.reader import records_of, time_of
 
     low, high = _timestamp(since, "--since"), _timestamp(until, "--until")
     encode = msgspec.json.Encoder(enc_hook=str).encode
-    for entry in _scan(file):
+    for entry in entries_of(str(_existing(file))):
         taken_us = time_of(entry)
         if (low is not None and taken_us < low) or (high is not None and taken_us >= high):
             continue
@@ -324,12 +324,6 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         raise ArcpipeError(f"there is no {path}")
     return path
-
-
-def _scan(path: Path) -> Iterator[Any]:
-    from arcpipe.wal.inspect import entries_of
-
-    return entries_of(str(_existing(path)))
 
 
 def _timestamp(text: str | None, option: str) -> int | None:

@@ -41,7 +41,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Encoded(NamedTuple):
-    """What a request body becomes: one MessagePack value to splice into a log entry.
+    """A request body as one MessagePack value, to be spliced into a WAL entry.
 
     `batch` False: `body` is one columnar map (envelope kind 1); True: an array of them (kind 2).
     `records` is the number of rows in all of them.
@@ -88,8 +88,8 @@ class ColumnBatch(NamedTuple):
         return b"".join(parts)
 
 
-# Small maps are joined when there are so many, or bytes of them: millions of objects take long to free, and while
-# anything but `bytes` is joined, or anything small, no other thread runs.
+# Small maps, and bytes of them, at which they are joined: millions of objects take long to free, and while anything but
+# `bytes` is joined, or anything small, no other thread runs.
 _MAPS_JOINED: Final = 1024
 _BYTES_JOINED: Final = 1 << 20
 
@@ -107,7 +107,7 @@ class Maps:
         self._size = 0  # of the latest
 
     def add(self, columnar: bytes | memoryview, records: int, count: int = 1) -> None:
-        """Add a columnar map, or several one behind the other."""
+        """Add a columnar map, or several one after the other."""
         self._count += count
         self.records += records
         self._latest.append(columnar)
@@ -170,8 +170,7 @@ def _check_name(what: str, name: str) -> None:
         raise BadPayload(f"{what} {quote(name)} has a control character")
 
 
-# More than 64 characters of UTF-8 take.
-_QUOTED_BYTES: Final = 320
+_QUOTED_BYTES: Final = 320  # more than 64 characters of UTF-8 take
 
 
 def quote(name: str | bytes) -> str:
@@ -238,15 +237,6 @@ def str_header(size_bytes: int) -> bytes:
     return b"\xdb" + size_bytes.to_bytes(4, "big")
 
 
-def bin_header(size_bytes: int) -> bytes:
-    """The header of a binary value of `size_bytes` bytes."""
-    if size_bytes < 0x100:
-        return b"\xc4" + size_bytes.to_bytes(1, "big")
-    if size_bytes < 0x1_0000:
-        return b"\xc5" + size_bytes.to_bytes(2, "big")
-    return b"\xc6" + size_bytes.to_bytes(4, "big")
-
-
 def pack_str(text: str) -> bytes:
     """A string as MessagePack."""
     return _pack(text)
@@ -268,11 +258,6 @@ def pack_int64(values: npt.NDArray[np.int64]) -> bytes:
 def pack_uint64(values: npt.NDArray[np.uint64]) -> bytes:
     """A 1-d array of unsigned integers as a MessagePack array, 9 bytes each."""
     return _pack_wide(0xCF, ">u8", values)
-
-
-def pack_bool(values: npt.NDArray[np.bool_]) -> bytes:
-    """A 1-d array of booleans as a MessagePack array, one byte each."""
-    return array_header(len(values)) + (values.view(np.uint8) + np.uint8(0xC2)).tobytes()
 
 
 def pack_values(values: Sequence[Any]) -> bytes:

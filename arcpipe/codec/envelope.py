@@ -1,23 +1,23 @@
-"""The payloads of log entries: one MessagePack value each -> columnar maps whose columns are still encoded.
+"""The envelope of a WAL entry's payload: `[kind, database, meta, body]`, in MessagePack.
 
-Reads the envelope of `arcpipe.wal` and, through `arc_payloads`, the two payloads that an Arc installation leaves.
-What a column's values are is `arrow_columns`' business; this module only finds the columns.
+`arcpipe.wal` has the reference. Imports little: whoever reads or writes the WAL needs this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
-from arcpipe.codec.messagepack import arc_payloads
-from arcpipe.codec.messagepack.walk import Walker, value_end
-from arcpipe.codec.rescued import unpack_value
-from arcpipe.errors import BadPayload
+KIND_START: Final = 0  # of a segment; the body is nil
+KIND_COLUMNAR: Final = 1  # the body is a columnar map
+KIND_BATCH: Final = 2  # the body is an array of columnar maps
+KIND_END: Final = 255  # of a segment; the body is nil
 
-KIND_COLUMNAR: Final = 1
-KIND_BATCH: Final = 2
+ENVELOPE_MARK: Final = 0x94  # the first byte: fixarray of four
+ENVELOPE_START: Final = b"\x94\x00"  # the first bytes of an envelope of KIND_START
+ENVELOPE_END: Final = b"\x94\xcc\xff"  # and of KIND_END
+ENVELOPE_REACH: Final = 1 + 2 + 3 + 0xFFFF  # bytes, at most, before the meta: mark, kind and database
 
 
 class ColumnMap(msgspec.Struct, gc=False, omit_defaults=True):
@@ -30,13 +30,13 @@ class ColumnMap(msgspec.Struct, gc=False, omit_defaults=True):
 
 
 class Meta(msgspec.Struct, gc=False):
-    """What of an envelope's meta matters for conversion."""
+    """The part of an envelope's meta that matters for conversion."""
 
     precision: str | None = None
     clock: int = 0  # µs to be added to the entry's timestamp for the time of day, where that was set back
 
     def time_of(self, timestamp_us: int) -> int:
-        """When the entry of a timestamp was taken, in µs since the epoch."""
+        """Tell when the entry of a timestamp was taken, in µs since the epoch."""
         return max(timestamp_us + self.clock, 0) if self.clock else timestamp_us
 
 
@@ -50,144 +50,10 @@ class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
 
 
 decode_envelope: Final = msgspec.msgpack.Decoder(Envelope).decode
-"""The fast road: an Envelope, or an exception of any kind, after which `decode_entry` tells what the payload is."""
-
-
-class Entry(NamedTuple):
-    """What an entry holds. `maps` are (database, columnar map); segment start and end have none."""
-
-    meta: Meta
-    maps: list[tuple[str, ColumnMap]]
-
-
-def decode_entry(payload: bytes | memoryview) -> Entry:
-    """The columnar maps of any payload that a log may hold: an envelope, or one of the payloads of `arc_payloads`.
-
-    Raises BadPayload if it is none of them.
-    """
-    if not payload:
-        raise BadPayload("payload is empty")
-    if arc_payloads.is_arc_payload(payload):
-        arc = arc_payloads.decode(payload)
-        return Entry(
-            Meta(), [(each.database, ColumnMap(each.measurement, each.columns, each.tags or None)) for each in arc]
-        )
-    try:
-        envelope = decode_envelope(payload)
-    except RecursionError:
-        envelope = _envelope(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadPayload(f"payload is no envelope: {error}") from None
-    body = envelope.body
-    if envelope.kind == KIND_COLUMNAR and isinstance(body, ColumnMap):
-        return Entry(envelope.meta, [(envelope.database, body)])
-    if envelope.kind == KIND_BATCH and isinstance(body, list):
-        return Entry(envelope.meta, [(envelope.database, columns) for columns in body])
-    if envelope.kind in (0, 255) and body is None:
-        return Entry(Meta(), [])
-    raise BadPayload(f"envelope of kind {envelope.kind} with a body that is not its own")
-
-
-def batch_length(payload: bytes | memoryview) -> int:
-    """The maps of a batch entry; 0 for any other payload."""
-    try:
-        _, body = _prefix(payload)
-        return _length(payload, body, 0x90, 0xDC)[0] if payload[1] == KIND_BATCH else 0
-    except (BadPayload, IndexError):
-        return 0
-
-
-def batch_parts(payload: bytes | memoryview) -> Iterator[bytes]:
-    """The maps of a batch entry, each as the payload of an entry of its own, one after the other.
-
-    Raises BadPayload, before the first of them, if they cannot be told from one another.
-    """
-    prefix, body = _prefix(payload)
-    count, start = _length(payload, body, 0x90, 0xDC)
-    Walker(payload, start).skip(count)
-    walker = Walker(payload, start)
-    for _ in range(count):
-        start = walker.offset
-        walker.skip(1)
-        yield prefix + bytes(payload[start : walker.offset])
-
-
-def split_batch(payload: bytes | memoryview) -> list[bytes]:
-    """The maps of a batch entry, each as the payload of an entry of its own; any other payload as it is.
-
-    So that one bad map does not take the others of its entry along. Raises nothing.
-    """
-    try:
-        return list(batch_parts(payload)) if batch_length(payload) else [bytes(payload)]
-    except (BadPayload, IndexError):
-        return [bytes(payload)]
+"""The fast road: an Envelope, or an exception of any kind, after which `entries.decode_entry` tells what it is."""
 
 
 def encode_entry(database: str, precision: str | None, columns: ColumnMap) -> bytes:
-    """A columnar map as the payload of an entry."""
+    """Make a columnar map the payload of an entry."""
     meta = {} if precision is None else {"precision": precision}
     return msgspec.msgpack.encode((KIND_COLUMNAR, database, meta, columns))
-
-
-def array_length(column: bytes | memoryview) -> tuple[int, int]:
-    """(values, bytes of its header) of the MessagePack array that `column` is. Raises BadPayload if it is none."""
-    return _length(column, 0, 0x90, 0xDC)
-
-
-def _length(data: bytes | memoryview, pos: int, fix: int, wide: int) -> tuple[int, int]:
-    """(count, the offset behind the header) of an array or map whose header markers are `fix` and `wide`."""
-    marker = data[pos] if pos < len(data) else 0xC1
-    if marker & 0xF0 == fix:
-        return marker & 15, pos + 1
-    if marker == wide:
-        return int.from_bytes(data[pos + 1 : pos + 3], "big"), pos + 3
-    if marker == wide + 1:
-        return int.from_bytes(data[pos + 1 : pos + 5], "big"), pos + 5
-    raise BadPayload(f"byte {marker:#04x} at {pos} does not begin {'an array' if fix == 0x90 else 'a map'}")
-
-
-def _prefix(payload: bytes | memoryview) -> tuple[bytes, int]:
-    """The front of a columnar envelope with this payload's database and meta, and the offset of the body."""
-    if payload[0] != 0x94:
-        raise BadPayload("payload is no envelope")
-    database = value_end(payload, 1)
-    body = value_end(payload, value_end(payload, database))
-    return b"\x94\x01" + bytes(payload[database:body]), body
-
-
-def _envelope(payload: bytes | memoryview) -> Envelope:
-    """As `decode_envelope`, for columns nested deeper than its recursion goes: linear, without recursion, slow."""
-    data = bytes(payload)
-    prefix, body = _prefix(data)
-    front = msgspec.msgpack.decode(prefix + b"\xc0", type=Envelope)
-    if data[1] == KIND_COLUMNAR:
-        return Envelope(KIND_COLUMNAR, front.database, front.meta, _column_map(data, body))
-    return Envelope(
-        KIND_BATCH, front.database, front.meta, [_column_map(map_, _prefix(map_)[1]) for map_ in split_batch(data)]
-    )
-
-
-def _column_map(data: bytes, pos: int) -> ColumnMap:
-    count, pos = _length(data, pos, 0x80, 0xDE)
-    shell: list[bytes] = []
-    columns: dict[str, msgspec.Raw] = {}
-    for _ in range(count):
-        key_end = value_end(data, pos)
-        end = value_end(data, key_end)
-        if unpack_value(data[pos:key_end]) == "columns":
-            names, name = _length(data, key_end, 0x80, 0xDE)
-            for _ in range(names):
-                start = value_end(data, name)
-                after = value_end(data, start)
-                columns[str(unpack_value(data[name:start]))] = msgspec.Raw(data[start:after])
-                name = after
-        else:
-            shell.append(data[pos:end])
-        pos = end
-    head = b"\xdf" + (len(shell) + 1).to_bytes(4, "big") + b"".join(shell)
-    try:
-        column_map = msgspec.msgpack.decode(head + b"\xa7columns\x80", type=ColumnMap)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadPayload(f"body is no columnar map: {error}") from None
-    column_map.columns = columns
-    return column_map

@@ -1,6 +1,6 @@
-"""Object stores behind one small protocol: a local directory, or S3 and what speaks like it.
+"""Object stores with one small protocol: a local directory, or S3 and what speaks like it.
 
-This room takes named blobs and makes them durable. It must not know what is in them, how their names are chosen,
+This package takes named blobs and makes them durable. It must not know what is in them, how their names are chosen,
 or what anybody does about a failure: it counts nothing, and retries nothing but the parts of a large S3 object.
 
 Every operation raises StorageError and nothing else, cancellation and a malformed key (ValueError, a bug of the
@@ -9,27 +9,28 @@ caller) excepted.
 
 from __future__ import annotations
 
-from arcpipe.config.settings import FileLocation, Storage
+from typing import Final
+
+from arcpipe.config.settings import FileLocation, Storage, StorageS3
 from arcpipe.errors import ConfigError
-from arcpipe.storage.base import Blob, MemoryBlob, ObjectStore, S3Options
+from arcpipe.storage.base import Blob, MemoryBlob, ObjectStore
 
-__all__ = ["Blob", "MemoryBlob", "ObjectStore", "S3Options", "open_store"]
-
-
-# Large S3 objects go in four parts at a time: eight uploads may have that. More connections cost nothing until used.
-_LEAST_CONNECTIONS = 32
-# File operations at once: with fewer, a slow one would hold up the others.
-_LEAST_THREADS = 8
+__all__ = ["Blob", "MemoryBlob", "ObjectStore", "open_store"]
 
 
-def open_store(url: str, s3: S3Options, uploads_at_once: int = 1) -> ObjectStore:
-    """Open the store behind `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
+# Connections to S3, at least: eight uploads of large objects, each in four parts. They cost nothing until used.
+_LEAST_CONNECTIONS: Final = 32
+_LEAST_THREADS: Final = 8  # file operations at once: with fewer, a slow one would hold up the others
+
+
+def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> ObjectStore:
+    """Open the store of `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
 
     Does no I/O and needs no event loop; a store opens what it needs at the first use and belongs to the loop of
     that use from then on. The caller closes it.
 
     Args:
-        uploads_at_once: so many puts go on side by side; further ones wait.
+        uploads_at_once: puts that go on side by side; further ones wait.
 
     Raises:
         ConfigError: for a URL that is none of these.

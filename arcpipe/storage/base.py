@@ -117,28 +117,6 @@ class ObjectStore(Protocol):
         ...
 
 
-class S3Options(Protocol):
-    """The settings of `[storage.s3]` that the S3 store reads; empty means the AWS SDK's default."""
-
-    @property
-    def endpoint_url(self) -> str: ...
-    @property
-    def region(self) -> str: ...
-    @property
-    def access_key_id(self) -> str: ...
-    @property
-    def secret_access_key(self) -> str: ...
-    @property
-    def addressing_style(self) -> str:
-        """auto, path or virtual."""
-        ...
-
-    @property
-    def server_side_encryption(self) -> str:
-        """Empty, AES256, aws:kms or aws:kms:dsse."""
-        ...
-
-
 def require_key(key: str) -> None:
     """Raises ValueError unless `key` is a relative POSIX path in UTF-8 without empty, `.` or `..` components."""
     if not {"", ".", ".."}.isdisjoint(key.split("/")):

@@ -14,10 +14,12 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
+from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
-from arcpipe.storage.base import Blob, MemoryBlob, S3Options, require_key
+from arcpipe.storage.base import Blob, MemoryBlob, require_key
 from arcpipe.storage.s3_client import MIB, Client, Requests
 from arcpipe.storage.s3_errors import S3Error
 from arcpipe.storage.s3_multipart import Parts, PartwisePut, abort_upload, begin_upload
@@ -26,14 +28,12 @@ __all__ = ["MIB", "S3Store"]
 
 log = logging.getLogger(__name__)
 
-# Making a client may mean to ask the instance's role or a token service for credentials.
-_CLIENT_SECONDS = 60.0
-_ABANDONED_AFTER = timedelta(hours=24)
-_PROBE_KEY = ".arcpipe-write-check"
-_LOOK_KEY = ".arcpipe-look-check"
-_UPLOAD_MARKERS = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
-# Objects whose open uploads are remembered: 200 bytes each. Of one that is forgotten the parts cost space.
-_MAX_LEFT_OPEN = 1000
+_CLIENT_SECONDS: Final = 60.0  # to make a client, which may ask the instance's role or a token service for credentials
+_ABANDONED_AFTER: Final = timedelta(hours=24)
+_PROBE_KEY: Final = ".arcpipe-write-check"
+_LOOK_KEY: Final = ".arcpipe-look-check"
+_UPLOAD_MARKERS: Final = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+_MAX_LEFT_OPEN: Final = 1000  # objects whose open uploads are remembered, 200 bytes each; parts of others cost space
 
 
 class S3Store:
@@ -43,7 +43,7 @@ class S3Store:
         self,
         bucket: str,
         prefix: str,
-        options: S3Options,
+        options: StorageS3,
         *,
         multipart_threshold_bytes: int = 64 * MIB,
         part_bytes: int = 16 * MIB,
@@ -66,7 +66,7 @@ class S3Store:
         self._options = options
         self._multipart_threshold_bytes = multipart_threshold_bytes
         self._parts = Parts(part_bytes, parallel_parts, part_tries, part_pause_seconds)
-        encryption = options.server_side_encryption
+        encryption: str = options.server_side_encryption
         self._encryption = {"ServerSideEncryption": encryption} if encryption else {}
         self._requests = Requests(
             bucket,

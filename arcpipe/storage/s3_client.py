@@ -19,7 +19,7 @@ import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import botocore.auth
 from aiobotocore.config import AioConfig
@@ -27,14 +27,15 @@ from aiobotocore.session import get_session
 from botocore.loaders import create_loader
 from isal.isal_zlib import crc32
 
+from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
-from arcpipe.storage.base import Blob, MemoryBlob, S3Options, read_exactly
+from arcpipe.storage.base import Blob, MemoryBlob, read_exactly
 
-MIB = 1 << 20
+MIB: Final = 1 << 20
 
-# One write to the connection: large enough to cost little, small enough to notice a peer that stopped reading.
-_CHUNK_BYTES = 512 * 1024
+# Bytes of one write to the connection: large enough to cost little, small enough to notice a peer that stopped reading.
+_CHUNK_BYTES: Final = MIB // 2
 
 
 class Requests:
@@ -43,7 +44,7 @@ class Requests:
     def __init__(
         self,
         bucket: str,
-        options: S3Options,
+        options: StorageS3,
         *,
         max_connections: int,
         connect_timeout_seconds: float,

@@ -28,6 +28,7 @@ from arcpipe import durable, logs
 from arcpipe.counters import Uploader
 from arcpipe.errors import DamagedFile
 from arcpipe.upload.journal import Converted, Journal, Record, Uploaded
+from arcpipe.upload.keys import Layout
 from arcpipe.upload.manifest import (
     VERSION,
     BatchFile,
@@ -39,7 +40,6 @@ from arcpipe.upload.manifest import (
     parse_batch_file,
     segments_named_in,
 )
-from arcpipe.upload.parquet import Layout
 from arcpipe.upload.retry import is_full
 from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.segments import keeps_original

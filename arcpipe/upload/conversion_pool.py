@@ -1,4 +1,4 @@
-"""The threads that convert and write, and how much they may have in hand: jobs, bytes, and the cost of open files.
+"""The threads that convert and write, and a bound on what they have in hand: jobs, bytes, and open files.
 
 `InHand.begin` blocks the calling thread until there is room. It decides when a job begins and never what is in it, so
 that the same batch makes the same files however the threads are timed. This module must not know tables or Parquet.
@@ -10,14 +10,8 @@ import errno
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Condition, Lock, Thread
-from typing import Final
-
-from arcpipe.config.settings import MB
 
 Job = Callable[[], None]
-
-_MAX_JOBS: Final = 64
-_MAX_BYTES: Final = 96 * MB  # of memory, that all jobs together may cost
 
 
 class Pool:
@@ -88,12 +82,12 @@ class Lane:
         finally:
             with self._lock:
                 self._running = bool(self._waiting)
-                if self._running:  # behind the jobs of other lanes
+                if self._running:  # after the jobs of other lanes
                     self._pool.submit(self._run)
 
 
 class FileCost:
-    """What the open files of one table cost, and may cost once the jobs that were begun are done."""
+    """The cost of one table's open files, now and once the jobs that were begun are done."""
 
     __slots__ = ("_jobs", "_used")
 
@@ -109,13 +103,13 @@ class FileCost:
         return max(self._used, min(self._used + growth, max(bound for _, bound in self._jobs)))
 
     def begin(self, growth: int, bound: int) -> int:
-        """Count a job that may add `growth`, and keeps all files within `bound`; how much more they may cost now."""
+        """Count a job that may add `growth` and keeps all files within `bound`; return what they may cost more now."""
         before = self.most
         self._jobs.append((growth, bound))
         return self.most - before
 
     def end(self, used: int) -> int:
-        """The oldest job is done, and the files cost so much; how much more they may cost now."""
+        """Count the oldest job as done, after which files cost `used`; return what they may cost more now."""
         before = self.most
         del self._jobs[0]
         self._used = used
@@ -123,11 +117,19 @@ class FileCost:
 
 
 class InHand:
-    """What the pool has in hand, and whether there is room for more."""
+    """Count what the pool has in hand, and make the calling thread wait until there is room for more."""
 
-    def __init__(self, most_open: int) -> None:
-        """`most_open` is what open files may cost."""
+    def __init__(self, most_open: int, most_jobs: int, most_bytes: int) -> None:
+        """Start with nothing.
+
+        Args:
+            most_open: bytes of memory that open files may cost.
+            most_jobs: jobs that were begun and are not done.
+            most_bytes: bytes of memory that these may cost, besides open files.
+        """
         self._most_open = most_open
+        self._most_jobs = most_jobs
+        self._most_bytes = most_bytes
         self._idle = Condition()
         self._jobs = 0
         self._bytes = 0
@@ -135,11 +137,11 @@ class InHand:
         self._bundles = 0
 
     def begin(self, cost: int) -> None:
-        """Count a job that costs so many bytes, once there is room for it."""
+        """Count a job that costs `cost` bytes, once there is room for it."""
         self._begin(cost, 0)
 
     def begin_writing(self, cost: int, files: FileCost, growth: int, bound: int) -> None:
-        """The same for a job that may open files: `files.end` takes place in `end_writing`."""
+        """Count a job that may open files, too: `files.end` takes place in `end_writing`."""
         with self._idle:
             more = files.begin(growth, bound)
         self._begin(cost, more)
@@ -147,8 +149,8 @@ class InHand:
     def _begin(self, cost: int, more: int) -> None:
         def has_room() -> bool:
             return not self._jobs or (
-                self._jobs < _MAX_JOBS
-                and self._bytes + cost <= _MAX_BYTES
+                self._jobs < self._most_jobs
+                and self._bytes + cost <= self._most_bytes
                 and (more <= 0 or self._open + more <= self._most_open)
             )
 
@@ -159,7 +161,7 @@ class InHand:
             self._open += more
 
     def change(self, cost: int) -> None:
-        """A job that goes on costs so much more, or less."""
+        """Count `cost` bytes more, or less, for a job that goes on."""
         with self._idle:
             self._bytes += cost
             self._idle.notify_all()
@@ -171,7 +173,7 @@ class InHand:
             self._idle.notify_all()
 
     def end_writing(self, cost: int, files: FileCost, used: int) -> None:
-        """The job is done, and the table's open files cost `used`."""
+        """Count a job of `begin_writing` as done; the table's open files cost `used`."""
         with self._idle:
             self._open += files.end(used)
             self._jobs -= 1
@@ -189,6 +191,6 @@ class InHand:
         self.end(cost)
 
     def wait_for_bundle(self, number: int) -> None:
-        """Wait until so many bundles are done."""
+        """Wait until bundle `number`, counted from 1, is done."""
         with self._idle:
             self._idle.wait_for(lambda: self._bundles >= number)

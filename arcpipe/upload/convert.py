@@ -20,18 +20,17 @@ from arcpipe.codec.arrow.times import PRECISIONS, decode_time
 from arcpipe.codec.arrow.values import Ints, Values, find_values
 from arcpipe.codec.columns import COLUMN_TYPES, TIME
 from arcpipe.codec.rescued import rescued_json, unpack_value
+from arcpipe.upload.budget import Budget
 from arcpipe.upload.parquet import RESCUED_DATA, ROLE, TIME_NS, TIME_TYPE, file_order
 from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.staging import Piece
 
-# Odd values that are Python objects at the same time: so many rows, or bytes of them as JSON might have them.
+# Rows, at most, whose rescued values exist as Python objects at once; `Budget.rescued_at_once_bytes` may end it before.
 _RESCUE_ROWS: Final = 16_384
-_RESCUE_BYTES: Final = 4 << 20
 
-# Longer odd values are not expected to repeat.
-_REPEATING_BYTES: Final = 4_096
+_REPEATING_BYTES: Final = 4_096  # of an encoded value: longer ones hardly repeat, and are not remembered
 
-# Bytes of JSON, at most, for each encoded byte of an odd value, and beside it: quotes, brackets, a comma.
+# Bytes of JSON, at most, for each encoded byte of an odd value, and besides that: quotes, brackets, a comma.
 _JSON_FACTOR: Final = 8
 _JSON_EXTRA: Final = 32
 
@@ -45,7 +44,7 @@ class Converted(NamedTuple):
 
 
 class TooManyRescued(Exception):
-    """So many bytes would be rescued that the rows are to be converted by parts."""
+    """The rescued values exceed their bound: convert the rows by parts."""
 
 
 class _OddColumn(NamedTuple):
@@ -69,13 +68,13 @@ class _Rescued:
         self.count += len(odd)
         self._columns.append(_OddColumn(name, values, odd, rows))
 
-    def column(self, rows: int, most_bytes: int) -> pa.Array:
-        """The JSON of each row, null where nothing was rescued.
+    def column(self, rows: int, budget: Budget) -> pa.Array:
+        """Make the JSON of each row, null where nothing was rescued.
 
-        Raises TooManyRescued where that might be more than `most_bytes`, unless it is of one row.
+        Raises TooManyRescued where that might exceed `budget.rescued_bytes`, unless it is of one row.
         """
         ends = np.cumsum(self._most_bytes(rows))
-        if ends[-1] > most_bytes and rows > 1:
+        if ends[-1] > budget.rescued_bytes and rows > 1:
             raise TooManyRescued
         present = np.zeros(rows, np.bool_)
         offsets = np.zeros(rows + 1, np.int32)
@@ -84,7 +83,7 @@ class _Rescued:
         while stop < rows:
             start = stop
             before = ends[start - 1] if start else 0
-            stop = int(np.searchsorted(ends, before + _RESCUE_BYTES, side="right"))
+            stop = int(np.searchsorted(ends, before + budget.rescued_at_once_bytes, side="right"))
             stop = min(max(stop, start + 1), start + _RESCUE_ROWS, rows)
             texts = self._texts(start, stop)
             where = np.fromiter(texts, np.int64, len(texts))
@@ -121,11 +120,11 @@ class _Rescued:
         return {row: rescued_json(found[row]) for row in sorted(found)}
 
 
-def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool, most_rescued_bytes: int) -> Converted:
+def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool, budget: Budget) -> Converted:
     """Convert all entries of the pieces, which are of one table and have at least one row.
 
-    Raises TooManyRescued where more than one row would be rescued with more bytes than that; beside that only for a
-    mistake of this program, or for what the machine cannot do.
+    Raises TooManyRescued where the rescued values of several rows exceed `budget.rescued_bytes`; besides that only for
+    a mistake of this program, or for what the machine cannot do.
     """
     spans = _spans(pieces)
     rows = spans[-1].stop
@@ -154,9 +153,7 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
             role = b"tag" if schema.columns[name].tag else b"field"
             columns[_field(name, array.type, role)] = _sorted(_spread(array, holders, rows), order)
     if rescued.count:
-        columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(
-            rescued.column(rows, most_rescued_bytes), order
-        )
+        columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(rescued.column(rows, budget), order)
     fields = sorted(columns, key=file_order)
     table = pa.table([columns[field] for field in fields], schema=pa.schema(fields))
     return Converted(table, times_us, rescued.count)

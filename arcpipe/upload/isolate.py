@@ -13,10 +13,12 @@ from typing import Final
 from arcpipe.counters import Uploader
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
-from arcpipe.upload.collect import BatchTables, DeadLetter
+from arcpipe.upload.collect import BatchTables
+from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Isolated, Misfit, Part
-from arcpipe.upload.parquet import Rows, Spool
+from arcpipe.upload.parquet import Rows
 from arcpipe.upload.shipment import END, Context
+from arcpipe.upload.spool import Spool
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from arcpipe.errors import UnknownVersion
-from arcpipe.upload.parquet import Layout
+from arcpipe.upload.keys import Layout
 from arcpipe.upload.schema import TableSchema
 from arcpipe.wal.checksum import checksum_holds, with_checksum
 

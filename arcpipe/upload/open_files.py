@@ -1,4 +1,4 @@
-"""What open Parquet files cost, and how much of it each table may have.
+"""The cost of open Parquet files, and the share of it that each table may have.
 
 Arrow keeps the metadata of each column of each row group until the file is finished; to finish it takes as much again
 for a moment. All tables together have one budget. A table's share of it follows from the number of tables that have
@@ -23,12 +23,12 @@ STATISTICS_BYTES: Final = 4_096
 
 
 def open_file_cost(columns: int, name_bytes: int = 0) -> int:
-    """The bytes of memory that an open file costs before its first row group."""
+    """Estimate the bytes of memory that an open file costs before its first row group."""
     return _FILE_COST + columns * _COLUMN_COST + name_bytes * _COLUMN_NAME_COST
 
 
 def row_group_cost(columns: int, name_bytes: int = 0, statistics_bytes: int = 0) -> int:
-    """The bytes of memory that a row group costs until its file is finished."""
+    """Estimate the bytes of memory that a row group costs until its file is finished."""
     return columns * _CHUNK_COST + name_bytes + statistics_bytes * _STATISTICS_COST
 
 
@@ -45,15 +45,12 @@ class OpenFiles:
 
     files: int = 64
     tables: int = 16  # those that may have any
-    # The uploader takes some 500 MB beside them in the worst case, and has 600.
-    cost: int = 64 * MB
-    # Of each file, as the last step takes as much again.
-    file_cost: int = 24 * MB
-    # While an enormous entry is converted, the files of the other tables may cost no more.
-    cost_beside_large: int = 16 * MB
+    cost: int = 64 * MB  # the uploader takes some 500 MB besides in the worst case, and has 600
+    file_cost: int = 24 * MB  # of each file: to finish it takes as much again
+    cost_beside_large: int = 16 * MB  # of the files of other tables while an enormous entry is converted
 
     def quota(self, tables: int) -> Quota:
-        """The share of a table, of so many that have open files."""
+        """Return the share of each table when `tables` of them have open files."""
         return Quota(self.files // tables, self.cost // tables)
 
 

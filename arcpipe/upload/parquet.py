@@ -2,20 +2,15 @@
 
 Files are functions of the tables that they are given and of the settings: the same tables make the same bytes under
 the same keys. Bytes wait for their upload in a `Spool`: in memory while they are few, in an unlinked file beyond that.
-This module must not know MessagePack, the log, threads or object stores.
+This module must not know MessagePack, the WAL, threads or object stores.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
-from threading import Lock
-from typing import BinaryIO, Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,156 +20,20 @@ from arcpipe import __version__
 from arcpipe.codec.arrow.arrays import DICTIONARY_ROWS
 from arcpipe.codec.columns import TIME
 from arcpipe.config.settings import MB, Parquet
+from arcpipe.upload.keys import Layout, Partition
 from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, Quota, open_file_cost, row_group_cost
+from arcpipe.upload.spool import Spool, SpoolMemory
 
 HOUR_US: Final = 3_600_000_000
 TIME_NS: Final = "time_ns"
 """Column of the digits below µs, with `parquet.keep_nanoseconds`."""
 RESCUED_DATA: Final = "_rescued_data"
-"""Column of the values that fit no other, as JSON: see `codec.odd_values`."""
+"""Column of the values that fit no other, as JSON: see `codec.rescued`."""
 
 ROLE: Final = b"arcpipe.role"
 """Field metadata: b"time", b"tag", b"field", or b"rescued" for `_rescued_data`."""
 
 TIME_TYPE: Final = pa.timestamp("us", tz="UTC")
-
-Layout = Literal["arc", "hive"]
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-# Names
-
-
-_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
-_MAX_ENCODED: Final = 120
-
-
-def encode_name(name: str) -> str:
-    """A database or measurement name as one path component: percent-encoded, at most 120 characters, never empty.
-
-    What would be longer is cut and ends in `~` and a hash of the whole name. Different names stay different.
-    """
-    raw = name.encode()
-    encoded = "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in raw)
-    if encoded.startswith("."):
-        encoded = "%2E" + encoded[1:]
-    if len(encoded) > _MAX_ENCODED:
-        return f"{encoded[:100]}~{hashlib.sha256(raw).hexdigest()[:16]}"
-    return encoded or "%"
-
-
-class Partition(NamedTuple):
-    """Where the rows of one measurement and hour go; `hour_us` is its first µs."""
-
-    database: str
-    measurement: str
-    hour_us: int
-
-    def key(self, layout: Layout, first_us: int, batch_id: str, number: int) -> str:
-        """The object key of a batch's file `number` (from 0) of this partition, whose first row is of `first_us`."""
-        hour, first = _EPOCH + timedelta(microseconds=self.hour_us), _EPOCH + timedelta(microseconds=first_us)
-        parts = [f"{hour.year:04}", f"{hour.month:02}", f"{hour.day:02}", f"{hour.hour:02}"]
-        if layout == "hive":
-            parts = [f"{unit}={value}" for unit, value in zip(("year", "month", "day", "hour"), parts, strict=True)]
-        measurement = encode_name(self.measurement)
-        # Not strftime, which takes as long as the rest of a small file's key and folder.
-        day = f"{first.year:04}{first.month:02}{first.day:02}"
-        moment = f"{day}T{first.hour:02}{first.minute:02}{first.second:02}{first.microsecond:06}"
-        name = f"{measurement}_{moment}_{batch_id}_{number}.parquet"
-        return "/".join((encode_name(self.database), measurement, *parts, name))
-
-
-# Where finished bytes wait
-
-
-class SpoolMemory:
-    """How many bytes all spools together may keep in memory; also the directory for those that may not."""
-
-    def __init__(
-        self, directory: str | os.PathLike[str], total_bytes: int = 64 * MB, each_bytes: int = 16 * MB
-    ) -> None:
-        self.directory = directory
-        self.each_bytes = each_bytes
-        self._left = total_bytes
-        self._lock = Lock()
-
-    def take(self, size: int) -> bool:
-        with self._lock:
-            if size > self._left:
-                return False
-            self._left -= size
-            return True
-
-    def give_back(self, size: int) -> None:
-        with self._lock:
-            self._left += size
-
-
-class Spool:
-    """Bytes that are written once, one after the other, and then read at any place by several threads (a storage Blob).
-
-    They move from memory to an unlinked file when they are more than `SpoolMemory` allows. Raises OSError when that
-    file cannot be made or written.
-    """
-
-    def __init__(self, memory: SpoolMemory) -> None:
-        self._memory = memory
-        self._pieces: list[bytes] = []
-        self._file: BinaryIO | None = None
-        self.size = 0
-        self.closed = False
-
-    def write(self, data: bytes | memoryview | pa.Buffer) -> int:
-        size = memoryview(data).nbytes
-        if self.closed:  # a writer that was let go of unfinished ends its file
-            return size
-        if self._file is None and (self.size + size > self._memory.each_bytes or not self._memory.take(size)):
-            self._move_to_file()
-        if self._file is None:
-            self._pieces.append(bytes(data))  # no copy, if it is bytes
-        else:
-            self._file.write(data)
-        self.size += size
-        return size
-
-    def _move_to_file(self) -> None:
-        self._file = tempfile.TemporaryFile(dir=self._memory.directory)  # noqa: SIM115 (closed by close)
-        pieces, self._pieces = self._pieces, []
-        self._memory.give_back(self.size)
-        self._file.writelines(pieces)
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-        else:
-            self._pieces = [b"".join(self._pieces)]
-
-    def read_at(self, offset: int, length: int) -> bytes | memoryview:
-        """`length` bytes from `offset` on, fewer at the end. Only once everything is written and flushed."""
-        if self._file is None:
-            return memoryview(self._pieces[0])[offset : offset + length]
-        pieces = []
-        while length > 0 and (piece := os.pread(self._file.fileno(), length, offset)):
-            pieces.append(piece)
-            offset += len(piece)
-            length -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def close(self) -> None:
-        """Lets the bytes go. Closing twice is fine."""
-        if not self.closed:
-            self.closed = True
-            if self._file is not None:
-                self._file.close()
-            else:
-                self._memory.give_back(self.size)
-            self._pieces = []
-
-
-# Open files
 
 
 class Unwritable(Exception):
@@ -199,9 +58,6 @@ def _refusals() -> Iterator[None]:
         raise Unwritable(f"{type(error).__name__}: {error}") from error
 
 
-# Files
-
-
 class Rows(NamedTuple):
     """The rows of a file."""
 
@@ -214,14 +70,19 @@ OnFile = Callable[[str, Spool, Rows], None]
 """Takes a finished file: its key, its bytes (to be closed by the taker) and its rows."""
 
 
+HUGE_BYTES: Final = MB
+"""Bytes of a text or binary value above which its column has no statistics."""
+
+
 class FileSettings(NamedTuple):
-    """What all files of a batch have in common."""
+    """Settings and bounds that all files of a batch share."""
 
     batch_id: str
     layout: Layout
     parquet: Parquet
     memory: SpoolMemory
     open_files: OpenFiles = OPEN_FILES
+    huge_bytes: int = HUGE_BYTES
 
     @property
     def max_bytes(self) -> int:
@@ -233,7 +94,8 @@ class _File:
 
     Text columns are dictionary arrays or plain ones as they are in its first table, and later ones are made alike: the
     writer wants one Arrow schema. For readers all of them are plain text, and the schema that is stored says so.
-    Columns with a huge value have no statistics: they would be too long to be stored, but cost the value four times.
+    Columns with a huge value have no statistics: Parquet drops them as too long, but to compute them copies the value
+    four times.
     """
 
     def __init__(
@@ -288,7 +150,7 @@ class _File:
         )
 
     def has_room(self, most_bytes: int) -> bool:
-        """Whether a row group of at most so many bytes may be appended."""
+        """Tell whether a row group of at most `most_bytes` may be appended."""
         return bool(self._sink.tell() + most_bytes <= self._most_bytes)
 
     def append(self, table: pa.Table) -> None:
@@ -326,16 +188,17 @@ _ENCODINGS: Final = {
     pa.string(): "DELTA_LENGTH_BYTE_ARRAY",
 }
 
-# Floats of full precision hardly compress: their lower bytes are noise. Split into streams, one of each byte, the noise
-# is stepped over by a fast level, and what is left of the others is less than level 1 makes of the whole.
+# zstd level of columns that are split into one stream for each byte of a float. The lower bytes of floats of full
+# precision are noise: a fast level steps over their streams, and makes less of the others than level 1 of the whole.
 _SPLIT_LEVEL: Final = -3
-# Whether a column is like that, so many values tell, of tables that have some times as many.
+# Values that are sampled to find such columns, and the rows below which a table is not sampled: the sample is to be a
+# small part of it.
 _SPLIT_SAMPLE: Final = 8_192
 _SPLIT_ROWS: Final = 4 * _SPLIT_SAMPLE
 
 
 def _columns_to_split(table: pa.Table, level: int) -> set[str]:
-    """The columns of floats that are smaller by byte stream split and its level than as they are by zstd's `level`."""
+    """Find the float columns that byte stream split at its level makes smaller than zstd's `level` of the whole."""
     if len(table) < _SPLIT_ROWS:
         return set()
     whole, split = pa.Codec("zstd", level), pa.Codec("zstd", _SPLIT_LEVEL)
@@ -349,21 +212,17 @@ def _columns_to_split(table: pa.Table, level: int) -> set[str]:
     return chosen
 
 
-# The most values that a page may grow by at once: larger is faster, but long values want small steps.
+# Values that a page may grow by at once: large steps are faster, but pages of long values would exceed their size.
 _BATCH: Final = 16_384
 _LONG_BATCH: Final = 1_024
-_LONG_BYTES: Final = 256
+_LONG_BYTES: Final = 256  # a value, on average, from which on a column counts as long
 
-
-# A value of so many bytes is huge, and a shorter one in tables of many columns: in all, the longest values of a row
-# group's columns are to have no more.
-_HUGE_BYTES: Final = 1 << 20
+# Columns of a table from which on they share HUGE_BYTES, so that the statistics of one row group stay below it.
 _MANY_COLUMNS: Final = 256
 
-# What is written to other files goes to their spools by so many bytes.
-_BUFFER_BYTES: Final = 256 << 10
+_BUFFER_BYTES: Final = MB // 4  # Arrow's writes to a spool: each takes the GIL
 
-# A file of one row group with at most so many bytes is made in Arrow's memory, and only then spooled.
+# Bytes, at most, of a file of one row group that is made in Arrow's memory and spooled in one piece: no GIL until then.
 _SMALL_FILE: Final = 4 * MB
 
 
@@ -372,15 +231,15 @@ def _name_bytes(schema: pa.Schema) -> int:
 
 
 class _Texts(NamedTuple):
-    """The text and binary columns of a row group."""
+    """Facts about the text and binary columns of a row group."""
 
-    huge: frozenset[str]  # those that have a huge value
-    statistics_bytes: int  # of the longest value of each other one, as far as it is stored
+    huge: frozenset[str]  # the columns that have a huge value
+    statistics_bytes: int  # the longest value of each other column, as far as it is stored
 
 
-def _texts_of(table: pa.Table) -> _Texts:
-    many = table.num_columns > _MANY_COLUMNS
-    huge_bytes = max(_HUGE_BYTES // table.num_columns, 1) if many else _HUGE_BYTES
+def _texts_of(table: pa.Table, huge_bytes: int) -> _Texts:
+    if table.num_columns > _MANY_COLUMNS:
+        huge_bytes = max(huge_bytes // table.num_columns, 1)
     huge = set()
     statistics_bytes = 0
     for field, column in zip(table.schema, table.columns, strict=True):
@@ -399,12 +258,11 @@ def _texts_of(table: pa.Table) -> _Texts:
     return _Texts(frozenset(huge), statistics_bytes)
 
 
-# The values of a column of fewer bytes are not looked at.
-_SHORT_COLUMN: Final = 256
+_SHORT_COLUMN: Final = 256  # bytes of a whole column: its size stands for its longest value, which saves a search
 
 
 def _longest(column: pa.ChunkedArray) -> int:
-    """Bytes of the longest text or binary value."""
+    """Measure the longest text or binary value, in bytes."""
     longest = 0
     for chunk in column.chunks:
         offsets = np.frombuffer(chunk.buffers()[1], np.int32, len(chunk) + 1, chunk.offset * 4)
@@ -426,7 +284,7 @@ def _as_type(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
 
 
 def _for_readers(schema: pa.Schema) -> pa.Schema:
-    """The schema with plain types where there are dictionaries."""
+    """Give the schema plain types where it has dictionaries."""
     return pa.schema(
         field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema
     )
@@ -479,7 +337,7 @@ class PartitionWriters:
                 self._finish(hour_us)
         schema = schema.with_metadata(self._metadata())
         for piece, most_bytes in self._pieces(table):
-            texts = _texts_of(piece)
+            texts = _texts_of(piece, self._settings.huge_bytes)
             cost = row_group_cost(len(schema), _name_bytes(schema), texts.statistics_bytes)
             file = self._open_file(hour_us, cost, most_bytes, texts.huge)
             if file is None:
@@ -502,7 +360,7 @@ class PartitionWriters:
             self._finish(hour_us)
 
     def _open_file(self, hour_us: int, cost: int, most_bytes: int, huge: frozenset[str]) -> _File | None:
-        """The hour's open file, if a row group of this cost and size may go into it; else it is finished."""
+        """Return the hour's open file if a row group of this cost and size may go into it; else finish it."""
         file = self._open.pop(hour_us, None)
         if file is None:
             return None
@@ -523,7 +381,7 @@ class PartitionWriters:
         }
 
     def _pieces(self, table: pa.Table) -> list[tuple[pa.Table, int]]:
-        """A table as row groups, each with the bytes that it may need: one, unless that might overfill a file."""
+        """Cut a table into row groups, each with the bytes that it may need: one, unless that might overfill a file."""
         most = _most_bytes(table)
         if most <= self._settings.max_bytes:
             return [(table, most)]
@@ -537,7 +395,7 @@ class PartitionWriters:
         self._make_room(0, 0)
 
     def _make_room(self, files: int, cost: int) -> None:
-        """Finish the files appended to longest ago, until so many more, of that cost together, may be open."""
+        """Finish the files appended to longest ago, until `files` more, of `cost` bytes together, may be open."""
         while self._open and (len(self._open) + files > self._quota.files or self.cost + cost > self._quota.cost):
             self._finish(next(iter(self._open)))
 
@@ -565,14 +423,14 @@ class PartitionWriters:
 
 
 def _most_bytes(table: pa.Table) -> int:
-    """More bytes than the table has as a row group: its size in memory, and what headers and statistics may add."""
+    """Bound the bytes of a table as a row group: its size in memory, and room for headers and statistics."""
     size: int = table.nbytes
     columns: int = table.num_columns
     return size + size // 50 + 4_096 * (columns + 1)
 
 
 def _union(left: pa.Schema, right: pa.Schema) -> pa.Schema:
-    """The columns of both in file order; where they differ in type or role, those of `right`, which are newer."""
+    """Join the columns of both in file order; where types or roles differ, those of `right` count, which are newer."""
     fields = {field.name: field for field in left} | {field.name: field for field in right}
     return pa.schema(sorted(fields.values(), key=file_order), metadata=left.metadata)
 
@@ -581,5 +439,5 @@ _ROLE_ORDER: Final = {b"time": 0, b"tag": 1, b"field": 2, b"rescued": 3}
 
 
 def file_order(field: pa.Field) -> tuple[int, str]:
-    """Sorts fields as files have them: time, its digits below µs, tags, fields, rescued values; each by name."""
+    """Order fields as files have them: time, its digits below µs, tags, fields, rescued values; each by name."""
     return _ROLE_ORDER[field.metadata[ROLE]], field.name

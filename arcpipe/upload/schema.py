@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterable, Sequence
-from typing import Final, Literal, cast
+from typing import Final, Literal, TypeAlias, cast
 
 import msgspec
 
@@ -45,6 +45,10 @@ class ColumnSchema(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
 
     type: TypeWord
     tag: bool = False
+
+
+TableName: TypeAlias = tuple[str, str]
+"""The database and the measurement."""
 
 
 class TableSchema(msgspec.Struct, array_like=True):
@@ -88,8 +92,7 @@ def _agreed(hints: Collection[str]) -> str | None:
     return None
 
 
-# Of the bounds: from there on it matters which tables a batch used.
-_CROWDED: Final = 0.9
+_CROWDED: Final = 0.9  # of the bounds: from there on it matters which tables a batch used
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):

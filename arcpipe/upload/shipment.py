@@ -26,11 +26,14 @@ from arcpipe.errors import NotAWAL, StorageError, UnknownVersion
 from arcpipe.storage import Blob, MemoryBlob, ObjectStore
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
-from arcpipe.upload.collect import BatchTables, DeadLetter
+from arcpipe.upload.collect import BatchTables
+from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, Journal, Key, Misfit, Part, Record, Segment
-from arcpipe.upload.parquet import Rows, Spool, encode_name
+from arcpipe.upload.keys import encode_name
+from arcpipe.upload.parquet import Rows
 from arcpipe.upload.retry import Retry
 from arcpipe.upload.schema import SchemaRegistry, TableSchema
+from arcpipe.upload.spool import Spool
 from arcpipe.wal import findings
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import DAMAGED, DEAD_LETTERS, Finding
@@ -45,27 +48,26 @@ T = TypeVar("T")
 
 DEAD_LETTER_PREFIX: Final = "_dead_letter"
 
-# Finished files that are smaller than this are put together, if the store is faster so; at most so many bytes at once.
-_SMALL_FILE: Final = 256 << 10
-_PUT_BYTES: Final = 1 << 20
+# Bytes below which a finished file is put together with others, if the store is faster so, and bytes of such a put.
+_SMALL_FILE: Final = MB // 4
+_PUT_BYTES: Final = MB
 
-# S3's smallest part: a smaller object never was an upload in parts.
-_MULTIPART_BYTES: Final = 5 * MB
+_MULTIPART_BYTES: Final = 5 * MB  # S3's smallest part: a smaller object never was an upload in parts
 
 # Entries between two steps that are counted: a counter in shared memory costs as much as the rest of the loop.
 _STEP_ENTRIES: Final = 64
 
-# Bytes of a file on a full disk, in MB by the number of tries: what is finished has to wait in memory.
+# Largest file on a full disk, in MB by the number of tries: a finished one has to wait in memory.
 _SMALL_FILES_MB: Final = (8, 2, 1)
 
-END: Final = 1 << 62  # an offset behind every entry
+END: Final = 1 << 62  # an offset after every entry
 
 # Damaged segments of a batch that are told one by one; the journal has room for them on a full disk, too.
 _TOLD_SEGMENTS: Final = 50
 
 
 class Context(NamedTuple):
-    """What all tries of an uploader have in common."""
+    """Settings and state that all tries of an uploader share."""
 
     settings: Settings
     directory: WALDirectory

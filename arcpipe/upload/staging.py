@@ -19,26 +19,25 @@ import numpy.typing as npt
 from arcpipe.codec.arrow.times import MAX_TIME_US
 from arcpipe.codec.arrow.values import VALUE_SIZE, Bytes, Ints
 from arcpipe.codec.columns import array_header
-from arcpipe.codec.envelope import ColumnMap, array_length, encode_entry
+from arcpipe.codec.entries import array_length
+from arcpipe.codec.envelope import ColumnMap, encode_entry
 from arcpipe.codec.messagepack.walk import Walker
 from arcpipe.errors import BadPayload
 
-# With so few entries, or so many bytes in a column of each, headers are cut off one by one instead of all at once. So
-# are those of 16 values and more, which have three bytes.
+# Array headers are stripped one by one from fewer entries and from wider columns, and from arrays of 16 values or more,
+# whose headers have three bytes; otherwise in vector operations, whose fixed cost has to pay.
 _FEW_ENTRIES: Final = 16
-_LARGE_COLUMN: Final = 512
+_LARGE_COLUMN: Final = 512  # bytes of the first entry's column
 
-# So many values are looked at at once.
-_EVEN_ROWS: Final = 1 << 16
+_EVEN_ROWS: Final = 1 << 16  # values whose widths are compared at once: bounds the memory that this takes
 
-# Pieces of fewer entries do not stay alone.
-_SMALL_PIECE: Final = 512
+_SMALL_PIECE: Final = 512  # entries: a smaller piece is joined with the next, as each costs memory of its own
 
 Sizes: TypeAlias = npt.NDArray[np.uint32]
 
 
 class Shape:
-    """What the entries of a group have in common."""
+    """The columns, tags, types and precision that the entries of a group share."""
 
     __slots__ = ("database", "index", "measurement", "precision", "tags", "types")
 
@@ -67,8 +66,8 @@ class Piece(NamedTuple):
     shape: Shape
     rows: Sizes
     timestamps_us: Ints
-    origins: list[object]  # whatever the caller calls the log entry
-    parts: npt.NDArray[np.uint64]  # the number of the columnar map in its log entry, and above that its first row
+    origins: list[object]  # the caller's name of each WAL entry
+    parts: npt.NDArray[np.uint64]  # the number of the columnar map in its WAL entry, and above that its first row
     columns: list[EncodedColumn]  # in the order of shape.index
 
     @property
@@ -99,9 +98,9 @@ class Piece(NamedTuple):
         return list(self.slices(-(-rows // 2), sum(len(column.data) for column in self.columns)))
 
     def slices(self, most_rows: int, most_bytes: int) -> Iterator[Piece]:
-        """The rows of the only entry by parts, each of at most so many rows and bytes, but of one row at least.
+        """Cut the only entry into parts of at most `most_rows` and `most_bytes`, but of one row at least.
 
-        The bytes are shared. Raises BadPayload if a column has not so many values.
+        The bytes are shared. Raises BadPayload if a column has fewer values than the entry has rows.
         """
         assert len(self.rows) == 1
         cursors = [_cursor(column.data, self.total_rows) for column in self.columns]
@@ -140,7 +139,7 @@ class _Cursor:
         self._last = 0
 
     def take(self, rows: int) -> Bytes:
-        """The next values. Raises BadPayload if there are not so many."""
+        """Take the next values. Raises BadPayload if there are fewer than `rows`."""
         self._last = self._walker.offset
         self._walker.skip(rows)
         return self._data[self._last : self._walker.offset]
@@ -176,7 +175,7 @@ def _cursor(data: Bytes, rows: int) -> _Cursor | _EvenCursor:
 
 
 class Misfit(NamedTuple):
-    """A columnar map that is none: what it is as the payload of an entry, and what is wrong with it."""
+    """A columnar map whose columns are not arrays of one length, as the payload of an entry."""
 
     origin: object
     part: int
@@ -197,8 +196,8 @@ class Group:
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.staged: list[Staged] = []
-        self._owned = 0  # so many of the staged entries hold no view into a payload
-        self._old = 0  # so many were there at the last release
+        self._owned = 0  # the first staged entries, which hold no view into a payload
+        self._old = 0  # staged entries at the last release
         self.pieces: list[Piece] = []
 
     def release(self) -> None:
@@ -242,7 +241,7 @@ class Group:
             for index in mismatched:
                 wrong.setdefault(index, f"column {name!r} is not an array of {rows[index]} values")
         if not wrong:
-            # A log's timestamps have 64 bits and no checksum.
+            # Timestamps in the WAL have 64 bits and no checksum.
             times = np.minimum(np.array(timestamps, np.uint64), MAX_TIME_US).astype(np.int64)
             piece = Piece(self.shape, rows, times, list(origins), np.array(parts, np.uint64), columns)
             if self.pieces and len(self.pieces[-1].rows) < _SMALL_PIECE:
@@ -273,7 +272,7 @@ def whole_piece(shape: Shape, staged: Staged) -> Piece:
 
 
 def entry_payload(shape: Shape, raws: list[msgspec.Raw]) -> bytes:
-    """An entry of these columns as the payload of a log entry."""
+    """Make an entry of these columns the payload of a WAL entry."""
     columns = dict(zip(shape.index, raws, strict=True))
     return encode_entry(
         shape.database,
@@ -302,7 +301,7 @@ def _joined(pieces: list[Piece]) -> Piece:
 
 
 def _strip_headers(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedColumn, list[int]]:
-    """The values of arrays that should have so many `rows` each, and the indices of those that have not."""
+    """Strip the headers of arrays of `rows` values each; return the values, and the indices of other arrays."""
     if len(raws) < _FEW_ENTRIES or rows[0] >= 16 or len(memoryview(raws[0])) > _LARGE_COLUMN:
         return _strip_one_by_one(raws, rows)
     data = np.frombuffer(b"".join(raws), np.uint8)
@@ -360,7 +359,7 @@ def _strip_one_by_one(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[Encod
 
 
 def _usual_headers(rows: Sizes) -> Bytes:
-    """The shortest headers of arrays of so many rows, one below the other, if all have one length; else nothing."""
+    """Make the shortest headers of arrays of these lengths, one a line; nothing if the headers differ in width."""
     if rows.max() < 16:
         return (rows | 0x90).astype(np.uint8).reshape(-1, 1)
     headers = np.empty((len(rows), 3), np.uint8)

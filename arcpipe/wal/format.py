@@ -1,4 +1,4 @@
-"""The bytes of a segment: headers, entries, envelopes. Packs and unpacks; opens no file.
+"""The bytes of a segment: headers, entries, and the fronts of their envelopes. Packs and unpacks; opens no file.
 
 The reference is the docstring of `arcpipe.wal`.
 """
@@ -13,6 +13,8 @@ from typing import Any, Final
 import msgspec
 from isal import isal_zlib
 
+from arcpipe.codec.envelope import ENVELOPE_MARK, KIND_END, KIND_START
+
 MAGIC: Final = b"ARCW"
 VERSION: Final = 1
 CHECKSUM_CRC32: Final = 1
@@ -24,18 +26,8 @@ FILE_HEADER_SIZE: Final = _FILE_HEADER.size
 ENTRY_HEADER: Final = struct.Struct(">IQI")
 ENTRY_HEADER_SIZE: Final = ENTRY_HEADER.size
 
-KIND_START: Final = 0
-KIND_COLUMNAR: Final = 1
-KIND_BATCH: Final = 2
-KIND_END: Final = 255
-
-# The first bytes of an envelope: fixarray of four, then the kind.
-ENVELOPE_START: Final = b"\x94\x00"
-ENVELOPE_END: Final = b"\x94\xcc\xff"
-ENVELOPE_MARK: Final = 0x94
-
-# More than any request body may be; a length above it is damage.
 MAX_PAYLOAD_BYTES: Final = 1 << 31
+"""Bytes that no request body may have; a length above it is damage."""
 
 crc32 = isal_zlib.crc32
 
@@ -219,12 +211,8 @@ def envelopes_before(front: bytes) -> Iterator[int]:
         at = front.find(ENVELOPE_MARK, at + 1)
 
 
-# The longest part of an envelope before its meta: kind and database.
-ENVELOPE_REACH: Final = 1 + 2 + 3 + 0xFFFF
-
-
-# Room that a writer keeps free for the segment-end entry.
 END_ENTRY_BYTES: Final = 256
+"""Room that a writer keeps free for the segment-end entry."""
 
 
 def unpack_start(payload: bytes | memoryview) -> StartMeta | None:

@@ -163,7 +163,7 @@ class WALReader:
 
 def time_of(entry: Entry) -> int:
     """When an entry was taken, in µs since the epoch: its timestamp, but where the clock was set back."""
-    from arcpipe.codec.envelope import decode_entry
+    from arcpipe.codec.entries import decode_entry
 
     try:
         return decode_entry(entry.payload).meta.time_of(entry.timestamp)
@@ -177,7 +177,7 @@ def records_of(entry: Entry) -> list[dict[str, Any]]:
     Raises:
         BadPayload: the payload is intact, but holds no records.
     """
-    from arcpipe.codec.envelope import decode_entry
+    from arcpipe.codec.entries import decode_entry
 
     records = []
     decoded = decode_entry(entry.payload)
@@ -199,7 +199,7 @@ def records_of(entry: Entry) -> list[dict[str, Any]]:
 
 def count_records(payload: memoryview) -> int | None:
     """How many records a payload holds, without building them; None if it holds none that can be told."""
-    from arcpipe.codec.envelope import array_length, decode_entry
+    from arcpipe.codec.entries import array_length, decode_entry
 
     try:
         firsts = [next(iter(columnar.columns.values()), b"\x90") for _, columnar in decode_entry(payload).maps]

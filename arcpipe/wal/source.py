@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from arcpipe.codec.envelope import ENVELOPE_REACH
 from arcpipe.disk import Disk
 from arcpipe.wal.format import (
     ENTRY_HEADER,
     ENTRY_HEADER_SIZE,
-    ENVELOPE_REACH,
     MAX_PAYLOAD_BYTES,
     crc32,
     envelopes_before,

@@ -13,12 +13,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from arcpipe.codec.envelope import ENVELOPE_END, ENVELOPE_MARK, ENVELOPE_START
 from arcpipe.wal.format import (
     ENTRY_HEADER,
     ENTRY_HEADER_SIZE,
-    ENVELOPE_END,
-    ENVELOPE_MARK,
-    ENVELOPE_START,
     FILE_HEADER_SIZE,
     IDENTITY_BYTES,
     MAX_PAYLOAD_BYTES,

@@ -15,11 +15,12 @@ from typing import Any, Final, Literal
 import msgspec
 
 from arcpipe.clock import steady_us
+from arcpipe.codec.envelope import KIND_BATCH
 from arcpipe.disk import Disk
 from arcpipe.errors import CommitFailed
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import SEALED, WALDirectory
-from arcpipe.wal.format import END_ENTRY_BYTES, KIND_BATCH, envelope_prefix
+from arcpipe.wal.format import END_ENTRY_BYTES, envelope_prefix
 from arcpipe.wal.group import NO_IDENTITY, Group, WALStats
 from arcpipe.wal.pipeline import Pipeline
 from arcpipe.wal.pool import FreePool

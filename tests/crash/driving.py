@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.ingest.endpoints.write import write_failure
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
+from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.group_commit import group_commit
 from arcpipe.wal.pipeline import Pipeline
 from arcpipe.wal.segment import Segment

@@ -15,7 +15,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, FILE_HEADER_SIZE, KIND_COLUMNAR, envelope_prefix
+from arcpipe.codec.envelope import KIND_COLUMNAR
+from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, FILE_HEADER_SIZE, envelope_prefix
 from arcpipe.wal.group import NO_IDENTITY
 from arcpipe.wal.reader import Entry
 

@@ -18,12 +18,13 @@ from unittest import mock
 import msgspec
 import pytest
 
+from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.wal import salvage as salvage_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import WALDirectory, parse_filename
-from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
+from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.recovery import RecoverySummary
 from arcpipe.wal.source import Effort
 from arcpipe.wal.writer import WALWriter

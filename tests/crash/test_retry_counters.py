@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.counters import RETRY_KINDS
 from arcpipe.upload.spares import SPARES as SPARE_FILES
-from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
+from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALWriter
 from tests.crash.small_disks import small_disk
 from tests.crash.uploader_process import Outcome, Step, Uploaders

@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.disk import Disk
-from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
+from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.batches import MemoryStore, ids_in, run, sealed, stopped
 from tests.crash.small_disks import MEGABYTE, SmallDisk, small_disk

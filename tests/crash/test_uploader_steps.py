@@ -17,10 +17,11 @@ import duckdb
 import msgspec
 import pytest
 
+from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.upload.spares import SPARES as SPARE_FILES
 from arcpipe.wal import findings
 from arcpipe.wal.directory import SEALED, WALDirectory
-from arcpipe.wal.format import KIND_COLUMNAR, envelope_prefix
+from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.recovery import recover_slot
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.uploader_process import Outcome, Step, Uploaders

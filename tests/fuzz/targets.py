@@ -12,7 +12,8 @@ from typing import Final
 
 import msgspec
 
-from arcpipe.codec import content_encoding, line_protocol
+from arcpipe.codec import content_encoding
+from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.messagepack import body as messagepack
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.edge import Edge, Peer

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.arrow.arrays import build, decode_values
+from arcpipe.codec.arrow.arrays import build
 from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US, decode_time
 from arcpipe.codec.arrow.values import find_values, natural_type
 from arcpipe.codec.rescued import InvalidText, parse_rescued, rescued_json, unpack_value
@@ -21,6 +21,7 @@ from tests.values import (
     any_value,
     binary,
     booleans,
+    decode_values,
     extensions,
     floats,
     integers,

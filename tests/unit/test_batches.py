@@ -20,6 +20,7 @@ from arcpipe.disk import Disk
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batches
 from arcpipe.upload.collect import BatchTables
+from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.journal import Converted, Journal, Key, Segment, Uploaded
 from arcpipe.upload.manifest import Manifest, encode_manifest, parse_batch_file
 from arcpipe.upload.shipment import Shipment
@@ -489,9 +490,10 @@ def test_what_a_bug_keeps_from_being_converted_is_a_dead_letter_and_the_rest_is_
     method: str, wal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decided once: an uploader that dies over it and one after it make the same objects."""
-    original = getattr(BatchTables, method)
+    owner = BatchTables if method == "add" else ConversionJobs
+    original = getattr(owner, method)
 
-    def fail(self: BatchTables, *arguments: object, **more: object) -> None:
+    def fail(self: BatchTables | ConversionJobs, *arguments: object, **more: object) -> None:
         if method == "add" and b"\x05" in bytes(arguments[1])[-6:]:  # type: ignore[arg-type]
             raise ZeroDivisionError("a bug")
         if method == "_write":
@@ -500,7 +502,7 @@ def test_what_a_bug_keeps_from_being_converted_is_a_dead_letter_and_the_rest_is_
                     raise ZeroDivisionError("a bug")
         original(self, *arguments, **more)
 
-    monkeypatch.setattr(BatchTables, method, fail)
+    monkeypatch.setattr(owner, method, fail)
     store = MemoryStore()
 
     def die(key: str) -> None:

@@ -12,8 +12,8 @@ import pytest
 from backports import zstd
 from hdrh.histogram import HdrHistogram
 
-from arcpipe.codec import line_protocol
-from arcpipe.codec.messagepack import columnar
+from arcpipe.codec.line_protocol import body as line_protocol
+from arcpipe.codec.messagepack import body as messagepack
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.reader import SegmentScan
 from benchmarks.bodies import FORMATS, KINDS, Body, make_bodies
@@ -147,7 +147,7 @@ def decoded(body: Body) -> bytes:
 def columns_of(body: Body) -> list[tuple[str, dict[str, list[object]]]]:
     """(measurement, columns) of a body as the server reads it."""
     content = decoded(body)
-    encoded = (columnar if "msgpack" in body.content_type else line_protocol).encode(content)
+    encoded = (messagepack if "msgpack" in body.content_type else line_protocol).encode(content)
     maps = msgspec.msgpack.decode(getattr(encoded, "encoded", encoded).body)
     return [(one["m"], one["columns"]) for one in (maps if isinstance(maps, list) else [maps])]
 

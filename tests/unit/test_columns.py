@@ -15,12 +15,10 @@ from arcpipe.codec.columns import (
     Encoded,
     Maps,
     array_header,
-    bin_header,
     check_column_name,
     check_measurement,
     field_column_names,
     map_header,
-    pack_bool,
     pack_float64,
     pack_int64,
     pack_str,
@@ -40,7 +38,6 @@ def test_headers_are_the_ones_that_msgpack_writes(size: int) -> None:
     assert array_header(size) == packer.pack_array_header(size)
     assert map_header(size) == packer.pack_map_header(size)
     assert str_header(size) + b"x" * size == msgpack.packb("x" * size)
-    assert bin_header(size) + b"x" * size == msgpack.packb(b"x" * size)
 
 
 def test_headers_reach_to_four_billion() -> None:
@@ -48,7 +45,6 @@ def test_headers_reach_to_four_billion() -> None:
     assert array_header(2**32 - 1) == b"\xdd" + top
     assert map_header(2**32 - 1) == b"\xdf" + top
     assert str_header(2**32 - 1) == b"\xdb" + top
-    assert bin_header(2**32 - 1) == b"\xc6" + top
 
 
 @given(st.text())
@@ -141,8 +137,6 @@ def test_number_columns_pack_to_the_values_they_hold() -> None:
     assert msgpack.unpackb(pack_int64(signed)) == signed.tolist()
     unsigned = np.array([0, 1, 2**64 - 1], dtype=np.uint64)
     assert msgpack.unpackb(pack_uint64(unsigned)) == unsigned.tolist()
-    bools = np.array([True, False, True])
-    assert msgpack.unpackb(pack_bool(bools)) == bools.tolist()
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 1000, 70_000])
@@ -152,7 +146,6 @@ def test_number_columns_have_one_width(count: int) -> None:
     assert len(pack_float64(values.astype(np.float64))) == header + 9 * count
     assert len(pack_int64(values)) == header + 9 * count
     assert len(pack_uint64(values.astype(np.uint64))) == header + 9 * count
-    assert len(pack_bool(values % 2 == 0)) == header + count
     assert msgpack.unpackb(pack_int64(values[::-1])) == values[::-1].tolist()
 
 

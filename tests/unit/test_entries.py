@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe.codec.envelope import array_length, decode_entry, encode_entry, split_batch
+from arcpipe.codec.entries import array_length, decode_entry, split_batch
+from arcpipe.codec.envelope import encode_entry
 from arcpipe.errors import BadPayload
 
 COLUMNAR = {"m": "cpu", "columns": {"a": [1, 2]}}

@@ -13,21 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec import line_protocol
-from arcpipe.codec.arrow.arrays import decode_values
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.effort import BYTES_PER_BAD_LINE, BYTES_PER_SHAPE, FREE_BAD_LINES, FREE_SHAPES
-from arcpipe.codec.envelope import ColumnMap, array_length
-from arcpipe.codec.line_protocol import (
-    MAX_ERRORS,
-    Lines,
-    by_column,
-    encode,
-    encode_by_column,
-    encode_by_line,
-)
-from arcpipe.codec.line_protocol.by_line import MAX_TEXT
+from arcpipe.codec.entries import array_length
+from arcpipe.codec.envelope import ColumnMap
+from arcpipe.codec.line_protocol import blocks
+from arcpipe.codec.line_protocol import body as body_module
+from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_column, encode_by_line
+from arcpipe.codec.line_protocol.by_line import MAX_ERRORS, MAX_TEXT
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from tests.values import decode_values
 
 MAX = (1 << 63) - 1
 MIN = -(1 << 63)
@@ -680,14 +675,14 @@ def test_the_pieces_in_which_a_body_is_read_do_not_show(size: int, monkeypatch: 
         for n in range(400)
     )
     whole = both(body)
-    monkeypatch.setattr(line_protocol, "CHUNK_BYTES", size)
+    monkeypatch.setattr(body_module, "CHUNK_BYTES", size)
     pieces = both(body)
     assert typed(rows_of(pieces.encoded)) == typed(rows_of(whole.encoded))
     assert pieces.errors == whole.errors
 
 
 def test_blocks_of_few_lines_are_right_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_column, "_MIN_LINES", 1)
+    monkeypatch.setattr(blocks, "MIN_LINES", 1)
     for line, row in VALID:
         body = line.encode()
         assert typed(rows_of(encode_by_column(body).encoded)) == typed([row])
@@ -706,8 +701,8 @@ def test_names_that_differ_only_in_their_middle_are_told_apart() -> None:
 def test_bodies_of_many_lines_of_few_shapes_are_read_by_column_and_others_by_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(line_protocol, "encode_by_line", lambda *_: "by line")
-    monkeypatch.setattr(line_protocol, "encode_by_column", lambda *_: "by column")
+    monkeypatch.setattr(body_module, "encode_by_line", lambda *_: "by line")
+    monkeypatch.setattr(body_module, "encode_by_column", lambda *_: "by column")
     line = b'cpu,host=a usage=1.5,text="' + b"x" * 200 + b'"\n'
     assert encode(line) == "by line"
     assert encode(line * 23) == "by line"

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from arcpipe.codec.line_protocol import Lines, by_line, encode, encode_by_line, grammar
+from arcpipe.codec.line_protocol import by_line, grammar
+from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_line
 from arcpipe.codec.line_protocol.by_line import LineReader
 from arcpipe.codec.line_protocol.grammar import WINDOW, count_characters, find_bad_utf8, skip_line
 from tests.unit.test_line_protocol import (

@@ -25,14 +25,16 @@ from arcpipe.codec.columns import array_header
 from arcpipe.codec.envelope import decode_envelope
 from arcpipe.codec.rescued import Encoded, Timestamp, parse_rescued, unpack_value
 from arcpipe.config.settings import MB, Parquet
-from arcpipe.upload import collect as tables_module
-from arcpipe.upload import conversion_pool
+from arcpipe.upload import conversion_jobs, conversion_pool
 from arcpipe.upload import convert as convert_module
-from arcpipe.upload import parquet as parquet_module
-from arcpipe.upload.collect import BatchTables, DeadLetter, WriterFailed
+from arcpipe.upload.budget import BUDGET, Budget
+from arcpipe.upload.collect import BatchTables, WriterFailed
+from arcpipe.upload.conversion_jobs import ConversionJobs
+from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, open_file_cost, row_group_cost
-from arcpipe.upload.parquet import OnFile, PartitionWriters, Rows, Spool
+from arcpipe.upload.parquet import OnFile, PartitionWriters, Rows
 from arcpipe.upload.schema import SchemaRegistry
+from arcpipe.upload.spool import Spool
 from tests.harness import wait_until
 from tests.values import any_value, booleans, floats, integers, nil, same, short_text, texts
 
@@ -86,6 +88,7 @@ def convert(tmp_path: Path) -> Callable[..., Result]:
         layout: str = "arc",
         careful: Collection[tuple[str, str]] = (),
         open_files: OpenFiles = OPEN_FILES,
+        budget: Budget = BUDGET,
         **parquet: Any,
     ) -> Result:
         files: list[File] = []
@@ -106,6 +109,7 @@ def convert(tmp_path: Path) -> Callable[..., Result]:
             on_dead_letter=letters.append,
             careful=careful,
             open_files=open_files,
+            budget=budget,
         )
         with tables:
             for number, entry in enumerate(entries):
@@ -237,30 +241,27 @@ def assert_reads_back(result: Result, wanted: list[dict[str, Any]], digits: bool
     assert sum(file.rows for file in result.files) == result.tables.rows == len(wanted)
 
 
-@pytest.fixture
-def tiny_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few dozen bytes are enormous: entries are cut into slices, batches read map by map, JSON is made by parts."""
-    for name, value in {
-        "_MAX_TABLE": 700,
-        "_SLICE_ROWS": 4,
-        "_SLICE_BYTES": 40,
-        "_MANY_MAPS": 1,
-        "_LARGE_BATCH": 0,
-        "_MAX_RESCUED": 300,
-    }.items():
-        monkeypatch.setattr(tables_module, name, value)
-    monkeypatch.setattr(convert_module, "_RESCUE_BYTES", 200)
-    monkeypatch.setattr(parquet_module, "_HUGE_BYTES", 10)
+TINY = Budget(
+    table_bytes=700,
+    slice_rows=4,
+    slice_bytes=40,
+    whole_batch_maps=1,
+    whole_batch_bytes=0,
+    rescued_bytes=300,
+    rescued_at_once_bytes=200,
+    huge_value_bytes=10,
+)
+"""A few dozen bytes are enormous: entries are cut into slices, batches read map by map, JSON is made by parts."""
 
 
 @pytest.mark.parametrize("as_batch", [False, True])
 @given(entries())
 @settings(PROPERTY, max_examples=40)
 def test_nothing_changes_where_entries_are_too_large_to_be_converted_whole(
-    convert: Callable[..., Result], tiny_limits: None, as_batch: bool, given_entries: list[dict[str, list[bytes]]]
+    convert: Callable[..., Result], as_batch: bool, given_entries: list[dict[str, list[bytes]]]
 ) -> None:
     whole = [batch(*map(columnar_map, given_entries))]
-    result = convert(whole if as_batch else map(columnar, given_entries))
+    result = convert(whole if as_batch else map(columnar, given_entries), budget=TINY)
     wanted = [
         row
         for number, columns in enumerate(given_entries)
@@ -269,16 +270,14 @@ def test_nothing_changes_where_entries_are_too_large_to_be_converted_whole(
     assert_reads_back(result, wanted)
 
 
-def test_a_slice_has_a_dead_letter_of_its_own(
-    convert: Callable[..., Result], tiny_limits: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slice_has_a_dead_letter_of_its_own(convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     """They would overwrite one another otherwise."""
 
     def failing(*_: Any) -> Any:
         raise ValueError("because a test wants it")
 
-    monkeypatch.setattr(tables_module, "convert", failing)
-    result = convert([columnar({"value": [*range(100)]})])
+    monkeypatch.setattr(conversion_jobs, "convert", failing)
+    result = convert([columnar({"value": [*range(100)]})], budget=TINY)
     assert result.files == []
     assert len({(letter.origin, letter.part) for letter in result.letters}) == len(result.letters) == 25
     values = [
@@ -321,9 +320,10 @@ def test_a_row_without_a_time_has_the_timestamp_of_its_entry(convert: Callable[.
 
 @pytest.mark.parametrize("road", ["columnar", "batch", "large batch", "batch with a bad part", "deep"])
 def test_a_row_of_an_entry_that_tells_how_far_the_clock_was_behind_has_the_time_of_the_clock(
-    convert: Callable[..., Result], road: str, monkeypatch: pytest.MonkeyPatch
+    convert: Callable[..., Result], road: str
 ) -> None:
     meta = {"clock": -HOUR_US, "precision": "us"}
+    budget = BUDGET
     maps = [columnar_map({"a": [1]}), columnar_map({"a": [2], "time": [NOW_US + 5]})]
     match road:
         case "columnar":
@@ -337,10 +337,9 @@ def test_a_row_of_an_entry_that_tells_how_far_the_clock_was_behind_has_the_time_
             payloads = [envelope("db", array_header(3) + maps[0] + bad + maps[1], kind=2, meta=meta)]
         case _:
             if road == "large batch":
-                monkeypatch.setattr(tables_module, "_LARGE_BATCH", 1)
-                monkeypatch.setattr(tables_module, "_MANY_MAPS", 1)
+                budget = Budget(whole_batch_bytes=1, whole_batch_maps=1)
             payloads = [envelope("db", array_header(2) + b"".join(maps), kind=2, meta=meta)]
-    result = convert([(NOW_US + 7, payload) for payload in payloads])
+    result = convert([(NOW_US + 7, payload) for payload in payloads], budget=budget)
     assert sorted((row["time"], row["a"]) for row in result.rows()) == [(NOW_US + 7 - HOUR_US, 1), (NOW_US + 5, 2)]
     assert len(result.letters) == (road == "batch with a bad part")
 
@@ -569,7 +568,7 @@ def test_what_fails_alone_is_a_dead_letter_and_the_rest_is_converted(
             raise RuntimeError("cannot digest this")
         return convert_module.convert(pieces, *others)
 
-    monkeypatch.setattr(tables_module, "convert", fragile)
+    monkeypatch.setattr(conversion_jobs, "convert", fragile)
     payloads = [
         columnar({"a": ["poison" if n in (3, 77) else "fine", "x"], f"b{n % 3}": [n, n]}, tags=["a"]) for n in range(99)
     ]
@@ -624,34 +623,23 @@ def mixed_batch() -> list[bytes]:
     return payloads
 
 
-def test_doing_it_again_makes_the_same_files_however_many_threads(
-    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {
-        "_MAX_COLLECTED": 200_000,
-    }.items():
-        monkeypatch.setattr(tables_module, name, value)
-    monkeypatch.setattr(conversion_pool, "_MAX_BYTES", 400_000)
+def test_doing_it_again_makes_the_same_files_however_many_threads(convert: Callable[..., Result]) -> None:
+    budget = Budget(collected_bytes=200_000, jobs_bytes=400_000)
     few = OpenFiles(files=8, tables=4, cost=3 * MB)
-    results = [convert(mixed_batch(), threads=threads, open_files=few, row_group_rows=300) for threads in (1, 4, 2)]
+    results = [
+        convert(mixed_batch(), threads=threads, open_files=few, budget=budget, row_group_rows=300)
+        for threads in (1, 4, 2)
+    ]
     assert len(results[0].files) > 60
     for result in results[1:]:
         assert result.files == results[0].files
         assert result.tables.schema_changes == results[0].tables.schema_changes
 
 
-def test_the_size_of_memory_windows_does_not_lose_rows(
-    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_size_of_memory_windows_does_not_lose_rows(convert: Callable[..., Result]) -> None:
     plain = convert(mixed_batch())
-    for name, value in {
-        "_MAX_COLLECTED": 60_000,
-        "_MAX_TABLE": 9_000,
-        "_RELEASE_BYTES": 10_000,
-        "_COMPACT_ENTRIES": 20,
-    }.items():
-        monkeypatch.setattr(tables_module, name, value)
-    small = convert(mixed_batch())
+    budget = Budget(collected_bytes=60_000, table_bytes=9_000, release_bytes=10_000, compact_entries=20)
+    small = convert(mixed_batch(), budget=budget)
     assert canonical(small.rows()) == canonical(plain.rows())
     assert len(small.files) > len(plain.files)
 
@@ -667,12 +655,9 @@ def test_thousands_of_measurements_in_one_batch(convert: Callable[..., Result]) 
     assert len({file.key.split("/")[1] for file in result.files}) == 2_000
 
 
-def test_many_tables_of_single_rows_are_not_scattered_over_many_files(
-    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables_module, "_MAX_COLLECTED", 3_000_000)
+def test_many_tables_of_single_rows_are_not_scattered_over_many_files(convert: Callable[..., Result]) -> None:
     payloads = [columnar({"time": [NOW_US + n], "v": [n], "s": ["x"]}, f"m{n % 300}") for n in range(9_000)]
-    result = convert(payloads)
+    result = convert(payloads, budget=Budget(collected_bytes=3_000_000))
     assert sorted(row["v"] for row in result.rows()) == list(range(9_000))
     assert len(result.files) < 600
 
@@ -681,17 +666,17 @@ def test_a_table_that_was_small_and_grows_has_its_rows_in_the_order_in_which_the
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small tables are converted together, by others' jobs: what comes later waits for them."""
-    bundle_job = BatchTables._bundle_job
+    bundle_job = ConversionJobs._bundle_job
 
     def slow(*args: Any) -> None:
         time.sleep(0.02)
         bundle_job(*args)
 
-    monkeypatch.setattr(BatchTables, "_bundle_job", slow)
-    monkeypatch.setattr(tables_module, "_MAX_COLLECTED", 100_000)
+    monkeypatch.setattr(ConversionJobs, "_bundle_job", slow)
+    budget = Budget(collected_bytes=100_000)
     grows = [columnar({"time": [NOW_US + n] * 30, "v": [n] * 30}, "grows") for n in range(200)]
     others = [columnar({"time": [NOW_US], "v": [0]}, f"m{n}") for n in range(100)]
-    result = convert([*grows[:10], *others, *grows[10:]], row_group_rows=1_000)
+    result = convert([*grows[:10], *others, *grows[10:]], budget=budget, row_group_rows=1_000)
     grown = [file for file in result.files if "/grows/" in file.key]
     assert len(grown) > 1
     assert [file.key.rpartition("_")[2] for file in grown] == [f"{n}.parquet" for n in range(len(grown))]
@@ -705,17 +690,13 @@ def test_columns_beyond_the_bound_are_rescued(convert: Callable[..., Result]) ->
     assert result.tables.rescued == 5_000 - 4_096
 
 
-def test_an_entry_too_large_to_be_decoded_at_once_is_converted_by_parts(
-    convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables_module, "_MAX_TABLE", 10_000)
-    monkeypatch.setattr(tables_module, "_SLICE_ROWS", 600)
+def test_an_entry_too_large_to_be_decoded_at_once_is_converted_by_parts(convert: Callable[..., Result]) -> None:
     columns = {
         "n": list(range(5_000)),
         "s": [f"text {n}" for n in range(5_000)],
         "mixed": [n if n % 3 else "x" for n in range(5_000)],
     }
-    result = convert([columnar(columns)])
+    result = convert([columnar(columns)], budget=Budget(table_bytes=10_000, slice_rows=600))
     assert sorted(row["n"] for row in result.rows()) == list(range(5_000))
     assert sum(pq.ParquetFile(io.BytesIO(file.data)).num_row_groups for file in result.files) >= 8
 
@@ -723,7 +704,6 @@ def test_an_entry_too_large_to_be_decoded_at_once_is_converted_by_parts(
 def test_new_columns_beside_many_rows_do_not_multiply_memory(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables_module, "_MAX_TABLE", 100_000)
     sizes: list[int] = []
 
     def watching(pieces: Any, *others: Any) -> Any:
@@ -731,9 +711,10 @@ def test_new_columns_beside_many_rows_do_not_multiply_memory(
         sizes.append(converted.table.num_rows * converted.table.num_columns * 8)
         return converted
 
-    monkeypatch.setattr(tables_module, "convert", watching)
+    monkeypatch.setattr(conversion_jobs, "convert", watching)
     result = convert(
-        [columnar({"a": [1] * 1_000}), columnar({f"c{n}": [n] for n in range(1_000)}), columnar({"a": [1] * 1_000})]
+        [columnar({"a": [1] * 1_000}), columnar({f"c{n}": [n] for n in range(1_000)}), columnar({"a": [1] * 1_000})],
+        budget=Budget(table_bytes=100_000),
     )
     assert result.tables.rows == 2_001
     assert max(sizes) < 200_000
@@ -832,30 +813,27 @@ def poisoned_batch() -> list[bytes]:
 POISONED = frozenset({("db", "large"), ("db", "small-10")})
 
 
-@pytest.fixture
-def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables_module, "_MAX_COLLECTED", 40_000)
-    monkeypatch.setattr(tables_module, "_SMALL_TABLE", 3_000)
+SMALL_WINDOWS = Budget(collected_bytes=40_000, small_table_bytes=3_000)
 
 
 def test_what_the_writer_refuses_names_its_tables_and_ends(
-    convert: Callable[..., Result], refusing: Callable[..., None], small_windows: None
+    convert: Callable[..., Result], refusing: Callable[..., None]
 ) -> None:
     refusing(refuse_poison)
     for threads in (1, 2):
         with pytest.raises(WriterFailed, match=r"'large' in database 'db' and of 1 other.*no such poison") as caught:
-            convert(poisoned_batch(), threads=threads)
+            convert(poisoned_batch(), threads=threads, budget=SMALL_WINDOWS)
         assert (caught.value.table, caught.value.tables) == (("db", "large"), POISONED)
     assert converting_threads() == []
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_in_careful_tables_what_the_writer_refuses_is_a_dead_letter_and_the_rest_is_written(
-    convert: Callable[..., Result], refusing: Callable[..., None], small_windows: None, threads: int
+    convert: Callable[..., Result], refusing: Callable[..., None], threads: int
 ) -> None:
     refusing(refuse_poison)
     payloads = poisoned_batch()
-    result = convert(payloads, threads=threads, careful=POISONED)
+    result = convert(payloads, threads=threads, careful=POISONED, budget=SMALL_WINDOWS)
     refused = [66, 68, 501, 742]
     assert sorted((letter.origin, letter.reason) for letter in result.letters) == [
         (number, "the Parquet writer refuses it: ArrowNotImplementedError: no such poison") for number in refused
@@ -867,14 +845,14 @@ def test_in_careful_tables_what_the_writer_refuses_is_a_dead_letter_and_the_rest
     assert sorted(row["n"] for row in result.rows()) == sorted(wanted)
     assert result.tables.rows == sum(file.rows for file in result.files) == len(wanted)
     assert len({file.key for file in result.files}) == len(result.files)
-    again = convert(payloads, threads=3 - threads, careful=POISONED)
+    again = convert(payloads, threads=3 - threads, careful=POISONED, budget=SMALL_WINDOWS)
     assert again.files == result.files
     assert sorted(again.letters) == sorted(result.letters)
 
 
-def test_a_careful_table_changes_no_file_of_another_one(convert: Callable[..., Result], small_windows: None) -> None:
+def test_a_careful_table_changes_no_file_of_another_one(convert: Callable[..., Result]) -> None:
     """What an interrupted pass has put already is put again under the same keys."""
-    plain, careful = convert(poisoned_batch()), convert(poisoned_batch(), careful=POISONED)
+    plain, careful = (convert(poisoned_batch(), careful=names, budget=SMALL_WINDOWS) for names in ((), POISONED))
     others = [[file for file in result.files if "/small-1/" in file.key] for result in (plain, careful)]
     assert others[0] == others[1] != []
     assert canonical(plain.rows()) == canonical(careful.rows())
@@ -895,7 +873,7 @@ def test_rows_of_many_hours_that_are_refused_leave_no_half_of_themselves(
 
 
 def test_a_refused_slice_of_an_enormous_entry_is_a_dead_letter_of_its_own(
-    convert: Callable[..., Result], tiny_limits: None, refusing: Callable[..., None]
+    convert: Callable[..., Result], refusing: Callable[..., None]
 ) -> None:
     def refuse_42(table: pa.Table) -> None:
         if 42 in table.column("value").to_pylist():
@@ -903,8 +881,8 @@ def test_a_refused_slice_of_an_enormous_entry_is_a_dead_letter_of_its_own(
 
     refusing(refuse_42)
     with pytest.raises(WriterFailed):
-        convert([columnar({"value": [*range(100)]})])
-    result = convert([columnar({"value": [*range(100)]})], careful=[("db", "cpu")])
+        convert([columnar({"value": [*range(100)]})], budget=TINY)
+    result = convert([columnar({"value": [*range(100)]})], careful=[("db", "cpu")], budget=TINY)
     (letter,) = result.letters
     lost = msgpack.unpackb(letter.payload)[3]["columns"]["value"]
     assert 42 in lost
@@ -981,7 +959,7 @@ def test_what_a_job_raises_ends_no_thread_and_stops_no_lane() -> None:
 
 def test_open_files_begin_only_once_others_have_given_back_their_share() -> None:
     """A table that had all the memory has to finish files before another one may open any."""
-    in_hand = conversion_pool.InHand(100)
+    in_hand = conversion_pool.InHand(100, 64, 96 * MB)
     first, second = conversion_pool.FileCost(), conversion_pool.FileCost()
     in_hand.begin_writing(0, first, 1_000, 100)
     in_hand.end_writing(0, first, 90)
@@ -1008,8 +986,7 @@ def test_the_open_files_of_all_tables_cost_no_more_than_they_may(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """Tables join one by one, so that those that had all the memory have to give some of it back."""
-    monkeypatch.setattr(tables_module, "_MAX_COLLECTED", 400_000)
-    monkeypatch.setattr(tables_module, "_SMALL_TABLE", 1_000)
+    budget = Budget(collected_bytes=400_000, small_table_bytes=1_000)
     all_writers: set[PartitionWriters] = set()
     costs: list[int] = []
     append = PartitionWriters.append
@@ -1026,7 +1003,7 @@ def test_the_open_files_of_all_tables_cost_no_more_than_they_may(
         columnar({"time": [NOW_US + n % 4 * HOUR_US + n], **row}, f"m{n % (1 + n // 40)}", tags=["c0"])
         for n in range(400)
     ]
-    result = convert(payloads, threads=threads, open_files=bound)
+    result = convert(payloads, threads=threads, open_files=bound, budget=budget)
     assert result.tables.rows == 400
     assert max(costs) > bound.cost // 2
     # A thread may be in the middle of one row group, which is not yet trimmed.

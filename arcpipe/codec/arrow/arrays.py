@@ -35,8 +35,6 @@ from arcpipe.codec.arrow.values import (
     Ints,
     Mask,
     Values,
-    find_values,
-    natural_type,
     odd_rows,
 )
 from arcpipe.errors import BadPayload
@@ -50,20 +48,19 @@ ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "bytes": pa.binary(),
 }
 
-# Bytes in front of the content of strings and binary values, by class.
+# Bytes before the content of strings and binary values, by class.
 _HEADER: Final[Ints] = np.zeros(CLASSES, np.int64)
 _HEADER[STR : BIN32 + 1] = (1, 2, 3, 5, 2, 3, 5)
 
 _MAX_ARROW_BYTES: Final = (1 << 31) - 1
 _EXACT: Final = 1 << 53  # integers up to here are all exact as float64
 
-# So few strings are cut out one by one.
-_FEW_VALUES: Final = 16
+_FEW_VALUES: Final = 16  # strings: fewer are cut out one by one, which costs less than vector operations
 
-# Text is dictionary-encoded from so many values on, if they have at most so many different ones and bytes of these.
-# (A Parquet dictionary page ends at 1 MB.)
 DICTIONARY_ROWS: Final = 4_096
-_DICTIONARY_SAMPLE: Final = 1_024
+"""Values of a text column from which on it is dictionary-encoded, if it has few different ones."""
+_DICTIONARY_SAMPLE: Final = 1_024  # values that are tried first: half of them different ends it
+# Different values, at most, and their bytes: a Parquet dictionary page ends at 1 MB.
 _DICTIONARY_VALUES: Final = 1 << 15
 _DICTIONARY_BYTES: Final = 1 << 19
 
@@ -76,15 +73,6 @@ class Column(NamedTuple):
 
 
 # From values to Arrow
-
-
-def decode_values(data: bytes | memoryview, count: int, hint: str | None = None) -> Column:
-    """`count` values as an array of type `hint` (a word of COLUMN_TYPES), or else of their natural type.
-
-    Raises BadPayload if `data` is not exactly `count` MessagePack values.
-    """
-    values = find_values(data, count)
-    return build(values, hint or natural_type(values))
 
 
 def build(values: Values, type_: str | None) -> Column:

@@ -33,97 +33,14 @@ Rows of one shape (measurement, tags, fields and their types, with or without a 
 order of their lines. Integers and timestamps are packed with 9 bytes each,
 as floats are, so that readers step through them; `types` tells which columns are unsigned.
 
-There are two paths. Bodies of many lines of few shapes are read by column (`line_protocol_columns`), others line by
-line (`line_protocol_scalar`), which is the reference: both give the same rows and errors, but not the same maps,
+`body.encode` is the way in. There are two paths: bodies of many lines of few shapes are read by column (`by_column`),
+others line by line (`by_line`), which is the reference: both give the same rows and errors, but not the same maps,
 because rows of one shape may be in several.
 
 Bounds: no path takes more than linear time, and no step keeps other threads from running for more than some 20 ms:
-what is long is passed in windows (`line_protocol_grammar`, `line_protocol_long`). Beside the result, memory is a
-multiple of `CHUNK_BYTES` and of the longest line. Shapes and bad lines are bounded by the size of the body
+what is long is passed in windows (`grammar`, `long_lines`). Besides the result, memory is a multiple of `CHUNK_BYTES`
+and of the longest line. Shapes and bad lines are bounded by the size of the body
 (`arcpipe.codec.effort`); the size is bounded by the caller.
 
-This module must not know HTTP, precisions' names, the log's envelope, or Arrow.
+This package must not know HTTP, precisions' names, or the WAL's envelope.
 """
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Final, NamedTuple
-
-from arcpipe.codec.columns import Encoded, Maps
-from arcpipe.codec.effort import Effort, go_on
-from arcpipe.codec.line_protocol.by_column import read_piece
-from arcpipe.codec.line_protocol.by_line import MAX_ERRORS, LineError, LineReader, Report
-
-__all__ = ["MAX_ERRORS", "LineError", "Lines", "encode"]
-
-CHUNK_BYTES: Final = 256 << 10
-"""Lines are gathered into columns so many bytes at a time, because Python's objects are larger than their text."""
-
-# Where reading by column begins to pay, as `benchmarks.line_protocol` measures it: some 25 lines of one shape, which
-# are 4 KB, or 120 lines of the 16 shapes that Telegraf sends, which are 30 KB. Then there are 24 lines of its first.
-FEW_BYTES: Final = 4 << 10
-MANY_BYTES: Final = 32 << 10
-MANY_LINES: Final = 24
-
-
-class Lines(NamedTuple):
-    """What a body becomes. `encoded` is None if there is no good line.
-
-    `errors` are the first `MAX_ERRORS` bad lines, in order; `more_errors` counts the others.
-    """
-
-    encoded: Encoded | None
-    errors: list[LineError]
-    more_errors: int
-
-
-def encode(body: bytes, check: Callable[[], None] = go_on) -> Lines:
-    """Make the lines of a body columnar maps.
-
-    Args:
-        check: as in `arcpipe.codec.effort`.
-
-    Raises:
-        PayloadTooLarge: the body has too many shapes for its size.
-        BadPayload: the body has too many bad lines for its size.
-    """
-    size = len(body)
-    if size < FEW_BYTES or (size < MANY_BYTES and _count_alike(body) < MANY_LINES):
-        return encode_by_line(body, check)
-    return encode_by_column(body, check)
-
-
-def _count_alike(body: bytes) -> int:
-    """How many lines seem to be of the first line's measurement."""
-    measurement = body[: body.find(b" ", 0, FEW_BYTES) + 1].partition(b",")[0]
-    return 1 + body.count(b"\n" + measurement)
-
-
-def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
-    """As `encode`, whatever the size of the body."""
-    report = Report(body)
-    maps = Maps()
-    reader = LineReader(body, report, Effort(len(body), check), maps)
-    pos = 0
-    while pos < len(body):
-        pos = reader.read(pos, body.find(b"\n", pos + CHUNK_BYTES) + 1 or len(body))
-        reader.flush()
-    return Lines(maps.encoded(), report.errors, report.more_errors)
-
-
-def encode_by_column(body: bytes, check: Callable[[], None] = go_on) -> Lines:
-    """As `encode`, whatever the size of the body."""
-    report = Report(body)
-    maps = Maps()
-    effort = Effort(len(body), check)
-    reader = LineReader(body, report, effort, maps)
-    pos = 0
-    while pos < len(body):
-        end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
-        if end:
-            pos = read_piece(body, pos, end, reader, effort, maps)
-        else:
-            pos = reader.read(pos, body.find(b"\n", pos) + 1 or len(body))
-        reader.flush()
-    return Lines(maps.encoded(), report.errors, report.more_errors)

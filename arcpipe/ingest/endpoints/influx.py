@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from arcpipe.codec.line_protocol import Lines, encode
+from arcpipe.codec.line_protocol.body import Lines, encode
 from arcpipe.errors import BadPayload
 from arcpipe.ingest.endpoints.write import Target, WriteEndpoints, check_database
 from arcpipe.ingest.http import responses

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Final, NamedTuple, TypeVar
 
 from arcpipe.codec.columns import Encoded
+from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
 from arcpipe.codec.messagepack.body import encode
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
@@ -19,7 +20,7 @@ from arcpipe.ingest.http.background import Background, Check, ClientGone
 from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge
 from arcpipe.ingest.http.turns import INLINE_SECONDS, SMALL_SECONDS, TooLong, Turns
-from arcpipe.wal.format import KIND_BATCH, KIND_COLUMNAR, MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
+from arcpipe.wal.format import MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
 from arcpipe.wal.group_commit import Commit
 
 T = TypeVar("T")

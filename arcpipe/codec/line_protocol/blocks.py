@@ -1,0 +1,356 @@
+"""The table of a piece of the body: where its lines and their delimiters are, and which lines are of one shape.
+
+A line that is in no block is odd: it is left to the line reader.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from arcpipe.codec.effort import Effort
+from arcpipe.codec.line_protocol.shapes import (
+    BOOL,
+    FLOAT,
+    HIGH_BYTES,
+    INTEGER,
+    NONE,
+    TEXT,
+    UNSIGNED,
+    Ints,
+    LineShape,
+    Words,
+    find_layout,
+    find_shape,
+)
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+# The type of a value as its first and last bytes suggest it: `_TYPE[_FIRST[first] + _LAST[last]]`.
+_FIRST: Final = np.zeros(256, np.uint8)
+_FIRST[list(b"0123456789.-")], _FIRST[list(b'"')], _FIRST[list(b"tTfF")] = 5, 10, 15
+_LAST: Final = np.zeros(256, np.uint8)
+_LAST[list(b"0123456789.")], _LAST[list(b"i")], _LAST[list(b"u")], _LAST[list(b'"')] = 1, 2, 3, 4
+_TYPE: Final = np.zeros(20, np.uint8)
+_TYPE[[6, 7, 8, 14]] = FLOAT, INTEGER, UNSIGNED, TEXT
+_TYPE[15:20] = BOOL
+_TAG_TYPE: Final = np.array([TEXT, NONE], np.uint8)  # [tag is empty]
+
+# Classes of bytes among which the delimiters of a line are found.
+_OTHER, _DELIMITER, _QUOTE, _CONTROL, _STANDIN = range(5)
+_CLASS: Final = np.zeros(256, np.uint8)
+_CLASS[:0x20] = _CONTROL
+_CLASS[0xF8:0xFC] = _STANDIN
+_CLASS[list(b"\n ,=")] = _DELIMITER
+_CLASS[list(b'"')] = _QUOTE
+
+LOW_BYTES: Final[Words] = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
+"""Masks by the number of bytes that they keep: the first ones of a word, which is little-endian."""
+
+# The spellings of booleans as words.
+_BOOLS: Final[Words] = np.array(
+    [
+        int.from_bytes(text, "little")
+        for text in (b"t", b"T", b"true", b"True", b"TRUE", b"f", b"F", b"false", b"False", b"FALSE")
+    ],
+    np.uint64,
+)
+
+# Characters that may be escaped, and the bytes that replace the escaped ones while delimiters are searched: they
+# are in no valid UTF-8.
+_STANDINS: Final = {ord("\\"): b"\xf8", ord(","): b"\xf9", ord(" "): b"\xfa", ord("="): b"\xfb"}
+_FIRST_STANDIN: Final = 0xF8
+_STANDIN_FOR_EQUALS: Final = 0xFB
+_CHARACTER: Final = np.arange(256, dtype=np.uint8)
+for _character, _standin in _STANDINS.items():
+    _CHARACTER[ord(_standin)] = _character
+
+# Bytes around the copied text of a piece: room for the words of its longest possible key, and for a word at its end.
+_ROOM_BEFORE: Final = 512
+_ROOM_AFTER: Final = 16
+
+MIN_LINES: Final = 8
+"""Lines of the smallest block: a smaller one costs more than reading its lines one by one."""
+_PARTS_BETWEEN_CHECKS: Final = 2047  # parts of a text with escapes, less one: they take 0.5 ms
+_BLOCK_SHAPES: Final = 4  # shapes of the line reader that take as long as a block: its price as an effort
+_MAX_SPLITS: Final = 8  # blocks that are tried with lines that look alike but are not, before the rest is odd
+_MAX_LINE_BYTES: Final = 0xFFFF  # so that three bytes are enough for the header of any text; longer lines are odd
+_MAX_UNIFORM: Final = 1024  # delimiters of a line: with more, lines are hardly all alike, and it is not tried
+_NEWLINE: Final = ord("\n")
+
+_ZERO: Final[Ints] = np.zeros(1, np.int64)
+_MIX: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, odd: spreads what it multiplies
+
+
+class Block(NamedTuple):
+    """Lines of one shape. `starts` and `ends` are the places of each value, by column and then by line."""
+
+    shape: LineShape
+    lines: Ints
+    starts: Ints
+    ends: Ints
+
+    def without(self, gone: Mask) -> Block:
+        kept = ~gone[self.lines]
+        return Block(self.shape, self.lines[kept], self.starts[:, kept], self.ends[:, kept])
+
+
+def _hide_escapes(piece: bytes, effort: Effort) -> bytes:
+    """Replace each escape in the piece by one byte; a backslash that escapes nothing stays."""
+    first, *others = piece.split(b"\\")
+    parts = [first]
+    following = iter(others)
+    for number, part in enumerate(following):
+        if not number & _PARTS_BETWEEN_CHECKS:
+            effort.check()
+        if part:
+            standin = _STANDINS.get(part[0])
+            parts += (b"\\", part) if standin is None else (standin, part[1:])
+        else:  # between two backslashes, or after the last
+            last = next(following, None)
+            parts += (b"\\",) if last is None else (_STANDINS[ord("\\")], last)
+    return b"".join(parts)
+
+
+def _separators_of_all(kinds: Bytes) -> bytes | None:
+    """Return the kinds of a line, if all lines have the same ones and these are delimiters of a line."""
+    line, newline, _ = kinds[:_MAX_UNIFORM].tobytes().partition(b"\n")
+    width = len(line) + 1
+    if not newline or len(kinds) % width or find_layout(line + newline) is None:
+        return None
+    return line + newline if (kinds.reshape(-1, width) == kinds[:width]).all() else None
+
+
+class LineTable:
+    """The places of a piece's lines and of their delimiters; places count from the start of `text`."""
+
+    __slots__ = (
+        "_first",
+        "_kinds",
+        "_last",
+        "_piece",
+        "_places",
+        "_quotes",
+        "_separators",
+        "_skipped",
+        "begins",
+        "ends",
+        "odd",
+        "text",
+        "words",
+    )
+
+    def __init__(self, piece: bytes, effort: Effort) -> None:
+        self._piece = piece
+        escapes = b"\\" in piece
+        if escapes:
+            piece = _hide_escapes(piece, effort)
+        ending = b"" if piece.endswith(b"\n") else b"\n"
+        padded = bytearray(b"".join((b"\n".rjust(_ROOM_BEFORE, b"\0"), piece, ending, bytes(_ROOM_AFTER))))
+        self.text: Bytes = np.frombuffer(padded, np.uint8)
+        """A copy of the piece; the headers of texts are written into it when all else is done."""
+        self.words: Words = np.ndarray((len(padded) - 7,), "<u8", padded, 0, (1,))
+        """The eight bytes at every place, aligned or not."""
+        seen = self.text[_ROOM_BEFORE - 1 : -_ROOM_AFTER]
+        mask = seen <= ord(",")
+        mask |= seen == ord("=")
+        if escapes:
+            mask |= seen >= _FIRST_STANDIN
+        effort.check()
+        places = np.flatnonzero(mask)
+        places += _ROOM_BEFORE - 1
+        kinds = self.text[places]
+        self._quotes: Ints | None = None
+        self._separators = _separators_of_all(kinds[1:])
+        """The delimiters of each line, if all lines have the same ones."""
+        if self._separators:
+            width = len(self._separators)
+            newlines = np.arange(0, len(kinds), width)
+            self.begins, self.ends = places[:-1:width] + 1, places[width::width]
+            self.odd = self.ends - self.begins > _MAX_LINE_BYTES
+        else:
+            places, kinds, newlines = self._find_lines(piece, places, kinds, effort)
+        self._places, self._kinds = places, kinds
+        self._first, self._last = newlines[:-1] + 1, newlines[1:]
+        starts = self.text[self.begins]
+        self._skipped: Mask = (starts == _NEWLINE) | (starts == ord("#"))
+        self.odd[self._skipped] = False
+
+    def _find_lines(self, piece: bytes, places: Ints, kinds: Bytes, effort: Effort) -> tuple[Ints, Bytes, Ints]:
+        """Find the lines and drop what is no delimiter; return the places left, their kinds, and where newlines are."""
+        newlines = np.flatnonzero(kinds == _NEWLINE)
+        self.begins, self.ends = places[newlines[:-1]] + 1, places[newlines[1:]]
+        self.odd = self.ends - self.begins > _MAX_LINE_BYTES
+        classes = _CLASS.take(kinds)
+        keep = classes == _DELIMITER
+        if keep.all():
+            return places, kinds, newlines
+        self.odd[np.searchsorted(newlines, np.flatnonzero(classes == _CONTROL)) - 1] = True
+        quotes = classes == _QUOTE
+        if quotes.any():
+            keep &= ~self._find_strings(quotes, newlines)
+        keep[newlines] = True
+        standins = places[np.flatnonzero(classes == _STANDIN)]
+        kept = np.flatnonzero(keep)
+        places, kinds = places[kept], kinds[kept]
+        newlines = np.flatnonzero(kinds == _NEWLINE)
+        effort.check()
+        if len(standins):
+            self._unescape(standins, places[newlines[:-1] + 1])
+        if self._quotes is not None and b"\\" in piece:  # it may escape a quote
+            lines = np.searchsorted(self.ends, np.flatnonzero(self.text == ord("\\")))
+            self.odd[lines[self._quotes[lines] > 0]] = True
+        return places, kinds, newlines
+
+    def _find_strings(self, quotes: Mask, newlines: Ints) -> Mask:
+        """Mark what is between the quotes of a line; a line with an odd number of quotes is odd."""
+        before: Ints = np.cumsum(quotes)
+        at_newlines = before[newlines]
+        self._quotes = np.diff(at_newlines)
+        unbalanced = (self._quotes & 1).astype(np.bool_)
+        if unbalanced.any():
+            self.odd |= unbalanced
+            before[1:] -= np.repeat(at_newlines[:-1], np.diff(newlines))
+        return (before & 1).astype(np.bool_)
+
+    def _unescape(self, standins: Ints, first_delimiters: Ints) -> None:
+        """Put the escaped characters back in the places of their stand-ins; they have become no delimiters.
+
+        In strings other characters are escaped, and in measurements not `=`: such lines are odd.
+        """
+        lines = np.searchsorted(self.ends, standins)
+        if self._quotes is not None:
+            self.odd[lines[self._quotes[lines] > 0]] = True
+        found = self.text[standins]
+        in_measurement = standins < first_delimiters[lines]
+        self.odd[lines[in_measurement & (found == _STANDIN_FOR_EQUALS)]] = True
+        self.text[standins] = _CHARACTER.take(found)
+
+    def find_line_ends(self) -> Ints:
+        """Find where the lines end in the piece itself, each after its newline."""
+        ends = np.flatnonzero(np.frombuffer(self._piece, np.uint8) == _NEWLINE) + 1
+        return ends if len(ends) == len(self.odd) else np.append(ends, len(self._piece))
+
+    def blocks(self, effort: Effort) -> list[Block]:
+        """The lines by shape; those that are in none are odd from now on."""
+        blocks: list[Block] = []
+        lines = np.flatnonzero(~(self.odd | self._skipped))
+        if not len(lines):
+            return blocks
+        if self._separators and len(lines) == len(self.odd):
+            places = np.ascontiguousarray(self._places[1:].reshape(len(lines), len(self._separators)).T)
+            lines, _ = self._take_block(lines, places, self._separators, blocks)
+            if not len(lines):
+                return blocks
+        for bucket in self._buckets(lines, effort):
+            if len(bucket) >= MIN_LINES:
+                effort.add_shape(_BLOCK_SHAPES)
+            self._take_blocks(bucket, blocks)
+        return blocks
+
+    def _buckets(self, lines: Ints, effort: Effort) -> list[Ints]:
+        """Lines that are probably of one shape: of as many delimiters, of one measurement and first key."""
+        first, last = self._first[lines], self._last[lines]
+        begins = self.begins[lines]
+        place = self._places[first]
+        name = self.words[place - 8] & HIGH_BYTES[np.minimum(place - begins + 1, 8)]
+        place = self._places[np.minimum(first + 1, last)]
+        key = self.words[place - 8] & HIGH_BYTES[np.minimum(place - begins + 1, 8)]
+        widths = (last - first).astype(np.uint64)
+        looks = (name * _MIX ^ key) * _MIX ^ widths
+        heads = np.flatnonzero(looks[1:] != looks[:-1]) + 1
+        heads = np.concatenate((_ZERO, heads))
+        effort.check()
+        head_looks = looks[heads].tolist()
+        numbers = {look: number for number, look in enumerate(dict.fromkeys(head_looks))}
+        bucket_of = list(map(numbers.__getitem__, head_looks))
+        if len(numbers) == 1:
+            return [lines]
+        buckets = np.repeat(
+            np.array(bucket_of, np.uint16 if len(numbers) < 1 << 16 else np.int64), np.diff(heads, append=len(lines))
+        )
+        effort.check()
+        sizes = np.bincount(buckets)
+        few = sizes < MIN_LINES
+        if few.any():  # all at once: there may be as many as lines
+            odd = few[buckets]
+            self.odd[lines[odd]] = True
+            lines, buckets, sizes = lines[~odd], buckets[~odd], sizes[~few]
+            if not len(lines):
+                return []
+        order = lines[np.argsort(buckets, kind="stable")]
+        return np.split(order, np.cumsum(sizes)[:-1])
+
+    def _take_blocks(self, lines: Ints, blocks: list[Block]) -> None:
+        """Make blocks of lines that look alike."""
+        if len(lines) < MIN_LINES:
+            self.odd[lines] = True
+            return
+        first = self._first[lines]
+        width = int(self._last[lines[0]] - first[0]) + 1
+        at = first + np.arange(width)[:, None]
+        kinds = self._kinds[at]
+        alike = kinds == kinds[:, :1]
+        places = self._places[at]
+        separators = kinds[:, 0].tobytes()
+        if not alike.all():
+            same: Mask = alike.all(axis=0)
+            self.odd[lines[~same]] = True
+            lines, places = lines[same], places[:, same]
+        for _ in range(_MAX_SPLITS):
+            if len(lines) < MIN_LINES:
+                break
+            lines, places = self._take_block(lines, places, separators, blocks)
+        self.odd[lines] = True
+
+    def _take_block(self, lines: Ints, places: Ints, separators: bytes, blocks: list[Block]) -> tuple[Ints, Ints]:
+        """Make a block of the lines that are like the first: the other lines, and the places of their delimiters.
+
+        `places` are by delimiter and then by line; all lines have these `separators`.
+        """
+        layout = find_layout(separators)
+        if layout is None:
+            self.odd[lines] = True
+            return lines[:0], places[:, :0]
+        timed, fields = layout.timed, layout.fields
+        text = self.text
+        starts = places[layout.before] + 1
+        ends = places[layout.after]
+        types = _TYPE.take(_FIRST.take(text[starts]) + _LAST.take(text[ends - 1]))
+        if fields > timed:
+            types[timed:fields] = _TAG_TYPE.take(ends[timed:fields] == starts[timed:fields])
+        template = types[:, 0]
+        line = text[self.begins[lines[0]] : self.ends[lines[0]]].tobytes()
+        front = (places[:, 0] - self.begins[lines[0]]).tolist()
+        keys = [line[: front[0]]]
+        keys += [line[front[at - 1] + 1 : front[at]] for at in layout.before[timed:].tolist()]
+        shape = None
+        if template.all() and (not timed or template[0] == FLOAT):
+            shape = find_shape(separators, tuple(keys), template[timed:].tobytes(), timed)
+        if shape is None:
+            self.odd[lines[0]] = True
+            return lines[1:], places[:, 1:]
+        same: Mask = (types == template[:, None]).all(axis=0)
+        words = self.words[places[shape.slots] - shape.back]
+        words &= shape.masks
+        same &= (words == shape.words).all(axis=0)
+        if self._quotes is not None:
+            same &= self._quotes[lines] == 2 * shape.texts
+        starts += shape.skip
+        ends -= shape.drop
+        for at in shape.bools:
+            word = self.words[starts[at]] & LOW_BYTES[np.minimum(ends[at] - starts[at], 8)]
+            same &= np.isin(word, _BOOLS)
+        if same.all():
+            blocks.append(Block(shape, lines, starts, ends))
+            return lines[:0], places[:, :0]
+        if np.count_nonzero(same) >= MIN_LINES:
+            blocks.append(Block(shape, lines[same], starts[:, same], ends[:, same]))
+        else:
+            self.odd[lines[same]] = True
+            if not same[0]:
+                self.odd[lines[0]] = same[0] = True
+        return lines[~same], places[:, ~same]

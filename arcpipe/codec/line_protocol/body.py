@@ -1,0 +1,83 @@
+"""A body of lines -> columnar maps, by column or by line, whichever is faster for its size and its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from arcpipe.codec.columns import Encoded, Maps
+from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.line_protocol.by_column import read_piece
+from arcpipe.codec.line_protocol.by_line import LineError, LineReader, Report
+
+CHUNK_BYTES: Final = 256 << 10
+"""Bytes of lines that are gathered into columns at a time, because Python's objects are larger than their text."""
+
+# Bodies from which on reading by column pays, as `benchmarks.line_protocol` measures it: some 25 lines of one shape,
+# which are 4 KB, or 120 lines of the 16 shapes that Telegraf sends, which are 30 KB and have 24 lines of their first.
+FEW_BYTES: Final = 4 << 10  # a smaller body is read by line
+MANY_BYTES: Final = 32 << 10  # a body of this size is read by column
+MANY_LINES: Final = 24  # lines of the first measurement, from which on a body of a size between is read by column
+
+
+class Lines(NamedTuple):
+    """The good lines of a body, and its bad ones.
+
+    `encoded` is None if there is no good line. `errors` are the first `MAX_ERRORS` bad lines, in order; `more_errors`
+    counts the others.
+    """
+
+    encoded: Encoded | None
+    errors: list[LineError]
+    more_errors: int
+
+
+def encode(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+    """Make the lines of a body columnar maps.
+
+    Args:
+        check: as in `arcpipe.codec.effort`.
+
+    Raises:
+        PayloadTooLarge: the body has too many shapes for its size.
+        BadPayload: the body has too many bad lines for its size.
+    """
+    size = len(body)
+    if size < FEW_BYTES or (size < MANY_BYTES and _count_alike(body) < MANY_LINES):
+        return encode_by_line(body, check)
+    return encode_by_column(body, check)
+
+
+def _count_alike(body: bytes) -> int:
+    """Count the lines that seem to be of the first line's measurement."""
+    measurement = body[: body.find(b" ", 0, FEW_BYTES) + 1].partition(b",")[0]
+    return 1 + body.count(b"\n" + measurement)
+
+
+def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+    """Do as `encode`, line by line."""
+    report = Report(body)
+    maps = Maps()
+    reader = LineReader(body, report, Effort(len(body), check), maps)
+    pos = 0
+    while pos < len(body):
+        pos = reader.read(pos, body.find(b"\n", pos + CHUNK_BYTES) + 1 or len(body))
+        reader.flush()
+    return Lines(maps.encoded(), report.errors, report.more_errors)
+
+
+def encode_by_column(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+    """Do as `encode`, by column where lines allow it."""
+    report = Report(body)
+    maps = Maps()
+    effort = Effort(len(body), check)
+    reader = LineReader(body, report, effort, maps)
+    pos = 0
+    while pos < len(body):
+        end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
+        if end:
+            pos = read_piece(body, pos, end, reader, effort, maps)
+        else:
+            pos = reader.read(pos, body.find(b"\n", pos) + 1 or len(body))
+        reader.flush()
+    return Lines(maps.encoded(), report.errors, report.more_errors)

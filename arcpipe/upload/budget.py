@@ -1,0 +1,55 @@
+"""Bounds of the conversion of a batch, in one frozen struct that is an argument: tests pass a smaller one.
+
+A bound in bytes of memory is held against costs, which are estimates: `DECODED_BYTES` for each value, and those that
+`collected_tables` adds for what holds the values. What goes into which file depends on these bounds; a batch that is
+done again has to be done with the same ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from arcpipe.config.settings import MB
+
+DECODED_BYTES: Final = 8
+"""Cost of a value once it is decoded, even if it was encoded in fewer bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bounds on what a batch has in memory. The defaults keep the uploader below its 600 MB in the worst case."""
+
+    # Entries that are collected.
+    collected_bytes: int = 64 * MB  # cost of all of them; the tables that cost most are converted at this
+    table_bytes: int = 48 * MB  # cost of one table's; an entry that alone costs more is converted in slices
+    small_table_bytes: int = MB  # cost up to which tables share a job: one alone is not worth a thread
+    release_bytes: int = 48 * MB  # payloads between two releases: views keep those of two such periods alive
+
+    # Staged entries of a group are compacted: copied together, which costs less per entry the more they are.
+    compact_entries: int = 1_024  # entries that make it worth doing
+    compact_entry_bytes: int = 4_096  # payload from which on an entry stays a view: copying costs more than it saves
+    compact_early_entries: int = 4  # entries that make it worth doing when memory is short
+
+    # A batch entry with more maps and more bytes than this is read map by map.
+    whole_batch_maps: int = 64
+    whole_batch_bytes: int = 4 * MB
+
+    # Slices of an entry above `table_bytes`.
+    slice_rows: int = 1 << 18
+    slice_bytes: int = 16 * MB
+    slice_names_bytes: int = 48 * MB  # column names in the JSON of its rows, should all values be rescued
+
+    # One conversion; rows that exceed it are converted by halves.
+    converted_bytes: int = 128 * MB  # cost of the decoded values
+    converted_columns: int = 1 << 16  # of entries with different ones: each costs about 1 KB besides its values
+    rescued_bytes: int = 32 * MB  # JSON of rescued values
+    rescued_at_once_bytes: int = 4 * MB  # rescued values that exist as Python objects, by the JSON they may become
+    huge_value_bytes: int = MB  # a text or binary value above which its column has no statistics
+
+    # Jobs that were handed to the pool and are not done.
+    jobs: int = 64
+    jobs_bytes: int = 96 * MB  # cost of all of them together
+
+
+BUDGET: Final = Budget()

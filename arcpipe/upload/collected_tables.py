@@ -1,0 +1,343 @@
+"""Collect the columnar maps of a batch by table and shape, and decide when which of them are converted.
+
+Maps of one shape make a group, and the groups of a measurement a table. A table is handed to `conversion_jobs` when it
+has as many rows as a row group, when it or all tables together cost too much memory, and at the end. All of this is for
+one thread, and follows from the order and the sizes of the maps alone.
+
+This module must not know envelopes, the WAL, Arrow or object stores.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final, TypeAlias
+
+from arcpipe.codec.entries import array_length
+from arcpipe.codec.envelope import ColumnMap, encode_entry
+from arcpipe.errors import BadPayload
+from arcpipe.upload.budget import DECODED_BYTES, Budget
+from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, TableOutput
+from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
+from arcpipe.upload.open_files import OpenFiles, Quota
+from arcpipe.upload.schema import SchemaRegistry, TableName, TableSchema
+from arcpipe.upload.staging import Group, Misfit, Piece, Shape, Staged, entry_payload, whole_piece
+
+# Bytes of memory that an entry costs besides its values: while it is staged, and once it is compacted.
+_STAGED_ENTRY: Final = 200
+_STAGED_COLUMN: Final = 80
+_COMPACT_ENTRY: Final = 100
+_COMPACT_COLUMN: Final = 4
+# Bytes that the first entry of a shape costs besides that: names, and the places of columns.
+_SHAPE: Final = 1_000
+_SHAPE_COLUMN: Final = 250
+# Bytes that each piece of compacted entries costs besides its values.
+_PIECE: Final = 500
+_PIECE_COLUMN: Final = 350
+# Bytes of JSON, at most, that a column costs per row besides its name, should its values be rescued.
+_RESCUED_COLUMN: Final = 16
+
+_NO_ARRAY: Final = 0xC1  # the marker that MessagePack never uses
+_NO_VIEW: Final = memoryview(b"")
+
+_GroupKey: TypeAlias = tuple[object, ...]
+
+
+class _Table:
+    """The collected entries of one (database, measurement), and their output. There may be 100,000 of these."""
+
+    __slots__ = ("cost", "flushed", "groups", "max_rows", "names", "output", "quota", "rows")
+
+    def __init__(self, output: TableOutput) -> None:
+        self.output = output
+        self.groups: dict[_GroupKey, Group] = {}
+        self.names: set[str] = set()
+        self.rows = 0
+        self.max_rows = 0
+        self.cost = 0
+        self.flushed = False  # before the batch's end
+        self.quota: Quota | None = None  # open files that it was last granted
+
+
+class CollectedTables:
+    """Collect columnar maps and hand them to the jobs of the batch; blocks while the pool is busy."""
+
+    def __init__(
+        self,
+        jobs: ConversionJobs,
+        letters: DeadLetters,
+        registry: SchemaRegistry,
+        budget: Budget,
+        open_files: OpenFiles,
+        row_group_rows: int,
+        careful: Collection[TableName],
+    ) -> None:
+        self._jobs = jobs
+        self._letters = letters
+        self._registry = registry
+        self._budget = budget
+        self._open_files = open_files
+        self._row_group_rows = row_group_rows
+        self._careful = frozenset(careful)
+
+        self._tables: dict[TableName, _Table] = {}
+        self._groups: dict[_GroupKey, tuple[_Table, Group]] = {}
+        self._cost = 0
+        self._with_files: OrderedDict[_Table, None] = OrderedDict()  # granted open files; used longest ago first
+
+    def add(
+        self,
+        database: str,
+        precision: str | None,
+        columns: ColumnMap,
+        size: int,
+        timestamp_us: int,
+        origin: object,
+        part: int,
+    ) -> None:
+        """Take a columnar map that has `size` bytes and is number `part` of its entry.
+
+        Rows without a time get `timestamp_us`. `origin` is the caller's name of the entry, for dead letters.
+        """
+        arrays = columns.columns
+        types = columns.types
+        key = (database, columns.m, precision, columns.tags, types and tuple(types.items()), *arrays)
+        found = self._groups.get(key)
+        for array in arrays.values():  # the first one tells the number of rows
+            first = memoryview(array)
+            marker = first[0]
+            break
+        else:
+            first, marker = _NO_VIEW, _NO_ARRAY
+        rows = 0
+        if 0x90 < marker <= 0x9F:
+            rows = marker & 15
+        elif marker == 0xDC:
+            rows = first[1] << 8 | first[2]
+        if not rows:
+            rows = self._count_rows(database, precision, columns, origin, part)
+            if not rows:
+                return
+        if found is None:
+            found = self._new_group(key, Shape(database, precision, columns), rows)
+        table, group = found
+        width = len(arrays)
+        decoded = DECODED_BYTES * rows * width
+        cost = (size if size > decoded else decoded) + _STAGED_ENTRY + _STAGED_COLUMN * width
+        budget = self._budget
+        if table.cost + cost > budget.table_bytes:
+            if table.rows:
+                self._flush(table)
+                self.add(database, precision, columns, size, timestamp_us, origin, part)
+            else:
+                self._add_large(table, group.shape, (rows, timestamp_us, origin, part, *arrays.values()))
+            return
+        staged = group.staged
+        staged.append((rows, timestamp_us, origin, part, *arrays.values()))
+        table.rows += rows
+        table.cost += cost
+        self._cost += cost
+        if table.rows >= table.max_rows:
+            self._flush(table)
+        elif size < budget.compact_entry_bytes and len(staged) >= budget.compact_entries:
+            self._compact(table, group)
+        elif self._cost >= budget.collected_bytes:
+            self._relieve()
+
+    def release(self) -> None:
+        """Let go of old payloads, so that views of a few bytes do not keep whole segments in memory."""
+        for _, group in self._groups.values():
+            group.release()
+
+    def flush_all(self) -> None:
+        """Hand everything that is left to the pool, and have all files finished."""
+        small = []
+        for table in self._tables.values():
+            if table.flushed or table.cost > self._budget.small_table_bytes:
+                width = len(table.names)
+                groups, cost = self._take(table)
+                self._submit(table, groups, cost, width, close=True)
+            else:
+                small.append(table)
+        self._flush_small(small)
+
+    def schemas(self) -> Iterator[TableSchema]:
+        """The schema of each table, once all jobs are done."""
+        return (table.output.schema for table in self._tables.values())
+
+    def abort(self) -> None:
+        """Let go of the files that are open, once all jobs are done."""
+        for table in self._tables.values():
+            table.output.writers.abort()
+
+    def _count_rows(self, database: str, precision: str | None, columns: ColumnMap, origin: object, part: int) -> int:
+        """Count the rows of any columnar map; one whose columns cannot be rows is a dead letter, and has none."""
+        try:
+            return _rows(columns)
+        except BadPayload as error:
+            payload = encode_entry(database, precision, columns)
+            self._letters.add(DeadLetter(database, payload, origin, part, str(error)))
+            return 0
+
+    # New groups
+
+    def _new_group(self, key: _GroupKey, shape: Shape, rows: int) -> tuple[_Table, Group]:
+        name = shape.database, shape.measurement
+        table = self._tables.get(name)
+        if table is None:
+            output = self._jobs.output(self._registry.draft(*name), name in self._careful)
+            table = self._tables[name] = _Table(output)
+        # Rows without the new columns get nulls there.
+        if table.rows and table.rows + rows > self._max_rows(table.names.union(shape.index)):
+            self._flush(table)
+        table.names.update(shape.index)
+        table.max_rows = self._max_rows(table.names)
+        group = table.groups[key] = Group(shape)
+        self._groups[key] = table, group
+        cost = _SHAPE + _SHAPE_COLUMN * len(shape.index)
+        table.cost += cost
+        self._cost += cost
+        return table, group
+
+    def _max_rows(self, names: set[str]) -> int:
+        """The rows at which a table of these columns is converted."""
+        return min(self._row_group_rows, self._budget.table_bytes // (DECODED_BYTES * len(names)) or 1)
+
+    # Entries above `table_bytes`
+
+    def _add_large(self, table: _Table, shape: Shape, entry: Staged) -> None:
+        """Convert one enormous entry slice by slice, with nothing else in memory that can wait or be let go of."""
+        for other, group in self._groups.values():
+            self._compact(other, group)
+        self._grant_files(table)
+        self._shrink_files(table)
+        self._jobs.wait()
+        try:
+            self._submit_slices(table, shape, whole_piece(shape, entry))
+        except BadPayload as error:
+            _, _, origin, part, *raws = entry
+            self._letters.add_misfit(shape, Misfit(origin, part, entry_payload(shape, raws), str(error)))
+        self._take(table)  # nothing but shapes, which have a cost
+        self._jobs.wait()  # the memory of the payload is let go of
+
+    def _submit_slices(self, table: _Table, shape: Shape, piece: Piece) -> None:
+        budget = self._budget
+        width = len(shape.index)
+        row_cost = DECODED_BYTES * width
+        names = sum(len(name.encode()) + _RESCUED_COLUMN for name in shape.index)
+        most = min(budget.slice_rows, budget.slice_bytes // row_cost, budget.slice_names_bytes // names)
+        for part in piece.slices(max(1, most), budget.slice_bytes):
+            if self._jobs.error is not None:
+                break
+            group = Group(shape)
+            group.hold(part)
+            size = sum(len(column.data) for column in part.columns)
+            cost = max(size, row_cost * part.total_rows) + _PIECE + _PIECE_COLUMN * width
+            self._submit(table, [group], cost, width)
+
+    # Memory
+
+    def _compact(self, table: _Table, group: Group) -> None:
+        entries, width, pieces = len(group.staged), len(group.shape.index), len(group.pieces)
+        for misfit in group.compact():
+            self._letters.add_misfit(group.shape, misfit)
+        saved = entries * (_STAGED_ENTRY - _COMPACT_ENTRY + (_STAGED_COLUMN - _COMPACT_COLUMN) * width)
+        saved -= (len(group.pieces) - pieces) * (_PIECE + _PIECE_COLUMN * width)
+        table.cost -= saved
+        self._cost -= saved
+
+    def _relieve(self) -> None:
+        """Make the collected entries smaller, or fewer: tables that cost most first."""
+        budget = self._budget
+        for table, group in self._groups.values():
+            if len(group.staged) >= budget.compact_early_entries:
+                self._compact(table, group)
+        if self._cost < budget.collected_bytes * 3 // 4:
+            return
+        # Sorting is stable, and tables are in the order of their first entries.
+        left = self._cost
+        small = []
+        for table in sorted(self._tables.values(), key=lambda table: -table.cost):
+            if left <= budget.collected_bytes // 2:
+                break
+            left -= table.cost
+            if table.flushed or table.cost > budget.small_table_bytes:
+                self._flush(table)
+            else:
+                small.append(table)
+        self._flush_small(small)
+
+    # To the pool
+
+    def _flush(self, table: _Table) -> None:
+        """Hand a table's collected entries to the pool; its files stay open for more."""
+        self._grant_files(table)
+        width = len(table.names)
+        groups, cost = self._take(table)
+        self._submit(table, groups, cost, width)
+
+    def _flush_small(self, tables: Iterable[_Table]) -> None:
+        """Hand the collected entries of small tables to the pool, many in a job, which finishes their files."""
+        bundle: Bundle = []
+        cost = 0
+        for table in tables:
+            groups, cost_of_table = self._take(table)
+            bundle.append((table.output, groups))
+            cost += cost_of_table
+            if cost > self._budget.small_table_bytes:
+                self._jobs.submit_bundle(bundle, cost)
+                bundle, cost = [], 0
+        if bundle:
+            self._jobs.submit_bundle(bundle, cost)
+
+    def _take(self, table: _Table) -> tuple[list[Group], int]:
+        groups, cost = list(table.groups.values()), table.cost
+        for key in table.groups:
+            del self._groups[key]
+        self._cost -= cost
+        table.groups.clear()
+        table.names.clear()
+        table.rows = table.cost = 0
+        return groups, cost
+
+    def _submit(self, table: _Table, groups: list[Group], cost: int, width: int, *, close: bool = False) -> None:
+        self._jobs.submit(table.output, groups, cost, width, table.quota, close=close)
+
+    # Shares of the open files
+
+    def _grant_files(self, table: _Table) -> None:
+        """Give a table its share of the open files."""
+        table.flushed = True
+        self._with_files[table] = None
+        self._with_files.move_to_end(table)
+        if len(self._with_files) > self._open_files.tables:
+            oldest, _ = self._with_files.popitem(last=False)
+            self._submit(oldest, [], 0, 0, close=True)
+        quota = self._open_files.quota(len(self._with_files))
+        table.quota = quota
+        for other in self._with_files:
+            self._set_quota(other, quota)
+
+    def _shrink_files(self, table: _Table) -> None:
+        """Leave little memory to open files: an enormous entry of this table is next."""
+        count = len(self._with_files)
+        quota = self._open_files.quota(count)
+        self._set_quota(table, quota._replace(cost=min(quota.cost, self._open_files.file_cost)))
+        for other in self._with_files:
+            if other is not table:
+                self._set_quota(other, quota._replace(cost=self._open_files.cost_beside_large // count))
+
+    def _set_quota(self, table: _Table, quota: Quota) -> None:
+        if table.quota != quota:
+            table.quota = quota
+            self._submit(table, [], 0, 0)
+
+
+def _rows(columns: ColumnMap) -> int:
+    """Count the rows of a columnar map by its first column; 0 only if no column has any. Raises BadPayload."""
+    lengths = [array_length(memoryview(array))[0] for array in columns.columns.values()]
+    if not lengths:
+        raise BadPayload("there are no columns")
+    if not lengths[0] and any(lengths):
+        raise BadPayload(f"columns have {lengths} values")
+    return lengths[0]

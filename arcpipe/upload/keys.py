@@ -1,0 +1,53 @@
+"""Name the files of a batch: a database, a measurement and an hour become an object key.
+
+This module must not know Arrow or object stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal, NamedTuple
+
+Layout = Literal["arc", "hive"]
+"""Folders by date: `2026/11/28/18`, or `year=2026/month=11/day=28/hour=18`."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
+_MAX_ENCODED: Final = 120  # characters: a file's name holds more, and file systems allow 255 bytes
+
+
+def encode_name(name: str) -> str:
+    """Make a database or measurement name one path component: percent-encoded, at most 120 characters, never empty.
+
+    A longer one is cut and ends in `~` and a hash of the whole name. Different names stay different.
+    """
+    raw = name.encode()
+    encoded = "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in raw)
+    if encoded.startswith("."):
+        encoded = "%2E" + encoded[1:]
+    if len(encoded) > _MAX_ENCODED:
+        return f"{encoded[:100]}~{hashlib.sha256(raw).hexdigest()[:16]}"
+    return encoded or "%"
+
+
+class Partition(NamedTuple):
+    """The place of one measurement's rows of one hour; `hour_us` is its first µs."""
+
+    database: str
+    measurement: str
+    hour_us: int
+
+    def key(self, layout: Layout, first_us: int, batch_id: str, number: int) -> str:
+        """Name a batch's file `number` (from 0) of this partition, whose first row is of `first_us`."""
+        hour, first = _EPOCH + timedelta(microseconds=self.hour_us), _EPOCH + timedelta(microseconds=first_us)
+        parts = [f"{hour.year:04}", f"{hour.month:02}", f"{hour.day:02}", f"{hour.hour:02}"]
+        if layout == "hive":
+            parts = [f"{unit}={value}" for unit, value in zip(("year", "month", "day", "hour"), parts, strict=True)]
+        measurement = encode_name(self.measurement)
+        # Not strftime, which takes as long as the rest of a small file's key and folder.
+        day = f"{first.year:04}{first.month:02}{first.day:02}"
+        moment = f"{day}T{first.hour:02}{first.minute:02}{first.second:02}{first.microsecond:06}"
+        name = f"{measurement}_{moment}_{batch_id}_{number}.parquet"
+        return "/".join((encode_name(self.database), measurement, *parts, name))
