@@ -77,7 +77,8 @@ Modules:
     format                        packs and unpacks bytes
     directory, lock, probe, pool  the WAL directory, its lock, a check before a start, the files to write over
     group, segment                entries that go to disk together; one segment file
-    writer, pipeline              commits groups; makes the next segment and seals full ones on another thread
+    writer, options               commits groups to one segment after the other
+    factory, pipeline             make the next segment and seal full ones, on another thread
     group_commit                  drives the writer from an event loop
     background_sync               syncs in the `async` mode
     reader                        scans and verifies, with source, life, walk, salvage, timestamps, report and verdict

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import msgspec
 
@@ -19,46 +19,27 @@ from arcpipe.disk import Disk
 from arcpipe.errors import CommitFailed
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import SEALED, WALDirectory
+from arcpipe.wal.factory import SegmentFactory
 from arcpipe.wal.format import END_ENTRY_BYTES, KIND_BATCH, envelope_prefix
 from arcpipe.wal.group import NO_IDENTITY, Group, WALStats
+from arcpipe.wal.options import SyncMode, WALOptions
 from arcpipe.wal.pipeline import Pipeline
-from arcpipe.wal.pool import FreePool
 from arcpipe.wal.segment import Segment, State
 
-__all__ = ["CACHED_BACKLOG_BYTES", "Group", "SyncMode", "WALOptions", "WALStats", "WALWriter"]
+__all__ = ["Group", "SyncMode", "WALOptions", "WALStats", "WALWriter"]
 
 log = logging.getLogger(__name__)
 
-SyncMode = Literal["fsync", "fdatasync", "async", "off"]
-
-# Bytes of backlog above which a sealed segment leaves the page cache, because it will not be read soon: later writes
-# reuse that memory. Measured without this: the kernel, or a hypervisor below it, has to find and clear fresh pages, and
-# a body of 55 kB takes a worker 180 µs of a core instead of 115.
-CACHED_BACKLOG_BYTES: Final = 512 << 20
 # Seconds between two checks that the segment is still at its path: a removal is noticed before many records are in it.
 _PLACE_CHECK_SECONDS: Final = 1.0
 # µs. A burst of entries brings timestamps ahead of the clock by less than this; a clock that was set back, by more.
 _AHEAD_US: Final = 1_000_000
 _OPEN: Final = State.OPEN  # used by every commit, and members of an enum are slow to look up
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 # While a sealed segment of the slot waits for its upload, the next one is sealed at this many times
 # `flush.max_age_seconds`, but not before _WAITING_SECONDS. With the default of 5 s, an outage of an hour makes 120
 # small segments instead of 720.
 _WAITING_FACTOR: Final = 6
 _WAITING_SECONDS: Final = 10.0
-
-
-class WALOptions(msgspec.Struct, frozen=True):
-    """Settings `wal.*` and `flush.*` that a writer needs."""
-
-    sync_mode: SyncMode = "fdatasync"
-    async_interval_seconds: float = 1.0
-    max_size_bytes: int = 100 << 20
-    max_age_seconds: float = 3600.0
-    flush_max_records: int = 1_000_000
-    flush_max_age_seconds: float = 5.0
-    recycle: bool = True
-    free_segments: int = 4
 
 
 class WALWriter:
@@ -101,18 +82,13 @@ class WALWriter:
         self.current: Segment | None = None  # None while no segment can be made
         self._directory = directory
         self._slot = slot
-        self._node = node
-        self._next_seq = next_seq  # None until the directory was listed
         self._stamped = last_timestamp  # µs: the highest timestamp given out
         self._written = last_timestamp  # µs: the highest timestamp on disk, or reserved for an end entry
-        self._made = 0  # µs: `created` of the segment that was made last
-        self._pool: FreePool | None = None
-        if self.options.recycle:
-            self._pool = FreePool(directory, self.options.free_segments, self.options.max_size_bytes)
+        self._factory = SegmentFactory(directory, slot, self.options, node, next_seq, lambda: self._written)
         self._successor: Segment | None = None  # in service already; the segment that it replaces must be cut back
         self._background: BackgroundSync | None = None
         self._next_place_check = 0.0
-        self._pipeline = Pipeline(self._make_segment, self._seal)
+        self._pipeline = Pipeline(self._factory.make, self._factory.seal)
         try:
             self.current = self._pipeline.take()
         except OSError as error:
@@ -393,7 +369,7 @@ class WALWriter:
             self._successor = None
         if self._successor is None:
             retained, replaces = background.retained, (failed.name.seq, background.synced.offset)
-            self._successor = self._pipeline.make_instead(lambda: self._make_segment(retained, replaces))
+            self._successor = self._pipeline.make_instead(lambda: self._factory.make(retained, replaces))
         self._cut_back_or_give_up(failed, background)
         following, self._successor = self._successor, None
         return following
@@ -450,43 +426,6 @@ class WALWriter:
     def _reserve_end_timestamp(self) -> None:
         """Reserve the timestamp after the last entry for the end entry of the segment that is left."""
         self._written += 1
-
-    def _make_segment(self, retained: Sequence[Group] = (), replaces: tuple[int, int] | None = None) -> Segment:
-        self._directory.make()  # it may have been removed
-        if self._next_seq is None:
-            self._next_seq = self._directory.highest_seq(self._slot) + 1
-        seq = self._next_seq
-        self._next_seq += 1
-        segment = Segment.make(
-            self._directory,
-            self._pool,
-            self._slot,
-            seq,
-            self._node,
-            # Also above the segment made before, which may not be in use yet: segments sort in writing order.
-            above_us=max(self._written, self._made),
-            sync=self.options.sync_mode != "off",
-            retained=retained,
-            replaces=replaces,
-        )
-        self._made = segment.created
-        return segment
-
-    def _seal(self, segment: Segment) -> None:
-        keep_cached = not self._is_backlog_large()
-        try:
-            segment.seal(self.options.max_size_bytes, keep_cached=keep_cached)
-        except OSError as error:
-            if error.errno not in _NO_SPACE or self._pool is None:
-                raise
-            self._pool.give_back()  # makes room for the end entry
-            segment.seal(self.options.max_size_bytes, keep_cached=keep_cached)
-
-    def _is_backlog_large(self) -> bool:
-        try:
-            return sum(file.size for file in self._directory.segments(SEALED)) > CACHED_BACKLOG_BYTES
-        except OSError:  # without a directory, sealing reports the error
-            return False
 
     # Reporting failures
 
