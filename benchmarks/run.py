@@ -15,7 +15,7 @@ from typing import Final
 import pyarrow.parquet as pq
 
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.writer import CACHED_BACKLOG_BYTES
+from arcpipe.wal.factory import CACHED_BACKLOG_BYTES
 from benchmarks.device import SYNCS, device_limit
 from benchmarks.drive import Figures, LoadProcesses, load_processes, load_spec
 from benchmarks.load import Finished, LoadFailed

@@ -1,10 +1,14 @@
-"""Object stores with one small protocol: a local directory, or S3 and what speaks like it.
+"""Object stores behind one small protocol: a local directory, or S3 and servers that speak its protocol.
 
-This package takes named blobs and makes them durable. It must not know what is in them, how their names are chosen,
-or what anybody does about a failure: it counts nothing, and retries nothing but the parts of a large S3 object.
+    store = open_store("s3://bucket/prefix", settings.storage.s3)
+    await store.put("production/cpu/file.parquet", blob)     # durable when it returns
+    await store.close()
 
-Every operation raises StorageError and nothing else, cancellation and a malformed key (ValueError, a bug of the
-caller) excepted.
+This package makes named blobs durable. It must not know their content, how names are chosen, or how failures are
+handled: it counts nothing, and retries nothing but the parts of a large S3 object.
+
+An operation raises StorageError and nothing else. The exceptions are cancellation, and ValueError for a malformed key,
+which is a bug of the caller.
 """
 
 from __future__ import annotations
@@ -18,29 +22,31 @@ from arcpipe.storage.base import Blob, MemoryBlob, ObjectStore
 __all__ = ["Blob", "MemoryBlob", "ObjectStore", "open_store"]
 
 
-# Connections to S3, at least: eight uploads of large objects, each in four parts. They cost nothing until used.
+# Connections: enough for eight large objects of four parts each. They cost nothing until they are used.
 _LEAST_CONNECTIONS: Final = 32
-_LEAST_THREADS: Final = 8  # file operations at once: with fewer, a slow one would hold up the others
+# Threads, each for one file operation: with fewer, a slow operation would delay the others.
+_LEAST_THREADS: Final = 8
 
 
 def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> ObjectStore:
-    """Open the store of `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
+    """Open the store behind `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
 
-    Does no I/O and needs no event loop; a store opens what it needs at the first use and belongs to the loop of
-    that use from then on. The caller closes it.
+    Does no I/O and needs no event loop. A store connects at its first use, and belongs to the event loop of that use.
+    The caller closes it.
 
     Args:
-        uploads_at_once: puts that go on side by side; further ones wait.
+        url: the location, as `storage.url` has it.
+        s3: the settings of `[storage.s3]`; not used for a directory.
+        uploads_at_once: the number of puts that run at the same time; further ones wait.
 
     Raises:
-        ConfigError: for a URL that is none of these.
+        ConfigError: the URL has another form.
     """
     try:
         location = Storage(url=url).location
     except ConfigError as error:
         raise ConfigError(f"storage.url: {error}") from None
-    # Imported here, because a process that writes to S3 or to a directory pays for one of the two only
-    # (aiobotocore: 0.3 s and 35 MB).
+    # Imported here, so that a process pays only for the store that it uses (aiobotocore: 0.3 s and 35 MB).
     if isinstance(location, FileLocation):
         from arcpipe.storage.local import LocalStore
 

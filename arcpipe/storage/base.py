@@ -1,6 +1,6 @@
-"""Blobs, keys and the operations of every object store: what it takes and promises.
+"""Blobs, keys and the operations that every object store has, with their promises.
 
-This room must not know any particular store, nor what is in a blob.
+This module must not know any particular store, nor the content of a blob.
 """
 
 from __future__ import annotations
@@ -19,25 +19,29 @@ if TYPE_CHECKING:
 
 
 class Blob(Protocol):
-    """What is uploaded: seekable and readable any number of times, because a put may be tried again."""
+    """Data to upload. It can be read at any offset and several times, because a put may be retried."""
 
     @property
     def size(self) -> int:
-        """Bytes; must not change while the blob is in use."""
+        """Return the size in bytes; it must not change while the blob is in use."""
         ...
 
     def read_at(self, offset: int, length: int) -> bytes | memoryview:
-        """`length` bytes from `offset` on, fewer only at the end. May block; called from several threads."""
+        """Read `length` bytes at `offset`; fewer only at the end. May block. Several threads may call it."""
         ...
 
 
 class MemoryBlob:
-    """A blob over memory that is already there; nothing is copied."""
+    """A blob over bytes in memory; nothing is copied."""
 
     __slots__ = ("_view",)
 
     def __init__(self, buffer: Buffer) -> None:
-        """`buffer`: contiguous bytes, a memoryview or a pyarrow.Buffer, kept alive as long as the blob."""
+        """Make a blob.
+
+        Args:
+            buffer: contiguous bytes, a memoryview or a pyarrow.Buffer; kept alive as long as the blob.
+        """
         self._view = memoryview(buffer).cast("B")
 
     @property
@@ -49,76 +53,80 @@ class MemoryBlob:
 
 
 class ObjectStore(Protocol):
-    """A flat space of named objects. Every operation may be called concurrently, on one event loop.
+    """A flat space of named objects. Operations may run concurrently, on one event loop.
 
-    Failures are StorageError, whose text names the object, the reason and what to do next, and never a secret.
-    A key that `require_key` refuses is a ValueError.
+    A failure is a StorageError. Its text names the object, the reason and the next step, and never a secret. A key that
+    `require_key` refuses is a ValueError.
     """
 
     async def put(self, key: str, blob: Blob) -> None:
-        """Stores the whole blob under `key`, over whatever was there.
+        """Store the whole blob under `key`, in place of an earlier object.
 
-        It becomes visible at once and whole, and is durable when this returns. After a failure or a cancellation
-        either the former object or the new one is there, whole.
+        The object becomes visible at once and whole, and is durable when this returns. After a failure or a
+        cancellation either the earlier object or the new one is there, whole.
         """
         ...
 
     async def put_all(self, objects: Sequence[tuple[str, Blob]]) -> None:
-        """As `put` of each of these keys and blobs; after a failure, any of them may be there, each one whole."""
+        """Put each of these keys and blobs. After a failure any of them may be there, each one whole."""
         ...
 
     @property
     def objects_at_once(self) -> int:
-        """So many small objects are best given to one `put_all`: 1 where that is no faster than as many puts."""
+        """Return the best number of small objects for one `put_all`; 1 if that is no faster than single puts."""
         ...
 
     async def exists(self, key: str) -> bool:
-        """Whether an object of this key is there, whole.
+        """Tell if an object of this key is there, whole.
 
         Raises:
-            StorageError: it cannot be told, because objects may not be looked for, for instance.
+            StorageError: that cannot be found out, for instance without the permission to look.
         """
         ...
 
     async def abort_uploads(self, key: str) -> int:
-        """Abort multipart uploads that a former try left open under this key.
+        """Abort the multipart uploads that an earlier try left open under this key.
 
-        One that is under way is aborted as well: call it before the put. A store that does not let us list them is
-        no failure, but a warning in the log, as they cost space and no more.
+        Call it before the put, because it aborts a running upload as well. If the store does not list uploads, a
+        warning is logged: they cost space and no more.
 
         Returns:
-            How many it aborted; 0 where there are no such uploads.
+            The number of aborted uploads.
         """
         ...
 
     async def delete(self, key: str) -> None:
-        """Removes the object, durably; one that is not there is fine."""
+        """Remove the object, durably. A missing object is no error."""
         ...
 
     async def list_keys(self, prefix: str) -> list[str]:
-        """The keys that begin with `prefix` (any text, not only whole components), sorted, as given to `put`."""
+        """List the keys that begin with `prefix`, sorted. It may be any text, not only whole components of a key."""
         ...
 
     async def check(self) -> None:
-        """Try all that may be needed later, after a crash too, and tidy up what a former process left half-written.
+        """Try every operation that may be needed later, and remove what a dead process left half-written.
 
         Raises:
-            StorageError: an operation does not work; for a missing permission, the text names it.
+            StorageError: an operation does not work. If a permission is missing, the text names it.
         """
         ...
 
     async def close(self) -> None:
-        """Lets go of threads and connections, once nothing is under way. Closing twice is fine."""
+        """Release threads and connections after running operations have ended. May be called twice."""
         ...
 
     @property
     def url(self) -> str:
-        """Where this store is, without secrets, for logs."""
+        """Return the location of the store, without secrets, for log lines."""
         ...
 
 
 def require_key(key: str) -> None:
-    """Raises ValueError unless `key` is a relative POSIX path in UTF-8 without empty, `.` or `..` components."""
+    """Refuse a key unless it is a relative POSIX path in UTF-8 without empty, `.` or `..` components.
+
+    Raises:
+        ValueError: the key is something else.
+    """
     if not {"", ".", ".."}.isdisjoint(key.split("/")):
         raise ValueError(f"object key {key!r} is not a plain relative path")
     if "\0" in key:
@@ -127,9 +135,10 @@ def require_key(key: str) -> None:
 
 
 def read_exactly(blob: Blob, offset: int, length: int) -> bytes | memoryview:
-    """`length` bytes of the blob. Raises StorageError if it cannot be read or is shorter than its size said.
+    """Read exactly `length` bytes of a blob. Stores use this, so that a failing blob is not taken for a failing store.
 
-    Stores read through here, so that a failing source is not taken for a failing store.
+    Raises:
+        StorageError: the blob cannot be read, or is shorter than its size.
     """
     try:
         data = blob.read_at(offset, length)

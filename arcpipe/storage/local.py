@@ -1,13 +1,18 @@
-"""The local store: a directory whose files are the objects; the embedded default.
+"""The local store: a directory whose files are the objects. It is the default.
 
-Durability is spelled out here, step by step: write a temporary file, sync it, rename it over the key, sync the
-directory, and sync the parent of every directory that was made on the way. Objects of one call go through the first
-steps one after the other and share the syncs of directories. This room must not know what it stores.
+A put is durable by these steps:
 
-Temporary files live in one hidden directory, `.arcpipe-staging` under the root, as mail is delivered through
-Maildir's `tmp`: readers that glob the tree never meet one, and what a crash left is found without walking a lake of
-a million directories. Each is held under flock by its writer, so whoever tidies up knows the dead from the living.
-The price: the tree is one file system; a mount inside it is refused with a clear error.
+1. Write a temporary file, and sync it.
+2. Rename it to the key.
+3. Sync the directory, and the parent of every directory that was made on the way.
+
+The objects of one `put_all` take steps 1 and 2 one after the other, and share the syncs of step 3. This module must not
+know the content of objects.
+
+Temporary files live in one hidden directory, `.arcpipe-staging` under the root, like mail in Maildir's `tmp`. So
+readers that glob the tree never see one, and what a crash left is found without walking a million directories. A writer
+holds its file under flock, so `check` can tell abandoned files from those in use. The price: the whole tree must be one
+file system. A mount inside it is refused with a clear error.
 """
 
 from __future__ import annotations
@@ -37,22 +42,23 @@ log = logging.getLogger(__name__)
 STAGING_DIRECTORY = ".arcpipe-staging"
 _TEMP_NAME = re.compile(r"put-[0-9a-f]{32}\.tmp")
 
-# One write(2), and how much of a blob a thread holds; between two a cancelled put is given up. Each goes to the disk
-# before the next: a sync of the WAL that is asked for meanwhile would have to wait for all that was handed to the disk.
+# Bytes per write(2). Cancellation is checked between writes. Each write is flushed before the next, so that a sync of
+# the WAL on the same disk never waits for a whole object.
 _WRITE_BYTES = 256 << 10
 
 _SYNC_FILE_RANGE = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
 _START_AND_WAIT = 2 | 4  # SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
-# The answers of a file system or kernel that does not have the call. Nothing was written then, and nothing failed.
+# Errors of a file system or kernel without sync_file_range. Then nothing was written, and nothing failed.
 _NO_WRITE_BACK = (errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EOPNOTSUPP)
 
-# ext4 makes it, for root only, in the directory where it is mounted.
+# ext4 makes it, readable by root only, at its mount point.
 _LOST_AND_FOUND = "lost+found/"
 
-# A call of a thread costs as much as what it does for a small object. More of them would wait for one another.
+# Objects per `put_all`. Starting a thread's work costs as much as storing a small object, so several share it. With
+# many more, the first would wait long for the last.
 _OBJECTS_AT_ONCE = 32
 
-# Forgetting which directories are durable costs one sync each; remembering them, 200 bytes.
+# Directories that are remembered as durable, 200 bytes each. A forgotten one costs a sync.
 _MAX_DURABLE = 65_536
 
 _NEXT_STEP = {
@@ -75,11 +81,16 @@ class LocalStore:
     """An ObjectStore in a directory."""
 
     def __init__(self, root: str | os.PathLike[str], threads: int = 8) -> None:
-        """`root` is made when first needed. `threads` bounds the file operations under way at once."""
-        # Absolute from here on: a later chdir must not move the store.
+        """Open a store.
+
+        Args:
+            root: the directory; it is made at the first put.
+            threads: the number of file operations that run at the same time.
+        """
+        # Absolute, because a later chdir must not move the store.
         self._root = os.path.abspath(root)
         self._staging = os.path.join(self._root, STAGING_DIRECTORY)
-        # Directories whose own entry, and all those above it, are known to be on the disk.
+        # Directories whose own entry, and the entries of all directories above, are known to be on disk.
         self._durable: set[str] = set()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="local-store")
 
@@ -104,7 +115,7 @@ class LocalStore:
 
     async def abort_uploads(self, key: str) -> int:
         self._path(key)
-        return 0  # what a put left here has a name of its own, which `check` removes
+        return 0  # an unfinished put leaves only a temporary file, which `check` removes
 
     async def delete(self, key: str) -> None:
         target = self._path(key)
@@ -119,14 +130,14 @@ class LocalStore:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._executor.shutdown)
-        with suppress(OSError):  # in use by somebody else, or never made
+        with suppress(OSError):  # not empty because another process uses it, or never made
             os.rmdir(self._staging)
 
     async def _in_thread(self, action: str, work: Callable[[threading.Event], T]) -> T:
-        """Runs blocking `work`, its OSErrors as StorageErrors.
+        """Run blocking `work` in a thread, and turn its OSError into a StorageError.
 
-        Returns or raises only when the thread is done, also when cancelled (the event tells `work` to give up):
-        a put or delete that took effect later would undo what came after it.
+        Returns or raises only when the thread is done, even if cancelled: a put or delete that took effect later would
+        undo what came after it. `work` gets an event that is set on cancellation.
         """
         cancelled = threading.Event()
         future = asyncio.get_running_loop().run_in_executor(self._executor, work, cancelled)
@@ -136,7 +147,7 @@ class LocalStore:
             raise _storage_error(action, error) from error
         except asyncio.CancelledError:
             cancelled.set()
-            # Looked at, so that asyncio does not report it as never retrieved.
+            # Read the exception, so that asyncio does not report it as never retrieved.
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
             await asyncio.wait([future])
             raise
@@ -151,7 +162,7 @@ class LocalStore:
         self._again_if_removed(lambda: self._put_all_once(targets, cancelled))
 
     def _again_if_removed(self, work: Callable[[], None]) -> None:
-        """Does the work a second time if somebody removed a directory meanwhile."""
+        """Do the work, and once more if somebody removed a directory meanwhile."""
         try:
             work()
         except FileNotFoundError:
@@ -174,14 +185,14 @@ class LocalStore:
         self._durable.update(unsynced)
 
     def _put(self, target: str, blob: Blob, cancelled: threading.Event) -> None:
-        """Writes a file, whose directory is there, and gives it its name; its entry is yet to be made durable."""
+        """Write a file into an existing directory and rename it to `target`. The caller syncs the directory."""
         with self._temp_file() as (fd, temp):
             offset, size = 0, blob.size
             while offset < size and not cancelled.is_set():
                 length = min(_WRITE_BYTES, size - offset)
                 _write_all(fd, read_exactly(blob, offset, length))
                 offset += length
-                if offset < size:  # the rest is for the fsync
+                if offset < size:  # the fsync below writes the last piece
                     _write_back(fd, offset - length, length)
             if cancelled.is_set():
                 raise _Cancelled
@@ -189,7 +200,7 @@ class LocalStore:
             os.rename(temp, target)
 
     def _exists(self, target: str) -> bool:
-        """Looks for a file, and makes its name durable: the process that gave it may have died before it did."""
+        """Look for a file and make its name durable: the process that renamed it may have died before its sync."""
         try:
             if not stat.S_ISREG(os.stat(target).st_mode):
                 return False
@@ -208,7 +219,7 @@ class LocalStore:
             os.fsync(fd)
 
     def _remove_abandoned(self) -> None:
-        """Removes what a crash left. Best effort: it costs space, and no more than that."""
+        """Remove the temporary files that a crash left. Best effort: they cost space and no more."""
         try:
             with os.scandir(self._staging) as entries:
                 for entry in entries:
@@ -221,21 +232,25 @@ class LocalStore:
 
     @contextmanager
     def _temp_file(self) -> Iterator[tuple[int, str]]:
-        """A new file in the staging directory, locked; removed at the end unless it was renamed away."""
+        """Make and lock a new file in the staging directory. Remove it at the end unless it was renamed."""
         temp = os.path.join(self._staging, f"put-{secrets.token_hex(16)}.tmp")
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            with suppress(OSError):  # a file system without locks: nobody can take it for abandoned there either
+            with suppress(OSError):  # on a file system without locks `check` cannot lock it either, and leaves it
                 fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd, temp
         finally:
-            with suppress(OSError):  # renamed away, or cannot be removed now: `check` will
+            with suppress(OSError):  # renamed, or it cannot be removed now, and the next `check` removes it
                 os.unlink(temp)
             os.close(fd)
 
     def _make_directories(self, directory: str) -> list[str]:
-        """Makes `directory` and what is missing above it. Returns those, topmost first, that `_sync_entries` has
-        yet to make durable: also ones that were there, as a process may have crashed before it synced them."""
+        """Make `directory` and the missing directories above it.
+
+        Returns:
+            The directories that `_sync_entries` must make durable, topmost first. They include existing ones that are
+            not known to be durable: a process may have crashed before it synced them.
+        """
         unsynced: list[str] = []
         if directory in self._durable:
             return unsynced
@@ -253,19 +268,19 @@ class LocalStore:
         return unsynced
 
     def _sync_entries(self, paths: Iterable[str]) -> None:
-        """Makes the entries of these files and directories in their parents durable, syncing each parent once."""
+        """Make the names of these files and directories durable. Each parent is synced once."""
         above = os.path.dirname(self._root)
         for parent in dict.fromkeys(map(os.path.dirname, paths)):
             try:
                 _sync_directory(parent)
             except PermissionError:
-                # Above the root there may be a directory that may be passed but not opened.
+                # The directory above the root may be one that this user can pass through but not open.
                 if parent != above:
                     raise
 
     def _list(self, prefix: str, cancelled: threading.Event) -> list[str]:
         keys: list[str] = []
-        # Directories still to be read, as what the keys in them begin with: "" or "a/b/".
+        # Directories still to be read, each as the prefix of its keys: "" or "a/b/".
         pending = [prefix[: prefix.rfind("/") + 1]]
         while pending and not cancelled.is_set():
             start = pending.pop()
@@ -288,7 +303,7 @@ class LocalStore:
 
 
 class _Cancelled(Exception):
-    """Ends the thread of a put that nobody waits for any more."""
+    """Ends the thread of a cancelled put."""
 
 
 def _storage_error(action: str, error: OSError) -> StorageError:
@@ -299,18 +314,18 @@ def _storage_error(action: str, error: OSError) -> StorageError:
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:
-    """write(2) may take less than it was given (a nearly full disk, 2 GiB at most): goes on until all is written."""
+    """Write all bytes. One write(2) may take fewer: on a nearly full disk, or above 2 GiB."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def _write_back(fd: int, offset: int, length: int) -> None:
-    """Has these bytes written to the disk, where it can be asked for: no promise, an fsync follows.
+    """Flush these bytes to the disk if the system can. This is no durability yet; an fsync follows.
 
     Raises:
-        OSError: the disk did not take them. The kernel tells a descriptor of an error once: the fsync that follows
-            would say that all is well.
+        OSError: the disk did not take them. The kernel reports an error once per descriptor, so the fsync that follows
+            would report success.
     """
     if _SYNC_FILE_RANGE is None:
         return
@@ -325,7 +340,7 @@ def _sync_directory(path: str) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        # What network and FUSE file systems that have nothing to sync in a directory answer.
+        # Some network and FUSE file systems have nothing to sync in a directory, and answer EINVAL.
         if error.errno != errno.EINVAL:
             raise
     finally:
@@ -333,7 +348,7 @@ def _sync_directory(path: str) -> None:
 
 
 def _make_missing(directory: str) -> list[str]:
-    """Makes `directory` and what is missing above it. Returns these, topmost first; `directory` in any case."""
+    """Make `directory` and the missing directories above it. Return them topmost first, `directory` in any case."""
     missing = [directory]
     while True:
         try:
@@ -351,8 +366,10 @@ def _make_missing(directory: str) -> list[str]:
 
 
 def _delete(target: str) -> None:
-    """Removes a file. Where it is gone already, its removal may still be volatile: the sync after it failed, or the
-    process died before it."""
+    """Remove a file durably.
+
+    If it is gone already, the directory is synced all the same: an earlier removal may lack its sync.
+    """
     with suppress(FileNotFoundError, NotADirectoryError):
         with suppress(FileNotFoundError):
             os.unlink(target)
@@ -360,8 +377,11 @@ def _delete(target: str) -> None:
 
 
 def _remove_if_abandoned(path: str) -> None:
-    """Removes a temporary file whose writer is gone. A writer caught between making and locking it starts over."""
-    with suppress(OSError):  # finished meanwhile, still locked, or on a file system without locks
+    """Remove a temporary file whose writer is gone.
+
+    A writer that had made its file, but not locked it yet, finds it missing and starts over.
+    """
+    with suppress(OSError):  # renamed meanwhile, still locked, or on a file system without locks
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

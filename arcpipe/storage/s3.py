@@ -1,10 +1,10 @@
-"""The S3 store, through aiobotocore: AWS and every server that speaks its protocol.
+"""The S3 store: AWS and every server that speaks its protocol, through aiobotocore.
 
-This file knows which requests make a put, a listing and so on, and what `check` finds out; it must not know what it
-stores. `s3_client` sends a request, `s3_multipart` puts a large object, `s3_errors` explains failures.
+This module knows which requests make a put, a listing or a check. It must not know the content of objects. `s3_client`
+sends one request, `s3_multipart` puts a large object, `s3_errors` explains failures.
 
-One client lives as long as the store; the SDK's own retries are off, because the uploader retries and counts. Only the
-parts of a large object are retried here, as the parts before would be lost otherwise.
+One client lives as long as the store. The SDK's own retries are off, because the uploader retries and counts. Only the
+parts of a large object are retried here, because otherwise the parts before would be lost.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ __all__ = ["MIB", "S3Store"]
 
 log = logging.getLogger(__name__)
 
-_CLIENT_SECONDS: Final = 60.0  # to make a client, which may ask the instance's role or a token service for credentials
+# Seconds to make a client, which may have to ask the instance's role or a token service for credentials.
+_CLIENT_SECONDS: Final = 60.0
 _ABANDONED_AFTER: Final = timedelta(hours=24)
 _PROBE_KEY: Final = ".arcpipe-write-check"
 _LOOK_KEY: Final = ".arcpipe-look-check"
 _UPLOAD_MARKERS: Final = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
-_MAX_LEFT_OPEN: Final = 1000  # objects whose open uploads are remembered, 200 bytes each; parts of others cost space
+# Objects whose open uploads are remembered, 200 bytes each. The parts of a forgotten one go on costing space.
+_MAX_LEFT_OPEN: Final = 1000
 
 
 class S3Store:
@@ -54,20 +56,26 @@ class S3Store:
         connect_timeout_seconds: float = 10.0,
         read_timeout_seconds: float = 60.0,
     ) -> None:
-        """`prefix`: no slash at either end, may be empty. Objects up to `multipart_threshold_bytes` are one request,
-        larger ones parts of `part_bytes`, `parallel_parts` at a time, each tried up to `part_tries` times with pauses
-        that begin at `part_pause_seconds`; `max_connections` requests at once in all.
+        """Open a store; it connects at the first use.
 
-        A request fails when connecting takes `connect_timeout_seconds`, or when for `read_timeout_seconds` no answer
-        comes or (up to the sum of the two) no byte of the body is taken.
+        Args:
+            prefix: no slash at either end; may be empty.
+            multipart_threshold_bytes: objects up to this size are one request, larger ones are sent in parts.
+            parallel_parts: the number of parts of one object that are sent at the same time.
+            part_tries: tries of each part.
+            part_pause_seconds: the pause before the second try; it grows with each further one.
+            max_connections: the number of requests at the same time, of all objects.
+            connect_timeout_seconds: a request fails if connecting takes this long.
+            read_timeout_seconds: a request fails if no answer comes for this long. It also fails if no byte of its
+                body is taken for the sum of both timeouts.
         """
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._options = options
         self._multipart_threshold_bytes = multipart_threshold_bytes
         self._parts = Parts(part_bytes, parallel_parts, part_tries, part_pause_seconds)
-        encryption: str = options.server_side_encryption
-        self._encryption = {"ServerSideEncryption": encryption} if encryption else {}
+        encryption = options.server_side_encryption
+        self._encryption: dict[str, str] = {"ServerSideEncryption": encryption} if encryption else {}
         self._requests = Requests(
             bucket,
             options,
@@ -77,8 +85,8 @@ class S3Store:
         )
         self._connecting = asyncio.Lock()
         self._client: Client | None = None
-        self._looking = asyncio.Lock()  # one at a time makes and deletes the object that is looked for
-        # Multipart uploads that could not be aborted, by the name of their object: the next put of it tries again.
+        self._looking = asyncio.Lock()  # held while the object of `_sees_objects` exists
+        # Multipart uploads that could not be aborted, by the name of their object. Its next put retries that.
         self._left_open: dict[str, set[str]] = {}
 
     @property
@@ -154,11 +162,11 @@ class S3Store:
         return sorted(keys)
 
     async def check(self) -> None:
-        """Try what a crash may make necessary: to write, to abort, to delete, to look for an object.
+        """Try every request that a crash may make necessary: write, abort, delete, and look for an object.
 
-        It begins a multipart upload and aborts it, which needs the bucket and the right to write, and leaves nothing
-        behind, no object and no version. Then it aborts uploads under our prefix that began over a day ago. Without a
-        prefix it leaves them all: they may be somebody else's.
+        Begins a multipart upload and aborts it: this needs the bucket and the right to write, and leaves no object and
+        no version. Then aborts uploads under our prefix that began over a day ago. Without a prefix it leaves them,
+        because they may belong to somebody else.
         """
         name = self._prefix + _PROBE_KEY
         async with self._connected("write", name) as client:
@@ -179,7 +187,7 @@ class S3Store:
 
     @asynccontextmanager
     async def _connected(self, action: str, name: str) -> AsyncIterator[Client]:
-        """The client: made at the first use, and anew after its credentials were refused."""
+        """Lend the client. It is made at the first use, and anew after its credentials were refused."""
         async with self._connecting:
             if self._client is None:
                 try:
@@ -192,8 +200,8 @@ class S3Store:
         try:
             yield client
         except StorageError as error:
-            # The SDK reads a profile, a file or the instance's role once. Whoever sets them right should not have
-            # to restart arcpipe.
+            # The SDK reads a profile, a file or the instance's role once. A new client reads them again, so correcting
+            # them needs no restart of arcpipe.
             if error.kind == "credentials" and not self._options.access_key_id and self._client is client:
                 self._client = None
                 await client.retire()
@@ -214,7 +222,7 @@ class S3Store:
             raise
 
     async def _abort(self, client: Client, name: str, upload_id: str) -> None:
-        """Abort an upload, and remember it until that is done."""
+        """Abort an upload, and remember it until that has succeeded."""
         if name in self._left_open or len(self._left_open) < _MAX_LEFT_OPEN:
             self._left_open.setdefault(name, set()).add(upload_id)
         await abort_upload(client, name, upload_id)
@@ -230,7 +238,7 @@ class S3Store:
             log.warning("a multipart upload of %s stays open: %s", name, error)
 
     async def _abort_abandoned(self, client: Client) -> None:
-        """Abort what crashes left under our prefix. Best effort: it costs space, and no more than that."""
+        """Abort the uploads that crashes left under our prefix. Best effort: they cost space and no more."""
         before = datetime.now(UTC) - _ABANDONED_AFTER
         try:
             async for page in client.pages("list_multipart_uploads", self._prefix, _UPLOAD_MARKERS):
@@ -245,22 +253,22 @@ class S3Store:
     # Single steps.
 
     async def _delete(self, client: Client, name: str, **version: str) -> str | None:
-        """Delete an object; one that is not there is fine.
+        """Delete an object. A missing object is no error.
 
         Returns:
-            The version of the delete marker that a bucket with versions made of it, if so.
+            The version of the delete marker that a bucket with versions made; else None.
         """
         try:
             answer = await client.call("delete", "delete_object", {"Key": name, **version})
         except S3Error as error:
-            # AWS answers 204 whether it was there or not; some servers say that it was not.
+            # For a missing object AWS answers 204, and some other servers answer NoSuchKey.
             if error.code != "NoSuchKey":
                 raise
             return None
         return answer.get("VersionId") if answer.get("DeleteMarker") else None
 
     async def _check_delete(self, client: Client, name: str) -> None:
-        """Delete an object that is not there, and the mark that a bucket with versions makes of that."""
+        """Delete a missing object, and then the delete marker that a bucket with versions makes."""
         marker = await self._delete(client, name)
         if marker:
             try:
@@ -269,7 +277,7 @@ class S3Store:
                 log.debug("the delete marker of %s stays: %s", name, error)
 
     async def _delete_version(self, client: Client, name: str, version: str | None) -> None:
-        """Delete an object that we made; in a bucket with versions that version, so that nothing of it stays."""
+        """Delete an object that we made. In a bucket with versions delete the version, so that nothing stays."""
         if version:
             try:
                 await self._delete(client, name, VersionId=version)
@@ -279,18 +287,18 @@ class S3Store:
         await self._delete(client, name)
 
     async def _check_head(self, client: Client, name: str) -> None:
-        """Look for an object that is not there."""
+        """Look for a missing object."""
         try:
             await client.call("look for", "head_object", {"Key": name})
         except S3Error as error:
             if s3_errors.is_denied(error):
-                # AWS answers so where s3:GetObject lacks, and also where only s3:ListBucket does.
+                # AWS denies this without s3:GetObject, and also without s3:ListBucket alone.
                 log.info("cannot tell whether objects may be looked for: %s", error)
             elif error.status != 404:
                 raise
 
     async def _sees_objects(self, client: Client) -> bool:
-        """Whether we may look for an object that is there. Writes one for that, and deletes it."""
+        """Tell if we are allowed to look for an existing object. Writes one to find out, and deletes it."""
         name = self._prefix + _LOOK_KEY
         content = await client.content(MemoryBlob(b""), 0, 0)
         async with self._looking:
@@ -306,7 +314,11 @@ class S3Store:
             return True
 
     async def _require_bucket(self, client: Client, name: str) -> None:
-        """Raise if there is no bucket. A HEAD has no body: a 404 does not say whether object or bucket is missing."""
+        """Raise if the bucket is missing. A 404 to a HEAD has no body, so it does not say which one is missing.
+
+        Raises:
+            StorageError: there is no such bucket.
+        """
         try:
             await client.call("look for", "head_bucket", {})
         except S3Error as error:

@@ -1,12 +1,13 @@
 """Send requests to an S3 server: the SDK's client, the body of a request, its checksum and its signature.
 
-This file knows one request at a time: slots, time limits, bodies and answers. It must not know which requests make a
+This module knows one request at a time: slots, time limits, bodies and answers. It must not know which requests make a
 put, nor retry one.
 
-A body is streamed from the blob and never gathered, so memory does not grow with the size or the number of puts.
-Each request carries the CRC32 of its body, as AWS recommends (`AWS_REQUEST_CHECKSUM_CALCULATION=when_required`, the
-SDK's own switch, leaves it out for servers that refuse the header); without it, or without TLS, the signature covers
-the body's SHA-256, as the SDK has it too. Both are computed in a thread, in a first reading of the body.
+- A body is streamed from the blob, so memory does not grow with the size or the number of puts.
+- Each request carries the CRC32 of its body, as AWS recommends. The SDK's own switch,
+  `AWS_REQUEST_CHECKSUM_CALCULATION=when_required`, leaves it out, for servers that refuse the header.
+- Without the CRC32, or without TLS, the signature covers the body's SHA-256, as the SDK does it.
+- Both are computed in a thread, by reading the blob once before it is sent.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from arcpipe.storage.base import Blob, MemoryBlob, read_exactly
 
 MIB: Final = 1 << 20
 
-# Bytes of one write to the connection: large enough to cost little, small enough to notice a peer that stopped reading.
-_CHUNK_BYTES: Final = MIB // 2
+# Bytes per write to the connection: large enough to cost little, small enough to notice a peer that stopped reading.
+_CHUNK_BYTES: Final = 512 * 1024
 
 
 class Requests:
-    """Make clients of one bucket, and what they share: slots, threads and time limits."""
+    """Makes the clients of one bucket, and holds what they share: slots, threads and time limits."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class Requests:
     ) -> None:
         self.bucket = bucket
         self.endpoint = options.endpoint_url or "AWS"
-        # A request waits here and not in the connection pool, where waiting would count as its own delay.
+        # Requests wait here and not in the connection pool, where the waiting would count against their timeouts.
         self.slots = asyncio.Semaphore(max_connections)
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="s3-store")
         self.stall_seconds = connect_timeout_seconds + read_timeout_seconds
@@ -62,11 +63,11 @@ class Requests:
         self._read_timeout_seconds = read_timeout_seconds
 
     def place(self, name: str) -> str:
-        """Where an object is, for the text of an error."""
+        """Describe the place of an object for the text of an error."""
         return f"s3://{self.bucket}/{name} at {self.endpoint}"
 
     async def connect(self) -> Client:
-        """Make a client. It looks for credentials, which may mean to ask the instance's role or a token service."""
+        """Make a client. This looks for credentials, and may ask the instance's role or a token service."""
         options = self._options
         session = get_session()
         session.register_component("data_loader", await asyncio.to_thread(_sdk_models))
@@ -80,8 +81,8 @@ class Requests:
         )
         context = session.create_client(
             "s3",
-            # Servers of one's own want some region in the signature, and this is the one that all of them take;
-            # AWS names the right one in its answer, and the SDK follows.
+            # Self-hosted servers want some region in the signature, and all of them take this one. AWS names the right
+            # region in its answer, and the SDK follows.
             region_name=options.region or session.get_config_variable("region") or "us-east-1",
             endpoint_url=options.endpoint_url or None,
             aws_access_key_id=options.access_key_id or None,
@@ -97,8 +98,11 @@ class Requests:
         return Client(self, client, context, checksums, not checksums or self.endpoint.startswith("http:"))
 
     def _socket(self, address: tuple[int, int, int, str, Any]) -> socket.socket:
-        """For the HTTP client. It closes a connection gently, which with a peer that stopped reading would take for
-        ever and hold what was still to be sent; the kernel gives that up."""
+        """Make a socket for the HTTP client, with TCP_USER_TIMEOUT.
+
+        aiohttp closes gracefully, which never ends if the peer has stopped reading. The timeout makes the kernel drop
+        the connection and its send buffer.
+        """
         family, kind, protocol, _name, _address = address
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.stall_seconds * 1000))
@@ -106,7 +110,7 @@ class Requests:
 
 
 class Client:
-    """One SDK client and how many puts, listings and so on use it; closed when retired and unused."""
+    """One SDK client, and the number of operations that use it. It is closed when it is retired and unused."""
 
     def __init__(self, shared: Requests, sdk_client: Any, context: Any, checksums: bool, signs_bodies: bool) -> None:
         self.checksums = checksums
@@ -135,12 +139,13 @@ class Client:
         """Send one request and return its answer.
 
         Args:
-            action: what it does, for a sentence that begins with "cannot".
+            action: a verb for a sentence that begins with "cannot".
             operation: the SDK's name of the request.
-            seconds: how long it may take; by default how long it may stand still.
+            seconds: the limit for the whole request; by default it may stand still for `stall_seconds`.
 
         Raises:
-            StorageError: an S3Error if the server, or the way to it, is to blame.
+            S3Error: the request failed at the server, or on the way to it.
+            StorageError: the blob could not be read.
         """
         shared = self._shared
         body = parameters.get("Body")
@@ -158,7 +163,11 @@ class Client:
                 raise s3_errors.explain(action, shared.place(name), error, operation) from error
 
     async def pages(self, operation: str, name: str, markers: dict[str, str]) -> AsyncIterator[dict[str, Any]]:
-        """Every page of a listing of the names that begin with `name`. `markers`: request field -> answer field."""
+        """Yield the pages of a listing of the names that begin with `name`.
+
+        Args:
+            markers: request fields of the next page, each with the answer field that holds its value.
+        """
         start: dict[str, str] = {}
         while True:
             page = await self.call("list", operation, {"Prefix": name, **start})
@@ -173,7 +182,7 @@ class Client:
             start = following
 
     async def content(self, blob: Blob, offset: int, length: int) -> dict[str, Any]:
-        """The request parameters for this range of the blob: the body and, if the server is to check it, its CRC32."""
+        """Make the request parameters for a range of the blob: the body, and its CRC32 for the server to check."""
         shared = self._shared
         body = Body(blob, offset, length, shared.executor, shared.stall_seconds)
         loop = asyncio.get_running_loop()
@@ -186,26 +195,33 @@ class Client:
         return content
 
     def require_taken(self, name: str, answer: dict[str, Any], content: dict[str, Any] | None = None) -> None:
-        """Raise unless the server stored this: it answers with an ETag and, if it knows checksums, with that of what
-        it stored."""
+        """Raise unless the answer proves that the server stored the content.
+
+        A proof is an ETag, and the right CRC32 if the server sends one.
+
+        Raises:
+            S3Error: the answer has no ETag, or another CRC32.
+        """
         if not answer.get("ETag"):
             raise self.failure("write", name, s3_errors.NOT_S3)
         if content is not None:
             sent = content.get("ChecksumCRC32")
             stored = answer.get("ChecksumCRC32")
             if sent and stored and sent != stored:
-                raise self.failure("write", name, f"sent was CRC32 {sent}, stored is {stored}", is_passing=True)
+                raise self.failure(
+                    "write", name, f"checksum mismatch: sent CRC32 {sent}, the server stored {stored}", is_passing=True
+                )
 
     def failure(
         self, action: str, name: str, reason: str, kind: str = "other", *, is_passing: bool = False
     ) -> s3_errors.S3Error:
-        """Make an error of something that no exception told."""
+        """Make an error that has no exception as its cause."""
         return s3_errors.failure(action, self._shared.place(name), reason, kind, is_passing=is_passing)
 
 
 @functools.cache
 def _sdk_models() -> Any:
-    """Load all that the SDK knows of S3: 0.2 s of JSON, for a thread to read once, and not for every client."""
+    """Load the SDK's models of S3: 0.2 s of JSON. A thread does this once, for all clients."""
     loader = create_loader()
     for name in ("service-2", "endpoint-rule-set-1"):
         loader.load_service_model("s3", name)
@@ -216,8 +232,8 @@ def _sdk_models() -> Any:
 class Body:
     """A range of a blob as the body of one request: a file to the SDK, an asynchronous iterable to the HTTP client.
 
-    As the connection takes chunks it moves `limit`, the request's deadline, ahead of itself: the HTTP client's own
-    timeouts do not watch over the sending of a body.
+    Each chunk that the connection takes moves the request's deadline, `limit`, because the HTTP client's own timeouts
+    do not cover the sending of a body.
     """
 
     def __init__(
@@ -230,12 +246,12 @@ class Body:
         self._stall_seconds = stall_seconds
         self._position = 0
         self.limit: asyncio.Timeout | None = None
-        # What the signature says of the body: its SHA-256 in hexadecimal, or that it does not cover it.
+        # The body's part of the signature: its SHA-256 in hexadecimal, or the text for an unsigned body.
         self.signed_as = ""
-        # Why the blob could not be read, if so: the HTTP client reports that as a broken connection.
+        # The error of reading the blob, which the HTTP client would report as a broken connection.
         self.failure: StorageError | None = None
 
-    # For the SDK, which takes a file for a body, and asks how long it is.
+    # For the SDK, which expects a file, and asks for its length.
 
     def __len__(self) -> int:
         return self._length
@@ -255,7 +271,7 @@ class Body:
         self._position += length
         return data
 
-    # For the HTTP client; each iteration begins at the beginning.
+    # For the HTTP client; each iteration starts from the first byte.
 
     async def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
         loop = asyncio.get_running_loop()
@@ -266,7 +282,7 @@ class Body:
             else:
                 chunk = await loop.run_in_executor(self._executor, self._read, position, length)
             if self.limit is not None:
-                with suppress(RuntimeError):  # the request is over: the server answered before it had read all
+                with suppress(RuntimeError):  # the request has ended: the server answered before it had read all
                     self.limit.reschedule(loop.time() + self._stall_seconds)
             yield chunk
 
@@ -279,7 +295,7 @@ class Body:
 
 
 class _Signer(botocore.auth.S3SigV4Auth):  # type: ignore[misc]
-    """The SDK's signer, but that a body brings along what it would read it for, on the event loop."""
+    """The SDK's signer, except that it does not read a body on the event loop: the body has its hash already."""
 
     def payload(self, request: Any) -> str:
         signed_as: str = getattr(request.data, "signed_as", "")
@@ -287,17 +303,17 @@ class _Signer(botocore.auth.S3SigV4Auth):  # type: ignore[misc]
 
 
 # The only way in which the SDK takes a signer: by a name in its table.
-_SIGNER = "arcpipe-s3v4"
+_SIGNER: Final = "arcpipe-s3v4"
 botocore.auth.AUTH_TYPE_MAPS[_SIGNER] = _Signer
 
 
 def _choose_signer(context: dict[str, Any], **_: Any) -> str | None:
-    """Ours where the SDK would take S3SigV4Auth; other kinds of endpoints have signers of their own."""
+    """Choose our signer in place of S3SigV4Auth. Other kinds of endpoints keep their own signers."""
     return _SIGNER if context.get("auth_type") == "v4" else None
 
 
 def _digests(blob: Blob, offset: int, length: int, signed: bool) -> tuple[int, str]:
-    """CRC32 of this range of the blob, and what the signature says of it."""
+    """Compute the CRC32 of a range of the blob, and its part of the signature."""
     crc = 0
     sha256 = hashlib.sha256()
     for position in range(offset, offset + length, MIB):
@@ -309,6 +325,9 @@ def _digests(blob: Blob, offset: int, length: int, signed: bool) -> tuple[int, s
 
 
 def _drop_expect(request: Any, **_: Any) -> None:
-    """The SDK asks for `100 Continue` before a streamed body. Servers that never say it would cost a whole timeout
-    per request, and the HTTP client, unlike the SDK's own, does not go on by itself."""
+    """Remove the header `Expect: 100-continue`, which the SDK sends with a streamed body.
+
+    A server that never answers 100 would cost a whole timeout per request: unlike the SDK's own HTTP client, this one
+    does not go on without the answer.
+    """
     del request.headers["Expect"]

@@ -1,7 +1,7 @@
-"""Explain what goes wrong with an S3 server: kind, reason and next step, and whether a retry may mend it.
+"""Explain failures of an S3 server: kind, reason, next step, and whether a retry may help.
 
-This file knows what the SDK, the HTTP client and sockets raise, and what the many servers answer. It must not know
-requests, parts or blobs.
+This module knows the errors of the SDK, the HTTP client and sockets, and the error codes of many servers. It must not
+know requests, parts or blobs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from botocore.parsers import ResponseParserError
 
 from arcpipe.errors import StorageError
 
-NOT_S3 = "the answer says success but is none that S3 gives; is this an S3 endpoint?"
+NOT_S3 = "the answer reports success, but is not one of S3; is this an S3 endpoint?"
 
 _THROTTLED = frozenset(
     {
@@ -52,11 +52,11 @@ _TIMEOUT = frozenset({"RequestTimeout", "RequestTimeoutException"})
 _OTHER_REGION = frozenset(
     {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "TemporaryRedirect"}
 )
-# Bytes that were changed or lost on the way, and requests that met another one on the same object.
+# The body was changed or lost on the way, or another request used the same object at the same time.
 _PASSING = frozenset({"BadDigest", "IncompleteBody", "OperationAborted", "XAmzContentChecksumMismatch"})
 _PASSING_KINDS = frozenset({"connection", "dns", "timeout", "throttled", "server_error"})
 
-# What the SDK raises when it finds no credentials or cannot get or renew them.
+# Errors of the SDK when it finds no credentials, or cannot get or renew them.
 _NO_CREDENTIALS = (
     sdk.NoCredentialsError,
     sdk.PartialCredentialsError,
@@ -79,7 +79,7 @@ _NEXT_STEP = {
     "other": "See the reason given",
 }
 
-# The permission that each request needs, as a policy names it.
+# The permission that each request needs, by its name in a policy.
 _ACTIONS = {
     "put_object": "s3:PutObject",
     "create_multipart_upload": "s3:PutObject",
@@ -96,31 +96,30 @@ _ALL_ACTIONS = "s3:PutObject, s3:DeleteObject, s3:GetObject and s3:AbortMultipar
 
 
 class S3Error(StorageError):
-    """A StorageError with what the server said: its status and its code, 0 and empty where it gave none."""
+    """A StorageError with the HTTP status and the error code of the server; 0 and empty without an answer."""
 
     def __init__(self, message: str, kind: str, status: int = 0, code: str = "", is_passing: bool = False) -> None:
         super().__init__(message, kind)
         self.status = status
         self.code = code
-        # Whether the same request may succeed a moment later.
-        self.is_passing = is_passing
+        self.is_passing = is_passing  # the same request may succeed a moment later
 
 
 class _Explanation(NamedTuple):
     kind: str
     reason: str
-    next_step: str = ""  # empty: the kind's
+    next_step: str = ""  # empty means the one of the kind
     status: int = 0
     code: str = ""
 
 
 def explain(action: str, place: str, error: Exception, operation: str = "") -> StorageError:
-    """Make what SDK, HTTP client and sockets raise a StorageError. The one border where that happens.
+    """Turn an error of the SDK, the HTTP client or a socket into a StorageError. Nothing else does that.
 
     Args:
-        action: what was tried, for a sentence that begins with "cannot".
+        action: a verb for a sentence that begins with "cannot".
         place: the object and the endpoint.
-        operation: the SDK's name of the request; empty if it came to none.
+        operation: the SDK's name of the request; empty if no request was made.
     """
     if isinstance(error, StorageError):
         return error
@@ -145,23 +144,23 @@ def failure(
     *,
     is_passing: bool = False,
 ) -> S3Error:
-    """Make an error of its parts; an empty `next_step` is the kind's."""
+    """Make an error from its parts. Without a `next_step` it gets the one of its kind."""
     message = f"cannot {action} {place}: {reason}. {next_step or _NEXT_STEP[kind]}"
     return S3Error(message, kind, status, code, is_passing or kind in _PASSING_KINDS or code in _PASSING)
 
 
 def is_passing(error: StorageError) -> bool:
-    """Whether the same request may succeed a moment later."""
+    """Tell if the same request may succeed a moment later."""
     return isinstance(error, S3Error) and error.is_passing
 
 
 def is_denied(error: S3Error) -> bool:
-    """Whether the server knows us and does not allow this request. An answer to HEAD has no code, but its status."""
+    """Tell if the server knows us and does not allow this request. An answer to HEAD has a status and no code."""
     return error.status == 403 and error.code in ("AccessDenied", "403", "Forbidden", "")
 
 
 def is_not_offered(error: S3Error) -> bool:
-    """Whether the server does not know this request."""
+    """Tell if the server does not support this request."""
     return error.status in (405, 501)
 
 
@@ -170,7 +169,7 @@ def _explain_answer(error: sdk.ClientError) -> _Explanation:
     said = error.response.get("Error", {})
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code, message = str(said.get("Code", "")), str(said.get("Message", ""))
-    # The SDK makes a code of the status where the server sent none.
+    # If the server sent no code, the SDK uses the status as code.
     reason = f"HTTP {status}" if code in ("", str(status)) else f"HTTP {status} {code}"
     if message:
         reason += f": {_short(message)}"
@@ -199,7 +198,7 @@ def _explain_answer(error: sdk.ClientError) -> _Explanation:
 
 
 def _explain_exception(error: Exception) -> _Explanation:
-    """Explain why there was no answer, or none that could be read."""
+    """Explain why there was no answer, or no readable one."""
     causes = list(_causes(error))
     deepest = causes[-1]
     reason = _short(str(deepest)) or type(deepest).__name__
@@ -215,14 +214,14 @@ def _explain_exception(error: Exception) -> _Explanation:
     elif isinstance(error, sdk.HTTPClientError | sdk.ConnectionError | OSError):
         kind = "connection"
     elif isinstance(error, ResponseParserError):
-        kind, reason = "other", "the answer is none that S3 gives; is this an S3 endpoint?"
+        kind, reason = "other", "the answer is not one of S3; is this an S3 endpoint?"
     else:
         kind, reason = "other", f"{type(error).__name__}: {_short(str(error))}"
     return _Explanation(kind, reason, next_step)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it stems from, outermost first; the SDK keeps the cause among its keyword arguments."""
+    """Yield an error and its causes, outermost first. The SDK keeps a cause among its keyword arguments."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -233,6 +232,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _short(text: str) -> str:
-    """One line of at most 300 characters: what a server says ends in our log."""
+    """Shorten a server's text to one line of at most 300 characters, for our log."""
     line = " ".join(text.split()).rstrip(".")
     return line if len(line) <= 300 else line[:299] + "…"

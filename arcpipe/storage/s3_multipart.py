@@ -1,10 +1,10 @@
-"""Put one object in parts: S3's multipart upload, part by part until the whole is there.
+"""Put one object in parts: S3's multipart upload.
 
-A part that fails is sent again by itself, a few times and with growing pauses, and so is the completion. The upload is
-aborted only when one of them fails for good or the put is cancelled. Parts cost money until then.
+Each part, and the completion, is retried a few times, with growing pauses. The upload is aborted only if one of them
+fails for good or the put is cancelled, because parts cost money until they are completed or aborted.
 
-The answer to a completion may be lost after the server has done it. The next try is then told that there is no such
-upload: the object itself, its size and its ETag, says whether it was done.
+The answer to a completion may be lost after the server has done it. The retry is then told that there is no such
+upload. In this case size and ETag of the object decide if the completion was done.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ T = TypeVar("T")
 
 # S3's limit on the parts of one object.
 _MAX_PARTS = 10_000
-# AWS may take minutes to join many parts, and sends blanks meanwhile.
+# Seconds for a completion: AWS may take minutes to join many parts, and sends blanks meanwhile.
 _COMPLETE_SECONDS = 300.0
-# How long a failed upload may hold up the report of its failure.
+# Seconds for aborting a failed upload; its failure is reported only afterwards.
 _ABORT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How an object is put in parts.
+    """Options for putting an object in parts.
 
-    `tries`: of each part and of the completion. `pause_seconds`: before the second try; each further pause is twice
-    as long, and all are shortened at random by up to a half, lest many parts come again at once.
+    Each pause between tries is twice as long as the one before. All are shortened at random by up to a half, so that
+    many parts are not sent again at the same moment.
     """
 
     part_bytes: int = 16 * MIB
-    parallel: int = 4
-    tries: int = 4
-    pause_seconds: float = 0.5
+    parallel: int = 4  # parts at the same time
+    tries: int = 4  # of each part, and of the completion
+    pause_seconds: float = 0.5  # before the second try
 
 
 async def begin_upload(client: Client, name: str, parameters: dict[str, str]) -> str:
@@ -60,10 +60,10 @@ async def begin_upload(client: Client, name: str, parameters: dict[str, str]) ->
 
 
 async def abort_upload(client: Client, name: str, upload_id: str) -> None:
-    """Abort an upload; one that is gone is fine.
+    """Abort an upload. A missing upload is no error.
 
     Raises:
-        StorageError: it stays open, and its parts cost space.
+        StorageError: the upload stays open, and its parts cost space.
     """
     action = "end the upload of"
     try:
@@ -77,7 +77,7 @@ async def abort_upload(client: Client, name: str, upload_id: str) -> None:
 
 
 class PartwisePut:
-    """One blob on its way into an upload that was begun."""
+    """One blob that is sent as the parts of an upload that was begun."""
 
     def __init__(self, client: Client, name: str, upload_id: str, blob: Blob, how: Parts) -> None:
         self._client = client
@@ -85,8 +85,7 @@ class PartwisePut:
         self._upload = {"Key": name, "UploadId": upload_id}
         self._blob = blob
         self._how = how
-        # Whether the server may have completed the upload without our knowing.
-        self._may_be_complete = False
+        self._may_be_complete = False  # a completion failed, but the server may have done it
 
     async def run(self) -> None:
         """Send all parts, `parallel` at a time, and complete the upload.
@@ -116,7 +115,7 @@ class PartwisePut:
         await self._again("the completion", lambda: self._complete(parts))
 
     async def _send(self, number: int, offset: int, length: int) -> dict[str, Any]:
-        """Send a part and return what the completion says of it."""
+        """Send a part, and return its entry for the completion."""
         content = await self._client.content(self._blob, offset, length)
         answer = await self._client.call("write", "upload_part", {**self._upload, "PartNumber": number, **content})
         self._client.require_taken(self._name, answer, content)
@@ -137,17 +136,17 @@ class PartwisePut:
         self._client.require_taken(self._name, answer)
 
     async def _is_complete(self, parts: list[dict[str, Any]]) -> bool:
-        """Whether the object is there and is proven to be made of these parts."""
+        """Tell if the object is there, and its size and ETag prove that it has these parts."""
         try:
             head = await self._client.call("look for", "head_object", {"Key": self._name})
         except s3_errors.S3Error as error:
             if error.is_passing:
                 raise
-            return False  # not there, or we may not know: then the whole put is done again, which is always safe
+            return False  # missing, or we are not allowed to look: the whole put is repeated, which is always safe
         return bool(head.get("ContentLength") == self._blob.size and head.get("ETag", "").strip('"') == _etag(parts))
 
     async def _again(self, what: str, request: Callable[[], Awaitable[T]]) -> T:
-        """Do this until it succeeds, as often as allowed and while a retry may mend the error."""
+        """Send a request until it succeeds: up to `tries` times, and only while a retry may help."""
         tries = 1
         while True:
             try:
@@ -168,9 +167,9 @@ class PartwisePut:
 
 
 def _etag(parts: list[dict[str, Any]]) -> str:
-    """The ETag of an object of these parts, as S3 makes it of theirs: the MD5 of their MD5s, and their number.
+    """Compute the ETag that S3 gives an object of these parts: the MD5 of their MD5s, and their number.
 
-    Empty, and so like no ETag, where theirs are no MD5s.
+    Empty, and so equal to no ETag, if the parts' ETags are not MD5s.
     """
     try:
         digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in parts)

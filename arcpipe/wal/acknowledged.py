@@ -1,12 +1,12 @@
-"""Acknowledgements: what an operator has seen of what the WAL directory has to tell. The rest is open, and told.
+"""Acknowledgements: which findings, and which files in quarantine, an operator has seen. The others are open.
 
-    seen = acknowledged.look(directory)                   # what is open, as far as it can be told
-    acknowledged.acknowledge(directory, seen, codes, by)  # … is not, from now on
+    seen = acknowledged.look(directory)                   # open findings and files
+    acknowledged.acknowledge(directory, seen, codes, by)  # close those
 
-`acknowledged.json` has, for each code of `wal.findings`, the count up to which findings were seen, and each file in
-quarantine that was: name, size and time of change. So whatever comes after that is open. `history` tells who
-acknowledged what, and when. Only `arcpipe wal ack` writes the file. Where it is damaged or cannot be read, nothing
-counts as acknowledged: all of it is told again, and that the file is bad.
+Open findings are health issues. `acknowledged.json` holds, for each code of `wal.findings`, the count up to which
+findings were seen. It holds name, size and time of change of each file in quarantine that was seen. Whatever comes
+later is open. `history` tells who acknowledged which findings, and when. Only `arcpipe wal ack` writes the file. If it
+is damaged or unreadable, nothing counts as acknowledged: all findings are open again, and the bad file is reported.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ T = TypeVar("T")
 
 QUARANTINE: Final = "quarantine"
 ALL_CODES: Final = (*CODES, QUARANTINE)
-"""What can be acknowledged."""
+"""Everything that can be acknowledged."""
 
 _VERSION: Final = 1
-_HISTORY: Final = 100  # acknowledgements that are remembered with what they were of
-_HISTORY_LINES: Final = 20  # of each
-# Files in quarantine are acknowledged one by one, and each scrape of /metrics compares them.
+_HISTORY: Final = 100  # acknowledgements kept in the file
+_HISTORY_LINES: Final = 20  # lines kept of each acknowledgement
+# Files. Those in quarantine are acknowledged one by one, and each scrape of /metrics compares them.
 _MAX_FILES: Final = 10_000
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class QuarantinedFile(msgspec.Struct, frozen=True, array_like=True):
-    """A file in quarantine; another one of the same name differs in the rest."""
+    """A file in quarantine. Another file of the same name differs in size or time."""
 
     name: str
     size: int
@@ -50,7 +50,7 @@ class QuarantinedFile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Acknowledgement(msgspec.Struct, frozen=True):
-    """Who acknowledged what."""
+    """One acknowledgement, as `history` keeps it."""
 
     at: float  # seconds since the epoch
     by: str
@@ -72,19 +72,19 @@ class Open(msgspec.Struct, frozen=True):
     """Findings of one code that nobody has acknowledged."""
 
     count: int
-    total: int  # with those that were
-    latest: list[Noted]  # as far as they are kept, the oldest first
+    total: int  # with the acknowledged ones
+    latest: list[Noted]  # those of them that the record keeps, oldest first
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """What is open in a WAL directory, and what cannot be told."""
+    """Open findings and files of a WAL directory, and the reasons why a part of them is unknown."""
 
-    findings: dict[str, Open]  # by code; those with something open
+    findings: dict[str, Open]  # by code; only codes with open findings
     files: list[QuarantinedFile]  # in quarantine and open
     record: Record | None = None
     all_files: list[QuarantinedFile] = []
-    findings_problem: str = ""  # why nobody knows what was found; empty if it is known
-    quarantine_problem: str = ""  # why nobody knows what is in quarantine
+    findings_problem: str = ""  # why the findings are unknown; empty if they are known
+    quarantine_problem: str = ""  # why the files in quarantine are unknown
     acknowledged_problem: str = ""  # why nothing counts as acknowledged
 
 
@@ -93,7 +93,7 @@ def path_of(directory: WALDirectory) -> str:
 
 
 def look(directory: WALDirectory) -> Seen:
-    """Tell what is open. Each part that can be read is told, whatever became of the others."""
+    """Collect what is open. A part that cannot be read does not hide the others."""
     record, findings_problem = _try(lambda: findings.load(directory))
     known, acknowledged_problem = _try(lambda: _load(directory))
     files, quarantine_problem = _try(lambda: quarantined(directory))
@@ -111,10 +111,10 @@ def look(directory: WALDirectory) -> Seen:
 
 
 def quarantined(directory: WALDirectory) -> list[QuarantinedFile]:
-    """The files in quarantine, by name. One that vanishes meanwhile is left out.
+    """List the files in quarantine, by name. A file that vanishes meanwhile is left out.
 
     Raises:
-        OSError: it cannot be listed.
+        OSError: the folder cannot be listed.
     """
     found = []
     with os.scandir(directory.quarantine) as entries:
@@ -134,10 +134,10 @@ def acknowledge(
     by: str,
     lock_seconds: float = findings.LOCK_SECONDS,
 ) -> None:
-    """Note durably that an operator has seen what `seen` tells of these codes, and nothing that came after it.
+    """Note durably that an operator has seen what `seen` holds of these codes, and nothing that came later.
 
     Raises:
-        WALError: the acknowledgements so far cannot be read, so they cannot be kept, or there are too many files.
+        WALError: the present acknowledgements cannot be read, so they would be lost; or there are too many files.
         OSError: it may be noted or not.
     """
     with findings.held(directory, lock_seconds):
@@ -154,7 +154,7 @@ def _acknowledge(directory: WALDirectory, seen: Seen, codes: Collection[str], by
         known = _load(directory) or _NOTHING
     except (OSError, UnknownVersion) as error:
         raise WALError(f"{path_of(directory)} cannot be read, so nothing is acknowledged: {error}") from error
-    except DamagedFile:  # all of it was told again, and is seen now
+    except DamagedFile:  # so all findings were open again, and are seen now
         known = _NOTHING
         durable.move(directory.disk, path_of(directory), f"{path_of(directory)}.damaged")
     record_id, counts = _counts_after(known, seen, codes)
@@ -168,7 +168,7 @@ def _acknowledge(directory: WALDirectory, seen: Seen, codes: Collection[str], by
 
 
 def _counts_after(known: _File, seen: Seen, codes: Collection[str]) -> tuple[str, dict[str, int]]:
-    """Id of the record and acknowledged counts, once these codes are acknowledged, too."""
+    """Return the record's id and the acknowledged counts, with these codes acknowledged, too."""
     record = seen.record
     if record is None:
         return ("", {}) if not seen.findings_problem else (known.findings_id, known.counts)
@@ -179,7 +179,7 @@ def _counts_after(known: _File, seen: Seen, codes: Collection[str]) -> tuple[str
 
 
 def _files_after(known: _File, seen: Seen, codes: Collection[str]) -> list[QuarantinedFile]:
-    """Acknowledged files in quarantine; those that are gone need not be remembered."""
+    """Return the acknowledged files in quarantine. Files that are gone are forgotten."""
     if seen.quarantine_problem:
         return known.quarantine
     there = set(seen.all_files)
@@ -187,7 +187,7 @@ def _files_after(known: _File, seen: Seen, codes: Collection[str]) -> list[Quara
 
 
 def told(seen: Seen, code: str) -> list[str]:
-    """What is open of a code, in lines for people: first the count, then each that is known."""
+    """Describe what is open of a code in lines for people: first the count, then each known finding or file."""
     if code == QUARANTINE:
         if not seen.files:
             return []
@@ -230,7 +230,7 @@ def _decode(data: bytes) -> _File:
 
 
 def _try(read: Callable[[], T | None]) -> tuple[T | None, str]:
-    """What can be read, or None and the reason why it cannot."""
+    """Return the result of `read`, or None and the reason why it failed."""
     try:
         return read(), ""
     except (OSError, DamagedFile, UnknownVersion) as error:
@@ -238,5 +238,5 @@ def _try(read: Callable[[], T | None]) -> tuple[T | None, str]:
 
 
 def latest_of(found: Sequence[Noted]) -> str:
-    """The latest finding in words; nothing if it is not kept."""
+    """Describe the latest finding; empty if it is not kept."""
     return f"{found[-1].subject}: {found[-1].what}" if found else ""

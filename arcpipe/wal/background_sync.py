@@ -1,7 +1,7 @@
-"""The syncs of the `async` mode: a bound on what a power cut takes, and what is kept in memory until it is on disk.
+"""The syncs of the `async` mode: they bound the loss of a power cut, and keep groups in memory until they are on disk.
 
-Nothing that was acknowledged is lost without a crash: a group stays in memory until a sync that began after its write
-has returned. When a sync fails, the writer writes what is retained into the next segment.
+Without a crash nothing that was acknowledged is lost: a group stays in memory until a sync that began after its write
+has returned. When a sync fails, the writer writes the retained groups into the next segment.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from arcpipe.wal.segment import Extent, Segment
 
 log = logging.getLogger(__name__)
 
-# Bytes retained above which a sync starts at once. At twice that a commit waits for it, so this is half of the memory
-# that a slow disk costs a worker. 8, 16 and 32 MB differ by no more than the noise in throughput; at 16 MB the p99 of a
-# commit was nearest to that of no bound at all (400 against 280 µs, groups of 64 KiB on a loaded machine).
+# Bytes. Above this much retained, a sync starts at once. At twice as much, commits wait for it: so a slow disk costs a
+# worker at most twice this in memory. Measured: throughput with 8, 16 and 32 MB is the same within noise. At 16 MB the
+# p99 of a commit was nearest to that without a bound (400 against 280 µs, groups of 64 KiB on a loaded machine).
 RETAINED_BYTES: Final = 16 << 20
 
 
-# A group that was acknowledged, how far its segment went with it, and since when (monotonic seconds). A plain tuple:
-# a named one costs a commit of this mode 2% more.
+# An acknowledged group, the segment's extent after it, and when it was written (monotonic seconds). A plain tuple,
+# because a named one makes a commit of this mode 2% dearer.
 _Retained = tuple[Group, Extent, float]
 
 
 class BackgroundSync:
-    """Syncs one segment after the other behind their writes, and holds answers back when the disk falls behind.
+    """Syncs one segment after the other on a thread of its own, and delays commits when the disk is too slow.
 
-    A sync starts at most half an interval after the first write that it covers. When what is not yet on disk gets
-    older than the interval all the same, or takes too much memory, the next commit waits for a sync: so a power cut
-    never takes more than what was acknowledged within one interval.
+    A sync starts at most half an interval after the first write that it covers. If retained groups still get older
+    than the interval, or take too much memory, the next commit waits for a sync. So a power cut never takes more than
+    what was acknowledged within one interval.
 
-    The commit thread calls everything; a thread of its own syncs. `error` stays until another segment is entered.
+    Only the commit thread calls the methods. `error` stays until another segment is entered.
     """
 
     def __init__(
         self, segment: Segment | None, interval_seconds: float, stats: WALStats, retained_bytes: int = RETAINED_BYTES
     ) -> None:
         self.error: OSError | None = None
-        self.synced = Extent(0, 0, 0, 0)  # how far the segment is on disk for certain
+        self.synced = Extent(0, 0, 0, 0)  # the part of the segment that is on disk for certain
         self._interval = interval_seconds
         self._limit = retained_bytes
         self._stats = stats
         self._syncing = threading.Lock()  # held while a sync runs, so that no segment is closed under it
         self._segment: Segment | None = None
-        self._retained: deque[_Retained] = deque()  # the commit thread appends, who syncs removes
-        self._retained_bytes = 0  # ever retained: written by the commit thread only
-        self._released_bytes = 0  # ever released: written under the lock only
-        self._now = 0.0  # monotonic seconds of the last write: the commit thread's
+        self._retained: deque[_Retained] = deque()  # the commit thread appends, the syncing thread removes
+        self._retained_bytes = 0  # ever retained; written by the commit thread only
+        self._released_bytes = 0  # ever released; written under the lock only
+        self._now = 0.0  # monotonic seconds of the last write; used by the commit thread only
         self._wake = threading.Event()
         self._hurry = threading.Event()
         self._stop = threading.Event()
@@ -62,11 +62,11 @@ class BackgroundSync:
 
     @property
     def retained(self) -> list[Group]:
-        """The groups that are acknowledged and may not be on disk, in order."""
+        """List the groups that are acknowledged and may not be on disk, in order."""
         return [group for group, _, _ in self._retained]
 
     def enter(self, segment: Segment | None) -> None:
-        """Sync this segment from now on, of which everything is on disk. The former one is dealt with."""
+        """Sync this segment from now on; all of it is on disk already. Forget everything about the former one."""
         with self._syncing:
             self._segment = segment
             if segment is not None:
@@ -75,7 +75,7 @@ class BackgroundSync:
             self._release(len(self._retained))
 
     def keep_up(self) -> None:
-        """Wait for a sync if the disk has fallen behind. To be called between a group's write and its answer.
+        """Wait for a sync if the disk is too slow. Call it between a group's write and its answer.
 
         Raises:
             OSError: a sync has failed.
@@ -90,10 +90,10 @@ class BackgroundSync:
             raise self.error
 
     def retain(self, group: Group, extent: Extent) -> None:
-        """Keep a group that is acknowledged until it is on disk. `keep_up` was called just before.
+        """Keep an acknowledged group until it is on disk. Call `keep_up` just before.
 
         Args:
-            extent: how far the segment goes with it.
+            extent: the segment's extent after this group.
         """
         self._retained.append((group, extent, self._now))
         self._retained_bytes += group.size
@@ -103,15 +103,15 @@ class BackgroundSync:
             self._hurry.set()
 
     def sync_now(self) -> None:
-        """Return when all that was retained is on disk, or cannot be brought there: then `error` says why."""
+        """Sync all retained groups. If that fails, `error` says why."""
         with self._syncing:
             self._sync()
 
     def take_back(self, segment: Segment) -> None:
-        """Cut off what was not acknowledged. Unless a sync failed before, all the rest is then on disk.
+        """Cut off what was not acknowledged. Unless a sync failed before, the whole rest is then on disk.
 
         Raises:
-            OSError: it cannot be cut; that counts as a failed sync.
+            OSError: the segment cannot be cut; that counts as a failed sync.
         """
         with self._syncing:
             try:
@@ -124,7 +124,7 @@ class BackgroundSync:
                 self._release(len(self._retained))
 
     def close(self) -> None:
-        """End the thread and sync the rest; `error` says whether that failed."""
+        """End the thread and sync the rest. If that fails, `error` says why."""
         self._stop.set()
         self._hurry.set()
         self._wake.set()
@@ -146,7 +146,7 @@ class BackgroundSync:
             self._hurry.wait(self._interval / 2)
             if self._stop.is_set():
                 return
-            # First, so that what is retained from here on wakes this thread again.
+            # Cleared before the sync, so that a group retained meanwhile wakes this thread again.
             self._wake.clear()
             self._hurry.clear()
             with self._syncing:

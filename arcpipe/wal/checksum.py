@@ -1,10 +1,10 @@
-"""JSON files with a checksum, so that a flipped bit inside a name is found, too.
+"""Checksums of small JSON files: even a flipped bit within a name is found.
 
     data = with_checksum(b'{"version":2,"name":"x"}')      # …,"crc32":"0a1b2c3d"}
     holds = checksum_holds(data)                            # True, False, or None where there is none
 
-The checksum is the last field, of all bytes before it. Later versions keep it where it is: whoever meets one has to
-tell a newer file, which is to be left alone, from a damaged one.
+The checksum is the last field and covers all bytes before it. Later versions must keep it there: a reader has to tell
+a newer file, which it leaves alone, from a damaged one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def with_checksum(data: bytes) -> bytes:
 
 
 def checksum_holds(data: bytes) -> bool | None:
-    """Whether the bytes are those that `with_checksum` made; None if they have no checksum at all."""
+    """Tell if the bytes are as `with_checksum` made them; None if they have no checksum at all."""
     if b'"crc32"' not in data:
         return None
     body = data[:-_TAIL_BYTES]

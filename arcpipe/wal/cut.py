@@ -1,6 +1,6 @@
-"""Cuts segments: off behind their last intact entry, and off where a successor holds again what followed.
+"""Cut segments after their last intact entry, or where a successor holds the following entries again.
 
-Recovery's only changes to the content of a file. Each may be done again after a crash in the middle of it.
+Recovery changes nothing else in a file. Each cut can be repeated after a crash in the middle of it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 def cut_and_end(directory: WALDirectory, fd: int, report: ScanReport) -> None:
     """Cut a torn tail off and write the end entry. The caller syncs.
 
-    A full disk first gives up what waits in the free pool.
+    On a full disk the files of the free pool are removed first.
 
     Raises:
-        OSError: there is no end entry; at most the tail is gone.
+        OSError: the end entry is not written; at most the tail is gone.
     """
     disk = directory.disk
     if report.size > report.end_offset:
@@ -48,16 +48,17 @@ def cut_and_end(directory: WALDirectory, fd: int, report: ScanReport) -> None:
 
 
 def cut_replaced(directory: WALDirectory, files: Sequence[SegmentFile]) -> dict[str, str]:
-    """Cut off, durably, what other segments hold again, before any of both is sealed.
+    """Cut off, durably, the entries that a successor holds again, before either segment is sealed.
 
-    After a failed background sync a worker writes what it retained into a successor. The successor's start entry says
-    which segment it replaces, from which offset on. If a crash came before the worker's own cut, both hold the same.
+    After a failed background sync a worker writes the retained groups into a successor. The successor's start entry
+    names the segment that it replaces, and the offset from which on. If a crash came before the worker's own cut, both
+    segments hold the same entries.
 
     Args:
         files: active segments that no process writes to any more.
 
     Returns:
-        The names of those that must not be sealed now, and why: it is not known what is to be cut, or it failed.
+        The files that must not be sealed now, with the reason: the cut failed, or its place is unknown.
     """
     held: dict[str, str] = {}
     for file in files:
@@ -86,7 +87,7 @@ def _is_older(older: SegmentFile, file: SegmentFile) -> bool:
 
 
 def _holds_entries(directory: WALDirectory, file: SegmentFile) -> bool:
-    """Whether there is an entry in what can be read of a file: one that was only made ready replaces nothing."""
+    """Tell if the readable part of a file has an entry: a segment that was only made ready replaces nothing."""
     try:
         return any(True for _ in SegmentScan(file.path, disk=directory.disk, salvage=True))
     except FileNotFoundError:
@@ -97,14 +98,14 @@ def _holds_entries(directory: WALDirectory, file: SegmentFile) -> bool:
 
 def _replaced_by(directory: WALDirectory, file: SegmentFile, start: StartMeta) -> list[SegmentFile]:
     assert start.replaces is not None
-    if start.replaces[0] >= start.seq:  # no writer says so
+    if start.replaces[0] >= start.seq:  # no writer makes such an entry
         return []
     found = (candidate for state in (ACTIVE, SEALED) for candidate in directory.segments(state, file.name.slot))
     return [candidate for candidate in found if candidate.name.seq == start.replaces[0]]
 
 
 def _cut(directory: WALDirectory, file: SegmentFile, offset: int) -> None:
-    """Cut a segment at an offset, durably; give it a new end entry if it was sealed."""
+    """Cut a segment at an offset, durably. Give it a new end entry if it was sealed."""
     disk = directory.disk
     if file.size <= offset:
         return
@@ -124,7 +125,7 @@ def _cut(directory: WALDirectory, file: SegmentFile, offset: int) -> None:
 
 
 def _ends_at(directory: WALDirectory, file: SegmentFile, offset: int) -> bool:
-    """Whether a sealed segment was cut there before it was sealed."""
+    """Tell if a sealed segment was cut at or before this offset before it was sealed."""
     try:
         end = _scan(directory, file, SEALED).end
     except NotAWAL:

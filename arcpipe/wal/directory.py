@@ -1,4 +1,4 @@
-"""The log directory as a whole: its lock, its node's identity, and which files it holds in which state."""
+"""The WAL directory as a whole: its lock, its node's identity, and the states of the files in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECOVERED: Final = ".wal.recovered"
 
 _NAME = re.compile(r"worker-(\d+)-(\d{8}_\d{6})(?:-(\d+))?(\.wal(?:\.sealed|\.recovered)?)\Z")
 _TIME_FORMAT: Final = "%Y%m%d_%H%M%S"
-# Of `node.json`; a file without one has this version.
+# Version of `node.json`. A file that names no version has this one.
 _NODE_VERSION: Final = 1
 
 
@@ -59,8 +59,8 @@ class SegmentName(NamedTuple):
 class SegmentFile(NamedTuple):
     """A segment's file as a listing shows it.
 
-    Where the operating system does not tell about a single file, `problem` says why. It is there, and its size is not
-    known: one sick file is no reason to know nothing of the others.
+    If `stat` fails for one file, `problem` says why, and the others are still listed. The file exists, and its size is
+    unknown.
     """
 
     path: str
@@ -76,7 +76,7 @@ class SegmentFile(NamedTuple):
 
 
 def parse_filename(filename: str) -> tuple[SegmentName, str] | None:
-    """Name and state of a segment file, or None if it is none of ours."""
+    """Parse a segment's file name into name and state; None for other files."""
     match = _NAME.match(filename)
     if match is None:
         return None
@@ -85,14 +85,14 @@ def parse_filename(filename: str) -> tuple[SegmentName, str] | None:
 
 
 class Node(msgspec.Struct, frozen=True):
-    """Who wrote this directory: an id for ever, and how often it was started."""
+    """The node that this directory belongs to: its permanent id, and the number of its starts."""
 
     node: Annotated[str, msgspec.Meta(min_length=1)]
     boot: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
 def _decode_node(data: bytes) -> tuple[Node, dict[str, Any]]:
-    """The node, and all fields of the file: another program's are kept."""
+    """Decode the node, and all fields of the file: those of other programs are kept."""
     fields = msgspec.json.decode(data, type=dict[str, Any])
     version = msgspec.convert(fields.get("version", _NODE_VERSION), int)
     if version > _NODE_VERSION:
@@ -101,10 +101,10 @@ def _decode_node(data: bytes) -> tuple[Node, dict[str, Any]]:
 
 
 def nearest_directory(path: str) -> str:
-    """The path itself or the nearest directory above it that is there.
+    """Return the path, or the nearest directory above it that exists.
 
     Raises:
-        NotADirectoryError: there is something else, so that no directory can be made.
+        NotADirectoryError: something else exists there, so no directory can be made.
     """
     above = os.path.abspath(path)
     while not os.path.lexists(above):
@@ -115,7 +115,7 @@ def nearest_directory(path: str) -> str:
 
 
 class WALDirectory:
-    """Paths and listings of one log directory; makes what is missing."""
+    """Paths and listings of one WAL directory; makes missing folders."""
 
     def __init__(self, path: str | os.PathLike[str], disk: Disk | None = None) -> None:
         self.path = os.fspath(path)
@@ -127,7 +127,7 @@ class WALDirectory:
         self._lock = InstanceLock(self.path, self.disk)
 
     def make(self) -> None:
-        """Create the directory, the directories above it and its folders where they are missing, durably."""
+        """Create the directory, its folders and the directories above it where they are missing, durably."""
         for folder in self.folders:
             nearest_directory(folder)
             parents = []
@@ -142,20 +142,24 @@ class WALDirectory:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The directory and those in it."""
+        """List the directory and its folders."""
         return self.path, self.free, self.batches, self.quarantine, self.spool
 
     @property
     def lock_fds(self) -> tuple[int, ...]:
-        """The lock, to be handed to `lock` of the next program in this process; empty if it is not taken."""
+        """List the lock's descriptors, for `lock` of the next program in this process; empty if it is not taken."""
         return self._lock.fds
 
     def lock_holder(self, inherited_fds: Sequence[int] = ()) -> str:
-        """Who keeps this process from locking it, as far as known; see `InstanceLock.holder`."""
+        """Name the process that holds the lock, as far as known; see `InstanceLock.holder`."""
         return self._lock.holder(inherited_fds)
 
     def refuse_another(self, inherited_fds: Sequence[int]) -> None:
-        """Raises WALError if the locks that this process took as another program are of another directory."""
+        """Refuse to go on if this process, as an earlier program, locked another directory.
+
+        Raises:
+            WALError: none of the inherited locks is on this directory.
+        """
         if not self._lock.is_among(inherited_fds):
             former = os.readlink(f"/proc/self/fd/{inherited_fds[0]}").removesuffix("/LOCK")
             raise WALError(
@@ -164,7 +168,7 @@ class WALDirectory:
             )
 
     def lock(self, wait_seconds: float = 2.0, inherited_fds: Sequence[int] = ()) -> None:
-        """Takes the directory for this process and the children that it forks; see `InstanceLock.take`.
+        """Take the directory for this process and the children that it forks; see `InstanceLock.take`.
 
         Raises:
             InstanceLocked: another instance has it.
@@ -172,21 +176,21 @@ class WALDirectory:
         self._lock.take(wait_seconds, inherited_fds)
 
     def keep_lock(self) -> None:
-        """Takes the lock again where somebody has removed what was locked; see `InstanceLock.renew`."""
+        """Take the lock again if the locked file or directory was removed; see `InstanceLock.renew`."""
         self._lock.renew()
 
     def unlock(self) -> None:
-        """Gives the directory back; only needed by a process that goes on without it."""
+        """Give the directory back; only needed by a process that goes on without it."""
         self._lock.release()
 
     def next_boot(self) -> Node:
-        """Raise the start counter of the node's identity by one, on disk before it is used, and return both.
+        """Raise the node's start counter by one, durably, and return id and counter.
 
         Batch ids are made of both, so that no two batches ever share one, whatever the clock does.
 
         Raises:
-            WALError: `node.json` is there, or may be, and cannot be read or is damaged. A new identity is for the
-                operator to give.
+            WALError: `node.json` exists, or may exist, and is damaged or cannot be read. Only an operator may give a
+                new identity.
             UnknownVersion: a newer arcpipe wrote it.
             OSError: it cannot be written.
         """
@@ -202,7 +206,12 @@ class WALDirectory:
         return node
 
     def check_node(self) -> None:
-        """Raises WALError or UnknownVersion if `next_boot` would, for what it reads."""
+        """Read `node.json` and change nothing.
+
+        Raises:
+            WALError: as `next_boot` does.
+            UnknownVersion: as `next_boot` does.
+        """
         self._read_node()
 
     def _read_node(self) -> tuple[Node, dict[str, Any]] | None:
@@ -224,25 +233,27 @@ class WALDirectory:
         return os.path.join(self.path, "node.json")
 
     def _sync_above(self) -> None:
-        """Make the directory's own entry durable, and those above it: `make` syncs the directories that it makes, but a
-        first start that was killed may have died before that."""
+        """Make the directory's own entry durable, and those above it.
+
+        `make` syncs the directories that it makes, but an earlier start may have been killed before that.
+        """
         above = os.path.abspath(self.path)
         while above != os.path.dirname(above):
             above = os.path.dirname(above)
             try:
                 self.disk.sync_directory(above)
             except OSError as error:
-                # One that we may pass but not open, or of a file system that has nothing to sync, is none that we made.
+                # We did not make a directory that we may not open, or one on a file system that syncs no directories.
                 if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
                     raise
 
     def _warn_of_a_lost_identity(self, node: Node) -> None:
-        """Tell of files of a former identity. A new one is safe beside them: batches that wait keep their own ids."""
+        """Warn of files of a former identity. A new one does no harm to them: waiting batches keep their own ids."""
         segments = sum(parse_filename(name) is not None for name in os.listdir(self.path))
         batches = sum(name.endswith(".json") for name in os.listdir(self.batches))
         if segments or batches:
             log.warning(
-                "%s is missing beside %d segments and %d batches; this node is %s from now on",
+                "%s is missing, but there are %d segments and %d batches; this node is %s from now on",
                 self._node_path,
                 segments,
                 batches,
@@ -250,7 +261,7 @@ class WALDirectory:
             )
 
     def segments(self, state: str | Collection[str], slot: int | None = None) -> list[SegmentFile]:
-        """The segment files in a state, or in one of several, oldest first; of one slot if it is given."""
+        """List the segment files in a state, or in one of several, oldest first; only those of `slot` if given."""
         states = (state,) if isinstance(state, str) else state
         found = []
         with os.scandir(self.path) as entries:
@@ -269,9 +280,9 @@ class WALDirectory:
         return sorted(found, key=lambda file: (file.name.created, file.name.slot, file.name.seq))
 
     def highest_seq(self, slot: int) -> int:
-        """The highest segment number of a slot that any file or any manifest names; 0 if there is none.
+        """Find the highest segment number of a slot that any file or manifest names; 0 without one.
 
-        Manifests count because a name must not be used again while one could still ask for that segment's removal.
+        Manifests count, because a name must not be used again while a manifest may still ask for its removal.
         """
         names = os.listdir(self.path)
         for manifest in os.listdir(self.batches):
@@ -281,13 +292,13 @@ class WALDirectory:
             except IsADirectoryError:  # lost+found, or somebody else's
                 continue
             except FileNotFoundError:
-                # The uploader has finished that batch since, or given the manifest its name: then its segments were
-                # there when the directory was listed.
+                # The uploader has finished that batch since, or renamed its temporary file. In the second case the
+                # segments existed when the directory was listed.
                 continue
         parsed = [found[0] for found in map(parse_filename, names) if found is not None]
         return max((name.seq for name in parsed if name.slot == slot), default=0)
 
     def sync(self) -> None:
-        """Makes renames in the directory and its pool durable."""
+        """Make renames in the directory and its pool durable."""
         self.disk.sync_directory(self.free)
         self.disk.sync_directory(self.path)

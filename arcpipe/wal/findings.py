@@ -1,14 +1,14 @@
-"""Findings: what became of acknowledged data that an operator has to know of. Neither a restart nor time ends one.
+"""Findings: damage to acknowledged data, and losses, for the operator. Neither a restart nor time ends one.
 
     findings.note(directory, [Finding(DAMAGED, "worker-1-20261122_090000-000001", 2, "checksum …")])
     record = findings.load(directory)              # None: nothing was ever found
 
-`findings.json` counts what was found, by code, and holds the latest findings as they are. An operator acknowledges
-counts (`wal.acknowledged`); only what was found after that is told again. `id` is another one in each new file, so that
-no count of a former one is taken for an acknowledgement of this one.
+`findings.json` counts findings by code, and keeps the latest ones in full. An operator acknowledges counts
+(`wal.acknowledged`); only later findings are reported again. Each new file has another `id`, so no count of a former
+file is taken for an acknowledgement of this one.
 
-Recovery and the uploader both read a damaged segment, and a batch may be converted again: the same finding about the
-same subject counts once. Several processes may find something at the same time, so `findings.lock` is held meanwhile.
+Recovery and the uploader both read a damaged segment, and a batch may be converted again: so the same finding about the
+same subject counts once. Several processes may note findings at the same time, so `findings.lock` is held meanwhile.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DEAD_LETTERS: Final = "dead_letters"
 LOST_SEGMENTS: Final = "lost_segments"
 LOST_RECORDS: Final = "lost_records"
 CODES: Final = (DAMAGED, DEAD_LETTERS, LOST_SEGMENTS, LOST_RECORDS)
-"""Of findings, and of the health issues that they are."""
+"""The codes of findings, which are also the codes of their health issues."""
 
 UNITS: Final = {
     DAMAGED: "damaged places",
@@ -45,19 +45,19 @@ UNITS: Final = {
     LOST_SEGMENTS: "lost segments",
     LOST_RECORDS: "lost records",
 }
-"""The things that a finding of each code counts."""
+"""By code: the things that a finding counts."""
 
 _VERSION: Final = 1
-# Findings that are kept as they are; older ones are only counted. One has some 200 bytes.
+# Findings that are kept in full, about 200 bytes each; older ones are only counted.
 _KEPT: Final = 1000
 _WHAT_CHARACTERS: Final = 300
-# Whoever holds the lock does so for one small write, which a sick disk may make long.
+# Seconds to wait for the lock. It is held for one small write, which takes long only on a sick disk.
 LOCK_SECONDS: Final = 10.0
 _LOCK_POLL_SECONDS: Final = 0.02
 
 
 class Finding(msgspec.Struct, frozen=True, array_like=True):
-    """Something that was found about one subject: a segment, a batch, a process."""
+    """Damage or a loss of one subject: a segment, a batch or a process."""
 
     code: str
     subject: str
@@ -66,7 +66,7 @@ class Finding(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Noted(msgspec.Struct, frozen=True):
-    """A finding as it is kept. `upto` is the count of its code up to it and with it."""
+    """A finding as the record keeps it. `upto` is the count of its code, this finding included."""
 
     code: str
     subject: str
@@ -77,7 +77,7 @@ class Noted(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What a WAL directory's instances have found."""
+    """All findings of a WAL directory."""
 
     version: int
     id: str
@@ -90,9 +90,10 @@ def path_of(directory: WALDirectory) -> str:
 
 
 def give_to_owner(directory: WALDirectory, fd: int) -> None:
-    """Give a file that root has opened to the owner of the directory: the server has to be able to read it.
+    """Give a file that root has opened to the owner of the directory, so that the server can read it.
 
-    Not every root may do so. Its own server reads the file all the same; any other one says that it cannot.
+    In a container root may lack the right to do so. A server that runs as that root reads the file anyway; any other
+    one reports that it cannot.
     """
     if os.geteuid() == 0:
         owner = os.stat(directory.path)
@@ -104,15 +105,15 @@ def load(directory: WALDirectory) -> Record | None:
     """Read the record; None if nothing was ever found.
 
     Raises:
-        OSError: it is there, or may be, and cannot be read.
-        DamagedFile: it is damaged, so nobody knows what was found.
+        OSError: it exists, or may exist, and cannot be read.
+        DamagedFile: it is damaged, so the findings are unknown.
         UnknownVersion: a newer arcpipe wrote it.
     """
     return durable.load(directory.disk, path_of(directory), _decode)
 
 
 def note(directory: WALDirectory, findings: Iterable[Finding], lock_seconds: float = LOCK_SECONDS) -> None:
-    """Note findings durably, but for what is noted of the same subject already. May be called again with the same.
+    """Note findings durably. Findings that are noted already count once, so a call may be repeated.
 
     Raises:
         OSError: they may be noted or not.
@@ -130,10 +131,13 @@ def note(directory: WALDirectory, findings: Iterable[Finding], lock_seconds: flo
 
 
 def set_aside_damaged(directory: WALDirectory) -> bool:
-    """Move a damaged record to quarantine, where it is seen until an operator acknowledges it. Whether it was.
+    """Move a damaged record to quarantine, where it is a health issue until an operator acknowledges it.
+
+    Returns:
+        True if the record was damaged.
 
     Raises:
-        OSError: it cannot be read, or not be moved.
+        OSError: it cannot be read or moved.
     """
     with contextlib.suppress(UnknownVersion):
         try:
@@ -195,10 +199,10 @@ def _decode(data: bytes) -> Record:
 
 @contextlib.contextmanager
 def held(directory: WALDirectory, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold the right to change the record, or what of it is acknowledged. No one's death or trouble keeps it for ever.
+    """Hold the lock of the record and its acknowledgements. A process that dies or hangs does not keep it for ever.
 
     Raises:
-        OSError: the lock cannot be opened, or somebody holds it for too long.
+        OSError: the lock cannot be opened, or another process holds it for longer than `seconds`.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(os.path.join(directory.path, "findings.lock"), flags, 0o640)

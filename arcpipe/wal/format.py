@@ -39,51 +39,51 @@ _IDENTITY_FRONT: Final = b"\xa2in\xc4\x10"  # the key, and the header of 16 byte
 
 
 def make_identity(slot: int, seq: int) -> bytes:
-    """A new segment's identity: slot (2 bytes), sequence number (6) and a random number (8) that nobody can guess."""
+    """Make a new segment's identity: slot (2 bytes), sequence number (6) and a random number (8)."""
     return (slot & 0xFFFF).to_bytes(2, "big") + (seq & 0xFFFF_FFFF_FFFF).to_bytes(6, "big") + secrets.token_bytes(8)
 
 
 def is_identity_of(identity: bytes, slot: int, seq: int) -> bool:
-    """Whether an identity may be that of a segment of this slot and number."""
+    """Tell if an identity may be that of a segment of this slot and number."""
     expected = (slot & 0xFFFF).to_bytes(2, "big") + (seq & 0xFFFF_FFFF_FFFF).to_bytes(6, "big")
     return len(identity) == IDENTITY_BYTES and identity.startswith(expected)
 
 
 class Prefix:
-    """The front of an envelope: everything before its body, with the identity of one segment at a time.
+    """An envelope up to its body: kind, database and meta, with the identity of one segment at a time.
 
     `data` are the bytes and `crc` their CRC32. One thread at a time may use an instance.
     """
 
-    __slots__ = ("_before", "_behind", "crc", "data", "identity")
+    __slots__ = ("_head", "_meta", "crc", "data", "identity")
 
     def __init__(self, kind: int, database: str, meta: Mapping[str, Any]) -> None:
-        self._before = b"\x94" + _encode(kind) + _encode(database)
-        self._behind = meta
+        self._head = b"\x94" + _encode(kind) + _encode(database)
+        self._meta = meta
         self.bind(b"")
 
     def bind(self, identity: bytes) -> None:
-        """Name another segment; no bytes name none, as programs before this rule wrote it."""
-        meta = {IDENTITY_KEY: identity, **self._behind} if identity else self._behind
+        """Make this the prefix of another segment's entries. Empty bytes make it one without an identity."""
+        meta = {IDENTITY_KEY: identity, **self._meta} if identity else self._meta
         self.identity = identity
-        self.data = self._before + _encode(meta)
+        self.data = self._head + _encode(meta)
         self.crc = crc32(self.data)
 
 
 class StartMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identity": IDENTITY_KEY}):
-    """Meta of a segment-start entry: whose segment this is and where its present life begins."""
+    """Meta of a segment-start entry: node, slot and number of the segment, and when it was made."""
 
     node: str = ""
     slot: int = 0
     seq: int = 0
-    created: int = 0  # µs since the epoch: no entry of this life is older
+    created: int = 0  # µs since the epoch: older entries in the file are stale
     version: str = ""
-    identity: bytes = b""  # of this segment; empty in files from before this rule, whose entries name no segment
+    identity: bytes = b""  # of this segment; empty in files without identities
     replaces: tuple[int, int] | None = None  # (seq, offset): holds again what that segment held at and after it
 
 
 class EndMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identity": IDENTITY_KEY, "offset": "bytes"}):
-    """Meta of a segment-end entry. `offset` is that of the entry itself; `records` is None if not known."""
+    """Meta of a segment-end entry. `offset` is the offset of this entry; `records` is None if unknown."""
 
     entries: int = 0
     records: int | None = None
@@ -93,7 +93,7 @@ class EndMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identity
 
 
 class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """A payload in four parts; the body stays encoded."""
+    """The four parts of a payload; meta and body stay encoded."""
 
     kind: int
     database: str
@@ -105,12 +105,12 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 _decode_start = msgspec.msgpack.Decoder(StartMeta).decode
 _decode_end = msgspec.msgpack.Decoder(EndMeta).decode
-# What msgspec raises for bytes that are not what was asked for.
+# The errors that msgspec raises for bytes of another shape.
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def envelope_prefix(kind: int, database: str, meta: Mapping[str, Any] | None = None, identity: bytes = b"") -> Prefix:
-    """The front of an envelope `[kind, database, meta, ` whose body follows as it came."""
+    """Make the prefix `[kind, database, meta, ` of an envelope; its body follows as it came."""
     prefix = Prefix(kind, database, meta or {})
     if identity:
         prefix.bind(identity)
@@ -118,23 +118,23 @@ def envelope_prefix(kind: int, database: str, meta: Mapping[str, Any] | None = N
 
 
 def entry_head(prefix: Prefix, body: bytes | memoryview, timestamp_us: int) -> bytes:
-    """Entry header and envelope front: what goes before `body` on disk. The CRC is chained over both."""
+    """Pack the entry header and the prefix, which go before `body` on disk. The CRC32 covers prefix and body."""
     data = prefix.data
     return ENTRY_HEADER.pack(len(data) + len(body), timestamp_us, crc32(body, prefix.crc)) + data
 
 
 def pack_entry(prefix: Prefix, body: bytes | memoryview, timestamp_us: int) -> bytes:
-    """A whole entry in one piece."""
+    """Pack a whole entry in one piece."""
     return entry_head(prefix, body, timestamp_us) + bytes(body)
 
 
 def pack_start(meta: StartMeta) -> bytes:
-    """The segment-start entry; its timestamp is `created`."""
+    """Pack the segment-start entry; its timestamp is `created`."""
     return _pack_marker(KIND_START, meta, meta.created)
 
 
 def pack_end(meta: EndMeta, timestamp_us: int) -> bytes:
-    """The segment-end entry."""
+    """Pack the segment-end entry."""
     return _pack_marker(KIND_END, meta, timestamp_us)
 
 
@@ -145,24 +145,24 @@ def _pack_marker(kind: int, meta: StartMeta | EndMeta, timestamp_us: int) -> byt
 
 
 def identity_offset(payload: bytes | bytearray | memoryview) -> int:
-    """Where in a payload the identity of its segment stands; -1 if it is an envelope without one, or no envelope."""
+    """Find the offset of the identity in a payload; -1 for an envelope without one, and for other payloads."""
     at = _meta_offset(payload)
     if at < 0:
         return -1
-    at += 3 if payload[at] == 0xDE else 1  # behind the header of the map
+    at += 3 if payload[at] == 0xDE else 1  # after the header of the map
     if bytes(payload[at : at + 5]) != _IDENTITY_FRONT or len(payload) < at + 5 + IDENTITY_BYTES:
         return -1
     return at + 5
 
 
 def identity_of(payload: bytes | bytearray | memoryview) -> bytes:
-    """The identity of the segment that a payload says it is in; no bytes if it says none."""
+    """Read the identity in a payload; empty bytes without one."""
     at = identity_offset(payload)
     return b"" if at < 0 else bytes(payload[at : at + IDENTITY_BYTES])
 
 
 def with_identity(payload: bytes | memoryview, identity: bytes) -> bytes | None:
-    """An envelope as an entry of another segment; None if the payload is no envelope and so cannot name one."""
+    """Put another identity into an envelope; None for other payloads, which cannot have one."""
     at = identity_offset(payload)
     if at >= 0:
         return b"".join((payload[:at], identity, payload[at + IDENTITY_BYTES :]))
@@ -173,13 +173,13 @@ def with_identity(payload: bytes | memoryview, identity: bytes) -> bytes | None:
 
 
 def _meta_offset(payload: bytes | bytearray | memoryview) -> int:
-    """Where the meta of an envelope begins; -1 if the payload does not begin as one."""
-    at = _behind_database(payload)
+    """Find the offset of an envelope's meta; -1 if the payload does not begin as an envelope."""
+    at = _database_end(payload)
     return at if at < len(payload) else -1
 
 
-def _behind_database(payload: bytes | bytearray | memoryview) -> int:
-    """Where kind and database of an envelope end, as its first six bytes tell it; -1 if they are of no envelope."""
+def _database_end(payload: bytes | bytearray | memoryview) -> int:
+    """Find the end of an envelope's database from its first six bytes; -1 if they do not begin an envelope."""
     if len(payload) < 5 or payload[0] != ENVELOPE_MARK:
         return -1
     at = 2 if payload[1] < 0x80 else 3 if payload[1] == 0xCC else -1
@@ -198,15 +198,15 @@ def _behind_database(payload: bytes | bytearray | memoryview) -> int:
 
 
 def identity_pattern(known: bytes = b"") -> bytes:
-    """The bytes that stand in every payload whose identity begins with these."""
+    """Make the bytes to search for: they stand in every payload whose identity begins with `known`."""
     return _IDENTITY_FRONT + known
 
 
 def envelopes_before(front: bytes) -> Iterator[int]:
-    """Where in `front` an envelope may begin whose meta begins right behind these bytes."""
+    """Yield the offsets in `front` where an envelope may begin whose meta begins right after `front`."""
     at = front.find(ENVELOPE_MARK)
     while at >= 0:
-        if _behind_database(front[at : at + 6] + b"\x80\x00\x00") == len(front) - at:
+        if _database_end(front[at : at + 6] + b"\x80\x00\x00") == len(front) - at:
             yield at
         at = front.find(ENVELOPE_MARK, at + 1)
 
@@ -216,7 +216,7 @@ END_ENTRY_BYTES: Final = 256
 
 
 def unpack_start(payload: bytes | memoryview) -> StartMeta | None:
-    """The meta of a segment-start payload, or None if it is something else."""
+    """Unpack the meta of a segment-start payload; None for other payloads."""
     try:
         envelope = _decode_envelope(payload)
         return _decode_start(envelope.meta) if envelope.kind == KIND_START else None
@@ -225,7 +225,7 @@ def unpack_start(payload: bytes | memoryview) -> StartMeta | None:
 
 
 def unpack_end(payload: bytes | memoryview) -> EndMeta | None:
-    """The meta of a segment-end payload, or None if it is something else."""
+    """Unpack the meta of a segment-end payload; None for other payloads."""
     try:
         envelope = _decode_envelope(payload)
         return _decode_end(envelope.meta) if envelope.kind == KIND_END else None
@@ -234,7 +234,7 @@ def unpack_end(payload: bytes | memoryview) -> EndMeta | None:
 
 
 def file_header_error(header: bytes | memoryview) -> str | None:
-    """What is wrong with the first bytes of a file, or None: it is a log that this program reads."""
+    """Explain why a file with these first bytes cannot be read as a WAL; None if it can."""
     if len(header) < FILE_HEADER_SIZE:
         return f"only {len(header)} bytes, the file header alone has {FILE_HEADER_SIZE}"
     magic, version, checksum = _FILE_HEADER.unpack_from(header)
@@ -248,5 +248,5 @@ def file_header_error(header: bytes | memoryview) -> str | None:
 
 
 def is_of_another_version(header: bytes | memoryview) -> bool:
-    """Whether the first bytes of a file are those of a log that another version of this program wrote."""
+    """Tell if a file with these first bytes is a WAL file of another format version."""
     return len(header) >= FILE_HEADER_SIZE and header[:4] == MAGIC and _FILE_HEADER.unpack_from(header)[1] != VERSION

@@ -1,4 +1,4 @@
-"""Entries that go to disk together, and the figures that a writer keeps of them. Knows nothing of files or threads."""
+"""Groups: entries that go to disk together. And a writer's figures of them. Knows nothing of files or threads."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from arcpipe.counters import GROUP_BOUNDS, LATENCY_BOUNDS_US, Histogram
 from arcpipe.disk import Buffer
 from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, IDENTITY_BYTES, Prefix, crc32, identity_offset
 
-# A body up to this size is joined with its header: one small copy is cheaper than one more vector of the write.
+# Bytes. A body up to this size is joined with its header: a small copy is cheaper than one more vector of the write.
 SMALL_BODY_BYTES: Final = 2048
-# Stands where the identity of a segment will stand, in a group that was begun while there was no segment.
+# Takes the place of the identity in a group that was begun while there was no segment.
 NO_IDENTITY: Final = bytes(IDENTITY_BYTES)
 
 
 class Group:
-    """Entries of one segment: their buffers in order, and who waits for them.
+    """Entries of one segment: their buffers in order, and the requests that wait for them.
 
-    A group names the segment that was current when it began. `fit` moves it to another one. One thread at a time uses
-    a group; `add` also uses the prefix, so all of its calls come from the thread that the prefixes belong to.
+    A group carries the identity of the segment that was current when it began. `fit` moves it to another one. One
+    thread at a time uses a group. `add` also uses the prefix, so only the thread that owns the prefixes calls it.
     """
 
     __slots__ = ("buffers", "entries", "first_timestamp", "identity", "last_timestamp", "records", "size", "waiters")
@@ -34,7 +34,7 @@ class Group:
         self.last_timestamp = 0
 
     def add(self, prefix: Prefix, body: bytes | memoryview, records: int, timestamp: int) -> None:
-        """Add one entry. The timestamp is above all those that the group holds."""
+        """Add one entry. Its timestamp must be above all timestamps in the group."""
         if prefix.identity is not self.identity:
             prefix.bind(self.identity)
         data = prefix.data
@@ -53,10 +53,14 @@ class Group:
         self.records += records
 
     def fit(self, identity: bytes, above: int) -> None:
-        """Make every entry one of the segment of this identity, with a timestamp above that (µs).
+        """Give every entry this identity and a timestamp above `above`.
 
-        Only heads are written anew: large bodies stay where they are. Timestamps that lie above already are kept.
-        Needed only when a rotation came between the entries and their commit, or the clock stepped back.
+        Only heads are written anew: large bodies stay where they are. If all timestamps are above already, they are
+        kept. Needed only after a rotation between the entries and their commit, or a step back of the clock.
+
+        Args:
+            identity: the identity of the segment that takes the group.
+            above: µs since the epoch.
         """
         restamp = self.first_timestamp <= above
         if identity == self.identity and not restamp:
@@ -85,7 +89,7 @@ class Group:
 
 
 class WALStats:
-    """Figures of a writer since it was made; each field has one writing thread."""
+    """A writer's figures since it was made; each field has one writing thread."""
 
     __slots__ = (
         "bytes",
@@ -111,7 +115,7 @@ class WALStats:
         self.sync_us = Histogram(LATENCY_BOUNDS_US)
         self.group_entries = Histogram(GROUP_BOUNDS)
         self.rotations = 0
-        self.failures = 0  # commits that were refused, and background syncs
-        self.last_failure_us = 0  # of the steady clock
+        self.failures = 0  # refused commits, and failed background syncs
+        self.last_failure_us = 0  # by the steady clock
         self.last_error = ""
-        self.lost_records = 0  # with the WAL disabled: answered, and never written
+        self.lost_records = 0  # with wal.enabled = false: acknowledged, and never written

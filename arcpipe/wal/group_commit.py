@@ -1,8 +1,8 @@
-"""Group commit: what arrives while a commit runs goes to disk with the next one, in one write and one sync.
+"""Group commit: entries that arrive during a commit go to disk with the next one, in one write and one sync.
 
-An event loop drives it; a thread of its own commits. An answer may be given when, and only when, the group's
-`on_committed` came without an error. `GroupCommit` answers from the disk. `BufferedCommit`, with the WAL disabled,
-answers from memory. `group_commit` makes the one that the writer's sync mode asks for.
+An event loop drives it, and a thread of its own commits. A request may be acknowledged only when `on_committed` comes
+for its group without an error. `GroupCommit` calls it when the group is on disk. `BufferedCommit`, for
+`wal.enabled = false`, calls it at once. `group_commit` makes the one that the writer's sync mode asks for.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from arcpipe.wal.writer import WALWriter
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks whether the segment is to be completed: a fraction of the shortest age that settings allow.
+# Seconds between two checks if the segment is due to be sealed: well below the default age of 5 s.
 TICK_SECONDS: Final = 0.25
-# Bytes. A group that has become so large is not added to: its answers need not wait for still more.
+# Bytes. A group of this size takes no more entries: its requests need not wait for a still larger write.
 GROUP_BYTES: Final = 4 << 20
-# Bytes. With the WAL disabled, acknowledged entries wait in memory up to this much before they are written.
+# Bytes. With `wal.enabled = false`, this much is buffered in memory before it is written.
 WRITE_BUFFER_BYTES: Final = 4 << 20
-# Bytes. With the WAL disabled, more than this is not taken while writes fail: a disk that is away for a moment costs
-# nothing, and one that stays away costs this much memory. Half of what may wait where the disk is only slow.
+# Bytes. With `wal.enabled = false`, at most this much is buffered while writes fail: a short outage of the disk costs
+# nothing, and a long one this much memory. Half of the bytes that may wait for a disk that is only slow.
 BUFFER_LIMIT_BYTES: Final = 16 << 20
-# Seconds after a failed write of the buffer until the next try.
+# Seconds between a failed write of the buffer and the next try.
 BUFFER_RETRY_SECONDS: Final = 1.0
-# Tries at the end: the first one may meet the segment that failed before.
+# Tries of the last write: the first one may meet the segment that failed before.
 _LAST_TRIES: Final = 2
 
 OnCommitted = Callable[[list[Any], OSError | None], None]
 
 
 class Commit(Protocol):
-    """Takes entries, and tells what became of them: `on_committed(waiters, error)`, in the loop, in order."""
+    """Takes entries, and reports on each group in order: `on_committed(waiters, error)`, called in the loop."""
 
     writer: WALWriter
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes that are collected or being committed."""
+        """Count the bytes that are collected or being committed."""
 
     def append(self, prefix: Prefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
-        """Add one entry to the group that is being collected; `waiter` comes back with the group's outcome."""
+        """Add one entry to the group that is being collected; `on_committed` gets `waiter` back."""
 
     async def drain(self) -> None:
-        """Return when nothing is collected or being committed any more."""
+        """Wait until nothing is collected or being committed."""
 
     def close(self) -> None:
-        """End the thread and complete the segment. Call `drain` first; blocks for some syncs."""
+        """End the thread and seal the segment. Call `drain` first; blocks for a few syncs."""
 
 
 def group_commit(
@@ -67,15 +67,15 @@ def group_commit(
     """Make the group commit that a writer's sync mode asks for.
 
     Args:
-        on_committed: is called in the loop with the waiters of each group, and the error if it was not written.
-        on_crash: is called in the loop with the bug that has ended the thread.
+        on_committed: called in the loop with the waiters of each group, and the error if it was not written.
+        on_crash: called in the loop with the exception of a bug that has ended the thread.
     """
     kind = BufferedCommit if writer.options.sync_mode == "off" else GroupCommit
     return kind(writer, loop, on_committed, on_crash)
 
 
 class _CommitThread(threading.Thread):
-    """Commits groups one after the other, and calls back in the loop. Ticks the writer in between."""
+    """Commits groups one after the other, calls back in the loop, and calls the writer's `tick` in between."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class _CommitThread(threading.Thread):
         self._groups.put(group)
 
     def close(self) -> None:
-        """Return when all groups are committed and the writer has completed its segment."""
+        """Wait until all groups are committed, and close the writer."""
         self._groups.put(None)
         self.join()
         self._writer.close()
@@ -127,9 +127,9 @@ class _CommitThread(threading.Thread):
 
 
 class GroupCommit:
-    """Answers when a group is as durable as the sync mode says: one commit at a time on a thread of its own.
+    """Reports a group once it is as durable as the sync mode says. Commits one group at a time on a thread.
 
-    What arrives while a commit runs is one group, or several of at least GROUP_BYTES that wait in turn.
+    Entries that arrive during a commit form one group, or several of at least GROUP_BYTES that wait in turn.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class GroupCommit:
         if group.size >= GROUP_BYTES:
             self._dispatch()
         elif not self._scheduled:
-            # At the end of this turn of the loop: everything that arrived with this request joins its group.
+            # At the end of this turn of the loop, so that all requests that arrived in this turn join the group.
             self._schedule()
 
     async def drain(self) -> None:
@@ -193,7 +193,7 @@ class GroupCommit:
         self._committing -= 1
         self.pending_bytes -= group.size
         if self._collecting.entries and not self._committing and not self._scheduled:
-            # At the end of the next turn: what has arrived by now, but was not read yet, joins it.
+            # At the end of the next turn, so that requests that have arrived but were not read yet join the group.
             self._schedule()
         waiters, group.waiters = group.waiters, []  # in the `async` mode the group is kept until it is synced
         self._on_committed(waiters, error)
@@ -202,11 +202,11 @@ class GroupCommit:
 
 
 class BufferedCommit:
-    """With the WAL disabled: answers from memory, writes when the buffer is full or old.
+    """For `wal.enabled = false`: reports entries at once, and writes them when the buffer is full or old.
 
-    `on_committed` is called when waiters are answered, and without waiters when a group was written. A group whose
-    write fails stays in memory and is written again until it succeeds, always before the groups after it. While writes
-    fail and BUFFER_LIMIT_BYTES are held, new entries are refused with the error of the last try.
+    `on_committed` is called with waiters to answer, and without waiters when a group was written. A group whose write
+    fails stays in memory and is written again until that succeeds, always before later groups. While writes fail and
+    BUFFER_LIMIT_BYTES are buffered, new entries are refused with the error of the last try.
     """
 
     def __init__(
@@ -221,20 +221,20 @@ class BufferedCommit:
         self._on_committed = on_committed
         self._buffered_bytes = 0
         self._collecting = Group()
-        self._writing: Group | None = None  # the thread has it, or it waits for its next try
-        self._committing = False  # the thread has it
+        self._writing: Group | None = None  # being written, or waiting for its next try
+        self._committing = False  # the thread is writing that group
         self._waiters: list[Any] = []  # to be answered at the end of the turn
         self._refused: list[Any] = []
-        self._refusal: OSError | None = None  # of those
+        self._refusal: OSError | None = None  # the reason for those
         self._scheduled = False
-        self._error: OSError | None = None  # of the last try to write, if that failed
+        self._error: OSError | None = None  # of the last write, if that failed
         self._timer: asyncio.TimerHandle | None = None
         self._tried: asyncio.Future[None] | None = None
         self._thread = _CommitThread(writer, loop, self._done, on_crash)
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes about to be written: none while writes fail, so that nobody waits for them; new entries are refused."""
+        """Count the bytes about to be written; 0 while writes fail, so that nobody waits for them."""
         return self._buffered_bytes if self._error is None else 0
 
     def append(self, prefix: Prefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
@@ -254,7 +254,7 @@ class BufferedCommit:
             self._loop.call_soon(self._answer)
 
     async def drain(self) -> None:
-        """Return when all is written, or could not be in some tries. `close` tells what is lost then."""
+        """Wait until everything is written, or until _LAST_TRIES writes failed: then `close` reports the loss."""
         tries = 0
         while (self._writing is not None or self._collecting.entries) and tries < _LAST_TRIES:
             self._answer()
@@ -269,10 +269,10 @@ class BufferedCommit:
         lost = self._collecting.records + (self._writing.records if self._writing is not None else 0)
         if lost:
             self.writer.stats.lost_records += lost
-            log.error("%d records were lost: %s (the WAL is disabled, they were answered before)", lost, self._error)
+            log.error("lost %d acknowledged records: %s (wal.enabled = false)", lost, self._error)
 
     def _answer(self) -> None:
-        """At the end of a turn of the loop: acknowledge what it brought, and see to its being written."""
+        """Acknowledge the entries of this turn of the loop, and have them written when they are due."""
         self._scheduled = False
         waiters, self._waiters = self._waiters, []
         refused, self._refused = self._refused, []
@@ -290,7 +290,7 @@ class BufferedCommit:
             self._write_later(self.writer.options.flush_max_age_seconds / 2)
 
     def _write(self) -> None:
-        """Give the thread the oldest group that is not written; it has one at a time, so that their order stays."""
+        """Give the thread the oldest unwritten group: one at a time, so that groups stay in order."""
         self._cancel_timer()
         if self._committing:
             self._write_later(TICK_SECONDS)

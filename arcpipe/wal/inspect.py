@@ -1,6 +1,6 @@
-"""Looking at log files by hand: what they hold, whether they are whole, what can be saved, and taking others' in.
+"""Inspect WAL files by hand: list and verify them, salvage intact entries, and replay files from elsewhere.
 
-Works on files of a running server, too: nothing here writes to the files that it reads.
+Works on files of a running server, too: nothing here writes to a file that it reads.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from arcpipe.wal.recovery import archive
 from arcpipe.wal.report import end_problem
 from arcpipe.wal.verdict import Verdict
 
-_COPY_BYTES: Final = 4 << 20
-# `created` of a copy without identities, in µs: whatever its entries' timestamps are, they belong to it.
+_COPY_BYTES: Final = 4 << 20  # bytes per write of a copy
+# µs: `created` of a copy without identities. So low that no entry of it counts as stale.
 _NO_BORDER: Final = 1
-# A segment of a running server may be cut or renamed while it is read. It holds still when it is looked at again.
+# Tries to read a file: a segment of a running server may be cut or renamed meanwhile, but hardly three times.
 _LOOKS: Final = 3
-# Segments that were taken in from elsewhere have a slot of their own, so that no worker's names meet theirs.
+# Replayed segments have a slot of their own, so that their names never collide with those of a worker.
 REPLAY_SLOT: Final = 0
 
 
 class Summary(NamedTuple):
-    """Everything about a file that `arcpipe wal ls` shows. `records` is None where they cannot be counted."""
+    """Everything that `arcpipe wal ls` shows of a file. `records` is None if they cannot be counted."""
 
     report: ScanReport
     records: int | None
     first_timestamp: int  # µs of the first data entry; 0 without one
-    problem: str  # why it cannot be read, why it is no log, or how its end is wrong; else empty
+    problem: str  # why it cannot be read, why it is not a WAL file, or how its end is wrong; else empty
 
 
 def summarize(path: str, *, count: bool = True) -> Summary:
-    """Reads a file whole and tells what it holds, and in which verdict that ends."""
+    """Read a whole file, and return its counts and its verdict."""
     for look in range(1, _LOOKS + 1):
         try:
             return _summarize(path, count)
@@ -90,16 +90,16 @@ def _summarize(path: str, count: bool) -> Summary:
 
 
 def all_segments(directory: WALDirectory) -> list[SegmentFile]:
-    """Every segment of a directory in every state, oldest first."""
+    """List all segments of a directory in every state, oldest first."""
     files = [file for state in (ACTIVE, SEALED, RECOVERED) for file in directory.segments(state)]
     return sorted(files, key=lambda file: (file.name.created, file.name.slot, file.name.seq))
 
 
 def entries_of(path: str) -> Iterator[Entry]:
-    """The intact data entries of a file, in order.
+    """Yield the intact data entries of a file, in order.
 
     Raises:
-        NotAWAL: it is no log.
+        NotAWAL: it is not a WAL file.
         WALError: it cannot be read.
     """
     try:
@@ -109,9 +109,9 @@ def entries_of(path: str) -> Iterator[Entry]:
 
 
 def salvage(source: str, target: str) -> ScanReport:
-    """Writes what is readable of a damaged file to a new one, records and timestamps as they were.
+    """Write the intact entries of a damaged file to a new one, with their records and timestamps.
 
-    Bad blocks are read around; the report's damage tells them.
+    Bad blocks are left out; `damage` of the report lists them.
 
     Raises:
         WALError: the target exists, or the source holds no intact entry.
@@ -120,7 +120,7 @@ def salvage(source: str, target: str) -> ScanReport:
         scan = SegmentScan(source, salvage=True)
     except OSError as error:
         raise WALError(f"{source} cannot be read: {error}") from error
-    # Under a segment's name the start entry says the same as the name: readers would take it for another segment's.
+    # If the target has a segment's name, its start entry must agree: else readers take it for another segment's.
     parsed = parse_filename(os.path.basename(target))
     slot, seq = (parsed[0].slot, parsed[0].seq) if parsed is not None else (0, 0)
     written = _copy_segment(Disk(), target, _Reading(scan), slot, seq)
@@ -131,7 +131,7 @@ def salvage(source: str, target: str) -> ScanReport:
 
 
 class Replay(NamedTuple):
-    """What became of one file that was taken in."""
+    """The result of replaying one file."""
 
     source: str
     entries: int
@@ -139,18 +139,18 @@ class Replay(NamedTuple):
 
 
 def replay(directory: WALDirectory, sources: list[str], progress: Callable[[str, int], None]) -> Iterator[Replay]:
-    """Takes log files from elsewhere into a log directory, where the uploader ships them like its own.
+    """Copy WAL files from elsewhere into a WAL directory, where they are uploaded like its own segments.
 
-    Entries keep their records and timestamps. Each file is taken in exactly once, whatever interrupts this: its copy is
-    made complete under a name that the uploader ignores, then the source is renamed to `….wal.recovered`, and only
-    then the copy gets its name; starting again finishes what was begun.
+    Entries keep their records and timestamps. Each file is taken in exactly once, whatever interrupts this. Its copy is
+    completed under a name that the uploader ignores. Then the source is renamed to `….wal.recovered`, and only then
+    the copy gets its final name. `finish_interrupted` completes what an interrupted call began.
 
     Args:
         progress: called with a source and the bytes of it that were read since the last call.
 
     Raises:
-        WALError: a copy could not be made: at once if it cannot be written; after all the others if its source cannot
-            be read. Such a source stays as it is.
+        WALError: a copy cannot be written (at once), or a source cannot be read (after all others; that source stays
+            as it is).
     """
     directory.make()
     unreadable: list[str] = []
@@ -176,7 +176,7 @@ def replay(directory: WALDirectory, sources: list[str], progress: Callable[[str,
 
 
 def finish_interrupted(directory: WALDirectory, folder: str) -> int:
-    """Accepts copies whose source was renamed already when a replay was interrupted; how many."""
+    """Accept the copies whose source was renamed before a replay was interrupted. Return their number."""
     if not os.path.isdir(directory.path):
         return 0
     waiting = {name.removesuffix(".incoming") for name in os.listdir(directory.path) if name.endswith(".incoming")}
@@ -194,13 +194,13 @@ def finish_interrupted(directory: WALDirectory, folder: str) -> int:
 
 
 def replay_sources(folder: str) -> list[str]:
-    """The files of a directory that wait for being replayed, oldest first: Arc's or ours."""
+    """List the WAL files of a directory that can be replayed, oldest first: Arc's or ours."""
     names = sorted(name for name in os.listdir(folder) if name.endswith((ACTIVE, SEALED)))
     return [os.path.join(folder, name) for name in names]
 
 
 def _replay_name(source: str) -> SegmentName:
-    """The same name for the same source each time, and another for every other."""
+    """Make a name from a source's path: the same each time, and another one for every other source."""
     digest = hashlib.sha256(os.path.realpath(source).encode("utf-8", "surrogateescape")).digest()
     return SegmentName(REPLAY_SLOT, "19700101_000000", int.from_bytes(digest[:6], "big") + 1)
 
@@ -222,11 +222,11 @@ class _Unreadable(Exception):
 
 
 class _NoEnvelope(Exception):
-    """A payload that cannot name its segment."""
+    """A payload cannot carry an identity."""
 
 
 class _Reading:
-    """A source that may be read twice; each byte of it counts once."""
+    """A source that may be read twice, and reports progress of each byte once."""
 
     def __init__(self, scan: SegmentScan, progress: Callable[[str, int], None] = lambda source, count: None) -> None:
         self._scan = scan
@@ -238,7 +238,7 @@ class _Reading:
             for entry in self._scan:
                 self._advance(entry.offset)
                 yield entry
-        except OSError as error:  # not to be taken for one of the file that the entries go to
+        except OSError as error:  # must not be mistaken for an error of the file that the entries go to
             raise _Unreadable(str(error)) from error
         self._advance(self._scan.report.size)
 
@@ -249,10 +249,10 @@ class _Reading:
 
 
 def _copy_segment(disk: Disk, path: str, source: _Reading, slot: int, seq: int) -> int:
-    """A completed segment of a source's entries, synced; how many there were.
+    """Write a whole segment of a source's entries, synced, and return their number.
 
-    It has an identity of its own, unless a payload is no envelope (Arc's are none): then the copy has none, as its
-    source, and payloads are verbatim.
+    The copy gets an identity of its own. But if a payload is not an envelope, as in Arc's files, the copy has no
+    identity, like its source, and its payloads are verbatim.
 
     Raises:
         WALError: it cannot be written, or the path is taken.

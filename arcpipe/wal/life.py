@@ -1,11 +1,12 @@
-"""Settles whose entries a segment's file holds, before any is read: by its start entry, or by what else is there.
+"""Find out which entries of a file belong to its segment, before any is read: by identity, or by a border in time.
 
-A start entry says it all. Where it is damaged, these are asked, in this order:
+An intact start entry has the identity. If it is damaged, the identity is taken from the first of these that has one:
 
-1. The bytes of the damaged start entry itself, if an intact entry has the same identity.
+1. The bytes of the damaged start entry, if an intact entry has the same identity.
 2. The first intact entry whose identity has the slot and number in the file's name, and the end entry in the file's
-   last bytes. Where both are there and differ, the one is right that is not within a value of the other.
-3. The file's name. Its second is a border for files without identities.
+   last bytes. If they differ, the right one is the one that does not lie within a value of the other.
+
+Without an identity, the second in the file's name is the border: older entries are stale.
 
 While the start entry is intact, nothing that a client sends can be taken for an entry of the segment.
 """
@@ -33,28 +34,28 @@ from arcpipe.wal.salvage import BorderSalvager, IdentitySalvager, Salvager
 from arcpipe.wal.source import Effort, Header, Source
 
 _START_OFFSET: Final = FILE_HEADER_SIZE
-# More than any start entry has.
+# Bytes. More than any start entry has.
 _HEAD_BYTES: Final = 4096
-# An identity's bytes that a file's name tells: slot and number.
+# Bytes of an identity that a file's name tells: slot and number.
 _NAMED_BYTES: Final = 8
 
 
 class Life(NamedTuple):
-    """Whose entries these are."""
+    """One use of a segment's file: tells its entries from stale ones."""
 
-    start: StartMeta | None  # None if there is no intact start entry of this segment
-    identity: bytes  # empty if entries name no segment
+    start: StartMeta | None  # None if the file has no intact start entry of this segment
+    identity: bytes  # empty if the entries have none
     border: int  # µs: without an identity, entries below it are stale
     offset: int  # where the first entry is to be read
     is_named: bool  # the file has the name of one of our segments: it begins with a start entry, or is damaged
 
     def salvager(self, source: Source) -> Salvager:
-        """How to find this segment's entries after damage."""
+        """Make the salvager that finds this segment's entries after damage."""
         return IdentitySalvager(source, self.identity) if self.identity else BorderSalvager(source, self.border)
 
 
 def settle(source: Source) -> Life:
-    """Find out whose entries a file holds.
+    """Find out which entries of a file belong to its segment.
 
     Raises:
         OSError: a read failed.
@@ -68,17 +69,17 @@ def settle(source: Source) -> Life:
         start = unpack_start(payload)
         if start is None and not identity_of(payload):  # another program's file
             return Life(None, b"", border, _START_OFFSET, name is not None)
-        # A start entry that is older than the name is another segment's: a disk that says "synced", and is not, may
-        # keep the name alone.
+        # A start entry that is older than the name belongs to an older segment: the rename reached the disk, but the
+        # new contents did not, because the disk acknowledged a sync that it had not done.
         if start is not None and (name is None or name[::2] == (start.slot, start.seq) or start.created >= border):
             return Life(start, identity_of(payload), start.created, found.end, name is not None)
-    is_arcs = parsed is not None and name is None  # which never has identities, but in clients' values
+    is_arcs = parsed is not None and name is None  # Arc's files have no identities, except in clients' values
     identity = _learn_identity(source, name) if not is_arcs else b""
     return Life(None, identity, border, _START_OFFSET, name is not None)
 
 
 def read_start(path: str, disk: Disk) -> StartMeta | None:
-    """The start entry of a file, if that is intact; whatever the file's name is.
+    """Read the start entry of a file, whatever its name; None if it is not intact.
 
     Raises:
         OSError: it cannot be read.
@@ -89,14 +90,14 @@ def read_start(path: str, disk: Disk) -> StartMeta | None:
 
 
 def has_entries(source: Source, life: Life) -> bool:
-    """Whether a file with a damaged file header holds anything of the segment that its name or its start tells of."""
+    """Tell if a file with a damaged file header holds an entry of the segment that its name or start entry tells."""
     if life.start is not None:
         return True
     return life.is_named and life.salvager(source).next_entry(_START_OFFSET - 1) is not None
 
 
 def _learn_identity(source: Source, name: SegmentName | None) -> bytes:
-    """The identity of a segment whose start entry is damaged; no bytes if its entries have none."""
+    """Learn the identity of a segment whose start entry is damaged; empty if its entries have none."""
     claimed = identity_of(source.read(_START_OFFSET + ENTRY_HEADER_SIZE, END_ENTRY_BYTES))
     if name is not None and not is_identity_of(claimed, name.slot, name.seq):
         claimed = b""
@@ -116,12 +117,12 @@ def _learn_identity(source: Source, name: SegmentName | None) -> bytes:
         entry.payload <= last.offset < entry.end
         for entry in source.find_identified(first.offset, identity, Effort(source.size))
     ):
-        return identity  # what looks like an end entry is within a value
+        return identity  # the apparent end entry lies within a value
     return at_the_end
 
 
 def _find_end(source: Source, known: bytes) -> Header | None:
-    """The end entry in a file's last bytes, if its identity begins with these bytes and it says where it stands."""
+    """Find the end entry in a file's last bytes: its identity begins with `known`, and it names its own offset."""
     found = None
     for entry in source.find_identified(max(_START_OFFSET, source.size - END_ENTRY_BYTES), known, Effort(source.size)):
         end = unpack_end(source.read(entry.payload, entry.length))

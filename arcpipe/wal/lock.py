@@ -1,11 +1,12 @@
-"""One instance per WAL directory, whatever becomes of its LOCK file.
+"""One instance per WAL directory, even if its LOCK file is removed.
 
-Two locks are held, both by flock(2). The one on the directory itself cannot be removed by anybody who tidies up. The
-one on the file LOCK keeps out, and is kept out by, versions that know no other; people read the owner's pid in it. Both
-last until the last process that inherited them is gone.
+Two locks are held, both by flock(2). Both last until the last process that inherited them is gone.
 
-The directory comes first, so that a program that is refused leaves LOCK alone. It tries without blocking, so two that
-start at once cannot wait for each other.
+- The lock on the directory itself: nobody can remove it by tidying up.
+- The lock on the file LOCK: for older versions, which know no other. People read the owner's pid in it.
+
+The directory is locked first, so a program that is refused leaves LOCK alone. Neither lock is waited for while the
+other is held, because flock is called without blocking: so two starts at once cannot wait for each other.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from arcpipe.errors import InstanceLocked
 
 log = logging.getLogger(__name__)
 
-# A process that waits for its disk cannot be killed before that answers: the wait once the owner itself is gone.
+# Seconds to wait when the owner is dead, but one of its processes still waits for its disk and cannot be killed.
 _DYING_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.02
-# What file systems without locks on directories answer, some network and FUSE ones among them.
+# Errors of file systems that cannot lock directories, such as some network and FUSE ones.
 _CANNOT_LOCK: Final = {
     *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EISDIR),
 }
@@ -44,16 +45,16 @@ class InstanceLock:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """What is to be handed to `take` of the next program in this process; the file LOCK's comes first."""
+        """List the descriptors for `take` of the next program in this process; that of the file LOCK comes first."""
         return tuple(fd for fd in (self._file_fd, self._directory_fd) if fd >= 0)
 
     def take(self, wait_seconds: float, inherited_fds: Sequence[int] = ()) -> None:
-        """Takes the directory for this process and the children that it forks.
+        """Take the directory for this process and the children that it forks.
 
         Args:
-            wait_seconds: covers the moments in which an instance that was killed is still going away.
-            inherited_fds: locks that this process took as another program. Nobody could take those of this directory
-                in between; others are given back.
+            wait_seconds: how long to wait for another instance to end, for instance one that was just killed.
+            inherited_fds: locks that this process took as an earlier program. Those of this directory are kept, so
+                nobody can take it in between; others are given back.
 
         Raises:
             InstanceLocked: another instance has it.
@@ -72,9 +73,10 @@ class InstanceLock:
                 os.close(fd)
 
     def holder(self, inherited_fds: Sequence[int] = ()) -> str:
-        """Who keeps this process from taking the directory: the pid that LOCK tells, or "unknown"; "" if nobody does.
+        """Name the process that holds the directory: the pid in LOCK or "unknown"; "" if it is free. Changes nothing.
 
-        Changes nothing. `inherited_fds` are as for `take`.
+        Args:
+            inherited_fds: as for `take`; they count as free.
 
         Raises:
             OSError: the directory or its LOCK cannot be opened.
@@ -97,16 +99,16 @@ class InstanceLock:
         return ""
 
     def is_among(self, fds: Sequence[int]) -> bool:
-        """Whether one of these locks, or none at all, is of this directory."""
+        """Tell if one of these locks is on this directory; true if there are none."""
         there = [path for path in (self._path, self._file) if os.path.exists(path)]
         return not fds or any(os.path.samestat(os.fstat(fd), os.stat(path)) for fd in fds for path in there)
 
     def renew(self) -> None:
-        """Takes what was removed or replaced meanwhile, the directory or LOCK in it; two stat calls if nothing was.
+        """Lock the directory or LOCK again if it was removed or replaced. Otherwise this costs two stat calls.
 
         Raises:
-            InstanceLocked: somebody else has taken it in between.
-            OSError: it cannot be looked at, or not be made again.
+            InstanceLocked: another instance has taken it in between.
+            OSError: it cannot be looked at, or cannot be made again.
         """
         if self._file_fd < 0:
             return
@@ -121,7 +123,7 @@ class InstanceLock:
             log.warning("%s was removed or replaced; made and locked it again", self._file)
 
     def release(self) -> None:
-        """Gives the directory back; only needed by a process that goes on without it."""
+        """Give the directory back; only needed by a process that goes on without it."""
         for fd in self.fds:
             os.close(fd)
         self._file_fd = self._directory_fd = -1
@@ -173,7 +175,7 @@ class InstanceLock:
                 time.sleep(_POLL_SECONDS)
 
     def _owner(self) -> str:
-        """The pid that LOCK tells, or "unknown"."""
+        """Read the pid in LOCK; "unknown" if there is none."""
         try:
             with open(self._file, "rb") as file:
                 return file.read(64).decode("ascii", "replace").strip() or "unknown"
@@ -182,7 +184,7 @@ class InstanceLock:
 
 
 def _same_file(fd: int, spare: list[int]) -> int:
-    """The descriptor among `spare` that is of the same file, taken out of it, and `fd` is closed; else `fd`."""
+    """Return the descriptor in `spare` of the same file, take it out and close `fd`. Without one, return `fd`."""
     for other in spare:
         if os.path.samestat(os.fstat(other), os.fstat(fd)):
             os.close(fd)
@@ -199,7 +201,7 @@ def _is_of(fd: int, path: str) -> bool:
 
 
 def _is_running(pid: str) -> bool:
-    """Whether a process of this number is there; also if `pid` is no number at all."""
+    """Tell if a process of this number exists; true also if `pid` is not a number."""
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""The thread that makes a writer's next segment and seals the ones that it left. Commits wait for neither."""
+"""The thread that makes a writer's next segment and seals the ones that it has left. Commits wait for neither."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from arcpipe.wal.segment import Segment
 
 log = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 1.0  # between tries to seal: a full disk is not asked more often
+_RETRY_SECONDS = 1.0  # between tries to seal, so that a full disk is not written to without pause
 
 
 class Pipeline:
-    """Works before and after one writer: the next segment is ready before it is needed, and a full one is sealed
-    after it was left, so that neither stalls a commit.
+    """Makes the next segment before the writer needs it, and seals full ones after the writer has left them.
 
     At any time one segment is ready, or being made, or asked for: never two.
     """
@@ -29,7 +28,7 @@ class Pipeline:
         self._crash: BaseException | None = None
         self._seal_error = ""  # the last one logged
         self._handed_over = 0  # written by the writer's thread only
-        self._completed = 0  # written by this thread only
+        self._sealed = 0  # written by this thread only
         self._thread = threading.Thread(target=self._run, name="segments", daemon=True)
         self._thread.start()
         self._jobs.put("make")
@@ -42,7 +41,7 @@ class Pipeline:
         """
         segment = self._next()
         if isinstance(segment, OSError):
-            # Of whenever it was tried, perhaps long ago: what counts is whether it can be made now.
+            # This error may be long past; only a new try tells if a segment can be made now.
             segment = self._next()
         if isinstance(segment, BaseException):
             raise segment
@@ -58,10 +57,10 @@ class Pipeline:
         return self._ready.get()
 
     def make_instead(self, make: Callable[[], Segment]) -> Segment:
-        """Make a segment here and now; the one that is ready is discarded, because names sort as they are written.
+        """Make a segment on the calling thread, and discard the ready one: segments must sort in writing order.
 
         Raises:
-            OSError: it could not be made; nothing is ready then, and the next call makes it at once.
+            OSError: it could not be made. Nothing is ready then, and the next call makes a segment at once.
         """
         ready = self._take_ready()
         try:
@@ -77,22 +76,22 @@ class Pipeline:
         return segment
 
     def check(self) -> None:
-        """Raise what ended the thread, if anything but `close` did: a bug must not look like a slow disk."""
+        """Raise the exception that ended the thread, if any: a bug must not look like a slow disk."""
         if self._crash is not None:
             raise self._crash
 
     @property
     def unsealed(self) -> int:
-        """Count the segments that were left and still have to get their final name."""
-        return self._handed_over - self._completed
+        """Count the segments that were handed over and are not sealed yet."""
+        return self._handed_over - self._sealed
 
-    def complete(self, segment: Segment) -> None:
-        """Hand over a segment to be sealed in the background, as often as it takes."""
+    def seal_later(self, segment: Segment) -> None:
+        """Have a segment sealed in the background; this is tried until it succeeds."""
         self._handed_over += 1
         self._jobs.put(segment)
 
     def close(self) -> None:
-        """Seal what was handed over (one try each), discard what was made ready, end the thread."""
+        """Seal the segments that were handed over (one try each), discard the ready one, and end the thread."""
         self._jobs.put("stop")
         self._thread.join()
         while not self._ready.empty():
@@ -101,7 +100,7 @@ class Pipeline:
                 self.discard(segment)
 
     def discard(self, segment: Segment) -> None:
-        """Remove a segment that holds no entry; a file that stays is the next start's to remove."""
+        """Remove a segment that holds no entry. If that fails, the next start removes it."""
         try:
             segment.discard()
         except OSError as error:
@@ -136,15 +135,15 @@ class Pipeline:
         try:
             self._seal(segment)
         except OSError as error:
-            if str(error) != self._seal_error:  # once, however often it is tried
+            if str(error) != self._seal_error:  # log each error once, however often it repeats
                 self._seal_error = str(error)
                 log.error(
-                    "cannot complete segment %s: %s; its data is safe, trying again every %g s",
+                    "cannot seal segment %s: %s; its data is safe, trying again every %g s",
                     segment.path,
                     error,
                     _RETRY_SECONDS,
                 )
             return False
         self._seal_error = ""
-        self._completed += 1
+        self._sealed += 1
         return True

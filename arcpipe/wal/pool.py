@@ -9,31 +9,37 @@ from arcpipe.disk import Disk
 from arcpipe.wal.directory import ACTIVE, WALDirectory
 
 _FREE_NAME = re.compile(r"(\d{20})-.+\.wal\Z")
-# A file that a worker has taken, or makes anew, until it is in service.
+# A file that a worker has taken or is making, until it is in service.
 _UNFINISHED_NAME = re.compile(r"(?:claimed|new)-(\d+)-")
 
 
 class FreePool:
-    """Retired segments below `free/`, named by the last timestamp that they ever held.
+    """Retired segments below `free/`, named by the highest timestamp that they ever held.
 
-    Processes share it without a lock: taking a file is a rename, and only one of two renames finds it. Whatever else is
-    in the folder, such as `lost+found` or a file of another name, is left alone.
+    Processes share it without a lock: a file is taken by a rename, and only one of two renames succeeds. Other things
+    in the folder, such as `lost+found` or a file of another name, are left alone.
     """
 
     def __init__(self, directory: WALDirectory, limit: int, max_size_bytes: int | None = None) -> None:
-        """
+        """Open the pool of a directory.
+
         Args:
-            limit: files that the pool holds at most.
-            max_size_bytes: size above which a file is cut: one large entry must not make it large for ever.
+            limit: the most files that the pool holds.
+            max_size_bytes: larger files are cut to this size: one large entry must not make a file large for ever.
         """
         self._directory = directory
         self._limit = limit
         self._max_size_bytes = max_size_bytes
 
     def take(self, slot: int, below_us: int) -> str | None:
-        """Claim a file for `slot` to write over whose last timestamp (µs) lies below that. None if there is none.
+        """Claim a file for `slot` to write over; None if there is none.
 
-        Others are too young: writing over them would mean timestamps that run ahead of the clock.
+        Args:
+            below_us: take only files whose last timestamp is below this. With others, the timestamps of the new
+                entries would have to run ahead of the clock.
+
+        Raises:
+            OSError: the file cannot be cut to size; it is removed.
         """
         for name in self._names():
             match = _FREE_NAME.match(name)
@@ -58,8 +64,8 @@ class FreePool:
         """Move an uploaded segment into the pool.
 
         Returns:
-            False if there is no place for it, or if one large entry made it grow: then its space is needed more. It is
-            not cut here, as a power cut could take the new name back and leave the cut.
+            False if the pool is full, or if one large entry made the file grow: then the caller removes it. It is not
+            cut here, because a power cut could undo the rename and keep the cut.
         """
         if len(self._names()) >= self._limit or self._is_oversize(path):
             return False
@@ -69,20 +75,20 @@ class FreePool:
         return True
 
     def give_back(self) -> None:
-        """Remove the files that nobody has taken yet: their space is needed more."""
+        """Remove the files that nobody has taken yet, to free their space."""
         for name in self._names():
             if _FREE_NAME.match(name):
                 self._directory.disk.unlink(os.path.join(self._directory.free, name))
 
     def clear(self, slot: int | None = None) -> None:
-        """Empty the pool; with a slot, remove only what a worker of that slot left half-made."""
+        """Empty the pool; with a slot, remove only the unfinished files of that slot's worker."""
         for name in self._names():
             match = _UNFINISHED_NAME.match(name)
             if slot is None or (match is not None and int(match[1]) == slot):
                 self._directory.disk.unlink(os.path.join(self._directory.free, name))
 
     def _names(self) -> list[str]:
-        """List the regular files with a name of ours, those of the pool in the order of their timestamps."""
+        """List the pool's regular files in the order of their timestamps, and the unfinished ones."""
         with os.scandir(self._directory.free) as entries:
             return sorted(
                 entry.name

@@ -1,4 +1,4 @@
-"""Whether a start could use a WAL directory, found out without a trace: for checks ahead of a start or an upgrade."""
+"""Try if a start could use a WAL directory, and leave no trace: for checks before a start or an upgrade."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Final
 from arcpipe.wal.directory import WALDirectory, nearest_directory
 
 _PROBE: Final = b"arcpipe tries whether it can write here\n"
-# What file systems that know no files without a name answer: some network and FUSE ones, overlays of old kernels.
+# Errors of file systems without nameless files (O_TMPFILE): some network and FUSE ones, overlays of old kernels.
 _NEEDS_A_NAME: Final = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def probe(directory: WALDirectory, may_free_space: bool) -> None:
-    """Try all that a start needs of a directory, whether it is there yet or not.
+    """Try everything that a start needs of a directory, which need not exist yet.
 
     Args:
-        may_free_space: whether the start removes first what lies in `free/` and `spool/`, so that a full disk is no
-            obstacle as long as there is something.
+        may_free_space: the start empties `free/` and `spool/` first. So a full disk is accepted while one of them
+            holds a file.
 
     Raises:
-        OSError: something of it would fail.
+        OSError: the start would fail.
         WALError: `node.json` cannot be used.
         UnknownVersion: a newer arcpipe wrote it.
     """
@@ -50,7 +50,7 @@ def _has_files(folder: str) -> bool:
 
 
 def _try_to_write(folder: str) -> None:
-    """Write and sync a file in a directory that is gone afterwards, whatever happens."""
+    """Write and sync a file in a directory; the file is gone afterwards, whatever happens."""
     try:
         fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o640)
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Reads segments: scans, verifies, steps over damage, and tells in one verdict what was found.
+"""Read segments: scan and verify them, step over damage, and judge the result in one verdict.
 
     scan = SegmentScan(path)
     for entry in scan: ...          # raises OSError when a read fails; nothing unreadable is taken for the end
-    scan.report.verdict             # what follows from it says `arcpipe.wal.verdict`
+    scan.report.verdict             # `arcpipe.wal.verdict` says what follows from it
 
-Rooms: `source` reads the file, `life` settles whose entries these are, `walk` goes from one to the next, `salvage`
-finds the next one after damage, `timestamps` and `verdict` judge.
+Modules: `source` reads the file, `life` tells the segment's entries from stale ones, `walk` goes from entry to entry,
+`salvage` finds the next one after damage, `timestamps` and `verdict` judge.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# More than the start entry of any segment, and the header of the entry behind it.
+# Bytes. More than the start entry of any segment and the header of the entry after it.
 _HEAD_BYTES = 4096
 
 
 class SegmentScan:
-    """Iterates over the data entries of one segment file; `report` tells the rest afterwards. May be iterated again.
+    """Iterates over the data entries of one segment file. `report` has the result afterwards. May be iterated again.
 
     Raises:
-        NotAWAL: from the constructor, if the file is no log at all: neither its header nor anything else in it is.
+        NotAWAL: by the constructor: neither the header nor any entry is that of a WAL file.
         OSError: the file cannot be opened, or a read failed. The verdict is `UNREADABLE` then.
     """
 
@@ -66,12 +66,13 @@ class SegmentScan:
         gently: bool = False,
         state: str | None = None,
     ) -> None:
-        """
+        """Open a segment file.
+
         Args:
             disk: reads the file.
-            salvage: read on after a damaged file header, and around what cannot be read; both is counted as damage.
-            gently: read in small pieces and nothing ahead, so that no sync of a writer waits for long behind a read.
-            state: ACTIVE, SEALED or RECOVERED, if the name does not tell.
+            salvage: read on after a damaged file header, and around unreadable blocks; both count as damage.
+            gently: read in small pieces and nothing ahead, so that no sync of a writer waits long for a read.
+            state: ACTIVE, SEALED or RECOVERED; by default the state in the file's name.
         """
         self.path = os.fspath(path)
         self.was_active = (state or _state_of(self.path)) == ACTIVE
@@ -101,7 +102,7 @@ class SegmentScan:
 
 
 def _state_of(path: str) -> str:
-    """The state that a file's name tells; a file that has no state in its name may end anywhere, as an active one."""
+    """Read the state in a file's name. A file without one counts as active, and so may end anywhere."""
     parsed = parse_filename(os.path.basename(path))
     if parsed is not None:
         return parsed[1]
@@ -109,7 +110,10 @@ def _state_of(path: str) -> str:
 
 
 def first_timestamp(path: str, disk: Disk | None = None) -> int:
-    """µs since the epoch of the first data entry of one of our segments, from its header alone; 0 without one.
+    """Read the timestamp of a segment's first data entry from that entry's header alone.
+
+    Returns:
+        µs since the epoch; 0 without a data entry.
 
     Raises:
         OSError: the file cannot be read.
@@ -130,7 +134,7 @@ def first_timestamp(path: str, disk: Disk | None = None) -> int:
 
 
 class WALReader:
-    """Reads one log file into records, for people who recover by hand.
+    """Reads one WAL file into records, for people who recover by hand.
 
     for batch in WALReader("data/wal/worker-1-20251008_143000-000001.wal").read_all():
         for record in batch:
@@ -142,7 +146,7 @@ class WALReader:
 
     @property
     def report(self) -> ScanReport:
-        """What was found, damage too; complete once the file was read."""
+        """Return the report of the scan, with its damage; complete once the file was read."""
         return self._scan.report
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
@@ -153,16 +157,19 @@ class WALReader:
                 log.error("%s: entry at offset %d holds no records: %s", self._scan.path, entry.offset, error)
 
     def read_all(self) -> list[list[dict[str, Any]]]:
-        """A batch (list of record dicts) per entry: `measurement`, `time`, `_database` and the fields.
+        """Read all records: a batch per entry, a dict per record with `measurement`, `time`, `_database` and fields.
 
-        `time` is as it was sent, or when the entry was taken (µs) where none was. Damage is skipped; see `report`. An
-        intact entry that holds no records is skipped and logged.
+        `time` is the value that was sent; without one, the time at which the entry was written, in µs. Damage is
+        skipped and is in `report`. An intact entry without records is skipped and logged.
         """
         return list(self)
 
 
 def time_of(entry: Entry) -> int:
-    """When an entry was taken, in µs since the epoch: its timestamp, but where the clock was set back."""
+    """Return the time of day at which an entry was written, in µs since the epoch.
+
+    It is the entry's timestamp, unless the clock was set back before.
+    """
     from arcpipe.codec.entries import decode_entry
 
     try:
@@ -172,7 +179,7 @@ def time_of(entry: Entry) -> int:
 
 
 def records_of(entry: Entry) -> list[dict[str, Any]]:
-    """The records of an entry as dicts; of Arc's own two payloads, too.
+    """Decode the records of an entry into dicts; reads Arc's two payloads, too.
 
     Raises:
         BadPayload: the payload is intact, but holds no records.
@@ -198,7 +205,7 @@ def records_of(entry: Entry) -> list[dict[str, Any]]:
 
 
 def count_records(payload: memoryview) -> int | None:
-    """How many records a payload holds, without building them; None if it holds none that can be told."""
+    """Count the records of a payload without decoding them; None if they cannot be counted."""
     from arcpipe.codec.entries import array_length, decode_entry
 
     try:
@@ -209,7 +216,7 @@ def count_records(payload: memoryview) -> int | None:
 
 
 def _values(column: msgspec.Raw) -> list[Any]:
-    """A column's values. Those that msgspec cannot tell come as the objects of `codec.odd_values`."""
+    """Decode a column's values. Those that msgspec cannot decode become the objects of `codec.rescued`."""
     from arcpipe.codec.rescued import unpack_value
 
     try:

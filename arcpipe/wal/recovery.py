@@ -1,9 +1,11 @@
-"""What start-up does with what a crash left, and the same for one worker that died while the others go on.
+"""Recover the segments that a crash left: all of them at a start, or those of one worker that died.
 
 Every active segment is read and judged, and its verdict says what is done (`arcpipe.wal.verdict`). A torn tail is cut
-off, and the end entry written. A clean or damaged file is sealed as it is. One that could not be read is left exactly
-as it is, for another try. Recovering again after a crash in the middle of it gives the same result: nothing is ever
-rewritten, only cut off, appended to and renamed. No file stops the start.
+off, and the end entry written. A clean or damaged file is sealed as it is. An unreadable file is left exactly as it is,
+for a later try. No file stops the start.
+
+A crash during recovery does no harm: nothing is rewritten, only cut off, appended and renamed. So recovering again
+gives the same result.
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from arcpipe import durable, logs
 from arcpipe.disk import Disk
-from arcpipe.errors import BadPayload, NotAWAL, UnknownVersion
+from arcpipe.errors import NotAWAL, UnknownVersion
 from arcpipe.wal import findings
 from arcpipe.wal.cut import cut_and_end, cut_replaced
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDirectory
 from arcpipe.wal.findings import DAMAGED, Finding
 from arcpipe.wal.pool import FreePool
-from arcpipe.wal.reader import ScanReport, SegmentScan, records_of
+from arcpipe.wal.reader import ScanReport, SegmentScan
 from arcpipe.wal.report import damage_count, end_problem
 from arcpipe.wal.verdict import Consequence, consequence
 
@@ -34,16 +36,16 @@ log = logging.getLogger(__name__)
 
 _PARALLEL_FILES: Final = 4
 _PROGRESS_SECONDS: Final = 1.0
-_WRITTEN_AGAIN_BYTES: Final = 1 << 20  # at once, after a failed sync
-# Between tries at files that cannot be read: the start waits for a disk that is not well for a moment, and no longer.
+_WRITTEN_AGAIN_BYTES: Final = 1 << 20  # bytes per write, after a failed sync
+# Seconds between tries at unreadable files: a short fault of the disk delays the start a little, a long one no more.
 _PAUSES_SECONDS: Final = (0.1, 0.4)
 
 
 class RecoveredFile(NamedTuple):
-    """What became of one file.
+    """The result of recovering one file.
 
-    `outcome` is "sealed", "empty" (removed), "quarantined" or "gone" (somebody else moved it); or, of a file that stays
-    active for another try, "unreadable" (nothing in it was changed), "waiting" (for space) or "failed".
+    `outcome` is "sealed", "empty" (removed), "quarantined" or "gone" (somebody else moved it). Or the file stays active
+    for another try: "unreadable" (unchanged), "waiting" (for space) or "failed".
     """
 
     filename: str
@@ -54,12 +56,12 @@ class RecoveredFile(NamedTuple):
     corrupted: int = 0
     last_timestamp: int = 0  # µs
     left: SegmentFile | None = None  # the file, if it stays active
-    reason: str = ""  # why it does
+    reason: str = ""  # why it stays active
     damage: str = ""  # the first damaged place, if there is one
 
 
 class RecoverySummary:
-    """What a recovery did, and where each slot goes on."""
+    """The result of a recovery, and the timestamp from which each slot goes on."""
 
     def __init__(self, files: list[RecoveredFile], seconds: float) -> None:
         self.files = files
@@ -70,12 +72,12 @@ class RecoverySummary:
 
     @property
     def unreadable(self) -> list[SegmentFile]:
-        """The files that stay active, for `recover_files`. Of a file with several results the last one counts."""
+        """List the files that stay active, for `recover_files`. Of several results of a file, the last one counts."""
         latest = {file.filename: file.left for file in self.files}
         return [file for file in latest.values() if file is not None]
 
     def last_timestamp(self, slot: int) -> int:
-        """µs: the highest entry timestamp that was read of a slot; 0 if there was none."""
+        """Return the highest entry timestamp (µs) that was read of a slot; 0 without one."""
         return max((file.last_timestamp for file in self.files if file.slot == slot), default=0)
 
 
@@ -84,35 +86,36 @@ def recover_at_start(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> RecoverySummary:
-    """Recovers the whole directory before anything listens. Several files at a time.
+    """Recover the whole directory before the server listens, several files at a time.
 
-    Calls `on_progress` with the number of files that are done and of all files, at least once a second.
+    Args:
+        on_progress: called at least once a second with the number of files done, and of all files.
     """
     FreePool(directory, 0).clear()
     _clear_folder(directory, directory.spool)
     try:
         findings.set_aside_damaged(directory)
-    except OSError as error:  # health tells it for as long as it is so
+    except OSError as error:  # health reports it while it lasts
         log.error("cannot look at what was found before: %s", error)
     return _recover(directory, directory.segments(ACTIVE), on_progress, sleep, _PAUSES_SECONDS)
 
 
 def recover_slot(directory: WALDirectory, slot: int, sleep: Callable[[float], None] = time.sleep) -> RecoverySummary:
-    """Recovers what one dead worker left, without touching the others' files."""
+    """Recover the segments that one dead worker left, without touching files of others."""
     FreePool(directory, 0).clear(slot)
     return _recover(directory, directory.segments(ACTIVE, slot), lambda done, total: None, sleep, _PAUSES_SECONDS)
 
 
 def recover_files(directory: WALDirectory, files: Sequence[SegmentFile]) -> RecoverySummary:
-    """Tries exactly these files again, once: those that an earlier summary calls `unreadable`.
+    """Retry exactly these files, once: those that an earlier summary lists as `unreadable`.
 
-    Touches no file that a living worker has, so workers may run meanwhile. A file that is not there any more is "gone".
+    Workers may run meanwhile, because no other file is touched. The outcome of a file that was removed is "gone".
     """
     return _recover(directory, list(files), lambda done, total: None, time.sleep, ())
 
 
 def remove_recovered(directory: WALDirectory, max_age_seconds: float) -> tuple[int, int]:
-    """Removes archived segments that were recovered longer ago than that. Returns how many and their bytes."""
+    """Remove `….wal.recovered` files that are older than this. Return their number and their bytes."""
     count = freed = 0
     oldest = time.time() - max_age_seconds
     for file in directory.segments(RECOVERED):
@@ -124,7 +127,7 @@ def remove_recovered(directory: WALDirectory, max_age_seconds: float) -> tuple[i
 
 
 def _clear_folder(directory: WALDirectory, folder: str) -> None:
-    """Remove the files in a folder. Directories in it are not ours: `lost+found`, where a disk is mounted on it."""
+    """Remove the files in a folder. Directories in it are not ours, such as `lost+found` at a mount point."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
@@ -169,7 +172,7 @@ def _recover(
 
 
 def _note_damage(directory: WALDirectory, files: Iterable[RecoveredFile]) -> None:
-    """Note damage for the operator. The uploader reads these segments, too: where this fails, it does the same."""
+    """Note damage for the operator. If this fails, the uploader, which reads these segments too, notes it."""
     found = [Finding(DAMAGED, file.filename.partition(".")[0], file.corrupted, file.damage) for file in files]
     try:
         findings.note(directory, [finding for finding in found if finding.count])
@@ -178,14 +181,18 @@ def _note_damage(directory: WALDirectory, files: Iterable[RecoveredFile]) -> Non
 
 
 def sync_names(directory: WALDirectory) -> None:
-    """Makes durable which files are sealed and which are removed. Until then a power cut may undo each by itself."""
+    """Make renames and removals durable. Until then a power cut may undo any of them."""
     directory.sync()
 
 
 def _recover_all(
     directory: WALDirectory, files: list[SegmentFile], total: int, on_progress: Callable[[int, int], None]
 ) -> list[RecoveredFile]:
-    """Recovers several of `total` files at a time; one after the other where no thread can be started."""
+    """Recover several files at a time; one after the other if no thread can be started.
+
+    Args:
+        total: the number of files for `on_progress`; the others are done already.
+    """
     waiting = deque(files)
     done: list[RecoveredFile] = []
 
@@ -198,7 +205,7 @@ def _recover_all(
             done.append(_recover_file(directory, file))
 
     threads = min(_PARALLEL_FILES, len(files))
-    # They are gone when this returns: what follows forks.
+    # The threads have ended when this returns, because the process forks next.
     with ThreadPoolExecutor(max(threads, 1), "recovery") as pool:
         running: set[Future[None]] = set()
         try:
@@ -244,7 +251,7 @@ def _left(file: SegmentFile, outcome: str, reason: str | OSError) -> RecoveredFi
 
 
 def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) -> str:
-    """Does what follows from the verdict on an active segment. Returns the outcome.
+    """Treat an active segment as its verdict demands, and return the outcome.
 
     Raises:
         OSError: it stays active; at most its torn tail is cut off.
@@ -252,18 +259,18 @@ def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) ->
     disk = directory.disk
     what = consequence(report.verdict)
     assert what is not Consequence.LEAVE, f"BUG: {file.filename} was read to its end, and is {report.verdict}"
-    if what is not Consequence.SHIP_AND_KEEP and not report.entries:
+    if what is not Consequence.UPLOAD_AND_KEEP and not report.entries:
         disk.unlink(file.path)
         return "empty"
     fd = disk.open(file.path)
     try:
         if what is Consequence.CUT_AND_SEAL:
             cut_and_end(directory, fd, report)
-        elif what is Consequence.SHIP:
+        elif what is Consequence.UPLOAD:
             if report.size > report.end_offset:
-                # A cut that a power cut has undone, or what a former life left: nothing of it is to be archived.
+                # Stale entries, or a tail whose removal a power cut has undone: they must not be archived.
                 disk.truncate(fd, report.end_offset)
-            # The worker may have died of a sync that failed. The kernel counts these pages as clean then.
+            # Write the end entry again: after a failed sync the kernel counts its page as clean.
             length = report.end_offset - report.end_entry_offset
             disk.write(fd, [disk.read(fd, length, report.end_entry_offset)], report.end_entry_offset)
         _sync(disk, fd)
@@ -274,11 +281,11 @@ def _complete(directory: WALDirectory, file: SegmentFile, report: ScanReport) ->
 
 
 def _sync(disk: Disk, fd: int) -> None:
-    """Bring to the disk what a dead process wrote: it may be nowhere but in the page cache, even if it is all there.
+    """Sync a file that a dead process wrote: it may be whole, but only in the page cache.
 
     Raises:
-        OSError: the sync failed. The kernel counts the pages as clean then, and the next sync would succeed without
-            them; so they are written again, as far as reads still show them.
+        OSError: the sync failed. The kernel then counts the pages as clean, and the next sync would succeed without
+            writing them. So the file's readable content was written again first.
     """
     try:
         disk.fsync(fd)
@@ -303,7 +310,7 @@ def _tell(file: SegmentFile, report: ScanReport, outcome: str) -> RecoveredFile:
         log.error("WAL file %s: %s", file.filename, problem, extra=logs.EACH)
     corrupted = damage_count(report, problem)
     log.log(
-        logging.DEBUG if outcome == "empty" else logging.INFO,  # every stop leaves segments that were made ready
+        logging.DEBUG if outcome == "empty" else logging.INFO,  # every crash leaves a segment that was made ready
         "WAL file %s: %d entries, %d bytes, %d corrupted, %d torn",
         file.filename,
         report.entries,
@@ -325,73 +332,8 @@ def _quarantine(directory: WALDirectory, file: SegmentFile) -> RecoveredFile:
     return RecoveredFile(file.filename, file.name.slot, "quarantined", bytes=file.size)
 
 
-class WALRecovery:
-    """Recovery by hand, without a server.
-
-    recovery = WALRecovery("data/wal")
-    recovery.recover(lambda batch: print(len(batch), "records"))
-    recovery.cleanup_old_wals(max_age_seconds=86400)
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], disk: Disk | None = None) -> None:
-        self._directory = WALDirectory(directory, disk)
-
-    def recover(self, callback: Callable[[list[dict[str, Any]]], None]) -> int:
-        """Calls back with each batch (list of record dicts) of every active or completed segment, oldest first.
-
-        A file that was read to its end is renamed to `….wal.recovered`, damaged or not. One that cannot be read whole
-        gives no batch, keeps its name and is logged. Returns how many batches there were. Takes the directory's lock
-        meanwhile.
-
-        Raises:
-            InstanceLocked: a server is using the directory.
-            OSError: a file could be read whole, and not a second time; it keeps its name.
-            Whatever the callback raises; the file at hand then stays as it was.
-        """
-        self._directory.lock(0.0)
-        try:
-            return sum(self._recover_file(file, callback) for file in self._files())
-        finally:
-            self._directory.unlock()
-
-    def cleanup_old_wals(self, max_age_seconds: float = 86400) -> int:
-        """Removes `….wal.recovered` files older than that; returns how many."""
-        return remove_recovered(self._directory, max_age_seconds)[0]
-
-    def _files(self) -> Iterable[SegmentFile]:
-        return sorted(
-            [*self._directory.segments(ACTIVE), *self._directory.segments(SEALED)], key=lambda file: file.name
-        )
-
-    def _recover_file(self, file: SegmentFile, callback: Callable[[list[dict[str, Any]]], None]) -> int:
-        try:
-            for _ in SegmentScan(file.path, disk=self._directory.disk):
-                pass  # what cannot be read whole is not begun: the next call would give it twice
-            scan = SegmentScan(file.path, disk=self._directory.disk)
-        except NotAWAL as error:
-            log.error("%s; left where it is", error)
-            return 0
-        except OSError as error:
-            log.error("WAL file %s cannot be read: %s; left where it is", file.filename, error)
-            return 0
-        batches = 0
-        for entry in scan:
-            try:
-                batch = records_of(entry)
-            except BadPayload as error:
-                log.error("%s: entry at offset %d holds no records: %s", file.filename, entry.offset, error)
-                continue
-            callback(batch)
-            batches += 1
-        for damage in scan.report.damage:
-            log.error("WAL file %s: %s at offset %d", file.filename, damage.reason, damage.offset)
-        archive(self._directory, file.path)
-        self._directory.disk.sync_directory(self._directory.path)
-        return batches
-
-
 def archive(directory: WALDirectory, path: str) -> None:
-    """Gives a shipped segment the name of a recovered one, dated now."""
+    """Rename an uploaded segment to `….wal.recovered`, and date it now."""
     stem = os.path.basename(path).split(".")[0]
     os.utime(path)
     directory.disk.rename(path, os.path.join(directory.path, f"{stem}{RECOVERED}"))

@@ -1,4 +1,4 @@
-"""Results of reading a segment: its entries, its damage, the report of the whole, and what that amounts to."""
+"""The results of reading a segment: its entries, its damage, the report of the whole file, and the verdict on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Entry(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Bytes of a segment that hold no intact entry and should. A damaged timestamp has a length of 0."""
+    """A range of bytes that should hold an intact entry and does not. A damaged timestamp has a length of 0."""
 
     offset: int
     length: int
@@ -25,7 +25,7 @@ class Damage(NamedTuple):
 
 
 class ScanReport:
-    """What a scan found. Complete once the scan has been read to its end; until then the verdict is `UNREADABLE`."""
+    """The result of a scan. Complete once the scan was read to its end; until then the verdict is `UNREADABLE`."""
 
     __slots__ = (
         "damage",
@@ -46,14 +46,14 @@ class ScanReport:
         self.size = size
         self.verdict = Verdict.UNREADABLE
         self.start: StartMeta | None = None
-        self.identity = b""  # of the segment; empty if its entries name none
+        self.identity = b""  # of the segment; empty if its entries have none
         self.end: EndMeta | None = None
-        self.end_entry_offset = 0  # where the end entry stands, if there is one
+        self.end_entry_offset = 0  # where the end entry begins, if there is one
         self.entries = 0  # data entries
         self.last_timestamp = 0  # µs, of the last intact entry of any kind
-        self.end_offset = 0  # where the next entry would go: behind the last intact one
+        self.end_offset = 0  # where the next entry would go: after the last intact one
         self.damage: list[Damage] = []
-        self.torn_bytes = 0  # behind `end_offset`, neither zeros nor stale
+        self.torn_bytes = 0  # bytes after `end_offset` that are neither zeros nor stale
         self.torn_reason = ""
 
 
@@ -61,7 +61,7 @@ def judge(report: ScanReport, was_active: bool) -> Verdict:
     """Judge a scan that read its file to the end.
 
     Args:
-        was_active: the segment was never sealed as far as its name tells; so it may end anywhere.
+        was_active: the name does not say that the segment was sealed, so it may end anywhere.
     """
     if report.damage or end_problem(report, was_active):
         return Verdict.DAMAGED
@@ -69,7 +69,7 @@ def judge(report: ScanReport, was_active: bool) -> Verdict:
 
 
 def end_problem(report: ScanReport, was_active: bool) -> str:
-    """Tell what is wrong with how a segment ends; an empty text if nothing is."""
+    """Explain what is wrong with a segment's end; empty if nothing is."""
     end = report.end
     if end is None:
         return "" if was_active else "the segment was sealed, but its end entry is missing"
@@ -82,9 +82,9 @@ def end_problem(report: ScanReport, was_active: bool) -> str:
 
 
 def damage_count(report: ScanReport, problem: str) -> int:
-    """Count what is damaged. A wrong end counts only by itself: else it tells of the same damage once more.
+    """Count the damaged places. A wrong end counts only if there is no other damage, which would cause it.
 
     Args:
-        problem: what `end_problem` says of the report.
+        problem: the result of `end_problem` for this report.
     """
     return len(report.damage) or int(bool(problem))

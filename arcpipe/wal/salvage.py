@@ -1,9 +1,11 @@
-"""Finds the next intact entry of a segment after damage, and tells entries of the segment from others'.
+"""Find the next intact entry of a segment after damage, and tell the segment's entries from others.
 
-There are two ways, because there are two kinds of files. In a segment with an identity, its 16 bytes are looked for.
-Nobody could know them before, so what they find is an entry of this segment. In older files, and in those of other
-programs, the timestamp decides: an entry below the border is stale. There the search looks for what could be a header.
-It has a bound, because a client's value may be full of such bytes. At the bound, the rest of the file is damage.
+There are two kinds of files, and a salvager for each:
+
+- With an identity: its 16 bytes are searched for. No client could know them, so they lead to entries of this segment.
+- Without one (older files, other programs): the timestamp decides, and an entry below the border is stale. Bytes that
+  could be an entry header are searched for. The search has a bound, because a client's value may be full of such
+  bytes. At the bound, the rest of the file counts as damaged.
 """
 
 from __future__ import annotations
@@ -15,32 +17,35 @@ from arcpipe.wal.format import ENTRY_HEADER_SIZE, identity_of
 from arcpipe.wal.source import Effort, Header, Source
 from arcpipe.wal.timestamps import JUMP_US
 
-# The search reads this much first, then more and more: the next entry is mostly near.
+# Bytes. First and largest read of a search; each read doubles, because the next entry is mostly near.
 _FIRST_SEARCH_BYTES: Final = 64 << 10
 _SEARCH_BYTES: Final = 8 << 20
-# µs: no entry is older than 1996.
+# µs since the epoch: November 1996. No entry is older.
 _EARLIEST_US: Final = 3 << 48
 
 
 class Salvager(Protocol):
-    """How the walker asks about entries that are not as they should be."""
+    """Answers the walk's questions about entries that are not as expected."""
 
     @property
     def gave_up(self) -> bool:
-        """Whether a search ended because it took too long: what it did not find may be there all the same."""
+        """Tell if a search ended at its bound: it may have missed entries."""
 
     def refusal(self, header: Header) -> str:
-        """Why an intact entry is none of this segment's; an empty text if it is one."""
+        """Explain why an intact entry does not belong to this segment; empty if it does."""
 
     def next_entry(self, offset: int) -> int | None:
-        """The offset of the first intact entry of this segment behind `offset`."""
+        """Find the offset of the first intact entry of this segment after `offset`."""
 
     def stale_from(self, offset: int) -> int:
-        """Where stale entries begin, at or behind an offset behind which none of this segment is; else the end."""
+        """Find where stale entries begin, at or after `offset`; the end of the file without any.
+
+        No entry of this segment may follow `offset`.
+        """
 
 
 class IdentitySalvager:
-    """For a segment whose entries name it."""
+    """For a segment whose entries carry its identity."""
 
     def __init__(self, source: Source, identity: bytes) -> None:
         self._source = source
@@ -60,7 +65,7 @@ class IdentitySalvager:
         return None
 
     def stale_from(self, offset: int) -> int:
-        # Bytes in a stale value may look like entries at will; how far the tail is torn is only told to people.
+        # Bytes in a stale value may look like an entry. That does no harm: the result is only a figure for people.
         effort = Effort(self._source.size)
         first = self._source.intact_at(offset, effort)
         for found in [first] if first is not None else self._source.find_identified(offset, b"", effort):
@@ -69,7 +74,7 @@ class IdentitySalvager:
 
 
 class BorderSalvager:
-    """For a file whose entries name no segment: those below a border (a timestamp, µs) are stale."""
+    """For a file without identities: entries below a border (a timestamp, µs) are stale."""
 
     def __init__(self, source: Source, border: int) -> None:
         self._source = source
@@ -90,15 +95,16 @@ class BorderSalvager:
         return f"timestamp {header.timestamp} is below the segment's start"
 
     def next_entry(self, offset: int) -> int | None:
-        """As in the protocol. A damaged header's length is not believed, so nothing that is intact is stepped over.
+        """Find the next entry as the protocol says, and step over stale entries on the way.
 
-        Stale entries are: after a torn write they may stand among those of this segment.
+        After a torn write, stale entries may lie between entries of this segment. The length in a damaged header is
+        not believed, so no intact entry is stepped over.
         """
         self._stale_from = self._source.size
         entry = self.intact_at(offset)
         while True:
             if entry is None:
-                entry = self._first_behind(offset)
+                entry = self._first_after(offset)
                 if entry is None:
                     return None
             if entry.timestamp >= self._border:
@@ -111,17 +117,17 @@ class BorderSalvager:
         return self._stale_from
 
     def first_intact(self, offset: int) -> Header | None:
-        """The first intact entry behind an offset, whosever it is."""
-        return next(self._intact_behind(offset), None)
+        """Find the first intact entry after an offset, of this segment or not."""
+        return next(self._intact_after(offset), None)
 
-    def _first_behind(self, offset: int) -> Header | None:
-        for entry in self._intact_behind(offset):
-            # One that names a segment is in a client's value, or stale: those of this segment name none.
+    def _first_after(self, offset: int) -> Header | None:
+        for entry in self._intact_after(offset):
+            # This segment's entries have no identity: one that has it is stale, or lies in a client's value.
             if not identity_of(self._source.front(entry)):
                 return entry
         return None
 
-    def _intact_behind(self, offset: int) -> Iterator[Header]:
+    def _intact_after(self, offset: int) -> Iterator[Header]:
         for candidate in self._candidates(offset + 1):
             entry = self.intact_at(candidate)
             if entry is not None:
@@ -130,8 +136,8 @@ class BorderSalvager:
                 return
 
     def _candidates(self, offset: int) -> Iterator[int]:
-        """Offsets at or behind `offset` where an entry header could be, by its timestamp and first payload byte."""
-        import numpy as np  # only damage needs it, and workers that never see any stay small
+        """Yield the offsets from `offset` on where a header could be, by its timestamp and the first payload byte."""
+        import numpy as np  # imported late: only damage needs it, so other workers stay small
 
         size = self._source.size
         # The upper two bytes of a timestamp change every 8.9 years.

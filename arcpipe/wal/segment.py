@@ -1,4 +1,4 @@
-"""One segment's life: made, written, synced, sealed or cut back. One thread at a time owns a segment."""
+"""One open segment: made, written, synced, and then sealed or cut back. One thread at a time owns it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from arcpipe import __version__
-from arcpipe.disk import Buffer
+from arcpipe.disk import Buffer, Disk
 from arcpipe.errors import UnknownVersion
 from arcpipe.wal import findings
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentName, WALDirectory
@@ -36,17 +36,17 @@ _SECOND_US = 1_000_000
 
 
 class State(enum.Enum):
-    """Where in its life a segment is."""
+    """The state of an open segment."""
 
     OPEN = "open"  # takes entries
-    FAILED = "failed"  # a write or a sync failed: it is to be cut back before anything else is accepted
-    CUT = "cut"  # cut back, durably: it is to be left, and sealed
+    FAILED = "failed"  # a write or a sync failed: it must be cut back before anything else is accepted
+    CUT = "cut"  # cut back, durably: the writer must leave it, and have it sealed
     NAMED = "named"  # has its final name; only the directory's sync is missing
     CLOSED = "closed"
 
 
 class Extent(NamedTuple):
-    """How far a segment goes, up to the end of one of its entries."""
+    """A part of a segment: from its beginning to the end of one of its entries."""
 
     offset: int
     entries: int
@@ -55,7 +55,7 @@ class Extent(NamedTuple):
 
 
 class Segment:
-    """An open segment. `offset` is where the next entry goes, `acknowledged` how far answers were given."""
+    """An open segment. The next entry goes to `offset`; all entries up to `acknowledged` were promised to clients."""
 
     __slots__ = (
         "_directory",
@@ -117,40 +117,34 @@ class Segment:
     ) -> Segment:
         """Make a segment and put it into service: start entry written and synced, name and directories durable.
 
-        A file of the pool is written over if there is one, a new one made otherwise. What fails leaves nothing behind.
+        Writes over a file of the pool if there is one, and makes a new file otherwise.
 
         Args:
-            above_us: `created` is taken above this timestamp.
-            sync: False leaves every sync out (the WAL is disabled: a weaker promise).
+            above_us: `created` will be above this timestamp.
+            sync: False leaves every sync out (`wal.enabled = false`, a weaker promise).
             retained: groups that the segment holds, durably, as soon as it has its name.
             replaces: the number of the segment that these groups come from, and the offset where they begin there.
+
+        Raises:
+            OSError: it could not be made; no file of it is left.
         """
         disk = directory.disk
         created = max(time.time_ns() // 1000, above_us + 1)
-        # In a later second than the former life's end: so the second in the name is a border by itself.
+        # In a later second than the file's last stale entry: so the second in the new name is a border by itself.
         path = pool.take(slot, created // _SECOND_US * _SECOND_US) if pool is not None else None
         is_reused = path is not None
-        if path is None:
-            path = os.path.join(directory.free, f"new-{slot}-next")
+        path = path or os.path.join(directory.free, f"new-{slot}-next")
         fd, leftovers = -1, [path]
         try:
-            if not is_reused:
-                disk.unlink(path)
-            fd = disk.open(path) if is_reused else disk.create(path)
+            fd = disk.open(path) if is_reused else _create_anew(disk, path)
             name = SegmentName.at(slot, created, seq)
             identity = make_identity(slot, seq)
             head = FILE_HEADER + pack_start(StartMeta(node, slot, seq, created, __version__, identity, replaces))
             segment = cls(directory, fd, name, created, len(head), identity, sync)
-            buffers: list[Buffer] = [head]
-            for group in retained:
-                group.fit(identity, segment.last_timestamp)
-                buffers += group.buffers
-                segment._count(group.size, group.entries, group.records, group.last_timestamp)
-            segment.acknowledge()
-            disk.write(fd, buffers, 0)
-            if sync or is_reused:  # whatever else is not promised: no former life under a new name
+            segment._write_beginning(head, retained)
+            if sync or is_reused:  # even with `wal.enabled = false`, a new name must not show stale content alone
                 disk.fdatasync(fd)
-            # Nobody else makes names of this slot, so what is not there now is not there at the rename.
+            # Only this process makes names of this slot, so a path that is free now is free at the rename.
             if os.path.exists(segment.path):
                 raise FileExistsError(errno.EEXIST, "a segment of this name exists already", segment.path)
             leftovers.append(segment.path)
@@ -165,8 +159,22 @@ class Segment:
             raise
         return segment
 
+    def _write_beginning(self, head: bytes, retained: Sequence[Group]) -> None:
+        """Write the file header, the start entry and the groups that the segment holds from the beginning."""
+        buffers: list[Buffer] = [head]
+        for group in retained:
+            group.fit(self.identity, self.last_timestamp)
+            buffers += group.buffers
+            self._count(group.size, group.entries, group.records, group.last_timestamp)
+        self.acknowledge()
+        self._directory.disk.write(self._fd, buffers, 0)
+
     def write(self, buffers: Sequence[Buffer], size: int, entries: int, records: int, last_timestamp: int) -> None:
-        """Append whole entries; on an error nothing counts as written and the segment is to be cut back."""
+        """Append whole entries. After an error nothing counts as written, and the segment must be cut back.
+
+        Raises:
+            OSError: a part of them may be in the file.
+        """
         self._directory.disk.write(self._fd, buffers, self.offset)
         self._count(size, entries, records, last_timestamp)
 
@@ -180,32 +188,32 @@ class Segment:
             self.first_timestamp = last_timestamp
 
     def acknowledge(self) -> Extent:
-        """Promise from now on what was written so far. Returns how far that is."""
+        """Count everything written so far as acknowledged, and return its extent."""
         self.acknowledged = Extent(self.offset, self.entries, self.records, self.last_timestamp)
         return self.acknowledged
 
     def fail(self) -> None:
-        """Note that a write or a sync failed: what followed the last promise is to be taken back."""
+        """Note that a write or a sync failed: the segment must be cut back to `acknowledged`."""
         self.state = State.FAILED
 
     def fdatasync(self) -> None:
-        """Everything written so far is on disk when this returns."""
+        """Bring everything written so far to the disk."""
         self._directory.disk.fdatasync(self._fd)
 
     def fsync(self) -> None:
-        """As `fdatasync`, and the file's times too."""
+        """Bring everything written so far and the file's times to the disk."""
         self._directory.disk.fsync(self._fd)
 
     def has_something_at_its_path(self) -> bool:
-        """False once somebody removed or moved the file. For every commit: it does not look at the inode.
+        """Tell if a file is at the segment's path; it may be another one. Cheap enough for every commit.
 
-        A kernel with fine-grained timestamps (Linux 6.13) takes any `stat` of a file as a question for its times, and
-        gives the next write new ones through the journal: a quarter of the throughput when it is asked every time.
+        Note: `stat` would be too slow here. From Linux 6.13 on, a `stat` makes the next write update the file's times
+        through the journal; one per commit costs a quarter of the throughput.
         """
         return os.access(self.path, os.F_OK)
 
     def is_at_its_path(self) -> bool:
-        """True while the segment's path leads to this very file."""
+        """Tell if the segment's path leads to this very file."""
         return self._is_file_at(self.path)
 
     def _is_file_at(self, path: str) -> bool:
@@ -214,15 +222,22 @@ class Segment:
             there = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except OSError:  # it cannot be told: whatever is done with it next says what is wrong
+        except OSError:  # unknown: the next operation on the file reports what is wrong
             return True
         return (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev)
 
     def seal(self, max_size_bytes: int, *, keep_cached: bool = True) -> None:
-        """Complete the segment: end entry, sync, the name that the uploader looks for. Closes it.
+        """Seal the segment and close it: write the end entry, sync, give it the name that the uploader looks for.
 
-        May be tried again when it raises. A mostly empty file gives its blocks back; a full one keeps them for the
-        pool. A sealed segment without its end entry counts as damaged, so it keeps its name until the entry is there.
+        A file that is less than half full gives its unused blocks back; a fuller one keeps them for the pool. Without
+        an end entry a sealed segment counts as damaged, so the segment is renamed only after that is on disk.
+
+        Args:
+            max_size_bytes: the size of a full segment.
+            keep_cached: False drops the file from the page cache.
+
+        Raises:
+            OSError: a step failed; the call may be repeated.
         """
         disk = self._directory.disk
         if self.state is not State.NAMED:
@@ -231,14 +246,14 @@ class Segment:
                 self._write_end(max_size_bytes)
                 self._sync_before_naming()
                 disk.rename(self.path, target)
-            elif not self._is_file_at(target):  # where it is after a rename that was done and reported as failed
-                # Where it was moved to, the next start on that directory finds it.
+            elif not self._is_file_at(target):  # it is there after a rename that succeeded and reported a failure
+                # If it was moved to another directory, the next start there finds it.
                 log.error("segment %s was removed or moved by somebody else while it was in use", self.path)
                 self._note_lost()
                 self.close()
                 return
-            # The file is the uploader's now, and through the pool perhaps another worker's soon: it is not touched
-            # again, even if what follows has to be tried again.
+            # The file belongs to the uploader now, and through the pool perhaps soon to another worker. A repeated call
+            # must not touch it again.
             self.state = State.NAMED
         if self._sync_enabled:
             disk.sync_directory(self._directory.path)
@@ -247,31 +262,34 @@ class Segment:
         self.close()
 
     def cut_back(self, extent: Extent | None = None) -> None:
-        """Take back, durably, what follows an extent; by default what was not acknowledged.
+        """Cut the segment back, durably, to an extent; by default to `acknowledged`.
 
-        After a failed sync the page cache is not believed. The cut goes through the descriptor, so nothing comes back
-        with a file that was removed or moved, either. May be tried again when it raises.
+        The page cache cannot be trusted after a failed sync, so the cut is synced. It goes through the descriptor, so
+        it also reaches a file that was removed or moved.
+
+        Raises:
+            OSError: it could not be cut; the call may be repeated.
         """
         extent = extent or self.acknowledged
         disk = self._directory.disk
         disk.truncate(self._fd, extent.offset)
-        disk.fsync(self._fd)  # also with the WAL disabled: what is written again must not be there twice
+        disk.fsync(self._fd)  # even with `wal.enabled = false`: entries that are written again must not be there twice
         self.offset, self.entries, self.records, self.last_timestamp = self.acknowledged = extent
         self.state = State.CUT
 
     def discard(self) -> None:
-        """Close a segment that holds no entry and remove its file."""
+        """Close the segment, which must hold no entry, and remove its file."""
         if self.is_at_its_path():
             self._directory.disk.unlink(self.path)
         self.close()
 
     def close(self) -> None:
-        """Close a segment and leave its file as it is."""
+        """Close the segment and leave its file as it is."""
         self._directory.disk.close(self._fd)
         self.state = State.CLOSED
 
     def _note_lost(self) -> None:
-        """Note that acknowledged records went with the file: nobody uploads them from here."""
+        """Note that acknowledged records are lost with the file: nobody uploads it from here."""
         lost = [Finding(LOST_SEGMENTS, str(self.name), 1, "it was removed or moved while it was in use")]
         try:
             findings.note(self._directory, lost)
@@ -291,3 +309,9 @@ class Segment:
     def _sync_before_naming(self) -> None:
         if self._sync_enabled:
             self.fdatasync()
+
+
+def _create_anew(disk: Disk, path: str) -> int:
+    """Create a file in place of one that an earlier call may have left."""
+    disk.unlink(path)
+    return disk.create(path)

@@ -1,8 +1,10 @@
-"""Random access to the bytes of one segment file, through one window.
+"""Read bytes anywhere in one segment file, through one window.
 
-A read that fails raises, and so does a file that became shorter since it was opened: neither is ever zeros, empty or
-the end. Only who salvages reads around what cannot be read, and is told where that was. The file is never mapped: a
-disk that cannot read a sector gives an error here instead of a signal. Memory is one window, or one larger entry.
+- A failed read raises, and so does a file that became shorter since it was opened. Neither is taken for zeros or for
+  the end of the file.
+- Only a salvaging reader reads around bad blocks, and `skipped` tells it where.
+- The file is never mapped: a bad sector is an error here, instead of a signal.
+- Memory: one window, or one entry if that is larger.
 """
 
 from __future__ import annotations
@@ -25,18 +27,18 @@ from arcpipe.wal.format import (
 )
 
 WINDOW_BYTES: Final = 8 << 20
-# What a device reads at once. After an error no more is read ahead than that, and salvage leaves out as little.
+# Bytes that a device reads at once. After an error this is the read-ahead, and the piece that salvage leaves out.
 _BLOCK_BYTES: Final = 4096
-# A disk that reads 1 GB/s is busy with this for a quarter of a millisecond.
+# Bytes per read when reading gently: a quarter of a millisecond for a disk that reads 1 GB/s.
 _PIECE_BYTES: Final = 256 << 10
-# A search reads this much first, then more and more: what it looks for is mostly near.
+# Bytes. The first read of a search; each further read doubles, because the next entry is mostly near.
 _FIRST_SEARCH_BYTES: Final = 64 << 10
-# Searches end after checksumming this many times the file's size: only bytes made to look like entries need more.
+# A search ends after checksumming this many times the file's size. Only bytes made to look like entries need more.
 _SEARCH_EFFORT: Final = 64
 
 
 class Header(NamedTuple):
-    """Where an intact entry stands, and what its header says."""
+    """The offset of an intact entry, and the content of its header."""
 
     offset: int
     length: int  # of the payload
@@ -44,12 +46,12 @@ class Header(NamedTuple):
 
     @property
     def payload(self) -> int:
-        """The offset of the payload."""
+        """Return the offset of the payload."""
         return self.offset + ENTRY_HEADER_SIZE
 
     @property
     def end(self) -> int:
-        """The offset behind the entry."""
+        """Return the offset after the entry."""
         return self.offset + ENTRY_HEADER_SIZE + self.length
 
 
@@ -62,7 +64,7 @@ class Skipped(NamedTuple):
 
 
 class Effort:
-    """A bound for how much a search may checksum."""
+    """A bound on the bytes that a search may checksum."""
 
     __slots__ = ("left",)
 
@@ -75,7 +77,7 @@ class Effort:
 
 
 class Source:
-    """A file that is open for reading. `window` are its bytes from `start` on that were read last."""
+    """A file that is open for reading. `window` holds the bytes from offset `start` on that were read last."""
 
     def __init__(
         self,
@@ -86,11 +88,15 @@ class Source:
         gently: bool = False,
         around_bad_blocks: bool = False,
     ) -> None:
-        """
+        """Open a file.
+
         Args:
-            window_bytes: how much is read at once; WINDOW_BYTES if nothing is said.
-            gently: read in small pieces and nothing ahead, so that no sync of a writer waits for long behind a read.
-            around_bad_blocks: give zeros for what cannot be read, and note it in `skipped`.
+            window_bytes: bytes per read; 0 means WINDOW_BYTES.
+            gently: read in small pieces and nothing ahead, so that no sync of a writer waits long for a read.
+            around_bad_blocks: return zeros for unreadable blocks, and note them in `skipped`.
+
+        Raises:
+            OSError: the file cannot be opened.
         """
         self._fd = -1
         self._disk = disk
@@ -114,7 +120,7 @@ class Source:
 
     @property
     def skipped(self) -> list[Skipped]:
-        """What could not be read, in order; neighbours with the same reason are one."""
+        """List the unreadable ranges in order; neighbours with the same reason are joined."""
         merged: list[Skipped] = []
         for skipped in sorted(self._skipped.values()):
             last = merged[-1] if merged else skipped
@@ -124,11 +130,11 @@ class Source:
         return merged
 
     def newest(self, border: int) -> int:
-        """µs: no entry should be much younger: the clock, or what it said when the file was written."""
+        """Return the latest plausible timestamp (µs): the clock, or its time when the file was written if later."""
         return max(time.time_ns() // 1000, self._modified_us, border)
 
     def read(self, offset: int, length: int) -> memoryview:
-        """Up to `length` bytes at `offset`; fewer only at the end of the file.
+        """Read `length` bytes at `offset`; fewer only at the end of the file.
 
         Raises:
             OSError: they cannot be read.
@@ -140,7 +146,7 @@ class Source:
         return self.window[begin : begin + length]
 
     def crc32(self, offset: int, length: int) -> int:
-        """The checksum of some bytes; a length that is only claimed takes time, but no more memory than a window."""
+        """Compute the CRC32 of a range. A false length costs time, but no more memory than a window."""
         crc = 0
         end = offset + length
         while offset < end:
@@ -150,7 +156,7 @@ class Source:
         return crc
 
     def intact_at(self, offset: int, effort: Effort) -> Header | None:
-        """The header of the intact entry at an offset; None if there is none, or if the effort is spent."""
+        """Return the header of the intact entry at an offset; None without one, or if the effort is spent."""
         if not 0 <= offset <= self.size - ENTRY_HEADER_SIZE or effort.is_spent:
             return None
         length, timestamp, crc = ENTRY_HEADER.unpack_from(self.read(offset, ENTRY_HEADER_SIZE))
@@ -163,10 +169,10 @@ class Source:
         return Header(offset, length, timestamp) if self.crc32(begin, length) == crc else None
 
     def find_identified(self, offset: int, known: bytes, effort: Effort) -> Iterator[Header]:
-        """Intact entries at or behind `offset` whose identity begins with these bytes, in the order of these bytes.
+        """Yield the intact entries from `offset` on whose identity begins with `known`, in order.
 
-        The identity is looked for, and the header is where the envelope's structure says that it has to be. So nothing
-        is believed of a header that may be damaged, and bytes that only look like an entry cost one checksum.
+        Searches for the identity, and derives the header's place from the structure of the envelope. So a damaged
+        header is not believed, and bytes that only look like an entry cost one checksum.
         """
         pattern = identity_pattern(known)
         for found in self._find(offset, pattern):
@@ -177,18 +183,18 @@ class Source:
             front = bytes(self.read(begin, meta - begin))
             for at in envelopes_before(front):
                 header = self.intact_at(begin + at - ENTRY_HEADER_SIZE, effort) if at >= ENTRY_HEADER_SIZE else None
-                # As long as the identity itself: half of one at the payload's end is none.
+                # The identity found must be that of this very entry, and whole.
                 if header is not None and identity_offset(self.front(header)) == found + 5 - header.payload:
                     yield header
             if effort.is_spent:
                 return
 
     def front(self, header: Header) -> memoryview:
-        """A payload's first bytes: enough of it for its kind, its database and its identity."""
+        """Read a payload's first bytes: enough for its kind, database and identity."""
         return self.read(header.payload, min(header.length, ENVELOPE_REACH + 64))
 
     def last_nonzero(self, offset: int, end: int) -> int:
-        """The end of the last byte between two offsets that is not zero; the first of them if all are."""
+        """Return the offset after the last nonzero byte between two offsets; `offset` if all are zero."""
         while end > offset:
             begin = max(offset, end - WINDOW_BYTES)
             chunk = bytes(self.read(begin, end - begin)).rstrip(b"\x00")
@@ -198,7 +204,7 @@ class Source:
         return offset
 
     def _find(self, offset: int, pattern: bytes) -> Iterator[int]:
-        """Where some bytes stand, at or behind an offset."""
+        """Yield the offsets of some bytes, from `offset` on."""
         window = _FIRST_SEARCH_BYTES
         while offset + len(pattern) <= self.size:
             chunk = bytes(self.read(offset, min(window, self.size - offset)))
@@ -210,8 +216,8 @@ class Source:
             window = min(2 * window, WINDOW_BYTES)
 
     def _load(self, offset: int, needed: int) -> None:
-        """Reads at least that many bytes into the window, and more ahead of need where the device gives them."""
-        self.window = memoryview(b"")  # which may be large
+        """Read at least `needed` bytes into the window, and more ahead unless the device reports an error."""
+        self.window = memoryview(b"")  # first, to free its memory
         if needed <= 0:
             return
         ahead = min(max(needed, self._window_bytes), self.size - offset)
@@ -221,7 +227,7 @@ class Source:
             self._window_bytes = _BLOCK_BYTES
             if self._around_bad_blocks:
                 data = self._fetch_around(offset, needed)
-            elif ahead > needed:  # what cannot be read may be behind the segment's end, where nobody needs it
+            elif ahead > needed:  # the bad block may lie after the segment's end, where nobody needs it
                 data = self._fetch(offset, needed)
             else:
                 raise
@@ -229,13 +235,13 @@ class Source:
         self.window = memoryview(data)
 
     def _fetch(self, offset: int, length: int) -> bytes | memoryview:
-        """Exactly these bytes."""
+        """Read exactly `length` bytes."""
         if not self._gently:
             data = self._disk.read(self._fd, length, offset)
             if len(data) < length:
                 raise self._cut_off(offset + len(data))
             return data
-        import numpy as np  # for memory that nobody clears first; who reads gently has it anyway
+        import numpy as np  # for memory that is not cleared first; the uploader, which reads gently, has it anyway
 
         buffer = np.empty(length, np.uint8).data
         done = 0
@@ -250,7 +256,7 @@ class Source:
         return OSError(errno.EIO, f"became shorter while it was read, at offset {offset}", self.path)
 
     def _fetch_around(self, offset: int, length: int) -> bytes:
-        """What can be read of these bytes, block by block, with zeros for the rest."""
+        """Read these bytes block by block, with zeros for unreadable blocks."""
         parts = []
         while length > 0:
             wanted = min(_BLOCK_BYTES - offset % _BLOCK_BYTES, length)

@@ -1,8 +1,8 @@
-"""Walks through a segment entry after entry: the usual ones fast, the others by asking what is wrong with them.
+"""Walk through a segment entry after entry: ordinary ones in a fast loop, the others one at a time.
 
-The fast loops judge by one look at what is in memory already. Whatever is unusual about an entry (the end of the
-window, a database that is new, damage) is judged by `_step`, one entry at a time. A generator that delegates to another
-would cost as much as the loop itself, so each of the two loops yields by itself.
+The fast loops judge an entry by the bytes in the window. `_step` judges the others: those at the window's end, those
+of a new database, and damaged ones. Each of the two loops yields by itself, because delegating to another generator
+would cost as much as the loop.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from arcpipe.wal.life import Life
 from arcpipe.wal.report import Damage, Entry, ScanReport
 from arcpipe.wal.salvage import BorderSalvager, IdentitySalvager, Salvager
 from arcpipe.wal.source import WINDOW_BYTES, Effort, Header, Source
-from arcpipe.wal.timestamps import JUMP_US, LATEST_US, Finding, judge
+from arcpipe.wal.timestamps import JUMP_US, LATEST_US, Culprit, judge
 
 # The second bytes of envelopes that mark a segment's start or end.
 _MARKER_KINDS: Final = (ENVELOPE_START[1], ENVELOPE_END[1])
 _LEAST_ENTRY_BYTES: Final = ENTRY_HEADER_SIZE + 2
-# Fronts of envelopes that are known at a time: a segment with more databases than that is read a little slower.
+# Envelope fronts that are kept for the fast loop. A segment with more databases than this is read a little slower.
 _KNOWN_FRONTS: Final = 1024
 
 _GAVE_UP: Final = "the search for entries was given up"
@@ -42,10 +42,10 @@ _Unpack = Callable[[Any, int], tuple[Any, ...]]
 
 
 def walk(source: Source, life: Life, report: ScanReport, at_end: Callable[[], None]) -> Iterator[Entry]:
-    """Yield a segment's data entries in order and fill in the report, all of it but the verdict.
+    """Yield a segment's data entries in order, and fill in the report except for the verdict.
 
     Args:
-        at_end: called once everything was read.
+        at_end: called after everything was read.
 
     Raises:
         OSError: a read failed.
@@ -60,14 +60,14 @@ def walk(source: Source, life: Life, report: ScanReport, at_end: Callable[[], No
 
 
 def _front_at(window: memoryview, begin: int) -> bytes:
-    """As many bytes as the front of an entry's payload has, if it is an envelope with an identity."""
+    """Copy the bytes that are the front of a payload if it is an envelope with an identity."""
     mark = window[begin + 2]
     size = 25 + (mark & 0x1F) if mark & 0xE0 == 0xA0 else 26 + window[begin + 3] if mark == 0xD9 else 0
     return bytes(window[begin : begin + size])
 
 
 class _Walk(ABC):
-    """Everything about a walk but its fast loop."""
+    """The parts of a walk that both kinds of files share: everything but the fast loop."""
 
     def __init__(self, source: Source, life: Life, report: ScanReport, salvager: Salvager) -> None:
         self._source = source
@@ -77,13 +77,17 @@ class _Walk(ABC):
 
     @abstractmethod
     def _settle_timestamp(self, header: Header) -> int:
-        """The timestamp of an intact entry, or a likelier one; takes note of damage."""
+        """Return the timestamp of an intact entry, or note that it is damaged and return a likely one."""
 
-    def _take(self, payload: memoryview) -> None:  # noqa: B027  (most have nothing to learn from it)
-        """Learn from an entry that was judged one by one."""
+    def _take(self, payload: memoryview) -> None:  # noqa: B027  (only one kind of walk learns from it)
+        """Learn from a data entry that `_step` judged."""
 
     def _step(self, offset: int) -> tuple[Entry | None, int]:
-        """Judge what stands at an offset. Returns the data entry, if it is one, and where to go on; -1 is nowhere."""
+        """Judge the bytes at an offset.
+
+        Returns:
+            The data entry if it is one, and the offset to go on from; -1 at the end.
+        """
         source, report = self._source, self._report
         if offset + ENTRY_HEADER_SIZE > source.size:
             if offset < source.size:
@@ -111,14 +115,14 @@ class _Walk(ABC):
         return Entry(offset, timestamp, payload), header.end
 
     def _bring(self, header: Header) -> None:
-        """Have an entry and the header of the next one in one window: two at a time would cost fresh memory."""
+        """Load an entry and the header of the next one into one window: two windows would cost fresh memory."""
         end = min(header.end + ENTRY_HEADER_SIZE, self._source.size)
         if header.end <= end and header.length <= WINDOW_BYTES:
             with contextlib.suppress(OSError):  # the next header may not be needed; the entry is read again
                 self._source.read(header.offset, end - header.offset)
 
     def _problem(self, header: Header, crc: int) -> str:
-        """What is wrong with the bytes of an entry, or whose it is if not this segment's; an empty text if nothing."""
+        """Explain why the bytes of an entry are not an intact entry of this segment; empty if they are."""
         length = header.length
         if not 0 < length <= MAX_PAYLOAD_BYTES or header.end > self._source.size:
             return f"impossible payload length {length}"
@@ -128,12 +132,12 @@ class _Walk(ABC):
         return self._salvager.refusal(header)
 
     def _step_over(self, offset: int, reason: str) -> int:
-        """Note what is wrong at an offset. Returns where the next intact entry stands; -1 if there is none."""
+        """Note what is wrong at an offset. Return the offset of the next intact entry; -1 without one."""
         intact = self._salvager.next_entry(offset)
         if intact is not None:
             self._report.damage.append(Damage(offset, intact - offset, reason))
             return intact
-        if self._salvager.gave_up:  # what was not found may be there all the same: no torn tail, which would be cut off
+        if self._salvager.gave_up:  # the search may have missed entries, so the rest must not be cut off as a torn tail
             self._report.damage.append(Damage(offset, self._source.size - offset, f"{_GAVE_UP}: {reason}"))
         else:
             self._note_tail(offset, reason)
@@ -144,7 +148,7 @@ class _Walk(ABC):
         if torn <= 0:
             return
         if self._life.is_named and offset == FILE_HEADER_SIZE:
-            # A start entry is durable before its file has this name. So this is none that is being written.
+            # A start entry is durable before its file gets this name, so this one was not just being written.
             self._report.damage.append(Damage(offset, torn, reason))
             return
         self._report.torn_bytes = torn
@@ -152,13 +156,13 @@ class _Walk(ABC):
 
 
 class _IdentityWalk(_Walk):
-    """Of a segment whose entries name it. What they say of themselves decides; timestamps hide nothing."""
+    """A walk through a segment with an identity. The identity decides; timestamps hide nothing."""
 
     def __init__(self, source: Source, life: Life, report: ScanReport) -> None:
         super().__init__(source, life, report, IdentitySalvager(source, life.identity))
         self._effort = Effort(source.size)
-        self._before = life.start.created if life.start is not None else 0  # µs, of the entry before; 0 if not known
-        # The front of an entry like the last one: all its bytes up to its identity, and how to unpack it.
+        self._before = life.start.created if life.start is not None else 0  # µs, of the entry before; 0 if unknown
+        # The front of the last entry (its payload up to its identity's end), and how to unpack an entry like it.
         self._front = b""
         self._unpack: _Unpack = ENTRY_HEADER.unpack_from
         self._fronts: dict[bytes, _Unpack] = {}
@@ -172,7 +176,7 @@ class _IdentityWalk(_Walk):
             window, base = source.window, source.start
             position, last, count = offset - base, self._before, 0
             front, unpack = self._front, self._unpack
-            # Up to here, the header and the front of the next entry are in the window, too.
+            # An entry that ends here or before has the next entry's header and front in the window, too.
             limit = len(window) - ENTRY_HEADER_SIZE - len(front)
             if front and 0 <= position <= limit:
                 following = unpack(window, position)
@@ -234,22 +238,22 @@ class _IdentityWalk(_Walk):
         if is_last or not before < timestamp < self._timestamp_at(header.end) <= LATEST_US:
             following = [] if is_last else self._timestamps_from(header.end)
             timestamp, damaged = judge(before, timestamp, following, self._source.newest(before))
-            if damaged is Finding.THIS:
+            if damaged is Culprit.THIS:
                 self._note_timestamp(header.offset, header.timestamp)
-            elif damaged is Finding.BEFORE:
+            elif damaged is Culprit.BEFORE:
                 self._note_timestamp(header.offset, before, " of the entry before")
         self._before = timestamp
         return timestamp
 
     def _timestamp_at(self, offset: int) -> int:
-        """The timestamp in the header at an offset, whatever that is; 0 behind the end."""
+        """Read the timestamp of a header at an offset without any check; 0 at the end of the file."""
         if offset + ENTRY_HEADER_SIZE > self._source.size:
             return 0
         timestamp: int = ENTRY_HEADER.unpack_from(self._source.read(offset, ENTRY_HEADER_SIZE))[1]
         return timestamp
 
     def _timestamps_from(self, offset: int) -> list[int]:
-        """The timestamps of the next two intact entries of this segment, as far as they follow directly."""
+        """Read the timestamps of the next two entries, as far as they are intact and of this segment."""
         found: list[int] = []
         while len(found) < 2 and (header := self._source.intact_at(offset, self._effort)) is not None:
             if self._salvager.refusal(header):
@@ -264,7 +268,7 @@ class _IdentityWalk(_Walk):
 
 
 class _BorderWalk(_Walk):
-    """Of a file whose entries name no segment: the timestamps decide what is stale."""
+    """A walk through a file without identities: timestamps decide which entries are stale."""
 
     def __init__(self, source: Source, life: Life, report: ScanReport) -> None:
         self._border = life.border
@@ -311,9 +315,9 @@ class _BorderWalk(_Walk):
         return self._plausible(header) if is_far else header.timestamp
 
     def _plausible(self, header: Header) -> int:
-        """A timestamp that is far above the one before, or a likelier one.
+        """Return a timestamp that is far above the one before, or note that it is damaged and return a likely one.
 
-        It is damaged if it is far above the one that follows as well, or above the clock where one of both is missing.
+        It is damaged if it is far above the following one as well. The clock takes the place of a missing neighbour.
         """
         source, timestamp = self._source, header.timestamp
         previous = max(self._report.last_timestamp, self._border)

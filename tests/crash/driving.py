@@ -144,9 +144,9 @@ class SteppedPipeline(Pipeline):
         self.turn.jobs += 1
         return segment
 
-    def complete(self, segment: Segment) -> None:
+    def seal_later(self, segment: Segment) -> None:
         self.turn.jobs += 1
-        super().complete(segment)
+        super().seal_later(segment)
 
     def close(self) -> None:
         self.turn.open()

@@ -511,7 +511,7 @@ def test_disabled_what_cannot_be_written_at_the_end_is_counted_and_told(
             await bench.finish()
         assert sorted(bench.answered()) == [1, 2, 3]
         assert bench.writer.stats.lost_records == 3
-        assert "3 records were lost: [Errno 5] Input/output error" in caplog.text
+        assert "lost 3 acknowledged records: [Errno 5] Input/output error" in caplog.text
 
     run(test, **off(flush_max_age_seconds=3600))
 

@@ -549,7 +549,7 @@ def test_the_next_segment_is_made_before_it_is_asked_for(directory: WALDirectory
     segment = pipeline.take()
     wait_until(lambda: maker.made == 2, "the next segment is made")
     add(segment)
-    pipeline.complete(segment)
+    pipeline.seal_later(segment)
     wait_until(lambda: pipeline.unsealed == 0, "it is sealed")
     assert maker.sealed == [segment]
     pipeline.close()
@@ -597,7 +597,7 @@ def test_sealing_is_tried_until_it_succeeds_and_logged_once(
     pipeline = Pipeline(maker.make, failing)
     segment = pipeline.take()
     add(segment)
-    pipeline.complete(segment)
+    pipeline.seal_later(segment)
     assert pipeline.unsealed in (0, 1)
     wait_until(lambda: pipeline.unsealed == 0, "it is sealed")
     assert tries == 5
@@ -611,7 +611,7 @@ def test_a_bug_in_its_thread_is_raised_where_it_is_used(directory: WALDirectory)
     segment = pipeline.take()
     add(segment)
     maker.seal_error = ZeroDivisionError("a bug")
-    pipeline.complete(segment)
+    pipeline.seal_later(segment)
     wait_until(lambda: not pipeline._thread.is_alive(), "the thread has ended")
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
@@ -638,7 +638,7 @@ def test_closing_without_the_directory_is_no_error(directory: WALDirectory) -> N
     while pipeline._ready.empty():  # the next one: nothing is made while the directory is being removed
         time.sleep(0.001)
     shutil.rmtree(directory.path)
-    pipeline.complete(segment)
+    pipeline.seal_later(segment)
     pipeline.close()
 
 

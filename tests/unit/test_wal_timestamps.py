@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe.wal.timestamps import JUMP_US, LATEST_US, Finding, judge
+from arcpipe.wal.timestamps import JUMP_US, LATEST_US, Culprit, judge
 
 DAY = 1_760_054_400_000_000
 NEWEST = DAY + 1_000_000
@@ -17,7 +17,7 @@ def judged(stamps: list[int], before: int = DAY, newest: int = NEWEST) -> tuple[
     settled, found = [], []
     for index, stamp in enumerate(stamps):
         result = judge(before, stamp, stamps[index + 1 : index + 3], newest)
-        if result.damaged is not Finding.NONE:
+        if result.damaged is not Culprit.NONE:
             found.append(index)
         before = result.timestamp
         settled.append(before)
@@ -72,7 +72,7 @@ def test_whatever_bit_flips_no_other_entry_is_moved_far(gaps: list[int], place: 
 
 def test_two_that_agree_win_against_one_before_that_nothing_confirmed() -> None:
     """The one before was followed by damage when it was judged, so it was believed."""
-    assert judge(DAY + 10**9, DAY + 50, [DAY + 60], NEWEST) == (DAY + 50, Finding.BEFORE)
+    assert judge(DAY + 10**9, DAY + 50, [DAY + 60], NEWEST) == (DAY + 50, Culprit.BEFORE)
 
 
 def test_no_timestamp_is_beyond_what_a_date_can_tell() -> None:
@@ -83,5 +83,5 @@ def test_no_timestamp_is_beyond_what_a_date_can_tell() -> None:
 
 @pytest.mark.parametrize("ahead", [0, JUMP_US])
 def test_the_last_one_is_measured_by_the_clock(ahead: int) -> None:
-    assert judge(DAY, NEWEST + ahead, [], NEWEST).damaged is Finding.NONE
-    assert judge(DAY, NEWEST + JUMP_US + 1, [], NEWEST) == (DAY + 1, Finding.THIS)
+    assert judge(DAY, NEWEST + ahead, [], NEWEST).damaged is Culprit.NONE
+    assert judge(DAY, NEWEST + JUMP_US + 1, [], NEWEST) == (DAY + 1, Culprit.THIS)

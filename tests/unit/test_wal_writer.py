@@ -26,6 +26,7 @@ from arcpipe.disk import Buffer
 from arcpipe.errors import CommitFailed
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal import background_sync as background_sync_module
+from arcpipe.wal import factory as factory_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.background_sync import BackgroundSync
@@ -880,7 +881,7 @@ def test_segments_leave_the_page_cache_while_much_waits_for_the_uploader(
     if cached_pages(probe):
         pytest.skip("this file system keeps everything in the page cache")
     writer = WALWriter(directory, 1, WALOptions(max_size_bytes=100_000))
-    monkeypatch.setattr(writer_module, "CACHED_BACKLOG_BYTES", 250_000)
+    monkeypatch.setattr(factory_module, "CACHED_BACKLOG_BYTES", 250_000)
     for number in range(6):
         commit(writer, number, size=90_000)
     writer.close()
