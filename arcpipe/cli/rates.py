@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 if TYPE_CHECKING:
     from arcpipe.monitoring.health import Picture
-    from arcpipe.monitoring.snapshot import Distribution, WorkerState
+    from arcpipe.monitoring.process_state import Distribution, WorkerState
 
 
 class Sample(NamedTuple):
@@ -20,7 +20,7 @@ class Sample(NamedTuple):
 
 
 def are_apart(earlier: Sample, later: Sample) -> bool:
-    """Whether the difference tells nothing: the server has been started anew."""
+    """Tell whether the difference tells nothing: the server has been started anew."""
     now, before = later.picture.instance, earlier.picture.instance
     elapsed = now.uptime_seconds - before.uptime_seconds
     is_slow = abs(elapsed - (later.came_at - earlier.came_at)) > 2
@@ -52,7 +52,7 @@ class Live(NamedTuple):
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Live:
-        """Rates of requests from the last two pictures, all else from the first and the last."""
+        """Return rates of requests from the last two pictures, all else from the first and the last."""
         chosen = samples[-1], samples[max(0, len(samples) - 2)], samples[0]
         now, before, first = (sample.picture.instance for sample in chosen)
         known = {worker.slot: worker for worker in before.workers}
@@ -83,7 +83,7 @@ class Live(NamedTuple):
         )
 
     def total(self, name: str) -> float | None:
-        """The sum of a rate over the workers of whom it is known."""
+        """Return the sum of a rate over the workers of whom it is known."""
         rates = [rate for rate in (getattr(worker, name) for worker in self.workers.values()) if rate is not None]
         return sum(rates) if rates else None
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from arcpipe.cli.client import Outline
     from arcpipe.cli.rates import Live
     from arcpipe.monitoring.health import Picture
-    from arcpipe.monitoring.snapshot import Snapshot, UploaderState, WorkerState
+    from arcpipe.monitoring.process_state import UploaderState, WorkerState
+    from arcpipe.monitoring.snapshot import Snapshot
 
 _WARNINGS: Final = 8
 
@@ -28,7 +29,7 @@ _WARNINGS: Final = 8
 
 
 def _digits(number: float) -> str:
-    """Three significant digits."""
+    """Return three significant digits."""
     if number == 0:
         return "0"
     if number < 0.01:
@@ -116,7 +117,7 @@ class Report(NamedTuple):
 
 
 def report_of(url: str, picture: Picture, live: Live) -> Report:
-    """All that a picture tells."""
+    """Return all that a picture tells."""
     now = picture.instance
     return Report(
         state=picture.verdict.state,
@@ -242,7 +243,7 @@ def _tables(now: Snapshot, live: Live) -> Iterator[_Table]:
 
 
 def show(report: Report) -> None:
-    """Prints it, drawn if somebody sees it."""
+    """Print it, drawn if somebody sees it."""
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -278,7 +279,7 @@ def _aligned(rows: list[tuple[str, ...]], left: int) -> Iterator[str]:
 
 
 def _parts(table: _Table, width: int) -> Iterator[_Table]:
-    """A table that is wider than the terminal, as several under one another; each begins with the first column.
+    """Return a table that is wider than the terminal, as several under one another; each begins with the first column.
 
     The last column is not counted where it holds words, because those can go on in the next line.
     """

@@ -103,7 +103,7 @@ LOGS = {"warning", "error", "critical", "exception"}
 FIRST = exceptions() | {"BadLine", "BadParameter", "ValueError", "FileNotFoundError"}
 FIRST |= {"_unauthorized", "_refusal", "_malformed"}
 # … of these out of another one, …
-OTHERS = {"error": 2, "_Check": 1, "_failure": 2, "OSError": 1}
+OTHERS = {"error": 2, "Problem": 1, "_failure": 2, "OSError": 1}
 # … and the values of these tables, these variables, and what these functions return are texts.
 TABLES = {"_NEXT_STEP"}
 VARIABLES = {"reason", "next_step", "needed", "_NOT_S3"}
