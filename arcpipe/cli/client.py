@@ -74,7 +74,7 @@ class StatusServer:
 
     @classmethod
     def at(cls, url: str, token: str, authorities: Path | None = None) -> StatusServer:
-        """The server of a URL.
+        """Return the server of a URL.
 
         Args:
             authorities: PEM certificates that are trusted in the place of the system's; None trusts those.
@@ -91,7 +91,7 @@ class StatusServer:
         except ValueError:
             host, port = None, None
         if not host or parts.scheme not in ("http", "https"):
-            raise ArcpipeError(f"--url: {url!r} is no URL such as http://127.0.0.1:8000 or unix:/path/of.sock")
+            raise ArcpipeError(f"--url: {url!r} is not a URL such as http://127.0.0.1:8000 or unix:/path/of.sock")
         is_tls = parts.scheme == "https"
         _needs_tls(authorities, url, is_tls)
         context = _trusting(authorities, "--cacert") if is_tls else None
@@ -99,7 +99,7 @@ class StatusServer:
 
     @classmethod
     def of_settings(cls, settings: Settings, token: str, authorities: Path | None = None) -> StatusServer:
-        """The server that these settings start, on this machine.
+        """Return the server that these settings start, on this machine.
 
         Raises:
             ArcpipeError: no listener tells how it is, or the certificates cannot be used.
@@ -125,7 +125,7 @@ class StatusServer:
         return cls(url, host, port, _PATH, context, token)
 
     def ask(self) -> bytes:
-        """The answer as it came. Raises NotAnswering."""
+        """Return the answer as it came. Raises NotAnswering."""
         connection: http.client.HTTPConnection
         if self._host.startswith(_UNIX):
             connection = UnixHTTPConnection(self._host.removeprefix(_UNIX), _TIMEOUT_SECONDS)
@@ -142,7 +142,7 @@ class StatusServer:
         except TimeoutError:
             raise NotAnswering(f"not answering within {_TIMEOUT_SECONDS:g} s") from None
         except ssl.SSLCertVerificationError as error:
-            raise NotAnswering(f"its certificate is not to be trusted: {error.verify_message}") from None
+            raise NotAnswering(f"its certificate is not trusted: {error.verify_message}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = str(error) if isinstance(error, socket.gaierror | ssl.SSLError) else _reason(error)
             raise NotAnswering(f"not answering: {reason}") from None
@@ -156,12 +156,12 @@ class StatusServer:
         return body
 
     def picture(self) -> Picture | Outline:
-        """The answer, or what is known of it where the server is of another version. Raises NotAnswering."""
+        """Return the answer, or what is known of it where the server is of another version. Raises NotAnswering."""
         return decode(self.ask())
 
 
 def decode(body: bytes) -> Picture | Outline:
-    """An answer; its outline where it is of another version.
+    """Return an answer; its outline where it is of another version.
 
     Raises:
         NotAnswering: it is not even that.
@@ -175,12 +175,12 @@ def decode(body: bytes) -> Picture | Outline:
     try:
         return msgspec.json.decode(body, type=Outline)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise NotAnswering(f"what answers is no arcpipe: {error}") from None
+        raise NotAnswering(f"the answer is not that of an arcpipe: {error}") from None
 
 
 def _needs_tls(authorities: Path | None, url: str, is_tls: bool) -> None:
     if authorities is not None and not is_tls:
-        raise ArcpipeError(f"--cacert: {url} is asked without TLS, so no certificate is looked at")
+        raise ArcpipeError(f"--cacert: {url} is asked without TLS, so no certificate is checked")
 
 
 def _trusting(authorities: Path | None, option: str) -> ssl.SSLContext:
@@ -197,10 +197,10 @@ def _trusting(authorities: Path | None, option: str) -> ssl.SSLContext:
 
 
 def _listener_to_ask(settings: Settings) -> Listener:
-    """The first listener that tells how the server is; rather one that asks for no certificate of the client."""
+    """Return the first listener that tells how the server is; rather one that asks for no certificate of the client."""
     telling = [one for one in settings.server.all_listeners() if one.paths != "writes" and not one.proxy_protocol]
     if not telling:
-        raise ArcpipeError("no listener tells how the server is, but behind a proxy: --url has to name one")
+        raise ArcpipeError("no listener serves the status, except behind a proxy: name one with --url")
     wants_certificate = bool(settings.server.tls_client_ca)
     return min(telling, key=lambda one: wants_certificate and one.tls)
 

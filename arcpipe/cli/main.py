@@ -39,7 +39,7 @@ app.add_typer(token.app, name="token")
 
 
 def main() -> None:
-    """Entry point of the console script and of `python -m arcpipe`."""
+    """Return entry point of the console script and of `python -m arcpipe`."""
     try:
         app(prog_name="arcpipe")
     except ArcpipeError as error:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _say(text: str, details: list[str]) -> None:
-    """Says at the end why nothing came of it: by a log that is JSON, as whoever reads that has asked for; else so."""
+    """Say at the end why nothing came of it: by a log that is JSON, as whoever reads that has asked for; else so."""
     from arcpipe import logs
 
     if logs.are_json():
@@ -114,7 +114,7 @@ def serve(
 
 
 def _check(config: Path | None) -> str:
-    """Tries what a start would do; says what was found good.
+    """Try what a start would do; says what was found good.
 
     Raises:
         ArcpipeError: it would not do; a ConfigError for its settings.

@@ -16,7 +16,7 @@ def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def print_table(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]], left: Collection[str]) -> int:
-    """Prints rows if there are any; how many there were.
+    """Print rows if there are any; how many there were.
 
     Args:
         columns: keys of the rows, in the order in which they are shown; None is shown as nothing.

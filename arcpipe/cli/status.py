@@ -129,7 +129,7 @@ class _Looks:
         self.came_at = 0.0  # the time of day of the last look that was answered
 
     def look(self) -> Picture | Outline:
-        """Asks once more; all that is older than the window, and all of another start, is forgotten.
+        """Ask once more; all that is older than the window, and all of another start, is forgotten.
 
         Raises:
             NotAnswering: there was no answer.

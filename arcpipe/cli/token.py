@@ -163,7 +163,7 @@ def revoke(
 
 
 def parse_expiry(text: str, now: datetime) -> datetime | None:
-    """When a token ends; None is never.
+    """Return when a token ends; None is never.
 
     Raises:
         BadParameter: the text is none of the spellings, or a time that is over.
@@ -177,9 +177,11 @@ def parse_expiry(text: str, now: datetime) -> datetime | None:
             when = datetime.fromisoformat(text)
             when = (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text!r} is no time to expire at; use {_EXPIRIES}", param_hint="--expires") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a time to expire at; use {_EXPIRIES}", param_hint="--expires"
+        ) from None
     if when <= now:
-        raise typer.BadParameter(f"{text!r} is over already", param_hint="--expires")
+        raise typer.BadParameter(f"{text!r} is in the past", param_hint="--expires")
     return when.replace(microsecond=0)
 
 
@@ -193,7 +195,7 @@ def _checked_scopes(given: list[str]) -> list[str]:
     scopes = [scope.strip() for one in given for scope in one.split(",")]
     for scope in scopes:
         if scope not in _SCOPES:
-            raise typer.BadParameter(f"{scope!r} is no scope; use {', '.join(_SCOPES)}", param_hint="--scope")
+            raise typer.BadParameter(f"{scope!r} is not a scope; use {', '.join(_SCOPES)}", param_hint="--scope")
     return [scope for scope in _SCOPES if scope in scopes]
 
 
@@ -228,7 +230,7 @@ def _checked_name(name: str) -> str:
 
 
 def _show_new(token: Token, text: str, settings: Settings, as_json: bool, now: datetime) -> None:
-    """Prints a token that has just been made, or the id of one that a certificate stands for."""
+    """Print a token that has just been made, or the id of one that a certificate stands for."""
     if as_json:
         print_json([{**({} if token.certificate else {"token": text}), **_row(token, now)}])
     else:
@@ -258,7 +260,7 @@ def _row(token: Token, now: datetime) -> dict[str, Any]:
 
 
 def _shown_limits(row: dict[str, Any]) -> str:
-    """The limits that a token has of its own."""
+    """Return the limits that a token has of its own."""
     units = {"requests_per_second": "requests/s", "mb_per_second": "MB/s", "connections": "connections"}
     return ",".join(f"{row[name]:g} {unit}" for name, unit in units.items() if row[name] is not None) or "default"
 

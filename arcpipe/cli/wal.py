@@ -205,7 +205,7 @@ def ack(
     wanted = codes or list(acknowledged.ALL_CODES)
     for code in wanted:
         if code not in acknowledged.ALL_CODES:
-            raise ArcpipeError(f"{code!r} is nothing to acknowledge; use {', '.join(acknowledged.ALL_CODES)}")
+            raise ArcpipeError(f"{code!r} cannot be acknowledged; use {', '.join(acknowledged.ALL_CODES)}")
     try:
         with contextlib.suppress(OSError):  # told below
             if not show and findings.set_aside_damaged(wal):
@@ -229,7 +229,7 @@ def ack(
 
 
 def _who() -> str:
-    """The person who asks, for the history."""
+    """Return the person who asks, for the history."""
     import getpass
 
     try:
@@ -265,7 +265,7 @@ def replay(
     folder = str(_existing(source))
     target = WALDirectory(load_settings(config).wal.dir)
     if os.path.realpath(folder) == os.path.realpath(target.path):
-        raise ArcpipeError(f"{folder} is this node's own log: the next `arcpipe serve` replays it by itself")
+        raise ArcpipeError(f"{folder} is this node's own WAL: the next `arcpipe serve` replays it by itself")
     lock = WALDirectory(folder)
     lock.lock(0.0)
     try:
@@ -338,7 +338,7 @@ def _timestamp(text: str | None, option: str) -> int | None:
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise ArcpipeError(f"{option}: {text!r} is no ISO 8601 time, such as 2026-11-22T09:00:00Z") from None
+        raise ArcpipeError(f"{option}: {text!r} is not an ISO 8601 time, such as 2026-11-22T09:00:00Z") from None
     return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e6)
 
 

@@ -303,7 +303,7 @@ def test_replay_of_a_file_that_cannot_be_read_leaves_it_and_takes_the_others(tmp
 
 def test_replay_refuses_the_nodes_own_log(wal: Path) -> None:
     write_segment(wal)
-    assert "own log" in run("replay", wal, code=1, WAL_DIR=str(wal))
+    assert "own WAL" in run("replay", wal, code=1, WAL_DIR=str(wal))
 
 
 class _Interrupted(Exception):

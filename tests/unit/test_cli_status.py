@@ -97,7 +97,7 @@ def test_of_the_answer_of_another_version_the_outline_is_told(missing: list[str]
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"<html>", b'{"healthy": true}', b'{"healthy": 1, "instance": {}}'])
 def test_what_is_no_answer_of_any_version_is_told(body: bytes) -> None:
-    with pytest.raises(client.NotAnswering, match="what answers is no arcpipe: "):
+    with pytest.raises(client.NotAnswering, match="the answer is not that of an arcpipe: "):
         client.decode(body)
 
 
