@@ -124,8 +124,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
     Note:
         About 1 ms.
     """
-    now = steady_us()
-    node = counters.node
+    now, node = steady_us(), counters.node
     workers = [worker_state(counters, slot, now) for slot in range(1, counters.workers + 1)]
     wal = settings.wal
     look = look or directory_look.look(WALDirectory(wal.dir))
