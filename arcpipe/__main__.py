@@ -9,7 +9,7 @@ from arcpipe.supervisor import signals
 
 
 def main() -> None:
-    """Runs a command line. A server holds its signals back before the libraries are loaded."""
+    """Run a command line; a server blocks its signals before the libraries are loaded."""
     _have_standard_files()
     if sys.argv[1:2] == ["serve"] and not {"--check", "--help"} & set(sys.argv):
         signals.hold()
@@ -19,7 +19,10 @@ def main() -> None:
 
 
 def _have_standard_files() -> None:
-    """Open what is closed of stdin, stdout and stderr: else the log is written to the next file."""
+    """Open /dev/null for each of stdin, stdout and stderr that is closed.
+
+    Otherwise the next file that is opened gets the number of stderr, and the log is written into it.
+    """
     for fd in range(3):
         try:
             os.fstat(fd)

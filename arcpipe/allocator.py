@@ -1,7 +1,7 @@
-"""The C allocator, told to keep what is freed: conversion and encoding take and free large arrays over and over.
+"""Settings of glibc's allocator: keep freed memory, because conversion and encoding allocate large arrays repeatedly.
 
-By default glibc gives each of them back to the kernel and gets it again, page by page: a third of the processor time of
-a conversion and of a worker that takes line protocol, and for each thread another heap with holes of its own.
+By default glibc returns each large array to the kernel and gets it again page by page. That takes a third of the
+processor time of a conversion, and of a worker that reads line protocol. Each thread also gets its own fragmented heap.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import ctypes
 from typing import Final
 
-# From malloc.h; a larger threshold than this is refused.
+# Option numbers of mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-_LARGEST_MMAP_THRESHOLD: Final = 32 << 20
+_LARGEST_MMAP_THRESHOLD: Final = 32 << 20  # bytes; glibc refuses a higher one
 
 
 def keep_freed_memory(size_bytes: int) -> None:
-    """One heap for all threads, that keeps up to so much at its end. To be called before there are threads; elsewhere
-    than on glibc it does nothing."""
+    """Use one malloc arena and keep up to `size_bytes` of freed memory at its top.
+
+    Call it before starting threads. Without glibc it does nothing.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)

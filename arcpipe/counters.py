@@ -1,9 +1,9 @@
 """Counters in shared memory: each slot has one writer, every process reads them all.
 
 One anonymous mapping is made before the first fork. A counter is an aligned unsigned 64-bit integer, read and
-written in one machine instruction, so nobody needs a lock and the hot path pays one store. Gauges are stored the
-same way. Nothing here survives the supervisor; what must survive is on disk. Times are those of the steady clock
-(`arcpipe/clock.py`), but for what is told in the time of day.
+written in one machine instruction. So no lock is needed, and the hot path pays one store. Gauges are stored the
+same way. Nothing here survives the supervisor; state that must survive is on disk. Times are of the steady clock
+(`arcpipe/clock.py`) unless a field says "time of day".
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ UPLOAD_BOUNDS_US: Final = (
 
 
 MAX_ROUTES: Final = 48
-"""Most routes that requests are counted for; the last one stands for paths that lead nowhere."""
+"""Routes that requests are counted for, at most; the last one stands for unknown paths."""
 
 STATUSES: Final = (
     *(b"200", b"202", b"204", b"304", b"400", b"401", b"403", b"404", b"405", b"408", b"413", b"414", b"415", b"417"),
     *(b"429", b"431", b"500", b"503", b"507", b"other"),
 )
-"""The statuses that answers are counted by."""
+"""Statuses that answers are counted by; `other` is last."""
 
 MAX_DATABASES: Final = 64
-"""Most databases that writes are counted for; the last one stands for all others, under the empty name."""
+"""Databases that writes are counted for, at most; the last one stands for all others, under the empty name."""
 
-# More than any block has: the names of its fields are counted, and nobody else needs to count them.
+# More than any block has fields. A block numbers its fields by `range(_FIELDS)`, so no count is kept by hand.
 _FIELDS: Final = 100
 
-_NAME_WORDS: Final = 8  # a database name has at most 64 bytes, a segment's fewer
-DATABASE_WORDS: Final = _NAME_WORDS + 3
+_NAME_WORDS: Final = 8  # of 8 bytes: a database name has at most 64 bytes, a segment's name fewer
+DATABASE_WORDS: Final = _NAME_WORDS + 3  # the name, then the counters of `Usage`
 
 
 class Usage(NamedTuple):
-    """What was written to one database."""
+    """Totals of the writes to one database."""
 
     requests: int
     records: int
@@ -60,7 +60,7 @@ class Usage(NamedTuple):
 
 
 class Histogram:
-    """How often values fell below which bound, and their sum. One thread observes; others may read."""
+    """Counts of values per bucket, and their sum. One thread observes; others may read."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -70,11 +70,12 @@ class Histogram:
         self.sum = 0
 
     def observe(self, value: int) -> None:
+        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def values(self) -> list[int]:
-        """As it is laid out in shared memory: a count per bucket, the one above all bounds, the sum."""
+        """Return the layout in shared memory: a count per bucket, the count above all bounds, the sum."""
         return [*self.counts, self.sum]
 
 
@@ -102,16 +103,16 @@ REFUSAL_CODES: Final = (
     "proxy_protocol",  # a connection that ended before it had a request
     "other",
 )
-"""Why a request was refused: the codes of the error answers, in the order of the counters from `Worker.REFUSED` on."""
+"""Codes of the error answers, in the order of the counters from `Worker.REFUSED` on."""
 
 
 LIMITED_BY: Final = ("token", "address")
 LIMITS: Final = ("requests", "bytes", "connections")
-"""Of whom a limit was reached, and which: the order of the counters from `Worker.LIMITED` on."""
+"""Whose limit was reached, and which one: the order of the counters from `Worker.LIMITED` on."""
 
 
 class Worker:
-    """Fields of an ingest worker's block. Copied from the worker's own state a few times a second."""
+    """Fields of an ingest worker's block. The worker copies its state here four times a second."""
 
     (
         PID,
@@ -144,21 +145,21 @@ class Worker:
         ACCESS_LINES_DROPPED,
         LIMITS_UNTRACKED,
         LOST_RECORDS,
-        MAX_CONNECTIONS,  # gauge: the most that it takes
+        MAX_CONNECTIONS,  # gauge: connections that it accepts at most
         *_,
     ) = range(_FIELDS)
-    # Histograms: where each begins, with the bounds above.
+    # Histograms: the first word of each; the bounds are above.
     ACK_US: Final = MAX_CONNECTIONS + 1
     SYNC_US: Final = ACK_US + len(LATENCY_BOUNDS_US) + 2
     LOOP_LAG_US: Final = SYNC_US + len(LATENCY_BOUNDS_US) + 2
     GROUP_ENTRIES: Final = LOOP_LAG_US + len(LATENCY_BOUNDS_US) + 2
     # Refused requests by reason: one for each of REFUSAL_CODES.
     REFUSED: Final = GROUP_ENTRIES + len(GROUP_BOUNDS) + 2
-    # Requests above a limit: by LIMITED_BY, and in it by LIMITS.
+    # Requests above a limit: a row for each of LIMITED_BY, with a counter for each of LIMITS.
     LIMITED: Final = REFUSED + len(REFUSAL_CODES)
-    # Requests by route and status: a row for each route in the order of the router's table.
+    # Requests by route and status: a row for each route, in the order of the router's table.
     ROUTES: Final = LIMITED + len(LIMITED_BY) * len(LIMITS)
-    # Writes by database: a name and three counters each.
+    # Writes by database: DATABASE_WORDS each.
     DATABASES: Final = ROUTES + MAX_ROUTES * len(STATUSES)
     SIZE: Final = DATABASES + MAX_DATABASES * DATABASE_WORDS
 
@@ -177,19 +178,19 @@ RETRY_KINDS: Final = (
     "disk",
     "bug",
 )
-"""Why the uploader tried something again: the kinds of `errors.StorageError`, then the log's own disk, then a mistake
-of this program. The order is that of the counters from `Uploader.RETRIES` on."""
+"""Causes of a retry of the uploader: the kinds of `errors.StorageError`, then the WAL's disk, then a bug of this
+program. This is the order of the counters from `Uploader.RETRIES` on."""
 
 
 class Uploader:
-    """Fields of the uploader's block. From RETRIES on there is one for each of RETRY_KINDS, in that order; how often
-    anything was tried again is their sum."""
+    """Fields of the uploader's block. From RETRIES on there is a counter for each of RETRY_KINDS; the number of all
+    retries is their sum."""
 
     (
         PID,
         STARTED_US,
         HEARTBEAT_US,
-        STEPS,  # grows for as long as it gets anywhere: with each entry, and each try at a step, good or bad
+        STEPS,  # grows while the uploader makes progress: with each entry, and each try of a step, good or bad
         BATCHES,
         BATCH_SEQ,
         SEGMENTS,
@@ -201,9 +202,9 @@ class Uploader:
         DEAD_LETTERS,
         DAMAGED,
         LAST_UPLOAD_US,
-        LOST_SEGMENTS,  # that vanished, or lost entries, after a batch had taken them in
-        UNREADABLE_SEGMENTS,  # gauge: set aside now, until they can be read
-        DAMAGED_MANIFESTS,  # gauge: kept aside now, with their segments, until an operator decides
+        LOST_SEGMENTS,  # vanished, or lost entries, after a batch had included them
+        UNREADABLE_SEGMENTS,  # gauge: set aside until they can be read
+        DAMAGED_MANIFESTS,  # gauge: kept aside with their segments until an operator decides
         STOPPED,  # gauge: 1 while a file of an unknown version stops all uploads
         RETRIES,
         *_,
@@ -215,26 +216,31 @@ class Uploader:
 ANNOUNCED: Final = 1
 BEGUN: Final = 2
 HANDED_OVER: Final = 3
-"""The values of `Node.DRAINING`: load balancers are told of the end; workers end; workers end and have successors."""
+"""Values of `Node.DRAINING`: /ready says no, so that load balancers stop sending; the workers end; the workers end and
+have successors."""
 
 
 FIGURES_SECONDS: Final = 5.0
-"""How long the supervisor's figures hold. It measures four times a second; older ones are not trusted, and it hangs."""
+"""Maximum age of the supervisor's figures. It measures four times a second; if they are older, it hangs, and nobody
+trusts them."""
 
 _HANDED_OVER_SECONDS: Final = 60.0
-"""The same while an upgrade replaces it: the new version has so long to load before it ends the former workers."""
+"""Maximum age during an upgrade: the new version loads in this time, then ends the former workers."""
 
 
 class Node:
-    """Fields of the supervisor's block: what concerns the whole instance.
+    """Fields of the supervisor's block, which concern the whole instance.
 
-    LOG_LEVEL is a number of `logging`. TOKENS_LOADED and TLS_LOADED count how often tokens and certificate were read
-    and found good; a worker that has a lower number in its own block reads them again. RELOADS counts how often a
-    reload was asked for; a worker opens its access log again then. UNLISTED is 1 while the WAL directory cannot be
-    looked at. Segments of dead workers that could not be recovered yet are UNRECOVERED and a part
-    of the backlog; the name of the first one begins at UNRECOVERED_NAME. MEASURED_US is when the supervisor last looked
-    at backlog and disk, in µs of CLOCK_MONOTONIC, which all processes share: also its sign of life. REPLACED is 1 once
-    `wal.dir` is another directory than at the start, UNLOCKED while its lock is not held.
+    - LOG_LEVEL is a number of `logging`.
+    - TOKENS_LOADED and TLS_LOADED count successful reads of tokens and certificate. A worker with a lower number in its
+      own block reads them again.
+    - RELOADS counts requests to reload. At each the workers open their access log again.
+    - UNLISTED is 1 while the WAL directory cannot be listed.
+    - UNRECOVERED_SEGMENTS and UNRECOVERED_BYTES are of dead workers' segments that could not be recovered yet. They are
+      part of the backlog. The name of the first one begins at UNRECOVERED_NAME.
+    - MEASURED_US is when the supervisor last measured backlog and disk, in µs of CLOCK_MONOTONIC, which all processes
+      share. It is also its heartbeat.
+    - REPLACED is 1 once `wal.dir` is another directory than at the start, UNLOCKED while its lock is not held.
     """
 
     (
@@ -264,21 +270,21 @@ class Node:
 
 
 def figures_hold_seconds(node: memoryview) -> float:
-    """How long the figures of the supervisor hold now.
+    """Return the maximum age of the supervisor's figures.
 
-    While an upgrade replaces it, its successor measures for its own workers, and ends those that ask.
+    It is longer during an upgrade: the new supervisor measures for its own workers, and ends the former ones.
     """
     return _HANDED_OVER_SECONDS if node[Node.DRAINING] == HANDED_OVER else FIGURES_SECONDS
 
 
 ENDINGS: Final = ("certificate", "client_ca", "token")
-"""What may expire: the server's certificate, an authority that signs those of clients, a token."""
+"""Kinds that may expire: the server's certificate, an authority that signs clients' certificates, a token."""
 
 
 class Endings:
-    """Fields of the block of what expires: a row for each of ENDINGS, then the tokens by state.
+    """Fields of the block of expiry: a row for each of ENDINGS, then the number of tokens by state.
 
-    Times are seconds since the epoch. A row is zeros where nothing of the kind has an end.
+    Times are seconds since the epoch. A row is all zeros if nothing of its kind expires.
     """
 
     ENDS: Final = 0
@@ -297,7 +303,12 @@ class Counters:
     """
 
     def __init__(self, workers: int, tracked_clients: int = 0) -> None:
-        """Args: tracked_clients: how many there are meters for; 0 makes none."""
+        """Make the mapping.
+
+        Args:
+            workers: number of worker slots.
+            tracked_clients: number of clients that have a meter; 0 makes no meters.
+        """
         self.workers = workers
         self.meters = Meters(workers, tracked_clients) if tracked_clients else None
         notes = (workers + 3) * Notes.SIZE
@@ -308,42 +319,45 @@ class Counters:
         self.node = self._view[: Node.SIZE]
         self.uploader = self._view[Node.SIZE : Node.SIZE + Uploader.SIZE]
         self.endings = self._view[self._notes_at - workers - 1 - Endings.SIZE : self._notes_at - workers - 1]
-        # Of the uploader and of each slot: how often in a row it could not be started, or ended soon after its start.
+        # Of the uploader and of each slot: consecutive starts that failed, or were followed by an early death.
         self.failed_starts = self._view[self._notes_at - workers - 1 : self._notes_at]
 
     def worker(self, slot: int) -> memoryview:
-        """The block of a worker slot, numbered from 1."""
+        """Return the block of a worker slot; slots are numbered from 1."""
         if not 1 <= slot <= self.workers:
             raise IndexError(f"worker slot {slot} is not between 1 and {self.workers}")
         start = Node.SIZE + Uploader.SIZE + (slot - 1) * Worker.SIZE
         return self._view[start : start + Worker.SIZE]
 
     def notes(self, process: str) -> Notes:
-        """The latest warnings of "supervisor", "uploader", "recovery" or "ingest N"."""
+        """Return the latest warnings of a process: "supervisor", "uploader", "recovery" or "ingest N"."""
         number = self.processes().index(process)
         start = self._notes_at + number * Notes.SIZE
         return Notes(self._view[start : start + Notes.SIZE])
 
     def processes(self) -> list[str]:
-        """The names that `notes` takes."""
+        """Return the names that `notes` takes."""
         return ["supervisor", "uploader", "recovery", *(f"ingest {slot}" for slot in range(1, self.workers + 1))]
 
 
 def observe(block: memoryview, start: int, bounds: Sequence[int], value: int) -> None:
-    """Counts a value in a histogram in shared memory, for those that are too rare to be kept and copied."""
+    """Count a value in a histogram in shared memory.
+
+    For values that are too rare to be kept in a `Histogram` and copied.
+    """
     block[start + bisect_left(bounds, value)] += 1
     block[start + len(bounds) + 1] += value
 
 
 def count_statuses(answered: Mapping[bytes, int]) -> list[int]:
-    """Answers by status in the order of STATUSES."""
+    """Return the numbers of answers in the order of STATUSES."""
     counts = [answered.get(status, 0) for status in STATUSES]
     counts[-1] += sum(answered.values()) - sum(counts)
     return counts
 
 
 def pack_usage(databases: Mapping[str, Sequence[int]]) -> list[int]:
-    """Requests, records and body bytes by database as words of a worker's block; at most MAX_DATABASES."""
+    """Pack requests, records and body bytes of at most MAX_DATABASES databases as words of a worker's block."""
     words: list[int] = []
     for name, values in databases.items():
         words += pack_name(name).tolist()
@@ -352,18 +366,18 @@ def pack_usage(databases: Mapping[str, Sequence[int]]) -> list[int]:
 
 
 def pack_name(name: str) -> memoryview:
-    """A name as words of a block, as UNRECOVERED_NAME has it; one that is too long is cut."""
+    """Pack a name as words of a block, such as `Node.UNRECOVERED_NAME`; one that is too long is cut."""
     size = 8 * _NAME_WORDS
     return memoryview(name.encode("ascii", "replace")[:size].ljust(size, b"\0")).cast("Q")
 
 
 def unpack_name(block: memoryview, start: int) -> str:
-    """The reverse."""
+    """Return the name that `pack_name` packed."""
     return block[start : start + _NAME_WORDS].tobytes().rstrip(b"\0").decode("ascii", "replace")
 
 
 def unpack_usage(block: memoryview) -> Iterator[tuple[str, Usage]]:
-    """The reverse, from a worker's block; the empty name stands for all databases that are not counted by name."""
+    """Return the databases of a worker's block; the empty name stands for all that are not counted by name."""
     for start in range(Worker.DATABASES, Worker.SIZE, DATABASE_WORDS):
         usage = Usage(*block[start + _NAME_WORDS : start + DATABASE_WORDS])
         if usage.requests:
@@ -371,19 +385,19 @@ def unpack_usage(block: memoryview) -> Iterator[tuple[str, Usage]]:
 
 
 class Note(NamedTuple):
-    """A line that a process has logged as a warning or worse."""
+    """A line that a process logged as a warning or worse."""
 
     time_us: int  # the time of day
     level: int  # as in `logging`
     text: str
-    steady_us: int  # by which the lines of all processes are in order, however the time of day was set
+    steady_us: int  # orders the lines of all processes, even if the time of day was set
 
 
 class Notes:
-    """A ring of a process's latest warnings in shared memory; longer ones are cut."""
+    """A ring of a process's latest warnings in shared memory; text over _TEXT_BYTES is cut."""
 
     LINES: Final = 16
-    _WORDS: Final = 64  # time, level and bytes of text, time of the steady clock, text
+    _WORDS: Final = 64  # of 8 bytes: time; level and length of the text; time of the steady clock; text
     SIZE: Final = 1 + LINES * _WORDS
     _TEXT_BYTES: Final = (_WORDS - 3) * 8
 
@@ -391,12 +405,12 @@ class Notes:
         self._words = words
 
     def add(self, time_us: int, level: int, text: str) -> None:
-        """Only the process itself, one thread at a time."""
+        """Add a warning. Only the process itself may, one thread at a time."""
         count = self._words[0]
         start = 1 + count % self.LINES * self._WORDS
         data = text.encode("utf-8", "replace")[: self._TEXT_BYTES]
         words = self._words
-        words[start] = 0  # readers skip it until it is whole
+        words[start] = 0  # readers skip the line until it is complete
         words[start + 1] = level << 32 | len(data)
         words[start + 2] = steady_us()
         words[start + 3 : start + self._WORDS] = memoryview(data.ljust(self._TEXT_BYTES, b"\0")).cast("Q")
@@ -404,7 +418,7 @@ class Notes:
         words[0] = count + 1
 
     def read(self) -> Iterator[Note]:
-        """In no order."""
+        """Return the lines, in no order."""
         words = self._words
         for start in range(1, self.SIZE, self._WORDS):
             time_us, sizes, steady = words[start : start + 3]

@@ -1,11 +1,11 @@
-"""File descriptors: how many connections they are enough for, and those that are kept for the WAL.
+"""File descriptors: the number of connections they allow, and a reserve for the WAL.
 
-A process may be allowed fewer open files than `server.max_connections` wants. Then it takes fewer connections, and says
-so: listening sockets, segments, handshakes and connections that are turned away need descriptors, too.
+A process may be allowed fewer open files than `server.max_connections` needs. It then accepts fewer connections and
+says so. Listening sockets, segments, handshakes and connections that are turned away need descriptors, too.
 
-Connections may use up all that is left, and the WAL has to rotate all the same. So a process that serves connections
-works with a limit that is a little lower than it may have. Whoever opens a file of the WAL and finds no descriptor
-raises the limit for as long as that takes. What was opened stays open above the limit.
+Connections may use up all others, but the WAL must be able to rotate. So a worker lowers its own limit a little. If
+opening a WAL file finds no descriptor, the limit is raised while that file is opened. The file stays open above the
+limit.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 LEAST: Final = 64
-"""Open files without which no process of the server can do its work, sockets of listeners apart."""
+"""Open files that each process of the server needs at least, besides listening sockets."""
 
-# Descriptors of a worker beside its connections: at least half of what it may have, within these bounds. It has some 20
-# open always.
+# Descriptors of a worker besides its connections: at least half of its limit, within these bounds. About 20 are always
+# open.
 _LEAST_OTHERS: Final = 48
 _OTHERS: Final = 512
-# A rotation has three open at a time. Connections that come just then may take some of them for a while.
+# Descriptors for the WAL. A rotation has three open at a time; connections that come just then may take some as well.
 RESERVED: Final = 64
 _MAX_HANDSHAKES: Final = 256
 _MAX_TURNED_AWAY: Final = 256
 
 
 class Room(NamedTuple):
-    """What a number of descriptors is shared out to, in one worker."""
+    """How one worker shares out its descriptors."""
 
     connections: int
     reserved: int  # for the WAL
     handshakes: int  # of TLS, at one listener
-    turned_away: int  # connections above the limit that are told so
+    turned_away: int  # connections above the limit that still get an answer
 
 
 def room(wanted: int, limit: int = resource.RLIM_INFINITY) -> Room:
-    """Shares out descriptors.
+    """Share out the descriptors of one worker.
 
     Args:
-        wanted: connections.
+        wanted: connections that the settings allow.
         limit: open files that the process may have.
     """
     if limit == resource.RLIM_INFINITY:
@@ -57,17 +57,17 @@ def room(wanted: int, limit: int = resource.RLIM_INFINITY) -> Room:
 
 
 def needed(connections: int) -> int:
-    """Open files that are enough for as many connections."""
+    """Return the number of open files that a worker with that many connections needs."""
     return connections + _OTHERS
 
 
 def room_here(wanted: int) -> Room:
-    """Shares out what this process may open now. To be called before `keep_reserve`."""
+    """Share out the descriptors that this process may open; call it before `keep_reserve`."""
     return room(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 _lock = threading.Lock()
-_limit = 0  # of this process besides the reserve; 0: it has no reserve
+_limit = 0  # open files of this process without the reserve; 0: it has no reserve
 _reserved = 0
 
 
@@ -83,7 +83,7 @@ def keep_reserve(reserved: int) -> None:
 
 @contextlib.contextmanager
 def reserve() -> Iterator[None]:
-    """Open files with what is reserved; for one thread at a time, and without effect where nothing is."""
+    """Open files from the reserve, one thread at a time; without a reserve this changes nothing."""
     with _lock:
         if not _limit:
             yield

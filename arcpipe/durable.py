@@ -5,7 +5,7 @@
     value = durable.load(disk, path, decode)      # None: absent. OSError: unreadable. DamagedFile: damaged.
 
 "Cannot read" is never "absent": a caller that makes a new file because `load` raised would destroy a good one. This
-module knows nothing of what is in the files. All system calls go through `Disk`, so the crash tests see each of them.
+module knows nothing of the files' content. All system calls go through `Disk`, so the crash tests see each of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from arcpipe.errors import DamagedFile
 
 T = TypeVar("T")
 
-# No small file of ours is larger; a larger one is damage, not a reason to fill the memory.
+# Bytes; no small file of arcpipe is larger. A larger one is damaged, and must not fill the memory.
 _MAX_BYTES = 1 << 30
 
 
@@ -29,10 +29,10 @@ def replace(disk: Disk, path: str, data: bytes, *, prepare: Callable[[int], None
     """Write a small file durably and atomically: write, sync, rename, sync the directory.
 
     Args:
-        prepare: gets the descriptor of the new file while it is empty, to give it an owner and a mode.
+        prepare: called with the descriptor of the new file while it is empty, to set its owner and mode.
 
     Raises:
-        OSError: the file is the old one or the new one, whole; which of the two is not known.
+        OSError: the file is either the old one or the new one, whole; it is not known which.
     """
     temporary = f"{path}.tmp"
     disk.unlink(temporary)
@@ -64,15 +64,15 @@ def load(disk: Disk, path: str, decode: Callable[[bytes], T]) -> T | None:
     """Read and decode a small file.
 
     Args:
-        decode: may raise ValueError (msgspec's errors and UnicodeDecodeError are) for bytes that are not what was
-            written, and UnknownVersion for those of another program; the latter passes through.
+        decode: raises ValueError (msgspec's errors and UnicodeDecodeError are such) if the bytes are damaged, and
+            UnknownVersion if they are of another program's version; the latter passes through.
 
     Returns:
         The value, or None if there is no such file.
 
     Raises:
-        OSError: the file is there, or may be, and cannot be read.
-        DamagedFile: the file was read and its content is damaged.
+        OSError: the file exists, or may exist, and cannot be read.
+        DamagedFile: the file was read, and its content is damaged.
     """
     try:
         fd = disk.open_for_reading(path)

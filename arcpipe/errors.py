@@ -12,23 +12,23 @@ class ConfigError(ArcpipeError):
 
 
 class NotAllowed(ArcpipeError):
-    """A request that its sender's token does not allow; the text says what is lacking."""
+    """The sender's token does not allow the request; the text says what is missing."""
 
 
 class BadPayload(ArcpipeError):
-    """A request body that is refused whole: nothing of it is written. The text says what and where."""
+    """A request body is refused as a whole: nothing of it is written. The text says what is wrong and where."""
 
 
 class PayloadTooLarge(ArcpipeError):
-    """A request body that would be larger than allowed once it is decoded."""
+    """A request body is larger than allowed when decoded."""
 
 
 class UnsupportedEncoding(ArcpipeError):
-    """A Content-Encoding that cannot be decoded here; the text names those that can."""
+    """A Content-Encoding is not supported; the text names the supported ones."""
 
 
 class StorageError(ArcpipeError):
-    """The object store did not take, give or list something; trying again later may work.
+    """The object store failed to write, read or list something; a retry may work.
 
     `kind` is one word for counters (`counters.RETRY_KINDS`) and log lines: connection, dns, timeout, throttled,
     server_error, credentials, missing_bucket, clock_skew, no_space, or other.
@@ -40,19 +40,19 @@ class StorageError(ArcpipeError):
 
 
 class DamagedFile(ArcpipeError):
-    """A small file was read whole, but its content is not what was written. The text says which file and why."""
+    """A small file was read whole, but its content is damaged. The text says which file and why."""
 
 
 class UnknownVersion(ArcpipeError):
-    """A file of a version, or with a word, that this program does not know. It is to be left as it is."""
+    """A file has a version, or a word, that this program does not know. Callers leave the file as it is."""
 
 
 class WALError(ArcpipeError):
-    """The write-ahead log could not do what was asked; nothing was acknowledged."""
+    """The write-ahead log (WAL) could not do what was asked; nothing was acknowledged."""
 
 
 class NotAWAL(WALError):
-    """A file that cannot be read as a write-ahead log at all (wrong magic, version or checksum type)."""
+    """A file cannot be read as a WAL at all (wrong magic, version or checksum type)."""
 
 
 class InstanceLocked(ArcpipeError):
@@ -60,9 +60,9 @@ class InstanceLocked(ArcpipeError):
 
 
 class CommitFailed(OSError):
-    """A group that is not acknowledged: its write or its sync failed. `errno` and `strerror` are those of the cause.
+    """A group's write or sync failed, so it is not acknowledged. `errno` and `strerror` are those of the cause.
 
-    `may_have_been_written` is True where the device refused to take the group back, too: a crash can bring it back.
+    `may_have_been_written` is True if the group could not be cut off either: after a crash, recovery may find it.
     """
 
     def __init__(self, cause: OSError, may_have_been_written: bool) -> None:

@@ -1,8 +1,8 @@
-"""What may change while the server runs: tokens, the certificate, the log level, the file of the access log.
+"""The reload: tokens, certificate, log level and access log may change while the server runs.
 
-The supervisor reads them at the start and again at SIGHUP, and tells its children by counters in shared memory that
-there is something new. A child that is forked later gets what was found good last, whatever the files hold by then.
-This room knows files, counters and log lines; it must not know processes, sockets or HTTP.
+The supervisor reads them at the start and again at SIGHUP, and notifies its children by counters in shared memory. A
+child that is forked later gets the last valid ones, whatever the files contain by then. This module knows files,
+counters and log lines; it must not know processes, sockets or HTTP.
 """
 
 from __future__ import annotations
@@ -32,53 +32,58 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Time between two log lines about the same expiry.
 _ENDING_LINE_SECONDS: Final = 86_400.0
 _ENDING_TEXTS: Final = {
     "certificate": "the certificate of {}",
     "client_ca": "the authority {} in server.tls_client_ca",
     "token": "token {}",
 }
-# Workers look for something new a few times a second.
+# Workers that have not taken a reload after this time are reported; they check four times a second.
 _RELOAD_SECONDS: Final = 5.0
 
 
 class Access(NamedTuple):
-    """Who may enter and how, with the counters of the readings that it comes from."""
+    """Tokens and TLS of a worker, each with the number of its reading."""
 
-    tokens: tuple[Token, ...] | None  # None: nobody is asked for a token
+    tokens: tuple[Token, ...] | None  # None: requests need no token
     tokens_loaded: int
     tls: ServerTLS | None
     tls_loaded: int
 
 
 def check(settings: Settings) -> None:
-    """Raises ArcpipeError if a server with these settings would not start for its tokens or its certificate."""
+    """Raise ArcpipeError if tokens, certificate or access log would stop a start with these settings."""
     Changeable(settings, lambda: settings, Counters(1)).read(is_check=True)
 
 
 class Changeable:
-    """The newest of everything that was found good."""
+    """The last valid tokens, certificate and log level."""
 
     def __init__(self, settings: Settings, load_settings: Callable[[], Settings], counters: Counters) -> None:
-        """Args: load_settings: gives the settings as they are at a reload, or raises ConfigError."""
+        """Start with nothing; `read` comes first.
+
+        Args:
+            load_settings: returns the settings at a reload, or raises ConfigError.
+        """
         self._settings = settings
         self._load_settings = load_settings
         self._node = counters.node
         self._workers = [(slot, counters.worker(slot)) for slot in range(1, counters.workers + 1)]
         self._endings = counters.endings
-        self._told: dict[str, tuple[expiry.Life, bool, float]] = {}  # by kind, whether it was over, when
-        self._deadline = 0.0  # while workers have not taken what was reloaded
+        self._told: dict[str, tuple[expiry.Life, bool, float]] = {}  # last warning by kind: of what, expired, when
+        self._deadline = 0.0  # for workers to take a reload; 0: all have
         self._tokens: tuple[Token, ...] | None = None
         self.tls: ServerTLS | None = None
 
     def read(self, is_check: bool = False) -> None:
-        """Reads all of it for the first time.
+        """Read everything for the first time.
 
         Args:
-            is_check: whether nothing is to be made, as somebody else may own it then.
+            is_check: make no file, because a check may run as another user, who would then own it.
 
         Raises:
-            ArcpipeError: something of it cannot be used.
+            ArcpipeError: a part cannot be used.
         """
         auth, server = self._settings.auth, self._settings.server
         self._node[Node.LOG_LEVEL] = _level(self._settings)
@@ -93,14 +98,14 @@ class Changeable:
         self.note_endings()
 
     def access(self) -> Access:
-        """What a worker that is forked now starts with."""
+        """Return tokens and TLS for a worker that is forked now."""
         return Access(self._tokens, self._node[Node.TOKENS_LOADED], self.tls, self._node[Node.TLS_LOADED])
 
     def reload(self) -> None:
-        """Reads all of it again, each by itself.
+        """Read everything again, each part by itself.
 
-        What is bad is refused and stays as it was, and neither keeps a revoked token alive nor a renewed certificate
-        out. `is_reload_over` tells when the workers have it.
+        A bad part is refused, and the former one stays in force; it does not affect the others. So a bad certificate
+        does not keep a revoked token alive. `is_reload_over` tells when all workers have taken the reload.
         """
         log.info("SIGHUP: reloading")
         try:
@@ -131,7 +136,7 @@ class Changeable:
         self._deadline = time.monotonic() + _RELOAD_SECONDS
 
     def is_reload_over(self) -> bool:
-        """True once after a reload: when every worker has it, or when they had their time."""
+        """Return True once after a reload: when all workers have taken it, or their time is over."""
         if not self._deadline:
             return False
         wanted = [self._node[field] for field in (Node.LOG_LEVEL, Node.TOKENS_LOADED, Node.TLS_LOADED, Node.RELOADS)]
@@ -147,7 +152,7 @@ class Changeable:
         return True
 
     def note_endings(self) -> None:
-        """Shares what expires when, and warns of what does so soon. To be called about once a minute."""
+        """Publish the next expiry of each kind, and warn if it is soon. Call it about once a minute."""
         now = time.time()
         lives: dict[str, expiry.Life | None] = dict.fromkeys(ENDINGS)
         if self.tls is not None:
@@ -166,7 +171,7 @@ class Changeable:
             self._endings[number * Endings.WORDS : (number + 1) * Endings.WORDS] = array("Q", words)
 
     def _warn_of_end(self, kind: str, life: expiry.Life, now: float) -> None:
-        """Once a day, and when it is over."""
+        """Log a warning of an expiry, once a day and when it has come."""
         if now < life.warn_from:
             return
         is_over = life.ends <= now
@@ -187,13 +192,13 @@ class Changeable:
         changed = [key for key, *_ in settings.effective() if settings.value(key) != self._settings.value(key)]
         needing_restart = [key for key in changed if key != "log.level"]
         if needing_restart:
-            log.warning("what has changed in %s takes effect at the next start", ", ".join(needing_restart))
+            log.warning("changes of %s take effect at the next start", ", ".join(needing_restart))
         self._node[Node.LOG_LEVEL] = _level(settings)
         logs.set_level(_level(settings))
 
 
 def _try_access_log(settings: Settings, is_check: bool) -> None:
-    """Raises ArcpipeError if the access log cannot be written to."""
+    """Raise ArcpipeError if the access log cannot be written to."""
     access_log = settings.access_log
     if access_log.format == "off" or access_log.path == line_writer.STDERR:
         return
@@ -208,7 +213,7 @@ def _try_access_log(settings: Settings, is_check: bool) -> None:
 
 
 def _try_to_make(path: str) -> None:
-    """Raises OSError if a file could not be made."""
+    """Raise OSError if a file could not be made."""
     folder = os.path.dirname(path) or "."
     code = 0 if stat.S_ISDIR(os.stat(folder).st_mode) else errno.ENOTDIR
     if not code and not os.access(folder, os.W_OK | os.X_OK):
@@ -222,12 +227,12 @@ def _level(settings: Settings) -> int:
 
 
 def _warn_if_readable_by_others(path: str, what: str) -> None:
-    """Logs a warning if others than its owner may read a file.
+    """Log a warning if others than its owner may read a file.
 
-    Not if its group is how this process reads a file of somebody else's, as it reads one that root looks after.
+    The group may read a file of another owner, because this process may read it by the group, such as one of root's.
     """
     with contextlib.suppress(OSError):
         status = os.stat(path)
         by_group = status.st_mode & stat.S_IRGRP and status.st_uid == os.geteuid()
         if by_group or status.st_mode & stat.S_IROTH:
-            log.warning("%s (%s) can be read by others; `chmod 600 %s` ends that", path, what, path)
+            log.warning("%s (%s) can be read by others: run `chmod 600 %s`", path, what, path)

@@ -1,8 +1,7 @@
-"""TLS for the listening sockets: a certificate, its key, and how both are exchanged while connections are open.
+"""TLS for the listening sockets: a certificate and its key, which may be replaced while connections are open.
 
-Clients may have certificates, too: who signs them is the third file, and what one says of its owner are names.
-
-Knows files and the `ssl` module, nothing of sockets or HTTP; on the map it stands beside `config`.
+Clients may have certificates, too. A third file has the authorities that sign them; the names in a client's certificate
+identify its owner. This module knows files and the `ssl` module, nothing of sockets or HTTP.
 """
 
 from __future__ import annotations
@@ -14,30 +13,30 @@ from typing import Any, Final, NamedTuple
 from arcpipe.access import expiry
 from arcpipe.errors import ArcpipeError
 
-# For TLS 1.2: forward secrecy and authenticated encryption only. What TLS 1.3 has is all good.
+# For TLS 1.2: only ciphers with forward secrecy and authenticated encryption. All ciphers of TLS 1.3 have both.
 _TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
-# The last one is a key of another kind than the certificate's.
+# OpenSSL's reasons for a key of another certificate; the last one is for a key of another type.
 _MISMATCHES: Final = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
 
 
-# Names of a client's certificate that are looked at; more are of no use to anybody.
+# Names of a client's certificate that are used; further ones are ignored.
 _MAX_NAMES: Final = 64
 # The kinds of names that a token may be for, as `getpeercert` and OpenSSL call them.
 NAME_KINDS: Final = ("DNS", "URI", "email", "CN")
 
 
 class Certificate(NamedTuple):
-    """What counts of a client's certificate that was found good: names such as "CN:web-1", and its end in seconds."""
+    """Names such as "CN:web-1", and expiry, of a client's valid certificate."""
 
     names: tuple[str, ...]
-    expires: float
+    expires: float  # seconds since the epoch
 
 
 def certificate_of(peercert: Mapping[str, Any] | None) -> Certificate | None:
-    """A client's certificate from what `SSLObject.getpeercert` tells; None if there was none.
+    """Return a client's certificate from the result of `SSLObject.getpeercert`; None if it has none.
 
-    The alternative names come first, as they say more. A common name counts only if it is the only one.
+    The alternative names come first, because they are more specific. A common name counts only if it is the only one.
     """
     if not peercert:
         return None
@@ -51,27 +50,26 @@ def certificate_of(peercert: Mapping[str, Any] | None) -> Certificate | None:
 
 
 def normal_name(name: str) -> str:
-    """A name as it is compared: those of hosts do not tell upper from lower case."""
+    """Normalise a name for comparison: host names are lower case."""
     return name.lower().replace("dns:", "DNS:", 1) if name.startswith("DNS:") else name
 
 
 class TLSError(ArcpipeError):
-    """Certificate or key cannot be used; the text names the setting and says why."""
+    """A certificate or key cannot be used; the text names the setting and says why."""
 
 
 class ServerTLS:
     """The server's side of TLS, 1.2 and newer.
 
-    `context` is for each new connection. It hands the connection to a context with the newest certificate, instead of
-    taking a new one in: OpenSSL keeps a certificate for each kind of key, and so a context that had an RSA certificate
-    and was given an ECDSA one would go on to show both. Made before the workers are forked, it lets a client resume its
-    session at any of them.
+    Each new connection begins with `context`, which passes it to a context with the newest certificate. It does not
+    load a new certificate itself: OpenSSL keeps one for each type of key, so after an RSA and an ECDSA certificate it
+    would present both. `context` is made before the workers are forked, so clients can resume sessions at any worker.
 
-    A session that is resumed brings the certificate that was found good when it began. So where the authorities change,
-    `context` becomes another one, which cannot read the tickets of such sessions: their clients show their certificates
-    again. No clock has a say in that.
+    A resumed session carries the client certificate that was verified when it began. So if the authorities change,
+    `context` is replaced by one that cannot read the tickets of earlier sessions, and their clients present their
+    certificates again.
 
-    `certificate` and `authorities` tell when those that were read last begin and end, as far as that can be told.
+    `certificate` and `authorities` are the lives of the certificates that were read last.
     """
 
     def __init__(
@@ -80,11 +78,11 @@ class ServerTLS:
         """Read the files.
 
         Args:
-            client_ca_file: who signs certificates of clients; empty asks clients for none.
-            needs_client: whether a client without a certificate is refused.
+            client_ca_file: certificates of the authorities that sign those of clients; empty asks clients for none.
+            needs_client: refuse clients without a certificate.
 
         Raises:
-            TLSError: one of them cannot be used.
+            TLSError: a file cannot be used.
         """
         self._files = certificate_file, key_file
         self._client_ca_file = client_ca_file
@@ -94,10 +92,10 @@ class ServerTLS:
         self._begin_sessions_anew()
 
     def reload(self) -> None:
-        """Reads all files again, for connections that are opened from now on.
+        """Read all files again, for new connections.
 
         Raises:
-            TLSError: they cannot be used, and the former ones are still in force.
+            TLSError: a file cannot be used; the former ones stay in force.
         """
         self._newest = self._read_all()
         authorities = self._newest.get_ca_certs(binary_form=True)
@@ -116,7 +114,7 @@ class ServerTLS:
 
     def _begin_sessions_anew(self) -> None:
         self.context = self._newest
-        # Despite its name it is called for clients that name no server, too.
+        # OpenSSL calls it also for clients that send no server name.
         self.context.sni_callback = self._use_newest
 
     def _use_newest(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: object) -> None:
@@ -125,7 +123,7 @@ class ServerTLS:
 
 
 def _trust(context: ssl.SSLContext, authorities_file: str) -> None:
-    """Has a context take certificates that these authorities have signed."""
+    """Have a context accept certificates that these authorities have signed."""
     setting = "server.tls_client_ca"
     if b"-----BEGIN CERTIFICATE-----" not in _read(setting, authorities_file):
         raise TLSError(f"{setting}: there is no PEM certificate in {authorities_file}")
@@ -150,7 +148,7 @@ def _context(certificate_file: str, key_file: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS12_CIPHERS)
     context.set_alpn_protocols(["http/1.1"])
-    # Compression leaks (CRIME); a renegotiation is work that a client may order for nothing.
+    # Compression leaks secrets (CRIME); renegotiation lets a client cause work at no cost to itself.
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     try:
         context.load_cert_chain(certificate_file, key_file)
@@ -159,7 +157,7 @@ def _context(certificate_file: str, key_file: str) -> ssl.SSLContext:
             raise TLSError(
                 f"server.tls_key: {key_file} is not the key of the first certificate in {certificate_file}"
             ) from None
-        reason = error.reason.replace("_", " ").lower() if error.reason else "they are not what OpenSSL takes"
+        reason = error.reason.replace("_", " ").lower() if error.reason else "OpenSSL does not accept them"
         raise TLSError(f"server.tls_cert, server.tls_key: {certificate_file} and {key_file}: {reason}") from None
     except OSError as error:
         raise TLSError(f"server.tls_cert, server.tls_key: cannot be read: {error.strerror or error}") from None

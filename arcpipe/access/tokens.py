@@ -1,12 +1,10 @@
-"""Tokens and the file that keeps them: what `arcpipe token` writes and a server with `auth.enabled` reads.
+"""Tokens and their file, which `arcpipe token` writes and a server with `auth.enabled` reads.
 
-A token is `arc_<id>_<secret>`: the id says which one it is and may be seen by anybody, the secret is 43 letters and
-digits drawn by the operating system, 256 bits. The file holds only its SHA-256. A slow hash such as scrypt makes
-passwords dearer to guess; 256 random bits cannot be guessed at any price, and a slow hash would only make it cheap to
-keep the server busy.
+A token is `arc_<id>_<secret>`. The id identifies it and is public. The secret is 43 random letters and digits from the
+operating system, 256 bits. The file holds only the token's SHA-256. A slow hash such as scrypt protects passwords that
+can be guessed; 256 random bits cannot be guessed, and a slow hash would only make it cheap to keep the server busy.
 
-This room knows files and hashes. It must not know HTTP or processes, nor of the settings more than the types of their
-values.
+This module knows files and hashes. It must not know HTTP or processes, and of the settings only the types of values.
 """
 
 from __future__ import annotations
@@ -36,18 +34,18 @@ from arcpipe.errors import ArcpipeError
 Scope = Literal["write", "read", "admin"]
 
 PREFIX: Final = "arc_"
-_ID_ALPHABET: Final = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken for something else on paper
+_ID_ALPHABET: Final = "23456789abcdefghjkmnpqrstuvwxyz"  # without characters that look alike, such as 0 and o
 _ID_LENGTH: Final = 8
 _SECRET_ALPHABET: Final = string.ascii_letters + string.digits
-_SECRET_LENGTH: Final = 43  # the least with 62 ** n >= 2 ** 256
+_SECRET_LENGTH: Final = 43  # the smallest n with 62 ** n >= 2 ** 256
 TOKEN_LENGTH: Final = len(PREFIX) + _ID_LENGTH + 1 + _SECRET_LENGTH
 _TOKEN: Final = re.compile(f"{PREFIX}([{_ID_ALPHABET}]{{{_ID_LENGTH}}})_[A-Za-z0-9]{{{_SECRET_LENGTH}}}")
 
 CERTIFICATE_PATTERN: Final = r"^((CN|DNS|URI|email):[^\x00-\x1f\x7f]+)?\Z"
-"""A name in a client certificate, as a token has it."""
+"""A name in a client certificate, as it stands in a token."""
 MAX_CERTIFICATE_LENGTH: Final = 256  # characters: URIs of workloads are the longest
 
-# What a file may hold: enough for a token for each of very many senders, little enough to be read while serving.
+# Limits of the file: enough for very many senders, and small enough to be read while serving.
 MAX_TOKENS: Final = 10_000
 _MAX_FILE_BYTES: Final = 16 << 20
 
@@ -77,13 +75,13 @@ class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     databases: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")], ...] = ()
     expires: Annotated[datetime, Meta(tz=True)] | None = None
     revoked: Annotated[datetime, Meta(tz=True)] | None = None
-    # The most that its holders may ask of a node, all together: None is as [limits.per_token] says, 0 is no limit.
+    # Limits for all holders together on a node: None is the limit in [limits.per_token], 0 is no limit.
     requests_per_second: PerSecond | None = None
     mb_per_second: PerSecond | None = None
     connections: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None
 
     def limits(self, default: ClientLimits) -> ClientLimits:
-        """The limits that hold for it, where the settings have these for all tokens."""
+        """Return the limits of this token: its own, or else the default of the settings."""
         names = ("requests_per_second", "mb_per_second", "connections")
         own = {name: given for name in names if (given := getattr(self, name)) is not None}
         return msgspec.structs.replace(default, **own) if own else default
@@ -93,7 +91,7 @@ class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
             raise ValueError(f"token {self.id} needs one of sha256 and certificate, and not both")
 
     def state(self, now: datetime) -> Literal["active", "expired", "revoked"]:
-        """Whether it opens anything at a time."""
+        """Return the state of the token at a time."""
         if self.revoked is not None:
             return "revoked"
         return "expired" if self.expires is not None and self.expires <= now else "active"
@@ -104,33 +102,33 @@ class _Document(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def generate() -> tuple[str, str]:
-    """A new token: its id, and the whole of it, which is nowhere else."""
+    """Make a token and return its id and its text. The text is stored nowhere."""
     token_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
     secret = "".join(secrets.choice(_SECRET_ALPHABET) for _ in range(_SECRET_LENGTH))
     return token_id, f"{PREFIX}{token_id}_{secret}"
 
 
 def digest(token: bytes) -> bytes:
-    """What the file keeps of a token (there in hexadecimal)."""
+    """Return the hash of a token, which the file has in hexadecimal."""
     return hashlib.sha256(token).digest()
 
 
 def id_of(text: str) -> str | None:
-    """The id of a whole token; None for anything that is none."""
+    """Return the id of a token's text; None if the text is not a token."""
     match = _TOKEN.fullmatch(text)
     return match[1] if match else None
 
 
 def read(path: str) -> tuple[Token, ...]:
-    """The tokens of a file.
+    """Read a tokens file.
 
     Raises:
-        TokensError: it is missing, cannot be read, is none, or others than its owner may write to it.
+        TokensError: it is missing, unreadable or not a tokens file, or others than its owner may write to it.
     """
     found = _read_if_there(path)
     if found is None:
         aside = os.path.basename(path)
-        # Until a relative path counted from the settings file, it counted from there.
+        # In older versions a relative path counted from the working directory, not from the settings file.
         hint = f". Is it {os.path.abspath(aside)}? Move it" if os.path.exists(aside) else ""
         raise TokensError(
             f"there is no tokens file {path}: `arcpipe token create` makes it; auth.tokens_file says where{hint}"
@@ -139,7 +137,7 @@ def read(path: str) -> tuple[Token, ...]:
 
 
 def _read_if_there(path: str) -> tuple[Token, ...] | None:
-    """The tokens of a file, None if there is none."""
+    """Read a tokens file; return None if there is no file."""
     try:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
@@ -149,12 +147,12 @@ def _read_if_there(path: str) -> tuple[Token, ...] | None:
     except OSError as error:
         raise TokensError(f"{path}: cannot be read: {error.strerror or error}") from None
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        # Who can write to it can let himself in.
-        raise TokensError(f"{path}: its group or others may write to it; `chmod 600 {path}` ends that")
+        # Whoever can write to it can make a token.
+        raise TokensError(f"{path}: its group or others may write to it: run `chmod 600 {path}`")
     if len(content) > _MAX_FILE_BYTES:
         raise TokensError(f"{path}: larger than {_MAX_FILE_BYTES >> 20} MB")
     if not content:
-        # arcpipe never writes such a file, but a crash of whatever copied it leaves one.
+        # arcpipe never writes such a file, but a program that crashes while copying it does.
         raise TokensError(f"{path}: empty; restore it, or remove it and make new tokens")
     try:
         found = msgspec.convert(tomllib.loads(content.decode()), _Document).token
@@ -171,7 +169,7 @@ def _read_if_there(path: str) -> tuple[Token, ...] | None:
 
 
 def add(path: str, token: Token) -> None:
-    """Adds a token to the file, which is made if there is none.
+    """Add a token to the file, and make the file if there is none.
 
     Raises:
         TokensError: the file cannot be read or written, or is full.
@@ -183,7 +181,10 @@ def add(path: str, token: Token) -> None:
 
 
 def revoke(path: str, token_id: str, now: datetime) -> Token:
-    """Marks a token as revoked; it as it was before.
+    """Mark a token as revoked.
+
+    Returns:
+        The token as it was before.
 
     Raises:
         TokensError: there is no such token, or the file cannot be read or written.
@@ -199,17 +200,17 @@ def revoke(path: str, token_id: str, now: datetime) -> Token:
 
 @contextlib.contextmanager
 def _changing(path: str, must_exist: bool = False) -> Iterator[list[Token]]:
-    """The tokens of a file as a list that may be changed, while nobody else changes it; writes it if it was."""
-    path = os.path.realpath(path)  # a link stays one
+    """Lock the file, give its tokens as a list that the caller may change, and write the file if it did."""
+    path = os.path.realpath(path)  # so that a link stays a link
     directory = os.path.dirname(path)
     try:
-        # The directory is what is locked, because the file itself is replaced.
+        # The lock is on the directory, because the file itself is replaced.
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise TokensError(f"{directory}: cannot be opened: {error.strerror or error}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # One that cannot be read is not taken for a missing one: a new file in its place would end all tokens.
+        # A file that cannot be read is not treated as missing: a new file in its place would end all tokens.
         before = list((read(path) if must_exist else _read_if_there(path)) or ())
         after = before.copy()
         yield after
@@ -223,12 +224,12 @@ def _changing(path: str, must_exist: bool = False) -> Iterator[list[Token]]:
 
 
 def _replace(path: str, content: bytes, directory: int) -> None:
-    """Writes a file so that a reader or a power cut finds it whole, old or new. Owner and mode stay as they were."""
+    """Write a file durably and atomically, with the owner and mode of the former one."""
     try:
         model = os.stat(path)
         mode = stat.S_IMODE(model.st_mode)
     except FileNotFoundError:
-        # Made by root for a server that runs as somebody else: it is his if the directory is, or his group's to read.
+        # Root makes it for a server of another user: it gets the directory's owner, or at least its group may read it.
         model = os.fstat(directory)
         mode = 0o640 if os.geteuid() == model.st_uid == 0 and model.st_gid != 0 else 0o600
 
@@ -246,13 +247,16 @@ def _replace(path: str, content: bytes, directory: int) -> None:
 
 
 def _to_toml(found: list[Token]) -> str:
-    """The whole file. The last field of a token is one that must be there: a file that was cut off anywhere is refused
-    or lacks whole tokens. It never lacks a token's end alone, its revocation or its databases."""
+    """Return the content of the file.
+
+    The last field of each token is a required one. So a file that is cut off is refused, or lacks whole tokens. It
+    never lacks only a token's expiry, revocation or databases.
+    """
 
     def value(given: str | float | datetime | tuple[str, ...]) -> str:
         if isinstance(given, datetime):
             return given.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        # JSON's strings and arrays of strings are TOML's, control characters apart, and there are none.
+        # JSON's strings and arrays are valid TOML except for control characters, and there are none.
         return json.dumps(given, ensure_ascii=False)
 
     def fields(token: Token) -> dict[str, Any]:

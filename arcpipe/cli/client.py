@@ -1,6 +1,6 @@
-"""What `arcpipe status` asks, and of whom: one server's `/api/v1/status`, as anybody could.
+"""The client of `arcpipe status`: it asks one server for `/api/v1/status`.
 
-Knows connections, certificates and the answer's shape; nothing of how it is shown.
+This module knows connections, certificates and the shape of the answer; it does not know how that is shown.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _UNIX: Final = "unix:"
 
 
 class NotAnswering(ArcpipeError):
-    """There is no picture to be had; the text says why."""
+    """The server gives no usable answer; the text says why."""
 
 
 class OutlinedVerdict(Struct, frozen=True):
-    """Of `health.Verdict` what every version has."""
+    """The fields of `health.Verdict` that every version has."""
 
     state: str = "warning"
     headline: str = ""
@@ -41,7 +41,7 @@ class OutlinedVerdict(Struct, frozen=True):
 
 
 class OutlinedIssue(Struct, frozen=True):
-    """Of `health.Issue` what every version has."""
+    """The fields of `health.Issue` that every version has."""
 
     message: str
     severity: str = "warning"
@@ -49,14 +49,14 @@ class OutlinedIssue(Struct, frozen=True):
 
 
 class OutlinedInstance(Struct, frozen=True):
-    """Of `snapshot.Snapshot` what every version has."""
+    """The fields of `snapshot.Snapshot` that every version has."""
 
     version: str
     uptime_seconds: float = 0.0
 
 
 class Outline(Struct, frozen=True):
-    """What the answer of another version has in common with a `Picture`."""
+    """The fields of a `Picture` that every version has, for the answer of another version."""
 
     healthy: bool
     instance: OutlinedInstance
@@ -65,7 +65,7 @@ class Outline(Struct, frozen=True):
 
 
 class StatusServer:
-    """One server, asked over a connection of its own each time, so that any of its workers may answer."""
+    """One server. Each question has a new connection, so that any worker may answer."""
 
     def __init__(self, url: str, host: str, port: int, path: str, tls: ssl.SSLContext | None, token: str):
         self.url = url
@@ -74,13 +74,15 @@ class StatusServer:
 
     @classmethod
     def at(cls, url: str, token: str, authorities: Path | None = None) -> StatusServer:
-        """The server of a URL.
+        """Return the server at a URL.
 
         Args:
-            authorities: PEM certificates that are trusted in the place of the system's; None trusts those.
+            url: http://, https:// or unix:.
+            token: sent with each request; empty sends none.
+            authorities: PEM certificates to trust instead of the system's.
 
         Raises:
-            ArcpipeError: it is no URL of a server, or these certificates cannot be used.
+            ArcpipeError: the URL is invalid, or the certificates cannot be used.
         """
         if url.startswith(_UNIX) and len(url) > len(_UNIX):
             _needs_tls(authorities, url, False)
@@ -91,7 +93,7 @@ class StatusServer:
         except ValueError:
             host, port = None, None
         if not host or parts.scheme not in ("http", "https"):
-            raise ArcpipeError(f"--url: {url!r} is no URL such as http://127.0.0.1:8000 or unix:/path/of.sock")
+            raise ArcpipeError(f"--url: {url!r} is not a URL such as http://127.0.0.1:8000 or unix:/path/of.sock")
         is_tls = parts.scheme == "https"
         _needs_tls(authorities, url, is_tls)
         context = _trusting(authorities, "--cacert") if is_tls else None
@@ -99,10 +101,14 @@ class StatusServer:
 
     @classmethod
     def of_settings(cls, settings: Settings, token: str, authorities: Path | None = None) -> StatusServer:
-        """The server that these settings start, on this machine.
+        """Return the server with these settings on this machine.
+
+        Args:
+            token: sent with each request; empty sends none.
+            authorities: PEM certificates to trust instead of the server's own.
 
         Raises:
-            ArcpipeError: no listener tells how it is, or the certificates cannot be used.
+            ArcpipeError: no listener serves the status, or the certificates cannot be used.
         """
         server = settings.server
         listener = _listener_to_ask(settings)
@@ -117,15 +123,19 @@ class StatusServer:
         _needs_tls(authorities, url, listener.tls)
         context = None
         if listener.tls:
-            # Else the certificate itself is what is trusted, whoever signed it. Whatever name it is for: it is this
-            # machine that is asked, by its address.
+            # Without --cacert the server's own certificate is trusted, whoever signed it. Its names are not checked,
+            # because the request goes to an address of this machine.
             option = "server.tls_cert" if authorities is None else "--cacert"
             context = _trusting(authorities or Path(server.tls_cert), option)
             context.check_hostname = False
         return cls(url, host, port, _PATH, context, token)
 
     def ask(self) -> bytes:
-        """The answer as it came. Raises NotAnswering."""
+        """Return the body of the server's answer.
+
+        Raises:
+            NotAnswering: there is no answer, or not the status.
+        """
         connection: http.client.HTTPConnection
         if self._host.startswith(_UNIX):
             connection = UnixHTTPConnection(self._host.removeprefix(_UNIX), _TIMEOUT_SECONDS)
@@ -142,7 +152,7 @@ class StatusServer:
         except TimeoutError:
             raise NotAnswering(f"not answering within {_TIMEOUT_SECONDS:g} s") from None
         except ssl.SSLCertVerificationError as error:
-            raise NotAnswering(f"its certificate is not to be trusted: {error.verify_message}") from None
+            raise NotAnswering(f"its certificate is not trusted: {error.verify_message}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = str(error) if isinstance(error, socket.gaierror | ssl.SSLError) else _reason(error)
             raise NotAnswering(f"not answering: {reason}") from None
@@ -156,15 +166,19 @@ class StatusServer:
         return body
 
     def picture(self) -> Picture | Outline:
-        """The answer, or what is known of it where the server is of another version. Raises NotAnswering."""
+        """Return the server's answer, or its outline if the server is of another version.
+
+        Raises:
+            NotAnswering: there is no answer, or not the status.
+        """
         return decode(self.ask())
 
 
 def decode(body: bytes) -> Picture | Outline:
-    """An answer; its outline where it is of another version.
+    """Decode an answer, or its outline if it is of another version.
 
     Raises:
-        NotAnswering: it is not even that.
+        NotAnswering: it is neither.
     """
     import msgspec
 
@@ -175,32 +189,32 @@ def decode(body: bytes) -> Picture | Outline:
     try:
         return msgspec.json.decode(body, type=Outline)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise NotAnswering(f"what answers is no arcpipe: {error}") from None
+        raise NotAnswering(f"the answer is not that of an arcpipe: {error}") from None
 
 
 def _needs_tls(authorities: Path | None, url: str, is_tls: bool) -> None:
     if authorities is not None and not is_tls:
-        raise ArcpipeError(f"--cacert: {url} is asked without TLS, so no certificate is looked at")
+        raise ArcpipeError(f"--cacert: {url} is asked without TLS, so no certificate is checked")
 
 
 def _trusting(authorities: Path | None, option: str) -> ssl.SSLContext:
-    """What checks the server by these certificates, or by the system's."""
+    """Make a context that trusts these certificates, or the system's."""
     try:
         context = ssl.create_default_context(cafile=authorities)
     except ssl.SSLError:
         raise ArcpipeError(f"{option}: {authorities} cannot be used: there is no PEM certificate in it") from None
     except OSError as error:
         raise ArcpipeError(f"{option}: {authorities} cannot be used: {error.strerror or error}") from None
-    if authorities is not None:  # then one of its certificates may be the server's own, whoever signed that
+    if authorities is not None:  # one of them may be the server's own certificate, without its authority
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
 
 
 def _listener_to_ask(settings: Settings) -> Listener:
-    """The first listener that tells how the server is; rather one that asks for no certificate of the client."""
+    """Return the first listener that serves the status, preferably one that needs no client certificate."""
     telling = [one for one in settings.server.all_listeners() if one.paths != "writes" and not one.proxy_protocol]
     if not telling:
-        raise ArcpipeError("no listener tells how the server is, but behind a proxy: --url has to name one")
+        raise ArcpipeError("no listener serves the status, except behind a proxy: name one with --url")
     wants_certificate = bool(settings.server.tls_client_ca)
     return min(telling, key=lambda one: wants_certificate and one.tls)
 

@@ -1,8 +1,8 @@
-"""The command line. It parses, calls, prints and turns errors into exit codes; the work is done elsewhere.
+"""The command line: it parses, calls, prints, and turns errors into exit codes. The work is done elsewhere.
 
-Exit codes: 0 done, 1 arcpipe could not do it, 2 wrong usage or settings, 3 a process of the server could not be kept
-alive, 4 the server stopped and it is unknown whether everything is uploaded; `status` has its own. Whatever is slow to
-import is imported inside the command that needs it, so that `arcpipe --help` answers at once.
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 a process of the server could not be kept alive, 4 the server
+stopped and it is unknown whether everything is uploaded; `status` has its own. Slow imports are inside the command that
+needs them, so that `arcpipe --help` answers at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ app.add_typer(token.app, name="token")
 
 
 def main() -> None:
-    """Entry point of the console script and of `python -m arcpipe`."""
+    """Run a command line and exit."""
     try:
         app(prog_name="arcpipe")
     except ArcpipeError as error:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _say(text: str, details: list[str]) -> None:
-    """Says at the end why nothing came of it: by a log that is JSON, as whoever reads that has asked for; else so."""
+    """Print the reason of a failure: as log lines if the log is JSON, otherwise as plain text."""
     from arcpipe import logs
 
     if logs.are_json():
@@ -81,14 +81,14 @@ def _options(
 def serve(
     config: ConfigOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only try whether it would start, then exit; nothing is changed.")
+        bool, typer.Option("--check", help="Validate the settings and the installation, change nothing, then exit.")
     ] = False,
 ) -> None:
-    """Run the server, until SIGTERM or Ctrl-C.
+    """Run the server until SIGTERM or Ctrl-C.
 
     SIGHUP reads tokens, certificate and log.level again.
-    SIGUSR2 replaces a running server by the version that is installed by then, without refusing a connection; one that
-    would not start is refused, and the running one stays.
+    SIGUSR2 replaces a running server by the installed version and refuses no connection. If that version would not
+    start, the running one stays.
 
     \b
     Example:
@@ -108,16 +108,16 @@ def serve(
 
         return supervisor.serve(settings, lambda: load_settings(config), former)
 
-    # Before anything can fail: who reads the log of a service has asked for its format.
+    # Set up first, so that errors of a start have the format of the log, too.
     logs.setup("INFO", asked_log_format(config), "supervisor")
     raise typer.Exit(upgrade.started(start))
 
 
 def _check(config: Path | None) -> str:
-    """Tries what a start would do; says what was found good.
+    """Try everything that a start would do, and return one line that says what would work.
 
     Raises:
-        ArcpipeError: it would not do; a ConfigError for its settings.
+        ArcpipeError: a start would fail; a ConfigError if the settings are the reason.
     """
     settings = load_settings(config)
     _tell_warnings(settings)
@@ -130,19 +130,19 @@ def _check(config: Path | None) -> str:
 
 
 def _import_the_server() -> None:
-    """Import what the whole tree of processes runs.
+    """Import all modules that the server's processes run.
 
     Raises:
-        ImportError: the installation is not complete.
+        ImportError: the installation is incomplete.
     """
     import arcpipe.supervisor.supervisor
     import arcpipe.upload.uploader  # noqa: F401
 
 
 def _have_one_thread() -> None:
-    """Keep libraries from starting threads when they are loaded, because a process that forks had better have one.
+    """Keep libraries from starting threads when they are loaded, because a process that forks should have only one.
 
-    Numpy's linear algebra, which nobody uses here, does so, and the allocator that Arrow keeps beside its default one.
+    Numpy's linear algebra and Arrow's second allocator would do so; neither is used here.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
@@ -181,8 +181,9 @@ def config_show(
 
 @config_app.command("check")
 def config_check(config: ConfigOption = None) -> None:
-    """Check what a start needs and exit: 0 if the server would start, 2 with a line per problem of the settings, 1 if
-    something else is in the way. It is the same as `arcpipe serve --check`, and starts and changes nothing.
+    """Check everything that a start needs, and change nothing. It is the same as `arcpipe serve --check`.
+
+    Exit code: 0 the server would start, 2 with a line for each problem of the settings, 1 for any other problem.
 
     \b
     Example:

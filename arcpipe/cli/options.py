@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def config_option(purpose: str) -> Any:
-    """Make the option `--config` of a command that needs settings for a purpose."""
+    """Make the option `--config` of a command; `purpose` is its help text."""
     return typer.Option("--config", "-c", metavar="FILE", envvar="ARCPIPE_CONFIG", help=purpose)
 
 
@@ -24,19 +24,26 @@ ConfigOption = Annotated[
 
 
 def load_settings(config_file: Path | None) -> Settings:
-    """The settings of a command: the file that was named, else ./config.toml if it is there, and the environment."""
+    """Load the settings of a command from a file and the environment.
+
+    Args:
+        config_file: the named file; None is ./config.toml, if there is one.
+
+    Raises:
+        ConfigError: the settings cannot be used.
+    """
     from arcpipe.config.load import load
 
     return load(_settings_file(config_file), os.environ)
 
 
 def asked_log_format(config_file: Path | None) -> str:
-    """The format of the log, as far as it can be told before the settings are known to be good."""
+    """Return the format of the log before the settings are checked."""
     from arcpipe.config.load import asked_for
 
     return "json" if asked_for("log.format", _settings_file(config_file), os.environ) == "json" else "text"
 
 
 def _settings_file(given: Path | None) -> Path | None:
-    beside = Path("config.toml")
-    return given or (beside if beside.exists() else None)
+    default = Path("config.toml")
+    return given or (default if default.exists() else None)

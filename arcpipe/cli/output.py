@@ -1,4 +1,4 @@
-"""How commands print rows: a table in a terminal, aligned text elsewhere, one JSON object per line where asked."""
+"""Output of rows: a table in a terminal, aligned text elsewhere, or one JSON object per line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
-    """One object per line, each as soon as it is there."""
+    """Print each row as a JSON object on a line, as soon as there is one."""
     import orjson
 
     for row in rows:
@@ -16,11 +16,11 @@ def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def print_table(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]], left: Collection[str]) -> int:
-    """Prints rows if there are any; how many there were.
+    """Print rows, if there are any, and return their number.
 
     Args:
-        columns: keys of the rows, in the order in which they are shown; None is shown as nothing.
-        left: the columns that are not aligned right in a terminal, as numbers are.
+        columns: keys of the rows, in the order of the output; a value of None is printed as nothing.
+        left: columns that are aligned left in a terminal; the others are aligned right, as numbers are.
     """
     cells = [tuple("" if row[name] is None else str(row[name]) for name in columns) for row in rows]
     if not cells:

@@ -1,4 +1,4 @@
-"""What lies between two pictures of a server: the rates and latencies of the last seconds."""
+"""Rates and latencies of the last seconds, from the difference of two pictures of a server."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 if TYPE_CHECKING:
     from arcpipe.monitoring.health import Picture
-    from arcpipe.monitoring.snapshot import Distribution, WorkerState
+    from arcpipe.monitoring.process_state import Distribution, WorkerState
 
 
 class Sample(NamedTuple):
-    """A picture, and when it came by this machine's monotonic clock, in seconds."""
+    """A picture, and its time of arrival on this machine's monotonic clock, in seconds."""
 
     picture: Picture
     came_at: float
 
 
 def are_apart(earlier: Sample, later: Sample) -> bool:
-    """Whether the difference tells nothing: the server has been started anew."""
+    """Tell whether two pictures cannot be compared, because the server was restarted."""
     now, before = later.picture.instance, earlier.picture.instance
     elapsed = now.uptime_seconds - before.uptime_seconds
     is_slow = abs(elapsed - (later.came_at - earlier.came_at)) > 2
@@ -28,7 +28,7 @@ def are_apart(earlier: Sample, later: Sample) -> bool:
 
 
 class WorkerRates(NamedTuple):
-    """Per second; None where nothing is known."""
+    """Rates of a worker per second, and latencies in seconds; None if unknown."""
 
     records: float | None
     body_bytes: float | None
@@ -39,7 +39,7 @@ class WorkerRates(NamedTuple):
 
 
 class Live(NamedTuple):
-    """What is only known from the difference of pictures. Rates are per second, latencies in seconds."""
+    """Figures from the difference of pictures. Rates are per second, latencies in seconds."""
 
     workers: dict[int, WorkerRates]
     ack: Distribution
@@ -52,12 +52,12 @@ class Live(NamedTuple):
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Live:
-        """Rates of requests from the last two pictures, all else from the first and the last."""
+        """Compute rates of requests from the last two pictures, and all else from the first and the last."""
         chosen = samples[-1], samples[max(0, len(samples) - 2)], samples[0]
         now, before, first = (sample.picture.instance for sample in chosen)
         known = {worker.slot: worker for worker in before.workers}
         known_first = {worker.slot: worker for worker in first.workers}
-        # By the time since the server's start, which goes on evenly; its time of day may be set.
+        # The server's uptime advances evenly; its time of day may be set.
         seconds = now.uptime_seconds - first.uptime_seconds
         lately = now.uptime_seconds - before.uptime_seconds
 
@@ -83,13 +83,13 @@ class Live(NamedTuple):
         )
 
     def total(self, name: str) -> float | None:
-        """The sum of a rate over the workers of whom it is known."""
+        """Return the sum of a rate over all workers for which it is known; None if there is none."""
         rates = [rate for rate in (getattr(worker, name) for worker in self.workers.values()) if rate is not None]
         return sum(rates) if rates else None
 
 
 def _worker_rates(now: WorkerState, before: WorkerState, first: WorkerState, seconds: float) -> WorkerRates:
-    # A worker publishes what it has counted a few times a second: its figures are as old as its last sign of life.
+    # A worker publishes its counters with each heartbeat, four times a second, so they are as old as the last one.
     seconds += before.heartbeat_age_seconds - now.heartbeat_age_seconds
     return WorkerRates(
         records=_rate(before.records, now.records, seconds),

@@ -1,6 +1,6 @@
-"""How `arcpipe status` shows a server: figures written for people, in a terminal or into a pipe.
+"""The report of `arcpipe status`: figures formatted for people, in a terminal or a pipe.
 
-Knows the shapes of a picture and nothing of where it comes from; what is wrong is the server's to say.
+This module knows the shape of a picture, and nothing of its origin. The server reports the issues.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from arcpipe.cli.client import Outline
     from arcpipe.cli.rates import Live
     from arcpipe.monitoring.health import Picture
-    from arcpipe.monitoring.snapshot import Snapshot, UploaderState, WorkerState
+    from arcpipe.monitoring.process_state import UploaderState, WorkerState
+    from arcpipe.monitoring.snapshot import Snapshot
 
-_WARNINGS: Final = 8
+_WARNINGS: Final = 8  # lines of warnings that are shown at most
 
 
 # Figures for people
 
 
 def _digits(number: float) -> str:
-    """Three significant digits."""
+    """Format a number with three significant digits."""
     if number == 0:
         return "0"
     if number < 0.01:
@@ -81,7 +82,7 @@ def _age(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """In local time, with the day if it is another one."""
+    """Format a time in local time, with the date unless it is today."""
     then = datetime.fromtimestamp(seconds)
     return then.strftime("%H:%M:%S" if then.date() == datetime.now().date() else "%Y-%m-%d %H:%M:%S")
 
@@ -96,7 +97,7 @@ def _alive(process: WorkerState | UploaderState) -> str:
 
 
 class _Table(NamedTuple):
-    """`left` counts the columns, from the first, that hold words."""
+    """A table whose first `left` columns contain words, and the others numbers."""
 
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
@@ -104,7 +105,7 @@ class _Table(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A picture for people."""
+    """A picture, formatted for people."""
 
     state: str  # of `health.Verdict`, or "silent"
     title: str
@@ -116,7 +117,7 @@ class Report(NamedTuple):
 
 
 def report_of(url: str, picture: Picture, live: Live) -> Report:
-    """All that a picture tells."""
+    """Make the report of a picture and its rates."""
     now = picture.instance
     return Report(
         state=picture.verdict.state,
@@ -130,7 +131,7 @@ def report_of(url: str, picture: Picture, live: Live) -> Report:
 
 
 def outline_of(url: str, outline: Outline) -> Report:
-    """What can be told of a server of another version."""
+    """Make the report of a server of another version."""
     server, verdict = outline.instance, outline.verdict
     version = escaped(server.version)
     return Report(
@@ -139,7 +140,7 @@ def outline_of(url: str, outline: Outline) -> Report:
         headline=escaped(verdict.headline),
         lines=[
             escaped(verdict.promise),
-            f"Its figures are not those that this version ({__version__}) knows: --json shows them as they come.",
+            f"Its figures differ from those that this version ({__version__}) knows: --json shows them unchanged.",
         ],
         issues=[(issue.severity, escaped(issue.message), escaped(issue.recommendation)) for issue in outline.issues],
         facts=[],
@@ -181,7 +182,7 @@ def _facts(now: Snapshot, live: Live) -> Iterator[tuple[str, str]]:
         used = 1 - now.disk_free_bytes / now.disk_total_bytes
         disk = f"{used:.0%} used, {_bytes(now.disk_free_bytes)} free of {_bytes(now.disk_total_bytes)}"
     yield (
-        "log",
+        "WAL",
         f"{escaped(now.wal_dir)}, sync mode {now.sync_mode}; disk {disk}; {now.worker_restarts} worker restarts",
     )
 
@@ -242,7 +243,7 @@ def _tables(now: Snapshot, live: Live) -> Iterator[_Table]:
 
 
 def show(report: Report) -> None:
-    """Prints it, drawn if somebody sees it."""
+    """Print a report, with colours and tables if stdout is a terminal."""
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -278,9 +279,9 @@ def _aligned(rows: list[tuple[str, ...]], left: int) -> Iterator[str]:
 
 
 def _parts(table: _Table, width: int) -> Iterator[_Table]:
-    """A table that is wider than the terminal, as several under one another; each begins with the first column.
+    """Split a table that is wider than the terminal into several; each begins with the first column.
 
-    The last column is not counted where it holds words, because those can go on in the next line.
+    The width of a last column with words is not counted, because words can be wrapped.
     """
     widths = [max(map(len, column)) + 2 for column in zip(table.columns, *table.rows, strict=True)]
     if table.left == len(table.columns):
@@ -314,7 +315,7 @@ _MARKS: Final = {"good": "✓", "warning": "!", "critical": "✕", "silent": "�
 
 
 def drawn(report: Report, width: int) -> RenderableType:
-    """What rich draws of it."""
+    """Return a report as rich draws it."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table

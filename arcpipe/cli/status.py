@@ -1,7 +1,7 @@
-"""`arcpipe status`: what the status page shows, in a terminal.
+"""`arcpipe status`: the content of the status page, in a terminal.
 
-Asks `/api/v1/status` as anybody could, twice for the rates, which are what lies between two answers. What figures mean
-and what is wrong is the server's to say.
+It asks for `/api/v1/status` twice, because rates are differences of two answers. The server judges the figures and
+reports the issues.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from arcpipe.cli.report import Report
     from arcpipe.monitoring.health import Picture
 
-_POLL_SECONDS: Final = 1.0
-_WINDOW_SECONDS: Final = 10.0  # what quantiles and the rates of uploads are taken over while watching
+_POLL_SECONDS: Final = 1.0  # between two questions
+_WINDOW_SECONDS: Final = 10.0  # time over which --watch computes quantiles and the rates of uploads
 
 _HEALTHY: Final = 0
 _ISSUES: Final = 1
@@ -39,22 +39,22 @@ def status(
     ] = None,
     cacert: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="PEM certificates that the server's is checked by, not the system's."),
+        typer.Option(metavar="FILE", help="PEM certificates to trust instead of the system's."),
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Holds a token with the scope read. Else the variable ARCPIPE_TOKEN counts."),
+        typer.Option(metavar="FILE", help="File with a token of scope `read`; default: $ARCPIPE_TOKEN."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="What /api/v1/status answers, as it came.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on each second, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer of /api/v1/status unchanged.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Update every second, until Ctrl-C.")] = False,
     config: Annotated[
         Path | None,
         config_option("Settings that name the server."),
     ] = None,
 ) -> None:
-    """Show how a running server is: whether data is safe, where it is, how far behind it is, and what to do.
+    """Show the state of a running server: whether data is safe, what waits for its upload, and what to do.
 
-    Exit code: 0 healthy, 1 there are issues, 2 no answer (or none without another token).
+    Exit code: 0 healthy, 1 there are issues, 2 no answer (or another token is needed).
 
     \b
     Examples:
@@ -109,7 +109,7 @@ def _show(server: StatusServer, watch: bool) -> int:
     if watch and sys.stdout.isatty():
         return _watch(looks, _code(answer))
     while True:
-        # An outline has no rates that a second look would tell.
+        # An outline has no rates, so it needs no second look.
         if watch or looks.samples:
             time.sleep(_POLL_SECONDS)
             answer = looks.look()
@@ -120,19 +120,19 @@ def _show(server: StatusServer, watch: bool) -> int:
 
 
 class _Looks:
-    """The pictures of the last seconds, and the last outline where the server is of another version."""
+    """The pictures of the last seconds, or the last outline if the server is of another version."""
 
     def __init__(self, server: StatusServer) -> None:
         self._server = server
         self._outline: Outline | None = None
         self.samples: deque[Sample] = deque()
-        self.came_at = 0.0  # the time of day of the last look that was answered
+        self.came_at = 0.0  # time of day of the last answer
 
     def look(self) -> Picture | Outline:
-        """Asks once more; all that is older than the window, and all of another start, is forgotten.
+        """Ask once more, and forget pictures that are older than the window or from before a restart.
 
         Raises:
-            NotAnswering: there was no answer.
+            NotAnswering: there is no answer.
         """
         from arcpipe.cli.client import Outline
         from arcpipe.cli.rates import Sample, are_apart
@@ -152,7 +152,7 @@ class _Looks:
         return answer
 
     def report(self) -> Report:
-        """What the looks tell."""
+        """Make a report of the pictures."""
         from arcpipe.cli.rates import Live
         from arcpipe.cli.report import outline_of, report_of
 

@@ -1,4 +1,4 @@
-"""`arcpipe token …`: making, listing and revoking the tokens of `auth.tokens_file`."""
+"""`arcpipe token …`: makes, lists and revokes the tokens in `auth.tokens_file`."""
 
 from __future__ import annotations
 
@@ -25,48 +25,53 @@ ConfigOption = Annotated[Path | None, config_option("Settings that name the toke
 
 _SCOPES: Final = ("write", "read", "admin")
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-_DEFAULT_LIMIT: Final = "0 is no limit, without it limits.per_token counts"
+_DEFAULT_LIMIT: Final = "0: no limit; default: limits.per_token"
 _EXPIRIES: Final = "90d, 12h, 30m, 4w, 2027-01-01, 2027-01-01T12:00:00Z or never"
+
+
+_ScopeOption = Annotated[
+    list[str],
+    typer.Option(
+        "--scope",
+        metavar="SCOPE",
+        help="What it allows: write (records), read (metrics, status), admin (read, and change). May be repeated.",
+    ),
+]
+_DatabaseOption = Annotated[
+    list[str] | None,
+    typer.Option("--database", metavar="NAME", help="Only this database; may be repeated. Default: all."),
+]
+_CertificateOption = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND:NAME",
+        help="For the owner of a client certificate with this name: CN:NAME, DNS:NAME, URI:NAME or email:NAME.",
+    ),
+]
 
 
 @app.command("create")
 def create(
-    scopes: Annotated[
-        list[str],
-        typer.Option(
-            "--scope",
-            metavar="SCOPE",
-            help="What it may do: write (records), read (metrics, status), admin (read, and change). May be repeated.",
-        ),
-    ],
-    databases: Annotated[
-        list[str] | None,
-        typer.Option("--database", metavar="NAME", help="Only for this database; may be repeated. Without it: all."),
-    ] = None,
-    expires: Annotated[str, typer.Option(metavar="WHEN", help=f"When it ends: {_EXPIRIES}.")] = "never",
-    name: Annotated[str, typer.Option(metavar="TEXT", help="Who it is for; shown by list.")] = "",
-    certificate: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND:NAME",
-            help="For the owner of a client certificate with this name: CN:NAME, DNS:NAME, URI:NAME or email:NAME.",
-        ),
-    ] = "",
+    scopes: _ScopeOption,
+    databases: _DatabaseOption = None,
+    expires: Annotated[str, typer.Option(metavar="WHEN", help=f"Expiry: {_EXPIRIES}.")] = "never",
+    name: Annotated[str, typer.Option(metavar="TEXT", help="Its user or purpose; shown by list.")] = "",
+    certificate: _CertificateOption = "",
     requests_per_second: Annotated[
-        float | None, typer.Option(min=0, max=1e9, help=f"Requests in a second, of the whole node; {_DEFAULT_LIMIT}.")
+        float | None, typer.Option(min=0, max=1e9, help=f"Requests per second on the whole node; {_DEFAULT_LIMIT}.")
     ] = None,
     mb_per_second: Annotated[
-        float | None, typer.Option(min=0, max=1e9, help="Bytes of bodies, in MB in a second; in the same way.")
+        float | None, typer.Option(min=0, max=1e9, help="MB of bodies per second; in the same way.")
     ] = None,
     connections: Annotated[
         int | None, typer.Option(min=0, max=1_000_000_000, help="Open connections; in the same way.")
     ] = None,
     config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the token and all about it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the token and its fields as one JSON object.")] = False,
 ) -> None:
-    """Make a token and print it. This is the only time that it is seen: the file keeps its hash.
+    """Make a token and print it. It is shown only now: the file keeps only its hash.
 
-    With --certificate there is nothing to keep secret: the client's certificate is the token.
+    With --certificate there is no secret: the client's certificate is the token.
 
     \b
     Examples:
@@ -138,10 +143,10 @@ def list_tokens(
 
 @app.command("revoke")
 def revoke(
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="As list shows it; or the whole token.")],
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="The id, as list shows it, or the whole token.")],
     config: ConfigOption = None,
 ) -> None:
-    """End a token for good. A running server takes it when it gets SIGHUP.
+    """Revoke a token for good. A running server applies this when it gets SIGHUP.
 
     \b
     Example:
@@ -152,7 +157,7 @@ def revoke(
     settings = _settings(config)
     wanted = tokens.id_of(token_id) or token_id
     if wanted.startswith(tokens.PREFIX):
-        # Most of a token, perhaps: it must not be echoed.
+        # It may be most of a token, which must not be printed.
         raise ArcpipeError("that is neither the id of a token nor a whole one; `arcpipe token list` shows the ids")
     before = tokens.revoke(settings.auth.tokens_file, wanted, datetime.now(UTC).replace(microsecond=0))
     if before.revoked is not None:
@@ -163,10 +168,10 @@ def revoke(
 
 
 def parse_expiry(text: str, now: datetime) -> datetime | None:
-    """When a token ends; None is never.
+    """Parse the expiry of a token; None means never.
 
     Raises:
-        BadParameter: the text is none of the spellings, or a time that is over.
+        BadParameter: the text is invalid, or a time in the past.
     """
     if text.lower() == "never":
         return None
@@ -177,9 +182,11 @@ def parse_expiry(text: str, now: datetime) -> datetime | None:
             when = datetime.fromisoformat(text)
             when = (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text!r} is no time to expire at; use {_EXPIRIES}", param_hint="--expires") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a time to expire at; use {_EXPIRIES}", param_hint="--expires"
+        ) from None
     if when <= now:
-        raise typer.BadParameter(f"{text!r} is over already", param_hint="--expires")
+        raise typer.BadParameter(f"{text!r} is in the past", param_hint="--expires")
     return when.replace(microsecond=0)
 
 
@@ -193,7 +200,7 @@ def _checked_scopes(given: list[str]) -> list[str]:
     scopes = [scope.strip() for one in given for scope in one.split(",")]
     for scope in scopes:
         if scope not in _SCOPES:
-            raise typer.BadParameter(f"{scope!r} is no scope; use {', '.join(_SCOPES)}", param_hint="--scope")
+            raise typer.BadParameter(f"{scope!r} is not a scope; use {', '.join(_SCOPES)}", param_hint="--scope")
     return [scope for scope in _SCOPES if scope in scopes]
 
 
@@ -208,7 +215,7 @@ def _checked_databases(given: list[str]) -> list[str]:
 
 
 def _key(text: str, certificate: str) -> dict[str, str]:
-    """What the file keeps to know the token again: its hash, or a name in certificates."""
+    """Return the field by which the file identifies a token: its hash, or a name in certificates."""
     from arcpipe.access import tokens
 
     if not certificate:
@@ -228,7 +235,7 @@ def _checked_name(name: str) -> str:
 
 
 def _show_new(token: Token, text: str, settings: Settings, as_json: bool, now: datetime) -> None:
-    """Prints a token that has just been made, or the id of one that a certificate stands for."""
+    """Print a token that has just been made, or the id of one that a certificate stands for."""
     if as_json:
         print_json([{**({} if token.certificate else {"token": text}), **_row(token, now)}])
     else:
@@ -258,7 +265,7 @@ def _row(token: Token, now: datetime) -> dict[str, Any]:
 
 
 def _shown_limits(row: dict[str, Any]) -> str:
-    """The limits that a token has of its own."""
+    """Format the limits that a token has of its own."""
     units = {"requests_per_second": "requests/s", "mb_per_second": "MB/s", "connections": "connections"}
     return ",".join(f"{row[name]:g} {unit}" for name, unit in units.items() if row[name] is not None) or "default"
 
@@ -268,12 +275,12 @@ def _time(when: datetime | None) -> str | None:
 
 
 def _note(text: str) -> None:
-    """To stderr, so that what a script reads of a command is the token and nothing else."""
+    """Print a note to stderr, so that stdout has only the token, for scripts."""
     print(f"arcpipe: {text}", file=sys.stderr)
 
 
 def _note_reload(settings: Settings) -> None:
     if settings.auth.enabled:
-        _note("a running server takes this when it gets SIGHUP (systemctl reload arcpipe, or kill -HUP)")
+        _note("a running server applies this when it gets SIGHUP (systemctl reload arcpipe, or kill -HUP)")
     else:
-        _note("no server asks for tokens with these settings: set auth.enabled = true")
+        _note("a server with these settings asks for no tokens: set auth.enabled = true")

@@ -7,7 +7,7 @@ import socket
 
 
 class UnixHTTPConnection(http.client.HTTPConnection):
-    """Like its base, to the path of a socket instead of a host and a port."""
+    """An HTTP connection to the path of a socket instead of a host and a port."""
 
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)

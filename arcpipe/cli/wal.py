@@ -1,4 +1,4 @@
-"""`arcpipe wal …`: looking into log files, saving what is readable, and taking other logs in."""
+"""`arcpipe wal …`: inspecting WAL files, salvaging readable entries, and replaying the WAL of another node."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from arcpipe.wal.directory import SegmentFile
     from arcpipe.wal.inspect import Summary
 
-app = typer.Typer(help="Look into log files, check, save and replay them.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Inspect, check, salvage and replay WAL files.", no_args_is_help=True, rich_markup_mode=None)
 
-DirArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The log directory (wal.dir).")]
+DirArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The WAL directory (wal.dir).")]
 JSONOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 
 
 @app.command("ls")
 def ls(directory: DirArgument = Path("data/wal"), as_json: JSONOption = False) -> None:
-    """List segments: state, verdict, entries, records, bytes, age, and what is wrong with them.
+    """List segments: state, verdict, entries, records, bytes, age and problems.
 
     \b
     Example:
@@ -49,14 +49,14 @@ def ls(directory: DirArgument = Path("data/wal"), as_json: JSONOption = False) -
 
 @app.command("cat")
 def cat(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A log file in any state.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A WAL file in any state.")],
     as_json: JSONOption = False,
     database: Annotated[str | None, typer.Option(help="Only records of this database.")] = None,
     measurement: Annotated[str | None, typer.Option(help="Only records of this measurement.")] = None,
     since: Annotated[str | None, typer.Option(help="Only entries written at or after this ISO 8601 time.")] = None,
     until: Annotated[str | None, typer.Option(help="Only entries written before this ISO 8601 time.")] = None,
 ) -> None:
-    """Print the records of a file. With --json one object per record, else a line for each entry and measurement.
+    """Print the records of a file: with --json an object per record, otherwise a line per entry and measurement.
 
     \b
     Example:
@@ -93,12 +93,12 @@ def cat(
 
 @app.command("verify")
 def verify(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Log files, or directories of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="WAL files, or directories of them.")],
     as_json: JSONOption = False,
 ) -> None:
-    """Check every checksum, say what is wrong and where, and a verdict: clean end, torn tail, damaged or unreadable.
+    """Check every checksum, and print each problem and a verdict: clean end, torn tail, damaged or unreadable.
 
-    Exit code 1 if a file is damaged or unreadable. A torn tail is what a file looks like that is being written.
+    Exit code 1 if a file is damaged or unreadable. A file that is being written has a torn tail.
 
     \b
     Example:
@@ -143,7 +143,7 @@ def _problems(summary: Summary) -> list[dict[str, Any]]:
         {"offset": at, "bytes": length, "reason": reason, "damage": True} for at, length, reason in report.damage
     ]
     if report.torn_bytes:
-        # In a file that is being written, or that a crash left, this is what a torn tail looks like.
+        # Normal in a file that is being written, or that a crash left.
         problems.append(
             {
                 "offset": report.end_offset,
@@ -153,19 +153,17 @@ def _problems(summary: Summary) -> list[dict[str, Any]]:
             }
         )
     if summary.problem:
-        behind = report.size - report.end_offset - report.torn_bytes
-        problems.append(
-            {"offset": report.end_offset, "bytes": max(0, behind), "reason": summary.problem, "damage": True}
-        )
+        rest = report.size - report.end_offset - report.torn_bytes
+        problems.append({"offset": report.end_offset, "bytes": max(0, rest), "reason": summary.problem, "damage": True})
     return problems
 
 
 @app.command("salvage")
 def salvage(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A damaged log file.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A damaged WAL file.")],
     target: Annotated[Path, typer.Argument(metavar="NEW", help="The file to write; it must not exist.")],
 ) -> None:
-    """Write what is readable of a damaged or unreadable file to a new one, and say what was left out.
+    """Write the readable entries of a damaged or unreadable file to a new one, and print what was left out.
 
     \b
     Example:
@@ -185,13 +183,13 @@ def salvage(
 def ack(
     directory: DirArgument = Path("data/wal"),
     codes: Annotated[
-        list[str] | None, typer.Argument(metavar="[CODE…]", help="Only these, such as quarantine; without any, all.")
+        list[str] | None, typer.Argument(metavar="[CODE…]", help="Only these, such as quarantine; default: all.")
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Only show what is open, and acknowledge nothing.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Only show them, and acknowledge nothing.")] = False,
 ) -> None:
-    """Show damage, losses, dead letters and files in quarantine, and acknowledge them: their health issues end.
+    """Show damage, losses, dead letters and files in quarantine, and acknowledge them, which ends their health issues.
 
-    What comes after that is told again. Works while the server runs; run it as the user of the server, or as root.
+    New ones are reported again. Works while the server runs; run it as the user of the server, or as root.
 
     \b
     Example:
@@ -205,9 +203,9 @@ def ack(
     wanted = codes or list(acknowledged.ALL_CODES)
     for code in wanted:
         if code not in acknowledged.ALL_CODES:
-            raise ArcpipeError(f"{code!r} is nothing to acknowledge; use {', '.join(acknowledged.ALL_CODES)}")
+            raise ArcpipeError(f"{code!r} cannot be acknowledged; use {', '.join(acknowledged.ALL_CODES)}")
     try:
-        with contextlib.suppress(OSError):  # told below
+        with contextlib.suppress(OSError):  # reported below
             if not show and findings.set_aside_damaged(wal):
                 print(f"What was found before is not known: findings.json was damaged, and is in {wal.quarantine} now.")
         seen = acknowledged.look(wal)
@@ -229,7 +227,7 @@ def ack(
 
 
 def _who() -> str:
-    """The person who asks, for the history."""
+    """Return the name of the user, for the history."""
     import getpass
 
     try:
@@ -240,16 +238,16 @@ def _who() -> str:
 
 @app.command("replay")
 def replay(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of log files: Arc's, or arcpipe's own.")],
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A directory of WAL files of Arc or arcpipe.")],
     config: Annotated[
         Path | None,
         config_option("Settings of the receiving node."),
     ] = None,
 ) -> None:
-    """Take a directory of log files in: they are shipped like the node's own, each exactly once.
+    """Replay a directory of WAL files: this node uploads them like its own, each exactly once.
 
-    The node may be running. Files that were taken in are renamed to ….wal.recovered in their directory; an
-    interrupted replay is simply started again.
+    The node may be running. Replayed files are renamed to ….wal.recovered in their directory. If a replay is
+    interrupted, start it again.
 
     \b
     Example:
@@ -265,7 +263,7 @@ def replay(
     folder = str(_existing(source))
     target = WALDirectory(load_settings(config).wal.dir)
     if os.path.realpath(folder) == os.path.realpath(target.path):
-        raise ArcpipeError(f"{folder} is this node's own log: the next `arcpipe serve` replays it by itself")
+        raise ArcpipeError(f"{folder} is this node's own WAL: the next `arcpipe serve` replays it by itself")
     lock = WALDirectory(folder)
     lock.lock(0.0)
     try:
@@ -274,7 +272,7 @@ def replay(
             print(f"Finished {finished} files of an interrupted replay.")
         sources = replay_sources(folder)
         if not sources:
-            print(f"There are no log files to replay in {folder}.")
+            print(f"There are no WAL files to replay in {folder}.")
             return
         total = sum(os.path.getsize(name) for name in sources)
         entries = damaged = 0
@@ -332,7 +330,7 @@ def _timestamp(text: str | None, option: str) -> int | None:
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
-        raise ArcpipeError(f"{option}: {text!r} is no ISO 8601 time, such as 2026-11-22T09:00:00Z") from None
+        raise ArcpipeError(f"{option}: {text!r} is not an ISO 8601 time, such as 2026-11-22T09:00:00Z") from None
     return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1e6)
 
 

@@ -1,4 +1,4 @@
-"""Check what settings mean together; each by itself is checked by its type."""
+"""Checks of settings in combination; the type of each setting checks its own value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from arcpipe.errors import ConfigError
 
 
 class Problem(NamedTuple):
-    """Something wrong with the value of `key`, in the light of the values of `with_keys`."""
+    """A problem with the value of `key`, given the values of `with_keys`."""
 
     key: str
     reason: str
@@ -19,7 +19,7 @@ class Problem(NamedTuple):
 
 
 def problems_of(settings: Settings) -> Iterator[Problem]:
-    """Find what is wrong with settings in the light of each other."""
+    """Find the problems of settings in combination."""
     server, parquet = settings.server, settings.parquet
 
     yield from _of_listeners(settings)
@@ -43,7 +43,7 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
 
     levels = CODEC_LEVELS.get(parquet.compression)
     if levels is None:
-        # 1 is the default, which a file that lists every key spells out.
+        # 1 is the default, and a file that lists every key has it, too.
         if parquet.compression_level != 1:
             yield Problem(
                 "parquet.compression_level",
@@ -63,7 +63,7 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
 
 
 def _of_listeners(settings: Settings) -> Iterator[Problem]:
-    """All that is wrong with the listeners in the light of other settings."""
+    """Find the problems of listeners in combination with other settings."""
     server = settings.server
     found = server.all_listeners()
     if not found:
@@ -78,10 +78,10 @@ def _of_listeners(settings: Settings) -> Iterator[Problem]:
         reason = "a listener with tls = true needs server.tls_cert and server.tls_key"
         yield Problem("server.listeners", reason, ("server.tls_cert",))
     if any(one.proxy_protocol for one in found) and not server.trusted_proxies:
-        reason = "a listener with proxy_protocol = true takes connections of these alone, and there are none"
+        reason = "a listener with proxy_protocol = true accepts only connections from these, and there are none"
         yield Problem("server.trusted_proxies", reason, ("server.listeners", "server.proxy_protocol"))
     if server.tls_client_ca and not server.tls_cert:
-        reason = "certificates of clients come over TLS: set server.tls_cert and server.tls_key, too"
+        reason = "client certificates need TLS: set server.tls_cert and server.tls_key, too"
         yield Problem("server.tls_client_ca", reason, ("server.tls_cert",))
     if not (settings.auth.enabled or settings.auth.allow_anonymous):
         for one in found:

@@ -1,8 +1,8 @@
-"""How many cores this process has: those that it may run on, or fewer, if a cgroup gives it less time than that.
+"""The number of cores for this process: those that it may run on, or fewer if a cgroup limits its CPU time.
 
-A quota of CPU time (Kubernetes' `limits.cpu`, systemd's `CPUQuota=`) leaves all cores of the machine in sight.
-cgroups(7) says where it stands: `cpu.max` in version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` in version 1, in the
-process's own cgroup and in all above it. The lowest one counts.
+With a quota of CPU time (Kubernetes' `limits.cpu`, systemd's `CPUQuota=`) a process still sees all cores of the
+machine. The quota is in `cpu.max` (cgroups version 2), or in `cpu.cfs_quota_us` and `cpu.cfs_period_us` (version 1),
+of the process's own cgroup and of all above it (cgroups(7)). The lowest quota counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PROC: Final = Path("/proc/self")
 
 
 class Cores(NamedTuple):
-    """How many, at least 1, and the reason for it; `problem` is empty unless the quota cannot be read."""
+    """A number of cores, at least 1, and the reason for it; `problem` says why the quota cannot be read."""
 
     number: int
     reason: str
@@ -25,7 +25,7 @@ class Cores(NamedTuple):
 
 
 def available(proc: Path = _PROC) -> Cores:
-    """Cores to make a process for each. A part of a core counts as one.
+    """Return the number of cores to use. A part of a core counts as one.
 
     Args:
         proc: this process's directory in /proc, for tests.
@@ -42,17 +42,17 @@ def available(proc: Path = _PROC) -> Cores:
 
 
 def cpu_quota(proc: Path = _PROC) -> float | None:
-    """The CPU time that all cgroups of this process leave it, in cores; None if none is limited.
+    """Return the lowest CPU quota of this process's cgroups, in cores; None if there is no quota.
 
     Raises:
-        OSError: it may be limited, and that cannot be read.
+        OSError: a file that may hold a quota cannot be read.
     """
     quotas = [quota for folder, is_unified in _folders(proc) if (quota := _quota_of(folder, is_unified)) is not None]
     return min(quotas, default=None)
 
 
 def _folders(proc: Path) -> Iterator[tuple[Path, bool]]:
-    """The directories of the cgroups, from the process's own up, and whether each is one of version 2."""
+    """Return the directories of the process's cgroup and those above it, and whether each is of version 2."""
     groups = _read(proc / "cgroup")
     mounts = list(_mounts(_read(proc / "mountinfo") or ""))
     for line in (groups or "").splitlines():
@@ -84,7 +84,7 @@ def _mounts(mountinfo: str) -> Iterator[_Mount]:
 
 
 def _below(path: str, root: str) -> tuple[str, ...]:
-    """The parts of a cgroup's path below the one that is mounted; none where it is outside of that."""
+    """Return the parts of a cgroup's path below the mounted one; none if it is outside of that."""
     try:
         parts = Path(path).relative_to(root).parts
     except ValueError:
@@ -105,7 +105,7 @@ def _quota_of(folder: Path, is_unified: bool) -> float | None:
 
 
 def _read(path: Path) -> str | None:
-    """A small file of the kernel's; None if it is not there, as where nothing is limited."""
+    """Return the content of a kernel's file; None if there is none, so that nothing is limited."""
     try:
         return path.read_text("ascii", "replace").strip()
     except (FileNotFoundError, NotADirectoryError):

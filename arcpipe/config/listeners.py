@@ -1,7 +1,7 @@
-"""Where the server listens and which proxies it believes: the two settings that are lists, and what they may hold.
+"""Listeners and trusted proxies: the two settings that are lists, and their allowed values.
 
-A listener is an address and what is served there. `server.host` and `server.port` are the first one, `server.listeners`
-are the others. This room knows text and addresses; it opens no socket.
+A listener is an address with the paths that are served there. `server.host` and `server.port` make the first one,
+`server.listeners` the others. This module knows text and addresses; it opens no socket.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Paths = Literal["all", "writes", "operations"]
 Proxies = tuple[str, ...]
 
 UNIX: Final = "unix"
-"""How a peer over a Unix socket is written, which has no address."""
+"""The spelling of a peer over a Unix socket, which has no address."""
 
 _UNIX_PREFIX: Final = "unix:"
 _MAX_PATH_BYTES: Final = 107  # sun_path of unix(7) without its final NUL
 _MAX_LISTENERS: Final = 16  # each costs every worker a socket and a table of paths
-_MAX_PROXIES: Final = 256  # networks that an address is compared with
+_MAX_PROXIES: Final = 256  # each address is compared with all of them
 _TCP: Final = re.compile(r"(?:\[([0-9A-Za-z:.%_-]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
 _MODE: Final = re.compile(r"0?[0-7]{3}")
 _OWNER: Final = re.compile(r"[A-Za-z0-9._-]*(?::[A-Za-z0-9._-]+)?")
@@ -41,7 +41,7 @@ class TCPAddress(NamedTuple):
 
 
 class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One entry of `server.listeners`. Mode and owner are of a Unix socket's file."""
+    """One entry of `server.listeners`. Mode and owner are those of a Unix socket's file."""
 
     address: str
     paths: Paths = "all"
@@ -57,7 +57,7 @@ class Listener(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
     @property
     def tcp(self) -> TCPAddress:
-        """Host and port of any other address."""
+        """Host and port of a TCP address."""
         match = _TCP.fullmatch(self.address)
         assert match is not None, "BUG: an address that was not checked"
         return TCPAddress(match[1] or match[2], int(match[3]))
@@ -67,7 +67,10 @@ Listeners = tuple[Listener, ...]
 
 
 def parse_listeners(value: Any, is_text: bool) -> Listeners:
-    """`server.listeners` from TOML, or from a variable that holds the same as JSON.
+    """Parse `server.listeners` from TOML, or from JSON in a variable.
+
+    Args:
+        is_text: the value is of a variable.
 
     Raises:
         ValueError: the text says which entry is wrong, and what is allowed.
@@ -85,7 +88,10 @@ def parse_listeners(value: Any, is_text: bool) -> Listeners:
 
 
 def parse_proxies(value: Any, is_text: bool) -> Proxies:
-    """`server.trusted_proxies` from TOML, or from a variable in which commas part them.
+    """Parse `server.trusted_proxies` from TOML, or from a variable with commas between them.
+
+    Args:
+        is_text: the value is of a variable.
 
     Raises:
         ValueError: the text says which entry is wrong, and what is allowed.
@@ -105,7 +111,7 @@ def parse_proxies(value: Any, is_text: bool) -> Proxies:
 
 
 PARSERS: Final = {Listeners: parse_listeners, Proxies: parse_proxies}
-"""How the value of a setting of such a type is made."""
+"""Parsers for settings of these types."""
 
 _ADDRESS_FORM: Final = '"127.0.0.1:8001", "[::1]:8001" or "unix:/path/of.sock"'
 _LISTENERS_FORM: Final = f"a list of tables, each with an address such as {_ADDRESS_FORM}"
@@ -120,7 +126,7 @@ def _listener(value: dict[str, Any], place: str) -> Listener:
         if name not in names:
             near = get_close_matches(str(name), names, n=1)
             meant = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(names)}"
-            raise ValueError(f"{place}: {name} is no key of a listener{meant}")
+            raise ValueError(f"{place}: {name} is not a key of a listener{meant}")
     try:
         found = msgspec.convert(value, Listener)
     except msgspec.ValidationError as error:
@@ -133,7 +139,7 @@ def _listener(value: dict[str, Any], place: str) -> Listener:
 
 
 def _problem_of(listener: Listener, given: dict[str, Any]) -> str:
-    """The fault of a listener by itself, empty if there is none."""
+    """Return the problem of a listener by itself; empty if there is none."""
     path = listener.path
     reason = ""
     if path:
@@ -146,12 +152,12 @@ def _problem_of(listener: Listener, given: dict[str, Any]) -> str:
     elif not (match := _TCP.fullmatch(listener.address)) or int(match[3]) > 0xFFFF:
         reason = f"address {listener.address!r}: write {_ADDRESS_FORM}"
     elif not given.keys().isdisjoint(("mode", "owner")):
-        reason = "mode and owner are of a Unix socket, and this is a TCP address"
+        reason = "mode and owner are for Unix sockets, and this is a TCP address"
     return reason
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host, as far as its name tells."""
+    """Tell from a host's name whether only this machine reaches it."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

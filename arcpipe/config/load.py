@@ -1,6 +1,6 @@
-"""Load settings: defaults <- TOML file <- credentials <- environment, checked whole before anything starts.
+"""Loading of settings: defaults <- TOML file <- credentials <- environment, all checked before anything starts.
 
-`load` remembers where each value came from, and reports all that is wrong at once.
+`load` remembers the source of each value, and reports all problems at once.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from arcpipe.errors import ConfigError
 
 
 def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Puts defaults, the TOML file (if any), a service manager's credentials and the environment together; later
-    layers win.
+    """Merge defaults, the TOML file (if any), a service manager's credentials and the environment; later ones win.
 
-    Raises ConfigError with one line per problem: where it came from, the key, the value and what is allowed.
+    Raises:
+        ConfigError: one line per problem, with its source, the key, the value and the allowed values.
     """
     problems: list[str] = []
     given: list[_Given] = []
@@ -61,7 +61,7 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
         values[_TOKENS_FILE] = str(config_file.parent / named)
     warnings = tuple(variables.warnings_of(environ, _environment_names()))
     settings: Settings = _assemble(Settings, "", {**values, "warnings": warnings}, sources)
-    # What keys mean together says nothing as long as one of them is not known.
+    # A combination is checked only if all values of it are known.
     if file_was_read:
         for check in problems_of(settings):
             if refused.isdisjoint((check.key, *check.with_keys)):
@@ -74,7 +74,7 @@ def load(config_file: Path | None, environ: Mapping[str, str]) -> Settings:
 
 @cache
 def _environment_names() -> dict[str, str]:
-    """Variable -> dotted key; a later one wins, so Arc's own names come before the ARCPIPE_ ones."""
+    """Return the dotted key of each variable. Later variables win, so Arc's own names come before the ARCPIPE_ ones."""
     return {
         "WAL_ENABLED": "wal.enabled",
         "WAL_DIR": "wal.dir",
@@ -88,12 +88,12 @@ def _environment_names() -> dict[str, str]:
     }
 
 
-# `arcpipe token`, run anywhere, and the server mean the same file: it counts from the settings file that names it.
+# A relative path counts from the settings file, so that `arcpipe token` finds the server's file from any directory.
 _TOKENS_FILE = "auth.tokens_file"
 
 
 def asked_for(key: str, config_file: Path | None, environ: Mapping[str, str]) -> Any:
-    """The value that somebody gave a key, checked or not, whatever else is wrong; None if nobody is known to have."""
+    """Return the unchecked value of a key, even if other settings are wrong; None if none was given."""
     given: list[_Given] = []
     with contextlib.suppress(ConfigError):
         given += _from_table(_read_toml(config_file) if config_file else {}, "", "", [])
@@ -143,12 +143,12 @@ def _from_table(table: dict[str, Any], prefix: str, source: str, problems: list[
 
 
 _CREDENTIAL_PREFIX = "arcpipe."
-# A credential named after one of these is the file whose path they hold; any other is a value.
+# For these keys the value is the path of the credential's file; for all others it is the content.
 _PATHS_OF_SECRETS = frozenset({"auth.tokens_file", "server.tls_cert", "server.tls_key", "server.tls_client_ca"})
 
 
 def _from_credentials(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Given]:
-    """The files `arcpipe.{key}` in `$CREDENTIALS_DIRECTORY` (systemd.exec(5), LoadCredential=); others are not ours."""
+    """Return the values of files `arcpipe.{key}` in `$CREDENTIALS_DIRECTORY` (systemd.exec(5), LoadCredential=)."""
     directory = environ.get("CREDENTIALS_DIRECTORY", "")
     if not directory:
         return
@@ -194,7 +194,11 @@ _BOOLEANS = {
 
 
 def _convert(given: _Given) -> Any:
-    """The value in the key's type. Raises ValueError whose text says what is allowed."""
+    """Convert a value to the key's type.
+
+    Raises:
+        ValueError: the text says what is allowed.
+    """
     kind = keys()[given.key].type
     value = given.value
     if given.key in _PATHS_OF_SECRETS and isinstance(value, str) and PASTED.search(value):
@@ -204,7 +208,7 @@ def _convert(given: _Given) -> Any:
     if given.is_text and kind is bool:
         value = _BOOLEANS.get(value.lower(), value)
     try:
-        # Lenient for text ("5" is 5), but for booleans the table above is all there is.
+        # Lenient for text ("5" is 5), but a boolean must be in the table above.
         return msgspec.convert(value, kind, strict=not given.is_text or kind is bool)
     except msgspec.ValidationError:
         raise ValueError("allowed: " + _allowed(kind, value, given.is_text)) from None

@@ -1,7 +1,7 @@
 """Settings: one frozen struct per section of the TOML file.
 
-A field's type carries the bounds of the key, a field's default is the key's. `config.load` makes `Settings` of a file
-and the environment. Knows nothing of who uses a setting for what: opens no socket, directory or store.
+A field's type has the bounds of the key, and its default is the key's default. `config.load` makes `Settings` from a
+file and the environment. This module does not know who uses a setting; it opens no socket, directory or store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from arcpipe.config import cores
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
 from arcpipe.errors import ConfigError
 
-# What every `…_kb` and `…_mb` setting counts in, as bytes.
+# Bytes in the units of all `…_kb` and `…_mb` settings.
 KB = 1024
 MB = 1024 * KB
 
@@ -30,10 +30,10 @@ Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 SizeMB = Annotated[int, Meta(ge=1, le=1 << 30)]
 Seconds = Annotated[float, Meta(gt=0, le=_YEAR_SECONDS)]
 SecondsOrZero = Annotated[float, Meta(ge=0, le=_YEAR_SECONDS)]
-# A limit of a rate: so many in a second, 0 for no limit.
+# A limit of a rate, per second; 0 is no limit.
 PerSecond = Annotated[float, Meta(ge=0, le=1e9)]
 
-# Surrogates are bytes of an environment variable that are not UTF-8.
+# Surrogates stand for bytes of an environment variable that are not UTF-8.
 _CONTROL = r"\x00-\x1f\x7f\ud800-\udfff"
 Text = Annotated[str, Meta(pattern=rf"^[^{_CONTROL}]*\Z", description="text without control characters")]
 PathText = Annotated[
@@ -72,19 +72,19 @@ HostList = Annotated[
 ]
 
 Codec = Literal["zstd", "snappy", "gzip", "lz4", "none"]
-# The levels that pyarrow takes for a codec; a codec that is not here has none.
+# The levels that pyarrow accepts for a codec; other codecs have no levels.
 CODEC_LEVELS: dict[str, range] = {"zstd": range(1, 23), "gzip": range(1, 10), "lz4": range(1, 13)}
 
 
 class Server(Struct, frozen=True, kw_only=True):
-    """`[server]`: the listening sockets, and the limits of what comes in over them."""
+    """`[server]`: the listening sockets, and the limits of connections and requests."""
 
     host: Host = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     workers: Annotated[int, Meta(ge=0, le=_MAX_WORKERS)] = 0
     backlog: Annotated[int, Meta(ge=1, le=65535)] = 4096
     max_connections: Annotated[int, Meta(ge=1, le=1_000_000)] = 10000
-    # A WAL entry counts its payload in 32 bits, and the envelope wants a few of those bytes.
+    # A WAL entry has a 32-bit length, and the envelope needs some of these bytes.
     max_body_mb: Annotated[int, Meta(ge=1, le=1024)] = 100
     max_header_kb: Annotated[int, Meta(ge=1, le=1024)] = 32
     max_headers: Annotated[int, Meta(ge=1, le=10_000)] = 100
@@ -109,7 +109,7 @@ class Server(Struct, frozen=True, kw_only=True):
     listeners: Listeners = ()
 
     def all_listeners(self) -> list[Listener]:
-        """List that of `host` first, if there is one, and then `listeners`."""
+        """Return the listener of `host`, if there is one, and then `listeners`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         main = Listener(
             address=f"{host}:{self.port}",
@@ -120,7 +120,7 @@ class Server(Struct, frozen=True, kw_only=True):
         return [*([main] if self.host else []), *self.listeners]
 
     def worker_count(self) -> int:
-        """How many ingest workers to fork: `workers`, or one per core that this process has."""
+        """Return the number of ingest workers: `workers`, or one for each core of this process."""
         return self.workers or min(cores.available().number, _MAX_WORKERS)
 
 
@@ -133,7 +133,7 @@ class Auth(Struct, frozen=True, kw_only=True):
 
 
 class ClientLimits(Struct, frozen=True, kw_only=True):
-    """`[limits.per_token]` and `[limits.per_address]`: the most of one client on the whole node; 0 is no limit."""
+    """`[limits.per_token]` and `[limits.per_address]`: limits of one client on the whole node; 0 is no limit."""
 
     requests_per_second: PerSecond = 0.0
     mb_per_second: PerSecond = 0.0
@@ -146,7 +146,7 @@ class ClientLimits(Struct, frozen=True, kw_only=True):
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """`[limits]`: the most that one client may ask of the whole node."""
+    """`[limits]`: limits of each client on the whole node."""
 
     burst_seconds: Annotated[float, Meta(gt=0, le=3600)] = 1.0
     max_tracked: Annotated[int, Meta(ge=256, le=4_194_304)] = 16384
@@ -179,7 +179,7 @@ class Flush(Struct, frozen=True, kw_only=True):
 
 
 class Parquet(Struct, frozen=True, kw_only=True):
-    """`[parquet]`: the files that come out."""
+    """`[parquet]`: the files in the store."""
 
     compression: Codec = "zstd"
     compression_level: Annotated[int, Meta(ge=1, le=22)] = 1
@@ -189,7 +189,7 @@ class Parquet(Struct, frozen=True, kw_only=True):
 
     @property
     def codec_level(self) -> int | None:
-        """`compression_level`, or None for a codec that has no levels and refuses to be given one."""
+        """`compression_level`, or None for a codec without levels, because pyarrow refuses one for it."""
         return self.compression_level if self.compression in CODEC_LEVELS else None
 
 
@@ -204,7 +204,7 @@ class StorageS3(Struct, frozen=True, kw_only=True):
     server_side_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = ""
 
     def __repr__(self) -> str:
-        """Without the credentials, because a repr ends in tracebacks and logs."""
+        """Return the settings without credentials, because tracebacks and logs contain such texts."""
         values = ((name, getattr(self, name)) for name in self.__struct_fields__)
         shown = (f"{name}={printable(f'storage.s3.{name}', value)!r}" for name, value in values)
         return f"StorageS3({', '.join(shown)})"
@@ -232,12 +232,12 @@ class Storage(Struct, frozen=True, kw_only=True):
 
     @property
     def location(self) -> FileLocation | S3Location:
-        """`url`, parsed. Raises ConfigError if it is none of the two kinds (`load` has checked that)."""
+        """The parsed `url`. Raises ConfigError if it is invalid, which `load` has ruled out."""
         return parse_storage_url(self.url)
 
 
 class Uploader(Struct, frozen=True, kw_only=True):
-    """`[uploader]`: what the uploader process may use of the machine."""
+    """`[uploader]`: the uploader's share of the machine."""
 
     threads: Annotated[int, Meta(ge=1, le=256)] = 2
     concurrent_uploads: Annotated[int, Meta(ge=1, le=256)] = 8
@@ -245,14 +245,14 @@ class Uploader(Struct, frozen=True, kw_only=True):
 
 
 class Shutdown(Struct, frozen=True, kw_only=True):
-    """`[shutdown]`: what SIGTERM gives time for."""
+    """`[shutdown]`: time limits after SIGTERM."""
 
     delay_seconds: SecondsOrZero = 0.0
     drain_seconds: SecondsOrZero = 30.0
 
 
 class Log(Struct, frozen=True, kw_only=True):
-    """`[log]`: what goes to stderr, and how it looks."""
+    """`[log]`: level and format of the log on stderr."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     format: Literal["text", "json"] = "text"
@@ -267,7 +267,7 @@ class AccessLog(Struct, frozen=True, kw_only=True):
     always_errors: bool = True
 
 
-# Of a key as a person writes it: lists are those of `server.listeners` and `server.trusted_proxies`.
+# The value of a key as in TOML; `server.listeners` and `server.trusted_proxies` are lists.
 Value = bool | int | float | str | list[Any]
 
 
@@ -280,7 +280,7 @@ class EffectiveValue(NamedTuple):
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """All settings. `Settings()` is all defaults; `load` is how a process gets its own."""
+    """All settings. `Settings()` has all defaults; `load` makes those of a process."""
 
     server: Server = Server()
     auth: Auth = Auth()
@@ -293,13 +293,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
     access_log: AccessLog = AccessLog()
-    # Dotted key -> where its value came from, for the keys that are not at their default by omission.
+    # Dotted key -> source of its value; keys that nobody has set are missing.
     sources: dict[str, str] = {}
-    # Of what looks like a setting and is not used. The server tells them when it starts.
+    # Of variables that look like settings and are not used. The server logs them when it starts.
     warnings: tuple[str, ...] = ()
 
     def value(self, key: str) -> Value:
-        """The value of a dotted key such as "wal.dir". Raises KeyError for a key that does not exist."""
+        """Return the value of a dotted key such as "wal.dir".
+
+        Raises:
+            KeyError: there is no such key.
+        """
         keys()[key]
         found: Any = self
         for name in key.split("."):
@@ -307,18 +311,22 @@ class Settings(Struct, frozen=True, kw_only=True):
         return [msgspec.to_builtins(one) for one in found] if isinstance(found, tuple) else found
 
     def source(self, key: str) -> str:
-        """Where a dotted key's value came from: "default", the file's path, "credential NAME" or "environment NAME"."""
+        """Return the source of a dotted key's value.
+
+        Returns:
+            "default", the file's path, "credential NAME" or "environment NAME".
+        """
         keys()[key]
         return self.sources.get(key, "default")
 
     def effective(self) -> Iterator[EffectiveValue]:
-        """Every setting in the order of the sections, with its source."""
+        """Return all settings in the order of the sections, with their sources."""
         for key in keys():
             yield EffectiveValue(key, printable(key, self.value(key)), self.source(key))
 
 
 class Key(NamedTuple):
-    """What a struct declares of a key."""
+    """The type and the default of a key."""
 
     type: Any
     default: Any
@@ -326,7 +334,7 @@ class Key(NamedTuple):
 
 @cache
 def keys() -> dict[str, Key]:
-    """Dotted key -> type and default, in the order in which the sections declare them."""
+    """Return all dotted keys with type and default, in the order of their declaration."""
 
     def walk(section: type[Struct], prefix: str) -> Iterator[tuple[str, Key]]:
         for field in msgspec.structs.fields(section):
@@ -340,17 +348,18 @@ def keys() -> dict[str, Key]:
 
 @cache
 def sections() -> tuple[str, ...]:
+    """Return the dotted names of all sections."""
     return tuple(dict.fromkeys(key.rpartition(".")[0] for key in keys()))
 
 
 _SECRETS = frozenset({"storage.s3.access_key_id", "storage.s3.secret_access_key"})
 _MASK = "********"
-# The content of a PEM file where its path belongs: its first line, or the Base64 of a key without it.
+# The content of a PEM file in place of its path: its first line, or the Base64 text of a key.
 PASTED = re.compile(r"-----BEGIN |\A\s*M[A-Za-z0-9+/=\s]{60,}\Z")
 
 
 def printable(key: str, value: Any) -> Any:
-    """The value, or a mask where it is, or where a URL holds, a credential."""
+    """Return a value for printing: credentials, and those in URLs, are masked."""
     if key in _SECRETS:
         return _MASK if value != "" else ""
     if PASTED.search(value if isinstance(value, str) else str(value)):
@@ -361,9 +370,14 @@ def printable(key: str, value: Any) -> Any:
 
 
 def parse_storage_url(url: str) -> FileLocation | S3Location:
+    """Parse `storage.url`.
+
+    Raises:
+        ConfigError: it is invalid; the text says what is allowed.
+    """
     scheme, separator, rest = url.partition("://")
     if scheme == "file" and separator:
-        # A bare name after file:// would be a host to one reader and a directory to another.
+        # A bare name after file:// is ambiguous: it could be a host or a directory.
         if not rest.startswith(("/", "./", "../")):
             raise ConfigError("allowed after file:// is /absolute/path or ./relative/path")
         return FileLocation(Path(rest))

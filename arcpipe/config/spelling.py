@@ -1,4 +1,4 @@
-"""Words that were meant, for those who mistype one."""
+"""Suggestions for mistyped words."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from difflib import SequenceMatcher, get_close_matches
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
-    """The candidate that a typo most likely stands for, or "" if none is near."""
+    """Return the candidate that is most similar to a mistyped word; "" if none is similar enough."""
     by_lower = {candidate.lower(): candidate for candidate in candidates}
     word = word.lower()
     near = get_close_matches(word, by_lower, n=1, cutoff=0.75)
     if not near:
-        # Right name, wrong or missing section.
+        # The name may be right, and its section wrong or missing.
         leaf = word.rpartition(".")[2]
         near = [name for name in by_lower if leaf and name.endswith((f".{leaf}", f"_{leaf}"))]
         near.sort(key=lambda name: -SequenceMatcher(None, word, name).ratio())

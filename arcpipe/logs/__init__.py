@@ -1,10 +1,9 @@
 """Log lines: the standard library's logging, to stderr, as text or as one JSON object per line.
 
 Every record is one write to the file descriptor, because several processes share it and their lines must not
-interleave, and none waits for whoever reads them (`logs.stderr`). A warning that repeats itself is written twenty
-times in ten seconds; the last of those that were held back follows with their number as `held_back`, when the ten
-seconds are over and at the end of the process (`flush`). This room knows nothing of the settings: it is told level,
-format and the name of the process.
+interleave. No process waits for the reader of its lines (`logs.stderr`). A repeated warning is written at most 20 times
+in 10 seconds. After that time, and at the end of the process (`flush`), the last one that was held back follows, with
+their number as `held_back`. This module knows nothing of the settings: it gets level, format and name of the process.
 """
 
 from __future__ import annotations
@@ -25,35 +24,39 @@ from arcpipe.logs.lines import Lines, escaped, fields_of, is_journal, message_of
 log = logging.getLogger(__name__)
 
 _STDERR: Final = 2
-# The last lines of a process wait so long for whoever reads them.
+# At the end of a process, lines that nobody has read yet get this time.
 _LAST_LINES_SECONDS: Final = 1.0
 
-# Libraries that tell the story of every request at DEBUG; botocore's version of it includes signed headers.
+# Libraries that log every request at DEBUG; botocore even logs signed headers.
 _TALKATIVE = ("aiobotocore", "aiohttp", "asyncio", "botocore", "urllib3")
 
-# A warning that comes again and again, whatever it is filled with, is written so often in so long.
+# The same warning, with any arguments, is written _REPEATS times in _REPEAT_SECONDS.
 _REPEATS: Final = 20
 _REPEAT_SECONDS: Final = 10.0
+# Different warnings that are counted at a time; further ones count as one.
 _REPEATS_KNOWN: Final = 256
-# Libraries put addresses and counters into the text itself: it is the same warning with others. Only the beginning of a
-# text tells one warning from another.
+# Libraries put addresses and counters into the text itself, so numbers do not distinguish warnings. Nor does text after
+# the first _KEY_CHARS characters.
 _VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
 _KEY_CHARS: Final = 512
 
 EACH: Final = {"each": True}
-"""`extra` of a logging call whose lines are never held back, because each tells of data that is nowhere else told."""
+"""`extra` of a logging call whose lines are never held back, because each one is the only report of some data."""
 
 Remember = Callable[[int, int, str], None]
 
 
 def setup(level: str | int, format: str, process: str, remember: Remember | None = None) -> None:
-    """Logs from `level` on ("DEBUG" to "ERROR", or its number) to stderr in `format` ("text" or "json").
+    """Log to stderr from now on. A forked child calls this again with its own name.
 
-    `process` says in each line who speaks ("supervisor", "ingest 1", "uploader"); a forked child calls this
-    again with its own name. `extra={"fields": {…}}` of a logging call adds fields: keys of the JSON object,
-    ` key=value` in text. What nobody catches, and what Python itself warns of, become lines, too.
+    `extra={"fields": {…}}` of a logging call adds fields: keys of the JSON object, ` key=value` in text. Uncaught
+    exceptions and Python's own warnings become lines, too.
 
-    `remember(time in µs, level, text)` is called for each line that is a warning or worse.
+    Args:
+        level: the lowest level that is logged, "DEBUG" to "ERROR" or its number.
+        format: "text" or "json".
+        process: name of the process in each line, such as "supervisor", "ingest 1" or "uploader".
+        remember: called with time in µs, level and text of each line that is a warning or worse.
     """
     root = logging.getLogger()
     for handler in _handlers():
@@ -67,7 +70,7 @@ def setup(level: str | int, format: str, process: str, remember: Remember | None
 
 
 def set_level(level: str | int) -> None:
-    """Logs from `level` on: its name, or its number in `logging`. Costs nothing if that number is the level already."""
+    """Set the lowest level that is logged, by name or number. It costs nothing if that number is the level already."""
     root = logging.getLogger()
     if level == root.level:
         return
@@ -77,32 +80,35 @@ def set_level(level: str | int) -> None:
 
 
 def flush(patience_seconds: float = 0.0) -> None:
-    """Tells of lines that were held back, once their time is over, and writes what waits because stderr took nothing.
+    """Report held-back warnings whose time is over, and write lines that stderr did not accept before.
 
-    To be called about once a second. With some patience it tells of all of them: the process ends, or becomes another
-    program. (`logging` does so at an end that is Python's own.)
+    Call it about once a second.
+
+    Args:
+        patience_seconds: time for stderr to accept the lines. Above 0 all held-back warnings are reported, because the
+            process ends or executes another program. (`logging` does this at a regular end of Python.)
     """
     for handler in _handlers():
         handler.tell_held_back(math.inf if patience_seconds else time.monotonic() - _REPEAT_SECONDS)
     dropped = stderr.flush(patience_seconds)
     if dropped:
-        log.warning("%d lines of this log were dropped: nobody took them from stderr", dropped)
+        log.warning("%d lines of this log were dropped: nobody read them from stderr", dropped)
 
 
 def are_json() -> bool:
-    """Whether lines are JSON objects in this process."""
+    """Tell whether lines are JSON objects in this process."""
     return any(handler.lines.is_json for handler in _handlers())
 
 
 def say(lines: Iterable[str]) -> None:
-    """Writes lines to stderr as they are, the last words of a command that fails."""
+    """Write plain lines to stderr: the message of a command that fails."""
     before = priority_prefix(logging.CRITICAL) if is_journal(_STDERR, os.environ) else ""
     stderr.write("".join(f"{before}{escaped(line)}\n" for line in lines).encode("utf-8", "backslashreplace"))
     stderr.flush(_LAST_LINES_SECONDS)
 
 
 class _OneWriteHandler(logging.Handler):
-    """Writes each record with one write(2), past every buffer."""
+    """Writes each record with one write(2), without a buffer."""
 
     def __init__(self, lines: Lines, remember: Remember | None) -> None:
         super().__init__()
@@ -119,13 +125,13 @@ class _OneWriteHandler(logging.Handler):
         self._put(record)
 
     def close(self) -> None:
-        """To be called at the end of the process, as `logging` does: tells of all that are held back."""
+        """Report all held-back warnings. `logging` calls this at the end of the process."""
         self.tell_held_back(math.inf)
         stderr.flush(_LAST_LINES_SECONDS)
         super().close()
 
     def tell_held_back(self, before: float) -> None:
-        """Tells of those that are held back since a time before that one."""
+        """Report warnings that are held back since before a monotonic time."""
         if not self._repeats:
             return
         with self.lock or threading.Lock():
@@ -137,7 +143,7 @@ class _OneWriteHandler(logging.Handler):
         text = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
         key = (record.name, record.levelno, _VARYING.sub("#", text[:_KEY_CHARS]))
         repeats = self._repeats.get(key)
-        if repeats is None and len(self._repeats) >= _REPEATS_KNOWN:  # all the others are one
+        if repeats is None and len(self._repeats) >= _REPEATS_KNOWN:  # all further ones count as one
             key = (record.name, record.levelno, "")
             repeats = self._repeats.get(key)
         if repeats is None:
@@ -145,12 +151,12 @@ class _OneWriteHandler(logging.Handler):
         repeats.count += 1
         if repeats.count <= _REPEATS:
             return False
-        record.exc_info = None  # those before it had theirs, and the frames would be kept alive
+        record.exc_info = None  # earlier ones showed it, and it would keep the frames alive
         repeats.latest = record
         return True
 
     def _tell_held_back(self, before: float) -> None:
-        # A finalizer may log at any place here, and tell some of them meanwhile.
+        # A finalizer may log at any point here, and report some of them meanwhile.
         for key in [key for key, repeats in list(self._repeats.items()) if repeats.since < before]:
             repeats = self._repeats.pop(key, None)
             latest = repeats.latest if repeats is not None else None
@@ -163,12 +169,12 @@ class _OneWriteHandler(logging.Handler):
             stderr.write(self.lines.of(record))
             if self._remember is not None and record.levelno >= logging.WARNING:
                 self._remember(int(record.created * 1e6), record.levelno, message_of(record))
-        except Exception as error:  # whoever logs must not pay for it
+        except Exception as error:  # must not reach the caller that logs
             stderr.write(f"BUG: a log line cannot be made: {error!r:.200}\n".encode())
 
 
 class _Repeats:
-    """A warning that came lately: since when, how often, and the last of those that were held back."""
+    """A recent warning: the time of the first, their number, and the last one that was held back."""
 
     __slots__ = ("count", "latest", "since")
 
@@ -182,7 +188,7 @@ def _handlers() -> list[_OneWriteHandler]:
     return [handler for handler in logging.getLogger().handlers if isinstance(handler, _OneWriteHandler)]
 
 
-# What Python itself would print
+# Hooks for errors that Python would print itself
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:

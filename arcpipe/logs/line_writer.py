@@ -1,9 +1,9 @@
-"""Many lines to a file or to stderr, by a thread of its own, so that nobody waits for the disk or for a reader.
+"""A writer of many lines to a file or to stderr, in a thread of its own, so that nobody waits for a disk or a reader.
 
-Several processes append to the same file: each batch is one write with O_APPEND, which the kernel does as a whole. Into
-a pipe only 4 kB are written as a whole, so what is no file gets pieces of whole lines up to that size.
+Several processes append to the same file. Each batch is one write with O_APPEND, which is atomic for a file. For a pipe
+only 4 KB are atomic, so all other outputs get pieces of whole lines up to that size.
 
-What waits for the thread is bounded. Lines above the bound, and lines that cannot be written, are dropped and counted.
+The memory for waiting lines is bounded. Lines above the bound, or that cannot be written, are dropped and counted.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from arcpipe.logs.stderr import pieces
 
 STDERR: Final = "stderr"
 
-# Lines of some seconds at full load; a pipe that nobody reads costs a worker no more memory than this.
+# Bytes: lines of some seconds at full load, and the most memory that an unread pipe costs a worker.
 _MAX_WAITING_BYTES: Final = 4 << 20
 _MODE: Final = 0o640
 
 
 def open_to_append(path: str) -> int:
-    """A file descriptor to append to a file, which is made if there is none. It never waits for a pipe's reader.
+    """Open a file to append to it, or make it, and return its descriptor. Never wait for a pipe's reader.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, _MODE)
     os.set_blocking(fd, True)
@@ -35,23 +35,29 @@ def open_to_append(path: str) -> int:
 
 
 class LineWriter:
-    """Writes lines to `path`, or to stderr. All methods are for one thread, and none of them waits but `close`.
+    """Writes lines to `path`, or to stderr. One thread may use it; only `close` waits.
 
-    A file that cannot be opened costs the lines, and is tried again with the next ones.
+    If the file cannot be opened, the lines are lost, and the next ones try again.
     """
 
     def __init__(self, path: str, opened: int = 0, max_waiting_bytes: int = _MAX_WAITING_BYTES) -> None:
-        """Args: opened: what `reopened` says until `reopen` is called."""
+        """Start the thread.
+
+        Args:
+            path: of the file, or "stderr".
+            opened: the value of `reopened` until `reopen` is called.
+            max_waiting_bytes: bound of the waiting lines.
+        """
         self._path = path
         self._fd = 2 if path == STDERR else -1
         self._max_waiting_bytes = max_waiting_bytes
-        # Each number has one writer: this object's user, or its thread.
+        # Each of these numbers is changed by one thread only: the caller's or the writer's.
         self._given = 0  # bytes
         self._done = 0  # bytes
         self._refused = 0  # lines
         self._failed = 0  # lines
-        self.lines = 0  # that were written
-        self.reopened = opened  # the number that the last `reopen` was told
+        self.lines = 0  # written so far
+        self.reopened = opened  # argument of the last `reopen` that is done
         self._problem = ""
         self._is_cut = False  # the last write ended within a line
         self._queue: queue.SimpleQueue[tuple[bytes, int] | int | None] = queue.SimpleQueue()
@@ -60,29 +66,29 @@ class LineWriter:
 
     @property
     def dropped(self) -> int:
-        """Lines that were never written."""
+        """Number of lines that were never written."""
         return self._refused + self._failed
 
     def take_problem(self) -> str:
-        """Why something could not be written or opened since the last call; empty if nothing was wrong."""
+        """Return a problem of writing or opening since the last call; empty if there was none."""
         problem, self._problem = self._problem, ""
         return problem
 
     def write(self, data: bytes, lines: int) -> None:
-        """Has whole lines written."""
+        """Queue whole lines for the thread; `lines` is their number."""
         if self._given - self._done + len(data) > self._max_waiting_bytes:
             self._refused += lines
-            self._problem = self._problem or "whoever takes the lines is too slow"
+            self._problem = self._problem or "the disk, or the reader of the lines, is too slow"
             return
         self._given += len(data)
         self._queue.put((data, lines))
 
     def reopen(self, number: int) -> None:
-        """Has the file opened anew, once what was given so far is written; `reopened` tells when."""
+        """Have the file opened again after all queued lines are written; then `reopened` is `number`."""
         self._queue.put(number)
 
     def close(self, seconds: float) -> None:
-        """Waits so long for what was given to be written."""
+        """Wait at most `seconds` until all queued lines are written."""
         self._queue.put(None)
         self._thread.join(seconds)
 

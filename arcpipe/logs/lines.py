@@ -1,8 +1,8 @@
-"""How a log record becomes lines: text, or one JSON object, and before each line its priority where journald reads it.
+"""Formatting of log records: text or one JSON object, with the priority before each line if journald reads it.
 
-Messages, fields and tracebacks quote what clients sent. Nothing of it ends a line, forges one, drives a terminal or
-hides: whatever does not print is written as an escape. Each line of a traceback begins with a mark that no other line
-has. Lines are bounded: journald splits those of 48 kB, and the rest of one would pass for a line of its own.
+Messages, fields and tracebacks quote clients. No quote can end a line, forge a line, control a terminal or hide:
+characters that do not print are written as escapes. Each line of a traceback begins with a mark that no other line has.
+The length of lines is bounded: journald splits lines at 48 KB, and the rest of one would look like a line of its own.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from typing import Any, Final
 
 import orjson
 
-# Characters of one message, value or line of a traceback; what is longer is cut.
+# Characters of one message, value or line of a traceback; longer ones are cut.
 _MAX_CHARS: Final = 8192
-# Bytes of a whole line: below journald's LineMax=, which is 48 kB unless somebody has changed it.
+# Bytes of a whole line: below journald's LineMax=, which is 48 KB by default.
 _MAX_LINE_BYTES: Final = 40_000
-# Lines of a traceback that are kept: the first say where it came from, the last what it was.
+# Lines of a traceback that are kept: the first ones show the origin, the last ones the error.
 _FIRST_TRACE_LINES: Final = 50
 _LAST_TRACE_LINES: Final = 150
 _TRACE_MARK: Final = "  | "
-# How deep the values of a field may be nested; what is deeper is shown as text.
+# Levels of nesting in a field; deeper values are shown as text.
 _MAX_DEPTH: Final = 8
 
 _NAMED: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-# syslog(3)'s numbers, by the least level that has each.
+# Priorities of syslog(3), each with the lowest level that has it.
 _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG_PRIORITY: Final = 7
 
 
 def escaped(text: str) -> str:
-    """A text on one line, of which every character prints: the others are written as escapes."""
+    """Return a text on one line, with escapes for all characters that do not print."""
     return text if text.isprintable() else "".join(map(_escape, text))
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """The message of a record, even if its text does not go with its arguments."""
+    """Return the message of a record, even if its text does not match its arguments."""
     try:
         return record.getMessage()
     except Exception as error:
@@ -49,18 +49,18 @@ def message_of(record: logging.LogRecord) -> str:
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """The fields that `extra={"fields": {…}}` of a logging call has added."""
+    """Return the fields that `extra={"fields": {…}}` of a logging call has added."""
     fields: dict[str, Any] = getattr(record, "fields", {})
     return fields
 
 
 def priority_prefix(level: int) -> str:
-    """What journald reads the priority of a line from, if it stands before it (sd-daemon(3))."""
+    """Return the prefix by which journald recognises the priority of a line (sd-daemon(3))."""
     return f"<{next((number for least, number in _PRIORITIES if level >= least), _DEBUG_PRIORITY)}>"
 
 
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
-    """Whether journald reads what is written to a descriptor (JOURNAL_STREAM of systemd.exec(5))."""
+    """Tell whether a descriptor leads to journald (JOURNAL_STREAM of systemd.exec(5))."""
     try:
         status = os.fstat(fd)
     except OSError:
@@ -69,16 +69,22 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
 
 
 class Lines:
-    """Makes the lines of one process's records."""
+    """Formats the records of one process."""
 
     def __init__(self, format: str, process: str, for_journal: bool) -> None:
-        """Args: for_journal: whether a priority stands before each line."""
+        """Keep the format.
+
+        Args:
+            format: "text" or "json".
+            process: name of the process, for each line.
+            for_journal: put a priority before each line.
+        """
         self.is_json = format == "json"
         self._process = process
         self._for_journal = for_journal
 
     def of(self, record: logging.LogRecord) -> bytes:
-        """All lines of a record, each with its end."""
+        """Return all lines of a record, with their line ends."""
         lines = [self._json(record)] if self.is_json else self._text(record)
         before = priority_prefix(record.levelno) if self._for_journal else ""
         return "".join(f"{before}{line}\n" for line in lines).encode("utf-8", "backslashreplace")
@@ -112,13 +118,13 @@ class Lines:
 
 
 def _time(record: logging.LogRecord, separator: str) -> str:
-    # logging's own milliseconds: rounding once more here could show 1000 of them.
+    # The milliseconds are those of `logging`: rounding again could give 1000.
     second = datetime.fromtimestamp(int(record.created), UTC)
     return f"{second:%Y-%m-%d}{separator}{second:%H:%M:%S}.{int(record.msecs):03d}"
 
 
 def _trace(record: logging.LogRecord) -> list[str]:
-    """The lines of a traceback, without the middle of a long one."""
+    """Return the lines of a traceback, without the middle of a long one."""
     text = ""
     if record.exc_info and record.exc_info[1] is not None:
         text = "".join(traceback.format_exception(record.exc_info[1]))
@@ -175,16 +181,16 @@ def _cut_bytes(line: str) -> str:
 
 
 def _encode(entry: dict[str, Any]) -> str:
-    """An object as JSON that every reader takes: no NaN, no half of a character, nothing that does not print."""
+    """Encode an object as JSON for every reader: no NaN, no lone surrogates, only printing characters."""
     try:
         text = orjson.dumps(entry, default=_str, option=orjson.OPT_NON_STR_KEYS).decode()
-    except Exception:  # surrogates, integers above 64 bits, objects within objects within objects
+    except Exception:  # surrogates, integers above 64 bits, deep nesting
         text = json.dumps(_plain(entry, 0), ensure_ascii=False, allow_nan=False)
     return text if text.isprintable() else "".join(map(_escape_json, text))
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """A value of JSON's own types."""
+    """Convert a value to JSON's own types."""
     match value:
         case None | bool() | int():
             return value

@@ -1,9 +1,8 @@
-"""Lines to stderr without waiting for whoever reads it: a pipe or a journal that is stuck holds up nobody.
+"""Lines to stderr without waiting for the reader, so that a stuck pipe or journal blocks no process.
 
-What is not taken at once waits here, up to a bound, and goes out with the next line or at `flush`. Lines above the
-bound are dropped and counted. Several processes share the descriptor, so its own mode is left alone: a pipe or a
-terminal is opened a second time, and a socket is told with each message not to wait. A file on a disk is written as
-files are.
+Bytes that are not accepted at once wait here, up to a bound, and are sent with the next line or at `flush`. Lines above
+the bound are dropped and counted. Several processes share the descriptor, so its mode is not changed: a pipe or a
+terminal is opened again as non-blocking, and a socket gets a flag with each message. A file on a disk is just written.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 _STDERR: Final = 2
-# Lines of an eventful minute; a log that nobody reads costs a process no more memory than this.
+# Bytes: lines of a minute with many events, and the most memory that an unread log costs a process.
 _MAX_WAITING_BYTES: Final = 256 << 10
-# What POSIX calls PIPE_BUF, as Linux has it: a pipe that is ready for writing takes so many bytes whole.
+# PIPE_BUF of Linux, in bytes: a write up to this size to a pipe is atomic.
 PIPE_BYTES: Final = 4096
-# At the end of a process, for whoever reads them to come.
+# At the end of a process, lines that nobody has read yet get this time.
 _LAST_SECONDS: Final = 1.0
 _FLAGS: Final = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
-    """Whole lines, together as many as a pipe takes at once: those of several processes do not mix then."""
+    """Split data into pieces of whole lines, up to PIPE_BYTES each, so that lines of several processes do not mix."""
     start = 0
     while start < len(data):
         end = min(start + PIPE_BYTES, len(data))
@@ -41,9 +40,9 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 
 class LineOutput:
-    """Whole lines to a descriptor of this process that others may have, too.
+    """Writes whole lines to a descriptor that other processes may share.
 
-    For any thread, also for one that is writing here already: the collector of garbage may run at any place, and
+    Any thread may use it, even one that is writing here already: garbage collection may run at any point, and
     finalizers log. Such a line waits for the one before it.
     """
 
@@ -53,18 +52,18 @@ class LineOutput:
         self._identity: tuple[int, int] | None = None  # device and inode of what was opened
         self._send: Callable[[memoryview], int] = self._write
         self._own_fd = -1
-        self._may_refuse = True  # as a file on a disk does not, which takes a line as a whole, whatever its length
+        self._may_refuse = True  # False for a file on a disk, which accepts lines of any length
         self.forget()
 
     def forget(self) -> None:
-        """What waits is another process's to write: to be called after a fork."""
+        """Drop waiting lines after a fork: the parent writes them."""
         self._lock = threading.RLock()
         self._is_sending = False
         self._waiting = bytearray()
         self._dropped = 0
 
     def write(self, line: bytes) -> None:
-        """Has a line written, at once or later, or counts it as dropped. Never waits, never raises."""
+        """Write a line, at once or later, or count it as dropped. Never wait, never raise."""
         with self._lock:
             self._send_waiting()
             if self._waiting and len(self._waiting) + len(line) > self._max_waiting_bytes:
@@ -74,7 +73,7 @@ class LineOutput:
             self._send_waiting()
 
     def flush(self, patience_seconds: float = 0.0) -> int:
-        """Writes what waits, as far as it is taken; how many lines were dropped, once that can be said."""
+        """Write waiting lines as far as they are accepted. Once none waits, return the number of dropped lines."""
         deadline = time.monotonic() + patience_seconds
         with self._lock:
             self._send_waiting()
@@ -97,7 +96,7 @@ class LineOutput:
                 self._is_sending = False
 
     def _try(self, data: bytes) -> int:
-        """Bytes that were taken. All of them where there is nobody to take any: there is no second place to say so."""
+        """Return the number of accepted bytes; all of them after an error, which cannot be logged anywhere."""
         done = 0
         try:
             self._look()
@@ -114,7 +113,7 @@ class LineOutput:
         return done
 
     def _look(self) -> None:
-        """Finds out how to write to the descriptor, again if it is another one's by now."""
+        """Choose the way to write to the descriptor, and again if it leads elsewhere by now."""
         status = os.fstat(self._fd)
         if self._identity == (status.st_dev, status.st_ino):
             return
@@ -126,7 +125,7 @@ class LineOutput:
             self._send = self._send_to_socket
         elif stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
             self._send = self._write_if_ready
-            with contextlib.suppress(OSError):  # of another user, or without /proc
+            with contextlib.suppress(OSError):  # it is of another user, or there is no /proc
                 self._own_fd = os.open(f"/proc/self/fd/{self._fd}", _FLAGS)
                 self._send = self._write
         else:

@@ -1,1 +1,1 @@
-"""Monitoring: a snapshot of all counters, and what health, metrics and the status page make of it."""
+"""Monitoring: a snapshot of all counters, and health issues, metrics and the status page made from it."""

@@ -1,7 +1,7 @@
-"""A look at the WAL directory's files for those who watch the instance, each part as far as it can be had.
+"""A look at the files in the WAL directory, for monitoring.
 
-What cannot be listed is left out and told, never counted as nothing. A disk that does not answer at all holds a thread
-of its own, so that `/metrics` can say so.
+A part that cannot be listed is left out and reported, never counted as empty. The look runs in a thread of its own, so
+that `/metrics` can report a disk that does not answer.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from arcpipe.wal import acknowledged
 from arcpipe.wal.acknowledged import QUARANTINE, Seen, latest_of
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, WALDirectory, parse_filename
 
-# A scrape of Prometheus waits for 10 s by default.
+# Longest wait for a look; a scrape of Prometheus waits for 10 s by default.
 _PATIENCE_SECONDS: Final = 2.0
-# Of whoever asks while an earlier look is known to take longer.
+# Longest wait for a look that has already exceeded that.
 _SHORT_PATIENCE_SECONDS: Final = 0.05
 
+# The API and the metrics say "completed" for sealed.
 _STATES: Final = {ACTIVE: "active", SEALED: "completed", RECOVERED: "recovered"}
 
 
@@ -34,11 +35,11 @@ class FileCount(Struct, frozen=True):
 
 
 class Unacknowledged(Struct, frozen=True):
-    """What was found, or lies in quarantine, and no operator has acknowledged."""
+    """Findings of one kind, or files in quarantine, that no operator has acknowledged."""
 
     count: int
-    total: int  # with what was acknowledged
-    latest: str  # in words; empty if it is not known any more
+    total: int  # including acknowledged ones
+    latest: str  # in words; empty if it is no longer known
 
 
 class DirectoryLook(Struct, frozen=True):
@@ -46,12 +47,12 @@ class DirectoryLook(Struct, frozen=True):
 
     segments: dict[str, FileCount]  # by state: active, completed, recovered, free, quarantine; those that can be listed
     unacknowledged: dict[str, Unacknowledged]  # by the code of the health issue
-    problem: str = ""  # why not all can be listed
-    findings_problem: str = ""  # why it is not known what was found, or what of it was acknowledged
+    problem: str = ""  # why some cannot be listed; empty if all can
+    findings_problem: str = ""  # why findings or their acknowledgement are unknown; empty if they are known
 
 
 def look(directory: WALDirectory) -> DirectoryLook:
-    """Look at everything once."""
+    """Look at all parts of the directory."""
     segments: dict[str, FileCount] = {}
     seen = acknowledged.look(directory)
     problems = [_count_segments(directory, segments), _count_free(directory, segments), seen.quarantine_problem]
@@ -74,7 +75,7 @@ def _unacknowledged(seen: Seen) -> dict[str, Unacknowledged]:
 
 
 def _count_segments(directory: WALDirectory, counts: dict[str, FileCount]) -> str:
-    """Why not all could be counted."""
+    """Count the segments in the directory by state; return the problem if some cannot be counted."""
     problem = ""
     sizes: dict[str, list[int]] = {name: [] for name in _STATES.values()}
     try:
@@ -85,7 +86,7 @@ def _count_segments(directory: WALDirectory, counts: dict[str, FileCount]) -> st
                     continue
                 try:
                     size = entry.stat().st_size
-                except FileNotFoundError:  # renamed or removed since
+                except FileNotFoundError:  # renamed or removed since the listing
                     continue
                 except OSError as error:
                     problem, size = str(error), 0
@@ -101,7 +102,7 @@ def _count_free(directory: WALDirectory, counts: dict[str, FileCount]) -> str:
     try:
         with os.scandir(directory.free) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # taken since
+                with contextlib.suppress(FileNotFoundError):  # taken since the listing
                     if entry.is_file(follow_symlinks=False):
                         sizes.append(entry.stat(follow_symlinks=False).st_size)
     except OSError as error:
@@ -111,17 +112,17 @@ def _count_free(directory: WALDirectory, counts: dict[str, FileCount]) -> str:
 
 
 class Looker:
-    """Looks at one directory and never waits for long, whatever the disk does. For one thread."""
+    """Looks at one directory with a time limit, even if its disk does not answer. Only one thread may use it."""
 
     def __init__(self, directory: WALDirectory, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._directory = directory
         self._patience_seconds = patience_seconds
-        self._thread: threading.Thread | None = None  # of a look that is not over
+        self._thread: threading.Thread | None = None  # of a look that is still running
         self._since = 0.0
         self._found: DirectoryLook | None = None
 
     def look(self) -> DirectoryLook:
-        """Look, or tell that a look is not over yet."""
+        """Look at the directory, or report that a look is still running."""
         patience = _SHORT_PATIENCE_SECONDS
         if self._thread is None:
             patience = self._patience_seconds
@@ -131,7 +132,7 @@ class Looker:
             try:
                 thread.start()
             except RuntimeError as error:
-                return DirectoryLook({}, {}, f"no thread to look with: {error}", "it was not looked at")
+                return DirectoryLook({}, {}, f"cannot start a thread for it: {error}", "it was not looked at")
             self._thread = thread
         self._thread.join(patience)
         if self._thread.is_alive():
@@ -144,6 +145,6 @@ class Looker:
     def _run(self) -> None:
         try:
             self._found = look(self._directory)
-        except Exception as error:  # a bug: told as what cannot be looked at, and by the traceback of the thread
+        except Exception as error:  # a bug: reported as a problem, and by the thread's traceback
             self._found = DirectoryLook({}, {}, repr(error), repr(error))
             raise

@@ -24,16 +24,17 @@ from arcpipe.counters import LIMITED_BY, LIMITS, REFUSAL_CODES
 from arcpipe.monitoring import health
 
 if TYPE_CHECKING:
-    from arcpipe.monitoring.snapshot import Distribution, Snapshot, UploaderState, WorkerState
+    from arcpipe.monitoring.process_state import Distribution, UploaderState, WorkerState
+    from arcpipe.monitoring.snapshot import Snapshot
 
 _OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
-# The versions of each that a scraper may ask for: all of them are read from what is written.
+# Versions of each format that a scraper may ask for; the output is valid in all of them.
 _WRITTEN: Final = {"application/openmetrics-text": ("1.0.0", "0.0.1"), "text/plain": ("0.0.4", "1.0.0")}
 
 
 def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
-    """The text of `/metrics` and its content type, OpenMetrics for a scraper that accepts it."""
+    """Return the body of `/metrics` and its content type: OpenMetrics if the scraper accepts it, else text."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(snapshot))
     if _prefers_openmetrics(accept):
@@ -43,9 +44,9 @@ def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
 
 
 def _prefers_openmetrics(accept: str) -> bool:
-    """Whether an Accept header (RFC 9110 §12.5.1) likes OpenMetrics as it is written here, and nothing more than it.
+    """Tell whether an Accept header (RFC 9110 §12.5.1) accepts OpenMetrics, and prefers no other format.
 
-    The header is only read: nothing of it comes back in the answer, and what makes no sense in it counts for nothing.
+    Invalid parts of the header are ignored, and nothing of it is copied to the answer.
     """
     best = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
     for offer in accept.split(","):
@@ -73,16 +74,20 @@ class _Families(Collector):
 
 
 def families(snapshot: Snapshot) -> Iterator[Metric]:
-    """Every metric family, with its samples."""
+    """Return every metric family, with its samples."""
     yield from _instance(snapshot)
-    yield from _ingest(snapshot)
-    yield from _log(snapshot)
+    yield from _requests(snapshot)
+    yield from _access_log(snapshot)
+    yield from _writes(snapshot)
+    yield from _wal(snapshot)
+    yield from _backlog(snapshot)
+    yield from _disk(snapshot)
     yield from _upload(snapshot)
 
 
 def _instance(snapshot: Snapshot) -> Iterator[Metric]:
     yield InfoMetricFamily(
-        "arcpipe_build", "What runs.", {"version": snapshot.version, "sync_mode": snapshot.sync_mode}
+        "arcpipe_build", "Version and sync mode.", {"version": snapshot.version, "sync_mode": snapshot.sync_mode}
     )
     yield _gauge("arcpipe_uptime_seconds", "Seconds since the supervisor started.", snapshot.uptime_seconds)
     yield _gauge("arcpipe_draining", "1 while the instance shuts down.", int(snapshot.draining))
@@ -99,8 +104,8 @@ def _instance(snapshot: Snapshot) -> Iterator[Metric]:
     yield restarts
     processes: list[tuple[str, WorkerState | UploaderState]] = [("uploader", snapshot.uploader)]
     processes += [(f"ingest {worker.slot}", worker) for worker in snapshot.workers]
-    up = GaugeMetricFamily("arcpipe_process_up", "1 while a process gives signs of life.", labels=["process"])
-    text = "Starts in a row that failed, or were followed by an early end; 0 once a process is well."
+    up = GaugeMetricFamily("arcpipe_process_up", "1 while a process sends heartbeats.", labels=["process"])
+    text = "Consecutive starts that failed, or were followed by an early death; 0 once a process is well."
     failed = GaugeMetricFamily("arcpipe_process_failed_starts", text, labels=["process"])
     up.add_metric(["supervisor"], int(snapshot.supervisor_alive))
     for name, process in processes:
@@ -113,10 +118,10 @@ def _instance(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _endings(snapshot: Snapshot) -> Iterator[Metric]:
-    """Those that have an end."""
+    """Return the families of certificates and tokens, which expire."""
     files = GaugeMetricFamily(
         "arcpipe_certificate_expiry_timestamp_seconds",
-        "When the certificate in force, or the clients' authority to be renewed first, expires, Unix time.",
+        "Expiry of the certificate in force, or of the clients' authority that expires first, Unix time.",
         labels=["file"],
     )
     for kind, setting in (("certificate", "server.tls_cert"), ("client_ca", "server.tls_client_ca")):
@@ -125,7 +130,7 @@ def _endings(snapshot: Snapshot) -> Iterator[Metric]:
     yield files
     token = GaugeMetricFamily(
         "arcpipe_token_expiry_timestamp_seconds",
-        "When the token expires that is to be renewed first, Unix time. One that has expired counts for a week.",
+        "Expiry of the token that expires first, Unix time. An expired token counts for a week.",
     )
     if "token" in snapshot.endings:
         token.add_metric([], snapshot.endings["token"].ends)
@@ -137,13 +142,17 @@ def _endings(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _processes(snapshot: Snapshot) -> Iterator[Metric]:
-    """In the words of Prometheus' own process collectors. What cannot be read has no sample."""
+    """Return families named as in Prometheus' own process collectors. A figure that cannot be read has no sample."""
     figures = snapshot.processes.items()
     for name, text, values in (
         ("resident_memory_bytes", "Resident memory.", ((process, one.memory_bytes) for process, one in figures)),
         ("open_fds", "Open file descriptors.", ((process, one.open_files) for process, one in figures)),
-        ("max_fds", "Most open file descriptors.", ((process, one.max_files) for process, one in figures)),
-        ("start_time_seconds", "When it started, Unix time.", ((process, one.started) for process, one in figures)),
+        ("max_fds", "Limit of open file descriptors.", ((process, one.max_files) for process, one in figures)),
+        (
+            "start_time_seconds",
+            "Start of the process, Unix time.",
+            ((process, one.started) for process, one in figures),
+        ),
     ):
         family = GaugeMetricFamily(f"arcpipe_process_{name}", text, labels=["process"])
         for process, value in values:
@@ -158,12 +167,16 @@ def _processes(snapshot: Snapshot) -> Iterator[Metric]:
     yield cpu
 
 
-def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
-    workers = [(str(worker.slot), worker) for worker in snapshot.workers]
+def _by_slot(snapshot: Snapshot) -> list[tuple[str, WorkerState]]:
+    return [(str(worker.slot), worker) for worker in snapshot.workers]
+
+
+def _requests(snapshot: Snapshot) -> Iterator[Metric]:
+    workers = _by_slot(snapshot)
     yield _gauges("arcpipe_connections", "Open client connections.", ((slot, w.connections) for slot, w in workers))
     yield _gauges(
         "arcpipe_connections_limit",
-        "The most connections that a worker takes; further ones are answered 503.",
+        "Connections that a worker accepts at most; further ones are answered 503.",
         ((slot, w.max_connections) for slot, w in workers),
     )
     requests = CounterMetricFamily(
@@ -185,7 +198,9 @@ def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
         refused.add_metric([reason], sum(worker.refused[reason] for _, worker in workers))
     yield refused
     limited = CounterMetricFamily(
-        "arcpipe_limited_requests", "Requests above a limit of [limits], by whose and which.", labels=["by", "limit"]
+        "arcpipe_limited_requests",
+        "Requests above a limit of [limits], by whose limit and which one.",
+        labels=["by", "limit"],
     )
     for by in LIMITED_BY:
         for limit in LIMITS:
@@ -193,9 +208,13 @@ def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
     yield limited
     yield _counters(
         "arcpipe_limits_untracked",
-        "Looks for a place to count a client over all workers that found none (limits.max_tracked).",
+        "Searches for a free meter of a client that found none (limits.max_tracked).",
         ((slot, w.limits_untracked) for slot, w in workers),
     )
+
+
+def _access_log(snapshot: Snapshot) -> Iterator[Metric]:
+    workers = _by_slot(snapshot)
     yield _counters(
         "arcpipe_access_log_lines", "Lines of the access log.", ((slot, w.access_log_lines) for slot, w in workers)
     )
@@ -204,9 +223,13 @@ def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
         "Lines of the access log that were never written.",
         ((slot, w.access_log_dropped) for slot, w in workers),
     )
-    records = CounterMetricFamily("arcpipe_records", "Records taken in, by database.", labels=["database"])
+
+
+def _writes(snapshot: Snapshot) -> Iterator[Metric]:
+    workers = _by_slot(snapshot)
+    records = CounterMetricFamily("arcpipe_records", "Records accepted, by database.", labels=["database"])
     body_bytes = CounterMetricFamily(
-        "arcpipe_body_bytes", "Bytes of write bodies (decoded) taken in, by database.", labels=["database"]
+        "arcpipe_body_bytes", "Bytes of accepted write bodies, decoded, by database.", labels=["database"]
     )
     for name, usage in sorted(snapshot.databases.items()):
         records.add_metric([name or "_other"], usage.records)
@@ -215,30 +238,30 @@ def _ingest(snapshot: Snapshot) -> Iterator[Metric]:
     yield body_bytes
     yield _histograms(
         "arcpipe_ack_latency_seconds",
-        "From a write request that is complete to its acknowledgement.",
+        "Time from the last byte of a write request to its acknowledgement.",
         ((slot, worker.ack_seconds) for slot, worker in workers),
     )
     yield _histograms(
         "arcpipe_event_loop_lag_seconds",
-        "How late a worker's event loop came to a timer, measured four times a second.",
+        "Delay of a timer in a worker's event loop, measured four times a second.",
         ((slot, worker.loop_lag_seconds) for slot, worker in workers),
     )
 
 
-def _log(snapshot: Snapshot) -> Iterator[Metric]:
-    workers = [(str(worker.slot), worker) for worker in snapshot.workers]
+def _wal(snapshot: Snapshot) -> Iterator[Metric]:
+    workers = _by_slot(snapshot)
     for name, text, values in (
-        ("entries", "Entries written to the log.", ((slot, w.entries) for slot, w in workers)),
-        ("bytes", "Bytes written to the log.", ((slot, w.entry_bytes) for slot, w in workers)),
+        ("entries", "Entries written to the WAL.", ((slot, w.entries) for slot, w in workers)),
+        ("bytes", "Bytes written to the WAL.", ((slot, w.entry_bytes) for slot, w in workers)),
         ("commits", "Groups committed.", ((slot, w.commits) for slot, w in workers)),
-        ("syncs", "Syncs of the log.", ((slot, w.syncs) for slot, w in workers)),
-        ("rotations", "Segments completed.", ((slot, w.rotations) for slot, w in workers)),
+        ("syncs", "Syncs of the WAL.", ((slot, w.syncs) for slot, w in workers)),
+        ("rotations", "Segments sealed.", ((slot, w.rotations) for slot, w in workers)),
         ("write_failures", "Groups that could not be written.", ((slot, w.write_failures) for slot, w in workers)),
     ):
         yield _counters(f"arcpipe_wal_{name}", text, values)
     yield _histograms(
         "arcpipe_wal_sync_latency_seconds",
-        "Duration of one sync of the log.",
+        "Duration of one sync of the WAL.",
         ((slot, worker.sync_seconds) for slot, worker in workers),
     )
     yield _histograms(
@@ -251,11 +274,14 @@ def _log(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield _gauges(
         "arcpipe_wal_segment_age_seconds",
-        "Age of the active segment's first record; 0 while it has none.",
+        "Age of the active segment's first record; 0 if it has none.",
         ((slot, worker.segment_age_seconds) for slot, worker in workers),
     )
     yield _gauge("arcpipe_wal_segment_limit_bytes", "wal.max_size_mb, in bytes.", snapshot.max_size_bytes)
     yield _gauge("arcpipe_wal_segment_limit_seconds", "wal.max_age_seconds.", snapshot.max_age_seconds)
+
+
+def _backlog(snapshot: Snapshot) -> Iterator[Metric]:
     files = GaugeMetricFamily("arcpipe_wal_files", "Segment files by state.", labels=["state"])
     sizes = GaugeMetricFamily("arcpipe_wal_files_bytes", "Size of the segment files by state.", labels=["state"])
     for state, found in snapshot.segments.items():
@@ -270,49 +296,48 @@ def _log(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield _gauge(
         "arcpipe_wal_unrecovered_segments",
-        "Segments of ended workers that could not be read yet; part of the backlog.",
+        "Segments of dead workers that could not be read yet; part of the backlog.",
         snapshot.unrecovered_segments,
     )
     yield _gauge("arcpipe_wal_unrecovered_bytes", "Their size.", snapshot.unrecovered_bytes)
     known = snapshot.supervisor_alive and not snapshot.wal_unlisted
     yield _known_gauge("arcpipe_backlog_bytes", "Segments that wait for their upload.", snapshot.backlog_bytes, known)
     yield _gauge("arcpipe_backlog_limit_bytes", "wal.max_backlog_mb, in bytes.", snapshot.max_backlog_bytes)
-    text = "Age of the oldest record that is not in the store yet; 0 without one."
+    text = "Age of the oldest record that is not in the store yet; 0 if there is none."
     yield _known_gauge("arcpipe_oldest_unshipped_seconds", text, snapshot.oldest_unshipped_seconds, known)
     yield _gauge(
         "arcpipe_oldest_unshipped_limit_seconds",
-        "The age above which that is too old: what flush.max_age_seconds allows, and 300 s for the upload.",
+        "Age above which uploads are behind: flush.max_age_seconds, and 300 s for the upload.",
         snapshot.unshipped_limit_seconds,
     )
-    yield from _disk(snapshot)
 
 
 def _disk(snapshot: Snapshot) -> Iterator[Metric]:
     known = snapshot.supervisor_alive and snapshot.disk_total_bytes > 0
-    text = "Free space on the log's disk."
+    text = "Free space on the WAL's disk."
     yield _known_gauge("arcpipe_wal_disk_free_bytes", text, snapshot.disk_free_bytes, known)
     yield _gauge("arcpipe_wal_disk_min_free_bytes", "wal.min_free_mb, in bytes.", snapshot.min_free_bytes)
-    text = "Size of the log's disk, but for what it keeps for root."
+    text = "Size of the WAL's disk, without the space reserved for root."
     yield _known_gauge("arcpipe_wal_disk_size_bytes", text, snapshot.disk_total_bytes, known)
 
 
 def _upload(snapshot: Snapshot) -> Iterator[Metric]:
     uploader = snapshot.uploader
     for name, text, value in (
-        ("batches", "Batches shipped.", uploader.batches),
-        ("segments", "Segments shipped.", uploader.segments),
-        ("entries", "Log entries converted.", uploader.entries),
+        ("batches", "Batches uploaded.", uploader.batches),
+        ("segments", "Segments uploaded.", uploader.segments),
+        ("entries", "Entries converted.", uploader.entries),
         ("rows", "Rows written to Parquet.", uploader.rows),
         ("files", "Objects written to the store.", uploader.files),
         ("file_bytes", "Bytes written to the store.", uploader.file_bytes),
         ("rescued_values", "Values that did not fit their column and went to _rescued_data.", uploader.rescued),
         ("dead_letters", "Entries that could not be converted and were kept as they are.", uploader.dead_letters),
-        ("damaged_entries", "Damaged places in completed segments.", uploader.damaged),
+        ("damaged_entries", "Damaged places in sealed segments.", uploader.damaged),
         ("lost_segments", "Segments that vanished, or lost entries, before their upload.", uploader.lost_segments),
     ):
         yield CounterMetricFamily(f"arcpipe_upload_{name}", text, value)
     for name, text, value in (
-        ("unreadable_segments", "Completed segments that cannot be read now.", uploader.unreadable_segments),
+        ("unreadable_segments", "Sealed segments that cannot be read now.", uploader.unreadable_segments),
         ("damaged_manifests", "Damaged manifests that are kept aside.", uploader.damaged_manifests),
         ("stopped", "1 while a manifest or registry of an unknown version stops uploads.", int(uploader.stopped)),
     ):
@@ -321,14 +346,14 @@ def _upload(snapshot: Snapshot) -> Iterator[Metric]:
     for kind, count in uploader.retries.items():
         retries.add_metric([kind], count)
     yield retries
-    text = "Duration of one object's upload, tries and all; small ones in a directory share one."
+    text = "Duration of one object's upload with its retries; small objects in a directory share one."
     family = HistogramMetricFamily("arcpipe_upload_latency_seconds", text)
     family.add_metric([], _buckets(uploader.upload_seconds), uploader.upload_seconds.sum)
     yield family
     if uploader.last_upload_age_seconds is not None:
         yield _gauge(
             "arcpipe_upload_last_success_timestamp_seconds",
-            "When a batch was shipped last, Unix time.",
+            "End of the last upload of a batch, Unix time.",
             snapshot.time - uploader.last_upload_age_seconds,
         )
 
@@ -338,7 +363,7 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _known_gauge(name: str, text: str, value: float, known: bool) -> Metric:
-    """A gauge without a sample while nobody knows its value: an old one, or 0, would be taken for true."""
+    """Return a gauge; without a sample if its value is unknown, because an old value, or 0, would mislead."""
     return GaugeMetricFamily(name, text, value if known else None)
 
 
@@ -364,7 +389,7 @@ def _histograms(name: str, text: str, values: Iterable[tuple[str, Distribution]]
 
 
 def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
-    """Cumulative, as Prometheus has them."""
+    """Return cumulative buckets, as Prometheus has them."""
     total = 0
     buckets: list[tuple[str, float]] = []
     for bound, count in zip([*map(_bound, distribution.bounds), "+Inf"], distribution.counts, strict=True):

@@ -1,6 +1,6 @@
-"""What the kernel tells of a process: memory, CPU, open files and when it started, from /proc.
+"""Figures of a process from /proc: memory, CPU time, open files and start time.
 
-Each figure that cannot be read is None, and never 0: a process that has just ended, or one of another user.
+A figure that cannot be read is None, never 0. That happens if the process has just ended, or is of another user.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
-# Fields of /proc/PID/stat (proc(5)), counted from the one behind the name, which may hold anything.
+# Fields of /proc/PID/stat (proc(5)), counted from the first one after the name. The name may contain spaces.
 _UTIME: Final = 11
 _STIME: Final = 12
 _START_TIME: Final = 19
 _RSS: Final = 21
-# When the machine started, in Unix time. Looked up once, before any fork: all processes of an instance tell the same
-# start of another one, whatever becomes of the clock.
+# Start of the machine, in Unix time. It is read once, before any fork, so that all processes of an instance report the
+# same start time of a process, even if the clock is set.
 _BOOT: Final = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -33,12 +33,12 @@ class ProcessFigures(Struct, frozen=True):
     memory_bytes: int | None  # resident
     cpu_seconds: float | None  # in user and kernel mode, since its start
     open_files: int | None
-    max_files: int | None  # its limit; infinite ones are None, too
+    max_files: int | None  # its limit; None also if there is no limit
     started: float | None  # seconds since the epoch
 
 
 def look_at(pid: int) -> ProcessFigures:
-    """The figures of a process, as far as they can be read."""
+    """Return the figures of a process, as far as they can be read."""
     stat = _try(lambda: _stat(pid))
     return ProcessFigures(
         pid=pid,
@@ -64,7 +64,7 @@ def _stat(pid: int) -> list[int]:
 
 
 def _open_files(pid: int) -> int:
-    # Linux tells it as the size of the directory since 6.2; before that, and in sandboxes, it has to be listed.
+    # Since Linux 6.2 this is the size of the directory; older kernels and sandboxes need a listing.
     path = f"/proc/{pid}/fd"
     return os.stat(path).st_size or len(os.listdir(path))
 

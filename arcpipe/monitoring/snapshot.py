@@ -1,7 +1,7 @@
-"""One look at the whole instance: the counters of all processes and the files of the log, as plain data.
+"""The whole instance at one moment: the counters of all processes and the files of the WAL, as plain data.
 
-Everything that shows how arcpipe is doing (`/metrics`, `/api/wal/*`, the status page, `arcpipe status`) is made from
-this and so tells the same story, whichever process looks. Only reads; knows nothing of HTTP.
+`/metrics`, `/api/wal/*`, the status page and `arcpipe status` are all made from this, so they agree, whichever process
+takes the snapshot. This module only reads, and knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -21,14 +20,7 @@ from arcpipe.counters import (
     ANNOUNCED,
     BEGUN,
     ENDINGS,
-    GROUP_BOUNDS,
-    LATENCY_BOUNDS_US,
-    LIMITED_BY,
-    LIMITS,
-    REFUSAL_CODES,
-    RETRY_KINDS,
     STATUSES,
-    UPLOAD_BOUNDS_US,
     Counters,
     Endings,
     Uploader,
@@ -42,118 +34,18 @@ from arcpipe.counters import Node as NodeBlock
 from arcpipe.monitoring import directory_look
 from arcpipe.monitoring.directory_look import DirectoryLook, FileCount, Unacknowledged
 from arcpipe.monitoring.process_figures import ProcessFigures, look_at
-from arcpipe.wal.directory import ACTIVE, SegmentName, WALDirectory
+from arcpipe.monitoring.process_state import UploaderState, age_seconds, uploader_state, worker_state
+from arcpipe.monitoring.process_state import WorkerState as WorkerState
+from arcpipe.wal.directory import WALDirectory
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
 
 _MICRO: Final = 1_000_000
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-class Distribution(Struct, frozen=True):
-    """A histogram. `counts` has one more element than `bounds`: what lies above them all."""
-
-    bounds: list[float]
-    counts: list[int]
-    sum: float
-
-    @property
-    def count(self) -> int:
-        return sum(self.counts)
-
-    def quantile(self, share: float) -> float | None:
-        """The value below which that share of the values lies, as Prometheus' histogram_quantile guesses it: linear
-        within a bucket. None without values, infinity above all bounds."""
-        rank = share * self.count
-        if not rank:
-            return None
-        below = 0.0
-        for bound, count in zip(self.bounds, self.counts, strict=False):
-            if rank <= count:
-                return below + (bound - below) * rank / count
-            rank -= count
-            below = bound
-        return float("inf")
-
-    def __add__(self, other: Distribution) -> Distribution:
-        counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        return Distribution(self.bounds, counts, self.sum + other.sum)
-
-    def __sub__(self, earlier: Distribution) -> Distribution:
-        """What was counted since then."""
-        counts = [mine - theirs for mine, theirs in zip(self.counts, earlier.counts, strict=True)]
-        return Distribution(self.bounds, counts, self.sum - earlier.sum)
-
-
-class WorkerState(Struct, frozen=True):
-    """One ingest worker. Counters go on over a restart of its process."""
-
-    slot: int
-    pid: int
-    alive: bool  # its event loop has moved within the last seconds
-    failed_starts: int  # in a row: those that failed, and lives that ended soon
-    uptime_seconds: float
-    heartbeat_age_seconds: float
-    memory_bytes: int
-    connections: int
-    max_connections: int  # the most that it takes: fewer than the setting, if it may open fewer files
-    requests: int
-    writes_accepted: int
-    writes_refused: int
-    refused: dict[str, int]  # requests of any kind, by the code of the answer
-    limited: dict[str, dict[str, int]]  # those above a limit: of a token or an address, and which limit
-    limits_untracked: int  # looks for a place to count a client over all workers that found none
-    access_log_lines: int
-    access_log_dropped: int  # lines that were never written
-    records: int
-    body_bytes: int
-    entries: int
-    entry_bytes: int
-    commits: int
-    syncs: int
-    rotations: int
-    write_failures: int
-    last_failure_age_seconds: float | None
-    segment: str  # file name of the active segment
-    segment_bytes: int
-    segment_entries: int
-    segment_age_seconds: float  # since its first entry; 0 while it has none
-    ack_seconds: Distribution
-    sync_seconds: Distribution
-    loop_lag_seconds: Distribution
-    group_entries: Distribution
-
-
-class UploaderState(Struct, frozen=True):
-    """The uploader. Counters go on over a restart of its process."""
-
-    pid: int
-    alive: bool
-    failed_starts: int  # in a row: those that failed, and lives that ended soon
-    uptime_seconds: float
-    heartbeat_age_seconds: float
-    memory_bytes: int
-    batches: int
-    segments: int
-    entries: int
-    rows: int
-    files: int
-    file_bytes: int
-    rescued: int
-    dead_letters: int
-    damaged: int
-    lost_segments: int  # of batches that were done again
-    unreadable_segments: int  # completed ones that cannot be read now
-    damaged_manifests: int  # that are kept aside now
-    stopped: bool  # by a manifest or registry of an unknown version
-    last_upload_age_seconds: float | None
-    retries: dict[str, int]
-    upload_seconds: Distribution
-
-
-class Warning(Struct, frozen=True):
-    """A line of the log."""
+class WarningLine(Struct, frozen=True):
+    """A warning or error in the log."""
 
     time: float  # seconds since the epoch
     level: str
@@ -162,7 +54,7 @@ class Warning(Struct, frozen=True):
 
 
 UNSHIPPED_SECONDS: Final = 300.0
-"""What an upload may take, from when a segment is sealed."""
+"""Time that an upload may take after its segment is sealed."""
 
 
 class Ending(Struct, frozen=True):
@@ -189,54 +81,51 @@ class Snapshot(Struct, frozen=True):
     workers: list[WorkerState]
     uploader: UploaderState
     segments: dict[str, FileCount]  # by state: active, completed, recovered, free, quarantine; those that can be listed
-    wal_dir_problem: str  # why not all of them can; empty if they can
-    wal_unlisted: bool  # the supervisor cannot list it either, so that writes are refused
+    wal_dir_problem: str  # why some cannot be listed; empty if all can
+    wal_unlisted: bool  # the supervisor cannot list the directory either, so writes are refused
     unrecovered_segments: int  # of dead workers, still to be recovered; part of the backlog
     unrecovered_bytes: int
     unrecovered_first: str  # the first one's file name
     databases: dict[str, Usage]
-    requests: dict[str, dict[str, int]]  # answers by route and status; route "other" for paths that lead nowhere
+    requests: dict[str, dict[str, int]]  # answers by route and status; route "other" for unknown paths
     backlog_bytes: int
     backlog_segments: int
     max_backlog_bytes: int
-    oldest_unshipped_seconds: float  # age of the oldest record that is not in the store yet; 0 without one
+    oldest_unshipped_seconds: float  # age of the oldest record that is not in the store yet; 0 if there is none
     disk_free_bytes: int
     min_free_bytes: int
     disk_total_bytes: int
     worker_restarts: int
     uploader_restarts: int
-    warnings: list[Warning]  # the latest, newest first
-    supervisor_alive: bool = True  # it has measured within the last seconds; else writes are refused
+    warnings: list[WarningLine]  # the latest, newest first
+    supervisor_alive: bool = True  # its figures are recent; otherwise writes are refused
     measured_age_seconds: float = 0.0  # since backlog and disk were measured
     wal_unlocked: bool = False  # its lock was taken away
-    wal_replaced: bool = False  # wal.dir is not the directory any more that it was at the start
-    unacknowledged: dict[str, Unacknowledged] = {}  # by the code of the issue: found, and acknowledged by nobody
-    findings_problem: str = ""  # why that is not known; empty if it is
-    processes: dict[str, ProcessFigures] = {}  # "supervisor", "uploader", "ingest 1" and so on; those that are there
-    endings: dict[str, Ending] = {}  # by kind: certificate, client_ca, token; of each the one to be renewed first
+    wal_replaced: bool = False  # wal.dir is another directory than at the start
+    unacknowledged: dict[str, Unacknowledged] = {}  # by the code of the issue
+    findings_problem: str = ""  # why findings or their acknowledgement are unknown; empty if they are known
+    processes: dict[str, ProcessFigures] = {}  # "supervisor", "uploader", "ingest 1" and so on; running ones only
+    endings: dict[str, Ending] = {}  # by kind: certificate, client_ca, token; the most urgent of each
     tokens: dict[str, int] = {}  # by state: active, expired, revoked; empty without auth.enabled
-    unshipped_limit_seconds: float = UNSHIPPED_SECONDS  # above which the oldest record waits for too long
+    unshipped_limit_seconds: float = UNSHIPPED_SECONDS  # at a higher age of the oldest record, uploads are behind
 
 
-_LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}
-_WARNINGS: Final = 50
-# A process whose last sign of life is older is hung, or gone.
-_SILENT_SECONDS: Final = 5.0
+_LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}  # of `logging`
+_WARNINGS: Final = 50  # lines in a snapshot
 
 
 def take(settings: Settings, counters: Counters, routes: Sequence[str], look: DirectoryLook | None = None) -> Snapshot:
-    """Looks at everything once; about a millisecond.
+    """Take a snapshot.
 
     Args:
         routes: the paths of the router's table, in its order.
-        look: what was seen of the WAL directory; by default that is looked at now, however long its disk takes.
+        look: a look at the WAL directory; by default this takes one, and waits for the disk without limit.
+
+    Note:
+        About 1 ms.
     """
-    now = steady_us()
-    node = counters.node
-    workers = [_worker(counters, slot, now) for slot in range(1, counters.workers + 1)]
-    oldest = [node[NodeBlock.OLDEST_BACKLOG_US]]
-    oldest += [counters.worker(slot)[Worker.SEGMENT_FIRST_US] for slot in range(1, counters.workers + 1)]
-    waiting = [us for us in oldest if us]
+    now, node = steady_us(), counters.node
+    workers = [worker_state(counters, slot, now) for slot in range(1, counters.workers + 1)]
     wal = settings.wal
     look = look or directory_look.look(WALDirectory(wal.dir))
     measured = node[NodeBlock.MEASURED_US]
@@ -244,7 +133,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
     return Snapshot(
         version=__version__,
         time=time.time(),
-        uptime_seconds=_age(node[NodeBlock.STARTED_US], now),
+        uptime_seconds=age_seconds(node[NodeBlock.STARTED_US], now),
         draining=node[NodeBlock.DRAINING] in (ANNOUNCED, BEGUN),
         wal_enabled=wal.enabled,
         sync_mode=wal.sync_mode if wal.enabled else "off",
@@ -253,7 +142,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         max_age_seconds=wal.max_age_seconds,
         store=next(str(item.value) for item in settings.effective() if item.key == "storage.url"),
         workers=workers,
-        uploader=_uploader(counters, now),
+        uploader=uploader_state(counters, now),
         segments=look.segments,
         wal_dir_problem=look.problem,
         wal_unlisted=bool(node[NodeBlock.UNLISTED]),
@@ -265,7 +154,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         backlog_bytes=node[NodeBlock.BACKLOG_BYTES],
         backlog_segments=node[NodeBlock.BACKLOG_SEGMENTS],
         max_backlog_bytes=wal.max_backlog_mb << 20,
-        oldest_unshipped_seconds=_age(min(waiting), now) if waiting else 0.0,
+        oldest_unshipped_seconds=_oldest_unshipped_seconds(counters, now),
         disk_free_bytes=node[NodeBlock.DISK_FREE_BYTES],
         min_free_bytes=wal.min_free_mb << 20,
         disk_total_bytes=node[NodeBlock.DISK_TOTAL_BYTES],
@@ -280,9 +169,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         findings_problem=look.findings_problem,
         processes=_processes(counters),
         endings=_endings(counters.endings),
-        tokens=dict(zip(Endings.TOKEN_STATES, counters.endings[Endings.TOKENS :], strict=True))
-        if settings.auth.enabled
-        else {},
+        tokens=_tokens(counters.endings) if settings.auth.enabled else {},
         # A segment is sealed at the first of these ages.
         unshipped_limit_seconds=min(settings.flush.max_age_seconds, wal.max_age_seconds) + UNSHIPPED_SECONDS,
     )
@@ -293,7 +180,7 @@ encode = msgspec.json.Encoder().encode
 
 
 def _processes(counters: Counters) -> dict[str, ProcessFigures]:
-    # No child outlives the supervisor, so whoever looks has it as its parent.
+    # Only children of the supervisor call this, and none outlives it.
     pids = {"supervisor": os.getppid(), "uploader": counters.uploader[Uploader.PID]}
     pids |= {f"ingest {slot}": counters.worker(slot)[Worker.PID] for slot in range(1, counters.workers + 1)}
     return {name: look_at(pid) for name, pid in pids.items() if pid}
@@ -308,93 +195,29 @@ def _endings(block: memoryview) -> dict[str, Ending]:
     return found
 
 
-def _warnings(counters: Counters) -> list[Warning]:
-    """The latest of all processes, the newest first."""
+def _tokens(block: memoryview) -> dict[str, int]:
+    return dict(zip(Endings.TOKEN_STATES, block[Endings.TOKENS :], strict=True))
+
+
+def _oldest_unshipped_seconds(counters: Counters, now: int) -> float:
+    """Return the age of the oldest record in a sealed or active segment; 0 if there is none."""
+    oldest = [counters.node[NodeBlock.OLDEST_BACKLOG_US]]
+    oldest += [counters.worker(slot)[Worker.SEGMENT_FIRST_US] for slot in range(1, counters.workers + 1)]
+    return age_seconds(min(filter(None, oldest), default=0), now)
+
+
+def _warnings(counters: Counters) -> list[WarningLine]:
+    """Return the latest warnings of all processes, the newest first."""
     notes = [(process, note) for process in counters.processes() for note in counters.notes(process).read()]
     notes.sort(key=lambda item: -item[1].steady_us)
     return [
-        Warning(note.time_us / _MICRO, _LEVELS.get(note.level, "warning"), process, note.text)
+        WarningLine(note.time_us / _MICRO, _LEVELS.get(note.level, "warning"), process, note.text)
         for process, note in notes[:_WARNINGS]
     ]
 
 
-def _worker(counters: Counters, slot: int, now: int) -> WorkerState:
-    block = counters.worker(slot)
-    first, failure = block[Worker.SEGMENT_FIRST_US], block[Worker.LAST_FAILURE_US]
-    heartbeat = _age(block[Worker.HEARTBEAT_US], now)
-    created, seq = block[Worker.SEGMENT_CREATED_US], block[Worker.SEGMENT_SEQ]
-    return WorkerState(
-        slot=slot,
-        pid=block[Worker.PID],
-        alive=bool(block[Worker.PID]) and heartbeat < _SILENT_SECONDS,
-        failed_starts=counters.failed_starts[slot],
-        uptime_seconds=_age(block[Worker.STARTED_US], now),
-        heartbeat_age_seconds=heartbeat,
-        memory_bytes=_memory_bytes(block[Worker.PID]),
-        connections=block[Worker.CONNECTIONS],
-        max_connections=block[Worker.MAX_CONNECTIONS],
-        requests=block[Worker.REQUESTS],
-        writes_accepted=block[Worker.WRITES_ACCEPTED],
-        writes_refused=block[Worker.WRITES_REFUSED],
-        refused=dict(zip(REFUSAL_CODES, block[Worker.REFUSED :], strict=False)),
-        limited={
-            by: dict(zip(LIMITS, block[Worker.LIMITED + number * len(LIMITS) :], strict=False))
-            for number, by in enumerate(LIMITED_BY)
-        },
-        limits_untracked=block[Worker.LIMITS_UNTRACKED],
-        access_log_lines=block[Worker.ACCESS_LINES],
-        access_log_dropped=block[Worker.ACCESS_LINES_DROPPED],
-        records=block[Worker.RECORDS],
-        body_bytes=block[Worker.BODY_BYTES],
-        entries=block[Worker.WAL_ENTRIES],
-        entry_bytes=block[Worker.WAL_BYTES],
-        commits=block[Worker.WAL_COMMITS],
-        syncs=block[Worker.WAL_SYNCS],
-        rotations=block[Worker.WAL_ROTATIONS],
-        write_failures=block[Worker.WAL_FAILURES],
-        last_failure_age_seconds=_age(failure, now) if failure else None,
-        segment=f"{SegmentName.at(slot, created, seq)}{ACTIVE}" if seq else "",
-        segment_bytes=block[Worker.SEGMENT_BYTES],
-        segment_entries=block[Worker.SEGMENT_ENTRIES],
-        segment_age_seconds=_age(first, now) if first else 0.0,
-        ack_seconds=_distribution(block, Worker.ACK_US, LATENCY_BOUNDS_US, _MICRO),
-        sync_seconds=_distribution(block, Worker.SYNC_US, LATENCY_BOUNDS_US, _MICRO),
-        loop_lag_seconds=_distribution(block, Worker.LOOP_LAG_US, LATENCY_BOUNDS_US, _MICRO),
-        group_entries=_distribution(block, Worker.GROUP_ENTRIES, GROUP_BOUNDS, 1),
-    )
-
-
-def _uploader(counters: Counters, now: int) -> UploaderState:
-    block = counters.uploader
-    last, heartbeat = block[Uploader.LAST_UPLOAD_US], _age(block[Uploader.HEARTBEAT_US], now)
-    return UploaderState(
-        pid=block[Uploader.PID],
-        alive=bool(block[Uploader.PID]) and heartbeat < _SILENT_SECONDS,
-        failed_starts=counters.failed_starts[0],
-        uptime_seconds=_age(block[Uploader.STARTED_US], now),
-        heartbeat_age_seconds=heartbeat,
-        memory_bytes=_memory_bytes(block[Uploader.PID]),
-        batches=block[Uploader.BATCHES],
-        segments=block[Uploader.SEGMENTS],
-        entries=block[Uploader.ENTRIES],
-        rows=block[Uploader.ROWS],
-        files=block[Uploader.FILES],
-        file_bytes=block[Uploader.FILE_BYTES],
-        rescued=block[Uploader.RESCUED],
-        dead_letters=block[Uploader.DEAD_LETTERS],
-        damaged=block[Uploader.DAMAGED],
-        lost_segments=block[Uploader.LOST_SEGMENTS],
-        unreadable_segments=block[Uploader.UNREADABLE_SEGMENTS],
-        damaged_manifests=block[Uploader.DAMAGED_MANIFESTS],
-        stopped=bool(block[Uploader.STOPPED]),
-        last_upload_age_seconds=_age(last, now) if last else None,
-        retries={kind: block[Uploader.RETRIES + number] for number, kind in enumerate(RETRY_KINDS)},
-        upload_seconds=_distribution(block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, _MICRO),
-    )
-
-
 def _databases(counters: Counters) -> dict[str, Usage]:
-    """Of all workers together."""
+    """Return the usage by database, over all workers."""
     databases: dict[str, Usage] = {}
     for slot in range(1, counters.workers + 1):
         for name, usage in unpack_usage(counters.worker(slot)):
@@ -404,7 +227,7 @@ def _databases(counters: Counters) -> dict[str, Usage]:
 
 
 def _requests(counters: Counters, routes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Of all workers together."""
+    """Return the answers by route and status, over all workers."""
     found: dict[str, dict[str, int]] = {}
     for number, route in enumerate((*routes, "other")):
         start = Worker.ROUTES + number * len(STATUSES)
@@ -416,27 +239,3 @@ def _requests(counters: Counters, routes: Sequence[str]) -> dict[str, dict[str, 
                     name = status.decode("ascii")
                     by_status[name] = by_status.get(name, 0) + count
     return found
-
-
-def _distribution(block: memoryview, start: int, bounds: tuple[int, ...], unit: int) -> Distribution:
-    end = start + len(bounds) + 1
-    return Distribution(_scaled(bounds, unit), block[start:end].tolist(), block[end] / unit)
-
-
-@cache
-def _scaled(bounds: tuple[int, ...], unit: int) -> list[float]:
-    return [bound / unit for bound in bounds]
-
-
-def _age(since: int, now: int) -> float:
-    """Seconds between two times of the steady clock; 0 if there was none yet."""
-    return max(0, now - since) / _MICRO if since else 0.0
-
-
-def _memory_bytes(pid: int) -> int:
-    """Resident memory of a process; 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
-    except (OSError, IndexError):
-        return 0

@@ -1,1 +1,1 @@
-"""The supervisor: starts, watches, restarts, upgrades and stops the other processes."""
+"""The supervisor: the process that starts, watches, restarts, upgrades and stops the others."""

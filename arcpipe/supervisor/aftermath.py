@@ -1,8 +1,8 @@
-"""What dead workers leave in the WAL directory, recovered in processes of their own: no disk holds up the supervisor.
+"""Recovery of dead workers' segments, in processes of their own, so that a slow disk never blocks the supervisor.
 
-A slot is filled again once its predecessor's segments are recovered, or are set aside for another try. Those tries have
-a process, too, and go on for as long as it takes. No failure here ends anything: what could not be done stays on disk,
-counts as backlog, and is tried again.
+A slot is filled again once its dead worker's segments are recovered, or set aside for a retry. Retries run in another
+process, too, and go on until they succeed. No failure here ends the instance: segments that cannot be recovered stay on
+disk, count as backlog, and are tried again.
 """
 
 from __future__ import annotations
@@ -22,51 +22,58 @@ from arcpipe.wal.recovery import RecoverySummary
 
 log = logging.getLogger(__name__)
 
-# Before the first and the later tries to read what recovery could not: a disk that fails is not read all the time.
+# Seconds before the first retry, and at most before later ones, so that a failing disk is not read all the time.
 _PAUSES: Final = (1.0, 60.0)
-# A slot stays empty for no longer than this over a disk that does not answer; its segments are set aside then.
+# A slot stays empty at most this long if the disk does not answer; then its segments are set aside.
 _SLOT_SECONDS: Final = 300.0
+# At a stop, a retry gets this time to end before it is killed.
 _STOP_SECONDS: Final = 2.0
 
 Fork = Callable[[str, Callable[[], int]], int]
 
 
 class Aftermath:
-    """Recovers what the workers of numbered slots left, and remembers where each slot goes on."""
+    """Recovers the segments of dead workers, and remembers the last timestamp of each slot."""
 
     def __init__(self, leftovers: Leftovers, workers: int, nice: int, fork: Fork) -> None:
-        """Args: nice: of what nobody waits for. fork: runs something in a child under a name, and tells its pid."""
+        """Start with nothing to recover.
+
+        Args:
+            workers: number of slots.
+            nice: niceness of retries, for which nobody waits.
+            fork: runs a function in a child with a name, and returns its pid.
+        """
         self._leftovers = leftovers
         self._nice = nice
         self._fork = fork
         self._workers = workers
         self._last = memoryview(mmap.mmap(-1, 8 * (workers + 1))).cast("Q")  # µs, by slot; children write it
-        self._waiting: set[int] = set()  # slots whose segments nobody has looked for yet
-        self._told: set[int] = set()  # those of them whose trouble is logged
+        self._waiting: set[int] = set()  # slots whose segments have not been listed yet
+        self._told: set[int] = set()  # slots whose listing failed and was logged
         self._running: dict[int, tuple[Child, list[SegmentFile]]] = {}
         self._retry = Child("recovery", self._fork_retry, lambda: True, [], _PAUSES)
-        self._tried = 0  # segments, by the retry that runs
+        self._tried = 0  # segments of the running retry
 
     def note_recovered(self, summary: RecoverySummary) -> None:
-        """Takes over what the recovery of the start found."""
+        """Note the results of the recovery at the start."""
         for slot in range(1, self._workers + 1):
             self._last[slot] = max(self._last[slot], summary.last_timestamp(slot))
         self._leftovers.add(summary.unreadable)
 
     def last_timestamp(self, slot: int) -> int:
-        """µs: the highest that was read of a slot's segments; 0 if there were none."""
+        """Return the highest timestamp in a slot's recovered segments, in µs; 0 if there were none."""
         return self._last[slot]
 
     def is_over(self, slot: int) -> bool:
-        """Whether a slot may be filled."""
+        """Tell whether a slot may be filled."""
         return slot not in self._waiting and slot not in self._running
 
     def note_death(self, slot: int) -> None:
-        """Has what the worker of a slot left recovered, at the next `look`."""
+        """Have a dead worker's segments recovered at the next `look`."""
         self._waiting.add(slot)
 
     def look(self, now: float) -> None:
-        """Starts what is due, and ends what takes too long."""
+        """Start recoveries that are due, and end those that take too long."""
         for slot in sorted(self._waiting):
             self._begin(slot, now)
         for child, _ in self._running.values():
@@ -77,14 +84,14 @@ class Aftermath:
         retry = self._retry
         if not self._leftovers or retry.pid:
             return
-        if not retry.failures:  # they are new, or others were recovered just now
+        if not retry.failures:  # the segments are new, or some were recovered just now
             retry.put_off(now)
         elif now >= retry.start_at:
             self._tried = len(self._leftovers)
             retry.start(now)
 
     def note_end(self, pid: int, status: int) -> None:
-        """Takes note of a child that ended, if it was one of these."""
+        """Note a process that ended, if it was a recovery."""
         if pid == self._retry.pid:
             self._note_end_of_retry(status)
         for slot, (child, files) in list(self._running.items()):
@@ -93,19 +100,25 @@ class Aftermath:
                 if status:
                     log.error("%s (pid %d) died: %s; trying again later", child.name, pid, cause(status))
                 self._leftovers.add(files)
-                self._leftovers.look()  # those that are recovered are not there under this name
+                self._leftovers.look()  # forgets the recovered ones, which have another name now
 
     def kill(self) -> None:
-        """Ends all of it, at any moment, as a crash may; `is_idle` tells when they are gone."""
+        """Kill all recoveries, as a crash may at any moment; `is_idle` tells when they are gone."""
         for child in self._children():
             os.kill(child.pid, signal.SIGKILL)
 
     @property
     def is_idle(self) -> bool:
+        """Whether no recovery is running."""
         return not self._children()
 
     def finish(self, seconds: float, wait: Callable[[], None]) -> None:
-        """Recovers what is left once all workers have ended: of those that were killed, and what waits for a try."""
+        """Recover the rest after all workers have ended: segments of killed ones, and those that wait for a retry.
+
+        Args:
+            seconds: time limit; recoveries that take longer are killed.
+            wait: called again and again meanwhile.
+        """
         stop([self._retry], _STOP_SECONDS, {signal.SIGCHLD}, wait)
         self._waiting.update(slot for slot in range(1, self._workers + 1) if slot not in self._running)
         deadline = time.monotonic() + seconds
@@ -143,7 +156,7 @@ class Aftermath:
         child.start(now)
         if child.pid:
             self._running[slot] = child, files
-        else:  # no room for a process: they wait, and the slot need not
+        else:  # the process could not be started: the segments wait for a retry, and the slot need not wait
             self._leftovers.add(files)
 
     def _fork_slot(self, slot: int, files: list[SegmentFile]) -> int:

@@ -1,7 +1,7 @@
-"""What waits in the WAL directory for its upload, as the supervisor sees it: measured, shared, recovered in the end.
+"""The backlog, as the supervisor measures and publishes it, and the segments that could not be recovered yet.
 
 A segment of a dead worker that cannot be read now is neither lost nor empty. It stays as it is, counts as backlog, and
-is tried again. All reading is done in other processes: a failing disk may hold who reads it for minutes.
+is tried again. Only other processes read segments: a failing disk may block a reader for minutes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Leftovers:
-    """Segments of dead workers that could not be recovered yet, by path. No living worker has any of them."""
+    """Segments of dead workers that could not be recovered yet. No living worker writes to any of them."""
 
     def __init__(self, directory: WALDirectory) -> None:
         self.directory = directory
@@ -32,28 +32,29 @@ class Leftovers:
         return len(self._files)
 
     def add(self, files: Iterable[SegmentFile]) -> None:
+        """Add segments."""
         self._files.update((file.path, file) for file in files)
 
     def of_slot(self, slot: int) -> list[SegmentFile]:
-        """The active segments of a slot without a worker, but for those that are known already.
+        """Return the active segments of a slot without a worker, except those that are here already.
 
         Raises:
-            OSError: the directory cannot be listed, so nobody knows what the dead worker left. No successor may start
-                before: its files would look like these.
+            OSError: the directory cannot be listed, so the dead worker's segments are unknown. No successor may start
+                before they are known: its segments would look the same.
         """
         return [file for file in self.directory.segments(ACTIVE, slot) if file.path not in self._files]
 
     def retry(self) -> int:
-        """Tries all of them once more; the exit code of the process that does it."""
+        """Try to recover all of them once more; return the exit code of the process."""
         recover_files(self.directory, self.look())
         return 0
 
     def look(self) -> list[SegmentFile]:
-        """Those that are still there, the oldest first, with their present size."""
+        """Return those that still exist, the oldest first, with their present size."""
         for path, file in list(self._files.items()):
             try:
                 stat = os.stat(path)
-            except FileNotFoundError:  # recovered, or somebody took it away
+            except FileNotFoundError:  # recovered, or removed by somebody
                 del self._files[path]
             except OSError:
                 continue
@@ -63,16 +64,16 @@ class Leftovers:
 
 
 def recover(directory: WALDirectory, slot: int, files: Sequence[SegmentFile]) -> int:
-    """Recovers what a slot's dead worker left, as far as possible; the highest timestamp that was read, in µs."""
+    """Recover a dead worker's segments as far as possible; return the highest timestamp that was read, in µs."""
     try:
         FreePool(directory, 0).clear(slot)
-    except OSError as error:  # no more than space, which the next death or start frees
+    except OSError as error:  # costs only space, which the next death or start frees
         log.warning("cannot remove what ingest %d left in %s: %s", slot, directory.free, error)
     return recover_files(directory, files).last_timestamp(slot)
 
 
 class Backlog:
-    """Measures what decides whether writes are taken, and shares it in the node's block."""
+    """Measures backlog and disk, and publishes them in the node's block. They decide whether writes are accepted."""
 
     def __init__(self, directory: WALDirectory, leftovers: Leftovers, counters: Counters) -> None:
         self._directory = directory
@@ -81,12 +82,12 @@ class Backlog:
         self._node = counters.node
         self._waiting = Waiting(counters)
         self._problem = ""  # the last one logged
-        self._identity: tuple[int, int] | None = None  # device and number of the directory of the start
+        self._identity: tuple[int, int] | None = None  # device and inode of the directory at the start
 
     def measure(self) -> None:
-        """Shares what can be measured; while the directory cannot be looked at, that no writes are to be taken."""
+        """Publish the figures; if the directory cannot be examined, publish that no writes may be accepted."""
         problem = self._look()
-        if problem and problem != self._problem:  # once, however often it is looked
+        if problem and problem != self._problem:  # log each problem once
             log.error("cannot look at %s: %s; writes are refused until it works", self._directory.path, problem)
         self._problem = problem
         if problem and self._make_again():
@@ -95,7 +96,7 @@ class Backlog:
         self._node[Node.MEASURED_US] = time.monotonic_ns() // 1000
 
     def _look(self) -> str:
-        """Measures each thing that can be; the first reason why not all can, or nothing."""
+        """Measure all figures that can be measured; return the first problem, or an empty text."""
         problem = ""
         for step in (self._note_identity, self._measure_segments, self._measure_disk):
             try:
@@ -105,14 +106,14 @@ class Backlog:
         return problem
 
     def _note_identity(self) -> None:
-        """Notices another directory in the place of that of the start, such as that below an unmounted disk."""
+        """Notice if the path leads to another directory than at the start, as after an unmount."""
         status = os.stat(self._directory.path)
         identity = status.st_dev, status.st_ino
         if self._identity is None:
             self._identity = identity
         elif identity != self._identity and not self._node[Node.REPLACED]:
             self._node[Node.REPLACED] = 1
-            log.error("%s is not the directory of the start any more: what waits in that is not uploaded", self._path)
+            log.error("%s is another directory than at the start: segments left in that are not uploaded", self._path)
 
     def _measure_segments(self) -> None:
         node = self._node
@@ -138,7 +139,7 @@ class Backlog:
             self._node[Node.DISK_FREE_BYTES], self._node[Node.DISK_TOTAL_BYTES] = free, total
 
     def _make_again(self) -> bool:
-        """Makes a directory that is gone: workers find out by themselves, and go on in the new one."""
+        """Make the directory if it is gone. Workers notice by themselves, and go on in the new one."""
         try:
             self._directory.make()
         except OSError:

@@ -1,6 +1,6 @@
-"""The supervisor's children: whether one is well, when it may be started again, and how it is forked.
+"""The supervisor's children: how one is forked, watched, stopped, and started again.
 
-Knows nothing of the work that they do.
+This module knows nothing of the work that they do.
 """
 
 from __future__ import annotations
@@ -21,29 +21,33 @@ from arcpipe import logs
 
 log = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG: Final = 1
-_PAUSES: Final = (0.1, 10.0)  # seconds before the first and the later tries; in between each doubles
-# A child that lived this long after it was ready was well: its next death starts the backoff anew.
+_PR_SET_PDEATHSIG: Final = 1  # of prctl(2)
+_PAUSES: Final = (0.1, 10.0)  # seconds before the first retry and at most before later ones; each pause doubles
+# A child that lives this long after it was ready is well: its next death starts the backoff anew.
 _HEALTHY_SECONDS: Final = 10.0
-# Children that die this often in a row without ever having been well are not kept alive by yet another try.
+# After this many early deaths in a row, a child that never was well is hopeless.
 _MAX_EARLY_DEATHS: Final = 8
-# Of the kernel's memory killer, in thousandths of the memory: so much sooner than the supervisor a child is taken.
+# Added to a child's OOM score, in thousandths of the memory, so that the kernel kills it before the supervisor.
 _OOM_SCORE: Final = 100
 _OOM_SCORE_FILE: Final = "/proc/self/oom_score_adj"
-# A start that takes longer hangs.
+# A child that is not ready after this time hangs.
 _START_HUNG_SECONDS: Final = 60.0
 
-# The last lines of a process wait so long for whoever reads them.
+# At the end of a process, log lines that nobody has read yet get this time.
 _LAST_LINES_SECONDS: Final = 1.0
-# A process that waits for its disk is not gone before that answers, whatever it is sent: nobody waits longer for it.
+# Longest wait after SIGKILL. A process that waits for its disk does not end before the disk answers.
 _UNKILLABLE_SECONDS: Final = 10.0
 
+KILL_SECONDS: Final = 10.0
+"""A child that was killed has to be gone in this time; otherwise the watchdog is not fed any more."""
+
 EXIT_SHORTAGE: Final = os.EX_TEMPFAIL
-"""How a child ends that the machine refused something: space, memory, a thread, a file. It is no fault of its own."""
+"""Exit code of a child that lacked something of the machine, such as space, memory, a thread or a file. The child is
+not to blame."""
 
 
 class Pulse:
-    """A counter that moves for as long as a process is well."""
+    """A counter that changes while a process is well."""
 
     def __init__(self, block: memoryview, field: int, patience_seconds: float) -> None:
         self._block = block
@@ -53,6 +57,7 @@ class Pulse:
         self._moved_at = 0.0
 
     def is_missed(self, now: float) -> bool:
+        """Tell whether the counter has not changed for longer than the patience."""
         value = self._block[self._field]
         if value != self._value:
             self._value = value
@@ -60,11 +65,12 @@ class Pulse:
         return now - self._moved_at > self._patience_seconds
 
     def forgive(self, now: float) -> None:
+        """Expect the next change from now on."""
         self._moved_at = now
 
 
 class Child:
-    """One process slot: who is in it, whether it is well, and when it may be filled again. Times are monotonic."""
+    """One process slot: its pid, its health, and the earliest time to restart it. Times are monotonic, in seconds."""
 
     def __init__(
         self,
@@ -74,36 +80,45 @@ class Child:
         pulses: list[Pulse],
         pauses: tuple[float, float] = _PAUSES,
     ) -> None:
+        """Make an empty slot.
+
+        Args:
+            start: forks the process and returns its pid.
+            started: tells whether the process is ready.
+            pulses: its heartbeats, expected from when it is ready.
+            pauses: seconds before the first retry, and at most before later ones.
+        """
         self.name = name
         self.pulses = pulses
-        self.pid = 0  # of the process that is there; 0 without one
-        self.status = 0  # how its last process ended, as waitpid tells
-        self.killed_at = 0.0  # because it hung
+        self.pid = 0  # of the running process; 0: none is running
+        self.status = 0  # of the last process that ended, as waitpid returns it
+        self.killed_at = 0.0  # because it hung; 0: not killed
         self.started_at = 0.0
-        self.start_at = 0.0  # not before this time
-        self.failures = 0  # starts that failed and lives that ended early, in a row
-        self.was_well = False  # ever
+        self.start_at = 0.0  # earliest time of the next start
+        self.failures = 0  # consecutive failed starts and early deaths
+        self.was_well = False  # at any time
         self._start = start
         self._has_started = started
         self._first_pause, self._longest_pause = pauses
-        self._early_deaths = 0  # in a row, by its own fault
+        self._early_deaths = 0  # consecutive ones by its own fault
 
     @property
     def is_ready(self) -> bool:
+        """Whether a process is running and has started its work."""
         return bool(self.pid) and self._has_started()
 
     @property
     def has_been_tried(self) -> bool:
-        """Whether nobody needs to wait for it any longer: it is ready, or its start has failed."""
+        """Whether it is ready, or its start has failed, so that nobody needs to wait for it."""
         return self.is_ready or self.failures > 0
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether it dies again and again by its own fault, and never was well."""
+        """Whether it dies repeatedly by its own fault, and never was well."""
         return self._early_deaths >= _MAX_EARLY_DEATHS and not self.was_well
 
     def start(self, now: float) -> None:
-        """Fills the slot; a start that fails is tried again after a backoff, however often."""
+        """Fill the slot. If that fails, it is tried again after a backoff, without limit."""
         try:
             self.pid = self._start()
         except Exception as error:
@@ -113,10 +128,10 @@ class Child:
             return
         self.started_at = now
         self.killed_at = 0.0
-        self.forgive(now)  # or the silence of a long pause would be its own
+        self.forgive(now)  # else the time without a process would count as silence
 
     def note_end(self, now: float, status: int) -> float:
-        """Empties the slot after its process's death; seconds until it may be filled again."""
+        """Empty the slot after its process died; return the seconds until it may be filled again."""
         self.check(now)
         self.pid, self.status = 0, status
         if not (os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_SHORTAGE):
@@ -124,45 +139,46 @@ class Child:
         return self.put_off(now)
 
     def put_off(self, now: float) -> float:
-        """Leaves the slot empty for a while, the longer the more often in a row; seconds."""
+        """Leave the slot empty for a pause that doubles with each failure; return its seconds."""
         self.failures += 1
         delay = min(self._first_pause * 2.0 ** min(self.failures - 1, 16), self._longest_pause)
         self.start_at = now + delay
         return delay
 
     def check(self, now: float) -> None:
-        """Forgets its failures once it has been well."""
+        """Forget its failures if it is well."""
         if self.is_ready and now - self.started_at >= _HEALTHY_SECONDS:
             self.was_well = True
             self.failures = self._early_deaths = 0
 
     def hangs(self, now: float) -> bool:
-        """Whether a process that is there shows no sign of life."""
+        """Tell whether the running process has no heartbeat, or takes too long to start."""
         if not self._has_started():
-            self.forgive(now)  # the pulse is expected from when it has started
+            self.forgive(now)  # heartbeats are expected once it has started
             return now - self.started_at > _START_HUNG_SECONDS
         return any(pulse.is_missed(now) for pulse in self.pulses)
 
     def forgive(self, now: float) -> None:
+        """Expect the next heartbeats from now on."""
         for pulse in self.pulses:
             pulse.forgive(now)
 
 
 def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int:
-    """Runs `prepare` and `work` in a child that dies with this process; its pid.
+    """Run `prepare` and `work` in a child that dies with this process, and return its pid.
 
     Raises:
-        OSError: there is no room for another process.
+        OSError: the machine allows no further process.
     """
     parent = os.getpid()
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where this process was started without
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None if this process was started without it
         stream.flush()
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        # Before anything else, and checked afterwards: the parent may have died in between.
+        # First of all, and then the parent is checked: it may have died before this call.
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: children could outlive the supervisor")
         if os.getppid() == parent:
@@ -179,13 +195,13 @@ def fork(name: str, prepare: Callable[[], None], work: Callable[[], int]) -> int
         try:
             logs.flush(_LAST_LINES_SECONDS)
         finally:
-            os._exit(code)  # whatever happens: this is not to go on as a second supervisor
+            os._exit(code)  # in any case: a child must not go on as a second supervisor
 
 
 def be_killed_sooner(score_file: str) -> None:
-    """Has the kernel's memory killer take this process rather than its parent, without which all others end.
+    """Have the kernel's OOM killer choose this process before the supervisor, whose death ends all others.
 
-    A parent that is protected (`OOMScoreAdjust=` of the service) would protect its children as much, by inheritance.
+    Children inherit the protection of a protected supervisor (`OOMScoreAdjust=` of the service); this reduces it.
     """
     with contextlib.suppress(OSError, ValueError), open(score_file, "r+", encoding="ascii") as file:
         inherited = int(file.read())
@@ -195,10 +211,16 @@ def be_killed_sooner(score_file: str) -> None:
 
 
 def stop(children: Sequence[Child], seconds: float, signals: Set[signal.Signals], wait: Callable[[], None]) -> bool:
-    """Ends processes: SIGTERM, then SIGKILL after that time; calls `wait` meanwhile.
+    """End processes with SIGTERM, and with SIGKILL after some time.
 
-    Signals that are not among `signals` stay pending. One that not even SIGKILL ends keeps its pid. Returns whether a
-    second signal asked to hurry.
+    Args:
+        children: those to end. A process that not even SIGKILL ends keeps its pid.
+        seconds: time before SIGKILL; 0 sends it at once.
+        signals: those to wait for meanwhile; all others stay pending.
+        wait: called again and again meanwhile.
+
+    Returns:
+        True if a second signal asked to hurry.
     """
     hurried = False
     send(children, signal.SIGTERM if seconds else signal.SIGKILL)
@@ -233,7 +255,7 @@ def stop(children: Sequence[Child], seconds: float, signals: Set[signal.Signals]
 
 
 def send(children: Iterable[Child], number: signal.Signals) -> None:
-    """Sends a signal to all that are there."""
+    """Send a signal to all running processes."""
     for child in children:
         if child.pid:
             with contextlib.suppress(ProcessLookupError):
@@ -241,12 +263,12 @@ def send(children: Iterable[Child], number: signal.Signals) -> None:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether the machine refused something that it may give later: to wait and to try again is all there is to do."""
+    """Tell whether the machine refused something that it may grant later, so that a retry may succeed."""
     return isinstance(error, OSError) or lacks_room(error)
 
 
 def lacks_room(error: BaseException) -> bool:
-    """Whether there was no room for another process or thread, or no memory."""
+    """Tell whether memory, or another process or thread, was refused."""
     if isinstance(error, OSError):
         return error.errno in (errno.EAGAIN, errno.ENOMEM)
     return isinstance(error, MemoryError) or (
@@ -255,13 +277,13 @@ def lacks_room(error: BaseException) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """The file and line that raised it."""
+    """Return the file and line that raised an error."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "unknown place"
 
 
 def cause(status: int) -> str:
-    """How a process ended, from what waitpid tells."""
+    """Describe how a process ended, from its status of waitpid."""
     if os.WIFSIGNALED(status):
         return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     code = os.WEXITSTATUS(status)

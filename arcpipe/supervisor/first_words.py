@@ -1,4 +1,4 @@
-"""Lines of the log that a start begins with: settings that are not used, chosen by the machine, or too large for it."""
+"""The first log lines of a start: settings that are not used, derived from the machine, or too large for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def say(settings: Settings, workers: int) -> None:
-    """Warns of variables that are no settings, and says where the number of workers comes from."""
+    """Warn of variables that are not settings, and log where the number of workers comes from."""
     for warning in settings.warnings:
         log.warning("%s", warning)
     if settings.server.workers:
@@ -27,14 +27,14 @@ def say(settings: Settings, workers: int) -> None:
 
 
 def warn_of_a_small_disk(settings: Settings, node: memoryview) -> None:
-    """Warns if the disk of the WAL is full before the backlog is at its limit.
+    """Warn if the disk of the WAL fills up before the backlog reaches its limit.
 
     Args:
-        node: the block of counters, with the backlog and the disk as they were measured.
+        node: the supervisor's block of counters, with measured backlog and disk.
     """
     wal = settings.wal
     total = node[Node.DISK_TOTAL_BYTES]
-    # What the backlog has already is no longer free.
+    # The present backlog counts as room, because it is part of the limit.
     room = node[Node.DISK_FREE_BYTES] + node[Node.BACKLOG_BYTES] - (wal.min_free_mb << 20)
     if total and room < wal.max_backlog_mb << 20:
         log.warning(

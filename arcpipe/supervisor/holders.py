@@ -1,6 +1,6 @@
-"""Who holds an address, as /proc tells: a check asks whether it is the instance that it would take over from.
+"""Finds in /proc whether a process holds an address: a check asks whether that is the instance to take over from.
 
-The tables are proc_net_tcp(5) and unix(7). Only sockets that listen are in question: others keep nobody out for long.
+The tables are described in proc_net_tcp(5) and unix(7). Only listening sockets count: others block no address for long.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _LISTENING: Final = "0A"  # TCP_LISTEN in the fourth column of /proc/net/tcp
 
 
 def holds_port(pid: int, host: str, port: int) -> bool:
-    """Whether a process has every socket that listens on a TCP address, or on one that includes it or is included.
+    """Tell whether one process holds all listening sockets that conflict with a TCP address, and there is one.
 
-    False if there is none.
+    A wildcard address conflicts with every address of the same port.
     """
     wanted = ipaddress.ip_address(host)
     there = {
@@ -33,13 +33,13 @@ def holds_port(pid: int, host: str, port: int) -> bool:
 
 
 def holds_path(pid: int, path: str) -> bool:
-    """Whether a process has every Unix socket that is bound to a path, and there is one."""
+    """Tell whether one process holds all Unix sockets that are bound to a path, and there is one."""
     there = {fields[6] for fields in _rows("unix") if len(fields) > 7 and fields[7] == path}
     return bool(there) and there <= _sockets_of(pid)
 
 
 def _on_port(name: str, port: int) -> Iterator[tuple[_Address, str]]:
-    """The addresses of sockets that listen on a port, and their inodes."""
+    """Return addresses and inodes of the sockets that listen on a port."""
     for fields in _rows(name):
         address, _, number = fields[1].rpartition(":")
         if len(fields) > 9 and fields[3] == _LISTENING and int(number, 16) == port:
@@ -48,7 +48,7 @@ def _on_port(name: str, port: int) -> Iterator[tuple[_Address, str]]:
 
 
 def _rows(name: str) -> Iterator[list[str]]:
-    """The lines of a table below its head; none where there is no such table."""
+    """Return the rows of a table without its head; none if there is no such table."""
     with contextlib.suppress(OSError), open(f"/proc/net/{name}", encoding="utf-8", errors="surrogateescape") as table:
         next(table, "")
         for line in table:
@@ -56,7 +56,7 @@ def _rows(name: str) -> Iterator[list[str]]:
 
 
 def _sockets_of(pid: int) -> set[str]:
-    """The inodes of a process's sockets; none if it may not be looked at."""
+    """Return the inodes of a process's sockets; none if this process may not see them."""
     found = set()
     with contextlib.suppress(OSError):
         for fd in os.listdir(f"/proc/{pid}/fd"):

@@ -1,8 +1,8 @@
-"""The last words of an instance: whether everything is uploaded, as far as that was seen.
+"""The last log line of an instance: whether everything is uploaded.
 
-Operators throw the WAL directory away by them. So "everything" is only said once each file was seen by its name: no
-segment is left in any state, no batch, no copy of a replay. What could not be seen makes it unknown, and the exit code
-says so, too.
+Operators delete the WAL directory because of this line. So it says "everything" only after it has seen all file names:
+there is no segment in any state, no batch, and no copy of a replay. If a part cannot be seen, the result is "unknown",
+and the exit code says so, too.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory, parse_filename
 log = logging.getLogger(__name__)
 
 EXIT_UNKNOWN: Final = 4
-"""The exit code of an instance that stopped, and does not know whether everything is uploaded."""
+"""The exit code of an instance that does not know whether everything is uploaded."""
 
 _BATCH: Final = re.compile(r"(.+-\d{8}T\d{6}-.+?)(?:\.uploaded)?\.(?:json|journal)\Z")
 _COPY: Final = ".incoming"
 
 
 class Left(NamedTuple):
-    """What is in a directory that nobody writes to any more. All of it but the last two waits for the next start."""
+    """The content of a directory that nobody writes to any more. All but the last two wait for the next start."""
 
     unsealed: int = 0  # segments that could not be recovered
     sealed: int = 0  # segments
     batches: int = 0
-    copies: int = 0  # that an interrupted replay made; their sources may be renamed already
+    copies: int = 0  # of an interrupted replay; their sources may be renamed already
     quarantined: int = 0  # files
-    found: tuple[tuple[str, int], ...] = ()  # codes of `wal.findings` with what nobody has acknowledged of each
+    found: tuple[tuple[str, int], ...] = ()  # codes of `wal.findings`, with the number that nobody has acknowledged
 
     @property
     def waiting(self) -> str:
-        """What waits, in words; empty if nothing does."""
+        """A list in words of all that waits for the next start; empty if nothing does."""
         return _listed(
             (self.unsealed, "segments that could not be recovered"),
             (self.sealed, "sealed segments"),
@@ -47,28 +47,28 @@ class Left(NamedTuple):
 
     @property
     def exceptions(self) -> str:
-        """What was never uploaded, in words; empty if there is nothing."""
+        """A list in words of all that was never uploaded; empty if there is nothing."""
         lost = [(count, findings.UNITS[code]) for code, count in self.found if code in _NEVER_UPLOADED]
         return _listed((self.quarantined, "files in quarantine"), *lost)
 
 
-# Dead letters are in the store.
+# Without the code of dead letters, which are in the store.
 _NEVER_UPLOADED: Final = (findings.DAMAGED, findings.LOST_SEGMENTS, findings.LOST_RECORDS)
 
 
 def speak(directory: WALDirectory, doubt: str = "", lost_records: int = 0) -> int:
-    """Say whether everything is uploaded.
+    """Log whether everything is uploaded.
 
     Args:
-        doubt: why nobody could know, whatever the directory holds; empty if there is no such reason.
-        lost_records: that were answered and never written, as the WAL is disabled.
+        doubt: a reason why the directory cannot tell; empty if there is none.
+        lost_records: number of records that were acknowledged and lost, because the WAL is disabled.
 
     Returns:
         0, or `EXIT_UNKNOWN`.
     """
     try:
         left = look(directory)
-        if lost_records:  # noted or not
+        if lost_records:  # the finding of them may not have been written
             found = dict(left.found)
             found[findings.LOST_RECORDS] = max(lost_records, found.get(findings.LOST_RECORDS, 0))
             left = left._replace(found=tuple(found.items()))
@@ -88,10 +88,10 @@ def speak(directory: WALDirectory, doubt: str = "", lost_records: int = 0) -> in
 
 
 def look(directory: WALDirectory) -> Left:
-    """Look at a directory that nobody writes to any more. Names are enough: a file that cannot be read is there, too.
+    """Look at a directory that nobody writes to any more. Only names count, so unreadable files are counted, too.
 
     Raises:
-        OSError, WALError: a part of it cannot be seen, so nobody knows.
+        OSError, WALError: a part of it cannot be seen, so the result is unknown.
     """
     names = _names(directory.path)
     states = [parsed[1] for parsed in map(parse_filename, names) if parsed is not None]

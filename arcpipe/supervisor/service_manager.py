@@ -1,9 +1,8 @@
-"""What a service manager and the supervisor tell each other: systemd's notifications, and sockets handed from one
-process to the next.
+"""The protocols between service manager and supervisor: systemd's notifications, and descriptors that are handed over.
 
-The protocols are sd_notify(3) and sd_listen_fds(3): datagrams to a Unix socket, and file descriptors from 3 on that
-environment variables count and name. Both are a few lines, so no library is wanted for them. Without a service manager
-nothing is sent. This room knows nothing of arcpipe's processes.
+They are sd_notify(3) and sd_listen_fds(3): datagrams to a Unix socket, and file descriptors from 3 on that environment
+variables count and name. Both take a few lines, so no library is needed. Without a service manager nothing is sent.
+This module knows nothing of arcpipe's processes.
 """
 
 from __future__ import annotations
@@ -20,49 +19,51 @@ from collections.abc import MutableMapping, Sequence
 from typing import Final, NamedTuple, NoReturn
 
 _FIRST_FD: Final = 3
-_CHILDREN: Final = "INHERITED_CHILDREN"  # the one variable that no service manager sets
+_CHILDREN: Final = "INHERITED_CHILDREN"  # our own variable; the service manager sets all others
+# A slow start or stop asks for its timeout to be extended by this.
 _EXTENSION_SECONDS: Final = 30
+# Time between two messages to the watchdog.
 _SIGN_SECONDS: Final = 1.0
-# What counts waits so long for a manager that is busy; all else is dropped at once, and comes again.
+# A message that is sent only once waits this long for a busy manager. Repeated ones are dropped at once.
 _SEND_SECONDS: Final = 1.0
-# Descriptors in one message: the kernel takes 253 (SCM_MAX_FD), and refuses a message that has more.
+# Descriptors in one message. The kernel accepts 253 (SCM_MAX_FD), and refuses messages with more.
 MAX_FDS: Final = 250
 
 
 class InheritedFd(NamedTuple):
-    """A file descriptor that was handed to this process, and what it is for."""
+    """A file descriptor that was handed to this process, with the name of its purpose."""
 
     name: str
     fd: int
 
 
 class Inheritance(NamedTuple):
-    """What a process starts with: from its service manager, or from the program that it was before."""
+    """Descriptors and children from the service manager, or from the program that this process executed before."""
 
     fds: Sequence[InheritedFd] = ()
     children: Sequence[int] = ()  # process ids
 
 
 class ServiceManager:
-    """Sends notifications to whoever started this process, if he wants any (`NOTIFY_SOCKET`).
+    """Sends notifications to the service manager that started this process, if it wants any (`NOTIFY_SOCKET`).
 
-    A message that cannot be sent is dropped: no manager is reason enough to stop serving.
+    A message that cannot be sent is dropped: trouble with the manager is no reason to stop serving.
     """
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         address = environ.get("NOTIFY_SOCKET", "")
-        # A leading @ stands for the zero byte of Linux's abstract names.
+        # A leading @ stands for the zero byte of an abstract socket name of Linux.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) if address else None
         ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         given = environ.get("WATCHDOG_USEC", "") if ours else ""
-        # After so long without a sign this process is ended; infinite without a watchdog.
+        # After this time without a message the manager ends this process; infinite without a watchdog.
         self.watchdog_seconds = (int(given) if given.isdigit() else 0) / 1e6 or math.inf
         self._next_sign = 0.0
         self._status = ""
 
     def notify(self, *fields: str, fds: Sequence[int] = (), patience_seconds: float = 0.0) -> None:
-        """Sends one message of `NAME=value` fields, with copies of at most MAX_FDS `fds`."""
+        """Send one message of `NAME=value` fields, with copies of at most MAX_FDS `fds`."""
         if self._socket is None:
             return
         message = "\n".join(fields).encode("utf-8", "backslashreplace")
@@ -77,18 +78,18 @@ class ServiceManager:
             pass
 
     def status(self, text: str) -> None:
-        """The line that `systemctl status` shows, sent if it is another one than before."""
+        """Send the line that `systemctl status` shows, if it has changed."""
         if text != self._status:
             self._status = text
             self.notify(f"STATUS={text}")
 
     def ready(self, status: str) -> None:
-        """Started, or done with reloading."""
+        """Send that the start, or a reload, is done."""
         self._status = status
         self.notify("READY=1", f"STATUS={status}", patience_seconds=_SEND_SECONDS)
 
     def reloading(self, status: str) -> None:
-        """Settings are being read again, or the program is being replaced; `ready` ends it."""
+        """Send that a reload or an upgrade has begun; `ready` ends it."""
         self._status = status
         self.notify(
             "RELOADING=1",
@@ -98,16 +99,17 @@ class ServiceManager:
         )
 
     def stopping(self, status: str) -> None:
+        """Send that the stop has begun."""
         self._status = status
         self.notify("STOPPING=1", f"STATUS={status}", patience_seconds=_SEND_SECONDS)
 
     def is_well(self) -> None:
-        """Feeds the watchdog, about once a second however often it is called."""
+        """Feed the watchdog, at most once a second."""
         if self.watchdog_seconds < math.inf:
             self._sign("WATCHDOG=1")
 
     def needs_time(self) -> None:
-        """Feeds the watchdog in a start or stop that takes long, and asks for its timeout to be put off."""
+        """Feed the watchdog in a long start or stop, and extend the timeout of that, at most once a second."""
         self._sign("WATCHDOG=1", f"EXTEND_TIMEOUT_USEC={_EXTENSION_SECONDS * 1_000_000}")
 
     def _sign(self, *fields: str) -> None:
@@ -117,18 +119,18 @@ class ServiceManager:
             self.notify(*fields)
 
     def keep(self, name: str, fds: Sequence[int]) -> None:
-        """Leaves copies of file descriptors with the manager: the next process gets them if this one crashes."""
+        """Give the manager copies of descriptors, which the next process gets if this one crashes."""
         for start in range(0, len(fds), MAX_FDS):
             some = fds[start : start + MAX_FDS]
             self.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=some, patience_seconds=_SEND_SECONDS)
 
     def drop(self, name: str) -> None:
-        """Has the manager close what it was given to keep under that name."""
+        """Have the manager close the descriptors that it keeps under a name."""
         self.notify("FDSTOREREMOVE=1", f"FDNAME={name}", patience_seconds=_SEND_SECONDS)
 
 
 def take_inheritance(environ: MutableMapping[str, str]) -> Inheritance:
-    """What was handed over. Only the first who asks gets it."""
+    """Return all that was handed to this process, and remove it from the environment."""
     is_ours = environ.pop("LISTEN_PID", "") == str(os.getpid())
     count = environ.pop("LISTEN_FDS", "0")
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
@@ -138,7 +140,7 @@ def take_inheritance(environ: MutableMapping[str, str]) -> Inheritance:
     fds = range(_FIRST_FD, _FIRST_FD + int(count))
     names += ["unknown"] * (len(fds) - len(names))
     for fd in fds:
-        with contextlib.suppress(OSError):  # one that was named and not handed over is found out where it is used
+        with contextlib.suppress(OSError):  # a descriptor that is named and not open fails where it is used
             os.set_inheritable(fd, False)
     return Inheritance(
         [InheritedFd(name, fd) for name, fd in zip(names, fds, strict=False)], [int(pid) for pid in children]
@@ -146,16 +148,20 @@ def take_inheritance(environ: MutableMapping[str, str]) -> Inheritance:
 
 
 def become_new_program(inheritance: Inheritance, *arguments: str) -> NoReturn:
-    """Executes this process's own command line again, as it is installed now, with further arguments.
+    """Execute this process's command line again with the installed program, and with further arguments.
 
-    The process id stays, and so do children and signals that are blocked or pending. Whatever else is open is closed.
+    Process id, children, and blocked and pending signals stay. All other open files are closed.
+
+    Args:
+        inheritance: descriptors and children for the new program.
+        arguments: appended to the command line.
 
     Raises:
-        OSError: it cannot be executed. This process is as it was.
+        OSError: the program cannot be executed. This process is unchanged.
     """
     above = _FIRST_FD + len(inheritance.fds)
     moved: list[int] = []
-    replaced: dict[int, int] = {}  # what this process has there itself
+    replaced: dict[int, int] = {}  # copies of this process's own descriptors at these numbers
     environ = os.environ | {
         "LISTEN_PID": str(os.getpid()),
         "LISTEN_FDS": str(len(inheritance.fds)),
@@ -169,7 +175,7 @@ def become_new_program(inheritance: Inheritance, *arguments: str) -> NoReturn:
             replaced[place] = _copy(place, above)
             os.dup2(fd, place)
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:], *arguments], environ)
-    finally:  # it failed
+    finally:  # reached only if it failed
         for place, copy in replaced.items():
             os.close(place)
             if copy >= 0:
@@ -180,7 +186,7 @@ def become_new_program(inheritance: Inheritance, *arguments: str) -> NoReturn:
 
 
 def _copy(fd: int, above: int) -> int:
-    """A copy of a descriptor that is above a number; -1 if there is none to copy."""
+    """Copy a descriptor to a number of at least `above`, and return that; -1 if the descriptor is not open."""
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)
     except OSError as error:

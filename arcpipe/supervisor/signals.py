@@ -1,6 +1,6 @@
-"""The signals that the supervisor waits for, held back from the first moment on.
+"""The signals that the supervisor waits for, blocked from the first moment on.
 
-The first process of a container gets no signal that it neither handles nor blocks: the kernel drops it. So this room
+The first process of a container gets no signal that it neither handles nor blocks: the kernel drops it. So this module
 imports nothing that takes time to load.
 """
 
@@ -13,9 +13,9 @@ SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal
 
 
 def hold() -> None:
-    """Has them wait until somebody asks for them with sigtimedwait(2).
+    """Block the signals, so that they wait for sigtimedwait(2).
 
-    Whoever starts a process may ignore SIGCHLD, and it inherits that: waitpid(2) tells of no child's end then.
+    Also restore the default of SIGCHLD: a process may inherit that it is ignored, and waitpid(2) then reports nothing.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -1,9 +1,9 @@
-"""Whether a start would do, tried out in a process that ends afterwards: `serve --check`, `config check`, an upgrade.
+"""A trial of a start, in a process that ends afterwards: `serve --check`, `config check`, an upgrade.
 
-All that can stop a start is tried as the start does it: settings, libraries, open files, tokens, certificate, access
-log, WAL directory, lock, node, addresses. A running supervisor has the installed version tried so with its sockets and
-its lock in hand (see `supervisor.upgrade`). New sockets that were bound for it go back to the supervisor, so that
-nobody can take these addresses any more.
+Every step that can stop a start is tried in the same way: settings, libraries, open files, tokens, certificate, access
+log, WAL directory, lock, node, addresses. For an upgrade, the supervisor runs the installed version so, and gives it
+its sockets and its lock (see `supervisor.upgrade`). The trial sends new sockets back to the supervisor, so that no
+other program can take their addresses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from arcpipe import __version__
 from arcpipe.access import reload
 from arcpipe.counters import Counters
 from arcpipe.errors import ArcpipeError, InstanceLocked
-from arcpipe.supervisor.listeners import Listeners, raise_file_limit
+from arcpipe.supervisor.file_limit import raise_file_limit
+from arcpipe.supervisor.listeners import Listeners
 from arcpipe.supervisor.service_manager import MAX_FDS, Inheritance, InheritedFd
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.probe import probe
@@ -25,16 +26,22 @@ from arcpipe.wal.probe import probe
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
 
-# Names of what is handed from one process to the next: the directory's lock, and the way back for new sockets.
+# Names of descriptors that one process hands to the next: the directory's lock, and the socket to send new ones back.
 LOCK: Final = "lock"
 WAY_BACK: Final = "way-back"
 
 
 def check(settings: Settings, inheritance: Inheritance) -> str:
-    """Tries everything that a start would do; says in a line what was found good.
+    """Try everything that a start would do.
+
+    Args:
+        inheritance: descriptors of the supervisor that would be replaced; empty if there is none.
+
+    Returns:
+        One line that says what would work.
 
     Raises:
-        ArcpipeError: a start would be refused with this text, or an upgrade would.
+        ArcpipeError: a start, or an upgrade, would be refused with this text.
     """
     raise_file_limit(settings.server.max_connections)
     reload.check(settings)
@@ -57,17 +64,17 @@ def check(settings: Settings, inheritance: Inheritance) -> str:
         listeners.check(int(holder) if holder.isdigit() else 0)
     if holder:
         return (
-            f"arcpipe {__version__} could take over from the one that runs (pid {holder}): SIGUSR2 makes it do so. "
-            "A second one beside it would be refused."
+            f"arcpipe {__version__} could take over from the running one (pid {holder}): send it SIGUSR2. "
+            "A second one would be refused while that one runs."
         )
     return f"arcpipe {__version__} would start."
 
 
 def counters_for(settings: Settings) -> Counters:
-    """The shared memory that an instance needs.
+    """Make the shared memory of an instance.
 
     Raises:
-        OSError: there is not so much.
+        OSError: the machine does not have that much memory.
     """
     # Any token may have limits after a reload.
     may_limit = settings.auth.enabled or settings.limits.per_address.any
@@ -75,27 +82,27 @@ def counters_for(settings: Settings) -> Counters:
 
 
 def cannot_start(error: OSError, settings: Settings) -> ArcpipeError:
-    """What a start says of an error that it has no other words for."""
+    """Return the error of a start that failed for a reason without a text of its own."""
     where = f" (wal.dir = {settings.wal.dir})" if error.filename is None else ""
     return ArcpipeError(f"cannot start: {error}{where}")
 
 
 def _bind_for_another(listeners: Listeners, inheritance: Inheritance, back_fd: int) -> None:
-    """Binds what the next program in another process will listen on, and sends it there."""
+    """Bind the sockets that the next program in another process will listen on, and send the new ones there."""
     inherited = [one for one in inheritance.fds if one.name not in (LOCK, WAY_BACK)]
     try:
         listeners.bind(inherited)
     except BaseException:
         listeners.remove_made_files()
         raise
-    # What cannot be sent is closed with this process, and the next program binds it itself.
+    # A socket that cannot be sent is closed when this process ends; the next program binds it itself.
     with contextlib.suppress(OSError), socket.socket(fileno=back_fd) as back:
         back.setblocking(False)
         send_fds(back, listeners.made)
 
 
 def send_fds(back: socket.socket, fds: list[InheritedFd]) -> None:
-    """Sends file descriptors with their names, for `receive_fds`."""
+    """Send file descriptors with their names, for `receive_fds`."""
     for name in dict.fromkeys(one.name for one in fds):
         named = [fd for other, fd in fds if other == name]
         for start in range(0, len(named), MAX_FDS):
@@ -103,7 +110,7 @@ def send_fds(back: socket.socket, fds: list[InheritedFd]) -> None:
 
 
 def receive_fds(back: socket.socket) -> list[InheritedFd]:
-    """What was sent so far; the descriptors are closed when another program is executed."""
+    """Return the descriptors that `send_fds` has sent so far. They are closed when another program is executed."""
     found: list[InheritedFd] = []
     back.setblocking(False)
     with contextlib.suppress(BlockingIOError):
@@ -112,6 +119,6 @@ def receive_fds(back: socket.socket) -> list[InheritedFd]:
             if not name:
                 break
             for fd in fds:
-                os.set_inheritable(fd, False)  # `recv_fds` does not hand flags on
+                os.set_inheritable(fd, False)  # `recv_fds` ignores flags
                 found.append(InheritedFd(name.decode(), fd))
     return found

@@ -1,11 +1,11 @@
 """The file of a Unix socket: made with its mode and owner, taken over from a process that crashed, removed at the end.
 
-The kernel leaves the file behind when its listener dies, and it cannot be bound again. A connection tells whether it is
-stale: it is refused where nobody listens. Two instances that start at once could both see that, and the later one would
-remove the other's new file. So whoever binds or removes PATH holds a lock on PATH.lock (flock(2)), for as long as it
-listens. The lock's file stays: who removes a lock makes two of it.
+The kernel leaves the file when its listener dies, and then nobody can bind the path. A trial connection is refused if
+the file is stale. If two instances start at once, both could see that, and the later one would remove the other's new
+file. So the process that binds or removes PATH holds a lock on PATH.lock (flock(2)) while it listens. The lock's file
+stays: if it were removed, two processes could each lock a file of that name.
 
-This room knows files and sockets, nothing of arcpipe's processes.
+This module knows files and sockets, nothing of arcpipe's processes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from typing import Final
 from arcpipe.errors import ArcpipeError
 from arcpipe.supervisor import holders
 
-# For an instance that was killed and is still going away: its processes die within milliseconds.
+# Longest wait for the lock of an instance that was killed; its processes take milliseconds to die.
 _DYING_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.02
-_PRIVATE: Final = 0o177  # umask: until it has its owner nobody else may connect
-# What a connection to a listener meets that is there: success, or a queue that is full.
+_PRIVATE: Final = 0o177  # umask: nobody else may connect before the file has its owner
+# Results of connecting to a path that somebody listens on: success, or a full queue.
 _LISTENED_ON: Final = (0, errno.EAGAIN, errno.EINPROGRESS)
 
 
 class SocketFile:
-    """The right to be the one that listens at a path."""
+    """The lock of a path, and the socket's file there."""
 
     def __init__(self, path: str, lock_fd: int) -> None:
         self.path = path
@@ -41,7 +41,7 @@ class SocketFile:
         self._identity: tuple[int, int] | None = None  # device and inode of the file that is ours
 
     def bind(self, mode: str, owner: str, backlog: int) -> socket.socket:
-        """A socket that listens at the path, in the place of a stale one.
+        """Replace a stale file at the path by a new one, and return the listening socket.
 
         Raises:
             ArcpipeError: the path is in use, or cannot be bound.
@@ -65,7 +65,7 @@ class SocketFile:
         return listener
 
     def give(self, mode: str, owner: str) -> None:
-        """Gives the file its mode and owner.
+        """Give the file its mode and owner.
 
         Raises:
             OSError: this process may not.
@@ -76,7 +76,7 @@ class SocketFile:
         os.chmod(self.path, int(mode, 8))
 
     def own(self) -> bool:
-        """Takes note of the file that is there as the one of this process. False if there is no socket."""
+        """Note that the file at the path is this process's own. Return False if there is no socket."""
         with contextlib.suppress(OSError):
             status = os.lstat(self.path)
             if stat.S_ISSOCK(status.st_mode):
@@ -85,14 +85,14 @@ class SocketFile:
         return False
 
     def remove(self) -> None:
-        """Removes the file, unless somebody has put another one in its place."""
+        """Remove the file, unless somebody has replaced it."""
         with contextlib.suppress(OSError):
             status = os.lstat(self.path)
             if (status.st_dev, status.st_ino) == self._identity:
                 os.unlink(self.path)
 
     def release(self) -> None:
-        """Gives the lock back, as far as this process holds it."""
+        """Close this process's descriptor of the lock."""
         if self.lock_fd >= 0:
             os.close(self.lock_fd)
             self.lock_fd = -1
@@ -106,10 +106,10 @@ class SocketFile:
 
 
 def lock(path: str, inherited_fds: list[int]) -> SocketFile:
-    """Takes a path for this process.
+    """Lock a path for this process.
 
     Args:
-        inherited_fds: locks that this process took as another program; the one of this path is taken out.
+        inherited_fds: locks that the former program in this process took; the one of this path is removed from them.
 
     Raises:
         ArcpipeError: another instance has it, or its lock cannot be opened.
@@ -140,13 +140,13 @@ def lock(path: str, inherited_fds: list[int]) -> SocketFile:
 
 
 def check(path: str, owner: str, running_pid: int = 0) -> None:
-    """Looks whether a socket could be made at a path, and changes nothing.
+    """Check whether a socket could be made at a path, and change nothing.
 
     Args:
-        running_pid: of an instance that may listen there, as it is the one to take it over from.
+        running_pid: the instance to take over from, which may listen there; 0 if there is none.
 
     Raises:
-        ArcpipeError: it could not.
+        ArcpipeError: no socket could be made.
     """
     if _is_socket(path) and not holders.holds_path(running_pid, path):
         _refuse_if_listened_on(path)
@@ -161,7 +161,7 @@ def check(path: str, owner: str, running_pid: int = 0) -> None:
 
 
 def _refuse_if_locked(path: str, running_pid: int) -> None:
-    """Raises ArcpipeError if the lock of a path cannot be had by a start."""
+    """Raise ArcpipeError if a start could not get the lock of a path."""
     try:
         fd = os.open(lock_name(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -187,7 +187,7 @@ def _held(path: str) -> ArcpipeError:
 
 
 def _refuse_if_listened_on(path: str) -> None:
-    """Raises ArcpipeError if another process listens at a path where there is a socket."""
+    """Raise ArcpipeError if another process listens on the socket at a path."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         answer = probe.connect_ex(path)
@@ -201,7 +201,11 @@ def _refuse_if_listened_on(path: str) -> None:
 
 
 def _is_socket(path: str) -> bool:
-    """Whether there is a socket at a path; False if there is nothing. Raises ArcpipeError if there is another file."""
+    """Tell whether there is a socket at a path.
+
+    Raises:
+        ArcpipeError: there is another kind of file.
+    """
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -209,17 +213,21 @@ def _is_socket(path: str) -> bool:
     except OSError as error:
         raise _cannot(path, error) from error
     if not stat.S_ISSOCK(status.st_mode):
-        raise ArcpipeError(f"cannot listen on unix:{path}: there is a file that is no socket; remove it")
+        raise ArcpipeError(f"cannot listen on unix:{path}: a file that is not a socket is there; remove it")
     return True
 
 
 def lock_name(path: str) -> str:
-    """The file whose lock is the right to a path."""
+    """Return the name of the file that is locked for a path."""
     return f"{path}.lock"
 
 
 def _ids(owner: str) -> tuple[int, int]:
-    """User and group of `USER:GROUP`, -1 for one that is left out. Raises ArcpipeError if one is not known."""
+    """Return the ids of user and group in `USER:GROUP`; -1 for one that is left out.
+
+    Raises:
+        ArcpipeError: there is no such user or group.
+    """
     user, _, group = owner.partition(":")
     try:
         uid = -1 if not user else int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
@@ -231,6 +239,6 @@ def _ids(owner: str) -> tuple[int, int]:
 
 def _cannot(path: str, error: OSError) -> ArcpipeError:
     return ArcpipeError(
-        f"cannot listen on unix:{path}: {error.strerror or error}. Its directory has to be there, and the server's "
-        "user has to be allowed to write to it, and to give the file to its owner"
+        f"cannot listen on unix:{path}: {error.strerror or error}. Its directory must exist, and the server's user "
+        "must be allowed to write to it, and to give the file to its owner"
     )

@@ -1,12 +1,12 @@
-"""Becoming the installed version, with a way back at every step.
+"""An upgrade to the installed version, with a way back at every step.
 
-    tried     the installed version tries the whole start in a process of its own (`supervisor.startup`); the supervisor
-              goes on meanwhile. Whatever it does not like is said, and nothing has changed.
-    ready     the uploader ends, the workers serve. What the trial has bound is in the supervisor's hands.
-    executed  the new program has sockets, lock and workers of the former one. As long as it cannot start, these workers
-              serve, and it executes itself again, with settings and code as they are by then. Only then it ends them.
+    tried     The installed version tries the whole start in a process of its own (`supervisor.startup`), while the
+              supervisor goes on. If the trial fails, its reason is logged, and nothing has changed.
+    ready     The uploader ends, and the workers serve. The supervisor holds the sockets that the trial has bound.
+    executed  The new program has sockets, lock and workers of the former one. While it cannot start, these workers
+              serve, and it executes itself again with the then present settings and code. Once it can, it ends them.
 
-This room knows processes and what is handed over; it must not know what a worker does.
+This module knows processes and descriptors; it must not know the work of a worker.
 """
 
 from __future__ import annotations
@@ -37,21 +37,25 @@ from arcpipe.supervisor.startup import WAY_BACK, receive_fds
 
 log = logging.getLogger(__name__)
 
-# The installed version has so long to try the start: a name server that does not answer, a slow disk.
+# Time limit of a trial, which may meet a name server that does not answer, or a slow disk.
 _TRIAL_SECONDS: Final = 20.0
-# Of what it says when it refuses; more is no explanation.
+# Bytes of a failed trial's output that are logged at most.
 _MAX_REASON_BYTES: Final = 4096
-# Between two tries of a new program that cannot start while the former workers serve.
+# Pause between two starts of a new program that cannot start, while the former workers serve.
 _PAUSE_SECONDS: Final = 2.0
-# Workers get so long to answer what is in flight and seal before they are killed; nothing acknowledged is lost then.
+# Workers get this time to answer requests in flight and to seal; then they are killed, and recovery seals.
 WORKER_STOP_SECONDS: Final = 15.0
 
 
 class Trial:
-    """The installed version, asked whether it would start; at most one at a time."""
+    """A trial of the installed version, in a process of its own; one at a time."""
 
     def __init__(self, fork: Callable[[str, Callable[[], int]], int]) -> None:
-        """Args: fork: runs something in a child of this process; its pid."""
+        """Start without a trial.
+
+        Args:
+            fork: runs a function in a child with a name, and returns its pid.
+        """
         self._fork = fork
         self._pid = 0
         self._deadline = 0.0
@@ -62,13 +66,17 @@ class Trial:
 
     @property
     def is_running(self) -> bool:
+        """Whether a trial is running."""
         return self._pid != 0
 
     def begin(self, handed_over: list[InheritedFd]) -> None:
-        """Starts it with what the next program in this process would have.
+        """Start a trial.
+
+        Args:
+            handed_over: descriptors for the next program in this process.
 
         Raises:
-            OSError: there is no room for another process, or for its files.
+            OSError: the machine allows no further process or file.
         """
         assert not self._pid, "BUG: a trial is running"
         self.forget()
@@ -90,7 +98,7 @@ class Trial:
         self._deadline = time.monotonic() + _TRIAL_SECONDS
 
     def note_end(self, pid: int, status: int) -> bool:
-        """Takes note of a process that has ended; whether that was the trial and went well."""
+        """Note a process that ended. Return True if it was the trial, and it succeeded."""
         if pid != self._pid:
             return False
         self._pid = 0
@@ -106,7 +114,7 @@ class Trial:
         return status == 0
 
     def _reason(self) -> str:
-        """The last of what it said. Warnings may come before; the last words have the program's name."""
+        """Return the last message of the trial. Warnings may precede it; the message begins with the program's name."""
         size = os.fstat(self._output).st_size
         data = os.pread(self._output, _MAX_REASON_BYTES, max(0, size - _MAX_REASON_BYTES))
         said = data.decode(errors="replace")
@@ -114,27 +122,27 @@ class Trial:
         return (reason if found else said).strip()
 
     def take_made(self) -> list[InheritedFd]:
-        """The sockets that it has bound; whoever takes them has to close them."""
+        """Return the sockets that the trial has bound. The caller must close them."""
         made, self._made = self._made, []
         return made
 
     def look(self, now: float) -> None:
-        """Ends one that takes too long."""
+        """End a trial that takes too long."""
         if self._pid and now > self._deadline and not self._problem:
-            self._problem = f"it takes longer than {_TRIAL_SECONDS:g} s to say so"
+            self._problem = f"its trial takes longer than {_TRIAL_SECONDS:g} s"
             os.kill(self._pid, signal.SIGKILL)
 
     def forget(self) -> None:
-        """Gives up a trial, or what one has made."""
+        """End a running trial, and discard the sockets that one has bound."""
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
-            self._pid = 0  # whoever waits for children finds it
+            self._pid = 0  # the supervisor's own waitpid collects it
         discard(self.take_made())
         self.close()
         self._problem = ""
 
     def close(self) -> None:
-        """Closes what this process has open of it. To be called in other children, too."""
+        """Close this process's descriptors of the trial. Other children call it, too."""
         if self._back is not None:
             self._back.close()
             self._back = None
@@ -144,13 +152,13 @@ class Trial:
 
 
 class Former:
-    """What the program that this process was has left: sockets, locks, and workers that still serve."""
+    """The remains of the program that this process executed before: sockets, locks, and workers that still serve."""
 
     def __init__(self, inheritance: Inheritance, manager: ServiceManager) -> None:
         self._inheritance = inheritance
         self.manager = manager
         self.has_workers = bool(inheritance.children)
-        # The originals are closed by whoever has no use for them; these are for another try.
+        # The start closes originals that it does not need; the copies are for the next try.
         self._copies = (
             [InheritedFd(name, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, fd)) for name, fd in inheritance.fds]
             if self.has_workers
@@ -158,24 +166,24 @@ class Former:
         )
 
     def fds(self, name: str) -> list[int]:
-        """Those of a name."""
+        """Return the descriptors with a name."""
         return [fd for other, fd in self._inheritance.fds if other == name]
 
     def others(self, name: str) -> list[InheritedFd]:
-        """All but those of a name; whoever takes them has to close them."""
+        """Return all descriptors but those with a name. The caller must close them."""
         return [one for one in self._inheritance.fds if one.name != name]
 
     def copies(self, name: str) -> list[int]:
-        """Further descriptors of those of a name; whoever takes them has to close them."""
+        """Return copies of the descriptors with a name. The caller must close them."""
         return [os.dup(fd) for fd in self.fds(name)]
 
     def close(self, name: str) -> None:
-        """Closes those of a name."""
+        """Close the descriptors with a name."""
         for fd in self.fds(name):
             os.close(fd)
 
     def end_workers(self) -> None:
-        """Ends them, once: from now on there is no way back, and connections wait in their queues."""
+        """End the former workers, if there are any. Afterwards there is no way back, and connections wait in queues."""
         if not self.has_workers:
             return
         self.has_workers = False
@@ -187,11 +195,17 @@ class Former:
             workers.append(Child("worker of the former version", lambda: 0, lambda: True, []))
             workers[-1].pid = pid
         stop(workers, WORKER_STOP_SECONDS, {signal.SIGCHLD}, self.manager.needs_time)
-        while any(worker.pid for worker in workers):  # one that cannot be killed still has its slot
-            stop(workers, 0.0, {signal.SIGCHLD}, lambda: None)  # and the watchdog is not fed for it
+        while any(worker.pid for worker in workers):  # a worker that cannot be killed still owns its slot
+            stop(workers, 0.0, {signal.SIGCHLD}, lambda: None)  # does not feed the watchdog
 
     def execute_again(self, reason: Exception) -> None:
-        """Waits a moment and becomes the installed program anew; returns if it is to stop, with the workers ended."""
+        """Wait _PAUSE_SECONDS and execute the installed program again.
+
+        It returns only after a signal to stop, when the workers have ended.
+
+        Args:
+            reason: the error of the start that failed.
+        """
         is_expected = isinstance(reason, (ArcpipeError, OSError))
         log.error(
             "the new version cannot start yet, the former workers serve: %s; trying again in %g s",
@@ -214,7 +228,7 @@ class Former:
 
 
 def started(start: Callable[[Former], int]) -> int:
-    """Runs a start, again and again if it fails while workers of a former program serve; the exit code."""
+    """Run a start, and return its exit code. If it fails while workers of a former program serve, run it again."""
     signals.hold()
     former = Former(take_inheritance(os.environ), ServiceManager(os.environ))
     try:

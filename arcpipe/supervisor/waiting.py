@@ -1,9 +1,9 @@
-"""Since when each segment waits for its upload: how far behind the store is, in a clock that nobody sets.
+"""The time at which each segment's wait for its upload began, in the steady clock.
 
-A segment's own timestamps are of the time of day, as it was then. As soon as the machine's clock is set, they say
-nothing about how long ago that was. So the supervisor notes the first record of each segment while its worker writes
-it. Only of a segment that it has never seen so (of a former process, or sealed within a moment) it takes the file's own
-word, once, by the clock as it is at that moment.
+A segment's own timestamps are times of day. If somebody sets the machine's clock, they no longer tell the age of the
+segment. So the supervisor notes the time of the first record while the worker writes the segment. For a segment that it
+never saw active (of an earlier run, or sealed within a moment) it converts the file's own time once, when it first sees
+the file.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from arcpipe.counters import Counters, Worker
 from arcpipe.wal.directory import ACTIVE, SegmentFile, SegmentName
 from arcpipe.wal.reader import first_timestamp
 
-# Segments that no listing shows are remembered for a while: those that are being sealed, which a sick disk makes long.
+# Segments that are in no listing and are still remembered, such as those being sealed, which a failing disk delays.
 _UNLISTED: Final = 1024
 
 
 class _Since(NamedTuple):
-    us: int  # steady
-    is_sure: bool = True  # False: of the file's modification, which is a little too late
-    ahead: int = 0  # of the time of day, as it was when the file was seen first
+    us: int  # of the steady clock
+    is_sure: bool = True  # False: it is the file's modification time, which is a little too late
+    ahead: int = 0  # µs by which the time of day was ahead when the file was first seen
 
 
 class Waiting:
-    """The segments that the supervisor knows, and since when each waits."""
+    """The segments that the supervisor knows, and the time since when each waits."""
 
     def __init__(self, counters: Counters) -> None:
         self._blocks = [counters.worker(slot) for slot in range(1, counters.workers + 1)]
         self._since: dict[SegmentName, _Since] = {}
 
     def note_active(self) -> None:
-        """Takes note of the segments that workers write. To be called a few times a second, before `oldest`."""
+        """Note the active segments of all workers. Call it a few times a second, before `oldest`."""
         for slot, block in enumerate(self._blocks, 1):
             first = block[Worker.SEGMENT_FIRST_US]
             seq, created = block[Worker.SEGMENT_SEQ], block[Worker.SEGMENT_CREATED_US]
-            if first and seq and first == block[Worker.SEGMENT_FIRST_US]:  # else it is being changed
+            if first and seq and first == block[Worker.SEGMENT_FIRST_US]:  # otherwise the worker is changing it
                 self._since[SegmentName.at(slot, created, seq)] = _Since(first)
 
     def being_sealed(self, files: Iterable[SegmentFile]) -> list[SegmentFile]:
-        """Those that their workers have left for the next one, and that are active all the same.
+        """Select active segments that their workers no longer write.
 
-        They are being sealed in the background, which a slow disk makes long, or recovered.
+        A thread of the worker seals them, which a slow disk delays, or they are being recovered.
         """
         current = [block[Worker.SEGMENT_SEQ] for block in self._blocks]
         return [
@@ -56,10 +56,11 @@ class Waiting:
         ]
 
     def oldest(self, sealed: Sequence[SegmentFile], left: Sequence[SegmentFile]) -> int:
-        """Since when the oldest record of these waits, in µs of the steady clock; 0 if there is none.
+        """Return the time since when the oldest record waits, in µs of the steady clock; 0 if there is none.
 
         Args:
-            left: segments that are being sealed, or of dead workers. Their heads are not read.
+            sealed: segments that wait for the uploader.
+            left: segments that are being sealed, or of dead workers. This does not read them.
         """
         known = self._since
         found = {file.name: known[file.name] if file.name in known else _of_left(file) for file in left}
@@ -71,7 +72,7 @@ class Waiting:
         return oldest
 
     def _look_into_one(self, sealed: Sequence[SegmentFile], found: dict[SegmentName, _Since]) -> None:
-        """Makes sure of one segment, the oldest of those that are not sure: a backlog may have thousands."""
+        """Read the first timestamp of one unsure segment, the oldest: a backlog may have thousands of them."""
         unsure = [file for file in sealed if not found[file.name].is_sure]
         if not unsure:
             return
@@ -83,7 +84,7 @@ class Waiting:
         except FileNotFoundError:  # uploaded since the listing
             del found[file.name]
             return
-        except OSError:  # the uploader tells it; the file's own time is not far off
+        except OSError:  # the uploader logs it; the file's modification time is close enough
             first = 0
         if first:
             us = _not_ahead(first - since.ahead)
@@ -92,7 +93,7 @@ class Waiting:
 
 def _of_sealed(file: SegmentFile) -> _Since:
     ahead = ahead_us()
-    # What was replayed counts from its copy.
+    # A replayed segment (slot 0) waits since it was copied.
     return _Since(_not_ahead(int(file.modified * 1e6) - ahead), is_sure=not file.name.slot, ahead=ahead)
 
 
@@ -101,5 +102,5 @@ def _of_left(file: SegmentFile) -> _Since:
 
 
 def _not_ahead(us: int) -> int:
-    """A time that has come, whatever a clock said."""
+    """Limit a time to the present: a clock that was set may give one in the future."""
     return max(1, min(us, steady_us()))

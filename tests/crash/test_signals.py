@@ -92,11 +92,11 @@ def test_an_upgrade_to_what_would_not_start_is_refused_and_nothing_changes(tmp_p
 def test_nobody_else_can_take_the_log_during_an_upgrade_and_a_stop_waits_for_its_end(tmp_path: Path) -> None:
     with Server(tmp_path, server_workers=1) as server:
         os.kill(server.pid, signal.SIGUSR2)
-        wait_until(lambda: "making place for the installed version" in server.log, "the upgrade to begin")
+        wait_until(lambda: "making way for the installed version" in server.log, "the upgrade to begin")
         server.send_signal(signal.SIGTERM)
         assert server.exit_code() == 0
         server.assert_nobody_left()
-        assert server.log.count(" starting, log in ") == 2
+        assert server.log.count(" starting, WAL in ") == 2
         assert "in use by another" not in server.log
 
 

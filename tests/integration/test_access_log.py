@@ -173,7 +173,7 @@ def test_a_pipe_that_nobody_reads_costs_lines_and_no_request_waits(tmp_path: Pat
                 for _ in range(50):
                     assert client.receive().status == 404
         wait_until(lambda: metric(server, "arcpipe_access_log_dropped_lines_total") > 500, "lines to be dropped")
-        wait_until(lambda: "whoever takes the lines is too slow" in server.log, "the warning")
+        wait_until(lambda: "the disk, or the reader of the lines, is too slow" in server.log, "the warning")
         assert server.post(V2, BODY).status == 202
         server.stop()  # it does not wait for the reader
     os.close(reader)

@@ -368,7 +368,7 @@ def test_the_log_level_changes_at_reload_in_every_process(tmp_path: Path) -> Non
         server.wait_for_rows(1)
         config.write_text('[log]\nlevel = "ERROR"\n[parquet]\nkeep_nanoseconds = true\n')
         os.kill(server.pid, signal.SIGHUP)
-        wait_until(lambda: "what has changed in parquet.keep_nanoseconds takes effect at the next" in server.log, "it")
+        wait_until(lambda: "changes of parquet.keep_nanoseconds take effect at the next" in server.log, "it")
         shipped = server.log.count("shipped")
 
         def ships_silently() -> bool:

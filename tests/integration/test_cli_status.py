@@ -92,7 +92,7 @@ def test_a_healthy_server_is_shown_with_its_live_rates_and_exit_code_0(tmp_path:
         assert verdict == "good: Data is safe"
         assert "fdatasync" in promise
         facts = dict(line.split(maxsplit=1) for line in done.stdout.split("\n\n")[1].splitlines())
-        assert list(facts) == ["accepted", "acknowledged", "waiting", "uploaded", "uploader", "store", "log"]
+        assert list(facts) == ["accepted", "acknowledged", "waiting", "uploaded", "uploader", "store", "WAL"]
         assert re.match(r"[1-9][\d.,]* (k )?records/s, ", facts["accepted"])
         assert " ms, p99 " in facts["acknowledged"]
         assert facts["store"] == f"file://{server.lake}"
@@ -184,7 +184,7 @@ def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_pat
         # Whoever comes from elsewhere checks it as any client does.
         done = status("--url", server.url, cwd=tmp_path)
         assert done.returncode == 2
-        assert "its certificate is not to be trusted" in done.stderr
+        assert "its certificate is not trusted" in done.stderr
         trusted = status("--url", server.url, "--cacert", "cert.pem", cwd=tmp_path)
         assert (trusted.returncode, trusted.stderr) == (0, "")
         assert status("--cacert", "cert.pem", cwd=tmp_path, **of_settings).returncode == 0
@@ -202,8 +202,8 @@ def test_a_server_with_tls_is_trusted_by_the_certificate_of_the_settings(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--url", "127.0.0.1:8000"], "is no URL such as http://127.0.0.1:8000"),
-        (["--url", "ftp://x"], "is no URL"),
+        (["--url", "127.0.0.1:8000"], "is not a URL such as http://127.0.0.1:8000"),
+        (["--url", "ftp://x"], "is not a URL"),
         (["--token-file", "nowhere"], "--token-file: nowhere cannot be read: No such file or directory"),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_server_that_does_not_answer_is_exit_code_2(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{other.getsockname()[1]}"
         done = status_of_answer(other, b"{}", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "what answers is no arcpipe: " in done.stderr
+        assert "the answer is not that of an arcpipe: " in done.stderr
     done = status("--url", url, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"arcpipe: {url}: not answering: Connection refused\n"
@@ -266,7 +266,7 @@ def test_watching_goes_on_when_the_server_is_gone_and_when_it_is_back(tmp_path: 
     with Server(tmp_path, server_workers=1, server_port=free_port(), wal_enabled=False) as server:
         url = server.url
         terminal = Terminal("status", "--watch", "--url", url, cwd=tmp_path)
-        wait_until(lambda: "All is well, with the log off" in terminal.text, "the first picture")
+        wait_until(lambda: "All is well, with the WAL off" in terminal.text, "the first picture")
         with Load(server, 1, 0.01) as load:
             load.wait_for_requests(1)
             wait_until(lambda: "alpha" in terminal.text, "the database that is written to")
@@ -274,7 +274,7 @@ def test_watching_goes_on_when_the_server_is_gone_and_when_it_is_back(tmp_path: 
         wait_until(lambda: "Not answering since" in terminal.text, "the silence")
         position = len(terminal.text)
         server.start()
-        wait_until(lambda: "All is well, with the log off" in terminal.since(position), "the return")
+        wait_until(lambda: "All is well, with the WAL off" in terminal.since(position), "the return")
         assert terminal.end(signal.SIGINT) == 0
         server.stop()
         assert "Traceback" not in terminal.text

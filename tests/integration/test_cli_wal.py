@@ -160,7 +160,7 @@ def test_replay_takes_in_files_of_arc_once(tmp_path: Path) -> None:
     write_arc_file(source / "worker-2-20231114_221320.wal", 3)
     target = tmp_path / "node"
     assert "10 entries" in run("replay", source, cwd=tmp_path, WAL_DIR=str(target))
-    assert "no log files" in run("replay", source, cwd=tmp_path, WAL_DIR=str(target))
+    assert "no WAL files" in run("replay", source, cwd=tmp_path, WAL_DIR=str(target))
     records = [record for file in target.glob("*.sealed") for batch in WALReader(file).read_all() for record in batch]
     assert len(records) == 10
     assert {record["_database"] for record in records} == {"arc"}
@@ -303,7 +303,7 @@ def test_replay_of_a_file_that_cannot_be_read_leaves_it_and_takes_the_others(tmp
 
 def test_replay_refuses_the_nodes_own_log(wal: Path) -> None:
     write_segment(wal)
-    assert "own log" in run("replay", wal, code=1, WAL_DIR=str(wal))
+    assert "own WAL" in run("replay", wal, code=1, WAL_DIR=str(wal))
 
 
 class _Interrupted(Exception):

@@ -236,14 +236,14 @@ def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
     path.write_text("precious")
     done = serve_and_fail(tmp_path, server_port=0, server_listeners=json.dumps([unix(path)]))
     assert done.returncode == 1
-    assert "there is a file that is no socket; remove it" in done.stderr
+    assert "a file that is not a socket is there; remove it" in done.stderr
     assert path.read_text() == "precious"
 
 
 @pytest.mark.parametrize(
     ("path", "owner", "reason"),
     [
-        ("missing/main.sock", "", "No such file or directory. Its directory has to be there"),
+        ("missing/main.sock", "", "No such file or directory. Its directory must exist"),
         ("main.sock", "nobody-of-this-name", "owner 'nobody-of-this-name' of a Unix socket"),
     ],
 )

@@ -18,7 +18,7 @@ from arcpipe.config.settings import Settings
 from arcpipe.counters import REFUSAL_CODES, Counters
 from arcpipe.ingest.http.router import OPEN
 from arcpipe.ingest.worker import IngestWorker
-from arcpipe.monitoring import health, snapshot
+from arcpipe.monitoring import health, process_state, snapshot
 from arcpipe.wal.directory import Node
 from tests.harness import IS_LONG, ROOT, Server, environment
 
@@ -76,9 +76,9 @@ def test_it_has_every_field_of_the_status(document: dict[str, Any]) -> None:
         "Verdict": health.Verdict,
         "Issue": health.Issue,
         "Instance": snapshot.Snapshot,
-        "WorkerState": snapshot.WorkerState,
-        "UploaderState": snapshot.UploaderState,
-        "Distribution": snapshot.Distribution,
+        "WorkerState": process_state.WorkerState,
+        "UploaderState": process_state.UploaderState,
+        "Distribution": process_state.Distribution,
     }.items():
         assert list(schemas[name]["properties"]) == list(struct.__struct_fields__), name
         assert schemas[name]["required"] == list(struct.__struct_fields__), name

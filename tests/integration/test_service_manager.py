@@ -225,7 +225,7 @@ def test_the_watchdog_is_fed_while_all_is_well_and_children_that_hang_are_replac
             os.kill(pids[role], signal.SIGSTOP)
         for role in ("ingest 2", "uploader"):
             server.wait_for_successor(role, pids[role])
-            assert f"{role} (pid {pids[role]}) shows no sign of life; killing it" in server.log
+            assert f"{role} (pid {pids[role]}) has no heartbeat; killing it" in server.log
         assert server.pids()["ingest 1"] == pids["ingest 1"]
         fed = len(manager.values("WATCHDOG"))
         manager.wait_for("WATCHDOG", fed + 2)

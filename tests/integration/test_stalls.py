@@ -60,7 +60,7 @@ def test_a_victim_is_answered_beside(server: Server, name: str) -> None:
     assert seen["worst_ms"] is not None
     assert seen["worst_ms"] < WORST_MS
     assert server.pids()["ingest 1"] == worker
-    assert "sign of life" not in server.log
+    assert "has no heartbeat" not in server.log
     assert memory_kb(worker) < 700_000
 
 

@@ -481,5 +481,5 @@ def test_a_key_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
     make_certificate(tmp_path)
     (tmp_path / "key.pem").chmod(0o644)
     with tls_server(tmp_path, server_workers=1) as server:
-        assert "key.pem (server.tls_key) can be read by others; `chmod 600 key.pem` ends that" in server.log
+        assert "key.pem (server.tls_key) can be read by others: run `chmod 600 key.pem`" in server.log
         server.stop()

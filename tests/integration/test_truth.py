@@ -122,7 +122,7 @@ def test_nothing_is_taken_by_figures_that_nobody_measures_any_more(tmp_path: Pat
         assert server.get("/ready").status == 503
         assert server.get("/health").status == 200
         told = issues(server)
-        assert "no sign of life" in told["supervisor_down"]
+        assert "no heartbeat" in told["supervisor_down"]
         assert "arcpipe_backlog_bytes" not in metric_names(server)  # it would be old
         os.kill(server.pid, signal.SIGCONT)
         wait_until(lambda: "supervisor_down" not in issues(server), "the issue to be gone")

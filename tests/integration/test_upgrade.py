@@ -309,7 +309,7 @@ def test_beside_a_running_instance_a_check_says_whether_it_could_take_over(serve
 
     done = check("serve", "--check")
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"could take over from the one that runs (pid {server.pid})" in done.stdout
+    assert f"could take over from the running one (pid {server.pid})" in done.stdout
     server.configure(host="0.0.0.0")
     assert check("config", "check").returncode == 0
     with socket.socket() as taken:

@@ -151,9 +151,9 @@ def test_workers_that_are_stopped_are_replaced(machine: Machine) -> None:
     )
     wait_until(lambda: post(machine, 2) == 202, "a write")
     assert machine.processes()["supervisor"].pid == before["supervisor"].pid
-    assert "shows no sign of life; killing it" in machine.journal()
+    assert "has no heartbeat; killing it" in machine.journal()
     errors = machine.run("journalctl --unit arcpipe --priority err --output cat --no-pager")
-    assert "shows no sign of life; killing it" in errors
+    assert "has no heartbeat; killing it" in errors
     assert "[INFO]" not in errors
     assert not re.search(r"^<\d>", errors, re.MULTILINE)  # journald has taken it
     assert machine.show("NRestarts")["NRestarts"] == "0"
@@ -209,7 +209,7 @@ def test_an_upgrade_under_load_fails_no_write(machine: Machine) -> None:
     assert load.failures == []
     after = machine.processes()
     assert after["supervisor"].pid == before["supervisor"].pid
-    assert "making place for the installed version" in machine.journal()
+    assert "making way for the installed version" in machine.journal()
     machine.run("systemctl stop arcpipe")
     assert numbers(machine.lake) == sorted(load.acknowledged)
     machine.run("systemctl start arcpipe")

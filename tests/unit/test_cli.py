@@ -160,7 +160,7 @@ def test_variables_that_are_no_settings_are_warned_of_and_stop_nothing(tmp_path:
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
         "arcpipe: warning: environment ARCPIPE_PORT, ARCPIPE_SERVICE_HOST: not used. Kubernetes makes them for a "
-        "Service of such a name; enableServiceLinks: false in the pod ends that",
+        "Service of such a name; set enableServiceLinks: false in the pod to avoid them",
         "arcpipe: warning: environment ARCPIPE_WAL_DIRR: not used, as it is not a setting; did you mean "
         "ARCPIPE_WAL_DIR?",
     ]

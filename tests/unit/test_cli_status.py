@@ -97,7 +97,7 @@ def test_of_the_answer_of_another_version_the_outline_is_told(missing: list[str]
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"<html>", b'{"healthy": true}', b'{"healthy": 1, "instance": {}}'])
 def test_what_is_no_answer_of_any_version_is_told(body: bytes) -> None:
-    with pytest.raises(client.NotAnswering, match="what answers is no arcpipe: "):
+    with pytest.raises(client.NotAnswering, match="the answer is not that of an arcpipe: "):
         client.decode(body)
 
 
@@ -149,10 +149,10 @@ def facts_of(**fields: Any) -> dict[str, str]:
 def test_figures_that_nobody_measures_any_more_are_not_shown_as_those_of_now() -> None:
     facts = facts_of()
     assert facts["waiting"].startswith("5.00 MB in 0 segments, nothing waits; ")
-    assert "disk 60% used, 4.00 GB free of 10.0 GB" in facts["log"]
+    assert "disk 60% used, 4.00 GB free of 10.0 GB" in facts["WAL"]
     assert facts_of(wal_unlisted=True)["waiting"] == "not known: the WAL directory cannot be listed"
-    assert "disk 60% used" in facts_of(wal_unlisted=True)["log"]
+    assert "disk 60% used" in facts_of(wal_unlisted=True)["WAL"]
     for fields in ({"supervisor_alive": False, "measured_age_seconds": 75.0}, {"disk_total_bytes": 0}):
-        assert "disk not known" in facts_of(**fields)["log"]
+        assert "disk not known" in facts_of(**fields)["WAL"]
     hung = facts_of(supervisor_alive=False, measured_age_seconds=75.0)
     assert hung["waiting"] == "not known: nobody has measured it for 1 min 15 s"

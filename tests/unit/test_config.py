@@ -510,7 +510,7 @@ def test_what_kubernetes_makes_for_a_service_of_our_name_is_no_setting(service: 
     assert list(settings.effective()) == list(Settings().effective())
     [warning] = settings.warnings
     assert set(made) == set(re.findall(r"ARCPIPE_\w+", warning))
-    assert warning.endswith("enableServiceLinks: false in the pod ends that")
+    assert warning.endswith("set enableServiceLinks: false in the pod to avoid them")
     assert "10.96" not in warning
 
 

@@ -23,7 +23,7 @@ from arcpipe.counters import (
     pack_usage,
     unpack_usage,
 )
-from arcpipe.monitoring.snapshot import Distribution
+from arcpipe.monitoring.process_state import Distribution
 
 
 def test_what_a_forked_process_counts_is_seen_by_its_parent() -> None:

@@ -138,7 +138,7 @@ def test_a_certificate_is_told_of_before_it_ends_and_from_then_on(
     assert issue.message.startswith("the certificate of server.tls_cert expires in 13.0 days, at 20")
     [issue] = instance.issues(time=at + DAY)
     assert issue.severity == "critical"
-    assert issue.message.startswith("the certificate of server.tls_cert has expired 1.0 days ago, at 20")
+    assert issue.message.startswith("the certificate of server.tls_cert expired 1.0 days ago, at 20")
     assert instance.issues(time=at + 1000 * DAY)
 
     # Each day a line, and one when it is over, however often it is looked.

@@ -279,7 +279,7 @@ def test_nothing_that_was_found_moves_the_cursor(directory: WALDirectory) -> Non
 def test_the_command_refuses_a_code_that_there_is_not(directory: WALDirectory) -> None:
     done = CliRunner().invoke(app, ["ack", directory.path, "worker_down"])
     assert isinstance(done.exception, ArcpipeError)
-    assert "is nothing to acknowledge; use damaged_entries, " in str(done.exception)
+    assert "cannot be acknowledged; use damaged_entries, " in str(done.exception)
 
 
 def test_the_command_begins_a_damaged_record_anew_and_says_so(directory: WALDirectory) -> None:

@@ -235,7 +235,7 @@ def test_a_process_that_was_there_and_is_silent_is_down_however_short_the_instan
     counters.worker(1)[Field.HEARTBEAT_US] -= 90_000_000
     [found] = health.judge(snapshot.take(settings, counters, []))
     assert found.code == "worker_down"
-    assert re.search(r"has given no sign of life for (89|9\d) s$", found.message)
+    assert re.search(r"has sent no heartbeat for (89|9\d) s$", found.message)
 
 
 def test_the_latest_warning_comes_first_whatever_the_clock_said(settings: Settings, counters: Counters) -> None:

@@ -138,8 +138,8 @@ def test_a_check_leaves_nothing_and_sees_what_a_start_would(port: int, tmp_path:
     [
         ("no-such-host.invalid", "cannot listen on no-such-host.invalid port"),
         ("192.0.2.1", "Cannot assign requested address"),
-        (f"{'x' * 70}.example", "no host name"),
-        ("a..example", "no host name"),
+        (f"{'x' * 70}.example", "not a host name"),
+        ("a..example", "not a host name"),
     ],
 )
 def test_a_host_that_is_none_of_this_machine_is_refused_by_start_and_check(host: str, reason: str, port: int) -> None:

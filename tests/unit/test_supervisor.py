@@ -478,4 +478,4 @@ def test_another_directory_in_the_place_of_that_of_the_start_is_told(
         for _ in range(3):
             wal.backlog.measure()
     assert (wal.counters.node[Node.REPLACED], wal.counters.node[Node.UNLISTED]) == (1, 0)
-    assert caplog.text.count("is not the directory of the start any more") == 1
+    assert caplog.text.count("is another directory than at the start") == 1

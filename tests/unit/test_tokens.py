@@ -339,7 +339,7 @@ def test_a_file_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -
     path = tmp_path / "tokens.toml"
     tokens.add(str(path), a_token())
     path.chmod(mode)
-    with pytest.raises(TokensError, match="may write to it; `chmod 600"):
+    with pytest.raises(TokensError, match="may write to it: run `chmod 600"):
         tokens.read(str(path))
 
 
@@ -385,12 +385,12 @@ def test_an_expiry_is_a_span_a_date_or_never(text: str, when: datetime | None) -
 
 @pytest.mark.parametrize("text", ["", "90", "d", "-1d", "0d", "1.5h", "90 d", "2026-13-01", "tomorrow", "999999w"])
 def test_what_is_no_expiry_is_refused(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match=r"90d, 12h|is over already"):
+    with pytest.raises(typer.BadParameter, match=r"90d, 12h|is in the past"):
         parse_expiry(text, NOW)
 
 
 def test_an_expiry_that_is_over_is_refused() -> None:
-    with pytest.raises(typer.BadParameter, match="'2026-11-22' is over already"):
+    with pytest.raises(typer.BadParameter, match="'2026-11-22' is in the past"):
         parse_expiry("2026-11-22", NOW)
 
 
@@ -485,8 +485,8 @@ def test_a_whole_token_can_be_revoked_and_is_not_echoed(tmp_path: Path) -> None:
     ("options", "code", "message"),
     [
         (["create"], 2, "Missing option '--scope'"),
-        (["create", "--scope", "wirte"], 2, "'wirte' is no scope; use write, read, admin"),
-        (["create", "--scope", "write", "--expires", "soon"], 2, "'soon' is no time to expire at; use 90d"),
+        (["create", "--scope", "wirte"], 2, "'wirte' is not a scope; use write, read, admin"),
+        (["create", "--scope", "write", "--expires", "soon"], 2, "'soon' is not a time to expire at; use 90d"),
         (["create", "--scope", "write", "--database", "a/b"], 2, "'a/b' is no database name"),
         (["create", "--scope", "write", "--name", "a\nb"], 2, "printable"),
         (["list"], 1, "there is no tokens file tokens.toml: `arcpipe token create` makes it"),

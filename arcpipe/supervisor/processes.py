@@ -1,0 +1,142 @@
+"""The processes of an instance: how each is forked, and the heartbeats by which it is watched."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from setproctitle import setproctitle
+
+from arcpipe import logs
+from arcpipe.access.reload import Changeable
+from arcpipe.counters import Counters, Uploader, Worker
+from arcpipe.counters import Node as NodeBlock
+from arcpipe.ingest.worker import IngestWorker
+from arcpipe.supervisor.child import Child, Pulse, fork
+from arcpipe.supervisor.listeners import Listeners
+from arcpipe.supervisor.signals import SIGNALS
+from arcpipe.wal.directory import Node, WALDirectory
+
+if TYPE_CHECKING:
+    from arcpipe.config.settings import Settings
+
+# Heartbeat timeouts, after which a child counts as hung. A worker sends a heartbeat four times a second, the uploader
+# twice.
+_WORKER_HUNG_SECONDS: Final = 10.0
+_UPLOADER_HUNG_SECONDS: Final = 30.0
+# The uploader makes a step at least this often while it is well, since each try of an upload has a timeout.
+_UPLOADER_STUCK_SECONDS: Final = 900.0
+
+
+class Processes:
+    """Forks workers, the uploader and recoveries. Each child dies with this process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        listeners: Listeners,
+        changeable: Changeable,
+        watchdog_seconds: float,
+        close_inherited: Callable[[], None],
+    ) -> None:
+        """Keep what the children need.
+
+        Args:
+            watchdog_seconds: timeout of the service manager's watchdog.
+            close_inherited: closes, in a child, what only this process needs.
+        """
+        self._settings = settings
+        self._counters = counters
+        self._listeners = listeners
+        self._changeable = changeable
+        self._watchdog_seconds = watchdog_seconds
+        self._close_inherited = close_inherited
+
+    def uploader(self, directory: WALDirectory, node: Node) -> Child:
+        """Return the slot of the uploader."""
+        block = self._counters.uploader
+        pulses = [
+            Pulse(block, Uploader.HEARTBEAT_US, self._patience(_UPLOADER_HUNG_SECONDS)),
+            Pulse(block, Uploader.STEPS, _UPLOADER_STUCK_SECONDS),
+        ]
+        return Child(
+            "uploader", lambda: self._fork_uploader(directory, node), lambda: bool(block[Uploader.PID]), pulses
+        )
+
+    def worker(self, slot: int, node: Node, last_timestamp: Callable[[int], int]) -> Child:
+        """Return a slot of a worker.
+
+        Args:
+            last_timestamp: returns the highest timestamp of a slot's earlier workers, in µs.
+        """
+        block = self._counters.worker(slot)
+        pulses = [Pulse(block, Worker.HEARTBEAT_US, self._patience(_WORKER_HUNG_SECONDS))]
+        return Child(
+            f"ingest {slot}",
+            lambda: self._fork_worker(slot, node, last_timestamp),
+            lambda: bool(block[Worker.PID]),
+            pulses,
+        )
+
+    def _patience(self, seconds: float) -> float:
+        """Limit a timeout to a third of the watchdog's, so that a hung child is replaced before the watchdog acts."""
+        return min(seconds, self._watchdog_seconds / 3)
+
+    def _fork_worker(self, slot: int, node: Node, last_timestamp: Callable[[int], int]) -> int:
+        block = self._counters.worker(slot)
+        block[Worker.PID] = block[Worker.SEGMENT_FIRST_US] = 0  # the former worker's segment has no writer any more
+        access = self._changeable.access()  # before the fork: a reload after it is news to the worker
+
+        def work() -> int:
+            mine = self._listeners.of_worker(slot)
+            self._listeners.close(but=mine)
+            last = last_timestamp(slot)
+            listening = [(bound.listener, bound.socket) for bound in mine]
+            return IngestWorker(self._settings, slot, listening, self._counters, node, last, access).run()
+
+        return self.fork(f"ingest {slot}", work)
+
+    def _fork_uploader(self, directory: WALDirectory, node: Node) -> int:
+        # Imported in this process and not in the child, so that a later uploader is of this version, too, even if
+        # another one is installed by then. Not imported at the top, because workers start first and need not wait.
+        from arcpipe.upload.uploader import run
+
+        self._counters.uploader[Uploader.PID] = 0
+
+        def work() -> int:
+            self._listeners.close()
+            os.nice(self._settings.uploader.nice)
+            return run(self._settings, directory, self._counters, node)
+
+        return self.fork("uploader", work)
+
+    def fork_recovery(self, name: str, work: Callable[[], int]) -> int:
+        """Run a recovery in a child and return its pid. SIGTERM may end it at any moment, as a crash may."""
+
+        def work_alone() -> int:
+            self._listeners.close()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            return work()
+
+        return self.fork(name, work_alone)
+
+    def fork(self, name: str, work: Callable[[], int]) -> int:
+        """Run `work` in a child that dies with this process, and return its pid."""
+
+        def prepare() -> None:
+            self._close_inherited()
+            # A recovery of a slot adds to the warnings of the slot's dead worker.
+            of = name.removeprefix("recovery of ")
+            remember = self._counters.notes(of).add if of in self._counters.processes() else None
+            logs.setup(self._counters.node[NodeBlock.LOG_LEVEL], self._settings.log.format, name, remember)
+            setproctitle(f"arcpipe: {name}")
+            # Ctrl-C reaches the whole terminal group, other signals the whole service; the supervisor acts on them.
+            for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+                signal.signal(ignored, signal.SIG_IGN)
+            # SIGTERM stays blocked until the child has a handler, so that an early one is not lost.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGTERM})
+
+        return fork(name, prepare, work)
