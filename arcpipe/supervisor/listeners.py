@@ -53,8 +53,8 @@ class Listeners:
     def bind(self, inherited: Sequence[InheritedFd]) -> int:
         """Bind every address, with inherited sockets where they fit.
 
-        Each TCP address gets at least one socket per worker; the workers listen on them, or `listen_early` does. Inherited sockets at an
-        address that a new one includes (127.0.0.1 in 0.0.0.0) stay open. The kernel still gives them connections, and
+        Each TCP address gets at least one socket per worker; the workers listen on them, or `listen_early` does.
+        Inherited sockets at an address that a new one includes (127.0.0.1 in 0.0.0.0) stay open. The kernel still gives them connections, and
         closing them would reset the clients in their queues.
 
         Returns:
@@ -86,12 +86,12 @@ class Listeners:
     def listen_early(self) -> None:
         """Listen at ports where an inherited socket that fits no listener takes connections (0.0.0.0, now 127.0.0.1).
 
-        New connections wait in the new queues, because the old one is closed before a worker listens. Call it once there
-        is no way back, while the former workers still accept from the old queue.
+        New connections wait in the new queues, because the old one is closed before a worker listens. Call it once
+        there is no way back, while the former workers still accept from the old queue.
         """
-        ports = {_port_of(bound) for bound in self._unfit} - {0}
+        ports = {tcp_socket.port_of(bound) for bound in self._unfit} - {0}
         for bound in self._bound:
-            if _port_of(bound) in ports:
+            if tcp_socket.port_of(bound) in ports:
                 with contextlib.suppress(OSError):  # its worker does
                     bound.socket.listen(self._backlog)
 
