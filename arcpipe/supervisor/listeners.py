@@ -54,8 +54,8 @@ class Listeners:
         """Bind every address, with inherited sockets where they fit.
 
         Each TCP address gets at least one socket per worker; the workers listen on them, or `listen_early` does.
-        Inherited sockets at an address that a new one includes (127.0.0.1 in 0.0.0.0) stay open. The kernel still gives them connections, and
-        closing them would reset the clients in their queues.
+        Inherited sockets at an address that a new one includes (127.0.0.1 in 0.0.0.0) stay open. The kernel still gives
+        them connections, and closing them would reset the clients in their queues.
 
         Returns:
             The number of inherited sockets that fit no listener; `settle` closes them.
