@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def _have_standard_files() -> None:
-    """Open what is closed of stdin, stdout and stderr: else the log is written to the next file."""
+    """Open stdin, stdout and stderr if they are closed: the next file that is opened would receive the log."""
     for fd in range(3):
         try:
             os.fstat(fd)

@@ -217,7 +217,7 @@ FIGURES_SECONDS: Final = 5.0
 """How long the supervisor's figures hold. It measures four times a second; older ones are not trusted, and it hangs."""
 
 _HANDED_OVER_SECONDS: Final = 60.0
-"""The same while an upgrade replaces it: the new version has so long to load before it ends the former workers."""
+"""The same while an upgrade replaces it: in this time the new version loads, and then ends the former workers."""
 
 
 class Node:

@@ -78,9 +78,9 @@ _KEPT_MEMORY_BYTES: Final = 64 << 20
 # How long a thread may hold the interpreter while the other waits: the loop and the commit thread hand over often.
 _SWITCH_INTERVAL_SECONDS: Final = 0.0002
 _TICK_SECONDS: Final = 0.25
-# At shutdown, requests that are still arriving get so long to arrive and be answered.
-# Encoded bytes that may wait for the WAL before a thread encodes more: small records wait for the disk behind them.
+# Encoded bytes that may wait for the WAL before a thread encodes more: small records wait for the disk after them.
 _ENCODED_AHEAD_BYTES: Final = 8 << 20
+# Seconds at shutdown in which requests that are still arriving may arrive and be answered.
 _FINISH_SECONDS: Final = 5.0
 # Connections that were used so lately are waited for so long at shutdown.
 _BUSY_SECONDS: Final = 1.0
