@@ -77,7 +77,7 @@ _KEPT_MEMORY_BYTES: Final = 64 << 20
 # How long a thread may hold the interpreter while the other waits: the loop and the commit thread hand over often.
 _SWITCH_INTERVAL_SECONDS: Final = 0.0002
 _TICK_SECONDS: Final = 0.25
-# At shutdown, requests that are still arriving get so long to arrive and be answered.
+# At shutdown, requests that are still arriving have this time to arrive and be answered.
 _FINISH_SECONDS: Final = 5.0
 # Connections that were used so lately are waited for so long at shutdown.
 _BUSY_SECONDS: Final = 1.0

@@ -159,10 +159,10 @@ class _OneWriteHandler(logging.Handler):
         # A finalizer may log at any point here, and report some of them meanwhile.
         for key in [key for key, repeats in list(self._repeats.items()) if repeats.since < before]:
             repeats = self._repeats.pop(key, None)
-            latest = repeats.latest if repeats is not None else None
-            if repeats is not None and latest is not None:
-                latest.fields = {**fields_of(latest), "held_back": repeats.count - _REPEATS}
-                self._put(latest)
+            if repeats is None or (latest := repeats.latest) is None:
+                continue
+            latest.fields = {**fields_of(latest), "held_back": repeats.count - _REPEATS}
+            self._put(latest)
 
     def _put(self, record: logging.LogRecord) -> None:
         try:

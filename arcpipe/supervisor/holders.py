@@ -41,8 +41,10 @@ def holds_path(pid: int, path: str) -> bool:
 def _on_port(name: str, port: int) -> Iterator[tuple[_Address, str]]:
     """Return addresses and inodes of the sockets that listen on a port."""
     for fields in _rows(name):
+        if len(fields) <= 9 or fields[3] != _LISTENING:
+            continue
         address, _, number = fields[1].rpartition(":")
-        if len(fields) > 9 and fields[3] == _LISTENING and int(number, 16) == port:
+        if int(number, 16) == port:
             words = [int(address[start : start + 8], 16) for start in range(0, len(address), 8)]
             yield ipaddress.ip_address(struct.pack(f"={len(words)}I", *words)), fields[9].split()[0]
 

@@ -473,7 +473,16 @@ def test_the_server_outlives_the_removal_of_its_directory(tmp_path: Path) -> Non
         assert sender.send() == 202
         server.wait_for_rows(1)
         wait_until(lambda: not server.segments(".wal.sealed"), "the segment to be retired")
-        shutil.rmtree(server.wal, ignore_errors=True)  # the server makes files in it at this moment
+        inode = os.stat(server.wal).st_ino  # which the supervisor holds open, so that no other directory gets it
+
+        def is_removed() -> bool:
+            shutil.rmtree(server.wal, ignore_errors=True)  # in vain, if the server makes a file in it at this moment
+            try:
+                return os.stat(server.wal).st_ino != inode
+            except FileNotFoundError:
+                return True
+
+        wait_until(is_removed, "the removal of the directory")
         sender.until(202, "it to go on by itself")
         # 507 until the supervisor has looked at the disk again.
         assert {status for status, _ in sender.refused.values()} <= {503, 507}
