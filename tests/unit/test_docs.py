@@ -27,7 +27,7 @@ from typer.main import get_command
 from arcpipe.cli.main import app
 from arcpipe.config.settings import Settings
 from arcpipe.counters import REFUSAL_CODES, RETRY_KINDS, Counters, Uploader
-from arcpipe.monitoring import health, metrics, snapshot
+from arcpipe.monitoring import issues, metrics, snapshot
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.reader import SegmentScan
@@ -202,15 +202,7 @@ def slugs() -> set[str]:
 
 
 def health_codes() -> set[str]:
-    tree = ast.parse(Path(health.__file__).read_text())
-    return {
-        node.args[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "add"
-        and isinstance(node.args[0], ast.Constant)
-    }
+    return {rule.code for rule in issues.RULES}
 
 
 def alert_codes() -> set[str]:
