@@ -31,22 +31,25 @@ from setproctitle import setproctitle
 from arcpipe import __version__, logs
 from arcpipe.access.reload import Changeable
 from arcpipe.clock import steady_us
-from arcpipe.counters import ANNOUNCED, BEGUN, Node, Worker
+from arcpipe.counters import ANNOUNCED, Node
 from arcpipe.errors import InstanceLocked
-from arcpipe.supervisor import first_words, last_words
+from arcpipe.supervisor import first_words
 from arcpipe.supervisor.aftermath import Aftermath
 from arcpipe.supervisor.announcer import Announcer
 from arcpipe.supervisor.backlog import Backlog, Leftovers
-from arcpipe.supervisor.child import KILL_SECONDS, Child, cause, lacks_room, stop
+from arcpipe.supervisor.child import lacks_room
+from arcpipe.supervisor.drain import Drain
 from arcpipe.supervisor.file_limit import raise_file_limit
 from arcpipe.supervisor.handover import Handover
 from arcpipe.supervisor.listeners import LISTENER, Listeners
 from arcpipe.supervisor.processes import Processes
 from arcpipe.supervisor.service_manager import InheritedFd
 from arcpipe.supervisor.signals import SIGNALS
+from arcpipe.supervisor.slots import Slots
 from arcpipe.supervisor.startup import LOCK, cannot_start, counters_for
-from arcpipe.supervisor.upgrade import WORKER_STOP_SECONDS, Former, Trial
-from arcpipe.wal.directory import SEALED, WALDirectory
+from arcpipe.supervisor.upgrade import Former, Trial
+from arcpipe.wal.directory import Node as NodeIdentity
+from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.recovery import recover_at_start, remove_recovered
 
 if TYPE_CHECKING:
@@ -62,12 +65,6 @@ _STARTING_SECONDS: Final = 0.02
 _CLEANUP_SECONDS: Final = 60.0
 # Pause before a step of the start is tried again that lacked memory or a thread.
 _NO_ROOM_SECONDS: Final = 1.0
-# If two checks of the children are further apart, this process or the machine was stopped. No child could send a
-# heartbeat then, so none is killed for it.
-_PAUSED_SECONDS: Final = 2.0
-# At a stop, recovery of segments of workers that had to be killed gets this time; the next start does the rest.
-_LAST_RECOVERY_SECONDS: Final = 15.0
-
 EXIT_GIVEN_UP: Final = 3
 """The exit code of an instance whose workers all die repeatedly."""
 
@@ -111,9 +108,7 @@ class _Supervisor:
         self._announcer = Announcer(self._listeners, self._counters, self._manager)
         self._leftovers = Leftovers(self._directory)
         self._backlog = Backlog(self._directory, self._leftovers, self._counters)
-        self._children: list[Child] = []  # the uploader, then the workers by slot
         self._lock_problem = ""  # the last one logged
-        self._looked_at = 0.0
         self._changeable = Changeable(settings, load_settings, self._counters)
         self._processes = Processes(
             *(settings, self._counters, self._listeners, self._changeable),
@@ -161,16 +156,20 @@ class _Supervisor:
         self._counters.node[Node.STARTED_US] = steady_us()
         self._measure()
         first_words.warn_of_a_small_disk(settings, self._counters.node)
-        self._children = [
-            self._processes.uploader(self._directory, node),
-            *(
-                self._processes.worker(slot, node, self._aftermath.last_timestamp)
-                for slot in range(1, self._workers + 1)
-            ),
-        ]
-        code = self._watch()
-        unknown = self._drain(hurry=code != 0)
+        slots = self._slots(node)
+        code = self._watch(slots)
+        drain = Drain(settings, self._directory, self._counters, self._manager, self._backlog)
+        unknown = drain.run(slots, self._listeners, self._aftermath, hurry=code != 0)
         return code or unknown
+
+    def _slots(self, node: NodeIdentity) -> Slots:
+        numbers = range(1, self._workers + 1)
+        return Slots(
+            self._processes.uploader(self._directory, node),
+            [self._processes.worker(slot, node, self._aftermath.last_timestamp) for slot in numbers],
+            self._counters,
+            self._aftermath,
+        )
 
     def _lock(self) -> None:
         """Lock the WAL directory.
@@ -228,14 +227,14 @@ class _Supervisor:
 
     # Watching
 
-    def _watch(self) -> int:
+    def _watch(self, slots: Slots) -> int:
         """Keep every slot filled until a signal to stop; return the exit code."""
         next_cleanup = time.monotonic() + _CLEANUP_SECONDS
         stop_at = math.inf
         while (now := time.monotonic()) < stop_at:
             try:
-                self._start_what_is_due(now)
-                self._tell_the_manager(now, is_stopping=stop_at < math.inf)
+                self._start_what_is_due(slots, now)
+                self._tell_the_manager(slots, now, is_stopping=stop_at < math.inf)
                 pause = _MEASURE_SECONDS if self._announcer.is_done else _STARTING_SECONDS
                 received = signal.sigtimedwait(SIGNALS, pause)
                 match received.si_signo if received is not None else 0:
@@ -248,13 +247,13 @@ class _Supervisor:
                         self._reload()
                     case signal.SIGUSR2 if stop_at == math.inf:
                         self._try_upgrade()
-                self._reap()
-                if all(worker.is_hopeless for worker in self._children[1:]):
+                self._reap(slots)
+                if slots.are_hopeless:
                     log.critical(
                         "no worker can be kept alive (see above); stopping. What was acknowledged is in the WAL"
                     )
                     return EXIT_GIVEN_UP
-                if self._look_after_children(time.monotonic()):
+                if slots.look_after(time.monotonic()):
                     self._manager.is_well()
                 self._measure()
                 self._follow_reload()
@@ -268,19 +267,16 @@ class _Supervisor:
                 time.sleep(_STARTING_SECONDS)  # the bug may occur in every round
         return 0
 
-    def _start_what_is_due(self, now: float) -> None:
+    def _start_what_is_due(self, slots: Slots, now: float) -> None:
         self._handover.check_trial(now)
         if self._handover.is_leaving:
-            uploader, *workers = self._children
-            self._handover.make_way(now, uploader, workers, self._announcer.status)
+            self._handover.make_way(now, slots.uploader, slots.workers, self._announcer.status)
             return
         self._aftermath.look(now)
-        for number, child in reversed(list(enumerate(self._children))):
-            if not child.pid and now >= child.start_at and self._aftermath.is_over(number):
-                child.start(now)
+        slots.start_due(now)
 
-    def _tell_the_manager(self, now: float, is_stopping: bool) -> None:
-        if is_stopping or not (self._announcer.is_done or self._announcer.announce(self._children)):
+    def _tell_the_manager(self, slots: Slots, now: float, is_stopping: bool) -> None:
+        if is_stopping or not (self._announcer.is_done or self._announcer.announce(slots.all)):
             self._manager.needs_time()
         elif not self._handover.is_leaving:
             self._announcer.describe(now)
@@ -302,27 +298,7 @@ class _Supervisor:
         if self._changeable.is_reload_over() and self._announcer.is_done:
             self._manager.ready(self._announcer.status)
 
-    def _look_after_children(self, now: float) -> bool:
-        """Kill children that hang. Return False if one of them is not gone KILL_SECONDS later."""
-        was_paused = now - self._looked_at > _PAUSED_SECONDS
-        self._looked_at = now
-        well = True
-        for number, child in enumerate(self._children):
-            child.check(now)
-            self._counters.failed_starts[number] = child.failures
-            if not child.pid:
-                continue
-            if was_paused:
-                child.forgive(now)
-            elif child.killed_at:
-                well = well and now - child.killed_at <= KILL_SECONDS
-            elif child.hangs(now):
-                log.error("%s (pid %d) has no heartbeat; killing it", child.name, child.pid)
-                child.killed_at = now
-                os.kill(child.pid, signal.SIGKILL)
-        return well
-
-    def _reap(self) -> None:
+    def _reap(self, slots: Slots) -> None:
         """Collect dead children and prepare their successors."""
         while True:
             try:
@@ -332,26 +308,11 @@ class _Supervisor:
             if not pid:
                 return
             self._aftermath.note_end(pid, status)
-            self._handover.note_end(pid, status, self._children[0])
-            for number, child in enumerate(self._children):
-                if child.pid == pid:
-                    self._note_death(number, pid, status)
-
-    def _note_death(self, number: int, pid: int, status: int) -> None:
-        """Set the time at which a slot is filled again, and have a dead worker's segments recovered."""
-        child = self._children[number]
-        if number == 0 and self._handover.is_leaving:
-            child.pid = 0  # its end was asked for
-            return
-        delay = child.note_end(time.monotonic(), status)
-        log.error("%s (pid %d) died: %s; restarting in %.1f s", child.name, pid, cause(status), delay)
-        if number == 0:
-            self._counters.node[Node.UPLOADER_RESTARTS] += 1
-            return
-        self._counters.node[Node.WORKER_RESTARTS] += 1
-        if self._counters.meters is not None:
-            self._counters.meters.forget(number)
-        self._aftermath.note_death(number)
+            self._handover.note_end(pid, status, slots.uploader)
+            if self._handover.is_leaving and pid == slots.uploader.pid:
+                slots.uploader.pid = 0  # its end was asked for
+            else:
+                slots.note_end(pid, status)
 
     def _measure(self) -> None:
         """Publish the figures that decide whether writes are accepted, and keep the lock."""
@@ -374,75 +335,6 @@ class _Supervisor:
             return
         if count:
             log.info("removed %d recovered segments, %.1f MB", count, freed / 1e6)
-
-    # Stopping
-
-    def _drain(self, hurry: bool) -> int:
-        """Stop the workers, then give the uploader its time. A second signal ends the waiting.
-
-        Returns:
-            An exit code other than 0 if it is not known whether everything is uploaded.
-        """
-        self._counters.node[Node.DRAINING] = BEGUN
-        self._manager.stopping("answering what is in flight")
-        self._manager.drop(LISTENER)
-        self._listeners.remove_files()
-        self._listeners.close()
-        workers = self._children[1:]
-        hurry = self._stop(workers, 0.0 if hurry else WORKER_STOP_SECONDS) or hurry
-        self._aftermath.finish(_LAST_RECOVERY_SECONDS, self._while_waiting)
-        self._manager.status("uploading the rest of the WAL")
-        self._upload_the_rest(0.0 if hurry else self._settings.shutdown.drain_seconds)
-        self._measure()
-        lost = sum(self._counters.worker(slot)[Worker.LOST_RECORDS] for slot, _ in enumerate(workers, 1))
-        return last_words.speak(self._directory, self._doubt(workers), lost)
-
-    def _doubt(self, workers: list[Child]) -> str:
-        """Return the reason why an empty directory does not prove that everything is uploaded; empty if it does."""
-        if self._counters.node[Node.REPLACED]:
-            return f"{self._directory.path} is another directory than at the start"
-        has_died = self._counters.node[Node.WORKER_RESTARTS] > 0 or any(worker.status for worker in workers)
-        if not self._settings.wal.enabled and has_died:
-            return "the WAL is disabled, and a worker ended with what it held in memory"
-        return ""
-
-    def _upload_the_rest(self, seconds: float) -> None:
-        """Wait until the uploader is done, and replace it if it is dead or dies.
-
-        It is also replaced if it stopped too early: some service managers send the signal to every process.
-        """
-        uploader = self._children[0]
-        deadline = time.monotonic() + seconds
-        while (now := time.monotonic()) < deadline:
-            if not uploader.pid and now >= uploader.start_at:
-                uploader.start(now)
-            pid = uploader.pid
-            if pid:
-                if self._stop([uploader], deadline - now) or time.monotonic() >= deadline:
-                    return
-                if uploader.status != 0:
-                    self._note_death(0, pid, uploader.status)
-                elif self._is_uploaded():
-                    return
-                else:
-                    uploader.put_off(time.monotonic())
-            pause = min(uploader.start_at, deadline) - time.monotonic()
-            if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, max(0.0, pause)) is not None:
-                return
-        self._stop([uploader], 0.0)
-
-    def _is_uploaded(self) -> bool:
-        try:
-            return not self._directory.segments(SEALED)
-        except OSError:
-            return False  # unknown
-
-    def _stop(self, children: list[Child], seconds: float) -> bool:
-        return stop(children, seconds, SIGNALS, self._while_waiting)
-
-    def _while_waiting(self) -> None:
-        self._backlog.measure()  # workers that still serve need fresh figures
-        self._manager.needs_time()
 
     # Making place for a new version
 
