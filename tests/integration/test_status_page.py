@@ -113,7 +113,7 @@ def test_a_server_that_is_gone_is_told_as_such_and_its_return_is_seen(tmp_path: 
         expect(headline(page)).to_have_text(re.compile(r"^Not answering since \d\d:\d\d:\d\d$"))
         explanation = page.locator("#explanation")
         expect(explanation).to_contain_text(re.compile(r"The last data is of \d\d:\d\d:\d\d"))
-        expect(explanation).to_contain_text("What was acknowledged is in the log")
+        expect(explanation).to_contain_text("What was acknowledged is in the WAL")
         expect(explanation).to_contain_text("Asking again in")
         expect(page.locator("#data")).to_have_class("old")
         expect(page).to_have_title("Not answering · arcpipe")
