@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.harness import Load, Server, Store, batch_files, local_store, s3_store
+from tests.support.server import Load, Server, Store, batch_files, local_store, s3_store
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))

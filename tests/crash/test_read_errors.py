@@ -23,7 +23,7 @@ from tests.crash.numbered import (
     is_told_by_health,
     problems,
 )
-from tests.harness import COMMAND, Server, environment, wait_until
+from tests.support.server import COMMAND, Server, environment, wait_until
 
 RECORDS = 100
 SEGMENTS = "*/worker-*.wal*"

@@ -18,9 +18,9 @@ from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob
 from arcpipe.storage.s3 import S3Store
 from arcpipe.wal.reader import SegmentScan
-from tests.harness import Client, Load, Server, batch_files, lake_rows, pack, s3_store, wait_until
-from tests.s3proxy import ANSWERS, FAULTS, FaultyProxy
-from tests.s3server import S3Bucket
+from tests.support.s3proxy import ANSWERS, FAULTS, FaultyProxy
+from tests.support.s3server import S3Bucket
+from tests.support.server import Client, Load, Server, batch_files, lake_rows, pack, s3_store, wait_until
 
 # How often each fault is to strike under load: some 20 s here, some minutes with ARCPIPE_TEST_LONG=1.
 STRIKES = 40 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 2

@@ -31,9 +31,9 @@ from tests.crash.numbered import (
     is_shipped,
     is_told_by_health,
 )
-from tests.harness import Server, lake_files, lake_rows, long, pack, s3_store, serve_and_fail, wait_until
-from tests.s3proxy import FaultyProxy
-from tests.s3server import S3Bucket
+from tests.support.s3proxy import FaultyProxy
+from tests.support.s3server import S3Bucket
+from tests.support.server import Server, lake_files, lake_rows, long, pack, s3_store, serve_and_fail, wait_until
 
 ACTIVE = "*/worker-*.wal"
 MANIFESTS = "*/batches/*"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import Load, Server, lake_rows, wait_until
+from tests.support.careful_load import CarefulLoad
+from tests.support.server import Load, Server, lake_rows, wait_until
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))

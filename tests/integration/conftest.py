@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Client, Server
+from tests.support.server import Client, Server
 
 
 @pytest.fixture

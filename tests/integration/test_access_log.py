@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Client, Server, pack, request_bytes, serve_and_fail, wait_until
 from tests.integration.test_auth import bearer, create
+from tests.support.server import Client, Server, pack, request_bytes, serve_and_fail, wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1, 2, 3]}})

@@ -16,7 +16,17 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.harness import COMMAND, ROOT, Response, Server, environment, pack, request_bytes, serve_and_fail, wait_until
+from tests.support.server import (
+    COMMAND,
+    ROOT,
+    Response,
+    Server,
+    environment,
+    pack,
+    request_bytes,
+    serve_and_fail,
+    wait_until,
+)
 
 V2 = "/write/v2/msgpack"
 LINES = "/api/v2/write?org=o&bucket="

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, Load, Server, environment, needs_openssl, wait_until
+from tests.support.server import COMMAND, Load, Server, environment, needs_openssl, wait_until
 
 
 def status(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

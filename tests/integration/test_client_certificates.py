@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import (
+from tests.support.server import (
     COMMAND,
     Client,
     Response,

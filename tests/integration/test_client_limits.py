@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Client, Response, Server, pack, request_bytes, wait_until
 from tests.integration.test_auth import arcpipe, bearer, create, reload
+from tests.support.server import Client, Response, Server, pack, request_bytes, wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})

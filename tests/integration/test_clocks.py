@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Client, Server, pack, wait_until
 from tests.integration.test_auth import bearer, create
 from tests.integration.test_client_certificates import is_resumed, mutual, reload, showing
-from tests.set_clock import SetClock, needs_libfaketime
+from tests.support.server import Client, Server, pack, wait_until
+from tests.support.set_clock import SetClock, needs_libfaketime
 
 pytestmark = needs_libfaketime
 

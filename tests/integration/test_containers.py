@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from arcpipe import descriptors
-from tests.harness import COMMAND, Client, Server, environment, pack, wait_until
-from tests.unit.test_config import service_variables
+from tests.support.server import COMMAND, Client, Server, environment, pack, wait_until
+from tests.unit.config.test_settings import service_variables
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "large", "columns": {"pad": [bytes(400_000)]}})

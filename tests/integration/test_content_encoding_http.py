@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.codec.content_encoding import Decoder, zstd
-from tests.harness import Client, Server, pack, request_bytes
+from tests.support.server import Client, Server, pack, request_bytes
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"time": [1_700_000_000], "usage": [0.5]}})

@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from arcpipe.codec.rescued import Encoded, Ext, InvalidText, Pairs, Timestamp, parse_rescued
-from tests.harness import Client, Server, lake_files
+from tests.support.server import Client, Server, lake_files
 
 # Other seeds are other examples; what one seed makes is always the same.
 SEEDS = range(20 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 1)

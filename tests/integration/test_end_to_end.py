@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from tests.harness import (
+from tests.support.server import (
     Server,
     Store,
     lake_files,

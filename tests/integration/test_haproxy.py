@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import ROOT, Client, Server, Store, lake_rows, s3_store, wait_until
-from tests.s3server import S3Bucket
+from tests.support.careful_load import CarefulLoad
+from tests.support.s3server import S3Bucket
+from tests.support.server import ROOT, Client, Server, Store, lake_rows, s3_store, wait_until
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import holding
 from benchmarks.held import resident_bytes
-from tests.harness import ROOT, Server, long, pack
+from tests.support.server import ROOT, Server, long, pack
 
 V2 = "/write/v2/msgpack"
 MB = 1 << 20

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Client, Server, lake_rows, pack, request_bytes, wait_until
+from tests.support.server import Client, Server, lake_rows, pack, request_bytes, wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"time": [1_700_000_000], "usage": [0.5]}})

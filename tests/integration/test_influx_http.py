@@ -18,7 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from arcpipe import __version__
-from tests.harness import Client, Response, Server, lake_files, lake_rows, lake_types, pack, request_bytes, wait_until
+from tests.support.server import (
+    Client,
+    Response,
+    Server,
+    lake_files,
+    lake_rows,
+    lake_types,
+    pack,
+    request_bytes,
+    wait_until,
+)
 
 V1 = "/write"
 V2 = "/api/v2/write"

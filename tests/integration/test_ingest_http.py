@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from arcpipe import __version__
-from tests.harness import Client, Response, Server, lake_rows, pack, request_bytes, wait_until
+from tests.support.server import Client, Response, Server, lake_rows, pack, request_bytes, wait_until
 
 V2 = "/write/v2/msgpack"
 V1 = "/api/v1/write/msgpack"

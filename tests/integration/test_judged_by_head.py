@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, Server, environment, needs_openssl, pack, request_bytes, wait_until
 from tests.integration.test_tls import make_certificate, tls_server
+from tests.support.server import COMMAND, Server, environment, needs_openssl, pack, request_bytes, wait_until
 
 V2 = "/write/v2/msgpack"
 MB = 1 << 20

@@ -1,7 +1,7 @@
 """Every limit of the edge at its value and one beyond, over raw sockets; what a refusal says, and where it is counted.
 
 The limits of bodies as sent and decoded have theirs in test_ingest_http.py and test_content_encoding_http.py; how
-reading is paused and goes on has its own in tests/unit/test_flow_control.py.
+reading is paused and goes on has its own in tests/unit/ingest/http/test_flow_control.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.descriptors import RESERVED
-from tests.harness import Client, Response, Server, pack, request_bytes, wait_until
+from tests.support.server import Client, Response, Server, pack, request_bytes, wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"time": [1_700_000_000], "usage": [0.5]}})

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import COMMAND, Client, Server, environment, pack, serve_and_fail, wait_until
+from tests.support.server import COMMAND, Client, Server, environment, pack, serve_and_fail, wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})

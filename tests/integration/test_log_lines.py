@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.harness import COMMAND, ROOT, STOP_SECONDS, Client, Server, environment, pack, wait_until
-from tests.wal_files import segment
+from tests.support.server import COMMAND, ROOT, STOP_SECONDS, Client, Server, environment, pack, wait_until
+from tests.support.wal_files import segment
 
 V2 = "/write/v2/msgpack"
 DEAD_LETTERS = 60

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import parser
 
 from tests.crash.small_disks import small_disk
-from tests.harness import Client, Load, Response, Server, pack, wait_until
+from tests.support.server import Client, Load, Response, Server, pack, wait_until
 
 NEVER = 100_000.0
 V2 = "/write/v2/msgpack"

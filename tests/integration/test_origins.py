@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from tests.harness import COMMAND, Client, Response, Server, environment, pack, wait_until
+from tests.support.server import COMMAND, Client, Response, Server, environment, pack, wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})

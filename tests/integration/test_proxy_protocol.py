@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import Client, Server, lake_rows, needs_openssl, pack, wait_until
-from tests.whose import Whose, ask
+from tests.support.careful_load import CarefulLoad
+from tests.support.server import Client, Server, lake_rows, needs_openssl, pack, wait_until
+from tests.support.whose import Whose, ask
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="there is no haproxy here (apt-get install haproxy)")

@@ -21,7 +21,7 @@ import pytest
 
 from arcpipe.config import cores
 from arcpipe.supervisor.last_words import EXIT_UNKNOWN
-from tests.harness import (
+from tests.support.server import (
     Client,
     Load,
     Response,

@@ -19,9 +19,9 @@ import pytest
 
 from benchmarks.attacks import ATTACKS, Recipe, load_corpus
 from benchmarks.stall import COMMAND, be_victim
-from tests.harness import ROOT, Server, long, needs_openssl, pack, request_bytes, wait_until
 from tests.integration.test_limits import memory_kb
 from tests.integration.test_tls import make_certificate, tls_server
+from tests.support.server import ROOT, Server, long, needs_openssl, pack, request_bytes, wait_until
 
 V2 = "/write/v2/msgpack"
 WRITE = request_bytes("POST", V2, pack({"m": "cpu", "columns": {"usage": [0.5]}}))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, ROOT, Server, environment, wait_until
+from tests.support.server import COMMAND, ROOT, Server, environment, wait_until
 
 CHECKS = (["serve", "--check"], ["config", "check"])
 

@@ -28,8 +28,8 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob, open_store
 from arcpipe.storage.s3 import MIB, S3Store
-from tests.s3proxy import FaultyProxy
-from tests.s3server import S3Bucket
+from tests.support.s3proxy import FaultyProxy
+from tests.support.s3server import S3Bucket
 
 SECRET = "do-not-show-this-secret"
 

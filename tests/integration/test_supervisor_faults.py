@@ -20,7 +20,7 @@ import pytest
 from prometheus_client import parser
 
 from tests.crash.small_disks import small_disk
-from tests.harness import ROOT, Load, Response, Server, lake_rows, pack, serve_and_fail, wait_until
+from tests.support.server import ROOT, Load, Response, Server, lake_rows, pack, serve_and_fail, wait_until
 
 V2 = "/write/v2/msgpack"
 NEVER = 1000  # seconds

@@ -13,8 +13,8 @@ from prometheus_client import parser
 from typer.testing import CliRunner
 
 from arcpipe.cli import wal as cli_wal
-from tests.harness import Server, pack, wait_until
 from tests.integration.test_supervisor_faults import Fault
+from tests.support.server import Server, pack, wait_until
 
 V2 = "/write/v2/msgpack"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import COMMAND, ROOT, Server, environment, lake_rows, pack, wait_until
 from tests.integration.test_service_manager import Manager
+from tests.support.careful_load import CarefulLoad
+from tests.support.server import COMMAND, ROOT, Server, environment, lake_rows, pack, wait_until
 
 V2 = "/write/v2/msgpack"
 REFUSED = "the installed version would not start, so this one stays: "

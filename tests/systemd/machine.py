@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, Process, wait_until
+from tests.support.server import ROOT, Process, wait_until
 
 # The first Debian whose systemd knows Type=notify-reload and RestartSteps=.
 SUITE = os.environ.get("ARCPIPE_TEST_SUITE", "trixie")

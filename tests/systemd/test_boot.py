@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import Client, lake_rows, pack, wait_until
-from tests.s3server import S3Bucket
+from tests.support.careful_load import CarefulLoad
+from tests.support.s3server import S3Bucket
+from tests.support.server import Client, lake_rows, pack, wait_until
 from tests.systemd.machine import BUILD, Machine, readme_commands, what_is_missing
 
 pytestmark = [

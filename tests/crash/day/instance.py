@@ -22,7 +22,9 @@ from typer.testing import CliRunner
 
 from arcpipe.cli import token as cli_token
 from tests.crash.io_faults import FaultyIO
-from tests.harness import (
+from tests.support.s3proxy import FaultyProxy
+from tests.support.s3server import S3Bucket
+from tests.support.server import (
     ROOT,
     Client,
     Response,
@@ -33,9 +35,7 @@ from tests.harness import (
     s3_store,
     wait_until,
 )
-from tests.s3proxy import FaultyProxy
-from tests.s3server import S3Bucket
-from tests.set_clock import SetClock
+from tests.support.set_clock import SetClock
 
 # While the flag is there, the WAL directory cannot be listed by the processes whose titles match what it says.
 _NO_LISTING: Final = """
