@@ -18,7 +18,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.server import Load, Server, Store, batch_files, local_store, s3_store
+from tests.support.directories import batch_files
+from tests.support.load import Load
+from tests.support.server import Server
+from tests.support.stores import Store, local_store, s3_store
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))

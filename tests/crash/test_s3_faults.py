@@ -18,9 +18,15 @@ from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob
 from arcpipe.storage.s3 import S3Store
 from arcpipe.wal.reader import SegmentScan
+from tests.support.directories import batch_files
+from tests.support.http import Client, pack
+from tests.support.lake import lake_rows
+from tests.support.load import Load
 from tests.support.s3proxy import ANSWERS, FAULTS, FaultyProxy
 from tests.support.s3server import S3Bucket
-from tests.support.server import Client, Load, Server, batch_files, lake_rows, pack, s3_store, wait_until
+from tests.support.server import Server
+from tests.support.stores import s3_store
+from tests.support.waiting import wait_until
 
 # How often each fault is to strike under load: some 20 s here, some minutes with ARCPIPE_TEST_LONG=1.
 STRIKES = 40 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 2

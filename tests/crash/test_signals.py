@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.careful_load import CarefulLoad
-from tests.support.server import Load, Server, lake_rows, wait_until
+from tests.support.lake import lake_rows
+from tests.support.load import Load
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))

@@ -15,7 +15,7 @@ from arcpipe.disk import Disk
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.small_disks import MEGABYTE, SmallDisk, small_disk
-from tests.support.server import batch_files
+from tests.support.directories import batch_files
 from tests.support.uploader import MemoryStore, ids_in, run, sealed, stopped
 
 HOURS = 4

@@ -25,8 +25,10 @@ from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.recovery import recover_slot
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.uploader_process import Outcome, Step, Uploaders
+from tests.support.directories import batch_files, copy_at_one_moment
+from tests.support.lake import lake_files
 from tests.support.s3server import S3Bucket
-from tests.support.server import Store, batch_files, copy_at_one_moment, lake_files, local_store, s3_store
+from tests.support.stores import Store, local_store, s3_store
 
 # 2026-01-01T00:00:00Z
 NEW_YEAR = 1_767_225_600

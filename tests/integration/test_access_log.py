@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.test_auth import bearer, create
-from tests.support.server import Client, Server, pack, request_bytes, serve_and_fail, wait_until
+from tests.support.http import Client, pack, request_bytes
+from tests.support.server import Server, serve_and_fail
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1, 2, 3]}})

@@ -16,17 +16,10 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.server import (
-    COMMAND,
-    ROOT,
-    Response,
-    Server,
-    environment,
-    pack,
-    request_bytes,
-    serve_and_fail,
-    wait_until,
-)
+from tests.support.http import Response, pack, request_bytes
+from tests.support.program import COMMAND, ROOT, environment
+from tests.support.server import Server, serve_and_fail
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 LINES = "/api/v2/write?org=o&bucket="

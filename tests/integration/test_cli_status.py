@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import COMMAND, Load, Server, environment, needs_openssl, wait_until
+from tests.support.certificates import needs_openssl
+from tests.support.load import Load
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 
 def status(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_auth import arcpipe, bearer, create, reload
-from tests.support.server import Client, Response, Server, pack, request_bytes, wait_until
+from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})

@@ -13,8 +13,10 @@ import pytest
 
 from tests.integration.test_auth import bearer, create
 from tests.integration.test_client_certificates import is_resumed, mutual, reload, showing
-from tests.support.server import Client, Server, pack, wait_until
+from tests.support.http import Client, pack
+from tests.support.server import Server
 from tests.support.set_clock import SetClock, needs_libfaketime
+from tests.support.waiting import wait_until
 
 pytestmark = needs_libfaketime
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from arcpipe import descriptors
-from tests.support.server import COMMAND, Client, Server, environment, pack, wait_until
+from tests.support.http import Client, pack
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 from tests.unit.config.test_settings import service_variables
 
 V2 = "/write/v2/msgpack"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from arcpipe.codec.content_encoding import Decoder, zstd
-from tests.support.server import Client, Server, pack, request_bytes
+from tests.support.http import Client, pack, request_bytes
+from tests.support.server import Server
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"time": [1_700_000_000], "usage": [0.5]}})

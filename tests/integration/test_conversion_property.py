@@ -28,7 +28,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from arcpipe.codec.rescued import Encoded, Ext, InvalidText, Pairs, Timestamp, parse_rescued
-from tests.support.server import Client, Server, lake_files
+from tests.support.http import Client
+from tests.support.lake import lake_files
+from tests.support.server import Server
 
 # Other seeds are other examples; what one seed makes is always the same.
 SEEDS = range(20 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 1)

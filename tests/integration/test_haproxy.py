@@ -16,8 +16,13 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.careful_load import CarefulLoad
+from tests.support.http import Client
+from tests.support.lake import lake_rows
+from tests.support.program import ROOT
 from tests.support.s3server import S3Bucket
-from tests.support.server import ROOT, Client, Server, Store, lake_rows, s3_store, wait_until
+from tests.support.server import Server
+from tests.support.stores import Store, s3_store
+from tests.support.waiting import wait_until
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from arcpipe import __version__
-from tests.support.server import Client, Response, Server, lake_rows, pack, request_bytes, wait_until
+from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.lake import lake_rows
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 V1 = "/api/v1/write/msgpack"

@@ -20,7 +20,9 @@ import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.server import Server, lake_files, pack, request_bytes
+from tests.support.http import pack, request_bytes
+from tests.support.lake import lake_files
+from tests.support.server import Server
 
 # 2026-01-01T00:00:00Z
 NEW_YEAR = 1_767_225_600

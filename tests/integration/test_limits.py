@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from arcpipe.descriptors import RESERVED
-from tests.support.server import Client, Response, Server, pack, request_bytes, wait_until
+from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"time": [1_700_000_000], "usage": [0.5]}})

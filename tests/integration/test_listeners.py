@@ -18,7 +18,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.server import COMMAND, Client, Server, environment, pack, serve_and_fail, wait_until
+from tests.support.http import Client, pack
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server, serve_and_fail
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support.server import COMMAND, ROOT, STOP_SECONDS, Client, Server, environment, pack, wait_until
+from tests.support.http import Client, pack
+from tests.support.program import COMMAND, ROOT, environment
+from tests.support.server import Server
+from tests.support.waiting import STOP_SECONDS, wait_until
 from tests.support.wal_files import segment
 
 V2 = "/write/v2/msgpack"

@@ -20,7 +20,9 @@ from arcpipe.ingest.http.router import OPEN
 from arcpipe.ingest.worker import IngestWorker
 from arcpipe.monitoring import health, process_state, snapshot
 from arcpipe.wal.directory import Node
-from tests.support.server import IS_LONG, ROOT, Server, environment
+from tests.support.program import ROOT, environment
+from tests.support.server import Server
+from tests.support.sets import IS_LONG
 
 OPENAPI = ROOT / "docs" / "openapi.yaml"
 METHODS = {"get", "post", "put", "delete", "patch", "head", "options", "trace"}

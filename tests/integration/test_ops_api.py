@@ -18,7 +18,10 @@ import pytest
 from prometheus_client import parser
 
 from tests.crash.small_disks import small_disk
-from tests.support.server import Client, Load, Response, Server, pack, wait_until
+from tests.support.http import Client, Response, pack
+from tests.support.load import Load
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 NEVER = 100_000.0
 V2 = "/write/v2/msgpack"

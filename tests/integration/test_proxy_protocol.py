@@ -17,7 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.careful_load import CarefulLoad
-from tests.support.server import Client, Server, lake_rows, needs_openssl, pack, wait_until
+from tests.support.certificates import needs_openssl
+from tests.support.http import Client, pack
+from tests.support.lake import lake_rows
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 from tests.support.whose import Whose, ask
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")

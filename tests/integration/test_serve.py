@@ -21,19 +21,12 @@ import pytest
 
 from arcpipe.config import cores
 from arcpipe.supervisor.last_words import EXIT_UNKNOWN
-from tests.support.server import (
-    Client,
-    Load,
-    Response,
-    Server,
-    lake_files,
-    lake_rows,
-    pack,
-    processes_of_session,
-    request_bytes,
-    serve_and_fail,
-    wait_until,
-)
+from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.lake import lake_files, lake_rows
+from tests.support.load import Load
+from tests.support.processes import processes_of_session
+from tests.support.server import Server, serve_and_fail
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 NEW_YEAR = 1_767_225_600  # 2026-01-01T00:00:00Z

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from arcpipe.supervisor.service_manager import ServiceManager
-from tests.support.server import Server, pack, wait_until
+from tests.support.http import pack
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 NEVER = 1000  # seconds

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import COMMAND, ROOT, Server, environment, wait_until
+from tests.support.program import COMMAND, ROOT, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 CHECKS = (["serve", "--check"], ["config", "check"])
 

@@ -10,7 +10,10 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.support.server import COMMAND, Load, Server, environment, wait_until
+from tests.support.load import Load
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 # Generous, because a loaded machine is slow: a passing test never waits so long.
 expect.set_options(timeout=30_000)

@@ -20,7 +20,12 @@ import pytest
 from prometheus_client import parser
 
 from tests.crash.small_disks import small_disk
-from tests.support.server import ROOT, Load, Response, Server, lake_rows, pack, serve_and_fail, wait_until
+from tests.support.http import Response, pack
+from tests.support.lake import lake_rows
+from tests.support.load import Load
+from tests.support.program import ROOT
+from tests.support.server import Server, serve_and_fail
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 NEVER = 1000  # seconds

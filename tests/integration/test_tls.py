@@ -17,17 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import (
-    COMMAND,
-    Client,
-    Server,
-    environment,
-    needs_openssl,
-    pack,
-    request_bytes,
-    serve_and_fail,
-    wait_until,
-)
+from tests.support.certificates import needs_openssl
+from tests.support.http import Client, pack, request_bytes
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server, serve_and_fail
+from tests.support.waiting import wait_until
 
 pytestmark = needs_openssl
 

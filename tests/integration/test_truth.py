@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from arcpipe.cli import wal as cli_wal
 from tests.integration.test_supervisor_faults import Fault
-from tests.support.server import Server, pack, wait_until
+from tests.support.http import pack
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 

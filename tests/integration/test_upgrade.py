@@ -15,7 +15,11 @@ import pytest
 
 from tests.integration.test_service_manager import Manager
 from tests.support.careful_load import CarefulLoad
-from tests.support.server import COMMAND, ROOT, Server, environment, lake_rows, pack, wait_until
+from tests.support.http import pack
+from tests.support.lake import lake_rows
+from tests.support.program import COMMAND, ROOT, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 REFUSED = "the installed version would not start, so this one stays: "

@@ -31,7 +31,7 @@ from arcpipe.monitoring import health, metrics, snapshot
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.reader import SegmentScan
-from tests.support.server import wait_until
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "arcpipe"

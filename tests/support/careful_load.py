@@ -7,7 +7,8 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from tests.support.server import pack, wait_until
+from tests.support.http import pack
+from tests.support.waiting import wait_until
 
 
 class CarefulLoad:

@@ -25,7 +25,7 @@ from arcpipe.ingest.http.entrance import Entrance
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.router import OPEN, Router
-from tests.support.server import Client
+from tests.support.http import Client
 
 
 def whose(exchange: Exchange) -> None:

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.careful_load import CarefulLoad
+from tests.support.http import Client, pack
+from tests.support.lake import lake_rows
 from tests.support.s3server import S3Bucket
-from tests.support.server import Client, lake_rows, pack, wait_until
+from tests.support.waiting import wait_until
 from tests.systemd.machine import BUILD, Machine, readme_commands, what_is_missing
 
 pytestmark = [

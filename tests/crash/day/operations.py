@@ -19,7 +19,7 @@ from tests.crash.day.instance import Instance
 from tests.crash.day.load import ACKNOWLEDGED, NO_CONNECTION, Load
 from tests.crash.day.model import Effects, Model
 from tests.crash.test_kill import wait_for_a_moment
-from tests.support.server import wait_until
+from tests.support.waiting import wait_until
 
 _STAYS: Final = "the installed version would not start, so this one stays: "
 _SERVING: Final = "supervisor: serving on"

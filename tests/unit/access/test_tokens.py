@@ -24,7 +24,8 @@ from arcpipe.access import tokens
 from arcpipe.access.tokens import MAX_TOKENS, TOKEN_LENGTH, Token, TokensError
 from arcpipe.cli.token import parse_expiry
 from arcpipe.disk import Disk
-from tests.support.server import COMMAND, drawn_in_terminal, environment
+from tests.support.program import COMMAND, environment
+from tests.support.terminal import drawn_in_terminal
 
 NOW = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ import pytest
 
 from arcpipe import __version__
 from arcpipe.config.settings import Settings
-from tests.support.server import drawn_in_terminal
+from tests.support.terminal import drawn_in_terminal
 
 ROOT = Path(__file__).parents[3]
 SECRET = "wJalrXUtnFEMI/K7MDENG"

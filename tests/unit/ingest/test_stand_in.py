@@ -13,7 +13,7 @@ from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Counters, Node
 from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.stand_in import StandIn
 from arcpipe.wal.directory import WALDirectory
-from tests.support.server import wait_until
+from tests.support.waiting import wait_until
 
 SEGMENT_BYTES = 2 << 20
 

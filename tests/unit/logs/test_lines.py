@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.server import environment
+from tests.support.program import environment
 
 FORGED = "2026-11-28 00:00:00.000 [INFO] supervisor: stopped; everything is uploaded"
 # Ends of lines to some reader, a terminal's escape, a change of direction, half of a character.

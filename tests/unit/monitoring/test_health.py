@@ -25,7 +25,7 @@ from arcpipe.wal.directory import Node as NodeIdentity
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import Finding
 from tests.support.edge import Edge
-from tests.support.server import wait_until
+from tests.support.waiting import wait_until
 
 MEGABYTE = 1 << 20
 

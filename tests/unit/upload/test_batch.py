@@ -26,7 +26,7 @@ from arcpipe.upload.manifest import Manifest, encode_manifest, parse_batch_file
 from arcpipe.upload.shipment import Shipment
 from arcpipe.wal.directory import SEALED, Node, WALDirectory
 from tests.support import uploader as harness
-from tests.support.server import batch_files
+from tests.support.directories import batch_files
 from tests.support.uploader import MemoryStore, SnapshotDisk, State, Stuck, fill, ids_in, ids_left, run, sealed, stopped
 
 IDS = range(24)

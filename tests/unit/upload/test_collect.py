@@ -35,8 +35,8 @@ from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, open_file_cost, row
 from arcpipe.upload.parquet import OnFile, PartitionWriters, Rows
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.spool import Spool
-from tests.support.server import wait_until
 from tests.support.values import any_value, booleans, floats, integers, nil, same, short_text, texts
+from tests.support.waiting import wait_until
 
 NOW_US = 1_700_000_000_000_000
 HOUR_US = 3_600_000_000

@@ -15,7 +15,7 @@ from arcpipe.upload.manifest import VERSION, Manifest
 from arcpipe.wal import findings
 from arcpipe.wal.directory import ACTIVE, WALDirectory
 from arcpipe.wal.recovery import recover_at_start
-from tests.support.server import batch_files
+from tests.support.directories import batch_files
 from tests.support.uploader import MemoryStore, Stuck, fill, ids_in, run, sealed
 
 

@@ -23,7 +23,7 @@ from arcpipe.wal.pipeline import Pipeline
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.segment import Segment, State
-from tests.support.server import wait_until
+from tests.support.waiting import wait_until
 from tests.support.wal_doubles import Clock, FaultyDisk
 
 MEGABYTE = 1 << 20

@@ -46,7 +46,8 @@ from arcpipe.wal.reader import Entry, SegmentScan
 from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import SyncMode, WALOptions
-from tests.support.server import copy_at_one_moment, wait_until
+from tests.support.directories import copy_at_one_moment
+from tests.support.waiting import wait_until
 from tests.support.wal_doubles import Clock, FaultyDisk, HeldDisk, WatchedLock
 
 PREFIX = envelope_prefix(1, "db")

@@ -9,7 +9,7 @@ import pytest
 
 from arcpipe.ingest.endpoints import ops
 from tests.support.edge import Edge
-from tests.support.server import request_bytes
+from tests.support.http import request_bytes
 
 METRICS = request_bytes("GET", "/metrics")
 

@@ -25,7 +25,7 @@ from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.turns import Turns
 from arcpipe.wal.format import MAX_PAYLOAD_BYTES
 from tests.support.edge import Edge
-from tests.support.server import pack, request_bytes
+from tests.support.http import pack, request_bytes
 from tests.support.wal_doubles import FaultyDisk
 
 

@@ -19,7 +19,7 @@ from arcpipe.config.settings import AccessLog as Settings
 from arcpipe.ingest.http.access_log import AccessLog, CombinedLine, Line, _combined, printable
 from arcpipe.ingest.http.request_ids import RequestIds, is_harmless
 from arcpipe.logs.line_writer import LineWriter
-from tests.support.server import wait_until
+from tests.support.waiting import wait_until
 
 LINE = {
     "time": "T",

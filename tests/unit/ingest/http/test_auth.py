@@ -17,7 +17,7 @@ from arcpipe.access.tokens import Token
 from arcpipe.ingest.http import auth
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.exchange import Exchange
-from tests.support.server import wait_until
+from tests.support.waiting import wait_until
 
 NOW = datetime.now(UTC)
 

@@ -16,7 +16,7 @@ import pytest
 from arcpipe.ingest.http import reading
 from arcpipe.ingest.http.linger import LINGER_SECONDS, Linger
 from tests.support.edge import Edge, Peer
-from tests.support.server import pack, request_bytes
+from tests.support.http import pack, request_bytes
 from tests.support.wal_doubles import FaultyDisk
 
 V2 = "/write/v2/msgpack"

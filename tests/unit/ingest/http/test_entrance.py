@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server import Client, wait_until
+from tests.support.http import Client
+from tests.support.waiting import wait_until
 from tests.support.whose import Whose, ask
 
 V1 = b"PROXY TCP4 192.0.2.7 192.0.2.1 56324 443\r\n"

@@ -19,7 +19,8 @@ from arcpipe.ingest.http import context, responses
 from arcpipe.ingest.http.flow_control import PATIENCE_BYTES
 from arcpipe.ingest.http.request_parser import WAITING_HEAD_BYTES
 from tests.support.edge import Edge, Peer
-from tests.support.server import pack, request_bytes, wait_until
+from tests.support.http import pack, request_bytes
+from tests.support.waiting import wait_until
 from tests.support.wal_doubles import FaultyDisk
 
 MB = 1 << 20

@@ -24,7 +24,7 @@ from arcpipe.ingest.http.gate import Gate
 from arcpipe.ingest.http.router import WRITE
 from arcpipe.meters import NS, WAYS, Meters
 from tests.support.edge import Edge
-from tests.support.server import request_bytes
+from tests.support.http import request_bytes
 
 ADDRESS = "192.0.2.7"
 

@@ -21,7 +21,7 @@ from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.head_cache import MAX_HEAD_BYTES
 from arcpipe.ingest.http.states import ANSWER, IDLE
 from tests.support.edge import Edge, Peer
-from tests.support.server import pack, request_bytes
+from tests.support.http import pack, request_bytes
 from tests.support.wal_doubles import FaultyDisk
 
 NOW = datetime.now(UTC)

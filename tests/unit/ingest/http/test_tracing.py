@@ -13,7 +13,7 @@ import pytest
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.tracing import IdentifiedExchange, LoggedExchange
 from tests.support.edge import Edge, Peer
-from tests.support.server import pack, request_bytes
+from tests.support.http import pack, request_bytes
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})

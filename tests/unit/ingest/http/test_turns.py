@@ -16,7 +16,7 @@ import pytest
 from arcpipe.ingest.http import reading
 from arcpipe.ingest.http.turns import TURN_SECONDS, Turns
 from tests.support.edge import Edge, Peer
-from tests.support.server import pack, request_bytes
+from tests.support.http import pack, request_bytes
 
 V2 = "/write/v2/msgpack"
 WRITE = request_bytes("POST", V2, pack({"m": "cpu", "columns": {"usage": [0.5]}}))
