@@ -32,11 +32,12 @@ from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.recovery import recover_at_start, recover_slot
 from arcpipe.wal.writer import SyncMode, WALOptions
-from tests.crash.driving import Clock, SteppedPipeline, Turn, Worker
+from tests.crash.driving import SteppedPipeline, Turn, Worker
 from tests.crash.entries import PREFIX, make_body, number_of
 from tests.crash.recording import CHANGES, Fault, RecordingDisk
 from tests.crash.shipping import InlineExecutor, MemoryStore, Shipping, StoreFault, Unbounded
 from tests.crash.system_calls import mounted
+from tests.support.wal_doubles import Clock
 
 __all__ = ["FOLDER", "PREFIX", "Plan", "Run", "make_body", "number_of"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_auth import arcpipe, bearer, create, reload
 from tests.support.http import Client, Response, pack, request_bytes
 from tests.support.server import Server
+from tests.support.tokens import arcpipe, bearer, create
 from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
@@ -228,13 +228,13 @@ def test_limits_of_a_token_follow_a_reload(tmp_path: Path) -> None:
         clients = [stack.enter_context(server.client()) for _ in range(6)]
         assert taken_in(clients, 60, bearer(token))[0] == 60
         path.write_text(before.replace("created", "requests_per_second = 0.01\ncreated"))
-        reload(server)
+        server.reload()
         assert taken_in(clients, 60, bearer(token))[0] == 1
         path.write_text(before.replace("created", "connections = 3\ncreated"))
-        reload(server)
+        server.reload()
         assert taken_in(clients, 60, bearer(token))[0] == 30  # of three of six connections
         path.write_text(before)
-        reload(server)
+        server.reload()
         assert taken_in(clients, 60, bearer(token))[0] == 60
         server.stop()
 
@@ -246,6 +246,6 @@ def test_a_token_s_limit_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with Server(tmp_path, server_workers=1, auth_enabled=True) as server:
         for bad in ("requests_per_second = -1", "mb_per_second = 'x'", "connections = 1.5"):
             path.write_text(good.replace("created", f"{bad}\ncreated"))
-            reload(server)
+            server.reload()
             assert "the tokens file is refused, and the former tokens stay in force" in server.log
         server.stop()

@@ -13,10 +13,9 @@ import pytest
 
 from arcpipe import descriptors
 from tests.support.http import Client, pack
-from tests.support.program import COMMAND, environment
+from tests.support.program import COMMAND, environment, service_variables
 from tests.support.server import Server
 from tests.support.waiting import wait_until
-from tests.unit.config.test_settings import service_variables
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "large", "columns": {"pad": [bytes(400_000)]}})

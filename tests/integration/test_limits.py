@@ -17,6 +17,7 @@ import pytest
 
 from arcpipe.descriptors import RESERVED
 from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.processes import memory_kb
 from tests.support.server import Server
 from tests.support.waiting import wait_until
 
@@ -280,13 +281,6 @@ def large_request(size: int) -> bytes:
     front = pack({"m": "large", "columns": {"pad": [b"x" * 70_000]}})[:-70_005]
     pad = size - len(front) - 5
     return request_bytes("POST", V2, front + b"\xc6" + pad.to_bytes(4, "big") + bytes(pad))
-
-
-def memory_kb(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1])
-    raise AssertionError("no VmHWM")
 
 
 def test_bodies_that_arrive_at_once_on_many_connections_take_turns(server: Server) -> None:

@@ -21,6 +21,7 @@ from tests.support.certificates import needs_openssl
 from tests.support.http import Client, pack
 from tests.support.lake import lake_rows
 from tests.support.server import Server
+from tests.support.tls import make_certificate
 from tests.support.waiting import wait_until
 from tests.support.whose import Whose, ask
 
@@ -178,22 +179,6 @@ def test_a_refused_connection_is_counted(tmp_path: Path) -> None:
 
         wait_until(lambda: line in metrics(), "the refusal to be counted")
         server.stop()
-
-
-def make_certificate(directory: Path) -> ssl.SSLContext:
-    """`cert.pem` and `key.pem`; a client that trusts them."""
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey", "ec"),
-            *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", "key.pem", "-out", "cert.pem"),
-        ],
-        cwd=directory,
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    return ssl.create_default_context(cafile=str(directory / "cert.pem"))
 
 
 @needs_haproxy

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
+from tests.support.http import free_port
 from tests.support.load import Load
 from tests.support.program import COMMAND, environment
 from tests.support.server import Server
@@ -23,12 +23,6 @@ NUMBER = re.compile(r"[1-9]")
 
 def headline(page: Page) -> Locator:
     return page.locator("#headline")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 # What is served

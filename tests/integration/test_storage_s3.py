@@ -28,25 +28,11 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob, open_store
 from arcpipe.storage.s3 import MIB, S3Store
+from tests.support.blobs import FileBlob
 from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
 
 SECRET = "do-not-show-this-secret"
-
-
-class FileBlob:
-    """A blob in a file, as an uploader that spools has it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @property
-    def size(self) -> int:
-        return self._path.stat().st_size
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        with self._path.open("rb") as file:
-            return os.pread(file.fileno(), length, offset)
 
 
 @pytest.fixture(autouse=True)

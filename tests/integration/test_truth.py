@@ -13,7 +13,7 @@ from prometheus_client import parser
 from typer.testing import CliRunner
 
 from arcpipe.cli import wal as cli_wal
-from tests.integration.test_supervisor_faults import Fault
+from tests.support.faults import Fault
 from tests.support.http import pack
 from tests.support.server import Server
 from tests.support.waiting import wait_until

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
-import threading
 import time
 from urllib.parse import urlsplit
 
 from tests.support.http import pack
 from tests.support.waiting import wait_until
+from tests.support.writers import Writers
 
 
-class CarefulLoad:
+class CarefulLoad(Writers):
     """Writers that never try a request again: each request is acknowledged, or it is a failure that is remembered.
 
     Half of them keep their connections and honour `Connection: close`, as every HTTP client does; half of them make a
@@ -19,30 +20,11 @@ class CarefulLoad:
     """
 
     def __init__(self, url: str, writers: int = 4) -> None:
+        super().__init__(functools.partial(self._run, number % 2 == 0) for number in range(writers))
         self._address = urlsplit(url).netloc
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._next = 0
         self.acknowledged: list[int] = []
         self.failures: list[str] = []
         self.longest_seconds = 0.0
-        self._threads = [
-            threading.Thread(target=self._run, args=(number % 2 == 0,), daemon=True) for number in range(writers)
-        ]
-
-    def __enter__(self) -> CarefulLoad:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-            assert not thread.is_alive()
 
     def wait_for(self, more: int) -> None:
         """Waits until so many more requests have been acknowledged, or until the first failure."""
@@ -57,9 +39,7 @@ class CarefulLoad:
     def _run(self, keep: bool) -> None:
         connection = http.client.HTTPConnection(self._address, timeout=30)
         while not self._stop.is_set():
-            with self._lock:
-                number = self._next
-                self._next += 1
+            number = self._next_number()
             body = pack({"m": "counted", "columns": {"n": [number]}})
             started = time.monotonic()
             try:

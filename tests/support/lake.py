@@ -43,3 +43,8 @@ def lake_types(path: Path, database: str = "*", measurement: str = "*") -> dict[
             [[str(file) for file in lake_files(path, database, measurement)]],
         ).fetchall()
     return {row[0]: row[1] for row in described}
+
+
+def numbers(path: Path) -> list[int]:
+    """The column `n` of all rows, sorted: the tests number their records in it."""
+    return sorted(row["n"] for row in lake_rows(path))

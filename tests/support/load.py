@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import numpy.typing as npt
 from tests.support.http import Client, pack, request_bytes
 from tests.support.lake import lake_files, shared_database
 from tests.support.server import Server
-from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.waiting import wait_until
+from tests.support.writers import Writers
 
 
-class Load:
+class Load(Writers):
     """Connections that write as fast as they are answered: each record once, under an id of its own.
 
     Remembers what was sent and what was acknowledged; a request whose answer did not come is not sent again. Goes on
@@ -29,29 +29,15 @@ class Load:
     HOUR = 3600
 
     def __init__(self, server: Server, connections: int = 4, pause_seconds: float = 0.0) -> None:
+        super().__init__([self._run] * connections)
         self._server = server
         self._pause_seconds = pause_seconds
-        self._stop = threading.Event()
-        self._next_request = 0
-        self._lock = threading.Lock()
         self._sent: list[int] = []
         self._acknowledged: list[int] = []
         self._errors: list[BaseException] = []
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(connections)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(WAIT_SECONDS)
-            assert not thread.is_alive()
+        super().stop()
         assert not self._errors, self._errors
 
     @property
@@ -114,9 +100,7 @@ class Load:
             self._errors.append(error)
 
     def _exchange(self, client: Client) -> None:
-        with self._lock:
-            number = self._next_request
-            self._next_request += 1
+        number = self._next_number()
         body = pack(self._body(number))
         request = request_bytes(
             "POST", "/write/v2/msgpack", body, {"x-arc-database": self.DATABASES[number % len(self.DATABASES)]}

@@ -43,3 +43,10 @@ def _state(directory: Path) -> str:
         return (directory / "stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "X"
+
+
+def memory_kb(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1])
+    raise AssertionError("no VmHWM")

@@ -20,3 +20,18 @@ def environment(**settings: object) -> dict[str, str]:
         for name, value in settings.items()
     }
     return kept | {"PYTHONPATH": str(ROOT), "AWS_EC2_METADATA_DISABLED": "true"} | values
+
+
+# As Kubernetes 1.32 makes them for a Service with a port called http; Docker's links look the same.
+def service_variables(name: str, ports: str = "8000") -> dict[str, str]:
+    address, url = "10.96.0.11", f"tcp://10.96.0.11:{ports}"
+    return {
+        f"{name}_SERVICE_HOST": address,
+        f"{name}_SERVICE_PORT": ports,
+        f"{name}_SERVICE_PORT_HTTP": ports,
+        f"{name}_PORT": url,
+        f"{name}_PORT_{ports}_TCP": url,
+        f"{name}_PORT_{ports}_TCP_PROTO": "tcp",
+        f"{name}_PORT_{ports}_TCP_PORT": ports,
+        f"{name}_PORT_{ports}_TCP_ADDR": address,
+    }

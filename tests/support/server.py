@@ -128,6 +128,12 @@ class Server:
         self.exit_code()
         self.start()
 
+    def reload(self) -> None:
+        """SIGHUP, and the wait until every worker has what is new."""
+        before = self.log.count("supervisor: reloaded")
+        os.kill(self.pid, signal.SIGHUP)
+        wait_until(lambda: self.log.count("supervisor: reloaded") > before, "the reload")
+
     def send_signal(self, signal_number: signal.Signals) -> None:
         assert self._process is not None
         self.url = ""

@@ -19,6 +19,7 @@ class Clock:
         self.now_us = 1_760_000_000_000_000
         self.monotonic_us = 1_000_000
         self.perf_counter = time.perf_counter
+        self.sleep = time.sleep
 
     def time(self) -> float:
         return self.now_us / 1e6

@@ -1,4 +1,4 @@
-"""Log files packed by hand, byte by byte as the format's page says: nothing here uses arcpipe's own packing."""
+"""WAL files packed by hand, byte by byte as the format's page says: nothing here uses arcpipe's own packing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import msgpack
 HEADER = b"ARCW\x00\x01\x01"
 # µs since the epoch, of the first second of a day in October 2025.
 DAY = 1_760_054_400_000_000
+# µs since the epoch: two days before, when Arc wrote its last file.
+ARC_DAY = 1_759_932_330_000_000
 NAME = "worker-1-20251010_000000-000001"
 # Slot 1, segment 1, and a random number; another segment's, that of another slot; another of the same slot and number.
 IDENTITY = bytes.fromhex("0001 000000000001 a0a1a2a3a4a5a6a7")
@@ -21,6 +23,11 @@ TWIN = bytes.fromhex("0001 000000000001 c0c1c2c3c4c5c6c7")
 def entry(payload: bytes, timestamp: int) -> bytes:
     """An entry header and its payload."""
     return struct.pack(">IQI", len(payload), timestamp, zlib.crc32(payload)) + payload
+
+
+def arc_file(*payloads: bytes) -> bytes:
+    """A file as Arc's own versions left it: a header, and payloads without an envelope."""
+    return HEADER + b"".join(entry(payload, ARC_DAY + number) for number, payload in enumerate(payloads))
 
 
 def envelope(kind: int, database: str, meta: dict[str, Any], body: Any) -> bytes:

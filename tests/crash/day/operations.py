@@ -18,7 +18,7 @@ from typing import Final
 from tests.crash.day.instance import Instance
 from tests.crash.day.load import ACKNOWLEDGED, NO_CONNECTION, Load
 from tests.crash.day.model import Effects, Model
-from tests.crash.test_kill import wait_for_a_moment
+from tests.crash.moments import wait_for_a_moment
 from tests.support.waiting import wait_until
 
 _STAYS: Final = "the installed version would not start, so this one stays: "

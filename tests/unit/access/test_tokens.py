@@ -26,6 +26,7 @@ from arcpipe.cli.token import parse_expiry
 from arcpipe.disk import Disk
 from tests.support.program import COMMAND, environment
 from tests.support.terminal import drawn_in_terminal
+from tests.support.tokens import new_token
 
 NOW = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
 
@@ -50,14 +51,7 @@ def create(cwd: Path, *options: str) -> str:
 
 
 def a_token(**changes: object) -> Token:
-    token_id, text = tokens.generate()
-    fields: dict[str, object] = {
-        "id": token_id,
-        "sha256": tokens.digest(text.encode()).hex(),
-        "scopes": ("write",),
-        "created": NOW,
-    }
-    return Token(**{**fields, **changes})  # type: ignore[arg-type]
+    return new_token(**{"created": NOW, **changes})[1]
 
 
 # Tokens

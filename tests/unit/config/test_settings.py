@@ -26,6 +26,7 @@ from arcpipe.config.settings import (
     StorageS3,
 )
 from arcpipe.errors import ConfigError
+from tests.support.program import service_variables
 
 ROOT = Path(__file__).parents[3]
 DEFAULTS = {key: value for key, value, _ in Settings().effective()}
@@ -486,21 +487,6 @@ def test_what_resembles_nothing_is_told_without_a_guess(config: Any) -> None:
     assert [line.partition(": ")[2] for line in found] == ["wal.quux is not a setting", "[telemetry] is not a section"]
     settings = load(None, {"ARCPIPE_QUUX": "1"})
     assert settings.warnings == ("environment ARCPIPE_QUUX: not used, as it is not a setting",)
-
-
-# As Kubernetes 1.32 makes them for a Service with a port called http; Docker's links look the same.
-def service_variables(name: str, ports: str = "8000") -> dict[str, str]:
-    address, url = "10.96.0.11", f"tcp://10.96.0.11:{ports}"
-    return {
-        f"{name}_SERVICE_HOST": address,
-        f"{name}_SERVICE_PORT": ports,
-        f"{name}_SERVICE_PORT_HTTP": ports,
-        f"{name}_PORT": url,
-        f"{name}_PORT_{ports}_TCP": url,
-        f"{name}_PORT_{ports}_TCP_PROTO": "tcp",
-        f"{name}_PORT_{ports}_TCP_PORT": ports,
-        f"{name}_PORT_{ports}_TCP_ADDR": address,
-    }
 
 
 @pytest.mark.parametrize("service", ["ARCPIPE", "ARCPIPE_SERVER", "ARCPIPE_OPS", "ARCPIPE_SERVER_LISTENERS"])

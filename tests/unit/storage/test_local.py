@@ -24,23 +24,9 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.errors import ConfigError, StorageError
 from arcpipe.storage import Blob, MemoryBlob, ObjectStore, local, open_store
 from arcpipe.storage.local import STAGING_DIRECTORY, LocalStore
+from tests.support.blobs import FileBlob
 
 T = TypeVar("T")
-
-
-class FileBlob:
-    """A blob in a file, as an uploader that spools has it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @property
-    def size(self) -> int:
-        return self._path.stat().st_size
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        with self._path.open("rb") as file:
-            return os.pread(file.fileno(), length, offset)
 
 
 class GatedBlob:

@@ -16,6 +16,7 @@ import pytest
 from arcpipe.wal import WALReader
 from arcpipe.wal.reader import Damage, SegmentScan
 from arcpipe.wal.verdict import Verdict
+from tests.support.wal_files import written_over
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -129,17 +130,13 @@ NAMED_END = (
 # fmt: on
 
 
-def over(former: bytes, present: bytes) -> bytes:
-    return present + former[len(present) :]
-
-
 start, columnar, batch, end, former = (b"".join(parts) for parts in (START, COLUMNAR, BATCH, END, FORMER))
 named_start, named_columnar, named_blob, named_last, named_end, foreign = (
     b"".join(parts) for parts in (NAMED_START, NAMED_COLUMNAR, NAMED_BLOB, NAMED_LAST, NAMED_END, FOREIGN)
 )
 FILES: dict[str, bytes] = {
     "plain.wal": FILE_HEADER + start + columnar + batch + end,
-    "recycled_tail.wal": over(former, FILE_HEADER + start + columnar),
+    "recycled_tail.wal": written_over(former, FILE_HEADER + start + columnar),
     "torn.wal": FILE_HEADER + start + columnar + batch[:100],
     # One byte of the first entry's payload (the "a" of the host) is another.
     "damaged.wal": FILE_HEADER + start + columnar.replace(b"\xa1a", b"\xa1b") + batch + end,

@@ -11,24 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe.access import tokens
 from arcpipe.access.tls import Certificate
 from arcpipe.access.tokens import Token
 from arcpipe.ingest.http import auth
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.exchange import Exchange
+from tests.support.tokens import new_token
 from tests.support.waiting import wait_until
 
 NOW = datetime.now(UTC)
 
 
-def a_token(**changes: Any) -> tuple[str, Token]:
-    token_id, text = tokens.generate()
-    fields = {"id": token_id, "sha256": tokens.digest(text.encode()).hex(), "scopes": ("write",), "created": NOW}
-    return text, Token(**{**fields, **changes})
-
-
-TEXT, TOKEN = a_token()
+TEXT, TOKEN = new_token()
 GUARD = Auth([TOKEN])
 
 schemes = st.sampled_from([b"", b"Bearer ", b"Token ", b"Basic ", b"basic  ", b"Digest ", b"Bearer\t"])
@@ -89,10 +83,10 @@ def test_what_is_remembered_has_a_bound_in_number_and_in_length(monkeypatch: pyt
 def test_what_is_remembered_ends_with_the_token_at_every_door() -> None:
     """Without anybody who looks at the clock now and then: each use does."""
     ends = datetime.now(UTC) + timedelta(seconds=0.3)
-    text, token = a_token(expires=ends)
-    _, of_owner = a_token(sha256="", certificate="CN:web-1", expires=ends)
-    _, later = a_token(sha256="", certificate="CN:web-2", expires=ends + timedelta(days=1))
-    _, of_both = a_token(sha256="", certificate="CN:web-2", expires=ends, scopes=("read",))
+    text, token = new_token(expires=ends)
+    _, of_owner = new_token(sha256="", certificate="CN:web-1", expires=ends)
+    _, later = new_token(sha256="", certificate="CN:web-2", expires=ends + timedelta(days=1))
+    _, of_both = new_token(sha256="", certificate="CN:web-2", expires=ends, scopes=("read",))
     guard = Auth([token, of_owner, of_both, later])
     far = NOW.timestamp() + 86400
     doors: list[dict[str, Any]] = [
@@ -117,7 +111,7 @@ def test_what_is_remembered_ends_with_the_token_at_every_door() -> None:
 
 
 def test_admin_may_read_and_not_write() -> None:
-    text, token = a_token(scopes=("admin",))
+    text, token = new_token(scopes=("admin",))
     guard = Auth([token])
     headers = {b"authorization": f"Bearer {text}".encode()}
     assert ask(guard, headers, scope="admin") is None

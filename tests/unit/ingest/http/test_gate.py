@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe.access import tokens
-from arcpipe.access.tokens import Token
 from arcpipe.config.listeners import UNIX
 from arcpipe.config.settings import MB, ClientLimits, Limits
 from arcpipe.counters import LIMITED_BY, LIMITS
@@ -25,6 +22,7 @@ from arcpipe.ingest.http.router import WRITE
 from arcpipe.meters import NS, WAYS, Meters
 from tests.support.edge import Edge
 from tests.support.http import request_bytes
+from tests.support.tokens import new_token
 
 ADDRESS = "192.0.2.7"
 
@@ -89,17 +87,6 @@ def answered(refusal: bytes | None) -> int:
     seconds = int(refusal.partition(b"Retry-After: ")[2].partition(b"\r\n")[0])
     assert seconds >= 1
     return seconds
-
-
-def a_token(**changes: Any) -> tuple[str, Token]:
-    token_id, text = tokens.generate()
-    fields = {
-        "id": token_id,
-        "sha256": tokens.digest(text.encode()).hex(),
-        "scopes": ("write",),
-        "created": datetime.now(UTC),
-    }
-    return text, Token(**{**fields, **changes})
 
 
 def per_address(burst_seconds: float = 1.0, **limits: float) -> Limits:
@@ -233,8 +220,8 @@ def test_nobody_gets_more_than_burst_and_rate_and_the_eighth(
 
 
 def test_addresses_do_not_disturb_each_other_and_a_token_counts_wherever_it_comes_from() -> None:
-    text, token = a_token()
-    other_text, other = a_token()
+    text, token = new_token()
+    other_text, other = new_token()
     limits = Limits(per_token=ClientLimits(requests_per_second=5), per_address=ClientLimits(requests_per_second=20))
     node = Node(limits, 2, Auth([token, other]))
     assert node.taken(10, Connection("192.0.2.1"), token=text) == 5
@@ -247,7 +234,7 @@ def test_addresses_do_not_disturb_each_other_and_a_token_counts_wherever_it_come
 
 
 def test_guesses_of_tokens_are_limited_by_address() -> None:
-    _, token = a_token()
+    _, token = new_token()
     node = Node(per_address(requests_per_second=3), 1, Auth([token]))
     guesses = [node.ask(0, Connection(), token=f"guess{number}") for number in range(5)]
     assert guesses == [401, 401, 401, 1, 1]
@@ -280,9 +267,9 @@ def test_a_trusted_proxy_is_not_limited_and_those_behind_it_are_one_by_one() -> 
 
 
 def test_a_token_s_own_limits_count_instead_of_the_common_ones() -> None:
-    generous, more = a_token(requests_per_second=0)
-    strict, less = a_token(requests_per_second=2.0)
-    usual, common = a_token(mb_per_second=1.0)
+    generous, more = new_token(requests_per_second=0)
+    strict, less = new_token(requests_per_second=2.0)
+    usual, common = new_token(mb_per_second=1.0)
     node = Node(Limits(per_token=ClientLimits(requests_per_second=5)), 2, Auth([more, less, common]))
     assert node.taken(100, Connection(), token=generous) == 100
     assert node.taken(100, Connection(), token=strict) == 2
@@ -290,7 +277,7 @@ def test_a_token_s_own_limits_count_instead_of_the_common_ones() -> None:
 
 
 def test_a_reload_changes_the_limits_of_tokens() -> None:
-    text, token = a_token(requests_per_second=2.0)
+    text, token = new_token(requests_per_second=2.0)
     auth = Auth([token])
     node = Node(Limits(), 1, auth)
     assert node.gates[0].is_needed
@@ -326,8 +313,8 @@ def test_connections_of_an_address_are_counted_over_all_workers_to_their_end() -
 
 
 def test_a_token_counts_each_connection_once_and_several_tokens_may_share_one() -> None:
-    text, token = a_token(connections=2)
-    other_text, other = a_token(connections=1)
+    text, token = new_token(connections=2)
+    other_text, other = new_token(connections=1)
     node = Node(Limits(), 2, Auth([token, other]))
     one, two, three = Connection(), Connection(), Connection()
     assert [node.ask(0, one, token=text) for _ in range(5)] == [0] * 5

@@ -15,13 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe.access import tokens
-from arcpipe.access.tokens import Token
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.head_cache import MAX_HEAD_BYTES
 from arcpipe.ingest.http.states import ANSWER, IDLE
 from tests.support.edge import Edge, Peer
 from tests.support.http import pack, request_bytes
+from tests.support.tokens import new_token
 from tests.support.wal_doubles import FaultyDisk
 
 NOW = datetime.now(UTC)
@@ -275,14 +274,8 @@ def test_heads_with_ids_that_come_once_drive_out_no_others(edge: Edge) -> None:
 # Access
 
 
-def a_token(**changes: Any) -> tuple[str, Token]:
-    token_id, text = tokens.generate()
-    fields = {"id": token_id, "sha256": tokens.digest(text.encode()).hex(), "scopes": ("write",), "created": NOW}
-    return text, Token(**{**fields, **changes})
-
-
 def test_the_token_in_a_known_head_is_judged_with_each_request(edge: Edge) -> None:
-    text, token = a_token(databases=("db1",), expires=NOW + timedelta(hours=1))
+    text, token = new_token(databases=("db1",), expires=NOW + timedelta(hours=1))
     auth = edge.context.auth = Auth([token])
     credentials = {"Authorization": f"Bearer {text}", "x-arc-database": "db1"}
     write = request_bytes("POST", V2, BODY, credentials)
@@ -304,7 +297,7 @@ def test_the_token_in_a_known_head_is_judged_with_each_request(edge: Edge) -> No
 
 
 def test_a_known_head_with_another_token_is_another_head(edge: Edge) -> None:
-    text, token = a_token()
+    text, token = new_token()
     edge.context.auth = Auth([token])
     write = request_bytes("POST", V2, BODY, {"Authorization": f"Bearer {text}"})
     peer = learned(edge, write)
