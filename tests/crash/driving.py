@@ -1,5 +1,6 @@
-"""Hands on the real program: the event loop that a test turns, the thread that works in turns, the
-worker under its group commit. What is driven is arcpipe's own.
+"""Hands on the real program: a loop and a thread that a test turns, and a worker under its group commit.
+
+Everything that is driven is arcpipe's own.
 """
 
 from __future__ import annotations
@@ -253,7 +254,7 @@ class Worker:
         self._commit._thread._groups.put(None)
         background = self.writer._background
         if background is not None:
-            background._stopped = True
+            background._stop.set()
             background._hurry.set()
             background._wake.set()
         return self._unsynced

@@ -292,8 +292,10 @@ class Run:
         )
 
     def _let_others_work(self) -> None:
-        """Ahead of each change: the workers' own threads may do some of theirs, and while the uploader works, which
-        is another process, others may commit."""
+        """Let the workers' own threads do some of their work before a change.
+
+        While the uploader works, which is another process, others may commit.
+        """
         turn = getattr(Turn.current, "turn", None)
         if turn is not None:
             turn.wait()
@@ -321,8 +323,10 @@ def held(clock: Clock, seed: int) -> Iterator[None]:
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Recovery works in this thread and waits for no disk; what it reads at once, and spare files, are as small as the
-    segments and batches of these tests."""
+    """Have recovery work in this thread, wait for no disk, and read little at once.
+
+    Its reads and the spare files are as small as the segments and batches of these tests.
+    """
     spares = {"manifest": ("spare-1", 4096), "journal": ("spare-2", 8192)}
     with (
         mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor),

@@ -166,7 +166,9 @@ def test_it_is_caught_if_a_segment_is_renamed_into_service_before_its_start_is_s
 ) -> None:
     make = segment_module.Segment.make.__func__  # type: ignore[attr-defined]
 
-    def make_without_file_sync(cls: type, directory: WALDirectory, *arguments: object, **options: object) -> object:
+    def make_without_file_sync(
+        cls: type[segment_module.Segment], /, directory: WALDirectory, *arguments: object, **options: object
+    ) -> object:
         fdatasync = directory.disk.fdatasync
         here = threading.current_thread()
         directory.disk.fdatasync = lambda fd: (  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import re
@@ -157,9 +158,13 @@ def test_a_load_through_faults_of_every_kind_loses_nothing_and_doubles_nothing(
     ) as server:
         with Load(server, connections=3, pause_seconds=0.05) as load:
             proxy.fail_randomly(0.3, seed=1)
+
+            def has_struck(times: int) -> bool:
+                return min(proxy.injected[fault] for fault in FAULTS) >= times
+
             for strikes in range(1, STRIKES + 1):
                 wait_until(
-                    lambda least=strikes: min(proxy.injected[fault] for fault in FAULTS) >= least,
+                    functools.partial(has_struck, strikes),
                     f"every fault to strike {strikes} times",
                     90,
                 )

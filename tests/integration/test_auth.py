@@ -466,9 +466,8 @@ def test_no_secret_is_put_out_anywhere(tmp_path: Path) -> None:
         for text in everything:
             assert MARKER not in text
             assert token[-43:] not in text
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            assert token[-43:].encode() not in path.read_bytes(), path
+    for file in filter(Path.is_file, tmp_path.rglob("*")):
+        assert token[-43:].encode() not in file.read_bytes(), file
 
 
 def test_refusals_are_counted_and_logged_in_sums(tmp_path: Path) -> None:

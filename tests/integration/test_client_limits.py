@@ -175,7 +175,7 @@ def test_connections_of_an_address_are_counted_over_all_workers_and_those_of_a_k
             except OSError:  # of a worker that was killed
                 return None
 
-        held.append(stack.enter_context(wait_until(opened_one, "the place of the closed one")))  # type: ignore[type-var]
+        held.append(stack.enter_context(wait_until(opened_one, "the place of the closed one")))
         dead = server.kill("ingest 1")
         server.wait_for_successor("ingest 1", dead)
         alive = []
@@ -186,7 +186,7 @@ def test_connections_of_an_address_are_counted_over_all_workers_and_those_of_a_k
             except OSError:
                 pass
         while len(alive) < 6:
-            alive.append(stack.enter_context(wait_until(opened_one, "the place of a killed one")))  # type: ignore[type-var]
+            alive.append(stack.enter_context(wait_until(opened_one, "the place of a killed one")))
         assert opened_one() is None
         assert [client.request("GET", "/ping").status for client in alive] == [204] * 6
         # A killed worker takes the latest of its count along.

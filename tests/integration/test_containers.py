@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import socket
@@ -22,6 +23,11 @@ BODY = pack({"m": "large", "columns": {"pad": [bytes(400_000)]}})
 LIMIT = 256
 
 
+def is_empty(group: Path) -> bool:
+    """Whether the cgroup has no process."""
+    return not (group / "cgroup.procs").read_text()
+
+
 @pytest.fixture
 def half_a_core() -> Iterator[Path | None]:
     """A cgroup that gives its processes half a core; None where this machine lets nobody make one."""
@@ -40,9 +46,7 @@ def half_a_core() -> Iterator[Path | None]:
                 group.rmdir()
             continue
         yield group
-        wait_until(
-            lambda group=group: not (group / "cgroup.procs").read_text(), "the processes of the cgroup to be gone"
-        )
+        wait_until(functools.partial(is_empty, group), "the processes of the cgroup to be gone")
         group.rmdir()
         return
     yield None

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe.codec.content_encoding import Decoder, zstd
+from arcpipe.codec.content_encoding import Decoder
+from tests.support.compression import zstd
 from tests.support.http import Client, pack, request_bytes
 from tests.support.server import Server
 

@@ -298,7 +298,7 @@ def single_rows(draw: st.DrawFn, measurement: str) -> tuple[Cell, list[Row]]:
     moment = draw(st.one_of(st.none(), GOOD_TIMES, GOOD_TIMES, EDGE_TIMES))
     if moment is not None:
         parts.append((text("t"), moment))
-    if tags or draw(st.booleans()):
+    if bool(tags) or draw(st.booleans()):
         parts.append((text("tags"), named(tags)))
     if "host" not in tags:
         host = draw(st.one_of(st.none(), st.just(NIL), ASCII))
@@ -383,7 +383,8 @@ def read_back(lake: Path) -> dict[tuple[str, str], list[Row]]:
 
 
 def assert_is_of_one_hour(path: Path, file: pq.ParquetFile) -> None:
-    hour = datetime(*map(int, path.parts[-5:-1]), tzinfo=UTC)
+    year, month, day, hours = map(int, path.parts[-5:-1])
+    hour = datetime(year, month, day, hours, tzinfo=UTC)
     for number in range(file.metadata.num_row_groups):
         statistics = file.metadata.row_group(number).column(0).statistics
         assert hour <= statistics.min <= statistics.max < hour + timedelta(hours=1)

@@ -50,7 +50,7 @@ def cluster(tmp_path: Path, s3: S3Bucket) -> Iterator[Cluster]:
             node.settings["server_port"] = node.port  # for its next start
         listener.bind(("127.0.0.1", 0))
         process = subprocess.Popen(
-            [HAPROXY, "-db", "-f", ROOT / "ops" / "haproxy.cfg"],
+            [str(HAPROXY), "-db", "-f", ROOT / "ops" / "haproxy.cfg"],
             env=os.environ
             | {
                 "ARCPIPE_PROXY": f"fd@{listener.fileno()}",

@@ -531,8 +531,10 @@ def test_a_client_that_leaves_in_the_middle_of_a_body_writes_nothing(server: Ser
 
 
 def test_a_client_that_leaves_while_its_write_is_committed_does_not_undo_it(server: Server) -> None:
-    """Whether the worker reads the reset before the request is a matter of luck, so each is written or is not, whole;
-    the worker goes on either way."""
+    """Whether the worker reads the reset before the request is a matter of luck: each is written whole or not at all.
+
+    The worker goes on either way.
+    """
     for number in range(50):
         with server.client() as client:
             client.send(write_request({"x-arc-database": "left"}, marked(number)))

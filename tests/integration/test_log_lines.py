@@ -77,7 +77,7 @@ def service(directory: Path, journal: Journal, **settings: object) -> Iterator[s
         cwd=directory,
         env=environment(**given) | {"JOURNAL_STREAM": journal.stream},
         stdin=subprocess.DEVNULL,
-        stderr=journal.theirs,
+        stderr=journal.theirs.fileno(),
     ) as process:
         journal.theirs.close()
         try:

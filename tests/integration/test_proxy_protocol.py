@@ -21,7 +21,7 @@ from tests.support.certificates import needs_openssl
 from tests.support.http import Client, pack
 from tests.support.lake import lake_rows
 from tests.support.server import Server
-from tests.support.tls import make_certificate
+from tests.support.tls import make_certificate, trusting
 from tests.support.waiting import wait_until
 from tests.support.whose import Whose, ask
 
@@ -184,7 +184,8 @@ def test_a_refused_connection_is_counted(tmp_path: Path) -> None:
 @needs_haproxy
 @needs_openssl
 def test_tls_goes_through_haproxy_to_the_server(tmp_path: Path) -> None:
-    tls = make_certificate(tmp_path)
+    make_certificate(tmp_path)
+    tls = trusting(tmp_path)
     with proxied(tmp_path, server_tls_cert="cert.pem", server_tls_key="key.pem") as server:
         with haproxy(tmp_path, f"127.0.0.1:{server.port} send-proxy-v2", mode="tcp") as address:
             for _ in range(5):
@@ -194,7 +195,8 @@ def test_tls_goes_through_haproxy_to_the_server(tmp_path: Path) -> None:
         server.wait_for_rows(15)
         # A new certificate is shown behind the header, too.
         before = server.log.count("supervisor: reloaded")
-        newer = make_certificate(tmp_path)
+        make_certificate(tmp_path)
+        newer = trusting(tmp_path)
         os.kill(server.pid, signal.SIGHUP)
         wait_until(lambda: server.log.count("supervisor: reloaded") > before, "the reload")
         with Client(server.url, preamble=HEADER, tls=newer) as client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from playwright.sync_api import Locator, Page, expect
 
@@ -303,7 +303,8 @@ def test_everybody_can_read_it_on_any_screen_in_light_and_dark_with_the_keyboard
         load.stop()
         server.stop()
         expect(page.locator("#data")).to_have_class("old")
-        for theme in ("light", "dark"):
+        themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+        for theme in themes:
             page.emulate_media(color_scheme=theme, reduced_motion="reduce")
             assert page.evaluate(LOW_CONTRAST) == [], f"{theme}, not answering"
         page.set_viewport_size({"width": 360, "height": 800})

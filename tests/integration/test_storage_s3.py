@@ -268,7 +268,7 @@ class TestAgainstARealServer:
         assert s3.list_keys() == ["a"]
 
 
-Answer = Callable[["Request"], None]
+Answer = Callable[["Request"], object]
 
 
 @dataclass(frozen=True)
@@ -342,11 +342,17 @@ class Request(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(text.encode())
 
-    def reset(self) -> None:
-        """Closes the connection so that the peer sees a reset."""
+    def end(self) -> bool:
+        """Close the connection after the answer."""
+        self.close_connection = True
+        return True
+
+    def reset(self) -> bool:
+        """Close the connection so that the peer sees a reset."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
+        return True
 
 
 def taken(request: Request) -> None:
@@ -423,14 +429,12 @@ class TestFaults:
             pytest.param(Request.reset, id="reset before reading"),
             pytest.param(lambda request: (request.rfile.read1(1000), request.reset()), id="reset mid-body"),
             pytest.param(lambda request: (request.body(), request.reset()), id="reset instead of an answer"),
-            pytest.param(
-                lambda request: (request.body(), setattr(request, "close_connection", True)), id="closed instead"
-            ),
+            pytest.param(lambda request: (request.body(), request.end()), id="closed instead"),
             pytest.param(
                 lambda request: (
                     request.body(),
                     request.wfile.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\n<Error>"),
-                    setattr(request, "close_connection", True),
+                    request.end(),
                 ),
                 id="answer cut short",
             ),
@@ -438,7 +442,7 @@ class TestFaults:
                 lambda request: (
                     request.body(),
                     request.wfile.write(b"this is no HTTP\r\n\r\n"),
-                    setattr(request, "close_connection", True),
+                    request.end(),
                 ),
                 id="no HTTP",
             ),
@@ -775,7 +779,7 @@ class TestFaultsOfUploadsInParts:
         assert len([request for request in faults.requests if request.command == "HEAD"]) == 1
 
 
-MULTIPART = {"multipart_threshold_bytes": MIB, "part_bytes": 5 * MIB, "part_pause_seconds": 0.01}
+MULTIPART: dict[str, Any] = {"multipart_threshold_bytes": MIB, "part_bytes": 5 * MIB, "part_pause_seconds": 0.01}
 
 
 class TestUploadsInPartsThroughAFaultyNetwork:

@@ -267,7 +267,7 @@ def test_a_worker_that_finds_its_disk_full_at_its_start_waits_for_space(tmp_path
     settings = {"server_workers": 2, "wal_min_free_mb": 0, "wal_max_size_mb": 4, "wal_recycle": False}
     with small_disk(tmp_path / "disk", "tmpfs", 32) as disk:
         wal = disk.path / "wal"
-        with Server(tmp_path, wal_dir=wal, **settings) as server:  # type: ignore[arg-type]
+        with Server(tmp_path, wal_dir=wal, **settings) as server:
             server.wal = wal
             dead = server.pids()["ingest 1"]
             disk.fill()

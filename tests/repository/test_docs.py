@@ -204,7 +204,7 @@ def slugs() -> set[str]:
 def health_codes() -> set[str]:
     tree = ast.parse(Path(health.__file__).read_text())
     return {
-        node.args[0].value
+        str(node.args[0].value)
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)

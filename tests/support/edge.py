@@ -50,7 +50,7 @@ class Transport(asyncio.Transport):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self.written = bytearray()
-        self.is_reading = True
+        self.reads = True
         self.ended = False  # nothing can be written any more
         self.closed = False
         self.connection: Connection | None = None
@@ -73,12 +73,12 @@ class Transport(asyncio.Transport):
         """Nothing waits here."""
 
     def pause_reading(self) -> None:
-        assert self.is_reading
-        self.is_reading = False
+        assert self.reads
+        self.reads = False
 
     def resume_reading(self) -> None:
-        assert not self.is_reading
-        self.is_reading = True
+        assert not self.reads
+        self.reads = True
 
     def is_closing(self) -> bool:
         return self.closed
@@ -109,7 +109,7 @@ class Peer:
 
     def feed(self, data: bytes) -> bool:
         """One read of the server, and its turns until it is handled; False if it would not read now."""
-        if self.transport.closed or not self.transport.is_reading:
+        if self.transport.closed or not self.transport.reads:
             return False
         self._edge.call(lambda: self.connection.data_received(data))
         while self.connection.paused == TURN:
@@ -132,9 +132,13 @@ class Edge:
     def __init__(
         self, directory: Path | None = None, disk: Disk | None = None, *, hurried: bool = False, **server: Any
     ) -> None:
-        """Args:
-        hurried: has turns end by the clock, as a worker does; else they take all the time they need.
-        server: settings of the section.
+        """Make a worker in this process.
+
+        Args:
+            directory: of its WAL; a temporary one by default.
+            disk: what the WAL does its system calls with.
+            hurried: has turns end by the clock, as a worker does; else they take all the time they need.
+            server: settings of the section.
         """
         self._patches = ExitStack()
         self._hurried = hurried

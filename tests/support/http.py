@@ -86,7 +86,7 @@ class Client:
         status_line, *lines = head.decode("ascii").split("\r\n")
         assert status_line.startswith("HTTP/1.1 "), status_line
         status = int(status_line.split(" ")[1])
-        headers = {}
+        headers: dict[str, str] = {}
         for line in lines:
             name, _, value = line.partition(": ")
             if name.lower() == "www-authenticate" and "www-authenticate" in headers:  # the only list among them

@@ -116,8 +116,10 @@ class FaultyProxy:
     # What is to go wrong
 
     def fail_next(self, fault: str, times: int = 1, method: str = "PUT", target: str = "") -> None:
-        """The next requests of this method, with this text in their target, get this fault, after those that others
-        were ordered for."""
+        """Give this fault to the next requests of a method with a text in their target.
+
+        Faults that were ordered before come first.
+        """
         assert fault in FAULTS
         self._next.extend([(method, target, fault)] * times)
 

@@ -14,7 +14,7 @@ STOP_SECONDS = 150.0
 WAIT_SECONDS = 120.0
 
 
-def wait_until(condition: Callable[[], T], what: str = "the condition", seconds: float = WAIT_SECONDS) -> T:
+def wait_until(condition: Callable[[], T | None], what: str = "the condition", seconds: float = WAIT_SECONDS) -> T:
     """Asks until the answer is true, and returns it. AssertionError with `what` when the time is over."""
     deadline = time.monotonic() + seconds
     pause = 0.0005

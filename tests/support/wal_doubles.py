@@ -46,8 +46,8 @@ class FaultyDisk(Disk):
     """
 
     def __init__(self) -> None:
-        self.fault: Callable[[str, str], None] = lambda operation, path: None
-        self.fault_after: Callable[[str, str], None] = lambda operation, path: None
+        self.fault: Callable[[str, str], object] = lambda operation, path: None
+        self.fault_after: Callable[[str, str], object] = lambda operation, path: None
         self.calls: list[tuple[str, str]] = []
         self._paths: dict[int, str] = {}
         self._lock = threading.Lock()

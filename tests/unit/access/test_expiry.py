@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcpipe.access import expiry, tokens
-from arcpipe.access import reload as changeable
 from arcpipe.access.expiry import Life, next_to_end, of_certificate, of_tokens
 from arcpipe.access.reload import Changeable
 from arcpipe.access.tls import ServerTLS
@@ -142,7 +142,8 @@ def test_a_certificate_is_told_of_before_it_ends_and_from_then_on(
     assert instance.issues(time=at + 1000 * DAY)
 
     # Each day a line, and one when it is over, however often it is looked.
-    monkeypatch.setattr(changeable.time, "time", lambda: now)
+    now = at
+    monkeypatch.setattr(time, "time", lambda: now)
     with caplog.at_level(logging.WARNING):
         for step in range(20 * 24):
             now = at - 15 * DAY + step * DAY / 24 + 1

@@ -1,3 +1,5 @@
+"""Columnar maps: their names, and how their headers are packed."""
+
 from __future__ import annotations
 
 import math

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.content_encoding import Coding, Decoder, coding_of, decode, zstd
+from arcpipe.codec.content_encoding import Coding, Decoder, coding_of, decode
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
+from tests.support.compression import zstd
 
 TEXT = b"cpu,host=web-1 usage=0.5 1700000000000000000\n" * 100
 LIMIT = 1 << 20

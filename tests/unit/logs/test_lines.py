@@ -347,7 +347,7 @@ class Journal:
     def run(self, program: str, stream: str) -> list[str]:
         code = f"import logging, os\nfrom arcpipe import logs\nlog = logging.getLogger('x')\n{program}"
         variables = environment() | {"JOURNAL_STREAM": stream}
-        subprocess.run([sys.executable, "-c", code], env=variables, stderr=self._theirs, timeout=60)
+        subprocess.run([sys.executable, "-c", code], env=variables, stderr=self._theirs.fileno(), timeout=60)
         self._theirs.close()
         received = b""
         while data := self._ours.recv(65536):

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -216,7 +217,8 @@ def test_who_has_not_started_yet_has_no_age_and_is_given_some_seconds(settings: 
     counters = Counters(1)
     counters.node[Node.STARTED_US] = steady_us()
     taken = snapshot.take(settings, counters, [])
-    for process in (*taken.workers, taken.uploader):
+    processes: list[Any] = [*taken.workers, taken.uploader]
+    for process in processes:
         assert (process.alive, process.heartbeat_age_seconds, process.uptime_seconds) == (False, 0, 0)
     assert health.judge(taken) == []
     counters.node[Node.STARTED_US] = steady_us() - 6_000_000

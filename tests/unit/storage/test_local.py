@@ -604,11 +604,12 @@ class TestCheck:
     ) -> None:
         """As one does that ends: see `close`."""
         scandir = os.scandir
-        removed = []
+        removed: list[str] = []
 
         def removes(path: str) -> Any:
             if not removed:
-                removed.append(os.rmdir(path))
+                removed.append(path)
+                os.rmdir(path)
             return scandir(path)
 
         monkeypatch.setattr(os, "scandir", removes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def directory(tmp_path: Path) -> WALDirectory:
     return made
 
 
-def spoken(caplog: pytest.LogCaptureFixture, directory: WALDirectory, **known: int) -> tuple[int, str]:
+def spoken(caplog: pytest.LogCaptureFixture, directory: WALDirectory, **known: Any) -> tuple[int, str]:
     caplog.clear()
     with caplog.at_level(logging.INFO):
         code = last_words.speak(directory, **known)

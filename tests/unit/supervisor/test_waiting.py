@@ -10,9 +10,10 @@ import pytest
 
 from arcpipe.clock import steady_us
 from arcpipe.counters import Counters, Node, Worker
+from arcpipe.supervisor import waiting
 from arcpipe.supervisor.backlog import Backlog, Leftovers
 from arcpipe.supervisor.waiting import Waiting
-from arcpipe.wal import WALWriter
+from arcpipe.wal import WALWriter, reader
 from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
 
 HOUR_US = 3_600_000_000
@@ -93,10 +94,13 @@ def test_a_segment_of_a_former_process_is_as_old_as_its_first_record(segments: S
 def test_one_head_is_read_at_a_time_and_each_only_once(segments: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [segments.seal(slot, modified=time.time() - 100 + slot) for slot in (1, 2, 3)]
     asked: list[str] = []
-    from arcpipe.supervisor import waiting
+    real = reader.first_timestamp
 
-    real = waiting.first_timestamp
-    monkeypatch.setattr(waiting, "first_timestamp", lambda path: asked.append(path) or real(path))
+    def first_timestamp(path: str) -> int:
+        asked.append(path)
+        return real(path)
+
+    monkeypatch.setattr(waiting, "first_timestamp", first_timestamp)
     for _ in range(5):
         segments.waiting.oldest(files, [])
     assert asked == [file.path for file in files]

@@ -10,12 +10,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.counters import Uploader
+from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batches
@@ -166,7 +168,7 @@ def crash_at_plan(wal: Path, store: MemoryStore) -> None:
     """An uploader that dies when its manifest is durable."""
     directory = WALDirectory(wal)
     directory.make()
-    block = harness.Counters(1).uploader
+    block = Counters(1).uploader
     assert Batches(directory, Node(harness.NODE, 1), block, store.url, "arc").plan() is not None
 
 
@@ -493,11 +495,11 @@ def test_what_a_bug_keeps_from_being_converted_is_a_dead_letter_and_the_rest_is_
     owner = BatchTables if method == "add" else ConversionJobs
     original = getattr(owner, method)
 
-    def fail(self: BatchTables | ConversionJobs, *arguments: object, **more: object) -> None:
-        if method == "add" and b"\x05" in bytes(arguments[1])[-6:]:  # type: ignore[arg-type]
+    def fail(self: BatchTables | ConversionJobs, *arguments: Any, **more: object) -> None:
+        if method == "add" and b"\x05" in bytes(arguments[1])[-6:]:
             raise ZeroDivisionError("a bug")
         if method == "_write":
-            for part in arguments[1]:  # type: ignore[attr-defined]
+            for part in arguments[1]:
                 if 5 in part.table.column("id").to_pylist():
                     raise ZeroDivisionError("a bug")
         original(self, *arguments, **more)
@@ -670,7 +672,7 @@ def test_any_flipped_bit_of_a_manifest_is_damage() -> None:
     for at in range(len(data) * 8):
         flipped = bytearray(data)
         flipped[at // 8] ^= 1 << at % 8
-        with pytest.raises((ValueError, harness.msgspec.MsgspecError)):
+        with pytest.raises((ValueError, msgspec.MsgspecError)):
             decode_manifest(bytes(flipped), "x")
 
 
@@ -692,7 +694,7 @@ def test_a_full_disk_takes_the_manifest_and_the_journal_over_spare_files(wal: Pa
     run(wal, MemoryStore(), batches=0)
     store = MemoryStore()
     spared = WALDirectory(wal)
-    Batches(spared, Node(harness.NODE, 1), harness.Counters(1).uploader, store.url, "arc").unfinished()
+    Batches(spared, Node(harness.NODE, 1), Counters(1).uploader, store.url, "arc").unfinished()
     assert sorted(path.stat().st_size for path in (wal / "batches").iterdir()) == [64 << 10, 1 << 20]
     names: Iterator[str] = iter(())
 
@@ -717,7 +719,7 @@ def test_a_full_disk_takes_the_manifest_and_the_journal_over_spare_files(wal: Pa
 def test_a_journal_that_a_spare_file_cannot_hold_goes_on_without_keys(tmp_path: Path) -> None:
     directory = WALDirectory(tmp_path / "wal")
     directory.make()
-    block = harness.Counters(1).uploader
+    block = Counters(1).uploader
     batches = Batches(directory, Node(harness.NODE, 1), block, "x", "arc")
     batches.unfinished()
     fill(tmp_path / "wal", 1, IDS)

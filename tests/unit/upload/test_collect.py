@@ -138,11 +138,13 @@ def columnar_map(columns: dict[str, list[Any]], measurement: str = "cpu", **othe
     )
     header = struct.pack(">BH", 0xDE, len(columns))
     rest = b"".join(msgpack.packb(name) + msgpack.packb(value) for name, value in others.items())
-    return bytes([0x82 + len(others)]) + b"\xa1m" + msgpack.packb(measurement) + b"\xa7columns" + header + packed + rest
+    return b"".join(
+        [bytes([0x82 + len(others)]), b"\xa1m", msgpack.packb(measurement), b"\xa7columns", header, packed, rest]
+    )
 
 
 def envelope(database: str, body: bytes, kind: int = 1, meta: dict[str, Any] | None = None) -> bytes:
-    return b"\x94" + msgpack.packb(kind) + msgpack.packb(database) + msgpack.packb(meta or {}) + body
+    return b"".join([b"\x94", msgpack.packb(kind), msgpack.packb(database), msgpack.packb(meta or {}), body])
 
 
 def batch(*maps: bytes, database: str = "db") -> bytes:
@@ -303,7 +305,7 @@ def test_duckdb_reads_the_same_values(convert: Callable[..., Result], tmp_path: 
     )
     for file in result.files:
         (tmp_path / "file.parquet").write_bytes(file.data)
-    rows = duckdb.sql(
+    rows = duckdb.execute(
         f"select epoch_us(time), f, s, n, b, _rescued_data from '{tmp_path / 'file.parquet'}' order by time"
     ).fetchall()
     assert rows == [
@@ -461,7 +463,7 @@ def test_columns_that_come_and_go_are_null_where_they_are_not(convert: Callable[
 
 
 def test_repeated_tags_are_read_back_as_they_were(convert: Callable[..., Result]) -> None:
-    chunks = [[f"host-{n}" for n in range(50)], [None, *("ü" for _ in range(49))], ["x" * 300] * 50]
+    chunks: list[list[Any]] = [[f"host-{n}" for n in range(50)], [None, *("ü" for _ in range(49))], ["x" * 300] * 50]
     payloads = [
         columnar({"time": [NOW_US + 50 * n + row for row in range(50)], "host": chunks[n * n % 3]}) for n in range(200)
     ]
@@ -500,7 +502,12 @@ def test_text_of_few_and_of_many_values_lives_in_one_file(convert: Callable[...,
 def test_unsorted_rows_are_sorted_by_time_and_stay_whole(convert: Callable[..., Result]) -> None:
     count = 20_000
     times = [NOW_US + (row * 7_919) % count for row in range(count)]
-    columns = {"time": times, "n": list(range(count)), "s": [f"s{row % 11}" for row in range(count)], "x": times}
+    columns: dict[str, list[Any]] = {
+        "time": times,
+        "n": list(range(count)),
+        "s": [f"s{row % 11}" for row in range(count)],
+        "x": times,
+    }
     (file,) = convert([columnar(columns)]).files
     rows = file.rows_read()
     assert [row["time"] for row in rows] == sorted(times)
@@ -691,7 +698,7 @@ def test_columns_beyond_the_bound_are_rescued(convert: Callable[..., Result]) ->
 
 
 def test_an_entry_too_large_to_be_decoded_at_once_is_converted_by_parts(convert: Callable[..., Result]) -> None:
-    columns = {
+    columns: dict[str, list[Any]] = {
         "n": list(range(5_000)),
         "s": [f"text {n}" for n in range(5_000)],
         "mixed": [n if n % 3 else "x" for n in range(5_000)],
@@ -758,7 +765,7 @@ def converting_threads() -> list[str]:
 
 
 def test_what_a_callback_raises_ends_the_batch(tmp_path: Path) -> None:
-    def full(key: str, blob: Spool, rows: int) -> None:
+    def full(key: str, blob: Spool, rows: Rows) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):

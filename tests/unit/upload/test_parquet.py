@@ -157,7 +157,7 @@ def test_files_are_made_for_queries(tmp_path: Path) -> None:
     assert file.schema_arrow.metadata[b"arcpipe.batch"] == b"batch"
     assert file.read().column("s").to_pylist() == [f"host-{n % 7}" for n in range(10_000)] * 3
     (tmp_path / "file.parquet").write_bytes(next(iter(written.files.values())))
-    counted = duckdb.sql(f"select count(distinct s), count(distinct u), sum(n) from '{tmp_path / 'file.parquet'}'")
+    counted = duckdb.execute(f"select count(distinct s), count(distinct u), sum(n) from '{tmp_path / 'file.parquet'}'")
     assert counted.fetchall() == [(7, 10_000, 3 * sum(range(10_000)))]
 
 
@@ -181,7 +181,7 @@ def test_floats_of_full_precision_are_split_into_streams_of_bytes_and_others_are
     assert all(group.column(n).compression == "ZSTD" and group.column(n).is_stats_set for n in range(6))
     assert written.file().read().equals(given)
     (tmp_path / "file.parquet").write_bytes(next(iter(written.files.values())))
-    ((total,),) = duckdb.sql(f"select sum(noise) from '{tmp_path / 'file.parquet'}'").fetchall()
+    ((total,),) = duckdb.execute(f"select sum(noise) from '{tmp_path / 'file.parquet'}'").fetchall()
     assert total == pytest.approx(values["noise"].sum())
 
 

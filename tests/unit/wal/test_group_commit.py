@@ -18,11 +18,11 @@ import uvloop
 
 from arcpipe.wal import background_sync as background_sync_module
 from arcpipe.wal import group_commit as group_commit_module
-from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.format import envelope_prefix
-from arcpipe.wal.group_commit import Commit, group_commit
+from arcpipe.wal.group_commit import Commit, GroupCommit, group_commit
 from arcpipe.wal.reader import SegmentScan
+from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
 from tests.support.wal_doubles import Clock, HeldDisk, WatchedLock
 
@@ -68,6 +68,11 @@ class Bench:
         for number in numbers:
             self.commit.append(PREFIX, body(number, size), 1, number)
 
+    @property
+    def thread_commit(self) -> GroupCommit:
+        assert isinstance(self.commit, GroupCommit)
+        return self.commit
+
     def answered(self) -> list[int]:
         return [number for waiters, error in self.answers if error is None for number in waiters]
 
@@ -101,7 +106,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
         async def main() -> None:
             bench.open()
             await test(bench)
-            assert not bench.commit._thread.is_alive(), "the test has not closed it"
+            assert not bench.thread_commit._thread.is_alive(), "the test has not closed it"
 
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(asyncio.wait_for(main(), 60))
@@ -153,7 +158,7 @@ def test_what_arrives_until_the_turn_after_a_commit_joins_the_next_group(run: Ru
             if waiters == [0]:  # in the turn of the loop that answers, before its sockets are read
                 bench.append(2)
 
-        bench.commit._on_committed = and_send_again
+        bench.thread_commit._on_committed = and_send_again
         bench.disk.hold()
         bench.append(0)
         await bench.until(bench.disk.held.is_set)
@@ -315,7 +320,7 @@ def test_a_bug_in_making_segments_reaches_the_same_place(run: Run, monkeypatch: 
         def bug(*_: object, **__: object) -> None:
             raise ZeroDivisionError("a bug")
 
-        monkeypatch.setattr(writer_module.Segment, "make", bug)
+        monkeypatch.setattr(Segment, "make", bug)
         for number in range(4):
             bench.append(number, size=900)
             await asyncio.sleep(0.01)
@@ -550,7 +555,7 @@ def test_nothing_of_a_group_is_kept_longer_than_needed(run: Run, mode: SyncMode)
             nonlocal answered
             answered += len(done)
 
-        bench.commit._on_committed = committed  # type: ignore[attr-defined]
+        bench.thread_commit._on_committed = committed
         for number in range(30):
             waiter, content = Waiter(), memoryview(body(number, 10_000))
             waiters.append(weakref.ref(waiter))

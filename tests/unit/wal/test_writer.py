@@ -686,7 +686,7 @@ def test_a_writer_that_waits_for_its_disk_begins_without_a_segment(
 def test_a_writer_that_never_had_a_segment_ends(directory: WALDirectory, disk: FaultyDisk) -> None:
     for mode in ("fdatasync", "async"):
         with disk.failing(error=errno.EROFS):
-            WALWriter(directory, 1, WALOptions(sync_mode=mode), wait_for_disk=True).close()  # type: ignore[arg-type]
+            WALWriter(directory, 1, WALOptions(sync_mode=mode), wait_for_disk=True).close()
     assert directory.segments(ACTIVE) == []
 
 

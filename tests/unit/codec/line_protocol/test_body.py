@@ -1,3 +1,5 @@
+"""Lines go in, columnar maps come out: by line and by column, held against a slow reading of the protocol."""
+
 from __future__ import annotations
 
 import math
@@ -57,7 +59,9 @@ def rows_of(encoded: Encoded | None) -> list[Row]:
         counts = {len(values) for values in columns.values()}
         assert len(counts) == 1
         for at in range(counts.pop()):
-            row = {name: U(values[at]) if name in types else values[at] for name, values in columns.items()}
+            row: dict[str, Any] = {
+                name: U(values[at]) if name in types else values[at] for name, values in columns.items()
+            }
             time = row.pop("time", None)
             rows.append(Row(each["m"], {tag: row.pop(tag) for tag in tags}, row, time))
     assert len(rows) == encoded.records
@@ -701,15 +705,16 @@ def test_names_that_differ_only_in_their_middle_are_told_apart() -> None:
 def test_bodies_of_many_lines_of_few_shapes_are_read_by_column_and_others_by_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(body_module, "encode_by_line", lambda *_: "by line")
-    monkeypatch.setattr(body_module, "encode_by_column", lambda *_: "by column")
+    by_line, by_column = encode_by_line(b"m f=1"), encode_by_column(b"m f=1")
+    monkeypatch.setattr(body_module, "encode_by_line", lambda *_: by_line)
+    monkeypatch.setattr(body_module, "encode_by_column", lambda *_: by_column)
     line = b'cpu,host=a usage=1.5,text="' + b"x" * 200 + b'"\n'
-    assert encode(line) == "by line"
-    assert encode(line * 23) == "by line"
-    assert encode(line * 24) == "by column"
+    assert encode(line) is by_line
+    assert encode(line * 23) is by_line
+    assert encode(line * 24) is by_column
     others = b"".join(b"m%d" % n + line for n in range(30))
-    assert encode(others) == "by line"
-    assert encode(others * 5) == "by column"
+    assert encode(others) is by_line
+    assert encode(others * 5) is by_column
 
 
 # Any bytes, in linear time: each of these takes a second or so, and would take hours if it were quadratic.

@@ -19,7 +19,7 @@ def columns(payload: bytes) -> list[tuple[str, str, dict[str, Any], tuple[str, .
 
 
 def prefixed(database: bytes, body: Any) -> bytes:
-    return b"\x01" + len(database).to_bytes(2, "big") + database + msgpack.packb(body)
+    return bytes(b"\x01" + len(database).to_bytes(2, "big") + database + msgpack.packb(body))
 
 
 def test_rows_are_gathered_by_database_measurement_and_names() -> None:

@@ -10,8 +10,8 @@ import struct
 import tracemalloc
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import msgpack
 import pytest
@@ -55,7 +55,7 @@ def pack(value: Any, wide: bool = False) -> bytes:
             if wide
             else msgpack.packb(value, unicode_errors="surrogateescape")
         )
-    return msgpack.packb(value)
+    return bytes(msgpack.packb(value))
 
 
 def refusal(body: bytes) -> str:
@@ -71,66 +71,89 @@ class Refused(Exception):
     pass
 
 
-def parse(data: bytes) -> Any:
-    """One MessagePack value. Maps become Pairs, strings str (with surrogates for invalid bytes)."""
-    at = 0
+class SlowReader:
+    """Reads MessagePack value by value. Maps become Pairs, strings str (with surrogates for invalid bytes)."""
 
-    def take(size: int) -> bytes:
-        nonlocal at
-        if at + size > len(data):
-            raise Refused("cut off")
-        at += size
-        return data[at - size : at]
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.at = 0
 
-    def number(size: int) -> int:
-        return int.from_bytes(take(size), "big")
-
-    def text(size: int) -> str:
-        return take(size).decode("utf-8", "surrogateescape")
-
-    def array(size: int) -> list[Any]:
-        return [value() for _ in range(size)]
-
-    def pairs(size: int) -> Pairs:
-        return Pairs((value(), value()) for _ in range(size))
-
-    def extension(size: int) -> tuple[str, int, bytes]:
-        return ("ext", number(1), take(size))
-
-    long_forms: dict[int, Any] = {
-        0xC0: lambda: None,
-        0xC2: lambda: False,
-        0xC3: lambda: True,
-        0xCA: lambda: struct.unpack(">f", take(4))[0],
-        0xCB: lambda: struct.unpack(">d", take(8))[0],
-        **{0xC4 + n: lambda n=n: take(number(1 << n)) for n in range(3)},
-        **{0xC7 + n: lambda n=n: extension(number(1 << n)) for n in range(3)},
-        **{0xCC + n: lambda n=n: number(1 << n) for n in range(4)},
-        **{0xD0 + n: lambda n=n: int.from_bytes(take(1 << n), "big", signed=True) for n in range(4)},
-        **{0xD4 + n: lambda n=n: extension(1 << n) for n in range(5)},
-        **{0xD9 + n: lambda n=n: text(number(1 << n)) for n in range(3)},
-        **{0xDC + n: lambda n=n: array(number(2 << n)) for n in range(2)},
-        **{0xDE + n: lambda n=n: pairs(number(2 << n)) for n in range(2)},
-    }
-
-    def value() -> Any:
-        marker = number(1)
-        if marker < 0x80:
-            return marker
-        if marker < 0x90:
-            return pairs(marker & 15)
-        if marker < 0xA0:
-            return array(marker & 15)
-        if marker < 0xC0:
-            return text(marker & 31)
+    def value(self) -> Any:
+        marker = self.number(1)
+        for end, size_mask, read in self.SHORT_FORMS:
+            if marker < end:
+                return read(self, marker & size_mask)
         if marker >= 0xE0:
             return marker - 256
-        if marker not in long_forms:
+        if marker not in LONG_FORMS:
             raise Refused("0xc1")
-        return long_forms[marker]()
+        return LONG_FORMS[marker](self)
 
-    found = value()
-    if at != len(data):
+    def take(self, size: int) -> bytes:
+        if self.at + size > len(self._data):
+            raise Refused("cut off")
+        self.at += size
+        return self._data[self.at - size : self.at]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def signed(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big", signed=True)
+
+    def text(self, size: int) -> str:
+        return self.take(size).decode("utf-8", "surrogateescape")
+
+    def array(self, size: int) -> list[Any]:
+        return [self.value() for _ in range(size)]
+
+    def pairs(self, size: int) -> Pairs:
+        return Pairs((self.value(), self.value()) for _ in range(size))
+
+    def extension(self, size: int) -> tuple[str, int, bytes]:
+        return ("ext", self.number(1), self.take(size))
+
+    # The first marker after those of the form, the bits that hold the size, and how such a value is read.
+    SHORT_FORMS: ClassVar[tuple[tuple[int, int, Callable[[SlowReader, int], Any]], ...]] = (
+        (0x80, 0x7F, lambda _, number: number),
+        (0x90, 15, pairs),
+        (0xA0, 15, array),
+        (0xC0, 31, text),
+    )
+
+
+def sized(read: Callable[[SlowReader, int], Any], width: int) -> Callable[[SlowReader], Any]:
+    """Read a value whose size comes first, as a number of `width` bytes."""
+    return lambda reader: read(reader, reader.number(width))
+
+
+def fixed(read: Callable[[SlowReader, int], Any], size: int) -> Callable[[SlowReader], Any]:
+    """Read a value of this size."""
+    return lambda reader: read(reader, size)
+
+
+LONG_FORMS: dict[int, Callable[[SlowReader], Any]] = {
+    0xC0: lambda _: None,
+    0xC2: lambda _: False,
+    0xC3: lambda _: True,
+    0xCA: lambda reader: struct.unpack(">f", reader.take(4))[0],
+    0xCB: lambda reader: struct.unpack(">d", reader.take(8))[0],
+    **{0xC4 + n: sized(SlowReader.take, 1 << n) for n in range(3)},
+    **{0xC7 + n: sized(SlowReader.extension, 1 << n) for n in range(3)},
+    **{0xCC + n: fixed(SlowReader.number, 1 << n) for n in range(4)},
+    **{0xD0 + n: fixed(SlowReader.signed, 1 << n) for n in range(4)},
+    **{0xD4 + n: fixed(SlowReader.extension, 1 << n) for n in range(5)},
+    **{0xD9 + n: sized(SlowReader.text, 1 << n) for n in range(3)},
+    **{0xDC + n: sized(SlowReader.array, 2 << n) for n in range(2)},
+    **{0xDE + n: sized(SlowReader.pairs, 2 << n) for n in range(2)},
+}
+
+
+def parse(data: bytes) -> Any:
+    """Read one value that is all there is."""
+    reader = SlowReader(data)
+    found = reader.value()
+    if reader.at != len(data):
         raise Refused("trailing")
     return found
 
@@ -253,7 +276,11 @@ def check_against_the_reference(body: bytes) -> bool:
 
 # Bodies
 
-COLUMNAR = {"m": "cpu", "columns": {"time": [1, 2], "host": ["a", "bc"], "usage": [0.5, 1.5]}, "tags": ["host"]}
+COLUMNAR: dict[str, Any] = {
+    "m": "cpu",
+    "columns": {"time": [1, 2], "host": ["a", "bc"], "usage": [0.5, 1.5]},
+    "tags": ["host"],
+}
 ROW = {"m": "cpu", "t": 1700000000, "h": "a", "fields": {"usage": 0.5, "n": 3}, "tags": {"region": "eu"}}
 
 
@@ -715,7 +742,8 @@ def columnar_maps(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def row_maps(draw: st.DrawFn) -> dict[str, Any]:
-    result = {"m": draw(measurements), "fields": draw(st.dictionaries(shared_names, values, min_size=1, max_size=4))}
+    fields = draw(st.dictionaries(shared_names, values, min_size=1, max_size=4))
+    result: dict[str, Any] = {"m": draw(measurements), "fields": fields}
     if draw(st.booleans()):
         result["t"] = draw(times)
     if draw(st.booleans()):

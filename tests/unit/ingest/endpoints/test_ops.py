@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from arcpipe.ingest.endpoints import ops
+from arcpipe.monitoring import snapshot
 from tests.support.edge import Edge
 from tests.support.http import request_bytes
 
@@ -16,7 +16,7 @@ METRICS = request_bytes("GET", "/metrics")
 
 def test_whoever_asks_behind_a_client_that_is_gone_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     may_look = threading.Event()
-    take = ops.snapshot.take
+    take = snapshot.take
     taken: list[None] = []
 
     def slow_take(*arguments: Any) -> Any:
@@ -24,7 +24,7 @@ def test_whoever_asks_behind_a_client_that_is_gone_is_answered(monkeypatch: pyte
         taken.append(None)
         return take(*arguments)
 
-    monkeypatch.setattr(ops.snapshot, "take", slow_take)
+    monkeypatch.setattr(snapshot, "take", slow_take)
     with Edge() as edge:
         first, gone, behind, last = (edge.connect() for _ in range(4))
         first.feed(METRICS)  # its answer is being made: the others have the next one

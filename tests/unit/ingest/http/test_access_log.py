@@ -21,7 +21,7 @@ from arcpipe.ingest.http.request_ids import RequestIds, is_harmless
 from arcpipe.logs.line_writer import LineWriter
 from tests.support.waiting import wait_until
 
-LINE = {
+LINE: dict[str, Any] = {
     "time": "T",
     "worker": 1,
     "client": "192.0.2.7",

@@ -6,14 +6,15 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, Check, ClientGone
 
 SECONDS = 30.0
 
 
-class Sender(NamedTuple):
+@dataclass
+class Sender:
     name: str
     address: str = "192.0.2.1"
     gone: threading.Event | None = None

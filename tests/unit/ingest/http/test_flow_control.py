@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from arcpipe.ingest.http import context, responses
 from arcpipe.ingest.http.flow_control import PATIENCE_BYTES
 from arcpipe.ingest.http.request_parser import WAITING_HEAD_BYTES
+from arcpipe.wal.group_commit import GroupCommit
 from tests.support.edge import Edge, Peer
 from tests.support.http import pack, request_bytes
 from tests.support.waiting import wait_until
@@ -69,12 +70,12 @@ def test_a_connection_with_as_many_unanswered_requests_as_allowed_is_read_and_wi
         peer = edge.connect()
         for _ in range(4):
             assert peer.feed(WRITE)
-        assert peer.transport.is_reading
+        assert peer.transport.reads
         assert peer.feed(WRITE)
-        assert not peer.transport.is_reading
+        assert not peer.transport.reads
         may_write.set()
         edge.settle()
-        assert peer.transport.is_reading
+        assert peer.transport.reads
         assert peer.statuses == [202] * 5
 
 
@@ -92,10 +93,11 @@ def test_of_many_requests_in_one_read_only_so_many_are_under_way_and_all_are_ans
     requests = (WRITE + request_bytes("GET", "/ping") + request_bytes("GET", "/nothing")) * 300
     peer = edge.connect()
     assert peer.feed(requests)
+    assert isinstance(edge.commit, GroupCommit)
     assert edge.commit._collecting.entries <= 4
     edge.settle()
     assert peer.statuses == [202, 204, 404] * 300
-    assert peer.transport.is_reading
+    assert peer.transport.reads
 
 
 def test_a_body_behind_as_many_bytes_of_heads_as_may_wait_is_read_once_they_are_answered(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_a_body_behind_as_many_bytes_of_heads_as_may_wait_is_read_once_they_are_
         many = WAITING_HEAD_BYTES // counted + 1  # the last of them is one too many, and comes with half of another
         last = write(many, 0)
         assert peer.feed(b"".join(write(number, 1200) for number in range(many)) + last[:-1])
-        assert not peer.transport.is_reading
+        assert not peer.transport.reads
         edge.settle()
         assert peer.statuses == [202] * many
         assert peer.feed(last[-1:])
@@ -127,7 +129,7 @@ def test_requests_of_a_client_that_does_not_read_are_not_handled_until_it_does(e
     edge.call(peer.connection.resume_writing)
     edge.settle()
     assert peer.statuses == [202] + [204] * 100 + [202]
-    assert peer.transport.is_reading
+    assert peer.transport.reads
 
 
 def test_a_client_that_does_not_read_while_requests_of_it_wait_is_cut_off(edge: Edge) -> None:
@@ -153,17 +155,17 @@ def test_who_writes_is_not_read_while_too_much_waits_for_the_wal_and_all_others_
         peers = [edge.connect() for _ in range(3)]
         feed(peers[0], large())
         feed(peers[1], large())
-        assert [peer.transport.is_reading for peer in peers] == [False, False, True]
+        assert [peer.transport.reads for peer in peers] == [False, False, True]
         newcomer = edge.connect()
         for peer in (peers[2], newcomer):
             for path in ("/ping", "/health", "/ready"):
                 assert peer.feed(request_bytes("GET", path))
         assert peers[2].statuses == newcomer.statuses == [204, 200, 200]
         assert newcomer.feed(WRITE)
-        assert not newcomer.transport.is_reading
+        assert not newcomer.transport.reads
         may_write.set()
         edge.settle()
-        assert all(peer.transport.is_reading for peer in (*peers, newcomer))
+        assert all(peer.transport.reads for peer in (*peers, newcomer))
         assert peers[0].statuses == peers[1].statuses == [202]
         assert newcomer.statuses == [204, 200, 200, 202]
 
@@ -183,11 +185,11 @@ def test_a_large_body_of_a_client_that_has_nothing_waiting_is_taken_and_above_tw
             body[1 << 18 :],
         ):  # more than half of what may be waits, and none of it is its own
             assert newcomer.feed(part)
-        assert not newcomer.transport.is_reading
+        assert not newcomer.transport.reads
         feed(edge.connect(), body)
         assert edge.context.inflight.is_full
         assert late.feed(body[: 1 << 18])
-        assert not late.transport.is_reading
+        assert not late.transport.reads
         assert late.statuses == []
         may_write.set()
         edge.settle()
@@ -281,8 +283,8 @@ def test_the_body_that_began_first_goes_on_and_the_others_follow_one_after_the_o
     request = large()
     read = [feed(peer, request[:-10]) for peer in peers]
     assert read[0] == len(request) - 10
-    assert peers[0].transport.is_reading
-    assert not any(peer.transport.is_reading for peer in peers[2:])
+    assert peers[0].transport.reads
+    assert not any(peer.transport.reads for peer in peers[2:])
     assert sum(read) < MB + (1 << 16)
     for index, peer in enumerate(peers):
         read[index] += feed(peer, request[read[index] :])
@@ -309,7 +311,7 @@ def test_a_first_body_that_brings_little_while_others_wait_is_refused_and_they_g
     request = large()
     feed(slow, request[:-1000])
     read = [feed(peer, request) for peer in others]
-    assert not others[1].transport.is_reading
+    assert not others[1].transport.reads
     for _ in range(12):
         slow.feed(b"x")
         edge.pass_seconds(0.25)
@@ -343,7 +345,7 @@ def test_whoever_waits_for_room_longer_than_the_body_timeout_is_503_and_not_408(
     request = large(1_000_000)
     at = feed(first, request[:600_000])
     feed(second, request)
-    assert not second.transport.is_reading
+    assert not second.transport.reads
     seconds = 0.0
     while not second.statuses:
         at += feed(first, request[at : at + 5_000], 5_000)  # with that it may stay, as of the next line
@@ -385,7 +387,7 @@ def test_a_head_that_never_ends_behind_the_last_request_of_a_client_gives_way_to
         others = [edge.connect() for _ in range(4)]
         for peer in others:
             feed(peer, large()[:200_000])
-        assert not others[-1].transport.is_reading
+        assert not others[-1].transport.reads
         for _ in range(8):
             edge.pass_seconds(0.25)
         assert others[0].statuses == [503]

@@ -1,5 +1,7 @@
-"""Requests whose heads are known are handled as the parser would have had them handled: two workers, of which one
-remembers no head, get the same bytes in the same reads."""
+"""Requests whose heads are known are handled as the parser would have had them handled.
+
+Two workers, of which one remembers no head, get the same bytes in the same reads.
+"""
 
 from __future__ import annotations
 
@@ -207,11 +209,11 @@ def test_a_worker_that_drains_ends_connections_with_known_heads_too(edge: Edge) 
 def test_more_than_may_be_pipelined_waits(edge: Edge) -> None:
     peer = learned(edge)
     peer.feed(WRITE * 1000)
-    assert not peer.transport.is_reading
+    assert not peer.transport.reads
     assert peer.connection.state == ANSWER
     edge.settle()
     assert peer.statuses == [202] * 1002
-    assert peer.transport.is_reading
+    assert peer.transport.reads
 
 
 # Request ids
@@ -371,7 +373,8 @@ def test_known_and_parsed_heads_make_no_difference(
         settle()
         context = edge.context
         context.heads._seen.clear()
-        before = (context.requests, edge.worker._writes.accepted, edge.worker._writes.refused, dict(context.refused))
+        writes = edge.worker._writes
+        before: tuple[Any, ...] = (context.requests, writes.accepted, writes.refused, dict(context.refused))
         peer = edge.connect()
         states = []
         at = 0
@@ -390,7 +393,12 @@ def test_known_and_parsed_heads_make_no_difference(
         settle()
         peer.half_close()
         settle()
-        after = (context.requests, edge.worker._writes.accepted, edge.worker._writes.refused, dict(context.refused))
+        after: tuple[Any, ...] = (
+            context.requests,
+            edge.worker._writes.accepted,
+            edge.worker._writes.refused,
+            dict(context.refused),
+        )
         outcomes.append(
             (
                 bytes(peer.transport.written),
