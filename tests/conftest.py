@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.browser", "tests.s3server"]
+pytest_plugins = ["tests.support.browser", "tests.support.s3server"]
 
 # No test depends on being fast.
 settings.register_profile("any machine", deadline=None)

@@ -1,12 +1,12 @@
-"""Hands on the real program: the event loop that a test turns, the thread that works in turns, the
-worker under its group commit. What is driven is arcpipe's own.
+"""Hands on the real program: a loop and a thread that a test turns, and a worker under its group commit.
+
+Everything that is driven is arcpipe's own.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,25 +21,6 @@ from arcpipe.wal.writer import WALOptions, WALWriter
 from tests.crash.entries import make_body
 
 _PATIENCE_SECONDS = 60.0  # nothing here waits for long, unless it hangs
-
-
-class Clock:
-    """Stands in for the module `time`: moves a little with each look, and as the test says."""
-
-    def __init__(self) -> None:
-        self.now_us = 1_760_000_000_000_000
-        self.monotonic_us = 0
-        self.perf_counter = time.perf_counter
-        self.time = lambda: self.now_us / 1e6
-        self.sleep = time.sleep
-
-    def time_ns(self) -> int:
-        self.now_us += 7
-        return self.now_us * 1000
-
-    def monotonic(self) -> float:
-        self.monotonic_us += 7
-        return self.monotonic_us / 1e6
 
 
 # The thread that makes and seals segments
@@ -273,7 +254,7 @@ class Worker:
         self._commit._thread._groups.put(None)
         background = self.writer._background
         if background is not None:
-            background._stopped = True
+            background._stop.set()
             background._hurry.set()
             background._wake.set()
         return self._unsynced

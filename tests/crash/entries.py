@@ -9,7 +9,7 @@ import functools
 import random
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -26,7 +26,8 @@ PREFIX = envelope_prefix(KIND_COLUMNAR, "db", identity=NO_IDENTITY)  # as long a
 def make_body(number: int, size: int) -> bytes:
     """A columnar body so that its whole entry takes `size` bytes; what fills it follows from the number."""
     want = size - ENTRY_HEADER_SIZE - len(PREFIX.data)
-    for extra in ({}, {"tags": []}):  # one byte more of a filler may need one more to tell its length
+    extras: tuple[dict[str, Any], ...] = ({}, {"tags": []})
+    for extra in extras:  # one byte more of a filler may need one more to tell its length
         length = want
         for _ in range(4):
             body = _body(number, max(0, length), extra)

@@ -101,9 +101,11 @@ def come_up(
     is_torn: bool = False,
     write_on: Callable[[WALDirectory, RecoverySummary], None] | None = None,
 ) -> Outcome:
-    """Starts on a disk, ships until nothing is left or nothing moves any more.
+    """Start on a disk, and upload until nothing is left or nothing moves any more.
 
     Args:
+        image: of the disk.
+        expected: which entries and objects there are.
         faults: of the disk, from the start on.
         bad: unreadable sectors, by path.
         is_torn: some content is not as any program wrote it.
@@ -141,11 +143,10 @@ def come_up(
                 directory.disk.unlink(segment.path)
         else:
             reported += _ship(directory, store, node)
-    moods = set()
-    for name, content in store.objects.items():
-        shipped: Shipped = shipped_in(name, content)
+    uploaded: list[Shipped] = [shipped_in(name, content) for name, content in store.objects.items()]
+    for shipped in uploaded:
         found.update(shipped.numbers)
-        moods.update({shipped.mood} - {""})
+    moods = {shipped.mood for shipped in uploaded} - {""}
     left = [path for path in disk.entries if (parsed := _parsed(path)) is not None and parsed in (ACTIVE, SEALED)]
     reported += [path for path in disk.entries if "/quarantine/" in path]
     outcome = Outcome(found, frozenset(moods), reported, left, disk)
@@ -193,7 +194,9 @@ def is_untouched(disk: RecordingDisk, path: str) -> bool:
     """Whether a file that was there at the start still is, by whatever name, with every byte."""
     number = disk.initial_files[path]
     before = disk.initial[path]
-    return any(file is not None and file.number == number and file.content == before for file in disk.entries.values())
+    return any(
+        file is not None and file.number == number and bytes(file.content) == before for file in disk.entries.values()
+    )
 
 
 def _start(directory: WALDirectory, reported: list[str], disk: RecordingDisk) -> tuple[Node, RecoverySummary]:
@@ -265,8 +268,10 @@ def _parsed(path: str) -> str | None:
 
 
 def _check_in_service(image: Image, ends_synced: bool) -> None:
-    """A file in service never shows a former life and is never empty, one that is complete has its end, and no two
-    entries of a slot have one timestamp."""
+    """Check that a file in service is never stale and never empty.
+
+    A sealed one has its end entry, and no two entries of a slot have the same timestamp.
+    """
     ends: dict[tuple[int, int], int] = {}
     stamps: dict[tuple[int, int], set[int]] = {}
     # What is uploaded may be on its way to the pool already.

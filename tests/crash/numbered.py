@@ -11,7 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.harness import Response, Server, lake_rows, pack, wait_until
+from tests.support.http import Response, pack
+from tests.support.lake import lake_rows
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 # The uploader waits up to 30 s between two tries when a fault lasted long; a loaded machine doubles it.

@@ -421,8 +421,10 @@ def states_after_power_cuts(
 
 
 def states_after_kills(disk: RecordingDisk, behind: int = 0) -> Iterator[State]:
-    """What the program finds when it was killed and the machine goes on: one or two states behind each operation, and
-    as many if it was killed before it got what a client sent next."""
+    """Yield the states that the program finds after it was killed while the machine goes on.
+
+    There are one or two after each operation, and as many for a kill before it got the next bytes of a client.
+    """
     for model, position, after in moments(disk):
         if position >= behind:
             for image in model.states_after_kill():
@@ -439,8 +441,10 @@ def before_sent(disk: RecordingDisk, begin: int, end: int) -> int:
 
 
 def moments(disk: RecordingDisk) -> Iterator[tuple[Model, int, int]]:
-    """The model behind each operation, the operation's position, and the end of the notes that follow directly:
-    the world may have learned of them."""
+    """Yield the model after each operation, the operation's position, and the end of the notes that follow directly.
+
+    The world may have learned of those notes.
+    """
     model = Model(disk)
     for position, operation in enumerate(disk.log):
         if isinstance(operation, Note):

@@ -32,11 +32,12 @@ from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.recovery import recover_at_start, recover_slot
 from arcpipe.wal.writer import SyncMode, WALOptions
-from tests.crash.driving import Clock, SteppedPipeline, Turn, Worker
+from tests.crash.driving import SteppedPipeline, Turn, Worker
 from tests.crash.entries import PREFIX, make_body, number_of
 from tests.crash.recording import CHANGES, Fault, RecordingDisk
 from tests.crash.shipping import InlineExecutor, MemoryStore, Shipping, StoreFault, Unbounded
 from tests.crash.system_calls import mounted
+from tests.support.wal_doubles import Clock
 
 __all__ = ["FOLDER", "PREFIX", "Plan", "Run", "make_body", "number_of"]
 
@@ -291,8 +292,10 @@ class Run:
         )
 
     def _let_others_work(self) -> None:
-        """Ahead of each change: the workers' own threads may do some of theirs, and while the uploader works, which
-        is another process, others may commit."""
+        """Let the workers' own threads do some of their work before a change.
+
+        While the uploader works, which is another process, others may commit.
+        """
         turn = getattr(Turn.current, "turn", None)
         if turn is not None:
             turn.wait()
@@ -320,8 +323,10 @@ def held(clock: Clock, seed: int) -> Iterator[None]:
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Recovery works in this thread and waits for no disk; what it reads at once, and spare files, are as small as the
-    segments and batches of these tests."""
+    """Have recovery work in this thread, wait for no disk, and read little at once.
+
+    Its reads and the spare files are as small as the segments and batches of these tests.
+    """
     spares = {"manifest": ("spare-1", 4096), "journal": ("spare-2", 8192)}
     with (
         mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor),

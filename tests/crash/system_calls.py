@@ -204,7 +204,7 @@ def _require(disk: RecordingDisk, path: str) -> File | None:
 def _open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
     found = _find(path)
     if found is None:
-        return _real["open"](path, flags, mode, dir_fd=dir_fd)
+        return int(_real["open"](path, flags, mode, dir_fd=dir_fd))
     disk, name = found
     if flags & os.O_CREAT and name not in disk.entries:
         _require_parent(disk, name)
@@ -239,7 +239,7 @@ def _opener(path: Any, mode: str = "r", buffering: int = -1, *arguments: Any, **
     raw = _Raw(_open(path, flags), mode, os.fspath(path))
     if buffering == 0:
         return raw
-    buffered = io.BufferedReader(raw) if plain == "r" else io.BufferedWriter(raw)  # type: ignore[type-var]
+    buffered = io.BufferedReader(raw) if plain == "r" else io.BufferedWriter(raw)
     return buffered if "b" in mode else io.TextIOWrapper(buffered, *arguments, **options)
 
 
@@ -252,7 +252,7 @@ def _close(fd: int) -> None:
 
 def _preadv(fd: int, buffers: Sequence[Any], offset: int, flags: int = 0) -> int:
     if fd < _FIRST_FD:
-        return _real["preadv"](fd, buffers, offset, flags)
+        return int(_real["preadv"](fd, buffers, offset, flags))
     opened = _open_files[fd]
     assert opened.file is not None
     views = [memoryview(buffer).cast("B") for buffer in buffers]
@@ -267,7 +267,7 @@ def _preadv(fd: int, buffers: Sequence[Any], offset: int, flags: int = 0) -> int
 
 def _pread(fd: int, length: int, offset: int) -> bytes:
     if fd < _FIRST_FD:
-        return _real["pread"](fd, length, offset)
+        return bytes(_real["pread"](fd, length, offset))
     opened = _open_files[fd]
     assert opened.file is not None
     with opened.disk.doing("read", opened.name, offset, length):
@@ -276,7 +276,7 @@ def _pread(fd: int, length: int, offset: int) -> bytes:
 
 def _read(fd: int, length: int) -> bytes:
     if fd < _FIRST_FD:
-        return _real["read"](fd, length)
+        return bytes(_real["read"](fd, length))
     data = _pread(fd, length, _open_files[fd].at)
     _open_files[fd].at += len(data)
     return data
@@ -284,7 +284,7 @@ def _read(fd: int, length: int) -> bytes:
 
 def _pwritev(fd: int, buffers: Sequence[Any], offset: int, flags: int = 0) -> int:
     if fd < _FIRST_FD:
-        return _real["pwritev"](fd, buffers, offset, flags)
+        return int(_real["pwritev"](fd, buffers, offset, flags))
     opened = _open_files[fd]
     assert opened.file is not None
     data = b"".join(buffers)
@@ -301,7 +301,7 @@ def _pwrite(fd: int, data: Any, offset: int) -> int:
 
 def _write(fd: int, data: Any) -> int:
     if fd < _FIRST_FD:
-        return _real["write"](fd, data)
+        return int(_real["write"](fd, data))
     count = _pwritev(fd, [data], _open_files[fd].at)
     _open_files[fd].at += count
     return count

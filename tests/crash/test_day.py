@@ -21,9 +21,9 @@ from tests.crash.day.load import Load
 from tests.crash.day.model import Effects, Model
 from tests.crash.day.operations import Operations
 from tests.crash.io_faults import FaultyIO
-from tests.harness import long
-from tests.s3server import S3Bucket
-from tests.set_clock import needs_libfaketime
+from tests.support.s3server import S3Bucket
+from tests.support.set_clock import needs_libfaketime
+from tests.support.sets import long
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 DAYS = int(os.environ.get("ARCPIPE_TEST_DAYS", "1"))

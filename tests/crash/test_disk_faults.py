@@ -28,8 +28,12 @@ from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
 from tests.crash.scenario import PREFIX, make_body, number_of
 from tests.crash.small_disks import MEGABYTE, SmallDisk, small_disk
-from tests.harness import COMMAND, Server, environment, lake_rows, pack, wait_until
-from tests.wal_doubles import FaultyDisk
+from tests.support.http import pack
+from tests.support.lake import lake_rows
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
+from tests.support.wal_doubles import FaultyDisk
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

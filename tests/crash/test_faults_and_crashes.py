@@ -29,14 +29,14 @@ from arcpipe.wal.recovery import RecoverySummary
 from arcpipe.wal.source import Effort
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
-from tests.crash.driving import Clock
 from tests.crash.entries import entries_in, make_body, shipped_in
 from tests.crash.judge import come_up, compare, expectation, is_batch, is_untouched, judge, kept
 from tests.crash.power_cut import State, states_after_kills, states_after_power_cuts
 from tests.crash.recording import CHANGES, READS, SECTOR, Fault, Image, Note, RecordingDisk
 from tests.crash.scenario import FOLDER, Plan, Run
 from tests.crash.shipping import StoreFault
-from tests.crash.test_power_cut import explain
+from tests.crash.trying import explain
+from tests.support.wal_doubles import Clock
 
 PLANS = [
     Plan(101, "fdatasync", sizes="any", steps=70),

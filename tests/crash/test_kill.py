@@ -18,7 +18,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.harness import Load, Server, Store, batch_files, local_store, s3_store
+from tests.crash.moments import wait_for_a_moment
+from tests.support.load import Load
+from tests.support.server import Server
+from tests.support.stores import Store, local_store, s3_store
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))
@@ -39,27 +42,6 @@ def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Victim]:
         tmp_path, wal_max_size_mb=1, flush_max_age_seconds=0.1, wal_max_backlog_mb=200, **store.settings
     ) as server:
         yield Victim(server, store)
-
-
-def wait_for_a_moment(server: Server, chance: random.Random) -> None:
-    """Waits for a moment worth dying in: just any, or one in which files change hands."""
-    time.sleep(chance.uniform(0.0, 0.3))
-    moment = chance.choice(["any", "batch", "sealed", "claimed"])
-
-    def has_come() -> bool:
-        match moment:
-            case "batch":
-                return bool(batch_files(server.wal))
-            case "sealed":
-                return bool(server.segments(".wal.sealed"))
-            case "claimed":  # a segment is being made, from the pool or from nothing
-                return any(not name[0].isdigit() for name in os.listdir(server.wal / "free"))
-        return True
-
-    deadline = time.monotonic() + 1.0  # the rarer moments may not come
-    while not has_come() and time.monotonic() < deadline:
-        pass
-    time.sleep(chance.choice([0.0, 0.0, chance.uniform(0.0, 0.05)]))
 
 
 def check(victim: Victim, load: Load) -> None:

@@ -31,7 +31,7 @@ from tests.crash import test_faults_and_crashes as faults
 from tests.crash.power_cut import moments
 from tests.crash.recording import Fault, Note, RecordingDisk, Rename
 from tests.crash.scenario import Plan, Run
-from tests.crash.test_power_cut import judging, try_states
+from tests.crash.trying import judging, try_states
 
 SYNCS = frozenset({"fdatasync", "fsync"})
 

@@ -23,11 +23,11 @@ from arcpipe.wal.salvage import IdentitySalvager
 from arcpipe.wal.source import Source
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
-from tests.crash.judge import expectation, judge
-from tests.crash.power_cut import Model, State, states_after_power_cuts
+from tests.crash.power_cut import Model, State
 from tests.crash.recording import Image, RecordingDisk
 from tests.crash.scenario import FOLDER, Plan, Run
 from tests.crash.system_calls import mounted
+from tests.crash.trying import judging, try_states
 
 PLANS = [
     Plan(1, "fdatasync", sizes="sectors"),
@@ -54,30 +54,6 @@ def fresh(quiet: None) -> None:
 
 def record(plan: Plan) -> RecordingDisk:
     return Run(plan).record()
-
-
-def try_states(disk: RecordingDisk, plan: Plan, limit: int, on_state: Callable[[State], None]) -> int:
-    """Calls back with states that a power cut may leave; how many there were."""
-    count = 0
-    for state in states_after_power_cuts(disk, random.Random(plan.seed), limit):
-        on_state(state)
-        count += 1
-    return count
-
-
-def judging(disk: RecordingDisk, plan: Plan) -> Callable[[State], None]:
-    def on_state(state: State) -> None:
-        try:
-            judge(state.image, expectation(disk, state.after, plan))
-        except AssertionError as error:
-            raise AssertionError(explain(error, disk, plan, state)) from error
-
-    return on_state
-
-
-def explain(error: AssertionError, disk: RecordingDisk, plan: Plan, state: State) -> str:
-    operations = "\n  ".join(repr(operation)[:160] for operation in disk.log[max(0, state.after - 25) : state.after])
-    return f"{error}\n{plan}, {state.kind} behind operation {state.after}:\n  {operations}"
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan.sync_mode}-{plan.sizes}-{plan.slots}-{plan.seed}")
@@ -190,7 +166,9 @@ def test_it_is_caught_if_a_segment_is_renamed_into_service_before_its_start_is_s
 ) -> None:
     make = segment_module.Segment.make.__func__  # type: ignore[attr-defined]
 
-    def make_without_file_sync(cls: type, directory: WALDirectory, *arguments: object, **options: object) -> object:
+    def make_without_file_sync(
+        cls: type[segment_module.Segment], /, directory: WALDirectory, *arguments: object, **options: object
+    ) -> object:
         fdatasync = directory.disk.fdatasync
         here = threading.current_thread()
         directory.disk.fdatasync = lambda fd: (  # type: ignore[method-assign]

@@ -23,7 +23,9 @@ from tests.crash.numbered import (
     is_told_by_health,
     problems,
 )
-from tests.harness import COMMAND, Server, environment, wait_until
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 RECORDS = 100
 SEGMENTS = "*/worker-*.wal*"

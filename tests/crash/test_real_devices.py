@@ -22,7 +22,11 @@ import pytest
 
 from tests.crash.numbered import CATCH_UP_SECONDS, V2, Numbered, each_once, is_shipped
 from tests.crash.small_disks import SmallDisk, small_disk, thin_disk
-from tests.harness import IS_LONG, Client, Server, lake_files, pack, request_bytes, wait_until
+from tests.support.http import Client, pack, request_bytes
+from tests.support.lake import lake_files
+from tests.support.server import Server
+from tests.support.sets import IS_LONG
+from tests.support.waiting import wait_until
 
 ROUNDS = 20 if IS_LONG else 3
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))

@@ -15,9 +15,9 @@ from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALWriter
 from tests.crash.small_disks import small_disk
 from tests.crash.uploader_process import Outcome, Step, Uploaders
-from tests.harness import s3_store
-from tests.s3proxy import FaultyProxy
-from tests.s3server import S3Bucket
+from tests.support.s3proxy import FaultyProxy
+from tests.support.s3server import S3Bucket
+from tests.support.stores import s3_store
 
 SPARES = len(SPARE_FILES)  # they are made first
 S3_CHECK = "arcpipe.storage.s3:S3Store.check"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import re
@@ -18,9 +19,15 @@ from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob
 from arcpipe.storage.s3 import S3Store
 from arcpipe.wal.reader import SegmentScan
-from tests.harness import Client, Load, Server, batch_files, lake_rows, pack, s3_store, wait_until
-from tests.s3proxy import ANSWERS, FAULTS, FaultyProxy
-from tests.s3server import S3Bucket
+from tests.support.directories import batch_files
+from tests.support.http import Client, pack
+from tests.support.lake import lake_rows
+from tests.support.load import Load
+from tests.support.s3proxy import ANSWERS, FAULTS, FaultyProxy
+from tests.support.s3server import S3Bucket
+from tests.support.server import Server
+from tests.support.stores import s3_store
+from tests.support.waiting import wait_until
 
 # How often each fault is to strike under load: some 20 s here, some minutes with ARCPIPE_TEST_LONG=1.
 STRIKES = 40 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 2
@@ -151,9 +158,13 @@ def test_a_load_through_faults_of_every_kind_loses_nothing_and_doubles_nothing(
     ) as server:
         with Load(server, connections=3, pause_seconds=0.05) as load:
             proxy.fail_randomly(0.3, seed=1)
+
+            def has_struck(times: int) -> bool:
+                return min(proxy.injected[fault] for fault in FAULTS) >= times
+
             for strikes in range(1, STRIKES + 1):
                 wait_until(
-                    lambda least=strikes: min(proxy.injected[fault] for fault in FAULTS) >= least,
+                    functools.partial(has_struck, strikes),
                     f"every fault to strike {strikes} times",
                     90,
                 )

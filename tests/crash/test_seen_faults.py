@@ -31,9 +31,14 @@ from tests.crash.numbered import (
     is_shipped,
     is_told_by_health,
 )
-from tests.harness import Server, lake_files, lake_rows, long, pack, s3_store, serve_and_fail, wait_until
-from tests.s3proxy import FaultyProxy
-from tests.s3server import S3Bucket
+from tests.support.http import pack
+from tests.support.lake import lake_files, lake_rows
+from tests.support.s3proxy import FaultyProxy
+from tests.support.s3server import S3Bucket
+from tests.support.server import Server, serve_and_fail
+from tests.support.sets import long
+from tests.support.stores import s3_store
+from tests.support.waiting import wait_until
 
 ACTIVE = "*/worker-*.wal"
 MANIFESTS = "*/batches/*"

@@ -13,17 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import Load, Server, lake_rows, wait_until
+from tests.support.careful_load import CarefulLoad
+from tests.support.lake import numbers
+from tests.support.load import Load
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))
 
 pytestmark = pytest.mark.timeout(600 * LONG)
-
-
-def numbers(lake: Path) -> list[int]:
-    return sorted(row["n"] for row in lake_rows(lake))
 
 
 def upgrade(server: Server) -> None:

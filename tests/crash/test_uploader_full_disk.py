@@ -14,9 +14,9 @@ from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.disk import Disk
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
-from tests.batches import MemoryStore, ids_in, run, sealed, stopped
 from tests.crash.small_disks import MEGABYTE, SmallDisk, small_disk
-from tests.harness import batch_files
+from tests.support.directories import batch_files
+from tests.support.uploader import MemoryStore, ids_in, run, sealed, stopped
 
 HOURS = 4
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import long
+from tests.support.sets import long
 
 LIMIT_MB = 600
 

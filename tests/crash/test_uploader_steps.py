@@ -25,8 +25,10 @@ from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.recovery import recover_slot
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.uploader_process import Outcome, Step, Uploaders
-from tests.harness import Store, batch_files, copy_at_one_moment, lake_files, local_store, s3_store
-from tests.s3server import S3Bucket
+from tests.support.directories import batch_files, copy_at_one_moment
+from tests.support.lake import lake_files
+from tests.support.s3server import S3Bucket
+from tests.support.stores import Store, local_store, s3_store
 
 # 2026-01-01T00:00:00Z
 NEW_YEAR = 1_767_225_600
@@ -73,7 +75,7 @@ def fill(writer: WALWriter, first: int, entries: int, log: Log) -> int:
         mixed: list[Any] = [identity if number < 60 else identity + 0.5 for identity in ids]
         for index in range(number % 7, ROWS, 23):
             mixed[index] = log.odd[ids[index]] = f"odd {ids[index]}"
-        columns = {
+        columns: dict[str, list[Any]] = {
             "time": [hour + index * 7 for index in range(ROWS)],
             "id": ids,
             "value": [identity / 4 for identity in ids],
@@ -90,8 +92,10 @@ def fill(writer: WALWriter, first: int, entries: int, log: Log) -> int:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
-    """Full and small segments of two workers, one that a crash left, a damaged one, one that is none at all, and an
-    entry that cannot be converted."""
+    """Make segments of two workers: full, small, left by a crash, damaged, and a file that is not a segment.
+
+    One entry cannot be converted.
+    """
     base = tmp_path_factory.mktemp("log")
     log = Log(base / "wal", set(), {}, ("3", "4"), (NOT_A_LOG,))
     source = WALDirectory(base / "source")
@@ -138,7 +142,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Log:
         ids = list(range(first, first + ROWS))
         log.ids.update(ids)
         log.odd[first] = "odd"
-        columns = {
+        columns: dict[str, list[Any]] = {
             "time": [NEW_YEAR + identity for identity in ids],
             "id": ids,
             "value": [identity / 4 for identity in ids],

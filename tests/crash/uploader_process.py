@@ -40,8 +40,10 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended: its exit code, negative for a signal, and the uploader's counters by name; `retries` is of all
-    kinds together, `retries_{kind}` of one."""
+    """How a run ended: its exit code, negative for a signal, and the uploader's counters by name.
+
+    `retries` counts all kinds together, `retries_{kind}` one of them.
+    """
 
     exit_code: int
     counters: dict[str, int]

@@ -57,7 +57,7 @@ def run(target: str, seconds: str) -> None:
 
 def examples(target: str) -> list[bytes]:
     from tests.fuzz import test_fuzz as given
-    from tests.harness import request_bytes
+    from tests.support.http import request_bytes
 
     if target != "edge":
         return given.BODIES

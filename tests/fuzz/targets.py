@@ -16,7 +16,7 @@ from arcpipe.codec import content_encoding
 from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.messagepack import body as messagepack
 from arcpipe.errors import BadPayload, PayloadTooLarge
-from tests.edge import Edge, Peer
+from tests.support.edge import Edge, Peer
 
 MAX_DECODED: Final = 1 << 16
 

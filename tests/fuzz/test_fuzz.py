@@ -9,8 +9,8 @@ import msgpack as msgpack_library
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.content_encoding import zstd
 from tests.fuzz import targets
+from tests.support.compression import zstd
 
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None)
 

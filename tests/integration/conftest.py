@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Client, Server
+from tests.support.http import Client
+from tests.support.server import Server
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import threading
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Client, Server, pack, request_bytes, serve_and_fail, wait_until
-from tests.integration.test_auth import bearer, create
+from tests.support.http import Client, pack, request_bytes
+from tests.support.server import Server, serve_and_fail
+from tests.support.tokens import bearer, create
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1, 2, 3]}})
@@ -26,13 +27,6 @@ def lines(path: Path, many: int = 1) -> list[dict[str, Any]]:
 def metric(server: Server, name: str) -> float:
     text = server.get("/metrics").body.decode()
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + "{"))
-
-
-def reload(server: Server) -> None:
-    before = server.log.count("supervisor: reloaded")
-    os.kill(server.pid, signal.SIGHUP)
-    wait_until(lambda: server.log.count("supervisor: reloaded") > before, "the reload")
-    assert "not reloaded" not in server.log
 
 
 def test_each_request_has_a_line_whatever_becomes_of_it(tmp_path: Path) -> None:
@@ -129,7 +123,8 @@ def test_no_line_is_lost_when_the_file_is_rotated_under_load(tmp_path: Path) -> 
             enough = sum(sent) + 100
             wait_until(lambda enough=enough: sum(sent) >= enough, "requests")  # type: ignore[misc]
             path.rename(tmp_path / f"access.log.{rotation}")
-            reload(server)
+            server.reload()
+            assert "not reloaded" not in server.log
             moved = (tmp_path / f"access.log.{rotation}").read_bytes()
             wait_until(path.exists, "the new file")
             # After the reload nobody writes into the moved file any more: it can be compressed.

@@ -16,36 +16,16 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.harness import COMMAND, ROOT, Response, Server, environment, pack, request_bytes, serve_and_fail, wait_until
+from tests.support.http import Response, pack, request_bytes
+from tests.support.program import COMMAND, ROOT, environment
+from tests.support.server import Server, serve_and_fail
+from tests.support.tokens import arcpipe, bearer, create
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 LINES = "/api/v2/write?org=o&bucket="
 BODY = pack({"m": "m", "columns": {"n": [1]}})
 MARKER = "S3cretS3cretS3cret"  # stands where a secret would, and is looked for wherever anything is put out
-
-
-def create(directory: Path, *options: str) -> str:
-    """A new token, by the command."""
-    return arcpipe(directory, "token", "create", *options).stdout.strip()
-
-
-def arcpipe(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=directory,
-        env=environment(auth_enabled=True),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-
-
-def reload(server: Server) -> None:
-    """SIGHUP, and the wait until every worker has what is new."""
-    before = server.log.count("supervisor: reloaded")
-    os.kill(server.pid, signal.SIGHUP)
-    wait_until(lambda: server.log.count("supervisor: reloaded") > before, "the reload")
 
 
 class Guarded:
@@ -69,10 +49,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 def post(server: Server, path: str = V2, headers: dict[str, str] | None = None, body: bytes = BODY) -> Response:
     return server.post(path, body, headers)
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 def basic(user: str, password: str) -> dict[str, str]:
@@ -295,7 +271,7 @@ def test_a_revoked_token_ends_on_connections_that_are_open(tmp_path: Path) -> No
         arcpipe(tmp_path, "token", "revoke", lost)
         new = create(tmp_path, "--scope", "write")
         assert clients[0].request("POST", V2, BODY, bearer(new)).status == 401
-        reload(server)
+        server.reload()
         for client in clients:
             refused = client.request("POST", V2, BODY, bearer(lost))
             assert (refused.status, refused.reason) == (401, "the token has expired or was revoked")
@@ -343,7 +319,7 @@ def test_a_bad_tokens_file_is_refused_at_reload_and_the_former_tokens_stay(tmp_p
                 path.unlink()
             else:
                 path.write_text(content)
-            reload(server)
+            server.reload()
             line = [line for line in server.log.splitlines() if "[ERROR]" in line][-1]
             assert "supervisor: the tokens file is refused, and the former tokens stay in force: " in line
             assert re.search(reason, line)
@@ -355,7 +331,7 @@ def test_a_bad_tokens_file_is_refused_at_reload_and_the_former_tokens_stay(tmp_p
         assert server.post(V2, BODY).status == 401
         path.write_text(good)
         path.chmod(0o644)
-        reload(server)
+        server.reload()
         assert "can be read by others" in server.log
         server.stop()
 
@@ -481,7 +457,7 @@ def test_no_secret_is_put_out_anywhere(tmp_path: Path) -> None:
         for path in ("/metrics", "/api/wal/status", "/api/wal/stats", "/api/wal/health", "/api/v1/status"):
             with server.client() as client:
                 answers.append(client.request("GET", path, headers=bearer(token)))
-        reload(server)
+        server.reload()
         titles = [process.title for process in server.processes()]
         server.stop()
         shown = arcpipe(tmp_path, "config", "show").stdout + arcpipe(tmp_path, "token", "list").stdout
@@ -490,9 +466,8 @@ def test_no_secret_is_put_out_anywhere(tmp_path: Path) -> None:
         for text in everything:
             assert MARKER not in text
             assert token[-43:] not in text
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            assert token[-43:].encode() not in path.read_bytes(), path
+    for file in filter(Path.is_file, tmp_path.rglob("*")):
+        assert token[-43:].encode() not in file.read_bytes(), file
 
 
 def test_refusals_are_counted_and_logged_in_sums(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.run import ParquetFiles
-from tests.harness import COMMAND, environment, needs_openssl
-from tests.integration.test_tls import make_certificate, tls_server
+from tests.support.certificates import needs_openssl
+from tests.support.program import COMMAND, environment
+from tests.support.tls import make_certificate, tls_server
 
 BRIEFLY = ["--warmup", "0", "--seconds", "1", "--runs", "1", "--connections", "2", "--records", "20"]
 

@@ -17,7 +17,7 @@ from benchmarks.histogram import Histogram
 from benchmarks.machine import is_in_memory
 from benchmarks.results import Report, read
 from benchmarks.suites import RECOVERY, SUITES
-from tests.harness import long
+from tests.support.sets import long
 
 pytestmark = pytest.mark.skipif(is_in_memory(ROOT), reason="the harness measures nothing in memory")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import signal
 import socket
@@ -14,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, Load, Server, environment, needs_openssl, wait_until
+from tests.support.certificates import needs_openssl
+from tests.support.http import free_port
+from tests.support.load import Load
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
+from tests.support.terminal import Terminal
+from tests.support.waiting import wait_until
 
 
 def status(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -28,54 +32,6 @@ def status(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.Co
         timeout=60,
         check=False,
     )
-
-
-class Terminal:
-    """A command in a terminal of 130 columns; what it has drawn so far is `text`."""
-
-    def __init__(self, *arguments: str, cwd: Path) -> None:
-        self._controller, terminal = pty.openpty()
-        self._drawn = b""
-        self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=cwd,
-            env=environment() | {"TERM": "xterm", "COLUMNS": "130", "LINES": "60"},
-            stdin=terminal,
-            stdout=terminal,
-            stderr=terminal,
-            start_new_session=True,
-        )
-        os.close(terminal)
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                self._drawn += os.read(self._controller, 65536)
-            except OSError:  # the terminal is gone with its last user
-                return
-
-    @property
-    def text(self) -> str:
-        return self._drawn.decode(errors="replace")
-
-    def since(self, position: int) -> str:
-        """What was drawn behind that much text."""
-        return self.text[position:]
-
-    def end(self, signal_number: signal.Signals) -> int:
-        self.process.send_signal(signal_number)
-        code = self.process.wait(30)
-        self._reader.join(30)
-        os.close(self._controller)
-        return code
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 # One look

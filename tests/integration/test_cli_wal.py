@@ -22,8 +22,8 @@ from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import identity_of, is_identity_of
 from arcpipe.wal.inspect import entries_of, finish_interrupted, replay, replay_sources, salvage
 from arcpipe.wal.verdict import Verdict
-from tests.wal_doubles import BadBlocks
-from tests.wal_files import DAY, IDENTITY, NAME, columnar, end, segment
+from tests.support.wal_doubles import BadBlocks
+from tests.support.wal_files import DAY, IDENTITY, NAME, columnar, end, segment
 
 
 def run(*arguments: str | Path, code: int = 0, cwd: Path | None = None, **environment: str) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -14,80 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import (
-    COMMAND,
-    Client,
-    Response,
-    Server,
-    environment,
-    needs_openssl,
-    pack,
-    serve_and_fail,
-    wait_until,
-)
+from tests.support.certificates import needs_openssl
+from tests.support.client_certificates import is_resumed, make_authority, mutual, showing
+from tests.support.http import Client, Response, pack
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server, serve_and_fail
+from tests.support.tokens import create
 
 pytestmark = needs_openssl
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})
-EC = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-
-
-def openssl(*arguments: str, cwd: Path) -> None:
-    subprocess.run(["openssl", *arguments], cwd=cwd, capture_output=True, timeout=60, check=True)
-
-
-def make_authority(directory: Path, name: str) -> None:
-    """`{name}.pem` and `{name}.key`: a certificate of an authority."""
-    openssl(
-        *("req", "-x509", "-nodes", "-days", "2", "-subj", f"/CN={name}", *EC, "-keyout", f"{name}.key"),
-        *("-out", f"{name}.pem"),
-        cwd=directory,
-    )
-
-
-def sign(directory: Path, authority: str, stem: str, subject: str, names: str = "", days: str = "2") -> None:
-    """`{stem}.pem` and `{stem}.key`: a certificate that an authority has signed."""
-    openssl(
-        *("req", "-nodes", "-subj", subject, *EC, "-keyout", f"{stem}.key", "-out", f"{stem}.csr"),
-        *(["-addext", f"subjectAltName={names}"] if names else []),
-        cwd=directory,
-    )
-    openssl(
-        *("x509", "-req", "-in", f"{stem}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key"),
-        *("-CAcreateserial", "-days", days, "-copy_extensions", "copy", "-out", f"{stem}.pem"),
-        cwd=directory,
-    )
-
-
-def showing(directory: Path, stem: str = "", version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """A client that trusts the server, and has a certificate itself."""
-    context = ssl.create_default_context(cafile=str(directory / "server-ca.pem"))
-    context.check_hostname = False
-    if stem:
-        context.load_cert_chain(directory / f"{stem}.pem", directory / f"{stem}.key")
-    if version is not None:
-        context.minimum_version = context.maximum_version = version
-    return context
-
-
-def token(directory: Path, *options: str) -> str:
-    done = subprocess.run(
-        [*COMMAND, "token", "create", *options],
-        cwd=directory,
-        env=environment(auth_enabled=True),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-def reload(server: Server) -> None:
-    before = server.log.count("supervisor: reloaded")
-    os.kill(server.pid, signal.SIGHUP)
-    wait_until(lambda: server.log.count("supervisor: reloaded") > before, "the reload")
 
 
 def post(
@@ -103,40 +37,13 @@ def assert_refused(server: Server, tls: ssl.SSLContext) -> None:
         post(server, tls)
 
 
-def make_all(directory: Path) -> None:
-    """Two authorities of clients, and a certificate for each kind of client."""
-    make_authority(directory, "server-ca")
-    sign(directory, "server-ca", "cert", "/CN=localhost", "DNS:localhost,IP:127.0.0.1")
-    make_authority(directory, "clients")
-    make_authority(directory, "strangers")
-    sign(directory, "clients", "writer", "/O=Hall 3/CN=hall-3")
-    sign(directory, "clients", "workload", "/CN=hall-3", "URI:spiffe://example/telegraf,DNS:Telegraf.Example")
-    sign(directory, "clients", "unknown", "/CN=nobody-knows")
-    sign(directory, "strangers", "stranger", "/CN=hall-3")
-
-
-def mutual(directory: Path, **settings: object) -> Server:
-    """A server that asks for certificates of `make_all`."""
-    make_all(directory)
-    server = Server(
-        directory,
-        server_tls_cert="cert.pem",
-        server_tls_key="cert.key",
-        server_tls_client_ca="clients.pem",
-        server_workers=1,
-        **settings,
-    )
-    server.tls = showing(directory, "writer")
-    return server
-
-
 @pytest.fixture(scope="module")
 def optional(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("optional")
     server = mutual(directory, server_tls_client_auth="optional", auth_enabled=True)
-    token(directory, "--scope", "write", "--database", "hall", "--certificate", "CN:hall-3")
-    token(directory, "--scope", "read", "--certificate", "URI:spiffe://example/telegraf")
-    (directory / "token").write_text(token(directory, "--scope", "write"))
+    create(directory, "--scope", "write", "--database", "hall", "--certificate", "CN:hall-3")
+    create(directory, "--scope", "read", "--certificate", "URI:spiffe://example/telegraf")
+    (directory / "token").write_text(create(directory, "--scope", "write"))
     with server:
         yield server
         assert "Traceback" not in server.log
@@ -221,14 +128,14 @@ def test_curl_writes_with_a_certificate(optional: Server) -> None:
 
 
 def test_a_revoked_token_ends_the_right_at_once_on_open_connections_too(tmp_path: Path) -> None:
-    number = token(tmp_path, "--scope", "write", "--certificate", "CN:hall-3")
+    number = create(tmp_path, "--scope", "write", "--certificate", "CN:hall-3")
     server = mutual(tmp_path, auth_enabled=True)
     with server, server.client() as client:
         assert client.request("POST", V2, BODY).status == 202
         subprocess.run(
             [*COMMAND, "token", "revoke", number], cwd=tmp_path, env=environment(), capture_output=True, check=True
         )
-        reload(server)
+        server.reload()
         refused = client.request("POST", V2, BODY)
         assert refused.status == 401
         assert "has expired or was revoked" in refused.reason
@@ -249,10 +156,10 @@ def test_other_authorities_are_taken_at_a_reload_and_no_session_goes_around_them
         # One more authority breaks nobody's connection: the certificate is only asked for again.
         both = (tmp_path / "clients.pem").read_text() + (tmp_path / "strangers.pem").read_text()
         (tmp_path / "clients.pem").write_text(both)
-        reload(server)
+        server.reload()
         assert not is_resumed(server, tls, session)
         shutil.copy(tmp_path / "strangers.pem", tmp_path / "clients.pem")
-        reload(server)
+        server.reload()
         with pytest.raises((ssl.SSLError, ConnectionError)):
             is_resumed(server, tls, session)
         assert_refused(server, showing(tmp_path, "writer", version))
@@ -260,22 +167,10 @@ def test_other_authorities_are_taken_at_a_reload_and_no_session_goes_around_them
         server.stop()
 
 
-def is_resumed(server: Server, tls: ssl.SSLContext, session: ssl.SSLSession | None) -> bool:
-    """Whether a request gets through in a session that began before."""
-    with (
-        socket.create_connection(("127.0.0.1", server.port), timeout=30) as plain,
-        tls.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as connection,
-    ):
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        if not connection.recv(1):
-            raise ConnectionError("ended")
-        return connection.session_reused is True
-
-
 def test_bad_authorities_are_refused_at_reload_and_the_former_ones_stay(tmp_path: Path) -> None:
     with mutual(tmp_path) as server:
         (tmp_path / "clients.pem").write_text("nothing")
-        reload(server)
+        server.reload()
         assert "server.tls_client_ca: there is no PEM certificate in clients.pem" in server.log
         assert post(server, showing(tmp_path, "writer")).status == 202
         assert_refused(server, showing(tmp_path, "stranger"))
@@ -315,7 +210,7 @@ def test_a_status_is_asked_where_no_certificate_is_wanted(tmp_path: Path) -> Non
 
 
 def test_a_certificate_counts_behind_a_proxy_header_too(tmp_path: Path) -> None:
-    token(tmp_path, "--scope", "write", "--certificate", "CN:hall-3")
+    create(tmp_path, "--scope", "write", "--certificate", "CN:hall-3")
     header = b"PROXY TCP4 192.0.2.7 192.0.2.1 56324 443\r\n"
     settings = {"server_proxy_protocol": True, "server_trusted_proxies": "127.0.0.1"}
     with mutual(tmp_path, auth_enabled=True, **settings) as server:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Client, Response, Server, pack, request_bytes, wait_until
-from tests.integration.test_auth import arcpipe, bearer, create, reload
+from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.server import Server
+from tests.support.tokens import arcpipe, bearer, create
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})
@@ -173,7 +175,7 @@ def test_connections_of_an_address_are_counted_over_all_workers_and_those_of_a_k
             except OSError:  # of a worker that was killed
                 return None
 
-        held.append(stack.enter_context(wait_until(opened_one, "the place of the closed one")))  # type: ignore[type-var]
+        held.append(stack.enter_context(wait_until(opened_one, "the place of the closed one")))
         dead = server.kill("ingest 1")
         server.wait_for_successor("ingest 1", dead)
         alive = []
@@ -184,7 +186,7 @@ def test_connections_of_an_address_are_counted_over_all_workers_and_those_of_a_k
             except OSError:
                 pass
         while len(alive) < 6:
-            alive.append(stack.enter_context(wait_until(opened_one, "the place of a killed one")))  # type: ignore[type-var]
+            alive.append(stack.enter_context(wait_until(opened_one, "the place of a killed one")))
         assert opened_one() is None
         assert [client.request("GET", "/ping").status for client in alive] == [204] * 6
         # A killed worker takes the latest of its count along.
@@ -226,13 +228,13 @@ def test_limits_of_a_token_follow_a_reload(tmp_path: Path) -> None:
         clients = [stack.enter_context(server.client()) for _ in range(6)]
         assert taken_in(clients, 60, bearer(token))[0] == 60
         path.write_text(before.replace("created", "requests_per_second = 0.01\ncreated"))
-        reload(server)
+        server.reload()
         assert taken_in(clients, 60, bearer(token))[0] == 1
         path.write_text(before.replace("created", "connections = 3\ncreated"))
-        reload(server)
+        server.reload()
         assert taken_in(clients, 60, bearer(token))[0] == 30  # of three of six connections
         path.write_text(before)
-        reload(server)
+        server.reload()
         assert taken_in(clients, 60, bearer(token))[0] == 60
         server.stop()
 
@@ -244,6 +246,6 @@ def test_a_token_s_limit_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with Server(tmp_path, server_workers=1, auth_enabled=True) as server:
         for bad in ("requests_per_second = -1", "mb_per_second = 'x'", "connections = 1.5"):
             path.write_text(good.replace("created", f"{bad}\ncreated"))
-            reload(server)
+            server.reload()
             assert "the tokens file is refused, and the former tokens stay in force" in server.log
         server.stop()

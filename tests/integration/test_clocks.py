@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Client, Server, pack, wait_until
-from tests.integration.test_auth import bearer, create
-from tests.integration.test_client_certificates import is_resumed, mutual, reload, showing
-from tests.set_clock import SetClock, needs_libfaketime
+from tests.support.client_certificates import is_resumed, mutual, showing
+from tests.support.http import Client, pack
+from tests.support.server import Server
+from tests.support.set_clock import SetClock, needs_libfaketime
+from tests.support.tokens import bearer, create
+from tests.support.waiting import wait_until
 
 pytestmark = needs_libfaketime
 
@@ -120,7 +122,7 @@ def test_a_session_of_former_authorities_is_over_whenever_it_began(tmp_path: Pat
             assert is_resumed(server, *begun[-1])
         clock.set(0)
         shutil.copy(tmp_path / "strangers.pem", tmp_path / "clients.pem")
-        reload(server)
+        server.reload()
         for ahead in (0, HOUR + 60):
             clock.set(ahead)
             for tls, session in begun:

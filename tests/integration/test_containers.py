@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import socket
@@ -12,12 +13,19 @@ from pathlib import Path
 import pytest
 
 from arcpipe import descriptors
-from tests.harness import COMMAND, Client, Server, environment, pack, wait_until
-from tests.unit.test_config import service_variables
+from tests.support.http import Client, pack
+from tests.support.program import COMMAND, environment, service_variables
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "large", "columns": {"pad": [bytes(400_000)]}})
 LIMIT = 256
+
+
+def is_empty(group: Path) -> bool:
+    """Whether the cgroup has no process."""
+    return not (group / "cgroup.procs").read_text()
 
 
 @pytest.fixture
@@ -38,9 +46,7 @@ def half_a_core() -> Iterator[Path | None]:
                 group.rmdir()
             continue
         yield group
-        wait_until(
-            lambda group=group: not (group / "cgroup.procs").read_text(), "the processes of the cgroup to be gone"
-        )
+        wait_until(functools.partial(is_empty, group), "the processes of the cgroup to be gone")
         group.rmdir()
         return
     yield None

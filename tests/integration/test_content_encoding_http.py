@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe.codec.content_encoding import Decoder, zstd
-from tests.harness import Client, Server, pack, request_bytes
+from arcpipe.codec.content_encoding import Decoder
+from tests.support.compression import zstd
+from tests.support.http import Client, pack, request_bytes
+from tests.support.server import Server
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"time": [1_700_000_000], "usage": [0.5]}})

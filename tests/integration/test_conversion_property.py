@@ -28,7 +28,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from arcpipe.codec.rescued import Encoded, Ext, InvalidText, Pairs, Timestamp, parse_rescued
-from tests.harness import Client, Server, lake_files
+from tests.support.http import Client
+from tests.support.lake import lake_files
+from tests.support.server import Server
 
 # Other seeds are other examples; what one seed makes is always the same.
 SEEDS = range(20 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 1)
@@ -296,7 +298,7 @@ def single_rows(draw: st.DrawFn, measurement: str) -> tuple[Cell, list[Row]]:
     moment = draw(st.one_of(st.none(), GOOD_TIMES, GOOD_TIMES, EDGE_TIMES))
     if moment is not None:
         parts.append((text("t"), moment))
-    if tags or draw(st.booleans()):
+    if bool(tags) or draw(st.booleans()):
         parts.append((text("tags"), named(tags)))
     if "host" not in tags:
         host = draw(st.one_of(st.none(), st.just(NIL), ASCII))
@@ -381,7 +383,8 @@ def read_back(lake: Path) -> dict[tuple[str, str], list[Row]]:
 
 
 def assert_is_of_one_hour(path: Path, file: pq.ParquetFile) -> None:
-    hour = datetime(*map(int, path.parts[-5:-1]), tzinfo=UTC)
+    year, month, day, hours = map(int, path.parts[-5:-1])
+    hour = datetime(year, month, day, hours, tzinfo=UTC)
     for number in range(file.metadata.num_row_groups):
         statistics = file.metadata.row_group(number).column(0).statistics
         assert hour <= statistics.min <= statistics.max < hour + timedelta(hours=1)

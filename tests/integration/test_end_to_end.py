@@ -15,18 +15,11 @@ from typing import Any
 import msgpack
 import pytest
 
-from tests.harness import (
-    Server,
-    Store,
-    lake_files,
-    lake_rows,
-    lake_types,
-    local_store,
-    pack,
-    request_bytes,
-    s3_store,
-    wait_until,
-)
+from tests.support.http import pack, request_bytes
+from tests.support.lake import lake_files, lake_rows, lake_types
+from tests.support.server import Server
+from tests.support.stores import Store, local_store, s3_store
+from tests.support.waiting import wait_until
 
 US = 1_000_000
 # 2026-01-01T00:00:00Z; a whole hour, and seconds that have 10 digits in every unit's range.

@@ -15,9 +15,14 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import ROOT, Client, Server, Store, lake_rows, s3_store, wait_until
-from tests.s3server import S3Bucket
+from tests.support.careful_load import CarefulLoad
+from tests.support.http import Client
+from tests.support.lake import lake_rows
+from tests.support.program import ROOT
+from tests.support.s3server import S3Bucket
+from tests.support.server import Server
+from tests.support.stores import Store, s3_store
+from tests.support.waiting import wait_until
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 
@@ -45,7 +50,7 @@ def cluster(tmp_path: Path, s3: S3Bucket) -> Iterator[Cluster]:
             node.settings["server_port"] = node.port  # for its next start
         listener.bind(("127.0.0.1", 0))
         process = subprocess.Popen(
-            [HAPROXY, "-db", "-f", ROOT / "ops" / "haproxy.cfg"],
+            [str(HAPROXY), "-db", "-f", ROOT / "ops" / "haproxy.cfg"],
             env=os.environ
             | {
                 "ARCPIPE_PROXY": f"fd@{listener.fileno()}",

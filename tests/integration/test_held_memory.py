@@ -16,7 +16,10 @@ import pytest
 
 from benchmarks import holding
 from benchmarks.held import resident_bytes
-from tests.harness import ROOT, Server, long, pack
+from tests.support.http import pack
+from tests.support.program import ROOT
+from tests.support.server import Server
+from tests.support.sets import long
 
 V2 = "/write/v2/msgpack"
 MB = 1 << 20

@@ -15,7 +15,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Client, Server, lake_rows, pack, request_bytes, wait_until
+from tests.support.http import Client, pack, request_bytes
+from tests.support.lake import lake_rows
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"time": [1_700_000_000], "usage": [0.5]}})

@@ -27,7 +27,9 @@ from influxdb_client_3.exceptions import InfluxDBPartialWriteError
 from influxdb_client_3.write_client.client.write_api import WriteType
 
 from arcpipe import __version__
-from tests.harness import COMMAND, Server, environment, lake_types
+from tests.support.lake import lake_types
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
 
 # 2026-01-01T00:00:00.123456Z
 TIME = datetime(2026, 1, 1, 0, 0, 0, 123456, UTC)

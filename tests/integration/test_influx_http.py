@@ -18,7 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from arcpipe import __version__
-from tests.harness import Client, Response, Server, lake_files, lake_rows, lake_types, pack, request_bytes, wait_until
+from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.lake import lake_files, lake_rows, lake_types
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V1 = "/write"
 V2 = "/api/v2/write"

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from arcpipe import __version__
-from tests.harness import Client, Response, Server, lake_rows, pack, request_bytes, wait_until
+from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.lake import lake_rows
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 V1 = "/api/v1/write/msgpack"
@@ -528,8 +531,10 @@ def test_a_client_that_leaves_in_the_middle_of_a_body_writes_nothing(server: Ser
 
 
 def test_a_client_that_leaves_while_its_write_is_committed_does_not_undo_it(server: Server) -> None:
-    """Whether the worker reads the reset before the request is a matter of luck, so each is written or is not, whole;
-    the worker goes on either way."""
+    """Whether the worker reads the reset before the request is a matter of luck: each is written whole or not at all.
+
+    The worker goes on either way.
+    """
     for number in range(50):
         with server.client() as client:
             client.send(write_request({"x-arc-database": "left"}, marked(number)))

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, Server, environment, needs_openssl, pack, request_bytes, wait_until
-from tests.integration.test_tls import make_certificate, tls_server
+from tests.support.certificates import needs_openssl
+from tests.support.http import pack, request_bytes
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
+from tests.support.tls import make_certificate, tls_server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 MB = 1 << 20

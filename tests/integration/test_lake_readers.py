@@ -20,7 +20,9 @@ import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 import pytest
 
-from tests.harness import Server, lake_files, pack, request_bytes
+from tests.support.http import pack, request_bytes
+from tests.support.lake import lake_files
+from tests.support.server import Server
 
 # 2026-01-01T00:00:00Z
 NEW_YEAR = 1_767_225_600
@@ -139,7 +141,7 @@ def test_polars_prunes_partitions_and_row_groups(lake: Path, capfd: pytest.Captu
     assert "reading 2 / 5 row groups" in capfd.readouterr().err
 
 
-WEATHER = [
+WEATHER: list[dict[str, Any]] = [
     {"time": datetime(2026, 1, 1, 0, 0, 0, tzinfo=UTC), "wind": 3.0, "rain": None, "sky": None, "_rescued_data": None},
     {"time": datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC), "wind": 4.5, "rain": True, "sky": None, "_rescued_data": None},
     {

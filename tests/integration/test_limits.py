@@ -1,7 +1,7 @@
 """Every limit of the edge at its value and one beyond, over raw sockets; what a refusal says, and where it is counted.
 
 The limits of bodies as sent and decoded have theirs in test_ingest_http.py and test_content_encoding_http.py; how
-reading is paused and goes on has its own in tests/unit/test_flow_control.py.
+reading is paused and goes on has its own in tests/unit/ingest/http/test_flow_control.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from arcpipe.descriptors import RESERVED
-from tests.harness import Client, Response, Server, pack, request_bytes, wait_until
+from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.processes import memory_kb
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"time": [1_700_000_000], "usage": [0.5]}})
@@ -278,13 +281,6 @@ def large_request(size: int) -> bytes:
     front = pack({"m": "large", "columns": {"pad": [b"x" * 70_000]}})[:-70_005]
     pad = size - len(front) - 5
     return request_bytes("POST", V2, front + b"\xc6" + pad.to_bytes(4, "big") + bytes(pad))
-
-
-def memory_kb(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1])
-    raise AssertionError("no VmHWM")
 
 
 def test_bodies_that_arrive_at_once_on_many_connections_take_turns(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import pwd
@@ -18,7 +19,10 @@ from typing import Any
 
 import pytest
 
-from tests.harness import COMMAND, Client, Server, environment, pack, serve_and_fail, wait_until
+from tests.support.http import Client, pack
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server, serve_and_fail
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})
@@ -335,10 +339,14 @@ def test_settings_whose_socket_cannot_be_made_keep_the_running_version(tmp_path:
     config.write_text(f'[[server.listeners]]\naddress = "unix:{path}"\n')
     with Server(tmp_path, server_workers=1) as server:
         refusal = "the installed version would not start, so this one stays"
+
+        def has_refused(times: int) -> bool:
+            return server.log.count(refusal) == times
+
         for number, address in enumerate(("unix:missing/ops.sock", f"unix:{config}", "no-such-host.invalid:1"), 1):
             config.write_text(f'[auth]\nallow_anonymous = true\n[[server.listeners]]\naddress = "{address}"\n')
             os.kill(server.pid, signal.SIGUSR2)
-            wait_until(lambda number=number: server.log.count(refusal) == number, "the refusal")
+            wait_until(functools.partial(has_refused, number), "the refusal")
             assert "cannot listen on" in server.log.splitlines()[-1]
         assert status(f"unix:{path}", "GET", "/health") == 200
         server.stop()

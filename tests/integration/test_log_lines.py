@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.harness import COMMAND, ROOT, STOP_SECONDS, Client, Server, environment, pack, wait_until
-from tests.wal_files import segment
+from tests.support.http import Client, pack
+from tests.support.program import COMMAND, ROOT, environment
+from tests.support.server import Server
+from tests.support.waiting import STOP_SECONDS, wait_until
+from tests.support.wal_files import segment
 
 V2 = "/write/v2/msgpack"
 DEAD_LETTERS = 60
@@ -74,7 +77,7 @@ def service(directory: Path, journal: Journal, **settings: object) -> Iterator[s
         cwd=directory,
         env=environment(**given) | {"JOURNAL_STREAM": journal.stream},
         stdin=subprocess.DEVNULL,
-        stderr=journal.theirs,
+        stderr=journal.theirs.fileno(),
     ) as process:
         journal.theirs.close()
         try:

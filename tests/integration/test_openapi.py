@@ -20,7 +20,9 @@ from arcpipe.ingest.http.router import OPEN
 from arcpipe.ingest.worker import IngestWorker
 from arcpipe.monitoring import health, process_state, snapshot
 from arcpipe.wal.directory import Node
-from tests.harness import IS_LONG, ROOT, Server, environment
+from tests.support.program import ROOT, environment
+from tests.support.server import Server
+from tests.support.sets import IS_LONG
 
 OPENAPI = ROOT / "docs" / "openapi.yaml"
 METHODS = {"get", "post", "put", "delete", "patch", "head", "options", "trace"}
@@ -111,7 +113,7 @@ def test_no_request_that_schemathesis_thinks_of_is_answered_otherwise_than_docum
                 *("--suppress-health-check", "all", "--warnings", "off", "--no-shrink", "--no-color"),
             ],
             cwd=tmp_path,
-            env=environment() | {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "HOME": os.fspath(tmp_path)},
+            env=environment() | {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "HOME": os.fspath(tmp_path)},
             capture_output=True,
             text=True,
             timeout=1100,

@@ -18,7 +18,10 @@ import pytest
 from prometheus_client import parser
 
 from tests.crash.small_disks import small_disk
-from tests.harness import Client, Load, Response, Server, pack, wait_until
+from tests.support.http import Client, Response, pack
+from tests.support.load import Load
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 NEVER = 100_000.0
 V2 = "/write/v2/msgpack"
@@ -51,7 +54,8 @@ def summed(server: Server, name: str) -> float:
 
 
 def health(server: Server) -> dict[str, Any]:
-    return server.get("/api/wal/health").json()
+    found: dict[str, Any] = server.get("/api/wal/health").json()
+    return found
 
 
 def codes(server: Server) -> set[str]:
@@ -289,7 +293,7 @@ def test_write_failures_a_full_disk_and_a_segment_that_cannot_rotate_are_told(tm
     settings = {"wal_min_free_mb": 0, "wal_max_size_mb": 8, "wal_max_age_seconds": 1, "server_workers": 1}
     with small_disk(tmp_path / "disk", "tmpfs", 24) as disk:
         wal = disk.path / "wal"
-        with Server(tmp_path, wal_dir=wal, **settings) as server:  # type: ignore[arg-type]
+        with Server(tmp_path, wal_dir=wal, **settings) as server:
             server.wal = wal
             assert server.post(V2, body([1])).status == 202
             disk.fill()
@@ -345,7 +349,7 @@ def test_a_segment_that_cannot_be_completed_is_told_once_it_is_too_old(tmp_path:
     settings = {"wal_max_age_seconds": 1, "wal_min_free_mb": 0, "server_workers": 1, "wal_recycle": False}
     with (
         small_disk(tmp_path / "disk", "tmpfs", 24) as disk,
-        Server(tmp_path, wal_dir=disk.path / "wal", **settings) as server,  # type: ignore[arg-type]
+        Server(tmp_path, wal_dir=disk.path / "wal", **settings) as server,
     ):
         server.wal = disk.path / "wal"
         assert server.post(V2, body([1])).status == 202

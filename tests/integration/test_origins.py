@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page
 
-from tests.harness import COMMAND, Client, Response, Server, environment, pack, wait_until
+from tests.support.http import Client, Response, pack
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})

@@ -16,9 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import Client, Server, lake_rows, needs_openssl, pack, wait_until
-from tests.whose import Whose, ask
+from tests.support.careful_load import CarefulLoad
+from tests.support.certificates import needs_openssl
+from tests.support.http import Client, pack
+from tests.support.lake import lake_rows
+from tests.support.server import Server
+from tests.support.tls import make_certificate, trusting
+from tests.support.waiting import wait_until
+from tests.support.whose import Whose, ask
 
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="there is no haproxy here (apt-get install haproxy)")
@@ -176,26 +181,11 @@ def test_a_refused_connection_is_counted(tmp_path: Path) -> None:
         server.stop()
 
 
-def make_certificate(directory: Path) -> ssl.SSLContext:
-    """`cert.pem` and `key.pem`; a client that trusts them."""
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey", "ec"),
-            *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", "key.pem", "-out", "cert.pem"),
-        ],
-        cwd=directory,
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    return ssl.create_default_context(cafile=str(directory / "cert.pem"))
-
-
 @needs_haproxy
 @needs_openssl
 def test_tls_goes_through_haproxy_to_the_server(tmp_path: Path) -> None:
-    tls = make_certificate(tmp_path)
+    make_certificate(tmp_path)
+    tls = trusting(tmp_path)
     with proxied(tmp_path, server_tls_cert="cert.pem", server_tls_key="key.pem") as server:
         with haproxy(tmp_path, f"127.0.0.1:{server.port} send-proxy-v2", mode="tcp") as address:
             for _ in range(5):
@@ -205,7 +195,8 @@ def test_tls_goes_through_haproxy_to_the_server(tmp_path: Path) -> None:
         server.wait_for_rows(15)
         # A new certificate is shown behind the header, too.
         before = server.log.count("supervisor: reloaded")
-        newer = make_certificate(tmp_path)
+        make_certificate(tmp_path)
+        newer = trusting(tmp_path)
         os.kill(server.pid, signal.SIGHUP)
         wait_until(lambda: server.log.count("supervisor: reloaded") > before, "the reload")
         with Client(server.url, preamble=HEADER, tls=newer) as client:

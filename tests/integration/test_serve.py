@@ -10,10 +10,8 @@ import shutil
 import signal
 import socket
 import stat
-import struct
 import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,27 +19,17 @@ import pytest
 
 from arcpipe.config import cores
 from arcpipe.supervisor.last_words import EXIT_UNKNOWN
-from tests.harness import (
-    Client,
-    Load,
-    Response,
-    Server,
-    lake_files,
-    lake_rows,
-    pack,
-    processes_of_session,
-    request_bytes,
-    serve_and_fail,
-    wait_until,
-)
+from tests.support.http import Client, Response, pack, request_bytes
+from tests.support.lake import lake_files, lake_rows, numbers
+from tests.support.load import Load
+from tests.support.processes import processes_of_session
+from tests.support.server import Server, serve_and_fail
+from tests.support.waiting import wait_until
+from tests.support.wal_files import arc_file
 
 V2 = "/write/v2/msgpack"
 NEW_YEAR = 1_767_225_600  # 2026-01-01T00:00:00Z
 NEVER = 1000  # seconds, or millions of records: longer or more than any test
-
-
-def numbers(lake: Path) -> list[int]:
-    return sorted(row["n"] for row in lake_rows(lake))
 
 
 def body(first: int, count: int, pad: int = 0) -> bytes:
@@ -50,15 +38,6 @@ def body(first: int, count: int, pad: int = 0) -> bytes:
     if pad:
         columns["pad"] = [b"\0" * pad] * count
     return pack({"m": "counted", "columns": columns})
-
-
-def log_of(*payloads: bytes) -> bytes:
-    """A log file as the format has it, made by hand."""
-    entries = [
-        struct.pack(">IQI", len(payload), 1_759_932_330_000_000 + number, zlib.crc32(payload)) + payload
-        for number, payload in enumerate(payloads)
-    ]
-    return b"".join([struct.pack(">4sHB", b"ARCW", 1, 1), *entries])
 
 
 # Processes
@@ -565,7 +544,9 @@ def test_the_log_of_an_arc_installation_is_shipped(tmp_path: Path) -> None:
     wal = tmp_path / "wal"
     wal.mkdir()
     prefixed = b"\x01\x00\x05plant" + pack([row(2), row(3)])
-    (wal / "worker-4-20251008_140530.wal").write_bytes(log_of(pack([row(0, _database="production"), row(1)]), prefixed))
+    (wal / "worker-4-20251008_140530.wal").write_bytes(
+        arc_file(pack([row(0, _database="production"), row(1)]), prefixed)
+    )
     with Server(tmp_path, server_workers=1) as server:
         server.wait_for_rows(4)
         server.stop()
@@ -602,7 +583,7 @@ def test_what_two_nodes_cannot_convert_is_kept_of_both(tmp_path: Path) -> None:
         wal = tmp_path / node / "wal"
         wal.mkdir(parents=True)
         payload = pack(f"no envelope of {node}")
-        (wal / "worker-1-20251008_140530-000001.wal").write_bytes(log_of(payload))
+        (wal / "worker-1-20251008_140530-000001.wal").write_bytes(arc_file(payload))
         letters[node] = payload
         with Server(tmp_path / node, server_workers=1, storage_url=f"file://{tmp_path}/lake") as server:
             server.stop()

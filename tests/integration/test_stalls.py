@@ -19,9 +19,14 @@ import pytest
 
 from benchmarks.attacks import ATTACKS, Recipe, load_corpus
 from benchmarks.stall import COMMAND, be_victim
-from tests.harness import ROOT, Server, long, needs_openssl, pack, request_bytes, wait_until
-from tests.integration.test_limits import memory_kb
-from tests.integration.test_tls import make_certificate, tls_server
+from tests.support.certificates import needs_openssl
+from tests.support.http import pack, request_bytes
+from tests.support.processes import memory_kb
+from tests.support.program import ROOT
+from tests.support.server import Server
+from tests.support.sets import long
+from tests.support.tls import make_certificate, tls_server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 WRITE = request_bytes("POST", V2, pack({"m": "cpu", "columns": {"usage": [0.5]}}))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.harness import COMMAND, ROOT, Server, environment, wait_until
+from tests.support.http import free_port
+from tests.support.program import COMMAND, ROOT, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 CHECKS = (["serve", "--check"], ["config", "check"])
 
@@ -183,12 +185,6 @@ def test_a_server_whose_parent_left_it_no_files_and_ignored_its_children_s_ends_
         server.stop()
     finally:
         server.end()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # A log that nobody reads

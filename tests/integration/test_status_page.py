@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.harness import COMMAND, Load, Server, environment, wait_until
+from tests.support.http import free_port
+from tests.support.load import Load
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 # Generous, because a loaded machine is slow: a passing test never waits so long.
 expect.set_options(timeout=30_000)
@@ -20,12 +23,6 @@ NUMBER = re.compile(r"[1-9]")
 
 def headline(page: Page) -> Locator:
     return page.locator("#headline")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 # What is served
@@ -306,7 +303,8 @@ def test_everybody_can_read_it_on_any_screen_in_light_and_dark_with_the_keyboard
         load.stop()
         server.stop()
         expect(page.locator("#data")).to_have_class("old")
-        for theme in ("light", "dark"):
+        themes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+        for theme in themes:
             page.emulate_media(color_scheme=theme, reduced_motion="reduce")
             assert page.evaluate(LOW_CONTRAST) == [], f"{theme}, not answering"
         page.set_viewport_size({"width": 360, "height": 800})

@@ -28,25 +28,11 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob, open_store
 from arcpipe.storage.s3 import MIB, S3Store
-from tests.s3proxy import FaultyProxy
-from tests.s3server import S3Bucket
+from tests.support.blobs import FileBlob
+from tests.support.s3proxy import FaultyProxy
+from tests.support.s3server import S3Bucket
 
 SECRET = "do-not-show-this-secret"
-
-
-class FileBlob:
-    """A blob in a file, as an uploader that spools has it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @property
-    def size(self) -> int:
-        return self._path.stat().st_size
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        with self._path.open("rb") as file:
-            return os.pread(file.fileno(), length, offset)
 
 
 @pytest.fixture(autouse=True)
@@ -282,7 +268,7 @@ class TestAgainstARealServer:
         assert s3.list_keys() == ["a"]
 
 
-Answer = Callable[["Request"], None]
+Answer = Callable[["Request"], object]
 
 
 @dataclass(frozen=True)
@@ -356,11 +342,17 @@ class Request(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(text.encode())
 
-    def reset(self) -> None:
-        """Closes the connection so that the peer sees a reset."""
+    def end(self) -> bool:
+        """Close the connection after the answer."""
+        self.close_connection = True
+        return True
+
+    def reset(self) -> bool:
+        """Close the connection so that the peer sees a reset."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
+        return True
 
 
 def taken(request: Request) -> None:
@@ -437,14 +429,12 @@ class TestFaults:
             pytest.param(Request.reset, id="reset before reading"),
             pytest.param(lambda request: (request.rfile.read1(1000), request.reset()), id="reset mid-body"),
             pytest.param(lambda request: (request.body(), request.reset()), id="reset instead of an answer"),
-            pytest.param(
-                lambda request: (request.body(), setattr(request, "close_connection", True)), id="closed instead"
-            ),
+            pytest.param(lambda request: (request.body(), request.end()), id="closed instead"),
             pytest.param(
                 lambda request: (
                     request.body(),
                     request.wfile.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\n<Error>"),
-                    setattr(request, "close_connection", True),
+                    request.end(),
                 ),
                 id="answer cut short",
             ),
@@ -452,7 +442,7 @@ class TestFaults:
                 lambda request: (
                     request.body(),
                     request.wfile.write(b"this is no HTTP\r\n\r\n"),
-                    setattr(request, "close_connection", True),
+                    request.end(),
                 ),
                 id="no HTTP",
             ),
@@ -789,7 +779,7 @@ class TestFaultsOfUploadsInParts:
         assert len([request for request in faults.requests if request.command == "HEAD"]) == 1
 
 
-MULTIPART = {"multipart_threshold_bytes": MIB, "part_bytes": 5 * MIB, "part_pause_seconds": 0.01}
+MULTIPART: dict[str, Any] = {"multipart_threshold_bytes": MIB, "part_bytes": 5 * MIB, "part_pause_seconds": 0.01}
 
 
 class TestUploadsInPartsThroughAFaultyNetwork:

@@ -20,7 +20,12 @@ import pytest
 from prometheus_client import parser
 
 from tests.crash.small_disks import small_disk
-from tests.harness import ROOT, Load, Response, Server, lake_rows, pack, serve_and_fail, wait_until
+from tests.support.faults import Fault
+from tests.support.http import Response, pack
+from tests.support.lake import numbers
+from tests.support.load import Load
+from tests.support.server import Server, serve_and_fail
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 NEVER = 1000  # seconds
@@ -63,29 +68,8 @@ os.scandir = failing
 """
 
 
-class Fault:
-    """A fault that the server has for as long as it is switched on."""
-
-    def __init__(self, server: Server, source: str) -> None:
-        folder = server.directory / "fault"
-        folder.mkdir()
-        self._flag = server.directory / "fault is on"
-        (folder / "sitecustomize.py").write_text(f"FLAG = {str(self._flag)!r}\n{source}")
-        server.variables["PYTHONPATH"] = f"{folder}:{ROOT}"
-
-    def on(self) -> None:
-        self._flag.touch()
-
-    def off(self) -> None:
-        self._flag.unlink()
-
-
 def body(first: int, count: int = 1) -> bytes:
     return pack({"m": "counted", "columns": {"n": list(range(first, first + count))}})
-
-
-def numbers(server: Server) -> list[int]:
-    return sorted(row["n"] for row in lake_rows(server.lake))
 
 
 def picture(server: Server) -> dict[str, Any]:
@@ -147,12 +131,12 @@ def test_a_segment_of_a_dead_worker_that_cannot_be_read_is_told_and_uploaded_onc
         wait_until(lambda: server.log.count(f"{segment.name} cannot be recovered") > 1, "another try")
         give_back()
         server.wait_for_rows(100)
-        assert numbers(server) == list(range(100))
+        assert numbers(server.lake) == list(range(100))
         wait_until(lambda: not issue(server, "unreadable_segments"), "the issue to be gone")
         assert "recovered 1 of 1 segments that could not be read before" in server.log
         server.stop()
         assert "stopped; everything is uploaded" in server.log
-        assert numbers(server) == list(range(101))
+        assert numbers(server.lake) == list(range(101))
 
 
 def test_a_segment_that_cannot_be_read_at_the_start_is_uploaded_while_the_server_runs(tmp_path: Path) -> None:
@@ -172,7 +156,7 @@ def test_a_segment_that_cannot_be_read_at_the_start_is_uploaded_while_the_server
         server.wait_for_rows(100)
         server.stop()
         assert "stopped; everything is uploaded" in server.log
-        assert numbers(server) == list(range(100))
+        assert numbers(server.lake) == list(range(100))
 
 
 def test_a_file_in_quarantine_is_told_and_not_called_uploaded(tmp_path: Path) -> None:
@@ -209,7 +193,7 @@ def test_a_fork_that_fails_is_tried_again_at_the_start_and_later(tmp_path: Path)
         for number in range(1, 20):  # spread over both
             assert server.post(V2, body(number)).status == 202
         server.stop()
-        assert numbers(server) == list(range(20))
+        assert numbers(server.lake) == list(range(20))
     finally:
         server.end()
         server._show_log()
@@ -234,7 +218,7 @@ def test_a_worker_that_dies_while_there_is_no_room_for_its_recovery_ends_nobody(
         wait_until(lambda: server.post(V2, body(20)).status == 202, "a write")
         server.send_signal(signal.SIGTERM)
         assert server.exit_code() == 0
-        assert numbers(server) == list(range(21))
+        assert numbers(server.lake) == list(range(21))
 
 
 @pytest.mark.parametrize("patience", ["until it goes on", "until it is stopped"])
@@ -256,7 +240,7 @@ def test_a_start_that_gets_no_thread_waits(tmp_path: Path, patience: str) -> Non
         server.wait_until_serving()
         wait_until(lambda: len(server.pids()) == 3, "all processes")
         server.stop()
-        assert numbers(server) == [0]
+        assert numbers(server.lake) == [0]
 
 
 def test_a_worker_that_dies_again_and_again_ends_nobody_else(tmp_path: Path) -> None:
@@ -276,14 +260,14 @@ def test_a_worker_that_dies_again_and_again_ends_nobody_else(tmp_path: Path) -> 
             assert server.post(V2, body(number)).status == 202
         wait_until(lambda: not issue(server, "failed_starts"), "the issue to be gone once it was well")
         server.stop()
-        assert numbers(server) == list(range(20))
+        assert numbers(server.lake) == list(range(20))
 
 
 def test_a_worker_that_finds_its_disk_full_at_its_start_waits_for_space(tmp_path: Path) -> None:
     settings = {"server_workers": 2, "wal_min_free_mb": 0, "wal_max_size_mb": 4, "wal_recycle": False}
     with small_disk(tmp_path / "disk", "tmpfs", 32) as disk:
         wal = disk.path / "wal"
-        with Server(tmp_path, wal_dir=wal, **settings) as server:  # type: ignore[arg-type]
+        with Server(tmp_path, wal_dir=wal, **settings) as server:
             server.wal = wal
             dead = server.pids()["ingest 1"]
             disk.fill()
@@ -302,7 +286,7 @@ def test_a_worker_that_finds_its_disk_full_at_its_start_waits_for_space(tmp_path
             for number in range(1, 20):
                 assert server.post(V2, body(number)).status == 202
             server.stop()
-            assert numbers(server) == list(range(20))
+            assert numbers(server.lake) == list(range(20))
 
 
 def test_a_bug_in_the_supervisor_s_own_rounds_ends_nobody(tmp_path: Path) -> None:
@@ -317,7 +301,7 @@ def test_a_bug_in_the_supervisor_s_own_rounds_ends_nobody(tmp_path: Path) -> Non
         wait_until(lambda: server.post(V2, body(0)).status == 202, "a write")  # nobody knew the free space
         server.send_signal(signal.SIGTERM)
         assert server.exit_code() == 0
-        assert numbers(server) == [0]
+        assert numbers(server.lake) == [0]
 
 
 # A directory that cannot be looked at
@@ -363,7 +347,7 @@ def test_a_directory_that_cannot_be_listed_is_told_by_endpoints_that_still_answe
         assert server.exit_code() == 4
         server.assert_nobody_left()
         assert "stopped; whether everything is uploaded is unknown: [Errno 5] Input/output error" in server.log
-        assert numbers(server) == acknowledged
+        assert numbers(server.lake) == acknowledged
 
 
 @pytest.mark.parametrize("folder", ["free", "quarantine"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.config.settings import Settings
-from tests.harness import ROOT
+from tests.support.program import ROOT
 
 UNITS = ROOT / "systemd"
 ANALYZE = shutil.which("systemd-analyze")

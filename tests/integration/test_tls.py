@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import re
 import shutil
 import signal
@@ -17,58 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import (
-    COMMAND,
-    Client,
-    Server,
-    environment,
-    needs_openssl,
-    pack,
-    request_bytes,
-    serve_and_fail,
-    wait_until,
-)
+from tests.support.certificates import needs_openssl
+from tests.support.http import Client, pack, request_bytes
+from tests.support.program import COMMAND, environment
+from tests.support.server import Server, serve_and_fail
+from tests.support.tls import EC, RSA, make_certificate, openssl, tls_server, trusting
 
 pytestmark = needs_openssl
 
 V2 = "/write/v2/msgpack"
 BODY = pack({"m": "m", "columns": {"n": [1]}})
-
-EC = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-RSA = ["rsa:2048"]
-
-
-def openssl(*arguments: str, cwd: Path, stdin: str = "") -> str:
-    done = subprocess.run(
-        ["openssl", *arguments], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=60, check=True
-    )
-    return done.stdout
-
-
-def make_certificate(directory: Path, name: str = "localhost", kind: list[str] = EC, stem: str = "") -> None:
-    """`cert.pem` and `key.pem`, signed by themselves."""
-    openssl(
-        *("req", "-x509", "-nodes", "-days", "2", "-subj", f"/CN={name}", "-newkey", *kind),
-        *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", f"{stem}key.pem"),
-        *("-out", f"{stem}cert.pem"),
-        cwd=directory,
-    )
-
-
-def trusting(directory: Path, stem: str = "") -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(directory / f"{stem}cert.pem"))
-
-
-def tls_server(directory: Path, **settings: object) -> Server:
-    server = Server(directory, server_tls_cert="cert.pem", server_tls_key="key.pem", **settings)
-    server.tls = trusting(directory)
-    return server
-
-
-def reload(server: Server) -> None:
-    before = server.log.count("supervisor: reloaded")
-    os.kill(server.pid, signal.SIGHUP)
-    wait_until(lambda: server.log.count("supervisor: reloaded") > before, "the reload")
 
 
 def name_at(server: Server, tls: ssl.SSLContext | None = None) -> str:
@@ -390,7 +347,7 @@ def test_a_new_certificate_is_shown_to_new_connections_and_the_old_ones_go_on(tm
         assert name_at(server, tickets) == "first"
         # Another kind of key: a context that had been given both would show either, as the client likes.
         make_certificate(tmp_path, "second", EC)
-        reload(server)
+        server.reload()
         assert [name_at(server) for _ in range(6)] == ["second"] * 6
         rsa_only = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         rsa_only.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -419,7 +376,7 @@ def test_a_bad_certificate_is_refused_at_reload_and_the_former_one_stays(tmp_pat
             (lambda: (tmp_path / "cert.pem").unlink(), "cert.pem cannot be read: No such file"),
         ):
             break_it()
-            reload(server)
+            server.reload()
             line = [line for line in server.log.splitlines() if "[ERROR]" in line][-1]
             assert "supervisor: the certificate is refused, and the former one stays in force: " in line
             assert reason in line
@@ -440,7 +397,7 @@ def test_a_bad_certificate_does_not_keep_a_revoked_token_alive(tmp_path: Path) -
         assert server.post(V2, BODY, headers).status == 202
         arcpipe([*COMMAND, "token", "revoke", token])
         (tmp_path / "key.pem").write_text("nothing")
-        reload(server)
+        server.reload()
         assert "the certificate is refused" in server.log
         assert server.post(V2, BODY, headers).status == 401
         server.stop()

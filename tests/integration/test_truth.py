@@ -13,8 +13,10 @@ from prometheus_client import parser
 from typer.testing import CliRunner
 
 from arcpipe.cli import wal as cli_wal
-from tests.harness import Server, pack, wait_until
-from tests.integration.test_supervisor_faults import Fault
+from tests.support.faults import Fault
+from tests.support.http import pack
+from tests.support.server import Server
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 
@@ -116,7 +118,7 @@ def test_nothing_is_taken_by_figures_that_nobody_measures_any_more(tmp_path: Pat
         os.kill(server.pids()["uploader"], signal.SIGSTOP)
         os.kill(server.pid, signal.SIGSTOP)
         assert server.post(V2, body).status == 202
-        refused = wait_until(lambda: (found := server.post(V2, b"\xc0")).status == 503 and found, "a refusal")
+        refused = wait_until(lambda: found if (found := server.post(V2, b"\xc0")).status == 503 else None, "a refusal")
         assert "the supervisor hangs" in refused.reason
         assert server.post(V2, body).status == 503
         assert server.get("/ready").status == 503
@@ -139,7 +141,7 @@ def test_a_disk_that_does_not_answer_holds_up_no_answer_about_it(tmp_path: Path)
         server.wait_for_rows(1)
         fault.on()
         try:
-            told = wait_until(lambda: (found := issues(server)).get("supervisor_down") and found, "the issue")
+            told = wait_until(lambda: found if "supervisor_down" in (found := issues(server)) else None, "the issue")
             assert "has not answered for" in told["wal_unlisted"]
             names = metric_names(server)
             assert "arcpipe_records_total" in names
@@ -164,7 +166,7 @@ def test_files_that_cannot_be_looked_at_stop_nothing_else(tmp_path: Path) -> Non
         for number in range(3):
             assert server.post(V2, pack({"m": "m", "columns": {"n": [number]}})).status == 202
         server.wait_for_rows(3)
-        told = wait_until(lambda: (found := issues(server)).get("unreadable_segments") and found, "the issue")
+        told = wait_until(lambda: found if "unreadable_segments" in (found := issues(server)) else None, "the issue")
         assert "Too many levels of symbolic links" in told["wal_unlisted"]
         wait_until(lambda: len(picture(server)["issues"]) >= 3, "both to be told")
         assert {"arcpipe_backlog_bytes", "arcpipe_wal_files"} <= metric_names(server)

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import COMMAND, ROOT, Server, environment, lake_rows, pack, wait_until
-from tests.integration.test_service_manager import Manager
+from tests.support.careful_load import CarefulLoad
+from tests.support.http import pack
+from tests.support.lake import lake_rows, numbers
+from tests.support.program import COMMAND, ROOT, environment
+from tests.support.server import Server
+from tests.support.service_manager import Manager
+from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
 REFUSED = "the installed version would not start, so this one stays: "
@@ -81,7 +85,7 @@ class Upgradable(Server):
         return flag
 
     def numbers(self) -> list[int]:
-        return sorted(row["n"] for row in lake_rows(self.lake))
+        return numbers(self.lake)
 
     def put(self, number: int) -> None:
         assert self.post(V2, pack({"m": "counted", "columns": {"n": [number]}})).status == 202

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, Process, wait_until
+from tests.support.processes import Process
+from tests.support.program import ROOT
+from tests.support.waiting import wait_until
 
 # The first Debian whose systemd knows Type=notify-reload and RestartSteps=.
 SUITE = os.environ.get("ARCPIPE_TEST_SUITE", "trixie")

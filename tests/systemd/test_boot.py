@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.careful_load import CarefulLoad
-from tests.harness import Client, lake_rows, pack, wait_until
-from tests.s3server import S3Bucket
+from tests.support.careful_load import CarefulLoad
+from tests.support.http import Client, pack
+from tests.support.lake import numbers
+from tests.support.s3server import S3Bucket
+from tests.support.waiting import wait_until
 from tests.systemd.machine import BUILD, Machine, readme_commands, what_is_missing
 
 pytestmark = [
@@ -72,10 +74,6 @@ def post(machine: Machine, number: int) -> int:
     with Client(machine.url) as client:
         body = pack({"m": "counted", "columns": {"n": [number]}})
         return client.request("POST", V2, body).status
-
-
-def numbers(lake: Path) -> list[int]:
-    return sorted(row["n"] for row in lake_rows(lake))
 
 
 def wait_for_numbers(machine: Machine, expected: list[int]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.wal.directory import WALDirectory
-from tests.wal_doubles import FaultyDisk
+from tests.support.wal_doubles import FaultyDisk
 
 
 @pytest.fixture

@@ -251,7 +251,7 @@ def test_a_file_that_is_no_results_is_refused_with_the_reason(
 
 def everything() -> Report:
     """Results with something for every kind of chart."""
-    synced = {"log": LogUse(30e6, 100, 3e5), "device": DeviceLimit("fdatasync", 2, 300_000, 40e6, 20e6)}
+    synced: dict[str, Any] = {"log": LogUse(30e6, 100, 3e5), "device": DeviceLimit("fdatasync", 2, 300_000, 40e6, 20e6)}
     samples = [Sample(second, second * 10**6, max(0, second - 2) * 10**6, 0) for second in range(9)]
     to_parquet = ToParquet(1e6, 0.0, 2_000_000, 2.0, 1e6)
     return report(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe.descriptors import LEAST, RESERVED, Room, needed, room
-from tests.harness import ROOT
+from tests.support.program import ROOT
 
 _PROGRAM = """
 import errno, os, resource, sys

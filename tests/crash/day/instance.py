@@ -22,20 +22,16 @@ from typer.testing import CliRunner
 
 from arcpipe.cli import token as cli_token
 from tests.crash.io_faults import FaultyIO
-from tests.harness import (
-    ROOT,
-    Client,
-    Response,
-    Server,
-    batch_files,
-    lake_files,
-    request_bytes,
-    s3_store,
-    wait_until,
-)
-from tests.s3proxy import FaultyProxy
-from tests.s3server import S3Bucket
-from tests.set_clock import SetClock
+from tests.support.directories import batch_files
+from tests.support.http import Client, Response, request_bytes
+from tests.support.lake import lake_files
+from tests.support.program import ROOT
+from tests.support.s3proxy import FaultyProxy
+from tests.support.s3server import S3Bucket
+from tests.support.server import Server
+from tests.support.set_clock import SetClock
+from tests.support.stores import s3_store
+from tests.support.waiting import wait_until
 
 # While the flag is there, the WAL directory cannot be listed by the processes whose titles match what it says.
 _NO_LISTING: Final = """

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from tests.crash.day.instance import Instance
-from tests.harness import Client, Response, pack, wait_until
+from tests.support.http import Client, Response, pack
+from tests.support.waiting import wait_until
 
 V2: Final = "/write/v2/msgpack"
 ACKNOWLEDGED: Final = "202"

@@ -11,7 +11,7 @@ from prometheus_client import parser
 
 from tests.crash.day.instance import Instance, Lake
 from tests.crash.day.load import ACKNOWLEDGED, NO_ANSWER, STALE, V2, Counts, Load
-from tests.harness import wait_until
+from tests.support.waiting import wait_until
 
 # Of the machine that runs the tests.
 _UNRELATED: Final = {"disk_usage"}

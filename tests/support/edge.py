@@ -1,0 +1,248 @@
+"""A worker's connections in this process: the real protocol, routes and log, without sockets and processes.
+
+A test feeds bytes, moves the clock and looks inside between two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+from unittest import mock
+
+from arcpipe.access.reload import Access
+from arcpipe.config.settings import WAL, Server, Settings, Storage
+from arcpipe.counters import Counters, Node
+from arcpipe.disk import Disk
+from arcpipe.ingest.endpoints import write
+from arcpipe.ingest.http import bodies, connection, reading, turns
+from arcpipe.ingest.http.connection import Connection
+from arcpipe.ingest.http.context import Surface
+from arcpipe.ingest.http.entrance import Paths
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.flow_control import TURN
+from arcpipe.ingest.http.router import offered
+from arcpipe.ingest.worker import IngestWorker, wal_options
+from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.group_commit import group_commit
+from arcpipe.wal.writer import WALWriter
+
+T = TypeVar("T")
+
+# Bounds of time by the modules that hold them.
+_BOUNDS: Final[dict[Any, tuple[str, ...]]] = {
+    connection: ("SMALL_SECONDS",),
+    reading: ("SLICE_SECONDS", "SMALL_SECONDS", "TURN_SECONDS"),
+    bodies: ("TURN_SECONDS",),
+    write: ("INLINE_SECONDS", "SMALL_SECONDS", "_INLINE_TURN_SECONDS"),
+    turns: ("TURN_SECONDS",),
+}
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is written, and tells the connection of its end as a loop does: at the next turn."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.reads = True
+        self.ended = False  # nothing can be written any more
+        self.closed = False
+        self.connection: Connection | None = None
+        self._loop = loop
+
+    def write(self, data: Any) -> None:
+        assert not self.ended, "written behind the end"
+        self.written += data
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing waits here."""
+
+    def pause_reading(self) -> None:
+        assert self.reads
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        assert not self.reads
+        self.reads = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        self.ended = True
+        if not self.closed:
+            self.closed = True
+            self._loop.call_soon(self._lose)
+
+    def _lose(self) -> None:
+        assert self.connection is not None
+        self.connection.connection_lost(None)
+
+
+class Peer:
+    """A client: one connection, and what it was answered."""
+
+    def __init__(self, edge: Edge, surface: Surface | None = None) -> None:
+        self.transport = Transport(edge.loop)
+        self.connection = self.transport.connection = Connection(edge.context, surface)
+        self._edge = edge
+        edge.call(lambda: self.connection.connection_made(self.transport))
+        edge.turn()
+
+    def feed(self, data: bytes) -> bool:
+        """One read of the server, and its turns until it is handled; False if it would not read now."""
+        if self.transport.closed or not self.transport.reads:
+            return False
+        self._edge.call(lambda: self.connection.data_received(data))
+        while self.connection.paused == TURN:
+            self._edge.turn()
+        return True
+
+    def half_close(self) -> None:
+        if not self.transport.closed and not self._edge.call(self.connection.eof_received):
+            self.transport.close()
+
+    @property
+    def statuses(self) -> list[int]:
+        """Of all answers so far; none of the answers of this server holds this text in its body."""
+        return [int(part[:3]) for part in bytes(self.transport.written).split(b"HTTP/1.1 ")[1:]]
+
+
+class Edge:
+    """One worker with its log in a directory of its own. A context manager."""
+
+    def __init__(
+        self, directory: Path | None = None, disk: Disk | None = None, *, hurried: bool = False, **server: Any
+    ) -> None:
+        """Make a worker in this process.
+
+        Args:
+            directory: of its WAL; a temporary one by default.
+            disk: what the WAL does its system calls with.
+            hurried: has turns end by the clock, as a worker does; else they take all the time they need.
+            server: settings of the section.
+        """
+        self._patches = ExitStack()
+        self._hurried = hurried
+        self._own = tempfile.TemporaryDirectory() if directory is None else None
+        base = Path(self._own.name) if self._own is not None else directory
+        assert base is not None
+        settings = Settings(
+            server=Server(workers=1, **server),
+            wal=WAL(dir=str(base / "wal"), sync_mode="async", min_free_mb=0, max_size_mb=4),
+            storage=Storage(url=f"file://{base / 'lake'}"),
+        )
+        self.loop = asyncio.new_event_loop()
+        self.directory = WALDirectory(settings.wal.dir, disk)
+        self.directory.make()
+        self.directory.lock()
+        node = self.directory.next_boot()
+        counters = Counters(1)
+        counters.node[Node.DISK_FREE_BYTES] = 1 << 50
+        self.worker = IngestWorker(settings, 1, [], counters, node, 0, Access(None, 0, None, 0))
+        self.context = self.worker._context
+        self.context.dated.set_time(0)  # always: two of these are compared byte by byte
+        writer = WALWriter(self.directory, 1, wal_options(settings), node=node.node)
+        self.commit = group_commit(writer, self.loop, self.worker._committed, self.worker._crashed)
+        self.context.commit = self.worker._writes.commit = self.commit
+        self.loop.set_exception_handler(self._note_exception)
+        self.exceptions: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Edge:
+        asyncio.set_event_loop(self.loop)
+        if not self._hurried:
+            for module, names in _BOUNDS.items():
+                for name in names:
+                    self._patches.enter_context(mock.patch.object(module, name, math.inf))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.settle()
+        self.commit.close()
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+        asyncio.set_event_loop(None)
+        self._patches.close()
+        if self._own is not None:
+            self._own.cleanup()
+
+    def _note_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.exceptions.append(context)
+
+    def connect(self, surface: Surface | None = None) -> Peer:
+        return Peer(self, surface)
+
+    def paths(self, paths: str) -> Paths:
+        """The surface of a listener that offers "writes" or "operations" alone."""
+        surface = Paths(offered(self.context.routes, paths))
+        self.context.all_heads.append(surface.heads)
+        return surface
+
+    def call(self, callback: Callable[[], T]) -> T:
+        """Calls something in the loop, as a loop calls a protocol."""
+
+        async def run() -> T:
+            return callback()
+
+        return self.loop.run_until_complete(run())
+
+    def pass_seconds(self, seconds: float) -> None:
+        """Moves the clock that timeouts are measured by, and does what the worker does at each tick."""
+        self.context.now += seconds
+        self.call(self.worker._expire_connections)
+        self.call(lambda: self.context.inflight.tick(self.context.now))
+        self.turn()
+
+    def _connections(self) -> set[Connection]:
+        return cast(set[Connection], self.context.connections)
+
+    def _complete_requests(self) -> list[Exchange]:
+        """Of all clients that read their answers."""
+        return [
+            exchange
+            for connection in self._connections()
+            if not connection.is_unread
+            for exchange in connection.exchanges
+            if exchange is not connection.arriving
+        ]
+
+    def turn(self) -> None:
+        """One turn of the loop."""
+        self.loop.run_until_complete(asyncio.sleep(0))
+
+    def settle(self) -> None:
+        """Runs the loop until nothing is being decoded, encoded, committed or answered any more."""
+        deadline = time.monotonic() + 30
+
+        async def wait() -> None:
+            context = self.context
+            while (
+                self.commit.pending_bytes
+                or context.decoding.held_bytes
+                or context.encoding.held_bytes
+                or any(one.reading.rest and not one.is_unread for one in self._connections())
+                or any(exchange.response is None for exchange in self._complete_requests())
+            ):
+                assert time.monotonic() < deadline, "the worker does not settle"
+                await asyncio.sleep(0.0002)
+            await asyncio.sleep(0)
+
+        self.loop.run_until_complete(wait())

@@ -1,0 +1,42 @@
+"""One answer for all who ask for the metrics or the status at once."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from arcpipe.monitoring import snapshot
+from tests.support.edge import Edge
+from tests.support.http import request_bytes
+
+METRICS = request_bytes("GET", "/metrics")
+
+
+def test_whoever_asks_behind_a_client_that_is_gone_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_look = threading.Event()
+    take = snapshot.take
+    taken: list[None] = []
+
+    def slow_take(*arguments: Any) -> Any:
+        assert may_look.wait(30)
+        taken.append(None)
+        return take(*arguments)
+
+    monkeypatch.setattr(snapshot, "take", slow_take)
+    with Edge() as edge:
+        first, gone, behind, last = (edge.connect() for _ in range(4))
+        first.feed(METRICS)  # its answer is being made: the others have the next one
+        while edge.call(lambda: not first.connection.exchanges):
+            edge.turn()
+        for peer in (gone, behind, last):
+            peer.feed(METRICS)
+        gone.transport.abort()
+        edge.turn()
+        may_look.set()
+        edge.settle()
+        assert [peer.statuses for peer in (first, behind, last)] == [[200]] * 3
+        assert gone.statuses == []
+        assert 1 <= len(taken) <= 2
+        assert edge.exceptions == []

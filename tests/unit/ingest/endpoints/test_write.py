@@ -1,0 +1,103 @@
+"""The write endpoints without a server: what no request of a test could bring about."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from arcpipe.access import tokens
+from arcpipe.access.tokens import Token
+from arcpipe.codec.columns import Encoded
+from arcpipe.config.settings import Settings
+from arcpipe.counters import MAX_DATABASES, Counters
+from arcpipe.ingest.endpoints.admission import Admission
+from arcpipe.ingest.endpoints.write import Targets, WriteEndpoints
+from arcpipe.ingest.http.auth import Auth
+from arcpipe.ingest.http.background import Background
+from arcpipe.ingest.http.connection import Connection
+from arcpipe.ingest.http.exchange import Exchange
+from arcpipe.ingest.http.turns import Turns
+from arcpipe.wal.format import MAX_PAYLOAD_BYTES
+from tests.support.edge import Edge
+from tests.support.http import pack, request_bytes
+from tests.support.wal_doubles import FaultyDisk
+
+
+def body(records: int) -> bytes:
+    return pack({"m": "cpu", "columns": {"usage": [0.5] * records}})
+
+
+def write(database: str, records: int, token: str = "") -> bytes:
+    headers = {"x-arc-database": database} | ({"Authorization": f"Bearer {token}"} if token else {})
+    return request_bytes("POST", "/write/v2/msgpack", body(records), headers)
+
+
+def test_a_body_that_becomes_more_than_readers_of_the_log_take_is_413_and_not_appended() -> None:
+    counted: list[str] = []
+    connection: Any = SimpleNamespace(unrouted={}, exchanges=deque(), count_refusal=counted.append)
+    exchange = Exchange(cast(Connection, connection), {})
+    encoding = Background("encoding", lambda: True, lambda: None, interrupts=True)
+    writes = WriteEndpoints(Admission(Settings(), Counters(1).node), encoding, Turns())  # without a WAL to append to
+    target = Targets(None).of(exchange)
+    body = memoryview(mmap.mmap(-1, MAX_PAYLOAD_BYTES))  # takes no memory
+    writes.append(exchange, target, Encoded(False, body, 1), b"")
+    assert exchange.response is not None
+    assert exchange.response.startswith(b"HTTP/1.1 413 ")
+    assert (writes.refused, writes.usage) == (1, {})
+
+
+# What is counted
+
+
+def test_records_of_a_group_that_could_not_be_written_are_not_counted_as_taken_in(tmp_path: Path) -> None:
+    fails = threading.Event()
+
+    def fault(operation: str, _: str) -> None:
+        if operation == "write" and fails.is_set():
+            raise OSError(errno.EIO, "broken")
+
+    disk = FaultyDisk()
+    disk.fault = fault
+    with Edge(tmp_path, disk) as edge:
+        peer = edge.connect()
+        for set_fault in (fails.clear, fails.set, fails.clear):
+            set_fault()
+            peer.feed(write("db1", 3) + write("db2" if fails.is_set() else "db1", 3))
+            edge.settle()
+        assert peer.statuses == [202, 202, 503, 503, 202, 202]
+        assert edge.worker._writes.usage == {"db1": [4, 12, 4 * len(body(3))]}
+        assert (edge.worker._writes.accepted, edge.worker._writes.refused) == (4, 2)
+
+
+def test_names_that_are_refused_take_no_place_among_those_that_are_counted(tmp_path: Path) -> None:
+    token_id, text = tokens.generate()
+    digest = tokens.digest(text.encode()).hex()
+    token = Token(id=token_id, sha256=digest, scopes=("write",), created=datetime.now(UTC), databases=("real",))
+    with Edge(tmp_path) as edge:
+        edge.context.auth = Auth([token])
+        peer = edge.connect()
+        for number in range(MAX_DATABASES + 10):
+            peer.feed(write(f"invented{number}", 1, text))
+            edge.settle()
+        peer.feed(write("real", 1, text))
+        edge.settle()
+        assert peer.statuses == [403] * (MAX_DATABASES + 10) + [202]
+        assert edge.worker._writes.usage == {"real": [1, 1, len(body(1))]}
+        assert all(len(targets._known) <= 1 for targets in edge.worker._writes._targets.values())
+
+
+def test_names_beyond_the_last_place_are_counted_together(tmp_path: Path) -> None:
+    with Edge(tmp_path) as edge:
+        peer = edge.connect()
+        for number in range(MAX_DATABASES + 10):
+            peer.feed(write(f"db{number}", 2))
+            edge.settle()
+        usage = edge.worker._writes.usage
+        assert len(usage) == MAX_DATABASES
+        assert usage[""] == [11, 22, 11 * len(body(2))]

@@ -1,0 +1,246 @@
+"""The threads for large bodies: who is next, and who is interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, Check, ClientGone
+
+SECONDS = 30.0
+
+
+@dataclass
+class Sender:
+    name: str
+    address: str = "192.0.2.1"
+    gone: threading.Event | None = None
+
+    @property
+    def is_gone(self) -> bool:
+        return self.gone is not None and self.gone.is_set()
+
+
+class Thread:
+    """A background whose first piece waits until all others are there, and the order in which they were done."""
+
+    def __init__(self, *, interrupts: bool = False) -> None:
+        self.may_begin = threading.Event()
+        self.background = Background("test", lambda: True, lambda: None, interrupts=interrupts)
+        self.begun: list[str] = []
+        self.done: list[str] = []
+        self.errors: list[Exception] = []
+
+    def add(self, sender: Sender, size: int, work: Callable[[Check], None] | None = None, name: str = "") -> None:
+        name = name or sender.name
+
+        def run(check: Check) -> None:
+            assert self.may_begin.wait(SECONDS)
+            self.begun.append(name)
+            if work is not None:
+                work(check)
+
+        def finished(error: Exception | None) -> None:
+            self.done.append(name)
+            if error is not None:
+                self.errors.append(error)
+
+        self.background.add(sender, size, run, finished)
+
+    async def settle(self) -> None:
+        self.may_begin.set()
+        deadline = time.monotonic() + SECONDS
+        while self.background.held_bytes:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.001)
+
+
+def test_one_client_with_many_pieces_does_not_hold_up_another_with_one() -> None:
+    async def run() -> list[str]:
+        thread = Thread()
+        for number in range(10):
+            thread.add(Sender("many"), 1 << 20, name=f"many {number}")
+        thread.add(Sender("one"), 1 << 20)
+        await thread.settle()
+        return thread.begun
+
+    assert asyncio.run(run()).index("one") <= 2
+
+
+def test_pieces_of_one_client_are_done_in_their_order() -> None:
+    async def run() -> list[str]:
+        thread = Thread()
+        for number in range(10):
+            thread.add(Sender("a"), 1000 * (10 - number), name=str(number))
+        await thread.settle()
+        return thread.begun
+
+    assert asyncio.run(run()) == [str(number) for number in range(10)]
+
+
+def test_many_connections_of_one_address_do_not_hold_up_another_address() -> None:
+    async def run() -> list[str]:
+        thread = Thread()
+        for number in range(40):
+            thread.add(Sender(f"many {number}"), 1 << 20)
+        thread.add(Sender("one", "192.0.2.2"), 1 << 20)
+        await thread.settle()
+        return thread.begun
+
+    assert asyncio.run(run()).index("one") <= 3
+
+
+def test_a_long_piece_is_interrupted_for_one_whose_turn_has_come() -> None:
+    async def run() -> tuple[list[str], list[str]]:
+        thread = Thread(interrupts=True)
+        short_is_done = threading.Event()
+
+        def long_work(check: Check) -> None:
+            deadline = time.monotonic() + SECONDS
+            while not short_is_done.is_set():
+                assert time.monotonic() < deadline, "it was not interrupted"
+                check()
+
+        thread.add(Sender("long"), 1 << 20, long_work)
+        thread.add(Sender("short"), 1000, lambda _: short_is_done.set())
+        await thread.settle()
+        assert thread.errors == []
+        return thread.begun, thread.done
+
+    begun, done = asyncio.run(run())
+    assert begun == ["long", "short"]
+    assert done == ["short", "long"]
+
+
+def test_a_client_whose_piece_took_longer_than_expected_has_to_wait_longer() -> None:
+    async def run() -> list[str]:
+        thread = Thread()
+        all_are_there = threading.Event()
+
+        def wait(_: Check) -> None:
+            all_are_there.wait(SECONDS)
+
+        thread.add(Sender("slow"), 100, lambda _: time.sleep(0.5), name="slow 1")
+        thread.add(Sender("other"), 1 << 20, wait, name="other 1")
+        thread.may_begin.set()
+        while not thread.done:  # noqa: ASYNC110 - a test
+            await asyncio.sleep(0.001)
+        thread.add(Sender("slow"), 100, name="slow 2")
+        for number in range(2, 5):
+            thread.add(Sender("other"), 1 << 20, name=f"other {number}")
+        all_are_there.set()
+        await thread.settle()
+        return thread.begun
+
+    assert asyncio.run(run())[-1] == "slow 2"
+
+
+def test_pieces_that_take_longer_than_expected_do_not_hold_up_a_client_that_comes_later() -> None:
+    """Each client has many of them waiting: what the first ones took counts for the next."""
+
+    async def run() -> list[str]:
+        thread = Thread()
+        for number in range(10):
+            for name in ("a", "b"):
+                thread.add(Sender(name), 100, lambda _: time.sleep(0.02), name=f"{name} {number}")
+        thread.may_begin.set()
+        while len(thread.done) < 6:  # noqa: ASYNC110 - a test
+            await asyncio.sleep(0.001)
+        thread.add(Sender("late"), 1 << 20)
+        await thread.settle()
+        return thread.begun
+
+    begun = asyncio.run(run())
+    assert begun.index("late") <= 10
+
+
+def test_long_pieces_of_many_clients_leave_a_place_for_a_short_one() -> None:
+    """Each is interrupted for the next until no further one may be; a short one comes in all the same."""
+
+    async def run() -> list[str]:
+        thread = Thread(interrupts=True)
+        short_is_done = threading.Event()
+
+        def long_work(check: Check) -> None:
+            deadline = time.monotonic() + SECONDS
+            while not short_is_done.is_set():
+                assert time.monotonic() < deadline, "it was not interrupted"
+                check()
+
+        for number in range(100):
+            thread.add(Sender(f"long {number}"), 1 << 20, long_work)
+        thread.may_begin.set()
+        while len(thread.begun) < _MOST_INTERRUPTED:  # noqa: ASYNC110 - a test
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.2)  # for one more to begin, if it may
+        thread.add(Sender("short"), 1000, lambda _: short_is_done.set())
+        await thread.settle()
+        assert thread.errors == []
+        return thread.begun
+
+    assert "short" in asyncio.run(run())[: _MOST_INTERRUPTED + 2]
+
+
+def test_pieces_of_a_client_that_is_gone_are_not_done_nor_done_to_their_end() -> None:
+    async def run() -> Thread:
+        thread = Thread(interrupts=True)
+        gone = threading.Event()
+        sender = Sender("gone", gone=gone)
+
+        def work(check: Check) -> None:
+            gone.set()
+            while True:
+                check()
+
+        for number in range(10):
+            thread.add(sender, 1 << 20, work, name=f"gone {number}")
+        thread.add(Sender("here"), 1 << 20)
+        await thread.settle()
+        return thread
+
+    thread = asyncio.run(run())
+    assert sorted(thread.begun) == ["gone 0", "here"]
+    assert len(thread.done) == 11
+    assert [type(error) for error in thread.errors] == [ClientGone] * 10
+
+
+def test_an_error_is_told_and_the_next_piece_is_done() -> None:
+    async def run() -> Thread:
+        thread = Thread(interrupts=True)
+
+        def fail(_: Check) -> None:
+            raise ValueError("broken")
+
+        thread.add(Sender("a"), 100, fail)
+        thread.add(Sender("b"), 100)
+        await thread.settle()
+        return thread
+
+    thread = asyncio.run(run())
+    assert sorted(thread.done) == ["a", "b"]
+    assert [str(error) for error in thread.errors] == ["broken"]
+    assert thread.background._ends == {}
+
+
+def test_thousands_of_clients_that_wait_are_not_looked_through_with_each_piece() -> None:
+    looks = 0
+
+    async def run() -> None:
+        thread = Thread()
+        ends = thread.background._ends
+
+        def look(_: Check) -> None:
+            nonlocal ends, looks
+            looks += thread.background._ends is not ends
+            ends = thread.background._ends
+
+        for number in range(5000):
+            for piece in range(2):  # with one that waits each client is remembered
+                thread.add(Sender(str(number)), 100 << 10, look, f"{number} {piece}")
+        await thread.settle()
+
+    asyncio.run(run())
+    assert 1 <= looks <= 10

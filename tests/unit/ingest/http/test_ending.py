@@ -1,0 +1,259 @@
+"""The end of a connection: which request is the last one, what becomes of bytes behind it, and how long its client has.
+
+The connections, the routes and the log are the real ones, in this process (tests/support/edge.py).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from arcpipe.ingest.http import reading
+from arcpipe.ingest.http.linger import LINGER_SECONDS, Linger
+from tests.support.edge import Edge, Peer
+from tests.support.http import pack, request_bytes
+from tests.support.wal_doubles import FaultyDisk
+
+V2 = "/write/v2/msgpack"
+BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})
+WRITE = request_bytes("POST", V2, BODY)
+LAST = request_bytes("POST", V2, BODY, {"Connection": "close"})
+OLD = WRITE.replace(b"HTTP/1.1", b"HTTP/1.0")
+
+
+class Stalled:
+    """A worker whose disk waits."""
+
+    def __init__(self, directory: Path) -> None:
+        self.may_write = threading.Event()
+        disk = FaultyDisk()
+        self.edge = Edge(directory, disk, max_body_mb=1, max_pipelined=4)
+        disk.fault = lambda operation, _: (operation == "write" and not self.may_write.wait(30)) or None
+
+    def settle(self) -> None:
+        self.may_write.set()
+        self.edge.settle()
+
+    @property
+    def accepted(self) -> int:
+        return self.edge.worker._writes.accepted
+
+
+@pytest.fixture
+def stalled(tmp_path: Path) -> Iterator[Stalled]:
+    stalled = Stalled(tmp_path)
+    with stalled.edge:
+        yield stalled
+        stalled.settle()
+        assert stalled.edge.exceptions == []
+
+
+def drain(edge: Edge) -> None:
+    """As the worker does at SIGTERM."""
+    edge.context.drain()
+    for connection in list(edge.context.connections):
+        edge.call(connection.finish)
+
+
+def in_one_read(peer: Peer, *requests: bytes) -> None:
+    peer.feed(b"".join(requests))
+
+
+def in_a_read_each(peer: Peer, *requests: bytes) -> None:
+    for request in requests:
+        peer.feed(request)
+
+
+def byte_by_byte(peer: Peer, *requests: bytes) -> None:
+    for byte in b"".join(requests):
+        peer.feed(bytes([byte]))
+
+
+READS = pytest.mark.parametrize("send", [in_one_read, in_a_read_each, byte_by_byte])
+Send = Callable[..., None]
+
+
+@READS
+@pytest.mark.parametrize("last", [LAST, OLD], ids=["close", "HTTP/1.0"])
+def test_nothing_behind_the_clients_own_last_request_is_handled(stalled: Stalled, send: Send, last: bytes) -> None:
+    peer = stalled.edge.connect()
+    send(peer, WRITE, last, WRITE, WRITE, b"junk\r\n\r\n")
+    stalled.settle()
+    assert peer.statuses == [202, 202]
+    assert peer.transport.ended
+    assert stalled.accepted == 2
+    assert stalled.edge.context.requests == 2
+    assert not any(stalled.edge.context.refused.values())
+
+
+@READS
+def test_a_worker_that_drains_commits_nothing_behind_the_answer_that_ends_a_connection(
+    stalled: Stalled, send: Send
+) -> None:
+    peer = stalled.edge.connect()
+    stalled.edge.context.drain()
+    send(peer, *[WRITE] * 4)
+    stalled.settle()
+    assert peer.statuses == [202]
+    assert stalled.accepted == 1
+    assert peer.transport.ended
+
+
+@READS
+def test_nothing_that_comes_behind_the_request_that_is_under_way_at_the_drain_is_committed(
+    stalled: Stalled, send: Send
+) -> None:
+    peer = stalled.edge.connect()
+    peer.feed(WRITE + WRITE)
+    drain(stalled.edge)
+    send(peer, *[WRITE] * 3)
+    stalled.settle()
+    assert peer.statuses == [202, 202]
+    assert stalled.accepted == 2
+
+
+@pytest.mark.parametrize("at", [5, len(WRITE) - len(BODY) - 1])
+def test_a_head_that_has_begun_before_the_drain_is_no_request_behind_the_last_one(stalled: Stalled, at: int) -> None:
+    peer = stalled.edge.connect()
+    peer.feed(WRITE + WRITE[:at])
+    drain(stalled.edge)
+    peer.feed(WRITE[at:])
+    stalled.edge.pass_seconds(100)  # nor is it waited for
+    stalled.settle()
+    assert peer.statuses == [202]
+    assert stalled.accepted == 1
+
+
+@pytest.mark.parametrize("identified", [False, True])
+def test_a_listener_with_its_own_paths_drains_like_all(stalled: Stalled, identified: bool) -> None:
+    write = WRITE.replace(b"\r\n\r\n", b"\r\nX-Request-Id: a\r\n\r\n", 1) if identified else WRITE
+    peer = stalled.edge.connect(stalled.edge.paths("writes"))
+    for _ in range(3):  # its head is known now
+        peer.feed(write)
+        stalled.settle()
+    stalled.may_write.clear()
+    peer.feed(write)
+    drain(stalled.edge)
+    peer.feed(write * 2)
+    stalled.settle()
+    assert peer.statuses == [202] * 4
+    assert stalled.accepted == 4
+    assert peer.transport.ended
+
+
+def test_a_body_that_has_begun_before_the_drain_is_the_last_request(stalled: Stalled) -> None:
+    peer = stalled.edge.connect()
+    peer.feed(WRITE + WRITE[:-3])
+    drain(stalled.edge)
+    peer.feed(WRITE[-3:] + WRITE)
+    stalled.settle()
+    assert peer.statuses == [202, 202]
+    assert stalled.accepted == 2
+
+
+def test_what_has_been_taken_up_at_the_drain_is_answered_and_nothing_behind_it_is_written(stalled: Stalled) -> None:
+    peer = stalled.edge.connect()
+    peer.feed(WRITE * 50)  # of which most waits for its turn
+    drain(stalled.edge)
+    stalled.settle()
+    assert peer.statuses == [202] * stalled.accepted
+    assert 1 <= stalled.accepted < 50
+    assert peer.transport.ended
+
+
+# Time
+
+
+def test_a_client_that_never_sends_has_the_time_of_a_head_and_one_that_has_sent_that_of_an_idle_one() -> None:
+    with Edge(header_timeout_seconds=5, keep_alive_seconds=50) as edge:
+        silent, blank, used = edge.connect(), edge.connect(), edge.connect()
+        blank.feed(b"\r\n")
+        used.feed(request_bytes("GET", "/ping"))
+        edge.pass_seconds(4)
+        blank.feed(b"\r\n")
+        assert not silent.transport.closed
+        edge.pass_seconds(2)
+        assert [peer.transport.closed for peer in (silent, blank, used)] == [True, True, False]
+        assert silent.statuses == []
+        edge.pass_seconds(50)
+        assert used.transport.closed
+
+
+def test_whoever_takes_a_byte_now_and_then_is_waited_for_and_not_for_ever() -> None:
+    linger = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    for now in range(0, 100, 10):
+        assert linger.goes_on(1000 - now, float(now), 15.0)
+    assert not linger.goes_on(1, 100.5, 15.0)
+    stopped = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    assert stopped.goes_on(1000, 1.0, 15.0)
+    assert stopped.goes_on(1000, 15.0, 15.0)
+    assert not stopped.goes_on(1000, 15.5, 15.0)
+
+
+def test_whoever_has_taken_all_has_some_time_to_close() -> None:
+    linger = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    assert linger.goes_on(1000, 5.0, 15.0)
+    assert linger.goes_on(0, 8.0, 15.0)
+    assert linger.goes_on(0, 8.0 + LINGER_SECONDS, 15.0)
+    assert not linger.goes_on(0, 8.5 + LINGER_SECONDS, 15.0)
+    at_once = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    assert not at_once.goes_on(0, LINGER_SECONDS + 0.25, 15.0)
+
+
+def test_whoever_still_sends_is_waited_for_and_not_for_ever() -> None:
+    linger = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
+    for now in range(12):
+        linger.note_dropped(float(now))
+        assert linger.goes_on(0, float(now), 15.0)
+    linger.note_dropped(12.5)
+    assert not linger.goes_on(0, 12.5, 15.0)
+
+
+def test_a_slow_reader_gets_all_answers_ahead_of_a_refusal_that_ends_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Edge(tmp_path, keep_alive_seconds=75) as edge:
+        slow, gone = edge.connect(), edge.connect()
+        for peer in (slow, gone):
+            monkeypatch.setattr(peer.transport, "write", partial(write_and_pause, peer))
+            peer.feed(request_bytes("GET", "/ping") * 3 + b"no request\r\n\r\n")
+            assert peer.statuses == [204]
+        edge.pass_seconds(70)
+        monkeypatch.undo()
+        edge.call(slow.connection.resume_writing)
+        edge.turn()
+        assert slow.statuses == [204] * 3 + [400]
+        edge.pass_seconds(10)
+        assert gone.transport.closed
+        assert gone.statuses == [204]
+
+
+def write_and_pause(peer: Peer, data: bytes) -> None:
+    """As of a client that does not read: the transport has too much to send."""
+    peer.transport.written += data
+    peer.connection.pause_writing()
+
+
+def test_what_comes_in_one_read_with_the_end_of_a_tls_connection_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS ends both directions at once, so that a rest of the read has no other turn; its answers are lost."""
+    with Edge(tmp_path, hurried=True) as edge:
+        monkeypatch.setattr(reading, "SLICE_SECONDS", 0.0001)
+        monkeypatch.setattr(reading, "TURN_SECONDS", math.inf)
+        peer = edge.connect()
+        monkeypatch.setattr(peer.transport, "can_write_eof", lambda: False)
+        stream = b"".join(request_bytes("POST", V2, BODY, {"X-Pad": f"{number:04}" * 150}) for number in range(50))
+        edge.call(lambda: peer.connection.data_received(stream))
+        assert peer.connection.reading.rest
+        assert not edge.call(peer.connection.eof_received)
+        peer.transport.close()
+        edge.settle()
+        assert edge.worker._writes.accepted == 50
+        assert edge.context.kept_bytes == 0
+        assert edge.exceptions == []

@@ -1,0 +1,739 @@
+"""Manifests and journals: whatever becomes of these files, every row is in the store once, or waits in its segment."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arcpipe.counters import Counters, Uploader
+from arcpipe.disk import Disk
+from arcpipe.upload import segments
+from arcpipe.upload.batch import Batches
+from arcpipe.upload.collect import BatchTables
+from arcpipe.upload.conversion_jobs import ConversionJobs
+from arcpipe.upload.journal import Converted, Journal, Key, Segment, Uploaded
+from arcpipe.upload.manifest import Manifest, encode_manifest, parse_batch_file
+from arcpipe.upload.shipment import Shipment
+from arcpipe.wal.directory import SEALED, Node, WALDirectory
+from tests.support import uploader as harness
+from tests.support.directories import batch_files
+from tests.support.uploader import MemoryStore, SnapshotDisk, State, Stuck, fill, ids_in, ids_left, run, sealed, stopped
+
+IDS = range(24)
+LATER = range(100, 108)
+
+
+class Crash(BaseException):
+    """Ends an uploader where it stands."""
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> list[State]:
+    """Every state that an uploader leaves behind it on its way through one batch of two segments."""
+    base = tmp_path_factory.mktemp("states")
+    wal = base / "wal"
+    fill(wal, 1, IDS[:12])
+    fill(wal, 2, IDS[12:])
+    store = MemoryStore()
+    disk = SnapshotDisk(wal, base, store)
+    store.before_put = lambda key: disk.keep()
+    run(wal, store, disk=disk)
+    assert sorted(ids_in(store).elements()) == [*IDS]
+    return disk.states
+
+
+@pytest.fixture
+def wal(tmp_path: Path) -> Path:
+    """A directory with two segments."""
+    fill(tmp_path / "wal", 1, IDS[:12])
+    fill(tmp_path / "wal", 2, IDS[12:])
+    return tmp_path / "wal"
+
+
+def manifest_of(wal: Path) -> Path:
+    (path,) = (wal / "batches").glob("*.json")
+    return path
+
+
+def is_converted(wal: Path) -> bool:
+    """Whether a journal says that all keys are known."""
+    return any(b'"is":"converted"' in path.read_bytes() for path in (wal / "batches").glob("*.journal"))
+
+
+def crash_at_put(wal: Path, store: MemoryStore, number: int) -> None:
+    """An uploader that dies before its put of this number, from 1, with all keys in its journal."""
+    puts = 0
+
+    def count(key: str) -> None:
+        nonlocal puts
+        puts += 1
+        if puts == number:
+            raise Crash
+
+    store.before_put, store.may_put = count, lambda: is_converted(wal)
+    with pytest.raises(Crash):
+        run(wal, store)
+    store.before_put, store.may_put = lambda key: None, lambda: True
+
+
+def assert_once(store: MemoryStore, ids: range = IDS) -> None:
+    assert sorted(ids_in(store).elements()) == [*ids]
+
+
+# Every state, and every state with damage
+
+
+def test_from_every_state_each_row_is_there_once_and_nothing_is_left(states: list[State], tmp_path: Path) -> None:
+    assert len(states) > 20
+    for number, state in enumerate(states):
+        wal, store = tmp_path / str(number), MemoryStore(state.objects)
+        shutil.copytree(state.wal, wal)
+        outcome = run(wal, store, boot=2)
+        assert_once(store)
+        assert batch_files(wal) == []
+        assert sealed(wal) == []
+        assert stopped(outcome.block) == (0, 0, 0, 0)
+        assert store.listed == []
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> tuple[int, list[tuple[str, str, float]]]:
+    """A state, and what becomes of its files: kind of file, "flip" or "cut", and where."""
+    where = st.floats(0, 1, exclude_max=True)
+    kinds = draw(st.sampled_from([(".json",), (".journal",), (".json", ".journal")]))
+    return draw(st.integers(0, 999)), [(kind, draw(st.sampled_from(["flip", "cut"])), draw(where)) for kind in kinds]
+
+
+def damage_file(path: Path, how: str, where: float) -> None:
+    content = bytearray(path.read_bytes())
+    at = int(where * len(content) * 8)
+    if how == "cut":
+        del content[at // 8 :]
+    elif content:
+        content[at // 8] ^= 1 << at % 8
+    path.write_bytes(content)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(damages())
+def test_no_flipped_bit_and_no_truncation_loses_or_doubles_a_row(
+    states: list[State], damage: tuple[int, list[tuple[str, str, float]]]
+) -> None:
+    number, mutations = damage
+    state = states[number % len(states)]
+    with tempfile.TemporaryDirectory() as folder:
+        wal, store = Path(folder, "wal"), MemoryStore(state.objects)
+        shutil.copytree(state.wal, wal)
+        for kind, how, where in mutations:
+            for path in (wal / "batches").glob(f"*{kind}"):
+                damage_file(path, how, where)
+        run(wal, store, boot=2)
+        found = ids_in(store)
+        assert max(found.values(), default=1) == 1, "rows are there twice"
+        assert found.keys() | ids_left(wal) == set(IDS)
+        assert len(store.listed) <= 4
+        # Whatever waits for an operator, what comes later does not.
+        fill(wal, 3, LATER)
+        run(wal, store, boot=3)
+        assert all(ids_in(store)[identity] == 1 for identity in LATER)
+
+
+# Outcomes by kind
+
+
+def test_a_damaged_manifest_without_a_journal_goes_to_quarantine_and_is_planned_again(wal: Path) -> None:
+    store = MemoryStore()
+    crash_at_plan(wal, store)
+    path = manifest_of(wal)
+    damage_file(path, "flip", 0.5)
+    outcome = run(wal, store, boot=2)
+    assert_once(store)
+    assert os.listdir(wal / "quarantine") == [path.name]
+    assert stopped(outcome.block) == (0, 0, 0, 0)
+
+
+def crash_at_plan(wal: Path, store: MemoryStore) -> None:
+    """An uploader that dies when its manifest is durable."""
+    directory = WALDirectory(wal)
+    directory.make()
+    block = Counters(1).uploader
+    assert Batches(directory, Node(harness.NODE, 1), block, store.url, "arc").plan() is not None
+
+
+def test_a_damaged_manifest_is_known_from_its_journal(wal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = MemoryStore()
+    crash_at_put(wal, store, 2)
+    manifest_of(wal).write_bytes(b"\xff")
+    run(wal, store, boot=2)
+    assert_once(store)
+    assert "its copy in the journal is used" in caplog.text
+    assert os.listdir(wal / "quarantine") == []
+
+
+def test_both_damaged_wait_for_an_operator_while_others_go_on(wal: Path) -> None:
+    store = MemoryStore()
+    crash_at_put(wal, store, 2)
+    before = dict(store.objects)
+    files = [wal / "batches" / name for name in batch_files(wal)]
+    for path in files:
+        path.write_bytes(path.read_bytes()[20:])
+    fill(wal, 3, LATER)
+    outcome = run(wal, store, boot=2)
+    assert stopped(outcome.block) == (0, 0, 1, 0)
+    assert ids_in(MemoryStore({key: store.objects[key] for key in store.objects if key not in before})).keys() == {
+        *LATER
+    }
+    assert len(sealed(wal)) == 2
+    assert [path.exists() for path in files] == [True, True]
+    # The operator deletes what the batch has put, and moves its files away.
+    store.objects = {key: content for key, content in store.objects.items() if key not in before}
+    for path in files:
+        path.unlink()
+    run(wal, store, boot=3)
+    assert sorted(ids_in(store).elements()) == [*IDS, *LATER]
+
+
+def test_both_damaged_and_their_names_too_hold_all_that_may_be_theirs(wal: Path) -> None:
+    store = MemoryStore()
+    crash_at_put(wal, store, 2)
+    for name in batch_files(wal):
+        (wal / "batches" / name).write_bytes(b"")
+    before = dict(store.objects)
+    outcome = run(wal, store, boot=2)
+    assert stopped(outcome.block) == (0, 0, 1, 0)
+    assert store.objects == before
+    assert len(sealed(wal)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"version": 3}, "version 3"),
+        ({"layout": "spiral"}, "spiral"),
+        ({"deadline": 5}, "deadline"),
+    ],
+)
+def test_a_manifest_with_an_unknown_word_stops_the_uploads_and_stays(
+    change: dict[str, object], found: str, wal: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from arcpipe.wal.checksum import with_checksum
+
+    store = MemoryStore()
+    crash_at_plan(wal, store)
+    path = manifest_of(wal)
+    content = json.loads(path.read_bytes()) | change
+    del content["crc32"]
+    path.write_bytes(with_checksum(json.dumps(content).encode()))
+    assert_stops(wal, store, path, found, caplog)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [({"state": "committed"}, "state 'committed'"), ({"layout": "spiral"}, "spiral"), ({"tables": []}, "tables")],
+)
+def test_so_does_one_of_the_first_version(
+    change: dict[str, object], found: str, wal: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_version_1(wal, **change)
+    assert_stops(wal, MemoryStore(), path, found, caplog)
+
+
+def write_version_1(wal: Path, **change: object) -> Path:
+    batch_id = f"{harness.NODE}-20260101T000000-1.1"
+    content = {"batch_id": batch_id, "state": "planned", "segments": sealed(wal), "store": "memory://", "layout": "arc"}
+    path = wal / "batches" / f"{batch_id}.json"
+    path.write_text(json.dumps(content | {"archive": [], "schema": []} | change))
+    return path
+
+
+def assert_stops(wal: Path, store: MemoryStore, path: Path, found: str, caplog: pytest.LogCaptureFixture) -> None:
+    before = path.read_bytes()
+    with pytest.raises(Stuck):
+        run(wal, store, boot=2)
+    assert store.objects == {}
+    assert path.read_bytes() == before
+    assert len(sealed(wal)) == 2
+    assert f"{path} is of another version of arcpipe" in caplog.text
+    assert found in caplog.text
+
+
+def test_a_planned_batch_of_the_first_version_is_finished_and_its_strays_are_found_by_listing(wal: Path) -> None:
+    path = write_version_1(wal)
+    stray = f"db/m0/2026/01/01/00/m0_20260101T000000000000_{path.stem}_7.parquet"
+    store = MemoryStore({stray: b"of the first try"})
+    run(wal, store, boot=2)
+    assert_once(store)
+    assert stray not in store.objects
+    assert all(path.stem in key for key in store.objects)
+    assert batch_files(wal) == []
+
+
+def test_an_uploaded_batch_of_the_first_version_only_lets_its_segments_go(wal: Path) -> None:
+    write_version_1(wal, state="uploaded", archive=sealed(wal)[:1])
+    store = MemoryStore()
+    run(wal, store, boot=2)
+    assert store.objects == {}
+    assert sealed(wal) == []
+    assert len([*wal.glob("*.recovered")]) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("name", [r".json", r".journal"])
+def test_a_file_that_cannot_be_read_is_tried_again(name: str, number: int, wal: Path) -> None:
+    store = MemoryStore()
+    crash_at_put(wal, store, 2)
+
+    class Failing(Disk):
+        left = 2
+
+        def open_for_reading(self, path: str) -> int:
+            if path.endswith(name) and "batches" in path and self.left:
+                self.left -= 1
+                raise OSError(number, "the disk says no", path)
+            return super().open_for_reading(path)
+
+    outcome = run(wal, store, disk=Failing(), boot=2)
+    assert len(outcome.sleeps) == 2
+    assert_once(store)
+
+
+def test_names_that_are_not_ours_stay(wal: Path) -> None:
+    strangers = ["lost+found", "notes.json", "x.tmp", "README"]
+    for name in strangers:
+        target = wal / "batches" / name
+        target.mkdir() if name == "lost+found" else target.write_text("{")
+    store = MemoryStore()
+    run(wal, store)
+    assert_once(store)
+    assert batch_files(wal) == sorted(strangers)
+    assert WALDirectory(wal).highest_seq(1) >= 0
+
+
+def test_ids_of_two_nodes_with_one_identity_differ(tmp_path: Path) -> None:
+    stores = MemoryStore(), MemoryStore()
+    for number, store in enumerate(stores):
+        fill(tmp_path / f"wal{number}", 1, IDS)
+        run(tmp_path / f"wal{number}", store)
+    assert not stores[0].objects.keys() & stores[1].objects.keys()
+
+
+# A redo that finds less
+
+
+def lose(wal: Path, number: int) -> str:
+    name = sealed(wal)[number]
+    (wal / name).unlink()
+    return name
+
+
+def test_a_segment_that_vanished_before_anything_was_put_is_left_out(wal: Path) -> None:
+    store = MemoryStore()
+    crash_at_plan(wal, store)
+    lose(wal, 0)
+    outcome = run(wal, store, boot=2)
+    assert_once(store, IDS[12:])
+    assert stopped(outcome.block) == (1, 0, 0, 0)
+    assert batch_files(wal) == []
+
+
+def test_a_redo_without_a_segment_overwrites_nothing(wal: Path) -> None:
+    """Half of the objects are there; the others' rows go under a new id, and those that are whole do not."""
+    store = MemoryStore()
+    crash_at_put(wal, store, 3)
+    before = dict(store.objects)
+    assert before
+    name = lose(wal, 0)
+    outcome = run(wal, store, boot=2)
+    assert before.items() <= store.objects.items()
+    found = ids_in(store)
+    assert max(found.values()) == 1
+    assert found.keys() >= {*IDS[12:]}
+    assert stopped(outcome.block) == (1, 0, 0, 0)
+    assert batch_files(wal) == []
+    assert name not in sealed(wal)
+
+
+def test_a_redo_before_all_keys_are_known_overwrites_nothing_either(wal: Path) -> None:
+    """Which partitions are whole is not known then: their rows may be there under both ids, but none is lost."""
+    store = MemoryStore()
+    crash_at_put(wal, store, 3)
+    (path,) = (wal / "batches").glob("*.journal")
+    written = Journal.load(Disk(), str(path))
+    assert written is not None
+    assert written.manifest is not None
+    path.unlink()
+    before_all = Journal(Disk(), str(path), written.manifest)
+    before_all.append([*written.segments.values(), *written.keys.values()])
+    before_all.close()
+    before = dict(store.objects)
+    lose(wal, 0)
+    outcome = run(wal, store, boot=2)
+    assert before.items() <= store.objects.items()
+    assert ids_in(store).keys() >= {*IDS[12:]}
+    assert stopped(outcome.block) == (1, 0, 0, 0)
+    assert batch_files(wal) == []
+
+
+def test_a_batch_whose_objects_are_all_there_is_uploaded_even_without_its_segment(
+    states: list[State], tmp_path: Path
+) -> None:
+    most = max(len(state.objects) for state in states)
+    state = next(state for state in states if len(state.objects) == most)
+    assert not [*state.wal.glob("batches/*.uploaded.json")]
+    shutil.copytree(state.wal, tmp_path / "wal")
+    wal, store = tmp_path / "wal", MemoryStore(state.objects)
+    lose(wal, 1)
+    outcome = run(wal, store, boot=2)
+    assert store.objects == state.objects
+    assert_once(store)
+    assert batch_files(wal) == []
+    assert stopped(outcome.block) == (0, 0, 0, 0)
+
+
+def test_a_segment_that_lost_entries_since_overwrites_nothing(wal: Path) -> None:
+    store = MemoryStore()
+    crash_at_put(wal, store, 3)
+    before = dict(store.objects)
+    path = wal / sealed(wal)[1]
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\xa2m1") + 1] ^= 0xFF
+    path.write_bytes(content)
+    outcome = run(wal, store, boot=2)
+    assert before.items() <= store.objects.items()
+    assert max(ids_in(store).values()) == 1
+    assert outcome.block[Uploader.LOST_SEGMENTS] == 1
+
+
+def test_a_store_that_cannot_say_what_it_has_leaves_the_batch_waiting(wal: Path) -> None:
+    from arcpipe.errors import StorageError
+
+    store = MemoryStore()
+    crash_at_put(wal, store, 3)
+    before = dict(store.objects)
+    lose(wal, 0)
+
+    async def refuse(key: str) -> bool:
+        raise StorageError("not allowed", "credentials")
+
+    store.exists = refuse  # type: ignore[method-assign]
+    fill(wal, 3, LATER)
+    run(wal, store, boot=2)
+    assert {key: store.objects[key] for key in before} == before
+    assert ids_in(store).keys() >= {*LATER}
+    assert len([name for name in batch_files(wal) if name.endswith(".json")]) == 1
+
+
+# Segments that cannot be read
+
+
+class Unreadable:
+    """Makes the scans of a segment fail a number of times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> None:
+        self.left = times
+        original = segments.open_scan
+
+        def open_scan(directory: WALDirectory, wanted: str) -> object:
+            if wanted == name and self.left:
+                self.left -= 1
+                raise OSError(errno.EIO, "Input/output error", wanted)
+            return original(directory, wanted)
+
+        monkeypatch.setattr(segments, "open_scan", open_scan)
+
+
+def test_an_unreadable_segment_is_set_aside_while_others_go_on(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = sealed(wal)[0]
+    Unreadable(monkeypatch, name, 99)
+    store = MemoryStore()
+    outcome = run(wal, store)
+    assert_once(store, IDS[12:])
+    assert stopped(outcome.block) == (0, 1, 0, 0)
+    assert sealed(wal) == [name]
+    assert batch_files(wal) == []
+    monkeypatch.undo()
+    run(wal, store, boot=2)
+    assert_once(store)
+
+
+def test_a_batch_of_which_something_was_put_waits_as_a_whole(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    crash_at_put(wal, store, 3)
+    before = dict(store.objects)
+    Unreadable(monkeypatch, sealed(wal)[0], 99)
+    fill(wal, 3, LATER)
+    outcome = run(wal, store, boot=2)
+    assert {key: store.objects[key] for key in before} == before
+    assert ids_in(store).keys() >= {*LATER}
+    assert stopped(outcome.block) == (0, 1, 0, 0)
+    monkeypatch.undo()
+    run(wal, store, boot=3)
+    assert sorted(ids_in(store).elements()) == [*IDS, *LATER]
+    assert batch_files(wal) == []
+
+
+# A bug
+
+
+@pytest.mark.parametrize("method", ["add", "_write"])
+def test_what_a_bug_keeps_from_being_converted_is_a_dead_letter_and_the_rest_is_uploaded(
+    method: str, wal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decided once: an uploader that dies over it and one after it make the same objects."""
+    owner = BatchTables if method == "add" else ConversionJobs
+    original = getattr(owner, method)
+
+    def fail(self: BatchTables | ConversionJobs, *arguments: Any, **more: object) -> None:
+        if method == "add" and b"\x05" in bytes(arguments[1])[-6:]:
+            raise ZeroDivisionError("a bug")
+        if method == "_write":
+            for part in arguments[1]:
+                if 5 in part.table.column("id").to_pylist():
+                    raise ZeroDivisionError("a bug")
+        original(self, *arguments, **more)
+
+    monkeypatch.setattr(owner, method, fail)
+    store = MemoryStore()
+
+    def die(key: str) -> None:
+        if re.search(r"\.2_\d+\.parquet", key):  # of the third part
+            raise Crash
+
+    store.before_put = die
+    with pytest.raises(Crash):
+        run(wal, store)
+    store.before_put = lambda key: None
+    outcome = run(wal, store, boot=2)
+    assert_once(store)
+    letters = [key for key in store.objects if key.startswith("_dead_letter/db/")]
+    assert len(letters) == 1
+    assert outcome.block[Uploader.DEAD_LETTERS] == 1
+    assert batch_files(wal) == []
+    assert sealed(wal) == []
+
+
+def test_a_bug_that_is_not_of_the_conversion_changes_nothing(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Shipment.run
+    tries = 0
+
+    async def fail(self: Shipment) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 6:
+            raise ZeroDivisionError("a bug")
+        await original(self)
+
+    monkeypatch.setattr(Shipment, "run", fail)
+    store = MemoryStore()
+    outcome = run(wal, store)
+    assert_once(store)
+    assert outcome.block[Uploader.DEAD_LETTERS] == 0
+
+
+# The journal by itself
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    manifest = Manifest(2, "id", ["worker-1-20260101_000000-000001.wal.sealed"], "file:///x", "arc")
+    return Journal(Disk(), str(tmp_path / "id.journal"), manifest)
+
+
+def reload(journal: Journal) -> Journal:
+    journal.close()
+    again = Journal.load(Disk(), journal.path)
+    assert again is not None
+    return again
+
+
+KEYS = [Key(f"k{number}", number, 100, 5) for number in range(9)]
+
+
+def test_a_journal_says_what_was_appended(journal: Journal) -> None:
+    journal.append([Segment("s", 3, 90, False), KEYS[0]])
+    journal.append([KEYS[1], Segment("s", 7, 200, True), Converted(["s"], [], [], ["k0"])])
+    journal.append([Uploaded()])
+    again = reload(journal)
+    assert again.manifest == journal.manifest
+    assert again.keys == {"k0": KEYS[0], "k1": KEYS[1]}
+    assert again.segments == {"s": Segment("s", 7, 200, True)}
+    assert again.converted == Converted(["s"], [], [], ["k0"])
+    assert again.uploaded
+    assert again.is_complete
+    assert not again.damage
+
+
+def test_what_is_known_is_not_appended_again(journal: Journal) -> None:
+    journal.append([*KEYS, Converted()])
+    size = os.path.getsize(journal.path)
+    journal.append([*KEYS, Converted()])
+    assert os.path.getsize(journal.path) == size
+    journal.append([Key("k0", 99, 100, 5)])
+    assert reload(journal).converted is None, "a key of another try makes it void"
+
+
+@pytest.mark.parametrize("padding", [0, 100])
+def test_a_torn_end_is_written_over(journal: Journal, padding: int) -> None:
+    journal.append(KEYS[:1])
+    size = os.path.getsize(journal.path)
+    journal.append(KEYS[1:6])
+    journal.close()
+    path = Path(journal.path)
+    for end in range(size, path.stat().st_size):
+        torn = Path(f"{path}.{end}")
+        torn.write_bytes(path.read_bytes()[:end] + bytes(padding))
+        again = Journal.load(Disk(), str(torn))
+        assert again is not None
+        assert (set(again.keys), again.damage) == ({"k0"}, "")
+        again.append(KEYS[7:8])
+        again.append(KEYS[8:])
+        assert (set(reload(again).keys), reload(again).damage) == ({"k0", "k7", "k8"}, "")
+
+
+def test_damage_in_the_middle_is_told(journal: Journal) -> None:
+    journal.append(KEYS[:1])
+    start = os.path.getsize(journal.path)
+    journal.append(KEYS[1:2])
+    stop = os.path.getsize(journal.path)
+    journal.append(KEYS[2:3])
+    journal.close()
+    content = Path(journal.path).read_bytes()
+    for at in range(start, stop - 1):  # without its newline the next one is damaged, too: no later one tells
+        for damaged in (content[at] ^ 1, 0):
+            Path(journal.path).write_bytes(content[:at] + bytes([damaged]) + content[at + 1 :])
+            again = reload(journal)
+            assert again.damage
+            assert not again.is_complete
+            assert {"k0", "k2"} <= set(again.keys)
+    Path(journal.path).write_bytes(content[:start] + bytes(stop - start) + content[stop:])
+    assert reload(journal).damage
+
+
+def test_an_append_that_failed_is_written_over(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal.append(KEYS[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "fdatasync", raise_io_error)
+        with pytest.raises(OSError, match="Input"):
+            journal.append(KEYS[1:5])
+    assert set(journal.keys) == {"k0"}
+    journal.append(KEYS[6:7])
+    assert (set(reload(journal).keys), reload(journal).damage) == ({"k0", "k6"}, "")
+
+
+def raise_io_error(*_: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_record_of_another_version_stops(journal: Journal) -> None:
+    from arcpipe.errors import UnknownVersion
+    from arcpipe.wal.format import crc32
+
+    journal.append(KEYS[:1])
+    content = b'[1,[{"is":"committed"}]]'
+    with open(journal.path, "ab") as file:
+        file.write(b"%08x %b\n" % (crc32(content), content))
+    with pytest.raises(UnknownVersion, match="committed"):
+        reload(journal)
+
+
+def test_names_of_batch_files() -> None:
+    batch_id = f"{harness.NODE}-20260101T000000-3.17-0a1b2c3d"
+    for kind in (".json", ".uploaded.json", ".journal"):
+        file = parse_batch_file(batch_id + kind)
+        assert file is not None
+        assert (file.batch_id, file.order, file.kind) == (batch_id, (3, 17, "20260101T000000"), kind)
+        assert not file.had_no_journal
+    for name in ("spare-1", "lost+found", "notes.json", "x.journal", f"{batch_id}.txt"):
+        assert parse_batch_file(name) is None
+    # Of the same boot, the second one after the clock was set back; then of the next boot, after it was again.
+    names = [f"{harness.NODE}-{at}-0a1b2c3d.json" for at in ("20260102T000000-3.9", "20260101T000000-3.10")]
+    names.append(f"{harness.NODE}-20251231T000000-4.1-0a1b2c3d.json")
+    files = [file for name in reversed(names) if (file := parse_batch_file(name)) is not None]
+    assert [f"{file.batch_id}.json" for file in sorted(files, key=lambda file: file.order)] == names
+
+
+def test_any_flipped_bit_of_a_manifest_is_damage() -> None:
+    from arcpipe.upload.manifest import decode_manifest
+
+    data = encode_manifest(Manifest(2, "id", ["worker-1-20260101_000000-000001.wal.sealed"], "file:///x", "arc"))
+    decode_manifest(data, "x")
+    for at in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        with pytest.raises((ValueError, msgspec.MsgspecError)):
+            decode_manifest(bytes(flipped), "x")
+
+
+# A full disk
+
+
+class FullDisk(Disk):
+    """Allocates nothing: files that are there can be written over, and no further."""
+
+    def write(self, fd: int, buffers: object, offset: int) -> None:
+        length = sum(map(len, buffers))  # type: ignore[call-overload]
+        if offset + length > os.fstat(fd).st_size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(fd, buffers, offset)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_takes_the_manifest_and_the_journal_over_spare_files(wal: Path) -> None:
+    (wal / "more").mkdir()
+    run(wal, MemoryStore(), batches=0)
+    store = MemoryStore()
+    spared = WALDirectory(wal)
+    Batches(spared, Node(harness.NODE, 1), Counters(1).uploader, store.url, "arc").unfinished()
+    assert sorted(path.stat().st_size for path in (wal / "batches").iterdir()) == [64 << 10, 1 << 20]
+    names: Iterator[str] = iter(())
+
+    class NoRegistry(FullDisk):
+        def write(self, fd: int, buffers: object, offset: int) -> None:
+            if b'"tables":' in bytes(buffers[0])[:40]:  # type: ignore[index]
+                Disk.write(self, fd, buffers, offset)  # type: ignore[arg-type]
+                return
+            super().write(fd, buffers, offset)
+
+    outcome = run(wal, store, disk=NoRegistry())
+    assert_once(store)
+    assert batch_files(wal) == []
+    assert sealed(wal) == []
+    assert outcome.sleeps == []
+    assert os.listdir(wal / "batches") == [*names], "they are made again as soon as there is space"
+    fill(wal, 3, LATER)
+    run(wal, store, boot=2)
+    assert len(os.listdir(wal / "batches")) == 2
+
+
+def test_a_journal_that_a_spare_file_cannot_hold_goes_on_without_keys(tmp_path: Path) -> None:
+    directory = WALDirectory(tmp_path / "wal")
+    directory.make()
+    block = Counters(1).uploader
+    batches = Batches(directory, Node(harness.NODE, 1), block, "x", "arc")
+    batches.unfinished()
+    fill(tmp_path / "wal", 1, IDS)
+    batch = batches.plan()
+    assert batch is not None
+    directory.disk = FullDisk()
+    batch.journal._disk = directory.disk
+    batch.journal.append([KEYS[0]])
+    for number in range(20):
+        batch.journal.append([Key(f"{'long' * 100}-{number}-{at}", 1, 1) for at in range(200)])
+    batch.journal.append([Converted(), Uploaded()])
+    again = reload(batch.journal)
+    assert again.uploaded
+    assert not again.is_complete
+    assert again.has_keys
+    assert len(again.keys) < 4000
+    assert [file.filename for file in directory.segments(SEALED)]
