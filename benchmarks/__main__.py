@@ -22,12 +22,20 @@ import typer
 import uvloop
 from rich.console import Console
 
-from benchmarks import machine, report
-from benchmarks.load import LoadFailed
-from benchmarks.markdown import NoPlace
-from benchmarks.outputs import Outputs, can_draw, command_line, console_for, show_compared, show_results, write_json
-from benchmarks.progress import PlannedRun, Progress
-from benchmarks.results import (
+from benchmarks.load.generator import LoadFailed
+from benchmarks.report import tables
+from benchmarks.report.markdown import NoPlace
+from benchmarks.report.outputs import (
+    Outputs,
+    can_draw,
+    command_line,
+    console_for,
+    show_compared,
+    show_results,
+    write_json,
+)
+from benchmarks.report.progress import PlannedRun, Progress
+from benchmarks.results.model import (
     LoadOptions,
     RecoveryCase,
     RecoveryRun,
@@ -35,10 +43,11 @@ from benchmarks.results import (
     Run,
     SuiteResult,
 )
-from benchmarks.rounds import measure, measure_recovery, measure_targets
-from benchmarks.server import ServerFailed
-from benchmarks.suites import RECOVERY, SUITES, Suite
-from benchmarks.target import PROTOCOLS, TargetFailed, plan_targets
+from benchmarks.suites.catalogue import RECOVERY, SUITES, Suite
+from benchmarks.suites.rounds import measure, measure_recovery, measure_targets
+from benchmarks.suites.target import PROTOCOLS, TargetFailed, plan_targets
+from benchmarks.system import machine
+from benchmarks.system.server import ServerFailed
 
 _DEFAULT_DATA_DIR = Path("data")
 
@@ -179,7 +188,7 @@ def bench(
             raise typer.BadParameter("--json writes what is measured or compared, and --from does neither")
         sys.exit(show_results(sources, suites or [], outputs))
     if show_list:
-        report.show_list(Console(highlight=False), [*SUITES.values(), RECOVERY])
+        tables.show_list(Console(highlight=False), [*SUITES.values(), RECOVERY])
         return
     if warmup is None:
         warmup = _QUICK_WARMUP_SECONDS if quick else 1.0
@@ -275,7 +284,7 @@ def _main(work: Sequence[Work], facts: machine.Machine, outputs: Outputs) -> int
     out = console_for(outputs.json)
     progress = Progress([one.runs for one in work])
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    report.show_machine(out, facts)
+    tables.show_machine(out, facts)
     results: list[SuiteResult] = []
     recovery: list[RecoveryCase] = []
     failed = False
@@ -290,10 +299,10 @@ def _main(work: Sequence[Work], facts: machine.Machine, outputs: Outputs) -> int
                 continue
             if isinstance(result, SuiteResult):
                 results.append(result)
-                report.show_suite(out, result)
+                tables.show_suite(out, result)
             else:
                 recovery = result
-                report.show_recovery(out, RECOVERY.title, result)
+                tables.show_recovery(out, RECOVERY.title, result)
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("benchmarks: interrupted", file=sys.stderr)
         return 1
