@@ -16,12 +16,14 @@ import re
 import socket
 import subprocess
 import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from benchmarks.system.server import Server, make_certificate
 from benchmarks.worst import holding, stall
-from benchmarks.worst.holding import KINDS
+from benchmarks.worst.holding import KINDS, Kind
 
 _SETTLE_SECONDS: Final = 1.0
 # In which the worker is done with connections that have ended.
@@ -56,77 +58,103 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
+class _Place(NamedTuple):
+    """Where a server listens for the two clients; 0 stands for the main listener's port."""
+
+    settings: dict[str, str]
+    held_port: int = 0
+    victims_port: int = 0
+
+
 async def measure(name: str, count: int, seconds: float, directory: Path, changed: dict[str, str]) -> dict[str, Any]:
-    """One kind on a server of its own.
+    """Measure one kind on a server of its own.
 
     Args:
-        seconds: of the client that is served meanwhile.
-        changed: settings of the server that are others than usual.
+        name: The kind.
+        count: Its connections.
+        seconds: Time for which the other client is served.
+        directory: For the server's files.
+        changed: Settings of the server that replace the usual ones.
     """
-    kind = KINDS[name]
+    place = await _place(KINDS[name], directory)
     settings = {
         **_SETTINGS,
         "server.max_connections": str(count + 50),
         "wal.dir": str(directory / "wal"),
         "storage.url": f"file://{directory / 'lake'}",
-        **kind.settings,
+        **KINDS[name].settings,
+        **place.settings,
         **changed,
     }
-    port = 0
-    if kind.listener is not None:
-        port = _free_port()
-        listener = {"address": f"127.0.0.1:{port}", **kind.listener}
-        # With a certificate the main listener speaks TLS, and the victim comes to another one.
-        settings |= {"server.listeners": json.dumps([listener]), "server.trusted_proxies": "127.0.0.0/8"}
-        if kind.tls or kind.hello:
-            await make_certificate(directory, "cert.pem", "key.pem")
-            plain = _free_port()
-            listeners = [{"address": f"127.0.0.1:{plain}"}]
-            settings |= {"server.listeners": json.dumps(listeners)}
-            settings |= {"server.tls_cert": "cert.pem", "server.tls_key": "key.pem"}
     async with Server(directory, settings) as server:
-        host, main_port = server.host, server.port
-        victims_port = main_port
-        if kind.tls or kind.hello:
-            port, victims_port = main_port, plain
+        victim = server.host, place.victims_port or server.port
         pid = next(pid for pid, use in server.usage().items() if use.name == "ingest 1")
-        await _victim(host, victims_port, _WARM_SECONDS)
+        await _victim(*victim, _WARM_SECONDS)
         before = resident_bytes(pid)
-        client = await asyncio.create_subprocess_exec(
-            *holding.COMMAND,
-            *(name, str(count), host, str(port or main_port)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert client.stdin is not None
-        assert client.stdout is not None
-        try:
-            json.loads(await client.stdout.readline())
+        arguments = [name, str(count), server.host, str(place.held_port or server.port)]
+        async with _holder(arguments) as ask:
             await asyncio.sleep(_SETTLE_SECONDS)
             during = resident_bytes(pid)
-            seen = await _victim(host, victims_port, seconds)
+            seen = await _victim(*victim, seconds)
             during = max(during, resident_bytes(pid))
-            client.stdin.write(b"\n")
-            held = json.loads(await client.stdout.readline())
-        finally:
-            client.kill()
-            await client.wait()
+            held = await ask()
         await asyncio.sleep(_GONE_SECONDS)
         use = server.usage().get(pid)
         same_worker = use is not None and use.name == "ingest 1"
+        peak = use.peak_rss_bytes if use is not None else 0
         return {
             "kind": name,
             **held,
             "before_bytes": before,
             "with_bytes": during,
-            "peak_bytes": use.peak_rss_bytes if use is not None else 0,
+            "peak_bytes": peak,
             "after_bytes": resident_bytes(pid) if same_worker else 0,
             "each_bytes": round((during - before) / count),
-            "peak_each_bytes": round(((use.peak_rss_bytes if use is not None else 0) - before) / count),
+            "peak_each_bytes": round((peak - before) / count),
             "victim": seen,
             "same_worker": same_worker,
             "complaints": server.complaints[:5],
         }
+
+
+async def _place(kind: Kind, directory: Path) -> _Place:
+    """Choose listeners for the kind, and make the certificate that they need."""
+    if kind.listener is None:
+        return _Place({})
+    trusted = {"server.trusted_proxies": "127.0.0.0/8"}
+    if not (kind.tls or kind.hello):
+        port = _free_port()
+        listener = {"address": f"127.0.0.1:{port}", **kind.listener}
+        return _Place({**trusted, "server.listeners": json.dumps([listener])}, held_port=port)
+    # With a certificate the main listener speaks TLS, so the victim needs a plain one.
+    await make_certificate(directory, "cert.pem", "key.pem")
+    plain = _free_port()
+    tls = {"server.tls_cert": "cert.pem", "server.tls_key": "key.pem"}
+    listeners = json.dumps([{"address": f"127.0.0.1:{plain}"}])
+    return _Place({**trusted, **tls, "server.listeners": listeners}, victims_port=plain)
+
+
+@asynccontextmanager
+async def _holder(arguments: list[str]) -> AsyncIterator[Callable[[], Awaitable[dict[str, Any]]]]:
+    """Run the process that holds the connections; yield a function that asks it for their state."""
+    client = await asyncio.create_subprocess_exec(
+        *holding.COMMAND, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert client.stdin is not None
+    assert client.stdout is not None
+    stdin, stdout = client.stdin, client.stdout
+
+    async def ask() -> dict[str, Any]:
+        stdin.write(b"\n")
+        state: dict[str, Any] = json.loads(await stdout.readline())
+        return state
+
+    try:
+        json.loads(await stdout.readline())  # all are open
+        yield ask
+    finally:
+        client.kill()
+        await client.wait()
 
 
 async def _victim(host: str, port: int, seconds: float) -> dict[str, Any]:
