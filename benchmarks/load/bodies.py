@@ -18,13 +18,13 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.load.telegraf import HOSTS, REGIONS, gather
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-_HOSTS: Final = 100
-_REGIONS: Final = ("us-east", "us-west", "eu-west-1", "eu-north", "ap-south")
 _RECORD_INTERVAL_US: Final = 1000  # a body of 1000 records spans a second
 
 # Of a time in nanoseconds, from 2001 to 2286.
@@ -40,7 +40,7 @@ _LEAST_BODIES: Final = 8
 _ALL_RECORDS: Final = 1_000_000
 
 # What clients compress with: gzip's usual level, and zstd's.
-_ENCODERS: Final[dict[str, Callable[[bytes], bytes]]] = {
+ENCODERS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "gzip": partial(gzip.compress, compresslevel=6),
     "zstd": partial(zstd.compress, level=3),
 }
@@ -72,8 +72,8 @@ class ColumnarBody:
     def __init__(self, records: int, source: random.Random) -> None:
         self.records = records
         columns: dict[str, list[str] | list[float]] = {
-            "host": [f"server-{source.randrange(_HOSTS)}" for _ in range(records)],
-            "region": [source.choice(_REGIONS) for _ in range(records)],
+            "host": [f"server-{source.randrange(HOSTS)}" for _ in range(records)],
+            "region": [source.choice(REGIONS) for _ in range(records)],
             "usage_user": [source.random() * 100 for _ in range(records)],
             "usage_system": [source.random() * 100 for _ in range(records)],
             "usage_idle": [source.random() * 100 for _ in range(records)],
@@ -125,7 +125,7 @@ class RowBody:
         size = len(pieces[0])
         for _ in range(records):
             rest = packer.pack("tags") + packer.pack(
-                {"host": f"server-{source.randrange(_HOSTS)}", "region": source.choice(_REGIONS)}
+                {"host": f"server-{source.randrange(HOSTS)}", "region": source.choice(REGIONS)}
             )
             rest += packer.pack("fields") + packer.pack(
                 {name: source.random() * 100 for name in ("usage_user", "usage_system", "usage_idle")}
@@ -158,7 +158,7 @@ class LineBody:
         self.records = records
         self._lines = _StampedLines(
             [
-                f"cpu,host=server-{source.randrange(_HOSTS)},region={source.choice(_REGIONS)} "
+                f"cpu,host=server-{source.randrange(HOSTS)},region={source.choice(REGIONS)} "
                 f"usage_user={source.random() * 100},usage_system={source.random() * 100},"
                 f"usage_idle={source.random() * 100}"
                 for _ in range(records)
@@ -192,7 +192,7 @@ class TelegrafBody:
         fronts: list[str] = []
         ages: list[int] = []
         while len(fronts) < records:
-            gathered = _gather(source)
+            gathered = gather(source)
             fronts += gathered
             ages += [source.randrange(10) * 1_000_000] * len(gathered)
         self._lines = _StampedLines(fronts[:records], np.array(ages[:records], np.int64))
@@ -212,7 +212,7 @@ class EncodedBody:
         self.records = body.records
 
     def at(self, now_us: int) -> bytes:
-        return _ENCODERS[self.content_encoding](self._body.at(now_us))
+        return ENCODERS[self.content_encoding](self._body.at(now_us))
 
 
 class _StampedLines:
@@ -230,76 +230,6 @@ class _StampedLines:
         digits = times_ns[:, np.newaxis] // 10 ** np.arange(_DIGITS - 1, -1, -1) % 10 + ord("0")
         self._text[self._places] = digits[self._which]
         return self._text.tobytes()
-
-
-def _gather(source: random.Random) -> list[str]:
-    """What Telegraf gathers from a host at a time, without the times."""
-    host = f"host=server-{source.randrange(_HOSTS)}"
-
-    def integers(names: str) -> str:
-        return ",".join(f"{name}={source.randrange(10 ** source.randrange(1, 13))}i" for name in names.split())
-
-    def floats(names: str) -> str:
-        # Many of Telegraf's floats are 0 most of the time.
-        return ",".join(f"{name}={source.random() * 100 if source.random() < 0.7 else 0}" for name in names.split())
-
-    def disk(device: str, path: str) -> str:
-        return (
-            f"disk,device={device},fstype=ext4,{host},mode=rw,path={path} "
-            + integers("free inodes_free inodes_total inodes_used total used")
-            + f",{floats('inodes_used_percent used_percent')}"
-        )
-
-    def container(name: str) -> str:
-        return (
-            f"docker_container_cpu,container_image=registry.example/team/{name},container_name={name},"
-            f"container_status=running,container_version=1.{source.randrange(30)},cpu=cpu-total,engine_host=docker,"
-            f"{host},server_version=27.3.1 "
-            + integers("throttling_periods usage_in_kernelmode usage_system usage_total")
-            + f',{floats("usage_percent")},container_id="{source.getrandbits(256):064x}"'
-        )
-
-    def response(name: str) -> str:
-        return (
-            f"http_response,{host},method=GET,result=success,server=http://{name}.example:8080/health,status_code=200 "
-            f"content_length={source.randrange(9999)}i,http_response_code=200i,{floats('response_time')},"
-            'result_code=0i,result_type="success"'
-        )
-
-    usage = "usage_guest usage_guest_nice usage_idle usage_iowait usage_irq usage_nice usage_softirq usage_steal"
-    uptime = f"{source.randrange(99)} days, {source.randrange(24):2}:{source.randrange(60):02}"
-    return [
-        *(f"cpu,cpu=cpu{cpu},{host} {floats(f'{usage} usage_system usage_user')}" for cpu in (0, 1, 2, 3, "-total")),
-        disk("sda1", "/"),
-        disk("sda2", "/home"),
-        disk("sdb1", "/var/lib/data\\ base"),
-        *(
-            f"diskio,{host},name={name} "
-            + integers("io_time iops_in_progress merged_reads merged_writes read_bytes read_time reads")
-            + f",{integers('weighted_io_time write_bytes write_time writes')}"
-            for name in ("sda", "sda1", "sdb")
-        ),
-        *map(container, ("api", "worker", "cache")),
-        *map(response, ("api", "web")),
-        f"kernel,{host} {integers('boot_time context_switches entropy_avail interrupts processes_forked')}",
-        f"mem,{host} "
-        + integers("active available buffered cached commit_limit committed_as dirty free high_free inactive")
-        + f",{floats('available_percent used_percent')},"
-        + integers("mapped page_tables shared slab sreclaimable sunreclaim swap_cached total used vmalloc_used"),
-        f"net,{host},interface=eth0 "
-        + integers("bytes_recv bytes_sent drop_in drop_out err_in err_out packets_recv packets_sent"),
-        f"netstat,{host} "
-        + integers("tcp_close tcp_close_wait tcp_established tcp_listen tcp_syn_sent tcp_time_wait udp_socket"),
-        f"processes,{host} "
-        + integers("blocked dead idle paging running sleeping stopped total total_threads unknown zombies"),
-        f"swap,{host} {integers('free total used')},{floats('used_percent')}",
-        f"swap,{host} {integers('in out')}",
-        f"system,{host} {floats('load1 load15 load5')},n_cpus=4i,n_users=0i",
-        f"system,{host} uptime={source.randrange(10**7)}i",
-        f'system,{host} uptime_format="{uptime}"',
-        f"systemd_units,active=active,{host},load=loaded,name=app\\,{source.choice(_REGIONS)}.service,sub=running "
-        "active_code=0i,load_code=0i,sub_code=0i",
-    ]
 
 
 def make_bodies(format: str, records: int, seed: int, measurements: int = 1) -> list[Body]:
@@ -331,4 +261,4 @@ KINDS: Final[dict[str, Callable[[int, random.Random], Body]]] = {
     "telegraf": TelegrafBody,
 }
 
-FORMATS: Final = (*KINDS, *(f"{kind} + {encoding}" for kind in KINDS for encoding in _ENCODERS))
+FORMATS: Final = (*KINDS, *(f"{kind} + {encoding}" for kind in KINDS for encoding in ENCODERS))
