@@ -31,7 +31,7 @@ from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
 from benchmarks.report import tables
-from benchmarks.suites.device import BareLog, old_files
+from benchmarks.suites.device import BareWAL, old_files
 from benchmarks.system import machine
 
 SEGMENT_BYTES: Final = 64 << 20
@@ -73,7 +73,7 @@ def bare_seconds(case: Case, directory: Path, total_bytes: int) -> float:
         paths = (directory / f"new-{number}" for number in itertools.count())
     sync = os.fsync if case.mode == "fsync" else os.fdatasync
     started = time.perf_counter()
-    log = BareLog(paths, SEGMENT_BYTES, sync, SYNC_INTERVAL_SECONDS if case.mode == "async" else 0.0)
+    log = BareWAL(paths, SEGMENT_BYTES, sync, SYNC_INTERVAL_SECONDS if case.mode == "async" else 0.0)
     for _ in range(case.groups(total_bytes)):
         log.write(bodies, size)
     log.close()

@@ -16,13 +16,12 @@ from rich.console import Console
 from rich.text import Text
 
 from benchmarks.report.tables import draw, heading, note
-from benchmarks.results.model import CaseResult, RecoveryCase, Report, SuiteResult
+from benchmarks.results.model import RECOVERY, CaseResult, RecoveryCase, Report, SuiteResult
 
 Verdict = Literal["better", "worse", "within the noise", "noise not known"]
 
 # Of the moment, not of the machine.
 _NO_DIFFERENCE: Final = ("load_average",)
-_RECOVERY: Final = "recovery"
 _STYLES: Final = {"better": "green", "worse": "red"}
 _SEVERAL: Final = 3
 # By the unit of the figures: what they are shown in, the largest first.
@@ -116,7 +115,7 @@ _FIGURES: Final = (
 _RECOVERY_FIGURES: Final = (
     _Figure("verified", "bytes/s", True, lambda run: run.scan_bytes_per_second),
     _Figure("ready", "s", False, lambda run: run.start_seconds),
-    _Figure("into Parquet", "bytes/s", True, lambda run: run.shipping_bytes_per_second),
+    _Figure("into Parquet", "bytes/s", True, lambda run: run.upload_bytes_per_second),
 )
 
 
@@ -140,7 +139,7 @@ def compare(path_a: Path, a: Report, path_b: Path, b: Report) -> Comparison:
             suites.append(SuiteComparison(suite.name, suite.title, cases))
     recovery = _matched_recovery(a, b)
     if recovery:
-        suites.append(SuiteComparison(_RECOVERY, "Recovery", recovery))
+        suites.append(SuiteComparison(RECOVERY, "Recovery", recovery))
     names_a, names_b = _names(a), _names(b)
     for suite_comparison in suites:
         for case in suite_comparison.cases:
@@ -213,7 +212,7 @@ def _matched_recovery(a: Report, b: Report) -> list[CaseComparison]:
 def _names(report: Report) -> list[str]:
     return [
         *(f"{suite.name}: {case.name}" for suite in report.suites for case in suite.cases),
-        *(f"{_RECOVERY}: {case.name}" for case in report.recovery),
+        *(f"{RECOVERY}: {case.name}" for case in report.recovery),
     ]
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.report.tables import UNVERIFIED, count, duration, load_in_words
-from benchmarks.results.model import CaseResult, RecoveryCase, Report, Run, SuiteResult
+from benchmarks.results.model import RECOVERY, RECOVERY_TITLE, CaseResult, RecoveryCase, Report, Run, SuiteResult
 
-RECOVERY: Final = "recovery"
 _PLACE: Final = re.compile(r"(<!-- benchmarks ([\w .-]+) -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
 _CHARTS: Final = ("throughput", "", "latency", "backlog")  # of a suite, in this order
 _MOST_CHARTS: Final = 2
@@ -125,18 +124,18 @@ def _recovery(cases: Sequence[RecoveryCase]) -> str:
     rows = [
         [
             case.name,
-            f"{case.median(lambda run: run.log_bytes) / 1e9:.2f} GB",
+            f"{case.median(lambda run: run.wal_bytes) / 1e9:.2f} GB",
             f"{case.median(lambda run: run.scan_bytes_per_second) / 1e9:.2f} GB/s",
             f"{1e9 / case.median(lambda run: run.scan_bytes_per_second):.2f}",
             duration(case.median(lambda run: run.start_seconds)),
             duration(case.median(lambda run: run.empty_start_seconds)),
-            f"{case.median(lambda run: run.shipping_bytes_per_second) / 1e6:,.0f} MB/s",
+            f"{case.median(lambda run: run.upload_bytes_per_second) / 1e6:,.0f} MB/s",
         ]
         for case in cases
     ]
     runs = len(cases[0].runs)
     how_often = f"Median of {runs} runs." if runs > 1 else "One run."
-    return f"**A start on the log that a crash left.** {how_often}\n\n{_table(titles, rows)}"
+    return f"**{RECOVERY_TITLE}.** {how_often}\n\n{_table(titles, rows)}"
 
 
 def _origin(report: Report) -> str:

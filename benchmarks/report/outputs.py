@@ -14,8 +14,7 @@ from rich.console import Console
 from benchmarks.report import tables
 from benchmarks.report.compare import NothingInCommon, compare, show_comparison
 from benchmarks.report.markdown import NoPlace, write_markdown
-from benchmarks.results.model import Report, UnusableResults, read
-from benchmarks.suites.catalogue import RECOVERY
+from benchmarks.results.model import RECOVERY, RECOVERY_TITLE, Report, UnusableResults, read
 
 _STDOUT: Final = Path("-")
 
@@ -66,7 +65,7 @@ def show_results(sources: Sequence[Path], suites: Sequence[str], outputs: Output
                 msgspec.structs.replace(
                     one,
                     suites=[suite for suite in one.suites if suite.name in suites],
-                    recovery=one.recovery if RECOVERY.name in suites else [],
+                    recovery=one.recovery if RECOVERY in suites else [],
                 )
                 for one in reports
             ]
@@ -77,7 +76,7 @@ def show_results(sources: Sequence[Path], suites: Sequence[str], outputs: Output
             for suite in one.suites:
                 tables.show_suite(out, suite)
             if one.recovery:
-                tables.show_recovery(out, RECOVERY.title, one.recovery)
+                tables.show_recovery(out, RECOVERY_TITLE, one.recovery)
         outputs.draw_and_write(reports)
     except (UnusableResults, NoPlace, OSError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

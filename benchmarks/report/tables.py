@@ -15,13 +15,12 @@ from benchmarks.results.model import (
     CaseResult,
     DeviceLimit,
     LoadOptions,
-    LogUse,
     RecoveryCase,
     RecoveryRun,
     Run,
     SuiteResult,
+    WALUse,
 )
-from benchmarks.suites.catalogue import RecoverySuite, Suite
 from benchmarks.system.machine import Machine
 
 _BACKLOG_LINES = 12
@@ -96,16 +95,16 @@ def show_recovery(console: Console, title: str, cases: Sequence[RecoveryCase]) -
     rows = [
         (
             case.name,
-            gb_per_second(case, lambda run: run.log_bytes),
+            gb_per_second(case, lambda run: run.wal_bytes),
             f"{case.runs[0].segments}",
             duration(median(case, lambda run: run.start_seconds)),
             duration(median(case, lambda run: run.empty_start_seconds)),
             duration(median(case, lambda run: run.scan_seconds)),
             gb_per_second(case, lambda run: run.scan_bytes_per_second),
             f"{1e9 / median(case, lambda run: run.scan_bytes_per_second):.2f}",
-            duration(median(case, lambda run: run.shipped_seconds)),
-            gb_per_second(case, lambda run: run.shipping_bytes_per_second),
-            count(median(case, lambda run: run.records / (run.shipped_seconds - run.start_seconds))),
+            duration(median(case, lambda run: run.uploaded_seconds)),
+            gb_per_second(case, lambda run: run.upload_bytes_per_second),
+            count(median(case, lambda run: run.records / (run.uploaded_seconds - run.start_seconds))),
             f"{sum(run.parquet_records for run in case.runs):,}",
         )
         for case in cases
@@ -121,16 +120,6 @@ def show_recovery(console: Console, title: str, cases: Sequence[RecoveryCase]) -
             if run.missing_records:
                 text = f"FAILED: {case.name}, round {run.round}: {run.missing_records:,} records are not in Parquet"
                 console.print(Text(text, "bold red"), soft_wrap=True)
-
-
-def show_list(console: Console, suites: Sequence[Suite | RecoverySuite]) -> None:
-    """Suites and their cases."""
-    rows = []
-    for suite in suites:
-        cases = ", ".join(f"{case.name!r}" for case in suite.cases)
-        seconds = f"{suite.seconds:g} s" if isinstance(suite, Suite) else ""
-        rows.append((suite.name, f"{len(suite.cases) * suite.runs}", seconds, suite.title, cases))
-    draw(console, ("suite", "runs", "each", "what", "cases"), [True, False, False, True, True], rows)
 
 
 def load_in_words(suite: SuiteResult) -> str:
@@ -164,8 +153,8 @@ def _plural(number: int, what: str) -> str:
 def _logs(cases: Sequence[CaseResult]) -> list[_Column]:
     """What was written to the log, and what the disk alone takes of the same groups."""
 
-    def log(case: CaseResult, value: Callable[[LogUse], float], form: str) -> str:
-        uses = [run.log for run in case.runs if run.log is not None]
+    def log(case: CaseResult, value: Callable[[WALUse], float], form: str) -> str:
+        uses = [run.wal for run in case.runs if run.wal is not None]
         return form.format(statistics.median(map(value, uses))) if uses else ""
 
     def device(case: CaseResult, value: Callable[[DeviceLimit], float]) -> str:

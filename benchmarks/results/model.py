@@ -16,8 +16,12 @@ import numpy as np
 
 from benchmarks.system.machine import Machine
 
-# Of the shape of the JSON file.
+# Version of the JSON file.
 VERSION: Final = 2
+
+# Name and title of the results of starts after a crash.
+RECOVERY: Final = "recovery"
+RECOVERY_TITLE: Final = "A start on the WAL that a crash left"
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -75,7 +79,7 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     measurements: int = 1  # that the bodies take turns with
 
 
-class LogUse(msgspec.Struct, frozen=True):
+class WALUse(msgspec.Struct, frozen=True):
     """What the server wrote to its log between warm-up and end of the load, by its own counters."""
 
     bytes_per_second: float
@@ -94,7 +98,7 @@ class DeviceLimit(msgspec.Struct, frozen=True):
     appending_bytes_per_second: float  # new blocks: what a new segment is
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class Run(msgspec.Struct, frozen=True, kw_only=True, rename={"wal": "log"}):
     """One server's life under load."""
 
     case: str
@@ -118,7 +122,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     stolen_cores: float  # taken by the hypervisor
     complaints: list[str]  # what the server logged from WARNING on
     samples: list[Sample]
-    log: LogUse | None = None  # None: the server did not tell
+    wal: WALUse | None = None  # "log" in JSON; None if the server did not report it
     device: DeviceLimit | None = None  # only where every group is synced
 
     @property
@@ -134,9 +138,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def share_of_device(self) -> float | None:
         """The log's bytes per second as a part of what a bare loop writes over in the same time."""
-        if self.log is None or self.device is None:
+        if self.wal is None or self.device is None:
             return None
-        return self.log.bytes_per_second / self.device.overwriting_bytes_per_second
+        return self.wal.bytes_per_second / self.device.overwriting_bytes_per_second
 
     @property
     def missing_records(self) -> int:
@@ -194,34 +198,39 @@ class SuiteResult(msgspec.Struct, frozen=True):
         return statistics.median(ratios) if ratios else None
 
 
-class RecoveryRun(msgspec.Struct, frozen=True, kw_only=True):
+class RecoveryRun(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"wal_bytes": "log_bytes", "uploaded_seconds": "shipped_seconds"},
+):
     """A start of the server on a log that a crash left."""
 
     round: int
     started_at: str  # UTC
-    log_bytes: int
+    wal_bytes: int
     segments: int
     records: int
     parquet_records: int  # counted in the footers after the server had stopped
     empty_start_seconds: float  # until it serves, of a start without a log
     start_seconds: float  # until it serves, of this start
     scan_seconds: float  # of it, what the server says it took to verify and complete the segments
-    shipped_seconds: float  # from the start until all records were in Parquet
+    uploaded_seconds: float  # from the start until all records were in Parquet
 
     @property
     def scan_bytes_per_second(self) -> float:
         """How fast segments are verified: what stands between a crash and the next acknowledgement."""
-        return self.log_bytes / self.scan_seconds
+        return self.wal_bytes / self.scan_seconds
 
     @property
     def ready_bytes_per_second(self) -> float:
         """The same from outside: by how much the log puts off the moment at which the server is ready."""
-        return self.log_bytes / max(self.start_seconds - self.empty_start_seconds, 1e-3)
+        return self.wal_bytes / max(self.start_seconds - self.empty_start_seconds, 1e-3)
 
     @property
-    def shipping_bytes_per_second(self) -> float:
+    def upload_bytes_per_second(self) -> float:
         """How fast the log becomes Parquet, while the server already serves."""
-        return self.log_bytes / (self.shipped_seconds - self.start_seconds)
+        return self.wal_bytes / (self.uploaded_seconds - self.start_seconds)
 
     @property
     def missing_records(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from benchmarks.results import model
+
 
 class Case(NamedTuple):
     """Settings of the server and what they promise; or what is sent to it, where that is what is compared.
@@ -43,7 +45,7 @@ class CrashCase(NamedTuple):
 
     name: str
     records_per_entry: int
-    part_of_log: float = 1.0  # of the size that the command line says
+    part_of_wal: float = 1.0  # of the size that the command line says
     is_cold: bool = False  # read from the disk, not from the page cache
 
 
@@ -173,12 +175,12 @@ SUITES: Final = {
 }
 
 RECOVERY: Final = RecoverySuite(
-    name="recovery",
-    title="A start on the log that a crash left",
+    name=model.RECOVERY,
+    title=model.RECOVERY_TITLE,
     cases=(
         CrashCase("1000 records per entry", 1000),
         CrashCase("the same, not in the page cache", 1000, is_cold=True),
-        CrashCase("1 record per entry", 1, part_of_log=0.1),
+        CrashCase("1 record per entry", 1, part_of_wal=0.1),
     ),
     runs=2,
 )

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ _FILE_BYTES: Final = 100 << 20  # the server's segments have this size
 _BLOCK: Final = os.urandom(1 << 20)
 
 
-class BareLog:
+class BareWAL:
     """Groups written one after the other, in file after file, each group synced."""
 
     def __init__(
@@ -95,13 +95,13 @@ def device_limit(directory: Path, sync: str, group_bytes: int, writers: int, sec
 
 
 def _bytes_per_second(
-    paths: list[Iterator[Path]], file_bytes: int, sync: str, group_bytes: int, seconds: float
+    paths: Sequence[Iterator[Path]], file_bytes: int, sync: str, group_bytes: int, seconds: float
 ) -> float:
     """Of all loops together."""
     rates: list[float] = []
 
     def loop(own: Iterator[Path]) -> None:
-        log = BareLog(own, file_bytes, SYNCS[sync])
+        log = BareWAL(own, file_bytes, SYNCS[sync])
         buffers = [(_BLOCK * (group_bytes // len(_BLOCK) + 1))[:group_bytes]]
         written = 0
         started = time.perf_counter()

@@ -19,8 +19,8 @@ from arcpipe.wal.directory import ACTIVE, WALDirectory
 from benchmarks.report.progress import Status
 from benchmarks.results.model import RecoveryRun
 from benchmarks.suites.catalogue import CrashCase
-from benchmarks.suites.run import ParquetFiles
-from benchmarks.suites.stored import make_log, write_back
+from benchmarks.suites.parquet_files import ParquetFiles
+from benchmarks.suites.stored import make_wal, write_back
 from benchmarks.system.server import Server, ServerFailed
 
 _STALL_SECONDS: Final = 120.0
@@ -30,7 +30,7 @@ _LEAST_SCAN_SECONDS: Final = 0.01  # the server tells no less
 
 
 async def run_recovery(
-    case: CrashCase, log_bytes: int, round_number: int, directory: Path, status: Status
+    case: CrashCase, wal_bytes: int, round_number: int, directory: Path, status: Status
 ) -> RecoveryRun:
     """Two starts, without a log and with one; removes what they wrote.
 
@@ -42,12 +42,12 @@ async def run_recovery(
     """
     os.mkdir(directory)
     try:
-        return await _run(case, log_bytes, round_number, directory, status)
+        return await _run(case, wal_bytes, round_number, directory, status)
     finally:
         shutil.rmtree(directory)
 
 
-async def _run(case: CrashCase, log_bytes: int, round_number: int, directory: Path, status: Status) -> RecoveryRun:
+async def _run(case: CrashCase, wal_bytes: int, round_number: int, directory: Path, status: Status) -> RecoveryRun:
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     lake = directory / "lake"
     settings = {"server.port": "0", "wal.dir": str(directory / "wal"), "storage.url": f"file://{lake}"}
@@ -59,7 +59,7 @@ async def _run(case: CrashCase, log_bytes: int, round_number: int, directory: Pa
     status("making the log")
     log = WALDirectory(directory / "wal")
     records, segments = await asyncio.to_thread(
-        make_log, log, int(log_bytes * case.part_of_log), case.records_per_entry, sealed=False
+        make_wal, log, int(wal_bytes * case.part_of_wal), case.records_per_entry, sealed=False
     )
     size = sum(file.size for file in log.segments(ACTIVE))
     await asyncio.to_thread(write_back, log, 0 if case.is_cold else None)
@@ -80,19 +80,19 @@ async def _run(case: CrashCase, log_bytes: int, round_number: int, directory: Pa
                 raise ServerFailed(f"no record came into Parquet in {_STALL_SECONDS:g} s:\n{server.log_tail()}")
             status(f"{shipped / 1e6:.2f} of {records / 1e6:.2f} M records in Parquet")
             await asyncio.sleep(0.05)
-        shipped_seconds = time.monotonic() - began
+        uploaded_seconds = time.monotonic() - began
         await _stop(server)
     return RecoveryRun(
         round=round_number,
         started_at=started_at,
-        log_bytes=size,
+        wal_bytes=size,
         segments=segments,
         records=records,
         parquet_records=ParquetFiles(lake).update(),
         empty_start_seconds=empty_start_seconds,
         start_seconds=start_seconds,
         scan_seconds=max(float(complete[1]), _LEAST_SCAN_SECONDS),
-        shipped_seconds=shipped_seconds,
+        uploaded_seconds=uploaded_seconds,
     )
 
 

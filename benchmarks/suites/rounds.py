@@ -12,9 +12,11 @@ from benchmarks.report import tables
 from benchmarks.report.progress import Progress, Status
 from benchmarks.results.model import CaseResult, LoadOptions, RecoveryCase, RecoveryRun, Run, SuiteResult
 from benchmarks.suites.catalogue import Case, RecoverySuite, Suite
+from benchmarks.suites.probe import probe
+from benchmarks.suites.protocols import Target
 from benchmarks.suites.recovery import run_recovery
-from benchmarks.suites.run import run_case
-from benchmarks.suites.target import Target, probe, run_target
+from benchmarks.suites.run import Order, run_case
+from benchmarks.suites.target import run_target
 
 C = TypeVar("C", Case, Target)
 
@@ -36,7 +38,7 @@ async def measure(
         )
         own = msgspec.structs.replace(own, load_processes=min(own.load_processes, own.connections))
         backlog = backlog_bytes if case.has_backlog else 0
-        run = await run_case(case, round_number, own, directory / "run", backlog, suite.wait_for_parquet, status)
+        run = await run_case(Order(case, round_number, own, directory / "run", backlog, suite.wait_for_parquet, status))
         reached[case.name] = run.records_per_second
         return run
 
@@ -47,19 +49,19 @@ async def measure(
 
 
 async def measure_recovery(
-    suite: RecoverySuite, log_bytes: int, directory: Path, progress: Progress
+    suite: RecoverySuite, wal_bytes: int, directory: Path, progress: Progress
 ) -> list[RecoveryCase]:
     """All rounds of starts after a crash."""
     runs: dict[str, list[RecoveryRun]] = {case.name: [] for case in suite.cases}
     for round_number in range(1, suite.runs + 1):
         for case in suite.cases:
             with progress.run(f"{suite.name}, round {round_number}: {case.name}", case.name) as status:
-                run = await run_recovery(case, log_bytes, round_number, directory / "run", status)
+                run = await run_recovery(case, wal_bytes, round_number, directory / "run", status)
             runs[case.name].append(run)
             progress.line(
-                f"{suite.name}: {case.name}: {run.log_bytes / 1e9:.2f} GB verified in "
+                f"{suite.name}: {case.name}: {run.wal_bytes / 1e9:.2f} GB verified in "
                 f"{tables.duration(run.scan_seconds)}, serves after {tables.duration(run.start_seconds)}, in Parquet "
-                f"after {tables.duration(run.shipped_seconds)}, {_outcome(run)}"
+                f"after {tables.duration(run.uploaded_seconds)}, {_outcome(run)}"
             )
     return [RecoveryCase(case.name, case.records_per_entry, runs[case.name]) for case in suite.cases]
 

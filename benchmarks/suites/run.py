@@ -8,126 +8,83 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
-
-import pyarrow.parquet as pq
+from typing import Final, NamedTuple
 
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.factory import CACHED_BACKLOG_BYTES
-from benchmarks.load.drive import Figures, LoadProcesses, load_processes, load_spec
-from benchmarks.load.generator import Finished, LoadFailed
+from benchmarks.load.drive import Figures, load_processes, load_spec
+from benchmarks.load.generator import LoadFailed
 from benchmarks.report.progress import Status
-from benchmarks.results.model import LoadOptions, LogUse, ProcessResult, Run, Sample, ToParquet, slope
+from benchmarks.results.model import DeviceLimit, LoadOptions, Run, Sample, ToParquet, WALUse, slope
 from benchmarks.suites.catalogue import Case
 from benchmarks.suites.device import SYNCS, device_limit
-from benchmarks.suites.stored import make_log, write_back
+from benchmarks.suites.follow import Measured, Outcome, Plan, follow, make_run, now_utc
+from benchmarks.suites.parquet_files import ParquetFiles
+from benchmarks.suites.stored import make_wal, write_back
 from benchmarks.system.server import ProcessUse, Server, ServerFailed, make_certificate, make_token
-from benchmarks.system.usage import Usage
 
 _WAL: Final = "wal"
+# Between two samples while the server stops.
 _SAMPLE_SECONDS: Final = 0.5
-# A drain that ships nothing for so long will not end.
+# Without a new record in Parquet for this time, the run is given up.
 _STALL_SECONDS: Final = 120.0
 _DRAIN_SECONDS: Final = 24 * 3600
-# Of the disk alone, writing over and appending.
+# Time to measure the disk alone, for writing over and for appending.
 _DEVICE_SECONDS: Final = 0.5
-# Within which the server's counters tell of the last records.
+# The server's counters include the last records after this time.
 _COUNTERS_SECONDS: Final = 5.0
-# What looking for new Parquet files may take of a core: there may be tens of thousands.
-_LOOKING_SHARE: Final = 0.05
 
 
-async def run_case(
-    case: Case,
-    round_number: int,
-    load: LoadOptions,
-    directory: Path,
-    backlog_bytes: int,
-    wait_for_parquet: bool,
-    status: Status,
-) -> Run:
-    """Runs one case and removes what it wrote.
+class Order(NamedTuple):
+    """A run to make, and its surroundings."""
 
-    Args:
-        case: where the server listens and keeps its files is added to its settings.
-        load: what is sent, all of the case included.
-        directory: does not exist yet.
-        backlog_bytes: of completed segments that are there when the server starts.
-        wait_for_parquet: let everything become Parquet by itself before the server is stopped.
-        status: is told now and then how far it is.
+    case: Case
+    round_number: int
+    load: LoadOptions  # with what the case sets
+    directory: Path  # for the server's files; does not exist yet
+    backlog_bytes: int  # in sealed segments when the server starts
+    wait_for_parquet: bool  # until every record is in Parquet, before the server is stopped
+    status: Status
+
+
+async def run_case(order: Order) -> Run:
+    """Run one case, and remove its files.
 
     Raises:
-        LoadFailed, ServerFailed: there is no figure.
+        LoadFailed: The load failed, so there is no figure.
+        ServerFailed: The server failed, so there is no figure.
     """
+    directory = order.directory
     os.mkdir(directory)
     try:
         records = 0
-        if backlog_bytes:
-            status("making the backlog")
-            log = WALDirectory(directory / _WAL)
-            records, _ = await asyncio.to_thread(make_log, log, backlog_bytes, load.records_per_body, sealed=True)
-            await asyncio.to_thread(write_back, log, CACHED_BACKLOG_BYTES)  # as a server leaves it
-        # What was left to be written or given back must not be this run's burden.
+        if order.backlog_bytes:
+            order.status("making the backlog")
+            wal = WALDirectory(directory / _WAL)
+            size, each = order.backlog_bytes, order.load.records_per_body
+            records, _ = await asyncio.to_thread(make_wal, wal, size, each, sealed=True)
+            await asyncio.to_thread(write_back, wal, CACHED_BACKLOG_BYTES)  # as a server leaves it
+        # Earlier runs leave dirty pages; write them back before this run starts.
         await asyncio.to_thread(os.sync)
-        run = _Run(case, round_number, load, directory, wait_for_parquet, status)
-        return await run.run(backlog_bytes, records)
+        return await _Run(order, records).run()
     finally:
         shutil.rmtree(directory)
 
 
-class ParquetFiles:
-    """Counts rows in the footers of the Parquet files below a directory, each file once."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._seen: set[str] = set()
-        self._next_look = 0.0
-        self.records = 0
-
-    def update(self) -> int:
-        """Looks for new files, now and then if that takes long; the rows of all seen so far."""
-        started = time.perf_counter()
-        if started >= self._next_look:
-            self._look()
-            now = time.perf_counter()
-            self._next_look = now + (now - started) / _LOOKING_SHARE
-        return self.records
-
-    def _look(self) -> None:
-        for folder, folders, files in os.walk(self._root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in files:
-                path = os.path.join(folder, name)
-                if name.endswith(".parquet") and path not in self._seen:
-                    self._seen.add(path)
-                    self.records += pq.read_metadata(path).num_rows
-
-
 class _Run:
-    def __init__(
-        self,
-        case: Case,
-        round_number: int,
-        load: LoadOptions,
-        directory: Path,
-        wait_for_parquet: bool,
-        status: Status,
-    ) -> None:
-        self._case = case
-        self._settings = case.settings
-        self._directory = directory
-        self._round = round_number
-        self._options = load
-        self._wait_for_parquet = wait_for_parquet
-        self._status = status
-        self._wal = directory / _WAL
-        self._lake = directory / "lake"
+    def __init__(self, order: Order, records_before: int) -> None:
+        self._order = order
+        self._settings = order.case.settings
+        self._options = order.load
+        self._status = order.status
+        self._records_before = records_before  # in the backlog
+        self._wal = order.directory / _WAL
+        self._lake = order.directory / "lake"
         self._server = Server(
-            directory,
+            order.directory,
             {
-                **case.settings,
+                **self._settings,
                 "server.host": "127.0.0.1",
                 "server.port": "0",
                 "wal.dir": str(self._wal),
@@ -139,115 +96,85 @@ class _Run:
         self._samples: list[Sample] = []
         self._peaks: dict[int, ProcessUse] = {}
         self._started = 0.0
-        self._records_before = 0
 
-    async def run(self, backlog_bytes: int, records_before: int) -> Run:
-        """Args: records_before: in the backlog."""
-        self._records_before = records_before
-        started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        options = self._options
-        token = await make_token(self._directory) if self._settings.get("auth.enabled") == "true" else ""
-        if certificate := self._settings.get("server.tls_cert"):
-            await make_certificate(self._directory, certificate, self._settings["server.tls_key"])
+    async def run(self) -> Run:
+        order = self._order
+        started_at = now_utc()
+        token = await self._secrets()
         self._status("starting the server")
         async with self._server as server:
-            spec = load_spec(
-                options,
-                server.host,
-                server.port,
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-                tls=bool(certificate),
-            )
-            async with load_processes(spec, options.load_processes) as generators:
-                try:
-                    finished, usage = await self._load(generators)
-                except LoadFailed as error:
-                    raise LoadFailed(f"{error}\n{server.log_tail()}".rstrip()) from None
-                body_bytes = generators.body_bytes
-            load_seconds = time.perf_counter() - self._started
-            figures = Figures.of(finished)
-            loaded = figures.acknowledged_requests * options.records_per_body
-            log = await self._log_use(figures, loaded, token)
-            acknowledged = records_before + loaded
-            to_parquet = None
-            if self._wait_for_parquet:
-                to_parquet = await self._catch_up(acknowledged, load_seconds)
+            measured = await self._load(token)
+            loaded = measured.figures.acknowledged_requests * self._options.records_per_body
+            wal = await self._wal_use(measured.figures, loaded, token)
+            acknowledged = self._records_before + loaded
+            to_parquet = await self._catch_up(acknowledged, measured.seconds) if order.wait_for_parquet else None
             drain_seconds = await self._drain(acknowledged)
-        sync = self._settings.get("wal.sync_mode", "fdatasync")
-        device = None
-        if log is not None and sync in SYNCS:
-            self._status("measuring the disk alone")
-            group_bytes = round(log.bytes_per_commit)
-            seconds = min(_DEVICE_SECONDS, options.seconds / 5)
-            device = await asyncio.to_thread(device_limit, self._directory, sync, group_bytes, server.workers, seconds)
-        return Run(
-            case=self._case.name,
-            round=self._round,
-            load=options,
-            started_at=started_at,
-            workers=server.workers,
-            seconds=options.seconds,
-            requests_per_second=figures.requests_per_second,
-            records_per_second=figures.requests_per_second * options.records_per_body,
-            body_bytes_per_second=figures.requests_per_second * body_bytes,
-            latency=figures.latency,
-            backlog_at_start_bytes=backlog_bytes,
+        outcome = Outcome(
             acknowledged_records=acknowledged,
-            # Counted anew: a file that was written twice must not hide behind its first count.
+            processes=self._peaks,
+            workers=server.workers,
+            backlog_at_start_bytes=order.backlog_bytes,
+            # A new count: a file that was written twice must not hide behind its first count.
             parquet_records=ParquetFiles(self._lake).update(),
             drain_seconds=drain_seconds,
             to_parquet=to_parquet,
-            processes=[
-                ProcessResult(peak.name, peak.peak_rss_bytes, usage.server_cores.get(pid, 0.0))
-                for pid, peak in sorted(self._peaks.items())
-            ],
-            load_cores=figures.cores,
-            other_cores=usage.other_cores,
-            stolen_cores=usage.stolen_cores,
-            complaints=server.complaints,
-            samples=self._samples,
-            log=log,
-            device=device,
+            complaints=tuple(server.complaints),
+            samples=tuple(self._samples),
+            wal=wal,
+            device=await self._device(wal),
         )
+        return make_run(Plan(order.case.name, order.round_number, self._options), started_at, measured, outcome)
 
-    async def _load(self, generators: LoadProcesses) -> tuple[list[Finished], Usage]:
-        """The load from the first request to the last answer, and who used the cores meanwhile."""
-        options = self._options
-        self._started = time.perf_counter()
-        work = asyncio.create_task(generators.run())
-        usage = Usage(self._server.usage, generators.pids)
-        window_start = options.warmup_seconds
-        window_end = options.warmup_seconds + options.seconds
-        try:
-            while not work.done():
-                elapsed = time.perf_counter() - self._started
-                if elapsed >= window_start and not usage.is_open:
-                    usage.open()
-                if elapsed >= window_end and not usage.is_closed:
-                    usage.close()
+    async def _secrets(self) -> str:
+        """Make the certificate and the token that the settings ask for; return the token."""
+        directory = self._order.directory
+        token = await make_token(directory) if self._settings.get("auth.enabled") == "true" else ""
+        if certificate := self._settings.get("server.tls_cert"):
+            await make_certificate(directory, certificate, self._settings["server.tls_key"])
+        return token
+
+    async def _load(self, token: str) -> Measured:
+        """Run the load from the first request to the last answer, with a sample at each tick."""
+        server, options = self._server, self._options
+        spec = load_spec(
+            options,
+            server.host,
+            server.port,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            tls="server.tls_cert" in self._settings,
+        )
+        async with load_processes(spec, options.load_processes) as generators:
+
+            def tick(state: str) -> None:
                 self._sample(self._records_before + generators.acknowledged_records)
                 last = self._samples[-1]
                 self._status(
-                    f"{'warming up' if elapsed < window_start else 'loading'}, {elapsed:.0f} of {window_end:g} s, "
-                    f"{_millions(last.acknowledged_records)} records acknowledged, "
+                    f"{state}, {_millions(last.acknowledged_records)} records acknowledged, "
                     f"{_millions(last.parquet_records)} in Parquet"
                 )
-                self._server.check()
-                elapsed = time.perf_counter() - self._started
-                edges = [edge - elapsed for edge in (window_start, window_end) if edge > elapsed]
-                await asyncio.wait([work], timeout=min([*edges, _SAMPLE_SECONDS]))
-            finished = await work
-        finally:
-            work.cancel()
-            with suppress(BaseException):
-                await work
-        if not usage.is_closed:
-            usage.close()
-        return finished, usage
+                server.check()
 
-    async def _log_use(self, figures: Figures, records: int, token: str) -> LogUse | None:
-        """What a request cost of the log in the whole load, times the requests per second that were measured: the
-        counters are not fresh enough to be read at the edges of the measured time.
+            self._started = time.perf_counter()
+            try:
+                return await follow(generators, options, server.usage, tick)
+            except LoadFailed as error:
+                raise LoadFailed(f"{error}\n{server.log_tail()}".rstrip()) from None
+
+    async def _device(self, wal: WALUse | None) -> DeviceLimit | None:
+        """Measure the disk alone with groups of this run's size; None if the WAL is not synced per group."""
+        sync = self._settings.get("wal.sync_mode", "fdatasync")
+        if wal is None or sync not in SYNCS:
+            return None
+        self._status("measuring the disk alone")
+        seconds = min(_DEVICE_SECONDS, self._options.seconds / 5)
+        size = round(wal.bytes_per_commit)
+        return await asyncio.to_thread(device_limit, self._order.directory, sync, size, self._server.workers, seconds)
+
+    async def _wal_use(self, figures: Figures, records: int, token: str) -> WALUse | None:
+        """Measure the use of the WAL; None if the server does not report it.
+
+        Counters are up to a second old, so they cannot be read at the edges of the measured time. The result is the
+        mean of a request over the whole load, multiplied by the measured requests per second.
         """
         if self._settings.get("wal.enabled") == "false":
             return None
@@ -261,10 +188,10 @@ class _Run:
             await asyncio.sleep(0.1)
         size, commits = counters["arcpipe_wal_bytes_total"], counters["arcpipe_wal_commits_total"]
         per_second = figures.requests_per_second / figures.acknowledged_requests
-        return LogUse(size * per_second, commits * per_second, size / commits)
+        return WALUse(size * per_second, commits * per_second, size / commits)
 
     async def _catch_up(self, acknowledged: int, load_seconds: float) -> ToParquet:
-        """Waits until everything acknowledged is in Parquet."""
+        """Wait until every acknowledged record is in Parquet."""
         await self._follow_uploads(acknowledged, "waiting for the uploader", self._all_there(acknowledged))
         total_seconds = self._samples[-1].seconds
         half = self._options.warmup_seconds + self._options.seconds / 2
@@ -286,27 +213,31 @@ class _Run:
         return check
 
     async def _drain(self, acknowledged: int) -> float:
-        """Stops the server; seconds that it took."""
+        """Stop the server; return the seconds that this took."""
         before = time.perf_counter()
         self._server.terminate()
         await self._follow_uploads(acknowledged, "draining", lambda: self._server.stopped(_SAMPLE_SECONDS))
         return time.perf_counter() - before
 
     async def _follow_uploads(self, acknowledged: int, what: str, is_over: Callable[[], Awaitable[bool]]) -> None:
-        """Samples until something is over, as long as it gets on."""
+        """Take samples until `is_over` returns True.
+
+        Raises:
+            ServerFailed: No record came into Parquet for _STALL_SECONDS.
+        """
         progress_at, progress = time.perf_counter(), -1
         while True:
             over = await is_over()
             self._sample(acknowledged)
-            shipped = self._samples[-1].parquet_records
-            self._status(f"{what}, {_millions(shipped)} of {_millions(acknowledged)} records in Parquet")
+            uploaded = self._samples[-1].parquet_records
+            self._status(f"{what}, {_millions(uploaded)} of {_millions(acknowledged)} records in Parquet")
             if over:
                 return
-            if shipped != progress:
-                progress_at, progress = time.perf_counter(), shipped
+            if uploaded != progress:
+                progress_at, progress = time.perf_counter(), uploaded
             elif time.perf_counter() - progress_at > _STALL_SECONDS:
                 raise ServerFailed(
-                    f"{what}: {acknowledged - shipped} records are not in Parquet and none came in "
+                    f"{what}: {acknowledged - uploaded} records are not in Parquet and none came in "
                     f"{_STALL_SECONDS:g} s:\n{self._server.log_tail()}"
                 )
 
@@ -314,9 +245,9 @@ class _Run:
         waiting = 0
         with suppress(FileNotFoundError):  # retired while it was listed
             waiting = sum(entry.stat().st_size for entry in os.scandir(self._wal) if entry.name.endswith(".sealed"))
-        shipped = self._files.update()
+        uploaded = self._files.update()
         self._peaks.update(self._server.usage())
-        self._samples.append(Sample(time.perf_counter() - self._started, acknowledged, shipped, waiting))
+        self._samples.append(Sample(time.perf_counter() - self._started, acknowledged, uploaded, waiting))
 
 
 def _millions(records: int) -> str:

@@ -17,7 +17,7 @@ _GROUP_BYTES: Final = 1 << 20
 _SLOTS: Final = 2
 
 
-def make_log(directory: WALDirectory, total_bytes: int, records_per_entry: int, sealed: bool) -> tuple[int, int]:
+def make_wal(directory: WALDirectory, total_bytes: int, records_per_entry: int, sealed: bool) -> tuple[int, int]:
     """A log of columnar bodies in segments of about SEGMENT_BYTES, in the page cache.
 
     Args:

@@ -25,15 +25,16 @@ from benchmarks.results.model import (
     DeviceLimit,
     Latency,
     LoadOptions,
-    LogUse,
     RecoveryRun,
     Run,
     SuiteResult,
+    WALUse,
 )
 from benchmarks.suites.catalogue import SUITES
 from benchmarks.suites.device import device_limit
-from benchmarks.suites.stored import make_log
-from benchmarks.worst.gil import CASES, measure
+from benchmarks.suites.stored import make_wal
+from benchmarks.worst.bodies import CASES
+from benchmarks.worst.gil import measure
 
 # Latencies
 
@@ -229,7 +230,7 @@ def test_the_share_of_the_baseline_is_that_of_the_same_round() -> None:
             stolen_cores=0,
             complaints=[],
             samples=[],
-            log=LogUse(30e6, 100, 3e5),
+            wal=WALUse(30e6, 100, 3e5),
             device=DeviceLimit("fdatasync", 1, 300_000, 120e6, 60e6),
         )
 
@@ -244,18 +245,18 @@ def test_a_recovery_tells_what_a_start_waits_for_from_what_follows() -> None:
     run = RecoveryRun(
         round=1,
         started_at="",
-        log_bytes=2_000_000_000,
+        wal_bytes=2_000_000_000,
         segments=20,
         records=10,
         parquet_records=9,
         empty_start_seconds=1.0,
         start_seconds=3.0,
         scan_seconds=1.6,
-        shipped_seconds=13.0,
+        uploaded_seconds=13.0,
     )
     assert run.scan_bytes_per_second == pytest.approx(1.25e9)
     assert run.ready_bytes_per_second == pytest.approx(1e9)
-    assert run.shipping_bytes_per_second == pytest.approx(0.2e9)
+    assert run.upload_bytes_per_second == pytest.approx(0.2e9)
     assert run.missing_records == 1
 
 
@@ -286,7 +287,7 @@ def test_the_bare_loop_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("records_per_entry", "sealed"), [(1000, True), (1, False)])
 def test_a_log_that_is_made_is_read_as_one(tmp_path: Path, records_per_entry: int, sealed: bool) -> None:
     directory = WALDirectory(tmp_path)
-    records, segments = make_log(directory, 500_000, records_per_entry, sealed)
+    records, segments = make_wal(directory, 500_000, records_per_entry, sealed)
     found = directory.segments(SEALED if sealed else ACTIVE)
     assert len(found) == segments == 1
     scan = SegmentScan(found[0].path)

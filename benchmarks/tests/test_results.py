@@ -29,7 +29,6 @@ from benchmarks.results.model import (
     DeviceLimit,
     Latency,
     LoadOptions,
-    LogUse,
     ProcessResult,
     RecoveryCase,
     RecoveryRun,
@@ -39,9 +38,11 @@ from benchmarks.results.model import (
     SuiteResult,
     ToParquet,
     UnusableResults,
+    WALUse,
     read,
 )
-from benchmarks.suites.target import Target, TargetFailed, parse_target, probe
+from benchmarks.suites.probe import TargetFailed, probe
+from benchmarks.suites.protocols import Target, parse_target
 from benchmarks.system.listeners import processes_at
 from benchmarks.system.machine import Machine
 
@@ -207,14 +208,14 @@ def recovery() -> RecoveryCase:
     one = RecoveryRun(
         round=1,
         started_at="",
-        log_bytes=10**9,
+        wal_bytes=10**9,
         segments=10,
         records=10**7,
         parquet_records=10**7,
         empty_start_seconds=1,
         start_seconds=2,
         scan_seconds=1,
-        shipped_seconds=12,
+        uploaded_seconds=12,
     )
     return RecoveryCase("1000 records per entry", 1000, [one])
 
@@ -251,7 +252,7 @@ def test_a_file_that_is_no_results_is_refused_with_the_reason(
 
 def everything() -> Report:
     """Results with something for every kind of chart."""
-    synced = {"log": LogUse(30e6, 100, 3e5), "device": DeviceLimit("fdatasync", 2, 300_000, 40e6, 20e6)}
+    synced: dict[str, Any] = {"wal": WALUse(30e6, 100, 3e5), "device": DeviceLimit("fdatasync", 2, 300_000, 40e6, 20e6)}
     samples = [Sample(second, second * 10**6, max(0, second - 2) * 10**6, 0) for second in range(9)]
     to_parquet = ToParquet(1e6, 0.0, 2_000_000, 2.0, 1e6)
     return report(

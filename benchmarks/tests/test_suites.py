@@ -45,9 +45,9 @@ def test_a_suite_measures_verifies_and_tells_what_the_disk_gives(tmp_path: Path)
     [run] = report.suites[0].cases[0].runs
     assert run.parquet_records == run.acknowledged_records > 0
     assert Histogram(run.latency.hdr_histogram).count > 0
-    assert run.log is not None
+    assert run.wal is not None
     assert run.device is not None
-    assert run.device.group_bytes == round(run.log.bytes_per_commit)
+    assert run.device.group_bytes == round(run.wal.bytes_per_commit)
 
 
 @long

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.results import model
-from benchmarks.suites.run import ParquetFiles
+from benchmarks.suites.parquet_files import ParquetFiles
 from tests.harness import COMMAND, environment, needs_openssl
 from tests.integration.test_tls import make_certificate, tls_server
 
