@@ -14,7 +14,7 @@ paid for, the same for its bytes, and its open connections by worker.
 Races. There is no lock. If two workers change the same number at the same instant, one change may be lost. A worker
 that is stopped between reading and writing undoes the changes that others made meanwhile: at most the limit for that
 time. If two workers take the same place, one sees a foreign hash at its next look, and looks for another place. Callers
-count several requests at a time, which makes all of this rare; `benchmarks/meters.py` measures it.
+count several requests at a time, which makes all of this rare; `benchmarks/micro/meters.py` measures it.
 """
 
 from __future__ import annotations

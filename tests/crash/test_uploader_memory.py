@@ -1,6 +1,6 @@
 """The worst that clients can send: the uploader ships it in the memory that it is to have.
 
-`python -m benchmarks.hostile` has many more of them; these take little time, or ARCPIPE_TEST_LONG=1.
+`python -m benchmarks.worst.upload` has many more of them; these take little time, or ARCPIPE_TEST_LONG=1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LIMIT_MB = 600
 )
 def test_the_uploader_keeps_to_its_memory(case: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.hostile", "--json", "--case", case],
+        [sys.executable, "-m", "benchmarks.worst.upload", "--json", "--case", case],
         cwd=Path(__file__).parents[2],
         check=False,
         stdout=subprocess.PIPE,

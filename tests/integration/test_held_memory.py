@@ -1,7 +1,7 @@
 """What connections hold of a worker's memory that do not get on is counted, whatever they have sent.
 
-The kinds are those of `python -m benchmarks.connections --hold`, which measures them by the thousand. The server here
-may hold little, and each kind would take some times more than it may, if a part of it were not counted.
+The kinds are those of `python -m benchmarks.worst.connections --hold`, which measures them by the thousand. The server
+here may hold little, and each kind would take some times more than it may, if a part of it were not counted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import holding
-from benchmarks.held import resident_bytes
+from benchmarks.worst import holding
+from benchmarks.worst.held import resident_bytes
 from tests.support.http import pack
 from tests.support.program import ROOT
 from tests.support.server import Server

@@ -1,7 +1,7 @@
 """A victim beside attackers that send what is legal, small and costly: it is answered, and nobody is killed.
 
-Bounds are many times what `python -m benchmarks.stall` measures, and a fraction of what each of these streams once
-made a client wait. The streams and both sides are those of that benchmark.
+Bounds are many times what `python -m benchmarks.worst.stall` measures, and a fraction of what each of these streams
+once made a client wait. The streams and both sides are those of that benchmark.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.attacks import ATTACKS, Recipe, load_corpus
-from benchmarks.stall import COMMAND, be_victim
+from benchmarks.worst.attacks import ATTACKS, Recipe, load_corpus
+from benchmarks.worst.stall import COMMAND, be_victim
 from tests.support.certificates import needs_openssl
 from tests.support.http import pack, request_bytes
 from tests.support.processes import memory_kb

@@ -13,8 +13,9 @@ from arcpipe.codec.line_protocol.by_line import LineError, LineReader, Report
 CHUNK_BYTES: Final = 256 << 10
 """Bytes of lines that are gathered into columns at a time, because Python's objects are larger than their text."""
 
-# Bodies from which on reading by column pays, as `benchmarks.line_protocol` measures it: some 25 lines of one shape,
-# which are 4 KB, or 120 lines of the 16 shapes that Telegraf sends, which are 30 KB and have 24 lines of their first.
+# Bodies from which on reading by column pays, as `benchmarks.micro.line_protocol` measures it: some 25 lines of one
+# shape, which are 4 KB, or 120 lines of the 16 shapes that Telegraf sends, which are 30 KB and have 24 lines of their
+# first.
 FEW_BYTES: Final = 4 << 10  # a smaller body is read by line
 MANY_BYTES: Final = 32 << 10  # a body of this size is read by column
 MANY_LINES: Final = 24  # lines of the first measurement, from which on a body of a size between is read by column

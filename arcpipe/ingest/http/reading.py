@@ -50,7 +50,7 @@ class Reading:
     def take_known(self, data: bytes, start: int, turn_end: float = 0.0) -> int:
         """Handle the requests from `start` on as long as they are whole and their heads known, and it is its turn.
 
-        This is the way of nearly all requests, so each line of it is counted (`benchmarks.request_cost`).
+        This is the way of nearly all requests, so each line of it is counted (`benchmarks.micro.request_cost`).
 
         Returns:
             Where the first one starts that was not handled.

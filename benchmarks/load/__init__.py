@@ -1,0 +1,1 @@
+"""The load: request bodies, the generator that sends them, and several generators driven together."""

@@ -1,0 +1,264 @@
+"""Request bodies: telemetry as agents send it, made before the load starts.
+
+A body's values are fixed, its times are not: `at` gives the same records with times of now, so that a long run fills
+the hours that it runs through and no others. Values come from a seeded generator, so every run sends the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import random
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Protocol
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.load.telegraf import HOSTS, REGIONS, gather
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_RECORD_INTERVAL_US: Final = 1000  # a body of 1000 records spans a second
+
+# Of a time in nanoseconds, from 2001 to 2286.
+_DIGITS: Final = 19
+
+# MessagePack's uint64, what every encoder makes of a time in µs: a marker byte and the number, big-endian.
+_UINT64: Final = np.dtype([("marker", "u1"), ("value", ">u8")])
+_UINT64_BYTES: Final = 8
+
+# Bodies of a load by default; fewer where they are large, so that all together have about so many records.
+_BODIES: Final = 64
+_LEAST_BODIES: Final = 8
+_ALL_RECORDS: Final = 1_000_000
+
+# What clients compress with: gzip's usual level, and zstd's.
+ENCODERS: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "gzip": partial(gzip.compress, compresslevel=6),
+    "zstd": partial(zstd.compress, level=3),
+}
+
+
+class Body(Protocol):
+    """One body of a load."""
+
+    path: str
+    content_type: str
+    content_encoding: str  # "": none
+    records: int
+
+    def at(self, now_us: int) -> bytes:
+        """The body with its last record at `now_us` (µs since the epoch)."""
+
+
+class ColumnarBody:
+    """Columnar MessagePack: `time` in µs, two string tags, three floats of full precision.
+
+    1000 records are 53 KiB. Strings are of different lengths. The floats are uniform random, which nothing compresses:
+    the hard case for Parquet.
+    """
+
+    path = "/write/v2/msgpack"
+    content_type = "application/msgpack"
+    content_encoding = ""
+
+    def __init__(self, records: int, source: random.Random) -> None:
+        self.records = records
+        columns: dict[str, list[str] | list[float]] = {
+            "host": [f"server-{source.randrange(HOSTS)}" for _ in range(records)],
+            "region": [source.choice(REGIONS) for _ in range(records)],
+            "usage_user": [source.random() * 100 for _ in range(records)],
+            "usage_system": [source.random() * 100 for _ in range(records)],
+            "usage_idle": [source.random() * 100 for _ in range(records)],
+        }
+        packer = msgpack.Packer()
+        self._to_measurement = packer.pack_map_header(2) + packer.pack("m")
+        self._measurement = packer.pack("cpu")
+        self._to_times = b"".join(
+            (
+                packer.pack("columns"),
+                packer.pack_map_header(1 + len(columns)),
+                packer.pack("time"),
+                packer.pack_array_header(records),
+            )
+        )
+        self._times = np.empty(records, _UINT64)
+        self._times["marker"] = 0xCF
+        self._ages_us = np.arange(records, dtype=np.int64)[::-1] * _RECORD_INTERVAL_US
+        self._after = b"".join(packer.pack(name) + packer.pack(values) for name, values in columns.items())
+
+    def named(self, measurement: str) -> ColumnarBody:
+        """The same records of another measurement."""
+        other = copy.copy(self)
+        other._measurement = msgpack.packb(measurement)
+        return other
+
+    def at(self, now_us: int) -> bytes:
+        self._times["value"] = now_us - self._ages_us
+        return b"".join((self._to_measurement, self._measurement, self._to_times, self._times.data, self._after))
+
+
+class RowBody:
+    """Row-shaped MessagePack, an array of one map per record: what `ColumnarBody` sends by column.
+
+    1000 records are 118 KiB.
+    """
+
+    path = "/write/v2/msgpack"
+    content_type = "application/msgpack"
+    content_encoding = ""
+
+    def __init__(self, records: int, source: random.Random) -> None:
+        self.records = records
+        packer = msgpack.Packer()
+        # The map's first two pairs, and the marker of the time, which follows.
+        front = packer.pack_map_header(4) + packer.pack("m") + packer.pack("cpu") + packer.pack("t") + b"\xcf"
+        pieces = [packer.pack_array_header(records)]
+        places = []
+        size = len(pieces[0])
+        for _ in range(records):
+            rest = packer.pack("tags") + packer.pack(
+                {"host": f"server-{source.randrange(HOSTS)}", "region": source.choice(REGIONS)}
+            )
+            rest += packer.pack("fields") + packer.pack(
+                {name: source.random() * 100 for name in ("usage_user", "usage_system", "usage_idle")}
+            )
+            places.append(size + len(front))
+            pieces += [front, bytes(_UINT64_BYTES), rest]
+            size += len(front) + _UINT64_BYTES + len(rest)
+        self._content = np.frombuffer(bytearray(b"".join(pieces)), np.uint8)
+        self._places = np.array(places)[:, np.newaxis] + np.arange(_UINT64_BYTES)
+        self._ages_us = np.arange(records, dtype=np.int64)[::-1] * _RECORD_INTERVAL_US
+
+    def at(self, now_us: int) -> bytes:
+        times = (now_us - self._ages_us).astype(">u8")
+        self._content[self._places] = times.view(np.uint8).reshape(-1, _UINT64_BYTES)
+        return self._content.tobytes()
+
+
+class LineBody:
+    """Line protocol whose lines all have the same shape: two string tags, three floats of full precision.
+
+    1000 lines are about 140 KiB, with the records of `ColumnarBody`. The database is named, nothing else: times are in
+    nanoseconds.
+    """
+
+    path = "/write?db=bench"
+    content_type = "text/plain; charset=utf-8"
+    content_encoding = ""
+
+    def __init__(self, records: int, source: random.Random) -> None:
+        self.records = records
+        self._lines = _StampedLines(
+            [
+                f"cpu,host=server-{source.randrange(HOSTS)},region={source.choice(REGIONS)} "
+                f"usage_user={source.random() * 100},usage_system={source.random() * 100},"
+                f"usage_idle={source.random() * 100}"
+                for _ in range(records)
+            ],
+            np.arange(records, dtype=np.int64)[::-1] * _RECORD_INTERVAL_US,
+        )
+
+    def at(self, now_us: int) -> bytes:
+        return self._lines.at(now_us)
+
+
+class LineBodyV2(LineBody):
+    """The same lines as clients of InfluxDB 2 send them."""
+
+    path = "/api/v2/write?org=bench&bucket=bench&precision=ns"
+
+
+class TelegrafBody:
+    """Line protocol as Telegraf sends it: 13 measurements of 16 shapes, gathered from one host after the other.
+
+    Names, tags and fields are those of Telegraf's inputs, and so are times in whole seconds, strings among the fields,
+    floats of full precision and floats like `0`. 3000 lines are about 720 KiB.
+    """
+
+    path = "/write?db=bench"
+    content_type = "text/plain; charset=utf-8"
+    content_encoding = ""
+
+    def __init__(self, records: int, source: random.Random) -> None:
+        self.records = records
+        fronts: list[str] = []
+        ages: list[int] = []
+        while len(fronts) < records:
+            gathered = gather(source)
+            fronts += gathered
+            ages += [source.randrange(10) * 1_000_000] * len(gathered)
+        self._lines = _StampedLines(fronts[:records], np.array(ages[:records], np.int64))
+
+    def at(self, now_us: int) -> bytes:
+        return self._lines.at(now_us // 1_000_000 * 1_000_000)
+
+
+class EncodedBody:
+    """Another body, compressed. That takes milliseconds: nothing to be done while a load runs."""
+
+    def __init__(self, body: Body, content_encoding: str) -> None:
+        self._body = body
+        self.path = body.path
+        self.content_type = body.content_type
+        self.content_encoding = content_encoding
+        self.records = body.records
+
+    def at(self, now_us: int) -> bytes:
+        return ENCODERS[self.content_encoding](self._body.at(now_us))
+
+
+class _StampedLines:
+    """Lines that are fixed but for their times, which are written over in place."""
+
+    def __init__(self, fronts: list[str], ages_us: npt.NDArray[np.int64]) -> None:
+        lines = [f"{front} {'0' * _DIGITS}\n".encode() for front in fronts]
+        self._text = np.frombuffer(bytearray(b"".join(lines)), np.uint8)
+        ends = np.cumsum([len(line) for line in lines])
+        self._places = ends[:, np.newaxis] - 1 - _DIGITS + np.arange(_DIGITS)
+        self._ages_us, self._which = np.unique(ages_us, return_inverse=True)
+
+    def at(self, now_us: int) -> bytes:
+        times_ns = (now_us - self._ages_us) * 1000
+        digits = times_ns[:, np.newaxis] // 10 ** np.arange(_DIGITS - 1, -1, -1) % 10 + ord("0")
+        self._text[self._places] = digits[self._which]
+        return self._text.tobytes()
+
+
+def make_bodies(format: str, records: int, seed: int, measurements: int = 1) -> list[Body]:
+    """Different bodies of `records` records each, for a load to send in turn.
+
+    Args:
+        format: one of FORMATS.
+        measurements: more than one: as many bodies, each of a measurement of its own; columnar only.
+    """
+    kind, _, encoding = format.partition(" + ")
+    source = random.Random(seed)
+    count = max(_LEAST_BODIES, min(_BODIES, _ALL_RECORDS // records))
+    bodies = [KINDS[kind](records, source) for _ in range(count)]
+    if measurements > 1:
+        bodies = [_renamed(bodies[index % count], f"cpu_{index:05}") for index in range(measurements)]
+    return [EncodedBody(body, encoding) for body in bodies] if encoding else bodies
+
+
+def _renamed(body: Body, measurement: str) -> Body:
+    assert isinstance(body, ColumnarBody)
+    return body.named(measurement)
+
+
+KINDS: Final[dict[str, Callable[[int, random.Random], Body]]] = {
+    "columnar": ColumnarBody,
+    "rows": RowBody,
+    "line protocol": LineBody,
+    "line protocol, v2": LineBodyV2,
+    "telegraf": TelegrafBody,
+}
+
+FORMATS: Final = (*KINDS, *(f"{kind} + {encoding}" for kind in KINDS for encoding in ENCODERS))

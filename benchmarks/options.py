@@ -1,0 +1,171 @@
+"""The options of the command line, grouped by subject.
+
+`grouped` makes a typer command of a function that takes such groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from benchmarks.suites.catalogue import RECOVERY, SUITES
+from benchmarks.suites.plan import DEFAULT_BACKLOG_GB, DEFAULT_WAL_GB
+from benchmarks.suites.protocols import PROTOCOLS
+
+SUITE_NAMES = (*SUITES, RECOVERY.name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which cases to run, and how often."""
+
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SUITE]...", help=f"{', '.join(SUITE_NAMES)}; all of them if none is named."),
+    ] = None
+    cases: Annotated[
+        list[str] | None, typer.Option("--case", metavar="NAME", help="Only this case of the suites; may be repeated.")
+    ] = None
+    runs: Annotated[int | None, typer.Option(min=1, help="Runs of each case; cases alternate.")] = None
+    quick: Annotated[bool, typer.Option("--quick", help="Run everything once and briefly: a look, no figures.")] = False
+    show_list: Annotated[bool, typer.Option("--list", help="Show suites and cases, and measure nothing.")] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadChoice:
+    """The load, where it differs from that of the suite."""
+
+    seconds: Annotated[float | None, typer.Option(min=0.5, help="Measured time of a run.")] = None
+    warmup: Annotated[
+        float | None, typer.Option(min=0, help="Seconds of load before the measured time. Default: 1")
+    ] = None
+    connections: Annotated[
+        int | None, typer.Option(min=1, help="Keep-alive connections of cases that do not set them.")
+    ] = None
+    records: Annotated[int | None, typer.Option(min=1, help="Records per body of cases that do not set them.")] = None
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Records per second of an open loop; 0 is a closed loop. Default: a closed loop, except for "
+            f"end-to-end ({SUITES['end-to-end'].records_per_second:.0f}) and latency (half of a closed loop's).",
+        ),
+    ] = None
+    load_processes: Annotated[int, typer.Option(min=1, help="Processes that make the load.")] = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerChoice:
+    """The server that the harness starts, and its files."""
+
+    workers: Annotated[int, typer.Option(min=0, help="Ingest workers of the server; 0 is one per core.")] = 0
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting for every case, such as wal.max_size_mb=200."),
+    ] = None
+    backlog_gb: Annotated[
+        float | None, typer.Option(min=0.01, help=f"Backlog of the suite flat. Default: {DEFAULT_BACKLOG_GB:g}")
+    ] = None
+    wal_gb: Annotated[
+        float | None,
+        typer.Option("--log-gb", min=0.01, help=f"Size of the WAL of the suite recovery. Default: {DEFAULT_WAL_GB:g}"),
+    ] = None
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the server's files, on the disk to measure; removed again. Default: ./data"),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputChoice:
+    """Destinations of results, and earlier results to show instead of new ones."""
+
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all results, or those of --compare, to FILE; - is stdout."),
+    ] = None
+    charts: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the results: SVG and PNG files in DIR.")] = (
+        None
+    )
+    markdown: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the tables into the places of FILE, or all of them into a new FILE."),
+    ] = None
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="FILE", help="Measure nothing: show, draw, write results that --json wrote."),
+    ] = None
+    compared: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A.json B.json", help="Measure nothing: compare two files of --json."),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TargetChoice:
+    """Servers that already run."""
+
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="[NAME=]URL",
+            help="Load this server, which already runs, instead of starting one; repeated, they take turns.",
+        ),
+    ] = None
+    protocols: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protocol",
+            metavar="|".join(PROTOCOLS),
+            help="How to write to --target; once for all of them, or once for each.",
+        ),
+    ] = None
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="NAME", help="Format of the bodies for --target; may be repeated."),
+    ] = None
+    database: Annotated[str, typer.Option(help="Database or bucket of --target to write to.")] = "bench"
+    org: Annotated[str, typer.Option(help="Organisation of --target (influx2).")] = "bench"
+    token: Annotated[
+        str, typer.Option(envvar="BENCH_TOKEN", help="Token that --target asks for; influx1: USER:PASSWORD.")
+    ] = ""
+
+
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function that takes groups of options one that takes each option, as typer wants it.
+
+    Args:
+        function: Each of its parameters is annotated with a dataclass of options.
+
+    Returns:
+        A function with the same docstring, and with one parameter per field of the dataclasses.
+    """
+    groups = {name: group for name, group in get_type_hints(function).items() if name != "return"}
+    fields = {name: get_type_hints(group, include_extras=True) for name, group in groups.items()}
+
+    def command(**options: Any) -> None:
+        function(
+            **{
+                name: group(**{field: options[field] for field in fields[name] if field in options})
+                for name, group in groups.items()
+            }
+        )
+
+    parameters = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=fields[name][field.name]
+        )
+        for name, group in groups.items()
+        for field in dataclasses.fields(group)
+    ]
+    command.__doc__ = function.__doc__
+    command.__name__ = function.__name__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command

@@ -1,0 +1,1 @@
+"""Reports of results: progress, tables, comparisons, charts, pages and JSON."""

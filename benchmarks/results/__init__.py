@@ -1,0 +1,1 @@
+"""Results: latencies, runs, suites, and the JSON file that holds them."""

@@ -1,0 +1,186 @@
+"""What is measured: suites of cases, each with the server's settings and one load for all its cases."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from benchmarks.results import model
+
+
+class Case(NamedTuple):
+    """Settings of the server and what they promise; or what is sent to it, where that is what is compared.
+
+    Of what is sent, "" and 0 stand for what the suite says.
+    """
+
+    name: str
+    settings: dict[str, str]
+    power_cut: str = ""  # what a power cut may take of what was acknowledged
+    format: str = ""
+    records_per_body: int = 0
+    connections: int = 0
+    measurements: int = 1  # that the bodies take turns with
+    has_backlog: bool = False  # completed segments wait for the uploader when the server starts
+    half_of: str = ""  # an open loop at half of the rate that this case reached just before
+
+
+class Suite(NamedTuple):
+    """Cases under one load. The numbers are defaults; the command line may change them."""
+
+    name: str
+    title: str
+    cases: tuple[Case, ...]
+    records_per_body: int = 1000
+    connections: int = 32
+    seconds: float = 3
+    runs: int = 3
+    format: str = "columnar"
+    baseline: str = ""  # the case that the others are compared with
+    records_per_second: float = 0.0  # of an open loop; 0: a closed one
+    wait_for_parquet: bool = False  # until everything acknowledged is in Parquet, before the server is stopped
+
+
+class CrashCase(NamedTuple):
+    """A log that a crash left."""
+
+    name: str
+    records_per_entry: int
+    part_of_wal: float = 1.0  # of the size that the command line says
+    is_cold: bool = False  # read from the disk, not from the page cache
+
+
+class RecoverySuite(NamedTuple):
+    """Starts on logs that a crash left."""
+
+    name: str
+    title: str
+    cases: tuple[CrashCase, ...]
+    runs: int
+
+
+_OFF: Final = Case("WAL off", {"wal.enabled": "false"}, "flush.max_age_seconds (5 s); a crash of the process too")
+_ASYNC: Final = Case("async", {"wal.sync_mode": "async"}, "wal.async_interval_ms (1 s)")
+_FDATASYNC: Final = Case("fdatasync", {"wal.sync_mode": "fdatasync"}, "nothing")
+_FSYNC: Final = Case("fsync", {"wal.sync_mode": "fsync"}, "nothing")
+
+_OPEN: Final = Case("open", {"wal.sync_mode": "fdatasync"}, "nothing")
+_TOKENS: Final = Case("tokens", {**_OPEN.settings, "auth.enabled": "true"}, "nothing")
+_TLS: Final = Case(
+    "tokens and TLS", {**_TOKENS.settings, "server.tls_cert": "cert.pem", "server.tls_key": "key.pem"}, "nothing"
+)
+
+_PLAIN: Final = Case("plain", {})
+
+SUITES: Final = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            name="sync-modes",
+            title="What durability costs: bodies of many records, by sync mode",
+            cases=(_OFF, _ASYNC, _FDATASYNC, _FSYNC),
+            baseline=_OFF.name,
+        ),
+        Suite(
+            name="small",
+            title="One record per request, many connections",
+            cases=(_OFF, _FDATASYNC),
+            records_per_body=1,
+            connections=256,
+            baseline=_OFF.name,
+        ),
+        Suite(
+            name="formats",
+            title="The same durability for every format",
+            cases=(
+                Case("columnar", {}, format="columnar"),
+                Case("columnar, gzip", {}, format="columnar + gzip"),
+                Case("columnar, zstd", {}, format="columnar + zstd"),
+                Case("rows", {}, format="rows"),
+                Case("line protocol", {}, format="line protocol"),
+                Case("line protocol, gzip", {}, format="line protocol + gzip"),
+                Case("telegraf", {}, format="telegraf"),
+                Case("telegraf, gzip", {}, format="telegraf + gzip"),
+                Case("telegraf, 5000 lines", {}, format="telegraf", records_per_body=5000),
+            ),
+            runs=2,
+            format="a format per case",
+            baseline="columnar",
+        ),
+        Suite(
+            name="batch-sizes",
+            title="Records per body",
+            cases=tuple(Case(f"{size:,}", {}, records_per_body=size) for size in (1, 10, 100, 1000, 10_000, 100_000)),
+            runs=2,
+            baseline="1,000",
+        ),
+        Suite(
+            name="connections",
+            title="One record per request, by connections",
+            cases=tuple(Case(f"{count:,}", {}, connections=count) for count in (1, 8, 32, 128, 256, 1000)),
+            records_per_body=1,
+            runs=2,
+            baseline="256",
+        ),
+        Suite(
+            name="workers",
+            title="Ingest workers",
+            cases=tuple(Case(str(count), {"server.workers": str(count)}) for count in (1, 2, 4)),
+            runs=2,
+            baseline="1",
+        ),
+        Suite(
+            name="access",
+            title="What tokens and TLS cost: one record per request, many connections",
+            cases=(_OPEN, _TOKENS, _TLS),
+            records_per_body=1,
+            connections=64,
+            runs=2,
+            baseline=_OPEN.name,
+        ),
+        Suite(
+            name="latency",
+            title="Latency at half of what the server can take",
+            cases=(
+                Case("1000 records, maximum", {}),
+                Case("1000 records, half", {}, half_of="1000 records, maximum"),
+                Case("1 record, maximum", {}, records_per_body=1, connections=256),
+                Case("1 record, half", {}, records_per_body=1, connections=256, half_of="1 record, maximum"),
+            ),
+            seconds=5,
+            runs=2,
+        ),
+        Suite(
+            name="flat",
+            title="What must not slow it down",
+            cases=(
+                _PLAIN,
+                Case("backlog", {}, has_backlog=True),
+                Case("10,000 measurements", {}, measurements=10_000),
+                Case("1000 connections", {}, connections=1000),
+            ),
+            seconds=2,
+            runs=2,
+            baseline=_PLAIN.name,
+        ),
+        Suite(
+            name="end-to-end",
+            title="From HTTP to Parquet under sustained load",
+            cases=(_FDATASYNC,),
+            seconds=120,
+            records_per_second=3_000_000,
+            runs=1,
+            wait_for_parquet=True,
+        ),
+    )
+}
+
+RECOVERY: Final = RecoverySuite(
+    name=model.RECOVERY,
+    title=model.RECOVERY_TITLE,
+    cases=(
+        CrashCase("1000 records per entry", 1000),
+        CrashCase("the same, not in the page cache", 1000, is_cold=True),
+        CrashCase("1 record per entry", 1, part_of_wal=0.1),
+    ),
+    runs=2,
+)

@@ -1,0 +1,125 @@
+"""Protocols that other servers are written to by, and targets: servers that already run."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Final, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from benchmarks.load.bodies import FORMATS
+
+_TARGET: Final = re.compile(r"(?:([^=/?]+)=)?(https?://.*)", re.DOTALL)
+
+
+class Protocol(NamedTuple):
+    """How a kind of server is written to."""
+
+    path: str  # with places for database and organisation
+    kinds: tuple[str, ...]  # of the harness's bodies; the first is the usual one
+    scheme: str  # of Authorization
+    version: str  # what X-Influxdb-Version begins with
+    container: str  # what has to be there before it can be written to
+    older_path: str = ""  # of releases that do not have `path`
+
+
+_LINES: Final = ("line protocol", "telegraf")
+
+PROTOCOLS: Final = {
+    "influx1": Protocol("/write?db={database}", _LINES, "Basic", "1.", "database"),
+    "influx2": Protocol("/api/v2/write?org={org}&bucket={database}&precision=ns", _LINES, "Token", "2.", "bucket"),
+    "influx3": Protocol("/api/v3/write_lp?db={database}&precision=nanosecond", _LINES, "Bearer", "3.", "database"),
+    "arc": Protocol("/api/v1/write/msgpack", ("columnar", "rows"), "Bearer", "-", "database", "/write/v2/msgpack"),
+}
+
+
+class Target(NamedTuple):
+    """Where the load goes."""
+
+    name: str
+    tls: bool
+    host: str
+    port: int
+    prefix: str  # of all paths: "" or "/…" without a slash at the end
+    protocol: str
+    database: str
+    org: str
+    token: str
+    is_old: bool = False  # it has the protocol's older path only
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.prefix}"
+
+    @property
+    def path(self) -> str:
+        """Of the requests of the load, with its query."""
+        protocol = PROTOCOLS[self.protocol]
+        path = protocol.older_path if self.is_old else protocol.path
+        return self.prefix + path.format(database=quote(self.database, safe=""), org=quote(self.org, safe=""))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of each request, beside those that the body needs."""
+        headers = {"x-arc-database": self.database} if self.protocol == "arc" else {}
+        if self.token:
+            scheme = PROTOCOLS[self.protocol].scheme
+            value = base64.b64encode(self.token.encode()).decode("ascii") if scheme == "Basic" else self.token
+            headers["Authorization"] = f"{scheme} {value}"
+        return headers
+
+
+def parse_target(text: str, protocol: str, database: str, org: str, token: str) -> Target:
+    """A target from `URL` or `NAME=URL`.
+
+    Raises:
+        ValueError: it is not a URL of http or https, or the token does not suit the protocol.
+    """
+    found = _TARGET.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not a URL: write http://HOST:PORT or NAME=http://HOST:PORT")
+    parts = urlsplit(found[2])
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"{found[2]}: the port is not a number from 0 to 65535") from None
+    if not parts.hostname or parts.query or parts.fragment or parts.username or parts.password:
+        raise ValueError(
+            f"{found[2]}: only scheme, host, port and a path that all requests begin with; --database, --org and "
+            "--token say the rest"
+        )
+    if token and PROTOCOLS[protocol].scheme == "Basic" and ":" not in token:
+        raise ValueError(f"--token for {protocol} is USER:PASSWORD (to arcpipe: any user, the token as the password)")
+    tls = parts.scheme == "https"
+    port = port or (443 if tls else 80)
+    name = found[1] or f"{parts.hostname}:{port}"
+    return Target(name, tls, parts.hostname, port, parts.path.rstrip("/"), protocol, database, org, token)
+
+
+def plan_targets(
+    urls: list[str], protocols: list[str], formats: list[str], database: str, org: str, token: str
+) -> tuple[list[Target], list[str]]:
+    """The targets, and the formats that they are to be sent.
+
+    Raises:
+        ValueError: what is asked for does not go together.
+    """
+    if len(protocols) not in (1, len(urls)):
+        raise ValueError(f"--protocol says how to write to --target: give one of {', '.join(PROTOCOLS)}")
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise ValueError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+    each = protocols * len(urls) if len(protocols) == 1 else protocols
+    targets = [parse_target(url, one, database, org, token) for url, one in zip(urls, each, strict=True)]
+    if len({target.name for target in targets}) < len(targets):
+        raise ValueError("give each --target a name of its own: NAME=URL")
+    spoken = ", ".join(dict.fromkeys(protocols))
+    kinds = [name for name in PROTOCOLS[protocols[0]].kinds if all(name in PROTOCOLS[one].kinds for one in protocols)]
+    if not kinds:
+        raise ValueError(f"no format is taken by all of {spoken}")
+    taken = [name for name in FORMATS if name.partition(" + ")[0] in kinds]
+    for name in formats:
+        if name not in taken:
+            raise ValueError(f"--format {name!r}: for {spoken} there are {', '.join(taken)}")
+    return targets, formats or kinds[:1]

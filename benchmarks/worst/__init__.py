@@ -1,0 +1,1 @@
+"""Worst cases: bodies, connections and clients that cost the server most."""
