@@ -30,7 +30,7 @@ _SALVAGE: Final = (
 _ACK: Final = "then `arcpipe wal ack` ends this issue until there are new ones: recovery.md has the steps"
 
 Found = Iterator[tuple[str, str]]
-"""What a rule finds: a message and a recommendation for each process or thing that has the issue."""
+"""A message and a recommendation for each process or thing that has the issue."""
 
 
 class Rule(NamedTuple):
