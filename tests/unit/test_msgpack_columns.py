@@ -22,7 +22,7 @@ from arcpipe.codec.columns import MAX_COLUMNS, Encoded, array_header, field_colu
 from arcpipe.codec.effort import BYTES_PER_SHAPE, FREE_SHAPES
 from arcpipe.codec.messagepack import body as msgpack_body
 from arcpipe.codec.messagepack.body import encode
-from arcpipe.codec.messagepack.read import MAX_VALUE_BYTES
+from arcpipe.codec.messagepack.walk import MAX_VALUE_BYTES
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
 # Writing MessagePack byte by byte

@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 
 from arcpipe.codec.columns import Encoded, Maps
 from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.line_protocol.bad_lines import BadLineReport, LineError
 from arcpipe.codec.line_protocol.by_column import read_piece
-from arcpipe.codec.line_protocol.by_line import LineError, LineReader, Report
+from arcpipe.codec.line_protocol.by_line import LineReader
 
 CHUNK_BYTES: Final = 256 << 10
 """Bytes of lines that are gathered into columns at a time, because Python's objects are larger than their text."""
@@ -56,7 +57,7 @@ def _count_alike(body: bytes) -> int:
 
 def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """Do as `encode`, line by line."""
-    report = Report(body)
+    report = BadLineReport(body)
     maps = Maps()
     reader = LineReader(body, report, Effort(len(body), check), maps)
     pos = 0
@@ -68,7 +69,7 @@ def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
 
 def encode_by_column(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """Do as `encode`, by column where lines allow it."""
-    report = Report(body)
+    report = BadLineReport(body)
     maps = Maps()
     effort = Effort(len(body), check)
     reader = LineReader(body, report, effort, maps)

@@ -40,6 +40,11 @@ MEASUREMENT: Final = re.compile(rb"(?:[^\\, \n]++|" + _ESCAPED + rb")++").match
 _KEY = rb"(?:[^\\,= \n]++|" + _ESCAPED + rb")++"
 NAME: Final = re.compile(_KEY).match
 TAG: Final = re.compile(rb",(" + _KEY + rb")=(" + _KEY + rb")(?=[, ])").match
+# Measurement and tags up to the first field, in one step; and the tags in that, which need no look ahead any more.
+SERIES: Final = re.compile(
+    rb"((?:[^\\, \n]++|" + _ESCAPED + rb")++)((?:," + _KEY + rb"=" + _KEY + rb"(?=[, ]))*+) [ \t]*+"
+).match
+PLAIN_TAGS: Final = re.compile(rb",(" + _KEY + rb")=(" + _KEY + rb")").findall
 _TEXT = rb'(?:[^"\\]++|\\(?s:.))*+'
 _STRING = rb'"(' + _TEXT + rb')"'
 _AFTER = rb"(?=[, \t\r\n]|\Z)"
@@ -49,7 +54,6 @@ FIELD: Final = re.compile(
     rb"(?:(-?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+)"
     rb"|(-?+[0-9]++)i|([0-9]++)u|" + _STRING + rb"|(t(?:rue)?+|T(?:rue|RUE)?+)|(f(?:alse)?+|F(?:alse|ALSE)?+))" + _AFTER
 ).match
-GAP: Final = re.compile(rb" [ \t]*+").match
 TAIL: Final = re.compile(rb"(?: [ \t]*+(-?+[0-9]++))?+[ \t\r]*+(?:\n|\Z)").match
 # What is no point: blank lines, comments, and the whitespace before a point.
 BETWEEN: Final = re.compile(rb"(?:[ \t\r]*+(?:#[^\n]*+)?+\n)*+[ \t]*+(?:[ \t\r]*+(?:#[^\n]*+)?+\Z)?+").match
@@ -265,6 +269,22 @@ def _of(found: re.Match[bytes]) -> str:
     """Field and value, for an error text."""
     assert found.lastindex is not None
     return f"value {quote(found[found.lastindex])} of field {quote(found[1])}"
+
+
+def bad_line_start(body: bytes, pos: int) -> BadLine:
+    """Say why measurement, tags and a space, as SERIES takes them, are not at `pos`.
+
+    Raises:
+        UnicodeDecodeError: the value of a tag before that is no UTF-8.
+    """
+    found = MEASUREMENT(body, pos)
+    if found is None:
+        return BadLine("measurement is missing", pos)
+    pos = found.end()
+    while (found := TAG(body, pos)) is not None:
+        unescaped_key(found[2]).decode()
+        pos = found.end()
+    return bad_series(body, pos)
 
 
 def bad_series(body: bytes, pos: int) -> BadLine:

@@ -42,9 +42,7 @@ from arcpipe.codec.messagepack.layout import (
     MAP,
 )
 from arcpipe.codec.messagepack.read import (
-    CHUNK_BYTES,
     SHORT,
-    Skipper,
     bad_end,
     kind_of,
     read_key,
@@ -52,6 +50,7 @@ from arcpipe.codec.messagepack.read import (
     truncated_at_end,
 )
 from arcpipe.codec.messagepack.rows import Row, gather_rows, group_by_shape, read_row, shape_batch
+from arcpipe.codec.messagepack.walk import CHUNK_BYTES, Walker
 from arcpipe.errors import BadPayload
 
 __all__ = ["Encoded", "encode"]
@@ -149,7 +148,7 @@ def _encode_row(data: bytes, check: Callable[[], None]) -> Encoded:
     """A body that is one row."""
     batches = gather_rows(b"\x91" + data, Effort(len(data), check)) if len(data) <= _ROWS_BYTES else None
     if batches is None:
-        row, end = read_row(data, 0, Skipper(data, check))
+        row, end = read_row(data, 0, Walker(data, check=check))
         if end != len(data):
             raise bad_end(data, end)
         batches = [shape_batch([row], bytes(row.t))]
@@ -169,20 +168,20 @@ class _Gatherer:
         "_data",
         "_effort",
         "_maps",
-        "_skipper",
         "_span_end",
         "_span_maps",
         "_span_records",
         "_span_start",
         "_untouched_from",
         "_view",
+        "_walker",
     )
 
     def __init__(self, data: bytes, check: Callable[[], None]) -> None:
         self._data = data
         self._effort = Effort(len(data), check)
         self._view = memoryview(data)
-        self._skipper = Skipper(data, check)
+        self._walker = Walker(data, check=check)
         self._maps = Maps()
         self._span_start = self._span_end = self._span_maps = self._span_records = 0
         self._untouched_from: int | None = None
@@ -246,7 +245,7 @@ class _Gatherer:
             while number + len(starts) < count and end - start < CHUNK_BYTES:
                 starts.append(end)
                 try:
-                    end = self._skipper.skip(end)
+                    end = self._walker.end_of(end)
                 except BadPayload as error:
                     raise BadPayload(f"{error}, in element {number + len(starts) - 1}{where}") from None
             self._elements(starts, end, number, where)
@@ -260,7 +259,7 @@ class _Gatherer:
         if KIND[self._data[pos]] != MAP:
             raise BadPayload(f"element {number}{where} is not a map but {kind_of(self._data, pos)}")
         try:
-            end, records = check_columnar(self._data, pos, self._skipper, self._effort.check)
+            end, records = check_columnar(self._data, pos, self._walker, self._effort.check)
         except BadPayload as error:
             raise BadPayload(f"element {number}{where}: {error}") from None
         if end > 0:
@@ -317,7 +316,7 @@ class _Gatherer:
         if number & _ELEMENTS_BETWEEN_CHECKS == _ELEMENTS_BETWEEN_CHECKS:
             self._effort.check()
         try:
-            return read_row(self._data, pos, self._skipper)[0]
+            return read_row(self._data, pos, self._walker)[0]
         except BadPayload as error:
             raise BadPayload(f"row {number}: {error}") from None
 

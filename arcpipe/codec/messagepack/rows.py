@@ -32,9 +32,6 @@ from arcpipe.codec.messagepack.layout import (
     STRING,
 )
 from arcpipe.codec.messagepack.read import (
-    MAX_VALUE_BYTES,
-    LongValue,
-    Skipper,
     bad_key,
     find_string,
     kind_of,
@@ -45,6 +42,7 @@ from arcpipe.codec.messagepack.read import (
     text_of,
     truncated_at_end,
 )
+from arcpipe.codec.messagepack.walk import MAX_VALUE_BYTES, LongValue, Walker
 from arcpipe.errors import BadPayload
 
 _HOST: Final = "host"
@@ -218,7 +216,7 @@ def _str_size(name: str) -> int:
 # Rows, the exact way: one walk over each, for what the quick way leaves open and for the reason of a refusal.
 
 
-def read_row(data: bytes, pos: int, skipper: Skipper) -> tuple[Row, int]:
+def read_row(data: bytes, pos: int, walker: Walker) -> tuple[Row, int]:
     """The row at `pos`, with its host among the tags, and the offset after it."""
     keys, pos = read_length(data, pos)
     seen: set[bytes] = set()
@@ -237,14 +235,14 @@ def read_row(data: bytes, pos: int, skipper: Skipper) -> tuple[Row, int]:
             start, _end = find_string(data, end, "measurement 'm'")
             measurement = text_of("measurement", data[start:pos])
         elif key == b"fields":
-            fields, pos = _raw_map(data, end, skipper, "field")
+            fields, pos = _raw_map(data, end, walker, "field")
         elif key == b"tags":
             if KIND[data[end]] == NIL:
                 pos = end + 1
             else:
-                tags, pos = _raw_map(data, end, skipper, "tag")
+                tags, pos = _raw_map(data, end, walker, "tag")
         else:
-            pos = skipper.skip(end)
+            pos = walker.end_of(end)
             if key == b"t":
                 if not _is_time(data[end : end + 3]):
                     raise BadPayload(f"'t' is neither a number nor a timestamp but {kind_of(data, end)}")
@@ -271,7 +269,7 @@ def read_row(data: bytes, pos: int, skipper: Skipper) -> tuple[Row, int]:
 _ROW_KEYS: Final = (b"m", b"t", b"h", b"fields", b"tags")
 
 
-def _raw_map(data: bytes, pos: int, skipper: Skipper, what: str) -> tuple[dict[str, msgspec.Raw], int]:
+def _raw_map(data: bytes, pos: int, walker: Walker, what: str) -> tuple[dict[str, msgspec.Raw], int]:
     """The `fields` or `tags` of a row, values as they are, and the offset after it. `what` is "field" or "tag"."""
     if KIND[data[pos]] != MAP:
         raise BadPayload(f"'{what}s' is not a map but {kind_of(data, pos)}")
@@ -294,7 +292,7 @@ def _raw_map(data: bytes, pos: int, skipper: Skipper, what: str) -> tuple[dict[s
             raise BadPayload(f"a {what} cannot be called 'time', the name of the timestamp column")
         if end == start or end > len(data):
             try:
-                end = skipper.skip(start)
+                end = walker.end_of(start)
             except BadPayload as error:
                 raise BadPayload(f"{error}, in {what} {quote(name)}") from None
             if end - start > MAX_VALUE_BYTES:
