@@ -35,7 +35,7 @@ ROWS = 50  # of an entry
 DATABASES = ("alpha", "beta")
 NOT_A_LOG = "worker-9-20250101_000000-000001.wal.sealed"
 
-BATCHES = "arcpipe.upload.batch:Batches."
+BATCHES = "arcpipe.upload.batches:Batches."
 DISK = "arcpipe.disk:Disk."
 JOURNAL = "arcpipe.upload.journal:Journal."
 MANIFEST = r"/batches/[^/]*\.json\b"
@@ -44,7 +44,7 @@ JOURNALED = r"/batches/[^/]*\.journal\b"
 SPARES = len(SPARE_FILES)  # they are made first
 
 # A batch takes so many bytes of segments here, so that the log makes several of them.
-SMALL_BATCHES = {"arcpipe.upload.batch:BATCH_TARGET_BYTES": 1_500_000}
+SMALL_BATCHES = {"arcpipe.upload.batches:BATCH_TARGET_BYTES": 1_500_000}
 
 
 class Log(NamedTuple):
@@ -537,7 +537,7 @@ def test_a_batch_goes_as_a_whole_to_another_store_when_the_setting_changes_and_t
     site.run(die=of_target(Step("put", "after", 6), target), settings={"storage_url": f"{url}-before"})
     site.finish()
     site.assert_shipped_exactly_once(unharmed)
-    assert re.search(f"batch .* was begun in {url}-before and is shipped to {url} now", site.said)
+    assert re.search(f"batch .* was begun in {url}-before and is uploaded to {url} now", site.said)
 
 
 @pytest.mark.parametrize(

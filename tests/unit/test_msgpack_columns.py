@@ -617,7 +617,7 @@ BAD: list[tuple[Any, str]] = [
     ([COLUMNAR, {"batch": []}], "element 1: no records: the batch is an empty array"),
     ({"batch": None}, "'batch' is not an array but nil"),
     ({"batch": ROW}, "'batch' is not an array but a map"),
-    ({"batch": [ROW], "m": "x"}, "beside 'batch' there are other keys"),
+    ({"batch": [ROW], "m": "x"}, "there are other keys besides 'batch'"),
     ([5], "element 0 is not a map but an integer"),
     ([[ROW]], "element 0 is not a map but an array"),
     ([ROW, [ROW]], "element 1 is not a map but an array"),

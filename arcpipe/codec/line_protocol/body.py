@@ -10,27 +10,24 @@ from arcpipe.codec.effort import Effort, go_on
 from arcpipe.codec.line_protocol.bad_lines import BadLineReport, LineError
 from arcpipe.codec.line_protocol.by_column import read_piece
 from arcpipe.codec.line_protocol.by_line import LineReader
+from arcpipe.units import KB
 
-CHUNK_BYTES: Final = 256 << 10
-"""Bytes of lines that are gathered into columns at a time, because Python's objects are larger than their text."""
+CHUNK_BYTES: Final = 256 * KB
+"""Bytes of lines that are gathered into columns at a time: Python's objects are larger than their text."""
 
-# Bodies from which on reading by column pays, as `benchmarks.line_protocol` measures it: some 25 lines of one shape,
-# which are 4 KB, or 120 lines of the 16 shapes that Telegraf sends, which are 30 KB and have 24 lines of their first.
-FEW_BYTES: Final = 4 << 10  # a smaller body is read by line
-MANY_BYTES: Final = 32 << 10  # a body of this size is read by column
-MANY_LINES: Final = 24  # lines of the first measurement, from which on a body of a size between is read by column
+# Sizes from which on reading by column pays, as `benchmarks.line_protocol` measures it. That is at some 25 lines of one
+# shape, which are 4 KB. It is also at 120 lines of Telegraf's 16 shapes, which are 30 KB, 24 lines of the first one.
+FEW_BYTES: Final = 4 * KB  # a smaller body is read by line
+MANY_BYTES: Final = 32 * KB  # a body of this size is read by column
+MANY_LINES: Final = 24  # lines of the first measurement from which on a body of a size in between is read by column
 
 
 class Lines(NamedTuple):
-    """The good lines of a body, and its bad ones.
+    """The good lines of a body, and its bad ones."""
 
-    `encoded` is None if there is no good line. `errors` are the first `MAX_ERRORS` bad lines, in order; `more_errors`
-    counts the others.
-    """
-
-    encoded: Encoded | None
-    errors: list[LineError]
-    more_errors: int
+    encoded: Encoded | None  # None if there is no good line
+    errors: list[LineError]  # the first `MAX_ERRORS` bad lines, in order
+    more_errors: int  # the number of other bad lines
 
 
 def encode(body: bytes, check: Callable[[], None] = go_on) -> Lines:

@@ -89,7 +89,7 @@ def check_columnar(data: bytes, pos: int, walker: Walker | None, check: Callable
             return IS_ROW, 0
         elif key == b"batch":
             if keys > 1:
-                raise BadPayload("beside 'batch' there are other keys")
+                raise BadPayload("there are other keys besides 'batch'")
             return IS_BATCH, 0
         else:
             raise bad_key(data, pos, key, end, (b"m", b"columns", b"tags", b"types"), "a columnar map")
@@ -250,7 +250,7 @@ def _repeated(names: list[bytes]) -> bytes:
 
 
 def _tags(data: bytes, pos: int) -> tuple[set[bytes], int]:
-    """The first bytes of the names in the `tags` array of a columnar map, and the offset after it."""
+    """Check the `tags` array of a columnar map: (the first bytes of each name, offset after it)."""
     if KIND[data[pos]] != ARRAY:
         raise BadPayload(f"'tags' is not an array but {kind_of(data, pos)}")
     count, pos = read_length(data, pos)
@@ -266,7 +266,7 @@ def _tags(data: bytes, pos: int) -> tuple[set[bytes], int]:
 
 
 def _types(data: bytes, pos: int) -> tuple[set[bytes], int]:
-    """The names in the `types` map of a columnar map, and the offset after it."""
+    """Check the `types` map of a columnar map: (names, offset after it)."""
     if KIND[data[pos]] != MAP:
         raise BadPayload(f"'types' is not a map but {kind_of(data, pos)}")
     count, pos = read_length(data, pos)

@@ -1,4 +1,4 @@
-"""Read keys, names and headers of a client's MessagePack, and say what is wrong with them."""
+"""Read keys, names and headers of a client's MessagePack, and make the errors of bad ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from arcpipe.codec.messagepack.layout import (
 )
 from arcpipe.errors import BadPayload
 
-# Bytes of a key or name that are read: more than any of those that are taken has, and enough to show.
+# Bytes of a key or name that are read: more than any allowed one has, and enough to show.
 SHOWN_BYTES: Final = 320
 
 # Bytes of a short string, header and all, by its first byte; 0 for anything else.
@@ -25,7 +25,7 @@ SHORT: Final = tuple(size if kind == STRING else 0 for kind, size in zip(KIND, S
 
 
 def read_measurement(data: bytes, pos: int) -> int:
-    """Check the measurement at `pos`: the offset after it."""
+    """Check the measurement at `pos`. Returns the offset after it."""
     short = SHORT[data[pos]]
     start, end = (pos + 1, pos + short) if short else find_string(data, pos, "measurement 'm'")
     if end - start > MAX_NAME_BYTES:
@@ -38,23 +38,23 @@ def read_measurement(data: bytes, pos: int) -> int:
     return end
 
 
-# Keys, and what to say of bad ones
+# Keys, and the errors of bad ones
 
 
 def read_length(data: bytes, pos: int) -> tuple[int, int]:
-    """What the header of the array or map at `pos` declares, and the offset after it."""
+    """Read the header of the array or map at `pos`: (declared length, offset after the header)."""
     marker = data[pos]
     if marker < 0xA0:
         return marker & 15, pos + 1
     if marker in (0xDC, 0xDE):
         return data[pos + 1] << 8 | data[pos + 2], pos + 3
     end = pos + 5
-    data[end - 1]  # a slice would be shorter without a word
+    data[end - 1]  # raises IndexError, where a slice would only be shorter
     return int.from_bytes(data[pos + 1 : end], "big"), end
 
 
 def find_string(data: bytes, pos: int, what: str) -> tuple[int, int]:
-    """Where the bytes of the string at `pos` begin and end; the end may lie beyond that of `data`."""
+    """Find the bytes of the string at `pos`: (start, end). The end may lie after that of `data`."""
     marker = data[pos]
     if 0xA0 <= marker <= 0xBF:
         start = pos + 1
@@ -67,12 +67,13 @@ def find_string(data: bytes, pos: int, what: str) -> tuple[int, int]:
 
 
 def read_key(data: bytes, pos: int) -> tuple[bytes, int]:
-    """The first bytes of the map key at `pos`, and the offset after it; the next read finds a key that is cut off."""
+    """Read the map key at `pos`: (its first bytes, offset after it). The next read finds a key that is cut off."""
     start, end = find_string(data, pos, f"the key at byte {pos}")
     return data[start : min(end, start + SHOWN_BYTES)], end
 
 
 def text_of(what: str, name: bytes) -> str:
+    """Decode a name. Raises BadPayload, with `what` it is, if it is not valid UTF-8."""
     try:
         return name.decode()
     except UnicodeDecodeError:
@@ -80,10 +81,12 @@ def text_of(what: str, name: bytes) -> str:
 
 
 def kind_of(data: bytes, pos: int) -> str:
+    """Name the kind of the value at `pos`, for an error text."""
     return KIND_NAMES[KIND[data[pos]]]
 
 
 def bad_key(data: bytes, pos: int, key: bytes, end: int, known: tuple[bytes, ...], where: str) -> BadPayload:
+    """Make the error of the key at `pos`, which is unknown, or there twice."""
     if end > len(data):
         return truncated_at_end(data)
     if key in known:
@@ -92,7 +95,7 @@ def bad_key(data: bytes, pos: int, key: bytes, end: int, known: tuple[bytes, ...
 
 
 def long_name(data: bytes, what: str, pos: int) -> BadPayload:
-    """What to say of the string at `pos`, which is the name of something, which is too long."""
+    """Make the error of the name at `pos`, which is too long."""
     start, end = find_string(data, pos, what)
     if end > len(data):
         return truncated_at_end(data)
@@ -102,10 +105,12 @@ def long_name(data: bytes, what: str, pos: int) -> BadPayload:
 
 
 def bad_end(data: bytes, end: int) -> BadPayload:
+    """Make the error of a value that ends at `end` instead of the end of the body."""
     if end > len(data):
         return truncated_at_end(data)
     return BadPayload(f"trailing bytes after the MessagePack value at byte {end}")
 
 
 def truncated_at_end(data: bytes) -> BadPayload:
+    """Make the error of a body that ends too early."""
     return BadPayload(f"truncated MessagePack at byte {len(data)}")

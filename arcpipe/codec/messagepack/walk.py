@@ -16,24 +16,25 @@ import msgpack
 from arcpipe.codec.effort import go_on
 from arcpipe.codec.messagepack.layout import ARRAY, EXTENSION, INVALID, LAYOUT, MAP
 from arcpipe.errors import BadPayload
+from arcpipe.units import KB, MB
 
-MAX_VALUE_BYTES: Final = 16 << 20
+MAX_VALUE_BYTES: Final = 16 * MB
 """Bytes that a client's value may have in one piece. Longer ones are copied, and meanwhile no other thread runs."""
 
 LONG_MARKERS: Final = b"\xc6\xc9\xdb"
 """The first bytes of values that may exceed `MAX_VALUE_BYTES` in one piece: a length of four bytes follows."""
 
-CHUNK_BYTES: Final = 128 << 10
+CHUNK_BYTES: Final = 128 * KB
 """Bytes of a client's MessagePack per step. Decoding them holds up other threads for 5 ms and takes 75 times their
 memory, at most: that of rows with one-letter names and one-byte values."""
 
 # First feed of the unpacker. Each further feed doubles what it got, up to the largest one.
-_FEED_BYTES: Final = 16 << 10
-_TRUSTED_FEED_BYTES: Final = 256 << 10  # largest feed for values of the WAL; larger ones are no faster
+_FEED_BYTES: Final = 16 * KB
+_TRUSTED_FEED_BYTES: Final = 256 * KB  # largest feed for values of the WAL; larger ones are no faster
 _MAX_BUFFER: Final = (1 << 31) - 1  # bytes of one value that the unpacker can hold
 
 # With this much of an unfinished value at hand, the piece that the unpacker waits for has one of LONG_MARKERS.
-_CUT_BYTES: Final = 128 << 10
+_CUT_BYTES: Final = 128 * KB
 
 _TEXT_MARKERS: Final = (0xC5, 0xC6, 0xDA, 0xDB)  # binary and text with a length of two or four bytes
 
