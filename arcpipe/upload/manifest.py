@@ -2,7 +2,7 @@
 
 `batches/{batch_id}.json` holds `Manifest` as JSON with a checksum (`wal.checksum`). The progress of the batch is in its
 journal (`upload.journal`). Once everything is uploaded, the manifest's name says so, too:
-`batches/{batch_id}.uploaded.json`. Version 1, of arcpipe up to d82b3c0, had no version, no checksum and no journal.
+`batches/{batch_id}.uploaded.json`. Version 1, of early arcpipe, had no version, no checksum and no journal.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ _CROWDED: Final = 0.9  # part of the bounds from which on it matters which table
 class _RegistryFile(msgspec.Struct, forbid_unknown_fields=True):
     version: Literal[1]
     tables: list[TableSchema]
-    crc32: str = ""  # not in files up to d82b3c0
+    crc32: str = ""  # missing in files of early versions
 
 
 class SchemaRegistry:

@@ -231,7 +231,7 @@ def check_spent_searches(plan: Plan) -> None:
         tried += 1
         expected = expectation(disk, state.after, plan, state.kind)
         hidden = frozenset(entry.number for entry in places[path][2:] if entry.number)
-        with mock.patch.object(salvage_module, "Effort", _no_effort):
+        with mock.patch.object(salvage_module, "SearchEffort", _no_effort):
             outcome = come_up({**state.image, path: bytes(content)}, expected, is_torn=True)
         compare(outcome, expected, hidden)
         assert outcome.reported, "nobody was told"

@@ -365,7 +365,7 @@ STEPS_OF_THE_LOCAL_STORE = {
     "after an object has its name": Step("os:rename", "after", 3, r"\.arcpipe-staging"),
 }
 STEPS_OF_S3 = {
-    "after the answer to a put came": Step("arcpipe.storage.s3_client:Client.call", "after", 3, "put_object"),
+    "after the answer to a put came": Step("arcpipe.storage.s3_client:S3Client.call", "after", 3, "put_object"),
 }
 # With S3 behind it, the uploader keeps its own books as it does with any store: these steps are those around its puts.
 # ARCPIPE_TEST_LONG=1 takes all.
@@ -593,7 +593,7 @@ def test_an_uploader_killed_within_an_upload_in_parts_ships_exactly_once(
 ) -> None:
     site = Site(large, tmp_path, target, uploaders)
     # The check at the start begins an upload, too.
-    step = Step("arcpipe.storage.s3_client:Client.call", "after", 1, f"{operation}.*parquet")
+    step = Step("arcpipe.storage.s3_client:S3Client.call", "after", 1, f"{operation}.*parquet")
     assert site.run(die=step, constants=SMALL_PARTS).exit_code == -signal.SIGKILL, site.said
     site.finish(constants=SMALL_PARTS)
     site.assert_shipped_exactly_once()
