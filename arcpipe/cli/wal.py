@@ -106,14 +106,14 @@ def verify(
     """
     from arcpipe.wal.directory import WALDirectory
     from arcpipe.wal.inspect import all_segments, summarize
-    from arcpipe.wal.verdict import Verdict
+    from arcpipe.wal.verdict import ScanVerdict
 
     files = [
         file
         for path in map(_existing, paths)
         for file in ([found.path for found in all_segments(WALDirectory(path))] if path.is_dir() else [str(path)])
     ]
-    bad = {Verdict.DAMAGED: 0, Verdict.UNREADABLE: 0}
+    bad = {ScanVerdict.DAMAGED: 0, ScanVerdict.UNREADABLE: 0}
     for name in files:
         summary = summarize(name, count=False)
         verdict = summary.report.verdict

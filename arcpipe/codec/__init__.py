@@ -1,5 +1,6 @@
-"""Bytes <-> columns: what clients send, what the write-ahead log holds, what becomes Parquet.
+"""Bytes <-> columns: bodies of clients, entries of the WAL, values of Parquet files.
 
-Pure functions over bytes. Nothing in here knows a socket, a file, an event loop, a setting or another room of
-arcpipe but `arcpipe.errors`; a body that cannot be taken raises `BadPayload` with what is wrong and where.
+Pure functions over bytes; bounded caches change no result. No module here knows a socket, a file, an event loop, a
+setting or another package of arcpipe but `errors` and `units`. A body that cannot be taken raises `BadPayload`, whose
+text says why and where.
 """

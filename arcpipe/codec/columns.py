@@ -1,12 +1,12 @@
 """ColumnBatch: a measurement and its named columns, the one shape that all formats become.
 
 Every ingest format ends here: rows of one shape (measurement, tag names, field names) as columns that are already
-MessagePack arrays, written out as the columnar map that the write-ahead log holds:
+MessagePack arrays, written out as the columnar map that the WAL holds:
 
     {"m": measurement, "columns": {name: array, ...}, "tags": [names], "types": {name: word}}
 
-This module holds the rules that all formats share (which names are allowed, what a field is called whose name a tag
-has taken, the limits) and the packing of values into MessagePack arrays. It must not know any format's grammar.
+This module holds the rules that all formats share (allowed names, the name of a field that has the name of a tag,
+limits) and packs values into MessagePack arrays. It must not know any format's grammar.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arcpipe.errors import BadPayload
+from arcpipe.units import MB
 
 TIME = "time"
 """The name of the timestamp column; no tag or field may have it."""
@@ -31,25 +32,21 @@ MAX_NAME_BYTES = 256
 """Longest measurement or column name, in bytes of UTF-8."""
 
 MAX_COLUMNS = 65_536
-"""Most columns in one columnar map, and most fields or tags in one row: a bound on what one body may make of memory
-here and of a schema later."""
+"""Most columns of a columnar map, and most fields or tags of a row: bounds the memory that one body may take here, and
+its schema later."""
 
 _pack = msgspec.msgpack.Encoder().encode
 
-# The characters of category Cc, all of them: C0, DEL and C1.
+# All characters of category Cc: C0, DEL and C1.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 class Encoded(NamedTuple):
-    """A request body as one MessagePack value, to be spliced into a WAL entry.
+    """A request body as one MessagePack value, ready for a WAL entry."""
 
-    `batch` False: `body` is one columnar map (envelope kind 1); True: an array of them (kind 2).
-    `records` is the number of rows in all of them.
-    """
-
-    batch: bool
+    batch: bool  # False: `body` is one columnar map (envelope kind 1); True: an array of them (kind 2)
     body: bytes | memoryview
-    records: int
+    records: int  # rows in all columnar maps
 
 
 class ColumnBatch(NamedTuple):
@@ -59,7 +56,7 @@ class ColumnBatch(NamedTuple):
     order in which they are written. `tags` are the columns that the sender called tags. `types` gives the sender's
     type (one of `COLUMN_TYPES`) only where MessagePack alone would not show it.
 
-    Names are taken as checked (`check_measurement`, `check_column_name`).
+    The caller has checked the names (`check_measurement`, `check_column_name`).
     """
 
     measurement: str
@@ -69,7 +66,7 @@ class ColumnBatch(NamedTuple):
     types: Mapping[str, str] | None = None
 
     def encode(self) -> bytes:
-        """The columnar map as MessagePack."""
+        """Encode the columnar map as MessagePack."""
         parts = [
             map_header(2 + bool(self.tags) + bool(self.types)),
             b"\xa1m",
@@ -88,14 +85,14 @@ class ColumnBatch(NamedTuple):
         return b"".join(parts)
 
 
-# Small maps, and bytes of them, at which they are joined: millions of objects take long to free, and while anything but
-# `bytes` is joined, or anything small, no other thread runs.
+# Maps, and bytes of them, at which they are joined. Millions of small objects would take long to free. Joining larger
+# ones, or anything but `bytes`, in one step would keep other threads from running.
 _MAPS_JOINED: Final = 1024
-_BYTES_JOINED: Final = 1 << 20
+_BYTES_JOINED: Final = MB
 
 
 class Maps:
-    """Collects the columnar maps that a body becomes. `records` are the rows in all of them."""
+    """Collect the columnar maps of a body. `records` counts the rows in all of them."""
 
     __slots__ = ("_count", "_latest", "_parts", "_size", "records")
 
@@ -116,7 +113,7 @@ class Maps:
             self._join_latest()
 
     def encoded(self) -> Encoded | None:
-        """One columnar map as it is, several as an array; None if there are none."""
+        """Return one columnar map as it is, several as an array; None if there are none."""
         if not self._count:
             return None
         if self._count == 1:
@@ -152,7 +149,8 @@ def check_measurement(name: str) -> None:
 def check_column_name(name: str, what: str = "column") -> None:
     """Raise BadPayload unless `name` is 1 to 256 bytes of UTF-8 without control characters.
 
-    `what` the name is of, for the error text: "column", "tag" or "field".
+    Args:
+        what: "column", "tag" or "field", for the error text.
     """
     _check_name(f"{what} name", name)
 
@@ -170,11 +168,11 @@ def _check_name(what: str, name: str) -> None:
         raise BadPayload(f"{what} {quote(name)} has a control character")
 
 
-_QUOTED_BYTES: Final = 320  # more than 64 characters of UTF-8 take
+_QUOTED_BYTES: Final = 320  # more than the 64 characters that are shown take in UTF-8
 
 
 def quote(name: str | bytes) -> str:
-    """A name for an error text: in quotes, at most 64 characters of it, whatever is in it printable."""
+    """Quote a name for an error text: at most 64 characters of it, all printable."""
     shown = name[:_QUOTED_BYTES]
     text = shown.decode("utf-8", "backslashreplace") if isinstance(shown, bytes) else shown
     if len(text) > 64:
@@ -185,7 +183,7 @@ def quote(name: str | bytes) -> str:
 
 
 def field_column_names(tags: Collection[str], fields: Collection[str]) -> list[str]:
-    """The column names of `fields` in rows that also have `tags`.
+    """Return the column names of `fields` in rows that also have `tags`.
 
     A tag keeps its name. A field of the same name becomes `<name>_field`, or, where a tag or field has that name
     too, the first of `<name>_field_2`, `<name>_field_3`, … that is free, and may so become longer than
@@ -213,21 +211,21 @@ def field_column_names(tags: Collection[str], fields: Collection[str]) -> list[s
 
 
 def array_header(count: int) -> bytes:
-    """The header of an array of `count` values."""
+    """Make the header of an array of `count` values."""
     if count < 16:
         return (0x90 | count).to_bytes(1, "big")
     return b"\xdc" + count.to_bytes(2, "big") if count < 0x1_0000 else b"\xdd" + count.to_bytes(4, "big")
 
 
 def map_header(count: int) -> bytes:
-    """The header of a map of `count` pairs."""
+    """Make the header of a map of `count` pairs."""
     if count < 16:
         return (0x80 | count).to_bytes(1, "big")
     return b"\xde" + count.to_bytes(2, "big") if count < 0x1_0000 else b"\xdf" + count.to_bytes(4, "big")
 
 
 def str_header(size_bytes: int) -> bytes:
-    """The header of a string of `size_bytes` bytes of UTF-8."""
+    """Make the header of a string of `size_bytes` bytes of UTF-8."""
     if size_bytes < 32:
         return (0xA0 | size_bytes).to_bytes(1, "big")
     if size_bytes < 0x100:
@@ -238,7 +236,7 @@ def str_header(size_bytes: int) -> bytes:
 
 
 def pack_str(text: str) -> bytes:
-    """A string as MessagePack."""
+    """Pack a string as MessagePack."""
     return _pack(text)
 
 
@@ -246,22 +244,22 @@ def pack_str(text: str) -> bytes:
 
 
 def pack_float64(values: npt.NDArray[np.float64]) -> bytes:
-    """A 1-d array of floats as a MessagePack array, 9 bytes each."""
+    """Pack a 1-d array of floats as a MessagePack array, 9 bytes each."""
     return _pack_wide(0xCB, ">f8", values)
 
 
 def pack_int64(values: npt.NDArray[np.int64]) -> bytes:
-    """A 1-d array of signed integers as a MessagePack array, 9 bytes each."""
+    """Pack a 1-d array of signed integers as a MessagePack array, 9 bytes each."""
     return _pack_wide(0xD3, ">i8", values)
 
 
 def pack_uint64(values: npt.NDArray[np.uint64]) -> bytes:
-    """A 1-d array of unsigned integers as a MessagePack array, 9 bytes each."""
+    """Pack a 1-d array of unsigned integers as a MessagePack array, 9 bytes each."""
     return _pack_wide(0xCF, ">u8", values)
 
 
 def pack_values(values: Sequence[Any]) -> bytes:
-    """Any sequence of str, bytes, bool, int (int64 or uint64), float and None as a MessagePack array."""
+    """Pack any sequence of str, bytes, bool, int (int64 or uint64), float and None as a MessagePack array."""
     return _pack(values)
 
 

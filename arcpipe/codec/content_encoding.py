@@ -1,13 +1,13 @@
 """Content-Encoding: gzip, deflate and zstd bodies, decoded with a hard bound on what comes out.
 
-Knows of bytes only: not of HTTP messages, settings or threads. A body is decoded piece by piece, so that nothing is
-ever made that is larger than allowed by more than one piece, and so that the caller decides how long to stay at it.
+A body is decoded piece by piece: the output exceeds its bound by at most one piece, and the caller decides how long to
+go on. This module must not know HTTP messages, settings or threads.
 
 gzip (RFC 1952): one or several members; `x-gzip` is the same (RFC 9110 §8.4.1.3).
 deflate: the zlib format (RFC 1950), as RFC 9110 §8.4.1.2 says, and raw deflate (RFC 1951), as some clients send it.
 zstd (RFC 8878): one or several frames, skippable ones too, with windows up to 8 MB (RFC 9659).
 
-Whatever the coding, every byte belongs to it: bytes behind its end are refused. Checksums are verified.
+Bytes after the end of the encoded data are refused. Checksums are verified.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final, Literal, Protocol
 from isal import igzip_lib
 
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
+from arcpipe.units import KB
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -25,15 +26,15 @@ else:
     from backports import zstd
 
 Coding = Literal["gzip", "deflate", "zstd"]
-# What can be decoded, as an Accept-Encoding field lists it.
+# The codings that can be decoded, as an Accept-Encoding field lists them.
 ACCEPTED: Final = "gzip, deflate, zstd"
 
-# Input goes in and output comes out by pieces of these sizes.
-_INPUT_BYTES: Final = 64 << 10
-_OUTPUT_BYTES: Final = 256 << 10
-# What a call into the decompressor costs at least, in bytes of output that it could have made instead.
-_CALL_BYTES: Final = 4 << 10
-# Tools that write many members make them of 64 KB and more; without a bound a body could be millions of empty ones.
+# Bytes per piece of input, and of output.
+_INPUT_BYTES: Final = 64 * KB
+_OUTPUT_BYTES: Final = 256 * KB
+# The least cost of a call into the decompressor, in bytes of output that it could have made instead.
+_CALL_BYTES: Final = 4 * KB
+# Members or frames of a body: without a bound there could be millions of empty ones. Tools make them of 64 KB and more.
 _MAX_PARTS: Final = 10_000
 _WINDOW_LOG: Final = 23
 
@@ -46,10 +47,10 @@ _FRAME: Final = 0xFD2FB528
 
 
 def coding_of(field: bytes) -> Coding | None:
-    """The coding that a Content-Encoding field names; None for `identity` or nothing.
+    """Return the coding that a Content-Encoding field names; None for `identity` or nothing.
 
     Raises:
-        UnsupportedEncoding: it names another one, or several on top of each other, which no client needs.
+        UnsupportedEncoding: it names another one, or several, which no client needs.
     """
     coding = _NAMES.get(field)
     if coding is not None:
@@ -66,10 +67,10 @@ def coding_of(field: bytes) -> Coding | None:
 
 
 def decode(coding: Coding, data: bytes, max_bytes: int) -> bytes:
-    """The decoded body.
+    """Decode a whole body.
 
     Raises:
-        BadPayload: the data are damaged, truncated, or go on behind their end; the text says what and where.
+        BadPayload: the data are damaged, truncated, or go on after their end; the text says how and where.
         PayloadTooLarge: more than `max_bytes` would come out.
     """
     decoder = Decoder(coding, data, max_bytes)
@@ -79,7 +80,7 @@ def decode(coding: Coding, data: bytes, max_bytes: int) -> bytes:
 
 
 class _Decompressor(Protocol):
-    """What the decompressors of isal and zstd have in common, as those of the standard library have it."""
+    """The interface that the decompressors of isal, zstd and the standard library share."""
 
     @property
     def eof(self) -> bool: ...
@@ -94,7 +95,7 @@ class _Decompressor(Protocol):
 
 
 class Decoder:
-    """One body that is being decoded."""
+    """Decode one body, step by step."""
 
     def __init__(self, coding: Coding, data: bytes, max_bytes: int) -> None:
         self._coding = coding
@@ -109,7 +110,7 @@ class Decoder:
         self._size = 0
 
     def advance(self, budget_bytes: int) -> bool:
-        """Decodes until about so much more has come out; True when the body is whole.
+        """Decode about `budget_bytes` more of output. Returns True when the body is whole.
 
         Raises:
             BadPayload, PayloadTooLarge: as `decode` does.
@@ -134,14 +135,14 @@ class Decoder:
                 return False
 
     def decoded(self) -> bytes:
-        """All that came out."""
+        """Return the decoded body."""
         pieces = self._pieces
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _begin_part(self) -> _Decompressor:
         rest = self._data[self._position :]
         if self._parts and not _continues(self._coding, rest):
-            raise BadPayload(f"trailing bytes behind the {self._coding} data at byte {self._position}")
+            raise BadPayload(f"trailing bytes after the {self._coding} data at byte {self._position}")
         if self._parts == _MAX_PARTS:
             raise BadPayload(f"the body has more than {_MAX_PARTS} {self._coding} {_PARTS[self._coding]}s")
         self._parts += 1
@@ -184,12 +185,15 @@ def _decompressor(coding: Coding, data: memoryview) -> _Decompressor:
 
 
 def _has_zlib_header(data: memoryview) -> bool:
-    """RFC 1950 §2.2. Raw deflate begins so only with a stored block whose padding is not zero, as no encoder writes."""
+    """Tell zlib from raw deflate, by RFC 1950 §2.2.
+
+    Raw deflate begins like this only with a stored block whose padding is not zero; no encoder writes such a block.
+    """
     return len(data) >= 2 and data[0] & 0x8F == 0x08 and (data[0] << 8 | data[1]) % 31 == 0
 
 
 def _continues(coding: Coding, data: memoryview) -> bool:
-    """Whether what follows a whole part is another one, as far as its first bytes tell."""
+    """Tell by the first bytes whether another part (member, frame) follows."""
     if coding == "gzip":
         return data[:2].tobytes() == b"\x1f\x8b"
     if coding == "zstd":
@@ -199,7 +203,7 @@ def _continues(coding: Coding, data: memoryview) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The library's words without its front: "Error -6 Incorrect checksum found", "Unable to …: Data corruption"."""
+    """Cut the front off a library's text: "Error -6 Incorrect checksum found", "Unable to …: Data corruption"."""
     text = str(error).rpartition(": ")[2]
     if text.startswith("Error "):
         text = text.split(" ", 2)[-1]

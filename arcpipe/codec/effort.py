@@ -1,7 +1,7 @@
-"""What a body costs beyond its bytes: shapes and bad lines are counted, and others are given way to.
+"""The cost of a body beyond its bytes: count its shapes and bad lines, and let others run meanwhile.
 
-Whoever has a body encoded gives `check`, which encoding calls at least once a millisecond or so, between two steps
-each of which is bounded. It may do something else meanwhile, or end the encoding by an exception of its own.
+The caller of an encoder passes `check`. The encoder calls it about once a millisecond, between two bounded steps.
+`check` may do other work, or end the encoding by an exception of its own.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Final
 
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
-# A shape (measurement, tags, fields and their types) takes some 30 µs and becomes a columnar map of its own, whereas a
-# row of a known one takes 3 µs at most. Any body may have this many shapes.
+# Shapes (measurement, tags, fields and their types) that any body may have. A new one takes some 30 µs and becomes a
+# columnar map of its own; a row of a known one takes 3 µs at most.
 FREE_SHAPES: Final = 4096
-# Bytes of a larger body for each shape more.
+# Bytes of a body for each further shape.
 BYTES_PER_SHAPE: Final = 256
-# A bad line takes some 10 µs. Any body may have this many,
+# Bad lines that any body may have. Each takes some 10 µs.
 FREE_BAD_LINES: Final = 4096
-# and a larger one as many more as it has times this many bytes.
+# Bytes of a body for each further bad line.
 BYTES_PER_BAD_LINE: Final = 32
 
 
 def go_on() -> None:
-    """Give way to nobody: the `check` of whoever encodes a body for itself."""
+    """Do nothing: the `check` of a caller that has no other work."""
 
 
 class Effort:
-    """Counts what makes one body costly."""
+    """Count the shapes and bad lines of one body."""
 
     __slots__ = ("_bad_lines", "_shapes", "_size", "check")
 
@@ -38,7 +38,7 @@ class Effort:
         self._bad_lines = FREE_BAD_LINES + size_bytes // BYTES_PER_BAD_LINE
 
     def add_shape(self, weight: int = 1) -> None:
-        """A shape was found that the body had not before, or not for long.
+        """Count a shape that is new in the body, or was forgotten.
 
         Raises:
             PayloadTooLarge: the body has too many for its size.
@@ -57,7 +57,7 @@ class Effort:
         self._shapes += shapes
 
     def add_bad_line(self) -> None:
-        """A line was bad.
+        """Count a bad line.
 
         Raises:
             BadPayload: the body has too many for its size.

@@ -1,7 +1,7 @@
 """The payloads of WAL entries: one MessagePack value each -> columnar maps whose columns are still encoded.
 
-Reads envelopes and, through `arc_payloads`, the two payloads that an Arc installation leaves. This module only finds
-the columns; their values are the business of `codec.arrow`.
+Reads envelopes and, through `arc_payloads`, the two payloads that an Arc installation leaves. It only finds the
+columns; `codec.arrow` decodes their values.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from arcpipe.codec.rescued import unpack_value
 from arcpipe.errors import BadPayload
 
 
-class Entry(NamedTuple):
+class DecodedEntry(NamedTuple):
     """The content of an entry. `maps` are (database, columnar map); segment start and end have none."""
 
     meta: Meta
     maps: list[tuple[str, ColumnMap]]
 
 
-def decode_entry(payload: bytes | memoryview) -> Entry:
+def decode_entry(payload: bytes | memoryview) -> DecodedEntry:
     """Find the columnar maps of any payload in a WAL: an envelope, or one of the payloads of `arc_payloads`.
 
-    Raises BadPayload if it is none of them.
+    Raises BadPayload for any other payload.
     """
     if not payload:
         raise BadPayload("payload is empty")
     if arc_payloads.is_arc_payload(payload):
         arc = arc_payloads.decode(payload)
-        return Entry(
+        return DecodedEntry(
             Meta(), [(each.database, ColumnMap(each.measurement, each.columns, each.tags or None)) for each in arc]
         )
     try:
@@ -55,11 +55,11 @@ def decode_entry(payload: bytes | memoryview) -> Entry:
         raise BadPayload(f"payload is no envelope: {error}") from None
     body = envelope.body
     if envelope.kind == KIND_COLUMNAR and isinstance(body, ColumnMap):
-        return Entry(envelope.meta, [(envelope.database, body)])
+        return DecodedEntry(envelope.meta, [(envelope.database, body)])
     if envelope.kind == KIND_BATCH and isinstance(body, list):
-        return Entry(envelope.meta, [(envelope.database, columns) for columns in body])
+        return DecodedEntry(envelope.meta, [(envelope.database, columns) for columns in body])
     if envelope.kind in (KIND_START, KIND_END) and body is None:
-        return Entry(Meta(), [])
+        return DecodedEntry(Meta(), [])
     raise BadPayload(f"envelope of kind {envelope.kind} with a body that is not its own")
 
 
@@ -75,7 +75,7 @@ def batch_length(payload: bytes | memoryview) -> int:
 def batch_parts(payload: bytes | memoryview) -> Iterator[bytes]:
     """Make each map of a batch entry the payload of an entry of its own, one after the other.
 
-    Raises BadPayload, before the first of them, if they cannot be told from one another.
+    Raises BadPayload, before the first of them, if the maps cannot be found.
     """
     prefix, body = _prefix(payload)
     count, start = _length(payload, body, 0x90, 0xDC)
@@ -90,7 +90,7 @@ def batch_parts(payload: bytes | memoryview) -> Iterator[bytes]:
 def split_batch(payload: bytes | memoryview) -> list[bytes]:
     """Make each map of a batch entry the payload of an entry of its own; leave any other payload as it is.
 
-    One bad map then does not take the others of its entry along. Raises nothing.
+    So one bad map does not take the others of its entry along. Raises nothing.
     """
     try:
         return list(batch_parts(payload)) if batch_length(payload) else [bytes(payload)]
@@ -99,7 +99,7 @@ def split_batch(payload: bytes | memoryview) -> list[bytes]:
 
 
 def array_length(column: bytes | memoryview) -> tuple[int, int]:
-    """Return (values, bytes of its header) of a MessagePack array. Raises BadPayload if `column` is none."""
+    """Return (values, bytes of its header) of a MessagePack array. Raises BadPayload if `column` is no array."""
     return _length(column, 0, 0x90, 0xDC)
 
 
@@ -116,7 +116,11 @@ def _length(data: bytes | memoryview, pos: int, fix: int, wide: int) -> tuple[in
 
 
 def _prefix(payload: bytes | memoryview) -> tuple[bytes, int]:
-    """Make the front of a columnar envelope of this payload's database and meta; return it and the body's offset."""
+    """Make the part before the body of a columnar envelope with this payload's database and meta.
+
+    Returns:
+        That part, and the offset of the body in the payload.
+    """
     if payload[0] != ENVELOPE_MARK:
         raise BadPayload("payload is no envelope")
     database = value_end(payload, 1)

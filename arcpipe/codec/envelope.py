@@ -1,6 +1,6 @@
 """The envelope of a WAL entry's payload: `[kind, database, meta, body]`, in MessagePack.
 
-`arcpipe.wal` has the reference. Imports little: whoever reads or writes the WAL needs this.
+`arcpipe.wal` has the reference. This module imports little, as all that read or write the WAL need it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ColumnMap(msgspec.Struct, gc=False, omit_defaults=True):
 
 
 class Meta(msgspec.Struct, gc=False):
-    """The part of an envelope's meta that matters for conversion."""
+    """The part of an envelope's meta that conversion uses."""
 
     precision: str | None = None
     clock: int = 0  # µs to be added to the entry's timestamp for the time of day, where that was set back
@@ -49,8 +49,20 @@ class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
     body: ColumnMap | list[ColumnMap] | None
 
 
+class RawEnvelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """The four parts of any envelope; meta and body stay encoded."""
+
+    kind: int
+    database: str
+    meta: msgspec.Raw
+    body: msgspec.Raw
+
+
 decode_envelope: Final = msgspec.msgpack.Decoder(Envelope).decode
-"""The fast road: an Envelope, or an exception of any kind, after which `entries.decode_entry` tells what it is."""
+"""Decode an envelope, or raise an exception of any kind; `entries.decode_entry` then tells what the payload is."""
+
+decode_raw_envelope: Final = msgspec.msgpack.Decoder(RawEnvelope).decode
+"""Decode the parts of an envelope; raises what msgspec raises for other payloads."""
 
 
 def encode_entry(database: str, precision: str | None, columns: ColumnMap) -> bytes:

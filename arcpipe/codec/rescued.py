@@ -1,8 +1,8 @@
-"""Values that fit no column: read from MessagePack, written as JSON, read back. This is the reference of that JSON.
+"""Values that fit no column: read from MessagePack, written as JSON, read back. This text is the reference of the JSON.
 
 A row's odd values stand in the string column `_rescued_data` as one JSON object, `{column name: value, ...}`; the
 column is null where a row has none. JSON holds nil, booleans, integers up to 64 bits, finite floats (1 is an integer,
-1.0 a float), text, arrays and maps as they are. What it cannot hold is an object with one key that begins with `$`:
+1.0 a float), text, arrays and maps as they are. Anything else is an object with one key that begins with `$`:
 
     {"$base64": "..."}              binary
     {"$utf8_base64": "..."}         a string that is not valid UTF-8
@@ -14,7 +14,7 @@ column is null where a row has none. JSON holds nil, booleans, integers up to 64
     {"$msgpack": "..."}             base64 of an encoded array or map that is nested deeper than `MAX_DEPTH` or has more
                                     than `MAX_NESTED_BYTES`
 
-`rescued_json` writes the object of a row, `parse_rescued` reads it; between them no value is changed, but that a
+`rescued_json` writes the object of a row, `parse_rescued` reads it. No value changes between them, except that a
 float32 comes back as the float64 of the same value. This module must not know which values are odd, or why.
 """
 
@@ -41,12 +41,13 @@ from arcpipe.codec.messagepack.layout import (
     STRING,
 )
 from arcpipe.codec.messagepack.walk import value_end
+from arcpipe.units import MB
 
 MAX_DEPTH: Final = 100
-"""Arrays and maps within each other, at most, in a value that is written as JSON (orjson itself stops at 254)."""
+"""Deepest nesting of arrays and maps in a value that is written as JSON (orjson itself stops at 254)."""
 
-MAX_NESTED_BYTES: Final = 1 << 20
-"""Bytes, encoded, of an array or map that is written as JSON: as Python objects it may have a hundred times as many."""
+MAX_NESTED_BYTES: Final = MB
+"""Largest array or map that is written as JSON, in encoded bytes: Python objects may take a hundred times more."""
 
 
 class InvalidText(NamedTuple):
@@ -56,7 +57,7 @@ class InvalidText(NamedTuple):
 
 
 class Timestamp(NamedTuple):
-    """A MessagePack timestamp extension, in whichever of its three sizes it came."""
+    """A MessagePack timestamp extension, of any of its three sizes."""
 
     ns: int
 
@@ -74,24 +75,24 @@ class Pairs(NamedTuple):
     items: tuple[tuple[Any, Any], ...]
 
 
-class Encoded(NamedTuple):
+class StillEncoded(NamedTuple):
     """An array or map nested deeper than `MAX_DEPTH`, or of more than `MAX_NESTED_BYTES`, still encoded."""
 
     data: bytes
 
 
 def unpack_value(element: bytes) -> Any:
-    """One whole MessagePack value as Python: None, bool, int, float, str, bytes, list, dict or a class of this module.
+    """Decode one MessagePack value: None, bool, int, float, str, bytes, list, dict or a class of this module.
 
     Raises BadPayload if it is not whole.
     """
     value_end(element, 0)
     if len(element) > MAX_NESTED_BYTES and KIND[element[0]] in (ARRAY, MAP):
-        return Encoded(element)
+        return StillEncoded(element)
     try:
         return _unpack(element, 0, 0)[0]
     except _TooDeep:
-        return Encoded(element)
+        return StillEncoded(element)
 
 
 class _TooDeep(Exception):
@@ -162,12 +163,12 @@ def _ext(code: int, data: bytes) -> Timestamp | Ext:
 
 
 def rescued_json(values: Mapping[str, Any]) -> bytes:
-    """The content of `_rescued_data` for a row: its odd values (see `unpack_value`) by column name."""
+    """Write the content of `_rescued_data` for a row: its odd values (see `unpack_value`) by column name."""
     return orjson.dumps({name: _to_json(value) for name, value in values.items()})
 
 
 def parse_rescued(text: str | bytes) -> dict[str, Any]:
-    """The values by column name that `rescued_json` wrote."""
+    """Read the values of a row, by column name, from the content of `_rescued_data`."""
     return {name: _from_json(value) for name, value in orjson.loads(text).items()}
 
 
@@ -201,7 +202,7 @@ def _to_tagged(value: Any) -> dict[str, Any]:
             return {"$ext": [code, _base64(data)]}
         case Pairs(items):
             return {"$map": [[_to_json(key), _to_json(item)] for key, item in items]}
-        case Encoded(data):
+        case StillEncoded(data):
             return {"$msgpack": _base64(data)}
     raise TypeError(f"{type(value).__name__} is no MessagePack value")
 
@@ -225,7 +226,7 @@ _FROM_TAG: Final[dict[str, Callable[[Any], Any]]] = {
     "$time_ns": lambda ns: Timestamp(int(ns)),
     "$ext": lambda pair: Ext(pair[0], base64.b64decode(pair[1])),
     "$map": lambda items: _map([_from_json(key) for key, _ in items], [_from_json(item) for _, item in items]),
-    "$msgpack": lambda text: Encoded(base64.b64decode(text)),
+    "$msgpack": lambda text: StillEncoded(base64.b64decode(text)),
 }
 
 

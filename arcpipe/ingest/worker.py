@@ -58,8 +58,7 @@ from arcpipe.ingest.http.tracing import NotingAuth, kinds
 from arcpipe.ingest.stand_in import StandIn
 from arcpipe.logs.line_writer import LineWriter
 from arcpipe.wal import findings
-from arcpipe.wal.directory import Node as NodeIdentity
-from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.directory import NodeIdentity, WALDirectory
 from arcpipe.wal.findings import LOST_RECORDS, Finding
 from arcpipe.wal.group_commit import group_commit
 from arcpipe.wal.writer import WALOptions, WALWriter

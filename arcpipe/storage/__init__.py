@@ -1,4 +1,4 @@
-"""Object stores behind one small protocol: a local directory, or S3 and servers that speak its protocol.
+"""Object stores with one small protocol: a local directory, or S3 and servers that speak its protocol.
 
     store = open_store("s3://bucket/prefix", settings.storage.s3)
     await store.put("production/cpu/file.parquet", blob)     # durable when it returns
@@ -29,7 +29,7 @@ _LEAST_THREADS: Final = 8
 
 
 def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> ObjectStore:
-    """Open the store behind `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
+    """Open the store at `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
 
     Does no I/O and needs no event loop. A store connects at its first use, and belongs to the event loop of that use.
     The caller closes it.

@@ -34,6 +34,7 @@ from typing import TypeVar
 
 from arcpipe.errors import StorageError
 from arcpipe.storage.base import Blob, read_exactly, require_key
+from arcpipe.units import KB
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ _TEMP_NAME = re.compile(r"put-[0-9a-f]{32}\.tmp")
 
 # Bytes per write(2). Cancellation is checked between writes. Each write is flushed before the next, so that a sync of
 # the WAL on the same disk never waits for a whole object.
-_WRITE_BYTES = 256 << 10
+_WRITE_BYTES = 256 * KB
 
 _SYNC_FILE_RANGE = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
 _START_AND_WAIT = 2 | 4  # SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER

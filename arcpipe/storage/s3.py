@@ -20,11 +20,10 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
 from arcpipe.storage.base import Blob, MemoryBlob, require_key
-from arcpipe.storage.s3_client import MIB, Client, Requests
+from arcpipe.storage.s3_client import Requests, S3Client
 from arcpipe.storage.s3_errors import S3Error
 from arcpipe.storage.s3_multipart import Parts, PartwisePut, abort_upload, begin_upload
-
-__all__ = ["MIB", "S3Store"]
+from arcpipe.units import MB
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +46,8 @@ class S3Store:
         prefix: str,
         options: StorageS3,
         *,
-        multipart_threshold_bytes: int = 64 * MIB,
-        part_bytes: int = 16 * MIB,
+        multipart_threshold_bytes: int = 64 * MB,
+        part_bytes: int = 16 * MB,
         parallel_parts: int = 4,
         part_tries: int = 4,
         part_pause_seconds: float = 0.5,
@@ -84,7 +83,7 @@ class S3Store:
             read_timeout_seconds=read_timeout_seconds,
         )
         self._connecting = asyncio.Lock()
-        self._client: Client | None = None
+        self._client: S3Client | None = None
         self._looking = asyncio.Lock()  # held while the object of `_sees_objects` exists
         # Multipart uploads that could not be aborted, by the name of their object. Its next put retries that.
         self._left_open: dict[str, set[str]] = {}
@@ -140,7 +139,7 @@ class S3Store:
             except S3Error as error:
                 if not (s3_errors.is_denied(error) or s3_errors.is_not_offered(error)):
                     raise
-                log.warning("multipart uploads of %s that a former try left open, if any, stay: %s", name, error)
+                log.warning("multipart uploads of %s that an earlier try left open, if any, stay: %s", name, error)
             for upload_id in found:
                 await self._abort(client, name, upload_id)
             return len(found)
@@ -186,7 +185,7 @@ class S3Store:
         await asyncio.to_thread(self._requests.executor.shutdown)
 
     @asynccontextmanager
-    async def _connected(self, action: str, name: str) -> AsyncIterator[Client]:
+    async def _connected(self, action: str, name: str) -> AsyncIterator[S3Client]:
         """Lend the client. It is made at the first use, and anew after its credentials were refused."""
         async with self._connecting:
             if self._client is None:
@@ -211,7 +210,7 @@ class S3Store:
 
     # Uploads in parts.
 
-    async def _put_in_parts(self, client: Client, name: str, blob: Blob) -> None:
+    async def _put_in_parts(self, client: S3Client, name: str, blob: Blob) -> None:
         for upload_id in list(self._left_open.get(name, ())):
             await self._abort_if_possible(client, name, upload_id)
         upload_id = await begin_upload(client, name, self._encryption)
@@ -221,7 +220,7 @@ class S3Store:
             await self._abort_if_possible(client, name, upload_id)
             raise
 
-    async def _abort(self, client: Client, name: str, upload_id: str) -> None:
+    async def _abort(self, client: S3Client, name: str, upload_id: str) -> None:
         """Abort an upload, and remember it until that has succeeded."""
         if name in self._left_open or len(self._left_open) < _MAX_LEFT_OPEN:
             self._left_open.setdefault(name, set()).add(upload_id)
@@ -231,13 +230,13 @@ class S3Store:
             if not left:
                 del self._left_open[name]
 
-    async def _abort_if_possible(self, client: Client, name: str, upload_id: str) -> None:
+    async def _abort_if_possible(self, client: S3Client, name: str, upload_id: str) -> None:
         try:
             await self._abort(client, name, upload_id)
         except StorageError as error:
             log.warning("a multipart upload of %s stays open: %s", name, error)
 
-    async def _abort_abandoned(self, client: Client) -> None:
+    async def _abort_abandoned(self, client: S3Client) -> None:
         """Abort the uploads that crashes left under our prefix. Best effort: they cost space and no more."""
         before = datetime.now(UTC) - _ABANDONED_AFTER
         try:
@@ -252,7 +251,7 @@ class S3Store:
 
     # Single steps.
 
-    async def _delete(self, client: Client, name: str, **version: str) -> str | None:
+    async def _delete(self, client: S3Client, name: str, **version: str) -> str | None:
         """Delete an object. A missing object is no error.
 
         Returns:
@@ -267,7 +266,7 @@ class S3Store:
             return None
         return answer.get("VersionId") if answer.get("DeleteMarker") else None
 
-    async def _check_delete(self, client: Client, name: str) -> None:
+    async def _check_delete(self, client: S3Client, name: str) -> None:
         """Delete a missing object, and then the delete marker that a bucket with versions makes."""
         marker = await self._delete(client, name)
         if marker:
@@ -276,7 +275,7 @@ class S3Store:
             except S3Error as error:
                 log.debug("the delete marker of %s stays: %s", name, error)
 
-    async def _delete_version(self, client: Client, name: str, version: str | None) -> None:
+    async def _delete_version(self, client: S3Client, name: str, version: str | None) -> None:
         """Delete an object that we made. In a bucket with versions delete the version, so that nothing stays."""
         if version:
             try:
@@ -286,7 +285,7 @@ class S3Store:
                 log.debug("version %s of %s stays: %s", version, name, error)
         await self._delete(client, name)
 
-    async def _check_head(self, client: Client, name: str) -> None:
+    async def _check_head(self, client: S3Client, name: str) -> None:
         """Look for a missing object."""
         try:
             await client.call("look for", "head_object", {"Key": name})
@@ -297,7 +296,7 @@ class S3Store:
             elif error.status != 404:
                 raise
 
-    async def _sees_objects(self, client: Client) -> bool:
+    async def _sees_objects(self, client: S3Client) -> bool:
         """Tell if we are allowed to look for an existing object. Writes one to find out, and deletes it."""
         name = self._prefix + _LOOK_KEY
         content = await client.content(MemoryBlob(b""), 0, 0)
@@ -313,7 +312,7 @@ class S3Store:
                 await self._delete_version(client, name, answer.get("VersionId"))
             return True
 
-    async def _require_bucket(self, client: Client, name: str) -> None:
+    async def _require_bucket(self, client: S3Client, name: str) -> None:
         """Raise if the bucket is missing. A 404 to a HEAD has no body, so it does not say which one is missing.
 
         Raises:

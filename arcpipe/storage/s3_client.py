@@ -32,8 +32,7 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
 from arcpipe.storage.base import Blob, MemoryBlob, read_exactly
-
-MIB: Final = 1 << 20
+from arcpipe.units import MB
 
 # Bytes per write to the connection: large enough to cost little, small enough to notice a peer that stopped reading.
 _CHUNK_BYTES: Final = 512 * 1024
@@ -66,7 +65,7 @@ class Requests:
         """Describe the place of an object for the text of an error."""
         return f"s3://{self.bucket}/{name} at {self.endpoint}"
 
-    async def connect(self) -> Client:
+    async def connect(self) -> S3Client:
         """Make a client. This looks for credentials, and may ask the instance's role or a token service."""
         options = self._options
         session = get_session()
@@ -95,7 +94,7 @@ class Requests:
         self.endpoint = client.meta.endpoint_url
         wanted = session.get_config_variable("request_checksum_calculation") or "when_supported"
         checksums = wanted.lower() != "when_required"
-        return Client(self, client, context, checksums, not checksums or self.endpoint.startswith("http:"))
+        return S3Client(self, client, context, checksums, not checksums or self.endpoint.startswith("http:"))
 
     def _socket(self, address: tuple[int, int, int, str, Any]) -> socket.socket:
         """Make a socket for the HTTP client, with TCP_USER_TIMEOUT.
@@ -109,7 +108,7 @@ class Requests:
         return made
 
 
-class Client:
+class S3Client:
     """One SDK client, and the number of operations that use it. It is closed when it is retired and unused."""
 
     def __init__(self, shared: Requests, sdk_client: Any, context: Any, checksums: bool, signs_bodies: bool) -> None:
@@ -316,8 +315,8 @@ def _digests(blob: Blob, offset: int, length: int, signed: bool) -> tuple[int, s
     """Compute the CRC32 of a range of the blob, and its part of the signature."""
     crc = 0
     sha256 = hashlib.sha256()
-    for position in range(offset, offset + length, MIB):
-        data = read_exactly(blob, position, min(MIB, offset + length - position))
+    for position in range(offset, offset + length, MB):
+        data = read_exactly(blob, position, min(MB, offset + length - position))
         crc = crc32(data, crc)
         if signed:
             sha256.update(data)

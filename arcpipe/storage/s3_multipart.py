@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
 from arcpipe.storage.base import Blob
-from arcpipe.storage.s3_client import MIB, Client
+from arcpipe.storage.s3_client import S3Client
+from arcpipe.units import MB
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +44,13 @@ class Parts:
     many parts are not sent again at the same moment.
     """
 
-    part_bytes: int = 16 * MIB
+    part_bytes: int = 16 * MB
     parallel: int = 4  # parts at the same time
     tries: int = 4  # of each part, and of the completion
     pause_seconds: float = 0.5  # before the second try
 
 
-async def begin_upload(client: Client, name: str, parameters: dict[str, str]) -> str:
+async def begin_upload(client: S3Client, name: str, parameters: dict[str, str]) -> str:
     """Begin an upload and return its id."""
     checksum = {"ChecksumAlgorithm": "CRC32"} if client.checksums else {}
     answer = await client.call("write", "create_multipart_upload", {"Key": name, **parameters, **checksum})
@@ -59,7 +60,7 @@ async def begin_upload(client: Client, name: str, parameters: dict[str, str]) ->
     return upload_id
 
 
-async def abort_upload(client: Client, name: str, upload_id: str) -> None:
+async def abort_upload(client: S3Client, name: str, upload_id: str) -> None:
     """Abort an upload. A missing upload is no error.
 
     Raises:
@@ -79,7 +80,7 @@ async def abort_upload(client: Client, name: str, upload_id: str) -> None:
 class PartwisePut:
     """One blob that is sent as the parts of an upload that was begun."""
 
-    def __init__(self, client: Client, name: str, upload_id: str, blob: Blob, how: Parts) -> None:
+    def __init__(self, client: S3Client, name: str, upload_id: str, blob: Blob, how: Parts) -> None:
         self._client = client
         self._name = name
         self._upload = {"Key": name, "UploadId": upload_id}

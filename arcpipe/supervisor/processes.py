@@ -17,7 +17,7 @@ from arcpipe.ingest.worker import IngestWorker
 from arcpipe.supervisor.child import Child, Pulse, fork
 from arcpipe.supervisor.listeners import Listeners
 from arcpipe.supervisor.signals import SIGNALS
-from arcpipe.wal.directory import Node, WALDirectory
+from arcpipe.wal.directory import NodeIdentity, WALDirectory
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
@@ -55,7 +55,7 @@ class Processes:
         self._watchdog_seconds = watchdog_seconds
         self._close_inherited = close_inherited
 
-    def uploader(self, directory: WALDirectory, node: Node) -> Child:
+    def uploader(self, directory: WALDirectory, node: NodeIdentity) -> Child:
         """Return the slot of the uploader."""
         block = self._counters.uploader
         pulses = [
@@ -66,7 +66,7 @@ class Processes:
             "uploader", lambda: self._fork_uploader(directory, node), lambda: bool(block[Uploader.PID]), pulses
         )
 
-    def worker(self, slot: int, node: Node, last_timestamp: Callable[[int], int]) -> Child:
+    def worker(self, slot: int, node: NodeIdentity, last_timestamp: Callable[[int], int]) -> Child:
         """Return a slot of a worker.
 
         Args:
@@ -85,7 +85,7 @@ class Processes:
         """Limit a timeout to a third of the watchdog's, so that a hung child is replaced before the watchdog acts."""
         return min(seconds, self._watchdog_seconds / 3)
 
-    def _fork_worker(self, slot: int, node: Node, last_timestamp: Callable[[int], int]) -> int:
+    def _fork_worker(self, slot: int, node: NodeIdentity, last_timestamp: Callable[[int], int]) -> int:
         block = self._counters.worker(slot)
         block[Worker.PID] = block[Worker.SEGMENT_FIRST_US] = 0  # the former worker's segment has no writer any more
         access = self._changeable.access()  # before the fork: a reload after it is news to the worker
@@ -99,7 +99,7 @@ class Processes:
 
         return self.fork(f"ingest {slot}", work)
 
-    def _fork_uploader(self, directory: WALDirectory, node: Node) -> int:
+    def _fork_uploader(self, directory: WALDirectory, node: NodeIdentity) -> int:
         # Imported in this process and not in the child, so that a later uploader is of this version, too, even if
         # another one is installed by then. Not imported at the top, because workers start first and need not wait.
         from arcpipe.upload.uploader import run

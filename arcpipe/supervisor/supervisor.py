@@ -48,8 +48,7 @@ from arcpipe.supervisor.signals import SIGNALS
 from arcpipe.supervisor.slots import Slots
 from arcpipe.supervisor.startup import LOCK, cannot_start, counters_for
 from arcpipe.supervisor.upgrade import Former, Trial
-from arcpipe.wal.directory import Node as NodeIdentity
-from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.directory import NodeIdentity, WALDirectory
 from arcpipe.wal.recovery import recover_at_start, remove_recovered
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """Bounds of the conversion of a batch, in one frozen struct that is an argument: tests pass a smaller one.
 
-A bound in bytes of memory is held against costs, which are estimates: `DECODED_BYTES` for each value, and those that
-`collected_tables` adds for what holds the values. What goes into which file depends on these bounds; a batch that is
-done again has to be done with the same ones.
+Bounds in bytes of memory apply to estimated costs: `DECODED_BYTES` for each value, and the costs that
+`collected_tables` adds for the objects that hold the values. The content of each file depends on these bounds, so a
+batch that is done again has to be done with the same ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from arcpipe.config.settings import MB
+from arcpipe.units import MB
 
 DECODED_BYTES: Final = 8
 """Cost of a value once it is decoded, even if it was encoded in fewer bytes."""
@@ -31,7 +31,7 @@ class Budget:
     compact_entry_bytes: int = 4_096  # payload from which on an entry stays a view: copying costs more than it saves
     compact_early_entries: int = 4  # entries that make it worth doing when memory is short
 
-    # A batch entry with more maps and more bytes than this is read map by map.
+    # Batch entries with more maps and more bytes than these are decoded one map at a time.
     whole_batch_maps: int = 64
     whole_batch_bytes: int = 4 * MB
 

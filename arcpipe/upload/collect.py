@@ -1,11 +1,11 @@
 """The entries of one batch -> Parquet files.
 
-The calling thread reads the entries' envelopes and collects their columns by table (`collected_tables`); everything
-after that is done by a pool of threads (`conversion_jobs`). Everything is bounded: the collected entries, what the pool
-has in hand (`Budget`), open files (`OpenFiles`) and, in `SpoolMemory`, finished bytes.
+The calling thread reads the entries' envelopes and collects their columns by table (`collected_tables`). A pool of
+threads converts and writes them (`conversion_jobs`). Everything is bounded: collected entries and jobs (`Budget`), open
+files (`OpenFiles`) and finished bytes (`SpoolMemory`).
 
-What goes into which file follows from the entries, their order and these bounds. Never from time, threads or memory
-that happens to be free: doing a batch again makes the same files.
+The content of each file follows from the entries, their order and these bounds, never from time, threads or free
+memory: a batch that is done again makes the same files.
 
 This module must not know the WAL, object stores or an event loop.
 """
@@ -27,7 +27,8 @@ from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters, OnDeadLetter
 from arcpipe.upload.keys import Layout
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles
-from arcpipe.upload.parquet import FileSettings, OnFile
+from arcpipe.upload.parquet import OnFile
+from arcpipe.upload.parquet_file import FileSettings
 from arcpipe.upload.schema import SchemaRegistry, TableName, TableSchema
 from arcpipe.upload.spool import SpoolMemory
 
@@ -47,7 +48,7 @@ class WriterFailed(ArcpipeError):
         others = f" and of {len(reasons) - 1} other tables" if len(reasons) > 1 else ""
         super().__init__(
             f"the Parquet writer refuses rows of {measurement!r} in database {database!r}{others}: "
-            f"{reasons[self.table]}. What it refuses will be kept as dead letters"
+            f"{reasons[self.table]}. Refused entries will be kept as dead letters"
         )
 
 
@@ -57,7 +58,7 @@ class BatchTables:
     Use it in a `with` block, whose end waits for the threads. `add` and `finish` are for one thread and may block while
     the pool is busy; they raise what a callback or a full disk raised in the pool. The callbacks are called from
     several threads, `on_dead_letter` never twice at once; they may block. After `finish`, `rows`, `rescued`,
-    `dead_letters` and `schema_changes` tell what became of the batch.
+    `dead_letters` and `schema_changes` have the results.
     """
 
     def __init__(
@@ -79,9 +80,9 @@ class BatchTables:
 
         Args:
             spool: the directory for finished bytes that are too many for memory.
-            careful: the tables whose rows the Parquet writer refused in an earlier pass; unknown ones do no harm.
+            careful: the tables whose rows the Parquet writer refused in an earlier pass; unknown ones are ignored.
 
-        Files depend on `careful`, `open_files` and `budget`: every pass that is to make the same files gets the same.
+        Files depend on `careful`, `open_files` and `budget`: pass the same ones to get the same files.
         """
         self.schema_changes: list[TableSchema] = []
         """The tables that `registry.apply` is to take over, once the batch is uploaded."""
@@ -126,7 +127,7 @@ class BatchTables:
     def add(self, timestamp_us: int, payload: bytes | memoryview, origin: object) -> None:
         """Take a WAL entry. `origin` is the caller's name of it, for dead letters.
 
-        The memory of `payload` must not change as long as there are references to it, which is for a while.
+        The memory of `payload` must not change while there are references to it, which may be long.
         """
         if self._jobs.error is not None:
             raise self._jobs.error
@@ -142,7 +143,7 @@ class BatchTables:
                 return
         try:
             envelope = decode_envelope(payload)
-        except Exception:  # decode_entry finds out what it is
+        except Exception:  # decode_entry finds out the reason
             self._add_unusual(timestamp_us, payload, origin)
             return
         body = envelope.body
@@ -158,7 +159,7 @@ class BatchTables:
             self._add_unusual(timestamp_us, payload, origin)
 
     def _add_unusual(self, timestamp_us: int, payload: bytes | memoryview, origin: object) -> None:
-        """Take what only the slow road can read: Arc's payloads, deep nesting, and a batch with a part that is bad."""
+        """Take a payload that only the slow road can read: Arc's, a deeply nested one, or a batch with a bad part."""
         try:
             entry = decode_entry(payload)
         except BadPayload as error:

@@ -1,7 +1,7 @@
-"""Collect the columnar maps of a batch by table and shape, and decide when which of them are converted.
+"""Collect the columnar maps of a batch by table and shape, and decide when they are converted.
 
 Maps of one shape make a group, and the groups of a measurement a table. A table is handed to `conversion_jobs` when it
-has as many rows as a row group, when it or all tables together cost too much memory, and at the end. All of this is for
+has enough rows for a row group, when it or all tables together cost too much memory, and at the end. All of this is for
 one thread, and follows from the order and the sizes of the maps alone.
 
 This module must not know envelopes, the WAL, Arrow or object stores.
@@ -21,36 +21,36 @@ from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, TableOutput
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
 from arcpipe.upload.open_files import OpenFiles, Quota
 from arcpipe.upload.schema import SchemaRegistry, TableName, TableSchema
-from arcpipe.upload.staging import Group, Misfit, Piece, Shape, Staged, entry_payload, whole_piece
+from arcpipe.upload.staging import EntryGroup, EntryShape, Misfit, Piece, Staged, entry_payload, whole_piece
 
-# Bytes of memory that an entry costs besides its values: while it is staged, and once it is compacted.
+# Bytes of memory that an entry, and each column of it, costs besides its values: first staged, then compacted.
 _STAGED_ENTRY: Final = 200
 _STAGED_COLUMN: Final = 80
 _COMPACT_ENTRY: Final = 100
 _COMPACT_COLUMN: Final = 4
-# Bytes that the first entry of a shape costs besides that: names, and the places of columns.
+# Bytes that the first entry of a shape, and each column of it, costs besides: names, and places of columns.
 _SHAPE: Final = 1_000
 _SHAPE_COLUMN: Final = 250
-# Bytes that each piece of compacted entries costs besides its values.
+# Bytes that each piece of compacted entries, and each column of it, costs besides its values.
 _PIECE: Final = 500
 _PIECE_COLUMN: Final = 350
-# Bytes of JSON, at most, that a column costs per row besides its name, should its values be rescued.
+# Most bytes of JSON that a column costs per row besides its name, should its values be rescued.
 _RESCUED_COLUMN: Final = 16
 
-_NO_ARRAY: Final = 0xC1  # the marker that MessagePack never uses
+_NO_ARRAY: Final = 0xC1  # a marker that MessagePack never uses
 _NO_VIEW: Final = memoryview(b"")
 
 _GroupKey: TypeAlias = tuple[object, ...]
 
 
-class _Table:
+class _CollectedTable:
     """The collected entries of one (database, measurement), and their output. There may be 100,000 of these."""
 
     __slots__ = ("cost", "flushed", "groups", "max_rows", "names", "output", "quota", "rows")
 
     def __init__(self, output: TableOutput) -> None:
         self.output = output
-        self.groups: dict[_GroupKey, Group] = {}
+        self.groups: dict[_GroupKey, EntryGroup] = {}
         self.names: set[str] = set()
         self.rows = 0
         self.max_rows = 0
@@ -80,10 +80,12 @@ class CollectedTables:
         self._row_group_rows = row_group_rows
         self._careful = frozenset(careful)
 
-        self._tables: dict[TableName, _Table] = {}
-        self._groups: dict[_GroupKey, tuple[_Table, Group]] = {}
+        self._tables: dict[TableName, _CollectedTable] = {}
+        self._groups: dict[_GroupKey, tuple[_CollectedTable, EntryGroup]] = {}
         self._cost = 0
-        self._with_files: OrderedDict[_Table, None] = OrderedDict()  # granted open files; used longest ago first
+        self._with_files: OrderedDict[_CollectedTable, None] = (
+            OrderedDict()
+        )  # granted open files; used longest ago first
 
     def add(
         self,
@@ -119,7 +121,7 @@ class CollectedTables:
             if not rows:
                 return
         if found is None:
-            found = self._new_group(key, Shape(database, precision, columns), rows)
+            found = self._new_group(key, EntryShape(database, precision, columns), rows)
         table, group = found
         width = len(arrays)
         decoded = DECODED_BYTES * rows * width
@@ -145,7 +147,7 @@ class CollectedTables:
             self._relieve()
 
     def release(self) -> None:
-        """Let go of old payloads, so that views of a few bytes do not keep whole segments in memory."""
+        """Release old payloads, so that views of a few bytes do not keep whole segments in memory."""
         for _, group in self._groups.values():
             group.release()
 
@@ -162,16 +164,16 @@ class CollectedTables:
         self._flush_small(small)
 
     def schemas(self) -> Iterator[TableSchema]:
-        """The schema of each table, once all jobs are done."""
+        """Yield the schema of each table, once all jobs are done."""
         return (table.output.schema for table in self._tables.values())
 
     def abort(self) -> None:
-        """Let go of the files that are open, once all jobs are done."""
+        """Abort the files that are open, once all jobs are done."""
         for table in self._tables.values():
             table.output.writers.abort()
 
     def _count_rows(self, database: str, precision: str | None, columns: ColumnMap, origin: object, part: int) -> int:
-        """Count the rows of any columnar map; one whose columns cannot be rows is a dead letter, and has none."""
+        """Count the rows of any columnar map. One without valid rows becomes a dead letter, and has 0."""
         try:
             return _rows(columns)
         except BadPayload as error:
@@ -181,18 +183,18 @@ class CollectedTables:
 
     # New groups
 
-    def _new_group(self, key: _GroupKey, shape: Shape, rows: int) -> tuple[_Table, Group]:
+    def _new_group(self, key: _GroupKey, shape: EntryShape, rows: int) -> tuple[_CollectedTable, EntryGroup]:
         name = shape.database, shape.measurement
         table = self._tables.get(name)
         if table is None:
             output = self._jobs.output(self._registry.draft(*name), name in self._careful)
-            table = self._tables[name] = _Table(output)
+            table = self._tables[name] = _CollectedTable(output)
         # Rows without the new columns get nulls there.
         if table.rows and table.rows + rows > self._max_rows(table.names.union(shape.index)):
             self._flush(table)
         table.names.update(shape.index)
         table.max_rows = self._max_rows(table.names)
-        group = table.groups[key] = Group(shape)
+        group = table.groups[key] = EntryGroup(shape)
         self._groups[key] = table, group
         cost = _SHAPE + _SHAPE_COLUMN * len(shape.index)
         table.cost += cost
@@ -200,13 +202,13 @@ class CollectedTables:
         return table, group
 
     def _max_rows(self, names: set[str]) -> int:
-        """The rows at which a table of these columns is converted."""
+        """Compute the rows at which a table of these columns is converted."""
         return min(self._row_group_rows, self._budget.table_bytes // (DECODED_BYTES * len(names)) or 1)
 
     # Entries above `table_bytes`
 
-    def _add_large(self, table: _Table, shape: Shape, entry: Staged) -> None:
-        """Convert one enormous entry slice by slice, with nothing else in memory that can wait or be let go of."""
+    def _add_large(self, table: _CollectedTable, shape: EntryShape, entry: Staged) -> None:
+        """Convert one enormous entry slice by slice, with as little else in memory as possible."""
         for other, group in self._groups.values():
             self._compact(other, group)
         self._grant_files(table)
@@ -218,9 +220,9 @@ class CollectedTables:
             _, _, origin, part, *raws = entry
             self._letters.add_misfit(shape, Misfit(origin, part, entry_payload(shape, raws), str(error)))
         self._take(table)  # nothing but shapes, which have a cost
-        self._jobs.wait()  # the memory of the payload is let go of
+        self._jobs.wait()  # then nothing refers to the payload
 
-    def _submit_slices(self, table: _Table, shape: Shape, piece: Piece) -> None:
+    def _submit_slices(self, table: _CollectedTable, shape: EntryShape, piece: Piece) -> None:
         budget = self._budget
         width = len(shape.index)
         row_cost = DECODED_BYTES * width
@@ -229,7 +231,7 @@ class CollectedTables:
         for part in piece.slices(max(1, most), budget.slice_bytes):
             if self._jobs.error is not None:
                 break
-            group = Group(shape)
+            group = EntryGroup(shape)
             group.hold(part)
             size = sum(len(column.data) for column in part.columns)
             cost = max(size, row_cost * part.total_rows) + _PIECE + _PIECE_COLUMN * width
@@ -237,7 +239,7 @@ class CollectedTables:
 
     # Memory
 
-    def _compact(self, table: _Table, group: Group) -> None:
+    def _compact(self, table: _CollectedTable, group: EntryGroup) -> None:
         entries, width, pieces = len(group.staged), len(group.shape.index), len(group.pieces)
         for misfit in group.compact():
             self._letters.add_misfit(group.shape, misfit)
@@ -247,7 +249,7 @@ class CollectedTables:
         self._cost -= saved
 
     def _relieve(self) -> None:
-        """Make the collected entries smaller, or fewer: tables that cost most first."""
+        """Compact the collected entries, or convert those of the tables that cost most."""
         budget = self._budget
         for table, group in self._groups.values():
             if len(group.staged) >= budget.compact_early_entries:
@@ -269,14 +271,14 @@ class CollectedTables:
 
     # To the pool
 
-    def _flush(self, table: _Table) -> None:
+    def _flush(self, table: _CollectedTable) -> None:
         """Hand a table's collected entries to the pool; its files stay open for more."""
         self._grant_files(table)
         width = len(table.names)
         groups, cost = self._take(table)
         self._submit(table, groups, cost, width)
 
-    def _flush_small(self, tables: Iterable[_Table]) -> None:
+    def _flush_small(self, tables: Iterable[_CollectedTable]) -> None:
         """Hand the collected entries of small tables to the pool, many in a job, which finishes their files."""
         bundle: Bundle = []
         cost = 0
@@ -290,7 +292,7 @@ class CollectedTables:
         if bundle:
             self._jobs.submit_bundle(bundle, cost)
 
-    def _take(self, table: _Table) -> tuple[list[Group], int]:
+    def _take(self, table: _CollectedTable) -> tuple[list[EntryGroup], int]:
         groups, cost = list(table.groups.values()), table.cost
         for key in table.groups:
             del self._groups[key]
@@ -300,12 +302,14 @@ class CollectedTables:
         table.rows = table.cost = 0
         return groups, cost
 
-    def _submit(self, table: _Table, groups: list[Group], cost: int, width: int, *, close: bool = False) -> None:
+    def _submit(
+        self, table: _CollectedTable, groups: list[EntryGroup], cost: int, width: int, *, close: bool = False
+    ) -> None:
         self._jobs.submit(table.output, groups, cost, width, table.quota, close=close)
 
     # Shares of the open files
 
-    def _grant_files(self, table: _Table) -> None:
+    def _grant_files(self, table: _CollectedTable) -> None:
         """Give a table its share of the open files."""
         table.flushed = True
         self._with_files[table] = None
@@ -318,8 +322,8 @@ class CollectedTables:
         for other in self._with_files:
             self._set_quota(other, quota)
 
-    def _shrink_files(self, table: _Table) -> None:
-        """Leave little memory to open files: an enormous entry of this table is next."""
+    def _shrink_files(self, table: _CollectedTable) -> None:
+        """Leave little memory to open files, because an enormous entry of this table is next."""
         count = len(self._with_files)
         quota = self._open_files.quota(count)
         self._set_quota(table, quota._replace(cost=min(quota.cost, self._open_files.file_cost)))
@@ -327,7 +331,7 @@ class CollectedTables:
             if other is not table:
                 self._set_quota(other, quota._replace(cost=self._open_files.cost_beside_large // count))
 
-    def _set_quota(self, table: _Table, quota: Quota) -> None:
+    def _set_quota(self, table: _CollectedTable, quota: Quota) -> None:
         if table.quota != quota:
             table.quota = quota
             self._submit(table, [], 0, 0)

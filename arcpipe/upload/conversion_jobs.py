@@ -1,14 +1,15 @@
-"""Collected entries -> Parquet files: the jobs that the lanes of the pool run, and what they add up to.
+"""Collected entries -> Parquet files: the jobs that the lanes of the pool run, and their results.
 
 Each table has two lanes, one that converts and one that writes, so that one table alone keeps two threads busy. Small
 tables share a job, a bundle, which does both: one alone costs more to hand over than to convert.
 
-What goes into which file follows from what was submitted and from what went through the lane before. Never from time,
-threads or memory that happens to be free: doing a batch again makes the same files.
+The content of each file follows from the submitted jobs and their order, never from time, threads or free memory: a
+batch that is done again makes the same files.
 
-What cannot be converted alone is a dead letter. What the Parquet writer refuses was joined with other rows before and
-is not known by then: it ends its table, whose name is among `refused` afterwards. In a `careful` table everything is
-written for trial as soon as it is converted, so that what fails alone is a dead letter, too.
+An entry that cannot be converted alone is a dead letter. When the Parquet writer refuses rows, they have been joined
+with others, and their entry is not known any more. Then the whole table ends, and its name is among `refused`. In a
+`careful` table, all rows are written for trial as soon as they are converted. So an entry that fails alone is a dead
+letter there, too.
 
 This module must not know the WAL, envelopes, object stores or an event loop.
 """
@@ -24,12 +25,14 @@ import numpy as np
 
 from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_pool import FileCost, InHand, Lane, Pool
-from arcpipe.upload.convert import Converted, TooManyRescued, convert
+from arcpipe.upload.convert import ConvertedRows, TooManyRescued, convert
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
+from arcpipe.upload.file_schema import HOUR_US
 from arcpipe.upload.open_files import Quota, open_file_cost, row_group_cost
-from arcpipe.upload.parquet import HOUR_US, FileSettings, OnFile, PartitionWriters, Unwritable
+from arcpipe.upload.parquet import OnFile, PartitionWriters, Unwritable
+from arcpipe.upload.parquet_file import FileSettings
 from arcpipe.upload.schema import TableName, TableSchema
-from arcpipe.upload.staging import Group, Piece
+from arcpipe.upload.staging import EntryGroup, Piece
 
 
 class TableOutput:
@@ -54,7 +57,7 @@ class TableOutput:
         return self.writers.database, self.writers.measurement
 
 
-Bundle: TypeAlias = list[tuple[TableOutput, list[Group]]]
+Bundle: TypeAlias = list[tuple[TableOutput, list[EntryGroup]]]
 """The collected entries of several small tables."""
 
 
@@ -81,7 +84,7 @@ class ConversionJobs:
         self._on_file = on_file
         self._small_quota = files.open_files.quota(files.open_files.tables)  # of a small table, while it is written
         self._pool = Pool(threads, "convert", self.fail)
-        self._small = Lane(self._pool)  # of bundles: two threads would only get in each other's way
+        self._small = Lane(self._pool)  # for bundles: two threads would only slow each other down
         self._bundles = 0
         self._in_hand = InHand(files.open_files.cost, budget.jobs, budget.jobs_bytes)
         self._lock = Lock()  # of the results
@@ -113,7 +116,7 @@ class ConversionJobs:
         return TableOutput(schema, writers, self._pool, careful)
 
     def submit(
-        self, output: TableOutput, groups: list[Group], cost: int, width: int, quota: Quota | None, *, close: bool
+        self, output: TableOutput, groups: list[EntryGroup], cost: int, width: int, quota: Quota | None, *, close: bool
     ) -> None:
         """Convert and write the entries of a table, once the pool has room for them.
 
@@ -142,8 +145,8 @@ class ConversionJobs:
 
     # The pool
 
-    def _convert_job(self, output: TableOutput, groups: list[Group], cost: int, quota: Quota, close: bool) -> None:
-        converted: list[Converted] = []
+    def _convert_job(self, output: TableOutput, groups: list[EntryGroup], cost: int, quota: Quota, close: bool) -> None:
+        converted: list[ConvertedRows] = []
         size = 0
         try:
             if self._goes_on(output):
@@ -158,7 +161,9 @@ class ConversionJobs:
         self._in_hand.change(size - cost)
         output.writing.submit(lambda: self._write_job(output, converted, size, quota, close))
 
-    def _write_job(self, output: TableOutput, converted: list[Converted], cost: int, quota: Quota, close: bool) -> None:
+    def _write_job(
+        self, output: TableOutput, converted: list[ConvertedRows], cost: int, quota: Quota, close: bool
+    ) -> None:
         try:
             if self._goes_on(output):
                 self._write(output, converted, quota, close)
@@ -183,7 +188,7 @@ class ConversionJobs:
     def _goes_on(self, output: TableOutput) -> bool:
         return self.error is None and output.name not in self.refused
 
-    def _pieces(self, groups: list[Group]) -> list[Piece]:
+    def _pieces(self, groups: list[EntryGroup]) -> list[Piece]:
         pieces = []
         for group in groups:
             piece, misfits = group.take()
@@ -193,10 +198,10 @@ class ConversionJobs:
                 self._letters.add_misfit(group.shape, misfit)
         return pieces
 
-    def _convert(self, output: TableOutput, pieces: Sequence[Piece]) -> Iterator[Converted]:
+    def _convert(self, output: TableOutput, pieces: Sequence[Piece]) -> Iterator[ConvertedRows]:
         """Convert all of the pieces, together or, where that fails or exceeds a bound, by halves.
 
-        What fails alone is a dead letter; it must neither stop the batch nor take others with it.
+        An entry that fails alone is a dead letter. It must neither stop the batch nor take other entries with it.
         """
         rows = sum(piece.total_rows for piece in pieces)
         if not rows:
@@ -234,7 +239,7 @@ class ConversionJobs:
         letter = DeadLetter(piece.shape.database, piece.payload(0), piece.origins[0], int(piece.parts[0]), reason)
         self._letters.add(letter)
 
-    def _try_to_write(self, output: TableOutput, converted: Converted) -> None:
+    def _try_to_write(self, output: TableOutput, converted: ConvertedRows) -> None:
         """Write rows as `_write` does for a careful table, and drop the files. Raises Unwritable."""
         trial = PartitionWriters(self._files, *output.name, lambda key, spool, rows: spool.close())
         try:
@@ -243,7 +248,7 @@ class ConversionJobs:
             trial.abort()
             raise
 
-    def _write(self, output: TableOutput, converted: Sequence[Converted], quota: Quota, close: bool) -> None:
+    def _write(self, output: TableOutput, converted: Sequence[ConvertedRows], quota: Quota, close: bool) -> None:
         writers = output.writers
         try:
             writers.limit(quota)
@@ -269,7 +274,7 @@ def _halves(pieces: Sequence[Piece]) -> Sequence[Sequence[Piece]]:
     return pieces[:middle], pieces[middle:]
 
 
-def _append_hours(writers: PartitionWriters, part: Converted, *, last: bool) -> None:
+def _append_hours(writers: PartitionWriters, part: ConvertedRows, *, last: bool) -> None:
     """Write rows hour by hour; `last` says that no more of these hours come."""
     hours = part.times_us // HOUR_US
     starts = [0, *(np.flatnonzero(hours[1:] != hours[:-1]) + 1).tolist(), len(hours)]

@@ -1,7 +1,7 @@
-"""The threads that convert and write, and a bound on what they have in hand: jobs, bytes, and open files.
+"""The threads that convert and write, and the bounds on their work: jobs, bytes, and open files.
 
-`InHand.begin` blocks the calling thread until there is room. It decides when a job begins and never what is in it, so
-that the same batch makes the same files however the threads are timed. This module must not know tables or Parquet.
+`InHand.begin` blocks the calling thread until there is room. It decides when a job begins, and never its content: the
+same batch makes the same files however the threads are timed. This module must not know tables or Parquet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Job = Callable[[], None]
 
 
 class Pool:
-    """Threads that run jobs in the order in which they come. What a job raises goes to `on_error`."""
+    """Threads that run jobs in the order in which they come. Exceptions of jobs go to `on_error`."""
 
     def __init__(self, threads: int, name: str, on_error: Callable[[BaseException], None]) -> None:
         self._on_error = on_error
@@ -50,7 +50,7 @@ class Pool:
         while (job := self._jobs.get()) is not None:
             try:
                 job()
-            except BaseException as error:  # a thread that ended would leave jobs that nobody does
+            except BaseException as error:  # a thread that ended would leave its jobs undone
                 self._on_error(error)
             del job  # and what it holds
 
@@ -63,7 +63,7 @@ class Lane:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._lock = Lock()
-        self._waiting: list[Job] = []  # few, and an empty deque has 600 bytes
+        self._waiting: list[Job] = []  # few; an empty deque has 600 bytes
         self._running = False
 
     def submit(self, job: Job) -> None:
@@ -87,7 +87,7 @@ class Lane:
 
 
 class FileCost:
-    """The cost of one table's open files, now and once the jobs that were begun are done."""
+    """The cost of one table's open files: now, and at most until all begun jobs are done."""
 
     __slots__ = ("_jobs", "_used")
 
@@ -117,7 +117,7 @@ class FileCost:
 
 
 class InHand:
-    """Count what the pool has in hand, and make the calling thread wait until there is room for more."""
+    """Count the work in hand, and make the calling thread wait until there is room for more."""
 
     def __init__(self, most_open: int, most_jobs: int, most_bytes: int) -> None:
         """Start with nothing.
@@ -141,7 +141,7 @@ class InHand:
         self._begin(cost, 0)
 
     def begin_writing(self, cost: int, files: FileCost, growth: int, bound: int) -> None:
-        """Count a job that may open files, too: `files.end` takes place in `end_writing`."""
+        """Count a job that may also open files. `end_writing` ends it."""
         with self._idle:
             more = files.begin(growth, bound)
         self._begin(cost, more)

@@ -1,7 +1,7 @@
-"""Collected entries of one table -> one Arrow table, sorted by time. Total: what fits no column is rescued.
+"""Collected entries of one table -> one Arrow table, sorted by time. Total: values that fit no column are rescued.
 
-The columns are those of `upload.parquet.file_order`. A column that holds nothing but nil, and had no type before, is
-left out. A row without a time, or with one that is none, has that of its WAL entry.
+The columns are in the order of `upload.file_schema`. A column that holds nothing but nil, and had no type before, is
+left out. A row without a valid time gets the time of its WAL entry.
 
 This module must not know files or threads; the only thing it changes is the `TableSchema` that it is given.
 """
@@ -16,31 +16,32 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from arcpipe.codec.arrow.arrays import build, take
+from arcpipe.codec.arrow.find import find_values
 from arcpipe.codec.arrow.times import PRECISIONS, decode_time
-from arcpipe.codec.arrow.values import Ints, Values, find_values
+from arcpipe.codec.arrow.values import Ints, Values
 from arcpipe.codec.columns import COLUMN_TYPES, TIME
 from arcpipe.codec.rescued import rescued_json, unpack_value
 from arcpipe.upload.budget import Budget
-from arcpipe.upload.parquet import RESCUED_DATA, ROLE, TIME_NS, TIME_TYPE, file_order
+from arcpipe.upload.file_schema import RESCUED_DATA, ROLE, TIME_NS, TIME_TYPE, file_order
 from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.staging import Piece
 
-# Rows, at most, whose rescued values exist as Python objects at once; `Budget.rescued_at_once_bytes` may end it before.
+# Most rows whose rescued values exist as Python objects at once; `Budget.rescued_at_once_bytes` bounds their bytes.
 _RESCUE_ROWS: Final = 16_384
 
-_REPEATING_BYTES: Final = 4_096  # of an encoded value: longer ones hardly repeat, and are not remembered
+_REPEATING_BYTES: Final = 4_096  # longest encoded value that is remembered: longer ones hardly repeat
 
-# Bytes of JSON, at most, for each encoded byte of an odd value, and besides that: quotes, brackets, a comma.
+# Most bytes of JSON for each encoded byte of an odd value, and per value besides: quotes, brackets, a comma.
 _JSON_FACTOR: Final = 8
 _JSON_EXTRA: Final = 32
 
 
-class Converted(NamedTuple):
-    """A table sorted by time, its times, and how many values were rescued."""
+class ConvertedRows(NamedTuple):
+    """A table sorted by time."""
 
     table: pa.Table
-    times_us: Ints
-    rescued: int
+    times_us: Ints  # of each row
+    rescued: int  # values that fit no column
 
 
 class TooManyRescued(Exception):
@@ -48,16 +49,16 @@ class TooManyRescued(Exception):
 
 
 class _OddColumn(NamedTuple):
-    """Values that fit no column of a type: which ones of `values`, and in which rows of the table, both ascending."""
+    """Values of a column that do not fit its type."""
 
     name: str
     values: Values
-    indices: Ints
-    rows: Ints
+    indices: Ints  # of the odd ones among `values`, ascending
+    rows: Ints  # of the table, ascending
 
 
 class _Rescued:
-    """The odd values of all columns, which stay encoded until their JSON is made."""
+    """The odd values of all columns. They stay encoded until their JSON is made."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -95,14 +96,14 @@ class _Rescued:
         return pa.Array.from_buffers(pa.string(), rows, [pa.py_buffer(buffer) for buffer in buffers])
 
     def _most_bytes(self, rows: int) -> Ints:
-        """More bytes than the JSON of each row has."""
+        """Bound the bytes of the JSON of each row from above."""
         most = np.zeros(rows, np.int64)
         for name, values, indices, rows_of in self._columns:
             most[rows_of] += values.sizes(indices) * _JSON_FACTOR + (len(name.encode()) * 2 + _JSON_EXTRA)
         return most
 
     def _texts(self, start: int, stop: int) -> dict[int, bytes]:
-        """The JSON of those rows from `start` to `stop` that have any, by row."""
+        """Make the JSON of rows from `start` to `stop`, by row; rows without rescued values have none."""
         found: dict[int, dict[str, Any]] = {}
         unpacked: dict[bytes, Any] = {}  # small ones are often all alike
         element = b""
@@ -120,11 +121,12 @@ class _Rescued:
         return {row: rescued_json(found[row]) for row in sorted(found)}
 
 
-def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool, budget: Budget) -> Converted:
+def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool, budget: Budget) -> ConvertedRows:
     """Convert all entries of the pieces, which are of one table and have at least one row.
 
-    Raises TooManyRescued where the rescued values of several rows exceed `budget.rescued_bytes`; besides that only for
-    a mistake of this program, or for what the machine cannot do.
+    Raises:
+        TooManyRescued: the rescued values of several rows exceed `budget.rescued_bytes`.
+        MemoryError, OSError: the machine is out of memory or disk. Any other exception is a bug.
     """
     spans = _spans(pieces)
     rows = spans[-1].stop
@@ -156,7 +158,7 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool
         columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(rescued.column(rows, budget), order)
     fields = sorted(columns, key=file_order)
     table = pa.table([columns[field] for field in fields], schema=pa.schema(fields))
-    return Converted(table, times_us, rescued.count)
+    return ConvertedRows(table, times_us, rescued.count)
 
 
 class _Span(NamedTuple):
@@ -173,7 +175,7 @@ def _spans(pieces: Sequence[Piece]) -> list[_Span]:
 
 
 def _holders(spans: Sequence[_Span]) -> dict[str, list[_Span]]:
-    """The spans that have each column."""
+    """Find the spans that have each column."""
     holders: dict[str, list[_Span]] = {}
     for span in spans:
         for name in span.piece.shape.index:
@@ -186,7 +188,7 @@ def _field(name: str, type_: pa.DataType, role: bytes) -> pa.Field:
 
 
 def _values(holders: Sequence[_Span], name: str) -> Values:
-    """The values of a column in all pieces that have it."""
+    """Find the values of a column in all pieces that have it."""
     parts = [span.piece.columns[span.piece.shape.index[name]] for span in holders]
     count = sum(span.stop - span.start for span in holders)
     if len(parts) == 1:
@@ -202,7 +204,7 @@ def _values(holders: Sequence[_Span], name: str) -> Values:
 
 
 def _table_rows(indices: Ints, holders: Sequence[_Span]) -> Ints:
-    """The table's rows of values, given by their index among the values of the pieces that have the column."""
+    """Translate indices of values, among those of the pieces with the column, into rows of the table."""
     if len(holders) == 1:
         return indices + holders[0].start
     firsts = np.cumsum([0, *(span.stop - span.start for span in holders[:-1])])
@@ -217,9 +219,9 @@ def _sorted(array: pa.Array, order: pa.Array | None) -> pa.Array:
 
 
 def _spread(array: pa.Array, holders: Sequence[_Span], rows: int) -> pa.Array:
-    """A column of all rows: null in those of pieces that do not have it.
+    """Spread a column over all rows: null in rows of pieces without it.
 
-    The cost is that of the pieces that have it: a table of thousands of shapes has as many columns.
+    The cost depends only on the pieces with the column: a table of thousands of shapes has thousands of columns.
     """
     if len(array) == rows:
         return array
@@ -240,7 +242,7 @@ def _spread(array: pa.Array, holders: Sequence[_Span], rows: int) -> pa.Array:
 
 
 def _times(spans: Sequence[_Span], rescued: _Rescued) -> tuple[Ints, npt.NDArray[np.int16]]:
-    """µs since the epoch of every row, and the digits below."""
+    """Compute the time of every row: (µs since the epoch, digits below)."""
     all_us = []
     all_sub = []
     for span in spans:

@@ -1,4 +1,4 @@
-"""Hand over what cannot be converted, one dead letter at a time."""
+"""Hand over entries that cannot be converted, one dead letter at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import NamedTuple
 
-from arcpipe.upload.staging import Misfit, Shape
+from arcpipe.upload.staging import EntryShape, Misfit
 
 
 class DeadLetter(NamedTuple):
@@ -36,6 +36,6 @@ class DeadLetters:
             self.count += 1
             self._on_dead_letter(letter)
 
-    def add_misfit(self, shape: Shape, misfit: Misfit) -> None:
+    def add_misfit(self, shape: EntryShape, misfit: Misfit) -> None:
         """Take a columnar map of this shape whose columns are not arrays of one length."""
         self.add(DeadLetter(shape.database, misfit.payload, misfit.origin, misfit.part, misfit.reason))

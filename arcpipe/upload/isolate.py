@@ -1,7 +1,7 @@
-"""Isolation: a batch whose conversion fails again and again by a bug is cut into parts that do not.
+"""Isolation: cut a batch whose conversion fails again and again by a bug into parts that do not fail.
 
-What fails alone is a dead letter, the rest is uploaded. The parts are found by trying: each segment alone, then halves
-of those that fail, down to single entries. What was found is durable in the journal before it is used, so that every
+An entry that fails alone is a dead letter; the rest is uploaded. The parts are found by trial: each segment alone, then
+halves of those that fail, down to single entries. The result is durable in the journal before it is used, so that every
 later try makes the same objects. This module must not know stores.
 """
 
@@ -13,11 +13,12 @@ from typing import Final
 from arcpipe.counters import Uploader
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
+from arcpipe.upload.batch_reader import END
 from arcpipe.upload.collect import BatchTables
+from arcpipe.upload.context import Context
 from arcpipe.upload.dead_letters import DeadLetter
-from arcpipe.upload.journal import Isolated, Misfit, Part
-from arcpipe.upload.parquet import Rows
-from arcpipe.upload.shipment import END, Context
+from arcpipe.upload.journal import Isolated, MisfitEntry, Part
+from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -27,14 +28,14 @@ BUG_TRIES: Final = 3
 
 
 class BugWatch:
-    """Counts the tries of a batch that failed by the same bug."""
+    """Count the tries of a batch that failed by the same bug."""
 
     def __init__(self) -> None:
         self._last = ""
         self._count = 0
 
     def note(self, error: Exception) -> bool:
-        """Note a bug. Returns whether it is time to isolate."""
+        """Note a bug. Returns True when it is time to isolate."""
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
             place = place.tb_next
@@ -48,14 +49,14 @@ def isolate(context: Context, batch: Batch) -> Isolated:
     """Find the parts of a batch that can be converted, and the entries that cannot. For a thread.
 
     Raises:
-        OSError, UnreadableSegment: it cannot be told now.
+        OSError, UnreadableSegment: a segment cannot be read now.
     """
     whole = [Part(name, 0, END) for name in batch.segments]
     if _failure(context, batch, whole) is None:
         log.warning("batch %s fails, but not by its conversion: it is tried again as it is", batch.batch_id)
         return Isolated(whole, [])
     parts: list[Part] = []
-    misfits: list[Misfit] = []
+    misfits: list[MisfitEntry] = []
     for part in whole:
         _take_apart(context, batch, part, parts, misfits)
     log.error(
@@ -67,14 +68,14 @@ def isolate(context: Context, batch: Batch) -> Isolated:
     return Isolated(parts, misfits)
 
 
-def _take_apart(context: Context, batch: Batch, part: Part, parts: list[Part], misfits: list[Misfit]) -> None:
+def _take_apart(context: Context, batch: Batch, part: Part, parts: list[Part], misfits: list[MisfitEntry]) -> None:
     error = _failure(context, batch, [part])
     if error is None:
         parts.append(part)
         return
     offsets = _offsets(context, part)
     if len(offsets) == 1:
-        misfits.append(Misfit(part.segment, offsets[0], f"{type(error).__name__}: {error}"))
+        misfits.append(MisfitEntry(part.segment, offsets[0], f"{type(error).__name__}: {error}"))
         return
     middle = offsets[len(offsets) // 2]
     _take_apart(context, batch, Part(part.segment, part.start, middle), parts, misfits)
@@ -90,7 +91,7 @@ def _offsets(context: Context, part: Part) -> list[int]:
 
 
 def _failure(context: Context, batch: Batch, parts: list[Part]) -> Exception | None:
-    """The bug that a conversion of these parts fails by, without putting anything; None if it does not."""
+    """Convert these parts without putting anything. Returns the bug that this fails by, or None."""
 
     def drop_file(key: str, spool: Spool, rows: Rows) -> None:
         spool.close()

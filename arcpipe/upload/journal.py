@@ -1,13 +1,13 @@
-"""A batch's journal: what was done for it so far, durable before anything depends on it.
+"""A batch's journal: the progress of its upload, durable before anything depends on it.
 
 `batches/{batch_id}.journal` holds frames, one for each append and sync:
 
     89abcdef [0,[{"is":"manifest",…},{"is":"key",…}]]\\n
 
-The CRC32 covers what follows its space. The first number counts the frames; the first record is a copy of the manifest.
-Zeros may follow, where the file was a spare. The last frame is torn where a crash came first: nothing depends on it,
-and the next one is written over it. A frame that is damaged although a later one is intact was synced once: that is
-damage, and told as such. A journal gets its name with its first frame, so that a file of this name is never empty.
+The CRC32 covers all that follows its space. The number is that of the frame; the first record is a copy of the
+manifest. Zeros may follow, where the file was a spare. A crash may leave the last frame torn: nothing depends on it,
+and the next one is written over it. If a later frame is intact, an earlier damaged one was synced once: that is
+reported as damage. A journal gets its name with its first frame, so that a file of this name is never empty.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from arcpipe import durable
-from arcpipe.config.settings import MB
 from arcpipe.disk import Disk
+from arcpipe.units import KB, MB
 from arcpipe.upload.manifest import Manifest, known_manifest, unknown_version
 from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.spares import Spares
 from arcpipe.wal.findings import Finding
 from arcpipe.wal.format import crc32
 
-# Of a spare, bytes that only the last records of a batch may take: without them its segments could not go.
-_RESERVE_BYTES: Final = 64 << 10
+# Bytes of a spare that only the last records of a batch may take: without these its segments could not be retired.
+_RESERVE_BYTES: Final = 64 * KB
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Key(msgspec.Struct, frozen=True, tag_field="is", tag="key", omit_defaults=True):
-    """An object that is to be put, durable before its first byte is sent."""
+class KeyRecord(msgspec.Struct, frozen=True, tag_field="is", tag="key", omit_defaults=True):
+    """An object of the batch. The record is durable before the first byte of the object is sent."""
 
     key: str
     rows: int
@@ -42,13 +42,13 @@ class Key(msgspec.Struct, frozen=True, tag_field="is", tag="key", omit_defaults=
     min_us: int | None = None  # µs since the epoch: its rows' least and greatest time; None for a dead letter
     max_us: int | None = None
 
-    def has_rows_of(self, other: Key) -> bool:
-        """Whether both can be the same rows; another version of a library may need other bytes for them."""
+    def has_rows_of(self, other: KeyRecord) -> bool:
+        """Tell whether both may hold the same rows; another version of a library may need other bytes for them."""
         return (self.rows, self.min_us, self.max_us) == (other.rows, other.min_us, other.max_us)
 
 
-class Segment(msgspec.Struct, frozen=True, tag_field="is", tag="segment"):
-    """How far a segment was read: `entries` of them begin at or before `offset`. Durable before keys of their rows."""
+class SegmentRecord(msgspec.Struct, frozen=True, tag_field="is", tag="segment"):
+    """The progress in a segment: `entries` begin at or before `offset`. Durable before the keys of their rows."""
 
     name: str
     entries: int
@@ -64,7 +64,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     stop: int
 
 
-class Misfit(msgspec.Struct, frozen=True, array_like=True):
+class MisfitEntry(msgspec.Struct, frozen=True, array_like=True):
     """An entry whose conversion is a bug of this program."""
 
     segment: str
@@ -73,20 +73,20 @@ class Misfit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Isolated(msgspec.Struct, frozen=True, tag_field="is", tag="isolated"):
-    """How a batch is converted that failed as a whole: in parts, and without those entries, which are dead letters."""
+    """A batch that failed as a whole is converted in these parts, and these entries are dead letters."""
 
     parts: list[Part]
-    misfits: list[Misfit]
+    misfits: list[MisfitEntry]
 
 
 class Converted(msgspec.Struct, frozen=True, tag_field="is", tag="converted", omit_defaults=True):
-    """All keys of the last try are known. Void as soon as a key follows: that is of another try."""
+    """The conversion is done, and all keys of this try are known. Void as soon as a key of another try follows."""
 
     archive: list[str] = []  # segments to keep as `.recovered`
     schema: list[TableSchema] = []  # what the batch changes in the schema registry
-    used: list[tuple[str, str]] = []  # tables that it used, where the registry is nearly full
-    strays: list[str] = []  # keys of former tries that the last one did not make again
-    findings: list[Finding] = []  # to be noted for the operator before the batch is forgotten
+    used: list[tuple[str, str]] = []  # tables that the batch used, where the registry is nearly full
+    strays: list[str] = []  # keys of earlier tries that this one did not make again
+    findings: list[Finding] = []  # the operator gets them before the batch is forgotten
 
 
 class Uploaded(msgspec.Struct, frozen=True, tag_field="is", tag="uploaded"):
@@ -101,26 +101,26 @@ class _First(msgspec.Struct, frozen=True, tag_field="is", tag="manifest"):
     manifest: Manifest
 
 
-Record = Key | Segment | Isolated | Converted | Uploaded | Unlisted
+Record = KeyRecord | SegmentRecord | Isolated | Converted | Uploaded | Unlisted
 
 
 class _Frames(NamedTuple):
     """The intact frames of a file, in their order."""
 
     contents: list[bytes]
-    end: int  # behind the last one
+    end: int  # the offset after the last one
     damage: str  # empty if there is none
 
 
 class Journal:
-    """The journal of one batch, and what its records say. One thread appends at a time."""
+    """The journal of one batch, and the content of its records. One thread appends at a time."""
 
     def __init__(self, disk: Disk, path: str, manifest: Manifest | None, spares: Spares | None = None) -> None:
-        """Begin one. The file is made by the first append."""
+        """Begin a journal. The first append makes its file."""
         self.path = path
         self.manifest = manifest  # None if its copy is damaged
-        self.keys: dict[str, Key] = {}
-        self.segments: dict[str, Segment] = {}
+        self.keys: dict[str, KeyRecord] = {}
+        self.segments: dict[str, SegmentRecord] = {}
         self.isolated: Isolated | None = None
         self.converted: Converted | None = None
         self.uploaded = False
@@ -132,7 +132,7 @@ class Journal:
         self._exists = False
         self._frames = 0
         self._end = 0
-        self._spare_bytes = 0  # of the spare that it is written over, if it is
+        self._spare_bytes = 0  # size of the spare that the journal is written over; 0 if it is not
 
     @property
     def has_keys(self) -> bool:
@@ -141,11 +141,11 @@ class Journal:
 
     @classmethod
     def load(cls, disk: Disk, path: str, spares: Spares | None = None) -> Journal | None:
-        """Read a journal; None if there is none. Damage is told by `damage` and by a missing `manifest`.
+        """Read a journal; None if there is none. `damage` and a missing `manifest` tell of damage.
 
         Raises:
             OSError: it cannot be read.
-            UnknownVersion: it is intact, but holds something that this program does not know.
+            UnknownVersion: it is intact, but holds records that this program does not know.
         """
         return durable.load(disk, path, lambda data: cls._of(disk, path, data, spares))
 
@@ -176,10 +176,10 @@ class Journal:
 
     def _take(self, record: Record) -> None:
         match record:
-            case Key():
+            case KeyRecord():
                 self.keys[record.key] = record
                 self.converted = None
-            case Segment():
+            case SegmentRecord():
                 known = self.segments.get(record.name)
                 if known is None or known.offset <= record.offset:
                     self.segments[record.name] = record
@@ -193,12 +193,12 @@ class Journal:
                 self.is_complete = False
 
     def begin(self) -> None:
-        """Make the file, with the copy of the manifest and nothing else, where there is none yet. Raises OSError."""
+        """Make the file, with the copy of the manifest and nothing else, unless it exists. Raises OSError."""
         if not self._exists:
             self._write([])
 
     def append(self, records: Sequence[Record]) -> None:
-        """Make records durable, all in one frame, and take them over. Does nothing for none.
+        """Make records durable, all in one frame, and take them over. Without new records, do nothing.
 
         Raises:
             OSError: they may be there or not. The next call writes over them.
@@ -217,10 +217,10 @@ class Journal:
 
     def _knows(self, record: Record) -> bool:
         match record:
-            case Key():
+            case KeyRecord():
                 known = self.keys.get(record.key)
                 return known is not None and known.has_rows_of(record)
-            case Segment():
+            case SegmentRecord():
                 return self.segments.get(record.name) == record
             case Converted():
                 return self.converted == record
@@ -260,8 +260,8 @@ class Journal:
         self._exists = True
 
     def _room(self, records: Sequence[Record]) -> int:
-        """Bytes that the file may grow to with these records."""
-        is_last = not any(isinstance(record, Key) for record in records)
+        """Return the size that the file may grow to with these records."""
+        is_last = not any(isinstance(record, KeyRecord) for record in records)
         return self._spare_bytes if is_last else self._spare_bytes - _RESERVE_BYTES
 
     def _move_to_spare(self, data: bytes, error: OSError) -> None:
@@ -270,7 +270,7 @@ class Journal:
         self._spare_bytes = self._spares.use("journal", self.path, data, error)
 
     def _write_in_no_space(self, records: Sequence[Record]) -> None:
-        """Go on where the file cannot grow: in a spare, and without keys if that is not enough either."""
+        """Write records where the file cannot grow: in a spare, or without keys if that is too small, too."""
         full = OSError(errno.ENOSPC, "no space is left for a batch's journal, nor in the spare file", self.path)
         if self._spares is not None and not self._spare_bytes:
             content = self._content()
@@ -280,7 +280,7 @@ class Journal:
                 self._end += len(frame)
                 self._frames += 1
                 return
-        kept = [record for record in records if not isinstance(record, Key)]
+        kept = [record for record in records if not isinstance(record, KeyRecord)]
         if len(kept) < len(records) and self.is_complete:
             kept.append(Unlisted())
             self.is_complete = False
@@ -301,7 +301,7 @@ class Journal:
             self._fd = -1
 
     def remove(self) -> None:
-        """Remove the file; its directory is for the caller to sync."""
+        """Remove the file. The caller syncs its directory."""
         self.close()
         self._disk.unlink(self.path)
         self._exists = False
@@ -311,7 +311,7 @@ def _read_frames(data: bytes) -> _Frames:
     contents: list[bytes] = []
     end = position = expected = 0
     suspect = damage = ""
-    for line in data.split(b"\n")[:-1]:  # what has no end is torn
+    for line in data.split(b"\n")[:-1]:  # a line without its end is torn
         text = line.lstrip(b"\0")
         content = text[9:]
         intact = text[8:9] == b" " and text[:8] == b"%08x" % crc32(content)

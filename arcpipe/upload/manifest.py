@@ -1,8 +1,8 @@
-"""A manifest: which segments are uploaded together, and under which names. Written once, then only read.
+"""A manifest: the segments that are uploaded together, and the names of their objects. Written once, then only read.
 
-`batches/{batch_id}.json` holds `Manifest` as JSON with a checksum (`wal.checksum`). How far the batch got stands in
-the journal beside it (`upload.journal`); only "everything is uploaded" is also said by the name, which then is
-`batches/{batch_id}.uploaded.json`. Version 1, of arcpipe up to d82b3c0, had no version, no checksum and no journal.
+`batches/{batch_id}.json` holds `Manifest` as JSON with a checksum (`wal.checksum`). The progress of the batch is in its
+journal (`upload.journal`). Once everything is uploaded, the manifest's name says so, too:
+`batches/{batch_id}.uploaded.json`. Version 1, of early arcpipe, had no version, no checksum and no journal.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     segments: list[str]
     store: str  # the store's URL when the batch was planned
     layout: Layout  # of the object keys, which must not change between two tries
-    replaces: str = ""  # the batch id of a former plan, which this one makes void
-    skip: list[str] = []  # folders of keys that former plans filled: their rows are in the store
+    replaces: str = ""  # the batch id of an earlier plan, which this one makes void
+    skip: list[str] = []  # folders of keys that earlier plans filled: their rows are in the store
 
 
 class Decoded(NamedTuple):
-    """A manifest, and what only version 1 kept in it."""
+    """A manifest, and the fields that only version 1 has."""
 
     manifest: Manifest
     uploaded: bool = False
@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
 
 
 class BatchFile(NamedTuple):
-    """What the name of a file in `batches/` tells."""
+    """The facts in the name of a file in `batches/`."""
 
     batch_id: str
     order: tuple[int, int, str]  # boot, number, time: a clock that was set changes no order
@@ -67,7 +67,7 @@ class _Version1(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def parse_batch_file(name: str) -> BatchFile | None:
-    """Tell a manifest or journal by its name; None for what is neither, which is to be left alone."""
+    """Parse the name of a manifest or journal; None for other files, which are left alone."""
     match = _FILE.match(name)
     if match is None:
         return None
@@ -85,7 +85,7 @@ def decode_manifest(data: bytes, path: str) -> Decoded:
 
     Raises:
         ValueError: it is damaged.
-        UnknownVersion: it is intact, as far as can be told, but says something that this program does not know.
+        UnknownVersion: it seems intact, but has a version or field that this program does not know.
     """
     holds = checksum_holds(data)
     if holds is False:
@@ -118,7 +118,7 @@ def known_manifest(content: Any, path: str) -> Manifest:
 
 
 def unknown_version(path: str, found: str) -> UnknownVersion:
-    """Say which file stops the uploads, and what to do about it."""
+    """Make the error that names the file that stops the uploads, and the remedy."""
     return UnknownVersion(
         f"{path} is of another version of arcpipe ({found}; this one knows version {VERSION}). "
         "Nothing is uploaded until that version runs again, or the file is moved away"

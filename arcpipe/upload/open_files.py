@@ -1,8 +1,8 @@
 """The cost of open Parquet files, and the share of it that each table may have.
 
-Arrow keeps the metadata of each column of each row group until the file is finished; to finish it takes as much again
-for a moment. All tables together have one budget. A table's share of it follows from the number of tables that have
-open files, never from what other tables have at the time. This module must not know Arrow or threads.
+Arrow keeps the metadata of each column of each row group until the file is finished; finishing it takes as much again
+for a moment. All tables together have one budget. A table's share follows from the number of tables with open files,
+never from the costs of other tables at the time. This module must not know Arrow or threads.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from arcpipe.config.settings import MB
+from arcpipe.units import MB
 
 # Bytes of memory, measured with pyarrow 26.
 _FILE_COST: Final = 320_000  # most of it is the buffer before its spool

@@ -1,12 +1,12 @@
-"""What to do with a batch before it is tried: whether its segments still hold what an earlier try read.
+"""Before a batch is tried again: check that its segments still hold all that an earlier try read.
 
 A try overwrites the objects of the one before. If it found fewer entries, it would take rows out of the store. So
 nothing is put again until the segments were read and compared with the journal. If they hold less:
 
-- nothing was put: the batch is planned anew without what is gone;
+- nothing was put: the batch is planned anew without the missing segments;
 - everything was put: the batch is uploaded, and only has to be retired;
-- something was put: what is left goes under a new batch id. Partitions that are whole in the store are left out,
-  objects of the old id stay as they are. Rows of the other partitions may be in the store under both ids.
+- a part was put: the remaining segments get a new batch id. Partitions that are whole in the store are left out.
+  Objects of the old id stay as they are. Rows of the other partitions may be in the store under both ids.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from arcpipe import logs
 from arcpipe.counters import Uploader
 from arcpipe.storage import ObjectStore
 from arcpipe.upload import segments
-from arcpipe.upload.batch import Batch, Batches
+from arcpipe.upload.batch import Batch
+from arcpipe.upload.batches import Batches
+from arcpipe.upload.context import Context
 from arcpipe.upload.journal import Converted, Uploaded
 from arcpipe.upload.retry import is_full
-from arcpipe.upload.shipment import Context, in_thread
+from arcpipe.upload.threads import in_thread
 from arcpipe.wal import findings
 from arcpipe.wal.findings import LOST_SEGMENTS, Finding
 
 log = logging.getLogger(__name__)
 
-_LOOK_AT_ONCE: Final = 16
+_LOOK_AT_ONCE: Final = 16  # requests to the store that run at once
 
 
 class Replaced(Exception):
-    """The batch was planned anew; `batch` takes its place, if anything is left."""
+    """The batch was planned anew. `batch` takes its place; it is None if nothing is left."""
 
     def __init__(self, batch: Batch | None) -> None:
         super().__init__("the batch was planned anew")
@@ -44,11 +46,11 @@ class Replaced(Exception):
 
 
 async def prepare(context: Context, batches: Batches, batch: Batch) -> None:
-    """See that a batch may be tried. Returns with `batch.state` "uploaded" if there is nothing left to try.
+    """Check that a batch may be tried. `batch.state` is "uploaded" afterwards if nothing is left to try.
 
     Raises:
         Replaced: another batch takes its place.
-        UnreadableSegment, StorageError, OSError: it cannot be told now.
+        UnreadableSegment, StorageError, OSError: the check is not possible now.
     """
     directory, journal = context.directory, batch.journal
     new = batches.replace_again(batch)
@@ -88,7 +90,7 @@ def _last_keys(batch: Batch, converted: Converted) -> set[str]:
 
 
 async def _present(store: ObjectStore, batch: Batch) -> set[str]:
-    """Those of the batch's keys that are in the store."""
+    """Look up which of the batch's keys are in the store."""
     slots = asyncio.Semaphore(_LOOK_AT_ONCE)
 
     async def look(key: str) -> str | None:
@@ -99,7 +101,7 @@ async def _present(store: ObjectStore, batch: Batch) -> set[str]:
 
 
 def _whole_folders(batch: Batch, converted: Converted, there: set[str]) -> list[str]:
-    """The folders, one of each partition, all of whose objects are in the store."""
+    """List the folders, one per partition, all of whose objects are in the store."""
     keys = _last_keys(batch, converted)
     lacking = {_folder(key) for key in keys - there} | {_folder(key) for key in converted.strays}
     return sorted({_folder(key) for key in keys} - lacking)
@@ -137,7 +139,7 @@ async def _note_lost(context: Context, names: Iterable[str], what: str) -> None:
     """Note segments whose loss nobody may overlook.
 
     Raises:
-        OSError: it has to be noted first. A full disk is no reason: what frees it is the batch's end.
+        OSError: it must be noted first, unless the disk is full: the end of the batch frees it.
     """
     lost = [Finding(LOST_SEGMENTS, name.partition(".")[0], 1, what) for name in names]
     try:
@@ -149,7 +151,7 @@ async def _note_lost(context: Context, names: Iterable[str], what: str) -> None:
 
 
 async def _let_go_of_missing(context: Context, batch: Batch) -> None:
-    """Of a batch without a journal, of arcpipe up to d82b3c0, nobody knows what was put: it is done as it was then."""
+    """Drop the missing segments of a batch of version 1: without a journal, nobody knows what was put."""
     gone = segments.missing(context.directory, batch.segments, {})
     await _note_lost(context, gone, f"it is gone, and was a part of batch {batch.batch_id}")
     for name in gone:
@@ -163,5 +165,5 @@ async def _let_go_of_missing(context: Context, batch: Batch) -> None:
 
 
 def without(batch: Batch, name: str) -> list[str]:
-    """The segments of a batch but for one."""
+    """List the segments of a batch without this one."""
     return [segment for segment in batch.segments if os.path.basename(segment) != name]

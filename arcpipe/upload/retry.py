@@ -1,4 +1,4 @@
-"""Retry: whatever fails is tried again with exponential backoff and full jitter, until it succeeds."""
+"""Retry all that fails, with exponential backoff and full jitter, until it succeeds."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from arcpipe.errors import ArcpipeError, StorageError, UnknownVersion
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# Seconds: the mean of the first wait, the longest wait, and the longest one while draining, when time is short.
 _FIRST_SECONDS: Final = 0.2
 _LIMIT_SECONDS: Final = 30.0
 _DRAINING_LIMIT_SECONDS: Final = 1.0
 
 
 class Retry:
-    """Does things until they succeed, for one uploader."""
+    """Retry work until it succeeds, for one uploader."""
 
     def __init__(
         self,
@@ -31,11 +32,12 @@ class Retry:
         make_space: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
-        """
+        """Make ready.
+
         Args:
             block: the uploader's counters.
             make_space: called when the disk is full.
-            sleep: waits the seconds between two tries; by default until draining begins at most.
+            sleep: waits the seconds between two tries; by default not longer than until draining begins.
         """
         self.draining = asyncio.Event()
         self._block = block
@@ -43,13 +45,13 @@ class Retry:
         self._sleep = sleep or self._sleep_or_drain
 
     async def persist(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Do something until it succeeds, with a log line for each failure."""
+        """Do work until it succeeds, with a log line for each failure. `what` names it there."""
         tries = 0
         while True:
             self._block[Uploader.STEPS] += 1
             try:
                 result = await work()
-            except Exception as error:  # whatever it is: giving up would lose the batch
+            except Exception as error:  # any kind: giving up would lose the batch
                 tries += 1
                 await self.pause(self.note(what, error, tries))
             else:
@@ -57,10 +59,10 @@ class Retry:
                 return result
 
     def note(self, what: str, error: Exception, tries: int) -> float:
-        """Count and log a failure. Returns the seconds to wait before the next try."""
+        """Count and log a failure. Returns the seconds to wait before the retry."""
         kind = kind_of(error)
         if is_full(error):
-            self._make_space()  # nothing may keep the last bytes from being shipped
+            self._make_space()  # the uploads, which free the disk, need the last bytes
         if isinstance(error, UnknownVersion):
             self._block[Uploader.STOPPED] = 1
         self._block[Uploader.RETRIES + RETRY_KINDS.index(kind)] += 1
@@ -76,12 +78,12 @@ class Retry:
         return delay
 
     def delay(self, tries: int) -> float:
-        """The seconds to wait after so many failures."""
+        """Choose the seconds to wait after this number of failures."""
         longest = _DRAINING_LIMIT_SECONDS if self.draining.is_set() else _LIMIT_SECONDS
         return random.uniform(_FIRST_SECONDS / 2, min(_FIRST_SECONDS * 2.0 ** min(tries, 16), longest))
 
     async def pause(self, seconds: float) -> None:
-        """Wait, but no longer once told to drain: there is little time then. One that begins later is a whole one."""
+        """Wait, but at most until draining begins: time is short then. A wait that begins later is not cut."""
         await self._sleep(seconds)
 
     async def _sleep_or_drain(self, seconds: float) -> None:
@@ -93,7 +95,7 @@ class Retry:
 
 
 class Backoff:
-    """When something that was set aside is tried again, while others go on."""
+    """The time of the next try of a batch or segment that was set aside while others go on."""
 
     def __init__(self, retry: Retry, clock: Callable[[], float] = time.monotonic) -> None:
         self._retry = retry
@@ -112,12 +114,12 @@ class Backoff:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the WAL's disk has no space."""
+    """Tell whether an error says that the WAL's disk has no space."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def kind_of(error: Exception) -> str:
-    """The word of RETRY_KINDS for a failure."""
+    """Return the word of RETRY_KINDS for a failure."""
     if isinstance(error, StorageError):
         return error.kind if error.kind in RETRY_KINDS else "other"
     if isinstance(error, OSError) or isinstance(error.__cause__, OSError):

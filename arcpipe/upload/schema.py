@@ -1,11 +1,11 @@
-"""The types that columns have had so far, so that they have the same ones in the next file.
+"""The types of columns, remembered so that they stay the same in the next file.
 
-Per (database, measurement) a column's first type is its type for good, but that integers may once become f64 when a
-float comes. What does not fit a column's type is rescued (`codec.odd_values`), never a reason to change it.
+In each (database, measurement), the first type of a column is its type for good. Only integers may once become f64,
+when a float comes. Values that do not fit are rescued (`codec.rescued`), and never change the type.
 
-The registry is a function of the batches that were applied to it, in order, and it changes only when a batch is
-complete: a batch works on `draft`s and gives back what it changed, so that doing it again, after a crash, meets the
-same registry and writes the same files. This module must not know what a batch is, nor Arrow or Parquet.
+The registry is a function of the batches that were applied to it, in order. It changes only when a batch is complete: a
+batch works on `draft`s and returns its changes. So doing it again after a crash meets the same registry, and writes the
+same files. This module must not know what a batch is, nor Arrow or Parquet.
 
 `schema.json` has a checksum, and `schema.json.copy` is the same once more. A damaged file is kept in quarantine, and
 the other one is used. One that cannot be read is never replaced: a column would change its type.
@@ -27,13 +27,13 @@ from arcpipe.errors import DamagedFile, UnknownVersion
 from arcpipe.wal.checksum import checksum_holds, with_checksum
 
 MAX_TABLES: Final = 100_000
-"""Tables remembered; beyond that the one that was used longest ago is forgotten."""
+"""Most tables in the registry; beyond that the one used longest ago is forgotten."""
 
 MAX_REMEMBERED: Final = 500_000
-"""Columns remembered of all tables together, in the same way."""
+"""Most columns of all tables together; beyond that the table used longest ago is forgotten."""
 
 MAX_COLUMNS: Final = 4_096
-"""Columns of a table; what further ones hold is rescued."""
+"""Most columns of a table; the values of further ones are rescued."""
 
 TypeWord = Literal["i64", "u64", "f64", "bool", "str", "bytes"]
 
@@ -52,7 +52,7 @@ TableName: TypeAlias = tuple[str, str]
 
 
 class TableSchema(msgspec.Struct, array_like=True):
-    """The columns of a measurement but for time, in the order in which they came."""
+    """The columns of a measurement except time, in the order in which they came."""
 
     database: str
     measurement: str
@@ -62,9 +62,10 @@ class TableSchema(msgspec.Struct, array_like=True):
         return TableSchema(self.database, self.measurement, dict(self.columns))
 
     def settle(self, name: str, values: Values, hints: Collection[str], tag: bool) -> TypeWord | None:
-        """The type that this column's values are to have, remembered from now on; None if none has a type.
+        """Choose and remember the type of a column for these values; None if no value has a type.
 
-        `hints` are the types that senders said: they decide over a new column, and f64 also over an integer one.
+        Args:
+            hints: the types that senders gave. They decide for a new column; f64 also decides for one of integers.
         """
         known = self.columns.get(name)
         if known is None:
@@ -84,7 +85,7 @@ class TableSchema(msgspec.Struct, array_like=True):
 
 
 def _agreed(hints: Collection[str]) -> str | None:
-    """One type for what senders said of a column, or None: nothing, or things that do not go together."""
+    """Combine the types that senders gave a column; None if there are none, or they contradict one another."""
     if len(hints) == 1:
         return next(iter(hints))
     if hints and set(hints) <= {"i64", "u64", "f64"}:
@@ -92,13 +93,13 @@ def _agreed(hints: Collection[str]) -> str | None:
     return None
 
 
-_CROWDED: Final = 0.9  # of the bounds: from there on it matters which tables a batch used
+_CROWDED: Final = 0.9  # part of the bounds from which on it matters which tables a batch used
 
 
-class _File(msgspec.Struct, forbid_unknown_fields=True):
+class _RegistryFile(msgspec.Struct, forbid_unknown_fields=True):
     version: Literal[1]
     tables: list[TableSchema]
-    crc32: str = ""  # not in files up to d82b3c0
+    crc32: str = ""  # missing in files of early versions
 
 
 class SchemaRegistry:
@@ -109,7 +110,7 @@ class SchemaRegistry:
     ) -> None:
         self.path = os.fspath(path)
         self._disk = disk or Disk()
-        # The order is that of the last use, and it is saved: what is forgotten first is the same after a restart.
+        # In the order of the last use. It is saved, so that the order of forgetting survives a restart.
         self._tables: dict[tuple[str, str], TableSchema] = {}
         self._columns = 0
         self._drafted: dict[tuple[str, str], None] = {}
@@ -119,7 +120,7 @@ class SchemaRegistry:
         return len(self._tables)
 
     def copy(self) -> SchemaRegistry:
-        """A registry of the same tables to try things with; saving it would be a mistake."""
+        """Copy the registry for a trial. Never save the copy."""
         other = SchemaRegistry(self.path, (), self._disk)
         other._tables = dict(self._tables)
         other._columns = self._columns
@@ -136,18 +137,18 @@ class SchemaRegistry:
 
     @property
     def used(self) -> list[tuple[str, str]]:
-        """The same, if it may matter soon for what is forgotten, so that a redo has to know it; else none."""
+        """The same while the registry is nearly full: then a redo has to know them. Else empty."""
         crowded = len(self._tables) > MAX_TABLES * _CROWDED or self._columns > MAX_REMEMBERED * _CROWDED
         return self.drafted if crowded else []
 
     def draft(self, database: str, measurement: str) -> TableSchema:
-        """A copy of a table's schema to work on; empty for a table that is not known."""
+        """Copy a table's schema to work on; it is empty for an unknown table."""
         known = self._tables.get((database, measurement))
         self._drafted[database, measurement] = None
         return TableSchema(database, measurement) if known is None else known.copy()
 
     def changed(self, drafts: Iterable[TableSchema]) -> list[TableSchema]:
-        """Those of the drafts that differ from what the registry holds, by database and measurement."""
+        """Return the drafts that differ from the registry, sorted by database and measurement."""
         changed = []
         for draft in drafts:
             known = self._tables.get((draft.database, draft.measurement))
@@ -156,7 +157,7 @@ class SchemaRegistry:
         return sorted(changed, key=lambda draft: (draft.database, draft.measurement))
 
     def apply(self, changes: Iterable[TableSchema], used: Iterable[tuple[str, str]] = ()) -> None:
-        """Take over what a complete batch used and changed."""
+        """Take over the tables that a complete batch used and changed."""
         for key in used:
             known = self._tables.pop(key, None)
             if known is not None:
@@ -184,8 +185,7 @@ class SchemaRegistry:
             quarantine: the directory that keeps a damaged file; without one it stays where it is.
 
         Raises:
-            OSError: it is there, or may be, and cannot be read. Only another try is right: a fresh registry would
-                give columns other types.
+            OSError: it exists, or may, and cannot be read. Retry: a fresh registry would give columns other types.
             UnknownVersion: it is of a newer version.
         """
         path, disk = os.fspath(path), disk or Disk()
@@ -205,7 +205,7 @@ class SchemaRegistry:
         """Write the registry to its file and to the copy of that, durably.
 
         Raises:
-            OSError: each of the two is the old one or the new one; which of these is not known.
+            OSError: each of the two files is either the old one or the new one.
         """
         data = with_checksum(msgspec.json.encode({"version": 1, "tables": list(self._tables.values())}))
         for path in (f"{self.path}.copy", self.path):
@@ -215,7 +215,7 @@ class SchemaRegistry:
 def _load_tables(
     path: str, disk: Disk, quarantine: str | os.PathLike[str] | None
 ) -> tuple[Sequence[TableSchema] | None, bool]:
-    """The tables of a file, or None; and whether it is damaged."""
+    """Read the tables of a file: (tables, or None without an intact file; whether it is damaged)."""
     try:
         return durable.load(disk, path, lambda data: _decode(data, path)), False
     except DamagedFile as error:
@@ -232,7 +232,7 @@ def _decode(data: bytes, path: str) -> Sequence[TableSchema]:
     if holds is False:
         raise ValueError("its checksum does not match")
     try:
-        return msgspec.json.decode(data, type=_File).tables
+        return msgspec.json.decode(data, type=_RegistryFile).tables
     except msgspec.ValidationError as error:
         content = msgspec.json.decode(data)
         version = content.get("version") if isinstance(content, dict) else None

@@ -1,6 +1,6 @@
-"""Segments as the uploader reads them: which are gone, unreadable, or hold less than they did.
+"""Segments as the uploader reads them: find those that are gone, unreadable, or hold less than before.
 
-The only place of the uploader that judges a scan. It must not know conversion or stores.
+This module must not know conversion or stores.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from arcpipe import durable, logs
 from arcpipe.errors import ArcpipeError, NotAWAL
-from arcpipe.upload.journal import Segment
+from arcpipe.upload.journal import SegmentRecord
 from arcpipe.wal import verdict
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.reader import ScanReport, SegmentScan
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class UnreadableSegment(ArcpipeError):
-    """A read of a segment failed. It is tried again; nobody knows what is in it until then."""
+    """A read of a segment failed. It is retried; until then nobody knows its content."""
 
     def __init__(self, name: str, error: OSError) -> None:
         super().__init__(f"segment {name} cannot be read: {error}")
@@ -33,10 +33,10 @@ class MissingSegment(ArcpipeError):
 
 
 class Examined(NamedTuple):
-    """What a batch's segments are, compared with what its journal says of them."""
+    """A batch's segments compared with its journal."""
 
     missing: list[str]
-    short: list[str]  # with fewer entries than an earlier try read, or no WAL at all any more
+    short: list[str]  # they have fewer entries than an earlier try read, or are no WAL any more
 
 
 def open_scan(directory: WALDirectory, name: str) -> SegmentScan:
@@ -55,13 +55,13 @@ def quarantine(directory: WALDirectory, name: str, error: NotAWAL) -> None:
     durable.move(directory.disk, os.path.join(directory.path, name), os.path.join(directory.quarantine, name))
 
 
-def missing(directory: WALDirectory, names: Iterable[str], known: dict[str, Segment]) -> list[str]:
-    """Name the segments that are gone, but for those that an earlier try moved to quarantine.
+def missing(directory: WALDirectory, names: Iterable[str], known: dict[str, SegmentRecord]) -> list[str]:
+    """Name the segments that are gone, except those that an earlier try moved to quarantine.
 
-    One that the operating system does not tell about is not: reading it will say what is wrong.
+    A segment counts as there if the operating system cannot tell: reading it will raise the error.
 
     Raises:
-        OSError: it cannot be told of one that is not in the WAL directory.
+        OSError: the quarantine cannot be searched for a segment that is not in the WAL directory.
     """
     disk = directory.disk
     gone = []
@@ -78,8 +78,8 @@ def missing(directory: WALDirectory, names: Iterable[str], known: dict[str, Segm
     return gone
 
 
-def examine(directory: WALDirectory, names: Iterable[str], known: dict[str, Segment]) -> Examined:
-    """Read segments that an earlier try read before anything of theirs is put again. For a thread.
+def examine(directory: WALDirectory, names: Iterable[str], known: dict[str, SegmentRecord]) -> Examined:
+    """Read segments that an earlier try read, before any of their rows is put again. For a thread.
 
     Raises:
         UnreadableSegment: a read failed.
@@ -112,7 +112,7 @@ def probe(directory: WALDirectory, name: str) -> None:
 
 
 def _count(directory: WALDirectory, name: str, upto: int) -> int:
-    """The entries that begin at or before an offset."""
+    """Count the entries that begin at or before an offset."""
     count = 0
     try:
         for offset, _, _ in open_scan(directory, name):

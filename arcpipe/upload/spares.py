@@ -1,7 +1,8 @@
 """Spare files in `batches/`, so that a full disk does not keep a batch from being written down.
 
-A batch frees its segments' space, but needs some first: for its manifest and its journal. `spare-1` and `spare-2` hold
-zeros, so their blocks are there. On a full disk they are written over in place and renamed, which allocates nothing.
+A batch frees the space of its segments, but first needs some for its manifest and its journal. `spare-1` and `spare-2`
+hold zeros, so their blocks are allocated. On a full disk they are overwritten in place and renamed, which allocates
+nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import logging
 import os
 from typing import Final, Literal
 
-from arcpipe.config.settings import MB
+from arcpipe.units import KB, MB
 from arcpipe.wal.directory import WALDirectory
 
 log = logging.getLogger(__name__)
 
 Use = Literal["manifest", "journal"]
-# A manifest of 1,000 segments, and a journal of 6,000 keys.
-SPARES: Final[dict[Use, tuple[str, int]]] = {"manifest": ("spare-1", 64 << 10), "journal": ("spare-2", MB)}
+# Names and sizes: room for a manifest of 1,000 segments, and for a journal of 6,000 keys.
+SPARES: Final[dict[Use, tuple[str, int]]] = {"manifest": ("spare-1", 64 * KB), "journal": ("spare-2", MB)}
 
 
 class Spares:
@@ -25,10 +26,10 @@ class Spares:
 
     def __init__(self, directory: WALDirectory) -> None:
         self._directory = directory
-        self._missing: set[Use] = set(SPARES)  # or not looked for yet
+        self._missing: set[Use] = set(SPARES)  # missing, or not looked for yet
 
     def make(self) -> None:
-        """Make those that are missing, where there is space; cheap if none is. The next call tries again."""
+        """Make missing spares while there is space. Cheap if none is missing; the next call retries."""
         disk = self._directory.disk
         for use in sorted(self._missing):
             name, size = SPARES[use]
@@ -56,16 +57,16 @@ class Spares:
         disk.sync_directory(self._directory.batches)
 
     def size_of(self, use: Use) -> int:
-        """The bytes that a spare takes."""
+        """Return the size of a spare in bytes."""
         return SPARES[use][1]
 
     def use(self, use: Use, path: str, data: bytes, error: OSError) -> int:
-        """Make `path` of a spare, durably and atomically, without allocating anything.
+        """Turn a spare into the file `path`, durably and atomically, without allocating anything.
 
-        A manifest is cut to its length; a journal keeps its zeros, to be written over.
+        A manifest is cut to its length; a journal keeps its zeros, for later frames.
 
         Args:
-            error: that there is no space; raised again where the spare is missing or too small.
+            error: the full disk's error; raised where the spare is missing or too small.
 
         Returns:
             The bytes of the file.

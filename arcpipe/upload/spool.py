@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from arcpipe.config.settings import MB
+from arcpipe.units import MB
 
 
 class SpoolMemory:
@@ -39,7 +39,7 @@ class SpoolMemory:
 
 
 class Spool:
-    """Bytes that are written once, in order, and then read at any place by several threads (a storage Blob).
+    """Bytes that are written once, in order, and then read anywhere by several threads (a storage Blob).
 
     They move from memory to an unlinked file when they exceed the bounds of `SpoolMemory`. Raises OSError when that
     file cannot be made or written.
@@ -54,7 +54,7 @@ class Spool:
 
     def write(self, data: bytes | memoryview | pa.Buffer) -> int:
         size = memoryview(data).nbytes
-        if self.closed:  # a writer that was let go of unfinished ends its file
+        if self.closed:  # an aborted writer ends its file
             return size
         if self._file is None and (self.size + size > self._memory.each_bytes or not self._memory.take(size)):
             self._move_to_file()
@@ -92,7 +92,7 @@ class Spool:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
-        """Let the bytes go. Closing twice is fine."""
+        """Release the bytes. Closing twice is fine."""
         if not self.closed:
             self.closed = True
             if self._file is not None:

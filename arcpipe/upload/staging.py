@@ -1,8 +1,8 @@
 """Entries of one table, collected until there are enough of them to be converted together.
 
-Entries of one shape (the same columns, tags, types and precision) make a group. What an entry costs here is what
-decides over the speed with small bodies: it is staged as views into its payload, and only when hundreds have come are
-they copied together, column by column, without their array headers, in a few vector operations.
+Entries of one shape (the same columns, tags, types and precision) make a group. The cost of an entry here decides the
+speed with small bodies. So an entry is staged as views into its payload. Only when hundreds have come are they copied
+together, column by column, without their array headers, in a few vector operations.
 
 This module must not know types, Arrow, files or threads.
 """
@@ -24,19 +24,19 @@ from arcpipe.codec.envelope import ColumnMap, encode_entry
 from arcpipe.codec.messagepack.walk import Walker
 from arcpipe.errors import BadPayload
 
-# Array headers are stripped one by one from fewer entries and from wider columns, and from arrays of 16 values or more,
-# whose headers have three bytes; otherwise in vector operations, whose fixed cost has to pay.
+# Array headers are stripped one by one from fewer entries, from wider columns, and from arrays of 16 values or more,
+# whose headers have three bytes; otherwise in vector operations, which have a fixed cost.
 _FEW_ENTRIES: Final = 16
 _LARGE_COLUMN: Final = 512  # bytes of the first entry's column
 
-_EVEN_ROWS: Final = 1 << 16  # values whose widths are compared at once: bounds the memory that this takes
+_EVEN_ROWS: Final = 1 << 16  # values whose widths are compared per step: bounds the memory that this takes
 
-_SMALL_PIECE: Final = 512  # entries: a smaller piece is joined with the next, as each costs memory of its own
+_SMALL_PIECE: Final = 512  # entries below which a piece is joined with the next: each costs memory of its own
 
 Sizes: TypeAlias = npt.NDArray[np.uint32]
 
 
-class Shape:
+class EntryShape:
     """The columns, tags, types and precision that the entries of a group share."""
 
     __slots__ = ("database", "index", "measurement", "precision", "tags", "types")
@@ -49,25 +49,25 @@ class Shape:
         self.tags = dict.fromkeys(columns.tags or ())
         """The names that the sender called tags, in its order."""
         self.types = columns.types or {}
-        """The types that the sender said columns have."""
+        """The types that the sender gave columns."""
         self.precision = precision
 
 
 class EncodedColumn(NamedTuple):
-    """The encoded values of a column, without array headers, and how many bytes of them each entry gave."""
+    """The encoded values of a column, without array headers."""
 
     data: Bytes
-    sizes: Sizes
+    sizes: Sizes  # bytes of each entry
 
 
 class Piece(NamedTuple):
-    """Entries of one shape, in the order in which they came: one of each array's values per entry."""
+    """Entries of one shape, in the order in which they came. Each array has one value per entry."""
 
-    shape: Shape
+    shape: EntryShape
     rows: Sizes
     timestamps_us: Ints
     origins: list[object]  # the caller's name of each WAL entry
-    parts: npt.NDArray[np.uint64]  # the number of the columnar map in its WAL entry, and above that its first row
+    parts: npt.NDArray[np.uint64]  # the number of the map in its WAL entry; its first row in the upper 32 bits
     columns: list[EncodedColumn]  # in the order of shape.index
 
     @property
@@ -75,7 +75,7 @@ class Piece(NamedTuple):
         return int(self.rows.sum())
 
     def cut(self, start: int, stop: int) -> Piece:
-        """The entries from `start` up to `stop`; the bytes are shared."""
+        """Return the entries from `start` up to `stop`; they share the bytes."""
         columns = []
         for data, sizes in self.columns:
             begin = int(sizes[:start].sum())
@@ -90,7 +90,7 @@ class Piece(NamedTuple):
         )
 
     def halves(self) -> list[Piece]:
-        """Two pieces that are this one together: half of the entries, or of the rows of the only one."""
+        """Cut the piece into two: by entries, or by rows if it has only one entry."""
         if len(self.rows) > 1:
             middle = len(self.rows) // 2
             return [self.cut(0, middle), self.cut(middle, len(self.rows))]
@@ -124,7 +124,7 @@ class Piece(NamedTuple):
             start += rows
 
     def payload(self, entry: int) -> bytes:
-        """One entry as the payload of a log entry, equal in meaning to the one that it came from."""
+        """Encode one entry as the payload of a WAL entry, equal in meaning to its original."""
         one = self.cut(entry, entry + 1)
         header = array_header(int(one.rows[0]))
         return entry_payload(self.shape, [msgspec.Raw(header + column.data.tobytes()) for column in one.columns])
@@ -145,12 +145,12 @@ class _Cursor:
         return self._data[self._last : self._walker.offset]
 
     def go_back(self) -> None:
-        """Makes the last `take` undone."""
+        """Undo the last `take`."""
         self._walker = Walker(self._data.data, self._last)
 
 
 class _EvenCursor:
-    """The same where all values have one width."""
+    """A cursor over values that all have one width."""
 
     def __init__(self, data: Bytes, width: int) -> None:
         self._data = data
@@ -188,22 +188,22 @@ Staged: TypeAlias = tuple[Any, ...]
 _FRONT: Final = 4
 
 
-class Group:
-    """The entries of one shape that were not taken yet, staged or compacted. Whoever has one appends to `staged`."""
+class EntryGroup:
+    """The entries of one shape that were not taken yet, staged or compacted. The owner appends to `staged`."""
 
     __slots__ = ("_old", "_owned", "pieces", "shape", "staged")
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: EntryShape) -> None:
         self.shape = shape
         self.staged: list[Staged] = []
-        self._owned = 0  # the first staged entries, which hold no view into a payload
-        self._old = 0  # staged entries at the last release
+        self._owned = 0  # number of first staged entries that hold no view into a payload
+        self._old = 0  # number of staged entries at the last release
         self.pieces: list[Piece] = []
 
     def release(self) -> None:
-        """Copy what has referred to payloads since before the last release.
+        """Copy the entries that have referred to payloads since before the last release.
 
-        Not what is younger: most of it is soon taken, and needs no copy then.
+        Younger entries are left: most of them are soon taken, and then need no copy.
         """
         for index in range(self._owned, self._old):
             entry = self.staged[index]
@@ -215,7 +215,7 @@ class Group:
         self.pieces.append(piece)
 
     def compact(self) -> list[Misfit]:
-        """Copy the staged entries together; those whose columns are not arrays of one length are given back."""
+        """Copy the staged entries together. Returns those whose columns are not arrays of one length."""
         staged, self.staged = self.staged, []
         self._owned = self._old = 0
         misfits: list[Misfit] = []
@@ -230,7 +230,7 @@ class Group:
         return misfits
 
     def _compact(self, staged: list[Staged]) -> dict[int, str]:
-        """Make a piece of staged entries, or tell what is wrong with some of them."""
+        """Make a piece of staged entries, or return why some of them cannot be one, by index."""
         rows_of, timestamps, origins, parts, *raws_of = zip(*staged, strict=True)
         rows = np.array(rows_of, np.uint32)
         columns = []
@@ -250,14 +250,14 @@ class Group:
         return wrong
 
     def take(self) -> tuple[Piece | None, list[Misfit]]:
-        """Everything as one piece, or None if that is nothing; the group is empty afterwards."""
+        """Take everything as one piece, None if there is nothing; the group is empty afterwards."""
         misfits = self.compact()
         pieces, self.pieces = self.pieces, []
         return (_joined(pieces) if pieces else None), misfits
 
 
-def whole_piece(shape: Shape, staged: Staged) -> Piece:
-    """One entry as a piece; nothing is copied. Raises BadPayload if its columns are not arrays of one length."""
+def whole_piece(shape: EntryShape, staged: Staged) -> Piece:
+    """Make one entry a piece, without a copy. Raises BadPayload if its columns are not arrays of one length."""
     rows, timestamp, origin, part, *raws = staged
     columns = []
     for name, raw in zip(shape.index, raws, strict=True):
@@ -271,7 +271,7 @@ def whole_piece(shape: Shape, staged: Staged) -> Piece:
     return Piece(shape, np.array([rows], np.uint32), times, [origin], np.array([part], np.uint64), columns)
 
 
-def entry_payload(shape: Shape, raws: list[msgspec.Raw]) -> bytes:
+def entry_payload(shape: EntryShape, raws: list[msgspec.Raw]) -> bytes:
     """Make an entry of these columns the payload of a WAL entry."""
     columns = dict(zip(shape.index, raws, strict=True))
     return encode_entry(
@@ -326,7 +326,7 @@ def _strip_headers(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedC
 
 
 def _are_single_values(data: Bytes, rows: Sizes, width: int) -> bool:
-    """Whether these are arrays of one value each, all of one width that the value's first byte tells."""
+    """Tell whether these are arrays of one value each, all of one width that the value's first byte tells."""
     return bool(
         width > 1
         and (rows == 1).all()
@@ -359,7 +359,7 @@ def _strip_one_by_one(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[Encod
 
 
 def _usual_headers(rows: Sizes) -> Bytes:
-    """Make the shortest headers of arrays of these lengths, one a line; nothing if the headers differ in width."""
+    """Make the shortest headers of arrays of these lengths, one per line; nothing if they differ in width."""
     if rows.max() < 16:
         return (rows | 0x90).astype(np.uint8).reshape(-1, 1)
     headers = np.empty((len(rows), 3), np.uint8)

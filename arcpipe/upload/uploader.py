@@ -1,8 +1,8 @@
 """The uploader process: sealed segments in, Parquet objects out, batch by batch.
 
 One batch at a time goes the whole way: read and convert (threads), put (this loop), mark, retire. Nothing is ever
-given up: whatever fails is tried again with backoff until it succeeds, and the backlog limit guards the disk. What
-cannot go on because a segment cannot be read is set aside, with a backoff of its own, while others go on.
+given up: all that fails is retried with backoff until it succeeds, and the backlog limit guards the disk. A batch or
+segment that cannot be read is set aside, with a backoff of its own, while others go on.
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError, StorageError
 from arcpipe.storage import ObjectStore, open_store
+from arcpipe.units import MB
 from arcpipe.upload import segments
-from arcpipe.upload.batch import Batch, Batches
+from arcpipe.upload.batch import Batch
+from arcpipe.upload.batches import Batches
+from arcpipe.upload.context import Context
 from arcpipe.upload.isolate import BugWatch, isolate
 from arcpipe.upload.redo import Replaced, prepare, without
 from arcpipe.upload.retry import Backoff, Retry, is_full, kind_of
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.segments import UnreadableSegment
-from arcpipe.upload.shipment import Context, Shipment, in_thread
+from arcpipe.upload.shipment import Shipment
+from arcpipe.upload.threads import in_thread
 from arcpipe.wal import findings
-from arcpipe.wal.directory import Node, WALDirectory
+from arcpipe.wal.directory import NodeIdentity, WALDirectory
 from arcpipe.wal.findings import LOST_SEGMENTS, Finding
 from arcpipe.wal.pool import FreePool
 
@@ -45,30 +49,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_POLL_SECONDS: Final = 0.1
-# Told by itself, it stops so long after `shutdown.delay_seconds`: where all processes were told at once, the supervisor
-# says first that it is time, and takes nobody for dead.
+_POLL_SECONDS: Final = 0.1  # between two looks for sealed segments
+# Seconds after `shutdown.delay_seconds` at which it stops by itself, if only it was told. Where all processes were told
+# at once, the supervisor's own SIGTERM comes earlier, and the supervisor does not take the uploader for dead.
 _ALONE_SECONDS: Final = 1.0
 
-# Of the heap, once it was needed: conversion takes and frees as much again and again.
-KEPT_MEMORY_BYTES: Final = 256 << 20
+# Bytes of freed memory that the heap keeps: conversion takes and frees as much again and again.
+KEPT_MEMORY_BYTES: Final = 256 * MB
 
 
-def run(settings: Settings, directory: WALDirectory, counters: Counters, node: Node) -> int:
-    """Uploads until SIGTERM, then what is still waiting; the exit code of the process."""
+def run(settings: Settings, directory: WALDirectory, counters: Counters, node: NodeIdentity) -> int:
+    """Upload until SIGTERM, then finish the segments that wait. Returns the exit code of the process."""
     keep_freed_memory(KEPT_MEMORY_BYTES)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(settings, directory, counters, node))
 
 
-async def _run(settings: Settings, directory: WALDirectory, counters: Counters, node: Node) -> int:
+async def _run(settings: Settings, directory: WALDirectory, counters: Counters, node: NodeIdentity) -> int:
     loop = asyncio.get_running_loop()
     store = open_store(settings.storage.url, settings.storage.s3, settings.uploader.concurrent_uploads)
     uploader = BatchUploader(settings, directory, counters, node, store)
     was_told = False
 
     def drain() -> None:
-        """At SIGTERM. The supervisor sends it when it is time; whoever sends it to all processes does so at once."""
+        """Handle SIGTERM. The supervisor sends it when it is time; others may send it to all processes at once."""
         nonlocal was_told
         delay = settings.shutdown.delay_seconds
         if was_told or not delay or counters.node[NodeBlock.DRAINING] >= BEGUN:
@@ -80,11 +84,11 @@ async def _run(settings: Settings, directory: WALDirectory, counters: Counters, 
     loop.add_signal_handler(signal.SIGTERM, drain)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     block = counters.uploader
-    # Whoever sees the process id sees a sign of life too.
+    # The heartbeat comes before the process id, for the supervisor reads both.
     block[Uploader.STARTED_US] = block[Uploader.HEARTBEAT_US] = steady_us()
     block[Uploader.PID] = os.getpid()
     heartbeat = loop.create_task(_beat(counters))
-    # What was imported and made so far stays for ever: the collector need not look at it again.
+    # All objects so far stay for ever: the garbage collector need not look at them again.
     gc.collect()
     gc.freeze()
     try:
@@ -103,7 +107,7 @@ async def _beat(counters: Counters) -> None:
 
 
 class BatchUploader:
-    """Takes batches to their end, one after the other. For one event loop.
+    """Take batches to their end, one after the other. For one event loop.
 
     `serve` does so until `drain` was called and nothing is left; `work_once` does a single batch.
     """
@@ -113,11 +117,15 @@ class BatchUploader:
         settings: Settings,
         directory: WALDirectory,
         counters: Counters,
-        node: Node,
+        node: NodeIdentity,
         store: ObjectStore,
         sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
-        """Args: sleep: waits the seconds between two tries, for tests that have no time."""
+        """Make ready.
+
+        Args:
+            sleep: waits the seconds between two tries; tests pass one that does not wait.
+        """
         self._settings = settings
         self._directory = directory
         self._store = store
@@ -125,13 +133,13 @@ class BatchUploader:
         for gauge in (Uploader.UNREADABLE_SEGMENTS, Uploader.DAMAGED_MANIFESTS, Uploader.STOPPED):
             self._block[gauge] = 0
         wal = settings.wal
-        self._pool = FreePool(directory, wal.free_segments, wal.max_size_mb << 20) if wal.recycle else None
+        self._pool = FreePool(directory, wal.free_segments, wal.max_size_mb * MB) if wal.recycle else None
         self._retry = Retry(self._block, self._make_space, sleep)
         self._batches = Batches(directory, node, self._block, settings.storage.url, settings.storage.layout)
         self._context: Context | None = None  # once the registry is loaded
         self._todo: deque[Batch] = deque()
-        # Set aside: batches of which something was put, and segments of which nothing was.
-        self._waiting: dict[str, tuple[Batch, Backoff, str]] = {}  # by batch id, with the segment, if it is one
+        # Set aside: batches of which a part was put, and segments of which nothing was put.
+        self._waiting: dict[str, tuple[Batch, Backoff, str]] = {}  # by batch id; with the segment at fault, or ""
         self._unreadable: dict[str, Backoff] = {}
 
     def drain(self) -> None:
@@ -139,7 +147,7 @@ class BatchUploader:
         self._retry.draining.set()
 
     async def serve(self) -> int:
-        """Upload until there is nothing left after `drain`; the exit code of the process."""
+        """Upload until nothing is left after `drain`. Returns the exit code of the process."""
         await self._retry.persist("checking the store", self._store.check)
         while True:
             if await self.work_once():
@@ -150,14 +158,14 @@ class BatchUploader:
 
     @property
     def _has_more(self) -> bool:
-        """Whether anything is left that is known to wait for this process."""
+        """Whether any known work waits for this process."""
         return bool(self._todo or self._waiting or self._unreadable or self._batches.has_kept)
 
     async def work_once(self) -> bool:
         """Take one batch to its end, or as far as it goes: unfinished ones first, then a new one.
 
         Returns:
-            Whether there was any.
+            True if there was a batch.
         """
         if self._context is None:
             await self._begin()
@@ -171,7 +179,7 @@ class BatchUploader:
         return True
 
     async def _begin(self) -> None:
-        """Read what a former process left. Never with an empty one instead of what cannot be read."""
+        """Read the registry and the batches that an earlier process left; retry until they can be read."""
         directory = self._directory
 
         async def load() -> SchemaRegistry:
@@ -187,7 +195,7 @@ class BatchUploader:
             log.info("batch %s: %s when it was interrupted; finishing it", batch.batch_id, batch.state)
             if batch.state == "planned" and batch.manifest.store != self._settings.storage.url:
                 log.warning(
-                    "batch %s was begun in %s and is shipped to %s now: what it left there holds the same rows",
+                    "batch %s was begun in %s and is uploaded to %s now: objects in the old store are duplicates",
                     batch.batch_id,
                     batch.manifest.store,
                     self._settings.storage.url,
@@ -235,7 +243,7 @@ class BatchUploader:
                 return
         await self._end(batch, shipment)
         log.info(
-            "batch %s: %d segments, %d rows shipped in %.2f s",
+            "batch %s: %d segments, %d rows uploaded in %.2f s",
             batch.batch_id,
             len(batch.segments),
             self._block[Uploader.ROWS] - rows_before,
@@ -243,7 +251,7 @@ class BatchUploader:
         )
 
     async def _attempt(self, batch: Batch, full_disk: int) -> Shipment | None:
-        """One try. None if the batch was set aside or planned anew, or is uploaded already."""
+        """Try a batch once. None if it was set aside or planned anew, or is uploaded already."""
         assert self._context is not None
         try:
             await prepare(self._context, self._batches, batch)
@@ -259,7 +267,7 @@ class BatchUploader:
         except UnreadableSegment as error:
             self._set_aside(batch, error)
             return None
-        except StorageError as error:  # of `prepare`: a put is tried again by itself
+        except StorageError as error:  # of `prepare`: puts are retried by themselves
             self._wait(batch, error, "")
             return None
         if batch.tries > 1 or batch.is_left_over:
@@ -273,7 +281,7 @@ class BatchUploader:
         batch.journal.append([found])
 
     def _set_aside(self, batch: Batch, error: UnreadableSegment) -> None:
-        """Let other segments go on while one cannot be read. What was put of a batch waits as a whole."""
+        """Let other segments go on while one cannot be read. A batch of which a part was put waits as a whole."""
         if batch.journal.has_keys or batch.manifest.version == 1:
             self._wait(batch, error, error.name)
             return
@@ -292,7 +300,7 @@ class BatchUploader:
         self._count_unreadable()
 
     async def _probe_unreadable(self) -> None:
-        """Read segments that were set aside and whose time has come; one that can be read is planned."""
+        """Read segments that were set aside and are due; those that can be read are planned."""
         for name, backoff in list(self._unreadable.items()):
             if not backoff.is_due:
                 continue
@@ -332,7 +340,7 @@ class BatchUploader:
                 self._batches.mark_uploaded(batch, shipment.reports, *found)
 
             await self._retry.persist(f"marking batch {batch.batch_id} as uploaded", mark)
-            reusable = self._settings.wal.max_size_mb << 19
+            reusable = self._settings.wal.max_size_mb * MB // 2
             last_timestamps = {
                 name: report.last_timestamp for name, report in shipment.reports.items() if report.size >= reusable
             }

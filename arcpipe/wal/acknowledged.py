@@ -57,7 +57,7 @@ class Acknowledgement(msgspec.Struct, frozen=True):
     what: list[str]
 
 
-class _File(msgspec.Struct, frozen=True):
+class _SlotFile(msgspec.Struct, frozen=True):
     version: int
     findings_id: str
     counts: dict[str, Count]
@@ -65,7 +65,7 @@ class _File(msgspec.Struct, frozen=True):
     history: list[Acknowledgement]
 
 
-_NOTHING: Final = _File(_VERSION, "", {}, [], [])
+_NOTHING: Final = _SlotFile(_VERSION, "", {}, [], [])
 
 
 class Open(msgspec.Struct, frozen=True):
@@ -161,13 +161,13 @@ def _acknowledge(directory: WALDirectory, seen: Seen, codes: Collection[str], by
     files = _files_after(known, seen, codes)
     what = [line for code in codes for line in told(seen, code)[:_HISTORY_LINES]]
     history = [*known.history, Acknowledgement(time.time(), by, what)][-_HISTORY:]
-    data = msgspec.json.encode(_File(_VERSION, record_id, counts, files, history))
+    data = msgspec.json.encode(_SlotFile(_VERSION, record_id, counts, files, history))
     durable.replace(
         directory.disk, path_of(directory), with_checksum(data), prepare=lambda fd: give_to_owner(directory, fd)
     )
 
 
-def _counts_after(known: _File, seen: Seen, codes: Collection[str]) -> tuple[str, dict[str, int]]:
+def _counts_after(known: _SlotFile, seen: Seen, codes: Collection[str]) -> tuple[str, dict[str, int]]:
     """Return the record's id and the acknowledged counts, with these codes acknowledged, too."""
     record = seen.record
     if record is None:
@@ -178,7 +178,7 @@ def _counts_after(known: _File, seen: Seen, codes: Collection[str]) -> tuple[str
     return record.id, {**before, **now}
 
 
-def _files_after(known: _File, seen: Seen, codes: Collection[str]) -> list[QuarantinedFile]:
+def _files_after(known: _SlotFile, seen: Seen, codes: Collection[str]) -> list[QuarantinedFile]:
     """Return the acknowledged files in quarantine. Files that are gone are forgotten."""
     if seen.quarantine_problem:
         return known.quarantine
@@ -204,7 +204,7 @@ def told(seen: Seen, code: str) -> list[str]:
     ]
 
 
-def _open_findings(record: Record, known: _File) -> dict[str, Open]:
+def _open_findings(record: Record, known: _SlotFile) -> dict[str, Open]:
     counts = known.counts if known.findings_id == record.id else {}
     found = {}
     for code, total in record.counts.items():
@@ -215,18 +215,18 @@ def _open_findings(record: Record, known: _File) -> dict[str, Open]:
     return found
 
 
-def _load(directory: WALDirectory) -> _File | None:
+def _load(directory: WALDirectory) -> _SlotFile | None:
     return durable.load(directory.disk, path_of(directory), _decode)
 
 
-def _decode(data: bytes) -> _File:
+def _decode(data: bytes) -> _SlotFile:
     if checksum_holds(data) is not True:
         raise ValueError("its checksum does not match")
     content = msgspec.json.decode(data)
     version = content.get("version") if isinstance(content, dict) else None
     if version != _VERSION:
         raise UnknownVersion(f"acknowledged.json has version {version!r}, and this arcpipe knows version {_VERSION}")
-    return msgspec.convert(content, _File)
+    return msgspec.convert(content, _SlotFile)
 
 
 def _try(read: Callable[[], T | None]) -> tuple[T | None, str]:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from typing import Final
 
+from arcpipe.units import MB
 from arcpipe.wal.group import Group, WALStats
 from arcpipe.wal.segment import Extent, Segment
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 # Bytes. Above this much retained, a sync starts at once. At twice as much, commits wait for it: so a slow disk costs a
 # worker at most twice this in memory. Measured: throughput with 8, 16 and 32 MB is the same within noise. At 16 MB the
 # p99 of a commit was nearest to that without a bound (400 against 280 µs, groups of 64 KiB on a loaded machine).
-RETAINED_BYTES: Final = 16 << 20
+RETAINED_BYTES: Final = 16 * MB
 
 
 # An acknowledged group, the segment's extent after it, and when it was written (monotonic seconds). A plain tuple,
@@ -66,7 +67,7 @@ class BackgroundSync:
         return [group for group, _, _ in self._retained]
 
     def enter(self, segment: Segment | None) -> None:
-        """Sync this segment from now on; all of it is on disk already. Forget everything about the former one."""
+        """Sync this segment from now on; all of it is on disk already. Forget everything about the last one."""
         with self._syncing:
             self._segment = segment
             if segment is not None:

@@ -84,20 +84,20 @@ def parse_filename(filename: str) -> tuple[SegmentName, str] | None:
     return SegmentName(int(slot), created, int(seq or 0)), state
 
 
-class Node(msgspec.Struct, frozen=True):
+class NodeIdentity(msgspec.Struct, frozen=True):
     """The node that this directory belongs to: its permanent id, and the number of its starts."""
 
     node: Annotated[str, msgspec.Meta(min_length=1)]
     boot: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
-def _decode_node(data: bytes) -> tuple[Node, dict[str, Any]]:
+def _decode_node(data: bytes) -> tuple[NodeIdentity, dict[str, Any]]:
     """Decode the node, and all fields of the file: those of other programs are kept."""
     fields = msgspec.json.decode(data, type=dict[str, Any])
     version = msgspec.convert(fields.get("version", _NODE_VERSION), int)
     if version > _NODE_VERSION:
         raise UnknownVersion(f"has version {version}, and this arcpipe knows version {_NODE_VERSION}")
-    return msgspec.convert(fields, Node), fields
+    return msgspec.convert(fields, NodeIdentity), fields
 
 
 def nearest_directory(path: str) -> str:
@@ -183,7 +183,7 @@ class WALDirectory:
         """Give the directory back; only needed by a process that goes on without it."""
         self._lock.release()
 
-    def next_boot(self) -> Node:
+    def next_boot(self) -> NodeIdentity:
         """Raise the node's start counter by one, durably, and return id and counter.
 
         Batch ids are made of both, so that no two batches ever share one, whatever the clock does.
@@ -197,11 +197,11 @@ class WALDirectory:
         path = self._node_path
         found = self._read_node()
         if found is None:
-            found = Node(secrets.token_hex(6), 0), {}
+            found = NodeIdentity(secrets.token_hex(6), 0), {}
             self._warn_of_a_lost_identity(found[0])
             self._sync_above()
         before, fields = found
-        node = Node(before.node, before.boot + 1)
+        node = NodeIdentity(before.node, before.boot + 1)
         durable.replace(self.disk, path, msgspec.json.encode({**fields, "node": node.node, "boot": node.boot}))
         return node
 
@@ -214,7 +214,7 @@ class WALDirectory:
         """
         self._read_node()
 
-    def _read_node(self) -> tuple[Node, dict[str, Any]] | None:
+    def _read_node(self) -> tuple[NodeIdentity, dict[str, Any]] | None:
         path = self._node_path
         try:
             return durable.load(self.disk, path, _decode_node)
@@ -247,7 +247,7 @@ class WALDirectory:
                 if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS):
                     raise
 
-    def _warn_of_a_lost_identity(self, node: Node) -> None:
+    def _warn_of_a_lost_identity(self, node: NodeIdentity) -> None:
         """Warn of files of a former identity. A new one does no harm to them: waiting batches keep their own ids."""
         segments = sum(parse_filename(name) is not None for name in os.listdir(self.path))
         batches = sum(name.endswith(".json") for name in os.listdir(self.batches))

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from arcpipe.units import MB
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.group import Group
 from arcpipe.wal.options import WALOptions
@@ -15,7 +16,7 @@ from arcpipe.wal.segment import Segment
 # Bytes of backlog above which a sealed segment leaves the page cache, because it will not be read soon: later writes
 # reuse that memory. Measured without this: the kernel, or a hypervisor below it, has to find and clear fresh pages, and
 # a body of 55 kB takes a worker 180 µs of a core instead of 115.
-CACHED_BACKLOG_BYTES: Final = 512 << 20
+CACHED_BACKLOG_BYTES: Final = 512 * MB
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -162,7 +162,7 @@ def _set_aside(directory: WALDirectory) -> bool:
         load(directory)
     except DamagedFile as error:
         target = os.path.join(directory.quarantine, f"findings-{secrets.token_hex(4)}.json")
-        log.error("%s; moved to %s. What was found before is in the log only", error, target)
+        log.error("%s; moved to %s. Earlier findings are in the log only", error, target)
         durable.move(directory.disk, path_of(directory), target)
         return True
     return False

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from isal import isal_zlib
 
-from arcpipe.codec.envelope import ENVELOPE_MARK, KIND_END, KIND_START
+from arcpipe.codec.envelope import ENVELOPE_MARK, KIND_END, KIND_START, decode_raw_envelope
 
 MAGIC: Final = b"ARCW"
 VERSION: Final = 1
@@ -92,17 +92,7 @@ class EndMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identity
     identity: bytes = b""
 
 
-class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
-    """The four parts of a payload; meta and body stay encoded."""
-
-    kind: int
-    database: str
-    meta: msgspec.Raw
-    body: msgspec.Raw
-
-
 _encode = msgspec.msgpack.Encoder().encode
-_decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 _decode_start = msgspec.msgpack.Decoder(StartMeta).decode
 _decode_end = msgspec.msgpack.Decoder(EndMeta).decode
 # The errors that msgspec raises for bytes of another shape.
@@ -218,7 +208,7 @@ END_ENTRY_BYTES: Final = 256
 def unpack_start(payload: bytes | memoryview) -> StartMeta | None:
     """Unpack the meta of a segment-start payload; None for other payloads."""
     try:
-        envelope = _decode_envelope(payload)
+        envelope = decode_raw_envelope(payload)
         return _decode_start(envelope.meta) if envelope.kind == KIND_START else None
     except _UNDECODABLE:
         return None
@@ -227,7 +217,7 @@ def unpack_start(payload: bytes | memoryview) -> StartMeta | None:
 def unpack_end(payload: bytes | memoryview) -> EndMeta | None:
     """Unpack the meta of a segment-end payload; None for other payloads."""
     try:
-        envelope = _decode_envelope(payload)
+        envelope = decode_raw_envelope(payload)
         return _decode_end(envelope.meta) if envelope.kind == KIND_END else None
     except _UNDECODABLE:
         return None

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from arcpipe.errors import CommitFailed
+from arcpipe.units import MB
 from arcpipe.wal.format import Prefix
 from arcpipe.wal.group import Group
 from arcpipe.wal.writer import WALWriter
@@ -25,12 +26,12 @@ log = logging.getLogger(__name__)
 # Seconds between two checks if the segment is due to be sealed: well below the default age of 5 s.
 TICK_SECONDS: Final = 0.25
 # Bytes. A group of this size takes no more entries: its requests need not wait for a still larger write.
-GROUP_BYTES: Final = 4 << 20
+GROUP_BYTES: Final = 4 * MB
 # Bytes. With `wal.enabled = false`, this much is buffered in memory before it is written.
-WRITE_BUFFER_BYTES: Final = 4 << 20
+WRITE_BUFFER_BYTES: Final = 4 * MB
 # Bytes. With `wal.enabled = false`, at most this much is buffered while writes fail: a short outage of the disk costs
 # nothing, and a long one this much memory. Half of the bytes that may wait for a disk that is only slow.
-BUFFER_LIMIT_BYTES: Final = 16 << 20
+BUFFER_LIMIT_BYTES: Final = 16 * MB
 # Seconds between a failed write of the buffer and the next try.
 BUFFER_RETRY_SECONDS: Final = 1.0
 # Tries of the last write: the first one may meet the segment that failed before.

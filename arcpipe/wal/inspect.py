@@ -16,6 +16,7 @@ import msgspec
 from arcpipe import __version__
 from arcpipe.disk import Disk
 from arcpipe.errors import NotAWAL, WALError
+from arcpipe.units import MB
 from arcpipe.wal.directory import (
     ACTIVE,
     RECOVERED,
@@ -39,9 +40,9 @@ from arcpipe.wal.format import (
 from arcpipe.wal.reader import Entry, ScanReport, SegmentScan, count_records
 from arcpipe.wal.recovery import archive
 from arcpipe.wal.report import end_problem
-from arcpipe.wal.verdict import Verdict
+from arcpipe.wal.verdict import ScanVerdict
 
-_COPY_BYTES: Final = 4 << 20  # bytes per write of a copy
+_COPY_BYTES: Final = 4 * MB  # bytes per write of a copy
 # µs: `created` of a copy without identities. So low that no entry of it counts as stale.
 _NO_BORDER: Final = 1
 # Tries to read a file: a segment of a running server may be cut or renamed meanwhile, but hardly three times.
@@ -77,7 +78,7 @@ def _summarize(path: str, count: bool) -> Summary:
         scan = SegmentScan(path)
     except NotAWAL as error:
         report = ScanReport(os.path.getsize(path))
-        report.verdict = Verdict.DAMAGED
+        report.verdict = ScanVerdict.DAMAGED
         return Summary(report, None, 0, str(error))
     records: int | None = 0 if count else None
     first = 0

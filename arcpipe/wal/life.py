@@ -31,7 +31,7 @@ from arcpipe.wal.format import (
     unpack_start,
 )
 from arcpipe.wal.salvage import BorderSalvager, IdentitySalvager, Salvager
-from arcpipe.wal.source import Effort, Header, Source
+from arcpipe.wal.source import Header, SearchEffort, SegmentSource
 
 _START_OFFSET: Final = FILE_HEADER_SIZE
 # Bytes. More than any start entry has.
@@ -40,7 +40,7 @@ _HEAD_BYTES: Final = 4096
 _NAMED_BYTES: Final = 8
 
 
-class Life(NamedTuple):
+class SegmentLife(NamedTuple):
     """One use of a segment's file: tells its entries from stale ones."""
 
     start: StartMeta | None  # None if the file has no intact start entry of this segment
@@ -49,12 +49,12 @@ class Life(NamedTuple):
     offset: int  # where the first entry is to be read
     is_named: bool  # the file has the name of one of our segments: it begins with a start entry, or is damaged
 
-    def salvager(self, source: Source) -> Salvager:
+    def salvager(self, source: SegmentSource) -> Salvager:
         """Make the salvager that finds this segment's entries after damage."""
         return IdentitySalvager(source, self.identity) if self.identity else BorderSalvager(source, self.border)
 
 
-def settle(source: Source) -> Life:
+def settle(source: SegmentSource) -> SegmentLife:
     """Find out which entries of a file belong to its segment.
 
     Raises:
@@ -63,19 +63,19 @@ def settle(source: Source) -> Life:
     parsed = parse_filename(os.path.basename(source.path))
     name = parsed[0] if parsed is not None and parsed[0].seq > 0 else None
     border = name.created_us if name is not None else 0
-    found = source.intact_at(_START_OFFSET, Effort(source.size))
+    found = source.intact_at(_START_OFFSET, SearchEffort(source.size))
     if found is not None:
         payload = source.read(found.payload, found.length)
         start = unpack_start(payload)
         if start is None and not identity_of(payload):  # another program's file
-            return Life(None, b"", border, _START_OFFSET, name is not None)
+            return SegmentLife(None, b"", border, _START_OFFSET, name is not None)
         # A start entry that is older than the name belongs to an older segment: the rename reached the disk, but the
         # new contents did not, because the disk acknowledged a sync that it had not done.
         if start is not None and (name is None or name[::2] == (start.slot, start.seq) or start.created >= border):
-            return Life(start, identity_of(payload), start.created, found.end, name is not None)
+            return SegmentLife(start, identity_of(payload), start.created, found.end, name is not None)
     is_arcs = parsed is not None and name is None  # Arc's files have no identities, except in clients' values
     identity = _learn_identity(source, name) if not is_arcs else b""
-    return Life(None, identity, border, _START_OFFSET, name is not None)
+    return SegmentLife(None, identity, border, _START_OFFSET, name is not None)
 
 
 def read_start(path: str, disk: Disk) -> StartMeta | None:
@@ -84,19 +84,19 @@ def read_start(path: str, disk: Disk) -> StartMeta | None:
     Raises:
         OSError: it cannot be read.
     """
-    source = Source(path, disk, window_bytes=_HEAD_BYTES)
-    found = source.intact_at(_START_OFFSET, Effort(source.size))
+    source = SegmentSource(path, disk, window_bytes=_HEAD_BYTES)
+    found = source.intact_at(_START_OFFSET, SearchEffort(source.size))
     return unpack_start(source.read(found.payload, found.length)) if found is not None else None
 
 
-def has_entries(source: Source, life: Life) -> bool:
+def has_entries(source: SegmentSource, life: SegmentLife) -> bool:
     """Tell if a file with a damaged file header holds an entry of the segment that its name or start entry tells."""
     if life.start is not None:
         return True
     return life.is_named and life.salvager(source).next_entry(_START_OFFSET - 1) is not None
 
 
-def _learn_identity(source: Source, name: SegmentName | None) -> bytes:
+def _learn_identity(source: SegmentSource, name: SegmentName | None) -> bytes:
     """Learn the identity of a segment whose start entry is damaged; empty if its entries have none."""
     claimed = identity_of(source.read(_START_OFFSET + ENTRY_HEADER_SIZE, END_ENTRY_BYTES))
     if name is not None and not is_identity_of(claimed, name.slot, name.seq):
@@ -107,7 +107,7 @@ def _learn_identity(source: Source, name: SegmentName | None) -> bytes:
         first = BorderSalvager(source, 0).first_intact(_START_OFFSET)
         return identity_of(source.front(first)) if first is not None else b""
     known = make_identity(name.slot, name.seq)[:_NAMED_BYTES]
-    first = next(source.find_identified(_START_OFFSET, known, Effort(source.size)), None)
+    first = next(source.find_identified(_START_OFFSET, known, SearchEffort(source.size)), None)
     last = _find_end(source, known)
     if first is None or last is None:
         found = first or last
@@ -115,23 +115,25 @@ def _learn_identity(source: Source, name: SegmentName | None) -> bytes:
     identity, at_the_end = _identity_at(source, first), _identity_at(source, last)
     if identity == at_the_end or any(
         entry.payload <= last.offset < entry.end
-        for entry in source.find_identified(first.offset, identity, Effort(source.size))
+        for entry in source.find_identified(first.offset, identity, SearchEffort(source.size))
     ):
         return identity  # the apparent end entry lies within a value
     return at_the_end
 
 
-def _find_end(source: Source, known: bytes) -> Header | None:
+def _find_end(source: SegmentSource, known: bytes) -> Header | None:
     """Find the end entry in a file's last bytes: its identity begins with `known`, and it names its own offset."""
     found = None
-    for entry in source.find_identified(max(_START_OFFSET, source.size - END_ENTRY_BYTES), known, Effort(source.size)):
+    for entry in source.find_identified(
+        max(_START_OFFSET, source.size - END_ENTRY_BYTES), known, SearchEffort(source.size)
+    ):
         end = unpack_end(source.read(entry.payload, entry.length))
         if end is not None and end.offset == entry.offset:
             found = entry
     return found
 
 
-def _identity_at(source: Source, entry: Header) -> bytes:
+def _identity_at(source: SegmentSource, entry: Header) -> bytes:
     identity = identity_of(source.front(entry))
     assert len(identity) == IDENTITY_BYTES, f"BUG: {len(identity)} bytes of identity at offset {entry.offset}"
     return identity

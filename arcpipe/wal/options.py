@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from arcpipe.units import MB
+
 SyncMode = Literal["fsync", "fdatasync", "async", "off"]
 
 
@@ -14,7 +16,7 @@ class WALOptions(msgspec.Struct, frozen=True):
 
     sync_mode: SyncMode = "fdatasync"
     async_interval_seconds: float = 1.0
-    max_size_bytes: int = 100 << 20
+    max_size_bytes: int = 100 * MB
     max_age_seconds: float = 3600.0
     flush_max_records: int = 1_000_000
     flush_max_age_seconds: float = 5.0

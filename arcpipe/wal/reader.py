@@ -29,7 +29,7 @@ from arcpipe.wal.format import (
 )
 from arcpipe.wal.life import has_entries, settle
 from arcpipe.wal.report import Damage, Entry, ScanReport, judge
-from arcpipe.wal.source import Source
+from arcpipe.wal.source import SegmentSource
 from arcpipe.wal.walk import walk
 
 __all__ = [
@@ -76,7 +76,7 @@ class SegmentScan:
         """
         self.path = os.fspath(path)
         self.was_active = (state or _state_of(self.path)) == ACTIVE
-        self._source = Source(self.path, disk or Disk(), gently=gently, around_bad_blocks=salvage)
+        self._source = SegmentSource(self.path, disk or Disk(), gently=gently, around_bad_blocks=salvage)
         self.report = ScanReport(self._source.size)
         header = self._source.read(0, FILE_HEADER_SIZE)
         self._header_problem = file_header_error(header)

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 from arcpipe import durable, logs
 from arcpipe.disk import Disk
 from arcpipe.errors import NotAWAL, UnknownVersion
+from arcpipe.units import MB
 from arcpipe.wal import findings
 from arcpipe.wal.cut import cut_and_end, cut_replaced
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDirectory
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 _PARALLEL_FILES: Final = 4
 _PROGRESS_SECONDS: Final = 1.0
-_WRITTEN_AGAIN_BYTES: Final = 1 << 20  # bytes per write, after a failed sync
+_WRITTEN_AGAIN_BYTES: Final = MB  # bytes per write, after a failed sync
 # Seconds between tries at unreadable files: a short fault of the disk delays the start a little, a long one no more.
 _PAUSES_SECONDS: Final = (0.1, 0.4)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from arcpipe.wal.format import EndMeta, StartMeta
-from arcpipe.wal.verdict import Verdict
+from arcpipe.wal.verdict import ScanVerdict
 
 
 class Entry(NamedTuple):
@@ -44,7 +44,7 @@ class ScanReport:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.verdict = Verdict.UNREADABLE
+        self.verdict = ScanVerdict.UNREADABLE
         self.start: StartMeta | None = None
         self.identity = b""  # of the segment; empty if its entries have none
         self.end: EndMeta | None = None
@@ -57,15 +57,15 @@ class ScanReport:
         self.torn_reason = ""
 
 
-def judge(report: ScanReport, was_active: bool) -> Verdict:
+def judge(report: ScanReport, was_active: bool) -> ScanVerdict:
     """Judge a scan that read its file to the end.
 
     Args:
         was_active: the name does not say that the segment was sealed, so it may end anywhere.
     """
     if report.damage or end_problem(report, was_active):
-        return Verdict.DAMAGED
-    return Verdict.TORN if report.end is None else Verdict.CLEAN
+        return ScanVerdict.DAMAGED
+    return ScanVerdict.TORN if report.end is None else ScanVerdict.CLEAN
 
 
 def end_problem(report: ScanReport, was_active: bool) -> str:

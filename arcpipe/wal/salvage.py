@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+from arcpipe.units import KB, MB
 from arcpipe.wal.format import ENTRY_HEADER_SIZE, identity_of
-from arcpipe.wal.source import Effort, Header, Source
+from arcpipe.wal.source import Header, SearchEffort, SegmentSource
 from arcpipe.wal.timestamps import JUMP_US
 
 # Bytes. First and largest read of a search; each read doubles, because the next entry is mostly near.
-_FIRST_SEARCH_BYTES: Final = 64 << 10
-_SEARCH_BYTES: Final = 8 << 20
+_FIRST_SEARCH_BYTES: Final = 64 * KB
+_SEARCH_BYTES: Final = 8 * MB
 # µs since the epoch: November 1996. No entry is older.
 _EARLIEST_US: Final = 3 << 48
 
@@ -47,10 +48,10 @@ class Salvager(Protocol):
 class IdentitySalvager:
     """For a segment whose entries carry its identity."""
 
-    def __init__(self, source: Source, identity: bytes) -> None:
+    def __init__(self, source: SegmentSource, identity: bytes) -> None:
         self._source = source
         self._identity = identity
-        self._effort = Effort(source.size)
+        self._effort = SearchEffort(source.size)
 
     @property
     def gave_up(self) -> bool:
@@ -66,7 +67,7 @@ class IdentitySalvager:
 
     def stale_from(self, offset: int) -> int:
         # Bytes in a stale value may look like an entry. That does no harm: the result is only a figure for people.
-        effort = Effort(self._source.size)
+        effort = SearchEffort(self._source.size)
         first = self._source.intact_at(offset, effort)
         for found in [first] if first is not None else self._source.find_identified(offset, b"", effort):
             return found.offset
@@ -76,10 +77,10 @@ class IdentitySalvager:
 class BorderSalvager:
     """For a file without identities: entries below a border (a timestamp, µs) are stale."""
 
-    def __init__(self, source: Source, border: int) -> None:
+    def __init__(self, source: SegmentSource, border: int) -> None:
         self._source = source
         self._border = border
-        self._effort = Effort(source.size)
+        self._effort = SearchEffort(source.size)
         self._stale_from = source.size
 
     @property

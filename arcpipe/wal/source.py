@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from arcpipe.codec.envelope import ENVELOPE_REACH
 from arcpipe.disk import Disk
+from arcpipe.units import KB, MB
 from arcpipe.wal.format import (
     ENTRY_HEADER,
     ENTRY_HEADER_SIZE,
@@ -26,13 +27,13 @@ from arcpipe.wal.format import (
     identity_pattern,
 )
 
-WINDOW_BYTES: Final = 8 << 20
+WINDOW_BYTES: Final = 8 * MB
 # Bytes that a device reads at once. After an error this is the read-ahead, and the piece that salvage leaves out.
 _BLOCK_BYTES: Final = 4096
 # Bytes per read when reading gently: a quarter of a millisecond for a disk that reads 1 GB/s.
-_PIECE_BYTES: Final = 256 << 10
+_PIECE_BYTES: Final = 256 * KB
 # Bytes. The first read of a search; each further read doubles, because the next entry is mostly near.
-_FIRST_SEARCH_BYTES: Final = 64 << 10
+_FIRST_SEARCH_BYTES: Final = 64 * KB
 # A search ends after checksumming this many times the file's size. Only bytes made to look like entries need more.
 _SEARCH_EFFORT: Final = 64
 
@@ -63,7 +64,7 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Effort:
+class SearchEffort:
     """A bound on the bytes that a search may checksum."""
 
     __slots__ = ("left",)
@@ -76,7 +77,7 @@ class Effort:
         return self.left < 0
 
 
-class Source:
+class SegmentSource:
     """A file that is open for reading. `window` holds the bytes from offset `start` on that were read last."""
 
     def __init__(
@@ -155,7 +156,7 @@ class Source:
             offset += len(part)
         return crc
 
-    def intact_at(self, offset: int, effort: Effort) -> Header | None:
+    def intact_at(self, offset: int, effort: SearchEffort) -> Header | None:
         """Return the header of the intact entry at an offset; None without one, or if the effort is spent."""
         if not 0 <= offset <= self.size - ENTRY_HEADER_SIZE or effort.is_spent:
             return None
@@ -168,7 +169,7 @@ class Source:
             return None
         return Header(offset, length, timestamp) if self.crc32(begin, length) == crc else None
 
-    def find_identified(self, offset: int, known: bytes, effort: Effort) -> Iterator[Header]:
+    def find_identified(self, offset: int, known: bytes, effort: SearchEffort) -> Iterator[Header]:
         """Yield the intact entries from `offset` on whose identity begins with `known`, in order.
 
         Searches for the identity, and derives the header's place from the structure of the envelope. So a damaged

@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import Enum
 
 
-class Verdict(Enum):
+class ScanVerdict(Enum):
     """The result of a scan. The value is the text that people see."""
 
     CLEAN = "clean end"
@@ -33,18 +33,18 @@ class Consequence(Enum):
 
 
 _CONSEQUENCES = {
-    Verdict.CLEAN: Consequence.UPLOAD,
-    Verdict.TORN: Consequence.CUT_AND_SEAL,
-    Verdict.DAMAGED: Consequence.UPLOAD_AND_KEEP,
-    Verdict.UNREADABLE: Consequence.LEAVE,
+    ScanVerdict.CLEAN: Consequence.UPLOAD,
+    ScanVerdict.TORN: Consequence.CUT_AND_SEAL,
+    ScanVerdict.DAMAGED: Consequence.UPLOAD_AND_KEEP,
+    ScanVerdict.UNREADABLE: Consequence.LEAVE,
 }
 
 
-def consequence(verdict: Verdict) -> Consequence:
+def consequence(verdict: ScanVerdict) -> Consequence:
     """Return the treatment that follows from a verdict."""
     return _CONSEQUENCES[verdict]
 
 
-def keeps_original(verdict: Verdict) -> bool:
+def keeps_original(verdict: ScanVerdict) -> bool:
     """Tell if a segment's file is kept after its readable part was uploaded."""
     return consequence(verdict) is Consequence.UPLOAD_AND_KEEP

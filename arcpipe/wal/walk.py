@@ -24,10 +24,10 @@ from arcpipe.wal.format import (
     identity_offset,
     unpack_end,
 )
-from arcpipe.wal.life import Life
+from arcpipe.wal.life import SegmentLife
 from arcpipe.wal.report import Damage, Entry, ScanReport
 from arcpipe.wal.salvage import BorderSalvager, IdentitySalvager, Salvager
-from arcpipe.wal.source import WINDOW_BYTES, Effort, Header, Source
+from arcpipe.wal.source import WINDOW_BYTES, Header, SearchEffort, SegmentSource
 from arcpipe.wal.timestamps import JUMP_US, LATEST_US, Culprit, judge
 
 # The second bytes of envelopes that mark a segment's start or end.
@@ -41,7 +41,7 @@ _GAVE_UP: Final = "the search for entries was given up"
 _Unpack = Callable[[Any, int], tuple[Any, ...]]
 
 
-def walk(source: Source, life: Life, report: ScanReport, at_end: Callable[[], None]) -> Iterator[Entry]:
+def walk(source: SegmentSource, life: SegmentLife, report: ScanReport, at_end: Callable[[], None]) -> Iterator[Entry]:
     """Yield a segment's data entries in order, and fill in the report except for the verdict.
 
     Args:
@@ -69,7 +69,7 @@ def _front_at(window: memoryview, begin: int) -> bytes:
 class _Walk(ABC):
     """The parts of a walk that both kinds of files share: everything but the fast loop."""
 
-    def __init__(self, source: Source, life: Life, report: ScanReport, salvager: Salvager) -> None:
+    def __init__(self, source: SegmentSource, life: SegmentLife, report: ScanReport, salvager: Salvager) -> None:
         self._source = source
         self._life = life
         self._report = report
@@ -158,9 +158,9 @@ class _Walk(ABC):
 class _IdentityWalk(_Walk):
     """A walk through a segment with an identity. The identity decides; timestamps hide nothing."""
 
-    def __init__(self, source: Source, life: Life, report: ScanReport) -> None:
+    def __init__(self, source: SegmentSource, life: SegmentLife, report: ScanReport) -> None:
         super().__init__(source, life, report, IdentitySalvager(source, life.identity))
-        self._effort = Effort(source.size)
+        self._effort = SearchEffort(source.size)
         self._before = life.start.created if life.start is not None else 0  # µs, of the entry before; 0 if unknown
         # The front of the last entry (its payload up to its identity's end), and how to unpack an entry like it.
         self._front = b""
@@ -270,7 +270,7 @@ class _IdentityWalk(_Walk):
 class _BorderWalk(_Walk):
     """A walk through a file without identities: timestamps decide which entries are stale."""
 
-    def __init__(self, source: Source, life: Life, report: ScanReport) -> None:
+    def __init__(self, source: SegmentSource, life: SegmentLife, report: ScanReport) -> None:
         self._border = life.border
         self._entries = BorderSalvager(source, life.border)
         super().__init__(source, life, report, self._entries)

@@ -21,11 +21,15 @@ from arcpipe.errors import CommitFailed
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.factory import SegmentFactory
+from arcpipe.wal.failed import FailedSegments
 from arcpipe.wal.format import END_ENTRY_BYTES, envelope_prefix
 from arcpipe.wal.group import NO_IDENTITY, Group, WALStats
 from arcpipe.wal.options import SyncMode, WALOptions
 from arcpipe.wal.pipeline import Pipeline
+from arcpipe.wal.records import maps_by_database
+from arcpipe.wal.seal_policy import is_due
 from arcpipe.wal.segment import Segment, State
+from arcpipe.wal.stamps import Stamps
 
 __all__ = ["Group", "SyncMode", "WALOptions", "WALStats", "WALWriter"]
 
@@ -33,14 +37,7 @@ log = logging.getLogger(__name__)
 
 # Seconds between two checks that the segment is still at its path: a removal is noticed before many records are in it.
 _PLACE_CHECK_SECONDS: Final = 1.0
-# µs. A burst of entries brings timestamps ahead of the clock by less than this; a clock that was set back, by more.
-_AHEAD_US: Final = 1_000_000
 _OPEN: Final = State.OPEN  # used by every commit, and members of an enum are slow to look up
-# While a sealed segment of the slot waits for its upload, the next one is sealed at this many times
-# `flush.max_age_seconds`, but not before _WAITING_SECONDS. With the default of 5 s, an outage of an hour makes 120
-# small segments instead of 720.
-_WAITING_FACTOR: Final = 6
-_WAITING_SECONDS: Final = 10.0
 
 
 class WALWriter:
@@ -83,10 +80,10 @@ class WALWriter:
         self.current: Segment | None = None  # None while no segment can be made
         self._directory = directory
         self._slot = slot
-        self._stamped = last_timestamp  # µs: the highest timestamp given out
-        self._written = last_timestamp  # µs: the highest timestamp on disk, or reserved for an end entry
-        self._factory = SegmentFactory(directory, slot, self.options, node, next_seq, lambda: self._written)
-        self._successor: Segment | None = None  # in service already; the segment that it replaces must be cut back
+        self._stamps = stamps = Stamps(last_timestamp)
+        self.next_timestamp = stamps.next  # called for every entry
+        self.clock_meta = stamps.clock_meta
+        self._factory = SegmentFactory(directory, slot, self.options, node, next_seq, lambda: stamps.written)
         self._background: BackgroundSync | None = None
         self._next_place_check = 0.0
         self._pipeline = Pipeline(self._factory.make, self._factory.seal)
@@ -98,9 +95,10 @@ class WALWriter:
                 raise
             self._note_failure(error)
         else:
-            self._written = max(self._written, self.current.created)
+            self._stamps.written = max(self._stamps.written, self.current.created)
         if self.options.sync_mode == "async":
             self._background = BackgroundSync(self.current, self.options.async_interval_seconds, self.stats)
+        self._failed = FailedSegments(self._pipeline, self._factory, self._background)
 
     @property
     def segment(self) -> Segment:
@@ -134,41 +132,11 @@ class WALWriter:
             CommitFailed: the records must be taken for not written.
             ValueError: a record without a measurement or without a field, or an empty list.
         """
-        by_database: dict[str, list[dict[str, Any]]] = {}
-        for record in records:
-            fields = dict(record)
-            target = str(fields.pop("_database", database))
-            measurement = fields.pop("measurement", None)
-            if not isinstance(measurement, str) or not measurement or not fields.keys() - {"time"}:
-                raise ValueError(f"a record needs a 'measurement' and a field: {dict(record)!r}")
-            columns = {name: [value] for name, value in fields.items()}
-            by_database.setdefault(target, []).append({"m": measurement, "columns": columns})
-        if not by_database:
-            raise ValueError("there are no records to write")
         group = self.new_group()
-        for target, maps in by_database.items():
-            body = msgspec.msgpack.encode(maps)
+        for target, maps in maps_by_database(records, database).items():
             prefix = envelope_prefix(KIND_BATCH, target, self.clock_meta())
-            group.add(prefix, body, len(maps), self.next_timestamp())
+            group.add(prefix, msgspec.msgpack.encode(maps), len(maps), self.next_timestamp())
         self.commit(group)
-
-    def next_timestamp(self) -> int:
-        """Give out a timestamp (µs): now, but above every earlier one. Only the thread that adds to groups calls it."""
-        stamp = time.time_ns() // 1000
-        if stamp <= self._stamped:
-            stamp = self._stamped + 1
-        if stamp <= self._written:
-            stamp = self._written + 1
-        self._stamped = stamp
-        return stamp
-
-    def clock_meta(self) -> dict[str, int]:
-        """Make the key `clock` of an envelope's meta; empty unless the clock was set back below the timestamps.
-
-        Timestamps never go back. So `clock` is the (negative) number of µs to add to them for the time of day.
-        """
-        ahead = max(self._stamped, self._written) - time.time_ns() // 1000
-        return {"clock": -ahead} if ahead > _AHEAD_US else {}
 
     # Committing
 
@@ -194,7 +162,7 @@ class WALWriter:
         extent = segment.acknowledge()
         if self._background is not None:
             self._background.retain(group, extent)
-        self._written = group.last_timestamp
+        self._stamps.written = group.last_timestamp
         stats = self.stats
         stats.commits += 1
         stats.group_entries.observe(group.entries)
@@ -203,8 +171,8 @@ class WALWriter:
         stats.bytes += group.size
 
     def _write(self, segment: Segment, group: Group) -> None:
-        if group.identity != segment.identity or group.first_timestamp <= self._written:
-            group.fit(segment.identity, self._written)
+        if group.identity != segment.identity or group.first_timestamp <= self._stamps.written:
+            group.fit(segment.identity, self._stamps.written)
         assert group.first_timestamp > segment.created, (
             f"BUG: an entry of {group.first_timestamp} in a segment created at {segment.created}"
         )
@@ -264,7 +232,7 @@ class WALWriter:
                 segment.fail()
         try:
             segment = self._usable_segment()
-            if self._is_due(segment, now):
+            if is_due(segment, now, self.options, self._is_waiting):
                 self._rotate(segment)
         except OSError as error:
             self._note_error(error)
@@ -276,35 +244,23 @@ class WALWriter:
             self._background.close()
         try:
             if segment is not None and self._has_failed(segment):
-                if self._must_be_replaced():
+                if self._failed.must_be_replaced:
                     segment = self._go_on(segment)
                 else:
-                    self._cut_back_or_give_up(segment)
+                    self._failed.cut_back_or_give_up(segment)
             if segment is not None:
                 self._leave(segment)
         except OSError as error:
             path = segment.path if segment is not None else self._directory.path
             log.error("cannot seal segment %s: %s; the next start does", path, error)
-            for left in (self.current, self._successor):
-                if left is not None and left.state is not State.CLOSED:
-                    left.close()
+            if self.current is not None and self.current.state is not State.CLOSED:
+                self.current.close()
+            self._failed.close()
         self._pipeline.close()
 
-    def _is_due(self, segment: Segment, now: float) -> bool:
-        """Tell if the segment is due to be sealed although it has room."""
-        options = self.options
-        if not segment.entries:
-            return False
-        age = now - segment.started_at
-        if age >= options.max_age_seconds:
-            return True
-        if segment.records < options.flush_max_records and age < options.flush_max_age_seconds:
-            return False
-        # Seal small segments only while the uploader keeps up, so that load and outages make few large ones. But a
-        # segment that cannot be uploaded, or waits for an operator, must not delay the others for ever.
-        if age >= max(_WAITING_FACTOR * options.flush_max_age_seconds, _WAITING_SECONDS):
-            return True
-        return not self._pipeline.unsealed and not self._directory.segments(SEALED, self._slot)
+    def _is_waiting(self) -> bool:
+        """Tell whether a segment of the slot waits to be sealed or uploaded."""
+        return bool(self._pipeline.unsealed) or bool(self._directory.segments(SEALED, self._slot))
 
     # From one segment to the next
 
@@ -321,20 +277,11 @@ class WALWriter:
     def _take_back(self, segment: Segment) -> bool:
         """Cut off, durably, the part of a refused group that was written. Return False if that failed."""
         try:
-            self._cut_back(segment)
+            self._failed.cut_back(segment)
         except OSError as error:
             log.error("cannot cut %s back: %s; nothing is accepted until it can be", segment.path, error)
             return False
         return True
-
-    def _cut_back(self, segment: Segment) -> None:
-        """Cut off what was not acknowledged, unless that is done already."""
-        if segment.state is not State.FAILED:
-            return
-        if self._background is not None:
-            self._background.take_back(segment)
-        else:
-            segment.cut_back()
 
     def _go_on(self, failed: Segment | None) -> Segment:
         """Go on in another segment after the current one failed and was cut back.
@@ -344,56 +291,15 @@ class WALWriter:
         """
         if failed is None:
             following = self._take()
-        elif self._must_be_replaced():
-            following = self._replace(failed)
+        elif self._failed.must_be_replaced:
+            following = self._failed.replace(failed)
             self._leave(failed)
         else:
-            self._cut_back_or_give_up(failed)
+            self._failed.cut_back_or_give_up(failed)
             self._leave(failed)  # before another is made: on a full disk, its upload makes room
             following = self._take()
         log.warning("going on in a new segment, %s, after: %s", following.path, self.stats.last_error or "see above")
         return self._enter(following)
-
-    def _must_be_replaced(self) -> bool:
-        return self._background is not None and self._background.error is not None
-
-    def _replace(self, failed: Segment) -> Segment:
-        """Write the retained groups into a segment of their own, after a failed background sync.
-
-        From the moment it has its name, the new segment replaces everything after the last good sync in the failed
-        one. That part is cut off: by this process, or after a crash by recovery.
-        """
-        background = self._background
-        assert background is not None
-        if self._successor is not None and not self._successor.is_at_its_path():  # its directory was removed
-            self._successor.close()
-            self._successor = None
-        if self._successor is None:
-            retained, replaces = background.retained, (failed.name.seq, background.synced.offset)
-            self._successor = self._pipeline.make_instead(lambda: self._factory.make(retained, replaces))
-        self._cut_back_or_give_up(failed, background)
-        following, self._successor = self._successor, None
-        return following
-
-    def _cut_back_or_give_up(self, segment: Segment, background: BackgroundSync | None = None) -> None:
-        """Cut a failed segment back, or close it if its disk is gone.
-
-        Args:
-            background: cut back to its last good sync instead of the last acknowledgement.
-
-        Raises:
-            OSError: it could not be cut back; the call may be repeated.
-        """
-        try:
-            if background is not None:
-                segment.cut_back(background.synced)
-            else:
-                self._cut_back(segment)
-        except OSError as error:
-            if segment.is_at_its_path():
-                raise
-            log.error("segment %s is on a disk that is not there any more: %s", segment.path, error)
-            segment.close()
 
     def _leave(self, segment: Segment) -> None:
         """Stop writing to the current segment, and have it sealed in the background."""
@@ -417,7 +323,7 @@ class WALWriter:
         return segment
 
     def _enter(self, following: Segment) -> Segment:
-        self._written = max(self._written, following.last_timestamp)
+        self._stamps.written = max(self._stamps.written, following.last_timestamp)
         self.current = following
         if self._background is not None:
             self._background.enter(following)
@@ -426,7 +332,7 @@ class WALWriter:
 
     def _reserve_end_timestamp(self) -> None:
         """Reserve the timestamp after the last entry for the end entry of the segment that is left."""
-        self._written += 1
+        self._stamps.written += 1
 
     # Reporting failures
 

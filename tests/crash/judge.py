@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from arcpipe.errors import ArcpipeError, NotAWAL
-from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, Node, WALDirectory, parse_filename
+from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, NodeIdentity, WALDirectory, parse_filename
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import RecoverySummary, recover_at_start
 from tests.crash.entries import Shipped, entries_in, number_of, shipped_in
@@ -199,9 +199,9 @@ def is_untouched(disk: RecordingDisk, path: str) -> bool:
     )
 
 
-def _start(directory: WALDirectory, reported: list[str], disk: RecordingDisk) -> tuple[Node, RecoverySummary]:
+def _start(directory: WALDirectory, reported: list[str], disk: RecordingDisk) -> tuple[NodeIdentity, RecoverySummary]:
     """Start-up, again and again as long as it fails or leaves a file for the next try."""
-    node, summary = Node("none", 1), RecoverySummary([], 0.0)
+    node, summary = NodeIdentity("none", 1), RecoverySummary([], 0.0)
     for tries in range(_TRIES):
         try:
             directory.make()
@@ -222,7 +222,7 @@ def _start(directory: WALDirectory, reported: list[str], disk: RecordingDisk) ->
     return node, summary
 
 
-def _ship(directory: WALDirectory, store: MemoryStore, node: Node) -> list[str]:
+def _ship(directory: WALDirectory, store: MemoryStore, node: NodeIdentity) -> list[str]:
     shipping = Shipping(directory, store, recycle=False)
     shipping.node = node
     idle = 0

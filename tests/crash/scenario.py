@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 from unittest import mock
 
-from arcpipe.upload import batch as batch_module
-from arcpipe.upload import shipment as shipment_module
+from arcpipe.upload import batches as batches_module
+from arcpipe.upload import puts as puts_module
 from arcpipe.upload import spares as spares_module
 from arcpipe.wal import background_sync as background_sync_module
 from arcpipe.wal import directory as directory_module
@@ -28,6 +28,7 @@ from arcpipe.wal import group_commit as group_commit_module
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal import source as source_module
+from arcpipe.wal import stamps as stamps_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.recovery import recover_at_start, recover_slot
@@ -311,12 +312,12 @@ def held(clock: Clock, seed: int) -> Iterator[None]:
     rng = random.Random(seed)
     with ExitStack() as patches:
         patches.enter_context(mock.patch.multiple(writer_module, time=clock, Pipeline=SteppedPipeline))
-        for module in (segment_module, batch_module, group_commit_module, background_sync_module):
+        for module in (segment_module, stamps_module, batches_module, group_commit_module, background_sync_module):
             patches.enter_context(mock.patch.object(module, "time", clock))
         patches.enter_context(hurried())
         patches.enter_context(mock.patch("arcpipe.wal.pipeline._RETRY_SECONDS", 0.0))
         secrets = mock.Mock(token_bytes=rng.randbytes, token_hex=lambda count: rng.randbytes(count).hex())
-        for module in (directory_module, format_module, batch_module):
+        for module in (directory_module, format_module, batches_module):
             patches.enter_context(mock.patch.object(module, "secrets", secrets))
         yield
 
@@ -332,7 +333,7 @@ def hurried() -> Iterator[None]:
         mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor),
         mock.patch.object(recovery_module, "_PAUSES_SECONDS", (0.0, 0.0)),
         mock.patch.dict(spares_module.SPARES, spares),
-        mock.patch.object(shipment_module, "threading", Unbounded),
+        mock.patch.object(puts_module, "threading", Unbounded),
         mock.patch.multiple(source_module, WINDOW_BYTES=2048, _PIECE_BYTES=1024, _BLOCK_BYTES=512),
     ):
         yield

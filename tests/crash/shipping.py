@@ -20,7 +20,7 @@ from arcpipe.storage import Blob
 from arcpipe.storage.base import require_key
 from arcpipe.upload.retry import Retry
 from arcpipe.upload.uploader import BatchUploader
-from arcpipe.wal.directory import Node, WALDirectory
+from arcpipe.wal.directory import NodeIdentity, WALDirectory
 
 
 class StoreFault(NamedTuple):
@@ -97,7 +97,7 @@ class MemoryStore:
 class InlineLoop(asyncio.SelectorEventLoop):
     """Does at once what a thread would do: so the uploader's operations have one order, and no state waits for threads.
 
-    `shipment_module.threading` has to be `Unbounded`, because nobody takes away what waits for its upload meanwhile.
+    `puts_module.threading` has to be `Unbounded`, because nobody takes away what waits for its upload meanwhile.
     """
 
     def run_in_executor(self, executor: object, func: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:  # type: ignore[override]
@@ -170,7 +170,7 @@ class Shipping:
     patience = 6  # tries of one step until it counts as hung and is killed
 
     def __init__(self, directory: WALDirectory, store: MemoryStore, recycle: bool) -> None:
-        self.node = Node("0123456789ab", 1)
+        self.node = NodeIdentity("0123456789ab", 1)
         self.counters = Counters(1)
         self._directory = directory
         self._store = store

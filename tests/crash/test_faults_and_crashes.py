@@ -21,12 +21,13 @@ import pytest
 from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.wal import salvage as salvage_module
 from arcpipe.wal import segment as segment_module
+from arcpipe.wal import stamps as stamps_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import WALDirectory, parse_filename
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.recovery import RecoverySummary
-from arcpipe.wal.source import Effort
+from arcpipe.wal.source import SearchEffort
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
 from tests.crash.entries import entries_in, make_body, shipped_in
@@ -208,8 +209,8 @@ def test_a_completed_segment_that_has_lost_its_end_is_damaged_and_kept() -> None
     check_lost_ends(PLANS[0])
 
 
-def _no_effort(size: int) -> Effort:
-    return Effort(0)
+def _no_effort(size: int) -> SearchEffort:
+    return SearchEffort(0)
 
 
 def check_spent_searches(plan: Plan) -> None:
@@ -230,7 +231,7 @@ def check_spent_searches(plan: Plan) -> None:
         tried += 1
         expected = expectation(disk, state.after, plan, state.kind)
         hidden = frozenset(entry.number for entry in places[path][2:] if entry.number)
-        with mock.patch.object(salvage_module, "Effort", _no_effort):
+        with mock.patch.object(salvage_module, "SearchEffort", _no_effort):
             outcome = come_up({**state.image, path: bytes(content)}, expected, is_torn=True)
         compare(outcome, expected, hidden)
         assert outcome.reported, "nobody was told"
@@ -275,7 +276,11 @@ def check_new_entries(plan: Plan) -> None:
         clock.now_us = parsed[0].created_us
 
         def write_on(directory: WALDirectory, summary: RecoverySummary, clock: Clock = clock) -> None:
-            with mock.patch.object(writer_module, "time", clock), mock.patch.object(segment_module, "time", clock):
+            with (
+                mock.patch.object(writer_module, "time", clock),
+                mock.patch.object(stamps_module, "time", clock),
+                mock.patch.object(segment_module, "time", clock),
+            ):
                 writer = WALWriter(directory, 1, node="n", last_timestamp=summary.last_timestamp(1))
                 group = writer.new_group()
                 group.add(envelope_prefix(KIND_COLUMNAR, "db"), make_body(number, 300), 1, writer.next_timestamp())

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from arcpipe.disk import Disk
-from arcpipe.upload import shipment as shipment_module
 from arcpipe.upload.journal import Record
+from arcpipe.upload.journal_writer import JournalWriter
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import report as report_module
@@ -182,16 +182,16 @@ def test_it_is_caught_if_a_registry_that_cannot_be_read_is_begun_anew(monkeypatc
 
 
 def test_it_is_caught_if_an_object_is_put_before_its_key_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
-    add = shipment_module._JournalWriter.add
+    add = JournalWriter.add
 
-    def durable_at_once(self: shipment_module._JournalWriter, records: Iterable[Record]) -> asyncio.Future[None]:
+    def durable_at_once(self: JournalWriter, records: Iterable[Record]) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
         loop.call_soon(add, self, list(records))
         done = loop.create_future()
         done.set_result(None)
         return done
 
-    monkeypatch.setattr(shipment_module._JournalWriter, "add", durable_at_once)
+    monkeypatch.setattr(JournalWriter, "add", durable_at_once)
     assert "before its key was durable" in violation_of(lambda: keys_come_first(Run(Plan(4, steps=60)).record()))
 
 

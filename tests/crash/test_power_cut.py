@@ -16,11 +16,11 @@ from arcpipe.disk import Disk
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.life import Life, settle
+from arcpipe.wal.life import SegmentLife, settle
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.recovery import recover_at_start
 from arcpipe.wal.salvage import IdentitySalvager
-from arcpipe.wal.source import Source
+from arcpipe.wal.source import SegmentSource
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
 from tests.crash.power_cut import Model, State
@@ -148,7 +148,7 @@ def test_it_is_caught_if_a_directory_that_leads_to_the_log_is_not_synced(
 
 
 def test_it_is_caught_if_the_reader_does_not_ask_whose_entries_these_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    def settle_nothing(source: Source) -> Life:
+    def settle_nothing(source: SegmentSource) -> SegmentLife:
         return settle(source)._replace(identity=b"", border=0)
 
     monkeypatch.setattr("arcpipe.wal.reader.settle", settle_nothing)
@@ -197,7 +197,7 @@ def test_it_is_caught_if_the_border_is_only_the_clock(monkeypatch: pytest.Monkey
     def forgetful(self: FreePool, slot: int, below_us: int) -> str | None:
         return take(self, slot, 1 << 62)
 
-    def without_identity(source: Source) -> Life:
+    def without_identity(source: SegmentSource) -> SegmentLife:
         return settle(source)._replace(identity=b"")
 
     jumping = [Plan(seed, sizes="same", slots=2, steps=150, jumps=True) for seed in (35, 38, 40)]

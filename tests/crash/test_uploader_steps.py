@@ -37,7 +37,7 @@ ROWS = 50  # of an entry
 DATABASES = ("alpha", "beta")
 NOT_A_LOG = "worker-9-20250101_000000-000001.wal.sealed"
 
-BATCHES = "arcpipe.upload.batch:Batches."
+BATCHES = "arcpipe.upload.batches:Batches."
 DISK = "arcpipe.disk:Disk."
 JOURNAL = "arcpipe.upload.journal:Journal."
 MANIFEST = r"/batches/[^/]*\.json\b"
@@ -46,7 +46,7 @@ JOURNALED = r"/batches/[^/]*\.journal\b"
 SPARES = len(SPARE_FILES)  # they are made first
 
 # A batch takes so many bytes of segments here, so that the log makes several of them.
-SMALL_BATCHES = {"arcpipe.upload.batch:BATCH_TARGET_BYTES": 1_500_000}
+SMALL_BATCHES = {"arcpipe.upload.batches:BATCH_TARGET_BYTES": 1_500_000}
 
 
 class Log(NamedTuple):
@@ -369,7 +369,7 @@ STEPS_OF_THE_LOCAL_STORE = {
     "after an object has its name": Step("os:rename", "after", 3, r"\.arcpipe-staging"),
 }
 STEPS_OF_S3 = {
-    "after the answer to a put came": Step("arcpipe.storage.s3_client:Client.call", "after", 3, "put_object"),
+    "after the answer to a put came": Step("arcpipe.storage.s3_client:S3Client.call", "after", 3, "put_object"),
 }
 # With S3 behind it, the uploader keeps its own books as it does with any store: these steps are those around its puts.
 # ARCPIPE_TEST_LONG=1 takes all.
@@ -541,7 +541,7 @@ def test_a_batch_goes_as_a_whole_to_another_store_when_the_setting_changes_and_t
     site.run(die=of_target(Step("put", "after", 6), target), settings={"storage_url": f"{url}-before"})
     site.finish()
     site.assert_shipped_exactly_once(unharmed)
-    assert re.search(f"batch .* was begun in {url}-before and is shipped to {url} now", site.said)
+    assert re.search(f"batch .* was begun in {url}-before and is uploaded to {url} now", site.said)
 
 
 @pytest.mark.parametrize(
@@ -597,7 +597,7 @@ def test_an_uploader_killed_within_an_upload_in_parts_ships_exactly_once(
 ) -> None:
     site = Site(large, tmp_path, target, uploaders)
     # The check at the start begins an upload, too.
-    step = Step("arcpipe.storage.s3_client:Client.call", "after", 1, f"{operation}.*parquet")
+    step = Step("arcpipe.storage.s3_client:S3Client.call", "after", 1, f"{operation}.*parquet")
     assert site.run(die=step, constants=SMALL_PARTS).exit_code == -signal.SIGKILL, site.said
     site.finish(constants=SMALL_PARTS)
     site.assert_shipped_exactly_once()

@@ -124,11 +124,11 @@ def _serve() -> None:
     _parse_s3_model()
     from arcpipe.config.load import load
     from arcpipe.counters import RETRY_KINDS, Counters, Uploader
-    from arcpipe.wal.directory import Node, WALDirectory
+    from arcpipe.wal.directory import NodeIdentity, WALDirectory
     from arcpipe.wal.recovery import recover_at_start
 
     names = {value: name.lower() for name, value in vars(Uploader).items() if isinstance(value, int) and name != "SIZE"}
-    servers: dict[str, tuple[Counters, Node]] = {}
+    servers: dict[str, tuple[Counters, NodeIdentity]] = {}
     for line in sys.stdin:
         order = json.loads(line)
         directory = WALDirectory(order["wal"])
@@ -142,7 +142,7 @@ def _serve() -> None:
             order: dict[str, Any] = order,
             directory: WALDirectory = directory,
             counters: Counters = counters,
-            node: Node = node,
+            node: NodeIdentity = node,
         ) -> int:
             from arcpipe.upload import uploader
 

@@ -21,7 +21,7 @@ from arcpipe.wal import WALReader, WALWriter, reader
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import identity_of, is_identity_of
 from arcpipe.wal.inspect import entries_of, finish_interrupted, replay, replay_sources, salvage
-from arcpipe.wal.verdict import Verdict
+from arcpipe.wal.verdict import ScanVerdict
 from tests.support.wal_doubles import BadBlocks
 from tests.support.wal_files import DAY, IDENTITY, NAME, columnar, end, segment
 
@@ -240,7 +240,7 @@ def test_salvage_reads_around_bad_blocks_and_says_what_it_skipped(tmp_path: Path
     scan = reader.SegmentScan(saved)
     found = [msgpack.unpackb(entry.payload)[3]["columns"]["number"][0] for entry in scan]
     assert found == [number for number in range(40) if number not in hit]
-    assert scan.report.verdict is Verdict.CLEAN
+    assert scan.report.verdict is ScanVerdict.CLEAN
 
 
 @pytest.mark.parametrize("identity", [b"", IDENTITY])
@@ -260,7 +260,7 @@ def test_copies_have_an_identity_of_their_own(tmp_path: Path, identity: bytes) -
         entries = list(scan)
         assert [msgpack.unpackb(entry.payload)[3] for entry in entries] == [msgpack.unpackb(p)[3] for p in payloads]
         assert [entry.timestamp for entry in entries] == [DAY + number for number in range(1, 5)]
-        assert (scan.report.verdict, scan.report.damage) == (Verdict.CLEAN, [])
+        assert (scan.report.verdict, scan.report.damage) == (ScanVerdict.CLEAN, [])
         assert {identity_of(entry.payload) for entry in entries} == {scan.report.identity}
         identities.add(scan.report.identity)
     assert len(identities) == 2
@@ -278,7 +278,7 @@ def test_a_payload_that_is_no_envelope_is_copied_as_it_is(tmp_path: Path) -> Non
         salvage(str(source), str(saved))
         scan = reader.SegmentScan(saved)
         assert [bytes(entry.payload) for entry in scan] == [bytes(entry.payload) for entry in _entries(source)]
-        assert (scan.report.identity, scan.report.verdict) == (b"", Verdict.CLEAN)
+        assert (scan.report.identity, scan.report.verdict) == (b"", ScanVerdict.CLEAN)
 
 
 def test_replay_of_a_file_that_cannot_be_read_leaves_it_and_takes_the_others(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_decoded_size_is_bounded_as_the_sent_one_is(client: Client, coding: 
     ("damage", "reason"),
     [
         (lambda data: data[:-3], "truncated"),
-        (lambda data: data + b"garbage", "trailing bytes behind"),
+        (lambda data: data + b"garbage", "trailing bytes after"),
         (lambda data: b"no such data" + data, "invalid"),
     ],
     ids=["truncated", "trailing garbage", "no such data"],

@@ -27,7 +27,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.rescued import Encoded, Ext, InvalidText, Pairs, Timestamp, parse_rescued
+from arcpipe.codec.rescued import Ext, InvalidText, Pairs, StillEncoded, Timestamp, parse_rescued
 from tests.support.http import Client
 from tests.support.lake import lake_files
 from tests.support.server import Server
@@ -136,7 +136,7 @@ def deep(levels: int, inner: Cell) -> Cell:
     """Arrays in each other; more than 100 are kept as they are encoded."""
     packed = b"\x91" * levels + inner.packed
     if levels + isinstance(inner.value, list) > 100:
-        return Cell(packed, Encoded(packed))
+        return Cell(packed, StillEncoded(packed))
     value = inner.value
     for _ in range(levels):
         value = [value]
@@ -448,7 +448,7 @@ def canonical(value: Any) -> Hashable:
             return "map", frozenset((key, canonical(item)) for key, item in value.items())
         case Pairs(items):
             return "pairs", tuple((canonical(key), canonical(item)) for key, item in items)
-    assert isinstance(value, InvalidText | Timestamp | Ext | Encoded)
+    assert isinstance(value, InvalidText | Timestamp | Ext | StillEncoded)
     return type(value).__name__, tuple(value)
 
 

@@ -19,7 +19,7 @@ from arcpipe.counters import REFUSAL_CODES, Counters
 from arcpipe.ingest.http.router import OPEN
 from arcpipe.ingest.worker import IngestWorker
 from arcpipe.monitoring import health, process_state, snapshot
-from arcpipe.wal.directory import Node
+from arcpipe.wal.directory import NodeIdentity
 from tests.support.program import ROOT, environment
 from tests.support.server import Server
 from tests.support.sets import IS_LONG
@@ -46,7 +46,7 @@ def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]
 
 def table() -> dict[tuple[str, str], str]:
     """(method, path) to scope, of a real worker; HEAD comes with each GET."""
-    worker = IngestWorker(Settings(), 1, [], Counters(1), Node("node", 1), 0, Access(None, 0, None, 0))
+    worker = IngestWorker(Settings(), 1, [], Counters(1), NodeIdentity("node", 1), 0, Access(None, 0, None, 0))
     return {
         (method.decode(), path.decode()): endpoint.scope
         for path, route in worker._context.routes.items()

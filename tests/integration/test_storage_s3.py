@@ -27,7 +27,8 @@ from msgspec.structs import replace
 from arcpipe.config.settings import StorageS3
 from arcpipe.errors import StorageError
 from arcpipe.storage import MemoryBlob, open_store
-from arcpipe.storage.s3 import MIB, S3Store
+from arcpipe.storage.s3 import S3Store
+from arcpipe.units import MB
 from tests.support.blobs import FileBlob
 from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
@@ -119,11 +120,11 @@ class TestAgainstARealServer:
     def test_put_of_a_large_object_goes_in_parts_side_by_side(
         self, s3: S3Bucket, tmp_path: Path, in_file: bool
     ) -> None:
-        data = os.urandom(23 * MIB + 7)
+        data = os.urandom(23 * MB + 7)
         path = tmp_path / "spool"
         path.write_bytes(data)
         store = S3Store(
-            s3.bucket, "lake", options(s3), multipart_threshold_bytes=8 * MIB, part_bytes=5 * MIB, parallel_parts=3
+            s3.bucket, "lake", options(s3), multipart_threshold_bytes=8 * MB, part_bytes=5 * MB, parallel_parts=3
         )
         using(store, lambda store: store.put("a.parquet", FileBlob(path) if in_file else MemoryBlob(data)))
         assert s3.read("lake/a.parquet") == data
@@ -131,7 +132,7 @@ class TestAgainstARealServer:
         assert s3.uploads() == []
 
     def test_put_beyond_64_mb_goes_in_parts_by_default(self, s3: S3Bucket, store: S3Store) -> None:
-        data = os.urandom(MIB) * 66
+        data = os.urandom(MB) * 66
         using(store, lambda store: store.put("a.parquet", MemoryBlob(data)))
         assert s3.read("lake/arc/a.parquet") == data
         assert s3.client().head_object(Bucket=s3.bucket, Key="lake/arc/a.parquet")["ETag"].endswith('-5"')
@@ -188,15 +189,15 @@ class TestAgainstARealServer:
         assert s3.uploads() == []
 
     def test_put_that_is_cancelled_aborts_its_upload(self, s3: S3Bucket) -> None:
-        store = S3Store(s3.bucket, "", options(s3), multipart_threshold_bytes=MIB, part_bytes=5 * MIB, parallel_parts=1)
+        store = S3Store(s3.bucket, "", options(s3), multipart_threshold_bytes=MB, part_bytes=5 * MB, parallel_parts=1)
         begun = threading.Event()
         go_on = threading.Event()
 
         class Gated:
-            size = 12 * MIB
+            size = 12 * MB
 
             def read_at(self, offset: int, length: int) -> bytes:
-                if offset >= 5 * MIB:
+                if offset >= 5 * MB:
                     begun.set()
                     assert go_on.wait(30)
                 return bytes(length)
@@ -215,14 +216,14 @@ class TestAgainstARealServer:
 
     def test_put_that_fails_to_read_its_source_aborts_its_upload_and_says_what_failed(self, s3: S3Bucket) -> None:
         class Broken:
-            size = 12 * MIB
+            size = 12 * MB
 
             def read_at(self, offset: int, length: int) -> bytes:
-                if offset >= 6 * MIB:
+                if offset >= 6 * MB:
                     raise OSError(5, "Input/output error")
                 return bytes(length)
 
-        store = S3Store(s3.bucket, "", options(s3), multipart_threshold_bytes=MIB, part_bytes=5 * MIB)
+        store = S3Store(s3.bucket, "", options(s3), multipart_threshold_bytes=MB, part_bytes=5 * MB)
         error = failure(store, lambda store: store.put("a.parquet", Broken()))
         assert "data to be stored" in str(error)
         assert s3.list_keys() == []
@@ -448,7 +449,7 @@ class TestFaults:
             ),
         ],
     )
-    @pytest.mark.parametrize("size", [1, 8 * MIB])
+    @pytest.mark.parametrize("size", [1, 8 * MB])
     def test_of_the_connection_at_any_point_is_a_connection_fault(
         self, faults: FaultServer, answer: Answer, size: int
     ) -> None:
@@ -457,7 +458,7 @@ class TestFaults:
         assert error.kind == "connection"
         assert "endpoint_url" in str(error)
 
-    @pytest.mark.parametrize("size", [1, 8 * MIB])
+    @pytest.mark.parametrize("size", [1, 8 * MB])
     def test_of_a_server_that_refuses_before_it_has_read_the_body_is_not_a_timeout(
         self, faults: FaultServer, size: int
     ) -> None:
@@ -481,7 +482,7 @@ class TestFaults:
     ) -> None:
         faults.answers = [lambda request: (request.faults.over.wait(), request.reset())]
         path = tmp_path / "spool"
-        path.write_bytes(bytes(32 * MIB))
+        path.write_bytes(bytes(32 * MB))
         blob = FileBlob(path) if in_file else MemoryBlob(path.read_bytes())
 
         async def work(store: S3Store) -> None:
@@ -494,10 +495,10 @@ class TestFaults:
 
     def test_a_slow_body_that_moves_is_no_timeout(self, faults: FaultServer) -> None:
         class Slow:
-            size = 8 * MIB
+            size = 8 * MB
 
             def read_at(self, offset: int, length: int) -> bytes:
-                if offset % MIB == 0:
+                if offset % MB == 0:
                     faults.over.wait(0.2)
                 return bytes(length)
 
@@ -579,7 +580,7 @@ class TestFaults:
 
     def test_a_put_after_a_fault_succeeds_on_the_same_store(self, faults: FaultServer) -> None:
         faults.answers = [lambda request: (request.rfile.read(1000), request.reset()), refuses(503, "SlowDown"), taken]
-        blob = MemoryBlob(os.urandom(8 * MIB))
+        blob = MemoryBlob(os.urandom(8 * MB))
 
         async def work(store: S3Store) -> None:
             for kind in ("connection", "throttled"):
@@ -620,9 +621,9 @@ OF_FOUR_PARTS = f'"{hashlib.md5(bytes(16 * 4)).hexdigest()}-4"'
 class TestFaultsOfUploadsInParts:
     def put(self, faults: FaultServer) -> StorageError:
         store = faulty(
-            faults, multipart_threshold_bytes=MIB, part_bytes=5 * MIB, parallel_parts=2, part_pause_seconds=0.01
+            faults, multipart_threshold_bytes=MB, part_bytes=5 * MB, parallel_parts=2, part_pause_seconds=0.01
         )
-        return failure(store, lambda store: store.put("a", MemoryBlob(bytes(16 * MIB))))
+        return failure(store, lambda store: store.put("a", MemoryBlob(bytes(16 * MB))))
 
     def aborted(self, faults: FaultServer) -> bool:
         return any(request.command == "DELETE" and "uploadId=u1" in request.path for request in faults.requests)
@@ -759,9 +760,9 @@ class TestFaultsOfUploadsInParts:
         )
 
     def test_a_completion_whose_answer_was_lost_is_proven_by_the_object(self, faults: FaultServer) -> None:
-        faults.answers = [self.completed(lambda request: request.reply(200, "x" * 16 * MIB, ETag=OF_FOUR_PARTS))]
-        store = faulty(faults, multipart_threshold_bytes=MIB, part_bytes=5 * MIB, part_pause_seconds=0.01)
-        using(store, lambda store: store.put("a", MemoryBlob(bytes(16 * MIB))))
+        faults.answers = [self.completed(lambda request: request.reply(200, "x" * 16 * MB, ETag=OF_FOUR_PARTS))]
+        store = faulty(faults, multipart_threshold_bytes=MB, part_bytes=5 * MB, part_pause_seconds=0.01)
+        using(store, lambda store: store.put("a", MemoryBlob(bytes(16 * MB))))
         assert not self.aborted(faults)
 
     @pytest.mark.parametrize(
@@ -769,7 +770,7 @@ class TestFaultsOfUploadsInParts:
         [
             pytest.param(refuses(404), id="no object"),
             pytest.param(refuses(403), id="may not look"),
-            pytest.param(lambda request: request.reply(200, "x" * 16 * MIB, ETag='"etag"'), id="other ETag"),
+            pytest.param(lambda request: request.reply(200, "x" * 16 * MB, ETag='"etag"'), id="other ETag"),
             pytest.param(lambda request: request.reply(200, "x", ETag=OF_FOUR_PARTS), id="other size"),
         ],
     )
@@ -779,7 +780,7 @@ class TestFaultsOfUploadsInParts:
         assert len([request for request in faults.requests if request.command == "HEAD"]) == 1
 
 
-MULTIPART: dict[str, Any] = {"multipart_threshold_bytes": MIB, "part_bytes": 5 * MIB, "part_pause_seconds": 0.01}
+MULTIPART: dict[str, Any] = {"multipart_threshold_bytes": MB, "part_bytes": 5 * MB, "part_pause_seconds": 0.01}
 
 
 class TestUploadsInPartsThroughAFaultyNetwork:
@@ -801,7 +802,7 @@ class TestUploadsInPartsThroughAFaultyNetwork:
     def test_a_part_that_fails_once_is_sent_again_and_no_other(
         self, s3: S3Bucket, proxy: FaultyProxy, store: S3Store, fault: str
     ) -> None:
-        data = os.urandom(23 * MIB)
+        data = os.urandom(23 * MB)
         proxy.fail_next(fault, target="partNumber=3")
         using(store, lambda store: store.put("a", MemoryBlob(data)))
         assert s3.read("lake/a") == data
@@ -814,7 +815,7 @@ class TestUploadsInPartsThroughAFaultyNetwork:
     def test_a_completion_that_fails_once_costs_no_part(
         self, s3: S3Bucket, proxy: FaultyProxy, store: S3Store, fault: str
     ) -> None:
-        data = os.urandom(12 * MIB)
+        data = os.urandom(12 * MB)
         proxy.fail_next(fault, method="POST", target="uploadId=")
         using(store, lambda store: store.put("a", MemoryBlob(data)))
         assert s3.read("lake/a") == data
@@ -826,7 +827,7 @@ class TestUploadsInPartsThroughAFaultyNetwork:
     def test_an_upload_that_could_not_be_aborted_is_aborted_by_the_next_put(
         self, s3: S3Bucket, proxy: FaultyProxy, store: S3Store
     ) -> None:
-        data = os.urandom(12 * MIB)
+        data = os.urandom(12 * MB)
         proxy.fail_next("clock skew", target="partNumber=2")
         proxy.fail_next("internal error", method="DELETE")
 
@@ -918,7 +919,7 @@ class TestWhatAFormerTryLeft:
     ) -> None:
         faults.answers = [answer]
         assert using(faulty(faults), lambda store: store.abort_uploads("a")) == 0
-        assert "multipart uploads of lake/a that a former try left open, if any, stay" in caplog.text
+        assert "multipart uploads of lake/a that an earlier try left open, if any, stay" in caplog.text
 
     @pytest.mark.parametrize(
         ("answer", "kind"),
@@ -977,7 +978,7 @@ class TestARoleThatLacksAPermission:
     ) -> None:
         # Without it, S3 answers 403 instead of 404 to a HEAD.
         proxy.deny(LISTS, r"^HEAD .*(missing|write-check)")
-        data = os.urandom(12 * MIB)
+        data = os.urandom(12 * MB)
         caplog.set_level("INFO")
 
         async def work(store: S3Store) -> None:
@@ -1084,8 +1085,8 @@ class TestRequests:
         )
         completed = "<CompleteMultipartUploadResult><ETag>x-1</ETag></CompleteMultipartUploadResult>"
         faults.answers = [begins_upload, taken, lambda request: request.reply(200, completed)]
-        store = S3Store("bucket", "", settings, multipart_threshold_bytes=MIB)
-        using(store, lambda store: store.put("a", MemoryBlob(bytes(2 * MIB))))
+        store = S3Store("bucket", "", settings, multipart_threshold_bytes=MB)
+        using(store, lambda store: store.put("a", MemoryBlob(bytes(2 * MB))))
         assert [request.headers["x-amz-server-side-encryption"] for request in faults.requests] == [
             "AES256",
             None,
@@ -1096,11 +1097,11 @@ class TestRequests:
     def test_carry_the_checksum_of_the_body_and_its_length_and_do_not_wait_for_a_continue(
         self, faults: FaultServer
     ) -> None:
-        request = self.put(faults, 8 * MIB)
-        crc = zlib.crc32(bytes(8 * MIB)).to_bytes(4, "big")
+        request = self.put(faults, 8 * MB)
+        crc = zlib.crc32(bytes(8 * MB)).to_bytes(4, "big")
         assert request.headers["x-amz-checksum-crc32"] == base64.b64encode(crc).decode()
-        assert request.headers["x-amz-content-sha256"] == hashlib.sha256(bytes(8 * MIB)).hexdigest()
-        assert request.headers["Content-Length"] == str(8 * MIB)
+        assert request.headers["x-amz-content-sha256"] == hashlib.sha256(bytes(8 * MB)).hexdigest()
+        assert request.headers["Content-Length"] == str(8 * MB)
         assert "Expect" not in request.headers
         assert "Content-Encoding" not in request.headers
 

@@ -22,7 +22,7 @@ from arcpipe.disk import Disk
 from arcpipe.errors import NotAWAL
 from arcpipe.storage import Blob
 from arcpipe.upload.uploader import BatchUploader
-from arcpipe.wal.directory import SEALED, Node, WALDirectory
+from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
@@ -144,7 +144,9 @@ def run(
         await asyncio.sleep(0)
 
     async def work() -> None:
-        uploader = BatchUploader(settings_of(wal, **settings), directory, counters, Node(NODE, boot), store, sleep)
+        uploader = BatchUploader(
+            settings_of(wal, **settings), directory, counters, NodeIdentity(NODE, boot), store, sleep
+        )
         for _ in range(batches):
             if not await uploader.work_once():
                 return

@@ -10,7 +10,8 @@ import msgpack
 from hypothesis import strategies as st
 
 from arcpipe.codec.arrow.arrays import Column, build
-from arcpipe.codec.arrow.values import find_values, natural_type
+from arcpipe.codec.arrow.find import find_values
+from arcpipe.codec.arrow.values import natural_type
 
 
 def same(left: Any, right: Any) -> bool:

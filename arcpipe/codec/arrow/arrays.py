@@ -1,9 +1,9 @@
 """Convert the found values of a column to one Arrow array of one type, and list the values that do not fit it.
 
-`values.find_values` finds where each value begins. From there on, everything is numpy over all values of one class.
-The conversion is total: a value that does not fit the type asked for is a null in the array and an index in `odd`,
-whose bytes `Values.element` gives. Types are named by the words of `codec.columns.COLUMN_TYPES`; which of them a column
-should have for good is not decided here, `natural_type` only tells what its values are.
+`find.find_values` finds where each value begins. From there on, everything is numpy over all values of one class.
+The conversion is total: a value that does not fit the requested type is a null in the array and an index in `odd`,
+whose bytes `Values.element` returns. Types are named by the words of `codec.columns.COLUMN_TYPES`. This module does not
+decide which of them a column has for good; `natural_type` only tells the type of its values.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from arcpipe.codec.arrow.values import (
     odd_rows,
 )
 from arcpipe.errors import BadPayload
+from arcpipe.units import MB
 
 ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "i64": pa.int64(),
@@ -53,16 +54,16 @@ _HEADER: Final[Ints] = np.zeros(CLASSES, np.int64)
 _HEADER[STR : BIN32 + 1] = (1, 2, 3, 5, 2, 3, 5)
 
 _MAX_ARROW_BYTES: Final = (1 << 31) - 1
-_EXACT: Final = 1 << 53  # integers up to here are all exact as float64
+_EXACT: Final = 1 << 53  # the integers up to this one are all exact as float64
 
-_FEW_VALUES: Final = 16  # strings: fewer are cut out one by one, which costs less than vector operations
+_FEW_VALUES: Final = 16  # strings; fewer are cut out one by one, which costs less than vector operations
 
 DICTIONARY_ROWS: Final = 4_096
 """Values of a text column from which on it is dictionary-encoded, if it has few different ones."""
-_DICTIONARY_SAMPLE: Final = 1_024  # values that are tried first: half of them different ends it
-# Different values, at most, and their bytes: a Parquet dictionary page ends at 1 MB.
+_DICTIONARY_SAMPLE: Final = 1_024  # values tried first: if half of them differ, there is no dictionary
+# Most different values of a dictionary, and their bytes: a Parquet dictionary page ends at 1 MB.
 _DICTIONARY_VALUES: Final = 1 << 15
-_DICTIONARY_BYTES: Final = 1 << 19
+_DICTIONARY_BYTES: Final = MB // 2
 
 
 class Column(NamedTuple):
@@ -76,9 +77,9 @@ class Column(NamedTuple):
 
 
 def build(values: Values, type_: str | None) -> Column:
-    """The values as an array of this type; None gives the null type, in which every value is odd.
+    """Convert the values to an array of this type; None gives the null type, in which every value is odd.
 
-    Text with few different values comes as a dictionary array, if there are at least DICTIONARY_ROWS of it.
+    At least DICTIONARY_ROWS texts with few different values come as a dictionary array.
 
     Integers fit f64 where they are exact, floats fit no integer type; float32 is widened. NaN and infinities are
     floats. Strings that are not valid UTF-8 fit nowhere.
@@ -131,7 +132,7 @@ _NO: Final[_Converted] = (None, None)
 
 
 def _to_int64(values: Values, class_: int, rows: Ints | None) -> _Converted:
-    """The values of a class as int64 and which of them fit (None: all), or nothing if the class never fits."""
+    """Convert the values of a class to int64, with a mask of those that fit (None: all); or nothing if none can fit."""
     if class_ not in INTEGERS:
         return _NO
     numbers = values.numbers(class_, rows)
@@ -162,7 +163,7 @@ def _to_bool(values: Values, class_: int, rows: Ints | None) -> _Converted:
 
 
 def _is_exact(integers: npt.NDArray[Any]) -> Mask:
-    """Which 64-bit integers a float64 holds exactly: those of at most 53 significant bits."""
+    """Tell which 64-bit integers a float64 holds exactly: those of at most 53 significant bits."""
     if integers.dtype == np.int64:
         exact: Mask = (integers <= _EXACT) & (integers >= -_EXACT)
     else:
@@ -200,9 +201,9 @@ def _build_text(values: Values) -> Column:
 
 
 def _dictionary(values: Values, wanted: Mask | None) -> pa.DictionaryArray | None:
-    """The wanted strings by their different values, or None: these are too many, or some are no valid text.
+    """Encode the wanted strings as a dictionary. None if it would be too large, or some are no valid text.
 
-    Encoded strings are compared, headers and all, so that only different ones need to be decoded.
+    Compares encoded strings, headers and all, so that only different ones need to be decoded.
     """
     offsets = np.empty(values.count + 1, np.int32)
     offsets[:-1] = values.starts
@@ -245,7 +246,7 @@ def _plain_text(values: Values, wanted: Mask | None) -> Column:
 
 
 def _count_high(data: Bytes) -> int:
-    """How many bytes have their highest bit set; by parts, because telling so makes a byte of each."""
+    """Count the bytes with their highest bit set; by parts, because the comparison makes a byte of each."""
     return sum(int(np.count_nonzero(data[at : at + COUNT_ROWS] >= 0x80)) for at in range(0, len(data), COUNT_ROWS))
 
 
@@ -260,9 +261,9 @@ def _is_text(raw: bytes | None) -> bool:
 
 
 def _contents(values: Values, wanted: Mask | None) -> pa.Array:
-    """What is behind the headers of strings or binary values as a binary array, null where it is not `wanted`.
+    """Cut the headers off strings or binary values: a binary array, null where a value is not `wanted`.
 
-    Headers and contents are taken for twice as many values, of which every second is kept: Arrow gathers them.
+    Takes headers and contents for twice the number of values, and has Arrow gather every second one.
     """
     count = values.count
     if len(values.data) > _MAX_ARROW_BYTES:
@@ -283,7 +284,7 @@ def _contents(values: Values, wanted: Mask | None) -> pa.Array:
 
 
 def take(array: pa.Array, indices: pa.Array) -> pa.Array:
-    """These rows of an array, which it must have: that is not looked at again."""
+    """Return these rows of an array. They must exist: there is no check."""
     return pc.take(array, indices, boundscheck=False)
 
 

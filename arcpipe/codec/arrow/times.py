@@ -22,12 +22,10 @@ from arcpipe.codec.arrow.values import (
     odd_rows,
 )
 
-# Time
-
 MIN_TIME_US: Final = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
 MAX_TIME_US: Final = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
 
-# Nanoseconds of a unit.
+# Nanoseconds in each unit.
 _UNIT_NS: Final = {
     "ns": 1,
     "us": 1_000,
@@ -40,23 +38,23 @@ PRECISIONS: Final = frozenset(_UNIT_NS)
 
 
 class Times(NamedTuple):
-    """A decoded time column: µs since the epoch, and the digits below (0 to 999), or None if all of these are 0.
+    """A decoded time column. Rows in `missing` and `odd` have no value of their own yet."""
 
-    Rows in `missing` (nil) and `odd` (no time, or one outside of the years 1 to 9999) have no value of their own yet.
-    """
-
-    us: Ints
-    sub_us: npt.NDArray[np.int16] | None
-    missing: Ints
-    odd: Ints
+    us: Ints  # since the epoch
+    sub_us: npt.NDArray[np.int16] | None  # the digits below, 0 to 999; None if all are 0
+    missing: Ints  # rows with nil
+    odd: Ints  # rows with no time, or one outside of the years 1 to 9999
 
 
 def decode_time(values: Values, precision: str | None = None) -> Times:
-    """The values of a time column.
+    """Decode the values of a time column.
 
-    Without `precision` (a word of PRECISIONS) the unit of an integer is read from its size, value by value: below 1e11
-    seconds, 1e14 milliseconds, 1e17 microseconds, else nanoseconds; and floats are seconds. With it, all numbers are in
-    that unit. Floats are rounded to µs, nanoseconds cut towards the past. MessagePack timestamps tell their own unit.
+    Floats are rounded to µs, nanoseconds are cut towards the past. MessagePack timestamps tell their own unit.
+
+    Args:
+        precision: the unit of all numbers, a word of PRECISIONS. Without it floats are seconds, and the size of each
+            integer tells its unit: seconds below 1e11, milliseconds below 1e14, microseconds below 1e17, else
+            nanoseconds.
     """
     times = _decode_time(values, precision)
     if values.repeat is None:
@@ -128,7 +126,7 @@ def _unit_of(number: int) -> int:
 
 
 def _scale(numbers: npt.NDArray[Any], unit_ns: int) -> _ClassTimes:
-    """Integers counted in `unit_ns` as times; those out of range are not valid and have no meaning."""
+    """Convert integers in units of `unit_ns` to times; those out of range are not valid and have no meaning."""
     if unit_ns == 1:
         if numbers.dtype != np.uint64:
             numbers = numbers.astype(np.int64, copy=False)
@@ -153,7 +151,7 @@ def _float_times(numbers: npt.NDArray[Any], precision: str | None) -> _ClassTime
 
 
 def _timestamp_times(values: Values, class_: int, rows: Ints | None) -> _ClassTimes:
-    """Extension values; those that are timestamps are valid.
+    """Convert extension values; those that are timestamps are valid.
 
     https://github.com/msgpack/msgpack/blob/master/spec.md#timestamp-extension-type
     """
@@ -166,7 +164,7 @@ def _timestamp_times(values: Values, class_: int, rows: Ints | None) -> _ClassTi
         ns, seconds = (both >> np.uint64(34)).astype(np.int64), (both & np.uint64((1 << 34) - 1)).astype(np.int64)
     else:
         valid &= values.gather("u1", 1, rows) == 12
-        if not valid.all():  # others may be too short to read twelve bytes of
+        if not valid.all():  # some may be too short for twelve bytes to be read
             return _some_ext8_times(values, rows, valid)
         ns, seconds = values.gather(">u4", 3, rows).astype(np.int64), values.gather(">i8", 7, rows).astype(np.int64)
     return _seconds_and_ns(seconds, ns, valid)

@@ -1,15 +1,15 @@
-r"""InfluxDB line protocol -> columnar maps; this text is the reference of the grammar that is taken.
+r"""InfluxDB line protocol -> columnar maps. This text is the reference of the accepted grammar.
 
     measurement[,tag_key=tag_value ...] field_key=field_value[,field_key=field_value ...] [timestamp]
 
-InfluxDB's generations differ in details. Where they do, what is taken here is the public reference of v2 and v3
-(https://docs.influxdata.com/influxdb/v2/reference/syntax/line-protocol/), with everything v1 takes that means the same.
+InfluxDB's generations differ in details. Where they do, the public reference of v2 and v3 counts
+(https://docs.influxdata.com/influxdb/v2/reference/syntax/line-protocol/), plus all that v1 takes in the same sense.
 
 - Lines end with a newline that is not inside a quoted string; spaces, tabs and carriage returns before it are ignored,
   so are leading spaces and tabs, blank lines, and lines that begin with `#`. Between the parts stands a space, which
   more spaces and tabs may follow.
-- A backslash before a comma, a space or a backslash (in tag keys, tag values and field keys also before `=`) is dropped
-  and the character taken as it is; before anything else it stands for itself. No backslash keeps a newline in a line.
+- A backslash before a comma, a space or a backslash (in tag keys, tag values and field keys also `=`) is dropped, and
+  the character stays; before anything else it stands for itself. No backslash keeps a newline in a line.
 - A string is in double quotes and may hold anything, newlines too; `\"` is a quote, `\\` a backslash, any other
   backslash itself. Quotes anywhere else are part of the name or the tag value. There is no limit of 64 KB. Anything
   else (a tag with its key, a field that is no string, a timestamp) has less than 128 KB.
@@ -18,9 +18,9 @@ InfluxDB's generations differ in details. Where they do, what is taken here is t
   optional exponent; the value is that of Python's `float()`. `+1`, `1_0`, `0x1`, `inf`, `nan`, and numbers whose float
   would be infinite are refused, as InfluxDB v1 does. A number without suffix is a float: `1` is 1.0.
 - Booleans are t, T, true, True, TRUE, f, F, false, False, FALSE.
-- A timestamp is digits with an optional `-`. Rows of lines without one have no `time`, and so get that of the log
+- A timestamp is digits with an optional `-`. Rows of lines without one have no `time`, and so get that of the WAL
   entry.
-- Tags may stand in any order. A tag that is there twice, even with equal values, refuses the line (as in v1, v2 and
+- Tags come in any order. A tag that is there twice, even with equal values, refuses the line (as in v1, v2 and
   v3); of a field that is there twice the last value counts (as in v1). A tag and a field of one name are both kept
   (`columns.field_column_names`). A tag or field called `time` refuses the line, where v1 would drop the field silently.
 - Unescaped commas and `=` in tag keys and values and field keys, and empty names and tag values, refuse the line.
@@ -30,15 +30,15 @@ A bad line is reported and none of it is written; the other lines are. Where a q
 that is followed by a comma, a space or the end of a line, only the line in which it stands is bad, not what follows.
 
 Rows of one shape (measurement, tags, fields and their types, with or without a timestamp) make a columnar map, in the
-order of their lines. Integers and timestamps are packed with 9 bytes each,
-as floats are, so that readers step through them; `types` tells which columns are unsigned.
+order of their lines. Integers and timestamps are packed with 9 bytes each, as floats are, so that readers step through
+them; `types` tells which columns are unsigned.
 
 `body.encode` is the way in. There are two paths: bodies of many lines of few shapes are read by column (`by_column`),
-others line by line (`by_line`), which is the reference: both give the same rows and errors, but not the same maps,
-because rows of one shape may be in several.
+others line by line (`by_line`), which is the reference. Both give the same rows and errors, but not the same maps:
+rows of one shape may be in several.
 
 Bounds: no path takes more than linear time, and no step keeps other threads from running for more than some 20 ms:
-what is long is passed in windows (`grammar`, `long_lines`). Besides the result, memory is a multiple of `CHUNK_BYTES`
+long parts are passed in windows (`grammar`, `long_lines`). Besides the result, memory is a multiple of `CHUNK_BYTES`
 and of the longest line. Shapes and bad lines are bounded by the size of the body
 (`arcpipe.codec.effort`); the size is bounded by the caller.
 

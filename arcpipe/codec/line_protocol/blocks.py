@@ -48,7 +48,7 @@ _CLASS[list(b"\n ,=")] = _DELIMITER
 _CLASS[list(b'"')] = _QUOTE
 
 LOW_BYTES: Final[Words] = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
-"""Masks by the number of bytes that they keep: the first ones of a word, which is little-endian."""
+"""Masks that keep the first bytes of a little-endian word, by the number of these bytes."""
 
 # The spellings of booleans as words.
 _BOOLS: Final[Words] = np.array(
@@ -59,8 +59,8 @@ _BOOLS: Final[Words] = np.array(
     np.uint64,
 )
 
-# Characters that may be escaped, and the bytes that replace the escaped ones while delimiters are searched: they
-# are in no valid UTF-8.
+# Characters that may be escaped, and the bytes that replace them while delimiters are searched. No valid UTF-8 has
+# these bytes.
 _STANDINS: Final = {ord("\\"): b"\xf8", ord(","): b"\xf9", ord(" "): b"\xfa", ord("="): b"\xfb"}
 _FIRST_STANDIN: Final = 0xF8
 _STANDIN_FOR_EQUALS: Final = 0xFB
@@ -68,17 +68,17 @@ _CHARACTER: Final = np.arange(256, dtype=np.uint8)
 for _character, _standin in _STANDINS.items():
     _CHARACTER[ord(_standin)] = _character
 
-# Bytes around the copied text of a piece: room for the words of its longest possible key, and for a word at its end.
+# Bytes around the copy of a piece: room for the words of the longest possible key, and for a word at its end.
 _ROOM_BEFORE: Final = 512
 _ROOM_AFTER: Final = 16
 
 MIN_LINES: Final = 8
 """Lines of the smallest block: a smaller one costs more than reading its lines one by one."""
-_PARTS_BETWEEN_CHECKS: Final = 2047  # parts of a text with escapes, less one: they take 0.5 ms
-_BLOCK_SHAPES: Final = 4  # shapes of the line reader that take as long as a block: its price as an effort
-_MAX_SPLITS: Final = 8  # blocks that are tried with lines that look alike but are not, before the rest is odd
-_MAX_LINE_BYTES: Final = 0xFFFF  # so that three bytes are enough for the header of any text; longer lines are odd
-_MAX_UNIFORM: Final = 1024  # delimiters of a line: with more, lines are hardly all alike, and it is not tried
+_PARTS_BETWEEN_CHECKS: Final = 2047  # a mask: `check` is called once per 2048 parts of a text with escapes, or 0.5 ms
+_BLOCK_SHAPES: Final = 4  # shapes that a block counts as: the line reader takes as long for these
+_MAX_SPLITS: Final = 8  # blocks made of lines that only look alike, before the other lines are odd
+_MAX_LINE_BYTES: Final = 0xFFFF  # longer lines are odd: the header of any text has at most three bytes
+_MAX_UNIFORM: Final = 1024  # delimiters of a line up to which the piece is tested for lines that are all alike
 _NEWLINE: Final = ord("\n")
 
 _ZERO: Final[Ints] = np.zeros(1, np.int64)
@@ -125,7 +125,7 @@ def _separators_of_all(kinds: Bytes) -> bytes | None:
 
 
 class LineTable:
-    """The places of a piece's lines and of their delimiters; places count from the start of `text`."""
+    """The lines of a piece and their delimiters, by their places, which count from the start of `text`."""
 
     __slots__ = (
         "_first",
@@ -151,7 +151,7 @@ class LineTable:
         ending = b"" if piece.endswith(b"\n") else b"\n"
         padded = bytearray(b"".join((b"\n".rjust(_ROOM_BEFORE, b"\0"), piece, ending, bytes(_ROOM_AFTER))))
         self.text: Bytes = np.frombuffer(padded, np.uint8)
-        """A copy of the piece; the headers of texts are written into it when all else is done."""
+        """A copy of the piece; the headers of texts are written into it at the end."""
         self.words: Words = np.ndarray((len(padded) - 7,), "<u8", padded, 0, (1,))
         """The eight bytes at every place, aligned or not."""
         seen = self.text[_ROOM_BEFORE - 1 : -_ROOM_AFTER]
@@ -180,7 +180,7 @@ class LineTable:
         self.odd[self._skipped] = False
 
     def _find_lines(self, piece: bytes, places: Ints, kinds: Bytes, effort: Effort) -> tuple[Ints, Bytes, Ints]:
-        """Find the lines and drop what is no delimiter; return the places left, their kinds, and where newlines are."""
+        """Find the lines, and drop all bytes but delimiters: (places left, their kinds, indices of newlines)."""
         newlines = np.flatnonzero(kinds == _NEWLINE)
         self.begins, self.ends = places[newlines[:-1]] + 1, places[newlines[1:]]
         self.odd = self.ends - self.begins > _MAX_LINE_BYTES
@@ -217,7 +217,7 @@ class LineTable:
         return (before & 1).astype(np.bool_)
 
     def _unescape(self, standins: Ints, first_delimiters: Ints) -> None:
-        """Put the escaped characters back in the places of their stand-ins; they have become no delimiters.
+        """Put the escaped characters back in the places of their stand-ins; none of them is a delimiter now.
 
         In strings other characters are escaped, and in measurements not `=`: such lines are odd.
         """
@@ -235,7 +235,7 @@ class LineTable:
         return ends if len(ends) == len(self.odd) else np.append(ends, len(self._piece))
 
     def blocks(self, effort: Effort) -> list[Block]:
-        """The lines by shape; those that are in none are odd from now on."""
+        """Sort the lines into blocks by shape; those in no block are odd from now on."""
         blocks: list[Block] = []
         lines = np.flatnonzero(~(self.odd | self._skipped))
         if not len(lines):
@@ -252,7 +252,7 @@ class LineTable:
         return blocks
 
     def _buckets(self, lines: Ints, effort: Effort) -> list[Ints]:
-        """Lines that are probably of one shape: of as many delimiters, of one measurement and first key."""
+        """Bucket lines that are probably of one shape: the same number of delimiters, measurement and first key."""
         first, last = self._first[lines], self._last[lines]
         begins = self.begins[lines]
         place = self._places[first]

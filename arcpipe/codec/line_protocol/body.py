@@ -7,30 +7,27 @@ from typing import Final, NamedTuple
 
 from arcpipe.codec.columns import Encoded, Maps
 from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.line_protocol.bad_lines import BadLineReport, LineError
 from arcpipe.codec.line_protocol.by_column import read_piece
-from arcpipe.codec.line_protocol.by_line import LineError, LineReader, Report
+from arcpipe.codec.line_protocol.by_line import LineReader
+from arcpipe.units import KB
 
-CHUNK_BYTES: Final = 256 << 10
-"""Bytes of lines that are gathered into columns at a time, because Python's objects are larger than their text."""
+CHUNK_BYTES: Final = 256 * KB
+"""Bytes of lines that are gathered into columns at a time: Python's objects are larger than their text."""
 
-# Bodies from which on reading by column pays, as `benchmarks.micro.line_protocol` measures it: some 25 lines of one
-# shape, which are 4 KB, or 120 lines of the 16 shapes that Telegraf sends, which are 30 KB and have 24 lines of their
-# first.
-FEW_BYTES: Final = 4 << 10  # a smaller body is read by line
-MANY_BYTES: Final = 32 << 10  # a body of this size is read by column
-MANY_LINES: Final = 24  # lines of the first measurement, from which on a body of a size between is read by column
+# Sizes from which on reading by column pays, as `benchmarks.micro.line_protocol` measures it: some 25 lines of one
+# shape, which are 4 KB, and 120 lines of Telegraf's 16 shapes, which are 30 KB with 24 lines of the first shape.
+FEW_BYTES: Final = 4 * KB  # a smaller body is read by line
+MANY_BYTES: Final = 32 * KB  # a body of this size is read by column
+MANY_LINES: Final = 24  # lines of the first measurement from which on a body of a size in between is read by column
 
 
 class Lines(NamedTuple):
-    """The good lines of a body, and its bad ones.
+    """The good lines of a body, and its bad ones."""
 
-    `encoded` is None if there is no good line. `errors` are the first `MAX_ERRORS` bad lines, in order; `more_errors`
-    counts the others.
-    """
-
-    encoded: Encoded | None
-    errors: list[LineError]
-    more_errors: int
+    encoded: Encoded | None  # None if there is no good line
+    errors: list[LineError]  # the first `MAX_ERRORS` bad lines, in order
+    more_errors: int  # the number of other bad lines
 
 
 def encode(body: bytes, check: Callable[[], None] = go_on) -> Lines:
@@ -57,7 +54,7 @@ def _count_alike(body: bytes) -> int:
 
 def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """Do as `encode`, line by line."""
-    report = Report(body)
+    report = BadLineReport(body)
     maps = Maps()
     reader = LineReader(body, report, Effort(len(body), check), maps)
     pos = 0
@@ -69,7 +66,7 @@ def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
 
 def encode_by_column(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """Do as `encode`, by column where lines allow it."""
-    report = Report(body)
+    report = BadLineReport(body)
     maps = Maps()
     effort = Effort(len(body), check)
     reader = LineReader(body, report, effort, maps)

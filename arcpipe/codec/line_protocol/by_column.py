@@ -1,15 +1,13 @@
 """Line protocol, by column: many lines of few shapes at the cost of a few numpy calls per column, not per value.
 
-One pass finds every delimiter of a piece of the body (and those inside of quoted strings, which are dropped). Lines are
-then sorted into blocks: the first line of a block is its template, and every line in it is proven to have the same
-delimiters and, by comparing words of eight bytes, the same measurement and keys in the same places, and values that
-look like those of the same types. So a block is a matrix of places in the text. Numbers are cast by Arrow from there,
-all of one type in all blocks at once; text gets its MessagePack header written over the delimiter before it and is
-gathered, header and all.
+One pass finds every delimiter of a piece of the body, and drops those within quoted strings. Then lines are sorted into
+blocks. The first line of a block is its template. Every other line is proven to have the same delimiters, and values
+that look like those of the same types. Comparing words of eight bytes proves that measurement and keys are the same.
+So a block is a matrix of places in the text. Arrow casts the numbers from there, all of one type in all blocks at once.
+The MessagePack header of a text is written over the delimiter before it; then texts are gathered, header and all.
 
-Whatever is unusual about a line (escapes in strings, control characters, quotes elsewhere, numbers that do not cast)
-leaves it to the line reader, which alone knows errors. So this path takes less than the grammar and never decides that
-a line is bad.
+Unusual lines (escapes in strings, control characters, quotes elsewhere, numbers that do not cast) are left to the line
+reader, which alone knows errors. So this path takes less than the grammar, and never decides that a line is bad.
 
 Layouts and shapes are in `shapes`, the table of a piece and its blocks in `blocks`, casting and MessagePack in
 `encoding`. All of them must not know errors, or how the line reader works.
@@ -27,14 +25,14 @@ from arcpipe.codec.line_protocol.blocks import LineTable, Mask
 from arcpipe.codec.line_protocol.encoding import UnusualLines, encode_blocks
 
 
-class Reader(Protocol):
-    """Takes the lines that are left over, in order."""
+class LeftoverReader(Protocol):
+    """Reader of the lines that are left over, in order."""
 
     def read(self, pos: int, stop: int) -> int:
         """Read the line that begins at `pos` in the body and ends before `stop`; return the offset after it."""
 
 
-def read_piece(body: bytes, start: int, end: int, reader: Reader, effort: Effort, maps: Maps) -> int:
+def read_piece(body: bytes, start: int, end: int, reader: LeftoverReader, effort: Effort, maps: Maps) -> int:
     """Read the lines from `start` to `end`, which is after a newline or at the end of the body.
 
     Adds the columnar maps of those that are not left to `reader` to `maps`. Returns the offset after what was read,
@@ -66,7 +64,7 @@ def read_piece(body: bytes, start: int, end: int, reader: Reader, effort: Effort
     return pos
 
 
-def _read_odd(table: LineTable, start: int, end: int, reader: Reader) -> tuple[int, Mask | None]:
+def _read_odd(table: LineTable, start: int, end: int, reader: LeftoverReader) -> tuple[int, Mask | None]:
     """Have the odd lines read; return the offset after what was read, and which other lines are part of them."""
     lines = np.flatnonzero(table.odd)
     if not len(lines):

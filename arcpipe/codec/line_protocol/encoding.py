@@ -14,13 +14,13 @@ from arcpipe.codec.columns import array_header
 from arcpipe.codec.line_protocol.blocks import LOW_BYTES, Block, LineTable
 from arcpipe.codec.line_protocol.shapes import BOOL, FLOAT, INTEGER, TEXT, UNSIGNED, Ints
 
-_INLINE_BYTES: Final = 12  # of a text that is in its view: https://arrow.apache.org/docs/format/Columnar.html#variable-size-binary-view-layout
+_INLINE_BYTES: Final = 12  # longest text that its view holds: https://arrow.apache.org/docs/format/Columnar.html#variable-size-binary-view-layout
 _X: Final = ord("x")
 _INFINITE: Final = (float("inf"), float("-inf"))
 
 
 class UnusualLines(Exception):
-    """Some lines of a piece turned out not to be of their block's types: `args[0]`."""
+    """Some values of a block are not of its types; `args[0]` are their lines."""
 
 
 def encode_blocks(table: LineTable, blocks: list[Block]) -> list[tuple[bytes, int]]:
@@ -87,7 +87,7 @@ def _cast(table: LineTable, blocks: list[Block], cells: list[tuple[int, int]], t
     """Cast the numbers of some columns, column after column.
 
     Arrow takes a few spellings that the grammar does not; of these only hexadecimal integers begin and end as numbers
-    do here. It rounds floats correctly, and makes those too large for one infinite.
+    do here. It rounds floats correctly, and makes too large ones infinite.
     """
     starts, ends = _places(blocks, cells)
     if type_ != FLOAT and ((table.text[starts + 1] | 0x20) == _X).any():
@@ -124,7 +124,7 @@ _SPELLINGS: Final = {
 
 
 def _not_numbers(table: LineTable, blocks: list[Block], cells: list[tuple[int, int]], type_: int) -> Ints:
-    """Find the lines that have a value which may be no number of this type; if none has, all lines. Slow, and rare."""
+    """Find the lines with a value that may be no number of this type; if there are none, return all. Slow, and rare."""
     is_spelled = _SPELLINGS[type_]
     text = table.text.tobytes()
     odd: set[int] = set()

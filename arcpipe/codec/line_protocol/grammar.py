@@ -1,8 +1,8 @@
-"""The grammar of line protocol as expressions, and what to say of what breaks it.
+"""The grammar of line protocol as expressions, and the errors of lines that break it.
 
-While an expression runs, no other thread of the process does. So none passes more than some `WINDOW` bytes in one call:
-what may be longer (strings, whitespace, the rest of a bad line) is passed window by window, and no other part of a line
-may be longer. The grammar itself is told in `arcpipe.codec.line_protocol`.
+While an expression runs, no other thread of the process does. So none passes more than some `WINDOW` bytes in one call.
+Strings, whitespace and the rest of a bad line may be longer, and are passed window by window; no other part of a line
+may be longer. `arcpipe.codec.line_protocol` describes the grammar itself.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from arcpipe.codec.columns import quote
+from arcpipe.units import KB
 
-WINDOW: Final = 128 << 10
-"""Bytes. No name, tag, number or timestamp may have this many: an expression passes them within 10 ms."""
+WINDOW: Final = 128 * KB
+"""Bytes below which names, tags, numbers and timestamps must stay: an expression passes them within 10 ms."""
 
-# Bytes of a string or of the rest of a bad line that are passed at once: of nothing but escapes they take 3 ms.
-_SLICE: Final = 64 << 10
-# Newlines are counted among so many bytes at once: of nothing else they take 1 ms.
-_COUNTED: Final = 256 << 10
+# Bytes of a string, or of the rest of a bad line, per step: nothing but escapes take 3 ms.
+_SLICE: Final = 64 * KB
+# Bytes per step in which newlines are counted: nothing but newlines take 1 ms.
+_COUNTED: Final = 256 * KB
 
 
 class BadLine(Exception):
-    """`args` are the reason and the offset in the body of what is wrong, or None where that says nothing."""
+    """A line is bad. `args` are the reason, and its offset in the body, or None where an offset says nothing."""
 
 
 class BadText(Exception):
-    """Something in the line is no UTF-8."""
+    """Some text in the line is not valid UTF-8."""
 
 
 # Everything is possessive: no expression ever goes back, so each is linear in what it passes, and none but that of
@@ -40,6 +41,11 @@ MEASUREMENT: Final = re.compile(rb"(?:[^\\, \n]++|" + _ESCAPED + rb")++").match
 _KEY = rb"(?:[^\\,= \n]++|" + _ESCAPED + rb")++"
 NAME: Final = re.compile(_KEY).match
 TAG: Final = re.compile(rb",(" + _KEY + rb")=(" + _KEY + rb")(?=[, ])").match
+# Measurement and tags up to the first field, in one step; and the tags in that, which need no look ahead any more.
+SERIES: Final = re.compile(
+    rb"((?:[^\\, \n]++|" + _ESCAPED + rb")++)((?:," + _KEY + rb"=" + _KEY + rb"(?=[, ]))*+) [ \t]*+"
+).match
+PLAIN_TAGS: Final = re.compile(rb",(" + _KEY + rb")=(" + _KEY + rb")").findall
 _TEXT = rb'(?:[^"\\]++|\\(?s:.))*+'
 _STRING = rb'"(' + _TEXT + rb')"'
 _AFTER = rb"(?=[, \t\r\n]|\Z)"
@@ -49,11 +55,10 @@ FIELD: Final = re.compile(
     rb"(?:(-?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+)"
     rb"|(-?+[0-9]++)i|([0-9]++)u|" + _STRING + rb"|(t(?:rue)?+|T(?:rue|RUE)?+)|(f(?:alse)?+|F(?:alse|ALSE)?+))" + _AFTER
 ).match
-GAP: Final = re.compile(rb" [ \t]*+").match
 TAIL: Final = re.compile(rb"(?: [ \t]*+(-?+[0-9]++))?+[ \t\r]*+(?:\n|\Z)").match
-# What is no point: blank lines, comments, and the whitespace before a point.
+# Everything between points: blank lines, comments, and the whitespace before a point.
 BETWEEN: Final = re.compile(rb"(?:[ \t\r]*+(?:#[^\n]*+)?+\n)*+[ \t]*+(?:[ \t\r]*+(?:#[^\n]*+)?+\Z)?+").match
-# A field with a string that is still open where the text ends.
+# A field whose string is still open at the end of the text.
 OPEN_FIELD: Final = re.compile(_KEY + rb'="' + _TEXT + rb"\\?+\Z").match
 
 DIGITS: Final = re.compile(rb"-?+[0-9]++").match
@@ -63,8 +68,8 @@ _IS_INTEGER: Final = re.compile(rb"-?[0-9]++\Z").match
 _TOKEN: Final = re.compile(rb"[^, \t\r\n]*+").match
 _OPEN_STRING: Final = re.compile(rb'"' + _TEXT + rb'("?+)').match
 
-# The rest of a bad line: to the end of its measurement and tags; and from there to the newline outside of strings. The
-# latter, within a slice, ends also at a string that does not.
+# The rest of a bad line: to the end of its measurement and tags; and from there to the newline outside of strings.
+# Within a slice, the second one ends also at a string that does not end there.
 _SERIES: Final = re.compile(rb"(?:[^\\ \n]++|\\[^\n])*+").match
 _INSIDE: Final = re.compile(_TEXT).match
 _REST: Final = re.compile(rb'(?:[^"\n]++|(?<==)' + _STRING + _AFTER + rb'|")*+').match
@@ -72,35 +77,37 @@ _REST_OF_SLICE: Final = re.compile(
     rb'(?:[^"\n]++|(?<!=)"|(?<==)' + _STRING + rb'(?=[, \t\r\n])|(?<==)"(?=' + _TEXT + rb'"(?s:.)))*+'
 ).match
 _NEWLINE: Final = ord("\n")
-BEHIND_STRING: Final = (b",", b" ", b"\t", b"\r", b"\n", b"")
+AFTER_STRING: Final = (b",", b" ", b"\t", b"\r", b"\n", b"")
 
 
 def end_of(found: re.Match[bytes] | None) -> int:
-    """Where an expression that also matches nothing ends."""
+    """Return the end of a match, of an expression that always matches."""
     assert found is not None
     return found.end()
 
 
 def unescaped_text(text: bytes) -> bytes:
+    """Drop the escapes of a string."""
     return b"\\".join([part.replace(b'\\"', b'"') for part in text.split(b"\\\\")])
 
 
 def unescaped_key(text: bytes) -> bytes:
-    """Of a tag key, a tag value or a field key."""
+    """Drop the escapes of a tag key, a tag value or a field key."""
     return b"\\".join(
         [part.replace(b"\\,", b",").replace(b"\\=", b"=").replace(b"\\ ", b" ") for part in text.split(b"\\\\")]
     )
 
 
 def unescaped_measurement(text: bytes) -> bytes:
+    """Drop the escapes of a measurement."""
     return b"\\".join([part.replace(b"\\,", b",").replace(b"\\ ", b" ") for part in text.split(b"\\\\")])
 
 
-# What may be longer than a window
+# Parts that may be longer than a window
 
 
 def pass_spaces(body: bytes, pos: int, spaces: Callable[[bytes, int, int], re.Match[bytes] | None]) -> int:
-    """The offset behind any number of what `spaces` takes: BLANKS or SPACES."""
+    """Pass all whitespace that `spaces` (BLANKS or SPACES) takes: the offset after it."""
     while True:
         end = end_of(spaces(body, pos, pos + WINDOW))
         if end < pos + WINDOW:
@@ -109,9 +116,9 @@ def pass_spaces(body: bytes, pos: int, spaces: Callable[[bytes, int, int], re.Ma
 
 
 def slices_of_text(body: bytes, pos: int) -> Iterator[tuple[int, int]]:
-    """The content of a string that begins at `pos`, up to its closing quote or the end of the body, as slices.
+    """Yield slices of a string's content from `pos` to its closing quote or the end of the body.
 
-    None ends within an escape.
+    No slice ends within an escape.
     """
     size = len(body)
     while True:
@@ -127,7 +134,7 @@ def slices_of_text(body: bytes, pos: int) -> Iterator[tuple[int, int]]:
 
 
 def skip_line(body: bytes, start: int, pos: int, check: Callable[[], None]) -> int:
-    """Where the line ends that begins at `start` and is bad at `pos`: at a newline, or at the end of the body."""
+    """Find the end of the line that begins at `start` and is bad at `pos`: a newline, or the end of the body."""
     end = body.find(b"\n", start, start + _SLICE)
     if pos <= end and body.find(b'"', start, end) < 0:
         return end
@@ -135,7 +142,7 @@ def skip_line(body: bytes, start: int, pos: int, check: Callable[[], None]) -> i
 
 
 def _skip_series(body: bytes, pos: int, check: Callable[[], None]) -> int:
-    """The offset of the first space or newline that is not escaped."""
+    """Find the first space or newline that is not escaped."""
     while True:
         end = end_of(_SERIES(body, pos, pos + _SLICE))
         char = body[end : end + 1]
@@ -148,7 +155,7 @@ def _skip_series(body: bytes, pos: int, check: Callable[[], None]) -> int:
 
 
 def _skip_rest(body: bytes, pos: int, check: Callable[[], None]) -> int:
-    """The offset of the first newline outside of strings."""
+    """Find the first newline outside of strings."""
     size = len(body)
     while True:
         limit = pos + _SLICE
@@ -165,12 +172,12 @@ def _skip_rest(body: bytes, pos: int, check: Callable[[], None]) -> int:
         for _, stop in slices_of_text(body, pos + 1):
             end = stop
             check()
-        is_whole = body[end : end + 1] == b'"' and body[end + 1 : end + 2] in BEHIND_STRING
+        is_whole = body[end : end + 1] == b'"' and body[end + 1 : end + 2] in AFTER_STRING
         pos = end + 1 if is_whole else pos + 1
 
 
 def count_newlines(body: bytes, start: int, end: int) -> int:
-    """How many there are from `start` to `end`."""
+    """Count the newlines from `start` to `end`."""
     count = 0
     for at in range(start, end, _COUNTED):
         count += body.count(b"\n", at, min(end, at + _COUNTED))
@@ -178,7 +185,7 @@ def count_newlines(body: bytes, start: int, end: int) -> int:
 
 
 def count_characters(body: bytes, start: int, end: int) -> int:
-    """Characters of UTF-8; bytes that are none count as Python replaces them."""
+    """Count the characters of UTF-8; invalid bytes count as Python replaces them."""
     if end - start <= _SLICE:
         return len(body[start:end].decode("utf-8", "replace"))
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -190,7 +197,7 @@ def count_characters(body: bytes, start: int, end: int) -> int:
 
 
 def find_bad_utf8(body: bytes, start: int, end: int, check: Callable[[], None]) -> int:
-    """The offset of the first byte from `start` to `end` that is no UTF-8, or -1."""
+    """Find the first byte from `start` to `end` that is not valid UTF-8; -1 if there is none."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for at in range(start, end, _SLICE):
         check()
@@ -203,30 +210,30 @@ def find_bad_utf8(body: bytes, start: int, end: int, check: Callable[[], None]) 
     return -1
 
 
-def behind_token(body: bytes, pos: int, limit: int) -> int:
-    """Where the text from `pos` on ends that has no comma, space or newline, but escaped ones."""
+def after_token(body: bytes, pos: int, limit: int) -> int:
+    """Pass the text at `pos` up to a comma, space or newline that is not escaped: the offset after it."""
     found = MEASUREMENT(body, pos, limit)
     return pos if found is None else found.end()
 
 
-def behind_value(body: bytes, pos: int, limit: int) -> int:
-    """Where the value that begins at `pos`, and is no string, ends."""
+def after_value(body: bytes, pos: int, limit: int) -> int:
+    """Pass the value at `pos`, which is no string: the offset after it."""
     return end_of(_TOKEN(body, pos, limit))
 
 
 # Numbers
 
-_MAX_DIGITS: Final = 18  # any integer of so many digits has 64 bits
+_MAX_DIGITS: Final = 18  # digits up to which any integer fits into 64 bits
 INFINITE: Final = (float("inf"), float("-inf"))
 
 
 def infinite(found: re.Match[bytes]) -> BadLine:
-    """What to say of a field whose value is INFINITE."""
+    """Make the error of a field whose value is INFINITE."""
     return BadLine(f"{_of(found)} is too large for a float", found.start(FLOAT))
 
 
 def to_integer(found: re.Match[bytes], group: int) -> int:
-    """The value of a field: INTEGER or UNSIGNED. Raises BadLine if it does not have 64 bits."""
+    """Convert the value of a field, INTEGER or UNSIGNED. Raises BadLine if it does not fit into 64 bits."""
     digits = found[group]
     if len(digits) > _MAX_DIGITS:
         digits = _without_zeros(digits)
@@ -237,7 +244,7 @@ def to_integer(found: re.Match[bytes], group: int) -> int:
 
 
 def to_time(digits: re.Match[bytes], group: int = 0) -> int:
-    """A timestamp. Raises BadLine if it does not have 64 bits."""
+    """Convert a timestamp. Raises BadLine if it does not fit into 64 bits."""
     text = _without_zeros(digits[group])
     if len(text) <= 20:
         time = int(text)
@@ -247,14 +254,14 @@ def to_time(digits: re.Match[bytes], group: int = 0) -> int:
 
 
 def _without_zeros(digits: bytes) -> bytes:
-    """The same integer; Python takes long ones in quadratic time, or not at all."""
+    """Drop leading zeros: Python converts long integers in quadratic time, or not at all."""
     if len(digits) <= _MAX_DIGITS:
         return digits
     sign = digits[:1] if digits.startswith(b"-") else b""
     return sign + (digits.lstrip(b"-0") or b"0")
 
 
-# What to say of a bad line
+# The errors of bad lines
 
 
 def _token(body: bytes, pos: int) -> bytes:
@@ -262,15 +269,31 @@ def _token(body: bytes, pos: int) -> bytes:
 
 
 def _of(found: re.Match[bytes]) -> str:
-    """Field and value, for an error text."""
+    """Name field and value, for an error text."""
     assert found.lastindex is not None
     return f"value {quote(found[found.lastindex])} of field {quote(found[1])}"
 
 
+def bad_line_start(body: bytes, pos: int) -> BadLine:
+    """Say why measurement, tags and a space, as SERIES takes them, are not at `pos`.
+
+    Raises:
+        UnicodeDecodeError: the value of a tag before that is no UTF-8.
+    """
+    found = MEASUREMENT(body, pos)
+    if found is None:
+        return BadLine("measurement is missing", pos)
+    pos = found.end()
+    while (found := TAG(body, pos)) is not None:
+        unescaped_key(found[2]).decode()
+        pos = found.end()
+    return bad_series(body, pos)
+
+
 def bad_series(body: bytes, pos: int) -> BadLine:
-    """Why there is neither another tag nor a space at `pos`, behind the measurement or a tag."""
+    """Say why neither another tag nor a space is at `pos`, after the measurement or a tag."""
     char = body[pos : pos + 1]
-    if char == b"=":  # can only be behind a value
+    if char == b"=":  # can only be after a value
         return BadLine("'=' in a tag value is not escaped", pos)
     if char != b",":
         return BadLine("fields are missing", pos)
@@ -289,7 +312,7 @@ def bad_series(body: bytes, pos: int) -> BadLine:
 
 
 def bad_field(body: bytes, pos: int) -> BadLine:
-    """Why there is no field at `pos`."""
+    """Say why there is no field at `pos`."""
     name = NAME(body, pos)
     if name is None or not name[0].strip(b"\t\r"):
         if body[pos : pos + 1] in (b"=", b",") or body[pos - 1 : pos] == b",":
@@ -311,7 +334,7 @@ def bad_field(body: bytes, pos: int) -> BadLine:
 
 
 def bad_tail(body: bytes, pos: int) -> BadLine:
-    """Why neither a timestamp nor the end of the line is at `pos`, behind the fields."""
+    """Say why neither a timestamp nor the end of the line is at `pos`, after the fields."""
     pos = pass_spaces(body, pos, SPACES)
     token = _token(body, pos)
     if _IS_INTEGER(token):

@@ -1,7 +1,7 @@
 """Line protocol: one line that is longer than a window, of which only strings and whitespace may be long.
 
-Takes what `LineReader` takes, but passes strings in slices, and refuses any other part of a line that has as many bytes
-as a window: nobody means it, and no other thread runs while an expression passes it.
+`LongLine` takes the same lines as `LineReader`, but passes strings in slices. It refuses any other part of a line that
+is as long as a window: no client needs it, and no other thread runs while an expression passes it.
 
 This module must not know shapes or reports.
 """
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from arcpipe.codec.columns import MAX_COLUMNS, quote, str_header
 from arcpipe.codec.line_protocol.grammar import (
-    BEHIND_STRING,
+    AFTER_STRING,
     BLANKS,
     DIGITS,
     FALSE,
@@ -31,11 +31,11 @@ from arcpipe.codec.line_protocol.grammar import (
     WINDOW,
     BadLine,
     BadText,
+    after_token,
+    after_value,
     bad_field,
     bad_series,
     bad_tail,
-    behind_token,
-    behind_value,
     find_bad_utf8,
     infinite,
     pass_spaces,
@@ -50,9 +50,9 @@ TOO_MANY: Final = f"more than {MAX_COLUMNS - 1} tags and fields"
 
 
 class LongLine:
-    """Reads the line that begins at `pos`, which is no whitespace.
+    """Read the line that begins at `pos`, which is no whitespace.
 
-    `key` and `row` become those of any line, but for long strings, which are `bytes` in MessagePack.
+    `key` and `row` become those of any line, except that strings are `bytes`, in MessagePack already.
     """
 
     __slots__ = ("_body", "_check", "end", "key", "pos", "row")
@@ -61,17 +61,17 @@ class LongLine:
         self._body = body
         self._check = check
         self.pos = pos
-        """What was read ends here, but for the tail."""
+        """The end of the part that was read, without the tail."""
         self.end = pos
-        """Behind the line, once it is read."""
+        """The offset after the line, once it is read."""
         self.key: list[Any] = []
         self.row: list[Any] = []
 
     def read(self) -> None:
-        """Read it whole.
+        """Read the whole line.
 
         Raises:
-            BadLine, BadText, UnicodeDecodeError: it is bad, at `pos` or shortly behind.
+            BadLine, BadText, UnicodeDecodeError: it is bad, at `pos` or shortly after.
         """
         self._read_series()
         self.key.append(None)
@@ -82,7 +82,7 @@ class LongLine:
         self._read_tail()
 
     def _is_cut(self, start: int, end: int) -> bool:
-        """Whether what begins at `start` and seems to end at `end` is too long."""
+        """Tell whether the part from `start` to `end`, where a window cut it off or not, is too long."""
         return end >= start + WINDOW
 
     def _read_series(self) -> None:
@@ -103,7 +103,7 @@ class LongLine:
             self.pos = found.end()
             self._count()
         if body[self.pos : self.pos + 1] != b" ":
-            if self._is_cut(self.pos, behind_token(body, self.pos + 1, self.pos + WINDOW)):
+            if self._is_cut(self.pos, after_token(body, self.pos + 1, self.pos + WINDOW)):
                 raise _too_long("a tag", self.pos)
             raise bad_series(body, self.pos)
         self.pos = pass_spaces(body, self.pos, BLANKS)
@@ -124,7 +124,7 @@ class LongLine:
             self.pos = found.end()
         elif body[at - 1 : at + 1] == b'="':
             self._read_text(name[0], at + 1)
-        elif body[at - 1 : at] == b"=" and self._is_cut(pos, behind_value(body, at, pos + WINDOW)):
+        elif body[at - 1 : at] == b"=" and self._is_cut(pos, after_value(body, at, pos + WINDOW)):
             raise _too_long(f"field {quote(name[0])}", pos)
         else:
             raise bad_field(body, pos)
@@ -158,7 +158,7 @@ class LongLine:
             self._check()
         if body[end : end + 1] != b'"':
             raise BadLine(f"the string of field {quote(name)} is not closed: it begins", start - 1)
-        if body[end + 1 : end + 2] not in BEHIND_STRING:
+        if body[end + 1 : end + 2] not in AFTER_STRING:
             raise BadLine(
                 f"the string of field {quote(name)} is followed by neither comma, space nor line end", end + 1
             )

@@ -1,7 +1,7 @@
-"""Layouts and shapes of lines: what is known of a line from its delimiters alone, and with its keys and types.
+"""Layouts and shapes of lines. A layout follows from a line's delimiters alone, a shape also from its keys and types.
 
-Clients send the same shapes over and over, so both are remembered, within bounds. This cache is the only state of the
-package; it changes no result.
+Clients send the same shapes over and over, so both are remembered, within bounds. These caches, and the one in `rows`,
+are the only state of the package, shared by all threads of the process; they change no result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from arcpipe.errors import BadPayload
 Ints: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.uint64]
 
-# Types of values; NONE is the type of what is no value.
+# Types of values; NONE where there is no value.
 NONE, FLOAT, INTEGER, UNSIGNED, TEXT, BOOL = range(6)
 
 _EQUALS: Final = ord("=")
@@ -43,8 +43,8 @@ class LineLayout(NamedTuple):
 
     timed: bool  # there is a time
     fields: int  # the index of the first field among the values
-    before: Ints  # by value: the index of the delimiter before it, among the line's delimiters
-    after: Ints  # and of the one after it
+    before: Ints  # by value: the index of the delimiter before it
+    after: Ints  # by value: the index of the delimiter after it
 
 
 def _make_layout(separators: bytes) -> LineLayout | None:
@@ -57,7 +57,7 @@ def _make_layout(separators: bytes) -> LineLayout | None:
 
 
 _remember_layout: Final = lru_cache(maxsize=256)(_make_layout)  # 2 MB at most
-_MAX_SEPARATORS: Final = 1024  # delimiters of a line: layouts with more are large and rare, and not remembered
+_MAX_SEPARATORS: Final = 1024  # delimiters of a remembered layout: larger ones are rare
 
 
 def find_layout(separators: bytes) -> LineLayout | None:
@@ -66,7 +66,7 @@ def find_layout(separators: bytes) -> LineLayout | None:
 
 
 HIGH_BYTES: Final[Words] = np.array([((1 << 64) - 1) ^ ((1 << 8 * (8 - count)) - 1) for count in range(9)], np.uint64)
-"""Masks by the number of bytes that they keep: the last ones of a word, which is little-endian."""
+"""Masks that keep the last bytes of a little-endian word, by the number of these bytes."""
 
 
 class LineShape:
@@ -157,7 +157,7 @@ class LineShape:
         """Cut each key, with the delimiter before it, into words of eight bytes, from its end to its start."""
         slots, back, masks, words = [], [], [], []
         for slot, key in zip((0, *(at for at, char in enumerate(separators) if char == _EQUALS)), keys, strict=True):
-            text = separators[slot - 1 : slot or None] + key  # before the measurement is the line end
+            text = separators[slot - 1 : slot or None] + key  # the delimiter before the measurement is a newline
             for end in range(len(text), 0, -8):
                 piece = text[max(end - 8, 0) : end]
                 slots.append(slot)
@@ -171,9 +171,9 @@ class LineShape:
 
 
 _shapes: Final[dict[tuple[bytes, ...], LineShape | None]] = {}
-"""Shapes seen before, by separators, types and keys; None if no line of that shape is taken here."""
-_MAX_SHAPES: Final = 256  # remembered: 25 MB at most
-_MAX_SHAPE_BYTES: Final = 2048  # of separators, types and keys: larger shapes are rare, and not remembered
+"""Shapes seen before, by separators, types and keys; None for a shape with an unusual name."""
+_MAX_SHAPES: Final = 256  # remembered shapes: they take 25 MB at most
+_MAX_SHAPE_BYTES: Final = 2048  # separators, types and keys of a remembered shape: larger ones are rare
 
 
 def find_shape(separators: bytes, keys: tuple[bytes, ...], types: bytes, timed: bool) -> LineShape | None:

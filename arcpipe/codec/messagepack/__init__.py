@@ -1,1 +1,1 @@
-"""MessagePack bodies of clients as columns."""
+"""MessagePack bodies of clients -> columnar maps."""

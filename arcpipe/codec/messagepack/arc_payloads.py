@@ -1,12 +1,11 @@
-"""The two payloads of an Arc installation's log, so that it can be drained into arcpipe.
+"""The two payloads in the WAL of an Arc installation, so that it can be drained into arcpipe.
 
 - an array of row maps: `measurement` (or `m`), the database in `_database`, the time in `time`, `timestamp` or `t`,
-  the fields in a map `fields` or flat beside the others, tags in a map `tags`;
-- the byte 0x01, a big-endian uint16, so many bytes of database name, then MessagePack: such an array, or columnar maps
-  `{"m" or "measurement", "columns"}`, one or an array of them.
+  the fields in a map `fields`, or flat in the row, tags in a map `tags`;
+- the byte 0x01, the length of the database name as big-endian uint16, the name, then MessagePack: such an array, or
+  columnar maps `{"m" or "measurement", "columns"}`, one or an array of them.
 
-Everything becomes columns; each value stays in the bytes that it came in. Rows are gathered by database, measurement
-and the names that they have.
+Everything becomes columns; each value keeps its bytes. Rows are gathered by database, measurement and their names.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class ArcColumns(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Rows of one shape while they are gathered: one list of encoded values per name."""
+    """Rows of one shape while they are gathered: one list of encoded values for each name."""
 
     database: str
     measurement: str
@@ -54,7 +53,7 @@ class _Rows(NamedTuple):
 
 
 def is_arc_payload(payload: bytes | memoryview) -> bool:
-    """Whether a payload is Arc's: 0x01 in front, or an array that is empty or begins with a map; no envelope does."""
+    """Tell whether a payload is Arc's: it begins with 0x01, or is an array that is empty or begins with a map."""
     marker = payload[0]
     if marker == _PREFIXED or marker == 0x90:
         return True
@@ -63,7 +62,7 @@ def is_arc_payload(payload: bytes | memoryview) -> bool:
 
 
 def decode(payload: bytes | memoryview) -> list[ArcColumns]:
-    """The columns of a payload, in the order of their first rows. Raises BadPayload if any of it is not understood."""
+    """Decode the columns of a payload, in the order of their first rows. Raises BadPayload for any other payload."""
     database = DEFAULT_DATABASE
     try:
         if payload[0] == _PREFIXED:
@@ -90,7 +89,7 @@ def _gather(default: str, records: list[dict[str, Raw]]) -> list[ArcColumns]:
         fields = _map_at(record, "fields")
         time_key = next((key for key in _TIME_KEYS if key in record), None)
         time = {} if time_key is None else {TIME: record.pop(time_key)}
-        # What is left stands flat beside the fields, and may repeat their names: both stay.
+        # Other keys are fields, too. They may repeat names of `fields`: both values stay.
         fields |= zip(field_column_names(fields, record), record.values(), strict=True)
         if not fields and not tags:
             raise BadPayload(f"row {number} of Arc's payload has no fields")

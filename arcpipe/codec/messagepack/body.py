@@ -1,21 +1,20 @@
 """Request bodies in MessagePack: check them, and normalise what is not columnar yet.
 
 A body is a columnar map `{"m", "columns", "tags"?, "types"?}`, a row map `{"m", "t"?, "h"?, "fields", "tags"?}`,
-`{"batch": [...]}` of both, mixed, or an array of any of these. What comes out (`Encoded`) is one columnar map or an
-array of columnar maps. Columnar maps pass through as the bytes that they came in; rows of one shape (measurement,
-tag names, field names) are gathered into columns, each value in the bytes that it came in, so that nothing is lost
-or changed on the way.
+`{"batch": [...]}` of both, mixed, or an array of any of these. The result (`Encoded`) is one columnar map or an array
+of them. Columnar maps keep their bytes. Rows of one shape (measurement, tag names, field names) are gathered into
+columns. Each value keeps its bytes, so that nothing is lost or changed.
 
-Checked are: exactly one well-formed value, keys, names, columns that are arrays of one length, and whatever would
-silently drop data later (a key given twice, a key that nobody reads). The single values of a column are not looked
-at: the conversion to Arrow is total and rescues the odd ones.
+The check covers: exactly one well-formed value, keys, names, columns that are arrays of one length, and all that would
+silently drop data later (a key given twice, a key that nobody reads). It does not read the single values of a column:
+the conversion to Arrow is total and rescues the odd ones.
 
 Bounds: every path is linear in the body; a declared length is never believed, only walked; values may be nested 1024
-deep. No step keeps other threads from running for more than some 20 ms: what is done in one call has `CHUNK_BYTES`,
-or is one value of `MAX_VALUE_BYTES`. Beside the result, memory is a multiple of `CHUNK_BYTES` and of the longest
-single value or row (and one copy of a body that is not `bytes`, or that mixes rows and columns).
+deep. No step keeps other threads from running for more than some 20 ms: one call handles `CHUNK_BYTES`, or one value
+of `MAX_VALUE_BYTES`. Besides the result, memory is a multiple of `CHUNK_BYTES` and of the longest single value or row
+(and one copy of a body that is not `bytes`, or that mixes rows and columns).
 
-This module must not know HTTP, the log's envelope, or Arrow.
+This module must not know HTTP, the WAL's envelope, or Arrow.
 """
 
 from __future__ import annotations
@@ -42,9 +41,7 @@ from arcpipe.codec.messagepack.layout import (
     MAP,
 )
 from arcpipe.codec.messagepack.read import (
-    CHUNK_BYTES,
     SHORT,
-    Skipper,
     bad_end,
     kind_of,
     read_key,
@@ -52,14 +49,16 @@ from arcpipe.codec.messagepack.read import (
     truncated_at_end,
 )
 from arcpipe.codec.messagepack.rows import Row, gather_rows, group_by_shape, read_row, shape_batch
+from arcpipe.codec.messagepack.walk import CHUNK_BYTES, Walker
 from arcpipe.errors import BadPayload
+from arcpipe.units import KB
 
 __all__ = ["Encoded", "encode"]
 
-# Rows of more bytes are taken the exact way: msgspec takes up to 20 ms for them, in which no other thread runs.
-_ROWS_BYTES: Final = 256 << 10
+# Bytes of rows that are decoded in one call: msgspec takes up to 20 ms for them, and no other thread runs meanwhile.
+_ROWS_BYTES: Final = 256 * KB
 
-_ELEMENTS_BETWEEN_CHECKS: Final = 15
+_ELEMENTS_BETWEEN_CHECKS: Final = 15  # a mask: `check` is called once per 16 elements of an array
 
 
 def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encoded:
@@ -72,7 +71,7 @@ def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encod
         check: as in `arcpipe.codec.effort`.
 
     Raises:
-        BadPayload: the body is none that is taken, whatever its bytes.
+        BadPayload: the body is not accepted, whatever its bytes.
         PayloadTooLarge: the body has too many shapes for its size.
     """
     data = body if type(body) is bytes else bytes(body)
@@ -97,11 +96,11 @@ def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encod
         if end != len(data):
             raise bad_end(data, end)
         return gatherer.encoded(body)
-    except IndexError:  # only reading a byte of `data` raises it: the body ends before what it announced
+    except IndexError:  # only reading a byte of `data` raises it: the body ends too early
         raise truncated_at_end(data) from None
 
 
-# The smallest bodies: one columnar map of one record, written as most senders write it.
+# The smallest bodies: one columnar map of one record, in the form that most senders use.
 
 
 class _OneRecord(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -113,15 +112,15 @@ _ONE_RECORD: Final = msgspec.msgpack.Decoder(_OneRecord)
 # Measurement and column names together; longer ones are left to `check_columnar`.
 _ONE_RECORD_NAMES: Final = MAX_NAME_BYTES
 # Too short to hold values nested deeper than `check_columnar` allows, which msgspec may allow.
-_ONE_RECORD_BYTES: Final = 1 << 10
+_ONE_RECORD_BYTES: Final = KB
 
 
 def _is_one_record(data: bytes) -> bool:
-    """Whether a body is `{"m": …, "columns": {name: [value], …}}`, in this order, with nothing unusual about it.
+    """Tell whether a body is `{"m": …, "columns": {name: [value], …}}`, in this order, with nothing unusual in it.
 
-    Says True for nothing that `check_columnar` would refuse, and leaves everything else to it. One msgspec call proves
-    all but two things: that no name is there twice (a dict drops one without a word, but the map's header counts it),
-    and what the names are made of.
+    True means that `check_columnar` accepts the body; False leaves the decision to it. One msgspec call proves all but
+    two things: that no name is there twice (a dict drops one silently, but the map's header counts it), and that the
+    names have only allowed characters.
     """
     if not 12 < len(data) <= _ONE_RECORD_BYTES or not data.startswith(b"\x82\xa1m"):
         return False
@@ -146,10 +145,10 @@ def _is_one_record(data: bytes) -> bool:
 
 
 def _encode_row(data: bytes, check: Callable[[], None]) -> Encoded:
-    """A body that is one row."""
+    """Encode a body that is one row."""
     batches = gather_rows(b"\x91" + data, Effort(len(data), check)) if len(data) <= _ROWS_BYTES else None
     if batches is None:
-        row, end = read_row(data, 0, Skipper(data, check))
+        row, end = read_row(data, 0, Walker(data, check=check))
         if end != len(data):
             raise bad_end(data, end)
         batches = [shape_batch([row], bytes(row.t))]
@@ -160,36 +159,36 @@ def _encode_row(data: bytes, check: Callable[[], None]) -> Encoded:
 
 
 class _Gatherer:
-    """Collects what the elements of an array become.
+    """Collect the columnar maps of an array.
 
-    Columnar maps that stand one behind the other are one span, which is copied only if there is anything else.
+    Adjacent columnar maps are one span, which is copied only if the array holds anything else.
     """
 
     __slots__ = (
         "_data",
         "_effort",
         "_maps",
-        "_skipper",
         "_span_end",
         "_span_maps",
         "_span_records",
         "_span_start",
         "_untouched_from",
         "_view",
+        "_walker",
     )
 
     def __init__(self, data: bytes, check: Callable[[], None]) -> None:
         self._data = data
         self._effort = Effort(len(data), check)
         self._view = memoryview(data)
-        self._skipper = Skipper(data, check)
+        self._walker = Walker(data, check=check)
         self._maps = Maps()
         self._span_start = self._span_end = self._span_maps = self._span_records = 0
         self._untouched_from: int | None = None
-        """The offset of the array if it already is what it would become: several columnar maps and nothing else."""
+        """The offset of the array if it needs no change: it is several columnar maps and nothing else."""
 
     def encoded(self, body: bytes | memoryview) -> Encoded:
-        """What the body has become."""
+        """Return the result for this body."""
         start = self._untouched_from
         if start is not None:
             return Encoded(True, self._view[start:] if start else body, self._span_records)
@@ -214,8 +213,9 @@ class _Gatherer:
     def array(self, pos: int, where: str, *, may_be_last: bool) -> int:
         """Take the array at `pos`: the offset after it.
 
-        `where` is "" or " of 'batch'", inside which there may be no other batch. `may_be_last`: the body probably
-        ends with this array.
+        Args:
+            where: "" or " of 'batch'", inside which there may be no other batch.
+            may_be_last: the body probably ends with this array.
         """
         data = self._data
         count, end = read_length(data, pos)
@@ -246,7 +246,7 @@ class _Gatherer:
             while number + len(starts) < count and end - start < CHUNK_BYTES:
                 starts.append(end)
                 try:
-                    end = self._skipper.skip(end)
+                    end = self._walker.end_of(end)
                 except BadPayload as error:
                     raise BadPayload(f"{error}, in element {number + len(starts) - 1}{where}") from None
             self._elements(starts, end, number, where)
@@ -260,7 +260,7 @@ class _Gatherer:
         if KIND[self._data[pos]] != MAP:
             raise BadPayload(f"element {number}{where} is not a map but {kind_of(self._data, pos)}")
         try:
-            end, records = check_columnar(self._data, pos, self._skipper, self._effort.check)
+            end, records = check_columnar(self._data, pos, self._walker, self._effort.check)
         except BadPayload as error:
             raise BadPayload(f"element {number}{where}: {error}") from None
         if end > 0:
@@ -281,9 +281,12 @@ class _Gatherer:
             raise BadPayload(f"element {number}: {error}") from None
 
     def _elements(self, starts: list[int], end: int, first: int, where: str) -> None:
-        """Take the elements that begin at `starts`, well-formed and end to end up to `end`; most should be rows.
+        """Take adjacent, well-formed elements, most of which should be rows.
 
-        `first` is the number of the first.
+        Args:
+            starts: the offset of each.
+            end: the offset after the last.
+            first: the number of the first.
         """
         data = self._data
         batches = None
@@ -317,7 +320,7 @@ class _Gatherer:
         if number & _ELEMENTS_BETWEEN_CHECKS == _ELEMENTS_BETWEEN_CHECKS:
             self._effort.check()
         try:
-            return read_row(self._data, pos, self._skipper)[0]
+            return read_row(self._data, pos, self._walker)[0]
         except BadPayload as error:
             raise BadPayload(f"row {number}: {error}") from None
 

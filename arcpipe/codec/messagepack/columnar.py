@@ -20,11 +20,8 @@ from arcpipe.codec.messagepack.layout import (
     SIZE,
 )
 from arcpipe.codec.messagepack.read import (
-    LONG_MARKERS,
     SHORT,
     SHOWN_BYTES,
-    LongValue,
-    Skipper,
     bad_key,
     find_string,
     kind_of,
@@ -35,20 +32,21 @@ from arcpipe.codec.messagepack.read import (
     text_of,
     truncated_at_end,
 )
+from arcpipe.codec.messagepack.walk import LONG_MARKERS, LongValue, Walker
 from arcpipe.errors import BadPayload
 
 _LONG_EXTENSION: Final = 0xC9
 
-# In a column of more values there may be no longer one: such columns are walked one by one.
+# Values of a column that may hold a longer value than `LongValue` allows: such a column is walked value by value.
 _WALKED_VALUES: Final = 1 << 16
 
-# Longer columns are left to the skipper: its memory is bounded, that of the stride proof is not.
+# Values of a column that may be proven by their stride. Longer ones are left to the walker, whose memory is bounded.
 _STRIDE_VALUES: Final = 1 << 16
 
-# Columns, less one, and other things of an array after which others are given way to: they take 0.2 ms.
+# A mask: `check` is called once per 256 columns, or values of a column, which take 0.2 ms.
 _COLUMNS_BETWEEN_CHECKS: Final = 255
 
-# What `check_columnar` answers instead of an offset when a map turns out not to be columnar.
+# `check_columnar` returns one of these instead of an offset when a map turns out not to be columnar.
 IS_ROW: Final = -1
 IS_BATCH: Final = -2
 
@@ -56,7 +54,7 @@ IS_BATCH: Final = -2
 # Columnar maps: one walk over the headers and names. Values are proven to be there, not read.
 
 
-def check_columnar(data: bytes, pos: int, skipper: Skipper | None, check: Callable[[], None]) -> tuple[int, int]:
+def check_columnar(data: bytes, pos: int, walker: Walker | None, check: Callable[[], None]) -> tuple[int, int]:
     """Check the columnar map at `pos`: (offset after it, records), or (IS_ROW or IS_BATCH, 0)."""
     marker = data[pos]
     if marker <= 0x8F:
@@ -80,7 +78,7 @@ def check_columnar(data: bytes, pos: int, skipper: Skipper | None, check: Callab
             measured = True
             pos = read_measurement(data, end)
         elif key == b"columns" and names is None:
-            names, records, pos = _columns(data, end, skipper, check)
+            names, records, pos = _columns(data, end, walker, check)
         elif key == b"tags" and tags is None:
             if names is None and KIND[data[end]] != ARRAY:
                 return IS_ROW, 0
@@ -91,7 +89,7 @@ def check_columnar(data: bytes, pos: int, skipper: Skipper | None, check: Callab
             return IS_ROW, 0
         elif key == b"batch":
             if keys > 1:
-                raise BadPayload("beside 'batch' there are other keys")
+                raise BadPayload("there are other keys besides 'batch'")
             return IS_BATCH, 0
         else:
             raise bad_key(data, pos, key, end, (b"m", b"columns", b"tags", b"types"), "a columnar map")
@@ -108,22 +106,13 @@ def check_columnar(data: bytes, pos: int, skipper: Skipper | None, check: Callab
     return pos, records
 
 
-def _columns(data: bytes, pos: int, skipper: Skipper | None, check: Callable[[], None]) -> tuple[list[bytes], int, int]:
+def _columns(data: bytes, pos: int, walker: Walker | None, check: Callable[[], None]) -> tuple[list[bytes], int, int]:
     """Check the map of columns at `pos`: (names, records, offset after it).
 
-    The offset lies beyond the end of `data` if the last value is cut off there, as that of any value whose bytes are
-    not read (a name, a number): the next read at it finds that, or `check_columnar` at its end.
+    The offset lies after the end of `data` if the last value is cut off there. The same holds for any value whose
+    bytes are not read (a name, a number): the next read at the offset finds that, or `check_columnar` at its end.
     """
-    marker = data[pos]
-    if 0x80 <= marker <= 0x8F:
-        columns = marker & 15
-        pos += 1
-    elif KIND[marker] == MAP:
-        columns, pos = read_length(data, pos)
-    else:
-        raise BadPayload(f"'columns' is not a map but {kind_of(data, pos)}")
-    if not 0 < columns <= MAX_COLUMNS:
-        raise BadPayload(f"more than {MAX_COLUMNS} columns" if columns else "'columns' is empty")
+    columns, pos = _count_columns(data, pos)
     size = len(data)
     names: list[bytes] = []
     seen: set[bytes] = set()
@@ -131,9 +120,7 @@ def _columns(data: bytes, pos: int, skipper: Skipper | None, check: Callable[[],
     records = -1
     for number in range(columns):
         if number & _COLUMNS_BETWEEN_CHECKS == _COLUMNS_BETWEEN_CHECKS:
-            latest = names[checked:]
-            _check_names(latest)
-            seen.update(latest)
+            seen.update(_check_names(names[checked:]))
             checked = number
             check()
         short = SHORT[data[pos]]
@@ -141,9 +128,7 @@ def _columns(data: bytes, pos: int, skipper: Skipper | None, check: Callable[[],
             start = pos + short
             name = data[pos + 1 : start]
         else:
-            name, start = read_key(data, pos)
-            if len(name) > MAX_NAME_BYTES:
-                raise long_name(data, "column name", pos)
+            name, start = _read_long_name(data, pos)
         names.append(name)
         marker = data[start]
         if marker == 0xDC:
@@ -152,15 +137,10 @@ def _columns(data: bytes, pos: int, skipper: Skipper | None, check: Callable[[],
         elif 0x90 <= marker <= 0x9F:
             count = marker & 15
             pos = start + 1
-        elif marker == 0xDD:
-            count, pos = read_length(data, start)
         else:
-            raise BadPayload(f"column {quote(name)} is not an array but {kind_of(data, start)}")
+            count, pos = _count_many_values(data, start, name)
         if count != records:
-            if not count:
-                raise BadPayload(f"no records: column {quote(name)} has no values")
-            if records > 0:
-                raise BadPayload(f"column {quote(name)} has {count} values, {quote(names[0])} has {records}")
+            _check_count(count, records, names)
             records = count
 
         # Where the first byte of a value fixes its width, it leads to the first byte of the next: equal bytes at that
@@ -178,29 +158,70 @@ def _columns(data: bytes, pos: int, skipper: Skipper | None, check: Callable[[],
             ):
                 pos = end
                 continue
-        if skipper is None:
-            skipper = Skipper(data, check)
-        try:
-            try:
-                pos = skipper.skip(start)
-            except LongValue:
-                if count > _WALKED_VALUES:
-                    raise
-                pos = _walk(data, pos, count, skipper, check)
-        except BadPayload as error:
-            raise BadPayload(f"{error}, in column {quote(name)}") from None
-    latest = names[checked:] if checked else names
-    _check_names(latest)
-    seen.update(latest)
+        if walker is None:
+            walker = Walker(data, check=check)
+        pos = _walk_column(data, start, pos, name, count, walker, check)
+    seen.update(_check_names(names[checked:] if checked else names))
     if len(seen) != columns:
         raise BadPayload(f"column {quote(_repeated(names))} is there twice")
     return names, records, pos
 
 
-def _walk(data: bytes, pos: int, count: int, skipper: Skipper, check: Callable[[], None]) -> int:
-    """The offset after `count` values from `pos` on, of which strings and binary values may have any length.
+def _count_columns(data: bytes, pos: int) -> tuple[int, int]:
+    """Read the header of the map of columns at `pos`: (columns, offset after it)."""
+    marker = data[pos]
+    if 0x80 < marker <= 0x8F:
+        return marker & 15, pos + 1
+    if KIND[marker] != MAP:
+        raise BadPayload(f"'columns' is not a map but {kind_of(data, pos)}")
+    columns, end = read_length(data, pos)
+    if not 0 < columns <= MAX_COLUMNS:
+        raise BadPayload(f"more than {MAX_COLUMNS} columns" if columns else "'columns' is empty")
+    return columns, end
 
-    As that of `_columns`, it lies beyond the end of `data` if the last value is cut off.
+
+def _read_long_name(data: bytes, pos: int) -> tuple[bytes, int]:
+    """Read a column name that is no short string: (name, offset after it)."""
+    name, end = read_key(data, pos)
+    if len(name) > MAX_NAME_BYTES:
+        raise long_name(data, "column name", pos)
+    return name, end
+
+
+def _count_many_values(data: bytes, pos: int, name: bytes) -> tuple[int, int]:
+    """Read the header of an array with more than 65,535 values: (values, offset after it)."""
+    if data[pos] != 0xDD:
+        raise BadPayload(f"column {quote(name)} is not an array but {kind_of(data, pos)}")
+    return read_length(data, pos)
+
+
+def _check_count(count: int, records: int, names: list[bytes]) -> None:
+    """Check the `count` of values of the last column against the `records` of those before; -1 where there are none."""
+    if not count:
+        raise BadPayload(f"no records: column {quote(names[-1])} has no values")
+    if records > 0:
+        raise BadPayload(f"column {quote(names[-1])} has {count} values, {quote(names[0])} has {records}")
+
+
+def _walk_column(
+    data: bytes, start: int, pos: int, name: bytes, count: int, walker: Walker, check: Callable[[], None]
+) -> int:
+    """Walk over the column whose header is at `start` and whose first value is at `pos`: the offset after it."""
+    try:
+        try:
+            return walker.end_of(start)
+        except LongValue:
+            if count > _WALKED_VALUES:
+                raise
+            return _walk_values(data, pos, count, walker, check)
+    except BadPayload as error:
+        raise BadPayload(f"{error}, in column {quote(name)}") from None
+
+
+def _walk_values(data: bytes, pos: int, count: int, walker: Walker, check: Callable[[], None]) -> int:
+    """Walk over `count` values, of which strings and binary values may have any length: the offset after them.
+
+    As that of `_columns`, it lies after the end of `data` if the last value is cut off.
     """
     for number in range(count):
         if number & _COLUMNS_BETWEEN_CHECKS == _COLUMNS_BETWEEN_CHECKS:
@@ -208,18 +229,20 @@ def _walk(data: bytes, pos: int, count: int, skipper: Skipper, check: Callable[[
         marker = data[pos]
         if marker in LONG_MARKERS:
             start = pos + 5
-            data[start - 1]  # a slice would be shorter without a word
+            data[start - 1]  # raises IndexError, where a slice would only be shorter
             pos = start + (marker == _LONG_EXTENSION) + int.from_bytes(data[pos + 1 : start], "big")
         else:
-            pos = skipper.skip(pos)
+            pos = walker.end_of(pos)
     return pos
 
 
-def _check_names(names: list[bytes]) -> None:
+def _check_names(names: list[bytes]) -> list[bytes]:
+    """Return the names if all are allowed."""
     joined = b"".join(names)
     if not joined.isascii() or not joined.decode("ascii").isprintable() or not all(names):
         for name in names:
             check_column_name(text_of("column name", name))
+    return names
 
 
 def _repeated(names: list[bytes]) -> bytes:
@@ -227,7 +250,7 @@ def _repeated(names: list[bytes]) -> bytes:
 
 
 def _tags(data: bytes, pos: int) -> tuple[set[bytes], int]:
-    """The first bytes of the names in the `tags` array of a columnar map, and the offset after it."""
+    """Check the `tags` array of a columnar map: (the first bytes of each name, offset after it)."""
     if KIND[data[pos]] != ARRAY:
         raise BadPayload(f"'tags' is not an array but {kind_of(data, pos)}")
     count, pos = read_length(data, pos)
@@ -243,7 +266,7 @@ def _tags(data: bytes, pos: int) -> tuple[set[bytes], int]:
 
 
 def _types(data: bytes, pos: int) -> tuple[set[bytes], int]:
-    """The names in the `types` map of a columnar map, and the offset after it."""
+    """Check the `types` map of a columnar map: (names, offset after it)."""
     if KIND[data[pos]] != MAP:
         raise BadPayload(f"'types' is not a map but {kind_of(data, pos)}")
     count, pos = read_length(data, pos)

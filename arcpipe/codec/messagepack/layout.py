@@ -1,7 +1,6 @@
-"""The layout of MessagePack: what the first byte of a value tells of the rest.
+"""The layout of MessagePack: the kind and size of a value by its first byte.
 
-Source: https://github.com/msgpack/msgpack/blob/master/spec.md. Everything else that has to know a first byte derives it
-from `LAYOUT`.
+Source: https://github.com/msgpack/msgpack/blob/master/spec.md. All other tables by first byte derive from `LAYOUT`.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ KIND_NAMES: Final = (
     *("an integer", "a map", "an array", "a string", "nil"),
     *("an invalid byte", "a boolean", "binary", "an extension", "a float"),
 )
-"""How error texts call each kind."""
+"""The name of each kind in error texts."""
 
 
 class Layout(NamedTuple):
-    """What follows a first byte: a big-endian length of some bytes, then what it counts."""
+    """The part after a first byte: a big-endian length, then the content that it counts."""
 
     kind: int
     length_bytes: int = 0
-    """Of the length; 0 where the first byte tells it."""
+    """Bytes of the length; 0 where the first byte tells it."""
     length: int = 0
     """Where the first byte tells it: bytes of content (with the code of an extension), items, or pairs of a map."""
 

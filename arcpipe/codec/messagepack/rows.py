@@ -1,4 +1,4 @@
-"""Gather rows of one shape into columns, each value in the bytes that it came in."""
+"""Gather rows of one shape into columns; each value keeps its bytes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,6 @@ from arcpipe.codec.messagepack.layout import (
     STRING,
 )
 from arcpipe.codec.messagepack.read import (
-    MAX_VALUE_BYTES,
-    LongValue,
-    Skipper,
     bad_key,
     find_string,
     kind_of,
@@ -45,11 +42,12 @@ from arcpipe.codec.messagepack.read import (
     text_of,
     truncated_at_end,
 )
+from arcpipe.codec.messagepack.walk import MAX_VALUE_BYTES, LongValue, Walker
 from arcpipe.errors import BadPayload
 
 _HOST: Final = "host"
 
-# Rows, the quick way: one msgspec call for many, then work per shape.
+# Rows, the quick way: one msgspec call for many rows, then one pass for each shape.
 
 _ABSENT: Final = msgspec.Raw(b"\xc0")  # stands for a missing 't' or 'h'; told from a nil that was sent by identity
 _NO_TAGS: Final[dict[str, msgspec.Raw]] = {}  # stands for missing 'tags'; told from an empty map by identity
@@ -58,6 +56,8 @@ _RawMap: TypeAlias = Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=M
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A row, whose values stay encoded."""
+
     m: str
     fields: _RawMap
     t: msgspec.Raw = _ABSENT
@@ -70,11 +70,11 @@ _STRINGS: Final = msgspec.msgpack.Decoder(list[str])
 
 
 def gather_rows(data: bytes | memoryview, effort: Effort) -> list[ColumnBatch] | None:
-    """The rows in a MessagePack array of them, by shape; None if there is anything unusual about any of them.
+    """Gather the rows of a MessagePack array by shape; None if any of them is unusual.
 
-    A dict drops a key that is given twice without a word, so the bytes of everything that was kept are counted:
-    headers and keys at their shortest, values at their length. No row is shorter than that, so a sum that equals the
-    length of `data` proves that nothing was dropped anywhere. `read_row` decides about everything else.
+    A dict silently drops a key that is given twice. So the bytes of all that was kept are counted: headers and keys at
+    their shortest, values at their length. No row is shorter than that, so a sum that equals the length of `data`
+    proves that nothing was dropped. `read_row` decides on all other rows.
     """
     try:
         rows = _ROWS.decode(data)
@@ -89,7 +89,7 @@ def gather_rows(data: bytes | memoryview, effort: Effort) -> list[ColumnBatch] |
 
 
 def _plain_batches(groups: list[list[Row]], size: int, whole_size: int, effort: Effort) -> list[ColumnBatch] | None:
-    """The batches of rows by shape, unless something about them is unusual; see `gather_rows`."""
+    """Make the batches of rows by shape; None if any row is unusual. See `gather_rows`."""
     batches = []
     for group in groups:
         effort.check()
@@ -105,9 +105,9 @@ def _plain_batches(groups: list[list[Row]], size: int, whole_size: int, effort: 
 
 
 def group_by_shape(rows: Iterable[Row], effort: Effort) -> list[list[Row]]:
-    """Rows by shape, shapes in the order in which they appear first.
+    """Group rows by shape, shapes in the order in which they appear first.
 
-    The order of names within a row makes no shape: some senders write maps in random order.
+    The order of names within a row does not matter: some senders write maps in random order.
     """
     groups: list[list[Row]] = []
     group: list[Row] = []
@@ -133,7 +133,7 @@ def group_by_shape(rows: Iterable[Row], effort: Effort) -> list[list[Row]]:
 
 
 def _is_plain(rows: list[Row]) -> bool:
-    """Whether rows of one shape need no second look: names are printable ASCII, hosts strings."""
+    """Tell whether rows of one shape are plain: names are printable ASCII, hosts are strings."""
     first = rows[0]
     names = (*first.tags, *first.fields)
     text = "".join((first.m, *names))
@@ -158,7 +158,7 @@ def _is_plain(rows: list[Row]) -> bool:
 
 
 def _join_times(rows: list[Row]) -> tuple[bytes | None, int]:
-    """All times in MessagePack, None if one is no time; and how many rows have one."""
+    """Join the times of rows: (MessagePack, or None if one of them is no time; number of rows with a time)."""
     times = b"".join([row.t for row in rows])
     count = len(rows)
     if len(times) == 9 * count and times[0] in b"\xcf\xd3\xcb" and times[::9] == times[:1] * count:
@@ -169,9 +169,10 @@ def _join_times(rows: list[Row]) -> tuple[bytes | None, int]:
 
 
 def shape_batch(rows: list[Row], times: bytes) -> ColumnBatch:
-    """Rows of one shape as columns: time (unless no row has any), tags, fields.
+    """Make rows of one shape columns: time (unless no row has any), tags, fields.
 
-    `times` are those of the rows in MessagePack, nil where one is missing.
+    Args:
+        times: those of the rows in MessagePack, nil where one is missing.
     """
     first = rows[0]
     count = len(rows)
@@ -193,7 +194,7 @@ def shape_batch(rows: list[Row], times: bytes) -> ColumnBatch:
 
 
 def _least_size(rows: list[Row], batch: ColumnBatch, timed: int) -> int:
-    """Bytes that these plain rows take with every header and key at its shortest. `timed` of them have a time."""
+    """Count the bytes of plain rows with every header and key at its shortest. `timed` rows have a time."""
     first = rows[0]
     # Per row: the map, "m" and its value, "fields", "tags", "t", "h", and the headers and names of the two maps.
     size = 1 + 2 + _str_size(first.m) + 7 + len(map_header(len(first.fields))) + sum(map(_str_size, first.fields))
@@ -211,15 +212,15 @@ def _least_size(rows: list[Row], batch: ColumnBatch, timed: int) -> int:
 
 
 def _str_size(name: str) -> int:
-    """Bytes of an ASCII string in MessagePack."""
+    """Count the bytes of an ASCII string in MessagePack."""
     return len(str_header(len(name))) + len(name)
 
 
-# Rows, the exact way: one walk over each, for what the quick way leaves open and for the reason of a refusal.
+# Rows, the exact way: one walk over each, for unusual rows and for the reason of a refusal.
 
 
-def read_row(data: bytes, pos: int, skipper: Skipper) -> tuple[Row, int]:
-    """The row at `pos`, with its host among the tags, and the offset after it."""
+def read_row(data: bytes, pos: int, walker: Walker) -> tuple[Row, int]:
+    """Read the row at `pos`: (row with its host among the tags, offset after it)."""
     keys, pos = read_length(data, pos)
     seen: set[bytes] = set()
     measurement = ""
@@ -237,14 +238,14 @@ def read_row(data: bytes, pos: int, skipper: Skipper) -> tuple[Row, int]:
             start, _end = find_string(data, end, "measurement 'm'")
             measurement = text_of("measurement", data[start:pos])
         elif key == b"fields":
-            fields, pos = _raw_map(data, end, skipper, "field")
+            fields, pos = _raw_map(data, end, walker, "field")
         elif key == b"tags":
             if KIND[data[end]] == NIL:
                 pos = end + 1
             else:
-                tags, pos = _raw_map(data, end, skipper, "tag")
+                tags, pos = _raw_map(data, end, walker, "tag")
         else:
-            pos = skipper.skip(end)
+            pos = walker.end_of(end)
             if key == b"t":
                 if not _is_time(data[end : end + 3]):
                     raise BadPayload(f"'t' is neither a number nor a timestamp but {kind_of(data, end)}")
@@ -271,8 +272,8 @@ def read_row(data: bytes, pos: int, skipper: Skipper) -> tuple[Row, int]:
 _ROW_KEYS: Final = (b"m", b"t", b"h", b"fields", b"tags")
 
 
-def _raw_map(data: bytes, pos: int, skipper: Skipper, what: str) -> tuple[dict[str, msgspec.Raw], int]:
-    """The `fields` or `tags` of a row, values as they are, and the offset after it. `what` is "field" or "tag"."""
+def _raw_map(data: bytes, pos: int, walker: Walker, what: str) -> tuple[dict[str, msgspec.Raw], int]:
+    """Read the `fields` or `tags` of a row: (values as they are, offset after them). `what` is "field" or "tag"."""
     if KIND[data[pos]] != MAP:
         raise BadPayload(f"'{what}s' is not a map but {kind_of(data, pos)}")
     count, pos = read_length(data, pos)
@@ -294,7 +295,7 @@ def _raw_map(data: bytes, pos: int, skipper: Skipper, what: str) -> tuple[dict[s
             raise BadPayload(f"a {what} cannot be called 'time', the name of the timestamp column")
         if end == start or end > len(data):
             try:
-                end = skipper.skip(start)
+                end = walker.end_of(start)
             except BadPayload as error:
                 raise BadPayload(f"{error}, in {what} {quote(name)}") from None
             if end - start > MAX_VALUE_BYTES:
@@ -305,7 +306,7 @@ def _raw_map(data: bytes, pos: int, skipper: Skipper, what: str) -> tuple[dict[s
 
 
 def _is_time(value: bytes) -> bool:
-    """Whether a MessagePack value is a number, the timestamp extension (type -1) or nil."""
+    """Tell whether a MessagePack value is a number, the timestamp extension (type -1) or nil."""
     kind = KIND[value[0]]
     if kind == EXTENSION:
         return value[:2] in (b"\xd6\xff", b"\xd7\xff") or value[:3] == b"\xc7\x0c\xff"
@@ -313,7 +314,7 @@ def _is_time(value: bytes) -> bool:
 
 
 def _payload(value: bytes) -> bytes:
-    """The bytes of a string value behind its header; any other value as it is."""
+    """Return the bytes of a string value after its header; any other value as it is."""
     if KIND[value[0]] != STRING:
         return b"\x00" + value
     start, end = find_string(value, 0, "")

@@ -202,7 +202,7 @@ def test_damage_in_a_later_part_says_where_the_part_starts(coding: Coding) -> No
 @pytest.mark.parametrize("garbage", [b"\0", b"\0" * 512, b"x", b"\x1f", b"\x28\xb5", TEXT])
 def test_trailing_garbage_is_refused(coding: Coding, encode: Callable[[bytes], bytes], garbage: bytes) -> None:
     data = encode(TEXT)
-    with pytest.raises(BadPayload, match=rf"trailing bytes behind the {coding} data at byte {len(data)}"):
+    with pytest.raises(BadPayload, match=rf"trailing bytes after the {coding} data at byte {len(data)}"):
         decode(coding, data + garbage, LIMIT)
 
 

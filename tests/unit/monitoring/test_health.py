@@ -22,8 +22,7 @@ from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.monitoring import health, snapshot
 from arcpipe.monitoring.directory_look import Looker
 from arcpipe.wal import findings
-from arcpipe.wal.directory import Node as NodeIdentity
-from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.directory import NodeIdentity, WALDirectory
 from arcpipe.wal.findings import Finding
 from tests.support.edge import Edge
 from tests.support.waiting import wait_until

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
 from arcpipe.upload import segments
-from arcpipe.upload.batch import Batches
+from arcpipe.upload.batches import Batches
 from arcpipe.upload.collect import BatchTables
 from arcpipe.upload.conversion_jobs import ConversionJobs
-from arcpipe.upload.journal import Converted, Journal, Key, Segment, Uploaded
+from arcpipe.upload.journal import Converted, Journal, KeyRecord, SegmentRecord, Uploaded
 from arcpipe.upload.manifest import Manifest, encode_manifest, parse_batch_file
 from arcpipe.upload.shipment import Shipment
-from arcpipe.wal.directory import SEALED, Node, WALDirectory
+from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
 from tests.support import uploader as harness
 from tests.support.directories import batch_files
 from tests.support.uploader import MemoryStore, SnapshotDisk, State, Stuck, fill, ids_in, ids_left, run, sealed, stopped
@@ -169,7 +169,7 @@ def crash_at_plan(wal: Path, store: MemoryStore) -> None:
     directory = WALDirectory(wal)
     directory.make()
     block = Counters(1).uploader
-    assert Batches(directory, Node(harness.NODE, 1), block, store.url, "arc").plan() is not None
+    assert Batches(directory, NodeIdentity(harness.NODE, 1), block, store.url, "arc").plan() is not None
 
 
 def test_a_damaged_manifest_is_known_from_its_journal(wal: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -558,17 +558,17 @@ def reload(journal: Journal) -> Journal:
     return again
 
 
-KEYS = [Key(f"k{number}", number, 100, 5) for number in range(9)]
+KEYS = [KeyRecord(f"k{number}", number, 100, 5) for number in range(9)]
 
 
 def test_a_journal_says_what_was_appended(journal: Journal) -> None:
-    journal.append([Segment("s", 3, 90, False), KEYS[0]])
-    journal.append([KEYS[1], Segment("s", 7, 200, True), Converted(["s"], [], [], ["k0"])])
+    journal.append([SegmentRecord("s", 3, 90, False), KEYS[0]])
+    journal.append([KEYS[1], SegmentRecord("s", 7, 200, True), Converted(["s"], [], [], ["k0"])])
     journal.append([Uploaded()])
     again = reload(journal)
     assert again.manifest == journal.manifest
     assert again.keys == {"k0": KEYS[0], "k1": KEYS[1]}
-    assert again.segments == {"s": Segment("s", 7, 200, True)}
+    assert again.segments == {"s": SegmentRecord("s", 7, 200, True)}
     assert again.converted == Converted(["s"], [], [], ["k0"])
     assert again.uploaded
     assert again.is_complete
@@ -580,7 +580,7 @@ def test_what_is_known_is_not_appended_again(journal: Journal) -> None:
     size = os.path.getsize(journal.path)
     journal.append([*KEYS, Converted()])
     assert os.path.getsize(journal.path) == size
-    journal.append([Key("k0", 99, 100, 5)])
+    journal.append([KeyRecord("k0", 99, 100, 5)])
     assert reload(journal).converted is None, "a key of another try makes it void"
 
 
@@ -694,7 +694,7 @@ def test_a_full_disk_takes_the_manifest_and_the_journal_over_spare_files(wal: Pa
     run(wal, MemoryStore(), batches=0)
     store = MemoryStore()
     spared = WALDirectory(wal)
-    Batches(spared, Node(harness.NODE, 1), Counters(1).uploader, store.url, "arc").unfinished()
+    Batches(spared, NodeIdentity(harness.NODE, 1), Counters(1).uploader, store.url, "arc").unfinished()
     assert sorted(path.stat().st_size for path in (wal / "batches").iterdir()) == [64 << 10, 1 << 20]
     names: Iterator[str] = iter(())
 
@@ -720,7 +720,7 @@ def test_a_journal_that_a_spare_file_cannot_hold_goes_on_without_keys(tmp_path: 
     directory = WALDirectory(tmp_path / "wal")
     directory.make()
     block = Counters(1).uploader
-    batches = Batches(directory, Node(harness.NODE, 1), block, "x", "arc")
+    batches = Batches(directory, NodeIdentity(harness.NODE, 1), block, "x", "arc")
     batches.unfinished()
     fill(tmp_path / "wal", 1, IDS)
     batch = batches.plan()
@@ -729,7 +729,7 @@ def test_a_journal_that_a_spare_file_cannot_hold_goes_on_without_keys(tmp_path: 
     batch.journal._disk = directory.disk
     batch.journal.append([KEYS[0]])
     for number in range(20):
-        batch.journal.append([Key(f"{'long' * 100}-{number}-{at}", 1, 1) for at in range(200)])
+        batch.journal.append([KeyRecord(f"{'long' * 100}-{number}-{at}", 1, 1) for at in range(200)])
     batch.journal.append([Converted(), Uploaded()])
     again = reload(batch.journal)
     assert again.uploaded

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.envelope import decode_envelope
-from arcpipe.codec.rescued import Encoded, Timestamp, parse_rescued, unpack_value
+from arcpipe.codec.rescued import StillEncoded, Timestamp, parse_rescued, unpack_value
 from arcpipe.config.settings import MB, Parquet
 from arcpipe.upload import conversion_jobs, conversion_pool
 from arcpipe.upload import convert as convert_module
@@ -32,7 +32,8 @@ from arcpipe.upload.collect import BatchTables, WriterFailed
 from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, open_file_cost, row_group_cost
-from arcpipe.upload.parquet import OnFile, PartitionWriters, Rows
+from arcpipe.upload.parquet import OnFile, PartitionWriters
+from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.spool import Spool
 from tests.support.values import any_value, booleans, floats, integers, nil, same, short_text, texts
@@ -293,7 +294,7 @@ def test_a_slice_has_a_dead_letter_of_its_own(convert: Callable[..., Result], mo
 def test_arrays_and_maps_too_large_for_json_are_kept_encoded(convert: Callable[..., Result]) -> None:
     large = msgpack.packb([None] * (1 << 20))
     result = convert([columnar({"value": [1, large]})])
-    assert result.rows() == [{"time": NOW_US, "value": 1}, {"time": NOW_US, "value": Encoded(large)}]
+    assert result.rows() == [{"time": NOW_US, "value": 1}, {"time": NOW_US, "value": StillEncoded(large)}]
 
 
 def test_duckdb_reads_the_same_values(convert: Callable[..., Result], tmp_path: Path) -> None:

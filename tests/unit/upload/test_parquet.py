@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from arcpipe.config.settings import MB, Parquet
 from arcpipe.storage.base import require_key
+from arcpipe.upload.file_schema import ROLE
 from arcpipe.upload.keys import Partition, encode_name
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
-from arcpipe.upload.parquet import ROLE, FileSettings, PartitionWriters, Rows
+from arcpipe.upload.parquet import PartitionWriters
+from arcpipe.upload.parquet_file import FileSettings, Rows
 from arcpipe.upload.spool import Spool, SpoolMemory
 
 HOUR_US = 1_700_000_000_000_000 // 3_600_000_000 * 3_600_000_000

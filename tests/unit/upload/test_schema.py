@@ -12,7 +12,8 @@ import msgpack
 import msgspec
 import pytest
 
-from arcpipe.codec.arrow.values import Values, find_values
+from arcpipe.codec.arrow.find import find_values
+from arcpipe.codec.arrow.values import Values
 from arcpipe.disk import Disk
 from arcpipe.errors import UnknownVersion
 from arcpipe.upload import schema as schema_module

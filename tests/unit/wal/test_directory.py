@@ -18,7 +18,7 @@ import pytest
 from arcpipe.disk import Disk
 from arcpipe.errors import InstanceLocked, UnknownVersion, WALError
 from arcpipe.wal import lock as lock_module
-from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, Node, SegmentName, WALDirectory, parse_filename
+from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, NodeIdentity, SegmentName, WALDirectory, parse_filename
 
 ROOT = Path(__file__).parents[3]
 
@@ -158,7 +158,7 @@ def test_manifests_that_come_and_go_meanwhile_are_no_error(directory: WALDirecto
 def test_a_node_keeps_its_id_and_counts_its_starts(directory: WALDirectory) -> None:
     first = directory.next_boot()
     assert len(first.node) == 12
-    assert [directory.next_boot() for _ in range(2)] == [Node(first.node, 2), Node(first.node, 3)]
+    assert [directory.next_boot() for _ in range(2)] == [NodeIdentity(first.node, 2), NodeIdentity(first.node, 3)]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_no_identity_is_made_of_one_that_was_cut_off(directory: WALDirectory) ->
         with pytest.raises(WALError, match="is damaged"):
             directory.next_boot()
     path.write_bytes(whole)
-    assert directory.next_boot() == Node(node.node, 2)
+    assert directory.next_boot() == NodeIdentity(node.node, 2)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
@@ -214,7 +214,7 @@ def test_an_identity_that_cannot_be_read_stops_the_start_and_is_not_touched(
         with pytest.raises(WALError, match=rf"node\.json cannot be read: {os.strerror(number)}\. It says who"):
             directory.next_boot()
     assert path.read_bytes() == before
-    assert directory.next_boot() == Node(node.node, 2)
+    assert directory.next_boot() == NodeIdentity(node.node, 2)
 
 
 def test_a_directory_in_the_place_of_an_identity_is_no_missing_one(directory: WALDirectory) -> None:
@@ -235,7 +235,7 @@ def test_an_identity_of_a_newer_version_is_refused_and_not_touched(directory: WA
 def test_fields_of_another_program_stay_in_the_identity(directory: WALDirectory) -> None:
     path = Path(directory.path, "node.json")
     path.write_bytes(b'{"ring":[7],"node":"0123456789ab","boot":3,"version":1}')
-    assert directory.next_boot() == Node("0123456789ab", 4)
+    assert directory.next_boot() == NodeIdentity("0123456789ab", 4)
     assert json.loads(path.read_bytes()) == {"ring": [7], "node": "0123456789ab", "boot": 4, "version": 1}
 
 

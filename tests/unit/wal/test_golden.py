@@ -15,7 +15,7 @@ import pytest
 
 from arcpipe.wal import WALReader
 from arcpipe.wal.reader import Damage, SegmentScan
-from arcpipe.wal.verdict import Verdict
+from arcpipe.wal.verdict import ScanVerdict
 from tests.support.wal_files import written_over
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -201,12 +201,12 @@ RECORDS: dict[str, list[list[dict[str, Any]]]] = {
     "named_timestamp.wal": [CPU, BLOB, LAST],
 }
 VERDICTS = {
-    "plain.wal": Verdict.CLEAN,
-    "named.wal": Verdict.CLEAN,
-    "damaged.wal": Verdict.DAMAGED,
-    "named_damaged_start.wal": Verdict.DAMAGED,
-    "named_value.wal": Verdict.DAMAGED,
-    "named_timestamp.wal": Verdict.DAMAGED,
+    "plain.wal": ScanVerdict.CLEAN,
+    "named.wal": ScanVerdict.CLEAN,
+    "damaged.wal": ScanVerdict.DAMAGED,
+    "named_damaged_start.wal": ScanVerdict.DAMAGED,
+    "named_value.wal": ScanVerdict.DAMAGED,
+    "named_timestamp.wal": ScanVerdict.DAMAGED,
 }
 
 
@@ -251,7 +251,7 @@ def test_its_state_is_told(name: str, end_offset: int, torn: int, damage: list[D
     report = scan.report
     assert report.entries == len(entries)
     assert (report.end_offset, report.torn_bytes, report.damage) == (end_offset, torn, damage)
-    assert report.verdict is VERDICTS.get(name, Verdict.TORN)
+    assert report.verdict is VERDICTS.get(name, ScanVerdict.TORN)
     assert (report.end is not None) == (name in VERDICTS)
     assert report.identity == (IDENTITY if name.startswith("named") else b"")
 

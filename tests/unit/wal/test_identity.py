@@ -25,7 +25,7 @@ from arcpipe.wal.format import (
     pack_start,
 )
 from arcpipe.wal.reader import Damage, Entry, ScanReport, SegmentScan
-from arcpipe.wal.verdict import Verdict
+from arcpipe.wal.verdict import ScanVerdict
 from tests.support.wal_files import (
     DAY,
     HEADER,
@@ -95,7 +95,7 @@ def test_the_reader_finds_the_identity_that_the_packer_writes(file: Path) -> Non
     assert report.identity == identity
     assert report.start is not None
     assert report.start.replaces == (3, 4096)
-    assert (report.verdict, report.damage) == (Verdict.CLEAN, [])
+    assert (report.verdict, report.damage) == (ScanVerdict.CLEAN, [])
 
 
 @pytest.mark.parametrize("window", [300, 1024, 8 << 20])
@@ -108,7 +108,7 @@ def test_entries_of_many_databases_and_sizes_are_read(file: Path, monkeypatch: p
     entries, report = scan(file)
     assert [(found.offset, bytes(found.payload)) for found in entries] == list(zip(offsets, payloads, strict=True))
     assert [found.timestamp for found in entries] == [DAY + number + 1 for number in range(60)]
-    assert (report.verdict, report.entries, report.last_timestamp) == (Verdict.CLEAN, 60, DAY + 61)
+    assert (report.verdict, report.entries, report.last_timestamp) == (ScanVerdict.CLEAN, 60, DAY + 61)
 
 
 # Others' entries
@@ -125,7 +125,7 @@ def test_a_damaged_entry_shows_nothing_of_what_is_in_its_value(file: Path, ident
     entries, report = scan(file)
     assert numbers(entries) == [0, 2]
     assert [(found.offset, found.length) for found in report.damage] == [(offsets[1], offsets[2] - offsets[1])]
-    assert report.verdict is Verdict.DAMAGED
+    assert report.verdict is ScanVerdict.DAMAGED
 
 
 def test_a_segment_without_an_identity_shows_what_this_rule_is_about(file: Path) -> None:
@@ -145,7 +145,7 @@ def test_stale_entries_are_never_read_whatever_their_timestamps(file: Path, age:
     file.write_bytes(written_over(former, present))
     entries, report = scan(file)
     assert numbers(entries) == [1, 2]
-    assert (report.end_offset, report.damage, report.verdict) == (len(present), [], Verdict.TORN)
+    assert (report.end_offset, report.damage, report.verdict) == (len(present), [], ScanVerdict.TORN)
     # The start itself is damaged: still none of them.
     file.write_bytes(written_over(former, flip(present, 40)))
     entries, report = scan(file)
@@ -172,7 +172,7 @@ def test_how_far_a_tail_is_torn_is_told_up_to_the_first_stale_entry(file: Path) 
     _, report = scan(file)
     assert report.end_offset == len(present)
     assert report.torn_bytes == min(offset for offset in old if offset >= len(present) + 100) - len(present)
-    assert report.verdict is Verdict.TORN
+    assert report.verdict is ScanVerdict.TORN
 
 
 def test_the_end_entry_of_another_segment_ends_nothing(file: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_damaged_start_costs_no_entry_and_lets_none_in(file: Path, what: str, 
     file.write_bytes(damaged_starts(content, offsets)[what])
     entries, report = scan(file)
     assert numbers(entries) == [0, 1, 2]
-    assert report.verdict is Verdict.DAMAGED
+    assert report.verdict is ScanVerdict.DAMAGED
     assert report.identity == IDENTITY
 
 
@@ -220,7 +220,7 @@ def test_the_first_block_is_gone_with_the_header_of_an_entry_full_of_others(file
     file.write_bytes(bytes(512) + content[512:])
     entries, report = scan(file)
     assert numbers(entries) == [1]
-    assert report.verdict is Verdict.DAMAGED
+    assert report.verdict is ScanVerdict.DAMAGED
 
 
 def test_a_forged_end_within_the_last_value_of_an_active_file_settles_nothing(file: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_name_that_outlived_its_content_shows_nothing(file: Path) -> None:
     )
     entries, report = scan(file)
     assert entries == []
-    assert (report.verdict, report.entries, report.damage) == (Verdict.TORN, 0, [])
+    assert (report.verdict, report.entries, report.damage) == (ScanVerdict.TORN, 0, [])
 
 
 # The file header
@@ -288,7 +288,7 @@ def test_one_wrong_byte_in_the_file_header_is_damage(file: Path, tmp_path: Path,
         return
     entries, report = scan(file)
     assert numbers(entries) == [0, 1, 2]
-    assert (report.damage[0][:2], report.verdict) == ((0, 7), Verdict.DAMAGED)
+    assert (report.damage[0][:2], report.verdict) == ((0, 7), ScanVerdict.DAMAGED)
     # Without a name of ours, and without its start, nothing says that it is one.
     other = tmp_path / "other.wal"
     other.write_bytes(flip(flip(content, at), 40))
@@ -308,9 +308,9 @@ def test_a_segment_with_a_damaged_start_and_nothing_intact_is_damaged_not_empty(
     file.write_bytes(flip(flip(content, 40), offsets[0] + 30))
     entries, report = scan(file)
     assert entries == []
-    assert (report.verdict, len(report.damage)) == (Verdict.DAMAGED, 1)
+    assert (report.verdict, len(report.damage)) == (ScanVerdict.DAMAGED, 1)
     file.write_bytes(HEADER + bytes(4000))
-    assert scan(file)[1].verdict is Verdict.TORN
+    assert scan(file)[1].verdict is ScanVerdict.TORN
 
 
 # Timestamps
@@ -394,7 +394,7 @@ def check_flipped(path: Path, content: bytes, offsets: list[int], bit: int) -> N
         assert stamps == sorted(set(stamps))
         assert found == list(range(7))
     else:
-        assert report.verdict is Verdict.DAMAGED
+        assert report.verdict is ScanVerdict.DAMAGED
         assert report.damage or (at >= ends[-1] and report.end is None)
 
 

@@ -18,7 +18,7 @@ from arcpipe.errors import NotAWAL
 from arcpipe.wal import WALReader
 from arcpipe.wal import source as source_module
 from arcpipe.wal.reader import Damage, Entry, ScanReport, SegmentScan, count_records
-from arcpipe.wal.verdict import Verdict
+from arcpipe.wal.verdict import ScanVerdict
 from tests.support.wal_doubles import BadBlocks
 from tests.support.wal_files import (
     DAY,
@@ -376,7 +376,7 @@ def test_a_read_that_fails_is_an_error_and_nothing_else(file: Path) -> None:
             scanning = SegmentScan(file, disk=BadBlocks(begin, begin + 1), gently=gently)
             with pytest.raises(OSError, match="Input/output error"):
                 list(scanning)
-            assert scanning.report.verdict is Verdict.UNREADABLE
+            assert scanning.report.verdict is ScanVerdict.UNREADABLE
 
 
 @pytest.mark.parametrize("begin", range(0, 20_000, 1500))
@@ -403,7 +403,7 @@ def test_a_read_that_fails_for_a_moment_is_tried_again_by_the_next_scan(file: Pa
         SegmentScan(file, disk=disk)
     scanning = SegmentScan(file, disk=disk)
     assert numbers(list(scanning)) == list(range(30))
-    assert scanning.report.verdict is Verdict.CLEAN
+    assert scanning.report.verdict is ScanVerdict.CLEAN
 
 
 def test_blocks_behind_the_end_entry_are_not_needed(file: Path) -> None:
@@ -411,7 +411,7 @@ def test_blocks_behind_the_end_entry_are_not_needed(file: Path) -> None:
     file.write_bytes(content + bytes(100_000))
     scanning = SegmentScan(file, disk=BadBlocks(len(content) + 5000, len(content) + 60_000))
     assert numbers(list(scanning)) == list(range(30))
-    assert scanning.report.verdict is Verdict.CLEAN
+    assert scanning.report.verdict is ScanVerdict.CLEAN
 
 
 @pytest.mark.parametrize("identity", [b"", IDENTITY])
@@ -428,11 +428,11 @@ def test_salvage_reads_around_bad_blocks_and_tells_them(file: Path, gently: bool
     first, second = scanning.report.damage
     assert (first.offset, first.length) == (offsets[hit[0]], offsets[hit[-1] + 1] - offsets[hit[0]])
     assert second == Damage(8192, 4096, "unreadable: Input/output error")
-    assert scanning.report.verdict is Verdict.DAMAGED
+    assert scanning.report.verdict is ScanVerdict.DAMAGED
     # What nobody needs is not told.
     scanning = SegmentScan(file, disk=disk_behind, salvage=True, gently=gently)
     assert numbers(list(scanning)) == list(range(30))
-    assert scanning.report.verdict is Verdict.CLEAN
+    assert scanning.report.verdict is ScanVerdict.CLEAN
 
 
 def test_salvage_of_a_file_of_which_nothing_can_be_read_ends(file: Path) -> None:
@@ -440,7 +440,7 @@ def test_salvage_of_a_file_of_which_nothing_can_be_read_ends(file: Path) -> None
     scanning = SegmentScan(file, disk=BadBlocks(), salvage=True)
     assert list(scanning) == []
     assert ("unreadable: Input/output error", 0) in [(found.reason, found.offset) for found in scanning.report.damage]
-    assert scanning.report.verdict is Verdict.DAMAGED
+    assert scanning.report.verdict is ScanVerdict.DAMAGED
 
 
 @pytest.mark.parametrize("gently", [False, True])
@@ -457,7 +457,7 @@ def test_a_file_that_is_cut_off_meanwhile_is_an_error(
     with pytest.raises(OSError, match=f"became shorter while it was read, at offset {offsets[20]}"):
         found.extend(iterator)
     assert numbers(found) == list(range(len(found)))
-    assert scanning.report.verdict is Verdict.UNREADABLE
+    assert scanning.report.verdict is ScanVerdict.UNREADABLE
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 1000, 4096])
@@ -492,7 +492,7 @@ def test_a_search_that_gives_up_is_damage_and_no_torn_tail(file: Path) -> None:
     [found] = report.damage
     assert (found.offset, found.length) == (offsets[1], len(content) - offsets[1])
     assert found.reason.startswith("the search for entries was given up")
-    assert (report.torn_bytes, report.verdict) == (0, Verdict.DAMAGED)
+    assert (report.torn_bytes, report.verdict) == (0, ScanVerdict.DAMAGED)
 
 
 def test_no_number_of_stale_entries_ends_the_search_for_those_behind_them(file: Path) -> None:

@@ -20,7 +20,7 @@ from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, WALDirectory
 from arcpipe.wal.format import make_identity
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.recovery import recover_at_start, recover_files, recover_slot, remove_recovered
-from arcpipe.wal.verdict import Verdict
+from arcpipe.wal.verdict import ScanVerdict
 from tests.support.wal_doubles import BadBlocks, FaultyDisk
 from tests.support.wal_files import DAY, HEADER, IDENTITY, TWIN, columnar, end, entry, segment, start, written_over
 
@@ -45,7 +45,7 @@ def sealed(directory: WALDirectory) -> dict[str, list[int]]:
     return {file.filename: numbers(file.path) for file in directory.segments(SEALED)}
 
 
-def verdicts(directory: WALDirectory) -> list[Verdict]:
+def verdicts(directory: WALDirectory) -> list[ScanVerdict]:
     found = []
     for file in directory.segments(SEALED):
         scan = SegmentScan(file.path)
@@ -241,7 +241,7 @@ def test_an_end_entry_that_finds_no_space_takes_that_of_the_free_pool(
     spare.write_bytes(b"x")
     assert [found.outcome for found in recover_files(directory, [file]).files] == ["sealed"]
     assert not spare.exists()
-    assert verdicts(directory) == [Verdict.CLEAN]
+    assert verdicts(directory) == [ScanVerdict.CLEAN]
 
 
 def test_a_segment_whose_end_entry_finds_no_space_stays_active_and_is_tried_again(
@@ -258,7 +258,7 @@ def test_a_segment_whose_end_entry_finds_no_space_stays_active_and_is_tried_agai
     assert path.read_bytes() == content.replace(start(), start(slot=1, seq=1))
     again = recover_files(directory, summary.unreadable)
     assert ([file.outcome for file in again.files], again.unreadable) == (["sealed"], [])
-    assert verdicts(directory) == [Verdict.CLEAN]
+    assert verdicts(directory) == [ScanVerdict.CLEAN]
 
 
 def test_a_quarantine_that_cannot_be_reached_is_no_reason_not_to_start(
@@ -385,7 +385,7 @@ def test_a_damaged_file_is_sealed_as_it_is(directory: WALDirectory, identity: by
     summary = recover_at_start(directory)
     assert (summary.entries, summary.corrupted) == (4, 1)
     assert Path(directory.path, name() + ".sealed").read_bytes() == damaged
-    assert verdicts(directory) == [Verdict.DAMAGED]
+    assert verdicts(directory) == [ScanVerdict.DAMAGED]
 
 
 def test_a_search_that_gives_up_cuts_nothing_off(directory: WALDirectory) -> None:
@@ -427,7 +427,7 @@ def test_a_recovered_segment_keeps_its_identity(directory: WALDirectory) -> None
     assert len(list(scan)) == 2
     assert scan.report.end is not None
     assert scan.report.end.identity == scan.report.identity == IDENTITY
-    assert scan.report.verdict is Verdict.CLEAN
+    assert scan.report.verdict is ScanVerdict.CLEAN
 
 
 def test_a_cut_that_a_power_cut_took_back_is_done_again(directory: WALDirectory) -> None:
@@ -465,7 +465,7 @@ def test_a_replaced_segment_is_cut_before_both_are_sealed(directory: WALDirector
     found = sealed(directory)
     assert sorted(number for numbers in found.values() for number in numbers) == [0, 1, 2, 3]
     assert found[name(seq=2) + ".sealed"] == list(range(kept, 4))
-    assert set(verdicts(directory)) == {Verdict.CLEAN}
+    assert set(verdicts(directory)) == {ScanVerdict.CLEAN}
 
 
 def test_a_replaced_segment_that_was_sealed_uncut_gets_another_end(directory: WALDirectory) -> None:
@@ -475,7 +475,7 @@ def test_a_replaced_segment_that_was_sealed_uncut_gets_another_end(directory: WA
     Path(directory.path, name(seq=2)).write_bytes(successor)
     recover_at_start(directory)
     assert sealed(directory) == {name(seq=1) + ".sealed": [0, 1], name(seq=2) + ".sealed": [2, 3]}
-    assert set(verdicts(directory)) == {Verdict.CLEAN}
+    assert set(verdicts(directory)) == {ScanVerdict.CLEAN}
 
 
 def test_a_replaced_segment_that_was_cut_and_sealed_stays_as_it_is(directory: WALDirectory, disk: FaultyDisk) -> None:

@@ -28,6 +28,7 @@ from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal import background_sync as background_sync_module
 from arcpipe.wal import factory as factory_module
 from arcpipe.wal import segment as segment_module
+from arcpipe.wal import stamps as stamps_module
 from arcpipe.wal import writer as writer_module
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
@@ -58,6 +59,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(segment_module, "time", clock)
     monkeypatch.setattr(writer_module, "time", clock)
+    monkeypatch.setattr(stamps_module, "time", clock)
     return clock
 
 
@@ -282,6 +284,7 @@ def test_timestamps_increase_whatever_the_clock_does(tmp_path: Path, steps: list
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment_module, "time", clock)
         patch.setattr(writer_module, "time", clock)
+        patch.setattr(stamps_module, "time", clock)
         first = clock.now_us + 50
         writer = WALWriter(directory, 1, WALOptions(max_size_bytes=2000), last_timestamp=first)
         for number, step in enumerate(steps):

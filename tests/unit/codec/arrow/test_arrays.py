@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcpipe.codec.arrow.arrays import build
+from arcpipe.codec.arrow.find import find_values
 from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US, decode_time
-from arcpipe.codec.arrow.values import find_values, natural_type
+from arcpipe.codec.arrow.values import natural_type
 from arcpipe.codec.rescued import InvalidText, parse_rescued, rescued_json, unpack_value
 from arcpipe.errors import BadPayload
 from tests.support.values import (

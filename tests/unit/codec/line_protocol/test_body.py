@@ -21,8 +21,8 @@ from arcpipe.codec.entries import array_length
 from arcpipe.codec.envelope import ColumnMap
 from arcpipe.codec.line_protocol import blocks
 from arcpipe.codec.line_protocol import body as body_module
+from arcpipe.codec.line_protocol.bad_lines import MAX_ERRORS, MAX_TEXT
 from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_column, encode_by_line
-from arcpipe.codec.line_protocol.by_line import MAX_ERRORS, MAX_TEXT
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.support.values import decode_values
 

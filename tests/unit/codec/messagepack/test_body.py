@@ -22,7 +22,7 @@ from arcpipe.codec.columns import MAX_COLUMNS, Encoded, array_header, field_colu
 from arcpipe.codec.effort import BYTES_PER_SHAPE, FREE_SHAPES
 from arcpipe.codec.messagepack import body as msgpack_body
 from arcpipe.codec.messagepack.body import encode
-from arcpipe.codec.messagepack.read import MAX_VALUE_BYTES
+from arcpipe.codec.messagepack.walk import MAX_VALUE_BYTES
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
 # Writing MessagePack byte by byte
@@ -644,7 +644,7 @@ BAD: list[tuple[Any, str]] = [
     ([COLUMNAR, {"batch": []}], "element 1: no records: the batch is an empty array"),
     ({"batch": None}, "'batch' is not an array but nil"),
     ({"batch": ROW}, "'batch' is not an array but a map"),
-    ({"batch": [ROW], "m": "x"}, "beside 'batch' there are other keys"),
+    ({"batch": [ROW], "m": "x"}, "there are other keys besides 'batch'"),
     ([5], "element 0 is not a map but an integer"),
     ([[ROW]], "element 0 is not a map but an array"),
     ([ROW, [ROW]], "element 1 is not a map but an array"),

@@ -1,0 +1,252 @@
+"""Batches: sealed segments that are uploaded together, written down durably before any work is done.
+
+    batches/{id}.json             the manifest (upload.manifest): written once, atomically, before any work
+    batches/{id}.journal          the journal (upload.journal): with the first record that has to be durable
+    batches/{id}.uploaded.json    the manifest's name once every object is durable
+
+A batch goes `planned` -> `uploaded` -> removed. After a crash in `planned`, the batch is done again
+from the same segments, and overwrites the same objects with the same rows. After a crash in `uploaded`, only its
+segments are retired. At the end the journal is removed, then the manifest. A crash between them, or a disk that keeps
+one of the two removals, leaves a file that says `uploaded`. Every step may be done again; none is ever skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from arcpipe import durable
+from arcpipe.counters import Uploader
+from arcpipe.units import MB
+from arcpipe.upload.batch import Batch
+from arcpipe.upload.batch_folder import BatchFolder
+from arcpipe.upload.journal import Converted, Journal, Record, Uploaded
+from arcpipe.upload.keys import Layout
+from arcpipe.upload.manifest import VERSION, Manifest, encode_manifest
+from arcpipe.upload.retry import is_full
+from arcpipe.upload.schema import TableSchema
+from arcpipe.upload.segments import keeps_original
+from arcpipe.upload.spares import Spares
+from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
+from arcpipe.wal.findings import Finding
+from arcpipe.wal.pool import FreePool
+from arcpipe.wal.reader import ScanReport
+from arcpipe.wal.recovery import archive
+
+# Bytes up to which segments of all workers are uploaded together. Larger batches make a redo after a crash long,
+# smaller ones make tiny files.
+BATCH_TARGET_BYTES: Final = 512 * MB
+
+
+class Batches:
+    """The batches of one WAL directory."""
+
+    def __init__(
+        self, directory: WALDirectory, node: NodeIdentity, block: memoryview, store: str, layout: Layout
+    ) -> None:
+        """Begin with what is in the directory.
+
+        Args:
+            block: the uploader's counters, whose batch number outlives this process.
+        """
+        self.set_aside: set[str] = set()
+        """Segments that are not to be planned for now."""
+        self._directory = directory
+        self._node = node
+        self._block = block
+        self._store = store
+        self._layout = layout
+        self._spares = Spares(directory)
+        self._folder = BatchFolder(directory, self._spares)
+        self._planned: Batch | None = None  # chosen, but not known to be on disk
+        self._replacing: dict[str, Batch] = {}  # by the old one's id: new plans that may be on disk or not
+        self._alive: dict[str, Batch] = {}
+
+    def unfinished(self) -> list[Batch]:
+        """Read the batches that a crash left, oldest first; tidy up after the others.
+
+        Raises:
+            OSError: a file cannot be read, so nobody knows which segments it names. Nothing may be planned.
+            UnknownVersion: another version of arcpipe wrote one.
+        """
+        self._planned = None
+        self._alive = self._folder.load()
+        self._block[Uploader.DAMAGED_MANIFESTS] = self._folder.kept
+        for batch in self._alive.values():
+            batch.is_left_over = True
+        self._spares.make()
+        return list(self._alive.values())
+
+    @property
+    def has_kept(self) -> bool:
+        """Whether segments wait for an operator."""
+        return self._folder.kept > 0
+
+    # Planning
+
+    def plan(self) -> Batch | None:
+        """Plan the next batch and write it down durably; None if no sealed segment waits.
+
+        Raises:
+            OSError: it may be there or not. The next call writes the same one: two would upload the same rows.
+        """
+        if self._folder.kept:
+            self._folder.look_for_decisions()
+            self._block[Uploader.DAMAGED_MANIFESTS] = self._folder.kept
+        if self._planned is None:
+            self._planned = self._choose()
+        batch = self._planned
+        if batch is not None:
+            self._spares.make()
+            self._write(batch, may_shrink=True)
+            self._planned = None
+        return batch
+
+    def _choose(self) -> Batch | None:
+        reserved = self.set_aside.union(*(batch.segments for batch in self._alive.values()))
+        chosen: list[str] = []
+        size = 0
+        for file in self._directory.segments(SEALED):
+            if file.filename in reserved or self._folder.is_kept(file):
+                continue
+            if chosen and size + file.size > BATCH_TARGET_BYTES:
+                break
+            chosen.append(file.filename)
+            size += file.size
+        return self._make(chosen) if chosen else None
+
+    def _make(self, segments: list[str], old: Batch | None = None) -> Batch:
+        self._block[Uploader.BATCH_SEQ] += 1
+        started = datetime.fromtimestamp(time.time(), UTC).strftime("%Y%m%dT%H%M%S")
+        number = f"{self._node.boot}.{self._block[Uploader.BATCH_SEQ]}"
+        # The random part: two nodes with copies of one node.json may plan in the same second.
+        batch_id = f"{self._node.node}-{started}-{number}-{secrets.token_hex(4)}"
+        layout = self._layout if old is None else old.manifest.layout
+        replaces = "" if old is None else old.batch_id
+        manifest = Manifest(VERSION, batch_id, segments, self._store, layout, replaces)
+        journal = Journal(self._directory.disk, self._folder.journal_path(batch_id), manifest, self._spares)
+        return Batch(manifest, journal, os.path.join(self._directory.batches, f"{batch_id}.json"))
+
+    def replace_again(self, old: Batch) -> Batch | None:
+        """Finish a `replace` that failed: the new plan may be on disk, so the old one must not be done any more.
+
+        Returns:
+            The new batch, durably written down; None if there was no such failure.
+
+        Raises:
+            OSError: as `replace`.
+        """
+        new = self._replacing.get(old.batch_id)
+        return None if new is None else self.replace(old, new.segments, new.manifest.skip)
+
+    def replace(self, old: Batch, segments: list[str], skip: Iterable[str] = ()) -> Batch | None:
+        """Plan these segments anew, instead of a batch that cannot be done as it was planned.
+
+        Args:
+            skip: folders of keys whose rows are in the store.
+
+        Returns:
+            The new batch, durably written down; None if there are no segments.
+
+        Raises:
+            OSError: it may be there or not. The next call for this batch writes it again.
+        """
+        new = None
+        if segments:
+            skip = sorted({*old.manifest.skip, *skip})
+            new = self._replacing.get(old.batch_id)
+            if new is None:
+                new = self._replacing[old.batch_id] = self._make(segments, old)
+            new.segments, new.manifest.segments, new.manifest.skip = segments, list(segments), skip
+            if skip:  # a damaged manifest must not forget it
+                new.journal.begin()
+            self._write(new, may_shrink=False)
+        self._forget(old)
+        self._replacing.pop(old.batch_id, None)
+        return new
+
+    def _write(self, batch: Batch, may_shrink: bool) -> None:
+        """Write a manifest. Where the disk is full, it takes a spare file, and as many segments as fit in."""
+        disk = self._directory.disk
+        try:
+            durable.replace(disk, batch.path, encode_manifest(batch.manifest))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            while may_shrink and len(encode_manifest(batch.manifest)) > self._spares.size_of("manifest"):
+                del batch.manifest.segments[len(batch.segments) // 2 :]
+                batch.segments = list(batch.manifest.segments)
+            self._spares.use("manifest", batch.path, encode_manifest(batch.manifest), error)
+        self._alive[batch.batch_id] = batch
+
+    # The end of a batch
+
+    def mark_uploaded(
+        self,
+        batch: Batch,
+        reports: dict[str, ScanReport],
+        schema: list[TableSchema],
+        used: Sequence[tuple[str, str]] = (),
+        strays: Sequence[str] = (),
+        findings: Sequence[Finding] = (),
+    ) -> None:
+        """Note that every object of the batch is durable: from here on nothing is put again.
+
+        Segments that a crash left or that are damaged are kept for a while, for an operator to look at.
+        """
+        records: list[Record] = []
+        if not batch.journal.uploaded:
+            archived = [name for name, report in reports.items() if keeps_original(report)]
+            records = [Converted(archived, schema, list(used), list(strays), list(findings)), Uploaded()]
+        self.finish(batch, records)
+
+    def finish(self, batch: Batch, records: Sequence[Record] = ()) -> None:
+        """Append the last records of a batch, and rename its manifest to say that it is uploaded."""
+        batch.journal.append(records)
+        if not batch.is_named_uploaded:
+            target = f"{batch.path.removesuffix('.json')}.uploaded.json"
+            with contextlib.suppress(FileNotFoundError):  # an earlier try renamed or removed it
+                self._directory.disk.rename(batch.path, target)
+            self._directory.disk.sync_directory(self._directory.batches)
+            batch.path = target
+
+    def retire(
+        self,
+        batch: Batch,
+        pool: FreePool | None,
+        last_timestamps: dict[str, int],
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Retire the batch's segments, then remove its files. May be done again after a crash at any point.
+
+        Args:
+            last_timestamps: the last timestamp, in µs, of each segment that may be written over, by name.
+            then: called when the segments are gone and the files of the batch are not. On a full disk that is the first
+                moment at which anything can be written.
+        """
+        assert batch.state == "uploaded"
+        self.finish(batch)
+        disk = self._directory.disk
+        archived = batch.converted.archive
+        for name in batch.segments:
+            path = os.path.join(self._directory.path, name)
+            if disk.size(path) is None:  # retired before the crash
+                continue
+            if name in archived:
+                archive(self._directory, path)
+            elif pool is None or name not in last_timestamps or not pool.put(path, last_timestamps[name]):
+                disk.unlink(path)
+        self._directory.sync()
+        then()
+        self._forget(batch)
+
+    def _forget(self, batch: Batch) -> None:
+        """Remove a batch's files: the journal first, because after a crash in between a manifest alone is enough."""
+        batch.journal.remove()
+        self._folder.remove([f"{batch.batch_id}.json", f"{batch.batch_id}.uploaded.json"])
+        self._alive.pop(batch.batch_id, None)

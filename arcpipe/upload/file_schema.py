@@ -1,0 +1,39 @@
+"""The columns of Parquet files: their special names, their roles, and their order."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+HOUR_US: Final = 3_600_000_000
+TIME_NS: Final = "time_ns"
+"""The column of the digits below µs, with `parquet.keep_nanoseconds`."""
+RESCUED_DATA: Final = "_rescued_data"
+"""The column of the values that fit no other, as JSON: see `codec.rescued`."""
+
+ROLE: Final = b"arcpipe.role"
+"""Field metadata: b"time", b"tag", b"field", or b"rescued" for `_rescued_data`."""
+
+TIME_TYPE: Final = pa.timestamp("us", tz="UTC")
+
+
+def for_readers(schema: pa.Schema) -> pa.Schema:
+    """Give the schema plain types where it has dictionaries."""
+    return pa.schema(
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema
+    )
+
+
+def union(left: pa.Schema, right: pa.Schema) -> pa.Schema:
+    """Join the columns of both in file order; where types or roles differ, those of `right`, the newer one, count."""
+    fields = {field.name: field for field in left} | {field.name: field for field in right}
+    return pa.schema(sorted(fields.values(), key=file_order), metadata=left.metadata)
+
+
+_ROLE_ORDER: Final = {b"time": 0, b"tag": 1, b"field": 2, b"rescued": 3}
+
+
+def file_order(field: pa.Field) -> tuple[int, str]:
+    """Order fields as files have them: time, its digits below µs, tags, fields, rescued values; each by name."""
+    return _ROLE_ORDER[field.metadata[ROLE]], field.name

@@ -1,0 +1,248 @@
+"""One Parquet file while it is written, row group by row group, to a `Spool`.
+
+The encodings follow from the settings and from the file's first table, so that the same tables make the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arcpipe.codec.arrow.arrays import DICTIONARY_ROWS
+from arcpipe.codec.columns import TIME
+from arcpipe.config.settings import Parquet
+from arcpipe.units import KB, MB
+from arcpipe.upload.file_schema import TIME_TYPE
+from arcpipe.upload.keys import Layout
+from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, open_file_cost
+from arcpipe.upload.spool import Spool, SpoolMemory
+
+HUGE_BYTES: Final = MB
+"""Bytes of a text or binary value above which its column has no statistics."""
+
+
+class FileSettings(NamedTuple):
+    """Settings and bounds that all files of a batch share."""
+
+    batch_id: str
+    layout: Layout
+    parquet: Parquet
+    memory: SpoolMemory
+    open_files: OpenFiles = OPEN_FILES
+    huge_bytes: int = HUGE_BYTES
+
+    @property
+    def max_bytes(self) -> int:
+        return self.parquet.max_file_mb * MB
+
+
+class Rows(NamedTuple):
+    """The rows of a file."""
+
+    total: int
+    min_us: int  # µs since the epoch: the least and the greatest time
+    max_us: int
+
+
+# Types with a better encoding than the plain one, where they are no dictionary.
+_ENCODINGS: Final = {
+    **dict.fromkeys((TIME_TYPE, pa.int64(), pa.uint64(), pa.int16()), "DELTA_BINARY_PACKED"),
+    pa.string(): "DELTA_LENGTH_BYTE_ARRAY",
+}
+
+# zstd level of columns that are split into one stream for each byte of a float. The lower bytes of precise floats are
+# noise. A fast level skips their streams, and still makes the other streams smaller than level 1 makes the whole.
+_SPLIT_LEVEL: Final = -3
+# Sample size for the decision on such columns. Smaller tables than _SPLIT_ROWS are not sampled: the sample must stay a
+# small part of the table.
+_SPLIT_SAMPLE: Final = 8_192
+_SPLIT_ROWS: Final = 4 * _SPLIT_SAMPLE
+
+
+def _columns_to_split(table: pa.Table, level: int) -> set[str]:
+    """Find the float columns that byte stream split at its level makes smaller than zstd's `level` of the whole."""
+    if len(table) < _SPLIT_ROWS:
+        return set()
+    whole, split = pa.Codec("zstd", level), pa.Codec("zstd", _SPLIT_LEVEL)
+    chosen = set()
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        if column.type == pa.float64():
+            sample = column.slice((len(table) - _SPLIT_SAMPLE) // 2, _SPLIT_SAMPLE).drop_null().to_numpy()
+            streams = np.ascontiguousarray(sample.view(np.uint8).reshape(-1, 8).T)
+            if len(split.compress(streams)) < len(whole.compress(sample)):
+                chosen.add(name)
+    return chosen
+
+
+# Values per step in which a page grows: large steps are faster, but pages of long values would exceed their size.
+_BATCH: Final = 16_384
+_LONG_BATCH: Final = 1_024
+_LONG_BYTES: Final = 256  # bytes of an average value above which a column counts as long
+
+# Columns above which all columns of a table share HUGE_BYTES: so the statistics of a row group stay below it.
+_MANY_COLUMNS: Final = 256
+
+_BUFFER_BYTES: Final = 256 * KB  # Arrow's writes to a spool: each takes the GIL
+
+
+class ParquetFile:
+    """A Parquet file that is being written.
+
+    Text columns are dictionary arrays or plain ones as in the first table, and later tables are made alike, because the
+    writer needs one Arrow schema. For readers all of them are plain text, and the stored schema says so. Columns with a
+    huge value have no statistics: Parquet drops them as too long, but computing them copies the value four times.
+    """
+
+    def __init__(
+        self,
+        settings: FileSettings,
+        schema: pa.Schema,
+        first_us: int,
+        first: pa.Table,
+        huge: frozenset[str],
+        is_small: bool,
+    ) -> None:
+        """Open a file.
+
+        Args:
+            schema: the columns as readers see them.
+            first: the first table that will be appended.
+            huge: the columns with a huge value.
+            is_small: `first` is the only table.
+        """
+        self.schema = schema
+        self.first_us = first_us
+        self.rows = Rows(0, first_us, first_us)
+        self.spool = Spool(settings.memory)
+        self._most_bytes = settings.max_bytes
+        self.huge = huge
+        self.cost = open_file_cost(len(schema), name_bytes(schema))
+        self._written = pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
+        texts = {field.name for field in schema if field.type == pa.string()}
+        if len(first) >= DICTIONARY_ROWS:  # the others have too many different values
+            texts -= {field.name for field in first.schema if field.type == pa.string()}
+        compression, level = settings.parquet.compression, settings.parquet.codec_level
+        split = _columns_to_split(first, level) if compression == "zstd" and level is not None else set()
+        # Without a buffer, the writer would take the GIL for each page and each end of a column: thousands of times.
+        self._sink = (
+            pa.BufferOutputStream()
+            if is_small
+            else pa.BufferedOutputStream(pa.PythonFile(self.spool, mode="w"), _BUFFER_BYTES)
+        )
+        self._is_small = is_small
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            self._written,
+            compression=compression,
+            compression_level={name: _SPLIT_LEVEL if name in split else level for name in self._written.names}
+            if split
+            else level,
+            use_dictionary=sorted(texts) or False,
+            column_encoding={
+                field.name: _ENCODINGS[field.type]
+                for field in schema
+                if field.type in _ENCODINGS and field.name not in texts
+            }
+            | dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+            sorting_columns=[pq.SortingColumn(0)],
+            write_batch_size=_LONG_BATCH if _has_long_values(first) else _BATCH,
+            write_statistics=[field.name for field in schema if field.name not in self.huge] if self.huge else True,
+            write_page_index=True,
+            store_schema=False,
+        )
+
+    def has_room(self, most_bytes: int) -> bool:
+        """Tell whether a row group of at most `most_bytes` may be appended."""
+        return bool(self._sink.tell() + most_bytes <= self._most_bytes)
+
+    def append(self, table: pa.Table) -> None:
+        """Write a table, whose columns are among the file's, as a row group."""
+        given = dict(zip(table.schema.names, table.columns, strict=True))
+        columns = [
+            _as_type(given[field.name], field.type) if field.name in given else pa.nulls(len(table), field.type)
+            for field in self._written
+        ]
+        self._writer.write_table(pa.table(columns, schema=self._written), row_group_size=len(table))
+        times = given[TIME]
+        total, min_us, max_us = self.rows
+        self.rows = Rows(total + len(table), min(min_us, times[0].value), max(max_us, times[-1].value))
+
+    def finish(self) -> Spool:
+        """Write the footer. Returns the bytes of the file."""
+        stored = base64.b64encode(self.schema.serialize())
+        self._writer.add_key_value_metadata({**self.schema.metadata, b"ARROW:schema": stored})
+        self._writer.close()
+        if self._is_small:
+            self.spool.write(self._sink.getvalue())
+        else:
+            self._sink.detach()  # all is written; the sink would close the spool
+        self.spool.flush()
+        return self.spool
+
+    def abort(self) -> None:
+        """Drop the file unfinished."""
+        self.spool.close()
+        self._writer.is_open = False  # or it would try to finish the file when it is collected
+
+
+def name_bytes(schema: pa.Schema) -> int:
+    """Return the bytes of all column names, which each row group repeats."""
+    return sum(len(name.encode()) for name in schema.names)
+
+
+class Texts(NamedTuple):
+    """Facts about the text and binary columns of a row group."""
+
+    huge: frozenset[str]  # the columns with a huge value
+    statistics_bytes: int  # sum of the longest value of each other column, where statistics store it
+
+
+def texts_of(table: pa.Table, huge_bytes: int) -> Texts:
+    """Look for huge values. In a table of many columns, values of a smaller size count as huge."""
+    if table.num_columns > _MANY_COLUMNS:
+        huge_bytes = max(huge_bytes // table.num_columns, 1)
+    huge = set()
+    statistics_bytes = 0
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if pa.types.is_dictionary(field.type):
+            longest = max((_longest(pa.chunked_array([chunk.dictionary])) for chunk in column.chunks), default=0)
+        elif field.type in (pa.string(), pa.binary()):
+            longest = column.nbytes
+            if longest > _SHORT_COLUMN:
+                longest = _longest(column)
+        else:
+            continue
+        if longest > huge_bytes and not pa.types.is_dictionary(field.type):
+            huge.add(field.name)
+        elif longest <= STATISTICS_BYTES:
+            statistics_bytes += longest
+    return Texts(frozenset(huge), statistics_bytes)
+
+
+_SHORT_COLUMN: Final = 256  # bytes of a column whose size stands for its longest value, which saves a search
+
+
+def _longest(column: pa.ChunkedArray) -> int:
+    """Measure the longest text or binary value, in bytes."""
+    longest = 0
+    for chunk in column.chunks:
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32, len(chunk) + 1, chunk.offset * 4)
+        longest = max(longest, int((offsets[1:] - offsets[:-1]).max(initial=0)))
+    return longest
+
+
+def _has_long_values(table: pa.Table) -> bool:
+    return any(
+        column.type in (pa.string(), pa.binary()) and column.nbytes > _LONG_BYTES * len(table)
+        for column in table.columns
+    )
+
+
+def _as_type(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:
+    if column.type == type_:
+        return column
+    return column.dictionary_encode() if pa.types.is_dictionary(type_) else column.cast(type_)

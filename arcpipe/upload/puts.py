@@ -1,0 +1,140 @@
+"""The objects of one try on their way to the store: threads hand them over, the event loop puts them.
+
+Before an object is put, its key is durable in the batch's journal. Conversion waits while enough finished files wait
+for their upload. Where the store is faster so, small files share a put.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from arcpipe.counters import UPLOAD_BOUNDS_US, Uploader, observe
+from arcpipe.storage import Blob
+from arcpipe.units import KB, MB
+from arcpipe.upload.context import Context
+from arcpipe.upload.journal import KeyRecord
+from arcpipe.upload.journal_writer import JournalWriter
+
+_SMALL_FILE: Final = 256 * KB  # bytes below which a finished file shares a put, if the store is faster so
+_PUT_BYTES: Final = MB  # bytes of files that share a put
+
+
+class Put(NamedTuple):
+    """An object for the store."""
+
+    key: KeyRecord
+    blob: Blob
+    release: Callable[[], None] | None = None  # gives its memory back once it is put
+
+
+class Puts:
+    """Put the objects of one try. `keys` are those of the objects that were started."""
+
+    def __init__(self, context: Context, journal: JournalWriter, slots: asyncio.Semaphore, waiting_files: int) -> None:
+        """Begin with nothing to put. Call it in the event loop.
+
+        Args:
+            slots: bounds the requests to the store that run at once.
+            waiting_files: puts that may wait for a slot or run: they hold memory, so conversion waits for the others.
+        """
+        self.keys: set[str] = set()
+        self._context = context
+        self._journal = journal
+        self._slots = slots
+        self._loop = asyncio.get_running_loop()
+        self._room = threading.Semaphore(waiting_files)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None  # of the first put that failed
+        self._small: list[Put] = []  # files that wait for others to share a put
+        self._small_bytes = 0
+        self._small_lock = threading.Lock()
+
+    # In a thread
+
+    def add_file(self, put: Put) -> None:
+        """Hand over a finished file, at once or with other small ones. Blocks while enough files wait."""
+        at_once = self._context.store.objects_at_once
+        if at_once == 1 or put.blob.size >= _SMALL_FILE:
+            self.add([put])
+            return
+        with self._small_lock:
+            self._small.append(put)
+            self._small_bytes += put.blob.size
+            if len(self._small) < at_once and self._small_bytes < _PUT_BYTES:
+                return
+            puts = self._take_small()
+        self.add(puts)
+
+    def add_small_files(self) -> None:
+        """Hand over the small files that wait for others."""
+        self.add(self._take_small())
+
+    def _take_small(self) -> list[Put]:
+        puts, self._small, self._small_bytes = self._small, [], 0
+        return puts
+
+    def add(self, puts: list[Put]) -> None:
+        """Hand over objects that share a put. Blocks while enough files wait."""
+        if puts:
+            self._room.acquire()
+            self._loop.call_soon_threadsafe(self._start, puts)
+
+    # In the loop
+
+    async def wait(self) -> None:
+        """Wait until everything that was handed over is put. Raises what the first failed put raised."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._failure is not None:  # perhaps of a put that was over long ago
+            raise self._failure
+
+    async def cancel(self) -> None:
+        """End what is under way: the next try puts the same objects."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def release(self) -> None:
+        """Give the memory of small files back that wait for others."""
+        _release(self._small)
+
+    def _start(self, puts: list[Put]) -> None:
+        self.keys.update(put.key.key for put in puts)
+        durable = self._journal.add([put.key for put in puts])
+        task = self._loop.create_task(self._put(puts, durable))
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            self._failure = self._failure or task.exception()
+
+    async def _put(self, puts: list[Put], durable: asyncio.Future[None]) -> None:
+        context = self._context
+        objects = [(put.key.key, put.blob) for put in puts]
+        what = f"uploading {objects[0][0]}" + (f" and {len(puts) - 1} others" if len(puts) > 1 else "")
+        try:
+            await asyncio.shield(durable)
+            async with self._slots:
+                started = time.perf_counter()
+                await context.retry.persist(what, lambda: context.store.put_all(objects))
+                duration_us = int((time.perf_counter() - started) * 1e6)
+        finally:
+            self._room.release()
+            _release(puts)
+        for _, blob in objects:
+            observe(context.block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, duration_us)
+            context.block[Uploader.FILES] += 1
+            context.block[Uploader.FILE_BYTES] += blob.size
+
+
+def _release(puts: list[Put]) -> None:
+    for put in puts:
+        if put.release is not None:
+            put.release()
