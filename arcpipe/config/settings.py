@@ -18,10 +18,7 @@ from msgspec import Meta, Struct
 from arcpipe.config import cores
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
 from arcpipe.errors import ConfigError
-
-# Bytes in the units of all `…_kb` and `…_mb` settings.
-KB = 1024
-MB = 1024 * KB
+from arcpipe.units import MB as MB  # for the modules that still import it from here
 
 _YEAR_SECONDS = 365 * 86400
 _MAX_WORKERS = 256

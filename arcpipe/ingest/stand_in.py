@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from typing import Final
 
+from arcpipe.clock import monotonic_us
 from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Counters, Node
 from arcpipe.disk import space
 from arcpipe.wal.directory import SEALED, WALDirectory
@@ -31,7 +31,7 @@ class StandIn:
     def tick(self) -> None:
         """Has the figures renewed if nobody else does. To be called a few times a second."""
         node = self._node
-        if node[Node.DRAINING] != HANDED_OVER or _now_us() - node[Node.MEASURED_US] < _OLD_US:
+        if node[Node.DRAINING] != HANDED_OVER or monotonic_us() - node[Node.MEASURED_US] < _OLD_US:
             return
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._measure, name="figures", daemon=True)
@@ -51,8 +51,4 @@ class StandIn:
             node[Node.BACKLOG_BYTES] = sum(file.size for file in sealed) + node[Node.UNRECOVERED_BYTES]
             node[Node.DISK_FREE_BYTES], node[Node.DISK_TOTAL_BYTES] = free, total
             node[Node.UNLISTED] = 0
-        node[Node.MEASURED_US] = _now_us()
-
-
-def _now_us() -> int:
-    return time.monotonic_ns() // 1000
+        node[Node.MEASURED_US] = monotonic_us()

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from arcpipe import __version__
-from arcpipe.clock import steady_us
+from arcpipe.clock import monotonic_us, steady_us
 from arcpipe.counters import (
     ANNOUNCED,
     BEGUN,
@@ -129,7 +129,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
     wal = settings.wal
     look = look or directory_look.look(WALDirectory(wal.dir))
     measured = node[NodeBlock.MEASURED_US]
-    measured_age = (time.monotonic_ns() // 1000 - measured) / _MICRO if measured else 0.0
+    measured_age = (monotonic_us() - measured) / _MICRO if measured else 0.0
     return Snapshot(
         version=__version__,
         time=time.time(),

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Iterable, Sequence
 
+from arcpipe.clock import monotonic_us
 from arcpipe.counters import Counters, Node, pack_name
 from arcpipe.disk import space
 from arcpipe.supervisor.waiting import Waiting
@@ -93,7 +93,7 @@ class Backlog:
         if problem and self._make_again():
             problem = self._look()
         self._node[Node.UNLISTED] = bool(problem)
-        self._node[Node.MEASURED_US] = time.monotonic_ns() // 1000
+        self._node[Node.MEASURED_US] = monotonic_us()
 
     def _look(self) -> str:
         """Measure all figures that can be measured; return the first problem, or an empty text."""

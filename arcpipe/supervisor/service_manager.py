@@ -18,6 +18,8 @@ import time
 from collections.abc import MutableMapping, Sequence
 from typing import Final, NamedTuple, NoReturn
 
+from arcpipe.clock import monotonic_us
+
 _FIRST_FD: Final = 3
 _CHILDREN: Final = "INHERITED_CHILDREN"  # our own variable; the service manager sets all others
 # A slow start or stop asks for its timeout to be extended by this.
@@ -93,7 +95,7 @@ class ServiceManager:
         self._status = status
         self.notify(
             "RELOADING=1",
-            f"MONOTONIC_USEC={time.monotonic_ns() // 1000}",
+            f"MONOTONIC_USEC={monotonic_us()}",
             f"STATUS={status}",
             patience_seconds=_SEND_SECONDS,
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from arcpipe.clock import monotonic_us
 from arcpipe.counters import FIGURES_SECONDS, Node, figures_hold_seconds
 from arcpipe.ingest.http import responses
+from arcpipe.units import MB
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
@@ -19,10 +21,12 @@ class Admission:
     or has not for some seconds, nothing is taken either: `tick` looks for that, a few times a second.
     """
 
-    def __init__(self, settings: Settings, node: memoryview) -> None:
+    def __init__(self, settings: Settings, node: memoryview, now_us: Callable[[], int] = monotonic_us) -> None:
+        """Args: now_us: the monotonic clock, by which the supervisor notes when it measured."""
         self._node = node
-        self._max_backlog = settings.wal.max_backlog_mb << 20
-        self._min_free = settings.wal.min_free_mb << 20
+        self._now_us = now_us
+        self._max_backlog = settings.wal.max_backlog_mb * MB
+        self._min_free = settings.wal.min_free_mb * MB
         self._unlisted = responses.error(
             503,
             "log_failure",
@@ -54,7 +58,7 @@ class Admission:
         """Judges whether the figures are to be trusted."""
         node = self._node
         measured = node[Node.MEASURED_US]
-        is_stale = measured > 0 and time.monotonic_ns() // 1000 - measured > figures_hold_seconds(node) * 1e6
+        is_stale = measured > 0 and self._now_us() - measured > figures_hold_seconds(node) * 1e6
         self._untrusted = None
         if node[Node.UNLISTED]:
             self._untrusted = self._unlisted

@@ -385,7 +385,7 @@ class Connection(asyncio.Protocol):
     def announced_bytes(self) -> int:
         """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none is taken."""
         length = self.parser.length
-        return length if length <= self._context.limits.max_body else 0
+        return length if self.arriving is not None and length <= self._context.limits.max_body else 0
 
     @property
     def brings_large_body(self) -> bool:

@@ -57,7 +57,8 @@ def url_too_long(limits: Limits) -> responses.Refusal:
 
 def head_bytes(url: bytes, headers: dict[bytes, bytes], lines: int) -> int:
     """The size of a head, without what is always in a request line."""
-    return len(url) + sum(map(len, headers)) + sum(map(len, headers.values())) + LINE_SIGNS * (lines + 1)
+    # Joining a few short texts takes less time than summing up their sizes.
+    return len(url) + len(b"".join([*headers, *headers.values()])) + LINE_SIGNS * (lines + 1)
 
 
 def size_refusal(limits: Limits, lines: int) -> responses.Refusal:

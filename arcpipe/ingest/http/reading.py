@@ -101,7 +101,7 @@ class Reading:
     def go_on(self, data: bytes, at: int, began: float) -> None:
         """Handle a read from `at` on until the connection's turn is over, and keep the rest for its next turn."""
         connection, parser = self._connection, self._parser
-        if connection.is_deaf:
+        if connection.state == LINGER or (connection.exchanges and connection.is_over):  # `is_deaf`, without a call
             connection.note_dropped()
             return
         if self.rest:  # TLS may bring more although it was told not to
@@ -113,7 +113,13 @@ class Reading:
         turn_end = began + (SMALL_SECONDS if self._context.turns.is_used_up else SLICE_SECONDS)
         while not (connection.paused and self._must_stop()):
             end = parser.piece_end(data, at) if size - at > PARSED_BYTES else size
-            parser.feed(data if end - at == size else memoryview(data)[at:end], end == size)
+            if end - at == size:
+                piece: bytes | memoryview = data
+            elif end - at <= PARSED_BYTES:
+                piece = data[at:end]  # to copy a few bytes takes less time than a view
+            else:
+                piece = memoryview(data)[at:end]
+            parser.feed(piece, end == size)
             at = end
             if at < size and parser.is_between:
                 at = self.take_known(data, at, turn_end)

@@ -19,16 +19,16 @@ from arcpipe.ingest.http.bodies import JOINED_BYTES, Pieces, add_piece, join_apa
 from arcpipe.ingest.http.exchange import NO_HEADERS
 from arcpipe.ingest.http.flow_control import PIPELINE_FULL, SMALL_BODY_BYTES
 from arcpipe.ingest.http.head_cache import Head
-from arcpipe.ingest.http.head_checks import LINE_SIGNS, Refused
+from arcpipe.ingest.http.head_checks import LENGTH_DIGITS, LINE_SIGNS, Refused, head_bytes
 from arcpipe.ingest.http.limits import READ_BYTES
 from arcpipe.ingest.http.request_ids import HEADER as REQUEST_ID
-from arcpipe.ingest.http.states import ANSWER, BODY, HEADER
+from arcpipe.ingest.http.states import ANSWER, BODY, HEADER, LINGER
 
 if TYPE_CHECKING:
     from arcpipe.ingest.http.context import IngestContext, Surface
     from arcpipe.ingest.http.exchange import Exchange
     from arcpipe.ingest.http.link import Link
-    from arcpipe.ingest.http.router import Judge
+    from arcpipe.ingest.http.router import Handler, Judge
 
 # Bytes that the parser is given at once, at most, unless they are all of one body: it cannot be stopped, and the
 # smallest requests and chunks have a few bytes each.
@@ -59,7 +59,7 @@ class RequestParser:
         # Of the connection.
         *("_connection", "_context", "_fresh", "_parser", "_surface", "is_between", "waiting_head_bytes"),
         # Of a head that is being read.
-        *("_repeated_bytes", "_repeated_lines", "_trailer_bytes", "_unread_bytes", "headers", "url"),
+        *("_has_head", "_repeated_bytes", "_repeated_lines", "_trailer_bytes", "_unread_bytes", "headers", "url"),
         # Of a request whose head is complete.
         *("_head", "_judge", "_refusal", "awaits_go_ahead", "latest_since", "length"),
         # Of its body.
@@ -77,6 +77,7 @@ class RequestParser:
 
         self.url = b""
         self.headers: dict[bytes, bytes] = NO_HEADERS
+        self._has_head = False  # it is complete: lines that follow are a trailer's
         self._repeated_lines = 0  # headers whose name was there before
         self._repeated_bytes = 0
         self._trailer_bytes = 0
@@ -87,7 +88,7 @@ class RequestParser:
         self._refusal: bytes | None = None
         self._judge: Judge | None = None  # until the body is whole, or was asked for
         self.awaits_go_ahead = False  # the body waits for a 100, and earlier answers have to leave first
-        self.length = 0  # of the body, as its head says; -1: it is chunked
+        self.length = 0  # of the body that arrives, as its head says; -1: it is chunked
         self.latest_since = 0.0  # the connection's `since` never gets later than this while the body arrives
 
         self._pieces: Pieces = []  # of the body, as far as it has arrived
@@ -171,7 +172,7 @@ class RequestParser:
 
     def on_message_begin(self) -> None:
         connection = self._connection
-        if connection.is_deaf:
+        if connection.state == LINGER or (connection.exchanges and connection.is_over):  # `is_deaf`, without a call
             raise _Over
         self.is_between = False
         connection.state = HEADER
@@ -179,6 +180,7 @@ class RequestParser:
         self.url = b""
         self.headers = {}
         self._repeated_lines = self._repeated_bytes = 0
+        self._has_head = False
         self._unread_bytes = -1
         if not connection.exchanges:
             self.waiting_head_bytes = 0
@@ -192,7 +194,7 @@ class RequestParser:
             raise Refused(head_checks.url_too_long(limits))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._connection.arriving is not None:  # a trailer, and nothing here reads trailers
+        if self._has_head:  # a trailer, and nothing here reads trailers
             self._trailer_bytes += len(name) + len(value) + LINE_SIGNS
             if self._trailer_bytes > self._context.limits.max_header:
                 raise Refused(head_checks.header_too_large(self._context.limits))
@@ -215,10 +217,18 @@ class RequestParser:
             if method == b"CONNECT":
                 raise Refused(responses.NOT_FOUND)
             return
-        self._count_head()
+        lines_sent = len(headers) + self._repeated_lines
+        size = head_bytes(self.url, headers, lines_sent) + self._repeated_bytes
+        limits = context.limits
+        if size > limits.max_header or lines_sent > limits.max_headers:
+            raise Refused(head_checks.size_refusal(limits, lines_sent))
+        self.waiting_head_bytes += size + _HEAD_LINE_BYTES * lines_sent
+        self._has_head = True
+        self._trailer_bytes = self._unread_bytes = 0
         closes = not parser.should_keep_alive()
         is_http_1_0 = False
-        if closes or b"connection" in headers or b"proxy-connection" in headers:  # only 1.1 is kept open by itself
+        says_connection = b"connection" in headers or b"proxy-connection" in headers
+        if closes or says_connection:  # only 1.1 is kept open by itself
             is_http_1_0 = head_checks.is_http_1_0(parser.get_http_version())
         if headers.get(b"host") not in context.hosts:
             head_checks.check_host(headers, is_http_1_0, context.hosts)
@@ -232,8 +242,8 @@ class RequestParser:
             lines += responses.KEEP_ALIVE
         exchange = self._enter(method, path, query, lines)
         exchange.closes = closes or context.draining
-        if self.length > context.limits.max_body:
-            raise Refused(head_checks.body_too_large(context.limits))
+        if self.length > limits.max_body:
+            raise Refused(head_checks.body_too_large(limits))
         if self._refusal is None and (b"content-encoding" in headers or context.inflight.is_full):
             self._look_at_body(headers)
         if b"expect" in headers and not is_http_1_0:
@@ -241,18 +251,26 @@ class RequestParser:
         if self._refusal is not None:
             if self._is_worth_an_end():
                 raise Refused(self._refusal)
-        elif self._fresh is not None and not closes and not lines and parser.get_http_version() == "1.1":
+        elif (
+            self._fresh is not None
+            and not (closes or says_connection or lines)  # no head that names a connection is ever learned
+            and parser.get_http_version() == "1.1"
+        ):
             self._surface.heads.learn(self._fresh, self._head)
         self._fresh = None
 
     def on_body(self, body: bytes) -> None:
         self.awaits_go_ahead = False
-        self._calls += 1
         self.size += len(body)
-        if self.size > self._context.limits.max_body:
-            raise Refused(head_checks.body_too_large(self._context.limits))
+        if self.length < 0:  # it is chunked; any other length was judged with the head
+            self._calls += 1
+            if self.size > self._context.limits.max_body:
+                raise Refused(head_checks.body_too_large(self._context.limits))
         if self._refusal is None:
-            add_piece(self._pieces, body)
+            if self._pieces:
+                add_piece(self._pieces, body)
+            else:
+                self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         connection = self._connection
@@ -263,7 +281,8 @@ class RequestParser:
         connection.state = ANSWER
         head, refusal, size = self._head, self._refusal, self.size
         pieces, self._pieces = self._pieces, []
-        self._clear_head()
+        self.headers, self.url = NO_HEADERS, b""  # as `_clear_head`
+        self._head = _NO_HEAD
         self.awaits_go_ahead = False  # no body came that it would have been for
         if self._held:
             self.drop_body()
@@ -281,16 +300,6 @@ class RequestParser:
 
     # A complete head
 
-    def _count_head(self) -> None:
-        """Count the memory of a head. Raises Refused if it is larger than it may be."""
-        lines = len(self.headers) + self._repeated_lines
-        size = head_checks.head_bytes(self.url, self.headers, lines) + self._repeated_bytes
-        limits = self._context.limits
-        if size > limits.max_header or lines > limits.max_headers:
-            raise Refused(head_checks.size_refusal(limits, lines))
-        self.waiting_head_bytes += size + _HEAD_LINE_BYTES * lines
-        self._trailer_bytes = self._unread_bytes = 0
-
     def _enter(self, method: bytes, path: bytes, query: bytes, lines: bytes) -> Exchange:
         """Find who answers, and pass through the connection's front door.
 
@@ -299,22 +308,25 @@ class RequestParser:
         """
         context, connection, headers = self._context, self._connection, self.headers
         self.size = self._seen = 0
-        head = self._head = Head(method, path, query, headers, None, "", None, connection.unrouted)
+        handler: Handler | None = None
+        scope, answered, guard = "", connection.unrouted, None
         length = headers.get(b"content-length", b"0")
-        is_length = len(length) <= head_checks.LENGTH_DIGITS
-        guard = None
+        is_length = len(length) <= LENGTH_DIGITS
         if is_length:  # else it goes no further than the door, which keeps an exchange for the answer
             self.length = -1 if b"transfer-encoding" in headers else int(length)
             route = self._surface.routes.get(path)
             if route is None:
                 self._refusal = responses.NOT_FOUND
             else:
-                head.answered = route.answered
+                answered = route.answered
                 endpoint = route.endpoints.get(method)
                 if endpoint is None:
                     self._refusal = route.wrong_method
                 else:
-                    head.handler, head.scope, self._judge, guard = endpoint
+                    handler, scope, self._judge, guard = endpoint
+        else:
+            self.length = 0
+        head = self._head = Head(method, path, query, headers, handler, scope, None, answered)
         exchange: Exchange
         if lines or REQUEST_ID in headers:
             identified, refusal = connection.take(head, context.identified_kind, None)
@@ -403,7 +415,7 @@ class RequestParser:
             return
         context, connection = self._context, self._connection
         lines = len(self.headers) + self._repeated_lines
-        head_size = head_checks.head_bytes(self.url, self.headers, lines) + self._repeated_bytes
+        head_size = head_bytes(self.url, self.headers, lines) + self._repeated_bytes
         limits = context.limits
         if head_size > limits.max_header or lines > limits.max_headers:
             connection.refuse(head_checks.size_refusal(limits, lines))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 
+from arcpipe.clock import monotonic_us
 from arcpipe.config.settings import WAL, Settings
 from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Counters, Node
 from arcpipe.ingest.endpoints.admission import Admission
@@ -16,10 +16,6 @@ from arcpipe.wal.directory import WALDirectory
 from tests.support.waiting import wait_until
 
 SEGMENT_BYTES = 2 << 20
-
-
-def now_us() -> int:
-    return time.monotonic_ns() // 1000
 
 
 @pytest.fixture
@@ -36,11 +32,11 @@ def test_figures_are_renewed_by_a_worker_while_nobody_else_can(directory: WALDir
     node = counters.node
     node[Node.DRAINING] = HANDED_OVER
     node[Node.UNRECOVERED_SEGMENTS], node[Node.UNRECOVERED_BYTES] = 1, 7
-    node[Node.MEASURED_US] = now_us() - int((FIGURES_SECONDS + 60) * 1e6)
+    node[Node.MEASURED_US] = monotonic_us() - int((FIGURES_SECONDS + 60) * 1e6)
     admission = Admission(Settings(wal=WAL(min_free_mb=0, max_backlog_mb=1)), node)
     stand_in = StandIn(directory, counters)
     stand_in.tick()
-    wait_until(lambda: now_us() - node[Node.MEASURED_US] < FIGURES_SECONDS * 1e6, "new figures")
+    wait_until(lambda: monotonic_us() - node[Node.MEASURED_US] < FIGURES_SECONDS * 1e6, "new figures")
     assert (node[Node.BACKLOG_SEGMENTS], node[Node.BACKLOG_BYTES]) == (2, SEGMENT_BYTES + 7)
     assert node[Node.DISK_FREE_BYTES] > 0
     refusals = []
@@ -75,7 +71,7 @@ def test_nobody_stands_in_for_a_supervisor_that_is_there_or_only_loads(
     """Figures of one that hangs get old: that is what tells of it."""
     counters = Counters(1)
     counters.node[Node.DRAINING] = draining
-    counters.node[Node.MEASURED_US] = now_us() - int(age_seconds * 1e6)
+    counters.node[Node.MEASURED_US] = monotonic_us() - int(age_seconds * 1e6)
     stand_in = StandIn(directory, counters)
     stand_in.tick()
     assert stand_in._thread is None

@@ -6,30 +6,26 @@ import pytest
 
 from arcpipe.config.settings import Settings
 from arcpipe.counters import BEGUN, FIGURES_SECONDS, HANDED_OVER, Counters, Node
-from arcpipe.ingest.endpoints import admission
 from arcpipe.ingest.endpoints.admission import Admission
 from tests.support.wal_doubles import Clock
 
 
-class MeasuringClock(Clock):
-    def monotonic_ns(self) -> int:
-        return self.monotonic_us * 1000
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> MeasuringClock:
-    clock = MeasuringClock()
-    monkeypatch.setattr(admission, "time", clock)
-    return clock
-
-
-@pytest.fixture
-def node(clock: MeasuringClock) -> memoryview:
+def node(clock: Clock) -> memoryview:
     """Of an instance with room, measured now."""
     node = Counters(1).node
     node[Node.DISK_FREE_BYTES] = 1 << 40
     node[Node.MEASURED_US] = clock.monotonic_us
     return node
+
+
+def admission_by(clock: Clock, node: memoryview) -> Admission:
+    return Admission(Settings(), node, lambda: clock.monotonic_us)
 
 
 def is_taken(admission: Admission) -> bool:
@@ -38,8 +34,8 @@ def is_taken(admission: Admission) -> bool:
     return admission.refusal() is None
 
 
-def test_old_figures_are_not_trusted_and_new_ones_are_again(clock: MeasuringClock, node: memoryview) -> None:
-    admission = Admission(Settings(), node)
+def test_old_figures_are_not_trusted_and_new_ones_are_again(clock: Clock, node: memoryview) -> None:
+    admission = admission_by(clock, node)
     assert is_taken(admission)
     clock.pass_seconds(FIGURES_SECONDS)
     assert is_taken(admission)
@@ -51,8 +47,8 @@ def test_old_figures_are_not_trusted_and_new_ones_are_again(clock: MeasuringCloc
     assert is_taken(admission)
 
 
-def test_one_look_after_a_pause_of_the_whole_machine_refuses_nothing(clock: MeasuringClock, node: memoryview) -> None:
-    admission = Admission(Settings(), node)
+def test_one_look_after_a_pause_of_the_whole_machine_refuses_nothing(clock: Clock, node: memoryview) -> None:
+    admission = admission_by(clock, node)
     admission.tick()
     clock.pass_seconds(1000)
     admission.tick()
@@ -61,8 +57,8 @@ def test_one_look_after_a_pause_of_the_whole_machine_refuses_nothing(clock: Meas
     assert is_taken(admission)
 
 
-def test_an_upgrade_has_a_minute_to_load(clock: MeasuringClock, node: memoryview) -> None:
-    admission = Admission(Settings(), node)
+def test_an_upgrade_has_a_minute_to_load(clock: Clock, node: memoryview) -> None:
+    admission = admission_by(clock, node)
     node[Node.DRAINING] = HANDED_OVER
     clock.pass_seconds(59)
     assert is_taken(admission)
@@ -72,8 +68,8 @@ def test_an_upgrade_has_a_minute_to_load(clock: MeasuringClock, node: memoryview
     assert not is_taken(admission)
 
 
-def test_nothing_is_taken_while_the_directory_cannot_be_listed(node: memoryview) -> None:
-    admission = Admission(Settings(), node)
+def test_nothing_is_taken_while_the_directory_cannot_be_listed(clock: Clock, node: memoryview) -> None:
+    admission = admission_by(clock, node)
     node[Node.UNLISTED] = 1
     assert not is_taken(admission)
     node[Node.UNLISTED] = 0
