@@ -28,10 +28,10 @@ PRIORITIES = {"DEBUG": "<7>", "INFO": "<6>", "WARNING": "<4>", "ERROR": "<3>", "
 REPEATING = """
 import logging
 info = logging.Logger.info
-begun = ("listening", "serving on", "batch %s: %d segments")
+begun = ("listening", "serving on", "batch ")
 def info_and_warnings(self, message, *arguments, **more):
     info(self, message, *arguments, **more)
-    if message.startswith(begun):
+    if (message % arguments).startswith(begun):
         from arcpipe import logs
         for number in range(30):
             self.warning("again %d", number)

@@ -603,12 +603,12 @@ class TestFaults:
             request.reply(200, ETag='"x"')
 
         faults.answers = [answer]
-        store = faulty(faults, max_connections=3, connect_timeout_seconds=0.5, read_timeout_seconds=1)
+        store = faulty(faults, max_connections=3, connect_timeout_seconds=2, read_timeout_seconds=2)
 
         async def work(store: S3Store) -> None:
             await warm_up(store)
-            # 2 s in all, longer than a request may take: waiting for its turn does not count.
-            await asyncio.gather(*(store.put(str(i), MemoryBlob(b"1")) for i in range(30)))
+            # 5 s in all, longer than a request may take: waiting for its turn does not count.
+            await asyncio.gather(*(store.put(str(i), MemoryBlob(b"1")) for i in range(75)))
 
         using(store, work)
         assert max(most) <= 3
