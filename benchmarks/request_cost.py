@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import typer
 
@@ -90,19 +90,36 @@ def child(checkout: str) -> None:
     from arcpipe.ingest.http.router import WRITE, Router
     from arcpipe.wal.writer import Group
 
-    for module in ("connection", "reading"):  # turns end by the clock, and other programs run, too
-        loaded = sys.modules.get(f"arcpipe.ingest.http.{module}")  # None in checkouts of another layout
-        for name in ("SLICE_SECONDS", "SMALL_SECONDS"):
-            if hasattr(loaded, name):
-                setattr(loaded, name, math.inf)
     counters = Counters(1)
     counters.node[Node.DISK_FREE_BYTES] = 1 << 50
-    context: Any = IngestContext(Limits.of(Settings()), None)
-    turns = (context.turns,) if hasattr(context, "turns") else ()  # which older checkouts do not have
-    writes: Any = WriteEndpoints(Admission(Settings(), counters.node), context.encoding, *turns)
-    log = context.commit = writes.commit = _Log(Group)
-    context.routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
-    connection = Connection(context)
+    admission = Admission(Settings(), counters.node)
+    log = _Log(Group)
+    context: Any
+    writes: Any
+    try:
+        from arcpipe.ingest.http.turns import TimeBudget, Turns
+    except ImportError:  # an older checkout
+        for module in ("connection", "reading"):  # turns end by the clock, and other programs run, too
+            loaded = sys.modules.get(f"arcpipe.ingest.http.{module}")  # None in checkouts of another layout
+            for name in ("SLICE_SECONDS", "SMALL_SECONDS"):
+                if hasattr(loaded, name):
+                    setattr(loaded, name, math.inf)
+        old: Any = IngestContext
+        context = old(Limits.of(Settings()), None)
+        turns = (context.turns,) if hasattr(context, "turns") else ()
+        writes = cast(Any, WriteEndpoints)(admission, context.encoding, *turns)
+        context.commit = writes.commit = log
+    else:
+        # No turn ends by the clock, as other programs run, too.
+        budget = TimeBudget(*[math.inf] * len(TimeBudget._fields))
+        context = IngestContext(Limits.of(Settings()), log, Turns(budget))
+        writes = WriteEndpoints(admission, context.encoding, context.turns, cast(Any, log))
+    routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
+    if hasattr(context, "add_surface"):
+        connection = Connection(context, context.add_surface(routes))
+    else:
+        context.routes = routes
+        connection = cast(Any, Connection)(context)
 
     def request(body: bytes) -> bytes:
         head = (
