@@ -1,7 +1,7 @@
-"""Measures backlog and disk for this process's own admission where the supervisor is gone for a while.
+"""Measures backlog and disk for this process's own admission while the supervisor is gone.
 
-An upgrade has ended the former program, and the new one cannot start yet. It has memory of its own, so nobody looks for
-the workers that serve meanwhile. They would go by old figures, and then refuse all writes.
+An upgrade has ended the previous program, and the new one cannot start yet. It has shared memory of its own, so nobody
+measures for the workers that still serve. With old figures they would soon refuse all writes.
 """
 
 from __future__ import annotations
@@ -14,41 +14,46 @@ from typing import Final
 from arcpipe.clock import monotonic_us
 from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Counters, Node
 from arcpipe.disk import space
-from arcpipe.wal.directory import SEALED, WALDirectory
+from arcpipe.wal.backlog import find_pending, total_bytes
+from arcpipe.wal.directory import WALDirectory
 
-# Figures may be half as old as they hold: an upgrade that goes well is over by then.
+# Age of figures, in µs, at which they are measured here: half of the time that they hold. A usual upgrade takes less.
 _OLD_US: Final = int(FIGURES_SECONDS / 2 * 1e6)
 
 
 class StandIn:
-    """Looks in a thread, because a disk may take its time. For one event loop."""
+    """Measures in a thread, because a disk may be slow. For one event loop."""
 
     def __init__(self, directory: WALDirectory, counters: Counters) -> None:
         self._directory = directory
+        self._counters = counters
         self._node = counters.node
         self._thread: threading.Thread | None = None
 
     def tick(self) -> None:
-        """Has the figures renewed if nobody else does. To be called a few times a second."""
+        """Measure anew if nobody else does. Call it a few times a second."""
         node = self._node
         if node[Node.DRAINING] != HANDED_OVER or monotonic_us() - node[Node.MEASURED_US] < _OLD_US:
             return
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._measure, name="figures", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no room for a thread: the figures are too old in the end
+            with contextlib.suppress(RuntimeError):  # no memory for a thread: the figures get too old in the end
                 self._thread.start()
 
     def _measure(self) -> None:
         node = self._node
         try:
-            sealed = self._directory.segments(SEALED)
+            sealed, being_sealed = find_pending(self._directory, self._counters)
             free, total = space(os.statvfs(self._directory.path))
         except OSError:
             node[Node.UNLISTED] = 1
         else:
-            # Nobody recovers anything meanwhile.
-            node[Node.BACKLOG_SEGMENTS] = len(sealed) + node[Node.UNRECOVERED_SEGMENTS]
-            node[Node.BACKLOG_BYTES] = sum(file.size for file in sealed) + node[Node.UNRECOVERED_BYTES]
+            # Nobody recovers anything meanwhile. Segments that were not recovered look as if they were being sealed, if
+            # their slot has a worker.
+            left = max(len(being_sealed), node[Node.UNRECOVERED_SEGMENTS])
+            left_bytes = max(total_bytes(being_sealed), node[Node.UNRECOVERED_BYTES])
+            node[Node.BACKLOG_SEGMENTS] = len(sealed) + left
+            node[Node.BACKLOG_BYTES] = total_bytes(sealed) + left_bytes
             node[Node.DISK_FREE_BYTES], node[Node.DISK_TOTAL_BYTES] = free, total
             node[Node.UNLISTED] = 0
         node[Node.MEASURED_US] = monotonic_us()

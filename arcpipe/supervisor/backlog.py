@@ -14,7 +14,8 @@ from arcpipe.clock import monotonic_us
 from arcpipe.counters import Counters, Node, pack_name
 from arcpipe.disk import space
 from arcpipe.supervisor.waiting import Waiting
-from arcpipe.wal.directory import ACTIVE, SEALED, SegmentFile, WALDirectory
+from arcpipe.wal.backlog import find_pending, total_bytes
+from arcpipe.wal.directory import ACTIVE, SegmentFile, WALDirectory
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.recovery import recover_files
 
@@ -79,6 +80,7 @@ class Backlog:
         self._directory = directory
         self._leftovers = leftovers
         self._path = directory.path
+        self._counters = counters
         self._node = counters.node
         self._waiting = Waiting(counters)
         self._problem = ""  # the last one logged
@@ -120,15 +122,14 @@ class Backlog:
         self._waiting.note_active()
         left = self._leftovers.look()
         node[Node.UNRECOVERED_SEGMENTS] = len(left)
-        node[Node.UNRECOVERED_BYTES] = sum(file.size for file in left)
+        node[Node.UNRECOVERED_BYTES] = total_bytes(left)
         words = pack_name(left[0].filename if left else "")
         node[Node.UNRECOVERED_NAME : Node.UNRECOVERED_NAME + len(words)] = words
-        files = self._directory.segments((ACTIVE, SEALED))
-        sealed = [file for file in files if file.state == SEALED]
-        known = {file.name for file in (*sealed, *left)}
-        left += [file for file in self._waiting.being_sealed(files) if file.name not in known]
+        sealed, being_sealed = find_pending(self._directory, self._counters)
+        names = {file.name for file in left}
+        left += [file for file in being_sealed if file.name not in names]
         node[Node.BACKLOG_SEGMENTS] = len(sealed) + len(left)
-        node[Node.BACKLOG_BYTES] = sum(file.size for file in (*sealed, *left))
+        node[Node.BACKLOG_BYTES] = total_bytes(sealed) + total_bytes(left)
         node[Node.OLDEST_BACKLOG_US] = self._waiting.oldest(sealed, left)
 
     def _measure_disk(self) -> None:

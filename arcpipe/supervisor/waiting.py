@@ -8,12 +8,12 @@ the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from arcpipe.clock import ahead_us, steady_us
 from arcpipe.counters import Counters, Worker
-from arcpipe.wal.directory import ACTIVE, SegmentFile, SegmentName
+from arcpipe.wal.directory import SegmentFile, SegmentName
 from arcpipe.wal.reader import first_timestamp
 
 # Segments that are in no listing and are still remembered, such as those being sealed, which a failing disk delays.
@@ -40,20 +40,6 @@ class Waiting:
             seq, created = block[Worker.SEGMENT_SEQ], block[Worker.SEGMENT_CREATED_US]
             if first and seq and first == block[Worker.SEGMENT_FIRST_US]:  # otherwise the worker is changing it
                 self._since[SegmentName.at(slot, created, seq)] = _Since(first)
-
-    def being_sealed(self, files: Iterable[SegmentFile]) -> list[SegmentFile]:
-        """Select active segments that their workers no longer write.
-
-        A thread of the worker seals them, which a slow disk delays, or they are being recovered.
-        """
-        current = [block[Worker.SEGMENT_SEQ] for block in self._blocks]
-        return [
-            file
-            for file in files
-            if file.state == ACTIVE
-            and 0 < file.name.slot <= len(current)
-            and file.name.seq < current[file.name.slot - 1]
-        ]
 
     def oldest(self, sealed: Sequence[SegmentFile], left: Sequence[SegmentFile]) -> int:
         """Return the time since when the oldest record waits, in µs of the steady clock; 0 if there is none.

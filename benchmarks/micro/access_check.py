@@ -23,6 +23,7 @@ from arcpipe.ingest.http.connection import Connection
 from arcpipe.ingest.http.context import IngestContext
 from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.router import WRITE, Router
+from arcpipe.ingest.http.turns import TimeBudget, Turns
 
 _ROUNDS: Final = 2000
 _BATCHES: Final = 3
@@ -37,11 +38,10 @@ class _Nowhere:
 
 
 def _connection(auth: Auth | None) -> Connection:
-    context = IngestContext(Limits.of(Settings()), auth)
-    context.commit = cast(Any, SimpleNamespace(pending_bytes=0))
+    context = IngestContext(Limits.of(Settings()), SimpleNamespace(pending_bytes=0), Turns(TimeBudget()), auth=auth)
     handler = (lambda exchange: exchange.answer(responses.ACCEPTED), WRITE)
-    context.routes = Router({("POST", "/write/v2/msgpack"): handler}).routes
-    connection = Connection(context)
+    surface = context.add_surface(Router({("POST", "/write/v2/msgpack"): handler}).routes)
+    connection = Connection(context, surface)
     connection.connection_made(cast(Any, _Nowhere()))
     return connection
 

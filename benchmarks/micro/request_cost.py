@@ -91,18 +91,20 @@ class _Worker:
         from arcpipe.ingest.http.context import IngestContext
         from arcpipe.ingest.http.limits import Limits
         from arcpipe.ingest.http.router import WRITE, Router
+        from arcpipe.ingest.http.turns import TimeBudget, Turns
         from arcpipe.wal.writer import Group
 
-        _let_turns_last()
         counters = Counters(1)
         counters.node[Node.DISK_FREE_BYTES] = 1 << 50
-        context: Any = IngestContext(Limits.of(Settings()), None)
-        turns = (context.turns,) if hasattr(context, "turns") else ()  # older checkouts do not have them
-        writes: Any = WriteEndpoints(Admission(Settings(), counters.node), context.encoding, *turns)
-        context.routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
-        self._commit = context.commit = writes.commit = _Commit(Group)
+        self._commit = _Commit(Group)
+        commit: Any = self._commit
+        # No turn ends by the clock, which other programs move, too.
+        turns = Turns(TimeBudget(*[math.inf] * len(TimeBudget._fields)))
+        context = IngestContext(Limits.of(Settings()), commit, turns)
+        writes = WriteEndpoints(Admission(Settings(), counters.node), context.encoding, turns, commit)
+        routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
         self._writes = writes
-        self._connection: Any = Connection(context)
+        self._connection: Any = Connection(context, context.add_surface(routes))
 
     def connect(self) -> None:
         """Begin the connection; needs a running loop."""
@@ -116,15 +118,6 @@ class _Worker:
             receive(data)
             committed(waiters(), None)
         return time.process_time() - before
-
-
-def _let_turns_last() -> None:
-    """Take the bound off a connection's turns: they end by the clock, which other programs move, too."""
-    for module in ("connection", "reading"):
-        loaded = sys.modules.get(f"arcpipe.ingest.http.{module}")  # None in checkouts of another layout
-        for name in ("SLICE_SECONDS", "SMALL_SECONDS"):
-            if hasattr(loaded, name):
-                setattr(loaded, name, math.inf)
 
 
 def _request(body: bytes, agent: str = "telegraf/1.30") -> bytes:

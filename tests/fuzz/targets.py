@@ -52,7 +52,7 @@ def edge(data: bytes) -> None:
     while context.connections or context.turned_away:
         worker.pass_seconds(400)
         worker.settle()
-    assert context.inflight.is_empty()
+    assert worker.holds_no_body
     assert worker.commit.pending_bytes == 0
 
 

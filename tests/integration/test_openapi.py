@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -16,10 +17,10 @@ from arcpipe import __version__
 from arcpipe.access.reload import Access
 from arcpipe.config.settings import Settings
 from arcpipe.counters import REFUSAL_CODES, Counters
+from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.router import OPEN
-from arcpipe.ingest.worker import IngestWorker
+from arcpipe.ingest.service import build
 from arcpipe.monitoring import health, process_state, snapshot
-from arcpipe.wal.directory import NodeIdentity
 from tests.support.program import ROOT, environment
 from tests.support.server import Server
 from tests.support.sets import IS_LONG
@@ -45,11 +46,13 @@ def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]
 
 
 def table() -> dict[tuple[str, str], str]:
-    """(method, path) to scope, of a real worker; HEAD comes with each GET."""
-    worker = IngestWorker(Settings(), 1, [], Counters(1), NodeIdentity("node", 1), 0, Access(None, 0, None, 0))
+    """(method, path) to scope, of a real worker's server; HEAD comes with each GET."""
+    settings, commit = Settings(), SimpleNamespace(pending_bytes=0)
+    access = Access(None, 0, None, 0)
+    service = build(settings, 1, Counters(1), access, Limits.of(settings), lambda _: cast(Any, commit))
     return {
         (method.decode(), path.decode()): endpoint.scope
-        for path, route in worker._context.routes.items()
+        for path, route in service.surface.routes.items()
         for method, endpoint in route.endpoints.items()
         if method != b"HEAD"
     }

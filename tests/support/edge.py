@@ -10,38 +10,30 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
-from unittest import mock
 
 from arcpipe.access.reload import Access
 from arcpipe.config.settings import WAL, Server, Settings, Storage
 from arcpipe.counters import Counters, Node
 from arcpipe.disk import Disk
-from arcpipe.ingest.endpoints import write
-from arcpipe.ingest.http import bodies, connection, reading, turns
 from arcpipe.ingest.http.connection import Connection
 from arcpipe.ingest.http.context import Surface
-from arcpipe.ingest.http.entrance import Paths
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.flow_control import TURN
+from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.router import offered
-from arcpipe.ingest.worker import IngestWorker, wal_options
+from arcpipe.ingest.http.timeouts import expire_connections
+from arcpipe.ingest.http.turns import TimeBudget
+from arcpipe.ingest.service import build
+from arcpipe.ingest.worker import wal_options
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.group_commit import group_commit
 from arcpipe.wal.writer import WALWriter
 
 T = TypeVar("T")
 
-# Bounds of time by the modules that hold them.
-_BOUNDS: Final[dict[Any, tuple[str, ...]]] = {
-    connection: ("SMALL_SECONDS",),
-    reading: ("SLICE_SECONDS", "SMALL_SECONDS", "TURN_SECONDS"),
-    bodies: ("TURN_SECONDS",),
-    write: ("INLINE_SECONDS", "SMALL_SECONDS", "_INLINE_TURN_SECONDS"),
-    turns: ("TURN_SECONDS",),
-}
+ALL_THE_TIME: Final = TimeBudget(*[math.inf] * len(TimeBudget._fields))
 
 
 class Transport(asyncio.Transport):
@@ -102,7 +94,7 @@ class Peer:
 
     def __init__(self, edge: Edge, surface: Surface | None = None) -> None:
         self.transport = Transport(edge.loop)
-        self.connection = self.transport.connection = Connection(edge.context, surface)
+        self.connection = self.transport.connection = Connection(edge.context, surface or edge.surface)
         self._edge = edge
         edge.call(lambda: self.connection.connection_made(self.transport))
         edge.turn()
@@ -130,18 +122,21 @@ class Edge:
     """One worker with its log in a directory of its own. A context manager."""
 
     def __init__(
-        self, directory: Path | None = None, disk: Disk | None = None, *, hurried: bool = False, **server: Any
+        self,
+        directory: Path | None = None,
+        disk: Disk | None = None,
+        *,
+        budget: TimeBudget = ALL_THE_TIME,
+        **server: Any,
     ) -> None:
         """Make a worker in this process.
 
         Args:
             directory: of its WAL; a temporary one by default.
             disk: what the WAL does its system calls with.
-            hurried: has turns end by the clock, as a worker does; else they take all the time they need.
+            budget: ends turns; by default they take all the time that they need.
             server: settings of the section.
         """
-        self._patches = ExitStack()
-        self._hurried = hurried
         self._own = tempfile.TemporaryDirectory() if directory is None else None
         base = Path(self._own.name) if self._own is not None else directory
         assert base is not None
@@ -155,23 +150,22 @@ class Edge:
         self.directory.make()
         self.directory.lock()
         node = self.directory.next_boot()
-        counters = Counters(1)
-        counters.node[Node.DISK_FREE_BYTES] = 1 << 50
-        self.worker = IngestWorker(settings, 1, [], counters, node, 0, Access(None, 0, None, 0))
-        self.context = self.worker._context
-        self.context.dated.set_time(0)  # always: two of these are compared byte by byte
+        self.counters = Counters(1)
+        self.counters.node[Node.DISK_FREE_BYTES] = 1 << 50
         writer = WALWriter(self.directory, 1, wal_options(settings), node=node.node)
-        self.commit = group_commit(writer, self.loop, self.worker._committed, self.worker._crashed)
-        self.context.commit = self.worker._writes.commit = self.commit
+        self.service = build(
+            *(settings, 1, self.counters, Access(None, 0, None, 0), Limits.of(settings)),
+            lambda committed: group_commit(writer, self.loop, committed, self._crashed),
+            budget,
+        )
+        self.context, self.surface, self.writes = self.service.context, self.service.surface, self.service.writes
+        self.commit = self.service.commit
+        self.context.dated.set_time(0)  # always: two of these are compared byte by byte
         self.loop.set_exception_handler(self._note_exception)
         self.exceptions: list[dict[str, Any]] = []
 
     def __enter__(self) -> Edge:
         asyncio.set_event_loop(self.loop)
-        if not self._hurried:
-            for module, names in _BOUNDS.items():
-                for name in names:
-                    self._patches.enter_context(mock.patch.object(module, name, math.inf))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -180,9 +174,11 @@ class Edge:
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
         asyncio.set_event_loop(None)
-        self._patches.close()
         if self._own is not None:
             self._own.cleanup()
+
+    def _crashed(self, error: BaseException) -> None:
+        self.exceptions.append({"exception": error})
 
     def _note_exception(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.exceptions.append(context)
@@ -190,11 +186,9 @@ class Edge:
     def connect(self, surface: Surface | None = None) -> Peer:
         return Peer(self, surface)
 
-    def paths(self, paths: str) -> Paths:
+    def paths(self, paths: str) -> Surface:
         """The surface of a listener that offers "writes" or "operations" alone."""
-        surface = Paths(offered(self.context.routes, paths))
-        self.context.all_heads.append(surface.heads)
-        return surface
+        return self.context.add_surface(offered(self.surface.routes, paths))
 
     def call(self, callback: Callable[[], T]) -> T:
         """Calls something in the loop, as a loop calls a protocol."""
@@ -207,9 +201,15 @@ class Edge:
     def pass_seconds(self, seconds: float) -> None:
         """Moves the clock that timeouts are measured by, and does what the worker does at each tick."""
         self.context.now += seconds
-        self.call(self.worker._expire_connections)
+        self.call(lambda: expire_connections(self.context))
         self.call(lambda: self.context.inflight.tick(self.context.now))
         self.turn()
+
+    @property
+    def holds_no_body(self) -> bool:
+        """Whether no body is counted as arriving, and none waits."""
+        inflight = self.context.inflight
+        return not (inflight.arriving or inflight.waiting)
 
     def _connections(self) -> set[Connection]:
         return cast(set[Connection], self.context.connections)

@@ -25,6 +25,7 @@ from arcpipe.ingest.http.entrance import Entrance
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.router import OPEN, Router
+from arcpipe.ingest.http.turns import TimeBudget, Turns
 from tests.support.http import Client
 
 
@@ -39,9 +40,12 @@ class Whose:
         self.directory = directory
         limits = Limits.of(Settings())
         # A second for the header, so that the test of it need not wait longer.
-        self.context: Any = IngestContext(msgspec.structs.replace(limits, header_timeout=1.0, max_connections=8), None)
-        self.context.commit = SimpleNamespace(pending_bytes=0)
-        self.context.routes = Router({("GET", "/"): (whose, OPEN)}).routes
+        self.context = IngestContext(
+            msgspec.structs.replace(limits, header_timeout=1.0, max_connections=8),
+            SimpleNamespace(pending_bytes=0),
+            Turns(TimeBudget()),
+        )
+        self._surface = self.context.add_surface(Router({("GET", "/"): (whose, OPEN)}).routes)
         self.entrances: list[Entrance] = []
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._run)
@@ -70,7 +74,7 @@ class Whose:
         """A listener, with `proxy_protocol` if it `has_header`; its URL."""
         listener = Listener(address="127.0.0.1:1", proxy_protocol=has_header, tls=tls is not None)
         server_tls: Any = SimpleNamespace(context=tls) if tls is not None else None
-        entrance = Entrance(self.context, listener, trusted, server_tls)
+        entrance = Entrance(self.context, self._surface, listener, trusted, server_tls)
         self.entrances.append(entrance)
         made = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
         made.bind(str(self.directory / "s.sock") if is_unix else ("127.0.0.1", 0))

@@ -1,1 +1,1 @@
-"""Endpoints: what the paths of the server do."""
+"""Endpoints: the handlers of the server's paths."""

@@ -1,4 +1,4 @@
-"""Admission: whether writes are taken at all, by disk and backlog."""
+"""Admission: whether the worker takes writes at all, by free space and backlog."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Admission:
-    """Whether writes are taken at all: not when the disk is nearly full, nor when uploads are too far behind.
+    """Refuses all writes while the disk is nearly full, or the backlog too large.
 
-    The supervisor measures both and shares the figures; looking costs three reads of memory. Where it cannot measure,
-    or has not for some seconds, nothing is taken either: `tick` looks for that, a few times a second.
+    The supervisor measures both and shares the figures, so a look costs three reads of memory. Writes are refused, too,
+    while it cannot measure, or has not measured for some seconds. `tick` finds that out.
     """
 
     def __init__(self, settings: Settings, node: memoryview, now_us: Callable[[], int] = monotonic_us) -> None:
@@ -39,12 +39,12 @@ class Admission:
             f"backlog and disk were not measured for {FIGURES_SECONDS:g} s (the supervisor hangs); nothing was written",
             b"Retry-After: 5\r\n",
         )
-        self._untrusted: bytes | None = None  # the answer while the figures are not to be trusted
+        self._untrusted: bytes | None = None  # the answer while the figures cannot be trusted
         self._was_stale = False  # at the last tick
         self._no_space = responses.error(
             507,
             "no_space",
-            f"less than wal.min_free_mb = {settings.wal.min_free_mb} MB is free on the log's disk; nothing was written",
+            f"less than wal.min_free_mb = {settings.wal.min_free_mb} MB is free on the WAL's disk; nothing was written",
             b"Retry-After: 10\r\n",
         )
         self._backlog = responses.error(
@@ -55,19 +55,19 @@ class Admission:
         )
 
     def tick(self) -> None:
-        """Judges whether the figures are to be trusted."""
+        """Judge whether the figures can be trusted. Call it a few times a second."""
         node = self._node
         measured = node[Node.MEASURED_US]
         is_stale = measured > 0 and self._now_us() - measured > figures_hold_seconds(node) * 1e6
         self._untrusted = None
         if node[Node.UNLISTED]:
             self._untrusted = self._unlisted
-        elif is_stale and self._was_stale:  # once is no more than that the whole machine stood still
+        elif is_stale and self._was_stale:  # not the first time: the whole machine may have stood still
             self._untrusted = self._stale
         self._was_stale = is_stale
 
     def refusal(self) -> bytes | None:
-        """The answer to give instead of writing, or None."""
+        """Return the answer to give instead of writing; None if writes are taken."""
         if self._untrusted is not None:
             return self._untrusted
         if self._node[Node.DISK_FREE_BYTES] < self._min_free:

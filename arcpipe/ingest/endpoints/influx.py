@@ -1,7 +1,7 @@
-"""What clients of InfluxDB 1, 2 and 3 ask for: line protocol in each generation's dialect, /ping, and /query.
+"""Endpoints for clients of InfluxDB 1, 2 and 3: line protocol in each generation's dialect, /ping, and /query.
 
-The generations agree on the lines and differ in how they refuse some. Of a body with good and bad lines the good ones
-are written first and the bad ones are told then, so the answer 400 of a partial write means that the rest is on disk.
+The generations agree on the lines, and differ in the answers to bad ones. Of a body with good and bad lines, the good
+ones are written first. So the answer 400 to a partial write means that the rest is on disk.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from arcpipe.ingest.endpoints.write import Target, WriteEndpoints, check_databas
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.exchange import Exchange, parse_parameters
 from arcpipe.ingest.http.router import OPEN, WRITE, Handler, Judge, Table
+from arcpipe.units import KB
 
-_NO_CONTENT: Final = responses.empty(204, responses.INFLUXDB_LINES)  # of a write that is on disk, and of a ping
+_NO_CONTENT: Final = responses.empty(204, responses.INFLUXDB_LINES)  # to a write that is on disk, and to a ping
 _VERBOSE_PONG: Final = responses.json(200, {"version": responses.INFLUXDB_VERSION}, responses.INFLUXDB_LINES)
 
-_MAX_QUERY_BYTES: Final = 1 << 16
+_MAX_QUERY_BYTES: Final = 64 * KB
 _FORM: Final = b"application/x-www-form-urlencoded"
 _NO_ANSWERS: Final = "arcpipe answers no queries; it knows CREATE DATABASE and SHOW DATABASES"
 
-# One statement of InfluxQL and the semicolon behind it. Possessive, so that no text takes more than linear time.
+# One statement of InfluxQL and the semicolon after it. Possessive, so that no text takes more than linear time.
 _STATEMENT: Final = re.compile(
     r"""
     \s*+ (?:
@@ -40,11 +41,11 @@ _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Dialect(NamedTuple):
-    """How a generation of InfluxDB answers what it does not write."""
+    """How a generation of InfluxDB answers bodies that are not written, or not whole."""
 
-    precision: str | None  # of a request that names none
-    empty: bytes | None  # the refusal of a body of no bytes; None takes it
-    no_lines: bytes | None  # the same for a body of comments and blank lines
+    precision: str | None  # of requests that name none
+    empty: bytes | None  # the refusal of a body without bytes; None: it is accepted
+    no_lines: bytes | None  # of a body with nothing but comments and blank lines
     bad_lines: Callable[[Lines, bool], bytes]  # the answer where lines are bad; whether good ones may be written
 
 
@@ -55,7 +56,7 @@ class InfluxEndpoints:
         self._writes = writes
 
     def routes(self) -> Table:
-        """What to give to the router."""
+        """Return the router's entries for them."""
         return {
             ("POST", "/write"): self._write(V1),
             ("POST", "/api/v2/write"): self._write(V2),
@@ -70,7 +71,7 @@ class InfluxEndpoints:
         return self._lines(dialect), WRITE, self._writes.judge(dialect.precision)
 
     def _lines(self, dialect: Dialect) -> Handler:
-        """A handler for bodies in line protocol."""
+        """Make a handler for bodies in line protocol."""
         writes = self._writes
 
         def settle(exchange: Exchange, target: Target, lines: Lines) -> None:
@@ -98,7 +99,7 @@ def _refusal(reason: str) -> bytes:
 
 
 def _explanation(lines: Lines, partial: bool) -> str:
-    """The text of InfluxDB 1, from which its clients tell a partial write, with the number of each line."""
+    """Word bad lines as InfluxDB 1 does, by which its clients recognise a partial write, plus the line numbers."""
     text = "\n".join(f"unable to parse '{error.text}': {error.reason} (line {error.line})" for error in lines.errors)
     if lines.more_errors:
         text += f"\nand {lines.more_errors} more lines"
@@ -129,7 +130,7 @@ def _v3_bad_lines(lines: Lines, partial: bool) -> bytes:
 _NO_POINTS: Final = _refusal("writing requires points")
 _EMPTY_WRITE: Final = _refusal("incoming write was empty")
 
-# Home Assistant tries its connection to InfluxDB 1 with a body that has no line, and to 2 with one of no bytes.
+# To try its connection, Home Assistant sends InfluxDB 1 a body without lines, and InfluxDB 2 one without bytes.
 V1: Final = Dialect("ns", empty=None, no_lines=None, bad_lines=_v1_bad_lines)
 V2: Final = Dialect("ns", empty=_NO_POINTS, no_lines=None, bad_lines=_v2_bad_lines)
 V3: Final = Dialect(None, empty=_EMPTY_WRITE, no_lines=_EMPTY_WRITE, bad_lines=_v3_bad_lines)
@@ -139,7 +140,7 @@ V3: Final = Dialect(None, empty=_EMPTY_WRITE, no_lines=_EMPTY_WRITE, bad_lines=_
 
 
 def ping(exchange: Exchange) -> None:
-    """Tells the version in headers; with `verbose`, as a body too."""
+    """Answer with the version in headers; with `verbose`, in a body, too."""
     try:
         verbose = exchange.parameters().get("verbose", "")
     except BadPayload as error:
@@ -149,7 +150,7 @@ def ping(exchange: Exchange) -> None:
 
 
 def query(exchange: Exchange) -> None:
-    """Says yes to CREATE DATABASE, for a database is there once something is written to it; no to anything else."""
+    """Accept CREATE DATABASE, because the first write makes a database; refuse any other query."""
     exchange.answer(_answer_query(exchange))
 
 
@@ -179,7 +180,7 @@ def _answer_query(exchange: Exchange) -> bytes:
 def _result(statement: re.Match[str], allowed: frozenset[str] | None) -> dict[str, Any]:
     quoted, bare = statement["quoted"], statement["bare"]
     if quoted is None and bare is None:
-        # Which databases there are is the store's knowledge. Whoever asks wants to know whether to create one.
+        # Only the store knows the databases. Clients ask in order to create one that is missing.
         return {"series": [{"name": "databases", "columns": ["name"]}]}
     try:
         name = check_database(bare if quoted is None else _ESCAPED.sub(r"\1", quoted), "CREATE DATABASE")

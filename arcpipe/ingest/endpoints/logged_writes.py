@@ -11,7 +11,7 @@ from arcpipe.ingest.http.tracing import LoggedExchange
 
 
 class LoggedWrites(WriteEndpoints):
-    """Write endpoints that note in an exchange what the access log tells of it."""
+    """Write endpoints that note in each exchange its fields of the access log."""
 
     def _find(self, exchange: Exchange, targets: Targets) -> Target:
         target = super()._find(exchange, targets)

@@ -1,7 +1,6 @@
-"""The endpoints that tell how the instance is; whichever worker answers, it answers for all.
+"""Endpoints for operators: health, metrics, status and the WAL API. Any worker answers for the whole instance.
 
-All but the two for load balancers look at files or render text, and do so on threads of their own, so that writes do
-not wait for them.
+All but the two for load balancers look at files or render text. They do so on threads, so that writes do not wait.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.router import ADMIN, OPEN, READ, Handler
 from arcpipe.monitoring import health, metrics, snapshot, status_page
 from arcpipe.monitoring.directory_look import Looker
+from arcpipe.units import MB
 from arcpipe.wal.directory import ACTIVE, RECOVERED, SEALED, SegmentFile, WALDirectory
 from arcpipe.wal.recovery import remove_recovered
 
@@ -36,28 +36,35 @@ log = logging.getLogger(__name__)
 _PAGE: Final = responses.body(200, b"text/html; charset=utf-8", status_page.PAGE, status_page.HEADERS)
 _PAGE_NOT_MODIFIED: Final = responses.empty(304, status_page.HEADERS)
 _DRAINING: Final = responses.error(503, "draining", "this instance is shutting down", b"Retry-After: 5\r\n")
-_MB: Final = 1 << 20
-# Who has asked for the same is answered in parts: thousands may have.
+# Clients that get one shared answer in one turn of the loop: thousands may have asked for it.
 _TOLD_IN_A_TURN: Final = 64
 _MAX_AGE_HOURS: Final = 24 * 365 * 100
 
 
 class OpsEndpoints:
-    """Handlers of everything that is not a write."""
+    """Handlers of all paths that neither write nor belong to InfluxDB."""
 
-    def __init__(self, settings: Settings, counters: Counters, admission: Admission, slot: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        admission: Admission,
+        slot: int,
+        paths: Callable[[], Sequence[str]],
+    ) -> None:
+        """Args: paths: gives those of the router's table, in its order; is called with requests only."""
         self._settings = settings
         self._counters = counters
         self._admission = admission
         self._slot = slot
         self._thread = Background("ops", lambda: True, lambda: None, interrupts=False)
-        # What can say nothing without the directory has a thread of its own: its disk may not answer.
+        # For answers that need the directory: its disk may not answer, and the others must not wait for it.
         self._disk_thread = Background("ops-disk", lambda: True, lambda: None, interrupts=False)
         self._looker = Looker(WALDirectory(settings.wal.dir))
-        self.routes: Sequence[str] = ()  # the paths of the router's table, once there is one
+        self._paths = paths
 
     def table(self) -> dict[tuple[str, str], tuple[Handler, str]]:
-        """(method, path) to handler and scope."""
+        """Return handler and scope by method and path."""
         table: dict[tuple[str, str], tuple[Handler, str]] = {
             ("GET", "/"): (self.page, OPEN),
             ("GET", "/health"): (self.health, OPEN),
@@ -80,12 +87,12 @@ class OpsEndpoints:
         return table
 
     def page(self, exchange: Exchange) -> None:
-        """The status page, which asks for its data itself; 304 for a browser that has it already."""
+        """Answer with the status page, which fetches its data itself; 304 for a browser that has it already."""
         known = exchange.headers.get(b"if-none-match", b"")
         exchange.answer(_PAGE_NOT_MODIFIED if status_page.ETAG in known else _PAGE)
 
     def health(self, exchange: Exchange) -> None:
-        """Alive: this worker answers. `name` and "pass" are what InfluxDB 2 clients want to see."""
+        """Answer that this worker is alive. Clients of InfluxDB 2 look for `name` and "pass"."""
         status = {
             "name": "arcpipe",
             "status": "pass",
@@ -96,7 +103,7 @@ class OpsEndpoints:
         exchange.answer(responses.json(200, status))
 
     def ready(self, exchange: Exchange) -> None:
-        """Whether a load balancer should send writes here."""
+        """Answer whether a load balancer should send writes here."""
         if self._counters.node[Node.DRAINING] in (ANNOUNCED, BEGUN):
             exchange.answer(_DRAINING)
             return
@@ -109,7 +116,7 @@ class OpsEndpoints:
         return responses.body(200, content_type.encode("ascii"), text)
 
     def _status(self, exchange: Exchange) -> bytes:
-        """Everything at once: what the status page and `arcpipe status` show."""
+        """Give all figures at once, as the status page and `arcpipe status` show them."""
         return responses.body(200, b"application/json", snapshot.encode(health.picture(self._take(), self._slot)))
 
     def _wal_status(self, exchange: Exchange) -> bytes:
@@ -126,7 +133,7 @@ class OpsEndpoints:
                     "worker_id": self._slot,
                     "current_file": mine["current_file"],
                     "wal_directory": taken.wal_dir,
-                    "max_size_mb": taken.max_size_bytes // _MB,
+                    "max_size_mb": taken.max_size_bytes // MB,
                     "max_age_seconds": taken.max_age_seconds,
                 },
                 "stats": mine,
@@ -212,7 +219,7 @@ class OpsEndpoints:
         )
 
     def _buffer(self, exchange: Exchange) -> bytes:
-        """What Arc tells of its write buffer. Here that is what is on disk and not in the store yet."""
+        """Give Arc's figures of its write buffer: here those of records on disk that are not in the store yet."""
         taken = self._take()
         stats = [self._stats(taken, worker) for worker in taken.workers]
         return responses.json(
@@ -230,10 +237,10 @@ class OpsEndpoints:
         )
 
     def _take(self) -> Snapshot:
-        return snapshot.take(self._settings, self._counters, self.routes, self._looker.look())
+        return snapshot.take(self._settings, self._counters, self._paths(), self._looker.look())
 
     def _stats(self, taken: Snapshot, worker: WorkerState) -> dict[str, Any]:
-        """A worker's log in the fields of the original `stats`."""
+        """Return a worker's WAL in the fields of Arc's `stats`."""
         return {
             "worker_id": worker.slot,
             "current_file": os.path.join(taken.wal_dir, worker.segment) if worker.segment else None,
@@ -250,15 +257,15 @@ class OpsEndpoints:
         }
 
     def _together(self, work: Callable[[Exchange], bytes], thread: Background | None = None) -> Handler:
-        """A handler like that of `_later` that has one answer made for all who wait for it to be begun with.
+        """Make a handler like that of `_later`, with one answer for all requests that came before its making began.
 
-        However many ask, each waits for two answers to be made at most, and all of them hold one.
+        However many clients ask, each waits for the making of two answers at most, and memory holds one.
 
         Args:
-            thread: where it is made; by default where no disk is waited for.
+            thread: where answers are made; by default the one that waits for no disk.
         """
         thread = thread or self._thread
-        waiting: dict[bytes, deque[Exchange]] = {}  # by what the answer depends on
+        waiting: dict[bytes, deque[Exchange]] = {}  # by the header on which the answer depends
 
         def handle(exchange: Exchange) -> None:
             key = exchange.headers.get(b"accept", b"")
@@ -271,7 +278,7 @@ class OpsEndpoints:
             asked: list[deque[Exchange]] = []
 
             def make(_: Check) -> None:
-                asked.append(waiting.pop(key))  # whoever asks from now on is told of what happens from now on
+                asked.append(waiting.pop(key))  # later requests get an answer that is made later
                 made.append(_answer(work, exchange))
 
             thread.add(_ALL, 0, make, lambda _: _tell(asked[0], made[0]))
@@ -279,7 +286,7 @@ class OpsEndpoints:
         return handle
 
     def _later(self, work: Callable[[Exchange], bytes]) -> Handler:
-        """A handler that has its answer made on the thread that may wait for the disk."""
+        """Make a handler whose answers are made on the thread that may wait for the disk."""
 
         def handle(exchange: Exchange) -> None:
             made: list[bytes] = []
@@ -294,7 +301,7 @@ class OpsEndpoints:
 
 
 class _AllClients:
-    """Whose work it is that is done for all who ask: it goes on, whoever of them is gone."""
+    """The client of work that is done for several: it goes on even if one of them is gone."""
 
     address = ""
     is_gone = False
@@ -304,7 +311,7 @@ _ALL: Final = _AllClients()
 
 
 def _tell(exchanges: deque[Exchange], answer: bytes) -> None:
-    """Gives all of them the answer, some in each turn of the loop."""
+    """Give the answer to all of them, some in each turn of the loop."""
     for _ in range(min(len(exchanges), _TOLD_IN_A_TURN)):
         exchanges.popleft().answer(answer)
     if exchanges:
@@ -317,7 +324,7 @@ def _answer(work: Callable[[Exchange], bytes], exchange: Exchange) -> bytes:
     except BadPayload as error:
         return responses.error(400, "bad_request", str(error))
     except OSError as error:
-        reason = f"cannot look at the log's directory: {error.strerror or error}"
+        reason = f"cannot read the WAL directory: {error.strerror or error}"
         return responses.error(503, "log_unreadable", reason, b"Retry-After: 5\r\n")
     except Exception:
         log.exception("a bug in the handler of %r; answered 500", exchange.path, extra=exchange.log_fields())
@@ -343,4 +350,4 @@ def _file(file: SegmentFile) -> dict[str, Any]:
 
 
 def _mb(size_bytes: int) -> float:
-    return round(size_bytes / _MB, 3)
+    return round(size_bytes / MB, 3)

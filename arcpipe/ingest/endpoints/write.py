@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Final, NamedTuple, TypeVar
@@ -19,7 +19,8 @@ from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Background, Check, ClientGone
 from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge
-from arcpipe.ingest.http.turns import INLINE_SECONDS, SMALL_SECONDS, TooLong, Turns
+from arcpipe.ingest.http.turns import TooLong, Turns
+from arcpipe.units import KB
 from arcpipe.wal.format import MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
 from arcpipe.wal.group_commit import Commit
 
@@ -28,22 +29,20 @@ T = TypeVar("T")
 DEFAULT_DATABASE: Final = "default"
 _DATABASE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
-# Encoding may make more of a body, and readers of the log take no entry above MAX_PAYLOAD_BYTES.
-_MAX_ENCODED_BYTES: Final = MAX_PAYLOAD_BYTES - 4096
+# Bytes of an encoded body. Encoding may enlarge a body, and readers of the WAL refuse entries above MAX_PAYLOAD_BYTES.
+_MAX_ENCODED_BYTES: Final = MAX_PAYLOAD_BYTES - 4 * KB
 _ENCODED_TOO_LARGE: Final = responses.error(
-    413, "body_too_large", f"the body needs more than {_MAX_ENCODED_BYTES} bytes of the log; send it in parts"
+    413, "body_too_large", f"the body needs more than {_MAX_ENCODED_BYTES} bytes of the WAL; send it in parts"
 )
 
-# A body up to this size is encoded in the loop as long as that takes no longer than INLINE_SECONDS, and reads of the
-# present turn have taken no longer than _INLINE_TURN_SECONDS: to hand it to a thread costs as much as 500 rows. No
-# single step of it that cannot be interrupted takes longer than a few milliseconds.
-_INLINE_BYTES: Final = 256 << 10
-_INLINE_TURN_SECONDS: Final = 0.02
-# A body up to this size is encoded in the loop whatever else this turn has done, if it takes SMALL_SECONDS at most.
-_TINY_BYTES: Final = 1 << 10
+# Bytes of a body that is encoded in the loop, if that and the turn so far are short (`TimeBudget`): handing it to a
+# thread costs as much as 500 rows. Each step that cannot be interrupted takes a few milliseconds at most.
+_INLINE_BYTES: Final = 256 * KB
+# Bytes of a body that is encoded in the loop however long the turn has been, if it takes `small_seconds` at most.
+_TINY_BYTES: Final = KB
 
-# Every spelling of the units of time that the generations of InfluxDB have, to the envelope's word; "auto" reads the
-# unit from the size of a number.
+# Every spelling of time units in any generation of InfluxDB, to the envelope's word; "auto" derives the unit from the
+# size of a number.
 PRECISIONS: Final[dict[str, str | None]] = {
     **dict.fromkeys(("ns", "n", "nanosecond"), "ns"),
     **dict.fromkeys(("us", "u", "µs", "µ", "μs", "μ", "microsecond"), "us"),  # micro sign and Greek mu
@@ -54,28 +53,28 @@ PRECISIONS: Final[dict[str, str | None]] = {
     "auto": None,
 }
 
-# A worker remembers so many targets, of queries and headers up to so many bytes.
+# Targets that a worker remembers, and the bytes of query and header up to which it remembers one.
 _TARGETS_KEPT: Final = 1024
-_TARGET_BYTES: Final = 1024
-# Databases are counted by name up to so many; names cost memory, and anybody may invent them.
+_TARGET_BYTES: Final = KB
+# Databases that are counted by name: names cost memory, and anybody may invent them.
 _DATABASES_COUNTED: Final = MAX_DATABASES - 1
 
 
-# Of a group that could not be written: it was cut off again, durably, or the device refused that, too.
+# Ends of the answer for a group that could not be written: it was cut off again, durably, or that failed, too.
 _NOTHING_WRITTEN: Final = "nothing was written"
 _MAYBE_WRITTEN: Final = "the records may have been written; a retry may store them twice"
 
 
 class Target(NamedTuple):
-    """Where the records of a request go, and what else its query says of them."""
+    """The database of a request's records, and the other parameters of its query."""
 
     database: str
     prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
-    accept_partial: bool  # whether the good lines are written when there are bad ones
+    accept_partial: bool  # whether good lines are written if others are bad
 
 
 class Targets:
-    """Targets by the bytes of query and database header: clients say the same again and again."""
+    """Targets by the bytes of query and database header, which clients repeat with each request."""
 
     def __init__(self, precision: str | None) -> None:
         """Args: precision: the envelope's word where the query names none; None reads it from the size of a number."""
@@ -84,15 +83,15 @@ class Targets:
         self._known: dict[tuple[bytes, bytes | None], Target] = {}
 
     def follow_clock(self, meta: Mapping[str, int]) -> None:
-        """Has envelopes say this of the clock from now on, as `WALWriter.clock_meta` gives it."""
+        """Add this to all envelopes from now on, as `WALWriter.clock_meta` gives it."""
         self._clock = meta
         self._known.clear()
 
     def of(self, exchange: Exchange) -> Target:
-        """Where a request's records go.
+        """Return the target of a request.
 
         Raises:
-            BadPayload: the query makes no sense; the text tells what of it.
+            BadPayload: the query is wrong; the text names the parameter.
             NotAllowed: the sender's token is not for the database.
         """
         key = (exchange.query, exchange.headers.get(b"x-arc-database"))
@@ -101,7 +100,7 @@ class Targets:
         if exchange.databases is not None and target.database not in exchange.databases:
             raise NotAllowed(f"this token is not for the database '{target.database}'")
         if known is None and sum(len(part or b"") for part in key) <= _TARGET_BYTES:
-            if len(self._known) >= _TARGETS_KEPT:  # queries that are all different would shut out the others for ever
+            if len(self._known) >= _TARGETS_KEPT:  # otherwise different queries would keep out later ones
                 self._known.clear()
             self._known[key] = target
         return target
@@ -127,23 +126,31 @@ class Targets:
 
 
 class WriteEndpoints:
-    """What all write paths share: the handlers of MessagePack, and what becomes of requests at their commit."""
+    """The handlers of MessagePack, and for all write paths the way from an encoded body to its acknowledgement."""
 
-    def __init__(self, admission: Admission, encoding: Background, turns: Turns) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        encoding: Background,
+        turns: Turns,
+        commit: Commit,
+        usage: Iterable[tuple[str, Sequence[int]]] = (),
+    ) -> None:
+        """Args: usage: by database, as earlier processes of the slot have counted it."""
         self._admission = admission
         self._encoding = encoding
         self._turns = turns
-        self.commit: Commit  # set once the log is open
+        self._commit = commit
         self._clock: Mapping[str, int] = {}  # as envelopes tell it
         self.accepted = 0
         self.refused = 0
         # Requests, records and bytes that are on disk, by database; "" for those beyond the last that has a place.
-        self.usage: dict[str, list[int]] = {}
+        self.usage = {database: list(counts) for database, counts in usage}
         self._targets: dict[str | None, Targets] = {}  # by the precision of requests that name none
         self.ack_us = Histogram(LATENCY_BOUNDS_US)
 
     def msgpack(self, success: bytes) -> Callable[[Exchange], None]:
-        """A handler for MessagePack bodies that answers `success` when the entry is on disk."""
+        """Make a handler for MessagePack bodies that answers `success` when the entry is on disk."""
 
         def settle(exchange: Exchange, target: Target, encoded: Encoded) -> None:
             self.append(exchange, target, encoded, success)
@@ -156,15 +163,17 @@ class WriteEndpoints:
         encode: Callable[[bytes, Check], T],
         settle: Callable[[Exchange, Target, T], None],
     ) -> Callable[[Exchange], None]:
-        """A handler that has a body encoded and gives the outcome to `settle`.
+        """Make a handler that has a body encoded and gives the outcome to `settle`.
 
         Args:
             precision: as in `Targets`.
-            encode: raises BadPayload or PayloadTooLarge for a body of which nothing is written.
+            encode: raises BadPayload or PayloadTooLarge if nothing of the body can be written.
         """
         targets = self._targets_of(precision)
         turns = self._turns
         check = turns.check
+        small_seconds, inline_seconds = turns.budget.small_seconds, turns.budget.inline_seconds
+        inline_turn_seconds = turns.budget.inline_turn_seconds
 
         def handle(exchange: Exchange) -> None:
             try:
@@ -175,17 +184,17 @@ class WriteEndpoints:
             body = exchange.body
             size = len(body)
             if size <= _TINY_BYTES:
-                turns.deadline = exchange.received + SMALL_SECONDS
-            elif size <= _INLINE_BYTES and size <= turns.longest_inline and turns.spent < _INLINE_TURN_SECONDS:
-                turns.deadline = exchange.received + INLINE_SECONDS
+                turns.deadline = exchange.received + small_seconds
+            elif size <= _INLINE_BYTES and size <= turns.longest_inline and turns.spent < inline_turn_seconds:
+                turns.deadline = exchange.received + inline_seconds
             else:
                 self._encode_apart(exchange, encode, partial(settle, exchange, target))
                 return
             try:
                 settle(exchange, target, encode(body, check))
             except TooLong:
-                turns.longest_inline = size // 2  # in this turn: each try costs as much
-                turns.charge(SMALL_SECONDS)
+                turns.longest_inline = size // 2  # in this turn: each attempt costs as much
+                turns.charge(small_seconds)
                 self._encode_apart(exchange, encode, partial(settle, exchange, target))
             except (BadPayload, PayloadTooLarge) as error:
                 self._refuse_body(exchange, error)
@@ -193,7 +202,7 @@ class WriteEndpoints:
         return handle
 
     def judge(self, precision: str | None) -> Judge:
-        """Refuses writes by their heads, as the handler for the same precision would: before it takes the body."""
+        """Make a judge that refuses writes by their heads, before the body comes, as the handler would refuse them."""
         targets = self._targets_of(precision)
 
         def judge(exchange: Exchange) -> bytes | None:
@@ -210,18 +219,18 @@ class WriteEndpoints:
         return self._targets.setdefault(precision, Targets(precision))
 
     def follow_clock(self) -> None:
-        """To be called a few times a second: has entries tell it while the clock is behind their timestamps."""
-        meta = self.commit.writer.clock_meta()
+        """Note in entries while the clock is behind their timestamps. Call it a few times a second."""
+        meta = self._commit.writer.clock_meta()
         if meta or self._clock:
             self._clock = meta
             for targets in self._targets.values():
                 targets.follow_clock(meta)
 
     def _find(self, exchange: Exchange, targets: Targets) -> Target:
-        """Where to write what a request brings.
+        """Return the target of a request.
 
         Raises:
-            _Refused: it is not written.
+            _Refused: the request is not written.
         """
         refusal = self._admission.refusal()
         if refusal is None:
@@ -236,7 +245,7 @@ class WriteEndpoints:
     def _encode_apart(
         self, exchange: Exchange, encode: Callable[[bytes, Check], T], settle: Callable[[T], None]
     ) -> None:
-        """Has a costly body encoded on a thread; `settle` gets the outcome in the loop."""
+        """Have a costly body encoded on a thread; `settle` gets the outcome in the loop."""
         body = exchange.body
         outcome: list[T] = []
 
@@ -262,30 +271,30 @@ class WriteEndpoints:
             self.refuse(exchange, responses.error(413, "body_too_large", str(error)))
 
     def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
-        """Adds an entry to the group that is being collected; `answer` is given when the group is on disk."""
+        """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk."""
         batch, body, records = encoded
         if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
         exchange.brings = target.database, records, len(exchange.body)
         exchange.body = b""
-        exchange.headers = NO_HEADERS  # many bytes, while thousands of small requests may wait for a slow disk
+        exchange.headers = NO_HEADERS  # they take much memory while thousands of small requests wait for a slow disk
         exchange.success = answer
-        self.commit.append(target.prefixes[batch], body, records, exchange)
+        self._commit.append(target.prefixes[batch], body, records, exchange)
 
     def _usage_of(self, database: str) -> list[int]:
-        """Where to count what was written to a database: only what is on disk takes one of the places."""
+        """Return the counts of a database. Only databases with records on disk take one of the places."""
         if database not in self.usage and len(self.usage) >= _DATABASES_COUNTED:
             database = ""
         return self.usage.setdefault(database, [0, 0, 0])
 
     def refuse(self, exchange: Exchange, response: bytes) -> None:
-        """Answers a request of which nothing is written."""
+        """Refuse a request of which nothing is written."""
         self.refused += 1
         exchange.answer(response)
 
     def committed(self, waiters: list[Exchange], error: OSError | None) -> None:
-        """A group's outcome: acknowledges all of it, or none."""
+        """Answer all requests of a group: either all were written, or none."""
         if error is None:
             self.accepted += len(waiters)
             observe, now = self.ack_us.observe, perf_counter()
@@ -308,7 +317,7 @@ class WriteEndpoints:
 
 
 class _Refused(Exception):
-    """A request that is not written, and what it is answered."""
+    """Raised for a request that is not written, with its answer."""
 
     def __init__(self, response: bytes) -> None:
         super().__init__()
@@ -316,10 +325,13 @@ class _Refused(Exception):
 
 
 def check_database(name: str, where: str) -> str:
-    """The name, if it is one.
+    """Return the name if it is a valid one.
+
+    Args:
+        where: the name's place in the request.
 
     Raises:
-        BadPayload: it is not; the text tells where it stood.
+        BadPayload: it is not valid.
     """
     if _DATABASE.match(name) is None:
         raise BadPayload(f"{where}: {_shown(name)} is no database name; use 1 to 64 of A-Z a-z 0-9 _ -")
@@ -327,7 +339,7 @@ def check_database(name: str, where: str) -> str:
 
 
 def write_failure(error: OSError) -> bytes:
-    """The answer to every request of a group that could not be written: 507 for no space, else 503."""
+    """Make the answer to all requests of a group that could not be written: 507 for no space, else 503."""
     what_became = _NOTHING_WRITTEN
     if isinstance(error, CommitFailed) and error.may_have_been_written:
         what_became = _MAYBE_WRITTEN

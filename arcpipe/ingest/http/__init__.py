@@ -1,1 +1,1 @@
-"""HTTP: connections, requests, answers, and what each of them may take."""
+"""HTTP: connections, requests and answers, and the limits of each."""

@@ -1,7 +1,7 @@
-"""The access log: which requests get a line, and how that looks.
+"""The access log: which requests get a line, and its format.
 
-Clients choose much of what stands in a line, so all of it is escaped: nothing that a client sends ends a line, forges a
-field or drives a terminal. A line never has the query of a request, nor a header with a token.
+Much of a line comes from clients, so all of it is escaped: nothing that a client sends ends a line, forges a field or
+drives a terminal. A line never contains the query of a request, nor a header with a token.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct
 
+from arcpipe.units import KB
+
 if TYPE_CHECKING:
     from arcpipe.config.settings import AccessLog as Settings
     from arcpipe.logs.line_writer import LineWriter
 
 log = logging.getLogger(__name__)
 
-# Lines that are collected at most, and for how long, before the thread gets them.
+# Lines, and seconds, that are collected at most before the thread gets them.
 _BATCH_LINES: Final = 256
 _BATCH_SECONDS: Final = 0.1
-# A reader that does not read must not keep a worker from its end.
+# Seconds to write the last lines: a reader that does not read must not delay the end of the worker.
 _CLOSE_SECONDS: Final = 1.0
+# Seconds between two log lines about a problem.
 _PROBLEM_LINE_SECONDS: Final = 60.0
-# Longer values of clients are cut; a URL may have a megabyte.
-_MAX_VALUE_BYTES: Final = 1024
-# What a quoted field of the combined format may not hold as it is; Apache writes it so, too.
+# Bytes after which values of clients are cut; a URL may have a megabyte.
+_MAX_VALUE_BYTES: Final = KB
+# Characters that are escaped in a quoted field of the combined format, as Apache does.
 _QUOTED: Final = {0x22: '\\"', 0x5C: "\\\\"}
 
 
 class Line(Struct, frozen=True, gc=False):
-    """A request and its answer, in the words of the JSON format. What a request does not have is None."""
+    """A request and its answer, by the names of the JSON format. Fields that a request lacks are None."""
 
     time: str  # when the answer was given, UTC
     worker: int
@@ -44,7 +47,7 @@ class Line(Struct, frozen=True, gc=False):
     method: str
     path: str
     database: str | None
-    records: int  # that were written
+    records: int  # that it wrote
     bytes: int  # of the body once decoded
     status: int
     queue_ms: float  # from the whole request to its place in a group: waiting, decoding, encoding
@@ -53,7 +56,7 @@ class Line(Struct, frozen=True, gc=False):
 
 
 class CombinedLine(Line, frozen=True, gc=False):
-    """The same, with what only the combined format has."""
+    """The same, with the fields that only the combined format has."""
 
     answer_bytes: int
     referer: str
@@ -61,7 +64,7 @@ class CombinedLine(Line, frozen=True, gc=False):
 
 
 class AccessLog:
-    """Takes lines in the loop, and has them written in batches."""
+    """Collects lines in the loop, and has a thread write them in batches."""
 
     def __init__(self, settings: Settings, worker: int, writer: LineWriter) -> None:
         self.worker = worker
@@ -79,13 +82,13 @@ class AccessLog:
         self._told_dropped = 0
 
     def takes(self, status: bytes) -> bool:
-        """Whether a request that is answered so gets a line."""
+        """Choose whether a request with this status gets a line."""
         if self._sample >= 1 or (self._always_errors and status >= b"4"):
             return True
         return random.random() < self._sample
 
     def now(self) -> str:
-        """The time as this format writes it."""
+        """Return the present time as this format writes it."""
         now = time.time()
         second = int(now)
         if second != self._second:
@@ -95,7 +98,7 @@ class AccessLog:
         return self._time if self.is_combined else f"{self._time}.{int((now - second) * 1000):03d}Z"
 
     def add(self, line: Line) -> None:
-        """Has a line written soon."""
+        """Have a line written soon."""
         lines = self._lines
         lines.append(line)
         if len(lines) >= _BATCH_LINES:
@@ -104,7 +107,7 @@ class AccessLog:
             self._timer = asyncio.get_running_loop().call_later(_BATCH_SECONDS, self.flush)
 
     def flush(self) -> None:
-        """Gives what was collected to the thread."""
+        """Give the collected lines to the thread."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -114,7 +117,7 @@ class AccessLog:
             self.writer.write(data, len(lines))
 
     def tick(self, now: float) -> None:
-        """To be called a few times a second: tells of lines that were dropped."""
+        """Log dropped lines. Call it a few times a second."""
         if now < self._next_problem_line:
             return
         if problem := self.writer.take_problem():
@@ -124,19 +127,19 @@ class AccessLog:
             self._next_problem_line = now + _PROBLEM_LINE_SECONDS
 
     def close(self) -> None:
-        """Writes what was collected, if that can be done in time."""
+        """Write the collected lines, for _CLOSE_SECONDS at most."""
         self.flush()
         self.writer.close(_CLOSE_SECONDS)
 
 
 def printable(value: bytes) -> str:
-    """A client's bytes as text that no terminal acts on, cut if it is long."""
+    """Return a client's bytes as text on which no terminal acts, cut if it is long."""
     text = value[:_MAX_VALUE_BYTES].decode("ascii", "backslashreplace")
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _combined(line: Line) -> bytes:
-    """A line of the combined format, and behind it as name=value what that has no place for."""
+    """Return a line of the combined format, followed by the other fields as name=value."""
     assert isinstance(line, CombinedLine)
     return (
         f"{line.client} - {line.token or '-'} [{line.time}] "

@@ -1,12 +1,12 @@
-"""Who may enter: from the credentials of a request to the right to do what it asks.
+"""Authentication: from the credentials of a request to the rights of its sender.
 
-A credential is looked up as the bytes that the client sent, because it sends the same ones with each request: a known
-one costs a dictionary lookup, and only an unknown one is taken apart, hashed and compared. When its token ends is
-looked at each time, by the clock as it is then, however often that was set. The lookup gives no time to measure:
-dictionaries hash bytes with SipHash under a key of this process alone, and two keys are compared only where all 64 bits
-of their hashes agree. The comparison of token hashes is `hmac.compare_digest`.
+A client sends the same credential with each request, so a known one costs a dictionary lookup of its bytes. Only an
+unknown one is parsed, hashed and compared. The expiry of its token is checked each time, by the present time of day.
 
-Nothing here is logged or echoed of what a client sent.
+The time of a lookup tells an attacker nothing: dictionaries hash bytes with SipHash under a key of this process alone,
+and compare two keys only if all 64 bits of their hashes agree. Token hashes are compared by `hmac.compare_digest`.
+
+Nothing that a client sent is logged or echoed here.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from arcpipe.config.settings import ClientLimits
 from arcpipe.errors import BadPayload
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.router import ADMIN, READ, WRITE
+from arcpipe.units import KB
 
 if TYPE_CHECKING:
     from arcpipe.access.tls import Certificate
@@ -35,16 +36,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Spellings of credentials that are remembered; one token may have many, as Basic takes any user name.
+# Spellings of credentials that are remembered; a token may have many, as Basic accepts any user name.
 _MAX_REMEMBERED: Final = 4096
-_MAX_REMEMBERED_BYTES: Final = 1024  # of each
-# Refusals are logged in sums, so that nobody can fill the disk with them.
+_MAX_REMEMBERED_BYTES: Final = KB  # of each
+# Seconds between two log lines with the sum of refusals, so that clients cannot fill the disk.
 _REFUSALS_LINE_SECONDS: Final = 60.0
 _NO_HASH: Final = bytes(32)
-# The parameter in which clients of InfluxDB 1 send a token; `rp` is another one.
+# The query parameter in which clients of InfluxDB 1 send a token; `rp` is a different one.
 _PASSWORD: Final = re.compile(rb"(?:\A|&)p=")
 
-# Basic makes a browser ask for a name and a password; each challenge has a line of its own, as browsers want it.
+# Basic makes a browser ask for a name and a password. Browsers need each challenge on a line of its own.
 _CHALLENGES: Final = b'WWW-Authenticate: Bearer realm="arcpipe"%b\r\nWWW-Authenticate: Basic realm="arcpipe"\r\n'
 
 
@@ -61,13 +62,13 @@ _NO_CREDENTIAL: Final = _unauthorized("a token is needed: send it as 'Authorizat
 _UNKNOWN: Final = _unauthorized("the token is not known here", b', error="invalid_token"')
 _UNKNOWN_CERTIFICATE: Final = _unauthorized("no token is for the client certificate, and none was sent")
 _EXPIRED_CERTIFICATE: Final = _unauthorized("the client certificate has expired since the connection was opened")
-# Said only to whoever holds the token itself, or the certificate.
+# Only the holder of the token itself, or of the certificate, gets this answer.
 _LAPSED: Final = _unauthorized("the token has expired or was revoked", b', error="invalid_token"')
 _FORBIDDEN: Final = {scope: _forbidden(scope) for scope in (WRITE, READ, ADMIN)}
 
 
 class Grant(NamedTuple):
-    """What a token allows, and until when. `databases` None is all of them, `ends` None is never."""
+    """The rights of a token. `databases` None means all, `ends` None means never."""
 
     scopes: frozenset[str]
     databases: frozenset[str] | None
@@ -76,7 +77,7 @@ class Grant(NamedTuple):
 
 
 class Auth:
-    """The tokens as a worker knows them, and what it remembers of credentials that it has found good."""
+    """The tokens that a worker knows, and the credentials that it has found valid."""
 
     def __init__(self, found: Iterable[Token]) -> None:
         self.refused = 0
@@ -87,7 +88,7 @@ class Auth:
         self.replace(found)
 
     def replace(self, found: Iterable[Token]) -> None:
-        """Takes other tokens from now on; what was known of the former ones is forgotten."""
+        """Use other tokens from now on, and forget all known credentials."""
         self._tokens = {token.id: token for token in found}
         self._by_name: dict[str, list[Token]] = {}
         for token in self._tokens.values():
@@ -97,14 +98,14 @@ class Auth:
         self._by_certificate.clear()
 
     def tick(self, monotonic: float) -> None:
-        """To be called a few times a second: reports refusals."""
+        """Log refusals. Call it a few times a second."""
         if self.refused != self._logged and monotonic >= self._next_line:
             log.warning("%d requests refused for want of a valid token with the right", self.refused - self._logged)
             self._logged = self.refused
             self._next_line = monotonic + _REFUSALS_LINE_SECONDS
 
     def refusal(self, exchange: Exchange, scope: str) -> bytes | None:
-        """The answer to a request that may not do what needs `scope`, or None; notes its databases."""
+        """Return the refusal of a request that lacks `scope`, or None after noting the databases that it may write."""
         grant = self._by_credential.get(exchange.headers.get(b"authorization", b""))
         if grant is None or scope not in grant.scopes or (grant.ends is not None and grant.ends <= time()):
             granted = self.grant(exchange, scope)
@@ -115,7 +116,7 @@ class Auth:
         return None
 
     def grant(self, exchange: Exchange, scope: str) -> Grant | bytes:
-        """What the token of a request that needs `scope` allows, or the refusal."""
+        """Return the rights of a request that needs `scope`, or its refusal."""
         grant = _unless_ended(self._by_credential.get(exchange.headers.get(b"authorization", b"")))
         if grant is None:
             admitted = self._admit(exchange)
@@ -129,19 +130,19 @@ class Auth:
         return grant
 
     def limits_of(self, token_id: str, default: ClientLimits) -> ClientLimits:
-        """The limits of a token: its own where it has some, else the default ones."""
+        """Return the limits of a token: its own if it has any, else the default ones."""
         token = self._tokens.get(token_id)
         return default if token is None else token.limits(default)
 
     def has_own_limits(self) -> bool:
-        """Whether any token has."""
+        """Return whether any token has limits of its own."""
         return any(token.limits(ClientLimits()).any for token in self._tokens.values())
 
     def _admit(self, exchange: Exchange) -> Grant | bytes:
-        """Finds the credential of a request, wherever it stands; what it allows, or the refusal."""
+        """Find the credential of a request, wherever it is; return its rights, or the refusal."""
         headers, query = exchange.headers, exchange.query
         token: bytes | None
-        # The first kind that is there counts, so that a request is never judged by two.
+        # Only the first kind of credential counts, so that a request is never judged by two.
         if b"authorization" in headers:
             key = headers[b"authorization"]
             token = _in_authorization(key)
@@ -159,7 +160,7 @@ class Auth:
                 return responses.error(400, "bad_request", str(error))
         else:
             return self._admit_certificate(exchange.connection.peer_certificate())
-        # Each key holds the token itself, so it opens nothing to send one in the place of another.
+        # Each key contains the token itself, so sending one kind of key in place of another gains nothing.
         grant = _unless_ended(self._by_credential.get(key))
         if grant is None:
             verified = self._verify(token) if token is not None else _UNKNOWN
@@ -173,7 +174,7 @@ class Auth:
         return grant
 
     def _verify(self, credential: bytes) -> Grant | bytes:
-        """What a token allows now, or the refusal."""
+        """Return the present rights of a token, or the refusal."""
         try:
             token_id = tokens.id_of(credential.decode("ascii"))
         except UnicodeDecodeError:
@@ -185,7 +186,7 @@ class Auth:
         return _grant(token) if token.state(datetime.now(UTC)) == "active" else _LAPSED
 
     def _admit_certificate(self, certificate: Certificate | None) -> Grant | bytes:
-        """What the owner of a client certificate may do, or the refusal. The first name that is known counts."""
+        """Return the rights of a client certificate by its first known name, or the refusal."""
         if certificate is None:
             return _NO_CREDENTIAL
         if certificate.expires <= time():
@@ -212,14 +213,14 @@ def _grant(token: Token) -> Grant:
 
 
 def _unless_ended(grant: Grant | None) -> Grant | None:
-    """A grant that is remembered, if its token has not expired since."""
+    """Return a remembered grant unless its token has expired since."""
     return None if grant is not None and grant.ends is not None and grant.ends <= time() else grant
 
 
 def _in_authorization(value: bytes) -> bytes | None:
-    """The token in an Authorization header; None if there is none in a way that is known.
+    """Return the token in an Authorization header; None if its scheme is unknown or it is malformed.
 
-    InfluxDB 1.x clients of the 2.x API send `Token name:password`; as with Basic, the password is the token.
+    InfluxDB 1.x clients of the 2.x API send `Token name:password`. As with Basic, the password is the token.
     """
     scheme, _, credential = value.partition(b" ")
     credential = credential.strip(b" ")

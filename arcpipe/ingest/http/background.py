@@ -1,13 +1,13 @@
-"""Work that would hold up a worker's loop: large bodies, decoded or encoded on threads of their own.
+"""Work that would block a worker's loop: large bodies are decoded and encoded on threads of their own.
 
-A loop that stands still answers nobody and shows no sign of life. So whatever may take long is done apart, one piece at
-a time. Nobody but the senders of such bodies waits for them, and they share the thread fairly: whose pieces have taken
-less of it lately comes first, each client for itself, and clients of one address together no more than one of another.
-A piece that has had its share is interrupted for those that have not, if it asks for that often enough.
+A blocked loop answers no client and renews no heartbeat. So long work is done on a thread, one piece at a time. Only
+the senders of large bodies wait for it, and they share the thread fairly. The client whose pieces have used it least
+lately comes first. All clients of one address together have the share of one client of another address. A piece that
+has had its share is interrupted for others, if it calls `check` often enough.
 
-The order is that of start-time fair queueing (Goyal, Vin, Cheng 1996): each piece has a start and an end in the time of
-the thread if it were shared evenly, and the piece with the earliest end is next. Of each client one piece at a time
-takes part, so that the next one starts where the last one really ended.
+The order is start-time fair queueing (Goyal, Vin, Cheng 1996): each piece has a start and an end in the time of an
+evenly shared thread, and the piece with the earliest end is next. Each client takes part with one piece at a time, so
+that its next piece starts where the previous one really ended.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Final, Protocol
 
-# Seconds that a piece is expected to take besides its bytes, and for each of them: what it really took is known later.
+from arcpipe.units import KB
+
+# Seconds that a piece is expected to take, and each of its bytes; the actual time replaces this at its end.
 _PIECE_SECONDS: Final = 0.0001
 _BYTE_SECONDS: Final = 2e-8
-# Pieces that are interrupted at a time, at most: each takes some ten frames of the stack. What comes behind the
-# last one is not interrupted, and so has to be a short piece, of up to this many bytes.
+# Pieces that are interrupted at a time, at most: each takes about ten frames of the stack. The piece after the last of
+# them is not interrupted, so it must be short: this many bytes at most.
 _MOST_INTERRUPTED: Final = 40
-_SHORT_BYTES: Final = 64 << 10
-# Clients whose share is remembered although nothing of them waits.
+_SHORT_BYTES: Final = 64 * KB
+# Clients whose share is remembered while they have no piece.
 _CLIENTS_KEPT: Final = 1024
 
 
 class Client(Protocol):
-    """Whose work it is: a connection."""
+    """The owner of a piece of work: a connection."""
 
     address: str
-    """Where it comes from; clients of one address share what one of another has."""
+    """Clients of one address together have the share of one client."""
 
     @property
     def is_gone(self) -> bool:
-        """Whether nobody waits for its work any more."""
+        """Whether the outcome of its work is no longer needed."""
 
 
 class ClientGone(Exception):
-    """A piece was not done, or not to its end, because its client is gone."""
+    """A piece was not begun, or not finished, because its client is gone."""
 
 
 Check = Callable[[], None]
@@ -71,7 +73,7 @@ class _Piece:
 
 
 class Background:
-    """Work that waits for its thread. `held_bytes` is the size of all that waits or is being worked on."""
+    """A queue of work for one thread. `held_bytes` is the size of all pieces that are queued or in work."""
 
     def __init__(
         self,
@@ -83,31 +85,33 @@ class Background:
     ) -> None:
         """
         Args:
-            may_start: whether the worker has room for the outcome of another piece at the moment.
+            may_start: whether the worker has memory for the outcome of another piece now.
             on_change: called in the loop when `held_bytes` has changed.
-            interrupts: whether pieces are interrupted for others when they call the `check` that they are given.
+            interrupts: whether a piece is interrupted for others when it calls its `check`.
         """
         self.held_bytes = 0
         self._may_start = may_start
         self._on_change = on_change
         self._interrupts = interrupts
         self._lock = threading.Lock()  # of all that follows
-        self._short: list[_Piece] = []  # two heaps: the first piece of each client
+        self._short: list[_Piece] = []  # with `_long`, two heaps of each client's first piece
         self._long: list[_Piece] = []
-        self._behind: dict[Client, deque[_Piece]] = {}  # and those behind it
+        self._later: dict[Client, deque[_Piece]] = {}  # the other pieces of each client
         self._ends: dict[Client, float] = {}  # of the latest piece of each client
-        self._most_ends = _CLIENTS_KEPT  # above which those are looked for that are over
-        self._pieces: Counter[Client] = Counter()  # that wait or are being worked on
-        self._addresses: Counter[str] = Counter()  # of the clients that these are of
-        self._now = 0.0  # in the time of those ends
+        self._most_ends = _CLIENTS_KEPT  # above which past ones are dropped
+        self._pieces: Counter[Client] = Counter()  # queued or in work
+        self._addresses: Counter[str] = Counter()  # of the clients of these pieces
+        self._now = 0.0  # in the same time as those ends
         self._number = 0
         self._running = False
         self._thread = ThreadPoolExecutor(1, name)
 
     def add(self, client: Client, size_bytes: int, work: Work, done: Done) -> None:
-        """Have `work` done on the thread; `done` is called in the loop with what it raised, if anything.
+        """Have `work` done on the thread.
 
-        It is called with ClientGone if the client went away before.
+        Args:
+            done: called in the loop with the exception that `work` raised, or None. It gets ClientGone if the client
+                went away first.
         """
         self.held_bytes += size_bytes
         piece = _Piece(client, size_bytes, work, done)
@@ -117,12 +121,12 @@ class Background:
                 self._addresses[piece.address] += 1
                 self._place(piece)
             else:
-                self._behind.setdefault(client, deque()).append(piece)
+                self._later.setdefault(client, deque()).append(piece)
         self.proceed()
         self._on_change()
 
     def proceed(self) -> None:
-        """Start with the next piece if there is one and it may be. To be called when bytes have left the worker."""
+        """Begin the next piece if there is one and it may start. Call it when bytes have left the worker."""
         if self._running or not (self._short or self._long) or not self._may_start():
             return
         self._running = True
@@ -133,7 +137,7 @@ class Background:
     # With the lock
 
     def _place(self, piece: _Piece) -> None:
-        """Have a piece take part that is the first of its client."""
+        """Queue a piece that is the first of its client."""
         client = piece.client
         self._number += 1
         piece.number = self._number
@@ -143,7 +147,7 @@ class Background:
         heapq.heappush(self._short if piece.size_bytes <= _SHORT_BYTES else self._long, piece)
 
     def _first(self, *, short: bool) -> list[_Piece]:
-        """The heap whose first piece is next; an empty one if there is none. If `short`, only a short piece may be."""
+        """Return the heap whose first piece is next, perhaps an empty one. If `short`, consider short pieces only."""
         if short or not self._long:
             return self._short
         return self._short if self._short and self._short[0] < self._long[0] else self._long
@@ -154,18 +158,18 @@ class Background:
         return piece
 
     def _charge(self, piece: _Piece) -> None:
-        """Have its client pay for what a piece took, and the next one of the client take part."""
+        """Charge a client for a finished piece, and queue its next one."""
         client = piece.client
         if len(self._ends) >= self._most_ends:
             self._ends = {kept: end for kept, end in self._ends.items() if end > self._now}
-            self._most_ends = max(_CLIENTS_KEPT, 2 * len(self._ends))  # not with each piece of thousands of clients
+            self._most_ends = max(_CLIENTS_KEPT, 2 * len(self._ends))  # among thousands of clients, not with each piece
         self._ends[client] = piece.start + piece.spent * piece.weight
         self._pieces[client] -= 1
         if self._pieces[client]:
-            behind = self._behind[client]
-            self._place(behind.popleft())
-            if not behind:
-                del self._behind[client]
+            later = self._later[client]
+            self._place(later.popleft())
+            if not later:
+                del self._later[client]
             return
         del self._pieces[client]
         self._addresses[piece.address] -= 1
@@ -178,7 +182,7 @@ class Background:
     # On the thread
 
     def _work_on(self, piece: _Piece, loop: asyncio.AbstractEventLoop, depth: int) -> float:
-        """Do the work of a piece, and meanwhile that of others whose turn has come; the seconds of all of it."""
+        """Do the work of a piece, and in between that of others whose turn has come; return the seconds of it all."""
         began = resumed = perf_counter()
 
         def check() -> None:
@@ -200,7 +204,7 @@ class Background:
             resumed = perf_counter()
 
         def go_on() -> None:
-            """Nobody is given way to."""
+            """Give way to no other piece."""
 
         error: Exception | None = None
         try:

@@ -1,4 +1,4 @@
-"""Bodies of requests: from the pieces in which they arrive to what the handler gets, at once or on a thread."""
+"""Request bodies: joining their pieces and decoding them, in the loop or on a thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from arcpipe.errors import BadPayload, PayloadTooLarge
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import ClientGone
 from arcpipe.ingest.http.head_checks import body_too_large
-from arcpipe.ingest.http.turns import TURN_SECONDS
+from arcpipe.units import KB, MB
 
 if TYPE_CHECKING:
     from arcpipe.codec.content_encoding import Coding
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 Pieces = list[bytes | bytearray]
 
-# Bytes. Smaller pieces of a body are joined as they arrive, larger ones when all are there.
-_PIECE_BYTES: Final = 1024
-# Bytes that small pieces are joined to at most: more would be copied again and again as they grow.
-_JOINED_PIECE_BYTES: Final = 1 << 20
-# Bytes of a body that is joined in the loop: a millisecond's work.
-JOINED_BYTES: Final = 4 << 20
-# Bytes that may come out of an encoded body in the loop itself: less than a millisecond's work.
-_INLINE_BYTES: Final = 256 << 10
+# Bytes. Smaller pieces of a body are joined as they arrive, larger ones when the body is complete.
+_PIECE_BYTES: Final = KB
+# Bytes up to which small pieces are joined: growing larger ones would copy them again and again.
+_JOINED_PIECE_BYTES: Final = MB
+# Bytes of a body up to which it is joined in the loop, which takes a millisecond.
+JOINED_BYTES: Final = 4 * MB
+# Decoded bytes up to which a body is decoded in the loop, which takes less than a millisecond.
+_INLINE_BYTES: Final = 256 * KB
 
 
 def add_piece(pieces: Pieces, piece: bytes) -> None:
-    """Keep what has arrived of a body."""
+    """Keep a piece of a body."""
     if len(piece) >= _PIECE_BYTES or not pieces:
         pieces.append(piece)
     elif type(pieces[-1]) is bytearray and len(pieces[-1]) < _JOINED_PIECE_BYTES:
@@ -43,15 +43,15 @@ def add_piece(pieces: Pieces, piece: bytes) -> None:
 def join_apart(
     context: IngestContext, exchange: Exchange, pieces: Pieces, size: int, go_on: Callable[[], None]
 ) -> None:
-    """Have a body joined on a thread: 100 MB would hold up the loop for some 50 ms.
+    """Have a body joined on a thread: 100 MB would block the loop for about 50 ms.
 
     Args:
         size: bytes of all pieces.
-        go_on: is called in the loop when the exchange has its body.
+        go_on: called in the loop when the exchange has its body.
     """
 
     def join(_: Check) -> None:
-        # Of nothing but `bytes`: then, and only then, others run meanwhile.
+        # Of `bytes` only: otherwise the join keeps the interpreter from other threads.
         exchange.body = b"".join([piece if type(piece) is bytes else bytes(piece) for piece in pieces])
         pieces.clear()
 
@@ -70,7 +70,7 @@ def decode(context: IngestContext, exchange: Exchange, coding: Coding, go_on: Ca
     """Decode a body, at once or on a thread if that takes longer; answer a request whose body cannot be decoded.
 
     Args:
-        go_on: is called in the loop when the exchange has its decoded body.
+        go_on: called in the loop when the exchange has its decoded body.
     """
     decoder = Decoder(coding, exchange.body, context.limits.max_body)
     exchange.body = b""
@@ -93,7 +93,7 @@ def decode(context: IngestContext, exchange: Exchange, coding: Coding, go_on: Ca
             exchange.connection.answer_bug(exchange, error)
 
     try:
-        whole = context.turns.spent < TURN_SECONDS and decoder.advance(_INLINE_BYTES)
+        whole = context.turns.spent < context.turns.budget.turn_seconds and decoder.advance(_INLINE_BYTES)
     except (BadPayload, PayloadTooLarge) as error:
         done(error)
     else:

@@ -1,8 +1,8 @@
-"""Whose request it is: the address at the other end of the connection, or the one that a trusted proxy tells.
+"""The client's address: the other end of the connection, or the address that a trusted proxy tells.
 
-An address is text, such as "192.0.2.7", "2001:db8::7" or "unix": one address has one spelling. What a client itself
-sends is never believed: a header counts only where the connection comes from `server.trusted_proxies`, and in it only
-what trusted proxies have added.
+An address is text, such as "192.0.2.7", "2001:db8::7" or "unix", with one spelling each. A header counts only on a
+connection from `server.trusted_proxies`, and only those of its elements that trusted proxies have added. So a client
+cannot forge its address.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Final
 from arcpipe.config.listeners import UNIX
 from arcpipe.ingest.http.proxy_header import normal_address
 
-# Answers that are remembered, of each kind: a proxy sends the same clients again and again.
+# Answers of each kind that are remembered: a proxy sends the same clients again and again.
 _MAX_REMEMBERED: Final = 4096
 _MAX_REMEMBERED_BYTES: Final = 256  # of a header's value
-# Proxies in a row that a header is followed through.
+# Proxies in a row up to which a header is followed.
 _MAX_HOPS: Final = 16
 
 # An address in a header: with or without port, IPv6 in brackets if it has one.
@@ -30,13 +30,13 @@ _FOR: Final = re.compile(r'(?:^|;)[ \t]*for="?([^";, \t]+)"?[ \t]*(?=;|$)', re.I
 
 
 def peer_of(transport: asyncio.BaseTransport) -> str:
-    """The address at the other end of a connection."""
+    """Return the address at the other end of a connection."""
     name = transport.get_extra_info("peername")
-    # Of a Unix socket it is a string, mostly empty; of a TCP connection that is gone already it is None.
+    # A Unix socket has a string, mostly empty; a TCP connection that is gone already has None.
     if not isinstance(name, tuple):
         return UNIX if isinstance(name, str | bytes) else "unknown"
     host: str = name[0]
-    # Nearly all are IPv4, which has one spelling only.
+    # Nearly all addresses are IPv4, with one spelling only.
     return host if ":" not in host else normal_address(host) or host
 
 
@@ -54,7 +54,7 @@ class TrustedProxies:
         return self._unix or bool(self._networks)
 
     def has(self, address: str) -> bool:
-        """Whether an address, as `peer_of` writes it, is one of a trusted proxy."""
+        """Return whether an address, as `peer_of` writes it, belongs to a trusted proxy."""
         known = self._known.get(address)
         if known is None:
             if len(self._known) >= _MAX_REMEMBERED:
@@ -83,11 +83,11 @@ class ForwardedFor:
         self._known: dict[bytes, str | None] = {}
 
     def is_of(self, peer: str) -> bool:
-        """Whether the header counts where it comes from `peer`."""
+        """Return whether the header counts on connections from `peer`."""
         return self._trusted.has(peer)
 
     def client(self, peer: str, headers: Mapping[bytes, bytes]) -> str:
-        """Whose request it is that came from `peer` with these headers."""
+        """Return the client of a request that came from `peer` with these headers."""
         value = headers.get(self._name)
         if value is None or not self._trusted.has(peer):
             return peer
@@ -103,10 +103,10 @@ class ForwardedFor:
         return found or peer
 
     def _rightmost_untrusted(self, value: bytes) -> str | None:
-        """The address that the outermost trusted proxy has seen.
+        """Return the address that the outermost trusted proxy has seen.
 
-        Each proxy adds its client at the end, so all that stands left of an untrusted address may be invented. A proxy
-        that names no address ends the way: then its own address is the nearest to the client that is known.
+        Each proxy adds its client at the end, so everything to the left of an untrusted address may be invented. A
+        proxy that names no address ends the search: its own address is then the nearest known one to the client.
         """
         last: str | None = None
         for element in reversed(value.decode("latin-1").rsplit(",", _MAX_HOPS)[-_MAX_HOPS:]):

@@ -1,8 +1,8 @@
-"""One client's connection: what asyncio calls, the requests that are whole, their answers, and its state.
+"""One client's connection: the callbacks of asyncio, complete requests, their answers, and its state.
 
-Bytes become requests in `Reading`, those without a known head in `RequestParser`. A handler gets each as an `Exchange`
-and answers when it can, in any order; answers leave in the order of the requests. How all ends is the matter of
-`Ending`. Nothing here knows of writes.
+`Reading` turns bytes into requests, with `RequestParser` for those without a known head. A handler gets each request as
+an `Exchange` and may answer in any order; answers leave in the order of the requests. `Ending` ends the connection.
+Nothing here knows of writes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.bodies import decode
 from arcpipe.ingest.http.client_address import peer_of
 from arcpipe.ingest.http.ending import Ending
-from arcpipe.ingest.http.flow_control import ANSWERS_UNREAD, LOG_BEHIND, PIPELINE_FULL, SMALL_BODY_BYTES, TURN
+from arcpipe.ingest.http.flow_control import ANSWERS_UNREAD, PIPELINE_FULL, SMALL_BODY_BYTES, TURN, WAL_BEHIND
 from arcpipe.ingest.http.linger import undelivered_bytes
 from arcpipe.ingest.http.reading import SMALL_READ_BYTES, Reading
 from arcpipe.ingest.http.request_parser import WAITING_HEAD_BYTES, RequestParser
 from arcpipe.ingest.http.states import ANSWER, BODY, FRESH, IDLE, LINGER
-from arcpipe.ingest.http.turns import SMALL_SECONDS
+from arcpipe.units import KB
 
 if TYPE_CHECKING:
     from arcpipe.access.tls import Certificate
@@ -33,57 +33,55 @@ if TYPE_CHECKING:
     from arcpipe.ingest.http.link import Kind
     from arcpipe.ingest.http.router import Handler
 
-# Bytes of answers that wait for a client, and one more answer; then it is not read. The loop's TLS would take 512 kB.
-_UNREAD_BYTES: Final = 16 << 10
+# Bytes of unread answers above which reading from a client pauses. By default the loop's TLS would hold 512 kB.
+_UNREAD_BYTES: Final = 16 * KB
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection. Its fields, but for what the worker shares, live as long as it does."""
+    """One client's connection. Except for the shared fields, all live as long as it does."""
 
     __slots__ = (
         # Shared by the worker's connections.
         *("_context", "unrouted"),
-        # Of this one: who it is, and its parts.
+        # Of this one: its client, and its parts.
         *("_ending", "address", "certificate", "parser", "reading", "transport"),
-        # Where it stands.
+        # Its state.
         *("paused", "paused_at", "since", "state"),
         # Requests whose answers have not left.
         *("_deferred", "_handling_deferred", "arriving", "exchanges"),
     )
 
-    def __init__(self, context: IngestContext, surface: Surface | None = None, address: str = "") -> None:
-        """Args: surface: the paths of a listener that has its own; address: of the client, where a proxy tells it."""
+    def __init__(self, context: IngestContext, surface: Surface, address: str = "") -> None:
+        """Args: surface: the paths of its listener; address: of the client, where a proxy tells it."""
         self._context = context
         self.unrouted = context.unrouted
 
-        surface = context if surface is None else surface
         self.address = address
-        self.certificate: Certificate | None = None  # of the client, once `Auth` has asked for it
+        self.certificate: Certificate | None = None  # the client's, once `Auth` has asked for it
         self.transport: asyncio.Transport | None = None
         self.parser = RequestParser(self, context, surface)
         self.reading = Reading(self, context, surface, self.parser)
         self._ending = Ending(self, context, self.parser, self.reading)
 
         self.state = FRESH
-        self.since = context.now  # when the present state began, or was last seen to move
-        self.paused = 0  # the reasons for which it is not read from, as in `flow_control`
+        self.since = context.now  # when the present state began, or last advanced
+        self.paused = 0  # the reasons for not reading, as in `flow_control`
         self.paused_at = 0.0
 
         self.exchanges: deque[Exchange] = deque()  # in the order of their requests
         self.arriving: Exchange | None = None  # the last of them, while its body arrives
-        # An exchange, its head, and the refusal that it gets instead of being handled: of those that are handled when
-        # others are answered.
+        # Requests that are handled once others are answered, each with its head, and the refusal that it gets instead.
         self._deferred: deque[tuple[Exchange, Head, bytes | None]] | None = None
         self._handling_deferred = False
 
-    # What asyncio calls
+    # Callbacks of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(_UNREAD_BYTES)
         self.address = self.address or peer_of(transport)
         context = self._context
-        self.since = context.now  # not the time of the handshake
+        self.since = context.now  # without the time of a TLS handshake
         refusal: responses.Refusal | None = None
         if len(context.connections) >= context.limits.max_connections:
             refusal = responses.TOO_MANY_CONNECTIONS
@@ -91,7 +89,7 @@ class Connection(asyncio.Protocol):
             refusal = context.gate.opened(self)
         if refusal is None:
             context.connections.add(self)
-        elif len(context.turned_away) < context.limits.max_turned_away:  # further ones are cut off
+        elif len(context.turned_away) < context.limits.max_turned_away:  # further ones get no answer
             context.turned_away.add(self)
             self.refuse(refusal)
         else:
@@ -99,25 +97,26 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        reading = self.reading
+        reading, context = self.reading, self._context
         at = reading.take_known(data, 0) if self.parser.is_between and not reading.rest else 0
         if at < len(data):
             reading.go_on(data, at, reading.began if at else perf_counter())
-        elif at > SMALL_READ_BYTES and (seconds := perf_counter() - reading.began) > SMALL_SECONDS:
-            reading.end_turn(seconds)
-        context = self._context
+        elif at > SMALL_READ_BYTES:
+            seconds = perf_counter() - reading.began
+            if seconds > context.turns.budget.small_seconds:
+                reading.end_turn(seconds)
         if context.commit.pending_bytes > context.inflight.unchecked_bytes:
             context.inflight.check()
             context.inflight.admit(self)
 
     def eof_received(self) -> bool:
-        """Half-closed clients still get the answers that they wait for."""
-        # TLS as asyncio has it ends both directions at once: there will be no other turn, what is being committed is,
-        # and the answers are lost.
+        """Go on answering a half-closed client."""
+        # asyncio ends both directions of TLS at once: there is no other turn, and answers are lost. Records that are
+        # being committed are not.
         may_answer = self.transport is not None and self.transport.can_write_eof()
         if self.reading.handle_rest_at_eof(may_answer):
             return True
-        if self.arriving is not None:  # its body will never be complete
+        if self.arriving is not None:  # its body stays incomplete
             self.exchanges.pop().cut_off()
             self.arriving = None
             self.parser.drop_body()
@@ -130,7 +129,7 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # Requests that are being committed go on; their answers find nobody.
+        # Requests that are being committed go on; their answers are dropped.
         self.transport = None
         self.exchanges.clear()
         self._deferred = None
@@ -147,7 +146,7 @@ class Connection(asyncio.Protocol):
         context.inflight.release(self)
 
     def pause_writing(self) -> None:
-        """The client does not read its answers: take no more of its requests until it does."""
+        """Take no more requests from a client that does not read its answers."""
         self.since = self._context.now
         self.pause_reading(ANSWERS_UNREAD)
 
@@ -158,7 +157,7 @@ class Connection(asyncio.Protocol):
     # Requests, from their heads to their answers
 
     def take(self, head: Head, kind: type[Kind], body: bytes | None) -> tuple[Kind, bytes | None]:
-        """Make the exchange of a request, and judge it by its sender's token and limits: the one front door.
+        """Make the exchange of a request, and judge it by the token and limits of its sender. All requests come here.
 
         Args:
             kind: of `kinds`.
@@ -181,14 +180,14 @@ class Connection(asyncio.Protocol):
         return exchange, (auth.refusal(exchange, head.scope) if auth is not None and head.scope else None)
 
     def complete(self, exchange: Exchange, head: Head, refusal: bytes | None) -> None:
-        """Handle a request that is whole, or refuse it; later, if too many wait for their answers."""
+        """Handle or refuse a complete request; later, if too many wait for their answers."""
         context = self._context
         context.requests += 1
         exchange.received = perf_counter()
         if len(self.exchanges) > context.limits.max_pipelined or self.paused & ANSWERS_UNREAD:
             if len(self.exchanges) > context.limits.max_pipelined:
                 self.pause_reading(PIPELINE_FULL)
-            # One read may bring thousands more. Large bodies are not left lying about: they count as bytes in flight.
+            # One read may bring thousands more. Only small bodies wait here: larger ones must count as bytes in flight.
             if len(exchange.body) <= SMALL_BODY_BYTES:
                 if self._deferred is None:
                     self._deferred = deque()
@@ -212,8 +211,8 @@ class Connection(asyncio.Protocol):
             self.answer_bug(exchange, error)
 
     def _handle_deferred(self) -> None:
-        """Go on with requests that came while too many were unanswered, unless the client does not read."""
-        if self._handling_deferred:  # an answer that was given at once led here again
+        """Handle requests that came while too many were unanswered, unless the client does not read."""
+        if self._handling_deferred:  # called again by an answer that was given at once
             return
         self._handling_deferred = True
         while self._deferred and not self.paused & ANSWERS_UNREAD:
@@ -252,21 +251,21 @@ class Connection(asyncio.Protocol):
         if not waiting and self.state == ANSWER:
             self.state = IDLE
             self.since = self._context.now
-            if self.paused & LOG_BEHIND:  # nothing of it waits any more: it may ask for something else, or write again
-                self.resume_reading(LOG_BEHIND)
+            if self.paused & WAL_BEHIND:  # all its requests are answered: it may write again
+                self.resume_reading(WAL_BEHIND)
         parser = self.parser
         if parser.awaits_go_ahead:
             self.give_go_ahead()
         if self._deferred:
             self._handle_deferred()
         if self.paused & PIPELINE_FULL and len(waiting) <= self._context.limits.max_pipelined // 2:
-            if not waiting or waiting[0] is self.arriving:  # all that have come whole are answered
+            if not waiting or waiting[0] is self.arriving:  # all complete requests are answered
                 parser.waiting_head_bytes = 0
             if parser.waiting_head_bytes <= WAITING_HEAD_BYTES:
                 self.resume_reading(PIPELINE_FULL)
 
     def give_go_ahead(self) -> None:
-        """Send the 100 that the body at hand waits for, once all earlier requests are answered."""
+        """Send the 100 for which the present body waits, once all earlier requests are answered."""
         if self.exchanges and self.exchanges[0] is self.arriving and self.transport is not None:
             self.parser.awaits_go_ahead = False
             self.transport.write(responses.CONTINUE)
@@ -275,7 +274,7 @@ class Connection(asyncio.Protocol):
 
     def pause_reading(self, reason: int) -> None:
         """Stop reading, for one reason more."""
-        if self.state == LINGER:  # what is read is dropped
+        if self.state == LINGER:  # further bytes are dropped anyway
             return
         if not self.paused and self.transport is not None:
             self.transport.pause_reading()
@@ -283,10 +282,10 @@ class Connection(asyncio.Protocol):
         self.paused |= reason
 
     def resume_reading(self, reason: int, by_turn: bool = False) -> None:
-        """Take one reason away; reading goes on when it was the last, with what has been read already first.
+        """Take one reason away. After the last, handle what was read already, and then read on.
 
         Args:
-            by_turn: whether that waits for the connection's turn, as others go on at the same moment.
+            by_turn: wait for the connection's turn first, because others go on at the same moment.
         """
         if self.paused & reason:
             self.paused &= ~reason
@@ -299,7 +298,7 @@ class Connection(asyncio.Protocol):
                     self.transport.resume_reading()
 
     def give_time_back(self) -> None:
-        """Count the time in which the client was not read from for nothing."""
+        """Do not count the time without reading against the client."""
         now = self._context.now
         pause = now - self.paused_at
         self.paused_at = now
@@ -309,22 +308,22 @@ class Connection(asyncio.Protocol):
     # The end
 
     def refuse(self, response: bytes) -> None:
-        """Answer the request at hand, or the bytes that are none, after all earlier ones, and end."""
+        """Answer the present request, or malformed bytes, after all earlier ones, and end the connection."""
         self._ending.refuse(response)
 
     def refuse_for_room(self) -> None:
-        """Give up the body that is arriving: the worker holds too much."""
+        """Refuse the body that is arriving, because the worker holds too much."""
         self._ending.refuse(responses.NO_ROOM)
-        self.parser.drop_body()  # of one that is over, too: nobody will ask for what came after its last request
+        self.parser.drop_body()  # also after the last request, which leaves bytes that are never asked for
 
     def give_up(self) -> None:
-        """End a connection whose client does not read: others need what is kept of it."""
+        """End the connection at once, because its client does not read and others need the memory."""
         self.reading.drop_rest()
         if self.transport is not None:
             self.transport.abort()
 
     def finish(self) -> None:
-        """The worker is going down: end the connection with its last answer."""
+        """End the connection with its last answer, because the worker stops."""
         if self.exchanges:
             self.exchanges[-1].closes = True
         elif self.reading.rest:  # its first request is marked as the last when its turn comes
@@ -333,77 +332,77 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def expire(self) -> None:
-        """The time of the present state is over."""
+        """End the connection if it has been in its present state for too long."""
         self._ending.expire()
 
     def note_dropped(self) -> None:
-        """Take note that the client has sent something that is dropped."""
+        """Note that the client has sent bytes that are dropped."""
         self._ending.note_dropped()
 
     @property
     def is_over(self) -> bool:
-        """Whether the last request has come that is answered: all that follows is dropped (RFC 9112 §9.6)."""
+        """Whether the last request that gets an answer has come; further bytes are dropped (RFC 9112 §9.6)."""
         last = self.exchanges[-1] if self.exchanges else None
         return last is not None and last.closes and last is not self.arriving
 
     @property
     def is_deaf(self) -> bool:
-        """Whether what the client still sends is dropped."""
+        """Whether further bytes from the client are dropped."""
         return self.state == LINGER or (bool(self.exchanges) and self.is_over)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the client has got all answers that it waits for."""
+        """Whether the client has all answers that it waits for."""
         if self.exchanges or self.state not in (FRESH, IDLE, LINGER):
             return False
         return self.transport is None or not undelivered_bytes(self.transport)
 
     @property
     def is_gone(self) -> bool:
-        """Whether the connection has ended, so that no answer finds anybody."""
+        """Whether the connection has ended, so that answers are dropped."""
         return self.transport is None
 
-    # What others ask
+    # Queries of others
 
     def client_of(self, headers: dict[bytes, bytes]) -> str:
-        """Tell whose request it is that has these headers."""
+        """Return the address of the client that sent these headers."""
         forwarded = self._context.forwarded
         return self.address if forwarded is None else forwarded.client(self.address, headers)
 
     def peer_certificate(self) -> Certificate | None:
-        """Give the client's certificate, where TLS has asked for one and found it good."""
+        """Return the client's certificate if TLS has asked for one and found it valid."""
         if self.certificate is None and self.transport is not None:
             self.certificate = certificate_of(self.transport.get_extra_info("peercert"))
         return self.certificate
 
     def count_refusal(self, response: bytes) -> None:
-        """Count an answer, if it refuses a request."""
+        """Count an answer if it refuses a request."""
         if isinstance(response, responses.Refusal):
             self._context.count_refusal(response.code)
 
     @property
     def announced_bytes(self) -> int:
-        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none is taken."""
+        """Size of the body that is arriving, by its head; -1 if the head does not tell, 0 if no body is accepted."""
         length = self.parser.length
         return length if self.arriving is not None and length <= self._context.limits.max_body else 0
 
     @property
     def brings_large_body(self) -> bool:
-        """Whether a body arrives that is more than small."""
+        """Whether the body that is arriving is not small."""
         return self.arriving is not None and max(self.parser.length, self.parser.size) > SMALL_BODY_BYTES
 
     @property
     def has_posted(self) -> bool:
-        """Whether something that it has posted is not answered yet."""
+        """Whether a complete POST request waits for its answer."""
         arriving = self.arriving
         return any(exchange.method == b"POST" and exchange is not arriving for exchange in self.exchanges)
 
     @property
     def is_unread(self) -> bool:
-        """Whether the client has left so many answers unread that it is not read from any more."""
+        """Whether reading has paused because the client does not read its answers."""
         return bool(self.paused & ANSWERS_UNREAD)
 
     @property
     def holds_unread(self) -> bool:
-        """Whether it keeps requests of a client that does not read its answers."""
+        """Whether the rest of a read is kept although the client does not read its answers."""
         return bool(self.reading.rest) and self.is_unread

@@ -1,11 +1,11 @@
-"""What the connections of one worker share."""
+"""The state that all connections of one worker share."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from arcpipe.counters import REFUSAL_CODES
@@ -18,9 +18,9 @@ from arcpipe.ingest.http.head_cache import Heads
 from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.origins import Origins
 from arcpipe.ingest.http.router import Route
-from arcpipe.ingest.http.tracing import NotingAuth, kinds
+from arcpipe.ingest.http.tracing import PLAIN_KINDS, Kinds, NotingAuth
 from arcpipe.ingest.http.turns import Turns
-from arcpipe.wal.group_commit import Commit
+from arcpipe.units import MB
 
 if TYPE_CHECKING:
     from arcpipe.ingest.http.auth import Auth
@@ -28,23 +28,36 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Encoded bytes that may wait for the WAL before a thread encodes more: small records wait for the disk behind them.
-_ENCODED_AHEAD_BYTES: Final = 8 << 20
+# Encoded bytes that may wait for the WAL before a thread encodes more: small records wait for the disk after them.
+_ENCODED_AHEAD_BYTES: Final = 8 * MB
 
 
-class Surface(Protocol):
-    """The paths that a connection finds, and the heads that were seen there: a known head goes without a look at it."""
+class Pending(Protocol):
+    """The WAL, as it bounds who is read."""
 
-    routes: dict[bytes, Route]
-    heads: Heads
+    @property
+    def pending_bytes(self) -> int:
+        """Count the bytes that are collected or being committed."""
+
+
+class Surface:
+    """The paths of a listener, and the request heads that were accepted there, which need no second look."""
+
+    __slots__ = ("heads", "origins", "routes")
+
+    def __init__(self, routes: Mapping[bytes, Route], origins: Origins | None) -> None:
+        """Args: origins: whose pages may write from other sites; None: nobody's."""
+        self.routes = routes
+        self.origins = origins
+        self.heads = Heads()
 
 
 class Member(Peer, Reader, Protocol):
-    """A connection of a worker, as the worker sees it."""
+    """A connection, as its worker knows it."""
 
     state: int
     since: float
-    """When the present state began, or was last seen to move; seconds of the monotonic clock."""
+    """When the present state began, or last advanced; seconds of the monotonic clock."""
 
     @property
     def holds_unread(self) -> bool:
@@ -52,42 +65,56 @@ class Member(Peer, Reader, Protocol):
 
     @property
     def is_unread(self) -> bool:
-        """Whether the client leaves so many answers unread that it is not read from any more."""
+        """Whether the client left too many answers unread, so that nothing more is read from it."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether the client has got all answers that it waits for."""
+        """Whether the client has all answers that it waits for."""
 
     def give_up(self) -> None:
-        """End it: others need what is kept of it."""
+        """End it at once, because others need its memory."""
 
     def finish(self) -> None:
         """End it with its last answer."""
 
     def expire(self) -> None:
-        """End what has taken too long."""
+        """End it if it has been in its present state for too long."""
 
 
 class IngestContext:
-    """What the connections of a worker share."""
+    """The state that all connections of a worker share."""
 
-    commit: Commit
-    routes: dict[bytes, Route]
+    def __init__(
+        self,
+        limits: Limits,
+        commit: Pending,
+        turns: Turns,
+        *,
+        auth: Auth | NotingAuth | None = None,
+        forwarded: ForwardedFor | None = None,
+        exchange_kinds: Kinds = PLAIN_KINDS,
+    ) -> None:
+        """Start without connections.
 
-    def __init__(self, limits: Limits, auth: Auth | None, show_life: Callable[[], None] = lambda: None) -> None:
+        Args:
+            auth: None: requests need no token.
+            forwarded: the header in which trusted proxies name the client.
+            exchange_kinds: as `kinds` gives them.
+        """
         self.limits = limits
-        self.auth: Auth | NotingAuth | Gate | None = auth  # None: nobody is asked for a token
-        self.gate: Gate | None = None  # where the use of clients is limited; it is `auth` then
-        self.exchange_kind, self.identified_kind = kinds(None, False, None)
+        self.commit = commit
+        self.turns = turns
+        self.auth: Auth | NotingAuth | Gate | None = auth
+        self.gate: Gate | None = None  # `auth` itself, once the use of clients is limited
+        self.forwarded = forwarded
+        self.exchange_kind, self.identified_kind = exchange_kinds
         self.connections: set[Member] = set()
-        self.turned_away: set[Member] = set()  # above `server.max_connections`, until they have read so
-        self.turns = Turns(show_life)
+        self.turned_away: set[Member] = set()  # above `server.max_connections`, until they have read the refusal
         self.kept_bytes = 0  # of reads that have brought more than one turn handles
-        self._all_read_at = -1.0  # the tick at which no client was found that does not read its answers
-        self.heads = Heads()
-        self.all_heads = [self.heads]  # and those of listeners that do not offer all paths
+        self._all_read_at = -1.0  # the last tick at which every client read its answers
+        self._surfaces: list[Surface] = []
         self.inflight = BytesInFlight(limits, self.connections, self._pending_bytes, self._use_heads)
-        # The WAL always goes on; encoding waits for it, and decoding for both, so that none waits for ever.
+        # The WAL always goes on; encoding waits for the WAL, and decoding for both, so that none waits for ever.
         self.encoding = Background(
             "encoding", lambda: self.commit.pending_bytes <= _ENCODED_AHEAD_BYTES, self.bytes_moved, interrupts=True
         )
@@ -95,45 +122,54 @@ class IngestContext:
             "decoding",
             lambda: self.commit.pending_bytes + self.encoding.held_bytes <= limits.max_pending,
             self.bytes_moved,
-            interrupts=False,  # each that has begun holds what has come out of it
+            interrupts=False,  # an interrupted piece would hold its decoded bytes
         )
-        self.forwarded: ForwardedFor | None = None  # where a header of trusted proxies tells the client
-        self.hosts: set[bytes] = set()  # values of Host headers that were found good
+        self.hosts: set[bytes] = set()  # valid values of Host headers
         self.refused = dict.fromkeys(REFUSAL_CODES, 0)
-        self.origins: Origins | None = None  # whose browsers may write from other sites; None: nobody's
         self.dated = responses.Dated()
         self.tick()
         self.next_bug_line = 0.0
         self.requests = 0
-        self.unrouted: defaultdict[bytes, int] = defaultdict(int)  # statuses of answers for paths that lead nowhere
+        self.unrouted: defaultdict[bytes, int] = defaultdict(int)  # statuses of answers for unknown paths
         self.draining = False
 
+    def add_surface(self, routes: Mapping[bytes, Route], origins: Origins | None = None) -> Surface:
+        """Make the surface of a listener that offers these routes; its known heads hold as long as this says so."""
+        surface = Surface(routes, origins)
+        self._surfaces.append(surface)
+        return surface
+
+    def limit_by(self, gate: Gate) -> None:
+        """Have a gate judge requests, for good: it knows the connections that it has counted."""
+        self.auth = self.gate = gate
+
     def tick(self) -> None:
-        """Looks at the clocks."""
-        self.now = time.monotonic()  # as of the last tick: fine enough for timeouts of seconds
+        """Read the clocks. Call it a few times a second."""
+        self.now = time.monotonic()  # of the last tick, which is precise enough for timeouts of seconds
         self.dated.set_time(time.time())
 
     def count_refusal(self, code: str) -> None:
+        """Count a refusal by its code."""
         self.refused[code if code in self.refused else "other"] += 1
 
     def drain(self) -> None:
-        """End each connection with its next answer."""
+        """End each connection with its next answer, from now on."""
         self.draining = True
         self._use_heads(self.inflight.is_full)
 
     def _use_heads(self, is_full: bool) -> None:
-        """The parser sees every head that may have to be refused, or to end its connection."""
-        for heads in self.all_heads:
-            heads.use(not (is_full or self.draining))
+        """Use no known heads while requests may have to be refused, or to end their connection, by their heads."""
+        for surface in self._surfaces:
+            surface.heads.use(not (is_full or self.draining))
 
     def has_room_to_keep(self, size: int) -> bool:
-        """Whether so many bytes of a read may be kept for later. Clients that do not read their answers give way."""
+        """Return whether `size` more bytes of reads may be kept. Clients that do not read their answers give way."""
         most = self.limits.max_kept
         if self.kept_bytes + size > most and self._all_read_at != self.now:
             unread = [connection for connection in self.connections if connection.holds_unread]
             if not unread:
-                self._all_read_at = self.now  # thousands may ask within one turn, and thousands are looked through
-            for connection in sorted(unread, key=lambda one: one.since):  # those first that have not read for longest
+                self._all_read_at = self.now  # thousands may ask within one turn, and each look is at thousands
+            for connection in sorted(unread, key=lambda one: one.since):  # the longest without reading first
                 if self.kept_bytes <= most // 2:
                     break
                 self.count_refusal(responses.TOO_MANY_REQUESTS_WAIT.code)
@@ -141,13 +177,13 @@ class IngestContext:
         return self.kept_bytes + size <= most
 
     def report_bug(self, where: str, error: BaseException, fields: dict[str, dict[str, str]] | None = None) -> None:
-        """Log a bug that a request has met; a bug on the hot path must not fill the disk with its log."""
+        """Log a bug that a request has met, at most one a second: a bug on the hot path must not fill the disk."""
         if self.now >= self.next_bug_line:
             self.next_bug_line = self.now + 1.0
             log.error("a bug in %s; answered 500", where, exc_info=error, extra=fields)
 
     def bytes_moved(self) -> None:
-        """To be called when complete bodies have left, or when one waits for a thread."""
+        """Let others go on. Call it when complete bodies have left, or when one waits for a thread."""
         self.inflight.check()
         self.inflight.left()
         self.encoding.proceed()

@@ -1,8 +1,7 @@
-"""How clients come in at one listener: which paths they find, and the PROXY header that may come ahead of their bytes.
+"""New connections of one listener: their paths, and the PROXY header that may come before their bytes.
 
-A listener without anything special makes connections and nothing else. One with a PROXY protocol has a `Greeter` first,
-which reads the header and not a byte more, and then hands the socket over: to TLS or to the connection. So neither of
-these knows that there was a header.
+Usually a listener only makes connections. With the PROXY protocol, a `Greeter` reads the header first, and not a byte
+more. Then it hands the socket over to TLS or to the connection, so neither of these knows of the header.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from typing import TYPE_CHECKING, Final, cast
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.client_address import TrustedProxies, peer_of
 from arcpipe.ingest.http.connection import Connection
-from arcpipe.ingest.http.head_cache import Heads
 from arcpipe.ingest.http.linger import LINGER_SECONDS
 from arcpipe.ingest.http.proxy_header import MAX_BYTES, BadProxyHeader, read
-from arcpipe.ingest.http.router import Route, offered
+from arcpipe.ingest.http.router import offered
 from arcpipe.ingest.http.tls_server import HANDSHAKE_PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -26,29 +24,26 @@ if TYPE_CHECKING:
 
     from arcpipe.access.tls import ServerTLS
     from arcpipe.config.listeners import Listener
-    from arcpipe.ingest.http.context import IngestContext
+    from arcpipe.ingest.http.context import IngestContext, Surface
 
 log = logging.getLogger(__name__)
 
-# Refused connections are logged in sums, so that nobody can fill the disk with them.
+# Seconds between two log lines with the sum of refused connections, so that clients cannot fill the disk.
 _LINE_SECONDS: Final = 10.0
 
 
-class Paths:
-    """The surface of a listener that does not offer all paths."""
-
-    def __init__(self, routes: dict[bytes, Route]) -> None:
-        self.routes = routes
-        self.heads = Heads()
-
-
 class Entrance:
-    """One listener in one worker: makes what serves a new connection."""
+    """One listener in one worker: makes the protocol of each new connection."""
 
     def __init__(
-        self, context: IngestContext, listener: Listener, trusted: TrustedProxies, tls: ServerTLS | None
+        self,
+        context: IngestContext,
+        surface: Surface,
+        listener: Listener,
+        trusted: TrustedProxies,
+        tls: ServerTLS | None,
     ) -> None:
-        """Args: tls: of a listener that speaks it."""
+        """Args: surface: all paths, which the listener offers or a part of them; tls: None: it speaks no TLS."""
         self.context = context
         self.trusted = trusted
         self.address = listener.address
@@ -56,44 +51,43 @@ class Entrance:
         self.handshakes: dict[Greeter, float] = {}  # those of them in a TLS handshake, and when each began
         self._tls = tls
         self._has_header = listener.proxy_protocol
-        self._surface: Paths | None = None
+        self._surface = surface
         if listener.paths != "all":
-            self._surface = Paths(offered(context.routes, listener.paths))
-            context.all_heads.append(self._surface.heads)
+            self._surface = context.add_surface(offered(surface.routes, listener.paths), surface.origins)
         self._refused = 0
         self._next_line = 0.0
 
     @property
     def tls(self) -> ServerTLS | None:
-        """TLS as the server has to begin with it; None where that comes later or never."""
+        """TLS that the server starts with; None if it begins after a PROXY header, or never."""
         return None if self._has_header else self._tls
 
     def connect(self) -> asyncio.BaseProtocol:
-        """To be called for each new connection: the protocol that it begins with."""
+        """Return the protocol with which a new connection begins."""
         if not self._has_header:
             return Connection(self.context, self._surface)
         return Greeter(self, self._tls.context if self._tls is not None else None)
 
     def connection(self, client: str) -> Connection:
-        """The protocol for a connection of a client that a proxy has told."""
+        """Return the protocol for a connection whose client a proxy has told."""
         return Connection(self.context, self._surface, client)
 
     def is_full(self) -> bool:
-        """Whether there are as many connections as may be."""
+        """Return whether the limit of connections is reached."""
         return len(self.context.connections) + len(self.greeting) >= self.context.limits.max_connections
 
     def has_room_for_handshake(self) -> bool:
-        """Whether another TLS handshake may begin; the eldest gives way if it goes on for a while already."""
+        """Return whether another TLS handshake may begin; this ends the oldest one if that takes long already."""
         if len(self.handshakes) < self.context.limits.max_handshakes:
             return True
-        eldest, began = next(iter(self.handshakes.items()))
+        oldest, began = next(iter(self.handshakes.items()))
         if time.monotonic() - began < HANDSHAKE_PATIENCE_SECONDS:
             return False
-        eldest.abort()
+        oldest.abort()
         return True
 
     def refuse(self, peer: str, reason: str) -> None:
-        """Counts a connection that is refused, and logs it now and then."""
+        """Count a refused connection, and log it now and then."""
         self.context.count_refusal("proxy_protocol")
         self._refused += 1
         now = time.monotonic()
@@ -106,7 +100,7 @@ class Entrance:
             self._refused = 0
 
     def close(self) -> None:
-        """Ends whatever has not got as far as a connection."""
+        """End all that have not become connections yet."""
         for greeter in list(self.greeting):
             greeter.abort()
 
@@ -114,7 +108,7 @@ class Entrance:
 class Greeter(asyncio.BufferedProtocol):
     """Reads a PROXY header, within `server.header_timeout_seconds`, and hands the connection over.
 
-    It asks for exactly the bytes of the header, so what follows stays in the socket.
+    It asks for exactly the bytes of the header, so all that follows stays in the socket.
     """
 
     def __init__(self, entrance: Entrance, tls: ssl.SSLContext | None) -> None:
@@ -171,7 +165,7 @@ class Greeter(asyncio.BufferedProtocol):
         self._leave()
 
     def abort(self) -> None:
-        """The worker goes down."""
+        """End the connection, because the worker stops."""
         self._leave()
         if self._handshake is not None:
             self._handshake.cancel()
@@ -197,7 +191,7 @@ class Greeter(asyncio.BufferedProtocol):
     def _hand_over(self, client: str) -> None:
         transport = self._transport
         assert transport is not None
-        # Paused, or uvloop would go on to read in the way of the protocol before.
+        # Without a pause, uvloop would go on reading for the previous protocol.
         transport.pause_reading()
         if self._tls is None:
             self._leave()
@@ -207,7 +201,7 @@ class Greeter(asyncio.BufferedProtocol):
             connection.connection_made(transport)
             return
         if self._timer is not None:
-            self._timer.cancel()  # the handshake has a time of its own
+            self._timer.cancel()  # the handshake has a timeout of its own
             self._timer = None
         if not self._entrance.has_room_for_handshake():
             self._entrance.context.count_refusal(responses.TOO_MANY_CONNECTIONS.code)
@@ -228,7 +222,7 @@ class Greeter(asyncio.BufferedProtocol):
                 ssl_handshake_timeout=self._entrance.context.limits.header_timeout,
                 ssl_shutdown_timeout=LINGER_SECONDS,
             )
-        except OSError:  # as with a handshake that fails without a header ahead of it: nobody is told
+        except OSError:  # not logged, as for a failed handshake without a PROXY header
             return
         finally:
             self._leave()
@@ -242,7 +236,7 @@ class Greeter(asyncio.BufferedProtocol):
 
 
 class _Waiting(asyncio.Protocol):
-    """Keeps what a client sends together with the end of its handshake, until the connection is there to take it."""
+    """Keeps bytes that a client sends with the end of its handshake, until its connection takes them."""
 
     def __init__(self) -> None:
         self.data: list[bytes] = []

@@ -12,39 +12,39 @@ from arcpipe.ingest.http import responses
 if TYPE_CHECKING:
     from arcpipe.access.tls import Certificate
 
-# Of connections and requests that have none of their own, yet or any more.
+# Of connections and requests without headers.
 NO_HEADERS: Final[dict[bytes, bytes]] = {}
 
 
 class Peer(Protocol):
-    """The connection of a request, as its exchange and those who judge it see it."""
+    """The connection of a request, as its exchange, `Auth` and `Gate` know it."""
 
     address: str
-    """Of the client, or of the proxy before it."""
+    """The client's, or its proxy's."""
     exchanges: deque[Exchange]
-    """Whose answers have not left, in the order of their requests."""
+    """Requests whose answers have not left, in their order."""
     unrouted: defaultdict[bytes, int]
-    """Statuses of answers for paths that lead nowhere."""
+    """Statuses of answers for unknown paths."""
 
     @property
     def is_gone(self) -> bool:
-        """Whether nobody waits for its answers any more."""
+        """Whether its client is gone."""
 
     @property
     def announced_bytes(self) -> int:
-        """The size of the body that is arriving, as its head says; -1 where it does not, 0 where none is taken."""
+        """Size of the body that is arriving, by its head; -1 if the head does not tell, 0 if no body is accepted."""
 
     def flush(self) -> None:
         """Send the answers that are ready."""
 
     def client_of(self, headers: dict[bytes, bytes]) -> str:
-        """Tell whose request it is that has these headers."""
+        """Return the address of the client that sent these headers."""
 
     def peer_certificate(self) -> Certificate | None:
-        """Give the client's certificate, where TLS has asked for one and found it good."""
+        """Return the client's certificate if TLS has asked for one and found it valid."""
 
     def count_refusal(self, response: bytes) -> None:
-        """Count an answer, if it refuses a request."""
+        """Count an answer if it refuses a request."""
 
     def answer_bug(self, exchange: Exchange, error: Exception) -> None:
         """Answer 500, and log why."""
@@ -74,23 +74,23 @@ class Exchange:
         self.path = path
         self.query = query
         self.body = b""
-        self.databases: frozenset[str] | None = None  # that the sender's token is for; None is all
-        self.brings: tuple[str, int, int]  # database, records and bytes of a write, for the counters once it is on disk
-        self.success = b""  # for handlers that answer later: what to answer if all goes well
+        self.databases: frozenset[str] | None = None  # that the sender may write; None: all
+        self.brings: tuple[str, int, int]  # database, records and bytes of a write, counted once it is on disk
+        self.success = b""  # the later answer if all goes well
         self.response: bytes | None = None
         self.closes = False
         self.received = 0.0  # perf_counter seconds: when the request was complete
         self.answered = connection.unrouted if answered is None else answered
 
     def log_fields(self) -> dict[str, dict[str, str]] | None:
-        """The `extra` of log lines about it."""
+        """Return the `extra` of log lines about this request."""
         return None
 
     def cut_off(self) -> None:
-        """Called where the client is gone before its request was complete."""
+        """Note that the client was gone before its request was complete."""
 
     def answer(self, response: bytes) -> None:
-        """Gives the response; it leaves once all earlier requests of the connection are answered."""
+        """Give the response; it leaves once all earlier requests of the connection are answered."""
         if type(response) is not bytes:
             response = self.refused(response)
         self.response = response
@@ -100,21 +100,21 @@ class Exchange:
 
     @property
     def client(self) -> str:
-        """The address of the sender, such as "192.0.2.7": of the connection, or what a trusted proxy's header tells."""
+        """Address of the sender, such as "192.0.2.7": of the connection, or from a trusted proxy's header."""
         return self.connection.client_of(self.headers)
 
     def refused(self, response: bytes) -> bytes:
-        """Counts a refusal, and gives it the shape that the path's clients read."""
+        """Count a refusal, and return it in the shape that the path's clients read."""
         self.connection.count_refusal(response)
         return responses.in_shape_of(self.path, response)
 
     def parameters(self) -> dict[str, str]:
-        """The query's parameters. Raises BadPayload as `parse_parameters` does."""
+        """Return the query's parameters. Raises BadPayload as `parse_parameters` does."""
         return parse_parameters(self.query) if self.query else {}
 
 
 def parse_parameters(text: bytes) -> dict[str, str]:
-    """A query string, or a form in the same encoding.
+    """Parse a query string, or a form in the same encoding.
 
     Raises:
         BadPayload: a parameter is given twice, or the text is not UTF-8.

@@ -1,12 +1,12 @@
-"""Limits per token and per address: what one client may ask of the whole node, in requests, bytes and connections.
+"""Limits per token and per address over the whole node, in requests, bytes and connections.
 
-The gate stands where tokens are asked for. What a client takes is counted in memory that all workers share
-(`arcpipe/meters.py`). So that this costs little, a worker takes several requests, or some bytes, for a client at a time
-and deals them out by itself. What it has not dealt out may be used later, so a client may be above its burst by at most
-an eighth of it, over all workers together.
+The gate takes the place of `Auth`. It counts the use of each client in memory that all workers share
+(`arcpipe/meters.py`). To keep that cheap, a worker takes an allowance of several requests, or some bytes, at a time.
+The unused part of allowances may be used later. So a client may exceed its burst by an eighth of it at most, over all
+workers together.
 
-A request is refused as long as the client has nothing left. A body of any size passes if there is a rest, and leaves a
-debt that time pays. What is refused costs nothing: who goes on asking gets its rate all the same.
+A client without a rest of its allowance is refused. With any rest, a body of any size passes, and leaves a debt that
+time pays. Refusals cost nothing: a client that keeps asking still gets its rate.
 """
 
 from __future__ import annotations
@@ -20,36 +20,38 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from arcpipe.config.listeners import UNIX
-from arcpipe.config.settings import MB, ClientLimits
+from arcpipe.config.settings import ClientLimits
 from arcpipe.counters import LIMITED_BY, LIMITS
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.tracing import LoggedExchange
 from arcpipe.meters import BYTES, NS, REQUESTS, Meters
+from arcpipe.units import MB
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Limits
     from arcpipe.ingest.http.client_address import ForwardedFor
     from arcpipe.ingest.http.exchange import Exchange, Peer
 
-# What workers hold of a burst without dealing it out, all together at most.
+# All workers' unused allowances together are at most this part of a burst.
 _HELD_SHARE: Final = 8
-# A worker takes no less than this part of it.
+# The smallest allowance, as a part of the usual one.
 _LEAST_SHARE: Final = 4
-# Clients that a worker knows by name at a time; those without a connection are forgotten above it.
+# Clients that a worker remembers; above that it forgets those without a connection.
 _MAX_KNOWN: Final = 8192
-# A meter may have lost its place to another one in a race; it is looked for so often.
+# Nanoseconds between two looks for a meter's place, which it may have lost to another one in a race.
 _LOOK_AGAIN_NS: Final = NS
+# Meters whose place is looked for in one tick.
 _CHECKED_PER_TICK: Final = 256
-# A debt is never longer, however large the body and small the rate: times are numbers of 64 bits.
+# Nanoseconds of the longest debt, however large the body and small the rate: times are numbers of 64 bits.
 _MAX_DEBT_NS: Final = 365 * 86400 * NS
-# What `Retry-After` says at most; a client that asks sooner is answered all the same.
+# Seconds in `Retry-After`, at most; a client that asks sooner is answered, too.
 _MAX_RETRY_SECONDS: Final = 3600
 _CONNECTION_RETRY_SECONDS: Final = 1
 
 
 class Meter:
-    """A client as one worker knows it: its limits, what the worker may deal out, and where it is counted."""
+    """A client as one worker knows it: its limits, its allowance, and its place in the shared memory."""
 
     __slots__ = (
         *("by", "burst_ns", "bytes", "connections", "hashed", "limits", "look_again", "max_connections", "ns_each"),
@@ -59,29 +61,29 @@ class Meter:
     def __init__(self, by: str, hashed: int, limits: ClientLimits, burst_seconds: float, workers: int) -> None:
         self.by = by
         self.hashed = hashed
-        self.slot: int | None = None  # None: there is no place, and it is limited by this worker alone
+        self.slot: int | None = None  # None: without a place, this worker alone limits it
         self.look_again = 0
-        self.own_paid_until = [0, 0]  # used without a slot
+        self.own_paid_until = [0, 0]  # replaces the shared one while there is no slot
         self.connections = 0  # of this worker
         self.set_limits(limits, burst_seconds, workers)
 
     def set_limits(self, limits: ClientLimits, burst_seconds: float, workers: int) -> None:
-        """What holds from now on."""
+        """Set the limits that hold from now on."""
         self.limits = limits
         self.max_connections = limits.connections
         rates = (limits.requests_per_second, limits.mb_per_second * MB)
         self.ns_each = [NS / rate if rate else 0.0 for rate in rates]
         self.burst_ns = [max(burst_seconds * NS, each) for each in self.ns_each]
         self.quantum = [max(1, int(rate * burst_seconds / _HELD_SHARE / workers)) for rate in rates]
-        # Where clients are at their limit, workers would take one by one, and often at the same moment.
+        # Without a minimum, workers would take one by one at a client's limit, and often at the same moment.
         self.least = [max(1, quantum // _LEAST_SHARE) for quantum in self.quantum]
-        # What may be dealt out; without a limit that never ends.
+        # The allowance; without a limit it never ends.
         self.requests = 0.0 if rates[REQUESTS] else math.inf
         self.bytes = 0.0 if rates[BYTES] else math.inf
 
 
 class Gate:
-    """Judges requests as `Auth` does, and by the limits."""
+    """Judges requests as `Auth` does, and by limits."""
 
     def __init__(
         self,
@@ -94,13 +96,13 @@ class Gate:
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
         """Args:
-        forwarded: where a header of trusted proxies tells the client.
+        forwarded: the header in which trusted proxies name the client.
         clock: nanoseconds, the same for all workers.
         """
         self._forwarded = forwarded
         self._clock = clock
         self.limited = [0] * (len(LIMITED_BY) * len(LIMITS))  # requests, as in `Worker.LIMITED`
-        self.untracked = 0  # looks for a place that found none
+        self.untracked = 0  # failed looks for a place
         self._auth = auth
         self._limits = limits
         self._shared = meters
@@ -110,13 +112,13 @@ class Gate:
         self._by_client: dict[str, Meter | None] = {}
         self._by_hash: dict[int, Meter] = {}  # of addresses
         self._by_token: dict[str, Meter | None] = {}
-        self._held: dict[Peer, dict[Meter, None]] = {}  # by whom a connection is counted
-        self._owing: dict[Peer, list[Meter]] = {}  # who pays for the chunked body that is arriving
+        self._held: dict[Peer, dict[Meter, None]] = {}  # the clients that are charged for a connection
+        self._owing: dict[Peer, list[Meter]] = {}  # the clients that pay for the chunked body that is arriving
         self._to_check: Iterator[Meter] = iter(())
 
     @property
     def is_needed(self) -> bool:
-        """Whether anybody is limited."""
+        """Whether there is any limit."""
         return (
             self._limits_addresses
             or self._limits.per_token.any
@@ -124,7 +126,7 @@ class Gate:
         )
 
     def refusal(self, exchange: Exchange, scope: str) -> bytes | None:
-        """The answer to a request that may not do what needs `scope`, or not now, or None; notes its databases."""
+        """Return the refusal of a request that lacks `scope` or exceeds a limit, or None after noting its databases."""
         connection = exchange.connection
         size = len(exchange.body) or connection.announced_bytes
         owing = size < 0
@@ -157,15 +159,15 @@ class Gate:
         return None
 
     def opened(self, connection: Peer) -> responses.Refusal | None:
-        """Counts a new connection; the refusal if there are too many."""
+        """Count a new connection; return a refusal if its client has too many."""
         address = connection.address
         if not self._limits.per_address.connections or (self._forwarded is not None and self._forwarded.is_of(address)):
-            return None  # a proxy's connection is of no client alone
+            return None  # a proxy's connection belongs to many clients
         meter = self._meter_of_address(address)
         return self._count(connection, meter) if meter is not None else None
 
     def closed(self, connection: Peer) -> None:
-        """A connection has ended."""
+        """Stop counting a connection, which has ended."""
         self._owing.pop(connection, None)
         for meter in self._held.pop(connection, ()):
             meter.connections -= 1
@@ -173,10 +175,10 @@ class Gate:
                 self._shared.count_connection(self._worker, meter.slot, -1)
 
     def arrived(self, exchange: Exchange, size: int) -> None:
-        """A body is complete that the parser has read: if its size was not known from the head, it is paid for now.
+        """Charge for a parsed body, which is complete now, if its head did not tell its size.
 
         Args:
-            size: bytes of the body as it came; 0 if it was refused.
+            size: bytes of the body as it was sent; 0 if it was refused.
         """
         if not self._owing:
             return
@@ -188,7 +190,7 @@ class Gate:
                 meter.bytes = 0.0
 
     def tick(self) -> None:
-        """To be called a few times a second: moves the connections of clients that have lost their place."""
+        """Move the connections of clients that have lost their place. Call it a few times a second."""
         now = self._clock()
         batch = list(islice(self._to_check, _CHECKED_PER_TICK))
         for meter in batch:
@@ -199,7 +201,7 @@ class Gate:
             self._to_check = iter([*self._by_hash.values(), *by_token])
 
     def reload(self) -> None:
-        """Tokens have changed, and with them perhaps their limits."""
+        """Take over the limits of tokens that were reloaded."""
         assert self._auth is not None
         for token_id, meter in list(self._by_token.items()):
             if meter is None or not meter.connections:
@@ -208,7 +210,7 @@ class Gate:
                 limits = self._auth.limits_of(token_id, self._limits.per_token)
                 meter.set_limits(limits, self._limits.burst_seconds, self._workers)
 
-    # Who it is
+    # Its client
 
     def _meter_of_address(self, client: str) -> Meter | None:
         try:
@@ -219,7 +221,7 @@ class Gate:
             self._by_client.clear()
             self._by_hash = {hashed: meter for hashed, meter in self._by_hash.items() if meter.connections}
         meter = None
-        if client != UNIX:  # its clients have no address
+        if client != UNIX:  # clients of a Unix socket have no address
             hashed = self._shared.hash_of(_address_key(client, self._limits.ipv6_prefix))
             meter = self._by_hash.get(hashed)
             if meter is None:
@@ -241,10 +243,10 @@ class Gate:
     def _new(self, by: str, hashed: int, limits: ClientLimits) -> Meter:
         return Meter(by, hashed, limits, self._limits.burst_seconds, self._workers)
 
-    # What it may do
+    # Its limits
 
     def _take(self, meter: Meter, size: int) -> responses.Refusal | None:
-        """One request and its bytes."""
+        """Take one request and its bytes from the allowance; return a refusal if that is used up."""
         meter.requests -= 1
         meter.bytes -= size
         if meter.requests >= 0 and meter.bytes >= 0:
@@ -267,14 +269,14 @@ class Gate:
         return self._refuse(meter, limit, math.ceil(wait / NS))
 
     def _try_to_buy(self, meter: Meter, rate: int, slot: int | None, now: int, missing: float) -> tuple[float, float]:
-        """What the worker may deal out more, and 0; or 0 and the nanoseconds until there is a rest again."""
+        """Return a further allowance and 0, or 0 and the nanoseconds until the client has a rest again."""
         each, burst = meter.ns_each[rate], meter.burst_ns[rate]
         paid_until = meter.own_paid_until[rate] if slot is None else self._shared.paid_until[rate][slot]
         ahead = max(0, paid_until - now)
         least = each * meter.least[rate]
-        if ahead + least > burst + 1:  # the one is for what was rounded
+        if ahead + least > burst + 1:  # one nanosecond for rounding
             return 0.0, ahead + least - burst
-        # More than is missing only as far as there is a rest: so nobody is above the burst by what is in store.
+        # More than is missing only from a rest: otherwise unused allowances would exceed the burst.
         units = max(missing, min(missing - 1 + meter.quantum[rate], (burst - ahead) // each))
         self._buy(meter, rate, slot, now, units)
         return units, 0.0
@@ -283,11 +285,11 @@ class Gate:
         price = int(units * meter.ns_each[rate])
         paid_until = meter.own_paid_until if slot is None else self._shared.paid_until[rate]
         at = rate if slot is None else slot
-        # Read and written in one line: what others pay in between is lost.
+        # Read and written in one line, because payments of other workers in between are lost.
         paid_until[at] = min(max(paid_until[at], now) + price, now + _MAX_DEBT_NS)
 
     def _count(self, connection: Peer, meter: Meter) -> responses.Refusal | None:
-        """Counts a connection for a client, once."""
+        """Count a connection for a client, once; return a refusal if it has too many."""
         held = self._held.setdefault(connection, {})
         if meter in held:
             return None
@@ -301,7 +303,7 @@ class Gate:
         return None
 
     def _slot_of(self, meter: Meter, now: int) -> int | None:
-        """Where a client is counted now. Its connections come along."""
+        """Return the present place of a client, and move its connections there."""
         before = meter.slot
         if before is not None and now < meter.look_again and self._shared.is_at(before, meter.hashed):
             return before

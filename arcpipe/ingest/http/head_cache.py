@@ -1,8 +1,8 @@
-"""Request heads that the parser has accepted before: clients send the same one with each request.
+"""Request heads that the parser has accepted before: clients send the same head with each request.
 
-A head that is byte for byte the same, but for the digits of its Content-Length, means the same again: the parser need
-not read it. So does one that differs in its X-Request-Id alone, which is another one with each request. What is judged
-anew with each request (the length, the token, the database) is not kept here.
+A head means the same again if it is the same byte for byte, except for the digits of its Content-Length. Then the
+parser need not read it. The X-Request-Id may differ, too, as it does with each request. The length, the token and the
+database are judged anew with each request, and not kept here.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from arcpipe.ingest.http import request_ids
+from arcpipe.units import KB
 
 if TYPE_CHECKING:
     from arcpipe.codec.content_encoding import Coding
     from arcpipe.ingest.http.router import Handler
 
-# Longer heads are left to the parser.
-MAX_HEAD_BYTES: Final = 2048
-# A worker remembers so many heads, and of so many others that it has seen them once.
+# Bytes; the parser reads longer heads.
+MAX_HEAD_BYTES: Final = 2 * KB
+# Cache sizes: known heads, and hashes of heads seen once.
 _HEADS_KEPT: Final = 512
 _SEEN_KEPT: Final = 4096
 
-# In front of the digits, in the two spellings that clients use.
+# Before the digits, in the two spellings that clients use.
 LENGTH: Final = b"\r\nContent-Length: "
 LENGTH_LOWER: Final = b"\r\ncontent-length: "
 LENGTH_BYTES: Final = len(LENGTH)
-# Digits of a length; more are left to the parser.
+# Digits of a length; the parser reads longer ones.
 MAX_DIGITS: Final = 12
 
-# Fields that make the parser do more than read a head and so many bytes, or a connection end.
+# Fields with further effects on the body or the connection.
 _UNUSUAL: Final = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"connection", b"proxy-connection"))
 
 
 class Head(Struct, eq=False):
-    """All that a head means that does not change from request to request."""
+    """The meaning of a head, as far as it is the same for each request."""
 
     method: bytes
     path: bytes
     query: bytes
-    headers: dict[bytes, bytes]  # with the Content-Length of the request that it was learned from
-    handler: Handler | None  # None of a head that is refused
-    scope: str  # that the handler needs, if `auth.enabled`
+    headers: dict[bytes, bytes]  # with the Content-Length of the first such request
+    handler: Handler | None  # None if it is refused
+    scope: str  # which the handler needs, if `auth.enabled`
     coding: Coding | None  # of the body
     answered: defaultdict[bytes, int]  # statuses of answers for its path
 
@@ -58,27 +59,26 @@ class Head(Struct, eq=False):
 class Heads:
     """Heads by their bytes without the digits of the length.
 
-    A dictionary hashes them with a key of this process alone: the time that a lookup takes says nothing of a token in
-    them.
+    The dictionary hashes them with a key of this process alone, so the time of a lookup tells nothing about a token.
     """
 
     def __init__(self) -> None:
-        self.known: dict[bytes, Head] = {}  # those that need not be read: all, or none
-        self.known_but_for_id: dict[bytes, Head] = {}  # by their bytes without the id as well; all, or none, too
+        self.known: dict[bytes, Head] = {}  # either all, or none while all heads must be parsed
+        self.known_but_for_id: dict[bytes, Head] = {}  # the same, by their bytes without the id
         self._all = self.known
         self._all_but_for_id = self.known_but_for_id
         self._seen: set[int] = set()
 
     def use(self, they_hold: bool) -> None:
-        """Say whether requests with a known head are taken as they are, or whether the parser has to see all."""
+        """Set whether known heads may be used; otherwise the parser reads all heads."""
         self.known = self._all if they_hold else {}
         self.known_but_for_id = self._all_but_for_id if they_hold else {}
 
     def but_for_id(self, key: bytes) -> Head | None:
-        """The head of a request with an id that was not seen before, if all the rest of it is known.
+        """Return the head of a request with a new id, if the rest of the head is known.
 
         Args:
-            key: a head without the digits of its length, which is none of `known`.
+            key: a head without the digits of its length, and not in `known`.
         """
         if not self.known_but_for_id:
             return None
@@ -89,12 +89,12 @@ class Heads:
         return head.with_id(line[1]) if head is not None else None
 
     def learn(self, data: bytes, head: Head) -> None:
-        """Takes note of a head of HTTP/1.1 that was accepted and does not end its connection.
+        """Learn a head of HTTP/1.1 that was accepted and does not end its connection.
 
-        It is remembered when it comes the second time, so that heads that are all different drive out no others.
+        It is kept when it comes the second time, so that heads that all differ displace no others.
 
         Args:
-            data: what the head stands at the beginning of.
+            data: starts with the head.
         """
         end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
         at = data.find(LENGTH, 0, end)
@@ -112,7 +112,7 @@ class Heads:
                 return
             key = key[: line.start(1)] + key[line.end(1) :]
             known = self._all_but_for_id
-        if key in known:  # of a request that did not come whole
+        if key in known:  # its request did not come in one read
             return
         if hash(key) not in self._seen:
             if len(self._seen) >= _SEEN_KEPT:
@@ -125,9 +125,9 @@ class Heads:
 
 
 def _lines_of(text: bytes) -> dict[bytes, bytes] | None:
-    """The fields of a head that is written as nearly all are; None if it is not.
+    """Return the fields of a head in the usual notation; None for any other notation.
 
-    What the parser has told must be all that is there: it leaves out blanks, and what it leaves out is not looked for.
+    The parser leaves out some blanks, so its fields may not show all of the head. This finds out whether they do.
     """
     fields = {}
     lines = text.split(b"\r\n")

@@ -1,7 +1,7 @@
 """Checks of a request's head that the parser leaves out: its sizes, its version, and the fields that frame the body.
 
-The parser is strict but for these, for empty lines before a request, and for more than one blank in its first line,
-which mislead nobody.
+Besides these, the parser is lax only about empty lines before a request and several blanks in its first line, which are
+harmless.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from arcpipe.ingest.http import responses
+from arcpipe.units import KB, MB
 
 if TYPE_CHECKING:
     from arcpipe.ingest.http.limits import Limits
 
 # Bytes of a header line besides name and value: colon, blank, line end.
 LINE_SIGNS: Final = 4
-# A Content-Length of more digits is no size of anything; Python itself refuses to read some thousand of them.
+# Digits of a Content-Length, at most. No body is that large, and Python itself refuses to read thousands of digits.
 LENGTH_DIGITS: Final = 19
-# A Host field (RFC 9110 §7.2) in the characters of names and addresses; never one that was sent twice, whose two values
-# are joined with a comma.
+# A Host field (RFC 9110 §7.2) in the characters of names and addresses. One that was sent twice does not match, because
+# its values are joined with a comma.
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-fv:.]+\])(?::[0-9]*)?\Z")
-# Values of Host that one worker remembers as good, so that each is matched once: clients use few.
+# Valid values of Host that one worker remembers, so that each is matched once: clients use few.
 _HOSTS_KEPT: Final = 1024
 
 
 class Refused(Exception):
-    """Raised within a parser callback: the connection ends with this response."""
+    """Raised within a parser callback, to end the connection with this response."""
 
     def __init__(self, response: bytes) -> None:
         super().__init__()
@@ -34,35 +35,35 @@ class Refused(Exception):
 
 
 def malformed(reason: str) -> responses.Refusal:
-    """The answer to bytes that are no HTTP request."""
+    """Make the answer to bytes that are no HTTP request."""
     return responses.error(400, "bad_request", f"malformed HTTP request: {reason}")
 
 
 def header_too_large(limits: Limits) -> responses.Refusal:
-    """The answer to a head, or a trailer, above `server.max_header_kb`."""
-    limit = limits.max_header >> 10
+    """Make the answer to a head, or a trailer, above `server.max_header_kb`."""
+    limit = limits.max_header // KB
     return responses.error(431, "header_too_large", f"request line and headers exceed server.max_header_kb = {limit}")
 
 
 def body_too_large(limits: Limits, what: str = "body") -> responses.Refusal:
-    """The answer to a body above `server.max_body_mb`."""
-    limit = limits.max_body >> 20
+    """Make the answer to a body above `server.max_body_mb`."""
+    limit = limits.max_body // MB
     return responses.error(413, "body_too_large", f"the {what} exceeds server.max_body_mb = {limit}")
 
 
 def url_too_long(limits: Limits) -> responses.Refusal:
-    """The answer to a URL above `server.max_url_kb`."""
-    return responses.error(414, "url_too_long", f"the URL exceeds server.max_url_kb = {limits.max_url >> 10}")
+    """Make the answer to a URL above `server.max_url_kb`."""
+    return responses.error(414, "url_too_long", f"the URL exceeds server.max_url_kb = {limits.max_url // KB}")
 
 
 def head_bytes(url: bytes, headers: dict[bytes, bytes], lines: int) -> int:
-    """The size of a head, without what is always in a request line."""
+    """Return the size of a head, without the fixed parts of a request line."""
     # Joining a few short texts takes less time than summing up their sizes.
     return len(url) + len(b"".join([*headers, *headers.values()])) + LINE_SIGNS * (lines + 1)
 
 
 def size_refusal(limits: Limits, lines: int) -> responses.Refusal:
-    """The refusal of a head that is larger than it may be, in lines or else in bytes."""
+    """Make the refusal of a head with too many lines, or else too many bytes."""
     if lines > limits.max_headers:
         reason = f"there are more headers than server.max_headers = {limits.max_headers}"
         return responses.error(431, "header_too_large", reason)
@@ -84,7 +85,7 @@ def check_host(headers: dict[bytes, bytes], is_http_1_0: bool, known: set[bytes]
     """Check the Host field.
 
     Args:
-        known: values that were found good, and not this one; takes it if it is good.
+        known: valid values so far, without this one; this is added if it is valid.
 
     Raises:
         Refused: RFC 9112 §3.2 has 400 for a request without a Host, with more than one, or with a malformed one.
@@ -114,7 +115,7 @@ NO_LENGTH: Final = malformed(f"Content-Length has more than {LENGTH_DIGITS} digi
 
 
 def path_of_url(target: bytes) -> bytes:
-    """The path in a target that is a whole URL, which RFC 9112 §3.2.2 has every server accept; else what it was."""
+    """Return the path of a target that is a whole URL (RFC 9112 §3.2.2); any other target unchanged."""
     scheme, separator, rest = target.partition(b"://")
     if not separator or scheme.lower() not in (b"http", b"https"):
         return target

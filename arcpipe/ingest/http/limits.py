@@ -1,4 +1,4 @@
-"""Bounds of a worker, as its settings and the machine give them."""
+"""The bounds of a worker, from its settings and the limits of its process."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from arcpipe import descriptors
+from arcpipe.units import KB, MB
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
     from arcpipe.descriptors import Room
 
-# With the log disabled clients do not wait for the disk: without this bound they would fill `server.max_inflight_mb`.
-MAX_UNWRITTEN: Final = 32 << 20
+# Bytes that wait for a disabled WAL. Clients do not wait for the disk then, and would fill `server.max_inflight_mb`.
+MAX_UNWRITTEN: Final = 32 * MB
 
-# The most that one read from a socket brings.
-READ_BYTES: Final = 256 << 10
+# Bytes that one read from a socket brings, at most.
+READ_BYTES: Final = 256 * KB
 
 
 class Limits(Struct, frozen=True):
@@ -28,7 +29,7 @@ class Limits(Struct, frozen=True):
     max_url: int
     max_connections: int
     max_handshakes: int  # of TLS, at one listener
-    max_turned_away: int  # connections above the limit that are told so, and given time to read it
+    max_turned_away: int  # connections above the limit that get an answer, and time to read it
     max_pipelined: int
     max_pending: int
     max_arriving: int
@@ -40,20 +41,20 @@ class Limits(Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: Settings, room: Room | None = None) -> Limits:
-        """The bounds of these settings.
+        """Derive the bounds from settings.
 
         Args:
-            room: for connections, where the process may have fewer than the settings want.
+            room: for connections, if the process may have fewer than the settings ask for.
         """
         server = settings.server
         if room is None:
             room = descriptors.room(server.max_connections)
-        half = server.max_inflight_mb << 19
+        half = server.max_inflight_mb * MB // 2
         return cls(
-            max_body=server.max_body_mb << 20,
-            max_header=server.max_header_kb << 10,
+            max_body=server.max_body_mb * MB,
+            max_header=server.max_header_kb * KB,
             max_headers=server.max_headers,
-            max_url=server.max_url_kb << 10,
+            max_url=server.max_url_kb * KB,
             max_connections=room.connections,
             max_handshakes=room.handshakes,
             max_turned_away=room.turned_away,

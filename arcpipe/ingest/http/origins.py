@@ -1,9 +1,9 @@
-"""Browsers: which pages may write (CORS), and that no page of another site changes anything (CSRF, DNS rebinding).
+"""Browsers: pages that may write (CORS), and protection from pages of other sites (CSRF, DNS rebinding).
 
-A browser sends what any page asks it to send, from within its own network, with the credentials that it remembers. It
-says whose page that was: in Sec-Fetch-Site, or in Origin, which it sends with each POST. Where somebody makes a name of
-theirs lead to this server, the browser takes their page for one of this server; so the name in Host is looked at, too.
-Programs send neither of the two headers, and are not asked for any.
+A browser sends any request that a page asks for, from within its own network, with the credentials that it remembers.
+It names the page's site in Sec-Fetch-Site, or in Origin, which it sends with each POST. An attacker may make a name of
+their own lead to this server, and the browser then takes their page for one of this server. So the name in Host is
+checked, too. Programs send neither of the two headers, and need none.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _DEFAULT_PORTS: Final = {b"http": b":80", b"https": b":443"}
 
 _VARY: Final = b"Vary: Origin\r\n"
 _VARY_PREFLIGHT: Final = b"Vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers\r\n"
-# A star does not stand for Authorization (Fetch §3.3.4).
+# A star does not include Authorization (Fetch §3.3.4).
 _REQUEST_HEADERS: Final = (
     b"Access-Control-Allow-Headers: Authorization, Content-Encoding, Content-Type, X-Api-Key, X-Arc-Database, *\r\n"
 )
-# Seconds that a browser remembers a preflight. The settings change at a restart only; this is how late it hears of it.
+# Seconds that a browser remembers a preflight, and so its delay to notice other settings after a restart.
 _MAX_AGE: Final = b"Access-Control-Max-Age: 600\r\n"
 _EXPOSED: Final = (
     b"Access-Control-Expose-Headers: Date, Retry-After, X-Influxdb-Build, X-Influxdb-Error, X-Influxdb-Version, "
@@ -53,30 +53,30 @@ _FOREIGN_HOST: Final = responses.error(
 
 
 def words_of(text: str) -> list[str]:
-    """The parts of a setting that is a list: blanks or commas stand between them."""
+    """Split a setting that is a list: blanks or commas separate its parts."""
     return re.split(r"[ ,]+", text.strip(" ,")) if text.strip(" ,") else []
 
 
 class Origins:
-    """The origins whose pages may write, and what their browsers want to be told of it."""
+    """The origins whose pages may write, and the header lines that their browsers need."""
 
     def __init__(self, origins: Iterable[str], paths: Iterable[bytes]) -> None:
         """
         Args:
-            origins: as in `server.cors_origins`; "*" is all of them.
-            paths: where they may.
+            origins: as in `server.cors_origins`; "*" means all.
+            paths: where they may write.
         """
         self._origins = {_normal_origin(origin) for origin in origins}
         self._takes_all = "*" in self._origins
         self._paths = frozenset(paths)
 
     def allow(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether a request comes from a page that may write."""
+        """Return whether a request comes from a page that may write."""
         origin = headers.get(b"origin")
         return origin is not None and (self._takes_all or origin.decode("latin-1") in self._origins)
 
     def lines(self, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> bytes:
-        """What to tell a browser with an answer; of a preflight all is told by its handler."""
+        """Return the lines that a browser needs in an answer; a preflight gets them from its handler."""
         if path not in self._paths or method == b"OPTIONS":
             return b""
         if self.allow(headers):
@@ -85,7 +85,7 @@ class Origins:
         return _VARY if method != b"POST" and not self._takes_all else b""
 
     def preflight(self, exchange: Exchange, methods: bytes) -> None:
-        """Answers OPTIONS: whether a page may send what its browser asks about."""
+        """Answer OPTIONS: whether a page may send the request that its browser announces."""
         headers = exchange.headers
         if not self.allow(headers):
             refused = b"origin" in headers and b"access-control-request-method" in headers
@@ -101,7 +101,7 @@ class Origins:
 
 
 class Sites:
-    """Refuses what pages of other sites ask browsers to send."""
+    """Refuses requests that pages of other sites cause."""
 
     def __init__(self, settings: Settings, origins: Origins | None) -> None:
         server = settings.server
@@ -110,7 +110,7 @@ class Sites:
         self._has_tokens = settings.auth.enabled
 
     def guard_write(self, exchange: Exchange) -> bytes | None:
-        """Refuses the write of a page that `server.cors_origins` does not name."""
+        """Refuse the write of a page that `server.cors_origins` does not name."""
         headers = exchange.headers
         site = headers.get(b"sec-fetch-site")
         if site is None and b"origin" not in headers:
@@ -119,21 +119,21 @@ class Sites:
             return None
         if is_foreign(headers):
             return _FOREIGN_PAGE
-        # Browsers send Sec-Fetch-Site only where a name cannot be made to lead elsewhere: over TLS, and to localhost.
+        # Browsers send Sec-Fetch-Site only over TLS and to localhost, where an attacker's name cannot lead here.
         return None if site is not None else self._host_refusal(headers)
 
     def guard_operation(self, exchange: Exchange) -> bytes | None:
-        """Refuses an operation that a page of another site asks for."""
+        """Refuse an operation that a page of another site causes."""
         return _FOREIGN_OPERATION if is_foreign(exchange.headers) else self._host_refusal(exchange.headers)
 
     def _host_refusal(self, headers: dict[bytes, bytes]) -> bytes | None:
-        # No browser adds a token by itself, but for the user name and password that it remembers.
+        # The only credentials that a browser adds by itself are a remembered user name and password.
         if self._has_tokens and not headers.get(b"authorization", b"").lower().startswith(b"basic"):
             return None
         return None if self._knows(headers.get(b"host", b"")) else _FOREIGN_HOST
 
     def _knows(self, host: bytes) -> bool:
-        """Whether no stranger can have made this name lead here: only names can be, addresses cannot."""
+        """Return whether no attacker can have made this host lead here, which is possible with names, not addresses."""
         name = re.sub(r":[0-9]*\Z", "", host.decode("latin-1")).rstrip(".").lower()
         if not host or name == "localhost" or name.endswith(".localhost") or not self._hosts.isdisjoint((name, "*")):
             return True
@@ -145,7 +145,7 @@ class Sites:
 
 
 def is_foreign(headers: dict[bytes, bytes]) -> bool:
-    """Whether a browser says that a page of another site, or of nobody knows which, sent a request."""
+    """Return whether a browser says that a page of another site, or of an unknown one, sent a request."""
     site = headers.get(b"sec-fetch-site")
     if site is not None:
         return site.lower() not in (b"same-origin", b"none")
@@ -158,7 +158,7 @@ def is_foreign(headers: dict[bytes, bytes]) -> bool:
 
 
 def protect(table: Table, settings: Settings) -> tuple[dict[tuple[str, str], Fields], Origins | None]:
-    """Adds to the router's table what browsers need and are refused; and the origins that may write, if any may."""
+    """Add guards and preflights to a router's table; return it with the origins that may write, None without any."""
     paths = {path for (_, path), fields in table.items() if fields[1] == WRITE or path == "/ping"}
     wanted = words_of(settings.server.cors_origins)
     origins = Origins(wanted, (path.encode("ascii") for path in paths)) if wanted else None
@@ -183,7 +183,7 @@ def _preflight(origins: Origins, path: str, table: Table) -> Handler:
 
 
 def _normal_origin(origin: str) -> str:
-    """As browsers spell it: in small letters, and without the port that is the scheme's own."""
+    """Spell an origin as browsers do: in small letters, without the default port of its scheme."""
     origin = origin.lower()
     scheme = origin.partition("://")[0].encode()
     return origin.removesuffix(_DEFAULT_PORTS.get(scheme, b" ").decode())

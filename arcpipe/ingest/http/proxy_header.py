@@ -1,10 +1,10 @@
-"""The PROXY protocol, versions 1 and 2: what a proxy sends ahead of everything else to tell whose connection it is.
+"""The PROXY protocol, versions 1 and 2: the header in which a proxy names its client, before all other bytes.
 
     https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
 
-Bytes go in, and either the number of bytes to wait for comes out, or the client's address. The number never goes beyond
-the header's end: what follows (TLS, HTTP) stays in the socket for whoever reads it next. Strict, as the specification
-asks: what is not exactly a header ends the connection.
+Bytes go in; either the number of bytes to wait for comes out, or the client's address. The number never exceeds the
+header, so the bytes after it (TLS, HTTP) stay in the socket for their reader. As the specification demands, this is
+strict: anything that is not exactly a header ends the connection.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import struct
 from typing import Final, NamedTuple
 
 from arcpipe.config.listeners import UNIX
+from arcpipe.units import KB
 
-MAX_BYTES: Final = 4 << 10
-"""The longest header of version 2 that is read: HAProxy's own take some hundred bytes, with TLS certificates' names."""
+MAX_BYTES: Final = 4 * KB
+"""The longest header of version 2 that is accepted. HAProxy's take some hundred bytes, with names of certificates."""
 
 _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _V1_START: Final = b"PROXY "
@@ -39,20 +40,20 @@ _TLV_HEAD_BYTES: Final = 3  # type, and a length of 16 bits
 
 
 class BadProxyHeader(Exception):
-    """What came is no header of the PROXY protocol; the text says why."""
+    """The bytes are no header of the PROXY protocol; the text says why."""
 
 
 class Source(NamedTuple):
-    """Who made the connection to the proxy; None where the proxy itself did, or does not say."""
+    """The client of a proxy; None if the proxy made the connection for itself, or names no client."""
 
     client: str | None
 
 
 def read(data: bytes) -> int | Source:
-    """The client in a whole header, or how many bytes the header has at least, more than `data` has.
+    """Return the client in a complete header, or else the least size of the header, which is larger than `data`.
 
     Raises:
-        BadProxyHeader: it can never become a header.
+        BadProxyHeader: the bytes can never become a header.
     """
     if len(data) < _FIRST_BYTES:
         return _FIRST_BYTES
@@ -64,7 +65,7 @@ def read(data: bytes) -> int | Source:
 
 
 def normal_address(text: str) -> str | None:
-    """An IP address in the one way in which it is written here, None if it is none: without a zone, IPv4 as such."""
+    """Return an IP address in its one spelling, without a zone, IPv4 never mapped into IPv6; None for other texts."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -125,7 +126,7 @@ def _read_2(data: bytes) -> int | Source:
 
 
 def _skip_tlvs(block: bytes) -> None:
-    """Passes over what else the proxy tells: nothing of it is used, but it has to be well-formed."""
+    """Skip the additional fields, which are not used but must be well-formed."""
     at = 0
     while at < len(block):
         end = at + _TLV_HEAD_BYTES + int.from_bytes(block[at + 1 : at + _TLV_HEAD_BYTES], "big")

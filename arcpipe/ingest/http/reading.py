@@ -1,7 +1,7 @@
-"""The reads of one connection: requests with a known head by themselves, all else through the parser, in turns.
+"""The reads of one connection: requests with a known head are handled here, all others by the parser, in turns.
 
-A read may bring thousands of requests. What the connection's turn leaves of it is kept for its next one, and the
-socket is not read meanwhile.
+A read may bring thousands of requests. The rest after the connection's turn is kept for its next turn, and the socket
+is not read meanwhile.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from arcpipe.ingest.http.flow_control import ANSWERS_UNREAD, PIPELINE_FULL, TURN
 from arcpipe.ingest.http.head_cache import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES
 from arcpipe.ingest.http.request_parser import PARSED_BYTES
 from arcpipe.ingest.http.states import BODY, LINGER
-from arcpipe.ingest.http.turns import SLICE_SECONDS, SMALL_SECONDS, TURN_SECONDS
+from arcpipe.units import KB
 
 if TYPE_CHECKING:
     from arcpipe.ingest.http.context import IngestContext, Surface
     from arcpipe.ingest.http.link import Link
     from arcpipe.ingest.http.request_parser import RequestParser
 
-# Bytes. A shorter read is not timed: what it brings takes SMALL_SECONDS at most, and the clock takes time, too.
-SMALL_READ_BYTES: Final = 1 << 10
+# Bytes. A shorter read is not timed: it takes `small_seconds` at most, and to look at the clock takes time, too.
+SMALL_READ_BYTES: Final = KB
 
 
 class Reading:
-    """Hands what one client sends to its requests, and keeps the rest of a read for the connection's next turn."""
+    """Makes requests of one client's bytes, and keeps the rest of a read for the connection's next turn."""
 
     __slots__ = (
         # Of the connection.
@@ -41,19 +41,22 @@ class Reading:
         self._surface = surface
         self._parser = parser
 
-        self.began = 0.0  # perf_counter seconds: when the present read began to be handled
-        self._seconds = 0.0  # that the last read took that was not small
+        self.began = 0.0  # perf_counter seconds: the start of handling the present read
+        self._seconds = 0.0  # that the last large read took
         self.rest = b""  # of a read, for the connection's next turn: from `_rest_at` on
         self._rest_at = 0
         self._at_eof = False  # the client will send nothing more, and there is a rest
 
     def take_known(self, data: bytes, start: int, turn_end: float = 0.0) -> int:
-        """Handle the requests from `start` on as long as they are whole and their heads known, and it is its turn.
+        """Handle the requests from `start` on while they are complete, their heads known, and the turn not over.
 
-        This is the way of nearly all requests, so each line of it is counted (`benchmarks.micro.request_cost`).
+        Nearly all requests come this way, so each line counts (`benchmarks.micro.request_cost`).
+
+        Args:
+            turn_end: perf_counter seconds; 0: this sets it after the first request.
 
         Returns:
-            Where the first one starts that was not handled.
+            The start of the first request that was not handled.
         """
         connection = self._connection
         context = self._context
@@ -93,7 +96,7 @@ class Reading:
             start = after
             if not turn_end:
                 self.began = exchange.received
-                turn_end = exchange.received + (SMALL_SECONDS if context.turns.is_used_up else SLICE_SECONDS)
+                turn_end = exchange.received + context.turns.read_seconds
             if (connection.paused and connection.paused & ~TURN) or exchange.received > turn_end:
                 break
         return start
@@ -110,13 +113,13 @@ class Reading:
             self._keep(rest + data, 0)
             return
         size = len(data)
-        turn_end = began + (SMALL_SECONDS if self._context.turns.is_used_up else SLICE_SECONDS)
+        turn_end = began + self._context.turns.read_seconds
         while not (connection.paused and self._must_stop()):
             end = parser.piece_end(data, at) if size - at > PARSED_BYTES else size
             if end - at == size:
                 piece: bytes | memoryview = data
             elif end - at <= PARSED_BYTES:
-                piece = data[at:end]  # to copy a few bytes takes less time than a view
+                piece = data[at:end]  # copying a few bytes takes less time than a view of them
             else:
                 piece = memoryview(data)[at:end]
             parser.feed(piece, end == size)
@@ -133,26 +136,27 @@ class Reading:
         self.end_turn(perf_counter() - began)
 
     def end_turn(self, seconds: float) -> None:
-        """Count the time that a read, or a part of one, took; unless it was short, the next read waits for its turn."""
+        """Count the time of a read, or of a part of one; after a long one, the next read waits for its turn."""
         connection, turns = self._connection, self._context.turns
+        budget = turns.budget
         self._seconds = seconds
-        if seconds > SMALL_SECONDS:
+        if seconds > budget.small_seconds:
             turns.charge(seconds)
-        if (self.rest or seconds > SLICE_SECONDS / 2) and not connection.paused and connection.state != LINGER:
+        if (self.rest or seconds > budget.slice_seconds / 2) and not connection.paused and connection.state != LINGER:
             connection.pause_reading(TURN)
             turns.wait(self)
 
     def take_turn(self) -> float:
-        """Go on with the rest of a read, and let the next one come; the seconds that both will have taken."""
-        connection = self._connection
-        if connection.paused != TURN:  # it has ended, or waits for something else, whose end gives it a turn again
+        """Go on with the rest of a read, and let the next one come; return the seconds that both will have taken."""
+        connection, turns = self._connection, self._context.turns
+        if connection.paused != TURN:  # ended, or paused for another reason, after which it gets a turn
             connection.paused &= ~TURN
             return 0.0
         transport = connection.transport
         if transport is None or transport.is_closing():
             self.drop_rest()
             return 0.0
-        expected = max(self._seconds, SLICE_SECONDS)  # the next read will be like the last one
+        expected = max(self._seconds, turns.budget.slice_seconds)  # the next read will be like the last one
         if not self.rest:
             connection.resume_reading(TURN)
             return expected
@@ -165,37 +169,38 @@ class Reading:
             taken, self._seconds = self._seconds, expected
             return taken + expected
         if connection.paused == TURN:
-            self._context.turns.wait(self)
+            turns.wait(self)
         else:
             connection.paused &= ~TURN
         return self._seconds
 
     def handle_rest_at_eof(self, may_answer_later: bool) -> bool:
-        """Handle, or keep, what is left of a read when the client sends nothing more.
+        """Handle, or keep, the rest of a read when the client sends nothing more.
 
         Args:
-            may_answer_later: whether answers can be sent after this turn.
+            may_answer_later: whether answers can still be sent after this turn.
 
         Returns:
-            Whether it is kept, and `eof_received` is called again once it was handled.
+            Whether the rest is kept; then `eof_received` is called again after it was handled.
         """
         if not self.rest:
             return False
         if may_answer_later:
             self._at_eof = True
             return True
-        while self.rest and not self._must_stop() and self._context.turns.spent < TURN_SECONDS:
+        turns = self._context.turns
+        while self.rest and not self._must_stop() and turns.spent < turns.budget.turn_seconds:
             self._handle_rest()
         self.drop_rest()
         return False
 
     def drop_rest(self) -> None:
-        """Let go of the rest of a read."""
+        """Drop the rest of a read."""
         self._context.kept_bytes -= len(self.rest)
         self.rest = b""
 
     def _must_stop(self) -> bool:
-        """Whether nothing more of a read may be handled now. What has arrived of a body is taken in all cases."""
+        """Return whether to stop handling a read now. Bytes of a body that have arrived are still accepted."""
         connection = self._connection
         if connection.state == BODY:
             return bool(connection.paused & (PIPELINE_FULL | ANSWERS_UNREAD))
@@ -207,7 +212,7 @@ class Reading:
         self.drop_rest()
         began = perf_counter()
         if self._parser.is_between:
-            at = self.take_known(data, at, began + SLICE_SECONDS)
+            at = self.take_known(data, at, began + self._context.turns.budget.slice_seconds)
         self.go_on(data, at, began)
 
     def _keep(self, data: bytes, at: int) -> None:

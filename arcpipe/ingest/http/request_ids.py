@@ -1,7 +1,7 @@
-"""Request ids: which of a client's own are taken, and how others are made.
+"""Request ids: accepting those of clients, and making others.
 
-An id goes into the log, into the access log and into the header of an answer, so only harmless ones are taken: short,
-and of characters that mean nothing to any of the three.
+An id goes into the log, into the access log and into the header of an answer. So only harmless ones are accepted:
+short, and of characters without a meaning in any of the three.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _HARMLESS: Final = re.compile(_ID + rb"\Z")
 # The line of the id in a head, in any spelling; the id is its first group.
 LINE: Final = re.compile(rb"\r\n(?i:X-Request-Id): (" + _ID + rb")\r\n")
 
-# Random bits of an id's first half. Among a million workers of all nodes and times, two have the same one with a chance
-# of 0.2%.
+# Random bytes of an id's first half. Two of a million workers, of all nodes and times, share one with probability
+# 0.2%.
 _PREFIX_BYTES: Final = 6
 
 
 def is_harmless(value: bytes) -> bool:
-    """Whether a client's id is taken as it is."""
+    """Return whether a client's id is accepted."""
     return _HARMLESS.match(value) is not None
 
 
@@ -36,4 +36,5 @@ class RequestIds:
         self._numbers = count(1)
 
     def new(self) -> bytes:
+        """Make an id."""
         return self._format % next(self._numbers)

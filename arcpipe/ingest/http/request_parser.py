@@ -1,6 +1,6 @@
-"""The requests of one connection, from the first byte of a head until the body is whole: what httptools tells of them.
+"""Parsing the requests of one connection with httptools, from the first byte of a head until the body is complete.
 
-Requests whose heads are known do not come here (`reading.py`). A request that is refused in the middle ends its
+Requests with known heads do not come here (`reading.py`). A request that is refused while it arrives ends its
 connection, unless the rest of its body is small enough to be read and dropped.
 """
 
@@ -23,6 +23,7 @@ from arcpipe.ingest.http.head_checks import LENGTH_DIGITS, LINE_SIGNS, Refused, 
 from arcpipe.ingest.http.limits import READ_BYTES
 from arcpipe.ingest.http.request_ids import HEADER as REQUEST_ID
 from arcpipe.ingest.http.states import ANSWER, BODY, HEADER, LINGER
+from arcpipe.units import KB, MB
 
 if TYPE_CHECKING:
     from arcpipe.ingest.http.context import IngestContext, Surface
@@ -30,30 +31,30 @@ if TYPE_CHECKING:
     from arcpipe.ingest.http.link import Link
     from arcpipe.ingest.http.router import Handler, Judge
 
-# Bytes that the parser is given at once, at most, unless they are all of one body: it cannot be stopped, and the
-# smallest requests and chunks have a few bytes each.
-PARSED_BYTES: Final = 2 << 10
-# Bytes of a chunked body that it is given at once, where the piece before had _FEW_CHUNKS at most.
-_PARSED_CHUNKED_BYTES: Final = 64 << 10
+# Bytes that the parser gets at once, at most, unless they belong to one body: it cannot be stopped, and the smallest
+# requests and chunks have a few bytes each.
+PARSED_BYTES: Final = 2 * KB
+# Bytes of a chunked body that it gets at once, if the previous piece had at most _FEW_CHUNKS.
+_PARSED_CHUNKED_BYTES: Final = 64 * KB
 _FEW_CHUNKS: Final = 16
-# Bytes of a refused request's body that are read and dropped, so that the connection can be used again.
-_DISCARD_BYTES: Final = 1 << 20
-# Bytes of a request line besides its URL, at most: `max_header_kb` does not count them.
+# Bytes of a refused request's body up to which it is read and dropped, so that the connection can be used again.
+_DISCARD_BYTES: Final = MB
+# Bytes of a request line besides its URL, at most; `max_header_kb` does not include them.
 _REQUEST_LINE_BYTES: Final = 64
-# Bytes of memory that an unfinished head takes besides its own: its objects, and two with a place for each line.
-_HEAD_BYTES: Final = 1 << 10
+# Bytes of memory that an incomplete head takes besides its own: its objects, and two objects for each line.
+_HEAD_BYTES: Final = KB
 _HEAD_LINE_BYTES: Final = 140
-# Bytes of memory that heads of unanswered requests may take on one connection, and one more head; then it is not read.
-WAITING_HEAD_BYTES: Final = 96 << 10
+# Bytes of memory for heads of unanswered requests on one connection, above which reading pauses.
+WAITING_HEAD_BYTES: Final = 96 * KB
 
 _ACCEPT_ENCODING: Final = f"Accept-Encoding: {ACCEPTED}\r\n".encode("ascii")
-# In place of the parser of a connection that has ended, and of the head between two requests.
+# Placeholders: for the parser of a connection that has ended, and for the head between two requests.
 _NO_PARSER: Final = httptools.HttpRequestParser(object())
 _NO_HEAD: Final = Head(b"", b"", b"", NO_HEADERS, None, "", None, defaultdict(int))
 
 
 class RequestParser:
-    """Parses the requests of one connection, and counts what is held of one that is not whole."""
+    """Parses the requests of one connection, and counts the bytes held of an incomplete one."""
 
     __slots__ = (
         # Of the connection.
@@ -71,28 +72,28 @@ class RequestParser:
         self._context = context
         self._surface = surface
         self._parser = httptools.HttpRequestParser(self)
-        self._fresh: bytes | None = None  # the present piece, if it began between requests, until its head is read
-        self.is_between = True  # two requests, or before the first: the parser waits for a request line
-        self.waiting_head_bytes = 0  # memory of heads since all were answered, but for those that are known
+        self._fresh: bytes | None = None  # a piece that began between requests, until its head is read
+        self.is_between = True  # two requests, or before the first: a request line is next
+        self.waiting_head_bytes = 0  # memory of parsed heads since all were answered
 
         self.url = b""
         self.headers: dict[bytes, bytes] = NO_HEADERS
-        self._has_head = False  # it is complete: lines that follow are a trailer's
-        self._repeated_lines = 0  # headers whose name was there before
+        self._has_head = False  # it is complete; further lines belong to a trailer
+        self._repeated_lines = 0  # headers with the name of an earlier one
         self._repeated_bytes = 0
         self._trailer_bytes = 0
-        # Bytes of a head or trailer that is not complete, in the pieces after the one that it began with.
+        # Bytes of an incomplete head or trailer, in the pieces after its first.
         self._unread_bytes = -1
 
         self._head = _NO_HEAD
         self._refusal: bytes | None = None
-        self._judge: Judge | None = None  # until the body is whole, or was asked for
+        self._judge: Judge | None = None  # until the body is complete, or a 100 asked for it
         self.awaits_go_ahead = False  # the body waits for a 100, and earlier answers have to leave first
-        self.length = 0  # of the body that arrives, as its head says; -1: it is chunked
-        self.latest_since = 0.0  # the connection's `since` never gets later than this while the body arrives
+        self.length = 0  # of the body that arrives, by its head; -1: it is chunked
+        self.latest_since = 0.0  # the latest that the connection's `since` may be while the body arrives
 
-        self._pieces: Pieces = []  # of the body, as far as it has arrived
-        self._calls = 0  # for the body, since the parser was given the last piece of a chunked one
+        self._pieces: Pieces = []  # of the body, so far
+        self._calls = 0  # of `on_body` since the parser got the last piece of a chunked body
         self.size = 0  # bytes of the body that have arrived
         self._seen = 0  # `size` after the read before
         self._held = False  # counted among the bodies that are arriving
@@ -100,7 +101,7 @@ class RequestParser:
     # The connection's side
 
     def piece_end(self, data: bytes, at: int) -> int:
-        """Find where the piece ends that is given at once: a few small requests, a head, or a body."""
+        """Find the end of the next piece for the parser: a few small requests, a head, or a body."""
         size = len(data)
         end = at + PARSED_BYTES
         if self._connection.state != BODY:
@@ -132,7 +133,7 @@ class RequestParser:
             if offer is not None:  # not within the handler above: it would become the context of what is raised
                 self._decline_upgrades(data, offer)
         except httptools.HttpParserCallbackError as error:
-            # A refusal from within a callback; anything else is a bug and ends this connection only.
+            # Either a refusal from a callback, or a bug, which ends this connection only.
             cause = error.__context__
             if isinstance(cause, Refused):
                 connection.refuse(cause.response)
@@ -150,25 +151,25 @@ class RequestParser:
         self._fresh = None
 
     def method_so_far(self) -> bytes:
-        """The method of a head that is not complete; empty until that is known."""
-        # Once it has told the URL, the parser knows the method.
+        """Return the method of an incomplete head; empty while it is unknown."""
+        # The parser knows the method by the time of the URL.
         return self._parser.get_method() if self._connection.state == HEADER and self.url else b""
 
     def stop(self) -> None:
-        """Let go of what has come of a request, and of what the parser keeps of it: nothing more is read."""
+        """Drop the present request and the parser: nothing more is read."""
         self._clear_head()
         self._fresh = None
         self._parser = _NO_PARSER
         self.drop_body()
 
     def drop_body(self) -> None:
-        """Let go of what has come of a body."""
+        """Drop the present body."""
         self._pieces = []
         if self._held:
             self._held = False
             self._context.inflight.release(self._connection)
 
-    # The parser's side: its callbacks, in the order of events
+    # The parser's side: callbacks, in the order of events
 
     def on_message_begin(self) -> None:
         connection = self._connection
@@ -194,7 +195,7 @@ class RequestParser:
             raise Refused(head_checks.url_too_long(limits))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._has_head:  # a trailer, and nothing here reads trailers
+        if self._has_head:  # a trailer, which is ignored
             self._trailer_bytes += len(name) + len(value) + LINE_SIGNS
             if self._trailer_bytes > self._context.limits.max_header:
                 raise Refused(head_checks.header_too_large(self._context.limits))
@@ -203,8 +204,8 @@ class RequestParser:
         headers = self.headers
         if name in headers:
             self._repeated_lines += 1
-            self._repeated_bytes += len(name) - 2  # of the name, but for what joins the values
-            # Joined as RFC 9110 §5.2 says; single-valued headers then fail where they are read.
+            self._repeated_bytes += len(name) - 2  # of the name, minus the comma and blank that join the values
+            # Joined by RFC 9110 §5.2. A single-valued header then fails where it is read.
             value = headers[name] + b", " + value
         headers[name] = value
 
@@ -228,7 +229,7 @@ class RequestParser:
         closes = not parser.should_keep_alive()
         is_http_1_0 = False
         says_connection = b"connection" in headers or b"proxy-connection" in headers
-        if closes or says_connection:  # only 1.1 is kept open by itself
+        if closes or says_connection:  # 1.0 is kept open only on request
             is_http_1_0 = head_checks.is_http_1_0(parser.get_http_version())
         if headers.get(b"host") not in context.hosts:
             head_checks.check_host(headers, is_http_1_0, context.hosts)
@@ -237,7 +238,8 @@ class RequestParser:
         path, _, query = self.url.partition(b"?")
         if not path.startswith(b"/"):
             path = head_checks.path_of_url(path)
-        lines = context.origins.lines(method, path, headers) if context.origins is not None else b""
+        origins = self._surface.origins
+        lines = origins.lines(method, path, headers) if origins is not None else b""
         if is_http_1_0 and not closes:
             lines += responses.KEEP_ALIVE
         exchange = self._enter(method, path, query, lines)
@@ -253,7 +255,7 @@ class RequestParser:
                 raise Refused(self._refusal)
         elif (
             self._fresh is not None
-            and not (closes or says_connection or lines)  # no head that names a connection is ever learned
+            and not (closes or says_connection or lines)  # heads with such fields are never learned
             and parser.get_http_version() == "1.1"
         ):
             self._surface.heads.learn(self._fresh, self._head)
@@ -262,7 +264,7 @@ class RequestParser:
     def on_body(self, body: bytes) -> None:
         self.awaits_go_ahead = False
         self.size += len(body)
-        if self.length < 0:  # it is chunked; any other length was judged with the head
+        if self.length < 0:  # chunked; any other length was judged with the head
             self._calls += 1
             if self.size > self._context.limits.max_body:
                 raise Refused(head_checks.body_too_large(self._context.limits))
@@ -283,7 +285,7 @@ class RequestParser:
         pieces, self._pieces = self._pieces, []
         self.headers, self.url = NO_HEADERS, b""  # as `_clear_head`
         self._head = _NO_HEAD
-        self.awaits_go_ahead = False  # no body came that it would have been for
+        self.awaits_go_ahead = False  # no body came, so nothing waits for it
         if self._held:
             self.drop_body()
         self.is_between = not exchange.closes
@@ -295,16 +297,16 @@ class RequestParser:
             join_apart(self._context, exchange, pieces, size, partial(connection.complete, exchange, head, refusal))
             return
         if pieces:
-            exchange.body = b"".join(pieces)  # of one that is bytes: itself
+            exchange.body = b"".join(pieces)  # of a single one: itself
         connection.complete(exchange, head, refusal)
 
     # A complete head
 
     def _enter(self, method: bytes, path: bytes, query: bytes, lines: bytes) -> Exchange:
-        """Find who answers, and pass through the connection's front door.
+        """Find the endpoint, and have the connection make the exchange.
 
         Args:
-            lines: more of the answer's header than handlers know of.
+            lines: further lines of the answer's header, which handlers do not know.
         """
         context, connection, headers = self._context, self._connection, self.headers
         self.size = self._seen = 0
@@ -343,11 +345,11 @@ class RequestParser:
         return exchange
 
     def _look_at_body(self, headers: dict[bytes, bytes]) -> None:
-        """Refuse a body for which there is no room, or whose encoding is not known."""
+        """Refuse a body without memory for it, or with an unknown encoding."""
         length, inflight = self.length, self._context.inflight
         if length and inflight.is_full:
             is_small = 0 <= length <= SMALL_BODY_BYTES and not inflight.is_overfull
-            if not is_small and length <= READ_BYTES:  # what is larger waits for room
+            if not is_small and length <= READ_BYTES:  # larger ones wait for memory
                 self._refusal = responses.NO_ROOM
                 return
         if b"content-encoding" in headers:
@@ -357,36 +359,36 @@ class RequestParser:
                 self._refusal = responses.error(415, "unsupported_encoding", str(error), _ACCEPT_ENCODING)
 
     def _meet_expectation(self, exchange: Exchange, expected: bytes) -> None:
-        """Ask for a body that waits for a 100. Raises Refused where it is not wanted."""
+        """Ask for a body that waits for a 100. Raises Refused if the body is refused already."""
         if expected.lower() != b"100-continue":
             raise Refused(responses.error(417, "expectation_failed", "only Expect: 100-continue is supported"))
         self._judge_head(exchange)
-        if self._refusal is not None:  # at once, for the body may never come
+        if self._refusal is not None:  # at once, because the body may never come
             raise Refused(self._refusal)
         self.awaits_go_ahead = True
         self._connection.give_go_ahead()
 
     def _judge_head(self, exchange: Exchange) -> None:
-        """Ask once whether the body that is still to come should be taken at all."""
+        """Have the endpoint judge the head, once, before its body is accepted."""
         judge, self._judge = self._judge, None
         if judge is not None and self._refusal is None:
             self._refusal = judge(exchange)
 
     def _is_worth_an_end(self) -> bool:
-        """Whether the body of a refused request is too large to be read and dropped."""
+        """Return whether the body of a refused request is too large to be read and dropped."""
         return self.length < 0 or self.length > _DISCARD_BYTES
 
     def _clear_head(self) -> None:
-        """Let go of a head: its bytes are many, while thousands of connections may be idle."""
+        """Drop a head: thousands of connections may be idle, and must not keep one each."""
         self.headers = NO_HEADERS
         self.url = b""
         self._head = _NO_HEAD
         self.length = 0
 
-    # What is not whole at the end of a piece
+    # Incomplete requests at the end of a piece
 
     def _hold_body(self, size: int) -> None:
-        """Count what is held of a body in which a piece has ended, and give the client time for the next read."""
+        """Count the bytes held of an incomplete body, and renew the client's time if it has sent some."""
         context, connection = self._context, self._connection
         if connection.arriving is not None and self._judge is not None:
             self._judge_head(connection.arriving)
@@ -401,14 +403,14 @@ class RequestParser:
             self._seen = self.size
             self._unread_bytes = 0
             connection.since = min(context.now, self.latest_since)
-        elif not self._count_unread(size):  # of a trailer, of which the parser may keep any number of bytes, too
+        elif not self._count_unread(size):  # of a trailer, or of chunk sizes, which the parser keeps
             return
         if self._pieces or self._unread_bytes > PARSED_BYTES:
             self._held = True
             context.inflight.hold(connection, self._unread_bytes + (self.size if self._pieces else 0))
 
     def _hold_head(self, size: int) -> None:
-        """Count what is held of a head in which a piece has ended."""
+        """Count the bytes held of an incomplete head; refuse it if it is too large."""
         if self._unread_bytes < 0:
             self._unread_bytes = 0
         elif not self._count_unread(size):
@@ -425,7 +427,7 @@ class RequestParser:
         context.inflight.hold(connection, held)
 
     def _count_unread(self, size: int) -> bool:
-        """Count bytes that the parser may keep until it tells of them; False if they are too many, and it has ended."""
+        """Count bytes that the parser may keep before a callback; return False after refusing too many."""
         self._unread_bytes += size
         limits = self._context.limits
         if self._unread_bytes <= limits.max_header + _REQUEST_LINE_BYTES:
@@ -457,4 +459,4 @@ class RequestParser:
 
 
 class _Over(Exception):
-    """Raised within a parser callback: nobody is to be answered any more."""
+    """Raised within a parser callback: no further request gets an answer."""

@@ -1,4 +1,4 @@
-"""Whole HTTP/1.1 responses as bytes, built once where they can be."""
+"""HTTP/1.1 responses as bytes, built once where possible."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any, Final
 
 import orjson
 
-# The version of InfluxDB whose API this is; clients take it apart, so it is no version of arcpipe.
+from arcpipe.units import KB
+
+# The version of InfluxDB with this API. Clients parse it, so it is not a version of arcpipe.
 INFLUXDB_VERSION: Final = "1.8.10"
 INFLUXDB_LINES: Final = f"X-Influxdb-Version: {INFLUXDB_VERSION}\r\nX-Influxdb-Build: arcpipe\r\n".encode("ascii")
 INFLUXDB2_WRITE: Final = b"/api/v2/write"
 INFLUXDB_PATHS: Final = frozenset(
     (b"/write", INFLUXDB2_WRITE, b"/api/v3/write_lp", b"/api/v1/write/line-protocol", b"/ping", b"/query")
 )
-"""Paths that InfluxDB's clients know; their answers tell its version."""
+"""Paths of InfluxDB's clients, whose answers tell its version."""
 
-# Characters of a reason in a header; the body has all of it.
+# Characters of a reason in a header; the body contains all of it.
 _REASON_CHARACTERS: Final = 500
-# Answers that are kept with their date, and the bytes of the longest such one: the ones that are always the same.
+# Answers that are kept with their date, as they are always the same, and the bytes of the longest such answer.
 _DATED_KEPT: Final = 64
-# The status page and /metrics, too: clients that do not read them share one.
-_DATED_BYTES: Final = 64 << 10
+# It includes the status page and /metrics: clients that do not read them share one copy.
+_DATED_BYTES: Final = 64 * KB
 
 _INFLUXDB2_CODES: Final = {
     400: "invalid",
@@ -34,7 +36,7 @@ _INFLUXDB2_CODES: Final = {
     429: "too many requests",
     503: "unavailable",
 }
-# The headers that `json` makes by itself.
+# The headers that `json` adds by itself.
 _OF_JSON: Final = (b"Content-Type:", b"Content-Length:")
 
 
@@ -43,18 +45,19 @@ def _status_line(status: int) -> bytes:
 
 
 def empty(status: int, headers: bytes = b"") -> bytes:
-    """A response without a body. 204 and 304 have no Content-Length by RFC 9110 §8.6; `headers` are whole lines."""
+    """Make a response without a body; `headers` are lines, each with its CRLF."""
+    # 204 and 304 have no Content-Length (RFC 9110 §8.6).
     length = b"" if status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED) else b"Content-Length: 0\r\n"
     return _status_line(status) + headers + length + b"\r\n"
 
 
 def json(status: int, value: Any, headers: bytes = b"") -> bytes:
-    """A JSON response; `headers` are whole lines, each with its CRLF."""
+    """Make a JSON response; `headers` are lines, each with its CRLF."""
     return body(status, b"application/json", orjson.dumps(value), headers)
 
 
 def body(status: int, content_type: bytes, content: bytes, headers: bytes = b"") -> bytes:
-    """A response with a body of any type; `headers` are whole lines, each with its CRLF."""
+    """Make a response with a body of any type; `headers` are lines, each with its CRLF."""
     return b"".join(
         (
             _status_line(status),
@@ -67,27 +70,27 @@ def body(status: int, content_type: bytes, content: bytes, headers: bytes = b"")
 
 
 class Refusal(bytes):
-    """An error response that knows its code, by which refusals are counted."""
+    """An error response with its code, by which refusals are counted."""
 
     code: str
 
 
 def error(status: int, code: str, reason: str, headers: bytes = b"") -> Refusal:
-    """`{"error": reason, "code": slug}`. The reason says what was wrong and where; it is meant for a person."""
+    """Make `{"error": reason, "code": slug}`. The reason tells people the fault and its place."""
     return refusal(status, code, {"error": reason, "code": code}, headers)
 
 
 def refusal(status: int, code: str, value: Any, headers: bytes = b"") -> Refusal:
-    """An error in another shape: its JSON, and the code by which it is counted."""
+    """Make an error in another shape; `code` is for counting."""
     response = Refusal(json(status, value, headers))
     response.code = code
     return response
 
 
 def in_shape_of(path: bytes, response: bytes) -> bytes:
-    """An error as the path's clients read it.
+    """Return an error in the shape that the path's clients read.
 
-    Those of InfluxDB look for the reason in a header, those of InfluxDB 2 for `message` and codes of their own.
+    Clients of InfluxDB look for the reason in a header; those of InfluxDB 2 for `message` and codes of their own.
     """
     if path not in INFLUXDB_PATHS:
         return response
@@ -104,7 +107,7 @@ def in_shape_of(path: bytes, response: bytes) -> bytes:
 
 
 def with_lines(response: bytes, lines: bytes) -> bytes:
-    """The same response with more header lines, each with its CRLF."""
+    """Return the same response with further header lines, each with its CRLF."""
     line_end = response.index(b"\r\n") + 2
     more = response[:line_end] + lines + response[line_end:]
     if isinstance(response, Refusal):
@@ -114,20 +117,20 @@ def with_lines(response: bytes, lines: bytes) -> bytes:
 
 
 def closing(response: bytes) -> bytes:
-    """The same response, telling that the connection ends with it."""
+    """Return the same response with the note that the connection ends."""
     head, end, body = response.partition(b"\r\n\r\n")
     return with_lines(head.replace(b"\r\n" + KEEP_ALIVE.rstrip(), b"") + end + body, b"Connection: close\r\n")
 
 
 def without_body(response: bytes) -> bytes:
-    """The answer to HEAD: the headers that GET would have given."""
+    """Return the answer to HEAD: the headers of GET."""
     return response[: response.index(b"\r\n\r\n") + 4]
 
 
 class Dated(dict[bytes, bytes]):
-    """Answers with the time at which they leave (RFC 9110 §6.6.1), by the answers without it.
+    """Answers with the time of their leaving (RFC 9110 §6.6.1), by the answers without it.
 
-    Those that are always the same are made once a second and looked up after that.
+    Answers that repeat are made once a second, and looked up after that.
     """
 
     def __init__(self) -> None:
@@ -135,7 +138,7 @@ class Dated(dict[bytes, bytes]):
         self._line = b""
 
     def set_time(self, seconds: float) -> None:
-        """Tells the time since the epoch. To be called a few times a second."""
+        """Set the time since the epoch. Call it a few times a second."""
         second = int(seconds)
         if second != self._second or not self._line:
             self._second = second

@@ -1,4 +1,4 @@
-"""Which handler a method and a path lead to, what right it needs, and what to answer where there is none."""
+"""Routing: from method and path to a handler, the scope that it needs, and the answers without a handler."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from arcpipe.ingest.http.exchange import Exchange
 
 Handler = Callable[["Exchange"], None]
-# Refuses a request by its head: the answer, or None.
+# Judges a request by its head; returns its refusal, or None.
 Judge = Callable[["Exchange"], "bytes | None"]
 
-# The scope that a token needs for an endpoint. `READ` is for what reveals something about the instance, `ADMIN` for
-# what changes it; a token with "admin" may read, too. `OPEN` is for what anybody may ask, token or not.
+# The scope that a token needs for an endpoint. `READ` endpoints reveal something about the instance, `ADMIN` endpoints
+# change it; a token with "admin" may read, too. `OPEN` endpoints need no token.
 OPEN: Final = ""
 WRITE: Final = "write"
 READ: Final = "read"
@@ -24,16 +24,16 @@ ADMIN: Final = "admin"
 
 
 class Endpoint(NamedTuple):
-    """Who answers, and who is asked before.
+    """A handler, and its judges.
 
-    A head that was let pass may come again without being looked at. So a guard looks at nothing else, and a handler
-    judges anew.
+    A head that has passed them once may come again unseen. So a guard looks at the head alone, and a handler judges
+    anew.
     """
 
     handler: Handler
-    scope: str  # that the sender needs, if `auth.enabled`
-    judge: Judge | None = None  # is asked before a body is taken that has not come with its head
-    guard: Judge | None = None  # is asked first
+    scope: str  # which the sender needs, if `auth.enabled`
+    judge: Judge | None = None  # asked before a body that did not come with its head
+    guard: Judge | None = None  # asked first
 
 
 Fields = tuple[Handler, str] | tuple[Handler, str, Judge | None] | tuple[Handler, str, Judge | None, Judge | None]
@@ -42,8 +42,7 @@ Table = Mapping[tuple[str, str], Fields]
 
 
 class Route(NamedTuple):
-    """What a path offers: an endpoint by method, the 405 answer for all other methods, and how often which status was
-    answered."""
+    """The endpoints of a path by method, the 405 answer for all other methods, and the counts of statuses."""
 
     endpoints: dict[bytes, Endpoint]
     wrong_method: bytes
@@ -56,7 +55,7 @@ class Route(NamedTuple):
 
 
 class Router:
-    """Exact paths to routes. HEAD is answered by the GET handler, without its body."""
+    """Finds routes by exact paths. The GET handler answers HEAD, too, without its body."""
 
     def __init__(self, table: Table) -> None:
         by_path: dict[bytes, dict[bytes, Endpoint]] = {}
@@ -71,9 +70,9 @@ class Router:
 
 
 def offered(routes: Mapping[bytes, Route], paths: str) -> dict[bytes, Route]:
-    """The routes that a listener with `paths` = "all", "writes" or "operations" offers.
+    """Return the routes of a listener with `paths` = "all", "writes" or "operations".
 
-    What is open to everybody is offered with both, but for the status page, which is of no use without its figures.
+    Both kinds offer the open paths, except that "writes" lacks the status page, which is useless without its figures.
     """
     if paths == "writes":
         return {path: route for path, route in routes.items() if route.scopes <= {WRITE, OPEN} and path != b"/"}

@@ -1,4 +1,4 @@
-"""The states of a connection: each tells who or what it waits for, and so which timeout holds."""
+"""The states of a connection: each names the event that it waits for, and determines the timeout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Final
 IDLE: Final = 0  # the next request
 HEADER: Final = 1  # the rest of a head
 BODY: Final = 2  # the rest of a body
-ANSWER: Final = 3  # the answer to a request that is whole
-LINGER: Final = 4  # a client that has its last answer, or a refusal, to close
-FRESH: Final = 5  # the first byte of a client that has sent nothing yet
+ANSWER: Final = 3  # the answer to a complete request
+LINGER: Final = 4  # the client, with its last answer or a refusal, closes
+FRESH: Final = 5  # the first byte of a new client

@@ -1,7 +1,7 @@
-"""Accepts TLS connections, and counts those whose handshake is not over: each has a descriptor and some 100 kB.
+"""Accepts TLS connections, and limits their handshakes: each takes a descriptor and some 100 kB.
 
-The loop's own server tells of a connection only once its handshake is over, so any number could be in theirs. Here
-they are few at a time. Above that the eldest gives way, which is one that does nothing, for a handshake takes moments.
+The loop's own server reports a connection only after its handshake, so any number could be in one. Here few are at a
+time. Above the limit, the oldest is ended: it is idle most likely, because a handshake takes moments.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from arcpipe.access.tls import ServerTLS
 
-# Seconds that each may take before it gives way to others.
+# Seconds after which a handshake may be ended for others.
 HANDSHAKE_PATIENCE_SECONDS: Final = 1.0
-# Connections that are accepted in one turn of the loop: each costs a millisecond in the turns after it.
+# Connections that are accepted in one turn of the loop: each costs a millisecond in later turns.
 _ACCEPTED_IN_A_TURN: Final = 8
-# Seconds until the next look where no connection can be accepted.
+# Seconds until the next attempt when no connection can be accepted.
 _RETRY_SECONDS: Final = 0.05
 
 
 class TLSServer:
-    """Serves one listening socket with TLS from its making until `close`."""
+    """Serves one listening socket with TLS, from its creation until `close`."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class TLSServer:
         self._handshake_seconds = handshake_seconds
         self._shutdown_seconds = shutdown_seconds
         self._most = max_handshakes
-        self._handshakes: dict[asyncio.Task[None], float] = {}  # and when each began, the eldest first
+        self._handshakes: dict[asyncio.Task[None], float] = {}  # and the start of each, the oldest first
         self._sockets: dict[asyncio.Task[None], socket.socket] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
@@ -55,11 +55,11 @@ class TLSServer:
 
     @property
     def handshakes(self) -> int:
-        """How many are not over."""
+        """Count the handshakes that are not over."""
         return len(self._handshakes)
 
     def close(self) -> None:
-        """Accept nobody any more. Handshakes go on."""
+        """Accept no further connections. Handshakes go on."""
         if self._closed:
             return
         self._closed = True
@@ -70,7 +70,7 @@ class TLSServer:
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_IN_A_TURN):
-            if len(self._handshakes) >= self._most and not self._give_up_eldest():
+            if len(self._handshakes) >= self._most and not self._give_up_oldest():
                 self._wait()
                 return
             try:
@@ -79,7 +79,7 @@ class TLSServer:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._wait()  # they stay in the queue of the kernel until there is a descriptor
+                    self._wait()  # they stay in the kernel's queue until there is a descriptor
                     return
                 raise
             task = self._loop.create_task(self._shake_hands(accepted))
@@ -96,7 +96,7 @@ class TLSServer:
         if not self._closed:
             self._loop.add_reader(self._listener, self._accept)
 
-    def _give_up_eldest(self) -> bool:
+    def _give_up_oldest(self) -> bool:
         """End the handshake that began first, unless it began just now."""
         task, began = next(iter(self._handshakes.items()))
         if self._loop.time() - began < HANDSHAKE_PATIENCE_SECONDS:
@@ -122,5 +122,5 @@ class TLSServer:
                 ssl_handshake_timeout=self._handshake_seconds,
                 ssl_shutdown_timeout=self._shutdown_seconds,
             )
-        except OSError:  # a client that speaks no TLS, goes away, or takes too long: nothing to tell anybody
+        except OSError:  # a client without TLS, one that is gone, or too slow: not worth a log line
             accepted.close()

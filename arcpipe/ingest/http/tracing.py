@@ -1,14 +1,13 @@
-"""Exchanges that know more of themselves: their id, and what the access log tells of them.
+"""Exchanges with an id, and with the fields of the access log.
 
-A worker makes exchanges of one of these kinds where something is switched on, or where a client sends an id of its own.
-All others are plain ones, which know nothing of it.
+A worker makes such exchanges if a setting asks for it, or if a client sends an id of its own. All others are plain.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from arcpipe.ingest.http import request_ids, responses
 from arcpipe.ingest.http.access_log import AccessLog, CombinedLine, Line, printable
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class IdentifiedExchange(Exchange):
-    """A request with an id, which its answer has in `X-Request-Id`."""
+    """A request with an id, which its answer may repeat in `X-Request-Id`."""
 
     __slots__ = ("id_is_told", "lines", "request_id")
 
-    ids: ClassVar[RequestIds | None] = None  # None: only a client's own
-    tells_made: ClassVar[bool] = False  # whether an answer tells an id that was made here
+    ids: ClassVar[RequestIds | None] = None  # None: only clients make ids
+    tells_made: ClassVar[bool] = False  # whether answers show ids that were made here
 
     def __init__(
         self,
@@ -37,7 +36,7 @@ class IdentifiedExchange(Exchange):
         answered: defaultdict[bytes, int] | None = None,
     ) -> None:
         Exchange.__init__(self, connection, headers, method, path, query, answered)
-        self.lines = b""  # more of the answer's header, each with its CRLF, than handlers know of
+        self.lines = b""  # further lines of the answer's header, each with its CRLF
         own = headers.get(request_ids.HEADER)
         if own is not None and request_ids.is_harmless(own):
             self.request_id = own
@@ -74,13 +73,13 @@ class LoggedExchange(IdentifiedExchange):
     ) -> None:
         IdentifiedExchange.__init__(self, connection, headers, method, path, query, answered)
         self.started = perf_counter()
-        self.sender = self.client  # now: the headers are dropped while it waits for the disk
+        self.sender = self.client  # found now, because the headers are dropped before the wait for the disk
         self.token: str | None = None
         self.database: str | None = None
         self.records = 0
         self.body_bytes = 0
-        self.appended = 0.0  # when it got its place in a group
-        if self.access_log.is_combined:  # the headers are dropped while it waits for the disk
+        self.appended = 0.0  # the time of its place in a group
+        if self.access_log.is_combined:
             self.referer = headers.get(b"referer", b"-")
             self.agent = headers.get(b"user-agent", b"-")
 
@@ -91,7 +90,7 @@ class LoggedExchange(IdentifiedExchange):
         IdentifiedExchange.answer(self, response)
 
     def cut_off(self) -> None:
-        """499 is what nginx writes for a client that went away."""
+        """Log 499, which nginx writes for a client that went away."""
         if self.access_log.takes(b"499"):
             self._log(499, 0)
 
@@ -109,7 +108,7 @@ class LoggedExchange(IdentifiedExchange):
             self.method.decode("ascii") or "-",
             printable(self.path) or "-",
             self.database,
-            # A group that failed was not written; of a body with bad lines the good ones were.
+            # 400 includes partial writes, whose good lines were written; a failed group wrote nothing.
             self.records if status <= 400 else 0,
             self.body_bytes or len(self.body),
             status,
@@ -124,7 +123,7 @@ class LoggedExchange(IdentifiedExchange):
 
 
 class NotingAuth:
-    """Judges as `Auth` does, and notes in an exchange whose token it is."""
+    """Judges as `Auth` does, and notes the token's id in the exchange."""
 
     def __init__(self, auth: Auth) -> None:
         self._auth = auth
@@ -139,17 +138,16 @@ class NotingAuth:
         return None
 
 
-def kinds(
-    ids: RequestIds | None, tells_made: bool, access_log: AccessLog | None
-) -> tuple[type[Exchange], type[IdentifiedExchange]]:
-    """The kinds of exchanges that a worker makes.
+Kinds = tuple[type[Exchange], type[IdentifiedExchange]]
+"""The usual kind of exchange, and the kind of a request whose client sends an id, or whose answer has more lines."""
+
+
+def kinds(ids: RequestIds | None, tells_made: bool, access_log: AccessLog | None) -> Kinds:
+    """Make the kinds of exchanges that a worker uses.
 
     Args:
         ids: makes ids where clients send none; None if nobody wants them.
-        tells_made: whether an answer tells such an id.
-
-    Returns:
-        The usual kind, and that of a request whose client sends an id, or whose answer has more lines.
+        tells_made: whether answers show such an id.
     """
     shared: dict[str, Any] = {"__slots__": (), "ids": ids, "tells_made": tells_made}
     if access_log is not None:
@@ -157,3 +155,7 @@ def kinds(
         return logged, logged
     identified = type("IdentifiedExchange", (IdentifiedExchange,), shared)
     return (Exchange if ids is None else identified), identified
+
+
+PLAIN_KINDS: Final = kinds(None, False, None)
+"""Of a worker without an access log, and without ids of its own."""

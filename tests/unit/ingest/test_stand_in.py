@@ -9,9 +9,10 @@ import pytest
 
 from arcpipe.clock import monotonic_us
 from arcpipe.config.settings import WAL, Settings
-from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Counters, Node
+from arcpipe.counters import FIGURES_SECONDS, HANDED_OVER, Counters, Node, Worker
 from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.stand_in import StandIn
+from arcpipe.supervisor.backlog import Backlog, Leftovers
 from arcpipe.wal.directory import WALDirectory
 from tests.support.waiting import wait_until
 
@@ -53,6 +54,21 @@ def test_figures_are_renewed_by_a_worker_while_nobody_else_can(directory: WALDir
 
     wait_until(is_gone, "the segment to be gone")
     assert admission.refusal() is None
+
+
+def test_a_segment_that_is_being_sealed_counts_for_both(directory: WALDirectory) -> None:
+    counters = Counters(1)
+    node = counters.node
+    with open(os.path.join(directory.path, "worker-1-20261128_140100-000002.wal"), "wb") as file:
+        file.write(bytes(SEGMENT_BYTES // 2))
+    counters.worker(1)[Worker.SEGMENT_SEQ] = 3
+    wanted = (2, SEGMENT_BYTES + SEGMENT_BYTES // 2)
+    Backlog(directory, Leftovers(directory), counters).measure()
+    assert (node[Node.BACKLOG_SEGMENTS], node[Node.BACKLOG_BYTES]) == wanted
+    node[Node.DRAINING], node[Node.BACKLOG_BYTES], node[Node.MEASURED_US] = HANDED_OVER, 0, 1
+    StandIn(directory, counters).tick()
+    wait_until(lambda: node[Node.MEASURED_US] > 1, "new figures")
+    assert (node[Node.BACKLOG_SEGMENTS], node[Node.BACKLOG_BYTES]) == wanted
 
 
 def test_a_directory_that_cannot_be_listed_is_told(directory: WALDirectory, tmp_path: Path) -> None:

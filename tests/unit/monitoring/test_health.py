@@ -15,14 +15,16 @@ import pytest
 
 from arcpipe.clock import steady_us
 from arcpipe.config.settings import WAL, Flush, Server, Settings, Storage
-from arcpipe.counters import HANDED_OVER, Counters, Node, Uploader
+from arcpipe.counters import HANDED_OVER, LATENCY_BOUNDS_US, Counters, Histogram, Node, Uploader
 from arcpipe.counters import Worker as Field
 from arcpipe.disk import space
 from arcpipe.ingest.endpoints.admission import Admission
+from arcpipe.ingest.publishing import Loaded, Publisher
+from arcpipe.ingest.worker import note_lost_records
 from arcpipe.monitoring import health, snapshot
 from arcpipe.monitoring.directory_look import Looker
 from arcpipe.wal import findings
-from arcpipe.wal.directory import NodeIdentity, WALDirectory
+from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.findings import Finding
 from tests.support.edge import Edge
 from tests.support.waiting import wait_until
@@ -152,14 +154,10 @@ def test_what_each_start_loses_counts_though_its_processes_have_the_same_pids(tm
     """As they have in a container."""
     directory = WALDirectory(tmp_path / "wal")
     directory.make()
-    with Edge() as edge:
-        for boot, lost in ((1, 5), (2, 3)):
-            edge.worker._node = NodeIdentity("0123456789ab", boot)
-            edge.commit.writer.stats.lost_records = lost
-            assert edge.worker._has_lost(directory)
-            assert edge.worker._has_lost(directory)
-        edge.commit.writer.stats.lost_records = 0
-        assert not edge.worker._has_lost(directory)
+    for boot, lost in ((1, 5), (2, 3)):
+        assert note_lost_records(directory, 1, boot, lost)
+        assert note_lost_records(directory, 1, boot, lost)
+    assert not note_lost_records(directory, 1, 3, 0)
     record = findings.load(directory)
     assert record is not None
     assert record.counts == {findings.LOST_RECORDS: 8}
@@ -167,13 +165,14 @@ def test_what_each_start_loses_counts_though_its_processes_have_the_same_pids(tm
 
 def test_a_worker_publishes_its_segment_and_that_it_has_none() -> None:
     with Edge() as edge:
-        worker, block = edge.worker, edge.worker._block
-        worker._publish()
+        block = edge.counters.worker(1)
+        publisher = Publisher(block, edge.service, Histogram(LATENCY_BOUNDS_US))
+        publisher.publish(Loaded(0, 0, 0))
         segment = edge.commit.writer.segment
         assert (block[Field.SEGMENT_SEQ], block[Field.SEGMENT_BYTES]) == (segment.name.seq, segment.offset)
         assert block[Field.SEGMENT_CREATED_US] == segment.created
         edge.commit.writer.current = None
-        worker._publish()
+        publisher.publish(Loaded(0, 0, 0))
         fields = (Field.SEGMENT_SEQ, Field.SEGMENT_BYTES, Field.SEGMENT_CREATED_US, Field.SEGMENT_ENTRIES)
         assert [block[field] for field in fields] == [0, 0, 0, 0]
         edge.commit.writer.current = segment

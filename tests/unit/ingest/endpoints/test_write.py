@@ -22,7 +22,7 @@ from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.background import Background
 from arcpipe.ingest.http.connection import Connection
 from arcpipe.ingest.http.exchange import Exchange
-from arcpipe.ingest.http.turns import Turns
+from arcpipe.ingest.http.turns import TimeBudget, Turns
 from arcpipe.wal.format import MAX_PAYLOAD_BYTES
 from tests.support.edge import Edge
 from tests.support.http import pack, request_bytes
@@ -43,7 +43,8 @@ def test_a_body_that_becomes_more_than_readers_of_the_log_take_is_413_and_not_ap
     connection: Any = SimpleNamespace(unrouted={}, exchanges=deque(), count_refusal=counted.append)
     exchange = Exchange(cast(Connection, connection), {})
     encoding = Background("encoding", lambda: True, lambda: None, interrupts=True)
-    writes = WriteEndpoints(Admission(Settings(), Counters(1).node), encoding, Turns())  # without a WAL to append to
+    no_wal: Any = None
+    writes = WriteEndpoints(Admission(Settings(), Counters(1).node), encoding, Turns(TimeBudget()), no_wal)
     target = Targets(None).of(exchange)
     body = memoryview(mmap.mmap(-1, MAX_PAYLOAD_BYTES))  # takes no memory
     writes.append(exchange, target, Encoded(False, body, 1), b"")
@@ -71,8 +72,8 @@ def test_records_of_a_group_that_could_not_be_written_are_not_counted_as_taken_i
             peer.feed(write("db1", 3) + write("db2" if fails.is_set() else "db1", 3))
             edge.settle()
         assert peer.statuses == [202, 202, 503, 503, 202, 202]
-        assert edge.worker._writes.usage == {"db1": [4, 12, 4 * len(body(3))]}
-        assert (edge.worker._writes.accepted, edge.worker._writes.refused) == (4, 2)
+        assert edge.writes.usage == {"db1": [4, 12, 4 * len(body(3))]}
+        assert (edge.writes.accepted, edge.writes.refused) == (4, 2)
 
 
 def test_names_that_are_refused_take_no_place_among_those_that_are_counted(tmp_path: Path) -> None:
@@ -88,8 +89,8 @@ def test_names_that_are_refused_take_no_place_among_those_that_are_counted(tmp_p
         peer.feed(write("real", 1, text))
         edge.settle()
         assert peer.statuses == [403] * (MAX_DATABASES + 10) + [202]
-        assert edge.worker._writes.usage == {"real": [1, 1, len(body(1))]}
-        assert all(len(targets._known) <= 1 for targets in edge.worker._writes._targets.values())
+        assert edge.writes.usage == {"real": [1, 1, len(body(1))]}
+        assert all(len(targets._known) <= 1 for targets in edge.writes._targets.values())
 
 
 def test_names_beyond_the_last_place_are_counted_together(tmp_path: Path) -> None:
@@ -98,6 +99,6 @@ def test_names_beyond_the_last_place_are_counted_together(tmp_path: Path) -> Non
         for number in range(MAX_DATABASES + 10):
             peer.feed(write(f"db{number}", 2))
             edge.settle()
-        usage = edge.worker._writes.usage
+        usage = edge.writes.usage
         assert len(usage) == MAX_DATABASES
         assert usage[""] == [11, 22, 11 * len(body(2))]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from arcpipe.ingest.http import reading
 from arcpipe.ingest.http.linger import LINGER_SECONDS, Linger
+from arcpipe.ingest.http.turns import TimeBudget
 from tests.support.edge import Edge, Peer
 from tests.support.http import pack, request_bytes
 from tests.support.wal_doubles import FaultyDisk
@@ -41,7 +41,7 @@ class Stalled:
 
     @property
     def accepted(self) -> int:
-        return self.edge.worker._writes.accepted
+        return self.edge.writes.accepted
 
 
 @pytest.fixture
@@ -243,9 +243,7 @@ def test_what_comes_in_one_read_with_the_end_of_a_tls_connection_is_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TLS ends both directions at once, so that a rest of the read has no other turn; its answers are lost."""
-    with Edge(tmp_path, hurried=True) as edge:
-        monkeypatch.setattr(reading, "SLICE_SECONDS", 0.0001)
-        monkeypatch.setattr(reading, "TURN_SECONDS", math.inf)
+    with Edge(tmp_path, budget=TimeBudget(slice_seconds=0.0001, turn_seconds=math.inf)) as edge:
         peer = edge.connect()
         monkeypatch.setattr(peer.transport, "can_write_eof", lambda: False)
         stream = b"".join(request_bytes("POST", V2, BODY, {"X-Pad": f"{number:04}" * 150}) for number in range(50))
@@ -254,6 +252,6 @@ def test_what_comes_in_one_read_with_the_end_of_a_tls_connection_is_committed(
         assert not edge.call(peer.connection.eof_received)
         peer.transport.close()
         edge.settle()
-        assert edge.worker._writes.accepted == 50
+        assert edge.writes.accepted == 50
         assert edge.context.kept_bytes == 0
         assert edge.exceptions == []

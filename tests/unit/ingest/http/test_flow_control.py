@@ -291,7 +291,7 @@ def test_the_body_that_began_first_goes_on_and_the_others_follow_one_after_the_o
         assert read[index] == len(request), "the first one of those that are left is read to its end"
         edge.settle()
     assert [peer.statuses for peer in peers] == [[202]] * 6
-    assert edge.context.inflight.is_empty()
+    assert edge.holds_no_body
 
 
 def test_small_bodies_pass_large_ones_that_wait(edge: Edge) -> None:
@@ -373,7 +373,7 @@ def test_when_small_bodies_fill_all_there_is_the_latest_is_refused_and_the_other
         assert peer.feed(request[-10:])
         edge.settle()
         assert peer.statuses == [202]
-    assert edge.context.inflight.is_empty()
+    assert edge.holds_no_body
 
 
 def test_a_head_that_never_ends_behind_the_last_request_of_a_client_gives_way_to_bodies(tmp_path: Path) -> None:
@@ -412,10 +412,10 @@ def test_a_body_that_is_given_up_gives_its_room_back(edge: Edge) -> None:
     for give_up in (reset, half_close, misbehave, sleep):
         peer = edge.connect()
         feed(peer, large()[:-10])
-        assert not edge.context.inflight.is_empty()
+        assert not edge.holds_no_body
         give_up(peer)
         edge.turn()
-        assert edge.context.inflight.is_empty(), give_up.__name__
+        assert edge.holds_no_body, give_up.__name__
 
 
 @given(
@@ -459,7 +459,7 @@ def test_whatever_arrives_in_whatever_order_everybody_is_answered(
             if all(map(is_done, range(len(sizes)))):
                 break
         assert all(set(peer.statuses) <= {202, 503, 408} and peer.statuses for peer in peers)
-        assert edge.context.inflight.is_empty()
+        assert edge.holds_no_body
         assert edge.exceptions == []
 
 
@@ -494,7 +494,7 @@ def test_a_trailer_without_an_end_is_refused_and_counted_until_then(tmp_path: Pa
         assert edge.context.inflight._arriving_bytes > 5000 or read_size > 6000
         feed(peer, b"v" * 200_000, read_size)
         assert peer.statuses == [431]
-        assert edge.context.inflight.is_empty()
+        assert edge.holds_no_body
 
 
 def test_chunks_of_any_number_are_no_head_without_an_end(tmp_path: Path) -> None:

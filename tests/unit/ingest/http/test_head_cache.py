@@ -56,8 +56,8 @@ def edges() -> Iterator[Edges]:
             stack.enter_context(Edge(None, disk, max_body_mb=1, max_inflight_mb=2, max_pipelined=4, max_header_kb=8))
             for _ in range(2)
         )
-        parsing.context.heads.known = parsing.context.heads._all = _NoHeads()
-        parsing.context.heads.known_but_for_id = parsing.context.heads._all_but_for_id = _NoHeads()
+        parsing.surface.heads.known = parsing.surface.heads._all = _NoHeads()
+        parsing.surface.heads.known_but_for_id = parsing.surface.heads._all_but_for_id = _NoHeads()
         yield Edges(usual, parsing, may_write)
         may_write.set()
 
@@ -75,7 +75,7 @@ def learned(edge: Edge, request: bytes = WRITE) -> Peer:
     for _ in range(2):
         peer.feed(request)
         edge.settle()
-    assert edge.context.heads.known
+    assert edge.surface.heads.known
     return peer
 
 
@@ -120,7 +120,7 @@ def test_a_head_that_comes_once_is_not_kept(edge: Edge) -> None:
     for number in range(50):
         peer.feed(request_bytes("POST", f"{V2}?db=d{number}", BODY))
         edge.settle()
-    assert edge.context.heads.known == {}
+    assert edge.surface.heads.known == {}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_an_unusual_head_is_parsed_each_time(edge: Edge, extra: str) -> None:
     for _ in range(4):
         peer.feed(with_length(str(len(BODY)), extra=extra))
         edge.settle()
-    assert edge.context.heads.known == {}
+    assert edge.surface.heads.known == {}
 
 
 @pytest.mark.parametrize("length", ["+30", "-1", " 30", "3_0", "", "30 ", "0x1e", "٣٠", "9" * 30, "30, 30", "1e1"])
@@ -194,7 +194,7 @@ def test_bytes_behind_a_request_that_ends_the_connection_are_no_request(edge: Ed
     peer.feed(WRITE)
     edge.settle()
     assert peer.statuses == [202]
-    assert edge.worker._writes.accepted == 3
+    assert edge.writes.accepted == 3
 
 
 def test_a_worker_that_drains_ends_connections_with_known_heads_too(edge: Edge) -> None:
@@ -239,7 +239,7 @@ def test_a_head_that_differs_in_its_id_alone_is_known_and_answered_with_its_own(
     assert parsed == []
     assert peer.statuses == [202] * 6
     assert ids_of(peer) == [f"id-{number}" for number in (0, 1, 2, 3, 0, 4)]
-    assert edge.context.heads.known == {}
+    assert edge.surface.heads.known == {}
 
 
 @pytest.mark.parametrize("bad", ["a b", "a,b", 'a"', "ä", "x" * 129, "", "a\tb", "<a>", "%41", "a;b"])
@@ -251,7 +251,7 @@ def test_an_id_that_is_not_harmless_is_not_given_back_nor_known(edge: Edge, bad:
         edge.settle()
     assert peer.statuses == [202] * 6
     assert ids_of(peer) == ["good"] * 3
-    assert len(edge.context.heads.known_but_for_id) == 1
+    assert len(edge.surface.heads.known_but_for_id) == 1
 
 
 def test_an_id_sent_twice_is_not_given_back(edge: Edge) -> None:
@@ -269,8 +269,8 @@ def test_heads_with_ids_that_come_once_drive_out_no_others(edge: Edge) -> None:
     for number in range(3000):
         peer.feed(request_bytes("POST", f"{V2}?db=d{number}", BODY, {"X-Request-Id": f"id-{number}"}))
         edge.settle()
-    assert len(edge.context.heads.known) == 1
-    assert edge.context.heads.known_but_for_id == {}
+    assert len(edge.surface.heads.known) == 1
+    assert edge.surface.heads.known_but_for_id == {}
 
 
 # Access
@@ -372,9 +372,8 @@ def test_known_and_parsed_heads_make_no_difference(
 
         settle()
         context = edge.context
-        context.heads._seen.clear()
-        writes = edge.worker._writes
-        before: tuple[Any, ...] = (context.requests, writes.accepted, writes.refused, dict(context.refused))
+        edge.surface.heads._seen.clear()
+        before: tuple[Any, ...] = (context.requests, edge.writes.accepted, edge.writes.refused, dict(context.refused))
         peer = edge.connect()
         states = []
         at = 0
@@ -393,12 +392,7 @@ def test_known_and_parsed_heads_make_no_difference(
         settle()
         peer.half_close()
         settle()
-        after: tuple[Any, ...] = (
-            context.requests,
-            edge.worker._writes.accepted,
-            edge.worker._writes.refused,
-            dict(context.refused),
-        )
+        after: tuple[Any, ...] = (context.requests, edge.writes.accepted, edge.writes.refused, dict(context.refused))
         outcomes.append(
             (
                 bytes(peer.transport.written),
@@ -415,6 +409,6 @@ def test_known_and_parsed_heads_make_no_difference(
         while context.connections or context.turned_away:
             edge.pass_seconds(400)
             settle()
-        assert context.inflight.is_empty()
+        assert edge.holds_no_body
         assert edge.commit.pending_bytes == 0
     assert outcomes[0] == outcomes[1]

@@ -78,7 +78,7 @@ def test_lines_of_the_log_about_a_bug_have_the_id(edge: Edge, caplog: pytest.Log
     def fail(_: Exchange) -> None:
         raise RuntimeError("planted")
 
-    route = edge.context.routes[b"/ping"]
+    route = edge.surface.routes[b"/ping"]
     route.endpoints[b"GET"] = route.endpoints[b"GET"]._replace(handler=fail)
     peer = edge.connect()
     with caplog.at_level(logging.ERROR):

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from arcpipe.ingest.http import reading
-from arcpipe.ingest.http.turns import TURN_SECONDS, Turns
+from arcpipe.ingest.http.turns import TimeBudget, Turns
 from tests.support.edge import Edge, Peer
 from tests.support.http import pack, request_bytes
 
@@ -28,7 +27,7 @@ KB = 1 << 10
 
 @pytest.fixture
 def edge(tmp_path: Path) -> Iterator[Edge]:
-    with Edge(tmp_path, hurried=True, max_inflight_mb=8, max_headers=20, max_header_kb=8) as edge:
+    with Edge(tmp_path, budget=TimeBudget(), max_inflight_mb=8, max_headers=20, max_header_kb=8) as edge:
         yield edge
         assert edge.exceptions == []
 
@@ -86,7 +85,7 @@ def test_one_byte_chunks_are_taken_in_many_turns_and_make_the_body(edge: Edge) -
 def test_a_turn_of_thousands_of_reads_shows_life() -> None:
     async def run() -> tuple[int, int]:
         signs: list[None] = []
-        turns = Turns(lambda: signs.append(None))
+        turns = Turns(TimeBudget(), lambda: signs.append(None))
         for _ in range(1000):
             turns.charge(0.01)
         many = len(signs)
@@ -219,7 +218,7 @@ def test_a_trailer_that_never_ends_is_refused_as_a_head_is(edge: Edge, unfinishe
     assert edge.context.inflight._arriving_bytes > 7 * KB
     peer.feed(b"x" * 2 * KB)
     assert peer.statuses == [431]
-    assert edge.context.inflight.is_empty()
+    assert edge.holds_no_body
     body = b"".join(b"%b\r\n%c\r\n" % (b"1;pad=" + b"x" * KB, byte) for byte in pack({"m": "m", "columns": {"n": [1]}}))
     for at in range(0, len(body), 100):
         other.feed((b"" if at else start) + body[at : at + 100])
@@ -238,7 +237,7 @@ def test_unfinished_heads_are_counted_until_they_are_complete(edge: Edge) -> Non
     peers[2].feed(b"nonsense\r\n\r\n")
     edge.turn()
     assert [peer.statuses for peer in peers] == [[204], [], [400]]
-    assert edge.context.inflight.is_empty()
+    assert edge.holds_no_body
 
 
 def test_heads_of_unanswered_requests_are_bounded(edge: Edge) -> None:
@@ -256,18 +255,19 @@ def test_heads_of_unanswered_requests_are_bounded(edge: Edge) -> None:
 
 @pytest.mark.parametrize("is_used_up", [False, True])
 def test_a_read_behind_a_turn_that_is_used_up_has_little_time(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch, is_used_up: bool
+    is_used_up: bool,
 ) -> None:
     """Thousands of clients may have sent in one turn of the loop, which cannot give each of them a millisecond."""
-    monkeypatch.setattr(reading, "SLICE_SECONDS", math.inf)
-    peer = edge.connect()
+    budget = TimeBudget(slice_seconds=math.inf)
+    with Edge(budget=budget) as edge:
+        peer = edge.connect()
 
-    def step() -> int:
-        edge.context.turns.charge(TURN_SECONDS if is_used_up else 0.0)
-        peer.connection.data_received(NOTHING * 4000)
-        return edge.context.kept_bytes
+        def step() -> int:
+            edge.context.turns.charge(budget.turn_seconds if is_used_up else 0.0)
+            peer.connection.data_received(NOTHING * 4000)
+            return edge.context.kept_bytes
 
-    assert bool(edge.call(step)) == is_used_up
-    while edge.context.kept_bytes:
-        edge.turn()
-    assert peer.statuses == [404] * 4000
+        assert bool(edge.call(step)) == is_used_up
+        while edge.context.kept_bytes:
+            edge.turn()
+        assert peer.statuses == [404] * 4000
