@@ -5,8 +5,8 @@ MessagePack arrays, written out as the columnar map that the WAL holds:
 
     {"m": measurement, "columns": {name: array, ...}, "tags": [names], "types": {name: word}}
 
-This module holds the rules that all formats share (allowed names, the name of a field that has the name of a tag,
-limits) and packs values into MessagePack arrays. It must not know any format's grammar.
+This module holds the rules that all formats share: limits, allowed names, and the column of a field with the name of a
+tag. It also packs values into MessagePack arrays. It must not know any format's grammar.
 """
 
 from __future__ import annotations
@@ -185,9 +185,9 @@ def quote(name: str | bytes) -> str:
 def field_column_names(tags: Collection[str], fields: Collection[str]) -> list[str]:
     """Return the column names of `fields` in rows that also have `tags`.
 
-    A tag keeps its name. A field of the same name becomes `<name>_field`, or, where a tag or field has that name
-    too, the first of `<name>_field_2`, `<name>_field_3`, … that is free, and may so become longer than
-    `MAX_NAME_BYTES`. Linear in the number of names.
+    A tag keeps its name. A field of the same name becomes `<name>_field`. Where a tag or field has that name, too, it
+    becomes the first of `<name>_field_2`, `<name>_field_3`, … that is free. So it may be longer than `MAX_NAME_BYTES`.
+    Linear in the number of names.
     """
     taken = set(tags)
     if taken.isdisjoint(fields):

@@ -83,9 +83,8 @@ class CollectedTables:
         self._tables: dict[TableName, _CollectedTable] = {}
         self._groups: dict[_GroupKey, tuple[_CollectedTable, EntryGroup]] = {}
         self._cost = 0
-        self._with_files: OrderedDict[_CollectedTable, None] = (
-            OrderedDict()
-        )  # granted open files; used longest ago first
+        self._with_files: OrderedDict[_CollectedTable, None] = OrderedDict()
+        """The tables with a share of the open files, the one used longest ago first."""
 
     def add(
         self,

@@ -41,7 +41,7 @@ class JournalWriter:
             # The progress goes first: the rows of a finished file were read before it was finished.
             append = functools.partial(self._journal.append, [*self._progress(), *records])
             try:
-                await self._retry.persist(f"noting {self._journal.path}", lambda: in_thread(append))  # noqa: B023
+                await self._retry.persist(f"noting {self._journal.path}", functools.partial(in_thread, append))
             except BaseException:  # nobody may wait for what is not appended any more
                 durable.cancel()
                 self._durable.cancel()

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _MULTIPART_BYTES: Final = 5 * MB  # S3's smallest part: a smaller object never was an upload in parts
 
 
-class Leftovers:
+class StoreLeftovers:
     """Find and remove the leftovers of earlier tries of a batch. For the event loop.
 
     Two tries make the same objects unless something that decides where files are split was changed in between: a

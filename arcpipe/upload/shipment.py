@@ -25,7 +25,7 @@ from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, KeyRecord, MisfitEntry, Part
 from arcpipe.upload.journal_writer import JournalWriter
 from arcpipe.upload.keys import encode_name
-from arcpipe.upload.leftovers import Leftovers
+from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.puts import Put, Puts
 from arcpipe.upload.schema import SchemaRegistry, TableName, TableSchema
@@ -63,7 +63,7 @@ class Shipment:
         self._reader = BatchReader(context, batch, self._found)
         self._journal = JournalWriter(batch.journal, context.retry, self._reader.progress)
         self._puts = Puts(context, self._journal, slots, waiting_files=2 if full_disk else concurrent + 2)
-        self._leftovers = Leftovers(context, batch, slots)
+        self._leftovers = StoreLeftovers(context, batch, slots)
 
     @property
     def reports(self) -> dict[str, ScanReport]:

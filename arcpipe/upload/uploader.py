@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -84,7 +85,7 @@ async def _run(settings: Settings, directory: WALDirectory, counters: Counters, 
     loop.add_signal_handler(signal.SIGTERM, drain)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     block = counters.uploader
-    # The heartbeat comes before the process id, for the supervisor reads both.
+    # The heartbeat is set before the pid, so that a reader of the pid finds a heartbeat.
     block[Uploader.STARTED_US] = block[Uploader.HEARTBEAT_US] = steady_us()
     block[Uploader.PID] = os.getpid()
     heartbeat = loop.create_task(_beat(counters))
@@ -277,7 +278,7 @@ class BatchUploader:
     async def _isolate(self, batch: Batch) -> None:
         assert self._context is not None
         context = self._context
-        found = await in_thread(lambda: isolate(context, batch))
+        found = await in_thread(functools.partial(isolate, context, batch))
         batch.journal.append([found])
 
     def _set_aside(self, batch: Batch, error: UnreadableSegment) -> None:
@@ -307,14 +308,14 @@ class BatchUploader:
             self._block[Uploader.STEPS] += 1
             try:
                 gone = segments.missing(self._directory, [name], {})
-                await in_thread(lambda: segments.probe(self._directory, name))  # noqa: B023
+                await in_thread(functools.partial(segments.probe, self._directory, name))
             except (UnreadableSegment, OSError) as error:
                 backoff.note("it is set aside while others go on", error)
                 continue
             if gone:
                 lost = Finding(LOST_SEGMENTS, name.partition(".")[0], 1, "it could not be read, and is gone")
                 try:
-                    await in_thread(lambda: findings.note(self._directory, [lost]))  # noqa: B023
+                    await in_thread(functools.partial(findings.note, self._directory, [lost]))
                 except (OSError, ArcpipeError) as error:
                     backoff.note("noting that it is gone", error)
                     continue

@@ -78,6 +78,8 @@ Modules:
     directory, lock, probe, pool  the WAL directory, its lock, a check before a start, the files to write over
     group, segment                entries that go to disk together; one segment file
     writer, options               commits groups to one segment after the other
+    stamps, records               the writer's timestamps; records of Python programs as entries
+    seal_policy, failed           when a segment is sealed early; segments that failed
     factory, pipeline             make the next segment and seal full ones, on another thread
     group_commit                  drives the writer from an event loop
     background_sync               syncs in the `async` mode

@@ -26,8 +26,8 @@ InfluxDB's generations differ in details. Where they do, the public reference of
 - Unescaped commas and `=` in tag keys and values and field keys, and empty names and tag values, refuse the line.
 - Names have 1 to 256 bytes and no control characters; everything is valid UTF-8.
 
-A bad line is reported and none of it is written; the other lines are. Where a quote that opens a string has no partner
-that is followed by a comma, a space or the end of a line, only the line in which it stands is bad, not what follows.
+A bad line is reported and none of it is written; the other lines are. A quote that opens a string needs a partner that
+is followed by a comma, a space or the end of a line. Without one, only the line of the quote is bad, not later lines.
 
 Rows of one shape (measurement, tags, fields and their types, with or without a timestamp) make a columnar map, in the
 order of their lines. Integers and timestamps are packed with 9 bytes each, as floats are, so that readers step through

@@ -1,4 +1,4 @@
-"""Bad lines: what each of them is reported as."""
+"""Bad lines, and the report of them."""
 
 from __future__ import annotations
 

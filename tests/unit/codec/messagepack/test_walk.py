@@ -21,6 +21,10 @@ def test_it_stops_where_each_value_ends(values: list[bytes], data: st.DataObject
         walker.skip(count)
         taken += count
         assert walker.offset == 5 + sum(map(len, values[:taken]))
+    checked, end = Walker(b"ahead" + b"".join(values), 5), 5
+    for value in values:
+        start, end = end, checked.end_of(end)
+        assert end == checked.offset == start + len(value)
 
 
 @pytest.mark.parametrize(
