@@ -118,7 +118,8 @@ def violation(plans: list[Plan], before_judging: Callable[[], None] = lambda: No
 
 
 def test_without_a_planted_bug_nothing_is_found() -> None:
-    assert violation(PLANS[:2]) == ""
+    """The shorter plans: whole ones are judged by the first test."""
+    assert violation([plan._replace(steps=40) for plan in PLANS[:2]]) == ""
 
 
 def test_it_is_caught_if_a_commit_does_not_sync(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import signal
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,14 @@ def codes(server: Server) -> set[str]:
 
 
 # Fields
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for tests that ask it something and change nothing."""
+    with Server(tmp_path_factory.mktemp("asked"), server_workers=1) as server:
+        yield server
+        server.stop()
 
 
 def test_every_endpoint_has_the_fields_of_the_original_under_both_paths(tmp_path: Path) -> None:
@@ -137,12 +145,10 @@ def test_recovered_files_are_listed_and_cleaned_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hours", ["-1", "x", "nan", "inf", ""])
-def test_a_cleanup_with_a_senseless_age_removes_nothing_and_says_why(tmp_path: Path, hours: str) -> None:
-    with Server(tmp_path, server_workers=1) as server:
-        response = server.post(f"/api/wal/cleanup?max_age_hours={hours}")
-        assert response.status == 400
-        assert "max_age_hours" in response.reason
-        server.stop()
+def test_a_cleanup_with_a_senseless_age_removes_nothing_and_says_why(server: Server, hours: str) -> None:
+    response = server.post(f"/api/wal/cleanup?max_age_hours={hours}")
+    assert response.status == 400
+    assert "max_age_hours" in response.reason
 
 
 def test_with_the_log_disabled_the_endpoints_say_so(tmp_path: Path) -> None:
@@ -214,21 +220,20 @@ def test_cardinality_is_bounded_whatever_clients_invent(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_metric_names_follow_the_conventions_of_prometheus(tmp_path: Path) -> None:
-    with Server(tmp_path, server_workers=1) as server:
-        text = server.get("/metrics").body.decode()
-        for family in parser.text_string_to_metric_families(text):
-            assert family.name.startswith("arcpipe_")
-            assert family.documentation
-            assert not re.search(r"_(ms|us|mb|kb|minutes)(_|$)", family.name)
-            if family.type == "counter":
-                assert {sample.name for sample in family.samples} <= {f"{family.name}_total"}
-        with server.client() as client:
-            accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
-            response = client.request("GET", "/metrics", headers=accept)
-        assert response.headers["content-type"].startswith("application/openmetrics-text")
-        assert response.body.endswith(b"# EOF\n")
-        server.stop()
+@pytest.mark.smoke
+def test_metric_names_follow_the_conventions_of_prometheus(server: Server) -> None:
+    text = server.get("/metrics").body.decode()
+    for family in parser.text_string_to_metric_families(text):
+        assert family.name.startswith("arcpipe_")
+        assert family.documentation
+        assert not re.search(r"_(ms|us|mb|kb|minutes)(_|$)", family.name)
+        if family.type == "counter":
+            assert {sample.name for sample in family.samples} <= {f"{family.name}_total"}
+    with server.client() as client:
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        response = client.request("GET", "/metrics", headers=accept)
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert response.body.endswith(b"# EOF\n")
 
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -239,7 +244,7 @@ PROMETHEUS = (
 )
 
 
-def test_no_accept_header_is_an_error_and_none_comes_back(tmp_path: Path) -> None:
+def test_no_accept_header_is_an_error_and_none_comes_back(server: Server) -> None:
     wanted = {
         "": TEXT,
         "*/*": TEXT,
@@ -263,14 +268,13 @@ def test_no_accept_header_is_an_error_and_none_comes_back(tmp_path: Path) -> Non
         ";;==,,;q": TEXT,
         "application/openmetrics-text;version=\xff": TEXT,
     }
-    with Server(tmp_path, server_workers=1) as server, server.client() as client:
+    with server.client() as client:
         for accept, content_type in wanted.items():
             request = f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"
             client.send(request.encode("latin-1"))
             response = client.receive()
             assert (response.status, response.headers["content-type"]) == (200, content_type), accept
             assert response.body.endswith(b"# EOF\n") == (content_type == OPENMETRICS)
-        server.stop()
 
 
 # Health
