@@ -260,6 +260,7 @@ def test_nanoseconds_are_kept_when_the_setting_asks_for_it(tmp_path: Path) -> No
 # Values
 
 
+@pytest.mark.smoke
 def test_values_at_the_edges_of_their_types_come_back_equal(database: Database) -> None:
     columns: dict[str, list[Any]] = {
         "time": [NEW_YEAR + index for index in range(4)],
@@ -304,6 +305,7 @@ def test_a_value_that_fits_no_column_is_rescued_with_its_row(database: Database)
     assert [row["_rescued_data"] for row in rows] == [None, '{"v":"odd"}', None]
 
 
+@pytest.mark.smoke
 def test_rows_of_different_shapes_share_a_measurement(database: Database) -> None:
     database.write(
         {

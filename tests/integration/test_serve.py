@@ -155,7 +155,7 @@ def test_a_log_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 # The end
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [pytest.param(signal.SIGTERM, marks=pytest.mark.smoke), signal.SIGINT])
 def test_a_signal_drains_what_is_in_flight_and_ships_everything(tmp_path: Path, signal_number: signal.Signals) -> None:
     with Server(tmp_path, wal_max_size_mb=1) as server, Load(server) as load:
         load.wait_for_requests(200)
@@ -431,7 +431,7 @@ def test_every_sync_mode_takes_a_load_and_ships_all_of_it(tmp_path: Path, settin
         load.assert_exactly_once(server.lake)
 
 
-@pytest.mark.parametrize("mode", ["fsync", "fdatasync", "async"])
+@pytest.mark.parametrize("mode", ["fsync", pytest.param("fdatasync", marks=pytest.mark.smoke), "async"])
 def test_what_is_acknowledged_survives_a_crash_of_every_process(tmp_path: Path, mode: str) -> None:
     with Server(tmp_path, wal_sync_mode=mode, flush_max_age_seconds=NEVER) as server:
         for number in range(20):

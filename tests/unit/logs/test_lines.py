@@ -146,6 +146,7 @@ raise RuntimeError('boo\\n{FORGED}')
     assert messages[3].startswith("the process ends with an error that nobody caught: boo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["text", "json"])
 def test_a_line_is_bounded_whatever_it_quotes(format: str) -> None:
     """journald splits a line of 48 kB, and takes the rest for another one, with a priority if it begins like one."""

@@ -136,6 +136,7 @@ def test_what_a_dead_worker_left_unread_is_as_old_as_its_worker_said_or_its_name
     assert 90 <= other.age_seconds(left=(left,)) < 120
 
 
+@pytest.mark.slow
 def test_what_is_remembered_has_a_bound(segments: Segments) -> None:
     file = segments.seal()
     for seq in range(1, 3000):

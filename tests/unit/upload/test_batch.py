@@ -95,6 +95,7 @@ def assert_once(store: MemoryStore, ids: range = IDS) -> None:
 # Every state, and every state with damage
 
 
+@pytest.mark.slow
 def test_from_every_state_each_row_is_there_once_and_nothing_is_left(states: list[State], tmp_path: Path) -> None:
     assert len(states) > 20
     for number, state in enumerate(states):
@@ -126,6 +127,7 @@ def damage_file(path: Path, how: str, where: float) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(damages())
 def test_no_flipped_bit_and_no_truncation_loses_or_doubles_a_row(
@@ -584,6 +586,7 @@ def test_what_is_known_is_not_appended_again(journal: Journal) -> None:
     assert reload(journal).converted is None, "a key of another try makes it void"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 100])
 def test_a_torn_end_is_written_over(journal: Journal, padding: int) -> None:
     journal.append(KEYS[:1])

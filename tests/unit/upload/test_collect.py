@@ -224,6 +224,7 @@ def canonical(rows: Iterable[dict[str, Any]]) -> list[Any]:
 PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @given(entries(), st.booleans())
 @settings(PROPERTY, max_examples=100)
 def test_every_value_is_read_back_from_its_column_or_as_rescued(
@@ -256,6 +257,7 @@ TINY = Budget(
 """A few dozen bytes are enormous: entries are cut into slices, batches read map by map, JSON is made by parts."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_batch", [False, True])
 @given(entries())
 @settings(PROPERTY, max_examples=40)
@@ -383,6 +385,7 @@ def test_the_precision_of_the_envelope_is_that_of_its_times(convert: Callable[..
     assert [row["time"] for row in result.rows()] == [5_000_000]
 
 
+@pytest.mark.slow
 def test_rows_of_many_hours_go_to_a_file_for_each_hour(convert: Callable[..., Result]) -> None:
     times = [NOW_US + hour * HOUR_US + second * 1_000_000 for second in range(60) for hour in range(100)]
     result = convert([columnar({"time": times[::-1], "n": list(range(6000))})])
@@ -630,6 +633,7 @@ def mixed_batch() -> list[bytes]:
     return payloads
 
 
+@pytest.mark.slow
 def test_doing_it_again_makes_the_same_files_however_many_threads(convert: Callable[..., Result]) -> None:
     budget = Budget(collected_bytes=200_000, jobs_bytes=400_000)
     few = OpenFiles(files=8, tables=4, cost=3 * MB)
@@ -643,6 +647,7 @@ def test_doing_it_again_makes_the_same_files_however_many_threads(convert: Calla
         assert result.tables.schema_changes == results[0].tables.schema_changes
 
 
+@pytest.mark.slow
 def test_the_size_of_memory_windows_does_not_lose_rows(convert: Callable[..., Result]) -> None:
     plain = convert(mixed_batch())
     budget = Budget(collected_bytes=60_000, table_bytes=9_000, release_bytes=10_000, compact_entries=20)
@@ -651,6 +656,7 @@ def test_the_size_of_memory_windows_does_not_lose_rows(convert: Callable[..., Re
     assert len(small.files) > len(plain.files)
 
 
+@pytest.mark.slow
 def test_thousands_of_measurements_in_one_batch(convert: Callable[..., Result]) -> None:
     payloads = [
         batch(*(columnar_map({"time": [NOW_US + n], "v": [n], "s": ["x"]}, f"m{n * 4 + part}") for part in range(4)))
@@ -662,6 +668,7 @@ def test_thousands_of_measurements_in_one_batch(convert: Callable[..., Result]) 
     assert len({file.key.split("/")[1] for file in result.files}) == 2_000
 
 
+@pytest.mark.slow
 def test_many_tables_of_single_rows_are_not_scattered_over_many_files(convert: Callable[..., Result]) -> None:
     payloads = [columnar({"time": [NOW_US + n], "v": [n], "s": ["x"]}, f"m{n % 300}") for n in range(9_000)]
     result = convert(payloads, budget=Budget(collected_bytes=3_000_000))
@@ -669,6 +676,7 @@ def test_many_tables_of_single_rows_are_not_scattered_over_many_files(convert: C
     assert len(result.files) < 600
 
 
+@pytest.mark.slow
 def test_a_table_that_was_small_and_grows_has_its_rows_in_the_order_in_which_they_came(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -690,6 +698,7 @@ def test_a_table_that_was_small_and_grows_has_its_rows_in_the_order_in_which_the
     assert [row["v"] for file in grown for row in file.rows_read()] == sorted(list(range(200)) * 30)
 
 
+@pytest.mark.slow
 def test_columns_beyond_the_bound_are_rescued(convert: Callable[..., Result]) -> None:
     columns = {f"c{n}": [n] for n in range(5_000)}
     result = convert([columnar(columns)])
@@ -727,6 +736,7 @@ def test_new_columns_beside_many_rows_do_not_multiply_memory(
     assert max(sizes) < 200_000
 
 
+@pytest.mark.slow
 def test_a_file_stays_below_its_largest_size(convert: Callable[..., Result]) -> None:
     source = random.Random(1)
     noise = [source.random() for _ in range(400_000)]
@@ -823,6 +833,7 @@ POISONED = frozenset({("db", "large"), ("db", "small-10")})
 SMALL_WINDOWS = Budget(collected_bytes=40_000, small_table_bytes=3_000)
 
 
+@pytest.mark.slow
 def test_what_the_writer_refuses_names_its_tables_and_ends(
     convert: Callable[..., Result], refusing: Callable[..., None]
 ) -> None:
@@ -834,6 +845,7 @@ def test_what_the_writer_refuses_names_its_tables_and_ends(
     assert converting_threads() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_in_careful_tables_what_the_writer_refuses_is_a_dead_letter_and_the_rest_is_written(
     convert: Callable[..., Result], refusing: Callable[..., None], threads: int
@@ -857,6 +869,7 @@ def test_in_careful_tables_what_the_writer_refuses_is_a_dead_letter_and_the_rest
     assert sorted(again.letters) == sorted(result.letters)
 
 
+@pytest.mark.slow
 def test_a_careful_table_changes_no_file_of_another_one(convert: Callable[..., Result]) -> None:
     """What an interrupted pass has put already is put again under the same keys."""
     plain, careful = (convert(poisoned_batch(), careful=names, budget=SMALL_WINDOWS) for names in ((), POISONED))
@@ -988,6 +1001,7 @@ def test_open_files_begin_only_once_others_have_given_back_their_share() -> None
     in_hand.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_open_files_of_all_tables_cost_no_more_than_they_may(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, threads: int

@@ -316,6 +316,7 @@ def allocated_bytes() -> int:
     return int(info.field_7 + info.field_4 + pa.total_allocated_bytes())  # uordblks, hblkhd
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc tells what is allocated")
 @pytest.mark.parametrize(
     ("columns", "groups", "name_bytes", "text_bytes"),
@@ -343,6 +344,7 @@ def test_an_open_file_costs_the_memory_that_is_counted_for_it(
         writers.abort()
 
 
+@pytest.mark.slow
 def test_open_files_stay_within_their_quota_whatever_comes(tmp_path: Path) -> None:
     written = Written(tmp_path)
     quota = Quota(4, 4 * open_file_cost(10))

@@ -222,6 +222,7 @@ def test_an_impossible_length_costs_one_entry(file: Path, length: int) -> None:
     assert report.damage[0].reason == f"impossible payload length {length}"
 
 
+@pytest.mark.slow
 def test_a_length_that_is_only_claimed_takes_no_memory(file: Path) -> None:
     content, offsets = segment([columnar(number, 50) for number in range(4)])
     file.write_bytes(set_length(content, offsets[1], 200 << 20))
@@ -569,6 +570,7 @@ def damage(content: bytes, former: bytes, offsets: list[int], damages: list[tupl
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [256, 8 << 20])
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=ROTTEN | TORN)

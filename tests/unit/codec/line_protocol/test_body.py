@@ -443,6 +443,7 @@ def _ids(cases: list[tuple[Any, Any]]) -> list[str]:
     return [f"{number}: {case[0]!r:.50}" for number, case in enumerate(cases)]
 
 
+@pytest.mark.slow
 @PATHS
 @pytest.mark.parametrize(("line", "row"), VALID, ids=_ids(VALID))
 def test_a_valid_line_is_a_row(path: Path, line: str, row: Row) -> None:
@@ -455,6 +456,7 @@ def test_a_valid_line_is_a_row(path: Path, line: str, row: Row) -> None:
     assert typed([each for each in rows if each.measurement == "other"]) == typed([_row("other", g=2)] * 12)
 
 
+@pytest.mark.slow
 @PATHS
 @pytest.mark.parametrize(
     ("line", "reason"),
@@ -598,6 +600,7 @@ decimals = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.lists(decimals, min_size=10, max_size=60))
 def test_floats_are_those_of_python_bit_for_bit(texts: list[str]) -> None:
@@ -660,6 +663,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     return b"\n".join(lines) + draw(st.sampled_from([b"", b"\n", b"\r\n"]))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(bodies())
 def test_both_paths_give_the_same_rows_and_errors(body: bytes) -> None:
@@ -749,6 +753,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("body", LARGE.values(), ids=LARGE.keys())
 def test_large_odd_bodies_take_linear_time(body: bytes) -> None:
@@ -759,6 +764,7 @@ def test_large_odd_bodies_take_linear_time(body: bytes) -> None:
     assert len(lines.errors) <= MAX_ERRORS
 
 
+@pytest.mark.slow
 def test_a_body_may_have_only_so_many_shapes_for_its_size() -> None:
     few = b"".join(b"m f%d=1\n" % number for number in range(FREE_SHAPES))
     assert len(rows_of(encode(few).encoded)) == FREE_SHAPES
@@ -794,6 +800,7 @@ def test_a_line_of_ten_megabytes_can_be_good() -> None:
     assert [len(row.tags["t"]) for row in rows if row.tags] == [100_000]
 
 
+@pytest.mark.slow
 def test_a_line_may_have_only_so_many_tags_and_fields() -> None:
     most = "m " + ",".join(f"f{n}=1i" for n in range(65_535))
     assert len(rows_of(encode(most.encode()).encoded)) == 1

@@ -418,6 +418,7 @@ def test_a_body_that_is_given_up_gives_its_room_back(edge: Edge) -> None:
         assert edge.context.inflight.is_empty(), give_up.__name__
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.integers(0, 11), st.integers(1, 300_000), st.sampled_from([0.0, 0.0, 0.25, 2.0])),

@@ -369,6 +369,7 @@ def test_more_clients_than_there_are_places_are_limited_by_each_worker() -> None
     assert sum(gate.untracked for gate in node.gates) >= 84
 
 
+@pytest.mark.slow
 def test_clients_that_come_once_do_not_fill_the_memory() -> None:
     node = Node(per_address(requests_per_second=5, connections=5))
     gate = node.gates[0]
