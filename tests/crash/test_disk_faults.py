@@ -443,7 +443,8 @@ def test_the_server_outlives_a_read_only_disk(tmp_path: Path, kind: str) -> None
         sender.check_lake()
 
 
-def test_the_server_refuses_on_a_file_system_that_gave_up_and_has_everything_when_it_is_back(tmp_path: Path) -> None:
+def test_writes_are_refused_on_a_file_system_that_gave_up(tmp_path: Path) -> None:
+    """The server refuses on a file system that gave up and has everything when it is back."""
     with (
         small_disk(tmp_path / "disk", "ext4", 32) as disk,
         serve_on(tmp_path, disk, shutdown_drain_seconds=0.5) as server,

@@ -432,5 +432,6 @@ def check_vanished(plan: Plan) -> None:
     assert tried
 
 
-def test_a_segment_that_is_gone_when_its_batch_is_redone_takes_nothing_out_of_the_store() -> None:
+def test_a_redo_without_a_segment_removes_nothing_from_the_store() -> None:
+    """A segment that is gone when its batch is redone takes nothing out of the store."""
     check_vanished(PLANS[3])

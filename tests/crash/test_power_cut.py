@@ -162,9 +162,10 @@ def test_it_is_caught_if_an_old_entry_among_new_ones_is_taken_for_one_of_them(mo
     assert violation(PLANS[:6]) != ""
 
 
-def test_it_is_caught_if_a_segment_is_renamed_into_service_before_its_start_is_synced(
+def test_it_is_caught_if_a_start_is_synced_after_the_rename(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It is caught if a segment is renamed into service before its start is synced."""
     make = segment_module.Segment.make.__func__  # type: ignore[attr-defined]
 
     def make_without_file_sync(

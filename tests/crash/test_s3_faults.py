@@ -262,9 +262,10 @@ def test_a_bucket_that_is_made_later_gets_everything_without_a_restart(s3: S3Buc
             s3.client().delete_bucket(Bucket=later)
 
 
-def test_a_store_that_comes_back_while_the_server_stops_gets_everything_however_long_it_was_down(
+def test_a_store_that_comes_back_during_the_stop_gets_everything(
     s3: S3Bucket, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
+    """A store that comes back while the server stops gets everything however long it was down."""
     with Server(tmp_path, server_workers=1, shutdown_drain_seconds=4, **settings_of(s3, proxy.url)) as server:
         numbers = Numbers(server)
         proxy.go_down()

@@ -88,7 +88,8 @@ def test_an_upgrade_to_what_would_not_start_is_refused_and_nothing_changes(tmp_p
         assert numbers(server.lake) == [1]
 
 
-def test_nobody_else_can_take_the_log_during_an_upgrade_and_a_stop_waits_for_its_end(tmp_path: Path) -> None:
+def test_nobody_else_can_take_the_wal_during_an_upgrade(tmp_path: Path) -> None:
+    """Nobody else can take the WAL during an upgrade and a stop waits for its end."""
     with Server(tmp_path, server_workers=1) as server:
         os.kill(server.pid, signal.SIGUSR2)
         wait_until(lambda: "making way for the installed version" in server.log, "the upgrade to begin")

@@ -481,9 +481,7 @@ def test_a_step_that_fails_is_done_again_without_a_restart(name: str, site: Site
     site.assert_shipped_exactly_once(unharmed)
 
 
-def test_a_manifest_that_may_be_there_is_not_followed_by_another_for_the_same_segments(
-    site: Site, unharmed: Unharmed
-) -> None:
+def test_segments_have_no_second_manifest_if_the_first_may_be_there(site: Site, unharmed: Unharmed) -> None:
     """The sync of its directory fails, and the uploader dies when it has uploaded a part of the batch."""
     outcome = site.run(
         fail=Step(DISK + "sync_directory", "before", 1 + SPARES, "/batches"),
@@ -532,9 +530,10 @@ def test_a_batch_keeps_its_layout_when_the_setting_changes(site: Site, unharmed:
     assert all("/year=2026/month=01/day=01/hour=0" in key for key in others)
 
 
-def test_a_batch_goes_as_a_whole_to_another_store_when_the_setting_changes_and_the_log_says_so(
+def test_a_batch_goes_whole_to_the_store_of_a_changed_setting(
     log: Log, uploaders: Uploaders, unharmed: Unharmed, tmp_path: Path
 ) -> None:
+    """A batch goes as a whole to another store when the setting changes and the WAL says so."""
     target = local_target(tmp_path)
     site = Site(log, tmp_path, target, uploaders)
     url = target.store.settings["storage_url"]

@@ -140,9 +140,10 @@ def test_a_refusal_has_the_shape_of_its_path_and_leaves_the_connection_open(serv
 # Connections
 
 
-def test_connections_of_an_address_are_counted_over_all_workers_and_those_of_a_killed_one_no_more(
+def test_connections_of_an_address_are_counted_over_all_workers(
     tmp_path: Path,
 ) -> None:
+    """Connections of an address are counted over all workers and those of a killed one no more."""
     with Server(tmp_path, server_workers=2, limits_per_address_connections=6) as server, ExitStack() as stack:
 
         def opened() -> Client | None:

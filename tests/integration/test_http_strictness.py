@@ -261,9 +261,8 @@ LONG: dict[str, tuple[int, bytes]] = {
 
 @pytest.mark.parametrize("case", LONG)
 @pytest.mark.parametrize("size", [1 << 20, 1000], ids=["one read", "many reads"])
-def test_a_head_request_that_is_refused_before_its_head_was_read_gets_no_body_either(
-    client: Client, case: str, size: int
-) -> None:
+def test_a_head_request_refused_within_its_head_gets_no_body(client: Client, case: str, size: int) -> None:
+    """A head request that is refused before its head was read gets no body either."""
     status, data = LONG[case]
     for at in range(0, len(data), size):
         try:

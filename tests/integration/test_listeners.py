@@ -68,7 +68,7 @@ def test_operations_are_offered_on_their_listener_alone(server: Server) -> None:
         assert {status(url, "GET", path) for url in (main, ops, everything)} <= {200, 204}, path
 
 
-def test_writes_are_refused_where_operations_are_offered_however_often_the_head_is_seen(server: Server) -> None:
+def test_writes_are_refused_where_operations_are_offered(server: Server) -> None:
     """A head that is known goes past the parser and the table of paths: it must be known of this listener."""
     main, ops, everything = server.urls
     with Client(main) as writes, Client(ops) as operations, Client(everything) as both:

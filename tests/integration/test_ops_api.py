@@ -10,7 +10,7 @@ import signal
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -451,7 +451,6 @@ def test_the_age_of_the_oldest_unshipped_record_grows_and_falls_back(tmp_path: P
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=3) as server:
         assert age(server) == 0
         assert server.post(V2, body([1])).status == 202
-        reaches: Callable[[float], Callable[[], bool]] = lambda seconds: lambda: age(server) > seconds  # noqa: E731
-        wait_until(reaches(1.0), "the age to grow")
+        wait_until(lambda: age(server) > 1.0, "the age to grow")
         wait_until(lambda: age(server) == 0, "the record to be shipped")
         server.stop()

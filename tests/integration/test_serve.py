@@ -250,7 +250,8 @@ def test_a_delayed_stop_stops_when_the_delay_is_over(tmp_path: Path) -> None:
         assert numbers(server.lake) == [0]
 
 
-def test_workers_that_are_told_of_a_delayed_stop_too_do_not_end_before_the_supervisor_says_so(tmp_path: Path) -> None:
+def test_workers_told_of_a_delayed_stop_wait_for_the_supervisor(tmp_path: Path) -> None:
+    """Workers that are told of a delayed stop too do not end before the supervisor says so."""
     with Server(tmp_path, server_workers=2, shutdown_delay_seconds=0.6) as server:
         os.killpg(server.pid, signal.SIGTERM)
         assert server.exit_code() == 0
@@ -259,7 +260,7 @@ def test_workers_that_are_told_of_a_delayed_stop_too_do_not_end_before_the_super
         assert "uploader died" not in server.log
 
 
-def test_of_requests_that_keep_coming_at_the_stop_those_are_written_that_are_answered(tmp_path: Path) -> None:
+def test_at_the_stop_exactly_the_answered_requests_are_written(tmp_path: Path) -> None:
     """Clients send without waiting for answers; RFC 9112 §9.6."""
     with Server(tmp_path, server_workers=1) as server:
         clients = [server.client() for _ in range(8)]
@@ -606,7 +607,8 @@ def test_a_server_starts_again_after_each_end_on_the_same_directory(tmp_path: Pa
 # Children that die
 
 
-def test_a_server_none_of_whose_workers_can_be_kept_alive_ends_with_an_exit_code_of_its_own(tmp_path: Path) -> None:
+def test_a_server_whose_workers_all_keep_dying_has_its_own_exit_code(tmp_path: Path) -> None:
+    """A server none of whose workers can be kept alive ends with an exit code of its own."""
     with Server(tmp_path, server_workers=1) as server:
         assert server.post(V2, body(0, 1)).status == 202
         dead = 0

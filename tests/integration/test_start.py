@@ -160,7 +160,7 @@ def early(directory: Path) -> Server:
     return server
 
 
-def test_a_server_whose_parent_left_it_no_files_and_ignored_its_children_s_ends_works_all_the_same(
+def test_a_server_without_open_files_and_sigchld_works(
     tmp_path: Path,
 ) -> None:
     """Else sockets and segments get the number of stderr, and the end of a worker is never seen."""

@@ -478,9 +478,10 @@ class TestFaults:
         assert failure(store, lambda store: store.put("a", MemoryBlob(b"1"))).kind == "timeout"
 
     @pytest.mark.parametrize("in_file", [False, True])
-    def test_of_a_server_that_stops_reading_is_a_timeout_and_its_connection_does_not_stay(
+    def test_of_a_server_that_stops_reading_is_a_timeout(
         self, faults: FaultServer, tmp_path: Path, in_file: bool
     ) -> None:
+        """Of a server that stops reading is a timeout and its connection does not stay."""
         faults.answers = [lambda request: (request.faults.over.wait(), request.reset())]
         path = tmp_path / "spool"
         path.write_bytes(bytes(32 * MIB))
@@ -731,9 +732,7 @@ class TestFaultsOfUploadsInParts:
         assert len([request for request in faults.requests if "partNumber=2" in request.path]) == tries
         assert self.aborted(faults)
 
-    def test_the_answer_to_a_completion_is_not_taken_for_lost_where_none_could_have_been(
-        self, faults: FaultServer
-    ) -> None:
+    def test_an_answer_to_a_completion_is_lost_only_where_one_could_be(self, faults: FaultServer) -> None:
         """Somebody else aborted the upload: an older object of this name does not show that it was completed."""
         faults.answers = [
             lambda request: (

@@ -112,7 +112,8 @@ def segment_with_data(server: Server) -> Path:
     return server.wal / name
 
 
-def test_a_segment_of_a_dead_worker_that_cannot_be_read_is_told_and_uploaded_once_it_can(tmp_path: Path) -> None:
+def test_a_dead_worker_s_unreadable_segment_is_uploaded_later(tmp_path: Path) -> None:
+    """A segment of a dead worker that cannot be read is told and uploaded once it can."""
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=NEVER) as server:
         assert server.post(V2, body(0, 100)).status == 202
         dead = server.pids()["ingest 1"]
@@ -139,7 +140,8 @@ def test_a_segment_of_a_dead_worker_that_cannot_be_read_is_told_and_uploaded_onc
         assert numbers(server.lake) == list(range(101))
 
 
-def test_a_segment_that_cannot_be_read_at_the_start_is_uploaded_while_the_server_runs(tmp_path: Path) -> None:
+def test_a_segment_unreadable_at_the_start_is_uploaded_later(tmp_path: Path) -> None:
+    """A segment that cannot be read at the start is uploaded while the server runs."""
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=NEVER) as server:
         assert server.post(V2, body(0, 100)).status == 202
         server.kill_all()

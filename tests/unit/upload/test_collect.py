@@ -323,9 +323,8 @@ def test_a_row_without_a_time_has_the_timestamp_of_its_entry(convert: Callable[.
 
 
 @pytest.mark.parametrize("road", ["columnar", "batch", "large batch", "batch with a bad part", "deep"])
-def test_a_row_of_an_entry_that_tells_how_far_the_clock_was_behind_has_the_time_of_the_clock(
-    convert: Callable[..., Result], road: str
-) -> None:
+def test_a_row_without_a_time_has_the_time_that_the_clock_showed(convert: Callable[..., Result], road: str) -> None:
+    """A row of an entry that tells how far the clock was behind has the time of the clock."""
     meta = {"clock": -HOUR_US, "precision": "us"}
     budget = BUDGET
     maps = [columnar_map({"a": [1]}), columnar_map({"a": [2], "time": [NOW_US + 5]})]
@@ -677,7 +676,7 @@ def test_many_tables_of_single_rows_are_not_scattered_over_many_files(convert: C
 
 
 @pytest.mark.slow
-def test_a_table_that_was_small_and_grows_has_its_rows_in_the_order_in_which_they_came(
+def test_rows_of_a_small_table_that_grows_keep_their_order(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small tables are converted together, by others' jobs: what comes later waits for them."""
@@ -847,9 +846,10 @@ def test_what_the_writer_refuses_names_its_tables_and_ends(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
-def test_in_careful_tables_what_the_writer_refuses_is_a_dead_letter_and_the_rest_is_written(
+def test_careful_tables_make_a_refused_row_a_dead_letter(
     convert: Callable[..., Result], refusing: Callable[..., None], threads: int
 ) -> None:
+    """In careful tables what the writer refuses is a dead letter and the rest is written."""
     refusing(refuse_poison)
     payloads = poisoned_batch()
     result = convert(payloads, threads=threads, careful=POISONED, budget=SMALL_WINDOWS)

@@ -161,7 +161,8 @@ def test_files_are_made_for_queries(tmp_path: Path) -> None:
     assert counted.fetchall() == [(7, 10_000, 3 * sum(range(10_000)))]
 
 
-def test_floats_of_full_precision_are_split_into_streams_of_bytes_and_others_are_not(tmp_path: Path) -> None:
+def test_only_floats_of_full_precision_are_split_into_byte_streams(tmp_path: Path) -> None:
+    """Floats of full precision are split into streams of bytes and others are not."""
     random = np.random.default_rng(1)
     rows = 50_000
     values = {

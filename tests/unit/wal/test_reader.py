@@ -161,7 +161,7 @@ def test_the_remains_of_a_former_entry_are_a_torn_tail_up_to_the_next_whole_one(
     assert report.torn_bytes == whole - len(present)
 
 
-def test_an_old_entry_that_shows_through_among_new_ones_is_not_taken_for_one_of_them(file: Path) -> None:
+def test_an_old_entry_among_new_ones_is_not_taken_for_one(file: Path) -> None:
     """What a power cut leaves of an unsynced group in a file that is written over with entries of the same size."""
     former, offsets = segment([columnar(100 + number, 80) for number in range(8)], DAY - HOUR, closed=True)
     present, _ = segment([columnar(number, 80) for number in range(1, 5)])

@@ -642,9 +642,10 @@ def test_closing_without_the_directory_is_no_error(directory: WALDirectory) -> N
     pipeline.close()
 
 
-def test_a_segment_that_is_made_instead_sorts_after_the_ones_before_and_before_the_next(
+def test_a_segment_made_instead_sorts_between_its_neighbours(
     directory: WALDirectory,
 ) -> None:
+    """A segment that is made instead sorts after the ones before and before the next."""
     maker = Maker(directory)
     pipeline = Pipeline(maker.make, maker.seal)
     first = pipeline.take()

@@ -553,7 +553,8 @@ def test_rows_of_a_map_are_in_the_order_of_the_lines() -> None:
             assert values == sorted(values)
 
 
-def test_one_shape_is_one_map_and_lines_with_other_types_or_without_a_time_are_others() -> None:
+def test_lines_of_another_type_or_without_a_time_have_another_map() -> None:
+    """One shape is one map and lines with other types or without a time are others."""
     for path in (encode_by_line, encode_by_column):
         assert not path(b"m,t=a f=1i,g=2 5\n" * 100).encoded.batch  # type: ignore[union-attr]
         body = b'm f=1i 5\nm f=1.5 5\nm f=1u 5\nm f=t 5\nm f="" 5\nm f=1i\nm,f=x f=1i 5\n' * 20
@@ -706,9 +707,10 @@ def test_names_that_differ_only_in_their_middle_are_told_apart() -> None:
         assert sorted(row.fields[key] for row in rows if key in row.fields) == list(range(at, 300, 3))
 
 
-def test_bodies_of_many_lines_of_few_shapes_are_read_by_column_and_others_by_line(
+def test_many_lines_of_few_shapes_are_read_by_column(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Bodies of many lines of few shapes are read by column and others by line."""
     by_line, by_column = encode_by_line(b"m f=1"), encode_by_column(b"m f=1")
     monkeypatch.setattr(body_module, "encode_by_line", lambda *_: by_line)
     monkeypatch.setattr(body_module, "encode_by_column", lambda *_: by_column)

@@ -140,7 +140,7 @@ def test_a_client_whose_piece_took_longer_than_expected_has_to_wait_longer() -> 
     assert asyncio.run(run())[-1] == "slow 2"
 
 
-def test_pieces_that_take_longer_than_expected_do_not_hold_up_a_client_that_comes_later() -> None:
+def test_unexpectedly_long_pieces_do_not_hold_up_a_later_client() -> None:
     """Each client has many of them waiting: what the first ones took counts for the next."""
 
     async def run() -> list[str]:
