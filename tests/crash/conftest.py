@@ -1,4 +1,4 @@
-"""How many states of a disk the power-cut tests try, and where."""
+"""The number of disk states that the power-cut tests try, and their place."""
 
 from __future__ import annotations
 

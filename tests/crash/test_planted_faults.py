@@ -42,7 +42,7 @@ def fresh(quiet: None) -> None:
 
 
 def violation_of(check: Callable[[], object]) -> str:
-    """What a check complains of; the empty string if it does not."""
+    """Return the complaint of a check; the empty string without one."""
     try:
         check()
     except AssertionError as error:
@@ -144,7 +144,7 @@ def test_it_is_caught_if_a_read_error_is_taken_for_the_end(monkeypatch: pytest.M
 
 
 def test_it_is_caught_if_an_unreadable_file_is_treated_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can be read ships, the rest never does, although it can be read a moment later."""
+    """The readable part is uploaded; the rest never is, although it can be read a moment later."""
     init = SegmentScan.__init__
 
     def around_bad_blocks(self: SegmentScan, path: str, **options: object) -> None:

@@ -93,7 +93,7 @@ def test_the_same_plan_gives_the_same_recording() -> None:
 
 
 def test_segments_are_written_over_in_these_runs() -> None:
-    """Else nothing here would say anything about former lives."""
+    """Otherwise nothing here would be shown about stale entries."""
     for plan in PLANS:
         if not plan.recycle:
             continue
@@ -106,7 +106,7 @@ def test_segments_are_written_over_in_these_runs() -> None:
 
 
 def violation(plans: list[Plan], before_judging: Callable[[], None] = lambda: None) -> str:
-    """What the states of these plans' runs violate first; the empty string if nothing is."""
+    """Return the first violation in the states of these plans' runs; the empty string without one."""
     for plan in plans:
         disk = record(plan)
         before_judging()
@@ -157,7 +157,7 @@ def test_it_is_caught_if_the_reader_does_not_ask_whose_entries_these_are(monkeyp
 
 
 def test_it_is_caught_if_an_old_entry_among_new_ones_is_taken_for_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An intact entry of a former life with new ones behind it: a torn write leaves just that."""
+    """An intact stale entry before new ones: a torn write leaves just that."""
     monkeypatch.setattr(IdentitySalvager, "refusal", lambda self, header: "")
     assert violation(PLANS[:6]) != ""
 
@@ -193,7 +193,7 @@ def test_it_is_caught_if_the_torn_tail_is_archived(monkeypatch: pytest.MonkeyPat
 
 
 def test_it_is_caught_if_the_border_is_only_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of segments whose entries name none: there the pool's rule about ages is what keeps former lives apart."""
+    """Of segments whose entries name none: there the pool's rule about ages keeps stale entries apart."""
     take = FreePool.take
 
     def forgetful(self: FreePool, slot: int, below_us: int) -> str | None:

@@ -412,7 +412,7 @@ def test_a_bad_node_file_refuses_the_start_and_stays(tmp_path: Path, faults: Fau
 
 @pytest.mark.parametrize("when", ["before the first put", "after the last put"])
 def test_a_redo_after_a_segment_vanished_overwrites_nothing(tmp_path: Path, faults: FaultyIO, when: str) -> None:
-    """What was put stays: nothing else holds the rows of the segment. What was not is lost, and health tells."""
+    """Objects that were put stay, as nothing else holds their rows. The others are lost, and health tells."""
     interrupted = Interrupted(tmp_path, faults, workers=2)
     server, numbered = interrupted.server, interrupted.numbered
     try:

@@ -45,7 +45,7 @@ UPLOADED = r"\.uploaded\.json"
 JOURNALED = r"/batches/[^/]*\.journal\b"
 SPARES = len(SPARE_FILES)  # they are made first
 
-# A batch takes so many bytes of segments here, so that the log makes several of them.
+# Bytes of segments in a batch: few, so that the WAL makes several batches.
 SMALL_BATCHES = {"arcpipe.upload.batch:BATCH_TARGET_BYTES": 1_500_000}
 
 
@@ -219,12 +219,12 @@ class Site:
 
     @property
     def found(self) -> dict[str, int]:
-        """What an operator is told of, by code."""
+        """Return the issues that an operator is told, by code."""
         record = findings.load(WALDirectory(self.wal))
         return record.counts if record is not None else {}
 
     def assert_shipped_exactly_once(self, as_by: Unharmed | None = None) -> list[str]:
-        """The rows are those of the log, and nothing is left over anywhere. All keys of the store.
+        """Check that the rows are those of the WAL and nothing is left over; return all keys of the store.
 
         `as_by`: the objects, the schema registry and the findings, too, are as an uploader that nothing happened to
         made them.
@@ -279,7 +279,7 @@ def without_batch_ids(keys: list[str]) -> list[str]:
 
 
 class Unharmed(NamedTuple):
-    """What an uploader that nothing happens to makes of the log."""
+    """Make the objects of the WAL with an uploader that nothing disturbs."""
 
     keys: list[str]
     schema: bytes
@@ -302,7 +302,7 @@ def site(log: Log, target: Target, uploaders: Uploaders, tmp_path: Path) -> Site
 
 
 def test_the_log_makes_several_batches_of_many_objects(unharmed: Unharmed) -> None:
-    """What the tests below rely on."""
+    """The tests below rely on this."""
     keys = without_batch_ids(unharmed.keys)
     files = [key for key in keys if not key.startswith("_dead_letter/")]
     assert [sum(f"_batch {number}_" in key for key in files) for number in range(4)] == [8, 8, 8, 0]

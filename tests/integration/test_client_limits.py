@@ -46,7 +46,7 @@ def retry_after(response: Response) -> int:
 
 
 def taken_in(clients: list[Client], tries: int, headers: dict[str, str] | None = None) -> tuple[int, float]:
-    """How many of so many requests were taken, over all of the connections at once, and the seconds that it took."""
+    """Count the requests of `tries` that are taken over all connections at once, and measure the seconds."""
     start = time.monotonic()
     each = tries // len(clients)
     for client in clients:

@@ -33,7 +33,7 @@ def look(server: Server) -> dict[str, Any]:
 
 
 def looks_of_a_second(server: Server) -> list[dict[str, Any]]:
-    """What the server tells of itself while a second of its uptime passes: each process has given signs of life."""
+    """Return the server's answers while a second of its uptime passes: each process has given heartbeats."""
     seen = [look(server)]
 
     def is_over() -> bool:

@@ -51,7 +51,7 @@ class Database:
         assert self._server.post(V2, body, {"x-arc-database": self._name}).status == 202
 
     def rows(self, count: int, measurement: str = "*") -> list[dict[str, Any]]:
-        """All rows, once there are so many."""
+        """Wait for `count` rows; return all."""
         rows = self._server.wait_for_rows(count, self._name, measurement)
         assert len(rows) == count
         return rows
@@ -215,7 +215,7 @@ def test_a_missing_time_is_the_moment_of_the_write(database: Database) -> None:
 
 
 def test_a_missing_time_is_that_moment_however_many_segments_are_written_over(tmp_path: Path) -> None:
-    """A segment that is written over begins above its former life: that must not carry the clock away."""
+    """A segment that is written over begins above its stale entries: that must not carry the clock away."""
     pad = [b"\0" * 30_000] * 30
     with Server(tmp_path, server_workers=1, wal_max_size_mb=1) as server, server.client() as client:
         moments = []

@@ -142,7 +142,7 @@ def test_the_target_may_be_a_whole_url(client: Client) -> None:
 
 
 def columnar_of(size: int) -> bytes:
-    """A good body of exactly so many bytes."""
+    """Make a good body of exactly `size` bytes."""
     front = pack({"m": "large", "columns": {"pad": [b"x" * 70_000]}})[:-70_005]
     length = size - len(front) - 5
     return front + b"\xc6" + struct.pack(">I", length) + b"x" * length

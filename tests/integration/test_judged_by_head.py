@@ -1,4 +1,4 @@
-"""What a head says is judged before the body is taken: no 100, no 20 MB for a write that cannot be."""
+"""A request is judged by its head before the body is taken: no 100 and no 20 MB for a hopeless write."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_backlog_refuses_a_large_write_before_it_takes_the_body(tmp_path: Path
 
 
 def test_a_write_that_was_let_pass_by_its_head_is_judged_again_when_it_is_whole(tmp_path: Path) -> None:
-    """The head is looked at while there is room, the body comes when there is none."""
+    """The head comes while there is room, the body when there is not."""
     (tmp_path / "lake").write_text("a file where a directory has to be: nothing can be uploaded")
     with (
         Server(tmp_path, server_workers=1, wal_max_backlog_mb=1, wal_max_size_mb=1) as server,

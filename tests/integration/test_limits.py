@@ -77,7 +77,7 @@ def ping(path: str = "/ping", *headers: tuple[str, str]) -> bytes:
 
 
 def head_of(size: int) -> bytes:
-    """A request whose request line and headers have so many bytes by the parser's count: all but the line ends."""
+    """Make a request whose line and headers have `size` bytes by the parser's count: all but the line ends."""
     rest = size - len("/ping") - 4 - len("Hostx") - 4 - len("pad") - 4
     return ping("/ping", ("pad", "x" * rest))
 

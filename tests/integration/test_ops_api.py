@@ -1,4 +1,4 @@
-"""What the instance tells of itself, during real load and over several workers; each health issue provoked for real."""
+"""The instance's own account during real load and over several workers; each health issue is provoked for real."""
 
 from __future__ import annotations
 

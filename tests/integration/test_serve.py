@@ -276,7 +276,7 @@ def test_at_the_stop_exactly_the_answered_requests_are_written(tmp_path: Path) -
                         stopping.set()
 
         def receive(client: Client) -> int:
-            """How many answers there are until one says that it is the last, or the connection ends."""
+            """Count the answers until one says that it is the last, or the connection ends."""
             for count in itertools.count():
                 try:
                     response = client.receive()
@@ -647,7 +647,7 @@ def test_an_uploader_that_is_dead_when_the_server_stops_has_a_successor_that_shi
 
 
 def test_a_log_directory_that_is_removed_under_way_is_made_again(tmp_path: Path) -> None:
-    """What was in it is gone with it, and not acknowledged again; writes go on as soon as it is back."""
+    """Its contents are gone with it, and not acknowledged again; writes go on as soon as it is back."""
     with Server(tmp_path, server_workers=1) as server:
         assert server.post(V2, body(0, 1)).status == 202
         server.wait_for_rows(1)

@@ -1,4 +1,4 @@
-"""What the supervisor tells a service manager, and what it takes from him: a double of systemd at its notify socket.
+"""The supervisor and its service manager, which is a double of systemd at its notify socket.
 
 `make test-systemd` does the same with a real one.
 """

@@ -109,7 +109,7 @@ def test_a_check_says_what_a_start_says(tmp_path: Path, what: str) -> None:
 
 
 def last_words(stderr: str) -> list[str]:
-    """What the command says in the end, without lines of the log."""
+    """Return the last words of the command, without log lines."""
     lines = stderr.splitlines()
     first = next((number for number, line in enumerate(lines) if line.startswith("arcpipe: ")), len(lines))
     return lines[first:]

@@ -15,7 +15,7 @@ from tests.support.program import COMMAND, environment
 from tests.support.server import Server
 from tests.support.waiting import wait_until
 
-# Generous, because a loaded machine is slow: a passing test never waits so long.
+# Generous, because a loaded machine is slow: a passing test never waits this long.
 expect.set_options(timeout=30_000)
 
 NUMBER = re.compile(r"[1-9]")

@@ -52,7 +52,7 @@ def metric_names(server: Server) -> set[str]:
 
 
 def acknowledge(server: Server, *arguments: str) -> str:
-    """What `arcpipe wal ack` says; the process adds nothing to it."""
+    """Return the output of `arcpipe wal ack`; the process adds nothing to it."""
     done = CliRunner().invoke(cli_wal.app, ["ack", str(server.wal), *arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output

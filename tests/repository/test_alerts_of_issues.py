@@ -29,7 +29,7 @@ Change = Callable[[Snapshot], Snapshot]
 
 @pytest.fixture(scope="module")
 def well(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """Of an instance that is well: everybody has just given a sign of life, and there is room."""
+    """Make the figures of an instance that is well: each process has a fresh heartbeat, and there is room."""
     settings = load(None, {"ARCPIPE_WAL_DIR": str(tmp_path_factory.mktemp("well") / "wal")})
     WALDirectory(settings.wal.dir).make()
     taken = snapshot.take(settings, Counters(2), ["/write", "/metrics"])

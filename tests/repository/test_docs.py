@@ -79,7 +79,7 @@ class Text(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What a page has to hold of it: the longest piece that is always the same."""
+        """Return the longest piece of a text that is always the same: a page has to hold it."""
         pieces = (piece.strip(" .,:;'()[]{}\n") for piece in re.split(r"…|%[-.\d]*[a-z]", self.template))
         return max(map(plain, pieces), key=len)
 

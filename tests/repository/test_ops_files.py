@@ -190,12 +190,12 @@ def at(*samples: float | None) -> str:
 
 
 def every(count: int, *values: float | None) -> str:
-    """A series that goes through some values again and again, each for so many samples."""
+    """Return a series that repeats some values, each for `count` samples."""
     return at(*[values[number // count % len(values)] for number in range(SAMPLES)])
 
 
 def young(samples: int) -> Series:
-    """An instance that Prometheus has seen for only so many samples: it was down, or nobody scraped it."""
+    """Return the series of an instance that Prometheus has seen for a few samples only."""
     return {name: f"_x{SAMPLES - samples - 1} {values}" for name, values in WELL.items()}
 
 

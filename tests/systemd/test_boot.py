@@ -222,7 +222,7 @@ def upgrade(machine: Machine, expected: str) -> None:
 
 
 def wait_for_stored(machine: Machine, count: int) -> None:
-    """Waits until so many sockets are in the descriptor store."""
+    """Wait until `count` sockets are in the descriptor store."""
     wait_until(lambda: machine.show("NFileDescriptorStore")["NFileDescriptorStore"] == str(count), f"{count} sockets")
 
 

@@ -224,7 +224,7 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes, 
     ],
 )
 def test_a_field_that_makes_no_sense_refuses_the_whole_file(tmp_path: Path, change: tuple[str, object]) -> None:
-    """Half of a file of rights is none: what is left out could be a revocation."""
+    """Half of a tokens file is refused: the rest could be a revocation."""
     path = tmp_path / "tokens.toml"
     fields: dict[str, object] = {"id": "23456789", "sha256": "a" * 64, "scopes": ["write"]}
     created = "" if change[0] == "created" else "created = 2026-01-01T00:00:00Z\n"

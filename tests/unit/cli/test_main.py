@@ -209,7 +209,7 @@ def test_check_accepts_the_documented_defaults(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-# --- a start that fails, in the format of the log
+# A start that fails, in the format of the log
 
 BAD = '[log]\nformat = "json"\n[wal]\nsync_mod = 1\n[server]\nport = "x"\n'
 

@@ -20,7 +20,7 @@ EVIL = "\n\r\t\x0b\x1c\x1b[2J\x7f\x85\x9b\u2028\u2029\u202e\udcff\U000e0041"
 
 
 def logged(program: str, format: str = "text", level: str = "INFO", **variables: str) -> list[str]:
-    """What `program` has logged as process "ingest 1" through `log`, the logger arcpipe.test."""
+    """Return the lines that `program` logs as process "ingest 1" through `log`, the logger arcpipe.test."""
     head = (
         "import logging, os, time; from arcpipe import logs; "
         f"logs.setup({level!r}, {format!r}, 'ingest 1'); log = logging.getLogger('arcpipe.test')\n"

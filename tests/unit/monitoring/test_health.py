@@ -40,7 +40,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def counters() -> Counters:
-    """Of an instance that is well: everybody has just given a sign of life, and there is room."""
+    """Make the figures of an instance that is well: each process has a fresh heartbeat, and there is room."""
     counters = Counters(1)
     now_us = time.time_ns() // 1000
     for block, field in ((counters.worker(1), Field), (counters.uploader, Uploader)):

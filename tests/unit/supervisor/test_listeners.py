@@ -41,7 +41,7 @@ def bound(host: str, port: int, *others: str, inherited: Listeners | None = None
 
 
 def copies(listeners: Listeners) -> list[InheritedFd]:
-    """What it hands over, which its own objects do not close."""
+    """Return the sockets that it hands over, which its own objects do not close."""
     return [InheritedFd(name, os.dup(fd)) for name, fd in listeners.handed_over]
 
 

@@ -1,4 +1,4 @@
-"""What goes back from the process that has tried a start."""
+"""Sockets go back from the process that has tried a start."""
 
 from __future__ import annotations
 

@@ -871,7 +871,7 @@ def test_careful_tables_make_a_refused_row_a_dead_letter(
 
 @pytest.mark.slow
 def test_a_careful_table_changes_no_file_of_another_one(convert: Callable[..., Result]) -> None:
-    """What an interrupted pass has put already is put again under the same keys."""
+    """Objects of an interrupted pass are put again under the same keys."""
     plain, careful = (convert(poisoned_batch(), careful=names, budget=SMALL_WINDOWS) for names in ((), POISONED))
     others = [[file for file in result.files if "/small-1/" in file.key] for result in (plain, careful)]
     assert others[0] == others[1] != []

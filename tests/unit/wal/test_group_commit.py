@@ -401,7 +401,7 @@ def test_async_a_failed_background_sync_refuses_nothing_and_loses_nothing(run: R
     run(test, sync_mode="async", async_interval_seconds=3600.0)
 
 
-# With the log disabled
+# With the WAL disabled
 
 
 def off(**options: Any) -> dict[str, Any]:

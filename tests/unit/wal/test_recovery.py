@@ -1,4 +1,4 @@
-"""What start-up does with what a crash left."""
+"""Recovery at the start, of files that a crash left."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_a_file_of_the_pool_is_written_over_in_place(directory: WALDirectory, cl
     after = os.stat(second.path)
     assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
     assert second.created > last
-    # The second in the name alone says where the former life ended.
+    # Only the second in the name says where the stale entries end.
     assert second.name.created_us > last
     assert list(SegmentScan(second.path)) == []
     add(second)

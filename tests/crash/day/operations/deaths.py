@@ -90,5 +90,5 @@ class DeathsOperations(Acting):
         if instance.workers > 1:
             wait_until(lambda: self._is_told("worker_down") or instance.pids().get(role, pid) != pid, "worker_down")
         instance.wait_for_successor(role, pid)
-        assert f"{role} (pid {pid}) shows no sign of life; killing it" in instance.log
+        assert f"{role} (pid {pid}) has no heartbeat; killing it" in instance.log
         return Effects(no_answers=self._load.threads, worker_killed_at=killed_at, restarts=(1, 0))

@@ -82,7 +82,7 @@ def typed(rows: list[Row]) -> list[str]:
 
 
 def both(body: bytes) -> Lines:
-    """What both paths make of a body, which is the same."""
+    """Return the result of both paths for a body, which is the same."""
     lines = encode_by_line(body)
     columns = encode_by_column(body)
     assert typed(rows_of(columns.encoded)) == typed(rows_of(lines.encoded))

@@ -1,6 +1,6 @@
 """The end of a connection: which request is the last one, what becomes of bytes behind it, and how long its client has.
 
-The connections, the routes and the log are the real ones, in this process (tests/support/edge.py).
+The connections, the routes and the WAL are the real ones, in this process (tests/support/edge.py).
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def test_a_body_that_has_begun_before_the_drain_is_the_last_request(stalled: Sta
 
 
 def test_a_drain_answers_begun_requests_and_writes_no_others(stalled: Stalled) -> None:
-    """What has been taken up at the drain is answered and nothing behind it is written."""
+    """Requests that had begun at the drain are answered, and no later one is written."""
     peer = stalled.edge.connect()
     peer.feed(WRITE * 50)  # of which most waits for its turn
     drain(stalled.edge)

@@ -32,7 +32,7 @@ WRITE = request_bytes("POST", V2, BODY)
 
 @pytest.fixture
 def edge(tmp_path: Path) -> Iterator[Edge]:
-    """Half a megabyte is for bodies that arrive, and half for those that wait for the log."""
+    """Half a megabyte is for bodies that arrive, and half for those that wait for the WAL."""
     with Edge(
         tmp_path,
         max_body_mb=1,
@@ -91,7 +91,7 @@ def test_a_pause_for_a_full_pipeline_is_not_the_clients_time(edge: Edge) -> None
 
 
 def test_many_requests_of_one_read_are_answered_in_order(edge: Edge) -> None:
-    """Of many requests in one read only so many are under way and all are answered in order."""
+    """Only a few of them are under way at a time."""
     requests = (WRITE + request_bytes("GET", "/ping") + request_bytes("GET", "/nothing")) * 300
     peer = edge.connect()
     assert peer.feed(requests)

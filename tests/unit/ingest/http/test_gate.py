@@ -44,7 +44,7 @@ class Connection:
 
 
 class Node:
-    """So many workers' gates over the same memory."""
+    """The gates of several workers over the same memory."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Node:
         return answered(self.gates[worker].refusal(exchange, WRITE))
 
     def taken(self, tries: int, connection: Any, **given: Any) -> int:
-        """How many of so many requests are taken, dealt to the workers in turn."""
+        """Deal `tries` requests to the workers in turn; return the number taken."""
         return sum(self.ask(number % len(self.gates), connection, **given) == 0 for number in range(tries))
 
     def limited(self, by: str, limit: str) -> int:
