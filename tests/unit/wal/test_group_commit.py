@@ -20,7 +20,7 @@ from arcpipe.wal import background_sync as background_sync_module
 from arcpipe.wal import group_commit as group_commit_module
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.format import envelope_prefix
-from arcpipe.wal.group_commit import Commit, GroupCommit, group_commit
+from arcpipe.wal.group_commit import BufferedCommit, Commit, GroupCommit, group_commit
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import SyncMode, WALOptions, WALWriter
@@ -69,8 +69,8 @@ class Bench:
             self.commit.append(PREFIX, body(number, size), 1, number)
 
     @property
-    def thread_commit(self) -> GroupCommit:
-        assert isinstance(self.commit, GroupCommit)
+    def thread_commit(self) -> GroupCommit | BufferedCommit:
+        assert isinstance(self.commit, GroupCommit | BufferedCommit)
         return self.commit
 
     def answered(self) -> list[int]:

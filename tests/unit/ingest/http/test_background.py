@@ -15,7 +15,7 @@ from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, Check,
 SECONDS = 30.0
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class Sender:
     name: str
     address: str = "192.0.2.1"
