@@ -337,7 +337,8 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_the_server_answers_507_while_the_disk_is_full_and_goes_on_when_it_is_not(tmp_path: Path, kind: str) -> None:
+def test_the_server_answers_507_while_the_disk_is_full(tmp_path: Path, kind: str) -> None:
+    """The server answers 507 while the disk is full and goes on when it is not."""
     with small_disk(tmp_path / "disk", kind, 32) as disk, serve_on(tmp_path, disk) as server:
         sender = Sender(server)
         workers = server.pids()

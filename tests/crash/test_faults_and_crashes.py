@@ -380,7 +380,8 @@ def with_an_unknown_word(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("change", [of_a_later_version, with_an_unknown_word])
-def test_a_manifest_of_another_program_is_left_alone_and_nothing_ships_twice(change: Callable[[bytes], bytes]) -> None:
+def test_a_manifest_of_another_program_is_left_alone(change: Callable[[bytes], bytes]) -> None:
+    """A manifest of another program is left alone and nothing ships twice."""
     check_manifests(change, is_kept=True)
 
 

@@ -222,9 +222,11 @@ def test_it_is_caught_if_a_redo_does_not_look_what_its_segments_still_hold(monke
     assert "acknowledged and lost" in violation_of(lambda: faults.check_vanished(faults.PLANS[3]))
 
 
-def test_it_is_caught_if_a_manifest_of_another_version_is_taken_for_a_damaged_one(
+def test_it_is_caught_if_another_version_is_taken_for_damage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It is caught if a manifest of another version is taken for a damaged one."""
+
     def damaged(path: str, found: str) -> Exception:
         return ValueError(found)
 
@@ -233,7 +235,8 @@ def test_it_is_caught_if_a_manifest_of_another_version_is_taken_for_a_damaged_on
     assert violation_of(check) != ""
 
 
-def test_it_is_caught_if_a_sealed_segment_without_its_end_is_taken_for_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_caught_if_a_missing_end_is_taken_for_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is caught if a sealed segment without its end is taken for clean."""
     judged = report_module.judge
 
     def lenient(report: object, was_active: bool) -> object:

@@ -127,9 +127,10 @@ def test_it_is_caught_if_a_commit_does_not_sync(monkeypatch: pytest.MonkeyPatch)
     assert "acknowledged and lost" in violation(PLANS[:3])
 
 
-def test_it_is_caught_if_the_directory_is_not_synced_after_making_a_segment(
+def test_it_is_caught_if_the_directory_of_a_segment_is_not_synced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It is caught if the directory is not synced after making a segment."""
     monkeypatch.setattr(WALDirectory, "sync", lambda self: None)
     assert "acknowledged and lost" in violation([plan._replace(steps=40) for plan in PLANS[:3]])
 
@@ -156,7 +157,7 @@ def test_it_is_caught_if_the_reader_does_not_ask_whose_entries_these_are(monkeyp
     assert "are there twice" in violation(PLANS[:6])
 
 
-def test_it_is_caught_if_an_old_entry_among_new_ones_is_taken_for_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_caught_if_a_stale_entry_is_taken_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """An intact stale entry before new ones: a torn write leaves just that."""
     monkeypatch.setattr(IdentitySalvager, "refusal", lambda self, header: "")
     assert violation(PLANS[:6]) != ""

@@ -103,7 +103,8 @@ def test_nobody_else_can_take_the_wal_during_an_upgrade(tmp_path: Path) -> None:
 # Stops
 
 
-def test_a_stop_under_load_answers_what_is_in_flight_and_fails_no_kept_connection(tmp_path: Path) -> None:
+def test_a_stop_under_load_fails_no_kept_connection(tmp_path: Path) -> None:
+    """A stop under load answers what is in flight and fails no kept connection."""
     with Server(tmp_path) as server, CarefulLoad(server.url) as load:
         load.wait_for(200)
         server.stop()

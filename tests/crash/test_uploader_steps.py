@@ -403,9 +403,8 @@ def of_target(step: Step, target: Target) -> Step:
     ],
     indirect=["target"],
 )
-def test_an_uploader_killed_at_a_step_has_a_successor_that_ships_exactly_once(
-    name: str, site: Site, unharmed: Unharmed
-) -> None:
+def test_an_uploader_killed_at_a_step_uploads_exactly_once(name: str, site: Site, unharmed: Unharmed) -> None:
+    """An uploader killed at a step has a successor that ships exactly once."""
     assert site.run(die=of_target(ALL_STEPS[name], site.target)).exit_code == -signal.SIGKILL, site.said
     site.finish()
     site.assert_shipped_exactly_once(unharmed)
@@ -414,9 +413,8 @@ def test_an_uploader_killed_at_a_step_has_a_successor_that_ships_exactly_once(
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("target", ["local"], indirect=True)
-def test_uploaders_and_whole_servers_killed_again_and_again_ship_exactly_once(
-    seed: int, site: Site, unharmed: Unharmed
-) -> None:
+def test_uploaders_killed_again_and_again_upload_exactly_once(seed: int, site: Site, unharmed: Unharmed) -> None:
+    """Uploaders and whole servers killed again and again ship exactly once."""
     chance = random.Random(seed)
     deaths = 0
     for name in chance.choices(STEPS_OF_EACH_BATCH, k=8):

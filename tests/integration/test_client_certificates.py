@@ -107,7 +107,8 @@ def test_the_id_of_a_certificate_s_token_opens_nothing(optional: Server) -> None
         assert post(optional, showing(optional.directory), sent).status == 401
 
 
-def test_a_stranger_s_certificate_ends_the_connection_even_where_none_is_needed(optional: Server) -> None:
+def test_a_stranger_s_certificate_always_ends_the_connection(optional: Server) -> None:
+    """A stranger's certificate ends the connection even where none is needed."""
     assert_refused(optional, showing(optional.directory, "stranger"))
 
 

@@ -79,7 +79,7 @@ def database(shared_server: Server) -> Database:
 _numbers = count(1)
 
 
-def test_every_shape_from_several_connections_to_two_databases_comes_back_whole(tmp_path: Path, store: Store) -> None:
+def test_every_shape_to_two_databases_comes_back_whole(tmp_path: Path, store: Store) -> None:
     """Columnar, rows, batch and arrays; int, float, string, boolean, binary and null; three hours, two workers."""
     expected: dict[str, list[dict[str, Any]]] = {"production": [], "staging": []}
 
@@ -214,7 +214,7 @@ def test_a_missing_time_is_the_moment_of_the_write(database: Database) -> None:
     assert times[1] == times[2]  # one entry, one moment
 
 
-def test_a_missing_time_is_that_moment_however_many_segments_are_written_over(tmp_path: Path) -> None:
+def test_a_missing_time_is_that_moment_in_reused_segments_too(tmp_path: Path) -> None:
     """A segment that is written over begins above its stale entries: that must not carry the clock away."""
     pad = [b"\0" * 30_000] * 30
     with Server(tmp_path, server_workers=1, wal_max_size_mb=1) as server, server.client() as client:

@@ -305,7 +305,8 @@ def test_an_upgrade_hands_every_listener_over(tmp_path: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_an_upgrade_keeps_clients_of_a_unix_socket_waiting_and_refuses_none(tmp_path: Path) -> None:
+def test_an_upgrade_refuses_no_client_of_a_unix_socket(tmp_path: Path) -> None:
+    """An upgrade keeps clients of a unix socket waiting and refuses none."""
     path = tmp_path / "main.sock"
     with listening(tmp_path, unix(path), server_workers=2) as server:
         before = server.log.count("supervisor: serving on")

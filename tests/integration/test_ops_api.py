@@ -293,7 +293,8 @@ def wait_for(server: Server, code: str, severity: str) -> None:
     assert samples(server)["arcpipe_issues", code, severity] >= 1
 
 
-def test_write_failures_a_full_disk_and_a_segment_that_cannot_rotate_are_told(tmp_path: Path) -> None:
+def test_write_failures_and_a_full_disk_are_told(tmp_path: Path) -> None:
+    """Write failures a full disk and a segment that cannot rotate are told."""
     settings = {"wal_min_free_mb": 0, "wal_max_size_mb": 8, "wal_max_age_seconds": 1, "server_workers": 1}
     with small_disk(tmp_path / "disk", "tmpfs", 24) as disk:
         wal = disk.path / "wal"

@@ -637,7 +637,8 @@ def test_a_child_that_dies_has_a_successor_and_nothing_is_lost(tmp_path: Path, r
         assert numbers(server.lake) == list(range(20))
 
 
-def test_an_uploader_that_is_dead_when_the_server_stops_has_a_successor_that_ships(tmp_path: Path) -> None:
+def test_an_uploader_dead_at_the_stop_has_a_successor(tmp_path: Path) -> None:
+    """An uploader that is dead when the server stops has a successor that ships."""
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=NEVER) as server:
         assert server.post(V2, body(0, 1)).status == 202
         server.kill("uploader")

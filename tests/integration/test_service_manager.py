@@ -199,7 +199,7 @@ def test_the_watchdog_is_fed_and_children_that_hang_are_replaced(tmp_path: Path,
         server.stop()
 
 
-def test_a_supervisor_that_was_stopped_for_long_kills_nobody_when_it_goes_on(tmp_path: Path, manager: Manager) -> None:
+def test_a_supervisor_that_was_stopped_for_long_kills_nobody(tmp_path: Path, manager: Manager) -> None:
     """As a machine that was asleep, or a frozen control group: everybody's signs are old then."""
     with managed(tmp_path, manager, watchdog=True, server_workers=2) as server:
         pids = all_pids(server)

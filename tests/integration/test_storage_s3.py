@@ -215,7 +215,9 @@ class TestAgainstARealServer:
         assert s3.list_keys() == []
         assert s3.uploads() == []
 
-    def test_put_that_fails_to_read_its_source_aborts_its_upload_and_says_what_failed(self, s3: S3Bucket) -> None:
+    def test_put_that_fails_to_read_its_source_aborts_its_upload(self, s3: S3Bucket) -> None:
+        """Put that fails to read its source aborts its upload and says what failed."""
+
         class Broken:
             size = 12 * MIB
 
@@ -407,9 +409,10 @@ class TestFaults:
             (400, "KeyTooLongError", "other", "reason"),
         ],
     )
-    def test_of_the_server_has_its_kind_its_code_and_a_next_step_and_is_not_retried_here(
+    def test_of_the_server_has_its_kind_its_code_and_a_next_step(
         self, faults: FaultServer, status: int, code: str, kind: str, next_step: str
     ) -> None:
+        """Of the server has its kind its code and a next step and is not retried here."""
         faults.answers = [refuses(status, code)]
         error = failure(faulty(faults), lambda store: store.put("a", MemoryBlob(b"1")))
         assert error.kind == kind
@@ -460,9 +463,9 @@ class TestFaults:
         assert "endpoint_url" in str(error)
 
     @pytest.mark.parametrize("size", [1, 8 * MIB])
-    def test_of_a_server_that_refuses_before_it_has_read_the_body_is_not_a_timeout(
-        self, faults: FaultServer, size: int
-    ) -> None:
+    def test_of_a_server_that_refuses_an_unread_body_is_no_timeout(self, faults: FaultServer, size: int) -> None:
+        """Of a server that refuses before it has read the body is not a timeout."""
+
         def answer(request: Request) -> None:
             request.wfile.write(b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             request.close_connection = True
@@ -1094,9 +1097,8 @@ class TestRequests:
         ]
         assert faults.requests[0].headers["x-amz-checksum-algorithm"] == "CRC32"
 
-    def test_carry_the_checksum_of_the_body_and_its_length_and_do_not_wait_for_a_continue(
-        self, faults: FaultServer
-    ) -> None:
+    def test_carry_checksum_and_length_and_wait_for_no_continue(self, faults: FaultServer) -> None:
+        """Carry the checksum of the body and its length and do not wait for a continue."""
         request = self.put(faults, 8 * MIB)
         crc = zlib.crc32(bytes(8 * MIB)).to_bytes(4, "big")
         assert request.headers["x-amz-checksum-crc32"] == base64.b64encode(crc).decode()
@@ -1127,9 +1129,8 @@ class TestRequests:
             monkeypatch.setenv("AWS_DEFAULT_REGION", environment)
         assert f"/{signed_for}/s3/aws4_request" in self.put(faults, region=region).headers["Authorization"]
 
-    def test_to_an_endpoint_of_ones_own_name_the_bucket_in_the_path_unless_told_otherwise(
-        self, faults: FaultServer
-    ) -> None:
+    def test_to_an_own_endpoint_name_the_bucket_in_the_path(self, faults: FaultServer) -> None:
+        """To an endpoint of ones own name the bucket in the path unless told otherwise."""
         assert self.put(faults).path == "/bucket/lake/a"
         assert self.put(faults, addressing_style="path").path == "/bucket/lake/a"
 

@@ -229,7 +229,8 @@ def test_old_workers_serve_until_a_new_version_can_start(
     assert server.numbers() == [1, 2, 3, 4]
 
 
-def test_a_stop_while_the_new_version_cannot_start_ends_all_and_loses_nothing(server: Upgradable) -> None:
+def test_a_stop_before_the_new_version_can_start_loses_nothing(server: Upgradable) -> None:
+    """A stop while the new version cannot start ends all and loses nothing."""
     server.start()
     uploader = server.pids()["uploader"]
     os.kill(uploader, signal.SIGSTOP)

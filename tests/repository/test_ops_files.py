@@ -75,7 +75,8 @@ def test_each_alert_is_about_metrics_that_exist(tmp_path: Path) -> None:
         assert used or "up{" in rule["expr"]
 
 
-def test_each_panel_is_about_metrics_that_exist_and_each_metric_has_a_panel(tmp_path: Path) -> None:
+def test_panels_and_metrics_are_about_each_other(tmp_path: Path) -> None:
+    """Each panel is about metrics that exist and each metric has a panel."""
     names = existing_names(tmp_path)
     used = set()
     for panel in panels():
@@ -353,7 +354,8 @@ def _labelled(name: str) -> str:
 
 @pytest.mark.slow
 @needs_promtool
-def test_each_alert_fires_while_its_condition_holds_and_none_while_all_is_well(tmp_path: Path) -> None:
+def test_each_alert_fires_while_its_condition_holds(tmp_path: Path) -> None:
+    """Each alert fires while its condition holds and none while all is well."""
     assert {alert for _, _, alerts in FIRES for alert in alerts} == {rule["alert"] for rule in rules()}
     tests = [scenario(name, WELL | series, alerts) for name, series, alerts in FIRES]
     tests += [scenario(name, WELL | series, set()) for name, series in QUIET]
