@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS = $(shell echo $$(($$(nproc) + 2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-systemd day lint bench fuzz test-env clean
+.PHONY: help serve test test-quick test-full test-release test-systemd day lint bench fuzz test-env clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,10 +16,25 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
-test test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-full test-release test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
-test: test-env ## run the tests; ARGS="-k name" goes to pytest
-	$(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
+# quick: a minute. full: what CI runs. release: all there is, an hour or two; the last part needs root.
+SET ?= full
+PYTEST = $(BIN)/pytest -n $(JOBS) --dist worksteal
+
+test: test-env test-$(SET) ## run the tests; SET=quick, full (the default) or release; ARGS="-k name" goes to pytest
+
+test-quick: test-env
+	$(PYTEST) --set quick $(ARGS)
+
+test-full: test-env
+	$(PYTEST) $(ARGS)
+
+test-release: test-env
+	ARCPIPE_TEST_LONG=1 ARCPIPE_CRASH_STATES=100000 $(PYTEST) $(ARGS)
+	$(MAKE) --no-print-directory day DAYS=2 ARGS=
+	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600 ARGS=
+	if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory test-systemd ARGS=; else echo "not run, as it needs root: make test-systemd"; fi
 
 lint: test-env ## check style, format and types
 	$(BIN)/ruff check .

@@ -1,9 +1,25 @@
-"""Fixtures that every layer of the tests uses."""
+"""Fixtures that every layer of the tests uses, and the choice of a set."""
 
+import pytest
 from hypothesis import settings
+
+from tests.support.sets import is_quick
 
 pytest_plugins = ["tests.support.browser", "tests.support.s3server"]
 
 # No test depends on being fast.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--set", choices=["quick", "full"], default="full", help="which tests to run, of those that are named"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--set") == "quick":
+        chosen = [item for item in items if is_quick(item)]
+        config.hook.pytest_deselected(items=[item for item in items if not is_quick(item)])
+        items[:] = chosen

@@ -1,1 +1,1 @@
-"""What a power cut, a crash or a failing disk may leave, and that nothing acknowledged is lost by it."""
+"""Power cuts, crashes and failing disks: nothing acknowledged is lost by any of them."""

@@ -1,4 +1,4 @@
-"""How many states of a disk the power-cut tests try, and where."""
+"""The number of disk states that the power-cut tests try, and their place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.crash import io_faults
 
-DEFAULT_STATES = 10_000
+DEFAULT_STATES = 5_000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -211,7 +211,7 @@ class Worker:
         self._loop.run(self._is_committing)
 
     def flush(self) -> None:
-        """What waits in memory for its age is old enough now."""
+        """Make the entries that wait in memory old enough."""
         self._loop.fire_timers()
         self._loop.run(self._is_committing)
 
@@ -224,7 +224,7 @@ class Worker:
             self.writer._background.sync_now()
 
     def take_synced(self) -> list[int]:
-        """What was acknowledged in the `async` mode and is no longer kept in memory for the next sync."""
+        """Numbers acknowledged in `async` mode that are no longer kept in memory for the next sync."""
         background = self.writer._background
         kept = sum(group.entries for group in background.retained) if background is not None else 0
         count = len(self._unsynced) - kept

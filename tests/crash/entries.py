@@ -72,7 +72,7 @@ class Placed(NamedTuple):
 
 
 def entries_in(content: bytes, offset: int = FILE_HEADER_SIZE) -> Iterator[Placed]:
-    """The intact entries from an offset on, to the first that is none."""
+    """Yield the intact entries from an offset to the first that is damaged."""
     while offset + ENTRY_HEADER_SIZE < len(content):
         length, timestamp, crc = ENTRY_HEADER.unpack_from(content, offset)
         begin = offset + ENTRY_HEADER_SIZE
@@ -88,10 +88,10 @@ def entries_in(content: bytes, offset: int = FILE_HEADER_SIZE) -> Iterator[Place
 
 
 class Shipped(NamedTuple):
-    """What one object holds."""
+    """The contents of one object."""
 
     numbers: tuple[int, ...]
-    mood: str  # the type of that column; empty if there is none
+    mood: str  # the type of that column; empty without one
 
 
 def shipped_in(key: str, content: bytes) -> Shipped:

@@ -53,7 +53,7 @@ class Rule:
 
     @property
     def hits(self) -> int:
-        """How many calls have failed."""
+        """Count the calls that have failed."""
         count: int = struct.unpack_from("=Q", self._shared, self._at + _HITS_OFFSET)[0]
         return count
 

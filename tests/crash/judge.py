@@ -26,7 +26,7 @@ _SHIPPED = 5
 
 
 class Expectation(NamedTuple):
-    """What the world knew when the program was cut off."""
+    """The knowledge of the world when the program was cut off."""
 
     sent: Counter[int]  # how often each number was sent
     refused: Counter[int]  # how often it was said that nothing was written
@@ -74,7 +74,7 @@ def expectation(disk: RecordingDisk, after: int, plan: Plan, kind: str = "power 
 
 
 class Outcome(NamedTuple):
-    """What start-up and shipping made of a disk."""
+    """The result of a start and an upload on a disk."""
 
     found: Counter[int]
     moods: frozenset[str]
@@ -256,7 +256,7 @@ def _read(directory: WALDirectory, path: str) -> list[int]:
 
 
 def forget() -> None:
-    """What was judged before says nothing about a program that is another now."""
+    """Forget former verdicts: they say nothing about a changed program."""
     _known.clear()
 
 
@@ -309,7 +309,7 @@ def _check_recovered(image: Image) -> None:
         if _parsed(path) != SEALED or not content:
             continue
         entries = list(entries_in(content))
-        # Between what was torn, entries of a former life may stand.
+        # Stale entries may stand between the torn parts.
         stamps = [entry.timestamp for entry in entries if entry.timestamp >= entries[0].timestamp]
         assert stamps == sorted(set(stamps)), f"timestamps of {path} do not increase"
         if entries and entries[-1].is_recovered_end:

@@ -24,7 +24,7 @@ _UNRELATED = {"disk_usage", "uploader_down", "worker_down"}
 
 
 class Account(NamedTuple):
-    """What became of the records that were acknowledged."""
+    """The fate of the acknowledged records."""
 
     acknowledged: int
     lost: list[int]

@@ -1,4 +1,4 @@
-"""What may be on a disk after a power cut: the model, and the enumeration of its states.
+"""The states of a disk after a power cut: the model, and their enumeration.
 
 The model is that of POSIX and of the file systems that people use, taken at their worst:
 
@@ -58,7 +58,7 @@ NameOperation = Create | Rename | Unlink | MakeDirectory
 
 
 class State(NamedTuple):
-    """What a crash may leave, and where in the recording it struck: behind `after` operations."""
+    """A state that a crash may leave, and its place in the recording: after `after` operations."""
 
     image: Image
     after: int
@@ -160,7 +160,7 @@ class _File:
         """Contents that may be on disk: nothing of what is not synced first, all of it second.
 
         Args:
-            stale: what else stood where this file grew: the contents of other files, or of a former life of this one.
+            stale: what else stood where this file grew: the contents of other files, or stale contents of this one.
         """
         if not self.is_open():
             return self.versions
@@ -186,7 +186,7 @@ class _File:
         return list(dict.fromkeys(found))
 
     def evicted(self) -> bytes:
-        """What reads show once the clean pages have left the cache, if the failed sync wrote nothing."""
+        """The contents that reads show once the clean pages have left the cache, if the failed sync wrote nothing."""
         content = bytearray(self.versions[-1])
         for at, contents in self.doubtful.items():
             if at not in self._anew:
@@ -276,7 +276,7 @@ class Model:
         self.unsynced = waiting
 
     def name_variants(self, rng: random.Random) -> list[dict[str, int | None]]:
-        """What the directories may say: nothing of what is not synced first, all of it second."""
+        """The directories as they may be: first without the unsynced changes, then with all of them."""
         count = len(self.unsynced)
         needed = [
             sum(1 << i for i in range(index) if change.needs(self.unsynced[i]))
@@ -331,7 +331,7 @@ class Model:
             }
 
     def count_states(self) -> int:
-        """How many there are to choose from."""
+        """Count the choices."""
         linked = {*self.names.values(), *(change.operation[-1] for change in self.unsynced)}
         files = (file.count_variants() for number, file in self.files.items() if number in linked)
         return min(_COMBINATIONS, min(_CHOSEN, 1 << len(self.unsynced)) * math.prod(files))
@@ -344,7 +344,7 @@ class Model:
         return names
 
     def states_after_kill(self) -> list[Image]:
-        """What a program meets that starts while the machine goes on: the page cache, and what it shrank to."""
+        """The states for a program that starts while the machine goes on: the page cache, and a smaller one."""
         names = self.as_running()
         images: list[Image] = []
         for content in (lambda file: file.versions[-1], _File.evicted):

@@ -167,7 +167,7 @@ class File:
         self.dirty.update(range(begin // SECTOR, -(-end // SECTOR)))
 
     def reach_disk(self) -> None:
-        """What is dirty, and nothing else."""
+        """The dirty pages, and nothing else."""
         size = len(self.content)
         if not self.size_changed:  # or it did before a sync that failed
             size = min(size, max(len(self.on_disk), (max(self.dirty, default=-1) + 1) * SECTOR))

@@ -49,7 +49,7 @@ _STARTS = 8
 
 
 class Plan(NamedTuple):
-    """What a run is made of."""
+    """The parameters of a run."""
 
     seed: int
     sync_mode: SyncMode = "fdatasync"
@@ -340,5 +340,5 @@ def hurried() -> Iterator[None]:
 
 
 def changes_of(disk: RecordingDisk) -> int:
-    """How many calls a fault could be planted at."""
+    """Count the calls at which a fault could be planted."""
     return sum(disk.calls[kind] for kind in CHANGES)

@@ -207,7 +207,7 @@ class Shipping:
 
     @property
     def reported(self) -> list[str]:
-        """What the counters say that is wrong: they are in /metrics and /health."""
+        """Name the faults that the counters tell: /metrics and /health show them."""
         block = self.counters.uploader
         words = {
             "damages shipped around": block[UploaderBlock.DAMAGED],

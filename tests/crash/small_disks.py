@@ -80,7 +80,7 @@ class SmallDisk:
                     pass
 
     def give_back(self, size_bytes: int) -> None:
-        """Leaves so much of a full disk free."""
+        """Leave `size_bytes` of a full disk free."""
         os.truncate(self._filler, self._filler.stat().st_size - size_bytes)
 
     def free(self) -> None:
@@ -105,7 +105,7 @@ class SmallDisk:
         _run("umount", "--lazy", str(self.path))
 
     def abort(self) -> None:
-        """What ext4 does by itself after an error of its device: from now on every change is refused."""
+        """Refuse every change from now on, as ext4 does after an error of its device."""
         _run("mount", "-o", "remount,abort", str(self.path))
 
     def sync(self) -> None:

@@ -83,7 +83,7 @@ class Entry:
 
 
 class _Listing:
-    """What `os.scandir` gives."""
+    """The result of `os.scandir`."""
 
     def __init__(self, entries: list[Entry]) -> None:
         self._entries = iter(entries)
@@ -105,7 +105,7 @@ class _Listing:
 
 
 class _Raw(io.RawIOBase):
-    """What `open` gives, unbuffered."""
+    """The unbuffered result of `open`."""
 
     def __init__(self, fd: int, mode: str, path: str) -> None:
         self._fd = fd

@@ -337,7 +337,8 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_the_server_answers_507_while_the_disk_is_full_and_goes_on_when_it_is_not(tmp_path: Path, kind: str) -> None:
+def test_the_server_answers_507_while_the_disk_is_full(tmp_path: Path, kind: str) -> None:
+    """The server answers 507 while the disk is full and goes on when it is not."""
     with small_disk(tmp_path / "disk", kind, 32) as disk, serve_on(tmp_path, disk) as server:
         sender = Sender(server)
         workers = server.pids()
@@ -443,7 +444,8 @@ def test_the_server_outlives_a_read_only_disk(tmp_path: Path, kind: str) -> None
         sender.check_lake()
 
 
-def test_the_server_refuses_on_a_file_system_that_gave_up_and_has_everything_when_it_is_back(tmp_path: Path) -> None:
+def test_writes_are_refused_on_a_file_system_that_gave_up(tmp_path: Path) -> None:
+    """The server refuses on a file system that gave up and has everything when it is back."""
     with (
         small_disk(tmp_path / "disk", "ext4", 32) as disk,
         serve_on(tmp_path, disk, shutdown_drain_seconds=0.5) as server,

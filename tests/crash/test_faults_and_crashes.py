@@ -385,7 +385,8 @@ def with_an_unknown_word(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("change", [of_a_later_version, with_an_unknown_word])
-def test_a_manifest_of_another_program_is_left_alone_and_nothing_ships_twice(change: Callable[[bytes], bytes]) -> None:
+def test_a_manifest_of_another_program_is_left_alone(change: Callable[[bytes], bytes]) -> None:
+    """A manifest of another program is left alone and nothing ships twice."""
     check_manifests(change, is_kept=True)
 
 
@@ -437,5 +438,6 @@ def check_vanished(plan: Plan) -> None:
     assert tried
 
 
-def test_a_segment_that_is_gone_when_its_batch_is_redone_takes_nothing_out_of_the_store() -> None:
+def test_a_redo_without_a_segment_removes_nothing_from_the_store() -> None:
+    """A segment that is gone when its batch is redone takes nothing out of the store."""
     check_vanished(PLANS[3])

@@ -44,7 +44,8 @@ def states(disk: RecordingDisk) -> Iterator[State]:
     yield from states_after_power_cuts(disk, random.Random(1), 300, begun)
 
 
-def test_what_is_durable_is_told_until_it_is_acknowledged_and_never_as_damage(disk: RecordingDisk) -> None:
+def test_durable_findings_are_told_until_they_are_acknowledged(disk: RecordingDisk) -> None:
+    """What is durable is told until it is acknowledged and never as damage."""
     tried = 0
     for state in states(disk):
         notes = [note for note in disk.log[: state.after] if isinstance(note, Note)]

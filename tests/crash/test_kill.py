@@ -71,7 +71,8 @@ def test_a_child_that_is_killed_again_and_again_loses_nothing(victim: Victim, ro
         check(victim, load)
 
 
-def test_a_supervisor_that_is_killed_takes_its_children_along_and_loses_nothing(victim: Victim) -> None:
+def test_a_killed_supervisor_takes_its_children_along(victim: Victim) -> None:
+    """A supervisor that is killed takes its children along and loses nothing."""
     server = victim.server
     chance = random.Random(f"{SEED} supervisor")
     with Load(server) as load:

@@ -42,7 +42,7 @@ def fresh(quiet: None) -> None:
 
 
 def violation_of(check: Callable[[], object]) -> str:
-    """What a check complains of; the empty string if it does not."""
+    """Return the complaint of a check; the empty string without one."""
     try:
         check()
     except AssertionError as error:
@@ -144,7 +144,7 @@ def test_it_is_caught_if_a_read_error_is_taken_for_the_end(monkeypatch: pytest.M
 
 
 def test_it_is_caught_if_an_unreadable_file_is_treated_as_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can be read ships, the rest never does, although it can be read a moment later."""
+    """The readable part is uploaded; the rest never is, although it can be read a moment later."""
     init = SegmentScan.__init__
 
     def around_bad_blocks(self: SegmentScan, path: str, **options: object) -> None:
@@ -222,9 +222,11 @@ def test_it_is_caught_if_a_redo_does_not_look_what_its_segments_still_hold(monke
     assert "acknowledged and lost" in violation_of(lambda: faults.check_vanished(faults.PLANS[3]))
 
 
-def test_it_is_caught_if_a_manifest_of_another_version_is_taken_for_a_damaged_one(
+def test_it_is_caught_if_another_version_is_taken_for_damage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It is caught if a manifest of another version is taken for a damaged one."""
+
     def damaged(path: str, found: str) -> Exception:
         return ValueError(found)
 
@@ -233,7 +235,8 @@ def test_it_is_caught_if_a_manifest_of_another_version_is_taken_for_a_damaged_on
     assert violation_of(check) != ""
 
 
-def test_it_is_caught_if_a_sealed_segment_without_its_end_is_taken_for_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_caught_if_a_missing_end_is_taken_for_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is caught if a sealed segment without its end is taken for clean."""
     judged = report_module.judge
 
     def lenient(report: object, was_active: bool) -> object:

@@ -148,7 +148,7 @@ def test_each_fault_is_named_in_the_log_and_tried_again(s3: S3Bucket, proxy: Fau
     numbers.assert_exactly_once(s3, tmp_path)
 
 
-def test_a_load_through_faults_of_every_kind_loses_nothing_and_doubles_nothing(
+def test_a_load_through_faults_of_every_kind_arrives_exactly_once(
     s3: S3Bucket, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     """The uploader is killed on the way, so that batches are redone through the same faults."""
@@ -182,9 +182,8 @@ def test_a_load_through_faults_of_every_kind_loses_nothing_and_doubles_nothing(
     assert s3.uploads() == []
 
 
-def test_an_endpoint_that_is_down_from_the_start_does_not_keep_ingest_waiting(
-    s3: S3Bucket, proxy: FaultyProxy, tmp_path: Path
-) -> None:
+def test_an_endpoint_that_is_down_holds_up_no_ingest(s3: S3Bucket, proxy: FaultyProxy, tmp_path: Path) -> None:
+    """An endpoint that is down from the start does not keep ingest waiting."""
     proxy.go_down()
     with Server(tmp_path, server_workers=1, **settings_of(s3, proxy.url)) as server:
         numbers = Numbers(server)
@@ -200,7 +199,8 @@ def test_an_endpoint_that_is_down_from_the_start_does_not_keep_ingest_waiting(
     numbers.assert_exactly_once(s3, tmp_path)
 
 
-def test_an_endpoint_whose_name_is_unknown_ships_everything_once_it_is_set_right(s3: S3Bucket, tmp_path: Path) -> None:
+def test_an_endpoint_of_an_unknown_name_can_be_set_right(s3: S3Bucket, tmp_path: Path) -> None:
+    """An endpoint whose name is unknown ships everything once it is set right."""
     with Server(
         tmp_path, server_workers=1, shutdown_drain_seconds=0.5, **settings_of(s3, "http://no-such-host.invalid:9000")
     ) as server:
@@ -262,9 +262,10 @@ def test_a_bucket_that_is_made_later_gets_everything_without_a_restart(s3: S3Buc
             s3.client().delete_bucket(Bucket=later)
 
 
-def test_a_store_that_comes_back_while_the_server_stops_gets_everything_however_long_it_was_down(
+def test_a_store_that_comes_back_during_the_stop_gets_everything(
     s3: S3Bucket, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
+    """A store that comes back while the server stops gets everything however long it was down."""
     with Server(tmp_path, server_workers=1, shutdown_drain_seconds=4, **settings_of(s3, proxy.url)) as server:
         numbers = Numbers(server)
         proxy.go_down()

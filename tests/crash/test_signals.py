@@ -88,7 +88,8 @@ def test_an_upgrade_to_what_would_not_start_is_refused_and_nothing_changes(tmp_p
         assert numbers(server.lake) == [1]
 
 
-def test_nobody_else_can_take_the_log_during_an_upgrade_and_a_stop_waits_for_its_end(tmp_path: Path) -> None:
+def test_nobody_else_can_take_the_wal_during_an_upgrade(tmp_path: Path) -> None:
+    """Nobody else can take the WAL during an upgrade and a stop waits for its end."""
     with Server(tmp_path, server_workers=1) as server:
         os.kill(server.pid, signal.SIGUSR2)
         wait_until(lambda: "making way for the installed version" in server.log, "the upgrade to begin")
@@ -102,7 +103,8 @@ def test_nobody_else_can_take_the_log_during_an_upgrade_and_a_stop_waits_for_its
 # Stops
 
 
-def test_a_stop_under_load_answers_what_is_in_flight_and_fails_no_kept_connection(tmp_path: Path) -> None:
+def test_a_stop_under_load_fails_no_kept_connection(tmp_path: Path) -> None:
+    """A stop under load answers what is in flight and fails no kept connection."""
     with Server(tmp_path) as server, CarefulLoad(server.url) as load:
         load.wait_for(200)
         server.stop()

@@ -45,7 +45,7 @@ UPLOADED = r"\.uploaded\.json"
 JOURNALED = r"/batches/[^/]*\.journal\b"
 SPARES = len(SPARE_FILES)  # they are made first
 
-# A batch takes so many bytes of segments here, so that the log makes several of them.
+# Bytes of segments in a batch: few, so that the WAL makes several batches.
 SMALL_BATCHES = {"arcpipe.upload.batches:BATCH_TARGET_BYTES": 1_500_000}
 
 
@@ -219,12 +219,12 @@ class Site:
 
     @property
     def found(self) -> dict[str, int]:
-        """What an operator is told of, by code."""
+        """Return the issues that an operator is told, by code."""
         record = findings.load(WALDirectory(self.wal))
         return record.counts if record is not None else {}
 
     def assert_shipped_exactly_once(self, as_by: Unharmed | None = None) -> list[str]:
-        """The rows are those of the log, and nothing is left over anywhere. All keys of the store.
+        """Check that the rows are those of the WAL and nothing is left over; return all keys of the store.
 
         `as_by`: the objects, the schema registry and the findings, too, are as an uploader that nothing happened to
         made them.
@@ -279,7 +279,7 @@ def without_batch_ids(keys: list[str]) -> list[str]:
 
 
 class Unharmed(NamedTuple):
-    """What an uploader that nothing happens to makes of the log."""
+    """Make the objects of the WAL with an uploader that nothing disturbs."""
 
     keys: list[str]
     schema: bytes
@@ -302,7 +302,7 @@ def site(log: Log, target: Target, uploaders: Uploaders, tmp_path: Path) -> Site
 
 
 def test_the_log_makes_several_batches_of_many_objects(unharmed: Unharmed) -> None:
-    """What the tests below rely on."""
+    """The tests below rely on this."""
     keys = without_batch_ids(unharmed.keys)
     files = [key for key in keys if not key.startswith("_dead_letter/")]
     assert [sum(f"_batch {number}_" in key for key in files) for number in range(4)] == [8, 8, 8, 0]
@@ -403,9 +403,8 @@ def of_target(step: Step, target: Target) -> Step:
     ],
     indirect=["target"],
 )
-def test_an_uploader_killed_at_a_step_has_a_successor_that_ships_exactly_once(
-    name: str, site: Site, unharmed: Unharmed
-) -> None:
+def test_an_uploader_killed_at_a_step_uploads_exactly_once(name: str, site: Site, unharmed: Unharmed) -> None:
+    """An uploader killed at a step has a successor that ships exactly once."""
     assert site.run(die=of_target(ALL_STEPS[name], site.target)).exit_code == -signal.SIGKILL, site.said
     site.finish()
     site.assert_shipped_exactly_once(unharmed)
@@ -414,9 +413,8 @@ def test_an_uploader_killed_at_a_step_has_a_successor_that_ships_exactly_once(
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("target", ["local"], indirect=True)
-def test_uploaders_and_whole_servers_killed_again_and_again_ship_exactly_once(
-    seed: int, site: Site, unharmed: Unharmed
-) -> None:
+def test_uploaders_killed_again_and_again_upload_exactly_once(seed: int, site: Site, unharmed: Unharmed) -> None:
+    """Uploaders and whole servers killed again and again ship exactly once."""
     chance = random.Random(seed)
     deaths = 0
     for name in chance.choices(STEPS_OF_EACH_BATCH, k=8):
@@ -481,9 +479,7 @@ def test_a_step_that_fails_is_done_again_without_a_restart(name: str, site: Site
     site.assert_shipped_exactly_once(unharmed)
 
 
-def test_a_manifest_that_may_be_there_is_not_followed_by_another_for_the_same_segments(
-    site: Site, unharmed: Unharmed
-) -> None:
+def test_segments_have_no_second_manifest_if_the_first_may_be_there(site: Site, unharmed: Unharmed) -> None:
     """The sync of its directory fails, and the uploader dies when it has uploaded a part of the batch."""
     outcome = site.run(
         fail=Step(DISK + "sync_directory", "before", 1 + SPARES, "/batches"),
@@ -532,9 +528,10 @@ def test_a_batch_keeps_its_layout_when_the_setting_changes(site: Site, unharmed:
     assert all("/year=2026/month=01/day=01/hour=0" in key for key in others)
 
 
-def test_a_batch_goes_as_a_whole_to_another_store_when_the_setting_changes_and_the_log_says_so(
+def test_a_batch_goes_whole_to_the_store_of_a_changed_setting(
     log: Log, uploaders: Uploaders, unharmed: Unharmed, tmp_path: Path
 ) -> None:
+    """A batch goes as a whole to another store when the setting changes and the WAL says so."""
     target = local_target(tmp_path)
     site = Site(log, tmp_path, target, uploaders)
     url = target.store.settings["storage_url"]

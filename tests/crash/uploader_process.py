@@ -250,7 +250,7 @@ def _arm(step: Step, strike: Callable[[], None]) -> None:
 
 
 def _find(name: str) -> tuple[Any, str]:
-    """What "package.module:path.to.it" belongs to, and what it is called there."""
+    """Resolve "package.module:path.to.it" to its owner and its name there."""
     module, _, path = name.partition(":")
     *owners, last = path.split(".")
     owner: Any = importlib.import_module(module)

@@ -1,6 +1,6 @@
 """Fuzzing by hand, guided by coverage: `python -m tests.fuzz [TARGET]… [--seconds N]`, or `make fuzz`.
 
-Each target runs in a process of its own for so long, with atheris (`pip install '.[fuzz]'`), from the examples below
+Each target runs in a process of its own for that time, with atheris (`pip install '.[fuzz]'`), from the examples below
 and what earlier runs have found, which is kept under `.fuzz/`. Ends with exit code 1 at the first input that breaks
 something; atheris shows it and keeps it there, too.
 """

@@ -1,4 +1,4 @@
-"""What may be done with arbitrary bytes, and what must hold whatever they are: one function per target.
+"""The targets: one function each, that takes arbitrary bytes and asserts the rules that always hold.
 
 The same functions are driven by hypothesis in CI (`test_fuzz.py`) and by atheris by hand (`make fuzz`).
 """
@@ -81,7 +81,7 @@ def decode(data: bytes) -> None:
 
 
 def msgpack(data: bytes) -> None:
-    """A MessagePack body: refused, or MessagePack when it is encoded for the log."""
+    """A MessagePack body: refused, or MessagePack when it is encoded for the WAL."""
     try:
         encoded = messagepack.encode(data)
     except BadPayload:
@@ -91,7 +91,7 @@ def msgpack(data: bytes) -> None:
 
 
 def lines(data: bytes) -> None:
-    """A line-protocol body: what comes out for the log is MessagePack, and every line is in it or an error."""
+    """A line-protocol body: the entry for the WAL is MessagePack, and every line is in it or an error."""
     found = line_protocol.encode(data)
     if found.encoded is not None:
         assert found.encoded.records > 0

@@ -1,4 +1,4 @@
-"""Arbitrary and nearly good bytes for the edge and every codec, so many of them. `make fuzz` goes on for longer."""
+"""Arbitrary and nearly good bytes for the edge and every codec, a few hundred. `make fuzz` goes on for longer."""
 
 from __future__ import annotations
 

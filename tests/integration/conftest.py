@@ -1,4 +1,4 @@
-"""What tests of the running server share. Each module that uses it has a `server` of its own."""
+"""Fixtures for tests of a running server. Each module that uses them has a `server` of its own."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ BODY = pack({"m": "m", "columns": {"n": [1, 2, 3]}})
 
 
 def lines(path: Path, many: int = 1) -> list[dict[str, Any]]:
-    """The lines of a file in JSON, once there are so many."""
+    """Wait for `many` lines of JSON in a file; return all."""
     wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") >= many, f"{many} lines")
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 

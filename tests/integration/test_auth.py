@@ -203,6 +203,7 @@ def test_what_probes_ask_is_open_and_what_reveals_is_not(guarded: Guarded) -> No
     assert post(server, "/query?q=CREATE+DATABASE+x", {}, b"").status == 401
 
 
+@pytest.mark.smoke
 def test_every_endpoint_but_the_probes_wants_a_token(guarded: Guarded) -> None:
     """Whatever the router offers, now and later: its table is asked for what it takes, path by path."""
     source = "".join(path.read_text() for path in (ROOT / "arcpipe" / "ingest").rglob("*.py"))

@@ -281,7 +281,8 @@ def test_a_payload_that_is_no_envelope_is_copied_as_it_is(tmp_path: Path) -> Non
         assert (scan.report.identity, scan.report.verdict) == (b"", ScanVerdict.CLEAN)
 
 
-def test_replay_of_a_file_that_cannot_be_read_leaves_it_and_takes_the_others(tmp_path: Path) -> None:
+def test_replay_leaves_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """Replay of a file that cannot be read leaves it and takes the others."""
     source = tmp_path / "source"
     source.mkdir()
     contents = {}

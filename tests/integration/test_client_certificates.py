@@ -80,7 +80,8 @@ def test_the_alternative_names_come_before_the_common_name(optional: Server) -> 
         assert client.request("POST", V2, BODY, {"x-arc-database": "hall"}).status == 403
 
 
-def test_without_a_certificate_or_with_one_that_no_token_is_for_a_token_has_to_be_sent(optional: Server) -> None:
+def test_without_a_certificate_of_a_token_a_token_has_to_be_sent(optional: Server) -> None:
+    """Without a certificate or with one that no token is for a token has to be sent."""
     sent = {"Authorization": "Bearer " + (optional.directory / "token").read_text()}
     for stem, reason in (("", "a token is needed"), ("unknown", "no token is for the client certificate")):
         tls = showing(optional.directory, stem)
@@ -106,7 +107,8 @@ def test_the_id_of_a_certificate_s_token_opens_nothing(optional: Server) -> None
         assert post(optional, showing(optional.directory), sent).status == 401
 
 
-def test_a_stranger_s_certificate_ends_the_connection_even_where_none_is_needed(optional: Server) -> None:
+def test_a_stranger_s_certificate_always_ends_the_connection(optional: Server) -> None:
+    """A stranger's certificate ends the connection even where none is needed."""
     assert_refused(optional, showing(optional.directory, "stranger"))
 
 
@@ -143,9 +145,8 @@ def test_a_revoked_token_ends_the_right_at_once_on_open_connections_too(tmp_path
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_other_authorities_are_taken_at_a_reload_and_no_session_goes_around_them(
-    tmp_path: Path, version: ssl.TLSVersion
-) -> None:
+def test_a_reload_takes_other_authorities_for_old_sessions_too(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    """Other authorities are taken at a reload and no session goes around them."""
     with mutual(tmp_path) as server:
         tls = showing(tmp_path, "writer", version)
         with Client(server.url, tls=tls) as client:

@@ -46,7 +46,7 @@ def retry_after(response: Response) -> int:
 
 
 def taken_in(clients: list[Client], tries: int, headers: dict[str, str] | None = None) -> tuple[int, float]:
-    """How many of so many requests were taken, over all of the connections at once, and the seconds that it took."""
+    """Count the requests of `tries` that are taken over all connections at once, and measure the seconds."""
     start = time.monotonic()
     each = tries // len(clients)
     for client in clients:
@@ -73,7 +73,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 # Addresses
 
 
-def test_an_address_has_its_rate_over_all_workers_and_another_one_is_undisturbed(server: Server) -> None:
+def test_an_address_has_its_rate_over_all_workers(server: Server) -> None:
+    """An address has its rate over all workers and another one is undisturbed."""
     with ExitStack() as stack:
         clients = [stack.enter_context(server.client()) for _ in range(12)]  # at all workers, most likely
         other = stack.enter_context(client_from(server, OTHER_ADDRESS))
@@ -124,7 +125,8 @@ def test_what_probes_ask_is_never_limited(server: Server) -> None:
             assert [client.request("GET", path).status for _ in range(30)] == [status] * 30
 
 
-def test_a_refusal_has_the_shape_of_its_path_and_leaves_the_connection_open(server: Server) -> None:
+def test_a_refusal_has_the_shape_of_its_path(server: Server) -> None:
+    """A refusal has the shape of its path and leaves the connection open."""
     with client_from(server, "127.0.0.7") as client:
         client.send(request_bytes("POST", "/api/v2/write?bucket=b", b"m n=1") * 60)
         responses = [client.receive() for _ in range(60)]
@@ -140,9 +142,10 @@ def test_a_refusal_has_the_shape_of_its_path_and_leaves_the_connection_open(serv
 # Connections
 
 
-def test_connections_of_an_address_are_counted_over_all_workers_and_those_of_a_killed_one_no_more(
+def test_connections_of_an_address_are_counted_over_all_workers(
     tmp_path: Path,
 ) -> None:
+    """Connections of an address are counted over all workers and those of a killed one no more."""
     with Server(tmp_path, server_workers=2, limits_per_address_connections=6) as server, ExitStack() as stack:
 
         def opened() -> Client | None:

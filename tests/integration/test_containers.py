@@ -1,4 +1,4 @@
-"""What a container gives a server: variables of others, a part of the machine's cores, few open files."""
+"""A server in a container: foreign variables, a part of the machine's cores, few open files."""
 
 from __future__ import annotations
 

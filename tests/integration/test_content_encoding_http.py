@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def padded(size: int) -> bytes:
-    """A good body of exactly so many bytes that compresses well."""
+    """Make a good body of exactly `size` bytes that compresses well."""
     body = pack({"m": "padded", "columns": {"pad": [b"x" * 70_000]}})[:-70_005]
     return body + b"\xc6" + (size - len(body) - 5).to_bytes(4, "big") + bytes(size - len(body) - 5)
 

@@ -227,7 +227,7 @@ class Body(NamedTuple):
 
 
 def row_of(moment: Cell | None, values: dict[str, Any]) -> Row:
-    """A row of a time value and of values by column; a time that is none is rescued."""
+    """A row of a time value and of values by column; a bad time is rescued."""
     values = {name: value for name, value in values.items() if value is not None}
     at = None if moment is None or moment.value is None else time_us(moment.value)
     if at is None and moment is not None and moment.value is not None:

@@ -51,7 +51,7 @@ class Database:
         assert self._server.post(V2, body, {"x-arc-database": self._name}).status == 202
 
     def rows(self, count: int, measurement: str = "*") -> list[dict[str, Any]]:
-        """All rows, once there are so many."""
+        """Wait for `count` rows; return all."""
         rows = self._server.wait_for_rows(count, self._name, measurement)
         assert len(rows) == count
         return rows
@@ -79,7 +79,7 @@ def database(shared_server: Server) -> Database:
 _numbers = count(1)
 
 
-def test_every_shape_from_several_connections_to_two_databases_comes_back_whole(tmp_path: Path, store: Store) -> None:
+def test_every_shape_to_two_databases_comes_back_whole(tmp_path: Path, store: Store) -> None:
     """Columnar, rows, batch and arrays; int, float, string, boolean, binary and null; three hours, two workers."""
     expected: dict[str, list[dict[str, Any]]] = {"production": [], "staging": []}
 
@@ -214,8 +214,8 @@ def test_a_missing_time_is_the_moment_of_the_write(database: Database) -> None:
     assert times[1] == times[2]  # one entry, one moment
 
 
-def test_a_missing_time_is_that_moment_however_many_segments_are_written_over(tmp_path: Path) -> None:
-    """A segment that is written over begins above its former life: that must not carry the clock away."""
+def test_a_missing_time_is_that_moment_in_reused_segments_too(tmp_path: Path) -> None:
+    """A segment that is written over begins above its stale entries: that must not carry the clock away."""
     pad = [b"\0" * 30_000] * 30
     with Server(tmp_path, server_workers=1, wal_max_size_mb=1) as server, server.client() as client:
         moments = []
@@ -260,6 +260,7 @@ def test_nanoseconds_are_kept_when_the_setting_asks_for_it(tmp_path: Path) -> No
 # Values
 
 
+@pytest.mark.smoke
 def test_values_at_the_edges_of_their_types_come_back_equal(database: Database) -> None:
     columns: dict[str, list[Any]] = {
         "time": [NEW_YEAR + index for index in range(4)],
@@ -304,6 +305,7 @@ def test_a_value_that_fits_no_column_is_rescued_with_its_row(database: Database)
     assert [row["_rescued_data"] for row in rows] == [None, '{"v":"odd"}', None]
 
 
+@pytest.mark.smoke
 def test_rows_of_different_shapes_share_a_measurement(database: Database) -> None:
     database.write(
         {

@@ -111,7 +111,8 @@ def test_a_rolling_restart_under_load_fails_no_write(cluster: Cluster) -> None:
     assert load.failures == []
 
 
-def test_the_loss_of_a_node_under_load_costs_no_more_than_what_was_in_flight(cluster: Cluster) -> None:
+def test_the_loss_of_a_node_costs_only_requests_in_flight(cluster: Cluster) -> None:
+    """The loss of a node under load costs no more than what was in flight."""
     lost, other = cluster.nodes
     with CarefulLoad(cluster.url) as load:
         load.wait_for(100)

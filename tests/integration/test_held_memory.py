@@ -1,4 +1,4 @@
-"""What connections hold of a worker's memory that do not get on is counted, whatever they have sent.
+"""Memory held by connections that make no progress is counted, whatever they have sent.
 
 The kinds are those of `python -m benchmarks.worst.connections --hold`, which measures them by the thousand. The server
 here may hold little, and each kind would take some times more than it may, if a part of it were not counted.

@@ -160,7 +160,8 @@ def test_a_malformed_message_is_400_and_the_end_of_the_connection(client: Client
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_it_is_refused_as_well_when_it_arrives_byte_by_byte_behind_a_good_request(client: Client, case: str) -> None:
+def test_it_is_refused_byte_by_byte_after_a_good_request_too(client: Client, case: str) -> None:
+    """It is refused as well when it arrives byte by byte behind a good request."""
     client.send(request_bytes("GET", "/ping"))
     assert client.receive().status == 204
     message = MALFORMED[case]
@@ -216,14 +217,16 @@ def test_http_1_0_needs_no_host_and_is_told_whether_it_is_kept_open(client: Clie
     client.assert_closed()
 
 
-def test_a_request_of_http_1_0_that_ends_the_connection_says_so_and_nothing_else(client: Client) -> None:
+def test_a_request_of_http_1_0_says_that_the_connection_ends(client: Client) -> None:
+    """A request of http 1 0 that ends the connection says so and nothing else."""
     client.send(b"GET /ping HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n")
     response = client.receive()
     assert (response.status, response.headers["connection"]) == (400, "close")
     client.assert_closed()
 
 
-def test_a_kept_connection_of_http_1_0_that_ends_early_says_so_and_nothing_else(client: Client) -> None:
+def test_a_kept_connection_of_http_1_0_says_that_it_ends_early(client: Client) -> None:
+    """A kept connection of http 1 0 that ends early says so and nothing else."""
     client.send(post(b"Connection: keep-alive\r\n", b"Content-Length: 2000000\r\n").replace(b"/1.1", b"/1.0"))
     response = client.receive()
     assert (response.status, response.headers["connection"]) == (413, "close")
@@ -261,9 +264,8 @@ LONG: dict[str, tuple[int, bytes]] = {
 
 @pytest.mark.parametrize("case", LONG)
 @pytest.mark.parametrize("size", [1 << 20, 1000], ids=["one read", "many reads"])
-def test_a_head_request_that_is_refused_before_its_head_was_read_gets_no_body_either(
-    client: Client, case: str, size: int
-) -> None:
+def test_a_head_request_refused_within_its_head_gets_no_body(client: Client, case: str, size: int) -> None:
+    """A head request that is refused before its head was read gets no body either."""
     status, data = LONG[case]
     for at in range(0, len(data), size):
         try:
@@ -316,14 +318,16 @@ def test_a_client_that_closes_its_side_gets_all_answers_and_then_the_end(client:
     client.assert_closed()
 
 
-def test_a_client_that_closes_its_side_within_a_head_gets_the_answers_before_it(client: Client) -> None:
+def test_a_client_that_closes_within_a_head_gets_earlier_answers(client: Client) -> None:
+    """A client that closes its side within a head gets the answers before it."""
     client.send(post(LENGTH, body=BODY) + b"POST /write/v2/ms")
     client.socket.shutdown(socket.SHUT_WR)
     assert client.receive().status == 202
     client.assert_closed()
 
 
-def test_clients_that_go_away_while_their_writes_are_committed_leave_nothing_behind(server: Server) -> None:
+def test_clients_that_leave_during_a_commit_leave_nothing_behind(server: Server) -> None:
+    """Clients that go away while their writes are committed leave nothing behind."""
     for _ in range(20):
         with server.client() as client:
             client.send(post(LENGTH, body=BODY) * 50)

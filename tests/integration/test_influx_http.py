@@ -566,7 +566,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def telegraf_body(points: int) -> bytes:
-    """What Telegraf's inputs give: a dozen measurements of different shapes, their lines mixed."""
+    """Lines of Telegraf's inputs: a dozen measurements of different shapes, mixed."""
     lines = []
     for point in range(points):
         host = f"web-{point % 7}"

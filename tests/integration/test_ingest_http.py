@@ -142,7 +142,7 @@ def test_the_target_may_be_a_whole_url(client: Client) -> None:
 
 
 def columnar_of(size: int) -> bytes:
-    """A good body of exactly so many bytes."""
+    """Make a good body of exactly `size` bytes."""
     front = pack({"m": "large", "columns": {"pad": [b"x" * 70_000]}})[:-70_005]
     length = size - len(front) - 5
     return front + b"\xc6" + struct.pack(">I", length) + b"x" * length
@@ -444,7 +444,8 @@ def test_expect_100_continue_is_refused_before_the_body_is_sent(
     assert (response.status, response.headers["connection"]) == (status, "close")
 
 
-def test_expect_100_continue_behind_a_pipelined_write_gets_its_go_ahead_in_order(client: Client) -> None:
+def test_a_go_ahead_comes_in_order_after_a_pipelined_write(client: Client) -> None:
+    """Expect 100 continue behind a pipelined write gets its go ahead in order."""
     client.send(write_request() + write_request({"Expect": "100-continue", "Content-Length": str(len(BODY))}, b""))
     assert client.receive().status == 202
     assert client.receive().status == 100
@@ -452,7 +453,8 @@ def test_expect_100_continue_behind_a_pipelined_write_gets_its_go_ahead_in_order
     assert client.receive().status == 202
 
 
-def test_a_go_ahead_that_no_body_waited_for_is_not_given_to_the_next_request(client: Client) -> None:
+def test_an_unused_go_ahead_is_not_given_to_the_next_request(client: Client) -> None:
+    """A go ahead that no body waited for is not given to the next request."""
     without_body = write_request({"Expect": "100-continue", "Content-Length": "0"}, b"")
     client.send(write_request() + without_body + write_request().removesuffix(BODY))
     assert [client.receive().status for _ in range(2)] == [202, 400]
@@ -530,7 +532,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_body_writes_nothing(server: Ser
     assert not (server.lake / "half-sent").exists()
 
 
-def test_a_client_that_leaves_while_its_write_is_committed_does_not_undo_it(server: Server) -> None:
+def test_a_client_that_leaves_during_a_commit_does_not_undo_it(server: Server) -> None:
     """Whether the worker reads the reset before the request is a matter of luck: each is written whole or not at all.
 
     The worker goes on either way.
@@ -616,9 +618,8 @@ def test_no_space_for_the_log_is_507_and_not_ready(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wal_enabled", [True, False])
-def test_a_worker_that_holds_all_the_bytes_it_may_goes_on_when_they_are_written(
-    tmp_path: Path, wal_enabled: bool
-) -> None:
+def test_a_worker_at_its_bytes_in_flight_goes_on_after_the_write(tmp_path: Path, wal_enabled: bool) -> None:
+    """A worker that holds all the bytes it may goes on when they are written."""
     with Server(
         tmp_path, server_workers=1, server_max_body_mb=1, server_max_inflight_mb=1, wal_enabled=wal_enabled
     ) as server:

@@ -1,4 +1,4 @@
-"""What a head says is judged before the body is taken: no 100, no 20 MB for a write that cannot be."""
+"""A request is judged by its head before the body is taken: no 100 and no 20 MB for a hopeless write."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_full_disk_refuses_a_write_before_any_of_the_body_has_come(full: Serve
         assert client.receive().status == 507
 
 
-def test_a_client_that_sends_all_of_a_refused_body_first_reads_the_answer_then(full: Server) -> None:
+def test_a_client_may_send_a_refused_body_before_it_reads(full: Server) -> None:
     """As most programs do; a reset would take the answer away."""
     with full.client() as client:
         client.send(request_bytes("POST", V2, b"", {"Content-Length": str(32 * MB)}))
@@ -86,7 +86,8 @@ def test_a_client_that_sends_all_of_a_refused_body_first_reads_the_answer_then(f
         client.assert_closed()
 
 
-def test_a_small_body_that_is_refused_by_its_head_leaves_the_connection_open(full: Server) -> None:
+def test_a_small_refused_body_leaves_the_connection_open(full: Server) -> None:
+    """A small body that is refused by its head leaves the connection open."""
     with full.client() as client:
         for _ in range(3):
             assert client.request("POST", V2, BODY).status == 507
@@ -142,8 +143,8 @@ def test_a_backlog_refuses_a_large_write_before_it_takes_the_body(tmp_path: Path
             assert (response.status, response.json()["code"]) == (503, "backlog")
 
 
-def test_a_write_that_was_let_pass_by_its_head_is_judged_again_when_it_is_whole(tmp_path: Path) -> None:
-    """The head is looked at while there is room, the body comes when there is none."""
+def test_a_write_is_judged_again_when_it_is_whole(tmp_path: Path) -> None:
+    """The head comes while there is room, the body when there is not."""
     (tmp_path / "lake").write_text("a file where a directory has to be: nothing can be uploaded")
     with (
         Server(tmp_path, server_workers=1, wal_max_backlog_mb=1, wal_max_size_mb=1) as server,

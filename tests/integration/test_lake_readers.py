@@ -123,7 +123,7 @@ def test_duckdb_prunes_partitions_and_row_groups(lake: Path) -> None:
 
 
 def find(value: Any, name: str) -> list[Any]:
-    """What stands under a key, wherever it is."""
+    """Find all values of a key, wherever it is."""
     if isinstance(value, dict):
         here = [value[name]] if name in value else []
         return here + [found for each in value.values() for found in find(each, name)]

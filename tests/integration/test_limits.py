@@ -77,7 +77,7 @@ def ping(path: str = "/ping", *headers: tuple[str, str]) -> bytes:
 
 
 def head_of(size: int) -> bytes:
-    """A request whose request line and headers have so many bytes by the parser's count: all but the line ends."""
+    """Make a request whose line and headers have `size` bytes by the parser's count: all but the line ends."""
     rest = size - len("/ping") - 4 - len("Hostx") - 4 - len("pad") - 4
     return ping("/ping", ("pad", "x" * rest))
 
@@ -162,7 +162,8 @@ def test_the_longest_url_is_taken_and_one_byte_more_is_414(client: Client, piece
 # Connections
 
 
-def test_connections_above_the_limit_read_their_503_though_they_have_sent_a_request(tmp_path: Path) -> None:
+def test_connections_above_the_limit_read_their_503(tmp_path: Path) -> None:
+    """Connections above the limit read their 503 though they have sent a request."""
     with Server(tmp_path, server_workers=1, server_max_connections=3) as server:
         clients = [server.client() for _ in range(3)]
         assert [client.request("GET", "/ping").status for client in clients] == [204] * 3

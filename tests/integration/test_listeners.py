@@ -68,7 +68,7 @@ def test_operations_are_offered_on_their_listener_alone(server: Server) -> None:
         assert {status(url, "GET", path) for url in (main, ops, everything)} <= {200, 204}, path
 
 
-def test_writes_are_refused_where_operations_are_offered_however_often_the_head_is_seen(server: Server) -> None:
+def test_writes_are_refused_where_operations_are_offered(server: Server) -> None:
     """A head that is known goes past the parser and the table of paths: it must be known of this listener."""
     main, ops, everything = server.urls
     with Client(main) as writes, Client(ops) as operations, Client(everything) as both:
@@ -305,7 +305,8 @@ def test_an_upgrade_hands_every_listener_over(tmp_path: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_an_upgrade_keeps_clients_of_a_unix_socket_waiting_and_refuses_none(tmp_path: Path) -> None:
+def test_an_upgrade_refuses_no_client_of_a_unix_socket(tmp_path: Path) -> None:
+    """An upgrade keeps clients of a unix socket waiting and refuses none."""
     path = tmp_path / "main.sock"
     with listening(tmp_path, unix(path), server_workers=2) as server:
         before = server.log.count("supervisor: serving on")

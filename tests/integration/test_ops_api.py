@@ -1,4 +1,4 @@
-"""What the instance tells of itself, during real load and over several workers; each health issue provoked for real."""
+"""The instance's own account during real load and over several workers; each health issue is provoked for real."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,14 @@ def codes(server: Server) -> set[str]:
 
 
 # Fields
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for tests that ask it something and change nothing."""
+    with Server(tmp_path_factory.mktemp("asked"), server_workers=1) as server:
+        yield server
+        server.stop()
 
 
 def test_every_endpoint_has_the_fields_of_the_original_under_both_paths(tmp_path: Path) -> None:
@@ -137,12 +145,10 @@ def test_recovered_files_are_listed_and_cleaned_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hours", ["-1", "x", "nan", "inf", ""])
-def test_a_cleanup_with_a_senseless_age_removes_nothing_and_says_why(tmp_path: Path, hours: str) -> None:
-    with Server(tmp_path, server_workers=1) as server:
-        response = server.post(f"/api/wal/cleanup?max_age_hours={hours}")
-        assert response.status == 400
-        assert "max_age_hours" in response.reason
-        server.stop()
+def test_a_cleanup_with_a_senseless_age_removes_nothing_and_says_why(server: Server, hours: str) -> None:
+    response = server.post(f"/api/wal/cleanup?max_age_hours={hours}")
+    assert response.status == 400
+    assert "max_age_hours" in response.reason
 
 
 def test_with_the_log_disabled_the_endpoints_say_so(tmp_path: Path) -> None:
@@ -214,21 +220,20 @@ def test_cardinality_is_bounded_whatever_clients_invent(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_metric_names_follow_the_conventions_of_prometheus(tmp_path: Path) -> None:
-    with Server(tmp_path, server_workers=1) as server:
-        text = server.get("/metrics").body.decode()
-        for family in parser.text_string_to_metric_families(text):
-            assert family.name.startswith("arcpipe_")
-            assert family.documentation
-            assert not re.search(r"_(ms|us|mb|kb|minutes)(_|$)", family.name)
-            if family.type == "counter":
-                assert {sample.name for sample in family.samples} <= {f"{family.name}_total"}
-        with server.client() as client:
-            accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
-            response = client.request("GET", "/metrics", headers=accept)
-        assert response.headers["content-type"].startswith("application/openmetrics-text")
-        assert response.body.endswith(b"# EOF\n")
-        server.stop()
+@pytest.mark.smoke
+def test_metric_names_follow_the_conventions_of_prometheus(server: Server) -> None:
+    text = server.get("/metrics").body.decode()
+    for family in parser.text_string_to_metric_families(text):
+        assert family.name.startswith("arcpipe_")
+        assert family.documentation
+        assert not re.search(r"_(ms|us|mb|kb|minutes)(_|$)", family.name)
+        if family.type == "counter":
+            assert {sample.name for sample in family.samples} <= {f"{family.name}_total"}
+    with server.client() as client:
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        response = client.request("GET", "/metrics", headers=accept)
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    assert response.body.endswith(b"# EOF\n")
 
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -239,7 +244,7 @@ PROMETHEUS = (
 )
 
 
-def test_no_accept_header_is_an_error_and_none_comes_back(tmp_path: Path) -> None:
+def test_no_accept_header_is_an_error_and_none_comes_back(server: Server) -> None:
     wanted = {
         "": TEXT,
         "*/*": TEXT,
@@ -263,14 +268,13 @@ def test_no_accept_header_is_an_error_and_none_comes_back(tmp_path: Path) -> Non
         ";;==,,;q": TEXT,
         "application/openmetrics-text;version=\xff": TEXT,
     }
-    with Server(tmp_path, server_workers=1) as server, server.client() as client:
+    with server.client() as client:
         for accept, content_type in wanted.items():
             request = f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"
             client.send(request.encode("latin-1"))
             response = client.receive()
             assert (response.status, response.headers["content-type"]) == (200, content_type), accept
             assert response.body.endswith(b"# EOF\n") == (content_type == OPENMETRICS)
-        server.stop()
 
 
 # Health
@@ -289,7 +293,8 @@ def wait_for(server: Server, code: str, severity: str) -> None:
     assert samples(server)["arcpipe_issues", code, severity] >= 1
 
 
-def test_write_failures_a_full_disk_and_a_segment_that_cannot_rotate_are_told(tmp_path: Path) -> None:
+def test_write_failures_and_a_full_disk_are_told(tmp_path: Path) -> None:
+    """Write failures a full disk and a segment that cannot rotate are told."""
     settings = {"wal_min_free_mb": 0, "wal_max_size_mb": 8, "wal_max_age_seconds": 1, "server_workers": 1}
     with small_disk(tmp_path / "disk", "tmpfs", 24) as disk:
         wal = disk.path / "wal"
@@ -447,7 +452,6 @@ def test_the_age_of_the_oldest_unshipped_record_grows_and_falls_back(tmp_path: P
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=3) as server:
         assert age(server) == 0
         assert server.post(V2, body([1])).status == 202
-        reaches: Callable[[float], Callable[[], bool]] = lambda seconds: lambda: age(server) > seconds  # noqa: E731
-        wait_until(reaches(1.0), "the age to grow")
+        wait_until(lambda: age(server) > 1.0, "the age to grow")
         wait_until(lambda: age(server) == 0, "the record to be shipped")
         server.stop()

@@ -105,9 +105,8 @@ def test_programs_and_pages_of_the_server_itself_are_served(server: Server, path
             assert client.request("POST", path, BODY, sent).status == (200 if path == CLEANUP else 202)
 
 
-def test_an_operation_by_a_name_that_is_not_known_is_refused_and_says_what_to_set(
-    server: Server, shared: Server
-) -> None:
+def test_an_operation_by_an_unknown_name_says_what_to_set(server: Server, shared: Server) -> None:
+    """An operation by a name that is not known is refused and says what to set."""
     with server.client() as client:
         response = client.request("POST", CLEANUP, headers={"Host": "ingest.example"})
         assert (response.status, response.json()["code"]) == (403, "cross_site")
@@ -119,7 +118,8 @@ def test_an_operation_by_a_name_that_is_not_known_is_refused_and_says_what_to_se
             assert client.request("POST", CLEANUP, headers={"Host": name}).status == 200
 
 
-def test_a_token_is_as_good_as_a_known_name_unless_browsers_add_it_by_themselves(tmp_path: Path) -> None:
+def test_a_token_counts_unless_browsers_add_it_by_themselves(tmp_path: Path) -> None:
+    """A token is as good as a known name unless browsers add it by themselves."""
     command = [*COMMAND, "token", "create", "--scope", "admin,write"]
     made = subprocess.run(
         command, cwd=tmp_path, env=environment(auth_enabled=True), capture_output=True, text=True, check=True
@@ -281,7 +281,8 @@ WRITE = """async ([url, headers, mode]) => {
 WITH_TOKEN = {"Authorization": "Bearer something", "x-arc-database": "pages"}
 
 
-def test_a_page_of_an_origin_that_is_named_writes_by_fetch_and_reads_the_answer(tmp_path: Path, page: Page) -> None:
+def test_a_page_of_a_named_origin_writes_and_reads_the_answer(tmp_path: Path, page: Page) -> None:
+    """A page of an origin that is named writes by fetch and reads the answer."""
     with Site() as site, Server(tmp_path, server_workers=1, server_cors_origins=site.url) as server:
         page.goto(site.url)
         assert page.evaluate(WRITE, [f"{server.url}/write?db=pages", {}, "cors"]) == [204, "1.8.10", None]

@@ -155,7 +155,7 @@ def test_a_log_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 # The end
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [pytest.param(signal.SIGTERM, marks=pytest.mark.smoke), signal.SIGINT])
 def test_a_signal_drains_what_is_in_flight_and_ships_everything(tmp_path: Path, signal_number: signal.Signals) -> None:
     with Server(tmp_path, wal_max_size_mb=1) as server, Load(server) as load:
         load.wait_for_requests(200)
@@ -250,7 +250,8 @@ def test_a_delayed_stop_stops_when_the_delay_is_over(tmp_path: Path) -> None:
         assert numbers(server.lake) == [0]
 
 
-def test_workers_that_are_told_of_a_delayed_stop_too_do_not_end_before_the_supervisor_says_so(tmp_path: Path) -> None:
+def test_workers_told_of_a_delayed_stop_wait_for_the_supervisor(tmp_path: Path) -> None:
+    """Workers that are told of a delayed stop too do not end before the supervisor says so."""
     with Server(tmp_path, server_workers=2, shutdown_delay_seconds=0.6) as server:
         os.killpg(server.pid, signal.SIGTERM)
         assert server.exit_code() == 0
@@ -259,7 +260,7 @@ def test_workers_that_are_told_of_a_delayed_stop_too_do_not_end_before_the_super
         assert "uploader died" not in server.log
 
 
-def test_of_requests_that_keep_coming_at_the_stop_those_are_written_that_are_answered(tmp_path: Path) -> None:
+def test_at_the_stop_exactly_the_answered_requests_are_written(tmp_path: Path) -> None:
     """Clients send without waiting for answers; RFC 9112 §9.6."""
     with Server(tmp_path, server_workers=1) as server:
         clients = [server.client() for _ in range(8)]
@@ -275,7 +276,7 @@ def test_of_requests_that_keep_coming_at_the_stop_those_are_written_that_are_ans
                         stopping.set()
 
         def receive(client: Client) -> int:
-            """How many answers there are until one says that it is the last, or the connection ends."""
+            """Count the answers until one says that it is the last, or the connection ends."""
             for count in itertools.count():
                 try:
                     response = client.receive()
@@ -431,7 +432,7 @@ def test_every_sync_mode_takes_a_load_and_ships_all_of_it(tmp_path: Path, settin
         load.assert_exactly_once(server.lake)
 
 
-@pytest.mark.parametrize("mode", ["fsync", "fdatasync", "async"])
+@pytest.mark.parametrize("mode", ["fsync", pytest.param("fdatasync", marks=pytest.mark.smoke), "async"])
 def test_what_is_acknowledged_survives_a_crash_of_every_process(tmp_path: Path, mode: str) -> None:
     with Server(tmp_path, wal_sync_mode=mode, flush_max_age_seconds=NEVER) as server:
         for number in range(20):
@@ -606,7 +607,8 @@ def test_a_server_starts_again_after_each_end_on_the_same_directory(tmp_path: Pa
 # Children that die
 
 
-def test_a_server_none_of_whose_workers_can_be_kept_alive_ends_with_an_exit_code_of_its_own(tmp_path: Path) -> None:
+def test_a_server_whose_workers_all_keep_dying_has_its_own_exit_code(tmp_path: Path) -> None:
+    """A server none of whose workers can be kept alive ends with an exit code of its own."""
     with Server(tmp_path, server_workers=1) as server:
         assert server.post(V2, body(0, 1)).status == 202
         dead = 0
@@ -635,7 +637,8 @@ def test_a_child_that_dies_has_a_successor_and_nothing_is_lost(tmp_path: Path, r
         assert numbers(server.lake) == list(range(20))
 
 
-def test_an_uploader_that_is_dead_when_the_server_stops_has_a_successor_that_ships(tmp_path: Path) -> None:
+def test_an_uploader_dead_at_the_stop_has_a_successor(tmp_path: Path) -> None:
+    """An uploader that is dead when the server stops has a successor that ships."""
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=NEVER) as server:
         assert server.post(V2, body(0, 1)).status == 202
         server.kill("uploader")
@@ -645,7 +648,7 @@ def test_an_uploader_that_is_dead_when_the_server_stops_has_a_successor_that_shi
 
 
 def test_a_log_directory_that_is_removed_under_way_is_made_again(tmp_path: Path) -> None:
-    """What was in it is gone with it, and not acknowledged again; writes go on as soon as it is back."""
+    """Its contents are gone with it, and not acknowledged again; writes go on as soon as it is back."""
     with Server(tmp_path, server_workers=1) as server:
         assert server.post(V2, body(0, 1)).status == 202
         server.wait_for_rows(1)

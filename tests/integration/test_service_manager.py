@@ -1,4 +1,4 @@
-"""What the supervisor tells a service manager, and what it takes from him: a double of systemd at its notify socket.
+"""The supervisor and its service manager, which is a double of systemd at its notify socket.
 
 `make test-systemd` does the same with a real one.
 """
@@ -181,9 +181,8 @@ def test_a_reload_begins_and_ends_with_a_notification(tmp_path: Path, manager: M
         server.stop()
 
 
-def test_the_watchdog_is_fed_while_all_is_well_and_children_that_hang_are_replaced(
-    tmp_path: Path, manager: Manager
-) -> None:
+def test_the_watchdog_is_fed_and_children_that_hang_are_replaced(tmp_path: Path, manager: Manager) -> None:
+    """The watchdog is fed while all is well and children that hang are replaced."""
     with managed(tmp_path, manager, watchdog=True, server_workers=2) as server:
         fed = len(manager.values("WATCHDOG"))
         manager.wait_for("WATCHDOG", fed + 2)
@@ -200,7 +199,7 @@ def test_the_watchdog_is_fed_while_all_is_well_and_children_that_hang_are_replac
         server.stop()
 
 
-def test_a_supervisor_that_was_stopped_for_long_kills_nobody_when_it_goes_on(tmp_path: Path, manager: Manager) -> None:
+def test_a_supervisor_that_was_stopped_for_long_kills_nobody(tmp_path: Path, manager: Manager) -> None:
     """As a machine that was asleep, or a frozen control group: everybody's signs are old then."""
     with managed(tmp_path, manager, watchdog=True, server_workers=2) as server:
         pids = all_pids(server)
@@ -218,9 +217,8 @@ def test_a_supervisor_that_was_stopped_for_long_kills_nobody_when_it_goes_on(tmp
 # Sockets
 
 
-def test_listening_sockets_left_with_the_manager_keep_clients_waiting_over_a_crash(
-    tmp_path: Path, manager: Manager
-) -> None:
+def test_sockets_left_with_the_manager_keep_clients_over_a_crash(tmp_path: Path, manager: Manager) -> None:
+    """Listening sockets left with the manager keep clients waiting over a crash."""
     with managed(tmp_path, manager, server_workers=2, flush_max_age_seconds=NEVER) as server:
         wait_until(lambda: manager.receive() and len(manager.stored) == 2, "the sockets")
         assert server.post(V2, body(0)).status == 202
@@ -270,9 +268,8 @@ def test_inherited_sockets_of_another_address_are_closed(tmp_path: Path, manager
             os.close(fd)
 
 
-def test_inherited_sockets_of_an_address_that_is_in_the_new_one_are_served_beside_it(
-    tmp_path: Path, manager: Manager
-) -> None:
+def test_inherited_sockets_within_the_new_address_are_served_too(tmp_path: Path, manager: Manager) -> None:
+    """Inherited sockets of an address that is in the new one are served beside it."""
     with socket.socket() as probe:
         probe.bind(("0.0.0.0", 0))  # a port that no connection of this machine has on another address
         port = probe.getsockname()[1]

@@ -109,7 +109,7 @@ def test_a_check_says_what_a_start_says(tmp_path: Path, what: str) -> None:
 
 
 def last_words(stderr: str) -> list[str]:
-    """What the command says in the end, without lines of the log."""
+    """Return the last words of the command, without log lines."""
     lines = stderr.splitlines()
     first = next((number for number, line in enumerate(lines) if line.startswith("arcpipe: ")), len(lines))
     return lines[first:]
@@ -160,7 +160,7 @@ def early(directory: Path) -> Server:
     return server
 
 
-def test_a_server_whose_parent_left_it_no_files_and_ignored_its_children_s_ends_works_all_the_same(
+def test_a_server_without_open_files_and_sigchld_works(
     tmp_path: Path,
 ) -> None:
     """Else sockets and segments get the number of stderr, and the end of a worker is never seen."""

@@ -15,7 +15,7 @@ from tests.support.program import COMMAND, environment
 from tests.support.server import Server
 from tests.support.waiting import wait_until
 
-# Generous, because a loaded machine is slow: a passing test never waits so long.
+# Generous, because a loaded machine is slow: a passing test never waits this long.
 expect.set_options(timeout=30_000)
 
 NUMBER = re.compile(r"[1-9]")
@@ -51,7 +51,8 @@ def test_the_page_is_one_file_that_may_load_nothing_else(tmp_path: Path) -> None
 # Live
 
 
-def test_numbers_move_while_records_are_written_and_rest_when_nobody_writes(tmp_path: Path, page: Page) -> None:
+def test_numbers_move_only_while_records_are_written(tmp_path: Path, page: Page) -> None:
+    """Numbers move while records are written and rest when nobody writes."""
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     with Server(tmp_path, server_workers=2) as server:
@@ -256,7 +257,8 @@ def overflowing(page: Page) -> Any:
     }""")
 
 
-def test_everybody_can_read_it_on_any_screen_in_light_and_dark_with_the_keyboard(tmp_path: Path, page: Page) -> None:
+def test_everybody_can_read_it_on_any_screen_and_by_keyboard(tmp_path: Path, page: Page) -> None:
+    """Everybody can read it on any screen in light and dark with the keyboard."""
     with (
         Server(tmp_path, server_workers=2, server_port=free_port()) as server,
         Load(server, connections=2, pause_seconds=0.02) as load,

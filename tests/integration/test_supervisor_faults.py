@@ -112,7 +112,8 @@ def segment_with_data(server: Server) -> Path:
     return server.wal / name
 
 
-def test_a_segment_of_a_dead_worker_that_cannot_be_read_is_told_and_uploaded_once_it_can(tmp_path: Path) -> None:
+def test_a_dead_worker_s_unreadable_segment_is_uploaded_later(tmp_path: Path) -> None:
+    """A segment of a dead worker that cannot be read is told and uploaded once it can."""
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=NEVER) as server:
         assert server.post(V2, body(0, 100)).status == 202
         dead = server.pids()["ingest 1"]
@@ -139,7 +140,8 @@ def test_a_segment_of_a_dead_worker_that_cannot_be_read_is_told_and_uploaded_onc
         assert numbers(server.lake) == list(range(101))
 
 
-def test_a_segment_that_cannot_be_read_at_the_start_is_uploaded_while_the_server_runs(tmp_path: Path) -> None:
+def test_a_segment_unreadable_at_the_start_is_uploaded_later(tmp_path: Path) -> None:
+    """A segment that cannot be read at the start is uploaded while the server runs."""
     with Server(tmp_path, server_workers=1, flush_max_age_seconds=NEVER) as server:
         assert server.post(V2, body(0, 100)).status == 202
         server.kill_all()
@@ -200,7 +202,8 @@ def test_a_fork_that_fails_is_tried_again_at_the_start_and_later(tmp_path: Path)
 
 
 @pytest.mark.parametrize("lacking", [NO_PROCESSES, NO_THREADS], ids=["processes", "threads"])
-def test_a_worker_that_dies_while_there_is_no_room_for_its_recovery_ends_nobody(tmp_path: Path, lacking: str) -> None:
+def test_a_worker_that_dies_without_room_for_recovery_ends_nobody(tmp_path: Path, lacking: str) -> None:
+    """A worker that dies while there is no room for its recovery ends nobody."""
     server = Server(tmp_path, server_workers=2, flush_max_age_seconds=NEVER)
     fault = Fault(server, lacking)
     with server:
@@ -307,7 +310,8 @@ def test_a_bug_in_the_supervisor_s_own_rounds_ends_nobody(tmp_path: Path) -> Non
 # A directory that cannot be looked at
 
 
-def test_a_directory_that_cannot_be_listed_is_told_by_endpoints_that_still_answer(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_listed_is_told(tmp_path: Path) -> None:
+    """A directory that cannot be listed is told by endpoints that still answer."""
     server = Server(tmp_path, server_workers=2, shutdown_drain_seconds=1)
     fault = Fault(server, NO_LISTING)
     acknowledged: list[int] = []

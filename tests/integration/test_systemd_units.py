@@ -42,7 +42,7 @@ def unit(tmp_path: Path) -> Path:
 
 
 def verify(unit: Path) -> set[str]:
-    """What `systemd-analyze verify` has against it."""
+    """Return the complaints of `systemd-analyze verify`."""
     assert ANALYZE is not None
     done = subprocess.run(
         [ANALYZE, "verify", "--man=no", unit],

@@ -101,7 +101,8 @@ def test_what_is_old_or_weak_is_refused(server: Server, options: list[str]) -> N
     assert "Cipher is (NONE)" in done.stdout
 
 
-def test_openssl_s_client_accepts_the_certificate_and_is_refused_a_renegotiation(server: Server) -> None:
+def test_openssl_s_client_is_refused_a_renegotiation(server: Server) -> None:
+    """Openssl's client accepts the certificate and is refused a renegotiation."""
     certificate = str(server.directory / "cert.pem")
     command = ["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-CAfile", certificate, "-ign_eof"]
     request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -225,7 +226,8 @@ def test_a_large_body_arrives_whole(server: Server) -> None:
     assert len(rows[0]["pad"]) == 20 << 20
 
 
-def test_a_client_that_does_not_read_its_answers_is_read_no_further_and_then_served(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_is_read_no_further(tmp_path: Path) -> None:
+    """A client that does not read its answers is read no further and then served."""
     far_too_many = 500_000
     make_certificate(tmp_path)
     # With the usual patience: a server that has less ends the connection while this client waits.
@@ -268,7 +270,8 @@ def test_reading_pauses_above_the_bytes_in_flight_and_goes_on(tmp_path: Path) ->
         server.stop()
 
 
-def test_an_answer_that_ends_the_connection_reaches_a_client_that_still_sends(server: Server) -> None:
+def test_a_last_answer_reaches_a_client_that_still_sends(server: Server) -> None:
+    """An answer that ends the connection reaches a client that still sends."""
     with server.client() as client:
         client.send(f"POST {V2} HTTP/1.1\r\nHost: x\r\nContent-Length: 500000000\r\n\r\n".encode())
         try:
@@ -339,7 +342,8 @@ def test_a_stop_answers_what_is_on_its_way(tmp_path: Path) -> None:
 # Another certificate
 
 
-def test_a_new_certificate_is_shown_to_new_connections_and_the_old_ones_go_on(tmp_path: Path) -> None:
+def test_new_connections_are_shown_a_new_certificate(tmp_path: Path) -> None:
+    """A new certificate is shown to new connections and the old ones go on."""
     make_certificate(tmp_path, "first", RSA)
     with tls_server(tmp_path, server_workers=2) as server:
         clients = [server.client() for _ in range(6)]

@@ -52,7 +52,7 @@ def metric_names(server: Server) -> set[str]:
 
 
 def acknowledge(server: Server, *arguments: str) -> str:
-    """What `arcpipe wal ack` says; the process adds nothing to it."""
+    """Return the output of `arcpipe wal ack`; the process adds nothing to it."""
     done = CliRunner().invoke(cli_wal.app, ["ack", str(server.wal), *arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -174,7 +174,8 @@ def test_files_that_cannot_be_looked_at_stop_nothing_else(tmp_path: Path) -> Non
         assert "stopped; the next start goes on with 1 segments that could not be recovered and 1 seal" in server.log
 
 
-def test_another_directory_in_the_place_of_the_wal_makes_it_unknown_whether_all_is_uploaded(tmp_path: Path) -> None:
+def test_another_directory_in_the_place_of_the_wal_leaves_it_unknown(tmp_path: Path) -> None:
+    """Another directory in the place of the WAL makes it unknown whether all is uploaded."""
     with Server(tmp_path, server_workers=1, shutdown_drain_seconds=1, flush_max_age_seconds=1000) as server:
         assert server.post(V2, pack({"m": "m", "columns": {"n": [1]}})).status == 202
         server.wal.rename(tmp_path / "away")

@@ -194,9 +194,10 @@ def test_an_address_that_was_free_at_the_trial_is_kept_for_the_new_version(serve
     server.stop()
 
 
-def test_a_new_version_that_cannot_start_after_all_lets_the_former_workers_serve_until_it_can(
+def test_old_workers_serve_until_a_new_version_can_start(
     server: Upgradable,
 ) -> None:
+    """A new version that cannot start after all lets the former workers serve until it can."""
     manager = Manager(str(server.directory / "notify"))
     server.variables = {"NOTIFY_SOCKET": manager.address}
     server.start()
@@ -228,7 +229,8 @@ def test_a_new_version_that_cannot_start_after_all_lets_the_former_workers_serve
     assert server.numbers() == [1, 2, 3, 4]
 
 
-def test_a_stop_while_the_new_version_cannot_start_ends_all_and_loses_nothing(server: Upgradable) -> None:
+def test_a_stop_before_the_new_version_can_start_loses_nothing(server: Upgradable) -> None:
+    """A stop while the new version cannot start ends all and loses nothing."""
     server.start()
     uploader = server.pids()["uploader"]
     os.kill(uploader, signal.SIGSTOP)

@@ -79,7 +79,7 @@ class Text(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What a page has to hold of it: the longest piece that is always the same."""
+        """Return the longest piece of a text that is always the same: a page has to hold it."""
         pieces = (piece.strip(" .,:;'()[]{}\n") for piece in re.split(r"…|%[-.\d]*[a-z]", self.template))
         return max(map(plain, pieces), key=len)
 
@@ -166,12 +166,14 @@ def texts() -> Iterator[Text]:
                     yield found
 
 
+@pytest.mark.slow
 def test_troubleshooting_has_every_text_that_the_program_may_say() -> None:
     page = plain(TROUBLESHOOTING.read_text())
     missing = [f"{text.place}: {text.template}" for text in texts() if text.key not in page]
     assert not missing, "docs/troubleshooting.md does not explain:\n" + "\n".join(missing)
 
 
+@pytest.mark.slow
 def test_the_collection_of_texts_finds_all_kinds_of_them() -> None:
     found = "\n".join(text.template for text in texts())
     for piece in (
@@ -210,6 +212,7 @@ def alert_codes() -> set[str]:
     return {rule["labels"]["code"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [slugs, health_codes, alert_codes, lambda: set(RETRY_KINDS)])
 def test_troubleshooting_has_a_row_for_every_code(kind: Any) -> None:
     codes = kind()
@@ -387,6 +390,7 @@ def test_the_recovery_page_s_python_runs_on_a_log_that_a_crash_left(
     assert "measurement: cpu columns: ['v']" in printed.getvalue()
 
 
+@pytest.mark.slow
 def test_the_recovery_page_s_commands_run_on_a_log_with_a_damaged_file(tmp_path: Path) -> None:
     looking, saving = blocks(DOCS / "recovery.md", "sh")[:2]
     assert "arcpipe wal ls" in looking

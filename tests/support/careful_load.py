@@ -27,12 +27,12 @@ class CarefulLoad(Writers):
         self.longest_seconds = 0.0
 
     def wait_for(self, more: int) -> None:
-        """Waits until so many more requests have been acknowledged, or until the first failure."""
+        """Wait until `more` further requests have been acknowledged, or until the first failure."""
         enough = len(self.acknowledged) + more
         wait_until(lambda: self.failures or len(self.acknowledged) >= enough, f"{more} requests")
 
     def wait_for_acknowledged(self, more: int) -> None:
-        """The same whatever fails meanwhile."""
+        """Wait for as many whatever fails meanwhile."""
         enough = len(self.acknowledged) + more
         wait_until(lambda: len(self.acknowledged) >= enough, f"{more} requests")
 

@@ -16,7 +16,7 @@ needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="open
 
 
 def in_days(days: float) -> datetime:
-    """A time so many days from now; whole seconds, as certificates have them."""
+    """Return the time `days` from now, in whole seconds as certificates have them."""
     return (datetime.now(UTC) + timedelta(days=days)).replace(microsecond=0)
 
 
@@ -28,7 +28,7 @@ def write_certificate(
     name: str = "localhost",
     is_authority: bool = False,
 ) -> None:
-    """`cert.pem` and `key.pem` with `stem` before them, signed by themselves."""
+    """Write a self-signed certificate as `cert.pem` and `key.pem`, with `stem` before both names."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     certificate = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def copy_at_one_moment(source: str | Path, where: Path) -> None:
-    """Copies a directory in which other threads make, rename and remove files."""
+    """Copy a directory in which other threads make, rename and remove files."""
     while True:
         before = sorted(str(path) for path in Path(source).rglob("*"))
         with contextlib.suppress(shutil.Error):  # one of the files has gone
@@ -21,5 +21,5 @@ def copy_at_one_moment(source: str | Path, where: Path) -> None:
 
 
 def batch_files(wal: Path) -> list[str]:
-    """The files in `batches/` but for the spare ones, which stay."""
+    """List the files in `batches/`, except the spare ones, which stay."""
     return sorted(name for name in os.listdir(wal / "batches") if not re.fullmatch(r"spare-[12]", name))

@@ -1,4 +1,4 @@
-"""A worker's connections in this process: the real protocol, routes and log, without sockets and processes.
+"""A worker's connections in this process: the real protocol, routes and WAL, without sockets and processes.
 
 A test feeds bytes, moves the clock and looks inside between two steps.
 """
@@ -49,7 +49,7 @@ class Transport(asyncio.Transport):
         self._loop = loop
 
     def write(self, data: Any) -> None:
-        assert not self.ended, "written behind the end"
+        assert not self.ended, "written after the end"
         self.written += data
 
     def write_eof(self) -> None:
@@ -100,7 +100,7 @@ class Peer:
         edge.turn()
 
     def feed(self, data: bytes) -> bool:
-        """One read of the server, and its turns until it is handled; False if it would not read now."""
+        """Have the server read once, and turn until that is handled; False if it would not read now."""
         if self.transport.closed or not self.transport.reads:
             return False
         self._edge.call(lambda: self.connection.data_received(data))
@@ -114,12 +114,12 @@ class Peer:
 
     @property
     def statuses(self) -> list[int]:
-        """Of all answers so far; none of the answers of this server holds this text in its body."""
+        """The statuses of all answers so far; no answer of this server has such a line in its body."""
         return [int(part[:3]) for part in bytes(self.transport.written).split(b"HTTP/1.1 ")[1:]]
 
 
 class Edge:
-    """One worker with its log in a directory of its own. A context manager."""
+    """One worker with its WAL in a directory of its own. A context manager."""
 
     def __init__(
         self,
@@ -187,11 +187,11 @@ class Edge:
         return Peer(self, surface)
 
     def paths(self, paths: str) -> Surface:
-        """The surface of a listener that offers "writes" or "operations" alone."""
+        """Make the surface of a listener that offers only "writes" or "operations"."""
         return self.context.add_surface(offered(self.surface.routes, paths))
 
     def call(self, callback: Callable[[], T]) -> T:
-        """Calls something in the loop, as a loop calls a protocol."""
+        """Call something in the loop, as a loop calls a protocol."""
 
         async def run() -> T:
             return callback()
@@ -199,7 +199,7 @@ class Edge:
         return self.loop.run_until_complete(run())
 
     def pass_seconds(self, seconds: float) -> None:
-        """Moves the clock that timeouts are measured by, and does what the worker does at each tick."""
+        """Move the clock of timeouts, and do the work of a tick."""
         self.context.now += seconds
         self.call(lambda: expire_connections(self.context))
         self.call(lambda: self.context.inflight.tick(self.context.now))
@@ -215,7 +215,7 @@ class Edge:
         return cast(set[Connection], self.context.connections)
 
     def _complete_requests(self) -> list[Exchange]:
-        """Of all clients that read their answers."""
+        """List the whole requests of all clients that read their answers."""
         return [
             exchange
             for connection in self._connections()
@@ -225,11 +225,11 @@ class Edge:
         ]
 
     def turn(self) -> None:
-        """One turn of the loop."""
+        """Turn the loop once."""
         self.loop.run_until_complete(asyncio.sleep(0))
 
     def settle(self) -> None:
-        """Runs the loop until nothing is being decoded, encoded, committed or answered any more."""
+        """Run the loop until nothing is being decoded, encoded, committed or answered."""
         deadline = time.monotonic() + 30
 
         async def wait() -> None:

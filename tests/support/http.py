@@ -15,7 +15,7 @@ from tests.support.waiting import WAIT_SECONDS
 
 
 def pack(value: Any) -> bytes:
-    """MessagePack, by another library's encoder than the server's."""
+    """Pack with another library than the server's."""
     packed: bytes = msgpack.packb(value)
     return packed
 
@@ -79,7 +79,11 @@ class Client:
         return self.receive(is_head=method == "HEAD")
 
     def receive(self, is_head: bool = False) -> Response:
-        """The next answer; an interim one (100) counts. ConnectionError if the connection ends before."""
+        """Read the next answer; an interim one (100) counts.
+
+        Raises:
+            ConnectionError: the connection ended before.
+        """
         while b"\r\n\r\n" not in self._received:
             self._read_more()
         head, _, self._received = self._received.partition(b"\r\n\r\n")
@@ -101,7 +105,7 @@ class Client:
         return Response(status, headers, body)
 
     def assert_closed(self) -> None:
-        """The server has ended the connection, with nothing more to say."""
+        """Assert that the server has ended the connection without another byte."""
         assert self._received == b""
         assert self.socket.recv(65536) == b""
 
@@ -113,7 +117,7 @@ class Client:
 
 
 def request_bytes(method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
-    """A request as bytes, with Host, and with Content-Length if there may be a body that is not chunked."""
+    """Make a request with Host, and with Content-Length if there may be a body that is not chunked."""
     given = {"Host": "127.0.0.1", **(headers or {})}
     names = {name.lower() for name in given}
     if "transfer-encoding" not in names and "content-length" not in names and (body or method == "POST"):
@@ -123,7 +127,7 @@ def request_bytes(method: str, path: str, body: bytes = b"", headers: Mapping[st
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody uses at this moment."""
+    """Find a port of the loopback address that nobody uses at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -10,18 +10,18 @@ import duckdb
 
 
 def lake_files(path: Path, database: str = "*", measurement: str = "*") -> list[Path]:
-    """The Parquet files of a store on disk, dead letters not among them."""
+    """List the Parquet files of a store on disk, without dead letters."""
     return sorted(path.glob(f"{database}/{measurement}/**/*.parquet"))
 
 
 @functools.cache
 def shared_database() -> duckdb.DuckDBPyConnection:
-    """To make one takes ten times as long as to read a small lake. It keeps nothing of the files that it read."""
+    """Make the one database: that takes ten times as long as to read a small lake. It caches no file."""
     return duckdb.connect(config={"threads": 1, "enable_external_file_cache": False})
 
 
 def lake_rows(path: Path, database: str = "*", measurement: str = "*") -> list[dict[str, Any]]:
-    """Every row as DuckDB reads it, ordered by time; `time` as µs since the epoch."""
+    """Read every row with DuckDB, ordered by time; `time` in µs since the epoch."""
     files = lake_files(path, database, measurement)
     if not files:
         return []
@@ -36,7 +36,7 @@ def lake_rows(path: Path, database: str = "*", measurement: str = "*") -> list[d
 
 
 def lake_types(path: Path, database: str = "*", measurement: str = "*") -> dict[str, str]:
-    """DuckDB's type of each column."""
+    """Return DuckDB's type of each column."""
     with shared_database().cursor() as connection:
         described = connection.execute(
             "DESCRIBE SELECT * FROM read_parquet(?, union_by_name = true, hive_partitioning = false)",
@@ -46,5 +46,5 @@ def lake_types(path: Path, database: str = "*", measurement: str = "*") -> dict[
 
 
 def numbers(path: Path) -> list[int]:
-    """The column `n` of all rows, sorted: the tests number their records in it."""
+    """Return the column `n` of all rows, sorted: the tests number their records in it."""
     return sorted(row["n"] for row in lake_rows(path))

@@ -45,7 +45,7 @@ class Load(Writers):
         return len(self._acknowledged)
 
     def wait_for_requests(self, more: int) -> None:
-        """Waits until so many more requests have been acknowledged."""
+        """Wait until `more` further requests have been acknowledged."""
         enough = self.acknowledged_requests + more
         wait_until(lambda: self._errors or self.acknowledged_requests >= enough, f"{more} acknowledged requests")
 
@@ -56,7 +56,7 @@ class Load(Writers):
         return self._ids(self._acknowledged)
 
     def assert_exactly_once(self, lake: Path) -> None:
-        """Acknowledged ⊆ found ⊆ sent, no id twice, every value as it was sent, no dead letters."""
+        """Assert acknowledged ⊆ found ⊆ sent, no id twice, every value as it was sent, no dead letters."""
         assert not list(lake.glob("_dead_letter/**/*.*"))
         files = [str(file) for file in lake_files(lake)]
         with shared_database().cursor() as connection:
@@ -114,7 +114,7 @@ class Load(Writers):
             self._acknowledged.append(number)
 
     def _body(self, number: int) -> Any:
-        """Each of the four shapes in turn, of about 20 kB, in two measurements and over two hours."""
+        """Make a body of about 20 kB: the four shapes in turn, two measurements, two hours."""
         first = number * self.RECORDS
         ids = range(first, first + self.RECORDS)
         start = 1_767_225_600 + number % 2 * self.HOUR
@@ -151,7 +151,7 @@ class Load(Writers):
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """Sorted numbers as `3-5, 9`, the first few."""
+    """Write sorted numbers as `3-5, 9`, the first few."""
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and ranges[-1][1] == number - 1:

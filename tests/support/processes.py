@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 
 class Process(NamedTuple):
-    """What /proc tells of a process."""
+    """A process as /proc shows it."""
 
     pid: int
     title: str
 
 
 def processes_of_session(session: int) -> list[Process]:
-    """The processes of a session of which any thread still runs.
+    """List the processes of a session that have a thread which still runs.
 
     A killed process shows as a zombie while one of its threads waits for a disk, and holds its locks until then.
     """
@@ -38,7 +38,7 @@ def processes_of_session(session: int) -> list[Process]:
 
 
 def _state(directory: Path) -> str:
-    """The state of a thread; X if it is gone."""
+    """Return the state of a thread; X if it is gone."""
     try:
         return (directory / "stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

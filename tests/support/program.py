@@ -11,7 +11,7 @@ COMMAND = [sys.executable, "-m", "arcpipe"]
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """This process's environment without any setting of arcpipe, plus `wal_dir=…` as ARCPIPE_WAL_DIR and so on."""
+    """Return this process's environment without arcpipe's settings, plus `wal_dir=…` as ARCPIPE_WAL_DIR and so on."""
     ours = ("ARCPIPE_", "WAL_", "WRITE_BUFFER_", "AWS_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     kept.pop("WORKERS", None)

@@ -34,6 +34,8 @@ from moto.server import main
 main(["-H", "127.0.0.1", "-p", "0"])
 """
 _START_SECONDS = 60
+# Keys of one page of a listing: with 1000, as S3 has it, a listing of two pages takes a thousand puts.
+_PAGE_KEYS = 50
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class S3Server:
     access_key_id: str
     secret_access_key: str
     region: str
+    page_keys: int = 1000  # of a listing: S3's own number
 
     def client(self) -> Any:
         """A boto3 client, to look at the server from outside."""
@@ -54,7 +57,7 @@ class S3Server:
 class S3Bucket(S3Server):
     """The same with a bucket of one's own."""
 
-    bucket: str
+    bucket: str = ""
 
     def list_keys(self) -> list[str]:
         """All keys in the bucket, sorted."""
@@ -81,12 +84,15 @@ def s3_server() -> Iterator[S3Server]:
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, "-c", _MOTO, str(os.getpid())],
+            env=os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": str(_PAGE_KEYS)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         )
         try:
-            yield S3Server(_wait_until_it_answers(process, output.fileno()), "test-key-id", "test-secret", region)
+            yield S3Server(
+                _wait_until_it_answers(process, output.fileno()), "test-key-id", "test-secret", region, _PAGE_KEYS
+            )
         finally:
             process.send_signal(signal.SIGTERM)
             try:

@@ -1,4 +1,4 @@
-"""What `schemathesis` has to know of arcpipe: how a MessagePack body is made. Loaded by SCHEMATHESIS_HOOKS."""
+"""Teach `schemathesis` how to make a MessagePack body. Loaded by SCHEMATHESIS_HOOKS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import schemathesis
 
 @schemathesis.serializer("application/msgpack")
 def pack(_context: Any, value: Any) -> bytes:
-    """The bytes of a value; of one that MessagePack cannot hold, bytes that are none."""
+    """Pack a value; one that MessagePack cannot hold becomes the invalid byte 0xc1."""
     try:
         return bytes(msgpack.packb(value))
     except (TypeError, ValueError, OverflowError):

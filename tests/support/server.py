@@ -73,7 +73,7 @@ class Server:
     # Life
 
     def start(self) -> Server:
-        """Starts it and waits until it serves."""
+        """Start it, and wait until it serves."""
         self.launch()
         try:
             self.wait_until_serving()
@@ -84,7 +84,7 @@ class Server:
         return self
 
     def launch(self) -> None:
-        """Starts the process and returns at once."""
+        """Start the process, and return at once."""
         assert not self.is_running
         self.url = ""
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
@@ -105,7 +105,7 @@ class Server:
         self._sessions.append(self.pid)
 
     def wait_until_serving(self) -> None:
-        """Waits for the line in the log that tells the port."""
+        """Wait for the log line that tells the port."""
 
         def serving() -> re.Match[str] | None:
             assert self.is_running, f"ended with exit code {self.exit_code()} instead of serving"
@@ -116,7 +116,7 @@ class Server:
         self.url = found[1]
 
     def stop(self, signal_number: signal.Signals = signal.SIGTERM, code: int = 0) -> None:
-        """Asks it to end and asserts that it does so well: in time, the exit code, nobody left, no bug in the log."""
+        """Stop it, and assert a good end: in time, the exit code, no process left, no bug in the log."""
         self.send_signal(signal_number)
         assert self.exit_code() == code
         self.assert_nobody_left()
@@ -124,7 +124,7 @@ class Server:
         assert "[CRITICAL]" not in self.log
 
     def restart(self) -> None:
-        """Starts it again on the same directories after its end, however it ended."""
+        """Start it again on the same directories after its end, however it ended."""
         self.exit_code()
         self.start()
 
@@ -140,12 +140,12 @@ class Server:
         self._process.send_signal(signal_number)
 
     def exit_code(self) -> int:
-        """Waits for the end of the supervisor; negative for a signal."""
+        """Wait for the end of the supervisor; its exit code, negative for a signal."""
         assert self._process is not None
         return self._process.wait(STOP_SECONDS)
 
     def kill(self, role: str) -> int:
-        """SIGKILL for one process by its role, as `pids` names them; returns when it is gone. Its pid."""
+        """Kill one process by its role, as `pids` names them; return its pid when it is gone."""
         pid = self.pids()[role]
         if role == "supervisor":
             self.url = ""
@@ -157,14 +157,14 @@ class Server:
         return pid
 
     def kill_all(self) -> None:
-        """SIGKILL for all of its processes in one system call."""
+        """Kill all of its processes in one system call."""
         self.url = ""
         os.killpg(self.pid, signal.SIGKILL)
         assert self.exit_code() == -signal.SIGKILL
         self.assert_nobody_left()
 
     def end(self) -> None:
-        """Ends whatever is left of it, of this start or a former one, by force."""
+        """End all that is left of it by force, of this start and former ones."""
         for session in self._sessions:
             for process in processes_of_session(session):
                 try:
@@ -179,7 +179,7 @@ class Server:
         wait_until(lambda: not self.processes(), f"the processes of {self.pid} to be gone")
 
     def _show_log(self) -> None:
-        """For pytest, which shows it if the test fails."""
+        """Print the log for pytest, which shows it if the test fails."""
         print(f"--- {self._log}\n{self._log.read_text(errors='replace')[-20_000:]}")
 
     # Looking at it
@@ -204,7 +204,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What it logged since its last start."""
+        """The log lines since its last start."""
         with self._log.open("rb") as file:
             file.seek(self._log_start)
             return file.read().decode(errors="replace")
@@ -223,7 +223,7 @@ class Server:
         return roles
 
     def wait_for_successor(self, role: str, dead_pid: int) -> int:
-        """Waits until somebody else fills the role; his pid."""
+        """Wait until another process fills the role; return its pid."""
         return (
             wait_until(lambda: self.pids().get(role, dead_pid) not in (0, dead_pid), f"a new {role}")
             and (self.pids()[role])
@@ -234,7 +234,7 @@ class Server:
         return sorted(path.name for path in self.wal.glob(f"worker-*{suffix}"))
 
     def assert_log_is_shipped(self) -> None:
-        """Nothing in the log directory waits for anything any more."""
+        """Assert that nothing in the WAL directory waits for anything."""
         assert self.segments(".wal") == []
         assert self.segments(".wal.sealed") == []
         assert batch_files(self.wal) == []
@@ -251,18 +251,18 @@ class Server:
             return client.request("GET", path)
 
     def post(self, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Response:
-        """One request on a connection of its own."""
+        """Send one request on a connection of its own."""
         with self.client() as client:
             return client.request("POST", path, body, headers)
 
     def write(self, value: Any, database: str | None = None) -> None:
-        """Writes a MessagePack body and asserts that it is acknowledged."""
+        """Write a MessagePack body, and assert that it is acknowledged."""
         headers = {} if database is None else {"x-arc-database": database}
         response = self.post("/write/v2/msgpack", pack(value), headers)
         assert (response.status, response.body) == (202, b"")
 
     def wait_for_rows(self, count: int, database: str = "*", measurement: str = "*") -> list[dict[str, Any]]:
-        """Waits until the local lake holds so many rows; all of them."""
+        """Wait until the local lake holds `count` rows; return all of them."""
         seen: list[Path] = []
         rows: list[dict[str, Any]] = []
 
@@ -278,7 +278,7 @@ class Server:
 
 
 def serve_and_fail(directory: Path, **settings: object) -> subprocess.CompletedProcess[str]:
-    """`arcpipe serve` that is expected to end by itself, at once."""
+    """Run an `arcpipe serve` that is expected to end by itself at once."""
     return subprocess.run(
         [*COMMAND, "serve"],
         cwd=directory,

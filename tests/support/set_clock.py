@@ -55,12 +55,12 @@ class SetClock:
                 Path("/dev/shm", f"{name}_{pid}").unlink(missing_ok=True)
 
     def set(self, ahead: float) -> None:
-        """All of its processes see it with their next look."""
+        """Set the seconds ahead; all processes see it with their next look."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{ahead:+f}\n")
         os.replace(new, self._file)
         self.ahead = ahead
 
     def time(self) -> float:
-        """What the server's clock says."""
+        """Return the time of the server's clock, in seconds since the epoch."""
         return time.time() + self.ahead

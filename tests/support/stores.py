@@ -21,7 +21,7 @@ def local_store(directory: Path) -> Store:
 
 
 def s3_store(bucket: S3Bucket, directory: Path) -> Store:
-    """DuckDB needs an extension to read S3 itself, so objects are downloaded before they are read."""
+    """Download objects before they are read: DuckDB needs an extension to read S3 itself."""
     settings: dict[str, object] = {
         "storage_url": f"s3://{bucket.bucket}/some/prefix",
         "storage_s3_endpoint_url": bucket.endpoint_url,

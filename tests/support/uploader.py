@@ -80,7 +80,7 @@ class MemoryStore:
 
 
 class Outcome(NamedTuple):
-    """What an uploader did: its counters, and the seconds that it wanted to wait."""
+    """The work of an uploader: its counters, and the seconds that it wanted to wait."""
 
     block: memoryview
     sleeps: list[float]
@@ -199,7 +199,7 @@ class SnapshotDisk(Disk):
 
 
 def stopped(counters: memoryview) -> tuple[int, int, int, int]:
-    """What the gauges and the counter of losses say: lost, unreadable, damaged manifests, stopped."""
+    """Return the gauges and the counter of losses: lost, unreadable, damaged manifests, stopped."""
     return (
         counters[Uploader.LOST_SEGMENTS],
         counters[Uploader.UNREADABLE_SEGMENTS],

@@ -15,7 +15,11 @@ WAIT_SECONDS = 120.0
 
 
 def wait_until(condition: Callable[[], T | None], what: str = "the condition", seconds: float = WAIT_SECONDS) -> T:
-    """Asks until the answer is true, and returns it. AssertionError with `what` when the time is over."""
+    """Ask until the answer is true, and return it.
+
+    Raises:
+        AssertionError: the time is over; it names `what`.
+    """
     deadline = time.monotonic() + seconds
     pause = 0.0005
     while True:

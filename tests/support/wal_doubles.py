@@ -1,4 +1,4 @@
-"""What stands in for the clock and the disk where a test must hold them: everything else is the real thing."""
+"""Doubles of the clock and the disk, for tests that must hold them. Everything else is the real thing."""
 
 from __future__ import annotations
 

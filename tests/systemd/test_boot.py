@@ -171,7 +171,8 @@ def test_the_watchdog_kills_and_restarts_a_set_that_is_stopped(machine: Machine)
     assert post(machine, 3) == 202
 
 
-def test_after_a_kill_of_every_process_nothing_is_lost_and_no_connection_was_refused(machine: Machine) -> None:
+def test_a_kill_of_every_process_loses_and_refuses_nothing(machine: Machine) -> None:
+    """After a kill of every process nothing is lost and no connection was refused."""
     empty(machine)
     with CarefulLoad(machine.url) as load:
         load.wait_for(100)
@@ -221,7 +222,7 @@ def upgrade(machine: Machine, expected: str) -> None:
 
 
 def wait_for_stored(machine: Machine, count: int) -> None:
-    """Waits until so many sockets are in the descriptor store."""
+    """Wait until `count` sockets are in the descriptor store."""
     wait_until(lambda: machine.show("NFileDescriptorStore")["NFileDescriptorStore"] == str(count), f"{count} sockets")
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the log share."""
+"""Fixtures for tests of the WAL."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tests.support.wal_doubles import FaultyDisk
 
 @pytest.fixture
 def disk() -> FaultyDisk:
-    """The real disk, which notes what is asked of it and fails where a test says so."""
+    """Make the real disk, which notes its operations and fails where a test says so."""
     return FaultyDisk()
 
 
 @pytest.fixture
 def directory(tmp_path: Path, disk: FaultyDisk) -> WALDirectory:
-    """An empty log directory on it. What was called to make it is forgotten."""
+    """Make an empty WAL directory on the disk, and forget the calls for that."""
     made = WALDirectory(tmp_path / "wal", disk)
     made.make()
     disk.calls.clear()

@@ -54,7 +54,8 @@ def test_whom_nobody_knows_any_more_gives_his_place_away_and_others_do_not() -> 
     assert [meters.connections(slot) for slot in found] == [1] * len(with_connections)
 
 
-def test_connections_are_the_sum_of_all_workers_and_those_of_a_dead_one_are_forgotten() -> None:
+def test_connections_are_the_sum_of_all_workers_alive() -> None:
+    """Connections are the sum of all workers and those of a dead one are forgotten."""
     meters = Meters(3, 1024)
     slots = []
     for number in range(50):

@@ -89,7 +89,7 @@ class Instance(Server):
         self.prefix = ["sh", "-c", 'exec "$@" >"$0" 2>&1', str(self.stderr.path)]
 
     def close(self) -> None:
-        """Ends all that belongs to it, by force, and shows the log."""
+        """End all of its processes by force, and show its log."""
         self.end()
         self.stderr.close()
         if self.proxy is not None:
@@ -240,7 +240,7 @@ class Stderr:
 
 
 class Lake:
-    """What is in the store, read as it grows."""
+    """The store, read as it grows."""
 
     def __init__(self, instance: Instance, folder: str = "downloaded") -> None:
         self._bucket = instance.bucket

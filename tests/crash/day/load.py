@@ -29,7 +29,7 @@ _IN_A_ROW: Final = 24
 
 
 class Counts(NamedTuple):
-    """What clients know at one moment."""
+    """The knowledge of all clients at one moment."""
 
     acknowledged: int
     unknown: int  # requests of which nobody knows whether they were taken

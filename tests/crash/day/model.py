@@ -1,4 +1,4 @@
-"""What has to be true of an instance after each operation, by what its clients know and what was done to it."""
+"""The model of an instance: after each operation it must agree with its clients and with the operations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.waiting import wait_until
 
 # Of the machine that runs the tests.
 _UNRELATED: Final = {"disk_usage"}
-# A failed write is told for so long. Whoever looks a moment later or earlier sees either.
+# Seconds for which a failed write is told. A moment earlier or later, either answer is right.
 _FAILURES_SECONDS: Final = 300.0
 _A_MOMENT: Final = 10.0
 # A worker that is killed takes along what it has not yet published, which it does four times a second. The rest is what
@@ -30,7 +30,7 @@ STATUSES: Final = ("202", "401", "503", "507")
 
 
 class Effects(NamedTuple):
-    """What clients and figures may notice of an operation. By default nothing."""
+    """Traces of an operation that clients and figures may show. By default none."""
 
     outcomes: frozenset[str] = frozenset()  # beside acknowledgements
     no_answers: float = 0  # requests that may stay without an answer

@@ -75,7 +75,8 @@ def test_what_ends_is_told_of_for_two_weeks_or_the_last_quarter_of_its_life() ->
     assert Life("a", 10, 0).warn_from == 0  # nonsense
 
 
-def test_what_can_still_be_renewed_is_told_of_before_what_has_ended_in_the_last_week() -> None:
+def test_an_end_that_is_near_is_told_before_one_of_the_last_week() -> None:
+    """A certificate that can still be renewed is told before one that ended in the last week."""
     now = 100 * DAY
     old, over, just_over, soon, later, last = (Life("x", 0, days * DAY) for days in (90, 95, 98, 110, 120, 130))
     assert next_to_end([], now) is None
@@ -99,7 +100,7 @@ def test_tokens_without_an_end_and_revoked_ones_never_end() -> None:
 
 
 class Instance:
-    """What the supervisor has read, and what whoever asks is told of it."""
+    """The files as the supervisor has read them, and the answers about them."""
 
     def __init__(self, directory: Path, **variables: str) -> None:
         given = {"ARCPIPE_WAL_DIR": str(directory / "wal"), **variables}

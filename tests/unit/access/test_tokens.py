@@ -171,6 +171,7 @@ def test_changes_at_the_same_time_lose_none(tmp_path: Path) -> None:
     assert {token.id for token in tokens.read(path)} == {token.id for token in made}
 
 
+@pytest.mark.slow
 def test_commands_at_the_same_time_lose_none(tmp_path: Path) -> None:
     running = [
         subprocess.Popen(
@@ -223,7 +224,7 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes, 
     ],
 )
 def test_a_field_that_makes_no_sense_refuses_the_whole_file(tmp_path: Path, change: tuple[str, object]) -> None:
-    """Half of a file of rights is none: what is left out could be a revocation."""
+    """Half of a tokens file is refused: the rest could be a revocation."""
     path = tmp_path / "tokens.toml"
     fields: dict[str, object] = {"id": "23456789", "sha256": "a" * 64, "scopes": ["write"]}
     created = "" if change[0] == "created" else "created = 2026-01-01T00:00:00Z\n"
@@ -338,6 +339,7 @@ def test_a_file_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -
         tokens.read(str(path))
 
 
+@pytest.mark.slow
 def test_a_file_has_a_limit_of_tokens_and_of_bytes(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     table = '[[token]]\nid = "{}"\nsha256 = "{}"\nscopes = ["write"]\ncreated = 2026-01-01T00:00:00Z\n'
@@ -392,6 +394,7 @@ def test_an_expiry_that_is_over_is_refused() -> None:
 # The commands
 
 
+@pytest.mark.slow
 def test_a_new_user_makes_lists_and_revokes_a_token(tmp_path: Path) -> None:
     done = arcpipe(
         *("token", "create", "--scope", "write", "--database", "production", "--expires", "90d", "--name", "hall 3"),
@@ -423,6 +426,7 @@ def test_a_new_user_makes_lists_and_revokes_a_token(tmp_path: Path) -> None:
     assert "already" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_token_for_a_certificate_keeps_no_secret_and_shows_none(tmp_path: Path) -> None:
     done = arcpipe("token", "create", "--scope", "write", "--certificate", "CN:hall-3", cwd=tmp_path)
     token_id = done.stdout.strip()
@@ -455,6 +459,7 @@ def test_a_token_with_both_or_none_of_hash_and_certificate_is_refused(
         tokens.read(str(path))
 
 
+@pytest.mark.slow
 def test_json_is_for_programs(tmp_path: Path) -> None:
     done = arcpipe("token", "create", "--scope", "read,admin", "--expires", "2099-01-01", "--json", cwd=tmp_path)
     made = json.loads(done.stdout)
@@ -464,6 +469,7 @@ def test_json_is_for_programs(tmp_path: Path) -> None:
     assert [json.loads(line) for line in listed.stdout.splitlines()] == [made]
 
 
+@pytest.mark.slow
 def test_a_whole_token_can_be_revoked_and_is_not_echoed(tmp_path: Path) -> None:
     text = create(tmp_path, "--scope", "write")
     cut = arcpipe("token", "revoke", text[:-1], cwd=tmp_path)
@@ -476,6 +482,7 @@ def test_a_whole_token_can_be_revoked_and_is_not_echoed(tmp_path: Path) -> None:
     assert token.revoked is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -499,6 +506,7 @@ def test_a_mistake_is_answered_with_what_would_be_right(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["create", "list", "revoke"])
 def test_the_help_has_an_example(tmp_path: Path, command: str) -> None:
     done = arcpipe("token", command, "--help", cwd=tmp_path)
@@ -515,6 +523,7 @@ def test_the_settings_say_where_the_file_is(tmp_path: Path) -> None:
     assert tomllib.loads((tmp_path / "etc" / "t.toml").read_text())["token"][0]["scopes"] == ["write"]
 
 
+@pytest.mark.slow
 def test_a_list_is_drawn_as_a_table_in_a_terminal(tmp_path: Path) -> None:
     create(tmp_path, "--scope", "write", "--name", "[bold]x")
     drawn = drawn_in_terminal("token", "list", cwd=tmp_path, env=environment(), columns=160)

@@ -50,6 +50,7 @@ def test_version_prints_the_version_of_the_package(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"arcpipe {__version__}\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["serve"], ["status"], ["config", "show"], ["config", "check"]])
 def test_the_help_of_every_command_has_an_example(tmp_path: Path, command: list[str]) -> None:
     done = arcpipe(*command, "--help", cwd=tmp_path)
@@ -111,6 +112,7 @@ def test_show_masks_credentials(tmp_path: Path, options: list[str]) -> None:
     assert "AKIAEXAMPLE" not in done.stdout
 
 
+@pytest.mark.slow
 def test_show_draws_a_table_in_a_terminal(tmp_path: Path) -> None:
     text = drawn_in_terminal("config", "show", cwd=tmp_path, env=environment(WAL_DIR="[bold]wal"), columns=120)
     assert "─" in text
@@ -121,6 +123,7 @@ def test_show_draws_a_table_in_a_terminal(tmp_path: Path) -> None:
 # --- which file
 
 
+@pytest.mark.slow
 def test_the_file_is_the_option_then_the_variable_then_the_one_beside_then_none(tmp_path: Path) -> None:
     for name, workers in (("option.toml", 1), ("variable.toml", 2), ("config.toml", 3)):
         (tmp_path / name).write_text(f"[server]\nworkers = {workers}\n")
@@ -140,6 +143,7 @@ def test_the_file_is_the_option_then_the_variable_then_the_one_beside_then_none(
 # --- errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["serve"], ["config", "show"], ["config", "check"]])
 def test_settings_that_cannot_be_used_exit_with_2_and_a_line_per_problem(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "bad.toml").write_text('[server]\nport = "x"\n[wal]\nsync_mod = "fsync"\n')
@@ -153,6 +157,7 @@ def test_settings_that_cannot_be_used_exit_with_2_and_a_line_per_problem(tmp_pat
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["config", "show"], ["serve", "--check"]])
 def test_variables_that_are_no_settings_are_warned_of_and_stop_nothing(tmp_path: Path, command: list[str]) -> None:
     made = {"ARCPIPE_SERVICE_HOST": "10.96.0.11", "ARCPIPE_PORT": "tcp://10.96.0.11:8000", "ARCPIPE_WAL_DIRR": "x"}
@@ -166,6 +171,7 @@ def test_variables_that_are_no_settings_are_warned_of_and_stop_nothing(tmp_path:
     ]
 
 
+@pytest.mark.slow
 def test_a_token_is_where_the_server_of_these_settings_reads_it(tmp_path: Path) -> None:
     """From whatever directory the command is run: /etc/arcpipe/config.toml names /etc/arcpipe/tokens.toml."""
     etc = tmp_path / "etc"
@@ -194,6 +200,7 @@ def test_a_missing_file_exits_with_2(tmp_path: Path, command: list[str]) -> None
     assert done.stderr.splitlines()[1:] == ["  nowhere.toml: cannot be read: No such file or directory"]
 
 
+@pytest.mark.slow
 def test_check_accepts_the_documented_defaults(tmp_path: Path) -> None:
     # Not at port 8000, which somebody may have here.
     done = arcpipe("config", "check", "--config", str(ROOT / "config.toml"), cwd=tmp_path, ARCPIPE_SERVER_PORT="0")
@@ -202,11 +209,12 @@ def test_check_accepts_the_documented_defaults(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-# --- a start that fails, in the format of the log
+# A start that fails, in the format of the log
 
 BAD = '[log]\nformat = "json"\n[wal]\nsync_mod = 1\n[server]\nport = "x"\n'
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_says_so_in_the_format_of_the_log(tmp_path: Path) -> None:
     """Who collects JSON has asked for nothing else; a person who checks the settings by hand has not."""
     (tmp_path / "bad.toml").write_text(BAD)
@@ -229,6 +237,7 @@ def test_a_start_that_fails_says_so_in_the_format_of_the_log(tmp_path: Path) -> 
         assert arcpipe(*command, "--config", "bad.toml", cwd=tmp_path).stderr.startswith("arcpipe: the settings")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "code", "message"),
     [

@@ -116,6 +116,7 @@ _clashing = st.text("a", min_size=1, max_size=2).flatmap(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(_clashing, unique=True), st.lists(_clashing, unique=True))
 def test_no_two_columns_ever_get_one_name(tags: list[str], fields: list[str]) -> None:
     names = field_column_names(tags, fields)
@@ -124,6 +125,7 @@ def test_no_two_columns_ever_get_one_name(tags: list[str], fields: list[str]) ->
     assert all(name == field for field, name in zip(fields, names, strict=True) if field not in tags)
 
 
+@pytest.mark.slow
 def test_naming_fields_is_linear_in_the_number_of_names() -> None:
     many = [f"a_field_{n}" for n in range(2, 200_000)]
     assert field_column_names(["a"], ["a", "a_field", *many])[0] == "a_field_200000"

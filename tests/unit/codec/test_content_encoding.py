@@ -146,6 +146,7 @@ def test_the_bound_is_for_all_members_or_frames_together(coding: Coding) -> None
         decode(coding, data, 9_999)
 
 
+@pytest.mark.slow
 @every_encoder
 def test_a_bomb_is_refused_without_the_memory_that_it_asks_for(
     coding: Coding, encode: Callable[[bytes], bytes]

@@ -14,7 +14,7 @@ ALL = len(os.sched_getaffinity(0))
 
 
 class Machine:
-    """What /proc and the mounted cgroups tell of a process."""
+    """The view of a process in /proc and the mounted cgroups."""
 
     def __init__(self, directory: Path) -> None:
         self.proc = directory / "proc"

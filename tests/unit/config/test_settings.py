@@ -236,7 +236,8 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(config
     assert (settings.wal.recycle, settings.source("wal.recycle")) == (True, "default")
 
 
-def test_an_arcpipe_variable_wins_over_the_arc_name_in_whatever_order_they_are_set() -> None:
+def test_an_arcpipe_variable_wins_over_the_arc_name() -> None:
+    """An ARCPIPE variable wins over the arc name in whatever order they are set."""
     both = {"ARCPIPE_SERVER_WORKERS": "2", "WORKERS": "9"}
     for environ in (both, dict(reversed(both.items()))):
         settings = load(None, environ)

@@ -20,7 +20,7 @@ EVIL = "\n\r\t\x0b\x1c\x1b[2J\x7f\x85\x9b\u2028\u2029\u202e\udcff\U000e0041"
 
 
 def logged(program: str, format: str = "text", level: str = "INFO", **variables: str) -> list[str]:
-    """What `program` has logged as process "ingest 1" through `log`, the logger arcpipe.test."""
+    """Return the lines that `program` logs as process "ingest 1" through `log`, the logger arcpipe.test."""
     head = (
         "import logging, os, time; from arcpipe import logs; "
         f"logs.setup({level!r}, {format!r}, 'ingest 1'); log = logging.getLogger('arcpipe.test')\n"
@@ -146,6 +146,7 @@ raise RuntimeError('boo\\n{FORGED}')
     assert messages[3].startswith("the process ends with an error that nobody caught: boo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["text", "json"])
 def test_a_line_is_bounded_whatever_it_quotes(format: str) -> None:
     """journald splits a line of 48 kB, and takes the rest for another one, with a priority if it begins like one."""

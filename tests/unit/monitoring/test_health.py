@@ -85,9 +85,7 @@ def test_a_supervisor_that_measures_nothing_is_told_and_its_figures_are_not_judg
     assert [issue.code for issue in health.judge(snapshot.take(settings, counters, []))] == ["supervisor_down"]
 
 
-def test_workers_of_a_former_version_are_told_of_no_hung_supervisor_while_they_take_writes(
-    settings: Settings, counters: Counters
-) -> None:
+def test_workers_of_a_former_version_see_no_hung_supervisor(settings: Settings, counters: Counters) -> None:
     """Their supervisor loads the new version: health and admission give it the same time."""
     counters.node[Node.DRAINING] = HANDED_OVER
     for seconds, codes in ((59, []), (61, ["supervisor_down"])):
@@ -228,9 +226,8 @@ def test_who_has_not_started_yet_has_no_age_and_is_given_some_seconds(settings: 
     ]
 
 
-def test_a_process_that_was_there_and_is_silent_is_down_however_short_the_instance_runs(
-    settings: Settings, counters: Counters
-) -> None:
+def test_a_process_that_fell_silent_is_down_from_the_beginning(settings: Settings, counters: Counters) -> None:
+    """A process that was there and is silent is down however short the instance runs."""
     counters.node[Node.STARTED_US] = steady_us()
     counters.worker(1)[Field.HEARTBEAT_US] -= 90_000_000
     [found] = health.judge(snapshot.take(settings, counters, []))

@@ -1,4 +1,4 @@
-"""What is told of processes, held against the processes themselves."""
+"""Figures of processes, held against the processes themselves."""
 
 from __future__ import annotations
 

@@ -205,7 +205,8 @@ class TestPut:
         using(root, work)
         assert (root / "slow").stat().st_size == 5 << 20
 
-    def test_that_is_cancelled_is_over_when_it_says_so_and_leaves_the_former_object(self, root: Path) -> None:
+    def test_that_is_cancelled_leaves_the_former_object(self, root: Path) -> None:
+        """That is cancelled is over when it says so and leaves the former object."""
         blob = GatedBlob(20 << 20)
 
         async def work(store: ObjectStore) -> None:

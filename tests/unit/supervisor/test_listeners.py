@@ -41,7 +41,7 @@ def bound(host: str, port: int, *others: str, inherited: Listeners | None = None
 
 
 def copies(listeners: Listeners) -> list[InheritedFd]:
-    """What it hands over, which its own objects do not close."""
+    """Return the sockets that it hands over, which its own objects do not close."""
     return [InheritedFd(name, os.dup(fd)) for name, fd in listeners.handed_over]
 
 
@@ -185,9 +185,10 @@ def test_what_another_process_has_made_in_vain_is_gone_without_a_trace(tmp_path:
     made.close()
 
 
-def test_a_unix_socket_that_is_taken_over_gets_the_mode_of_the_settings_and_not_before_it_is_time(
+def test_a_unix_socket_gets_its_mode_when_it_is_taken_over(
     tmp_path: Path,
 ) -> None:
+    """A unix socket that is taken over gets the mode of the settings and not before it is time."""
     path = tmp_path / "a.sock"
     former, _ = bound("127.0.0.1", 0, f"unix:{path}")
     inode = path.stat().st_ino

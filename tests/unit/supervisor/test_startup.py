@@ -1,4 +1,4 @@
-"""What goes back from the process that has tried a start."""
+"""Sockets go back from the process that has tried a start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from arcpipe.supervisor.service_manager import InheritedFd
 from arcpipe.supervisor.startup import receive_fds, send_fds
 
 
-def test_more_sockets_than_a_message_takes_go_back_with_their_names_and_only_to_this_program() -> None:
+def test_more_sockets_than_a_message_takes_go_back_with_their_names() -> None:
+    """More sockets than a message takes go back with their names and only to this program."""
     back, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with back, theirs, socket.socket() as one:
         fds = [InheritedFd("listener", one.fileno())] * 600 + [InheritedFd("socket-lock", one.fileno())] * 3

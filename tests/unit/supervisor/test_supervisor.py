@@ -353,7 +353,8 @@ def test_a_slot_goes_on_above_what_its_dead_worker_wrote(wal: Wal) -> None:
     assert not wal.leftovers
 
 
-def test_a_recovery_for_which_there_is_no_process_is_done_later_and_the_slot_is_filled(wal: Wal) -> None:
+def test_a_recovery_for_which_there_is_no_process_is_done_later(wal: Wal) -> None:
+    """A recovery for which there is no process is done later and the slot is filled."""
     wal.write()
     with_processes = wal.aftermath
     wal.aftermath = Aftermath(wal.leftovers, 1, 0, refuse)

@@ -112,9 +112,10 @@ def test_no_segment_is_of_a_time_that_has_not_come(segments: Segments) -> None:
     assert 0 <= segments.age_seconds(file) < 30
 
 
-def test_one_that_cannot_be_read_is_as_old_as_its_file_and_one_that_is_gone_counts_no_more(
+def test_an_unreadable_segment_is_as_old_as_its_file(
     segments: Segments,
 ) -> None:
+    """One that cannot be read is as old as its file and one that is gone counts no more."""
     file = segments.seal(modified=time.time() - 60)
     Path(file.path).rename(f"{file.path}.aside")
     Path(file.path).mkdir()
@@ -136,6 +137,7 @@ def test_what_a_dead_worker_left_unread_is_as_old_as_its_worker_said_or_its_name
     assert 90 <= other.age_seconds(left=(left,)) < 120
 
 
+@pytest.mark.slow
 def test_what_is_remembered_has_a_bound(segments: Segments) -> None:
     file = segments.seal()
     for seq in range(1, 3000):

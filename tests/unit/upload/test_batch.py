@@ -95,6 +95,7 @@ def assert_once(store: MemoryStore, ids: range = IDS) -> None:
 # Every state, and every state with damage
 
 
+@pytest.mark.slow
 def test_from_every_state_each_row_is_there_once_and_nothing_is_left(states: list[State], tmp_path: Path) -> None:
     assert len(states) > 20
     for number, state in enumerate(states):
@@ -126,6 +127,7 @@ def damage_file(path: Path, how: str, where: float) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(damages())
 def test_no_flipped_bit_and_no_truncation_loses_or_doubles_a_row(
@@ -153,7 +155,8 @@ def test_no_flipped_bit_and_no_truncation_loses_or_doubles_a_row(
 # Outcomes by kind
 
 
-def test_a_damaged_manifest_without_a_journal_goes_to_quarantine_and_is_planned_again(wal: Path) -> None:
+def test_a_damaged_manifest_without_a_journal_is_planned_again(wal: Path) -> None:
+    """A damaged manifest without a journal goes to quarantine and is planned again."""
     store = MemoryStore()
     crash_at_plan(wal, store)
     path = manifest_of(wal)
@@ -269,7 +272,8 @@ def assert_stops(wal: Path, store: MemoryStore, path: Path, found: str, caplog: 
     assert found in caplog.text
 
 
-def test_a_planned_batch_of_the_first_version_is_finished_and_its_strays_are_found_by_listing(wal: Path) -> None:
+def test_a_planned_batch_of_the_first_version_is_finished(wal: Path) -> None:
+    """A planned batch of the first version is finished and its strays are found by listing."""
     path = write_version_1(wal)
     stray = f"db/m0/2026/01/01/00/m0_20260101T000000000000_{path.stem}_7.parquet"
     store = MemoryStore({stray: b"of the first try"})
@@ -488,9 +492,7 @@ def test_a_batch_of_which_something_was_put_waits_as_a_whole(wal: Path, monkeypa
 
 
 @pytest.mark.parametrize("method", ["add", "_write"])
-def test_what_a_bug_keeps_from_being_converted_is_a_dead_letter_and_the_rest_is_uploaded(
-    method: str, wal: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_that_a_bug_refuses_is_a_dead_letter(method: str, wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decided once: an uploader that dies over it and one after it make the same objects."""
     owner = BatchTables if method == "add" else ConversionJobs
     original = getattr(owner, method)
@@ -584,6 +586,7 @@ def test_what_is_known_is_not_appended_again(journal: Journal) -> None:
     assert reload(journal).converted is None, "a key of another try makes it void"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 100])
 def test_a_torn_end_is_written_over(journal: Journal, padding: int) -> None:
     journal.append(KEYS[:1])

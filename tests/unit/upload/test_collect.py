@@ -225,6 +225,7 @@ def canonical(rows: Iterable[dict[str, Any]]) -> list[Any]:
 PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @given(entries(), st.booleans())
 @settings(PROPERTY, max_examples=100)
 def test_every_value_is_read_back_from_its_column_or_as_rescued(
@@ -257,6 +258,7 @@ TINY = Budget(
 """A few dozen bytes are enormous: entries are cut into slices, batches read map by map, JSON is made by parts."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_batch", [False, True])
 @given(entries())
 @settings(PROPERTY, max_examples=40)
@@ -322,9 +324,8 @@ def test_a_row_without_a_time_has_the_timestamp_of_its_entry(convert: Callable[.
 
 
 @pytest.mark.parametrize("road", ["columnar", "batch", "large batch", "batch with a bad part", "deep"])
-def test_a_row_of_an_entry_that_tells_how_far_the_clock_was_behind_has_the_time_of_the_clock(
-    convert: Callable[..., Result], road: str
-) -> None:
+def test_a_row_without_a_time_has_the_time_that_the_clock_showed(convert: Callable[..., Result], road: str) -> None:
+    """A row of an entry that tells how far the clock was behind has the time of the clock."""
     meta = {"clock": -HOUR_US, "precision": "us"}
     budget = BUDGET
     maps = [columnar_map({"a": [1]}), columnar_map({"a": [2], "time": [NOW_US + 5]})]
@@ -384,6 +385,7 @@ def test_the_precision_of_the_envelope_is_that_of_its_times(convert: Callable[..
     assert [row["time"] for row in result.rows()] == [5_000_000]
 
 
+@pytest.mark.slow
 def test_rows_of_many_hours_go_to_a_file_for_each_hour(convert: Callable[..., Result]) -> None:
     times = [NOW_US + hour * HOUR_US + second * 1_000_000 for second in range(60) for hour in range(100)]
     result = convert([columnar({"time": times[::-1], "n": list(range(6000))})])
@@ -631,6 +633,7 @@ def mixed_batch() -> list[bytes]:
     return payloads
 
 
+@pytest.mark.slow
 def test_doing_it_again_makes_the_same_files_however_many_threads(convert: Callable[..., Result]) -> None:
     budget = Budget(collected_bytes=200_000, jobs_bytes=400_000)
     few = OpenFiles(files=8, tables=4, cost=3 * MB)
@@ -644,6 +647,7 @@ def test_doing_it_again_makes_the_same_files_however_many_threads(convert: Calla
         assert result.tables.schema_changes == results[0].tables.schema_changes
 
 
+@pytest.mark.slow
 def test_the_size_of_memory_windows_does_not_lose_rows(convert: Callable[..., Result]) -> None:
     plain = convert(mixed_batch())
     budget = Budget(collected_bytes=60_000, table_bytes=9_000, release_bytes=10_000, compact_entries=20)
@@ -652,6 +656,7 @@ def test_the_size_of_memory_windows_does_not_lose_rows(convert: Callable[..., Re
     assert len(small.files) > len(plain.files)
 
 
+@pytest.mark.slow
 def test_thousands_of_measurements_in_one_batch(convert: Callable[..., Result]) -> None:
     payloads = [
         batch(*(columnar_map({"time": [NOW_US + n], "v": [n], "s": ["x"]}, f"m{n * 4 + part}") for part in range(4)))
@@ -663,6 +668,7 @@ def test_thousands_of_measurements_in_one_batch(convert: Callable[..., Result]) 
     assert len({file.key.split("/")[1] for file in result.files}) == 2_000
 
 
+@pytest.mark.slow
 def test_many_tables_of_single_rows_are_not_scattered_over_many_files(convert: Callable[..., Result]) -> None:
     payloads = [columnar({"time": [NOW_US + n], "v": [n], "s": ["x"]}, f"m{n % 300}") for n in range(9_000)]
     result = convert(payloads, budget=Budget(collected_bytes=3_000_000))
@@ -670,7 +676,8 @@ def test_many_tables_of_single_rows_are_not_scattered_over_many_files(convert: C
     assert len(result.files) < 600
 
 
-def test_a_table_that_was_small_and_grows_has_its_rows_in_the_order_in_which_they_came(
+@pytest.mark.slow
+def test_rows_of_a_small_table_that_grows_keep_their_order(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small tables are converted together, by others' jobs: what comes later waits for them."""
@@ -691,6 +698,7 @@ def test_a_table_that_was_small_and_grows_has_its_rows_in_the_order_in_which_the
     assert [row["v"] for file in grown for row in file.rows_read()] == sorted(list(range(200)) * 30)
 
 
+@pytest.mark.slow
 def test_columns_beyond_the_bound_are_rescued(convert: Callable[..., Result]) -> None:
     columns = {f"c{n}": [n] for n in range(5_000)}
     result = convert([columnar(columns)])
@@ -728,6 +736,7 @@ def test_new_columns_beside_many_rows_do_not_multiply_memory(
     assert max(sizes) < 200_000
 
 
+@pytest.mark.slow
 def test_a_file_stays_below_its_largest_size(convert: Callable[..., Result]) -> None:
     source = random.Random(1)
     noise = [source.random() for _ in range(400_000)]
@@ -824,6 +833,7 @@ POISONED = frozenset({("db", "large"), ("db", "small-10")})
 SMALL_WINDOWS = Budget(collected_bytes=40_000, small_table_bytes=3_000)
 
 
+@pytest.mark.slow
 def test_what_the_writer_refuses_names_its_tables_and_ends(
     convert: Callable[..., Result], refusing: Callable[..., None]
 ) -> None:
@@ -835,10 +845,12 @@ def test_what_the_writer_refuses_names_its_tables_and_ends(
     assert converting_threads() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
-def test_in_careful_tables_what_the_writer_refuses_is_a_dead_letter_and_the_rest_is_written(
+def test_careful_tables_make_a_refused_row_a_dead_letter(
     convert: Callable[..., Result], refusing: Callable[..., None], threads: int
 ) -> None:
+    """In careful tables what the writer refuses is a dead letter and the rest is written."""
     refusing(refuse_poison)
     payloads = poisoned_batch()
     result = convert(payloads, threads=threads, careful=POISONED, budget=SMALL_WINDOWS)
@@ -858,8 +870,9 @@ def test_in_careful_tables_what_the_writer_refuses_is_a_dead_letter_and_the_rest
     assert sorted(again.letters) == sorted(result.letters)
 
 
+@pytest.mark.slow
 def test_a_careful_table_changes_no_file_of_another_one(convert: Callable[..., Result]) -> None:
-    """What an interrupted pass has put already is put again under the same keys."""
+    """Objects of an interrupted pass are put again under the same keys."""
     plain, careful = (convert(poisoned_batch(), careful=names, budget=SMALL_WINDOWS) for names in ((), POISONED))
     others = [[file for file in result.files if "/small-1/" in file.key] for result in (plain, careful)]
     assert others[0] == others[1] != []
@@ -989,6 +1002,7 @@ def test_open_files_begin_only_once_others_have_given_back_their_share() -> None
     in_hand.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_open_files_of_all_tables_cost_no_more_than_they_may(
     convert: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, threads: int

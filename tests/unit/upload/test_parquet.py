@@ -163,7 +163,8 @@ def test_files_are_made_for_queries(tmp_path: Path) -> None:
     assert counted.fetchall() == [(7, 10_000, 3 * sum(range(10_000)))]
 
 
-def test_floats_of_full_precision_are_split_into_streams_of_bytes_and_others_are_not(tmp_path: Path) -> None:
+def test_only_floats_of_full_precision_are_split_into_byte_streams(tmp_path: Path) -> None:
+    """Floats of full precision are split into streams of bytes and others are not."""
     random = np.random.default_rng(1)
     rows = 50_000
     values = {
@@ -318,6 +319,7 @@ def allocated_bytes() -> int:
     return int(info.field_7 + info.field_4 + pa.total_allocated_bytes())  # uordblks, hblkhd
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc tells what is allocated")
 @pytest.mark.parametrize(
     ("columns", "groups", "name_bytes", "text_bytes"),
@@ -345,6 +347,7 @@ def test_an_open_file_costs_the_memory_that_is_counted_for_it(
         writers.abort()
 
 
+@pytest.mark.slow
 def test_open_files_stay_within_their_quota_whatever_comes(tmp_path: Path) -> None:
     written = Written(tmp_path)
     quota = Quota(4, 4 * open_file_cost(10))

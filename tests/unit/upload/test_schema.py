@@ -148,6 +148,7 @@ def test_a_damaged_file_goes_to_quarantine_and_its_copy_is_used(
     assert len(SchemaRegistry.load(path, None, quarantine)) == 2
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
     saved(path, "first", "second")

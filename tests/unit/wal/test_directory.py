@@ -349,9 +349,10 @@ def test_a_removed_lock_file_is_made_again_and_locked(directory: WALDirectory) -
     directory.unlock()
 
 
-def test_a_lock_that_an_older_version_got_meanwhile_is_told_and_taken_once_that_is_gone(
+def test_a_lock_that_an_older_version_got_is_taken_once_that_is_gone(
     directory: WALDirectory,
 ) -> None:
+    """A lock that an older version got meanwhile is told and taken once that is gone."""
     directory.lock()
     Path(directory.path, "LOCK").unlink()
     older = lock_of_an_older_version(directory)

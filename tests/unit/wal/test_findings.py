@@ -1,4 +1,4 @@
-"""What was found stays told until an operator has seen it, and only what was seen is not told any more."""
+"""A finding is told until an operator has seen it, and is not told any more once it was seen."""
 
 from __future__ import annotations
 

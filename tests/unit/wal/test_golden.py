@@ -51,7 +51,7 @@ END = (
     b"\x94\xcc\xff\xa0\x83\xa7entries\x02\xa7records\x04",        # [255, "", {entries: 2, records: 4,
     b"\xa5bytes\xcd\x01\x30\xc0",                                 #  bytes: 304}, nil]
 )
-# A former life of the same file, of another slot, an hour before.
+# Stale entries of the same file, of another slot, an hour before.
 FORMER = (
     struct.pack(">4sHB", b"ARCW", 0x0001, 0x01),
     struct.pack(">IQI", 65, 1760050800000000, 0x115E0AD1),

@@ -398,6 +398,7 @@ def check_flipped(path: Path, content: bytes, offsets: list[int], bit: int) -> N
         assert report.damage or (at >= ends[-1] and report.end is None)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_loses_more_than_its_entry(tmp_path: Path, sample: tuple[bytes, list[int]]) -> None:
     """Every seventh bit of all; hypothesis looks between."""
     content, offsets = sample
@@ -405,6 +406,7 @@ def test_no_flipped_bit_loses_more_than_its_entry(tmp_path: Path, sample: tuple[
         check_flipped(tmp_path / f"{NAME}.wal.sealed", content, offsets, bit)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_bit_flips_the_rest_is_read(
@@ -415,6 +417,7 @@ def test_whatever_bit_flips_the_rest_is_read(
     check_flipped(tmp_path / f"{NAME}.wal.sealed", content, offsets, bit)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pieces=st.lists(

@@ -84,7 +84,8 @@ def test_who_has_the_lock_is_told_and_the_lock_of_this_process_is_no_obstacle(tm
     os.close(fd)
 
 
-def test_another_directory_than_the_one_in_use_is_refused_under_any_name_but_its_own(tmp_path: Path) -> None:
+def test_another_directory_than_the_one_in_use_is_refused(tmp_path: Path) -> None:
+    """Another directory than the one in use is refused under any name but its own."""
     running = WALDirectory(tmp_path / "wal")
     running.make()
     running.lock()

@@ -161,8 +161,8 @@ def test_the_remains_of_a_former_entry_are_a_torn_tail_up_to_the_next_whole_one(
     assert report.torn_bytes == whole - len(present)
 
 
-def test_an_old_entry_that_shows_through_among_new_ones_is_not_taken_for_one_of_them(file: Path) -> None:
-    """What a power cut leaves of an unsynced group in a file that is written over with entries of the same size."""
+def test_an_old_entry_among_new_ones_is_not_taken_for_one(file: Path) -> None:
+    """A power cut within an unsynced group, in a file that is written over with entries of the same size."""
     former, offsets = segment([columnar(100 + number, 80) for number in range(8)], DAY - HOUR, closed=True)
     present, _ = segment([columnar(number, 80) for number in range(1, 5)])
     assert segment([columnar(1, 80)])[1][0] == offsets[0]
@@ -222,6 +222,7 @@ def test_an_impossible_length_costs_one_entry(file: Path, length: int) -> None:
     assert report.damage[0].reason == f"impossible payload length {length}"
 
 
+@pytest.mark.slow
 def test_a_length_that_is_only_claimed_takes_no_memory(file: Path) -> None:
     content, offsets = segment([columnar(number, 50) for number in range(4)])
     file.write_bytes(set_length(content, offsets[1], 200 << 20))
@@ -273,7 +274,7 @@ def test_a_zeroed_block_costs_what_it_covers(file: Path) -> None:
 
 
 def test_without_its_start_entry_a_segment_still_has_its_border(file: Path) -> None:
-    """The second in the name: a written-over file never begins in a second in which its former life ended."""
+    """The second in the name: a written-over file never begins in the second of its last stale entry."""
     former, _ = segment([columnar(100 + number, 80) for number in range(20)], DAY - 100, closed=True)
     present, offsets = segment([columnar(1, 80), columnar(2, 80)])
     content = written_over(former, present)
@@ -476,7 +477,7 @@ def test_a_gentle_read_finds_the_same(file: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def lookalikes(count: int) -> bytes:
-    """What only looks like entries, each of them as long as all that follow."""
+    """Bytes that only look like entries, each as long as all that follow."""
     return b"".join(
         struct.pack(">IQI", 24 * (count - n) - 16, DAY + n, 0) + b"\x94\x01" + bytes(6) for n in range(count)
     )
@@ -569,6 +570,7 @@ def damage(content: bytes, former: bytes, offsets: list[int], damages: list[tupl
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [256, 8 << 20])
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=ROTTEN | TORN)
@@ -602,7 +604,7 @@ def test_whatever_happens_to_the_bytes_the_rest_is_read(tmp_path: Path, case: Ca
         assert bytes(read.payload) == columnar(number, case.present[number])
         assert read.timestamp == DAY + number + 1
     # Nothing is made up: every entry stands where it was written. (One whose timestamp alone was damaged may be among
-    # them, with another one; one of the former life can only be if its own timestamp was changed.)
+    # them, with another one; a stale entry can only be if its own timestamp was changed.)
     changed = content != intact
     for read in entries:
         payload = bytes(read.payload)

@@ -1,4 +1,4 @@
-"""What start-up does with what a crash left."""
+"""Recovery at the start, of files that a crash left."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_damage_is_skipped_counted_and_logged_with_its_offset(
     assert sealed(directory) == {name() + ".sealed": [0, 1, 3, 4]}
     assert Path(directory.path, name() + ".sealed").read_bytes() == before, "a damaged file stays as it is"
     assert summary.corrupted == 1
-    assert f"checksum mismatch: expected" in caplog.text  # noqa: F541
+    assert "checksum mismatch: expected" in caplog.text
     assert f"at offset {offsets[2]}; skipped {offsets[3] - offsets[2]} bytes" in caplog.text
 
 

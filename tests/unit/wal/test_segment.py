@@ -101,7 +101,7 @@ def test_a_file_of_the_pool_is_written_over_in_place(directory: WALDirectory, cl
     after = os.stat(second.path)
     assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
     assert second.created > last
-    # The second in the name alone says where the former life ended.
+    # Only the second in the name says where the stale entries end.
     assert second.name.created_us > last
     assert list(SegmentScan(second.path)) == []
     add(second)
@@ -642,9 +642,10 @@ def test_closing_without_the_directory_is_no_error(directory: WALDirectory) -> N
     pipeline.close()
 
 
-def test_a_segment_that_is_made_instead_sorts_after_the_ones_before_and_before_the_next(
+def test_a_segment_made_instead_sorts_between_its_neighbours(
     directory: WALDirectory,
 ) -> None:
+    """A segment that is made instead sorts after the ones before and before the next."""
     maker = Maker(directory)
     pipeline = Pipeline(maker.make, maker.seal)
     first = pipeline.take()

@@ -29,6 +29,7 @@ def test_timestamps_in_order_are_left_alone_however_far_apart() -> None:
     assert judged(stamps) == (stamps, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bit", range(64))
 @pytest.mark.parametrize("index", range(6))
 def test_one_flipped_bit_is_one_damage_and_the_order_stays(index: int, bit: int) -> None:

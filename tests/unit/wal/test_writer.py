@@ -274,6 +274,7 @@ def test_every_entry_names_the_segment_that_it_is_in(directory: WALDirectory) ->
 # Timestamps
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from([0, 1, 1_000, -1, -1_000_000, -86_400_000_000, 3_600_000_000]), max_size=25))
 def test_timestamps_increase_whatever_the_clock_does(tmp_path: Path, steps: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""What may happen to an instance in a day, each operation with what of it clients and figures may notice.
+"""The operations of a day, each with the effects that clients and figures may show.
 
 Each returns when the instance is well again, or will be by itself.
 """

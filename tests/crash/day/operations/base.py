@@ -1,4 +1,4 @@
-"""What the operations share: the instance, its clients, and how to wait for what they bring about."""
+"""The base of all operations: the instance, its clients, and how to wait for outcomes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Acting:
         self._chance = chance
 
     def _reload(self) -> None:
-        """Again where a worker was too slow."""
+        """Reload, and do it again where a worker was too slow."""
         for _ in range(TRIES):
             well, before = self._instance.lines(RELOADED[0]), self._reloads()
             os.kill(self._instance.pid, signal.SIGHUP)
@@ -48,7 +48,7 @@ class Acting:
         raise AssertionError(f"{TRIES} reloads in a row took some worker more than five seconds")
 
     def _reloads(self) -> int:
-        """How many are over."""
+        """Count the reloads that are over."""
         return sum(map(self._instance.lines, RELOADED))
 
     def _wait_for_upgrade(self, serving: int, stays: int) -> None:
@@ -82,7 +82,7 @@ class Acting:
         return sum(self._instance.status()["instance"]["uploader"]["retries"].values())
 
     def _judge_backlog(self) -> None:
-        """What waits is what is in the directory: nothing else happens to it now."""
+        """Check that the backlog told is the one in the directory, which nothing else changes now."""
         instance = self._instance
         self._load.wait_for_outcomes({ACKNOWLEDGED}, SOME)
 

@@ -31,7 +31,7 @@ class EndsOperations(Acting):
         return self._restart()
 
     def stop_with_sick_store(self) -> Effects:
-        """What is left is told, and uploaded after the next start."""
+        """The end tells of the rest, and the next start uploads it."""
         with self._sick_store():
             self._load.wait_for_outcomes({ACKNOWLEDGED}, SOME)
             self._instance.send_signal(signal.SIGTERM)

@@ -67,6 +67,7 @@ def check_nothing_is_lost(elements: list[bytes], array: pa.Array, odd: list[int]
             assert same(decoded, value)
 
 
+@pytest.mark.slow
 @given(columns, types)
 @settings(max_examples=200, deadline=None)
 def test_every_value_is_in_the_array_or_odd(elements: list[bytes], hint: str | None) -> None:
@@ -74,6 +75,7 @@ def test_every_value_is_in_the_array_or_odd(elements: list[bytes], hint: str | N
     check_nothing_is_lost(elements, column.array, column.odd.tolist())
 
 
+@pytest.mark.slow
 @given(st.lists(columns.filter(len), min_size=1, max_size=4), st.integers(1, 60), types)
 @settings(max_examples=200, deadline=None)
 def test_many_chunks_are_found_as_one_by_one(chunks: list[list[bytes]], times: int, hint: str | None) -> None:
@@ -233,6 +235,7 @@ def test_times_beyond_the_year_9999_are_odd_in_every_unit(precision: str) -> Non
     assert times(2**63 - 1, -(2**63), 2**64 - 1, precision=precision).odd.tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(extensions, nil), min_size=1, max_size=12))
 @settings(max_examples=150, deadline=None)
 def test_timestamp_extensions_keep_their_nanoseconds(elements: list[bytes]) -> None:

@@ -82,7 +82,7 @@ def typed(rows: list[Row]) -> list[str]:
 
 
 def both(body: bytes) -> Lines:
-    """What both paths make of a body, which is the same."""
+    """Return the result of both paths for a body, which is the same."""
     lines = encode_by_line(body)
     columns = encode_by_column(body)
     assert typed(rows_of(columns.encoded)) == typed(rows_of(lines.encoded))
@@ -443,6 +443,7 @@ def _ids(cases: list[tuple[Any, Any]]) -> list[str]:
     return [f"{number}: {case[0]!r:.50}" for number, case in enumerate(cases)]
 
 
+@pytest.mark.slow
 @PATHS
 @pytest.mark.parametrize(("line", "row"), VALID, ids=_ids(VALID))
 def test_a_valid_line_is_a_row(path: Path, line: str, row: Row) -> None:
@@ -455,6 +456,7 @@ def test_a_valid_line_is_a_row(path: Path, line: str, row: Row) -> None:
     assert typed([each for each in rows if each.measurement == "other"]) == typed([_row("other", g=2)] * 12)
 
 
+@pytest.mark.slow
 @PATHS
 @pytest.mark.parametrize(
     ("line", "reason"),
@@ -551,7 +553,8 @@ def test_rows_of_a_map_are_in_the_order_of_the_lines() -> None:
             assert values == sorted(values)
 
 
-def test_one_shape_is_one_map_and_lines_with_other_types_or_without_a_time_are_others() -> None:
+def test_lines_of_another_type_or_without_a_time_have_another_map() -> None:
+    """One shape is one map and lines with other types or without a time are others."""
     for path in (encode_by_line, encode_by_column):
         assert not path(b"m,t=a f=1i,g=2 5\n" * 100).encoded.batch  # type: ignore[union-attr]
         body = b'm f=1i 5\nm f=1.5 5\nm f=1u 5\nm f=t 5\nm f="" 5\nm f=1i\nm,f=x f=1i 5\n' * 20
@@ -598,6 +601,7 @@ decimals = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.lists(decimals, min_size=10, max_size=60))
 def test_floats_are_those_of_python_bit_for_bit(texts: list[str]) -> None:
@@ -660,6 +664,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     return b"\n".join(lines) + draw(st.sampled_from([b"", b"\n", b"\r\n"]))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(bodies())
 def test_both_paths_give_the_same_rows_and_errors(body: bytes) -> None:
@@ -702,9 +707,10 @@ def test_names_that_differ_only_in_their_middle_are_told_apart() -> None:
         assert sorted(row.fields[key] for row in rows if key in row.fields) == list(range(at, 300, 3))
 
 
-def test_bodies_of_many_lines_of_few_shapes_are_read_by_column_and_others_by_line(
+def test_many_lines_of_few_shapes_are_read_by_column(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Bodies of many lines of few shapes are read by column and others by line."""
     by_line, by_column = encode_by_line(b"m f=1"), encode_by_column(b"m f=1")
     monkeypatch.setattr(body_module, "encode_by_line", lambda *_: by_line)
     monkeypatch.setattr(body_module, "encode_by_column", lambda *_: by_column)
@@ -749,6 +755,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("body", LARGE.values(), ids=LARGE.keys())
 def test_large_odd_bodies_take_linear_time(body: bytes) -> None:
@@ -759,6 +766,7 @@ def test_large_odd_bodies_take_linear_time(body: bytes) -> None:
     assert len(lines.errors) <= MAX_ERRORS
 
 
+@pytest.mark.slow
 def test_a_body_may_have_only_so_many_shapes_for_its_size() -> None:
     few = b"".join(b"m f%d=1\n" % number for number in range(FREE_SHAPES))
     assert len(rows_of(encode(few).encoded)) == FREE_SHAPES
@@ -794,6 +802,7 @@ def test_a_line_of_ten_megabytes_can_be_good() -> None:
     assert [len(row.tags["t"]) for row in rows if row.tags] == [100_000]
 
 
+@pytest.mark.slow
 def test_a_line_may_have_only_so_many_tags_and_fields() -> None:
     most = "m " + ",".join(f"f{n}=1i" for n in range(65_535))
     assert len(rows_of(encode(most.encode()).encoded)) == 1

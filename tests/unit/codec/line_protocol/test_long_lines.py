@@ -60,18 +60,21 @@ def _in_small_windows(size: int) -> Callable[[bytes], Lines]:
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line!r:.40}")
 def test_a_line_that_is_read_as_a_long_one_is_what_it_is_otherwise(line: bytes) -> None:
     for body in (line, line + b"\n", line + b"\nm g=2\n", b"m g=1\n  " + line + b"\r\n\n" + line):
         _same(body, _as_long)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(bodies())
 def test_bodies_of_long_lines_are_what_they_are_otherwise(body: bytes) -> None:
     _same(body, _as_long)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 100])
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(body=bodies())
@@ -104,6 +107,7 @@ def test_only_strings_and_whitespace_may_be_long(front: bytes, filling: bytes, b
     assert all("too many" not in error.reason for error in both(b"m f=1i\n" + line + b"\nm f=2i\n").errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["x", "ü", "😀", "\n", '"', "\\", "a,b=c d\n", '="\\'], ids=ascii)
 @pytest.mark.parametrize("size", [WINDOW // 2, WINDOW + 1, 2 * MB])
 def test_a_string_may_have_any_length(text: str, size: int) -> None:
@@ -116,6 +120,7 @@ def test_a_string_may_have_any_length(text: str, size: int) -> None:
     assert [(row.tags, row.time) for row in rows] == [({"t": "a"}, 7), ({"t": "a"}, 8)]
 
 
+@pytest.mark.slow
 def test_a_line_may_have_many_fields_beside_a_long_string() -> None:
     fields = ",".join(f"field_{number}={number}i" for number in range(30_000))
     lines = both(f'm {fields},s="{"x" * MB}"\nm {fields}\n'.encode())
@@ -163,6 +168,7 @@ def test_the_lines_behind_a_long_bad_one_are_read() -> None:
         assert [row.fields["f"] for row in rows_of(lines.encoded) if "f" in row.fields] == [1, 2]
 
 
+@pytest.mark.slow
 def test_no_step_passes_more_than_some_windows() -> None:
     """Between two checks the bytes of no body are passed whole: while they are, nobody else runs."""
     size = 2 * MB

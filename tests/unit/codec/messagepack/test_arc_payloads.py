@@ -1,4 +1,4 @@
-"""What an Arc installation's log holds becomes the same columns as everything else."""
+"""Payloads in the WAL of an Arc installation become the same columns as all others."""
 
 from __future__ import annotations
 

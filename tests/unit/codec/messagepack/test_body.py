@@ -300,6 +300,7 @@ def telemetry(records: int) -> bytes:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("records", [1, 2, 15, 16, 17, 1000, 65_536, 70_000])
 def test_a_columnar_map_passes_through_as_the_same_object(records: int) -> None:
     body = telemetry(records)
@@ -764,12 +765,14 @@ bodies = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(bodies, st.booleans())
 def test_every_row_of_a_good_body_comes_out_as_it_went_in(body: Any, wide: bool) -> None:
     assert check_against_the_reference(pack(body, wide))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(bodies)
 def test_a_memoryview_is_taken_like_bytes(body: Any) -> None:
@@ -777,6 +780,7 @@ def test_a_memoryview_is_taken_like_bytes(body: Any) -> None:
     assert encode(memoryview(packed)) == encode(packed)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(row_maps(), min_size=1, max_size=8))
 def test_the_quick_and_the_exact_way_give_the_same_rows(rows: list[dict[str, Any]]) -> None:
@@ -791,6 +795,7 @@ def test_any_bytes_are_taken_as_the_reference_takes_them(body: bytes) -> None:
     check_against_the_reference(body)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(bodies, st.booleans(), st.data())
 def test_a_damaged_body_is_taken_as_the_reference_takes_it(body: Any, wide: bool, data: st.DataObject) -> None:
@@ -811,6 +816,7 @@ def test_a_damaged_body_is_taken_as_the_reference_takes_it(body: Any, wide: bool
     check_against_the_reference(bytes(packed))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(bodies, st.data())
 def test_a_key_that_is_given_twice_anywhere_is_refused(body: Any, data: st.DataObject) -> None:
@@ -855,6 +861,7 @@ def test_every_flipped_bit_is_taken_as_the_reference_takes_it(body: Any) -> None
 # Size: a second or so each, and hours if anything were quadratic.
 
 
+@pytest.mark.slow
 def test_as_many_columns_as_are_allowed_are_taken_and_more_are_refused() -> None:
     most = {"m": "x", "columns": {f"c{n}": [n] for n in range(MAX_COLUMNS)}}
     assert encode(pack(most)).records == 1
@@ -869,11 +876,13 @@ def test_as_many_columns_as_are_allowed_are_taken_and_more_are_refused() -> None
         assert refusal(pack({"m": "x", "h": "y", "fields": fields}, wide)) == "more than 65536 columns"
 
 
+@pytest.mark.slow
 def test_as_many_columns_of_mixed_values_are_walked_once() -> None:
     body = pack({"m": "x", "columns": {f"c{n}": ["x" * 40, n] for n in range(MAX_COLUMNS)}})
     assert encode(body).body is body
 
 
+@pytest.mark.slow
 def test_a_million_rows_of_one_shape() -> None:
     one = pack({"m": "x", "t": 1, "fields": {"a": 1}})
     body = b"\xdd" + (1_000_000).to_bytes(4, "big") + one * 1_000_000
@@ -882,6 +891,7 @@ def test_a_million_rows_of_one_shape() -> None:
     assert len(encoded.body) < 3_000_000
 
 
+@pytest.mark.slow
 def test_a_body_may_have_only_so_many_shapes_for_its_size() -> None:
     rows = [{"m": "x", "fields": {f"f{n}": n}} for n in range(50_000)]
     few = msgpack.packb(rows[:FREE_SHAPES])
@@ -916,11 +926,13 @@ def test_whoever_encodes_is_asked_again_and_again_whether_to_go_on() -> None:
             encode(msgpack.packb(body), stop)
 
 
+@pytest.mark.slow
 def test_three_hundred_thousand_columnar_maps() -> None:
     body = b"\xdd" + (300_000).to_bytes(4, "big") + pack({"m": "x", "columns": {"a": [1]}}) * 300_000
     assert encode(body).body is body
 
 
+@pytest.mark.slow
 def test_a_body_of_a_hundred_megabytes() -> None:
     long = "x" * 1000
     for table in (
@@ -962,6 +974,7 @@ def test_a_declared_length_allocates_nothing() -> None:
     assert peak_bytes(packed) < 4_000_000
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_rows() -> None:
     rows = [{"m": "x", "fields": {f"{n % 7}{chr(97 + k)}": 1 for k in range(26)}} for n in range(12_000)]
     assert peak_bytes([pack(rows)]) < 40_000_000
@@ -1043,6 +1056,7 @@ def test_a_long_value_within_another_or_among_many_is_refused() -> None:
     assert encode(front + fits).records == 1
 
 
+@pytest.mark.slow
 def test_a_value_of_a_row_has_a_limit() -> None:
     def row(value: bytes, what: bytes = b"fields") -> bytes:
         other = b"" if what == b"fields" else b"\xa6fields\x81\xa1b\x01"

@@ -12,6 +12,7 @@ from arcpipe.errors import BadPayload
 from tests.support.values import any_value
 
 
+@pytest.mark.slow
 @given(st.lists(any_value, min_size=1, max_size=20), st.data())
 def test_it_stops_where_each_value_ends(values: list[bytes], data: st.DataObject) -> None:
     walker = Walker(b"ahead" + b"".join(values), 5)

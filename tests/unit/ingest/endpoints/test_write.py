@@ -38,7 +38,8 @@ def write(database: str, records: int, token: str = "") -> bytes:
     return request_bytes("POST", "/write/v2/msgpack", body(records), headers)
 
 
-def test_a_body_that_becomes_more_than_readers_of_the_log_take_is_413_and_not_appended() -> None:
+def test_a_body_that_becomes_too_large_an_entry_is_413() -> None:
+    """A body that becomes more than readers of the WAL take is 413 and not appended."""
     counted: list[str] = []
     connection: Any = SimpleNamespace(unrouted={}, exchanges=deque(), count_refusal=counted.append)
     exchange = Exchange(cast(Connection, connection), {})
@@ -56,7 +57,8 @@ def test_a_body_that_becomes_more_than_readers_of_the_log_take_is_413_and_not_ap
 # What is counted
 
 
-def test_records_of_a_group_that_could_not_be_written_are_not_counted_as_taken_in(tmp_path: Path) -> None:
+def test_records_of_a_failed_group_are_not_counted_as_accepted(tmp_path: Path) -> None:
+    """Records of a group that could not be written are not counted as taken in."""
     fails = threading.Event()
 
     def fault(operation: str, _: str) -> None:

@@ -1,4 +1,4 @@
-"""What a client is told when its group could not be written."""
+"""The answer to a client whose group could not be written."""
 
 from __future__ import annotations
 

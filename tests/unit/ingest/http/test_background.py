@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
+
 from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, Check, ClientGone
 
 SECONDS = 30.0
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class Sender:
     name: str
     address: str = "192.0.2.1"
@@ -138,7 +140,7 @@ def test_a_client_whose_piece_took_longer_than_expected_has_to_wait_longer() -> 
     assert asyncio.run(run())[-1] == "slow 2"
 
 
-def test_pieces_that_take_longer_than_expected_do_not_hold_up_a_client_that_comes_later() -> None:
+def test_unexpectedly_long_pieces_do_not_hold_up_a_later_client() -> None:
     """Each client has many of them waiting: what the first ones took counts for the next."""
 
     async def run() -> list[str]:
@@ -157,6 +159,7 @@ def test_pieces_that_take_longer_than_expected_do_not_hold_up_a_client_that_come
     assert begun.index("late") <= 10
 
 
+@pytest.mark.slow
 def test_long_pieces_of_many_clients_leave_a_place_for_a_short_one() -> None:
     """Each is interrupted for the next until no further one may be; a short one comes in all the same."""
 
@@ -225,6 +228,7 @@ def test_an_error_is_told_and_the_next_piece_is_done() -> None:
     assert thread.background._ends == {}
 
 
+@pytest.mark.slow
 def test_thousands_of_clients_that_wait_are_not_looked_through_with_each_piece() -> None:
     looks = 0
 

@@ -1,6 +1,6 @@
 """The end of a connection: which request is the last one, what becomes of bytes behind it, and how long its client has.
 
-The connections, the routes and the log are the real ones, in this process (tests/support/edge.py).
+The connections, the routes and the WAL are the real ones, in this process (tests/support/edge.py).
 """
 
 from __future__ import annotations
@@ -92,9 +92,8 @@ def test_nothing_behind_the_clients_own_last_request_is_handled(stalled: Stalled
 
 
 @READS
-def test_a_worker_that_drains_commits_nothing_behind_the_answer_that_ends_a_connection(
-    stalled: Stalled, send: Send
-) -> None:
+def test_a_draining_worker_commits_nothing_after_the_last_answer(stalled: Stalled, send: Send) -> None:
+    """A worker that drains commits nothing behind the answer that ends a connection."""
     peer = stalled.edge.connect()
     stalled.edge.context.drain()
     send(peer, *[WRITE] * 4)
@@ -105,9 +104,8 @@ def test_a_worker_that_drains_commits_nothing_behind_the_answer_that_ends_a_conn
 
 
 @READS
-def test_nothing_that_comes_behind_the_request_that_is_under_way_at_the_drain_is_committed(
-    stalled: Stalled, send: Send
-) -> None:
+def test_nothing_after_the_current_request_is_committed_in_a_drain(stalled: Stalled, send: Send) -> None:
+    """Nothing that comes behind the request that is under way at the drain is committed."""
     peer = stalled.edge.connect()
     peer.feed(WRITE + WRITE)
     drain(stalled.edge)
@@ -156,7 +154,8 @@ def test_a_body_that_has_begun_before_the_drain_is_the_last_request(stalled: Sta
     assert stalled.accepted == 2
 
 
-def test_what_has_been_taken_up_at_the_drain_is_answered_and_nothing_behind_it_is_written(stalled: Stalled) -> None:
+def test_a_drain_answers_begun_requests_and_writes_no_others(stalled: Stalled) -> None:
+    """Requests that had begun at the drain are answered, and no later one is written."""
     peer = stalled.edge.connect()
     peer.feed(WRITE * 50)  # of which most waits for its turn
     drain(stalled.edge)
@@ -169,7 +168,8 @@ def test_what_has_been_taken_up_at_the_drain_is_answered_and_nothing_behind_it_i
 # Time
 
 
-def test_a_client_that_never_sends_has_the_time_of_a_head_and_one_that_has_sent_that_of_an_idle_one() -> None:
+def test_a_silent_client_has_the_header_timeout_until_it_has_sent() -> None:
+    """A client that never sends has the time of a head and one that has sent that of an idle one."""
     with Edge(header_timeout_seconds=5, keep_alive_seconds=50) as edge:
         silent, blank, used = edge.connect(), edge.connect(), edge.connect()
         blank.feed(b"\r\n")
@@ -214,9 +214,8 @@ def test_whoever_still_sends_is_waited_for_and_not_for_ever() -> None:
     assert not linger.goes_on(0, 12.5, 15.0)
 
 
-def test_a_slow_reader_gets_all_answers_ahead_of_a_refusal_that_ends_its_connection(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_reader_gets_all_answers_before_a_last_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow reader gets all answers ahead of a refusal that ends its connection."""
     with Edge(tmp_path, keep_alive_seconds=75) as edge:
         slow, gone = edge.connect(), edge.connect()
         for peer in (slow, gone):

@@ -32,7 +32,7 @@ WRITE = request_bytes("POST", V2, BODY)
 
 @pytest.fixture
 def edge(tmp_path: Path) -> Iterator[Edge]:
-    """Half a megabyte is for bodies that arrive, and half for those that wait for the log."""
+    """Half a megabyte is for bodies that arrive, and half for those that wait for the WAL."""
     with Edge(
         tmp_path,
         max_body_mb=1,
@@ -60,9 +60,10 @@ def feed(peer: Peer, data: bytes, read_size: int = 1 << 16) -> int:
 # Pipelining
 
 
-def test_a_connection_with_as_many_unanswered_requests_as_allowed_is_read_and_with_one_more_is_not(
+def test_reading_stops_above_the_allowed_unanswered_requests(
     tmp_path: Path,
 ) -> None:
+    """A connection with as many unanswered requests as allowed is read and with one more is not."""
     disk = FaultyDisk()
     with Edge(tmp_path, disk, max_pipelined=4) as edge:
         may_write = threading.Event()
@@ -89,7 +90,8 @@ def test_a_pause_for_a_full_pipeline_is_not_the_clients_time(edge: Edge) -> None
     assert 408 not in peer.statuses
 
 
-def test_of_many_requests_in_one_read_only_so_many_are_under_way_and_all_are_answered_in_order(edge: Edge) -> None:
+def test_many_requests_of_one_read_are_answered_in_order(edge: Edge) -> None:
+    """Only a few of them are under way at a time."""
     requests = (WRITE + request_bytes("GET", "/ping") + request_bytes("GET", "/nothing")) * 300
     peer = edge.connect()
     assert peer.feed(requests)
@@ -100,7 +102,8 @@ def test_of_many_requests_in_one_read_only_so_many_are_under_way_and_all_are_ans
     assert peer.transport.reads
 
 
-def test_a_body_behind_as_many_bytes_of_heads_as_may_wait_is_read_once_they_are_answered(tmp_path: Path) -> None:
+def test_a_body_after_the_most_waiting_heads_is_read_in_the_end(tmp_path: Path) -> None:
+    """A body behind as many bytes of heads as may wait is read once they are answered."""
     with Edge(tmp_path) as edge:
 
         def write(number: int, pad: int) -> bytes:  # each with a head that is not known
@@ -147,7 +150,8 @@ def test_a_client_that_does_not_read_while_requests_of_it_wait_is_cut_off(edge: 
 # The log is behind
 
 
-def test_who_writes_is_not_read_while_too_much_waits_for_the_wal_and_all_others_are(tmp_path: Path) -> None:
+def test_only_writers_are_not_read_while_too_much_waits_for_the_wal(tmp_path: Path) -> None:
+    """Who writes is not read while too much waits for the WAL and all others are."""
     disk = FaultyDisk()
     with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1) as edge:
         may_write = threading.Event()
@@ -170,9 +174,10 @@ def test_who_writes_is_not_read_while_too_much_waits_for_the_wal_and_all_others_
         assert newcomer.statuses == [204, 200, 200, 202]
 
 
-def test_a_large_body_of_a_client_that_has_nothing_waiting_is_taken_and_above_twice_as_much_it_waits(
+def test_a_large_body_is_taken_if_nothing_of_its_client_waits(
     tmp_path: Path,
 ) -> None:
+    """A large body of a client that has nothing waiting is taken and above twice as much it waits."""
     disk = FaultyDisk()
     with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1) as edge:
         may_write = threading.Event()
@@ -278,7 +283,8 @@ def test_above_twice_what_may_wait_for_the_wal_only_small_bodies_are_taken(tmp_p
 # Bodies that arrive
 
 
-def test_the_body_that_began_first_goes_on_and_the_others_follow_one_after_the_other(edge: Edge) -> None:
+def test_bodies_go_on_in_the_order_in_which_they_began(edge: Edge) -> None:
+    """The body that began first goes on and the others follow one after the other."""
     peers = [edge.connect() for _ in range(6)]
     request = large()
     read = [feed(peer, request[:-10]) for peer in peers]
@@ -306,7 +312,8 @@ def test_small_bodies_pass_large_ones_that_wait(edge: Edge) -> None:
     assert other.statuses == [202] * 3
 
 
-def test_a_first_body_that_brings_little_while_others_wait_is_refused_and_they_go_on(edge: Edge) -> None:
+def test_a_first_body_that_trickles_is_refused_for_those_that_wait(edge: Edge) -> None:
+    """A first body that brings little while others wait is refused and they go on."""
     slow, *others = [edge.connect() for _ in range(3)]
     request = large()
     feed(slow, request[:-1000])
@@ -357,7 +364,8 @@ def test_whoever_waits_for_room_longer_than_the_body_timeout_is_503_and_not_408(
     assert first.statuses == []
 
 
-def test_when_small_bodies_fill_all_there_is_the_latest_is_refused_and_the_others_go_on(edge: Edge) -> None:
+def test_of_too_many_small_bodies_the_latest_is_refused(edge: Edge) -> None:
+    """When small bodies fill all there is the latest is refused and the others go on."""
     request = large(60_000)
     peers = [edge.connect() for _ in range(40)]
     idle = edge.connect()
@@ -376,7 +384,8 @@ def test_when_small_bodies_fill_all_there_is_the_latest_is_refused_and_the_other
     assert edge.holds_no_body
 
 
-def test_a_head_that_never_ends_behind_the_last_request_of_a_client_gives_way_to_bodies(tmp_path: Path) -> None:
+def test_a_head_that_never_ends_gives_way_to_bodies(tmp_path: Path) -> None:
+    """A head that never ends behind the last request of a client gives way to bodies."""
     disk = FaultyDisk()
     with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1, header_timeout_seconds=50) as edge:
         may_write = threading.Event()
@@ -418,6 +427,7 @@ def test_a_body_that_is_given_up_gives_its_room_back(edge: Edge) -> None:
         assert edge.holds_no_body, give_up.__name__
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.integers(0, 11), st.integers(1, 300_000), st.sampled_from([0.0, 0.0, 0.25, 2.0])),

@@ -44,7 +44,7 @@ class Connection:
 
 
 class Node:
-    """So many workers' gates over the same memory."""
+    """The gates of several workers over the same memory."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Node:
         return answered(self.gates[worker].refusal(exchange, WRITE))
 
     def taken(self, tries: int, connection: Any, **given: Any) -> int:
-        """How many of so many requests are taken, dealt to the workers in turn."""
+        """Deal `tries` requests to the workers in turn; return the number taken."""
         return sum(self.ask(number % len(self.gates), connection, **given) == 0 for number in range(tries))
 
     def limited(self, by: str, limit: str) -> int:
@@ -157,7 +157,8 @@ def test_bytes_over_time_are_as_the_limit_says() -> None:
     assert 0.9 * 22 * MB < bytes_taken < 1.05 * 22 * MB
 
 
-def test_a_body_that_is_announced_counts_before_it_is_there_and_a_chunked_one_when_it_is() -> None:
+def test_an_announced_body_counts_before_it_is_there() -> None:
+    """A body that is announced counts before it is there and a chunked one when it is."""
     node = Node(per_address(mb_per_second=1), 2)
     announcing = Connection()
     announcing.announced_bytes = 5 * MB
@@ -177,7 +178,8 @@ def test_a_body_that_is_announced_counts_before_it_is_there_and_a_chunked_one_wh
     assert node.gates[0]._owing == {}
 
 
-def test_a_body_that_is_too_large_to_be_taken_costs_nothing_however_large_it_says_it_is(tmp_path: Path) -> None:
+def test_a_body_that_is_too_large_costs_no_tokens(tmp_path: Path) -> None:
+    """A body that is too large to be taken costs nothing however large it says it is."""
     write = request_bytes("POST", "/write", b"m v=1")
     with Edge(tmp_path, max_body_mb=1) as edge:
         limits = Limits(per_address=ClientLimits(mb_per_second=1))
@@ -219,7 +221,8 @@ def test_nobody_gets_more_than_burst_and_rate_and_the_eighth(
 # Who is who
 
 
-def test_addresses_do_not_disturb_each_other_and_a_token_counts_wherever_it_comes_from() -> None:
+def test_addresses_have_limits_of_their_own_and_tokens_of_theirs() -> None:
+    """Addresses do not disturb each other and a token counts wherever it comes from."""
     text, token = new_token()
     other_text, other = new_token()
     limits = Limits(per_token=ClientLimits(requests_per_second=5), per_address=ClientLimits(requests_per_second=20))
@@ -369,6 +372,7 @@ def test_more_clients_than_there_are_places_are_limited_by_each_worker() -> None
     assert sum(gate.untracked for gate in node.gates) >= 84
 
 
+@pytest.mark.slow
 def test_clients_that_come_once_do_not_fill_the_memory() -> None:
     node = Node(per_address(requests_per_second=5, connections=5))
     gate = node.gates[0]

@@ -264,6 +264,7 @@ def test_an_id_sent_twice_is_not_given_back(edge: Edge) -> None:
     assert ids_of(peer) == ["one"] * 3
 
 
+@pytest.mark.slow
 def test_heads_with_ids_that_come_once_drive_out_no_others(edge: Edge) -> None:
     peer = learned(edge)
     for number in range(3000):
@@ -351,6 +352,7 @@ def _requests(draw: st.DrawFn) -> bytes:
     return f"{front}{before}{name}: {length}\r\n{behind}\r\n".encode() + body
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     requests=st.lists(_requests(), min_size=1, max_size=12),

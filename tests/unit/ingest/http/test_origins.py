@@ -65,6 +65,7 @@ def test_a_name_does_not_matter_where_a_token_had_to_be_known() -> None:
 _BYTES = st.binary(max_size=40) | st.text(string.printable, max_size=40).map(str.encode)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([b"origin", b"host", b"sec-fetch-site", b"authorization"]), _BYTES))
 def test_no_header_is_an_error(headers: dict[bytes, bytes]) -> None:
     origins = Origins(["https://app.example"], [b"/write"])
