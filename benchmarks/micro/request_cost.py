@@ -93,7 +93,7 @@ class _Worker:
         from arcpipe.ingest.http.router import WRITE, Router
         from arcpipe.wal.writer import Group
 
-        _let_turns_last()
+        let_turns_last()
         counters = Counters(1)
         counters.node[Node.DISK_FREE_BYTES] = 1 << 50
         context: Any = IngestContext(Limits.of(Settings()), None)
@@ -118,7 +118,7 @@ class _Worker:
         return time.process_time() - before
 
 
-def _let_turns_last() -> None:
+def let_turns_last() -> None:
     """Take the bound off a connection's turns: they end by the clock, which other programs move, too."""
     for module in ("connection", "reading"):
         loaded = sys.modules.get(f"arcpipe.ingest.http.{module}")  # None in checkouts of another layout
