@@ -91,15 +91,13 @@ class _Worker:
         from arcpipe.ingest.http.context import IngestContext
         from arcpipe.ingest.http.limits import Limits
         from arcpipe.ingest.http.router import WRITE, Router
-        from arcpipe.ingest.http.turns import TimeBudget, Turns
         from arcpipe.wal.writer import Group
 
         counters = Counters(1)
         counters.node[Node.DISK_FREE_BYTES] = 1 << 50
         self._commit = _Commit(Group)
         commit: Any = self._commit
-        # No turn ends by the clock, which other programs move, too.
-        turns = Turns(TimeBudget(*[math.inf] * len(TimeBudget._fields)))
+        turns = endless_turns()
         context = IngestContext(Limits.of(Settings()), commit, turns)
         writes = WriteEndpoints(Admission(Settings(), counters.node), context.encoding, turns, commit)
         routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
@@ -118,6 +116,13 @@ class _Worker:
             receive(data)
             committed(waiters(), None)
         return time.process_time() - before
+
+
+def endless_turns() -> Any:
+    """Return turns that never end by the clock, which other programs move, too."""
+    from arcpipe.ingest.http.turns import TimeBudget, Turns
+
+    return Turns(TimeBudget(*[math.inf] * len(TimeBudget._fields)))
 
 
 def _request(body: bytes, agent: str = "telegraf/1.30") -> bytes:

@@ -1,6 +1,6 @@
 """The benchmark harness on the real server, as small as it goes.
 
-All suites and cases take minutes: ARCPIPE_TEST_BENCHMARKS=1 pytest benchmarks/tests/test_suites.py
+All suites and cases take minutes: ARCPIPE_TEST_BENCHMARKS=1 pytest benchmarks/tests/test_suite_runs.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SMALL = ("--seconds", "0.5", "--warmup", "0", "--runs", "1", "--workers", "1")
 
 
 def bench(directory: Path, *arguments: str) -> Report:
-    """What the harness measured and verified; it left nothing else."""
+    """Run the harness; return its results, and check that it left no files."""
     json = directory / "results.json"
     # Not below `directory`, which may be in memory.
     data = ROOT / f".bench-{os.getpid()}"
