@@ -183,8 +183,10 @@ program. This is the order of the counters from `Uploader.RETRIES` on."""
 
 
 class Uploader:
-    """Fields of the uploader's block. From RETRIES on there is a counter for each of RETRY_KINDS; the number of all
-    retries is their sum."""
+    """Fields of the uploader's block.
+
+    From RETRIES on there is a counter for each of RETRY_KINDS; the number of all retries is their sum.
+    """
 
     (
         PID,

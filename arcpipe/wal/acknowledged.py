@@ -89,6 +89,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 def path_of(directory: WALDirectory) -> str:
+    """Return the path of the file that keeps what an operator acknowledged."""
     return os.path.join(directory.path, "acknowledged.json")
 
 

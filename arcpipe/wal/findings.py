@@ -86,6 +86,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def path_of(directory: WALDirectory) -> str:
+    """Return the path of the file that keeps the findings."""
     return os.path.join(directory.path, "findings.json")
 
 
