@@ -1,8 +1,8 @@
-"""How fast log entries become Parquet, without a log, a store or a network: `python -m benchmarks.micro.convert`.
+"""Speed at which WAL entries become Parquet, without a WAL, a store or a network: `python -m benchmarks.micro.convert`.
 
-For each kind of body: a file of entries is made; a fresh process reads them one by one, as the uploader would, and
-puts them through `BatchTables`; finished files are dropped. Shown are rows and entries per second, CPU seconds of all
-threads per million rows, the peak of resident memory, and the bytes of Parquet per row.
+For each kind of body, a new process reads a file of entries one by one, as the uploader does. It passes them to
+`BatchTables`, and drops the finished files. The output has rows and entries per second, CPU seconds of all threads per
+million rows, the peak of resident memory, and the bytes of Parquet per row.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _tags(values: int, rows: int, prefix: str = "host") -> bytes:
 
 
 def _mixed(entry: int, rows: int) -> dict[str, bytes]:
-    """The body of DESIGN §10: time, two string tags, three floats."""
+    """Return the body of the suites: time, two string tags, three floats."""
     return {
         "time": _times(entry, rows),
         "host": _tags(500, rows),
@@ -61,7 +61,7 @@ def _mixed(entry: int, rows: int) -> dict[str, bytes]:
 
 
 def _repeating(entry: int, rows: int) -> dict[str, bytes]:
-    """The same, but one of ten agents that name their hosts in the same order every time."""
+    """Return the same from one of ten agents, each of which repeats its hosts in the same order."""
     tags = _AGENTS.setdefault((entry % 10, rows), {"host": _tags(500, rows), "region": _tags(4, rows, "region")})
     return {**_mixed(entry, rows), **tags}
 
@@ -70,7 +70,7 @@ _AGENTS: dict[tuple[int, int], dict[str, bytes]] = {}
 
 
 def _numeric(entry: int, rows: int) -> dict[str, bytes]:
-    """Time, one tag, four floats, four counters of mixed width."""
+    """Return time, one tag, four floats, four counters of mixed width."""
     counters = np.cumsum(_rng.integers(0, 1_000, (4, rows)), axis=1) + entry % 100 * rows
     return {
         "time": _times(entry, rows),
@@ -81,7 +81,7 @@ def _numeric(entry: int, rows: int) -> dict[str, bytes]:
 
 
 def _texts(entry: int, rows: int) -> dict[str, bytes]:
-    """Time, four tags, two texts that are hardly ever alike."""
+    """Return time, four tags, two texts that rarely repeat."""
     return {
         "time": _times(entry, rows),
         **{f"tag{n}": _tags(10**n + 1, rows, f"tag{n}") for n in range(4)},
@@ -105,7 +105,7 @@ CASES = {
 
 
 def write_entries(path: Path, case: str, rows: int) -> None:
-    """A file of length-prefixed payloads with so many rows in all."""
+    """Write length-prefixed payloads of a case to a file, with `rows` rows in all."""
     body, rows_each, measurements = CASES[case]
     order = list(range(rows // rows_each))
     if "out of order" in case:  # entries of several workers, up to 64 apart
@@ -120,7 +120,7 @@ def write_entries(path: Path, case: str, rows: int) -> None:
 
 
 def read_entries(path: Path) -> Iterator[memoryview]:
-    """The payloads of a file, cut from large reads, as from a segment."""
+    """Yield the payloads of a file, cut from large reads, as from a segment."""
     with path.open("rb") as file:
         left = b""
         while data := file.read(4 << 20):
@@ -177,6 +177,7 @@ def measure(path: Path, threads: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure the cases of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=8_000_000, help="rows of each case with 1000 rows an entry")
     parser.add_argument("--threads", type=int, default=2)

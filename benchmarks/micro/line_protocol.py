@@ -1,10 +1,10 @@
-"""How fast line protocol becomes columns, without a server: `python -m benchmarks.micro.line_protocol`.
+"""Speed at which line protocol becomes columns, without a server: `python -m benchmarks.micro.line_protocol`.
 
-Bodies are those of the server's benchmarks. Each is read line by line, by column, as `encode` chooses, and by
-line_protocol_parser (PyPI; C), which makes a dict of each line and nothing more: no columns, no MessagePack, no
-checks of names. All take turns in one run; shown is the median of the processor time, as lines per second of a core.
+Bodies are those of the suites. Each is read line by line, by column, as `encode` chooses, and by line_protocol_parser
+(PyPI; C). The latter makes a dict of each line: no columns, no MessagePack, no checks of names. All take turns in one
+run. A figure is the median of the CPU time, as lines per second of a core.
 
-The allocator is told to keep freed memory, as it is in the ingest workers.
+The allocator keeps freed memory, as in the ingest workers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMATS_MEASURED: Final = ("line protocol", "telegraf")
 
 
 def bodies(format: str, lines: int, count: int) -> Iterator[bytes]:
-    """Different bodies: the text of each is elsewhere in memory, and no two have the same values."""
+    """Yield different bodies: each has its own place in memory and its own values."""
     source = random.Random(lines)
     for number in range(count):
         yield KINDS[format](lines, source).at(1_700_000_000_000_000 + number * 1_000_000)
@@ -41,7 +41,7 @@ def _peer() -> Callable[[bytes], object] | None:
 
 
 def measure(format: str, lines: int, seconds: float) -> dict[str, float]:
-    """Lines per second of a core, by reader."""
+    """Return the lines per second of a core, by reader."""
     given = list(bodies(format, lines, max(1, min(64, 4000 // lines))))
     readers: dict[str, Callable[[bytes], object]] = {
         "by line": encode_by_line,
@@ -63,6 +63,7 @@ def measure(format: str, lines: int, seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measure the sizes of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each size of body")
     parser.add_argument("--lines", type=int, action="append", help="lines of a body; may be given several times")

@@ -1,10 +1,10 @@
-"""How exact limits are that several workers count without a lock, and what judging a request costs.
+"""Error of limits that several workers count without a lock, and the cost of the check of a request.
 
     python -m benchmarks.micro.meters
 
-Processes ask for the same client as fast as they can, each through a gate of its own over the same memory, and count
-what was taken. What the limit allows in the time is known to the nanosecond, so all that is above it is an error: of
-requests that workers hold ready, and of numbers that overwrote each other.
+Processes send requests of the same client as fast as they can, each through its own gate over the same memory, and
+count the accepted ones. The limit allows an exact number in that time; every request above it is an error. Errors come
+from requests that workers hold ready, and from numbers that overwrote each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SLOTS: Final = 16384
 
 
 class _Connection:
-    """All that a gate asks of one."""
+    """The part of a connection that a gate reads."""
 
     def __init__(self) -> None:
         self.unrouted: defaultdict[bytes, int] = defaultdict(int)
@@ -37,13 +37,15 @@ class _Connection:
 
 
 class Outcome(NamedTuple):
+    """Numbers of requests in a race."""
+
     asked: int
     taken: int
     allowed: float
 
 
 def race(rate: float, processes: int, seconds: float) -> Outcome:
-    """So many processes ask for one client for so long."""
+    """Let `processes` processes ask for one client for `seconds`."""
     meters = Meters(processes, _SLOTS)
     limits = Limits(per_address=ClientLimits(requests_per_second=rate))
     start = time.monotonic_ns() + NS // 5
@@ -81,7 +83,7 @@ def _ask(gate: Gate, start: int, end: int) -> tuple[int, int]:
 
 
 def cost(limits: Limits, pieces: int = 50, asked: int = 2000) -> float:
-    """Nanoseconds of CPU for one judgement: the best of many pieces."""
+    """Return the nanoseconds of CPU of one check: the best of many pieces."""
     gate = Gate(None, limits, Meters(2, _SLOTS), 1, 2)
     connection: Any = _Connection()
     exchange = Exchange(connection, {})
@@ -99,18 +101,18 @@ def bench(
     processes: Annotated[int, typer.Option(min=1, help="Workers that ask at the same time.")] = 4,
     seconds: Annotated[float, typer.Option(min=0.1)] = 5.0,
 ) -> None:
-    """Measure the error of limits over several workers, and the cost of a judgement."""
+    """Measure the error of limits over several workers, and the cost of a check."""
     for rate in _RATES:
         found = race(rate, processes, seconds)
         print(
             f"{rate:g}/s, {processes} processes, {seconds:g} s: asked {found.asked}, allowed {found.allowed:.0f}, "
             f"taken {found.taken} ({found.taken / found.allowed - 1:+.2%})"
         )
-    for what, limits in (
+    for state, limits in (
         ("taken, far below the limit", ClientLimits(requests_per_second=1e9, mb_per_second=1e9)),
         ("refused", ClientLimits(requests_per_second=0.001)),
     ):
-        print(f"a request that is {what}: {cost(Limits(per_address=limits)):.0f} ns")
+        print(f"a request that is {state}: {cost(Limits(per_address=limits)):.0f} ns")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a setting costs a worker per request, where the machine is too busy or too fickle to compare whole runs.
+"""Cost of a setting per request of a worker, for machines that are too busy to compare whole runs.
 
-The servers that are compared run side by side, each with one worker, and take turns: a few hundred requests to one, as
-many to the next, and round again. What a round costs is the CPU time of the worker (/proc/PID/task/*/schedstat, ns),
-not the time on a clock. Two processes that run the same code differ by a few percent, so there are several servers of
-each kind. All get the same bytes: a token is sent to those that do not ask for it, too.
+The servers run side by side, each with one worker, and take turns: a few hundred requests to one, as many to the next,
+and round again. The cost of a round is the CPU time of the worker (/proc/PID/task/*/schedstat, ns), not the time on a
+clock. Two processes of the same code differ by a few percent, so there are several servers of each kind. All get the
+same bytes: those without authentication get a token, too.
 
     python -m benchmarks.micro.paired --records 1 --servers 4 --rounds 50
 """
@@ -31,7 +31,7 @@ _PIPELINED: Final = 32
 
 
 class _Rival:
-    """One server and the connection to it."""
+    """One server, and the connection to it."""
 
     def __init__(self, name: str, server: Server, token: str, tls: bool, records: int) -> None:
         self.name = name
@@ -51,8 +51,8 @@ class _Rival:
         self.cpu_ns.clear()
 
     def round(self, requests: int) -> None:
-        """Sends requests, a few at a time, and notes what they cost."""
-        self._exchange()  # not counted: the caches are still somebody else's
+        """Send requests, a few at a time, and keep their cost."""
+        self._exchange()  # not counted: it warms the caches of the processor
         before = self._used_ns()
         for _ in range(requests // _PIPELINED):
             self._exchange()
@@ -104,7 +104,7 @@ async def _compare(records: int, servers: int, rounds: int, requests: int, direc
 
 
 class _Cost(NamedTuple):
-    """Of a kind of server: the mean of its servers' medians, and the standard error of that mean."""
+    """Cost of a kind of server: the mean of its servers' medians, and the standard error of that mean."""
 
     mean_us: float
     error_us: float
@@ -122,7 +122,7 @@ def main(
     requests: Annotated[int, typer.Option(min=_PIPELINED, help="Requests of a turn.")] = 320,
     data_dir: Annotated[Path | None, typer.Option(help="Where the servers' files go; removed again.")] = None,
 ) -> None:
-    """Compare what open access, tokens, and tokens with TLS cost a worker."""
+    """Compare the cost of open access, tokens, and tokens with TLS for a worker."""
     with tempfile.TemporaryDirectory(dir=data_dir) as directory:
         asyncio.run(_compare(records, servers, rounds, requests // _PIPELINED * _PIPELINED, Path(directory)))
 

@@ -1,9 +1,10 @@
-"""The write-ahead log against its device: `python -m benchmarks.micro.wal [--data-dir DIR]`.
+"""The WAL compared with its disk: `python -m benchmarks.micro.wal [--data-dir DIR]`.
 
-Two questions. How much of what the disk can do reaches the log: `WALWriter` in each sync mode, writing over old
-segments and appending to new ones, beside a bare loop of the same `pwritev` and sync calls with the same sizes on the
-same disk, in turns, medians of several rounds. (In the async mode both sync once a second and at the end of a file.)
-And how fast a log is verified: a scan of a segment in the page cache, and start-up's recovery of one.
+The first part compares `WALWriter` with a bare loop of the same `pwritev` and sync calls on the same disk. It does so
+in each sync mode, over old segments and appending to new ones, in turns; figures are medians of several rounds. (In the
+async mode both sync once a second and at the end of a file.)
+
+The second part measures how fast a WAL is verified: a scan of a segment in the page cache, and its recovery at start.
 """
 
 from __future__ import annotations
@@ -47,24 +48,25 @@ _prefix = envelope_prefix(1, "default")
 
 
 class Case(NamedTuple):
-    """What is written: how it is synced, whether blocks are there already, and how much at once."""
+    """Groups to write: their sync mode, whether blocks are there already, and their size."""
 
     mode: SyncMode
     overwrite: bool
     group_kib: int
 
     def bodies(self) -> list[bytes]:
-        """The bodies of a group: as many of the usual size as it holds, the last one cut to fit."""
+        """Return the bodies of a group, of the usual size; the last one is cut to fit."""
         size = self.group_kib << 10
         whole, rest = divmod(size, BODY_BYTES)
         return [_body] * whole + ([_body[:rest]] if rest else [])
 
     def groups(self, total_bytes: int) -> int:
+        """Return the number of groups in `total_bytes`."""
         return total_bytes // (self.group_kib << 10)
 
 
 def bare_seconds(case: Case, directory: Path, total_bytes: int) -> float:
-    """The bare loop."""
+    """Return the seconds of the bare loop."""
     bodies = case.bodies()
     size = sum(map(len, bodies))
     if case.overwrite:
@@ -73,15 +75,15 @@ def bare_seconds(case: Case, directory: Path, total_bytes: int) -> float:
         paths = (directory / f"new-{number}" for number in itertools.count())
     sync = os.fsync if case.mode == "fsync" else os.fdatasync
     started = time.perf_counter()
-    log = BareWAL(paths, SEGMENT_BYTES, sync, SYNC_INTERVAL_SECONDS if case.mode == "async" else 0.0)
+    bare = BareWAL(paths, SEGMENT_BYTES, sync, SYNC_INTERVAL_SECONDS if case.mode == "async" else 0.0)
     for _ in range(case.groups(total_bytes)):
-        log.write(bodies, size)
-    log.close()
+        bare.write(bodies, size)
+    bare.close()
     return time.perf_counter() - started
 
 
-def log_seconds(case: Case, directory: Path, total_bytes: int) -> float:
-    """The same through the log: stamped, checksummed, rotated, sealed."""
+def wal_seconds(case: Case, directory: Path, total_bytes: int) -> float:
+    """Return the seconds of the same through the WAL: stamped, checksummed, rotated, sealed."""
     log_directory = WALDirectory(directory)
     log_directory.make()
     if case.overwrite:
@@ -114,8 +116,8 @@ def _old_files(directory: Path, total_bytes: int) -> list[Path]:
 
 
 def compare(case: Case, data_directory: Path, total_bytes: int, rounds: int) -> tuple[float, float]:
-    """MB/s of the bare loop and of the log, medians; in turns, so that both meet the same neighbours."""
-    loops: list[Callable[[Case, Path, int], float]] = [bare_seconds, log_seconds]
+    """Return the median MB/s of the bare loop and of the WAL, which take turns."""
+    loops: list[Callable[[Case, Path, int], float]] = [bare_seconds, wal_seconds]
     seconds: dict[Callable[[Case, Path, int], float], list[float]] = {loop: [] for loop in loops}
     for number in range(rounds):
         for loop in loops if number % 2 else reversed(loops):
@@ -125,15 +127,15 @@ def compare(case: Case, data_directory: Path, total_bytes: int, rounds: int) -> 
             finally:
                 shutil.rmtree(folder)
     written = case.groups(total_bytes) * (case.group_kib << 10) / 1e6
-    bare, log = (written / statistics.median(seconds[loop]) for loop in loops)
-    return bare, log
+    bare, wal = (written / statistics.median(seconds[loop]) for loop in loops)
+    return bare, wal
 
 
 # Reading
 
 
 def make_segment(directory: WALDirectory, body_bytes: int, size_bytes: int, closed: bool) -> Path:
-    """A segment full of entries with bodies of that size."""
+    """Make a segment full of entries with bodies of `body_bytes`."""
     segment = Segment.make(directory, None, 1, 1, "node", sync=False)
     body = _body[:body_bytes]
     timestamp = segment.created
@@ -150,7 +152,7 @@ def make_segment(directory: WALDirectory, body_bytes: int, size_bytes: int, clos
 
 
 def scan_bytes_per_second(path: Path, rounds: int) -> float:
-    """A verified read of a segment that is in the page cache; median."""
+    """Return the median speed of a verified read of a segment in the page cache."""
     speeds = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -163,7 +165,7 @@ def scan_bytes_per_second(path: Path, rounds: int) -> float:
 
 
 def recovery_bytes_per_second(data_directory: Path, body_bytes: int, size_bytes: int, rounds: int) -> float:
-    """Start-up with one segment that a crash left: verified, completed, synced, renamed; median."""
+    """Return the median speed of recovery of one segment: verified, sealed, synced, renamed."""
     speeds = []
     for _ in range(rounds):
         folder = Path(tempfile.mkdtemp(prefix="wal-", dir=data_directory))
@@ -182,7 +184,7 @@ def recovery_bytes_per_second(data_directory: Path, body_bytes: int, size_bytes:
 
 
 def main() -> int:
-    """Exit code 0 if the goals are met, 1 if not."""
+    """Measure, and return the exit code: 0 if the goals are met, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.wal", description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="on the disk to be measured; default: data")
     parser.add_argument("--rounds", type=int, default=7, help="of each measurement, in turns; default: 7")
@@ -197,25 +199,27 @@ def main() -> int:
 
 
 def write_speeds(console: Console, data_directory: Path, total_bytes: int, rounds: int) -> bool:
+    """Print the speeds of writing; return whether the goal is met."""
     console.print(f"\nWriting, MB/s, median of {rounds} alternating rounds of {total_bytes >> 20} MB")
-    console.print(f"{'mode':<10} {'blocks':<12} {'group':>8} {'bare loop':>10} {'log':>8} {'log/bare':>9}")
+    console.print(f"{'mode':<10} {'blocks':<12} {'group':>8} {'bare loop':>10} {'WAL':>8} {'WAL/bare':>9}")
     met = True
     for overwrite in (True, False):
         for mode in MODES:
             for group_kib in GROUP_KIB:
                 case = Case(mode, overwrite, group_kib)
-                bare, log = compare(case, data_directory, total_bytes, rounds)
+                bare, wal = compare(case, data_directory, total_bytes, rounds)
                 blocks = "overwriting" if overwrite else "appending"
                 console.print(
-                    f"{mode:<10} {blocks:<12} {group_kib:>4} KiB {bare:>10.0f} {log:>8.0f} {log / bare:>8.0%}"
+                    f"{mode:<10} {blocks:<12} {group_kib:>4} KiB {bare:>10.0f} {wal:>8.0f} {wal / bare:>8.0%}"
                 )
                 if group_kib == max(GROUP_KIB) and mode != "async":
-                    met &= log >= GOAL * bare
+                    met &= wal >= GOAL * bare
     console.print(f"goal: {GOAL:.0%} of a loop that syncs each {max(GROUP_KIB)} KiB: {'met' if met else 'missed'}")
     return met
 
 
 def read_speeds(console: Console, data_directory: Path, rounds: int) -> bool:
+    """Print the speeds of reading; return whether the goal is met."""
     console.print(f"\nVerified reading, GB/s, median of {rounds} rounds, 100 MB in the page cache")
     console.print(f"{'entries':<12} {'scan':>6} {'recovery':>9}")
     met = True

@@ -1,6 +1,6 @@
-"""What is legal, small, and costs a server much: streams of requests, each made from a recipe of a few numbers.
+"""Streams of legal, small and costly requests, each made from a recipe of a few numbers.
 
-A recipe is JSON, so that a search can change one and the worst ones can be kept (`stall_corpus.json`).
+A recipe is JSON, so that a search can change one, and the worst ones can be kept (`stall_corpus.json`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MSGPACK: Final = "/write/v2/msgpack"
 
 
 def request(path: str, body: bytes = b"", method: str = "POST", *headers: str) -> bytes:
-    """A request as a client sends it."""
+    """Return a request as a client sends it."""
     lines = [f"{method} {path} HTTP/1.1", "Host: x", *headers]
     if method == "POST":
         lines.append(f"Content-Length: {len(body)}")
@@ -35,7 +35,7 @@ def _repeated(piece: bytes, size: int) -> bytes:
 
 
 def _tiny(recipe: Recipe) -> bytes:
-    """Requests that are answered at once, as many as a read takes."""
+    """Return requests that are answered at once, as many as fit into a read."""
     return _repeated(request(recipe["path"], method="GET"), recipe["bytes"])
 
 
@@ -57,7 +57,7 @@ def _chunks(recipe: Recipe) -> bytes:
 
 
 def _lines(recipe: Recipe) -> bytes:
-    """Lines of `shapes` shapes in turn, `fields` fields each."""
+    """Return lines of `shapes` shapes in turn, `fields` fields each."""
     shapes, fields, run = recipe["shapes"], recipe["fields"], recipe["run"]
     lines, size, number = [], 0, 0
     while size < recipe["bytes"]:
@@ -70,12 +70,12 @@ def _lines(recipe: Recipe) -> bytes:
 
 
 def _text(recipe: Recipe) -> bytes:
-    """One piece of text again and again as the body: bad lines, blank ones, comments, quotes."""
+    """Return a body of one repeated text: bad lines, blank ones, comments, quotes."""
     return _encoded(_LINES, _repeated(recipe["text"].encode(), recipe["bytes"]), recipe)
 
 
 def _string(recipe: Recipe) -> bytes:
-    """One line with one string, which is one piece of text again and again."""
+    """Return one line with one string, which repeats a text."""
     return _encoded(_LINES, b'm a="' + _repeated(recipe["text"].encode(), recipe["bytes"]) + b'"', recipe)
 
 
@@ -92,14 +92,14 @@ def _rows(recipe: Recipe) -> bytes:
 
 
 def _columns(recipe: Recipe) -> bytes:
-    """Columnar maps of many columns, `maps` of them in an array."""
+    """Return an array of `maps` columnar maps of many columns."""
     one = {"m": "m", "columns": {f"{column:x}": [1] for column in range(recipe["columns"])}}
     body = msgspec.msgpack.encode(one if recipe["maps"] == 1 else [one] * recipe["maps"])
     return _encoded(_MSGPACK, body, recipe)
 
 
 def _bomb(recipe: Recipe) -> bytes:
-    """Zeros, compressed to a thousandth."""
+    """Return zeros, compressed to a thousandth."""
     return request(_LINES, gzip.compress(bytes(recipe["bytes"]), 6), "POST", "Content-Encoding: gzip")
 
 
@@ -122,7 +122,7 @@ _KINDS: Final[dict[str, Callable[[Recipe], bytes]]] = {
     "bomb": _bomb,
 }
 
-# Each with the numbers that a search may change, and how large they may become.
+# Attacks with the numbers that a search may change, and their largest values.
 _MOST: Final[dict[str, int]] = {
     "bytes": 4 << 20,
     "shapes": 200_000,
@@ -199,18 +199,18 @@ ATTACKS: Final[dict[str, Recipe]] = {
 
 
 def build(recipe: Recipe) -> bytes:
-    """What one client of this attack sends, again and again."""
+    """Make the bytes that a client of this attack sends repeatedly."""
     return _KINDS[recipe["kind"]](recipe)
 
 
 def load_corpus() -> dict[str, Recipe]:
-    """The worst that searches have found."""
+    """Load the worst recipes that searches have found."""
     found: dict[str, Recipe] = json.loads(CORPUS.read_text()) if CORPUS.exists() else {}
     return found
 
 
 def changed(recipe: Recipe, source: random.Random) -> Recipe:
-    """A recipe that differs in one number: doubled, halved, or made anew."""
+    """Return a recipe with one other number: doubled, halved, or random."""
     other = dict(recipe)
     name = source.choice([name for name in recipe if name in _MOST])
     value = source.choice([recipe[name] * 2, recipe[name] // 2, round(_MOST[name] ** source.random())])

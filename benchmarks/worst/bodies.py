@@ -21,7 +21,7 @@ from benchmarks.load.bodies import ENCODERS
 BODY_BYTES: Final = 100_000_000
 
 Case = tuple[Callable[[bytes], Any], Callable[[int], bytes]]
-"""What encodes a body, and what makes one of about so many bytes."""
+"""An encoder of bodies, and a function that makes a body of about a number of bytes."""
 
 
 def _filled(front: bytes, filling: bytes, back: bytes, size: int) -> bytes:
@@ -38,7 +38,7 @@ def _wide_line(size: int) -> bytes:
 
 
 def _own_shapes(line: bytes, size: int) -> bytes:
-    """Lines that each have a field of its own, as many as are taken, and lines of one shape."""
+    """Return lines with a field of their own, as many as the server takes, and lines of one shape."""
     shapes = 4000 + size // 300
     own = b"".join([line % number for number in range(shapes)])
     return own + _filled(b"", b"m a=1,b=2,c=3\n", b"", max(100, size - len(own)))
@@ -49,13 +49,13 @@ def _packed(build: Callable[[int], bytes]) -> Case:
 
 
 def _column(values: bytes, count: int, size: int) -> bytes:
-    """One column of these values, of which there are `count`, again and again."""
+    """Return one column that repeats `values`, which are `count` values."""
     times = size // len(values)
     return b"\x82\xa1m\xa1m\xa7columns\x81\xa1a\xdd" + struct.pack(">I", count * times) + values * times
 
 
 def _long(marker: bytes, size: int, filling: bytes = b"x", width: int = 1) -> bytes:
-    """A value with a length of 32 bits that takes about so many bytes."""
+    """Return a value of about `size` bytes, with a length of 32 bits."""
     count = size // (len(filling) * width)
     return marker + struct.pack(">I", count) + filling * (count * width)
 
@@ -169,15 +169,15 @@ CASES: Final[dict[str, Case]] = {
     "one field key": _lines(b"m ", b"x", b"=1"),
     "one field key of escapes": _lines(b"m ", b"\\=", b"=1"),
     "one number": _lines(b"m a=", b"1"),
-    "one number behind the point": _lines(b"m a=0.", b"1"),
+    "one number after the point": _lines(b"m a=0.", b"1"),
     "one number of zeros": _lines(b"m a=", b"0", b"i"),
     "one integer": _lines(b"m a=", b"1", b"i"),
     "one timestamp": _lines(b"m a=1 ", b"1"),
     "one timestamp of zeros": _lines(b"m a=1 ", b"0", b"1"),
     "numbers of 200 kB": _lines(b"", b"m a=" + b"1" * 200_000 + b"\n"),
-    "numbers of 200 kB behind the point": _lines(b"", b"m a=0." + b"1" * 200_000 + b"\n"),
+    "numbers of 200 kB after the point": _lines(b"", b"m a=0." + b"1" * 200_000 + b"\n"),
     "tag values of 200 kB of escapes": _lines(b"", b"m,a=" + b"\\," * 100_000 + b" a=1\n"),
-    "spaces behind a line": _lines(b"m a=1", b" "),
+    "spaces after a line": _lines(b"m a=1", b" "),
     "spaces before a timestamp": _lines(b"m a=1", b" ", b"1"),
     "spaces before fields": _lines(b"m ", b" ", b"a=1"),
     "one line of quotes": _lines(b"m ", b'"'),

@@ -1,12 +1,12 @@
-"""What connections cost that send nothing or almost nothing: memory each, and the latency of those that work.
+"""Cost of connections that send nothing or almost nothing: memory of each, and latency of the others.
 
     python -m benchmarks.worst.connections --idle 10000 --active 500 --rate 2000 --seconds 10
     python -m benchmarks.worst.connections --idle 0 --slow 100 --active 32 --rate 2000
     python -m benchmarks.worst.connections --hold all --json
 
 The load is an open loop of small writes at a fixed rate. Rounds without and with the others alternate on one server
-with one worker, so that whatever else the machine does meets both. A slow client sends a byte of a request at a time.
-`--hold` measures the memory that connections of other kinds hold (`benchmarks/worst/held.py`).
+with one worker, so that other programs disturb both alike. A slow client sends a byte of a request at a time.
+`--hold` measures the memory that connections of other kinds hold (`held.py`).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _REQUEST: Final = b"POST /write/v2/msgpack HTTP/1.1\r\nHost: x\r\nContent-Length
 def bench(
     idle: Annotated[int, typer.Option(min=0, help="Connections that send nothing.")] = 10_000,
     slow: Annotated[int, typer.Option(min=0, help="Connections that send a byte every half second.")] = 0,
-    active: Annotated[int, typer.Option(min=1, help="Connections that work.")] = 500,
-    rate: Annotated[float, typer.Option(min=1, help="Requests per second of all of them together.")] = 2000,
+    active: Annotated[int, typer.Option(min=1, help="Connections that send requests.")] = 500,
+    rate: Annotated[float, typer.Option(min=1, help="Requests per second of all active connections.")] = 2000,
     seconds: Annotated[float, typer.Option(min=1, help="Measured time of a round.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of rounds.")] = 3,
     hold: Annotated[
         list[str] | None,
-        typer.Option(help=f"Instead: the memory that a kind of connections holds. all, {', '.join(KINDS)}"),
+        typer.Option(help=f"Measure instead the memory that a kind of connections holds: all, {', '.join(KINDS)}"),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Connections of --hold.")] = 10_000,
     setting: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of the server of --hold.")] = None,
@@ -147,7 +147,7 @@ async def _connections(server: Server, count: int) -> AsyncIterator[list[socket.
             one.setblocking(False)
             opened.append(one)
             await loop.sock_connect(one, (server.host, server.port))
-        await asyncio.sleep(1)  # the server has accepted the last of them by then
+        await asyncio.sleep(1)  # the server has accepted the last connection by then
         yield opened
     finally:
         for one in opened:
@@ -155,7 +155,7 @@ async def _connections(server: Server, count: int) -> AsyncIterator[list[socket.
 
 
 async def _trickle(connections: list[socket.socket], stop: asyncio.Event) -> None:
-    """A byte on each connection now and then."""
+    """Send a byte on each connection every _TRICKLE_SECONDS."""
     at = 0
     while not stop.is_set():
         for one in connections:

@@ -1,10 +1,10 @@
-"""How long the encoding thread keeps the interpreter to itself: `python -m benchmarks.worst.gil`.
+"""Longest time for which the encoding thread holds the interpreter: `python -m benchmarks.worst.gil`.
 
-While Python holds its lock within one call into C, the loop of a worker stands still, on whatever thread that happens.
-For each case, a process of its own makes a body of up to `--size` bytes and has it encoded on a thread, as a worker
-does, while its main thread wakes up each millisecond. Shown is the longest time between two such moments, and where it
-was: `encode`, or `free` for what the body became. Only processor time of the encoding thread counts, so what else the
-machine does makes no gap; of several runs the least counts.
+While one call into C holds Python's lock, the loop of a worker stands still, on whichever thread the call runs. For
+each case, a new process makes a body of up to `--size` bytes and encodes it on a thread, as a worker does. Its main
+thread wakes up each millisecond. The output is the longest time between two such moments and its stage: `encode`, or
+`free` of the result. Only CPU time of the encoding thread counts, so other programs make no gap. The best of several
+runs counts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from arcpipe.errors import BadPayload, PayloadTooLarge
 from benchmarks.worst.bodies import BODY_BYTES, CASES
 
 COMMAND: Final = (sys.executable, "-m", "benchmarks.worst.gil")
-# As in an ingest worker.
+# The settings of an ingest worker.
 _KEPT_MEMORY_BYTES: Final = 64 << 20
 _SWITCH_INTERVAL_SECONDS: Final = 0.0002
 _PAUSE_SECONDS: Final = 0.001
@@ -34,7 +34,7 @@ _PRIORITY: Final = -10
 
 
 class _Probe:
-    """Wakes up again and again, and sees how much the other thread has done meanwhile."""
+    """Measures, at each look, the CPU time of another thread since the last look."""
 
     def __init__(self, thread: int) -> None:
         self._thread = thread
@@ -45,6 +45,7 @@ class _Probe:
         self.at = ""
 
     def look(self, stage: str) -> None:
+        """Measure the gap since the last look, and keep the longest of each stage."""
         now, spent = time.perf_counter(), time.clock_gettime(self._clock)
         gap = min(now - self._at, spent - self._spent)
         if gap > max(self.worst.values(), default=0.0):
@@ -55,10 +56,12 @@ class _Probe:
 
 
 def measure(case: str, size: int, priority: int = 0) -> dict[str, Any]:
-    """Encode the case once; the longest gap of each stage.
+    """Encode a case once; return the longest gap of each stage.
 
     Args:
-        priority: of what wakes up, which has to be there at once, whatever else the machine does.
+        case: One of CASES.
+        size: About the bytes of its body.
+        priority: Niceness of the thread that wakes up, which must not wait for other programs.
     """
     encode, build = CASES[case]
     bodies = [build(size)]
@@ -112,7 +115,7 @@ def measure(case: str, size: int, priority: int = 0) -> dict[str, Any]:
 
 
 def measure_apart(case: str, size: int, runs: int) -> dict[str, Any]:
-    """The run of the least worst gap, each in a process of its own."""
+    """Measure a case in several new processes; return the run with the shortest longest gap."""
     found = []
     for _ in range(runs):
         output = subprocess.run(
@@ -124,6 +127,7 @@ def measure_apart(case: str, size: int, runs: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure the cases of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=list(CASES), action="append", help="a body; all by default")
     parser.add_argument("--size", type=int, default=BODY_BYTES, metavar="BYTES", help="of each body, about")

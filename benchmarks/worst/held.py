@@ -1,11 +1,11 @@
-"""What connections hold of a worker's memory, by kind, and whether others are served beside them.
+"""Memory of a worker that connections hold, by kind, and the service that others get meanwhile.
 
     python -m benchmarks.worst.connections --hold all
     python -m benchmarks.worst.connections --hold head --hold unread --count 1000 --json
 
-For each kind a server starts with one worker and with limits of time that do not end what is measured. A process opens
-the connections (`holding.py`). Shown are the worker's resident memory before them, with them and after them,
-its peak, and the waits of a client that pings and writes single records meanwhile.
+For each kind a server starts with one worker, and with time limits that do not end these connections. A process opens
+them (`holding.py`). The output has the worker's resident memory before, with and after them, its peak, and the waits of
+a client that pings and writes single records meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.worst import holding, stall
 from benchmarks.worst.holding import KINDS, Kind
 
 _SETTLE_SECONDS: Final = 1.0
-# In which the worker is done with connections that have ended.
+# Seconds after which the worker has released connections that have ended.
 _GONE_SECONDS: Final = 3.0
 _WARM_SECONDS: Final = 1.0
 
@@ -42,7 +42,7 @@ _SETTINGS: Final = {
 
 
 def resident_bytes(pid: int) -> int:
-    """The memory of a process that is in use now, with pages that it shares with its parent; 0 if it is gone."""
+    """Return the resident memory of a process, with pages that it shares with its parent; 0 if it has ended."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -59,7 +59,7 @@ def _free_port() -> int:
 
 
 class _Place(NamedTuple):
-    """Where a server listens for the two clients; 0 stands for the main listener's port."""
+    """Listeners of a server for the two clients; 0 stands for the main listener's port."""
 
     settings: dict[str, str]
     held_port: int = 0
@@ -169,7 +169,7 @@ async def _victim(host: str, port: int, seconds: float) -> dict[str, Any]:
 
 
 def shown(found: dict[str, Any]) -> str:
-    """A line of the table."""
+    """Format a result as a line of the table."""
     victim = found["victim"]
     state = "" if found["same_worker"] else "  WORKER WAS REPLACED"
     if victim["failed"]:
@@ -184,7 +184,7 @@ def shown(found: dict[str, Any]) -> str:
 
 
 async def measure_all(names: list[str], count: int, seconds: float, changed: dict[str, str], as_json: bool) -> None:
-    """Each kind, and a line of it as soon as it is measured."""
+    """Measure each kind, and print it as soon as it is measured."""
     for name in names:
         with tempfile.TemporaryDirectory(prefix="held-") as directory:
             found = await measure(name, count, seconds, Path(directory), changed)

@@ -1,7 +1,7 @@
-"""What connections hold of a worker that do not get on: kinds of them, and the client that opens them.
+"""Kinds of stalled connections, and the client that opens them.
 
-A kind is what each connection sends, and how. The client runs in a process of its own, sends as much as the server
-takes, reads nothing unless the kind says so, and keeps what it has opened until its standard input ends.
+A kind defines the bytes of each connection and the way to send them. The client runs in a process of its own, and sends
+as much as the server takes. It reads only if the kind says so, and keeps its connections until its standard input ends.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from benchmarks.worst.attacks import request
 
 COMMAND: Final = (sys.executable, "-m", "benchmarks.worst.holding")
 
-# Nothing was taken for this time: all is sent that the server takes.
+# Seconds without a byte sent, after which the server takes no more.
 _STILL_SECONDS: Final = 1.0
-# In which a client gives up to open or to fill its connections; it shows what it has got.
+# Seconds after which a client stops opening and filling connections, and goes on with those that it has.
 _OPEN_SECONDS: Final = 120.0
-# TLS handshakes of this client at a time: fewer than the server allows.
+# TLS handshakes of this client at a time; fewer than the limit of the server.
 _HANDSHAKES: Final = 64
 _HANDSHAKE_SECONDS: Final = 20.0
-# Passes over connections that the server has not finished reading.
+# Seconds between passes over connections that the server has not finished reading.
 _PASS_SECONDS: Final = 0.05
-# Of a socket whose client reads nothing: what the kernel holds for it is not the worker's memory.
+# Receive buffer of a client that reads nothing: bytes in the kernel are not in the worker's memory.
 _SMALL_RECEIVE_BYTES: Final = 4096
 
 _GET: Final = b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n"
@@ -41,15 +41,15 @@ _PING: Final = _GET % (b"/ping", b"")
 
 
 class Kind(NamedTuple):
-    """What each connection of a kind does."""
+    """The behaviour of each connection of a kind."""
 
     what: str
     data: bytes = b""
-    piece_bytes: int = 0  # sent at a time, on one connection after the other; 0: as much as it takes
+    piece_bytes: int = 0  # sent at a time, on one connection after the other; 0 for as much as the server takes
     reads: bool = False
     tls: bool = False
     hello: bool = False  # `data` is the first half of a TLS handshake
-    listener: Mapping[str, Any] | None = None  # besides the plain one
+    listener: Mapping[str, Any] | None = None  # settings of an additional listener
     settings: Mapping[str, str] = {}
 
 
@@ -58,7 +58,7 @@ def _header_lines(count: int, size: int) -> bytes:
 
 
 def _hello() -> bytes:
-    """The first message of a handshake."""
+    """Return the first message of a handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -93,7 +93,7 @@ KINDS: Final[dict[str, Kind]] = {
     "pipelined": Kind("GET / again and again, and reads no answer", _GET % (b"/", b"") * 8000),
     "pipelined-heads": Kind("the same with 20 kB of header lines each", _GET % (b"/", _header_lines(90, 222)) * 60),
     "waiting-heads": Kind(
-        "a costly body, and GET /ping with 98 short header lines again and again behind it",
+        "a costly body, and GET /ping with 98 short header lines again and again after it",
         request("/write", b"".join(b"m f%x=1\n" % number for number in range(4000)))
         + _GET % (b"/ping", _header_lines(98, 10)) * 200,
     ),
@@ -108,8 +108,8 @@ KINDS: Final[dict[str, Kind]] = {
     "body": Kind("64 kB of a body of 128 kB", _POST % (128 << 10, bytes(64 << 10))),
     "body-pieces": Kind("the same in pieces of 1,000 bytes", _POST % (128 << 10, bytes(64 << 10)), piece_bytes=1000),
     "chunks": Kind("20,000 chunks of one byte", _CHUNKED % (b"1\r\nx\r\n" * 20_000)),
-    "trailers": Kind("31 kB of trailers behind a body", _CHUNKED % (b"1\r\nx\r\n0\r\n" + _header_lines(98, 310))),
-    "trailer": Kind("a trailer without an end behind a body", _CHUNKED % (b"1\r\nx\r\n0\r\na: " + b"v" * 300_000)),
+    "trailers": Kind("31 kB of trailers after a body", _CHUNKED % (b"1\r\nx\r\n0\r\n" + _header_lines(98, 310))),
+    "trailer": Kind("a trailer without an end after a body", _CHUNKED % (b"1\r\nx\r\n0\r\na: " + b"v" * 300_000)),
     "tls": Kind("TLS, sends nothing", tls=True, listener=_TLS),
     "tls-asked": Kind("TLS, has asked once", _PING, tls=True, reads=True, listener=_TLS),
     "tls-body": Kind("TLS, 64 kB of a body of 128 kB", _POST % (128 << 10, bytes(64 << 10)), tls=True, listener=_TLS),
@@ -136,7 +136,7 @@ class _Held:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.at = 0  # sent so far
+        self.at = 0  # bytes sent
         self.is_over = False
 
 
@@ -144,14 +144,14 @@ def _connect(host: str, port: int, number: int, kind: Kind) -> socket.socket:
     sock = socket.socket()
     if not kind.reads:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_RECEIVE_BYTES)
-    # Ports of one address do for 28,000 connections; those that wait for their end take some.
+    # One address has 28,000 ports, and connections in TIME_WAIT hold some; so use four addresses.
     sock.bind((f"127.0.0.{1 + number % 4}", 0))
     sock.connect((host, port))
     return sock
 
 
 def _shake_hands(socks: list[socket.socket], context: ssl.SSLContext) -> list[ssl.SSLSocket]:
-    """All of them at a time; those are left out with which it fails."""
+    """Shake hands on all sockets at a time; return those on which it succeeded."""
     done = []
     waiting = []
     for sock in socks:
@@ -188,7 +188,7 @@ def _open(kind: Kind, count: int, host: str, port: int) -> list[_Held]:
 
 
 def _send_on(held: list[_Held], data: bytes, piece_bytes: int) -> int:
-    """One pass: the bytes that were taken of all."""
+    """Send on all connections once; return the bytes that the server took."""
     moved = 0
     size = len(data)
     for one in held:
@@ -219,7 +219,7 @@ def _read_on(held: list[_Held]) -> None:
 
 
 def _count_open(held: list[_Held]) -> int:
-    """How many the server has not ended."""
+    """Count the connections that the server has not ended."""
     poll = select.poll()
     for one in held:
         poll.register(one.sock, select.POLLRDHUP)
@@ -227,7 +227,7 @@ def _count_open(held: list[_Held]) -> int:
 
 
 def hold(name: str, count: int, host: str, port: int) -> None:
-    """Opens and fills the connections, tells how many there are, and again for each line of standard input."""
+    """Open and fill the connections; print their state now, and again for each line of standard input."""
     kind = KINDS[name]
     data = _hello() if kind.hello else kind.data
     held = _open(kind, count, host, port)
@@ -253,6 +253,7 @@ def hold(name: str, count: int, host: str, port: int) -> None:
 
 
 def main() -> None:
+    """Hold the connections of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("count", type=int)

@@ -1,12 +1,12 @@
-"""How long a client waits beside others that send what is legal, small and costly: `python -m benchmarks.worst.stall`.
+"""Waits of a client while others send legal, small and costly requests: `python -m benchmarks.worst.stall`.
 
-The real server runs with one worker, anew for each attack. A process sends it over some connections as fast as it is
-taken, and a victim in another process asks every few milliseconds: /ping, one record, and now and then /health, /ready
-and /metrics. Shown are the waits of the victim, those of /ping and of the record, which the disk holds up, too, apart;
-cores and memory of the worker; and whether it was the same one at the end.
+A new server with one worker runs for each attack. A process sends the attack over some connections as fast as the
+server takes it. A victim in another process asks every few milliseconds for /ping, for one record, and at times for
+/health, /ready and /metrics. The output has the waits of the victim, those of /ping and of the record apart, because
+the disk delays records, too. It also has cores and memory of the worker, and whether it was the same one at the end.
 
-`--search SECONDS` changes the numbers of the attacks at random and keeps what makes the victim wait longer than all
-before; the worst of each kind go to `stall_corpus.json`, which later runs include.
+`--search SECONDS` changes the numbers of the attacks at random, and keeps those with longer waits. The worst of each
+kind go to `stall_corpus.json`, which later runs include.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from benchmarks.worst.attacks import ATTACKS, CORPUS, Recipe, build, changed, lo
 
 COMMAND: Final = (sys.executable, "-m", "benchmarks.worst.stall")
 _PAUSE_SECONDS: Final = 0.004
-# Waits of the first moment are those of a cold worker.
+# Seconds at the start that do not count: the worker is cold.
 _WARM_SECONDS: Final = 0.5
 _RARE: Final = 25
-# The victim goes on until it has waited so often, however slow the machine is.
+# Least number of waits of a victim, however slow the machine is.
 _FEWEST_WAITS: Final = 10
 _TIMEOUT_SECONDS: Final = 60.0
 
@@ -44,7 +44,7 @@ _ASKED_RARELY: Final = tuple(request(path, method="GET") for path in ("/health",
 
 
 class _Attacker(asyncio.Protocol):
-    """Sends the same stream as fast as it is taken, and reads what it is answered."""
+    """Sends the same stream as fast as the server takes it, and reads the answers."""
 
     def __init__(self, data: bytes, ended: asyncio.Event) -> None:
         self._data = data
@@ -87,7 +87,7 @@ async def _attack(host: str, port: int, recipe: Recipe) -> None:
 
 
 def be_victim(host: str, port: int, seconds: float) -> dict[str, Any]:
-    """Asks, and measures how long it waits."""
+    """Send requests, and measure the waits for their answers."""
     client = socket.create_connection((host, port), _TIMEOUT_SECONDS)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     waits: list[tuple[float, str]] = []
@@ -129,7 +129,7 @@ def _worker(server: Server) -> tuple[int, ProcessUse | None]:
 
 
 async def measure(server: Server, recipe: Recipe, seconds: float) -> dict[str, Any]:
-    """One attack, and what its victim saw."""
+    """Run one attack; return the figures of its victim."""
     before, _ = _worker(server)
     where = (server.host, str(server.port))
     attack = await asyncio.create_subprocess_exec(
@@ -178,7 +178,7 @@ def _shown(name: str, found: dict[str, Any]) -> str:
 async def _measure_alone(
     recipe: Recipe, seconds: float, settings: dict[str, str], data_dir: str | None
 ) -> dict[str, Any]:
-    """An attack on a server that has seen no other: neither work nor memory of one before is left."""
+    """Run an attack on a new server, without work or memory that an earlier attack left."""
     with tempfile.TemporaryDirectory(dir=data_dir) as directory:
         paths = {"wal.dir": f"{directory}/wal", "storage.url": f"file://{directory}/lake"}
         alone = {"server.port": "0", "server.workers": "1", "wal.min_free_mb": "16", **paths, **settings}
@@ -188,7 +188,7 @@ async def _measure_alone(
 
 
 async def _search(arguments: argparse.Namespace, settings: dict[str, str]) -> None:
-    """Random changes of what was worst so far, of one kind after the other."""
+    """Change the worst recipe of one kind after the other at random, and keep worse ones."""
     source = random.Random(arguments.seed)
     corpus = load_corpus()
     kinds = sorted({recipe["kind"] for recipe in ATTACKS.values()})
@@ -202,7 +202,7 @@ async def _search(arguments: argparse.Namespace, settings: dict[str, str]) -> No
             known = [recipe for recipe in [*ATTACKS.values(), *corpus.values()] if recipe["kind"] == kind]
             recipe = source.choice(known)
         score = float("inf")
-        for _ in range(2):  # one wait may be the machine's
+        for _ in range(2):  # other programs may have caused one long wait
             found = await _measure_alone(recipe, arguments.seconds, settings, arguments.data_dir)
             bad = found["failed"] or not found["same_worker"]
             score = min(score, float("inf") if bad else found["worst_ms"] or 0.0)
@@ -234,6 +234,7 @@ async def _main(arguments: argparse.Namespace) -> int:
 
 
 def main() -> None:
+    """Run the attacks of the command line, or search for worse ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", action="append", help="an attack; all by default")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each attack")

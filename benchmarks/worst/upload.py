@@ -1,8 +1,8 @@
-"""How much memory the uploader takes at most, whatever the segments hold: `python -m benchmarks.worst.upload`.
+"""Largest memory of the uploader, whatever the segments hold: `python -m benchmarks.worst.upload`.
 
-For each case: segments with the worst that a client can send (one body may have 100 MB) are written; the real uploader
-ships them in a process of its own, to a directory or to a small S3 server in a third process that forgets what it is
-sent; shown are the peak of its resident memory and how long it took. `--limit` makes it fail where one takes more.
+For each case, a process writes segments with the worst bodies that a client can send (one may have 100 MB). Then the
+real uploader uploads them in another process, to a directory, or to a small S3 server that drops its objects. The
+output has the peak of its resident memory and the time. With `--limit` the exit code is 1 if a case takes more memory.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _values_in(values: bytes) -> int:
 
 
 def _one_column(values: bytes) -> Iterator[Entry]:
-    """One body that is one column of these values."""
+    """Yield one body with one column that repeats these values."""
     count = _values_in(values)
     times = BODY_BYTES // len(values)
     yield _columnar({"value": array_header(count * times) + values * times})
@@ -86,7 +86,7 @@ def _wide(columns: int, rows: int, column: bytes, entries: int = 1, per_entry: b
 
 
 def _interleaved(tables: int, columns: int, hours: int, rounds: int, rows: int, value: bytes) -> Iterator[Entry]:
-    """Wide tables in turn: in each round an entry of each hour of each of them, all values alike."""
+    """Yield entries of wide tables in turn, one of each hour of each table per round, with equal values."""
     row = {f"c{number}": array_header(rows) + value * rows for number in range(columns)}
     for entry in range(tables * hours * rounds):
         first = _US + entry // tables % hours * 3_600_000_000 + entry * rows
@@ -115,7 +115,7 @@ def _many_hours(rows: int) -> Iterator[Entry]:
 
 
 def _shapes(entries: int) -> Iterator[Entry]:
-    """Every entry has a column of its own."""
+    """Yield entries that each have a column of their own."""
     for entry in range(entries):
         yield _columnar({f"column-{entry}": b"\x91\x01"})
 
@@ -178,7 +178,7 @@ CASES: Final[dict[str, Callable[[], Iterator[Entry]]]] = {
 
 
 def write_segments(directory: Path, entries: Iterator[Entry]) -> int:
-    """Completed segments with these entries; their bytes."""
+    """Write sealed segments with these entries; return the bytes of their bodies."""
     writer = WALWriter(str(directory), 1, WALOptions(max_size_bytes=100 << 20, sync_mode="async"))
     total = 0
     group = writer.new_group()
@@ -195,7 +195,7 @@ def write_segments(directory: Path, entries: Iterator[Entry]) -> int:
 
 
 def upload(wal: str, url: str, endpoint: str) -> int:
-    """The uploader in this process; its exit code."""
+    """Run the uploader in this process; return its exit code."""
     from arcpipe import logs
     from arcpipe.config.load import load
     from arcpipe.counters import Counters, Uploader
@@ -217,9 +217,9 @@ def upload(wal: str, url: str, endpoint: str) -> int:
     counters = Counters(1)
 
     def stop() -> None:
-        while not counters.uploader[Uploader.PID]:  # until it has a handler
+        while not counters.uploader[Uploader.PID]:  # it has a handler from then on
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)  # ship what there is, and end
+        os.kill(os.getpid(), signal.SIGTERM)  # upload the rest, and end
 
     threading.Thread(target=stop).start()
     directory = WALDirectory(wal)
@@ -227,7 +227,7 @@ def upload(wal: str, url: str, endpoint: str) -> int:
 
 
 def serve_s3() -> None:
-    """Takes objects as S3 does, and forgets them. Prints its port."""
+    """Take objects as S3 does, and drop them; print the port."""
     from aiohttp import web
 
     async def handle(request: web.Request) -> web.Response:
@@ -259,9 +259,9 @@ def serve_s3() -> None:
 
 
 def measure(case: str, directory: Path, endpoint: str, seconds: float) -> dict[str, Any]:
-    """Ship the case once; what it took."""
+    """Upload a case once; return its figures."""
     wal = directory / "wal"
-    # By others: a process begins its life with the peak of the one that started it.
+    # In other processes: a child begins with the peak of resident memory of its parent.
     written = subprocess.run([*_COMMAND, "--write", case, str(wal)], check=True, stdout=subprocess.PIPE, text=True)
     url = "s3://bucket/lake" if endpoint else f"file://{directory}/lake"
     started = time.monotonic()
@@ -271,22 +271,23 @@ def measure(case: str, directory: Path, endpoint: str, seconds: float) -> dict[s
     _, status, usage = os.wait4(child.pid, 0)
     watchdog.cancel()
     child.returncode = os.waitstatus_to_exitcode(status)
-    shipped = not child.returncode and not [*wal.glob("*.sealed"), *(wal / "batches").glob("*.j*")]
+    is_uploaded = not child.returncode and not [*wal.glob("*.sealed"), *(wal / "batches").glob("*.j*")]
     return {
         "MB": round(int(written.stdout) / 1e6, 1),
         "peak RSS MB": round(usage.ru_maxrss / 1024),
         "seconds": round(time.monotonic() - started, 1),
         "CPU s": round(usage.ru_utime + usage.ru_stime, 1),
-        "shipped": shipped,
+        "shipped": is_uploaded,
     }
 
 
 def main() -> None:
+    """Measure the cases of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=list(CASES), action="append")
-    parser.add_argument("--s3", action="store_true", help="ship to S3 instead of to a directory")
+    parser.add_argument("--s3", action="store_true", help="upload to S3 instead of to a directory")
     parser.add_argument("--limit", type=int, default=0, metavar="MB", help="fail if one case takes more")
-    parser.add_argument("--seconds", type=float, default=600, help="kill the uploader after so long")
+    parser.add_argument("--seconds", type=float, default=600, help="time after which the uploader is killed")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--upload", nargs=3, help=argparse.SUPPRESS)
@@ -320,7 +321,7 @@ def main() -> None:
         server.kill()
         server.wait()
     if failed:
-        sys.exit(f"not shipped: {failed}")
+        sys.exit(f"not uploaded: {failed}")
     if arguments.limit and worst > arguments.limit:
         sys.exit(f"{worst} MB are more than {arguments.limit}")
 
