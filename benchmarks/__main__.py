@@ -1,6 +1,6 @@
-"""The command line: which suites, how long, how often, and where the results go.
+"""The command line of the benchmarks: `python -m benchmarks`.
 
-Exit codes: 0 all measured and verified, 1 a run failed or its records are not all in Parquet, 2 wrong usage.
+Exit codes: 0 all runs were measured and verified, 1 a run failed or records are missing in Parquet, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _main(work: Sequence[Work], facts: machine.Machine, outputs: Outputs) -> int
                     result = runner.run(_stoppable(one.measure(progress)))
             except (LoadFailed, ServerFailed, TargetFailed) as error:
                 print(f"benchmarks: {error}", file=sys.stderr)
-                failed = True  # what ends one suite need not end the others
+                failed = True  # the other suites may still succeed
                 continue
             if isinstance(result, SuiteResult):
                 results.append(result)
@@ -168,7 +168,7 @@ def _main(work: Sequence[Work], facts: machine.Machine, outputs: Outputs) -> int
 
 
 async def _stoppable(work: Coroutine[Any, Any, Result]) -> Result:
-    """Let SIGTERM end the work as Ctrl-C does: children killed, files removed."""
+    """Let SIGTERM end the work as Ctrl-C does: kill children, remove files."""
     task = asyncio.ensure_future(work)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await task
@@ -176,7 +176,7 @@ async def _stoppable(work: Coroutine[Any, Any, Result]) -> Result:
 
 @contextmanager
 def _run_directory(parent: Path | None) -> Iterator[Path]:
-    """A new directory on the disk to be measured; it goes with all that is in it."""
+    """Make a directory on the disk to measure; remove it at the end."""
     chosen = (parent or _DEFAULT_DATA_DIR).resolve()
     if machine.is_in_memory(chosen):
         raise typer.BadParameter(f"{chosen} is in memory, where a sync costs nothing: name a directory on a disk")

@@ -1,7 +1,7 @@
 """Request bodies: telemetry as agents send it, made before the load starts.
 
-A body's values are fixed, its times are not: `at` gives the same records with times of now, so that a long run fills
-the hours that it runs through and no others. Values come from a seeded generator, so every run sends the same.
+A body's values are fixed, its times are not: `at` returns the same records with present times, so that a long run fills
+the hours of its duration and no others. Values come from a seeded generator, so every run sends the same.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ else:
 
 _RECORD_INTERVAL_US: Final = 1000  # a body of 1000 records spans a second
 
-# Of a time in nanoseconds, from 2001 to 2286.
+# Digits of a time in nanoseconds, from 2001 to 2286.
 _DIGITS: Final = 19
 
-# MessagePack's uint64, what every encoder makes of a time in µs: a marker byte and the number, big-endian.
+# MessagePack's uint64, as every encoder writes a time in µs: a marker byte and the number, big-endian.
 _UINT64: Final = np.dtype([("marker", "u1"), ("value", ">u8")])
 _UINT64_BYTES: Final = 8
 
-# Bodies of a load by default; fewer where they are large, so that all together have about so many records.
+# Bodies of a load; fewer, if they are large, so that all together have about _ALL_RECORDS records.
 _BODIES: Final = 64
 _LEAST_BODIES: Final = 8
 _ALL_RECORDS: Final = 1_000_000
 
-# What clients compress with: gzip's usual level, and zstd's.
+# Compressors of clients: the usual levels of gzip and zstd.
 ENCODERS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "gzip": partial(gzip.compress, compresslevel=6),
     "zstd": partial(zstd.compress, level=3),
@@ -51,18 +51,18 @@ class Body(Protocol):
 
     path: str
     content_type: str
-    content_encoding: str  # "": none
+    content_encoding: str  # "" if it is not compressed
     records: int
 
     def at(self, now_us: int) -> bytes:
-        """The body with its last record at `now_us` (µs since the epoch)."""
+        """Return the body with its last record at `now_us` (µs since the epoch)."""
 
 
 class ColumnarBody:
     """Columnar MessagePack: `time` in µs, two string tags, three floats of full precision.
 
-    1000 records are 53 KiB. Strings are of different lengths. The floats are uniform random, which nothing compresses:
-    the hard case for Parquet.
+    1000 records are 53 KiB. Strings are of different lengths. The floats are uniform random, which cannot be
+    compressed: the hard case for Parquet.
     """
 
     path = "/write/v2/msgpack"
@@ -70,6 +70,7 @@ class ColumnarBody:
     content_encoding = ""
 
     def __init__(self, records: int, source: random.Random) -> None:
+        """Make a body of `records` records, with values from `source`."""
         self.records = records
         columns: dict[str, list[str] | list[float]] = {
             "host": [f"server-{source.randrange(HOSTS)}" for _ in range(records)],
@@ -95,18 +96,19 @@ class ColumnarBody:
         self._after = b"".join(packer.pack(name) + packer.pack(values) for name, values in columns.items())
 
     def named(self, measurement: str) -> ColumnarBody:
-        """The same records of another measurement."""
+        """Return the same records with another measurement."""
         other = copy.copy(self)
         other._measurement = msgpack.packb(measurement)
         return other
 
     def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
         self._times["value"] = now_us - self._ages_us
         return b"".join((self._to_measurement, self._measurement, self._to_times, self._times.data, self._after))
 
 
 class RowBody:
-    """Row-shaped MessagePack, an array of one map per record: what `ColumnarBody` sends by column.
+    """Row-shaped MessagePack, an array of one map per record, with the records of `ColumnarBody`.
 
     1000 records are 118 KiB.
     """
@@ -116,6 +118,7 @@ class RowBody:
     content_encoding = ""
 
     def __init__(self, records: int, source: random.Random) -> None:
+        """Make a body of `records` records, with values from `source`."""
         self.records = records
         packer = msgpack.Packer()
         # The map's first two pairs, and the marker of the time, which follows.
@@ -138,16 +141,17 @@ class RowBody:
         self._ages_us = np.arange(records, dtype=np.int64)[::-1] * _RECORD_INTERVAL_US
 
     def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
         times = (now_us - self._ages_us).astype(">u8")
         self._content[self._places] = times.view(np.uint8).reshape(-1, _UINT64_BYTES)
         return self._content.tobytes()
 
 
 class LineBody:
-    """Line protocol whose lines all have the same shape: two string tags, three floats of full precision.
+    """Line protocol with lines of one shape: two string tags, three floats of full precision.
 
-    1000 lines are about 140 KiB, with the records of `ColumnarBody`. The database is named, nothing else: times are in
-    nanoseconds.
+    1000 lines are about 140 KiB, with the records of `ColumnarBody`. The path names the database
+    only: times are in nanoseconds.
     """
 
     path = "/write?db=bench"
@@ -155,6 +159,7 @@ class LineBody:
     content_encoding = ""
 
     def __init__(self, records: int, source: random.Random) -> None:
+        """Make a body of `records` records, with values from `source`."""
         self.records = records
         self._lines = _StampedLines(
             [
@@ -167,6 +172,7 @@ class LineBody:
         )
 
     def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
         return self._lines.at(now_us)
 
 
@@ -188,6 +194,7 @@ class TelegrafBody:
     content_encoding = ""
 
     def __init__(self, records: int, source: random.Random) -> None:
+        """Make a body of `records` records, with values from `source`."""
         self.records = records
         fronts: list[str] = []
         ages: list[int] = []
@@ -198,13 +205,15 @@ class TelegrafBody:
         self._lines = _StampedLines(fronts[:records], np.array(ages[:records], np.int64))
 
     def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
         return self._lines.at(now_us // 1_000_000 * 1_000_000)
 
 
 class EncodedBody:
-    """Another body, compressed. That takes milliseconds: nothing to be done while a load runs."""
+    """Another body, compressed. That takes milliseconds, too long to be done while a load runs."""
 
     def __init__(self, body: Body, content_encoding: str) -> None:
+        """Wrap a body; `content_encoding` is a key of ENCODERS."""
         self._body = body
         self.path = body.path
         self.content_type = body.content_type
@@ -212,11 +221,12 @@ class EncodedBody:
         self.records = body.records
 
     def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
         return ENCODERS[self.content_encoding](self._body.at(now_us))
 
 
 class _StampedLines:
-    """Lines that are fixed but for their times, which are written over in place."""
+    """Fixed lines, of which only the times are written over, in place."""
 
     def __init__(self, fronts: list[str], ages_us: npt.NDArray[np.int64]) -> None:
         lines = [f"{front} {'0' * _DIGITS}\n".encode() for front in fronts]
@@ -226,6 +236,7 @@ class _StampedLines:
         self._ages_us, self._which = np.unique(ages_us, return_inverse=True)
 
     def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
         times_ns = (now_us - self._ages_us) * 1000
         digits = times_ns[:, np.newaxis] // 10 ** np.arange(_DIGITS - 1, -1, -1) % 10 + ord("0")
         self._text[self._places] = digits[self._which]
@@ -233,11 +244,13 @@ class _StampedLines:
 
 
 def make_bodies(format: str, records: int, seed: int, measurements: int = 1) -> list[Body]:
-    """Different bodies of `records` records each, for a load to send in turn.
+    """Make different bodies, which a load sends in turn.
 
     Args:
-        format: one of FORMATS.
-        measurements: more than one: as many bodies, each of a measurement of its own; columnar only.
+        format: One of FORMATS.
+        records: Records of each body.
+        seed: Of the random values.
+        measurements: If more than 1, make this many bodies, each with its own measurement; columnar only.
     """
     kind, _, encoding = format.partition(" + ")
     source = random.Random(seed)

@@ -1,4 +1,4 @@
-"""The load generators as the harness sees them: started together, followed, ended."""
+"""Load generators as the harness sees them: started together, followed, ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.system.children import end_processes, spawn
 
 
 class Figures(NamedTuple):
-    """What generators measured together. All but `acknowledged_requests` lies between warm-up and end of the load."""
+    """Figures of all generators together, from warm-up to end of the load; `acknowledged_requests` is of all."""
 
     acknowledged_requests: int
     requests_per_second: float
@@ -25,10 +25,10 @@ class Figures(NamedTuple):
 
     @classmethod
     def of(cls, finished: list[Finished]) -> Figures:
-        """Puts together what each generator measured.
+        """Put together the figures of each generator.
 
         Raises:
-            LoadFailed: that is nothing.
+            LoadFailed: No request was answered within the measured time.
         """
         if not any(one.measured_requests for one in finished):
             raise LoadFailed("no request was answered within the measured time: measure longer (--seconds)")
@@ -51,9 +51,10 @@ class Figures(NamedTuple):
 
 
 class LoadProcesses:
-    """Generators at work, as seen from the harness."""
+    """Processes of load generators."""
 
     def __init__(self, specs: list[LoadSpec]) -> None:
+        """Prepare a generator for each of `specs`, without starting it."""
         self._specs = specs
         self._processes: list[asyncio.subprocess.Process] = []
         self._acknowledged = [0] * len(specs)
@@ -61,18 +62,19 @@ class LoadProcesses:
 
     @property
     def pids(self) -> list[int]:
+        """Ids of the processes."""
         return [process.pid for process in self._processes]
 
     @property
     def acknowledged_records(self) -> int:
-        """So far, from the first request on; as fresh as the last progress event."""
+        """Records acknowledged since the first request, as of the last progress event."""
         return sum(requests * spec.records for requests, spec in zip(self._acknowledged, self._specs, strict=True))
 
     async def start(self) -> None:
-        """Starts the processes; returns when all are ready.
+        """Start the processes, and wait until all are ready.
 
         Raises:
-            LoadFailed: one of them cannot connect.
+            LoadFailed: One of them cannot connect.
         """
         for spec in self._specs:
             process = await spawn("benchmarks.load.generator", stdin=True, stdout=True)
@@ -83,10 +85,10 @@ class LoadProcesses:
         self.body_bytes = sum(event.body_bytes for event in ready if isinstance(event, Ready)) / len(ready)
 
     async def run(self) -> list[Finished]:
-        """Lets them go; returns when every request is answered.
+        """Let them send until every request is answered; return their figures.
 
         Raises:
-            LoadFailed: the load ended early.
+            LoadFailed: The load ended early.
         """
         for process in self._processes:
             assert process.stdin is not None
@@ -94,7 +96,7 @@ class LoadProcesses:
         return list(await asyncio.gather(*(self._follow(index) for index in range(len(self._processes)))))
 
     async def end(self) -> None:
-        """Ends what still runs."""
+        """End the processes that still run."""
         await end_processes(self._processes)
 
     async def _follow(self, index: int) -> Finished:
@@ -109,7 +111,7 @@ class LoadProcesses:
     async def _event(self, process: asyncio.subprocess.Process) -> Event:
         assert process.stdout is not None
         try:
-            # Generators know better what they wait for: theirs is the first word.
+            # A generator that waits in vain fails first, with a better reason.
             line = await asyncio.wait_for(process.stdout.readline(), 2 * PATIENCE_SECONDS)
         except TimeoutError:
             raise LoadFailed(f"a load generator says nothing for {2 * PATIENCE_SECONDS:g} s") from None
@@ -131,7 +133,7 @@ def load_spec(
     path: str = "",
     verify_certificate: bool = False,
 ) -> LoadSpec:
-    """What to send where. The arguments are as in `LoadSpec`."""
+    """Make the specification of a load. The arguments are as in `LoadSpec`."""
     return LoadSpec(
         host=host,
         port=port,
@@ -151,7 +153,7 @@ def load_spec(
 
 @asynccontextmanager
 async def load_processes(spec: LoadSpec, processes: int) -> AsyncIterator[LoadProcesses]:
-    """Generators that share `spec`'s connections and rate, ready to go; they end with the block."""
+    """Start generators that share the connections and the rate of `spec`; end them with the block."""
     shares = [len(range(index, spec.connections, processes)) for index in range(processes)]
     specs = [
         msgspec.structs.replace(

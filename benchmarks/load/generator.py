@@ -1,11 +1,14 @@
 """The load generator: one process, many keep-alive connections, requests that were built before.
 
-It shares the machine with what it measures, so it does next to nothing per request: one comparison, one clock, one
-append, one write. Closed loop: each connection sends its next request when it has the answer to the last one. Open loop
-(a rate is given): requests are due at fixed times whatever the server does, and a latency counts from the time at which
-its request was due, so that a stall is not forgiven to the requests that it kept waiting (coordinated omission). Every
-request that was due counts, also if its answer comes after the end of the load. Sending looks at the clock once per
-millisecond and with each answer: up to a millisecond of an open loop's latency is the generator's own.
+It shares the machine with the server, so it does next to nothing per request: one comparison, one clock, one append,
+one write.
+
+Closed loop: each connection sends its next request when it has the answer to the last one.
+
+Open loop (a rate is given): requests are due at fixed times, whatever the server does. A latency counts from the time
+at which its request was due, so requests that a stall delayed count in full (no coordinated omission). Every request
+that was due counts, even if its answer comes after the end of the load. The generator looks at the clock once per
+millisecond and with each answer, so up to a millisecond of an open loop's latency is its own.
 
 Only 2xx answers count. The first other answer ends the load with its text.
 
@@ -33,18 +36,18 @@ import uvloop
 from benchmarks.load.bodies import Body, make_bodies
 from benchmarks.results.histogram import Histogram
 
-# Each request gets times of now about so often.
+# Seconds after which a request gets present times again.
 _RENEWAL_SECONDS: Final = 1.0
 _PROGRESS_SECONDS: Final = 0.25
 _OPEN_LOOP_TICK_SECONDS: Final = 0.001
-# Latencies kept as they are before they are sorted into buckets: in any usual run once, when it is over.
+# Latencies to keep before they are sorted into buckets. Usual runs have fewer, and sort once, at their end.
 _MAX_SAMPLES: Final = 4_000_000
-# For connecting, for building bodies, and for the next of the last answers once the load is over.
+# Seconds to wait for connections, for bodies, and for each of the last answers after the end of the load.
 PATIENCE_SECONDS: Final = 60.0
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process sends. `requests_per_second` 0 is a closed loop."""
+    """The load of one process. `requests_per_second` 0 is a closed loop."""
 
     host: str
     port: int
@@ -54,7 +57,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
     warmup_seconds: float
     seconds: float
     requests_per_second: float = 0.0
-    measurements: int = 1  # that the bodies take turns with
+    measurements: int = 1  # bodies take turns with them
     seed: int = 1
     path: str = ""  # with its query; "" is the body's own
     headers: dict[str, str] = {}  # sent with each request
@@ -69,13 +72,13 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """Now and then while it runs."""
+    """Progress of a load, a few times a second."""
 
     acknowledged_requests: int
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """Every request is answered. What is `measured` lies between warm-up and the end of the load."""
+    """Every request is answered. `measured_…` is from warm-up to the end of the load."""
 
     acknowledged_requests: int
     measured_requests: int
@@ -105,7 +108,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, load: Load) -> None:
         self._load = load
         self._parser = httptools.HttpResponseParser(self)
-        self._pieces: list[bytes] = []  # of an answer that is not the usual one or not yet whole
+        self._pieces: list[bytes] = []  # of an answer that is unusual or not yet whole
         self._text = b""
         self.transport: asyncio.Transport
         self.since = 0.0
@@ -131,7 +134,7 @@ class _Connection(asyncio.Protocol):
         if not 200 <= status < 300:
             self._load.fail(f"HTTP {status}: {self._text[:1000].decode('utf-8', 'replace')}")
             return
-        # The next answer with these very bytes need not be parsed.
+        # The next answer of the same bytes need not be parsed.
         self._load.usual_answer = b"".join(self._pieces)
         self._pieces.clear()
         self._text = b""
@@ -142,12 +145,13 @@ class _Connection(asyncio.Protocol):
 
 
 class Load:
-    """Sends until the time is over, then waits for the last answers."""
+    """A load: it sends until the time is over, then waits for the last answers."""
 
     def __init__(self, spec: LoadSpec) -> None:
+        """Prepare the load of a specification, without connecting."""
         self._spec = spec
         self._bodies = make_bodies(spec.format, spec.records, spec.seed, spec.measurements)
-        # Compressing would show up as latency, and thousands of bodies come too seldom for it to matter.
+        # Compression would add to latencies. Of thousands of bodies each comes too rarely for its times to matter.
         self._are_renewed = spec.measurements == 1 and not any(body.content_encoding for body in self._bodies)
         self._requests: list[bytes] = []
         self.body_bytes = 0.0
@@ -158,17 +162,17 @@ class Load:
         self._sending = False
         self._interval = 1 / spec.requests_per_second if spec.requests_per_second else 0.0
         self._next_due = 0.0
-        self._end = 0.0  # open loop: nothing is due from then on
+        self._end = 0.0  # open loop: no request is due from then on
         self._latencies = array("d")
         self._due = array("d")  # open loop: when the request of each latency was due
         self._window = (0.0, 0.0)  # open loop: a latency counts if its request was due between these times
         self._histogram = Histogram()
         self._measured = 0
-        self._acknowledged_before = 0  # not in `_latencies` any more
+        self._acknowledged_before = 0  # no longer in `_latencies`
         self._done: asyncio.Future[None]
 
     async def connect(self) -> None:
-        """Builds the requests and opens the connections."""
+        """Build the requests, and open the connections."""
         loop = asyncio.get_running_loop()
         self._done = loop.create_future()
         now_us = time.time_ns() // 1000
@@ -186,10 +190,10 @@ class Load:
         self._idle = list(self._connections)
 
     async def run(self, on_progress: Callable[[int], None]) -> Finished:
-        """The load itself.
+        """Send the load, and return its figures.
 
         Raises:
-            LoadFailed: it ended early.
+            LoadFailed: The load ended early.
         """
         loop = asyncio.get_running_loop()
         spec = self._spec
@@ -213,12 +217,12 @@ class Load:
         await self._until(start + spec.warmup_seconds + spec.seconds, on_progress, measured=True)
         cpu = _cpu_seconds() - cpu_start
         window = time.perf_counter() - window_start
-        self._sending = bool(self._interval)  # what was due is sent, however late
+        self._sending = bool(self._interval)  # an open loop sends every request that was due, however late
         self._take_samples(measured=True)
         await self._last_answers(on_progress)
         self._sending = False
         self._take_samples(measured=False)
-        self._done.set_result(None)  # from here on a lost connection is no failure
+        self._done.set_result(None)  # from here on a lost connection is not a failure
         return Finished(
             acknowledged_requests=self._acknowledged_before,
             measured_requests=self._measured,
@@ -228,7 +232,7 @@ class Load:
         )
 
     def acknowledged(self, connection: _Connection) -> None:
-        """An answer is there: this is the hot path."""
+        """Count an answer, and send the next request. This is the hot path."""
         now = time.perf_counter()
         self._latencies.append(now - connection.since)
         if not self._interval:
@@ -245,7 +249,7 @@ class Load:
             self._idle.append(connection)
 
     def fail(self, reason: str) -> None:
-        """Ends the load early; the first reason counts."""
+        """End the load early; the first reason counts."""
         self._sending = False
         if not self._done.done():
             self._done.set_exception(LoadFailed(reason))
@@ -261,7 +265,7 @@ class Load:
         return self._sending and self._next_due < self._end
 
     def _send_due(self) -> None:
-        """Open loop: sends what is due on connections that are free; the rest waits for an answer."""
+        """Open loop: send due requests on free connections; the others wait for an answer."""
         if not self._is_more_due():
             return
         now = time.perf_counter()
@@ -271,7 +275,7 @@ class Load:
         asyncio.get_running_loop().call_later(_OPEN_LOOP_TICK_SECONDS, self._send_due)
 
     def _renew(self, index: int) -> None:
-        """Gives one request after the other times of now."""
+        """Give one request after the other present times."""
         if self._sending:
             body, count = self._bodies[index], len(self._bodies)
             self._requests[index] = self._request(body, body.at(time.time_ns() // 1000))
@@ -310,7 +314,7 @@ class Load:
             on_progress(self._acknowledged_before + len(self._latencies))
 
     async def _last_answers(self, on_progress: Callable[[int], None]) -> None:
-        """Waits until all that was sent or is due is answered."""
+        """Wait until every request that was sent or is due is answered."""
         deadline, answered = 0.0, -1
         while len(self._idle) < len(self._connections) or (self._interval and self._is_more_due()):
             if len(self._latencies) != answered:
@@ -322,7 +326,7 @@ class Load:
             on_progress(self._acknowledged_before + len(self._latencies))
 
     async def _wait(self, seconds: float) -> None:
-        """Sleeps; raises as soon as the load has failed."""
+        """Sleep; raise LoadFailed as soon as the load has failed."""
         await asyncio.wait([self._done], timeout=seconds)
         if self._done.done():
             self._done.result()
@@ -334,7 +338,7 @@ def _cpu_seconds() -> float:
 
 
 def main() -> None:
-    """The process: specification in, events out."""
+    """Run the process: read a specification, send the load, write events."""
     spec = msgspec.json.decode(sys.stdin.readline(), type=LoadSpec)
 
     def tell(event: Event) -> None:
@@ -347,7 +351,7 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
             load = Load(spec)
             await load.connect()
-            gc.disable()  # the load makes no cycles, and a collection would show up as latency
+            gc.disable()  # the load makes no cycles, and a collection would add to latencies
             tell(Ready(load.body_bytes))
             if sys.stdin.readline() != "go\n":
                 return

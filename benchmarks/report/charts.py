@@ -1,7 +1,7 @@
 """Charts of results, as SVG and PNG: throughput, latency over percentiles, backlog over time, figures along an axis.
 
-They have a white background of their own, so that they read the same in light and dark pages, and colours that people
-see apart with any kind of colour vision (Okabe and Ito's). Nothing here measures or judges.
+Their white background makes them look the same in light and dark pages. People with any kind of colour vision can tell
+their colours apart (Okabe and Ito's palette).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from benchmarks.report.tables import plural
 from benchmarks.results.histogram import Histogram
 from benchmarks.results.model import CaseResult, Report, Run, SuiteResult
 from benchmarks.system.machine import Machine
@@ -48,15 +49,15 @@ _STYLE: Final[dict[Any, Any]] = {
     "lines.linewidth": 2.0,
     "svg.hashsalt": "arcpipe",  # the same chart is the same file
 }
-# The ends of the latency axis's decades, as HdrHistogram's plotter has them.
+# Percentiles at the ticks of the latency axis, as in HdrHistogram's plotter.
 _PERCENTILES: Final = (0.0, 90.0, 99.0, 99.9, 99.99)
 _POINTS: Final = 120
-# Of the longest bar.
+# Limits of the disk up to this multiple of the longest bar are drawn.
 _FARTHEST_LIMIT: Final = 2.5
 
 
 class _Axis(NamedTuple):
-    """Something that differs from case to case and has an order."""
+    """A number that differs from case to case."""
 
     label: str
     value: Callable[[Run], int]
@@ -71,10 +72,10 @@ _AXES: Final = (
 
 
 def write_charts(report: Report, directory: Path) -> list[Path]:
-    """Writes every chart that the results have something for, each as SVG and PNG; returns the files.
+    """Write every chart that suits the results, each as SVG and PNG; return the files.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: A file cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     files = []
@@ -95,7 +96,7 @@ def _charts(report: Report) -> Iterator[tuple[str, Figure]]:
         if axis is not None:
             yield f"{name}", _along_axis(suite, axis, report.machine)
         else:
-            # What an open loop sends is no figure of the server's, and one bar is no picture.
+            # The rate of an open loop is that of the load, not of the server; and one bar needs no chart.
             if len(suite.cases) > 1 and not any(run.load.records_per_second for run in suite.runs):
                 yield f"{name}-throughput", _throughput(suite, report.machine)
             if len(suite.cases) <= len(_COLOURS):
@@ -107,14 +108,14 @@ def _charts(report: Report) -> Iterator[tuple[str, Figure]]:
 
 
 def _throughput(suite: SuiteResult, machine: Machine) -> Figure:
-    """A bar for each case; a whisker from the worst to the best run; what the disk could do, where that is known."""
+    """Draw a bar for each case, a line from the worst to the best run, and the limit of the disk where it is known."""
     cases = list(reversed(suite.cases))
     figure, (axes,) = _figure(suite.title, _load_line(suite, "median"), machine, 1.75 + 0.46 * len(cases))
     places = np.arange(len(cases))
     medians = [case.median(lambda run: run.records_per_second) for case in cases]
     axes.barh(places, medians, height=0.58, color=_BLUE)
     longest = max(medians)
-    # Where the disk is not what limits, its marks would only squeeze the bars: then the share says enough.
+    # If the disk is much faster, its marks would only squeeze the bars; the share says enough then.
     limits = [limit for case in cases if (limit := _device_limit(case)) is not None]
     are_limits_drawn = bool(limits) and max(limits) <= _FARTHEST_LIMIT * longest
     for place, case, median in zip(places, cases, medians, strict=True):
@@ -151,20 +152,20 @@ def _throughput(suite: SuiteResult, machine: Machine) -> Figure:
 
 
 def _device_limit(case: CaseResult) -> float | None:
-    """Records per second if the log went at the speed of a bare loop of the same writes and syncs."""
+    """Return the records per second of a WAL as fast as a bare loop of the same writes and syncs."""
     known = [run.records_per_second / run.share_of_device for run in case.runs if run.share_of_device]
     return float(np.median(known)) if known else None
 
 
 def _latency(suite: SuiteResult, machine: Machine) -> Figure:
-    """Latency over percentiles, the axis stretched towards the rare: every step to the right is ten times rarer."""
+    """Draw latency over percentiles; each decade to the right is ten times rarer."""
     figure, (axes,) = _figure(suite.title, _load_line(suite, "together"), machine, 3.9)
     rarest = _PERCENTILES[1]
     for index, case in enumerate(suite.cases):
         histogram = Histogram()
         for run in case.runs:
             histogram.merge(Histogram(run.latency.hdr_histogram))
-        # Beyond that, a percentile is the maximum by another name.
+        # Beyond this percentile, every one is the maximum.
         last = min(_PERCENTILES[-1], 100 * (1 - 1 / max(histogram.count, 10)))
         rarest = max(rarest, last)
         rarity = np.geomspace(1, 1 / (1 - last / 100), _POINTS)
@@ -188,7 +189,7 @@ def _latency(suite: SuiteResult, machine: Machine) -> Figure:
 
 
 def _backlog(suite: SuiteResult, case: CaseResult, machine: Machine) -> Figure:
-    """How far records had come over time, and below it what was acknowledged and not yet in Parquet."""
+    """Draw acknowledged and uploaded records over time, and their difference below."""
     run = case.runs[-1]
     figure, (axes, below) = _figure(suite.title, _load_line(suite, "last"), machine, 4.9, (3, 2))
     seconds = [sample.seconds for sample in run.samples]
@@ -216,7 +217,7 @@ def _backlog(suite: SuiteResult, case: CaseResult, machine: Machine) -> Figure:
 
 
 def _natural_axis(suite: SuiteResult) -> _Axis | None:
-    """What the cases differ in, if it is one thing with an order that each has another value of."""
+    """Return the axis that the cases differ in, if it is the only one and each case has another value."""
     firsts = [case.runs[0] for case in suite.cases]
     differing = [axis for axis in _AXES if len({axis.value(run) for run in firsts}) > 1]
     if len(differing) != 1 or len(firsts) < 2 or len({run.load.format for run in firsts}) > 1:
@@ -225,7 +226,7 @@ def _natural_axis(suite: SuiteResult) -> _Axis | None:
 
 
 def _along_axis(suite: SuiteResult, axis: _Axis, machine: Machine) -> Figure:
-    """Throughput and p99 along what the cases differ in."""
+    """Draw throughput, p50 and p99 along an axis."""
     figure, (axes, below) = _figure(suite.title, _load_line(suite, "median", axis.label), machine, 4.9, (3, 2))
     cases = sorted(suite.cases, key=lambda case: axis.value(case.runs[0]))
     places = [axis.value(case.runs[0]) for case in cases]
@@ -240,7 +241,7 @@ def _along_axis(suite: SuiteResult, axis: _Axis, machine: Machine) -> Figure:
         linewidth=1.2,
     )
     for index, (place, rate, best) in enumerate(zip(places, rates, bests, strict=True)):
-        # Beside a steep rise, so that the line does not run through the number.
+        # Left of a steep rise, so that the line does not cross the number.
         rises = 0 < index < len(rates) - 1 and rates[index + 1] > rate * 1.05
         axes.annotate(
             _three_digits(rate),
@@ -282,7 +283,7 @@ def _along_axis(suite: SuiteResult, axis: _Axis, machine: Machine) -> Figure:
 def _figure(
     title: str, subtitle: str, machine: Machine, height: float, parts: Sequence[int] = (1,)
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with its titles, the machine below, and one or more plots above each other."""
+    """Make a figure with its titles, the machine below, and plots above each other."""
     layout = ConstrainedLayoutEngine(rect=(0.005, 0.32 / height, 0.985, 1 - 0.92 / height))
     figure = Figure(figsize=(_WIDTH_INCHES, height), layout=layout)
     figure.text(0.16 / _WIDTH_INCHES, 1 - 0.16 / height, title, fontsize=12.5, fontweight="bold", va="top")
@@ -293,7 +294,7 @@ def _figure(
 
 
 def _line(index: int) -> dict[str, Any]:
-    """A colour and a dash of its own for each line of a plot."""
+    """Choose a colour and a dash for a line of a plot."""
     return {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _DASHES[index % len(_DASHES)]}
 
 
@@ -304,13 +305,13 @@ def _rate_axis(axis: XAxis | YAxis, axes: Axes, ticks: int = 6) -> None:
 
 
 def _short(value: float) -> str:
-    """As an axis shows it: 2 M, 500 k."""
+    """Format a number for an axis: 2 M, 500 k."""
     size, unit = _size(value)
     return f"{value / size:g}{unit}"
 
 
 def _three_digits(value: float) -> str:
-    """12.3 M, 3.80 M, 285 k."""
+    """Format a number with three digits: 12.3 M, 3.80 M, 285 k."""
     size, unit = _size(value)
     scaled = value / size
     return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{unit}"
@@ -321,7 +322,7 @@ def _size(value: float) -> tuple[float, str]:
 
 
 def _legend(axes: Axes) -> None:
-    """Above the plot, where it hides nothing."""
+    """Place the legend above the plot, where it hides nothing."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
@@ -335,15 +336,18 @@ def _legend(axes: Axes) -> None:
 
 
 def _load_line(suite: SuiteResult, which: Literal["median", "together", "last"], *varied: str) -> str:
-    """What was sent, as far as it was the same for all cases, and of which runs the chart is.
+    """Describe the load, as far as it is the same for all cases, and the runs of the chart.
 
-    `varied` are the parts that the chart shows itself.
+    Args:
+        suite: The suite of the chart.
+        which: The runs that the chart shows.
+        varied: Parts of the load that the chart itself shows.
     """
     load, runs = suite.load, len(suite.cases[0].runs)
     values = {
         "format": {one.load.format for one in suite.runs},
-        "records per body": {_plural(one.load.records_per_body, "record") + " per body" for one in suite.runs},
-        "connections": {_plural(one.load.connections, "connection") for one in suite.runs},
+        "records per body": {plural(one.load.records_per_body, "record") + " per body" for one in suite.runs},
+        "connections": {plural(one.load.connections, "connection") for one in suite.runs},
         "rate": {f"{_three_digits(one.load.records_per_second)} records/s" for one in suite.runs},
     }
     if not load.records_per_second:
@@ -355,10 +359,6 @@ def _load_line(suite: SuiteResult, which: Literal["median", "together", "last"],
         "last": f"the last of {runs} runs of {load.seconds:g} s",
     }
     return f"{sent}; " + (how_often[which] if runs > 1 else f"one run of {load.seconds:g} s")
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number > 1 else ''}"
 
 
 def _machine_line(machine: Machine) -> str:

@@ -1,7 +1,7 @@
-"""Two files of results side by side: what differs around them, then figure by figure, with noise told from change.
+"""Compare two files of results: their circumstances first, then figure by figure, with noise told from change.
 
-A ratio is the second file's median by the first one's. Where the ranges of the runs of both overlap, the difference is
-within the noise; where one of them has a single run, nobody knows how large the noise is.
+A ratio is the second file's median divided by the first one's. If the ranges of the runs of both overlap, the
+difference is within the noise. If one of them has a single run, the noise is not known.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from benchmarks.results.model import RECOVERY, CaseResult, RecoveryCase, Report,
 
 Verdict = Literal["better", "worse", "within the noise", "noise not known"]
 
-# Of the moment, not of the machine.
+# Fields of Machine that describe the moment, not the machine.
 _NO_DIFFERENCE: Final = ("load_average",)
 _STYLES: Final = {"better": "green", "worse": "red"}
 _SEVERAL: Final = 3
-# By the unit of the figures: what they are shown in, the largest first.
+# Units to show figures in, by their own unit; the largest first.
 _UNITS: Final = {
     "records/s": ((1e6, "M/s"), (1e3, "k/s"), (1.0, "/s")),
     "bytes/s": ((1e9, "GB/s"), (1e6, "MB/s")),
@@ -33,11 +33,11 @@ _UNITS: Final = {
 
 
 class NothingInCommon(Exception):
-    """The two files have no case in common; the text says what each has."""
+    """The two files have no case in common; the text lists the cases of each."""
 
 
 class Range(msgspec.Struct, frozen=True):
-    """What the runs of a case gave."""
+    """Median and range of a figure over the runs of a case."""
 
     median: float
     lowest: float
@@ -52,12 +52,12 @@ class FigureComparison(msgspec.Struct, frozen=True):
     unit: str
     a: Range
     b: Range
-    ratio: float | None  # of the medians, b by a; None: a's is 0
+    ratio: float | None  # of the medians, b by a; None if that of a is 0
     verdict: Verdict
 
 
 class CaseComparison(msgspec.Struct, frozen=True):
-    """A case that both files have. The names differ where each has one server that was already running."""
+    """A case of both files. The names differ if each file has one target."""
 
     a: str
     b: str
@@ -65,7 +65,7 @@ class CaseComparison(msgspec.Struct, frozen=True):
 
 
 class SuiteComparison(msgspec.Struct, frozen=True):
-    """A suite that both files have."""
+    """A suite of both files."""
 
     name: str
     title: str
@@ -73,16 +73,16 @@ class SuiteComparison(msgspec.Struct, frozen=True):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Something besides the figures that is not the same."""
+    """A circumstance of the figures that differs."""
 
     what: str
     a: str
     b: str
-    cases: list[str]  # "suite: case"; empty: of all
+    cases: list[str]  # "suite: case"; empty if all differ
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """The JSON that a comparison is written as."""
+    """A comparison, as it is written to JSON."""
 
     a: str  # file
     b: str
@@ -96,7 +96,7 @@ class _Figure(NamedTuple):
     name: str
     unit: str
     more_is_better: bool
-    value: Callable[[Any], float | None]  # of a run; None: not known
+    value: Callable[[Any], float | None]  # of a run; None if not known
 
 
 _FIGURES: Final = (
@@ -120,10 +120,10 @@ _RECOVERY_FIGURES: Final = (
 
 
 def compare(path_a: Path, a: Report, path_b: Path, b: Report) -> Comparison:
-    """Compares what two files have in common.
+    """Compare the cases that two files have in common.
 
     Raises:
-        NothingInCommon: that is nothing.
+        NothingInCommon: There is no such case.
     """
     pairs: list[tuple[SuiteResult, CaseResult, CaseResult]] = []
     suites: list[SuiteComparison] = []
@@ -155,10 +155,10 @@ def compare(path_a: Path, a: Report, path_b: Path, b: Report) -> Comparison:
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:
-    """The comparison as tables."""
+    """Print a comparison as tables."""
     note(console, f"A: {comparison.a}")
     note(console, f"B: {comparison.b}")
-    heading(console, "What differs besides the figures")
+    heading(console, "Differences besides the figures")
     if comparison.differences:
         facts = [
             (item.what, item.a or "-", item.b or "-", _listed(item.cases) if item.cases else "all")
@@ -217,7 +217,7 @@ def _names(report: Report) -> list[str]:
 
 
 def _figures(figures: Sequence[_Figure], runs_a: Sequence[Any], runs_b: Sequence[Any]) -> list[FigureComparison]:
-    """Those figures that are known of all runs."""
+    """Compare the figures that are known of all runs."""
     found = []
     for figure in figures:
         a, b = _range(figure, runs_a), _range(figure, runs_b)
@@ -252,7 +252,7 @@ def _machine_differences(a: Report, b: Report) -> list[Difference]:
 
 
 def _case_differences(pairs: Sequence[tuple[SuiteResult, CaseResult, CaseResult]]) -> list[Difference]:
-    """Differences in settings, load and workers; those that several cases share come once."""
+    """List differences in settings, load and workers; one that several cases share is listed once."""
     where: dict[tuple[str, str, str], list[str]] = {}
     for suite, a, b in pairs:
         facts_a, facts_b = _case_facts(a), _case_facts(b)
@@ -272,7 +272,7 @@ def _case_facts(case: CaseResult) -> dict[str, str]:
 
 
 def _flat(values: dict[str, Any]) -> dict[str, str]:
-    """Nested maps by their inner keys, all values as text."""
+    """Flatten nested maps to their inner keys, with all values as text."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         flat.update(_flat(value) if isinstance(value, dict) else {key: f"{value}"})
@@ -280,7 +280,7 @@ def _flat(values: dict[str, Any]) -> dict[str, str]:
 
 
 def _scale(figure: FigureComparison) -> tuple[float, str]:
-    """A unit in which the larger of the two is read well, and how many of the figure's own units it is."""
+    """Choose a unit in which the larger of two values reads well; return it and its size."""
     largest = max(figure.a.median, figure.b.median)
     units = _UNITS[figure.unit]
     return next(((size, name) for size, name in units if largest >= size), units[-1])

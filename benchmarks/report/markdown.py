@@ -1,6 +1,6 @@
-"""Write results as the tables of a page, such as `docs/benchmarks.md`: it has places that nobody fills by hand.
+"""Write results as tables into the marked places of a page, such as `docs/benchmarks.md`.
 
-A place is everything between two comments, of which the first names the suites that it shows:
+A place is the text between two comments. The first one names the suites that the place shows:
 
     <!-- benchmarks sync-modes recovery -->
     <!-- /benchmarks -->
@@ -29,14 +29,16 @@ class NoPlace(Exception):
 
 
 def write_markdown(reports: Sequence[Report], page: Path, charts: Path | None) -> None:
-    """Fills the places of a page; a page that is not there yet becomes one with everything.
+    """Fill the places of a page; a new page gets all results.
 
     Args:
-        charts: the directory that charts of these results are in; they are shown below their table.
+        reports: The results.
+        page: The file.
+        charts: Directory with charts of these results, which are shown below their tables.
 
     Raises:
-        NoPlace: the page names none of these suites.
-        OSError: it cannot be read or written.
+        NoPlace: The page names none of these suites.
+        OSError: The page cannot be read or written.
     """
     if not page.exists():
         names = [name for report in reports for name in _names(report)]
@@ -66,7 +68,7 @@ def _names(report: Report) -> list[str]:
 
 def _place_content(reports: Sequence[Report], names: Sequence[str], page: Path, charts: Path | None) -> str:
     tables: list[str] = []
-    commands: dict[str, list[str]] = {}  # by when and where they were run
+    commands: dict[str, list[str]] = {}  # by time and machine of their runs
     is_unverified = False
     for report in reports:
         suites = [suite for name in names for suite in report.suites if suite.name == name]
@@ -98,7 +100,7 @@ def _suite(suite: SuiteResult, page: Path, charts: Path | None) -> str:
     if suite.baseline:
         columns.append((f"of {suite.baseline}", lambda case: _percent(suite.share_of_baseline(case))))
     if any(run.share_of_device for run in suite.runs):
-        columns.append(("log, of the disk alone", _share_of_device))
+        columns.append(("WAL, of the disk alone", _share_of_device))
     if all(run.to_parquet for run in suite.runs):
         columns += [
             ("into Parquet, records/s", lambda case: count(_to_parquet(case, "parquet_records_per_second"))),
@@ -120,7 +122,7 @@ def _suite(suite: SuiteResult, page: Path, charts: Path | None) -> str:
 
 
 def _recovery(cases: Sequence[RecoveryCase]) -> str:
-    titles = ("log left by a crash", "size", "verified", "s per GB", "serves after", "without a log", "into Parquet")
+    titles = ("WAL left by a crash", "size", "verified", "s per GB", "serves after", "without a WAL", "into Parquet")
     rows = [
         [
             case.name,
@@ -139,7 +141,7 @@ def _recovery(cases: Sequence[RecoveryCase]) -> str:
 
 
 def _origin(report: Report) -> str:
-    """Where and how it was measured."""
+    """Return a sentence on the time, the machine and the versions of a measurement."""
     machine = report.machine
     disk = ""
     if machine.file_system:
@@ -152,7 +154,7 @@ def _origin(report: Report) -> str:
 
 
 def _without_places(words: Sequence[str]) -> list[str]:
-    """A command line without the options that say where files are: they change no figure."""
+    """Return a command line without the options that name files, which change no figure."""
     kept = []
     is_value = False
     for word in words:
@@ -174,7 +176,7 @@ def _cpu(case: CaseResult) -> str:
 
 
 def _median(case: CaseResult, value: Callable[[Run], float | None]) -> float | None:
-    """None if it is not known of every run."""
+    """Return the median of a figure; None if it is not known of every run."""
     if any(value(run) is None for run in case.runs):
         return None
     return case.median(lambda run: value(run) or 0.0)

@@ -1,4 +1,4 @@
-"""Where results go and where they come from again: terminal, JSON, charts, pages."""
+"""Write results to the terminal, JSON, charts and pages, and read them again."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ _STDOUT: Final = Path("-")
 
 
 class Outputs(NamedTuple):
-    """Where results go besides the terminal."""
+    """Destinations of results besides the terminal."""
 
     json: Path | None
     charts: Path | None
     markdown: Path | None
 
     def draw_and_write(self, reports: Sequence[Report]) -> None:
-        """Charts and tables of what is complete.
+        """Draw charts and write pages of the suites without missing records.
 
         Raises:
-            NoPlace, OSError: they cannot be written.
+            NoPlace: The page has no place for these suites.
+            OSError: A file cannot be written.
         """
         reports = [_complete(one) for one in reports]
         if self.charts is not None:
-            from benchmarks.report.charts import write_charts  # matplotlib takes a second, and is not always there
+            from benchmarks.report.charts import write_charts  # matplotlib takes a second to import, and is optional
 
             for one in reports:
                 write_charts(one, self.charts)
@@ -43,7 +44,7 @@ class Outputs(NamedTuple):
 
 
 def _complete(measured: Report) -> Report:
-    """Without the suites of which records are missing: those are no figures."""
+    """Leave out the suites with missing records."""
     return msgspec.structs.replace(
         measured,
         suites=[suite for suite in measured.suites if not any(run.missing_records for run in suite.runs)],
@@ -52,10 +53,12 @@ def _complete(measured: Report) -> Report:
 
 
 def show_results(sources: Sequence[Path], suites: Sequence[str], outputs: Outputs) -> int:
-    """Shows results of earlier runs as they were shown then; returns the exit code.
+    """Show results of earlier runs; return the exit code.
 
     Args:
-        suites: the ones wanted, all if there are none.
+        sources: Files of --json.
+        suites: Names of suites to show; all if there are none.
+        outputs: Destinations besides the terminal.
     """
     out = console_for(outputs.json)
     try:
@@ -85,12 +88,12 @@ def show_results(sources: Sequence[Path], suites: Sequence[str], outputs: Output
 
 
 def can_draw() -> bool:
-    """Whether there is what charts need."""
+    """Tell whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def show_compared(path_a: Path, path_b: Path, json: Path | None) -> int:
-    """Compares two files of results; returns the exit code."""
+    """Compare two files of results; return the exit code."""
     try:
         comparison = compare(path_a, read(path_a), path_b, read(path_b))
     except (UnusableResults, NothingInCommon) as error:
@@ -103,12 +106,12 @@ def show_compared(path_a: Path, path_b: Path, json: Path | None) -> int:
 
 
 def console_for(json: Path | None) -> Console:
-    """Where tables go: stdout, unless JSON goes there."""
+    """Return the console for tables: stdout, unless JSON goes there."""
     return Console(highlight=False, stderr=json == _STDOUT)
 
 
 def write_json(path: Path, content: msgspec.Struct) -> None:
-    """Indented; to stdout for the path `-`."""
+    """Write indented JSON; to stdout if the path is `-`."""
     text = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
     if path == _STDOUT:
         sys.stdout.buffer.write(text)
@@ -117,7 +120,7 @@ def write_json(path: Path, content: msgspec.Struct) -> None:
 
 
 def command_line() -> list[str]:
-    """The command line as the results keep it: without a secret."""
+    """Return the command line without secrets, as results keep it."""
     words = list(sys.argv)
     for index, word in enumerate(words):
         if word.startswith("--token="):

@@ -1,4 +1,4 @@
-"""What goes on, on stderr: a line that changes in a terminal, a line per run elsewhere; and how long it will take."""
+"""Progress on stderr: a changing line in a terminal, otherwise a line per run; with the time that is left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from rich.console import Console
 
-# What a run takes besides its load (start, drain, the disk alone), until runs have shown it.
+# Seconds of a run besides its load (start, drain, the disk alone), until the first run has ended.
 _FIRST_GUESS_SECONDS: Final = 8.0
 
 Status = Callable[[str], None]
@@ -20,31 +20,35 @@ class PlannedRun(NamedTuple):
     """A run to come."""
 
     case: str
-    load_seconds: float  # warm-up included
+    load_seconds: float  # with warm-up
 
 
 class Progress:
     """Follows suites in their order, and the runs of each in any order."""
 
     def __init__(self, suites: Sequence[Sequence[PlannedRun]]) -> None:
+        """Begin with the planned runs of each suite."""
         self._console = Console(stderr=True, highlight=False)
         self._left = [list(suite) for suite in suites]
         self._suites = len(self._left)
-        # Seconds that runs took besides their load: of all, and of the present suite by case.
+        # Seconds of runs besides their load: of all runs, and of the last one of each case of the present suite.
         self._besides: list[float] = []
         self._besides_by_case: dict[str, float] = {}
 
     @property
     def seconds_left(self) -> float:
-        """Until all suites are over: a run takes besides its load what its case took in the round before; a case that
-        has not yet run, what runs take in the middle."""
+        """Estimated time until the end of all suites.
+
+        A run takes its load and a remainder. The remainder is that of its case in the last round, or the median of all
+        runs if the case has not run yet.
+        """
         usual = statistics.median(self._besides) if self._besides else _FIRST_GUESS_SECONDS
         present = sum(run.load_seconds + self._besides_by_case.get(run.case, usual) for run in self._left[0])
         return present + sum(run.load_seconds + usual for suite in self._left[1:] for run in suite)
 
     @contextmanager
     def suite(self) -> Iterator[None]:
-        """The next one."""
+        """Enter the next suite."""
         self._besides_by_case.clear()
         try:
             yield
@@ -54,7 +58,7 @@ class Progress:
 
     @contextmanager
     def run(self, label: str, case: str) -> Iterator[Status]:
-        """A run of the present suite: a function that shows how far it is."""
+        """Enter a run of the present suite; yield a function that shows its state."""
         started = time.monotonic()
         if self._console.is_terminal:
             label = f"{self._place()}{label}"
@@ -65,14 +69,14 @@ class Progress:
         self.count(case, time.monotonic() - started)
 
     def count(self, case: str, seconds: float) -> None:
-        """A run is over, which took so long."""
+        """Count a run of a case that took `seconds`."""
         run = next(run for run in self._left[0] if run.case == case)
         self._left[0].remove(run)
         self._besides_by_case[case] = seconds - run.load_seconds
         self._besides.append(seconds - run.load_seconds)
 
     def line(self, text: str) -> None:
-        """What is to stay."""
+        """Print a line that stays."""
         self._console.print(f"{self._place()}{text}", markup=False, soft_wrap=True)
 
     def _place(self) -> str:

@@ -1,4 +1,4 @@
-"""Results as tables: drawn for a terminal, aligned text where the output goes elsewhere."""
+"""Results as tables: drawn in a terminal, otherwise aligned text."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from benchmarks.results.model import (
 from benchmarks.system.machine import Machine
 
 _BACKLOG_LINES = 12
-# The kernel's own threads write what is synced, so a little is no noise.
+# Cores that other programs may use without a remark; kernel threads that write for the server use some.
 _NOISE_CORES = 0.3
 _CLOSED_LOOP = (
-    "Closed loop: a connection sends when it has its last answer, so latencies are those of a server at its limit, and "
+    "Closed loop: a connection sends when it has its last answer. So latencies are those of a server at its limit, and "
     "a stall counts once per connection. The suite latency has an open loop."
 )
 UNVERIFIED = (
-    "Not verified: these servers' storage cannot be looked into, so a figure is what they acknowledged, "
-    "on disk or not; their documentation says what their acknowledgement means."
+    "Not verified: the benchmark cannot look into the storage of these servers. A figure counts acknowledged records, "
+    "on disk or not; the documentation of a server says what it promises with an acknowledgement."
 )
 
 
@@ -43,7 +43,7 @@ class _Column(NamedTuple):
 
 
 def show_machine(console: Console, machine: Machine) -> None:
-    """What the figures were measured on."""
+    """Print the machine that figures were measured on."""
     cache = f", write cache: {machine.device_write_cache}" if machine.device_write_cache else ""
     packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     note(console, f"arcpipe {machine.arcpipe}; {machine.python}; {packages}")
@@ -57,7 +57,7 @@ def show_machine(console: Console, machine: Machine) -> None:
 
 
 def show_suite(console: Console, suite: SuiteResult) -> None:
-    """The tables of a suite: figures, resources, the backlog over time, and what is wrong with them."""
+    """Print the tables of a suite: figures, resources, the backlog over time, and problems."""
     heading(console, suite.title)
     note(console, load_in_words(suite))
     _table(console, suite.cases, _figures(suite))
@@ -71,7 +71,7 @@ def show_suite(console: Console, suite: SuiteResult) -> None:
         _table(console, suite.cases, _target_resources())
         note(console, UNVERIFIED)
     else:
-        _table(console, suite.cases, _logs(suite.cases))
+        _table(console, suite.cases, _wal(suite.cases))
         _table(console, suite.cases, _resources())
     if any(case.power_cut for case in suite.cases):
         note(console, "A power cut: as far as the disk keeps the promise of its flush command.")
@@ -79,7 +79,7 @@ def show_suite(console: Console, suite: SuiteResult) -> None:
 
 
 def show_recovery(console: Console, title: str, cases: Sequence[RecoveryCase]) -> None:
-    """The table of starts after a crash."""
+    """Print the table of starts after a crash."""
     heading(console, title)
 
     def median(case: RecoveryCase, value: Callable[[RecoveryRun], float]) -> float:
@@ -89,7 +89,7 @@ def show_recovery(console: Console, title: str, cases: Sequence[RecoveryCase]) -
         return f"{median(case, value) / 1e9:.2f}"
 
     titles = (
-        *("case", "log, GB", "segments", "serves after", "without a log", "verified after", "verifying, GB/s"),
+        *("case", "WAL, GB", "segments", "serves after", "without a WAL", "verified after", "verifying, GB/s"),
         *("s per GB", "all in Parquet after", "into Parquet, GB/s", "records/s", "verified in Parquet"),
     )
     rows = [
@@ -112,8 +112,8 @@ def show_recovery(console: Console, title: str, cases: Sequence[RecoveryCase]) -
     draw(console, titles, [title == "case" for title in titles], rows)
     note(
         console,
-        "Verifying is what a start waits for: every entry's checksum is read, the segments are completed. "
-        "They become Parquet while the server serves already.",
+        "A start waits for verification: the checksum of every entry is checked, and the segments are sealed. "
+        "They become Parquet afterwards, while the server serves.",
     )
     for case in cases:
         for run in case.runs:
@@ -123,7 +123,7 @@ def show_recovery(console: Console, title: str, cases: Sequence[RecoveryCase]) -
 
 
 def load_in_words(suite: SuiteResult) -> str:
-    """What was sent, as far as it was the same for all cases."""
+    """Describe the load of a suite, as far as it is the same for all cases."""
     load = suite.load
     loads = [run.load for case in suite.cases for run in case.runs]
 
@@ -137,8 +137,8 @@ def load_in_words(suite: SuiteResult) -> str:
     runs = len(suite.cases[0].runs)
     return (
         f"{same(lambda one: one.format, str, 'a format per case')}, "
-        f"{same(lambda one: one.records_per_body, lambda n: _plural(n, 'record'), 'as many records')} per body, "
-        f"{same(lambda one: one.connections, lambda n: _plural(n, 'connection'), 'as many connections')}, "
+        f"{same(lambda one: one.records_per_body, lambda n: plural(n, 'record'), 'as many records')} per body, "
+        f"{same(lambda one: one.connections, lambda n: plural(n, 'connection'), 'as many connections')}, "
         f"{same(lambda one: one.records_per_second, loop, 'closed or open loop as the case says')}, "
         f"{load.load_processes} load process{'es' if load.load_processes > 1 else ''} on the same cores; "
         f"{load.seconds:g} s after {load.warmup_seconds:g} s of warm-up, "
@@ -146,14 +146,15 @@ def load_in_words(suite: SuiteResult) -> str:
     )
 
 
-def _plural(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number > 1 else ''}"
+def plural(number: int, noun: str) -> str:
+    """Format a number with its noun."""
+    return f"{number:,} {noun}{'s' if number > 1 else ''}"
 
 
-def _logs(cases: Sequence[CaseResult]) -> list[_Column]:
-    """What was written to the log, and what the disk alone takes of the same groups."""
+def _wal(cases: Sequence[CaseResult]) -> list[_Column]:
+    """Return columns of the WAL, and of the disk alone with groups of the same size."""
 
-    def log(case: CaseResult, value: Callable[[WALUse], float], form: str) -> str:
+    def wal(case: CaseResult, value: Callable[[WALUse], float], form: str) -> str:
         uses = [run.wal for run in case.runs if run.wal is not None]
         return form.format(statistics.median(map(value, uses))) if uses else ""
 
@@ -163,14 +164,14 @@ def _logs(cases: Sequence[CaseResult]) -> list[_Column]:
 
     columns = [
         _Column("case", lambda case: case.name, is_text=True),
-        _Column("log MB/s", lambda case: log(case, lambda use: use.bytes_per_second / 1e6, "{:,.1f}")),
-        _Column("KB per commit", lambda case: log(case, lambda use: use.bytes_per_commit / 1e3, "{:,.1f}")),
-        _Column("commits/s", lambda case: log(case, lambda use: use.commits_per_second, "{:,.0f}")),
+        _Column("WAL MB/s", lambda case: wal(case, lambda use: use.bytes_per_second / 1e6, "{:,.1f}")),
+        _Column("KB per commit", lambda case: wal(case, lambda use: use.bytes_per_commit / 1e3, "{:,.1f}")),
+        _Column("commits/s", lambda case: wal(case, lambda use: use.commits_per_second, "{:,.0f}")),
         _Column(
             "disk alone, writing over, MB/s", lambda case: device(case, lambda one: one.overwriting_bytes_per_second)
         ),
         _Column("appending, MB/s", lambda case: device(case, lambda one: one.appending_bytes_per_second)),
-        _Column("log of disk", _share_of_device),
+        _Column("WAL of disk", _share_of_device),
     ]
     if any(run.backlog_at_start_bytes for case in cases for run in case.runs):
         columns.append(
@@ -205,7 +206,7 @@ def _figures(suite: SuiteResult) -> list[_Column]:
 
         columns.append(_Column(f"of {suite.baseline}", share))
     if any(run.device for case in suite.cases for run in case.runs):
-        columns.append(_Column("log of disk", _share_of_device))
+        columns.append(_Column("WAL of disk", _share_of_device))
     if len({bool(run.load.records_per_second) for case in suite.cases for run in case.runs}) > 1:
         columns.insert(1, _Column("loop", lambda case: "open" if case.runs[0].load.records_per_second else "closed"))
     if any(case.power_cut for case in suite.cases):
@@ -262,7 +263,7 @@ def _resources() -> list[_Column]:
 
 
 def _target_resources() -> list[_Column]:
-    """Of servers whose processes may be another machine's or user's."""
+    """Return columns of targets, whose processes may be on another machine."""
 
     def server(case: CaseResult, value: Callable[[Run], float], form: str) -> str:
         return form.format(case.median(value)) if all(run.processes for run in case.runs) else "not known"
@@ -293,7 +294,7 @@ def _target_resources() -> list[_Column]:
 
 
 def _backlog(console: Console, run: Run) -> None:
-    """How far records had come over time, in a few lines."""
+    """Print acknowledged and uploaded records over time, in a few lines."""
     last = len(run.samples) - 1
     chosen = sorted({round(last * line / (_BACKLOG_LINES - 1)) for line in range(_BACKLOG_LINES)})
     rows = [
@@ -306,7 +307,7 @@ def _backlog(console: Console, run: Run) -> None:
         )
         for sample in (run.samples[index] for index in chosen)
     ]
-    titles = (f"time ({run.case})", "acknowledged", "in Parquet", "backlog, records", "completed segments, MB")
+    titles = (f"time ({run.case})", "acknowledged", "in Parquet", "backlog, records", "sealed segments, MB")
     draw(console, titles, [False] * len(titles), rows)
 
 
@@ -344,7 +345,7 @@ def draw(
     rows: Sequence[Sequence[str]],
     styles: Sequence[str] = (),
 ) -> None:
-    """A table. Text is aligned to the left, all else to the right; `styles` are the rows'."""
+    """Print a table, with text on the left and numbers on the right; `styles` are those of the rows."""
     if console.is_terminal:
         table = Table()
         for title, text in zip(titles, is_text, strict=True):
@@ -364,23 +365,23 @@ def draw(
 
 
 def heading(console: Console, title: str) -> None:
-    """Begins a part."""
+    """Print a heading."""
     console.print()
     console.print(Text(title, "bold"), soft_wrap=True)
 
 
 def note(console: Console, text: str) -> None:
-    """A line beside a table."""
+    """Print a remark."""
     console.print(Text(text, "dim"), soft_wrap=True)
 
 
 def count(value: float) -> str:
-    """With millions as "12.3 M"; whole numbers below."""
+    """Format a number: millions as "12.3 M", smaller ones whole."""
     return f"{value / 1e6:,.2f} M" if abs(value) >= 1e6 else f"{value:,.0f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds or milliseconds, as it reads best."""
+    """Format a time in seconds or milliseconds."""
     if seconds >= 1:
         return f"{seconds:.1f} s"
     return f"{seconds * 1e3:.1f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.2f} ms"

@@ -1,4 +1,4 @@
-"""What is measured: suites of cases, each with the server's settings and one load for all its cases."""
+"""The suites: cases with the server's settings, and one load for all cases of a suite."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from benchmarks.results import model
 
 
 class Case(NamedTuple):
-    """Settings of the server and what they promise; or what is sent to it, where that is what is compared.
+    """Settings of the server and their promise, or a load of its own if the cases compare loads.
 
-    Of what is sent, "" and 0 stand for what the suite says.
+    In the load, "" and 0 stand for the value of the suite.
     """
 
     name: str
     settings: dict[str, str]
-    power_cut: str = ""  # what a power cut may take of what was acknowledged
+    power_cut: str = ""  # acknowledged records that a power cut may take
     format: str = ""
     records_per_body: int = 0
     connections: int = 0
-    measurements: int = 1  # that the bodies take turns with
-    has_backlog: bool = False  # completed segments wait for the uploader when the server starts
-    half_of: str = ""  # an open loop at half of the rate that this case reached just before
+    measurements: int = 1  # bodies take turns with them
+    has_backlog: bool = False  # sealed segments wait for the uploader when the server starts
+    half_of: str = ""  # a case: send an open loop at half of the rate that it reached just before
 
 
 class Suite(NamedTuple):
@@ -37,20 +37,20 @@ class Suite(NamedTuple):
     format: str = "columnar"
     baseline: str = ""  # the case that the others are compared with
     records_per_second: float = 0.0  # of an open loop; 0: a closed one
-    wait_for_parquet: bool = False  # until everything acknowledged is in Parquet, before the server is stopped
+    wait_for_parquet: bool = False  # until every acknowledged record is in Parquet, before the server is stopped
 
 
 class CrashCase(NamedTuple):
-    """A log that a crash left."""
+    """A WAL that a crash left."""
 
     name: str
     records_per_entry: int
-    part_of_wal: float = 1.0  # of the size that the command line says
+    part_of_wal: float = 1.0  # of the size that the command line sets
     is_cold: bool = False  # read from the disk, not from the page cache
 
 
 class RecoverySuite(NamedTuple):
-    """Starts on logs that a crash left."""
+    """Starts on a WAL that a crash left."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""What the disk itself gives: a bare loop of `pwritev` and sync, without a log around it."""
+"""The speed of the disk alone: a bare loop of `pwritev` and sync, without arcpipe's code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ class BareWAL:
         sync: Callable[[int], None],
         sync_interval_seconds: float = 0.0,
     ) -> None:
-        """Args: paths: of the files, old or new; sync_interval_seconds: sync no more often than that."""
+        """Prepare the loop.
+
+        Args:
+            paths: The files to write, old or new.
+            file_bytes: Bytes of a file, after which the next one is written.
+            sync: `os.fdatasync` or `os.fsync`.
+            sync_interval_seconds: Least time between two syncs; 0 syncs each group.
+        """
         self._paths = iter(paths)
         self._file_bytes = file_bytes
         self._sync = sync
@@ -39,7 +46,7 @@ class BareWAL:
         self._offset = file_bytes
 
     def write(self, buffers: list[bytes], size: int) -> None:
-        """One group of `size` bytes."""
+        """Write one group of `size` bytes, and sync it."""
         if self._offset + size > self._file_bytes:
             self.close()
             self._fd = os.open(next(self._paths), os.O_RDWR | os.O_CREAT)
@@ -53,7 +60,7 @@ class BareWAL:
             self._synced = time.perf_counter()
 
     def close(self) -> None:
-        """Syncs what was written."""
+        """Sync and close the present file."""
         if self._fd >= 0:
             self._sync(self._fd)
             os.close(self._fd)
@@ -61,7 +68,7 @@ class BareWAL:
 
 
 def old_files(directory: Path, count: int, file_bytes: int) -> list[Path]:
-    """Files that had another life: every block written and synced."""
+    """Make files of which every block was written and synced before."""
     paths = [directory / f"old-{number}" for number in range(count)]
     for path in paths:
         with path.open("wb") as file:
@@ -73,12 +80,14 @@ def old_files(directory: Path, count: int, file_bytes: int) -> list[Path]:
 
 
 def device_limit(directory: Path, sync: str, group_bytes: int, writers: int, seconds: float) -> DeviceLimit:
-    """Measures the disk that holds `directory`, and leaves nothing there.
+    """Measure the disk that holds `directory`, and leave nothing there.
 
     Args:
+        directory: A directory on the disk.
         sync: "fdatasync" or "fsync".
-        writers: loops at a time, each in files of its own.
-        seconds: of writing over and of appending, each.
+        group_bytes: Bytes of a group.
+        writers: Loops at a time, each in files of its own.
+        seconds: Time for writing over, and again for appending.
     """
     file_bytes = max(_FILE_BYTES, group_bytes)
     folder = Path(tempfile.mkdtemp(prefix="device-", dir=directory))
@@ -97,19 +106,19 @@ def device_limit(directory: Path, sync: str, group_bytes: int, writers: int, sec
 def _bytes_per_second(
     paths: Sequence[Iterator[Path]], file_bytes: int, sync: str, group_bytes: int, seconds: float
 ) -> float:
-    """Of all loops together."""
+    """Return the bytes per second of all loops together."""
     rates: list[float] = []
 
     def loop(own: Iterator[Path]) -> None:
-        log = BareWAL(own, file_bytes, SYNCS[sync])
+        bare = BareWAL(own, file_bytes, SYNCS[sync])
         buffers = [(_BLOCK * (group_bytes // len(_BLOCK) + 1))[:group_bytes]]
         written = 0
         started = time.perf_counter()
         while (elapsed := time.perf_counter() - started) < seconds:
-            log.write(buffers, group_bytes)
+            bare.write(buffers, group_bytes)
             written += group_bytes
         rates.append(written / elapsed)
-        log.close()
+        bare.close()
 
     threads = [threading.Thread(target=loop, args=(own,)) for own in paths]
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Follow a load from its first request to its last answer, and make a run's result of what it measured."""
+"""Follow a load from its first request to its last answer, and make the result of its run."""
 
 from __future__ import annotations
 

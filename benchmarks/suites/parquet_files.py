@@ -17,6 +17,7 @@ class ParquetFiles:
     """Counts rows in the footers of the Parquet files below a directory, each file once."""
 
     def __init__(self, root: Path) -> None:
+        """Begin with no file below `root`."""
         self._root = root
         self._seen: set[str] = set()
         self._next_look = 0.0

@@ -68,7 +68,7 @@ class Planner(NamedTuple):
     """The choices of a command line, from which the work of each suite follows."""
 
     load: LoadPlan
-    cases: list[str]  # names; all if there are none
+    cases: list[str]  # names; empty for all
     runs: int | None
     is_quick: bool
     default_settings: dict[str, str]  # of each case that does not set them

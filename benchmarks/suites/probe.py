@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
 from benchmarks.load.bodies import make_bodies
-from benchmarks.suites.protocols import PROTOCOLS, Target
+from benchmarks.suites.protocols import PROTOCOLS, Protocol, Target
 
 _PROBE_SECONDS: Final = 10.0
 # Characters of an answer's text that an error quotes.
@@ -24,13 +24,20 @@ class TargetFailed(Exception):
 
 
 def probe(target: Target, format: str, records: int) -> tuple[Target, str]:
-    """Makes sure that the load would be taken; returns the target with what was learnt of it, and what the server says
-    that it is ("" if it does not).
+    """Make sure that a target takes the load.
 
-    It creates the database where that is a request of the protocol (influx1), and writes one body.
+    It creates the database if the protocol has a request for that (influx1), and writes one body.
+
+    Args:
+        target: The server that already runs.
+        format: Format of the load.
+        records: Records per body of the load.
+
+    Returns:
+        The target, corrected if it has the older path only, and the server's name and version ("" if unknown).
 
     Raises:
-        TargetFailed: it would not be taken.
+        TargetFailed: The target does not take the load.
     """
     ping = _exchange(target, "GET", f"{target.prefix}/ping", b"", {})
     version, build = ping.headers.get("x-influxdb-version", ""), ping.headers.get("x-influxdb-build", "")
@@ -66,10 +73,10 @@ class _Answer(NamedTuple):
 
 
 def _exchange(target: Target, method: str, path: str, body: bytes, headers: dict[str, str]) -> _Answer:
-    """One request on a connection of its own.
+    """Send one request on a connection of its own.
 
     Raises:
-        TargetFailed: there is no answer.
+        TargetFailed: There is no answer.
     """
     if target.tls:
         context = ssl.create_default_context()
@@ -97,7 +104,7 @@ def _exchange(target: Target, method: str, path: str, body: bytes, headers: dict
             f"{target.url} gives no answer to {method} {path} within {_PROBE_SECONDS:g} s: is it the right host and "
             "port, and is the server well?"
         ) from None
-    # Before OSError: a server that hangs up is a ConnectionResetError and this, too.
+    # Before OSError: the error of a server that hangs up is a ConnectionResetError, too.
     except http.client.HTTPException as error:
         raise TargetFailed(
             f"{target.url} does not answer in HTTP ({type(error).__name__}): is it https:// there, or another port?"
@@ -111,45 +118,55 @@ def _exchange(target: Target, method: str, path: str, body: bytes, headers: dict
 
 
 def _check(target: Target, request: str, answer: _Answer, version: str) -> None:
-    """Raises TargetFailed with what to do, unless the answer is good."""
+    """Check that an answer is good.
+
+    Raises:
+        TargetFailed: It is not; the text says what to do.
+    """
     if 200 <= answer.status < 300:
         return
-    protocol = PROTOCOLS[target.protocol]
     said = f"{target.url} answers {request} with HTTP {answer.status}"
     if answer.text:
         said += f" ({' '.join(answer.text.split())[:_TEXT_CHARACTERS]})"
+    raise TargetFailed(f"{said}: {_advice(target, answer, version)}")
+
+
+def _advice(target: Target, answer: _Answer, version: str) -> str:
+    protocol = PROTOCOLS[target.protocol]
     names_container = re.search(rf"{protocol.container}|database|organi[sz]ation", answer.text, re.IGNORECASE)
     if 300 <= answer.status < 400:
-        advice = f"it moved to {answer.headers.get('location', 'somewhere else')}: give the URL that it moved to"
-    elif answer.status == 401 and target.token:
-        advice = f"it does not take this token, sent as {protocol.scheme}: give one that may write with --token"
-    elif answer.status == 401:
-        form = "USER:PASSWORD" if protocol.scheme == "Basic" else "TOKEN"
-        advice = f"it asks who writes: add --token {form}"
-    elif answer.status == 403:
-        advice = f"this token may not write to the {protocol.container} {target.database!r}: use one that may"
-    elif answer.status == 404 and names_container:
+        return f"it moved to {answer.headers.get('location', 'somewhere else')}: give the URL that it moved to"
+    if answer.status == 401:
+        return _advice_on_token(target, protocol)
+    if answer.status == 404 and names_container:
         advice = f"create the {protocol.container} {target.database!r} there, or name one that exists with --database"
-        if "{org}" in protocol.path:
-            advice += f"; the organisation is {target.org!r} (--org)"
-    elif answer.status in (*_NO_SUCH_PATH, 415):
-        advice = f"it does not speak {target.protocol}: choose another --protocol"
-        likely = [name for name, other in PROTOCOLS.items() if version.lstrip("v").startswith(other.version)]
-        if target.prefix and target.protocol in (likely or [target.protocol]):
-            advice = f"is {target.prefix} right in the URL?"
-        elif likely and likely[0] != target.protocol:
-            advice = f"it does not speak {target.protocol}; by its /ping it is {version}: try --protocol {likely[0]}"
-    elif answer.status == 413:
-        advice = "its limit for a body is lower: send less with --records"
-    elif answer.status == 400:
-        advice = f"it speaks something else than {target.protocol}, or does not take these records"
-    else:
-        advice = "see its log, and try again when it is well"
-    raise TargetFailed(f"{said}: {advice}")
+        return advice + (f"; the organisation is {target.org!r} (--org)" if "{org}" in protocol.path else "")
+    if answer.status in (*_NO_SUCH_PATH, 415):
+        return _advice_on_protocol(target, version)
+    return {
+        400: f"it speaks something else than {target.protocol}, or does not take these records",
+        403: f"this token may not write to the {protocol.container} {target.database!r}: use one that may",
+        413: "its limit for a body is lower: send less with --records",
+    }.get(answer.status, "see its log, and try again when it is well")
+
+
+def _advice_on_token(target: Target, protocol: Protocol) -> str:
+    if target.token:
+        return f"it does not take this token, sent as {protocol.scheme}: give one that may write with --token"
+    return f"it asks who writes: add --token {'USER:PASSWORD' if protocol.scheme == 'Basic' else 'TOKEN'}"
+
+
+def _advice_on_protocol(target: Target, version: str) -> str:
+    likely = [name for name, other in PROTOCOLS.items() if version.lstrip("v").startswith(other.version)]
+    if target.prefix and target.protocol in (likely or [target.protocol]):
+        return f"is {target.prefix} right in the URL?"
+    if likely and likely[0] != target.protocol:
+        return f"it does not speak {target.protocol}; by its /ping it is {version}: try --protocol {likely[0]}"
+    return f"it does not speak {target.protocol}: choose another --protocol"
 
 
 def _influx_error(text: str) -> str:
-    """The error in an answer 200 of InfluxDB 1 to a query; "" if there is none."""
+    """Return the error in an answer 200 of InfluxDB 1 to a query; "" if the query succeeded."""
     try:
         results = json.loads(text).get("results") or [{}]
         return str(results[0].get("error", ""))

@@ -1,4 +1,4 @@
-"""Protocols that other servers are written to by, and targets: servers that already run."""
+"""Protocols to write to other servers, and targets: servers that already run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _TARGET: Final = re.compile(r"(?:([^=/?]+)=)?(https?://.*)", re.DOTALL)
 
 
 class Protocol(NamedTuple):
-    """How a kind of server is written to."""
+    """The requests to write to a kind of server."""
 
     path: str  # with places for database and organisation
-    kinds: tuple[str, ...]  # of the harness's bodies; the first is the usual one
+    kinds: tuple[str, ...]  # of bodies that it takes; the first is the usual one
     scheme: str  # of Authorization
-    version: str  # what X-Influxdb-Version begins with
-    container: str  # what has to be there before it can be written to
-    older_path: str = ""  # of releases that do not have `path`
+    version: str  # beginning of X-Influxdb-Version
+    container: str  # word for the thing that must exist before a write
+    older_path: str = ""  # of releases without `path`
 
 
 _LINES: Final = ("line protocol", "telegraf")
@@ -34,7 +34,7 @@ PROTOCOLS: Final = {
 
 
 class Target(NamedTuple):
-    """Where the load goes."""
+    """A server that already runs, and the place to write to in it."""
 
     name: str
     tls: bool
@@ -45,23 +45,24 @@ class Target(NamedTuple):
     database: str
     org: str
     token: str
-    is_old: bool = False  # it has the protocol's older path only
+    is_old: bool = False  # it has only the older path of the protocol
 
     @property
     def url(self) -> str:
+        """Scheme, host, port and prefix."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.prefix}"
 
     @property
     def path(self) -> str:
-        """Of the requests of the load, with its query."""
+        """Path of the load's requests, with its query."""
         protocol = PROTOCOLS[self.protocol]
         path = protocol.older_path if self.is_old else protocol.path
         return self.prefix + path.format(database=quote(self.database, safe=""), org=quote(self.org, safe=""))
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of each request, beside those that the body needs."""
+        """Headers of each request, besides those of the body."""
         headers = {"x-arc-database": self.database} if self.protocol == "arc" else {}
         if self.token:
             scheme = PROTOCOLS[self.protocol].scheme
@@ -71,10 +72,10 @@ class Target(NamedTuple):
 
 
 def parse_target(text: str, protocol: str, database: str, org: str, token: str) -> Target:
-    """A target from `URL` or `NAME=URL`.
+    """Make a target from `URL` or `NAME=URL`.
 
     Raises:
-        ValueError: it is not a URL of http or https, or the token does not suit the protocol.
+        ValueError: The text is not a URL of http or https, or the token does not suit the protocol.
     """
     found = _TARGET.fullmatch(text)
     if found is None:
@@ -100,10 +101,18 @@ def parse_target(text: str, protocol: str, database: str, org: str, token: str) 
 def plan_targets(
     urls: list[str], protocols: list[str], formats: list[str], database: str, org: str, token: str
 ) -> tuple[list[Target], list[str]]:
-    """The targets, and the formats that they are to be sent.
+    """Make the targets of a command line, and choose the formats to send to them.
+
+    Args:
+        urls: `URL` or `NAME=URL` of each target.
+        protocols: One for all targets, or one for each.
+        formats: Formats that were asked for; the usual one of the first protocol if there are none.
+        database: Database or bucket of all targets.
+        org: Organisation of all targets.
+        token: Token for all targets.
 
     Raises:
-        ValueError: what is asked for does not go together.
+        ValueError: The arguments do not fit together.
     """
     if len(protocols) not in (1, len(urls)):
         raise ValueError(f"--protocol says how to write to --target: give one of {', '.join(PROTOCOLS)}")

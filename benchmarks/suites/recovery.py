@@ -1,7 +1,7 @@
-"""How long a start takes that finds a log: the real server on a log that a crash left.
+"""Duration of a start of the real server on a WAL that a crash left.
 
-The time until it serves is Python's start, recovery and the workers' start; that of a start without a log is measured
-just before. Recovery verifies and completes the segments. They become Parquet afterwards, while the server serves.
+The time until it serves consists of Python's start, recovery, and the workers' start. That of a start without a WAL is
+measured just before. Recovery verifies and seals the segments. They become Parquet afterwards, while the server serves.
 """
 
 from __future__ import annotations
@@ -26,19 +26,23 @@ from benchmarks.system.server import Server, ServerFailed
 _STALL_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 60.0
 _COMPLETE: Final = re.compile(r"WAL recovery complete: .* ([0-9.]+) s")
-_LEAST_SCAN_SECONDS: Final = 0.01  # the server tells no less
+_LEAST_SCAN_SECONDS: Final = 0.01  # the resolution of the server's log
 
 
 async def run_recovery(
     case: CrashCase, wal_bytes: int, round_number: int, directory: Path, status: Status
 ) -> RecoveryRun:
-    """Two starts, without a log and with one; removes what they wrote.
+    """Start the server without a WAL and with one; remove their files.
 
     Args:
-        directory: does not exist yet.
+        case: The WAL to make.
+        wal_bytes: Its size; the case may take a part of it.
+        round_number: Number of the round, for the result.
+        directory: For the server's files; does not exist yet.
+        status: Called with the state of the run in words.
 
     Raises:
-        ServerFailed: there is no figure.
+        ServerFailed: The server failed, so there is no figure.
     """
     os.mkdir(directory)
     try:
@@ -51,34 +55,34 @@ async def _run(case: CrashCase, wal_bytes: int, round_number: int, directory: Pa
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     lake = directory / "lake"
     settings = {"server.port": "0", "wal.dir": str(directory / "wal"), "storage.url": f"file://{lake}"}
-    status("starting the server without a log")
+    status("starting the server without a WAL")
     began = time.monotonic()
     async with Server(directory, settings) as server:
         empty_start_seconds = time.monotonic() - began
         await _stop(server)
-    status("making the log")
-    log = WALDirectory(directory / "wal")
+    status("making the WAL")
+    wal = WALDirectory(directory / "wal")
     records, segments = await asyncio.to_thread(
-        make_wal, log, int(wal_bytes * case.part_of_wal), case.records_per_entry, sealed=False
+        make_wal, wal, int(wal_bytes * case.part_of_wal), case.records_per_entry, sealed=False
     )
-    size = sum(file.size for file in log.segments(ACTIVE))
-    await asyncio.to_thread(write_back, log, 0 if case.is_cold else None)
+    size = sum(file.size for file in wal.segments(ACTIVE))
+    await asyncio.to_thread(write_back, wal, 0 if case.is_cold else None)
     status("starting the server")
     began = time.monotonic()
     async with Server(directory, settings) as server:
         start_seconds = time.monotonic() - began
         complete = _COMPLETE.search(server.log_tail())
         if complete is None:
-            raise ServerFailed(f"the server says nothing of a recovery:\n{server.log_tail()}")
+            raise ServerFailed(f"the server logs no recovery:\n{server.log_tail()}")
         files = ParquetFiles(lake)
-        progress_at, shipped = time.monotonic(), -1
+        progress_at, uploaded = time.monotonic(), -1
         while files.update() < records:
             server.check()
-            if files.records != shipped:
-                progress_at, shipped = time.monotonic(), files.records
+            if files.records != uploaded:
+                progress_at, uploaded = time.monotonic(), files.records
             elif time.monotonic() - progress_at > _STALL_SECONDS:
                 raise ServerFailed(f"no record came into Parquet in {_STALL_SECONDS:g} s:\n{server.log_tail()}")
-            status(f"{shipped / 1e6:.2f} of {records / 1e6:.2f} M records in Parquet")
+            status(f"{uploaded / 1e6:.2f} of {records / 1e6:.2f} M records in Parquet")
             await asyncio.sleep(0.05)
         uploaded_seconds = time.monotonic() - began
         await _stop(server)

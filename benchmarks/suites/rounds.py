@@ -1,4 +1,4 @@
-"""All rounds of a suite: its cases take turns, and the runs of each become its result."""
+"""Rounds of a suite: its cases take turns, and the runs of each become its result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,19 @@ C = TypeVar("C", Case, Target)
 async def measure(
     suite: Suite, load: LoadOptions, directory: Path, backlog_bytes: int, progress: Progress
 ) -> SuiteResult:
-    """All rounds of a suite."""
+    """Run all rounds of a suite.
+
+    Args:
+        suite: The cases to run.
+        load: The load, where a case sets nothing else.
+        directory: For the server's files.
+        backlog_bytes: Size of the backlog of cases that have one.
+        progress: Follows the runs.
+
+    Raises:
+        LoadFailed: The load of a run failed.
+        ServerFailed: The server of a run failed.
+    """
     reached: dict[str, float] = {}  # records/s of each case's last run
 
     async def run_one(case: Case, round_number: int, status: Status) -> Run:
@@ -51,7 +63,7 @@ async def measure(
 async def measure_recovery(
     suite: RecoverySuite, wal_bytes: int, directory: Path, progress: Progress
 ) -> list[RecoveryCase]:
-    """All rounds of starts after a crash."""
+    """Run all rounds of starts after a crash."""
     runs: dict[str, list[RecoveryRun]] = {case.name: [] for case in suite.cases}
     for round_number in range(1, suite.runs + 1):
         for case in suite.cases:
@@ -67,7 +79,7 @@ async def measure_recovery(
 
 
 async def measure_targets(targets: list[Target], load: LoadOptions, rounds: int, progress: Progress) -> SuiteResult:
-    """All rounds of targets under one load; the first one is what the others are compared with."""
+    """Run all rounds of targets under one load; the others are compared with the first."""
     probed = [probe(target, load.format, load.records_per_body) for target in targets]
 
     def run_one(target: Target, round_number: int, status: Status) -> Awaitable[Run]:
@@ -97,8 +109,11 @@ async def _take_turns(
     progress: Progress,
     turns_around: bool = True,
 ) -> dict[str, list[Run]]:
-    """The runs by case. The order of the cases turns around with each round, so that a machine that gets
-    faster or slower over time favours none; unless one needs what another has found."""
+    """Run all rounds; return the runs by case.
+
+    The order of the cases is reversed with each round, so that a machine that gets faster or slower favours none of
+    them. It is not if a case needs the result of another one (`turns_around` is false).
+    """
     runs: dict[str, list[Run]] = {case.name: [] for case in cases}
     total = rounds * len(cases)
     number = 0

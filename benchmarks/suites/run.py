@@ -41,7 +41,7 @@ class Order(NamedTuple):
 
     case: Case
     round_number: int
-    load: LoadOptions  # with what the case sets
+    load: LoadOptions  # with the values of the case
     directory: Path  # for the server's files; does not exist yet
     backlog_bytes: int  # in sealed segments when the server starts
     wait_for_parquet: bool  # until every record is in Parquet, before the server is stopped
@@ -114,7 +114,7 @@ class _Run:
             processes=self._peaks,
             workers=server.workers,
             backlog_at_start_bytes=order.backlog_bytes,
-            # A new count: a file that was written twice must not hide behind its first count.
+            # A new count: a file that was written twice must be counted twice.
             parquet_records=ParquetFiles(self._lake).update(),
             drain_seconds=drain_seconds,
             to_parquet=to_parquet,

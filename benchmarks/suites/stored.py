@@ -1,4 +1,4 @@
-"""Logs as a server leaves them, made with the log's own code and without the server."""
+"""WAL directories as a server leaves them, made with arcpipe's own code and without the server."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ _SLOTS: Final = 2
 
 
 def make_wal(directory: WALDirectory, total_bytes: int, records_per_entry: int, sealed: bool) -> tuple[int, int]:
-    """A log of columnar bodies in segments of about SEGMENT_BYTES, in the page cache.
+    """Write columnar bodies to segments of about SEGMENT_BYTES, which stay in the page cache.
 
     Args:
-        sealed: completed segments that wait for the uploader; else active ones, as a crash leaves them.
+        directory: Where the segments go.
+        total_bytes: Bytes of all segments.
+        records_per_entry: Records of each body.
+        sealed: Seal the segments, so that they wait for the uploader; otherwise leave them active, as a crash does.
 
     Returns:
         The number of records and of segments.
@@ -56,7 +59,7 @@ def make_wal(directory: WALDirectory, total_bytes: int, records_per_entry: int, 
 
 
 def write_back(directory: WALDirectory, cached_bytes: int | None = None) -> None:
-    """What is in the page cache is on the disk, too; and nowhere else, if it is not among the first `cached_bytes`."""
+    """Write the segments to the disk; drop all but the first `cached_bytes` from the page cache, if that is given."""
     size = 0
     for state in (ACTIVE, SEALED):
         for file in directory.segments(state):

@@ -1,4 +1,4 @@
-"""Child processes of the harness: of this very source tree, and gone when the harness is, however it ends."""
+"""Child processes of the harness: they run this source tree, and end with the harness, however it ends."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ async def spawn(
     stdout: bool = False,
     stderr: bool = False,
 ) -> asyncio.subprocess.Process:
-    """Runs `python -m module` in a session of its own, so that Ctrl-C reaches the harness alone.
+    """Run `python -m module` in a session of its own, so that Ctrl-C reaches the harness alone.
 
     Args:
-        environment: the whole of it but PYTHONPATH; without it the harness's own.
-        stdin, stdout, stderr: whether to have a pipe there; else stdin is empty and the others are the harness's.
+        module: Name of the module.
+        arguments: Its command line.
+        environment: All variables except PYTHONPATH; by default those of the harness.
+        directory: Working directory; by default that of the harness.
+        stdin: Make a pipe; otherwise stdin is empty.
+        stdout: Make a pipe; otherwise stdout is that of the harness.
+        stderr: Make a pipe; otherwise stderr is that of the harness.
     """
     pipe = asyncio.subprocess.PIPE
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
@@ -52,7 +57,7 @@ async def spawn(
 
 
 async def end_processes(processes: Sequence[asyncio.subprocess.Process]) -> None:
-    """Kills what still runs and waits until all are gone."""
+    """Kill the processes that still run, and wait until all have ended."""
     for process in processes:
         if process.returncode is None:
             with suppress(ProcessLookupError):

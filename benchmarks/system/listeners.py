@@ -1,4 +1,4 @@
-"""Whose socket it is: the processes of this machine behind an address, as far as this user may see them.
+"""Find the processes of this machine that listen at an address, as far as this user may see them.
 
 From proc_pid_net(5) and proc_pid_fd(5).
 """
@@ -14,14 +14,14 @@ from typing import Final
 from benchmarks.system.server import process_tree
 
 _LISTEN: Final = "0A"
-# What a process that forks workers calls itself and them: `arcpipe: ingest 1`, `nginx: master process`.
+# Title of a process that forks workers, and of its workers: `arcpipe: ingest 1`, `nginx: master process`.
 _FAMILY: Final = re.compile(r"[\w.-]+(?=: )")
 
 
 def processes_at(host: str, port: int) -> list[int]:
-    """The process ids of a server that listens at an address, with its parents of the same family and its children.
+    """Return the process ids of a server that listens at an address, with its parents of the same family and children.
 
-    Empty where the address is another machine's, or the processes are another user's.
+    There are none if the address is another machine's, or the processes are another user's.
     """
     if not _is_local(host):
         return []
@@ -36,7 +36,7 @@ def processes_at(host: str, port: int) -> list[int]:
 
 
 def _is_local(host: str) -> bool:
-    """Whether an address is this machine's: one can be bound to."""
+    """Tell whether an address is this machine's: whether a socket can be bound to it."""
     try:
         kind, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(kind, socket.SOCK_STREAM) as attempt:
@@ -47,7 +47,7 @@ def _is_local(host: str) -> bool:
 
 
 def _listening(port: int) -> set[str]:
-    """What /proc/PID/fd shows for the sockets that listen at a port of whatever address."""
+    """Return the names in /proc/PID/fd of the sockets that listen at a port of any address."""
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:] if os.path.exists(table) else ():
@@ -75,7 +75,7 @@ def _sockets_of(pid: int) -> set[str]:
 
 
 def _head_of_family(pid: int) -> int:
-    """The process itself, or the one that it descends from as long as all of them carry one family name."""
+    """Return the highest ancestor of a process of which all descendants down to it have one family name."""
     family = _family(pid)
     while family and _family(parent := _parent(pid)) == family:
         pid = parent

@@ -1,4 +1,4 @@
-"""What figures were measured on: they mean little without it."""
+"""The machine that figures were measured on: they mean little without it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IN_MEMORY: Final = ("tmpfs", "ramfs")
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """The machine, the disk under the data directory, and the versions of what counts."""
+    """The machine, the disk that holds the data directory, and the versions of arcpipe, Python and libraries."""
 
     cpu: str
     cores: int  # that the harness, and so the server, may use
@@ -28,7 +28,7 @@ class Machine(msgspec.Struct, frozen=True):
     file_system: str
     mount_options: str
     device: str
-    device_write_cache: str  # "write back": a sync has to flush it; "" where the kernel does not say
+    device_write_cache: str  # "write back": a sync has to flush it; "" if unknown
     python: str
     arcpipe: str
     packages: dict[str, str]
@@ -36,7 +36,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 def describe(data_directory: Path | None) -> Machine:
-    """The present machine with the file system that holds `data_directory`; None: where data goes is not known."""
+    """Describe this machine, and the file system that holds `data_directory` if it is given."""
     kind, options, device, number = _mount(data_directory) if data_directory else ("", "", "", "")
     return Machine(
         cpu=_field("/proc/cpuinfo", "model name") or platform.machine(),
@@ -55,14 +55,15 @@ def describe(data_directory: Path | None) -> Machine:
 
 
 def is_in_memory(directory: Path) -> bool:
-    """Whether a directory lies in memory, where a sync costs nothing and means nothing."""
+    """Tell whether a directory is in memory, where a sync costs nothing and proves nothing."""
     return _mount(directory)[0] in _IN_MEMORY
 
 
 class CPUTime:
-    """CPU seconds of all cores since boot, from /proc/stat: what everything on the machine used."""
+    """CPU seconds of all cores since boot, from /proc/stat: the use of all programs on the machine."""
 
     def __init__(self) -> None:
+        """Read the present values."""
         fields = [int(field) for field in Path("/proc/stat").read_text().partition("\n")[0].split()[1:]]
         user, nice, system, _, _, irq, softirq, steal = fields[:8]
         self.busy_seconds = (user + nice + system + irq + softirq) / _TICKS_PER_SECOND
@@ -78,7 +79,7 @@ def _field(path: str, name: str) -> str:
 
 
 def _mount(directory: Path) -> tuple[str, str, str, str]:
-    """File system, mount options, device and major:minor number of a directory that may not exist yet.
+    """Return file system, mount options, device and major:minor number of a directory that may not exist yet.
 
     From proc_pid_mountinfo(5).
     """
@@ -107,7 +108,7 @@ def _write_cache(number: str) -> str:
 
 
 def _arcpipe_version() -> str:
-    """The version, and the commit where the source tree is a repository."""
+    """Return the version, and the commit if the source tree is a repository."""
     from arcpipe import __version__
 
     try:

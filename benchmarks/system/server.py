@@ -1,4 +1,4 @@
-"""The server under test: started as a user starts it, watched from outside, stopped by SIGTERM."""
+"""The server to measure: started as a user starts it, watched from outside, stopped by SIGTERM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ServerFailed(Exception):
 
 
 class ProcessUse(NamedTuple):
-    """What a process has used since it started."""
+    """CPU time and memory that a process has used since it started."""
 
     name: str  # "supervisor", "uploader", "ingest 1", …
     peak_rss_bytes: int
@@ -40,10 +40,15 @@ class ProcessUse(NamedTuple):
 
 
 class Server:
-    """`arcpipe serve` with settings from environment variables. An async context manager: leaving it kills."""
+    """`arcpipe serve` with settings from environment variables; an async context manager, whose exit kills it."""
 
     def __init__(self, directory: Path, settings: Mapping[str, str]) -> None:
-        """Args: directory: the working directory; settings: dotted keys and their values."""
+        """Prepare a server, without starting it.
+
+        Args:
+            directory: Working directory of the server.
+            settings: Dotted keys and their values.
+        """
         self._directory = directory
         self._settings = settings
         self._pids: list[int] = []
@@ -57,7 +62,12 @@ class Server:
         self.complaints: list[str] = []  # lines of its log from WARNING on, without their time
 
     async def __aenter__(self) -> Server:
-        # The measured settings are those of the case and nothing else: not what this shell happens to export.
+        """Start the server, and wait until it serves.
+
+        Raises:
+            ServerFailed: It ended, or is not ready after _START_SECONDS.
+        """
+        # The settings are those of the case alone: variables that this shell exports must not change them.
         environment = {name: value for name, value in os.environ.items() if not _is_setting(name)}
         for key, value in self._settings.items():
             environment[f"ARCPIPE_{key.upper().replace('.', '_')}"] = value
@@ -78,24 +88,25 @@ class Server:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Kill the server, if it still runs."""
         await self._kill()
 
     def log_tail(self) -> str:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         return "\n".join(self._last)
 
     def usage(self) -> dict[int, ProcessUse]:
-        """Of each of its processes by pid; a process that is gone is left out."""
+        """Return the use of each of its processes by pid, without those that have ended."""
         uses = {pid: use for pid in self._pids if (use := process_use(pid)) is not None}
         if len(uses) < len(self._pids):  # one died and has a successor
             self._pids = process_tree(self._process.pid)
         return uses
 
     async def counters(self, token: str = "") -> Counter[str]:
-        """What /metrics says: the sum over the labels of each name.
+        """Read /metrics; return the sum over the labels of each name.
 
         Raises:
-            ServerFailed: it does not say it.
+            ServerFailed: There is no answer.
         """
         return await asyncio.to_thread(self._read_metrics, token)
 
@@ -105,7 +116,7 @@ class Server:
         if token:
             request.add_header("Authorization", f"Bearer {token}")
         tls = ssl.create_default_context()
-        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE  # it is the harness's own
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE  # the certificate is the harness's own
         sums: Counter[str] = Counter()
         try:
             with urllib.request.urlopen(request, timeout=_METRICS_SECONDS, context=tls) as answer:
@@ -117,14 +128,14 @@ class Server:
         return sums
 
     def terminate(self) -> None:
-        """Asks it to drain and stop."""
+        """Ask it to drain and stop."""
         self._process.send_signal(signal.SIGTERM)
 
     async def stopped(self, timeout_seconds: float) -> bool:
-        """Waits for its end; False if it still runs after that time.
+        """Wait for its end; return False if it still runs after that time.
 
         Raises:
-            ServerFailed: it ended with an exit code other than 0.
+            ServerFailed: It ended with an exit code other than 0.
         """
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -137,7 +148,11 @@ class Server:
         return True
 
     def check(self) -> None:
-        """Raises ServerFailed if it has ended."""
+        """Check that it still runs.
+
+        Raises:
+            ServerFailed: It has ended.
+        """
         if self._process.returncode is not None:
             raise ServerFailed(f"the server ended with exit code {self._process.returncode}:\n{self.log_tail()}")
 
@@ -159,12 +174,12 @@ class Server:
         pids = self._pids
         await end_processes([self._process])
         await asyncio.gather(self._reader, return_exceptions=True)
-        # Its children die with it, but not in the same instant, and until then they write.
+        # Its children end with it, but a moment later, and write until then.
         await asyncio.to_thread(_wait_until_gone, pids)
 
 
 async def make_token(directory: Path) -> str:
-    """A token that may write and read counters, in the tokens file of a server that runs in this directory."""
+    """Create a token with the scopes write and read, in the tokens file of a server that runs in this directory."""
     environment = {name: value for name, value in os.environ.items() if not _is_setting(name)}
     process = await spawn(
         *("arcpipe", "token", "create", "--scope", "write", "--scope", "read"),
@@ -180,7 +195,7 @@ async def make_token(directory: Path) -> str:
 
 
 async def make_certificate(directory: Path, certificate: str, key: str) -> None:
-    """A certificate with an ECDSA key, signed by itself, under these names in the directory."""
+    """Create a self-signed certificate with an ECDSA key, under these names in the directory."""
     process = await asyncio.create_subprocess_exec(
         *("openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey", "ec"),
         *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", key, "-out", certificate),
@@ -202,7 +217,7 @@ def _is_setting(name: str) -> bool:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third (state) on; see proc_pid_stat(5). None for a dead process."""
+    """Return the fields of /proc/PID/stat from the third (state) on; None for a dead process. See proc_pid_stat(5)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -211,7 +226,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def process_tree(root: int) -> list[int]:
-    """The process and all its descendants."""
+    """Return the process and all its descendants."""
     parents = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (stat := _stat(int(name))) is not None:
@@ -223,7 +238,7 @@ def process_tree(root: int) -> list[int]:
 
 
 def process_use(pid: int) -> ProcessUse | None:
-    """What a process has used; None if it is gone."""
+    """Return the use of a process; None if it has ended."""
     stat = _stat(pid)
     try:
         title = Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,4 +1,4 @@
-"""Who used the machine's cores while a load ran: the server, its load, others, the hypervisor."""
+"""Use of the machine's cores while a load runs: by the server, its load, other programs, the hypervisor."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from benchmarks.system.server import ProcessUse, process_use
 
 
 class Usage:
-    """Who used the cores between `open` and `close`, in CPU seconds per second."""
+    """Use of the cores between `open` and `close`, in CPU seconds per second."""
 
     def __init__(self, server: Callable[[], dict[int, ProcessUse]], load_pids: list[int]) -> None:
-        """`server` gives what each of the server's processes has used, by pid."""
+        """Prepare a measurement.
+
+        Args:
+            server: Returns the use of each of the server's processes, by pid.
+            load_pids: Processes of the load generators.
+        """
         self._server = server
         self._load_pids = load_pids
         self._opened = 0.0
@@ -25,6 +30,7 @@ class Usage:
         self.stolen_cores = 0.0
 
     def open(self) -> None:
+        """Begin to measure."""
         self.is_open = True
         self._opened = time.perf_counter()
         self._machine = CPUTime()
@@ -32,6 +38,7 @@ class Usage:
         self._own = self._own_seconds()
 
     def close(self) -> None:
+        """End the measurement, and compute the results."""
         self.is_closed = True
         seconds = time.perf_counter() - self._opened
         machine, own = CPUTime(), self._own_seconds()
@@ -43,5 +50,5 @@ class Usage:
         self.stolen_cores = (machine.stolen_seconds - self._machine.stolen_seconds) / seconds
 
     def _own_seconds(self) -> float:
-        """CPU seconds of the harness and its load generators."""
+        """Return the CPU seconds of the harness and its load generators."""
         return sum(use.cpu_seconds for pid in (os.getpid(), *self._load_pids) if (use := process_use(pid)) is not None)

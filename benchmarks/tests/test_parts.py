@@ -274,7 +274,7 @@ def test_the_time_left_is_what_the_round_before_took() -> None:
     assert progress.seconds_left == 0
 
 
-# The disk and what is on it
+# The disk and its files
 
 
 def test_the_bare_loop_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_log_that_is_made_is_read_as_one(tmp_path: Path, records_per_entry: in
     assert not scan.report.damage
 
 
-# What keeps the interpreter
+# Bodies that hold the interpreter
 
 
 @pytest.mark.parametrize("case", CASES)

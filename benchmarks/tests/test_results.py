@@ -1,4 +1,4 @@
-"""What is made of benchmark results: comparisons, charts, pages; and what a target that will not do is told."""
+"""Comparisons, charts and pages of benchmark results; and advice on targets that do not take the load."""
 
 from __future__ import annotations
 

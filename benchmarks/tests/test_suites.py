@@ -25,7 +25,7 @@ SMALL = ("--seconds", "0.5", "--warmup", "0", "--runs", "1", "--workers", "1")
 
 
 def bench(directory: Path, *arguments: str) -> Report:
-    """What the harness measured and verified; it left nothing else."""
+    """Run the harness; return its results, and check that it left no files."""
     json = directory / "results.json"
     # Not below `directory`, which may be in memory.
     data = ROOT / f".bench-{os.getpid()}"

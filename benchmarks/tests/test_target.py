@@ -1,4 +1,4 @@
-"""The benchmarks' `--target` against a real arcpipe, over HTTPS and with a token: what it counts is what arrives."""
+"""The benchmarks' `--target` against a real arcpipe, over HTTPS and with a token: its counts are right."""
 
 from __future__ import annotations
 
