@@ -74,7 +74,7 @@ def show_suite(console: Console, suite: SuiteResult) -> None:
         _table(console, suite.cases, _wal(suite.cases))
         _table(console, suite.cases, _resources())
     if any(case.power_cut for case in suite.cases):
-        note(console, "A power cut: as far as the disk keeps the promise of its flush command.")
+        note(console, "The last column of the first table holds if the disk honours its flush command.")
     _problems(console, suite)
 
 
@@ -131,19 +131,25 @@ def load_in_words(suite: SuiteResult) -> str:
         values = set(map(value, loads))
         return text(values.pop()) if len(values) == 1 else otherwise
 
+    def records(number: int) -> str:
+        return f"{plural(number, 'record')} per body"
+
+    def connections(number: int) -> str:
+        return plural(number, "connection")
+
     def loop(rate: float) -> str:
         return f"open loop, {count(rate)} records/s" if rate else "closed loop"
 
     runs = len(suite.cases[0].runs)
-    return (
-        f"{same(lambda one: one.format, str, 'a format per case')}, "
-        f"{same(lambda one: one.records_per_body, lambda n: plural(n, 'record'), 'as many records')} per body, "
-        f"{same(lambda one: one.connections, lambda n: plural(n, 'connection'), 'as many connections')}, "
-        f"{same(lambda one: one.records_per_second, loop, 'closed or open loop as the case says')}, "
-        f"{load.load_processes} load process{'es' if load.load_processes > 1 else ''} on the same cores; "
-        f"{load.seconds:g} s after {load.warmup_seconds:g} s of warm-up, "
-        f"{f'median of {runs} alternating runs' if runs > 1 else 'one run'}"
+    sent = (
+        same(lambda one: one.format, str, "a format per case"),
+        same(lambda one: one.records_per_body, records, "records per body by case"),
+        same(lambda one: one.connections, connections, "connections by case"),
+        same(lambda one: one.records_per_second, loop, "closed or open loop by case"),
+        f"{load.load_processes} load process{'es' if load.load_processes > 1 else ''} on the same cores",
     )
+    how_often = f"median of {runs} alternating runs" if runs > 1 else "one run"
+    return f"{', '.join(sent)}; {load.seconds:g} s after {load.warmup_seconds:g} s of warm-up, {how_often}"
 
 
 def plural(number: int, noun: str) -> str:

@@ -1,6 +1,6 @@
 """The benchmark harness on the real server, as small as it goes.
 
-All suites and cases take minutes: ARCPIPE_TEST_BENCHMARKS=1 pytest benchmarks/tests/test_suites.py
+All suites and cases take minutes: ARCPIPE_TEST_BENCHMARKS=1 pytest benchmarks/tests/test_suite_runs.py
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""The pure parts of the benchmark harness."""
+"""The load: latencies, the generator, and bodies."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -14,27 +13,9 @@ from hdrh.histogram import HdrHistogram
 
 from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.messagepack import body as messagepack
-from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
-from arcpipe.wal.reader import SegmentScan
-from benchmarks.load.bodies import FORMATS, KINDS, Body, make_bodies
+from benchmarks.load.bodies import FORMATS, Body, make_bodies
 from benchmarks.load.generator import Load, LoadSpec
-from benchmarks.report.progress import PlannedRun, Progress
 from benchmarks.results.histogram import Histogram
-from benchmarks.results.model import (
-    CaseResult,
-    DeviceLimit,
-    Latency,
-    LoadOptions,
-    RecoveryRun,
-    Run,
-    SuiteResult,
-    WALUse,
-)
-from benchmarks.suites.catalogue import SUITES
-from benchmarks.suites.device import device_limit
-from benchmarks.suites.stored import make_wal
-from benchmarks.worst.bodies import CASES
-from benchmarks.worst.gil import measure
 
 # Latencies
 
@@ -182,124 +163,3 @@ def test_row_columnar_and_line_bodies_have_the_same_columns() -> None:
 def test_each_body_has_a_measurement_of_its_own_if_that_is_asked_for() -> None:
     bodies = make_bodies("columnar", 1, seed=1, measurements=100)
     assert len({measurement for body in bodies for measurement, _ in columns_of(body)}) == 100
-
-
-# Suites and their results
-
-
-def test_what_a_suite_compares_with_is_one_of_its_cases() -> None:
-    for suite in SUITES.values():
-        names = [case.name for case in suite.cases]
-        assert len(set(names)) == len(names)
-        assert suite.baseline in {"", *names}
-        for index, case in enumerate(suite.cases):
-            assert not case.half_of or case.half_of in names[:index]
-            assert (case.format or suite.format).partition(" + ")[0] in {*KINDS, "a format per case"}
-
-
-def test_the_share_of_the_baseline_is_that_of_the_same_round() -> None:
-    def run(case: str, round_number: int, records_per_second: float) -> Run:
-        latency = Latency(0, 0, 0, 0, 0, "")
-        load = LoadOptions(
-            format="columnar",
-            records_per_body=1,
-            connections=1,
-            warmup_seconds=1,
-            seconds=1,
-            records_per_second=0,
-            load_processes=1,
-        )
-        return Run(
-            case=case,
-            round=round_number,
-            load=load,
-            started_at="",
-            workers=1,
-            seconds=1,
-            requests_per_second=records_per_second,
-            records_per_second=records_per_second,
-            body_bytes_per_second=1,
-            latency=latency,
-            acknowledged_records=1,
-            parquet_records=1,
-            drain_seconds=0,
-            to_parquet=None,
-            processes=[],
-            load_cores=0,
-            other_cores=0,
-            stolen_cores=0,
-            complaints=[],
-            samples=[],
-            wal=WALUse(30e6, 100, 3e5),
-            device=DeviceLimit("fdatasync", 1, 300_000, 120e6, 60e6),
-        )
-
-    base = CaseResult("base", {}, "", [run("base", 1, 100), run("base", 2, 10), run("base", 3, 1000)])
-    other = CaseResult("other", {}, "", [run("other", 1, 90), run("other", 2, 9), run("other", 3, 500)])
-    suite = SuiteResult("name", "title", base.runs[0].load, "base", [base, other])
-    assert suite.share_of_baseline(other) == pytest.approx(0.9)
-    assert other.runs[0].share_of_device == pytest.approx(0.25)
-
-
-def test_a_recovery_tells_what_a_start_waits_for_from_what_follows() -> None:
-    run = RecoveryRun(
-        round=1,
-        started_at="",
-        wal_bytes=2_000_000_000,
-        segments=20,
-        records=10,
-        parquet_records=9,
-        empty_start_seconds=1.0,
-        start_seconds=3.0,
-        scan_seconds=1.6,
-        uploaded_seconds=13.0,
-    )
-    assert run.scan_bytes_per_second == pytest.approx(1.25e9)
-    assert run.ready_bytes_per_second == pytest.approx(1e9)
-    assert run.upload_bytes_per_second == pytest.approx(0.2e9)
-    assert run.missing_records == 1
-
-
-def test_the_time_left_is_what_the_round_before_took() -> None:
-    quick, slow = PlannedRun("quick", 1), PlannedRun("slow", 1)
-    progress = Progress([[quick, slow, quick, slow], [quick]])
-    with progress.suite():
-        progress.count("quick", 3)
-        progress.count("slow", 101)
-        assert progress.seconds_left == pytest.approx(3 + 101 + (1 + (2 + 100) / 2))
-        progress.count("slow", 101)
-        progress.count("quick", 3)
-    with progress.suite():
-        progress.count("quick", 3)
-    assert progress.seconds_left == 0
-
-
-# The disk and its files
-
-
-def test_the_bare_loop_leaves_nothing_behind(tmp_path: Path) -> None:
-    limit = device_limit(tmp_path, "fdatasync", 5000, 2, seconds=0.02)
-    assert limit.overwriting_bytes_per_second > 0
-    assert limit.appending_bytes_per_second > 0
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("records_per_entry", "sealed"), [(1000, True), (1, False)])
-def test_a_log_that_is_made_is_read_as_one(tmp_path: Path, records_per_entry: int, sealed: bool) -> None:
-    directory = WALDirectory(tmp_path)
-    records, segments = make_wal(directory, 500_000, records_per_entry, sealed)
-    found = directory.segments(SEALED if sealed else ACTIVE)
-    assert len(found) == segments == 1
-    scan = SegmentScan(found[0].path)
-    assert sum(1 for _ in scan) * records_per_entry == records
-    assert not scan.report.damage
-
-
-# Bodies that hold the interpreter
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_each_body_that_may_keep_the_interpreter_is_encoded_or_refused(case: str) -> None:
-    found = measure(case, 300_000)
-    assert found["worst_ms"] >= 0
-    assert found["seconds"] >= 0
