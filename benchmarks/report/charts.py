@@ -52,6 +52,12 @@ _STYLE: Final[dict[Any, Any]] = {
 # Percentiles at the ticks of the latency axis, as in HdrHistogram's plotter.
 _PERCENTILES: Final = (0.0, 90.0, 99.0, 99.9, 99.99)
 _POINTS: Final = 120
+# Part of the time axis before which the end of a load is early.
+_EARLY: Final = 0.3
+# Factor between neighbouring rates from which on the line between them is steep.
+_STEEP: Final = 1.05
+# Part of the highest rate from which on a point has space for its number below.
+_HIGH: Final = 0.15
 # Limits of the disk up to this multiple of the longest bar are drawn.
 _FARTHEST_LIMIT: Final = 2.5
 
@@ -208,8 +214,18 @@ def _backlog(suite: SuiteResult, case: CaseResult, machine: Machine) -> Figure:
         one.set_ylim(0)
         one.grid(True, axis="y")
         _rate_axis(one.yaxis, one, 4)
+    # At the bottom left, unless the curves begin there.
+    is_early = end < _EARLY * max(seconds[-1], end)
     axes.annotate(
-        "end of the load", (end, 0), xytext=(-5, 6), textcoords="offset points", ha="right", color=_GREY, fontsize=9
+        "end of the load",
+        (end, 1 if is_early else 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(5, -6) if is_early else (-5, 6),
+        textcoords="offset points",
+        ha="left" if is_early else "right",
+        va="top" if is_early else "baseline",
+        color=_GREY,
+        fontsize=9,
     )
     axes.tick_params(labelbottom=False)
     _legend(axes)
@@ -231,26 +247,14 @@ def _along_axis(suite: SuiteResult, axis: _Axis, machine: Machine) -> Figure:
     cases = sorted(suite.cases, key=lambda case: axis.value(case.runs[0]))
     places = [axis.value(case.runs[0]) for case in cases]
     rates = [case.median(lambda run: run.records_per_second) for case in cases]
+    worsts = [min(run.records_per_second for run in case.runs) for case in cases]
     bests = [max(run.records_per_second for run in case.runs) for case in cases]
     axes.plot(places, rates, marker="o", **_line(0))
-    axes.vlines(
-        places,
-        [min(run.records_per_second for run in case.runs) for case in cases],
-        bests,
-        color=_BLUE,
-        linewidth=1.2,
-    )
-    for index, (place, rate, best) in enumerate(zip(places, rates, bests, strict=True)):
-        # Left of a steep rise, so that the line does not cross the number.
-        rises = 0 < index < len(rates) - 1 and rates[index + 1] > rate * 1.05
-        axes.annotate(
-            _three_digits(rate),
-            (place, best),
-            (-4 if rises else 0, 6),
-            textcoords="offset points",
-            ha="right" if rises else "center",
-            fontsize=9,
-        )
+    axes.vlines(places, worsts, bests, color=_BLUE, linewidth=1.2)
+    for index, (place, worst, best) in enumerate(zip(places, worsts, bests, strict=True)):
+        beside = _beside(rates, index)
+        edge = worst if beside.get("va") == "top" else best
+        axes.annotate(_three_digits(rates[index]), (place, edge), textcoords="offset points", fontsize=9, **beside)
     for index, (name, value) in enumerate(
         (("p50", lambda run: run.latency.p50_seconds), ("p99", lambda run: run.latency.p99_seconds)), 1
     ):
@@ -278,6 +282,15 @@ def _along_axis(suite: SuiteResult, axis: _Axis, machine: Machine) -> Figure:
     axes.tick_params(labelbottom=False)
     _legend(below)
     return figure
+
+
+def _beside(rates: Sequence[float], index: int) -> dict[str, Any]:
+    """Place the number of a point where the line through it does not cross the number."""
+    before, rate, after = rates[max(index - 1, 0)], rates[index], rates[min(index + 1, len(rates) - 1)]
+    falls, rises = before > rate * _STEEP, after > rate * _STEEP
+    if falls and (rises or index == len(rates) - 1) and rate > max(rates) * _HIGH:
+        return {"xytext": (0, -6), "ha": "center", "va": "top"}
+    return {"xytext": (-4, 6), "ha": "right"} if rises and index else {"xytext": (0, 6), "ha": "center"}
 
 
 def _figure(
