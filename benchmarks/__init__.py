@@ -4,6 +4,7 @@ The harness starts the real server as a user would, loads it over HTTP from othe
 counts the acknowledged records in the Parquet files. If a record is missing, the run fails and gives no figure.
 
     __main__    the command line
+    options     its options, by subject; `grouping` makes a command of such groups
     suites/     cases with their settings, and the runs that measure and verify them
     report/     progress, tables, comparisons, charts, pages, JSON
     load/       request bodies, the load generator, several generators driven together

@@ -20,8 +20,9 @@ import typer
 import uvloop
 from rich.console import Console
 
+from benchmarks.grouping import grouped
 from benchmarks.load.generator import LoadFailed
-from benchmarks.options import SUITE_NAMES, Choice, LoadChoice, OutputChoice, ServerChoice, TargetChoice, grouped
+from benchmarks.options import SUITE_NAMES, Choice, LoadChoice, OutputChoice, ServerChoice, TargetChoice
 from benchmarks.report import tables
 from benchmarks.report.markdown import NoPlace
 from benchmarks.report.outputs import (

@@ -90,7 +90,7 @@ def show_recovery(console: Console, title: str, cases: Sequence[RecoveryCase]) -
 
     titles = (
         *("case", "WAL, GB", "segments", "serves after", "without a WAL", "verified after", "verifying, GB/s"),
-        *("s per GB", "all in Parquet after", "into Parquet, GB/s", "records/s", "verified in Parquet"),
+        *("s per GB", "all in Parquet after", "into Parquet, MB/s", "records/s", "verified in Parquet"),
     )
     rows = [
         (
@@ -103,7 +103,7 @@ def show_recovery(console: Console, title: str, cases: Sequence[RecoveryCase]) -
             gb_per_second(case, lambda run: run.scan_bytes_per_second),
             f"{1e9 / median(case, lambda run: run.scan_bytes_per_second):.2f}",
             duration(median(case, lambda run: run.uploaded_seconds)),
-            gb_per_second(case, lambda run: run.upload_bytes_per_second),
+            f"{median(case, lambda run: run.upload_bytes_per_second) / 1e6:,.1f}",
             count(median(case, lambda run: run.records / (run.uploaded_seconds - run.start_seconds))),
             f"{sum(run.parquet_records for run in case.runs):,}",
         )
@@ -335,7 +335,7 @@ def _problems(console: Console, suite: SuiteResult) -> None:
         console.print(Text(f"The server logged{times}: {complaint}", "yellow"), soft_wrap=True)
     noise = max(run.other_cores + run.stolen_cores for run in runs)
     if noise > _NOISE_CORES and all(run.processes for run in runs):
-        text = f"Others used up to {noise:.1f} cores during these runs: compare figures of one round, not absolutes."
+        text = f"Other programs used up to {noise:.1f} cores during these runs: compare figures within a round only."
         console.print(Text(text, "yellow"), soft_wrap=True)
 
 

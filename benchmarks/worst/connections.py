@@ -12,6 +12,7 @@ with one worker, so that other programs disturb both alike. A slow client sends 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import resource
 import shutil
 import socket
@@ -25,8 +26,10 @@ import msgspec
 import typer
 import uvloop
 
+from benchmarks.grouping import grouped
 from benchmarks.load.drive import load_processes
 from benchmarks.load.generator import LoadSpec
+from benchmarks.report.tables import plural
 from benchmarks.results.histogram import Histogram
 from benchmarks.system.server import Server
 from benchmarks.worst.held import measure_all, resident_bytes
@@ -36,50 +39,55 @@ _TRICKLE_SECONDS: Final = 0.5
 _REQUEST: Final = b"POST /write/v2/msgpack HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n" + bytes(4000)
 
 
-def bench(
-    idle: Annotated[int, typer.Option(min=0, help="Connections that send nothing.")] = 10_000,
-    slow: Annotated[int, typer.Option(min=0, help="Connections that send a byte every half second.")] = 0,
-    active: Annotated[int, typer.Option(min=1, help="Connections that send requests.")] = 500,
-    rate: Annotated[float, typer.Option(min=1, help="Requests per second of all active connections.")] = 2000,
-    seconds: Annotated[float, typer.Option(min=1, help="Measured time of a round.")] = 10,
-    rounds: Annotated[int, typer.Option(min=1, help="Pairs of rounds.")] = 3,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadChoice:
+    """The connections, and the load of those that send requests."""
+
+    idle: Annotated[int, typer.Option(min=0, help="Connections that send nothing.")] = 10_000
+    slow: Annotated[int, typer.Option(min=0, help="Connections that send a byte every half second.")] = 0
+    active: Annotated[int, typer.Option(min=1, help="Connections that send requests.")] = 500
+    rate: Annotated[float, typer.Option(min=1, help="Requests per second of all active connections.")] = 2000
+    seconds: Annotated[float, typer.Option(min=1, help="Measured time of a round.")] = 10
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of rounds.")] = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HoldChoice:
+    """Kinds of connections whose memory is measured instead."""
+
     hold: Annotated[
         list[str] | None,
         typer.Option(help=f"Measure instead the memory that a kind of connections holds: all, {', '.join(KINDS)}"),
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Connections of --hold.")] = 10_000,
-    setting: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of the server of --hold.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each kind of --hold.")] = False,
-) -> None:
+    ] = None
+    count: Annotated[int, typer.Option(min=1, help="Connections of --hold.")] = 10_000
+    setting: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of the server of --hold.")] = None
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each kind of --hold.")] = False
+
+
+@grouped
+def bench(load: LoadChoice, hold: HoldChoice) -> None:
     """Measure a server with and without idle or slow connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hold:
-        kinds = list(KINDS) if "all" in hold else hold
-        changed = dict(text.split("=", 1) for text in setting or ())
-        asyncio.run(measure_all(kinds, count, seconds, changed, json))
+    if hold.hold:
+        kinds = list(KINDS) if "all" in hold.hold else hold.hold
+        changed = dict(text.split("=", 1) for text in hold.setting or ())
+        asyncio.run(measure_all(kinds, hold.count, load.seconds, changed, hold.json))
         return
     directory = Path(tempfile.mkdtemp(prefix="connections-", dir="."))
+    spec = LoadSpec(
+        host="",
+        port=0,
+        format="columnar",
+        records=1,
+        connections=load.active,
+        warmup_seconds=1,
+        seconds=load.seconds,
+        requests_per_second=load.rate,
+    )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(
-                _measure(
-                    directory.resolve(),
-                    idle,
-                    slow,
-                    LoadSpec(
-                        host="",
-                        port=0,
-                        format="columnar",
-                        records=1,
-                        connections=active,
-                        warmup_seconds=1,
-                        seconds=seconds,
-                        requests_per_second=rate,
-                    ),
-                    rounds,
-                )
-            )
+            runner.run(_measure(directory.resolve(), load.idle, load.slow, spec, load.rounds))
     finally:
         shutil.rmtree(directory)
 
@@ -124,7 +132,8 @@ async def _measure(directory: Path, idle: int, slow: int, load: LoadSpec, rounds
         for label, histograms in found.items()
     }
     print(
-        f"{load.connections} connections at {load.requests_per_second:g} requests/s, medians of {rounds} rounds: "
+        f"{load.connections} connections at {load.requests_per_second:g} requests/s, "
+        f"medians of {plural(rounds, 'round')}: "
         f"p50 {median['without'][0]:.2f} ms without, {median['with'][0]:.2f} ms with {idle} idle and {slow} slow ones; "
         f"p99 {median['without'][1]:.2f} and {median['with'][1]:.2f} ms"
     )
