@@ -32,8 +32,11 @@ class _Connection:
 
     def __init__(self) -> None:
         self.unrouted: defaultdict[bytes, int] = defaultdict(int)
-        self.client = "192.0.2.7"
         self.announced_bytes = 0
+
+    def client_of(self, _headers: dict[bytes, bytes]) -> str:
+        """Return the address of the one client."""
+        return "192.0.2.7"
 
 
 class Outcome(NamedTuple):
