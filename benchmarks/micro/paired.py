@@ -123,7 +123,7 @@ def main(
     data_dir: Annotated[Path | None, typer.Option(help="Where the servers' files go; removed again.")] = None,
 ) -> None:
     """Compare the cost of open access, tokens, and tokens with TLS for a worker."""
-    with tempfile.TemporaryDirectory(dir=data_dir) as directory:
+    with tempfile.TemporaryDirectory(dir=data_dir and data_dir.resolve()) as directory:
         asyncio.run(_compare(records, servers, rounds, requests // _PIPELINED * _PIPELINED, Path(directory)))
 
 

@@ -186,7 +186,7 @@ def recovery_bytes_per_second(data_directory: Path, body_bytes: int, size_bytes:
 def main() -> int:
     """Measure, and return the exit code: 0 if the goals are met, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro.wal", description=__doc__)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="on the disk to be measured; default: data")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="on the disk to measure; default: data")
     parser.add_argument("--rounds", type=int, default=7, help="of each measurement, in turns; default: 7")
     parser.add_argument("--mb", type=int, default=256, help="written in each of them; default: 256")
     options = parser.parse_args()

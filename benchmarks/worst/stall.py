@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import socket
 import subprocess
@@ -240,10 +241,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each attack")
     parser.add_argument("--limit", type=float, default=0.0, metavar="MS", help="fail if the victim waits longer")
     parser.add_argument("--search", type=float, default=0.0, metavar="SECONDS", help="look for worse attacks")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of --search")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="a setting of the server")
-    parser.add_argument("--data-dir", default=None)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--data-dir", type=os.path.abspath, help="where the server's files go; removed again")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each attack")
     parser.add_argument("--attack", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--victim", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
