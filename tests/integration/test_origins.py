@@ -285,7 +285,7 @@ def test_a_page_of_an_origin_that_is_named_writes_by_fetch_and_reads_the_answer(
         assert page.evaluate(WRITE, [f"{server.url}/write", WITH_TOKEN, "cors"]) == [204, "1.8.10", None]
         status, version, error = page.evaluate(WRITE, [f"{server.url}/write?precision=weeks", WITH_TOKEN, "cors"])
         assert (status, version) == (400, "1.8.10")
-        assert "'precision': 'weeks' is none of" in error
+        assert "'precision': 'weeks' is not one of" in error
         server.wait_for_rows(2, "pages")
         server.stop()
 
