@@ -1,4 +1,4 @@
-"""What a worker has counted, copied into the shared memory from which the status and the metrics are made."""
+"""Publishing: copies a worker's counts into the shared memory that status and metrics read."""
 
 from __future__ import annotations
 

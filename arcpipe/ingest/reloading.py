@@ -1,4 +1,4 @@
-"""Reloads in a worker: tokens, certificates and the log level, which the supervisor has read anew and found good."""
+"""Reloads in a worker: tokens, certificates and the log level, after the supervisor has read and validated them."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def test_messagepack_takes_a_precision_too(server: Server, database: str) -> Non
 @pytest.mark.parametrize("precision", ["sec", "NS", "1", "ns ", "minute"])
 def test_a_precision_that_there_is_not_is_400(server: Server, path: str, precision: str) -> None:
     reason = refused(server.post(f"{path}?precision={quote(precision)}", GOOD))
-    assert reason.startswith(f"query parameter 'precision': {precision!r} is none of ns, ")
+    assert reason.startswith(f"query parameter 'precision': {precision!r} is not one of ns, ")
 
 
 # Which database

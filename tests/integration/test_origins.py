@@ -289,7 +289,7 @@ def test_a_page_of_a_named_origin_writes_and_reads_the_answer(tmp_path: Path, pa
         assert page.evaluate(WRITE, [f"{server.url}/write", WITH_TOKEN, "cors"]) == [204, "1.8.10", None]
         status, version, error = page.evaluate(WRITE, [f"{server.url}/write?precision=weeks", WITH_TOKEN, "cors"])
         assert (status, version) == (400, "1.8.10")
-        assert "'precision': 'weeks' is none of" in error
+        assert "'precision': 'weeks' is not one of" in error
         server.wait_for_rows(2, "pages")
         server.stop()
 

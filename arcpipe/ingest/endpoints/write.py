@@ -112,7 +112,7 @@ class Targets:
         precision = self._precision
         if word := parameters.get("precision"):
             if word not in PRECISIONS:
-                raise BadPayload(f"query parameter 'precision': {_shown(word)} is none of {', '.join(PRECISIONS)}")
+                raise BadPayload(f"query parameter 'precision': {_shown(word)} is not one of {', '.join(PRECISIONS)}")
             precision = PRECISIONS[word]
         partial = parameters.get("accept_partial", "true").lower()
         if partial not in ("true", "false"):

@@ -100,7 +100,7 @@ class Auth:
     def tick(self, monotonic: float) -> None:
         """Log refusals. Call it a few times a second."""
         if self.refused != self._logged and monotonic >= self._next_line:
-            log.warning("%d requests refused for want of a valid token with the right", self.refused - self._logged)
+            log.warning("refused %d requests without a valid token of the needed scope", self.refused - self._logged)
             self._logged = self.refused
             self._next_line = monotonic + _REFUSALS_LINE_SECONDS
 

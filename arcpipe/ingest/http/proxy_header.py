@@ -91,9 +91,9 @@ def _read_1(data: bytes) -> int | Source:
     try:
         source, _ = kind(match[2].decode("ascii")), kind(match[3].decode("ascii"))
     except ValueError:
-        raise BadProxyHeader("its line of version 1 has an address that is none") from None
+        raise BadProxyHeader("its line of version 1 has an invalid address") from None
     if max(int(match[4]), int(match[5])) > 0xFFFF:
-        raise BadProxyHeader("its line of version 1 has a port that is none")
+        raise BadProxyHeader("its line of version 1 has an invalid port")
     return Source(_normal(source))
 
 

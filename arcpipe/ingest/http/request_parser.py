@@ -173,7 +173,8 @@ class RequestParser:
 
     def on_message_begin(self) -> None:
         connection = self._connection
-        if connection.state == LINGER or (connection.exchanges and connection.is_over):  # `is_deaf`, without a call
+        exchanges = connection.exchanges
+        if connection.state == LINGER or (exchanges and exchanges[-1].closes):  # `is_deaf`, without calls
             raise _Over
         self.is_between = False
         connection.state = HEADER
@@ -183,7 +184,7 @@ class RequestParser:
         self._repeated_lines = self._repeated_bytes = 0
         self._has_head = False
         self._unread_bytes = -1
-        if not connection.exchanges:
+        if not exchanges:
             self.waiting_head_bytes = 0
         self._refusal = None
         self._judge = None
