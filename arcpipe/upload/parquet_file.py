@@ -190,6 +190,7 @@ class ParquetFile:
 
 
 def name_bytes(schema: pa.Schema) -> int:
+    """Count the bytes of all column names."""
     return sum(len(name.encode()) for name in schema.names)
 
 
@@ -201,6 +202,7 @@ class Texts(NamedTuple):
 
 
 def texts_of(table: pa.Table, huge_bytes: int) -> Texts:
+    """Examine the text and binary columns of a row group; values above `huge_bytes` are huge."""
     if table.num_columns > _MANY_COLUMNS:
         huge_bytes = max(huge_bytes // table.num_columns, 1)
     huge = set()

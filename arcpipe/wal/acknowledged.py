@@ -89,6 +89,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 def path_of(directory: WALDirectory) -> str:
+    """Name the file of acknowledged findings."""
     return os.path.join(directory.path, "acknowledged.json")
 
 

@@ -86,6 +86,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def path_of(directory: WALDirectory) -> str:
+    """Name the file of findings."""
     return os.path.join(directory.path, "findings.json")
 
 
