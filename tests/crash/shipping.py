@@ -18,6 +18,7 @@ from arcpipe.counters import Uploader as UploaderBlock
 from arcpipe.errors import StorageError
 from arcpipe.storage import Blob
 from arcpipe.storage.base import require_key
+from arcpipe.units import MB
 from arcpipe.upload.retry import Retry
 from arcpipe.upload.uploader import BatchUploader
 from arcpipe.wal.directory import NodeIdentity, WALDirectory
@@ -152,8 +153,8 @@ class InlineExecutor:
 class _TinyMegabytes(int):
     """A setting in MB that comes to 6144 bytes: segments of these tests are small, and are to be written over."""
 
-    def __lshift__(self, bits: int) -> int:
-        return 6144 >> (20 - bits)
+    def __mul__(self, unit: int, /) -> int:
+        return 6144 * unit // MB
 
 
 SETTINGS = config.Settings(

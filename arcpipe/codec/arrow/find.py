@@ -97,6 +97,11 @@ def find_values(
             return Values(array, count, text[0], classes=text[1], ascii_only=True)
     if chunk_sizes is None or chunk_counts is None:
         chunk_sizes, chunk_counts = np.array([len(array)]), np.array([count])
+    return Values(array, count, _find_starts(array, count, chunk_sizes, chunk_counts))
+
+
+def _find_starts(array: Bytes, count: int, chunk_sizes: Ints, chunk_counts: Ints) -> Ints:
+    """Find the starts of values of any kind, in lockstep where that pays."""
     starts: Ints | None = None
     longest = int(chunk_counts.max())
     if longest == 1 and count == len(chunk_counts):
@@ -105,9 +110,7 @@ def find_values(
         starts = _walk(array, count, chunk_sizes, chunk_counts, VALUE_SIZE, None)
         if starts is None:
             starts = _walk(array, count, chunk_sizes, chunk_counts, _SIZE_OR_8, _HAS_8)
-    if starts is None:
-        starts = _skip(array, count, chunk_sizes, chunk_counts)
-    return Values(array, count, starts)
+    return _skip(array, count, chunk_sizes, chunk_counts) if starts is None else starts
 
 
 def _is_text_marker(data: Bytes) -> bool:
