@@ -25,7 +25,7 @@ PYTEST = $(BIN)/pytest -n $(JOBS) --dist worksteal
 test: test-env test-$(SET) ## run the tests; SET=quick, full (the default) or release; ARGS="-k name" goes to pytest
 
 test-quick: test-env
-	$(PYTEST) --set quick $(ARGS)
+	$(BIN)/pytest -n $$(nproc) --dist worksteal --set quick $(ARGS)
 
 test-full: test-env
 	$(PYTEST) $(ARGS)
