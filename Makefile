@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS = $(shell echo $$(($$(nproc) + 2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-quick test-full test-release test-systemd day lint bench fuzz test-env clean
+.PHONY: help serve test coverage test-quick test-full test-release test-systemd day lint bench fuzz test-env clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,7 +25,7 @@ PYTEST = $(BIN)/pytest -n $(JOBS) --dist worksteal
 test: test-env test-$(SET) ## run the tests; SET=quick, full (the default) or release; ARGS="-k name" goes to pytest
 
 test-quick: test-env
-	$(PYTEST) --set quick $(ARGS)
+	$(BIN)/pytest -n $$(nproc) --dist worksteal --set quick $(ARGS)
 
 test-full: test-env
 	$(PYTEST) $(ARGS)
@@ -35,6 +35,11 @@ test-release: test-env
 	$(MAKE) --no-print-directory day DAYS=2 ARGS=
 	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600 ARGS=
 	if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory test-systemd ARGS=; else echo "not run, as it needs root: make test-systemd"; fi
+
+# Of a run with ARCPIPE_TEST_COVERAGE=1: the floor is in pyproject.toml.
+coverage: test-env ## tell which lines the quick tests reached, and fail below the floor
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
 
 lint: test-env ## check style, format and types
 	$(BIN)/ruff check .
@@ -57,7 +62,7 @@ fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60)
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =

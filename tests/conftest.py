@@ -3,7 +3,10 @@
 import pytest
 from hypothesis import settings
 
+from tests.support.coverage import IS_MEASURED, QuickCoverage
 from tests.support.sets import is_quick
+
+_coverage = QuickCoverage() if IS_MEASURED else None
 
 pytest_plugins = ["tests.support.browser", "tests.support.s3server"]
 
@@ -13,9 +16,12 @@ settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--set", choices=["quick", "full"], default="full", help="which tests to run, of those that are named"
-    )
+    parser.addoption("--set", choices=["quick", "full"], default="full", help="which tests to run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _coverage is not None:
+        config.pluginmanager.register(_coverage, "quick coverage")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -21,6 +21,7 @@ import pytest
 from tests.crash.moments import wait_for_a_moment
 from tests.support.load import Load
 from tests.support.server import Server
+from tests.support.sets import long
 from tests.support.stores import Store, local_store, s3_store
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
@@ -71,6 +72,7 @@ def test_a_child_that_is_killed_again_and_again_loses_nothing(victim: Victim, ro
         check(victim, load)
 
 
+@pytest.mark.parametrize("victim", ["local", pytest.param("s3", marks=long)], indirect=True)
 def test_a_killed_supervisor_takes_its_children_along(victim: Victim) -> None:
     """A supervisor that is killed takes its children along and loses nothing."""
     server = victim.server

@@ -24,6 +24,7 @@ from tests.support.lake import lake_files, lake_rows, numbers
 from tests.support.load import Load
 from tests.support.processes import processes_of_session
 from tests.support.server import Server, serve_and_fail
+from tests.support.sets import long
 from tests.support.waiting import wait_until
 from tests.support.wal_files import arc_file
 
@@ -167,7 +168,7 @@ def test_a_signal_drains_what_is_in_flight_and_ships_everything(tmp_path: Path, 
         assert "stopped; everything is uploaded" in server.log
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=long)])
 def test_a_signal_to_every_process_drains_too(tmp_path: Path, signal_number: signal.Signals) -> None:
     """As a terminal sends its Ctrl-C, and systemd its SIGTERM unless told otherwise."""
     with Server(tmp_path, wal_max_size_mb=1) as server, Load(server) as load:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
 import json
 import os
@@ -84,7 +85,8 @@ class Text(NamedTuple):
         return max(map(plain, pieces), key=len)
 
 
-def exceptions() -> set[str]:
+@functools.cache
+def exceptions() -> frozenset[str]:
     """The names of everything that arcpipe raises on purpose: `ArcpipeError` and what stems from it."""
     bases = {
         node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
@@ -95,13 +97,13 @@ def exceptions() -> set[str]:
     found = {"ArcpipeError"}
     while more := {name for name, above in bases.items() if above & found} - found:
         found |= more
-    return found
+    return frozenset(found)
 
 
 LOGS = {"warning", "error", "critical", "exception"}
 # What is told to somebody: calls of these make a text out of their first argument, …
-FIRST = exceptions() | {"BadLine", "BadParameter", "ValueError", "FileNotFoundError"}
-FIRST |= {"_unauthorized", "_refusal", "_malformed"}
+# (besides the names of `exceptions`)
+FIRST = {"BadLine", "BadParameter", "ValueError", "FileNotFoundError", "_unauthorized", "_refusal", "_malformed"}
 # … of these out of another one, …
 OTHERS = {"error": 2, "Problem": 1, "_failure": 2, "OSError": 1}
 # … and the values of these tables, these variables, and what these functions return are texts.
@@ -126,6 +128,7 @@ def template(node: ast.expr | None) -> str:
 
 def said_in(tree: ast.Module) -> Iterator[ast.expr]:
     """The expressions in a module that a person gets to read when something is wrong."""
+    first_of = FIRST | exceptions()
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="log" | "_logger"), attr=name), args=[first, *_]):
@@ -135,7 +138,7 @@ def said_in(tree: ast.Module) -> Iterator[ast.expr]:
                 yield reason
             case ast.Call(func=ast.Attribute(value=ast.Name(id="problems"), attr="append"), args=[text]):
                 yield text
-            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[first, *_]) if name in FIRST:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[first, *_]) if name in first_of:
                 yield first
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=arguments) if (
                 name in OTHERS and len(arguments) > OTHERS[name]
