@@ -13,7 +13,7 @@ import pytest
 
 from tests.crash import io_faults
 
-DEFAULT_STATES = 3_000
+DEFAULT_STATES = 10_000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
