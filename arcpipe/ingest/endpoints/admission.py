@@ -22,7 +22,11 @@ class Admission:
     """
 
     def __init__(self, settings: Settings, node: memoryview, now_us: Callable[[], int] = monotonic_us) -> None:
-        """Args: now_us: the monotonic clock, by which the supervisor notes when it measured."""
+        """Judge by the settings and the figures of the supervisor.
+
+        Args:
+            now_us: the monotonic clock, by which the supervisor notes when it measured.
+        """
         self._node = node
         self._now_us = now_us
         self._max_backlog = settings.wal.max_backlog_mb * MB

@@ -52,7 +52,11 @@ class OpsEndpoints:
         slot: int,
         paths: Callable[[], Sequence[str]],
     ) -> None:
-        """Args: paths: gives those of the router's table, in its order; is called with requests only."""
+        """Answer for one instance.
+
+        Args:
+            paths: returns the paths of the router's table, in its order; called with requests only.
+        """
         self._settings = settings
         self._counters = counters
         self._admission = admission

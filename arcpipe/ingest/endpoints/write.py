@@ -77,7 +77,11 @@ class Targets:
     """Targets by the bytes of query and database header, which clients repeat with each request."""
 
     def __init__(self, precision: str | None) -> None:
-        """Args: precision: the envelope's word where the query names none; None reads it from the size of a number."""
+        """Read database and precision from requests of one kind of path.
+
+        Args:
+            precision: the envelope's word where the query names none; None reads it from the size of a number.
+        """
         self._precision = precision
         self._clock: Mapping[str, int] = {}
         self._known: dict[tuple[bytes, bytes | None], Target] = {}
@@ -136,7 +140,11 @@ class WriteEndpoints:
         commit: Commit,
         usage: Iterable[tuple[str, Sequence[int]]] = (),
     ) -> None:
-        """Args: usage: by database, as earlier processes of the slot have counted it."""
+        """Commit through one group commit.
+
+        Args:
+            usage: by database, as earlier processes of the slot have counted it.
+        """
         self._admission = admission
         self._encoding = encoding
         self._turns = turns

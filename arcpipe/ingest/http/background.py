@@ -83,7 +83,8 @@ class Background:
         *,
         interrupts: bool,
     ) -> None:
-        """
+        """Begin with no pieces; the first one starts the thread.
+
         Args:
             may_start: whether the worker has memory for the outcome of another piece now.
             on_change: called in the loop when `held_bytes` has changed.

@@ -44,7 +44,11 @@ class TrustedProxies:
     """`server.trusted_proxies`: whether an address is one of them."""
 
     def __init__(self, entries: Iterable[str]) -> None:
-        """Args: entries: as the settings have checked them."""
+        """Parse the entries of server.trusted_proxies.
+
+        Args:
+            entries: valid ones, as the settings have checked them.
+        """
         entries = tuple(entries)
         self._unix = UNIX in entries
         self._networks = [ipaddress.ip_network(entry) for entry in entries if entry != UNIX]
@@ -76,7 +80,11 @@ class ForwardedFor:
     """The header in which trusted HTTP proxies name their client."""
 
     def __init__(self, trusted: TrustedProxies, header: str) -> None:
-        """Args: header: "X-Forwarded-For" or "Forwarded"."""
+        """Read one header, of requests from trusted proxies only.
+
+        Args:
+            header: "X-Forwarded-For" or "Forwarded".
+        """
         self._trusted = trusted
         self._name = header.lower().encode("ascii")
         self._find = _in_forwarded if header == "Forwarded" else _in_x_forwarded_for

@@ -52,7 +52,12 @@ class Connection(asyncio.Protocol):
     )
 
     def __init__(self, context: IngestContext, surface: Surface, address: str = "") -> None:
-        """Args: surface: the paths of its listener; address: of the client, where a proxy tells it."""
+        """Wait for `connection_made`.
+
+        Args:
+            surface: the paths of its listener.
+            address: of the client, where a proxy tells it.
+        """
         self._context = context
         self.unrouted = context.unrouted
 

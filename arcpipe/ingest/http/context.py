@@ -46,7 +46,11 @@ class Surface:
     __slots__ = ("heads", "origins", "routes")
 
     def __init__(self, routes: Mapping[bytes, Route], origins: Origins | None) -> None:
-        """Args: origins: whose pages may write from other sites; None: nobody's."""
+        """Offer some routes.
+
+        Args:
+            origins: web pages that may write from other sites; None: no page may.
+        """
         self.routes = routes
         self.origins = origins
         self.heads = Heads()

@@ -43,7 +43,12 @@ class Entrance:
         trusted: TrustedProxies,
         tls: ServerTLS | None,
     ) -> None:
-        """Args: surface: all paths, which the listener offers or a part of them; tls: None: it speaks no TLS."""
+        """Make connections for one listener.
+
+        Args:
+            surface: all paths; the listener offers them or a part of them.
+            tls: None: it speaks no TLS.
+        """
         self.context = context
         self.trusted = trusted
         self.address = listener.address

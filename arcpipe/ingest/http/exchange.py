@@ -67,7 +67,11 @@ class Exchange:
         query: bytes = b"",
         answered: defaultdict[bytes, int] | None = None,
     ) -> None:
-        """Args: answered: where the answer's status is counted; by default among those for unknown paths."""
+        """Begin an exchange that is not answered yet.
+
+        Args:
+            answered: where the answer's status is counted; by default among those for unknown paths.
+        """
         self.connection = connection
         self.headers = headers
         self.method = method

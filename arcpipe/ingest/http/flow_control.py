@@ -74,7 +74,8 @@ class BytesInFlight:
         pending_bytes: Callable[[], int],
         on_full: Callable[[bool], None],
     ) -> None:
-        """
+        """Begin with no bytes.
+
         Args:
             pending_bytes: returns the bytes of complete bodies.
             on_full: called when `is_full` has changed.

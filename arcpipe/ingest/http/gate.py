@@ -95,9 +95,11 @@ class Gate:
         forwarded: ForwardedFor | None = None,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
-        """Args:
-        forwarded: the header in which trusted proxies name the client.
-        clock: nanoseconds, the same for all workers.
+        """Begin without debts.
+
+        Args:
+            forwarded: the header in which trusted proxies name the client.
+            clock: nanoseconds, the same for all workers.
         """
         self._forwarded = forwarded
         self._clock = clock

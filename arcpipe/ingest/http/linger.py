@@ -56,7 +56,8 @@ class Linger:
     __slots__ = ("_deadline", "_left", "_moved_at", "_sends_until")
 
     def __init__(self, now: float, longest_seconds: float, sending_seconds: float) -> None:
-        """
+        """Begin at a time of the monotonic clock, in seconds.
+
         Args:
             longest_seconds: in total, so that a byte now and then cannot hold a connection.
             sending_seconds: for sending; most programs read no answer before they have sent all.

@@ -61,7 +61,8 @@ class Origins:
     """The origins whose pages may write, and the header lines that their browsers need."""
 
     def __init__(self, origins: Iterable[str], paths: Iterable[bytes]) -> None:
-        """
+        """Keep the origins in their normal form.
+
         Args:
             origins: as in `server.cors_origins`; "*" means all.
             paths: where they may write.

@@ -55,7 +55,11 @@ class Turns:
     )
 
     def __init__(self, budget: TimeBudget, show_heartbeat: Callable[[], None] = lambda: None) -> None:
-        """Args: show_heartbeat: called every _HEARTBEAT_SECONDS of a turn that takes long."""
+        """Begin with no turn.
+
+        Args:
+            show_heartbeat: called every _HEARTBEAT_SECONDS of a turn that takes long.
+        """
         self.budget = budget
         self._show_heartbeat = show_heartbeat
         self._heartbeat_due = _HEARTBEAT_SECONDS
