@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe.config.settings import MB, Parquet
+from arcpipe.config.settings import Parquet
 from arcpipe.storage.base import require_key
+from arcpipe.units import MB
 from arcpipe.upload.file_schema import ROLE
 from arcpipe.upload.keys import Partition, encode_name
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
