@@ -7,12 +7,13 @@ import fcntl
 import os
 import struct
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support.waiting import wait_until
 
 MEGABYTE = 1 << 20
 _LIBC = ctypes.CDLL(None)
@@ -128,10 +129,12 @@ class SmallDisk:
 
     def power_on(self) -> None:
         """Mounts it again from what its device holds. Nobody may use it meanwhile."""
-        deadline = time.monotonic() + _UNMOUNT_SECONDS
-        while subprocess.run(["umount", str(self.path)], check=False, capture_output=True).returncode:
-            assert time.monotonic() < deadline, f"{self.path} is still in use"
-            time.sleep(0.02)
+        command = ["umount", str(self.path)]
+        wait_until(
+            lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0,
+            f"{self.path} to be unused",
+            _UNMOUNT_SECONDS,
+        )
         _run("losetup", "--detach", self._loops.pop())
         self._mount()
 

@@ -9,7 +9,6 @@ import os
 import socket
 import struct
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -32,6 +31,7 @@ from arcpipe.units import MB
 from tests.support.blobs import FileBlob
 from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
+from tests.support.waiting import wait_until
 
 SECRET = "do-not-show-this-secret"
 
@@ -495,7 +495,9 @@ class TestFaults:
             with pytest.raises(StorageError) as caught:
                 await store.put("a", blob)
             assert caught.value.kind == "timeout"
-            assert await asyncio.to_thread(becomes_true, lambda: not connections_to(faults.endpoint_url))
+            await asyncio.to_thread(
+                wait_until, lambda: not connections_to(faults.endpoint_url), "the connection to end"
+            )
 
         using(faulty(faults, connect_timeout_seconds=0.5, read_timeout_seconds=0.5), work)
 
@@ -1142,13 +1144,6 @@ class TestRequests:
         monkeypatch.setenv("http_proxy", faults.endpoint_url)
         request = self.put(faults, endpoint_url="http://s3.arcpipe-test.invalid", addressing_style="virtual")
         assert request.path == "http://bucket.s3.arcpipe-test.invalid/lake/a"
-
-
-def becomes_true(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def connections_to(endpoint_url: str) -> list[str]:
