@@ -182,6 +182,7 @@ class Parquet(Struct, frozen=True, kw_only=True):
     compression_level: Annotated[int, Meta(ge=1, le=22)] = 1
     row_group_rows: Count = 1048576
     max_file_mb: SizeMB = 256
+    encodings: Literal["common", "small"] = "common"
     keep_nanoseconds: bool = False
 
     @property

@@ -93,6 +93,7 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "parquet.compression_level": (9, "9"),
     "parquet.row_group_rows": (1000, "1000"),
     "parquet.max_file_mb": (1, "1"),
+    "parquet.encodings": ("small", "small"),
     "parquet.keep_nanoseconds": (True, "On"),
     "storage.url": ("s3://bucket/some/prefix", "s3://bucket/some/prefix"),
     "storage.layout": ("hive", "hive"),
