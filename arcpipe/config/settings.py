@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from arcpipe.config import cores
+from arcpipe.config.column_types import ColumnTypes
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
 from arcpipe.errors import ConfigError
 from arcpipe.units import MB as MB  # for the modules that still import it from here
@@ -191,6 +192,13 @@ class Parquet(Struct, frozen=True, kw_only=True):
         return self.compression_level if self.compression in CODEC_LEVELS else None
 
 
+class Schema(Struct, frozen=True, kw_only=True):
+    """`[schema]`: the types of new columns."""
+
+    untyped_integers: Literal["i64", "f64"] = "i64"
+    types: ColumnTypes = {}  # msgspec copies it
+
+
 class StorageS3(Struct, frozen=True, kw_only=True):
     """`[storage.s3]`: how to reach an `s3://` store; empty values leave it to the AWS default chain."""
 
@@ -286,6 +294,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     wal: WAL = WAL()
     flush: Flush = Flush()
     parquet: Parquet = Parquet()
+    schema: Schema = Schema()
     storage: Storage = Storage()
     uploader: Uploader = Uploader()
     shutdown: Shutdown = Shutdown()
