@@ -20,6 +20,7 @@ from arcpipe.upload.file_schema import TIME_TYPE
 from arcpipe.upload.keys import Layout
 from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, open_file_cost
 from arcpipe.upload.spool import Spool, SpoolMemory
+from arcpipe.upload.table_schema import ColumnRules
 
 HUGE_BYTES: Final = MB
 """Bytes of a text or binary value above which its column has no statistics."""
@@ -34,6 +35,7 @@ class FileSettings(NamedTuple):
     memory: SpoolMemory
     open_files: OpenFiles = OPEN_FILES
     huge_bytes: int = HUGE_BYTES
+    columns: ColumnRules = ColumnRules()
 
     @property
     def max_bytes(self) -> int:
