@@ -8,7 +8,7 @@ decide which of them a column has for good; `natural_type` only tells the type o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,6 +23,7 @@ from arcpipe.codec.arrow.values import (
     BOOL,
     CLASSES,
     COUNT_ROWS,
+    EXTENSIONS,
     FIXINT,
     FLOATS,
     I64,
@@ -51,6 +52,18 @@ ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "bytes": pa.binary(),
     "time": pa.timestamp("us", tz="UTC"),
     "decimal": pa.decimal128(20, 0),  # integers up to 2^64-1
+}
+
+# The classes of which some values fit a type.
+_FITTING: Final[dict[str, Collection[int]]] = {
+    "i64": INTEGERS,
+    "u64": INTEGERS,
+    "f64": range(FIXINT, FLOATS.stop),
+    "bool": (BOOL,),
+    "str": STRINGS,
+    "bytes": BINARIES,
+    "time": EXTENSIONS,
+    "decimal": INTEGERS,
 }
 
 # Bytes before the content of strings and binary values, by class.
@@ -99,6 +112,8 @@ def build(values: Values, type_: str | None) -> Column:
 def _build(values: Values, type_: str | None) -> Column:
     if type_ is None:
         return Column(pa.nulls(values.count), values.not_nil())
+    if not any(class_ in _FITTING[type_] for class_ in values.present):
+        return Column(pa.nulls(values.count, ARROW_TYPES[type_]), values.not_nil())
     if type_ == "str":
         return _build_text(values)
     if type_ == "bytes":

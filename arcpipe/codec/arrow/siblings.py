@@ -47,6 +47,8 @@ class Part(NamedTuple):
 
     def spread(self, count: int) -> pa.Array:
         """Return the values in their places among `count`, and nulls in all others."""
+        if len(self.indices) == count:
+            return self.array
         places = np.zeros(count, np.int32)
         places[self.indices] = np.arange(len(self.indices), dtype=np.int32)
         absent = np.ones(count, np.bool_)
@@ -66,7 +68,7 @@ def split(values: Values, odd: Ints, type_: Natural) -> tuple[list[Part], Ints]:
     classes = classes[odd]
     left = np.ones(len(odd), np.bool_)
     for word, of_word, built_as in _TYPES:
-        if word == type_ and word != "u64":
+        if (word == type_ and word != "u64") or not any(class_ in of_word for class_ in values.present):
             continue
         tried = np.flatnonzero(left & (classes >= of_word.start) & (classes < of_word.stop))
         if not len(tried):
@@ -96,7 +98,9 @@ def nan_rows(values: Values) -> Ints:
 
 
 def _select(values: Values, rows: Ints) -> Values:
-    """Copy the values of these rows together."""
+    """Copy the values of these rows together, unless they are all."""
+    if values.repeat is None and len(rows) == values.count:
+        return values
     if values.repeat is not None:
         rows = values.repeat[rows].astype(np.int64)
     if len(values.data) > _MAX_ARROW_BYTES:

@@ -127,6 +127,8 @@ class Values:
 
     def not_nil(self) -> Ints:
         """Return the rows that hold a value."""
+        if NIL not in self.present:
+            return np.arange(self.count)
         return np.flatnonzero(self.classes != NIL)
 
     def rows_of(self, class_: int) -> Ints | None:
