@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arcpipe import __version__
+from arcpipe.cli import schema, token, wal
 from arcpipe.cli import status as cli_status
-from arcpipe.cli import token, wal
 from arcpipe.cli.options import ConfigOption, asked_log_format, load_settings
 from arcpipe.errors import ArcpipeError, ConfigError
 
@@ -36,6 +36,7 @@ config_app = typer.Typer(help="Look at the settings and check them.", no_args_is
 app.add_typer(config_app, name="config")
 app.add_typer(wal.app, name="wal")
 app.add_typer(token.app, name="token")
+app.add_typer(schema.app, name="schema")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from arcpipe.config import cores
+from arcpipe.config.column_types import ColumnTypes
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
 from arcpipe.errors import ConfigError
 
@@ -181,12 +182,20 @@ class Parquet(Struct, frozen=True, kw_only=True):
     compression_level: Annotated[int, Meta(ge=1, le=22)] = 1
     row_group_rows: Count = 1048576
     max_file_mb: SizeMB = 256
+    encodings: Literal["common", "small"] = "common"
     keep_nanoseconds: bool = False
 
     @property
     def codec_level(self) -> int | None:
         """`compression_level`, or None for a codec without levels, because pyarrow refuses one for it."""
         return self.compression_level if self.compression in CODEC_LEVELS else None
+
+
+class Schema(Struct, frozen=True, kw_only=True):
+    """`[schema]`: the types of new columns."""
+
+    untyped_integers: Literal["i64", "f64"] = "i64"
+    types: ColumnTypes = {}  # msgspec copies it
 
 
 class StorageS3(Struct, frozen=True, kw_only=True):
@@ -284,6 +293,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     wal: WAL = WAL()
     flush: Flush = Flush()
     parquet: Parquet = Parquet()
+    schema: Schema = Schema()
     storage: Storage = Storage()
     uploader: Uploader = Uploader()
     shutdown: Shutdown = Shutdown()

@@ -252,8 +252,8 @@ def _damaged_manifests(snapshot: Snapshot) -> Found:
 def _rescued_values(snapshot: Snapshot) -> Found:
     if snapshot.uploader.rescued:
         yield (
-            f"{snapshot.uploader.rescued} values did not fit their column's type and are in _rescued_data",
-            "have all senders use the same type for the column; SELECT _rescued_data shows columns and values",
+            f"{snapshot.uploader.rescued} values fit no column and are in _rescued_data",
+            "have senders write arrays and maps as text; SELECT _rescued_data shows columns and values",
         )
 
 

@@ -330,7 +330,7 @@ def _upload(snapshot: Snapshot) -> Iterator[Metric]:
         ("rows", "Rows written to Parquet.", uploader.rows),
         ("files", "Objects written to the store.", uploader.files),
         ("file_bytes", "Bytes written to the store.", uploader.file_bytes),
-        ("rescued_values", "Values that did not fit their column and went to _rescued_data.", uploader.rescued),
+        ("rescued_values", "Values that fit no column, such as arrays, and went to _rescued_data.", uploader.rescued),
         ("dead_letters", "Entries that could not be converted and were kept as they are.", uploader.dead_letters),
         ("damaged_entries", "Damaged places in sealed segments.", uploader.damaged),
         ("lost_segments", "Segments that vanished, or lost entries, before their upload.", uploader.lost_segments),

@@ -29,9 +29,9 @@ from arcpipe.upload.journal import Converted, Journal, Record, Uploaded
 from arcpipe.upload.keys import Layout
 from arcpipe.upload.manifest import VERSION, Manifest, encode_manifest
 from arcpipe.upload.retry import is_full
-from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.segments import keeps_original
 from arcpipe.upload.spares import Spares
+from arcpipe.upload.table_schema import TableSchema
 from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
 from arcpipe.wal.findings import Finding
 from arcpipe.wal.pool import FreePool

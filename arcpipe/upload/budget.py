@@ -44,6 +44,7 @@ class Budget:
     converted_bytes: int = 128 * MB  # cost of the decoded values
     converted_columns: int = 1 << 16  # of entries with different ones: each costs about 1 KB besides its values
     rescued_bytes: int = 32 * MB  # JSON of rescued values
+    sibling_bytes: int = 64 * MB  # columns of values that do not fit theirs, before they are sorted
     rescued_at_once_bytes: int = 4 * MB  # rescued values that exist as Python objects, by the JSON they may become
     huge_value_bytes: int = MB  # a text or binary value above which its column has no statistics
 

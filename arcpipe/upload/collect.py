@@ -29,8 +29,9 @@ from arcpipe.upload.keys import Layout
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles
 from arcpipe.upload.parquet import OnFile
 from arcpipe.upload.parquet_file import FileSettings
-from arcpipe.upload.schema import SchemaRegistry, TableName, TableSchema
+from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.spool import SpoolMemory
+from arcpipe.upload.table_schema import TableName, TableSchema
 
 
 class WriterFailed(ArcpipeError):
@@ -90,7 +91,9 @@ class BatchTables:
         self._registry = registry
         self._budget = budget
         self._unreleased = 0  # bytes of payloads since the last release
-        files = FileSettings(batch_id, layout, parquet, SpoolMemory(spool), open_files, budget.huge_value_bytes)
+        rules = registry.rules._replace(hive=layout == "hive", keep_nanoseconds=parquet.keep_nanoseconds)
+        memory = SpoolMemory(spool)
+        files = FileSettings(batch_id, layout, parquet, memory, open_files, budget.huge_value_bytes, rules)
         self._letters = DeadLetters(on_dead_letter)
         self._jobs = ConversionJobs(files, budget, self._letters, on_file, threads)
         self._tables = CollectedTables(

@@ -20,8 +20,9 @@ from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, TableOutput
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
 from arcpipe.upload.open_files import OpenFiles, Quota
-from arcpipe.upload.schema import SchemaRegistry, TableName, TableSchema
+from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.staging import EntryGroup, EntryShape, Misfit, Piece, Staged, entry_payload, whole_piece
+from arcpipe.upload.table_schema import TableName, TableSchema
 
 # Bytes of memory that an entry, and each column of it, costs besides its values: first staged, then compacted.
 _STAGED_ENTRY: Final = 200

@@ -31,8 +31,8 @@ from arcpipe.upload.file_schema import HOUR_US
 from arcpipe.upload.open_files import Quota, open_file_cost, row_group_cost
 from arcpipe.upload.parquet import OnFile, PartitionWriters, Unwritable
 from arcpipe.upload.parquet_file import FileSettings
-from arcpipe.upload.schema import TableName, TableSchema
 from arcpipe.upload.staging import EntryGroup, Piece
+from arcpipe.upload.table_schema import TableName, TableSchema
 
 
 class TableOutput:
@@ -209,7 +209,7 @@ class ConversionJobs:
         if self._may_convert_together(pieces, rows):
             schema = output.schema.copy()
             try:
-                converted = convert(pieces, schema, self._files.parquet.keep_nanoseconds, self._budget)
+                converted = convert(pieces, schema, self._files.columns, self._budget)
                 if output.careful:
                     self._try_to_write(output, converted)
             except (MemoryError, OSError):

@@ -1,7 +1,8 @@
 """Collected entries of one table -> one Arrow table, sorted by time. Total: values that fit no column are rescued.
 
-The columns are in the order of `upload.file_schema`. A column that holds nothing but nil, and had no type before, is
-left out. A row without a valid time gets the time of its WAL entry.
+The columns are in the order of `upload.file_schema`. A column that holds nothing but nil and NaN, and had no type
+before, is left out. Values that do not fit their column go to its siblings (`upload.table_schema`). A row without a
+valid time gets the time of its WAL entry.
 
 This module must not know files or threads; the only thing it changes is the `TableSchema` that it is given.
 """
@@ -17,14 +18,15 @@ import pyarrow as pa
 
 from arcpipe.codec.arrow.arrays import build, take
 from arcpipe.codec.arrow.find import find_values
+from arcpipe.codec.arrow.siblings import nan_rows, split
 from arcpipe.codec.arrow.times import PRECISIONS, decode_time
 from arcpipe.codec.arrow.values import Ints, Values
 from arcpipe.codec.columns import COLUMN_TYPES, TIME
 from arcpipe.codec.rescued import rescued_json, unpack_value
 from arcpipe.upload.budget import Budget
-from arcpipe.upload.file_schema import RESCUED_DATA, ROLE, TIME_NS, TIME_TYPE, file_order
-from arcpipe.upload.schema import TableSchema
+from arcpipe.upload.file_schema import RESCUED_DATA, ROLE, SENDERS_NAME, TIME_NS, TIME_TYPE, file_order
 from arcpipe.upload.staging import Piece
+from arcpipe.upload.table_schema import ColumnRules, Columns, ColumnSchema, TableSchema
 
 # Most rows whose rescued values exist as Python objects at once; `Budget.rescued_at_once_bytes` bounds their bytes.
 _RESCUE_ROWS: Final = 16_384
@@ -45,7 +47,7 @@ class ConvertedRows(NamedTuple):
 
 
 class TooManyRescued(Exception):
-    """The rescued values exceed their bound: convert the rows by parts."""
+    """The values that do not fit their columns exceed a bound: convert the rows by parts."""
 
 
 class _OddColumn(NamedTuple):
@@ -121,44 +123,90 @@ class _Rescued:
         return {row: rescued_json(found[row]) for row in sorted(found)}
 
 
-def convert(pieces: Sequence[Piece], schema: TableSchema, keep_nanoseconds: bool, budget: Budget) -> ConvertedRows:
+def convert(pieces: Sequence[Piece], schema: TableSchema, rules: ColumnRules, budget: Budget) -> ConvertedRows:
     """Convert all entries of the pieces, which are of one table and have at least one row.
 
     Raises:
-        TooManyRescued: the rescued values of several rows exceed `budget.rescued_bytes`.
+        TooManyRescued: the values of several rows that do not fit their columns exceed a bound of `budget`.
         MemoryError, OSError: the machine is out of memory or disk. Any other exception is a bug.
     """
     spans = _spans(pieces)
-    rows = spans[-1].stop
     rescued = _Rescued()
     times_us, sub_us = _times(spans, rescued)
     order = None
     if (times_us[1:] < times_us[:-1]).any():
         order = pa.array(np.argsort(times_us, kind="stable").astype(np.int32))
         times_us = _sorted(pa.array(times_us), order).to_numpy()
-    columns = {_field(TIME, TIME_TYPE, b"time"): _time_array(times_us)}
-    reserved = {RESCUED_DATA}
-    if keep_nanoseconds:
-        reserved.add(TIME_NS)
-        columns[_field(TIME_NS, pa.int16(), b"time")] = _sorted(pa.array(sub_us), order)
-    for name, holders in sorted(_holders(spans).items()):
-        if name == TIME:
-            continue
+    holders = _holders(spans)
+    columns = Columns(schema, rules, holders)
+    table = _Table(spans[-1].stop, order, rescued, columns, budget)
+    table.fields[_field(TIME, TIME_TYPE, b"time")] = _time_array(times_us)
+    if rules.keep_nanoseconds:
+        table.fields[_field(TIME_NS, pa.int16(), b"time")] = _sorted(pa.array(sub_us), order)
+    for name, spans_with in sorted(holders.items()):
+        if name != TIME:
+            table.add(name, spans_with)
+    return ConvertedRows(table.finish(), times_us, rescued.count)
+
+
+class _Table:
+    """The columns of a table that is being converted. `fields` become it."""
+
+    def __init__(self, rows: int, order: pa.Array | None, rescued: _Rescued, columns: Columns, budget: Budget) -> None:
+        self.fields: dict[pa.Field, pa.Array] = {}
+        self._rows = rows
+        self._order = order
+        self._rescued = rescued
+        self._columns = columns
+        self._budget = budget
+        self._sibling_bytes = 0
+
+    def add(self, name: str, holders: Sequence[_Span]) -> None:
+        """Convert the values of a sender's name."""
         values = _values(holders, name)
         tag = any(name in span.piece.shape.tags for span in holders)
         hints = {span.piece.shape.types[name] for span in holders if name in span.piece.shape.types}
-        type_ = None if name in reserved else schema.settle(name, values, hints & COLUMN_TYPES, tag)
-        array, odd = build(values, type_)
+        column = self._columns.settle(name, values, hints & COLUMN_TYPES, tag)
+        if column is None:
+            odd = build(values, None).odd
+            if not self._columns.is_full:  # NaN settles no type, and is null until there is one
+                odd = np.setdiff1d(odd, nan_rows(values), assume_unique=True)
+        else:
+            array, odd = build(values, column.type)
+            self._take(column.column or name, name, column.tag, array, holders)
+            if len(odd):
+                odd = self._add_siblings(name, column, values, odd, holders)
         if len(odd):
-            rescued.add(name, values, odd, _table_rows(odd, holders))
-        if type_ is not None:
-            role = b"tag" if schema.columns[name].tag else b"field"
-            columns[_field(name, array.type, role)] = _sorted(_spread(array, holders, rows), order)
-    if rescued.count:
-        columns[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(rescued.column(rows, budget), order)
-    fields = sorted(columns, key=file_order)
-    table = pa.table([columns[field] for field in fields], schema=pa.schema(fields))
-    return ConvertedRows(table, times_us, rescued.count)
+            self._rescued.add(name, values, odd, _table_rows(odd, holders))
+
+    def _add_siblings(
+        self, name: str, column: ColumnSchema, values: Values, odd: Ints, holders: Sequence[_Span]
+    ) -> Ints:
+        """Put values that do not fit into the siblings of their column. Returns those that fit none."""
+        parts, left = split(values, odd, column.type)
+        lefts = [left]
+        for part in parts:
+            sibling = self._columns.sibling(name, part.type)
+            if sibling is None:
+                lefts.append(part.indices)
+                continue
+            array = part.spread(values.count)
+            self._sibling_bytes += array.nbytes
+            if self._sibling_bytes > self._budget.sibling_bytes and self._rows > 1:
+                raise TooManyRescued
+            self._take(sibling, name, column.tag, array, holders)
+        return np.sort(np.concatenate(lefts))
+
+    def _take(self, column: str, name: str, tag: bool, array: pa.Array, holders: Sequence[_Span]) -> None:
+        field = _field(column, array.type, b"tag" if tag else b"field", name)
+        self.fields[field] = _sorted(_spread(array, holders, self._rows), self._order)
+
+    def finish(self) -> pa.Table:
+        if self._rescued.count:
+            json = self._rescued.column(self._rows, self._budget)
+            self.fields[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(json, self._order)
+        fields = sorted(self.fields, key=file_order)
+        return pa.table([self.fields[field] for field in fields], schema=pa.schema(fields))
 
 
 class _Span(NamedTuple):
@@ -183,8 +231,11 @@ def _holders(spans: Sequence[_Span]) -> dict[str, list[_Span]]:
     return holders
 
 
-def _field(name: str, type_: pa.DataType, role: bytes) -> pa.Field:
-    return pa.field(name, type_, nullable=role != b"time", metadata={ROLE: role})
+def _field(name: str, type_: pa.DataType, role: bytes, senders: str | None = None) -> pa.Field:
+    metadata = {ROLE: role}
+    if senders is not None and senders != name:
+        metadata[SENDERS_NAME] = senders.encode()
+    return pa.field(name, type_, nullable=role != b"time", metadata=metadata)
 
 
 def _values(holders: Sequence[_Span], name: str) -> Values:

@@ -15,6 +15,9 @@ RESCUED_DATA: Final = "_rescued_data"
 ROLE: Final = b"arcpipe.role"
 """Field metadata: b"time", b"tag", b"field", or b"rescued" for `_rescued_data`."""
 
+SENDERS_NAME: Final = b"arcpipe.name"
+"""Field metadata of a column whose name is not the sender's: that name. A sibling has its column's."""
+
 TIME_TYPE: Final = pa.timestamp("us", tz="UTC")
 
 

@@ -23,8 +23,8 @@ from arcpipe import durable
 from arcpipe.disk import Disk
 from arcpipe.units import KB, MB
 from arcpipe.upload.manifest import Manifest, known_manifest, unknown_version
-from arcpipe.upload.schema import TableSchema
 from arcpipe.upload.spares import Spares
+from arcpipe.upload.table_schema import TableSchema
 from arcpipe.wal.findings import Finding
 from arcpipe.wal.format import crc32
 

@@ -14,7 +14,7 @@ import msgspec
 
 from arcpipe.errors import UnknownVersion
 from arcpipe.upload.keys import Layout
-from arcpipe.upload.schema import TableSchema
+from arcpipe.upload.table_schema import TableSchema
 from arcpipe.wal.checksum import checksum_holds, with_checksum
 
 VERSION: Final = 2

@@ -20,6 +20,7 @@ from arcpipe.upload.file_schema import TIME_TYPE
 from arcpipe.upload.keys import Layout
 from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, open_file_cost
 from arcpipe.upload.spool import Spool, SpoolMemory
+from arcpipe.upload.table_schema import ColumnRules
 
 HUGE_BYTES: Final = MB
 """Bytes of a text or binary value above which its column has no statistics."""
@@ -34,6 +35,7 @@ class FileSettings(NamedTuple):
     memory: SpoolMemory
     open_files: OpenFiles = OPEN_FILES
     huge_bytes: int = HUGE_BYTES
+    columns: ColumnRules = ColumnRules()
 
     @property
     def max_bytes(self) -> int:
@@ -48,11 +50,9 @@ class Rows(NamedTuple):
     max_us: int
 
 
-# Types with a better encoding than the plain one, where they are no dictionary.
-_ENCODINGS: Final = {
-    **dict.fromkeys((TIME_TYPE, pa.int64(), pa.uint64(), pa.int16()), "DELTA_BINARY_PACKED"),
-    pa.string(): "DELTA_LENGTH_BYTE_ARRAY",
-}
+# Types with a better encoding than the plain one, where they are no dictionary. Spark up to 4.0 reads only these.
+_COMMON: Final = dict.fromkeys((TIME_TYPE, pa.int64(), pa.uint64(), pa.int16()), "DELTA_BINARY_PACKED")
+_ENCODINGS: Final = {"common": _COMMON, "small": {**_COMMON, pa.string(): "DELTA_LENGTH_BYTE_ARRAY"}}
 
 # zstd level of columns that are split into one stream for each byte of a float. The lower bytes of precise floats are
 # noise. A fast level skips their streams, and still makes the other streams smaller than level 1 makes the whole.
@@ -126,7 +126,9 @@ class ParquetFile:
         if len(first) >= DICTIONARY_ROWS:  # the others have too many different values
             texts -= {field.name for field in first.schema if field.type == pa.string()}
         compression, level = settings.parquet.compression, settings.parquet.codec_level
-        split = _columns_to_split(first, level) if compression == "zstd" and level is not None else set()
+        encodings = _ENCODINGS[settings.parquet.encodings]
+        may_split = settings.parquet.encodings == "small" and compression == "zstd"
+        split = _columns_to_split(first, level) if may_split and level is not None else set()
         # Without a buffer, the writer would take the GIL for each page and each end of a column: thousands of times.
         self._sink = (
             pa.BufferOutputStream()
@@ -143,9 +145,9 @@ class ParquetFile:
             else level,
             use_dictionary=sorted(texts) or False,
             column_encoding={
-                field.name: _ENCODINGS[field.type]
+                field.name: encodings[field.type]
                 for field in schema
-                if field.type in _ENCODINGS and field.name not in texts
+                if field.type in encodings and field.name not in texts
             }
             | dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
             sorting_columns=[pq.SortingColumn(0)],

@@ -1,7 +1,4 @@
-"""The types of columns, remembered so that they stay the same in the next file.
-
-In each (database, measurement), the first type of a column is its type for good. Only integers may once become f64,
-when a float comes. Values that do not fit are rescued (`codec.rescued`), and never change the type.
+"""The columns of all tables (`upload.table_schema`), remembered so that they stay the same in the next file.
 
 The registry is a function of the batches that were applied to it, in order. It changes only when a batch is complete: a
 batch works on `draft`s and returns its changes. So doing it again after a crash meets the same registry, and writes the
@@ -9,21 +6,23 @@ same files. This module must not know what a batch is, nor Arrow or Parquet.
 
 `schema.json` has a checksum, and `schema.json.copy` is the same once more. A damaged file is kept in quarantine, and
 the other one is used. One that cannot be read is never replaced: a column would change its type.
+
+Version 1 had neither siblings nor other names than the sender's. Its columns keep their types and names.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
-from typing import Final, Literal, TypeAlias, cast
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
 
 import msgspec
 
 from arcpipe import durable
-from arcpipe.codec.arrow.values import Values, has_floats, natural_type
 from arcpipe.disk import Disk
 from arcpipe.errors import DamagedFile, UnknownVersion
+from arcpipe.upload.table_schema import ColumnRules, TableName, TableSchema
 from arcpipe.wal.checksum import checksum_holds, with_checksum
 
 MAX_TABLES: Final = 100_000
@@ -32,72 +31,14 @@ MAX_TABLES: Final = 100_000
 MAX_REMEMBERED: Final = 500_000
 """Most columns of all tables together; beyond that the table used longest ago is forgotten."""
 
-MAX_COLUMNS: Final = 4_096
-"""Most columns of a table; the values of further ones are rescued."""
-
-TypeWord = Literal["i64", "u64", "f64", "bool", "str", "bytes"]
-
 _logger = logging.getLogger(__name__)
-
-
-class ColumnSchema(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """A column's type, and whether a sender ever called it a tag."""
-
-    type: TypeWord
-    tag: bool = False
-
-
-TableName: TypeAlias = tuple[str, str]
-"""The database and the measurement."""
-
-
-class TableSchema(msgspec.Struct, array_like=True):
-    """The columns of a measurement except time, in the order in which they came."""
-
-    database: str
-    measurement: str
-    columns: dict[str, ColumnSchema] = {}  # msgspec copies it
-
-    def copy(self) -> TableSchema:
-        return TableSchema(self.database, self.measurement, dict(self.columns))
-
-    def settle(self, name: str, values: Values, hints: Collection[str], tag: bool) -> TypeWord | None:
-        """Choose and remember the type of a column for these values; None if no value has a type.
-
-        Args:
-            hints: the types that senders gave. They decide for a new column; f64 also decides for one of integers.
-        """
-        known = self.columns.get(name)
-        if known is None:
-            if len(self.columns) >= MAX_COLUMNS:
-                return None
-            type_ = _agreed(hints) or natural_type(values)
-            if type_ is None:
-                return None
-        else:
-            type_ = known.type
-        if type_ in ("i64", "u64") and ("f64" in hints or has_floats(values)):
-            type_ = "f64"
-        column = ColumnSchema(cast(TypeWord, type_), tag or (known is not None and known.tag))
-        if column != known:
-            self.columns[name] = column
-        return column.type
-
-
-def _agreed(hints: Collection[str]) -> str | None:
-    """Combine the types that senders gave a column; None if there are none, or they contradict one another."""
-    if len(hints) == 1:
-        return next(iter(hints))
-    if hints and set(hints) <= {"i64", "u64", "f64"}:
-        return "f64" if "f64" in hints else "i64"
-    return None
 
 
 _CROWDED: Final = 0.9  # part of the bounds from which on it matters which tables a batch used
 
 
 class _RegistryFile(msgspec.Struct, forbid_unknown_fields=True):
-    version: Literal[1]
+    version: Literal[1, 2]
     tables: list[TableSchema]
     crc32: str = ""  # missing in files of early versions
 
@@ -108,22 +49,29 @@ class SchemaRegistry:
     def __init__(
         self, path: str | os.PathLike[str], tables: Iterable[TableSchema] = (), disk: Disk | None = None
     ) -> None:
+        self.rules = ColumnRules()
+        """The settings for new columns."""
         self.path = os.fspath(path)
         self._disk = disk or Disk()
         # In the order of the last use. It is saved, so that the order of forgetting survives a restart.
-        self._tables: dict[tuple[str, str], TableSchema] = {}
+        self._tables: dict[TableName, TableSchema] = {}
         self._columns = 0
-        self._drafted: dict[tuple[str, str], None] = {}
+        self._drafted: dict[TableName, None] = {}
         self.apply(tables)
 
     def __len__(self) -> int:
         return len(self._tables)
+
+    def tables(self) -> list[TableSchema]:
+        """Copy the schemas of all tables, the one used longest ago first."""
+        return [table.copy() for table in self._tables.values()]
 
     def copy(self) -> SchemaRegistry:
         """Copy the registry for a trial. Never save the copy."""
         other = SchemaRegistry(self.path, (), self._disk)
         other._tables = dict(self._tables)
         other._columns = self._columns
+        other.rules = self.rules
         return other
 
     def begin(self) -> None:
@@ -131,12 +79,12 @@ class SchemaRegistry:
         self._drafted = {}
 
     @property
-    def drafted(self) -> list[tuple[str, str]]:
+    def drafted(self) -> list[TableName]:
         """The tables of the batch, in the order of their drafts."""
         return list(self._drafted)
 
     @property
-    def used(self) -> list[tuple[str, str]]:
+    def used(self) -> list[TableName]:
         """The same while the registry is nearly full: then a redo has to know them. Else empty."""
         crowded = len(self._tables) > MAX_TABLES * _CROWDED or self._columns > MAX_REMEMBERED * _CROWDED
         return self.drafted if crowded else []
@@ -151,29 +99,30 @@ class SchemaRegistry:
         """Return the drafts that differ from the registry, sorted by database and measurement."""
         changed = []
         for draft in drafts:
-            known = self._tables.get((draft.database, draft.measurement))
+            known = self._tables.get(draft.name)
             if draft.columns != (known.columns if known else {}):
                 changed.append(draft)
-        return sorted(changed, key=lambda draft: (draft.database, draft.measurement))
+        return sorted(changed, key=lambda draft: draft.name)
 
-    def apply(self, changes: Iterable[TableSchema], used: Iterable[tuple[str, str]] = ()) -> None:
+    def apply(self, changes: Iterable[TableSchema], used: Iterable[TableName] = ()) -> None:
         """Take over the tables that a complete batch used and changed."""
         for key in used:
             known = self._tables.pop(key, None)
             if known is not None:
                 self._tables[key] = known
         for table in changes:
-            key = (table.database, table.measurement)
-            self._forget(key)
+            key = table.name
+            self.forget(key)
             self._tables[key] = table
-            self._columns += len(table.columns)
+            self._columns += table.width
         while len(self._tables) > MAX_TABLES or self._columns > MAX_REMEMBERED:
-            self._forget(next(iter(self._tables)))
+            self.forget(next(iter(self._tables)))
 
-    def _forget(self, key: tuple[str, str]) -> None:
+    def forget(self, key: TableName) -> None:
+        """Forget the columns of a table."""
         table = self._tables.pop(key, None)
         if table is not None:
-            self._columns -= len(table.columns)
+            self._columns -= table.width
 
     @classmethod
     def load(
@@ -207,7 +156,7 @@ class SchemaRegistry:
         Raises:
             OSError: each of the two files is either the old one or the new one.
         """
-        data = with_checksum(msgspec.json.encode({"version": 1, "tables": list(self._tables.values())}))
+        data = with_checksum(msgspec.json.encode({"version": 2, "tables": list(self._tables.values())}))
         for path in (f"{self.path}.copy", self.path):
             durable.replace(self._disk, path, data)
 
@@ -236,9 +185,9 @@ def _decode(data: bytes, path: str) -> Sequence[TableSchema]:
     except msgspec.ValidationError as error:
         content = msgspec.json.decode(data)
         version = content.get("version") if isinstance(content, dict) else None
-        if holds or (isinstance(version, int) and version > 1):
+        if holds or (isinstance(version, int) and version > 2):
             raise UnknownVersion(
-                f"{path} is of another version of arcpipe ({error}; version {version!r}, this one knows version 1). "
+                f"{path} is of another version of arcpipe ({error}; version {version!r}, this one knows 1 and 2). "
                 "Nothing is uploaded until that version runs again, or the file is moved away"
             ) from error
         raise

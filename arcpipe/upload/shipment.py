@@ -28,8 +28,9 @@ from arcpipe.upload.keys import encode_name
 from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.puts import Put, Puts
-from arcpipe.upload.schema import SchemaRegistry, TableName, TableSchema
+from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.spool import Spool
+from arcpipe.upload.table_schema import TableName, TableSchema
 from arcpipe.upload.threads import in_thread
 from arcpipe.wal.findings import Finding
 from arcpipe.wal.reader import ScanReport
@@ -141,6 +142,8 @@ class Shipment:
             tables.finish()
         context.block[Uploader.ROWS] += tables.rows
         context.block[Uploader.RESCUED] += tables.rescued
+        if tables.rescued:
+            log.warning("batch %s: %d values fit no column; they are in _rescued_data", batch_id, tables.rescued)
         return tables.schema_changes
 
     def _convert_isolated(self, isolated: Isolated) -> None:

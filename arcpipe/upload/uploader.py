@@ -39,6 +39,7 @@ from arcpipe.upload.retry import Backoff, Retry, is_full, kind_of
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.segments import UnreadableSegment
 from arcpipe.upload.shipment import Shipment
+from arcpipe.upload.table_schema import ColumnRules
 from arcpipe.upload.threads import in_thread
 from arcpipe.wal import findings
 from arcpipe.wal.directory import NodeIdentity, WALDirectory
@@ -192,6 +193,8 @@ class BatchUploader:
             return self._batches.unfinished()
 
         registry = await self._retry.persist("reading the schema registry", load)
+        schema = self._settings.schema
+        registry.rules = ColumnRules(schema.untyped_integers, tuple(schema.types.items()))
         for batch in await self._retry.persist("reading the manifests", unfinished):
             log.info("batch %s: %s when it was interrupted; finishing it", batch.batch_id, batch.state)
             if batch.state == "planned" and batch.manifest.store != self._settings.storage.url:

@@ -54,7 +54,7 @@ class Log(NamedTuple):
 
     wal: Path
     ids: set[int]
-    odd: dict[int, str]  # by id: what is to be rescued of the column `mixed`
+    odd: dict[int, str]  # by id: the texts in the column `mixed`, which is one of integers
     archived: Sequence[str] = ()  # slots whose segment is to be kept as `.recovered`
     quarantined: Sequence[str] = ()
 
@@ -232,7 +232,7 @@ class Site:
         lake = self.target.store.read()
         with duckdb.connect() as connection:
             rows = connection.execute(
-                "SELECT id, value, _rescued_data FROM read_parquet(?, union_by_name = true, hive_partitioning = false)",
+                "SELECT id, value, mixed_str FROM read_parquet(?, union_by_name = true, hive_partitioning = false)",
                 [[str(path) for path in lake_files(lake)]],
             ).fetchall()
         ids = [row[0] for row in rows]
@@ -242,7 +242,7 @@ class Site:
         assert not unexpected, f"{len(unexpected)} that nobody wrote: {unexpected[:5]} …"
         assert len(ids) == len(unique), f"{len(ids) - len(unique)} rows are there twice"
         assert all(value == identity / 4 for identity, value, _ in rows)
-        odd = {identity: msgspec.json.decode(text)["mixed"] for identity, _, text in rows if text is not None}
+        odd = {identity: text for identity, _, text in rows if text is not None}
         assert odd == self.log.odd
         self.assert_nothing_is_left()
         keys = all_keys(lake)

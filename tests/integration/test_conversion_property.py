@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -31,6 +30,7 @@ from arcpipe.codec.rescued import Ext, InvalidText, Pairs, StillEncoded, Timesta
 from tests.support.http import Client
 from tests.support.lake import lake_files
 from tests.support.server import Server
+from tests.support.values import as_sent
 
 # Other seeds are other examples; what one seed makes is always the same.
 SEEDS = range(20 if os.environ.get("ARCPIPE_TEST_LONG") == "1" else 1)
@@ -360,25 +360,23 @@ def send(client: Client, body: Body, number: int) -> None:
 def read_back(lake: Path) -> dict[tuple[str, str], list[Row]]:
     """All rows by database and measurement, as the files themselves name these."""
     files: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    types: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    types: dict[tuple[str, str], dict[str, set[tuple[str, str]]]] = defaultdict(lambda: defaultdict(set))
     for path in lake_files(lake):
         file = pq.ParquetFile(path)
         metadata = file.schema_arrow.metadata
         table = metadata[b"arcpipe.database"].decode(), metadata[b"arcpipe.measurement"].decode()
         files[table].append(path)
         for field in file.schema_arrow:
-            types[table][field.name].add(str(field.type))
+            sender = field.metadata.get(b"arcpipe.name", field.name.encode()).decode()
+            types[table][field.name].add((sender, str(field.type)))
         assert_is_of_one_hour(path, file)
     found = {}
     with duckdb.connect() as connection:
+        connection.execute("SET timezone = 'UTC'")
         for table, paths in files.items():
-            if len({name.casefold() for name in types[table]}) < len(types[table]):
-                found[table] = read_with_pyarrow(paths)  # DuckDB takes names that differ in case alone for the same
-            elif any(len(each) > 1 for each in types[table].values()):
-                # A column whose integers became floats is read file by file: as doubles large ones would be rounded.
-                found[table] = [row for path in paths for row in read_with_duckdb(connection, [path])]
-            else:
-                found[table] = read_with_duckdb(connection, paths)
+            assert len({name.casefold() for name in types[table]}) == len(types[table])
+            assert all(len(each) == 1 for each in types[table].values())
+            found[table] = read_with_duckdb(connection, paths)
     return found
 
 
@@ -391,33 +389,30 @@ def assert_is_of_one_hour(path: Path, file: pq.ParquetFile) -> None:
 
 
 def read_with_duckdb(connection: duckdb.DuckDBPyConnection, paths: list[Path]) -> list[Row]:
+    senders = {
+        field.name: field.metadata.get(b"arcpipe.name", field.name.encode()).decode()
+        for path in paths
+        for field in pq.read_schema(path)
+    }
     cursor = connection.execute(
         "SELECT * REPLACE (epoch_us(time) AS time) "
         "FROM read_parquet(?, union_by_name = true, hive_partitioning = false)",
         [[str(path) for path in paths]],
     )
     names = [column[0] for column in cursor.description or []]
-    return [found_row(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+    return [found_row(dict(zip(names, row, strict=True)), senders) for row in cursor.fetchall()]
 
 
-def read_with_pyarrow(paths: list[Path]) -> list[Row]:
-    rows = []
-    for path in paths:
-        table = pq.read_table(path, partitioning=None)
-        times = table["time"].cast(pa.int64())
-        rows += [found_row(row) for row in table.set_column(0, "time", times).to_pylist()]
-    return rows
-
-
-def found_row(columns: dict[str, Any]) -> Row:
-    """A row of what stands in the columns and of what was rescued."""
+def found_row(columns: dict[str, Any], senders: dict[str, str]) -> Row:
+    """A row of what stands in the columns and their siblings, by the senders' names, and of what was rescued."""
     at = columns.pop("time")
     rescued = columns.pop("_rescued_data", None)
-    values = {name: value for name, value in columns.items() if value is not None}
-    if rescued is not None:
-        for name, value in parse_rescued(rescued).items():
-            assert name not in values
-            values[name] = value
+    values: dict[str, Any] = {}
+    for name, value in [*columns.items(), *parse_rescued(rescued or "{}").items()]:
+        if value is not None:
+            sender = senders.get(name, name) if name in columns else name
+            assert sender not in values
+            values[sender] = value
     return Row(at, values)
 
 
@@ -427,13 +422,15 @@ def found_row(columns: dict[str, Any]) -> Row:
 def canonical_row(row: Row, window_us: tuple[int, int]) -> Hashable:
     """Rows that are equal have one canonical form. The moment of the write is somewhere in the window."""
     is_of_write = row.time_us is None or window_us[0] <= row.time_us <= window_us[1]
+    # NaN is null where its column had no type yet.
     return "written" if is_of_write else row.time_us, frozenset(
-        (name, canonical(row.values[name])) for name in row.values
+        (name, canonical(value)) for name, value in row.values.items() if value == value
     )
 
 
 def canonical(value: Any) -> Hashable:
     """Equal values have one form: a whole number is the same as a float; NaN is itself, -0.0 not 0.0, True not 1."""
+    value = as_sent(value)
     match value:
         case None | bool() | str() | bytes():
             return type(value).__name__, value

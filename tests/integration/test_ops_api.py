@@ -404,7 +404,7 @@ def test_dead_letters_damage_and_rescued_values_are_told(tmp_path: Path) -> None
     good = pack([1, "default", {}, {"m": "m", "columns": {"v": [1.5]}}])
     damaged = bytearray(entry(good, 2))
     damaged[-1] ^= 1
-    odd = pack([1, "default", {}, {"m": "m", "columns": {"v": ["text"]}}])
+    odd = pack([1, "default", {}, {"m": "m", "columns": {"v": [["nested"]]}}])
     log = [struct.pack(">4sHB", b"ARCW", 1, 1), entry(good, 0), entry(pack("no envelope"), 1), bytes(damaged)]
     (wal / "worker-1-20251008_140530-000001.wal").write_bytes(b"".join([*log, entry(odd, 3)]))
     with Server(tmp_path, server_workers=1) as server:

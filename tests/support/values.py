@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgpack
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from arcpipe.codec.arrow.arrays import Column, build
 from arcpipe.codec.arrow.find import find_values
-from arcpipe.codec.arrow.values import natural_type
+from arcpipe.codec.arrow.natural import natural_type
+from arcpipe.codec.rescued import Timestamp
 
 
 def same(left: Any, right: Any) -> bool:
@@ -31,6 +34,18 @@ def decode_values(data: bytes | memoryview, count: int, hint: str | None = None)
     """Make `count` encoded values a column of type `hint` (a word of COLUMN_TYPES), or else of their natural type."""
     values = find_values(data, count)
     return build(values, hint or natural_type(values))
+
+
+def as_sent(value: Any) -> Any:
+    """Turn what Python has for an Arrow value into what was sent; the digits of a timestamp below µs are cut."""
+    if isinstance(value, datetime):
+        return Timestamp((value - _EPOCH) // timedelta(microseconds=1) * 1_000)
+    if isinstance(value, Timestamp):
+        return Timestamp(value.ns // 1_000 * 1_000)
+    return int(value) if isinstance(value, Decimal) else value
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def wide(marker: int, packed: bytes) -> bytes:

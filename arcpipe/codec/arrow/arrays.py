@@ -8,6 +8,7 @@ decide which of them a column has for good; `natural_type` only tells the type o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,12 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arcpipe.codec.arrow.times import timestamps
 from arcpipe.codec.arrow.values import (
     BIN32,
     BINARIES,
     BOOL,
     CLASSES,
     COUNT_ROWS,
+    EXTENSIONS,
     FIXINT,
     FLOATS,
     I64,
@@ -47,6 +50,20 @@ ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "bool": pa.bool_(),
     "str": pa.string(),
     "bytes": pa.binary(),
+    "time": pa.timestamp("us", tz="UTC"),
+    "decimal": pa.decimal128(20, 0),  # integers up to 2^64-1
+}
+
+# The classes of which some values fit a type.
+_FITTING: Final[dict[str, Collection[int]]] = {
+    "i64": INTEGERS,
+    "u64": INTEGERS,
+    "f64": range(FIXINT, FLOATS.stop),
+    "bool": (BOOL,),
+    "str": STRINGS,
+    "bytes": BINARIES,
+    "time": EXTENSIONS,
+    "decimal": INTEGERS,
 }
 
 # Bytes before the content of strings and binary values, by class.
@@ -54,7 +71,7 @@ _HEADER: Final[Ints] = np.zeros(CLASSES, np.int64)
 _HEADER[STR : BIN32 + 1] = (1, 2, 3, 5, 2, 3, 5)
 
 _MAX_ARROW_BYTES: Final = (1 << 31) - 1
-_EXACT: Final = 1 << 53  # the integers up to this one are all exact as float64
+_EXACT: Final = 1 << 53  # the integers up to this one are all exact as float64; further ones are not taken for floats
 
 _FEW_VALUES: Final = 16  # strings; fewer are cut out one by one, which costs less than vector operations
 
@@ -81,8 +98,9 @@ def build(values: Values, type_: str | None) -> Column:
 
     At least DICTIONARY_ROWS texts with few different values come as a dictionary array.
 
-    Integers fit f64 where they are exact, floats fit no integer type; float32 is widened. NaN and infinities are
-    floats. Strings that are not valid UTF-8 fit nowhere.
+    Integers fit f64 up to 2^53, floats fit no integer type; float32 is widened. NaN and infinities are floats. Only
+    unsigned integers fit decimal. Only MessagePack timestamps of the years 1 to 9999 fit time, whose digits below µs
+    are cut. Strings that are not valid UTF-8 fit nowhere.
     """
     column = _build(values, type_)
     if values.repeat is None:
@@ -94,17 +112,21 @@ def build(values: Values, type_: str | None) -> Column:
 def _build(values: Values, type_: str | None) -> Column:
     if type_ is None:
         return Column(pa.nulls(values.count), values.not_nil())
+    if not any(class_ in _FITTING[type_] for class_ in values.present):
+        return Column(pa.nulls(values.count, ARROW_TYPES[type_]), values.not_nil())
     if type_ == "str":
         return _build_text(values)
     if type_ == "bytes":
         wanted = _are_of(values, BINARIES)
         return Column(_contents(values, wanted), odd_rows(values, wanted))
+    if type_ == "time":
+        us, valid = timestamps(values)
+        return Column(_fixed_array(type_, us, valid), odd_rows(values, valid))
     return _build_fixed(values, type_)
 
 
 def _build_fixed(values: Values, type_: str) -> Column:
-    dtype = {"i64": np.int64, "u64": np.uint64, "f64": np.float64, "bool": np.uint8}[type_]
-    convert = {"i64": _to_int64, "u64": _to_uint64, "f64": _to_float64, "bool": _to_bool}[type_]
+    dtype, convert = _FIXED[type_]
     if len(values.present) == 1:
         converted, fits = convert(values, values.present[0], None)
         if converted is None:
@@ -162,15 +184,20 @@ def _to_bool(values: Values, class_: int, rows: Ints | None) -> _Converted:
     return values.gather("u1", 0, rows) & 1, None
 
 
+_FIXED: Final[dict[str, tuple[Any, Callable[[Values, int, Ints | None], _Converted]]]] = {
+    "i64": (np.int64, _to_int64),
+    "u64": (np.uint64, _to_uint64),
+    "f64": (np.float64, _to_float64),
+    "bool": (np.uint8, _to_bool),
+    "decimal": (np.uint64, _to_uint64),
+}
+
+
 def _is_exact(integers: npt.NDArray[Any]) -> Mask:
-    """Tell which 64-bit integers a float64 holds exactly: those of at most 53 significant bits."""
+    """Tell which 64-bit integers are within the range in which float64 holds all of them."""
+    exact: Mask = integers <= _EXACT
     if integers.dtype == np.int64:
-        exact: Mask = (integers <= _EXACT) & (integers >= -_EXACT)
-    else:
-        exact = integers <= _EXACT
-    for row in np.flatnonzero(~exact).tolist():
-        number = int(integers[row])
-        exact[row] = int(float(number)) == number
+        exact &= integers >= -_EXACT
     return exact
 
 
@@ -183,7 +210,12 @@ def _are_of(values: Values, classes: range) -> Mask:
 
 
 def _fixed_array(type_: str, filled: npt.NDArray[Any], valid: Mask | None) -> pa.Array:
-    data = np.packbits(filled, bitorder="little") if type_ == "bool" else filled
+    data = filled
+    if type_ == "bool":
+        data = np.packbits(filled, bitorder="little")
+    elif type_ == "decimal":  # 16 bytes each, the least significant ones first
+        data = np.zeros((len(filled), 2), "<u8")
+        data[:, 0] = filled
     return pa.Array.from_buffers(ARROW_TYPES[type_], len(filled), [_bitmap(valid), pa.py_buffer(data)])
 
 
@@ -240,7 +272,7 @@ def _plain_text(values: Values, wanted: Mask | None) -> Column:
         try:
             text = contents.cast(pa.string())
         except pa.ArrowInvalid:
-            wanted = np.array([_is_text(raw.as_py()) for raw in contents])  # one at a time
+            wanted = _are_texts(contents)
             text = _contents(values, wanted).cast(pa.string())
     return Column(text, NONE if wanted is None else odd_rows(values, wanted))
 
@@ -248,6 +280,26 @@ def _plain_text(values: Values, wanted: Mask | None) -> Column:
 def _count_high(data: Bytes) -> int:
     """Count the bytes with their highest bit set; by parts, because the comparison makes a byte of each."""
     return sum(int(np.count_nonzero(data[at : at + COUNT_ROWS] >= 0x80)) for at in range(0, len(data), COUNT_ROWS))
+
+
+def _are_texts(contents: pa.Array) -> Mask:
+    """Tell which binary values are valid UTF-8: by parts that are cut into smaller ones where they are not."""
+    valid = np.zeros(len(contents), np.bool_)
+    parts = [(0, len(contents))]
+    while parts:
+        start, rows = parts.pop()
+        part = contents.slice(start, rows)
+        if rows <= _FEW_VALUES:
+            valid[start : start + rows] = [_is_text(raw.as_py()) for raw in part]
+            continue
+        try:
+            part.cast(pa.string())
+        except pa.ArrowInvalid:
+            size = -(-rows // _FEW_VALUES)
+            parts += [(at, min(size, start + rows - at)) for at in range(start, start + rows, size)]
+        else:
+            valid[start : start + rows] = part.is_valid().to_numpy(zero_copy_only=False)
+    return valid
 
 
 def _is_text(raw: bytes | None) -> bool:

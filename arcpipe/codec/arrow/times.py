@@ -93,6 +93,20 @@ def _decode_time(values: Values, precision: str | None) -> Times:
     return Times(us, sub_us, np.flatnonzero(values.classes == NIL), odd_rows(values, valid))
 
 
+def timestamps(values: Values) -> tuple[Ints, Mask]:
+    """Decode MessagePack timestamps: (µs since the epoch, whether each value is one of the years 1 to 9999)."""
+    us = np.zeros(values.count, np.int64)
+    valid = np.zeros(values.count, np.bool_)
+    for class_ in values.present:
+        if class_ in EXTENSIONS:
+            rows = values.rows_of(class_)
+            class_us, _, class_valid = _timestamp_times(values, class_, rows)
+            if rows is None:
+                return class_us, class_valid
+            us[rows], valid[rows] = class_us, class_valid
+    return us, valid
+
+
 _ClassTimes: TypeAlias = tuple[Ints, npt.NDArray[np.int16] | None, Mask]
 
 

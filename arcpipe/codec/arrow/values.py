@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,10 @@ MAX_INT64: Final = (1 << 63) - 1
 
 COUNT_ROWS: Final = 1 << 18
 """Values per step where a step makes a copy of them: bounds the memory that this takes."""
+
+
+Natural = Literal["i64", "u64", "f64", "bool", "str", "bytes", "time"]
+"""The words of types that values have by themselves."""
 
 
 class Values:
@@ -123,6 +127,8 @@ class Values:
 
     def not_nil(self) -> Ints:
         """Return the rows that hold a value."""
+        if NIL not in self.present:
+            return np.arange(self.count)
         return np.flatnonzero(self.classes != NIL)
 
     def rows_of(self, class_: int) -> Ints | None:
@@ -153,44 +159,6 @@ def class_counts(classes: Bytes) -> list[int]:
     for start in range(0, len(classes), COUNT_ROWS):
         counts += np.bincount(classes[start : start + COUNT_ROWS], minlength=CLASSES)
     return list(map(int, counts))
-
-
-def natural_type(values: Values) -> str | None:
-    """Return the word of the type that most values have, or None if none has one.
-
-    Numbers are one kind: f64 if one of them is a float; else u64 if some are above 2^63-1 and none is negative; else
-    i64. Of kinds with the same number of values the first counts: numbers, text, booleans, binary.
-    """
-    counts = [0] * CLASSES
-    if len(values.present) == 1:
-        counts[values.present[0]] = values.count
-    else:
-        counts = class_counts(values.classes)
-    kinds = {
-        "number": sum(counts[FIXINT : F64 + 1]),
-        "str": sum(counts[STR : STR32 + 1]),
-        "bool": counts[BOOL],
-        "bytes": sum(counts[BIN8 : BIN32 + 1]),
-    }
-    kind = max(kinds, key=lambda name: kinds[name])
-    if not kinds[kind]:
-        return None
-    if kind != "number":
-        return kind
-    if has_floats(values):
-        return "f64"
-    big = negative = False
-    for class_ in values.present:
-        if class_ == U64:
-            big = bool((values.numbers(class_, values.rows_of(class_)) > MAX_INT64).any())
-        elif class_ == FIXINT or I8 <= class_ <= I64:
-            negative = negative or bool((values.numbers(class_, values.rows_of(class_)) < 0).any())
-    return "u64" if big and not negative else "i64"
-
-
-def has_floats(values: Values) -> bool:
-    """Tell whether any value is a float."""
-    return any(class_ in FLOATS for class_ in values.present)
 
 
 NONE: Final[Ints] = np.zeros(0, np.int64)

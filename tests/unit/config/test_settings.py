@@ -93,7 +93,10 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "parquet.compression_level": (9, "9"),
     "parquet.row_group_rows": (1000, "1000"),
     "parquet.max_file_mb": (1, "1"),
+    "parquet.encodings": ("small", "small"),
     "parquet.keep_nanoseconds": (True, "On"),
+    "schema.untyped_integers": ("f64", "f64"),
+    "schema.types": ({"*.cpu.usage": "f64"}, '{"*.cpu.usage": "f64"}'),
     "storage.url": ("s3://bucket/some/prefix", "s3://bucket/some/prefix"),
     "storage.layout": ("hive", "hive"),
     "storage.s3.endpoint_url": ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
@@ -128,10 +131,14 @@ def in_toml(**tables: str) -> str:
 def in_line(value: Any) -> str:
     """A value as TOML has it: JSON's, but for tables."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {in_line(part)}" for name, part in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(name)} = {in_line(part)}" for name, part in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(in_line, value)) + "]"
     return msgspec.json.encode(value).decode()
+
+
+def _key(name: str) -> str:
+    return name if name.isidentifier() else msgspec.json.encode(name).decode()
 
 
 @pytest.fixture
@@ -203,6 +210,24 @@ def test_every_key_is_read_from_the_environment() -> None:
     for key, (value, _) in OTHER_VALUES.items():
         assert same_type(settings.value(key), value), key
         assert settings.source(key) == f"environment {variable(key)}"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('types = "f64"', "allowed: a table such as"),
+        ('types = { "cpu.usage" = "f64" }', "cpu.usage: allowed: a table such as"),
+        ('types = { "*.cpu.usage" = "f32" }', '*.cpu.usage: allowed: "i64", "f64", "bool", "str", "bytes"'),
+        ("types = { " + ", ".join(f'"*.{n}" = "str"' for n in range(1_001)) + " }", "allowed: at most 1000 patterns"),
+    ],
+)
+def test_types_of_columns_are_checked(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"[schema]\n{text}\n")
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        load(path, {})
+    with pytest.raises(ConfigError, match="allowed: JSON such as"):
+        load(None, {"ARCPIPE_SCHEMA_TYPES": "*.cpu.usage=f64"})
 
 
 def test_every_key_has_a_variable_of_its_own() -> None:
@@ -715,6 +740,6 @@ def test_effective_values_and_reprs_mask_credentials() -> None:
 def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
     assert list(document) == [
-        *("server", "auth", "limits", "wal", "flush", "parquet", "storage", "uploader", "shutdown", "log"),
-        "access_log",
+        *("server", "auth", "limits", "wal", "flush", "parquet", "schema", "storage", "uploader"),
+        *("shutdown", "log", "access_log"),
     ]

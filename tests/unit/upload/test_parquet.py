@@ -150,7 +150,7 @@ def test_files_are_made_for_queries(tmp_path: Path) -> None:
     assert "DELTA_BINARY_PACKED" in first["n"].encodings
     assert "RLE_DICTIONARY" in first["s"].encodings
     assert "RLE_DICTIONARY" not in first["f"].encodings
-    assert "DELTA_LENGTH_BYTE_ARRAY" in first["u"].encodings
+    assert set(first["u"].encodings) == {"PLAIN", "RLE"}
     assert all(column.is_stats_set and column.has_offset_index for column in first.values())
     assert (first["s"].statistics.min, first["s"].statistics.max) == ("host-0", "host-6")
     assert metadata.row_group(0).sorting_columns == (pq.SortingColumn(0),)
@@ -175,7 +175,7 @@ def test_only_floats_of_full_precision_are_split_into_byte_streams(tmp_path: Pat
         "sparse": pa.array(random.random(rows), mask=random.random(rows) < 0.9),
         "twice": np.repeat(random.random(rows // 2), 2),
     }
-    written = Written(tmp_path)
+    written = Written(tmp_path, encodings="small")
     given = table(HOUR_US, rows, **values)
     written.writers.append(HOUR_US, given, HOUR_US)
     written.writers.close()
@@ -187,6 +187,37 @@ def test_only_floats_of_full_precision_are_split_into_byte_streams(tmp_path: Pat
     (tmp_path / "file.parquet").write_bytes(next(iter(written.files.values())))
     ((total,),) = duckdb.execute(f"select sum(noise) from '{tmp_path / 'file.parquet'}'").fetchall()
     assert total == pytest.approx(values["noise"].sum())
+
+
+ALL_READERS_KNOW = {"PLAIN", "RLE", "RLE_DICTIONARY", "PLAIN_DICTIONARY", "DELTA_BINARY_PACKED", "BIT_PACKED"}
+
+
+@pytest.mark.parametrize("rows", [10, 5_000, 50_000])
+def test_every_common_reader_knows_the_encodings(tmp_path: Path, rows: int) -> None:
+    """Spark before 4.1 reads neither BYTE_STREAM_SPLIT nor, in its vectorized reader, DELTA_LENGTH_BYTE_ARRAY."""
+    random = np.random.default_rng(1)
+    columns = {
+        "f": random.random(rows),
+        "i": random.integers(-(2**62), 2**62, rows),
+        "u": pa.array(np.arange(rows), pa.uint64()),
+        "b": random.random(rows) < 0.5,
+        "few": [f"host-{n % 7}" for n in range(rows)],
+        "many": [f"text {n}" for n in range(rows)],
+        "raw": [b"%d" % n for n in range(rows)],
+        "stamp": pa.array(np.arange(rows), pa.timestamp("us", "UTC")),
+        "wide": pa.array([2**64 - 1 - n for n in range(rows)], pa.decimal128(20)),
+    }
+    given = table(HOUR_US, rows, **columns)
+    for number, encodings in enumerate(("common", "small")):
+        written = Written(tmp_path / str(number), encodings=encodings)
+        written.writers.append(HOUR_US, given, HOUR_US)
+        written.writers.close()
+        group = written.file().metadata.row_group(0)
+        used = {encoding for n in range(group.num_columns) for encoding in group.column(n).encodings}
+        others = {"DELTA_LENGTH_BYTE_ARRAY"} if rows > 4_096 else set()  # fewer texts are always a dictionary
+        others |= {"BYTE_STREAM_SPLIT"} if rows > 32_768 else set()
+        assert used - ALL_READERS_KNOW == (set() if encodings == "common" else others)
+        assert written.file().read().equals(given)
 
 
 def test_a_time_filter_skips_row_groups(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from arcpipe.codec.arrow.arrays import build
 from arcpipe.codec.arrow.find import find_values
+from arcpipe.codec.arrow.natural import natural_type
 from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US, decode_time
-from arcpipe.codec.arrow.values import natural_type
 from arcpipe.codec.rescued import InvalidText, parse_rescued, rescued_json, unpack_value
 from arcpipe.errors import BadPayload
 from tests.support.values import (
     any_value,
+    as_sent,
     binary,
     booleans,
     decode_values,
@@ -50,7 +51,7 @@ columns = st.one_of(
         )
     )
 )
-types = st.sampled_from([None, "i64", "u64", "f64", "bool", "str", "bytes"])
+types = st.sampled_from([None, "i64", "u64", "f64", "bool", "str", "bytes", "time", "decimal"])
 
 
 def check_nothing_is_lost(elements: list[bytes], array: pa.Array, odd: list[int]) -> None:
@@ -64,7 +65,7 @@ def check_nothing_is_lost(elements: list[bytes], array: pa.Array, odd: list[int]
         elif type(value) is int and type(decoded) is float:
             assert int(decoded) == value
         else:
-            assert same(decoded, value)
+            assert same(as_sent(decoded), as_sent(value))
 
 
 @pytest.mark.slow
@@ -114,6 +115,12 @@ def test_odd_values_survive_json(element: bytes) -> None:
         (["a", 1], "i64"),
         (["a", True], "str"),
         ([[1], {"a": 1}], None),
+        ([math.nan, None, math.nan], None),
+        ([math.nan, math.nan, "x"], "str"),
+        ([math.nan, 1], "f64"),
+        ([math.inf], "f64"),
+        ([msgpack.Timestamp(1), None], "time"),
+        ([msgpack.ExtType(5, b"abcd"), None], None),
     ],
 )
 def test_the_natural_type_is_that_of_most_values(values: list[Any], word: str | None) -> None:
@@ -121,11 +128,11 @@ def test_the_natural_type_is_that_of_most_values(values: list[Any], word: str | 
     assert natural_type(find_values(data, len(values))) == word
 
 
-def test_integers_that_a_float_holds_only_inexactly_are_odd() -> None:
+def test_integers_beyond_the_exact_range_of_floats_are_odd() -> None:
     numbers = [0.5, 2**53, 2**53 + 1, -(2**53) - 1, 2**63, 2**64 - 1, 2**63 + 2**11]
     column = decode_values(b"".join(map(msgpack.packb, numbers)), len(numbers))
-    assert column.array.to_pylist() == [0.5, 2.0**53, None, None, 2.0**63, None, 2.0**63 + 2**11]
-    assert column.odd.tolist() == [2, 3, 5]
+    assert column.array.to_pylist() == [0.5, 2.0**53, None, None, None, None, None]
+    assert column.odd.tolist() == [2, 3, 4, 5, 6]
 
 
 def test_a_string_of_invalid_utf8_is_odd_and_its_neighbours_are_not() -> None:
@@ -134,6 +141,17 @@ def test_a_string_of_invalid_utf8_is_odd_and_its_neighbours_are_not() -> None:
     assert column.array.to_pylist() == ["grün", None, None, "ok"]
     assert column.odd.tolist() == [1]
     assert unpack_value(elements[1]) == InvalidText(b"\xc3\x28")
+
+
+def test_invalid_text_is_found_among_many_values() -> None:
+    elements = [msgpack.packb(f"zähler {n}") for n in range(5_000)]
+    for row in (0, 17, 4_998, 4_999):
+        elements[row] = b"\xa2\xc3\x28"
+    elements[100] = b"\xc0"
+    column = decode_values(b"".join(elements), len(elements))
+    assert column.odd.tolist() == [0, 17, 4_998, 4_999]
+    assert column.array.null_count == 5
+    assert column.array[4_997].as_py() == "zähler 4997"
 
 
 def test_values_nested_deeper_than_any_recursion_are_odd() -> None:
