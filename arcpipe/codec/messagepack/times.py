@@ -1,0 +1,259 @@
+"""Check the times of a client's MessagePack, and turn those that the WAL does not know into those that it does.
+
+In the WAL a time is an integer, a float of seconds or of the sender's precision, or a MessagePack timestamp. So each
+entry means the same to every version. A client may send more: ISO 8601 text, and floats from 1e11 on, which are read
+by size as integers are (JavaScript packs `Date.now()` as float64). Here these become timestamps.
+
+Nearly every column is proven to be usable by the bytes of its values as unsigned integers, all at once (`stay`). Only
+the other columns are decoded (`settle`).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from arcpipe.codec.arrow.arrays import build
+from arcpipe.codec.arrow.find import find_values
+from arcpipe.codec.arrow.iso_8601 import parse_times
+from arcpipe.codec.arrow.times import ARC_BORDERS, BORDERS, MAX_TIME_US, decode_time
+from arcpipe.codec.arrow.values import FLOATS, INTEGERS, STRINGS, Ints, Mask, Values
+from arcpipe.codec.columns import quote
+from arcpipe.codec.messagepack.layout import EXTENSION, FLOAT, INTEGER, KIND, KIND_NAMES, SIZE, STRING
+from arcpipe.codec.messagepack.walk import Walker
+from arcpipe.codec.rescued import unpack_value
+from arcpipe.codec.time_units import UNIT_NS, fitting_unit
+from arcpipe.errors import BadPayload
+
+# Values that are decoded in one step, of half a millisecond for most and of some milliseconds for odd texts.
+_STEP_VALUES: Final = 2_048
+
+# Of a marker: any value of it is a time that stays; none surely is; it depends on the borders of Arc.
+_ANY, _NONE, _BY_ARC = -1, -2, -3
+
+_TIMESTAMP_32, _TIMESTAMP_64 = 0xD6, 0xD7
+# Of a timestamp of 64 bits, whose first 30 bits are nanoseconds: the last one with fewer than 10^9 of them.
+_LAST_TIMESTAMP: Final = (10**9 << 34) - 1
+
+_UNSIGNED: Final = {1: "u1", 2: ">u2", 4: ">u4", 8: ">u8"}
+
+
+class BadTime(BadPayload):
+    """A value is no time. `row` is its index among the values."""
+
+    def __init__(self, reason: str, row: int) -> None:
+        super().__init__(reason)
+        self.row = row
+
+
+class TimeRule:
+    """How the times of a body are read. There are few, so each is made once.
+
+    Attributes:
+        precision: the unit of all numbers, a word of `UNIT_NS`; None if their size tells it.
+        borders: between seconds, milliseconds, microseconds and nanoseconds, where the size tells the unit.
+        limits: by marker: the greatest of its values that certainly stays, its bytes read as an unsigned integer. Or
+            one of the constants above.
+    """
+
+    __slots__ = ("borders", "limits", "precision")
+
+    def __init__(self, precision: str | None = None, as_arc: bool = False) -> None:
+        """Make a rule.
+
+        Args:
+            as_arc: whether numbers without a precision are read as Arc reads them.
+        """
+        self.precision = precision
+        self.borders = ARC_BORDERS if as_arc else BORDERS
+        self.limits = [_NONE] * 256
+        for marker in range(256):
+            if KIND[marker] == INTEGER:
+                self.limits[marker] = self._limit_of_integers(marker)
+            elif KIND[marker] == FLOAT:
+                self.limits[marker] = self._limit_of_floats(SIZE[marker] - 1)
+        self.limits[_TIMESTAMP_32] = (1 << 32) - 1
+        self.limits[_TIMESTAMP_64] = _LAST_TIMESTAMP
+
+    def _limit_of_integers(self, marker: int) -> int:
+        bits = 8 * (SIZE[marker] - 1) - (0xD0 <= marker <= 0xD3)
+        if bits <= 0 or self.precision == "ns":
+            return _ANY
+        if self.precision is None:
+            return _ANY if self.borders is BORDERS else _BY_ARC
+        most = MAX_TIME_US * 1_000 // UNIT_NS[self.precision]
+        return min(most, (1 << bits) - 1)  # a negative one is larger
+
+    def _limit_of_floats(self, size: int) -> int:
+        if self.precision is None:
+            most = float(self.borders[0]) * 0.99
+        else:
+            most = MAX_TIME_US / (UNIT_NS[self.precision] / 1_000) * 0.99
+        return int.from_bytes(struct.pack(">d" if size == 8 else ">f", most), "big")
+
+
+RULE: Final = TimeRule()
+"""How times are read where nobody says anything else."""
+
+
+def stay(data: bytes, pos: int, width: int, count: int, rule: TimeRule) -> bool:
+    """Tell whether these values certainly are times that the WAL takes as they are.
+
+    Args:
+        pos: the offset of the first one. All have its marker and its `width`.
+    """
+    limit = rule.limits[data[pos]]
+    if limit == _ANY:
+        return True
+    if limit == _NONE:
+        return False
+    start, end = pos + 1, pos + width
+    if limit == _BY_ARC:  # Arc takes the unit of all from the first one
+        return _unit_agrees(int.from_bytes(data[start:end], "big"), rule)
+    if KIND[data[pos]] == EXTENSION:
+        if data[start : pos + width * count : width] != b"\xff" * count:
+            return False
+        start += 1
+    if count == 1:
+        return int.from_bytes(data[start:end], "big") <= limit
+    bits: npt.NDArray[Any] = np.ndarray((count,), _UNSIGNED[end - start], data, start, (width,))
+    return int(np.maximum.reduce(bits)) <= limit
+
+
+def _unit_agrees(number: int, rule: TimeRule) -> bool:
+    """Tell whether the borders of a rule give a number the unit that it has in the WAL."""
+    return not any(low <= number < high for low, high in zip(rule.borders, BORDERS, strict=True))
+
+
+def settle(
+    data: bytes, start: int, end: int, count: int, rule: TimeRule, check: Callable[[], None], *, each: bool = False
+) -> bytes | None:
+    """Check the `count` values from `start` to `end`; return what to write in their place, or None if they stay.
+
+    Args:
+        check: as in `arcpipe.codec.effort`.
+        each: whether each value has a unit of its own; else the first one of a column tells whether Arc's borders
+            count for it.
+
+    Raises:
+        BadTime: a value is no time.
+    """
+    parts: list[bytes | memoryview] = []
+    view = memoryview(data)
+    changed = False
+    at, row = start, 0
+    walker: Walker | None = None
+    while row < count:
+        check()
+        rows = min(_STEP_VALUES, count - row)
+        marker = data[at]
+        width = SIZE[marker]
+        stop = at + width * rows
+        if not width or stop > end or data[at:stop:width] != data[at : at + 1] * rows:
+            if walker is None or walker.offset != at:
+                walker = Walker(data, at)
+            walker.skip(rows)
+            stop = walker.offset
+        elif not (each and rule.limits[marker] == _BY_ARC) and stay(data, at, width, rows, rule):
+            parts.append(view[at:stop])
+            at, row = stop, row + rows
+            continue
+        part = _settle_step(view[at:stop], rows, rule, row)
+        changed |= part is not None
+        parts.append(view[at:stop] if part is None else part)
+        at, row = stop, row + rows
+    return b"".join(parts) if changed else None
+
+
+def _settle_step(part: memoryview, rows: int, rule: TimeRule, first: int) -> bytes | None:
+    """Do as `settle` for some values, of which the first one has the index `first`."""
+    values = find_values(part, rows)
+    times = decode_time(values, rule.precision, borders=rule.borders, sized_floats=True)
+    seconds = times.us // 1_000_000
+    ns = (times.us - seconds * 1_000_000) * 1_000
+    if times.sub_us is not None:
+        ns += times.sub_us
+    changed = _changed_numbers(values, rule)
+    odd = times.odd
+    if any(class_ in STRINGS for class_ in values.present):
+        texts = parse_times(build(values, "str").array)
+        odd = odd[~texts.valid[odd]]
+        seconds[texts.valid], ns[texts.valid] = texts.seconds[texts.valid], texts.ns[texts.valid]
+        changed |= texts.valid
+    if len(odd):
+        row = int(odd[0])
+        raise BadTime(_reason(values.element(row), rule), first + row)
+    return _replaced(values, changed, seconds, ns) if changed.any() else None
+
+
+def _changed_numbers(values: Values, rule: TimeRule) -> Mask:
+    """Mark the numbers that have another unit in the WAL than by the rule."""
+    changed = np.zeros(values.count, np.bool_)
+    if rule.precision is not None:
+        return changed
+    for class_ in values.present:
+        if class_ not in FLOATS and (class_ not in INTEGERS or rule.borders is BORDERS):
+            continue
+        rows = values.rows_of(class_)
+        numbers = values.numbers(class_, rows)
+        if class_ in FLOATS:
+            marked: Mask = np.abs(numbers) >= rule.borders[0]
+        else:
+            marked = np.zeros(len(numbers), np.bool_)
+            for low, high in zip(rule.borders, BORDERS, strict=True):
+                marked |= (numbers >= low) & (numbers < high)
+        changed[slice(None) if rows is None else rows] = marked
+    return changed
+
+
+def _replaced(values: Values, changed: Mask, seconds: Ints, ns: Ints) -> bytes:
+    """Write the values again, those that are `changed` as timestamps.
+
+    https://github.com/msgpack/msgpack/blob/master/spec.md#timestamp-extension-type
+    """
+    seconds, ns = seconds[changed], ns[changed]
+    packed: npt.NDArray[Any]
+    if int(seconds.min()) >= 0 and int(seconds.max()) < 1 << 34:
+        packed = np.empty(len(seconds), [("marker", "u1"), ("code", "u1"), ("time", ">u8")])
+        packed["marker"] = _TIMESTAMP_64
+        packed["time"] = ns.astype(np.uint64) << np.uint64(34) | seconds.astype(np.uint64)
+    else:
+        packed = np.empty(
+            len(seconds), [("marker", "u1"), ("size", "u1"), ("code", "u1"), ("ns", ">u4"), ("seconds", ">i8")]
+        )
+        packed["marker"], packed["size"] = 0xC7, 12
+        packed["ns"], packed["seconds"] = ns, seconds
+    packed["code"] = 0xFF
+    new = packed.tobytes()
+    if len(seconds) == values.count:
+        return new
+    size, at = packed.itemsize, 0
+    parts = []
+    for row, is_new in enumerate(changed.tolist()):
+        parts.append(new[at : at + size] if is_new else values.element(row))
+        at += size * is_new
+    return b"".join(parts)
+
+
+def _reason(element: bytes, rule: TimeRule) -> str:
+    """Say why an encoded value is no time."""
+    kind = KIND[element[0]]
+    if kind == STRING:
+        value = unpack_value(element)
+        return f"text {quote(value)} is no ISO 8601 time" if isinstance(value, str) else "text that is not UTF-8"
+    if kind == EXTENSION:
+        return "an extension that is no timestamp of the years 1 to 9999"
+    if kind not in (INTEGER, FLOAT):
+        return f"{KIND_NAMES[kind]} is no time"
+    number = msgspec.msgpack.decode(element, type=int | float)
+    if rule.precision is None or not -math.inf < number < math.inf:
+        return f"{number} is no time"
+    fitting = fitting_unit(int(number))
+    hint = "" if fitting == rule.precision else f" (use precision={fitting}?)"
+    return f"{number} is out of the range of precision={rule.precision}{hint}"
