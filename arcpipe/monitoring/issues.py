@@ -252,8 +252,10 @@ def _damaged_manifests(snapshot: Snapshot) -> Found:
 def _rescued_values(snapshot: Snapshot) -> Found:
     if snapshot.uploader.rescued:
         yield (
-            f"{snapshot.uploader.rescued} values did not fit their column's type and are in _rescued_data",
-            "have all senders use the same type for the column; SELECT _rescued_data shows columns and values",
+            f"{snapshot.uploader.rescued} values did not fit their column's type, or their table has 4096 columns "
+            "already, and are in _rescued_data",
+            "have all senders use the same type for the column, and tags instead of thousands of columns; "
+            "SELECT _rescued_data shows columns and values",
         )
 
 
