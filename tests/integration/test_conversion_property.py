@@ -242,8 +242,8 @@ def time_us(value: Any) -> int | None:
     elif isinstance(value, float):
         if not math.isfinite(value):
             return None
-        size = abs(value)
-        us = round(value * (1e6 if size < 1e11 else 1e3 if size < 1e14 else 1) if size < 1e17 else value / 1e3)
+        per_us = 1e-6 if abs(value) < 1e11 else 1e-3 if abs(value) < 1e14 else 1 if abs(value) < 1e17 else 1e3
+        us = round(value / 1e3 if per_us == 1e3 else value * round(1 / per_us))
     elif isinstance(value, Timestamp):
         us = value.ns // 1000
     else:

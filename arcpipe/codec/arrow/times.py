@@ -127,7 +127,7 @@ def _integer_times(numbers: npt.NDArray[Any], precision: str | None, borders: Bo
 
 
 def _unit_of(number: int, borders: Borders) -> int:
-    return 1_000 ** (3 - bisect_right(borders, abs(number)))
+    return (10**9, 10**6, 10**3, 1)[bisect_right(borders, abs(number))]
 
 
 def _scale(numbers: npt.NDArray[Any], unit_ns: int) -> _ClassTimes:

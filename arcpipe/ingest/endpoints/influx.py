@@ -43,7 +43,8 @@ _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 # The unit of a body's timestamps by the envelope's word. Of those without one, and in nanoseconds, all are in range.
-_UNITS: Final[dict[str | None, Unit | None]] = {**UNITS, None: None, "ns": None}
+_UNITS: Final[dict[str | None, Unit | None]] = {None: None, "ns": None}
+_UNITS.update((word, unit) for word, unit in UNITS.items() if word != "ns")
 
 
 class Dialect(NamedTuple):
