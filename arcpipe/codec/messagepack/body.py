@@ -16,7 +16,7 @@ deep. No step keeps other threads from running for more than some 20 ms: one cal
 of `MAX_VALUE_BYTES`. Besides the result, memory is a multiple of `CHUNK_BYTES` and of the longest single value or row
 (and one copy of a body that is not `bytes`, or that mixes rows and columns).
 
-This module must not know HTTP, the WAL's envelope, or Arrow.
+This module must not know HTTP or the WAL's envelope.
 """
 
 from __future__ import annotations

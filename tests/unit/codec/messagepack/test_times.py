@@ -272,6 +272,14 @@ def test_only_what_the_wal_does_not_know_is_written_anew() -> None:
     assert time == [5.0, msgpack.Timestamp(1_790_000_000, 123_000_000), 7]
 
 
+def test_in_the_wal_a_time_means_what_it_meant_to_older_versions() -> None:
+    """Text, and floats that are too large for seconds, were no times: their rows have the time of the entry."""
+    times = [1_790_000_000_123.0, "2026-09-21T14:13:20Z", True, 20_000_000_000, 120_000_000_000.0]
+    decoded = decode_time(find_values(b"".join(map(msgpack.packb, times)), len(times)))
+    assert decoded.odd.tolist() == [0, 1, 2]
+    assert decoded.us[3:].tolist() == [20_000_000_000_000_000, 120_000_000_000_000_000]
+
+
 def test_nanoseconds_of_a_text_are_kept() -> None:
     body = columns(["2026-09-21T14:13:20.123456789Z", "1965-01-01T00:00:00.000000001Z"])
     time = msgpack.unpackb(encode(body).body)["columns"]["time"]
