@@ -22,7 +22,7 @@ import numpy.typing as npt
 from arcpipe.codec.arrow.arrays import build
 from arcpipe.codec.arrow.find import find_values
 from arcpipe.codec.arrow.iso_8601 import parse_times
-from arcpipe.codec.arrow.times import ARC_BORDERS, BORDERS, MAX_TIME_US, decode_time
+from arcpipe.codec.arrow.times import ARC_BORDERS, BORDERS, MAX_TIME_US, Times, decode_time
 from arcpipe.codec.arrow.values import FLOATS, INTEGERS, STRINGS, Ints, Mask, Values
 from arcpipe.codec.columns import quote
 from arcpipe.codec.messagepack.layout import EXTENSION, FLOAT, INTEGER, KIND, KIND_NAMES, SIZE, STRING
@@ -57,13 +57,12 @@ class TimeRule:
 
     Attributes:
         precision: the unit of all numbers, a word of `UNIT_NS`; None if their size tells it.
-        borders: between seconds, milliseconds, microseconds and nanoseconds, where the size tells the unit.
-        as_arc: whether these are Arc's, so that an integer may have another unit in the WAL.
+        as_arc: whether the size of a number tells its unit as Arc reads it. Then it may have another one in the WAL.
         limits: by marker: the greatest of its values that certainly stays, its bytes read as an unsigned integer. Or
             one of the constants above.
     """
 
-    __slots__ = ("as_arc", "borders", "limits", "precision")
+    __slots__ = ("as_arc", "limits", "precision")
 
     def __init__(self, precision: str | None = None, as_arc: bool = False) -> None:
         """Make a rule.
@@ -73,7 +72,6 @@ class TimeRule:
         """
         self.precision = precision
         self.as_arc = as_arc and precision is None
-        self.borders = ARC_BORDERS if self.as_arc else BORDERS
         self.limits = [_NONE] * 256
         for marker in range(256):
             if KIND[marker] == INTEGER:
@@ -95,7 +93,7 @@ class TimeRule:
 
     def _limit_of_floats(self, size: int) -> int:
         if self.precision is None:
-            most = float(self.borders[0]) * 0.99
+            most = float((ARC_BORDERS if self.as_arc else BORDERS)[0]) * 0.99
         else:
             most = MAX_TIME_US / (UNIT_NS[self.precision] / 1_000) * 0.99
         return int.from_bytes(struct.pack(">d" if size == 8 else ">f", most), "big")
@@ -199,12 +197,16 @@ def settle(
 def _settle_step(part: memoryview, rows: int, rule: TimeRule, first: int) -> bytes | None:
     """Do as `settle` for some values, of which the first one has the index `first`."""
     values = find_values(part, rows)
-    times = decode_time(values, rule.precision, borders=rule.borders, sized_floats=True)
-    seconds = times.us // 1_000_000
-    ns = (times.us - seconds * 1_000_000) * 1_000
-    if times.sub_us is not None:
-        ns += times.sub_us
-    changed = _changed_numbers(values, rule)
+    times = decode_time(values, rule.precision, sized_floats=True)
+    seconds, ns = _split(times)
+    changed = np.zeros(rows, np.bool_)
+    if rule.precision is None:
+        changed = _mark(values, FLOATS, lambda numbers: np.abs(numbers) >= BORDERS[0])
+    if rule.as_arc:
+        marked = _mark(values, range(INTEGERS.start, FLOATS.stop), _are_of_arc)
+        arc_seconds, arc_ns = _split(decode_time(values, borders=ARC_BORDERS, sized_floats=True))
+        seconds[marked], ns[marked] = arc_seconds[marked], arc_ns[marked]
+        changed |= marked
     odd = times.odd
     if any(class_ in STRINGS for class_ in values.present):
         texts = parse_times(build(values, "str").array)
@@ -217,24 +219,29 @@ def _settle_step(part: memoryview, rows: int, rule: TimeRule, first: int) -> byt
     return _replaced(values, changed, seconds, ns) if changed.any() else None
 
 
-def _changed_numbers(values: Values, rule: TimeRule) -> Mask:
-    """Mark the numbers that have another unit in the WAL than by the rule."""
-    changed = np.zeros(values.count, np.bool_)
-    if rule.precision is not None:
-        return changed
+def _split(times: Times) -> tuple[Ints, Ints]:
+    """Split times into seconds since the epoch and nanoseconds after them."""
+    seconds = times.us // 1_000_000
+    ns = (times.us - seconds * 1_000_000) * 1_000
+    return seconds, ns if times.sub_us is None else ns + times.sub_us
+
+
+def _mark(values: Values, classes: range, test: Callable[[npt.NDArray[Any]], Mask]) -> Mask:
+    """Mark the numbers of these classes for which the test holds."""
+    marked = np.zeros(values.count, np.bool_)
     for class_ in values.present:
-        if class_ not in FLOATS and (class_ not in INTEGERS or not rule.as_arc):
-            continue
-        rows = values.rows_of(class_)
-        numbers = values.numbers(class_, rows)
-        if class_ in FLOATS:
-            marked: Mask = np.abs(numbers) >= rule.borders[0]
-        else:
-            marked = np.zeros(len(numbers), np.bool_)
-            for low, high in zip(rule.borders, BORDERS, strict=True):
-                marked |= (numbers >= low) & (numbers < high)
-        changed[slice(None) if rows is None else rows] = marked
-    return changed
+        if class_ in classes:
+            rows = values.rows_of(class_)
+            marked[slice(None) if rows is None else rows] = test(values.numbers(class_, rows))
+    return marked
+
+
+def _are_of_arc(numbers: npt.NDArray[Any]) -> Mask:
+    """Tell which numbers have another unit by Arc's borders. Negative ones have none: to Arc they all are seconds."""
+    found = np.zeros(len(numbers), np.bool_)
+    for low, high in zip(ARC_BORDERS, BORDERS, strict=True):
+        found |= (numbers >= low) & (numbers < high)
+    return found
 
 
 def _replaced(values: Values, changed: Mask, seconds: Ints, ns: Ints) -> bytes:

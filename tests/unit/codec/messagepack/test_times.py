@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
+from bisect import bisect_right
 from datetime import UTC, datetime
 from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from arcpipe.codec.arrow.find import find_values
@@ -206,18 +207,21 @@ def model(time: Any, rule: TimeRule) -> float | None:
         unit = UNIT_NS[rule.precision]
     else:
         size = abs(time)
-        unit = 10**9 if size < rule.borders[0] else 10**6 if size < rule.borders[1] else 1_000
-        unit = 1 if size >= rule.borders[2] else unit
+        borders = (10**10, 10**13, 10**16) if rule.as_arc and time > 0 else (10**11, 10**14, 10**17)
+        unit = 10 ** (9 - 3 * bisect_right(borders, size)) if not math.isnan(time) else 1
     return time * unit // 1_000 if isinstance(time, int) else time / 1_000 if unit == 1 else time * (unit // 1_000)
 
 
-@pytest.mark.parametrize("rule", [RULE, *RULES.values()], ids=["auto", *RULES])
+@pytest.mark.parametrize("rule", [RULE, AS_ARC, *RULES.values()], ids=["auto", "Arc", *RULES])
 @SHAPES
 @given(times=st.lists(numbers, min_size=1, max_size=6), times_over=st.sampled_from([1, 700]))
 @example(times=[math.nan], times_over=1)
 def test_any_number_is_a_time_for_both_processes_or_refused(
     shape: Any, rule: TimeRule, times: list[Any], times_over: int
 ) -> None:
+    first_is_of_arc = rule.as_arc and isinstance(times[0], int) and model(times[0], rule) != model(times[0], RULE)
+    if rule.as_arc and shape is columns and not first_is_of_arc and len({type(time) for time in times}) == 1:
+        assume(all(model(time, rule) == model(time, RULE) for time in times))
     expected = [model(time, rule) for time in times]
     if all(us is None or MIN_US - 0.5 <= us <= MAX_US + 0.5 for us in expected):
         found = written(shape(times * times_over), rule)
@@ -260,6 +264,8 @@ def test_arc_has_other_borders(shape: Any) -> None:
     assert written(shape(times), AS_ARC) == us
     for time, expected in zip(times, us, strict=True):
         assert written(shape([time] * 3_000), AS_ARC) == [expected] * 3_000
+    for time in (-20_000_000_000, -20_000_000_000.0):
+        assert written(shape([time]), AS_ARC) == [-20_000_000_000_000_000]
     assert written(shape([1_790_000_000] * 3), AS_ARC) == [1_790_000_000_000_000] * 3
 
 
