@@ -209,6 +209,10 @@ def settled(time: Any) -> Any:
         return ("time", seconds, ns)
     if not isinstance(time, float):
         need(time is None or is_integer(time))
+        if time is not None:
+            seconds = -62_135_596_800  # the start of the year 1
+            units = [unit for border, unit in ((10**11, 1), (10**14, 10**3), (10**17, 10**6)) if abs(time) < border]
+            need(not units or time >= seconds * units[0])  # all nanoseconds are later
         return time
     need(math.isfinite(time))
     if abs(time) < 1e11:
@@ -767,7 +771,7 @@ values = st.recursive(
 shared_names = st.sampled_from(["a", "b", "host", "region"]) | names
 times = st.one_of(
     st.none(),
-    st.integers(-(2**63), 2**64 - 1),
+    st.integers(-(2**63), -(10**17)) | st.integers(-6 * 10**10, 2**64 - 1),
     st.floats(-6e16, 5e19),  # years 1 to 9999, whatever unit the size tells
     st.integers(0, 2**37).map(lambda t: msgpack.Timestamp(t, 1)),
 )
