@@ -23,7 +23,7 @@ from arcpipe.errors import BadPayload
 from arcpipe.units import MB
 
 TIME = "time"
-"""The name of the timestamp column; no tag or field may have it."""
+"""The name of the timestamp column; no tag may have it, and a field of this name gets another one."""
 
 COLUMN_TYPES = frozenset({"i64", "u64", "f64", "bool", "str", "bytes"})
 """The words that `types` may give a column."""
@@ -185,11 +185,11 @@ def quote(name: str | bytes) -> str:
 def field_column_names(tags: Collection[str], fields: Collection[str]) -> list[str]:
     """Return the column names of `fields` in rows that also have `tags`.
 
-    A tag keeps its name. A field of the same name becomes `<name>_field`. Where a tag or field has that name, too, it
-    becomes the first of `<name>_field_2`, `<name>_field_3`, … that is free. So it may be longer than `MAX_NAME_BYTES`.
-    Linear in the number of names.
+    A tag keeps its name. A field of the same name, or called `time`, becomes `<name>_field`. Where a tag or field has
+    that name, too, it becomes the first of `<name>_field_2`, `<name>_field_3`, … that is free. So it may be longer than
+    `MAX_NAME_BYTES`. Linear in the number of names.
     """
-    taken = set(tags)
+    taken = {TIME, *tags}
     if taken.isdisjoint(fields):
         return list(fields)
     clashing = taken.intersection(fields)

@@ -132,7 +132,7 @@ def _route(settings: Settings, writes: WriteEndpoints, ops: OpsEndpoints) -> tup
     table, origins = protect(
         {
             ("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE, judge),
-            ("POST", "/api/v1/write/msgpack"): (writes.msgpack(responses.NO_CONTENT), WRITE, judge),
+            ("POST", "/api/v1/write/msgpack"): (writes.msgpack(responses.NO_CONTENT, as_arc=True), WRITE, judge),
             **InfluxEndpoints(writes).routes(),
             **ops.table(),
         },

@@ -252,8 +252,10 @@ def _damaged_manifests(snapshot: Snapshot) -> Found:
 def _rescued_values(snapshot: Snapshot) -> Found:
     if snapshot.uploader.rescued:
         yield (
-            f"{snapshot.uploader.rescued} values fit no column and are in _rescued_data",
-            "have senders write arrays and maps as text; SELECT _rescued_data shows columns and values",
+            f"{snapshot.uploader.rescued} values fit no column, or their table has 4096 columns already, "
+            "and are in _rescued_data",
+            "have senders write arrays and maps as text, and tags instead of thousands of columns; "
+            "SELECT _rescued_data shows columns and values",
         )
 
 

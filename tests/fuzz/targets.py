@@ -14,11 +14,14 @@ import msgspec
 
 from arcpipe.codec import content_encoding
 from arcpipe.codec.line_protocol import body as line_protocol
+from arcpipe.codec.line_protocol.grammar import ESCAPINGS, UNITS
 from arcpipe.codec.messagepack import body as messagepack
+from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.support.edge import Edge, Peer
 
 MAX_DECODED: Final = 1 << 16
+RULES: Final = (TimeRule(), TimeRule("s"), TimeRule(as_arc=True))
 
 
 def edge(data: bytes) -> None:
@@ -81,22 +84,25 @@ def decode(data: bytes) -> None:
 
 
 def msgpack(data: bytes) -> None:
-    """A MessagePack body: refused, or MessagePack when it is encoded for the WAL."""
-    try:
-        encoded = messagepack.encode(data)
-    except BadPayload:
-        return
-    assert encoded.records > 0
-    assert messagepack.encode(encoded.body).records == encoded.records
+    """A MessagePack body: refused, or MessagePack when it is encoded for the WAL, which needs no other encoding."""
+    for rule in RULES:
+        try:
+            encoded = messagepack.encode(data, rule=rule)
+        except BadPayload:
+            continue
+        assert encoded.records > 0
+        again = messagepack.encode(encoded.body, rule=TimeRule(rule.precision))
+        assert again == encoded
 
 
 def lines(data: bytes) -> None:
     """A line-protocol body: the entry for the WAL is MessagePack, and every line is in it or an error."""
-    found = line_protocol.encode(data)
-    if found.encoded is not None:
-        assert found.encoded.records > 0
-        msgspec.msgpack.decode(found.encoded.body)
-    assert len(found.errors) <= data.count(b"\n") + 1
+    for escapes in ESCAPINGS:
+        found = line_protocol.encode(data, escapes=escapes, unit=UNITS["s"])
+        if found.encoded is not None:
+            assert found.encoded.records > 0
+            msgspec.msgpack.decode(found.encoded.body)
+        assert len(found.errors) <= data.count(b"\n") + 1
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {

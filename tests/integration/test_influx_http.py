@@ -184,6 +184,29 @@ def test_auto_reads_the_unit_from_the_size(
     assert times == [0, 3 * 10**6, 6 * 10**6, 9 * 10**6]
 
 
+@pytest.mark.parametrize(("path", "word"), [(V1, "s"), (V2, "s"), (ARC, "s"), (V3, "second")])
+def test_a_time_of_another_precision_makes_its_line_bad(server: Server, database: str, path: str, word: str) -> None:
+    body = b"m v=1 %d\nm v=2 %d" % (NEW_YEAR * 1000, NEW_YEAR)
+    response = write(server, path, database, body, precision=word)
+    assert response.status == 400
+    reason = f"timestamp '{NEW_YEAR}000' is out of the range of precision=s (use precision=ms?) at column 7"
+    assert reason in response.body.decode()
+    assert [row["time"] for row in server.wait_for_rows(1, database)] == [NEW_YEAR * 10**6]
+
+
+@pytest.mark.parametrize(("path", "value"), [(V1, r"C:\\ x"), (V2, r"C:\\ x"), (ARC, r"C:\\ x"), (V3, r"C:\ x")])
+def test_backslashes_are_those_of_the_generation(server: Server, database: str, path: str, value: str) -> None:
+    assert write(server, path, database, rb"m,path=C:\\\ x v=1").status == 204
+    assert [row["path"] for row in server.wait_for_rows(1, database)] == [value]
+
+
+def test_arc_reads_the_size_of_a_time_with_borders_of_its_own(server: Server, database: str) -> None:
+    body = pack({"m": "m", "columns": {"time": [20_000_000_000], "v": [1]}})
+    assert server.post(f"/api/v1/write/msgpack?db={database}", body).status == 204
+    assert server.post(f"/write/v2/msgpack?db={database}", body).status == 202
+    assert [row["time"] for row in server.wait_for_rows(2, database)] == [20_000_000_000_000, 20_000_000_000_000_000]
+
+
 def test_messagepack_takes_a_precision_too(server: Server, database: str) -> None:
     body = pack({"m": "m", "columns": {"time": [7, NEW_YEAR * 1000], "v": [1, 2]}})
     assert server.post(f"/write/v2/msgpack?db={database}&precision=ms", body).status == 202

@@ -209,7 +209,7 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "empty m": (pack({"m": "", "columns": {"a": [1]}}), "measurement is empty"),
     "m with a control character": (pack({"m": "a\nb", "columns": {"a": [1]}}), "measurement 'a\\nb'"),
     "m too long": (pack({"m": "m" * 257, "columns": {"a": [1]}}), "has 257 bytes, more than 256"),
-    "m not a string": (pack({"m": 1, "columns": {"a": [1]}}), "measurement 'm' is not a string"),
+    "m not a string": (pack({"m": 1.5, "columns": {"a": [1]}}), "measurement 'm' is not a string"),
     "column is no array": (pack({"m": "x", "columns": {"a": [1], "b": 2}}), "column 'b' is not an array"),
     "unequal columns": (
         pack({"m": "x", "columns": {"a": [1, 2], "b": [1, 2, 3]}}),
@@ -223,7 +223,11 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "tag that is no column": (pack({"m": "x", "columns": {"a": [1]}, "tags": ["b"]}), "tag 'b' is not a column"),
     "row without fields": (pack({"m": "x", "t": 1}), "'fields' is missing"),
     "row with empty fields": (pack({"m": "x", "t": 1, "fields": {}}), "'fields' is empty"),
-    "row with a field called time": (pack({"m": "x", "fields": {"time": 1}}), "'time'"),
+    "row with a tag called time": (pack({"m": "x", "fields": {"a": 1}, "tags": {"time": 1}}), "'time'"),
+    "time is no time": (
+        pack({"m": "x", "columns": {"time": [1, "now"], "a": [1, 2]}}),
+        "column 'time', row 1: text 'now'",
+    ),
     "row without fields in a batch": (pack({"batch": [GOOD_ROW, {"m": "x", "t": 1}]}), "'fields' is missing"),
     "bad column in a batch": (
         pack({"batch": [GOOD_ROW, {"m": "x", "columns": {"usage": [1, 2], "late": 3}}]}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,20 +22,20 @@ from arcpipe.codec.arrow.values import (
     Values,
     odd_rows,
 )
+from arcpipe.codec.time_units import UNIT_NS
 
 MIN_TIME_US: Final = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
 MAX_TIME_US: Final = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
 
-# Nanoseconds in each unit.
-_UNIT_NS: Final = {
-    "ns": 1,
-    "us": 1_000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-}
-PRECISIONS: Final = frozenset(_UNIT_NS)
+PRECISIONS: Final = frozenset(UNIT_NS)
+
+BORDERS: Final = (10**11, 10**14, 10**17)
+"""The size of a number tells its unit: seconds below the first, then milliseconds, microseconds, nanoseconds."""
+ARC_BORDERS: Final = (10**10, 10**13, 10**16)
+"""The same, as Arc has them. A worker makes timestamps of what is between them and `BORDERS`."""
+
+
+Borders: TypeAlias = tuple[int, int, int]
 
 
 class Times(NamedTuple):
@@ -46,33 +47,38 @@ class Times(NamedTuple):
     odd: Ints  # rows with no time, or one outside of the years 1 to 9999
 
 
-def decode_time(values: Values, precision: str | None = None) -> Times:
+def decode_time(
+    values: Values, precision: str | None = None, *, borders: Borders = BORDERS, sized_floats: bool = False
+) -> Times:
     """Decode the values of a time column.
 
     Floats are rounded to µs, nanoseconds are cut towards the past. MessagePack timestamps tell their own unit.
 
     Args:
         precision: the unit of all numbers, a word of PRECISIONS. Without it floats are seconds, and the size of each
-            integer tells its unit: seconds below 1e11, milliseconds below 1e14, microseconds below 1e17, else
-            nanoseconds.
+            integer tells its unit.
+        borders: between seconds, milliseconds, microseconds and nanoseconds.
+        sized_floats: whether the size of a float tells its unit, too. In the WAL it does not.
     """
-    times = _decode_time(values, precision)
+    times = _decode_time(values, precision, borders, sized_floats)
     if values.repeat is None:
         return times
     missing, odd = (np.flatnonzero(np.isin(values.repeat, rows)) for rows in (times.missing, times.odd))
     return Times(times.us[values.repeat], None, missing, odd)
 
 
-def _decode_time(values: Values, precision: str | None) -> Times:
+def _decode_time(values: Values, precision: str | None, borders: Borders, sized_floats: bool) -> Times:
     us = np.zeros(values.count, np.int64)
     sub_us: npt.NDArray[np.int16] | None = None
     valid = np.zeros(values.count, np.bool_)
     for class_ in values.present:
         rows = values.rows_of(class_)
         if class_ in INTEGERS:
-            class_us, class_sub, class_valid = _integer_times(values.numbers(class_, rows), precision)
+            class_us, class_sub, class_valid = _integer_times(values.numbers(class_, rows), precision, borders)
         elif class_ in FLOATS:
-            class_us, class_sub, class_valid = _float_times(values.numbers(class_, rows), precision)
+            numbers = values.numbers(class_, rows)
+            sized = borders if sized_floats and precision is None else None
+            class_us, class_sub, class_valid = _float_times(numbers, precision, sized)
         elif class_ in EXTENSIONS:
             class_us, class_sub, class_valid = _timestamp_times(values, class_, rows)
         else:
@@ -110,18 +116,18 @@ def timestamps(values: Values) -> tuple[Ints, Mask]:
 _ClassTimes: TypeAlias = tuple[Ints, npt.NDArray[np.int16] | None, Mask]
 
 
-def _integer_times(numbers: npt.NDArray[Any], precision: str | None) -> _ClassTimes:
+def _integer_times(numbers: npt.NDArray[Any], precision: str | None, borders: Borders) -> _ClassTimes:
     if precision is not None:
-        return _scale(numbers, _UNIT_NS[precision])
+        return _scale(numbers, UNIT_NS[precision])
     low, high = int(numbers.min()), int(numbers.max())
-    unit = _unit_of(low)
-    if unit == _unit_of(high) and (low > 0 or high < 0 or unit == 10**9):
+    unit = _unit_of(low, borders)
+    if unit == _unit_of(high, borders) and (low > 0 or high < 0 or unit == 10**9):
         return _scale(numbers, unit)
     us = np.empty(len(numbers), np.int64)
     sub_us = np.zeros(len(numbers), np.int16)
     valid = np.empty(len(numbers), np.bool_)
     size = np.zeros(len(numbers), np.int8)
-    for border in (10**11, 10**14, 10**17):
+    for border in borders:
         size += numbers >= border
         if numbers.dtype.kind == "i":
             size += numbers <= -border
@@ -134,9 +140,8 @@ def _integer_times(numbers: npt.NDArray[Any], precision: str | None) -> _ClassTi
     return us, sub_us, valid
 
 
-def _unit_of(number: int) -> int:
-    size = abs(number)
-    return 10**9 if size < 10**11 else 10**6 if size < 10**14 else 10**3 if size < 10**17 else 1
+def _unit_of(number: int, borders: Borders) -> int:
+    return (10**9, 10**6, 10**3, 1)[bisect_right(borders, abs(number))]
 
 
 def _scale(numbers: npt.NDArray[Any], unit_ns: int) -> _ClassTimes:
@@ -155,11 +160,15 @@ def _scale(numbers: npt.NDArray[Any], unit_ns: int) -> _ClassTimes:
     return us * factor if factor > 1 else us, None, valid
 
 
-def _float_times(numbers: npt.NDArray[Any], precision: str | None) -> _ClassTimes:
-    seconds = numbers.astype(np.float64, copy=False)
-    unit_ns = _UNIT_NS[precision or "s"]
+def _float_times(numbers: npt.NDArray[Any], precision: str | None, sized: Borders | None) -> _ClassTimes:
+    floats = numbers.astype(np.float64, copy=False)
+    unit_ns = UNIT_NS[precision or "s"]
     with np.errstate(over="ignore", invalid="ignore"):
-        us = np.rint(seconds / 1_000 if unit_ns == 1 else seconds * (unit_ns // 1_000))
+        if sized is not None:
+            units = np.searchsorted(sized, np.abs(floats), side="right")  # NaN is above all
+            us = np.rint(np.where(units < 3, floats * np.array((10**6, 10**3, 1, 1))[units], floats / 1_000))
+        else:
+            us = np.rint(floats / 1_000 if unit_ns == 1 else floats * (unit_ns // 1_000))
         valid: Mask = (us >= MIN_TIME_US) & (us <= MAX_TIME_US)  # False for NaN
     return np.where(valid, us, 0).astype(np.int64), None, valid
 

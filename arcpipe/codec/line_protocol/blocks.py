@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arcpipe.codec.effort import Effort
+from arcpipe.codec.line_protocol.grammar import Escapes
 from arcpipe.codec.line_protocol.shapes import (
     BOOL,
     FLOAT,
@@ -98,8 +99,9 @@ class Block(NamedTuple):
         return Block(self.shape, self.lines[kept], self.starts[:, kept], self.ends[:, kept])
 
 
-def _hide_escapes(piece: bytes, effort: Effort) -> bytes:
+def _hide_escapes(piece: bytes, escapes: Escapes, effort: Effort) -> bytes:
     """Replace each escape in the piece by one byte; a backslash that escapes nothing stays."""
+    in_pairs = escapes == "v3"
     first, *others = piece.split(b"\\")
     parts = [first]
     following = iter(others)
@@ -109,9 +111,11 @@ def _hide_escapes(piece: bytes, effort: Effort) -> bytes:
         if part:
             standin = _STANDINS.get(part[0])
             parts += (b"\\", part) if standin is None else (standin, part[1:])
-        else:  # between two backslashes, or after the last
+        elif in_pairs:  # between two backslashes, or after the last
             last = next(following, None)
             parts += (b"\\",) if last is None else (_STANDINS[ord("\\")], last)
+        else:
+            parts.append(b"\\")
     return b"".join(parts)
 
 
@@ -143,11 +147,11 @@ class LineTable:
         "words",
     )
 
-    def __init__(self, piece: bytes, effort: Effort) -> None:
+    def __init__(self, piece: bytes, escapes: Escapes, effort: Effort) -> None:
         self._piece = piece
-        escapes = b"\\" in piece
-        if escapes:
-            piece = _hide_escapes(piece, effort)
+        escaped = b"\\" in piece
+        if escaped:
+            piece = _hide_escapes(piece, escapes, effort)
         ending = b"" if piece.endswith(b"\n") else b"\n"
         padded = bytearray(b"".join((b"\n".rjust(_ROOM_BEFORE, b"\0"), piece, ending, bytes(_ROOM_AFTER))))
         self.text: Bytes = np.frombuffer(padded, np.uint8)
@@ -157,7 +161,7 @@ class LineTable:
         seen = self.text[_ROOM_BEFORE - 1 : -_ROOM_AFTER]
         mask = seen <= ord(",")
         mask |= seen == ord("=")
-        if escapes:
+        if escaped:
             mask |= seen >= _FIRST_STANDIN
         effort.check()
         places = np.flatnonzero(mask)

@@ -10,6 +10,7 @@ from arcpipe.codec.effort import Effort, go_on
 from arcpipe.codec.line_protocol.bad_lines import BadLineReport, LineError
 from arcpipe.codec.line_protocol.by_column import read_piece
 from arcpipe.codec.line_protocol.by_line import LineReader
+from arcpipe.codec.line_protocol.grammar import Escapes, Unit
 from arcpipe.units import KB
 
 CHUNK_BYTES: Final = 256 * KB
@@ -30,11 +31,15 @@ class Lines(NamedTuple):
     more_errors: int  # the number of other bad lines
 
 
-def encode(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+def encode(
+    body: bytes, check: Callable[[], None] = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None
+) -> Lines:
     """Make the lines of a body columnar maps.
 
     Args:
         check: as in `arcpipe.codec.effort`.
+        escapes: whose escapes it has.
+        unit: that of its timestamps; None if any number of 64 bits is one.
 
     Raises:
         PayloadTooLarge: the body has too many shapes for its size.
@@ -42,8 +47,8 @@ def encode(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     """
     size = len(body)
     if size < FEW_BYTES or (size < MANY_BYTES and _count_alike(body) < MANY_LINES):
-        return encode_by_line(body, check)
-    return encode_by_column(body, check)
+        return encode_by_line(body, check, escapes=escapes, unit=unit)
+    return encode_by_column(body, check, escapes=escapes, unit=unit)
 
 
 def _count_alike(body: bytes) -> int:
@@ -52,11 +57,13 @@ def _count_alike(body: bytes) -> int:
     return 1 + body.count(b"\n" + measurement)
 
 
-def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+def encode_by_line(
+    body: bytes, check: Callable[[], None] = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None
+) -> Lines:
     """Do as `encode`, line by line."""
     report = BadLineReport(body)
     maps = Maps()
-    reader = LineReader(body, report, Effort(len(body), check), maps)
+    reader = LineReader(body, report, Effort(len(body), check), maps, escapes, unit)
     pos = 0
     while pos < len(body):
         pos = reader.read(pos, body.find(b"\n", pos + CHUNK_BYTES) + 1 or len(body))
@@ -64,17 +71,19 @@ def encode_by_line(body: bytes, check: Callable[[], None] = go_on) -> Lines:
     return Lines(maps.encoded(), report.errors, report.more_errors)
 
 
-def encode_by_column(body: bytes, check: Callable[[], None] = go_on) -> Lines:
+def encode_by_column(
+    body: bytes, check: Callable[[], None] = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None
+) -> Lines:
     """Do as `encode`, by column where lines allow it."""
     report = BadLineReport(body)
     maps = Maps()
     effort = Effort(len(body), check)
-    reader = LineReader(body, report, effort, maps)
+    reader = LineReader(body, report, effort, maps, escapes, unit)
     pos = 0
     while pos < len(body):
         end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
         if end:
-            pos = read_piece(body, pos, end, reader, effort, maps)
+            pos = read_piece(body, pos, end, reader, effort, maps, escapes, unit)
         else:
             pos = reader.read(pos, body.find(b"\n", pos) + 1 or len(body))
         reader.flush()

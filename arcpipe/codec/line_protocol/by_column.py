@@ -23,6 +23,7 @@ from arcpipe.codec.columns import Maps
 from arcpipe.codec.effort import Effort
 from arcpipe.codec.line_protocol.blocks import LineTable, Mask
 from arcpipe.codec.line_protocol.encoding import UnusualLines, encode_blocks
+from arcpipe.codec.line_protocol.grammar import Escapes, Unit
 
 
 class LeftoverReader(Protocol):
@@ -32,7 +33,16 @@ class LeftoverReader(Protocol):
         """Read the line that begins at `pos` in the body and ends before `stop`; return the offset after it."""
 
 
-def read_piece(body: bytes, start: int, end: int, reader: LeftoverReader, effort: Effort, maps: Maps) -> int:
+def read_piece(
+    body: bytes,
+    start: int,
+    end: int,
+    reader: LeftoverReader,
+    effort: Effort,
+    maps: Maps,
+    escapes: Escapes,
+    unit: Unit | None,
+) -> int:
     """Read the lines from `start` to `end`, which is after a newline or at the end of the body.
 
     Adds the columnar maps of those that are not left to `reader` to `maps`. Returns the offset after what was read,
@@ -44,13 +54,13 @@ def read_piece(body: bytes, start: int, end: int, reader: LeftoverReader, effort
             piece.decode()
         except UnicodeDecodeError:
             return reader.read(start, end)
-    table = LineTable(piece, effort)
+    table = LineTable(piece, escapes, effort)
     effort.check()
     blocks = table.blocks(effort)
     while True:
         effort.check()
         try:
-            encoded = encode_blocks(table, blocks)
+            encoded = encode_blocks(table, blocks, unit)
             break
         except UnusualLines as odd:
             table.odd[odd.args[0]] = True
@@ -58,7 +68,7 @@ def read_piece(body: bytes, start: int, end: int, reader: LeftoverReader, effort
     pos, swallowed = _read_odd(table, start, end, reader)
     if swallowed is not None:
         blocks = [block.without(swallowed) for block in blocks]
-        encoded = encode_blocks(table, blocks)
+        encoded = encode_blocks(table, blocks, unit)
     for columnar, records in encoded:
         maps.add(columnar, records)
     return pos

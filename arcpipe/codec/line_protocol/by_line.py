@@ -13,14 +13,11 @@ from arcpipe.codec.line_protocol.bad_lines import BadLineReport
 from arcpipe.codec.line_protocol.grammar import (
     BETWEEN,
     BLANKS,
+    ESCAPINGS,
     FALSE,
-    FIELD,
     FLOAT,
     INFINITE,
     INTEGER,
-    OPEN_FIELD,
-    PLAIN_TAGS,
-    SERIES,
     SPACES,
     TAIL,
     TEXT,
@@ -29,6 +26,8 @@ from arcpipe.codec.line_protocol.grammar import (
     WINDOW,
     BadLine,
     BadText,
+    Escapes,
+    Unit,
     bad_field,
     bad_line_start,
     bad_tail,
@@ -39,7 +38,6 @@ from arcpipe.codec.line_protocol.grammar import (
     skip_line,
     to_integer,
     to_time,
-    unescaped_key,
     unescaped_text,
 )
 from arcpipe.codec.line_protocol.long_lines import TOO_MANY, LongLine
@@ -52,8 +50,19 @@ _LINES_BETWEEN_CHECKS: Final = 31  # a mask: `check` is called once per 32 lines
 class LineReader:
     """Read lines of a body and gather their rows by shape, for `maps`; bad lines go to `report`."""
 
-    def __init__(self, body: bytes, report: BadLineReport, effort: Effort, maps: Maps) -> None:
+    def __init__(
+        self,
+        body: bytes,
+        report: BadLineReport,
+        effort: Effort,
+        maps: Maps,
+        escapes: Escapes,
+        unit: Unit | None,
+    ) -> None:
         self._body = body
+        self._escapes: Escapes = escapes
+        self._escaping = ESCAPINGS[escapes]
+        self._unit = unit
         self._maps = maps
         self._report = report
         self._effort = effort
@@ -74,7 +83,7 @@ class LineReader:
         self._effort.add_shape()
         if len(self._plans) >= FREE_SHAPES:  # Python's garbage collector would visit all of them again and again
             self.flush()
-        plan = self._plans[key] = plan_rows(key, self._groups)
+        plan = self._plans[key] = plan_rows(key, self._escapes, self._groups)
         return plan
 
     def read(self, pos: int, stop: int) -> int:
@@ -113,27 +122,28 @@ class LineReader:
     def _read_line(self, start: int, limit: int) -> int:
         """Read the line that begins at `start`, whose strings are searched up to `limit`: the offset after it."""
         body = self._body
+        escaping = self._escaping
         pos = start
         try:
-            found = SERIES(body, pos)
+            found = escaping.line_start(body, pos)
             if found is None:
-                raise bad_line_start(body, pos)
+                raise bad_line_start(body, pos, escaping)
             measurement, tags = found.groups()
             key: list[Any] = [measurement]
             row: list[Any] = []
             if tags:
-                for tag, value in PLAIN_TAGS(tags):
+                for tag, value in escaping.plain_tags(tags):
                     key.append(tag)
-                    row.append((unescaped_key(value) if b"\\" in value else value).decode())
+                    row.append((escaping.unescaped_tag(value) if b"\\" in value else value).decode())
             key.append(None)
             pos = found.end()
             comma = True
             while comma:
-                found = FIELD(body, pos, limit)
+                found = escaping.field(body, pos, limit)
                 if found is None:
-                    if limit < len(body) and OPEN_FIELD(body, pos, limit):
+                    if limit < len(body) and escaping.open_field(body, pos, limit):
                         return self._read_long(start)
-                    raise bad_field(body, pos)
+                    raise bad_field(body, pos, escaping)
                 type_ = found.lastindex
                 key += (found[1], type_ if type_ != FALSE else TRUE)
                 if type_ == FLOAT:
@@ -156,7 +166,7 @@ class LineReader:
             if found is None:
                 raise bad_tail(body, pos)
             if found[1] is not None:
-                row.append(to_time(found, 1))
+                row.append(to_time(found, self._unit, 1))
                 key.append(None)
             self._add(key, row)
             return found.end()
@@ -171,7 +181,7 @@ class LineReader:
         if body[end : end + 1] in (b"\n", b"#", b""):
             return body.find(b"\n", end) + 1 or len(body)
         start = pass_spaces(body, pos, BLANKS)
-        line = LongLine(body, start, self._effort.check)
+        line = LongLine(body, start, self._escaping, self._unit, self._effort.check)
         try:
             line.read()
             self._add(line.key, line.row).has_long = True
@@ -193,7 +203,7 @@ class LineReader:
     def _refuse(self, start: int, pos: int, error: BadLine | BadText | UnicodeDecodeError) -> int:
         """Report the line that begins at `start` and is bad at `pos` or later: the offset after it."""
         check = self._effort.check
-        end = skip_line(self._body, start, pos, check)
+        end = skip_line(self._body, start, pos, self._escaping, check)
         self._effort.add_bad_line()
         if not isinstance(error, BadLine):
             error = BadLine("invalid UTF-8", find_bad_utf8(self._body, start, end, check))

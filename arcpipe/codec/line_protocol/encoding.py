@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.line_protocol.blocks import LOW_BYTES, Block, LineTable
+from arcpipe.codec.line_protocol.grammar import Unit
 from arcpipe.codec.line_protocol.shapes import BOOL, FLOAT, INTEGER, TEXT, UNSIGNED, Ints
 
 _INLINE_BYTES: Final = 12  # longest text that its view holds: https://arrow.apache.org/docs/format/Columnar.html#variable-size-binary-view-layout
@@ -23,8 +24,11 @@ class UnusualLines(Exception):
     """Some values of a block are not of its types; `args[0]` are their lines."""
 
 
-def encode_blocks(table: LineTable, blocks: list[Block]) -> list[tuple[bytes, int]]:
-    """Make each block a columnar map, with the number of its rows. Raises UnusualLines if a number cannot be cast."""
+def encode_blocks(table: LineTable, blocks: list[Block], unit: Unit | None = None) -> list[tuple[bytes, int]]:
+    """Make each block a columnar map, with the number of its rows.
+
+    Raises UnusualLines if a number cannot be cast, or a timestamp is out of the range of `unit`.
+    """
     blocks = [block for block in blocks if len(block.lines)]
     columns: list[list[bytes | memoryview]] = [[b""] * len(block.shape.types) for block in blocks]
     cells: list[list[tuple[int, int]]] = [[] for _ in range(6)]  # by type: block and column
@@ -34,6 +38,8 @@ def encode_blocks(table: LineTable, blocks: list[Block]) -> list[tuple[bytes, in
     for type_ in (FLOAT, INTEGER, UNSIGNED):
         if cells[type_]:
             numbers = _cast(table, blocks, cells[type_], type_)
+            if type_ == INTEGER and unit is not None:
+                _check_times(blocks, cells[INTEGER], numbers, unit)
             marker, dtype, _ = _NUMBERS[type_]
             packed = np.empty(len(numbers), [("marker", "u1"), ("value", dtype)])
             packed["marker"] = marker
@@ -64,6 +70,22 @@ def encode_blocks(table: LineTable, blocks: list[Block]) -> list[tuple[bytes, in
         parts.append(block.shape.tail)
         maps.append((b"".join(parts), len(block.lines)))
     return maps
+
+
+def _check_times(blocks: list[Block], cells: list[tuple[int, int]], numbers: npt.NDArray[np.int64], unit: Unit) -> None:
+    """Raise UnusualLines if timestamps among the integers of some columns are out of the range of `unit`."""
+    at = 0
+    odd: list[Ints] = []
+    for number, column in cells:
+        block = blocks[number]
+        end = at + len(block.lines)
+        if column == 0 and block.shape.timed:
+            times = numbers[at:end]
+            if np.maximum.reduce(times) > unit.high or np.minimum.reduce(times) < unit.low:
+                odd.append(block.lines[(times < unit.low) | (times > unit.high)])
+        at = end
+    if odd:
+        raise UnusualLines(np.concatenate(odd))
 
 
 def _places(blocks: list[Block], cells: list[tuple[int, int]]) -> tuple[Ints, Ints]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from arcpipe.codec.columns import quote
+from arcpipe.codec.time_units import MAX_NS, MIN_NS, UNIT_NS, fitting_unit, range_of
 from arcpipe.units import KB
 
 WINDOW: Final = 128 * KB
@@ -36,30 +37,17 @@ class BadText(Exception):
 # strings passes a newline. A string ends at the next quote without a backslash, and no quote after `=` has one; so no
 # two strings that are tried reach over one another, and all of them together are linear in the body.
 
-_ESCAPED = rb"\\[^\n]?+"
-MEASUREMENT: Final = re.compile(rb"(?:[^\\, \n]++|" + _ESCAPED + rb")++").match
-_KEY = rb"(?:[^\\,= \n]++|" + _ESCAPED + rb")++"
-NAME: Final = re.compile(_KEY).match
-TAG: Final = re.compile(rb",(" + _KEY + rb")=(" + _KEY + rb")(?=[, ])").match
-# Measurement and tags up to the first field, in one step; and the tags in that, which need no look ahead any more.
-SERIES: Final = re.compile(
-    rb"((?:[^\\, \n]++|" + _ESCAPED + rb")++)((?:," + _KEY + rb"=" + _KEY + rb"(?=[, ]))*+) [ \t]*+"
-).match
-PLAIN_TAGS: Final = re.compile(rb",(" + _KEY + rb")=(" + _KEY + rb")").findall
 _TEXT = rb'(?:[^"\\]++|\\(?s:.))*+'
 _STRING = rb'"(' + _TEXT + rb')"'
 _AFTER = rb"(?=[, \t\r\n]|\Z)"
 FLOAT, INTEGER, UNSIGNED, TEXT, TRUE, FALSE = range(2, 8)  # groups of a field, by which its type is known
-FIELD: Final = re.compile(
-    rb"(" + _KEY + rb")="
+_VALUE = (
     rb"(?:(-?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+)"
     rb"|(-?+[0-9]++)i|([0-9]++)u|" + _STRING + rb"|(t(?:rue)?+|T(?:rue|RUE)?+)|(f(?:alse)?+|F(?:alse|ALSE)?+))" + _AFTER
-).match
+)
 TAIL: Final = re.compile(rb"(?: [ \t]*+(-?+[0-9]++))?+[ \t\r]*+(?:\n|\Z)").match
 # Everything between points: blank lines, comments, and the whitespace before a point.
 BETWEEN: Final = re.compile(rb"(?:[ \t\r]*+(?:#[^\n]*+)?+\n)*+[ \t]*+(?:[ \t\r]*+(?:#[^\n]*+)?+\Z)?+").match
-# A field whose string is still open at the end of the text.
-OPEN_FIELD: Final = re.compile(_KEY + rb'="' + _TEXT + rb"\\?+\Z").match
 
 DIGITS: Final = re.compile(rb"-?+[0-9]++").match
 BLANKS: Final = re.compile(rb"[ \t]*+").match
@@ -70,7 +58,6 @@ _OPEN_STRING: Final = re.compile(rb'"' + _TEXT + rb'("?+)').match
 
 # The rest of a bad line: to the end of its measurement and tags; and from there to the newline outside of strings.
 # Within a slice, the second one ends also at a string that does not end there.
-_SERIES: Final = re.compile(rb"(?:[^\\ \n]++|\\[^\n])*+").match
 _INSIDE: Final = re.compile(_TEXT).match
 _REST: Final = re.compile(rb'(?:[^"\n]++|(?<==)' + _STRING + _AFTER + rb'|")*+').match
 _REST_OF_SLICE: Final = re.compile(
@@ -78,6 +65,91 @@ _REST_OF_SLICE: Final = re.compile(
 ).match
 _NEWLINE: Final = ord("\n")
 AFTER_STRING: Final = (b",", b" ", b"\t", b"\r", b"\n", b"")
+
+
+_Match: TypeAlias = Callable[..., "re.Match[bytes] | None"]
+_Unescape: TypeAlias = Callable[[bytes], bytes]
+
+Escapes: TypeAlias = Literal["v1", "v3"]
+"""Whose escapes a body has: those of InfluxDB 1 and 2, or those of InfluxDB 3."""
+
+
+class Escaping(NamedTuple):
+    """The expressions that depend on what a backslash means, and what becomes of escapes in names and tag values."""
+
+    measurement: _Match
+    name: _Match
+    tag: _Match
+    line_start: _Match  # measurement and tags up to the first field, in one step
+    plain_tags: Callable[[bytes], list[tuple[bytes, bytes]]]  # those in it, which need no look ahead any more
+    field: _Match
+    open_field: _Match  # with a string that is still open where the text ends
+    series: _Match  # the rest of a bad line's measurement and tags
+    unescaped_measurement: _Unescape
+    unescaped_tag: _Unescape  # key or value
+    unescaped_field: _Unescape
+
+
+def _escaping(
+    measurement: bytes,
+    key: bytes,
+    series: bytes,
+    unescaped_measurement: _Unescape,
+    unescaped_tag: _Unescape,
+    unescaped_field: _Unescape,
+) -> Escaping:
+    return Escaping(
+        re.compile(measurement).match,
+        re.compile(key).match,
+        re.compile(rb",(" + key + rb")=(" + key + rb")(?=[, ])").match,
+        re.compile(rb"(" + measurement + rb")((?:," + key + rb"=" + key + rb"(?=[, ]))*+) [ \t]*+").match,
+        re.compile(rb",(" + key + rb")=(" + key + rb")").findall,
+        re.compile(rb"(" + key + rb")=" + _VALUE).match,
+        re.compile(key + rb'="' + _TEXT + rb"\\?+\Z").match,
+        re.compile(series).match,
+        unescaped_measurement,
+        unescaped_tag,
+        unescaped_field,
+    )
+
+
+def _v1_tag(text: bytes) -> bytes:
+    return text.replace(b"\\,", b",").replace(b"\\=", b"=").replace(b"\\ ", b" ")
+
+
+def _v1_name(text: bytes) -> bytes:
+    """Of a measurement or a field key."""
+    return _v1_tag(text).replace(b'\\"', b'"')
+
+
+def _v3_measurement(text: bytes) -> bytes:
+    return b"\\".join([part.replace(b"\\,", b",").replace(b"\\ ", b" ") for part in text.split(b"\\\\")])
+
+
+def _v3_key(text: bytes) -> bytes:
+    return b"\\".join([_v1_tag(part) for part in text.split(b"\\\\")])
+
+
+# Of InfluxDB 1 and 2: what comes after a backslash is no delimiter, whatever is before the backslash.
+# Of InfluxDB 3: backslashes are read from the left, in pairs with what comes after them.
+ESCAPINGS: Final[dict[Escapes, Escaping]] = {
+    "v1": _escaping(
+        rb"(?:[^\\, \n]++|\\++[, ]?+)++",
+        rb"(?:[^\\,= \n]++|\\++[,= ]?+)++",
+        rb"(?:[^ \n]++|(?<=\\) )*+",
+        _v1_name,
+        _v1_tag,
+        _v1_name,
+    ),
+    "v3": _escaping(
+        rb"(?:[^\\, \n]++|\\[^\n]?+)++",
+        rb"(?:[^\\,= \n]++|\\[^\n]?+)++",
+        rb"(?:[^\\ \n]++|\\[^\n])*+",
+        _v3_measurement,
+        _v3_key,
+        _v3_key,
+    ),
+}
 
 
 def end_of(found: re.Match[bytes] | None) -> int:
@@ -89,18 +161,6 @@ def end_of(found: re.Match[bytes] | None) -> int:
 def unescaped_text(text: bytes) -> bytes:
     """Drop the escapes of a string."""
     return b"\\".join([part.replace(b'\\"', b'"') for part in text.split(b"\\\\")])
-
-
-def unescaped_key(text: bytes) -> bytes:
-    """Drop the escapes of a tag key, a tag value or a field key."""
-    return b"\\".join(
-        [part.replace(b"\\,", b",").replace(b"\\=", b"=").replace(b"\\ ", b" ") for part in text.split(b"\\\\")]
-    )
-
-
-def unescaped_measurement(text: bytes) -> bytes:
-    """Drop the escapes of a measurement."""
-    return b"\\".join([part.replace(b"\\,", b",").replace(b"\\ ", b" ") for part in text.split(b"\\\\")])
 
 
 # Parts that may be longer than a window
@@ -133,22 +193,22 @@ def slices_of_text(body: bytes, pos: int) -> Iterator[tuple[int, int]]:
         pos = end
 
 
-def skip_line(body: bytes, start: int, pos: int, check: Callable[[], None]) -> int:
+def skip_line(body: bytes, start: int, pos: int, escaping: Escaping, check: Callable[[], None]) -> int:
     """Find the end of the line that begins at `start` and is bad at `pos`: a newline, or the end of the body."""
     end = body.find(b"\n", start, start + _SLICE)
     if pos <= end and body.find(b'"', start, end) < 0:
         return end
-    return _skip_rest(body, max(pos, _skip_series(body, start, check)), check)
+    return _skip_rest(body, max(pos, _skip_series(body, start, escaping.series, check)), check)
 
 
-def _skip_series(body: bytes, pos: int, check: Callable[[], None]) -> int:
+def _skip_series(body: bytes, pos: int, series: _Match, check: Callable[[], None]) -> int:
     """Find the first space or newline that is not escaped."""
     while True:
-        end = end_of(_SERIES(body, pos, pos + _SLICE))
+        end = end_of(series(body, pos, pos + _SLICE))
         char = body[end : end + 1]
         if char == b"\\" and body[end + 1 : end + 2] in (b"\n", b""):  # it escapes nothing
             return end + 1
-        if not char or char in b" \n":
+        if not char or (char in b" \n" and end < pos + _SLICE):
             return end
         pos = end
         check()
@@ -210,9 +270,9 @@ def find_bad_utf8(body: bytes, start: int, end: int, check: Callable[[], None]) 
     return -1
 
 
-def after_token(body: bytes, pos: int, limit: int) -> int:
+def after_token(body: bytes, pos: int, limit: int, escaping: Escaping) -> int:
     """Pass the text at `pos` up to a comma, space or newline that is not escaped: the offset after it."""
-    found = MEASUREMENT(body, pos, limit)
+    found = escaping.measurement(body, pos, limit)
     return pos if found is None else found.end()
 
 
@@ -243,14 +303,32 @@ def to_integer(found: re.Match[bytes], group: int) -> int:
     return int(digits)
 
 
-def to_time(digits: re.Match[bytes], group: int = 0) -> int:
-    """Convert a timestamp. Raises BadLine if it does not fit into 64 bits."""
+def to_time(digits: re.Match[bytes], unit: Unit | None, group: int = 0) -> int:
+    """Convert a timestamp.
+
+    Raises:
+        BadLine: it has more than 64 bits, or is no time in this unit.
+    """
     text = _without_zeros(digits[group])
-    if len(text) <= 20:
-        time = int(text)
-        if -(1 << 63) <= time < 1 << 63:
-            return time
-    raise BadLine(f"timestamp {quote(digits[group])} is out of the range of 64 bits", digits.start(group))
+    low, high = (MIN_NS, MAX_NS) if unit is None else (unit.low, unit.high)
+    time = int(text) if len(text) <= 20 else MAX_NS + 1
+    if low <= time <= high:
+        return time
+    reason = f"timestamp {quote(digits[group])} is out of the range of "
+    if unit is None or not MIN_NS <= time <= MAX_NS:
+        raise BadLine(reason + "64 bits", digits.start(group))
+    raise BadLine(f"{reason}precision={unit.word} (use precision={fitting_unit(time)}?)", digits.start(group))
+
+
+class Unit(NamedTuple):
+    """The unit of a body's timestamps: its word in a query, and the least and the largest number of it."""
+
+    word: str
+    low: int
+    high: int
+
+
+UNITS: Final = {word: Unit(word, *range_of(word)) for word in UNIT_NS}
 
 
 def _without_zeros(digits: bytes) -> bytes:
@@ -274,36 +352,36 @@ def _of(found: re.Match[bytes]) -> str:
     return f"value {quote(found[found.lastindex])} of field {quote(found[1])}"
 
 
-def bad_line_start(body: bytes, pos: int) -> BadLine:
+def bad_line_start(body: bytes, pos: int, escaping: Escaping) -> BadLine:
     """Say why measurement, tags and a space, as SERIES takes them, are not at `pos`.
 
     Raises:
         UnicodeDecodeError: the value of a tag before that is no UTF-8.
     """
-    found = MEASUREMENT(body, pos)
+    found = escaping.measurement(body, pos)
     if found is None:
         return BadLine("measurement is missing", pos)
     pos = found.end()
-    while (found := TAG(body, pos)) is not None:
-        unescaped_key(found[2]).decode()
+    while (found := escaping.tag(body, pos)) is not None:
+        escaping.unescaped_tag(found[2]).decode()
         pos = found.end()
-    return bad_series(body, pos)
+    return bad_series(body, pos, escaping)
 
 
-def bad_series(body: bytes, pos: int) -> BadLine:
+def bad_series(body: bytes, pos: int, escaping: Escaping) -> BadLine:
     """Say why neither another tag nor a space is at `pos`, after the measurement or a tag."""
     char = body[pos : pos + 1]
     if char == b"=":  # can only be after a value
         return BadLine("'=' in a tag value is not escaped", pos)
     if char != b",":
         return BadLine("fields are missing", pos)
-    name = NAME(body, pos + 1)
+    name = escaping.name(body, pos + 1)
     if name is None:
         return BadLine("tag key is missing", pos + 1)
     end = name.end()
     if body[end : end + 1] != b"=":
         return BadLine(f"tag {quote(name[0])} has no value", end)
-    value = NAME(body, end + 1)
+    value = escaping.name(body, end + 1)
     if value is None:
         return BadLine(f"value of tag {quote(name[0])} is missing", end + 1)
     if body[value.end() : value.end() + 1] == b"=":
@@ -311,9 +389,9 @@ def bad_series(body: bytes, pos: int) -> BadLine:
     return BadLine("fields are missing", value.end())
 
 
-def bad_field(body: bytes, pos: int) -> BadLine:
+def bad_field(body: bytes, pos: int, escaping: Escaping) -> BadLine:
     """Say why there is no field at `pos`."""
-    name = NAME(body, pos)
+    name = escaping.name(body, pos)
     if name is None or not name[0].strip(b"\t\r"):
         if body[pos : pos + 1] in (b"=", b",") or body[pos - 1 : pos] == b",":
             return BadLine("field key is missing", pos)

@@ -17,20 +17,18 @@ from arcpipe.codec.line_protocol.grammar import (
     BLANKS,
     DIGITS,
     FALSE,
-    FIELD,
     FLOAT,
     INFINITE,
     INTEGER,
-    MEASUREMENT,
-    NAME,
     SPACES,
-    TAG,
     TEXT,
     TRUE,
     UNSIGNED,
     WINDOW,
     BadLine,
     BadText,
+    Escaping,
+    Unit,
     after_token,
     after_value,
     bad_field,
@@ -42,7 +40,6 @@ from arcpipe.codec.line_protocol.grammar import (
     slices_of_text,
     to_integer,
     to_time,
-    unescaped_key,
     unescaped_text,
 )
 
@@ -55,10 +52,12 @@ class LongLine:
     `key` and `row` become those of any line, except that strings are `bytes`, in MessagePack already.
     """
 
-    __slots__ = ("_body", "_check", "end", "key", "pos", "row")
+    __slots__ = ("_body", "_check", "_escaping", "_unit", "end", "key", "pos", "row")
 
-    def __init__(self, body: bytes, pos: int, check: Callable[[], None]) -> None:
+    def __init__(self, body: bytes, pos: int, escaping: Escaping, unit: Unit | None, check: Callable[[], None]) -> None:
         self._body = body
+        self._escaping = escaping
+        self._unit = unit
         self._check = check
         self.pos = pos
         """The end of the part that was read, without the tail."""
@@ -87,36 +86,36 @@ class LongLine:
 
     def _read_series(self) -> None:
         body = self._body
-        found = MEASUREMENT(body, self.pos, self.pos + WINDOW)
+        found = self._escaping.measurement(body, self.pos, self.pos + WINDOW)
         if found is None:
             raise BadLine("measurement is missing", self.pos)
         if self._is_cut(self.pos, found.end()):
             raise _too_long("the measurement", self.pos)
         self.key.append(found[0])
         self.pos = found.end()
-        while (found := TAG(body, self.pos, self.pos + WINDOW)) is not None:
+        while (found := self._escaping.tag(body, self.pos, self.pos + WINDOW)) is not None:
             tag, value = found.groups()
             self.key.append(tag)
             if b"\\" in value:
-                value = unescaped_key(value)
+                value = self._escaping.unescaped_tag(value)
             self.row.append(value.decode())
             self.pos = found.end()
             self._count()
         if body[self.pos : self.pos + 1] != b" ":
-            if self._is_cut(self.pos, after_token(body, self.pos + 1, self.pos + WINDOW)):
+            if self._is_cut(self.pos, after_token(body, self.pos + 1, self.pos + WINDOW, self._escaping)):
                 raise _too_long("a tag", self.pos)
-            raise bad_series(body, self.pos)
+            raise bad_series(body, self.pos, self._escaping)
         self.pos = pass_spaces(body, self.pos, BLANKS)
 
     def _read_field(self) -> None:
         body, pos = self._body, self.pos
-        name = NAME(body, pos, pos + WINDOW)
+        name = self._escaping.name(body, pos, pos + WINDOW)
         if name is None:
-            raise bad_field(body, pos)
+            raise bad_field(body, pos, self._escaping)
         if self._is_cut(pos, name.end()):
             raise _too_long("a field key", pos)
         at = name.end() + 1
-        found = FIELD(body, pos, pos + WINDOW)
+        found = self._escaping.field(body, pos, pos + WINDOW)
         if found is not None and not (self._is_cut(pos, found.end()) and found.end() < len(body)):
             type_ = found.lastindex
             assert type_ is not None
@@ -127,7 +126,7 @@ class LongLine:
         elif body[at - 1 : at] == b"=" and self._is_cut(pos, after_value(body, at, pos + WINDOW)):
             raise _too_long(f"field {quote(name[0])}", pos)
         else:
-            raise bad_field(body, pos)
+            raise bad_field(body, pos, self._escaping)
         self._count()
 
     def _add_value(self, found: Any, type_: int) -> None:
@@ -182,7 +181,7 @@ class LongLine:
         if body[end : end + 1] not in (b"\n", b""):
             raise bad_tail(body, self.pos)
         if digits is not None:
-            self.row.append(to_time(digits))
+            self.row.append(to_time(digits, self._unit))
             self.key.append(None)
         self.end = min(end + 1, len(body))
 

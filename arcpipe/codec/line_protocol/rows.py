@@ -29,13 +29,14 @@ from arcpipe.codec.columns import (
     quote,
 )
 from arcpipe.codec.line_protocol.grammar import (
+    ESCAPINGS,
     FLOAT,
     INTEGER,
     TEXT,
     TRUE,
     UNSIGNED,
-    unescaped_key,
-    unescaped_measurement,
+    Escapes,
+    Escaping,
 )
 from arcpipe.errors import BadPayload
 
@@ -120,10 +121,10 @@ class _LineNames(NamedTuple):
         return itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)
 
 
-def plan_rows(key: tuple[Any, ...], groups: dict[tuple[Any, ...], RowGroup]) -> RowPlan:
+def plan_rows(key: tuple[Any, ...], escapes: Escapes, groups: dict[tuple[Any, ...], RowGroup]) -> RowPlan:
     """Plan the rows of lines with these raw keys. `groups` gets a group where none has the same names and types."""
     try:
-        names = _remember_names(key) if len(key) <= _USUAL_KEYS else _read_names(key)
+        names = _remember_names(key, escapes) if len(key) <= _USUAL_KEYS else _read_names(key, escapes)
     except BadPayload as error:
         return RowPlan(None, tuple, str(error))
     group = groups.get(names.identity)
@@ -132,17 +133,18 @@ def plan_rows(key: tuple[Any, ...], groups: dict[tuple[Any, ...], RowGroup]) -> 
     return RowPlan(group, names.take_as(group.names))
 
 
-def _read_names(key: tuple[Any, ...]) -> _LineNames:
+def _read_names(key: tuple[Any, ...], escapes: Escapes) -> _LineNames:
     """Read the names in raw keys. Raises BadPayload if a name is not allowed, or a tag is there twice."""
+    escaping = ESCAPINGS[escapes]
     between = key.index(None)
     timed = key[-1] is None
     pairs = key[between + 1 : len(key) - timed]
-    measurement = _decoded("measurement", unescaped_measurement(key[0]))
+    measurement = _decoded("measurement", escaping.unescaped_measurement(key[0]))
     check_measurement(measurement)
-    tags = {_column_name("tag", raw): at for at, raw in enumerate(key[1:between])}
-    fields = {_column_name("field", raw): between - 1 + at for at, raw in enumerate(pairs[::2])}
+    tags = {_column_name("tag", raw, escaping): at for at, raw in enumerate(key[1:between])}
+    fields = {_column_name("field", raw, escaping): between - 1 + at for at, raw in enumerate(pairs[::2])}
     if len(tags) < between - 1:
-        raise BadPayload(f"tag {_repeated(key[1:between])} is there twice")
+        raise BadPayload(f"tag {_repeated(key[1:between], escaping)} is there twice")
     types = {field: pairs[2 * (at - between + 1) + 1] for field, at in fields.items()}
     columns = [(TIME, INTEGER)] if timed else []
     columns += [(tag, TEXT) for tag in tags]
@@ -156,16 +158,17 @@ _USUAL_KEYS: Final = 64  # keys and types of a remembered line; longer ones are 
 _remember_names: Final = lru_cache(maxsize=256)(_read_names)
 
 
-def _repeated(raws: Sequence[bytes]) -> str:
-    counts = Counter(_column_name("tag", raw) for raw in raws)
+def _repeated(raws: Sequence[bytes], escaping: Escaping) -> str:
+    counts = Counter(_column_name("tag", raw, escaping) for raw in raws)
     return quote(counts.most_common(1)[0][0])
 
 
-def _column_name(what: str, raw: bytes) -> str:
-    name = _decoded(f"{what} name", unescaped_key(raw) if b"\\" in raw else raw)
+def _column_name(what: str, raw: bytes, escaping: Escaping) -> str:
+    unescaped = escaping.unescaped_tag if what == "tag" else escaping.unescaped_field
+    name = _decoded(f"{what} name", unescaped(raw) if b"\\" in raw else raw)
     check_column_name(name, what)
-    if name == TIME:
-        raise BadPayload(f"a {what} cannot be called 'time', which is the timestamp")
+    if name == TIME and what == "tag":
+        raise BadPayload("a tag cannot be called 'time', which is the timestamp")
     return name
 
 

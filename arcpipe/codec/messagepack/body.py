@@ -1,20 +1,22 @@
 """Request bodies in MessagePack: check them, and normalise what is not columnar yet.
 
 A body is a columnar map `{"m", "columns", "tags"?, "types"?}`, a row map `{"m", "t"?, "h"?, "fields", "tags"?}`,
-`{"batch": [...]}` of both, mixed, or an array of any of these. The result (`Encoded`) is one columnar map or an array
-of them. Columnar maps keep their bytes. Rows of one shape (measurement, tag names, field names) are gathered into
-columns. Each value keeps its bytes, so that nothing is lost or changed.
+`{"batch": [...]}` of both, mixed, or an array of any of these. Arc's forms are taken, too: `tag_keys` for the `tags` of
+columns, an array `f` for `fields`, integers for `m` and `h`. The result (`Encoded`) is one columnar map or an array of
+them. Columnar maps keep their bytes, but for Arc's forms and times that the WAL does not know (`times`). Rows of one
+shape (measurement, tag names, field names) are gathered into columns. Each value keeps its bytes, so that nothing is
+lost or changed.
 
 The check covers: exactly one well-formed value, keys, names, columns that are arrays of one length, and all that would
-silently drop data later (a key given twice, a key that nobody reads). It does not read the single values of a column:
-the conversion to Arrow is total and rescues the odd ones.
+silently drop data later (a key given twice, a key that nobody reads). The values of `time` are checked as well. It does
+not read the single values of another column: the conversion to Arrow is total and rescues the odd ones.
 
 Bounds: every path is linear in the body; a declared length is never believed, only walked; values may be nested 1024
 deep. No step keeps other threads from running for more than some 20 ms: one call handles `CHUNK_BYTES`, or one value
 of `MAX_VALUE_BYTES`. Besides the result, memory is a multiple of `CHUNK_BYTES` and of the longest single value or row
 (and one copy of a body that is not `bytes`, or that mixes rows and columns).
 
-This module must not know HTTP, the WAL's envelope, or Arrow.
+This module must not know HTTP or the WAL's envelope.
 """
 
 from __future__ import annotations
@@ -27,13 +29,14 @@ import msgspec
 
 from arcpipe.codec.columns import (
     MAX_NAME_BYTES,
+    TIME,
     ColumnBatch,
     Encoded,
     Maps,
     array_header,
 )
 from arcpipe.codec.effort import Effort, go_on
-from arcpipe.codec.messagepack.columnar import IS_BATCH, IS_ROW, check_columnar
+from arcpipe.codec.messagepack.columnar import IS_BATCH, IS_ROW, check_columnar, patched
 from arcpipe.codec.messagepack.layout import (
     ARRAY,
     KIND,
@@ -49,6 +52,7 @@ from arcpipe.codec.messagepack.read import (
     truncated_at_end,
 )
 from arcpipe.codec.messagepack.rows import Row, gather_rows, group_by_shape, read_row, shape_batch
+from arcpipe.codec.messagepack.times import RULE, BadTime, TimeRule, stay
 from arcpipe.codec.messagepack.walk import CHUNK_BYTES, Walker
 from arcpipe.errors import BadPayload
 from arcpipe.units import KB
@@ -61,7 +65,7 @@ _ROWS_BYTES: Final = 256 * KB
 _ELEMENTS_BETWEEN_CHECKS: Final = 15  # a mask: `check` is called once per 16 elements of an array
 
 
-def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encoded:
+def encode(body: bytes | memoryview, check: Callable[[], None] = go_on, rule: TimeRule = RULE) -> Encoded:
     """Check a request body and make it one columnar map or an array of them.
 
     A body that is one columnar map, or an array of nothing but columnar maps, comes back as the same object. In error
@@ -69,6 +73,7 @@ def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encod
 
     Args:
         check: as in `arcpipe.codec.effort`.
+        rule: how its times are read.
 
     Raises:
         BadPayload: the body is not accepted, whatever its bytes.
@@ -80,18 +85,18 @@ def encode(body: bytes | memoryview, check: Callable[[], None] = go_on) -> Encod
     kind = KIND[data[0]]
     try:
         if kind == MAP:
-            if _is_one_record(data):
+            if _is_one_record(data, rule):
                 return Encoded(False, body, 1)
-            end, records = check_columnar(data, 0, None, check)
+            end, records, patches = check_columnar(data, 0, None, rule, check)
             if end > 0:
                 if end != len(data):
                     raise bad_end(data, end)
-                return Encoded(False, body, records)
+                return Encoded(False, patched(data, 0, end, patches) if patches else body, records)
             if end == IS_ROW:
-                return _encode_row(data, check)
+                return _encode_row(data, rule, check)
         elif kind != ARRAY:
             raise BadPayload(f"body is neither a map nor an array but {KIND_NAMES[kind]}")
-        gatherer = _Gatherer(data, check)
+        gatherer = _Gatherer(data, rule, check)
         end = gatherer.batch(0, may_be_last=True) if kind == MAP else gatherer.array(0, "", may_be_last=True)
         if end != len(data):
             raise bad_end(data, end)
@@ -115,12 +120,12 @@ _ONE_RECORD_NAMES: Final = MAX_NAME_BYTES
 _ONE_RECORD_BYTES: Final = KB
 
 
-def _is_one_record(data: bytes) -> bool:
+def _is_one_record(data: bytes, rule: TimeRule) -> bool:
     """Tell whether a body is `{"m": …, "columns": {name: [value], …}}`, in this order, with nothing unusual in it.
 
     True means that `check_columnar` accepts the body; False leaves the decision to it. One msgspec call proves all but
-    two things: that no name is there twice (a dict drops one silently, but the map's header counts it), and that the
-    names have only allowed characters.
+    three things: that no name is there twice (a dict drops one silently, but the map's header counts it), that the
+    names have only allowed characters, and that the time is one.
     """
     if not 12 < len(data) <= _ONE_RECORD_BYTES or not data.startswith(b"\x82\xa1m"):
         return False
@@ -133,6 +138,10 @@ def _is_one_record(data: bytes) -> bool:
         return False
     columns = record.columns
     names = "".join((record.m, *columns))
+    if (time := columns.get(TIME)) is not None:
+        value = bytes(time[0])
+        if not stay(value, 0, len(value), 1, rule):
+            return False
     return (
         names.isascii()
         and names.isprintable()
@@ -144,14 +153,17 @@ def _is_one_record(data: bytes) -> bool:
     )
 
 
-def _encode_row(data: bytes, check: Callable[[], None]) -> Encoded:
+def _encode_row(data: bytes, rule: TimeRule, check: Callable[[], None]) -> Encoded:
     """Encode a body that is one row."""
-    batches = gather_rows(b"\x91" + data, Effort(len(data), check)) if len(data) <= _ROWS_BYTES else None
+    batches = gather_rows(b"\x91" + data, rule, Effort(len(data), check)) if len(data) <= _ROWS_BYTES else None
     if batches is None:
         row, end = read_row(data, 0, Walker(data, check=check))
         if end != len(data):
             raise bad_end(data, end)
-        batches = [shape_batch([row], bytes(row.t))]
+        try:
+            batches = [shape_batch([row], bytes(row.t), rule, check)]
+        except BadTime as error:
+            raise BadPayload(f"'t': {error}") from None
     return Encoded(False, batches[0].encode(), 1)
 
 
@@ -168,6 +180,8 @@ class _Gatherer:
         "_data",
         "_effort",
         "_maps",
+        "_patched",
+        "_rule",
         "_span_end",
         "_span_maps",
         "_span_records",
@@ -177,8 +191,10 @@ class _Gatherer:
         "_walker",
     )
 
-    def __init__(self, data: bytes, check: Callable[[], None]) -> None:
+    def __init__(self, data: bytes, rule: TimeRule, check: Callable[[], None]) -> None:
         self._data = data
+        self._rule = rule
+        self._patched = False  # whether a columnar map is something else in the WAL
         self._effort = Effort(len(data), check)
         self._view = memoryview(data)
         self._walker = Walker(data, check=check)
@@ -237,7 +253,7 @@ class _Gatherer:
                 number += 1
                 continue
             if number == 0 and may_be_last and len(data) - pos <= CHUNK_BYTES:
-                batches = gather_rows(self._view[pos:], self._effort)
+                batches = gather_rows(self._view[pos:], self._rule, self._effort)
                 if batches is not None:
                     self._take(batches)
                     return len(data)
@@ -251,7 +267,7 @@ class _Gatherer:
                     raise BadPayload(f"{error}, in element {number + len(starts) - 1}{where}") from None
             self._elements(starts, end, number, where)
             number += len(starts)
-        if only_columnar and may_be_last and count > 1:
+        if only_columnar and may_be_last and count > 1 and not self._patched:
             self._untouched_from = pos
         return end
 
@@ -260,10 +276,14 @@ class _Gatherer:
         if KIND[self._data[pos]] != MAP:
             raise BadPayload(f"element {number}{where} is not a map but {kind_of(self._data, pos)}")
         try:
-            end, records = check_columnar(self._data, pos, self._walker, self._effort.check)
+            end, records, patches = check_columnar(self._data, pos, self._walker, self._rule, self._effort.check)
         except BadPayload as error:
             raise BadPayload(f"element {number}{where}: {error}") from None
-        if end > 0:
+        if end > 0 and patches:
+            self._end_span()
+            self._patched = True
+            self._maps.add(patched(self._data, pos, end, patches), records)
+        elif end > 0:
             if self._span_end != pos:
                 self._end_span()
                 self._span_start = pos
@@ -292,7 +312,7 @@ class _Gatherer:
         batches = None
         are_few = end - starts[0] <= _ROWS_BYTES
         if are_few:
-            batches = gather_rows(array_header(len(starts)) + data[starts[0] : end], self._effort)
+            batches = gather_rows(array_header(len(starts)) + data[starts[0] : end], self._rule, self._effort)
             if batches is not None:
                 self._take(batches)
                 return
@@ -310,11 +330,23 @@ class _Gatherer:
         if not rows:
             return
         if are_few and len(rows) < len(starts):
-            batches = gather_rows(b"".join((array_header(len(rows)), *spans)), self._effort)
+            batches = gather_rows(b"".join((array_header(len(rows)), *spans)), self._rule, self._effort)
         if batches is None:
-            groups = group_by_shape([self._row(*row) for row in rows], self._effort)
-            batches = [shape_batch(group, b"".join([row.t for row in group])) for group in groups]
+            batches = self._shape([number for number, _ in rows], [self._row(*row) for row in rows])
         self._take(batches)
+
+    def _shape(self, numbers: list[int], rows: list[Row]) -> list[ColumnBatch]:
+        """Make batches of rows, which have these numbers."""
+        batches = []
+        for group in group_by_shape(rows, self._effort):
+            times = b"".join([row.t for row in group])
+            try:
+                batches.append(shape_batch(group, times, self._rule, self._effort.check))
+            except BadTime as error:
+                bad = group[error.row]
+                number = next(number for number, row in zip(numbers, rows, strict=True) if row is bad)
+                raise BadPayload(f"row {number}: 't': {error}") from None
+        return batches
 
     def _row(self, number: int, pos: int) -> Row:
         if number & _ELEMENTS_BETWEEN_CHECKS == _ELEMENTS_BETWEEN_CHECKS:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
 
 from arcpipe.codec.columns import (
     COLUMN_TYPES,
     MAX_COLUMNS,
     MAX_NAME_BYTES,
     check_column_name,
+    pack_str,
     quote,
 )
 from arcpipe.codec.messagepack.layout import (
     ARRAY,
+    INTEGER,
     KIND,
     MAP,
     SIZE,
@@ -32,6 +36,7 @@ from arcpipe.codec.messagepack.read import (
     text_of,
     truncated_at_end,
 )
+from arcpipe.codec.messagepack.times import BadTime, TimeRule, settle, stay
 from arcpipe.codec.messagepack.walk import LONG_MARKERS, LongValue, Walker
 from arcpipe.errors import BadPayload
 
@@ -51,22 +56,43 @@ IS_ROW: Final = -1
 IS_BATCH: Final = -2
 
 
-# Columnar maps: one walk over the headers and names. Values are proven to be there, not read.
+class Patch(NamedTuple):
+    """Bytes of a body that are something else in the WAL."""
+
+    start: int
+    end: int
+    new: bytes
 
 
-def check_columnar(data: bytes, pos: int, walker: Walker | None, check: Callable[[], None]) -> tuple[int, int]:
-    """Check the columnar map at `pos`: (offset after it, records), or (IS_ROW or IS_BATCH, 0)."""
+Patches: TypeAlias = tuple[Patch, ...]
+
+
+def patched(data: bytes, start: int, end: int, patches: Patches) -> bytes:
+    """Return the bytes from `start` to `end` with all patches, which are in order."""
+    view = memoryview(data)
+    parts: list[bytes | memoryview] = []
+    for patch in patches:
+        parts += (view[start : patch.start], patch.new)
+        start = patch.end
+    return b"".join((*parts, view[start:end]))
+
+
+# Columnar maps: one walk over the headers and names. Values are proven to be there, not read, but for those of `time`.
+
+
+def check_columnar(
+    data: bytes, pos: int, walker: Walker | None, rule: TimeRule, check: Callable[[], None]
+) -> tuple[int, int, Patches]:
+    """Check the columnar map at `pos`: (offset after it, records, patches), or (IS_ROW or IS_BATCH, 0, ())."""
+    first = pos
     marker = data[pos]
-    if marker <= 0x8F:
-        keys = marker & 15
-        pos += 1
-    else:
-        keys, pos = read_length(data, pos)
+    keys, pos = (marker & 15, pos + 1) if marker <= 0x8F else read_length(data, pos)
     measured = False
     names: list[bytes] | None = None
     tags: set[bytes] | None = None
     types: set[bytes] | None = None
     records = 0
+    patches: Patches = ()
     for _ in range(keys):
         short = SHORT[data[pos]]
         if short:
@@ -76,38 +102,101 @@ def check_columnar(data: bytes, pos: int, walker: Walker | None, check: Callable
             key, end = read_key(data, pos)
         if key == b"m" and not measured:
             measured = True
-            pos = read_measurement(data, end)
+            if KIND[data[end]] == INTEGER:
+                name, pos = numbered("measurement", data, end)
+                patches += (Patch(end, pos, pack_str(name)),)
+            else:
+                pos = read_measurement(data, end)
         elif key == b"columns" and names is None:
-            names, records, pos = _columns(data, end, walker, check)
+            names, records, pos, settled = _columns(data, end, walker, rule, check)
+            patches += settled
         elif key == b"tags" and tags is None:
             if names is None and KIND[data[end]] != ARRAY:
-                return IS_ROW, 0
+                return IS_ROW, 0, ()
+            tags, pos = _tags(data, end)
+        elif key == b"tag_keys" and tags is None:
+            patches += (Patch(pos, end, _TAGS),)
             tags, pos = _tags(data, end)
         elif key == b"types" and types is None:
             types, pos = _types(data, end)
-        elif key in (b"t", b"h", b"fields") and names is None:
-            return IS_ROW, 0
+        elif key in _KEYS_OF_ROWS and names is None:
+            return IS_ROW, 0, ()
         elif key == b"batch":
             if keys > 1:
                 raise BadPayload("there are other keys besides 'batch'")
-            return IS_BATCH, 0
+            return IS_BATCH, 0, ()
+        elif names is None and key not in _KEYS:
+            return _shape_of(data, first, pos, check), 0, ()
         else:
-            raise bad_key(data, pos, key, end, (b"m", b"columns", b"tags", b"types"), "a columnar map")
+            raise _bad_key(data, pos, key, end, patches)
     if pos > len(data):
         raise truncated_at_end(data)
     if not measured:
         raise BadPayload("measurement 'm' is missing")
     if names is None:
-        raise BadPayload("neither 'columns' nor 'fields' is there")
-    if tags and (unknown := tags.difference(names)):
+        raise BadPayload(NO_SHAPE)
+    if tags or types:
+        _check_named(names, tags or set(), types or set())
+    return pos, records, patches
+
+
+def _check_named(names: list[bytes], tags: set[bytes], types: set[bytes]) -> None:
+    """Check that the names in `tags` and `types` are columns."""
+    if unknown := tags.difference(names):
         raise BadPayload(f"tag {quote(min(unknown))} is not a column")
-    if types and (unknown := types.difference(names)):
+    if unknown := types.difference(names):
         raise BadPayload(f"'types' names {quote(min(unknown))}, which is not a column")
-    return pos, records
 
 
-def _columns(data: bytes, pos: int, walker: Walker | None, check: Callable[[], None]) -> tuple[list[bytes], int, int]:
-    """Check the map of columns at `pos`: (names, records, offset after it).
+_KEYS: Final = (b"m", b"columns", b"tags", b"types", b"tag_keys")
+_TAGS: Final = b"\xa4tags"  # as MessagePack
+_KEYS_OF_ROWS: Final = (b"t", b"h", b"fields", b"f")
+NO_SHAPE: Final = "neither 'columns' nor 'fields' is there, so it is neither a columnar map nor a row"
+
+
+def _bad_key(data: bytes, pos: int, key: bytes, end: int, patches: Patches) -> BadPayload:
+    """Make the error of the key at `pos`, which is unknown, or there twice; `patches` are those of earlier keys."""
+    if key in (b"tags", b"tag_keys") and (key == b"tags") == any(patch.new == _TAGS for patch in patches):
+        return BadPayload("both 'tags' and 'tag_keys' are there")
+    return bad_key(data, pos, key, end, _KEYS, "a columnar map")
+
+
+def _shape_of(data: bytes, first: int, pos: int, check: Callable[[], None]) -> int:
+    """Tell the shape of the map at `first`, whose key at `pos` is none of a columnar map: IS_ROW, if it is one.
+
+    Raises BadPayload for any other shape.
+    """
+    keys, at = read_length(data, first)
+    walker = Walker(data, check=check)
+    seen = []
+    for _ in range(keys):
+        key, end = read_key(data, at)
+        seen.append(key)
+        at = walker.end_of(end)
+    if b"columns" not in seen and not any(key in seen for key in _KEYS_OF_ROWS):
+        key, _ = read_key(data, pos)
+        raise BadPayload(f"{NO_SHAPE}; its key at byte {pos} is {quote(key)}")
+    if b"columns" not in seen:
+        return IS_ROW
+    key, end = read_key(data, pos)
+    raise bad_key(data, pos, key, end, _KEYS, "a columnar map")
+
+
+def numbered(what: str, data: bytes, pos: int) -> tuple[str, int]:
+    """Name something by the integer at `pos`, as Arc does: (name, offset after the integer)."""
+    end = pos + SIZE[data[pos]]
+    if end > len(data):
+        raise truncated_at_end(data)
+    return f"{what}_{_decode_integer(data[pos:end])}", end
+
+
+_decode_integer: Final = msgspec.msgpack.Decoder(int).decode
+
+
+def _columns(
+    data: bytes, pos: int, walker: Walker | None, rule: TimeRule, check: Callable[[], None]
+) -> tuple[list[bytes], int, int, Patches]:
+    """Check the map of columns at `pos`: (names, records, offset after it, patches).
 
     The offset lies after the end of `data` if the last value is cut off there. The same holds for any value whose
     bytes are not read (a name, a number): the next read at the offset finds that, or `check_columnar` at its end.
@@ -118,6 +207,7 @@ def _columns(data: bytes, pos: int, walker: Walker | None, check: Callable[[], N
     seen: set[bytes] = set()
     checked = 0
     records = -1
+    settled: Patches = ()
     for number in range(columns):
         if number & _COLUMNS_BETWEEN_CHECKS == _COLUMNS_BETWEEN_CHECKS:
             seen.update(_check_names(names[checked:]))
@@ -156,15 +246,30 @@ def _columns(data: bytes, pos: int, walker: Walker | None, check: Callable[[], N
                 and count <= _STRIDE_VALUES
                 and data[pos:end:width] == data[pos : pos + 1] * count
             ):
+                if name == b"time" and not stay(data, pos, width, count, rule):
+                    settled = _settle(data, pos, end, count, rule, check)
                 pos = end
                 continue
         if walker is None:
             walker = Walker(data, check=check)
-        pos = _walk_column(data, start, pos, name, count, walker, check)
+        values, pos = pos, _walk_column(data, start, pos, name, count, walker, check)
+        if name == b"time":
+            settled = _settle(data, values, pos, count, rule, check)
     seen.update(_check_names(names[checked:] if checked else names))
     if len(seen) != columns:
         raise BadPayload(f"column {quote(_repeated(names))} is there twice")
-    return names, records, pos
+    return names, records, pos, settled
+
+
+def _settle(data: bytes, start: int, end: int, count: int, rule: TimeRule, check: Callable[[], None]) -> Patches:
+    """Check the values of `time` from `start` to `end`. Returns their patch, if they need one."""
+    if end > len(data):
+        raise truncated_at_end(data)
+    try:
+        new = settle(data, start, end, count, rule, check)
+    except BadTime as error:
+        raise BadPayload(f"column 'time', row {error.row}: {error}") from None
+    return () if new is None else (Patch(start, end, new),)
 
 
 def _count_columns(data: bytes, pos: int) -> tuple[int, int]:

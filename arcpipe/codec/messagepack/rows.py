@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Annotated, Final, TypeAlias
 
@@ -17,11 +17,14 @@ from arcpipe.codec.columns import (
     check_column_name,
     field_column_names,
     map_header,
+    pack_str,
     quote,
     str_header,
 )
 from arcpipe.codec.effort import Effort
+from arcpipe.codec.messagepack.columnar import numbered
 from arcpipe.codec.messagepack.layout import (
+    ARRAY,
     EXTENSION,
     FLOAT,
     INTEGER,
@@ -42,6 +45,7 @@ from arcpipe.codec.messagepack.read import (
     text_of,
     truncated_at_end,
 )
+from arcpipe.codec.messagepack.times import BadTime, TimeRule, settle
 from arcpipe.codec.messagepack.walk import MAX_VALUE_BYTES, LongValue, Walker
 from arcpipe.errors import BadPayload
 
@@ -69,7 +73,7 @@ _ROWS: Final = msgspec.msgpack.Decoder(list[Row])
 _STRINGS: Final = msgspec.msgpack.Decoder(list[str])
 
 
-def gather_rows(data: bytes | memoryview, effort: Effort) -> list[ColumnBatch] | None:
+def gather_rows(data: bytes | memoryview, rule: TimeRule, effort: Effort) -> list[ColumnBatch] | None:
     """Gather the rows of a MessagePack array by shape; None if any of them is unusual.
 
     A dict silently drops a key that is given twice. So the bytes of all that was kept are counted: headers and keys at
@@ -82,24 +86,27 @@ def gather_rows(data: bytes | memoryview, effort: Effort) -> list[ColumnBatch] |
         return None
     effort.check()
     groups = group_by_shape(rows, effort)
-    batches = _plain_batches(groups, len(array_header(len(rows))), len(data), effort)
+    batches = _plain_batches(groups, len(array_header(len(rows))), len(data), rule, effort)
     if batches is None:  # they are counted when they are gathered the exact way
         effort.take_back(len(groups))
     return batches
 
 
-def _plain_batches(groups: list[list[Row]], size: int, whole_size: int, effort: Effort) -> list[ColumnBatch] | None:
+def _plain_batches(
+    groups: list[list[Row]], size: int, whole_size: int, rule: TimeRule, effort: Effort
+) -> list[ColumnBatch] | None:
     """Make the batches of rows by shape; None if any row is unusual. See `gather_rows`."""
     batches = []
     for group in groups:
         effort.check()
         if not _is_plain(group):
             return None
-        times, timed = _join_times(group)
-        if times is None:
+        sent = b"".join([row.t for row in group])
+        try:
+            batch = shape_batch(group, sent, rule, effort.check)
+        except BadTime:
             return None
-        batch = shape_batch(group, times)
-        size += _least_size(group, batch, timed)
+        size += _least_size(group, batch, sent)
         batches.append(batch)
     return batches if size == whole_size else None
 
@@ -157,29 +164,22 @@ def _is_plain(rows: list[Row]) -> bool:
     return True
 
 
-def _join_times(rows: list[Row]) -> tuple[bytes | None, int]:
-    """Join the times of rows: (MessagePack, or None if one of them is no time; number of rows with a time)."""
-    times = b"".join([row.t for row in rows])
-    count = len(rows)
-    if len(times) == 9 * count and times[0] in b"\xcf\xd3\xcb" and times[::9] == times[:1] * count:
-        return times, count
-    if all(_is_time(bytes(row.t)) for row in rows):
-        return times, sum(row.t is not _ABSENT for row in rows)
-    return None, 0
-
-
-def shape_batch(rows: list[Row], times: bytes) -> ColumnBatch:
+def shape_batch(rows: list[Row], times: bytes, rule: TimeRule, check: Callable[[], None]) -> ColumnBatch:
     """Make rows of one shape columns: time (unless no row has any), tags, fields.
 
     Args:
         times: those of the rows in MessagePack, nil where one is missing.
+        check: as in `arcpipe.codec.effort`.
+
+    Raises:
+        BadTime: one of them is no time.
     """
     first = rows[0]
     count = len(rows)
     header = array_header(count)
     columns: dict[str, bytes] = {}
     if len(times) > count or times != b"\xc0" * count:
-        columns[TIME] = header + times
+        columns[TIME] = header + (settle(times, 0, len(times), count, rule, check, each=True) or times)
     if first.h is not _ABSENT:
         columns[_HOST] = header + b"".join([row.h for row in rows])
     if first.tags:
@@ -193,9 +193,12 @@ def shape_batch(rows: list[Row], times: bytes) -> ColumnBatch:
     return ColumnBatch(first.m, columns, count, tags)
 
 
-def _least_size(rows: list[Row], batch: ColumnBatch, timed: int) -> int:
-    """Count the bytes of plain rows with every header and key at its shortest. `timed` rows have a time."""
+def _least_size(rows: list[Row], batch: ColumnBatch, times: bytes) -> int:
+    """Count the bytes of plain rows, sent with these times, with every header and key at its shortest."""
     first = rows[0]
+    count = timed = len(rows)
+    if b"\xc0" in times[::9] or len(times) != 9 * count:  # one may be missing
+        timed = sum(row.t is not _ABSENT for row in rows)
     # Per row: the map, "m" and its value, "fields", "tags", "t", "h", and the headers and names of the two maps.
     size = 1 + 2 + _str_size(first.m) + 7 + len(map_header(len(first.fields))) + sum(map(_str_size, first.fields))
     if first.tags is not _NO_TAGS:
@@ -204,11 +207,9 @@ def _least_size(rows: list[Row], batch: ColumnBatch, timed: int) -> int:
         size += 2
     size *= len(rows)
     header = len(array_header(len(rows)))
-    for column in batch.columns.values():
-        size += len(column) - header
-    if TIME in batch.columns:
-        return size + 2 * timed - (len(rows) - timed)
-    return size + 3 * timed
+    for name, column in batch.columns.items():
+        size += len(column) - header if name != TIME else 0
+    return size + len(times) + 2 * timed - (count - timed)
 
 
 def _str_size(name: str) -> int:
@@ -234,42 +235,82 @@ def read_row(data: bytes, pos: int, walker: Walker) -> tuple[Row, int]:
         seen.add(key)
         pos = end
         if key == b"m":
-            pos = read_measurement(data, end)
-            start, _end = find_string(data, end, "measurement 'm'")
-            measurement = text_of("measurement", data[start:pos])
+            measurement, pos = _measurement(data, end)
         elif key == b"fields":
             fields, pos = _raw_map(data, end, walker, "field")
+        elif key == b"f":
+            fields, pos = _numbered_fields(data, end, walker)
         elif key == b"tags":
             if KIND[data[end]] == NIL:
                 pos = end + 1
             else:
                 tags, pos = _raw_map(data, end, walker, "tag")
+        elif key == b"t":
+            pos = walker.end_of(end)
+            if not _may_be_time(data[end : end + 3]):
+                raise BadPayload(f"'t' is neither a number, a timestamp nor a text but {kind_of(data, end)}")
+            time = data[end:pos]
         else:
             pos = walker.end_of(end)
-            if key == b"t":
-                if not _is_time(data[end : end + 3]):
-                    raise BadPayload(f"'t' is neither a number nor a timestamp but {kind_of(data, end)}")
-                time = data[end:pos]
-            else:
-                if KIND[data[end]] not in (STRING, NIL):
-                    raise BadPayload(f"'h' is not a string but {kind_of(data, end)}")
-                host = data[end:pos]
+            host = _host(data, end, pos)
     if pos > len(data):
         raise truncated_at_end(data)
     if not measurement:
         raise BadPayload("measurement 'm' is missing")
-    if b"fields" not in seen:
+    if b"fields" in seen and b"f" in seen:
+        raise BadPayload("both 'fields' and 'f' are there")
+    if not fields:
         raise BadPayload("'fields' is missing")
+    return _with_host(Row(measurement, fields, msgspec.Raw(time), _ABSENT, tags), host), pos
+
+
+def _measurement(data: bytes, pos: int) -> tuple[str, int]:
+    """Read the measurement at `pos`: (its name, offset after it)."""
+    if KIND[data[pos]] == INTEGER:
+        return numbered("measurement", data, pos)
+    end = read_measurement(data, pos)
+    start, _end = find_string(data, pos, "measurement 'm'")
+    return text_of("measurement", data[start:end]), end
+
+
+def _host(data: bytes, pos: int, end: int) -> bytes:
+    """Return the host from `pos` to `end` as MessagePack."""
+    if KIND[data[pos]] == INTEGER:
+        return pack_str(numbered("host", data, pos)[0])
+    if KIND[data[pos]] not in (STRING, NIL):
+        raise BadPayload(f"'h' is neither a string nor an integer but {kind_of(data, pos)}")
+    return data[pos:end]
+
+
+def _with_host(row: Row, host: bytes) -> Row:
+    """Return the row with its host among its tags. Raises BadPayload if it has another one there."""
+    tags = row.tags
     if host != b"\xc0":
         if _HOST in tags and _payload(bytes(tags[_HOST])) != _payload(host):
             raise BadPayload("'h' and the tag 'host' are different")
         tags = {_HOST: msgspec.Raw(host), **tags}
-    if 1 + len(tags) + len(fields) > MAX_COLUMNS:
+    if 1 + len(tags) + len(row.fields) > MAX_COLUMNS:
         raise BadPayload(f"more than {MAX_COLUMNS} columns")
-    return Row(measurement, fields, msgspec.Raw(time), _ABSENT, tags), pos
+    return Row(row.m, row.fields, row.t, _ABSENT, tags)
 
 
-_ROW_KEYS: Final = (b"m", b"t", b"h", b"fields", b"tags")
+_ROW_KEYS: Final = (b"m", b"t", b"h", b"fields", b"tags", b"f")
+
+
+def _numbered_fields(data: bytes, pos: int, walker: Walker) -> tuple[dict[str, msgspec.Raw], int]:
+    """Read the array `f` of a row, whose fields have numbers for names: (values as they are, offset after it)."""
+    if KIND[data[pos]] != ARRAY:
+        raise BadPayload(f"'f' is not an array but {kind_of(data, pos)}")
+    count, pos = read_length(data, pos)
+    if not 0 < count <= MAX_COLUMNS:
+        raise BadPayload(f"more than {MAX_COLUMNS} fields" if count else "'f' is empty")
+    values: dict[str, msgspec.Raw] = {}
+    for number in range(count):
+        start, pos = pos, walker.end_of(pos)
+        if pos - start > MAX_VALUE_BYTES:
+            raise LongValue(start, pos - start, f", in field 'field_{number}'")
+        values[f"field_{number}"] = msgspec.Raw(data[start:pos])
+    return values, pos
 
 
 def _raw_map(data: bytes, pos: int, walker: Walker, what: str) -> tuple[dict[str, msgspec.Raw], int]:
@@ -291,8 +332,8 @@ def _raw_map(data: bytes, pos: int, walker: Walker, what: str) -> tuple[dict[str
         check_column_name(name, what)
         if name in values:
             raise BadPayload(f"{what} {quote(name)} is there twice")
-        if name == TIME:
-            raise BadPayload(f"a {what} cannot be called 'time', the name of the timestamp column")
+        if name == TIME and what == "tag":
+            raise BadPayload("a tag cannot be called 'time', the name of the timestamp column")
         if end == start or end > len(data):
             try:
                 end = walker.end_of(start)
@@ -305,12 +346,12 @@ def _raw_map(data: bytes, pos: int, walker: Walker, what: str) -> tuple[dict[str
     return values, pos
 
 
-def _is_time(value: bytes) -> bool:
-    """Tell whether a MessagePack value is a number, the timestamp extension (type -1) or nil."""
+def _may_be_time(value: bytes) -> bool:
+    """Tell whether a MessagePack value is a number, the timestamp extension (type -1), a text or nil."""
     kind = KIND[value[0]]
     if kind == EXTENSION:
         return value[:2] in (b"\xd6\xff", b"\xd7\xff") or value[:3] == b"\xc7\x0c\xff"
-    return kind in (INTEGER, FLOAT, NIL)
+    return kind in (INTEGER, FLOAT, STRING, NIL)
 
 
 def _payload(value: bytes) -> bytes:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from arcpipe.codec.line_protocol.body import Lines, encode
+from arcpipe.codec.line_protocol.grammar import UNITS, Escapes, Unit
 from arcpipe.errors import BadPayload
 from arcpipe.ingest.endpoints.write import Target, WriteEndpoints, check_database
 from arcpipe.ingest.http import responses
+from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import Exchange, parse_parameters
 from arcpipe.ingest.http.router import OPEN, WRITE, Handler, Judge, Table
 from arcpipe.units import KB
@@ -40,10 +42,16 @@ _STATEMENT: Final = re.compile(
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
+# The unit of a body's timestamps by the envelope's word. Of those without one, and in nanoseconds, all are in range.
+_UNITS: Final[dict[str | None, Unit | None]] = {None: None, "ns": None}
+_UNITS.update((word, unit) for word, unit in UNITS.items() if word != "ns")
+
+
 class Dialect(NamedTuple):
-    """How a generation of InfluxDB answers bodies that are not written, or not whole."""
+    """How a generation of InfluxDB reads bodies, and answers those that are not written, or not whole."""
 
     precision: str | None  # of requests that name none
+    escapes: Escapes  # of its lines
     empty: bytes | None  # the refusal of a body without bytes; None: it is accepted
     no_lines: bytes | None  # of a body with nothing but comments and blank lines
     bad_lines: Callable[[Lines, bool], bytes]  # the answer where lines are bad; whether good ones may be written
@@ -74,6 +82,9 @@ class InfluxEndpoints:
         """Make a handler for bodies in line protocol."""
         writes = self._writes
 
+        def encode_lines(body: bytes, check: Check, target: Target) -> Lines:
+            return encode(body, check, escapes=dialect.escapes, unit=_UNITS[target.precision])
+
         def settle(exchange: Exchange, target: Target, lines: Lines) -> None:
             encoded = lines.encoded
             if not lines.errors:
@@ -88,7 +99,7 @@ class InfluxEndpoints:
             else:
                 writes.refuse(exchange, dialect.bad_lines(lines, target.accept_partial))
 
-        return writes.handler(dialect.precision, encode, settle)
+        return writes.handler(dialect.precision, encode_lines, settle)
 
 
 def _refusal(reason: str) -> bytes:
@@ -131,9 +142,9 @@ _NO_POINTS: Final = _refusal("writing requires points")
 _EMPTY_WRITE: Final = _refusal("incoming write was empty")
 
 # To try its connection, Home Assistant sends InfluxDB 1 a body without lines, and InfluxDB 2 one without bytes.
-V1: Final = Dialect("ns", empty=None, no_lines=None, bad_lines=_v1_bad_lines)
-V2: Final = Dialect("ns", empty=_NO_POINTS, no_lines=None, bad_lines=_v2_bad_lines)
-V3: Final = Dialect(None, empty=_EMPTY_WRITE, no_lines=_EMPTY_WRITE, bad_lines=_v3_bad_lines)
+V1: Final = Dialect("ns", "v1", empty=None, no_lines=None, bad_lines=_v1_bad_lines)
+V2: Final = Dialect("ns", "v1", empty=_NO_POINTS, no_lines=None, bad_lines=_v2_bad_lines)
+V3: Final = Dialect(None, "v3", empty=_EMPTY_WRITE, no_lines=_EMPTY_WRITE, bad_lines=_v3_bad_lines)
 
 
 # /ping and /query

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from time import perf_counter
 from typing import Final, NamedTuple, TypeVar
 
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
 from arcpipe.codec.messagepack.body import encode
+from arcpipe.codec.messagepack.times import TimeRule
+from arcpipe.codec.time_units import UNIT_NS
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
 from arcpipe.ingest.endpoints.admission import Admission
@@ -71,6 +72,7 @@ class Target(NamedTuple):
     database: str
     prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
     accept_partial: bool  # whether good lines are written if others are bad
+    precision: str | None  # the envelope's word for the unit of its times; None: read from the size of a number
 
 
 class Targets:
@@ -126,6 +128,7 @@ class Targets:
             database,
             (envelope_prefix(KIND_COLUMNAR, database, meta), envelope_prefix(KIND_BATCH, database, meta)),
             partial == "true",
+            precision,
         )
 
 
@@ -157,18 +160,26 @@ class WriteEndpoints:
         self._targets: dict[str | None, Targets] = {}  # by the precision of requests that name none
         self.ack_us = Histogram(LATENCY_BOUNDS_US)
 
-    def msgpack(self, success: bytes) -> Callable[[Exchange], None]:
-        """Make a handler for MessagePack bodies that answers `success` when the entry is on disk."""
+    def msgpack(self, success: bytes, *, as_arc: bool = False) -> Callable[[Exchange], None]:
+        """Make a handler for MessagePack bodies that answers `success` when the entry is on disk.
+
+        Args:
+            as_arc: whether times whose unit nobody names are read as Arc reads them.
+        """
+        rules = {precision: TimeRule(precision, as_arc) for precision in (None, *UNIT_NS)}
+
+        def encode_body(body: bytes, check: Check, target: Target) -> Encoded:
+            return encode(body, check, rules[target.precision])
 
         def settle(exchange: Exchange, target: Target, encoded: Encoded) -> None:
             self.append(exchange, target, encoded, success)
 
-        return self.handler(None, encode, settle)
+        return self.handler(None, encode_body, settle)
 
     def handler(
         self,
         precision: str | None,
-        encode: Callable[[bytes, Check], T],
+        encode: Callable[[bytes, Check, Target], T],
         settle: Callable[[Exchange, Target, T], None],
     ) -> Callable[[Exchange], None]:
         """Make a handler that has a body encoded and gives the outcome to `settle`.
@@ -196,14 +207,14 @@ class WriteEndpoints:
             elif size <= _INLINE_BYTES and size <= turns.longest_inline and turns.spent < inline_turn_seconds:
                 turns.deadline = exchange.received + inline_seconds
             else:
-                self._encode_apart(exchange, encode, partial(settle, exchange, target))
+                self._encode_apart(exchange, target, encode, settle)
                 return
             try:
-                settle(exchange, target, encode(body, check))
+                settle(exchange, target, encode(body, check, target))
             except TooLong:
                 turns.longest_inline = size // 2  # in this turn: each attempt costs as much
                 turns.charge(small_seconds)
-                self._encode_apart(exchange, encode, partial(settle, exchange, target))
+                self._encode_apart(exchange, target, encode, settle)
             except (BadPayload, PayloadTooLarge) as error:
                 self._refuse_body(exchange, error)
 
@@ -251,7 +262,11 @@ class WriteEndpoints:
         raise _Refused(refusal)
 
     def _encode_apart(
-        self, exchange: Exchange, encode: Callable[[bytes, Check], T], settle: Callable[[T], None]
+        self,
+        exchange: Exchange,
+        target: Target,
+        encode: Callable[[bytes, Check, Target], T],
+        settle: Callable[[Exchange, Target, T], None],
     ) -> None:
         """Have a costly body encoded on a thread; `settle` gets the outcome in the loop."""
         body = exchange.body
@@ -264,13 +279,16 @@ class WriteEndpoints:
             try:
                 if error is not None:
                     raise error
-                settle(outcome[0])
+                settle(exchange, target, outcome[0])
             except (BadPayload, PayloadTooLarge) as refused:
                 self._refuse_body(exchange, refused)
             except Exception as bug:
                 exchange.connection.answer_bug(exchange, bug)
 
-        self._encoding.add(exchange.connection, len(body), lambda check: outcome.append(encode(body, check)), done)
+        def work(check: Check) -> None:
+            outcome.append(encode(body, check, target))
+
+        self._encoding.add(exchange.connection, len(body), work, done)
 
     def _refuse_body(self, exchange: Exchange, error: BadPayload | PayloadTooLarge) -> None:
         if isinstance(error, BadPayload):

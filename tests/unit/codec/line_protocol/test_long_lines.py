@@ -10,7 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from arcpipe.codec.line_protocol import by_line, grammar
 from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_line
 from arcpipe.codec.line_protocol.by_line import LineReader
-from arcpipe.codec.line_protocol.grammar import WINDOW, count_characters, find_bad_utf8, skip_line
+from arcpipe.codec.line_protocol.grammar import (
+    ESCAPINGS,
+    WINDOW,
+    Escaping,
+    count_characters,
+    find_bad_utf8,
+    skip_line,
+)
 from tests.unit.codec.line_protocol.test_body import (
     INVALID,
     INVALID_UTF8,
@@ -199,15 +206,16 @@ def test_characters_are_counted_as_python_decodes_them(monkeypatch: pytest.Monke
                 assert find_bad_utf8(text, start, end, _go_on) == bad
 
 
-def test_a_bad_line_ends_where_it_ends_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("escaping", ESCAPINGS.values(), ids=ESCAPINGS)
+def test_a_bad_line_ends_where_it_ends_in_one_piece(escaping: Escaping, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [
         b'm a="x\ny",b=z\nc', b'm a="x\ny"z\nc', b'm a="\\"\n', b'm "a="\nb"\n', b'm a="b="\n"\n', b"m\\\n a\n", b"m\\",
         b'm a="x\\', b'm a=""\n', b'm a="","\n', b'="\n"\n', b'"="\n" \n', b"\n", b"", b'm,t="\n', b'm\\ a="\nb"\n',
     ]  # fmt: skip
-    expected = [skip_line(text, 0, 0, _go_on) for text in texts]
+    expected = [skip_line(text, 0, 0, escaping, _go_on) for text in texts]
     for size in (4, 5, 6, 7, 8):
         monkeypatch.setattr(grammar, "_SLICE", size)
-        assert [skip_line(text, 0, 0, _go_on) for text in texts] == expected
+        assert [skip_line(text, 0, 0, escaping, _go_on) for text in texts] == expected
 
 
 def _go_on() -> None:

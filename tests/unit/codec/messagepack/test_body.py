@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 import tracemalloc
@@ -22,6 +23,7 @@ from arcpipe.codec.columns import MAX_COLUMNS, Encoded, array_header, field_colu
 from arcpipe.codec.effort import BYTES_PER_SHAPE, FREE_SHAPES
 from arcpipe.codec.messagepack import body as msgpack_body
 from arcpipe.codec.messagepack.body import encode
+from arcpipe.codec.messagepack.columnar import NO_SHAPE
 from arcpipe.codec.messagepack.walk import MAX_VALUE_BYTES
 from arcpipe.errors import BadPayload, PayloadTooLarge
 
@@ -184,16 +186,53 @@ def row_key(measurement: str, time: Any, tags: dict[str, Any], fields: dict[str,
     return measurement, repr(time), items(tags), items(fields)
 
 
+def is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def named(what: str, value: Any) -> Any:
+    return f"{what}_{value}" if is_integer(value) else value
+
+
+def settled(time: Any) -> Any:
+    """A time as the WAL has it, timestamps in one form. Text is the matter of `test_times`: the texts here are none."""
+    if isinstance(time, tuple):
+        need(time[1] == 255 and len(time[2]) in (4, 8, 12))
+        content = time[2]
+        if len(content) == 8:
+            both = int.from_bytes(content, "big")
+            ns, seconds = both >> 34, both & ((1 << 34) - 1)
+        else:
+            ns = int.from_bytes(content[:-8], "big")
+            seconds = int.from_bytes(content[-8:], "big", signed=len(content) == 12)
+        need(ns < 10**9 and -62_135_596_800 <= seconds <= 253_402_300_799)
+        return ("time", seconds, ns)
+    if not isinstance(time, float):
+        need(time is None or is_integer(time))
+        if time is not None:
+            seconds = -62_135_596_800  # the start of the year 1
+            units = [unit for border, unit in ((10**11, 1), (10**14, 10**3), (10**17, 10**6)) if abs(time) < border]
+            need(not units or time >= seconds * units[0])  # all nanoseconds are later
+        return time
+    need(math.isfinite(time))
+    if abs(time) < 1e11:
+        return time
+    us = round(time * 1_000 if abs(time) < 1e14 else time if abs(time) < 1e17 else time / 1_000)
+    need(-62_135_596_800_000_000 <= us <= 253_402_300_799_999_999)
+    return ("time", us // 10**6, us % 10**6 * 1_000)
+
+
 def columnar_rows(value: dict[str, Any]) -> list[Row]:
-    need(value.keys() <= {"m", "columns", "tags", "types"} and {"m", "columns"} <= value.keys())
-    check_name(value["m"])
+    need(value.keys() <= {"m", "columns", "tags", "types", "tag_keys"} and {"m", "columns"} <= value.keys())
+    need("tags" not in value or "tag_keys" not in value)
+    check_name(named("measurement", value["m"]))
     columns = as_dict(value["columns"])
     need(columns)
     for name, column in columns.items():
         check_name(name)
         need(isinstance(column, list) and column)
     need(len({len(column) for column in columns.values()}) == 1)
-    tags = value.get("tags", [])
+    tags = value.get("tags", value.get("tag_keys", []))
     need(isinstance(tags, list) and all(isinstance(tag, str) for tag in tags))
     need(set(tags) <= columns.keys() - {"time"})
     types = as_dict(value.get("types", Pairs()))
@@ -203,31 +242,33 @@ def columnar_rows(value: dict[str, Any]) -> list[Row]:
     rows = []
     for values in zip(*columns.values(), strict=True):
         row = dict(zip(columns, values, strict=True))
-        time = row.pop("time", None)
-        rows.append(row_key(value["m"], time, {tag: row.pop(tag) for tag in set(tags)}, row))
+        time = settled(row.pop("time", None))
+        rows.append(row_key(named("measurement", value["m"]), time, {tag: row.pop(tag) for tag in set(tags)}, row))
     return rows
 
 
 def row_rows(value: dict[str, Any]) -> list[Row]:
-    need(value.keys() <= {"m", "t", "h", "fields", "tags"} and {"m", "fields"} <= value.keys())
-    check_name(value["m"])
-    time = value.get("t")
-    if isinstance(time, tuple):
-        need(time[1] == 255 and len(time[2]) in (4, 8, 12))
+    need(value.keys() <= {"m", "t", "h", "fields", "f", "tags"} and "m" in value)
+    need(("fields" in value) != ("f" in value))
+    measurement = named("measurement", value["m"])
+    check_name(measurement)
+    time = settled(value.get("t"))
+    if "f" in value:
+        need(isinstance(value["f"], list) and not isinstance(value["f"], Pairs))
+        fields = {f"field_{number}": each for number, each in enumerate(value["f"])}
     else:
-        need(time is None or (isinstance(time, int | float) and not isinstance(time, bool)))
-    fields = as_dict(value["fields"])
+        fields = as_dict(value["fields"])
     tags = {} if value.get("tags") is None else as_dict(value["tags"])
     need(fields)
     for name in (*fields, *tags):
         check_name(name)
-        need(name != "time")
-    host = value.get("h")
+    need("time" not in tags)
+    host = named("host", value.get("h"))
     if host is not None:
         need(isinstance(host, str) and repr(tags.get("host", host)) == repr(host))
         tags["host"] = host
     names = field_column_names(list(tags), list(fields))
-    return [row_key(value["m"], time, tags, dict(zip(names, fields.values(), strict=True)))]
+    return [row_key(measurement, time, tags, dict(zip(names, fields.values(), strict=True)))]
 
 
 def element_rows(value: Any, batches: bool) -> list[Row]:
@@ -420,7 +461,7 @@ def test_rows_without_any_time_have_no_time_column() -> None:
 TIMES = [
     *(0, -1, 127, 128, 1700000000, 1700000000000000000, 2**64 - 1, -(2**63)),
     *(1.5, -0.25, Bytes(b"\xca\x3f\x80\x00\x00")),
-    *(msgpack.Timestamp(1), msgpack.Timestamp(1, 5), msgpack.Timestamp(2**40, 5)),
+    *(msgpack.Timestamp(1), msgpack.Timestamp(1, 5), msgpack.Timestamp(2**36, 5)),
 ]
 
 
@@ -536,7 +577,8 @@ BAD: list[tuple[Any, str]] = [
     (Bytes(b"\xdd\xff\xff\xff\xff" + pack(ROW)), f"truncated MessagePack at byte {5 + len(pack(ROW))}, in element 1"),
     (Bytes(b"\xdf\xff\xff\xff\xff" + pack(COLUMNAR)[1:]), f"truncated MessagePack at byte {4 + len(pack(COLUMNAR))}"),
     (columns(time=Bytes(b"\xdd\xff\xff\xff\xff\x01")), "truncated MessagePack at byte 63, in column 'time'"),
-    (Bytes(b"\x82\xa1mA"), "measurement 'm' is not a string but an integer"),
+    (Bytes(b"\x82\xa1mA"), "truncated MessagePack at byte 4"),
+    (Bytes(b"\x82\xa1m\xce\x01"), "truncated MessagePack at byte 5"),
     (columnar(columns=Bytes(b"\xdf\xff\xff\xff\xff\xa1a\x91\x01")), "more than 65536 columns"),
     (columnar(tags=Bytes(b"\xdd\xff\xff\xff\xff\xa1a")), "more than 65536 tags"),
     (columnar(types=Bytes(b"\xdf\xff\xff\xff\xff\xa1a")), "more than 65536 types"),
@@ -547,13 +589,19 @@ BAD: list[tuple[Any, str]] = [
     (columns(usage=[Bytes(DEEP), 1]), "the value at byte 41 is nested more than 1024 deep, in column 'usage'"),
     (row(fields={"a": Bytes(DEEP)}), "the value at byte 28 is nested more than 1024 deep, in field 'a'"),
     (Bytes(DEEP), "element 0 is not a map but an array"),
-    (Bytes(b"\x81\xa1a" * 100_000), "unknown key 'a' in a columnar map at byte 1"),
+    (Bytes(b"\x81\xa1a" * 100_000), "the value at byte 3 is nested more than 1024 deep"),
     # Columnar maps
     ({}, "measurement 'm' is missing"),
     (columnar(m=...), "measurement 'm' is missing"),
-    ({"m": "cpu"}, "neither 'columns' nor 'fields' is there"),
-    ({"m": "cpu", "tags": ["a"]}, "neither 'columns' nor 'fields' is there"),
-    (columnar(m=5), "measurement 'm' is not a string but an integer"),
+    ({"m": "cpu"}, NO_SHAPE),
+    ({"m": "cpu", "tags": ["a"]}, NO_SHAPE),
+    ({"m": "cpu", "usage": 1}, NO_SHAPE + "; its key at byte 7 is 'usage'"),
+    ({"name": "cpu", "columns": {"a": [1]}}, "unknown key 'name' in a columnar map at byte 1"),
+    ({"name": "cpu", "fields": {"a": 1}}, "unknown key 'name' in a row at byte 1"),
+    ({"name": "cpu", "t": 5}, "unknown key 'name' in a row at byte 1"),
+    (columnar(tags=["host"], tag_keys=["host"]), "both 'tags' and 'tag_keys' are there"),
+    (columnar(tags=..., tag_keys=["x"]), "tag 'x' is not a column"),
+    (columnar(m=5.5), "measurement 'm' is not a string but a float"),
     (columnar(m=b"cpu"), "measurement 'm' is not a string but binary"),
     (columnar(m=None), "measurement 'm' is not a string but nil"),
     (columnar(m=""), "measurement is empty"),
@@ -604,7 +652,7 @@ BAD: list[tuple[Any, str]] = [
     # Rows
     (row(fields=...), "'fields' is missing"),
     (row(m=...), "measurement 'm' is missing"),
-    (row(m=5), "measurement 'm' is not a string but an integer"),
+    (row(m=None), "measurement 'm' is not a string but nil"),
     (row(m=""), "measurement is empty"),
     (row(m="a\n"), "measurement 'a\\n' has a control character"),
     (row(m=NAME_257), f"measurement '{'n' * 64}…' has 257 bytes, more than 256"),
@@ -613,16 +661,18 @@ BAD: list[tuple[Any, str]] = [
     (row(fields=None), "'fields' is not a map but nil"),
     (row(tags=[1]), "'tags' is not a map but an array"),
     (row(tags="a"), "'tags' is not a map but a string"),
-    (row(t="now"), "'t' is neither a number nor a timestamp but a string"),
-    (row(t=True), "'t' is neither a number nor a timestamp but a boolean"),
-    (row(t=[1]), "'t' is neither a number nor a timestamp but an array"),
-    (row(t=msgpack.ExtType(5, b"abcd")), "'t' is neither a number nor a timestamp but an extension"),
-    (row(t=Bytes(b"\xc7\x05\xffabcde")), "'t' is neither a number nor a timestamp but an extension"),
-    (row(h=5), "'h' is not a string but an integer"),
-    (row(h=b"a"), "'h' is not a string but binary"),
+    (row(t="now"), "'t': text 'now' is no ISO 8601 time"),
+    (row(t=True), "'t' is neither a number, a timestamp nor a text but a boolean"),
+    (row(t=[1]), "'t' is neither a number, a timestamp nor a text but an array"),
+    (row(t=msgpack.ExtType(5, b"abcd")), "'t' is neither a number, a timestamp nor a text but an extension"),
+    (row(f=[1]), "both 'fields' and 'f' are there"),
+    ({"m": "x", "f": []}, "'f' is empty"),
+    ({"m": "x", "f": {"a": 1}}, "'f' is not an array but a map"),
+    (row(t=Bytes(b"\xc7\x05\xffabcde")), "'t' is neither a number, a timestamp nor a text but an extension"),
+    (row(h=5.5), "'h' is neither a string nor an integer but a float"),
+    (row(h=b"a"), "'h' is neither a string nor an integer but binary"),
     (row(tags={"host": "b"}), "'h' and the tag 'host' are different"),
     (row(h="\x05", tags={"host": 5}), "'h' and the tag 'host' are different"),
-    (row(fields={"time": 1}), "a field cannot be called 'time', the name of the timestamp column"),
     (row(tags={"time": "a"}), "a tag cannot be called 'time', the name of the timestamp column"),
     (row(fields={"": 1}), "field name is empty"),
     (row(fields={"a\x00": 1}), "field name 'a\\x00' has a control character"),
@@ -657,15 +707,18 @@ BAD: list[tuple[Any, str]] = [
         {"batch": [COLUMNAR] * 3 + [columns(usage=5)]},
         "element 3 of 'batch': column 'usage' is not an array but an integer",
     ),
-    ({"batch": [ROW, {"m": "x"}]}, "element 1 of 'batch': neither 'columns' nor 'fields' is there"),
+    ({"batch": [ROW, {"m": "x"}]}, f"element 1 of 'batch': {NO_SHAPE}"),
     ([ROW] * 17 + [row(fields=...)], "row 17: 'fields' is missing"),
     ({"batch": [ROW] * 17 + [row(fields=...), ROW]}, "row 17: 'fields' is missing"),
     (
-        {"batch": [COLUMNAR] * 17 + [row(fields={"time": 1})]},
-        "row 17: a field cannot be called 'time', the name of the timestamp column",
+        {"batch": [COLUMNAR] * 17 + [row(tags={"time": 1})]},
+        "row 17: a tag cannot be called 'time', the name of the timestamp column",
     ),
     ({"batch": [ROW] * 3 + [row(tags={"host": "b"})]}, "row 3: 'h' and the tag 'host' are different"),
-    ([COLUMNAR, {"batch": [ROW, row(t=[])]}], "element 1: row 1: 't' is neither a number nor a timestamp but an array"),
+    (
+        [COLUMNAR, {"batch": [ROW, row(t=[])]}],
+        "element 1: row 1: 't' is neither a number, a timestamp nor a text but an array",
+    ),
     ([ROW, row(fields=Pairs([("a", 1), ("a", 1)]))], "row 1: field 'a' is there twice"),
     (
         {"batch": [ROW, row(fields={"a": Bytes(DEEP)})]},
@@ -696,7 +749,7 @@ def test_the_offsets_in_the_table_above_are_where_the_bad_bytes_are() -> None:
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=6).filter(
     lambda name: name != "time"
 )
-measurements = st.sampled_from(["cpu", "mem", "löad"]) | names
+measurements = st.sampled_from(["cpu", "mem", "löad", 0, 7, 1 << 40]) | names
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -718,9 +771,9 @@ values = st.recursive(
 shared_names = st.sampled_from(["a", "b", "host", "region"]) | names
 times = st.one_of(
     st.none(),
-    st.integers(-(2**63), 2**64 - 1),
-    st.floats(),
-    st.integers(0, 2**40).map(lambda t: msgpack.Timestamp(t, 1)),
+    st.integers(-(2**63), -(10**17)) | st.integers(-6 * 10**10, 2**64 - 1),
+    st.floats(-6e16, 5e19),  # years 1 to 9999, whatever unit the size tells
+    st.integers(0, 2**37).map(lambda t: msgpack.Timestamp(t, 1)),
 )
 
 
@@ -732,10 +785,11 @@ def columnar_maps(draw: st.DrawFn) -> dict[str, Any]:
     table = {}
     for name in found:
         kind = draw(st.sampled_from([st.floats(), st.integers(2**40, 2**50), st.text("ab", min_size=2, max_size=2)]))
-        table[name] = draw(st.lists(kind if same else values, min_size=records, max_size=records))
+        column = times if name == "time" else kind if same else values
+        table[name] = draw(st.lists(column, min_size=records, max_size=records))
     result: dict[str, Any] = {"m": draw(measurements), "columns": table}
     if draw(st.booleans()):
-        result["tags"] = [name for name in found if name != "time"][:2]
+        result[draw(st.sampled_from(["tags", "tag_keys"]))] = [name for name in found if name != "time"][:2]
     if draw(st.booleans()):
         result["types"] = dict.fromkeys(found[:2], "str")
     return result
@@ -743,14 +797,16 @@ def columnar_maps(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def row_maps(draw: st.DrawFn) -> dict[str, Any]:
-    fields = draw(st.dictionaries(shared_names, values, min_size=1, max_size=4))
+    fields = draw(st.dictionaries(shared_names | st.just("time"), values, min_size=1, max_size=4))
     result: dict[str, Any] = {"m": draw(measurements), "fields": fields}
+    if draw(st.integers(0, 3)) == 3:
+        result["f"] = list(result.pop("fields").values())
     if draw(st.booleans()):
         result["t"] = draw(times)
     if draw(st.booleans()):
         result["tags"] = draw(st.dictionaries(shared_names, scalars, max_size=3) | st.none())
     if draw(st.booleans()) and "host" not in (result.get("tags") or {}):
-        result["h"] = draw(st.text(max_size=3) | st.none())
+        result["h"] = draw(st.text(max_size=3) | st.none() | st.integers(-5, 500))
     return dict(draw(st.permutations(list(result.items()))))
 
 
@@ -1021,7 +1077,7 @@ def test_a_body_of_one_record_is_taken_as_the_walk_takes_it(body: bytes, monkeyp
             return str(error)
 
     quick = outcome()
-    monkeypatch.setattr(msgpack_body, "_is_one_record", lambda _: False)
+    monkeypatch.setattr(msgpack_body, "_is_one_record", lambda *_: False)
     assert outcome() == quick
 
 
@@ -1094,14 +1150,15 @@ def test_long_names_and_keys_are_refused_and_shown_in_part() -> None:
     columns = b"\x82\xa1m\xa1x\xa7columns\x81\xa1a\x91\x01"
     for body, reason in (
         (b"\x82\xa1m" + name, f"measurement {shown} has {size} bytes, more than 256"),
-        (b"\x82" + name, f"unknown key {shown} in a columnar map at byte 1"),
+        (b"\x82" + name + b"\x01\xa7columns\x01", f"unknown key {shown} in a columnar map at byte 1"),
         (b"\x82\xa1m\xa1x\xa7columns\x81" + name + b"\x91\x01", f"column name {shown} has {size} bytes, more than 256"),
         (columns.replace(b"\x82", b"\x83", 1) + b"\xa4tags\x91" + name, f"tag {shown} is not a column"),
         (columns.replace(b"\x82", b"\x83", 1) + b"\xa5types\x81" + name + b"\xa3i64", f"'types' names {shown}"),
         (columns.replace(b"\x82", b"\x83", 1) + b"\xa5types\x81\xa1a" + name, f"has the unknown type {shown}"),
         (b"\x91\x82\xa1m\xa1x\xa6fields\x81" + name + b"\x01", f"field name {shown} has {size} bytes, more than 256"),
         (b"\x91\x82\xa6fields\x81\xa1a\x01\xa1m" + name, f"measurement {shown} has {size} bytes, more than 256"),
-        (b"\x91\x82\xa1m\xa1x" + name + b"\x01", f"unknown key {shown}"),
+        (b"\x91\x83\xa1m\xa1x" + name + b"\x01\xa1t\x05", f"unknown key {shown} in a row"),
+        (b"\x91\x82\xa1m\xa1x" + name + b"\x01", f"its key at byte 6 is {shown}"),
     ):
         assert reason in refusal(body), reason
         assert refusal(body[:-1000]).startswith(
