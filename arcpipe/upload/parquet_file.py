@@ -17,7 +17,7 @@ from arcpipe.codec.columns import TIME
 from arcpipe.config.settings import Parquet
 from arcpipe.units import KB, MB
 from arcpipe.upload.file_schema import TIME_TYPE
-from arcpipe.upload.keys import Layout
+from arcpipe.upload.keys import Hidden, Layout
 from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, open_file_cost
 from arcpipe.upload.spool import Spool, SpoolMemory
 
@@ -34,6 +34,7 @@ class FileSettings(NamedTuple):
     memory: SpoolMemory
     open_files: OpenFiles = OPEN_FILES
     huge_bytes: int = HUGE_BYTES
+    hidden: Hidden = "._"
 
     @property
     def max_bytes(self) -> int:
