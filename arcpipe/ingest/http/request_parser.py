@@ -202,6 +202,7 @@ class RequestParser:
                 raise Refused(head_checks.header_too_large(self._context.limits))
             return
         name = name.lower()
+        value = value.rstrip()  # the parser leaves blanks and tabs there, and takes no other white space
         headers = self.headers
         if name in headers:
             self._repeated_lines += 1
@@ -343,6 +344,9 @@ class RequestParser:
             refusal = guard(exchange)
         if refusal is not None:
             self._refusal = refusal
+        if not self.length and self._judge is not None and b"content-length" not in headers:
+            # Nobody can tell where its body ends, so the rest of the connection means nothing.
+            raise Refused(self._refusal or head_checks.LENGTH_REQUIRED)
         return exchange
 
     def _look_at_body(self, headers: dict[bytes, bytes]) -> None:
