@@ -75,7 +75,7 @@ class Target(NamedTuple):
 class Targets:
     """Targets by the bytes of query and database header, which clients repeat with each request."""
 
-    def __init__(self, precision: str | None, accept_partial: bool) -> None:
+    def __init__(self, precision: str | None, accept_partial: bool = True) -> None:
         """Read database and precision from requests of one kind of path.
 
         Args:
