@@ -16,7 +16,7 @@ from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
 from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Background, Check, ClientGone
-from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
+from arcpipe.ingest.http.exchange import DATABASE, NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge
 from arcpipe.ingest.http.turns import TooLong, Turns
 from arcpipe.names import DATABASE_RULE, is_database_name
@@ -99,7 +99,7 @@ class Targets:
             BadPayload: the query is wrong; the text names the parameter.
             NotAllowed: the sender's token is not for the database.
         """
-        key = (exchange.query, exchange.headers.get(b"x-arc-database"))
+        key = (exchange.query, exchange.headers.get(DATABASE))
         known = self._known.get(key)
         target = known or self._read(exchange, key)
         if exchange.databases is not None and target.database not in exchange.databases:

@@ -16,7 +16,7 @@ from arcpipe.codec.content_encoding import ACCEPTED, coding_of
 from arcpipe.errors import UnsupportedEncoding
 from arcpipe.ingest.http import head_checks, responses
 from arcpipe.ingest.http.bodies import JOINED_BYTES, Pieces, add_piece, join_apart
-from arcpipe.ingest.http.exchange import NO_HEADERS
+from arcpipe.ingest.http.exchange import DATABASE, NO_HEADERS
 from arcpipe.ingest.http.flow_control import PIPELINE_FULL, SMALL_BODY_BYTES
 from arcpipe.ingest.http.head_cache import Head
 from arcpipe.ingest.http.head_checks import LENGTH_DIGITS, LINE_SIGNS, Refused, head_bytes
@@ -206,9 +206,10 @@ class RequestParser:
         headers = self.headers
         if name in headers:
             self._repeated_lines += 1
-            self._repeated_bytes += len(name) - 2  # of the name, minus the comma and blank that join the values
-            # Joined by RFC 9110 §5.2. A single-valued header then fails where it is read.
-            value = headers[name] + b", " + value
+            self._repeated_bytes += len(name) - 2  # of the name, minus the two signs that join the values
+            # Joined by RFC 9110 §5.2. A single-valued header then fails where it is read; a database's name may have
+            # commas, but no slash.
+            value = headers[name] + (b"//" if name == DATABASE else b", ") + value
         headers[name] = value
 
     def on_headers_complete(self) -> None:
