@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from arcpipe.access import expiry
 from arcpipe.errors import ArcpipeError
+from arcpipe.units import MB
 
 # For TLS 1.2: only ciphers with forward secrecy and authenticated encryption. All ciphers of TLS 1.3 have both.
 _TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -167,6 +168,6 @@ def _context(certificate_file: str, key_file: str) -> ssl.SSLContext:
 def _read(setting: str, path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(1 << 20)
+            return file.read(MB)
     except OSError as error:
         raise TLSError(f"{setting}: {path} cannot be read: {error.strerror or error}") from None

@@ -39,7 +39,6 @@ _ID_ALPHABET: Final = "23456789abcdefghjkmnpqrstuvwxyz"  # without characters th
 _ID_LENGTH: Final = 8
 _SECRET_ALPHABET: Final = string.ascii_letters + string.digits
 _SECRET_LENGTH: Final = 43  # the smallest n with 62 ** n >= 2 ** 256
-TOKEN_LENGTH: Final = len(PREFIX) + _ID_LENGTH + 1 + _SECRET_LENGTH
 _TOKEN: Final = re.compile(f"{PREFIX}([{_ID_ALPHABET}]{{{_ID_LENGTH}}})_[A-Za-z0-9]{{{_SECRET_LENGTH}}}")
 
 CERTIFICATE_PATTERN: Final = r"^((CN|DNS|URI|email):[^\x00-\x1f\x7f]+)?\Z"

@@ -18,7 +18,6 @@ from msgspec import Meta, Struct
 from arcpipe.config import cores
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
 from arcpipe.errors import ConfigError
-from arcpipe.units import MB as MB  # for the modules that still import it from here
 
 _YEAR_SECONDS = 365 * 86400
 _MAX_WORKERS = 256

@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from arcpipe.units import KB
+
 _STDERR: Final = 2
 # Bytes: lines of a minute with many events, and the most memory that an unread log costs a process.
-_MAX_WAITING_BYTES: Final = 256 << 10
+_MAX_WAITING_BYTES: Final = 256 * KB
 # PIPE_BUF of Linux, in bytes: a write up to this size to a pipe is atomic.
 PIPE_BYTES: Final = 4096
 # At the end of a process, lines that nobody has read yet get this time.

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from arcpipe.supervisor.backlog import Leftovers, recover
+from arcpipe.supervisor.backlog import Leftovers
 from arcpipe.supervisor.child import Child, cause, stop
 from arcpipe.wal.directory import SegmentFile
-from arcpipe.wal.recovery import RecoverySummary
+from arcpipe.wal.recovery import RecoverySummary, recover_slot
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,8 @@ class Aftermath:
 
     def _fork_slot(self, slot: int, files: list[SegmentFile]) -> int:
         def work() -> int:
-            self._last[slot] = max(self._last[slot], recover(self._leftovers.directory, slot, files))
+            found = recover_slot(self._leftovers.directory, slot, files).last_timestamp(slot)
+            self._last[slot] = max(self._last[slot], found)
             return 0
 
         return self._fork(f"recovery of ingest {slot}", work)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from arcpipe.clock import monotonic_us
 from arcpipe.counters import Counters, Node, pack_name
@@ -16,7 +16,6 @@ from arcpipe.disk import space
 from arcpipe.supervisor.waiting import Waiting
 from arcpipe.wal.backlog import find_pending, total_bytes
 from arcpipe.wal.directory import ACTIVE, SegmentFile, WALDirectory
-from arcpipe.wal.pool import FreePool
 from arcpipe.wal.recovery import recover_files
 
 log = logging.getLogger(__name__)
@@ -62,15 +61,6 @@ class Leftovers:
             else:
                 self._files[path] = file._replace(size=stat.st_size)
         return sorted(self._files.values(), key=lambda file: (file.name.created, file.name.slot, file.name.seq))
-
-
-def recover(directory: WALDirectory, slot: int, files: Sequence[SegmentFile]) -> int:
-    """Recover a dead worker's segments as far as possible; return the highest timestamp that was read, in µs."""
-    try:
-        FreePool(directory, 0).clear(slot)
-    except OSError as error:  # costs only space, which the next death or start frees
-        log.warning("cannot remove what ingest %d left in %s: %s", slot, directory.free, error)
-    return recover_files(directory, files).last_timestamp(slot)
 
 
 class Backlog:

@@ -92,7 +92,8 @@ class BatchTables:
         self._registry = registry
         self._budget = budget
         self._unreleased = 0  # bytes of payloads since the last release
-        files = FileSettings(batch_id, layout, parquet, SpoolMemory(spool), open_files, budget.huge_value_bytes, hidden)
+        memory = SpoolMemory(spool)
+        files = FileSettings(batch_id, layout, parquet, memory, open_files, budget.huge_value_bytes, hidden=hidden)
         self._letters = DeadLetters(on_dead_letter)
         self._jobs = ConversionJobs(files, budget, self._letters, on_file, threads)
         self._tables = CollectedTables(

@@ -101,10 +101,17 @@ def recover_at_start(
     return _recover(directory, directory.segments(ACTIVE), on_progress, sleep, _PAUSES_SECONDS)
 
 
-def recover_slot(directory: WALDirectory, slot: int, sleep: Callable[[float], None] = time.sleep) -> RecoverySummary:
-    """Recover the segments that one dead worker left, without touching files of others."""
-    FreePool(directory, 0).clear(slot)
-    return _recover(directory, directory.segments(ACTIVE, slot), lambda done, total: None, sleep, _PAUSES_SECONDS)
+def recover_slot(directory: WALDirectory, slot: int, files: Sequence[SegmentFile]) -> RecoverySummary:
+    """Recover the segments that one dead worker left, once, without touching files of others.
+
+    Args:
+        files: the slot's active segments.
+    """
+    try:
+        FreePool(directory, 0).clear(slot)
+    except OSError as error:  # costs only space, which the next death or start frees
+        log.warning("cannot remove what ingest %d left in %s: %s", slot, directory.free, error)
+    return recover_files(directory, files)
 
 
 def recover_files(directory: WALDirectory, files: Sequence[SegmentFile]) -> RecoverySummary:

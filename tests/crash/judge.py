@@ -143,18 +143,22 @@ def come_up(
                 directory.disk.unlink(segment.path)
         else:
             reported += _ship(directory, store, node)
+    outcome = _outcome(disk, store, found, reported)
+    if is_healthy:
+        if len(_known) > 20_000:
+            _known.clear()
+        _known[key] = outcome[:4]
+    return outcome
+
+
+def _outcome(disk: RecordingDisk, store: MemoryStore, found: Counter[int], reported: list[str]) -> Outcome:
     uploaded: list[Shipped] = [shipped_in(name, content) for name, content in store.objects.items()]
     for shipped in uploaded:
         found.update(shipped.numbers)
     moods = {shipped.mood for shipped in uploaded} - {""}
     left = [path for path in disk.entries if (parsed := _parsed(path)) is not None and parsed in (ACTIVE, SEALED)]
     reported += [path for path in disk.entries if "/quarantine/" in path]
-    outcome = Outcome(found, frozenset(moods), reported, left, disk)
-    if is_healthy:
-        if len(_known) > 20_000:
-            _known.clear()
-        _known[key] = outcome[:4]
-    return outcome
+    return Outcome(found, frozenset(moods), reported, left, disk)
 
 
 def compare(

@@ -30,7 +30,7 @@ from arcpipe.wal import segment as segment_module
 from arcpipe.wal import source as source_module
 from arcpipe.wal import stamps as stamps_module
 from arcpipe.wal import writer as writer_module
-from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.directory import ACTIVE, WALDirectory
 from arcpipe.wal.recovery import recover_at_start, recover_slot
 from arcpipe.wal.writer import SyncMode, WALOptions
 from tests.crash.driving import SteppedPipeline, Turn, Worker
@@ -265,7 +265,7 @@ class Run:
         slot = self.rng.choice(list(self._last_timestamps))
         worker = self._workers.pop(slot, None)
         unsynced = worker.kill() if worker is not None else []
-        summary = recover_slot(self.directory, slot)
+        summary = recover_slot(self.directory, slot, self.directory.segments(ACTIVE, slot))
         self.disk.note("recovered", [slot])
         self._last_timestamps[slot] = max(self._last_timestamps[slot], summary.last_timestamp(slot))
         # Recovery syncs what it completes; of a disk that has failed, nobody knows what it finds.

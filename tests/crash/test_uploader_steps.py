@@ -20,7 +20,7 @@ import pytest
 from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.upload.spares import SPARES as SPARE_FILES
 from arcpipe.wal import findings
-from arcpipe.wal.directory import SEALED, WALDirectory
+from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.recovery import recover_slot
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
@@ -118,7 +118,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
         writers[3].close()
 
     directory = WALDirectory(log.wal)
-    recover_slot(directory, 3)
+    recover_slot(directory, 3, directory.segments(ACTIVE, 3))
     (damaged,) = directory.segments(SEALED, 4)
     content = bytearray(Path(damaged.path).read_bytes())
     content[len(content) // 2] ^= 0xFF  # in the second of its three entries

@@ -24,7 +24,8 @@ from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US
 from arcpipe.codec.columns import array_header
 from arcpipe.codec.envelope import decode_envelope
 from arcpipe.codec.rescued import StillEncoded, Timestamp, parse_rescued, unpack_value
-from arcpipe.config.settings import MB, Parquet
+from arcpipe.config.settings import Parquet
+from arcpipe.units import MB
 from arcpipe.upload import conversion_jobs, conversion_pool
 from arcpipe.upload import convert as convert_module
 from arcpipe.upload.budget import BUDGET, Budget

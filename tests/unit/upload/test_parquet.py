@@ -15,7 +15,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from arcpipe.config.settings import MB, Parquet
+from arcpipe.config.settings import Parquet
+from arcpipe.units import MB
 from arcpipe.upload.file_schema import ROLE
 from arcpipe.upload.keys import Partition, encode_name
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost

@@ -549,7 +549,7 @@ def test_a_dead_workers_segments_are_recovered_without_touching_the_others(direc
     Path(directory.free, "claimed-1-x.wal").write_bytes(b"")
     spooled = Path(directory.spool, "of the uploader")
     spooled.write_bytes(b"")
-    summary = recover_slot(directory, 1)
+    summary = recover_slot(directory, 1, directory.segments(ACTIVE, 1))
     assert [file.slot for file in summary.files] == [1]
     assert sealed(directory) == {name(1) + ".sealed": [1]}
     assert other.read_bytes() == before

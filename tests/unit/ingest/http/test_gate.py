@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcpipe.config.listeners import UNIX
-from arcpipe.config.settings import MB, ClientLimits, Limits
+from arcpipe.config.settings import ClientLimits, Limits
 from arcpipe.counters import LIMITED_BY, LIMITS
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.client_address import ForwardedFor, TrustedProxies
@@ -20,6 +20,7 @@ from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.gate import Gate
 from arcpipe.ingest.http.router import WRITE
 from arcpipe.meters import NS, WAYS, Meters
+from arcpipe.units import MB
 from tests.support.edge import Edge
 from tests.support.http import request_bytes
 from tests.support.tokens import new_token
