@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from arcpipe.clock import steady_us
 from arcpipe.meters import Meters
+from arcpipe.names import MAX_DATABASE_BYTES
 
 LATENCY_BOUNDS_US: Final = (
     *(250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000),
@@ -36,8 +37,8 @@ MAX_ROUTES: Final = 48
 """Routes that requests are counted for, at most; the last one stands for unknown paths."""
 
 STATUSES: Final = (
-    *(b"200", b"202", b"204", b"304", b"400", b"401", b"403", b"404", b"405", b"408", b"413", b"414", b"415", b"417"),
-    *(b"429", b"431", b"500", b"503", b"507", b"other"),
+    *(b"200", b"202", b"204", b"304", b"400", b"401", b"403", b"404", b"405", b"408", b"411", b"413", b"414", b"415"),
+    *(b"417", b"429", b"431", b"500", b"503", b"507", b"other"),
 )
 """Statuses that answers are counted by; `other` is last."""
 
@@ -47,8 +48,9 @@ MAX_DATABASES: Final = 64
 # More than any block has fields. A block numbers its fields by `range(_FIELDS)`, so no count is kept by hand.
 _FIELDS: Final = 100
 
-_NAME_WORDS: Final = 8  # of 8 bytes: a database name has at most 64 bytes, a segment's name fewer
-DATABASE_WORDS: Final = _NAME_WORDS + 3  # the name, then the counters of `Usage`
+_NAME_WORDS: Final = 8  # of 8 bytes: the name of a segment, and most of what ends
+_DATABASE_NAME_WORDS: Final = MAX_DATABASE_BYTES // 8
+DATABASE_WORDS: Final = _DATABASE_NAME_WORDS + 3  # the name, then the counters of `Usage`
 
 
 class Usage(NamedTuple):
@@ -86,6 +88,7 @@ REFUSAL_CODES: Final = (
     "not_found",
     "method_not_allowed",
     "timeout",
+    "length_required",
     "body_too_large",
     "url_too_long",
     "header_too_large",
@@ -362,28 +365,28 @@ def pack_usage(databases: Mapping[str, Sequence[int]]) -> list[int]:
     """Pack requests, records and body bytes of at most MAX_DATABASES databases as words of a worker's block."""
     words: list[int] = []
     for name, values in databases.items():
-        words += pack_name(name).tolist()
+        words += pack_name(name, _DATABASE_NAME_WORDS).tolist()
         words += values
     return words
 
 
-def pack_name(name: str) -> memoryview:
+def pack_name(name: str, words: int = _NAME_WORDS) -> memoryview:
     """Pack a name as words of a block, such as `Node.UNRECOVERED_NAME`; one that is too long is cut."""
-    size = 8 * _NAME_WORDS
-    return memoryview(name.encode("ascii", "replace")[:size].ljust(size, b"\0")).cast("Q")
+    size = 8 * words
+    return memoryview(name.encode("utf-8", "replace")[:size].ljust(size, b"\0")).cast("Q")
 
 
-def unpack_name(block: memoryview, start: int) -> str:
-    """Return the name that `pack_name` packed."""
-    return block[start : start + _NAME_WORDS].tobytes().rstrip(b"\0").decode("ascii", "replace")
+def unpack_name(block: memoryview, start: int, words: int = _NAME_WORDS) -> str:
+    """Return the name that `pack_name` packed in this number of words."""
+    return block[start : start + words].tobytes().rstrip(b"\0").decode("utf-8", "replace")
 
 
 def unpack_usage(block: memoryview) -> Iterator[tuple[str, Usage]]:
     """Return the databases of a worker's block; the empty name stands for all that are not counted by name."""
     for start in range(Worker.DATABASES, Worker.SIZE, DATABASE_WORDS):
-        usage = Usage(*block[start + _NAME_WORDS : start + DATABASE_WORDS])
+        usage = Usage(*block[start + _DATABASE_NAME_WORDS : start + DATABASE_WORDS])
         if usage.requests:
-            yield unpack_name(block, start), usage
+            yield unpack_name(block, start, _DATABASE_NAME_WORDS), usage
 
 
 class Note(NamedTuple):

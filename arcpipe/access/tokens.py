@@ -30,6 +30,7 @@ from arcpipe import durable
 from arcpipe.config.settings import ClientLimits, PerSecond
 from arcpipe.disk import Disk
 from arcpipe.errors import ArcpipeError
+from arcpipe.names import DATABASE_RULE, is_database_name
 
 Scope = Literal["write", "read", "admin"]
 
@@ -71,7 +72,7 @@ class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     scopes: Annotated[tuple[Scope, ...], Meta(min_length=1)]
     created: Annotated[datetime, Meta(tz=True)]
     name: Annotated[str, Meta(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*\Z")] = ""
-    databases: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")], ...] = ()
+    databases: tuple[str, ...] = ()
     expires: Annotated[datetime, Meta(tz=True)] | None = None
     revoked: Annotated[datetime, Meta(tz=True)] | None = None
     # Limits for all holders together on a node: None is the limit in [limits.per_token], 0 is no limit.
@@ -88,6 +89,9 @@ class Token(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     def __post_init__(self) -> None:
         if bool(self.sha256) == bool(self.certificate):
             raise ValueError(f"token {self.id} needs one of sha256 and certificate, and not both")
+        for name in self.databases:
+            if not is_database_name(name):
+                raise ValueError(f"token {self.id} is for {name!r}, which is no database name; {DATABASE_RULE}")
 
     def state(self, now: datetime) -> Literal["active", "expired", "revoked"]:
         """Return the state of the token at a time."""

@@ -14,6 +14,7 @@ import typer
 from arcpipe.cli.options import config_option
 from arcpipe.cli.output import print_json, print_table
 from arcpipe.errors import ArcpipeError
+from arcpipe.names import DATABASE_RULE, is_database_name
 
 if TYPE_CHECKING:
     from arcpipe.access.tokens import Token
@@ -26,6 +27,7 @@ ConfigOption = Annotated[Path | None, config_option("Settings that name the toke
 _SCOPES: Final = ("write", "read", "admin")
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 _DEFAULT_LIMIT: Final = "0: no limit; default: limits.per_token"
+_COMMA: Final = re.compile(r"(?<!\\),")  # between two names; with a backslash before it, it is a part of one
 _EXPIRIES: Final = "90d, 12h, 30m, 4w, 2027-01-01, 2027-01-01T12:00:00Z or never"
 
 
@@ -39,7 +41,11 @@ _ScopeOption = Annotated[
 ]
 _DatabaseOption = Annotated[
     list[str] | None,
-    typer.Option("--database", metavar="NAME", help="Only this database; may be repeated. Default: all."),
+    typer.Option(
+        "--database",
+        metavar="NAME",
+        help=r"Only this database; may be repeated. \, is a comma in a name. Default: all.",
+    ),
 ]
 _CertificateOption = Annotated[
     str,
@@ -127,7 +133,7 @@ def list_tokens(
         {
             **row,
             "scopes": ",".join(row["scopes"]),
-            "databases": ",".join(row["databases"]) or "all",
+            "databases": ",".join(name.replace(",", "\\,") for name in row["databases"]) or "all",
             "expires": row["expires"] or "never",
             "limits": _shown_limits(row),
             "certificate": row["certificate"] or "",
@@ -205,12 +211,10 @@ def _checked_scopes(given: list[str]) -> list[str]:
 
 
 def _checked_databases(given: list[str]) -> list[str]:
-    names = [name.strip() for one in given for name in one.split(",")]
+    names = [name.replace("\\,", ",").strip() for one in given for name in _COMMA.split(one)]
     for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-            raise typer.BadParameter(
-                f"{name!r} is no database name; use 1 to 64 of A-Z a-z 0-9 _ -", param_hint="--database"
-            )
+        if not is_database_name(name):
+            raise typer.BadParameter(f"{name!r} is no database name; {DATABASE_RULE}", param_hint="--database")
     return list(dict.fromkeys(names))
 
 

@@ -152,6 +152,12 @@ class Limits(Struct, frozen=True, kw_only=True):
     per_address: ClientLimits = ClientLimits()
 
 
+class Ingest(Struct, frozen=True, kw_only=True):
+    """`[ingest]`: what is written of a body."""
+
+    accept_partial: bool = True
+
+
 class WAL(Struct, frozen=True, kw_only=True):
     """`[wal]`: the write-ahead log."""
 
@@ -290,6 +296,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     server: Server = Server()
     auth: Auth = Auth()
     limits: Limits = Limits()
+    ingest: Ingest = Ingest()
     wal: WAL = WAL()
     flush: Flush = Flush()
     parquet: Parquet = Parquet()

@@ -102,7 +102,7 @@ def build(
     admission = Admission(settings, counters.node)
     endpoints = WriteEndpoints if access_log is None else LoggedWrites
     usage = unpack_usage(counters.worker(slot))
-    writes = endpoints(admission, context.encoding, context.turns, commit, usage)
+    writes = endpoints(admission, context.encoding, context.turns, commit, usage, settings.ingest.accept_partial)
     ops = OpsEndpoints(settings, counters, admission, slot, lambda: paths)
     router, origins = _route(settings, writes, ops)
     paths = [path.decode("ascii") for path in router.routes]

@@ -20,7 +20,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
-from arcpipe.counters import LIMITED_BY, LIMITS, REFUSAL_CODES
+from arcpipe.counters import LIMITED_BY, LIMITS, REFUSAL_CODES, Usage
 from arcpipe.monitoring import health
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+_OTHER: Final = "_other"  # the label of all databases that are not counted by name
 # Versions of each format that a scraper may ask for; the output is valid in all of them.
 _WRITTEN: Final = {"application/openmetrics-text": ("1.0.0", "0.0.1"), "text/plain": ("0.0.4", "1.0.0")}
 
@@ -231,9 +232,14 @@ def _writes(snapshot: Snapshot) -> Iterator[Metric]:
     body_bytes = CounterMetricFamily(
         "arcpipe_body_bytes", "Bytes of accepted write bodies, decoded, by database.", labels=["database"]
     )
+    usages: dict[str, Usage] = {}
     for name, usage in sorted(snapshot.databases.items()):
-        records.add_metric([name or "_other"], usage.records)
-        body_bytes.add_metric([name or "_other"], usage.body_bytes)
+        label = name or _OTHER
+        before = usages.get(label, Usage(0, 0, 0))  # a database may have this name, and a series comes once
+        usages[label] = Usage(*(mine + more for mine, more in zip(before, usage, strict=True)))
+    for label, usage in usages.items():
+        records.add_metric([label], usage.records)
+        body_bytes.add_metric([label], usage.body_bytes)
     yield records
     yield body_bytes
     yield _histograms(

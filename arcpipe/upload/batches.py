@@ -26,7 +26,7 @@ from arcpipe.units import MB
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batch_folder import BatchFolder
 from arcpipe.upload.journal import Converted, Journal, Record, Uploaded
-from arcpipe.upload.keys import Layout
+from arcpipe.upload.keys import Hidden, Layout
 from arcpipe.upload.manifest import VERSION, Manifest, encode_manifest
 from arcpipe.upload.retry import is_full
 from arcpipe.upload.segments import keeps_original
@@ -127,8 +127,9 @@ class Batches:
         # The random part: two nodes with copies of one node.json may plan in the same second.
         batch_id = f"{self._node.node}-{started}-{number}-{secrets.token_hex(4)}"
         layout = self._layout if old is None else old.manifest.layout
+        hidden: Hidden = "._" if old is None else old.manifest.hidden
         replaces = "" if old is None else old.batch_id
-        manifest = Manifest(VERSION, batch_id, segments, self._store, layout, replaces)
+        manifest = Manifest(VERSION, batch_id, segments, self._store, layout, replaces, hidden)
         journal = Journal(self._directory.disk, self._folder.journal_path(batch_id), manifest, self._spares)
         return Batch(manifest, journal, os.path.join(self._directory.batches, f"{batch_id}.json"))
 

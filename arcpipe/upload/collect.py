@@ -25,7 +25,7 @@ from arcpipe.upload.budget import BUDGET, Budget
 from arcpipe.upload.collected_tables import CollectedTables
 from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters, OnDeadLetter
-from arcpipe.upload.keys import Layout
+from arcpipe.upload.keys import Hidden, Layout
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles
 from arcpipe.upload.parquet import OnFile
 from arcpipe.upload.parquet_file import FileSettings
@@ -73,6 +73,7 @@ class BatchTables:
         spool: str | os.PathLike[str],
         on_file: OnFile,
         on_dead_letter: OnDeadLetter,
+        hidden: Hidden = "._",
         careful: Collection[TableName] = (),
         open_files: OpenFiles = OPEN_FILES,
         budget: Budget = BUDGET,
@@ -81,6 +82,7 @@ class BatchTables:
 
         Args:
             spool: the directory for finished bytes that are too many for memory.
+            hidden: as in the batch's manifest.
             careful: the tables whose rows the Parquet writer refused in an earlier pass; unknown ones are ignored.
 
         Files depend on `careful`, `open_files` and `budget`: pass the same ones to get the same files.
@@ -93,7 +95,9 @@ class BatchTables:
         self._unreleased = 0  # bytes of payloads since the last release
         rules = registry.rules._replace(hive=layout == "hive", keep_nanoseconds=parquet.keep_nanoseconds)
         memory = SpoolMemory(spool)
-        files = FileSettings(batch_id, layout, parquet, memory, open_files, budget.huge_value_bytes, rules)
+        files = FileSettings(
+            batch_id, layout, parquet, memory, open_files, budget.huge_value_bytes, columns=rules, hidden=hidden
+        )
         self._letters = DeadLetters(on_dead_letter)
         self._jobs = ConversionJobs(files, budget, self._letters, on_file, threads)
         self._tables = CollectedTables(

@@ -1,6 +1,8 @@
 """Name the files of a batch: a database, a measurement and an hour become an object key.
 
-This module must not know Arrow or object stores.
+Names of clients become components of a path. Whatever the name, its component is ASCII without slashes, neither empty
+nor `.` nor `..`. It is the name itself where a path can have it, and `urllib.parse.unquote` gives the name again unless
+it was cut. Different names have different components. This module must not know Arrow or object stores.
 """
 
 from __future__ import annotations
@@ -12,24 +14,52 @@ from typing import Final, Literal, NamedTuple
 Layout = Literal["arc", "hive"]
 """Folders by date: `2026/11/28/18`, or `year=2026/month=11/day=28/hour=18`."""
 
+Hidden = Literal[".", "._"]
+"""First characters of names that are percent-encoded: pyarrow, Spark and Hive see no file below such a path.
+
+Batches that were begun by versions that left `_` as it is keep the keys that they have begun with.
+"""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
 _MAX_ENCODED: Final = 120  # characters: a file's name holds more, and file systems allow 255 bytes
+_MAX_DATABASE: Final = 240  # characters: its component holds nothing more
 
 
-def encode_name(name: str) -> str:
-    """Make a database or measurement name one path component: percent-encoded, at most 120 characters, never empty.
+def encode_name(name: str, hidden: Hidden = "._") -> str:
+    """Make a measurement's name one path component: percent-encoded, at most 120 characters, never empty.
 
-    A longer one is cut and ends in `~` and a hash of the whole name. Different names stay different.
+    A longer one is cut and ends in `~` and a hash of the whole name.
     """
-    raw = name.encode()
-    encoded = "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in raw)
-    if encoded.startswith("."):
-        encoded = "%2E" + encoded[1:]
+    encoded = _encode(name, hidden)
     if len(encoded) > _MAX_ENCODED:
-        return f"{encoded[:100]}~{hashlib.sha256(raw).hexdigest()[:16]}"
+        return f"{encoded[:100]}~{_hash(name)[:16]}"
+    return encoded
+
+
+def encode_database(name: str, hidden: Hidden = "._") -> str:
+    """Make a database's name one path component, as `encode_name`, of at most 240 characters.
+
+    The hash is whole, because databases keep clients apart: nobody can make two names of one component.
+    """
+    if hidden == ".":
+        return encode_name(name, hidden)
+    encoded = _encode(name, hidden)
+    if len(encoded) > _MAX_DATABASE:
+        return f"{encoded[:100]}~{_hash(name)}"
+    return encoded
+
+
+def _encode(name: str, hidden: Hidden) -> str:
+    encoded = "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in name.encode())
+    if encoded[:1] in hidden and encoded:
+        encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
     return encoded or "%"
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 class Partition(NamedTuple):
@@ -39,15 +69,15 @@ class Partition(NamedTuple):
     measurement: str
     hour_us: int
 
-    def key(self, layout: Layout, first_us: int, batch_id: str, number: int) -> str:
+    def key(self, layout: Layout, first_us: int, batch_id: str, number: int, hidden: Hidden = "._") -> str:
         """Name a batch's file `number` (from 0) of this partition, whose first row is of `first_us`."""
         hour, first = _EPOCH + timedelta(microseconds=self.hour_us), _EPOCH + timedelta(microseconds=first_us)
         parts = [f"{hour.year:04}", f"{hour.month:02}", f"{hour.day:02}", f"{hour.hour:02}"]
         if layout == "hive":
             parts = [f"{unit}={value}" for unit, value in zip(("year", "month", "day", "hour"), parts, strict=True)]
-        measurement = encode_name(self.measurement)
+        measurement = encode_name(self.measurement, hidden)
         # Not strftime, which takes as long as the rest of a small file's key and folder.
         day = f"{first.year:04}{first.month:02}{first.day:02}"
         moment = f"{day}T{first.hour:02}{first.minute:02}{first.second:02}{first.microsecond:06}"
         name = f"{measurement}_{moment}_{batch_id}_{number}.parquet"
-        return "/".join((encode_name(self.database), measurement, *parts, name))
+        return "/".join((encode_database(self.database, hidden), measurement, *parts, name))

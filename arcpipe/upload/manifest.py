@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from arcpipe.errors import UnknownVersion
-from arcpipe.upload.keys import Layout
+from arcpipe.upload.keys import Hidden, Layout
 from arcpipe.upload.table_schema import TableSchema
 from arcpipe.wal.checksum import checksum_holds, with_checksum
 
@@ -34,6 +34,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     store: str  # the store's URL when the batch was planned
     layout: Layout  # of the object keys, which must not change between two tries
     replaces: str = ""  # the batch id of an earlier plan, which this one makes void
+    hidden: Hidden = "."  # as `encode_name`; older manifests do not have it
     skip: list[str] = []  # folders of keys that earlier plans filled: their rows are in the store
 
 

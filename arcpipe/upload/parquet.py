@@ -177,7 +177,8 @@ class PartitionWriters:
     def _finish(self, hour_us: int) -> None:
         file = self._open[hour_us]
         partition = Partition(self.database, self.measurement, hour_us)
-        key = partition.key(self._settings.layout, file.first_us, self._settings.batch_id, self._numbers[hour_us])
+        settings = self._settings
+        key = partition.key(settings.layout, file.first_us, settings.batch_id, self._numbers[hour_us], settings.hidden)
         with _refusals():
             spool = file.finish()
         del self._open[hour_us]

@@ -17,7 +17,7 @@ from arcpipe.codec.columns import TIME
 from arcpipe.config.settings import Parquet
 from arcpipe.units import KB, MB
 from arcpipe.upload.file_schema import TIME_TYPE
-from arcpipe.upload.keys import Layout
+from arcpipe.upload.keys import Hidden, Layout
 from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, open_file_cost
 from arcpipe.upload.spool import Spool, SpoolMemory
 from arcpipe.upload.table_schema import ColumnRules
@@ -36,6 +36,7 @@ class FileSettings(NamedTuple):
     open_files: OpenFiles = OPEN_FILES
     huge_bytes: int = HUGE_BYTES
     columns: ColumnRules = ColumnRules()
+    hidden: Hidden = "._"
 
     @property
     def max_bytes(self) -> int:

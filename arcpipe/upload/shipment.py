@@ -24,7 +24,7 @@ from arcpipe.upload.context import Context
 from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, KeyRecord, MisfitEntry, Part
 from arcpipe.upload.journal_writer import JournalWriter
-from arcpipe.upload.keys import encode_name
+from arcpipe.upload.keys import encode_database
 from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.puts import Put, Puts
@@ -131,6 +131,7 @@ class Shipment:
             registry,
             threads=context.settings.uploader.threads,
             spool=context.directory.spool,
+            hidden=self._batch.manifest.hidden,
             on_file=self._take_file,
             on_dead_letter=self._take_dead_letter,
         )
@@ -181,7 +182,7 @@ class Shipment:
         assert isinstance(letter.origin, Origin)
         segment, offset = letter.origin
         stem = segment.partition(".")[0]
-        database = encode_name(letter.database or "unknown")
+        database = encode_database(letter.database or "unknown", self._batch.manifest.hidden)
         # The batch id, because another node may have a segment of the same name.
         key = f"{DEAD_LETTER_PREFIX}/{database}/{stem}_{self._batch.batch_id}_{offset}-{letter.part}.msgpack"
         if key.rpartition("/")[0] in self._skip:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.http import Client, pack, request_bytes
 from tests.support.lake import lake_rows
@@ -77,6 +79,7 @@ MALFORMED: dict[str, bytes] = {
         b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: identity\r\n", body=b"0\r\n\r\n"
     ),
     "xchunked": post(b"Transfer-Encoding: xchunked\r\n", body=b"0\r\n\r\n"),
+    "chunked before a tab": post(b"Transfer-Encoding: chunked\t\r\n", body=b"0\r\n\r\n"),
     "chunked in quotes": post(b"Transfer-Encoding: 'chunked'\r\n", body=b"0\r\n\r\n"),
     "chunked with a parameter": post(b"Transfer-Encoding: chunked;q=1\r\n", body=b"0\r\n\r\n"),
     "chunked behind a comma": post(b"Transfer-Encoding: ,chunked\r\n", body=b"0\r\n\r\n"),
@@ -128,6 +131,9 @@ MALFORMED: dict[str, bytes] = {
     "two hosts": b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
     "the same host twice": b"GET /health HTTP/1.1\r\nHost: x\r\nhost: x\r\n\r\n",
     "two hosts in HTTP/1.0": b"GET /health HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n",
+    "host with a scheme and a path": b"GET /health HTTP/1.1\r\nHost: http://x/\r\n\r\n",
+    "host with two schemes": b"GET /health HTTP/1.1\r\nHost: http://http://x\r\n\r\n",
+    "host with another scheme": b"GET /health HTTP/1.1\r\nHost: ftp://x\r\n\r\n",
     "host with a path": b"GET /health HTTP/1.1\r\nHost: x/y\r\n\r\n",
     "host with a blank": b"GET /health HTTP/1.1\r\nHost: x y\r\n\r\n",
     "host with a user": b"GET /health HTTP/1.1\r\nHost: user@x\r\n\r\n",
@@ -187,16 +193,76 @@ GOOD: dict[str, bytes] = {
     "bytes beyond ASCII in a value": post(b"A: \xff\xfe\r\n", LENGTH, body=BODY),
     "empty host": post(LENGTH, body=BODY).replace(b"Host: x", b"Host:"),
     "host with a port": post(LENGTH, body=BODY).replace(b"Host: x", b"Host: ingest.example:8000"),
+    "host with a scheme": post(LENGTH, body=BODY).replace(b"Host: x", b"Host: http://ingest.example:8000"),
+    "host with a scheme in capitals": post(LENGTH, body=BODY).replace(b"Host: x", b"Host: HTTPS://[::1]"),
     "IPv6 host": post(LENGTH, body=BODY).replace(b"Host: x", b"Host: [::1]:8000"),
     "keep-alive by name": post(b"Connection: keep-alive\r\n", LENGTH, body=BODY),
     "whole URL": post(LENGTH, body=BODY).replace(b"/write", b"http://other.example/write"),
 }
 
 
+for _name, _blanks in {"a blank": b" ", "a tab": b"\t", "blanks and tabs": b" \t \t"}.items():
+    for _header, _line in {"host": b"Host: x", "length": LENGTH.strip(), "database": b"x-arc-database: a"}.items():
+        _head = post(LENGTH, b"x-arc-database: a\r\n", body=BODY)
+        GOOD[f"{_name} behind the {_header}"] = _head.replace(_line + b"\r\n", _line + _blanks + b"\r\n")
+GOOD["a blank behind the coding"] = chunked(CHUNK + b"0\r\n\r\n").replace(b"chunked", b"chunked ")
+
+
 @pytest.mark.parametrize("case", GOOD)
 def test_what_is_unusual_but_good_is_taken_and_the_connection_goes_on(client: Client, case: str) -> None:
     client.send(GOOD[case] * 3 + request_bytes("GET", "/ping"))
     assert [client.receive().status for _ in range(4)] == [202, 202, 202, 204]
+
+
+@given(blanks=st.text(" \t", max_size=5).map(str.encode), before=st.text(" \t", max_size=3).map(str.encode))
+def test_blanks_around_a_value_are_no_part_of_it(server: Server, blanks: bytes, before: bytes) -> None:
+    """RFC 9112 §5.1, the first time and when the head is known."""
+    headers = [b"Host:%bx%b", b"Content-Length:%b0%b", b"x-arc-database:%b/%b", b"X-Request-Id:%bmine%b"]
+    message = b"\r\n".join([b"POST /write HTTP/1.1", *(line % (before, blanks) for line in headers), b"", b""])
+    with server.client() as client:
+        client.send(message * 4)
+        answers = [client.receive() for _ in range(4)]
+    assert {answer.status for answer in answers} == {400}
+    assert {answer.reason.partition(";")[0] for answer in answers} == {
+        "header 'x-arc-database': '/' is no database name"
+    }
+    assert {answer.headers["x-request-id"] for answer in answers} == {"mine"}
+
+
+# Writes without a length
+
+
+@pytest.mark.parametrize("path", [V2, "/api/v1/write/msgpack", "/write?db=a", "/api/v2/write", "/api/v3/write_lp"])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_write_without_a_length_is_411(client: Client, path: str, version: bytes) -> None:
+    client.send(b"POST %b HTTP/%b\r\nHost: x\r\n\r\n" % (path.encode(), version) + SMUGGLED)
+    response = client.receive()
+    assert (response.status, response.headers["connection"]) == (411, "close")
+    assert response.json()["code"] == "length_required"
+    assert response.json()["error"].endswith("nothing was written")
+    client.assert_closed()
+
+
+@pytest.mark.parametrize("connection", [b"", b"Connection: close\r\n", b"Connection: keep-alive\r\n"])
+def test_a_body_without_a_length_is_not_lost_silently(client: Client, connection: bytes) -> None:
+    client.send(b"POST /write?db=nocl HTTP/1.0\r\n%b\r\nm v=1 1790000000000000000\n" % connection)
+    assert client.receive().status == 411
+    client.assert_closed()
+
+
+def test_a_length_of_zero_is_the_probe_of_a_client(client: Client) -> None:
+    for path, status in (("/write", 204), ("/api/v2/write", 400), ("/api/v3/write_lp", 400), (V2, 400)):
+        client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" % path.encode())
+        assert client.receive().status == status
+        client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" % path.encode())
+        assert client.receive().status == status
+
+
+def test_other_requests_need_no_length(client: Client) -> None:
+    client.send(b"POST /query?q=CREATE%20DATABASE%20a HTTP/1.1\r\nHost: x\r\n\r\n" + request_bytes("GET", "/ping"))
+    assert [client.receive().status for _ in range(2)] == [200, 204]
+    client.send(b"GET /write HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert client.receive().status == 405
 
 
 def test_good_requests_before_a_malformed_one_are_answered_first(client: Client) -> None:

@@ -115,7 +115,7 @@ def test_influxdb_1_is_told_of_a_partial_write(server: Server, database: str) ->
             client.write(["m v=1", "bad"], {"db": database}, protocol="line")
         assert caught.value.code == 400
         with pytest.raises(InfluxDBClientError, match="is no database name"):
-            client.write(["m v=1"], {"db": "a b"}, protocol="line")
+            client.write(["m v=1"], {"db": "a/b"}, protocol="line")
     assert [row["v"] for row in server.wait_for_rows(1, database)] == [1.0]
 
 
@@ -130,6 +130,33 @@ def client2(request: pytest.FixtureRequest, server: Server) -> Iterator[InfluxDB
 
 def point2() -> Point:
     return Point.from_dict({"measurement": "cpu", "tags": TAGS, "time": TIME, "fields": FIELDS}, WritePrecision.US)
+
+
+def test_home_assistant_writes_to_its_default_bucket(client2: InfluxDBClient2, server: Server, database: str) -> None:
+    """Its integration tries an empty body first, and takes a 400 for a server that works."""
+    with client2.write_api(SYNCHRONOUS) as api:
+        with pytest.raises(ApiException) as tried:
+            api.write("Home Assistant", record=b"")
+        assert tried.value.status == 400
+        tags = {"domain": "sensor", "entity_id": database, "friendly_name": "Küche, Temperatur"}
+        sent = {
+            "measurement": f"°C {database}",
+            "tags": tags,
+            "time": TIME,
+            "fields": {"value": 21.5, "state_str": 'ok \\ "gut"'},
+        }
+        api.write("Home Assistant", record=sent, write_precision=WritePrecision.US)
+    (row,) = server.wait_for_rows(1, "Home%20Assistant", f"%C2%B0C%20{database}")
+    assert row == {"time": TIME_US, **tags, "value": 21.5, "state_str": 'ok \\ "gut"'}
+
+
+def test_influxdb_2_finds_its_bucket_and_organization(client2: InfluxDBClient2) -> None:
+    bucket = client2.buckets_api().find_bucket_by_name("Home Assistant")
+    assert (bucket.name, bucket.retention_rules) == ("Home Assistant", [])
+    assert [each.name for each in client2.buckets_api().find_buckets_iter(name="a", limit=1)] == ["a"]
+    (organization,) = client2.organizations_api().find_organizations(org="me")
+    assert (organization.name, len(organization.id)) == ("me", 16)
+    assert client2.buckets_api().find_buckets(name="a", org="me").buckets[0].org_id == organization.id
 
 
 def test_influxdb_2_writes_at_once(client2: InfluxDBClient2, server: Server, database: str) -> None:
@@ -174,7 +201,7 @@ def test_influxdb_2_is_told_of_a_partial_write(server: Server, database: str) ->
         with pytest.raises(ApiException) as partial:
             api.write(database, record="m v=1\nbad")
         with pytest.raises(ApiException) as bad_name:
-            api.write("a b", record="m v=1")
+            api.write("..", record="m v=1")
     assert partial.value.status == bad_name.value.status == 400
     assert partial.value.message.startswith("partial write: unable to parse 'bad': ")
     assert "is no database name" in bad_name.value.message
@@ -218,7 +245,7 @@ def test_influxdb_3_is_told_each_line_of_a_partial_write(server: Server, databas
         with pytest.raises(InfluxDBPartialWriteError) as whole:
             client.write("m v=3\nbad", accept_partial=False)
         with pytest.raises(InfluxDBError, match="is no database name"):
-            client.write("m v=3", database="a b")
+            client.write("m v=3", database="a/b")
         assert client.get_server_version() == "1.8.10"
     assert [(line.line_number, line.original_line) for line in partial.value.line_errors] == [(2, "bad"), (4, "m v=")]
     assert [(line.line_number, line.original_line) for line in whole.value.line_errors] == [(2, "bad")]
@@ -280,7 +307,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     directory = tmp_path_factory.mktemp("guarded")
     tokens = {"auth_enabled": True, "auth_tokens_file": directory / "tokens.toml"}
     created = subprocess.run(
-        [*COMMAND, "token", "create", "--scope", "write", "--database", "ours", "--json"],
+        [*COMMAND, "token", "create", "--scope", "write", "--database", "ours,our home", "--json"],
         env=environment(**tokens),
         capture_output=True,
         check=True,
@@ -303,6 +330,25 @@ def test_tokens_are_taken_where_each_client_puts_them(guarded: tuple[Server, str
             client3.write("m v=3i")
     assert curl(f"{server.url}/write?db=ours&u=me&p={token}", "--data-binary", "m v=4i") == ("", 204)
     assert sorted(row["v"] for row in server.wait_for_rows(5, "ours")) == [1, 2, 3, 3, 4]
+
+
+def test_the_buckets_of_a_token_are_those_that_it_may_write(guarded: tuple[Server, str]) -> None:
+    server, token = guarded
+    with InfluxDBClient2(server.url, token, org="me") as client:
+        buckets = client.buckets_api()
+        assert [bucket.name for bucket in buckets.find_buckets().buckets] == ["our home", "ours"]
+        assert buckets.find_bucket_by_name("our home").name == "our home"
+        with pytest.raises(ApiException) as refused:
+            buckets.find_bucket_by_name("theirs")
+        assert refused.value.status == 403
+        with client.write_api(SYNCHRONOUS) as api:
+            api.write("our home", record="m v=1")
+            with pytest.raises(ApiException, match="this token is not for the database 'our'"):
+                api.write("our", record="m v=1")
+    assert len(server.wait_for_rows(1, "our%20home")) == 1
+    with InfluxDBClient2(server.url, "wrong", org="me") as client, pytest.raises(ApiException) as unknown:
+        client.organizations_api().find_organizations()
+    assert unknown.value.status == 401
 
 
 def test_clients_without_the_right_token_are_told_so(guarded: tuple[Server, str]) -> None:

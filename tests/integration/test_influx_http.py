@@ -10,6 +10,7 @@ import re
 import select
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from arcpipe import __version__
+from arcpipe.names import DATABASE_RULE
 from tests.support.http import Client, Response, pack, request_bytes
 from tests.support.lake import lake_files, lake_rows, lake_types
 from tests.support.server import Server
@@ -250,11 +252,29 @@ def test_the_header_wins_and_without_any_name_it_is_default(server: Server, data
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["", "a b", "a.b", "a\nb", "é", "x" * 65, "../etc", "/autogen"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a\nb", "a\x7fb", "é" * 65, "../etc", "/autogen"])
 def test_a_name_that_no_database_may_have_is_400(server: Server, path: str, name: str) -> None:
     reason = refused(write(server, path, name, GOOD))
-    assert reason.endswith("is no database name; use 1 to 64 of A-Z a-z 0-9 _ -")
+    assert reason.endswith(f"is no database name; {DATABASE_RULE}")
     assert reason.startswith(f"query parameter '{'bucket' if path == V2 else 'db'}': ")
+
+
+def test_a_database_in_a_header_is_utf_8(server: Server) -> None:
+    with server.client() as client:
+        for value, status in (("Küche".encode(), 204), ("Küche".encode("latin-1"), 400)):
+            head = b"POST /write HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nx-arc-database: %b\r\n\r\n"
+            client.send(head % (len(GOOD), value) + GOOD)
+            response = client.receive()
+            assert response.status == status
+    assert refused(response) == r"header 'x-arc-database': 'K\xfcche' is not UTF-8"
+    assert len(server.wait_for_rows(1, "K%C3%BCche")) == 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_name_with_blanks_is_a_database(server: Server, database: str, path: str) -> None:
+    retention = "/autogen" if path == V2 else ""
+    assert write(server, path, f"{database} Living Room{retention}", GOOD).status == 204
+    assert len(server.wait_for_rows(1, f"{database}%20Living%20Room")) == 1
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -512,14 +532,15 @@ def test_create_database_succeeds(server: Server, text: str) -> None:
 
 
 def test_several_statements_have_a_result_each(server: Server) -> None:
-    for response in ask(server, 'CREATE DATABASE a; SHOW DATABASES;CREATE DATABASE "b c"'):
-        first, second, third = response.json()["results"]
+    for response in ask(server, 'CREATE DATABASE a; SHOW DATABASES;CREATE DATABASE "b/c";CREATE DATABASE "b c"'):
+        first, second, third, fourth = response.json()["results"]
         assert first == {"statement_id": 0}
         assert second == {"statement_id": 1, "series": [{"name": "databases", "columns": ["name"]}]}
         assert third == {
             "statement_id": 2,
-            "error": "CREATE DATABASE: 'b c' is no database name; use 1 to 64 of A-Z a-z 0-9 _ -",
+            "error": f"CREATE DATABASE: 'b/c' is no database name; {DATABASE_RULE}",
         }
+        assert fourth == {"statement_id": 3}
 
 
 @pytest.mark.parametrize(
@@ -583,6 +604,68 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
         wait_until(is_full, "a full backlog")
         yield server
+
+
+# As clients of InfluxDB 2 ask before they write
+
+
+def test_the_bucket_that_is_asked_for_is_there(server: Server) -> None:
+    response = server.get("/api/v2/buckets?name=Home+Assistant&org=me&limit=10")
+    assert (response.status, response.headers["x-influxdb-version"]) == (200, "1.8.10")
+    (bucket,) = response.json()["buckets"]
+    (organization,) = server.get("/api/v2/orgs?org=me").json()["orgs"]
+    assert (bucket["name"], bucket["retentionRules"], bucket["type"]) == ("Home Assistant", [], "user")
+    assert re.fullmatch("[0-9a-f]{16}", bucket["id"])
+    assert (organization["name"], organization["id"]) == ("me", bucket["orgID"])
+    assert server.post(bucket["links"]["write"], b"asked v=1").status == 204
+    assert len(server.wait_for_rows(1, "Home%20Assistant", "asked")) == 1
+
+
+def test_what_is_asked_for_by_id_has_this_id(server: Server) -> None:
+    """A write takes the id for a name, too."""
+    given = "0123456789abcdef"
+    (bucket,) = server.get(f"/api/v2/buckets?id={given}&orgID=fedcba9876543210").json()["buckets"]
+    assert (bucket["id"], bucket["name"], bucket["orgID"]) == (given, given, "fedcba9876543210")
+    (organization,) = server.get(f"/api/v2/orgs?orgID={given}").json()["orgs"]
+    assert (organization["id"], organization["name"]) == (given, given)
+    assert server.get("/api/v2/orgs").json()["orgs"][0]["name"] == "arcpipe"
+
+
+def test_a_list_of_all_buckets_is_empty(server: Server) -> None:
+    """Only the store knows them."""
+    assert server.get("/api/v2/buckets").json() == {"links": {"self": "/api/v2/buckets"}, "buckets": []}
+
+
+@pytest.mark.parametrize("query", ["offset=1", "limit=0", "offset=1&limit=1", "after={id}", "after=unknown"])
+def test_a_further_page_of_buckets_is_empty(server: Server, query: str) -> None:
+    """Clients ask until a page is not full."""
+    (bucket,) = server.get("/api/v2/buckets?name=a&limit=1").json()["buckets"]
+    assert server.get(f"/api/v2/buckets?name=a&{query.format(id=bucket['id'])}").json()["buckets"] == []
+    (organization,) = server.get("/api/v2/orgs?org=a&limit=1").json()["orgs"]
+    assert server.get(f"/api/v2/orgs?org=a&{query.format(id=organization['id'])}").json()["orgs"] == []
+
+
+@pytest.mark.parametrize("query", ["name=..", "name=%ff", "name=a&name=b", "name=a&limit=x", "offset=-1", "offset=1e9"])
+def test_a_question_that_makes_no_sense_is_400(server: Server, query: str) -> None:
+    response = server.get(f"/api/v2/buckets?{query}")
+    assert (response.status, response.json()["code"]) == (400, "invalid")
+    assert response.json()["message"] == response.json()["error"]
+
+
+# Bodies with good and bad lines, by the setting
+
+
+def test_the_setting_says_whether_good_lines_are_written(tmp_path: Path) -> None:
+    with Server(tmp_path, server_workers=1, ingest_accept_partial=False) as server:
+        for path in PATHS:
+            assert write(server, path, "whole", MIXED).status == 400
+            assert write(server, path, "asked", MIXED, accept_partial="true").status == 400
+        reason = refused(write(server, V1, "whole", MIXED))
+        assert reason.startswith("unable to parse ")
+        assert write(server, V1, "whole", GOOD).status == 204
+        assert len(server.wait_for_rows(1, "whole")) == 1
+        expected = len(PATHS) * 3
+        assert len(server.wait_for_rows(expected, "asked")) == expected
 
 
 # As Telegraf does it

@@ -246,10 +246,10 @@ BAD_DATABASES = {
     "empty": "",
     "slash": "a/b",
     "dots": "..",
-    "blank": "a b",
-    "too long": "d" * 65,
-    "umlaut": "dät",
-    "percent": "a%2Fb",
+    "dot": ".",
+    "too long": "d" * 129,
+    "too many bytes": "ä" * 65,
+    "control character": "a\x85b",
 }
 
 
@@ -269,7 +269,7 @@ def test_a_bad_database_name_is_400_and_says_where_it_stood(server: Server, case
     assert response.reason.startswith("header 'x-arc-database': ")
 
 
-@pytest.mark.parametrize("query", ["db=a/b", "db=", "bucket=a%20b", "bucket=%2Fb", "db=a&db=b", "db=a&db=a", "db=%ff"])
+@pytest.mark.parametrize("query", ["db=a/b", "db=", "bucket=..", "bucket=%2Fb", "db=a&db=b", "db=a&db=a", "db=%ff"])
 def test_a_bad_database_in_the_query_is_400(server: Server, query: str) -> None:
     response = server.post(f"{V2}?{query}", BODY)
     assert (response.status, response.json()["code"]) == (400, "bad_request")
@@ -277,10 +277,12 @@ def test_a_bad_database_in_the_query_is_400(server: Server, query: str) -> None:
 
 
 def test_a_database_header_given_twice_is_400(client: Client) -> None:
+    """A name may have a comma, so its values are not joined by one."""
     twice = write_request().replace(b"\r\n\r\n", b"\r\nx-arc-database: one\r\nX-Arc-Database: two\r\n\r\n", 1)
-    client.send(twice)
-    response = client.receive()
-    assert (response.status, response.reason[:25]) == (400, "header 'x-arc-database': ")
+    for _ in range(3):
+        client.send(twice)
+        response = client.receive()
+        assert (response.status, response.reason[:35]) == (400, "header 'x-arc-database': 'one//two'")
 
 
 def test_a_refused_body_leaves_the_connection_usable(client: Client) -> None:

@@ -109,7 +109,9 @@ def ids_left(wal: Path) -> set[int]:
     return found
 
 
-def fill(wal: Path, slot: int, ids: Iterable[int], *, rows: int = 4, measurements: int = 2) -> None:
+def fill(
+    wal: Path, slot: int, ids: Iterable[int], *, rows: int = 4, measurements: int = 2, database: str = "db"
+) -> None:
     """One sealed segment of a slot, with entries of some measurements and two hours."""
     writer = WALWriter(str(wal), slot, WALOptions())
     ids = list(ids)
@@ -118,7 +120,7 @@ def fill(wal: Path, slot: int, ids: Iterable[int], *, rows: int = 4, measurement
         mine = ids[start : start + rows]
         columns = {"time": [NEW_YEAR + number // 2 % 2 * 3600 + at for at in range(len(mine))], "id": mine}
         body = msgspec.msgpack.encode({"m": f"m{number % measurements}", "columns": columns})
-        group.add(envelope_prefix(KIND_COLUMNAR, "db"), body, len(mine), writer.next_timestamp())
+        group.add(envelope_prefix(KIND_COLUMNAR, database), body, len(mine), writer.next_timestamp())
         writer.commit(group)
     writer.close()
 

@@ -77,7 +77,7 @@ def test_quantiles_lie_within_their_bucket_as_prometheus_has_them() -> None:
 
 def test_usage_by_database_comes_back_as_it_was() -> None:
     block = Counters(1).worker(1)
-    usage = {f"{'d' * 60}{number}": [number + 1, 2, 3] for number in range(MAX_DATABASES - 1)} | {"": [9, 9, 9]}
+    usage = {f"{'ü' * 60}{number:08}": [number + 1, 2, 3] for number in range(MAX_DATABASES - 1)} | {"": [9, 9, 9]}
     words = pack_usage(usage)
     block[Worker.DATABASES : Worker.DATABASES + len(words)] = memoryview(bytearray(8 * len(words))).cast("Q")
     for offset, word in enumerate(words):

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from arcpipe.codec.line_protocol.body import Lines, encode
 from arcpipe.codec.line_protocol.grammar import UNITS, Escapes, Unit
 from arcpipe.errors import BadPayload
+from arcpipe.ingest.endpoints.influx_lists import find_buckets, find_organizations
 from arcpipe.ingest.endpoints.write import Target, WriteEndpoints, check_database
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Check
@@ -70,6 +71,8 @@ class InfluxEndpoints:
             ("POST", "/api/v2/write"): self._write(V2),
             ("POST", "/api/v3/write_lp"): self._write(V3),
             ("POST", "/api/v1/write/line-protocol"): self._write(V1),
+            ("GET", "/api/v2/buckets"): (find_buckets, WRITE),
+            ("GET", "/api/v2/orgs"): (find_organizations, WRITE),
             ("GET", "/ping"): (ping, OPEN),
             ("GET", "/query"): (query, WRITE),
             ("POST", "/query"): (query, WRITE),

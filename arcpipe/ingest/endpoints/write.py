@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Final, NamedTuple, TypeVar
@@ -18,9 +17,10 @@ from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
 from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Background, Check, ClientGone
-from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
+from arcpipe.ingest.http.exchange import DATABASE, NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge
 from arcpipe.ingest.http.turns import TooLong, Turns
+from arcpipe.names import DATABASE_RULE, is_database_name
 from arcpipe.units import KB
 from arcpipe.wal.format import MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
 from arcpipe.wal.group_commit import Commit
@@ -28,7 +28,6 @@ from arcpipe.wal.group_commit import Commit
 T = TypeVar("T")
 
 DEFAULT_DATABASE: Final = "default"
-_DATABASE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 # Bytes of an encoded body. Encoding may enlarge a body, and readers of the WAL refuse entries above MAX_PAYLOAD_BYTES.
 _MAX_ENCODED_BYTES: Final = MAX_PAYLOAD_BYTES - 4 * KB
@@ -78,13 +77,15 @@ class Target(NamedTuple):
 class Targets:
     """Targets by the bytes of query and database header, which clients repeat with each request."""
 
-    def __init__(self, precision: str | None) -> None:
+    def __init__(self, precision: str | None, accept_partial: bool = True) -> None:
         """Read database and precision from requests of one kind of path.
 
         Args:
             precision: the envelope's word where the query names none; None reads it from the size of a number.
+            accept_partial: of a target where the query says nothing.
         """
         self._precision = precision
+        self._accept_partial = "true" if accept_partial else "false"
         self._clock: Mapping[str, int] = {}
         self._known: dict[tuple[bytes, bytes | None], Target] = {}
 
@@ -100,7 +101,7 @@ class Targets:
             BadPayload: the query is wrong; the text names the parameter.
             NotAllowed: the sender's token is not for the database.
         """
-        key = (exchange.query, exchange.headers.get(b"x-arc-database"))
+        key = (exchange.query, exchange.headers.get(DATABASE))
         known = self._known.get(key)
         target = known or self._read(exchange, key)
         if exchange.databases is not None and target.database not in exchange.databases:
@@ -120,7 +121,7 @@ class Targets:
             if word not in PRECISIONS:
                 raise BadPayload(f"query parameter 'precision': {_shown(word)} is not one of {', '.join(PRECISIONS)}")
             precision = PRECISIONS[word]
-        partial = parameters.get("accept_partial", "true").lower()
+        partial = parameters.get("accept_partial", self._accept_partial).lower()
         if partial not in ("true", "false"):
             raise BadPayload(f"query parameter 'accept_partial': {_shown(partial)} is neither true nor false")
         meta = {**({} if precision is None else {"precision": precision}), **self._clock}
@@ -142,16 +143,19 @@ class WriteEndpoints:
         turns: Turns,
         commit: Commit,
         usage: Iterable[tuple[str, Sequence[int]]] = (),
+        accept_partial: bool = True,
     ) -> None:
         """Commit through one group commit.
 
         Args:
             usage: by database, as earlier processes of the slot have counted it.
+            accept_partial: whether good lines are written if others are bad, where a request says nothing.
         """
         self._admission = admission
         self._encoding = encoding
         self._turns = turns
         self._commit = commit
+        self._accept_partial = accept_partial
         self._clock: Mapping[str, int] = {}  # as envelopes tell it
         self.accepted = 0
         self.refused = 0
@@ -235,7 +239,7 @@ class WriteEndpoints:
         return judge
 
     def _targets_of(self, precision: str | None) -> Targets:
-        return self._targets.setdefault(precision, Targets(precision))
+        return self._targets.setdefault(precision, Targets(precision, self._accept_partial))
 
     def follow_clock(self) -> None:
         """Note in entries while the clock is behind their timestamps. Call it a few times a second."""
@@ -359,8 +363,8 @@ def check_database(name: str, where: str) -> str:
     Raises:
         BadPayload: it is not valid.
     """
-    if _DATABASE.match(name) is None:
-        raise BadPayload(f"{where}: {_shown(name)} is no database name; use 1 to 64 of A-Z a-z 0-9 _ -")
+    if not is_database_name(name):
+        raise BadPayload(f"{where}: {_shown(name)} is no database name; {DATABASE_RULE}")
     return name
 
 
@@ -378,7 +382,10 @@ def write_failure(error: OSError) -> bytes:
 
 def _database(parameters: dict[str, str], header: bytes | None) -> str:
     if header is not None:
-        return check_database(header.decode("utf-8", "replace"), "header 'x-arc-database'")
+        try:
+            return check_database(header.decode(), "header 'x-arc-database'")
+        except UnicodeDecodeError:
+            raise BadPayload(f"header 'x-arc-database': {ascii(header[:80])[1:]} is not UTF-8") from None
     if "db" in parameters:
         return check_database(parameters["db"], "query parameter 'db'")
     if "bucket" in parameters:

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -145,6 +146,6 @@ def _combined(line: Line) -> bytes:
         f"{line.client} - {line.token or '-'} [{line.time}] "
         f'"{line.method} {line.path.translate(_QUOTED)} HTTP/1.1" {line.status} {line.answer_bytes} '
         f'"{line.referer.translate(_QUOTED)}" "{line.agent.translate(_QUOTED)}" '
-        f"id={line.request_id} db={line.database or '-'} records={line.records} bytes={line.bytes} "
+        f"id={line.request_id} db={quote(line.database or '-', safe='')} records={line.records} bytes={line.bytes} "
         f"queue_ms={line.queue_ms} commit_ms={line.commit_ms} total_ms={line.total_ms} worker={line.worker}\n"
     ).encode("utf-8", "backslashreplace")

@@ -12,6 +12,9 @@ from arcpipe.ingest.http import responses
 if TYPE_CHECKING:
     from arcpipe.access.tls import Certificate
 
+DATABASE: Final = b"x-arc-database"
+"""The header that names the database of a write."""
+
 # Of connections and requests without headers.
 NO_HEADERS: Final[dict[bytes, bytes]] = {}
 

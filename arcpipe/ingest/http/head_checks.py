@@ -20,8 +20,8 @@ LINE_SIGNS: Final = 4
 # Digits of a Content-Length, at most. No body is that large, and Python itself refuses to read thousands of digits.
 LENGTH_DIGITS: Final = 19
 # A Host field (RFC 9110 §7.2) in the characters of names and addresses. One that was sent twice does not match, because
-# its values are joined with a comma.
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-fv:.]+\])(?::[0-9]*)?\Z")
+# its values are joined with a comma. Some clients put the scheme of their URL before it.
+_HOST: Final = re.compile(rb"(?:(?i:https?)://)?(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-fv:.]+\])(?::[0-9]*)?\Z")
 # Valid values of Host that one worker remembers, so that each is matched once: clients use few.
 _HOSTS_KEPT: Final = 1024
 
@@ -101,6 +101,11 @@ def check_host(headers: dict[bytes, bytes], is_http_1_0: bool, known: set[bytes]
         known.add(host)
 
 
+def authority_of(host: bytes) -> bytes:
+    """Return a valid Host field without the scheme that some clients put before it."""
+    return host.rpartition(b"://")[2]
+
+
 def check_transfer_encoding(coding: bytes, is_http_1_0: bool) -> None:
     """Check the Transfer-Encoding.
 
@@ -112,6 +117,11 @@ def check_transfer_encoding(coding: bytes, is_http_1_0: bool) -> None:
 
 
 NO_LENGTH: Final = malformed(f"Content-Length has more than {LENGTH_DIGITS} digits")
+LENGTH_REQUIRED: Final = responses.error(
+    411,
+    "length_required",
+    "a write needs Content-Length, or in HTTP/1.1 Transfer-Encoding: chunked; nothing was written",
+)
 
 
 def path_of_url(target: bytes) -> bytes:

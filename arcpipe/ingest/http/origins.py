@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from arcpipe.ingest.http import responses
+from arcpipe.ingest.http.head_checks import authority_of
 from arcpipe.ingest.http.router import OPEN, WRITE, Fields, Handler, Table
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Sites:
         # The only credentials that a browser adds by itself are a remembered user name and password.
         if self._has_tokens and not headers.get(b"authorization", b"").lower().startswith(b"basic"):
             return None
-        return None if self._knows(headers.get(b"host", b"")) else _FOREIGN_HOST
+        return None if self._knows(authority_of(headers.get(b"host", b""))) else _FOREIGN_HOST
 
     def _knows(self, host: bytes) -> bool:
         """Return whether no attacker can have made this host lead here, which is possible with names, not addresses."""
@@ -155,7 +156,8 @@ def is_foreign(headers: dict[bytes, bytes]) -> bool:
         return False
     scheme, _, authority = origin.lower().partition(b"://")
     port = _DEFAULT_PORTS.get(scheme, b"")
-    return authority.removesuffix(port) != headers.get(b"host", b"").lower().removesuffix(port) or not authority
+    host = authority_of(headers.get(b"host", b""))
+    return authority.removesuffix(port) != host.lower().removesuffix(port) or not authority
 
 
 def protect(table: Table, settings: Settings) -> tuple[dict[tuple[str, str], Fields], Origins | None]:

@@ -16,7 +16,7 @@ from arcpipe.codec.content_encoding import ACCEPTED, coding_of
 from arcpipe.errors import UnsupportedEncoding
 from arcpipe.ingest.http import head_checks, responses
 from arcpipe.ingest.http.bodies import JOINED_BYTES, Pieces, add_piece, join_apart
-from arcpipe.ingest.http.exchange import NO_HEADERS
+from arcpipe.ingest.http.exchange import DATABASE, NO_HEADERS
 from arcpipe.ingest.http.flow_control import PIPELINE_FULL, SMALL_BODY_BYTES
 from arcpipe.ingest.http.head_cache import Head
 from arcpipe.ingest.http.head_checks import LENGTH_DIGITS, LINE_SIGNS, Refused, head_bytes
@@ -202,12 +202,14 @@ class RequestParser:
                 raise Refused(head_checks.header_too_large(self._context.limits))
             return
         name = name.lower()
+        value = value.rstrip()  # the parser leaves blanks and tabs there, and takes no other white space
         headers = self.headers
         if name in headers:
             self._repeated_lines += 1
-            self._repeated_bytes += len(name) - 2  # of the name, minus the comma and blank that join the values
-            # Joined by RFC 9110 §5.2. A single-valued header then fails where it is read.
-            value = headers[name] + b", " + value
+            self._repeated_bytes += len(name) - 2  # of the name, minus the two signs that join the values
+            # Joined by RFC 9110 §5.2. A single-valued header then fails where it is read; a database's name may have
+            # commas, but no slash.
+            value = headers[name] + (b"//" if name == DATABASE else b", ") + value
         headers[name] = value
 
     def on_headers_complete(self) -> None:
@@ -343,6 +345,9 @@ class RequestParser:
             refusal = guard(exchange)
         if refusal is not None:
             self._refusal = refusal
+        if not self.length and self._judge is not None and b"content-length" not in headers:
+            # Nobody can tell where its body ends, so the rest of the connection means nothing.
+            raise Refused(self._refusal or head_checks.LENGTH_REQUIRED)
         return exchange
 
     def _look_at_body(self, headers: dict[bytes, bytes]) -> None:

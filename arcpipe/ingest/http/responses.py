@@ -14,10 +14,10 @@ from arcpipe.units import KB
 # The version of InfluxDB with this API. Clients parse it, so it is not a version of arcpipe.
 INFLUXDB_VERSION: Final = "1.8.10"
 INFLUXDB_LINES: Final = f"X-Influxdb-Version: {INFLUXDB_VERSION}\r\nX-Influxdb-Build: arcpipe\r\n".encode("ascii")
-INFLUXDB2_WRITE: Final = b"/api/v2/write"
-INFLUXDB_PATHS: Final = frozenset(
-    (b"/write", INFLUXDB2_WRITE, b"/api/v3/write_lp", b"/api/v1/write/line-protocol", b"/ping", b"/query")
-)
+_INFLUXDB2_PATHS: Final = frozenset((b"/api/v2/write", b"/api/v2/buckets", b"/api/v2/orgs"))
+INFLUXDB_PATHS: Final = _INFLUXDB2_PATHS | {
+    *(b"/write", b"/api/v3/write_lp", b"/api/v1/write/line-protocol", b"/ping", b"/query"),
+}
 """Paths of InfluxDB's clients, whose answers tell its version."""
 
 # Characters of a reason in a header; the body contains all of it.
@@ -100,7 +100,7 @@ def in_shape_of(path: bytes, response: bytes) -> bytes:
     status = int(status_line[9:12])
     reason = re.sub(r"[^ -~]+", " ", error["error"])[:_REASON_CHARACTERS].encode("ascii")
     headers = [b"%b\r\n" % line for line in lines if not line.startswith(_OF_JSON)]
-    if path == INFLUXDB2_WRITE:
+    if path in _INFLUXDB2_PATHS:
         error["message"] = error["error"]
         error["code"] = _INFLUXDB2_CODES.get(status, error["code"])
     return json(status, error, b"".join((*headers, INFLUXDB_LINES, b"X-Influxdb-Error: %b\r\n" % reason)))

@@ -15,15 +15,19 @@ import threading
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import typer
+from hypothesis import given as given_by
+from hypothesis import strategies as st
 
 from arcpipe.access import tokens
 from arcpipe.access.tokens import MAX_TOKENS, Token, TokensError
-from arcpipe.cli.token import parse_expiry
+from arcpipe.cli.token import _checked_databases, parse_expiry
 from arcpipe.disk import Disk
+from arcpipe.names import is_database_name
 from tests.support.program import COMMAND, environment
 from tests.support.terminal import drawn_in_terminal
 from tests.support.tokens import new_token
@@ -388,6 +392,39 @@ def test_what_is_no_expiry_is_refused(text: str) -> None:
 def test_an_expiry_that_is_over_is_refused() -> None:
     with pytest.raises(typer.BadParameter, match="'2026-11-22' is in the past"):
         parse_expiry("2026-11-22", NOW)
+
+
+# Their databases
+
+
+@given_by(st.lists(st.text(min_size=1, max_size=30).filter(is_database_name), max_size=5))
+def test_a_token_is_for_any_databases(names: list[str]) -> None:
+    with TemporaryDirectory() as directory:
+        path = f"{directory}/tokens.toml"
+        tokens.add(path, a_token(databases=tuple(names)))
+        assert tokens.read(path)[0].databases == tuple(names)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "x" * 129, "a\u0085b"])
+def test_a_file_with_what_is_no_database_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "tokens.toml"
+    tokens.add(str(path), a_token(databases=("production",)))
+    path.write_text(path.read_text().replace('"production"', json.dumps(name)))
+    with pytest.raises(TokensError, match=r"is for .*, which is no database name; use 1 to 128 bytes"):
+        tokens.read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["a,b", " c "], ["a", "b", "c"]),
+        (["Home Assistant, production"], ["Home Assistant", "production"]),
+        ([r"a\,b,c"], ["a,b", "c"]),
+        (["a", "a"], ["a"]),
+    ],
+)
+def test_the_command_takes_names_in_a_list(given: list[str], names: list[str]) -> None:
+    assert _checked_databases(given) == names
 
 
 # The commands

@@ -76,6 +76,7 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "limits.per_address.requests_per_second": (100.0, "100"),
     "limits.per_address.mb_per_second": (1e9, "1e9"),
     "limits.per_address.connections": (10, "10"),
+    "ingest.accept_partial": (False, "no"),
     "wal.enabled": (False, "off"),
     "wal.dir": ("/var/lib/arcpipe/wal", "/var/lib/arcpipe/wal"),
     "wal.sync_mode": ("async", "async"),
@@ -740,6 +741,6 @@ def test_effective_values_and_reprs_mask_credentials() -> None:
 def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
     assert list(document) == [
-        *("server", "auth", "limits", "wal", "flush", "parquet", "schema", "storage", "uploader"),
+        *("server", "auth", "limits", "ingest", "wal", "flush", "parquet", "schema", "storage", "uploader"),
         *("shutdown", "log", "access_log"),
     ]

@@ -14,11 +14,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from arcpipe.config.settings import Parquet
-from arcpipe.storage.base import require_key
 from arcpipe.units import MB
 from arcpipe.upload.file_schema import ROLE
 from arcpipe.upload.keys import Partition, encode_name
@@ -63,20 +60,6 @@ class Written:
 
 
 # Names
-
-
-@given(st.text())
-def test_an_encoded_name_is_one_component_of_a_key(name: str) -> None:
-    encoded = encode_name(name)
-    require_key(encoded)
-    assert "/" not in encoded
-    assert len(encoded.encode()) <= 120
-    assert not encoded.startswith(".")
-
-
-@given(st.text(), st.text())
-def test_different_names_stay_different(left: str, right: str) -> None:
-    assert (encode_name(left) == encode_name(right)) == (left == right)
 
 
 @pytest.mark.parametrize(

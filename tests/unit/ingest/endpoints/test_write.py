@@ -10,12 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import quote_from_bytes
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from arcpipe.access import tokens
 from arcpipe.access.tokens import Token
 from arcpipe.codec.columns import Encoded
 from arcpipe.config.settings import Settings
 from arcpipe.counters import MAX_DATABASES, Counters
+from arcpipe.errors import BadPayload, NotAllowed
 from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.endpoints.write import Targets, WriteEndpoints
 from arcpipe.ingest.http.auth import Auth
@@ -23,6 +29,7 @@ from arcpipe.ingest.http.background import Background
 from arcpipe.ingest.http.connection import Connection
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.turns import TimeBudget, Turns
+from arcpipe.names import is_database_name
 from arcpipe.wal.format import MAX_PAYLOAD_BYTES
 from tests.support.edge import Edge
 from tests.support.http import pack, request_bytes
@@ -52,6 +59,39 @@ def test_a_body_that_becomes_too_large_an_entry_is_413() -> None:
     assert exchange.response is not None
     assert exchange.response.startswith(b"HTTP/1.1 413 ")
     assert (writes.refused, writes.usage) == (1, {})
+
+
+# Databases
+
+
+@given(name=st.text() | st.sampled_from(["Home Assistant", "..", "a/b", "_x", "ü" * 64, "ü" * 65]))
+def test_a_name_is_the_same_wherever_it_stands(name: str) -> None:
+    """In a header, as `db`, and as `bucket`, where a retention policy may follow."""
+    raw = name.encode("utf-8", "surrogatepass")
+    query = quote_from_bytes(raw, safe=b"").encode()
+    ways = [({b"x-arc-database": raw}, b"db=other"), ({}, b"db=" + query), ({}, b"bucket=" + query)]
+    for headers, given_query in [*ways, ({}, b"bucket=" + query + b"/autogen")]:
+        exchange = Exchange(cast(Connection, SimpleNamespace(unrouted={})), headers, query=given_query)
+        if is_database_name(name):
+            assert Targets(None).of(exchange).database == name
+        elif given_query.startswith(b"bucket") and is_database_name(name.partition("/")[0]):
+            assert Targets(None).of(exchange).database == name.partition("/")[0]
+        else:
+            with pytest.raises(BadPayload):
+                Targets(None).of(exchange)
+
+
+@given(name=st.text(max_size=64).filter(is_database_name), other=st.text(max_size=64).filter(is_database_name))
+def test_a_token_is_for_its_databases_alone(name: str, other: str) -> None:
+    exchange = Exchange(cast(Connection, SimpleNamespace(unrouted={})), {b"x-arc-database": name.encode()})
+    exchange.databases = frozenset((other,))
+    targets = Targets(None)
+    for _ in range(2):  # the first time, and when it is known
+        if name == other:
+            assert targets.of(exchange).database == name
+        else:
+            with pytest.raises(NotAllowed, match="this token is not for the database"):
+                targets.of(exchange)
 
 
 # What is counted

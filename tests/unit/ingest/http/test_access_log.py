@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from arcpipe.config.settings import AccessLog as Settings
 from arcpipe.ingest.http.access_log import AccessLog, CombinedLine, Line, _combined, printable
 from arcpipe.ingest.http.request_ids import RequestIds, is_harmless
 from arcpipe.logs.line_writer import LineWriter
+from arcpipe.names import is_database_name
 from tests.support.waiting import wait_until
 
 LINE: dict[str, Any] = {
@@ -60,15 +62,26 @@ def written(tmp_path: Path) -> Iterator[LineWriter]:
 
 
 @settings(max_examples=300)
-@given(path=st.binary(max_size=1500), referer=st.binary(max_size=50), agent=st.binary(max_size=50))
-def test_no_value_of_a_client_ends_a_line_or_forges_a_field(path: bytes, referer: bytes, agent: bytes) -> None:
+@given(
+    path=st.binary(max_size=1500),
+    referer=st.binary(max_size=50),
+    agent=st.binary(max_size=50),
+    database=st.text(max_size=128).filter(is_database_name) | st.sampled_from(["Home Assistant", "a records=9"]),
+)
+def test_no_value_of_a_client_ends_a_line_or_forges_a_field(
+    path: bytes, referer: bytes, agent: bytes, database: str
+) -> None:
     line = CombinedLine(
-        **{**LINE, "path": printable(path) or "-"}, answer_bytes=7, referer=printable(referer), agent=printable(agent)
+        **{**LINE, "path": printable(path) or "-", "database": database},
+        answer_bytes=7,
+        referer=printable(referer),
+        agent=printable(agent),
     )
     text = _combined(line)
     found = COMBINED.fullmatch(text)
     assert found is not None
     assert (found[1], found[2], found[6], found[7], found[10]) == (b"192.0.2.7", b"7h2kq9xw", b"204", b"7", b"id-1")
+    assert unquote(found[11].decode()) == database
     assert all(0x20 <= byte < 0x7F for byte in text[:-1])
     assert len(text) < 6000
 

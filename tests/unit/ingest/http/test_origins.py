@@ -27,6 +27,7 @@ def refusal(headers: dict[bytes, bytes], sites: Sites = SITES, write: bool = Fal
     [
         *("127.0.0.1", "127.0.0.1:8000", "[::1]:8000", "[fe80::1]", "10.0.0.1", "localhost", "LOCALHOST:1"),
         *("a.localhost", "ingest.example", "Ingest.Example.:8000", "other.example", "third", ""),
+        *("http://127.0.0.1:8000", "https://ingest.example", "HTTP://[::1]"),
     ],
 )
 def test_a_name_is_known_that_no_stranger_can_make_lead_here(host: str) -> None:
@@ -37,6 +38,7 @@ def test_a_name_is_known_that_no_stranger_can_make_lead_here(host: str) -> None:
     "host",
     [
         *("evil.example", "localhost.evil.example", "evil-localhost", "ingest.example.evil.example", ".", ":8000"),
+        *("http://evil.example", "http://localhost.evil.example:80"),
         *("127.0.0.1.evil.example", "2130706433", "0x7f000001", "127.1", "[::1].evil.example", "*", "\xb9.0.0.1"),
     ],
 )
