@@ -1,0 +1,38 @@
+"""Go's clients write the model, and it is read back value for value."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.clients.comparing import assert_rows, with_failures, without_nan
+from tests.clients.flaky import FlakyProxy
+from tests.clients.model import MANY_RECORDS, SETS, rows
+from tests.clients.other_languages import needs_go, run_go
+from tests.clients.python_clients import Target
+from tests.support.server import Server
+
+pytestmark = needs_go
+
+CLIENTS = ("influxdb2", "influxdb3", "influxdb3-v2")
+# What does not work today, by client and set of records.
+_FAILURES: dict[tuple[str, str], str] = {}
+
+
+@pytest.mark.parametrize(("client", "name"), with_failures(CLIENTS, SETS, _FAILURES))
+def test_a_client_writes_what_it_was_given(server: Server, database: str, client: str, name: str) -> None:
+    run_go(client, Target(server.url, database), SETS[name])
+    assert_rows(server, database, database, [without_nan(row) for row in rows(SETS[name])])
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_client_compresses(server: Server, database: str, client: str) -> None:
+    run_go(client, Target(server.url, database, gzip=True), MANY_RECORDS)
+    assert_rows(server, database, database, rows(MANY_RECORDS))
+
+
+def test_a_client_repeats_what_was_refused(server: Server, database: str) -> None:
+    """The client of InfluxDB 3 does not repeat."""
+    with FlakyProxy(server.url, refusals=2) as proxy:
+        run_go("influxdb2", Target(proxy.url, database), MANY_RECORDS, batches=True)
+    assert proxy.refused == 2
+    assert_rows(server, database, database, rows(MANY_RECORDS))
