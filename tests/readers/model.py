@@ -7,8 +7,9 @@ same lake, know its rows without asking each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -77,7 +78,7 @@ class Table(NamedTuple):
 
     sent: dict[str, Callable[[int], Any]]
     sizes: tuple[int, ...] = FEW
-    types: dict[str, str] = {}
+    types: Mapping[str, str] = MappingProxyType({})
     tags: tuple[str, ...] = ()
     found: Callable[[Row], Row] = dict
 
@@ -87,7 +88,7 @@ class Table(NamedTuple):
         columns: dict[str, Any] = {"time": [NEW_YEAR_US + number * STEP_US for number in numbers]}
         columns |= {name: [value(number) for number in numbers] for name, value in self.sent.items()}
         value: Row = {"m": measurement, "columns": columns}
-        value |= {"types": self.types} if self.types else {}
+        value |= {"types": dict(self.types)} if self.types else {}
         value |= {"tags": list(self.tags)} if self.tags else {}
         packed: bytes = msgpack.packb(value, datetime=True)
         return packed
@@ -130,6 +131,7 @@ TABLES: Final = {
             "count": lambda row: None if row % 3 == 1 else row,
             "note": lambda row: None if row % 3 == 2 else TEXTS[row % len(TEXTS)],
             "up": lambda row: None if row % 5 == 4 else row % 2 == 0,
+            "unique": lambda row: None if row % 4 == 3 else f"{TEXTS[row % len(TEXTS)]} {row}",
         },
         MANY,
     ),
