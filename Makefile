@@ -47,7 +47,8 @@ test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) ## read the fi
 test-clients: test-env ## write with real clients: those of Python, and of JavaScript and Go where Node.js and Go are installed
 	@mkdir -p .clients/node && cp tests/clients/node/* .clients/node
 	@if command -v npm >/dev/null; then cd .clients/node && npm install --silent --no-audit --no-fund --no-package-lock; else echo "no npm here: JavaScript is skipped"; fi
-	@if command -v go >/dev/null; then cd tests/clients/go && go build -o ../../../.clients/go-writer .; else echo "no go here: Go is skipped"; fi
+	@mkdir -p .clients/go
+	@if command -v go >/dev/null; then cd tests/clients/go && go build -o ../../../.clients/go ./influxdb2 ./influxdb3; else echo "no go here: Go is skipped"; fi
 	$(BIN)/pytest -n 2 tests/clients $(ARGS)
 
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,18 +20,15 @@ from tests.support.waiting import WAIT_SECONDS
 _HERE: Final = Path(__file__).parent
 INSTALLED: Final = ROOT / ".clients"
 _NODE: Final = INSTALLED / "node"
-_GO: Final = INSTALLED / "go-writer"
+_GO: Final = INSTALLED / "go"
 
 needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (_NODE / "node_modules").is_dir(),
     reason="there is no Node.js with the clients here: `make test-clients` installs them",
 )
-needs_go = pytest.mark.skipif(
-    not _GO.exists(), reason="the clients for Go are not built: `make test-clients` does it where there is Go"
-)
 
 
-def _run(command: list[str | Path], target: Target, records: list[Record], batches: bool) -> None:
+def _run(command: Sequence[str | Path], target: Target, records: list[Record], batches: bool) -> None:
     job = {
         "url": target.url,
         "database": target.database,
@@ -61,5 +59,9 @@ def run_node(program: str, target: Target, records: list[Record], *arguments: st
     _run(["node", f"{program}.mjs", *arguments], target, records, batches=True)
 
 
-def run_go(client: str, target: Target, records: list[Record], batches: bool = False) -> None:
-    _run([_GO, client], target, records, batches)
+def run_go(program: str, target: Target, records: list[Record], batches: bool = False) -> None:
+    """Run a program of `go/`; skip the test where it is not built."""
+    name, *arguments = program.split()
+    if not (_GO / name).exists():
+        pytest.skip(f"{name} for Go is not built: `make test-clients` does it where there is Go")
+    _run([_GO / name, *arguments], target, records, batches)

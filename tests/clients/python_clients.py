@@ -166,7 +166,7 @@ def write_arc_frame(target: Target, records: list[Record]) -> None:
 
 
 def _as_influxdb_1(row: dict[str, Any]) -> dict[str, Any]:
-    """Show a row as its client sends it and InfluxDB 1 stores it: `\\n` for an end of line, backslashes of tags twice."""
+    """Show a row as its client sends it and InfluxDB 1 stores it: `\\n` for an end of line, a tag's backslash twice."""
     text = {"text": row["text"].replace("\n", "\\n")} if "text" in row else {}
     return {**row, **text, "host": row["host"].replace("\\", "\\\\")}
 

@@ -7,13 +7,11 @@ import pytest
 from tests.clients.comparing import assert_rows, with_failures, without_nan
 from tests.clients.flaky import FlakyProxy
 from tests.clients.model import MANY_RECORDS, SETS, rows
-from tests.clients.other_languages import needs_go, run_go
+from tests.clients.other_languages import run_go
 from tests.clients.python_clients import Target
 from tests.support.server import Server
 
-pytestmark = needs_go
-
-CLIENTS = ("influxdb2", "influxdb3", "influxdb3-v2")
+CLIENTS = ("influxdb2", "influxdb3", "influxdb3 v2")
 # What does not work today, by client and set of records.
 _FAILURES: dict[tuple[str, str], str] = {}
 

@@ -86,10 +86,11 @@ def read_pandas(folder: Path) -> list[Row]:
 def read_fastparquet(folder: Path) -> list[Row]:
     """Read file by file: of a folder it takes the columns of one file, and makes others of the folders' names."""
     import fastparquet
-    import pandas as pd
 
     frames = [fastparquet.ParquetFile(str(path)).to_pandas() for path in sorted(folder.rglob("*.parquet"))]
-    return _rows_of_arrow(pa.Table.from_pandas(pd.concat(frames), preserve_index=False))
+    # pandas would make floats of integers that some of the files have not.
+    tables = [pa.Table.from_pandas(frame, preserve_index=False) for frame in frames]
+    return _rows_of_arrow(pa.concat_tables(tables, promote_options="default"))
 
 
 def read_datafusion(folder: Path) -> list[Row]:

@@ -26,7 +26,7 @@ FAILURES: Final = (
     ),
     Failure("the folder _internal begins with _: no file is seen", ("hidden",), _HIDES),
     Failure("v and V, host and Host are columns of one folder", ("case",)),
-    Failure("the field hour and the folder hour= are one column", ("hive",)),
+    Failure("the fields year, day and hour are one column with the folders year=, day= and hour=", ("hive",)),
     Failure("DELTA_BINARY_PACKED of far integers: segmentation fault", ("integers",), ("fastparquet",)),
     Failure("BYTE_STREAM_SPLIT: NotImplementedError", ("floats", "gaps"), ("fastparquet",), 32_768),
     Failure("DELTA_LENGTH_BYTE_ARRAY: NotImplementedError", ("texts", "gaps"), ("fastparquet",), 4_096),

@@ -35,7 +35,7 @@ def main() -> None:
     os.environ["TZ"] = "UTC"
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the JVM prints is no answer
-    from pyspark.sql import SparkSession
+    from pyspark.sql import SparkSession  # type: ignore[import-not-found, unused-ignore]
 
     builder = SparkSession.builder.master("local[1]")
     for name, value in {
