@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clients.comparing import assert_rows, with_failures, without_nan
+from tests.clients.comparing import BACKSLASHES, assert_rows, with_failures, without_nan
 from tests.clients.flaky import FlakyProxy
 from tests.clients.model import MANY_RECORDS, SETS, rows
 from tests.clients.other_languages import run_go
@@ -13,11 +13,15 @@ from tests.support.server import Server
 
 CLIENTS = ("influxdb2", "influxdb3", "influxdb3 v2")
 # What does not work today, by client and set of records.
-_FAILURES: dict[tuple[str, str], str] = {}
+_FAILURES: dict[tuple[str, str], str] = dict.fromkeys(
+    [(client, "backslashes in tags") for client in ("influxdb2", "influxdb3 v2")], BACKSLASHES
+)
 
 
 @pytest.mark.parametrize(("client", "name"), with_failures(CLIENTS, SETS, _FAILURES))
 def test_a_client_writes_what_it_was_given(server: Server, database: str, client: str, name: str) -> None:
+    if client == "influxdb3" and name == "backslashes in tags":
+        pytest.skip("InfluxDB 3 refuses what its client sends for them")
     run_go(client, Target(server.url, database), SETS[name])
     assert_rows(server, database, database, [without_nan(row) for row in rows(SETS[name])])
 

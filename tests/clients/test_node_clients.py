@@ -6,22 +6,29 @@ import math
 
 import pytest
 
-from tests.clients.comparing import assert_rows, with_failures, without_nan
+from tests.clients.comparing import BACKSLASHES, assert_rows, with_failures, without_nan
 from tests.clients.flaky import FlakyProxy
 from tests.clients.model import MANY_RECORDS, SETS, Record, rows
 from tests.clients.other_languages import needs_node, run_node
 from tests.clients.python_clients import Target
 from tests.support.server import Server
+from tests.support.values import same
 
 pytestmark = needs_node
 
 PROGRAMS = ("influxdb2", "influxdb3", "messagepack", "messagepack big")
 # What does not work today, by client and set of records.
-_FAILURES: dict[tuple[str, str], str] = {}
+_FAILURES: dict[tuple[str, str], str] = {
+    **dict.fromkeys([(program, "backslashes in tags") for program in ("influxdb2", "influxdb3")], BACKSLASHES),
+    **{
+        ("messagepack big", name): "useBigInt64 packs a time in µs as a float, which is read as seconds"
+        for name in SETS
+    },
+}
 
 
 def sent(program: str, records: list[Record]) -> list[Record]:
-    """Leave out what JavaScript has no number for, and the NaN that InfluxDB's clients refuse."""
+    """Leave out what JavaScript has no number for or writes as another, and the NaN that InfluxDB's clients refuse."""
     big = program == "messagepack big"
     lines = program.startswith("influxdb")
     return [
@@ -30,6 +37,7 @@ def sent(program: str, records: list[Record]) -> list[Record]:
         if not any(
             (isinstance(value, int) and abs(value) > 2**53 and not big)
             or (isinstance(value, float) and math.isnan(value) and lines)
+            or same(value, -0.0)  # JavaScript shows it as 0
             for value in record.fields.values()
         )
     ]

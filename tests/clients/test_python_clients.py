@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.comparing import assert_rows, with_failures
+from tests.clients.comparing import BACKSLASHES, assert_rows, with_failures
 from tests.clients.flaky import FlakyProxy
 from tests.clients.model import MANY_RECORDS, NAN_RECORDS, SETS, rows
 from tests.clients.python_clients import PYTHON_CLIENTS, PythonClient, Target
@@ -21,7 +21,7 @@ _FAILURES: dict[tuple[str, str], str] = dict.fromkeys(
         ("influxdb3-python, v2 API", "backslashes in tags"),
         ("arc-tsdb-client, lines", "backslashes in tags"),
     ],
-    "backslashes are read by the rule of InfluxDB 3 on every path: two of them are one",
+    BACKSLASHES,
 )
 
 
