@@ -19,4 +19,5 @@ for (const record of job.records) {
   }
   api.writePoint(point);
 }
+await api.flush(true); // with what waits to be repeated, which close would drop
 await api.close();
