@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.clients.comparing import BACKSLASHES, assert_rows, with_failures
+from tests.clients.comparing import BACKSLASHES, assert_rows, with_failures, without_nan
 from tests.clients.flaky import FlakyProxy
 from tests.clients.model import MANY_RECORDS, SETS, Record, rows
 from tests.clients.other_languages import run_go
@@ -25,7 +25,7 @@ _ESCAPED = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def has_nan(record: Record) -> bool:
-    """Tell whether a client refuses a record."""
+    """Tell whether the client of InfluxDB 2 refuses a record. That of InfluxDB 3 leaves such fields out."""
     return any(isinstance(value, float) and math.isnan(value) for value in record.fields.values())
 
 
@@ -33,9 +33,9 @@ def has_nan(record: Record) -> bool:
 def test_a_client_writes_what_it_was_given(server: Server, database: str, client: str, name: str) -> None:
     if client == "influxdb3" and name == "backslashes in tags":
         pytest.skip("InfluxDB 3 refuses what its client sends for them")
-    records = [record for record in SETS[name] if not has_nan(record)]
+    records = [record for record in SETS[name] if client != "influxdb2" or not has_nan(record)]
     run_go(client, Target(server.url, database), records)
-    expected = rows(records)
+    expected = [without_nan(row) for row in rows(records)]
     if client == "influxdb2" and name == "texts":
         expected = [{**row, "text": row["text"].translate(_ESCAPED)} for row in expected]
     assert_rows(server, database, database, expected)
