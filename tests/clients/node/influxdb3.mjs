@@ -11,11 +11,11 @@ const client = new InfluxDBClient({
 const points = job.records.map((record) => {
   const point = Point.measurement(job.database).setTimestamp(record.time_us);
   for (const [name, value] of Object.entries(record.tags)) point.setTag(name, value);
-  for (const [name, type, written] of record.fields) {
-    if (type === "int") point.setIntegerField(name, valueOf(type, written));
-    else if (type === "float") point.setFloatField(name, valueOf(type, written));
-    else if (type === "bool") point.setBooleanField(name, valueOf(type, written));
-    else point.setStringField(name, written);
+  for (const [name, type, text] of record.fields) {
+    if (type === "int") point.setIntegerField(name, valueOf(type, text));
+    else if (type === "float") point.setFloatField(name, valueOf(type, text));
+    else if (type === "bool") point.setBooleanField(name, valueOf(type, text));
+    else point.setStringField(name, text);
   }
   return point;
 });
