@@ -28,7 +28,7 @@ class Target(NamedTuple):
 
 
 def write_influxdb(target: Target, records: list[Record]) -> None:
-    from influxdb import InfluxDBClient
+    from influxdb import InfluxDBClient  # type: ignore[import-untyped, unused-ignore]
 
     points = [
         {"measurement": target.database, "tags": record.tags, "fields": record.fields, "time": record.time_us}
@@ -48,7 +48,8 @@ def _point(point: type[Any], target: Target, record: Record) -> Any:
 
 
 def write_influxdb_client(target: Target, records: list[Record]) -> None:
-    from influxdb_client import InfluxDBClient, Point
+    from influxdb_client.client.influxdb_client import InfluxDBClient
+    from influxdb_client.client.write.point import Point
     from influxdb_client.client.write_api import SYNCHRONOUS
 
     with (
@@ -59,7 +60,9 @@ def write_influxdb_client(target: Target, records: list[Record]) -> None:
 
 
 def write_influxdb_client_in_batches(target: Target, records: list[Record]) -> None:
-    from influxdb_client import InfluxDBClient, Point, WriteOptions
+    from influxdb_client.client.influxdb_client import InfluxDBClient
+    from influxdb_client.client.write.point import Point
+    from influxdb_client.client.write_api import WriteOptions
 
     failed: list[Any] = []
     options = WriteOptions(batch_size=1000, flush_interval=100, jitter_interval=0, retry_interval=10)
@@ -77,7 +80,7 @@ def _write_influxdb3(target: Target, records: list[Record], use_v2_api: bool, ba
     from influxdb_client_3.write_client.client.write_api import WriteType
 
     failed: list[Any] = []
-    options = write_client_options(
+    options = write_client_options(  # type: ignore[no-untyped-call]
         write_options=WriteOptions(
             write_type=WriteType.batching if batching else WriteType.synchronous,
             flush_interval=100,
@@ -86,7 +89,7 @@ def _write_influxdb3(target: Target, records: list[Record], use_v2_api: bool, ba
         ),
         error_callback=lambda *about: failed.append(about),
     )
-    with InfluxDBClient3(
+    with InfluxDBClient3(  # type: ignore[no-untyped-call]
         target.url,
         token="secret",
         database=target.database,
@@ -110,11 +113,13 @@ def write_influxdb3_in_batches(target: Target, records: list[Record]) -> None:
 
 
 def write_questdb(target: Target, records: list[Record]) -> None:
-    from questdb.ingress import Protocol, Sender, TimestampMicros
+    from questdb.ingress import Protocol, Sender, TimestampNanos
 
     with Sender(Protocol.Http, target.host, target.port, auto_flush=False) as sender:
         for record in records:
-            sender.row(target.database, symbols=record.tags, columns=record.fields, at=TimestampMicros(record.time_us))
+            symbols: dict[str, str | None] = {**record.tags}
+            at = TimestampNanos(record.time_us * 1000)
+            sender.row(target.database, symbols=symbols, columns=record.fields, at=at)
         sender.flush()
 
 
@@ -157,7 +162,7 @@ def write_arc_lines(target: Target, records: list[Record]) -> None:
 
 
 def write_arc_frame(target: Target, records: list[Record]) -> None:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
     from arc_client import ArcClient
 
     frame = pd.DataFrame(_columns(records))

@@ -77,7 +77,7 @@ def read_pyarrow(folder: Path) -> list[Row]:
 
 
 def read_pandas(folder: Path) -> list[Row]:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
     frame = pd.read_parquet(folder, dtype_backend="pyarrow", schema=_schema(folder))
     return _rows_of_arrow(pa.Table.from_pandas(frame, preserve_index=False))
@@ -85,7 +85,7 @@ def read_pandas(folder: Path) -> list[Row]:
 
 def read_fastparquet(folder: Path) -> list[Row]:
     """Read file by file: of a folder it takes the columns of one file, and makes others of the folders' names."""
-    import fastparquet
+    import fastparquet  # type: ignore[import-untyped, unused-ignore]
 
     frames = [fastparquet.ParquetFile(str(path)).to_pandas() for path in sorted(folder.rglob("*.parquet"))]
     # pandas would make floats of integers that some of the files have not.
@@ -109,7 +109,7 @@ def read_chdb(folder: Path) -> list[Row]:
 
     query = f"SELECT * FROM file('{folder}/**/*.parquet', Parquet) SETTINGS schema_inference_mode = 'union', "
     query += "output_format_arrow_string_as_string = 0"
-    return _rows_of_arrow(chdb.query(query, "ArrowTable"))
+    return _rows_of_arrow(chdb.query(query, "ArrowTable"))  # type: ignore[no-untyped-call, unused-ignore]
 
 
 class Reader(NamedTuple):
