@@ -113,7 +113,7 @@ def write_influxdb3_in_batches(target: Target, records: list[Record]) -> None:
 
 
 def write_questdb(target: Target, records: list[Record]) -> None:
-    from questdb.ingress import Protocol, Sender, TimestampNanos
+    from questdb import Protocol, Sender, TimestampNanos
 
     with Sender(Protocol.Http, target.host, target.port, auto_flush=False) as sender:
         for record in records:

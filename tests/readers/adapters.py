@@ -99,7 +99,7 @@ def read_datafusion(folder: Path) -> list[Row]:
     config = datafusion.SessionConfig().with_target_partitions(1)
     config = config.set("datafusion.execution.listing_table_ignore_subdirectory", "false")
     context = datafusion.SessionContext(config)
-    partitions = [(name, "string") for name in ("year", "month", "day", "hour")] if is_hive(folder) else []
+    partitions = [(name, pa.string()) for name in ("year", "month", "day", "hour")] if is_hive(folder) else []
     context.register_parquet("lake", str(folder), table_partition_cols=partitions)
     return _rows_of_arrow(context.sql("SELECT * FROM lake").to_arrow_table())
 
