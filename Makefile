@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Processes for pytest: two more than cores, because many tests wait for what a server does.
 JOBS = $(shell echo $$(($$(nproc) + 2)))
 
-SPARK_VERSIONS ?= 3.5.9 4.1.4
+SPARK_VERSIONS ?= 3.5.1 3.5.9 4.0.0 4.1.4
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-readers test-spark test-clients test-systemd day lint bench fuzz test-env clean
@@ -36,7 +36,7 @@ test-readers: test-env ## read the files with every engine of Python, ClickHouse
 	$(BIN)/pytest -n $(JOBS) --dist worksteal tests/readers $(ARGS)
 
 # Spark is 300 MB to 500 MB a version, and needs Java 17 or newer; each version gets an environment of its own.
-test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) ## read the files with Spark, SPARK_VERSIONS (3.5.9 4.1.4); needs Java
+test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) ## read the files with Spark, SPARK_VERSIONS (3.5.1 3.5.9 4.0.0 4.1.4); needs Java
 	ARCPIPE_TEST_SPARK='$(SPARK_VERSIONS)' $(BIN)/pytest -n 0 tests/readers -k spark $(ARGS)
 
 .venv-spark-%/.installed:
