@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 # Processes for pytest: two more than cores, because many tests wait for what a server does.
 JOBS = $(shell echo $$(($$(nproc) + 2)))
 
+SPARK_VERSIONS ?= 3.5.1 3.5.9 4.0.0 4.1.4
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-quick test-full test-release test-systemd day lint bench fuzz test-env clean
+.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-clients test-systemd day \
+	lint bench fuzz test-env clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,7 +19,7 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
-test test-quick test-full test-release test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-full test-release test-readers test-spark test-clients test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
 # quick: a minute. full: what CI runs. release: all there is, an hour or two; the last part needs root.
 SET ?= full
@@ -49,6 +52,26 @@ lint: test-env ## check style, format and types
 test-systemd: test-env ## boot a minimal Debian with arcpipe as its service: needs root, takes minutes
 	ARCPIPE_TEST_SYSTEMD=1 $(BIN)/pytest -n 0 -rsP tests/systemd $(ARGS)
 
+test-readers: test-env ## read the files with every engine of Python, ClickHouse among them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[test,readers]' --constraint constraints.txt
+	$(BIN)/pytest -n $(JOBS) --dist worksteal tests/readers $(ARGS)
+
+# Spark is 300 MB to 500 MB a version, and needs Java 17 or newer; each version gets an environment of its own.
+test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) ## read the files with Spark, SPARK_VERSIONS (3.5.1 3.5.9 4.0.0 4.1.4); needs Java
+	ARCPIPE_TEST_SPARK='$(SPARK_VERSIONS)' $(BIN)/pytest -n 0 tests/readers -k spark $(ARGS)
+
+.venv-spark-%/.installed:
+	$(PYTHON) -m venv .venv-spark-$*
+	.venv-spark-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile pyspark==$*
+	@touch $@
+
+test-clients: test-env ## write with real clients: those of Python, and of JavaScript and Go where Node.js and Go are installed
+	@mkdir -p .clients/node && cp tests/clients/node/* .clients/node
+	@if command -v npm >/dev/null; then cd .clients/node && npm install --silent --no-audit --no-fund --no-package-lock; else echo "no npm here: JavaScript is skipped"; fi
+	@mkdir -p .clients/go
+	@if command -v go >/dev/null; then cd tests/clients/go && go build -o ../../../.clients/go ./influxdb2 ./influxdb3; else echo "no go here: Go is skipped"; fi
+	$(BIN)/pytest -n 2 tests/clients $(ARGS)
+
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences
 	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \
 		$(BIN)/pytest -n 2 tests/crash/test_day.py $(ARGS)
@@ -62,7 +85,7 @@ fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60)
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-spark-* .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =
