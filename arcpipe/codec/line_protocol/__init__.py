@@ -30,7 +30,8 @@ What a backslash means in names and tag values is chosen by the caller: `escapes
   v3); of a field that is there twice the last value counts (as in v1). A tag and a field of one name are both kept
   (`columns.field_column_names`). A tag called `time` refuses the line. A field called `time` is kept as `time_field`,
   where v1 would drop it silently.
-- Unescaped commas and `=` in tag keys and values and field keys, and empty names and tag values, refuse the line.
+- Unescaped commas and `=` in tag keys and values and field keys, and empty names and tag values, refuse the line. With
+  "v3", tag values may have `=`.
 - Names have 1 to 256 bytes and no control characters; everything is valid UTF-8.
 
 A bad line is reported and none of it is written; the other lines are. A quote that opens a string needs a partner that

@@ -79,6 +79,7 @@ class Escaping(NamedTuple):
 
     measurement: _Match
     name: _Match
+    tag_value: _Match
     tag: _Match
     line_start: _Match  # measurement and tags up to the first field, in one step
     plain_tags: Callable[[bytes], list[tuple[bytes, bytes]]]  # those in it, which need no look ahead any more
@@ -93,6 +94,7 @@ class Escaping(NamedTuple):
 def _escaping(
     measurement: bytes,
     key: bytes,
+    value: bytes,
     series: bytes,
     unescaped_measurement: _Unescape,
     unescaped_tag: _Unescape,
@@ -101,9 +103,10 @@ def _escaping(
     return Escaping(
         re.compile(measurement).match,
         re.compile(key).match,
-        re.compile(rb",(" + key + rb")=(" + key + rb")(?=[, ])").match,
-        re.compile(rb"(" + measurement + rb")((?:," + key + rb"=" + key + rb"(?=[, ]))*+) [ \t]*+").match,
-        re.compile(rb",(" + key + rb")=(" + key + rb")").findall,
+        re.compile(value).match,
+        re.compile(rb",(" + key + rb")=(" + value + rb")(?=[, ])").match,
+        re.compile(rb"(" + measurement + rb")((?:," + key + rb"=" + value + rb"(?=[, ]))*+) [ \t]*+").match,
+        re.compile(rb",(" + key + rb")=(" + value + rb")").findall,
         re.compile(rb"(" + key + rb")=" + _VALUE).match,
         re.compile(key + rb'="' + _TEXT + rb"\\?+\Z").match,
         re.compile(series).match,
@@ -131,10 +134,11 @@ def _v3_key(text: bytes) -> bytes:
 
 
 # Of InfluxDB 1 and 2: what comes after a backslash is no delimiter, whatever is before the backslash.
-# Of InfluxDB 3: backslashes are read from the left, in pairs with what comes after them.
+# Of InfluxDB 3: backslashes are read from the left, in pairs with what comes after them. `=` may stand in tag values.
 ESCAPINGS: Final[dict[Escapes, Escaping]] = {
     "v1": _escaping(
         rb"(?:[^\\, \n]++|\\++[, ]?+)++",
+        rb"(?:[^\\,= \n]++|\\++[,= ]?+)++",
         rb"(?:[^\\,= \n]++|\\++[,= ]?+)++",
         rb"(?:[^ \n]++|(?<=\\) )*+",
         _v1_name,
@@ -144,6 +148,7 @@ ESCAPINGS: Final[dict[Escapes, Escaping]] = {
     "v3": _escaping(
         rb"(?:[^\\, \n]++|\\[^\n]?+)++",
         rb"(?:[^\\,= \n]++|\\[^\n]?+)++",
+        rb"(?:[^\\, \n]++|\\[^\n]?+)++",
         rb"(?:[^\\ \n]++|\\[^\n])*+",
         _v3_measurement,
         _v3_key,
@@ -381,7 +386,7 @@ def bad_series(body: bytes, pos: int, escaping: Escaping) -> BadLine:
     end = name.end()
     if body[end : end + 1] != b"=":
         return BadLine(f"tag {quote(name[0])} has no value", end)
-    value = escaping.name(body, end + 1)
+    value = escaping.tag_value(body, end + 1)
     if value is None:
         return BadLine(f"value of tag {quote(name[0])} is missing", end + 1)
     if body[value.end() : value.end() + 1] == b"=":

@@ -120,6 +120,10 @@ class Place(NamedTuple):
     dropped_before: str  # characters before which `v1` drops a backslash, though they do not end it
     unescaped: dict[str, Kind]  # what is wrong if one of `ends` is in the middle of it
     swallowed: Kind  # what is wrong if a backslash takes away the character that should end it
+    # `v3` takes equals signs in tag values: what it makes of a name that has one, by the texts before and after it; and
+    # of a name whose end is taken away.
+    with_equals: Callable[[str, str], Point] | None = None
+    without_end: Callable[[str], Point | Bad] | None = None
 
 
 PLACES: Final = [
@@ -140,6 +144,7 @@ PLACES: Final = [
         "",
         {",": "tag without a value", " ": "tag without a value", "=": "equals sign in a tag value"},
         "tag without a value",
+        with_equals=lambda before, after: Point("m", {before: f"{after}=v"}, {"f": 1}),
     ),
     Place(
         "last tag value",
@@ -149,6 +154,8 @@ PLACES: Final = [
         "",
         {",": "tag without a value", " ": "field without a value", "=": "equals sign in a tag value"},
         "equals sign in a tag value",
+        with_equals=lambda before, after: Point("m", {"t": f"{before}={after}"}, {"f": 1}),
+        without_end=lambda _: Bad("no fields"),
     ),
     Place(
         "tag value before another tag",
@@ -158,6 +165,8 @@ PLACES: Final = [
         "",
         {",": "tag without a value", " ": "field without a value", "=": "equals sign in a tag value"},
         "equals sign in a tag value",
+        with_equals=lambda before, after: Point("m", {"t": f"{before}={after}", "u": "w"}, {"f": 1}),
+        without_end=lambda name: Point("m", {"t": f"{name},u=w"}, {"f": 1}),
     ),
     Place(
         "field key",
@@ -198,8 +207,15 @@ def _runs(places: list[Place]) -> Iterator[Case]:
         elif count % 2:
             v3 = place.point(start + BS * (count // 2) + char + "b")
         else:
-            v3 = Bad(place.unescaped[char])
+            v3 = _of_v3_unescaped(place, start + BS * (count // 2), char)
         yield _case(place.line.format(start + BS * count + char + "b"), v1, v3)
+
+
+def _of_v3_unescaped(place: Place, before: str, char: str) -> Point | Bad:
+    """What `v3` makes of a name that has a character without a backslash, and then a `b`."""
+    if char == "=" and place.with_equals is not None:
+        return place.with_equals(before, "b")
+    return Bad(place.unescaped[char])
 
 
 _FIELD_PLACES: Final = [place for place in PLACES if "field" in place.name]
@@ -212,8 +228,9 @@ _SERIES_PLACES: Final = [place for place in PLACES if "field" not in place.name]
 def _trailing() -> Iterator[Case]:
     for place, start, count in product(PLACES, ("", "a"), range(1, 6)):
         swallowed = Bad(place.swallowed)
-        whole = place.point(start + BS * (count // 2))
-        yield _case(place.line.format(start + BS * count), swallowed, swallowed if count % 2 else whole)
+        name = start + BS * (count // 2)
+        v3: Point | Bad = swallowed if place.without_end is None else place.without_end(name)
+        yield _case(place.line.format(start + BS * count), swallowed, v3 if count % 2 else place.point(name))
 
 
 def _escaped_ends() -> Iterator[Case]:
@@ -227,7 +244,7 @@ def _escaped_ends() -> Iterator[Case]:
 def _unescaped() -> Iterator[Case]:
     for place in PLACES:
         for char, kind in place.unescaped.items():
-            yield _case(place.line.format(f"a{char}b"), Bad(kind))
+            yield _case(place.line.format(f"a{char}b"), Bad(kind), _of_v3_unescaped(place, "a", char))
 
 
 # (as it is sent, of `v1`, of `v3`): tag values that real senders have.
@@ -265,7 +282,7 @@ def _sent() -> Iterator[Case]:
         )
     yield _case(r"m,t=C:\\ Program\ Files\x f=1i", _m({"f": 1}, t=r"C:\ Program Files\x"), Bad("field without a value"))
     yield _case(r"m,t=a\\,b f=1i", _m({"f": 1}, t=r"a\,b"), Bad("tag without a value"))
-    yield _case(r"m,t=a\\=b f=1i", _m({"f": 1}, t=r"a\=b"), Bad("equals sign in a tag value"))
+    yield _case(r"m,t=a\\=b f=1i", _m({"f": 1}, t=r"a\=b"), _m({"f": 1}, t=r"a\=b"))
     yield _case(r"m,t=\\,u=\\ f=1i", Bad("equals sign in a tag value"), _m({"f": 1}, t=BS, u=BS))
     # Clients add a space to a value that ends with a backslash.
     yield _case(r"m,t=C:\\  f=1i", _m({"f": 1}, t="C:\\ "), _m({"f": 1}, t="C:\\"))
@@ -671,11 +688,16 @@ def _no_utf8() -> Iterator[Case]:
     yield _case(b"#\xff\nm f=1i", _m(_ONE))
 
 
+def _equals_signs() -> Iterator[Case]:
+    yield _case("m,t=a=b f=1i", Bad("equals sign in a tag value"), _m(_ONE, t="a=b"))
+    yield _case("m,t=YWJj== f=1i", Bad("equals sign in a tag value"), _m(_ONE, t="YWJj=="))
+    yield _case("m,t=YQ==,u=w f=1i 5", Bad("equals sign in a tag value"), _m(_ONE, 5, t="YQ==", u="w"))
+    yield _case("m,t== f=1i", Bad("tag value is empty"), _m(_ONE, t="="))
+    yield _case("m,t==a f=1i", Bad("tag value is empty"), _m(_ONE, t="=a"))
+    yield _case("m,t=?a=1&b=2 f=1i", Bad("equals sign in a tag value"), _m(_ONE, t="?a=1&b=2"))
+
+
 def _stricter_than_v3() -> Iterator[Case]:
-    yield _case("m,t=a=b f=1i", Bad("equals sign in a tag value"))
-    yield _case("m,t=YWJj== f=1i", Bad("equals sign in a tag value"))
-    yield _case("m,t== f=1i", Bad("tag value is empty"))
-    yield _case("m,t==a f=1i", Bad("tag value is empty"))
     yield _case("m,,t=v f=1i", Bad("no tag key"))
     yield _case("m,t=v,,u=w f=1i", Bad("no tag key"))
     yield _case("m f=1i,", Bad("no field key"))
@@ -708,12 +730,17 @@ FAMILIES: Final = [
     Family(
         "delimiters in a name without a backslash",
         list(_unescaped()),
-        "InfluxDB 3 takes commas in tag keys and field keys and equals signs in tag values: see the last family.",
+        "InfluxDB 3 takes commas in tag keys and field keys: see the last family.",
     ),
     Family(
         "tag values as they are sent",
         list(_sent()),
         "InfluxDB 3 refuses what ends with a backslash.",
+    ),
+    Family(
+        "equals signs in tag values",
+        list(_equals_signs()),
+        "InfluxDB 1 and 2 take an equals sign that is the first character of a tag value.",
     ),
     Family("strings", list(_strings())),
     Family("values", list(_values())),
