@@ -124,7 +124,7 @@ def stay(data: bytes, pos: int, width: int, count: int, rule: TimeRule) -> bool:
     first = int.from_bytes(data[start:end], "big")
     if count == 1 or first > limit:
         return first <= limit
-    return _are_below(data, start, end, width, count, first, limit)
+    return _are_below(data, start, end, width, count, limit)
 
 
 def _unit_agrees(number: int) -> bool:
@@ -136,20 +136,16 @@ def _unit_agrees(number: int) -> bool:
     )
 
 
-def _are_below(data: bytes, start: int, end: int, width: int, count: int, first: int, limit: int) -> bool:
-    """Tell whether unsigned integers are at most `limit`, as the `first` one is. It is from `start` to `end`.
+def _are_below(data: bytes, start: int, end: int, width: int, count: int, limit: int) -> bool:
+    """Tell whether unsigned integers are at most `limit`, of which the first one is from `start` to `end`.
 
-    Times of one column mostly begin with the same bytes. If these put them below the limit, slices prove it: a byte of
-    each of 1000 values takes 1 µs, numpy's maximum 5 to 9 µs.
+    Times of one column mostly begin with the same byte. If it puts them below the limit, one slice proves that: of 1000
+    values in 1 µs. Numpy takes 3 µs.
     """
     stop = start + width * count
-    bits = 8 * (end - start)
-    for at in range(start, end):
-        if data[at:stop:width] != data[at : at + 1] * count:
-            break
-        bits -= 8
-        if (first >> bits) + 1 << bits <= limit + 1:
-            return True
+    from_one_byte = (data[start] + 1) << 8 * (end - start - 1) <= limit + 1
+    if from_one_byte and data[start:stop:width] == data[start : start + 1] * count:
+        return True
     numbers: npt.NDArray[Any] = np.ndarray((count,), _UNSIGNED[end - start], data, start, (width,))
     return int(np.maximum.reduce(numbers)) <= limit
 
