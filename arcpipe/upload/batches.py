@@ -22,11 +22,11 @@ from typing import Final
 
 from arcpipe import durable
 from arcpipe.counters import Uploader
+from arcpipe.lake.keys import Hidden, Layout
 from arcpipe.units import MB
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batch_folder import BatchFolder
 from arcpipe.upload.journal import Converted, Journal, Record, Uploaded
-from arcpipe.upload.keys import Hidden, Layout
 from arcpipe.upload.manifest import VERSION, Manifest, encode_manifest
 from arcpipe.upload.retry import is_full
 from arcpipe.upload.segments import keeps_original

@@ -21,11 +21,11 @@ from arcpipe.codec.entries import batch_length, batch_parts, decode_entry, split
 from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, ColumnMap, decode_envelope
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
+from arcpipe.lake.keys import Hidden, Layout
 from arcpipe.upload.budget import BUDGET, Budget
 from arcpipe.upload.collected_tables import CollectedTables
 from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters, OnDeadLetter
-from arcpipe.upload.keys import Hidden, Layout
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles
 from arcpipe.upload.parquet import OnFile
 from arcpipe.upload.parquet_file import FileSettings

@@ -1,6 +1,6 @@
 """Collected entries of one table -> one Arrow table, sorted by time. Total: values that fit no column are rescued.
 
-The columns are in the order of `upload.file_schema`. A column that holds nothing but nil and NaN, and had no type
+The columns are in the order of `lake.file_schema`. A column that holds nothing but nil and NaN, and had no type
 before, is left out. Values that do not fit their column go to its siblings (`upload.table_schema`). A row without a
 valid time gets the time of its WAL entry.
 
@@ -23,8 +23,8 @@ from arcpipe.codec.arrow.times import PRECISIONS, decode_time
 from arcpipe.codec.arrow.values import Ints, Values
 from arcpipe.codec.columns import COLUMN_TYPES, TIME
 from arcpipe.codec.rescued import rescued_json, unpack_value
+from arcpipe.lake.file_schema import RESCUED_DATA, ROLE, SENDERS_NAME, TIME_NS, TIME_TYPE, file_order
 from arcpipe.upload.budget import Budget
-from arcpipe.upload.file_schema import RESCUED_DATA, ROLE, SENDERS_NAME, TIME_NS, TIME_TYPE, file_order
 from arcpipe.upload.staging import Piece
 from arcpipe.upload.table_schema import ColumnRules, Columns, ColumnSchema, TableSchema
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from arcpipe.errors import UnknownVersion
-from arcpipe.upload.keys import Hidden, Layout
+from arcpipe.lake.keys import Hidden, Layout
 from arcpipe.upload.table_schema import TableSchema
 from arcpipe.wal.checksum import checksum_holds, with_checksum
 

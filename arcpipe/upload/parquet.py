@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from arcpipe import __version__
 from arcpipe.codec.columns import TIME
+from arcpipe.lake.file_schema import for_readers, union
+from arcpipe.lake.keys import Partition
 from arcpipe.units import MB
-from arcpipe.upload.file_schema import for_readers, union
-from arcpipe.upload.keys import Partition
 from arcpipe.upload.open_files import Quota, open_file_cost, row_group_cost
 from arcpipe.upload.parquet_file import FileSettings, ParquetFile, Rows, name_bytes, texts_of
 from arcpipe.upload.spool import Spool

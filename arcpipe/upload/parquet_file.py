@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from arcpipe.codec.arrow.arrays import DICTIONARY_ROWS
 from arcpipe.codec.columns import TIME
 from arcpipe.config.settings import Parquet
+from arcpipe.lake.file_schema import TIME_TYPE
+from arcpipe.lake.keys import Hidden, Layout
 from arcpipe.units import KB, MB
-from arcpipe.upload.file_schema import TIME_TYPE
-from arcpipe.upload.keys import Hidden, Layout
 from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, open_file_cost
 from arcpipe.upload.spool import Spool, SpoolMemory
 from arcpipe.upload.table_schema import ColumnRules

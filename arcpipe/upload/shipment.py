@@ -14,6 +14,7 @@ from typing import Final
 from arcpipe import logs
 from arcpipe.codec.envelope import decode_envelope
 from arcpipe.counters import Uploader
+from arcpipe.lake.keys import encode_database
 from arcpipe.storage import MemoryBlob
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
@@ -24,7 +25,6 @@ from arcpipe.upload.context import Context
 from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, KeyRecord, MisfitEntry, Part
 from arcpipe.upload.journal_writer import JournalWriter
-from arcpipe.upload.keys import encode_database
 from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.puts import Put, Puts

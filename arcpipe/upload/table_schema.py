@@ -19,8 +19,8 @@ import msgspec
 
 from arcpipe.codec.arrow.natural import natural_type
 from arcpipe.codec.arrow.values import Natural, Values
-from arcpipe.upload.column_names import HIVE_NAMES, folded, is_reserved, numbered, unreserved
-from arcpipe.upload.file_schema import TIME_NS
+from arcpipe.lake.column_names import HIVE_NAMES, folded, is_reserved, numbered, unreserved
+from arcpipe.lake.file_schema import TIME_NS
 
 MAX_COLUMNS: Final = 4_096
 """Most columns of a table; the values of further ones are rescued."""

@@ -15,8 +15,9 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"supervisor"},
-    {"ingest", "upload"},
+    {"ingest", "upload", "compaction"},
     {"monitoring", "access"},
+    {"lake"},
     {"wal", "storage", "codec"},
 )
 GROUND = len(LAYERS)

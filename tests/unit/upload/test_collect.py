@@ -25,6 +25,7 @@ from arcpipe.codec.columns import array_header
 from arcpipe.codec.envelope import decode_envelope
 from arcpipe.codec.rescued import StillEncoded, Timestamp, parse_rescued, unpack_value
 from arcpipe.config.settings import Parquet
+from arcpipe.lake.file_schema import ROLE, SENDERS_NAME
 from arcpipe.units import MB
 from arcpipe.upload import conversion_jobs, conversion_pool
 from arcpipe.upload import convert as convert_module
@@ -32,7 +33,6 @@ from arcpipe.upload.budget import BUDGET, Budget
 from arcpipe.upload.collect import BatchTables, WriterFailed
 from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter
-from arcpipe.upload.file_schema import ROLE, SENDERS_NAME
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, open_file_cost, row_group_cost
 from arcpipe.upload.parquet import OnFile, PartitionWriters
 from arcpipe.upload.parquet_file import Rows

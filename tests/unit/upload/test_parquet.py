@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from arcpipe.config.settings import Parquet
+from arcpipe.lake.file_schema import ROLE
+from arcpipe.lake.keys import Partition, encode_name
 from arcpipe.units import MB
-from arcpipe.upload.file_schema import ROLE
-from arcpipe.upload.keys import Partition, encode_name
 from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
 from arcpipe.upload.parquet import PartitionWriters
 from arcpipe.upload.parquet_file import FileSettings, Rows

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from arcpipe.codec.arrow.find import find_values
 from arcpipe.codec.arrow.values import Values
+from arcpipe.lake.column_names import folded, is_reserved, numbered
 from arcpipe.upload import table_schema
-from arcpipe.upload.column_names import folded, is_reserved, numbered
 from arcpipe.upload.table_schema import ColumnRules, Columns, ColumnSchema, TableSchema, TypeWord
 
 

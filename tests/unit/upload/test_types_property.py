@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from arcpipe.codec.columns import array_header, map_header
 from arcpipe.codec.rescued import parse_rescued
 from arcpipe.config.settings import Parquet
+from arcpipe.lake.file_schema import ROLE, SENDERS_NAME
 from arcpipe.upload.collect import BatchTables
-from arcpipe.upload.file_schema import ROLE, SENDERS_NAME
 from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.spool import Spool

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from arcpipe.codec.columns import TIME
-from arcpipe.upload.file_schema import RESCUED_DATA, TIME_NS
+from arcpipe.lake.file_schema import RESCUED_DATA, TIME_NS
 
 HIVE_NAMES: Final = frozenset({"year", "month", "day", "hour"})
 """The folders of the layout `hive`, which readers take for columns."""

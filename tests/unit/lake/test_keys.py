@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from arcpipe.lake.keys import Hidden, Layout, Partition, encode_database, encode_name
 from arcpipe.names import is_database_name
 from arcpipe.storage.base import require_key
-from arcpipe.upload.keys import Hidden, Layout, Partition, encode_database, encode_name
 
 HOSTILE: Final = (
     *("..", ".", "../x", "../../etc/passwd", "/", "//", "a/../../b", "..%2f..", "%2e%2e", "%2F", "%", "%00"),
