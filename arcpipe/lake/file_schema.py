@@ -6,6 +6,8 @@ from typing import Final
 
 import pyarrow as pa
 
+from arcpipe import __version__
+
 HOUR_US: Final = 3_600_000_000
 TIME_NS: Final = "time_ns"
 """The column of the digits below µs, with `parquet.keep_nanoseconds`."""
@@ -19,6 +21,22 @@ SENDERS_NAME: Final = b"arcpipe.name"
 """Field metadata of a column whose name is not the sender's: that name. A sibling has its column's."""
 
 TIME_TYPE: Final = pa.timestamp("us", tz="UTC")
+
+VERSION: Final = b"arcpipe.version"
+DATABASE: Final = b"arcpipe.database"
+MEASUREMENT: Final = b"arcpipe.measurement"
+BATCH: Final = b"arcpipe.batch"
+"""File metadata: the program's version, the names as the senders wrote them, and the id of the batch or merge."""
+
+
+def file_metadata(database: str, measurement: str, batch_id: str) -> dict[bytes, bytes]:
+    """Return the metadata of a file."""
+    return {
+        VERSION: __version__.encode(),
+        DATABASE: database.encode(),
+        MEASUREMENT: measurement.encode(),
+        BATCH: batch_id.encode(),
+    }
 
 
 def for_readers(schema: pa.Schema) -> pa.Schema:

@@ -22,15 +22,15 @@ from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, ColumnMap, decode_
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
 from arcpipe.lake.keys import Hidden, Layout
+from arcpipe.lake.open_files import OPEN_FILES, OpenFiles
+from arcpipe.lake.spool import SpoolMemory
 from arcpipe.upload.budget import BUDGET, Budget
 from arcpipe.upload.collected_tables import CollectedTables
 from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters, OnDeadLetter
-from arcpipe.upload.open_files import OPEN_FILES, OpenFiles
+from arcpipe.upload.file_settings import FileSettings
 from arcpipe.upload.parquet import OnFile
-from arcpipe.upload.parquet_file import FileSettings
 from arcpipe.upload.schema import SchemaRegistry
-from arcpipe.upload.spool import SpoolMemory
 from arcpipe.upload.table_schema import TableName, TableSchema
 
 

@@ -16,10 +16,10 @@ from typing import Final, TypeAlias
 from arcpipe.codec.entries import array_length
 from arcpipe.codec.envelope import ColumnMap, encode_entry
 from arcpipe.errors import BadPayload
+from arcpipe.lake.open_files import OpenFiles, Quota
 from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, TableOutput
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
-from arcpipe.upload.open_files import OpenFiles, Quota
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.staging import EntryGroup, EntryShape, Misfit, Piece, Staged, entry_payload, whole_piece
 from arcpipe.upload.table_schema import TableName, TableSchema

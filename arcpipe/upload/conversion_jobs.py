@@ -24,13 +24,13 @@ from typing import TypeAlias
 import numpy as np
 
 from arcpipe.lake.file_schema import HOUR_US
+from arcpipe.lake.open_files import Quota, open_file_cost, row_group_cost
 from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_pool import FileCost, InHand, Lane, Pool
 from arcpipe.upload.convert import ConvertedRows, TooManyRescued, convert
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
-from arcpipe.upload.open_files import Quota, open_file_cost, row_group_cost
+from arcpipe.upload.file_settings import FileSettings
 from arcpipe.upload.parquet import OnFile, PartitionWriters, Unwritable
-from arcpipe.upload.parquet_file import FileSettings
 from arcpipe.upload.staging import EntryGroup, Piece
 from arcpipe.upload.table_schema import TableName, TableSchema
 

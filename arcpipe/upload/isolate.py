@@ -11,6 +11,8 @@ import logging
 from typing import Final
 
 from arcpipe.counters import Uploader
+from arcpipe.lake.parquet_file import Rows
+from arcpipe.lake.spool import Spool
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batch_reader import END
@@ -18,8 +20,6 @@ from arcpipe.upload.collect import BatchTables
 from arcpipe.upload.context import Context
 from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Isolated, MisfitEntry, Part
-from arcpipe.upload.parquet_file import Rows
-from arcpipe.upload.spool import Spool
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from typing import Final
 
 import pyarrow as pa
 
-from arcpipe import __version__
 from arcpipe.codec.columns import TIME
-from arcpipe.lake.file_schema import for_readers, union
+from arcpipe.lake.file_schema import file_metadata, for_readers, union
 from arcpipe.lake.keys import Partition
+from arcpipe.lake.open_files import Quota, open_file_cost, row_group_cost
+from arcpipe.lake.parquet_file import ParquetFile, Rows, name_bytes, texts_of
+from arcpipe.lake.spool import Spool
 from arcpipe.units import MB
-from arcpipe.upload.open_files import Quota, open_file_cost, row_group_cost
-from arcpipe.upload.parquet_file import FileSettings, ParquetFile, Rows, name_bytes, texts_of
-from arcpipe.upload.spool import Spool
+from arcpipe.upload.file_settings import FileSettings
 
 # Largest file of one row group that is made in Arrow's memory and spooled in one piece: it needs no GIL until then.
 _SMALL_FILE_BYTES: Final = 4 * MB
@@ -98,9 +98,10 @@ class PartitionWriters:
             schema = union(file.schema, schema)
             if not schema.equals(file.schema, check_metadata=True):
                 self._finish(hour_us)
-        schema = schema.with_metadata(self._metadata())
+        schema = schema.with_metadata(file_metadata(self.database, self.measurement, self._settings.batch_id))
+        settings = self._settings
         for piece, most_bytes in self._pieces(table):
-            texts = texts_of(piece, self._settings.huge_bytes)
+            texts = texts_of(piece, settings.huge_bytes)
             cost = row_group_cost(len(schema), name_bytes(schema), texts.statistics_bytes)
             file = self._open_file(hour_us, cost, most_bytes, texts.huge)
             if file is None:
@@ -108,7 +109,7 @@ class PartitionWriters:
                 is_small = last and piece is table and most_bytes <= _SMALL_FILE_BYTES
                 self._make_room(1, open_file_cost(len(schema), name_bytes(schema)) + cost)
                 with _refusals():
-                    file = ParquetFile(self._settings, schema, at, piece, texts.huge, is_small)
+                    file = ParquetFile(settings.parquet, settings.memory, schema, at, piece, texts.huge, is_small)
                 self._open[hour_us] = file
                 self._numbers[hour_us] = self._numbers.get(hour_us, -1) + 1
                 self.cost += file.cost
@@ -134,14 +135,6 @@ class PartitionWriters:
             return None
         self._make_room(0, cost)
         return file
-
-    def _metadata(self) -> dict[bytes, bytes]:
-        return {
-            b"arcpipe.version": __version__.encode(),
-            b"arcpipe.database": self.database.encode(),
-            b"arcpipe.measurement": self.measurement.encode(),
-            b"arcpipe.batch": self._settings.batch_id.encode(),
-        }
 
     def _pieces(self, table: pa.Table) -> list[tuple[pa.Table, int]]:
         """Cut a table into row groups, each with the bytes that it may need: one, unless that might overfill a file."""

@@ -15,6 +15,8 @@ from arcpipe import logs
 from arcpipe.codec.envelope import decode_envelope
 from arcpipe.counters import Uploader
 from arcpipe.lake.keys import encode_database
+from arcpipe.lake.parquet_file import Rows
+from arcpipe.lake.spool import Spool
 from arcpipe.storage import MemoryBlob
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
@@ -26,10 +28,8 @@ from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, KeyRecord, MisfitEntry, Part
 from arcpipe.upload.journal_writer import JournalWriter
 from arcpipe.upload.leftovers import StoreLeftovers
-from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.puts import Put, Puts
 from arcpipe.upload.schema import SchemaRegistry
-from arcpipe.upload.spool import Spool
 from arcpipe.upload.table_schema import TableName, TableSchema
 from arcpipe.upload.threads import in_thread
 from arcpipe.wal.findings import Finding

@@ -26,10 +26,10 @@ import numpy as np
 from arcpipe.allocator import keep_freed_memory
 from arcpipe.codec.columns import pack_float64, pack_int64, pack_values
 from arcpipe.config.settings import Parquet
+from arcpipe.lake.parquet_file import Rows
+from arcpipe.lake.spool import Spool
 from arcpipe.upload.collect import BatchTables
-from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.schema import SchemaRegistry
-from arcpipe.upload.spool import Spool
 from arcpipe.upload.uploader import KEPT_MEMORY_BYTES
 
 _COMMAND = (sys.executable, "-m", "benchmarks.micro.convert")

@@ -26,6 +26,9 @@ from arcpipe.codec.envelope import decode_envelope
 from arcpipe.codec.rescued import StillEncoded, Timestamp, parse_rescued, unpack_value
 from arcpipe.config.settings import Parquet
 from arcpipe.lake.file_schema import ROLE, SENDERS_NAME
+from arcpipe.lake.open_files import OPEN_FILES, OpenFiles, open_file_cost, row_group_cost
+from arcpipe.lake.parquet_file import Rows
+from arcpipe.lake.spool import Spool
 from arcpipe.units import MB
 from arcpipe.upload import conversion_jobs, conversion_pool
 from arcpipe.upload import convert as convert_module
@@ -33,11 +36,8 @@ from arcpipe.upload.budget import BUDGET, Budget
 from arcpipe.upload.collect import BatchTables, WriterFailed
 from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter
-from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, open_file_cost, row_group_cost
 from arcpipe.upload.parquet import OnFile, PartitionWriters
-from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.schema import SchemaRegistry
-from arcpipe.upload.spool import Spool
 from arcpipe.upload.table_schema import ColumnSchema, TableSchema
 from tests.support.values import any_value, as_sent, booleans, floats, integers, nil, same, short_text, texts
 from tests.support.waiting import wait_until

@@ -18,11 +18,12 @@ import pytest
 from arcpipe.config.settings import Parquet
 from arcpipe.lake.file_schema import ROLE
 from arcpipe.lake.keys import Partition, encode_name
+from arcpipe.lake.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
+from arcpipe.lake.parquet_file import Rows
+from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.units import MB
-from arcpipe.upload.open_files import OPEN_FILES, OpenFiles, Quota, open_file_cost, row_group_cost
+from arcpipe.upload.file_settings import FileSettings
 from arcpipe.upload.parquet import PartitionWriters
-from arcpipe.upload.parquet_file import FileSettings, Rows
-from arcpipe.upload.spool import Spool, SpoolMemory
 
 HOUR_US = 1_700_000_000_000_000 // 3_600_000_000 * 3_600_000_000
 

@@ -27,10 +27,10 @@ from arcpipe.codec.columns import array_header, map_header
 from arcpipe.codec.rescued import parse_rescued
 from arcpipe.config.settings import Parquet
 from arcpipe.lake.file_schema import ROLE, SENDERS_NAME
+from arcpipe.lake.parquet_file import Rows
+from arcpipe.lake.spool import Spool
 from arcpipe.upload.collect import BatchTables
-from arcpipe.upload.parquet_file import Rows
 from arcpipe.upload.schema import SchemaRegistry
-from arcpipe.upload.spool import Spool
 
 T_US = 1_790_000_000_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -6,6 +6,7 @@ The encodings follow from the settings and from the file's first table, so that 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,31 +17,12 @@ from arcpipe.codec.arrow.arrays import DICTIONARY_ROWS
 from arcpipe.codec.columns import TIME
 from arcpipe.config.settings import Parquet
 from arcpipe.lake.file_schema import TIME_TYPE
-from arcpipe.lake.keys import Hidden, Layout
+from arcpipe.lake.open_files import STATISTICS_BYTES, open_file_cost
+from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.units import KB, MB
-from arcpipe.upload.open_files import OPEN_FILES, STATISTICS_BYTES, OpenFiles, open_file_cost
-from arcpipe.upload.spool import Spool, SpoolMemory
-from arcpipe.upload.table_schema import ColumnRules
 
 HUGE_BYTES: Final = MB
 """Bytes of a text or binary value above which its column has no statistics."""
-
-
-class FileSettings(NamedTuple):
-    """Settings and bounds that all files of a batch share."""
-
-    batch_id: str
-    layout: Layout
-    parquet: Parquet
-    memory: SpoolMemory
-    open_files: OpenFiles = OPEN_FILES
-    huge_bytes: int = HUGE_BYTES
-    columns: ColumnRules = ColumnRules()
-    hidden: Hidden = "._"
-
-    @property
-    def max_bytes(self) -> int:
-        return self.parquet.max_file_mb * MB
 
 
 class Rows(NamedTuple):
@@ -100,35 +82,40 @@ class ParquetFile:
 
     def __init__(
         self,
-        settings: FileSettings,
+        parquet: Parquet,
+        memory: SpoolMemory,
         schema: pa.Schema,
         first_us: int,
         first: pa.Table,
         huge: frozenset[str],
         is_small: bool,
+        sorted_by: Sequence[str] = (TIME,),
     ) -> None:
         """Open a file.
 
         Args:
+            parquet: the settings.
+            memory: bounds of the file's spool.
             schema: the columns as readers see them.
             first: the first table that will be appended.
             huge: the columns with a huge value.
             is_small: `first` is the only table.
+            sorted_by: the columns by which the rows of each row group are sorted.
         """
         self.schema = schema
         self.first_us = first_us
         self.rows = Rows(0, first_us, first_us)
-        self.spool = Spool(settings.memory)
-        self._most_bytes = settings.max_bytes
+        self.spool = Spool(memory)
+        self._most_bytes = parquet.max_file_mb * MB
         self.huge = huge
         self.cost = open_file_cost(len(schema), name_bytes(schema))
         self._written = pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
         texts = {field.name for field in schema if field.type == pa.string()}
         if len(first) >= DICTIONARY_ROWS:  # the others have too many different values
             texts -= {field.name for field in first.schema if field.type == pa.string()}
-        compression, level = settings.parquet.compression, settings.parquet.codec_level
-        encodings = _ENCODINGS[settings.parquet.encodings]
-        may_split = settings.parquet.encodings == "small" and compression == "zstd"
+        compression, level = parquet.compression, parquet.codec_level
+        encodings = _ENCODINGS[parquet.encodings]
+        may_split = parquet.encodings == "small" and compression == "zstd"
         split = _columns_to_split(first, level) if may_split and level is not None else set()
         # Without a buffer, the writer would take the GIL for each page and each end of a column: thousands of times.
         self._sink = (
@@ -151,7 +138,9 @@ class ParquetFile:
                 if field.type in encodings and field.name not in texts
             }
             | dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
-            sorting_columns=[pq.SortingColumn(0)],
+            sorting_columns=[
+                pq.SortingColumn(self._written.get_field_index(name), nulls_first=name != TIME) for name in sorted_by
+            ],
             write_batch_size=_LONG_BATCH if _has_long_values(first) else _BATCH,
             write_statistics=[field.name for field in schema if field.name not in self.huge] if self.huge else True,
             write_page_index=True,
@@ -163,16 +152,25 @@ class ParquetFile:
         return bool(self._sink.tell() + most_bytes <= self._most_bytes)
 
     def append(self, table: pa.Table) -> None:
-        """Write a table, whose columns are among the file's, as a row group."""
+        """Write a table, whose columns are among the file's and which is sorted by time, as a row group."""
+        times = table.column(TIME)
+        self.append_between(table, times[0].value, times[-1].value)
+
+    def append_between(self, table: pa.Table, least_us: int, greatest_us: int) -> None:
+        """Write a table, whose columns are among the file's, as a row group.
+
+        Args:
+            least_us: its least time, in µs since the epoch.
+            greatest_us: its greatest time.
+        """
         given = dict(zip(table.schema.names, table.columns, strict=True))
         columns = [
             _as_type(given[field.name], field.type) if field.name in given else pa.nulls(len(table), field.type)
             for field in self._written
         ]
         self._writer.write_table(pa.table(columns, schema=self._written), row_group_size=len(table))
-        times = given[TIME]
         total, min_us, max_us = self.rows
-        self.rows = Rows(total + len(table), min(min_us, times[0].value), max(max_us, times[-1].value))
+        self.rows = Rows(total + len(table), min(min_us, least_us), max(max_us, greatest_us))
 
     def finish(self) -> Spool:
         """Write the footer. Returns the bytes of the file."""
