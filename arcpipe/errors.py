@@ -39,6 +39,10 @@ class StorageError(ArcpipeError):
         self.kind = kind
 
 
+class MissingObject(StorageError):
+    """The object store has no object of this key."""
+
+
 class DamagedFile(ArcpipeError):
     """A small file was read whole, but its content is damaged. The text says which file and why."""
 

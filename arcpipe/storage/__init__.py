@@ -17,9 +17,9 @@ from typing import Final
 
 from arcpipe.config.settings import FileLocation, Storage, StorageS3
 from arcpipe.errors import ConfigError
-from arcpipe.storage.base import Blob, MemoryBlob, ObjectStore
+from arcpipe.storage.base import Blob, LakeStore, Listed, MemoryBlob, ObjectStore
 
-__all__ = ["Blob", "MemoryBlob", "ObjectStore", "open_store"]
+__all__ = ["Blob", "LakeStore", "Listed", "MemoryBlob", "ObjectStore", "open_store"]
 
 
 # Connections: enough for eight large objects of four parts each. They cost nothing until they are used.
@@ -28,7 +28,7 @@ _LEAST_CONNECTIONS: Final = 32
 _LEAST_THREADS: Final = 8
 
 
-def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> ObjectStore:
+def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> LakeStore:
     """Open the store at `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
 
     Does no I/O and needs no event loop. A store connects at its first use, and belongs to the event loop of that use.

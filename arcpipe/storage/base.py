@@ -5,8 +5,8 @@ This module must not know any particular store, nor the content of a blob.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from arcpipe.errors import StorageError
 
@@ -118,6 +118,54 @@ class ObjectStore(Protocol):
     @property
     def url(self) -> str:
         """Return the location of the store, without secrets, for log lines."""
+        ...
+
+
+class Listed(NamedTuple):
+    """An object as a listing shows it."""
+
+    key: str
+    size: int  # bytes
+    modified: float  # seconds since the epoch, by the store's clock
+    etag: str = ""  # changes with the content; empty where the store has none
+
+
+class LakeStore(ObjectStore, Protocol):
+    """An object store whose objects are read, renamed and listed, too: what the upkeep of a lake needs."""
+
+    def list_objects(self, prefix: str) -> AsyncIterator[list[Listed]]:
+        """Yield the objects whose keys begin with `prefix`, a page at a time. Objects of one folder come together.
+
+        Raises:
+            StorageError: the list is incomplete. What was yielded before is right.
+        """
+        ...
+
+    async def list_folders(self, folder: str) -> list[str]:
+        """List the names of the folders in a folder, sorted. `folder` ends in a slash, or is empty for the root."""
+        ...
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        """Read `length` bytes of an object at `offset`; fewer only at its end.
+
+        Raises:
+            MissingObject: there is no such object.
+            StorageError: it cannot be read.
+        """
+        ...
+
+    async def move(self, source: str, target: str) -> None:
+        """Rename an object, in place of an earlier one. The target becomes visible whole, and is durable.
+
+        After a failure the target is there, whole, or is not. The source may stay in either case, and after a success.
+
+        Raises:
+            MissingObject: there is no source; an earlier try may have moved it.
+        """
+        ...
+
+    async def delete_all(self, keys: Sequence[str]) -> None:
+        """Remove the objects, durably. Missing ones are no error. After a failure any of them may be there."""
         ...
 
 

@@ -21,19 +21,20 @@ import asyncio
 import ctypes
 import errno
 import fcntl
+import functools
 import logging
 import os
 import re
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from arcpipe.errors import StorageError
-from arcpipe.storage.base import Blob, read_exactly, require_key
+from arcpipe.errors import MissingObject, StorageError
+from arcpipe.storage.base import Blob, Listed, read_exactly, require_key
 from arcpipe.units import KB
 
 T = TypeVar("T")
@@ -125,6 +126,35 @@ class LocalStore:
     async def list_keys(self, prefix: str) -> list[str]:
         require_key(prefix + "x")
         return await self._in_thread(f"list {self._root}/{prefix}", lambda cancelled: self._list(prefix, cancelled))
+
+    async def list_objects(self, prefix: str) -> AsyncIterator[list[Listed]]:
+        require_key(prefix + "x")
+        pending = [prefix[: prefix.rfind("/") + 1]]
+        while pending:
+            start = pending.pop()
+            page = functools.partial(self._page, start, prefix)
+            found, folders = await self._in_thread(f"list {self._root}/{start}", page)
+            pending += sorted(folders, reverse=True)
+            if found:
+                yield found
+
+    async def list_folders(self, folder: str) -> list[str]:
+        require_key(folder + "x")
+        _, folders = await self._in_thread(f"list {self._root}/{folder}", functools.partial(self._page, folder, folder))
+        return sorted(path[len(folder) : -1] for path in folders)
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        target = self._path(key)
+        return await self._in_thread(f"read {target}", lambda _: _read(target, offset, length))
+
+    async def move(self, source: str, target: str) -> None:
+        paths = self._path(source), self._path(target)
+        await self._in_thread(f"rename {paths[0]} to {paths[1]}", lambda _: self._move(*paths))
+
+    async def delete_all(self, keys: Sequence[str]) -> None:
+        targets = [self._path(key) for key in keys]
+        if targets:
+            await self._in_thread(f"delete {targets[0]}", lambda _: _delete_all(targets))
 
     async def check(self) -> None:
         await self._in_thread(f"write to {self._root}", lambda _: self._again_if_removed(self._check))
@@ -279,6 +309,42 @@ class LocalStore:
                 if parent != above:
                     raise
 
+    def _move(self, source: str, target: str) -> None:
+        unsynced = self._make_directories(os.path.dirname(target))
+        try:
+            os.rename(source, target)
+        except FileNotFoundError as error:
+            if not os.path.lexists(source):
+                raise MissingObject(f"cannot rename {source} to {target}: there is no such file") from error
+            raise
+        self._sync_entries([target, *unsynced])
+        _sync_directory(os.path.dirname(source))
+
+    def _page(self, start: str, prefix: str, _: threading.Event) -> tuple[list[Listed], list[str]]:
+        """List one directory: its files whose keys begin with `prefix`, and the keys of such directories with a slash.
+
+        Raises:
+            OSError: a directory that may be there cannot be listed, so its files are unknown.
+        """
+        found: list[Listed] = []
+        folders: list[str] = []
+        try:
+            with os.scandir(os.path.join(self._root, start)) as entries:
+                for entry in entries:
+                    key = start + entry.name
+                    if key == STAGING_DIRECTORY or key + "/" == _LOST_AND_FOUND:
+                        continue
+                    if entry.is_dir():
+                        if f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/"):
+                            folders.append(f"{key}/")
+                    elif key.startswith(prefix):
+                        with suppress(FileNotFoundError):  # gone since
+                            status = entry.stat()
+                            found.append(Listed(key, status.st_size, status.st_mtime))
+        except (FileNotFoundError, NotADirectoryError):
+            return [], []  # nothing there, or no longer
+        return sorted(found), folders
+
     def _list(self, prefix: str, cancelled: threading.Event) -> list[str]:
         keys: list[str] = []
         # Directories still to be read, each as the prefix of its keys: "" or "a/b/".
@@ -375,6 +441,34 @@ def _delete(target: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(target)
         _sync_directory(os.path.dirname(target))
+
+
+def _delete_all(targets: Sequence[str]) -> None:
+    """Remove files durably. Each directory is synced once, also for files that were gone already."""
+    parents: dict[str, None] = {}
+    for target in targets:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(target)
+        parents[os.path.dirname(target)] = None
+    for parent in parents:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            _sync_directory(parent)
+
+
+def _read(target: str, offset: int, length: int) -> bytes:
+    try:
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MissingObject(f"cannot read {target}: there is no such file") from error
+    try:
+        pieces = []
+        while length > 0 and (piece := os.pread(fd, length, offset)):
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+    finally:
+        os.close(fd)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _remove_if_abandoned(path: str) -> None:

@@ -17,9 +17,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from arcpipe.config.settings import StorageS3
-from arcpipe.errors import StorageError
+from arcpipe.errors import MissingObject, StorageError
 from arcpipe.storage import s3_errors
-from arcpipe.storage.base import Blob, MemoryBlob, require_key
+from arcpipe.storage.base import Blob, Listed, MemoryBlob, require_key
 from arcpipe.storage.s3_client import Requests, S3Client
 from arcpipe.storage.s3_errors import S3Error
 from arcpipe.storage.s3_multipart import Parts, PartwisePut, abort_upload, begin_upload
@@ -33,6 +33,9 @@ _ABANDONED_AFTER: Final = timedelta(hours=24)
 _PROBE_KEY: Final = ".arcpipe-write-check"
 _LOOK_KEY: Final = ".arcpipe-look-check"
 _UPLOAD_MARKERS: Final = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+_LIST_MARKERS: Final = {"ContinuationToken": "NextContinuationToken"}
+# Deletes that run at once: a thousand objects take some seconds, and leave connections for puts.
+_DELETES_AT_ONCE: Final = 16
 # Objects whose open uploads are remembered, 200 bytes each. The parts of a forgotten one go on costing space.
 _MAX_LEFT_OPEN: Final = 1000
 
@@ -153,12 +156,87 @@ class S3Store:
     async def list_keys(self, prefix: str) -> list[str]:
         require_key(prefix + "x")
         name = self._prefix + prefix
-        markers = {"ContinuationToken": "NextContinuationToken"}
         keys: list[str] = []
         async with self._connected("list", name) as client:
-            async for page in client.pages("list_objects_v2", name, markers):
+            async for page in client.pages("list_objects_v2", name, _LIST_MARKERS):
                 keys += [entry["Key"].removeprefix(self._prefix) for entry in page.get("Contents", [])]
         return sorted(keys)
+
+    async def list_objects(self, prefix: str) -> AsyncIterator[list[Listed]]:
+        require_key(prefix + "x")
+        name = self._prefix + prefix
+        async with self._connected("list", name) as client:
+            async for page in client.pages("list_objects_v2", name, _LIST_MARKERS):
+                yield [
+                    Listed(
+                        entry["Key"].removeprefix(self._prefix),
+                        entry["Size"],
+                        entry["LastModified"].timestamp(),
+                        entry.get("ETag", "").strip('"'),
+                    )
+                    for entry in page.get("Contents", [])
+                ]
+
+    async def list_folders(self, folder: str) -> list[str]:
+        require_key(folder + "x")
+        name = self._prefix + folder
+        folders: list[str] = []
+        async with self._connected("list", name) as client:
+            async for page in client.pages("list_objects_v2", name, _LIST_MARKERS, Delimiter="/"):
+                folders += [entry["Prefix"].removeprefix(name)[:-1] for entry in page.get("CommonPrefixes", [])]
+        return sorted(folders)
+
+    async def read(self, key: str, offset: int, length: int) -> bytes:
+        require_key(key)
+        name = self._prefix + key
+        async with self._connected("read", name) as client:
+            try:
+                return await client.read_range(name, offset, length)
+            except S3Error as error:
+                if error.code == "InvalidRange" or error.status == 416:  # it begins at the end, or after it
+                    return b""
+                if error.code == "NoSuchKey":
+                    raise MissingObject(str(error)) from error
+                raise
+
+    async def move(self, source: str, target: str) -> None:
+        """Copy the object at the server, then delete the source, if that is possible."""
+        require_key(source)
+        require_key(target)
+        name = self._prefix + target
+        copied = {"Bucket": self._bucket, "Key": self._prefix + source}
+        async with self._connected("write", name) as client:
+            try:
+                answer = await client.call(
+                    "write", "copy_object", {"Key": name, "CopySource": copied, **self._encryption}
+                )
+            except S3Error as error:
+                if error.code == "NoSuchKey":
+                    raise MissingObject(str(error)) from error
+                raise
+            client.require_taken(name, answer.get("CopyObjectResult", {}))
+            try:
+                await self._delete(client, self._prefix + source)
+            except StorageError as error:
+                log.debug("%s stays after its copy to %s: %s", self._prefix + source, name, error)
+
+    async def delete_all(self, keys: Sequence[str]) -> None:
+        """Delete by requests of single objects, many at once: not every server takes a request for several."""
+        for key in keys:
+            require_key(key)
+        if not keys:
+            return
+        async with self._connected("delete", self._prefix + keys[0]) as client:
+            slots = asyncio.Semaphore(_DELETES_AT_ONCE)
+
+            async def delete(key: str) -> None:
+                async with slots:
+                    await self._delete(client, self._prefix + key)
+
+            # All are tried, and none runs on when this returns.
+            for outcome in await asyncio.gather(*map(delete, keys), return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
 
     async def check(self) -> None:
         """Try every request that a crash may make necessary: write, abort, delete, and look for an object.

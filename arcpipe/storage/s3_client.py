@@ -161,15 +161,38 @@ class S3Client:
                 name = parameters.get("Key", parameters.get("Prefix", ""))
                 raise s3_errors.explain(action, shared.place(name), error, operation) from error
 
-    async def pages(self, operation: str, name: str, markers: dict[str, str]) -> AsyncIterator[dict[str, Any]]:
+    async def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """Return `length` bytes of an object; fewer at its end.
+
+        Raises:
+            S3Error: the request failed, or the body ended early.
+        """
+        shared = self._shared
+        parameters = {"Key": name, "Range": f"bytes={offset}-{offset + length - 1}"}
+        async with shared.slots:
+            try:
+                async with asyncio.timeout(shared.stall_seconds):
+                    answer = await self._sdk.get_object(Bucket=shared.bucket, **parameters)
+                    async with answer["Body"] as stream:
+                        data: bytes = await stream.read()
+            except Exception as error:
+                raise s3_errors.explain("read", shared.place(name), error, "get_object") from error
+        if len(data) != answer.get("ContentLength", len(data)) or len(data) > length:
+            raise self.failure("read", name, f"{len(data)} bytes came", is_passing=True)
+        return data
+
+    async def pages(
+        self, operation: str, name: str, markers: dict[str, str], **fields: str
+    ) -> AsyncIterator[dict[str, Any]]:
         """Yield the pages of a listing of the names that begin with `name`.
 
         Args:
             markers: request fields of the next page, each with the answer field that holds its value.
+            fields: further fields of each request.
         """
         start: dict[str, str] = {}
         while True:
-            page = await self.call("list", operation, {"Prefix": name, **start})
+            page = await self.call("list", operation, {"Prefix": name, **fields, **start})
             if "IsTruncated" not in page:
                 raise self.failure("list", name, s3_errors.NOT_S3)
             yield page
