@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arcpipe import __version__
-from arcpipe.cli import schema, token, wal
+from arcpipe.cli import lake, schema, token, wal
 from arcpipe.cli import status as cli_status
 from arcpipe.cli.options import ConfigOption, asked_log_format, load_settings
 from arcpipe.errors import ArcpipeError, ConfigError
@@ -37,6 +37,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(wal.app, name="wal")
 app.add_typer(token.app, name="token")
 app.add_typer(schema.app, name="schema")
+app.add_typer(lake.app, name="lake")
 
 
 def main() -> None:
