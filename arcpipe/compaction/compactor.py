@@ -33,7 +33,7 @@ from arcpipe.compaction.merge import Merge, Outcome
 from arcpipe.compaction.plan import Plans, make_plan
 from arcpipe.compaction.rewrite import CannotSort, RewriteBounds
 from arcpipe.config.settings import FileLocation
-from arcpipe.disk import space
+from arcpipe.disk import Disk, space
 from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import HOUR_US
 from arcpipe.lake.keys import encode_database, encode_name
@@ -91,6 +91,7 @@ class Compactor:
         now: Callable[[], float] = time.time,
         bounds: Bounds | None = None,
         rewrite_bounds: RewriteBounds | None = None,
+        disk: Disk | None = None,
     ) -> None:
         """Make ready; nothing is read.
 
@@ -106,7 +107,7 @@ class Compactor:
         self._spool = os.path.join(wal_dir, "compaction")
         self._dedup = DedupRules(settings.compaction.dedup)
         self._odd: dict[Listed, str] = {}
-        self.plans = Plans(wal_dir)
+        self.plans = Plans(wal_dir, disk)
         memory = rewrite_bounds or RewriteBounds.of(settings.compaction.memory_mb)
         self._merge = Merge(self.plans, store, node, self._spool, settings.parquet, memory)
 

@@ -23,6 +23,8 @@ from tests.crash.uploader_process import ROOT, Step, arm, find, parse_s3_model, 
 
 _PR_SET_PDEATHSIG = 1
 _RUN_SECONDS = 60.0
+FILE_BYTES = 200_000
+"""Bound of an output: three row groups of 2000 rows."""
 FAILED = 7
 """Exit code of a run that met an error, which stays for the next run."""
 
@@ -84,6 +86,8 @@ class Compactors:
 
 async def _compact(order: dict[str, Any]) -> int:
     from arcpipe.compaction.compactor import Compactor
+    from arcpipe.compaction.outputs import OutputBounds
+    from arcpipe.compaction.rewrite import RewriteBounds
     from arcpipe.config.load import load
     from arcpipe.errors import ArcpipeError
     from arcpipe.storage import open_store
@@ -91,7 +95,9 @@ async def _compact(order: dict[str, Any]) -> int:
     settings = load(None, order["settings"])
     store = open_store(settings.storage.url, settings.storage.s3)
     compactor = Compactor(
-        settings, order["wal"], order["node"], store, now=lambda: time.time() + order["ahead_seconds"]
+        *(settings, order["wal"], order["node"], store),
+        now=lambda: time.time() + order["ahead_seconds"],
+        rewrite_bounds=RewriteBounds(outputs=OutputBounds(file_bytes=FILE_BYTES)),
     )
     try:
         await compactor.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ import pytest
 
 from tests.crash.compaction_process import FAILED, Compactors, Step
 from tests.support.compaction import HOUR_US, OTHER_NODE, file_bytes, key_of, make_wal, table_of
-from tests.support.lake import lake_files, lake_rows
+from tests.support.lake import lake_files, lake_rows, numbers
+from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
 from tests.support.stores import Store, local_store, s3_store
 
@@ -62,7 +64,7 @@ LOCAL = [
 ]
 S3 = [
     *points("arcpipe.storage.s3:S3Store"),
-    Point("between two deletes", Step("arcpipe.storage.s3:S3Store._delete", "before", 7, "_[0-9a-f]{12}-")),
+    Point("between two deletes", Step("arcpipe.storage.s3:S3Store._delete", "before", 3, r"_\d+\.parquet")),
     Point("after a copy", Step("arcpipe.storage.s3_client:S3Client.require_taken", "before", 1, "CopyObject|merged")),
 ]
 
@@ -84,9 +86,12 @@ class Lake(NamedTuple):
     def seen(self) -> list[dict[str, Any]]:
         return sorted(lake_rows(self.store.read()), key=lambda row: row["n"])
 
+    def numbers(self) -> set[int]:
+        return set(numbers(self.store.read()))
+
 
 def fill(store: Store, directory: Path, put: Any) -> Lake:
-    """Make the hour: small files that become two of at most a MB, and two of another node."""
+    """Make the hour: small files that become two, and two of another node."""
     rows: list[dict[str, Any]] = []
     pick = random.Random(7)
     for number in range(1, 8):
@@ -99,15 +104,14 @@ def fill(store: Store, directory: Path, put: Any) -> Lake:
                 "v": pick.random(),
                 "w": pick.random(),
             }
-            for n in range(16_000 if number < 6 else 10)
+            for n in range(1_600 if number < 6 else 10)
         ]
         rows += [row | {"time": row["time"] + HOUR_US} for row in new]
         put(key_of(number, **node), file_bytes(table_of(new), directory))
     settings = store.settings | {
         "wal_dir": str(directory / "wal"),
         "wal_min_free_mb": 0,
-        "parquet_max_file_mb": 1,
-        "parquet_row_group_rows": 8_000,
+        "parquet_row_group_rows": 2_000,
     }
     return Lake(store, make_wal(directory), sorted(rows, key=lambda row: row["n"]), settings)
 
@@ -143,7 +147,7 @@ def hidden_left(root: Path) -> list[Path]:
 @pytest.mark.parametrize("point", LOCAL, ids=lambda point: point.name)
 def test_killed_at_each_step_on_a_local_store(local: Lake, compactors: Compactors, point: Point) -> None:
     assert compactors.run(local.wal, local.settings, die=point.step) == -9
-    assert {row["n"] for row in local.seen()} == {row["n"] for row in local.rows}  # at no time is a row missing
+    assert local.numbers() == {row["n"] for row in local.rows}  # at no time is a row missing
     assert compactors.run(local.wal, local.settings) == 0
     check(local)
     assert hidden_left(local.store.read()) == []
@@ -161,7 +165,7 @@ def test_killed_at_each_step_on_s3(remote: Lake, s3: S3Bucket, compactors: Compa
 @pytest.mark.parametrize("point", LOCAL, ids=lambda point: point.name)
 def test_an_error_at_each_step_on_a_local_store(local: Lake, compactors: Compactors, point: Point) -> None:
     assert compactors.run(local.wal, local.settings, fail=point.step) in (0, FAILED)
-    assert {row["n"] for row in local.seen()} == {row["n"] for row in local.rows}
+    assert local.numbers() == {row["n"] for row in local.rows}
     assert compactors.run(local.wal, local.settings) == 0
     check(local)
 
@@ -171,6 +175,52 @@ def test_killed_again_and_again_at_any_step(local: Lake, compactors: Compactors,
     pick = random.Random(seed)
     for _ in range(6):
         compactors.run(local.wal, local.settings, die=pick.choice(LOCAL).step)
-        assert {row["n"] for row in local.seen()} == {row["n"] for row in local.rows}
+        assert local.numbers() == {row["n"] for row in local.rows}
     assert compactors.run(local.wal, local.settings) == 0
     check(local)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_through_faults_of_the_store(remote: Lake, s3: S3Bucket, compactors: Compactors, seed: int) -> None:
+    """Errors, hanging requests, cut and lost answers: each run does what it can, and the next one goes on."""
+    with FaultyProxy(s3.endpoint_url) as proxy:
+        settings = remote.settings | {"storage_s3_endpoint_url": proxy.url}
+        proxy.fail_randomly(0.12, seed)
+        for _ in range(40):
+            if compactors.run(remote.wal, settings, ahead_seconds=600) == 0:
+                break
+        assert proxy.injected.total() > 0
+        proxy.fail_randomly(0.0, seed)
+        assert compactors.run(remote.wal, settings, ahead_seconds=600) == 0
+    check(remote)
+    assert not [key for key in s3.list_keys() if ".arcpipe" in key]
+
+
+@pytest.mark.parametrize("denied", ["GET .*parquet", "PUT .*new", "PUT .*parquet", "DELETE "])
+def test_a_permission_that_is_missing_changes_nothing(
+    remote: Lake, s3: S3Bucket, compactors: Compactors, denied: str
+) -> None:
+    with FaultyProxy(s3.endpoint_url) as proxy:
+        settings = remote.settings | {"storage_s3_endpoint_url": proxy.url}
+        proxy.deny(denied)
+        assert compactors.run(remote.wal, settings, ahead_seconds=600) == FAILED
+        assert remote.numbers() == {row["n"] for row in remote.rows}
+        proxy.deny()
+        assert compactors.run(remote.wal, settings, ahead_seconds=600) == 0
+    assert not [key for key in s3.list_keys() if ".arcpipe" in key]
+
+
+def test_two_nodes_compact_their_own_files_of_one_hour_at_once(remote: Lake, compactors: Compactors) -> None:
+    other = make_wal(remote.wal.parent / "other", OTHER_NODE)
+    settings = remote.settings | {"wal_dir": str(other)}
+    with Compactors() as of_other:
+        done: list[int] = []
+        thread = threading.Thread(
+            target=lambda: done.append(of_other.run(other, settings, node=OTHER_NODE, ahead_seconds=600))
+        )
+        thread.start()
+        assert compactors.run(remote.wal, remote.settings, ahead_seconds=600) == 0
+        thread.join()
+    assert done == [0]
+    assert remote.seen() == remote.rows
+    assert len(lake_files(remote.store.read())) == 3
