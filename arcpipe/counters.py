@@ -218,6 +218,36 @@ class Uploader:
     SIZE: Final = UPLOAD_US + len(UPLOAD_BOUNDS_US) + 2
 
 
+class Compaction:
+    """Fields of the block of the compaction process."""
+
+    (
+        PID,
+        STARTED_US,
+        HEARTBEAT_US,
+        STEPS,  # grows while it makes progress, or waits for the next hour
+        LOOKS,
+        LAST_LOOK_US,
+        MERGES,
+        FILES_IN,
+        FILES_OUT,
+        BYTES_IN,
+        BYTES_OUT,
+        ROWS,
+        SUPERSEDED,  # rows that a later one of the same point replaced
+        FAILURES,
+        MISMATCHES,  # merges that wrote other rows than they had read; nothing of them became visible
+        WAITING_FOLDERS,  # gauge: of this look
+        WAITING_FILES,  # gauge: of this look
+        LEFT_ALONE,  # gauge: files that cannot be merged, and stay as they are
+        STOPPED,  # gauge: 1 while a plan waits for an operator
+        RESTARTS,
+        FAILED_STARTS,  # gauge: consecutive starts that failed, or were followed by an early death
+        SIZE,
+        *_,
+    ) = range(_FIELDS)
+
+
 ANNOUNCED: Final = 1
 BEGUN: Final = 2
 HANDED_OVER: Final = 3
@@ -316,13 +346,17 @@ class Counters:
         """
         self.workers = workers
         self.meters = Meters(workers, tracked_clients) if tracked_clients else None
-        notes = (workers + 3) * Notes.SIZE
-        size = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + Endings.SIZE + (workers + 1) + notes
+        notes = (workers + 4) * Notes.SIZE
+        size = (
+            Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + Compaction.SIZE + Endings.SIZE + (workers + 1) + notes
+        )
         self._memory = mmap.mmap(-1, size * 8)
         self._view = memoryview(self._memory).cast("Q")
         self._notes_at = size - notes
         self.node = self._view[: Node.SIZE]
         self.uploader = self._view[Node.SIZE : Node.SIZE + Uploader.SIZE]
+        compaction_at = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE
+        self.compaction = self._view[compaction_at : compaction_at + Compaction.SIZE]
         self.endings = self._view[self._notes_at - workers - 1 - Endings.SIZE : self._notes_at - workers - 1]
         # Of the uploader and of each slot: consecutive starts that failed, or were followed by an early death.
         self.failed_starts = self._view[self._notes_at - workers - 1 : self._notes_at]
@@ -335,14 +369,20 @@ class Counters:
         return self._view[start : start + Worker.SIZE]
 
     def notes(self, process: str) -> Notes:
-        """Return the latest warnings of a process: "supervisor", "uploader", "recovery" or "ingest N"."""
+        """Return the latest warnings of a process: "supervisor", "uploader", "recovery", "compaction", …."""
         number = self.processes().index(process)
         start = self._notes_at + number * Notes.SIZE
         return Notes(self._view[start : start + Notes.SIZE])
 
     def processes(self) -> list[str]:
         """Return the names that `notes` takes."""
-        return ["supervisor", "uploader", "recovery", *(f"ingest {slot}" for slot in range(1, self.workers + 1))]
+        return [
+            "supervisor",
+            "uploader",
+            "recovery",
+            "compaction",
+            *(f"ingest {slot}" for slot in range(1, self.workers + 1)),
+        ]
 
 
 def observe(block: memoryview, start: int, bounds: Sequence[int], value: int) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from arcpipe import __version__
+from arcpipe.cli import compact as cli_compact
 from arcpipe.cli import lake, schema, token, wal
 from arcpipe.cli import status as cli_status
 from arcpipe.cli.options import ConfigOption, asked_log_format, load_settings
@@ -137,6 +138,7 @@ def _import_the_server() -> None:
     Raises:
         ImportError: the installation is incomplete.
     """
+    import arcpipe.compaction.process
     import arcpipe.supervisor.supervisor
     import arcpipe.upload.uploader  # noqa: F401
 
@@ -151,6 +153,7 @@ def _have_one_thread() -> None:
 
 
 app.command("status")(cli_status.status)
+app.command("compact")(cli_compact.compact)
 
 
 @config_app.command("show")

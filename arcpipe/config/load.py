@@ -20,6 +20,7 @@ from msgspec import Struct
 from arcpipe.config import variables
 from arcpipe.config.checks import problems_of
 from arcpipe.config.column_types import parse_types
+from arcpipe.config.dedup_words import parse_dedup
 from arcpipe.config.listeners import PARSERS
 from arcpipe.config.settings import PASTED, Settings, keys, printable, sections
 from arcpipe.config.spelling import nearest
@@ -206,6 +207,8 @@ def _convert(given: _Given) -> Any:
         raise ValueError("allowed: the path of a file, and this is the content of one")
     if given.key == "schema.types":
         return parse_types(value, given.is_text)
+    if given.key == "compaction.dedup":
+        return parse_dedup(value, given.is_text)
     if kind in PARSERS:
         return PARSERS[kind](value, given.is_text)
     if given.is_text and kind is bool:

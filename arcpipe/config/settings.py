@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from arcpipe.config import cores
 from arcpipe.config.column_types import ColumnTypes
+from arcpipe.config.dedup_words import DedupWords
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
 from arcpipe.errors import ConfigError
 
@@ -255,6 +256,16 @@ class Uploader(Struct, frozen=True, kw_only=True):
     nice: Annotated[int, Meta(ge=0, le=19)] = 5
 
 
+class Compaction(Struct, frozen=True, kw_only=True):
+    """`[compaction]`: the files of closed hours become few large ones."""
+
+    enabled: bool = False
+    after_seconds: Annotated[float, Meta(ge=60, le=_YEAR_SECONDS)] = 900.0
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    memory_mb: Annotated[int, Meta(ge=300, le=1 << 20)] = 600
+    dedup: DedupWords = {}  # msgspec copies it
+
+
 class Shutdown(Struct, frozen=True, kw_only=True):
     """`[shutdown]`: time limits after SIGTERM."""
 
@@ -303,6 +314,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     schema: Schema = Schema()
     storage: Storage = Storage()
     uploader: Uploader = Uploader()
+    compaction: Compaction = Compaction()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
     access_log: AccessLog = AccessLog()

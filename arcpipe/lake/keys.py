@@ -76,8 +76,21 @@ class Partition(NamedTuple):
         if layout == "hive":
             parts = [f"{unit}={value}" for unit, value in zip(("year", "month", "day", "hour"), parts, strict=True)]
         measurement = encode_name(self.measurement, hidden)
-        # Not strftime, which takes as long as the rest of a small file's key and folder.
-        day = f"{first.year:04}{first.month:02}{first.day:02}"
-        moment = f"{day}T{first.hour:02}{first.minute:02}{first.second:02}{first.microsecond:06}"
-        name = f"{measurement}_{moment}_{batch_id}_{number}.parquet"
+        name = _file_name(measurement, first, batch_id, number)
         return "/".join((encode_database(self.database, hidden), measurement, *parts, name))
+
+
+def merged_file_name(measurement: str, first_us: int, merge_id: str, number: int) -> str:
+    """Name file `number` (from 0) of a merge, whose first row is of `first_us`.
+
+    Args:
+        measurement: the component of its key.
+    """
+    return _file_name(measurement, _EPOCH + timedelta(microseconds=first_us), merge_id, number)
+
+
+def _file_name(measurement: str, first: datetime, id_: str, number: int) -> str:
+    # Not strftime, which takes as long as the rest of a small file's key and folder.
+    day = f"{first.year:04}{first.month:02}{first.day:02}"
+    moment = f"{day}T{first.hour:02}{first.minute:02}{first.second:02}{first.microsecond:06}"
+    return f"{measurement}_{moment}_{id_}_{number}.parquet"

@@ -147,9 +147,14 @@ class ParquetFile:
             store_schema=False,
         )
 
-    def has_room(self, most_bytes: int) -> bool:
-        """Tell whether a row group of at most `most_bytes` may be appended."""
-        return bool(self._sink.tell() + most_bytes <= self._most_bytes)
+    @property
+    def size(self) -> int:
+        """The bytes that are written so far."""
+        return int(self._sink.tell())
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether a row group of at most `size` bytes may be appended."""
+        return self.size + size <= self._most_bytes
 
     def append(self, table: pa.Table) -> None:
         """Write a table, whose columns are among the file's and which is sorted by time, as a row group."""
@@ -188,6 +193,13 @@ class ParquetFile:
         """Drop the file unfinished."""
         self.spool.close()
         self._writer.is_open = False  # or it would try to finish the file when it is collected
+
+
+def most_bytes(table: pa.Table) -> int:
+    """Bound the bytes of a table as a row group: its size in memory, and room for headers and statistics."""
+    size: int = table.nbytes
+    columns: int = table.num_columns
+    return size + size // 50 + 4_096 * (columns + 1)
 
 
 def name_bytes(schema: pa.Schema) -> int:

@@ -447,12 +447,16 @@ def _delete_all(targets: Sequence[str]) -> None:
     """Remove files durably. Each directory is synced once, also for files that were gone already."""
     parents: dict[str, None] = {}
     for target in targets:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(target)
+        _unlink(target)
         parents[os.path.dirname(target)] = None
     for parent in parents:
         with suppress(FileNotFoundError, NotADirectoryError):
             _sync_directory(parent)
+
+
+def _unlink(target: str) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(target)
 
 
 def _read(target: str, offset: int, length: int) -> bytes:

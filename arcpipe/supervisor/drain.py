@@ -10,7 +10,7 @@ from arcpipe.counters import BEGUN, Counters, Node, Worker
 from arcpipe.supervisor import last_words
 from arcpipe.supervisor.aftermath import Aftermath
 from arcpipe.supervisor.backlog import Backlog
-from arcpipe.supervisor.child import Child, stop
+from arcpipe.supervisor.child import Child, send, stop
 from arcpipe.supervisor.listeners import LISTENER, Listeners
 from arcpipe.supervisor.service_manager import ServiceManager
 from arcpipe.supervisor.signals import SIGNALS
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # At a stop, recovery of segments of workers that had to be killed gets this time; the next start does the rest.
 _LAST_RECOVERY_SECONDS: Final = 15.0
+# A merge that is committed gets this time to delete its inputs. The next start does the rest.
+_COMPACTION_SECONDS: Final = 3.0
 
 
 class Drain:
@@ -52,7 +54,10 @@ class Drain:
         self._manager.drop(LISTENER)
         listeners.remove_files()
         listeners.close()
+        compaction = [slots.compaction] if slots.compaction is not None else []
+        send(compaction, signal.SIGTERM)
         hurry = self._stop(slots.workers, 0.0 if hurry else WORKER_STOP_SECONDS) or hurry
+        hurry = self._stop(compaction, 0.0 if hurry else _COMPACTION_SECONDS) or hurry
         aftermath.finish(_LAST_RECOVERY_SECONDS, self._while_waiting)
         self._manager.status("uploading the rest of the WAL")
         self._upload_the_rest(slots, 0.0 if hurry else self._settings.shutdown.drain_seconds)

@@ -11,7 +11,7 @@ from setproctitle import setproctitle
 
 from arcpipe import logs
 from arcpipe.access.reload import Changeable
-from arcpipe.counters import Counters, Uploader, Worker
+from arcpipe.counters import Compaction, Counters, Uploader, Worker
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.ingest.worker import IngestWorker
 from arcpipe.supervisor.child import Child, Pulse, fork
@@ -28,6 +28,12 @@ _WORKER_HUNG_SECONDS: Final = 10.0
 _UPLOADER_HUNG_SECONDS: Final = 30.0
 # The uploader makes a step at least this often while it is well, since each try of an upload has a timeout.
 _UPLOADER_STUCK_SECONDS: Final = 900.0
+# A merge of a wide table holds the interpreter for some seconds at a time.
+_COMPACTION_HUNG_SECONDS: Final = 120.0
+# A merge makes a step at least this often: each table that is read, each row group, each try of a request.
+_COMPACTION_STUCK_SECONDS: Final = 3600.0
+# Seconds before the first restart and at most before later ones: nothing waits for it.
+_COMPACTION_PAUSES: Final = (1.0, 300.0)
 
 
 class Processes:
@@ -64,6 +70,23 @@ class Processes:
         ]
         return Child(
             "uploader", lambda: self._fork_uploader(directory, node), lambda: bool(block[Uploader.PID]), pulses
+        )
+
+    def compaction(self, directory: WALDirectory, node: NodeIdentity) -> Child | None:
+        """Return the slot of the compaction process; None if the settings want none."""
+        if not self._settings.compaction.enabled:
+            return None
+        block = self._counters.compaction
+        pulses = [
+            Pulse(block, Compaction.HEARTBEAT_US, self._patience(_COMPACTION_HUNG_SECONDS)),
+            Pulse(block, Compaction.STEPS, _COMPACTION_STUCK_SECONDS),
+        ]
+        return Child(
+            "compaction",
+            lambda: self._fork_compaction(directory, node),
+            lambda: bool(block[Compaction.PID]),
+            pulses,
+            _COMPACTION_PAUSES,
         )
 
     def worker(self, slot: int, node: NodeIdentity, last_timestamp: Callable[[int], int]) -> Child:
@@ -112,6 +135,18 @@ class Processes:
             return run(self._settings, directory, self._counters, node)
 
         return self.fork("uploader", work)
+
+    def _fork_compaction(self, directory: WALDirectory, node: NodeIdentity) -> int:
+        from arcpipe.compaction.process import run  # as in `_fork_uploader`
+
+        self._counters.compaction[Compaction.PID] = 0
+
+        def work() -> int:
+            self._listeners.close()
+            os.nice(self._settings.compaction.nice)
+            return run(self._settings, directory.path, self._counters, node.node)
+
+        return self.fork("compaction", work)
 
     def fork_recovery(self, name: str, work: Callable[[], int]) -> int:
         """Run a recovery in a child and return its pid. SIGTERM may end it at any moment, as a crash may."""

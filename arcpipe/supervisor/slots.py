@@ -8,7 +8,7 @@ import signal
 import time
 from typing import Final
 
-from arcpipe.counters import Counters, Node
+from arcpipe.counters import Compaction, Counters, Node
 from arcpipe.supervisor.aftermath import Aftermath
 from arcpipe.supervisor.child import KILL_SECONDS, Child, cause
 
@@ -22,21 +22,30 @@ _PAUSED_SECONDS: Final = 2.0
 class Slots:
     """All children that serve or upload, by slot. Times are monotonic, in seconds."""
 
-    def __init__(self, uploader: Child, workers: list[Child], counters: Counters, aftermath: Aftermath) -> None:
+    def __init__(
+        self,
+        uploader: Child,
+        workers: list[Child],
+        counters: Counters,
+        aftermath: Aftermath,
+        compaction: Child | None = None,
+    ) -> None:
         """Take over the empty slots.
 
         Args:
             aftermath: recovers the segments of dead workers; a slot stays empty until it has.
+            compaction: the slot of the compaction process, if the settings want one.
         """
         self.uploader = uploader
         self.workers = workers
+        self.compaction = compaction
         self._counters = counters
         self._aftermath = aftermath
         self._looked_at = 0.0
 
     @property
     def all(self) -> list[Child]:
-        """Every slot: the uploader, then the workers."""
+        """Every slot that the instance needs: the uploader, then the workers."""
         return [self.uploader, *self.workers]
 
     @property
@@ -49,15 +58,28 @@ class Slots:
         for number, child in reversed(list(enumerate(self.all))):
             if not child.pid and now >= child.start_at and self._aftermath.is_over(number):
                 child.start(now)
+        compaction = self.compaction
+        if compaction is not None and not compaction.pid and now >= compaction.start_at:
+            compaction.start(now)
+
+    def kill_compaction(self) -> None:
+        """End the compaction process at once. What it had begun is finished or undone by the next one."""
+        if self.compaction is not None and self.compaction.pid and not self.compaction.killed_at:
+            self.compaction.killed_at = time.monotonic()
+            os.kill(self.compaction.pid, signal.SIGKILL)
 
     def look_after(self, now: float) -> bool:
         """Kill children that hang. Return False if one of them is not gone KILL_SECONDS later."""
         was_paused = now - self._looked_at > _PAUSED_SECONDS
         self._looked_at = now
         well = True
-        for number, child in enumerate(self.all):
+        children = [*self.all, *([self.compaction] if self.compaction is not None else [])]
+        for number, child in enumerate(children):
             child.check(now)
-            self._counters.failed_starts[number] = child.failures
+            if child is self.compaction:
+                self._counters.compaction[Compaction.FAILED_STARTS] = child.failures
+            else:
+                self._counters.failed_starts[number] = child.failures
             if not child.pid:
                 continue
             if was_paused:
@@ -79,6 +101,9 @@ class Slots:
                 if self._counters.meters is not None:
                     self._counters.meters.forget(slot)
                 self._aftermath.note_death(slot)
+        if self.compaction is not None and self.compaction.pid == pid:
+            self._counters.compaction[Compaction.RESTARTS] += 1
+            _note_death(self.compaction, pid, status)
         if self.uploader.pid == pid:
             self.note_death_of_uploader(pid, status)
 

@@ -168,6 +168,7 @@ class _Supervisor:
             [self._processes.worker(slot, node, self._aftermath.last_timestamp) for slot in numbers],
             self._counters,
             self._aftermath,
+            self._processes.compaction(self._directory, node),
         )
 
     def _lock(self) -> None:
@@ -269,6 +270,7 @@ class _Supervisor:
     def _start_what_is_due(self, slots: Slots, now: float) -> None:
         self._handover.check_trial(now)
         if self._handover.is_leaving:
+            slots.kill_compaction()
             self._handover.make_way(now, slots.uploader, slots.workers, self._announcer.status)
             return
         self._aftermath.look(now)

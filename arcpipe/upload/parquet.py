@@ -17,7 +17,7 @@ from arcpipe.codec.columns import TIME
 from arcpipe.lake.file_schema import file_metadata, for_readers, union
 from arcpipe.lake.keys import Partition
 from arcpipe.lake.open_files import Quota, open_file_cost, row_group_cost
-from arcpipe.lake.parquet_file import ParquetFile, Rows, name_bytes, texts_of
+from arcpipe.lake.parquet_file import ParquetFile, Rows, most_bytes, name_bytes, texts_of
 from arcpipe.lake.spool import Spool
 from arcpipe.units import MB
 from arcpipe.upload.file_settings import FileSettings
@@ -100,13 +100,13 @@ class PartitionWriters:
                 self._finish(hour_us)
         schema = schema.with_metadata(file_metadata(self.database, self.measurement, self._settings.batch_id))
         settings = self._settings
-        for piece, most_bytes in self._pieces(table):
+        for piece, size in self._pieces(table):
             texts = texts_of(piece, settings.huge_bytes)
             cost = row_group_cost(len(schema), name_bytes(schema), texts.statistics_bytes)
-            file = self._open_file(hour_us, cost, most_bytes, texts.huge)
+            file = self._open_file(hour_us, cost, size, texts.huge)
             if file is None:
                 at = first_us if piece is table else piece.column(TIME)[0].value
-                is_small = last and piece is table and most_bytes <= _SMALL_FILE_BYTES
+                is_small = last and piece is table and size <= _SMALL_FILE_BYTES
                 self._make_room(1, open_file_cost(len(schema), name_bytes(schema)) + cost)
                 with _refusals():
                     file = ParquetFile(settings.parquet, settings.memory, schema, at, piece, texts.huge, is_small)
@@ -123,14 +123,14 @@ class PartitionWriters:
         if last and hour_us in self._open:
             self._finish(hour_us)
 
-    def _open_file(self, hour_us: int, cost: int, most_bytes: int, huge: frozenset[str]) -> ParquetFile | None:
+    def _open_file(self, hour_us: int, cost: int, size: int, huge: frozenset[str]) -> ParquetFile | None:
         """Return the hour's open file if a row group of this cost and size may go into it; else finish it."""
         file = self._open.pop(hour_us, None)
         if file is None:
             return None
         self._open[hour_us] = file  # as the last one
         most_cost = min(self._settings.open_files.file_cost, self._quota.cost)
-        if file.cost + cost > most_cost or not file.has_room(most_bytes) or not file.huge >= huge:
+        if file.cost + cost > most_cost or not file.has_room(size) or not file.huge >= huge:
             self._finish(hour_us)
             return None
         self._make_room(0, cost)
@@ -138,12 +138,12 @@ class PartitionWriters:
 
     def _pieces(self, table: pa.Table) -> list[tuple[pa.Table, int]]:
         """Cut a table into row groups, each with the bytes that it may need: one, unless that might overfill a file."""
-        most = _most_bytes(table)
+        most = most_bytes(table)
         if most <= self._settings.max_bytes:
             return [(table, most)]
         rows = -(-len(table) // min(len(table), -(-most * 4 // self._settings.max_bytes)))
         pieces = [table.slice(start, rows) for start in range(0, len(table), rows)]
-        return [(piece, _most_bytes(piece)) for piece in pieces]
+        return [(piece, most_bytes(piece)) for piece in pieces]
 
     def limit(self, quota: Quota) -> None:
         """Finish the files appended to longest ago until the open ones are within `quota`, and stay within it."""
@@ -177,10 +177,3 @@ class PartitionWriters:
         del self._open[hour_us]
         self.cost -= file.cost
         self._on_file(key, spool, file.rows)
-
-
-def _most_bytes(table: pa.Table) -> int:
-    """Bound the bytes of a table as a row group: its size in memory, and room for headers and statistics."""
-    size: int = table.nbytes
-    columns: int = table.num_columns
-    return size + size // 50 + 4_096 * (columns + 1)

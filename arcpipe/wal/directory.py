@@ -183,6 +183,15 @@ class WALDirectory:
         """Give the directory back; only needed by a process that goes on without it."""
         self._lock.release()
 
+    def node(self) -> NodeIdentity | None:
+        """Return the node that this directory belongs to; None if no server has ever used it.
+
+        Raises:
+            WALError, UnknownVersion: as `next_boot`.
+        """
+        found = self._read_node()
+        return None if found is None else found[0]
+
     def next_boot(self) -> NodeIdentity:
         """Raise the node's start counter by one, durably, and return id and counter.
 

@@ -121,7 +121,7 @@ def _serve() -> None:
         "arcpipe.wal.recovery",
     ):
         importlib.import_module(module)
-    _parse_s3_model()
+    parse_s3_model()
     from arcpipe.config.load import load
     from arcpipe.counters import RETRY_KINDS, Counters, Uploader
     from arcpipe.wal.directory import NodeIdentity, WALDirectory
@@ -147,16 +147,16 @@ def _serve() -> None:
             from arcpipe.upload import uploader
 
             for name, value in order["constants"].items():
-                owner, constant = _find(name)
+                owner, constant = find(name)
                 before = getattr(owner, constant)
                 setattr(owner, constant, before | value if isinstance(before, dict) else value)
             if order["die"] is not None:
-                _arm(Step(*order["die"]), lambda: os.kill(os.getpid(), signal.SIGKILL))
+                arm(Step(*order["die"]), lambda: os.kill(os.getpid(), signal.SIGKILL))
             if order["fail"] is not None:
-                _arm(Step(*order["fail"]), _raise_io_error)
+                arm(Step(*order["fail"]), raise_io_error)
             return uploader.run(load(None, order["settings"]), directory, counters, node)
 
-        exit_code = _run(work, order["wal"] + ".log")
+        exit_code = run_in_fork(work, order["wal"] + ".log")
         values = {name: counters.uploader[index] for index, name in names.items()}
         retries = counters.uploader[Uploader.RETRIES : Uploader.RETRIES + len(RETRY_KINDS)].tolist()
         values |= {f"retries_{kind}": count for kind, count in zip(RETRY_KINDS, retries, strict=True)}
@@ -164,7 +164,7 @@ def _serve() -> None:
         print(json.dumps({"exit_code": exit_code, "counters": values}), flush=True)
 
 
-def _parse_s3_model() -> None:
+def parse_s3_model() -> None:
     """Has the SDK read its description of S3 here, once, and not in each fork: 0.2 s."""
     import botocore.loaders
     import botocore.session
@@ -175,7 +175,7 @@ def _parse_s3_model() -> None:
     )
 
 
-def _run(work: Callable[[], int], log: str) -> int:
+def run_in_fork(work: Callable[[], int], log: str) -> int:
     """`work` in a fork, with a SIGTERM waiting for the moment in which it takes signals; its exit code."""
     from arcpipe import logs
 
@@ -208,9 +208,9 @@ def _run(work: Callable[[], int], log: str) -> int:
         os._exit(code)
 
 
-def _arm(step: Step, strike: Callable[[], None]) -> None:
+def arm(step: Step, strike: Callable[[], None]) -> None:
     """Puts something around a function that strikes at the step, once."""
-    owner, name = _find(step.function)
+    owner, name = find(step.function)
     original = getattr(owner, name)
     calls = 0
 
@@ -249,7 +249,7 @@ def _arm(step: Step, strike: Callable[[], None]) -> None:
     setattr(owner, name, around)
 
 
-def _find(name: str) -> tuple[Any, str]:
+def find(name: str) -> tuple[Any, str]:
     """Resolve "package.module:path.to.it" to its owner and its name there."""
     module, _, path = name.partition(":")
     *owners, last = path.split(".")
@@ -259,7 +259,7 @@ def _find(name: str) -> tuple[Any, str]:
     return owner, last
 
 
-def _raise_io_error() -> None:
+def raise_io_error() -> None:
     raise OSError(errno.EIO, "this step fails once, because a test wants it")
 
 

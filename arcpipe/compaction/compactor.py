@@ -1,0 +1,251 @@
+"""Look through the lake for hours that are worth merging, and merge them, one at a time.
+
+    compactor = Compactor(settings, directory, node, store)
+    async for work in compactor.find(): ...
+    await compactor.compact(work.folder)         # takes the lock, finishes a plan that a crash left, merges
+
+An hour is closed `compaction.after_seconds` after its end. Files that come later are found by the next look.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from arcpipe.compaction.dedup import DedupRules
+from arcpipe.compaction.files import (
+    SUFFIX,
+    Folder,
+    LakeFile,
+    batch_of,
+    choose,
+    choose_for_dedup,
+    final,
+    first_unfinished,
+    parse_file,
+    parse_folder,
+)
+from arcpipe.compaction.inputs import Odd
+from arcpipe.compaction.merge import Merge, Outcome
+from arcpipe.compaction.plan import Plans, make_plan
+from arcpipe.compaction.rewrite import CannotSort, RewriteBounds
+from arcpipe.config.settings import FileLocation
+from arcpipe.disk import Disk, space
+from arcpipe.errors import ArcpipeError
+from arcpipe.lake.file_schema import HOUR_US
+from arcpipe.lake.keys import encode_database, encode_name
+from arcpipe.storage import LakeStore, Listed
+from arcpipe.units import MB
+
+if TYPE_CHECKING:
+    from arcpipe.config.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Bytes on disk for each byte of input: ranges of rows with a fast codec, and an output that waits for its put.
+_SPILL: Final = 4
+# Odd files of a folder after which it is left for this time: something is wrong with the folder, or with the store.
+_MOST_ODD: Final = 20
+
+
+class Bounds(NamedTuple):
+    """Times that tests shrink, in seconds."""
+
+    settle_seconds: float = 300.0  # age of an input: later than any late request of a process that was killed
+
+
+class NoSpace(ArcpipeError):
+    """The disk has no room for a merge."""
+
+
+class Work(NamedTuple):
+    """A folder with files that are worth merging."""
+
+    folder: Folder
+    dedup: bool
+    files: list[LakeFile]
+    left_alone: int  # files of other nodes or other programs
+
+
+class Look(NamedTuple):
+    """What a look through the lake saw."""
+
+    files: int = 0
+    folders: int = 0
+    others: int = 0  # files of other nodes or other programs, which stay as they are
+
+
+class Compactor:
+    """Finds and does the merges of one node."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        wal_dir: str,
+        node: str,
+        store: LakeStore,
+        *,
+        now: Callable[[], float] = time.time,
+        bounds: Bounds | None = None,
+        rewrite_bounds: RewriteBounds | None = None,
+        disk: Disk | None = None,
+    ) -> None:
+        """Make ready; nothing is read.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        self._settings = settings
+        self._store = store
+        self._node = node
+        self._now = now
+        self._bounds = bounds or Bounds()
+        self._batches = os.path.join(wal_dir, "batches")
+        self._spool = os.path.join(wal_dir, "compaction")
+        self._dedup = DedupRules(settings.compaction.dedup)
+        self._odd: dict[Listed, str] = {}
+        self.plans = Plans(wal_dir, disk)
+        memory = rewrite_bounds or RewriteBounds.of(settings.compaction.memory_mb)
+        self._merge = Merge(self.plans, store, node, self._spool, settings.parquet, memory)
+
+    def stop(self) -> None:
+        """Have a merge that is not committed end soon, with Stopped. Any thread may call it."""
+        self._merge.is_stopping = True
+
+    @property
+    def odd(self) -> dict[str, str]:
+        """The files that stay as they are, and why, by key."""
+        return {listed.key: reason for listed, reason in self._odd.items()}
+
+    # Finding
+
+    async def find(
+        self, database: str | None = None, measurement: str | None = None, before_us: int | None = None
+    ) -> AsyncIterator[Work]:
+        """Look through the lake, or through one database or measurement of it, for closed hours that are worth merging.
+
+        Args:
+            before_us: only hours that end by then; by default those that are closed.
+        """
+        closed_us = int((self._now() - self._settings.compaction.after_seconds) * 1_000_000)
+        closed_us = closed_us if before_us is None else min(before_us, closed_us)
+        databases = await self._store.list_folders("") if database is None else [encode_database(database)]
+        for one in databases:
+            if one[0] in "._":
+                continue
+            measurements = await self._store.list_folders(f"{one}/")
+            if measurement is not None:
+                measurements = [name for name in measurements if name == encode_name(measurement)]
+            for name in measurements:
+                async for work in self._find_in(f"{one}/{name}/", closed_us):
+                    yield work
+
+    async def _find_in(self, prefix: str, closed_us: int) -> AsyncIterator[Work]:
+        path, files = "", list[Listed]()
+        async for page in self._store.list_objects(prefix):
+            for listed in page:
+                folder = listed.key.rpartition("/")[0]
+                if folder != path:
+                    if (work := self._work_in(path, files, closed_us)) is not None:
+                        yield work
+                    path, files = folder, []
+                files.append(listed)
+        if (work := self._work_in(path, files, closed_us)) is not None:
+            yield work
+
+    def _work_in(self, path: str, listed: list[Listed], closed_us: int) -> Work | None:
+        folder = parse_folder(path)
+        if folder is None or folder.hour_us + HOUR_US > closed_us:
+            return None
+        work = self._choose(folder, listed)
+        return work if work.files else None
+
+    def _choose(self, folder: Folder, listed: list[Listed]) -> Work:
+        """Choose the files of a folder. They were listed before this is called.
+
+        Raises:
+            OSError: nobody knows which batches are over.
+        """
+        visible = [one for one in listed if one.key.endswith(SUFFIX)]
+        files = [file for one in visible if (file := parse_file(one, folder, self._node)) is not None]
+        others = len(visible) - len(files)
+        unfinished = {batch_of(name) for name in os.listdir(self._batches)}
+        files = [file for file in files if file.listed not in self._odd]
+        ready = final(files, unfinished, self._now() - self._bounds.settle_seconds)
+        dedup = self._dedup.applies(folder.database, folder.measurement)
+        if dedup:
+            chosen = choose_for_dedup(files, ready, first_unfinished(unfinished))
+        else:
+            chosen = choose(ready, self._settings.parquet.max_file_mb * MB)
+        return Work(folder, dedup, chosen, others)
+
+    # Merging
+
+    async def finish(self) -> None:
+        """Take a plan that a crash left to its end, and remove hidden objects that nobody needs.
+
+        Raises:
+            Busy: another process is compacting.
+            Stuck, DamagedFile, UnknownVersion: an operator has to decide.
+        """
+        with self.plans.lock():
+            await self._finish()
+
+    async def _finish(self) -> None:
+        plan = self.plans.read()
+        if plan is not None:
+            await self._merge.resume(plan)
+        else:
+            await self._merge.clean()
+
+    async def compact(self, folder: Folder) -> Outcome | None:
+        """Merge the files of a folder that are worth it.
+
+        Returns:
+            None if none are, or not any more.
+
+        Raises:
+            Busy: another process is compacting.
+            ArcpipeError, OSError: this folder was not merged; the text says why.
+        """
+        with self.plans.lock():
+            if self.plans.read() is not None:
+                await self._finish()
+            for _ in range(_MOST_ODD):
+                listed = [one async for page in self._store.list_objects(folder.path + "/") for one in page]
+                own = [one for one in listed if one.key.rpartition("/")[0] == folder.path]
+                work = self._choose(folder, own)
+                if not work.files:
+                    return None
+                self._require_space(sum(file.size for file in work.files))
+                plan = make_plan(self._store.url, folder, work.files, self._node, work.dedup)
+                try:
+                    return await self._merge.run(plan, folder)
+                except Odd as error:
+                    self._leave(error, work)
+        raise CannotSort(f"{folder.path} has over {_MOST_ODD} files that cannot be merged: it is left for now")
+
+    def _leave(self, error: Odd, work: Work) -> None:
+        """Leave a file as it is from now on, as long as it does not change."""
+        log.warning("a file stays as it is, and the others are merged without it: %s", error)
+        for file in work.files:
+            if file.listed.key == error.key:
+                self._odd[file.listed] = error.reason
+
+    def _require_space(self, size: int) -> None:
+        """Raise NoSpace if the disks of the WAL, or of a local store, might get too full."""
+        least = self._settings.wal.min_free_mb * MB
+        location = self._settings.storage.location
+        wanted = [(self._spool, size * _SPILL)]
+        if isinstance(location, FileLocation):
+            wanted.append((str(location.path), size))
+        for path, needed in wanted:
+            free, _ = space(os.statvfs(path))
+            if free < needed + least:
+                raise NoSpace(
+                    f"a merge of {size / 1e6:.0f} MB needs up to {needed / 1e6:.0f} MB in {path}, besides "
+                    f"wal.min_free_mb, and {free / 1e6:.0f} MB are free: free space there; the files stay as they are"
+                )

@@ -1,0 +1,153 @@
+"""The files of a folder of the lake: which ones are this node's and final, and which are worth merging.
+
+Pure functions over a listing. This module must not know stores or Parquet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from arcpipe.storage import Listed
+from arcpipe.units import MB
+
+SUFFIX: Final = ".parquet"
+
+# {measurement}_{first time}_{batch id}_{number}.parquet. Of the first time, µs follow the seconds. A batch id is
+# {node}-{time}-{boot}.{number}-{random}, with a part's number if the batch was isolated. Merges have a word and a hash
+# in place of the random digits.
+_NAME: Final = re.compile(
+    r"_\d{8}T\d{12}_(?P<batch>(?P<node>[^/]+?)-(?P<time>\d{8}T\d{6})-(?P<boot>\d+)\.(?P<number>\d+)"
+    r"(?:-(?:(?P<word>merged|unique)(?P<hash>[0-9a-f]{16})|[0-9a-f]+))?)(?:\.(?P<part>\d+))?_(?P<file>\d+)\.parquet\Z"
+)
+_FOLDER: Final = re.compile(
+    r"(?P<database>[^/]+)/(?P<measurement>[^/]+)/"
+    r"(?:(\d{4})/(\d\d)/(\d\d)/(\d\d)|year=(\d{4})/month=(\d\d)/day=(\d\d)/hour=(\d\d))"
+)
+
+# Files up to this size count as this large: to write them again costs less than to keep them apart.
+_LEAST_BYTES: Final = MB
+# A file is merged only with smaller ones that are together at least the fourth part of it. So each merge makes the
+# file that holds a row larger by a quarter, or it is below _LEAST_BYTES: from 1 MB to 128 MB a row is written at most
+# 22 times, however its hour is filled. And files that are left are each four times all smaller ones together: at
+# most 4 of them below 128 MB.
+_RATIO: Final = 4
+MAX_INPUTS: Final = 10_000
+"""Files of one merge: the plan lists them, with 200 bytes each."""
+
+
+class Order(NamedTuple):
+    """The order in which files were written: by batch, then by file. Of equal points the last counts."""
+
+    boot: int
+    number: int
+    part: int
+    file: int
+
+
+class LakeFile(NamedTuple):
+    """A file of this node."""
+
+    listed: Listed
+    batch: str  # the batch, without its part: the name of its files in `batches/`
+    order: Order
+    time: str  # of the batch
+    word: str  # "merged" or "unique" if compaction made it; else empty
+
+    @property
+    def size(self) -> int:
+        return self.listed.size
+
+
+class Folder(NamedTuple):
+    """One hour of one measurement: the names as components of a key, and the first µs of the hour."""
+
+    path: str
+    database: str
+    measurement: str
+    hour_us: int
+
+
+def parse_folder(path: str) -> Folder | None:
+    """Parse the folder of a key; None for other folders than those of an hour, in either layout."""
+    match = _FOLDER.fullmatch(path)
+    if match is None or match["database"][0] in "._":
+        return None
+    parts = [int(part) for part in match.groups()[2:] if part is not None]
+    try:
+        hour = datetime(parts[0], parts[1], parts[2], parts[3], tzinfo=UTC)
+    except ValueError:
+        return None
+    return Folder(path, match["database"], match["measurement"], int(hour.timestamp()) * 1_000_000)
+
+
+def parse_file(listed: Listed, folder: Folder, node: str) -> LakeFile | None:
+    """Parse an object of the folder; None if this node did not upload it."""
+    name = listed.key[len(folder.path) + 1 :]
+    match = _NAME.fullmatch(name, len(folder.measurement)) if name.startswith(folder.measurement) else None
+    if match is None or match["node"] != node:
+        return None
+    order = Order(int(match["boot"]), int(match["number"]), int(match["part"] or 0), int(match["file"]))
+    return LakeFile(listed, match["batch"], order, match["time"], match["word"] or "")
+
+
+def batch_of(filename: str) -> str:
+    """Return the batch that a file in `batches/` belongs to; files of none have a name that is no batch."""
+    for suffix in (".tmp", ".json", ".uploaded", ".journal"):
+        filename = filename.removesuffix(suffix)
+    return filename
+
+
+def final(files: Iterable[LakeFile], unfinished: Collection[str], modified_before: float) -> list[LakeFile]:
+    """Choose the files that no batch and no late request writes again, in their order.
+
+    Args:
+        unfinished: batches that have a file in `batches/`.
+        modified_before: seconds since the epoch.
+    """
+    ready = [file for file in files if file.batch not in unfinished and file.listed.modified < modified_before]
+    return sorted(ready, key=lambda file: file.order)
+
+
+def choose(files: Sequence[LakeFile], max_file_bytes: int) -> list[LakeFile]:
+    """Choose the files of a folder that are worth merging, in their order. Nothing if there are fewer than two.
+
+    The smallest ones, as many as `_RATIO` allows. A file of half the largest size stays as it is.
+    """
+    small = sorted((file for file in files if file.size < max_file_bytes // 2), key=lambda file: file.size)
+    sizes = [max(file.size, _LEAST_BYTES) for file in small]
+    count = below = 0
+    for index, size in enumerate(sizes[:MAX_INPUTS]):
+        if index and size <= _RATIO * below:
+            count = index + 1
+        below += size
+    return sorted(small[:count], key=lambda file: file.order)
+
+
+def choose_for_dedup(
+    files: Iterable[LakeFile], ready: Sequence[LakeFile], unfinished_from: Order | None
+) -> list[LakeFile]:
+    """Choose all files of a folder, in their order, if a point of them may be there twice.
+
+    A merge holds all that is older than its last file, or the order of its rows would be lost. So it ends before the
+    first file that is not final, and before the first batch that is not over.
+
+    Args:
+        files: all of this node.
+        ready: those that are final, in their order.
+        unfinished_from: the first batch that is not over.
+    """
+    ends = [file.order for file in set(files).difference(ready)]
+    end = min([*ends, *([unfinished_from] if unfinished_from is not None else [])], default=None)
+    chosen = [file for file in ready if end is None or file.order < end]
+    if all(file.word == "unique" for file in chosen) and len({file.batch for file in chosen}) <= 1:
+        return []
+    return chosen[:MAX_INPUTS]
+
+
+def first_unfinished(unfinished: Iterable[str]) -> Order | None:
+    """Return the place of the first of these batches in the order; None if there is none."""
+    found = [re.search(r"-(\d+)\.(\d+)(?:-[0-9a-f]+)?\Z", batch) for batch in unfinished]
+    return min((Order(int(match[1]), int(match[2]), 0, 0) for match in found if match is not None), default=None)

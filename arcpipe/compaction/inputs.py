@@ -1,0 +1,149 @@
+"""Read a file that is merged: check that it is one of arcpipe's, then give its row groups as tables.
+
+This module must not know stores: it reads from a spool, which holds the whole file.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arcpipe.codec.columns import TIME
+from arcpipe.compaction.files import Folder
+from arcpipe.errors import ArcpipeError
+from arcpipe.lake.file_schema import DATABASE, MEASUREMENT, ROLE, TIME_TYPE
+from arcpipe.lake.keys import encode_database, encode_name
+from arcpipe.lake.spool import Spool
+
+_ROLES: Final = frozenset({b"time", b"tag", b"field", b"rescued"})
+_TYPES: Final = frozenset(
+    {pa.int16(), pa.int64(), pa.uint64(), pa.float64(), pa.bool_(), pa.string(), pa.binary(), TIME_TYPE}
+)
+_BATCH_ROWS: Final = 131_072  # of one table: bounds the memory of a row group whatever its file says
+
+
+class Odd(ArcpipeError):
+    """A file that stays as it is; the text says why, and begins with its key."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key = key
+        self.reason = reason
+
+
+class InputFile:
+    """An open file: its schema as readers see it, its names, and its rows."""
+
+    def __init__(self, key: str, spool: Spool, folder: Folder) -> None:
+        """Open a file.
+
+        Raises:
+            Odd: it cannot be read, or arcpipe did not write it.
+        """
+        self.key = key
+        try:
+            file = pq.ParquetFile(_SpoolReader(spool))
+            texts = [
+                file.schema_arrow.names[number]
+                for number in range(len(file.schema_arrow))
+                if file.schema_arrow.field(number).type == pa.string() and _has_dictionaries(file, number)
+            ]
+            self._file = pq.ParquetFile(_SpoolReader(spool), metadata=file.metadata, read_dictionary=texts)
+            self.dictionaries = frozenset(texts)  # the columns that come with dictionaries
+            self.schema: pa.Schema = file.schema_arrow
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _unreadable(key, error) from error
+        metadata = self.schema.metadata or {}
+        try:
+            self.database = metadata[DATABASE].decode()
+            self.measurement = metadata[MEASUREMENT].decode()
+        except (KeyError, UnicodeDecodeError):
+            raise Odd(key, "arcpipe did not write it") from None
+        names = encode_database(self.database), encode_name(self.measurement)
+        if names != (folder.database, folder.measurement):
+            raise Odd(key, f"it is of {self.database!r}, {self.measurement!r}, and not of its folder")
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        for field in self.schema:
+            role = (field.metadata or {}).get(ROLE)
+            if role not in _ROLES or not (field.type in _TYPES or pa.types.is_decimal128(field.type)):
+                raise Odd(self.key, f"arcpipe did not write its column {field.name!r} of type {field.type}")
+        time = self.schema.get_field_index(TIME)
+        if time < 0 or self.schema.field(time).type != TIME_TYPE:
+            raise Odd(self.key, f"it has no column {TIME!r} of type {TIME_TYPE}")
+        if len(set(self.schema.names)) < len(self.schema.names):
+            raise Odd(self.key, "it has two columns of one name")
+
+    @property
+    def rows(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows in their order; text columns may have dictionaries.
+
+        Args:
+            columns: all columns by default.
+
+        Raises:
+            Odd: a part of it cannot be read.
+        """
+        rows = 0
+        try:
+            for batch in self._file.iter_batches(_BATCH_ROWS, columns=columns):
+                rows += len(batch)
+                if batch.column(TIME).null_count:
+                    raise Odd(self.key, f"it has a row without {TIME!r}")
+                yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise _unreadable(self.key, error) from error
+        if rows != self.rows:
+            raise Odd(self.key, f"it has {rows} rows, and its footer says {self.rows}")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _has_dictionaries(file: Any, column: int) -> bool:
+    groups: int = file.metadata.num_row_groups
+    return groups > 0 and all(
+        file.metadata.row_group(group).column(column).has_dictionary_page for group in range(groups)
+    )
+
+
+def _unreadable(key: str, error: Exception) -> Odd:
+    return Odd(key, f"it cannot be read: {' '.join(str(error).split())[:300]}")
+
+
+class _SpoolReader(io.RawIOBase):
+    """A spool as the file that pyarrow reads."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._spool.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        length = self._spool.size - self._at if size < 0 else size
+        data = bytes(self._spool.read_at(self._at, max(length, 0)))
+        self._at += len(data)
+        return data

@@ -1,0 +1,332 @@
+"""Follow a plan from its first byte to its end, and finish or undo one that a crash left. The package has the protocol.
+
+Each step is a method of its own or a call of `Plans` or of the store, so that tests can stop a process at each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from arcpipe.compaction.checksums import Checksums
+from arcpipe.compaction.files import Folder
+from arcpipe.compaction.inputs import InputFile, Odd
+from arcpipe.compaction.plan import Input, Output, Plan, Plans, hidden_folder
+from arcpipe.compaction.rewrite import Rewrite, RewriteBounds, Rewritten
+from arcpipe.config.settings import Parquet
+from arcpipe.errors import ArcpipeError, MissingObject, StorageError
+from arcpipe.lake.keys import merged_file_name
+from arcpipe.lake.parquet_file import Rows
+from arcpipe.lake.spool import Spool, SpoolMemory
+from arcpipe.storage import LakeStore
+from arcpipe.units import MB
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES: Final = 8 * MB  # of one request
+_AHEAD: Final = 8  # inputs that are downloaded at once
+_AHEAD_BYTES: Final = 32 * MB  # of them together, or a single one
+_RENAMES_AT_ONCE: Final = 8
+
+
+class Mismatch(ArcpipeError):
+    """What was written is not what was read. Nothing of it became visible."""
+
+
+class Stuck(ArcpipeError):
+    """A plan that can neither be finished nor undone; an operator has to decide. Nothing was deleted."""
+
+
+class Stopped(Exception):
+    """The process is asked to end."""
+
+
+class Outcome(NamedTuple):
+    """What a merge did."""
+
+    plan: Plan
+    rows: int
+    superseded: int
+    seconds: float
+    visible_twice_seconds: float  # readers saw inputs and outputs
+
+
+class Merge:
+    """The steps of one plan at a time. For one event loop; the work of the processor is done in a thread."""
+
+    def __init__(
+        self, plans: Plans, store: LakeStore, node: str, spool: str, parquet: Parquet, bounds: RewriteBounds
+    ) -> None:
+        self._plans = plans
+        self._store = store
+        self._hidden = hidden_folder(node)
+        self._spool = spool
+        self._parquet = parquet
+        self._bounds = bounds
+        self.is_stopping = False
+
+    async def run(self, plan: Plan, folder: Folder) -> Outcome:
+        """Do a merge. The caller has the lock, and no other plan is there.
+
+        Raises:
+            Odd: one input stays as it is. Nothing was changed.
+            Mismatch, CannotSort, Stopped, StorageError, OSError: before the commit nothing was changed, but the plan
+                may be there. After it the plan is there; `resume` finishes it.
+        """
+        started = time.monotonic()
+        self._plans.write(plan)
+        try:
+            rewritten, outputs = await self._rewrite(plan, folder)
+            await self._verify(plan, folder, outputs, rewritten)
+            self._stop_if_asked()
+            committed = msgspec.structs.replace(plan, state="committed", outputs=outputs)
+        except BaseException:
+            with contextlib.suppress(StorageError, OSError):  # the next `resume` does it
+                await self._undo()
+            raise
+        self._plans.write(committed)
+        seconds = await self._finish(committed)
+        rows, superseded = rewritten.checksums.rows, rewritten.superseded
+        return Outcome(committed, rows, superseded, time.monotonic() - started, seconds)
+
+    async def resume(self, plan: Plan) -> None:
+        """Take a plan that a crash left to its end: undo what was not committed, and finish the rest.
+
+        Raises:
+            Stuck: it is of another store, or the store has neither its inputs nor its outputs.
+        """
+        if plan.store != self._store.url:
+            raise Stuck(
+                f"{self._plans.path} is of the store {plan.store}, and the server uses {self._store.url}: "
+                "start once with that store, or remove the file if that store is gone"
+            )
+        log.info("a merge in %s was interrupted when it was %s; going on", plan.folder, plan.state)
+        if plan.state == "planned":
+            await self._undo()
+        else:
+            await self._finish(plan)
+
+    async def clean(self) -> None:
+        """Remove the hidden objects that no plan needs: those of late requests. There is no plan."""
+        keys = [one.key async for page in self._store.list_objects(self._hidden) for one in page]
+        await self._store.delete_all(keys)
+
+    def _stop_if_asked(self) -> None:
+        if self.is_stopping:
+            raise Stopped
+
+    # Before the commit
+
+    async def _rewrite(self, plan: Plan, folder: Folder) -> tuple[Rewritten, list[Output]]:
+        """Write the outputs under hidden names."""
+        loop = asyncio.get_running_loop()
+        outputs: list[Output] = []
+
+        def take(number: int, spool: Spool, rows: Rows) -> None:
+            try:
+                asyncio.run_coroutine_threadsafe(self._hide(plan, folder, number, spool, rows, outputs), loop).result()
+            finally:
+                spool.close()
+
+        rewrite = Rewrite(
+            *(plan.merge, plan.dedup, self._parquet, self._spool, self._bounds), pause=self._stop_if_asked
+        )
+        downloads = Downloads(self._store, loop, self._spool, folder)
+        count = len(plan.inputs)
+        return await _in_thread(lambda: rewrite.run(lambda: downloads.open(plan.inputs), count, take)), outputs
+
+    async def _hide(
+        self, plan: Plan, folder: Folder, number: int, spool: Spool, rows: Rows, outputs: list[Output]
+    ) -> None:
+        """Put an output under its hidden name."""
+        hidden = f"{self._hidden}{plan.merge}_{number}.new"
+        name = merged_file_name(folder.measurement, rows.min_us, plan.merge, number)
+        await self._store.abort_uploads(hidden)
+        await self._store.put(hidden, spool)
+        outputs.append(Output(hidden, f"{folder.path}/{name}", spool.size, rows.total))
+
+    async def _verify(self, plan: Plan, folder: Folder, outputs: list[Output], wanted: Rewritten) -> None:
+        """Read the outputs back, and compare them with what was read.
+
+        Raises:
+            Mismatch: they differ.
+        """
+        loop = asyncio.get_running_loop()
+        downloads = Downloads(self._store, loop, self._spool, folder)
+        found = Checksums(list(wanted.checksums.columns))
+
+        def read() -> str:
+            try:
+                for context in downloads.open([Input(one.hidden, one.size, "") for one in outputs]):
+                    with context as file:
+                        for table in file.tables():
+                            self._stop_if_asked()
+                            if not set(table.schema.names) <= found.columns.keys():
+                                return "it has other columns"
+                            found.add(table)
+            except Odd as error:
+                return str(error)
+            return wanted.checksums.difference(found)
+
+        difference = await _in_thread(read)
+        if difference:
+            raise Mismatch(
+                f"what was written for {plan.folder} is not what was read ({difference}): it is removed, and the "
+                "files stay as they are. Is the memory of this machine, or its disk, failing?"
+            )
+
+    async def _undo(self) -> None:
+        """Remove the hidden outputs, then the plan. Nothing of it was visible."""
+        await self.clean()
+        self._plans.remove()
+
+    # After the commit
+
+    async def _finish(self, plan: Plan) -> float:
+        """Make the outputs visible and delete the inputs. Returns the seconds in which readers saw both."""
+        started = time.monotonic()
+        if plan.state == "committed":
+            if not await self._publish(plan):
+                await self._start_over(plan)
+                return 0.0
+            plan = msgspec.structs.replace(plan, state="deleting")
+            self._plans.write(plan)
+        await self._delete_inputs(plan)
+        seconds = time.monotonic() - started
+        await self.clean()
+        self._plans.remove()
+        return seconds
+
+    async def _publish(self, plan: Plan) -> bool:
+        """Rename the outputs, and look that all are there. False if one of them is nowhere."""
+        visible = await self._sizes(plan.folder + "/")
+        left = [one for one in plan.outputs if visible.get(one.key) != one.size]
+        if left:
+            hidden = await self._sizes(self._hidden)
+            if any(hidden.get(one.hidden) != one.size for one in left):
+                return False
+        slots = asyncio.Semaphore(_RENAMES_AT_ONCE)
+
+        async def rename(one: Output) -> None:
+            async with slots:
+                with contextlib.suppress(MissingObject):  # an earlier request did it, or the look below fails
+                    await self._store.move(one.hidden, one.key)
+
+        for outcome in await asyncio.gather(*map(rename, left), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        visible = await self._sizes(plan.folder + "/")
+        return all(visible.get(one.key) == one.size for one in plan.outputs)
+
+    async def _start_over(self, plan: Plan) -> None:
+        """Undo a committed plan of which an output is nowhere. No input was deleted by this plan.
+
+        Raises:
+            Stuck: inputs are missing, too.
+        """
+        visible = await self._sizes(plan.folder + "/")
+        lost = [one.key for one in plan.inputs if visible.get(one.key) != one.size]
+        if lost:
+            raise Stuck(
+                f"a merge in {plan.folder} can neither be finished nor undone: outputs are missing, and so are "
+                f"{len(lost)} inputs, such as {lost[0]}. Somebody else deleted them. Nothing more is deleted; "
+                f"compare the folder with {self._plans.path}, then remove that file"
+            )
+        log.error("outputs of a merge in %s are gone: its inputs are all there, and it starts over", plan.folder)
+        await self._store.delete_all([one.key for one in plan.outputs])
+        await self._undo()
+
+    async def _delete_inputs(self, plan: Plan) -> None:
+        await self._store.delete_all([one.key for one in plan.inputs])
+
+    async def _sizes(self, prefix: str) -> dict[str, int]:
+        return {one.key: one.size async for page in self._store.list_objects(prefix) for one in page}
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run blocking work in a thread, which needs this loop. Returns only when the thread is done, even if cancelled."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+class Downloads:
+    """Fetches files for a thread that reads them one after the other, some of them ahead."""
+
+    def __init__(self, store: LakeStore, loop: asyncio.AbstractEventLoop, spool: str, folder: Folder) -> None:
+        self._store = store
+        self._loop = loop
+        self._memory = SpoolMemory(spool, 48 * MB, 16 * MB)
+        self._folder = folder
+
+    def open(self, inputs: list[Input]) -> Iterator[AbstractContextManager[InputFile]]:
+        """Yield the files, in their order. Not for the thread of the loop."""
+        waiting = deque(inputs)
+        running: deque[tuple[Input, Future[Spool]]] = deque()
+        try:
+            while waiting or running:
+                while waiting and self._has_room(running, waiting[0]):
+                    one = waiting.popleft()
+                    running.append((one, asyncio.run_coroutine_threadsafe(self._fetch(one), self._loop)))
+                one, future = running[0]
+                spool = future.result()
+                running.popleft()
+                yield self._opened(one, spool)
+        finally:
+            for _, future in running:
+                future.cancel()
+                future.add_done_callback(_close_result)
+
+    @staticmethod
+    def _has_room(running: deque[tuple[Input, Future[Spool]]], one: Input) -> bool:
+        if not running:
+            return True
+        return len(running) < _AHEAD and sum(other.size for other, _ in running) + one.size <= _AHEAD_BYTES
+
+    @contextmanager
+    def _opened(self, one: Input, spool: Spool) -> Iterator[InputFile]:
+        try:
+            file = InputFile(one.key, spool, self._folder)
+            try:
+                yield file
+            finally:
+                file.close()
+        finally:
+            spool.close()
+
+    async def _fetch(self, one: Input) -> Spool:
+        """Download a file.
+
+        Raises:
+            Odd: it is not as long as it was when it was listed.
+        """
+        spool = Spool(self._memory)
+        try:
+            while spool.size < one.size and (data := await self._store.read(one.key, spool.size, _READ_BYTES)):
+                await asyncio.to_thread(spool.write, data)
+            if spool.size != one.size:
+                raise Odd(one.key, f"it has {spool.size} bytes, and had {one.size} when it was listed")
+            spool.flush()
+        except BaseException:
+            spool.close()
+            raise
+        return spool
+
+
+def _close_result(future: Future[Spool]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()

@@ -1,0 +1,151 @@
+"""The plan: what is merged, and how far it is. One file, `compaction/plan.json` in the WAL directory.
+
+It is replaced as a whole and durably at each step, so after a crash it is of one step or of the next. The lock is held
+by whoever may read or write it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal
+
+import msgspec
+
+from arcpipe import durable
+from arcpipe.compaction.files import Folder, LakeFile
+from arcpipe.disk import Disk
+from arcpipe.errors import ArcpipeError, UnknownVersion
+from arcpipe.wal.checksum import checksum_holds, with_checksum
+
+VERSION: Final = 1
+HIDDEN_FOLDER: Final = ".arcpipe/compaction"
+"""The folder of outputs that are not visible yet. Their names end in none that a reader looks for."""
+
+State = Literal["planned", "committed", "deleting"]
+
+
+class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that is merged."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that a merge makes."""
+
+    hidden: str
+    key: str
+    size: int
+    rows: int
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One merge."""
+
+    version: int
+    state: State
+    store: str  # the URL of the store
+    merge: str  # the id of the merge, which its files have in their names
+    folder: str
+    dedup: bool
+    inputs: list[Input]
+    outputs: list[Output] = []  # once they are committed
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(one.size for one in self.inputs)
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(one.size for one in self.outputs)
+
+
+def make_plan(store: str, folder: Folder, files: Sequence[LakeFile], node: str, dedup: bool) -> Plan:
+    """Plan to merge these files, which are in their order. The same files make the same names."""
+    inputs = [Input(file.listed.key, file.listed.size, file.listed.etag) for file in files]
+    content = msgspec.json.encode([dedup, *((one.key, one.size, one.etag) for one in inputs)])
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    last = files[-1]
+    word = "unique" if dedup else "merged"
+    merge = f"{node}-{last.time}-{last.order.boot}.{last.order.number}-{word}{digest}"
+    return Plan(VERSION, "planned", store, merge, folder.path, dedup, inputs)
+
+
+def hidden_folder(node: str) -> str:
+    """Return the key of the folder, with a slash, that only this node uses."""
+    return f"{HIDDEN_FOLDER}/{node}/"
+
+
+class Busy(ArcpipeError):
+    """Another process of this node is compacting."""
+
+
+class Plans:
+    """The folder `compaction/` of a WAL directory: the plan, and who may follow it."""
+
+    def __init__(self, wal_dir: str | os.PathLike[str], disk: Disk | None = None) -> None:
+        self.folder = os.path.join(wal_dir, "compaction")
+        self.path = os.path.join(self.folder, "plan.json")
+        self._disk = disk or Disk()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the right to merge files of this node.
+
+        Raises:
+            Busy: another process holds it.
+        """
+        self._disk.make_directory(self.folder)
+        path = os.path.join(self.folder, "LOCK")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+                raise Busy(f"process {owner or 'unknown'} is compacting: it holds {path}") from None
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(fd)
+
+    def read(self) -> Plan | None:
+        """Return the plan that is not finished, if there is one.
+
+        Raises:
+            OSError: it cannot be read.
+            DamagedFile: its content is damaged.
+            UnknownVersion: another version of arcpipe wrote it.
+        """
+        return durable.load(self._disk, self.path, self._decode)
+
+    def write(self, plan: Plan) -> None:
+        """Write the plan durably. After an OSError it is the former one or this one."""
+        durable.replace(self._disk, self.path, with_checksum(msgspec.json.encode(plan)))
+
+    def remove(self) -> None:
+        """Remove the plan durably: its merge is finished or undone."""
+        self._disk.unlink(self.path)
+        self._disk.sync_directory(self.folder)
+
+    def _decode(self, data: bytes) -> Plan:
+        if checksum_holds(data) is not True:
+            raise ValueError("its checksum does not match")
+        content: dict[str, Any] = msgspec.json.decode(data)
+        content.pop("crc32", None)
+        try:
+            if content.get("version") != VERSION:
+                raise msgspec.ValidationError(f"version {content.get('version')!r}")
+            return msgspec.convert(content, Plan)
+        except msgspec.ValidationError as error:
+            raise UnknownVersion(
+                f"{self.path} is of another version of arcpipe ({error}; this one knows version {VERSION}). "
+                "Nothing is compacted until that version has run again"
+            ) from error
