@@ -23,7 +23,7 @@ def try_states(disk: RecordingDisk, plan: Plan, limit: int, on_state: Callable[[
 def judging(disk: RecordingDisk, plan: Plan) -> Callable[[State], None]:
     def on_state(state: State) -> None:
         try:
-            judge(state.image, expectation(disk, state.after, plan))
+            judge(state.image, expectation(disk, state.after, plan, state.kind))
         except AssertionError as error:
             raise AssertionError(explain(error, disk, plan, state)) from error
 
