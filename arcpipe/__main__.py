@@ -13,9 +13,16 @@ def main() -> None:
     _have_standard_files()
     if sys.argv[1:2] == ["serve"] and not {"--check", "--help"} & set(sys.argv):
         signals.hold()
-    from arcpipe.cli import main as cli
+    from arcpipe.cli import serving
 
-    cli.main()
+    try:
+        config = serving.config_of(sys.argv[1:])
+    except serving.NotPlain:
+        from arcpipe.cli import main as cli
+
+        cli.main()
+    else:
+        serving.end_by_code(lambda: serving.start_server(config))
 
 
 def _have_standard_files() -> None:

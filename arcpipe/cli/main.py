@@ -7,7 +7,6 @@ needs them, so that `arcpipe --help` answers at once.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -18,13 +17,11 @@ import typer
 from arcpipe import __version__
 from arcpipe.cli import status as cli_status
 from arcpipe.cli import token, wal
-from arcpipe.cli.options import ConfigOption, asked_log_format, load_settings
-from arcpipe.errors import ArcpipeError, ConfigError
+from arcpipe.cli.options import ConfigOption
+from arcpipe.cli.serving import end_by_code, have_one_thread, load_settings, start_server
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import EffectiveValue, Settings, Value
-
-log = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="A durable HTTP ingestion gateway: on disk before the answer, Parquet in storage, exactly once.",
@@ -40,26 +37,7 @@ app.add_typer(token.app, name="token")
 
 def main() -> None:
     """Run a command line and exit."""
-    try:
-        app(prog_name="arcpipe")
-    except ArcpipeError as error:
-        is_of_settings = isinstance(error, ConfigError)
-        if is_of_settings:
-            _say("the settings cannot be used:", [f"  {line}" for line in str(error).splitlines()])
-        else:
-            _say(str(error), [])
-        sys.exit(2 if is_of_settings else 1)
-
-
-def _say(text: str, details: list[str]) -> None:
-    """Print the reason of a failure: as log lines if the log is JSON, otherwise as plain text."""
-    from arcpipe import logs
-
-    if logs.are_json():
-        for line in [" ".join([text, detail.strip()]) for detail in details] or [text]:
-            log.critical("%s", line)
-    else:
-        logs.say([f"arcpipe: {text}", *details])
+    end_by_code(lambda: app(prog_name="arcpipe"))
 
 
 def _print_version(wanted: bool) -> None:
@@ -97,20 +75,7 @@ def serve(
     if check:
         print(_check(config))
         return
-    from arcpipe import logs
-    from arcpipe.supervisor import upgrade
-
-    def start(former: upgrade.Former) -> int:
-        settings = load_settings(config)
-        logs.setup(settings.log.level, settings.log.format, "supervisor")
-        _have_one_thread()
-        from arcpipe.supervisor import supervisor
-
-        return supervisor.serve(settings, lambda: load_settings(config), former)
-
-    # Set up first, so that errors of a start have the format of the log, too.
-    logs.setup("INFO", asked_log_format(config), "supervisor")
-    raise typer.Exit(upgrade.started(start))
+    raise typer.Exit(start_server(config))
 
 
 def _check(config: Path | None) -> str:
@@ -121,7 +86,7 @@ def _check(config: Path | None) -> str:
     """
     settings = load_settings(config)
     _tell_warnings(settings)
-    _have_one_thread()
+    have_one_thread()
     _import_the_server()
     from arcpipe.supervisor import startup
     from arcpipe.supervisor.service_manager import take_inheritance
@@ -137,15 +102,6 @@ def _import_the_server() -> None:
     """
     import arcpipe.supervisor.supervisor
     import arcpipe.upload.uploader  # noqa: F401
-
-
-def _have_one_thread() -> None:
-    """Keep libraries from starting threads when they are loaded, because a process that forks should have only one.
-
-    Numpy's linear algebra and Arrow's second allocator would do so; neither is used here.
-    """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 
 app.command("status")(cli_status.status)
