@@ -15,14 +15,12 @@ def main() -> None:
         signals.hold()
     from arcpipe.cli import serving
 
-    try:
-        config = serving.config_of(sys.argv[1:])
-    except serving.NotPlain:
-        from arcpipe.cli import main as cli
+    plain = serving.plain(sys.argv[1:])
+    if plain is not None:
+        serving.end_by_code(lambda: serving.run(plain))
+    from arcpipe.cli import main as cli
 
-        cli.main()
-    else:
-        serving.end_by_code(lambda: serving.start_server(config))
+    cli.main()
 
 
 def _have_standard_files() -> None:

@@ -7,9 +7,7 @@ needs them, so that `arcpipe --help` answers at once.
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,10 +16,10 @@ from arcpipe import __version__
 from arcpipe.cli import status as cli_status
 from arcpipe.cli import token, wal
 from arcpipe.cli.options import ConfigOption
-from arcpipe.cli.serving import end_by_code, have_one_thread, load_settings, start_server
+from arcpipe.cli.serving import check_server, end_by_code, load_settings, start_server, tell_warnings
 
 if TYPE_CHECKING:
-    from arcpipe.config.settings import EffectiveValue, Settings, Value
+    from arcpipe.config.settings import EffectiveValue, Value
 
 app = typer.Typer(
     help="A durable HTTP ingestion gateway: on disk before the answer, Parquet in storage, exactly once.",
@@ -73,35 +71,9 @@ def serve(
       arcpipe serve --config config.toml
     """
     if check:
-        print(_check(config))
+        print(check_server(config))
         return
     raise typer.Exit(start_server(config))
-
-
-def _check(config: Path | None) -> str:
-    """Try everything that a start would do, and return one line that says what would work.
-
-    Raises:
-        ArcpipeError: a start would fail; a ConfigError if the settings are the reason.
-    """
-    settings = load_settings(config)
-    _tell_warnings(settings)
-    have_one_thread()
-    _import_the_server()
-    from arcpipe.supervisor import startup
-    from arcpipe.supervisor.service_manager import take_inheritance
-
-    return startup.check(settings, take_inheritance(os.environ))
-
-
-def _import_the_server() -> None:
-    """Import all modules that the server's processes run.
-
-    Raises:
-        ImportError: the installation is incomplete.
-    """
-    import arcpipe.supervisor.supervisor
-    import arcpipe.upload.uploader  # noqa: F401
 
 
 app.command("status")(cli_status.status)
@@ -119,7 +91,7 @@ def config_show(
       WAL_SYNC_MODE=fsync arcpipe config show --config config.toml
     """
     settings = load_settings(config)
-    _tell_warnings(settings)
+    tell_warnings(settings)
     effective = list(settings.effective())
     if as_json:
         import orjson
@@ -145,13 +117,8 @@ def config_check(config: ConfigOption = None) -> None:
     Example:
       arcpipe config check --config config.toml
     """
-    said = _check(config)
+    said = check_server(config)
     print("The settings are good.", said)
-
-
-def _tell_warnings(settings: Settings) -> None:
-    for warning in settings.warnings:
-        print(f"arcpipe: warning: {warning}", file=sys.stderr)
 
 
 def _toml_value(value: Value) -> str:

@@ -57,7 +57,7 @@ def test_every_process_says_who_it_is(tmp_path: Path) -> None:
 
 
 def test_a_server_does_without_the_parser_of_commands(tmp_path: Path) -> None:
-    """Its libraries would be in the memory of each process, and take 0.1 s at each start."""
+    """Its libraries would be in the memory of each process, and take 0.2 s at each start."""
     with Server(tmp_path, server_workers=1) as server:
         for pid in server.pids().values():
             loaded = Path(f"/proc/{pid}/maps").read_text()

@@ -7,28 +7,33 @@ from pathlib import Path
 import pytest
 
 from arcpipe.cli import main
-from arcpipe.cli.serving import NotPlain, config_of
+from arcpipe.cli.serving import Plain, plain
 
 
 @pytest.mark.parametrize("variable", [None, "", "of/the environment.toml"])
-@pytest.mark.parametrize(
-    "arguments", [["serve"], ["serve", "--config", "a.toml"], ["serve", "-c", "b.toml"], ["serve", "-c", "a=b c"]]
-)
+@pytest.mark.parametrize("check", [[], ["--check"]])
+@pytest.mark.parametrize("options", [[], ["--config", "a.toml"], ["-c", "b.toml"], ["-c", "a=b c"]])
 def test_the_parser_would_find_the_same_file(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], variable: str | None
+    monkeypatch: pytest.MonkeyPatch, options: list[str], check: list[str], variable: str | None
 ) -> None:
     monkeypatch.delenv("ARCPIPE_CONFIG", raising=False)
     if variable is not None:
         monkeypatch.setenv("ARCPIPE_CONFIG", variable)
-    parsed: list[Path | None] = []
+    parsed: list[Plain] = []
 
     def start_server(config: Path | None) -> int:
-        parsed.append(config)
+        parsed.append(Plain(config, is_check=False))
         return 0
 
+    def check_server(config: Path | None) -> str:
+        parsed.append(Plain(config, is_check=True))
+        return "well"
+
     monkeypatch.setattr(main, "start_server", start_server)
+    monkeypatch.setattr(main, "check_server", check_server)
+    arguments = ["serve", *options, *check]
     main.app(arguments, standalone_mode=False)
-    assert parsed == [config_of(arguments)]
+    assert parsed == [plain(arguments)]
 
 
 @pytest.mark.parametrize(
@@ -39,17 +44,16 @@ def test_the_parser_would_find_the_same_file(
         ["--help"],
         ["--version", "serve"],
         ["serve", "--help"],
-        ["serve", "--check"],
         ["serve", "--check", "--config", "a.toml"],
+        ["serve", "--check", "--check"],
         ["serve", "--config"],
         ["serve", "--config", ""],
         ["serve", "--config", "--check"],
-        ["serve", "--config", "a.toml", "--check"],
+        ["status", "--check"],
         ["serve", "--config", "a.toml", "b.toml"],
         ["serve", "--config=a.toml"],
         ["serve", "a.toml"],
     ],
 )
 def test_any_other_command_line_is_for_the_parser(arguments: list[str]) -> None:
-    with pytest.raises(NotPlain):
-        config_of(arguments)
+    assert plain(arguments) is None
