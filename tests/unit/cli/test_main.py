@@ -124,7 +124,8 @@ def test_show_draws_a_table_in_a_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_file_is_the_option_then_the_variable_then_the_one_beside_then_none(tmp_path: Path) -> None:
+def test_where_the_settings_file_is_looked_for(tmp_path: Path) -> None:
+    """The file is that of the option, else of the variable, else ./config.toml, else there is none."""
     for name, workers in (("option.toml", 1), ("variable.toml", 2), ("config.toml", 3)):
         (tmp_path / name).write_text(f"[server]\nworkers = {workers}\n")
 

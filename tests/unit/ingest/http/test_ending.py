@@ -116,7 +116,8 @@ def test_nothing_after_the_current_request_is_committed_in_a_drain(stalled: Stal
 
 
 @pytest.mark.parametrize("at", [5, len(WRITE) - len(BODY) - 1])
-def test_a_head_that_has_begun_before_the_drain_is_no_request_behind_the_last_one(stalled: Stalled, at: int) -> None:
+def test_a_head_begun_before_the_drain_is_no_further_request(stalled: Stalled, at: int) -> None:
+    """A head that has begun before the drain is no request after the last one."""
     peer = stalled.edge.connect()
     peer.feed(WRITE + WRITE[:at])
     drain(stalled.edge)
@@ -288,9 +289,7 @@ def write_and_pause(peer: Peer, data: bytes) -> None:
     peer.connection.pause_writing()
 
 
-def test_what_comes_in_one_read_with_the_end_of_a_tls_connection_is_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_that_has_the_end_of_tls_too_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TLS ends both directions at once, so that a rest of the read has no other turn; its answers are lost."""
     with Edge(tmp_path, budget=TimeBudget(slice_seconds=0.0001, turn_seconds=math.inf)) as edge:
         peer = edge.connect()
