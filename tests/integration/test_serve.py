@@ -56,6 +56,16 @@ def test_every_process_says_who_it_is(tmp_path: Path) -> None:
         server.stop()
 
 
+def test_a_server_does_without_the_parser_of_commands(tmp_path: Path) -> None:
+    """Its libraries would be in the memory of each process, and take 0.2 s at each start."""
+    with Server(tmp_path, server_workers=1) as server:
+        for pid in server.pids().values():
+            loaded = Path(f"/proc/{pid}/maps").read_text()
+            assert "pyarrow" in loaded
+            assert "pydantic" not in loaded
+        server.stop()
+
+
 def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
     with Server(tmp_path, server_workers=2, flush_max_age_seconds=NEVER) as server:
         for number in range(64):

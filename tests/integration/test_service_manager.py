@@ -205,7 +205,8 @@ def test_a_supervisor_that_was_stopped_for_long_kills_nobody(tmp_path: Path, man
         pids = all_pids(server)
         for pid in pids.values():
             os.kill(pid, signal.SIGSTOP)
-        time.sleep(3.5)  # longer than a worker may be silent
+        # Longer than a worker may be silent. Nobody's clock can be set: the kernel stops and resumes these processes.
+        time.sleep(3.5)
         for role in ("supervisor", "ingest 1", "ingest 2", "uploader"):
             os.kill(pids[role], signal.SIGCONT)
         fed = len(manager.values("WATCHDOG"))

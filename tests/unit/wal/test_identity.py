@@ -214,7 +214,8 @@ def test_a_damaged_start_costs_no_entry_and_lets_none_in(file: Path, what: str, 
 
 
 @pytest.mark.parametrize("identity", [OTHER, TWIN])
-def test_the_first_block_is_gone_with_the_header_of_an_entry_full_of_others(file: Path, identity: bytes) -> None:
+def test_a_lost_first_block_of_an_entry_full_of_others(file: Path, identity: bytes) -> None:
+    """The first block is gone with the header of an entry full of others."""
     payloads = [named(0, value=b"f" * 4000 + forged(identity)), named(1)]
     content, _ = segment(payloads, closed=True, identity=IDENTITY)
     file.write_bytes(bytes(512) + content[512:])
@@ -223,7 +224,8 @@ def test_the_first_block_is_gone_with_the_header_of_an_entry_full_of_others(file
     assert report.verdict is ScanVerdict.DAMAGED
 
 
-def test_a_forged_end_within_the_last_value_of_an_active_file_settles_nothing(file: Path) -> None:
+def test_a_forged_end_within_the_last_value_settles_nothing(file: Path) -> None:
+    """A forged end within the last value of an active file settles nothing."""
     content, _ = ours(3, closed=False)
     for _ in range(3):  # the offset of the forged end depends on the header before it
         payload = named(3, value=end(1, 0, DAY + 9, TWIN))
@@ -303,7 +305,8 @@ def test_a_file_with_nothing_of_ours_in_it_is_no_log(file: Path, content: bytes)
         SegmentScan(file)
 
 
-def test_a_segment_with_a_damaged_start_and_nothing_intact_is_damaged_not_empty(file: Path) -> None:
+def test_a_damaged_start_and_nothing_intact_is_no_empty_segment(file: Path) -> None:
+    """A segment with a damaged start and nothing intact is damaged, not empty."""
     content, offsets = ours(1, closed=False)
     file.write_bytes(flip(flip(content, 40), offsets[0] + 30))
     entries, report = scan(file)

@@ -492,7 +492,8 @@ def test_the_lines_behind_a_string_that_is_not_closed_are_read() -> None:
     assert rows_of(lines.encoded) == [_row(f=1)] + [_row(f=2)] * 40
 
 
-def test_what_a_string_holds_is_never_written_as_lines_even_if_its_line_is_bad() -> None:
+def test_what_a_string_holds_is_never_written_as_lines() -> None:
+    """What a string holds is never written as lines, even if its line is bad."""
     plain = b"m f=2i\n" * 30
     for bad in (
         b'm f="\nm f=1i\nm f=1i\n" x\n',

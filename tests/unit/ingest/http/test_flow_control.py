@@ -122,7 +122,8 @@ def test_a_body_after_the_most_waiting_heads_is_read_in_the_end(tmp_path: Path) 
         assert peer.statuses == [202] * (many + 1)
 
 
-def test_requests_of_a_client_that_does_not_read_are_not_handled_until_it_does(edge: Edge) -> None:
+def test_requests_of_a_client_wait_until_it_reads_answers(edge: Edge) -> None:
+    """Requests of a client that does not read are not handled until it does."""
     peer = edge.connect()
     peer.feed(WRITE)
     peer.connection.pause_writing()  # as the transport does when too much waits to be sent
@@ -203,9 +204,8 @@ def test_a_large_body_is_taken_if_nothing_of_its_client_waits(
         assert [peer.statuses for peer in (busy, newcomer, late)] == [[202], [202], [202]]
 
 
-def test_nothing_is_encoded_while_much_waits_for_the_wal_and_all_of_it_afterwards(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoding_waits_while_much_waits_for_the_wal(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is encoded while much waits for the WAL, and all of it afterwards."""
     monkeypatch.setattr(context, "_ENCODED_AHEAD_BYTES", -1)  # what waits is always more
     sender, small = edge.connect(), edge.connect()
     encoded: list[int] = []
@@ -347,7 +347,8 @@ def test_a_first_body_that_brings_enough_is_not_refused_while_others_wait(edge: 
     assert first.statuses == [202]
 
 
-def test_whoever_waits_for_room_longer_than_the_body_timeout_is_503_and_not_408(edge: Edge) -> None:
+def test_a_long_wait_for_room_is_503_and_not_408(edge: Edge) -> None:
+    """Whoever waits for room longer than the body timeout is 503 and not 408."""
     first, second = edge.connect(), edge.connect()
     request = large(1_000_000)
     at = feed(first, request[:600_000])
