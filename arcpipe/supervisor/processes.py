@@ -106,8 +106,10 @@ class Processes:
         # Imported in this process and not in the child, so that a later uploader is of this version, too, even if
         # another one is installed by then. Not imported at the top, because workers start first and need not wait.
         if self._run_uploader is None:
+            from arcpipe.storage import load_store
             from arcpipe.upload.uploader import run
 
+            load_store(self._settings.storage.url)
             self._run_uploader = run
             _share_what_is_loaded()
         run_uploader = self._run_uploader

@@ -25,7 +25,7 @@ from arcpipe.wal.directory import NodeIdentity, WALDirectory
 
 
 class StoreFault(NamedTuple):
-    """Calls of the store that fail: `times` of them behind the first `skip`, before or after they took effect."""
+    """Calls of the store that fail: `times` of them after the first `skip`, before or after they took effect."""
 
     skip: int
     times: float

@@ -32,4 +32,4 @@ def judging(disk: RecordingDisk, plan: Plan) -> Callable[[State], None]:
 
 def explain(error: AssertionError, disk: RecordingDisk, plan: Plan, state: State) -> str:
     operations = "\n  ".join(repr(operation)[:160] for operation in disk.log[max(0, state.after - 25) : state.after])
-    return f"{error}\n{plan}, {state.kind} behind operation {state.after}:\n  {operations}"
+    return f"{error}\n{plan}, {state.kind} after operation {state.after}:\n  {operations}"

@@ -208,7 +208,7 @@ def test_a_request_that_is_still_arriving_is_finished_first(tmp_path: Path) -> N
         arriving.send(
             f"POST {V2} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request)}\r\n\r\n".encode() + request[:-1]
         )
-        # Its first bytes have been read once a request behind them has been answered by the same worker.
+        # Its first bytes have been read once a later request has been answered by the same worker.
         assert idle.request("GET", "/health").status == 200
         server.send_signal(signal.SIGTERM)
         idle.assert_closed()

@@ -270,7 +270,7 @@ def test_inherited_sockets_of_another_address_are_closed(tmp_path: Path, manager
 
 
 def test_inherited_sockets_within_the_new_address_are_served_too(tmp_path: Path, manager: Manager) -> None:
-    """Inherited sockets of an address that is in the new one are served beside it."""
+    """Inherited sockets of an address that is in the new one are served in addition to it."""
     with socket.socket() as probe:
         probe.bind(("0.0.0.0", 0))  # a port that no connection of this machine has on another address
         port = probe.getsockname()[1]

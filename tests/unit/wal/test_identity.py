@@ -117,7 +117,7 @@ def test_entries_of_many_databases_and_sizes_are_read(file: Path, monkeypatch: p
 @pytest.mark.parametrize("identity", [b"", OTHER, TWIN])
 @pytest.mark.parametrize("where", ["length", "crc", "payload"])
 def test_a_damaged_entry_shows_nothing_of_what_is_in_its_value(file: Path, identity: bytes, where: str) -> None:
-    """The issue's case: entries of another database, past the token's scope, behind one flipped bit."""
+    """The issue's case: entries of another database, past the token's scope, after one flipped bit."""
     payloads = [named(0), named(1, value=forged(identity)), named(2)]
     content, offsets = segment(payloads, closed=True, identity=IDENTITY)
     at = offsets[1] + {"length": 3, "crc": 14, "payload": 40}[where]
@@ -362,7 +362,7 @@ def test_a_segment_that_waited_long_for_its_first_entry_is_in_order(file: Path) 
 
 @pytest.fixture(scope="module")
 def sample() -> tuple[bytes, list[int]]:
-    """A segment with every kind of entry there is in the values of a client, beside plain ones."""
+    """A segment with every kind of entry there is in the values of a client, and plain ones."""
     payloads = [
         named(0),
         named(1, value=forged(OTHER)),
@@ -440,7 +440,7 @@ def test_whatever_bit_flips_the_rest_is_read(
 def test_no_bytes_of_a_client_become_a_record(
     tmp_path: Path, pieces: list[bytes], at: int, length: int, fill: bytes
 ) -> None:
-    """A damaged place anywhere behind the start, over the header or within the value of the entry that has them."""
+    """A damaged place anywhere after the start, over the header or within the value of the entry that has them."""
     payloads = [named(0), named(1, value=b"".join(pieces) or b"-"), named(2)]
     content, offsets = segment(payloads, closed=True, identity=IDENTITY)
     begin = offsets[0] + at

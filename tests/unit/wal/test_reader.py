@@ -615,7 +615,7 @@ def test_whatever_happens_to_the_bytes_the_rest_is_read(tmp_path: Path, case: Ca
             assert changed
             assert content[read.offset + 4 : read.offset + 12] != intact[read.offset + 4 : read.offset + 12]
     assert len(found) == len(entries)
-    # Damage in front of something intact is counted.
+    # Damage before something intact is counted.
     for number, offset in enumerate(offsets):
         kept = content[offset : ends[offset]]
         was = intact[offset : ends[offset]]

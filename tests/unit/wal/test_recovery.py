@@ -430,7 +430,7 @@ def test_a_recovered_segment_keeps_its_identity(directory: WALDirectory) -> None
 
 
 def test_a_cut_that_a_power_cut_took_back_is_done_again(directory: WALDirectory) -> None:
-    """Of an earlier recovery: its end entry was kept, and the stale entries behind it are there again."""
+    """Of an earlier recovery: its end entry was kept, and the stale entries after it are there again."""
     stale, _ = segment([columnar(100 + number, 300, TWIN) for number in range(30)], identity=TWIN)
     present, _ = segment([columnar(1, 300, IDENTITY)], identity=IDENTITY)
     Path(directory.path, name()).write_bytes(present)

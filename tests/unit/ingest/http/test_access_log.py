@@ -39,7 +39,7 @@ LINE: dict[str, Any] = {
     "commit_ms": 1.5,
     "total_ms": 2.5,
 }
-# The combined format as log readers take it apart, with what is ours behind it.
+# The combined format as log readers take it apart, with what is ours after it.
 COMBINED = re.compile(
     rb"(\S+) - (\S+) \[([^\]]+)\] "
     rb'"(\S+) ((?:[^"\\]|\\.)*) HTTP/1\.1" (\d{3}) (\d+) "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)" '

@@ -1,4 +1,4 @@
-"""The end of a connection: which request is the last one, what becomes of bytes behind it, and how long its client has.
+"""The end of a connection: which request is the last one, what becomes of later bytes, and how long its client has.
 
 The connections, the routes and the WAL are the real ones, in this process (tests/support/edge.py).
 """
@@ -93,7 +93,7 @@ def test_nothing_behind_the_clients_own_last_request_is_handled(stalled: Stalled
 
 @READS
 def test_a_draining_worker_commits_nothing_after_the_last_answer(stalled: Stalled, send: Send) -> None:
-    """A worker that drains commits nothing behind the answer that ends a connection."""
+    """A worker that drains commits nothing after the answer that ends a connection."""
     peer = stalled.edge.connect()
     stalled.edge.context.drain()
     send(peer, *[WRITE] * 4)
@@ -105,7 +105,7 @@ def test_a_draining_worker_commits_nothing_after_the_last_answer(stalled: Stalle
 
 @READS
 def test_nothing_after_the_current_request_is_committed_in_a_drain(stalled: Stalled, send: Send) -> None:
-    """Nothing that comes behind the request that is under way at the drain is committed."""
+    """Nothing that comes after the request that is under way at the drain is committed."""
     peer = stalled.edge.connect()
     peer.feed(WRITE + WRITE)
     drain(stalled.edge)

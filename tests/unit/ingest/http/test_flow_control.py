@@ -103,7 +103,7 @@ def test_many_requests_of_one_read_are_answered_in_order(edge: Edge) -> None:
 
 
 def test_a_body_after_the_most_waiting_heads_is_read_in_the_end(tmp_path: Path) -> None:
-    """A body behind as many bytes of heads as may wait is read once they are answered."""
+    """A body after as many bytes of heads as may wait is read once they are answered."""
     with Edge(tmp_path) as edge:
 
         def write(number: int, pad: int) -> bytes:  # each with a head that is not known
@@ -148,7 +148,7 @@ def test_a_client_that_does_not_read_while_requests_of_it_wait_is_cut_off(edge: 
     assert peer.transport.closed
 
 
-# The log is behind
+# The WAL is slower than its clients
 
 
 def test_only_writers_are_not_read_while_too_much_waits_for_the_wal(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_of_too_many_small_bodies_the_latest_is_refused(edge: Edge) -> None:
 
 
 def test_a_head_that_never_ends_gives_way_to_bodies(tmp_path: Path) -> None:
-    """A head that never ends behind the last request of a client gives way to bodies."""
+    """A head that never ends, after the last request of a client gives way to bodies."""
     disk = FaultyDisk()
     with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1, header_timeout_seconds=50) as edge:
         may_write = threading.Event()
