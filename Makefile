@@ -8,6 +8,11 @@ JOBS = $(shell echo $$(($$(nproc) + 2)))
 
 SPARK_VERSIONS ?= 3.5.1 3.5.9 4.0.0 4.1.4
 
+# Telegraf with what the tests need: its other plugins would take half an hour to compile.
+TELEGRAF := github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
+TELEGRAF_TAGS := custom,inputs.file,inputs.socket_listener,parsers.influx,serializers.influx
+TELEGRAF_TAGS := $(TELEGRAF_TAGS),outputs.influxdb,outputs.influxdb_v2,outputs.http
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-clients test-systemd day \
 	lint bench fuzz test-env clean
@@ -65,11 +70,12 @@ test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) ## read the fi
 	.venv-spark-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile pyspark==$*
 	@touch $@
 
-test-clients: test-env ## write with real clients: those of Python, and of JavaScript and Go where Node.js and Go are installed
+test-clients: test-env ## write with real clients: of Python, and Telegraf, JavaScript's and Go's where Node.js and Go are installed
 	@mkdir -p .clients/node && cp tests/clients/node/* .clients/node
 	@if command -v npm >/dev/null; then cd .clients/node && npm install --silent --no-audit --no-fund --no-package-lock; else echo "no npm here: JavaScript is skipped"; fi
 	@mkdir -p .clients/go
-	@if command -v go >/dev/null; then cd tests/clients/go && go build -o ../../../.clients/go ./influxdb2 ./influxdb3; else echo "no go here: Go is skipped"; fi
+	@if command -v go >/dev/null; then cd tests/clients/go && go build -o ../../../.clients/go ./influxdb2 ./influxdb3; else echo "no go here: Go and Telegraf are skipped"; fi
+	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.clients/go' go install -tags $(TELEGRAF_TAGS) $(TELEGRAF); fi
 	$(BIN)/pytest -n 2 tests/clients $(ARGS)
 
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences

@@ -13,6 +13,11 @@ def main() -> None:
     _have_standard_files()
     if sys.argv[1:2] == ["serve"] and not {"--check", "--help"} & set(sys.argv):
         signals.hold()
+    from arcpipe.cli import serving
+
+    plain = serving.plain(sys.argv[1:])
+    if plain is not None:
+        serving.end_by_code(lambda: serving.run(plain))
     from arcpipe.cli import main as cli
 
     cli.main()

@@ -1,5 +1,7 @@
 """Fixtures that every layer of the tests uses, and the choice of a set."""
 
+import gc
+
 import pytest
 from hypothesis import settings
 
@@ -20,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all is imported and collected, which stays
     if _coverage is not None:
         config.pluginmanager.register(_coverage, "quick coverage")
 
@@ -29,3 +32,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = [item for item in items if is_quick(item)]
         config.hook.pytest_deselected(items=[item for item in items if not is_quick(item)])
         items[:] = chosen
+
+
+def pytest_collection_finish() -> None:
+    """Take a million objects of libraries and tests out of each later collection of garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()

@@ -11,7 +11,8 @@ from urllib.parse import unquote
 
 import typer
 
-from arcpipe.cli.options import ConfigOption, load_settings
+from arcpipe.cli.options import ConfigOption
+from arcpipe.cli.serving import load_settings
 from arcpipe.errors import ArcpipeError
 
 if TYPE_CHECKING:

@@ -7,10 +7,7 @@ needs them, so that `arcpipe --help` answers at once.
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,13 +16,11 @@ from arcpipe import __version__
 from arcpipe.cli import compact as cli_compact
 from arcpipe.cli import lake, schema, token, wal
 from arcpipe.cli import status as cli_status
-from arcpipe.cli.options import ConfigOption, asked_log_format, load_settings
-from arcpipe.errors import ArcpipeError, ConfigError
+from arcpipe.cli.options import ConfigOption
+from arcpipe.cli.serving import check_server, end_by_code, load_settings, start_server, tell_warnings
 
 if TYPE_CHECKING:
-    from arcpipe.config.settings import EffectiveValue, Settings, Value
-
-log = logging.getLogger(__name__)
+    from arcpipe.config.settings import EffectiveValue, Value
 
 app = typer.Typer(
     help="A durable HTTP ingestion gateway: on disk before the answer, Parquet in storage, exactly once.",
@@ -43,26 +38,7 @@ app.add_typer(lake.app, name="lake")
 
 def main() -> None:
     """Run a command line and exit."""
-    try:
-        app(prog_name="arcpipe")
-    except ArcpipeError as error:
-        is_of_settings = isinstance(error, ConfigError)
-        if is_of_settings:
-            _say("the settings cannot be used:", [f"  {line}" for line in str(error).splitlines()])
-        else:
-            _say(str(error), [])
-        sys.exit(2 if is_of_settings else 1)
-
-
-def _say(text: str, details: list[str]) -> None:
-    """Print the reason of a failure: as log lines if the log is JSON, otherwise as plain text."""
-    from arcpipe import logs
-
-    if logs.are_json():
-        for line in [" ".join([text, detail.strip()]) for detail in details] or [text]:
-            log.critical("%s", line)
-    else:
-        logs.say([f"arcpipe: {text}", *details])
+    end_by_code(lambda: app(prog_name="arcpipe"))
 
 
 def _print_version(wanted: bool) -> None:
@@ -98,58 +74,9 @@ def serve(
       arcpipe serve --config config.toml
     """
     if check:
-        print(_check(config))
+        print(check_server(config))
         return
-    from arcpipe import logs
-    from arcpipe.supervisor import upgrade
-
-    def start(former: upgrade.Former) -> int:
-        settings = load_settings(config)
-        logs.setup(settings.log.level, settings.log.format, "supervisor")
-        _have_one_thread()
-        from arcpipe.supervisor import supervisor
-
-        return supervisor.serve(settings, lambda: load_settings(config), former)
-
-    # Set up first, so that errors of a start have the format of the log, too.
-    logs.setup("INFO", asked_log_format(config), "supervisor")
-    raise typer.Exit(upgrade.started(start))
-
-
-def _check(config: Path | None) -> str:
-    """Try everything that a start would do, and return one line that says what would work.
-
-    Raises:
-        ArcpipeError: a start would fail; a ConfigError if the settings are the reason.
-    """
-    settings = load_settings(config)
-    _tell_warnings(settings)
-    _have_one_thread()
-    _import_the_server()
-    from arcpipe.supervisor import startup
-    from arcpipe.supervisor.service_manager import take_inheritance
-
-    return startup.check(settings, take_inheritance(os.environ))
-
-
-def _import_the_server() -> None:
-    """Import all modules that the server's processes run.
-
-    Raises:
-        ImportError: the installation is incomplete.
-    """
-    import arcpipe.compaction.process
-    import arcpipe.supervisor.supervisor
-    import arcpipe.upload.uploader  # noqa: F401
-
-
-def _have_one_thread() -> None:
-    """Keep libraries from starting threads when they are loaded, because a process that forks should have only one.
-
-    Numpy's linear algebra and Arrow's second allocator would do so; neither is used here.
-    """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+    raise typer.Exit(start_server(config))
 
 
 app.command("status")(cli_status.status)
@@ -168,7 +95,7 @@ def config_show(
       WAL_SYNC_MODE=fsync arcpipe config show --config config.toml
     """
     settings = load_settings(config)
-    _tell_warnings(settings)
+    tell_warnings(settings)
     effective = list(settings.effective())
     if as_json:
         import orjson
@@ -194,13 +121,8 @@ def config_check(config: ConfigOption = None) -> None:
     Example:
       arcpipe config check --config config.toml
     """
-    said = _check(config)
+    said = check_server(config)
     print("The settings are good.", said)
-
-
-def _tell_warnings(settings: Settings) -> None:
-    for warning in settings.warnings:
-        print(f"arcpipe: warning: {warning}", file=sys.stderr)
 
 
 def _toml_value(value: Value) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcpipe.cli.options import config_option, load_settings
+from arcpipe.cli.options import config_option
 from arcpipe.cli.output import print_json, print_table
+from arcpipe.cli.serving import load_settings
 from arcpipe.errors import ArcpipeError
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def status(
 
     token = os.environ.get("ARCPIPE_TOKEN", "") if token_file is None else _token_in(token_file)
     if url is None:
-        from arcpipe.cli.options import load_settings
+        from arcpipe.cli.serving import load_settings
 
         server = StatusServer.of_settings(load_settings(config), token, cacert)
     else:

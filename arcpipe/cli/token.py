@@ -197,7 +197,7 @@ def parse_expiry(text: str, now: datetime) -> datetime | None:
 
 
 def _settings(config: Path | None) -> Settings:
-    from arcpipe.cli.options import load_settings
+    from arcpipe.cli.serving import load_settings
 
     return load_settings(config)
 

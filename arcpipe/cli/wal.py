@@ -255,7 +255,7 @@ def replay(
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from arcpipe.cli.options import load_settings
+    from arcpipe.cli.serving import load_settings
     from arcpipe.wal.directory import WALDirectory
     from arcpipe.wal.inspect import finish_interrupted, replay_sources
     from arcpipe.wal.inspect import replay as take_in

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from arcpipe.codec.columns import TIME
 from arcpipe.compaction.tables import compacted, joined
 from arcpipe.config.settings import Parquet
-from arcpipe.lake.parquet_file import HUGE_BYTES, ParquetFile, Rows, most_bytes, texts_of
+from arcpipe.lake.encodings import far_columns
+from arcpipe.lake.parquet_file import HUGE_BYTES, ParquetFile, Rows, Special, most_bytes, texts_of
 from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.units import MB
 
@@ -98,20 +99,21 @@ class Outputs:
     def _write(self, table: pa.Table) -> None:
         group = compacted(joined([table]))
         texts = texts_of(group, HUGE_BYTES)
+        special = Special(texts.huge, far_columns(self._parquet, group, by_time=False))
         size = most_bytes(group)
         file = self._file
         if file is not None and (
             self._groups >= self._most_groups
             or not file.has_room(size)
             or file.size + size > self._bounds.file_bytes
-            or not file.huge >= texts.huge
+            or not file.special.covers(special)
         ):
             self._finish()
         span = pc.min_max(group.column(TIME).cast(pa.int64())).as_py()
         if self._file is None:
             # `is_small` would hold the whole file in memory.
             self._file = ParquetFile(
-                *(self._parquet, self._memory, self._schema, span["min"], group, texts.huge),
+                *(self._parquet, self._memory, self._schema, span["min"], group, special),
                 is_small=False,
                 sorted_by=self._sorted_by,
             )

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from arcpipe.codec.arrow.arrays import DICTIONARY_ROWS
 from arcpipe.codec.columns import TIME
 from arcpipe.config.settings import Parquet
-from arcpipe.lake.file_schema import TIME_TYPE
+from arcpipe.lake.encodings import choose
 from arcpipe.lake.open_files import STATISTICS_BYTES, open_file_cost
 from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.units import KB, MB
@@ -33,34 +33,6 @@ class Rows(NamedTuple):
     max_us: int
 
 
-# Types with a better encoding than the plain one, where they are no dictionary. Spark up to 4.0 reads only these.
-_COMMON: Final = dict.fromkeys((TIME_TYPE, pa.int64(), pa.uint64(), pa.int16()), "DELTA_BINARY_PACKED")
-_ENCODINGS: Final = {"common": _COMMON, "small": {**_COMMON, pa.string(): "DELTA_LENGTH_BYTE_ARRAY"}}
-
-# zstd level of columns that are split into one stream for each byte of a float. The lower bytes of precise floats are
-# noise. A fast level skips their streams, and still makes the other streams smaller than level 1 makes the whole.
-_SPLIT_LEVEL: Final = -3
-# Sample size for the decision on such columns. Smaller tables than _SPLIT_ROWS are not sampled: the sample must stay a
-# small part of the table.
-_SPLIT_SAMPLE: Final = 8_192
-_SPLIT_ROWS: Final = 4 * _SPLIT_SAMPLE
-
-
-def _columns_to_split(table: pa.Table, level: int) -> set[str]:
-    """Find the float columns that byte stream split at its level makes smaller than zstd's `level` of the whole."""
-    if len(table) < _SPLIT_ROWS:
-        return set()
-    whole, split = pa.Codec("zstd", level), pa.Codec("zstd", _SPLIT_LEVEL)
-    chosen = set()
-    for name, column in zip(table.schema.names, table.columns, strict=True):
-        if column.type == pa.float64():
-            sample = column.slice((len(table) - _SPLIT_SAMPLE) // 2, _SPLIT_SAMPLE).drop_null().to_numpy()
-            streams = np.ascontiguousarray(sample.view(np.uint8).reshape(-1, 8).T)
-            if len(split.compress(streams)) < len(whole.compress(sample)):
-                chosen.add(name)
-    return chosen
-
-
 # Values per step in which a page grows: large steps are faster, but pages of long values would exceed their size.
 _BATCH: Final = 16_384
 _LONG_BATCH: Final = 1_024
@@ -70,6 +42,16 @@ _LONG_BYTES: Final = 256  # bytes of an average value above which a column count
 _MANY_COLUMNS: Final = 256
 
 _BUFFER_BYTES: Final = 256 * KB  # Arrow's writes to a spool: each takes the GIL
+
+
+class Special(NamedTuple):
+    """Columns that are written in another way than most of their type. A file begins where there are more of them."""
+
+    huge: frozenset[str] = frozenset()  # with a huge value: they have no statistics
+    far: frozenset[str] = frozenset()  # of `encodings.far_columns`: they are plain
+
+    def covers(self, other: Special) -> bool:
+        return self.huge >= other.huge and self.far >= other.far
 
 
 class ParquetFile:
@@ -87,7 +69,7 @@ class ParquetFile:
         schema: pa.Schema,
         first_us: int,
         first: pa.Table,
-        huge: frozenset[str],
+        special: Special,
         is_small: bool,
         sorted_by: Sequence[str] = (TIME,),
     ) -> None:
@@ -98,7 +80,7 @@ class ParquetFile:
             memory: bounds of the file's spool.
             schema: the columns as readers see them.
             first: the first table that will be appended.
-            huge: the columns with a huge value.
+            special: of all tables that will be appended.
             is_small: `first` is the only table.
             sorted_by: the columns by which the rows of each row group are sorted.
         """
@@ -107,16 +89,14 @@ class ParquetFile:
         self.rows = Rows(0, first_us, first_us)
         self.spool = Spool(memory)
         self._most_bytes = parquet.max_file_mb * MB
-        self.huge = huge
+        self.special = special
+        huge = special.huge
         self.cost = open_file_cost(len(schema), name_bytes(schema))
         self._written = pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
         texts = {field.name for field in schema if field.type == pa.string()}
         if len(first) >= DICTIONARY_ROWS:  # the others have too many different values
             texts -= {field.name for field in first.schema if field.type == pa.string()}
-        compression, level = parquet.compression, parquet.codec_level
-        encodings = _ENCODINGS[parquet.encodings]
-        may_split = parquet.encodings == "small" and compression == "zstd"
-        split = _columns_to_split(first, level) if may_split and level is not None else set()
+        encodings = choose(parquet, schema, first, texts, special.far)
         # Without a buffer, the writer would take the GIL for each page and each end of a column: thousands of times.
         self._sink = (
             pa.BufferOutputStream()
@@ -127,22 +107,15 @@ class ParquetFile:
         self._writer = pq.ParquetWriter(
             self._sink,
             self._written,
-            compression=compression,
-            compression_level={name: _SPLIT_LEVEL if name in split else level for name in self._written.names}
-            if split
-            else level,
+            compression=parquet.compression,
+            compression_level=encodings.levels,
             use_dictionary=sorted(texts) or False,
-            column_encoding={
-                field.name: encodings[field.type]
-                for field in schema
-                if field.type in encodings and field.name not in texts
-            }
-            | dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+            column_encoding=encodings.by_column,
             sorting_columns=[
                 pq.SortingColumn(self._written.get_field_index(name), nulls_first=name != TIME) for name in sorted_by
             ],
             write_batch_size=_LONG_BATCH if _has_long_values(first) else _BATCH,
-            write_statistics=[field.name for field in schema if field.name not in self.huge] if self.huge else True,
+            write_statistics=[field.name for field in schema if field.name not in huge] if huge else True,
             write_page_index=True,
             store_schema=False,
         )

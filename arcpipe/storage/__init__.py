@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from arcpipe.config.settings import FileLocation, Storage, StorageS3
+from arcpipe.config.settings import FileLocation, S3Location, Storage, StorageS3
 from arcpipe.errors import ConfigError
 from arcpipe.storage.base import Blob, LakeStore, Listed, MemoryBlob, ObjectStore
 
-__all__ = ["Blob", "LakeStore", "Listed", "MemoryBlob", "ObjectStore", "open_store"]
+__all__ = ["Blob", "LakeStore", "Listed", "MemoryBlob", "ObjectStore", "load_store", "open_store"]
 
 
 # Connections: enough for eight large objects of four parts each. They cost nothing until they are used.
@@ -42,10 +42,7 @@ def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> LakeStore:
     Raises:
         ConfigError: the URL has another form.
     """
-    try:
-        location = Storage(url=url).location
-    except ConfigError as error:
-        raise ConfigError(f"storage.url: {error}") from None
+    location = _location(url)
     # Imported here, so that a process pays only for the store that it uses (aiobotocore: 0.3 s and 35 MB).
     if isinstance(location, FileLocation):
         from arcpipe.storage.local import LocalStore
@@ -54,3 +51,22 @@ def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> LakeStore:
     from arcpipe.storage.s3 import S3Store
 
     return S3Store(location.bucket, location.prefix, s3, max_connections=max(_LEAST_CONNECTIONS, uploads_at_once))
+
+
+def load_store(url: str) -> None:
+    """Import the modules of the store at `url`, for processes that are forked later.
+
+    Raises:
+        ConfigError: the URL has another form.
+    """
+    if isinstance(_location(url), FileLocation):
+        import arcpipe.storage.local
+    else:
+        import arcpipe.storage.s3  # noqa: F401
+
+
+def _location(url: str) -> FileLocation | S3Location:
+    try:
+        return Storage(url=url).location
+    except ConfigError as error:
+        raise ConfigError(f"storage.url: {error}") from None

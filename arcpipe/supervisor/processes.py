@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -60,6 +61,8 @@ class Processes:
         self._changeable = changeable
         self._watchdog_seconds = watchdog_seconds
         self._close_inherited = close_inherited
+        self._run_uploader: Callable[[Settings, WALDirectory, Counters, NodeIdentity], int] | None = None
+        _share_what_is_loaded()
 
     def uploader(self, directory: WALDirectory, node: NodeIdentity) -> Child:
         """Return the slot of the uploader."""
@@ -125,14 +128,20 @@ class Processes:
     def _fork_uploader(self, directory: WALDirectory, node: NodeIdentity) -> int:
         # Imported in this process and not in the child, so that a later uploader is of this version, too, even if
         # another one is installed by then. Not imported at the top, because workers start first and need not wait.
-        from arcpipe.upload.uploader import run
+        if self._run_uploader is None:
+            from arcpipe.storage import load_store
+            from arcpipe.upload.uploader import run
 
+            load_store(self._settings.storage.url)
+            self._run_uploader = run
+            _share_what_is_loaded()
+        run_uploader = self._run_uploader
         self._counters.uploader[Uploader.PID] = 0
 
         def work() -> int:
             self._listeners.close()
             os.nice(self._settings.uploader.nice)
-            return run(self._settings, directory, self._counters, node)
+            return run_uploader(self._settings, directory, self._counters, node)
 
         return self.fork("uploader", work)
 
@@ -175,3 +184,13 @@ class Processes:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGTERM})
 
         return fork(name, prepare, work)
+
+
+def _share_what_is_loaded() -> None:
+    """Take all present objects out of garbage collection, in this process and its later children.
+
+    A collection writes into each object that it looks at. A child would get a copy of nearly every page of them, which
+    is 10 MB and more.
+    """
+    gc.collect()
+    gc.freeze()

@@ -143,7 +143,7 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, rules: ColumnRules, bu
     table.fields[_field(TIME, TIME_TYPE, b"time")] = _time_array(times_us)
     if rules.keep_nanoseconds:
         table.fields[_field(TIME_NS, pa.int16(), b"time")] = _sorted(pa.array(sub_us), order)
-    for name, spans_with in sorted(holders.items()):
+    for name, spans_with in holders.items():  # as they came: the first of two names that engines take for one keeps it
         if name != TIME:
             table.add(name, spans_with)
     return ConvertedRows(table.finish(), times_us, rescued.count)

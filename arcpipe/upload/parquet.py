@@ -14,10 +14,11 @@ from typing import Final
 import pyarrow as pa
 
 from arcpipe.codec.columns import TIME
+from arcpipe.lake.encodings import far_columns
 from arcpipe.lake.file_schema import file_metadata, for_readers, union
 from arcpipe.lake.keys import Partition
 from arcpipe.lake.open_files import Quota, open_file_cost, row_group_cost
-from arcpipe.lake.parquet_file import ParquetFile, Rows, most_bytes, name_bytes, texts_of
+from arcpipe.lake.parquet_file import ParquetFile, Rows, Special, most_bytes, name_bytes, texts_of
 from arcpipe.lake.spool import Spool
 from arcpipe.units import MB
 from arcpipe.upload.file_settings import FileSettings
@@ -57,13 +58,14 @@ class PartitionWriters:
 
     `append` takes the rows of one hour, sorted by time, as row groups of that hour's file. A file is finished when the
     next row group might not fit under `parquet.max_file_mb` or would make the file too costly. A new column, another
-    type or a first huge value in a column also finish it (the next file then has the columns of both). So do more open
-    hours, or a higher cost, than `limit` allows, and `close`.
+    type or a first huge value in a column also finish it (the next file then has the columns of both). So do numbers
+    that do not suit the file's encodings, more open hours or a higher cost than `limit` allows, and `close`.
 
     All methods but `abort` raise Unwritable where the writer refuses rows; then only `abort` may follow.
     """
 
     __slots__ = (
+        "_far",
         "_numbers",
         "_on_file",
         "_open",
@@ -85,6 +87,7 @@ class PartitionWriters:
         self._on_file = on_file
         self._open: dict[int, ParquetFile] = {}  # by hour, the one appended to longest ago first
         self._numbers: dict[int, int] = {}
+        self._far: frozenset[str] = frozenset()  # the columns of `far_columns` so far
 
     def append(self, hour_us: int, table: pa.Table, first_us: int, *, last: bool = False) -> None:
         """Write rows of the hour that begins at `hour_us`; `first_us` is the time of the first one.
@@ -102,14 +105,17 @@ class PartitionWriters:
         settings = self._settings
         for piece, size in self._pieces(table):
             texts = texts_of(piece, settings.huge_bytes)
+            special = Special(texts.huge, far_columns(settings.parquet, piece))
             cost = row_group_cost(len(schema), name_bytes(schema), texts.statistics_bytes)
-            file = self._open_file(hour_us, cost, size, texts.huge)
+            file = self._open_file(hour_us, cost, size, special)
             if file is None:
+                self._far |= special.far
+                special = special._replace(far=self._far)
                 at = first_us if piece is table else piece.column(TIME)[0].value
                 is_small = last and piece is table and size <= _SMALL_FILE_BYTES
                 self._make_room(1, open_file_cost(len(schema), name_bytes(schema)) + cost)
                 with _refusals():
-                    file = ParquetFile(settings.parquet, settings.memory, schema, at, piece, texts.huge, is_small)
+                    file = ParquetFile(settings.parquet, settings.memory, schema, at, piece, special, is_small)
                 self._open[hour_us] = file
                 self._numbers[hour_us] = self._numbers.get(hour_us, -1) + 1
                 self.cost += file.cost
@@ -123,14 +129,15 @@ class PartitionWriters:
         if last and hour_us in self._open:
             self._finish(hour_us)
 
-    def _open_file(self, hour_us: int, cost: int, size: int, huge: frozenset[str]) -> ParquetFile | None:
+    def _open_file(self, hour_us: int, cost: int, size: int, special: Special) -> ParquetFile | None:
         """Return the hour's open file if a row group of this cost and size may go into it; else finish it."""
         file = self._open.pop(hour_us, None)
         if file is None:
             return None
         self._open[hour_us] = file  # as the last one
         most_cost = min(self._settings.open_files.file_cost, self._quota.cost)
-        if file.cost + cost > most_cost or not file.has_room(size) or not file.huge >= huge:
+        fits = file.cost + cost <= most_cost and file.has_room(size)
+        if not fits or not file.special.covers(special):
             self._finish(hour_us)
             return None
         self._make_room(0, cost)

@@ -13,16 +13,14 @@ from benchmarks.report.progress import PlannedRun, Progress
 from benchmarks.results.model import (
     CaseResult,
     DeviceLimit,
-    Latency,
-    LoadOptions,
     RecoveryRun,
-    Run,
     SuiteResult,
     WALUse,
 )
 from benchmarks.suites.catalogue import SUITES
 from benchmarks.suites.device import device_limit
 from benchmarks.suites.stored import make_wal
+from benchmarks.tests.made import run
 
 
 def test_what_a_suite_compares_with_is_one_of_its_cases() -> None:
@@ -36,44 +34,12 @@ def test_what_a_suite_compares_with_is_one_of_its_cases() -> None:
 
 
 def test_the_share_of_the_baseline_is_that_of_the_same_round() -> None:
-    def run(case: str, round_number: int, records_per_second: float) -> Run:
-        latency = Latency(0, 0, 0, 0, 0, "")
-        load = LoadOptions(
-            format="columnar",
-            records_per_body=1,
-            connections=1,
-            warmup_seconds=1,
-            seconds=1,
-            records_per_second=0,
-            load_processes=1,
-        )
-        return Run(
-            case=case,
-            round=round_number,
-            load=load,
-            started_at="",
-            workers=1,
-            seconds=1,
-            requests_per_second=records_per_second,
-            records_per_second=records_per_second,
-            body_bytes_per_second=1,
-            latency=latency,
-            acknowledged_records=1,
-            parquet_records=1,
-            drain_seconds=0,
-            to_parquet=None,
-            processes=[],
-            load_cores=0,
-            other_cores=0,
-            stolen_cores=0,
-            complaints=[],
-            samples=[],
-            wal=WALUse(30e6, 100, 3e5),
-            device=DeviceLimit("fdatasync", 1, 300_000, 120e6, 60e6),
-        )
+    def of(case: str, *rates: float) -> CaseResult:
+        wal, device = WALUse(30e6, 100, 3e5), DeviceLimit("fdatasync", 1, 300_000, 120e6, 60e6)
+        runs = [run(rate, number, case=case, wal=wal, device=device) for number, rate in enumerate(rates, 1)]
+        return CaseResult(case, {}, "", runs)
 
-    base = CaseResult("base", {}, "", [run("base", 1, 100), run("base", 2, 10), run("base", 3, 1000)])
-    other = CaseResult("other", {}, "", [run("other", 1, 90), run("other", 2, 9), run("other", 3, 500)])
+    base, other = of("base", 100, 10, 1000), of("other", 90, 9, 500)
     suite = SuiteResult("name", "title", base.runs[0].load, "base", [base, other])
     assert suite.share_of_baseline(other) == pytest.approx(0.9)
     assert other.runs[0].share_of_device == pytest.approx(0.25)

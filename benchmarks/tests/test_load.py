@@ -20,7 +20,8 @@ from benchmarks.results.histogram import Histogram
 # Latencies
 
 
-def test_percentiles_of_a_histogram_are_those_of_its_values_to_a_thousandth() -> None:
+def test_percentiles_are_right_to_a_thousandth() -> None:
+    """Percentiles of a histogram are those of its values to a thousandth."""
     seconds = np.random.default_rng(1).lognormal(-6, 1, 100_000)
     histogram = Histogram()
     histogram.add(seconds[:1000])
@@ -106,9 +107,10 @@ def slower_than(histogram: Histogram, seconds: float) -> int:
 
 
 @pytest.mark.parametrize("stall_at_seconds", [0.2, 0.8], ids=["within the load", "over its end"])
-def test_latencies_of_an_open_loop_contain_a_stall_for_every_request_that_was_due_in_it(
+def test_an_open_loop_charges_a_stall_to_each_request_due(
     stall_at_seconds: float,
 ) -> None:
+    """Latencies of an open loop contain a stall for every request that was due in it."""
     histogram = asyncio.run(load_with_a_stall(RATE, stall_at_seconds))
     assert abs(histogram.count - RATE * 1) <= 1  # due at the very end, as floats add up
     # A request that was due t seconds into the stall waited for the rest of it.

@@ -21,7 +21,7 @@ from tests.support.sets import long
 
 pytestmark = pytest.mark.skipif(is_in_memory(ROOT), reason="the harness measures nothing in memory")
 
-SMALL = ("--seconds", "0.5", "--warmup", "0", "--runs", "1", "--workers", "1")
+SMALL = ("--warmup", "0", "--runs", "1", "--workers", "1")
 
 
 def bench(directory: Path, *arguments: str) -> Report:
@@ -29,12 +29,17 @@ def bench(directory: Path, *arguments: str) -> Report:
     json = directory / "results.json"
     # Not below `directory`, which may be in memory.
     data = ROOT / f".bench-{os.getpid()}"
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments, "--data-dir", str(data), "--json", str(json)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    # A busy machine may answer nothing within the shortest time.
+    for seconds in ("0.5", "4", "30"):
+        options = ("--seconds", seconds, "--data-dir", data, "--json", json)
+        result = subprocess.run(
+            [sys.executable, "-m", "benchmarks", *arguments, *options],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        if "measure longer (--seconds)" not in result.stderr:
+            break
     assert result.returncode == 0, result.stdout + result.stderr
     assert not data.exists()
     return read(json)
@@ -74,7 +79,7 @@ def test_a_backlog_and_a_crashed_log_are_shipped_too(tmp_path: Path) -> None:
 @pytest.mark.skipif("ARCPIPE_TEST_BENCHMARKS" not in os.environ, reason="takes minutes: ARCPIPE_TEST_BENCHMARKS=1")
 @pytest.mark.timeout(1200)
 def test_every_case_of_every_suite_works(tmp_path: Path) -> None:
-    report = bench(tmp_path, "--quick", *SMALL[:4], "--backlog-gb", "0.05", "--log-gb", "0.05")
+    report = bench(tmp_path, "--quick", *SMALL[:2], "--backlog-gb", "0.05", "--log-gb", "0.05")
     assert [suite.name for suite in report.suites] == list(SUITES)
     for suite in report.suites:
         assert [case.name for case in suite.cases] == [case.name for case in SUITES[suite.name].cases]

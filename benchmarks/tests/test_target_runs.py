@@ -29,7 +29,8 @@ def start(directory: Path, name: str, token: str, *arguments: str) -> subprocess
 
 
 @needs_openssl
-def test_every_protocol_writes_what_the_target_is_said_to_have_acknowledged(tmp_path: Path) -> None:
+def test_every_protocol_writes_what_is_said_acknowledged(tmp_path: Path) -> None:
+    """Every protocol writes what the target is said to have acknowledged."""
     make_certificate(tmp_path)
     token = subprocess.check_output(
         [*COMMAND, "token", "create", "--scope", "write"], cwd=tmp_path, env=environment(), text=True

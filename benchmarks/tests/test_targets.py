@@ -161,7 +161,8 @@ def test_a_target_that_is_not_there_or_speaks_something_else_is_told() -> None:
         probe(target(f"http://127.0.0.1:{port}"), "telegraf", 10)
 
 
-def test_the_processes_behind_a_port_are_found_and_another_machine_has_none() -> None:
+def test_the_processes_of_a_local_port_are_found() -> None:
+    """The processes of a port are found, and another machine has none."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert os.getpid() in processes_at("127.0.0.1", listener.getsockname()[1])
     assert processes_at("192.0.2.1", 8086) == []

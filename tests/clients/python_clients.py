@@ -72,7 +72,7 @@ def write_influxdb_client_in_batches(target: Target, records: list[Record]) -> N
     ):
         for record in records:
             api.write(target.database, record=_point(Point, target, record), write_precision="us")
-    assert not failed
+    assert not failed, failed
 
 
 def _write_influxdb3(target: Target, records: list[Record], use_v2_api: bool, batching: bool) -> None:
@@ -97,7 +97,7 @@ def _write_influxdb3(target: Target, records: list[Record], use_v2_api: bool, ba
         enable_gzip=target.gzip,
     ) as client:
         client.write([_point(Point, target, record) for record in records], write_precision="us")
-    assert not failed
+    assert not failed, failed
 
 
 def write_influxdb3(target: Target, records: list[Record]) -> None:
@@ -177,8 +177,12 @@ def _as_influxdb_1(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_questdb(row: dict[str, Any]) -> dict[str, Any]:
-    """Show a row as its client sends it: with a backslash before an end of line, which only QuestDB takes away."""
-    return {**row, "text": re.sub(r"([\r\n])", r"\\\1", row["text"])} if "text" in row else row
+    """Show a row as its client sends it and InfluxDB 1 stores it, where QuestDB would take backslashes away.
+
+    Those are one before an end of line of a text, and every second one of a tag.
+    """
+    text = {"text": re.sub(r"([\r\n])", r"\\\1", row["text"])} if "text" in row else {}
+    return {**row, **text, "host": row["host"].replace("\\", "\\\\")}
 
 
 class PythonClient(NamedTuple):
@@ -193,7 +197,7 @@ class PythonClient(NamedTuple):
     without: tuple[str, ...] = ()  # the sets of records that it cannot write
 
 
-# InfluxDB 3 refuses a comma after two backslashes in a tag, which its client sends for one.
+# InfluxDB 3 reads them in another way: they have a test of their own.
 _V3: Final = ("backslashes in tags",)
 
 PYTHON_CLIENTS: Final = {

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.clients.comparing import BACKSLASHES, assert_rows, with_failures, without_nan
+from tests.clients.comparing import assert_rows, without_nan
 from tests.clients.flaky import FlakyProxy
 from tests.clients.model import MANY_RECORDS, SETS, Record, rows
 from tests.clients.other_languages import needs_node, run_node
@@ -17,14 +17,6 @@ from tests.support.values import same
 pytestmark = needs_node
 
 PROGRAMS = ("influxdb2", "influxdb3", "messagepack", "messagepack big")
-# What does not work today, by client and set of records.
-_FAILURES: dict[tuple[str, str], str] = {
-    **dict.fromkeys([(program, "backslashes in tags") for program in ("influxdb2", "influxdb3")], BACKSLASHES),
-    **{
-        ("messagepack big", name): "useBigInt64 packs a time in µs as a float, which is read as seconds"
-        for name in SETS
-    },
-}
 
 
 def sent(program: str, records: list[Record]) -> list[Record]:
@@ -43,7 +35,8 @@ def sent(program: str, records: list[Record]) -> list[Record]:
     ]
 
 
-@pytest.mark.parametrize(("program", "name"), with_failures(PROGRAMS, SETS, _FAILURES))
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_client_writes_what_it_was_given(server: Server, database: str, program: str, name: str) -> None:
     records = sent(program, SETS[name])
     script, *arguments = program.split()

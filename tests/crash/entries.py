@@ -44,6 +44,7 @@ def _body(number: int, length: int, extra: dict[str, list[str]]) -> bytes:
     return msgspec.msgpack.encode({"m": "m", "columns": columns, **extra})
 
 
+@functools.lru_cache(4096)
 def _filler(number: int, length: int) -> bytes:
     return random.Random(number).randbytes(length)
 
@@ -71,8 +72,14 @@ class Placed(NamedTuple):
     is_recovered_end: bool
 
 
-def entries_in(content: bytes, offset: int = FILE_HEADER_SIZE) -> Iterator[Placed]:
-    """Yield the intact entries from an offset to the first that is damaged."""
+@functools.lru_cache(1024)
+def entries_in(content: bytes) -> tuple[Placed, ...]:
+    """Return the intact entries to the first that is damaged. Many states of a disk have the same files."""
+    return tuple(_entries_in(content))
+
+
+def _entries_in(content: bytes) -> Iterator[Placed]:
+    offset = FILE_HEADER_SIZE
     while offset + ENTRY_HEADER_SIZE < len(content):
         length, timestamp, crc = ENTRY_HEADER.unpack_from(content, offset)
         begin = offset + ENTRY_HEADER_SIZE

@@ -67,7 +67,7 @@ def expectation(disk: RecordingDisk, after: int, plan: Plan, kind: str = "power 
                 objects.pop(operation.value, None)
     if plan.sync_mode == "off":
         answered = answered if kind == "end" else set()
-    # With `async`, what is acknowledged lives in memory until a sync succeeds: a kill behind a failed one takes it.
+    # With `async`, what is acknowledged lives in memory until a sync succeeds: a kill after a failed one takes it.
     promised = durable if "power cut" in kind or (kind == "kill" and failed_sync) else answered
     is_synced = plan.sync_mode != "off"
     return Expectation(sent, refused, frozenset(promised), objects, is_synced, is_synced and kind != "second power cut")
@@ -318,4 +318,4 @@ def _check_recovered(image: Image) -> None:
         assert stamps == sorted(set(stamps)), f"timestamps of {path} do not increase"
         if entries and entries[-1].is_recovered_end:
             after_end = len(content) - entries[-1].end
-            assert not after_end, f"{path} was archived with {after_end} bytes behind its end"
+            assert not after_end, f"{path} was archived with {after_end} bytes after its end"

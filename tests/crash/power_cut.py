@@ -18,7 +18,7 @@ The model is that of POSIX and of the file systems that people use, taken at the
   it from the disk.
 
 A crash between two operations leaves the states of the former; one in the middle of a write or sync leaves a state
-that the model has for the moment behind the write or before the sync. So the moments after each operation are all.
+that the model has for the moment after the write or before the sync. So the moments after each operation are all.
 """
 
 from __future__ import annotations
@@ -380,7 +380,7 @@ def states_after_power_cuts(
     disk: RecordingDisk,
     rng: random.Random,
     limit: int,
-    behind: int = 0,
+    since: int = 0,
     until: float = math.inf,
     stale: bool = False,
     sectors: bool = False,
@@ -391,7 +391,7 @@ def states_after_power_cuts(
     leave the same image count as two states only if a note lies between them.
 
     Args:
-        behind, until: only cuts behind more operations than the former, and not more than the latter.
+        since, until: only cuts after more operations than the former, and not more than the latter.
         stale: where a file grew, what is not synced may also show what stood there before: a removed file's content.
         sectors: say for each state which sectors were on their way to the disk.
     """
@@ -399,11 +399,11 @@ def states_after_power_cuts(
     model = Model(disk)
     for position, operation in enumerate(disk.log):
         model.apply(operation)
-        counts.append(0 if isinstance(operation, Note) or not behind <= position < until else model.count_states())
+        counts.append(0 if isinstance(operation, Note) or not since <= position < until else model.count_states())
     left = sum(counts)
     seen: set[int] = set()
     for model, position, after in moments(disk):
-        if not behind <= position < until:
+        if not since <= position < until:
             continue
         if any(isinstance(operation, Note) for operation in disk.log[position:after]):
             seen.clear()
@@ -420,13 +420,13 @@ def states_after_power_cuts(
                     yield State(image, known, open_sectors=model.open_sectors(image) if sectors else {})
 
 
-def states_after_kills(disk: RecordingDisk, behind: int = 0) -> Iterator[State]:
+def states_after_kills(disk: RecordingDisk, since: int = 0) -> Iterator[State]:
     """Yield the states that the program finds after it was killed while the machine goes on.
 
     There are one or two after each operation, and as many for a kill before it got the next bytes of a client.
     """
     for model, position, after in moments(disk):
-        if position >= behind:
+        if position >= since:
             for image in model.states_after_kill():
                 yield State(image, after, "kill")
                 before = before_sent(disk, position + 1, after)

@@ -97,7 +97,7 @@ READS = frozenset({"open", "read", "list", "stat"})
 
 
 class Fault:
-    """Operations that fail: of these kinds, from the one behind the first `skip` on, `times` of them.
+    """Operations that fail: of these kinds, from the one after the first `skip` on, `times` of them.
 
     Attributes:
         how: "before" anything happened; "after" it took effect; "short": the first write takes a part of its bytes.
@@ -130,7 +130,7 @@ class Fault:
         where = f" of {self.path}" if self.path else ""
         sectors = f" in sectors {self.sectors.start} to {self.sectors.stop - 1}" if self.sectors is not None else ""
         return (
-            f"<{errno.errorcode[self.error]} {self.how} {what}{where}{sectors}, {self.times} times behind {self.skip}>"
+            f"<{errno.errorcode[self.error]} {self.how} {what}{where}{sectors}, {self.times} times after {self.skip}>"
         )
 
     def strikes(self, kind: str, path: str, offset: int, length: int) -> bool:

@@ -25,7 +25,7 @@ from arcpipe.wal.directory import NodeIdentity, WALDirectory
 
 
 class StoreFault(NamedTuple):
-    """Calls of the store that fail: `times` of them behind the first `skip`, before or after they took effect."""
+    """Calls of the store that fail: `times` of them after the first `skip`, before or after they took effect."""
 
     skip: int
     times: float
@@ -165,6 +165,11 @@ SETTINGS = config.Settings(
 )
 
 
+def _no_delay(*_: object) -> float:
+    """Return 0 s. To make a mock of it takes a tenth of the time of a batch."""
+    return 0.0
+
+
 class Shipping:
     """The uploader's process: its work, its death and its successor."""
 
@@ -190,7 +195,7 @@ class Shipping:
                 self._uploader = BatchUploader(
                     self._settings, self._directory, self.counters, self.node, self._store, self._wait
                 )
-            with mock.patch.object(Retry, "delay", return_value=0.0):
+            with mock.patch.object(Retry, "delay", _no_delay):
                 self._work = _the_loop().create_task(self._uploader.work_once())
                 worked = _the_loop().run_until_complete(self._work)
             self.has_nothing_to_do = not worked and not self._uploader._has_more

@@ -165,7 +165,7 @@ def small_disk(path: Path, kind: str, size_mb: int, image: Path | None = None) -
     """A file system of `kind` ("tmpfs" or "ext4") at `path`, gone with everything on it when this ends.
 
     Args:
-        image: the file that is ext4's device; by default beside `path`.
+        image: the file that is ext4's device; by default in the folder of `path`.
     """
     if os.geteuid() != 0:
         pytest.skip("only root may mount")

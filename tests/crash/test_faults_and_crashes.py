@@ -1,7 +1,7 @@
 """A fault at one operation, then a crash at any later moment: what was said to clients stays true.
 
 The program runs on a disk that fails at the n-th change (before or after it took effect, or halfway, once, some times
-or for good), and at every moment behind it is killed, loses its power, or goes on to its end. Then it starts on what is
+or for good), and at every moment after it is killed, loses its power, or goes on to its end. Then it starts on what is
 there. `--crash-states N` (or ARCPIPE_CRASH_STATES) sets how many disks are tried, together with `test_power_cut`.
 """
 
@@ -49,8 +49,8 @@ PLANS = [
 ]
 LASTING = (1, 2, 5, 40)
 _PLACES = 12  # of faults, per plan
-_AT_ONCE = 6  # kills right behind a fault, all of them: a refusal has just left
-_SOON = 40  # operations behind a fault: what it has set in motion is under way then
+_AT_ONCE = 6  # kills right after a fault, all of them: a refusal has just left
+_SOON = 40  # operations after a fault: what it has set in motion is under way then
 _name = "{0.sync_mode}-{0.sizes}-{0.slots}-{0.seed}".format
 
 
@@ -76,16 +76,16 @@ def faults_of(plan: Plan, count: int) -> Iterator[Fault]:
             yield Fault(CHANGES, rng.randrange(changes), times, rng.choice(("before", "after")), error)
 
 
-def states_behind(disk: RecordingDisk, rng: random.Random, limit: int, behind: int) -> Iterator[State]:
-    """Kills and power cuts behind an operation, about `limit`, most of them soon; and the end, if there is one."""
-    soon = behind + _SOON
-    kills = list(states_after_kills(disk, behind))
+def states_since(disk: RecordingDisk, rng: random.Random, limit: int, since: int) -> Iterator[State]:
+    """Kills and power cuts after an operation, about `limit`, most of them soon; and the end, if there is one."""
+    soon = since + _SOON
+    kills = list(states_after_kills(disk, since))
     yield from kills[:_AT_ONCE]
     near = [kill for kill in kills[_AT_ONCE:] if kill.after <= soon]
     far = [kill for kill in kills[_AT_ONCE:] if kill.after > soon]
     yield from rng.sample(near, min(limit // 3, len(near)))
     yield from rng.sample(far, min(limit // 6, len(far)))
-    yield from states_after_power_cuts(disk, rng, limit // 3, behind, soon, stale=True)
+    yield from states_after_power_cuts(disk, rng, limit // 3, since, soon, stale=True)
     yield from states_after_power_cuts(disk, rng, limit // 6, soon, stale=True)
     if isinstance(disk.log[-1], Note) and disk.log[-1].kind == "ended":
         yield State(disk.image(), len(disk.log), "end")
@@ -110,10 +110,10 @@ def check(disk: RecordingDisk, plan: Plan, fault: object, states: Iterator[State
 
 
 def check_run(plan: Plan, fault: Fault, each: int) -> int:
-    """Runs with a fault and judges about `each` states behind it."""
+    """Runs with a fault and judges about `each` states after it."""
     disk = Run(plan, fault).record()
-    behind = max(0, min(first_fault(disk), len(disk.log) - each))
-    return check(disk, plan, fault, states_behind(disk, random.Random(plan.seed), each, behind))
+    since = max(0, min(first_fault(disk), len(disk.log) - each))
+    return check(disk, plan, fault, states_since(disk, random.Random(plan.seed), each, since))
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=_name)
@@ -132,7 +132,7 @@ def test_a_failing_store_and_then_a_crash_make_nobody_a_liar(plan: Plan, crash_s
         fault = StoreFault(rng.randrange(6), rng.choice((1, 3, 9)), after=rng.random() < 0.7)
         disk = Run(plan, store_fault=fault).record()
         first_put = next(at for at, note in enumerate(disk.log) if isinstance(note, Note) and note.kind == "put")
-        check(disk, plan, fault, states_behind(disk, random.Random(plan.seed), each, first_put))
+        check(disk, plan, fault, states_since(disk, random.Random(plan.seed), each, first_put))
 
 
 # Reads that fail when the program starts on what a crash left

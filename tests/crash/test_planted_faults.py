@@ -1,7 +1,7 @@
 """Bugs planted in the program, each of which the fault model has to find: one that never complains has checked nothing.
 
 `test_power_cut` plants those that a power cut alone shows. These need a fault first, reads that fail at the start, a
-batch that was under way, or a rule beside the promise itself.
+batch that was under way, or a rule other than the promise itself.
 """
 
 from __future__ import annotations

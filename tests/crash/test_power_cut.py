@@ -190,7 +190,7 @@ def test_it_is_caught_if_the_torn_tail_is_archived(monkeypatch: pytest.MonkeyPat
     def stop_truncating() -> None:
         monkeypatch.setattr(Disk, "truncate", lambda self, fd, size: None)
 
-    assert "behind its end" in violation(PLANS[:3], before_judging=stop_truncating)
+    assert "after its end" in violation(PLANS[:3], before_judging=stop_truncating)
 
 
 def test_it_is_caught_if_the_border_is_only_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -371,7 +371,7 @@ STEPS_OF_THE_LOCAL_STORE = {
 STEPS_OF_S3 = {
     "after the answer to a put came": Step("arcpipe.storage.s3_client:S3Client.call", "after", 3, "put_object"),
 }
-# With S3 behind it, the uploader keeps its own books as it does with any store: these steps are those around its puts.
+# With S3, the uploader keeps its own books as it does with any store: these steps are those around its puts.
 # ARCPIPE_TEST_LONG=1 takes all.
 STEPS_AROUND_PUTS = [
     "in the middle of the conversion",

@@ -23,7 +23,7 @@ def try_states(disk: RecordingDisk, plan: Plan, limit: int, on_state: Callable[[
 def judging(disk: RecordingDisk, plan: Plan) -> Callable[[State], None]:
     def on_state(state: State) -> None:
         try:
-            judge(state.image, expectation(disk, state.after, plan))
+            judge(state.image, expectation(disk, state.after, plan, state.kind))
         except AssertionError as error:
             raise AssertionError(explain(error, disk, plan, state)) from error
 
@@ -32,4 +32,4 @@ def judging(disk: RecordingDisk, plan: Plan) -> Callable[[State], None]:
 
 def explain(error: AssertionError, disk: RecordingDisk, plan: Plan, state: State) -> str:
     operations = "\n  ".join(repr(operation)[:160] for operation in disk.log[max(0, state.after - 25) : state.after])
-    return f"{error}\n{plan}, {state.kind} behind operation {state.after}:\n  {operations}"
+    return f"{error}\n{plan}, {state.kind} after operation {state.after}:\n  {operations}"

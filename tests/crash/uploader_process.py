@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import gc
 import importlib
 import inspect
 import json
@@ -122,6 +123,8 @@ def _serve() -> None:
     ):
         importlib.import_module(module)
     parse_s3_model()
+    gc.collect()
+    gc.freeze()  # as the supervisor does, so that a collection in a fork does not copy all of it
     from arcpipe.config.load import load
     from arcpipe.counters import RETRY_KINDS, Counters, Uploader
     from arcpipe.wal.directory import NodeIdentity, WALDirectory

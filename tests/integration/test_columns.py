@@ -43,6 +43,14 @@ def test_names_that_differ_in_case_are_told_apart(server: Server) -> None:
     assert without_time(row) == {"Host": "a", "host_2": "b", "V": 4.0, "v_2": 3.0}
 
 
+def test_of_names_that_differ_in_case_the_first_to_come_keeps_it(server: Server) -> None:
+    rows = lines(server, "first", f"m v=3,V=4 {T}000000000\nm W=5,w=6 {T}000000001", 2)
+    assert [without_time(row) for row in rows] == [
+        {"v": 3.0, "V_2": 4.0, "W": None, "w_2": None},
+        {"v": None, "V_2": None, "W": 5.0, "w_2": 6.0},
+    ]
+
+
 def test_a_field_named_time_in_capitals_is_not_shadowed(server: Server) -> None:
     (row,) = lines(server, "clock", f'tasmota Time="2026-09-21T14:13:20",power=5 {T}000000000')
     assert without_time(row) == {"time_field": "2026-09-21T14:13:20", "power": 5.0}

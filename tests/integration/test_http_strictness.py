@@ -1,7 +1,7 @@
 """HTTP/1.1 over raw sockets: what a message may look like to the byte, and that no request can be smuggled past it.
 
 Every refusal here is a 400 that ends the connection, because where a message ends is not certain any more; nothing that
-came behind it on the connection is served.
+came after it on the connection is served.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def post(*lines: bytes, body: bytes = b"") -> bytes:
-    """A write with these header lines behind Host, each with its line end."""
+    """A write with these header lines after Host, each with its line end."""
     return b"POST /write/v2/msgpack HTTP/1.1\r\nHost: x\r\n" + b"".join(lines) + b"\r\n" + body
 
 
@@ -82,13 +82,13 @@ MALFORMED: dict[str, bytes] = {
     "chunked before a tab": post(b"Transfer-Encoding: chunked\t\r\n", body=b"0\r\n\r\n"),
     "chunked in quotes": post(b"Transfer-Encoding: 'chunked'\r\n", body=b"0\r\n\r\n"),
     "chunked with a parameter": post(b"Transfer-Encoding: chunked;q=1\r\n", body=b"0\r\n\r\n"),
-    "chunked behind a comma": post(b"Transfer-Encoding: ,chunked\r\n", body=b"0\r\n\r\n"),
-    "chunked behind a vertical tab": post(b"Transfer-Encoding: \x0bchunked\r\n", body=b"0\r\n\r\n"),
+    "chunked after a comma": post(b"Transfer-Encoding: ,chunked\r\n", body=b"0\r\n\r\n"),
+    "chunked after a vertical tab": post(b"Transfer-Encoding: \x0bchunked\r\n", body=b"0\r\n\r\n"),
     "empty transfer encoding": post(b"Transfer-Encoding:\r\n", LENGTH, body=BODY),
     "chunked in HTTP/1.0": chunked(CHUNK + b"0\r\n\r\n").replace(b"HTTP/1.1", b"HTTP/1.0"),
     # Lines
-    "bare LF behind the request line": post(LENGTH, body=BODY).replace(b"HTTP/1.1\r\n", b"HTTP/1.1\n"),
-    "bare LF behind a header": post(b"A: b\n", LENGTH, body=BODY),
+    "bare LF after the request line": post(LENGTH, body=BODY).replace(b"HTTP/1.1\r\n", b"HTTP/1.1\n"),
+    "bare LF after a header": post(b"A: b\n", LENGTH, body=BODY),
     "bare LF at the end of the head": post(b"Content-Length: 0\r\n\n"),
     "bare LF before all": b"GET /health\nHost: x\r\n\r\n",
     "bare CR in a header": post(b"A: b\rC: d\r\n", LENGTH, body=BODY),
@@ -97,7 +97,7 @@ MALFORMED: dict[str, bytes] = {
     "obs-fold with a tab": post(b"A: b\r\n\tc\r\n", LENGTH, body=BODY),
     "obs-fold of a length": post(b"Content-Length:\r\n %d\r\n" % SIZE, body=BODY),
     "obs-fold of chunked": post(b"Transfer-Encoding:\r\n chunked\r\n", body=b"0\r\n\r\n"),
-    "obs-fold behind the request line": post(LENGTH, body=BODY).replace(b"Host", b" Host"),
+    "obs-fold after the request line": post(LENGTH, body=BODY).replace(b"Host", b" Host"),
     "blank before the colon": post(b"Content-Length : %d\r\n" % SIZE, body=BODY),
     "tab before the colon": post(b"Content-Length\t: %d\r\n" % SIZE, body=BODY),
     "no name": post(b": b\r\n", LENGTH, body=BODY),
@@ -111,13 +111,13 @@ MALFORMED: dict[str, bytes] = {
     "chunk size with 0x": chunked(b"0x5\r\nhello\r\n0\r\n\r\n"),
     "chunk size with a plus": chunked(b"+5\r\nhello\r\n0\r\n\r\n"),
     "chunk size with a minus": chunked(b"-5\r\nhello\r\n0\r\n\r\n"),
-    "chunk size behind a blank": chunked(b" 5\r\nhello\r\n0\r\n\r\n"),
+    "chunk size after a blank": chunked(b" 5\r\nhello\r\n0\r\n\r\n"),
     "chunk size before a blank": chunked(b"5 \r\nhello\r\n0\r\n\r\n"),
     "chunk size of 2**64 and 5": chunked(b"10000000000000005\r\nhello\r\n0\r\n\r\n"),
-    "bare LF behind a chunk size": chunked(b"5\nhello\r\n0\r\n\r\n"),
-    "bare LF behind a chunk": chunked(b"5\r\nhello\n0\r\n\r\n"),
-    "bare LF behind the last chunk": chunked(b"5\r\nhello\r\n0\n\r\n"),
-    "no line end behind a chunk": chunked(b"5\r\nhello0\r\n\r\n"),
+    "bare LF after a chunk size": chunked(b"5\nhello\r\n0\r\n\r\n"),
+    "bare LF after a chunk": chunked(b"5\r\nhello\n0\r\n\r\n"),
+    "bare LF after the last chunk": chunked(b"5\r\nhello\r\n0\n\r\n"),
+    "no line end after a chunk": chunked(b"5\r\nhello0\r\n\r\n"),
     "chunk longer than its size": chunked(b"4\r\nhello\r\n0\r\n\r\n"),
     "empty chunk extension": chunked(b"5;\r\nhello\r\n0\r\n\r\n"),
     "control character in a chunk extension": chunked(b"5;\x01\r\nhello\r\n0\r\n\r\n"),
@@ -151,7 +151,7 @@ MALFORMED: dict[str, bytes] = {
     "a target that is none": b"GET health HTTP/1.1\r\nHost: x\r\n\r\n",
     "control character in the target": b"GET /hea\x01lth HTTP/1.1\r\nHost: x\r\n\r\n",
     "bytes beyond ASCII in the target": b"GET /he\xc3\xa4lth HTTP/1.1\r\nHost: x\r\n\r\n",
-    "blank behind the version": b"GET /health HTTP/1.1 \r\nHost: x\r\n\r\n",
+    "blank after the version": b"GET /health HTTP/1.1 \r\nHost: x\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 }
 
@@ -167,7 +167,7 @@ def test_a_malformed_message_is_400_and_the_end_of_the_connection(client: Client
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_it_is_refused_byte_by_byte_after_a_good_request_too(client: Client, case: str) -> None:
-    """It is refused as well when it arrives byte by byte behind a good request."""
+    """It is refused as well when it arrives byte by byte after a good request."""
     client.send(request_bytes("GET", "/ping"))
     assert client.receive().status == 204
     message = MALFORMED[case]
@@ -189,7 +189,7 @@ GOOD: dict[str, bytes] = {
     "chunk extensions": chunked(b'%x;a=b;c="d e"\r\n%b\r\n0;last\r\n\r\n' % (SIZE, BODY)),
     "trailers": chunked(CHUNK + b"0\r\nA: b\r\nHost: y\r\n\r\n"),
     "empty lines before the request": b"\r\n\r\n" + post(LENGTH, body=BODY),
-    "no blank behind the colon": post(b"Content-Length:%d\r\n" % SIZE, body=BODY),
+    "no blank after the colon": post(b"Content-Length:%d\r\n" % SIZE, body=BODY),
     "bytes beyond ASCII in a value": post(b"A: \xff\xfe\r\n", LENGTH, body=BODY),
     "empty host": post(LENGTH, body=BODY).replace(b"Host: x", b"Host:"),
     "host with a port": post(LENGTH, body=BODY).replace(b"Host: x", b"Host: ingest.example:8000"),

@@ -451,7 +451,7 @@ def test_expect_100_continue_is_refused_before_the_body_is_sent(
 
 
 def test_a_go_ahead_comes_in_order_after_a_pipelined_write(client: Client) -> None:
-    """Expect 100 continue behind a pipelined write gets its go ahead in order."""
+    """Expect 100 continue after a pipelined write gets its go ahead in order."""
     client.send(write_request() + write_request({"Expect": "100-continue", "Content-Length": str(len(BODY))}, b""))
     assert client.receive().status == 202
     assert client.receive().status == 100

@@ -97,7 +97,7 @@ def test_a_head_that_never_ends_is_431_as_soon_as_it_is_too_large(client: Client
     client.send(b"GET /ping HTTP/1.1\r\nHost: x\r\npad: ")
     for _ in range(100):
         client.send(b"x" * 100)
-        time.sleep(0.002)
+        time.sleep(0.002)  # more often than not the worker has read it by then; either way is right
     assert error_of(client.receive()) == (431, "header_too_large", "close")
     client.assert_closed()
 
@@ -193,9 +193,11 @@ def test_connections_above_the_limit_read_their_503(tmp_path: Path) -> None:
 # Timeouts
 
 
-def trickle(client: Client, data: bytes, pause_seconds: float = 0.1) -> float:
-    """Sends a byte now and then until the server has had enough; how long that took."""
-    start = time.monotonic()
+# How long each may take is tested with a clock that is set: tests/unit/ingest/http/test_ending.py.
+
+
+def trickle(client: Client, data: bytes, pause_seconds: float = 0.1) -> None:
+    """Send a byte now and then until the server has had enough."""
     client.socket.settimeout(pause_seconds)
     for byte in data:
         try:
@@ -205,14 +207,13 @@ def trickle(client: Client, data: bytes, pause_seconds: float = 0.1) -> float:
             continue
         except ConnectionError:
             pass
-        return time.monotonic() - start
+        return
     raise AssertionError("the server took it all")
 
 
 def test_a_head_that_trickles_is_408(impatient: Server) -> None:
     with impatient.client() as client:
-        seconds = trickle(client, WRITE[: WRITE.index(b"\r\n\r\n")] * 10)
-        assert 0.5 < seconds < 20
+        trickle(client, WRITE[: WRITE.index(b"\r\n\r\n")] * 10)
         assert error_of(client.receive()) == (408, "timeout", "close")
 
 
@@ -229,20 +230,8 @@ def test_a_body_that_trickles_without_end_is_408(impatient: Server, kind: str) -
     with impatient.client() as client:
         client.send(request_bytes("POST", V2, b"", headers))
         data = {"length": b"x" * 500, "chunks": b"c8\r\n" + b"x" * 200, "chunk extension": b"5;a=" + b"x" * 500}[kind]
-        seconds = trickle(client, data)
-        # An extension is not of the body: no byte of that has come within body_timeout_seconds.
-        assert (0.5 if kind == "chunk extension" else 2.0) < seconds < 20
+        trickle(client, data)
         assert error_of(client.receive()) == (408, "timeout", "close")
-
-
-def test_a_body_that_is_slow_but_not_too_slow_is_taken(impatient: Server) -> None:
-    with impatient.client() as client:
-        client.send(WRITE[: -len(BODY)])
-        step = len(BODY) // 4
-        for at in range(0, len(BODY), step):
-            time.sleep(0.2)
-            client.send(BODY[at : at + step])
-        assert client.receive().status == 202
 
 
 def test_an_idle_connection_is_closed_without_a_word(impatient: Server) -> None:

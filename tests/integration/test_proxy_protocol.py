@@ -193,7 +193,7 @@ def test_tls_goes_through_haproxy_to_the_server(tmp_path: Path) -> None:
                     for _ in range(3):
                         assert client.request("POST", V2, BODY).status == 202
         server.wait_for_rows(15)
-        # A new certificate is shown behind the header, too.
+        # A new certificate is shown after the header, too.
         before = server.log.count("supervisor: reloaded")
         make_certificate(tmp_path)
         newer = trusting(tmp_path)

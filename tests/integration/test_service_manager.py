@@ -205,7 +205,8 @@ def test_a_supervisor_that_was_stopped_for_long_kills_nobody(tmp_path: Path, man
         pids = all_pids(server)
         for pid in pids.values():
             os.kill(pid, signal.SIGSTOP)
-        time.sleep(3.5)  # longer than a worker may be silent
+        # Longer than a worker may be silent. Nobody's clock can be set: the kernel stops and resumes these processes.
+        time.sleep(3.5)
         for role in ("supervisor", "ingest 1", "ingest 2", "uploader"):
             os.kill(pids[role], signal.SIGCONT)
         fed = len(manager.values("WATCHDOG"))
@@ -269,7 +270,7 @@ def test_inherited_sockets_of_another_address_are_closed(tmp_path: Path, manager
 
 
 def test_inherited_sockets_within_the_new_address_are_served_too(tmp_path: Path, manager: Manager) -> None:
-    """Inherited sockets of an address that is in the new one are served beside it."""
+    """Inherited sockets of an address that is in the new one are served in addition to it."""
     with socket.socket() as probe:
         probe.bind(("0.0.0.0", 0))  # a port that no connection of this machine has on another address
         port = probe.getsockname()[1]

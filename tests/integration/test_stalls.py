@@ -1,4 +1,4 @@
-"""A victim beside attackers that send what is legal, small and costly: it is answered, and nobody is killed.
+"""A victim and attackers, which send what is legal, small and costly: it is answered, and nobody is killed.
 
 Bounds are many times what `python -m benchmarks.worst.stall` measures, and a fraction of what each of these streams
 once made a client wait. The streams and both sides are those of that benchmark.
@@ -115,7 +115,7 @@ def test_the_wal_rotates_when_connections_have_used_up_all_descriptors(tmp_path:
             assert client.request("GET", "/ping").status == 204
             limit = resource.prlimit(worker, resource.RLIMIT_NOFILE)[0]
             assert limit == 256 - 64
-            # It takes no more connections than fit beside all else. So somebody takes away what is left.
+            # It takes no more connections than fit with all else. So somebody takes away what is left.
             few = descriptors(worker) + 20
             resource.prlimit(worker, resource.RLIMIT_NOFILE, (few, 256))
 

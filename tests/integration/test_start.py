@@ -22,7 +22,7 @@ CHECKS = (["serve", "--check"], ["config", "check"])
 EARLY = """
 import os, signal, sys
 def told(event, arguments):
-    if event == "import" and arguments[0] == "typer" and "serve" in sys.orig_argv and not os.path.exists(FLAG):
+    if event == "import" and arguments[0] == "arcpipe.cli" and "serve" in sys.orig_argv and not os.path.exists(FLAG):
         open(FLAG, "w").close()
         os.kill(os.getpid(), signal.SIGTERM)
 sys.addaudithook(told)

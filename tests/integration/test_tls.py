@@ -172,7 +172,7 @@ def test_a_session_is_resumed_at_any_worker(tmp_path: Path) -> None:
         tls = trusting(tmp_path)
         with Client(server.url, tls=tls) as client:
             assert isinstance(client.socket, ssl.SSLSocket)
-            assert client.request("GET", "/health").status == 200  # tickets come behind the handshake
+            assert client.request("GET", "/health").status == 200  # tickets come after the handshake
             session = client.socket.session
         reused = 0
         for _ in range(12):
@@ -260,7 +260,7 @@ def test_reading_pauses_above_the_bytes_in_flight_and_goes_on(tmp_path: Path) ->
             client.send(request_bytes("POST", V2, body) * 2)
         statuses = []
         for client in clients:
-            with contextlib.suppress(ConnectionError):  # behind a refusal that ends the connection
+            with contextlib.suppress(ConnectionError):  # after a refusal that ends the connection
                 statuses += [client.receive().status for _ in range(2)]
             client.socket.close()
         # TLS brings more than it was told to, so some may be refused for want of room.

@@ -47,7 +47,8 @@ def read_duckdb(folder: Path) -> list[Row]:
 
     with duckdb.connect(config={"threads": 1}) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        found = connection.read_parquet(f"{folder}/**/*.parquet", union_by_name=True)
+        pattern, hive = f"{folder}/**/*.parquet", is_hive(folder)
+        found = connection.read_parquet(pattern, union_by_name=True, hive_partitioning=hive)
         return _rows_of_arrow(found.to_arrow_table())
 
 
@@ -87,6 +88,8 @@ def read_fastparquet(folder: Path) -> list[Row]:
     """Read file by file: of a folder it takes the columns of one file, and makes others of the folders' names."""
     import fastparquet  # type: ignore[import-untyped, unused-ignore]
 
+    if is_hive(folder):
+        return plain_rows(fastparquet.ParquetFile(str(folder)).to_pandas().to_dict("records"))
     frames = [fastparquet.ParquetFile(str(path)).to_pandas() for path in sorted(folder.rglob("*.parquet"))]
     # pandas would make floats of integers that some of the files have not.
     tables = [pa.Table.from_pandas(frame, preserve_index=False) for frame in frames]
@@ -99,7 +102,10 @@ def read_datafusion(folder: Path) -> list[Row]:
     config = datafusion.SessionConfig().with_target_partitions(1)
     config = config.set("datafusion.execution.listing_table_ignore_subdirectory", "false")
     context = datafusion.SessionContext(config)
-    partitions = [(name, pa.string()) for name in ("year", "month", "day", "hour")] if is_hive(folder) else []
+    partitions = []
+    if is_hive(folder):
+        (folder,) = folder.iterdir()  # of the measurement: the folders of a partition come at once
+        partitions = [(name, pa.string()) for name in ("year", "month", "day", "hour")]
     context.register_parquet("lake", str(folder), table_partition_cols=partitions)
     return _rows_of_arrow(context.sql("SELECT * FROM lake").to_arrow_table())
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.readers.adapters import READERS, plain_rows
 from tests.readers.isolated import Isolated
-from tests.readers.lake import make_hive_lake, make_lake, shared
+from tests.readers.lake import make_hive_lake, make_lake, make_small_lake, shared
 from tests.readers.model import Row
 from tests.readers.spark import Spark
 
@@ -27,6 +27,12 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hive_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a lake whose layout is `hive`."""
     return shared(tmp_path_factory, "hive-readers", make_hive_lake)
+
+
+@pytest.fixture(scope="session")
+def small_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a lake with `parquet.encodings = "small"`."""
+    return shared(tmp_path_factory, "small-readers", make_small_lake)
 
 
 @pytest.fixture(scope="session")

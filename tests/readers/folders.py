@@ -1,7 +1,6 @@
 """Folders of several files: columns that come and go, change what is sent in them, or have names of a kind.
 
-Each part is line protocol of one measurement and becomes a file of its own. The rows are those of the design: a
-column's type never changes; what does not fit goes into a sibling.
+Each part is line protocol of one measurement and becomes a file of its own. The rows are those of `docs/columns.md`.
 """
 
 from __future__ import annotations
@@ -61,15 +60,36 @@ FOLDERS: Final = {
             {"näme 1": "a", "b c": 1, "d,e": 2, "f.g": 3, 'h"i': 4, "日本": 5},
         ),
     ),
+    "unsigned_above_i64": _folder(
+        "m",
+        (" v=1u", {"v": 1}),
+        (" v=9223372036854775808u", {"v_u64": 2**63}),
+        (" v=18446744073709551615u", {"v_u64": 2**64 - 1}),
+    ),
+    "name_of_a_sibling": _folder(
+        "m", (" v=1i", {"v": 1}), (' v=2.5,v_f64="x"', {"v_f64_2": 2.5, "v_f64": "x"}), (" v=3.5", {"v_f64_2": 3.5})
+    ),
+    "case": _folder(
+        "m",
+        (" v=3", {"v": 3.0}),
+        (" V=4", {"V_2": 4.0}),
+        (",Host=a,host=b v=5i,V=6i", {"Host": "a", "host_2": "b", "v": 5.0, "V_2": 6.0}),
+    ),
+    "taken_names": _folder(
+        "m",
+        (" time=1i,__x=2i", {"time_field": 1, "_x_field": 2}),
+        (",_metadata=a _file=3i,_change_type=4i", {"_metadata_tag": "a", "_file_field": 3, "_change_type_field": 4}),
+        (' time=5i,_rescued_data="b"', {"time_field": 5, "_rescued_data_field": "b"}),
+    ),
     "hidden": _folder("_internal", (" v=1i", {"v": 1}), (" v=2i", {"v": 2})),
+    "_hidden.database": _folder(".internal", (" v=1i", {"v": 1}), (" v=2i", {"v": 2})),
 }
 """By database."""
 
-LINES: Final = {"case": ("m v=3i", "m V=4i", "m,Host=a,host=b v=5i,V=6i")}
-"""Of folders whose rows have names that the product chooses, without their times."""
-
-PARTS: Final = {name: folder.parts for name, folder in FOLDERS.items()} | {
-    name: tuple(f"{line} {_FIRST_NS + number * 10**9}" for number, line in enumerate(lines))
-    for name, lines in LINES.items()
-}
+PARTS: Final = {name: folder.parts for name, folder in FOLDERS.items()}
 """The files of each folder."""
+
+
+def directory_of(database: str) -> str:
+    """Return the folder of a database: an underscore in front is percent-encoded, because many readers skip it."""
+    return f"%5F{database[1:]}" if database.startswith("_") else database

@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from tests.readers.folders import PARTS
-from tests.readers.model import SIZES, TABLES, database_of
+from tests.readers.folders import PARTS, directory_of
+from tests.readers.model import SIZES, SMALL, TABLES, database_of
 from tests.support.lake import lake_files
 from tests.support.server import Server
 
@@ -18,9 +19,9 @@ _REQUEST_ROWS = 5_000
 _CASES = Path(__file__).parents[1] / "cases" / "inputs"
 
 
-def _write_values(server: Server) -> None:
+def _write_values(server: Server, sizes: list[tuple[str, int]]) -> None:
     with server.client() as client:
-        for name, count in SIZES:
+        for name, count in sizes:
             database = database_of(name, count)
             for first in range(0, count, _REQUEST_ROWS):
                 body = TABLES[name].body(database, first, min(_REQUEST_ROWS, count - first))
@@ -45,13 +46,32 @@ def make_lake(directory: Path) -> None:
             if number:
                 server.restart()
             else:
-                _write_values(server)
+                _write_values(server, SIZES)
             _write_part(server, number)
             server.stop()
         for name, count in SIZES:
             assert len(lake_files(server.lake, database_of(name, count))) == 1
         for database, parts in PARTS.items():
-            assert len(lake_files(server.lake, database)) == len(parts)
+            assert len(lake_files(server.lake, directory_of(database))) == len(parts)
+
+
+def make_small_lake(directory: Path) -> None:
+    """Make `lake/{database}` of some tables, with the encodings that not every reader takes."""
+    with Server(
+        directory,
+        server_workers=1,
+        flush_max_age_seconds=600,
+        flush_max_records=10_000_000,
+        parquet_encodings="small",
+    ) as server:
+        _write_values(server, SMALL)
+        server.stop()
+        encodings: set[str] = set()
+        for name, count in SMALL:
+            (file,) = lake_files(server.lake, database_of(name, count))
+            group = pq.ParquetFile(file).metadata.row_group(0)
+            encodings.update(name for number in range(group.num_columns) for name in group.column(number).encodings)
+        assert encodings >= {"BYTE_STREAM_SPLIT", "DELTA_LENGTH_BYTE_ARRAY"}
 
 
 def make_hive_lake(directory: Path) -> None:

@@ -155,6 +155,9 @@ TABLES: Final = {
 SIZES: Final = [(name, rows) for name, table in TABLES.items() for rows in table.sizes]
 """Every table in each of its sizes."""
 
+SMALL: Final = [("floats", 100_000), ("texts", 5_000)]
+"""The tables whose columns have other encodings with `parquet.encodings = "small"`: each kind once."""
+
 
 def database_of(table: str, rows: int) -> str:
     """Tell the database of a table, which is its measurement, too."""

@@ -53,7 +53,7 @@ def imported(name: str) -> Iterator[str]:
 
 
 def room_of(name: str) -> str:
-    """The package below arcpipe, or the module beside them."""
+    """The package below arcpipe, or the module there."""
     return name.split(".")[1] if "." in name else ""
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from arcpipe.config.settings import Parquet
 from arcpipe.lake.file_schema import ROLE, TIME_TYPE, file_metadata, file_order
 from arcpipe.lake.keys import Layout, Partition
-from arcpipe.lake.parquet_file import ParquetFile
+from arcpipe.lake.parquet_file import ParquetFile, Special
 from arcpipe.lake.spool import SpoolMemory
 
 HOUR_US = 1_767_225_600_000_000
@@ -52,7 +52,7 @@ def file_bytes(
     """Write a table as the uploader writes it."""
     schema = table.schema.with_metadata(file_metadata(database, measurement, batch))
     memory = SpoolMemory(directory, 1 << 30, 1 << 30)
-    file = ParquetFile(Parquet(**parquet), memory, schema, table["time"][0].value, table, frozenset(), False)
+    file = ParquetFile(Parquet(**parquet), memory, schema, table["time"][0].value, table, Special(), False)
     file.append(table)
     spool = file.finish()
     data = bytes(spool.read_at(0, spool.size))

@@ -52,7 +52,7 @@ class Server:
             "storage_url": f"file://{self.lake}",
             **settings,
         }
-        self.variables: dict[str, str] = {}  # of the environment, beside the settings
+        self.variables: dict[str, str] = {}  # of the environment, other than the settings
         self.prefix: list[str] = []  # a program that executes its arguments in the end, ahead of arcpipe's own command
         self.pass_fds: Sequence[int] = ()  # which that program inherits
         self.url = ""  # empty while nobody is known to listen: another server may get the port by then

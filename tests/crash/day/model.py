@@ -32,7 +32,7 @@ STATUSES: Final = ("202", "401", "503", "507")
 class Effects(NamedTuple):
     """Traces of an operation that clients and figures may show. By default none."""
 
-    outcomes: frozenset[str] = frozenset()  # beside acknowledgements
+    outcomes: frozenset[str] = frozenset()  # other than acknowledgements
     no_answers: float = 0  # requests that may stay without an answer
     restarted: bool = False  # figures begin at 0
     worker_killed_at: float = 0.0

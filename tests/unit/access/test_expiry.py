@@ -69,7 +69,8 @@ def _pem() -> str:
 PEM = _pem()
 
 
-def test_what_ends_is_told_of_for_two_weeks_or_the_last_quarter_of_its_life() -> None:
+def test_an_end_is_told_two_weeks_or_a_quarter_life_ahead() -> None:
+    """What ends is told of for two weeks or the last quarter of its life."""
     assert Life("a", 0, 365 * DAY).warn_from == 351 * DAY
     assert Life("a", 0, 8 * DAY).warn_from == 6 * DAY  # one that is renewed every few days
     assert Life("a", 10, 0).warn_from == 0  # nonsense

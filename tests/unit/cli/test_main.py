@@ -124,7 +124,8 @@ def test_show_draws_a_table_in_a_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_file_is_the_option_then_the_variable_then_the_one_beside_then_none(tmp_path: Path) -> None:
+def test_where_the_settings_file_is_looked_for(tmp_path: Path) -> None:
+    """The file is that of the option, else of the variable, else ./config.toml, else there is none."""
     for name, workers in (("option.toml", 1), ("variable.toml", 2), ("config.toml", 3)):
         (tmp_path / name).write_text(f"[server]\nworkers = {workers}\n")
 
@@ -161,7 +162,7 @@ def test_settings_that_cannot_be_used_exit_with_2_and_a_line_per_problem(tmp_pat
 @pytest.mark.parametrize("command", [["config", "show"], ["serve", "--check"]])
 def test_variables_that_are_no_settings_are_warned_of_and_stop_nothing(tmp_path: Path, command: list[str]) -> None:
     made = {"ARCPIPE_SERVICE_HOST": "10.96.0.11", "ARCPIPE_PORT": "tcp://10.96.0.11:8000", "ARCPIPE_WAL_DIRR": "x"}
-    done = arcpipe(*command, cwd=tmp_path, **made)
+    done = arcpipe(*command, cwd=tmp_path, ARCPIPE_SERVER_PORT="0", **made)
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
         "arcpipe: warning: environment ARCPIPE_PORT, ARCPIPE_SERVICE_HOST: not used. Kubernetes makes them for a "
@@ -183,11 +184,11 @@ def test_a_token_is_where_the_server_of_these_settings_reads_it(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["etc"]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = arcpipe("serve", "--check", "--config", str(etc / "config.toml"), cwd=elsewhere)
+    done = arcpipe("serve", "--check", "--config", str(etc / "config.toml"), cwd=elsewhere, ARCPIPE_SERVER_PORT="0")
     assert done.returncode == 0, done.stderr
     # One where it counted from before is told of.
     (etc / "tokens.toml").rename(elsewhere / "tokens.toml")
-    done = arcpipe("serve", "--check", "--config", str(etc / "config.toml"), cwd=elsewhere)
+    done = arcpipe("serve", "--check", "--config", str(etc / "config.toml"), cwd=elsewhere, ARCPIPE_SERVER_PORT="0")
     assert done.returncode == 1
     assert f"there is no tokens file {etc}/tokens.toml" in done.stderr
     assert f"Is it {elsewhere}/tokens.toml? Move it" in done.stderr

@@ -45,7 +45,8 @@ def test_figures_and_texts_are_written_for_people(write: Callable[[Any], str], f
     assert write(figure) == text
 
 
-def test_a_table_that_is_too_wide_becomes_several_with_the_first_column_in_each() -> None:
+def test_a_table_that_is_too_wide_becomes_several() -> None:
+    """A table that is too wide becomes several with the first column in each."""
     table = status_report._Table(("name", "a", "b", "c"), [("ingest 1", "1" * 20, "2" * 20, "3" * 20)], left=1)
     assert list(status_report._parts(table, 80)) == [table]
     assert [part.columns for part in status_report._parts(table, 60)] == [("name", "a", "b"), ("name", "c")]
@@ -146,7 +147,8 @@ def facts_of(**fields: Any) -> dict[str, str]:
     return dict(status_report.report_of("http://x", picture, Live.of([Sample(picture, 1.0)])).facts)
 
 
-def test_figures_that_nobody_measures_any_more_are_not_shown_as_those_of_now() -> None:
+def test_old_figures_are_not_shown_as_those_of_now() -> None:
+    """Figures that nobody measures any more are not shown as those of now."""
     facts = facts_of()
     assert facts["waiting"].startswith("5.00 MB in 0 segments, nothing waits; ")
     assert "disk 60% used, 4.00 GB free of 10.0 GB" in facts["WAL"]

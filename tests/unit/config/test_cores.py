@@ -67,7 +67,8 @@ def test_the_lowest_quota_of_all_cgroups_above_counts(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("cgroup", ["/kubepods/pod1/c1", "/../../elsewhere", "/other"])
-def test_a_container_without_a_namespace_of_its_own_sees_its_cgroup_mounted(machine: Machine, cgroup: str) -> None:
+def test_a_container_in_the_hosts_namespace_finds_its_cgroup(machine: Machine, cgroup: str) -> None:
+    """A container without a namespace of its own sees its cgroup mounted."""
     machine.is_in(cgroup, root="/kubepods/pod1/c1")
     machine.limit("cpu.max", "70000 100000")
     assert cores.cpu_quota(machine.proc) == 0.7

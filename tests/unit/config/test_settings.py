@@ -317,7 +317,8 @@ def test_a_credential_named_after_a_setting_that_holds_a_path_is_the_file(creden
     assert settings.auth.tokens_file == f"{environ['CREDENTIALS_DIRECTORY']}/arcpipe.auth.tokens_file"
 
 
-def test_the_environment_wins_over_a_credential_and_a_credential_over_the_file(config: Any, credentials: Any) -> None:
+def test_the_environment_wins_then_credentials_then_the_file(config: Any, credentials: Any) -> None:
+    """The environment wins over a credential, and a credential over the file."""
     environ = credentials(**{"arcpipe.wal.dir": "credential", "arcpipe.wal.max_size_mb": "8"})
     settings = config(in_toml(wal='dir = "file"\nmax_size_mb = 7'), {**environ, "WAL_DIR": "environment"})
     assert (settings.wal.dir, settings.wal.max_size_mb) == ("environment", 8)
@@ -451,9 +452,8 @@ def test_a_bad_value_in_the_file_is_refused_with_what_is_allowed(
     ("key", "value", "allowed"),
     [(key, value, allowed) for key, value, allowed in BAD_VALUES if "\0" not in str(value)],
 )
-def test_a_bad_value_in_the_environment_is_refused_with_the_name_of_the_variable(
-    key: str, value: Any, allowed: str
-) -> None:
+def test_a_bad_value_of_a_variable_is_refused_with_its_name(key: str, value: Any, allowed: str) -> None:
+    """A bad value in the environment is refused with the name of the variable."""
     name, text = variable(key), str(value)
     with pytest.raises(ConfigError) as raised:
         load(None, {name: text})
@@ -527,14 +527,16 @@ def test_what_kubernetes_makes_for_a_service_of_our_name_is_no_setting(service: 
     assert "10.96" not in warning
 
 
-def test_a_port_that_the_pod_sets_itself_counts_beside_a_service_of_that_name() -> None:
+def test_a_port_set_by_the_pod_wins_over_a_service_of_that_name() -> None:
+    """A port that the pod sets itself counts, though there is a service of that name."""
     settings = load(None, {**service_variables("ARCPIPE_SERVER"), "ARCPIPE_SERVER_PORT": "9000"})
     assert (settings.server.port, settings.source("server.port")) == (9000, "environment ARCPIPE_SERVER_PORT")
     with pytest.raises(ConfigError, match=r"server\.port"):  # no Service of that name: somebody has written it
         load(None, {"ARCPIPE_SERVER_PORT": "tcp://10.96.0.11:8000"})
 
 
-def test_a_relative_tokens_file_counts_from_the_settings_file_that_names_it(tmp_path: Path) -> None:
+def test_a_relative_tokens_file_counts_from_its_settings_file(tmp_path: Path) -> None:
+    """A relative tokens file counts from the settings file that names it."""
     elsewhere = tmp_path / "etc" / "config.toml"
     elsewhere.parent.mkdir()
     for text, found in (

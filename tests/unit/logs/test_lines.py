@@ -246,7 +246,7 @@ log.info('something else')
     assert told[-2:] == ["no answer 49 held_back=30", "something else"]
 
 
-def test_a_line_that_is_logged_while_held_back_ones_are_told_costs_none_of_them() -> None:
+def test_a_line_logged_while_others_are_told_costs_none() -> None:
     """As by a finalizer, which may run at any place."""
     program = """
 class Logs:
@@ -264,7 +264,7 @@ log.warning('the end')
     assert told[-1] == "the end"
 
 
-def test_a_warning_repeats_itself_whatever_addresses_and_counters_are_in_its_text() -> None:
+def test_addresses_and_counters_make_no_new_warning() -> None:
     """As those of asyncio, which puts both into the text itself."""
     program = """
 for number in range(5000):

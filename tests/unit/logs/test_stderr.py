@@ -73,7 +73,8 @@ def test_nobody_waits_for_a_reader_and_what_waits_goes_out_in_order(ends: Ends) 
     assert os.read(ends.reader, 100) == b"again\n"
 
 
-def test_lines_above_the_bound_are_dropped_whole_and_told_once_the_others_are_out(ends: Ends) -> None:
+def test_lines_above_the_bound_are_dropped_whole_and_told(ends: Ends) -> None:
+    """Lines above the bound are dropped whole, and told once the others are out."""
     output = LineOutput(ends.writer, max_waiting_bytes=1000)
     count = fill(output)
     for _ in range(30):
@@ -90,7 +91,7 @@ def test_lines_above_the_bound_are_dropped_whole_and_told_once_the_others_are_ou
 
 
 @pytest.mark.parametrize("is_full", [False, True])
-def test_a_line_that_comes_while_its_own_thread_writes_another_one_follows_it(ends: Ends, is_full: bool) -> None:
+def test_a_line_from_within_a_line_follows_it(ends: Ends, is_full: bool) -> None:
     """The collector of garbage runs anywhere, and finalizers log: of a task that is pending, of an error in them."""
     output = LineOutput(ends.writer)
     before = fill(output) * LINE if is_full else b""
@@ -126,7 +127,8 @@ def test_some_patience_is_over_when_it_is_over(ends: Ends) -> None:
     assert 0.2 <= time.monotonic() - started < 10
 
 
-def test_a_reader_that_is_gone_and_a_descriptor_that_is_closed_cost_nobody_anything() -> None:
+def test_a_reader_that_is_gone_costs_nobody_anything() -> None:
+    """A reader that is gone and a descriptor that is closed cost nobody anything."""
     reader, writer = os.pipe()
     output = LineOutput(writer)
     fill(output)

@@ -75,9 +75,8 @@ def test_what_the_supervisor_finds_wrong_with_the_directory_is_told(
     assert [(issue.code, issue.severity) for issue in found] == [(code, "critical")]
 
 
-def test_a_supervisor_that_measures_nothing_is_told_and_its_figures_are_not_judged(
-    settings: Settings, counters: Counters
-) -> None:
+def test_a_supervisor_that_measures_nothing_is_told(settings: Settings, counters: Counters) -> None:
+    """A supervisor that measures nothing is told, and its figures are not judged."""
     counters.node[Node.BACKLOG_BYTES] = 1 << 50
     counters.node[Node.MEASURED_US] = time.monotonic_ns() // 1000
     assert next(issue.code for issue in health.judge(snapshot.take(settings, counters, []))) == "writes_refused"
@@ -148,7 +147,7 @@ def test_a_look_that_takes_long_holds_up_nobody(tmp_path: Path, monkeypatch: pyt
     assert set(looker.look().segments) == {"active", "completed", "recovered", "free", "quarantine"}
 
 
-def test_what_each_start_loses_counts_though_its_processes_have_the_same_pids(tmp_path: Path) -> None:
+def test_what_each_start_loses_counts_with_equal_pids(tmp_path: Path) -> None:
     """As they have in a container."""
     directory = WALDirectory(tmp_path / "wal")
     directory.make()

@@ -234,7 +234,9 @@ class TestPut:
         error = using(root, lambda store: raised(store.put_all(objects)))
         assert f"cannot write {root}/db/b:" in str(error)
 
-    def test_of_several_objects_in_one_call_goes_on_after_somebody_removed_a_directory(self, root: Path) -> None:
+    def test_of_several_objects_goes_on_without_a_directory(self, root: Path) -> None:
+        """A put of several objects goes on after somebody removed a directory."""
+
         async def work(store: ObjectStore) -> None:
             await store.put_all([("db/a/1", MemoryBlob(b"1")), ("db/b/1", MemoryBlob(b"1"))])
             await asyncio.to_thread(shutil.rmtree, root / "db/b")
@@ -465,7 +467,8 @@ class TestFailure:
 
 class TestKeys:
     @pytest.mark.parametrize("key", ["", "/a", "a//b", "a/", "../a", "a/../b", "a/..", ".", "a/./b", "a\0b", "a\ud800"])
-    def test_that_are_no_plain_relative_path_are_refused_before_anything_is_done(self, root: Path, key: str) -> None:
+    def test_that_are_no_plain_relative_path_are_refused_first(self, root: Path, key: str) -> None:
+        """Keys that are no plain relative path are refused before anything is done."""
         with pytest.raises(ValueError, match=r"key|surrogates"):
             using(root, lambda store: store.put(key, MemoryBlob(b"1")))
         with pytest.raises(ValueError, match=r"key|surrogates"):

@@ -51,7 +51,8 @@ def addresses(listeners: Listeners) -> list[str]:
     return sorted(found)
 
 
-def test_an_address_that_includes_the_former_one_is_taken_beside_its_sockets(port: int) -> None:
+def test_an_address_that_includes_the_former_one_is_taken_too(port: int) -> None:
+    """An address that includes the former one is taken in addition to its sockets."""
     former, _ = bound("127.0.0.1", port)
     later, unfit = bound("0.0.0.0", port, inherited=former)
     assert unfit == 0

@@ -77,7 +77,8 @@ def test_all_are_forgiven_after_a_pause_of_everybody() -> None:
     assert child.hangs(511.0)
 
 
-def test_an_uploader_whose_loop_turns_but_that_gets_nowhere_hangs_in_the_end() -> None:
+def test_an_uploader_that_gets_nowhere_hangs_in_the_end() -> None:
+    """An uploader whose loop turns, but that gets nowhere, hangs in the end."""
     block = Counters(1).uploader
     pulses = [Pulse(block, Uploader.HEARTBEAT_US, 30), Pulse(block, Uploader.STEPS, 900)]
     child = Child("uploader", lambda: READY, lambda: bool(block[Uploader.PID]), pulses)
@@ -208,9 +209,8 @@ def err() -> int:
     [(lambda: 0, 0), (lack_space, 75), (lack_memory, 75), (lack_threads, 75), (err, 1)],
     ids=["well", "space", "memory", "threads", "bug"],
 )
-def test_a_child_tells_by_its_exit_code_whether_the_machine_refused_something(
-    work: Callable[[], int], code: int
-) -> None:
+def test_the_exit_code_of_a_child_tells_of_a_shortage(work: Callable[[], int], code: int) -> None:
+    """A child tells by its exit code whether the machine refused something."""
     pid = fork("ingest 1", lambda: None, work)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
 
@@ -231,9 +231,7 @@ def test_a_child_never_goes_on_in_the_place_of_its_parent(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("inherited", "own"), [("-100", "0"), ("-50", "0"), ("-150", "-50"), ("-1000", "-900"), ("0", "0"), ("300", "300")]
 )
-def test_the_memory_killer_takes_a_child_sooner_than_a_protected_supervisor(
-    tmp_path: Path, inherited: str, own: str
-) -> None:
+def test_the_memory_killer_takes_a_child_sooner(tmp_path: Path, inherited: str, own: str) -> None:
     """To lower the real one takes a privilege: `make test-systemd` looks at it."""
     file = tmp_path / "oom_score_adj"
     file.write_text(f"{inherited}\n")
@@ -390,7 +388,7 @@ def test_a_recovery_that_dies_or_hangs_leaves_its_segments_for_another_try(wal: 
     assert [left.path for left in wal.leftovers.look()] == [str(file)]
 
 
-def test_a_recovery_that_runs_at_the_stop_is_waited_for_and_not_begun_again(wal: Wal) -> None:
+def test_a_recovery_that_runs_at_the_stop_is_waited_for(wal: Wal) -> None:
     """Two processes would write to the same segment, and nobody would know of the first one."""
     wal.write()
     begun = 0

@@ -66,7 +66,7 @@ def test_nothing_waits_where_nothing_is(segments: Segments) -> None:
 
 
 @pytest.mark.parametrize("ahead_us", [0, 2 * HOUR_US])
-def test_a_segment_that_was_seen_being_written_is_as_old_as_its_worker_said(segments: Segments, ahead_us: int) -> None:
+def test_a_segment_seen_written_is_as_old_as_its_worker_said(segments: Segments, ahead_us: int) -> None:
     """Its timestamps are two hours ahead where the clock was set back that far."""
     file = segments.seal(ahead_us=ahead_us)
     segments.write(file, steady_us() - 90 * SECOND_US)
@@ -127,7 +127,8 @@ def test_an_unreadable_segment_is_as_old_as_its_file(
     assert 30 <= segments.age_seconds(replayed) < 60
 
 
-def test_what_a_dead_worker_left_unread_is_as_old_as_its_worker_said_or_its_name(segments: Segments) -> None:
+def test_an_unread_segment_is_as_old_as_its_worker_or_name_says(segments: Segments) -> None:
+    """What a dead worker left unread is as old as its worker said or its name."""
     file = segments.seal()
     left = file._replace(path=file.path.removesuffix(".sealed"), state=ACTIVE)
     assert 0 <= segments.age_seconds(left=(left,)) < 30

@@ -410,9 +410,8 @@ def test_a_redo_before_all_keys_are_known_overwrites_nothing_either(wal: Path) -
     assert batch_files(wal) == []
 
 
-def test_a_batch_whose_objects_are_all_there_is_uploaded_even_without_its_segment(
-    states: list[State], tmp_path: Path
-) -> None:
+def test_a_batch_with_all_objects_needs_no_segment(states: list[State], tmp_path: Path) -> None:
+    """A batch whose objects are all there is uploaded even without its segment."""
     most = max(len(state.objects) for state in states)
     state = next(state for state in states if len(state.objects) == most)
     assert not [*state.wal.glob("batches/*.uploaded.json")]

@@ -548,7 +548,8 @@ def test_unsorted_rows_are_sorted_by_time_and_stay_whole(convert: Callable[..., 
 # What is no columnar map
 
 
-def test_an_entry_that_is_no_envelope_is_a_dead_letter_and_the_rest_goes_on(convert: Callable[..., Result]) -> None:
+def test_an_entry_that_is_no_envelope_is_a_dead_letter(convert: Callable[..., Result]) -> None:
+    """An entry that is no envelope is a dead letter, and the rest goes on."""
     result = convert([columnar({"a": [1]}), b"\xc1 what is this", columnar({"a": [2]})])
     (letter,) = result.letters
     assert (letter.payload, letter.origin, letter.part) == (b"\xc1 what is this", 1, 0)

@@ -216,7 +216,8 @@ def test_a_time_filter_skips_row_groups(tmp_path: Path) -> None:
     assert len(fragment.subset(wanted).row_groups) == 1
 
 
-def test_a_file_that_lacks_a_later_column_is_finished_and_one_that_has_more_goes_on(tmp_path: Path) -> None:
+def test_a_file_that_lacks_a_later_column_is_finished(tmp_path: Path) -> None:
+    """A file that lacks a later column is finished, and one that has more goes on."""
     written = Written(tmp_path)
     for columns in ({"a": [1]}, {"b": [2]}, {"a": [3]}, {"a": [1.5]}, {"b": [4]}):
         written.writers.append(HOUR_US, table(HOUR_US, 1, **columns), HOUR_US)
@@ -229,9 +230,10 @@ def test_a_file_that_lacks_a_later_column_is_finished_and_one_that_has_more_goes
     ]
 
 
-def test_a_file_of_many_columns_is_finished_before_its_row_groups_fill_the_memory(
+def test_a_file_of_many_columns_is_finished_in_time(
     tmp_path: Path,
 ) -> None:
+    """A file of many columns is finished before its row groups fill the memory."""
     written = Written(tmp_path, OpenFiles(file_cost=open_file_cost(2) + 3 * row_group_cost(2) + 100))
     for group in range(5):
         written.writers.append(HOUR_US, table(HOUR_US + group, 1, n=[group]), HOUR_US + group)

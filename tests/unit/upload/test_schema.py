@@ -178,9 +178,8 @@ def test_a_missing_file_is_an_empty_registry(tmp_path: Path) -> None:
     assert len(SchemaRegistry.load(tmp_path / "none" / "schema.json")) == 0
 
 
-def test_tables_that_changed_longest_ago_are_forgotten_first_also_after_a_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_that_changed_longest_ago_are_forgotten_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that changed longest ago are forgotten first, after a restart, too."""
     monkeypatch.setattr(schema_module, "MAX_TABLES", 3)
     registry = SchemaRegistry(tmp_path / "schema.json")
     for name in ("a", "b", "c", "a", "d"):

@@ -199,9 +199,8 @@ def test_no_identity_is_made_of_one_that_was_cut_off(directory: WALDirectory) ->
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
 @pytest.mark.parametrize("call", ["open_for_reading", "read"])
-def test_an_identity_that_cannot_be_read_stops_the_start_and_is_not_touched(
-    directory: WALDirectory, number: int, call: str
-) -> None:
+def test_an_identity_that_cannot_be_read_stops_the_start(directory: WALDirectory, number: int, call: str) -> None:
+    """An identity that cannot be read stops the start, and is not touched."""
     node = directory.next_boot()
     path = Path(directory.path, "node.json")
     before = path.read_bytes()

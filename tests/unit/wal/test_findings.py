@@ -133,7 +133,8 @@ def test_more_files_than_can_be_compared_are_not_acknowledged(directory: WALDire
     assert open_counts(directory) == {}
 
 
-def test_a_damaged_record_is_kept_and_no_earlier_acknowledgement_counts_for_the_next(directory: WALDirectory) -> None:
+def test_no_acknowledgement_outlives_a_damaged_record(directory: WALDirectory) -> None:
+    """A damaged record is kept, and no earlier acknowledgement counts for the next."""
     findings.note(directory, [damage(number) for number in range(9)])
     acknowledge(directory)
     flip(findings.path_of(directory))
@@ -308,7 +309,7 @@ def test_what_root_acknowledges_the_server_can_read(directory: WALDirectory) -> 
         assert os.stat(os.path.join(directory.path, name)).st_uid == 12345
 
 
-def test_a_root_that_may_not_give_files_away_notes_and_acknowledges_all_the_same(
+def test_a_root_that_may_not_chown_notes_and_acknowledges(
     directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a container without CAP_CHOWN, or where a file server takes root for nobody."""

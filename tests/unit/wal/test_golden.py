@@ -211,7 +211,8 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_file_in_the_repository_has_the_bytes_that_are_written_out_here(name: str) -> None:
+def test_the_file_in_the_repository_has_these_bytes(name: str) -> None:
+    """The file in the repository has the bytes that are written out here."""
     assert (GOLDEN / name).read_bytes() == FILES[name]
 
 

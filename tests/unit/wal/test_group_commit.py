@@ -352,9 +352,7 @@ def test_async_answers_before_any_sync(run: Run) -> None:
     run(test, sync_mode="async", async_interval_seconds=30.0)
 
 
-def test_async_holds_answers_back_while_a_sync_takes_longer_than_the_interval(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_async_holds_answers_back_while_a_sync_takes_long(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """So a power cut never takes more than what was answered within one interval."""
     clock = Clock()
     monkeypatch.setattr(background_sync_module, "time", clock)
@@ -470,7 +468,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-def test_disabled_a_failed_write_is_tried_until_it_succeeds_in_the_same_order(run: Run) -> None:
+def test_disabled_a_failed_write_is_repeated_in_order(run: Run) -> None:
+    """With the WAL disabled, a failed write is tried until it succeeds, in the same order."""
+
     async def test(bench: Bench) -> None:
         with bench.disk.failing("write"):
             bench.append(1, 2)

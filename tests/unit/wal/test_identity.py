@@ -117,7 +117,7 @@ def test_entries_of_many_databases_and_sizes_are_read(file: Path, monkeypatch: p
 @pytest.mark.parametrize("identity", [b"", OTHER, TWIN])
 @pytest.mark.parametrize("where", ["length", "crc", "payload"])
 def test_a_damaged_entry_shows_nothing_of_what_is_in_its_value(file: Path, identity: bytes, where: str) -> None:
-    """The issue's case: entries of another database, past the token's scope, behind one flipped bit."""
+    """The issue's case: entries of another database, past the token's scope, after one flipped bit."""
     payloads = [named(0), named(1, value=forged(identity)), named(2)]
     content, offsets = segment(payloads, closed=True, identity=IDENTITY)
     at = offsets[1] + {"length": 3, "crc": 14, "payload": 40}[where]
@@ -214,7 +214,8 @@ def test_a_damaged_start_costs_no_entry_and_lets_none_in(file: Path, what: str, 
 
 
 @pytest.mark.parametrize("identity", [OTHER, TWIN])
-def test_the_first_block_is_gone_with_the_header_of_an_entry_full_of_others(file: Path, identity: bytes) -> None:
+def test_a_lost_first_block_of_an_entry_full_of_others(file: Path, identity: bytes) -> None:
+    """The first block is gone with the header of an entry full of others."""
     payloads = [named(0, value=b"f" * 4000 + forged(identity)), named(1)]
     content, _ = segment(payloads, closed=True, identity=IDENTITY)
     file.write_bytes(bytes(512) + content[512:])
@@ -223,7 +224,8 @@ def test_the_first_block_is_gone_with_the_header_of_an_entry_full_of_others(file
     assert report.verdict is ScanVerdict.DAMAGED
 
 
-def test_a_forged_end_within_the_last_value_of_an_active_file_settles_nothing(file: Path) -> None:
+def test_a_forged_end_within_the_last_value_settles_nothing(file: Path) -> None:
+    """A forged end within the last value of an active file settles nothing."""
     content, _ = ours(3, closed=False)
     for _ in range(3):  # the offset of the forged end depends on the header before it
         payload = named(3, value=end(1, 0, DAY + 9, TWIN))
@@ -303,7 +305,8 @@ def test_a_file_with_nothing_of_ours_in_it_is_no_log(file: Path, content: bytes)
         SegmentScan(file)
 
 
-def test_a_segment_with_a_damaged_start_and_nothing_intact_is_damaged_not_empty(file: Path) -> None:
+def test_a_damaged_start_and_nothing_intact_is_no_empty_segment(file: Path) -> None:
+    """A segment with a damaged start and nothing intact is damaged, not empty."""
     content, offsets = ours(1, closed=False)
     file.write_bytes(flip(flip(content, 40), offsets[0] + 30))
     entries, report = scan(file)
@@ -359,7 +362,7 @@ def test_a_segment_that_waited_long_for_its_first_entry_is_in_order(file: Path) 
 
 @pytest.fixture(scope="module")
 def sample() -> tuple[bytes, list[int]]:
-    """A segment with every kind of entry there is in the values of a client, beside plain ones."""
+    """A segment with every kind of entry there is in the values of a client, and plain ones."""
     payloads = [
         named(0),
         named(1, value=forged(OTHER)),
@@ -437,7 +440,7 @@ def test_whatever_bit_flips_the_rest_is_read(
 def test_no_bytes_of_a_client_become_a_record(
     tmp_path: Path, pieces: list[bytes], at: int, length: int, fill: bytes
 ) -> None:
-    """A damaged place anywhere behind the start, over the header or within the value of the entry that has them."""
+    """A damaged place anywhere after the start, over the header or within the value of the entry that has them."""
     payloads = [named(0), named(1, value=b"".join(pieces) or b"-"), named(2)]
     content, offsets = segment(payloads, closed=True, identity=IDENTITY)
     begin = offsets[0] + at

@@ -67,7 +67,8 @@ def test_a_full_disk_is_no_obstacle_where_the_start_makes_space(tmp_path: Path, 
             probe(directory, may_free_space)
 
 
-def test_who_has_the_lock_is_told_and_the_lock_of_this_process_is_no_obstacle(tmp_path: Path) -> None:
+def test_who_has_the_lock_is_told(tmp_path: Path) -> None:
+    """Who has the lock is told, and the lock of this process is no obstacle."""
     running, other = WALDirectory(tmp_path), WALDirectory(tmp_path)
     running.make()
     running.lock()

@@ -152,7 +152,8 @@ def test_the_former_life_behind_the_last_entry_is_neither_read_nor_torn(file: Pa
     assert (report.end_offset, report.torn_bytes, report.damage) == (len(present), 0, [])
 
 
-def test_the_remains_of_a_former_entry_are_a_torn_tail_up_to_the_next_whole_one(file: Path) -> None:
+def test_the_remains_of_a_former_entry_are_a_torn_tail(file: Path) -> None:
+    """The remains of a former entry are a torn tail up to the next whole one."""
     former, offsets = segment([columnar(100 + number, 80) for number in range(20)], DAY - HOUR)
     present, _ = segment([columnar(1, 33)])
     file.write_bytes(written_over(former, present))
@@ -237,7 +238,7 @@ def test_a_length_that_is_only_claimed_takes_no_memory(file: Path) -> None:
     assert peak < 100 << 20
 
 
-def test_what_follows_damage_is_found_however_long_the_segment_had_waited_for_it(file: Path) -> None:
+def test_what_follows_damage_is_found_however_late_it_came(file: Path) -> None:
     """A segment is made ahead of need, and its first entry may come weeks later."""
     late = DAY + 60 * 24 * HOUR
     content = HEADER + start(DAY)
@@ -614,7 +615,7 @@ def test_whatever_happens_to_the_bytes_the_rest_is_read(tmp_path: Path, case: Ca
             assert changed
             assert content[read.offset + 4 : read.offset + 12] != intact[read.offset + 4 : read.offset + 12]
     assert len(found) == len(entries)
-    # Damage in front of something intact is counted.
+    # Damage before something intact is counted.
     for number, offset in enumerate(offsets):
         kept = content[offset : ends[offset]]
         was = intact[offset : ends[offset]]

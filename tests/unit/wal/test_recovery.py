@@ -244,9 +244,7 @@ def test_an_end_entry_that_finds_no_space_takes_that_of_the_free_pool(
     assert verdicts(directory) == [ScanVerdict.CLEAN]
 
 
-def test_a_segment_whose_end_entry_finds_no_space_stays_active_and_is_tried_again(
-    directory: WALDirectory, disk: FaultyDisk
-) -> None:
+def test_a_segment_with_no_space_for_its_end_stays_active(directory: WALDirectory, disk: FaultyDisk) -> None:
     """Without its end entry it would count as damaged."""
     content, _ = segment([columnar(1)])
     path = put(directory, content + b"torn")
@@ -409,7 +407,8 @@ def test_counts_that_differ_are_damage_and_are_told(directory: WALDirectory, cap
     assert Path(directory.path, name() + ".sealed").read_bytes() == content
 
 
-def test_a_damaged_start_with_nothing_intact_is_not_taken_for_an_empty_segment(directory: WALDirectory) -> None:
+def test_a_damaged_start_is_not_taken_for_an_empty_segment(directory: WALDirectory) -> None:
+    """A damaged start with nothing intact is not taken for an empty segment."""
     content, offsets = segment([columnar(1, 100, IDENTITY)], identity=IDENTITY)
     damaged = bytearray(content)
     damaged[40] ^= 1
@@ -431,7 +430,7 @@ def test_a_recovered_segment_keeps_its_identity(directory: WALDirectory) -> None
 
 
 def test_a_cut_that_a_power_cut_took_back_is_done_again(directory: WALDirectory) -> None:
-    """Of an earlier recovery: its end entry was kept, and the stale entries behind it are there again."""
+    """Of an earlier recovery: its end entry was kept, and the stale entries after it are there again."""
     stale, _ = segment([columnar(100 + number, 300, TWIN) for number in range(30)], identity=TWIN)
     present, _ = segment([columnar(1, 300, IDENTITY)], identity=IDENTITY)
     Path(directory.path, name()).write_bytes(present)

@@ -64,9 +64,8 @@ def everything(directory: WALDirectory) -> list[str]:
 # Making
 
 
-def test_a_new_segment_is_synced_before_it_is_named_and_named_before_it_is_used(
-    directory: WALDirectory, disk: FaultyDisk
-) -> None:
+def test_a_new_segment_is_synced_then_named_then_used(directory: WALDirectory, disk: FaultyDisk) -> None:
+    """A new segment is synced before it is named, and named before it is used."""
     segment = make(directory)
     assert [call for call in disk.calls if call[0] != "unlink"] == [
         ("create", "new-1-next"),
@@ -110,9 +109,8 @@ def test_a_file_of_the_pool_is_written_over_in_place(directory: WALDirectory, cl
 
 
 @pytest.mark.parametrize("step_us", [-3_600_000_000, -1, 0, 1, 5_000_000])
-def test_a_segment_begins_above_all_that_was_before_whatever_the_clock_does(
-    directory: WALDirectory, clock: Clock, step_us: int
-) -> None:
+def test_a_segment_begins_above_all_earlier_timestamps(directory: WALDirectory, clock: Clock, step_us: int) -> None:
+    """A segment begins above all that was before, whatever the clock does."""
     pool = FreePool(directory, 2)
     first = make(directory)
     add(first)

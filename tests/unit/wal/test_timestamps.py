@@ -43,7 +43,7 @@ def test_one_flipped_bit_is_one_damage_and_the_order_stays(index: int, bit: int)
     breaks_order |= index < 5 and stamps[index] >= good[index + 1]
     breaks_order |= index == 5 and stamps[index] > NEWEST + JUMP_US
     assert len(found) == (1 if breaks_order else 0)
-    # One that is in doubt is the damaged one, or the one beside it: both fit then.
+    # One that is in doubt is the damaged one, or its neighbour: both fit then.
     assert set(found) <= {index - 1, index, index + 1}
     if bit >= 37:  # a day: less is possible for the last one
         assert found == ([index] if breaks_order else [])

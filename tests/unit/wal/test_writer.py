@@ -137,7 +137,7 @@ def test_records_are_read_back_as_they_were_appended(tmp_path: Path) -> None:
     assert three["used"] == 2**64 - 1
 
 
-def test_after_the_clock_was_set_back_records_have_its_time_and_timestamps_go_on(tmp_path: Path) -> None:
+def test_timestamps_go_on_after_the_clock_was_set_back(tmp_path: Path) -> None:
     """As when what was recovered has timestamps that are an hour ahead."""
     ahead = time.time_ns() // 1000 + 3_600_000_000
     writer = WALWriter(str(tmp_path / "wal"), slot=1, last_timestamp=ahead)
@@ -563,9 +563,10 @@ def test_after_half_a_write_a_kill_brings_nothing_back(tmp_path: Path, mode: Syn
 
 
 @pytest.mark.parametrize("operation", ["truncate", "fsync"])
-def test_where_the_cut_fails_too_the_error_says_that_it_may_have_been_written(
+def test_a_failed_cut_is_told_as_may_have_been_written(
     directory: WALDirectory, disk: FaultyDisk, operation: str, tmp_path: Path
 ) -> None:
+    """Where the cut fails too, the error says that it may have been written."""
     writer = WALWriter(directory, 1)
     commit(writer, 1)
     with disk.failing("fdatasync", operation):
@@ -992,9 +993,7 @@ def test_a_rotation_whose_sync_fails_loses_nothing(directory: WALDirectory, disk
     assert writer.stats.failures == 1
 
 
-def test_the_successor_says_what_it_replaces_and_is_complete_before_the_cut(
-    directory: WALDirectory, disk: FaultyDisk, tmp_path: Path
-) -> None:
+def test_the_successor_is_complete_before_the_cut(directory: WALDirectory, disk: FaultyDisk, tmp_path: Path) -> None:
     """Its name decides: a kill before it finds the failed segment whole, one after it the successor."""
     writer = WALWriter(directory, 1, LATER)
     commit(writer, 1)

@@ -153,7 +153,7 @@ REFERENCE = [
         'myMeasurement,tagKey=🍭 fieldKey="Launch 🚀" 1556813561098000000',
         Row("myMeasurement", {"tagKey": "🍭"}, {"fieldKey": "Launch 🚀"}, 1_556_813_561_098_000_000),
     ),
-    *(  # backslashes, in front of something that needs none; `corpus` has names
+    *(  # backslashes, before something that needs none; `corpus` has names
         (f'm f="a{chr(92) * count}b"', _row(f="a" + "\\" * left + "b"))
         for count, left in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3))
     ),
@@ -492,7 +492,8 @@ def test_the_lines_behind_a_string_that_is_not_closed_are_read() -> None:
     assert rows_of(lines.encoded) == [_row(f=1)] + [_row(f=2)] * 40
 
 
-def test_what_a_string_holds_is_never_written_as_lines_even_if_its_line_is_bad() -> None:
+def test_what_a_string_holds_is_never_written_as_lines() -> None:
+    """What a string holds is never written as lines, even if its line is bad."""
     plain = b"m f=2i\n" * 30
     for bad in (
         b'm f="\nm f=1i\nm f=1i\n" x\n',
@@ -726,7 +727,7 @@ LARGE = {
     "newlines": b"\n" * 10 * MB,
     "spaces": b" " * 10 * MB,
     "commas": b"," * MB,
-    "commas behind a field": b"m f=1" + b"," * MB,
+    "commas after a field": b"m f=1" + b"," * MB,
     "a million tags": b"m" + b",a=1" * MB + b" f=1",
     "a million fields": b"m f=1" + b",f=1" * MB,
     "digits": b"m f=" + b"1" * 10 * MB,

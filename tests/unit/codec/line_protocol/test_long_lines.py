@@ -157,7 +157,7 @@ def test_whitespace_may_be_long(spaces: bytes) -> None:
         (b"\n" * MB + b"x", [(MB + 1, "fields are missing at column 2")]),
         (b"\xff" * MB + b" ", [(1, "the measurement has 131072 bytes or more, too many: it begins at column 1")]),
     ],
-    ids=["open", "no end", "bad UTF-8", "bad UTF-8 behind lines", "blank lines", "bad bytes"],
+    ids=["open", "no end", "bad UTF-8", "bad UTF-8 after lines", "blank lines", "bad bytes"],
 )  # fmt: skip
 def test_long_bad_lines_are_told_as_others_are(body: bytes, errors: list[tuple[int, str]]) -> None:
     lines = both(body)

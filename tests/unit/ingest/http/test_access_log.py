@@ -39,7 +39,7 @@ LINE: dict[str, Any] = {
     "commit_ms": 1.5,
     "total_ms": 2.5,
 }
-# The combined format as log readers take it apart, with what is ours behind it.
+# The combined format as log readers take it apart, with what is ours after it.
 COMBINED = re.compile(
     rb"(\S+) - (\S+) \[([^\]]+)\] "
     rb'"(\S+) ((?:[^"\\]|\\.)*) HTTP/1\.1" (\d{3}) (\d+) "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)" '
@@ -240,7 +240,8 @@ def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
     assert path.read_bytes() == b"kept\n"
 
 
-def test_a_file_that_was_moved_gets_what_was_given_before_and_a_new_one_the_rest(tmp_path: Path) -> None:
+def test_a_moved_file_gets_earlier_lines_and_a_new_one_the_rest(tmp_path: Path) -> None:
+    """A file that was moved gets what was given before, and a new one the rest."""
     path = tmp_path / "access.log"
     writer = LineWriter(str(path), opened=4)
     assert writer.reopened == 4

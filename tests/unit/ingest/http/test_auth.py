@@ -58,7 +58,8 @@ def test_no_query_but_one_with_a_token_opens_anything(query: bytes) -> None:
     assert ask(GUARD, {}, query) is not None
 
 
-def test_a_certificate_counts_where_the_query_has_a_retention_policy_and_no_token() -> None:
+def test_a_certificate_counts_with_a_retention_policy_in_a_query() -> None:
+    """A certificate counts where the query has a retention policy and no token."""
     guard = Auth([Token(id="a" * 8, certificate="CN:web-1", scopes=("write",), created=NOW)])
     certificate = Certificate(("CN:web-1",), NOW.timestamp() + 86400)
     assert ask(guard, {}, b"db=x&rp=autogen", certificate=certificate) is None

@@ -187,7 +187,9 @@ def test_long_pieces_of_many_clients_leave_a_place_for_a_short_one() -> None:
     assert "short" in asyncio.run(run())[: _MOST_INTERRUPTED + 2]
 
 
-def test_pieces_of_a_client_that_is_gone_are_not_done_nor_done_to_their_end() -> None:
+def test_pieces_of_a_client_that_is_gone_are_given_up() -> None:
+    """Pieces of a client that is gone are not done nor done to their end."""
+
     async def run() -> Thread:
         thread = Thread(interrupts=True)
         gone = threading.Event()
@@ -229,7 +231,8 @@ def test_an_error_is_told_and_the_next_piece_is_done() -> None:
 
 
 @pytest.mark.slow
-def test_thousands_of_clients_that_wait_are_not_looked_through_with_each_piece() -> None:
+def test_a_piece_does_not_look_through_thousands_of_clients() -> None:
+    """Thousands of clients that wait are not looked through with each piece."""
     looks = 0
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""The end of a connection: which request is the last one, what becomes of bytes behind it, and how long its client has.
+"""The end of a connection: which request is the last one, what becomes of later bytes, and how long its client has.
 
 The connections, the routes and the WAL are the real ones, in this process (tests/support/edge.py).
 """
@@ -93,7 +93,7 @@ def test_nothing_behind_the_clients_own_last_request_is_handled(stalled: Stalled
 
 @READS
 def test_a_draining_worker_commits_nothing_after_the_last_answer(stalled: Stalled, send: Send) -> None:
-    """A worker that drains commits nothing behind the answer that ends a connection."""
+    """A worker that drains commits nothing after the answer that ends a connection."""
     peer = stalled.edge.connect()
     stalled.edge.context.drain()
     send(peer, *[WRITE] * 4)
@@ -105,7 +105,7 @@ def test_a_draining_worker_commits_nothing_after_the_last_answer(stalled: Stalle
 
 @READS
 def test_nothing_after_the_current_request_is_committed_in_a_drain(stalled: Stalled, send: Send) -> None:
-    """Nothing that comes behind the request that is under way at the drain is committed."""
+    """Nothing that comes after the request that is under way at the drain is committed."""
     peer = stalled.edge.connect()
     peer.feed(WRITE + WRITE)
     drain(stalled.edge)
@@ -116,7 +116,8 @@ def test_nothing_after_the_current_request_is_committed_in_a_drain(stalled: Stal
 
 
 @pytest.mark.parametrize("at", [5, len(WRITE) - len(BODY) - 1])
-def test_a_head_that_has_begun_before_the_drain_is_no_request_behind_the_last_one(stalled: Stalled, at: int) -> None:
+def test_a_head_begun_before_the_drain_is_no_further_request(stalled: Stalled, at: int) -> None:
+    """A head that has begun before the drain is no request after the last one."""
     peer = stalled.edge.connect()
     peer.feed(WRITE + WRITE[:at])
     drain(stalled.edge)
@@ -184,6 +185,56 @@ def test_a_silent_client_has_the_header_timeout_until_it_has_sent() -> None:
         assert used.transport.closed
 
 
+@pytest.mark.parametrize(
+    ("front", "trickle", "seconds"),
+    [
+        (b"", WRITE[: WRITE.index(b"\r\n\r\n")], 5),
+        (request_bytes("POST", V2, b"", {"Content-Length": "500"}), b"x" * 100, 40),
+        (request_bytes("POST", V2, b"", {"Transfer-Encoding": "chunked"}), b"c8\r\n" + b"x" * 100, 40),
+        # It is not of the body, so no byte of that comes within the body's timeout.
+        (request_bytes("POST", V2, b"", {"Transfer-Encoding": "chunked"}), b"5;a=" + b"x" * 100, 10),
+    ],
+    ids=["head", "length", "chunks", "chunk extension"],
+)
+def test_a_byte_each_second_moves_no_total_timeout(front: bytes, trickle: bytes, seconds: int) -> None:
+    with Edge(header_timeout_seconds=5, body_timeout_seconds=10, max_body_seconds=40) as edge:
+        peer = edge.connect()
+        if front:
+            peer.feed(front)
+        for byte in trickle[:seconds]:
+            assert peer.statuses == []
+            peer.feed(bytes([byte]))
+            edge.pass_seconds(1)
+        edge.pass_seconds(0.5)
+        assert peer.statuses == [408]
+        assert peer.transport.ended
+
+
+def test_a_body_that_pauses_for_less_than_its_timeout_is_taken() -> None:
+    with Edge(body_timeout_seconds=10) as edge:
+        peer = edge.connect()
+        peer.feed(WRITE[: -len(BODY)])
+        for byte in BODY:
+            edge.pass_seconds(9)
+            peer.feed(bytes([byte]))
+        edge.settle()
+        assert peer.statuses == [202]
+
+
+def test_a_refused_body_may_come_for_longer_than_a_client_may_linger() -> None:
+    """As of most programs, which read no answer before they have sent all."""
+    with Edge(max_body_mb=1, body_timeout_seconds=10) as edge:
+        peer = edge.connect()
+        peer.feed(request_bytes("POST", V2, b"", {"Content-Length": str(32 << 20)}))
+        assert peer.statuses == [413]
+        for _ in range(4):
+            peer.feed(bytes(1000))
+            edge.pass_seconds(LINGER_SECONDS * 0.9)
+            assert not peer.transport.closed
+        edge.pass_seconds(LINGER_SECONDS)
+        assert peer.transport.closed
+
+
 def test_whoever_takes_a_byte_now_and_then_is_waited_for_and_not_for_ever() -> None:
     linger = Linger(0.0, longest_seconds=100.0, sending_seconds=10.0)
     for now in range(0, 100, 10):
@@ -238,9 +289,7 @@ def write_and_pause(peer: Peer, data: bytes) -> None:
     peer.connection.pause_writing()
 
 
-def test_what_comes_in_one_read_with_the_end_of_a_tls_connection_is_committed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_that_has_the_end_of_tls_too_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TLS ends both directions at once, so that a rest of the read has no other turn; its answers are lost."""
     with Edge(tmp_path, budget=TimeBudget(slice_seconds=0.0001, turn_seconds=math.inf)) as edge:
         peer = edge.connect()

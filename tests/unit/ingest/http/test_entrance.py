@@ -61,7 +61,8 @@ def test_the_header_may_come_byte_by_byte_and_requests_with_it(server: Whose, he
             assert client.receive().json() == ["192.0.2.7", "192.0.2.7"]
 
 
-def test_forwarded_addresses_count_for_each_request_where_the_client_is_a_proxy(server: Whose) -> None:
+def test_each_request_of_a_proxy_has_its_forwarded_address(server: Whose) -> None:
+    """Forwarded addresses count for each request where the client is a proxy."""
     url = server.listen(server.trust("127.0.0.1", "10.0.0.0/8"))
     inner = V1.replace(b"192.0.2.7", b"10.0.0.7")
     with Client(url, preamble=inner) as client:

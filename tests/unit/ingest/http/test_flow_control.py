@@ -103,7 +103,7 @@ def test_many_requests_of_one_read_are_answered_in_order(edge: Edge) -> None:
 
 
 def test_a_body_after_the_most_waiting_heads_is_read_in_the_end(tmp_path: Path) -> None:
-    """A body behind as many bytes of heads as may wait is read once they are answered."""
+    """A body after as many bytes of heads as may wait is read once they are answered."""
     with Edge(tmp_path) as edge:
 
         def write(number: int, pad: int) -> bytes:  # each with a head that is not known
@@ -122,7 +122,8 @@ def test_a_body_after_the_most_waiting_heads_is_read_in_the_end(tmp_path: Path) 
         assert peer.statuses == [202] * (many + 1)
 
 
-def test_requests_of_a_client_that_does_not_read_are_not_handled_until_it_does(edge: Edge) -> None:
+def test_requests_of_a_client_wait_until_it_reads_answers(edge: Edge) -> None:
+    """Requests of a client that does not read are not handled until it does."""
     peer = edge.connect()
     peer.feed(WRITE)
     peer.connection.pause_writing()  # as the transport does when too much waits to be sent
@@ -147,7 +148,7 @@ def test_a_client_that_does_not_read_while_requests_of_it_wait_is_cut_off(edge: 
     assert peer.transport.closed
 
 
-# The log is behind
+# The WAL is slower than its clients
 
 
 def test_only_writers_are_not_read_while_too_much_waits_for_the_wal(tmp_path: Path) -> None:
@@ -203,9 +204,8 @@ def test_a_large_body_is_taken_if_nothing_of_its_client_waits(
         assert [peer.statuses for peer in (busy, newcomer, late)] == [[202], [202], [202]]
 
 
-def test_nothing_is_encoded_while_much_waits_for_the_wal_and_all_of_it_afterwards(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoding_waits_while_much_waits_for_the_wal(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is encoded while much waits for the WAL, and all of it afterwards."""
     monkeypatch.setattr(context, "_ENCODED_AHEAD_BYTES", -1)  # what waits is always more
     sender, small = edge.connect(), edge.connect()
     encoded: list[int] = []
@@ -347,7 +347,8 @@ def test_a_first_body_that_brings_enough_is_not_refused_while_others_wait(edge: 
     assert first.statuses == [202]
 
 
-def test_whoever_waits_for_room_longer_than_the_body_timeout_is_503_and_not_408(edge: Edge) -> None:
+def test_a_long_wait_for_room_is_503_and_not_408(edge: Edge) -> None:
+    """Whoever waits for room longer than the body timeout is 503 and not 408."""
     first, second = edge.connect(), edge.connect()
     request = large(1_000_000)
     at = feed(first, request[:600_000])
@@ -385,7 +386,7 @@ def test_of_too_many_small_bodies_the_latest_is_refused(edge: Edge) -> None:
 
 
 def test_a_head_that_never_ends_gives_way_to_bodies(tmp_path: Path) -> None:
-    """A head that never ends behind the last request of a client gives way to bodies."""
+    """A head that never ends, after the last request of a client gives way to bodies."""
     disk = FaultyDisk()
     with Edge(tmp_path, disk, max_body_mb=1, max_inflight_mb=1, header_timeout_seconds=50) as edge:
         may_write = threading.Event()

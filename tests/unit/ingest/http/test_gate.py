@@ -303,7 +303,8 @@ def test_a_reload_changes_the_limits_of_tokens() -> None:
 # Connections
 
 
-def test_connections_of_an_address_are_counted_over_all_workers_to_their_end() -> None:
+def test_connections_of_an_address_count_over_all_workers() -> None:
+    """Connections of an address are counted over all workers to their end."""
     node = Node(per_address(connections=3), 2)
     opened = [Connection() for _ in range(5)]
     outcomes = [answered(node.gates[number % 2].opened(one)) for number, one in enumerate(opened)]  # type: ignore[arg-type]
@@ -316,7 +317,8 @@ def test_connections_of_an_address_are_counted_over_all_workers_to_their_end() -
     assert node.gates[1]._held == {}
 
 
-def test_a_token_counts_each_connection_once_and_several_tokens_may_share_one() -> None:
+def test_a_token_counts_each_of_its_connections_once() -> None:
+    """A token counts each connection once, and several tokens may share one."""
     text, token = new_token(connections=2)
     other_text, other = new_token(connections=1)
     node = Node(Limits(), 2, Auth([token, other]))

@@ -224,7 +224,9 @@ def ids_of(peer: Peer) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["X-Request-Id", "X-Request-ID", "x-request-id"])
-def test_a_head_that_differs_in_its_id_alone_is_known_and_answered_with_its_own(edge: Edge, name: str) -> None:
+def test_a_head_with_another_id_is_known_and_has_its_own_answer(edge: Edge, name: str) -> None:
+    """A head that differs in its id alone is known, and answered with its own id."""
+
     def write(number: int) -> bytes:
         return request_bytes("POST", V2, BODY, {name: f"id-{number}"})
 

@@ -157,7 +157,8 @@ def test_a_worker_that_drains_answers_one_more_request_of_a_rest(edge: Edge) -> 
     assert bytes(peer.transport.written).count(b"Connection: close") == 1
 
 
-def test_clients_that_do_not_read_answers_do_not_take_the_place_of_those_that_do(edge: Edge) -> None:
+def test_clients_that_do_not_read_take_no_place_of_others(edge: Edge) -> None:
+    """Clients that do not read answers do not take the place of those that do."""
     unread = [edge.connect() for _ in range(3)]
     for peer in unread:
         peer.connection.pause_writing()
