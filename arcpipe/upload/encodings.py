@@ -87,12 +87,16 @@ def _is_wide(column: pa.ChunkedArray) -> bool:
     ends: list[int] = []
     for number in range(column.num_chunks):
         chunk = column.chunk(number)
-        values = _numbers(chunk)
-        if chunk.null_count and len(values) and int(values.max()) - int(values.min()) >= _FAR:  # of a null, perhaps
-            values = _numbers(chunk.drop_null())
-        if len(values):
+        if chunk.null_count and (column.num_chunks > 1 or _range(_numbers(chunk)) >= _FAR):
+            chunk = chunk.drop_null()  # the values of nulls are any
+        if len(chunk):
+            values = _numbers(chunk)
             ends += int(values.min()), int(values.max())
     return bool(ends) and max(ends) - min(ends) >= _FAR
+
+
+def _range(values: np.ndarray) -> int:
+    return int(values.max()) - int(values.min())
 
 
 def _has_gap(times: pa.ChunkedArray) -> bool:
