@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 JOBS = $(shell echo $$(($$(nproc) + 2)))
 
 SPARK_VERSIONS ?= 3.5.1 3.5.9 4.0.0 4.1.4
+# Iceberg's reader of Parquet, in a Spark of these: its runtime for Spark is a jar of 47 MB, which Maven fetches.
+ICEBERG ?= 3.5.9/iceberg-1.10.1
+ICEBERG_JAR := org.apache.iceberg:iceberg-spark-runtime-3.5_2.12
 
 # Telegraf with what the tests need: its other plugins would take half an hour to compile.
 TELEGRAF := github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
@@ -62,13 +65,17 @@ test-readers: test-env ## read the files with every engine of Python, ClickHouse
 	$(BIN)/pytest -n $(JOBS) --dist worksteal tests/readers $(ARGS)
 
 # Spark is 300 MB to 500 MB a version, and needs Java 17 or newer; each version gets an environment of its own.
-test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) ## read the files with Spark, SPARK_VERSIONS (3.5.1 3.5.9 4.0.0 4.1.4); needs Java
-	ARCPIPE_TEST_SPARK='$(SPARK_VERSIONS)' $(BIN)/pytest -n 0 tests/readers -k spark $(ARGS)
+test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) $(ICEBERG:%=.venv-spark-%.jar) ## read the files with Spark, SPARK_VERSIONS (3.5.1 3.5.9 4.0.0 4.1.4), and with Iceberg; needs Java, and Maven or ICEBERG=
+	ARCPIPE_TEST_SPARK='$(SPARK_VERSIONS) $(ICEBERG)' $(BIN)/pytest -n 0 tests/readers -k spark $(ARGS)
 
 .venv-spark-%/.installed:
 	$(PYTHON) -m venv .venv-spark-$*
 	.venv-spark-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile pyspark==$*
 	@touch $@
+
+.venv-spark-$(ICEBERG).jar: .venv-spark-$(firstword $(subst /, ,$(ICEBERG)))/.installed
+	mvn -q dependency:copy -Dartifact=$(ICEBERG_JAR):$(lastword $(subst -, ,$(ICEBERG))) -DoutputDirectory='$(CURDIR)/$(@D)'
+	mv $(@D)/iceberg-spark-runtime-*.jar $@
 
 test-clients: test-env ## write with real clients: of Python, and Telegraf, JavaScript's and Go's where Node.js and Go are installed
 	@mkdir -p .clients/node && cp tests/clients/node/* .clients/node

@@ -49,28 +49,37 @@ def expectation(disk: RecordingDisk, after: int, plan: Plan, kind: str = "power 
     durable: set[int] = set()
     objects: dict[str, bytes] = {}
     failed_sync = False
-    for operation in disk.log[:after]:
+    for position, operation in _news(disk, len(disk.log)):
+        if position >= after:
+            break
         if isinstance(operation, FailedSync):
             failed_sync = True
-        elif isinstance(operation, Note):
-            if operation.kind == "sent":
-                sent.update(operation.value)
-            elif operation.kind == "refused":
-                refused.update(operation.value)
-            elif operation.kind == "answered":
-                answered.update(operation.value)
-            elif operation.kind == "durable":
-                durable.update(operation.value)
-            elif operation.kind == "put":
-                objects[operation.value[0]] = operation.value[1]
-            elif operation.kind == "deleted":
-                objects.pop(operation.value, None)
+        elif operation.kind == "sent":
+            sent.update(operation.value)
+        elif operation.kind == "refused":
+            refused.update(operation.value)
+        elif operation.kind == "answered":
+            answered.update(operation.value)
+        elif operation.kind == "durable":
+            durable.update(operation.value)
+        elif operation.kind == "put":
+            objects[operation.value[0]] = operation.value[1]
+        elif operation.kind == "deleted":
+            objects.pop(operation.value, None)
     if plan.sync_mode == "off":
         answered = answered if kind == "end" else set()
     # With `async`, what is acknowledged lives in memory until a sync succeeds: a kill after a failed one takes it.
     promised = durable if "power cut" in kind or (kind == "kill" and failed_sync) else answered
     is_synced = plan.sync_mode != "off"
     return Expectation(sent, refused, frozenset(promised), objects, is_synced, is_synced and kind != "second power cut")
+
+
+@functools.lru_cache(4)
+def _news(disk: RecordingDisk, length: int) -> list[tuple[int, FailedSync | Note]]:
+    """List the few operations from which the world knows something, with their positions in a log of this length."""
+    return [
+        (at, operation) for at, operation in enumerate(disk.log[:length]) if isinstance(operation, FailedSync | Note)
+    ]
 
 
 class Outcome(NamedTuple):

@@ -188,7 +188,10 @@ def _find(path: Any) -> tuple[RecordingDisk, str] | None:
         return None
     base, _, rest = text[1:].partition("/")
     disk = _mounted.get("/" + base)
-    return None if disk is None else (disk, os.path.normpath(rest) if rest else ".")
+    if disk is None:
+        return None
+    is_plain = rest and "//" not in rest and "/." not in f"/{rest}" and rest[-1] != "/"
+    return disk, rest if is_plain else os.path.normpath(rest)
 
 
 def _require_parent(disk: RecordingDisk, path: str) -> None:

@@ -15,7 +15,10 @@ from tests.readers.model import Row
 from tests.support.program import ROOT
 
 VERSIONS: Final = os.environ.get("ARCPIPE_TEST_SPARK", "").split()
-"""Versions of pyspark that are installed in `.venv-spark-VERSION`: `make test-spark` does it."""
+"""Versions of pyspark that are installed in `.venv-spark-VERSION`: `make test-spark` does it.
+
+`3.5.9/iceberg-1.10.1` is that of Spark and a jar in the same place: Spark reads with Iceberg's reader of Parquet then.
+"""
 
 
 class SparkError(Exception):
@@ -26,10 +29,13 @@ class Spark:
     """A running Spark of one version. Its first answer takes several seconds."""
 
     def __init__(self, version: str) -> None:
+        version, _, iceberg = version.partition("/")
+        environment = ROOT / f".venv-spark-{version}"
+        jars = [environment / f"{iceberg}.jar"] if iceberg else []
         self._directory = Path(tempfile.mkdtemp(prefix="arcpipe-spark-"))
         self._errors = (self._directory / "stderr").open("wb")
         self._process = subprocess.Popen(
-            [ROOT / f".venv-spark-{version}" / "bin" / "python", Path(__file__).with_name("spark_process.py")],
+            [environment / "bin" / "python", Path(__file__).with_name("spark_process.py"), *jars],
             cwd=self._directory,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
