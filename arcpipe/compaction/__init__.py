@@ -24,7 +24,7 @@ first takes the plan that is there to its end:
 | state | what may be in the store | what is done |
 |---|---|---|
 | planned | hidden objects | they are deleted, then the plan is removed |
-| committed | all outputs, hidden or renamed; the inputs | the rest is renamed, inputs are deleted, the plan is removed |
+| committed | all outputs, hidden or renamed; inputs | the rest is renamed, inputs are deleted, then the plan |
 
 No input is deleted before every output was seen under its name, with its size. If an output of a committed plan is
 neither hidden nor renamed, somebody else removed it. Are all inputs there, the plan starts over: its outputs that are
