@@ -6,7 +6,6 @@
     verify(outputs)                              # read back: the same rows, column by column
     plans.write(committed)                       # THE COMMIT POINT: from here on it is only finished
     rename each output to its name; look that all are there
-    plans.write(deleting)                        # from here on the outputs are not needed any more
     delete the inputs; plans.remove()
 
 **Whose files.** A node merges the files that it uploaded itself, and no others. Each name has the node's id. So two
@@ -25,12 +24,12 @@ first takes the plan that is there to its end:
 | state | what may be in the store | what is done |
 |---|---|---|
 | planned | hidden objects | they are deleted, then the plan is removed |
-| committed | all outputs, hidden or renamed; all inputs | the rest is renamed; then as `deleting` |
-| deleting | all outputs under their names; some inputs | the inputs are deleted, then the plan is removed |
+| committed | all outputs, hidden or renamed; inputs | the rest is renamed, inputs are deleted, then the plan |
 
 No input is deleted before every output was seen under its name, with its size. If an output of a committed plan is
-neither hidden nor renamed, somebody removed it. The inputs are all there then, and the plan starts over: its outputs
-that are visible are deleted first.
+neither hidden nor renamed, somebody else removed it. Are all inputs there, the plan starts over: its outputs that are
+visible are deleted first. Are they all gone, the merge was over, and only its plan was left. Are some gone, nothing is
+deleted any more, and an operator decides.
 
 **Late requests.** A request of a process that was killed may arrive at the store after its successor has begun.
 A put makes a hidden object: it is removed by the next look at the hidden folder. A rename makes an output that the

@@ -196,12 +196,9 @@ class Merge:
     async def _finish(self, plan: Plan) -> float:
         """Make the outputs visible and delete the inputs. Returns the seconds in which readers saw both."""
         started = time.monotonic()
-        if plan.state == "committed":
-            if not await self._publish(plan):
-                await self._start_over(plan)
-                return 0.0
-            plan = msgspec.structs.replace(plan, state="deleting")
-            self._plans.write(plan)
+        if not await self._publish(plan):
+            await self._start_over(plan)
+            return 0.0
         await self._delete_inputs(plan)
         seconds = time.monotonic() - started
         await self.clean()
@@ -230,13 +227,17 @@ class Merge:
         return all(visible.get(one.key) == one.size for one in plan.outputs)
 
     async def _start_over(self, plan: Plan) -> None:
-        """Undo a committed plan of which an output is nowhere. No input was deleted by this plan.
+        """Undo a committed plan of which an output is nowhere, because somebody else deleted it.
 
         Raises:
-            Stuck: inputs are missing, too.
+            Stuck: some inputs are missing, too.
         """
         visible = await self._sizes(plan.folder + "/")
         lost = [one.key for one in plan.inputs if visible.get(one.key) != one.size]
+        if len(lost) == len(plan.inputs):
+            log.warning("a merge in %s was over, and files of it were deleted since: its plan is removed", plan.folder)
+            await self._undo()
+            return
         if lost:
             raise Stuck(
                 f"a merge in {plan.folder} can neither be finished nor undone: outputs are missing, and so are "

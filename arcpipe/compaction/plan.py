@@ -25,7 +25,7 @@ VERSION: Final = 1
 HIDDEN_FOLDER: Final = ".arcpipe/compaction"
 """The folder of outputs that are not visible yet. Their names end in none that a reader looks for."""
 
-State = Literal["planned", "committed", "deleting"]
+State = Literal["planned", "committed"]
 
 
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -30,7 +30,7 @@ from arcpipe.lake.spool import SpoolMemory
 from arcpipe.units import MB
 
 _SAMPLE_ROWS: Final = 65_536  # of all inputs together
-_SAMPLE_FILES: Final = 64  # inputs of which a sample is taken
+_SAMPLE_FILES: Final = 16  # inputs of which a sample is taken
 _MOST_RANGES: Final = 400  # open files, each with a buffer of 64 KB
 _SPARE: Final = 1.5  # ranges are made this much smaller than what fits, because a sample is not exact
 _DEEPEST: Final = 3  # a range that is too large is cut again, this often
@@ -128,25 +128,27 @@ class Rewrite:
     def _look(self, inputs: OpenInputs, count: int) -> tuple[list[pa.Table] | None, int]:
         """Read all columns, and all rows if they fit in memory; else a sample, and estimate the bytes."""
         tables: list[pa.Table] | None = []
-        total = 0
+        read_bytes = read_rows = rows = 0
         every = max(count // _SAMPLE_FILES, 1)
         for number, context in enumerate(inputs()):
             self._pause()
             with context as file:
                 self._join(file)
-                if tables is None and number % every:
+                rows += file.rows
+                is_sampled = number % every == 0
+                if tables is None and not is_sampled:
                     continue
-                size = 0
-                for table in file.tables():
-                    size += table.nbytes
-                    if tables is not None:
-                        tables.append(table)
-                    if number % every == 0:
+                for table in file.tables(None if tables is not None else SortColumns.of(file.schema).names):
+                    if is_sampled:
                         self._take_sample(table, file, count)
-                    if tables is not None and total + size > self._bounds.sort_bytes:
+                    if tables is None:
+                        continue
+                    tables.append(table)
+                    read_bytes += table.nbytes
+                    read_rows += len(table)
+                    if read_bytes > self._bounds.sort_bytes:
                         tables = None
-            total += size if tables is not None else size * every
-        return tables, total
+        return tables, read_bytes * rows // max(read_rows, 1)
 
     def _join(self, file: InputFile) -> None:
         metadata = file_metadata(file.database, file.measurement, self._merge)
@@ -169,7 +171,8 @@ class Rewrite:
     def _take_sample(self, table: pa.Table, file: InputFile, count: int) -> None:
         wanted = max(_SAMPLE_ROWS // min(count, _SAMPLE_FILES) * len(table) // max(file.rows, 1), 1)
         rows = np.linspace(0, len(table) - 1, min(wanted, len(table))).astype(np.int64)
-        self._sampled.append(table.take(pa.array(rows)))
+        names = SortColumns.of(file.schema).names
+        self._sampled.append(table.select(names).take(pa.array(rows)))
 
     # Sorting
 

@@ -21,6 +21,7 @@ _SEGMENT_TOO_OLD: Final = 2.0  # times wal.max_age_seconds
 _DISK_USED: Final = 0.8  # of the disk
 _BACKLOG_USED: Final = 0.5  # of wal.max_backlog_mb
 _STARTING_SECONDS: Final = 5.0  # time for the first start of a process; the same as for a silent one
+_COMPACTION_SECONDS: Final = 60.0  # time for the first start of compaction, which comes last
 _FAILED_STARTS: Final = 3  # in a row; the issue "restarts" reports one or two
 
 _SALVAGE: Final = (
@@ -101,6 +102,35 @@ def _restarts(snapshot: Snapshot) -> Found:
             f"processes have died since the start: {snapshot.worker_restarts} × a worker, "
             f"{snapshot.uploader_restarts} × the uploader",
             "the log says how each died ('died:'); SIGKILL usually means that memory ran out (dmesg)",
+        )
+
+
+def _compaction_down(snapshot: Snapshot) -> Found:
+    compaction = snapshot.compaction
+    if compaction is None or compaction.alive or snapshot.draining or snapshot.uptime_seconds < _COMPACTION_SECONDS:
+        return
+    yield (
+        f"compaction has sent no heartbeat for {compaction.heartbeat_age_seconds:.0f} s, and has failed to start or "
+        f"ended early {compaction.failed_starts} times in a row",
+        "uploads go on, and small files stay as they are; the log shows why it died ('compaction')",
+    )
+
+
+def _compaction_stopped(snapshot: Snapshot) -> Found:
+    if snapshot.compaction is not None and snapshot.compaction.stopped:
+        yield (
+            "compaction cannot go on: a plan that it had begun needs a decision; nothing more is merged or deleted",
+            "the log says which ('compaction cannot go on'); operations.md has the steps",
+        )
+
+
+def _compaction_mismatch(snapshot: Snapshot) -> Found:
+    if snapshot.compaction is not None and snapshot.compaction.mismatches:
+        yield (
+            f"{snapshot.compaction.mismatches} × compaction wrote other rows than it had read; it removed what it had "
+            "written, and the files stay as they are",
+            "check the machine's memory and disk (dmesg); report it with the lines of the log if both are well; set "
+            "compaction.enabled = false until then",
         )
 
 
@@ -386,6 +416,9 @@ RULES: Final = (
     Rule("lost_segments", "critical", _lost_segments),
     Rule("lost_records", "critical", _lost_records),
     Rule("certificate_expires", "critical", _certificate_expired),
+    Rule("compaction_mismatch", "critical", _compaction_mismatch),
+    Rule("compaction_stopped", "warning", _compaction_stopped),
+    Rule("compaction_down", "warning", _compaction_down),
     Rule("segment_too_old", "warning", _segment_too_old),
     Rule("failed_starts", "warning", _failed_starts),
     Rule("disk_usage", "warning", _disk_usage),

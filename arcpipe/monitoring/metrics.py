@@ -84,6 +84,7 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _backlog(snapshot)
     yield from _disk(snapshot)
     yield from _upload(snapshot)
+    yield from _compaction(snapshot)
 
 
 def _instance(snapshot: Snapshot) -> Iterator[Metric]:
@@ -362,6 +363,32 @@ def _upload(snapshot: Snapshot) -> Iterator[Metric]:
             "End of the last upload of a batch, Unix time.",
             snapshot.time - uploader.last_upload_age_seconds,
         )
+
+
+def _compaction(snapshot: Snapshot) -> Iterator[Metric]:
+    compaction = snapshot.compaction
+    if compaction is None:
+        return
+    for name, text, value in (
+        ("looks", "Looks through the whole lake.", compaction.looks),
+        ("merges", "Merges of files of one hour.", compaction.merges),
+        ("input_files", "Files that were merged.", compaction.files_in),
+        ("output_files", "Files that merges made.", compaction.files_out),
+        ("input_bytes", "Bytes of the files that were merged.", compaction.bytes_in),
+        ("output_bytes", "Bytes of the files that merges made.", compaction.bytes_out),
+        ("rows", "Rows in the files that merges made.", compaction.rows),
+        ("superseded_rows", "Rows that a later one of the same point replaced.", compaction.superseded),
+        ("failures", "Merges and looks that failed and are tried again.", compaction.failures),
+        ("mismatches", "Merges that wrote other rows than they had read, and were undone.", compaction.mismatches),
+    ):
+        yield CounterMetricFamily(f"arcpipe_compaction_{name}", text, value)
+    for name, text, value in (
+        ("waiting_hours", "Hours that this look has still to merge.", compaction.waiting_hours),
+        ("waiting_files", "Files in these hours.", compaction.waiting_files),
+        ("left_files", "Files that cannot be merged and stay as they are.", compaction.left_alone),
+        ("stopped", "1 while a plan waits for an operator.", int(compaction.stopped)),
+    ):
+        yield _gauge(f"arcpipe_compaction_{name}", text, value)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

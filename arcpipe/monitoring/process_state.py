@@ -16,6 +16,7 @@ from arcpipe.counters import (
     REFUSAL_CODES,
     RETRY_KINDS,
     UPLOAD_BOUNDS_US,
+    Compaction,
     Counters,
     Uploader,
     Worker,
@@ -26,6 +27,8 @@ _MICRO: Final = 1_000_000
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 # A process whose last heartbeat is older hangs, or is gone.
 _SILENT_SECONDS: Final = 5.0
+COMPACTION_SILENT_SECONDS: Final = 60.0
+"""The same for compaction: a step over a wide table may hold its interpreter for some seconds. Nobody waits for it."""
 
 
 class Distribution(Struct, frozen=True):
@@ -134,6 +137,61 @@ class UploaderState(Struct, frozen=True):
     last_upload_age_seconds: float | None
     retries: dict[str, int]
     upload_seconds: Distribution
+
+
+class CompactionState(Struct, frozen=True):
+    """The compaction process. A restart of it does not reset the counters."""
+
+    pid: int
+    alive: bool
+    failed_starts: int  # consecutive failed starts and early deaths
+    restarts: int
+    heartbeat_age_seconds: float
+    memory_bytes: int
+    looks: int  # through the whole lake
+    last_look_age_seconds: float | None
+    merges: int
+    files_in: int
+    files_out: int
+    bytes_in: int
+    bytes_out: int
+    rows: int
+    superseded: int  # rows that a later one of the same point replaced
+    failures: int
+    mismatches: int  # merges that wrote other rows than they had read; nothing of them became visible
+    waiting_hours: int  # folders that this look has still to merge
+    waiting_files: int  # files in them
+    left_alone: int  # files that cannot be merged
+    stopped: bool  # by a plan that waits for an operator
+
+
+def compaction_state(counters: Counters, now: int) -> CompactionState:
+    """Read the block of the compaction process; `now` is of the steady clock, in µs."""
+    block = counters.compaction
+    heartbeat, last = age_seconds(block[Compaction.HEARTBEAT_US], now), block[Compaction.LAST_LOOK_US]
+    return CompactionState(
+        pid=block[Compaction.PID],
+        alive=bool(block[Compaction.PID]) and heartbeat < COMPACTION_SILENT_SECONDS,
+        failed_starts=block[Compaction.FAILED_STARTS],
+        restarts=block[Compaction.RESTARTS],
+        heartbeat_age_seconds=heartbeat,
+        memory_bytes=_memory_bytes(block[Compaction.PID]),
+        looks=block[Compaction.LOOKS],
+        last_look_age_seconds=age_seconds(last, now) if last else None,
+        merges=block[Compaction.MERGES],
+        files_in=block[Compaction.FILES_IN],
+        files_out=block[Compaction.FILES_OUT],
+        bytes_in=block[Compaction.BYTES_IN],
+        bytes_out=block[Compaction.BYTES_OUT],
+        rows=block[Compaction.ROWS],
+        superseded=block[Compaction.SUPERSEDED],
+        failures=block[Compaction.FAILURES],
+        mismatches=block[Compaction.MISMATCHES],
+        waiting_hours=block[Compaction.WAITING_FOLDERS],
+        waiting_files=block[Compaction.WAITING_FILES],
+        left_alone=block[Compaction.LEFT_ALONE],
+        stopped=bool(block[Compaction.STOPPED]),
+    )
 
 
 def worker_state(counters: Counters, slot: int, now: int) -> WorkerState:

@@ -21,6 +21,7 @@ from arcpipe.counters import (
     BEGUN,
     ENDINGS,
     STATUSES,
+    Compaction,
     Counters,
     Endings,
     Uploader,
@@ -34,7 +35,14 @@ from arcpipe.counters import Node as NodeBlock
 from arcpipe.monitoring import directory_look
 from arcpipe.monitoring.directory_look import DirectoryLook, FileCount, Unacknowledged
 from arcpipe.monitoring.process_figures import ProcessFigures, look_at
-from arcpipe.monitoring.process_state import UploaderState, age_seconds, uploader_state, worker_state
+from arcpipe.monitoring.process_state import (
+    CompactionState,
+    UploaderState,
+    age_seconds,
+    compaction_state,
+    uploader_state,
+    worker_state,
+)
 from arcpipe.monitoring.process_state import WorkerState as WorkerState
 from arcpipe.wal.directory import WALDirectory
 
@@ -107,6 +115,7 @@ class Snapshot(Struct, frozen=True):
     processes: dict[str, ProcessFigures] = {}  # "supervisor", "uploader", "ingest 1" and so on; running ones only
     endings: dict[str, Ending] = {}  # by kind: certificate, client_ca, token; the most urgent of each
     tokens: dict[str, int] = {}  # by state: active, expired, revoked; empty without auth.enabled
+    compaction: CompactionState | None = None  # without compaction.enabled
     unshipped_limit_seconds: float = UNSHIPPED_SECONDS  # at a higher age of the oldest record, uploads are behind
 
 
@@ -170,6 +179,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         processes=_processes(counters),
         endings=_endings(counters.endings),
         tokens=_tokens(counters.endings) if settings.auth.enabled else {},
+        compaction=compaction_state(counters, now) if settings.compaction.enabled else None,
         # A segment is sealed at the first of these ages.
         unshipped_limit_seconds=min(settings.flush.max_age_seconds, wal.max_age_seconds) + UNSHIPPED_SECONDS,
     )
@@ -182,6 +192,7 @@ encode = msgspec.json.Encoder().encode
 def _processes(counters: Counters) -> dict[str, ProcessFigures]:
     # Only children of the supervisor call this, and none outlives it.
     pids = {"supervisor": os.getppid(), "uploader": counters.uploader[Uploader.PID]}
+    pids["compaction"] = counters.compaction[Compaction.PID]
     pids |= {f"ingest {slot}": counters.worker(slot)[Worker.PID] for slot in range(1, counters.workers + 1)}
     return {name: look_at(pid) for name, pid in pids.items() if pid}
 

@@ -36,6 +36,9 @@ _UPLOAD_MARKERS: Final = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextU
 _LIST_MARKERS: Final = {"ContinuationToken": "NextContinuationToken"}
 # Deletes that run at once: a thousand objects take some seconds, and leave connections for puts.
 _DELETES_AT_ONCE: Final = 16
+_DELETES_OF_A_REQUEST: Final = 1000  # S3's own limit
+# Answers of servers that do not know the request for several objects.
+_HAS_NO_SUCH_REQUEST: Final = {400, 404, 405, 411, 501}
 # Objects whose open uploads are remembered, 200 bytes each. The parts of a forgotten one go on costing space.
 _MAX_LEFT_OPEN: Final = 1000
 
@@ -87,6 +90,7 @@ class S3Store:
         )
         self._connecting = asyncio.Lock()
         self._client: S3Client | None = None
+        self._deletes_several = True  # until the server says that it has no such request
         self._looking = asyncio.Lock()  # held while the object of `_sees_objects` exists
         # Multipart uploads that could not be aborted, by the name of their object. Its next put retries that.
         self._left_open: dict[str, set[str]] = {}
@@ -200,7 +204,7 @@ class S3Store:
                 raise
 
     async def move(self, source: str, target: str) -> None:
-        """Copy the object at the server, then delete the source, if that is possible."""
+        """Copy the object at the server. The source stays: one request can delete many of them later."""
         require_key(source)
         require_key(target)
         name = self._prefix + target
@@ -215,26 +219,36 @@ class S3Store:
                     raise MissingObject(str(error)) from error
                 raise
             client.require_taken(name, answer.get("CopyObjectResult", {}))
-            try:
-                await self._delete(client, self._prefix + source)
-            except StorageError as error:
-                log.debug("%s stays after its copy to %s: %s", self._prefix + source, name, error)
 
     async def delete_all(self, keys: Sequence[str]) -> None:
-        """Delete by requests of single objects, many at once: not every server takes a request for several."""
+        """Delete by a request for each thousand objects; by single ones, many at once, where the server has no such."""
         for key in keys:
             require_key(key)
-        if not keys:
-            return
-        async with self._connected("delete", self._prefix + keys[0]) as client:
+        for start in range(0, len(keys), _DELETES_OF_A_REQUEST):
+            await self._delete_some([self._prefix + key for key in keys[start : start + _DELETES_OF_A_REQUEST]])
+
+    async def _delete_some(self, names: Sequence[str]) -> None:
+        async with self._connected("delete", names[0]) as client:
+            if len(names) > 1 and self._deletes_several:
+                wanted = {"Objects": [{"Key": name} for name in names], "Quiet": True}
+                try:
+                    answer = await client.call("delete", "delete_objects", {"Delete": wanted})
+                except S3Error as error:
+                    if error.status not in _HAS_NO_SUCH_REQUEST or error.is_passing:
+                        raise
+                    log.debug("this server deletes objects one by one: %s", error)
+                    self._deletes_several = False
+                else:
+                    # What was not deleted is told by the requests for single objects below.
+                    names = [one["Key"] for one in answer.get("Errors", []) if one.get("Code") != "NoSuchKey"]
             slots = asyncio.Semaphore(_DELETES_AT_ONCE)
 
-            async def delete(key: str) -> None:
+            async def delete(name: str) -> None:
                 async with slots:
-                    await self._delete(client, self._prefix + key)
+                    await self._delete(client, name)
 
             # All are tried, and none runs on when this returns.
-            for outcome in await asyncio.gather(*map(delete, keys), return_exceptions=True):
+            for outcome in await asyncio.gather(*map(delete, names), return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
 

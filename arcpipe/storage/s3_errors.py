@@ -88,6 +88,7 @@ _ACTIONS = {
     "abort_multipart_upload": "s3:AbortMultipartUpload",
     "list_multipart_uploads": "s3:ListBucketMultipartUploads",
     "delete_object": "s3:DeleteObject",
+    "delete_objects": "s3:DeleteObject",
     "get_object": "s3:GetObject",
     "copy_object": "s3:GetObject and s3:PutObject",
     "head_object": "s3:GetObject (and s3:ListBucket, without which S3 answers so for an object that is not there)",

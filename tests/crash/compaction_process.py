@@ -22,7 +22,7 @@ from typing import Any, Self
 from tests.crash.uploader_process import ROOT, Step, arm, find, parse_s3_model, raise_io_error, run_in_fork
 
 _PR_SET_PDEATHSIG = 1
-_RUN_SECONDS = 60.0
+_RUN_SECONDS = 240.0
 FILE_BYTES = 200_000
 """Bound of an output: three row groups of 2000 rows."""
 FAILED = 7
@@ -126,7 +126,7 @@ def _serve() -> None:
                 arm(Step(*order["fail"]), raise_io_error)
             return asyncio.run(_compact(order))
 
-        print(run_in_fork(work, order["wal"] + ".log"), flush=True)
+        print(run_in_fork(work, order["wal"] + ".log", _RUN_SECONDS), flush=True)
 
 
 __all__ = ["FAILED", "Compactors", "Step", "find"]

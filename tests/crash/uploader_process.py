@@ -178,7 +178,7 @@ def parse_s3_model() -> None:
     )
 
 
-def run_in_fork(work: Callable[[], int], log: str) -> int:
+def run_in_fork(work: Callable[[], int], log: str, seconds: float = _RUN_SECONDS) -> int:
     """`work` in a fork, with a SIGTERM waiting for the moment in which it takes signals; its exit code."""
     from arcpipe import logs
 
@@ -189,7 +189,7 @@ def run_in_fork(work: Callable[[], int], log: str) -> int:
         # `work` is not run by pytest, whose own timeout would end this process's parent alone.
         watchdog = signal.SIGALRM
         signal.signal(watchdog, lambda *_: os.kill(pid, signal.SIGABRT))
-        signal.setitimer(signal.ITIMER_REAL, _RUN_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         status = os.waitpid(pid, 0)[1]
         signal.setitimer(signal.ITIMER_REAL, 0)
         return os.waitstatus_to_exitcode(status)

@@ -19,6 +19,7 @@ from arcpipe.config.load import load
 from arcpipe.counters import Counters
 from arcpipe.monitoring import health, metrics, snapshot
 from arcpipe.monitoring.directory_look import Unacknowledged
+from arcpipe.monitoring.process_state import compaction_state
 from arcpipe.monitoring.snapshot import Ending, Snapshot
 from arcpipe.wal.directory import WALDirectory
 from tests.repository.test_ops_files import BY_THEMSELVES, NAME, OPS, all_rules, judged, needs_promtool, rules
@@ -55,6 +56,13 @@ def of_worker(**fields: Any) -> Change:
 
 def of_uploader(**fields: Any) -> Change:
     return lambda taken: msgspec.structs.replace(taken, uploader=msgspec.structs.replace(taken.uploader, **fields))
+
+
+def of_compaction(**fields: Any) -> Change:
+    """Change the compaction process, which is off by default."""
+    state = compaction_state(Counters(1), 0)
+    state = msgspec.structs.replace(state, **{"alive": True, "pid": 1} | fields)
+    return lambda taken: msgspec.structs.replace(taken, compaction=state)
 
 
 def found(code: str) -> Change:
@@ -98,6 +106,9 @@ WRONG: list[tuple[str, Change]] = [
     ("certificate_expires", ends("certificate", -1)),
     ("client_ca_expires", ends("client_ca", -1)),
     ("token_expires", ends("token", 10)),
+    ("compaction_down", of_compaction(alive=False)),
+    ("compaction_stopped", of_compaction(stopped=True)),
+    ("compaction_mismatch", of_compaction(mismatches=1)),
 ]
 # What comes with it: a disk without room is full, and the backlog that is above its limit is above the half of it.
 ALSO = {"writes_refused": {"disk_usage", "uploads_behind"}}

@@ -109,6 +109,11 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "uploader.threads": (1, "1"),
     "uploader.concurrent_uploads": (1, "1"),
     "uploader.nice": (19, "19"),
+    "compaction.enabled": (True, "yes"),
+    "compaction.after_seconds": (60.0, "60"),
+    "compaction.nice": (0, "0"),
+    "compaction.memory_mb": (300, "300"),
+    "compaction.dedup": ({"db": "series_time"}, '{"db": "series_time"}'),
     "shutdown.delay_seconds": (2.5, "2.5"),
     "shutdown.drain_seconds": (0.0, "0"),
     "log.level": ("DEBUG", "DEBUG"),
@@ -744,5 +749,5 @@ def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
     assert list(document) == [
         *("server", "auth", "limits", "ingest", "wal", "flush", "parquet", "schema", "storage", "uploader"),
-        *("shutdown", "log", "access_log"),
+        *("compaction", "shutdown", "log", "access_log"),
     ]
