@@ -32,6 +32,7 @@ from arcpipe.units import MB
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batches import Batches
+from arcpipe.upload.cadence import Cadence
 from arcpipe.upload.context import Context
 from arcpipe.upload.isolate import BugWatch, isolate
 from arcpipe.upload.redo import Replaced, prepare, without
@@ -122,11 +123,13 @@ class BatchUploader:
         node: NodeIdentity,
         store: ObjectStore,
         sleep: Callable[[float], Awaitable[None]] | None = None,
+        clock: Callable[[], int] = steady_us,
     ) -> None:
         """Make ready.
 
         Args:
             sleep: waits the seconds between two tries; tests pass one that does not wait.
+            clock: the steady clock of the cadence, in µs.
         """
         self._settings = settings
         self._directory = directory
@@ -137,7 +140,9 @@ class BatchUploader:
         wal = settings.wal
         self._pool = FreePool(directory, wal.free_segments, wal.max_size_mb * MB) if wal.recycle else None
         self._retry = Retry(self._block, self._make_space, sleep)
-        self._batches = Batches(directory, node, self._block, settings.storage.url, settings.storage.layout)
+        storage, batch_bytes = settings.storage, settings.uploader.batch_mb * MB
+        self._batches = Batches(directory, node, self._block, storage.url, storage.layout, batch_bytes)
+        self._cadence = Cadence(settings, directory, counters, self._retry.draining.is_set, clock)
         self._context: Context | None = None  # once the registry is loaded
         self._todo: deque[Batch] = deque()
         # Set aside: batches of which a part was put, and segments of which nothing was put.
@@ -155,6 +160,7 @@ class BatchUploader:
             if await self.work_once():
                 continue
             if self._retry.draining.is_set() and not self._has_more:
+                self._cadence.end()
                 return 0
             await self._retry.pause(_POLL_SECONDS)
 
@@ -219,7 +225,10 @@ class BatchUploader:
 
     async def _plan(self) -> Batch | None:
         self._batches.set_aside = set(self._unreadable)
-        return self._batches.plan()
+        batch = self._batches.plan(self._cadence.is_due)
+        if batch is not None:
+            self._cadence.note_planned()
+        return batch
 
     # One batch
 
