@@ -95,11 +95,14 @@ class Batches:
 
     # Planning
 
-    def plan(self, is_due: Callable[[Sequence[SegmentFile]], bool] = lambda waiting: True) -> Batch | None:
+    def plan(
+        self, is_due: Callable[[Sequence[SegmentFile]], bool] = lambda waiting: True, may_use_spares: bool = True
+    ) -> Batch | None:
         """Plan the next batch and write it down durably; None if none is due.
 
         Args:
             is_due: tells whether sealed segments that are in no batch become one now.
+            may_use_spares: whether a full disk is no failure. False while an older batch may need the spare files.
 
         Raises:
             OSError: it may be there or not. The next call writes the same one: two would upload the same rows.
@@ -112,7 +115,7 @@ class Batches:
         batch = self._planned
         if batch is not None:
             self._spares.make()
-            self._write(batch, may_shrink=True)
+            self._write(batch, may_shrink=True, may_use_spares=may_use_spares)
             self._planned = None
         return batch
 
@@ -191,13 +194,13 @@ class Batches:
         self._replacing.pop(old.batch_id, None)
         return new
 
-    def _write(self, batch: Batch, may_shrink: bool) -> None:
+    def _write(self, batch: Batch, may_shrink: bool, may_use_spares: bool = True) -> None:
         """Write a manifest. Where the disk is full, it takes a spare file, and as many segments as fit in."""
         disk = self._directory.disk
         try:
             durable.replace(disk, batch.path, encode_manifest(batch.manifest))
         except OSError as error:
-            if not is_full(error):
+            if not is_full(error) or not may_use_spares:
                 raise
             while may_shrink and len(encode_manifest(batch.manifest)) > self._spares.size_of("manifest"):
                 del batch.manifest.segments[len(batch.segments) // 2 :]

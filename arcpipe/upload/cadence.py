@@ -59,8 +59,7 @@ class LastBatch:
     def note(self) -> None:
         """Note the present."""
         with contextlib.suppress(OSError):
-            with open(self._path, "wb"):
-                pass
+            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
             os.utime(self._path)
 
     def forget(self) -> None:

@@ -1,9 +1,7 @@
 """Files of a day under a light load: `python -m benchmarks.files.per_day`.
 
-Hosts send a body of line protocol with a line for each of some measurements, again and again, each over a connection of
-its own. The real server with two workers takes it. After the first batch, whole intervals are counted, so the figure is that
-of a steady stream. Settings follow as `KEY=VALUE`:
-
+Each host sends a line for each measurement, again and again, over a connection of its own. The real server takes them.
+After the first batch, whole minutes are counted: the figure is that of a steady stream. Settings follow as `KEY=VALUE`:
     python -m benchmarks.files.per_day                                  # the defaults
     python -m benchmarks.files.per_day uploader.interval_seconds=0      # each segment at once
 """

@@ -1,0 +1,124 @@
+"""Look ahead: while the last objects of a batch are put, the next one is planned and converted.
+
+The registry of columns is a function of the batches in their order. So the next batch is converted with the changes of
+the one before, which are durable in that one's journal by then. It is marked as uploaded only after that one. A crash
+finishes both in their order, with the same objects.
+
+It is one try, and nothing depends on it. If it fails, or the batch before does, the batch is tried again in its turn.
+The batch before alone may use the spare files: on a full disk its end is what makes space.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from arcpipe.upload.batch import Batch
+from arcpipe.upload.schema import SchemaRegistry
+from arcpipe.upload.shipment import Shipment
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS: Final = 0.1  # between two looks for a batch that is due
+
+
+class Ahead(NamedTuple):
+    """A batch that was planned ahead of its turn, and its conversion, if that succeeded."""
+
+    batch: Batch
+    shipment: Shipment | None
+
+
+class LookAhead:
+    """At most one batch ahead of its turn. For the event loop."""
+
+    def __init__(self, plan: Callable[[], Batch | None], ship: Callable[[Batch, SchemaRegistry], Shipment]) -> None:
+        """Begin with nothing.
+
+        Args:
+            plan: plans the next batch without the spare files; None if none is due.
+            ship: begins a try of a batch with a registry of its own.
+        """
+        self._plan = plan
+        self._ship = ship
+        self._task: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+        self._batch: Batch | None = None
+        self._shipment: Shipment | None = None
+        self._is_converted = False
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a batch may be ahead of its turn."""
+        return self._task is not None
+
+    def begin(self, registry: SchemaRegistry, before: Shipment) -> None:
+        """Look for the next batch until `take` or `give_up` is called.
+
+        Args:
+            registry: that of the batches before `before`.
+            before: a batch whose conversion is done.
+        """
+        assert self._task is None, "BUG: two batches ahead of their turn"
+        following = registry.copy()
+        following.apply(before.schema, before.used or before.drafted)
+        self._over = asyncio.Event()
+        self._batch = self._shipment = None
+        self._is_converted = False
+        self._task = asyncio.get_running_loop().create_task(self._work(following))
+
+    async def take(self) -> Ahead | None:
+        """End the look, and return the batch, once the one before is uploaded."""
+        return await self._end()
+
+    async def give_up(self) -> Batch | None:
+        """End the look because the batch before failed. Returns the batch, which has to be tried from its beginning."""
+        if self._shipment is not None:
+            self._shipment.abandon()
+        ahead = await self._end()
+        if ahead is None:
+            return None
+        if ahead.shipment is not None:
+            await ahead.shipment.close()
+        return ahead.batch
+
+    async def _end(self) -> Ahead | None:
+        if self._task is None:
+            return None
+        self._over.set()
+        if self._batch is not None:  # its journal may wait for them
+            self._batch.journal.may_use_spares = True
+        await asyncio.wait([self._task])
+        self._task.result()
+        self._task = None
+        if self._batch is None:
+            return None
+        self._batch.journal.may_use_spares = True
+        return Ahead(self._batch, self._shipment if self._is_converted else None)
+
+    async def _work(self, registry: SchemaRegistry) -> None:
+        while (batch := self._planned()) is None:
+            try:
+                await asyncio.wait_for(self._over.wait(), _POLL_SECONDS)
+            except TimeoutError:
+                continue
+            return
+        self._batch = batch
+        batch.tries += 1
+        batch.journal.may_use_spares = self._over.is_set()
+        self._shipment = self._ship(batch, registry)
+        try:
+            await self._shipment.convert()
+        except Exception as error:  # any kind: the next try tells it, and deals with it
+            log.info("batch %s, ahead of its turn: %s; it is tried again in its turn", batch.batch_id, error)
+        else:
+            self._is_converted = True
+
+    def _planned(self) -> Batch | None:
+        try:
+            return self._plan()
+        except Exception as error:  # the next call plans the same batch
+            log.debug("no batch is planned ahead of its turn: %s", error)
+            return None
