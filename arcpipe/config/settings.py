@@ -313,6 +313,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     # Of variables that look like settings and are not used. The server logs them when it starts.
     warnings: tuple[str, ...] = ()
 
+    @property
+    def batch_interval_seconds(self) -> float:
+        """`uploader.interval_seconds`; 0 with the WAL off, because then records that wait are not on disk."""
+        return self.uploader.interval_seconds if self.wal.enabled else 0.0
+
     def value(self, key: str) -> Value:
         """Return the value of a dotted key such as "wal.dir".
 

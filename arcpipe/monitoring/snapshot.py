@@ -176,13 +176,13 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         tokens=_tokens(counters.endings) if settings.auth.enabled else {},
         # A segment is sealed at the first of these ages, and may wait for its turn by choice.
         unshipped_limit_seconds=min(settings.flush.max_age_seconds, wal.max_age_seconds)
-        + settings.uploader.interval_seconds
+        + settings.batch_interval_seconds
         + UNSHIPPED_SECONDS,
         waiting_bytes=_not_batched(node, NodeBlock.BACKLOG_BYTES, NodeBlock.UNRECOVERED_BYTES, uploader.batched_bytes),
         waiting_segments=_not_batched(
             node, NodeBlock.BACKLOG_SEGMENTS, NodeBlock.UNRECOVERED_SEGMENTS, uploader.batched_segments
         ),
-        next_batch_seconds=_next_batch_seconds(settings.uploader.interval_seconds, uploader.planned_age_seconds),
+        next_batch_seconds=_next_batch_seconds(settings.batch_interval_seconds, uploader.planned_age_seconds),
     )
 
 

@@ -6,7 +6,7 @@ no batch was planned within `uploader.interval_seconds`. So the first record of 
 steady stream makes one file per table and minute.
 
 Nothing waits while the uploader drains, or while the backlog or the disk nears its limit. An interval of 0 turns the
-waiting off.
+waiting off, and so does `wal.enabled = false`: records that wait would not be on disk.
 
 A batch that is due by its age collects: workers seal what they hold, and it takes the segments of all of them. Uploader
 and workers share nothing but counters for this. A worker that does not answer delays a batch by _COLLECT_SECONDS.
@@ -90,7 +90,7 @@ class Cadence:
         self._block = counters.uploader
         self._is_draining = is_draining
         self._clock = clock
-        self._interval_us = int(settings.uploader.interval_seconds * _MICRO)
+        self._interval_us = int(settings.batch_interval_seconds * _MICRO)
         self._max_age_us = int(settings.flush.max_age_seconds * _MICRO)
         self._max_backlog = settings.wal.max_backlog_mb * MB
         self._min_free = settings.wal.min_free_mb * MB

@@ -70,21 +70,7 @@ class LookAhead:
         self._task = asyncio.get_running_loop().create_task(self._work(following))
 
     async def take(self) -> Ahead | None:
-        """End the look, and return the batch, once the one before is uploaded."""
-        return await self._end()
-
-    async def give_up(self) -> Batch | None:
-        """End the look because the batch before failed. Returns the batch, which has to be tried from its beginning."""
-        if self._shipment is not None:
-            self._shipment.abandon()
-        ahead = await self._end()
-        if ahead is None:
-            return None
-        if ahead.shipment is not None:
-            await ahead.shipment.close()
-        return ahead.batch
-
-    async def _end(self) -> Ahead | None:
+        """End the look, and return the batch with its conversion, once the one before is uploaded."""
         if self._task is None:
             return None
         self._over.set()
@@ -93,10 +79,20 @@ class LookAhead:
         await asyncio.wait([self._task])
         self._task.result()
         self._task = None
-        if self._batch is None:
+        return None if self._batch is None else Ahead(self._batch, self._shipment if self._is_converted else None)
+
+    async def give_up(self) -> Batch | None:
+        """End the look because the batch before failed. Returns the batch, which has to be tried from its beginning."""
+        if self._task is None:
             return None
-        self._batch.journal.may_use_spares = True
-        return Ahead(self._batch, self._shipment if self._is_converted else None)
+        if self._shipment is not None:
+            self._shipment.abandon()
+        self._task.cancel()  # its journal may wait for space
+        await asyncio.wait([self._task])
+        self._task = None
+        if self._shipment is not None:
+            await self._shipment.close()
+        return self._batch
 
     async def _work(self, registry: SchemaRegistry) -> None:
         while (batch := self._planned()) is None:

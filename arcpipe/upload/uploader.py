@@ -260,6 +260,7 @@ class BatchUploader:
             converted: a try whose conversion is done, ahead of the batch's turn.
         """
         started = time.monotonic()
+        batch.journal.may_use_spares = True  # no older batch needs them
         shipment = None
         if batch.state == "planned":
             watch = BugWatch()

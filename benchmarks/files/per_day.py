@@ -2,6 +2,7 @@
 
 Each host sends a line for each measurement, again and again, over a connection of its own. The real server takes them.
 After the first batch, whole minutes are counted: the figure is that of a steady stream. Settings follow as `KEY=VALUE`:
+
     python -m benchmarks.files.per_day                                  # the defaults
     python -m benchmarks.files.per_day uploader.interval_seconds=0      # each segment at once
 """

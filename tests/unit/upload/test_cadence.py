@@ -46,7 +46,7 @@ class Quiet:
         self.clock = Clock()
         self.store = MemoryStore()
         self.counters = Counters(2)
-        self.settings = settings_of(wal, uploader_interval_seconds=60, **settings)
+        self.settings = settings_of(wal, **{"uploader_interval_seconds": 60, **settings})
         self.next_id = 0
         self.boot = 0
         self.restart()
@@ -169,10 +169,10 @@ def test_nothing_waits_once_it_drains(quiet: Quiet) -> None:
     assert quiet.batches() == 2
 
 
-def test_nothing_waits_with_an_interval_of_0(tmp_path: Path) -> None:
-    quiet = Quiet(tmp_path / "wal")
-    quiet.settings = settings_of(quiet.wal, uploader_interval_seconds=0)
-    quiet.restart()
+@pytest.mark.parametrize("settings", [{"uploader_interval_seconds": 0}, {"wal_enabled": False}])
+def test_nothing_waits_without_an_interval_or_a_wal(tmp_path: Path, settings: dict[str, object]) -> None:
+    """With the WAL off, what waits is not on disk."""
+    quiet = Quiet(tmp_path / "wal", **settings)
     for number in range(3):
         quiet.seal()
         assert quiet.batches() == number + 1
