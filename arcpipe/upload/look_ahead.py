@@ -11,15 +11,14 @@ The batch before alone may use the spare files: on a full disk its end is what m
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from arcpipe.upload.batch import Batch
+from arcpipe.upload.puts import Abandoned
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.shipment import Shipment
-
-log = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.1  # between two looks for a batch that is due
 
@@ -34,13 +33,20 @@ class Ahead(NamedTuple):
 class LookAhead:
     """At most one batch ahead of its turn. For the event loop."""
 
-    def __init__(self, plan: Callable[[], Batch | None], ship: Callable[[Batch, SchemaRegistry], Shipment]) -> None:
+    def __init__(
+        self,
+        plan: Callable[[], Batch | None],
+        ship: Callable[[Batch, SchemaRegistry], Shipment],
+        note: Callable[[str, Exception], object],
+    ) -> None:
         """Begin with nothing.
 
         Args:
             plan: plans the next batch without the spare files; None if none is due.
             ship: begins a try of a batch with a registry of its own.
+            note: counts and logs a failure of a step.
         """
+        self._note = note
         self._plan = plan
         self._ship = ship
         self._task: asyncio.Task[None] | None = None
@@ -95,11 +101,12 @@ class LookAhead:
         return self._batch
 
     async def _work(self, registry: SchemaRegistry) -> None:
-        while (batch := self._planned()) is None:
-            try:
-                await asyncio.wait_for(self._over.wait(), _POLL_SECONDS)
-            except TimeoutError:
-                continue
+        try:
+            batch = await self._planned()
+        except Exception as error:  # the next call plans the same batch
+            self._note("planning a batch ahead of its turn", error)
+            return
+        if batch is None:
             return
         self._batch = batch
         batch.tries += 1
@@ -107,14 +114,15 @@ class LookAhead:
         self._shipment = self._ship(batch, registry)
         try:
             await self._shipment.convert()
-        except Exception as error:  # any kind: the next try tells it, and deals with it
-            log.info("batch %s, ahead of its turn: %s; it is tried again in its turn", batch.batch_id, error)
+        except Abandoned:
+            pass
+        except Exception as error:  # any kind: the try in its turn deals with it
+            self._note(f"batch {batch.batch_id}, ahead of its turn", error)
         else:
             self._is_converted = True
 
-    def _planned(self) -> Batch | None:
-        try:
-            return self._plan()
-        except Exception as error:  # the next call plans the same batch
-            log.debug("no batch is planned ahead of its turn: %s", error)
-            return None
+    async def _planned(self) -> Batch | None:
+        while (batch := self._plan()) is None and not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), _POLL_SECONDS)
+        return batch

@@ -150,7 +150,11 @@ class BatchUploader:
         # Set aside: batches of which a part was put. Segments of which nothing was put are in `_unreadable`.
         self._waiting: dict[str, tuple[Batch, Backoff, str]] = {}  # by batch id; with the segment at fault, or ""
         self._unreadable = UnreadableSegments(directory, self._block, self._retry)
-        self._ahead = LookAhead(lambda: self._plan_now(may_use_spares=False), self._ship)
+        self._ahead = LookAhead(
+            lambda: self._plan_now(may_use_spares=False),
+            self._ship,
+            lambda what, error: self._retry.note(what, error, 1),
+        )
         self._looks_ahead = False
 
     def drain(self) -> None:
