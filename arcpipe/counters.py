@@ -211,6 +211,10 @@ class Uploader:
         UNREADABLE_SEGMENTS,  # gauge: set aside until they can be read
         DAMAGED_MANIFESTS,  # gauge: kept aside with their segments until an operator decides
         STOPPED,  # gauge: 1 while a file of an unknown version stops all uploads
+        PLANNED_US,  # when the last batch was planned; 0 before the first
+        COLLECT_US,  # workers seal what began until then, so that it joins the next batch
+        BATCHED_SEGMENTS,  # gauge: in batches that are not finished
+        BATCHED_BYTES,
         RETRIES,
         *_,
     ) = range(_FIELDS)

@@ -194,8 +194,13 @@ def _waiting(now: Snapshot) -> str:
         return "not known: the WAL directory cannot be listed"
     oldest = f"oldest record {_age(now.oldest_unshipped_seconds)}" if now.oldest_unshipped_seconds else "nothing waits"
     unreadable = f" ({now.unrecovered_segments} cannot be read)" if now.unrecovered_segments else ""
+    turn = ""
+    if now.waiting_segments and now.next_batch_seconds:
+        turn = (
+            f" {_bytes(now.waiting_bytes)} of it for the next batch, in {_age(now.next_batch_seconds)} at the latest;"
+        )
     return (
-        f"{_bytes(now.backlog_bytes)} in {now.backlog_segments} segments{unreadable}, {oldest}; "
+        f"{_bytes(now.backlog_bytes)} in {now.backlog_segments} segments{unreadable}, {oldest};{turn} "
         f"{now.backlog_bytes / now.max_backlog_bytes:.1%} of the limit, {_bytes(now.max_backlog_bytes)}"
     )
 

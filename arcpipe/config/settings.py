@@ -169,7 +169,7 @@ class WAL(Struct, frozen=True, kw_only=True):
     max_size_mb: Annotated[int, Meta(ge=1, le=4096)] = 100
     max_age_seconds: Seconds = 3600.0
     recycle: bool = True
-    free_segments: Annotated[int, Meta(ge=0, le=1024)] = 4
+    free_segments: Annotated[int, Meta(ge=0, le=1024)] = 6
     keep_recovered_seconds: SecondsOrZero = 86400.0
     max_backlog_mb: SizeMB = 20480
     min_free_mb: Annotated[int, Meta(ge=0, le=1 << 30)] = 512
@@ -249,11 +249,13 @@ class Storage(Struct, frozen=True, kw_only=True):
 
 
 class Uploader(Struct, frozen=True, kw_only=True):
-    """`[uploader]`: the uploader's share of the machine."""
+    """`[uploader]`: the uploader's share of the machine, and the rhythm of its batches."""
 
     threads: Annotated[int, Meta(ge=1, le=256)] = 2
-    concurrent_uploads: Annotated[int, Meta(ge=1, le=256)] = 8
+    concurrent_uploads: Annotated[int, Meta(ge=1, le=256)] = 32
     nice: Annotated[int, Meta(ge=0, le=19)] = 5
+    interval_seconds: SecondsOrZero = 60.0
+    batch_mb: SizeMB = 512
 
 
 class Compaction(Struct, frozen=True, kw_only=True):
@@ -322,6 +324,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     sources: dict[str, str] = {}
     # Of variables that look like settings and are not used. The server logs them when it starts.
     warnings: tuple[str, ...] = ()
+
+    @property
+    def batch_interval_seconds(self) -> float:
+        """`uploader.interval_seconds`; 0 with the WAL off, because then records that wait are not on disk."""
+        return self.uploader.interval_seconds if self.wal.enabled else 0.0
 
     def value(self, key: str) -> Value:
         """Return the value of a dotted key such as "wal.dir".

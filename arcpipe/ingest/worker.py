@@ -20,6 +20,7 @@ from arcpipe.allocator import keep_freed_memory
 from arcpipe.clock import steady_us
 from arcpipe.counters import BEGUN, LATENCY_BOUNDS_US, Counters, Histogram, Worker
 from arcpipe.counters import Node as NodeBlock
+from arcpipe.counters import Uploader as UploaderBlock
 from arcpipe.errors import ArcpipeError
 from arcpipe.ingest import service
 from arcpipe.ingest.http.entrance import Entrance
@@ -140,6 +141,7 @@ class IngestWorker:
             last_timestamp=self._last_timestamp,
             wait_for_disk=True,
         )
+        writer.collect_us = lambda: self._counters.uploader[UploaderBlock.COLLECT_US]
         served = service.build(
             *(self._settings, self._slot, self._counters, self._access, limits),
             lambda committed: group_commit(writer, loop, committed, self._crashed),

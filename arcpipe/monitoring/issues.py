@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 from arcpipe.access.expiry import date
 from arcpipe.monitoring.directory_look import Unacknowledged
 from arcpipe.monitoring.process_state import UploaderState, WorkerState
-from arcpipe.monitoring.snapshot import Ending, Snapshot
+from arcpipe.monitoring.snapshot import UNSHIPPED_SECONDS, Ending, Snapshot
 
 Severity = Literal["info", "warning", "critical"]
 
@@ -198,12 +198,16 @@ def _uploads_behind(snapshot: Snapshot) -> Found:
     if snapshot.wal_unlisted or not snapshot.supervisor_alive:
         return  # the backlog is unknown
     is_large = snapshot.backlog_bytes > _BACKLOG_USED * snapshot.max_backlog_bytes
-    if is_large or snapshot.oldest_unshipped_seconds > snapshot.unshipped_limit_seconds:
+    is_old = snapshot.oldest_unshipped_seconds > snapshot.unshipped_limit_seconds
+    # What waits for its turn is not late; a batch that was planned long ago is, however long the interval.
+    uploader = snapshot.uploader
+    is_slow = uploader.batched_segments > 0 and (uploader.planned_age_seconds or 0.0) > UNSHIPPED_SECONDS
+    if is_large or is_old or is_slow:
         yield (
             f"{snapshot.backlog_bytes / 1e6:.0f} MB in {snapshot.backlog_segments} segments wait for their upload, "
             f"the oldest record for {snapshot.oldest_unshipped_seconds:.0f} s; the limits of this warning are half of "
-            f"wal.max_backlog_mb ({snapshot.max_backlog_bytes / 1e6:.0f} MB) and "
-            f"{snapshot.unshipped_limit_seconds:g} s",
+            f"wal.max_backlog_mb ({snapshot.max_backlog_bytes / 1e6:.0f} MB), {snapshot.unshipped_limit_seconds:g} s, "
+            f"and {UNSHIPPED_SECONDS:g} s for one batch",
             "check the store (the log's lines with 'trying again' have kind=…); if it answers, raise uploader.threads "
             "or uploader.concurrent_uploads, or give the uploader more CPU",
         )

@@ -309,12 +309,14 @@ def _backlog(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("arcpipe_wal_unrecovered_bytes", "Their size.", snapshot.unrecovered_bytes)
     known = snapshot.supervisor_alive and not snapshot.wal_unlisted
     yield _known_gauge("arcpipe_backlog_bytes", "Segments that wait for their upload.", snapshot.backlog_bytes, known)
+    text = "Part of the backlog that waits for its turn, in no batch yet: see uploader.interval_seconds."
+    yield _known_gauge("arcpipe_backlog_waiting_bytes", text, snapshot.waiting_bytes, known)
     yield _gauge("arcpipe_backlog_limit_bytes", "wal.max_backlog_mb, in bytes.", snapshot.max_backlog_bytes)
     text = "Age of the oldest record that is not in the store yet; 0 if there is none."
     yield _known_gauge("arcpipe_oldest_unshipped_seconds", text, snapshot.oldest_unshipped_seconds, known)
     yield _gauge(
         "arcpipe_oldest_unshipped_limit_seconds",
-        "Age above which uploads are behind: flush.max_age_seconds, and 300 s for the upload.",
+        "Age above which uploads are behind: flush.max_age_seconds, uploader.interval_seconds and 300 s together.",
         snapshot.unshipped_limit_seconds,
     )
 

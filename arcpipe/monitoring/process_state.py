@@ -134,6 +134,9 @@ class UploaderState(Struct, frozen=True):
     unreadable_segments: int  # sealed ones that cannot be read now
     damaged_manifests: int  # kept aside now
     stopped: bool  # by a manifest or registry of an unknown version
+    batched_segments: int  # in batches that are under way
+    batched_bytes: int
+    planned_age_seconds: float | None  # since the last batch was planned
     last_upload_age_seconds: float | None
     retries: dict[str, int]
     upload_seconds: Distribution
@@ -245,6 +248,7 @@ def uploader_state(counters: Counters, now: int) -> UploaderState:
     """Read the block of the uploader; `now` is of the steady clock, in µs."""
     block = counters.uploader
     last, heartbeat = block[Uploader.LAST_UPLOAD_US], age_seconds(block[Uploader.HEARTBEAT_US], now)
+    planned = block[Uploader.PLANNED_US]
     return UploaderState(
         pid=block[Uploader.PID],
         alive=bool(block[Uploader.PID]) and heartbeat < _SILENT_SECONDS,
@@ -265,6 +269,9 @@ def uploader_state(counters: Counters, now: int) -> UploaderState:
         unreadable_segments=block[Uploader.UNREADABLE_SEGMENTS],
         damaged_manifests=block[Uploader.DAMAGED_MANIFESTS],
         stopped=bool(block[Uploader.STOPPED]),
+        batched_segments=block[Uploader.BATCHED_SEGMENTS],
+        batched_bytes=block[Uploader.BATCHED_BYTES],
+        planned_age_seconds=age_seconds(planned, now) if planned else None,
         last_upload_age_seconds=age_seconds(last, now) if last else None,
         retries={kind: block[Uploader.RETRIES + number] for number, kind in enumerate(RETRY_KINDS)},
         upload_seconds=_distribution(block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, _MICRO),

@@ -117,6 +117,9 @@ class Snapshot(Struct, frozen=True):
     tokens: dict[str, int] = {}  # by state: active, expired, revoked; empty without auth.enabled
     compaction: CompactionState | None = None  # without compaction.enabled
     unshipped_limit_seconds: float = UNSHIPPED_SECONDS  # at a higher age of the oldest record, uploads are behind
+    waiting_bytes: int = 0  # part of the backlog: sealed segments that wait for their turn, in no batch yet
+    waiting_segments: int = 0
+    next_batch_seconds: float = 0.0  # until `uploader.interval_seconds` after the last batch; it may come earlier
 
 
 _LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}  # of `logging`
@@ -137,6 +140,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
     workers = [worker_state(counters, slot, now) for slot in range(1, counters.workers + 1)]
     wal = settings.wal
     look = look or directory_look.look(WALDirectory(wal.dir))
+    uploader = uploader_state(counters, now)
     measured = node[NodeBlock.MEASURED_US]
     measured_age = (monotonic_us() - measured) / _MICRO if measured else 0.0
     return Snapshot(
@@ -151,7 +155,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         max_age_seconds=wal.max_age_seconds,
         store=next(str(item.value) for item in settings.effective() if item.key == "storage.url"),
         workers=workers,
-        uploader=uploader_state(counters, now),
+        uploader=uploader,
         segments=look.segments,
         wal_dir_problem=look.problem,
         wal_unlisted=bool(node[NodeBlock.UNLISTED]),
@@ -180,13 +184,29 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         endings=_endings(counters.endings),
         tokens=_tokens(counters.endings) if settings.auth.enabled else {},
         compaction=compaction_state(counters, now) if settings.compaction.enabled else None,
-        # A segment is sealed at the first of these ages.
-        unshipped_limit_seconds=min(settings.flush.max_age_seconds, wal.max_age_seconds) + UNSHIPPED_SECONDS,
+        # A segment is sealed at the first of these ages, and may wait for its turn by choice.
+        unshipped_limit_seconds=min(settings.flush.max_age_seconds, wal.max_age_seconds)
+        + settings.batch_interval_seconds
+        + UNSHIPPED_SECONDS,
+        waiting_bytes=_not_batched(node, NodeBlock.BACKLOG_BYTES, NodeBlock.UNRECOVERED_BYTES, uploader.batched_bytes),
+        waiting_segments=_not_batched(
+            node, NodeBlock.BACKLOG_SEGMENTS, NodeBlock.UNRECOVERED_SEGMENTS, uploader.batched_segments
+        ),
+        next_batch_seconds=_next_batch_seconds(settings.batch_interval_seconds, uploader.planned_age_seconds),
     )
 
 
 encode = msgspec.json.Encoder().encode
 """A snapshot, or a part of one, as JSON."""
+
+
+def _not_batched(node: memoryview, backlog: int, unrecovered: int, batched: int) -> int:
+    """Return the part of the backlog that is in no batch and can be; the three are measured at different times."""
+    return max(0, node[backlog] - node[unrecovered] - batched)
+
+
+def _next_batch_seconds(interval: float, planned_age: float | None) -> float:
+    return 0.0 if planned_age is None else max(0.0, interval - planned_age)
 
 
 def _processes(counters: Counters) -> dict[str, ProcessFigures]:

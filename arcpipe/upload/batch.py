@@ -18,6 +18,7 @@ class Batch:
         self.segments = list(manifest.segments)
         self.tries = 0  # of this process
         self.is_left_over = False  # an earlier process may have tried it
+        self.size = 0  # bytes of its segments, when it was planned or found
         self._old = old  # the manifest, if it is of version 1
 
     @property

@@ -18,7 +18,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Final
 
 from arcpipe import durable
 from arcpipe.counters import Uploader
@@ -32,27 +31,30 @@ from arcpipe.upload.retry import is_full
 from arcpipe.upload.segments import keeps_original
 from arcpipe.upload.spares import Spares
 from arcpipe.upload.table_schema import TableSchema
-from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
+from arcpipe.wal.directory import SEALED, NodeIdentity, SegmentFile, WALDirectory
 from arcpipe.wal.findings import Finding
 from arcpipe.wal.pool import FreePool
 from arcpipe.wal.reader import ScanReport
 from arcpipe.wal.recovery import archive
-
-# Bytes up to which segments of all workers are uploaded together. Larger batches make a redo after a crash long,
-# smaller ones make tiny files.
-BATCH_TARGET_BYTES: Final = 512 * MB
 
 
 class Batches:
     """The batches of one WAL directory."""
 
     def __init__(
-        self, directory: WALDirectory, node: NodeIdentity, block: memoryview, store: str, layout: Layout
+        self,
+        directory: WALDirectory,
+        node: NodeIdentity,
+        block: memoryview,
+        store: str,
+        layout: Layout,
+        batch_bytes: int = 512 * MB,
     ) -> None:
         """Begin with what is in the directory.
 
         Args:
             block: the uploader's counters, whose batch number outlives this process.
+            batch_bytes: the most that segments of one batch have together, unless it is one segment.
         """
         self.set_aside: set[str] = set()
         """Segments that are not to be planned for now."""
@@ -61,6 +63,7 @@ class Batches:
         self._block = block
         self._store = store
         self._layout = layout
+        self._batch_bytes = batch_bytes
         self._spares = Spares(directory)
         self._folder = BatchFolder(directory, self._spares)
         self._planned: Batch | None = None  # chosen, but not known to be on disk
@@ -77,8 +80,11 @@ class Batches:
         self._planned = None
         self._alive = self._folder.load()
         self._block[Uploader.DAMAGED_MANIFESTS] = self._folder.kept
+        sizes = {file.filename: file.size for file in self._directory.segments(SEALED)}
         for batch in self._alive.values():
             batch.is_left_over = True
+            batch.size = sum(sizes.get(name, 0) for name in batch.segments)
+        self._count()
         self._spares.make()
         return list(self._alive.values())
 
@@ -89,8 +95,14 @@ class Batches:
 
     # Planning
 
-    def plan(self) -> Batch | None:
-        """Plan the next batch and write it down durably; None if no sealed segment waits.
+    def plan(
+        self, is_due: Callable[[Sequence[SegmentFile]], bool] = lambda waiting: True, may_use_spares: bool = True
+    ) -> Batch | None:
+        """Plan the next batch and write it down durably; None if none is due.
+
+        Args:
+            is_due: tells whether sealed segments that are in no batch become one now.
+            may_use_spares: whether a full disk is no failure. False while an older batch may need the spare files.
 
         Raises:
             OSError: it may be there or not. The next call writes the same one: two would upload the same rows.
@@ -99,26 +111,36 @@ class Batches:
             self._folder.look_for_decisions()
             self._block[Uploader.DAMAGED_MANIFESTS] = self._folder.kept
         if self._planned is None:
-            self._planned = self._choose()
+            self._planned = self._choose(is_due)
         batch = self._planned
         if batch is not None:
             self._spares.make()
-            self._write(batch, may_shrink=True)
+            self._write(batch, may_shrink=True, may_use_spares=may_use_spares)
             self._planned = None
         return batch
 
-    def _choose(self) -> Batch | None:
-        reserved = self.set_aside.union(*(batch.segments for batch in self._alive.values()))
+    def _choose(self, is_due: Callable[[Sequence[SegmentFile]], bool]) -> Batch | None:
+        waiting = self._waiting()
+        if not waiting or not is_due(waiting):
+            return None
         chosen: list[str] = []
         size = 0
-        for file in self._directory.segments(SEALED):
-            if file.filename in reserved or self._folder.is_kept(file):
-                continue
-            if chosen and size + file.size > BATCH_TARGET_BYTES:
+        for file in self._waiting():  # more may have been sealed for this batch
+            if chosen and size + file.size > self._batch_bytes:
                 break
             chosen.append(file.filename)
             size += file.size
-        return self._make(chosen) if chosen else None
+        if not chosen:
+            return None
+        batch = self._make(chosen)
+        batch.size = size
+        return batch
+
+    def _waiting(self) -> list[SegmentFile]:
+        """List the sealed segments that are in no batch, and may be, oldest first."""
+        reserved = self.set_aside.union(*(batch.segments for batch in self._alive.values()))
+        files = self._directory.segments(SEALED)
+        return [file for file in files if file.filename not in reserved and not self._folder.is_kept(file)]
 
     def _make(self, segments: list[str], old: Batch | None = None) -> Batch:
         self._block[Uploader.BATCH_SEQ] += 1
@@ -163,6 +185,7 @@ class Batches:
             new = self._replacing.get(old.batch_id)
             if new is None:
                 new = self._replacing[old.batch_id] = self._make(segments, old)
+                new.size = old.size
             new.segments, new.manifest.segments, new.manifest.skip = segments, list(segments), skip
             if skip:  # a damaged manifest must not forget it
                 new.journal.begin()
@@ -171,19 +194,24 @@ class Batches:
         self._replacing.pop(old.batch_id, None)
         return new
 
-    def _write(self, batch: Batch, may_shrink: bool) -> None:
+    def _write(self, batch: Batch, may_shrink: bool, may_use_spares: bool = True) -> None:
         """Write a manifest. Where the disk is full, it takes a spare file, and as many segments as fit in."""
         disk = self._directory.disk
         try:
             durable.replace(disk, batch.path, encode_manifest(batch.manifest))
         except OSError as error:
-            if not is_full(error):
+            if not is_full(error) or not may_use_spares:
                 raise
             while may_shrink and len(encode_manifest(batch.manifest)) > self._spares.size_of("manifest"):
                 del batch.manifest.segments[len(batch.segments) // 2 :]
                 batch.segments = list(batch.manifest.segments)
             self._spares.use("manifest", batch.path, encode_manifest(batch.manifest), error)
         self._alive[batch.batch_id] = batch
+        self._count()
+
+    def _count(self) -> None:
+        self._block[Uploader.BATCHED_SEGMENTS] = sum(len(batch.segments) for batch in self._alive.values())
+        self._block[Uploader.BATCHED_BYTES] = sum(batch.size for batch in self._alive.values())
 
     # The end of a batch
 
@@ -251,3 +279,4 @@ class Batches:
         batch.journal.remove()
         self._folder.remove([f"{batch.batch_id}.json", f"{batch.batch_id}.uploaded.json"])
         self._alive.pop(batch.batch_id, None)
+        self._count()

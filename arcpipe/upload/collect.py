@@ -70,7 +70,7 @@ class BatchTables:
         registry: SchemaRegistry,
         *,
         threads: int,
-        spool: str | os.PathLike[str],
+        spool: str | os.PathLike[str] | SpoolMemory,
         on_file: OnFile,
         on_dead_letter: OnDeadLetter,
         hidden: Hidden = "._",
@@ -81,7 +81,7 @@ class BatchTables:
         """Make ready for a batch.
 
         Args:
-            spool: the directory for finished bytes that are too many for memory.
+            spool: the directory for finished bytes that are too many for memory, or bounds that several batches share.
             hidden: as in the batch's manifest.
             careful: the tables whose rows the Parquet writer refused in an earlier pass; unknown ones are ignored.
 
@@ -94,7 +94,7 @@ class BatchTables:
         self._budget = budget
         self._unreleased = 0  # bytes of payloads since the last release
         rules = registry.rules._replace(hive=layout == "hive", keep_nanoseconds=parquet.keep_nanoseconds)
-        memory = SpoolMemory(spool)
+        memory = spool if isinstance(spool, SpoolMemory) else SpoolMemory(spool)
         files = FileSettings(
             batch_id, layout, parquet, memory, open_files, budget.huge_value_bytes, columns=rules, hidden=hidden
         )

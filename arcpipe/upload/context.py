@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final, NamedTuple
 
 import msgspec
 
 from arcpipe.config.settings import Parquet, Settings
+from arcpipe.lake.spool import SpoolMemory
 from arcpipe.storage import ObjectStore
 from arcpipe.upload.retry import Retry
 from arcpipe.upload.schema import SchemaRegistry
@@ -25,6 +27,8 @@ class Context(NamedTuple):
     store: ObjectStore
     registry: SchemaRegistry
     retry: Retry
+    slots: asyncio.Semaphore  # bounds the requests to the store that run at once
+    spool: SpoolMemory  # bounds the finished bytes in memory
 
     def parquet(self, full_disk: int = 0) -> Parquet:
         """Return the settings of files: smaller ones where `full_disk` tries found the disk full."""

@@ -105,7 +105,7 @@ def _failure(context: Context, batch: Batch, parts: list[Part]) -> Exception | N
         context.parquet(),
         context.registry.copy(),
         threads=context.settings.uploader.threads,
-        spool=context.directory.spool,
+        spool=context.spool,
         hidden=batch.manifest.hidden,
         on_file=drop_file,
         on_dead_letter=drop_letter,

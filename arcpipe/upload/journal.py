@@ -126,6 +126,8 @@ class Journal:
         self.uploaded = False
         self.is_complete = True  # every key that was ever put is among the keys
         self.damage = ""
+        self.may_use_spares = True
+        """False while an older batch is under way: on a full disk its end makes space, and needs them."""
         self._disk = disk
         self._spares = spares
         self._fd = -1
@@ -209,7 +211,7 @@ class Journal:
         try:
             self._write(news)
         except OSError as error:
-            if error.errno not in _FULL or not self._exists:
+            if error.errno not in _FULL or not self._exists or not self.may_use_spares:
                 raise
             self._write_in_no_space(news)
         for record in news:
@@ -254,7 +256,7 @@ class Journal:
         try:
             durable.replace(self._disk, self.path, frame)
         except OSError as error:
-            if error.errno not in _FULL or self._spares is None:
+            if error.errno not in _FULL or self._spares is None or not self.may_use_spares:
                 raise
             self._move_to_spare(frame, error)
         self._exists = True

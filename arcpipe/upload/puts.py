@@ -23,6 +23,14 @@ _SMALL_FILE: Final = 256 * KB  # bytes below which a finished file shares a put,
 _PUT_BYTES: Final = MB  # bytes of files that share a put
 
 
+# More than there are threads that hand over files: `uploader.threads` is at most 256.
+_ALL_THREADS: Final = 1_024
+
+
+class Abandoned(Exception):
+    """The try was given up while it was under way."""
+
+
 class Put(NamedTuple):
     """An object for the store."""
 
@@ -34,21 +42,21 @@ class Put(NamedTuple):
 class Puts:
     """Put the objects of one try. `keys` are those of the objects that were started."""
 
-    def __init__(self, context: Context, journal: JournalWriter, slots: asyncio.Semaphore, waiting_files: int) -> None:
+    def __init__(self, context: Context, journal: JournalWriter, waiting_files: int) -> None:
         """Begin with nothing to put. Call it in the event loop.
 
         Args:
-            slots: bounds the requests to the store that run at once.
             waiting_files: puts that may wait for a slot or run: they hold memory, so conversion waits for the others.
         """
         self.keys: set[str] = set()
         self._context = context
         self._journal = journal
-        self._slots = slots
+        self._slots = context.slots
         self._loop = asyncio.get_running_loop()
         self._room = threading.Semaphore(waiting_files)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None  # of the first put that failed
+        self._is_abandoned = False
         self._small: list[Put] = []  # files that wait for others to share a put
         self._small_bytes = 0
         self._small_lock = threading.Lock()
@@ -81,9 +89,17 @@ class Puts:
         """Hand over objects that share a put. Blocks while enough files wait."""
         if puts:
             self._room.acquire()
+            if self._is_abandoned:
+                _release(puts)
+                raise Abandoned
             self._loop.call_soon_threadsafe(self._start, puts)
 
     # In the loop
+
+    def abandon(self) -> None:
+        """Refuse what is handed over from now on, so that no thread waits for a store that does not answer."""
+        self._is_abandoned = True
+        self._room.release(_ALL_THREADS)
 
     async def wait(self) -> None:
         """Wait until everything that was handed over is put. Raises what the first failed put raised."""

@@ -53,18 +53,20 @@ class Shipment:
         """The changes of the batch to the registry."""
         self.used: list[TableName] = []
         """The tables that the batch used, where the registry is nearly full."""
+        self.drafted: list[TableName] = []
+        """The same, however full it is."""
+        self.rows = 0
 
         self._context = context
         self._batch = batch
         self._full_disk = full_disk
         self._skip = frozenset(batch.manifest.skip)
-        concurrent = context.settings.uploader.concurrent_uploads
-        slots = asyncio.Semaphore(concurrent)
+        waiting_files = context.settings.uploader.concurrent_uploads + 2
         self._found = BatchFindings(context.directory, batch.batch_id)
         self._reader = BatchReader(context, batch, self._found)
         self._journal = JournalWriter(batch.journal, context.retry, self._reader.progress)
-        self._puts = Puts(context, self._journal, slots, waiting_files=2 if full_disk else concurrent + 2)
-        self._leftovers = StoreLeftovers(context, batch, slots)
+        self._puts = Puts(context, self._journal, 2 if full_disk else waiting_files)
+        self._leftovers = StoreLeftovers(context, batch, context.slots)
 
     @property
     def reports(self) -> dict[str, ScanReport]:
@@ -81,8 +83,8 @@ class Shipment:
         """Facts that an operator has to know; more as more of the batch is read."""
         return self._found.all()
 
-    async def run(self) -> None:
-        """Convert the batch, and return once every object is durable.
+    async def convert(self) -> None:
+        """Convert the batch, and return once the results are durable in its journal. Objects are put meanwhile.
 
         Raises:
             OSError, StorageError: this try failed; another one makes the same objects.
@@ -91,13 +93,32 @@ class Shipment:
         await self._leftovers.abort_uploads()
         try:
             await in_thread(self._convert)
-            self._journal.add([self._converted()])
+            await asyncio.shield(self._journal.add([self._converted()]))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def finish(self) -> None:
+        """Return once every object of the converted batch is durable.
+
+        Raises:
+            OSError, StorageError: this try failed; another one makes the same objects.
+        """
+        try:
             await self._puts.wait()
             await self._journal.flush()
         finally:
-            await self._puts.cancel()
-            await self._journal.stop()
-            self._puts.release()
+            await self.close()
+
+    async def close(self) -> None:
+        """End what is under way: the next try puts the same objects."""
+        await self._puts.cancel()
+        await self._journal.stop()
+        self._puts.release()
+
+    def abandon(self) -> None:
+        """Have the conversion fail soon."""
+        self._puts.abandon()
 
     async def remove_strays(self) -> None:
         """Remove objects of earlier tries that this one did not make again."""
@@ -119,7 +140,7 @@ class Shipment:
         else:
             self._convert_isolated(isolated)
         self._puts.add_small_files()
-        self.used = registry.used
+        self.used, self.drafted = registry.used, registry.drafted
 
     def _convert_parts(self, batch_id: str, registry: SchemaRegistry, parts: Iterable[Part]) -> list[TableSchema]:
         """Convert parts together. Returns what they change in the registry."""
@@ -130,7 +151,7 @@ class Shipment:
             context.parquet(self._full_disk),
             registry,
             threads=context.settings.uploader.threads,
-            spool=context.directory.spool,
+            spool=context.spool,
             hidden=self._batch.manifest.hidden,
             on_file=self._take_file,
             on_dead_letter=self._take_dead_letter,
@@ -141,6 +162,7 @@ class Shipment:
                     tables.add(timestamp, payload, origin)
                     del payload  # a large one makes room for the next
             tables.finish()
+        self.rows += tables.rows
         context.block[Uploader.ROWS] += tables.rows
         context.block[Uploader.RESCUED] += tables.rescued
         if tables.rescued:

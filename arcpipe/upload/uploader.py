@@ -1,8 +1,9 @@
 """The uploader process: sealed segments in, Parquet objects out, batch by batch.
 
-One batch at a time goes the whole way: read and convert (threads), put (this loop), mark, retire. Nothing is ever
-given up: all that fails is retried with backoff until it succeeds, and the backlog limit guards the disk. A batch or
-segment that cannot be read is set aside, with a backoff of its own, while others go on.
+A batch goes the whole way: read and convert (threads), put (this loop), mark, retire. While its last objects are put,
+the next one is converted, if one is due (`upload.cadence`, `upload.look_ahead`). Nothing is ever given up: all that
+fails is retried with backoff until it succeeds, and the backlog limit guards the disk. A batch or segment that cannot
+be read is set aside, with a backoff of its own, while others go on.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from arcpipe.allocator import keep_freed_memory
 from arcpipe.clock import steady_us
 from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
-from arcpipe.errors import ArcpipeError, StorageError
+from arcpipe.errors import StorageError
+from arcpipe.lake.spool import SpoolMemory
 from arcpipe.storage import ObjectStore, open_store
 from arcpipe.units import MB
-from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batches import Batches
+from arcpipe.upload.cadence import Cadence
 from arcpipe.upload.context import Context
 from arcpipe.upload.isolate import BugWatch, isolate
+from arcpipe.upload.look_ahead import LookAhead
 from arcpipe.upload.redo import Replaced, prepare, without
 from arcpipe.upload.retry import Backoff, Retry, is_full, kind_of
 from arcpipe.upload.schema import SchemaRegistry
@@ -41,9 +44,9 @@ from arcpipe.upload.segments import UnreadableSegment
 from arcpipe.upload.shipment import Shipment
 from arcpipe.upload.table_schema import ColumnRules
 from arcpipe.upload.threads import in_thread
+from arcpipe.upload.unreadable import UnreadableSegments
 from arcpipe.wal import findings
 from arcpipe.wal.directory import NodeIdentity, WALDirectory
-from arcpipe.wal.findings import LOST_SEGMENTS, Finding
 from arcpipe.wal.pool import FreePool
 
 if TYPE_CHECKING:
@@ -122,11 +125,13 @@ class BatchUploader:
         node: NodeIdentity,
         store: ObjectStore,
         sleep: Callable[[float], Awaitable[None]] | None = None,
+        clock: Callable[[], int] = steady_us,
     ) -> None:
         """Make ready.
 
         Args:
             sleep: waits the seconds between two tries; tests pass one that does not wait.
+            clock: the steady clock of the cadence, in µs.
         """
         self._settings = settings
         self._directory = directory
@@ -137,12 +142,20 @@ class BatchUploader:
         wal = settings.wal
         self._pool = FreePool(directory, wal.free_segments, wal.max_size_mb * MB) if wal.recycle else None
         self._retry = Retry(self._block, self._make_space, sleep)
-        self._batches = Batches(directory, node, self._block, settings.storage.url, settings.storage.layout)
+        storage, batch_bytes = settings.storage, settings.uploader.batch_mb * MB
+        self._batches = Batches(directory, node, self._block, storage.url, storage.layout, batch_bytes)
+        self._cadence = Cadence(settings, directory, counters, self._retry.draining.is_set, clock)
         self._context: Context | None = None  # once the registry is loaded
         self._todo: deque[Batch] = deque()
-        # Set aside: batches of which a part was put, and segments of which nothing was put.
+        # Set aside: batches of which a part was put. Segments of which nothing was put are in `_unreadable`.
         self._waiting: dict[str, tuple[Batch, Backoff, str]] = {}  # by batch id; with the segment at fault, or ""
-        self._unreadable: dict[str, Backoff] = {}
+        self._unreadable = UnreadableSegments(directory, self._block, self._retry)
+        self._ahead = LookAhead(
+            lambda: self._plan_now(may_use_spares=False),
+            self._ship,
+            lambda what, error: self._retry.note(what, error, 1),
+        )
+        self._looks_ahead = False
 
     def drain(self) -> None:
         """Stop waiting for new segments. May be called by a signal handler of the loop."""
@@ -151,17 +164,19 @@ class BatchUploader:
     async def serve(self) -> int:
         """Upload until nothing is left after `drain`. Returns the exit code of the process."""
         await self._retry.persist("checking the store", self._store.check)
+        self._looks_ahead = True
         while True:
             if await self.work_once():
                 continue
             if self._retry.draining.is_set() and not self._has_more:
+                self._cadence.end()
                 return 0
             await self._retry.pause(_POLL_SECONDS)
 
     @property
     def _has_more(self) -> bool:
         """Whether any known work waits for this process."""
-        return bool(self._todo or self._waiting or self._unreadable or self._batches.has_kept)
+        return bool(self._todo or self._waiting or self._unreadable or self._batches.has_kept or self._ahead.is_begun)
 
     async def work_once(self) -> bool:
         """Take one batch to its end, or as far as it goes: unfinished ones first, then a new one.
@@ -171,7 +186,12 @@ class BatchUploader:
         """
         if self._context is None:
             await self._begin()
-        await self._probe_unreadable()
+        ahead = await self._ahead.take()
+        if ahead is not None:
+            await self._work(*ahead)
+            return True
+        if await self._unreadable.probe():
+            self._count_unreadable()
         batch = self._next_unfinished()
         if batch is None:
             batch = await self._retry.persist("planning a batch", self._plan)
@@ -205,7 +225,11 @@ class BatchUploader:
                     self._settings.storage.url,
                 )
             self._todo.append(batch)
-        self._context = Context(self._settings, directory, self._block, self._store, registry, self._retry)
+        slots = asyncio.Semaphore(self._settings.uploader.concurrent_uploads)
+        spool = SpoolMemory(directory.spool)
+        self._context = Context(
+            self._settings, directory, self._block, self._store, registry, self._retry, slots, spool
+        )
 
     def _next_unfinished(self) -> Batch | None:
         if self._todo:
@@ -218,23 +242,41 @@ class BatchUploader:
         return None
 
     async def _plan(self) -> Batch | None:
-        self._batches.set_aside = set(self._unreadable)
-        return self._batches.plan()
+        return self._plan_now()
+
+    def _plan_now(self, may_use_spares: bool = True) -> Batch | None:
+        self._batches.set_aside = self._unreadable.names
+        batch = self._batches.plan(self._cadence.is_due, may_use_spares)
+        if batch is not None:
+            self._cadence.note_planned()
+        return batch
+
+    def _ship(self, batch: Batch, registry: SchemaRegistry) -> Shipment:
+        assert self._context is not None
+        return Shipment(self._context._replace(registry=registry), batch)
 
     # One batch
 
-    async def _work(self, batch: Batch) -> None:
+    async def _work(self, batch: Batch, converted: Shipment | None = None) -> None:
+        """Take a batch to its end, or as far as it goes.
+
+        Args:
+            converted: a try whose conversion is done, ahead of the batch's turn.
+        """
         started = time.monotonic()
-        rows_before = self._block[Uploader.ROWS]
+        batch.journal.may_use_spares = True  # no older batch needs them
         shipment = None
         if batch.state == "planned":
             watch = BugWatch()
             full_disk = 0
 
             async def attempt() -> Shipment | None:
-                nonlocal full_disk
-                batch.tries += 1
+                nonlocal full_disk, converted
                 try:
+                    if converted is not None:
+                        begun, converted = converted, None
+                        return await self._finish(batch, begun)
+                    batch.tries += 1
                     return await self._attempt(batch, full_disk)
                 except Exception as error:
                     full_disk += is_full(error)
@@ -250,7 +292,7 @@ class BatchUploader:
             "batch %s: %d segments, %d rows uploaded in %.2f s",
             batch.batch_id,
             len(batch.segments),
-            self._block[Uploader.ROWS] - rows_before,
+            shipment.rows if shipment is not None else 0,
             time.monotonic() - started,
         )
 
@@ -262,7 +304,8 @@ class BatchUploader:
             if batch.state == "uploaded":
                 return None
             shipment = Shipment(self._context, batch, full_disk)
-            await shipment.run()
+            await shipment.convert()
+            return await self._finish(batch, shipment, full_disk)
         except Replaced as replaced:
             self._waiting.pop(batch.batch_id, None)
             if replaced.batch is not None:
@@ -274,8 +317,21 @@ class BatchUploader:
         except StorageError as error:  # of `prepare`: puts are retried by themselves
             self._wait(batch, error, "")
             return None
-        if batch.tries > 1 or batch.is_left_over:
-            await shipment.remove_strays()
+
+    async def _finish(self, batch: Batch, shipment: Shipment, full_disk: int = 0) -> Shipment:
+        """Wait for the objects of a converted batch. Meanwhile the next one is converted, if one is due."""
+        assert self._context is not None
+        if self._looks_ahead and not self._todo and not full_disk:
+            self._ahead.begin(self._context.registry, shipment)
+        try:
+            await shipment.finish()
+            if batch.tries > 1 or batch.is_left_over:
+                await shipment.remove_strays()
+        except BaseException:
+            following = await self._ahead.give_up()
+            if following is not None:  # it was converted with changes that this batch may not make again
+                self._todo.appendleft(following)
+            raise
         return shipment
 
     async def _isolate(self, batch: Batch) -> None:
@@ -292,8 +348,7 @@ class BatchUploader:
         new = self._batches.replace(batch, without(batch, error.name))
         if new is not None:
             self._todo.appendleft(new)
-        backoff = self._unreadable.setdefault(error.name, Backoff(self._retry))
-        backoff.note("it is set aside while others go on", error)
+        self._unreadable.add(error)
         self._count_unreadable()
 
     def _wait(self, batch: Batch, error: Exception, name: str) -> None:
@@ -303,33 +358,9 @@ class BatchUploader:
         batch.journal.close()
         self._count_unreadable()
 
-    async def _probe_unreadable(self) -> None:
-        """Read segments that were set aside and are due; those that can be read are planned."""
-        for name, backoff in list(self._unreadable.items()):
-            if not backoff.is_due:
-                continue
-            self._block[Uploader.STEPS] += 1
-            try:
-                gone = segments.missing(self._directory, [name], {})
-                await in_thread(functools.partial(segments.probe, self._directory, name))
-            except (UnreadableSegment, OSError) as error:
-                backoff.note("it is set aside while others go on", error)
-                continue
-            if gone:
-                lost = Finding(LOST_SEGMENTS, name.partition(".")[0], 1, "it could not be read, and is gone")
-                try:
-                    await in_thread(functools.partial(findings.note, self._directory, [lost]))
-                except (OSError, ArcpipeError) as error:
-                    backoff.note("noting that it is gone", error)
-                    continue
-                self._block[Uploader.LOST_SEGMENTS] += 1
-                log.error("segment %s, which could not be read, is gone: what was in it is lost", name, extra=logs.EACH)
-            del self._unreadable[name]
-            self._count_unreadable()
-
     def _count_unreadable(self, without_batch: str = "") -> None:
         waiting = {name for batch_id, (_, _, name) in self._waiting.items() if name and batch_id != without_batch}
-        self._block[Uploader.UNREADABLE_SEGMENTS] = len(waiting | self._unreadable.keys())
+        self._block[Uploader.UNREADABLE_SEGMENTS] = len(waiting | self._unreadable.names)
 
     async def _end(self, batch: Batch, shipment: Shipment | None) -> None:
         """Mark a batch as uploaded and let its segments go."""
@@ -349,7 +380,7 @@ class BatchUploader:
                 name: report.last_timestamp for name, report in shipment.reports.items() if report.size >= reusable
             }
         converted = batch.converted
-        used = converted.used or (registry.drafted if shipment is not None else [])
+        used = converted.used or (shipment.drafted if shipment is not None else [])
 
         def save() -> None:
             findings.note(self._directory, converted.findings)

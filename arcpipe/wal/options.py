@@ -21,4 +21,4 @@ class WALOptions(msgspec.Struct, frozen=True):
     flush_max_records: int = 1_000_000
     flush_max_age_seconds: float = 5.0
     recycle: bool = True
-    free_segments: int = 4
+    free_segments: int = 6

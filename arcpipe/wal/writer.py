@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -78,6 +78,8 @@ class WALWriter:
         self.options = options or WALOptions()
         self.stats = WALStats()
         self.current: Segment | None = None  # None while no segment can be made
+        self.collect_us: Callable[[], int] = lambda: 0
+        """Returns a time of the steady clock, in µs: a segment that began until then is sealed at the next tick."""
         self._directory = directory
         self._slot = slot
         self._stamps = stamps = Stamps(last_timestamp)
@@ -232,7 +234,7 @@ class WALWriter:
                 segment.fail()
         try:
             segment = self._usable_segment()
-            if is_due(segment, now, self.options, self._is_waiting):
+            if is_due(segment, now, self.options, self._is_waiting, self.collect_us()):
                 self._rotate(segment)
         except OSError as error:
             self._note_error(error)

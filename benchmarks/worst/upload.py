@@ -211,7 +211,8 @@ def upload(wal: str, url: str, endpoint: str) -> int:
             "ARCPIPE_STORAGE_S3_ACCESS_KEY_ID": "bench",
             "ARCPIPE_STORAGE_S3_SECRET_ACCESS_KEY": "bench",
             "ARCPIPE_STORAGE_S3_ADDRESSING_STYLE": "path",
-        },
+        }
+        | {name: value for name, value in os.environ.items() if name.startswith("ARCPIPE_UPLOADER_")},
     )
     logs.setup("WARNING", "text", "uploader")
     counters = Counters(1)

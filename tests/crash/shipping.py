@@ -159,7 +159,7 @@ class _TinyMegabytes(int):
 
 SETTINGS = config.Settings(
     wal=config.WAL(max_size_mb=_TinyMegabytes(1), free_segments=3),
-    uploader=config.Uploader(threads=1, concurrent_uploads=1),
+    uploader=config.Uploader(threads=1, concurrent_uploads=1, interval_seconds=0),
     storage=config.Storage(url=MemoryStore.url),
     parquet=config.Parquet(compression="none"),
 )

@@ -45,8 +45,8 @@ UPLOADED = r"\.uploaded\.json"
 JOURNALED = r"/batches/[^/]*\.journal\b"
 SPARES = len(SPARE_FILES)  # they are made first
 
-# Bytes of segments in a batch: few, so that the WAL makes several batches.
-SMALL_BATCHES = {"arcpipe.upload.batches:BATCH_TARGET_BYTES": 1_500_000}
+# MB of segments in a batch: few, so that the WAL makes several batches.
+SMALL_BATCHES = {"uploader_batch_mb": 1}
 
 
 class Log(NamedTuple):
@@ -197,15 +197,15 @@ class Site:
         shutil.copytree(log.wal, self.wal)
 
     def run(self, *, restart_server: bool = False, settings: Mapping[str, object] = {}, **arms: Any) -> Outcome:
-        constants = arms.pop("constants", SMALL_BATCHES)
         wanted = {
+            **({} if "constants" in arms else SMALL_BATCHES),
             "wal_dir": self.wal,
             "wal_max_size_mb": 1,
             "wal_free_segments": FREE_SEGMENTS,
             **self.target.store.settings,
             **settings,
         }
-        return self._uploaders.run(self.wal, wanted, constants=constants, restart_server=restart_server, **arms)
+        return self._uploaders.run(self.wal, wanted, restart_server=restart_server, **arms)
 
     def finish(self, **arms: Any) -> Outcome:
         """An uploader that nothing happens to."""
@@ -305,9 +305,9 @@ def test_the_log_makes_several_batches_of_many_objects(unharmed: Unharmed) -> No
     """The tests below rely on this."""
     keys = without_batch_ids(unharmed.keys)
     files = [key for key in keys if not key.startswith("_dead_letter/")]
-    assert [sum(f"_batch {number}_" in key for key in files) for number in range(4)] == [8, 8, 8, 0]
+    assert [sum(f"_batch {number}_" in key for key in files) for number in range(6)] == [8, 8, 8, 8, 8, 0]
     assert sum(key.startswith("_dead_letter/") for key in keys) == 1
-    assert len(keys) == 25
+    assert len(keys) == 41
     assert b"mixed" in unharmed.schema
     counted = {name: unharmed.counters[name] for name in ("batches", "segments", "files", "retries")}
     assert counted == {"batches": 3, "segments": 8, "files": 25, "retries": 0}
@@ -523,7 +523,7 @@ def test_a_batch_keeps_its_layout_when_the_setting_changes(site: Site, unharmed:
     first = [key for key in keys if f"_{manifest.stem}_" in key]
     others = [key for key in keys if f"_{manifest.stem}_" not in key and key.endswith(".parquet")]
     assert len(first) == 8
-    assert len(others) == 16
+    assert len(others) == 32
     assert all("/2026/01/01/0" in key for key in first)
     assert all("/year=2026/month=01/day=01/hour=0" in key for key in others)
 

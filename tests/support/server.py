@@ -49,6 +49,7 @@ class Server:
             "wal_dir": self.wal,
             "wal_min_free_mb": 16,
             "flush_max_age_seconds": 0.2,
+            "uploader_interval_seconds": 0,  # where the cadence is not the subject, nothing waits for its turn
             "storage_url": f"file://{self.lake}",
             **settings,
         }

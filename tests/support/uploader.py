@@ -126,7 +126,13 @@ def fill(
 
 
 def settings_of(wal: Path, **more: object) -> Settings:
-    values = {"wal_dir": wal, "wal_free_segments": 2, "storage_url": f"file://{wal}-lake", **more}
+    values = {
+        "wal_dir": wal,
+        "wal_free_segments": 2,
+        "storage_url": f"file://{wal}-lake",
+        "uploader_interval_seconds": 0,  # where the cadence is not the subject, nothing waits for its turn
+        **more,
+    }
     return load(None, {f"ARCPIPE_{name.upper()}": str(value) for name, value in values.items()})
 
 

@@ -152,6 +152,8 @@ def test_old_figures_are_not_shown_as_those_of_now() -> None:
     facts = facts_of()
     assert facts["waiting"].startswith("5.00 MB in 0 segments, nothing waits; ")
     assert "disk 60% used, 4.00 GB free of 10.0 GB" in facts["WAL"]
+    turn = facts_of(waiting_segments=2, waiting_bytes=2_000_000, next_batch_seconds=23.4)["waiting"]
+    assert "nothing waits; 2.00 MB of it for the next batch, in 23 s at the latest; " in turn
     assert facts_of(wal_unlisted=True)["waiting"] == "not known: the WAL directory cannot be listed"
     assert "disk 60% used" in facts_of(wal_unlisted=True)["WAL"]
     for fields in ({"supervisor_alive": False, "measured_age_seconds": 75.0}, {"disk_total_bytes": 0}):

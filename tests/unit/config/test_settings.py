@@ -109,6 +109,8 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "uploader.threads": (1, "1"),
     "uploader.concurrent_uploads": (1, "1"),
     "uploader.nice": (19, "19"),
+    "uploader.interval_seconds": (2.5, "2.5"),
+    "uploader.batch_mb": (64, "64"),
     "compaction.enabled": (True, "yes"),
     "compaction.after_seconds": (60.0, "60"),
     "compaction.nice": (0, "0"),

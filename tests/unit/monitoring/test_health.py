@@ -15,6 +15,7 @@ import pytest
 
 from arcpipe.clock import steady_us
 from arcpipe.config.settings import WAL, Flush, Server, Settings, Storage
+from arcpipe.config.settings import Uploader as UploaderSettings
 from arcpipe.counters import HANDED_OVER, LATENCY_BOUNDS_US, Counters, Histogram, Node, Uploader
 from arcpipe.counters import Worker as Field
 from arcpipe.disk import space
@@ -176,23 +177,59 @@ def test_a_worker_publishes_its_segment_and_that_it_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flush_seconds", "wal_seconds", "waited", "is_behind"),
+    ("flush_seconds", "wal_seconds", "interval", "waited", "is_behind"),
     [
-        (5, 3600, 290, False),
-        (5, 3600, 310, True),
-        (600, 3600, 850, False),  # its segment was not sealed before 600 s, as somebody has asked for
-        (600, 3600, 910, True),
-        (86_400, 3600, 3850, False),
-        (86_400, 3600, 3910, True),  # its segment was sealed after an hour
+        (5, 3600, 0, 290, False),
+        (5, 3600, 0, 310, True),
+        (600, 3600, 0, 850, False),  # its segment was not sealed before 600 s, as somebody has asked for
+        (600, 3600, 0, 910, True),
+        (86_400, 3600, 0, 3850, False),
+        (86_400, 3600, 0, 3910, True),  # its segment was sealed after an hour
+        (5, 3600, 600, 890, False),  # it waited for its turn by choice
+        (5, 3600, 600, 910, True),
     ],
 )
 def test_records_that_wait_no_longer_than_was_asked_for_are_not_behind(
-    settings: Settings, counters: Counters, flush_seconds: float, wal_seconds: float, waited: float, is_behind: bool
+    settings: Settings,
+    counters: Counters,
+    flush_seconds: float,
+    wal_seconds: float,
+    interval: float,
+    waited: float,
+    is_behind: bool,
 ) -> None:
-    wal = msgspec.structs.replace(settings.wal, max_age_seconds=wal_seconds)
-    settings = msgspec.structs.replace(settings, wal=wal, flush=Flush(max_age_seconds=flush_seconds))
+    settings = msgspec.structs.replace(
+        settings,
+        wal=msgspec.structs.replace(settings.wal, max_age_seconds=wal_seconds),
+        flush=Flush(max_age_seconds=flush_seconds),
+        uploader=UploaderSettings(interval_seconds=interval),
+    )
     taken = msgspec.structs.replace(snapshot.take(settings, counters, []), oldest_unshipped_seconds=waited)
     assert [issue.code for issue in health.judge(taken)] == ["uploads_behind"] * is_behind
+
+
+@pytest.mark.parametrize(("segments", "ago", "is_behind"), [(2, 290, False), (2, 310, True), (0, 3000, False)])
+def test_batch_that_takes_too_long_is_behind_whatever_the_interval(
+    settings: Settings, counters: Counters, segments: int, ago: int, is_behind: bool
+) -> None:
+    settings = msgspec.structs.replace(settings, uploader=UploaderSettings(interval_seconds=86_400))
+    counters.uploader[Uploader.BATCHED_SEGMENTS] = segments
+    counters.uploader[Uploader.PLANNED_US] = steady_us() - ago * 1_000_000
+    issues = health.judge(snapshot.take(settings, counters, []))
+    assert [issue.code for issue in issues] == ["uploads_behind"] * is_behind
+
+
+def test_what_waits_for_its_turn_is_told_from_a_batch(settings: Settings, counters: Counters) -> None:
+    node, uploader = counters.node, counters.uploader
+    node[Node.BACKLOG_BYTES], node[Node.BACKLOG_SEGMENTS] = 1000, 10
+    node[Node.UNRECOVERED_BYTES], node[Node.UNRECOVERED_SEGMENTS] = 100, 1
+    uploader[Uploader.BATCHED_BYTES], uploader[Uploader.BATCHED_SEGMENTS] = 600, 6
+    uploader[Uploader.PLANNED_US] = steady_us() - 20_000_000
+    taken = snapshot.take(settings, counters, [])
+    assert (taken.waiting_bytes, taken.waiting_segments) == (300, 3)
+    assert taken.next_batch_seconds == pytest.approx(40, abs=5)
+    uploader[Uploader.PLANNED_US] -= 100_000_000
+    assert snapshot.take(settings, counters, []).next_batch_seconds == 0
 
 
 def test_the_disk_is_as_full_as_df_says(tmp_path: Path) -> None:

@@ -546,7 +546,7 @@ def test_an_entry_that_a_bug_refuses_is_a_dead_letter(method: str, wal: Path, mo
 
 
 def test_a_bug_that_is_not_of_the_conversion_changes_nothing(wal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Shipment.run
+    original = Shipment.convert
     tries = 0
 
     async def fail(self: Shipment) -> None:
@@ -556,7 +556,7 @@ def test_a_bug_that_is_not_of_the_conversion_changes_nothing(wal: Path, monkeypa
             raise ZeroDivisionError("a bug")
         await original(self)
 
-    monkeypatch.setattr(Shipment, "run", fail)
+    monkeypatch.setattr(Shipment, "convert", fail)
     store = MemoryStore()
     outcome = run(wal, store)
     assert_once(store)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from arcpipe.cli.wal import app
+from arcpipe.clock import steady_us_at
 from arcpipe.disk import Buffer
 from arcpipe.errors import CommitFailed
 from arcpipe.wal import WALReader, WALWriter
@@ -425,6 +426,26 @@ def test_a_segment_that_waits_for_good_does_not_hold_the_others_back(directory: 
     writer.tick()
     assert writer.stats.rotations == 0
     clock.pass_seconds(11)
+    writer.tick()
+    assert writer.stats.rotations == 1
+    writer.close()
+
+
+def test_segment_is_sealed_for_a_batch_that_collects(directory: WALDirectory, clock: Clock) -> None:
+    """Whether others wait or not; one that began later is not sealed."""
+    Path(directory.path, "worker-1-20251008_143000-000001.wal.sealed").write_bytes(b"")
+    writer = WALWriter(directory, 1, WALOptions(flush_max_age_seconds=5))
+    commit(writer, 1)
+    wait_ready(writer)
+    began = steady_us_at(writer.segment.started_at)
+    writer.collect_us = lambda: began - 1
+    writer.tick()
+    assert writer.stats.rotations == 0
+    writer.collect_us = lambda: began
+    writer.tick()
+    assert writer.stats.rotations == 1
+    clock.pass_seconds(1)
+    commit(writer, 2)
     writer.tick()
     assert writer.stats.rotations == 1
     writer.close()

@@ -1,0 +1,1 @@
+"""Figures about the files in the store: how many a day, and how fast a store with latency takes them."""
