@@ -763,11 +763,16 @@ scalars = st.one_of(
     st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=20)),
     st.datetimes().map(lambda when: msgpack.Timestamp(when.second, when.microsecond)),
 )
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=4,
-)
+
+
+def arrays_and_maps_of(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+
+
+# Three deep: `st.recursive` would draw again and again what has too many leaves.
+nested = arrays_and_maps_of(scalars)
+nested_twice = arrays_and_maps_of(scalars | nested)
+values = scalars | nested | nested_twice | arrays_and_maps_of(scalars | nested | nested_twice)
 shared_names = st.sampled_from(["a", "b", "host", "region"]) | names
 times = st.one_of(
     st.none(),
