@@ -30,7 +30,8 @@ from arcpipe.errors import BadPayload, PayloadTooLarge
 # Writing MessagePack byte by byte
 
 
-_packer = msgpack.Packer()  # one: each allocates a megabyte
+# Once: each allocates a buffer.
+_packer = msgpack.Packer(unicode_errors="surrogateescape")
 
 
 class Bytes(bytes):
@@ -55,12 +56,8 @@ def pack(value: Any, wide: bool = False) -> bytes:
         return header + b"".join(pack(each, wide) for each in value)
     if isinstance(value, str):
         raw = value.encode("utf-8", "surrogateescape")
-        return (
-            b"\xdb" + len(raw).to_bytes(4, "big") + raw
-            if wide
-            else msgpack.packb(value, unicode_errors="surrogateescape")
-        )
-    return bytes(msgpack.packb(value))
+        return b"\xdb" + len(raw).to_bytes(4, "big") + raw if wide else bytes(_packer.pack(value))
+    return bytes(_packer.pack(value))
 
 
 def refusal(body: bytes) -> str:
