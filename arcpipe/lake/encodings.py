@@ -21,10 +21,10 @@ _ENCODINGS: Final = {"common": _COMMON, "small": {**_COMMON, pa.string(): "DELTA
 _UINT64: Final = pa.uint64().id
 _NUMBER_IDS: Final = frozenset({TIME_TYPE.id, pa.int64().id, _UINT64})  # types of 64 bits; 16 bits are never far apart
 
-# Range of the differences in a block of DELTA_BINARY_PACKED. fastparquet 2026.9 reads other values where they take 29
-# bits, and crashes where they take 57. zstd makes plain numbers that are so far apart about as small.
-_FAR: Final = 1 << 28
-_SLICE: Final = 16_384  # values that are compared at once: they stay in a core's cache
+# Range of a column's numbers, and half a gap between times, from which they are plain. Below it the differences of a
+# block of DELTA_BINARY_PACKED have at most 28 bits. fastparquet 2026.9 reads other values where they have 29 bits, and
+# crashes where they have 57. zstd makes plain numbers that are so far apart as small.
+_FAR: Final = 1 << 27
 _MANY_TIMES: Final = 4_096  # that are probed at some places, which costs as much for a million
 
 # zstd level of columns that are split into one stream for each byte of a float. The lower bytes of precise floats are
@@ -87,38 +87,34 @@ def far_columns(parquet: Parquet, table: pa.Table, *, by_time: bool = True) -> f
 
 
 def _is_wide(column: pa.ChunkedArray) -> bool:
-    """Tell whether the differences of values that follow one another have a range of `_FAR` or more."""
-    chunk = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-    values = _numbers(chunk.drop_null() if chunk.null_count else chunk)
-    if len(values) < 3:
-        return False
-    span = int(values.max()) - int(values.min())
-    if span < _FAR // 2:
-        return False
-    if span >= 1 << 62:  # and differences might overflow
-        return True
-    values = values.view(np.int64)
-    least = greatest = int(values[1] - values[0])
-    for start in range(0, len(values) - 1, _SLICE):
-        differences = values[start + 1 : start + 1 + _SLICE] - values[start : start + _SLICE][: len(values) - 1 - start]
-        least = min(least, int(differences.min()))
-        greatest = max(greatest, int(differences.max()))
-        if greatest - least >= _FAR:
-            return True
-    return False
+    """Tell whether the values have a range of `_FAR` or more."""
+    ends: list[int] = []
+    for number in range(column.num_chunks):
+        chunk = column.chunk(number)
+        if chunk.null_count and (column.num_chunks > 1 or _range(_numbers(chunk)) >= _FAR):
+            chunk = chunk.drop_null()  # the values of nulls are any
+        if len(chunk):
+            values = _numbers(chunk)
+            ends += int(values.min()), int(values.max())
+    return bool(ends) and max(ends) - min(ends) >= _FAR
+
+
+def _range(values: np.ndarray) -> int:
+    return int(values.max()) - int(values.min())
 
 
 def _has_gap(times: pa.ChunkedArray) -> bool:
-    """Tell whether sorted times, none of them null, have a gap of `_FAR`; of many, one of half of it may do."""
+    """Tell whether sorted times, none of them null, have a gap of twice `_FAR`; of many, one above `_FAR` may do."""
     chunks = [_numbers(times.chunk(number)) for number in range(times.num_chunks)]
     values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     if len(values) < _MANY_TIMES:
-        return int((values[1:] - values[:-1]).max()) >= _FAR
-    places = np.searchsorted(values, np.arange(values[0], values[-1], _FAR // 2))
+        return int((values[1:] - values[:-1]).max()) >= 2 * _FAR
+    places = np.searchsorted(values, np.arange(values[0], values[-1], _FAR))
     return bool((places[1:] == places[:-1]).any())  # a stretch without a time
 
 
 def _numbers(chunk: pa.Array) -> np.ndarray:
+    """Return the values; those of nulls are any."""
     type_ = np.uint64 if chunk.type.id == _UINT64 else np.int64
     return np.frombuffer(chunk.buffers()[1], type_, len(chunk), chunk.offset * 8)
 

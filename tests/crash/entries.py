@@ -110,7 +110,7 @@ def shipped_in(key: str, content: bytes) -> Shipped:
 def _shipped_in(is_dead_letter: bool, content: bytes) -> Shipped:
     if is_dead_letter:
         return Shipped((_number_in(content),), "")
-    table = pq.read_table(pa.BufferReader(content), use_threads=False)
+    table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
     numbers = table["number"].to_pylist()
     for number, filler in zip(numbers, table["filler"].to_pylist(), strict=True):
         assert filler == _filler(number, len(filler)), f"entry {number} is not as it was sent"

@@ -172,16 +172,19 @@ class _File:
             if stale and len(sectors[at]) > 1:
                 sectors[at].insert(1, _sector(rng.choice(stale), at))
         # Every open sector has its oldest content first, its newest last.
-        widths = [len(contents) for contents in sectors if len(contents) > 1]
+        open_sectors = [at for at, contents in enumerate(sectors) if len(contents) > 1]
+        widths = [len(sectors[at]) for at in open_sectors]
         if math.prod(widths) * len(sizes) <= _ALL_UP_TO:
             choices = list(itertools.product(sizes, *map(range, widths)))
         else:
             choices = [(size, *pattern) for size, pattern in itertools.product(sizes[:2], _patterns(widths, rng))]
             choices = choices[:2] + rng.sample(choices[2:], min(_CHOSEN, len(choices) - 2))
         found = [versions[0], versions[-1]]
+        parts = [contents[0] for contents in sectors]
         for size, *chosen in choices:
-            picks = iter(chosen)
-            content = b"".join(options[next(picks)] if len(options) > 1 else options[0] for options in sectors)
+            for at, index in zip(open_sectors, chosen, strict=True):
+                parts[at] = sectors[at][index]
+            content = b"".join(parts)
             found.append(content[:size].ljust(size, b"\x00"))
         return list(dict.fromkeys(found))
 

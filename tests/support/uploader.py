@@ -91,7 +91,7 @@ def ids_in(store: MemoryStore) -> Counter[int]:
     found: Counter[int] = Counter()
     for key, content in store.objects.items():
         if key.endswith(".parquet"):
-            found.update(pq.read_table(pa.BufferReader(content), columns=["id"]).column("id").to_pylist())
+            found.update(pq.ParquetFile(pa.BufferReader(content)).read(["id"], use_threads=False)["id"].to_pylist())
         else:
             found.update(msgspec.msgpack.decode(content)[3]["columns"]["id"])
     return found

@@ -81,13 +81,24 @@ invalid_text = st.sampled_from([b"\xff", b"\xc3", b"ab\xed\xa0\x80"]).map(lambda
 binary = st.one_of(st.binary(max_size=5), st.sampled_from([b"x" * 256, b"x" * 65_536])).map(msgpack.packb)
 booleans = st.sampled_from([b"\xc2", b"\xc3"])
 nil = st.just(b"\xc0")
-nested = st.recursive(
+
+
+def _arrays_and_maps_of(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    keys = st.one_of(st.text(max_size=3), st.just("$base64"), st.integers(0, 9))
+    return st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=3)
+
+
+def _nested(leaves: st.SearchStrategy[Any], depth: int) -> st.SearchStrategy[Any]:
+    """Values of every depth up to this: `st.recursive` draws again and again what has too many leaves."""
+    found = leaves
+    for _ in range(depth):
+        found |= _arrays_and_maps_of(found)
+    return found
+
+
+nested = _nested(
     st.one_of(st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(max_size=5), st.none(), st.binary(max_size=3)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.dictionaries(st.one_of(st.text(max_size=3), st.just("$base64"), st.integers(0, 9)), inner, max_size=3),
-    ),
-    max_leaves=8,
+    4,
 ).map(msgpack.packb)
 extensions = st.one_of(
     st.builds(

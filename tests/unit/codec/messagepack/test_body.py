@@ -30,6 +30,10 @@ from arcpipe.errors import BadPayload, PayloadTooLarge
 # Writing MessagePack byte by byte
 
 
+# Once: each allocates a buffer.
+_packer = msgpack.Packer(unicode_errors="surrogateescape")
+
+
 class Bytes(bytes):
     """MessagePack as it is, for values that no packer writes."""
 
@@ -45,19 +49,15 @@ def pack(value: Any, wide: bool = False) -> bytes:
     if isinstance(value, dict):
         value = Pairs(value.items())
     if isinstance(value, Pairs):
-        header = b"\xdf" + len(value).to_bytes(4, "big") if wide else msgpack.Packer().pack_map_header(len(value))
+        header = b"\xdf" + len(value).to_bytes(4, "big") if wide else _packer.pack_map_header(len(value))
         return header + b"".join(pack(key, wide) + pack(each, wide) for key, each in value)
     if isinstance(value, list):
-        header = b"\xdd" + len(value).to_bytes(4, "big") if wide else msgpack.Packer().pack_array_header(len(value))
+        header = b"\xdd" + len(value).to_bytes(4, "big") if wide else _packer.pack_array_header(len(value))
         return header + b"".join(pack(each, wide) for each in value)
     if isinstance(value, str):
         raw = value.encode("utf-8", "surrogateescape")
-        return (
-            b"\xdb" + len(raw).to_bytes(4, "big") + raw
-            if wide
-            else msgpack.packb(value, unicode_errors="surrogateescape")
-        )
-    return bytes(msgpack.packb(value))
+        return b"\xdb" + len(raw).to_bytes(4, "big") + raw if wide else bytes(_packer.pack(value))
+    return bytes(_packer.pack(value))
 
 
 def refusal(body: bytes) -> str:
@@ -763,11 +763,16 @@ scalars = st.one_of(
     st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=20)),
     st.datetimes().map(lambda when: msgpack.Timestamp(when.second, when.microsecond)),
 )
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=4,
-)
+
+
+def arrays_and_maps_of(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+
+
+# Three deep: `st.recursive` would draw again and again what has too many leaves.
+nested = arrays_and_maps_of(scalars)
+nested_twice = arrays_and_maps_of(scalars | nested)
+values = scalars | nested | nested_twice | arrays_and_maps_of(scalars | nested | nested_twice)
 shared_names = st.sampled_from(["a", "b", "host", "region"]) | names
 times = st.one_of(
     st.none(),
@@ -923,8 +928,8 @@ def test_as_many_columns_as_are_allowed_are_taken_and_more_are_refused() -> None
     assert encode(pack(most)).records == 1
     million = msgpack.packb({"m": "x", "columns": {f"c{n}": [n] for n in range(1_000_000)}})
     assert refusal(million) == "more than 65536 columns"
-    fields = {f"c{n}": n for n in range(MAX_COLUMNS - 1)}
     for wide in (False, True):
+        fields = Bytes(pack({f"c{n}": n for n in range(MAX_COLUMNS - 1)}, wide))
         assert encode(pack({"m": "x", "fields": fields}, wide)).records == 1
         both = {"m": "x", "fields": fields, "tags": {"a": "b"}}
         assert refusal(pack(both, wide)) == "more than 65536 columns"
@@ -1032,9 +1037,14 @@ def test_a_declared_length_allocates_nothing() -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_rows() -> None:
-    rows = [{"m": "x", "fields": {f"{n % 7}{chr(97 + k)}": 1 for k in range(26)}} for n in range(12_000)]
-    assert peak_bytes([pack(rows)]) < 40_000_000
-    assert peak_bytes([pack(rows[:3000], wide=True)]) < 40_000_000
+    shapes = [{"m": "x", "fields": {f"{n}{chr(97 + k)}": 1 for k in range(26)}} for n in range(7)]
+
+    def rows(count: int, wide: bool = False) -> bytes:
+        packed = [Bytes(pack(shape, wide)) for shape in shapes]
+        return pack([packed[n % 7] for n in range(count)], wide)
+
+    assert peak_bytes([rows(12_000)]) < 40_000_000
+    assert peak_bytes([rows(3000, wide=True)]) < 40_000_000
 
 
 # Bodies of one record: proven by one msgspec call, or left to the walk
