@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.crash.compaction_process import FAILED, Compactors, Step
-from tests.support.compaction import HOUR_US, OTHER_NODE, file_bytes, key_of, make_wal, table_of
+from tests.support.compaction import HOUR_US, NODE, OTHER_NODE, file_bytes, key_of, make_wal, table_of
 from tests.support.lake import lake_files, lake_rows, numbers
 from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
@@ -95,8 +95,8 @@ def fill(store: Store, directory: Path, put: Any) -> Lake:
     rows: list[dict[str, Any]] = []
     pick = random.Random(7)
     for number in range(1, 8):
-        node = {} if number < 6 else {"node": OTHER_NODE}
-        new = [
+        node = NODE if number < 6 else OTHER_NODE
+        new: list[dict[str, Any]] = [
             {
                 "time": pick.randrange(3_600_000_000),
                 "host": f"h{pick.randrange(20)}",
@@ -107,7 +107,7 @@ def fill(store: Store, directory: Path, put: Any) -> Lake:
             for n in range(1_600 if number < 6 else 10)
         ]
         rows += [row | {"time": row["time"] + HOUR_US} for row in new]
-        put(key_of(number, **node), file_bytes(table_of(new), directory))
+        put(key_of(number, node=node), file_bytes(table_of(new), directory))
     settings = store.settings | {
         "wal_dir": str(directory / "wal"),
         "wal_min_free_mb": 0,

@@ -251,9 +251,9 @@ def test_digits_below_microseconds_are_part_of_a_point(lake: Lake) -> None:
 
 
 def test_a_merge_that_wrote_other_values_keeps_the_files(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arcpipe.compaction import merge, outputs
+    from arcpipe.compaction import merge, outputs, tables
 
-    right: Callable[[pa.Table], pa.Table] = outputs.compacted
+    right: Callable[[pa.Table], pa.Table] = tables.compacted
 
     def wrong(table: pa.Table) -> pa.Table:
         column = table.column("n")
