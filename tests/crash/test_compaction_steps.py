@@ -185,8 +185,8 @@ def test_through_faults_of_the_store(remote: Lake, s3: S3Bucket, compactors: Com
     """Errors, hanging requests, cut and lost answers: each run does what it can, and the next one goes on."""
     with FaultyProxy(s3.endpoint_url) as proxy:
         settings = remote.settings | {"storage_s3_endpoint_url": proxy.url}
-        proxy.fail_randomly(0.12, seed)
-        for _ in range(40):
+        proxy.fail_randomly(0.3, seed)
+        for _ in range(60):
             if compactors.run(remote.wal, settings, ahead_seconds=600) == 0:
                 break
         assert proxy.injected.total() > 0
