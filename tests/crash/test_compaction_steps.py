@@ -170,6 +170,7 @@ def test_an_error_at_each_step_on_a_local_store(local: Lake, compactors: Compact
     check(local)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_again_and_again_at_any_step(local: Lake, compactors: Compactors, seed: int) -> None:
     pick = random.Random(seed)
