@@ -120,7 +120,7 @@ def _compaction_stopped(snapshot: Snapshot) -> Found:
     if snapshot.compaction is not None and snapshot.compaction.stopped:
         yield (
             "compaction cannot go on: a plan that it had begun needs a decision; nothing more is merged or deleted",
-            "the log says which ('compaction cannot go on'); operations.md has the steps",
+            "the log says which ('compaction cannot go on'); troubleshooting.md has the steps",
         )
 
 

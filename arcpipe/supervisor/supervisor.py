@@ -312,6 +312,8 @@ class _Supervisor:
             self._handover.note_end(pid, status, slots.uploader)
             if self._handover.is_leaving and pid == slots.uploader.pid:
                 slots.uploader.pid = 0  # its end was asked for
+            elif self._handover.is_leaving and slots.compaction is not None and pid == slots.compaction.pid:
+                slots.compaction.pid = 0  # as well
             else:
                 slots.note_end(pid, status)
 

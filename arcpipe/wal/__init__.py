@@ -16,6 +16,7 @@ A WAL directory belongs to one running instance (`LOCK`) and to one node for eve
     quarantine/                                     files that cannot be read as a WAL at all
     ….wal.incoming                                  a replayed file's copy, ignored until its source is archived
     spool/                                          the uploader's scratch space, emptied at start-up
+    compaction/                                     the lock and the plan of the process that merges files
     findings.json, acknowledged.json                damage and losses, and which of them an operator has seen
 
 `slot` is the worker's number, `seq` grows by one per segment of a slot, times are UTC.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.crash.compaction_process import FAILED, Compactors, Step
-from tests.support.compaction import HOUR_US, OTHER_NODE, file_bytes, key_of, make_wal, table_of
+from tests.support.compaction import HOUR_US, NODE, OTHER_NODE, file_bytes, key_of, make_wal, table_of
 from tests.support.lake import lake_files, lake_rows, numbers
 from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
@@ -95,8 +95,8 @@ def fill(store: Store, directory: Path, put: Any) -> Lake:
     rows: list[dict[str, Any]] = []
     pick = random.Random(7)
     for number in range(1, 8):
-        node = {} if number < 6 else {"node": OTHER_NODE}
-        new = [
+        node = NODE if number < 6 else OTHER_NODE
+        new: list[dict[str, Any]] = [
             {
                 "time": pick.randrange(3_600_000_000),
                 "host": f"h{pick.randrange(20)}",
@@ -107,7 +107,7 @@ def fill(store: Store, directory: Path, put: Any) -> Lake:
             for n in range(1_600 if number < 6 else 10)
         ]
         rows += [row | {"time": row["time"] + HOUR_US} for row in new]
-        put(key_of(number, **node), file_bytes(table_of(new), directory))
+        put(key_of(number, node=node), file_bytes(table_of(new), directory))
     settings = store.settings | {
         "wal_dir": str(directory / "wal"),
         "wal_min_free_mb": 0,
@@ -170,6 +170,7 @@ def test_an_error_at_each_step_on_a_local_store(local: Lake, compactors: Compact
     check(local)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_again_and_again_at_any_step(local: Lake, compactors: Compactors, seed: int) -> None:
     pick = random.Random(seed)
@@ -185,8 +186,8 @@ def test_through_faults_of_the_store(remote: Lake, s3: S3Bucket, compactors: Com
     """Errors, hanging requests, cut and lost answers: each run does what it can, and the next one goes on."""
     with FaultyProxy(s3.endpoint_url) as proxy:
         settings = remote.settings | {"storage_s3_endpoint_url": proxy.url}
-        proxy.fail_randomly(0.12, seed)
-        for _ in range(40):
+        proxy.fail_randomly(0.3, seed)
+        for _ in range(60):
             if compactors.run(remote.wal, settings, ahead_seconds=600) == 0:
                 break
         assert proxy.injected.total() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -19,13 +20,17 @@ from tests.support.waiting import wait_until
 DAY = HOUR_US // 1_000_000
 
 
+def _has_more(server: Server, files: int) -> bool:
+    return len(lake_files(server.lake)) > files
+
+
 def fill(server: Server, batches: int = 4) -> None:
     """Write records of a closed hour, in several batches, so that there are several files."""
     for number in range(batches):
         files = len(lake_files(server.lake))
         columns = {"time": [DAY + n for n in range(10)], "n": [number * 10 + n for n in range(10)]}
         server.write({"m": "cpu", "columns": columns})
-        wait_until(lambda files=files: len(lake_files(server.lake)) > files, "the upload")
+        wait_until(functools.partial(_has_more, server, files), "the upload")
 
 
 def age(lake: Path) -> None:

@@ -80,6 +80,7 @@ def test_it_has_every_field_of_the_status(document: dict[str, Any]) -> None:
         "Status": health.Picture,
         "Verdict": health.Verdict,
         "Issue": health.Issue,
+        "CompactionState": process_state.CompactionState,
         "Instance": snapshot.Snapshot,
         "WorkerState": process_state.WorkerState,
         "UploaderState": process_state.UploaderState,

@@ -26,7 +26,7 @@ from prometheus_client import Metric
 from typer.main import get_command
 
 from arcpipe.cli.main import app
-from arcpipe.config.settings import Settings
+from arcpipe.config.settings import Compaction, Settings
 from arcpipe.counters import REFUSAL_CODES, RETRY_KINDS, Counters, Uploader
 from arcpipe.monitoring import issues, metrics, snapshot
 from arcpipe.wal import WALReader, WALWriter
@@ -260,7 +260,7 @@ def test_settings_that_are_named_exist(page: Path) -> None:
 
 
 def metric_families() -> list[Metric]:
-    settings = Settings()
+    settings = Settings(compaction=Compaction(enabled=True))
     counters = Counters(1)
     counters.uploader[Uploader.LAST_UPLOAD_US] = 1  # or the metric of it would be left out
     return list(metrics.families(snapshot.take(settings, counters, [])))

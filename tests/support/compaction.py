@@ -38,7 +38,7 @@ def table_of(rows: Sequence[dict[str, Any]], tags: Sequence[str] = ("host",), **
     fields.sort(key=file_order)
     columns = []
     for field in fields:
-        values = [row.get(field.name) for row in rows]
+        values: list[Any] = [row.get(field.name) for row in rows]
         if field.name == "time":
             columns.append(pa.array([HOUR_US + value for value in values], pa.int64()).cast(TIME_TYPE))
         else:

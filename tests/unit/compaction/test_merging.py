@@ -188,6 +188,7 @@ def test_columns_are_united_and_types_that_differ_are_left(lake: Lake) -> None:
     assert len(pq.read_table(merged, partitioning=None)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_what_does_not_fit_in_memory_is_sorted_by_ranges(lake: Lake, seed: int) -> None:
     lake.bounds = RewriteBounds(sort_bytes=100_000, collected_bytes=30_000)
@@ -204,6 +205,7 @@ def test_what_does_not_fit_in_memory_is_sorted_by_ranges(lake: Lake, seed: int) 
     assert pq.ParquetFile(file).metadata.num_row_groups == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fits", [True, False])
 def test_of_equal_points_the_last_one_stays(lake: Lake, fits: bool) -> None:
     if not fits:
@@ -251,9 +253,9 @@ def test_digits_below_microseconds_are_part_of_a_point(lake: Lake) -> None:
 
 
 def test_a_merge_that_wrote_other_values_keeps_the_files(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arcpipe.compaction import merge, outputs
+    from arcpipe.compaction import merge, outputs, tables
 
-    right: Callable[[pa.Table], pa.Table] = outputs.compacted
+    right: Callable[[pa.Table], pa.Table] = tables.compacted
 
     def wrong(table: pa.Table) -> pa.Table:
         column = table.column("n")
@@ -272,3 +274,22 @@ def test_a_merge_that_wrote_other_values_keeps_the_files(lake: Lake, monkeypatch
     assert {path: path.read_bytes() for path in lake.files} == before
     assert not list(lake.root.glob(".arcpipe/**/*.new"))
     assert not (lake.wal / "compaction" / "plan.json").exists()
+
+
+def test_dedup_waits_for_a_batch_that_is_not_over(lake: Lake) -> None:
+    """Else a merge of later files would take the place of the last one, with the older points that it holds."""
+    lake.compaction = {"dedup": {"db": "series_time"}}
+    paths = [
+        lake.put(number, [{"time": time, "host": "a", "n": number} for time in times])
+        for number, times in ((1, (1, 2)), (2, (1,)), (3, (3,)))
+    ]
+    batch = paths[1].name.split("_")[2]
+    manifest = lake.wal / "batches" / f"{batch}.json"
+    manifest.write_text("{}")
+    lake.compact()
+    assert paths[1].exists()
+    assert paths[2].exists()
+    manifest.unlink()
+    lake.ahead_seconds = 600
+    lake.compact()
+    assert [(row["time"] - HOUR_US, row["n"]) for row in lake.rows()] == [(1, 2), (2, 1), (3, 3)]

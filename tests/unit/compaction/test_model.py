@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -296,4 +297,4 @@ class Machine(RuleBasedStateMachine):
 Machine.TestCase.settings = settings(
     max_examples=30, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestMachine = Machine.TestCase
+TestMachine = pytest.mark.slow(Machine.TestCase)

@@ -1,0 +1,111 @@
+"""Plans that a crash left, in a store that somebody else has changed since."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arcpipe.compaction.merge import Merge, Stuck
+from arcpipe.compaction.plan import Busy, Plans
+from arcpipe.errors import DamagedFile, UnknownVersion
+from arcpipe.wal.checksum import with_checksum
+from tests.unit.compaction.test_merging import Lake, by_number, some_rows
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    """A lake with a plan that is committed, and of which nothing is visible yet."""
+    lake = Lake(tmp_path)
+    for number in range(4):
+        lake.put(number, some_rows(20, number))
+
+    async def crash(*_: object) -> bool:
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Merge, "_publish", crash)
+        with pytest.raises(Crash):
+            lake.compact()
+    return lake
+
+
+def hidden(lake: Lake) -> list[Path]:
+    return list(lake.root.glob(".arcpipe/compaction/*/*"))
+
+
+def test_a_committed_plan_is_finished(lake: Lake) -> None:
+    before = by_number(lake.rows())
+    assert len(hidden(lake)) == 1
+    assert lake.compact() == []
+    assert len(lake.files) == 1
+    assert by_number(lake.rows()) == before
+    assert hidden(lake) == []
+
+
+def test_it_starts_over_if_its_output_is_gone(lake: Lake) -> None:
+    before = by_number(lake.rows())
+    hidden(lake)[0].unlink()
+    assert len(lake.compact()) == 1
+    assert len(lake.files) == 1
+    assert by_number(lake.rows()) == before
+
+
+def test_an_output_that_is_cut_off_does_not_count(lake: Lake) -> None:
+    before = by_number(lake.rows())
+    data = hidden(lake)[0].read_bytes()
+    hidden(lake)[0].write_bytes(data[:-10])
+    assert len(lake.compact()) == 1
+    assert by_number(lake.rows()) == before
+
+
+def test_nothing_is_deleted_if_inputs_are_gone_too(lake: Lake) -> None:
+    hidden(lake)[0].unlink()
+    lake.files[0].unlink()
+    left = lake.files
+    for _ in range(2):
+        with pytest.raises(Stuck, match="can neither be finished nor undone"):
+            lake.compact()
+        assert lake.files == left
+
+
+def test_a_plan_of_files_that_are_all_gone_is_dropped(lake: Lake) -> None:
+    hidden(lake)[0].unlink()
+    for path in lake.files:
+        path.unlink()
+    assert lake.compact() == []
+    assert not Path(Plans(lake.wal).path).exists()
+
+
+def test_a_plan_of_another_store_waits(lake: Lake) -> None:
+    lake.root = lake.root.parent / "elsewhere"
+    with pytest.raises(Stuck, match="is of the store"):
+        lake.compact()
+    lake.root = lake.root.parent / "lake"
+    lake.compact()
+    assert len(lake.files) == 1
+
+
+def test_a_damaged_plan_or_one_of_another_version_waits(lake: Lake) -> None:
+    path = Path(Plans(lake.wal).path)
+    before, data = lake.files, path.read_bytes()
+    path.write_bytes(data.replace(b"committed", b"committeD"))
+    with pytest.raises(DamagedFile, match="its checksum does not match"):
+        lake.compact()
+    body = data[: data.rindex(b',"crc32"')].replace(b'"version":1', b'"version":2') + b"}"
+    path.write_bytes(with_checksum(body))
+    with pytest.raises(UnknownVersion, match="Nothing is compacted"):
+        lake.compact()
+    assert lake.files == before
+    assert len(hidden(lake)) == 1
+
+
+def test_only_one_process_at_a_time_has_the_lock(lake: Lake) -> None:
+    with Plans(lake.wal).lock(), pytest.raises(Busy, match="is compacting: it holds"):
+        lake.compact()
+    lake.compact()
+    assert len(lake.files) == 1
