@@ -247,6 +247,10 @@ class Compaction:
         STOPPED,  # gauge: 1 while a plan waits for an operator
         RESTARTS,
         FAILED_STARTS,  # gauge: consecutive starts that failed, or were followed by an early death
+        EXPIRED_HOURS,  # hours of a measurement of which retention deleted files
+        EXPIRED_FILES,
+        EXPIRED_BYTES,
+        RETENTION_FROM,  # gauge: seconds since the epoch before which retention deletes nothing; 0 if it does not wait
         SIZE,
         *_,
     ) = range(_FIELDS)

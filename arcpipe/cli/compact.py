@@ -57,14 +57,14 @@ def compact(
 
     if measurement is not None and database is None:
         raise typer.BadParameter("--measurement needs --database")
-    options = _Options(database, measurement, _parse(before), as_json)
+    options = _Options(database, measurement, parse_time(before), as_json)
     settings = load_settings(config)
     failed = asyncio.run(_compact(settings, options, dry_run))
     if failed:
         raise typer.Exit(1)
 
 
-def _parse(before: str | None) -> int | None:
+def parse_time(before: str | None) -> int | None:
     """Return the µs since the epoch of a time; without a zone it is UTC."""
     if before is None:
         return None
@@ -77,10 +77,12 @@ def _parse(before: str | None) -> int | None:
     return int(moment.timestamp()) * 1_000_000
 
 
-async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
-    """Merge, or tell what would be merged. Returns the number of folders that failed."""
-    from arcpipe.compaction.compactor import Compactor
-    from arcpipe.storage import open_store
+def this_node(settings: Settings) -> str:
+    """Return the id of the node that uses the WAL directory.
+
+    Raises:
+        ArcpipeError: no server has used it.
+    """
     from arcpipe.wal.directory import WALDirectory
 
     node = WALDirectory(settings.wal.dir).node()
@@ -89,9 +91,18 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
             f"{settings.wal.dir} has no node.json: no server has used this WAL directory. A node merges its own files "
             "only: run this with the settings, and on the machine, of the server that uploaded them"
         )
+    return node.node
+
+
+async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
+    """Merge, or tell what would be merged. Returns the number of folders that failed."""
+    from arcpipe.compaction.compactor import Compactor
+    from arcpipe.storage import open_store
+
+    node = this_node(settings)
     store = open_store(settings.storage.url, settings.storage.s3)
     try:
-        compactor = Compactor(settings, settings.wal.dir, node.node, store)
+        compactor = Compactor(settings, settings.wal.dir, node, store)
         if not dry_run:
             await compactor.finish()
         found = [work async for work in compactor.find(options.database, options.measurement, options.before_us)]
@@ -106,8 +117,8 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
 def _row(work: Work) -> dict[str, Any]:
     folder = work.folder
     return {
-        "database": _name(folder.database),
-        "measurement": _name(folder.measurement),
+        "database": name_of(folder.database),
+        "measurement": name_of(folder.measurement),
         "hour": datetime.fromtimestamp(folder.hour_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H"),
         "files": len(work.files),
         "mb": round(sum(file.size for file in work.files) / 1e6, 1),
@@ -115,7 +126,8 @@ def _row(work: Work) -> dict[str, Any]:
     }
 
 
-def _name(component: str) -> str:
+def name_of(component: str) -> str:
+    """Return the name that a component of a key stands for; one that was cut stays as it is."""
     return component if "~" in component else unquote(component)
 
 

@@ -1,4 +1,4 @@
-"""`arcpipe lake …`: what is in the store, without any other program. Nothing is changed."""
+"""`arcpipe lake …`: what is in the store, without any other program. Nothing is changed, but by `expire`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from arcpipe.cli.expire import expire
 from arcpipe.cli.options import config_option
 from arcpipe.cli.output import print_json, print_table
 from arcpipe.cli.serving import load_settings
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from arcpipe.storage import LakeStore, Listed
 
 app = typer.Typer(
-    help="Look at the files in the store: list them, count and show rows, check every file.",
+    help="Look at the files in the store: list them, count and show rows, check every file, delete old ones.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -260,6 +261,9 @@ async def _verify(
         print(f"{total} files, {rows} rows, {size / 1e6:.1f} MB in {url}: {bad or 'no'} files have problems.")
     _tell_others(others)
     return bad
+
+
+app.command("expire")(expire)
 
 
 _WAIT = "A record is in a file some seconds after it was written: see uploader.interval_seconds."

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from arcpipe.compaction.dedup import DedupRules
@@ -172,7 +173,7 @@ class Compactor:
         visible = [one for one in listed if one.key.endswith(SUFFIX)]
         files = [file for one in visible if (file := parse_file(one, folder, self._node)) is not None]
         others = len(visible) - len(files)
-        unfinished = {batch_of(name) for name in os.listdir(self._batches)}
+        unfinished = self._unfinished()
         files = [file for file in files if file.listed not in self._odd]
         ready = final(files, unfinished, self._now() - self._bounds.settle_seconds)
         dedup = self._dedup.applies(folder.database, folder.measurement)
@@ -181,6 +182,25 @@ class Compactor:
         else:
             chosen = choose(ready, self._settings.parquet.max_file_mb * MB)
         return Work(folder, dedup, chosen, others)
+
+    def final_files(
+        self, folder: Folder, listed: list[Listed], *, all_nodes: bool = False
+    ) -> tuple[list[LakeFile], int]:
+        """Return the files of a folder that are final, and the number of all others. They were listed before.
+
+        Args:
+            all_nodes: whether files of other nodes count; nobody knows which of them are final.
+
+        Raises:
+            OSError: nobody knows which batches are over.
+        """
+        node = None if all_nodes else self._node
+        files = [file for one in listed if (file := parse_file(one, folder, node)) is not None]
+        ready = final(files, self._unfinished(), self._now() - self._bounds.settle_seconds)
+        return ready, len(listed) - len(ready)
+
+    def _unfinished(self) -> set[str]:
+        return {batch_of(name) for name in os.listdir(self._batches)}
 
     # Merging
 
@@ -193,6 +213,18 @@ class Compactor:
         """
         with self.plans.lock():
             await self._finish()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold the right to change files of this node, with no plan open.
+
+        Raises:
+            As `finish`.
+        """
+        with self.plans.lock():
+            if self.plans.read() is not None:
+                await self._finish()
+            yield
 
     async def _finish(self) -> None:
         plan = self.plans.read()

@@ -83,11 +83,11 @@ def parse_folder(path: str) -> Folder | None:
     return Folder(path, match["database"], match["measurement"], int(hour.timestamp()) * 1_000_000)
 
 
-def parse_file(listed: Listed, folder: Folder, node: str) -> LakeFile | None:
-    """Parse an object of the folder; None if this node did not upload it."""
+def parse_file(listed: Listed, folder: Folder, node: str | None) -> LakeFile | None:
+    """Parse an object of the folder; None if this node, or with None any node, did not upload it."""
     name = listed.key[len(folder.path) + 1 :]
     match = _NAME.fullmatch(name, len(folder.measurement)) if name.startswith(folder.measurement) else None
-    if match is None or match["node"] != node:
+    if match is None or node not in (None, match["node"]):
         return None
     order = Order(int(match["boot"]), int(match["number"]), int(match["part"] or 0), int(match["file"]))
     return LakeFile(listed, match["batch"], order, match["time"], match["word"] or "")

@@ -1,4 +1,4 @@
-"""The compaction process: looks through the lake once an hour, and merges what is worth it, one table at a time.
+"""The compaction process: looks through the lake once an hour, deletes what is too old, and merges what is worth it.
 
 A look begins `compaction.after_seconds` after each full hour, and at the start. What fails is logged and left for the
 next look, or for the next try a minute later if nothing can be done at all. SIGTERM ends a merge that is not
@@ -22,12 +22,15 @@ from arcpipe.clock import steady_us
 from arcpipe.compaction.compactor import Compactor, Work
 from arcpipe.compaction.merge import Mismatch, Outcome, Stopped, Stuck
 from arcpipe.compaction.plan import Busy
+from arcpipe.compaction.retention_looks import RetentionLooks
 from arcpipe.counters import Compaction, Counters
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
-from arcpipe.storage import open_store
+from arcpipe.storage import LakeStore, open_store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from arcpipe.config.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ _HOUR_SECONDS: Final = 3_600.0
 _RETRY_SECONDS: Final = 60.0  # after a look that failed as a whole
 _BUSY_SECONDS: Final = 5.0  # until it is asked again whether `arcpipe compact` is done
 _FIRST_SECONDS: Final = 10.0  # after the start: workers and uploader come first
+_RETENTION: Final = "retention"  # as the place of a failure
 _MOST_WAITING: Final = 100_000  # folders of one look that are remembered, 500 bytes each; the next look finds the rest
 
 
@@ -48,7 +52,7 @@ def run(settings: Settings, wal_dir: str, counters: Counters, node: str) -> int:
 
 async def _run(settings: Settings, wal_dir: str, counters: Counters, node: str) -> int:
     store = open_store(settings.storage.url, settings.storage.s3)
-    process = CompactionProcess(settings, Compactor(settings, wal_dir, node, store), counters)
+    process = CompactionProcess(settings, Compactor(settings, wal_dir, node, store), counters, store)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     block = counters.compaction
@@ -69,12 +73,25 @@ async def _run(settings: Settings, wal_dir: str, counters: Counters, node: str) 
 class CompactionProcess:
     """Looks, merges, counts, and waits. For one event loop."""
 
-    def __init__(self, settings: Settings, compactor: Compactor, counters: Counters) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        compactor: Compactor,
+        counters: Counters,
+        store: LakeStore,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Make ready; nothing is read.
+
+        Args:
+            now: seconds since the epoch.
+        """
         self._settings = settings
         self._compactor = compactor
         self._counters = counters
         self._block = counters.compaction
         self._ending = asyncio.Event()
+        self._retention = RetentionLooks(settings.retention.days, store, compactor, self._block, self._ending, now)
 
     def stop(self) -> None:
         """End soon. May be called by a signal handler of the loop."""
@@ -106,7 +123,7 @@ class CompactionProcess:
             await self._wait(pause)
 
     async def look(self) -> None:
-        """Finish what a crash left, look through the lake once, and merge what is worth it.
+        """Finish what a crash left, look through the lake once, delete what is too old, and merge what is worth it.
 
         Raises:
             Stopped: the process is asked to end.
@@ -115,6 +132,22 @@ class CompactionProcess:
         """
         await self._compactor.finish()
         self._block[Compaction.STOPPED] = 0
+        if self._settings.retention.days:
+            await self._expire()
+        if self._settings.compaction.enabled:
+            await self._merge_all()
+        self._block[Compaction.LOOKS] += 1
+        self._block[Compaction.LAST_LOOK_US] = steady_us()
+
+    async def _expire(self) -> None:
+        try:
+            await self._retention.look()
+        except (Stuck, DamagedFile, UnknownVersion, Busy, Stopped):
+            raise
+        except (ArcpipeError, OSError) as error:
+            self._note(error, _RETENTION)
+
+    async def _merge_all(self) -> None:
         waiting: list[Work] = []
         async for work in self._compactor.find():
             self._block[Compaction.STEPS] += 1
@@ -129,8 +162,6 @@ class CompactionProcess:
             await self._merge(work)
         self._block[Compaction.WAITING_FOLDERS] = self._block[Compaction.WAITING_FILES] = 0
         self._block[Compaction.LEFT_ALONE] = len(self._compactor.odd)
-        self._block[Compaction.LOOKS] += 1
-        self._block[Compaction.LAST_LOOK_US] = steady_us()
 
     async def _merge(self, work: Work) -> None:
         self._block[Compaction.STEPS] += 1
@@ -172,8 +203,8 @@ class CompactionProcess:
         else:
             is_expected = isinstance(error, (ArcpipeError, OSError, MemoryError))
             log.warning(
-                "compaction of %s failed, and is tried again later: %s",
-                *(where or "the lake", error),
+                "%s failed, and is tried again later: %s",
+                *(where if where == _RETENTION else f"compaction of {where or 'the lake'}", error),
                 exc_info=None if is_expected else error,
             )
 

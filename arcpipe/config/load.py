@@ -22,6 +22,7 @@ from arcpipe.config.checks import problems_of
 from arcpipe.config.column_types import parse_types
 from arcpipe.config.dedup_words import parse_dedup
 from arcpipe.config.listeners import PARSERS
+from arcpipe.config.retention_days import parse_retention
 from arcpipe.config.settings import PASTED, Settings, keys, printable, sections
 from arcpipe.config.spelling import nearest
 from arcpipe.errors import ConfigError
@@ -209,6 +210,8 @@ def _convert(given: _Given) -> Any:
         return parse_types(value, given.is_text)
     if given.key == "compaction.dedup":
         return parse_dedup(value, given.is_text)
+    if given.key == "retention.days":
+        return parse_retention(value, given.is_text)
     if kind in PARSERS:
         return PARSERS[kind](value, given.is_text)
     if given.is_text and kind is bool:

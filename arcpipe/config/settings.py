@@ -19,6 +19,7 @@ from arcpipe.config import cores
 from arcpipe.config.column_types import ColumnTypes
 from arcpipe.config.dedup_words import DedupWords
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
+from arcpipe.config.retention_days import RetentionDays
 from arcpipe.errors import ConfigError
 
 _YEAR_SECONDS = 365 * 86400
@@ -268,6 +269,12 @@ class Compaction(Struct, frozen=True, kw_only=True):
     dedup: DedupWords = {}  # msgspec copies it
 
 
+class Retention(Struct, frozen=True, kw_only=True):
+    """`[retention]`: hours that are too old are deleted."""
+
+    days: RetentionDays = {}  # msgspec copies it
+
+
 class Shutdown(Struct, frozen=True, kw_only=True):
     """`[shutdown]`: time limits after SIGTERM."""
 
@@ -317,6 +324,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     storage: Storage = Storage()
     uploader: Uploader = Uploader()
     compaction: Compaction = Compaction()
+    retention: Retention = Retention()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
     access_log: AccessLog = AccessLog()
@@ -329,6 +337,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     def batch_interval_seconds(self) -> float:
         """`uploader.interval_seconds`; 0 with the WAL off, because then records that wait are not on disk."""
         return self.uploader.interval_seconds if self.wal.enabled else 0.0
+
+    @property
+    def has_upkeep(self) -> bool:
+        """Whether the lake needs a process of its own: to merge files, or to delete old ones."""
+        return self.compaction.enabled or bool(self.retention.days)
 
     def value(self, key: str) -> Value:
         """Return the value of a dotted key such as "wal.dir".

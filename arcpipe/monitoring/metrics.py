@@ -385,6 +385,17 @@ def _compaction(snapshot: Snapshot) -> Iterator[Metric]:
     ):
         yield CounterMetricFamily(f"arcpipe_compaction_{name}", text, value)
     for name, text, value in (
+        ("hours", "Hours of a measurement of which retention deleted files.", compaction.expired_hours),
+        ("files", "Files that retention deleted.", compaction.expired_files),
+        ("bytes", "Bytes of the files that retention deleted.", compaction.expired_bytes),
+    ):
+        yield CounterMetricFamily(f"arcpipe_retention_deleted_{name}", text, value)
+    yield _gauge(
+        "arcpipe_retention_from_timestamp_seconds",
+        "Unix time before which retention deletes nothing; 0 if it does not wait.",
+        compaction.retention_from,
+    )
+    for name, text, value in (
         ("waiting_hours", "Hours that this look has still to merge.", compaction.waiting_hours),
         ("waiting_files", "Files in these hours.", compaction.waiting_files),
         ("left_files", "Files that cannot be merged and stay as they are.", compaction.left_alone),

@@ -166,6 +166,10 @@ class CompactionState(Struct, frozen=True):
     waiting_files: int  # files in them
     left_alone: int  # files that cannot be merged
     stopped: bool  # by a plan that waits for an operator
+    expired_hours: int = 0  # hours of a measurement of which retention deleted files
+    expired_files: int = 0
+    expired_bytes: int = 0
+    retention_from: float = 0.0  # seconds since the epoch before which retention deletes nothing; 0 if it does not wait
 
 
 def compaction_state(counters: Counters, now: int) -> CompactionState:
@@ -194,6 +198,10 @@ def compaction_state(counters: Counters, now: int) -> CompactionState:
         waiting_files=block[Compaction.WAITING_FILES],
         left_alone=block[Compaction.LEFT_ALONE],
         stopped=bool(block[Compaction.STOPPED]),
+        expired_hours=block[Compaction.EXPIRED_HOURS],
+        expired_files=block[Compaction.EXPIRED_FILES],
+        expired_bytes=block[Compaction.EXPIRED_BYTES],
+        retention_from=float(block[Compaction.RETENTION_FROM]),
     )
 
 

@@ -115,7 +115,7 @@ class Snapshot(Struct, frozen=True):
     processes: dict[str, ProcessFigures] = {}  # "supervisor", "uploader", "ingest 1" and so on; running ones only
     endings: dict[str, Ending] = {}  # by kind: certificate, client_ca, token; the most urgent of each
     tokens: dict[str, int] = {}  # by state: active, expired, revoked; empty without auth.enabled
-    compaction: CompactionState | None = None  # without compaction.enabled
+    compaction: CompactionState | None = None  # with neither compaction.enabled nor retention.days
     unshipped_limit_seconds: float = UNSHIPPED_SECONDS  # at a higher age of the oldest record, uploads are behind
     waiting_bytes: int = 0  # part of the backlog: sealed segments that wait for their turn, in no batch yet
     waiting_segments: int = 0
@@ -183,7 +183,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
         processes=_processes(counters),
         endings=_endings(counters.endings),
         tokens=_tokens(counters.endings) if settings.auth.enabled else {},
-        compaction=compaction_state(counters, now) if settings.compaction.enabled else None,
+        compaction=compaction_state(counters, now) if settings.has_upkeep else None,
         # A segment is sealed at the first of these ages, and may wait for its turn by choice.
         unshipped_limit_seconds=min(settings.flush.max_age_seconds, wal.max_age_seconds)
         + settings.batch_interval_seconds

@@ -77,7 +77,7 @@ class Processes:
 
     def compaction(self, directory: WALDirectory, node: NodeIdentity) -> Child | None:
         """Return the slot of the compaction process; None if the settings want none."""
-        if not self._settings.compaction.enabled:
+        if not self._settings.has_upkeep:
             return None
         block = self._counters.compaction
         pulses = [

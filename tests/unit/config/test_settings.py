@@ -116,6 +116,7 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "compaction.nice": (0, "0"),
     "compaction.memory_mb": (300, "300"),
     "compaction.dedup": ({"db": "series_time"}, '{"db": "series_time"}'),
+    "retention.days": ({"logs": 7}, '{"logs": 7}'),
     "shutdown.delay_seconds": (2.5, "2.5"),
     "shutdown.drain_seconds": (0.0, "0"),
     "log.level": ("DEBUG", "DEBUG"),
