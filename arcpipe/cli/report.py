@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from arcpipe.cli.client import Outline
     from arcpipe.cli.rates import Live
     from arcpipe.monitoring.health import Picture
-    from arcpipe.monitoring.process_state import UploaderState, WorkerState
+    from arcpipe.monitoring.process_state import CompactionState, UploaderState, WorkerState
     from arcpipe.monitoring.snapshot import Snapshot
 
 _WARNINGS: Final = 8  # lines of warnings that are shown at most
@@ -87,7 +87,7 @@ def clock(seconds: float) -> str:
     return then.strftime("%H:%M:%S" if then.date() == datetime.now().date() else "%Y-%m-%d %H:%M:%S")
 
 
-def _alive(process: WorkerState | UploaderState) -> str:
+def _alive(process: WorkerState | UploaderState | CompactionState) -> str:
     if not process.pid:
         return "not started"
     return "alive" if process.alive else f"silent for {_age(process.heartbeat_age_seconds)}"
@@ -169,6 +169,11 @@ def _facts(now: Snapshot, live: Live) -> Iterator[tuple[str, str]]:
         f"last upload {'none yet' if last is None else _age(last) + ' ago'}; "
         f"in all {uploader.rows:,} rows in {uploader.files:,} files, {_bytes(uploader.file_bytes)}",
     )
+    yield "files", _files(now)
+    if now.compaction is not None:
+        yield "compaction", _compaction(now.compaction)
+        if (retention := _retention(now.compaction)) is not None:
+            yield "retention", retention
     kinds = ", ".join(f"{kind}: {times:,}" for kind, times in uploader.retries.items() if times)
     odd = f"{uploader.rescued:,} rescued, {uploader.dead_letters:,} dead letters, {uploader.damaged:,} damaged"
     yield (
@@ -193,6 +198,8 @@ def _waiting(now: Snapshot) -> str:
     if now.wal_unlisted:
         return "not known: the WAL directory cannot be listed"
     oldest = f"oldest record {_age(now.oldest_unshipped_seconds)}" if now.oldest_unshipped_seconds else "nothing waits"
+    if now.oldest_unshipped_seconds > now.unshipped_limit_seconds:
+        oldest += f", late: more than {_age(now.unshipped_limit_seconds)}"
     unreadable = f" ({now.unrecovered_segments} cannot be read)" if now.unrecovered_segments else ""
     turn = ""
     if now.waiting_segments and now.next_batch_seconds:
@@ -203,6 +210,41 @@ def _waiting(now: Snapshot) -> str:
         f"{_bytes(now.backlog_bytes)} in {now.backlog_segments} segments{unreadable}, {oldest};{turn} "
         f"{now.backlog_bytes / now.max_backlog_bytes:.1%} of the limit, {_bytes(now.max_backlog_bytes)}"
     )
+
+
+_LEAST_UPTIME: Final = 60.0  # seconds after which the files of an hour can be told
+
+
+def _files(now: Snapshot) -> str:
+    uploader = now.uploader
+    if not uploader.files:
+        return "none yet since the start"
+    per_hour = "–"
+    if now.uptime_seconds >= _LEAST_UPTIME:
+        per_hour = f"{_digits(uploader.files * 3600 / now.uptime_seconds)}"
+    rows, size = uploader.rows / uploader.files, uploader.file_bytes / uploader.files
+    return f"{per_hour} files/h, {_digits(rows)} rows and {_bytes(size)} per file, since the start"
+
+
+def _compaction(compaction: CompactionState) -> str:
+    last = compaction.last_look_age_seconds
+    look = "no look yet" if last is None else f"last look {_age(last)} ago"
+    waits = "nothing waits"
+    if compaction.waiting_hours:
+        waits = f"{compaction.waiting_files:,} files of {compaction.waiting_hours:,} hours wait"
+    state = "stopped by a plan" if compaction.stopped else _alive(compaction)
+    return (
+        f"{state}, {look}, {waits}; in all {compaction.files_in:,} files became {compaction.files_out:,}, "
+        f"{_bytes(max(0, compaction.bytes_in - compaction.bytes_out))} saved; {compaction.failures:,} failures, "
+        f"{compaction.left_alone:,} files left as they are"
+    )
+
+
+def _retention(compaction: CompactionState) -> str | None:
+    deleted = f"{compaction.expired_files:,} files deleted, {_bytes(compaction.expired_bytes)}"
+    if compaction.retention_from:
+        return f"{deleted}; nothing goes before {clock(compaction.retention_from)}: the log says why"
+    return deleted if compaction.expired_files else None
 
 
 def _tables(now: Snapshot, live: Live) -> Iterator[_Table]:

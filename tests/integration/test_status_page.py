@@ -76,6 +76,28 @@ def test_numbers_move_only_while_records_are_written(tmp_path: Path, page: Page)
     assert set(asked) <= {f"{page.url}", f"{page.url}api/v1/status"}
 
 
+def test_files_and_what_becomes_of_them_are_shown(tmp_path: Path, page: Page) -> None:
+    options = {"compaction_enabled": "true", "retention_days": '{"db": 7}'}
+    with Server(tmp_path, server_workers=1, **options) as server:
+        page.goto(server.url)
+        server.write({"m": "cpu", "columns": {"usage": [0.5, 0.6]}})
+        expect(page.locator("#rows-per-file")).to_have_text("2.00", timeout=15_000)
+        expect(page.locator("#file-size")).to_have_text(NUMBER)
+        expect(page.locator("#compaction-state")).to_have_text("alive", timeout=30_000)
+        expect(page.locator("#compaction-look")).to_contain_text("ago", timeout=30_000)
+        expect(page.locator("#compaction-waiting")).to_have_text("none")
+        expect(page.locator("#retention")).to_contain_text("nothing goes before")
+        server.stop()
+
+
+def test_compaction_that_is_off_has_no_figures_on_the_page(tmp_path: Path, page: Page) -> None:
+    with Server(tmp_path, server_workers=1) as server:
+        page.goto(server.url)
+        expect(page.locator("#compaction-state")).to_have_text("off")
+        expect(page.locator("#compaction-look")).to_be_hidden()
+        server.stop()
+
+
 def test_a_worker_that_dies_and_its_successor_do_not_disturb_the_picture(tmp_path: Path, page: Page) -> None:
     with Server(tmp_path, server_workers=2) as server, Load(server, 2, 0.02) as load:
         page.goto(server.url)

@@ -13,7 +13,7 @@ from arcpipe.cli import report as status_report
 from arcpipe.cli.rates import Live, Sample, are_apart
 from arcpipe.config.settings import Settings
 from arcpipe.counters import Counters
-from arcpipe.monitoring import health, snapshot
+from arcpipe.monitoring import health, process_state, snapshot
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,58 @@ def test_old_figures_are_not_shown_as_those_of_now() -> None:
         assert "disk not known" in facts_of(**fields)["WAL"]
     hung = facts_of(supervisor_alive=False, measured_age_seconds=75.0)
     assert hung["waiting"] == "not known: nobody has measured it for 1 min 15 s"
+
+
+# Files and compaction
+
+
+def test_files_are_told_by_hour_and_by_their_rows() -> None:
+    uploader = a_picture().instance.uploader
+    busy = msgspec.structs.replace(uploader, files=120, rows=12_000, file_bytes=2_400_000)
+    assert facts_of(uploader=busy, uptime_seconds=7200.0)["files"] == (
+        "60.0 files/h, 100 rows and 20.0 kB per file, since the start"
+    )
+    assert facts_of(uploader=busy, uptime_seconds=5.0)["files"].startswith("– files/h, 100 rows")
+    assert facts_of()["files"] == "none yet since the start"
+
+
+def test_records_that_are_late_are_told_apart_from_those_that_wait_by_choice() -> None:
+    fields = {"waiting_segments": 2, "waiting_bytes": 2_000_000, "next_batch_seconds": 23.4}
+    by_choice = facts_of(**fields, oldest_unshipped_seconds=40.0, unshipped_limit_seconds=365.0)["waiting"]
+    assert "oldest record 40 s; 2.00 MB of it for the next batch, in 23 s at the latest;" in by_choice
+    late = facts_of(oldest_unshipped_seconds=400.0, unshipped_limit_seconds=365.0)["waiting"]
+    assert "oldest record 6 min 40 s, late: more than 6 min 05 s;" in late
+
+
+def test_compaction_and_retention_tell_what_they_did_and_what_waits() -> None:
+    assert not {"compaction", "retention"} & facts_of().keys()
+    state = process_state.compaction_state(Counters(1), 0)
+    facts = facts_of(compaction=state)
+    assert facts["compaction"].startswith("not started, no look yet, nothing waits; in all 0 files became 0, 0 B saved")
+    assert "retention" not in facts
+    busy = msgspec.structs.replace(
+        state,
+        pid=7,
+        alive=True,
+        last_look_age_seconds=90.0,
+        waiting_hours=3,
+        waiting_files=1200,
+        files_in=5000,
+        files_out=50,
+        bytes_in=9_000_000,
+        bytes_out=4_000_000,
+        failures=1,
+        expired_files=12,
+        expired_bytes=3_000_000,
+    )
+    facts = facts_of(compaction=busy)
+    assert facts["compaction"] == (
+        "alive, last look 1 min 30 s ago, 1,200 files of 3 hours wait; in all 5,000 files became 50, 5.00 MB saved; "
+        "1 failures, 0 files left as they are"
+    )
+    assert facts["retention"] == "12 files deleted, 3.00 MB"
+    waits = msgspec.structs.replace(busy, retention_from=1_000_000_000.0)
+    assert "nothing goes before 2001-09-" in facts_of(compaction=waits)["retention"]
+    assert facts_of(compaction=msgspec.structs.replace(busy, stopped=True))["compaction"].startswith(
+        "stopped by a plan"
+    )
