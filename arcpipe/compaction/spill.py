@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from arcpipe.compaction.sorting import Splitters
-from arcpipe.compaction.tables import joined
+from arcpipe.compaction.tables import compacted, joined
 
 _OPTIONS: Final = pa.ipc.IpcWriteOptions(compression="lz4")
 
@@ -94,7 +94,8 @@ class Ranges:
         """Write what was collected."""
         for collected, file in zip(self._collected, self.files, strict=True):
             if collected:
-                file.add(joined(collected))
+                # Without the dictionaries of all ranges: or each would be as large as all of them together.
+                file.add(compacted(joined(collected)))
         self._bytes = 0
 
     def close(self) -> None:

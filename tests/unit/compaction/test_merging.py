@@ -293,3 +293,19 @@ def test_dedup_waits_for_a_batch_that_is_not_over(lake: Lake) -> None:
     lake.ahead_seconds = 600
     lake.compact()
     assert [(row["time"] - HOUR_US, row["n"]) for row in lake.rows()] == [(1, 2), (2, 1), (3, 3)]
+
+
+@pytest.mark.slow
+def test_tags_that_have_another_value_in_each_row_are_sorted_on_disk(lake: Lake) -> None:
+    """Dictionaries do not go along with rows that do not use them: ranges would never become small enough."""
+    lake.bounds = RewriteBounds(sort_bytes=50_000, collected_bytes=20_000)
+    pick = random.Random(1)
+    for number in range(4):
+        rows = [{"time": pick.randrange(3_600_000_000), "host": f"{pick.random()}", "n": n} for n in range(1_000)]
+        lake.put(number, rows)
+    before = sorted((row["host"], row["time"]) for row in lake.rows())
+    (outcome,) = lake.compact()
+    assert outcome.rows == 4_000
+    (file,) = lake.files
+    table = pq.read_table(file, partitioning=None)
+    assert list(zip(table["host"].to_pylist(), table["time"].cast(pa.int64()).to_pylist(), strict=True)) == before
