@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from arcpipe.compaction.compactor import Bounds, Compactor
 from arcpipe.compaction.merge import Merge, Stuck
 from arcpipe.compaction.plan import Busy, Plans
+from arcpipe.compaction.retention import Retention
 from arcpipe.errors import DamagedFile, UnknownVersion
+from arcpipe.storage import open_store
 from arcpipe.wal.checksum import with_checksum
+from tests.support.compaction import HOUR_US, NODE
 from tests.unit.compaction.test_merging import Lake, by_number, some_rows
 
 
@@ -109,3 +114,21 @@ def test_only_one_process_at_a_time_has_the_lock(lake: Lake) -> None:
         lake.compact()
     lake.compact()
     assert len(lake.files) == 1
+
+
+def test_retention_finishes_the_plan_and_deletes_its_outputs(lake: Lake) -> None:
+    async def main() -> int:
+        settings = lake.settings()
+        store = open_store(settings.storage.url, settings.storage.s3)
+        compactor = Compactor(settings, str(lake.wal), NODE, store, bounds=Bounds(settle_seconds=-60))
+        retention = Retention(store, compactor)
+        try:
+            limits = {"db": HOUR_US + 3_600_000_000}
+            found = [expired.folder async for expired in retention.find(limits)]
+            return sum([len((await retention.delete(folder)).files) for folder in found])
+        finally:
+            await store.close()
+
+    assert asyncio.run(main()) == 1
+    assert lake.files == hidden(lake) == []
+    assert Plans(str(lake.wal)).read() is None

@@ -262,3 +262,33 @@ def test_a_store_that_cannot_be_listed_deletes_nothing(tmp_path: Path, caplog: p
     assert "retention failed, and is tried again later: no answer" in caplog.text
     lake.look()
     assert len(lake.files) == 1
+
+
+@pytest.mark.parametrize("deleted", range(4))
+def test_deletes_that_a_crash_cut_off_are_done_by_the_next_look(tmp_path: Path, deleted: int) -> None:
+    lake = Lake(tmp_path, db=7)
+    kept = {lake.put(0)}
+    for number in range(3):
+        lake.put(9, number + 2)
+    lake.look()
+    lake.now += 86400
+
+    class Crash(BaseException):
+        pass
+
+    async def work(compactor: Compactor, store: Any) -> None:
+        whole = store.delete_all
+
+        async def crash(keys: list[str]) -> None:
+            await whole(keys[:deleted])
+            if keys:
+                raise Crash
+
+        store.delete_all = crash
+        await CompactionProcess(lake.settings, compactor, lake.counters, store, lambda: lake.now).look()
+
+    with pytest.raises(Crash):
+        lake.run(work)
+    assert len(lake.files) == 4 - deleted
+    lake.look()
+    assert lake.files == kept
