@@ -9,20 +9,20 @@ import contextlib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
 from msgspec import Struct
 
 from arcpipe.config import variables
 from arcpipe.config.checks import problems_of
-from arcpipe.config.column_types import parse_types
-from arcpipe.config.dedup_words import parse_dedup
+from arcpipe.config.column_types import ColumnTypes, parse_types
+from arcpipe.config.dedup_words import DedupWords, parse_dedup
 from arcpipe.config.listeners import PARSERS
-from arcpipe.config.retention_days import parse_retention
+from arcpipe.config.retention_days import RetentionDays, parse_retention
 from arcpipe.config.settings import PASTED, Settings, keys, printable, sections
 from arcpipe.config.spelling import nearest
 from arcpipe.errors import ConfigError
@@ -196,6 +196,14 @@ _BOOLEANS = {
 }
 
 
+_PARSERS: Final[dict[Any, Callable[[Any, bool], Any]]] = {  # by type
+    **PARSERS,
+    ColumnTypes: parse_types,
+    DedupWords: parse_dedup,
+    RetentionDays: parse_retention,
+}
+
+
 def _convert(given: _Given) -> Any:
     """Convert a value to the key's type.
 
@@ -206,14 +214,8 @@ def _convert(given: _Given) -> Any:
     value = given.value
     if given.key in _PATHS_OF_SECRETS and isinstance(value, str) and PASTED.search(value):
         raise ValueError("allowed: the path of a file, and this is the content of one")
-    if given.key == "schema.types":
-        return parse_types(value, given.is_text)
-    if given.key == "compaction.dedup":
-        return parse_dedup(value, given.is_text)
-    if given.key == "retention.days":
-        return parse_retention(value, given.is_text)
-    if kind in PARSERS:
-        return PARSERS[kind](value, given.is_text)
+    if kind in _PARSERS:
+        return _PARSERS[kind](value, given.is_text)
     if given.is_text and kind is bool:
         value = _BOOLEANS.get(value.lower(), value)
     try:

@@ -5,9 +5,7 @@ The layout `hive` has its case in `tests/readers/test_readers.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +25,6 @@ V1 = "/write?db={}"
 V2 = "/api/v2/write?bucket={}"
 V3 = "/api/v3/write_lp?db={}"
 MESSAGEPACK = "/write/v2/msgpack?db={}"
-
-_numbers = count()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("cases"), server_workers=1) as server:
-        yield server
-        server.stop()
-
-
-@pytest.fixture
-def database() -> str:
-    """A name that nobody had before."""
-    return f"case-{next(_numbers)}"
 
 
 def send(server: Server, path: str, database: str, name: str) -> Response:

@@ -15,6 +15,7 @@ from tests.support.compaction import HOUR_US, NODE, OTHER_NODE, file_bytes, key_
 from tests.support.lake import lake_files, lake_rows, numbers
 from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
+from tests.support.sets import long
 from tests.support.stores import Store, local_store, s3_store
 
 PLANS = "arcpipe.compaction.plan:Plans."
@@ -170,7 +171,7 @@ def test_an_error_at_each_step_on_a_local_store(local: Lake, compactors: Compact
     check(local)
 
 
-@pytest.mark.long
+@long
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_again_and_again_at_any_step(local: Lake, compactors: Compactors, seed: int) -> None:
     pick = random.Random(seed)

@@ -9,7 +9,6 @@ import json
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +46,6 @@ TYPES = {
     "up": "BOOLEAN",
     "note": "VARCHAR",
 }
-
-_numbers = count()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("clients"), server_workers=1) as server:
-        yield server
-        server.stop()
-
-
-@pytest.fixture
-def database() -> str:
-    """A name that nobody had before."""
-    return f"db-{next(_numbers)}"
 
 
 def assert_written(server: Server, database: str) -> None:

@@ -10,7 +10,6 @@ import re
 import select
 from collections.abc import Iterator
 from decimal import Decimal
-from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -35,22 +34,6 @@ PATHS = (V1, V2, V3, ARC)
 # 2026-01-01T00:00:00Z, which is a whole hour
 NEW_YEAR = 1_767_225_600
 GOOD = b"cpu,host=a usage=0.5 1767225600000000000"
-
-_numbers = count()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests; each writes to a database of its own."""
-    with Server(tmp_path_factory.mktemp("influx"), server_workers=1) as server:
-        yield server
-        server.stop()
-
-
-@pytest.fixture
-def database() -> str:
-    """A name that nobody had before."""
-    return f"db{next(_numbers)}"
 
 
 def write(server: Server, path: str, database: str, body: bytes, **parameters: str) -> Response:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -296,8 +297,12 @@ def test_during_a_trial_that_hangs_signals_and_deaths_are_seen(server: Upgradabl
 
 
 def open_files(pid: int) -> list[str]:
-    folder = Path(f"/proc/{pid}/fd")
-    return [os.readlink(folder / fd) for fd in os.listdir(folder)]
+    """Return what the descriptors of a process name, without those that it closes meanwhile."""
+    names = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            names.append(os.readlink(entry.path))
+    return names
 
 
 def test_beside_a_running_instance_a_check_says_whether_it_could_take_over(server: Upgradable) -> None:

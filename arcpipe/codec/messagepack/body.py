@@ -140,7 +140,7 @@ def _is_one_record(data: bytes, rule: TimeRule) -> bool:
     names = "".join((record.m, *columns))
     if (time := columns.get(TIME)) is not None:
         value = bytes(time[0])
-        if not stay(value, 0, len(value), 1, rule):
+        if value[0] not in rule.free and not stay(value, 0, len(value), 1, rule):
             return False
     return (
         names.isascii()

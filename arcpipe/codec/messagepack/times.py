@@ -60,9 +60,10 @@ class TimeRule:
         as_arc: whether the size of a number tells its unit as Arc reads it. Then it may have another one in the WAL.
         limits: by marker: the greatest of its values that certainly stays, its bytes read as an unsigned integer. Or
             one of the constants above.
+        free: the markers of which each value stays.
     """
 
-    __slots__ = ("as_arc", "limits", "precision")
+    __slots__ = ("as_arc", "free", "limits", "precision")
 
     def __init__(self, precision: str | None = None, as_arc: bool = False) -> None:
         """Make a rule.
@@ -80,6 +81,9 @@ class TimeRule:
                 self.limits[marker] = self._limit_of_floats(SIZE[marker] - 1)
         self.limits[_TIMESTAMP_32] = (1 << 32) - 1
         self.limits[_TIMESTAMP_64] = _LAST_TIMESTAMP
+        self.free = (
+            frozenset() if self.as_arc else frozenset(marker for marker in range(256) if self.limits[marker] == _ANY)
+        )
 
     def _limit_of_integers(self, marker: int) -> int:
         bits = 8 * (SIZE[marker] - 1) - (0xD0 <= marker <= 0xD3)

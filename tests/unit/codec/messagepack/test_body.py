@@ -777,7 +777,10 @@ shared_names = st.sampled_from(["a", "b", "host", "region"]) | names
 times = st.one_of(
     st.none(),
     st.integers(-(2**63), -(10**17)) | st.integers(-6 * 10**10, 2**64 - 1),
-    st.floats(-6e16, 5e19),  # years 1 to 9999, whatever unit the size tells
+    # Years 1 to 9999, in the unit that the size tells: negative ones in s, in ms, in µs.
+    st.floats(-6e10, 5e19),
+    st.floats(-6e13, -1e11),
+    st.floats(-6e16, -1e14),
     st.integers(0, 2**37).map(lambda t: msgpack.Timestamp(t, 1)),
 )
 

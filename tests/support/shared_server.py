@@ -1,4 +1,4 @@
-"""A server for the clients of a module."""
+"""One server for all tests of a module, each of which writes to a database of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _numbers = count()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("clients"), server_workers=1) as server:
+    """A server with one worker. A module whose server has other settings has a fixture of its own."""
+    with Server(tmp_path_factory.mktemp("shared"), server_workers=1) as server:
         yield server
         server.stop()
 
@@ -22,4 +23,4 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def database() -> str:
     """A name that nobody had before."""
-    return f"db-{next(_numbers)}"
+    return f"db{next(_numbers)}"
