@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import ssl
 import time
@@ -51,6 +52,18 @@ def looks_of_a_second(server: Server) -> list[dict[str, Any]]:
     return seen
 
 
+def wait_for_a_tick_of_the_worker(server: Server) -> None:
+    """Wait until the worker has looked at the clock; a whole tick began and ended since now."""
+
+    def ticks() -> float:
+        text = server.get("/metrics").body.decode()
+        (found,) = re.findall(r"^arcpipe_event_loop_lag_seconds_count\{[^}]*\} (\S+)$", text, re.MULTILINE)
+        return float(found)
+
+    before = ticks()
+    wait_until(lambda: ticks() >= before + 2, "a tick of the worker")
+
+
 def test_a_step_of_the_clock_changes_no_duration(tmp_path: Path) -> None:
     """The store takes nothing, so that what was written waits."""
     (tmp_path / "lake").write_text("in the way of the directory")
@@ -88,7 +101,7 @@ def test_records_without_a_time_get_that_of_the_clock_however_it_was_set(tmp_pat
         server = clock.server
         for ahead in (0, 5 * HOUR, -2 * HOUR, HOUR):
             clock.set(ahead)
-            looks_of_a_second(server)  # the worker has looked at the clock
+            wait_for_a_tick_of_the_worker(server)
             columns = {"number": [len(expected)]}
             server.write([{"m": "cpu", "columns": columns}, {"m": "mem", "columns": columns}])
             expected.append(clock.time())
