@@ -97,7 +97,10 @@ def this_node(settings: Settings) -> str:
 async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
     """Merge, or tell what would be merged. Returns the number of folders that failed."""
     from arcpipe.compaction.compactor import Compactor
+    from arcpipe.compaction.resources import bound_resources
     from arcpipe.storage import open_store
+
+    bound_resources()
 
     node = this_node(settings)
     store = open_store(settings.storage.url, settings.storage.s3)

@@ -15,13 +15,12 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
-import pyarrow as pa
-
 from arcpipe import logs
 from arcpipe.clock import steady_us
 from arcpipe.compaction.compactor import Compactor, Work
 from arcpipe.compaction.merge import Mismatch, Outcome, Stopped, Stuck
 from arcpipe.compaction.plan import Busy
+from arcpipe.compaction.resources import bound_resources
 from arcpipe.compaction.retention_looks import RetentionLooks
 from arcpipe.counters import Compaction, Counters
 from arcpipe.counters import Node as NodeBlock
@@ -46,7 +45,7 @@ _MOST_WAITING: Final = 100_000  # folders of one look that are remembered, 500 b
 
 def run(settings: Settings, wal_dir: str, counters: Counters, node: str) -> int:
     """Compact until SIGTERM. Returns the exit code of the process."""
-    pa.set_cpu_count(1)  # the process is bounded to one core, besides reads and writes of the store
+    bound_resources()
     return asyncio.run(_run(settings, wal_dir, counters, node))
 
 

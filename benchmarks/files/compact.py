@@ -4,7 +4,7 @@ Makes the files of an hour as the uploader makes them, in a directory, and merge
 rows per second of CPU, the peak of memory, and for how long a reader sees rows twice. Settings follow as `KEY=VALUE`:
 
     python -m benchmarks.files.compact                                  # a million rows in 60 and in 720 files
-    python -m benchmarks.files.compact --rows 10000000 --files 60 compaction.memory_mb=600
+    python -m benchmarks.files.compact compaction.memory_mb=600 --rows 10000000 --files 60
 """
 
 from __future__ import annotations
@@ -82,10 +82,11 @@ def _measure(rows: int, files: int, settings: list[str], data_dir: Path | None) 
 async def _merge(wal: str) -> dict[str, Any]:
     """Merge what is worth it, and return the figures."""
     from arcpipe.compaction.compactor import Compactor
+    from arcpipe.compaction.resources import bound_resources
     from arcpipe.config.load import load
     from arcpipe.storage import open_store
 
-    pa.set_cpu_count(1)  # as the process of the server
+    bound_resources()
     settings = load(None, os.environ)
     store = open_store(settings.storage.url, settings.storage.s3)
     compactor = Compactor(settings, wal, _NODE, store)
@@ -118,7 +119,7 @@ def _make_files(folder: Path, rows: int, files: int) -> int:
         times = _HOUR_US + number * span + np.sort(chance.integers(0, span, count))
         columns: dict[str, tuple[pa.Array, bytes]] = {
             "time": (pa.array(times).cast(TIME_TYPE), b"time"),
-            "host": (pa.array(random.Random(number).choices(names, k=count)), b"tag"),
+            "host": (pa.array(random.Random(number).choices(names, k=count)).dictionary_encode(), b"tag"),
         }
         columns |= {f"f{index}": (pa.array(chance.random(count).round(3)), b"field") for index in range(_FIELDS)}
         data = _file(columns, folder)
@@ -138,7 +139,8 @@ def _file(columns: dict[str, tuple[pa.Array, bytes]], folder: Path) -> bytes:
     schema = pa.schema(fields)
     table = pa.table([columns[field.name][0] for field in fields], schema=schema)
     memory = SpoolMemory(folder, 512 * MB, 512 * MB)
-    schema = schema.with_metadata(file_metadata("db", "m", "b"))
+    texts = [field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field for field in schema]
+    schema = pa.schema(texts, file_metadata("db", "m", "b"))
     file = ParquetFile(Parquet(), memory, schema, table["time"][0].value, table, Special(), False)
     file.append(table)
     spool = file.finish()
