@@ -5,6 +5,7 @@ rows per second of CPU, the peak of memory, and for how long a reader sees rows 
 
     python -m benchmarks.files.compact                                  # a million rows in 60 and in 720 files
     python -m benchmarks.files.compact compaction.memory_mb=600 --rows 10000000 --files 60
+    python -m benchmarks.files.compact --rows 60000000 --files 60 --fields 20 --digits 17     # an hour of 10 GB
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ _COMMAND: Final = (sys.executable, "-m", "benchmarks.files.compact")
 _NODE: Final = "0123456789ab"
 _HOUR_US: Final = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z, a closed hour
 _HOSTS: Final = 100
-_FIELDS: Final = 5
 _AGE_SECONDS: Final = 3_600  # of a file, so that it may be merged
 
 
@@ -44,6 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the hour")
     parser.add_argument("--files", type=int, nargs="+", default=[60, 720])
+    parser.add_argument("--fields", type=int, default=5, help="floats of a row")
+    parser.add_argument("--digits", type=int, default=3, help="of a float; with 17 nothing can be compressed")
     parser.add_argument("--data-dir", type=Path, help="on the disk to be measured")
     parser.add_argument("--merge", nargs=1, help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
@@ -52,16 +54,16 @@ def main() -> None:
         print(json.dumps(asyncio.run(_merge(options.merge[0]))))
         return
     for files in options.files:
-        print(_measure(options.rows, files, options.settings, options.data_dir), flush=True)
+        print(_measure(options, files), flush=True)
 
 
-def _measure(rows: int, files: int, settings: list[str], data_dir: Path | None) -> str:
-    with tempfile.TemporaryDirectory(prefix="compact-", dir=data_dir) as folder:
+def _measure(options: argparse.Namespace, files: int) -> str:
+    with tempfile.TemporaryDirectory(prefix="compact-", dir=options.data_dir) as folder:
         wal = Path(folder) / "wal"
         (wal / "batches").mkdir(parents=True)
-        size = _make_files(Path(folder), rows, files)
+        size = _make_files(Path(folder), options, files)
         variables = {"ARCPIPE_WAL_DIR": str(wal), "ARCPIPE_STORAGE_URL": f"file://{folder}/lake"}
-        for key, _, value in (setting.partition("=") for setting in settings):
+        for key, _, value in (setting.partition("=") for setting in options.settings):
             variables[f"ARCPIPE_{key.replace('.', '_').upper()}"] = value
         child = subprocess.Popen([*_COMMAND, "--merge", str(wal)], env=os.environ | variables, stdout=subprocess.PIPE)
         assert child.stdout is not None
@@ -107,7 +109,7 @@ async def _merge(wal: str) -> dict[str, Any]:
     }
 
 
-def _make_files(folder: Path, rows: int, files: int) -> int:
+def _make_files(folder: Path, options: argparse.Namespace, files: int) -> int:
     """Make the files of an hour, each with an equal part of its time. Returns their bytes."""
     chance = np.random.default_rng(1)
     names = [f"host-{number:03}" for number in range(_HOSTS)]
@@ -115,13 +117,14 @@ def _make_files(folder: Path, rows: int, files: int) -> int:
     total = 0
     span = 3_600_000_000 // files
     for number in range(files):
-        count = rows // files
+        count = options.rows // files
         times = _HOUR_US + number * span + np.sort(chance.integers(0, span, count))
         columns: dict[str, tuple[pa.Array, bytes]] = {
             "time": (pa.array(times).cast(TIME_TYPE), b"time"),
             "host": (pa.array(random.Random(number).choices(names, k=count)).dictionary_encode(), b"tag"),
         }
-        columns |= {f"f{index}": (pa.array(chance.random(count).round(3)), b"field") for index in range(_FIELDS)}
+        for index in range(options.fields):
+            columns[f"f{index}"] = pa.array(chance.random(count).round(options.digits)), b"field"
         data = _file(columns, folder)
         batch = f"{_NODE}-20260101T000000-1.{number + 1}-{number:08x}"
         path = folder / "lake" / Partition("db", "m", _HOUR_US).key("arc", int(times[0]), batch, 0)
