@@ -5,7 +5,7 @@ rows per second of CPU, the peak of memory, and for how long a reader sees rows 
 
     python -m benchmarks.files.compact                                  # a million rows in 60 and in 720 files
     python -m benchmarks.files.compact compaction.memory_mb=600 --rows 10000000 --files 60
-    python -m benchmarks.files.compact --rows 60000000 --files 60 --fields 20 --digits 17     # an hour of 10 GB
+    python -m benchmarks.files.compact --rows 60000000 --files 200 --fields 20 --digits 17    # an hour of 10 GB
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ from arcpipe.lake.spool import SpoolMemory
 from arcpipe.units import MB
 
 _COMMAND: Final = (sys.executable, "-m", "benchmarks.files.compact")
-_NODE: Final = "0123456789ab"
+NODE: Final = "0123456789ab"
 _HOUR_US: Final = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z, a closed hour
 _HOSTS: Final = 100
 _AGE_SECONDS: Final = 3_600  # of a file, so that it may be merged
@@ -91,7 +92,7 @@ async def _merge(wal: str) -> dict[str, Any]:
     bound_resources()
     settings = load(None, os.environ)
     store = open_store(settings.storage.url, settings.storage.s3)
-    compactor = Compactor(settings, wal, _NODE, store)
+    compactor = Compactor(settings, wal, NODE, store)
     started, cpu = time.monotonic(), time.process_time()
     try:
         [work] = [work async for work in compactor.find()]
@@ -110,29 +111,42 @@ async def _merge(wal: str) -> dict[str, Any]:
 
 
 def _make_files(folder: Path, options: argparse.Namespace, files: int) -> int:
-    """Make the files of an hour, each with an equal part of its time. Returns their bytes."""
-    chance = np.random.default_rng(1)
-    names = [f"host-{number:03}" for number in range(_HOSTS)]
+    """Make the files of an hour in a directory. Returns their bytes."""
     then = time.time() - _AGE_SECONDS
     total = 0
-    span = 3_600_000_000 // files
-    for number in range(files):
-        count = options.rows // files
-        times = _HOUR_US + number * span + np.sort(chance.integers(0, span, count))
-        columns: dict[str, tuple[pa.Array, bytes]] = {
-            "time": (pa.array(times).cast(TIME_TYPE), b"time"),
-            "host": (pa.array(random.Random(number).choices(names, k=count)).dictionary_encode(), b"tag"),
-        }
-        for index in range(options.fields):
-            columns[f"f{index}"] = pa.array(chance.random(count).round(options.digits)), b"field"
-        data = _file(columns, folder)
-        batch = f"{_NODE}-20260101T000000-1.{number + 1}-{number:08x}"
-        path = folder / "lake" / Partition("db", "m", _HOUR_US).key("arc", int(times[0]), batch, 0)
+    for key, data in keys_and_files(folder, options.rows, files, options.fields, options.digits):
+        path = folder / "lake" / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         os.utime(path, (then, then))
         total += len(data)
     return total
+
+
+def keys_and_files(
+    folder: Path, rows: int, files: int, fields: int = 5, digits: int = 3
+) -> Iterator[tuple[str, bytes]]:
+    """Make the files of an hour, each with an equal part of its time.
+
+    Args:
+        folder: for temporary files.
+        rows: of all files together.
+        digits: of a float.
+    """
+    chance = np.random.default_rng(1)
+    names = [f"host-{number:03}" for number in range(_HOSTS)]
+    span = 3_600_000_000 // files
+    for number in range(files):
+        count = rows // files
+        times = _HOUR_US + number * span + np.sort(chance.integers(0, span, count))
+        columns: dict[str, tuple[pa.Array, bytes]] = {
+            "time": (pa.array(times).cast(TIME_TYPE), b"time"),
+            "host": (pa.array(random.Random(number).choices(names, k=count)).dictionary_encode(), b"tag"),
+        }
+        for index in range(fields):
+            columns[f"f{index}"] = pa.array(chance.random(count).round(digits)), b"field"
+        batch = f"{NODE}-20260101T000000-1.{number + 1}-{number:08x}"
+        yield Partition("db", "m", _HOUR_US).key("arc", int(times[0]), batch, 0), _file(columns, folder)
 
 
 def _file(columns: dict[str, tuple[pa.Array, bytes]], folder: Path) -> bytes:
