@@ -357,8 +357,10 @@ def test_no_space_and_others_are_counted_by_reason(tmp_path: Path) -> None:
             assert response.headers["retry-after"] == "10"
         assert server.post("/nothing").status == 404
         assert server.get(V2).status == 405
-        wait_until(lambda: refused(server, "no_space") == 3, "the refusals to be counted")
-        assert refused(server, "not_found") == refused(server, "method_not_allowed") == 1
+        # A worker shows its counters four times a second, all at once: with the last refusal, the others are there.
+        wait_until(lambda: refused(server, "method_not_allowed") == 1, "the last refusal to be counted")
+        assert refused(server, "no_space") == 3
+        assert refused(server, "not_found") == 1
         server.stop()
 
 
