@@ -1,9 +1,9 @@
 """How long a reader sees rows twice while an hour is merged: `python -m benchmarks.files.doubled`.
 
-Makes the small files of an hour, and merges them with arcpipe's own compactor. Meanwhile another process lists the
-hour again and again. A look that finds merged files beside the former ones sees rows twice. One that finds too few files
-sees rows missing, which must not be. The store is a directory. With `--s3` moto serves S3, and each request takes
-`--latency-ms` longer:
+Makes the small files of an hour, and merges them with arcpipe's own compactor. Another process lists the hour again and
+again. A look that finds merged files beside the former ones sees rows twice. One that finds too few files sees rows
+missing, which must not be. The store is a directory. With `--s3` moto serves S3, and each request takes `--latency-ms`
+longer:
 
     python -m benchmarks.files.doubled --files 60 720
     python -m benchmarks.files.doubled --files 60 --s3 --latency-ms 20
