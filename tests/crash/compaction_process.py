@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.crash.uploader_process import ROOT, Step, arm, find, parse_s3_model, raise_io_error, run_in_fork
+from tests.crash.uploader_process import ROOT, Step, arm, find, raise_io_error, run_in_fork, warm_up
 
 _PR_SET_PDEATHSIG = 1
 _RUN_SECONDS = 240.0
@@ -112,9 +112,15 @@ async def _compact(order: dict[str, Any]) -> int:
 
 
 def _serve() -> None:
-    for module in ("arcpipe.compaction.compactor", "arcpipe.storage.local", "arcpipe.storage.s3"):
+    for module in (
+        "arcpipe.compaction.compactor",
+        "arcpipe.config.load",
+        "arcpipe.storage.local",
+        "arcpipe.storage.s3",
+        "tomllib",
+    ):
         importlib.import_module(module)
-    parse_s3_model()
+    warm_up()
     for line in sys.stdin:
         order = json.loads(line)
 

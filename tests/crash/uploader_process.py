@@ -122,9 +122,7 @@ def _serve() -> None:
         "arcpipe.wal.recovery",
     ):
         importlib.import_module(module)
-    parse_s3_model()
-    gc.collect()
-    gc.freeze()  # as the supervisor does, so that a collection in a fork does not copy all of it
+    warm_up()
     from arcpipe.config.load import load
     from arcpipe.counters import RETRY_KINDS, Counters, Uploader
     from arcpipe.wal.directory import NodeIdentity, WALDirectory
@@ -165,6 +163,17 @@ def _serve() -> None:
         values |= {f"retries_{kind}": count for kind, count in zip(RETRY_KINDS, retries, strict=True)}
         values["retries"] = sum(retries)
         print(json.dumps({"exit_code": exit_code, "counters": values}), flush=True)
+
+
+def warm_up() -> None:
+    """Do here, once, what each fork would do first: it takes several times as long as a batch or a merge."""
+    import numpy as np
+    import pyarrow as pa
+
+    pa.array(np.arange(1))  # has pyarrow look for pandas, and import it where it is installed: 0.35 s
+    parse_s3_model()
+    gc.collect()
+    gc.freeze()  # as the supervisor does, so that a collection in a fork does not copy all of it
 
 
 def parse_s3_model() -> None:
