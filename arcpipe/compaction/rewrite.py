@@ -33,6 +33,7 @@ _SAMPLE_ROWS: Final = 65_536  # of all inputs together
 _SAMPLE_FILES: Final = 16  # inputs of which a sample is taken
 _MOST_RANGES: Final = 400  # open files, each with a buffer of 64 KB
 _SPARE: Final = 1.5  # ranges are made this much smaller than what fits, because a sample is not exact
+_STEPS: Final = 4  # in which the rows of a row group are taken
 _DEEPEST: Final = 3  # a range that is too large is cut again, this often
 
 
@@ -49,8 +50,9 @@ class RewriteBounds(NamedTuple):
 
     @classmethod
     def of(cls, memory_mb: int) -> RewriteBounds:
-        """Divide the memory of the process: 220 MB for the program, its buffers and its spools, a third of the rest."""
-        return cls(sort_bytes=min(max(memory_mb - 220, 30) * MB // 3, 1_000 * MB))
+        """Divide the memory of the process: 360 MB for the program, its buffers and its spools, a third of the rest."""
+        sort_bytes = min(max(memory_mb - 360, 30) * MB // 3, 1_000 * MB)
+        return cls(sort_bytes, outputs=OutputBounds(row_group_bytes=min(64 * MB, sort_bytes // 2)))
 
 
 class Rewritten(NamedTuple):
@@ -186,7 +188,7 @@ class Rewrite:
         if superseded is not None and superseded.any():
             self._dropped.add(table.take(pa.array(rows[superseded])))
             rows = rows[~superseded]
-        step = self._outputs.group_rows(table)
+        step = max(self._outputs.group_rows(table) // _STEPS, 1)  # of a whole row group, there would be three copies
         for start in range(0, len(rows), step):
             self._pause()
             self._outputs.add(table.take(pa.array(rows[start : start + step])))
