@@ -104,9 +104,7 @@ class S3Store:
         name = self._prefix + key
         async with self._connected("write", name) as client:
             if blob.size <= self._multipart_threshold_bytes:
-                content = await client.content(blob, 0, blob.size)
-                answer = await client.call("write", "put_object", {"Key": name, **self._encryption, **content})
-                client.require_taken(name, answer, content)
+                await client.put(name, blob, self._encryption)
             else:
                 await self._put_in_parts(client, name, blob)
 
