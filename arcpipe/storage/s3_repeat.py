@@ -78,6 +78,8 @@ class RepeatedPut:
         headers = self._headers if crc is None else {**self._headers, _CHECKSUM: crc}
         request = AWSRequest("PUT", self._base_url + _quoted(name), headers, content)
         auth = await self._signer.get_auth_instance(**self._signing)
+        if "Host" not in self._headers:  # which the signer would look for in each URL, twice
+            self._headers["Host"] = request.headers["Host"] = auth.headers_to_sign(request)["host"]
         auth.add_auth(request)
         response = await self._session.send(request.prepare())
         body = await response.content
