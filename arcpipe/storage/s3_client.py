@@ -107,6 +107,8 @@ class S3Client:
         self._context = context
         self._signs_bodies = signs_bodies
         self._retired = False
+        # The SDK's HTTP session. A later SDK may keep it elsewhere: then nothing is repeated.
+        self._session = getattr(getattr(sdk_client, "_endpoint", None), "http_session", None)
         # How to put a small object as the SDK did. Unknown at first, and after each failure.
         self._repeated: RepeatedPut | None = None
 
@@ -181,8 +183,8 @@ class S3Client:
         answer = await self.call("write", "put_object", {"Key": name, **fields, **content})
         self.require_taken(name, answer, content)
         unsigned = content["Body"].unsigned
-        if self._repeated is None and unsigned is not None:
-            self._repeated = repeated(self._sdk._endpoint.http_session, unsigned, name, answer, SIGNER)
+        if self._repeated is None and unsigned is not None and self._session is not None:
+            self._repeated = repeated(self._session, unsigned, name, answer, SIGNER)
 
     async def _repeat(self, earlier: RepeatedPut, name: str, blob: Blob) -> bool:
         """Put a small blob as an earlier one. Returns False if the SDK has to do it, and to judge the answer."""

@@ -141,6 +141,19 @@ class TestRequests:
         assert len(later) == 20
         assert not any(map(is_of_the_sdk, later))
 
+    def test_are_left_to_an_sdk_whose_session_is_not_known(self, faults: FaultServer) -> None:
+        store = store_at(faults)
+
+        async def work() -> None:
+            await store.delete("connects")
+            assert store._client is not None
+            assert store._client._session is not None
+            store._client._session = None
+            await put(store, "a", "b")
+
+        using(store, work())
+        assert all(map(is_of_the_sdk, faults.requests))
+
     def test_use_the_credentials_of_the_moment(self, faults: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """Credentials of a role are renewed while the client lives."""
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "former")
