@@ -23,7 +23,7 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.storage import s3_errors
 from arcpipe.storage.base import Blob, read_exactly
 from arcpipe.storage.s3_body import SIGNER, Body, before_sign, choose_signer, crc_header, digests, is_small
-from arcpipe.storage.s3_repeat import RepeatedPut, SignedBytes, repeated
+from arcpipe.storage.s3_repeat import Content, RepeatedPut, repeated
 
 
 class Requests:
@@ -188,8 +188,8 @@ class S3Client:
 
     async def _repeat(self, earlier: RepeatedPut, name: str, blob: Blob) -> bool:
         """Put a small blob as an earlier one. Returns False if the SDK has to do it, and to judge the answer."""
-        data = SignedBytes(read_exactly(blob, 0, blob.size))
-        crc, data.signed_as = digests(blob, 0, blob.size, self._signs_bodies)
+        crc, signed_as = digests(blob, 0, blob.size, self._signs_bodies)
+        data = Content(read_exactly(blob, 0, blob.size), signed_as)
         content = {"ChecksumCRC32": crc_header(crc)} if self.checksums else {}
         async with self._request("write", name, "put_object"):
             answer = await earlier.send(name, data, content.get("ChecksumCRC32"))

@@ -3,8 +3,7 @@
 The SDK needs 2 ms of CPU time for each put, most of it for what is the same for all objects of a bucket: parameters
 are checked, the endpoint is resolved, 30 hooks are called. So the SDK makes a client's first put, and hands over what
 it was about to sign. Its signer signs the repetitions, with the credentials of the moment, and its HTTP session sends
-them: so proxies, certificates, connections and time limits are the same. One thing differs: if a connection breaks
-before the answer, the HTTP client sends such a body once more, at once.
+them: so proxies, certificates, connections and time limits are the same.
 
 Only what the SDK did without anything unusual is repeated, and only a plain success counts. After all else the caller
 lets the SDK make the next put, because it can do more: follow a redirect to another region, for instance.
@@ -14,6 +13,7 @@ This module must not know blobs, time limits, nor when to retry.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, Final, NamedTuple
 
 from botocore.awsrequest import AWSRequest
@@ -25,10 +25,21 @@ _CHECKSUM: Final = "x-amz-checksum-crc32"
 _PARSER: Final = create_parser("rest-xml")  # of errors, which have the same form for all requests
 
 
-class SignedBytes(bytes):
-    """The bytes of an object, and their part of the signature."""
+class Content:
+    """The bytes of an object, and their part of the signature.
 
-    signed_as: str
+    Not plain bytes: the HTTP client would send those once more, unseen, after a connection broke.
+    """
+
+    def __init__(self, data: bytes | memoryview, signed_as: str) -> None:
+        self._data = data
+        self.signed_as = signed_as
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    async def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+        yield self._data
 
 
 class Unsigned(NamedTuple):
@@ -63,7 +74,7 @@ class RepeatedPut:
         self._signer = made.signer
         self._signing = made.signing
 
-    async def send(self, name: str, content: SignedBytes, crc: str | None) -> dict[str, Any] | None:
+    async def send(self, name: str, content: Content, crc: str | None) -> dict[str, Any] | None:
         """Put an object.
 
         Args:
