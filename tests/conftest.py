@@ -10,7 +10,12 @@ from tests.support.sets import is_quick
 
 _coverage = QuickCoverage() if IS_MEASURED else None
 
-pytest_plugins = ["tests.support.browser", "tests.support.s3server", "tests.support.shared_server"]
+pytest_plugins = [
+    "tests.support.browser",
+    "tests.support.s3faults",
+    "tests.support.s3server",
+    "tests.support.shared_server",
+]
 
 # No test depends on being fast.
 settings.register_profile("any machine", deadline=None)

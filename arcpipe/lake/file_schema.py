@@ -41,8 +41,11 @@ def file_metadata(database: str, measurement: str, batch_id: str) -> dict[bytes,
 
 def for_readers(schema: pa.Schema) -> pa.Schema:
     """Give the schema plain types where it has dictionaries."""
+    fields = list(schema)
+    if not any(pa.types.is_dictionary(field.type) for field in fields):
+        return schema
     return pa.schema(
-        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in fields
     )
 
 

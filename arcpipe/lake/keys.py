@@ -8,6 +8,7 @@ it was cut. Different names have different components. This module must not know
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ Batches that were begun by versions that left `_` as it is keep the keys that th
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
+_RESERVED: Final = re.compile(rb"[^A-Za-z0-9_.-]")
 _MAX_ENCODED: Final = 120  # characters: a file's name holds more, and file systems allow 255 bytes
 _MAX_DATABASE: Final = 240  # characters: its component holds nothing more
 
@@ -52,7 +53,7 @@ def encode_database(name: str, hidden: Hidden = "._") -> str:
 
 
 def _encode(name: str, hidden: Hidden) -> str:
-    encoded = "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in name.encode())
+    encoded = _RESERVED.sub(lambda found: b"%%%02X" % found[0][0], name.encode()).decode()
     if encoded[:1] in hidden and encoded:
         encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
     return encoded or "%"

@@ -92,7 +92,11 @@ class ParquetFile:
         self.special = special
         huge = special.huge
         self.cost = open_file_cost(len(schema), name_bytes(schema))
-        self._written = pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
+        self._written = (
+            first.schema
+            if schema.equals(first.schema)
+            else pa.schema(({field.name: field for field in [*schema, *first.schema]}).values())
+        )
         texts = {field.name for field in schema if field.type == pa.string()}
         if len(first) >= DICTIONARY_ROWS:  # the others have too many different values
             texts -= {field.name for field in first.schema if field.type == pa.string()}
@@ -141,14 +145,19 @@ class ParquetFile:
             least_us: its least time, in µs since the epoch.
             greatest_us: its greatest time.
         """
+        self._writer.write_table(self._as_written(table), row_group_size=len(table))
+        total, min_us, max_us = self.rows
+        self.rows = Rows(total + len(table), min(min_us, least_us), max(max_us, greatest_us))
+
+    def _as_written(self, table: pa.Table) -> pa.Table:
+        if table.schema.equals(self._written):
+            return table
         given = dict(zip(table.schema.names, table.columns, strict=True))
         columns = [
             _as_type(given[field.name], field.type) if field.name in given else pa.nulls(len(table), field.type)
             for field in self._written
         ]
-        self._writer.write_table(pa.table(columns, schema=self._written), row_group_size=len(table))
-        total, min_us, max_us = self.rows
-        self.rows = Rows(total + len(table), min(min_us, least_us), max(max_us, greatest_us))
+        return pa.table(columns, schema=self._written)
 
     def finish(self) -> Spool:
         """Write the footer. Returns the bytes of the file."""
@@ -177,7 +186,7 @@ def most_bytes(table: pa.Table) -> int:
 
 def name_bytes(schema: pa.Schema) -> int:
     """Return the bytes of all column names, which each row group repeats."""
-    return sum(len(name.encode()) for name in schema.names)
+    return len("".join(schema.names).encode())
 
 
 class Texts(NamedTuple):

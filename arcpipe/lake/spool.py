@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from arcpipe.storage import Blob, MemoryBlob
 from arcpipe.units import MB
 
 
@@ -90,6 +91,10 @@ class Spool:
             offset += len(piece)
             length -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def blob(self) -> Blob:
+        """Return the bytes for a store, which puts those in memory without a thread. Only once they are flushed."""
+        return self if self._file is not None else MemoryBlob(self._pieces[0])
 
     def close(self) -> None:
         """Release the bytes. Closing twice is fine."""

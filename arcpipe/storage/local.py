@@ -18,8 +18,6 @@ file system. A mount inside it is refused with a clear error.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import errno
 import fcntl
 import functools
 import logging
@@ -33,7 +31,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from arcpipe.errors import MissingObject, StorageError
+from arcpipe.errors import MissingObject
+from arcpipe.storage import local_files
 from arcpipe.storage.base import Blob, Listed, read_exactly, require_key
 from arcpipe.units import KB
 
@@ -48,11 +47,6 @@ _TEMP_NAME = re.compile(r"put-[0-9a-f]{32}\.tmp")
 # the WAL on the same disk never waits for a whole object.
 _WRITE_BYTES = 256 * KB
 
-_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
-_START_AND_WAIT = 2 | 4  # SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
-# Errors of a file system or kernel without sync_file_range. Then nothing was written, and nothing failed.
-_NO_WRITE_BACK = (errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EOPNOTSUPP)
-
 # ext4 makes it, readable by root only, at its mount point.
 _LOST_AND_FOUND = "lost+found/"
 
@@ -62,21 +56,6 @@ _OBJECTS_AT_ONCE = 32
 
 # Directories that are remembered as durable, 200 bytes each. A forgotten one costs a sync.
 _MAX_DURABLE = 65_536
-
-_NEXT_STEP = {
-    errno.ENOSPC: "Free space on this file system, or move storage.url to a larger one",
-    errno.EDQUOT: "Raise the disk quota of this user, or free space",
-    errno.EACCES: "Give the user that arcpipe runs as permission to write there",
-    errno.EPERM: "Give the user that arcpipe runs as permission to write there",
-    errno.EROFS: "Mount the file system read-write, or point storage.url elsewhere",
-    errno.ENOTDIR: "Something that is no directory is in the way: move it",
-    errno.EISDIR: "A directory has the name of the object: move it",
-    errno.ENOTEMPTY: "A directory has the name of the object: move it",
-    errno.ENAMETOOLONG: "A file system takes 255 bytes per name and 4096 per path: shorten the key",
-    errno.EXDEV: "The store must be one file system: no mounts and no links to other disks inside it",
-    errno.EIO: "The disk reports an error: see the kernel log",
-    errno.ENOENT: "Something keeps removing the directory: find out what",
-}
 
 
 class LocalStore:
@@ -121,7 +100,7 @@ class LocalStore:
 
     async def delete(self, key: str) -> None:
         target = self._path(key)
-        await self._in_thread(f"delete {target}", lambda _: _delete(target))
+        await self._in_thread(f"delete {target}", lambda _: local_files.delete(target))
 
     async def list_keys(self, prefix: str) -> list[str]:
         require_key(prefix + "x")
@@ -145,7 +124,7 @@ class LocalStore:
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
         target = self._path(key)
-        return await self._in_thread(f"read {target}", lambda _: _read(target, offset, length))
+        return await self._in_thread(f"read {target}", lambda _: local_files.read(target, offset, length))
 
     async def move(self, source: str, target: str) -> None:
         paths = self._path(source), self._path(target)
@@ -154,7 +133,7 @@ class LocalStore:
     async def delete_all(self, keys: Sequence[str]) -> None:
         targets = [self._path(key) for key in keys]
         if targets:
-            await self._in_thread(f"delete {targets[0]}", lambda _: _delete_all(targets))
+            await self._in_thread(f"delete {targets[0]}", lambda _: local_files.delete_all(targets))
 
     async def check(self) -> None:
         await self._in_thread(f"write to {self._root}", lambda _: self._again_if_removed(self._check))
@@ -175,7 +154,7 @@ class LocalStore:
         try:
             return await asyncio.shield(future)
         except OSError as error:
-            raise _storage_error(action, error) from error
+            raise local_files.storage_error(action, error) from error
         except asyncio.CancelledError:
             cancelled.set()
             # Read the exception, so that asyncio does not report it as never retrieved.
@@ -209,7 +188,7 @@ class LocalStore:
             except FileNotFoundError:
                 raise
             except OSError as error:
-                raise _storage_error(f"write {target}", error) from error
+                raise local_files.storage_error(f"write {target}", error) from error
         self._sync_entries([*(target for target, _ in targets), *unsynced])
         if len(self._durable) + len(unsynced) > _MAX_DURABLE:
             self._durable.clear()
@@ -221,10 +200,10 @@ class LocalStore:
             offset, size = 0, blob.size
             while offset < size and not cancelled.is_set():
                 length = min(_WRITE_BYTES, size - offset)
-                _write_all(fd, read_exactly(blob, offset, length))
+                local_files.write_all(fd, read_exactly(blob, offset, length))
                 offset += length
                 if offset < size:  # the fsync below writes the last piece
-                    _write_back(fd, offset - length, length)
+                    local_files.write_back(fd, offset - length, length)
             if cancelled.is_set():
                 raise _Cancelled
             os.fsync(fd)
@@ -246,7 +225,7 @@ class LocalStore:
         self._durable.add(self._root)
         self._remove_abandoned()
         with self._temp_file() as (fd, _temp):
-            _write_all(fd, b"arcpipe")
+            local_files.write_all(fd, b"arcpipe")
             os.fsync(fd)
 
     def _remove_abandoned(self) -> None:
@@ -255,7 +234,7 @@ class LocalStore:
             with os.scandir(self._staging) as entries:
                 for entry in entries:
                     if _TEMP_NAME.fullmatch(entry.name):
-                        _remove_if_abandoned(entry.path)
+                        local_files.remove_if_abandoned(entry.path)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -286,7 +265,7 @@ class LocalStore:
         if directory in self._durable:
             return unsynced
         if self._root not in self._durable:
-            unsynced = _make_missing(self._root)
+            unsynced = local_files.make_missing(self._root)
             with suppress(FileExistsError):
                 os.mkdir(self._staging)
         path = self._root
@@ -303,7 +282,7 @@ class LocalStore:
         above = os.path.dirname(self._root)
         for parent in dict.fromkeys(map(os.path.dirname, paths)):
             try:
-                _sync_directory(parent)
+                local_files.sync_directory(parent)
             except PermissionError:
                 # The directory above the root may be one that this user can pass through but not open.
                 if parent != above:
@@ -318,7 +297,7 @@ class LocalStore:
                 raise MissingObject(f"cannot rename {source} to {target}: there is no such file") from error
             raise
         self._sync_entries([target, *unsynced])
-        _sync_directory(os.path.dirname(source))
+        local_files.sync_directory(os.path.dirname(source))
 
     def _page(self, start: str, prefix: str, _: threading.Event) -> tuple[list[Listed], list[str]]:
         """List one directory: its files whose keys begin with `prefix`, and the keys of such directories with a slash.
@@ -371,119 +350,3 @@ class LocalStore:
 
 class _Cancelled(Exception):
     """Ends the thread of a cancelled put."""
-
-
-def _storage_error(action: str, error: OSError) -> StorageError:
-    number = error.errno or 0
-    kind = "no_space" if number in (errno.ENOSPC, errno.EDQUOT) else "other"
-    reason = error.strerror or str(error)
-    return StorageError(f"cannot {action}: {reason}. {_NEXT_STEP.get(number, 'See the reason given')}", kind)
-
-
-def _write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write all bytes. One write(2) may take fewer: on a nearly full disk, or above 2 GiB."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _write_back(fd: int, offset: int, length: int) -> None:
-    """Flush these bytes to the disk if the system can. This is no durability yet; an fsync follows.
-
-    Raises:
-        OSError: the disk did not take them. The kernel reports an error once per descriptor, so the fsync that follows
-            would report success.
-    """
-    if _SYNC_FILE_RANGE is None:
-        return
-    if _SYNC_FILE_RANGE(fd, ctypes.c_int64(offset), ctypes.c_int64(length), _START_AND_WAIT):
-        number = ctypes.get_errno()
-        if number not in _NO_WRITE_BACK:
-            raise OSError(number, os.strerror(number))
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        # Some network and FUSE file systems have nothing to sync in a directory, and answer EINVAL.
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(fd)
-
-
-def _make_missing(directory: str) -> list[str]:
-    """Make `directory` and the missing directories above it. Return them topmost first, `directory` in any case."""
-    missing = [directory]
-    while True:
-        try:
-            os.mkdir(missing[-1])
-            break
-        except FileExistsError:
-            break
-        except FileNotFoundError:
-            missing.append(os.path.dirname(missing[-1]))
-    missing.reverse()
-    for path in missing[1:]:
-        with suppress(FileExistsError):
-            os.mkdir(path)
-    return missing
-
-
-def _delete(target: str) -> None:
-    """Remove a file durably.
-
-    If it is gone already, the directory is synced all the same: an earlier removal may lack its sync.
-    """
-    with suppress(FileNotFoundError, NotADirectoryError):
-        with suppress(FileNotFoundError):
-            os.unlink(target)
-        _sync_directory(os.path.dirname(target))
-
-
-def _delete_all(targets: Sequence[str]) -> None:
-    """Remove files durably. Each directory is synced once, also for files that were gone already."""
-    parents: dict[str, None] = {}
-    for target in targets:
-        _unlink(target)
-        parents[os.path.dirname(target)] = None
-    for parent in parents:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            _sync_directory(parent)
-
-
-def _unlink(target: str) -> None:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(target)
-
-
-def _read(target: str, offset: int, length: int) -> bytes:
-    try:
-        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise MissingObject(f"cannot read {target}: there is no such file") from error
-    try:
-        pieces = []
-        while length > 0 and (piece := os.pread(fd, length, offset)):
-            pieces.append(piece)
-            offset += len(piece)
-            length -= len(piece)
-    finally:
-        os.close(fd)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _remove_if_abandoned(path: str) -> None:
-    """Remove a temporary file whose writer is gone.
-
-    A writer that had made its file, but not locked it yet, finds it missing and starts over.
-    """
-    with suppress(OSError):  # renamed meanwhile, still locked, or on a file system without locks
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-        finally:
-            os.close(fd)

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from arcpipe.config.settings import StorageS3
@@ -22,25 +21,21 @@ from arcpipe.storage import s3_errors
 from arcpipe.storage.base import Blob, Listed, MemoryBlob, require_key
 from arcpipe.storage.s3_client import Requests, S3Client
 from arcpipe.storage.s3_errors import S3Error
-from arcpipe.storage.s3_multipart import Parts, PartwisePut, abort_upload, begin_upload
+from arcpipe.storage.s3_multipart import UPLOAD_MARKERS, OpenUploads, Parts, PartwisePut, begin_upload
 from arcpipe.units import MB
 
 log = logging.getLogger(__name__)
 
 # Seconds to make a client, which may have to ask the instance's role or a token service for credentials.
 _CLIENT_SECONDS: Final = 60.0
-_ABANDONED_AFTER: Final = timedelta(hours=24)
 _PROBE_KEY: Final = ".arcpipe-write-check"
 _LOOK_KEY: Final = ".arcpipe-look-check"
-_UPLOAD_MARKERS: Final = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
 _LIST_MARKERS: Final = {"ContinuationToken": "NextContinuationToken"}
 # Deletes that run at once: a thousand objects take some seconds, and leave connections for puts.
 _DELETES_AT_ONCE: Final = 16
 _DELETES_OF_A_REQUEST: Final = 1000  # S3's own limit
 # Answers of servers that do not know the request for several objects.
 _HAS_NO_SUCH_REQUEST: Final = {400, 404, 405, 411, 501}
-# Objects whose open uploads are remembered, 200 bytes each. The parts of a forgotten one go on costing space.
-_MAX_LEFT_OPEN: Final = 1000
 
 
 class S3Store:
@@ -92,8 +87,7 @@ class S3Store:
         self._client: S3Client | None = None
         self._deletes_several = True  # until the server says that it has no such request
         self._looking = asyncio.Lock()  # held while the object of `_sees_objects` exists
-        # Multipart uploads that could not be aborted, by the name of their object. Its next put retries that.
-        self._left_open: dict[str, set[str]] = {}
+        self._uploads = OpenUploads()
 
     @property
     def url(self) -> str:
@@ -104,9 +98,7 @@ class S3Store:
         name = self._prefix + key
         async with self._connected("write", name) as client:
             if blob.size <= self._multipart_threshold_bytes:
-                content = await client.content(blob, 0, blob.size)
-                answer = await client.call("write", "put_object", {"Key": name, **self._encryption, **content})
-                client.require_taken(name, answer, content)
+                await client.put(name, blob, self._encryption)
             else:
                 await self._put_in_parts(client, name, blob)
 
@@ -139,16 +131,16 @@ class S3Store:
         require_key(key)
         name = self._prefix + key
         async with self._connected("end the upload of", name) as client:
-            found = set(self._left_open.get(name, ()))
+            found = self._uploads.of(name)
             try:
-                async for page in client.pages("list_multipart_uploads", name, _UPLOAD_MARKERS):
+                async for page in client.pages("list_multipart_uploads", name, UPLOAD_MARKERS):
                     found |= {upload["UploadId"] for upload in page.get("Uploads", []) if upload["Key"] == name}
             except S3Error as error:
                 if not (s3_errors.is_denied(error) or s3_errors.is_not_offered(error)):
                     raise
                 log.warning("multipart uploads of %s that an earlier try left open, if any, stay: %s", name, error)
             for upload_id in found:
-                await self._abort(client, name, upload_id)
+                await self._uploads.abort(client, name, upload_id)
             return len(found)
 
     async def delete(self, key: str) -> None:
@@ -261,13 +253,13 @@ class S3Store:
         """
         name = self._prefix + _PROBE_KEY
         async with self._connected("write", name) as client:
-            for upload_id in list(self._left_open.get(name, ())):
-                await self._abort(client, name, upload_id)
-            await self._abort(client, name, await begin_upload(client, name, self._encryption))
+            for upload_id in self._uploads.of(name):
+                await self._uploads.abort(client, name, upload_id)
+            await self._uploads.abort(client, name, await begin_upload(client, name, self._encryption))
             await self._check_delete(client, name)
             await self._check_head(client, name)
             if self._prefix:
-                await self._abort_abandoned(client)
+                await self._uploads.abort_abandoned(client, self._prefix)
 
     async def close(self) -> None:
         async with self._connecting:
@@ -300,46 +292,15 @@ class S3Store:
         finally:
             await client.release()
 
-    # Uploads in parts.
-
     async def _put_in_parts(self, client: S3Client, name: str, blob: Blob) -> None:
-        for upload_id in list(self._left_open.get(name, ())):
-            await self._abort_if_possible(client, name, upload_id)
+        for upload_id in self._uploads.of(name):
+            await self._uploads.abort_if_possible(client, name, upload_id)
         upload_id = await begin_upload(client, name, self._encryption)
         try:
             await PartwisePut(client, name, upload_id, blob, self._parts).run()
         except BaseException:  # cancellation too: parts cost money until they are aborted
-            await self._abort_if_possible(client, name, upload_id)
+            await self._uploads.abort_if_possible(client, name, upload_id)
             raise
-
-    async def _abort(self, client: S3Client, name: str, upload_id: str) -> None:
-        """Abort an upload, and remember it until that has succeeded."""
-        if name in self._left_open or len(self._left_open) < _MAX_LEFT_OPEN:
-            self._left_open.setdefault(name, set()).add(upload_id)
-        await abort_upload(client, name, upload_id)
-        if left := self._left_open.get(name):
-            left.discard(upload_id)
-            if not left:
-                del self._left_open[name]
-
-    async def _abort_if_possible(self, client: S3Client, name: str, upload_id: str) -> None:
-        try:
-            await self._abort(client, name, upload_id)
-        except StorageError as error:
-            log.warning("a multipart upload of %s stays open: %s", name, error)
-
-    async def _abort_abandoned(self, client: S3Client) -> None:
-        """Abort the uploads that crashes left under our prefix. Best effort: they cost space and no more."""
-        before = datetime.now(UTC) - _ABANDONED_AFTER
-        try:
-            async for page in client.pages("list_multipart_uploads", self._prefix, _UPLOAD_MARKERS):
-                for upload in page.get("Uploads", []):
-                    name = upload["Key"]
-                    if upload["Initiated"] < before:
-                        log.info("aborting a multipart upload of %s begun at %s", name, upload["Initiated"])
-                        await self._abort_if_possible(client, name, upload["UploadId"])
-        except StorageError as error:
-            log.warning("abandoned multipart uploads, if there are any, stay: %s", error)
 
     # Single steps.
 

@@ -1,41 +1,29 @@
-"""Send requests to an S3 server: the SDK's client, the body of a request, its checksum and its signature.
+"""Send requests to an S3 server through the SDK's client.
 
-This module knows one request at a time: slots, time limits, bodies and answers. It must not know which requests make a
-put, nor retry one.
-
-- A body is streamed from the blob, so memory does not grow with the size or the number of puts.
-- Each request carries the CRC32 of its body, as AWS recommends. The SDK's own switch,
-  `AWS_REQUEST_CHECKSUM_CALCULATION=when_required`, leaves it out, for servers that refuse the header.
-- Without the CRC32, or without TLS, the signature covers the body's SHA-256, as the SDK does it.
-- Both are computed in a thread, by reading the blob once before it is sent.
+This module knows one request at a time: slots, time limits and answers. It must not know which requests make a put, nor
+retry one. Bodies are in `s3_body`. Puts of small objects repeat what the SDK did for the first, at a third of the cost:
+see `s3_repeat`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import functools
-import hashlib
 import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, Final
+from contextlib import asynccontextmanager
+from typing import Any
 
-import botocore.auth
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.loaders import create_loader
-from isal.isal_zlib import crc32
 
 from arcpipe.config.settings import StorageS3
-from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
-from arcpipe.storage.base import Blob, MemoryBlob, read_exactly
-from arcpipe.units import MB
-
-# Bytes per write to the connection: large enough to cost little, small enough to notice a peer that stopped reading.
-_CHUNK_BYTES: Final = 512 * 1024
+from arcpipe.storage.base import Blob, read_exactly
+from arcpipe.storage.s3_body import SIGNER, Body, before_sign, choose_signer, crc_header, digests, is_small
+from arcpipe.storage.s3_repeat import Content, RepeatedPut, repeated
 
 
 class Requests:
@@ -89,8 +77,8 @@ class Requests:
             config=config,
         )
         client = await context.__aenter__()
-        client.meta.events.register("before-sign.s3", _drop_expect)
-        client.meta.events.register("choose-signer.s3", _choose_signer)
+        client.meta.events.register("before-sign.s3", before_sign)
+        client.meta.events.register("choose-signer.s3", choose_signer)
         self.endpoint = client.meta.endpoint_url
         wanted = session.get_config_variable("request_checksum_calculation") or "when_supported"
         checksums = wanted.lower() != "when_required"
@@ -119,6 +107,10 @@ class S3Client:
         self._context = context
         self._signs_bodies = signs_bodies
         self._retired = False
+        # The SDK's HTTP session. A later SDK may keep it elsewhere: then nothing is repeated.
+        self._session = getattr(getattr(sdk_client, "_endpoint", None), "http_session", None)
+        # How to put a small object as the SDK did. Unknown at first, and after each failure.
+        self._repeated: RepeatedPut | None = None
 
     async def release(self) -> None:
         self.users -= 1
@@ -146,20 +138,65 @@ class S3Client:
             S3Error: the request failed at the server, or on the way to it.
             StorageError: the blob could not be read.
         """
-        shared = self._shared
         body = parameters.get("Body")
+        name = parameters.get("Key", parameters.get("Prefix", ""))
+        async with self._request(action, name, operation, body, seconds):
+            answer: dict[str, Any] = await getattr(self._sdk, operation)(Bucket=self._shared.bucket, **parameters)
+            return answer
+
+    @asynccontextmanager
+    async def _request(
+        self, action: str, name: str, operation: str, body: Body | None = None, seconds: float | None = None
+    ) -> AsyncIterator[None]:
+        """Give a request a slot and a time limit, and explain its failure."""
+        shared = self._shared
         async with shared.slots:
             try:
                 async with asyncio.timeout(seconds or shared.stall_seconds) as limit:
                     if body is not None:
                         body.limit = limit
-                    answer: dict[str, Any] = await getattr(self._sdk, operation)(Bucket=shared.bucket, **parameters)
-                    return answer
+                    yield
             except Exception as error:
                 if body is not None and body.failure is not None:
                     raise body.failure from error
-                name = parameters.get("Key", parameters.get("Prefix", ""))
                 raise s3_errors.explain(action, shared.place(name), error, operation) from error
+
+    async def put(self, name: str, blob: Blob, fields: dict[str, str]) -> None:
+        """Put a blob in one request.
+
+        Args:
+            fields: further fields of the SDK's request, the same ones at each call.
+
+        Raises:
+            S3Error: the request failed at the server, or on the way to it, or the answer is no proof of success.
+            StorageError: the blob could not be read.
+        """
+        if self._repeated is not None and is_small(blob):
+            try:
+                if await self._repeat(self._repeated, name, blob):
+                    return
+            except Exception:
+                self._repeated = None
+                raise
+            self._repeated = None
+        content = await self.content(blob, 0, blob.size)
+        answer = await self.call("write", "put_object", {"Key": name, **fields, **content})
+        self.require_taken(name, answer, content)
+        unsigned = content["Body"].unsigned
+        if self._repeated is None and unsigned is not None and self._session is not None:
+            self._repeated = repeated(self._session, unsigned, name, answer, SIGNER)
+
+    async def _repeat(self, earlier: RepeatedPut, name: str, blob: Blob) -> bool:
+        """Put a small blob as an earlier one. Returns False if the SDK has to do it, and to judge the answer."""
+        crc, signed_as = digests(blob, 0, blob.size, self._signs_bodies)
+        data = Content(read_exactly(blob, 0, blob.size), signed_as)
+        content = {"ChecksumCRC32": crc_header(crc)} if self.checksums else {}
+        async with self._request("write", name, "put_object"):
+            answer = await earlier.send(name, data, content.get("ChecksumCRC32"))
+        if answer is None:
+            return False
+        self.require_taken(name, answer, content)
+        return True
 
     async def read_range(self, name: str, offset: int, length: int) -> bytes:
         """Return `length` bytes of an object; fewer at its end.
@@ -207,13 +244,15 @@ class S3Client:
         """Make the request parameters for a range of the blob: the body, and its CRC32 for the server to check."""
         shared = self._shared
         body = Body(blob, offset, length, shared.executor, shared.stall_seconds)
-        loop = asyncio.get_running_loop()
-        crc, body.signed_as = await loop.run_in_executor(
-            shared.executor, _digests, blob, offset, length, self._signs_bodies
-        )
+        if is_small(blob):
+            crc, body.signed_as = digests(blob, offset, length, self._signs_bodies)
+        else:
+            crc, body.signed_as = await asyncio.get_running_loop().run_in_executor(
+                shared.executor, digests, blob, offset, length, self._signs_bodies
+            )
         content: dict[str, Any] = {"Body": body}
         if self.checksums:
-            content["ChecksumCRC32"] = base64.b64encode(crc.to_bytes(4, "big")).decode()
+            content["ChecksumCRC32"] = crc_header(crc)
         return content
 
     def require_taken(self, name: str, answer: dict[str, Any], content: dict[str, Any] | None = None) -> None:
@@ -249,107 +288,3 @@ def _sdk_models() -> Any:
         loader.load_service_model("s3", name)
     loader.load_data("endpoints")
     return loader
-
-
-class Body:
-    """A range of a blob as the body of one request: a file to the SDK, an asynchronous iterable to the HTTP client.
-
-    Each chunk that the connection takes moves the request's deadline, `limit`, because the HTTP client's own timeouts
-    do not cover the sending of a body.
-    """
-
-    def __init__(
-        self, blob: Blob, offset: int, length: int, executor: ThreadPoolExecutor, stall_seconds: float
-    ) -> None:
-        self._blob = blob
-        self._offset = offset
-        self._length = length
-        self._executor = executor
-        self._stall_seconds = stall_seconds
-        self._position = 0
-        self.limit: asyncio.Timeout | None = None
-        # The body's part of the signature: its SHA-256 in hexadecimal, or the text for an unsigned body.
-        self.signed_as = ""
-        # The error of reading the blob, which the HTTP client would report as a broken connection.
-        self.failure: StorageError | None = None
-
-    # For the SDK, which expects a file, and asks for its length.
-
-    def __len__(self) -> int:
-        return self._length
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int) -> int:
-        self._position = position
-        return position
-
-    def read(self, length: int) -> bytes | memoryview:
-        length = min(length, self._length - self._position)
-        if length <= 0:
-            return b""
-        data = self._read(self._position, length)
-        self._position += length
-        return data
-
-    # For the HTTP client; each iteration starts from the first byte.
-
-    async def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
-        loop = asyncio.get_running_loop()
-        for position in range(0, self._length, _CHUNK_BYTES):
-            length = min(_CHUNK_BYTES, self._length - position)
-            if isinstance(self._blob, MemoryBlob):
-                chunk = self._read(position, length)
-            else:
-                chunk = await loop.run_in_executor(self._executor, self._read, position, length)
-            if self.limit is not None:
-                with suppress(RuntimeError):  # the request has ended: the server answered before it had read all
-                    self.limit.reschedule(loop.time() + self._stall_seconds)
-            yield chunk
-
-    def _read(self, position: int, length: int) -> bytes | memoryview:
-        try:
-            return read_exactly(self._blob, self._offset + position, length)
-        except StorageError as error:
-            self.failure = error
-            raise
-
-
-class _Signer(botocore.auth.S3SigV4Auth):  # type: ignore[misc]
-    """The SDK's signer, except that it does not read a body on the event loop: the body has its hash already."""
-
-    def payload(self, request: Any) -> str:
-        signed_as: str = getattr(request.data, "signed_as", "")
-        return signed_as or super().payload(request)
-
-
-# The only way in which the SDK takes a signer: by a name in its table.
-_SIGNER: Final = "arcpipe-s3v4"
-botocore.auth.AUTH_TYPE_MAPS[_SIGNER] = _Signer
-
-
-def _choose_signer(context: dict[str, Any], **_: Any) -> str | None:
-    """Choose our signer in place of S3SigV4Auth. Other kinds of endpoints keep their own signers."""
-    return _SIGNER if context.get("auth_type") == "v4" else None
-
-
-def _digests(blob: Blob, offset: int, length: int, signed: bool) -> tuple[int, str]:
-    """Compute the CRC32 of a range of the blob, and its part of the signature."""
-    crc = 0
-    sha256 = hashlib.sha256()
-    for position in range(offset, offset + length, MB):
-        data = read_exactly(blob, position, min(MB, offset + length - position))
-        crc = crc32(data, crc)
-        if signed:
-            sha256.update(data)
-    return crc, sha256.hexdigest() if signed else botocore.auth.UNSIGNED_PAYLOAD
-
-
-def _drop_expect(request: Any, **_: Any) -> None:
-    """Remove the header `Expect: 100-continue`, which the SDK sends with a streamed body.
-
-    A server that never answers 100 would cost a whole timeout per request: unlike the SDK's own HTTP client, this one
-    does not go on without the answer.
-    """
-    del request.headers["Expect"]

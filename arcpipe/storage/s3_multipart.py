@@ -16,7 +16,8 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
 
 from arcpipe.errors import StorageError
 from arcpipe.storage import s3_errors
@@ -34,6 +35,11 @@ _MAX_PARTS = 10_000
 _COMPLETE_SECONDS = 300.0
 # Seconds for aborting a failed upload; its failure is reported only afterwards.
 _ABORT_SECONDS = 10.0
+
+_ABANDONED_AFTER: Final = timedelta(hours=24)
+UPLOAD_MARKERS: Final = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+# Objects whose open uploads are remembered, 200 bytes each. The parts of a forgotten one go on costing space.
+_MAX_LEFT_OPEN: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,47 @@ async def abort_upload(client: S3Client, name: str, upload_id: str) -> None:
             raise
     except TimeoutError as error:
         raise client.failure(action, name, "no answer in time", "timeout") from error
+
+
+class OpenUploads:
+    """The uploads that could not be aborted, by the name of their object. Its next put retries that."""
+
+    def __init__(self) -> None:
+        self._left: dict[str, set[str]] = {}
+
+    def of(self, name: str) -> set[str]:
+        """Copy the ids of an object's uploads."""
+        return set(self._left.get(name, ()))
+
+    async def abort(self, client: S3Client, name: str, upload_id: str) -> None:
+        """Abort an upload, and remember it until that has succeeded."""
+        if name in self._left or len(self._left) < _MAX_LEFT_OPEN:
+            self._left.setdefault(name, set()).add(upload_id)
+        await abort_upload(client, name, upload_id)
+        if left := self._left.get(name):
+            left.discard(upload_id)
+            if not left:
+                del self._left[name]
+
+    async def abort_if_possible(self, client: S3Client, name: str, upload_id: str) -> None:
+        """Abort an upload; log a warning if it stays open."""
+        try:
+            await self.abort(client, name, upload_id)
+        except StorageError as error:
+            log.warning("a multipart upload of %s stays open: %s", name, error)
+
+    async def abort_abandoned(self, client: S3Client, prefix: str) -> None:
+        """Abort the uploads that crashes left under a prefix. Best effort: they cost space and no more."""
+        before = datetime.now(UTC) - _ABANDONED_AFTER
+        try:
+            async for page in client.pages("list_multipart_uploads", prefix, UPLOAD_MARKERS):
+                for upload in page.get("Uploads", []):
+                    name = upload["Key"]
+                    if upload["Initiated"] < before:
+                        log.info("aborting a multipart upload of %s begun at %s", name, upload["Initiated"])
+                        await self.abort_if_possible(client, name, upload["UploadId"])
+        except StorageError as error:
+            log.warning("abandoned multipart uploads, if there are any, stay: %s", error)
 
 
 class PartwisePut:

@@ -276,9 +276,12 @@ def _halves(pieces: Sequence[Piece]) -> Sequence[Sequence[Piece]]:
 
 def _append_hours(writers: PartitionWriters, part: ConvertedRows, *, last: bool) -> None:
     """Write rows hour by hour; `last` says that no more of these hours come."""
+    first_us, last_us = int(part.times_us[0]), int(part.times_us[-1])
+    if first_us // HOUR_US == last_us // HOUR_US:
+        writers.append(first_us // HOUR_US * HOUR_US, part.table, first_us, last=last)
+        return
     hours = part.times_us // HOUR_US
     starts = [0, *(np.flatnonzero(hours[1:] != hours[:-1]) + 1).tolist(), len(hours)]
     for start, stop in itertools.pairwise(starts):
-        whole = stop - start == len(hours)
-        rows_of_hour = part.table if whole else part.table.slice(start, stop - start)
+        rows_of_hour = part.table.slice(start, stop - start)
         writers.append(int(hours[start]) * HOUR_US, rows_of_hour, int(part.times_us[start]), last=last)

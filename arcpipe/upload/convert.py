@@ -9,6 +9,7 @@ This module must not know files or threads; the only thing it changes is the `Ta
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -218,7 +219,7 @@ class _Span(NamedTuple):
 
 
 def _spans(pieces: Sequence[Piece]) -> list[_Span]:
-    stops = np.cumsum([piece.total_rows for piece in pieces]).tolist()
+    stops = list(itertools.accumulate(piece.total_rows for piece in pieces))
     return [_Span(*span) for span in zip(pieces, [0, *stops], stops, strict=False)]
 
 

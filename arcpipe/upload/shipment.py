@@ -198,7 +198,7 @@ class Shipment:
             spool.close()
             return
         record = KeyRecord(key, rows.total, spool.size, rows.min_us, rows.max_us)
-        self._puts.add_file(Put(record, spool, spool.close))
+        self._puts.add_file(Put(record, spool.blob(), spool.close))
 
     def _take_dead_letter(self, letter: DeadLetter) -> None:
         assert isinstance(letter.origin, Origin)

@@ -302,6 +302,8 @@ def _joined(pieces: list[Piece]) -> Piece:
 
 def _strip_headers(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedColumn, list[int]]:
     """Strip the headers of arrays of `rows` values each; return the values, and the indices of other arrays."""
+    if len(raws) == 1:
+        return _strip_only_one(raws[0], int(rows[0]))
     if len(raws) < _FEW_ENTRIES or rows[0] >= 16 or len(memoryview(raws[0])) > _LARGE_COLUMN:
         return _strip_one_by_one(raws, rows)
     data = np.frombuffer(b"".join(raws), np.uint8)
@@ -323,6 +325,16 @@ def _strip_headers(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedC
             counts[index] = -1
         values[starts[index] : starts[index] + heads[index]] = False
     return EncodedColumn(data[values], (sizes - heads).astype(np.uint32)), np.flatnonzero(counts != rows).tolist()
+
+
+def _strip_only_one(raw: msgspec.Raw, rows: int) -> tuple[EncodedColumn, list[int]]:
+    view = memoryview(raw)
+    try:
+        length, head = array_length(view)
+    except BadPayload:
+        length = head = -1
+    data = np.frombuffer(bytes(view[max(head, 0) :]), np.uint8)
+    return EncodedColumn(data, np.array([len(data)], np.uint32)), [] if length == rows else [0]
 
 
 def _are_single_values(data: Bytes, rows: Sizes, width: int) -> bool:

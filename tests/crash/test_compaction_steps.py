@@ -58,7 +58,7 @@ def points(store: str) -> Iterator[Point]:
 
 LOCAL = [
     *points("arcpipe.storage.local:LocalStore"),
-    Point("between two deletes", Step("arcpipe.storage.local:_unlink", "before", 3)),
+    Point("between two deletes", Step("arcpipe.storage.local_files:unlink", "before", 3)),
     Point(
         "after a rename, before its sync", Step("arcpipe.storage.local:LocalStore._sync_entries", "before", 1, "merged")
     ),

@@ -370,7 +370,8 @@ STEPS_OF_THE_LOCAL_STORE = {
     "after an object has its name": Step("os:rename", "after", 3, r"\.arcpipe-staging"),
 }
 STEPS_OF_S3 = {
-    "after the answer to a put came": Step("arcpipe.storage.s3_client:S3Client.call", "after", 3, "put_object"),
+    "after the answer to the SDK's put came": Step("arcpipe.storage.s3_client:S3Client.call", "after", 1, "put_object"),
+    "after the answer to a put came": Step("arcpipe.storage.s3_repeat:RepeatedPut.send", "after", 3),
 }
 # With S3, the uploader keeps its own books as it does with any store: these steps are those around its puts.
 # ARCPIPE_TEST_LONG=1 takes all.

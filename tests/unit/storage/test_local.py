@@ -22,7 +22,7 @@ import uvloop
 
 from arcpipe.config.settings import StorageS3
 from arcpipe.errors import ConfigError, StorageError
-from arcpipe.storage import Blob, MemoryBlob, ObjectStore, local, open_store
+from arcpipe.storage import Blob, MemoryBlob, ObjectStore, local_files, open_store
 from arcpipe.storage.local import STAGING_DIRECTORY, LocalStore
 from tests.support.blobs import FileBlob
 
@@ -283,7 +283,7 @@ class TestFailure:
             ctypes.set_errno(errno.EIO if len(asked) == 2 else 0)
             return -1 if len(asked) == 2 else 0
 
-        monkeypatch.setattr(local, "_SYNC_FILE_RANGE", sync_file_range)
+        monkeypatch.setattr(local_files, "_SYNC_FILE_RANGE", sync_file_range)
         error = using(root, lambda store: raised(store.put("a", MemoryBlob(bytes(1 << 20)))))
         assert "The disk reports an error" in str(error)
         assert files(root) == {}
@@ -296,7 +296,7 @@ class TestFailure:
             ctypes.set_errno(number)
             return -1
 
-        monkeypatch.setattr(local, "_SYNC_FILE_RANGE", sync_file_range)
+        monkeypatch.setattr(local_files, "_SYNC_FILE_RANGE", sync_file_range)
         using(root, lambda store: store.put("a", MemoryBlob(bytes(1 << 20))))
         assert files(root) == {"a": bytes(1 << 20)}
 
@@ -338,7 +338,7 @@ class TestFailure:
 
         async def work(store: ObjectStore) -> None:
             await store.put("db/a", MemoryBlob(b"1"))
-            monkeypatch.setattr(local, "_sync_directory", sync)
+            monkeypatch.setattr(local_files, "sync_directory", sync)
             await raised(store.delete("db/a"))
             assert files(root) == {}
             await store.delete("db/a")
@@ -576,7 +576,7 @@ class TestExists:
         (root / "db").mkdir(parents=True)
         (root / "db/a").write_bytes(b"1")
         synced: list[str] = []
-        monkeypatch.setattr(local, "_sync_directory", synced.append)
+        monkeypatch.setattr(local_files, "sync_directory", synced.append)
         assert using(root, lambda store: store.exists("db/a"))
         assert synced == [str(root / "db"), str(root.parent), str(root)]
 
