@@ -226,6 +226,16 @@ def _write_failures(snapshot: Snapshot) -> Found:
             )
 
 
+def _retention_waits(snapshot: Snapshot) -> Found:
+    if snapshot.compaction is not None and snapshot.compaction.retention_from > snapshot.time:
+        yield (
+            f"retention deletes nothing before {date(snapshot.compaction.retention_from)}: it is new here, its days "
+            "have changed, or the clock did not run evenly",
+            "nothing, if the clock is right and retention.days is as you want it; the log lists what is too old, "
+            "and so does `arcpipe lake expire`",
+        )
+
+
 def _segment_near_limit(snapshot: Snapshot) -> Found:
     for worker in snapshot.workers:
         if worker.segment_bytes > _SEGMENT_NEAR_LIMIT * snapshot.max_size_bytes:
@@ -433,6 +443,7 @@ RULES: Final = (
     Rule("certificate_expires", "warning", _certificate_expires),
     Rule("client_ca_expires", "warning", _client_ca_expires),
     Rule("token_expires", "warning", _token_expires),
+    Rule("retention_waits", "info", _retention_waits),
     Rule("segment_near_limit", "info", _segment_near_limit),
     Rule("restarts", "info", _restarts),
     Rule("rescued_values", "info", _rescued_values),

@@ -51,6 +51,8 @@ def test_old_hours_are_announced_listed_and_deleted_on_request(server: Server) -
         assert server.post("/write?db=db&precision=s", lines.encode()).status == 204
         assert server.post("/write?db=other&precision=s", f"m n=90i {NOW - 90 * DAY}".encode()).status == 204
         wait_until(lambda: "retention deletes nothing before" in server.log, "the announcement", 60)
+        issues = server.get("/api/v1/status").json()["issues"]
+        assert ("retention_waits", "info") in {(issue["code"], issue["severity"]) for issue in issues}
         server.stop()
     for path in lake_files(server.lake):
         os.utime(path, (time.time() - 3600,) * 2)

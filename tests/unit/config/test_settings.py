@@ -752,5 +752,5 @@ def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
     assert list(document) == [
         *("server", "auth", "limits", "ingest", "wal", "flush", "parquet", "schema", "storage", "uploader"),
-        *("compaction", "shutdown", "log", "access_log"),
+        *("compaction", "retention", "shutdown", "log", "access_log"),
     ]
