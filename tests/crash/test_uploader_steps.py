@@ -365,6 +365,13 @@ STEPS = {
     "after the manifest was removed": Step(DISK + "unlink", "after", 1, UPLOADED),
     "after that was synced": Step(BATCHES + "retire", "after"),
 }
+# While a batch is uploaded, the next one is planned and converted. The first `take` has nothing to take.
+STEPS_AHEAD = {
+    "before a batch is planned ahead of its turn": Step("arcpipe.upload.look_ahead:LookAhead._planned", "before"),
+    "after a batch was planned ahead of its turn": Step("arcpipe.upload.look_ahead:LookAhead._planned", "after"),
+    "before a batch that is ahead is taken": Step("arcpipe.upload.look_ahead:LookAhead.take", "before", 2),
+    "after a batch that is ahead was taken": Step("arcpipe.upload.look_ahead:LookAhead.take", "after", 2),
+}
 STEPS_OF_THE_LOCAL_STORE = {
     "before an object has its name": Step("os:rename", "before", 3, r"\.arcpipe-staging"),
     "after an object has its name": Step("os:rename", "after", 3, r"\.arcpipe-staging"),
@@ -390,7 +397,7 @@ STEPS_OF_EACH_BATCH = [
     for name, step in STEPS.items()
     if step.pattern in ("", MANIFEST, UPLOADED, JOURNALED) and step.nth <= 2 and "Registry" not in step.function
 ]
-ALL_STEPS = STEPS | STEPS_OF_THE_LOCAL_STORE | STEPS_OF_S3
+ALL_STEPS = STEPS | STEPS_AHEAD | STEPS_OF_THE_LOCAL_STORE | STEPS_OF_S3
 
 
 def of_target(step: Step, target: Target) -> Step:
@@ -400,7 +407,10 @@ def of_target(step: Step, target: Target) -> Step:
 @pytest.mark.parametrize(
     ("target", "name"),
     [
-        *(pytest.param("local", name, id=f"{name}, local") for name in (STEPS | STEPS_OF_THE_LOCAL_STORE)),
+        *(
+            pytest.param("local", name, id=f"{name}, local")
+            for name in (STEPS | STEPS_AHEAD | STEPS_OF_THE_LOCAL_STORE)
+        ),
         *(pytest.param("s3", name, id=f"{name}, s3") for name in STEPS_WITH_S3),
     ],
     indirect=["target"],
