@@ -48,7 +48,7 @@ def test_a_healthy_server_is_shown_with_its_live_rates_and_exit_code_0(tmp_path:
         assert verdict == "good: Data is safe"
         assert "fdatasync" in promise
         facts = dict(line.split(maxsplit=1) for line in done.stdout.split("\n\n")[1].splitlines())
-        assert list(facts) == ["accepted", "acknowledged", "waiting", "uploaded", "uploader", "store", "WAL"]
+        assert list(facts) == ["accepted", "acknowledged", "waiting", "uploaded", "files", "uploader", "store", "WAL"]
         assert re.match(r"[1-9][\d.,]* (k )?records/s, ", facts["accepted"])
         assert " ms, p99 " in facts["acknowledged"]
         assert facts["store"] == f"file://{server.lake}"
