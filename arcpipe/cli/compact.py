@@ -143,7 +143,7 @@ def _tell(found: list[Work], options: _Options) -> None:
     elif not print_table(
         ("database", "measurement", "hour", "files", "mb", "dedup"), rows, ("database", "measurement")
     ):
-        print("Nothing is worth merging.")
+        print("Nothing is worth merging. Files are merged once their hour is closed, and they are 5 minutes old.")
 
 
 async def _merge(compactor: Compactor, found: list[Work], options: _Options) -> int:

@@ -228,6 +228,8 @@ def verify(
 async def _verify(
     database: str | None, measurement: str | None, prefix: str, config: Path | None, as_json: bool
 ) -> int:
+    from rich.filesize import decimal
+
     from arcpipe.lake.inspect import check, in_parallel, read_file
 
     total = bad = rows = size = 0
@@ -258,7 +260,7 @@ async def _verify(
                         print(f"  and {more} more")
         url = store.url
     if not as_json:
-        print(f"{total} files, {rows} rows, {size / 1e6:.1f} MB in {url}: {bad or 'no'} files have problems.")
+        print(f"{total:,} files, {rows:,} rows, {decimal(size)} in {url}: {bad or 'no'} files have problems.")
     _tell_others(others)
     return bad
 
