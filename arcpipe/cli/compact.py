@@ -109,7 +109,7 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
         if not dry_run:
             await compactor.finish()
         found = [work async for work in compactor.find(options.database, options.measurement, options.before_us)]
-        if dry_run:
+        if dry_run or not found:
             _tell(found, options)
             return 0
         return await _merge(compactor, found, options)

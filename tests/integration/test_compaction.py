@@ -60,7 +60,9 @@ def server(tmp_path: Path) -> Server:
 def test_arcpipe_compact_merges_beside_a_running_server(server: Server) -> None:
     with server:
         fill(server)
-        assert "Nothing is worth merging. Files are merged once their hour is closed" in compact(server, "--dry-run")
+        for arguments in (["--dry-run"], []):
+            said = compact(server, *arguments)
+            assert "Nothing is worth merging. Files are merged once their hour is closed" in said
         age(server.lake)
         [row] = map(json.loads, compact(server, "--dry-run", "--json").splitlines())
         assert (row["database"], row["measurement"], row["hour"], row["files"]) == (
