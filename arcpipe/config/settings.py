@@ -265,7 +265,7 @@ class Compaction(Struct, frozen=True, kw_only=True):
     enabled: bool = False
     after_seconds: Annotated[float, Meta(ge=60, le=_YEAR_SECONDS)] = 900.0
     nice: Annotated[int, Meta(ge=0, le=19)] = 10
-    memory_mb: Annotated[int, Meta(ge=300, le=1 << 20)] = 600
+    memory_mb: Annotated[int, Meta(ge=512, le=1 << 20)] = 600
     dedup: DedupWords = {}  # msgspec copies it
 
 

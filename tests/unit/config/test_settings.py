@@ -114,7 +114,7 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "compaction.enabled": (True, "yes"),
     "compaction.after_seconds": (60.0, "60"),
     "compaction.nice": (0, "0"),
-    "compaction.memory_mb": (300, "300"),
+    "compaction.memory_mb": (512, "512"),
     "compaction.dedup": ({"db": "series_time"}, '{"db": "series_time"}'),
     "retention.days": ({"logs": 7}, '{"logs": 7}'),
     "shutdown.delay_seconds": (2.5, "2.5"),
