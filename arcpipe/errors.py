@@ -1,6 +1,8 @@
-"""The few exception types that cross a module border: one per consequence, not one per cause."""
+"""The few exception types that cross a module border: one per consequence, not one per cause. And what they tell."""
 
 from __future__ import annotations
+
+import errno
 
 
 class ArcpipeError(Exception):
@@ -72,3 +74,12 @@ class CommitFailed(OSError):
     def __init__(self, cause: OSError, may_have_been_written: bool) -> None:
         super().__init__(cause.errno, cause.strerror or str(cause), cause.filename)
         self.may_have_been_written = may_have_been_written
+
+
+def lacks_room(error: BaseException) -> bool:
+    """Tell whether memory, or another process or thread, was refused."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EAGAIN, errno.ENOMEM)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    )

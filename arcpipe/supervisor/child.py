@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Final
 
 from arcpipe import logs
+from arcpipe.errors import lacks_room
 
 log = logging.getLogger(__name__)
 
@@ -265,15 +265,6 @@ def send(children: Iterable[Child], number: signal.Signals) -> None:
 def is_shortage(error: BaseException) -> bool:
     """Tell whether the machine refused something that it may grant later, so that a retry may succeed."""
     return isinstance(error, OSError) or lacks_room(error)
-
-
-def lacks_room(error: BaseException) -> bool:
-    """Tell whether memory, or another process or thread, was refused."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.EAGAIN, errno.ENOMEM)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't start new thread" in str(error)
-    )
 
 
 def _place(error: BaseException) -> str:

@@ -32,12 +32,11 @@ from arcpipe import __version__, logs
 from arcpipe.access.reload import Changeable
 from arcpipe.clock import steady_us
 from arcpipe.counters import ANNOUNCED, Node
-from arcpipe.errors import InstanceLocked
+from arcpipe.errors import InstanceLocked, lacks_room
 from arcpipe.supervisor import first_words
 from arcpipe.supervisor.aftermath import Aftermath
 from arcpipe.supervisor.announcer import Announcer
 from arcpipe.supervisor.backlog import Backlog, Leftovers
-from arcpipe.supervisor.child import lacks_room
 from arcpipe.supervisor.drain import Drain
 from arcpipe.supervisor.file_limit import raise_file_limit
 from arcpipe.supervisor.handover import Handover

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from arcpipe.counters import RETRY_KINDS, Uploader
-from arcpipe.errors import ArcpipeError, StorageError, UnknownVersion
+from arcpipe.errors import ArcpipeError, StorageError, UnknownVersion, lacks_room
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -124,4 +124,4 @@ def kind_of(error: Exception) -> str:
         return error.kind if error.kind in RETRY_KINDS else "other"
     if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
         return "disk"
-    return "other" if isinstance(error, (ArcpipeError, MemoryError)) else "bug"
+    return "other" if isinstance(error, ArcpipeError) or lacks_room(error) else "bug"
