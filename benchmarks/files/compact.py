@@ -48,11 +48,11 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=5, help="floats of a row")
     parser.add_argument("--digits", type=int, default=3, help="of a float; with 17 nothing can be compressed")
     parser.add_argument("--data-dir", type=Path, help="on the disk to be measured")
-    parser.add_argument("--merge", nargs=1, help=argparse.SUPPRESS)
+    parser.add_argument("--merge", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
     if options.merge:
-        print(json.dumps(asyncio.run(_merge(options.merge[0]))))
+        print(json.dumps(asyncio.run(merge())))
         return
     for files in options.files:
         print(_measure(options, files), flush=True)
@@ -66,7 +66,7 @@ def _measure(options: argparse.Namespace, files: int) -> str:
         variables = {"ARCPIPE_WAL_DIR": str(wal), "ARCPIPE_STORAGE_URL": f"file://{folder}/lake"}
         for key, _, value in (setting.partition("=") for setting in options.settings):
             variables[f"ARCPIPE_{key.replace('.', '_').upper()}"] = value
-        child = subprocess.Popen([*_COMMAND, "--merge", str(wal)], env=os.environ | variables, stdout=subprocess.PIPE)
+        child = subprocess.Popen([*_COMMAND, "--merge"], env=os.environ | variables, stdout=subprocess.PIPE)
         assert child.stdout is not None
         said = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)
@@ -82,8 +82,12 @@ def _measure(options: argparse.Namespace, files: int) -> str:
         )
 
 
-async def _merge(wal: str) -> dict[str, Any]:
-    """Merge what is worth it, and return the figures."""
+async def merge(ahead_seconds: float = 0.0) -> dict[str, Any]:
+    """Merge the one hour that is worth it, with the settings of the environment, and return the figures.
+
+    Args:
+        ahead_seconds: of the compactor's clock, which judges how old files are.
+    """
     from arcpipe.compaction.compactor import Compactor
     from arcpipe.compaction.resources import bound_resources
     from arcpipe.config.load import load
@@ -92,7 +96,7 @@ async def _merge(wal: str) -> dict[str, Any]:
     bound_resources()
     settings = load(None, os.environ)
     store = open_store(settings.storage.url, settings.storage.s3)
-    compactor = Compactor(settings, wal, NODE, store)
+    compactor = Compactor(settings, settings.wal.dir, NODE, store, now=lambda: time.time() + ahead_seconds)
     started, cpu = time.monotonic(), time.process_time()
     try:
         [work] = [work async for work in compactor.find()]

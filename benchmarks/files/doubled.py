@@ -22,10 +22,10 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from arcpipe.storage import LakeStore, MemoryBlob, open_store
-from benchmarks.files.compact import NODE, keys_and_files
+from benchmarks.files.compact import keys_and_files, merge
 
 _COMMAND: Final = (sys.executable, "-m", "benchmarks.files.doubled")
 _BUCKET: Final = "doubled"
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--merge", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.merge:
-        print(json.dumps(asyncio.run(_merge())))
+        print(json.dumps(asyncio.run(merge(_AHEAD_SECONDS))))
         return
     for files in options.files:
         asyncio.run(_measure(options, files))
@@ -105,24 +105,6 @@ def _store() -> LakeStore:
 
     settings = load(None, os.environ)
     return open_store(settings.storage.url, settings.storage.s3)
-
-
-async def _merge() -> dict[str, Any]:
-    from arcpipe.compaction.compactor import Compactor
-    from arcpipe.compaction.resources import bound_resources
-    from arcpipe.config.load import load
-
-    bound_resources()
-    settings = load(None, os.environ)
-    store = _store()
-    compactor = Compactor(settings, settings.wal.dir, NODE, store, now=lambda: time.time() + _AHEAD_SECONDS)
-    try:
-        [work] = [work async for work in compactor.find()]
-        outcome = await compactor.compact(work.folder)
-    finally:
-        await store.close()
-    assert outcome is not None, "BUG: nothing was merged"
-    return {"twice": outcome.visible_twice_seconds}
 
 
 @contextlib.contextmanager
