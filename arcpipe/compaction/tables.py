@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -54,19 +55,56 @@ def joined(tables: list[pa.Table]) -> pa.Table:
     return whole.combine_chunks()
 
 
-def compacted(table: pa.Table) -> pa.Table:
-    """Drop the values of dictionaries that no row has, and dictionaries that save nothing."""
+def together(tables: list[pa.Table], least_rows: int) -> pa.Table:
+    """Put tables of one form together without a copy; those of text get one dictionary. `tables` is emptied.
+
+    Args:
+        least_rows: smaller pieces, on average, are joined.
+    """
+    whole = pa.concat_tables(tables).unify_dictionaries()
+    if len(whole) < least_rows * len(tables):
+        whole = whole.combine_chunks()
+    tables.clear()
+    return whole
+
+
+def with_one_dictionary(table: pa.Table) -> pa.Table:
+    """Give each text column with dictionaries one chunk, and so one dictionary. The others stay as they are."""
+    table = table.unify_dictionaries()
+    columns = [
+        pa.chunked_array([column.combine_chunks()]) if _is_cut(column) else column for column in table.columns
+    ]
+    return pa.table(columns, schema=table.schema)
+
+
+def _is_cut(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_dictionary(column.type) and column.num_chunks > 1
+
+
+def taken(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
+    """Take rows, whose numbers are right."""
+    return pc.take(table, pa.array(rows), boundscheck=False)
+
+
+def compacted(table: pa.Table, small: float = 0.0) -> pa.Table:
+    """Drop the values of dictionaries that no row has.
+
+    Args:
+        small: dictionaries stay as they are below this part of the bytes of the rows' indices.
+    """
     columns = []
     for column in table.columns:
         if pa.types.is_dictionary(column.type):
             column = pa.chunked_array(
-                [_compacted(chunk) for chunk in column.chunks], type=None if column.num_chunks else column.type
+                [_compacted(chunk, small) for chunk in column.chunks], type=None if column.num_chunks else column.type
             )
         columns.append(column)
     return pa.table(columns, schema=pa.schema(f.with_type(c.type) for f, c in zip(table.schema, columns, strict=True)))
 
 
-def _compacted(array: Any) -> Any:
+def _compacted(array: Any, small: float) -> Any:
+    if array.dictionary.nbytes < small * array.indices.nbytes:
+        return array
     indices = pc.fill_null(array.indices, 0).to_numpy(zero_copy_only=False)
     valid = array.is_valid()
     size = len(array.dictionary)
