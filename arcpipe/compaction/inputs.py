@@ -159,8 +159,8 @@ class _SpoolReader(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1) -> bytes | memoryview:
         length = self._spool.size - self._at if size < 0 else size
-        data = bytes(self._spool.read_at(self._at, max(length, 0)))
+        data = self._spool.read_at(self._at, max(length, 0))
         self._at += len(data)
         return data

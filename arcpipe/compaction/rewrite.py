@@ -180,7 +180,7 @@ class Rewrite:
         wanted = max(_SAMPLE_ROWS // min(count, _SAMPLE_FILES) * len(table) // max(file.rows, 1), 1)
         rows = np.linspace(0, len(table) - 1, min(wanted, len(table))).astype(np.int64)
         names = SortColumns.of(file.schema).names
-        self._sampled.append(table.select(names).take(pa.array(rows)))
+        self._sampled.append(taken(table.select(names), rows))
 
     # Sorting
 
@@ -234,7 +234,7 @@ class Rewrite:
         elif depth < _DEEPEST:
             step = max(file.rows // _SAMPLE_ROWS, 1)
             sample = pa.concat_tables(
-                [table.select(columns.names).take(pa.array(np.arange(0, len(table), step))) for table in file.tables()]
+                [taken(table.select(columns.names), np.arange(0, len(table), step)) for table in file.tables()]
             )
             self._divide(file.tables(), sample, form, columns, file.nbytes, depth + 1)
         else:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arcpipe.codec.columns import TIME
+from arcpipe.compaction.tables import taken
 from arcpipe.lake.file_schema import ROLE, TIME_NS
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -138,14 +139,14 @@ def _ranks(column: pa.ChunkedArray) -> tuple[Ints, int]:
         array = array.chunk(0)
     dictionary = array.dictionary
     # A dictionary may hold a value twice, if a file had it so.
-    positions = pc.sort_indices(dictionary).to_numpy()
-    values = dictionary.take(pa.array(positions))
+    positions = pc.sort_indices(dictionary)
+    values = dictionary.take(positions)
     differs = np.ones(len(values), np.int64)
     if len(values) > 1:
         unequal = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
         differs[1:] = pc.fill_null(unequal, True).to_numpy(zero_copy_only=False)
     ranks = np.zeros(len(values) + 1, np.int64)
-    ranks[positions] = np.cumsum(differs)
+    ranks[positions.to_numpy()] = np.cumsum(differs)
     indices = pc.fill_null(array.indices.cast(pa.int64()), len(values)).to_numpy(zero_copy_only=False)
     return ranks[indices], int(differs.sum()) + 1
 
@@ -168,7 +169,7 @@ class Splitters:
         self._names = [*tags, TIME] if len(tags) == len(columns.tags) else tags
         index = order(sample, columns, False).rows
         picked = index[np.linspace(0, len(index) - 1, parts + 1).astype(np.int64)[1:-1]] if len(index) else index
-        points = sample.take(pa.array(picked))
+        points = taken(sample, picked)
         self._values: list[list[Any]] = []
         codes = np.zeros(len(points), np.int64)
         bound = 1
@@ -201,7 +202,7 @@ class Splitters:
             size = 2 * len(self._values[number]) + 2
             codes = codes * size + self._codes(number, column.cast(pa.int64()) if name == TIME else column)
         if self._ranges is not None:
-            return self._ranges[codes]
+            return self._ranges.take(codes, mode="clip")
         return np.searchsorted(self._points, codes, side="right").astype(np.uint16)
 
     def _codes(self, number: int, column: pa.ChunkedArray) -> Ints:
@@ -217,9 +218,9 @@ class Splitters:
                 for value in array.dictionary.to_pylist()
             ]
             table = np.array([*of_value, 0], np.int64)
-            indices = pc.fill_null(array.indices.cast(pa.int64()), len(of_value)).to_numpy(zero_copy_only=False)
-            codes.append(table[indices])
-        return np.concatenate(codes) if codes else np.zeros(0, np.int64)
+            indices = array.indices.fill_null(len(of_value)) if array.null_count else array.indices
+            codes.append(table.take(indices.to_numpy(), mode="clip"))
+        return codes[0] if len(codes) == 1 else np.concatenate([np.zeros(0, np.int64), *codes])
 
 
 def _places_of_times(times: Ints, points: Ints) -> Ints:

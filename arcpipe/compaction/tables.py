@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+Ints: TypeAlias = npt.NDArray[np.int64]
 
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
@@ -71,19 +73,37 @@ def together(tables: list[pa.Table], least_rows: int) -> pa.Table:
 def with_one_dictionary(table: pa.Table) -> pa.Table:
     """Give each text column with dictionaries one chunk, and so one dictionary. The others stay as they are."""
     table = table.unify_dictionaries()
-    columns = [
-        pa.chunked_array([column.combine_chunks()]) if _is_cut(column) else column for column in table.columns
-    ]
+    columns = [pa.chunked_array([column.combine_chunks()]) if _is_cut(column) else column for column in table.columns]
     return pa.table(columns, schema=table.schema)
 
 
 def _is_cut(column: pa.ChunkedArray) -> bool:
-    return pa.types.is_dictionary(column.type) and column.num_chunks > 1
+    return bool(pa.types.is_dictionary(column.type)) and column.num_chunks > 1
 
 
-def taken(table: pa.Table, rows: npt.NDArray[np.int64]) -> pa.Table:
+def taken(table: pa.Table, rows: Ints) -> pa.Table:
     """Take rows, whose numbers are right."""
-    return pc.take(table, pa.array(rows), boundscheck=False)
+    numbers = pa.array(rows)
+    return pa.table([_taken(column, rows, numbers) for column in table.columns], schema=table.schema)
+
+
+def _taken(column: pa.ChunkedArray, rows: Ints, numbers: pa.Array) -> Any:
+    if column.num_chunks == 1 and len(column) and not column.null_count:
+        array = column.chunk(0)
+        if pa.types.is_dictionary(array.type):
+            indices = _taken_values(array.indices, rows)
+            return pa.DictionaryArray.from_arrays(indices, array.dictionary, safe=False)
+        if pa.types.is_primitive(array.type) and array.type.bit_width % 8 == 0:
+            return _taken_values(array, rows)
+    return pc.take(column, numbers, boundscheck=False)
+
+
+def _taken_values(array: Any, rows: Ints) -> Any:
+    """Take values of whole bytes, none of them null. numpy does it in half the time."""
+    width = array.type.bit_width // 8
+    values = np.frombuffer(array.buffers()[1], f"u{width}", len(array), width * array.offset)
+    found = np.take(values, rows, mode="clip")  # the mode "raise" copies it
+    return pa.Array.from_buffers(array.type, len(rows), [None, pa.py_buffer(found)])
 
 
 def compacted(table: pa.Table, small: float = 0.0) -> pa.Table:
