@@ -116,7 +116,7 @@ class Core:
         if refusals:
             first = refusals[0]
             raise Refused(
-                f"{len(refusals)} batches were refused; the first one has {first.records} records for {first.database}: "
+                f"{len(refusals)} batches were refused; the first has {first.records} records for {first.database}: "
                 f"{first.status} {first.reason}",
                 refusals,
             )
@@ -133,7 +133,8 @@ class Core:
         self._thread.join(self.options.connect_seconds + _END_SECONDS)
         records, _ = self.buffer.waiting()
         self.buffer.fail("the client is closed")
-        self._store.close()
+        if not self._thread.is_alive():  # else another process would send what this one may still be sending
+            self._store.close()
         return records
 
     def not_sent(self, records: int) -> NotSent:
