@@ -49,10 +49,11 @@ class Buffer:
         self._records = 0
         self._closed = ""  # why nothing more is taken
         self._is_ending = False
-        for batch in store.leftover():
-            self._bytes += batch.size
-            self._records += batch.records
-            self._seal(batch)
+        with self._changed:
+            for batch in store.leftover():
+                self._bytes += batch.size
+                self._records += batch.records
+                self._seal(batch)
 
     # For callers
 
