@@ -54,8 +54,8 @@ class Stream(NamedTuple):
     @property
     def target(self) -> str:
         """Return path and query of its requests."""
-        path = "/write/v2/msgpack" if self.format == "msgpack" else "/write"
-        return f"{path}?db={quote(self.database, safe='')}&precision={self.precision}"
+        query = f"db={quote(self.database, safe='')}&precision={self.precision}"
+        return f"/write/v2/msgpack?{query}" if self.format == "msgpack" else f"/write?{query}&accept_partial=true"
 
 
 class Part(NamedTuple):

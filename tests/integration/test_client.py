@@ -222,7 +222,7 @@ def test_a_full_client_raises_or_waits_as_chosen(spooled: bool, tmp_path: Path) 
     nobody = f"http://127.0.0.1:{free_port()}"
     bound = {"spool": tmp_path / "spool", "spool_bytes": 1000} if spooled else {"memory_bytes": 1000}
     for choice in ({"when_full": "raise"}, {"block_seconds": 0.05}):
-        client = Client(nobody, Options(**bound, **choice, **QUICK))  # type: ignore[arg-type]
+        client = Client(nobody, Options(**bound, **choice, **QUICK))
 
         def fill(client: Client = client) -> None:
             for n in range(1000):
