@@ -113,7 +113,8 @@ def _options(token_file: Path | None, cacert: Path | None, compression: str, giv
         compression=cast(Compression, compression),
         ca_file=cacert,
         give_up_seconds=give_up,
-        longest_pause_seconds=10.0,  # a person looks on
+        first_pause_seconds=0.1,  # a person looks on
+        longest_pause_seconds=10.0,
     )
 
 

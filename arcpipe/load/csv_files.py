@@ -130,7 +130,10 @@ def read(file: IO[bytes], plan: Plan, name: str, types: CSVTypes) -> Iterator[Ch
     for group in _groups(rows, len(types.names), plan.batch_records, name):
         columns: dict[str, list[Any]] = {}
         for column, kind, values in zip(types.names, types.kinds, group.columns, strict=True):
-            columns[TIME if column == time else column] = _typed(column, kind, values, group.lines, name)
+            if column == time:
+                columns[TIME] = texts.times(values)
+            else:
+                columns[column] = _typed(column, kind, values, group.lines, name)
         yield from within(_chunk(stream, plan, columns, first, group.lines, name), plan.batch_bytes)
         first += len(group.lines)
 

@@ -130,7 +130,7 @@ def _cut(buffer: bytes, plan: Plan, is_at_end: bool) -> _Cut:
         lines = window[:end].split(b"\n", plan.batch_records)
         if len(lines) > plan.batch_records:
             end -= len(lines.pop())
-        return _Cut(end, sum(map(_is_record, lines)), [], None)
+        return _Cut(end, _count_records(window[:end]), [], None)
     return _cut_by_line(buffer, plan, is_at_end)
 
 
@@ -166,6 +166,13 @@ def _line_end(buffer: bytes, start: int) -> int:
     if buffer[start : start + 1] == b"#":
         return end
     return skip_line(buffer, start, start, _ESCAPING, go_on)
+
+
+def _count_records(data: bytes) -> int:
+    """Count the lines that are neither blank nor comments."""
+    if any(odd in data for odd in (b"#", b"\n\n", b"\n ", b"\n\t", b"\n\r")) or data[:1].isspace():
+        return sum(map(_is_record, data.split(b"\n")))
+    return data.count(b"\n") + (not data.endswith(b"\n"))
 
 
 def _is_record(line: bytes) -> bool:

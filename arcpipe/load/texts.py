@@ -50,6 +50,14 @@ def _kind(values: Sequence[str]) -> Kind:
     return "text"
 
 
+def times(values: Sequence[str]) -> list[Any]:
+    """Return the values of a column of times, each by its own look: so one bad time is one bad row."""
+    return [
+        None if not text else int(text) if _INT.match(text) else float(text) if _FLOAT.match(text) else text
+        for text in values
+    ]
+
+
 def typed(values: Sequence[str], kind: Kind | None) -> list[Any]:
     """Return the values as they are; empty ones are None.
 
