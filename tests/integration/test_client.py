@@ -321,10 +321,12 @@ def test_a_forked_child_cannot_use_its_parent_s_client() -> None:
 
 def test_threads_share_a_client() -> None:
     with ModelServer() as server, Client(server.url, Options(batch_records=50)) as client:
-        threads = [
-            threading.Thread(target=lambda first=first: [client.write("cpu", {"n": n}) for n in range(first, 1000, 8)])
-            for first in range(8)
-        ]
+
+        def write(first: int) -> None:
+            for n in range(first, 1000, 8):
+                client.write("cpu", {"n": n})
+
+        threads = [threading.Thread(target=write, args=[first]) for first in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -111,6 +111,10 @@ def test_every_format_arrives_with_its_values(tmp_path: Path) -> None:
 # Once
 
 
+def wait_for_requests(proxy: FaultyProxy, count: int) -> None:
+    wait_until(lambda: proxy.met.total() >= count, f"{count} requests")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KEEPERS)
 def test_a_load_over_a_bad_network_and_again_writes_each_record_once(name: str, tmp_path: Path) -> None:
@@ -135,8 +139,7 @@ def test_a_load_that_is_killed_and_run_again_writes_each_record_once(name: str, 
         for _ in range(20 if IS_LONG else 3):
             before = proxy.met.total()
             process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            enough = before + chance.randrange(1, 60)
-            wait_until(lambda enough=enough: proxy.met.total() >= enough)
+            wait_for_requests(proxy, before + chance.randrange(1, 60))
             process.send_signal(signal.SIGKILL)
             process.wait(60)
         done = run(tmp_path, *files, "--url", proxy.url, "--batch-records", 50)

@@ -113,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         key = self.headers.get("idempotency-key", "")
         database = parse_qs(parts.query).get("db", ["default"])[0]
         encoding = self.headers.get("content-encoding", "")
-        body = {"gzip": gzip.decompress, "zstd": zstd.decompress, "": bytes}[encoding](body)
+        if encoding:
+            body = gzip.decompress(body) if encoding == "gzip" else zstd.decompress(body)
         is_known = self.model.take(key, database, parts.path, body)
         self.send_response_only(204)
         if is_known:
