@@ -15,6 +15,7 @@ import typer
 from arcpipe import __version__
 from arcpipe.cli import compact as cli_compact
 from arcpipe.cli import lake, schema, token, wal
+from arcpipe.cli import load as cli_load
 from arcpipe.cli import status as cli_status
 from arcpipe.cli.options import ConfigOption
 from arcpipe.cli.serving import check_server, end_by_code, load_settings, start_server, tell_warnings
@@ -81,6 +82,7 @@ def serve(
 
 app.command("status")(cli_status.status)
 app.command("compact")(cli_compact.compact)
+app.command("load")(cli_load.load)
 
 
 @config_app.command("show")

@@ -16,16 +16,20 @@ LAYERS = (
     {"cli"},
     {"supervisor"},
     {"ingest", "upload", "compaction"},
-    {"monitoring", "access"},
+    {"monitoring", "access", "load"},
     {"lake"},
-    {"wal", "storage", "codec"},
+    {"wal", "storage", "codec", "client"},
 )
 GROUND = len(LAYERS)
 # Packages of one layer that one of them may import all the same.
 BESIDE = {("monitoring", "access"), ("wal", "codec")}
 # Of the ground, what pure functions over bytes may use.
 OF_CODEC = {"codec", "errors", "units"}
+# What programs that send records load along with the client.
+OF_CLIENT = {"client", "errors", "units", "names", "disk"}
 FOREIGN = {
+    "client": {"uvloop", "httptools", "aiobotocore", "aiohttp", "pyarrow", "numpy", "typer", "rich"},
+    "load": {"uvloop", "httptools", "aiobotocore", "typer", "rich"},
     "wal": {"uvloop", "httptools", "aiobotocore", "pyarrow", "http"},
     "codec": {"uvloop", "httptools", "aiobotocore", "asyncio", "socket", "logging"},
     "upload": {"httptools"},
@@ -88,6 +92,12 @@ def test_there_are_no_cycles() -> None:
         TopologicalSorter(arrows()).prepare()
     except CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_the_client_knows_nothing_but_the_ground() -> None:
+    for name, others in arrows().items():
+        if room_of(name) == "client":
+            assert {room_of(other) for other in others} <= OF_CLIENT, name
 
 
 def test_codec_knows_nothing_but_errors_and_units() -> None:

@@ -1,0 +1,62 @@
+"""What the client raises, and what it tells about a batch that nobody took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from arcpipe.errors import ArcpipeError
+
+
+class ClientError(ArcpipeError):
+    """Base of what the client raises."""
+
+
+class BadRecord(ClientError):
+    """A record cannot be sent; it was not accepted. Records before it in the same call may have been."""
+
+
+class Full(ClientError):
+    """The memory or the spool is full; the record was not accepted."""
+
+
+class Closed(ClientError):
+    """The client takes no more records: it was closed, or belongs to another process, or its sender died."""
+
+
+class SpoolError(ClientError):
+    """The spool directory cannot be used, or could not take the record; the record was not accepted."""
+
+
+class NotSent(ClientError):
+    """The time was over before everything was sent. In a spool the records stay; without one, `close` loses them."""
+
+    def __init__(self, message: str, records: int) -> None:
+        super().__init__(message)
+        self.records = records
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A batch that was refused for good, or given up. Nothing tries it again."""
+
+    key: str
+    database: str
+    format: str
+    """`msgpack` or `lines`."""
+    records: int
+    status: int
+    """The status of the answer; 0 if the client gave up without a final one."""
+    reason: str
+    is_partly_written: bool
+    """Whether the good lines of the body are written, or may be: never send it again as a whole."""
+    body: bytes = field(repr=False)
+    """The bytes of the batch, not compressed."""
+
+
+class Refused(ClientError):
+    """Batches were refused since the last call; `refusals` has them, up to 100 and 16 MB."""
+
+    def __init__(self, message: str, refusals: Sequence[Refusal]) -> None:
+        super().__init__(message)
+        self.refusals = list(refusals)

@@ -1,0 +1,90 @@
+"""JSON objects, one on a line -> chunks of rows.
+
+The whole file is read once to find columns of numbers with a fraction in some line: those are floats in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, Any, Final
+
+import orjson
+
+from arcpipe.client.encoding import Stream
+from arcpipe.load.chunks import BadInput, Chunk, Row, RowChunk, within
+from arcpipe.load.plan import DEFAULT_DATABASE, TIME, BadPlan, Plan
+from arcpipe.units import MB
+
+MAX_LINE_BYTES: Final = 16 * MB
+_MEASUREMENT: Final = "measurement"  # the key that names it unless the plan says otherwise
+_MAX_COLUMNS: Final = 1_000_000  # of one file, whose types are remembered
+
+Floats = frozenset[tuple[str, str]]
+"""Measurements and columns of floats."""
+
+
+def _objects(file: IO[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    line = 0
+    while text := file.readline(MAX_LINE_BYTES + 1):
+        line += 1
+        if len(text) > MAX_LINE_BYTES:
+            raise BadInput(f"{name}: line {line}: it has more than {MAX_LINE_BYTES // MB} MB")
+        if not text.strip():
+            continue
+        try:
+            found = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise BadInput(f"{name}: line {line}: no JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise BadInput(f"{name}: line {line}: it is no JSON object but {type(found).__name__}")
+        yield line, found
+
+
+def _measurement_of(record: dict[str, Any], plan: Plan, place: str) -> str:
+    """Take the measurement out of a record."""
+    column = plan.measurement_column or ("" if plan.measurement else _MEASUREMENT)
+    found = record.pop(column, plan.measurement) if column else plan.measurement
+    if not isinstance(found, str) or not found:
+        raise BadInput(f"{place}: it has no {column!r} that names its measurement: give --measurement NAME")
+    return found
+
+
+def survey(file: IO[bytes], plan: Plan, name: str) -> Floats:
+    """Find the columns that have a float in some line. Raises BadInput."""
+    floats: set[tuple[str, str]] = set()
+    for line, record in _objects(file, name):
+        measurement = _measurement_of(record, plan, f"{name}: line {line}")
+        floats.update((measurement, column) for column, value in record.items() if isinstance(value, float))
+        if len(floats) > _MAX_COLUMNS:
+            raise BadInput(f"{name}: line {line}: the file has more than {_MAX_COLUMNS} columns")
+    return frozenset(floats)
+
+
+def read(file: IO[bytes], plan: Plan, name: str, floats: Floats) -> Iterator[Chunk]:
+    """Make chunks. Raises BadInput."""
+    stream = Stream("msgpack", plan.database or DEFAULT_DATABASE, plan.precision)
+    first = 0
+    gathered: list[Row] = []
+    for line, record in _objects(file, name):
+        gathered.append(_row(line, record, plan, floats, f"{name}: line {line}"))
+        if len(gathered) == plan.batch_records:
+            yield from within(RowChunk(stream, first, gathered), plan.batch_bytes)
+            first += len(gathered)
+            gathered = []
+    if gathered:
+        yield from within(RowChunk(stream, first, gathered), plan.batch_bytes)
+
+
+def _row(line: int, record: dict[str, Any], plan: Plan, floats: Floats, place: str) -> Row:
+    measurement = _measurement_of(record, plan, place)
+    try:
+        time = plan.time_of([column for column, value in record.items() if value is not None])
+    except BadPlan as error:
+        raise BadInput(f"{place}: {error}") from None
+    values: dict[str, Any] = {}
+    for column, value in record.items():
+        if value is None:
+            continue
+        is_float = (measurement, column) in floats and isinstance(value, int) and not isinstance(value, bool)
+        values[TIME if column == time else column] = float(value) if is_float and column != time else value
+    return Row(measurement, plan.tags, values, line)

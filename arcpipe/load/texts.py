@@ -1,0 +1,76 @@
+"""Columns of text -> typed values. The type of a column is that of all its values in the file, never of some.
+
+A text is an integer only if it is written as Python and JSON write it: `007` and `1_000` are texts, and so are numbers
+that no 64-bit integer holds. Empty is nil. Pure functions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from arcpipe.load.plan import Kind
+
+_INT: Final = re.compile(r"-?(?:0|[1-9]\d{0,18})\Z")
+_FLOAT: Final = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\Z|[nN]a[nN]\Z")
+_BOOL: Final = {"true": True, "false": False}
+_MAX: Final = 2**63 - 1
+
+_READERS: Final[dict[Kind, Callable[[str], Any]]] = {
+    "int": int,
+    "float": float,
+    "bool": lambda text: _BOOL[text.lower()],
+    "text": str,
+}
+
+
+def kind_of(values: Sequence[str], kind: Kind | None) -> Kind | None:
+    """Return the type of more values of a column.
+
+    Args:
+        kind: that of the values before; None if there was none, or all were empty.
+    """
+    present = [value for value in values if value]
+    if kind == "text" or not present:
+        return kind
+    found = _kind(present)
+    if kind is None or kind == found:
+        return found
+    return "float" if {kind, found} == {"int", "float"} else "text"
+
+
+def _kind(values: Sequence[str]) -> Kind:
+    if all(map(_INT.match, values)):
+        return "int" if all(abs(int(value)) <= _MAX for value in values) else "text"
+    if all(map(_FLOAT.match, values)):
+        return "float"
+    if all(value.lower() in _BOOL for value in values):
+        return "bool"
+    return "text"
+
+
+def times(values: Sequence[str]) -> list[Any]:
+    """Return the values of a column of times, each by its own look: so one bad time is one bad row."""
+    return [
+        None if not text else int(text) if _INT.match(text) else float(text) if _FLOAT.match(text) else text
+        for text in values
+    ]
+
+
+def typed(values: Sequence[str], kind: Kind | None) -> list[Any]:
+    """Return the values as they are; empty ones are None.
+
+    Raises:
+        ValueError: one is not of the kind; its arguments are its index and the text.
+    """
+    read = _READERS[kind or "text"]
+    try:
+        return [read(value) if value else None for value in values]
+    except (ValueError, KeyError):
+        for index, value in enumerate(values):
+            try:
+                read(value or "0")
+            except (ValueError, KeyError):
+                raise ValueError(index, value) from None
+        raise

@@ -1,0 +1,46 @@
+"""`arcpipe load`: options that cannot be are told before anything is sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from arcpipe.cli.main import app
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-"], "standard input is gone after one reading"),
+        (["a.lp", "--database", "a/b"], "'a/b' is no database name"),
+        (["a.lp", "--format", "xml"], "'xml' is not one of lines"),
+        (["a.lp", "--precision", "d"], "--precision: 'd' is not one of auto"),
+        (["a.lp", "--compression", "lz4"], "compression: 'lz4' is not one of none"),
+        (["a.lp", "--types", "x"], "--types: 'x' is not COLUMN="),
+        (["a.lp", "--url", "ftp://x"], "is not a URL"),
+        (["empty"], "no file in this folder can be loaded"),
+        (["b.csv"], "nothing says which measurement"),
+        (["a.lp", "--cacert", "a.lp", "--url", "https://localhost"], "ca_file: a.lp cannot be used"),
+    ],
+)
+def test_options_that_cannot_be_are_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.lp").write_text("cpu n=1i 1\n")
+    (tmp_path / "b.csv").write_text("time,n\n1,1\n")
+    (tmp_path / "empty").mkdir()
+    done = CliRunner().invoke(app, ["load", *arguments])
+    assert done.exit_code == 2, done.output
+    assert text in " ".join(done.output.split())
+
+
+def test_a_file_that_is_missing_does_not_keep_the_others_back(tmp_path: Path) -> None:
+    (tmp_path / "a.lp").write_text("cpu n=1i 1\n")
+    done = CliRunner().invoke(app, ["load", str(tmp_path / "missing.lp"), str(tmp_path / "a.lp"), "--dry-run"])
+    assert done.exit_code == 1
+    assert "missing.lp: cannot be read: No such file or directory" in done.output
+    assert "1 records are good" in done.output
+    assert "1 files are not loaded" in done.output
