@@ -58,7 +58,7 @@ class Exchange:
 
     __slots__ = (
         *("answered", "body", "brings", "closes", "connection", "databases", "headers", "method", "path", "query"),
-        *("received", "response", "success"),
+        *("received", "response", "success", "token"),
     )
 
     def __init__(
@@ -82,6 +82,7 @@ class Exchange:
         self.query = query
         self.body = b""
         self.databases: frozenset[str] | None = None  # that the sender may write; None: all
+        self.token: str | None = None  # the id of the sender's token
         self.brings: tuple[str, int, int]  # database, records and bytes of a write, counted once it is on disk
         self.success = b""  # the later answer if all goes well
         self.response: bytes | None = None

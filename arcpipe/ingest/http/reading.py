@@ -63,6 +63,7 @@ class Reading:
         heads = self._surface.heads
         known = heads.known
         usual_kind = context.exchange_kind
+        kinds = usual_kind, context.identified_kind
         max_body = context.limits.max_body
         size = len(data)
         while start < size and connection.state != LINGER:
@@ -81,10 +82,11 @@ class Reading:
             kind = usual_kind
             head = known.get(key)
             if head is None:
-                head = heads.but_for_id(key)
-                if head is None:
+                found = heads.but_for_one_line(key)
+                if found is None:
                     break
-                kind = context.identified_kind
+                head, has_id = found
+                kind = kinds[has_id]
             length = data[digits:stop]
             if not length.isdigit():
                 break
