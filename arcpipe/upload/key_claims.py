@@ -4,10 +4,10 @@ The first entry of a key counts, in the order of batches and of the entries in e
 entries that count. Its claims are durable (`{batch id}.claims`) before anything of them is put. So a later try decides
 the same, whatever became known meanwhile:
 
-1. a key that this try has seen: dropped;
-2. a key that an earlier try of this batch claimed: counts;
-3. a key of another batch, within the window: dropped;
-4. any other key: counts, and is claimed.
+1. its key counted in this try, within the window: dropped;
+2. an earlier try of this batch claimed its key for this very entry: counts;
+3. another batch claimed its key, within the window: dropped;
+4. any other: counts, and the batch claims its key.
 
 A batch that is converted ahead of its turn begins when the one before has read all of its entries, and so sees its
 claims. A key is known for `idempotency.window_seconds`, by the timestamps of both entries: never by a clock of now.
@@ -152,49 +152,52 @@ class ClaimTry:
         self._seen = KeyIndex()
 
     def decide(self, records: Sequence[bytes]) -> list[bool]:
-        """Tell which of these entries count, in their order. Takes few at a time, or many: it costs as much each.
+        """Tell which of these entries count, in their order. The more there are at a time, the less each costs.
 
         Args:
-            records: as `key_record` makes them.
+            records: as `key_record` makes them, at least one.
         """
-        firsts: dict[bytes, int] = {}
-        for number, record in enumerate(records):
-            firsts.setdefault(record[:HASH_BYTES], number)
-        wanted = np.frombuffer(b"".join([records[number] for number in firsts.values()]), RECORD)
-        seen = find_in(self._seen.runs, wanted)
+        wanted = np.frombuffer(b"".join(records), RECORD)
+        seen = find_in(self._seen.runs, wanted, self._window)
         mine = find_in(self._before, wanted)
         theirs = find_in(self._others, wanted, self._window)
-        claimed = is_found(mine) if mine is not None else np.zeros(len(wanted), np.bool_)
+        claimed = mine == wanted if mine is not None else np.zeros(len(wanted), np.bool_)
         counts = ~is_found(theirs) | claimed if theirs is not None else np.ones(len(wanted), np.bool_)
         if seen is not None:
             counts &= ~is_found(seen)
-        self._seen.add(wanted[counts])
-        self._claims.note(wanted[counts & ~claimed], int(wanted["second"].max()))
         for found in (seen, theirs):
             if found is not None and not counts.all():
                 self._compare(wanted, found, ~counts & is_found(found))
-        result = [False] * len(records)
-        for number, is_first in zip(firsts.values(), counts.tolist(), strict=True):
-            result[number] = is_first
-        self.repeated += len(records) - sum(result)
-        if len(firsts) < len(records):
-            self._compare_within(records, firsts)
-        return result
+        if len({record[:HASH_BYTES] for record in records}) < len(records):
+            self._drop_within(records, counts)
+        if counts.any():
+            self._seen.add(wanted[counts])
+        self._claims.note(wanted[counts & ~claimed], int(wanted["second"].max()))
+        self.repeated += len(records) - int(counts.sum())
+        decided: list[bool] = counts.tolist()
+        return decided
+
+    def _drop_within(self, records: Sequence[bytes], counts: npt.NDArray[np.bool_]) -> None:
+        """Drop entries whose key counts for an earlier one of the same records."""
+        firsts: dict[bytes, bytes] = {}
+        for number in np.flatnonzero(counts).tolist():
+            record = records[number]
+            first = firsts.get(record[:HASH_BYTES])
+            if first is None or unpack_facts(record)[0] - unpack_facts(first)[0] > self._window:
+                firsts[record[:HASH_BYTES]] = record
+                continue
+            counts[number] = False
+            if unpack_facts(record)[1:] != unpack_facts(first)[1:]:
+                self.other_bodies += 1
+                self.example = unpack_facts(record)[1], unpack_facts(first)[1]
 
     def _compare(self, wanted: Records, found: Records, which: npt.NDArray[np.bool_]) -> None:
+        """Count entries with other bodies than those that were found, among some that are dropped."""
         mine, first = wanted[which], found[which]
         others = np.flatnonzero((mine["size"] != first["size"]) | (mine["crc"] != first["crc"]))
         if len(others):
             self.other_bodies += len(others)
             self.example = int(mine["size"][others[0]]), int(first["size"][others[0]])
-
-    def _compare_within(self, records: Sequence[bytes], firsts: dict[bytes, int]) -> None:
-        """Compare entries with the first of their key among the same records."""
-        for number, record in enumerate(records):
-            first = firsts[record[:HASH_BYTES]]
-            if first != number and record[-8:] != records[first][-8:]:
-                self.other_bodies += 1
-                self.example = unpack_facts(record)[1], unpack_facts(records[first])[1]
 
     def persist(self) -> None:
         """Make the claims durable, as `BatchClaims.persist` does."""

@@ -77,8 +77,8 @@ def find_in(runs: Iterable[Run], wanted: Records, seconds: int = -1) -> Records 
         seconds: keys are found up to this long after their own second; below 0, always.
 
     Returns:
-        For each wanted key the record that was found, or one whose `size` and `second` are at their maximum where
-        nothing was; None if nothing at all was found.
+        For each wanted key the record that was found, or one without content, which `is_found` tells; None if nothing
+        at all was found. Of several claims of a key, that of the latest second is found: they come in this order.
     """
     found: Records | None = None
     for run in runs:

@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 
 # Most keys of a file that merging makes: 28 MB to write at once.
 _MERGED_KEYS: Final = 1 << 20
-# Parts of the window, by time and by number, that one file may have: it is forgotten as a whole.
+# Parts of the window, by time and by number, that one file may have: it is forgotten as a whole. One part is added to the
+# window for workers whose timestamps are behind those of others.
 _PARTS: Final = 8
 
 
@@ -226,11 +227,19 @@ class KeyWindow:
         if not claims.index.count:
             self._remove(claims.path)
             return
-        path = os.path.join(self._folder, f"{self._next:016d}{KEYS}")
+        path = self._free_path()
         durable.move(disk, claims.path, path)
         file = _File(path, self._next, Run.of(_all(claims)), claims.clock)
         self._files = [*self._files, file]
         self._next = file.last + 1
+
+    def _free_path(self) -> str:
+        """Return the path of the next file: no other has it, even one that cannot be read. Raises OSError."""
+        while True:
+            path = os.path.join(self._folder, f"{self._next:016d}{KEYS}")
+            if self._directory.disk.size(path) is None:
+                return path
+            self._next += 1
 
     def forget(self, batch_id: str) -> None:
         """Forget the claims of a batch of which nothing was put. Raises OSError."""
@@ -269,7 +278,7 @@ class KeyWindow:
 
     def _horizon(self) -> int:
         """Return the index of the oldest file that a new batch looks at."""
-        oldest = self._clock - self._window
+        oldest = self._clock - self._window - self._window // _PARTS
         newer = 0
         for index in range(len(self._files) - 1, -1, -1):
             if newer >= self._max_keys or self._files[index].clock < oldest:
