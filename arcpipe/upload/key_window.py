@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 # Most keys of a file that merging makes: 28 MB to write at once.
 _MERGED_KEYS: Final = 1 << 20
-# Parts of the window, by time and by number, that one file may have: it is forgotten as a whole. One part is added to the
-# window for workers whose timestamps are behind those of others.
+# Parts of the window, by time and by number, that one file may have: it is forgotten as a whole. One part is added to
+# the window for workers whose timestamps are behind those of others.
 _PARTS: Final = 8
 
 

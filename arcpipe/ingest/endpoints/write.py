@@ -49,9 +49,7 @@ _DATABASES_COUNTED: Final = MAX_DATABASES - 1
 
 # Ends of the answer for a group that could not be written: it was cut off again, durably, or that failed, too.
 _NOTHING_WRITTEN: Final = "nothing was written"
-_MAYBE_WRITTEN: Final = (
-    "the records may have been written; a retry may store them twice, unless both have one Idempotency-Key"
-)
+_MAYBE_WRITTEN: Final = "the records may have been written; a retry may store them twice"
 # Seconds between two log lines about keys that were sent with other bodies, so that clients cannot fill the disk.
 _OTHER_BODIES_LINE_SECONDS: Final = 60.0
 

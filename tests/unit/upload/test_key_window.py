@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,7 +214,12 @@ def test_a_key_is_of_its_database_token_and_part(node: Node) -> None:
 def test_other_bodies_under_one_key_are_counted(node: Node) -> None:
     node.ship("1", [Entry("a", 1000, b"\x01")])
     claims = node.window.begin("2")
-    later = [Entry("a", 1001, b"\xa2xx"), Entry("b", 1001, b"\x01"), Entry("b", 1001, b"\x01"), Entry("b", 1002, b"\x02")]
+    later = [
+        Entry("a", 1001, b"\xa2xx"),
+        Entry("b", 1001, b"\x01"),
+        Entry("b", 1001, b"\x01"),
+        Entry("b", 1002, b"\x02"),
+    ]
     assert claims.decide([entry.record() for entry in later]) == [False, True, False, False]
     assert claims.decide([Entry("b", 1003, b"\xa1x").record()]) == [False]
     assert (claims.repeated, claims.other_bodies, claims.example) == (4, 3, (2, 1))
@@ -447,13 +451,13 @@ def test_on_a_full_disk_keys_wait_for_the_end_of_the_batch(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def alike() -> Iterator[np.ndarray[Any, Any]]:
+def alike() -> np.ndarray[Any, Any]:
     """Keys that share the upper half of their hashes."""
     records = np.zeros(5, RECORD)
     records["high"] = [7, 7, 7, 3, 7]
     records["low"] = [1, 2, 3, 1, 2]
     records["second"] = [10, 11, 12, 13, 14]
-    yield records
+    return records
 
 
 def test_keys_that_share_half_of_their_hash_are_told_apart(alike: np.ndarray[Any, Any]) -> None:
