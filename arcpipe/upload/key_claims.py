@@ -55,6 +55,7 @@ class BatchClaims:
         self.index = KeyIndex(old.records if old is not None else None)
         self.clock = max(clock, old.clock if old is not None else 0)
         self.is_needed = old is not None  # an entry with a key was seen
+        self.kept_as = ""  # its last name, once that is chosen
         self._directory = directory
         self._folder = folder
         self._end = old.end if old is not None else 0

@@ -227,8 +227,10 @@ class KeyWindow:
         if not claims.index.count:
             self._remove(claims.path)
             return
-        path = self._free_path()
-        durable.move(disk, claims.path, path)
+        path = claims.kept_as = claims.kept_as or self._free_path()
+        if disk.size(claims.path) is not None:  # otherwise an earlier call renamed it
+            disk.rename(claims.path, path)
+        disk.sync_directory(self._folder)
         file = _File(path, self._next, Run.of(_all(claims)), claims.clock)
         self._files = [*self._files, file]
         self._next = file.last + 1
