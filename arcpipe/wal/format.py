@@ -36,9 +36,10 @@ crc32 = isal_zlib.crc32
 IDENTITY_KEY: Final = "in"
 IDENTITY_BYTES: Final = 16
 # The keys of a meta that tell a client's retry: `codec.envelope.Meta` reads them.
-KEY_ITEM: Final = b"\xa3key"
-TOKEN_ITEM: Final = b"\xa2by"
-PART_ITEM: Final = b"\xa4part"
+_TOKEN_ITEM: Final = b"\xa2by"
+_PART_ITEM: Final = b"\xa4part"
+# By the length of an idempotency key: all of its item that goes before it.
+_KEY_FRONTS: Final = [b"\xa3key" + (b"%c" % (0xA0 | size) if size < 32 else b"\xd9%c" % size) for size in range(129)]
 _IDENTITY_FRONT: Final = b"\xa2in\xc4\x10"  # the key, and the header of 16 bytes of binary
 
 
@@ -86,31 +87,39 @@ class Prefix:
 
 
 class KeyedPrefix:
-    """A prefix whose meta also has an idempotency key. For one entry; made of the prefix of all others of its kind."""
+    """A prefix whose meta also has an idempotency key. It is that of one entry at a time, and made again for the next.
+
+    One thread at a time may use an instance, and `Group.add` takes it before it is made again.
+    """
 
     __slots__ = ("_item", "_items", "_plain", "crc", "data", "identity")
 
-    def __init__(self, plain: Prefix, key: bytes, token: str | None = None, part: int = 0) -> None:
-        """Make a prefix that has to be bound.
+    def __init__(self) -> None:
+        self.identity: bytes | None = None
+        self.data = b""
+        self.crc = 0
+
+    def make(self, plain: Prefix, key: bytes, token: str | None = None, part: int = 0) -> KeyedPrefix:
+        """Make it that of an entry, from the prefix of entries without a key; return itself.
 
         Args:
             key: 1 to 128 visible characters of ASCII.
             token: the id of the sender's token; None without one.
             part: the number of the entry among those of its request.
         """
-        size = len(key)
-        self._item = KEY_ITEM + (b"%c" % (0xA0 | size) if size < 32 else b"\xd9%c" % size) + key
-        self._items = 1
+        item = _KEY_FRONTS[len(key)] + key
+        items = 1
         if token is not None:
-            self._item += TOKEN_ITEM + _encode(token)
-            self._items += 1
+            item += _TOKEN_ITEM + _encode(token)
+            items = 2
         if part:
-            self._item += PART_ITEM + _encode(part)
-            self._items += 1
+            item += _PART_ITEM + _encode(part)
+            items += 1
         self._plain = plain
-        self.identity: bytes | None = None
-        self.data = b""
-        self.crc = 0
+        self._item = item
+        self._items = items
+        self.identity = None
+        return self
 
     def bind(self, identity: bytes) -> None:
         """Make this the prefix of an entry of another segment."""

@@ -18,11 +18,10 @@ nobody uses up a key that another token will send.
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from arcpipe.errors import BadPayload
 
-HEADER: Final = b"idempotency-key"
 PARAMETER: Final = "idempotency_key"
 REPLAYED: Final = b"Idempotency-Replayed: true\r\n"
 """The line of an answer to a request that was not written again."""
@@ -39,19 +38,13 @@ _SHOWN_CHARACTERS: Final = 80
 RECENT_KEYS: Final = 65_536
 
 
-class Identity(NamedTuple):
-    """A key with all that it belongs to."""
+Identity: TypeAlias = tuple[str, str | None, bytes]
+"""A key with all that it belongs to: database, id of the sender's token (None without `auth.enabled`), and key.
 
-    database: str
-    token: str | None  # the id of the sender's token; None without `auth.enabled`
-    key: bytes
-
-
-class Content(NamedTuple):
-    """The encoded body of a request, as far as it is compared with that of a retry."""
-
-    size: int
-    crc: int
+Like `Content` a plain tuple, because each request makes one.
+"""
+Content: TypeAlias = tuple[int, int]
+"""The encoded body of a request, as far as it is compared with that of a retry: bytes and CRC32."""
 
 
 def in_header(value: bytes) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
@@ -105,24 +104,20 @@ class Targets:
 
 
 def key_of(exchange: Exchange, target: Target) -> bytes:
-    """Return the idempotency key of a request that has one.
+    """Read the idempotency key of a request, as it was sent; empty without one.
 
     Raises:
         BadPayload: it is no key, or header and query have different ones.
     """
-    value = exchange.headers.get(idempotency.HEADER)
+    value = exchange.key
     if value is None:
         return target.key
-    key = _in_header(value)
+    key = idempotency.in_header(value)
     if target.key and target.key != key:
         raise BadPayload(
             f"header 'idempotency-key' and query parameter '{idempotency.PARAMETER}' differ: send one of them"
         )
     return key
-
-
-# A request's key is read when its head is judged, and again when its entry is made.
-_in_header = lru_cache(1)(idempotency.in_header)
 
 
 def check_database(name: str, where: str) -> str:

@@ -16,7 +16,6 @@ from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
 from arcpipe.ingest.endpoints import idempotency
 from arcpipe.ingest.endpoints.admission import Admission
-from arcpipe.ingest.endpoints.idempotency import HEADER as KEY
 from arcpipe.ingest.endpoints.idempotency import Content, Identity, RecentKeys
 from arcpipe.ingest.endpoints.targets import Target, Targets, key_of
 from arcpipe.ingest.http import responses
@@ -89,6 +88,7 @@ class WriteEndpoints:
         # Requests with an idempotency key: written, answered without writing, and of these the ones with other bodies.
         self.keyed = self.replayed = self.other_bodies = 0
         self._recent = recent or RecentKeys(0.0)
+        self._keyed_prefix = KeyedPrefix()
         self._unacknowledged: dict[Exchange, tuple[Identity, Content]] = {}
         self._next_line = 0.0  # perf_counter seconds
 
@@ -129,6 +129,8 @@ class WriteEndpoints:
         def handle(exchange: Exchange) -> None:
             try:
                 target = self._find(exchange, targets)
+                if exchange.key is not None or target.key:
+                    exchange.key = self._key_of(exchange, target)
             except _Refused as refused:
                 self.refuse(exchange, refused.response)
                 return
@@ -158,7 +160,7 @@ class WriteEndpoints:
 
         def judge(exchange: Exchange) -> bytes | None:
             try:
-                self._find(exchange, targets)
+                self._key_of(exchange, self._find(exchange, targets))
             except _Refused as refused:
                 self.refused += 1
                 return refused.response
@@ -186,15 +188,20 @@ class WriteEndpoints:
         refusal = self._admission.refusal()
         if refusal is None:
             try:
-                target = targets.of(exchange)
-                if KEY in exchange.headers:
-                    key_of(exchange, target)
-                return target
+                return targets.of(exchange)
             except BadPayload as error:
                 refusal = responses.error(400, "bad_request", str(error))
             except NotAllowed as error:
                 refusal = responses.error(403, "forbidden", str(error))
         raise _Refused(refusal)
+
+    @staticmethod
+    def _key_of(exchange: Exchange, target: Target) -> bytes:
+        """Read the idempotency key of a request; empty without one. Raises _Refused."""
+        try:
+            return key_of(exchange, target)
+        except BadPayload as error:
+            raise _Refused(responses.error(400, "bad_request", str(error))) from None
 
     def _encode_apart(
         self,
@@ -237,15 +244,17 @@ class WriteEndpoints:
         if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
-        prefix: AnyPrefix = target.prefixes[batch]
-        if target.key or KEY in exchange.headers:
-            identity = Identity(target.database, exchange.token, key_of(exchange, target))
-            content = Content(len(body), crc32(body))
+        plain = target.prefixes[batch]
+        prefix: AnyPrefix = plain
+        key = exchange.key
+        if key is not None:
+            token = exchange.token
+            identity, content = (target.database, token, key), (len(body), crc32(body))
             first = self._recent.find(identity, exchange.received)
             if first is not None:
                 self.replay(exchange, answer, identity, content, first)
                 return
-            prefix = KeyedPrefix(target.prefixes[batch], identity.key, identity.token)
+            prefix = self._keyed_prefix.make(plain, key, token)
             self._unacknowledged[exchange] = identity, content
         exchange.brings = target.database, records, len(exchange.body)
         exchange.body = b""
@@ -264,7 +273,7 @@ class WriteEndpoints:
                 log.warning(
                     "idempotency key %s of database %s came again with another body: %d bytes as encoded, and %d at "
                     "first; the first one counts",
-                    *(identity.key.decode("ascii"), identity.database, content.size, first.size),
+                    *(identity[2].decode("ascii"), identity[0], content[0], first[0]),
                 )
         exchange.answer(responses.with_lines(answer, idempotency.REPLAYED))
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 DATABASE: Final = b"x-arc-database"
 """The header that names the database of a write."""
 
+KEY: Final = b"idempotency-key"
+"""The header with the idempotency key of a write."""
+
 # Of connections and requests without headers.
 NO_HEADERS: Final[dict[bytes, bytes]] = {}
 
@@ -57,8 +60,8 @@ class Exchange:
     """One request and its answer. Header names are lower case."""
 
     __slots__ = (
-        *("answered", "body", "brings", "closes", "connection", "databases", "headers", "method", "path", "query"),
-        *("received", "response", "success", "token"),
+        *("answered", "body", "brings", "closes", "connection", "databases", "headers", "key", "method", "path"),
+        *("query", "received", "response", "success", "token"),
     )
 
     def __init__(
@@ -77,6 +80,7 @@ class Exchange:
         """
         self.connection = connection
         self.headers = headers
+        self.key = headers.get(KEY)  # as it was sent, until the endpoint has read it; None without one
         self.method = method
         self.path = path
         self.query = query

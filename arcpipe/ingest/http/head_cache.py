@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from arcpipe.ingest.http import request_ids
+from arcpipe.ingest.http.exchange import KEY
 from arcpipe.units import KB
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ LENGTH: Final = b"\r\nContent-Length: "
 LENGTH_LOWER: Final = b"\r\ncontent-length: "
 LENGTH_BYTES: Final = len(LENGTH)
 # Before an idempotency key, in the two spellings.
-KEY_HEADER: Final = b"idempotency-key"
 _KEY: Final = b"\r\nIdempotency-Key: "
 _KEY_LOWER: Final = b"\r\nidempotency-key: "
 _KEY_BYTES: Final = len(_KEY)
@@ -55,9 +55,9 @@ class Head(Struct, eq=False):
     coding: Coding | None  # of the body
     answered: defaultdict[bytes, int]  # statuses of answers for its path
 
-    def with_line(self, name: bytes, value: bytes) -> Head:
-        """Return the same head with another value of one header."""
-        headers = {**self.headers, name: value}
+    def with_id(self, request_id: bytes) -> Head:
+        """Return the same head with another X-Request-Id."""
+        headers = {**self.headers, request_ids.HEADER: request_id}
         return Head(
             *(self.method, self.path, self.query, headers, self.handler, self.scope, self.coding, self.answered)
         )
@@ -84,27 +84,26 @@ class Heads:
         self.known_but_for_id = self._all_but_for_id if they_hold else {}
         self.known_but_for_key = self._all_but_for_key if they_hold else {}
 
-    def but_for_one_line(self, key: bytes) -> tuple[Head, bool] | None:
-        """Return the head of a request with a new idempotency key, or a new id, if the rest of the head is known.
+    def but_for_one_line(self, key: bytes) -> tuple[Head | None, bytes, bool]:
+        """Find the head of a request with a new idempotency key or a new id, if the rest of the head is known.
 
         Args:
             key: a head without the digits of its length, and not in `known`.
 
         Returns:
-            The head, and whether its client sent an id.
+            The head, or None. Its idempotency key, which `headers` do not have. Whether its client sent an id.
         """
         if self.known_but_for_key:
             at, stop = _key_in(key)
             head = self.known_but_for_key.get(key[:at] + key[stop:]) if at else None
             if head is not None:
-                return head.with_line(KEY_HEADER, key[at:stop]), False
-        if not self.known_but_for_id:
-            return None
-        line = request_ids.LINE.search(key)
-        if line is None:
-            return None
-        head = self.known_but_for_id.get(key[: line.start(1)] + key[line.end(1) :])
-        return (head.with_line(request_ids.HEADER, line[1]), True) if head is not None else None
+                return head, key[at:stop], False
+        if self.known_but_for_id:
+            line = request_ids.LINE.search(key)
+            head = self.known_but_for_id.get(key[: line.start(1)] + key[line.end(1) :]) if line is not None else None
+            if line is not None and head is not None:
+                return head.with_id(line[1]), b"", True
+        return None, b"", False
 
     def learn(self, data: bytes, head: Head) -> None:
         """Learn a head of HTTP/1.1 that was accepted and does not end its connection.
@@ -130,7 +129,7 @@ class Heads:
                 return
             key = key[: line.start(1)] + key[line.end(1) :]
             known = self._all_but_for_id
-        elif KEY_HEADER in head.headers:
+        elif KEY in head.headers:
             at, stop = _key_in(key)
             if not at:
                 return

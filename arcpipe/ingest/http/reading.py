@@ -79,13 +79,12 @@ class Reading:
                 break
             end = data.find(b"\r\n\r\n", stop, limit) + 4
             key = data[start:digits] + data[stop:end]
-            kind = usual_kind
+            kind, own = usual_kind, b""
             head = known.get(key)
             if head is None:
-                found = heads.but_for_one_line(key)
-                if found is None:
+                head, own, has_id = heads.but_for_one_line(key)
+                if head is None:
                     break
-                head, has_id = found
                 kind = kinds[has_id]
             length = data[digits:stop]
             if not length.isdigit():
@@ -94,6 +93,8 @@ class Reading:
             if after > size or after - end > max_body:
                 break
             exchange, refusal = connection.take(head, kind, data[end:after])
+            if own:
+                exchange.key = own
             connection.complete(exchange, head, refusal)
             start = after
             if not turn_end:

@@ -40,7 +40,8 @@ class Entry(NamedTuple):
     part: int = 0
 
     def record(self) -> bytes:
-        prefix = KeyedPrefix(Prefix(KIND_COLUMNAR, self.database, {}), self.key.encode(), self.token, self.part)
+        plain = Prefix(KIND_COLUMNAR, self.database, {})
+        prefix = KeyedPrefix().make(plain, self.key.encode(), self.token, self.part)
         prefix.bind(b"i" * 16)
         record = key_record(self.second * 1_000_000, prefix.data + self.body, None)
         assert record is not None
