@@ -93,7 +93,7 @@ class RecentKeys:
         """
         self._half_seconds = window_seconds / 2
         self._half_limit = max(1, limit // 2)
-        self._began = 0.0  # the younger generation
+        self._began = self._old_began = 0.0  # of the two generations
         self._young: dict[Identity, Content] = {}
         self._old: dict[Identity, Content] = {}
 
@@ -105,7 +105,10 @@ class RecentKeys:
         """
         if now - self._began >= self._half_seconds:
             self._turn(now)
-        return self._young.get(identity) or self._old.get(identity)
+        found = self._young.get(identity)
+        if found is None and now - self._old_began < 2 * self._half_seconds:
+            found = self._old.get(identity)
+        return found
 
     def note(self, identity: Identity, content: Content, now: float) -> None:
         """Remember a request that was acknowledged."""
@@ -114,7 +117,5 @@ class RecentKeys:
         self._young.setdefault(identity, content)
 
     def _turn(self, now: float) -> None:
-        is_over = now - self._began >= 2 * self._half_seconds
-        self._old = {} if is_over else self._young
-        self._young = {}
-        self._began = now
+        self._old, self._old_began = self._young, self._began
+        self._young, self._began = {}, now
