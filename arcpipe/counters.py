@@ -149,10 +149,13 @@ class Worker:
         LIMITS_UNTRACKED,
         LOST_RECORDS,
         MAX_CONNECTIONS,  # gauge: connections that it accepts at most
+        KEYED_WRITES,  # requests with an idempotency key that were written
+        REPLAYED_WRITES,  # retries that were answered without being written again
+        OTHER_BODIES,  # of these: their body was not that of the first request
         *_,
     ) = range(_FIELDS)
     # Histograms: the first word of each; the bounds are above.
-    ACK_US: Final = MAX_CONNECTIONS + 1
+    ACK_US: Final = OTHER_BODIES + 1
     SYNC_US: Final = ACK_US + len(LATENCY_BOUNDS_US) + 2
     LOOP_LAG_US: Final = SYNC_US + len(LATENCY_BOUNDS_US) + 2
     GROUP_ENTRIES: Final = LOOP_LAG_US + len(LATENCY_BOUNDS_US) + 2
@@ -215,6 +218,12 @@ class Uploader:
         COLLECT_US,  # workers seal what began until then, so that it joins the next batch
         BATCHED_SEGMENTS,  # gauge: in batches that are not finished
         BATCHED_BYTES,
+        REPEATED,  # entries that were dropped, because an earlier one has their idempotency key
+        OTHER_BODIES,  # of these: their body was not that of the first one
+        KEYS,  # gauge: keys that are known
+        KEYS_EXPIRED,
+        KEYS_CUT,  # of these: forgotten before idempotency.window_seconds was over, because of idempotency.max_keys
+        UNREADABLE_KEY_FILES,  # gauge
         RETRIES,
         *_,
     ) = range(_FIELDS)

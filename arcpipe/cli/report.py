@@ -181,6 +181,12 @@ def _facts(now: Snapshot, live: Live) -> Iterator[tuple[str, str]]:
         f"{_alive(uploader)}, pid {uploader.pid}, up {_age(uploader.uptime_seconds)}, {_bytes(uploader.memory_bytes)}, "
         f"{now.uploader_restarts} restarts; tried again {kinds or 'never'}; {odd}",
     )
+    replayed = sum(worker.replayed_writes for worker in now.workers)
+    if uploader.keys or replayed or uploader.repeated:
+        yield (
+            "retries",
+            f"{uploader.keys:,} idempotency keys known; {replayed:,} retries answered, {uploader.repeated:,} dropped",
+        )
     yield "store", escaped(now.store)
     disk = "not known"
     if now.supervisor_alive and now.disk_total_bytes:

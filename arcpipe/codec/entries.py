@@ -63,6 +63,27 @@ def decode_entry(payload: bytes | memoryview) -> DecodedEntry:
     raise BadPayload(f"envelope of kind {envelope.kind} with a body that is not its own")
 
 
+class Front(NamedTuple):
+    """The parts of an envelope before its body, and where that begins."""
+
+    database: str
+    meta: Meta
+    body: int  # its offset in the payload
+
+
+def decode_front(payload: bytes | memoryview) -> Front | None:
+    """Decode an envelope up to its body; None for a payload that is none.
+
+    It reads any envelope, even one with a body that `decode_entry` refuses.
+    """
+    try:
+        prefix, body = _prefix(payload)
+        front = msgspec.msgpack.decode(prefix + b"\xc0", type=Envelope)
+    except (BadPayload, IndexError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return Front(front.database, front.meta, body)
+
+
 def batch_length(payload: bytes | memoryview) -> int:
     """Count the maps of a batch entry; 0 for any other payload."""
     try:

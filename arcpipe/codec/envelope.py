@@ -34,6 +34,9 @@ class Meta(msgspec.Struct, gc=False):
 
     precision: str | None = None
     clock: int = 0  # µs to be added to the entry's timestamp for the time of day, where that was set back
+    key: str | None = None  # the idempotency key of the request
+    by: str = ""  # the id of the token that sent it; empty without one
+    part: int = 0  # the number of the entry among those of its request
 
     def time_of(self, timestamp_us: int) -> int:
         """Tell when the entry of a timestamp was taken, in µs since the epoch."""

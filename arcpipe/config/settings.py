@@ -160,6 +160,13 @@ class Ingest(Struct, frozen=True, kw_only=True):
     accept_partial: bool = True
 
 
+class Idempotency(Struct, frozen=True, kw_only=True):
+    """`[idempotency]`: how long a client's retry is known by its Idempotency-Key."""
+
+    window_seconds: Seconds = 86_400.0
+    max_keys: Annotated[int, Meta(ge=1, le=100_000_000)] = 10_000_000
+
+
 class WAL(Struct, frozen=True, kw_only=True):
     """`[wal]`: the write-ahead log."""
 
@@ -317,6 +324,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     auth: Auth = Auth()
     limits: Limits = Limits()
     ingest: Ingest = Ingest()
+    idempotency: Idempotency = Idempotency()
     wal: WAL = WAL()
     flush: Flush = Flush()
     parquet: Parquet = Parquet()

@@ -74,6 +74,7 @@ class Publisher:
         block, writes = self._block, self._service.writes
         usage = list(writes.usage.values())
         self._add(Worker.REQUESTS, [self._service.context.requests, writes.accepted, writes.refused])
+        self._add(Worker.KEYED_WRITES, [writes.keyed, writes.replayed, writes.other_bodies])
         block[Worker.RECORDS] = sum(words[1] for words in usage)
         block[Worker.BODY_BYTES] = sum(words[2] for words in usage)
         self._add(Worker.ACK_US, writes.ack_us.values())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from arcpipe.counters import MAX_ROUTES, Counters, unpack_usage
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.ingest.endpoints.admission import Admission
+from arcpipe.ingest.endpoints.idempotency import RECENT_KEYS, RecentKeys
 from arcpipe.ingest.endpoints.influx import InfluxEndpoints
 from arcpipe.ingest.endpoints.logged_writes import LoggedWrites
 from arcpipe.ingest.endpoints.ops import OpsEndpoints
@@ -27,7 +28,7 @@ from arcpipe.ingest.http.gate import Gate
 from arcpipe.ingest.http.origins import Origins, protect
 from arcpipe.ingest.http.request_ids import RequestIds
 from arcpipe.ingest.http.router import WRITE, Router
-from arcpipe.ingest.http.tracing import NotingAuth, kinds
+from arcpipe.ingest.http.tracing import kinds
 from arcpipe.ingest.http.turns import TimeBudget, Turns
 from arcpipe.logs.line_writer import LineWriter
 
@@ -93,7 +94,7 @@ def build(
         limits,
         commit,
         Turns(budget, show_heartbeat),
-        auth=NotingAuth(judges.auth) if judges.auth is not None and access_log is not None else judges.auth,
+        auth=judges.auth,
         forwarded=judges.forwarded,
         exchange_kinds=kinds(ids, request_ids, access_log),
     )
@@ -102,7 +103,10 @@ def build(
     admission = Admission(settings, counters.node)
     endpoints = WriteEndpoints if access_log is None else LoggedWrites
     usage = unpack_usage(counters.worker(slot))
-    writes = endpoints(admission, context.encoding, context.turns, commit, usage, settings.ingest.accept_partial)
+    writes = endpoints(
+        *(admission, context.encoding, context.turns, commit, usage, settings.ingest.accept_partial),
+        RecentKeys(settings.idempotency.window_seconds, min(RECENT_KEYS, settings.idempotency.max_keys)),
+    )
     ops = OpsEndpoints(settings, counters, admission, slot, lambda: paths)
     router, origins = _route(settings, writes, ops)
     paths = [path.decode("ascii") for path in router.routes]

@@ -293,6 +293,26 @@ def _damaged_manifests(snapshot: Snapshot) -> Found:
         )
 
 
+def _keys_unreadable(snapshot: Snapshot) -> Found:
+    if snapshot.uploader.unreadable_key_files:
+        yield (
+            f"{snapshot.uploader.unreadable_key_files} files in {snapshot.wal_dir}/idempotency cannot be read: retries "
+            "of their keys are written twice",
+            "the log names each ('cannot be used'); check the disk (dmesg, smartctl), or install the arcpipe that "
+            "wrote them; uploads go on, and the files are tried again with each batch",
+        )
+
+
+def _keys_cut(snapshot: Snapshot) -> Found:
+    if snapshot.uploader.keys_cut:
+        yield (
+            f"{snapshot.uploader.keys_cut} idempotency keys were forgotten before idempotency.window_seconds was over, "
+            "because idempotency.max_keys newer ones are known: a later retry of theirs is written twice",
+            "raise idempotency.max_keys (28 bytes of memory and disk each), lower idempotency.window_seconds, or have "
+            "senders put more records into a request",
+        )
+
+
 def _rescued_values(snapshot: Snapshot) -> Found:
     if snapshot.uploader.rescued:
         yield (
@@ -440,10 +460,12 @@ RULES: Final = (
     Rule("dead_letters", "warning", _dead_letters),
     Rule("quarantine", "warning", _quarantine),
     Rule("findings_unreadable", "warning", _findings_unreadable),
+    Rule("keys_unreadable", "warning", _keys_unreadable),
     Rule("certificate_expires", "warning", _certificate_expires),
     Rule("client_ca_expires", "warning", _client_ca_expires),
     Rule("token_expires", "warning", _token_expires),
     Rule("retention_waits", "info", _retention_waits),
+    Rule("keys_cut", "info", _keys_cut),
     Rule("segment_near_limit", "info", _segment_near_limit),
     Rule("restarts", "info", _restarts),
     Rule("rescued_values", "info", _rescued_values),

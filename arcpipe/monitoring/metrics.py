@@ -84,6 +84,7 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _backlog(snapshot)
     yield from _disk(snapshot)
     yield from _upload(snapshot)
+    yield from _keys(snapshot)
     yield from _compaction(snapshot)
 
 
@@ -193,6 +194,15 @@ def _requests(snapshot: Snapshot) -> Iterator[Metric]:
         written.add_metric([slot, "accepted"], worker.writes_accepted)
         written.add_metric([slot, "refused"], worker.writes_refused)
     yield written
+    keyed = CounterMetricFamily(
+        "arcpipe_keyed_requests",
+        "Write requests with an idempotency key: written, or answered again without being written.",
+        labels=["worker", "outcome"],
+    )
+    for slot, worker in workers:
+        keyed.add_metric([slot, "written"], worker.keyed_writes)
+        keyed.add_metric([slot, "replayed"], worker.replayed_writes)
+    yield keyed
     refused = CounterMetricFamily(
         "arcpipe_refused_requests", "Requests refused, by the code of the answer.", labels=["reason"]
     )
@@ -365,6 +375,28 @@ def _upload(snapshot: Snapshot) -> Iterator[Metric]:
             "End of the last upload of a batch, Unix time.",
             snapshot.time - uploader.last_upload_age_seconds,
         )
+
+
+def _keys(snapshot: Snapshot) -> Iterator[Metric]:
+    uploader = snapshot.uploader
+    text = "Idempotency keys that came again with another body; the first one counts."
+    other = uploader.other_bodies + sum(worker.other_bodies for worker in snapshot.workers)
+    for name, help_, value in (
+        ("repeated_entries", "Entries dropped, because an earlier one has their idempotency key.", uploader.repeated),
+        ("other_bodies", text, other),
+    ):
+        yield CounterMetricFamily(f"arcpipe_idempotency_{name}", help_, value)
+    text = "Idempotency keys forgotten, for their age or because idempotency.max_keys newer ones are known."
+    expired = CounterMetricFamily("arcpipe_idempotency_expired_keys", text, labels=["by"])
+    expired.add_metric(["age"], uploader.keys_expired - uploader.keys_cut)
+    expired.add_metric(["number"], uploader.keys_cut)
+    yield expired
+    yield _gauge("arcpipe_idempotency_keys", "Idempotency keys that are known.", uploader.keys)
+    yield _gauge(
+        "arcpipe_idempotency_unreadable_files",
+        "Files of idempotency keys that cannot be read now.",
+        uploader.unreadable_key_files,
+    )
 
 
 def _compaction(snapshot: Snapshot) -> Iterator[Metric]:

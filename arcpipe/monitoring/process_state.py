@@ -88,6 +88,9 @@ class WorkerState(Struct, frozen=True):
     requests: int
     writes_accepted: int
     writes_refused: int
+    keyed_writes: int  # written with an idempotency key
+    replayed_writes: int  # retries that were answered without being written again
+    other_bodies: int  # of these: with another body than the first request
     refused: dict[str, int]  # requests of any kind, by the code of the answer
     limited: dict[str, dict[str, int]]  # requests above a limit, by token or address, then by limit
     limits_untracked: int  # searches for a free meter of a client that found none
@@ -134,6 +137,12 @@ class UploaderState(Struct, frozen=True):
     unreadable_segments: int  # sealed ones that cannot be read now
     damaged_manifests: int  # kept aside now
     stopped: bool  # by a manifest or registry of an unknown version
+    repeated: int  # entries that were dropped, because an earlier one has their idempotency key
+    other_bodies: int  # of these: with another body than the first one
+    keys: int  # idempotency keys that are known
+    keys_expired: int
+    keys_cut: int  # of these: before idempotency.window_seconds was over, because of idempotency.max_keys
+    unreadable_key_files: int
     batched_segments: int  # in batches that are under way
     batched_bytes: int
     planned_age_seconds: float | None  # since the last batch was planned
@@ -224,6 +233,9 @@ def worker_state(counters: Counters, slot: int, now: int) -> WorkerState:
         requests=block[Worker.REQUESTS],
         writes_accepted=block[Worker.WRITES_ACCEPTED],
         writes_refused=block[Worker.WRITES_REFUSED],
+        keyed_writes=block[Worker.KEYED_WRITES],
+        replayed_writes=block[Worker.REPLAYED_WRITES],
+        other_bodies=block[Worker.OTHER_BODIES],
         refused=dict(zip(REFUSAL_CODES, block[Worker.REFUSED :], strict=False)),
         limited={
             by: dict(zip(LIMITS, block[Worker.LIMITED + number * len(LIMITS) :], strict=False))
@@ -277,6 +289,12 @@ def uploader_state(counters: Counters, now: int) -> UploaderState:
         unreadable_segments=block[Uploader.UNREADABLE_SEGMENTS],
         damaged_manifests=block[Uploader.DAMAGED_MANIFESTS],
         stopped=bool(block[Uploader.STOPPED]),
+        repeated=block[Uploader.REPEATED],
+        other_bodies=block[Uploader.OTHER_BODIES],
+        keys=block[Uploader.KEYS],
+        keys_expired=block[Uploader.KEYS_EXPIRED],
+        keys_cut=block[Uploader.KEYS_CUT],
+        unreadable_key_files=block[Uploader.UNREADABLE_KEY_FILES],
         batched_segments=block[Uploader.BATCHED_SEGMENTS],
         batched_bytes=block[Uploader.BATCHED_BYTES],
         planned_age_seconds=age_seconds(planned, now) if planned else None,

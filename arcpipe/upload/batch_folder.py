@@ -63,6 +63,11 @@ class BatchFolder:
         """The number of damaged batches that wait for an operator."""
         return len(self._kept)
 
+    @property
+    def kept_ids(self) -> frozenset[str]:
+        """Return the ids of the damaged batches that wait for an operator."""
+        return frozenset(self._kept)
+
     def load(self) -> dict[str, Batch]:
         """Read the batches that a crash left, oldest first, by id; tidy up after the others.
 

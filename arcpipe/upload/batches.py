@@ -89,6 +89,11 @@ class Batches:
         return list(self._alive.values())
 
     @property
+    def kept(self) -> frozenset[str]:
+        """Return the ids of damaged batches that wait for an operator."""
+        return self._folder.kept_ids
+
+    @property
     def has_kept(self) -> bool:
         """Whether segments wait for an operator."""
         return self._folder.kept > 0

@@ -26,6 +26,10 @@ class Budget:
     small_table_bytes: int = MB  # cost up to which tables share a job: one alone is not worth a thread
     release_bytes: int = 48 * MB  # payloads between two releases: views keep those of two such periods alive
 
+    # Entries that wait until it is known whether an earlier one has their idempotency key.
+    held_entries: int = 1_024
+    held_bytes: int = MB
+
     # Staged entries of a group are compacted: copied together, which costs less per entry the more they are.
     compact_entries: int = 1_024  # entries that make it worth doing
     compact_entry_bytes: int = 4_096  # payload from which on an entry stays a view: copying costs more than it saves

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 from arcpipe.codec.entries import batch_length, batch_parts, decode_entry, split_batch
-from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, ColumnMap, decode_envelope
+from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, ColumnMap, Envelope, decode_envelope
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
 from arcpipe.lake.keys import Hidden, Layout
@@ -29,6 +30,7 @@ from arcpipe.upload.collected_tables import CollectedTables
 from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters, OnDeadLetter
 from arcpipe.upload.file_settings import FileSettings
+from arcpipe.upload.key_record import key_record
 from arcpipe.upload.parquet import OnFile
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.table_schema import TableName, TableSchema
@@ -53,6 +55,20 @@ class WriterFailed(ArcpipeError):
         )
 
 
+Decide = Callable[[Sequence[bytes]], list[bool]]
+"""Tells which of some entries count, by their records as `key_record` makes them."""
+
+
+class _Held(NamedTuple):
+    """An entry that waits until it is known whether it counts."""
+
+    record: bytes | None  # None: it has no key
+    timestamp_us: int
+    payload: bytes | memoryview
+    origin: object
+    envelope: Envelope | None
+
+
 class BatchTables:
     """Take the entries of a batch in their order and hand out finished Parquet files.
 
@@ -73,6 +89,7 @@ class BatchTables:
         spool: str | os.PathLike[str] | SpoolMemory,
         on_file: OnFile,
         on_dead_letter: OnDeadLetter,
+        decide: Decide | None = None,
         hidden: Hidden = "._",
         careful: Collection[TableName] = (),
         open_files: OpenFiles = OPEN_FILES,
@@ -82,6 +99,7 @@ class BatchTables:
 
         Args:
             spool: the directory for finished bytes that are too many for memory, or bounds that several batches share.
+            decide: tells which entries with an idempotency key count; by default all do.
             hidden: as in the batch's manifest.
             careful: the tables whose rows the Parquet writer refused in an earlier pass; unknown ones are ignored.
 
@@ -92,6 +110,9 @@ class BatchTables:
 
         self._registry = registry
         self._budget = budget
+        self._decide = decide
+        self._held: list[_Held] = []  # an entry with a key, and those after it, until `decide` is asked
+        self._held_bytes = 0
         self._unreleased = 0  # bytes of payloads since the last release
         rules = registry.rules._replace(hive=layout == "hive", keep_nanoseconds=parquet.keep_nanoseconds)
         memory = spool if isinstance(spool, SpoolMemory) else SpoolMemory(spool)
@@ -144,13 +165,26 @@ class BatchTables:
         if self._unreleased > budget.release_bytes:
             self._unreleased = 0
             self._tables.release()
-        if size > budget.whole_batch_bytes and batch_length(payload) > budget.whole_batch_maps:
-            with contextlib.suppress(BadPayload):  # raised before anything was taken: below it is a dead letter
-                self._add_parts(timestamp_us, batch_parts(payload), origin)
-                return
-        try:
-            envelope = decode_envelope(payload)
-        except Exception:  # decode_entry finds out the reason
+        envelope = None
+        if size <= budget.whole_batch_bytes or batch_length(payload) <= budget.whole_batch_maps:
+            try:
+                envelope = decode_envelope(payload)
+            except Exception:  # decode_entry finds out the reason
+                envelope = None
+        if self._decide is not None and (envelope is None or envelope.meta.key is not None or self._held):
+            self._hold(timestamp_us, payload, origin, envelope)
+        else:
+            self._take(timestamp_us, payload, origin, envelope)
+
+    def _take(self, timestamp_us: int, payload: bytes | memoryview, origin: object, envelope: Envelope | None) -> None:
+        """Take an entry that counts; without its envelope if only the slow road can read it."""
+        size = len(payload)
+        budget = self._budget
+        if envelope is None:
+            if size > budget.whole_batch_bytes and batch_length(payload) > budget.whole_batch_maps:
+                with contextlib.suppress(BadPayload):  # raised before anything was taken: below it is a dead letter
+                    self._add_parts(timestamp_us, batch_parts(payload), origin)
+                    return
             self._add_unusual(timestamp_us, payload, origin)
             return
         body = envelope.body
@@ -164,6 +198,28 @@ class BatchTables:
                 self._collect(envelope.database, meta.precision, columns, size, time_us, origin, part)
         else:
             self._add_unusual(timestamp_us, payload, origin)
+
+    def _hold(self, timestamp_us: int, payload: bytes | memoryview, origin: object, envelope: Envelope | None) -> None:
+        """Keep an entry until there are some to decide on together: their order stays as it is."""
+        self._held.append(_Held(key_record(timestamp_us, payload, envelope), timestamp_us, payload, origin, envelope))
+        self._held_bytes += len(payload)
+        budget = self._budget
+        if len(self._held) >= budget.held_entries or self._held_bytes >= budget.held_bytes:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take the held entries that count."""
+        held, self._held = self._held, []
+        self._held_bytes = 0
+        records = [entry.record for entry in held if entry.record is not None]
+        assert self._decide is not None or not held
+        counts = iter(self._decide(records) if records and self._decide is not None else ())
+        held.reverse()
+        while held:
+            record, timestamp_us, payload, origin, envelope = held.pop()
+            if record is None or next(counts):
+                self._take(timestamp_us, payload, origin, envelope)
+            del payload, envelope  # a large one makes room for the next
 
     def _add_unusual(self, timestamp_us: int, payload: bytes | memoryview, origin: object) -> None:
         """Take a payload that only the slow road can read: Arc's, a deeply nested one, or a batch with a bad part."""
@@ -200,6 +256,7 @@ class BatchTables:
         Raises:
             WriterFailed: the Parquet writer refused rows. The files of other tables are the same next time.
         """
+        self._settle()
         self._tables.flush_all()
         self._jobs.wait()
         if self._jobs.error is not None:

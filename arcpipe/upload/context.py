@@ -10,6 +10,7 @@ import msgspec
 from arcpipe.config.settings import Parquet, Settings
 from arcpipe.lake.spool import SpoolMemory
 from arcpipe.storage import ObjectStore
+from arcpipe.upload.key_window import KeyWindow
 from arcpipe.upload.retry import Retry
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.wal.directory import WALDirectory
@@ -26,6 +27,7 @@ class Context(NamedTuple):
     block: memoryview
     store: ObjectStore
     registry: SchemaRegistry
+    keys: KeyWindow
     retry: Retry
     slots: asyncio.Semaphore  # bounds the requests to the store that run at once
     spool: SpoolMemory  # bounds the finished bytes in memory

@@ -14,12 +14,20 @@ from arcpipe.upload.threads import in_thread
 class JournalWriter:
     """Append records to a journal, in a thread. For the event loop."""
 
-    def __init__(self, journal: Journal, retry: Retry, progress: Callable[[], Iterable[SegmentRecord]]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        retry: Retry,
+        progress: Callable[[], Iterable[SegmentRecord]],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin with nothing to append.
 
         Args:
             progress: tells how far the segments have been read.
+            before: called in the thread before each append, to make durable what the records depend on.
         """
+        self._before = before
         self._journal = journal
         self._retry = retry
         self._progress = progress
@@ -39,7 +47,7 @@ class JournalWriter:
             records, self._waiting = self._waiting, []
             durable, self._durable = self._durable, asyncio.get_running_loop().create_future()
             # The progress goes first: the rows of a finished file were read before it was finished.
-            append = functools.partial(self._journal.append, [*self._progress(), *records])
+            append = functools.partial(self._append, [*self._progress(), *records])
             try:
                 await self._retry.persist(f"noting {self._journal.path}", functools.partial(in_thread, append))
             except BaseException:  # nobody may wait for what is not appended any more
@@ -49,6 +57,10 @@ class JournalWriter:
             if not durable.done():
                 durable.set_result(None)
         self._task = None
+
+    def _append(self, records: list[Record]) -> None:
+        self._before()
+        self._journal.append(records)
 
     async def flush(self) -> None:
         """Wait until everything is durable."""

@@ -62,6 +62,7 @@ async def prepare(context: Context, batches: Batches, batch: Batch) -> None:
     if not journal.has_keys:
         gone = segments.missing(directory, batch.segments, journal.segments)
         if gone:
+            context.keys.forget(batch.batch_id)
             await _plan_anew(context, batches, batch, gone, [], ())
         return
     found = await in_thread(lambda: segments.examine(directory, batch.segments, journal.segments))

@@ -27,6 +27,7 @@ from arcpipe.upload.context import Context
 from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.journal import Converted, Isolated, KeyRecord, MisfitEntry, Part
 from arcpipe.upload.journal_writer import JournalWriter
+from arcpipe.upload.key_record import key_record
 from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.puts import Put, Puts
 from arcpipe.upload.schema import SchemaRegistry
@@ -64,7 +65,8 @@ class Shipment:
         waiting_files = context.settings.uploader.concurrent_uploads + 2
         self._found = BatchFindings(context.directory, batch.batch_id)
         self._reader = BatchReader(context, batch, self._found)
-        self._journal = JournalWriter(batch.journal, context.retry, self._reader.progress)
+        self._claims = context.keys.begin(batch.batch_id)
+        self._journal = JournalWriter(batch.journal, context.retry, self._reader.progress, self._claims.persist)
         self._puts = Puts(context, self._journal, 2 if full_disk else waiting_files)
         self._leftovers = StoreLeftovers(context, batch, context.slots)
 
@@ -139,6 +141,7 @@ class Shipment:
             self.schema = self._convert_parts(self._batch.batch_id, registry, parts)
         else:
             self._convert_isolated(isolated)
+        self._tell_repeated()
         self._puts.add_small_files()
         self.used, self.drafted = registry.used, registry.drafted
 
@@ -155,6 +158,7 @@ class Shipment:
             hidden=self._batch.manifest.hidden,
             on_file=self._take_file,
             on_dead_letter=self._take_dead_letter,
+            decide=self._claims.decide,
         )
         with tables:
             for part in parts:
@@ -185,8 +189,28 @@ class Shipment:
                     pass
         self.schema = list(changes.values())
 
+    def _tell_repeated(self) -> None:
+        """Count and log the entries that were dropped for their idempotency keys."""
+        claims, block = self._claims, self._context.block
+        block[Uploader.REPEATED] += claims.repeated
+        block[Uploader.OTHER_BODIES] += claims.other_bodies
+        if claims.repeated:
+            log.info(
+                "batch %s: %d entries dropped, because earlier ones have their idempotency keys",
+                *(self._batch.batch_id, claims.repeated),
+            )
+        if claims.example is not None:
+            log.warning(
+                "batch %s: %d entries had the idempotency key of an earlier one, and another body: one of %d bytes as "
+                "encoded, and %d at first; the first ones count",
+                *(self._batch.batch_id, claims.other_bodies, *claims.example),
+            )
+
     def _keep_misfit(self, misfit: MisfitEntry) -> None:
-        for _, payload, origin in self._reader.entries(Part(misfit.segment, misfit.offset, misfit.offset + 1)):
+        for timestamp, payload, origin in self._reader.entries(Part(misfit.segment, misfit.offset, misfit.offset + 1)):
+            record = key_record(timestamp, payload, None)
+            if record is not None and not self._claims.decide([record])[0]:
+                continue
             try:
                 database = decode_envelope(payload).database
             except Exception:

@@ -36,6 +36,7 @@ from arcpipe.upload.batches import Batches
 from arcpipe.upload.cadence import Cadence
 from arcpipe.upload.context import Context
 from arcpipe.upload.isolate import BugWatch, isolate
+from arcpipe.upload.key_window import KeyWindow
 from arcpipe.upload.look_ahead import LookAhead
 from arcpipe.upload.redo import Replaced, prepare, without
 from arcpipe.upload.retry import Backoff, Retry, is_full, kind_of
@@ -145,6 +146,8 @@ class BatchUploader:
         storage, batch_bytes = settings.storage, settings.uploader.batch_mb * MB
         self._batches = Batches(directory, node, self._block, storage.url, storage.layout, batch_bytes)
         self._cadence = Cadence(settings, directory, counters, self._retry.draining.is_set, clock)
+        keys = settings.idempotency
+        self._keys = KeyWindow(directory, self._block, keys.window_seconds, keys.max_keys)
         self._context: Context | None = None  # once the registry is loaded
         self._todo: deque[Batch] = deque()
         # Set aside: batches of which a part was put. Segments of which nothing was put are in `_unreadable`.
@@ -225,10 +228,12 @@ class BatchUploader:
                     self._settings.storage.url,
                 )
             self._todo.append(batch)
+        replaced = {batch.batch_id: batch.manifest.replaces for batch in self._todo}
+        await in_thread(lambda: self._keys.load(replaced, self._batches.kept))
         slots = asyncio.Semaphore(self._settings.uploader.concurrent_uploads)
         spool = SpoolMemory(directory.spool)
         self._context = Context(
-            self._settings, directory, self._block, self._store, registry, self._retry, slots, spool
+            self._settings, directory, self._block, self._store, registry, self._keys, self._retry, slots, spool
         )
 
     def _next_unfinished(self) -> Batch | None:
@@ -308,8 +313,10 @@ class BatchUploader:
             return await self._finish(batch, shipment, full_disk)
         except Replaced as replaced:
             self._waiting.pop(batch.batch_id, None)
-            if replaced.batch is not None:
-                self._todo.appendleft(replaced.batch)
+            new = replaced.batch
+            if new is not None:
+                self._todo.appendleft(new)
+            await self._retry.persist("handing idempotency keys over", lambda: self._hand_over(batch, new))
             return None
         except UnreadableSegment as error:
             self._set_aside(batch, error)
@@ -345,6 +352,7 @@ class BatchUploader:
         if batch.journal.has_keys or batch.manifest.version == 1:
             self._wait(batch, error, error.name)
             return
+        self._keys.forget(batch.batch_id)  # first: the segment's own keys must not count as known
         new = self._batches.replace(batch, without(batch, error.name))
         if new is not None:
             self._todo.appendleft(new)
@@ -379,10 +387,12 @@ class BatchUploader:
             last_timestamps = {
                 name: report.last_timestamp for name, report in shipment.reports.items() if report.size >= reusable
             }
+        await self._retry.persist(f"keeping the keys of batch {batch.batch_id}", lambda: self._keep_keys(batch))
         converted = batch.converted
         used = converted.used or (shipment.drafted if shipment is not None else [])
 
         def save() -> None:
+            self._keys.finish(batch.batch_id)  # for the case that only now the disk has room for them
             findings.note(self._directory, converted.findings)
             registry.apply(converted.schema, used)
             if converted.schema:
@@ -397,6 +407,21 @@ class BatchUploader:
         self._block[Uploader.BATCHES] += 1
         self._block[Uploader.SEGMENTS] += len(batch.segments)
         self._block[Uploader.LAST_UPLOAD_US] = steady_us()
+
+    async def _hand_over(self, batch: Batch, new: Batch | None) -> None:
+        if new is None:
+            self._keys.forget(batch.batch_id)
+        else:
+            self._keys.hand_over(batch.batch_id, new.batch_id)
+
+    async def _keep_keys(self, batch: Batch) -> None:
+        try:
+            await in_thread(lambda: self._keys.finish(batch.batch_id))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._make_space()
+            log.error("idempotency keys of batch %s wait until its segments are gone: %s", batch.batch_id, error)
 
     def _make_space(self) -> None:
         if self._pool is not None:

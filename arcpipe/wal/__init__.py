@@ -16,6 +16,7 @@ A WAL directory belongs to one running instance (`LOCK`) and to one node for eve
     quarantine/                                     files that cannot be read as a WAL at all
     ….wal.incoming                                  a replayed file's copy, ignored until its source is archived
     spool/                                          the uploader's scratch space, emptied at start-up
+    idempotency/                                    the idempotency keys that are known (`upload.key_files`)
     compaction/                                     the lock and the plan of the process that merges files
     findings.json, acknowledged.json                damage and losses, and which of them an operator has seen
 
@@ -38,6 +39,9 @@ The payload is the *envelope*, an array of four: `[kind, database, meta, body]`.
 
     in          always the first: the identity
     precision   the unit of `time`, where the sender named one
+    key         the idempotency key of the request, where it had one
+    by          the id of the token that sent such a request
+    part        the number of the entry among those of such a request, if it is not 0
     clock       only while the machine's clock is below the timestamps, which never go back: the µs to add to them
     replaces    [seq, offset]: after a failed background sync, the segment holds again what that segment of the same
                 slot held at and after that offset. Recovery cuts that one there

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from isal import isal_zlib
@@ -35,6 +35,11 @@ crc32 = isal_zlib.crc32
 # An entry's meta begins with this key, whose value names the segment that the entry is in: `make_identity`.
 IDENTITY_KEY: Final = "in"
 IDENTITY_BYTES: Final = 16
+# The keys of a meta that tell a client's retry: `codec.envelope.Meta` reads them.
+_TOKEN_ITEM: Final = b"\xa2by"
+_PART_ITEM: Final = b"\xa4part"
+# By the length of an idempotency key: all of its item that goes before it.
+_KEY_FRONTS: Final = [b"\xa3key" + (b"%c" % (0xA0 | size) if size < 32 else b"\xd9%c" % size) for size in range(129)]
 _IDENTITY_FRONT: Final = b"\xa2in\xc4\x10"  # the key, and the header of 16 bytes of binary
 
 
@@ -55,7 +60,7 @@ class Prefix:
     `data` are the bytes and `crc` their CRC32. One thread at a time may use an instance.
     """
 
-    __slots__ = ("_head", "_meta", "crc", "data", "identity")
+    __slots__ = ("_head", "_longer", "_meta", "crc", "data", "identity")
 
     def __init__(self, kind: int, database: str, meta: Mapping[str, Any]) -> None:
         self._head = b"\x94" + _encode(kind) + _encode(database)
@@ -68,6 +73,66 @@ class Prefix:
         self.identity = identity
         self.data = self._head + _encode(meta)
         self.crc = crc32(self.data)
+        self._longer: dict[int, tuple[bytes, int]] = {}
+
+    def longer(self, items: int) -> tuple[bytes, int]:
+        """Return the prefix as it is before `items` further items of its meta, which follow it, and its CRC32."""
+        found = self._longer.get(items)
+        if found is None:
+            at = len(self._head)
+            assert self.data[at] + items <= 0x8F, f"BUG: a meta of more than 15 items: {self.data[at:]!r}"
+            data = self._head + bytes([self.data[at] + items]) + self.data[at + 1 :]
+            found = self._longer[items] = data, crc32(data)
+        return found
+
+
+class KeyedPrefix:
+    """A prefix whose meta also has an idempotency key. It is that of one entry at a time, and made again for the next.
+
+    One thread at a time may use an instance, and `Group.add` takes it before it is made again.
+    """
+
+    __slots__ = ("_item", "_items", "_plain", "crc", "data", "identity")
+
+    def __init__(self) -> None:
+        self.identity: bytes | None = None
+        self.data = b""
+        self.crc = 0
+
+    def make(self, plain: Prefix, key: bytes, token: str | None = None, part: int = 0) -> KeyedPrefix:
+        """Make it that of an entry, from the prefix of entries without a key; return itself.
+
+        Args:
+            key: 1 to 128 visible characters of ASCII.
+            token: the id of the sender's token; None without one.
+            part: the number of the entry among those of its request.
+        """
+        item = _KEY_FRONTS[len(key)] + key
+        items = 1
+        if token is not None:
+            item += _TOKEN_ITEM + _encode(token)
+            items = 2
+        if part:
+            item += _PART_ITEM + _encode(part)
+            items += 1
+        self._plain = plain
+        self._item = item
+        self._items = items
+        self.identity = None
+        return self
+
+    def bind(self, identity: bytes) -> None:
+        """Make this the prefix of an entry of another segment."""
+        plain = self._plain
+        if plain.identity is not identity:
+            plain.bind(identity)
+        front, crc = plain.longer(self._items)
+        self.identity = identity
+        self.data = front + self._item
+        self.crc = crc32(self._item, crc)
+
+
+AnyPrefix: TypeAlias = Prefix | KeyedPrefix
 
 
 class StartMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identity": IDENTITY_KEY}):
@@ -107,13 +172,13 @@ def envelope_prefix(kind: int, database: str, meta: Mapping[str, Any] | None = N
     return prefix
 
 
-def entry_head(prefix: Prefix, body: bytes | memoryview, timestamp_us: int) -> bytes:
+def entry_head(prefix: AnyPrefix, body: bytes | memoryview, timestamp_us: int) -> bytes:
     """Pack the entry header and the prefix, which go before `body` on disk. The CRC32 covers prefix and body."""
     data = prefix.data
     return ENTRY_HEADER.pack(len(data) + len(body), timestamp_us, crc32(body, prefix.crc)) + data
 
 
-def pack_entry(prefix: Prefix, body: bytes | memoryview, timestamp_us: int) -> bytes:
+def pack_entry(prefix: AnyPrefix, body: bytes | memoryview, timestamp_us: int) -> bytes:
     """Pack a whole entry in one piece."""
     return entry_head(prefix, body, timestamp_us) + bytes(body)
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from arcpipe.counters import GROUP_BOUNDS, LATENCY_BOUNDS_US, Histogram
 from arcpipe.disk import Buffer
-from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, IDENTITY_BYTES, Prefix, crc32, identity_offset
+from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, IDENTITY_BYTES, AnyPrefix, crc32, identity_offset
 
 # Bytes. A body up to this size is joined with its header: a small copy is cheaper than one more vector of the write.
 SMALL_BODY_BYTES: Final = 2048
@@ -33,7 +33,7 @@ class Group:
         self.first_timestamp = 0
         self.last_timestamp = 0
 
-    def add(self, prefix: Prefix, body: bytes | memoryview, records: int, timestamp: int) -> None:
+    def add(self, prefix: AnyPrefix, body: bytes | memoryview, records: int, timestamp: int) -> None:
         """Add one entry. Its timestamp must be above all timestamps in the group."""
         if prefix.identity is not self.identity:
             prefix.bind(self.identity)

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from arcpipe.errors import CommitFailed
 from arcpipe.units import MB
-from arcpipe.wal.format import Prefix
+from arcpipe.wal.format import AnyPrefix
 from arcpipe.wal.group import Group
 from arcpipe.wal.writer import WALWriter
 
@@ -49,7 +49,7 @@ class Commit(Protocol):
     def pending_bytes(self) -> int:
         """Count the bytes that are collected or being committed."""
 
-    def append(self, prefix: Prefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
+    def append(self, prefix: AnyPrefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
         """Add one entry to the group that is being collected; `on_committed` gets `waiter` back."""
 
     async def drain(self) -> None:
@@ -150,7 +150,7 @@ class GroupCommit:
         self._idle: asyncio.Future[None] | None = None
         self._thread = _CommitThread(writer, loop, self._done, on_crash)
 
-    def append(self, prefix: Prefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
+    def append(self, prefix: AnyPrefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
         group = self._collecting
         size = group.size
         if not size:
@@ -238,7 +238,7 @@ class BufferedCommit:
         """Count the bytes about to be written; 0 while writes fail, so that nobody waits for them."""
         return self._buffered_bytes if self._error is None else 0
 
-    def append(self, prefix: Prefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
+    def append(self, prefix: AnyPrefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
         if self._error is not None and self._buffered_bytes >= BUFFER_LIMIT_BYTES:
             self._refused.append(waiter)
             self._refusal = CommitFailed(self._error, may_have_been_written=False)

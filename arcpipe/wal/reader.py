@@ -28,6 +28,7 @@ from arcpipe.wal.format import (
     is_of_another_version,
 )
 from arcpipe.wal.life import has_entries, settle
+from arcpipe.wal.records import IDEMPOTENCY_KEY
 from arcpipe.wal.report import Damage, Entry, ScanReport, judge
 from arcpipe.wal.source import SegmentSource
 from arcpipe.wal.walk import walk
@@ -181,6 +182,8 @@ def time_of(entry: Entry) -> int:
 def records_of(entry: Entry) -> list[dict[str, Any]]:
     """Decode the records of an entry into dicts; reads Arc's two payloads, too.
 
+    Each has `measurement`, `_database`, `time` and its fields, and `_idempotency_key` if its request had one.
+
     Raises:
         BadPayload: the payload is intact, but holds no records.
     """
@@ -189,12 +192,13 @@ def records_of(entry: Entry) -> list[dict[str, Any]]:
     records = []
     decoded = decode_entry(entry.payload)
     time_us = decoded.meta.time_of(entry.timestamp)
+    key = {} if decoded.meta.key is None else {IDEMPOTENCY_KEY: decoded.meta.key}
     for database, columnar in decoded.maps:
         columns = {name: _values(column) for name, column in columnar.columns.items()}
         if len(set(map(len, columns.values()))) > 1:
             raise BadPayload(f"the columns of measurement {columnar.m!r} differ in length")
         for values in zip(*columns.values(), strict=True):
-            record = {"measurement": columnar.m, "_database": database, "time": time_us}
+            record = {"measurement": columnar.m, "_database": database, "time": time_us, **key}
             record.update(
                 (name, value)
                 for name, value in zip(columns, values, strict=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
+
+IDEMPOTENCY_KEY: Final = "_idempotency_key"
+"""In a record that was read from the WAL: the idempotency key of its request. It is no field."""
 
 
 def maps_by_database(records: Iterable[Mapping[str, Any]], database: str) -> dict[str, list[dict[str, Any]]]:
     """Make each record a columnar map; return the maps by database.
 
     Args:
-        records: each with `measurement`, optionally `time` and `_database`; all other keys are fields.
+        records: each with `measurement`, optionally `time`, `_database` and `_idempotency_key`, which is not used; all
+            other keys are fields.
         database: the database of records without `_database`.
 
     Raises:
@@ -20,6 +24,7 @@ def maps_by_database(records: Iterable[Mapping[str, Any]], database: str) -> dic
     for record in records:
         fields = dict(record)
         target = str(fields.pop("_database", database))
+        fields.pop(IDEMPOTENCY_KEY, None)
         measurement = fields.pop("measurement", None)
         if not isinstance(measurement, str) or not measurement or not fields.keys() - {"time"}:
             raise ValueError(f"a record needs a 'measurement' and a field: {dict(record)!r}")

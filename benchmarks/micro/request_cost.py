@@ -6,8 +6,8 @@ Requests go through the real protocol, routes and codec of a checkout, in a proc
 they were committed: sockets, WAL and disk are left out, so nothing hides the cost of a line of Python. Checkouts take
 turns. A figure is the best of many short pieces, because everything else on the machine can only add to one.
 
-Requests of most kinds repeat their head, which the worker then knows. Those of the kind "parsed" each have another
-head, which goes through the parser.
+Requests of most kinds repeat their head, which the worker then knows. Those with a new key differ in the value of
+Idempotency-Key alone. Those of the kind "parsed" each have another head, which goes through the parser.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Final
+from uuid import uuid4
 
 import typer
 
-KINDS: Final = ("one record", "one record, parsed", "one record, 16 in a read", "1000 records")
+KINDS: Final = ("one record", "one record, a new key", "one record, parsed", "one record, 16 in a read", "1000 records")
 _PIECES: Final = 60
 
 
@@ -125,10 +126,11 @@ def endless_turns() -> Any:
     return Turns(TimeBudget(*[math.inf] * len(TimeBudget._fields)))
 
 
-def _request(body: bytes, agent: str = "telegraf/1.30") -> bytes:
+def _request(body: bytes, agent: str = "telegraf/1.30", key: str = "") -> bytes:
     head = (
         f"POST /write/v2/msgpack HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: {agent}\r\n"
         "Content-Type: application/msgpack\r\nAccept: */*\r\nx-arc-database: production\r\n"
+        f"{f'Idempotency-Key: {key}' + chr(13) + chr(10) if key else ''}"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -145,6 +147,7 @@ def _pieces() -> Iterator[tuple[Callable[[], list[bytes]], int]]:
     small, large = _request(body), _request(packb({"m": "cpu", "columns": columns}))
     numbers = count(100_000)
     yield lambda: [small] * 1000, 1000
+    yield lambda: [_request(body, key=str(uuid4())) for _ in range(1000)], 1000
     yield lambda: [_request(body, f"agent/{next(numbers)}") for _ in range(1000)], 1000
     yield lambda: [small * 16] * 62, 62 * 16
     yield lambda: [large] * 200, 200

@@ -23,8 +23,10 @@ BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})
 LINE = b"cpu usage=0.5"
 APP = "https://app.example"
 CLEANUP = "/api/wal/cleanup"
-TAKEN = "Authorization, Content-Encoding, Content-Type, X-Api-Key, X-Arc-Database, *"
-EXPOSED = "Date, Retry-After, X-Influxdb-Build, X-Influxdb-Error, X-Influxdb-Version, X-Request-Id"
+TAKEN = "Authorization, Content-Encoding, Content-Type, Idempotency-Key, X-Api-Key, X-Arc-Database, *"
+EXPOSED = (
+    "Date, Idempotency-Replayed, Retry-After, X-Influxdb-Build, X-Influxdb-Error, X-Influxdb-Version, X-Request-Id"
+)
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,8 @@ WRONG: list[tuple[str, Change]] = [
     ("compaction_stopped", of_compaction(stopped=True)),
     ("compaction_mismatch", of_compaction(mismatches=1)),
     ("retention_waits", of_compaction(retention_from=4e9)),
+    ("keys_unreadable", of_uploader(unreadable_key_files=1)),
+    ("keys_cut", of_uploader(keys_expired=7, keys_cut=3)),
 ]
 # What comes with it: a disk without room is full, and the backlog that is above its limit is above the half of it.
 ALSO = {"writes_refused": {"disk_usage", "uploads_behind"}}
@@ -119,6 +121,7 @@ NOTHING_TO_WAKE_FOR: list[Change] = [
     of(unshipped_limit_seconds=900.0, oldest_unshipped_seconds=850.0),
     of_worker(segment_bytes=95 << 20),
     of_compaction(retention_from=1e9),  # the day is over, and the next look deletes
+    of_uploader(repeated=3, other_bodies=1, keys_expired=3),
     of_uploader(rescued=3, dead_letters=3, damaged=3, lost_segments=3),  # counted, and acknowledged since
     ends("certificate", 20),
 ]

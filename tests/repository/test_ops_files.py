@@ -280,6 +280,8 @@ FIRES: list[tuple[str, Series, set[str]]] = [
     ("segments are lost", issue("lost_segments", severity="critical"), {"ArcpipeLostSegments"}),
     ("compaction wrote other rows", issue("compaction_mismatch", severity="critical"), {"ArcpipeCompactionMismatch"}),
     ("compaction cannot go on", issue("compaction_stopped"), {"ArcpipeCompactionStopped"}),
+    ("idempotency keys cannot be read", issue("keys_unreadable"), {"ArcpipeKeysUnreadable"}),
+    ("idempotency keys are forgotten early", issue("keys_cut", severity="info"), {"ArcpipeKeysCut"}),
     ("retention waits", issue("retention_waits", severity="info"), {"ArcpipeRetentionWaits"}),
     ("compaction is down", issue("compaction_down"), {"ArcpipeCompactionDown"}),
     ("records are lost", issue("lost_records", severity="critical"), {"ArcpipeLostRecords"}),

@@ -23,3 +23,10 @@ def copy_at_one_moment(source: str | Path, where: Path) -> None:
 def batch_files(wal: Path) -> list[str]:
     """List the files in `batches/`, except the spare ones, which stay."""
     return sorted(name for name in os.listdir(wal / "batches") if not re.fullmatch(r"spare-[12]", name))
+
+
+def flip_bit(path: Path, offset: int) -> None:
+    """Damage one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0x10
+    path.write_bytes(content)

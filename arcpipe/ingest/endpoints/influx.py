@@ -14,7 +14,8 @@ from arcpipe.codec.line_protocol.body import Lines, encode
 from arcpipe.codec.line_protocol.grammar import UNITS, Escapes, Unit
 from arcpipe.errors import BadPayload
 from arcpipe.ingest.endpoints.influx_lists import find_buckets, find_organizations
-from arcpipe.ingest.endpoints.write import Target, WriteEndpoints, check_database
+from arcpipe.ingest.endpoints.targets import Target, check_database
+from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import Exchange, parse_parameters

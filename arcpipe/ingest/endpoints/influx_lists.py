@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from arcpipe.errors import BadPayload, NotAllowed
-from arcpipe.ingest.endpoints.write import check_database
+from arcpipe.ingest.endpoints.targets import check_database
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.exchange import Exchange
 

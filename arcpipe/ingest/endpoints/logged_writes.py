@@ -5,7 +5,9 @@ from __future__ import annotations
 from time import perf_counter
 
 from arcpipe.codec.columns import Encoded
-from arcpipe.ingest.endpoints.write import Target, Targets, WriteEndpoints
+from arcpipe.ingest.endpoints.idempotency import Content, Identity
+from arcpipe.ingest.endpoints.targets import Target, Targets
+from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.tracing import LoggedExchange
 
@@ -25,3 +27,8 @@ class LoggedWrites(WriteEndpoints):
             exchange.records = encoded[2]
             exchange.appended = perf_counter()
         super().append(exchange, target, encoded, answer)
+
+    def replay(self, exchange: Exchange, answer: bytes, identity: Identity, content: Content, first: Content) -> None:
+        if isinstance(exchange, LoggedExchange):
+            exchange.records = 0
+        super().replay(exchange, answer, identity, content, first)

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from arcpipe.codec.columns import Encoded
-from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
 from arcpipe.codec.messagepack.body import encode
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.time_units import UNIT_NS
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
+from arcpipe.ingest.endpoints import idempotency
 from arcpipe.ingest.endpoints.admission import Admission
+from arcpipe.ingest.endpoints.idempotency import Content, Identity, RecentKeys
+from arcpipe.ingest.endpoints.targets import Target, Targets, key_of
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Background, Check, ClientGone
-from arcpipe.ingest.http.exchange import DATABASE, NO_HEADERS, Exchange
+from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge
 from arcpipe.ingest.http.turns import TooLong, Turns
-from arcpipe.names import DATABASE_RULE, is_database_name
 from arcpipe.units import KB
-from arcpipe.wal.format import MAX_PAYLOAD_BYTES, Prefix, envelope_prefix
+from arcpipe.wal.format import MAX_PAYLOAD_BYTES, AnyPrefix, KeyedPrefix, crc32
 from arcpipe.wal.group_commit import Commit
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-DEFAULT_DATABASE: Final = "default"
 
 # Bytes of an encoded body. Encoding may enlarge a body, and readers of the WAL refuse entries above MAX_PAYLOAD_BYTES.
 _MAX_ENCODED_BYTES: Final = MAX_PAYLOAD_BYTES - 4 * KB
@@ -41,21 +42,6 @@ _INLINE_BYTES: Final = 256 * KB
 # Bytes of a body that is encoded in the loop however long the turn has been, if it takes `small_seconds` at most.
 _TINY_BYTES: Final = KB
 
-# Every spelling of time units in any generation of InfluxDB, to the envelope's word; "auto" derives the unit from the
-# size of a number.
-PRECISIONS: Final[dict[str, str | None]] = {
-    **dict.fromkeys(("ns", "n", "nanosecond"), "ns"),
-    **dict.fromkeys(("us", "u", "µs", "µ", "μs", "μ", "microsecond"), "us"),  # micro sign and Greek mu
-    **dict.fromkeys(("ms", "millisecond"), "ms"),
-    **dict.fromkeys(("s", "second"), "s"),
-    "m": "m",
-    "h": "h",
-    "auto": None,
-}
-
-# Targets that a worker remembers, and the bytes of query and header up to which it remembers one.
-_TARGETS_KEPT: Final = 1024
-_TARGET_BYTES: Final = KB
 # Databases that are counted by name: names cost memory, and anybody may invent them.
 _DATABASES_COUNTED: Final = MAX_DATABASES - 1
 
@@ -63,74 +49,8 @@ _DATABASES_COUNTED: Final = MAX_DATABASES - 1
 # Ends of the answer for a group that could not be written: it was cut off again, durably, or that failed, too.
 _NOTHING_WRITTEN: Final = "nothing was written"
 _MAYBE_WRITTEN: Final = "the records may have been written; a retry may store them twice"
-
-
-class Target(NamedTuple):
-    """The database of a request's records, and the other parameters of its query."""
-
-    database: str
-    prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
-    accept_partial: bool  # whether good lines are written if others are bad
-    precision: str | None  # the envelope's word for the unit of its times; None: read from the size of a number
-
-
-class Targets:
-    """Targets by the bytes of query and database header, which clients repeat with each request."""
-
-    def __init__(self, precision: str | None, accept_partial: bool = True) -> None:
-        """Read database and precision from requests of one kind of path.
-
-        Args:
-            precision: the envelope's word where the query names none; None reads it from the size of a number.
-            accept_partial: of a target where the query says nothing.
-        """
-        self._precision = precision
-        self._accept_partial = "true" if accept_partial else "false"
-        self._clock: Mapping[str, int] = {}
-        self._known: dict[tuple[bytes, bytes | None], Target] = {}
-
-    def follow_clock(self, meta: Mapping[str, int]) -> None:
-        """Add this to all envelopes from now on, as `WALWriter.clock_meta` gives it."""
-        self._clock = meta
-        self._known.clear()
-
-    def of(self, exchange: Exchange) -> Target:
-        """Return the target of a request.
-
-        Raises:
-            BadPayload: the query is wrong; the text names the parameter.
-            NotAllowed: the sender's token is not for the database.
-        """
-        key = (exchange.query, exchange.headers.get(DATABASE))
-        known = self._known.get(key)
-        target = known or self._read(exchange, key)
-        if exchange.databases is not None and target.database not in exchange.databases:
-            raise NotAllowed(f"this token is not for the database '{target.database}'")
-        if known is None and sum(len(part or b"") for part in key) <= _TARGET_BYTES:
-            if len(self._known) >= _TARGETS_KEPT:  # otherwise different queries would keep out later ones
-                self._known.clear()
-            self._known[key] = target
-        return target
-
-    def _read(self, exchange: Exchange, key: tuple[bytes, bytes | None]) -> Target:
-        _, header = key
-        parameters = exchange.parameters()
-        database = _database(parameters, header)
-        precision = self._precision
-        if word := parameters.get("precision"):
-            if word not in PRECISIONS:
-                raise BadPayload(f"query parameter 'precision': {_shown(word)} is not one of {', '.join(PRECISIONS)}")
-            precision = PRECISIONS[word]
-        partial = parameters.get("accept_partial", self._accept_partial).lower()
-        if partial not in ("true", "false"):
-            raise BadPayload(f"query parameter 'accept_partial': {_shown(partial)} is neither true nor false")
-        meta = {**({} if precision is None else {"precision": precision}), **self._clock}
-        return Target(
-            database,
-            (envelope_prefix(KIND_COLUMNAR, database, meta), envelope_prefix(KIND_BATCH, database, meta)),
-            partial == "true",
-            precision,
-        )
+# Seconds between two log lines about keys that were sent with other bodies, so that clients cannot fill the disk.
+_OTHER_BODIES_LINE_SECONDS: Final = 60.0
 
 
 class WriteEndpoints:
@@ -144,12 +64,14 @@ class WriteEndpoints:
         commit: Commit,
         usage: Iterable[tuple[str, Sequence[int]]] = (),
         accept_partial: bool = True,
+        recent: RecentKeys | None = None,
     ) -> None:
         """Commit through one group commit.
 
         Args:
             usage: by database, as earlier processes of the slot have counted it.
             accept_partial: whether good lines are written if others are bad, where a request says nothing.
+            recent: the keys that this worker knows; by default it knows none.
         """
         self._admission = admission
         self._encoding = encoding
@@ -163,6 +85,12 @@ class WriteEndpoints:
         self.usage = {database: list(counts) for database, counts in usage}
         self._targets: dict[str | None, Targets] = {}  # by the precision of requests that name none
         self.ack_us = Histogram(LATENCY_BOUNDS_US)
+        # Requests with an idempotency key: written, answered without writing, and of these the ones with other bodies.
+        self.keyed = self.replayed = self.other_bodies = 0
+        self._recent = recent or RecentKeys(0.0)
+        self._keyed_prefix = KeyedPrefix()
+        self._unacknowledged: dict[Exchange, tuple[Identity, Content]] = {}
+        self._next_line = 0.0  # perf_counter seconds
 
     def msgpack(self, success: bytes, *, as_arc: bool = False) -> Callable[[Exchange], None]:
         """Make a handler for MessagePack bodies that answers `success` when the entry is on disk.
@@ -201,6 +129,8 @@ class WriteEndpoints:
         def handle(exchange: Exchange) -> None:
             try:
                 target = self._find(exchange, targets)
+                if exchange.key is not None or target.key:
+                    exchange.key = self._key_of(exchange, target)
             except _Refused as refused:
                 self.refuse(exchange, refused.response)
                 return
@@ -230,7 +160,7 @@ class WriteEndpoints:
 
         def judge(exchange: Exchange) -> bytes | None:
             try:
-                self._find(exchange, targets)
+                self._key_of(exchange, self._find(exchange, targets))
             except _Refused as refused:
                 self.refused += 1
                 return refused.response
@@ -264,6 +194,14 @@ class WriteEndpoints:
             except NotAllowed as error:
                 refusal = responses.error(403, "forbidden", str(error))
         raise _Refused(refusal)
+
+    @staticmethod
+    def _key_of(exchange: Exchange, target: Target) -> bytes:
+        """Read the idempotency key of a request; empty without one. Raises _Refused."""
+        try:
+            return key_of(exchange, target)
+        except BadPayload as error:
+            raise _Refused(responses.error(400, "bad_request", str(error))) from None
 
     def _encode_apart(
         self,
@@ -306,11 +244,38 @@ class WriteEndpoints:
         if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
+        plain = target.prefixes[batch]
+        prefix: AnyPrefix = plain
+        key = exchange.key
+        if key is not None:
+            token = exchange.token
+            identity, content = (target.database, token, key), (len(body), crc32(body))
+            first = self._recent.find(identity, exchange.received)
+            if first is not None:
+                self.replay(exchange, answer, identity, content, first)
+                return
+            prefix = self._keyed_prefix.make(plain, key, token)
+            self._unacknowledged[exchange] = identity, content
         exchange.brings = target.database, records, len(exchange.body)
         exchange.body = b""
         exchange.headers = NO_HEADERS  # they take much memory while thousands of small requests wait for a slow disk
         exchange.success = answer
-        self._commit.append(target.prefixes[batch], body, records, exchange)
+        self._commit.append(prefix, body, records, exchange)
+
+    def replay(self, exchange: Exchange, answer: bytes, identity: Identity, content: Content, first: Content) -> None:
+        """Answer a retry of a request that is on disk: as if it were written, which it is not."""
+        self.replayed += 1
+        if content != first:
+            self.other_bodies += 1
+            now = perf_counter()
+            if now >= self._next_line:
+                self._next_line = now + _OTHER_BODIES_LINE_SECONDS
+                log.warning(
+                    "idempotency key %s of database %s came again with another body: %d bytes as encoded, and %d at "
+                    "first; the first one counts",
+                    *(identity[2].decode("ascii"), identity[0], content[0], first[0]),
+                )
+        exchange.answer(responses.with_lines(answer, idempotency.REPLAYED))
 
     def _usage_of(self, database: str) -> list[int]:
         """Return the counts of a database. Only databases with records on disk take one of the places."""
@@ -340,10 +305,21 @@ class WriteEndpoints:
                 counts[2] += size
                 exchange.answer(exchange.success)
                 observe(int((now - exchange.received) * 1e6))
+            if self._unacknowledged:
+                self._note_keys(waiters, now)
             return
         response = write_failure(error)
         for exchange in waiters:
+            self._unacknowledged.pop(exchange, None)
             self.refuse(exchange, response)
+
+    def _note_keys(self, waiters: list[Exchange], now: float) -> None:
+        pop, note = self._unacknowledged.pop, self._recent.note
+        for exchange in waiters:
+            noted = pop(exchange, None)
+            if noted is not None:
+                self.keyed += 1
+                note(*noted, now)
 
 
 class _Refused(Exception):
@@ -352,20 +328,6 @@ class _Refused(Exception):
     def __init__(self, response: bytes) -> None:
         super().__init__()
         self.response = response
-
-
-def check_database(name: str, where: str) -> str:
-    """Return the name if it is a valid one.
-
-    Args:
-        where: the name's place in the request.
-
-    Raises:
-        BadPayload: it is not valid.
-    """
-    if not is_database_name(name):
-        raise BadPayload(f"{where}: {_shown(name)} is no database name; {DATABASE_RULE}")
-    return name
 
 
 def write_failure(error: OSError) -> bytes:
@@ -378,21 +340,3 @@ def write_failure(error: OSError) -> bytes:
         return responses.error(507, "no_space", reason, b"Retry-After: 10\r\n")
     reason = f"the WAL could not be written ({error.strerror or error}); {what_became}"
     return responses.error(503, "log_failure", reason, b"Retry-After: 5\r\n")
-
-
-def _database(parameters: dict[str, str], header: bytes | None) -> str:
-    if header is not None:
-        try:
-            return check_database(header.decode(), "header 'x-arc-database'")
-        except UnicodeDecodeError:
-            raise BadPayload(f"header 'x-arc-database': {ascii(header[:80])[1:]} is not UTF-8") from None
-    if "db" in parameters:
-        return check_database(parameters["db"], "query parameter 'db'")
-    if "bucket" in parameters:
-        # InfluxDB 2 calls the retention policy `rp` of the database `db` the bucket `db/rp`.
-        return check_database(parameters["bucket"].partition("/")[0], "query parameter 'bucket'")
-    return DEFAULT_DATABASE
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:80] + "…")

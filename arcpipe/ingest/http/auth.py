@@ -113,6 +113,7 @@ class Auth:
                 return granted
             grant = granted
         exchange.databases = grant.databases
+        exchange.token = grant.token_id
         return None
 
     def grant(self, exchange: Exchange, scope: str) -> Grant | bytes:

@@ -18,7 +18,7 @@ from arcpipe.ingest.http.head_cache import Heads
 from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.origins import Origins
 from arcpipe.ingest.http.router import Route
-from arcpipe.ingest.http.tracing import PLAIN_KINDS, Kinds, NotingAuth
+from arcpipe.ingest.http.tracing import PLAIN_KINDS, Kinds
 from arcpipe.ingest.http.turns import Turns
 from arcpipe.units import MB
 
@@ -94,7 +94,7 @@ class IngestContext:
         commit: Pending,
         turns: Turns,
         *,
-        auth: Auth | NotingAuth | None = None,
+        auth: Auth | None = None,
         forwarded: ForwardedFor | None = None,
         exchange_kinds: Kinds = PLAIN_KINDS,
     ) -> None:
@@ -108,7 +108,7 @@ class IngestContext:
         self.limits = limits
         self.commit = commit
         self.turns = turns
-        self.auth: Auth | NotingAuth | Gate | None = auth
+        self.auth: Auth | Gate | None = auth
         self.gate: Gate | None = None  # `auth` itself, once the use of clients is limited
         self.forwarded = forwarded
         self.exchange_kind, self.identified_kind = exchange_kinds

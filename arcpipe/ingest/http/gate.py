@@ -24,7 +24,6 @@ from arcpipe.config.settings import ClientLimits
 from arcpipe.counters import LIMITED_BY, LIMITS
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.auth import Auth
-from arcpipe.ingest.http.tracing import LoggedExchange
 from arcpipe.meters import BYTES, NS, REQUESTS, Meters
 from arcpipe.units import MB
 
@@ -147,8 +146,7 @@ class Gate:
             if isinstance(granted, bytes):
                 return granted
             exchange.databases = granted.databases
-            if isinstance(exchange, LoggedExchange):
-                exchange.token = granted.token_id
+            exchange.token = granted.token_id
             by_token = self._meter_of_token(granted.token_id)
             if by_token is not None:
                 limited = self._take(by_token, size)

@@ -29,13 +29,14 @@ _VARY: Final = b"Vary: Origin\r\n"
 _VARY_PREFLIGHT: Final = b"Vary: Origin, Access-Control-Request-Method, Access-Control-Request-Headers\r\n"
 # A star does not include Authorization (Fetch §3.3.4).
 _REQUEST_HEADERS: Final = (
-    b"Access-Control-Allow-Headers: Authorization, Content-Encoding, Content-Type, X-Api-Key, X-Arc-Database, *\r\n"
+    b"Access-Control-Allow-Headers: Authorization, Content-Encoding, Content-Type, Idempotency-Key, X-Api-Key, "
+    b"X-Arc-Database, *\r\n"
 )
 # Seconds that a browser remembers a preflight, and so its delay to notice other settings after a restart.
 _MAX_AGE: Final = b"Access-Control-Max-Age: 600\r\n"
 _EXPOSED: Final = (
-    b"Access-Control-Expose-Headers: Date, Retry-After, X-Influxdb-Build, X-Influxdb-Error, X-Influxdb-Version, "
-    b"X-Request-Id\r\n"
+    b"Access-Control-Expose-Headers: Date, Idempotency-Replayed, Retry-After, X-Influxdb-Build, X-Influxdb-Error, "
+    b"X-Influxdb-Version, X-Request-Id\r\n"
 )
 _PRIVATE_NETWORK: Final = b"Access-Control-Allow-Private-Network: true\r\n"
 

@@ -63,6 +63,7 @@ class Reading:
         heads = self._surface.heads
         known = heads.known
         usual_kind = context.exchange_kind
+        kinds = usual_kind, context.identified_kind
         max_body = context.limits.max_body
         size = len(data)
         while start < size and connection.state != LINGER:
@@ -78,13 +79,13 @@ class Reading:
                 break
             end = data.find(b"\r\n\r\n", stop, limit) + 4
             key = data[start:digits] + data[stop:end]
-            kind = usual_kind
+            kind, own = usual_kind, b""
             head = known.get(key)
             if head is None:
-                head = heads.but_for_id(key)
+                head, own, has_id = heads.but_for_one_line(key)
                 if head is None:
                     break
-                kind = context.identified_kind
+                kind = kinds[has_id]
             length = data[digits:stop]
             if not length.isdigit():
                 break
@@ -92,6 +93,8 @@ class Reading:
             if after > size or after - end > max_body:
                 break
             exchange, refusal = connection.take(head, kind, data[end:after])
+            if own:
+                exchange.key = own
             connection.complete(exchange, head, refusal)
             start = after
             if not turn_end:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from arcpipe.ingest.http import request_ids, responses
 from arcpipe.ingest.http.access_log import AccessLog, CombinedLine, Line, printable
 from arcpipe.ingest.http.exchange import Exchange, Peer
 from arcpipe.ingest.http.request_ids import RequestIds
-
-if TYPE_CHECKING:
-    from arcpipe.ingest.http.auth import Auth
 
 
 class IdentifiedExchange(Exchange):
@@ -58,7 +55,7 @@ class IdentifiedExchange(Exchange):
 class LoggedExchange(IdentifiedExchange):
     """A request that gets a line in the access log. Times are perf_counter seconds."""
 
-    __slots__ = ("agent", "appended", "body_bytes", "database", "records", "referer", "sender", "started", "token")
+    __slots__ = ("agent", "appended", "body_bytes", "database", "records", "referer", "sender", "started")
 
     access_log: ClassVar[AccessLog]
 
@@ -74,7 +71,6 @@ class LoggedExchange(IdentifiedExchange):
         IdentifiedExchange.__init__(self, connection, headers, method, path, query, answered)
         self.started = perf_counter()
         self.sender = self.client  # found now, because the headers are dropped before the wait for the disk
-        self.token: str | None = None
         self.database: str | None = None
         self.records = 0
         self.body_bytes = 0
@@ -120,22 +116,6 @@ class LoggedExchange(IdentifiedExchange):
             access_log.add(CombinedLine(*common, answer_bytes, printable(self.referer), printable(self.agent)))
         else:
             access_log.add(Line(*common))
-
-
-class NotingAuth:
-    """Judges as `Auth` does, and notes the token's id in the exchange."""
-
-    def __init__(self, auth: Auth) -> None:
-        self._auth = auth
-
-    def refusal(self, exchange: Exchange, scope: str) -> bytes | None:
-        granted = self._auth.grant(exchange, scope)
-        if isinstance(granted, bytes):
-            return granted
-        exchange.databases = granted.databases
-        if isinstance(exchange, LoggedExchange):
-            exchange.token = granted.token_id
-        return None
 
 
 Kinds = tuple[type[Exchange], type[IdentifiedExchange]]

@@ -23,7 +23,8 @@ from arcpipe.config.settings import Settings
 from arcpipe.counters import MAX_DATABASES, Counters
 from arcpipe.errors import BadPayload, NotAllowed
 from arcpipe.ingest.endpoints.admission import Admission
-from arcpipe.ingest.endpoints.write import Targets, WriteEndpoints
+from arcpipe.ingest.endpoints.targets import Targets
+from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.background import Background
 from arcpipe.ingest.http.connection import Connection

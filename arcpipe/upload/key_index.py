@@ -1,0 +1,105 @@
+"""Find keys among many, by whole arrays: sorted runs that are merged when they are alike in size.
+
+A run is sorted by the upper half of its hashes; the lower half decides where two keys share the upper one. A key takes
+28 bytes. This module knows no files and no batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from arcpipe.upload.key_files import Records, Words
+
+Places = npt.NDArray[np.int64]
+"""For each key that is looked for: its place in a run, or -1."""
+
+
+class Run(NamedTuple):
+    """Keys sorted by the upper half of their hashes, which is also an array of its own: a search must not copy it."""
+
+    high: Words
+    records: Records
+
+    @classmethod
+    def of(cls, records: Records) -> Run:
+        """Sort keys. Of equal ones only the last stays."""
+        records = records[np.argsort(records["high"], kind="stable")]
+        if (records["high"][1:] == records["high"][:-1]).any():
+            records = records[np.lexsort((records["low"], records["high"]))]
+            differs = (records["high"][1:] != records["high"][:-1]) | (records["low"][1:] != records["low"][:-1])
+            records = records[np.append(differs, True)]
+        return cls(np.ascontiguousarray(records["high"]), records)
+
+    def find(self, wanted: Records) -> Places:
+        """Find keys."""
+        high = np.ascontiguousarray(wanted["high"])
+        low = wanted["low"]
+        at = np.searchsorted(self.high, high)
+        places = np.full(len(wanted), -1, np.int64)
+        open_ = np.arange(len(wanted))
+        while len(open_):  # once more for each other key that has the same upper half: hardly ever
+            inside = at[open_] < len(self.high)
+            open_ = open_[inside]
+            open_ = open_[self.high[at[open_]] == high[open_]]
+            same = self.records["low"][at[open_]] == low[open_]
+            places[open_[same]] = at[open_[same]]
+            open_ = open_[~same]
+            at[open_] += 1
+        return places
+
+
+class KeyIndex:
+    """A growing set of keys. Each addition costs little, and a search looks at few runs."""
+
+    def __init__(self, records: Records | None = None) -> None:
+        self.runs: list[Run] = []
+        self.count = 0
+        if records is not None and len(records):
+            self.add(records)
+
+    def add(self, records: Records) -> None:
+        """Add keys."""
+        self.count += len(records)
+        run = Run.of(records)
+        while self.runs and len(self.runs[-1].high) <= 2 * len(run.high):
+            run = Run.of(np.concatenate((self.runs.pop().records, run.records)))
+        self.runs.append(run)
+
+
+def find_in(runs: Iterable[Run], wanted: Records, seconds: int = -1) -> Records | None:
+    """Look keys up in several runs.
+
+    Args:
+        seconds: keys are found up to this long after their own second; below 0, always.
+
+    Returns:
+        For each wanted key the record that was found, or one without content, which `is_found` tells; None if nothing
+        at all was found. Of several claims of a key, that of the latest second is found: they come in this order.
+    """
+    found: Records | None = None
+    for run in runs:
+        places = run.find(wanted)
+        hits = np.flatnonzero(places >= 0)
+        if seconds >= 0 and len(hits):
+            age = wanted["second"][hits].astype(np.int64) - run.records["second"][places[hits]].astype(np.int64)
+            hits = hits[age <= seconds]
+        if not len(hits):
+            continue
+        if found is None:
+            found = np.full(len(wanted), NOT_FOUND, wanted.dtype)
+        news = hits[~is_found(found[hits])]
+        found[news] = run.records[places[news]]
+    return found
+
+
+NOT_FOUND = np.uint32(0xFFFF_FFFF)
+
+
+def is_found(records: Records) -> npt.NDArray[np.bool_]:
+    """Tell which of the results of `find_in` were found."""
+    result: npt.NDArray[np.bool_] = records["size"] != NOT_FOUND
+    return result
