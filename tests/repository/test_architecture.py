@@ -16,7 +16,7 @@ LAYERS = (
     {"cli"},
     {"supervisor"},
     {"ingest", "upload", "compaction"},
-    {"monitoring", "access"},
+    {"monitoring", "access", "tables"},
     {"lake"},
     {"wal", "storage", "codec"},
 )
@@ -30,6 +30,12 @@ FOREIGN = {
     "codec": {"uvloop", "httptools", "aiobotocore", "asyncio", "socket", "logging"},
     "upload": {"httptools"},
     "ingest": {"aiobotocore"},
+}
+# Large libraries, which only these packages import: the process that commits needs them, and no other.
+OWNED = {
+    "pyiceberg": "arcpipe.tables.iceberg",
+    "sqlalchemy": "arcpipe.tables.iceberg",
+    "deltalake": "arcpipe.tables.delta",
 }
 
 
@@ -102,6 +108,13 @@ def test_no_package_uses_what_belongs_to_another(room: str) -> None:
         if room_of(name) == room:
             used = {other.partition(".")[0] for other in imported(name)}
             assert not used & FOREIGN[room], f"{name}: {used & FOREIGN[room]}"
+
+
+@pytest.mark.parametrize("library", OWNED)
+def test_a_large_library_stays_in_its_package(library: str) -> None:
+    for name in FILES:
+        used = {other.partition(".")[0] for other in imported(name)}
+        assert library not in used or name == OWNED[library] or name.startswith(OWNED[library] + "."), name
 
 
 def test_every_package_is_on_the_map() -> None:
