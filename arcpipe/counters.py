@@ -215,6 +215,7 @@ class Uploader:
         COLLECT_US,  # workers seal what began until then, so that it joins the next batch
         BATCHED_SEGMENTS,  # gauge: in batches that are not finished
         BATCHED_BYTES,
+        HANDED_OVER,  # batches that became commit files, for tables
         RETRIES,
         *_,
     ) = range(_FIELDS)

@@ -25,6 +25,7 @@ from arcpipe.lake.keys import Hidden, Layout
 from arcpipe.units import MB
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batch_folder import BatchFolder
+from arcpipe.upload.handover import Handover
 from arcpipe.upload.journal import Converted, Journal, Record, Uploaded
 from arcpipe.upload.manifest import VERSION, Manifest, encode_manifest
 from arcpipe.upload.retry import is_full
@@ -49,12 +50,14 @@ class Batches:
         store: str,
         layout: Layout,
         batch_bytes: int = 512 * MB,
+        uncommitted_bytes: int = 0,
     ) -> None:
         """Begin with what is in the directory.
 
         Args:
             block: the uploader's counters, whose batch number outlives this process.
             batch_bytes: the most that segments of one batch have together, unless it is one segment.
+            uncommitted_bytes: the most that is handed over and not committed; 0 without tables.
         """
         self.set_aside: set[str] = set()
         """Segments that are not to be planned for now."""
@@ -64,7 +67,9 @@ class Batches:
         self._store = store
         self._layout = layout
         self._batch_bytes = batch_bytes
-        self._spares = Spares(directory)
+        self._spares = Spares(directory, with_tables=uncommitted_bytes > 0)
+        self.handover = Handover(directory, node, self._spares, uncommitted_bytes) if uncommitted_bytes else None
+        """Makes uploaded batches a part of tables; None without tables."""
         self._folder = BatchFolder(directory, self._spares)
         self._planned: Batch | None = None  # chosen, but not known to be on disk
         self._replacing: dict[str, Batch] = {}  # by the old one's id: new plans that may be on disk or not

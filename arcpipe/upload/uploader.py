@@ -29,12 +29,13 @@ from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import StorageError
 from arcpipe.lake.spool import SpoolMemory
-from arcpipe.storage import ObjectStore, open_store
+from arcpipe.storage import LakeStore, open_store
 from arcpipe.units import MB
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batches import Batches
 from arcpipe.upload.cadence import Cadence
 from arcpipe.upload.context import Context
+from arcpipe.upload.handover import files_of, files_to_hand_over
 from arcpipe.upload.isolate import BugWatch, isolate
 from arcpipe.upload.look_ahead import LookAhead
 from arcpipe.upload.redo import Replaced, prepare, without
@@ -123,7 +124,7 @@ class BatchUploader:
         directory: WALDirectory,
         counters: Counters,
         node: NodeIdentity,
-        store: ObjectStore,
+        store: LakeStore,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         clock: Callable[[], int] = steady_us,
     ) -> None:
@@ -143,7 +144,10 @@ class BatchUploader:
         self._pool = FreePool(directory, wal.free_segments, wal.max_size_mb * MB) if wal.recycle else None
         self._retry = Retry(self._block, self._make_space, sleep)
         storage, batch_bytes = settings.storage, settings.uploader.batch_mb * MB
-        self._batches = Batches(directory, node, self._block, storage.url, storage.layout, batch_bytes)
+        uncommitted_bytes = settings.tables.max_uncommitted_mb * MB if settings.has_tables else 0
+        self._batches = Batches(
+            directory, node, self._block, storage.url, storage.layout, batch_bytes, uncommitted_bytes
+        )
         self._cadence = Cadence(settings, directory, counters, self._retry.draining.is_set, clock)
         self._context: Context | None = None  # once the registry is loaded
         self._todo: deque[Batch] = deque()
@@ -375,6 +379,11 @@ class BatchUploader:
                 self._batches.mark_uploaded(batch, shipment.reports, *found)
 
             await self._retry.persist(f"marking batch {batch.batch_id} as uploaded", mark)
+        if self._batches.handover is not None:
+            await self._retry.persist(
+                f"handing over batch {batch.batch_id} to tables", lambda: self._hand_over(batch, shipment)
+            )
+        if shipment is not None:
             reusable = self._settings.wal.max_size_mb * MB // 2
             last_timestamps = {
                 name: report.last_timestamp for name, report in shipment.reports.items() if report.size >= reusable
@@ -397,6 +406,17 @@ class BatchUploader:
         self._block[Uploader.BATCHES] += 1
         self._block[Uploader.SEGMENTS] += len(batch.segments)
         self._block[Uploader.LAST_UPLOAD_US] = steady_us()
+
+    async def _hand_over(self, batch: Batch, shipment: Shipment | None) -> None:
+        """Make an uploaded batch a part of tables."""
+        handover = self._batches.handover
+        assert handover is not None
+        if shipment is not None:
+            files, store = files_of(shipment.records), self._settings.storage.url
+        else:
+            files, store = await files_to_hand_over(batch, self._store), batch.manifest.store
+        if await in_thread(lambda: handover.hand_over(batch.batch_id, store, files)):
+            self._block[Uploader.HANDED_OVER] += 1
 
     def _make_space(self) -> None:
         if self._pool is not None:

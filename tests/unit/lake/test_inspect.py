@@ -127,7 +127,7 @@ def test_a_footer_says_rows_and_times(store: LocalStore, tmp_path: Path) -> None
 
 
 def test_a_long_footer_is_read_whole(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect, "_TAIL_BYTES", 100)
+    monkeypatch.setattr(footers, "_TAIL_BYTES", 100)
     write(tmp_path, [1, 2, 5])
     [file], _ = listed(store)
     assert asyncio.run(read_footer(store, file)) == Footer(3, HOUR_US + 1, HOUR_US + 5)
