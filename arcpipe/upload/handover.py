@@ -18,7 +18,7 @@ from typing import Final
 
 from arcpipe import durable
 from arcpipe.errors import ArcpipeError, DamagedFile
-from arcpipe.storage import LakeStore
+from arcpipe.storage import ObjectStore
 from arcpipe.tables.commit_file import (
     VERSION,
     CommitFile,
@@ -170,7 +170,7 @@ def files_of(records: Iterable[KeyRecord]) -> dict[str, DataFile]:
     }
 
 
-async def files_to_hand_over(batch: Batch, store: LakeStore) -> dict[str, DataFile]:
+async def files_to_hand_over(batch: Batch, store: ObjectStore) -> dict[str, DataFile]:
     """Return the files of a batch that an earlier process uploaded, by key.
 
     A journal that was cut short by a full disk or by damage does not have them all, and a batch of version 1 has none:
@@ -188,8 +188,7 @@ async def files_to_hand_over(batch: Batch, store: LakeStore) -> dict[str, DataFi
     )
     own = re.compile(rf".+_{re.escape(batch.batch_id)}(\.\d+)?_\d+\.parquet")
     found: dict[str, DataFile] = {}
-    async for page in store.list_objects(""):
-        for listed in page:
-            if listed.key[0] not in "._" and listed.key.count("/") >= 2 and own.fullmatch(listed.key):
-                found[listed.key] = DataFile(listed.key, -1, listed.size, -1, -1)
+    for key in await store.list_keys(""):
+        if key[0] not in "._" and key.count("/") >= 2 and own.fullmatch(key):
+            found[key] = DataFile(key, -1, -1, -1, -1)
     return found

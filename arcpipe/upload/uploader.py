@@ -29,13 +29,13 @@ from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import StorageError
 from arcpipe.lake.spool import SpoolMemory
-from arcpipe.storage import LakeStore, open_store
+from arcpipe.storage import ObjectStore, open_store
 from arcpipe.units import MB
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batches import Batches
 from arcpipe.upload.cadence import Cadence
 from arcpipe.upload.context import Context
-from arcpipe.upload.handover import files_of, files_to_hand_over
+from arcpipe.upload.handover import TablesBehind, files_of, files_to_hand_over
 from arcpipe.upload.isolate import BugWatch, isolate
 from arcpipe.upload.look_ahead import LookAhead
 from arcpipe.upload.redo import Replaced, prepare, without
@@ -124,7 +124,7 @@ class BatchUploader:
         directory: WALDirectory,
         counters: Counters,
         node: NodeIdentity,
-        store: LakeStore,
+        store: ObjectStore,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         clock: Callable[[], int] = steady_us,
     ) -> None:
@@ -138,7 +138,7 @@ class BatchUploader:
         self._directory = directory
         self._store = store
         self._block = counters.uploader
-        for gauge in (Uploader.UNREADABLE_SEGMENTS, Uploader.DAMAGED_MANIFESTS, Uploader.STOPPED):
+        for gauge in (Uploader.UNREADABLE_SEGMENTS, Uploader.DAMAGED_MANIFESTS, Uploader.STOPPED, Uploader.HELD_BACK):
             self._block[gauge] = 0
         wal = settings.wal
         self._pool = FreePool(directory, wal.free_segments, wal.max_size_mb * MB) if wal.recycle else None
@@ -415,8 +415,13 @@ class BatchUploader:
             files, store = files_of(shipment.records), self._settings.storage.url
         else:
             files, store = await files_to_hand_over(batch, self._store), batch.manifest.store
-        if await in_thread(lambda: handover.hand_over(batch.batch_id, store, files)):
-            self._block[Uploader.HANDED_OVER] += 1
+        try:
+            is_new = await in_thread(lambda: handover.hand_over(batch.batch_id, store, files))
+        except TablesBehind:
+            self._block[Uploader.HELD_BACK] = 1
+            raise
+        self._block[Uploader.HELD_BACK] = 0
+        self._block[Uploader.HANDED_OVER] += is_new
 
     def _make_space(self) -> None:
         if self._pool is not None:

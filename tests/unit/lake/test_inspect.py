@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arcpipe.lake import inspect
+from arcpipe.lake import footers, inspect
 from arcpipe.lake.file_schema import TIME_TYPE, file_metadata
 from arcpipe.lake.inspect import Footer, StoredFile, Unreadable, check, last_rows, list_files, read_file, read_footer
 from arcpipe.storage.local import LocalStore
