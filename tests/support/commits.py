@@ -101,7 +101,7 @@ class Working:
             sleep=self._sleep,
         )
         try:
-            done = []
+            done: list[Round] = []
             for force in forces:
                 if done:
                     between()

@@ -30,8 +30,8 @@ def tables(tmp_path: Path) -> ModelTables:
     return ModelTables(tmp_path / "tables")
 
 
-def work(handed: Handed, tables: ModelTables, **options: Bounds) -> Working:
-    return Working(handed.directory.path, handed.lake, tables, **options)
+def work(handed: Handed, tables: ModelTables, bounds: Bounds = Bounds()) -> Working:  # noqa: B008
+    return Working(handed.directory.path, handed.lake, tables, bounds)
 
 
 def test_all_batches_of_a_table_share_one_commit(handed: Handed, tables: ModelTables) -> None:
