@@ -1,11 +1,18 @@
-"""Read the footers of Parquet files in a store, without the rest of the files. This module must not know tables."""
+"""Read the footers of Parquet files from a store by ranges, several at once: a request for each file, nearly always.
+
+    metadata = await read_footer(store, key, size)
+    async for key, found in read_footers(store, [(key, size), …]): ...   # in their order
+
+This module must not know the columns of arcpipe's files.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import io
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,12 +21,40 @@ from arcpipe.errors import ArcpipeError, MissingObject
 from arcpipe.storage import LakeStore
 from arcpipe.units import KB
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 _TAIL_BYTES: Final = 64 * KB  # read at once of the end of a file: nearly every footer is shorter
+_AT_ONCE: Final = 16  # files that are looked at at the same time, for stores with latency
 _MAGIC: Final = b"PAR1"
 
 
 class Unreadable(ArcpipeError):
     """A file is no Parquet file that can be read; the text says why."""
+
+
+async def read_footer(store: LakeStore, key: str, size: int) -> Any:
+    """Read the footer of a file: a pyarrow.parquet.FileMetaData.
+
+    Args:
+        size: bytes of the file.
+
+    Raises:
+        MissingObject: there is no such file.
+        Unreadable: it is no Parquet file, or has another size.
+        StorageError: the store does not give it.
+    """
+    length = min(size, _TAIL_BYTES)
+    while True:
+        tail = await store.read(key, size - length, length)
+        if len(tail) != length:
+            raise Unreadable(f"{key}: it is shorter than its {size} bytes")
+        needed = int.from_bytes(tail[-8:-4], "little") + 8
+        if needed <= length or needed > size or not tail.endswith(_MAGIC):
+            break
+        length = needed
+    with readable(key):
+        return pq.read_metadata(_Tail(size, tail))
 
 
 class StoredFooter(NamedTuple):
@@ -29,51 +64,72 @@ class StoredFooter(NamedTuple):
     size: int
 
 
-async def read_metadata(store: LakeStore, key: str, size: int) -> Any:
-    """Read the footer of a file as pyarrow's FileMetaData.
-
-    Args:
-        size: of the file, in bytes.
-
-    Raises:
-        MissingObject: the file is gone.
-        Unreadable: it is no Parquet file, or has another size.
-        StorageError: the store does not give it.
-    """
-    length = min(size, _TAIL_BYTES)
-    while True:
-        tail = await store.read(key, size - length, length)
-        needed = int.from_bytes(tail[-8:-4], "little") + 8
-        if needed <= length or needed > size or not tail.endswith(_MAGIC):
-            break
-        length = needed
-    if len(tail) < length:
-        raise Unreadable(f"{key}: it cannot be read: it has less than {size} bytes")
-    with readable(key):
-        return pq.read_metadata(_Tail(size, tail))
-
-
-async def read_footer(store: LakeStore, key: str, size: int) -> StoredFooter:
+async def find_footer(store: LakeStore, key: str, size: int) -> StoredFooter:
     """Read the footer of a file whose size may be another one than is known.
 
+    Args:
+        size: bytes of the file, as far as known; -1 if it is not.
+
     Raises:
-        MissingObject: the file is gone.
+        MissingObject: there is no such file.
         Unreadable: it is no Parquet file.
         StorageError: the store does not give it.
     """
     problem: Unreadable | None = None
     if size > 0:
         try:
-            return StoredFooter(await read_metadata(store, key, size), size)
+            return StoredFooter(await read_footer(store, key, size), size)
         except Unreadable as error:
             problem = error
     async for page in store.list_objects(key):
         for listed in page:
             if listed.key == key and listed.size != size:
-                return StoredFooter(await read_metadata(store, key, listed.size), listed.size)
+                return StoredFooter(await read_footer(store, key, listed.size), listed.size)
             if listed.key == key and problem is not None:
                 raise problem
     raise MissingObject(f"{key} is not in {store.url}")
+
+
+async def read_footers(
+    store: LakeStore, files: Iterable[tuple[str, int]], at_once: int = _AT_ONCE
+) -> AsyncIterator[tuple[str, Any]]:
+    """Yield the key of each file with its footer, in the order of the files; None if the file is gone.
+
+    Args:
+        files: keys and sizes in bytes.
+
+    Raises:
+        Unreadable: one is no Parquet file, or has another size.
+        StorageError: the store does not give one.
+    """
+
+    async def look(file: tuple[str, int]) -> Any:
+        try:
+            return await read_footer(store, *file)
+        except MissingObject:
+            return None
+
+    async for (key, _), metadata in in_parallel(files, look, at_once):
+        yield key, metadata
+
+
+async def in_parallel(
+    items: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int = _AT_ONCE
+) -> AsyncIterator[tuple[T, R]]:
+    """Do the work for some items at a time; yield each item with its result, in the order of the items."""
+    waiting: list[tuple[T, asyncio.Task[R]]] = []
+    try:
+        for item in items:
+            waiting.append((item, asyncio.ensure_future(work(item))))
+            if len(waiting) == at_once:
+                first, task = waiting.pop(0)
+                yield first, await task
+        while waiting:
+            first, task = waiting.pop(0)
+            yield first, await task
+    finally:
+        for _, task in waiting:
+            task.cancel()
 
 
 @contextmanager

@@ -6,9 +6,8 @@ it was compacted. This module must not know how anything is printed.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,20 +16,16 @@ import pyarrow.parquet as pq
 
 from arcpipe.codec.columns import TIME
 from arcpipe.errors import MissingObject
+from arcpipe.lake import footers
 from arcpipe.lake.file_schema import BATCH, DATABASE, HOUR_US, MEASUREMENT, TIME_TYPE
 from arcpipe.lake.folders import SUFFIX, FileName, Folder, parse_file_name, parse_folder
-from arcpipe.lake.footers import Unreadable as Unreadable
-from arcpipe.lake.footers import read_metadata, readable
+from arcpipe.lake.footers import Unreadable, readable
 from arcpipe.lake.keys import encode_database, encode_name
 from arcpipe.storage import LakeStore, Listed
 from arcpipe.units import MB
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 _PART_BYTES: Final = 8 * MB  # read at once of a whole file
 _BATCH_ROWS: Final = 131_072  # decoded at once: bounds the memory of a row group whatever its file says
-_AT_ONCE: Final = 16  # files that are looked at at the same time, for stores with latency
 
 
 class StoredFile(NamedTuple):
@@ -82,25 +77,6 @@ async def list_files(store: LakeStore, prefix: str) -> AsyncIterator[tuple[list[
         yield found, others
 
 
-async def in_parallel(
-    items: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int = _AT_ONCE
-) -> AsyncIterator[tuple[T, R]]:
-    """Do the work for some items at a time; yield each item with its result, in the order of the items."""
-    waiting: list[tuple[T, asyncio.Task[R]]] = []
-    try:
-        for item in items:
-            waiting.append((item, asyncio.ensure_future(work(item))))
-            if len(waiting) == at_once:
-                first, task = waiting.pop(0)
-                yield first, await task
-        while waiting:
-            first, task = waiting.pop(0)
-            yield first, await task
-    finally:
-        for _, task in waiting:
-            task.cancel()
-
-
 async def read_footer(store: LakeStore, file: StoredFile) -> Footer | None:
     """Read the footer of a file; None if the file is gone.
 
@@ -109,7 +85,7 @@ async def read_footer(store: LakeStore, file: StoredFile) -> Footer | None:
         StorageError: the store does not give it.
     """
     try:
-        metadata = await read_metadata(store, file.key, file.listed.size)
+        metadata = await footers.read_footer(store, file.key, file.listed.size)
     except MissingObject:
         return None
     with readable(file.key):

@@ -29,8 +29,7 @@ from arcpipe.counters import Committer as Block
 from arcpipe.disk import Disk
 from arcpipe.errors import ArcpipeError, DamagedFile, MissingObject, UnknownVersion
 from arcpipe.lake.file_schema import DATABASE, MEASUREMENT
-from arcpipe.lake.footers import Unreadable, read_footer
-from arcpipe.lake.inspect import in_parallel
+from arcpipe.lake.footers import Unreadable, find_footer, in_parallel
 from arcpipe.storage import LakeStore
 from arcpipe.tables.base import (
     Committed,
@@ -317,7 +316,7 @@ class Committer:
         async def read(one: tuple[str, DataFile]) -> NewFile | str:
             key, file = one
             try:
-                footer = await read_footer(self._store, key, file.bytes)
+                footer = await find_footer(self._store, key, file.bytes)
             except (MissingObject, Unreadable) as error:
                 return str(error)
             self._step()
