@@ -68,7 +68,7 @@ class Tables(Struct, frozen=True, kw_only=True):
     commit_interval_seconds: Seconds = 60.0
     max_uncommitted_mb: SizeMB = 102_400
     # How long a table's earlier states stay readable: Iceberg's snapshots, Delta's log.
-    history_hours: Annotated[int, Meta(ge=1, le=87_600)] = 24
+    history_hours: Annotated[int, Meta(ge=1, le=87_600)] = 12
     iceberg: TablesIceberg = TablesIceberg()
     delta: TablesDelta = TablesDelta()
 

@@ -14,7 +14,8 @@ import pytest
 
 from arcpipe.lake import inspect
 from arcpipe.lake.file_schema import TIME_TYPE, file_metadata
-from arcpipe.lake.inspect import Footer, StoredFile, Unreadable, check, last_rows, list_files, read_file, read_footer
+from arcpipe.lake.footers import Unreadable
+from arcpipe.lake.inspect import Footer, StoredFile, check, last_rows, list_files, read_file, read_footer
 from arcpipe.storage.local import LocalStore
 
 HOUR = datetime(2026, 11, 28, 23, tzinfo=UTC)
