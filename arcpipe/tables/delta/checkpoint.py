@@ -51,7 +51,7 @@ async def read_state(files: Sequence[CheckpointFile]) -> tuple[dict[str, Any], d
             for row in _rows(table, "protocol"):
                 protocol = row
             for row in _rows(table, "metaData"):
-                metadata = row | {"configuration": dict(row.get("configuration") or ())}
+                metadata = _as_in_a_commit(row)
             for row in _rows(table, "txn"):
                 markers[row["appId"]] = row["version"]
     if not protocol or not metadata:
@@ -76,6 +76,15 @@ async def read_removed(files: Sequence[CheckpointFile]) -> list[Removed]:
         for table in await _columns(file, ("remove.path", "remove.deletionTimestamp")):
             found += [Removed(row["path"], row.get("deletionTimestamp") or 0) for row in _rows(table, "remove")]
     return found
+
+
+def _as_in_a_commit(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Turn the pairs of maps into objects, and leave out what is null: it is written into a commit again."""
+    format_ = metadata.get("format") or {}
+    return {name: value for name, value in metadata.items() if value is not None} | {
+        "configuration": dict(metadata.get("configuration") or ()),
+        "format": {"provider": format_.get("provider", "parquet"), "options": dict(format_.get("options") or ())},
+    }
 
 
 def _rows(table: pa.Table, name: str) -> Iterator[dict[str, Any]]:

@@ -15,14 +15,15 @@ merges and deletes them all, and only refuses to change the columns of a table w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
 import pyarrow as pa
 
-from arcpipe.lake.column_names import folded
-from arcpipe.tables.base import Column, NewFile, Refused
+from arcpipe.tables.base import Column, NewFile, Refused, TableName
+from arcpipe.tables.schema import added, differing, shown, wanted, word_of
 
 _TYPES: Final[dict[pa.DataType, str]] = {
     pa.timestamp("us", tz="UTC"): "timestamp",
@@ -41,29 +42,17 @@ _TYPES: Final[dict[pa.DataType, str]] = {
     pa.binary_view(): "binary",
     pa.date32(): "date",
 }
-# Arcpipe's words, and Arrow's.
+_DECIMAL: Final = re.compile(r"decimal\((\d+),(\d+)\)")
 _WORDS: Final = {
     "timestamp": "time",
     "long": "i64",
+    "integer": "i32",
+    "short": "i16",
     "double": "f64",
+    "float": "f32",
     "boolean": "bool",
     "string": "str",
     "binary": "bytes",
-    "decimal(20,0)": "u64",
-}
-_ARROW: Final = {
-    "timestamp": str(pa.timestamp("us", tz="UTC")),
-    "long": "int64",
-    "integer": "int32",
-    "short": "int16",
-    "byte": "int8",
-    "double": "double",
-    "float": "float",
-    "boolean": "bool",
-    "string": "string",
-    "binary": "binary",
-    "date": "date32[day]",
-    "decimal(20,0)": str(pa.decimal128(20, 0)),
 }
 
 Fields = list[dict[str, Any]]
@@ -88,93 +77,49 @@ def schema_of(fields: Fields) -> str:
 
 def columns_of(fields: Fields) -> list[Column]:
     """Return the columns for people and programs: names, and types in arcpipe's words where there is one."""
-    return [Column(field["name"], _WORDS.get(_type_word(field), _type_word(field))) for field in fields]
+    return [Column(field["name"], _word(field)) for field in fields]
 
 
-def new_fields(fields: Fields, files: Iterable[NewFile]) -> Fields:
+def new_fields(table: TableName, fields: Fields, files: Sequence[NewFile]) -> Fields:
     """Return the fields that the files have and the table has not, in the files' order.
 
     Raises:
-        Refused: a file does not fit the table; the first one that does not.
+        Refused: a file does not fit the table.
     """
     known = {field["name"]: field for field in fields}
-    by_case = {folded(name): name for name in known}
-    added: Fields = []
-    seen: set[bytes] = set()
+    columns = wanted(table, files)
+    for column in columns:
+        there = known.get(column.name)
+        if there is not None and there["type"] != _type_of(column.type):
+            raise differing(table, column.name, _word(there), word_of(column.type), column.key)
     for file in files:
-        schema = file.metadata.schema.to_arrow_schema()
-        form = schema.remove_metadata().serialize().to_pybytes()
-        if form not in seen:  # most files of a commit have the same columns
-            seen.add(form)
-            for column in schema:
-                wanted = _field(column, file.key)
-                there = known.get(column.name)
-                if there is None:
-                    _require_new_name(wanted, column, by_case, known, file.key)
-                    known[column.name] = wanted
-                    by_case[folded(column.name)] = column.name
-                    added.append(wanted)
-                elif there["type"] != wanted["type"]:
-                    raise _differs(there, column, file.key)
-        _require_values(fields, file, schema.names)
-    return added
+        _require_values(table, fields, file)
+    return [
+        {"name": column.name, "type": type_, "nullable": True, "metadata": {}}
+        for column, type_ in added(table, {name: _word(field) for name, field in known.items()}, columns, _type_of)
+    ]
 
 
-def _field(column: pa.Field, key: str) -> dict[str, Any]:
-    type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    word = _TYPES.get(type_)
-    if word is None and pa.types.is_decimal128(type_):
-        word = f"decimal({type_.precision},{type_.scale})"
-    if word is None:
-        raise Refused(
-            f"{key}: column {column.name!r} is {column.type}, which Delta does not have. "
-            "Write the file again with another type, or take it out of the import",
-            column=column.name,
-            file_type=str(column.type),
-            key=key,
-        )
-    return {"name": column.name, "type": word, "nullable": True, "metadata": {}}
+def _type_of(type_: pa.DataType) -> str | None:
+    """Return Delta's type for a file's; None if it has no such."""
+    if pa.types.is_decimal128(type_):
+        return f"decimal({type_.precision},{type_.scale})"
+    return _TYPES.get(type_)
 
 
-def _require_new_name(
-    wanted: dict[str, Any], column: pa.Field, by_case: dict[str, str], known: dict[str, dict[str, Any]], key: str
-) -> None:
-    other = by_case.get(folded(column.name))
-    if other is not None:
-        raise Refused(
-            f"{key}: column {column.name!r} differs from the table's {other!r} only in case, and most readers take "
-            "them for one. Rename one of them at its sender",
-            column=column.name,
-            table_type=_arrow_word(known[other]),
-            file_type=str(column.type),
-            key=key,
-        )
-
-
-def _differs(there: dict[str, Any], column: pa.Field, key: str) -> Refused:
-    name, in_table = column.name, _arrow_word(there)
-    return Refused(
-        f"{key}: column {name!r} is {column.type} in the file and {in_table} in the table. "
-        "A column's type never changes: give the senders one type, or write this one under another name",
-        column=name,
-        table_type=in_table,
-        file_type=str(column.type),
-        key=key,
-    )
-
-
-def _require_values(fields: Fields, file: NewFile, names: Sequence[str]) -> None:
+def _require_values(table: TableName, fields: Fields, file: NewFile) -> None:
     """Refuse a file without values for a column that must have some. Tables of arcpipe have no such column."""
     for field in fields:
         if field.get("nullable", True):
             continue
         name = field["name"]
-        if name not in names or _nulls(file.metadata, list(names).index(name)) != 0:
+        names = file.metadata.schema.names
+        if name not in names or _nulls(file.metadata, names.index(name)) != 0:
             raise Refused(
-                f"{file.key}: column {name!r} may not be null in the table, and the file has rows without it. "
-                f"Allow it: ALTER TABLE … ALTER COLUMN `{name}` DROP NOT NULL",
+                f"{shown(table)}: the column {name!r} may not be null in the table, and {file.key} has rows without "
+                f"it. Allow it: ALTER TABLE … ALTER COLUMN `{name}` DROP NOT NULL",
                 column=name,
-                table_type=_arrow_word(field),
+                table_type=_word(field),
                 key=file.key,
             )
 
@@ -190,12 +135,11 @@ def _nulls(metadata: Any, number: int) -> int | None:
     return count
 
 
-def _type_word(field: dict[str, Any]) -> str:
-    """Return a type as the log has it; the kind of a nested one."""
+def _word(field: dict[str, Any]) -> str:
+    """Return a type in arcpipe's word; the log's, if arcpipe has none; the kind of a nested one."""
     type_ = field["type"]
-    return type_ if isinstance(type_, str) else str(type_.get("type", "nested"))
-
-
-def _arrow_word(field: dict[str, Any]) -> str:
-    word = _type_word(field)
-    return _ARROW.get(word, word)
+    if not isinstance(type_, str):
+        return str(type_.get("type", "nested"))
+    if match := _DECIMAL.fullmatch(type_):
+        return str(pa.decimal128(int(match[1]), int(match[2])))
+    return _WORDS.get(type_, type_)

@@ -21,7 +21,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -211,11 +211,6 @@ class Log:
             return await self._store.read(commit_key(self.root, version), 0, _MAX_COMMIT)
         except MissingObject:
             return None
-
-
-def action(kind: str, content: dict[str, Any]) -> bytes:
-    """Return the line of an action."""
-    return orjson.dumps({kind: content})
 
 
 def _because(damage: DamagedCheckpoint | None) -> str:
