@@ -1,15 +1,9 @@
 """Delta tables: the log of each table is written here, and its checkpoints by deltalake.
 
-paths        where a table is, and how its log names files          pure
-columns      the columns of files against those of the table         pure
-stats        the statistics of a file, from its footer               pure
-state        what a commit needs of a table; which ones are refused  pure
-actions      the lines of a commit                                   pure
-log          reading and adding commits: one conditional put
-checkpoint   reading checkpoints; checkpoints: making them
-files        the files of a version
-maintain     the upkeep
-tables       TableFormat
+- Pure: `paths` (where a table is, and how its log names files), `columns` (of files against those of the table),
+  `stats` (of a file, from its footer), `state` (what a commit needs; which tables are refused), `actions` (its lines).
+- `log` reads commits, and adds one by a conditional put. `checkpoint` reads checkpoints, `checkpoints` makes them.
+- `files` has the files of a version, `maintain` the upkeep, and `tables` is the `TableFormat`.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class DeltaTables:
 
     def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
         done, state = self._run(shown(table), self._commit(table, files, node, seq))
-        if done.files and state.version % INTERVAL == 0:
+        if done.files and state.version and state.version % INTERVAL == 0:
             make_checkpoint(self._storage, root_of(table))
         return done
 
