@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from arcpipe.errors import ArcpipeError
+from arcpipe.lake.keys import decode_component
 from arcpipe.tables.base import TableName
 from arcpipe.tables.commit_file import CommitFile, CommitFileName, CommitFiles, DataFile
 
@@ -98,11 +98,5 @@ def some(parts: Sequence[Part], most_files: int) -> list[Part]:
 
 def table_of(folder: str) -> TableName | None:
     """Return the table of a folder in the store; None if a name was cut, and only a file's footer has it."""
-    if "~" in folder:
-        return None
-    database, _, measurement = folder.partition("/")
-    return _name(database), _name(measurement)
-
-
-def _name(component: str) -> str:
-    return "" if component == "%" else unquote(component)
+    database, measurement = map(decode_component, folder.split("/"))
+    return None if database is None or measurement is None else (database, measurement)

@@ -1,8 +1,8 @@
 """The committer process: what is handed over becomes a part of tables every `tables.commit_interval_seconds`.
 
-Sooner, if `arcpipe tables commit-now` asks for it, if `tables.max_uncommitted_mb` holds the uploader back, and at the
-end: SIGTERM has it commit what is handed over by then. Between two rounds it looks after tables that it has committed
-to. What fails is logged and left for the next round.
+Sooner, if `tables.max_uncommitted_mb` holds the uploader back, and at the end: SIGTERM has it commit what is handed
+over by then. Between two rounds it looks after tables that it has committed to. What fails is logged and left for the
+next round. `arcpipe tables commit-now` does a round of its own: whoever commits holds `tables/LOCK`.
 
 The libraries of formats are loaded here, in the child: deltalake cannot be used after a fork.
 """
@@ -30,7 +30,6 @@ from arcpipe.tables import open_format
 from arcpipe.tables.base import TableError, TableFormat, TableName
 from arcpipe.tables.commit_file import FOLDER, Busy
 from arcpipe.tables.committer import Committer, Foreign, Round
-from arcpipe.tables.requests import is_waiting, take
 from arcpipe.tables.states import States
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BEAT_SECONDS: Final = 0.5
-_LOOK_SECONDS: Final = 0.5  # between two looks for a request, or an uploader that is held back
+_LOOK_SECONDS: Final = 0.5  # between two looks for an uploader that is held back
 _FIRST_SECONDS: Final = 1.0  # after the start: workers and uploader come first
 _RETRY_SECONDS: Final = (1.0, 60.0)  # after a failure of all: at first, and at most
 _BUSY_SECONDS: Final = 2.0  # until it is asked again whether a command is done
@@ -123,7 +122,7 @@ class CommitterProcess:
         await self._wait(_FIRST_SECONDS)
         begun = time.monotonic()
         while not self._ending.is_set():
-            outcome = await self.work(self._take_request())
+            outcome = await self.work()
             if outcome is None:
                 await self._wait(self._pause())
                 begun = time.monotonic()
@@ -224,17 +223,10 @@ class CommitterProcess:
                     exc_info=None if expected else error,
                 )
 
-    def _take_request(self) -> bool:
-        """Tell whether a command wants a commit now; it is answered by the next round."""
-        request = take(self._folder)
-        if self._committer is not None:
-            self._committer.skip_missing = request is not None and request.skip_missing
-        return request is not None
-
     def _is_asked(self) -> bool:
-        """Tell whether somebody wants a commit now: a command, or an uploader that is held back."""
-        is_held_back = self._counters.uploader[Uploader.HELD_BACK] and not self._failures
-        return is_waiting(self._folder) or bool(is_held_back and time.monotonic() >= self._held_back_until)
+        """Tell whether an uploader that is held back wants a commit now."""
+        is_held_back = bool(self._counters.uploader[Uploader.HELD_BACK]) and not self._failures
+        return is_held_back and time.monotonic() >= self._held_back_until
 
     def _pause(self) -> float:
         if not self._failures:

@@ -51,6 +51,7 @@ class Batches:
         layout: Layout,
         batch_bytes: int = 512 * MB,
         uncommitted_bytes: int = 0,
+        hidden: Hidden = "._",
     ) -> None:
         """Begin with what is in the directory.
 
@@ -58,6 +59,7 @@ class Batches:
             block: the uploader's counters, whose batch number outlives this process.
             batch_bytes: the most that segments of one batch have together, unless it is one segment.
             uncommitted_bytes: the most that is handed over and not committed; 0 without tables.
+            hidden: how names become components of keys, in new batches.
         """
         self.set_aside: set[str] = set()
         """Segments that are not to be planned for now."""
@@ -66,6 +68,7 @@ class Batches:
         self._block = block
         self._store = store
         self._layout = layout
+        self._hidden = hidden
         self._batch_bytes = batch_bytes
         self._spares = Spares(directory, with_tables=uncommitted_bytes > 0)
         self.handover = Handover(directory, node, self._spares, uncommitted_bytes) if uncommitted_bytes else None
@@ -154,7 +157,7 @@ class Batches:
         # The random part: two nodes with copies of one node.json may plan in the same second.
         batch_id = f"{self._node.node}-{started}-{number}-{secrets.token_hex(4)}"
         layout = self._layout if old is None else old.manifest.layout
-        hidden: Hidden = "._" if old is None else old.manifest.hidden
+        hidden = self._hidden if old is None else old.manifest.hidden
         replaces = "" if old is None else old.batch_id
         manifest = Manifest(VERSION, batch_id, segments, self._store, layout, replaces, hidden)
         journal = Journal(self._directory.disk, self._folder.journal_path(batch_id), manifest, self._spares)

@@ -28,6 +28,7 @@ from arcpipe.clock import steady_us
 from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import StorageError
+from arcpipe.lake.keys import Hidden
 from arcpipe.lake.spool import SpoolMemory
 from arcpipe.storage import ObjectStore, open_store
 from arcpipe.units import MB
@@ -145,8 +146,10 @@ class BatchUploader:
         self._retry = Retry(self._block, self._make_space, sleep)
         storage, batch_bytes = settings.storage, settings.uploader.batch_mb * MB
         uncommitted_bytes = settings.tables.max_uncommitted_mb * MB if settings.has_tables else 0
+        # Readers of Delta find no table below a folder with a percent sign.
+        hidden: Hidden = "._~" if settings.tables.format == "delta" else "._"
         self._batches = Batches(
-            directory, node, self._block, storage.url, storage.layout, batch_bytes, uncommitted_bytes
+            *(directory, node, self._block, storage.url, storage.layout, batch_bytes, uncommitted_bytes, hidden)
         )
         self._cadence = Cadence(settings, directory, counters, self._retry.draining.is_set, clock)
         self._context: Context | None = None  # once the registry is loaded
