@@ -121,7 +121,7 @@ def _serve() -> None:
         def work(order: dict[str, Any] = order, counters: Counters = counters) -> int:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             if order["model"] is not None:
-                process.open_format = lambda *_: ModelTables(Path(order["model"]))
+                setattr(process, "open_format", lambda *_: ModelTables(Path(order["model"])))  # noqa: B010
             for name, value in order["plant"].items():
                 setattr(*find(name), _all_files if value == "all" else value)
             if order["die"] is not None:
