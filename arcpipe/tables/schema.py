@@ -6,7 +6,7 @@ some engine takes for one (`usage`, `Usage`) are one column to most readers, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -66,12 +66,12 @@ def wanted(table: TableName, files: Sequence[NewFile]) -> list[Wanted]:
 
 
 def added(
-    table: TableName, existing: Mapping[str, T], columns: Iterable[Wanted], type_of: Callable[[pa.DataType], T | None]
+    table: TableName, existing: Collection[str], columns: Iterable[Wanted], type_of: Callable[[pa.DataType], T | None]
 ) -> list[tuple[Wanted, T]]:
     """Return the columns that the table has not, with the types that they get there. That others fit is the caller's.
 
     Args:
-        existing: the types of the table's columns, by name.
+        existing: the names of the table's columns.
         type_of: gives the table's type for Arrow's; None if the format has no such.
 
     Raises:
