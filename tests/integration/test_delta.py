@@ -622,6 +622,7 @@ def test_a_table_that_arcpipe_cannot_write_is_refused(local: DeltaLake, kind: st
         "mapped": {"delta.columnMapping.mode": "name"},
         "vectors": {"delta.enableDeletionVectors": "true"},
     }
+    partitions = ["day"] if kind == "partitioned" else None
     DeltaTable.create(path, fields, partition_by=partitions, configuration=configuration[kind])
     for call in (lambda: local.open().committed(CPU, "n1"), lambda: local.open().commit(CPU, [], "n1", 1)):
         with pytest.raises(Refused, match="cannot write to"):
