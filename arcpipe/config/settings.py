@@ -20,6 +20,8 @@ from arcpipe.config.column_types import ColumnTypes
 from arcpipe.config.dedup_words import DedupWords
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
 from arcpipe.config.retention_days import RetentionDays
+from arcpipe.config.settings_tables import SECRETS as SECRETS_OF_TABLES
+from arcpipe.config.settings_tables import Tables
 from arcpipe.config.value_types import YEAR_SECONDS, PathText, Seconds, SecondsOrZero, SizeMB, Text
 from arcpipe.errors import ConfigError
 
@@ -316,6 +318,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     uploader: Uploader = Uploader()
     compaction: Compaction = Compaction()
     retention: Retention = Retention()
+    tables: Tables = Tables()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
     access_log: AccessLog = AccessLog()
@@ -333,6 +336,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     def has_upkeep(self) -> bool:
         """Whether the lake needs a process of its own: to merge files, or to delete old ones."""
         return self.compaction.enabled or bool(self.retention.days)
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether what is uploaded becomes part of tables."""
+        return self.tables.format != "none"
 
     def value(self, key: str) -> Value:
         """Return the value of a dotted key such as "wal.dir".
@@ -388,7 +396,7 @@ def sections() -> tuple[str, ...]:
     return tuple(dict.fromkeys(key.rpartition(".")[0] for key in keys()))
 
 
-_SECRETS = frozenset({"storage.s3.access_key_id", "storage.s3.secret_access_key"})
+_SECRETS = frozenset({"storage.s3.access_key_id", "storage.s3.secret_access_key"}) | SECRETS_OF_TABLES
 _MASK = "********"
 # The content of a PEM file in place of its path: its first line, or the Base64 text of a key.
 PASTED = re.compile(r"-----BEGIN |\A\s*M[A-Za-z0-9+/=\s]{60,}\Z")

@@ -12,7 +12,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,6 +55,39 @@ async def read_footer(store: LakeStore, key: str, size: int) -> Any:
         length = needed
     with readable(key):
         return pq.read_metadata(_Tail(size, tail))
+
+
+class StoredFooter(NamedTuple):
+    """A footer, and the size in bytes of the file that it was read from."""
+
+    metadata: Any  # pyarrow.parquet.FileMetaData
+    size: int
+
+
+async def find_footer(store: LakeStore, key: str, size: int) -> StoredFooter:
+    """Read the footer of a file whose size may be another one than is known.
+
+    Args:
+        size: bytes of the file, as far as known; -1 if it is not.
+
+    Raises:
+        MissingObject: there is no such file.
+        Unreadable: it is no Parquet file.
+        StorageError: the store does not give it.
+    """
+    problem: Unreadable | None = None
+    if size > 0:
+        try:
+            return StoredFooter(await read_footer(store, key, size), size)
+        except Unreadable as error:
+            problem = error
+    async for page in store.list_objects(key):
+        for listed in page:
+            if listed.key == key and listed.size != size:
+                return StoredFooter(await read_footer(store, key, listed.size), listed.size)
+            if listed.key == key and problem is not None:
+                raise problem
+    raise MissingObject(f"{key} is not in {store.url}")
 
 
 async def read_footers(

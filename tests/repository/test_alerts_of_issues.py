@@ -18,6 +18,7 @@ from prometheus_client import parser
 from arcpipe.config.load import load
 from arcpipe.counters import Counters
 from arcpipe.monitoring import health, metrics, snapshot
+from arcpipe.monitoring.committer_state import committer_state
 from arcpipe.monitoring.directory_look import Unacknowledged
 from arcpipe.monitoring.process_state import compaction_state
 from arcpipe.monitoring.snapshot import Ending, Snapshot
@@ -65,6 +66,14 @@ def of_compaction(**fields: Any) -> Change:
     return lambda taken: msgspec.structs.replace(taken, compaction=state)
 
 
+def of_committer(**fields: Any) -> Change:
+    """Change the committer, which is there with tables only."""
+    settings = load(None, {"ARCPIPE_TABLES_FORMAT": "iceberg", "ARCPIPE_WAL_DIR": "/nowhere"})
+    state = committer_state(settings, Counters(1), 0)
+    state = msgspec.structs.replace(state, **{"alive": True, "pid": 1} | fields)
+    return lambda taken: msgspec.structs.replace(taken, committer=state)
+
+
 def found(code: str) -> Change:
     return of(unacknowledged={code: Unacknowledged(2, 3, "")})
 
@@ -110,6 +119,15 @@ WRONG: list[tuple[str, Change]] = [
     ("compaction_stopped", of_compaction(stopped=True)),
     ("compaction_mismatch", of_compaction(mismatches=1)),
     ("retention_waits", of_compaction(retention_from=4e9)),
+    ("tables_stopped", of_committer(stopped=True, reason="a marker that was never issued")),
+    ("table_refused", of_committer(refused=1)),
+    ("table_files_missing", of_committer(missing=2)),
+    ("tables_held_back", of_committer(held_back=True)),
+    ("tables_unreachable", of_committer(unreachable=True, reason="the catalogue does not answer")),
+    ("committer_down", of_committer(alive=False)),
+    ("tables_behind", of_committer(waiting_batches=3, oldest_waiting_seconds=361.0)),
+    ("tables_behind", of_committer(waiting_batches=3, waiting_bytes=60 << 30)),
+    ("commit_interval_short", of_committer(round_seconds=31.0)),
 ]
 # What comes with it: a disk without room is full, and the backlog that is above its limit is above the half of it.
 ALSO = {"writes_refused": {"disk_usage", "uploads_behind"}}
@@ -119,6 +137,7 @@ NOTHING_TO_WAKE_FOR: list[Change] = [
     of(unshipped_limit_seconds=900.0, oldest_unshipped_seconds=850.0),
     of_worker(segment_bytes=95 << 20),
     of_compaction(retention_from=1e9),  # the day is over, and the next look deletes
+    of_committer(waiting_batches=3, oldest_waiting_seconds=350.0, conflicts=5, failures=5, failing=1, recreated=1),
     of_uploader(rescued=3, dead_letters=3, damaged=3, lost_segments=3),  # counted, and acknowledged since
     ends("certificate", 20),
 ]

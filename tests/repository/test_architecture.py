@@ -22,7 +22,7 @@ LAYERS = (
 )
 GROUND = len(LAYERS)
 # Packages of one layer that one of them may import all the same.
-BESIDE = {("monitoring", "access"), ("wal", "codec")}
+BESIDE = {("monitoring", "access"), ("monitoring", "tables"), ("wal", "codec")}
 # Of the ground, what pure functions over bytes may use.
 OF_CODEC = {"codec", "errors", "units"}
 FOREIGN = {
