@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
-from urllib.parse import unquote
 
 import typer
 
@@ -118,6 +117,8 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
 
 
 def _row(work: Work) -> dict[str, Any]:
+    from arcpipe.lake.folders import name_of
+
     folder = work.folder
     return {
         "database": name_of(folder.database),
@@ -127,11 +128,6 @@ def _row(work: Work) -> dict[str, Any]:
         "mb": round(sum(file.size for file in work.files) / 1e6, 1),
         "dedup": "series_time" if work.dedup else "none",
     }
-
-
-def name_of(component: str) -> str:
-    """Return the name that a component of a key stands for; one that was cut stays as it is."""
-    return component if "~" in component else unquote(component)
 
 
 def _tell(found: list[Work], options: _Options) -> None:

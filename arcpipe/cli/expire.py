@@ -99,7 +99,7 @@ async def _expire(
 
 
 def _add(rows: dict[tuple[str, str], dict[str, Any]], expired: Expired) -> None:
-    from arcpipe.cli.compact import name_of
+    from arcpipe.lake.folders import name_of
 
     hour = datetime.fromtimestamp(expired.folder.hour_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H")
     names = name_of(expired.folder.database), name_of(expired.folder.measurement)
