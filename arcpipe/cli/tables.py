@@ -235,6 +235,7 @@ def import_lake(
 
 @contextmanager
 def open_tables(settings: Settings) -> Iterator[TableFormat]:
+    """Open the tables of the settings for a command."""
     from arcpipe.tables import open_format
 
     tables = open_format(settings.tables, settings.storage, settings.wal.dir)
