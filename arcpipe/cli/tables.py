@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +12,7 @@ import typer
 from arcpipe.cli.options import ConfigOption
 from arcpipe.cli.output import print_json, print_table
 from arcpipe.cli.serving import load_settings
+from arcpipe.cli.tables_opened import open_tables, progress
 from arcpipe.errors import ArcpipeError
 
 if TYPE_CHECKING:
@@ -233,18 +232,6 @@ def import_lake(
 # How
 
 
-@contextmanager
-def open_tables(settings: Settings) -> Iterator[TableFormat]:
-    """Open the tables of the settings for a command."""
-    from arcpipe.tables import open_format
-
-    tables = open_format(settings.tables, settings.storage, settings.wal.dir)
-    try:
-        yield tables
-    finally:
-        tables.close()
-
-
 def _only(database: str | None, measurement: str | None) -> TableName | None:
     if measurement is None:
         return None
@@ -302,22 +289,3 @@ async def _commit_now(settings: Settings, skip_missing: bool) -> dict[str, Any]:
         committer.close()
         await store.close()
     return {**done._asdict(), "problems": committer.states.problems()}
-
-
-@contextmanager
-def progress(total: int, as_json: bool) -> Iterator[Any]:
-    """Show progress: a bar in a terminal, a line or a JSON object for each table elsewhere."""
-    if as_json or not sys.stdout.isatty():
-        yield lambda row, text: print_json([row]) if as_json else print(text, flush=True)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("tables", total=total)
-
-        def done(row: dict[str, Any], text: str) -> None:
-            bar.console.print(text, markup=False)
-            bar.advance(task)
-
-        yield done

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from arcpipe.cli.output import print_json
-from arcpipe.cli.tables import open_tables, progress
+from arcpipe.cli.tables_opened import open_tables, progress
 from arcpipe.errors import ArcpipeError
 
 if TYPE_CHECKING:

@@ -244,7 +244,7 @@ def test_every_key_is_read_from_the_environment(names: set[str]) -> None:
 
 def test_tables_do_not_go_together_with_what_deletes_files() -> None:
     variables = {variable("tables.format"): "iceberg", variable("compaction.enabled"): "true"}
-    with pytest.raises(ConfigError, match="compaction.enabled = true: tables and this do not work together yet"):
+    with pytest.raises(ConfigError, match=r"compaction\.enabled = true: tables and this do not work together yet"):
         load(None, variables)
 
 
