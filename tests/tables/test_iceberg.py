@@ -27,6 +27,7 @@ A, B = "0123456789ab", "ba9876543210"
 pytest_plugins = ["tests.support.iceberg"]
 
 
+@pytest.mark.every_catalogue
 def test_what_is_committed_is_what_two_readers_read(world: World) -> None:
     tables = world.open()
     tables.check()
@@ -92,6 +93,7 @@ def commit_until_it_is_there(world: World, files: list[Any], seq: int) -> None:
     raise AssertionError("ten attempts failed")
 
 
+@pytest.mark.every_catalogue
 def test_an_answer_that_was_lost_doubles_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     lose_the_answer(monkeypatch)
     commit_until_it_is_there(world, [world.lake.put(CPU, rows(0), "a")], 1)
@@ -122,6 +124,7 @@ def first_comes(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> N
     monkeypatch.setattr(Change, "attempt", late)
 
 
+@pytest.mark.every_catalogue
 def test_of_two_nodes_at_once_one_begins_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = world.open(), world.open()
     ours.commit(CPU, [world.lake.put(CPU, rows(0), "a")], A, 1)
