@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from sqlalchemy.orm import Session
 
 from arcpipe.tables.base import Conflict, NewFile, Refused, Unavailable
 from tests.support.iceberg import World, glue_world, postgresql_world, rest_world, sqlite_world
-from tests.support.s3proxy import ANSWERS, FAULTS, FaultyProxy
+from tests.support.s3proxy import FAULTS, FaultyProxy
 from tests.support.s3server import S3Bucket
 from tests.support.sets import long
 from tests.support.tables import CPU, rows
 
 A = "0123456789ab"
-QUICK_FAULTS = ("lost answer", "internal error")
+QUICK_FAULTS = ("lost answer",)
 
 
 def commit_until_it_is_there(world: World, files: list[NewFile], node: str, seq: int, attempts: int = 30) -> int:
@@ -36,6 +37,7 @@ def commit_until_it_is_there(world: World, files: list[NewFile], node: str, seq:
         except (Conflict, Unavailable, Refused) as error:  # a fault may be a 403, and is tried again, more slowly
             print(error)
             failures += 1
+            time.sleep(0.05)  # a proxy that refuses does so for half a second
     raise AssertionError(f"{attempts} attempts failed")
 
 
@@ -57,7 +59,7 @@ def proxied_rest(iceberg_rest: str, tmp_path: Path) -> Iterator[tuple[World, Fau
 @pytest.mark.parametrize(
     "fault", [*QUICK_FAULTS, *(pytest.param(one, marks=long) for one in FAULTS if one not in QUICK_FAULTS)]
 )
-@pytest.mark.parametrize("first", [True, False], ids=["new table", "old table"])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=long, id="new table"), pytest.param(False, id="old table")])
 def test_rows_are_there_once_after_a_fault_of_glue(
     proxied_glue: tuple[World, FaultyProxy], fault: str, first: bool
 ) -> None:
@@ -100,7 +102,8 @@ def test_rows_are_there_once_through_random_faults_of_rest(proxied_rest: tuple[W
     assert world.numbers() == list(range(60))
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=long) for seed in range(2, 6))])
+@long
+@pytest.mark.parametrize("seed", range(5))
 def test_rows_are_there_once_through_random_faults_of_the_store(s3: S3Bucket, tmp_path: Path, seed: int) -> None:
     """Manifests, their list and metadata are written and read through faults, as Glue is called."""
     world = glue_world(s3, tmp_path)
@@ -230,8 +233,3 @@ def test_tables_that_a_lost_catalogue_knew_are_not_begun_anew(tmp_path: Path) ->
     catalogue.register_table(("default", "cpu"), f"file://{hint.parent}/{hint.read_text()}.metadata.json")
     world.open().commit(CPU, [file], A, 2)
     assert world.numbers() == list(range(6))
-
-
-def test_faults_are_named() -> None:
-    assert set(QUICK_FAULTS) <= set(FAULTS)
-    assert "internal error" in ANSWERS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,33 @@ def test_readers_without_a_catalogue_find_the_newest_metadata(local: World) -> N
         found = pl.scan_iceberg(str(newest), reader_override="native").select("n").collect()["n"].to_list()
         assert sorted(found) == list(range(3 * number + 3))
         assert StaticTable.from_metadata(str(newest)).scan().count() == 3 * number + 3
+
+
+DUCKDB = Path(__file__).parents[2] / ".tables" / "duckdb" / "bin" / "python"
+SCAN = """
+import sys, duckdb, duckdb_extensions
+for name in ("avro", "iceberg"):
+    duckdb_extensions.import_extension(name)
+connection = duckdb.connect(config={"threads": 1, "autoinstall_known_extensions": False})
+connection.execute("LOAD iceberg")
+print(sorted(row[0] for row in connection.execute("SELECT n FROM iceberg_scan(?)", [sys.argv[1]]).fetchall()))
+"""
+
+
+@pytest.mark.skipif(not DUCKDB.exists(), reason="needs DuckDB's extension: make test-tables installs it")
+def test_duckdb_scans_the_folder_of_a_table(local: World, tmp_path: Path) -> None:
+    tables = local.open()
+    tables.commit(CPU, [local.lake.put(CPU, rows(0), "a"), local.lake.put(CPU, rows(3, load=0.5), "b")], A, 1)
+    tables.remove(CPU, [next(key for key in tables.files(CPU) if "_a_" in key)])
+    folder = local.lake.root / "_iceberg/default/cpu"
+    said = subprocess.run(
+        [DUCKDB, "-c", SCAN, folder],
+        env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.stdout.strip() == "[3, 4, 5]", said.stderr
 
 
 def test_metadata_of_long_ago_is_deleted_by_commits(local: World) -> None:
