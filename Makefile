@@ -16,8 +16,11 @@ TELEGRAF := github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
 TELEGRAF_TAGS := custom,inputs.file,inputs.socket_listener,parsers.influx,serializers.influx
 TELEGRAF_TAGS := $(TELEGRAF_TAGS),outputs.influxdb,outputs.influxdb_v2,outputs.http
 
+# DuckDB of a version whose extensions are on PyPI.
+DUCKDB ?= 1.5.5
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-clients test-systemd day \
+.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-systemd day \
 	lint bench fuzz test-env clean
 
 help: ## list the targets
@@ -27,7 +30,7 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
-test test-quick test-full test-release test-readers test-spark test-clients test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-full test-release test-readers test-spark test-tables test-clients test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
 # quick: a minute. full: what CI runs. release: all there is, an hour or two; the last part needs root.
 SET ?= full
@@ -77,6 +80,18 @@ test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) $(ICEBERG:%=.v
 	mvn -q dependency:copy -Dartifact=$(ICEBERG_JAR):$(lastword $(subst -, ,$(ICEBERG))) -DoutputDirectory='$(CURDIR)/$(@D)'
 	mv $(@D)/iceberg-spark-runtime-*.jar $@
 
+test-tables: test-env .tables/iceberg-rest/.installed .tables/duckdb/.installed .venv-spark-$(ICEBERG).jar ## tables in every catalogue, as Spark and DuckDB read and change them; needs Java, Maven, PostgreSQL; half an hour
+	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_SPARK_TABLES='$(ICEBERG)' $(BIN)/pytest -n 2 tests/tables $(ARGS)
+
+.tables/iceberg-rest/.installed: tests/tables/iceberg-rest.xml
+	mvn -q -f $< dependency:copy-dependencies -DoutputDirectory='$(CURDIR)/$(@D)'
+	@touch $@
+
+.tables/duckdb/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check duckdb==$(DUCKDB) duckdb-extensions==$(DUCKDB) duckdb-extension-iceberg==$(DUCKDB) duckdb-extension-avro==$(DUCKDB)
+	@touch $@
+
 test-clients: test-env ## write with real clients: of Python, and Telegraf, JavaScript's and Go's where Node.js and Go are installed
 	@mkdir -p .clients/node && cp tests/clients/node/* .clients/node
 	@if command -v npm >/dev/null; then cd .clients/node && npm install --silent --no-audit --no-fund --no-package-lock; else echo "no npm here: JavaScript is skipped"; fi
@@ -98,7 +113,7 @@ fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60)
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) .venv-spark-* .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-spark-* .tables .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =
