@@ -317,7 +317,7 @@ def test_tags_that_have_another_value_in_each_row_are_sorted_on_disk(lake: Lake)
 def test_folders_of_both_ways_to_encode_names_are_merged(lake: Lake, hidden: Hidden) -> None:
     lake.compaction = {"dedup": {"my db.c p": "series_time"}}
     for number in (1, 2, 3, 4):
-        names = {"database": "my db", "measurement": "c p", "hidden": hidden}
+        names: dict[str, Any] = {"database": "my db", "measurement": "c p", "hidden": hidden}
         lake.put(number, [{"time": 5, "host": "a", "v": float(number)}], **names)
     [outcome] = lake.compact()
     assert lake.odd == {}
