@@ -58,9 +58,23 @@ def compact(
         raise typer.BadParameter("--measurement needs --database")
     options = _Options(database, measurement, parse_time(before), as_json)
     settings = load_settings(config)
+    refuse_tables(settings)
     failed = asyncio.run(_compact(settings, options, dry_run))
     if failed:
         raise typer.Exit(1)
+
+
+def refuse_tables(settings: Settings) -> None:
+    """Refuse a command that deletes files, where tables may have them.
+
+    Raises:
+        ArcpipeError: there are tables.
+    """
+    if settings.has_tables:
+        raise ArcpipeError(
+            f"tables.format is {settings.tables.format!r}, and this would delete files that tables have: use the "
+            "maintenance of the tables' own engines instead (docs/tables.md)"
+        )
 
 
 def parse_time(before: str | None) -> int | None:

@@ -1,1 +1,1 @@
-"""Engines that maintain tables themselves: what they and arcpipe do to one table, one after the other and at once."""
+"""Tables of each format, in each catalogue that runs here, as other programs read and change them."""

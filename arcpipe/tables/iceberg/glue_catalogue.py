@@ -28,6 +28,5 @@ def glue_properties(options: StorageS3, endpoint: str) -> dict[str, str]:
         "glue.region": options.region,
         "glue.access-key-id": options.access_key_id,
         "glue.secret-access-key": options.secret_access_key,
-        "glue.max-retries": "2",
     }
     return {key: value for key, value in found.items() if value}
