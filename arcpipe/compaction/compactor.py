@@ -83,7 +83,7 @@ class Look(NamedTuple):
 class Compactor:
     """Finds and does the merges of one node."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (most of them are for tests)
         self,
         settings: Settings,
         wal_dir: str,
