@@ -11,13 +11,20 @@ SPARK_VERSIONS ?= 3.5.1 3.5.9 4.0.0 4.1.4
 ICEBERG ?= 3.5.9/iceberg-1.10.1
 ICEBERG_JAR := org.apache.iceberg:iceberg-spark-runtime-3.5_2.12
 
+# Delta in a Spark of these, and DuckDB with its extension for Delta: the extension on PyPI is of another version.
+DELTA ?= 3.5.9/delta-3.3.2
+DUCKDB_DELTA ?= 1.4.4
+
 # Telegraf with what the tests need: its other plugins would take half an hour to compile.
 TELEGRAF := github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
 TELEGRAF_TAGS := custom,inputs.file,inputs.socket_listener,parsers.influx,serializers.influx
 TELEGRAF_TAGS := $(TELEGRAF_TAGS),outputs.influxdb,outputs.influxdb_v2,outputs.http
 
+# DuckDB of a version whose extensions are on PyPI.
+DUCKDB ?= 1.5.5
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-clients test-systemd day \
+.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-systemd day \
 	lint bench fuzz test-env clean
 
 help: ## list the targets
@@ -27,7 +34,7 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
-test test-quick test-full test-release test-readers test-spark test-clients test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-full test-release test-readers test-spark test-tables test-clients test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
 # quick: a minute. full: what CI runs. release: all there is, an hour or two; the last part needs root.
 SET ?= full
@@ -77,6 +84,29 @@ test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) $(ICEBERG:%=.v
 	mvn -q dependency:copy -Dartifact=$(ICEBERG_JAR):$(lastword $(subst -, ,$(ICEBERG))) -DoutputDirectory='$(CURDIR)/$(@D)'
 	mv $(@D)/iceberg-spark-runtime-*.jar $@
 
+# Engines that read and maintain tables, and are too large for each run of CI.
+test-tables: test-env .tables/iceberg-rest/.installed .tables/duckdb/.installed .venv-spark-$(ICEBERG).jar .venv-spark-$(DELTA)/.installed .venv-duckdb-$(DUCKDB_DELTA)/.installed ## tables in every catalogue, as Spark and DuckDB read and change them; needs Java, Maven, PostgreSQL; half an hour
+	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_SPARK_TABLES='$(ICEBERG)' ARCPIPE_TEST_DELTA='$(DELTA) $(DUCKDB_DELTA)' $(BIN)/pytest -n 2 tests/tables $(ARGS)
+
+.tables/iceberg-rest/.installed: tests/tables/iceberg-rest.xml
+	mvn -q -f $< dependency:copy-dependencies -DoutputDirectory='$(CURDIR)/$(@D)'
+	@touch $@
+
+.tables/duckdb/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check duckdb==$(DUCKDB) duckdb-extensions==$(DUCKDB) duckdb-extension-iceberg==$(DUCKDB) duckdb-extension-avro==$(DUCKDB)
+	@touch $@
+
+.venv-spark-$(DELTA)/.installed: .venv-spark-$(firstword $(subst /, ,$(DELTA)))/.installed
+	for name in spark_2.12 storage; do \
+		mvn -q dependency:copy -Dartifact=io.delta:delta-$$name:$(lastword $(subst -, ,$(DELTA))) -DoutputDirectory='$(CURDIR)/$(@D)' || exit 1; done
+	@touch $@
+
+.venv-duckdb-$(DUCKDB_DELTA)/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile pytz duckdb==$(DUCKDB_DELTA) 'duckdb-ext-delta==$(DUCKDB_DELTA).*'
+	@touch $@
+
 test-clients: test-env ## write with real clients: of Python, and Telegraf, JavaScript's and Go's where Node.js and Go are installed
 	@mkdir -p .clients/node && cp tests/clients/node/* .clients/node
 	@if command -v npm >/dev/null; then cd .clients/node && npm install --silent --no-audit --no-fund --no-package-lock; else echo "no npm here: JavaScript is skipped"; fi
@@ -98,7 +128,7 @@ fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60)
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) .venv-spark-* .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =

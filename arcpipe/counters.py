@@ -224,6 +224,8 @@ class Uploader:
         KEYS_EXPIRED,
         KEYS_CUT,  # of these: forgotten before idempotency.window_seconds was over, because of idempotency.max_keys
         UNREADABLE_KEY_FILES,  # gauge
+        HANDED_OVER,  # batches that became commit files, for tables
+        HELD_BACK,  # gauge: 1 while `tables.max_uncommitted_mb` keeps a batch from being handed over
         RETRIES,
         *_,
     ) = range(_FIELDS)
@@ -260,6 +262,40 @@ class Compaction:
         EXPIRED_FILES,
         EXPIRED_BYTES,
         RETENTION_FROM,  # gauge: seconds since the epoch before which retention deletes nothing; 0 if it does not wait
+        SIZE,
+        *_,
+    ) = range(_FIELDS)
+
+
+class Committer:
+    """Fields of the block of the committer."""
+
+    (
+        PID,
+        STARTED_US,
+        HEARTBEAT_US,
+        STEPS,  # grows while it makes progress, or waits for the next round
+        ROUNDS,
+        LAST_ROUND_US,
+        ROUND_US,  # gauge: how long the last round took that committed anything
+        COMMITS,
+        LAST_COMMIT_US,
+        FILES,
+        ROWS,
+        CONFLICTS,  # attempts that others overtook
+        FAILURES,
+        RECREATED,  # tables that somebody had dropped
+        MAINTAINED,
+        WAITING_BATCHES,  # gauge: handed over, and not in all of their tables
+        WAITING_BYTES,
+        OLDEST_US,  # gauge: when the oldest of them was handed over; 0 if none waits
+        FAILING,  # gauge: tables whose last commit failed
+        REFUSED,  # gauge: tables that need a person's decision
+        MISSING,  # gauge: tables that wait because objects are gone or cannot be read
+        STOPPED,  # gauge: 1 while nothing at all may be committed
+        UNREACHABLE,  # gauge: 1 while catalogue or warehouse do not work
+        RESTARTS,
+        FAILED_STARTS,  # gauge: consecutive starts that failed, or were followed by an early death
         SIZE,
         *_,
     ) = range(_FIELDS)
@@ -363,17 +399,18 @@ class Counters:
         """
         self.workers = workers
         self.meters = Meters(workers, tracked_clients) if tracked_clients else None
-        notes = (workers + 4) * Notes.SIZE
-        size = (
-            Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + Compaction.SIZE + Endings.SIZE + (workers + 1) + notes
-        )
+        notes = (workers + 5) * Notes.SIZE
+        size = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE + Compaction.SIZE + Committer.SIZE + Endings.SIZE
+        size += (workers + 1) + notes
         self._memory = mmap.mmap(-1, size * 8)
         self._view = memoryview(self._memory).cast("Q")
         self._notes_at = size - notes
         self.node = self._view[: Node.SIZE]
         self.uploader = self._view[Node.SIZE : Node.SIZE + Uploader.SIZE]
         compaction_at = Node.SIZE + Uploader.SIZE + workers * Worker.SIZE
-        self.compaction = self._view[compaction_at : compaction_at + Compaction.SIZE]
+        committer_at = compaction_at + Compaction.SIZE
+        self.compaction = self._view[compaction_at:committer_at]
+        self.committer = self._view[committer_at : committer_at + Committer.SIZE]
         self.endings = self._view[self._notes_at - workers - 1 - Endings.SIZE : self._notes_at - workers - 1]
         # Of the uploader and of each slot: consecutive starts that failed, or were followed by an early death.
         self.failed_starts = self._view[self._notes_at - workers - 1 : self._notes_at]
@@ -398,6 +435,7 @@ class Counters:
             "uploader",
             "recovery",
             "compaction",
+            "committer",
             *(f"ingest {slot}" for slot in range(1, self.workers + 1)),
         ]
 

@@ -45,6 +45,10 @@ class MissingObject(StorageError):
     """The object store has no object of this key."""
 
 
+class NotOffered(StorageError):
+    """The object store does not know what was asked for, so trying again does not help."""
+
+
 class DamagedFile(ArcpipeError):
     """A small file was read whole, but its content is damaged. The text says which file and why."""
 

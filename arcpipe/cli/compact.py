@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
-from urllib.parse import unquote
 
 import typer
 
@@ -97,6 +96,7 @@ def this_node(settings: Settings) -> str:
 async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
     """Merge, or tell what would be merged. Returns the number of folders that failed."""
     from arcpipe.compaction.compactor import Compactor
+    from arcpipe.compaction.process import swap_of
     from arcpipe.compaction.resources import bound_resources
     from arcpipe.storage import open_store
 
@@ -104,8 +104,9 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
 
     node = this_node(settings)
     store = open_store(settings.storage.url, settings.storage.s3)
+    tables = swap_of(settings, settings.wal.dir, store)
     try:
-        compactor = Compactor(settings, settings.wal.dir, node, store)
+        compactor = Compactor(settings, settings.wal.dir, node, store, tables=tables)
         if not dry_run:
             await compactor.finish()
         found = [work async for work in compactor.find(options.database, options.measurement, options.before_us)]
@@ -114,10 +115,14 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
             return 0
         return await _merge(compactor, found, options)
     finally:
+        if tables is not None:
+            await tables.close()
         await store.close()
 
 
 def _row(work: Work) -> dict[str, Any]:
+    from arcpipe.lake.folders import name_of
+
     folder = work.folder
     return {
         "database": name_of(folder.database),
@@ -127,11 +132,6 @@ def _row(work: Work) -> dict[str, Any]:
         "mb": round(sum(file.size for file in work.files) / 1e6, 1),
         "dedup": "series_time" if work.dedup else "none",
     }
-
-
-def name_of(component: str) -> str:
-    """Return the name that a component of a key stands for; one that was cut stays as it is."""
-    return component if "~" in component else unquote(component)
 
 
 def _tell(found: list[Work], options: _Options) -> None:

@@ -70,15 +70,17 @@ async def _expire(
 ) -> None:
     from arcpipe.cli.compact import this_node
     from arcpipe.compaction.compactor import Compactor
+    from arcpipe.compaction.process import swap_of
     from arcpipe.compaction.retention import Retention
     from arcpipe.storage import open_store
 
     node = this_node(settings)
     store = open_store(settings.storage.url, settings.storage.s3)
+    tables = swap_of(settings, settings.wal.dir, store)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     others = 0
     try:
-        compactor = Compactor(settings, settings.wal.dir, node, store)
+        compactor = Compactor(settings, settings.wal.dir, node, store, tables=tables)
         retention = Retention(store, compactor, all_nodes=all_nodes)
         if limits is None:
             limits = await retention.limits(days)
@@ -87,6 +89,8 @@ async def _expire(
             if found.files:
                 _add(rows, await retention.delete(found.folder) if yes else found)
     finally:
+        if tables is not None:
+            await tables.close()
         await store.close()
         _show(rows, as_json)
     if others:
@@ -99,7 +103,7 @@ async def _expire(
 
 
 def _add(rows: dict[tuple[str, str], dict[str, Any]], expired: Expired) -> None:
-    from arcpipe.cli.compact import name_of
+    from arcpipe.lake.folders import name_of
 
     hour = datetime.fromtimestamp(expired.folder.hour_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H")
     names = name_of(expired.folder.database), name_of(expired.folder.measurement)

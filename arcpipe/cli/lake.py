@@ -104,7 +104,8 @@ def count(
 
 
 async def _count(database: str | None, measurement: str | None, config: Path | None, as_json: bool) -> None:
-    from arcpipe.lake.inspect import Unreadable, in_parallel, read_footer
+    from arcpipe.lake.footers import Unreadable, in_parallel
+    from arcpipe.lake.inspect import read_footer
 
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     unreadable: list[str] = []
@@ -230,7 +231,8 @@ async def _verify(
 ) -> int:
     from rich.filesize import decimal
 
-    from arcpipe.lake.inspect import check, in_parallel, read_file
+    from arcpipe.lake.footers import in_parallel
+    from arcpipe.lake.inspect import check, read_file
 
     total = bad = rows = size = 0
     async with _store(config) as store:
@@ -284,12 +286,12 @@ async def _store(config: Path | None) -> AsyncIterator[LakeStore]:
 
 
 def _prefixes(database: str | None, measurement: str | None) -> list[str]:
-    """Return the prefixes of keys that these names may have: early versions left `_` at their beginning."""
-    from arcpipe.lake.keys import Hidden, encode_database, encode_name
+    """Return the prefixes of keys that these names may have, by version and the format of tables."""
+    from arcpipe.lake.keys import WAYS, Hidden, encode_database, encode_name
 
     if database is None:
         return [""]
-    ways: tuple[Hidden, ...] = ("._", ".")
+    ways: tuple[Hidden, ...] = (*WAYS, ".")
     found = [
         f"{encode_database(database, hidden)}/" + ("" if measurement is None else f"{encode_name(measurement, other)}/")
         for hidden in ways

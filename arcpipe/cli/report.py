@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from arcpipe.cli.client import Outline
     from arcpipe.cli.rates import Live
+    from arcpipe.monitoring.committer_state import CommitterState
     from arcpipe.monitoring.health import Picture
     from arcpipe.monitoring.process_state import CompactionState, UploaderState, WorkerState
     from arcpipe.monitoring.snapshot import Snapshot
@@ -87,7 +88,7 @@ def clock(seconds: float) -> str:
     return then.strftime("%H:%M:%S" if then.date() == datetime.now().date() else "%Y-%m-%d %H:%M:%S")
 
 
-def _alive(process: WorkerState | UploaderState | CompactionState) -> str:
+def _alive(process: WorkerState | UploaderState | CompactionState | CommitterState) -> str:
     if not process.pid:
         return "not started"
     return "alive" if process.alive else f"silent for {_age(process.heartbeat_age_seconds)}"
@@ -174,6 +175,8 @@ def _facts(now: Snapshot, live: Live) -> Iterator[tuple[str, str]]:
         yield "compaction", _compaction(now.compaction)
         if (retention := _retention(now.compaction)) is not None:
             yield "retention", retention
+    if now.committer is not None:
+        yield "tables", _tables_fact(now.committer)
     kinds = ", ".join(f"{kind}: {times:,}" for kind, times in uploader.retries.items() if times)
     odd = f"{uploader.rescued:,} rescued, {uploader.dead_letters:,} dead letters, {uploader.damaged:,} damaged"
     yield (
@@ -243,6 +246,23 @@ def _compaction(compaction: CompactionState) -> str:
         f"{state}, {look}, {waits}; in all {compaction.files_in:,} files became {compaction.files_out:,}, "
         f"{_bytes(max(0, compaction.bytes_in - compaction.bytes_out))} saved; {compaction.failures:,} failures, "
         f"{compaction.left_alone:,} files left as they are"
+    )
+
+
+def _tables_fact(committer: CommitterState) -> str:
+    last = committer.last_commit_age_seconds
+    waits = "nothing waits"
+    if committer.waiting_batches:
+        waits = (
+            f"{committer.waiting_batches:,} batches wait ({_bytes(committer.waiting_bytes)}), the oldest for "
+            f"{_age(committer.oldest_waiting_seconds)}"
+        )
+    state = "stopped" if committer.stopped else "unreachable" if committer.unreachable else _alive(committer)
+    troubles = committer.failing + committer.refused + committer.missing
+    return (
+        f"{committer.format}, {state}, last commit {'none yet' if last is None else _age(last) + ' ago'}, {waits}; "
+        f"in all {committer.rows:,} rows in {committer.files:,} files by {committer.commits:,} commits, "
+        f"{committer.conflicts:,} conflicts, {committer.failures:,} failures; {troubles:,} tables have trouble"
     )
 
 

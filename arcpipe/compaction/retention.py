@@ -26,7 +26,7 @@ from arcpipe.compaction.files import Folder, LakeFile, parse_folder
 from arcpipe.compaction.retention_clock import DAY_US
 from arcpipe.lake.file_schema import HOUR_US
 from arcpipe.lake.hours import hours_until, newest_hour
-from arcpipe.lake.keys import encode_database
+from arcpipe.lake.keys import database_components
 from arcpipe.storage import LakeStore
 
 _AHEAD_US: Final = DAY_US  # most time that the clock may be ahead of the newest hour's end
@@ -102,13 +102,13 @@ class Retention:
     async def find(self, limits: Mapping[str, int]) -> AsyncIterator[Expired]:
         """Yield the expired hours that have files, also of others only, by measurement and the oldest first."""
         for database, end_us in limits.items():
-            component = encode_database(database)
-            for measurement in await self._store.list_folders(f"{component}/"):
-                async for found in hours_until(self._store, f"{component}/{measurement}/", end_us):
-                    self._step()
-                    folder = parse_folder(found.path)
-                    if folder is not None and any((expired := await self._look(folder))[1:]):
-                        yield expired
+            for component in database_components(database):
+                for measurement in await self._store.list_folders(f"{component}/"):
+                    async for found in hours_until(self._store, f"{component}/{measurement}/", end_us):
+                        self._step()
+                        folder = parse_folder(found.path)
+                        if folder is not None and any((expired := await self._look(folder))[1:]):
+                            yield expired
 
     async def delete(self, folder: Folder) -> Expired:
         """Delete the files of an expired hour.
@@ -122,11 +122,14 @@ class Retention:
         """
         async with self._compactor.turn():
             expired = await self._look(folder)
-            await self._store.delete_all([file.listed.key for file in expired.files])
+            keys = [file.listed.key for file in expired.files]
+            if self._compactor.tables is None:
+                await self._store.delete_all(keys)
+            else:  # the table's upkeep deletes them, when no readable state needs them
+                await self._compactor.tables.remove("/".join(folder.path.split("/")[:2]), keys)
         return expired
 
     async def _look(self, folder: Folder) -> Expired:
-        pages = self._store.list_objects(folder.path + "/")
-        listed = [one async for page in pages for one in page if one.key.rpartition("/")[0] == folder.path]
+        listed = await self._compactor.list_folder(folder)
         files, others = self._compactor.final_files(folder, listed, all_nodes=self._all_nodes)
         return Expired(folder, files, others)

@@ -20,24 +20,17 @@ from arcpipe.config.column_types import ColumnTypes
 from arcpipe.config.dedup_words import DedupWords
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
 from arcpipe.config.retention_days import RetentionDays
+from arcpipe.config.settings_tables import SECRETS as SECRETS_OF_TABLES
+from arcpipe.config.settings_tables import Tables
+from arcpipe.config.value_types import YEAR_SECONDS, PathText, Seconds, SecondsOrZero, SizeMB, Text
 from arcpipe.errors import ConfigError
 
-_YEAR_SECONDS = 365 * 86400
 _MAX_WORKERS = 256
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
-SizeMB = Annotated[int, Meta(ge=1, le=1 << 30)]
-Seconds = Annotated[float, Meta(gt=0, le=_YEAR_SECONDS)]
-SecondsOrZero = Annotated[float, Meta(ge=0, le=_YEAR_SECONDS)]
 # A limit of a rate, per second; 0 is no limit.
 PerSecond = Annotated[float, Meta(ge=0, le=1e9)]
 
-# Surrogates stand for bytes of an environment variable that are not UTF-8.
-_CONTROL = r"\x00-\x1f\x7f\ud800-\udfff"
-Text = Annotated[str, Meta(pattern=rf"^[^{_CONTROL}]*\Z", description="text without control characters")]
-PathText = Annotated[
-    str, Meta(pattern=rf"^[^{_CONTROL}]+\Z", description="a path, not empty, without control characters")
-]
 Host = Annotated[
     str,
     Meta(
@@ -270,7 +263,7 @@ class Compaction(Struct, frozen=True, kw_only=True):
     """`[compaction]`: the files of closed hours become few large ones."""
 
     enabled: bool = False
-    after_seconds: Annotated[float, Meta(ge=60, le=_YEAR_SECONDS)] = 900.0
+    after_seconds: Annotated[float, Meta(ge=60, le=YEAR_SECONDS)] = 900.0
     nice: Annotated[int, Meta(ge=0, le=19)] = 10
     memory_mb: Annotated[int, Meta(ge=512, le=1 << 20)] = 600
     dedup: DedupWords = {}  # msgspec copies it
@@ -333,6 +326,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     uploader: Uploader = Uploader()
     compaction: Compaction = Compaction()
     retention: Retention = Retention()
+    tables: Tables = Tables()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
     access_log: AccessLog = AccessLog()
@@ -350,6 +344,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     def has_upkeep(self) -> bool:
         """Whether the lake needs a process of its own: to merge files, or to delete old ones."""
         return self.compaction.enabled or bool(self.retention.days)
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether what is uploaded becomes part of tables."""
+        return self.tables.format != "none"
 
     def value(self, key: str) -> Value:
         """Return the value of a dotted key such as "wal.dir".
@@ -405,7 +404,7 @@ def sections() -> tuple[str, ...]:
     return tuple(dict.fromkeys(key.rpartition(".")[0] for key in keys()))
 
 
-_SECRETS = frozenset({"storage.s3.access_key_id", "storage.s3.secret_access_key"})
+_SECRETS = frozenset({"storage.s3.access_key_id", "storage.s3.secret_access_key"}) | SECRETS_OF_TABLES
 _MASK = "********"
 # The content of a PEM file in place of its path: its first line, or the Base64 text of a key.
 PASTED = re.compile(r"-----BEGIN |\A\s*M[A-Za-z0-9+/=\s]{60,}\Z")

@@ -6,11 +6,8 @@ it was compacted. This module must not know how anything is printed.
 
 from __future__ import annotations
 
-import asyncio
-import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,24 +15,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from arcpipe.codec.columns import TIME
-from arcpipe.errors import ArcpipeError, MissingObject
+from arcpipe.errors import MissingObject
+from arcpipe.lake import footers
 from arcpipe.lake.file_schema import BATCH, DATABASE, HOUR_US, MEASUREMENT, TIME_TYPE
 from arcpipe.lake.folders import SUFFIX, FileName, Folder, parse_file_name, parse_folder
-from arcpipe.lake.keys import encode_database, encode_name
+from arcpipe.lake.footers import Unreadable, readable
+from arcpipe.lake.keys import database_components, encode_database, encode_name, measurement_components
 from arcpipe.storage import LakeStore, Listed
-from arcpipe.units import KB, MB
+from arcpipe.units import MB
 
-T = TypeVar("T")
-R = TypeVar("R")
-
-_TAIL_BYTES: Final = 64 * KB  # read at once of the end of a file: nearly every footer is shorter
 _PART_BYTES: Final = 8 * MB  # read at once of a whole file
 _BATCH_ROWS: Final = 131_072  # decoded at once: bounds the memory of a row group whatever its file says
-_AT_ONCE: Final = 16  # files that are looked at at the same time, for stores with latency
-
-
-class Unreadable(ArcpipeError):
-    """A file is no Parquet file that can be read; the text says why."""
 
 
 class StoredFile(NamedTuple):
@@ -87,25 +77,6 @@ async def list_files(store: LakeStore, prefix: str) -> AsyncIterator[tuple[list[
         yield found, others
 
 
-async def in_parallel(
-    items: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int = _AT_ONCE
-) -> AsyncIterator[tuple[T, R]]:
-    """Do the work for some items at a time; yield each item with its result, in the order of the items."""
-    waiting: list[tuple[T, asyncio.Task[R]]] = []
-    try:
-        for item in items:
-            waiting.append((item, asyncio.ensure_future(work(item))))
-            if len(waiting) == at_once:
-                first, task = waiting.pop(0)
-                yield first, await task
-        while waiting:
-            first, task = waiting.pop(0)
-            yield first, await task
-    finally:
-        for _, task in waiting:
-            task.cancel()
-
-
 async def read_footer(store: LakeStore, file: StoredFile) -> Footer | None:
     """Read the footer of a file; None if the file is gone.
 
@@ -113,19 +84,11 @@ async def read_footer(store: LakeStore, file: StoredFile) -> Footer | None:
         Unreadable: it is no file of arcpipe's.
         StorageError: the store does not give it.
     """
-    size = file.listed.size
-    length = min(size, _TAIL_BYTES)
     try:
-        while True:
-            tail = await store.read(file.key, size - length, length)
-            needed = int.from_bytes(tail[-8:-4], "little") + 8
-            if needed <= length or needed > size or not tail.endswith(b"PAR1"):
-                break
-            length = needed
+        metadata = await footers.read_footer(store, file.key, file.listed.size)
     except MissingObject:
         return None
-    with _readable(file.key):
-        metadata = pq.read_metadata(_Tail(size, tail))
+    with readable(file.key):
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         at = metadata.schema.to_arrow_schema().get_field_index(TIME)
         times = [group.column(at).statistics for group in groups] if at >= 0 else []
@@ -156,7 +119,7 @@ def last_rows(data: pa.Buffer, key: str, count: int) -> pa.Table:
     Raises:
         Unreadable: it is no Parquet file that can be read.
     """
-    with _readable(key):
+    with readable(key):
         file = pq.ParquetFile(pa.BufferReader(data))
         if TIME not in file.schema_arrow.names:
             raise Unreadable(f"{key}: it has no column {TIME!r}")
@@ -172,7 +135,7 @@ def check(data: pa.Buffer, file: StoredFile) -> Checked:
     """Read every value of a file, and compare it with its name and its footer."""
     problems: list[str] = []
     try:
-        with _readable(file.key):
+        with readable(file.key):
             return _check(data, file, problems)
     except Unreadable as error:
         return Checked(0, [*problems, str(error).removeprefix(f"{file.key}: ")])
@@ -221,9 +184,9 @@ def _problems_of_names(schema: pa.Schema, file: StoredFile) -> list[str]:
         return ["arcpipe did not write it: its footer names no database, measurement or batch"]
     problems = []
     folder = file.folder
-    if folder.database not in (encode_database(database), encode_database(database, ".")):
+    if folder.database not in (*database_components(database), encode_database(database, ".")):
         problems.append(f"it is of the database {database!r}, and not of its folder's")
-    if folder.measurement not in (encode_name(measurement), encode_name(measurement, ".")):
+    if folder.measurement not in (*measurement_components(measurement), encode_name(measurement, ".")):
         problems.append(f"it is of the measurement {measurement!r}, and not of its folder's")
     if batch != file.name.batch:
         problems.append(f"it is of the batch {batch}, and not of its name's")
@@ -270,42 +233,3 @@ def _is_sorted(table: pa.Table, order: list[tuple[str, bool]]) -> bool:
 def _us(time: Any) -> int:
     """Convert a time of statistics into µs since the epoch."""
     return int(np.datetime64(time.replace(tzinfo=None), "us").astype(np.int64))
-
-
-@contextmanager
-def _readable(key: str) -> Iterator[None]:
-    """Raise Unreadable for what pyarrow raises on a file that is damaged, or is no Parquet file."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise Unreadable(f"{key}: it cannot be read: {' '.join(str(error).split())[:300]}") from error
-
-
-class _Tail(io.RawIOBase):
-    """A file of which only the end is there. Before that it has zeros, which readers of footers ask for, too."""
-
-    def __init__(self, size: int, tail: bytes) -> None:
-        self._size = size
-        self._tail = tail
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        stop = self._size if size < 0 else min(self._at + size, self._size)
-        begin = self._size - len(self._tail)
-        data = bytes(max(min(begin, stop) - self._at, 0))
-        data += self._tail[max(self._at - begin, 0) : max(stop - begin, 0)]
-        self._at += len(data)
-        return data

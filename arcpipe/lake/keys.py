@@ -1,8 +1,8 @@
 """Name the files of a batch: a database, a measurement and an hour become an object key.
 
 Names of clients become components of a path. Whatever the name, its component is ASCII without slashes, neither empty
-nor `.` nor `..`. It is the name itself where a path can have it, and `urllib.parse.unquote` gives the name again unless
-it was cut. Different names have different components. This module must not know Arrow or object stores.
+nor `.` nor `..`. It is the name itself where a path can have it, and `decode_component` gives the name again unless it
+was cut. Different names have different components. This module must not know Arrow or object stores.
 """
 
 from __future__ import annotations
@@ -11,19 +11,26 @@ import hashlib
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, NamedTuple
+from urllib.parse import unquote
 
 Layout = Literal["arc", "hive"]
 """Folders by date: `2026/11/28/18`, or `year=2026/month=11/day=28/hour=18`."""
 
-Hidden = Literal[".", "._"]
-"""First characters of names that are percent-encoded: pyarrow, Spark and Hive see no file below such a path.
+Hidden = Literal[".", "._", "._~"]
+"""First characters of names that are encoded: pyarrow, Spark and Hive see no file below such a path.
 
-Batches that were begun by versions that left `_` as it is keep the keys that they have begun with.
+Batches that were begun by versions that left `_` as it is keep the keys that they have begun with. `~` at the end means
+that the escapes are `~20` instead of `%20`: most readers of Delta find no table below a folder with a percent sign.
 """
+
+WAYS: Final[tuple[Hidden, ...]] = ("._", "._~")
+"""The ways in which names are encoded today."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _RESERVED: Final = re.compile(rb"[^A-Za-z0-9_.-]")
+_CUT: Final = re.compile(r".{100}(~([0-9a-f]{16}|[0-9a-f]{64})|~~.*)", re.DOTALL)
+_TILDE: Final = re.compile(r"(~[0-9A-F]{2})+")
 _MAX_ENCODED: Final = 120  # characters: a file's name holds more, and file systems allow 255 bytes
 _MAX_DATABASE: Final = 240  # characters: its component holds nothing more
 
@@ -35,7 +42,7 @@ def encode_name(name: str, hidden: Hidden = "._") -> str:
     """
     encoded = _encode(name, hidden)
     if len(encoded) > _MAX_ENCODED:
-        return f"{encoded[:100]}~{_hash(name)[:16]}"
+        return f"{encoded[:100]}{_cut_mark(hidden)}{_hash(name)[:16]}"
     return encoded
 
 
@@ -48,15 +55,42 @@ def encode_database(name: str, hidden: Hidden = "._") -> str:
         return encode_name(name, hidden)
     encoded = _encode(name, hidden)
     if len(encoded) > _MAX_DATABASE:
-        return f"{encoded[:100]}~{_hash(name)}"
+        return f"{encoded[:100]}{_cut_mark(hidden)}{_hash(name)}"
     return encoded
 
 
+def database_components(name: str) -> list[str]:
+    """Return the components that a database may have, by the format of its tables."""
+    return list(dict.fromkeys(encode_database(name, way) for way in WAYS))
+
+
+def measurement_components(name: str) -> list[str]:
+    """Return the components that a measurement may have, by the format of its tables."""
+    return list(dict.fromkeys(encode_name(name, way) for way in WAYS))
+
+
+def decode_component(component: str) -> str | None:
+    """Return the name of a database or measurement by its component of a key; None if it was cut, or may have been."""
+    if _CUT.fullmatch(component):
+        return None
+    if component in ("%", "~"):
+        return ""
+    if "%" in component:
+        return unquote(component)
+    return _TILDE.sub(lambda found: bytes.fromhex(found[0].replace("~", "")).decode(errors="replace"), component)
+
+
 def _encode(name: str, hidden: Hidden) -> str:
-    encoded = _RESERVED.sub(lambda found: b"%%%02X" % found[0][0], name.encode()).decode()
-    if encoded[:1] in hidden and encoded:
-        encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
-    return encoded or "%"
+    escape = "~" if hidden == "._~" else "%"
+    encoded = _RESERVED.sub(lambda found: b"%s%02X" % (escape.encode(), found[0][0]), name.encode()).decode()
+    if encoded[:1] in (".", "_") and encoded[0] in hidden:
+        encoded = f"{escape}{ord(encoded[0]):02X}{encoded[1:]}"
+    return encoded or escape
+
+
+def _cut_mark(hidden: Hidden) -> str:
+    """Return what no name that is whole has in its component."""
+    return "~~" if hidden == "._~" else "~"
 
 
 def _hash(name: str) -> str:

@@ -5,15 +5,15 @@ A code also names its Prometheus alert (`ops/alerts.yml`). The rules read a snap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 from arcpipe.access.expiry import date
+from arcpipe.monitoring import issues_of_tables as tables
 from arcpipe.monitoring.directory_look import Unacknowledged
 from arcpipe.monitoring.process_state import UploaderState, WorkerState
+from arcpipe.monitoring.rule import Found, Rule
+from arcpipe.monitoring.rule import Severity as Severity
 from arcpipe.monitoring.snapshot import UNSHIPPED_SECONDS, Ending, Snapshot
-
-Severity = Literal["info", "warning", "critical"]
 
 _RECENT_SECONDS: Final = 300.0  # age up to which a failed write is an issue
 _SEGMENT_NEAR_LIMIT: Final = 0.9  # of wal.max_size_mb
@@ -29,17 +29,6 @@ _SALVAGE: Final = (
     "`arcpipe wal salvage` reads around bad blocks: recovery.md has the steps"
 )
 _ACK: Final = "then `arcpipe wal ack` ends this issue until there are new ones: recovery.md has the steps"
-
-Found = Iterator[tuple[str, str]]
-"""A message and a recommendation for each process or thing that has the issue."""
-
-
-class Rule(NamedTuple):
-    """One kind of issue."""
-
-    code: str
-    severity: Severity
-    find: Callable[[Snapshot], Found]
 
 
 # Processes
@@ -451,8 +440,10 @@ RULES: Final = (
     Rule("lost_records", "critical", _lost_records),
     Rule("certificate_expires", "critical", _certificate_expired),
     Rule("compaction_mismatch", "critical", _compaction_mismatch),
+    *tables.CRITICAL,
     Rule("compaction_stopped", "warning", _compaction_stopped),
     Rule("compaction_down", "warning", _compaction_down),
+    *tables.WARNING,
     Rule("segment_too_old", "warning", _segment_too_old),
     Rule("failed_starts", "warning", _failed_starts),
     Rule("disk_usage", "warning", _disk_usage),

@@ -86,6 +86,7 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _upload(snapshot)
     yield from _keys(snapshot)
     yield from _compaction(snapshot)
+    yield from _tables(snapshot)
 
 
 def _instance(snapshot: Snapshot) -> Iterator[Metric]:
@@ -434,6 +435,43 @@ def _compaction(snapshot: Snapshot) -> Iterator[Metric]:
         ("stopped", "1 while a plan waits for an operator.", int(compaction.stopped)),
     ):
         yield _gauge(f"arcpipe_compaction_{name}", text, value)
+
+
+def _tables(snapshot: Snapshot) -> Iterator[Metric]:
+    committer = snapshot.committer
+    if committer is None:
+        return
+    for name, text, value in (
+        ("rounds", "Rounds of commits.", committer.rounds),
+        ("commits", "Commits that added files to a table.", committer.commits),
+        ("files", "Files that became a part of tables.", committer.files),
+        ("rows", "Rows in these files.", committer.rows),
+        ("conflicts", "Attempts that another writer overtook.", committer.conflicts),
+        ("failures", "Commits and rounds that failed and are tried again.", committer.failures),
+        ("recreated", "Tables that were made anew, because somebody had dropped them.", committer.recreated),
+        ("handed_over", "Batches that were handed over to be committed.", committer.handed_over),
+    ):
+        yield CounterMetricFamily(f"arcpipe_tables_{name}", text, value)
+    gauges: list[tuple[str, str, float]] = [
+        ("waiting_batches", "Batches that are uploaded and not in all of their tables.", committer.waiting_batches),
+        ("waiting_bytes", "Bytes of their files.", committer.waiting_bytes),
+        ("waiting_limit_bytes", "At as many, uploads wait (tables.max_uncommitted_mb).", committer.max_waiting_bytes),
+        ("oldest_waiting_seconds", "Age of the oldest of them; 0 if there is none.", committer.oldest_waiting_seconds),
+        ("round_seconds", "Duration of the last round that committed anything.", committer.round_seconds),
+        ("interval_seconds", "Time between two rounds (tables.commit_interval_seconds).", committer.interval_seconds),
+        ("failing", "Tables whose last commit failed and is tried again.", committer.failing),
+        ("refused", "Tables that wait for a person's decision.", committer.refused),
+        ("files_missing", "Tables that wait because files are gone or cannot be read.", committer.missing),
+        ("stopped", "1 while nothing at all may be committed.", int(committer.stopped)),
+        ("unreachable", "1 while catalogue or warehouse do not work.", int(committer.unreachable)),
+    ]
+    yield from (_gauge(f"arcpipe_tables_{name}", text, value) for name, text, value in gauges)
+    if committer.last_commit_age_seconds is not None:
+        yield _gauge(
+            "arcpipe_tables_last_commit_timestamp_seconds",
+            "Time of the last commit, Unix time.",
+            snapshot.time - committer.last_commit_age_seconds,
+        )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

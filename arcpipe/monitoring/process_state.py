@@ -191,7 +191,7 @@ def compaction_state(counters: Counters, now: int) -> CompactionState:
         failed_starts=block[Compaction.FAILED_STARTS],
         restarts=block[Compaction.RESTARTS],
         heartbeat_age_seconds=heartbeat,
-        memory_bytes=_memory_bytes(block[Compaction.PID]),
+        memory_bytes=memory_bytes(block[Compaction.PID]),
         looks=block[Compaction.LOOKS],
         last_look_age_seconds=age_seconds(last, now) if last else None,
         merges=block[Compaction.MERGES],
@@ -227,7 +227,7 @@ def worker_state(counters: Counters, slot: int, now: int) -> WorkerState:
         failed_starts=counters.failed_starts[slot],
         uptime_seconds=age_seconds(block[Worker.STARTED_US], now),
         heartbeat_age_seconds=heartbeat,
-        memory_bytes=_memory_bytes(block[Worker.PID]),
+        memory_bytes=memory_bytes(block[Worker.PID]),
         connections=block[Worker.CONNECTIONS],
         max_connections=block[Worker.MAX_CONNECTIONS],
         requests=block[Worker.REQUESTS],
@@ -275,7 +275,7 @@ def uploader_state(counters: Counters, now: int) -> UploaderState:
         failed_starts=counters.failed_starts[0],
         uptime_seconds=age_seconds(block[Uploader.STARTED_US], now),
         heartbeat_age_seconds=heartbeat,
-        memory_bytes=_memory_bytes(block[Uploader.PID]),
+        memory_bytes=memory_bytes(block[Uploader.PID]),
         batches=block[Uploader.BATCHES],
         segments=block[Uploader.SEGMENTS],
         entries=block[Uploader.ENTRIES],
@@ -319,7 +319,7 @@ def age_seconds(since: int, now: int) -> float:
     return max(0, now - since) / _MICRO if since else 0.0
 
 
-def _memory_bytes(pid: int) -> int:
+def memory_bytes(pid: int) -> int:
     """Return the resident memory of a process; 0 if it is gone."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:

@@ -21,6 +21,7 @@ from arcpipe.counters import (
     BEGUN,
     ENDINGS,
     STATUSES,
+    Committer,
     Compaction,
     Counters,
     Endings,
@@ -33,6 +34,7 @@ from arcpipe.counters import (
 )
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.monitoring import directory_look
+from arcpipe.monitoring.committer_state import CommitterState, committer_state
 from arcpipe.monitoring.directory_look import DirectoryLook, FileCount, Unacknowledged
 from arcpipe.monitoring.process_figures import ProcessFigures, look_at
 from arcpipe.monitoring.process_state import (
@@ -120,6 +122,7 @@ class Snapshot(Struct, frozen=True):
     waiting_bytes: int = 0  # part of the backlog: sealed segments that wait for their turn, in no batch yet
     waiting_segments: int = 0
     next_batch_seconds: float = 0.0  # until `uploader.interval_seconds` after the last batch; it may come earlier
+    committer: CommitterState | None = None  # without tables
 
 
 _LEVELS: Final = {30: "warning", 40: "error", 50: "critical"}  # of `logging`
@@ -193,6 +196,7 @@ def take(settings: Settings, counters: Counters, routes: Sequence[str], look: Di
             node, NodeBlock.BACKLOG_SEGMENTS, NodeBlock.UNRECOVERED_SEGMENTS, uploader.batched_segments
         ),
         next_batch_seconds=_next_batch_seconds(settings.batch_interval_seconds, uploader.planned_age_seconds),
+        committer=committer_state(settings, counters, now) if settings.has_tables else None,
     )
 
 
@@ -212,7 +216,7 @@ def _next_batch_seconds(interval: float, planned_age: float | None) -> float:
 def _processes(counters: Counters) -> dict[str, ProcessFigures]:
     # Only children of the supervisor call this, and none outlives it.
     pids = {"supervisor": os.getppid(), "uploader": counters.uploader[Uploader.PID]}
-    pids["compaction"] = counters.compaction[Compaction.PID]
+    pids |= {"compaction": counters.compaction[Compaction.PID], "committer": counters.committer[Committer.PID]}
     pids |= {f"ingest {slot}": counters.worker(slot)[Worker.PID] for slot in range(1, counters.workers + 1)}
     return {name: look_at(pid) for name, pid in pids.items() if pid}
 

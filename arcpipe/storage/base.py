@@ -133,8 +133,11 @@ class Listed(NamedTuple):
 class LakeStore(ObjectStore, Protocol):
     """An object store whose objects are read, renamed and listed, too: what the upkeep of a lake needs."""
 
-    def list_objects(self, prefix: str) -> AsyncIterator[list[Listed]]:
+    def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
         """Yield the objects whose keys begin with `prefix`, a page at a time. Objects of one folder come together.
+
+        Args:
+            after: if not empty, only keys that are greater than this text are listed.
 
         Raises:
             StorageError: the list is incomplete. What was yielded before is right.
@@ -151,6 +154,21 @@ class LakeStore(ObjectStore, Protocol):
         Raises:
             MissingObject: there is no such object.
             StorageError: it cannot be read.
+        """
+        ...
+
+    async def put_new(self, key: str, blob: Blob) -> bool:
+        """Store the whole blob under `key`, unless an object is there: of several at once, one succeeds.
+
+        The object becomes visible at once and whole, and is durable when this returns True. An object that is there
+        may be that of an earlier try whose answer was lost.
+
+        Returns:
+            False if there is an object already; then nothing happened.
+
+        Raises:
+            StorageError: the object is there, whole, or it is not.
+            NotOffered: the server refuses such a request, or does not know it.
         """
         ...
 

@@ -86,6 +86,10 @@ class LocalStore:
         targets = [(self._path(key), blob) for key, blob in objects]
         await self._in_thread(f"write {targets[0][0]}", lambda cancelled: self._put_all(targets, cancelled))
 
+    async def put_new(self, key: str, blob: Blob) -> bool:
+        target = self._path(key)
+        return await self._in_thread(f"write {target}", lambda cancelled: self._put_new(target, blob, cancelled))
+
     @property
     def objects_at_once(self) -> int:
         return _OBJECTS_AT_ONCE
@@ -106,7 +110,7 @@ class LocalStore:
         require_key(prefix + "x")
         return await self._in_thread(f"list {self._root}/{prefix}", lambda cancelled: self._list(prefix, cancelled))
 
-    async def list_objects(self, prefix: str) -> AsyncIterator[list[Listed]]:
+    async def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
         require_key(prefix + "x")
         pending = [prefix[: prefix.rfind("/") + 1]]
         while pending:
@@ -114,6 +118,8 @@ class LocalStore:
             page = functools.partial(self._page, start, prefix)
             found, folders = await self._in_thread(f"list {self._root}/{start}", page)
             pending += sorted(folders, reverse=True)
+            if after:
+                found = [one for one in found if one.key > after]
             if found:
                 yield found
 
@@ -194,8 +200,29 @@ class LocalStore:
             self._durable.clear()
         self._durable.update(unsynced)
 
-    def _put(self, target: str, blob: Blob, cancelled: threading.Event) -> None:
-        """Write a file into an existing directory and rename it to `target`. The caller syncs the directory."""
+    def _put_new(self, target: str, blob: Blob, cancelled: threading.Event) -> bool:
+        """Write a file and link it to `target`, which fails if there is one. Its name is made durable in either case.
+
+        Whoever reads the other's file relies on it, so that must not vanish in a power cut.
+        """
+        done = False
+
+        def put() -> None:
+            nonlocal done
+            unsynced = self._make_directories(os.path.dirname(target))
+            done = self._put(target, blob, cancelled, only_new=True)
+            self._sync_entries([target, *unsynced])
+            self._durable.update(unsynced)
+
+        self._again_if_removed(put)
+        return done
+
+    def _put(self, target: str, blob: Blob, cancelled: threading.Event, *, only_new: bool = False) -> bool:
+        """Write a file into an existing directory and rename it to `target`. The caller syncs the directory.
+
+        Returns:
+            False if it was to be a new one, and there is one already.
+        """
         with self._temp_file() as (fd, temp):
             offset, size = 0, blob.size
             while offset < size and not cancelled.is_set():
@@ -207,7 +234,14 @@ class LocalStore:
             if cancelled.is_set():
                 raise _Cancelled
             os.fsync(fd)
-            os.rename(temp, target)
+            if not only_new:
+                os.rename(temp, target)
+                return True
+            try:
+                os.link(temp, target)
+            except FileExistsError:
+                return False
+            return True
 
     def _exists(self, target: str) -> bool:
         """Look for a file and make its name durable: the process that renamed it may have died before its sync."""

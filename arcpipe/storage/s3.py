@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from arcpipe.config.settings import StorageS3
-from arcpipe.errors import MissingObject, StorageError
+from arcpipe.errors import MissingObject, NotOffered, StorageError
 from arcpipe.storage import s3_errors
 from arcpipe.storage.base import Blob, Listed, MemoryBlob, require_key
 from arcpipe.storage.s3_client import Requests, S3Client
@@ -34,6 +34,8 @@ _LIST_MARKERS: Final = {"ContinuationToken": "NextContinuationToken"}
 # Deletes that run at once: a thousand objects take some seconds, and leave connections for puts.
 _DELETES_AT_ONCE: Final = 16
 _DELETES_OF_A_REQUEST: Final = 1000  # S3's own limit
+# Answers to a put on condition that there is no object, when there is one, or another put is under way.
+_IS_THERE: Final = (409, 412)
 # Answers of servers that do not know the request for several objects.
 _HAS_NO_SUCH_REQUEST: Final = {400, 404, 405, 411, 501}
 
@@ -106,6 +108,23 @@ class S3Store:
         for key, blob in objects:
             await self.put(key, blob)
 
+    async def put_new(self, key: str, blob: Blob) -> bool:
+        require_key(key)
+        name = self._prefix + key
+        async with self._connected("write", name) as client:
+            content = await client.content(blob, 0, blob.size)
+            try:
+                wanted = {"Key": name, "IfNoneMatch": "*", **self._encryption, **content}
+                answer = await client.call("write", "put_object", wanted)
+            except S3Error as error:
+                if error.status in _IS_THERE:
+                    return False
+                if error.status == 501 or error.code in ("NotImplemented", "InvalidArgument"):
+                    raise NotOffered(f"{error}. This server has no conditional writes (If-None-Match)") from error
+                raise
+            client.require_taken(name, answer, content)
+            return True
+
     @property
     def objects_at_once(self) -> int:
         return 1
@@ -158,11 +177,12 @@ class S3Store:
                 keys += [entry["Key"].removeprefix(self._prefix) for entry in page.get("Contents", [])]
         return sorted(keys)
 
-    async def list_objects(self, prefix: str) -> AsyncIterator[list[Listed]]:
+    async def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
         require_key(prefix + "x")
         name = self._prefix + prefix
+        fields = {"StartAfter": self._prefix + after} if after else {}
         async with self._connected("list", name) as client:
-            async for page in client.pages("list_objects_v2", name, _LIST_MARKERS):
+            async for page in client.pages("list_objects_v2", name, _LIST_MARKERS, **fields):
                 yield [
                     Listed(
                         entry["Key"].removeprefix(self._prefix),

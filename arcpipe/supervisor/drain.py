@@ -16,6 +16,7 @@ from arcpipe.supervisor.service_manager import ServiceManager
 from arcpipe.supervisor.signals import SIGNALS
 from arcpipe.supervisor.slots import Slots
 from arcpipe.supervisor.upgrade import WORKER_STOP_SECONDS
+from arcpipe.tables.commit_file import CommitFiles
 from arcpipe.wal.directory import SEALED, WALDirectory
 
 if TYPE_CHECKING:
@@ -54,13 +55,15 @@ class Drain:
         self._manager.drop(LISTENER)
         listeners.remove_files()
         listeners.close()
-        compaction = [slots.compaction] if slots.compaction is not None else []
+        compaction = slots.upkeep_named("compaction")
         send(compaction, signal.SIGTERM)
         hurry = self._stop(slots.workers, 0.0 if hurry else WORKER_STOP_SECONDS) or hurry
         hurry = self._stop(compaction, 0.0 if hurry else _COMPACTION_SECONDS) or hurry
         aftermath.finish(_LAST_RECOVERY_SECONDS, self._while_waiting)
         self._manager.status("uploading the rest of the WAL")
-        self._upload_the_rest(slots, 0.0 if hurry else self._settings.shutdown.drain_seconds)
+        deadline = time.monotonic() + (0.0 if hurry else self._settings.shutdown.drain_seconds)
+        self._upload_the_rest(slots, deadline)
+        self._commit_the_rest(slots, deadline)
         self._backlog.measure()
         lost = sum(self._counters.worker(slot)[Worker.LOST_RECORDS] for slot, _ in enumerate(slots.workers, 1))
         return last_words.speak(self._directory, self._doubt(slots.workers), lost)
@@ -74,13 +77,12 @@ class Drain:
             return "the WAL is disabled, and a worker ended with what it held in memory"
         return ""
 
-    def _upload_the_rest(self, slots: Slots, seconds: float) -> None:
+    def _upload_the_rest(self, slots: Slots, deadline: float) -> None:
         """Wait until the uploader is done, and replace it if it is dead or dies.
 
         It is also replaced if it stopped too early: some service managers send the signal to every process.
         """
         uploader = slots.uploader
-        deadline = time.monotonic() + seconds
         while (now := time.monotonic()) < deadline:
             if not uploader.pid and now >= uploader.start_at:
                 uploader.start(now)
@@ -98,6 +100,25 @@ class Drain:
             if signal.sigtimedwait({signal.SIGTERM, signal.SIGINT}, max(0.0, pause)) is not None:
                 return
         self._stop([uploader], 0.0)
+
+    def _commit_the_rest(self, slots: Slots, deadline: float) -> None:
+        """Have the committer make what is uploaded a part of tables, in the time that is left.
+
+        It is started again if it ended too early, with the uploader at work: some service managers send the signal to
+        every process.
+        """
+        for committer in slots.upkeep_named("committer"):
+            self._manager.status("committing the rest to tables")
+            if not committer.pid and self._has_commit_files() and time.monotonic() < deadline:
+                committer.start(time.monotonic())
+            send([committer], signal.SIGTERM)
+            self._stop([committer], deadline - time.monotonic())
+
+    def _has_commit_files(self) -> bool:
+        try:
+            return bool(CommitFiles(self._directory.path).names())
+        except OSError:
+            return False  # unknown; the next start will see
 
     def _is_uploaded(self) -> bool:
         try:

@@ -1,8 +1,8 @@
 """The last log line of an instance: whether everything is uploaded.
 
 Operators delete the WAL directory because of this line. So it says "everything" only after it has seen all file names:
-there is no segment in any state, no batch, and no copy of a replay. If a part cannot be seen, the result is "unknown",
-and the exit code says so, too.
+there is no segment in any state, no batch, no commit file, and no copy of a replay. If a part cannot be seen, the
+result is "unknown", and the exit code says so, too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from typing import Final, NamedTuple
 
 from arcpipe.errors import WALError
+from arcpipe.tables.commit_file import CommitFiles
 from arcpipe.wal import acknowledged, findings
 from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory, parse_filename
 
@@ -31,6 +32,7 @@ class Left(NamedTuple):
     unsealed: int = 0  # segments that could not be recovered
     sealed: int = 0  # segments
     batches: int = 0
+    uncommitted: int = 0  # batches that tables do not have yet
     copies: int = 0  # of an interrupted replay; their sources may be renamed already
     quarantined: int = 0  # files
     found: tuple[tuple[str, int], ...] = ()  # codes of `wal.findings`, with the number that nobody has acknowledged
@@ -42,6 +44,7 @@ class Left(NamedTuple):
             (self.unsealed, "segments that could not be recovered"),
             (self.sealed, "sealed segments"),
             (self.batches, "unfinished batches"),
+            (self.uncommitted, "batches that are not committed to tables"),
             (self.copies, "copies of an interrupted replay"),
         )
 
@@ -103,6 +106,7 @@ def look(directory: WALDirectory) -> Left:
         unsealed=states.count(ACTIVE),
         sealed=states.count(SEALED),
         batches=len(batches),
+        uncommitted=len(CommitFiles(directory.path).names()),
         copies=sum(name.endswith(_COPY) for name in names),
         quarantined=len(seen.all_files),
         found=tuple((code, one.count) for code, one in seen.findings.items()),

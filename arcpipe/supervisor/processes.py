@@ -12,12 +12,13 @@ from setproctitle import setproctitle
 
 from arcpipe import logs
 from arcpipe.access.reload import Changeable
-from arcpipe.counters import Compaction, Counters, Uploader, Worker
+from arcpipe.counters import Committer, Compaction, Counters, Uploader, Worker
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.ingest.worker import IngestWorker
 from arcpipe.supervisor.child import Child, Pulse, fork
 from arcpipe.supervisor.listeners import Listeners
 from arcpipe.supervisor.signals import SIGNALS
+from arcpipe.supervisor.slots import Upkeep
 from arcpipe.wal.directory import NodeIdentity, WALDirectory
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ _COMPACTION_HUNG_SECONDS: Final = 120.0
 _COMPACTION_STUCK_SECONDS: Final = 3600.0
 # Seconds before the first restart and at most before later ones: nothing waits for it.
 _COMPACTION_PAUSES: Final = (1.0, 300.0)
+# To load the library of a format, or to rewrite a large manifest, holds the interpreter for some seconds.
+_COMMITTER_HUNG_SECONDS: Final = 60.0
+# The committer makes a step at least this often: each footer, each commit of a table, which has timeouts.
+_COMMITTER_STUCK_SECONDS: Final = 900.0
+_COMMITTER_PAUSES: Final = (1.0, 60.0)
 
 
 class Processes:
@@ -75,10 +81,18 @@ class Processes:
             "uploader", lambda: self._fork_uploader(directory, node), lambda: bool(block[Uploader.PID]), pulses
         )
 
-    def compaction(self, directory: WALDirectory, node: NodeIdentity) -> Child | None:
-        """Return the slot of the compaction process; None if the settings want none."""
-        if not self._settings.has_upkeep:
-            return None
+    def upkeep(self, directory: WALDirectory, node: NodeIdentity) -> list[Upkeep]:
+        """Return the slots of the compaction process and of the committer, if the settings want them."""
+        found = []
+        if self._settings.has_upkeep:
+            child = self._compaction(directory, node)
+            found.append(Upkeep(child, self._counters.compaction, Compaction.RESTARTS, Compaction.FAILED_STARTS))
+        if self._settings.has_tables:
+            child = self._committer(directory)
+            found.append(Upkeep(child, self._counters.committer, Committer.RESTARTS, Committer.FAILED_STARTS))
+        return found
+
+    def _compaction(self, directory: WALDirectory, node: NodeIdentity) -> Child:
         block = self._counters.compaction
         pulses = [
             Pulse(block, Compaction.HEARTBEAT_US, self._patience(_COMPACTION_HUNG_SECONDS)),
@@ -90,6 +104,20 @@ class Processes:
             lambda: bool(block[Compaction.PID]),
             pulses,
             _COMPACTION_PAUSES,
+        )
+
+    def _committer(self, directory: WALDirectory) -> Child:
+        block = self._counters.committer
+        pulses = [
+            Pulse(block, Committer.HEARTBEAT_US, self._patience(_COMMITTER_HUNG_SECONDS)),
+            Pulse(block, Committer.STEPS, _COMMITTER_STUCK_SECONDS),
+        ]
+        return Child(
+            "committer",
+            lambda: self._fork_committer(directory),
+            lambda: bool(block[Committer.PID]),
+            pulses,
+            _COMMITTER_PAUSES,
         )
 
     def worker(self, slot: int, node: NodeIdentity, last_timestamp: Callable[[int], int]) -> Child:
@@ -156,6 +184,18 @@ class Processes:
             return run(self._settings, directory.path, self._counters, node.node)
 
         return self.fork("compaction", work)
+
+    def _fork_committer(self, directory: WALDirectory) -> int:
+        from arcpipe.tables.process import run  # as in `_fork_uploader`, but for the libraries of formats
+
+        self._counters.committer[Committer.PID] = 0
+
+        def work() -> int:
+            self._listeners.close()
+            os.nice(self._settings.uploader.nice)
+            return run(self._settings, directory.path, self._counters)
+
+        return self.fork("committer", work)
 
     def fork_recovery(self, name: str, work: Callable[[], int]) -> int:
         """Run a recovery in a child and return its pid. SIGTERM may end it at any moment, as a crash may."""

@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import time
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
-from arcpipe.counters import Compaction, Counters, Node
+from arcpipe.counters import Counters, Node
 from arcpipe.supervisor.aftermath import Aftermath
 from arcpipe.supervisor.child import KILL_SECONDS, Child, cause
 
@@ -17,6 +18,15 @@ log = logging.getLogger(__name__)
 # If two checks of the children are further apart, this process or the machine was stopped. No child could send a
 # heartbeat then, so none is killed for it.
 _PAUSED_SECONDS: Final = 2.0
+
+
+class Upkeep(NamedTuple):
+    """A child that nobody waits for, with its block of counters and the fields of its restarts there."""
+
+    child: Child
+    block: memoryview
+    restarts: int
+    failed_starts: int
 
 
 class Slots:
@@ -28,17 +38,17 @@ class Slots:
         workers: list[Child],
         counters: Counters,
         aftermath: Aftermath,
-        compaction: Child | None = None,
+        upkeep: Sequence[Upkeep] = (),
     ) -> None:
         """Take over the empty slots.
 
         Args:
             aftermath: recovers the segments of dead workers; a slot stays empty until it has.
-            compaction: the slot of the compaction process, if the settings want one.
+            upkeep: the slots of the compaction process and of the committer, if the settings want them.
         """
         self.uploader = uploader
         self.workers = workers
-        self.compaction = compaction
+        self.upkeep = upkeep
         self._counters = counters
         self._aftermath = aftermath
         self._looked_at = 0.0
@@ -58,28 +68,37 @@ class Slots:
         for number, child in reversed(list(enumerate(self.all))):
             if not child.pid and now >= child.start_at and self._aftermath.is_over(number):
                 child.start(now)
-        compaction = self.compaction
-        if compaction is not None and not compaction.pid and now >= compaction.start_at:
-            compaction.start(now)
+        for child, *_ in self.upkeep:
+            if not child.pid and now >= child.start_at:
+                child.start(now)
 
-    def kill_compaction(self) -> None:
-        """End the compaction process at once. What it had begun is finished or undone by the next one."""
-        if self.compaction is not None and self.compaction.pid and not self.compaction.killed_at:
-            self.compaction.killed_at = time.monotonic()
-            os.kill(self.compaction.pid, signal.SIGKILL)
+    def upkeep_named(self, name: str) -> list[Child]:
+        """Return the slot of the process with this name, if the settings want one."""
+        return [child for child, *_ in self.upkeep if child.name == name]
+
+    def upkeep_of(self, pid: int) -> Child | None:
+        """Return the slot of the compaction process or the committer that has this pid."""
+        return next((child for child, *_ in self.upkeep if child.pid == pid), None)
+
+    def kill_upkeep(self) -> None:
+        """End compaction and committer at once. What they had begun is finished or undone by the next ones."""
+        for child, *_ in self.upkeep:
+            if child.pid and not child.killed_at:
+                child.killed_at = time.monotonic()
+                os.kill(child.pid, signal.SIGKILL)
 
     def look_after(self, now: float) -> bool:
         """Kill children that hang. Return False if one of them is not gone KILL_SECONDS later."""
         was_paused = now - self._looked_at > _PAUSED_SECONDS
         self._looked_at = now
         well = True
-        children = [*self.all, *([self.compaction] if self.compaction is not None else [])]
-        for number, child in enumerate(children):
+        for number, child in enumerate(self.all):
             child.check(now)
-            if child is self.compaction:
-                self._counters.compaction[Compaction.FAILED_STARTS] = child.failures
-            else:
-                self._counters.failed_starts[number] = child.failures
+            self._counters.failed_starts[number] = child.failures
+        for one in self.upkeep:
+            one.child.check(now)
+            one.block[one.failed_starts] = one.child.failures
+        for child in (*self.all, *(one.child for one in self.upkeep)):
             if not child.pid:
                 continue
             if was_paused:
@@ -101,9 +120,10 @@ class Slots:
                 if self._counters.meters is not None:
                     self._counters.meters.forget(slot)
                 self._aftermath.note_death(slot)
-        if self.compaction is not None and self.compaction.pid == pid:
-            self._counters.compaction[Compaction.RESTARTS] += 1
-            _note_death(self.compaction, pid, status)
+        for one in self.upkeep:
+            if one.child.pid == pid:
+                one.block[one.restarts] += 1
+                _note_death(one.child, pid, status)
         if self.uploader.pid == pid:
             self.note_death_of_uploader(pid, status)
 

@@ -167,7 +167,7 @@ class _Supervisor:
             [self._processes.worker(slot, node, self._aftermath.last_timestamp) for slot in numbers],
             self._counters,
             self._aftermath,
-            self._processes.compaction(self._directory, node),
+            self._processes.upkeep(self._directory, node),
         )
 
     def _lock(self) -> None:
@@ -269,7 +269,7 @@ class _Supervisor:
     def _start_what_is_due(self, slots: Slots, now: float) -> None:
         self._handover.check_trial(now)
         if self._handover.is_leaving:
-            slots.kill_compaction()
+            slots.kill_upkeep()
             self._handover.make_way(now, slots.uploader, slots.workers, self._announcer.status)
             return
         self._aftermath.look(now)
@@ -311,8 +311,8 @@ class _Supervisor:
             self._handover.note_end(pid, status, slots.uploader)
             if self._handover.is_leaving and pid == slots.uploader.pid:
                 slots.uploader.pid = 0  # its end was asked for
-            elif self._handover.is_leaving and slots.compaction is not None and pid == slots.compaction.pid:
-                slots.compaction.pid = 0  # as well
+            elif self._handover.is_leaving and (ended := slots.upkeep_of(pid)) is not None:
+                ended.pid = 0  # as well
             else:
                 slots.note_end(pid, status)
 

@@ -25,7 +25,7 @@ from arcpipe.upload.manifest import (
     parse_batch_file,
     segments_named_in,
 )
-from arcpipe.upload.spares import SPARES, Spares
+from arcpipe.upload.spares import SPARES, SPARES_OF_TABLES, Spares
 from arcpipe.wal.directory import SEALED, SegmentFile, WALDirectory
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class BatchFolder:
         """List the files of each batch, oldest batch first. Removes unfinished files, and leaves foreign ones."""
         disk, folder = self._directory.disk, self._directory.batches
         found: dict[str, _Files] = {}
-        ours = {f"{name}.tmp" for name, _ in SPARES.values()}
+        ours = {f"{name}.tmp" for name, _ in (SPARES | SPARES_OF_TABLES).values()}
         for name in disk.names(folder):
             file: BatchFile | None = parse_batch_file(name)
             if name in ours or (file is not None and file.is_temporary):

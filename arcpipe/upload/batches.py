@@ -25,6 +25,7 @@ from arcpipe.lake.keys import Hidden, Layout
 from arcpipe.units import MB
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batch_folder import BatchFolder
+from arcpipe.upload.handover import Handover
 from arcpipe.upload.journal import Converted, Journal, Record, Uploaded
 from arcpipe.upload.manifest import VERSION, Manifest, encode_manifest
 from arcpipe.upload.retry import is_full
@@ -49,12 +50,16 @@ class Batches:
         store: str,
         layout: Layout,
         batch_bytes: int = 512 * MB,
+        uncommitted_bytes: int = 0,
+        hidden: Hidden = "._",
     ) -> None:
         """Begin with what is in the directory.
 
         Args:
             block: the uploader's counters, whose batch number outlives this process.
             batch_bytes: the most that segments of one batch have together, unless it is one segment.
+            uncommitted_bytes: the most that is handed over and not committed; 0 without tables.
+            hidden: how names become components of keys, in new batches.
         """
         self.set_aside: set[str] = set()
         """Segments that are not to be planned for now."""
@@ -63,8 +68,11 @@ class Batches:
         self._block = block
         self._store = store
         self._layout = layout
+        self._hidden = hidden
         self._batch_bytes = batch_bytes
-        self._spares = Spares(directory)
+        self._spares = Spares(directory, with_tables=uncommitted_bytes > 0)
+        self.handover = Handover(directory, node, self._spares, uncommitted_bytes) if uncommitted_bytes else None
+        """Makes uploaded batches a part of tables; None without tables."""
         self._folder = BatchFolder(directory, self._spares)
         self._planned: Batch | None = None  # chosen, but not known to be on disk
         self._replacing: dict[str, Batch] = {}  # by the old one's id: new plans that may be on disk or not
@@ -154,7 +162,7 @@ class Batches:
         # The random part: two nodes with copies of one node.json may plan in the same second.
         batch_id = f"{self._node.node}-{started}-{number}-{secrets.token_hex(4)}"
         layout = self._layout if old is None else old.manifest.layout
-        hidden: Hidden = "._" if old is None else old.manifest.hidden
+        hidden = self._hidden if old is None else old.manifest.hidden
         replaces = "" if old is None else old.batch_id
         manifest = Manifest(VERSION, batch_id, segments, self._store, layout, replaces, hidden)
         journal = Journal(self._directory.disk, self._folder.journal_path(batch_id), manifest, self._spares)

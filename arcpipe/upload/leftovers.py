@@ -38,7 +38,7 @@ class StoreLeftovers:
 
     def strays(self, keys: Collection[str]) -> list[str]:
         """List the keys of earlier tries that are not among `keys`, those of this try."""
-        return sorted(self._earlier.keys() - keys)
+        return sorted(self._earlier.keys() - set(keys))
 
     async def abort_uploads(self) -> None:
         """Abort uploads in parts that an earlier try began. They cost space, and nothing else."""

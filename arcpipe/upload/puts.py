@@ -40,7 +40,7 @@ class Put(NamedTuple):
 
 
 class Puts:
-    """Put the objects of one try. `keys` are those of the objects that were started."""
+    """Put the objects of one try. `records` are those of the objects that were started, by key."""
 
     def __init__(self, context: Context, journal: JournalWriter, waiting_files: int) -> None:
         """Begin with nothing to put. Call it in the event loop.
@@ -48,7 +48,7 @@ class Puts:
         Args:
             waiting_files: puts that may wait for a slot or run: they hold memory, so conversion waits for the others.
         """
-        self.keys: set[str] = set()
+        self.records: dict[str, KeyRecord] = {}
         self._context = context
         self._journal = journal
         self._slots = context.slots
@@ -120,7 +120,7 @@ class Puts:
         _release(self._small)
 
     def _start(self, puts: list[Put]) -> None:
-        self.keys.update(put.key.key for put in puts)
+        self.records.update((put.key.key, put.key) for put in puts)
         durable = self._journal.add([put.key for put in puts])
         task = self._loop.create_task(self._put(puts, durable))
         self._tasks.add(task)

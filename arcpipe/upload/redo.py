@@ -26,6 +26,7 @@ from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batches import Batches
 from arcpipe.upload.context import Context
+from arcpipe.upload.handover import files_of
 from arcpipe.upload.journal import Converted, Uploaded
 from arcpipe.upload.retry import is_full
 from arcpipe.upload.threads import in_thread
@@ -124,6 +125,8 @@ async def _plan_anew(
     await _note_lost(context, gone, f"it is gone, and was a part of batch {batch.batch_id}")
     await _note_lost(context, short, f"it holds less than when batch {batch.batch_id} was begun")
     left = [name for name in batch.segments if name not in gone]
+    whole = list(whole)
+    await _hand_over(batches, batch, whole)
     new = batches.replace(batch, left, whole)
     context.block[Uploader.LOST_SEGMENTS] += len(gone) + len(short)
     if batch.journal.has_keys:
@@ -134,6 +137,16 @@ async def _plan_anew(
             extra=logs.EACH,
         )
     raise Replaced(new)
+
+
+async def _hand_over(batches: Batches, batch: Batch, whole: list[str]) -> None:
+    """Make the partitions that are whole a part of tables: the new batch leaves them out."""
+    handover, converted = batches.handover, batch.journal.converted
+    if handover is None or converted is None or not whole:
+        return
+    keys = {key for key in _last_keys(batch, converted) if _folder(key) in whole}
+    files = files_of(record for key, record in batch.journal.keys.items() if key in keys)
+    await in_thread(lambda: handover.hand_over(batch.batch_id, batch.manifest.store, files))
 
 
 async def _note_lost(context: Context, names: Iterable[str], what: str) -> None:

@@ -78,7 +78,12 @@ class Shipment:
     @property
     def strays(self) -> list[str]:
         """Keys of earlier tries that this one did not make again."""
-        return self._leftovers.strays(self._puts.keys)
+        return self._leftovers.strays(self._puts.records)
+
+    @property
+    def records(self) -> list[KeyRecord]:
+        """The records of all objects of this try."""
+        return list(self._puts.records.values())
 
     @property
     def findings(self) -> list[Finding]:
@@ -124,7 +129,7 @@ class Shipment:
 
     async def remove_strays(self) -> None:
         """Remove objects of earlier tries that this one did not make again."""
-        await self._leftovers.remove(self._puts.keys)
+        await self._leftovers.remove(self._puts.records)
 
     def _converted(self) -> Converted:
         archived = [name for name, report in self.reports.items() if segments.keeps_original(report)]

@@ -1,8 +1,8 @@
 """Spare files in `batches/`, so that a full disk does not keep a batch from being written down.
 
-A batch frees the space of its segments, but first needs some for its manifest and its journal. `spare-1` and `spare-2`
-hold zeros, so their blocks are allocated. On a full disk they are overwritten in place and renamed, which allocates
-nothing.
+A batch frees the space of its segments, but first needs some for its manifest and its journal. With tables it also
+needs some for its commit file and the ledger. The spares hold zeros, so their blocks are allocated. On a full disk they
+are overwritten in place and renamed, which allocates nothing.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from arcpipe.wal.directory import WALDirectory
 
 log = logging.getLogger(__name__)
 
-Use = Literal["manifest", "journal"]
+Use = Literal["manifest", "journal", "commit", "ledger"]
 # Names and sizes: room for a manifest of 1,000 segments, and for a journal of 6,000 keys.
 SPARES: Final[dict[Use, tuple[str, int]]] = {"manifest": ("spare-1", 64 * KB), "journal": ("spare-2", MB)}
+# With tables as well: room for a commit file of 6,000 keys, or of ten times as many once it is compressed; and for the
+# ledger, whose size has a bound.
+SPARES_OF_TABLES: Final[dict[Use, tuple[str, int]]] = {"commit": ("spare-3", MB), "ledger": ("spare-4", 64 * KB)}
 
 
 class Spares:
     """The spare files of one WAL directory."""
 
-    def __init__(self, directory: WALDirectory) -> None:
+    def __init__(self, directory: WALDirectory, with_tables: bool = False) -> None:
         self._directory = directory
-        self._missing: set[Use] = set(SPARES)  # missing, or not looked for yet
+        self._sizes = SPARES | SPARES_OF_TABLES if with_tables else SPARES
+        self._missing: set[Use] = set(self._sizes)  # missing, or not looked for yet
 
     def make(self) -> None:
         """Make missing spares while there is space. Cheap if none is missing; the next call retries."""
         disk = self._directory.disk
         for use in sorted(self._missing):
-            name, size = SPARES[use]
+            name, size = self._sizes[use]
             path = os.path.join(self._directory.batches, name)
             try:
                 if disk.size(path) != size:
@@ -58,7 +62,7 @@ class Spares:
 
     def size_of(self, use: Use) -> int:
         """Return the size of a spare in bytes."""
-        return SPARES[use][1]
+        return self._sizes[use][1]
 
     def use(self, use: Use, path: str, data: bytes, error: OSError) -> int:
         """Turn a spare into the file `path`, durably and atomically, without allocating anything.
@@ -72,7 +76,7 @@ class Spares:
             The bytes of the file.
         """
         disk = self._directory.disk
-        name, size = SPARES[use]
+        name, size = self._sizes[use]
         spare = os.path.join(self._directory.batches, name)
         disk.unlink(f"{path}.tmp")
         if len(data) > size or disk.size(spare) != size:
@@ -89,6 +93,9 @@ class Spares:
         finally:
             disk.close(fd)
         disk.rename(spare, path)
+        folder = os.path.dirname(path)
+        if folder != self._directory.batches:
+            disk.sync_directory(folder)
         disk.sync_directory(self._directory.batches)
         log.warning("the disk of %s is full: %s is written over a spare file", self._directory.path, path)
         return len(data)

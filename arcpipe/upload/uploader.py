@@ -28,6 +28,7 @@ from arcpipe.clock import steady_us
 from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import StorageError
+from arcpipe.lake.keys import Hidden
 from arcpipe.lake.spool import SpoolMemory
 from arcpipe.storage import ObjectStore, open_store
 from arcpipe.units import MB
@@ -35,6 +36,7 @@ from arcpipe.upload.batch import Batch
 from arcpipe.upload.batches import Batches
 from arcpipe.upload.cadence import Cadence
 from arcpipe.upload.context import Context
+from arcpipe.upload.handover import TablesBehind, files_of, files_to_hand_over
 from arcpipe.upload.isolate import BugWatch, isolate
 from arcpipe.upload.key_window import KeyWindow
 from arcpipe.upload.look_ahead import LookAhead
@@ -138,13 +140,18 @@ class BatchUploader:
         self._directory = directory
         self._store = store
         self._block = counters.uploader
-        for gauge in (Uploader.UNREADABLE_SEGMENTS, Uploader.DAMAGED_MANIFESTS, Uploader.STOPPED):
+        for gauge in (Uploader.UNREADABLE_SEGMENTS, Uploader.DAMAGED_MANIFESTS, Uploader.STOPPED, Uploader.HELD_BACK):
             self._block[gauge] = 0
         wal = settings.wal
         self._pool = FreePool(directory, wal.free_segments, wal.max_size_mb * MB) if wal.recycle else None
         self._retry = Retry(self._block, self._make_space, sleep)
         storage, batch_bytes = settings.storage, settings.uploader.batch_mb * MB
-        self._batches = Batches(directory, node, self._block, storage.url, storage.layout, batch_bytes)
+        uncommitted_bytes = settings.tables.max_uncommitted_mb * MB if settings.has_tables else 0
+        # Readers of Delta find no table below a folder with a percent sign.
+        hidden: Hidden = "._~" if settings.tables.format == "delta" else "._"
+        self._batches = Batches(
+            *(directory, node, self._block, storage.url, storage.layout, batch_bytes, uncommitted_bytes, hidden)
+        )
         self._cadence = Cadence(settings, directory, counters, self._retry.draining.is_set, clock)
         keys = settings.idempotency
         self._keys = KeyWindow(directory, self._block, keys.window_seconds, keys.max_keys)
@@ -316,7 +323,7 @@ class BatchUploader:
             new = replaced.batch
             if new is not None:
                 self._todo.appendleft(new)
-            await self._retry.persist("handing idempotency keys over", lambda: self._hand_over(batch, new))
+            await self._retry.persist("handing idempotency keys over", lambda: self._pass_keys_on(batch, new))
             return None
         except UnreadableSegment as error:
             self._set_aside(batch, error)
@@ -383,6 +390,11 @@ class BatchUploader:
                 self._batches.mark_uploaded(batch, shipment.reports, *found)
 
             await self._retry.persist(f"marking batch {batch.batch_id} as uploaded", mark)
+        if self._batches.handover is not None:
+            await self._retry.persist(
+                f"handing over batch {batch.batch_id} to tables", lambda: self._hand_over(batch, shipment)
+            )
+        if shipment is not None:
             reusable = self._settings.wal.max_size_mb * MB // 2
             last_timestamps = {
                 name: report.last_timestamp for name, report in shipment.reports.items() if report.size >= reusable
@@ -408,7 +420,7 @@ class BatchUploader:
         self._block[Uploader.SEGMENTS] += len(batch.segments)
         self._block[Uploader.LAST_UPLOAD_US] = steady_us()
 
-    async def _hand_over(self, batch: Batch, new: Batch | None) -> None:
+    async def _pass_keys_on(self, batch: Batch, new: Batch | None) -> None:
         if new is None:
             self._keys.forget(batch.batch_id)
         else:
@@ -422,6 +434,22 @@ class BatchUploader:
                 raise
             self._make_space()
             log.error("idempotency keys of batch %s wait until its segments are gone: %s", batch.batch_id, error)
+
+    async def _hand_over(self, batch: Batch, shipment: Shipment | None) -> None:
+        """Make an uploaded batch a part of tables."""
+        handover = self._batches.handover
+        assert handover is not None
+        if shipment is not None:
+            files, store = files_of(shipment.records), self._settings.storage.url
+        else:
+            files, store = await files_to_hand_over(batch, self._store), batch.manifest.store
+        try:
+            is_new = await in_thread(lambda: handover.hand_over(batch.batch_id, store, files))
+        except TablesBehind:
+            self._block[Uploader.HELD_BACK] = 1
+            raise
+        self._block[Uploader.HELD_BACK] = 0
+        self._block[Uploader.HANDED_OVER] += is_new
 
     def _make_space(self) -> None:
         if self._pool is not None:

@@ -20,7 +20,7 @@ from arcpipe.counters import REFUSAL_CODES, Counters
 from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.router import OPEN
 from arcpipe.ingest.service import build
-from arcpipe.monitoring import health, process_state, snapshot
+from arcpipe.monitoring import committer_state, health, process_state, snapshot
 from tests.support.program import ROOT, environment
 from tests.support.server import Server
 from tests.support.sets import IS_LONG
@@ -81,6 +81,8 @@ def test_it_has_every_field_of_the_status(document: dict[str, Any]) -> None:
         "Verdict": health.Verdict,
         "Issue": health.Issue,
         "CompactionState": process_state.CompactionState,
+        "CommitterState": committer_state.CommitterState,
+        "TableState": committer_state.TableState,
         "Instance": snapshot.Snapshot,
         "WorkerState": process_state.WorkerState,
         "UploaderState": process_state.UploaderState,

@@ -18,6 +18,7 @@ from prometheus_client import parser
 from arcpipe.config.load import load
 from arcpipe.counters import Counters
 from arcpipe.monitoring import health, metrics, snapshot
+from arcpipe.monitoring.committer_state import committer_state
 from arcpipe.monitoring.directory_look import Unacknowledged
 from arcpipe.monitoring.process_state import compaction_state
 from arcpipe.monitoring.snapshot import Ending, Snapshot
@@ -63,6 +64,14 @@ def of_compaction(**fields: Any) -> Change:
     state = compaction_state(Counters(1), 0)
     state = msgspec.structs.replace(state, **{"alive": True, "pid": 1} | fields)
     return lambda taken: msgspec.structs.replace(taken, compaction=state)
+
+
+def of_committer(**fields: Any) -> Change:
+    """Change the committer, which is there with tables only."""
+    settings = load(None, {"ARCPIPE_TABLES_FORMAT": "iceberg", "ARCPIPE_WAL_DIR": "/nowhere"})
+    state = committer_state(settings, Counters(1), 0)
+    state = msgspec.structs.replace(state, **{"alive": True, "pid": 1} | fields)
+    return lambda taken: msgspec.structs.replace(taken, committer=state)
 
 
 def found(code: str) -> Change:
@@ -112,6 +121,15 @@ WRONG: list[tuple[str, Change]] = [
     ("retention_waits", of_compaction(retention_from=4e9)),
     ("keys_unreadable", of_uploader(unreadable_key_files=1)),
     ("keys_cut", of_uploader(keys_expired=7, keys_cut=3)),
+    ("tables_stopped", of_committer(stopped=True, reason="a marker that was never issued")),
+    ("table_refused", of_committer(refused=1)),
+    ("table_files_missing", of_committer(missing=2)),
+    ("tables_held_back", of_committer(held_back=True)),
+    ("tables_unreachable", of_committer(unreachable=True, reason="the catalogue does not answer")),
+    ("committer_down", of_committer(alive=False)),
+    ("tables_behind", of_committer(waiting_batches=3, oldest_waiting_seconds=361.0)),
+    ("tables_behind", of_committer(waiting_batches=3, waiting_bytes=60 << 30)),
+    ("commit_interval_short", of_committer(round_seconds=31.0)),
 ]
 # What comes with it: a disk without room is full, and the backlog that is above its limit is above the half of it.
 ALSO = {"writes_refused": {"disk_usage", "uploads_behind"}}
@@ -122,6 +140,7 @@ NOTHING_TO_WAKE_FOR: list[Change] = [
     of_worker(segment_bytes=95 << 20),
     of_compaction(retention_from=1e9),  # the day is over, and the next look deletes
     of_uploader(repeated=3, other_bodies=1, keys_expired=3),
+    of_committer(waiting_batches=3, oldest_waiting_seconds=350.0, conflicts=5, failures=5, failing=1, recreated=1),
     of_uploader(rescued=3, dead_letters=3, damaged=3, lost_segments=3),  # counted, and acknowledged since
     ends("certificate", 20),
 ]

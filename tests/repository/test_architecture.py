@@ -16,13 +16,13 @@ LAYERS = (
     {"cli"},
     {"supervisor"},
     {"ingest", "upload", "compaction"},
-    {"monitoring", "access", "load"},
+    {"monitoring", "access", "tables", "load"},
     {"lake"},
     {"wal", "storage", "codec", "client"},
 )
 GROUND = len(LAYERS)
 # Packages of one layer that one of them may import all the same.
-BESIDE = {("monitoring", "access"), ("wal", "codec")}
+BESIDE = {("monitoring", "access"), ("monitoring", "tables"), ("wal", "codec")}
 # Of the ground, what pure functions over bytes may use.
 OF_CODEC = {"codec", "errors", "units"}
 # What programs that send records load along with the client.
@@ -34,6 +34,12 @@ FOREIGN = {
     "codec": {"uvloop", "httptools", "aiobotocore", "asyncio", "socket", "logging"},
     "upload": {"httptools"},
     "ingest": {"aiobotocore"},
+}
+# Large libraries, which only these packages import: the process that commits needs them, and no other.
+OWNED = {
+    "pyiceberg": "arcpipe.tables.iceberg",
+    "sqlalchemy": "arcpipe.tables.iceberg",
+    "deltalake": "arcpipe.tables.delta",
 }
 
 
@@ -112,6 +118,13 @@ def test_no_package_uses_what_belongs_to_another(room: str) -> None:
         if room_of(name) == room:
             used = {other.partition(".")[0] for other in imported(name)}
             assert not used & FOREIGN[room], f"{name}: {used & FOREIGN[room]}"
+
+
+@pytest.mark.parametrize("library", OWNED)
+def test_a_large_library_stays_in_its_package(library: str) -> None:
+    for name in FILES:
+        used = {other.partition(".")[0] for other in imported(name)}
+        assert library not in used or name == OWNED[library] or name.startswith(OWNED[library] + "."), name
 
 
 def test_every_package_is_on_the_map() -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from arcpipe.config.load import load
-from arcpipe.counters import Counters, Uploader
+from arcpipe.counters import Committer, Counters, Uploader
 from arcpipe.monitoring import issues, snapshot
 from arcpipe.monitoring.metrics import families
 from arcpipe.wal.directory import WALDirectory
@@ -56,10 +56,10 @@ def panels() -> list[dict[str, Any]]:
 
 def existing_names(tmp_path: Path) -> set[str]:
     """Of every sample that /metrics may have."""
-    settings = load(None, {"ARCPIPE_WAL_DIR": str(tmp_path / "wal")})
+    settings = load(None, {"ARCPIPE_WAL_DIR": str(tmp_path / "wal"), "ARCPIPE_TABLES_FORMAT": "delta"})
     WALDirectory(settings.wal.dir).make()
     counters = Counters(1)
-    counters.uploader[Uploader.LAST_UPLOAD_US] = 1
+    counters.uploader[Uploader.LAST_UPLOAD_US] = counters.committer[Committer.LAST_COMMIT_US] = 1
     names = set()
     for family in families(snapshot.take(settings, counters, [])):
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"], "info": ["_info"]}
@@ -284,6 +284,14 @@ FIRES: list[tuple[str, Series, set[str]]] = [
     ("idempotency keys are forgotten early", issue("keys_cut", severity="info"), {"ArcpipeKeysCut"}),
     ("retention waits", issue("retention_waits", severity="info"), {"ArcpipeRetentionWaits"}),
     ("compaction is down", issue("compaction_down"), {"ArcpipeCompactionDown"}),
+    ("tables are stopped", issue("tables_stopped", severity="critical"), {"ArcpipeTablesStopped"}),
+    ("a table refuses", issue("table_refused", severity="critical"), {"ArcpipeTableRefused"}),
+    ("files are missing", issue("table_files_missing", severity="critical"), {"ArcpipeTableFilesMissing"}),
+    ("tables hold back", issue("tables_held_back", severity="critical"), {"ArcpipeTablesHeldBack"}),
+    ("tables are unreachable", issue("tables_unreachable"), {"ArcpipeTablesUnreachable"}),
+    ("the committer is down", issue("committer_down"), {"ArcpipeCommitterDown"}),
+    ("tables are behind", issue("tables_behind"), {"ArcpipeTablesBehind"}),
+    ("the interval is short", issue("commit_interval_short"), {"ArcpipeCommitIntervalShort"}),
     ("records are lost", issue("lost_records", severity="critical"), {"ArcpipeLostRecords"}),
     ("findings cannot be read", issue("findings_unreadable"), {"ArcpipeFindingsUnreadable"}),
     ("damaged manifests", issue("damaged_manifests", severity="critical"), {"ArcpipeDamagedManifests"}),

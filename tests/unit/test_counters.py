@@ -43,7 +43,7 @@ def test_what_a_forked_process_counts_is_seen_by_its_parent() -> None:
 def test_no_two_blocks_overlap() -> None:
     counters = Counters(3)
     blocks = [counters.node, counters.uploader, *(counters.worker(slot) for slot in (1, 2, 3))]
-    blocks += [counters.compaction, counters.endings, counters.failed_starts]
+    blocks += [counters.compaction, counters.committer, counters.endings, counters.failed_starts]
     blocks += [counters.notes(process)._words for process in counters.processes()]
     assert [len(block) for block in blocks[:3]] == [Node.SIZE, Uploader.SIZE, Worker.SIZE]
     for number, block in enumerate(blocks, 1):

@@ -119,6 +119,20 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "compaction.memory_mb": (512, "512"),
     "compaction.dedup": ({"db": "series_time"}, '{"db": "series_time"}'),
     "retention.days": ({"logs": 7}, '{"logs": 7}'),
+    "tables.format": ("delta", "delta"),
+    "tables.commit_interval_seconds": (5.0, "5"),
+    "tables.max_uncommitted_mb": (1024, "1024"),
+    "tables.history_hours": (168, "168"),
+    "tables.iceberg.catalog": ("rest", "rest"),
+    "tables.iceberg.uri": ("http://127.0.0.1:8181", "http://127.0.0.1:8181"),
+    "tables.iceberg.warehouse": ("lake", "lake"),
+    "tables.iceberg.partition": ("hour", "hour"),
+    "tables.iceberg.namespace_prefix": ("arc_", "arc_"),
+    "tables.iceberg.token": (SECRET, SECRET),
+    "tables.iceberg.credential": (SECRET, SECRET),
+    "tables.iceberg.scope": ("catalog", "catalog"),
+    "tables.iceberg.oauth2_server_uri": ("http://127.0.0.1:8182/tokens", "http://127.0.0.1:8182/tokens"),
+    "tables.iceberg.password": (SECRET, SECRET),
     "shutdown.delay_seconds": (2.5, "2.5"),
     "shutdown.drain_seconds": (0.0, "0"),
     "log.level": ("DEBUG", "DEBUG"),
@@ -754,5 +768,5 @@ def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
     assert list(document) == [
         *("server", "auth", "limits", "ingest", "idempotency", "wal", "flush", "parquet", "schema", "storage"),
-        *("uploader", "compaction", "retention", "shutdown", "log", "access_log"),
+        *("uploader", "compaction", "retention", "tables", "shutdown", "log", "access_log"),
     ]

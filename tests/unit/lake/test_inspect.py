@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arcpipe.lake import inspect
+from arcpipe.lake import footers, inspect
 from arcpipe.lake.file_schema import TIME_TYPE, file_metadata
-from arcpipe.lake.inspect import Footer, StoredFile, Unreadable, check, last_rows, list_files, read_file, read_footer
+from arcpipe.lake.footers import Unreadable
+from arcpipe.lake.inspect import Footer, StoredFile, check, last_rows, list_files, read_file, read_footer
 from arcpipe.storage.local import LocalStore
 
 HOUR = datetime(2026, 11, 28, 23, tzinfo=UTC)
@@ -127,7 +128,7 @@ def test_a_footer_says_rows_and_times(store: LocalStore, tmp_path: Path) -> None
 
 
 def test_a_long_footer_is_read_whole(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect, "_TAIL_BYTES", 100)
+    monkeypatch.setattr(footers, "_TAIL_BYTES", 100)
     write(tmp_path, [1, 2, 5])
     [file], _ = listed(store)
     assert asyncio.run(read_footer(store, file)) == Footer(3, HOUR_US + 1, HOUR_US + 5)

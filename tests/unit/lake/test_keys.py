@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from arcpipe.lake.keys import Hidden, Layout, Partition, encode_database, encode_name
+from arcpipe.lake.keys import Hidden, Layout, Partition, decode_component, encode_database, encode_name
 from arcpipe.names import is_database_name
 from arcpipe.storage.base import require_key
 
@@ -26,7 +26,12 @@ LEGAL_BEFORE: Final = st.text(string.ascii_letters + string.digits + "_-", min_s
 NAMES: Final = st.text() | st.text("._/%2EF~a", max_size=4) | st.sampled_from(HOSTILE)
 
 
-@given(database=NAMES, measurement=NAMES, layout=st.sampled_from(["arc", "hive"]), hidden=st.sampled_from([".", "._"]))
+@given(
+    database=NAMES,
+    measurement=NAMES,
+    layout=st.sampled_from(["arc", "hive"]),
+    hidden=st.sampled_from([".", "._", "._~"]),
+)
 def test_any_names_make_a_key_below_the_prefix(database: str, measurement: str, layout: Layout, hidden: Hidden) -> None:
     assume(not re.search("[\ud800-\udfff]", database + measurement))  # no UTF-8 has them
     key = Partition(database, measurement, 0).key(layout, 0, "batch", 0, hidden)
@@ -37,15 +42,18 @@ def test_any_names_make_a_key_below_the_prefix(database: str, measurement: str, 
     assert key.isprintable()
     assert max(map(len, parts)) <= 240
     assert not key.startswith(".")
-    if hidden == "._":
+    assert hidden != "._~" or "%" not in key
+    if hidden != ".":
         assert not any(part.startswith((".", "_")) for part in parts)
 
 
 @given(NAMES, NAMES)
 def test_different_names_stay_different(left: str, right: str) -> None:
     assume(not re.search("[\ud800-\udfff]", left + right))
-    for encode in (encode_database, encode_name):
-        assert (encode(left) == encode(right)) == (left == right)
+    ways: tuple[Hidden, ...] = ("._", "._~")
+    for hidden in ways:
+        for encode in (encode_database, encode_name):
+            assert (encode(left, hidden) == encode(right, hidden)) == (left == right)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -59,6 +67,22 @@ def test_a_name_can_be_read_from_its_component(name: str) -> None:
     encoded = encode_database(name)
     assert unquote(encoded) == name or "~" in encoded
     assert unquote(encoded) == name or len(name.encode()) * 3 > 240
+
+
+@given(NAMES, st.sampled_from(["._", "._~"]))
+def test_a_component_is_decoded_unless_it_was_cut(name: str, hidden: Hidden) -> None:
+    assume(not re.search("[\ud800-\udfff]", name))
+    for encode, longest in ((encode_database, 240), (encode_name, 120)):
+        found = decode_component(encode(name, hidden))
+        assert found == name or (found is None and len(name.encode()) * 3 > longest)
+
+
+def test_a_name_that_may_have_been_cut_is_not_decoded() -> None:
+    short = "x" * 100 + " 1234567890123456"[:15]
+    assert decode_component(encode_name(short, "._~")) is None
+    assert decode_component(encode_name("x" * 100 + "~ü", "._~")) == "x" * 100 + "~ü"
+    assert decode_component(encode_name("ü" * 200, "._~")) is None
+    assert encode_name("ü" * 200, "._~")[100:102] == "~~"
 
 
 @given(LEGAL_BEFORE)

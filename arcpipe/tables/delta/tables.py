@@ -1,0 +1,292 @@
+"""Delta tables in the store of the files: the form of `TableFormat`.
+
+Each table has a log of its own (`log`), so no catalogue is needed, and a commit is one conditional put. The state of
+each table is remembered from one commit to the next, and proven by two small reads, so that a commit costs the same
+at the first and at the ten thousandth version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import uvloop
+
+from arcpipe.config.settings import Storage
+from arcpipe.config.settings_tables import Tables
+from arcpipe.errors import NotOffered, StorageError
+from arcpipe.storage import LakeStore, MemoryBlob, open_store
+from arcpipe.tables.base import (
+    Column,
+    Committed,
+    Conflict,
+    Dropped,
+    Maintained,
+    NewFile,
+    Refused,
+    TableName,
+    Unavailable,
+)
+from arcpipe.tables.delta import actions
+from arcpipe.tables.delta.actions import DATABASE, MEASUREMENT, Operation
+from arcpipe.tables.delta.checkpoints import INTERVAL, make_checkpoint
+from arcpipe.tables.delta.columns import columns_of
+from arcpipe.tables.delta.files import files_of
+from arcpipe.tables.delta.log import Log
+from arcpipe.tables.delta.maintain import Memory, Upkeep
+from arcpipe.tables.delta.paths import LOG, key_of, root_of, table_of
+from arcpipe.tables.delta.state import State, require_usable
+from arcpipe.tables.schema import shown
+
+T = TypeVar("T")
+
+# Tables whose state is remembered, some 10 KB each. A forgotten one is loaded anew.
+_MAX_STATES: Final = 20_000
+_PROBE: Final = ".arcpipe-commit-check"
+
+
+class DeltaTables:
+    """A TableFormat. Unlike others it may be called by several threads at once, for different tables."""
+
+    def __init__(self, tables: Tables, storage: Storage, *, upkeep_seconds: float = 3_600.0) -> None:
+        """Open the tables; does no I/O.
+
+        Args:
+            upkeep_seconds: the time from one look for what is too old to the next, of the same table. A look lists the
+                whole log.
+        """
+        self._storage = storage
+        self._store: LakeStore = open_store(storage.url, storage.s3)
+        self._history_hours = tables.history_hours
+        self._states: OrderedDict[str, State] = OrderedDict()
+        self._upkeep = Memory()
+        self._upkeep_seconds = upkeep_seconds
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def name(self) -> str:
+        return "delta"
+
+    def check(self) -> None:
+        self._run("", self._check())
+
+    def close(self) -> None:
+        with self._lock:
+            loop, self._loop, thread, self._thread = self._loop, None, self._thread, None
+        if loop is not None and thread is not None:
+            asyncio.run_coroutine_threadsafe(self._store.close(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    def committed(self, table: TableName, node: str) -> int | None:
+        state = self._run(shown(table), self._fresh(table))
+        return None if state is None else state.marker(node)
+
+    def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
+        done, state = self._run(shown(table), self._commit(table, files, node, seq))
+        if done.files and state.version and state.version % INTERVAL == 0:
+            make_checkpoint(self._storage, root_of(table))
+        return done
+
+    def all_tables(self) -> list[TableName]:
+        return self._run("the tables", self._all_tables())
+
+    def columns(self, table: TableName) -> list[Column]:
+        state = self._run(shown(table), self._fresh(table))
+        return [] if state is None else columns_of(state.fields)
+
+    def files(self, table: TableName) -> Iterator[str]:
+        root = root_of(table)
+        for path in self._run(shown(table), self._paths(table)):
+            yield key_of(root, path, self._store.url)
+
+    def former(self, table: TableName) -> set[str]:
+        return self._run(shown(table), self._former(table))
+
+    def markers(self, table: TableName) -> dict[str, int]:
+        state = self._run(shown(table), self._fresh(table))
+        return {} if state is None else state.node_markers()
+
+    def replace(self, table: TableName, old: Sequence[str], new: Sequence[NewFile]) -> None:
+        self._run(shown(table), self._replace(table, old, new))
+
+    def remove(self, table: TableName, keys: Sequence[str]) -> None:
+        self._run(shown(table), self._remove(table, keys))
+
+    def maintain(self, table: TableName) -> Maintained:
+        return self._run(shown(table), self._maintain(table))
+
+    # The event loop
+
+    def _run(self, what: str, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work on the event loop of the store, and turn its errors into those of tables."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = uvloop.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="delta tables", daemon=True)
+                self._thread.start()
+            loop = self._loop
+        with _errors_of_tables(what):
+            return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    # Steps
+
+    async def _check(self) -> None:
+        url = self._store.url
+        if "%" in url:
+            raise Refused(
+                f"storage.url: {url} has a percent sign, and most readers find no Delta table below such a folder. "
+                "Rename the folder"
+            )
+        probe = f"{_PROBE}-{secrets.token_hex(8)}"
+        try:
+            if not await self._store.put_new(probe, MemoryBlob(b"arcpipe")):
+                raise Unavailable(f"{url}/{probe} was to be new, and is there already")
+            if await self._store.put_new(probe, MemoryBlob(b"arcpipe")):
+                raise Refused(
+                    f"{url} overwrites an object that is there although the request forbids it (If-None-Match). "
+                    "Two writers would destroy each other's commits: use a store with conditional writes for Delta"
+                )
+        finally:
+            await self._store.delete(probe)
+
+    async def _fresh(self, table: TableName) -> State | None:
+        """Return the latest state of a table, which arcpipe can write to; None if there is none."""
+        root = root_of(table)
+        known = self._states.get(root)
+        log = Log(self._store, root)
+        state = await log.fresh(known)
+        if state is None:
+            self._states.pop(root, None)
+            return None
+        if known is None or state.protocol is not known.protocol or state.metadata is not known.metadata:
+            require_usable(state, log.place)
+        self._remember(root, state)
+        return state
+
+    def _remember(self, root: str, state: State) -> None:
+        self._states[root] = state
+        self._states.move_to_end(root)
+        if len(self._states) > _MAX_STATES:
+            self._states.popitem(last=False)
+
+    async def _existing(self, table: TableName) -> State:
+        state = await self._fresh(table)
+        if state is None:
+            raise Dropped(f"there is no Delta table {Log(self._store, root_of(table)).place}")
+        return state
+
+    async def _commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> tuple[Committed, State]:
+        state = await self._fresh(table)
+        marker = None if state is None else state.marker(node)
+        if state is not None and marker is not None and marker >= seq:
+            return Committed(marker, state.version, 0), state
+        lines = [actions.marker(node, seq), *actions.additions(table, state, files, self._history_hours)]
+        after = await self._attempt(table, state, lines, "WRITE")
+        return Committed(seq, after.version, len(files), created=state is None), after
+
+    async def _replace(self, table: TableName, old: Sequence[str], new: Sequence[NewFile]) -> None:
+        state = await self._existing(table)
+        removed = await self._removes(table, state, old, data_change=False)
+        if len(removed) < len(set(old)):
+            raise Conflict(f"{shown(table)}: {len(set(old)) - len(removed)} of the files to be replaced are gone")
+        lines = actions.additions(table, state, new, self._history_hours, data_change=False)
+        await self._attempt(table, state, lines + removed, "OPTIMIZE")
+
+    async def _remove(self, table: TableName, keys: Sequence[str]) -> None:
+        state = await self._existing(table)
+        if state.configuration.get("delta.appendOnly", "false").lower() == "true":
+            raise Refused(
+                f"{shown(table)} takes no file out, as its property delta.appendOnly says. "
+                "Unset it, or end the retention of this database"
+            )
+        if removed := await self._removes(table, state, keys, data_change=True):
+            await self._attempt(table, state, removed, "DELETE")
+
+    async def _attempt(self, table: TableName, state: State | None, lines: list[bytes], operation: Operation) -> State:
+        """Make the commit. Its outcome is known only if this returns, or raises Conflict."""
+        root = root_of(table)
+        after = await Log(self._store, root).commit(state, [actions.commit_info(operation, state), *lines])
+        if after is None:
+            raise Conflict(f"{shown(table)}: somebody else made its next version first")
+        self._remember(root, after)
+        return after
+
+    async def _removes(self, table: TableName, state: State, keys: Sequence[str], *, data_change: bool) -> list[bytes]:
+        """Return the actions that take files out: of those of these keys that the table has."""
+        root, wanted = root_of(table), set(keys)
+        found = await files_of(Log(self._store, root), state)
+        return [
+            actions.removal(path, size, data_change=data_change)
+            for path, size in found.sizes.items()
+            if key_of(root, path, self._store.url) in wanted
+        ]
+
+    async def _paths(self, table: TableName) -> list[str]:
+        state = await self._existing(table)
+        return list((await files_of(Log(self._store, root_of(table)), state)).sizes)
+
+    async def _former(self, table: TableName) -> set[str]:
+        state = await self._fresh(table)
+        if state is None:
+            return set()
+        root, url = root_of(table), self._store.url
+        found = await files_of(Log(self._store, root), state, with_removed=True)
+        held = {key_of(root, path, url) for path in found.sizes}
+        return {key_of(root, path, url) for path in found.removed} - held
+
+    async def _maintain(self, table: TableName) -> Maintained:
+        state = await self._existing(table)
+        root = root_of(table)
+        upkeep = Upkeep(self._store, Log(self._store, root), state, self._upkeep, every_seconds=self._upkeep_seconds)
+        return await upkeep.run(lambda: make_checkpoint(self._storage, root))
+
+    async def _all_tables(self) -> list[TableName]:
+        found: list[TableName] = []
+        for database in await self._store.list_folders(""):
+            if database[0] in "._":
+                continue
+            for measurement in await self._store.list_folders(f"{database}/"):
+                root = f"{database}/{measurement}"
+                if LOG not in await self._store.list_folders(f"{root}/"):
+                    continue
+                names = table_of(root)
+                if names is None or root_of(names) != root:
+                    names = await self._names_of(root)
+                if names is not None:
+                    found.append(names)
+        return sorted(found)
+
+    async def _names_of(self, root: str) -> TableName | None:
+        """Return the names that the metadata of a table tells; None if it is not arcpipe's."""
+        state = await Log(self._store, root).fresh(None)
+        if state is None:
+            return None
+        names = state.configuration.get(DATABASE), state.configuration.get(MEASUREMENT)
+        if names[0] is None or names[1] is None:
+            return None
+        return (names[0], names[1]) if root_of((names[0], names[1])) == root else None
+
+
+@contextmanager
+def _errors_of_tables(what: str) -> Iterator[None]:
+    """Turn errors of the store into those of tables."""
+    try:
+        yield
+    except NotOffered as error:
+        raise Refused(
+            f"{error}, so two writers would destroy each other's commits. Use another store for Delta"
+        ) from error
+    except StorageError as error:
+        text = f"{what}: {error}" if what else str(error)
+        if error.kind in ("credentials", "missing_bucket"):
+            raise Refused(text) from error
+        raise Unavailable(text) from error

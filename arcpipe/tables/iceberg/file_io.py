@@ -1,0 +1,141 @@
+"""The files of a table's metadata on a local disk: written durably, because the catalogue refers to them at once.
+
+pyiceberg's own writer does not sync: after a power cut the catalogue would name a file that is empty. Locations are
+URIs whose paths are taken as they are: a percent sign in one is a percent sign.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+from pyiceberg.io import FileIO, InputFile, OutputFile
+from pyiceberg.typedef import EMPTY_DICT, Properties
+
+from arcpipe import durable
+from arcpipe.disk import Disk
+
+IMPLEMENTATION = f"{__name__}.LocalFileIO"
+"""The value of pyiceberg's property `py-io-impl`."""
+
+_SCHEME = "file://"
+
+
+def path_of(location: str) -> str:
+    """Return the path of a location of a local file.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    if location.startswith(_SCHEME):
+        return location[len(_SCHEME) :]
+    if location.startswith("file:/"):  # as Java's libraries write it
+        return location[len("file:") :]
+    if location.startswith("/"):
+        return location
+    raise ValueError(f"{location} is no local file, and the catalogue's warehouse is a local directory")
+
+
+class LocalFileIO(FileIO):
+    """Files of a local disk."""
+
+    def __init__(self, properties: Properties = EMPTY_DICT) -> None:
+        super().__init__(properties)
+        self._disk = Disk()
+        self._folders: set[str] = set()  # those that are there, durably
+
+    def new_input(self, location: str) -> LocalInput:
+        return LocalInput(location)
+
+    def new_output(self, location: str) -> LocalOutput:
+        return LocalOutput(location, self)
+
+    def delete(self, location: str | InputFile | OutputFile) -> None:
+        os.unlink(path_of(location if isinstance(location, str) else location.location))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file durably; make its folder."""
+        folder = os.path.dirname(path)
+        if folder not in self._folders:
+            self._make(folder)
+        try:
+            durable.replace(self._disk, path, data)
+        except FileNotFoundError:  # somebody removed the folder
+            self._folders.clear()
+            self._make(folder)
+            durable.replace(self._disk, path, data)
+
+    def _make(self, folder: str) -> None:
+        missing = []
+        above = folder
+        while not os.path.isdir(above):
+            missing.append(above)
+            above = os.path.dirname(above)
+        os.makedirs(folder, exist_ok=True)
+        for one in missing:
+            self._disk.sync_directory(os.path.dirname(one))
+        self._folders.add(folder)
+
+
+class LocalInput(InputFile):
+    """A file that is read."""
+
+    def __len__(self) -> int:
+        return os.stat(path_of(self.location)).st_size
+
+    def exists(self) -> bool:
+        return os.path.exists(path_of(self.location))
+
+    def open(self, seekable: bool = True) -> Any:
+        return open(path_of(self.location), "rb")
+
+
+class LocalOutput(OutputFile):
+    """A file that is written: it is there, durable and whole, when the stream is closed without an error."""
+
+    def __init__(self, location: str, files: LocalFileIO) -> None:
+        super().__init__(location)
+        self._files = files
+        self._size = -1
+
+    def __len__(self) -> int:
+        return self._size if self._size >= 0 else os.stat(path_of(self.location)).st_size
+
+    def exists(self) -> bool:
+        return os.path.exists(path_of(self.location))
+
+    def to_input_file(self) -> LocalInput:
+        return LocalInput(self.location)
+
+    def create(self, overwrite: bool = False) -> Any:
+        if not overwrite and self.exists():
+            raise FileExistsError(f"{self.location} exists")
+        return _Stream(self)
+
+    def finish(self, data: bytes) -> None:
+        self._files.write(path_of(self.location), data)
+        self._size = len(data)
+
+
+class _Stream(io.BytesIO):
+    def __init__(self, output: LocalOutput) -> None:
+        super().__init__()
+        self._output: LocalOutput | None = output
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._output = None
+        self.close()
+
+    def close(self) -> None:
+        output, self._output = self._output, None
+        if output is not None:
+            output.finish(self.getvalue())
+        super().close()
+
+
+def read(files: FileIO, location: str) -> bytes:
+    """Read a whole file."""
+    with files.new_input(location).open() as stream:
+        return bytes(stream.read())

@@ -1,0 +1,183 @@
+"""The upkeep of a table: manifests are merged, snapshots expire, and what nothing refers to is deleted.
+
+pyiceberg's own expiry deletes no files. Here two rules say what may be deleted, after the expiry was committed:
+
+1. What an expired snapshot referred to and no snapshot that is left does: its manifest list, manifests and data files.
+   A file that waits for its first commit was in no snapshot, so it is never one of these.
+2. Metadata files of the table's folder that nothing refers to, when they are older than a bound and than the table's
+   newest snapshot. They are of commits that failed or whose answer was lost. A commit that is under way requires the
+   newest snapshot that it saw, so none that is older can still succeed.
+
+Others may do the same at once: a file that is gone already is no error.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from pyarrow import fs
+from pyiceberg.io import FileIO
+from pyiceberg.io.pyarrow import PyArrowFileIO
+from pyiceberg.manifest import ManifestContent, ManifestFile
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
+
+from arcpipe.tables.base import Maintained, TableName
+from arcpipe.tables.iceberg.catalogue import Catalogue
+from arcpipe.tables.iceberg.change import Change
+from arcpipe.tables.iceberg.errors import reason, translated
+from arcpipe.tables.iceberg.file_io import path_of
+from arcpipe.tables.iceberg.manifests import ManifestLists
+from arcpipe.tables.schema import shown
+
+log = logging.getLogger(__name__)
+
+_LEAST_MERGED: Final = 8  # manifests of one level that upkeep merges; commits merge 32
+_ORPHAN_SECONDS: Final = 3 * 86_400  # age of a metadata file that nothing refers to, as Iceberg's own actions have it
+_SLACK_SECONDS: Final = 7_200  # by which the store's clock, ours and other nodes' may differ, and a commit may last
+_METADATA: Final = re.compile(r"snap-.*\.avro|.*-m\d+\.avro|.*\.metadata\.json")
+
+Attempt = Callable[[Change], None]
+
+
+class Upkeep:
+    """The upkeep of tables of one catalogue."""
+
+    def __init__(self, catalogue: Catalogue, lists: ManifestLists, history_hours: int, store: str) -> None:
+        """Prepare.
+
+        Args:
+            store: the URI of the store, with a slash; data files elsewhere that no snapshot needs are deleted, too.
+        """
+        self._catalogue = catalogue
+        self._lists = lists
+        self._history_ms = history_hours * 3_600_000
+        self._store = store
+
+    def merge(self, table: TableName, loaded: Table, attempt: Attempt) -> int:
+        """Merge small manifests. Returns by how many they became fewer."""
+        change = Change(self._catalogue, loaded, self._lists)
+        with translated(f"cannot merge the manifests of {shown(table)}"):
+            fewer = change.merge_manifests(_LEAST_MERGED)
+        if fewer:
+            attempt(change)
+        return fewer
+
+    def expire(self, table: TableName, loaded: Table, attempt: Attempt, merged: int) -> Maintained:
+        """Expire snapshots, then delete what nothing refers to."""
+        old = self._too_old(loaded)
+        left = [one for one in loaded.metadata.snapshots if one not in old]
+        doomed: set[str] = set()
+        with translated(f"cannot read the snapshots of {shown(table)}"):
+            if old:
+                doomed = self._only_in(loaded.io, old, left)
+            kept = self._metadata_of(loaded, left)
+        if old:
+            change = Change(self._catalogue, loaded, self._lists)
+            change.expire([one.snapshot_id for one in old])
+            attempt(change)
+        with translated(f"cannot delete files of {shown(table)}"):
+            doomed |= self._orphans(loaded, kept) - {one.metadata_file for one in loaded.metadata.metadata_log}
+            return Maintained(merged, len(old), _delete(loaded.io, sorted(doomed)))
+
+    def _too_old(self, loaded: Table) -> list[Snapshot]:
+        """Return the snapshots that are older than the history, and that no branch or tag needs."""
+        needed = {ref.snapshot_id for ref in loaded.metadata.refs.values()}
+        for name, ref in loaded.metadata.refs.items():
+            if name != "main":  # somebody's own branch keeps all of its history
+                needed |= _ancestors(loaded, ref.snapshot_id)
+        bound = loaded.metadata.last_updated_ms - self._history_ms
+        bound = min(bound, time.time_ns() // 1_000_000 - self._history_ms)
+        return [one for one in loaded.metadata.snapshots if one.timestamp_ms < bound and one.snapshot_id not in needed]
+
+    def _only_in(self, files: FileIO, old: Sequence[Snapshot], left: Sequence[Snapshot]) -> set[str]:
+        """Return what the old snapshots refer to, and those that are left do not."""
+        of_left = {manifest.manifest_path: manifest for one in left for manifest in _manifests(one, files)}
+        of_old = {manifest.manifest_path: manifest for one in old for manifest in _manifests(one, files)}
+        gone = {path: manifest for path, manifest in of_old.items() if path not in of_left}
+        doomed = {one.manifest_list for one in old} | set(gone)
+        # Data files go only where some snapshot took files out of the table: most tables only grow.
+        if any(manifest.deleted_files_count != 0 for manifest in (*gone.values(), *of_left.values())):
+            listed = _data_files(gone.values(), files)
+            if listed:
+                doomed |= listed - _data_files(of_left.values(), files)
+        return doomed
+
+    def _metadata_of(self, loaded: Table, left: Iterable[Snapshot]) -> set[str]:
+        """Return the metadata files that the table refers to."""
+        found = {loaded.metadata_location, *(one.metadata_file for one in loaded.metadata.metadata_log)}
+        for one in left:
+            found.add(one.manifest_list)
+            found |= {manifest.manifest_path for manifest in _manifests(one, loaded.io)}
+        return found
+
+    def _orphans(self, loaded: Table, kept: set[str]) -> set[str]:
+        """Return the metadata files that nothing refers to, and that no commit can refer to any more."""
+        now = time.time()
+        newest = loaded.metadata.current_snapshot()
+        if newest is None:
+            return set()
+        bound = min(now - _ORPHAN_SECONDS, newest.timestamp_ms / 1000 - _SLACK_SECONDS)
+        folder = f"{loaded.metadata.location.rstrip('/')}/metadata"
+        return {
+            f"{folder}/{name}"
+            for name, modified in _listed(loaded.io, folder)
+            if modified < bound and _METADATA.fullmatch(name) and f"{folder}/{name}" not in kept
+        }
+
+
+def _ancestors(loaded: Table, snapshot_id: int | None) -> set[int]:
+    parents = {one.snapshot_id: one.parent_snapshot_id for one in loaded.metadata.snapshots}
+    found: set[int] = set()
+    while snapshot_id is not None and snapshot_id in parents and snapshot_id not in found:
+        found.add(snapshot_id)
+        snapshot_id = parents[snapshot_id]
+    return found
+
+
+def _manifests(snapshot: Snapshot, files: FileIO) -> list[ManifestFile]:
+    return list(snapshot.manifests(files))
+
+
+def files_of_snapshots(snapshots: Iterable[Snapshot], files: FileIO) -> set[str]:
+    """Return the files that snapshots refer to."""
+    manifests = {manifest.manifest_path: manifest for one in snapshots for manifest in _manifests(one, files)}
+    return _data_files(manifests.values(), files)
+
+
+def _data_files(manifests: Iterable[ManifestFile], files: FileIO) -> set[str]:
+    """Return the files that manifests list, those of deletes among them."""
+    return {
+        entry.data_file.file_path
+        for manifest in manifests
+        for entry in manifest.fetch_manifest_entry(files, discard_deleted=manifest.content == ManifestContent.DATA)
+    }
+
+
+def _listed(files: FileIO, folder: str) -> list[tuple[str, float]]:
+    """List a folder's files with the times of their last change."""
+    if isinstance(files, PyArrowFileIO):
+        scheme, netloc, path = files.parse_location(folder)
+        system = files.fs_by_scheme(scheme, netloc)
+    else:
+        system, path = fs.LocalFileSystem(), path_of(folder)
+    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return [(one.base_name, one.mtime.timestamp()) for one in found if one.type == fs.FileType.File and one.mtime]
+
+
+def _delete(files: FileIO, locations: Sequence[str]) -> int:
+    """Delete files; returns how many were there. One that cannot be deleted is an orphan for the next time."""
+    deleted = 0
+    for location in locations:
+        try:
+            files.delete(location)
+            deleted += 1
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            log.warning("cannot delete %s, which no table needs; it is tried again: %s", location, reason(error))
+    return deleted

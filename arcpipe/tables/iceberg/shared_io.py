@@ -1,0 +1,58 @@
+"""One reader and writer of metadata files for all tables: connections to a store are made once, not for each table."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from pyiceberg.io import FileIO
+from pyiceberg.io.pyarrow import PyArrowFileIO
+from pyiceberg.typedef import Properties
+
+from arcpipe.config.settings import StorageS3
+from arcpipe.tables.iceberg.file_io import LocalFileIO
+
+_MOST: Final = 16  # of different credentials: a REST catalogue may give each table its own
+_CONNECT_SECONDS: Final = "10"
+_REQUEST_SECONDS: Final = "30"
+
+
+def s3_properties(options: StorageS3) -> dict[str, str]:
+    """Return `[storage.s3]` as pyiceberg's properties."""
+    found = {
+        "s3.endpoint": options.endpoint_url,
+        "s3.region": options.region or ("us-east-1" if options.endpoint_url else ""),
+        "s3.access-key-id": options.access_key_id,
+        "s3.secret-access-key": options.secret_access_key,
+        "s3.force-virtual-addressing": "true" if options.addressing_style == "virtual" else "",
+    }
+    return {
+        **{key: value for key, value in found.items() if value},
+        "s3.connect-timeout": _CONNECT_SECONDS,
+        "s3.request-timeout": _REQUEST_SECONDS,
+    }
+
+
+class SharedFiles:
+    """The readers and writers, by what they need to reach their store."""
+
+    def __init__(self) -> None:
+        self._local = LocalFileIO()
+        self._remote: OrderedDict[tuple[tuple[str, str], ...], FileIO] = OrderedDict()
+
+    def of(self, location: str, properties: Properties) -> FileIO:
+        """Return the one for a location."""
+        if location.startswith(("file:", "/")):
+            return self._local
+        needed = tuple(
+            sorted(
+                (key, str(value))
+                for key, value in properties.items()
+                if key.startswith(("s3.", "client.", "gcs.", "adls."))
+            )
+        )
+        found = self._remote.pop(needed, None) or PyArrowFileIO(dict(needed))
+        self._remote[needed] = found
+        if len(self._remote) > _MOST:
+            self._remote.popitem(last=False)
+        return found
