@@ -17,6 +17,8 @@ from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.line_protocol.grammar import ESCAPINGS, UNITS
 from arcpipe.codec.messagepack import body as messagepack
 from arcpipe.codec.messagepack.times import TimeRule
+from arcpipe.codec.records import csv_lines, json_array, json_lines
+from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.support.edge import Edge, Peer
 
@@ -105,9 +107,26 @@ def lines(data: bytes) -> None:
         assert len(found.errors) <= data.count(b"\n") + 1
 
 
+def records(data: bytes) -> None:
+    """A body of JSON or CSV: the entry for the WAL is what the MessagePack codec takes, and bad records are errors."""
+    for roles in (Roles("m"), Roles("m", "t", "k", frozenset(("h",)), {"v": "f64", "w": "i64"})):
+        for encode in (json_lines.encode, json_array.encode, csv_lines.encode):
+            try:
+                found = encode(data, roles=roles, rule=RULES[1])
+            except BadPayload:
+                continue
+            if found.encoded is not None:
+                assert found.encoded.records > 0
+                again = messagepack.encode(found.encoded.body, rule=RULES[1])
+                assert again == found.encoded
+            lines = [error.line for error in found.errors]
+            assert lines == sorted(set(lines))
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "edge": edge,
     "decode": decode,
     "msgpack": msgpack,
     "lines": lines,
+    "records": records,
 }

@@ -11,9 +11,10 @@ from arcpipe.codec.columns import Encoded
 from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
 from arcpipe.codec.messagepack.body import encode
 from arcpipe.codec.messagepack.times import TimeRule
+from arcpipe.codec.records.roles import Roles
 from arcpipe.codec.time_units import UNIT_NS
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
-from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
+from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge, UnknownFormat
 from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Background, Check, ClientGone
@@ -66,12 +67,18 @@ _MAYBE_WRITTEN: Final = "the records may have been written; a retry may store th
 
 
 class Target(NamedTuple):
-    """The database of a request's records, and the other parameters of its query."""
+    """The database of a request's records, and its other parameters."""
 
     database: str
     prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
     accept_partial: bool  # whether good lines are written if others are bad
     precision: str | None  # the envelope's word for the unit of its times; None: read from the size of a number
+    format: str = ""  # of the body, where a path takes several
+    roles: Roles | None = None  # of the fields, where a request names them
+
+
+TargetKey = tuple[bytes | None, ...]
+"""The bytes that a target follows from; the first two are the query and the database header."""
 
 
 class Targets:
@@ -87,7 +94,7 @@ class Targets:
         self._precision = precision
         self._accept_partial = "true" if accept_partial else "false"
         self._clock: Mapping[str, int] = {}
-        self._known: dict[tuple[bytes, bytes | None], Target] = {}
+        self._known: dict[TargetKey, Target] = {}
 
     def follow_clock(self, meta: Mapping[str, int]) -> None:
         """Add this to all envelopes from now on, as `WALWriter.clock_meta` gives it."""
@@ -101,9 +108,9 @@ class Targets:
             BadPayload: the query is wrong; the text names the parameter.
             NotAllowed: the sender's token is not for the database.
         """
-        key = (exchange.query, exchange.headers.get(DATABASE))
+        key = self._key(exchange)
         known = self._known.get(key)
-        target = known or self._read(exchange, key)
+        target = known or self._read(exchange)
         if exchange.databases is not None and target.database not in exchange.databases:
             raise NotAllowed(f"this token is not for the database '{target.database}'")
         if known is None and sum(len(part or b"") for part in key) <= _TARGET_BYTES:
@@ -112,9 +119,13 @@ class Targets:
             self._known[key] = target
         return target
 
-    def _read(self, exchange: Exchange, key: tuple[bytes, bytes | None]) -> Target:
-        _, header = key
-        parameters = exchange.parameters()
+    def _key(self, exchange: Exchange) -> TargetKey:
+        return exchange.query, exchange.headers.get(DATABASE)
+
+    def _read(self, exchange: Exchange) -> Target:
+        return self._make(exchange.parameters(), exchange.headers.get(DATABASE))
+
+    def _make(self, parameters: dict[str, str], header: bytes | None) -> Target:
         database = _database(parameters, header)
         precision = self._precision
         if word := parameters.get("precision"):
@@ -161,7 +172,8 @@ class WriteEndpoints:
         self.refused = 0
         # Requests, records and bytes that are on disk, by database; "" for those beyond the last that has a place.
         self.usage = {database: list(counts) for database, counts in usage}
-        self._targets: dict[str | None, Targets] = {}  # by the precision of requests that name none
+        # By their kind and the precision of requests that name none.
+        self._targets: dict[tuple[type[Targets], str | None], Targets] = {}
         self.ack_us = Histogram(LATENCY_BOUNDS_US)
 
     def msgpack(self, success: bytes, *, as_arc: bool = False) -> Callable[[Exchange], None]:
@@ -185,14 +197,16 @@ class WriteEndpoints:
         precision: str | None,
         encode: Callable[[bytes, Check, Target], T],
         settle: Callable[[Exchange, Target, T], None],
+        kind: type[Targets] = Targets,
     ) -> Callable[[Exchange], None]:
         """Make a handler that has a body encoded and gives the outcome to `settle`.
 
         Args:
             precision: as in `Targets`.
+            kind: of the targets.
             encode: raises BadPayload or PayloadTooLarge if nothing of the body can be written.
         """
-        targets = self._targets_of(precision)
+        targets = self._targets_of(precision, kind)
         turns = self._turns
         check = turns.check
         small_seconds, inline_seconds = turns.budget.small_seconds, turns.budget.inline_seconds
@@ -224,9 +238,9 @@ class WriteEndpoints:
 
         return handle
 
-    def judge(self, precision: str | None) -> Judge:
+    def judge(self, precision: str | None, kind: type[Targets] = Targets) -> Judge:
         """Make a judge that refuses writes by their heads, before the body comes, as the handler would refuse them."""
-        targets = self._targets_of(precision)
+        targets = self._targets_of(precision, kind)
 
         def judge(exchange: Exchange) -> bytes | None:
             try:
@@ -238,8 +252,8 @@ class WriteEndpoints:
 
         return judge
 
-    def _targets_of(self, precision: str | None) -> Targets:
-        return self._targets.setdefault(precision, Targets(precision, self._accept_partial))
+    def _targets_of(self, precision: str | None, kind: type[Targets]) -> Targets:
+        return self._targets.setdefault((kind, precision), kind(precision, self._accept_partial))
 
     def follow_clock(self) -> None:
         """Note in entries while the clock is behind their timestamps. Call it a few times a second."""
@@ -259,6 +273,8 @@ class WriteEndpoints:
         if refusal is None:
             try:
                 return targets.of(exchange)
+            except UnknownFormat as error:
+                refusal = responses.error(415, "unsupported_media_type", str(error))
             except BadPayload as error:
                 refusal = responses.error(400, "bad_request", str(error))
             except NotAllowed as error:
