@@ -16,12 +16,14 @@ from arcpipe.codec.records.json_lines import BOM
 from arcpipe.codec.records.report import BadRecord, Records, Report
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
-from arcpipe.units import KB
+from arcpipe.units import KB, MB
 
 _WINDOW_BYTES: Final = 64 * KB  # of lines that are decoded at a time
 _STEP_BYTES: Final = 256 * KB  # of records that are read at a time, about; each step takes some milliseconds
 _FIRST_ROWS: Final = 64  # records of the first step, which tells how long they are
-_MOST_ROWS: Final = 8192
+_MOST_ROWS: Final = 4096
+_MOST_LINE_BYTES: Final = MB  # of a line, which the csv module reads in one call
+_CELLS_BETWEEN_CHECKS: Final = 1 << 16
 _MOST_NAMES: Final = 4096  # in the first record: each record needs as many cells
 
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*+)")
@@ -29,6 +31,7 @@ _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-
 # Of all cells of a column, joined by newlines.
 _INTEGERS: Final = re.compile(r"(?:-?(?:0|[1-9][0-9]{0,17}+)\n)*+")
 _NUMBERS: Final = re.compile(r"(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+\n)*+")
+_TEXTS: Final = re.compile(r"(?:[^-0-9tTfF\n][^\n]*+\n)*+")
 _BOOLS: Final = {**dict.fromkeys(("true", "True", "TRUE"), True), **dict.fromkeys(("false", "False", "FALSE"), False)}
 _INFINITE: Final = (float("inf"), float("-inf"))
 _MOST_DIGITS: Final = 4000  # of an integer that Python reads; longer ones stay text
@@ -49,7 +52,7 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
     if names is None:
         return Records(None, [], 0)
     gatherer = Gatherer(roles, rule, effort)
-    table = _Table(names, roles, gatherer)
+    table = _Table(names, roles, gatherer, check)
     rows_wanted = _FIRST_ROWS
     line = reader.line_num + 1
     while True:
@@ -61,11 +64,13 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
             rows.extend(islice(reader, rows_wanted))
         except csv.Error as raised:
             error = str(raised)
-        line = _report(table.add(rows), rows, line, report)
+        bad = table.add(rows)
+        if bad or error:
+            line = _report(bad, rows, line, report)
         if error:
             report.add([BadRecord(line, f"not a CSV record: {error}", b"")])
-            line = reader.line_num + 1
-        elif not rows:
+        line = reader.line_num + 1
+        if not (rows or error):
             return Records(gatherer.maps.encoded(), report.errors, report.more_errors)
         size = (lines.taken - began) // (len(rows) or 1) or 1
         rows_wanted = min(_MOST_ROWS, max(1, _STEP_BYTES // size))
@@ -102,6 +107,8 @@ class _Lines:
             self._check()
             end = len(body) if len(body) - pos <= _WINDOW_BYTES else body.rfind(b"\n", pos, pos + _WINDOW_BYTES) + 1
             end = end or body.find(b"\n", pos) + 1 or len(body)
+            if end - pos > _MOST_LINE_BYTES:
+                raise BadPayload(f"a line of CSV has more than {_MOST_LINE_BYTES} bytes")
             lines = body[pos:end].decode("utf-8", "surrogateescape").split("\n")
             last = lines.pop()
             for line in lines:
@@ -127,7 +134,7 @@ def _report(bad: BadRows, rows: list[list[str]], line: int, report: Report) -> i
 class _Table:
     """The columns of a body, whose records all have the same names."""
 
-    def __init__(self, names: list[str], roles: Roles, gatherer: Gatherer) -> None:
+    def __init__(self, names: list[str], roles: Roles, gatherer: Gatherer, check: Callable[[], None]) -> None:
         """Take the names of the first record.
 
         Raises:
@@ -136,6 +143,7 @@ class _Table:
         self._names = names
         self._roles = roles
         self._gatherer = gatherer
+        self._check = check
         self._plan: Plan | None = None
         if roles.measurement_field not in names:
             self._plan = make_plan(names, roles.measurement, roles)
@@ -157,9 +165,14 @@ class _Table:
             return bad
         rows = rows if len(kept) == len(rows) else [rows[row] for row in kept]
         unfit: BadRows = {}
-        columns = [
-            self._read(name, list(cells), unfit) for name, cells in zip(names, zip(*rows, strict=True), strict=True)
-        ]
+        columns = []
+        read = 0
+        for name, cells in zip(names, zip(*rows, strict=True), strict=True):
+            read += len(cells)
+            if read > _CELLS_BETWEEN_CHECKS:
+                self._check()
+                read = 0
+            columns.append(self._read(name, list(cells), unfit))
         if unfit:
             good = [row for row in range(len(rows)) if row not in unfit]
             bad.update({kept[row]: reason for row, reason in unfit.items()})
@@ -196,7 +209,8 @@ class _Table:
             if values is not None and (word is None or _fits(word, joined)):
                 return values
         if word is None:
-            return [_natural(cell) for cell in cells]
+            is_plain = joined.count("\n") == len(cells) and _TEXTS.fullmatch(joined) is not None
+            return cells if is_plain else [_natural(cell) for cell in cells]
         return _typed(name, word, cells, bad)
 
 

@@ -118,6 +118,7 @@ def test_records_may_name_their_measurements() -> None:
         (b"a,\n1,2\n", "field name is empty"),
         (b"time\n1\n", "no field besides time"),
         (b'"a\n1\n', "cannot be read"),
+        (b"a,b\n1," + b"x," * 600_000, "a line of CSV has more than 1048576 bytes"),
         (b",".join(b"c%d" % number for number in range(5_000)) + b"\n", "more than 4096 names"),
     ],
 )
