@@ -31,6 +31,7 @@ _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-
 # Of all cells of a column, joined by newlines.
 _INTEGERS: Final = re.compile(r"(?:-?(?:0|[1-9][0-9]{0,17}+)\n)*+")
 _NUMBERS: Final = re.compile(r"(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+\n)*+")
+_FLOATS: Final = re.compile(r"(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++(?:[eE][-+]?[0-9]++)?+|[eE][-+]?[0-9]++)\n)*+")
 _TEXTS: Final = re.compile(r"(?:[^-0-9tTfF\n][^\n]*+\n)*+")
 _BOOLS: Final = {**dict.fromkeys(("true", "True", "TRUE"), True), **dict.fromkeys(("false", "False", "FALSE"), False)}
 _INFINITE: Final = (float("inf"), float("-inf"))
@@ -225,6 +226,9 @@ def _read_plain(joined: str, cells: list[str]) -> list[Any] | None:
         return None
     if _INTEGERS.fullmatch(joined):
         return list(map(int, cells))
+    if _FLOATS.fullmatch(joined):
+        floats = list(map(float, cells))
+        return floats if max(map(abs, floats)) < _INFINITE[0] else None
     if "." in joined and _NUMBERS.fullmatch(joined):
         return list(map(_number, cells))
     return None
