@@ -105,7 +105,7 @@ def build(
     usage = unpack_usage(counters.worker(slot))
     writes = endpoints(admission, context.encoding, context.turns, commit, usage, settings.ingest.accept_partial)
     ops = OpsEndpoints(settings, counters, admission, slot, lambda: paths)
-    router, origins = _route(settings, writes, ops)
+    router, origins = _route(settings, limits, writes, ops)
     paths = [path.decode("ascii") for path in router.routes]
     surface = context.add_surface(router.routes, origins)
     return Service(commit, context, surface, writes, admission, judges, trusted, access_log)
@@ -128,13 +128,15 @@ def _access_log(settings: Settings, slot: int, counters: Counters) -> AccessLog 
     return AccessLog(settings.access_log, slot, writer)
 
 
-def _route(settings: Settings, writes: WriteEndpoints, ops: OpsEndpoints) -> tuple[Router, Origins | None]:
+def _route(
+    settings: Settings, limits: Limits, writes: WriteEndpoints, ops: OpsEndpoints
+) -> tuple[Router, Origins | None]:
     judge = writes.judge(None)
     table, origins = protect(
         {
             ("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE, judge),
             ("POST", "/api/v1/write/msgpack"): (writes.msgpack(responses.NO_CONTENT, as_arc=True), WRITE, judge),
-            **RecordEndpoints(writes).routes(),
+            **RecordEndpoints(writes, limits.max_body).routes(),
             **InfluxEndpoints(writes).routes(),
             **ops.table(),
         },

@@ -11,8 +11,9 @@ from typing import Any, Final
 from arcpipe.codec.columns import quote
 from arcpipe.codec.effort import Effort, go_on
 from arcpipe.codec.messagepack.times import RULE, TimeRule
-from arcpipe.codec.records.gather import BadRows, Gatherer, Plan, make_plan
+from arcpipe.codec.records.gather import BadRows, Gatherer
 from arcpipe.codec.records.json_lines import BOM
+from arcpipe.codec.records.plan import Plan, make_plan
 from arcpipe.codec.records.report import BadRecord, Records, Report
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
@@ -168,12 +169,12 @@ class _Table:
         unfit: BadRows = {}
         columns = []
         read = 0
-        for name, cells in zip(names, zip(*rows, strict=True), strict=True):
-            read += len(cells)
+        for name, column in zip(names, zip(*rows, strict=True), strict=True):
+            read += len(column)
             if read > _CELLS_BETWEEN_CHECKS:
                 self._check()
                 read = 0
-            columns.append(self._read(name, list(cells), unfit))
+            columns.append(self._read(name, list(column), unfit))
         if unfit:
             good = [row for row in range(len(rows)) if row not in unfit]
             bad.update({kept[row]: reason for row, reason in unfit.items()})

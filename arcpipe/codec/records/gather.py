@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from operator import itemgetter
 from struct import Struct
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
 from arcpipe.codec.columns import (
-    MAX_COLUMNS,
     TIME,
     ColumnBatch,
     Maps,
     array_header,
-    check_column_name,
     check_measurement,
-    field_column_names,
     pack_int64,
     pack_values,
 )
 from arcpipe.codec.effort import Effort
 from arcpipe.codec.messagepack.times import BadTime, TimeRule, settle
+from arcpipe.codec.records.plan import Plan, make_plan
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
 
@@ -37,38 +35,6 @@ _PACK_INT: Final = Struct(">Bq").pack
 
 BadRows = dict[int, str]
 """The reasons by the index of each bad row."""
-
-
-class Plan(NamedTuple):
-    """The way from the fields of a shape to its columns."""
-
-    measurement: str
-    time: str | None  # the field of the time; None without one
-    fields: list[str]  # the fields of the columns, tags first
-    columns: list[str]  # their columns
-    tags: list[str]
-    types: dict[str, str]  # by column, those that the sender said
-
-
-def make_plan(names: Collection[str], measurement: str, roles: Roles) -> Plan:
-    """Plan the columns of records with these names, in this order.
-
-    Raises:
-        BadPayload: a name is not valid, or there are too few or too many.
-    """
-    for name in names:
-        check_column_name(name, "field")
-    left = [name for name in names if name not in (roles.time, roles.measurement_field)]
-    if not left:
-        raise BadPayload("no field besides time and measurement" if names else "no fields")
-    if len(left) >= MAX_COLUMNS:
-        raise BadPayload(f"more than {MAX_COLUMNS - 1} fields")
-    tags = [name for name in left if name in roles.tags]
-    fields = [name for name in left if name not in roles.tags]
-    columns = [*tags, *field_column_names(tags, fields)]
-    fields = [*tags, *fields]
-    types = {column: roles.types[name] for name, column in zip(fields, columns, strict=True) if name in roles.types}
-    return Plan(measurement, roles.time if roles.time in names else None, fields, columns, tags, types)
 
 
 class Gatherer:

@@ -8,6 +8,7 @@ from arcpipe.codec.columns import Encoded
 from arcpipe.ingest.endpoints.write import Target, Targets, WriteEndpoints
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.tracing import LoggedExchange
+from arcpipe.wal.format import Prefix
 
 
 class LoggedWrites(WriteEndpoints):
@@ -20,8 +21,10 @@ class LoggedWrites(WriteEndpoints):
             exchange.body_bytes = len(exchange.body)
         return target
 
-    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
+    def append(
+        self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes, prefix: Prefix | None = None
+    ) -> None:
         if isinstance(exchange, LoggedExchange):
             exchange.records = encoded[2]
             exchange.appended = perf_counter()
-        super().append(exchange, target, encoded, answer)
+        super().append(exchange, target, encoded, answer, prefix)

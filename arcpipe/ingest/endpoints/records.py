@@ -1,4 +1,4 @@
-"""`POST /api/v1/ingest/{measurement}`: records as JSON or CSV, whose fields the sender names.
+"""`POST /api/v1/ingest/{measurement}`: records as JSON, CSV or Arrow, whose fields the sender names.
 
 The parameters are read from the query, and where it has none from headers: some senders can only set these.
 """
@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
+from arcpipe.codec.arrow_ipc.check import Checked, check_stream
+from arcpipe.codec.columns import TIME, Encoded
+from arcpipe.codec.envelope import KIND_ARROW, ArrowBody, arrow_front
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.records import csv_lines, json_array, json_lines
 from arcpipe.codec.records.report import Records
@@ -20,6 +23,7 @@ from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import DATABASE, Exchange
 from arcpipe.ingest.http.router import WRITE, Table
+from arcpipe.wal.format import Prefix
 
 PATH: Final = "/api/v1/ingest/{measurement}"
 _STEM_BYTES: Final = PATH.index("{")
@@ -31,14 +35,16 @@ FORMATS: Final[dict[bytes, str]] = {
     **dict.fromkeys((b"application/x-jsonlines", b"application/json-lines", b"application/stream+json"), "ndjson"),
     b"application/json": "json",
     b"text/csv": "csv",
+    b"application/vnd.apache.arrow.stream": "arrow",
 }
-_KNOWN: Final = ("ndjson", "json", "csv")
+_KNOWN: Final = ("ndjson", "json", "csv", "arrow")
 
 # The parameters that headers may give, too.
 _BY_HEADER: Final[dict[str, bytes]] = {
     name: b"x-arc-" + name.replace("_", "-").encode("ascii")
     for name in ("format", "time_field", "measurement_field", "tag_fields", "types", "precision", "accept_partial")
 }
+_NO_STREAM: Final = memoryview(b"")
 _RULES: Final = {precision: TimeRule(precision) for precision in (None, *UNIT_NS)}
 
 
@@ -73,6 +79,8 @@ class RecordTargets(Targets):
         names = ("time_field", "measurement_field", "tag_fields", "types")
         roles = read_roles(measurement, *[parameters.get(name, "") for name in names])
         format_ = _format(parameters.get("format", ""), headers.get(_CONTENT_TYPE, b""))
+        if format_ == "arrow" and (roles.types or roles.measurement_field):
+            raise BadPayload("parameters 'types' and 'measurement_field' are not for Arrow, whose columns have types")
         return self._make(parameters, headers.get(DATABASE))._replace(format=format_, roles=roles)
 
 
@@ -97,7 +105,8 @@ def _format(named: str, content_type: bytes) -> str:
     found = FORMATS.get(content_type.partition(b";")[0].strip().lower())
     if found is None:
         raise UnknownFormat(
-            "this path takes the Content-Type application/x-ndjson, application/json or text/csv, "
+            "this path takes the Content-Type application/x-ndjson, application/json, text/csv or "
+            "application/vnd.apache.arrow.stream, "
             f"or a parameter 'format' ({', '.join(_KNOWN)}); nothing was written"
         )
     return found
@@ -106,8 +115,14 @@ def _format(named: str, content_type: bytes) -> str:
 class RecordEndpoints:
     """The handler of records whose fields the sender names."""
 
-    def __init__(self, writes: WriteEndpoints) -> None:
+    def __init__(self, writes: WriteEndpoints, max_body: int) -> None:
+        """Make the endpoints.
+
+        Args:
+            max_body: bytes of a stream once it is decompressed.
+        """
         self._writes = writes
+        self._max_body = max_body
 
     def routes(self) -> Table:
         """Return the router's entries."""
@@ -116,11 +131,18 @@ class RecordEndpoints:
     def _handler(self) -> Callable[[Exchange], None]:
         writes = self._writes
 
-        def encode(body: bytes, check: Check, target: Target) -> Records:
+        max_body = self._max_body
+
+        def encode(body: bytes, check: Check, target: Target) -> Records | Checked:
             assert target.roles is not None
+            if target.format == "arrow":
+                return check_stream(body, max_body, check, roles=target.roles, rule=_RULES[target.precision])
             return _ENCODERS[target.format](body, check, roles=target.roles, rule=_RULES[target.precision])
 
-        def settle(exchange: Exchange, target: Target, records: Records) -> None:
+        def settle(exchange: Exchange, target: Target, records: Records | Checked) -> None:
+            if isinstance(records, Checked):
+                _append_stream(writes, exchange, target, records)
+                return
             encoded = records.encoded
             if not records.errors:
                 if encoded is not None:
@@ -133,6 +155,25 @@ class RecordEndpoints:
                 writes.refuse(exchange, _bad_records(records, 0))
 
         return writes.handler(None, encode, settle, RecordTargets)
+
+
+def _append_stream(writes: WriteEndpoints, exchange: Exchange, target: Target, checked: Checked) -> None:
+    """Add an Arrow IPC stream as it came."""
+    if not checked.rows:
+        exchange.answer(responses.ACCEPTED)
+        return
+    roles = target.roles
+    assert roles is not None
+    body = ArrowBody(
+        roles.measurement,
+        checked.rows,
+        _NO_STREAM,
+        checked.bytes,
+        tuple(checked.tags) or None,
+        None if roles.time == TIME else roles.time,
+    )
+    prefix = Prefix(KIND_ARROW, target.database, target.meta, arrow_front(body, len(exchange.body)))
+    writes.append(exchange, target, Encoded(False, exchange.body, checked.rows), responses.ACCEPTED, prefix)
 
 
 def _bad_records(records: Records, written: int) -> responses.Refusal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
@@ -73,6 +73,7 @@ class Target(NamedTuple):
     prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
     accept_partial: bool  # whether good lines are written if others are bad
     precision: str | None  # the envelope's word for the unit of its times; None: read from the size of a number
+    meta: Mapping[str, Any] = {}  # of the envelope
     format: str = ""  # of the body, where a path takes several
     roles: Roles | None = None  # of the fields, where a request names them
 
@@ -141,6 +142,7 @@ class Targets:
             (envelope_prefix(KIND_COLUMNAR, database, meta), envelope_prefix(KIND_BATCH, database, meta)),
             partial == "true",
             precision,
+            meta,
         )
 
 
@@ -316,17 +318,23 @@ class WriteEndpoints:
         else:
             self.refuse(exchange, responses.error(413, "body_too_large", str(error)))
 
-    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
-        """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk."""
+    def append(
+        self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes, prefix: Prefix | None = None
+    ) -> None:
+        """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk.
+
+        Args:
+            prefix: of an envelope that is neither columnar nor a batch.
+        """
         batch, body, records = encoded
-        if len(body) > _MAX_ENCODED_BYTES:
+        if len(body) + (len(prefix.data) if prefix is not None else 0) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
         exchange.brings = target.database, records, len(exchange.body)
         exchange.body = b""
         exchange.headers = NO_HEADERS  # they take much memory while thousands of small requests wait for a slow disk
         exchange.success = answer
-        self._commit.append(target.prefixes[batch], body, records, exchange)
+        self._commit.append(prefix or target.prefixes[batch], body, records, exchange)
 
     def _usage_of(self, database: str) -> list[int]:
         """Return the counts of a database. Only databases with records on disk take one of the places."""
