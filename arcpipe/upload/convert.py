@@ -29,6 +29,9 @@ from arcpipe.upload.budget import Budget
 from arcpipe.upload.staging import Piece
 from arcpipe.upload.table_schema import ColumnRules, Columns, ColumnSchema, TableSchema
 
+# The types that senders give columns; that of times comes from Arrow alone.
+_HINTS: Final = COLUMN_TYPES | {"time"}
+
 # Most rows whose rescued values exist as Python objects at once; `Budget.rescued_at_once_bytes` bounds their bytes.
 _RESCUE_ROWS: Final = 16_384
 
@@ -167,7 +170,7 @@ class _Table:
         values = _values(holders, name)
         tag = any(name in span.piece.shape.tags for span in holders)
         hints = {span.piece.shape.types[name] for span in holders if name in span.piece.shape.types}
-        column = self._columns.settle(name, values, hints & COLUMN_TYPES, tag)
+        column = self._columns.settle(name, values, hints & _HINTS, tag)
         if column is None:
             odd = build(values, None).odd
             if not self._columns.is_full:  # NaN settles no type, and is null until there is one

@@ -170,7 +170,7 @@ def test_streams_and_columns_of_messagepack_share_a_table(server: Server, databa
 
 
 def test_the_wal_has_the_stream_as_it_came(server: Server, database: str, tmp_path: Any) -> None:
-    with Server(tmp_path, server_workers=1, flush_max_age_seconds=60, uploader_interval_seconds=60) as own:
+    with Server(tmp_path, server_workers=1, flush_max_age_seconds=60) as own:
         body = stream(pa.table({"time": times(2), "host": ["a", "b"], "n": [1, None]}))
         assert ingest(own, database, body, tag_fields="host").status == 202
         (segment,) = [path for path in own.wal.glob("worker-1-*.wal") if body in path.read_bytes()]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -54,7 +55,18 @@ def check_stream(
         PayloadTooLarge: it becomes too large.
     """
     rows, size = _measure(body, max_bytes, check)
+    try:
+        return Checked(rows, size, _check_batches(body, max_bytes, check, roles, rule))
+    except UnicodeDecodeError:
+        raise BadPayload("a name in the Arrow schema is not valid UTF-8") from None
+
+
+def _check_batches(
+    body: bytes | memoryview, max_bytes: int, check: Callable[[], None], roles: Roles, rule: TimeRule
+) -> list[str]:
+    """Check all record batches; return the tags that they have."""
     plan: Plan | None = None
+    left = max_bytes
     for number, batch in enumerate(read_batches(body)):
         check()
         if plan is None:
@@ -63,10 +75,12 @@ def check_stream(
             batch.validate(full=True)
         except pa.ArrowException as error:
             raise BadPayload(f"record batch {number} is not valid Arrow: {_first_line(error)}") from None
-        _check_dictionaries(batch, max_bytes)
+        left -= _written_out(batch)
+        if left < 0:
+            raise PayloadTooLarge(f"the Arrow IPC stream has more than {max_bytes} bytes without its dictionaries")
         if plan.time is not None:
             check_times(batch.column(batch.schema.get_field_index(plan.time)), rule, number, check)
-    return Checked(rows, size, plan.tags if plan is not None else [])
+    return plan.tags if plan is not None else []
 
 
 def read_schema(body: bytes | memoryview) -> pa.Schema:
@@ -169,24 +183,32 @@ def _untaken(type_: pa.DataType, *, is_nested: bool) -> str | None:
     return None
 
 
-def _check_dictionaries(batch: pa.RecordBatch, max_bytes: int) -> None:
-    """Bound the bytes of columns whose values are in dictionaries, once they are written out."""
-    left = max_bytes
+def _written_out(batch: pa.RecordBatch) -> int:
+    """Count the bytes of the texts and binary values that are in dictionaries, as often as rows have them."""
+    total = 0
     for array in batch.columns:
         if not pa.types.is_dictionary(array.type):
             continue
-        values = array.dictionary
-        if not (is_text(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
-            continue
-        lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
-        if not len(lengths):
-            continue
-        if int(lengths.max()) * len(array) > left:
-            indices = array.indices.drop_null().to_numpy()
-            counts = np.bincount(indices, minlength=len(lengths))
-            left -= int((counts * lengths.astype(np.int64)).sum())
-            if left < 0:
-                raise PayloadTooLarge(f"the Arrow IPC stream has more than {max_bytes} bytes without its dictionaries")
+        lengths = _lengths(array.dictionary)
+        if lengths is not None and len(lengths):
+            counts = np.bincount(array.indices.drop_null().to_numpy(), minlength=len(lengths))
+            total += int((counts * lengths).sum())
+    return total
+
+
+def _lengths(values: pa.Array) -> npt.NDArray[np.int64] | None:
+    """Return the bytes of each text or binary value; None for values of other types."""
+    types = pa.types
+    while isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    if types.is_fixed_size_binary(values.type):
+        return np.full(len(values), values.type.byte_width)
+    if types.is_string_view(values.type) or types.is_binary_view(values.type):
+        values = values.cast(pa.large_binary())
+    elif not (is_text(values.type) or types.is_binary(values.type) or types.is_large_binary(values.type)):
+        return None
+    lengths: npt.NDArray[np.int64] = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
+    return lengths.astype(np.int64, copy=False)
 
 
 def check_times(array: pa.Array, rule: TimeRule, number: int, check: Callable[[], None] = go_on) -> None:

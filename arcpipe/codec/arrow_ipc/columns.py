@@ -70,7 +70,7 @@ def column_map(batch: pa.RecordBatch, plan: Plan, rule: TimeRule) -> ColumnMap:
         array = _column(batch, field)
         columns[column] = msgspec.Raw(_pack(array))
         word = word_of(array.type)
-        if word is not None and word != "time":
+        if word is not None:
             types[column] = word
     return ColumnMap(plan.measurement, columns, tuple(plan.tags) or None, types or None)
 
