@@ -13,6 +13,9 @@ from typing import Final
 import msgspec
 
 from arcpipe.codec import content_encoding
+from arcpipe.codec.arrow_ipc.check import check_stream
+from arcpipe.codec.entries import array_length, decode_entry, entry_records
+from arcpipe.codec.envelope import KIND_ARROW, ArrowBody, arrow_front
 from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.line_protocol.grammar import ESCAPINGS, UNITS
 from arcpipe.codec.messagepack import body as messagepack
@@ -20,6 +23,7 @@ from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.records import csv_lines, json_array, json_lines
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from arcpipe.wal.format import Prefix
 from tests.support.edge import Edge, Peer
 
 MAX_DECODED: Final = 1 << 16
@@ -123,10 +127,26 @@ def records(data: bytes) -> None:
             assert lines == sorted(set(lines))
 
 
+def arrow(data: bytes) -> None:
+    """An Arrow IPC stream: refused, or every reader of the entry for the WAL can read it."""
+    for roles in (Roles("m"), Roles("m", "t", None, frozenset(("h",)))):
+        try:
+            checked = check_stream(data, MAX_DECODED, roles=roles, rule=RULES[1])
+        except (BadPayload, PayloadTooLarge):
+            continue
+        body = ArrowBody("m", checked.rows, memoryview(data), checked.bytes, tuple(checked.tags), roles.time)
+        payload = Prefix(KIND_ARROW, "db", {"precision": "s"}, arrow_front(body, len(data))).data + data
+        rows = [
+            array_length(memoryview(next(iter(maps.columns.values()))))[0] for _, maps in decode_entry(payload).maps
+        ]
+        assert sum(rows) == checked.rows == entry_records(payload)
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "edge": edge,
     "decode": decode,
     "msgpack": msgpack,
     "lines": lines,
     "records": records,
+    "arrow": arrow,
 }

@@ -6,11 +6,13 @@ import gzip
 import zlib
 
 import msgpack as msgpack_library
+import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import targets
 from tests.support.compression import zstd
+from tests.unit.codec.arrow_ipc.streams import stream
 
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None)
 
@@ -19,6 +21,16 @@ COLUMNS = msgpack_library.packb({"m": "cpu", "columns": {"time": [1_700_000_000,
 ROWS = msgpack_library.packb([{"m": "cpu", "t": 1, "fields": {"a": 1}, "tags": {"b": "c"}}] * 2)
 JSON = b'{"t":1700000000,"k":"cpu","h":"a","v":1,"n":{"x":[1]}}\n{"v":2.5,"w":12345678901234567890}\n'
 CSV = b't,h,v,w\n1700000000,a,1,2\n,"b\nc",x,\n'
+ARROW = pa.table(
+    {
+        "t": pa.array([1, None], pa.timestamp("ms")),
+        "h": pa.array(["a", "b"]).dictionary_encode(),
+        "v": [1.5, None],
+        "n": [[1], []],
+        "s": ["abc", "é"],
+    }
+)
+STREAMS = [stream(ARROW), stream(ARROW, "zstd"), stream(ARROW, "lz4", 1)]
 ARRAY = b"[%b]" % JSON[:-1].replace(b"\n", b",")
 BODIES = [
     b"",
@@ -35,7 +47,12 @@ BODIES = [
 PATHS = [
     *("/write/v2/msgpack", "/api/v1/write/msgpack", "/write", "/write?db=a&precision=ms", "/api/v2/write?bucket=b"),
     *("/api/v3/write_lp?db=a&accept_partial=false", "/api/v1/write/line-protocol", "/query?q=SHOW+DATABASES", "/ping"),
-    *("/api/v1/ingest/cpu", "/api/v1/ingest/a%20b?format=ndjson", "/api/v1/ingest/cpu?format=csv&types=v:f64"),
+    *(
+        "/api/v1/ingest/cpu",
+        "/api/v1/ingest/a%20b?format=ndjson",
+        "/api/v1/ingest/a?format=arrow",
+        "/api/v1/ingest/cpu?format=csv&types=v:f64",
+    ),
     *("/api/v1/ingest/", "/api/v1/ingest/a/b?format=json&time_field=t&tag_fields=h"),
     *("/health", "/ready", "/metrics", "/", "/nothing", "*", "http://x/ping", "/write?db=%ff&db=b"),
 ]
@@ -117,3 +134,9 @@ def test_no_bytes_upset_the_line_protocol_codec(data: bytes) -> None:
 @FUZZ
 def test_no_bytes_upset_the_codecs_of_records(data: bytes) -> None:
     targets.records(data)
+
+
+@given(changed(*STREAMS) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_reader_of_arrow(data: bytes) -> None:
+    targets.arrow(data)

@@ -18,7 +18,9 @@ def pack(_context: Any, value: Any) -> bytes:
         return b"\xc1"
 
 
-@schemathesis.serializer("application/x-ndjson", "text/csv")
+@schemathesis.serializer("application/x-ndjson", "text/csv", "application/vnd.apache.arrow.stream")
 def encode(_context: Any, value: Any) -> bytes:
     """Encode a text; any other value as JSON."""
+    if isinstance(value, bytes):
+        return value
     return (value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "replace")
