@@ -21,6 +21,10 @@ class BadPayload(ArcpipeError):
     """A request body is refused as a whole: nothing of it is written. The text says what is wrong and where."""
 
 
+class UnknownFormat(BadPayload):
+    """The format of a body is not known; the text names those that are."""
+
+
 class PayloadTooLarge(ArcpipeError):
     """A request body is larger than allowed when decoded."""
 

@@ -17,9 +17,11 @@ from arcpipe.codec.envelope import (
     KIND_COLUMNAR,
     KIND_END,
     KIND_START,
+    ArrowBody,
     ColumnMap,
     Envelope,
     Meta,
+    decode_arrow,
     decode_envelope,
 )
 from arcpipe.codec.messagepack import arc_payloads
@@ -47,6 +49,10 @@ def decode_entry(payload: bytes | memoryview) -> DecodedEntry:
         return DecodedEntry(
             Meta(), [(each.database, ColumnMap(each.measurement, each.columns, each.tags or None)) for each in arc]
         )
+    arrow = decode_arrow(payload)
+    if arrow is not None:
+        database, meta, stream = arrow
+        return DecodedEntry(meta, [(database, columns) for columns in _arrow_maps(stream, meta.precision)])
     try:
         envelope = decode_envelope(payload)
     except RecursionError:
@@ -82,6 +88,27 @@ def decode_front(payload: bytes | memoryview) -> Front | None:
     except (BadPayload, IndexError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return Front(front.database, front.meta, body)
+
+
+def _arrow_maps(body: ArrowBody, precision: str | None) -> Iterator[ColumnMap]:
+    from arcpipe.codec.arrow_ipc.columns import column_maps  # most who read entries meet no Arrow, and need not wait
+
+    return column_maps(body, precision)
+
+
+def entry_meta(payload: bytes | memoryview) -> Meta:
+    """Return the meta of any payload in a WAL. Raises BadPayload as `decode_entry`."""
+    arrow = decode_arrow(payload) if payload else None
+    return arrow[1] if arrow is not None else decode_entry(payload).meta
+
+
+def entry_records(payload: bytes | memoryview) -> int:
+    """Count the records of any payload in a WAL. Raises BadPayload as `decode_entry`."""
+    arrow = decode_arrow(payload) if payload else None
+    if arrow is not None:
+        return arrow[2].rows
+    firsts = [next(iter(columnar.columns.values()), b"\x90") for _, columnar in decode_entry(payload).maps]
+    return sum(array_length(memoryview(column))[0] for column in firsts)
 
 
 def batch_length(payload: bytes | memoryview) -> int:

@@ -12,7 +12,10 @@ import msgspec
 KIND_START: Final = 0  # of a segment; the body is nil
 KIND_COLUMNAR: Final = 1  # the body is a columnar map
 KIND_BATCH: Final = 2  # the body is an array of columnar maps
+KIND_ARROW: Final = 3  # the body is an Arrow IPC stream, in a map
 KIND_END: Final = 255  # of a segment; the body is nil
+
+_ARROW_KIND: Final = b"\x03"
 
 ENVELOPE_MARK: Final = 0x94  # the first byte: fixarray of four
 ENVELOPE_START: Final = b"\x94\x00"  # the first bytes of an envelope of KIND_START
@@ -27,6 +30,17 @@ class ColumnMap(msgspec.Struct, gc=False, omit_defaults=True):
     columns: dict[str, msgspec.Raw]
     tags: tuple[str, ...] | None = None
     types: dict[str, str] | None = None
+
+
+class ArrowBody(msgspec.Struct, gc=False):
+    """One measurement's rows as an Arrow IPC stream, which was checked when it came."""
+
+    m: str
+    rows: int
+    arrow: memoryview  # the stream, a view into the payload
+    bytes: int = 0  # of the stream, decompressed
+    tags: tuple[str, ...] | None = None  # the columns that are tags
+    time: str | None = None  # the column of the times; None: `time`
 
 
 class Meta(msgspec.Struct, gc=False):
@@ -66,6 +80,41 @@ decode_envelope: Final = msgspec.msgpack.Decoder(Envelope).decode
 
 decode_raw_envelope: Final = msgspec.msgpack.Decoder(RawEnvelope).decode
 """Decode the parts of an envelope; raises what msgspec raises for other payloads."""
+
+
+class _ArrowEnvelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    kind: int
+    database: str
+    meta: Meta
+    body: ArrowBody
+
+
+_decode_arrow: Final = msgspec.msgpack.Decoder(_ArrowEnvelope).decode
+
+
+def decode_arrow(payload: bytes | memoryview) -> tuple[str, Meta, ArrowBody] | None:
+    """Decode an envelope of KIND_ARROW: its database, meta and body. None for any other payload."""
+    if payload[1:2] != _ARROW_KIND:
+        return None
+    try:
+        envelope = _decode_arrow(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return envelope.database, envelope.meta, envelope.body
+
+
+def arrow_front(body: ArrowBody, size_bytes: int) -> bytes:
+    """Encode the body of an envelope of KIND_ARROW up to the stream, which has `size_bytes`."""
+    fields: dict[str, object] = {"m": body.m, "rows": body.rows, "bytes": body.bytes}
+    if body.tags:
+        fields["tags"] = body.tags
+    if body.time is not None:
+        fields["time"] = body.time
+    parts = [bytes([0x80 | len(fields) + 1])]
+    for name, value in fields.items():
+        parts += (msgspec.msgpack.encode(name), msgspec.msgpack.encode(value))
+    parts.append(b"\xa5arrow\xc6" + size_bytes.to_bytes(4, "big"))
+    return b"".join(parts)
 
 
 def encode_entry(database: str, precision: str | None, columns: ColumnMap) -> bytes:

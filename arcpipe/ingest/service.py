@@ -18,6 +18,7 @@ from arcpipe.ingest.endpoints.idempotency import RECENT_KEYS, RecentKeys
 from arcpipe.ingest.endpoints.influx import InfluxEndpoints
 from arcpipe.ingest.endpoints.logged_writes import LoggedWrites
 from arcpipe.ingest.endpoints.ops import OpsEndpoints
+from arcpipe.ingest.endpoints.records import RecordEndpoints
 from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.access_log import AccessLog
@@ -108,7 +109,7 @@ def build(
         RecentKeys(settings.idempotency.window_seconds, min(RECENT_KEYS, settings.idempotency.max_keys)),
     )
     ops = OpsEndpoints(settings, counters, admission, slot, lambda: paths)
-    router, origins = _route(settings, writes, ops)
+    router, origins = _route(settings, limits, writes, ops)
     paths = [path.decode("ascii") for path in router.routes]
     surface = context.add_surface(router.routes, origins)
     return Service(commit, context, surface, writes, admission, judges, trusted, access_log)
@@ -131,12 +132,15 @@ def _access_log(settings: Settings, slot: int, counters: Counters) -> AccessLog 
     return AccessLog(settings.access_log, slot, writer)
 
 
-def _route(settings: Settings, writes: WriteEndpoints, ops: OpsEndpoints) -> tuple[Router, Origins | None]:
+def _route(
+    settings: Settings, limits: Limits, writes: WriteEndpoints, ops: OpsEndpoints
+) -> tuple[Router, Origins | None]:
     judge = writes.judge(None)
     table, origins = protect(
         {
             ("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE, judge),
             ("POST", "/api/v1/write/msgpack"): (writes.msgpack(responses.NO_CONTENT, as_arc=True), WRITE, judge),
+            **RecordEndpoints(writes, limits.max_body).routes(),
             **InfluxEndpoints(writes).routes(),
             **ops.table(),
         },

@@ -18,13 +18,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+from arcpipe.codec.arrow.times import MAX_TIME_US
+from arcpipe.codec.arrow_ipc.columns import stream_columns
 from arcpipe.codec.entries import batch_length, batch_parts, decode_entry, split_batch
-from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, ColumnMap, Envelope, decode_envelope
+from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, ColumnMap, Envelope, decode_arrow, decode_envelope
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
 from arcpipe.lake.keys import Hidden, Layout
 from arcpipe.lake.open_files import OPEN_FILES, OpenFiles
 from arcpipe.lake.spool import SpoolMemory
+from arcpipe.upload.arrow_entries import ArrowEntry
 from arcpipe.upload.budget import BUDGET, Budget
 from arcpipe.upload.collected_tables import CollectedTables
 from arcpipe.upload.conversion_jobs import ConversionJobs
@@ -222,7 +225,9 @@ class BatchTables:
             del payload, envelope  # a large one makes room for the next
 
     def _add_unusual(self, timestamp_us: int, payload: bytes | memoryview, origin: object) -> None:
-        """Take a payload that only the slow road can read: Arc's, a deeply nested one, or a batch with a bad part."""
+        """Take a payload that is not of columns, or that only the slow road can read: Arc's, or one with a bad part."""
+        if self._add_arrow(timestamp_us, payload, origin):
+            return
         try:
             entry = decode_entry(payload)
         except BadPayload as error:
@@ -237,6 +242,22 @@ class BatchTables:
                 self._collect(database, entry.meta.precision, columns, size, time_us, origin, number)
             return
         self._add_parts(timestamp_us, parts, origin)
+
+    def _add_arrow(self, timestamp_us: int, payload: bytes | memoryview, origin: object) -> bool:
+        """Take a payload that is an Arrow IPC stream; return whether it is one that can be read."""
+        decoded = decode_arrow(payload)
+        if decoded is None:
+            return False
+        database, meta, body = decoded
+        try:
+            names = stream_columns(body)
+        except BadPayload:
+            return False  # `decode_entry` fails, too, and tells why
+        entry = ArrowEntry(
+            database, meta.precision, body, payload, min(meta.time_of(timestamp_us), MAX_TIME_US), origin
+        )
+        self._tables.add_arrow(entry, names)
+        return True
 
     def _add_parts(self, timestamp_us: int, parts: Iterable[bytes], origin: object) -> None:
         """Take the maps of a batch entry one by one."""

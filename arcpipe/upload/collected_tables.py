@@ -17,8 +17,9 @@ from arcpipe.codec.entries import array_length
 from arcpipe.codec.envelope import ColumnMap, encode_entry
 from arcpipe.errors import BadPayload
 from arcpipe.lake.open_files import OpenFiles, Quota
+from arcpipe.upload.arrow_entries import ArrowEntry, ArrowGroup
 from arcpipe.upload.budget import DECODED_BYTES, Budget
-from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, TableOutput
+from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, Group, TableOutput
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.staging import EntryGroup, EntryShape, Misfit, Piece, Staged, entry_payload, whole_piece
@@ -47,10 +48,11 @@ _GroupKey: TypeAlias = tuple[object, ...]
 class _CollectedTable:
     """The collected entries of one (database, measurement), and their output. There may be 100,000 of these."""
 
-    __slots__ = ("cost", "flushed", "groups", "max_rows", "names", "output", "quota", "rows")
+    __slots__ = ("arrow", "cost", "flushed", "groups", "max_rows", "names", "output", "quota", "rows")
 
     def __init__(self, output: TableOutput) -> None:
         self.output = output
+        self.arrow = ArrowGroup()
         self.groups: dict[_GroupKey, EntryGroup] = {}
         self.names: set[str] = set()
         self.rows = 0
@@ -146,10 +148,35 @@ class CollectedTables:
         elif self._cost >= budget.collected_bytes:
             self._relieve()
 
+    def add_arrow(self, entry: ArrowEntry, names: Collection[str]) -> None:
+        """Take an entry that is an Arrow IPC stream with columns of these names."""
+        table = self._table((entry.database, entry.body.m))
+        budget = self._budget
+        cost = entry.size_bytes + _STAGED_ENTRY
+        if table.rows and table.cost + cost > budget.table_bytes:
+            self._flush(table)
+        is_large = cost > budget.table_bytes
+        if is_large:  # with as little else in memory as possible
+            self._jobs.wait()
+        table.arrow.entries.append(entry)
+        table.names.update(names)
+        table.max_rows = self._max_rows(table.names)
+        table.rows += entry.body.rows
+        table.cost += cost
+        self._cost += cost
+        if is_large or table.rows >= table.max_rows:
+            self._flush(table)
+        elif self._cost >= budget.collected_bytes:
+            self._relieve()
+        if is_large:
+            self._jobs.wait()
+
     def release(self) -> None:
         """Release old payloads, so that views of a few bytes do not keep whole segments in memory."""
         for _, group in self._groups.values():
             group.release()
+        for table in self._tables.values():
+            table.arrow.release()
 
     def flush_all(self) -> None:
         """Hand everything that is left to the pool, and have all files finished."""
@@ -183,12 +210,15 @@ class CollectedTables:
 
     # New groups
 
-    def _new_group(self, key: _GroupKey, shape: EntryShape, rows: int) -> tuple[_CollectedTable, EntryGroup]:
-        name = shape.database, shape.measurement
+    def _table(self, name: TableName) -> _CollectedTable:
         table = self._tables.get(name)
         if table is None:
             output = self._jobs.output(self._registry.draft(*name), name in self._careful)
             table = self._tables[name] = _CollectedTable(output)
+        return table
+
+    def _new_group(self, key: _GroupKey, shape: EntryShape, rows: int) -> tuple[_CollectedTable, EntryGroup]:
+        table = self._table((shape.database, shape.measurement))
         # Rows without the new columns get nulls there.
         if table.rows and table.rows + rows > self._max_rows(table.names.union(shape.index)):
             self._flush(table)
@@ -292,8 +322,12 @@ class CollectedTables:
         if bundle:
             self._jobs.submit_bundle(bundle, cost)
 
-    def _take(self, table: _CollectedTable) -> tuple[list[EntryGroup], int]:
-        groups, cost = list(table.groups.values()), table.cost
+    def _take(self, table: _CollectedTable) -> tuple[list[Group], int]:
+        groups: list[Group] = list(table.groups.values())
+        cost = table.cost
+        if table.arrow.entries:
+            groups.append(table.arrow)
+            table.arrow = ArrowGroup()
         for key in table.groups:
             del self._groups[key]
         self._cost -= cost
@@ -303,7 +337,7 @@ class CollectedTables:
         return groups, cost
 
     def _submit(
-        self, table: _CollectedTable, groups: list[EntryGroup], cost: int, width: int, *, close: bool = False
+        self, table: _CollectedTable, groups: list[Group], cost: int, width: int, *, close: bool = False
     ) -> None:
         self._jobs.submit(table.output, groups, cost, width, table.quota, close=close)
 

@@ -23,15 +23,19 @@ from typing import TypeAlias
 
 import numpy as np
 
+from arcpipe.codec.arrow_ipc.columns import column_maps
+from arcpipe.codec.entries import array_length
 from arcpipe.lake.file_schema import HOUR_US
 from arcpipe.lake.open_files import Quota, open_file_cost, row_group_cost
+from arcpipe.upload.arrow_entries import ArrowEntry, ArrowGroup
 from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_pool import FileCost, InHand, Lane, Pool
 from arcpipe.upload.convert import ConvertedRows, TooManyRescued, convert
+from arcpipe.upload.convert_arrow import convert_arrow
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
 from arcpipe.upload.file_settings import FileSettings
 from arcpipe.upload.parquet import OnFile, PartitionWriters, Unwritable
-from arcpipe.upload.staging import EntryGroup, Piece
+from arcpipe.upload.staging import EntryGroup, EntryShape, Piece, whole_piece
 from arcpipe.upload.table_schema import TableName, TableSchema
 
 
@@ -57,7 +61,9 @@ class TableOutput:
         return self.writers.database, self.writers.measurement
 
 
-Bundle: TypeAlias = list[tuple[TableOutput, list[EntryGroup]]]
+Group: TypeAlias = EntryGroup | ArrowGroup
+
+Bundle: TypeAlias = list[tuple[TableOutput, list[Group]]]
 """The collected entries of several small tables."""
 
 
@@ -116,7 +122,7 @@ class ConversionJobs:
         return TableOutput(schema, writers, self._pool, careful)
 
     def submit(
-        self, output: TableOutput, groups: list[EntryGroup], cost: int, width: int, quota: Quota | None, *, close: bool
+        self, output: TableOutput, groups: list[Group], cost: int, width: int, quota: Quota | None, *, close: bool
     ) -> None:
         """Convert and write the entries of a table, once the pool has room for them.
 
@@ -145,15 +151,12 @@ class ConversionJobs:
 
     # The pool
 
-    def _convert_job(self, output: TableOutput, groups: list[EntryGroup], cost: int, quota: Quota, close: bool) -> None:
+    def _convert_job(self, output: TableOutput, groups: list[Group], cost: int, quota: Quota, close: bool) -> None:
         converted: list[ConvertedRows] = []
         size = 0
         try:
             if self._goes_on(output):
-                pieces = self._pieces(groups)
-                groups.clear()
-                converted = list(self._convert(output, pieces))
-                del pieces
+                converted = list(self._convert_groups(output, groups))
                 size = sum(part.table.nbytes for part in converted)
         except BaseException as error:
             self.fail(error)
@@ -177,7 +180,7 @@ class ConversionJobs:
         try:
             for output, groups in bundle:
                 if self._goes_on(output):
-                    converted = list(self._convert(output, self._pieces(groups)))
+                    converted = list(self._convert_groups(output, groups))
                     self._write(output, converted, self._small_quota, close=True)
         except BaseException as error:
             self.fail(error)
@@ -188,9 +191,21 @@ class ConversionJobs:
     def _goes_on(self, output: TableOutput) -> bool:
         return self.error is None and output.name not in self.refused
 
-    def _pieces(self, groups: list[EntryGroup]) -> list[Piece]:
+    def _convert_groups(self, output: TableOutput, groups: list[Group]) -> Iterator[ConvertedRows]:
+        """Convert the entries of groups, which end here."""
+        pieces = self._pieces(groups)
+        entries = [entry for group in groups if isinstance(group, ArrowGroup) for entry in group.entries]
+        groups.clear()
+        yield from self._convert(output, pieces)
+        del pieces
+        if entries:
+            yield from self._convert_arrow(output, entries)
+
+    def _pieces(self, groups: list[Group]) -> list[Piece]:
         pieces = []
         for group in groups:
+            if isinstance(group, ArrowGroup):
+                continue
             piece, misfits = group.take()
             if piece is not None:
                 pieces.append(piece)
@@ -226,6 +241,40 @@ class ConversionJobs:
                 return
         for half in _halves(pieces):
             yield from self._convert(output, half)
+
+    def _convert_arrow(self, output: TableOutput, entries: Sequence[ArrowEntry]) -> Iterator[ConvertedRows]:
+        """Convert streams, together or, where that fails, by halves, and then by their values."""
+        schema = output.schema.copy()
+        try:
+            converted = convert_arrow(entries, schema, self._files.columns)
+            if output.careful:
+                self._try_to_write(output, converted)
+        except (MemoryError, OSError):
+            raise
+        except Exception:
+            if len(entries) == 1:
+                yield from self._convert_slowly(output, entries[0])
+                return
+        else:
+            output.schema = schema
+            yield converted
+            return
+        middle = len(entries) // 2
+        yield from self._convert_arrow(output, entries[:middle])
+        yield from self._convert_arrow(output, entries[middle:])
+
+    def _convert_slowly(self, output: TableOutput, entry: ArrowEntry) -> Iterator[ConvertedRows]:
+        """Convert a stream as columnar maps. One that cannot be read is a dead letter."""
+        try:
+            pieces = list(_arrow_pieces(entry))
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            self._letters.add(DeadLetter(entry.database, bytes(entry.payload), entry.origin, 0, reason))
+            return
+        for piece in pieces:
+            yield from self._convert(output, [piece])
 
     def _may_convert_together(self, pieces: Sequence[Piece], rows: int) -> bool:
         names = {name for piece in pieces for name in piece.shape.index}
@@ -264,6 +313,14 @@ class ConversionJobs:
         with self._lock:
             self.rows += sum(len(part.table) for part in converted)
             self.rescued += sum(part.rescued for part in converted)
+
+
+def _arrow_pieces(entry: ArrowEntry) -> Iterator[Piece]:
+    for number, columns in enumerate(column_maps(entry.body, entry.precision)):
+        raws = list(columns.columns.values())
+        rows = array_length(memoryview(raws[0]))[0]
+        shape = EntryShape(entry.database, None, columns)
+        yield whole_piece(shape, (rows, entry.timestamp_us, entry.origin, number, *raws))
 
 
 def _halves(pieces: Sequence[Piece]) -> Sequence[Sequence[Piece]]:

@@ -29,6 +29,9 @@ from arcpipe.upload.budget import Budget
 from arcpipe.upload.staging import Piece
 from arcpipe.upload.table_schema import ColumnRules, Columns, ColumnSchema, TableSchema
 
+# The types that senders give columns; that of times comes from Arrow alone.
+_HINTS: Final = COLUMN_TYPES | {"time"}
+
 # Most rows whose rescued values exist as Python objects at once; `Budget.rescued_at_once_bytes` bounds their bytes.
 _RESCUE_ROWS: Final = 16_384
 
@@ -141,9 +144,9 @@ def convert(pieces: Sequence[Piece], schema: TableSchema, rules: ColumnRules, bu
     holders = _holders(spans)
     columns = Columns(schema, rules, holders)
     table = _Table(spans[-1].stop, order, rescued, columns, budget)
-    table.fields[_field(TIME, TIME_TYPE, b"time")] = _time_array(times_us)
+    table.fields[column_field(TIME, TIME_TYPE, b"time")] = time_array(times_us)
     if rules.keep_nanoseconds:
-        table.fields[_field(TIME_NS, pa.int16(), b"time")] = _sorted(pa.array(sub_us), order)
+        table.fields[column_field(TIME_NS, pa.int16(), b"time")] = _sorted(pa.array(sub_us), order)
     for name, spans_with in holders.items():  # as they came: the first of two names that engines take for one keeps it
         if name != TIME:
             table.add(name, spans_with)
@@ -167,7 +170,7 @@ class _Table:
         values = _values(holders, name)
         tag = any(name in span.piece.shape.tags for span in holders)
         hints = {span.piece.shape.types[name] for span in holders if name in span.piece.shape.types}
-        column = self._columns.settle(name, values, hints & COLUMN_TYPES, tag)
+        column = self._columns.settle(name, values, hints & _HINTS, tag)
         if column is None:
             odd = build(values, None).odd
             if not self._columns.is_full:  # NaN settles no type, and is null until there is one
@@ -199,13 +202,13 @@ class _Table:
         return np.sort(np.concatenate(lefts))
 
     def _take(self, column: str, name: str, tag: bool, array: pa.Array, holders: Sequence[_Span]) -> None:
-        field = _field(column, array.type, b"tag" if tag else b"field", name)
+        field = column_field(column, array.type, b"tag" if tag else b"field", name)
         self.fields[field] = _sorted(_spread(array, holders, self._rows), self._order)
 
     def finish(self) -> pa.Table:
         if self._rescued.count:
             json = self._rescued.column(self._rows, self._budget)
-            self.fields[_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(json, self._order)
+            self.fields[column_field(RESCUED_DATA, pa.string(), b"rescued")] = _sorted(json, self._order)
         fields = sorted(self.fields, key=file_order)
         return pa.table([self.fields[field] for field in fields], schema=pa.schema(fields))
 
@@ -232,7 +235,8 @@ def _holders(spans: Sequence[_Span]) -> dict[str, list[_Span]]:
     return holders
 
 
-def _field(name: str, type_: pa.DataType, role: bytes, senders: str | None = None) -> pa.Field:
+def column_field(name: str, type_: pa.DataType, role: bytes, senders: str | None = None) -> pa.Field:
+    """Make the field of a column; `senders` is the name that the sender gave it."""
     metadata = {ROLE: role}
     if senders is not None and senders != name:
         metadata[SENDERS_NAME] = senders.encode()
@@ -319,5 +323,6 @@ def _times(spans: Sequence[_Span], rescued: _Rescued) -> tuple[Ints, npt.NDArray
     return (all_us[0], all_sub[0]) if len(spans) == 1 else (np.concatenate(all_us), np.concatenate(all_sub))
 
 
-def _time_array(times_us: Ints) -> pa.Array:
+def time_array(times_us: Ints) -> pa.Array:
+    """Make the column of the times."""
     return pa.Array.from_buffers(TIME_TYPE, len(times_us), [None, pa.py_buffer(np.ascontiguousarray(times_us))])

@@ -171,10 +171,10 @@ def time_of(entry: Entry) -> int:
 
     It is the entry's timestamp, unless the clock was set back before.
     """
-    from arcpipe.codec.entries import decode_entry
+    from arcpipe.codec.entries import entry_meta
 
     try:
-        return decode_entry(entry.payload).meta.time_of(entry.timestamp)
+        return entry_meta(entry.payload).time_of(entry.timestamp)
     except BadPayload:
         return entry.timestamp
 
@@ -210,11 +210,10 @@ def records_of(entry: Entry) -> list[dict[str, Any]]:
 
 def count_records(payload: memoryview) -> int | None:
     """Count the records of a payload without decoding them; None if they cannot be counted."""
-    from arcpipe.codec.entries import array_length, decode_entry
+    from arcpipe.codec.entries import entry_records
 
     try:
-        firsts = [next(iter(columnar.columns.values()), b"\x90") for _, columnar in decode_entry(payload).maps]
-        return sum(array_length(memoryview(column))[0] for column in firsts)
+        return entry_records(payload)
     except BadPayload:
         return None
 

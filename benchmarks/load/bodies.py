@@ -30,6 +30,9 @@ _RECORD_INTERVAL_US: Final = 1000  # a body of 1000 records spans a second
 # Digits of a time in nanoseconds, from 2001 to 2286.
 _DIGITS: Final = 19
 
+# The place of a time in µs, from 2001 to 2286.
+_ZEROS: Final = b"0000000000000000"
+
 # MessagePack's uint64, as every encoder writes a time in µs: a marker byte and the number, big-endian.
 _UINT64: Final = np.dtype([("marker", "u1"), ("value", ">u8")])
 _UINT64_BYTES: Final = 8
@@ -209,6 +212,61 @@ class TelegrafBody:
         return self._lines.at(now_us // 1_000_000 * 1_000_000)
 
 
+class NDJSONBody:
+    """NDJSON with the records of `ColumnarBody`, times in µs. 1000 lines are about 156 KiB."""
+
+    path = "/api/v1/ingest/cpu?db=bench&tag_fields=host,region"
+    content_type = "application/x-ndjson"
+    content_encoding = ""
+
+    def __init__(self, records: int, source: random.Random) -> None:
+        """Make a body of `records` records, with values from `source`."""
+        self.records = records
+        lines = [self._line(source).encode() for _ in range(records)]
+        self._text = np.frombuffer(bytearray(b"".join(lines)), np.uint8)
+        sizes = np.array([len(line) for line in lines])
+        starts = np.cumsum(sizes) - sizes + np.array([line.index(_ZEROS) for line in lines])
+        self._places = starts[:, np.newaxis] + np.arange(len(_ZEROS))
+        self._ages_us = np.arange(records, dtype=np.int64)[::-1] * _RECORD_INTERVAL_US
+
+    def _line(self, source: random.Random) -> str:
+        return (
+            f'{{"time":{_ZEROS.decode()},"host":"server-{source.randrange(HOSTS)}","region":"{source.choice(REGIONS)}",'
+            f'"usage_user":{source.random() * 100},"usage_system":{source.random() * 100},'
+            f'"usage_idle":{source.random() * 100}}}\n'
+        )
+
+    def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
+        times = (now_us - self._ages_us)[:, np.newaxis]
+        self._text[self._places] = times // 10 ** np.arange(len(_ZEROS) - 1, -1, -1) % 10 + ord("0")
+        return self._text.tobytes()
+
+
+class JSONBody(NDJSONBody):
+    """The same records as a JSON array."""
+
+    content_type = "application/json"
+
+    def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
+        return b"[%b]" % super().at(now_us)[:-1].replace(b"\n", b",")
+
+
+class CSVBody(NDJSONBody):
+    """The same records as CSV. 1000 lines are about 88 KiB."""
+
+    content_type = "text/csv"
+
+    def _line(self, source: random.Random) -> str:
+        values = ",".join(str(source.random() * 100) for _ in range(3))
+        return f"{_ZEROS.decode()},server-{source.randrange(HOSTS)},{source.choice(REGIONS)},{values}\n"
+
+    def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
+        return b"time,host,region,usage_user,usage_system,usage_idle\n" + super().at(now_us)
+
+
 class EncodedBody:
     """Another body, compressed. That takes milliseconds, too long to be done while a load runs."""
 
@@ -272,6 +330,9 @@ KINDS: Final[dict[str, Callable[[int, random.Random], Body]]] = {
     "line protocol": LineBody,
     "line protocol, v2": LineBodyV2,
     "telegraf": TelegrafBody,
+    "ndjson": NDJSONBody,
+    "json": JSONBody,
+    "csv": CSVBody,
 }
 
 FORMATS: Final = (*KINDS, *(f"{kind} + {encoding}" for kind in KINDS for encoding in ENCODERS))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,6 +16,8 @@ from hdrh.histogram import HdrHistogram
 
 from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.messagepack import body as messagepack
+from arcpipe.codec.records import csv_lines, json_array, json_lines
+from arcpipe.codec.records.roles import Roles
 from benchmarks.load.bodies import FORMATS, Body, make_bodies
 from benchmarks.load.generator import Load, LoadSpec
 from benchmarks.results.histogram import Histogram
@@ -137,10 +142,19 @@ def decoded(body: Body) -> bytes:
     return content
 
 
+ENCODERS: dict[str, Callable[[bytes], Any]] = {
+    "application/msgpack": messagepack.encode,
+    "text/plain": line_protocol.encode,
+    "application/x-ndjson": partial(json_lines.encode, roles=Roles("cpu")),
+    "application/json": partial(json_array.encode, roles=Roles("cpu")),
+    "text/csv": partial(csv_lines.encode, roles=Roles("cpu")),
+}
+
+
 def columns_of(body: Body) -> list[tuple[str, dict[str, list[object]]]]:
     """(measurement, columns) of a body as the server reads it."""
     content = decoded(body)
-    encoded = (messagepack if "msgpack" in body.content_type else line_protocol).encode(content)
+    encoded = ENCODERS[body.content_type.partition(";")[0]](content)
     maps = msgspec.msgpack.decode(getattr(encoded, "encoded", encoded).body)
     return [(one["m"], one["columns"]) for one in (maps if isinstance(maps, list) else [maps])]
 
@@ -157,9 +171,9 @@ def test_every_body_holds_as_many_records_as_it_says_up_to_now(format: str) -> N
 def test_row_columnar_and_line_bodies_have_the_same_columns() -> None:
     names = {
         format: {name for _, columns in columns_of(make_bodies(format, 10, seed=1)[0]) for name in columns}
-        for format in ("columnar", "rows", "line protocol")
+        for format in ("columnar", "rows", "line protocol", "ndjson", "json", "csv")
     }
-    assert names["columnar"] == names["rows"] == names["line protocol"]
+    assert all(found == names["columnar"] for found in names.values())
 
 
 def test_each_body_has_a_measurement_of_its_own_if_that_is_asked_for() -> None:

@@ -15,10 +15,15 @@ from arcpipe.codec.columns import MAX_COLUMNS, array_header, map_header, pack_st
 from arcpipe.codec.content_encoding import Coding, decode
 from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.messagepack import body
+from arcpipe.codec.records import csv_lines, json_array, json_lines
+from arcpipe.codec.records.roles import Roles
 from benchmarks.load.bodies import ENCODERS
 
 # Usual size of a body: the largest that a server takes by default.
 BODY_BYTES: Final = 100_000_000
+
+# Of JSON and CSV.
+_ROLES: Final = Roles("m")
 
 Case = tuple[Callable[[bytes], Any], Callable[[int], bytes]]
 """An encoder of bodies, and a function that makes a body of about a number of bytes."""
@@ -37,11 +42,15 @@ def _wide_line(size: int) -> bytes:
     return _filled(b"", b"m " + fields + b"\n", b"", size)
 
 
-def _own_shapes(line: bytes, size: int) -> bytes:
+def _records(encode: Callable[..., Any], record: bytes, front: bytes = b"", back: bytes = b"") -> Case:
+    return partial(encode, roles=_ROLES), partial(_filled, front, record, back)
+
+
+def _own_shapes(line: bytes, others: bytes, size: int) -> bytes:
     """Return lines with a field of their own, as many as the server takes, and lines of one shape."""
     shapes = 4000 + size // 300
     own = b"".join([line % number for number in range(shapes)])
-    return own + _filled(b"", b"m a=1,b=2,c=3\n", b"", max(100, size - len(own)))
+    return own + _filled(b"", others, b"", max(100, size - len(own)))
 
 
 def _packed(build: Callable[[int], bytes]) -> Case:
@@ -189,8 +198,8 @@ CASES: Final[dict[str, Case]] = {
     "one bad line of bad bytes": _lines(b"", b"\xff"),
     "one bad line of escapes": _lines(b"", b"\\ "),
     "lines of 65,535 fields": (line_protocol.encode, _wide_line),
-    "lines of their own fields": (line_protocol.encode, partial(_own_shapes, b"m %x=1\n")),
-    "lines of their own measurements": (line_protocol.encode, partial(_own_shapes, b"%x a=1\n")),
+    "lines of their own fields": (line_protocol.encode, partial(_own_shapes, b"m %x=1\n", b"m a=1,b=2,c=3\n")),
+    "lines of their own measurements": (line_protocol.encode, partial(_own_shapes, b"%x a=1\n", b"m a=1,b=2,c=3\n")),
     "NUL": _lines(b"", b"\0"),
     # MessagePack by column
     "small integers": _packed(partial(_column, b"\x01", 1)),
@@ -262,6 +271,39 @@ CASES: Final[dict[str, Case]] = {
         )
     ),
     "no map but numbers": _packed(lambda size: b"\xdd" + struct.pack(">I", size) + _ROW + b"\x01" * size),
+    # JSON and CSV
+    "JSON lines": _records(json_lines.encode, b'{"time":1700000000000,"host":"a","usage":0.5,"text":"abc"}\n'),
+    "JSON lines of nothing": _records(json_lines.encode, b"{}\n"),
+    "JSON lines of blanks": _records(json_lines.encode, b"\n"),
+    "JSON lines of arrays": _records(json_lines.encode, b'{"a":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]}\n'),
+    "JSON lines nested 90 deep": _records(json_lines.encode, b'{"a":' * 90 + b"1" + b"}" * 90 + b"\n"),
+    "JSON lines of large integers": _records(json_lines.encode, b'{"a":12345678901234567890123}\n'),
+    "JSON lines of bad times": _records(json_lines.encode, b'{"time":1,"a":1}\n' * 900 + b'{"time":"x","a":1}\n'),
+    "JSON lines of 1 MB of numbers": _records(json_lines.encode, b'{"a":[' + b"1," * 520_000 + b"1]}\n"),
+    "JSON lines of 1 MB of maps": _records(json_lines.encode, b'{"a":[' + b"{}," * 340_000 + b"1]}\n"),
+    "JSON lines of 60,000 fields": _records(
+        json_lines.encode, b"{" + b",".join(b'"%x":1' % number for number in range(60_000)) + b"}\n"
+    ),
+    "JSON lines of their own fields": (
+        partial(json_lines.encode, roles=_ROLES),
+        partial(_own_shapes, b'{"%x":1}\n', b'{"a":1,"b":2,"c":3}\n'),
+    ),
+    "one JSON line": _records(json_lines.encode, b"x"),
+    "a JSON array": _records(json_array.encode, b'{"time":1700000000000,"host":"a","usage":0.5},', b"[", b"{}]"),
+    "a JSON array of one text": _records(json_array.encode, b"x", b'[{"a":"', b'"}]'),
+    "a JSON array of backslashes": _records(json_array.encode, b"\\\\", b'[{"a":"', b'"}]'),
+    "a JSON array of brackets": _records(json_array.encode, b"[", b"[", b"]"),
+    "a JSON array of numbers": _records(json_array.encode, b"1,", b"[", b"1]"),
+    "a JSON array without an end": _records(json_array.encode, b'{"a":1},', b"["),
+    "CSV": _records(csv_lines.encode, b"1700000000000,a,0.5,abc\n", b"time,host,usage,text\n"),
+    "CSV of blanks": _records(csv_lines.encode, b"\n", b"a,b\n"),
+    "CSV of one quote": _records(csv_lines.encode, b"x", b'a,b\n"'),
+    "CSV of a quote and newlines": _records(csv_lines.encode, b"\n", b'a,b\n"'),
+    "CSV of one cell": _records(csv_lines.encode, b"x", b"a,b\n"),
+    "CSV of commas": _records(csv_lines.encode, b",", b"a,b\n"),
+    "CSV of 4,096 cells": _records(
+        csv_lines.encode, b"1," * 4095 + b"1\n", b",".join(b"%x" % number for number in range(4096)) + b"\n"
+    ),
     # Content-Encoding
     "gzip of zeros": _compressed("gzip", gzip.compress, bytes),
     "gzip of noise": _compressed("gzip", _stored, _noise),

@@ -13,11 +13,17 @@ from typing import Final
 import msgspec
 
 from arcpipe.codec import content_encoding
+from arcpipe.codec.arrow_ipc.check import check_stream
+from arcpipe.codec.entries import array_length, decode_entry, entry_records
+from arcpipe.codec.envelope import KIND_ARROW, ArrowBody, arrow_front
 from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.line_protocol.grammar import ESCAPINGS, UNITS
 from arcpipe.codec.messagepack import body as messagepack
 from arcpipe.codec.messagepack.times import TimeRule
+from arcpipe.codec.records import csv_lines, json_array, json_lines
+from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from arcpipe.wal.format import Prefix
 from tests.support.edge import Edge, Peer
 
 MAX_DECODED: Final = 1 << 16
@@ -105,9 +111,42 @@ def lines(data: bytes) -> None:
         assert len(found.errors) <= data.count(b"\n") + 1
 
 
+def records(data: bytes) -> None:
+    """A body of JSON or CSV: the entry for the WAL is what the MessagePack codec takes, and bad records are errors."""
+    for roles in (Roles("m"), Roles("m", "t", "k", frozenset(("h",)), {"v": "f64", "w": "i64"})):
+        for encode in (json_lines.encode, json_array.encode, csv_lines.encode):
+            try:
+                found = encode(data, roles=roles, rule=RULES[1])
+            except BadPayload:
+                continue
+            if found.encoded is not None:
+                assert found.encoded.records > 0
+                again = messagepack.encode(found.encoded.body, rule=RULES[1])
+                assert again == found.encoded
+            lines = [error.line for error in found.errors]
+            assert lines == sorted(set(lines))
+
+
+def arrow(data: bytes) -> None:
+    """An Arrow IPC stream: refused, or every reader of the entry for the WAL can read it."""
+    for roles in (Roles("m"), Roles("m", "t", None, frozenset(("h",)))):
+        try:
+            checked = check_stream(data, MAX_DECODED, roles=roles, rule=RULES[1])
+        except (BadPayload, PayloadTooLarge):
+            continue
+        body = ArrowBody("m", checked.rows, memoryview(data), checked.bytes, tuple(checked.tags), roles.time)
+        payload = Prefix(KIND_ARROW, "db", {"precision": "s"}, arrow_front(body, len(data))).data + data
+        rows = [
+            array_length(memoryview(next(iter(maps.columns.values()))))[0] for _, maps in decode_entry(payload).maps
+        ]
+        assert sum(rows) == checked.rows == entry_records(payload)
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "edge": edge,
     "decode": decode,
     "msgpack": msgpack,
     "lines": lines,
+    "records": records,
+    "arrow": arrow,
 }

@@ -6,28 +6,61 @@ import gzip
 import zlib
 
 import msgpack as msgpack_library
+import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import targets
 from tests.support.compression import zstd
+from tests.unit.codec.arrow_ipc.streams import stream
 
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None)
 
 LINES = b'cpu,host=a usage=0.5,n=1i,s="x" 1700000000\nmem free=1\n'
 COLUMNS = msgpack_library.packb({"m": "cpu", "columns": {"time": [1_700_000_000, 2], "a": [0.5, 1], "s": ["x", None]}})
 ROWS = msgpack_library.packb([{"m": "cpu", "t": 1, "fields": {"a": 1}, "tags": {"b": "c"}}] * 2)
-BODIES = [b"", LINES, COLUMNS, ROWS, gzip.compress(COLUMNS), zlib.compress(LINES), zstd.compress(ROWS), b"x" * 3000]
+JSON = b'{"t":1700000000,"k":"cpu","h":"a","v":1,"n":{"x":[1]}}\n{"v":2.5,"w":12345678901234567890}\n'
+CSV = b't,h,v,w\n1700000000,a,1,2\n,"b\nc",x,\n'
+ARROW = pa.table(
+    {
+        "t": pa.array([1, None], pa.timestamp("ms")),
+        "h": pa.array(["a", "b"]).dictionary_encode(),
+        "v": [1.5, None],
+        "n": [[1], []],
+        "s": ["abc", "é"],
+    }
+)
+STREAMS = [stream(ARROW), stream(ARROW, "zstd"), stream(ARROW, "lz4", 1)]
+ARRAY = b"[%b]" % JSON[:-1].replace(b"\n", b",")
+BODIES = [
+    b"",
+    LINES,
+    JSON,
+    COLUMNS,
+    ROWS,
+    gzip.compress(COLUMNS),
+    zlib.compress(LINES),
+    zstd.compress(ROWS),
+    b"x" * 3000,
+]
 
 PATHS = [
     *("/write/v2/msgpack", "/api/v1/write/msgpack", "/write", "/write?db=a&precision=ms", "/api/v2/write?bucket=b"),
     *("/api/v3/write_lp?db=a&accept_partial=false", "/api/v1/write/line-protocol", "/query?q=SHOW+DATABASES", "/ping"),
+    *(
+        "/api/v1/ingest/cpu",
+        "/api/v1/ingest/a%20b?format=ndjson",
+        "/api/v1/ingest/a?format=arrow",
+        "/api/v1/ingest/cpu?format=csv&types=v:f64",
+    ),
+    *("/api/v1/ingest/", "/api/v1/ingest/a/b?format=json&time_field=t&tag_fields=h"),
     *("/health", "/ready", "/metrics", "/", "/nothing", "*", "http://x/ping", "/write?db=%ff&db=b"),
 ]
 HEADERS = [
     *("Host: x", "Host: y", "Content-Encoding: gzip", "Content-Encoding: deflate", "Content-Encoding: zstd"),
     *("Content-Encoding: br", "Transfer-Encoding: chunked", "Content-Length: 5", "Expect: 100-continue"),
     *("Connection: close", "Connection: keep-alive", "Connection: upgrade", "Upgrade: h2c", "x-arc-database: prod"),
+    *("Content-Type: application/json", "Content-Type: text/csv; charset=utf-8", "x-arc-tag-fields: a,b"),
     *("Authorization: Bearer x", "Authorization: Basic eDp5", "Accept: text/html", "A: \xff", " folded", "Bad : x"),
 ]
 
@@ -95,3 +128,15 @@ def test_no_bytes_upset_the_msgpack_codec(data: bytes) -> None:
 @FUZZ
 def test_no_bytes_upset_the_line_protocol_codec(data: bytes) -> None:
     targets.lines(data)
+
+
+@given(changed(JSON, ARRAY, CSV, JSON * 100) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_codecs_of_records(data: bytes) -> None:
+    targets.records(data)
+
+
+@given(changed(*STREAMS) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_reader_of_arrow(data: bytes) -> None:
+    targets.arrow(data)

@@ -1,7 +1,8 @@
-"""Teach `schemathesis` how to make a MessagePack body. Loaded by SCHEMATHESIS_HOOKS."""
+"""Teach `schemathesis` how to make bodies of MessagePack, NDJSON and CSV. Loaded by SCHEMATHESIS_HOOKS."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgpack
@@ -15,3 +16,11 @@ def pack(_context: Any, value: Any) -> bytes:
         return bytes(msgpack.packb(value))
     except (TypeError, ValueError, OverflowError):
         return b"\xc1"
+
+
+@schemathesis.serializer("application/x-ndjson", "text/csv", "application/vnd.apache.arrow.stream")
+def encode(_context: Any, value: Any) -> bytes:
+    """Encode a text; any other value as JSON."""
+    if isinstance(value, bytes):
+        return value
+    return (value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "replace")

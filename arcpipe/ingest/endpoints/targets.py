@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
+from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, NotAllowed
 from arcpipe.ingest.endpoints import idempotency
 from arcpipe.ingest.http.exchange import DATABASE, Exchange
@@ -33,13 +34,20 @@ _TARGET_BYTES: Final = KB
 
 
 class Target(NamedTuple):
-    """The database of a request's records, and the other parameters of its query."""
+    """The database of a request's records, and its other parameters."""
 
     database: str
     prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
     accept_partial: bool  # whether good lines are written if others are bad
     precision: str | None  # the envelope's word for the unit of its times; None: read from the size of a number
     key: bytes = b""  # the idempotency key in the query; empty without one
+    meta: Mapping[str, Any] = {}  # of the envelope
+    format: str = ""  # of the body, where a path takes several
+    roles: Roles | None = None  # of the fields, where a request names them
+
+
+TargetKey = tuple[bytes | None, ...]
+"""The bytes that a target follows from; the first two are the query and the database header."""
 
 
 class Targets:
@@ -55,7 +63,7 @@ class Targets:
         self._precision = precision
         self._accept_partial = "true" if accept_partial else "false"
         self._clock: Mapping[str, int] = {}
-        self._known: dict[tuple[bytes, bytes | None], Target] = {}
+        self._known: dict[TargetKey, Target] = {}
 
     def follow_clock(self, meta: Mapping[str, int]) -> None:
         """Add this to all envelopes from now on, as `WALWriter.clock_meta` gives it."""
@@ -69,9 +77,9 @@ class Targets:
             BadPayload: the query is wrong; the text names the parameter.
             NotAllowed: the sender's token is not for the database.
         """
-        key = (exchange.query, exchange.headers.get(DATABASE))
+        key = self._key(exchange)
         known = self._known.get(key)
-        target = known or self._read(exchange, key)
+        target = known or self._read(exchange)
         if exchange.databases is not None and target.database not in exchange.databases:
             raise NotAllowed(f"this token is not for the database '{target.database}'")
         if known is None and not target.key and sum(len(part or b"") for part in key) <= _TARGET_BYTES:
@@ -80,9 +88,13 @@ class Targets:
             self._known[key] = target
         return target
 
-    def _read(self, exchange: Exchange, key: tuple[bytes, bytes | None]) -> Target:
-        _, header = key
-        parameters = exchange.parameters()
+    def _key(self, exchange: Exchange) -> TargetKey:
+        return exchange.query, exchange.headers.get(DATABASE)
+
+    def _read(self, exchange: Exchange) -> Target:
+        return self._make(exchange.parameters(), exchange.headers.get(DATABASE))
+
+    def _make(self, parameters: dict[str, str], header: bytes | None) -> Target:
         database = _database(parameters, header)
         precision = self._precision
         if word := parameters.get("precision"):
@@ -100,6 +112,7 @@ class Targets:
             partial == "true",
             precision,
             b"" if word is None else idempotency.in_query(word),
+            meta,
         )
 
 

@@ -13,7 +13,7 @@ from arcpipe.codec.messagepack.body import encode
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.time_units import UNIT_NS
 from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
-from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge
+from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge, UnknownFormat
 from arcpipe.ingest.endpoints import idempotency
 from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.endpoints.idempotency import Content, Identity, RecentKeys
@@ -24,7 +24,7 @@ from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge
 from arcpipe.ingest.http.turns import TooLong, Turns
 from arcpipe.units import KB
-from arcpipe.wal.format import MAX_PAYLOAD_BYTES, AnyPrefix, KeyedPrefix, crc32
+from arcpipe.wal.format import MAX_PAYLOAD_BYTES, AnyPrefix, KeyedPrefix, Prefix, crc32
 from arcpipe.wal.group_commit import Commit
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ class WriteEndpoints:
         self.refused = 0
         # Requests, records and bytes that are on disk, by database; "" for those beyond the last that has a place.
         self.usage = {database: list(counts) for database, counts in usage}
-        self._targets: dict[str | None, Targets] = {}  # by the precision of requests that name none
+        # By their kind and the precision of requests that name none.
+        self._targets: dict[tuple[type[Targets], str | None], Targets] = {}
         self.ack_us = Histogram(LATENCY_BOUNDS_US)
         # Requests with an idempotency key: written, answered without writing, and of these the ones with other bodies.
         self.keyed = self.replayed = self.other_bodies = 0
@@ -113,14 +114,16 @@ class WriteEndpoints:
         precision: str | None,
         encode: Callable[[bytes, Check, Target], T],
         settle: Callable[[Exchange, Target, T], None],
+        kind: type[Targets] = Targets,
     ) -> Callable[[Exchange], None]:
         """Make a handler that has a body encoded and gives the outcome to `settle`.
 
         Args:
             precision: as in `Targets`.
+            kind: of the targets.
             encode: raises BadPayload or PayloadTooLarge if nothing of the body can be written.
         """
-        targets = self._targets_of(precision)
+        targets = self._targets_of(precision, kind)
         turns = self._turns
         check = turns.check
         small_seconds, inline_seconds = turns.budget.small_seconds, turns.budget.inline_seconds
@@ -154,9 +157,9 @@ class WriteEndpoints:
 
         return handle
 
-    def judge(self, precision: str | None) -> Judge:
+    def judge(self, precision: str | None, kind: type[Targets] = Targets) -> Judge:
         """Make a judge that refuses writes by their heads, before the body comes, as the handler would refuse them."""
-        targets = self._targets_of(precision)
+        targets = self._targets_of(precision, kind)
 
         def judge(exchange: Exchange) -> bytes | None:
             try:
@@ -168,8 +171,8 @@ class WriteEndpoints:
 
         return judge
 
-    def _targets_of(self, precision: str | None) -> Targets:
-        return self._targets.setdefault(precision, Targets(precision, self._accept_partial))
+    def _targets_of(self, precision: str | None, kind: type[Targets]) -> Targets:
+        return self._targets.setdefault((kind, precision), kind(precision, self._accept_partial))
 
     def follow_clock(self) -> None:
         """Note in entries while the clock is behind their timestamps. Call it a few times a second."""
@@ -189,6 +192,8 @@ class WriteEndpoints:
         if refusal is None:
             try:
                 return targets.of(exchange)
+            except UnknownFormat as error:
+                refusal = responses.error(415, "unsupported_media_type", str(error))
             except BadPayload as error:
                 refusal = responses.error(400, "bad_request", str(error))
             except NotAllowed as error:
@@ -238,13 +243,19 @@ class WriteEndpoints:
         else:
             self.refuse(exchange, responses.error(413, "body_too_large", str(error)))
 
-    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
-        """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk."""
+    def append(
+        self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes, own: Prefix | None = None
+    ) -> None:
+        """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk.
+
+        Args:
+            own: the prefix of an envelope that is neither columnar nor a batch.
+        """
         batch, body, records = encoded
-        if len(body) > _MAX_ENCODED_BYTES:
+        if len(body) + (len(own.data) if own is not None else 0) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
-        plain = target.prefixes[batch]
+        plain = own or target.prefixes[batch]
         prefix: AnyPrefix = plain
         key = exchange.key
         if key is not None:

@@ -17,7 +17,7 @@ from arcpipe.ingest.http.flow_control import BytesInFlight, Reader
 from arcpipe.ingest.http.head_cache import Heads
 from arcpipe.ingest.http.limits import Limits
 from arcpipe.ingest.http.origins import Origins
-from arcpipe.ingest.http.router import Route
+from arcpipe.ingest.http.router import Route, pattern_of, stems
 from arcpipe.ingest.http.tracing import PLAIN_KINDS, Kinds
 from arcpipe.ingest.http.turns import Turns
 from arcpipe.units import MB
@@ -43,7 +43,7 @@ class Pending(Protocol):
 class Surface:
     """The paths of a listener, and the request heads that were accepted there, which need no second look."""
 
-    __slots__ = ("heads", "origins", "routes")
+    __slots__ = ("_by_stem", "heads", "origins", "routes")
 
     def __init__(self, routes: Mapping[bytes, Route], origins: Origins | None) -> None:
         """Offer some routes.
@@ -52,8 +52,13 @@ class Surface:
             origins: web pages that may write from other sites; None: no page may.
         """
         self.routes = routes
+        self._by_stem = stems(routes)
         self.origins = origins
         self.heads = Heads()
+
+    def find(self, path: bytes) -> Route | None:
+        """Return the route of a request's path; None if nothing is there."""
+        return self.routes.get(path) or self.routes.get(pattern_of(path, self._by_stem))
 
 
 class Member(Peer, Reader, Protocol):

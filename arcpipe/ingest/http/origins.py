@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.head_checks import authority_of
-from arcpipe.ingest.http.router import OPEN, WRITE, Fields, Handler, Table
+from arcpipe.ingest.http.router import OPEN, WRITE, Fields, Handler, Table, pattern_of, stems
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
@@ -72,6 +72,7 @@ class Origins:
         self._origins = {_normal_origin(origin) for origin in origins}
         self._takes_all = "*" in self._origins
         self._paths = frozenset(paths)
+        self._by_stem = stems(self._paths)
 
     def allow(self, headers: dict[bytes, bytes]) -> bool:
         """Return whether a request comes from a page that may write."""
@@ -80,7 +81,7 @@ class Origins:
 
     def lines(self, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> bytes:
         """Return the lines that a browser needs in an answer; a preflight gets them from its handler."""
-        if path not in self._paths or method == b"OPTIONS":
+        if pattern_of(path, self._by_stem) not in self._paths or method == b"OPTIONS":
             return b""
         if self.allow(headers):
             return self._allowed_origin(headers) + _EXPOSED + (b"" if self._takes_all else _VARY)

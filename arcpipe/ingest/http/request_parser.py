@@ -319,7 +319,7 @@ class RequestParser:
         is_length = len(length) <= LENGTH_DIGITS
         if is_length:  # else it goes no further than the door, which keeps an exchange for the answer
             self.length = -1 if b"transfer-encoding" in headers else int(length)
-            route = self._surface.routes.get(path)
+            route = self._surface.find(path)
             if route is None:
                 self._refusal = responses.NOT_FOUND
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from arcpipe.ingest.http import responses
@@ -54,8 +54,27 @@ class Route(NamedTuple):
         return frozenset(endpoint.scope for endpoint in self.endpoints.values())
 
 
+def stem_of(path: bytes) -> bytes | None:
+    """Return the part of a route's path before its parameter, which is its last segment; None if it has none."""
+    return path[: path.rindex(b"{")] if path.endswith(b"}") else None
+
+
+def stems(paths: Iterable[bytes]) -> dict[bytes, bytes]:
+    """Return the paths that have a parameter by their stems."""
+    return {stem: path for path in paths if (stem := stem_of(path)) is not None}
+
+
+def pattern_of(path: bytes, by_stem: Mapping[bytes, bytes]) -> bytes:
+    """Return the path with a parameter that a request's path has, of those of `stems`; else the path itself."""
+    at = path.rfind(b"/") + 1
+    return by_stem.get(path[:at], path) if at < len(path) else path
+
+
 class Router:
-    """Finds routes by exact paths. The GET handler answers HEAD, too, without its body."""
+    """Makes routes by paths. The last segment of a path may be a parameter, such as `{measurement}`: any one segment.
+
+    The GET handler answers HEAD, too, without its body.
+    """
 
     def __init__(self, table: Table) -> None:
         by_path: dict[bytes, dict[bytes, Endpoint]] = {}

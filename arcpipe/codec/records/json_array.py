@@ -1,0 +1,214 @@
+"""A JSON array of objects, one object, or objects one per line -> columnar maps.
+
+A large array is cut at the commas between its records, which numpy finds: one call that decodes it all would keep other
+threads from running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.messagepack.times import RULE, TimeRule
+from arcpipe.codec.records import json_lines
+from arcpipe.codec.records.gather import Gatherer
+from arcpipe.codec.records.json_lines import BOM, CHUNK_BYTES, MAX_RECORD_BYTES, UNDECODABLE, decode_record
+from arcpipe.codec.records.report import BadRecord, Records, Report
+from arcpipe.codec.records.roles import Roles
+from arcpipe.errors import BadPayload
+from arcpipe.units import KB
+
+# Bytes in which commas are looked for at a time: less than a millisecond.
+_WINDOW_BYTES: Final = 64 * KB
+_BLANKS: Final = b" \t\r\n"
+_QUOTE, _BACKSLASH, _COMMA = b'"\\,'
+
+_DEPTH: Final = np.zeros(256, np.int8)
+_DEPTH[list(b"[{")] = 1
+_DEPTH[list(b"]}")] = -1
+
+_ARRAY: Final = msgspec.json.Decoder(list[dict[str, Any]])
+
+
+def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule: TimeRule = RULE) -> Records:
+    """Make the records of a body columnar maps; as `json_lines.encode`.
+
+    Raises:
+        PayloadTooLarge: the body has too many shapes for its size.
+        BadPayload: it is neither an array nor an object, the array does not end, or it has too many bad records.
+    """
+    start = _skip_blanks(body, len(BOM) if body.startswith(BOM) else 0)
+    if start == len(body):
+        return Records(None, [], 0)
+    effort = Effort(len(body), check)
+    gatherer = Gatherer(roles, rule, effort)
+    report = Report(effort)
+    if body.startswith(b"[", start):
+        _read_array(body, start, gatherer, report, check)
+    elif body.startswith(b"{", start):
+        if not _read_one(body[start:], gatherer, report):
+            return json_lines.encode(body, check, roles=roles, rule=rule)
+    else:
+        raise BadPayload("the body is neither a JSON array nor an object")
+    return Records(gatherer.maps.encoded(), report.errors, report.more_errors)
+
+
+def _skip_blanks(body: bytes, pos: int) -> int:
+    while pos < len(body) and body[pos] in _BLANKS:
+        pos += 1
+    return pos
+
+
+def _read_one(text: bytes, gatherer: Gatherer, report: Report) -> bool:
+    """Read a body that is one object; False if it is something else."""
+    if len(text) > MAX_RECORD_BYTES:
+        return False
+    try:
+        row = decode_record(text)
+    except BadPayload:
+        return False
+    bad = gatherer.add([row])
+    report.add([BadRecord(1, reason, text) for reason in bad.values()])
+    return True
+
+
+def _read_array(body: bytes, start: int, gatherer: Gatherer, report: Report, check: Callable[[], None]) -> None:
+    if len(body) - start <= CHUNK_BYTES:
+        try:
+            rows = _ARRAY.decode(body[start:])
+        except UNDECODABLE:
+            pass
+        else:
+            bad = gatherer.add(rows) if rows else {}
+            report.add([BadRecord(row + 1, reason, msgspec.json.encode(rows[row])) for row, reason in bad.items()])
+            return
+    number = 1
+    for piece in _pieces(body, start + 1, check):
+        number += _read_piece(body, piece, number, gatherer, report)
+
+
+class _Piece(NamedTuple):
+    """Some records of an array."""
+
+    start: int
+    end: int  # without the comma after them
+    commas: list[int]  # the offsets of those between them
+
+
+def _read_piece(body: bytes, piece: _Piece, number: int, gatherer: Gatherer, report: Report) -> int:
+    """Read a piece, whose first record is number `number`; return the number of its records."""
+    count = len(piece.commas) + 1
+    if piece.end - piece.start <= CHUNK_BYTES:
+        try:
+            rows = _ARRAY.decode(b"[%b]" % body[piece.start : piece.end])
+        except UNDECODABLE:
+            rows = []
+        if len(rows) == count:
+            bad = gatherer.add(rows)
+            if bad:
+                texts = _texts(body, piece)
+                report.add([BadRecord(number + row, reason, texts[row]) for row, reason in bad.items()])
+            return count
+    rows, places, unread = [], [], []
+    for at, text in enumerate(_texts(body, piece), number):
+        try:
+            if len(text) > MAX_RECORD_BYTES:
+                raise BadPayload(f"more than {MAX_RECORD_BYTES} bytes")
+            rows.append(decode_record(text))
+            places.append((at, text))
+        except BadPayload as error:
+            unread.append(BadRecord(at, str(error), text[:KB]))
+    if rows:
+        unread += [BadRecord(*places[row][:1], reason, places[row][1]) for row, reason in gatherer.add(rows).items()]
+    report.add(unread)
+    return count
+
+
+def _texts(body: bytes, piece: _Piece) -> list[bytes]:
+    borders = [piece.start - 1, *piece.commas, piece.end]
+    return [body[left + 1 : right].strip() for left, right in pairwise(borders)]
+
+
+def _pieces(body: bytes, start: int, check: Callable[[], None]) -> Iterator[_Piece]:
+    """Cut the array whose content begins at `start` into pieces of whole records.
+
+    Raises:
+        BadPayload: the array does not end, or something follows it.
+    """
+    finder = _Finder(body, start)
+    pos = start
+    commas: list[int] = []
+    while finder.end < 0:
+        check()
+        if finder.pos == len(body):
+            raise BadPayload("the JSON array does not end")
+        commas += finder.advance()
+        if finder.end < 0 and commas and finder.pos - pos >= CHUNK_BYTES - _WINDOW_BYTES:
+            yield _Piece(pos, commas[-1], commas[:-1])
+            pos = commas[-1] + 1
+            commas = []
+    after = _skip_blanks(body, finder.end + 1)
+    if after < len(body):
+        raise BadPayload(f"the JSON array ends at byte {finder.end}, and something follows it")
+    if commas or body[pos : finder.end].strip(_BLANKS) or pos > start:
+        yield _Piece(pos, finder.end, commas)
+
+
+class _Finder:
+    """Find the commas between the records of an array, window by window. `end` is that of the array, once found."""
+
+    __slots__ = ("_backslashes", "_body", "_depth", "_in_string", "end", "pos")
+
+    def __init__(self, body: bytes, pos: int) -> None:
+        self._body = body
+        self.pos = pos
+        self.end = -1
+        self._depth = 1
+        self._in_string = 0
+        self._backslashes = 0  # right before `pos`
+
+    def advance(self) -> list[int]:
+        """Look at the next window; return the offsets of its commas."""
+        count = min(_WINDOW_BYTES, len(self._body) - self.pos)
+        window = np.frombuffer(self._body, np.uint8, count, self.pos)
+        quotes = window == _QUOTE
+        self._drop_escaped(window, quotes)
+        parity = np.cumsum(quotes, dtype=np.int32)
+        parity += self._in_string
+        outside = (parity & 1) == 0
+        steps = _DEPTH.take(window)
+        steps *= outside
+        depth = np.cumsum(steps, dtype=np.int32)
+        depth += self._depth
+        ended = np.flatnonzero(depth == 0)
+        start = self.pos
+        at = np.flatnonzero((window == _COMMA) & (depth == 1) & outside)
+        if len(ended):
+            self.end = start + int(ended[0])
+            at = at[at < ended[0]]
+        self._in_string = int(parity[-1]) & 1
+        self._depth = int(depth[-1])
+        self.pos += count
+        found: list[int] = (at + start).tolist()
+        return found
+
+    def _drop_escaped(self, window: npt.NDArray[np.uint8], quotes: npt.NDArray[np.bool_]) -> None:
+        """Unmark the quotes that are escaped: those after an odd number of backslashes."""
+        backslash = window == _BACKSLASH
+        before = self._backslashes
+        if not before and not backslash.any():
+            return
+        places = np.arange(len(window))
+        other = np.where(backslash, -1 - before, places)
+        last_other = np.maximum.accumulate(other)
+        run = places - last_other  # the length of the run of backslashes up to each byte
+        quotes[1:] &= (run[:-1] & 1) == 0
+        if before & 1:
+            quotes[0] = False
+        self._backslashes = int(run[-1])

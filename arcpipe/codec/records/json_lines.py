@@ -1,0 +1,127 @@
+"""NDJSON -> columnar maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.messagepack.times import RULE, TimeRule
+from arcpipe.codec.records.gather import Gatherer
+from arcpipe.codec.records.report import BadRecord, Records, Report
+from arcpipe.codec.records.roles import Roles
+from arcpipe.errors import BadPayload
+from arcpipe.units import KB, MB
+
+CHUNK_BYTES: Final = 256 * KB
+"""Bytes of records that are decoded in one call, which takes some milliseconds: no other thread runs meanwhile."""
+
+MAX_RECORD_BYTES: Final = MB
+"""Bytes of one record: it is decoded in one call."""
+
+BOM: Final = b"\xef\xbb\xbf"
+
+_LINES: Final = msgspec.json.Decoder(dict[str, Any])
+# Exceptions of a decoder for bad input; ValueError for integers of more than 4300 digits.
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
+
+
+def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule: TimeRule = RULE) -> Records:
+    """Make the records of a body columnar maps.
+
+    Args:
+        check: as in `arcpipe.codec.effort`.
+        rule: how times are read.
+
+    Raises:
+        PayloadTooLarge: the body has too many shapes for its size.
+        BadPayload: the body has too many bad lines for its size.
+    """
+    effort = Effort(len(body), check)
+    gatherer = Gatherer(roles, rule, effort)
+    report = Report(effort)
+    pos = len(BOM) if body.startswith(BOM) else 0
+    line = 1
+    while pos < len(body):
+        check()
+        end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
+        end = end or body.find(b"\n", pos) + 1 or len(body)
+        if end - pos > MAX_RECORD_BYTES:
+            report.add([BadRecord(line, f"more than {MAX_RECORD_BYTES} bytes", body[pos : pos + KB])])
+            line += 1
+        else:
+            line += _read_chunk(body[pos:end], line, gatherer, report)
+        pos = end
+    return Records(gatherer.maps.encoded(), report.errors, report.more_errors)
+
+
+def _read_chunk(chunk: bytes, line: int, gatherer: Gatherer, report: Report) -> int:
+    """Read whole lines, of which the first one is number `line`; return their number."""
+    if b"\r" in chunk:
+        chunk = chunk.replace(b"\r\n", b"\n")
+    count = chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+    rows = _read_lines(chunk, count)
+    if rows is not None:
+        bad = gatherer.add(rows) if rows else {}
+        if bad:
+            lines = chunk.split(b"\n")
+            report.add([BadRecord(line + row, reason, lines[row]) for row, reason in bad.items()])
+        return count
+    _read_line_by_line(chunk, line, gatherer, report)
+    return count
+
+
+def _read_lines(chunk: bytes, count: int) -> list[dict[str, Any]] | None:
+    """Decode all lines in one call; None unless each one surely is one record.
+
+    No string of JSON holds a newline, so a newline between braces is one between records.
+    """
+    if chunk.count(b"}\n{") != count - 1:
+        return None
+    try:
+        rows: list[dict[str, Any]] = _LINES.decode_lines(chunk)
+    except UNDECODABLE:
+        return None
+    return rows if len(rows) == count else None
+
+
+def _read_line_by_line(chunk: bytes, line: int, gatherer: Gatherer, report: Report) -> None:
+    rows: list[dict[str, Any]] = []
+    places: list[tuple[int, bytes]] = []
+    bad: list[BadRecord] = []
+    for number, text in enumerate(chunk.split(b"\n"), line):
+        if not text or text.isspace():
+            continue
+        try:
+            rows.append(decode_record(text))
+            places.append((number, text))
+        except BadPayload as error:
+            bad.append(BadRecord(number, str(error), text))
+    if rows:
+        bad += [BadRecord(places[row][0], reason, places[row][1]) for row, reason in gatherer.add(rows).items()]
+    report.add(bad)
+
+
+def decode_record(text: bytes) -> dict[str, Any]:
+    """Decode one JSON object.
+
+    Raises:
+        BadPayload: it is none.
+    """
+    try:
+        return _LINES.decode(text)
+    except UNDECODABLE as error:
+        raise BadPayload(f"not a JSON object: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "not valid UTF-8"
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    reason = str(error).removeprefix("JSON is malformed: ").partition(" - at `")[0]
+    if not isinstance(error, msgspec.MsgspecError):
+        return "a number has too many digits"
+    return reason[:1].lower() + reason[1:]

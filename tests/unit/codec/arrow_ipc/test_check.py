@@ -1,0 +1,138 @@
+"""Streams are proven convertible, measured before they are decompressed, and refused with a reason."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+
+from arcpipe.codec.arrow_ipc.check import Checked, check_stream
+from arcpipe.codec.arrow_ipc.framing import RECORD_BATCH, messages
+from arcpipe.codec.entries import decode_entry, entry_records
+from arcpipe.codec.records.roles import Roles
+from arcpipe.errors import BadPayload, PayloadTooLarge
+from tests.unit.codec.arrow_ipc.streams import MAX_BYTES, entry, stream, tables
+
+PLAIN = Roles("m")
+
+
+def checked(body: bytes, roles: Roles = PLAIN, max_bytes: int = MAX_BYTES) -> Checked:
+    return check_stream(body, max_bytes, roles=roles)
+
+
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+def test_a_stream_is_measured_as_it_becomes(compression: str | None) -> None:
+    table = pa.table({"a": np.arange(10_000) % 7, "s": ["some text"] * 10_000})
+    body = stream(table, compression, rows=3_000)
+    batches = [message for message in messages(memoryview(body)) if message.kind == RECORD_BATCH]
+    assert [batch.rows for batch in batches] == [3_000, 3_000, 3_000, 1_000]
+    size = sum(batch.bytes for batch in batches)
+    assert table.nbytes <= size <= table.nbytes * 1.1
+    assert checked(body) == Checked(10_000, size, [])
+    with pytest.raises(PayloadTooLarge, match="once it is decompressed"):
+        checked(body, max_bytes=size - 1)
+
+
+@given(tables())
+@settings(max_examples=150, deadline=None)
+def test_what_is_taken_can_be_read_one_by_one(table: pa.Table) -> None:
+    body = stream(table)
+    if all(pa.types.is_null(field.type) or field.name == "time" for field in table.schema):
+        return  # it has no field
+    payload = entry(body)
+    assert entry_records(payload) == len(table)
+    maps = [columns for _, columns in decode_entry(payload).maps]
+    rows = [len(msgspec.msgpack.decode(column)) for columns in maps for column in columns.columns.values()]
+    assert set(rows) == {len(table)}
+
+
+def test_values_become_those_of_messagepack() -> None:
+    table = pa.table({"n": [1, None], "u": pa.array([2**64 - 1, 0], pa.uint64()), "s": ["x", "y"], "l": [[1], None]})
+    ((_, columns),) = decode_entry(entry(stream(table))).maps
+    decoded = {name: msgspec.msgpack.decode(column) for name, column in columns.columns.items()}
+    assert decoded == {"n": [1, None], "u": [2**64 - 1, 0], "s": ["x", "y"], "l": [[1], None]}
+    assert columns.types == {"n": "i64", "u": "u64", "s": "str"}
+
+
+# Hostile streams
+
+
+def test_columns_without_bytes_do_not_bring_any_number_of_rows() -> None:
+    nulls = pa.table({"a": pa.nulls(10_000_000), "b": pa.nulls(10_000_000)})
+    with pytest.raises(BadPayload, match="more values than its bytes can hold"):
+        checked(stream(nulls))
+    lists = pa.FixedSizeListArray.from_arrays(pa.nulls(10_000_000), 10_000_000)
+    with pytest.raises(BadPayload, match="more values than its bytes can hold"):
+        checked(stream(pa.table({"a": lists})))
+
+
+def test_a_dictionary_is_bounded_as_it_is_written_out() -> None:
+    text = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 5_000, pa.int8()), ["x" * 10_000, ""])
+    body = stream(pa.table({"s": text}))
+    with pytest.raises(PayloadTooLarge, match="without its dictionaries"):
+        checked(body, max_bytes=40_000_000)
+    assert checked(body, max_bytes=60_000_000).rows == 10_000
+
+
+def invalid_text() -> bytes:
+    return stream(pa.table({"s": ["abcd"]})).replace(b"abcd", b"ab\xff\xff")
+
+
+def invalid_indices() -> bytes:
+    table = pa.table({"s": pa.array(["a", "b"] * 8).dictionary_encode()})
+    body = stream(table)
+    indices = np.array([0, 1] * 8, np.int32).tobytes()
+    assert indices in body
+    return body.replace(indices, np.array([0, 99] * 8, np.int32).tobytes())
+
+
+@pytest.mark.parametrize("body", [invalid_text(), invalid_indices()])
+def test_values_are_validated_in_full(body: bytes) -> None:
+    with pytest.raises(BadPayload, match=r"record batch 0 is not valid Arrow|no Arrow IPC stream"):
+        checked(body)
+
+
+@pytest.mark.parametrize(
+    ("type_", "values"),
+    [
+        (pa.list_(pa.dictionary(pa.int8(), pa.string())), [["a"]]),
+        (pa.dense_union([pa.field("a", pa.int8())]), None),
+        (pa.run_end_encoded(pa.int32(), pa.int64()), None),
+        (pa.list_view(pa.int8()), [[1]]),
+    ],
+)
+def test_types_that_are_not_taken_are_named(type_: pa.DataType, values: Any) -> None:
+    array = pa.array(values, type_) if values is not None else pa.nulls(1, type_)
+    with pytest.raises(BadPayload, match=r"column 'x' has the Arrow type .*, which is not taken"):
+        checked(stream(pa.table({"x": array, "n": [1]})))
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_damage_anywhere_is_refused_or_harmless(compression: str | None) -> None:
+    """No byte makes it raise anything else, or crash: what is taken can be read."""
+    source = random.Random(1)
+    table = pa.table(
+        {
+            "time": pa.array(range(50), pa.timestamp("us")),
+            "s": ["abc", None] * 25,
+            "d": pa.array(["x", "y"] * 25).dictionary_encode(),
+            "l": [[1], []] * 25,
+        }
+    )
+    body = stream(table, compression)
+    for _ in range(3_000):
+        damaged = bytearray(body)
+        for _ in range(source.randrange(1, 4)):
+            damaged[source.randrange(len(damaged))] = source.randrange(256)
+        if source.random() < 0.1:
+            del damaged[source.randrange(len(damaged)) :]
+        try:
+            payload = entry(bytes(damaged))
+        except (BadPayload, PayloadTooLarge):
+            continue
+        decode_entry(payload)
