@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from arcpipe.errors import BadPayload
+
 Ints: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.uint64]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -49,7 +51,8 @@ class Buffer:
 
     def doubles(self, starts: Ints) -> npt.NDArray[np.float64]:
         """Read a little-endian double at each place, bit by bit."""
-        return self._doubles[starts]
+        values: npt.NDArray[np.float64] = self._doubles[starts]
+        return values
 
     def fixed64(self, starts: Ints) -> Words:
         """Read eight bytes at each place as a little-endian integer."""
@@ -57,22 +60,33 @@ class Buffer:
 
     def fixed32(self, starts: Ints) -> Ints:
         """Read four bytes at each place as a little-endian integer."""
-        return (self.words[starts] & LOW_BYTES[4]).astype(np.int64)
+        values: Ints = (self.words[starts] & LOW_BYTES[4]).astype(np.int64)
+        return values
 
-    def gather(self, starts: Ints, ends: Ints, type_: Any = None) -> pa.Array:
-        """Gather the bytes of each span into an Arrow array, by default of binary.
+    def gather(self, starts: Ints, ends: Ints) -> pa.Array:
+        """Gather the bytes of each span into an Arrow array of binary."""
+        return self.views(starts, ends, pa.binary_view()).cast(pa.binary())
+
+    def gather_texts(self, starts: Ints, ends: Ints, what: str) -> pa.Array:
+        """Gather the spans into an Arrow array of strings.
 
         Args:
-            type_: `pa.string()` or `pa.binary()`.
+            what: they are, for the error text.
 
         Raises:
-            pa.ArrowInvalid: a string is not UTF-8.
+            BadPayload: one is not UTF-8.
         """
-        views = self.views(starts, ends)
-        return views.cast(type_ or pa.binary())
+        try:
+            return self.views(starts, ends, pa.binary_view()).cast(pa.string())
+        except pa.ArrowInvalid:
+            raise BadPayload(f"{what} is not UTF-8") from None
 
-    def views(self, starts: Ints, ends: Ints) -> pa.Array:
-        """Make an Arrow array of views of the spans: no byte of a long one is copied."""
+    def views(self, starts: Ints, ends: Ints, type_: Any) -> pa.Array:
+        """Make an Arrow array of views of the spans, unchecked: no byte of a long one is copied.
+
+        Args:
+            type_: `pa.binary_view()` or `pa.string_view()`.
+        """
         sizes = ends - starts
         views = np.empty((len(starts), 2), np.uint64)
         if len(sizes) and sizes.min() > _INLINE_BYTES:
@@ -86,6 +100,4 @@ class Buffer:
             views[:, 0] |= (self.words[starts] & LOW_BYTES[np.minimum(short, 4)]) << 32
             views[:, 1] = self.words[starts + 4] & LOW_BYTES[np.maximum(short - 4, 0)]
             np.copyto(views[:, 1], starts.astype(np.uint64) << 32, where=sizes > _INLINE_BYTES)
-        return pa.Array.from_buffers(
-            pa.binary_view(), len(starts), [None, pa.py_buffer(views), pa.py_buffer(self._bytes)]
-        )
+        return pa.Array.from_buffers(type_, len(starts), [None, pa.py_buffer(views), pa.py_buffer(self._bytes)])

@@ -77,11 +77,9 @@ def scan(buffer: Buffer, starts: Ints, ends: Ints, check: Callable[[], None]) ->
         else:
             live, places, stops = live[going], step.end[going], stops[going]
         check()
-    alone = [
-        _scan_alone(buffer, place, stop, check) for place, stop in zip(places.tolist(), stops.tolist(), strict=True)
-    ]
+    alone = [_walk(buffer, place, stop, check) for place, stop in zip(places.tolist(), stops.tolist(), strict=True)]
     first = counts[live]
-    counts[live] += np.fromiter(map(len, alone), np.int64, len(alone))
+    counts[live] += np.array([len(tags) for tags, _, _ in alone], np.int64)
     total = int(counts.sum())
     if total > MAX_FIELDS:
         raise BadPayload(f"the protobuf body has more than {MAX_FIELDS} fields in messages of one kind")
@@ -97,12 +95,12 @@ def scan(buffer: Buffer, starts: Ints, ends: Ints, check: Callable[[], None]) ->
         at = begins[owners] + number
         found.number[at], found.wire[at] = step.number, step.wire
         found.start[at], found.end[at] = step.start, step.end
-    for owner, done, rows in zip(live.tolist(), first.tolist(), alone, strict=True):
-        table = np.array(rows, np.int64).reshape(-1, 4)
+    for owner, done, (tags, own_starts, own_ends) in zip(live.tolist(), first.tolist(), alone, strict=True):
         begin = int(begins[owner]) + done
-        own = slice(begin, begin + len(rows))
-        found.number[own], found.wire[own] = table[:, 0], table[:, 1]
-        found.start[own], found.end[own] = table[:, 2], table[:, 3]
+        own = slice(begin, begin + len(tags))
+        table = np.array(tags, np.int64)
+        found.number[own], found.wire[own] = table >> 3, table & 7
+        found.start[own], found.end[own] = own_starts, own_ends
     return found
 
 
@@ -169,10 +167,19 @@ def _delimited(buffer: Buffer, at: Ints) -> tuple[Ints, Ints]:
     return start, start + sizes
 
 
-def _scan_alone(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -> list[tuple[int, int, int, int]]:
+def scan_alone(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -> list[tuple[int, int, int, int]]:
     """Return number, wire type, start and end of each field of a message from `at` on."""
+    tags, starts, ends = _walk(buffer, at, stop, check)
+    return [(tag >> 3, tag & 7, start, end) for tag, start, end in zip(tags, starts, ends, strict=True)]
+
+
+def _walk(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -> tuple[list[int], list[int], list[int]]:
+    """Return tag, start and end of each field of a message from `at` on."""
     data = buffer.raw()
-    rows: list[tuple[int, int, int, int]] = []
+    tags: list[int] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    rest = _FIELDS_BETWEEN_CHECKS
     while at < stop:
         field = at
         tag = data[at]
@@ -181,32 +188,39 @@ def _scan_alone(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -
             tag, at = _varint(buffer, field)
             if at - field > 5 or tag >= 1 << 32:
                 raise _malformed(buffer, field, "no tag is that long")
-        wire = tag & 7
-        if not tag >> 3:
+        if tag < 8:
             raise _malformed(buffer, field, "a field has the number 0")
+        wire = tag & 7
         if wire == LENGTH_DELIMITED:
             size = data[at]
-            start = at + 1
+            at += 1
             if size >= 0x80:
-                size, start = _varint(buffer, at)
-            end = start + size
+                more = data[at]
+                if more < 0x80:
+                    size += (more << 7) - 0x80
+                    at += 1
+                else:
+                    size, at = _varint(buffer, at - 1)
+            end = at + size
         elif wire == VARINT:
-            start = at
             end = _varint(buffer, at)[1] if data[at] >= 0x80 else at + 1
         elif wire in (FIXED64, FIXED32):
-            start = at
             end = at + (8 if wire == FIXED64 else 4)
         else:
             raise _malformed(buffer, field, "a field is a group, or of no wire type")
         if end > stop:
             raise _malformed(buffer, field, "a field goes on after the end of its message")
-        rows.append((tag >> 3, wire, start, end))
+        tags.append(tag)
+        starts.append(at)
+        ends.append(end)
         at = end
-        if not len(rows) % _FIELDS_BETWEEN_CHECKS:
+        rest -= 1
+        if not rest:
+            rest = _FIELDS_BETWEEN_CHECKS
             check()
-            if len(rows) > MAX_FIELDS:
+            if len(tags) > MAX_FIELDS:
                 raise BadPayload(f"the protobuf body has more than {MAX_FIELDS} fields in messages of one kind")
-    return rows
+    return tags, starts, ends
 
 
 def _varint(buffer: Buffer, at: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def varint_sizes(buffer: Buffer, places: Ints) -> Ints:
 def read_varints(buffer: Buffer, starts: Ints, ends: Ints) -> Words:
     """Read varints whose bytes are known; the bits above 64 are dropped."""
     sizes = ends - starts
-    word = buffer.words[starts] & LOW_BYTES[np.minimum(sizes, 8)]
+    word: Words = buffer.words[starts] & LOW_BYTES[np.minimum(sizes, 8)]
     word &= np.uint64(0x7F7F7F7F7F7F7F7F)
     word = (word & np.uint64(0x007F007F007F007F)) | (word & np.uint64(0x7F007F007F007F00)) >> np.uint64(1)
     word = (word & np.uint64(0x00003FFF00003FFF)) | (word & np.uint64(0x3FFF00003FFF0000)) >> np.uint64(2)
@@ -43,4 +43,5 @@ def read_varints(buffer: Buffer, starts: Ints, ends: Ints) -> Words:
 
 def zigzag(values: Words) -> Ints:
     """Decode sint32 and sint64."""
-    return (values >> _ONE).view(np.int64) ^ -(values & _ONE).view(np.int64)
+    decoded: Ints = (values >> _ONE).view(np.int64) ^ -(values & _ONE).view(np.int64)
+    return decoded
