@@ -93,6 +93,7 @@ REFUSAL_CODES: Final = (
     "url_too_long",
     "header_too_large",
     "unsupported_encoding",
+    "unsupported_media_type",
     "expectation_failed",
     "too_many_requests",
     "bug",

@@ -16,20 +16,19 @@ _MOST_GROWTH: Final = 22
 _SIZE_BYTES: Final = 5  # of the varint in front, at most
 
 
-def decode_block(data: bytes, max_bytes: int) -> bytes:
+def decoded_bytes(data: bytes | memoryview) -> int:
+    """Return the size of a block's content as its front tells it. Raises BadPayload."""
+    return _read_front(data)[0]
+
+
+def decode_block(data: bytes | memoryview, max_bytes: int) -> bytes:
     """Decode a block.
 
     Raises:
         BadPayload: it is damaged, or no block.
         PayloadTooLarge: more than `max_bytes` would come out.
     """
-    size = front = 0
-    for front, byte in enumerate(data[:_SIZE_BYTES], 1):
-        size |= (byte & 0x7F) << 7 * (front - 1)
-        if byte < 0x80:
-            break
-    else:
-        raise BadPayload("the body is no snappy block: it does not begin with a size")
+    size, front = _read_front(data)
     if size > max_bytes:
         raise PayloadTooLarge(f"the decoded body has more than {max_bytes} bytes")
     if size > _MOST_GROWTH * len(data):
@@ -43,3 +42,13 @@ def decode_block(data: bytes, max_bytes: int) -> bytes:
     except (OSError, pa.ArrowInvalid):
         raise BadPayload("the body is no snappy block, or a damaged one; send Content-Encoding: snappy") from None
     return decoded
+
+
+def _read_front(data: bytes | memoryview) -> tuple[int, int]:
+    """Return the size of the content, and the bytes that tell it."""
+    size = 0
+    for front, byte in enumerate(data[:_SIZE_BYTES], 1):
+        size |= (byte & 0x7F) << 7 * (front - 1)
+        if byte < 0x80:
+            return size, front
+    raise BadPayload("the body is no snappy block: it does not begin with a size")

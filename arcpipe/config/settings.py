@@ -19,6 +19,7 @@ from arcpipe.config import cores
 from arcpipe.config.column_types import ColumnTypes
 from arcpipe.config.dedup_words import DedupWords
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
+from arcpipe.config.name_lists import Names
 from arcpipe.config.retention_days import RetentionDays
 from arcpipe.errors import ConfigError
 
@@ -158,6 +159,14 @@ class Ingest(Struct, frozen=True, kw_only=True):
     """`[ingest]`: what is written of a body."""
 
     accept_partial: bool = True
+
+
+class RemoteWrite(Struct, frozen=True, kw_only=True):
+    """`[remote_write]`: how series of Prometheus become tables."""
+
+    tables: Literal["one", "metric"] = "one"
+    promote: Names = ()
+    metadata: bool = True
 
 
 class WAL(Struct, frozen=True, kw_only=True):
@@ -317,6 +326,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     auth: Auth = Auth()
     limits: Limits = Limits()
     ingest: Ingest = Ingest()
+    remote_write: RemoteWrite = RemoteWrite()
     wal: WAL = WAL()
     flush: Flush = Flush()
     parquet: Parquet = Parquet()

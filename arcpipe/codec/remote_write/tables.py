@@ -22,10 +22,11 @@ METADATA: Final = "prometheus_metadata"
 
 METRIC: Final = "metric"
 LABELS: Final = "labels"
-OWN_COLUMNS: Final = frozenset(
+# Columns of these tables. A promoted label that is called so gets a suffix.
+_OWN_COLUMNS: Final = frozenset(
     {TIME, METRIC, LABELS, "value", "start_ms", "count", "sum", "histogram", "exemplar_labels"}
 )
-"""Columns of these tables, which no promoted label may be called."""
+_SUFFIX: Final = "_label"
 
 
 class Layout(NamedTuple):
@@ -58,6 +59,8 @@ class Tables:
         self.maps = Maps()
         self._layout = layout
         self._effort = effort
+        promoted = (f"{name}{_SUFFIX}" if name in _OWN_COLUMNS else name for name in layout.promote)
+        self._tags = (METRIC, LABELS, *promoted)
 
     def add_samples(self, identity: Identity, samples: Samples) -> None:
         """Add samples; their owners are rows of `identity`."""
@@ -124,13 +127,11 @@ class Tables:
     def _identity(self, identity: Identity, owner: Ints) -> dict[str, bytes]:
         if len(owner) != len(identity.metric) or not (owner == np.arange(len(owner))).all():
             identity = identity.take(owner)
-        names = (METRIC, LABELS, *self._layout.promote)
         texts = (identity.metric, identity.labels, *identity.promoted)
-        return {name: pack_texts(column) for name, column in zip(names, texts, strict=True)}
+        return {name: pack_texts(column) for name, column in zip(self._tags, texts, strict=True)}
 
     def _add(self, table: str, columns: dict[str, bytes], rows: int, types: dict[str, str] | None = None) -> None:
-        tags = (METRIC, LABELS, *self._layout.promote)
-        self.maps.add(ColumnBatch(table, columns, rows, tags, types).encode(), rows)
+        self.maps.add(ColumnBatch(table, columns, rows, self._tags, types).encode(), rows)
 
 
 def _table_name(metric: str) -> str:
