@@ -17,6 +17,8 @@ from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.line_protocol.grammar import ESCAPINGS, UNITS
 from arcpipe.codec.messagepack import body as messagepack
 from arcpipe.codec.messagepack.times import TimeRule
+from arcpipe.codec.remote_write import body as series
+from arcpipe.codec.remote_write.tables import Layout
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.support.edge import Edge, Peer
 
@@ -76,7 +78,7 @@ def _edge() -> Edge:
 
 def decode(data: bytes) -> None:
     """A body in each encoding: decoded within its bound, or refused."""
-    for coding in ("gzip", "deflate", "zstd"):
+    for coding in ("gzip", "deflate", "zstd", "snappy"):
         try:
             assert len(content_encoding.decode(coding, data, MAX_DECODED)) <= MAX_DECODED
         except (BadPayload, PayloadTooLarge):
@@ -105,9 +107,24 @@ def lines(data: bytes) -> None:
         assert len(found.errors) <= data.count(b"\n") + 1
 
 
+def remote_write(data: bytes) -> None:
+    """A body of remote write: refused, or written as far as its own counts say, in MessagePack."""
+    for version in (1, 2):
+        for layout in (Layout(), Layout(per_metric=True, promote=("job", "value"))):
+            try:
+                found = series.encode(data, version=version, layout=layout)
+            except (BadPayload, PayloadTooLarge):
+                continue
+            if found.encoded is not None:
+                content = msgspec.msgpack.decode(found.encoded.body)
+                rows = [len(one["columns"]["metric"]) for one in (content if found.encoded.batch else [content])]
+                assert sum(rows) == found.encoded.records >= found.samples + found.histograms + found.exemplars
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "edge": edge,
     "decode": decode,
     "msgpack": msgpack,
     "lines": lines,
+    "remote_write": remote_write,
 }

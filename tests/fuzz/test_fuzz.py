@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 
 from tests.fuzz import targets
 from tests.support.compression import zstd
+from tests.unit.codec.remote_write.test_body import Series, make
 
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None)
 
 LINES = b'cpu,host=a usage=0.5,n=1i,s="x" 1700000000\nmem free=1\n'
 COLUMNS = msgpack_library.packb({"m": "cpu", "columns": {"time": [1_700_000_000, 2], "a": [0.5, 1], "s": ["x", None]}})
 ROWS = msgpack_library.packb([{"m": "cpu", "t": 1, "fields": {"a": 1}, "tags": {"b": "c"}}] * 2)
+SERIES: list[Series] = [
+    ({"__name__": "up", "job": "x"}, [(1_700_000_000_000, 1.0)], [({"trace": "t"}, 1_700_000_000_000, 0.5)]),
+    ({"__name__": "b", "text": "y" * 130}, [(1_700_000_000_000, -1.0), (5, 0.0)], []),
+]
+SERIES_1, SERIES_2, MANY_SERIES = make(SERIES, 1), make(SERIES, 2), make(SERIES * 40, 1)
 BODIES = [b"", LINES, COLUMNS, ROWS, gzip.compress(COLUMNS), zlib.compress(LINES), zstd.compress(ROWS), b"x" * 3000]
 
 PATHS = [
@@ -95,3 +101,9 @@ def test_no_bytes_upset_the_msgpack_codec(data: bytes) -> None:
 @FUZZ
 def test_no_bytes_upset_the_line_protocol_codec(data: bytes) -> None:
     targets.lines(data)
+
+
+@given(changed(SERIES_1, SERIES_2, MANY_SERIES) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_remote_write_codec(data: bytes) -> None:
+    targets.remote_write(data)

@@ -31,8 +31,8 @@ def make(series: list[Series], version: Version) -> bytes:
         request = V1["WriteRequest"]()
         for labels, samples, exemplars in series:
             one = request.timeseries.add()
-            for name, value in labels.items():
-                one.labels.add(name=name, value=value)
+            for name, text in labels.items():
+                one.labels.add(name=name, value=text)
             for time, value in samples:
                 one.samples.add(timestamp=time, value=value)
             for own, time, value in exemplars:
