@@ -15,3 +15,9 @@ def pack(_context: Any, value: Any) -> bytes:
         return bytes(msgpack.packb(value))
     except (TypeError, ValueError, OverflowError):
         return b"\xc1"
+
+
+@schemathesis.serializer("application/x-protobuf")
+def pack_protobuf(_context: Any, value: Any) -> bytes:
+    """Send a text as a snappy block without an end, or another value as no block at all."""
+    return str(value).encode("utf-8", "replace")

@@ -77,6 +77,9 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "limits.per_address.mb_per_second": (1e9, "1e9"),
     "limits.per_address.connections": (10, "10"),
     "ingest.accept_partial": (False, "no"),
+    "remote_write.tables": ("metric", "metric"),
+    "remote_write.promote": (["job", "instance"], "job, instance"),
+    "remote_write.metadata": (False, "off"),
     "wal.enabled": (False, "off"),
     "wal.dir": ("/var/lib/arcpipe/wal", "/var/lib/arcpipe/wal"),
     "wal.sync_mode": ("async", "async"),
@@ -751,6 +754,6 @@ def test_effective_values_and_reprs_mask_credentials() -> None:
 def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
     assert list(document) == [
-        *("server", "auth", "limits", "ingest", "wal", "flush", "parquet", "schema", "storage", "uploader"),
+        *("server", "auth", "limits", "ingest", "remote_write", "wal", "flush", "parquet", "schema", "storage", "uploader"),
         *("compaction", "retention", "shutdown", "log", "access_log"),
     ]
