@@ -12,9 +12,10 @@ from arcpipe.codec.columns import Encoded
 from arcpipe.codec.effort import Effort, go_on
 from arcpipe.codec.protobuf.buffer import Buffer, Ints, Words
 from arcpipe.codec.protobuf.fields import Level, Mask
+from arcpipe.codec.protobuf.pairs import Pairs, read_pairs
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan, scan_one
 from arcpipe.codec.remote_write.histograms import Histogram, read_histogram
-from arcpipe.codec.remote_write.labels import METRIC_NAME, LabelSpans, find_bad, json_of, values_of
+from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_of, values_of
 from arcpipe.codec.remote_write.series import (
     Samples,
     Series,
@@ -23,7 +24,6 @@ from arcpipe.codec.remote_write.series import (
     json_labels_1,
     label_refs,
     paired,
-    read_labels,
     read_series_1,
     read_series_2,
     read_symbols,
@@ -152,7 +152,7 @@ class _Reader:
         if not len(owner):
             return _NO_SAMPLES, _NO_TEXTS
         level = Level(self._buffer, scan(self._buffer, start, end, self._check), len(owner))
-        labels, _ = read_labels(self._buffer, level.fields.of(1, LENGTH_DELIMITED), len(owner), self._check)
+        labels, _ = read_pairs(self._buffer, level.fields.of(1, LENGTH_DELIMITED), len(owner), self._check)
         return self._timely_exemplars(level, owner, good, labels, {})
 
     def _exemplars_2(self, series: Series, good: Mask, symbols: Symbols) -> tuple[Samples, pa.Array]:
@@ -164,11 +164,11 @@ class _Reader:
         bad, known = bad_refs(symbols, of, refs, len(owner))
         of, names, values = paired(of, refs, known)
         spans = (symbols.start[names], symbols.end[names], symbols.start[values], symbols.end[values])
-        labels = LabelSpans(np.bincount(of, minlength=len(owner)), of, *spans)
+        labels = Pairs(np.bincount(of, minlength=len(owner)), of, *spans)
         return self._timely_exemplars(level, owner, good, labels, bad)
 
     def _timely_exemplars(
-        self, level: Level, owner: Ints, good: Mask, labels: LabelSpans, bad: dict[int, str]
+        self, level: Level, owner: Ints, good: Mask, labels: Pairs, bad: dict[int, str]
     ) -> tuple[Samples, pa.Array]:
         """Read exemplars, and leave out those that are bad."""
         times = level.integers(3)

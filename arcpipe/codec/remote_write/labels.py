@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from arcpipe.codec.columns import quote
 from arcpipe.codec.json_texts import bytes_of, objects, quoted
 from arcpipe.codec.protobuf.buffer import LOW_BYTES, Buffer, Ints, Words
-from arcpipe.codec.protobuf.fields import Mask
+from arcpipe.codec.protobuf.pairs import Pairs, is_named
 
 METRIC_NAME: Final = b"__name__"
 _NAME_WORD: Final = np.uint64(int.from_bytes(METRIC_NAME, "little"))
@@ -21,37 +21,7 @@ _COMPARED_WORDS: Final = 4
 _QUOTE, _BACKSLASH, _COMMA, _SPACE, _OPEN, _CLOSE = b'"\\, {}'
 
 
-class LabelSpans(NamedTuple):
-    """All labels of some series, series after series: the place of each name and value."""
-
-    counts: Ints
-    owner: Ints
-    name_start: Ints
-    name_end: Ints
-    value_start: Ints
-    value_end: Ints
-
-    def chosen(self, chosen: Mask) -> LabelSpans:
-        """Return some of the labels, of the same series."""
-        return LabelSpans(
-            np.bincount(self.owner[chosen], minlength=len(self.counts)), *(column[chosen] for column in self[1:])
-        )
-
-
-def is_named(buffer: Buffer, labels: LabelSpans, name: bytes) -> Mask:
-    """Tell which labels have a name."""
-    same: Mask = labels.name_end - labels.name_start == len(name)
-    at = np.flatnonzero(same)
-    for step in range(0, len(name), 8):
-        part = name[step : step + 8]
-        words = buffer.words[labels.name_start[at] + step] & LOW_BYTES[len(part)]
-        at = at[words == np.uint64(int.from_bytes(part, "little"))]
-    same = np.zeros(len(labels.owner), np.bool_)
-    same[at] = True
-    return same
-
-
-def values_of(buffer: Buffer, labels: LabelSpans, name: bytes) -> pa.Array:
+def values_of(buffer: Buffer, labels: Pairs, name: bytes) -> pa.Array:
     """Gather the value of a label of each series; null for a series without it."""
     found = np.flatnonzero(is_named(buffer, labels, name))
     texts = buffer.gather_texts(labels.value_start[found], labels.value_end[found], "a label's value")
@@ -62,7 +32,7 @@ def values_of(buffer: Buffer, labels: LabelSpans, name: bytes) -> pa.Array:
     return texts.take(pa.array(index, mask=index < 0))
 
 
-def find_bad(buffer: Buffer, labels: LabelSpans) -> dict[int, str]:
+def find_bad(buffer: Buffer, labels: Pairs) -> dict[int, str]:
     """Find the series with bad labels: the reason by the index of the series."""
     bad: dict[int, str] = {}
     for series in np.flatnonzero(labels.counts == 0).tolist():
@@ -80,7 +50,7 @@ def find_bad(buffer: Buffer, labels: LabelSpans) -> dict[int, str]:
     return bad
 
 
-def _out_of_order(buffer: Buffer, labels: LabelSpans) -> Ints:
+def _out_of_order(buffer: Buffer, labels: Pairs) -> Ints:
     """Return the series whose names perhaps do not go up: only these can have a name twice."""
     undecided = np.flatnonzero(labels.owner[1:] == labels.owner[:-1])
     down: list[Ints] = []
@@ -94,7 +64,7 @@ def _out_of_order(buffer: Buffer, labels: LabelSpans) -> Ints:
     return np.unique(labels.owner[np.concatenate(down)])
 
 
-def _words_of(buffer: Buffer, labels: LabelSpans, at: Ints, step: int) -> Words:
+def _words_of(buffer: Buffer, labels: Pairs, at: Ints, step: int) -> Words:
     """Return eight bytes of some names from `step` on, as words that compare as the texts do."""
     starts = labels.name_start[at] + step
     sizes = np.clip(labels.name_end[at] - starts, 0, 8)
@@ -102,14 +72,14 @@ def _words_of(buffer: Buffer, labels: LabelSpans, at: Ints, step: int) -> Words:
     return words
 
 
-def json_of(buffer: Buffer, labels: LabelSpans) -> pa.Array:
+def json_of(buffer: Buffer, labels: Pairs) -> pa.Array:
     """Make the labels of each series a JSON object."""
     keys = quoted(buffer.gather_texts(labels.name_start, labels.name_end, "a label's name"))
     values = quoted(buffer.gather_texts(labels.value_start, labels.value_end, "a label's value"))
     return objects(keys, values, labels.counts)
 
 
-def json_in_place(buffer: Buffer, labels: LabelSpans) -> pa.Array | None:
+def json_in_place(buffer: Buffer, labels: Pairs) -> pa.Array | None:
     """Make the labels of each series a JSON object by overwriting the bytes between names and values.
 
     The labels of each series stand one after the other, the metric's name first. Protobuf has four bytes or more

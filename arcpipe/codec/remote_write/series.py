@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +12,15 @@ import pyarrow as pa
 from arcpipe.codec.json_texts import objects, quoted
 from arcpipe.codec.protobuf.buffer import Buffer, Ints
 from arcpipe.codec.protobuf.fields import Level, Mask, packed_varints
+from arcpipe.codec.protobuf.pairs import Pairs, is_named, read_pairs
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Fields, Spans, scan
 from arcpipe.codec.protobuf.varints import read_varints, varint_sizes
-from arcpipe.codec.remote_write.labels import METRIC_NAME, LabelSpans, find_bad, is_named, json_in_place, json_of
+from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_in_place, json_of
 
 Check = Callable[[], None]
 
 # Tags of the two fields of labels and samples: a number and a wire type each.
-_FIRST_TEXT, _SECOND_TEXT = 0x0A, 0x12
 _FIRST_DOUBLE, _SECOND_VARINT = 0x09, 0x10
-_SHORT: Final = 0x80  # lengths below it take one byte
 
 
 class Samples(NamedTuple):
@@ -40,7 +39,7 @@ class Samples(NamedTuple):
 class Series(NamedTuple):
     """The parts of some series."""
 
-    labels: LabelSpans
+    labels: Pairs
     samples: Samples
     histograms: Spans
     exemplars: Spans
@@ -53,7 +52,7 @@ class Series(NamedTuple):
 def read_series_1(buffer: Buffer, starts: Ints, ends: Ints, check: Check) -> Series:
     """Find the parts of the series of version 1."""
     fields = scan(buffer, starts, ends, check)
-    labels, plain = read_labels(buffer, fields.of(1, LENGTH_DELIMITED), len(starts), check)
+    labels, plain = read_pairs(buffer, fields.of(1, LENGTH_DELIMITED), len(starts), check)
     samples = read_samples(buffer, fields.of(2, LENGTH_DELIMITED), np.zeros(len(starts), np.int64), check)
     return Series(
         labels,
@@ -67,7 +66,7 @@ def read_series_1(buffer: Buffer, starts: Ints, ends: Ints, check: Check) -> Ser
     )
 
 
-def _are_in_order(buffer: Buffer, fields: Fields, labels: LabelSpans) -> bool:
+def _are_in_order(buffer: Buffer, fields: Fields, labels: Pairs) -> bool:
     """Tell whether each series begins with its labels, and these with the metric's name."""
     if not labels.counts.all():
         return False
@@ -77,38 +76,6 @@ def _are_in_order(buffer: Buffer, fields: Fields, labels: LabelSpans) -> bool:
     places = np.flatnonzero((fields.number == 1) & (fields.wire == LENGTH_DELIMITED))
     begins = np.searchsorted(fields.owner, np.arange(len(labels.counts)))
     return bool((places == np.repeat(begins - firsts, labels.counts) + np.arange(len(places))).all())
-
-
-def read_labels(buffer: Buffer, spans: Spans, count: int, check: Check) -> tuple[LabelSpans, bool]:
-    """Find name and value of each label, and tell if each has one of both, in this order, and nothing else."""
-    owner, start, end = spans
-    text = buffer.text
-    name_size = text[start + 1].astype(np.int64)
-    name_end = start + 2 + name_size
-    # Clipped, because a length that is wrong points anywhere.
-    second = np.minimum(name_end, buffer.end)
-    usual = (text[start] == _FIRST_TEXT) & (name_size < _SHORT) & (text[second] == _SECOND_TEXT)
-    value_size = text[second + 1].astype(np.int64)
-    value_start = second + 2
-    usual &= (value_size < _SHORT) & (value_start + value_size == end)
-    check()
-    labels = LabelSpans(np.bincount(owner, minlength=count), owner, start + 2, name_end, value_start, end)
-    if usual.all():
-        return labels, True
-    odd = np.flatnonzero(~usual)
-    level = Level(buffer, scan(buffer, start[odd], end[odd], check), len(odd))
-    names, values = level.spans(1), level.spans(2)
-    labels.name_start[odd], labels.name_end[odd] = names
-    value_end = end.copy()
-    labels.value_start[odd], value_end[odd] = values
-    fields = level.fields
-    plain = (
-        len(fields.owner) == 2 * len(odd)
-        and bool((fields.wire == LENGTH_DELIMITED).all())
-        and bool((fields.number.reshape(-1, 2) == (1, 2)).all())
-        and bool((fields.owner.reshape(-1, 2) == np.arange(len(odd))[:, None]).all())
-    )
-    return labels._replace(value_end=value_end), plain
 
 
 def read_samples(buffer: Buffer, spans: Spans, started: Ints, check: Check) -> Samples:
@@ -169,7 +136,7 @@ def read_series_2(buffer: Buffer, symbols: Symbols, starts: Ints, ends: Ints, ch
     owner, refs = label_refs(buffer, fields, 1)
     bad, known = bad_refs(symbols, owner, refs, count)
     owner, names, values = paired(owner, refs, known)
-    labels = LabelSpans(
+    labels = Pairs(
         np.bincount(owner, minlength=count),
         owner,
         symbols.start[names],
