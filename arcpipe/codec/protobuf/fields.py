@@ -71,11 +71,15 @@ class Level:
     def spans(self, number: int) -> tuple[Ints, Ints]:
         """Find the place of a string or of bytes in each message; an empty one by default."""
         found = self.fields.of(number, LENGTH_DELIMITED)
-        starts = np.full(self.count, self.buffer.start, np.int64)
-        ends = starts.copy()
+        starts, ends = self.nowhere()
         starts[found.owner] = found.start
         ends[found.owner] = found.end
         return starts, ends
+
+    def nowhere(self) -> tuple[Ints, Ints]:
+        """Make an empty place for each message."""
+        starts = np.full(self.count, self.buffer.start, np.int64)
+        return starts, starts.copy()
 
     def message(self, number: int, what: str) -> Spans:
         """Find the singular message of a field.
@@ -132,3 +136,27 @@ def packed_varints(buffer: Buffer, fields: Fields, number: int) -> tuple[Ints, W
     order = np.argsort(begins, kind="stable")
     singles = read_varints(buffer, single.start, single.end)
     return np.concatenate((single.owner, owner))[order], np.concatenate((singles, values))[order]
+
+
+def packed_fixed64(buffer: Buffer, fields: Fields, number: int) -> tuple[Ints, Ints]:
+    """Find the numbers of a repeated field of eight bytes each, packed or not: (owner, place), in order.
+
+    Raises:
+        BadPayload: a packed field ends within a number.
+    """
+    single = fields.of(number, FIXED64)
+    packed = fields.of(number, LENGTH_DELIMITED)
+    sizes = packed.end - packed.start
+    if (sizes & 7).any():
+        place = buffer.offset(int(packed.start[np.flatnonzero(sizes & 7)[0]]))
+        raise BadPayload(f"malformed protobuf at byte {place}: a packed field ends within a number")
+    counts = sizes >> 3
+    stops = np.cumsum(counts)
+    total = int(stops[-1]) if len(stops) else 0
+    places = np.repeat(packed.end - 8 * stops, counts) + 8 * np.arange(total)
+    owner = np.repeat(packed.owner, counts)
+    if not len(single.owner):
+        return owner, places
+    begins = np.concatenate((single.start, places))
+    order = np.argsort(begins, kind="stable")
+    return np.concatenate((single.owner, owner))[order], begins[order]
