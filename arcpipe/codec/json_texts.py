@@ -77,8 +77,15 @@ def numbers(values: npt.NDArray[Any]) -> pa.Array:
 
 
 def doubles(values: npt.NDArray[np.float64]) -> pa.Array:
-    """Make doubles JSON texts; NaN and infinities, which JSON does not have, are strings."""
+    """Make doubles JSON texts with all their digits; NaN and infinities, which JSON does not have, are strings.
+
+    A whole number gets `.0`: readers then know that it is a double, and keep the sign of zero.
+    """
     texts = pa.array(values).cast(pa.string())
+    whole = np.isfinite(values) & (values == np.trunc(values))
+    if whole.any():
+        bare = pc.and_(pa.array(whole), pc.invert(pc.match_substring_regex(texts, "[.eE]")))
+        texts = pc.if_else(bare, pc.binary_join_element_wise(texts, ".0", ""), texts)
     odd = ~np.isfinite(values)
     if odd.any():
         names = np.where(np.isnan(values), '"NaN"', np.where(values > 0, '"Infinity"', '"-Infinity"'))

@@ -169,6 +169,12 @@ class RemoteWrite(Struct, frozen=True, kw_only=True):
     metadata: bool = True
 
 
+class OTLP(Struct, frozen=True, kw_only=True):
+    """`[otlp]`: how telemetry of OpenTelemetry becomes tables."""
+
+    promote: Names = ()
+
+
 class WAL(Struct, frozen=True, kw_only=True):
     """`[wal]`: the write-ahead log."""
 
@@ -327,6 +333,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     ingest: Ingest = Ingest()
     remote_write: RemoteWrite = RemoteWrite()
+    otlp: OTLP = OTLP()
     wal: WAL = WAL()
     flush: Flush = Flush()
     parquet: Parquet = Parquet()

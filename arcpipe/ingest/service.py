@@ -17,6 +17,7 @@ from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.endpoints.influx import InfluxEndpoints
 from arcpipe.ingest.endpoints.logged_writes import LoggedWrites
 from arcpipe.ingest.endpoints.ops import OpsEndpoints
+from arcpipe.ingest.endpoints.otlp import OTLPEndpoints
 from arcpipe.ingest.endpoints.remote_write import RemoteWriteEndpoints
 from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http import responses
@@ -135,6 +136,7 @@ def _route(settings: Settings, writes: WriteEndpoints, ops: OpsEndpoints) -> tup
             ("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE, judge),
             ("POST", "/api/v1/write/msgpack"): (writes.msgpack(responses.NO_CONTENT, as_arc=True), WRITE, judge),
             **InfluxEndpoints(writes).routes(),
+            **OTLPEndpoints(writes, settings).routes(),
             **RemoteWriteEndpoints(writes, settings).routes(),
             **ops.table(),
         },

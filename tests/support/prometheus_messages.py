@@ -59,9 +59,7 @@ def _classes(package: str, messages: dict[str, str]) -> dict[str, Any]:
                 added.type = getattr(_KINDS, f"TYPE_{type_.upper()}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in messages
-    }
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in messages}
 
 
 V1: Final = _classes("prometheus", _VERSION_1)

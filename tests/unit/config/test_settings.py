@@ -754,6 +754,18 @@ def test_effective_values_and_reprs_mask_credentials() -> None:
 def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
     assert list(document) == [
-        *("server", "auth", "limits", "ingest", "remote_write", "wal", "flush", "parquet", "schema", "storage", "uploader"),
+        *(
+            "server",
+            "auth",
+            "limits",
+            "ingest",
+            "remote_write",
+            "wal",
+            "flush",
+            "parquet",
+            "schema",
+            "storage",
+            "uploader",
+        ),
         *("compaction", "retention", "shutdown", "log", "access_log"),
     ]
