@@ -17,6 +17,7 @@ from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.line_protocol.grammar import ESCAPINGS, UNITS
 from arcpipe.codec.messagepack import body as messagepack
 from arcpipe.codec.messagepack.times import TimeRule
+from arcpipe.codec.otlp import body as telemetry
 from arcpipe.codec.remote_write import body as series
 from arcpipe.codec.remote_write.tables import Layout
 from arcpipe.errors import BadPayload, PayloadTooLarge
@@ -121,10 +122,25 @@ def remote_write(data: bytes) -> None:
                 assert sum(rows) == found.encoded.records >= found.samples + found.histograms + found.exemplars
 
 
+def otlp(data: bytes) -> None:
+    """A request of OTLP: refused, or written in MessagePack."""
+    for signal in ("logs", "traces", "metrics"):
+        for is_json in (False, True):
+            try:
+                found = telemetry.encode(data, signal=signal, is_json=is_json, promote=("host.name", "Body"))
+            except BadPayload:
+                continue
+            if found.encoded is not None:
+                content = msgspec.msgpack.decode(found.encoded.body)
+                rows = [len(one["columns"]["time"]) for one in (content if found.encoded.batch else [content])]
+                assert sum(rows) == found.encoded.records
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "edge": edge,
     "decode": decode,
     "msgpack": msgpack,
     "lines": lines,
     "remote_write": remote_write,
+    "otlp": otlp,
 }
