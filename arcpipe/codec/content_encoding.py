@@ -1,10 +1,11 @@
-"""Content-Encoding: gzip, deflate and zstd bodies, decoded with a hard bound on what comes out.
+"""Content-Encoding: gzip, deflate, zstd and snappy bodies, decoded with a hard bound on what comes out.
 
 A body is decoded piece by piece: the output exceeds its bound by at most one piece, and the caller decides how long to
 go on. This module must not know HTTP messages, settings or threads.
 
 gzip (RFC 1952): one or several members; `x-gzip` is the same (RFC 9110 §8.4.1.3).
 deflate: the zlib format (RFC 1950), as RFC 9110 §8.4.1.2 says, and raw deflate (RFC 1951), as some clients send it.
+snappy: one block, whose size stands in front; it is decoded in one step.
 zstd (RFC 8878): one or several frames, skippable ones too, with windows up to 8 MB (RFC 9659).
 
 Bytes after the end of the encoded data are refused. Checksums are verified.
@@ -17,6 +18,7 @@ from typing import Final, Literal, Protocol
 
 from isal import igzip_lib
 
+from arcpipe.codec import snappy
 from arcpipe.errors import BadPayload, PayloadTooLarge, UnsupportedEncoding
 from arcpipe.units import KB
 
@@ -25,9 +27,9 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-Coding = Literal["gzip", "deflate", "zstd"]
+Coding = Literal["gzip", "deflate", "zstd", "snappy"]
 # The codings that can be decoded, as an Accept-Encoding field lists them.
-ACCEPTED: Final = "gzip, deflate, zstd"
+ACCEPTED: Final = "gzip, deflate, zstd, snappy"
 
 # Bytes per piece of input, and of output.
 _INPUT_BYTES: Final = 64 * KB
@@ -38,7 +40,13 @@ _CALL_BYTES: Final = 4 * KB
 _MAX_PARTS: Final = 10_000
 _WINDOW_LOG: Final = 23
 
-_NAMES: Final[dict[bytes, Coding]] = {b"gzip": "gzip", b"x-gzip": "gzip", b"deflate": "deflate", b"zstd": "zstd"}
+_NAMES: Final[dict[bytes, Coding]] = {
+    b"gzip": "gzip",
+    b"x-gzip": "gzip",
+    b"deflate": "deflate",
+    b"zstd": "zstd",
+    b"snappy": "snappy",
+}
 _PARTS: Final[dict[Coding, str]] = {"gzip": "member", "deflate": "stream", "zstd": "frame"}
 # isal's own type hints call its exception an instance.
 _DecodingError: Final[tuple[type[Exception], ...]] = (igzip_lib.IsalError, zstd.ZstdError)  # type: ignore[assignment]
@@ -115,6 +123,8 @@ class Decoder:
         Raises:
             BadPayload, PayloadTooLarge: as `decode` does.
         """
+        if self._coding == "snappy":
+            return self._decode_block(budget_bytes)
         while True:
             stream = self._stream
             if stream is None:
@@ -138,6 +148,14 @@ class Decoder:
         """Return the decoded body."""
         pieces = self._pieces
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _decode_block(self, budget_bytes: int) -> bool:
+        """Decode a block at the second call, or at the first if it is small: there are no steps in between."""
+        if not self._parts and snappy.decoded_bytes(self._data) > budget_bytes:
+            self._parts = 1
+            return False
+        self._pieces.append(snappy.decode_block(self._data, self._max_bytes))
+        return True
 
     def _begin_part(self) -> _Decompressor:
         rest = self._data[self._position :]

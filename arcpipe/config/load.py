@@ -22,6 +22,7 @@ from arcpipe.config.checks import problems_of
 from arcpipe.config.column_types import ColumnTypes, parse_types
 from arcpipe.config.dedup_words import DedupWords, parse_dedup
 from arcpipe.config.listeners import PARSERS
+from arcpipe.config.name_lists import Names, parse_names
 from arcpipe.config.retention_days import RetentionDays, parse_retention
 from arcpipe.config.settings import PASTED, Settings, keys, printable, sections
 from arcpipe.config.spelling import nearest
@@ -200,6 +201,7 @@ _PARSERS: Final[dict[Any, Callable[[Any, bool], Any]]] = {  # by type
     **PARSERS,
     ColumnTypes: parse_types,
     DedupWords: parse_dedup,
+    Names: parse_names,
     RetentionDays: parse_retention,
 }
 

@@ -19,6 +19,7 @@ from arcpipe.config import cores
 from arcpipe.config.column_types import ColumnTypes
 from arcpipe.config.dedup_words import DedupWords
 from arcpipe.config.listeners import Listener, Listeners, Paths, Proxies
+from arcpipe.config.name_lists import Names
 from arcpipe.config.retention_days import RetentionDays
 from arcpipe.config.settings_tables import SECRETS as SECRETS_OF_TABLES
 from arcpipe.config.settings_tables import Tables
@@ -158,6 +159,20 @@ class Idempotency(Struct, frozen=True, kw_only=True):
 
     window_seconds: Seconds = 86_400.0
     max_keys: Annotated[int, Meta(ge=1, le=100_000_000)] = 10_000_000
+
+
+class RemoteWrite(Struct, frozen=True, kw_only=True):
+    """`[remote_write]`: how series of Prometheus become tables."""
+
+    tables: Literal["one", "metric"] = "one"
+    promote: Names = ()
+    metadata: bool = True
+
+
+class OTLP(Struct, frozen=True, kw_only=True):
+    """`[otlp]`: how telemetry of OpenTelemetry becomes tables."""
+
+    promote: Names = ()
 
 
 class WAL(Struct, frozen=True, kw_only=True):
@@ -318,6 +333,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     ingest: Ingest = Ingest()
     idempotency: Idempotency = Idempotency()
+    remote_write: RemoteWrite = RemoteWrite()
+    otlp: OTLP = OTLP()
     wal: WAL = WAL()
     flush: Flush = Flush()
     parquet: Parquet = Parquet()

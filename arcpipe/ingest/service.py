@@ -18,7 +18,9 @@ from arcpipe.ingest.endpoints.idempotency import RECENT_KEYS, RecentKeys
 from arcpipe.ingest.endpoints.influx import InfluxEndpoints
 from arcpipe.ingest.endpoints.logged_writes import LoggedWrites
 from arcpipe.ingest.endpoints.ops import OpsEndpoints
+from arcpipe.ingest.endpoints.otlp import OTLPEndpoints
 from arcpipe.ingest.endpoints.records import RecordEndpoints
+from arcpipe.ingest.endpoints.remote_write import RemoteWriteEndpoints
 from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.access_log import AccessLog
@@ -142,6 +144,8 @@ def _route(
             ("POST", "/api/v1/write/msgpack"): (writes.msgpack(responses.NO_CONTENT, as_arc=True), WRITE, judge),
             **RecordEndpoints(writes, limits.max_body).routes(),
             **InfluxEndpoints(writes).routes(),
+            **OTLPEndpoints(writes, settings).routes(),
+            **RemoteWriteEndpoints(writes, settings).routes(),
             **ops.table(),
         },
         settings,

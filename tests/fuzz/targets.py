@@ -20,8 +20,11 @@ from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.line_protocol.grammar import ESCAPINGS, UNITS
 from arcpipe.codec.messagepack import body as messagepack
 from arcpipe.codec.messagepack.times import TimeRule
+from arcpipe.codec.otlp import body as telemetry
 from arcpipe.codec.records import csv_lines, json_array, json_lines
 from arcpipe.codec.records.roles import Roles
+from arcpipe.codec.remote_write import body as series
+from arcpipe.codec.remote_write.tables import Layout
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from arcpipe.wal.format import Prefix
 from tests.support.edge import Edge, Peer
@@ -82,7 +85,7 @@ def _edge() -> Edge:
 
 def decode(data: bytes) -> None:
     """A body in each encoding: decoded within its bound, or refused."""
-    for coding in ("gzip", "deflate", "zstd"):
+    for coding in ("gzip", "deflate", "zstd", "snappy"):
         try:
             assert len(content_encoding.decode(coding, data, MAX_DECODED)) <= MAX_DECODED
         except (BadPayload, PayloadTooLarge):
@@ -142,6 +145,34 @@ def arrow(data: bytes) -> None:
         assert sum(rows) == checked.rows == entry_records(payload)
 
 
+def remote_write(data: bytes) -> None:
+    """A body of remote write: refused, or written as far as its own counts say, in MessagePack."""
+    for version in (1, 2):
+        for layout in (Layout(), Layout(per_metric=True, promote=("job", "value"))):
+            try:
+                found = series.encode(data, version=version, layout=layout)
+            except (BadPayload, PayloadTooLarge):
+                continue
+            if found.encoded is not None:
+                content = msgspec.msgpack.decode(found.encoded.body)
+                rows = [len(one["columns"]["metric"]) for one in (content if found.encoded.batch else [content])]
+                assert sum(rows) == found.encoded.records >= found.samples + found.histograms + found.exemplars
+
+
+def otlp(data: bytes) -> None:
+    """A request of OTLP: refused, or written in MessagePack."""
+    for signal in ("logs", "traces", "metrics"):
+        for is_json in (False, True):
+            try:
+                found = telemetry.encode(data, signal=signal, is_json=is_json, promote=("host.name", "Body"))
+            except BadPayload:
+                continue
+            if found.encoded is not None:
+                content = msgspec.msgpack.decode(found.encoded.body)
+                rows = [len(one["columns"]["time"]) for one in (content if found.encoded.batch else [content])]
+                assert sum(rows) == found.encoded.records
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "edge": edge,
     "decode": decode,
@@ -149,4 +180,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "lines": lines,
     "records": records,
     "arrow": arrow,
+    "remote_write": remote_write,
+    "otlp": otlp,
 }

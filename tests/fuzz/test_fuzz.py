@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from tests.fuzz import targets
 from tests.support.compression import zstd
 from tests.unit.codec.arrow_ipc.streams import stream
+from tests.unit.codec.otlp.messages import Maker
+from tests.unit.codec.otlp.test_body import json_of
+from tests.unit.codec.remote_write.test_body import Series, make
 
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None)
 
@@ -32,6 +35,14 @@ ARROW = pa.table(
 )
 STREAMS = [stream(ARROW), stream(ARROW, "zstd"), stream(ARROW, "lz4", 1)]
 ARRAY = b"[%b]" % JSON[:-1].replace(b"\n", b",")
+SERIES: list[Series] = [
+    ({"__name__": "up", "job": "x"}, [(1_700_000_000_000, 1.0)], [({"trace": "t"}, 1_700_000_000_000, 0.5)]),
+    ({"__name__": "b", "text": "y" * 130}, [(1_700_000_000_000, -1.0), (5, 0.0)], []),
+]
+SERIES_1, SERIES_2, MANY_SERIES = make(SERIES, 1), make(SERIES, 2), make(SERIES * 40, 1)
+_REQUESTS = [Maker(seed).request(signal, 3) for seed in range(3) for signal in ("logs", "traces", "metrics")]
+EXPORTS = [request.SerializeToString() for request in _REQUESTS]
+JSON_EXPORTS = [json_of(request) for request in _REQUESTS]
 BODIES = [
     b"",
     LINES,
@@ -140,3 +151,15 @@ def test_no_bytes_upset_the_codecs_of_records(data: bytes) -> None:
 @FUZZ
 def test_no_bytes_upset_the_reader_of_arrow(data: bytes) -> None:
     targets.arrow(data)
+
+
+@given(changed(SERIES_1, SERIES_2, MANY_SERIES) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_remote_write_codec(data: bytes) -> None:
+    targets.remote_write(data)
+
+
+@given(changed(*EXPORTS, *JSON_EXPORTS) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_otlp_codec(data: bytes) -> None:
+    targets.otlp(data)

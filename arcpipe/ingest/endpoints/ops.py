@@ -73,6 +73,8 @@ class OpsEndpoints:
             ("GET", "/"): (self.page, OPEN),
             ("GET", "/health"): (self.health, OPEN),
             ("GET", "/ready"): (self.ready, OPEN),
+            ("GET", "/-/healthy"): (self.health, OPEN),  # the same two for Prometheus's tools
+            ("GET", "/-/ready"): (self.ready, OPEN),
             ("GET", "/metrics"): (self._together(self._metrics), READ),
             ("GET", "/api/v1/status"): (self._together(self._status), READ),
         }

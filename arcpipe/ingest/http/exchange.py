@@ -118,6 +118,10 @@ class Exchange:
     def refused(self, response: bytes) -> bytes:
         """Count a refusal, and return it in the shape that the path's clients read."""
         self.connection.count_refusal(response)
+        if self.path in responses.OTLP_PATHS:
+            # The headers are gone while the request waits for the disk, and its later answer is there.
+            told = self.headers.get(b"content-type") or self.success[: responses.HEAD_BYTES]
+            return responses.as_rpc_status(response, is_json=b"application/x-protobuf" not in told.lower())
         return responses.in_shape_of(self.path, response)
 
     def parameters(self) -> dict[str, str]:

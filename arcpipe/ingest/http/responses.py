@@ -20,6 +20,16 @@ INFLUXDB_PATHS: Final = _INFLUXDB2_PATHS | {
 }
 """Paths of InfluxDB's clients, whose answers tell its version."""
 
+OTLP_PATHS: Final = frozenset((b"/v1/logs", b"/v1/traces", b"/v1/metrics"))
+"""Paths of OTLP, whose errors are messages of the type `google.rpc.Status`."""
+HEAD_BYTES: Final = 128
+"""Bytes of a response in which its Content-Type is."""
+# Senders of OTLP repeat what is answered 429, 502, 503 or 504, and nothing else.
+_RETRIED_BY_OTLP: Final = frozenset((408, 507))
+# https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
+_RPC_CODES: Final = {400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 413: 8, 429: 8, 500: 13, 503: 14}
+_RPC_UNKNOWN: Final = 2
+
 # Characters of a reason in a header; the body contains all of it.
 _REASON_CHARACTERS: Final = 500
 # Answers that are kept with their date, as they are always the same, and the bytes of the longest such answer.
@@ -104,6 +114,29 @@ def in_shape_of(path: bytes, response: bytes) -> bytes:
         error["message"] = error["error"]
         error["code"] = _INFLUXDB2_CODES.get(status, error["code"])
     return json(status, error, b"".join((*headers, INFLUXDB_LINES, b"X-Influxdb-Error: %b\r\n" % reason)))
+
+
+def as_rpc_status(response: bytes, *, is_json: bool) -> bytes:
+    """Return an error as senders of OTLP read it: `google.rpc.Status`, and 503 where they should try again."""
+    head, _, content = response.partition(b"\r\n\r\n")
+    status_line, *lines = head.split(b"\r\n")
+    status = int(status_line[9:12])
+    if status in _RETRIED_BY_OTLP:
+        status = 503
+    reason = orjson.loads(content)["error"]
+    code = _RPC_CODES.get(status, _RPC_UNKNOWN)
+    headers = b"".join(b"%b\r\n" % line for line in lines if not line.startswith(_OF_JSON))
+    if is_json:
+        return json(status, {"code": code, "message": reason}, headers)
+    text = reason.encode()
+    size = bytearray()
+    left = len(text)
+    while left >= 0x80:
+        size.append(left & 0x7F | 0x80)
+        left >>= 7
+    size.append(left)
+    message = b"".join((b"\x08", bytes([code]), b"\x12", size, text))
+    return body(status, b"application/x-protobuf", message, headers)
 
 
 def with_lines(response: bytes, lines: bytes) -> bytes:

@@ -79,6 +79,10 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "ingest.accept_partial": (False, "no"),
     "idempotency.window_seconds": (60.5, "60.5"),
     "idempotency.max_keys": (5, "5"),
+    "otlp.promote": (["host.name"], "host.name"),
+    "remote_write.tables": ("metric", "metric"),
+    "remote_write.promote": (["job", "instance"], "job, instance"),
+    "remote_write.metadata": (False, "off"),
     "wal.enabled": (False, "off"),
     "wal.dir": ("/var/lib/arcpipe/wal", "/var/lib/arcpipe/wal"),
     "wal.sync_mode": ("async", "async"),
@@ -767,6 +771,6 @@ def test_effective_values_and_reprs_mask_credentials() -> None:
 def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
     assert list(document) == [
-        *("server", "auth", "limits", "ingest", "idempotency", "wal", "flush", "parquet", "schema", "storage"),
-        *("uploader", "compaction", "retention", "tables", "shutdown", "log", "access_log"),
+        *("server", "auth", "limits", "ingest", "idempotency", "remote_write", "otlp", "wal", "flush", "parquet"),
+        *("schema", "storage", "uploader", "compaction", "retention", "tables", "shutdown", "log", "access_log"),
     ]

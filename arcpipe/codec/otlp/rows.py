@@ -1,0 +1,86 @@
+"""Columns of one table: collected by name, and written as a columnar map."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from arcpipe.codec.columns import TIME, ColumnBatch, Maps, array_header
+from arcpipe.codec.otlp.request import Request
+from arcpipe.codec.packing import FLOAT, SIGNED, UNSIGNED, pack_texts, pack_wide
+from arcpipe.codec.protobuf.buffer import Ints, Words
+from arcpipe.codec.protobuf.fields import Mask
+
+MOST_NS: Final = np.uint64((1 << 63) - 1)
+"""The last time in nanoseconds that has 63 bits: in the year 2262."""
+
+_SUFFIX: Final = "_attribute"
+
+
+class Rows:
+    """The columns of some rows of one table. Numbers of 64 bits without a sign become `u64` where they are above 63."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._columns: dict[str, bytes] = {}
+        self._types: dict[str, str] = {}
+
+    def time(self, name: str, times_ns: Words) -> None:
+        """Add times; 0 is a missing one, as the specification says."""
+        self._columns[name] = pack_wide(SIGNED, times_ns.view(np.int64), times_ns == 0)
+
+    def texts(self, name: str, values: pa.Array) -> None:
+        """Add texts; null stays null."""
+        self._columns[name] = pack_texts(values)
+
+    def integers(self, name: str, values: npt.NDArray[Any], missing: Mask | None = None) -> None:
+        """Add integers of 64 bits."""
+        marker = UNSIGNED if values.dtype == np.uint64 else SIGNED
+        self._columns[name] = pack_wide(marker, values, missing)
+
+    def doubles(self, name: str, values: npt.NDArray[np.float64], missing: Mask | None = None) -> None:
+        """Add doubles, bit by bit."""
+        self._columns[name] = pack_wide(FLOAT, values, missing)
+
+    def numbers(self, name: str, bits: Words, is_integer: Mask, missing: Mask) -> None:
+        """Add doubles and integers of one column, which is of doubles; what does not fit goes to its sibling."""
+        marker = np.where(is_integer, np.uint8(SIGNED), np.uint8(FLOAT))
+        self._columns[name] = pack_wide(marker, bits, missing)
+        self._types[name] = "f64"
+
+    def booleans(self, name: str, values: Mask) -> None:
+        """Add booleans."""
+        self._columns[name] = array_header(len(values)) + (np.uint8(0xC2) + values.astype(np.uint8)).tobytes()
+
+    def origin(self, request: Request, scope: Ints, promoted: tuple[pa.Array, ...], promote: tuple[str, ...]) -> None:
+        """Add the columns of resource and scope, and those of promoted attributes.
+
+        Args:
+            scope: of each row.
+            promoted: the values of the rows themselves; the resource's come where they have none.
+        """
+        resource = pa.array(request.scopes.resource[scope])
+        at = pa.array(scope)
+        resources, scopes = request.resources, request.scopes
+        for name, values, index in (
+            ("ServiceName", resources.service, resource),
+            ("ResourceAttributes", resources.attributes, resource),
+            ("ResourceSchemaUrl", resources.schema_url, resource),
+            ("ScopeName", scopes.name, at),
+            ("ScopeVersion", scopes.version, at),
+            ("ScopeAttributes", scopes.attributes, at),
+            ("ScopeSchemaUrl", scopes.schema_url, at),
+        ):
+            self._columns[name] = pack_texts(values.take(index))
+        for name, own, common in zip(promote, promoted, resources.promoted, strict=True):
+            taken = name in self._columns or name == TIME
+            self._columns[f"{name}{_SUFFIX}" if taken else name] = pack_texts(pc.coalesce(own, common.take(resource)))
+
+    def add_to(self, maps: Maps, table: str, tags: tuple[str, ...]) -> None:
+        """Write the rows."""
+        batch = ColumnBatch(table, self._columns, self.count, tags, self._types or None)
+        maps.add(batch.encode(), self.count)

@@ -1,0 +1,72 @@
+"""Columns of Arrow and numpy as MessagePack arrays, a column at a time."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from arcpipe.codec.columns import array_header
+from arcpipe.codec.json_texts import bytes_of, offsets_of
+
+_NIL: Final = 0xC0
+# The longest text with a header of so many bytes, and the marker of that header.
+_HEADERS: Final = ((1, 31, 0xA0), (2, 0xFF, 0xD9), (3, 0xFFFF, 0xDA), (5, 0xFFFF_FFFF, 0xDB))
+
+
+def pack_texts(texts: pa.Array) -> bytes:
+    """Pack strings as a MessagePack array. All have headers of one width, that of the longest; null becomes nil."""
+    count = len(texts)
+    if not count:
+        return array_header(0)
+    missing = texts.is_null().to_numpy(zero_copy_only=False) if texts.null_count else None
+    if missing is not None:
+        texts = texts.fill_null("")
+    sizes = np.diff(offsets_of(texts))
+    longest = int(sizes.max())
+    width, marker = next((width, marker) for width, most, marker in _HEADERS if longest <= most)
+    headers = np.empty((count, width), np.uint8)
+    if width == 1:
+        headers[:, 0] = sizes | marker
+    else:
+        headers[:, 0] = marker
+        for at in range(1, width):
+            headers[:, at] = sizes >> 8 * (width - 1 - at) & 0xFF
+    ends = np.arange(0, (count + 1) * width, width, dtype=np.int32)
+    flat: npt.NDArray[np.uint8] = headers.ravel()
+    if missing is not None:
+        headers[missing, 0] = _NIL
+        keep = np.ones((count, width), np.bool_)
+        keep[missing, 1:] = False
+        flat = headers[keep]
+        ends[1:] = np.cumsum(keep.sum(axis=1))
+    front = pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(ends), pa.py_buffer(flat)])
+    return array_header(count) + bytes_of(pc.binary_join_element_wise(front, texts.cast(pa.binary()), b"")).tobytes()
+
+
+def pack_wide(
+    marker: int | npt.NDArray[np.uint8], values: npt.NDArray[Any], missing: npt.NDArray[np.bool_] | None = None
+) -> bytes:
+    """Pack numbers of eight bytes as a MessagePack array.
+
+    Args:
+        marker: of all of them, or of each.
+        missing: which are nil.
+    """
+    packed = np.empty(len(values), [("marker", "u1"), ("value", ">u8")])
+    packed["marker"] = marker
+    packed["value"] = values.view(np.uint64)
+    if missing is None or not missing.any():
+        return array_header(len(values)) + packed.tobytes()
+    packed["marker"][missing] = _NIL
+    keep = np.ones((len(values), 9), np.bool_)
+    keep[missing, 1:] = False
+    return array_header(len(values)) + packed.view(np.uint8).reshape(-1, 9)[keep].tobytes()
+
+
+FLOAT: Final = 0xCB
+SIGNED: Final = 0xD3
+UNSIGNED: Final = 0xCF

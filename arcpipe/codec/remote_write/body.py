@@ -1,0 +1,272 @@
+"""A body of remote write -> columnar maps, in pieces of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from arcpipe.codec.columns import Encoded
+from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.protobuf.buffer import Buffer, Ints, Words
+from arcpipe.codec.protobuf.fields import Level, Mask
+from arcpipe.codec.protobuf.pairs import Pairs, read_pairs
+from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan, scan_one
+from arcpipe.codec.remote_write.histograms import Histogram, read_histogram
+from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_of, values_of
+from arcpipe.codec.remote_write.series import (
+    Samples,
+    Series,
+    Symbols,
+    bad_refs,
+    json_labels_1,
+    label_refs,
+    paired,
+    read_series_1,
+    read_series_2,
+    read_symbols,
+)
+from arcpipe.codec.remote_write.tables import Identity, Layout, Tables
+from arcpipe.codec.time_units import range_of
+from arcpipe.units import MB
+
+Check = Callable[[], None]
+Version = Literal[1, 2]
+
+# Bytes of the series that become columns at a time: their columns stay in the cache, and each step takes milliseconds.
+_PIECE_BYTES: Final = MB
+# Reasons that an answer has room for.
+MAX_ERRORS: Final = 20
+_LEAST_MS, _MOST_MS = range_of("ms")
+# Histograms that are read between two calls of `check`: about a millisecond.
+_HISTOGRAMS_AT_A_TIME: Final = 64
+
+_TYPES: Final = ("unknown", "counter", "gauge", "histogram", "gaugehistogram", "summary", "info", "stateset")
+
+
+class Outcome(NamedTuple):
+    """What of a body can be written, and what cannot."""
+
+    encoded: Encoded | None  # None if there is nothing
+    samples: int
+    histograms: int
+    exemplars: int
+    errors: list[str]  # the first of them
+    more_errors: int
+
+
+def encode(body: bytes, check: Check = go_on, *, version: Version = 1, layout: Layout = Layout()) -> Outcome:  # noqa: B008
+    """Make a decompressed body columnar maps.
+
+    Raises:
+        BadPayload: it is no message of this version; the text says where.
+        PayloadTooLarge: it has too many tables for its size.
+    """
+    reader = _Reader(body, check, layout)
+    if version == 1:
+        reader.read_1()
+    else:
+        reader.read_2()
+    return reader.outcome()
+
+
+class _Reader:
+    def __init__(self, body: bytes, check: Check, layout: Layout) -> None:
+        self._buffer = Buffer(body)
+        self._check = check
+        self._layout = layout
+        self._tables = Tables(layout, Effort(len(body), check))
+        self._counts = [0, 0, 0]  # samples, histograms, exemplars
+        self._errors: list[str] = []
+        self._error_count = 0
+        self._first = 0  # index of the first series of the piece
+        self._top = scan_one(self._buffer, self._buffer.start, self._buffer.end, check)
+
+    def outcome(self) -> Outcome:
+        samples, histograms, exemplars = self._counts
+        more = self._error_count - len(self._errors)
+        return Outcome(self._tables.maps.encoded(), samples, histograms, exemplars, self._errors, more)
+
+    def read_1(self) -> None:
+        buffer = self._buffer
+        for starts, ends in _pieces(self._top.of(1, LENGTH_DELIMITED)):
+            series = read_series_1(buffer, starts, ends, self._check)
+            good = self._note_bad(series)
+            histograms = self._histograms(series, good)
+            exemplars, exemplar_labels = self._exemplars_1(series, good)
+            self._check()
+            self._add(series, good, histograms, exemplars, exemplar_labels, json_labels_1(buffer, series))
+        self._metadata_1(self._top.of(3, LENGTH_DELIMITED))
+
+    def read_2(self) -> None:
+        buffer = self._buffer
+        symbols = read_symbols(buffer, self._top.of(4, LENGTH_DELIMITED))
+        told: dict[tuple[Any, ...], None] = {}
+        for starts, ends in _pieces(self._top.of(5, LENGTH_DELIMITED)):
+            series, labels = read_series_2(buffer, symbols, starts, ends, self._check)
+            good = self._note_bad(series)
+            histograms = self._histograms(series, good)
+            exemplars, exemplar_labels = self._exemplars_2(series, good, symbols)
+            self._check()
+            self._add(series, good, histograms, exemplars, exemplar_labels, labels)
+            if self._layout.metadata:
+                self._collect_metadata_2(series, good, symbols, told)
+        if told:
+            self._tables.add_metadata(*(pa.array(column, pa.string()) for column in zip(*told, strict=True)))
+
+    def _note_bad(self, series: Series) -> Mask:
+        """Report the bad series of a piece; return which are good."""
+        good = np.ones(len(series.labels.counts), np.bool_)
+        for index, reason in sorted(series.bad.items()):
+            good[index] = False
+            self._report(index, reason)
+        return good
+
+    def _report(self, index: int, reason: str) -> None:
+        self._error_count += 1
+        if len(self._errors) < MAX_ERRORS:
+            self._errors.append(f"series {self._first + index}: {reason}")
+
+    def _timely(self, good: Mask, owner: Ints, times: Ints) -> Ints:
+        """Return which of these records of good series have a time that can be written; report the others."""
+        bad_time = (times < _LEAST_MS) | (times > _MOST_MS)
+        if bad_time.any():
+            for row in np.flatnonzero(bad_time & good[owner]).tolist():
+                self._report(int(owner[row]), f"the timestamp {int(times[row])} ms is out of range")
+        return np.flatnonzero(good[owner] & ~bad_time)
+
+    def _histograms(self, series: Series, good: Mask) -> tuple[Ints, list[Histogram]]:
+        owner, start, end = series.histograms
+        found = []
+        for at, stop in zip(start.tolist(), end.tolist(), strict=True):
+            found.append(read_histogram(self._buffer, at, stop, self._check))
+            if not len(found) % _HISTOGRAMS_AT_A_TIME:
+                self._check()
+        rows = self._timely(good, owner, np.array([one.time for one in found], np.int64))
+        return owner[rows], [found[row] for row in rows.tolist()]
+
+    def _exemplars_1(self, series: Series, good: Mask) -> tuple[Samples, pa.Array]:
+        owner, start, end = series.exemplars
+        if not len(owner):
+            return _NO_SAMPLES, _NO_TEXTS
+        level = Level(self._buffer, scan(self._buffer, start, end, self._check), len(owner))
+        labels, _ = read_pairs(self._buffer, level.fields.of(1, LENGTH_DELIMITED), len(owner), self._check)
+        return self._timely_exemplars(level, owner, good, labels, {})
+
+    def _exemplars_2(self, series: Series, good: Mask, symbols: Symbols) -> tuple[Samples, pa.Array]:
+        owner, start, end = series.exemplars
+        if not len(owner):
+            return _NO_SAMPLES, _NO_TEXTS
+        level = Level(self._buffer, scan(self._buffer, start, end, self._check), len(owner))
+        of, refs = label_refs(self._buffer, level.fields, 1)
+        bad, known = bad_refs(symbols, of, refs, len(owner))
+        of, names, values = paired(of, refs, known)
+        spans = (symbols.start[names], symbols.end[names], symbols.start[values], symbols.end[values])
+        labels = Pairs(np.bincount(of, minlength=len(owner)), of, *spans)
+        return self._timely_exemplars(level, owner, good, labels, bad)
+
+    def _timely_exemplars(
+        self, level: Level, owner: Ints, good: Mask, labels: Pairs, bad: dict[int, str]
+    ) -> tuple[Samples, pa.Array]:
+        """Read exemplars, and leave out those that are bad."""
+        times = level.integers(3)
+        texts = json_of(self._buffer, labels)
+        wrong = find_bad(self._buffer, labels) | bad
+        usable = np.ones(len(owner), np.bool_)
+        for index, reason in sorted(wrong.items()):
+            if labels.counts[index] or index in bad:  # an exemplar may have no labels
+                usable[index] = False
+                if good[owner[index]]:
+                    self._report(int(owner[index]), f"of an exemplar: {reason}")
+        rows = self._timely(good, owner, times)
+        rows = rows[usable[rows]]
+        exemplars = Samples(owner[rows], level.doubles(2)[rows], times[rows], np.zeros(len(rows), np.int64))
+        return exemplars, texts.take(pa.array(rows))
+
+    def _add(
+        self,
+        series: Series,
+        good: Mask,
+        histograms: tuple[Ints, list[Histogram]],
+        exemplars: Samples,
+        exemplar_labels: pa.Array,
+        labels: pa.Array,
+    ) -> None:
+        buffer, spans = self._buffer, series.labels
+        metric = values_of(buffer, spans, METRIC_NAME)
+        promoted = tuple(values_of(buffer, spans, name.encode()) for name in self._layout.promote)
+        identity = Identity(metric.fill_null("") if metric.null_count else metric, labels, promoted)
+        samples = series.samples
+        rows = self._timely(good, samples.owner, samples.times)
+        if len(rows) < len(samples.owner):
+            samples = samples.take(rows)
+        self._check()
+        self._tables.add_samples(identity, samples)
+        self._check()
+        self._tables.add_histograms(identity, *histograms)
+        self._tables.add_exemplars(identity, exemplars, exemplar_labels)
+        for at, found in enumerate((samples.owner, histograms[0], exemplars.owner)):
+            self._counts[at] += len(found)
+        self._first += len(good)
+        self._check()
+
+    def _metadata_1(self, spans: Spans) -> None:
+        if not len(spans.owner) or not self._layout.metadata:
+            return
+        buffer = self._buffer
+        level = Level(buffer, scan(buffer, spans.start, spans.end, self._check), len(spans.owner))
+        names, help_, unit = (buffer.gather_texts(*level.spans(number), "metadata") for number in (2, 4, 5))
+        self._tables.add_metadata(names, _type_words(level.unsigned(1)), help_, unit)
+
+    def _collect_metadata_2(
+        self, series: Series, good: Mask, symbols: Symbols, told: dict[tuple[Any, ...], None]
+    ) -> None:
+        """Collect what the series of a piece tell about their metrics, each once."""
+        level = Level(self._buffer, series.fields, len(good))
+        spans = level.message(5, "metadata")
+        if not len(spans.owner):
+            return
+        count = len(symbols.start)
+        inner = Level(self._buffer, scan(self._buffer, spans.start, spans.end, self._check), len(spans.owner))
+        kinds, helps, units = inner.unsigned(1), inner.unsigned(3), inner.unsigned(4)
+        usable = good[spans.owner] & (helps < count) & (units < count) & ((kinds > 0) | (helps > 0) | (units > 0))
+        rows = np.flatnonzero(usable)
+        metric = values_of(self._buffer, series.labels, METRIC_NAME).take(pa.array(spans.owner[rows])).fill_null("")
+        codes = np.stack(
+            (
+                metric.dictionary_encode().indices.to_numpy().astype(np.int64),
+                *(column[rows].astype(np.int64) for column in (kinds, helps, units)),
+            )
+        )
+        _, firsts = np.unique(codes, axis=1, return_index=True)
+        chosen = rows[np.sort(firsts)]
+        texts = [metric.take(pa.array(np.sort(firsts))), _type_words(kinds[chosen])]
+        texts += [
+            self._buffer.gather_texts(symbols.start[refs], symbols.end[refs], "a symbol")
+            for refs in (helps[chosen].astype(np.int64), units[chosen].astype(np.int64))
+        ]
+        told.update(dict.fromkeys(zip(*(column.to_pylist() for column in texts), strict=True)))
+        self._check()
+
+
+def _type_words(kinds: Words) -> pa.Array:
+    """Return the words for types of metrics; an unknown number is "unknown"."""
+    known = np.where(kinds < len(_TYPES), kinds, 0).astype(np.int64)
+    return pa.array(_TYPES, pa.string()).take(pa.array(known))
+
+
+def _pieces(spans: Spans) -> Iterator[tuple[Ints, Ints]]:
+    """Divide messages into pieces of about `_PIECE_BYTES`, each with one message at least."""
+    start = 0
+    count = len(spans.owner)
+    while start < count:
+        end = int(np.searchsorted(spans.end, spans.start[start] + _PIECE_BYTES, side="right"))
+        end = max(end, start + 1)
+        yield spans.start[start:end], spans.end[start:end]
+        start = end
+
+
+_NO_SAMPLES: Final = Samples(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))
+_NO_TEXTS: Final = pa.array([], pa.string())

@@ -1,0 +1,194 @@
+"""Series of both versions: where their labels, samples, histograms and exemplars are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from arcpipe.codec.json_texts import objects, quoted
+from arcpipe.codec.protobuf.buffer import Buffer, Ints
+from arcpipe.codec.protobuf.fields import Level, Mask, packed_varints
+from arcpipe.codec.protobuf.pairs import Pairs, is_named, read_pairs
+from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Fields, Spans, scan
+from arcpipe.codec.protobuf.varints import read_varints, varint_sizes
+from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_in_place, json_of
+
+Check = Callable[[], None]
+
+# Tags of the two fields of labels and samples: a number and a wire type each.
+_FIRST_DOUBLE, _SECOND_VARINT = 0x09, 0x10
+
+
+class Samples(NamedTuple):
+    """Values with the index of their series; times in ms, `started` is 0 where nobody tells it."""
+
+    owner: Ints
+    values: npt.NDArray[np.float64]
+    times: Ints
+    started: Ints
+
+    def take(self, rows: Ints) -> Samples:
+        """Return some of them."""
+        return Samples(self.owner[rows], self.values[rows], self.times[rows], self.started[rows])
+
+
+class Series(NamedTuple):
+    """The parts of some series."""
+
+    labels: Pairs
+    samples: Samples
+    histograms: Spans
+    exemplars: Spans
+    started: Ints
+    bad: dict[int, str]
+    fields: Fields
+    in_place: bool  # whether `json_in_place` may be tried
+
+
+def read_series_1(buffer: Buffer, starts: Ints, ends: Ints, check: Check) -> Series:
+    """Find the parts of the series of version 1."""
+    fields = scan(buffer, starts, ends, check)
+    labels, plain = read_pairs(buffer, fields.of(1, LENGTH_DELIMITED), len(starts), check)
+    samples = read_samples(buffer, fields.of(2, LENGTH_DELIMITED), np.zeros(len(starts), np.int64), check)
+    return Series(
+        labels,
+        samples,
+        fields.of(4, LENGTH_DELIMITED),
+        fields.of(3, LENGTH_DELIMITED),
+        np.zeros(len(starts), np.int64),
+        find_bad(buffer, labels),
+        fields,
+        plain and _are_in_order(buffer, fields, labels),
+    )
+
+
+def _are_in_order(buffer: Buffer, fields: Fields, labels: Pairs) -> bool:
+    """Tell whether each series begins with its labels, and these with the metric's name."""
+    if not labels.counts.all():
+        return False
+    firsts = np.cumsum(labels.counts) - labels.counts
+    if not is_named(buffer, labels, METRIC_NAME)[firsts].all():
+        return False
+    places = np.flatnonzero((fields.number == 1) & (fields.wire == LENGTH_DELIMITED))
+    begins = np.searchsorted(fields.owner, np.arange(len(labels.counts)))
+    return bool((places == np.repeat(begins - firsts, labels.counts) + np.arange(len(places))).all())
+
+
+def read_samples(buffer: Buffer, spans: Spans, started: Ints, check: Check) -> Samples:
+    """Read value and time of each sample.
+
+    Args:
+        started: of each series, where its samples do not tell it.
+    """
+    owner, start, end = spans
+    text = buffer.text
+    usual = (text[start] == _FIRST_DOUBLE) & (text[start + 9] == _SECOND_VARINT)
+    usual &= varint_sizes(buffer, start + 10) == end - start - 10
+    values = buffer.doubles(start + 1)
+    begins = started[owner]
+    check()
+    if usual.all():
+        return Samples(owner, values, read_varints(buffer, start + 10, end).view(np.int64), begins)
+    times = np.zeros(len(owner), np.int64)
+    good, odd = np.flatnonzero(usual), np.flatnonzero(~usual)
+    times[good] = read_varints(buffer, start[good] + 10, end[good]).view(np.int64)
+    level = Level(buffer, scan(buffer, start[odd], end[odd], check), len(odd))
+    values[odd], times[odd] = level.doubles(1), level.integers(2)
+    own = level.integers(3)
+    begins[odd] = np.where(own != 0, own, begins[odd])
+    return Samples(owner, values, times, begins)
+
+
+def json_labels_1(buffer: Buffer, series: Series) -> pa.Array:
+    """Make the labels of each series, but for the metric's name, a JSON object."""
+    if series.in_place:
+        texts = json_in_place(buffer, series.labels)
+        if texts is not None:
+            return texts
+    return json_of(buffer, series.labels.chosen(~is_named(buffer, series.labels, METRIC_NAME)))
+
+
+# Version 2
+
+
+class Symbols(NamedTuple):
+    """The symbols of a body: their places, and their JSON texts."""
+
+    start: Ints
+    end: Ints
+    quoted: pa.Array
+
+
+def read_symbols(buffer: Buffer, spans: Spans) -> Symbols:
+    """Find the symbols of a body. The first one is empty by the specification."""
+    return Symbols(spans.start, spans.end, quoted(buffer.gather_texts(spans.start, spans.end, "a symbol")))
+
+
+def read_series_2(buffer: Buffer, symbols: Symbols, starts: Ints, ends: Ints, check: Check) -> tuple[Series, pa.Array]:
+    """Find the parts of the series of version 2; return them, and the labels as JSON objects."""
+    count = len(starts)
+    fields = scan(buffer, starts, ends, check)
+    level = Level(buffer, fields, count)
+    owner, refs = label_refs(buffer, fields, 1)
+    bad, known = bad_refs(symbols, owner, refs, count)
+    owner, names, values = paired(owner, refs, known)
+    labels = Pairs(
+        np.bincount(owner, minlength=count),
+        owner,
+        symbols.start[names],
+        symbols.end[names],
+        symbols.start[values],
+        symbols.end[values],
+    )
+    bad = {**find_bad(buffer, labels), **bad}
+    check()
+    rest = ~is_named(buffer, labels, METRIC_NAME)
+    texts = objects(
+        symbols.quoted.take(pa.array(names[rest])),
+        symbols.quoted.take(pa.array(values[rest])),
+        np.bincount(owner[rest], minlength=count),
+    )
+    started = level.integers(6)
+    samples = read_samples(buffer, fields.of(2, LENGTH_DELIMITED), started, check)
+    series = Series(
+        labels,
+        samples,
+        fields.of(3, LENGTH_DELIMITED),
+        fields.of(4, LENGTH_DELIMITED),
+        started,
+        bad,
+        fields,
+        False,
+    )
+    return series, texts
+
+
+def label_refs(buffer: Buffer, fields: Fields, number: int) -> tuple[Ints, Ints]:
+    """Read references to symbols: (owner, index) of each; an index that is no int64 becomes a large one."""
+    owner, refs = packed_varints(buffer, fields, number)
+    return owner, np.minimum(refs, np.uint64(1 << 40)).astype(np.int64)
+
+
+def bad_refs(symbols: Symbols, owner: Ints, refs: Ints, count: int) -> tuple[dict[int, str], Mask]:
+    """Find the owners with bad references: their reasons, and which owners are good."""
+    bad = {}
+    known = np.ones(count, np.bool_)
+    for one in np.unique(owner[refs >= len(symbols.start)]).tolist():
+        bad[one] = f"a label refers to a symbol beyond the last of {len(symbols.start)}"
+        known[one] = False
+    for one in np.flatnonzero(np.bincount(owner, minlength=count) % 2).tolist():
+        bad[one] = "the references of its labels are no pairs"
+        known[one] = False
+    return bad, known
+
+
+def paired(owner: Ints, refs: Ints, known: Mask) -> tuple[Ints, Ints, Ints]:
+    """Split the references of good owners into owner, name and value."""
+    if not known.all():
+        good = known[owner]
+        owner, refs = owner[good], refs[good]
+    return owner[::2], refs[::2], refs[1::2]

@@ -1,0 +1,143 @@
+"""Columns of samples, histograms, exemplars and metadata -> columnar maps of the tables that they belong to."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from arcpipe.codec.columns import MAX_NAME_BYTES, TIME, ColumnBatch, Maps, check_measurement, pack_values
+from arcpipe.codec.effort import Effort
+from arcpipe.codec.packing import FLOAT, SIGNED, pack_texts, pack_wide
+from arcpipe.codec.protobuf.buffer import Ints
+from arcpipe.codec.remote_write.histograms import Histogram
+from arcpipe.codec.remote_write.series import Samples
+from arcpipe.errors import BadPayload
+
+SAMPLES: Final = "prometheus"
+HISTOGRAMS: Final = "prometheus_histograms"
+EXEMPLARS: Final = "prometheus_exemplars"
+METADATA: Final = "prometheus_metadata"
+
+METRIC: Final = "metric"
+LABELS: Final = "labels"
+# Columns of these tables. A promoted label that is called so gets a suffix.
+_OWN_COLUMNS: Final = frozenset(
+    {TIME, METRIC, LABELS, "value", "start_ms", "count", "sum", "histogram", "exemplar_labels"}
+)
+_SUFFIX: Final = "_label"
+
+
+class Layout(NamedTuple):
+    """How records become tables: `[remote_write]` of the settings."""
+
+    per_metric: bool = False  # one table of samples for each metric
+    promote: tuple[str, ...] = ()  # labels that are columns of their own, too
+    metadata: bool = True
+
+
+class Identity(NamedTuple):
+    """What tells series apart: a value per series."""
+
+    metric: pa.Array
+    labels: pa.Array
+    promoted: tuple[pa.Array, ...]
+
+    def take(self, rows: Ints) -> Identity:
+        """Return the identity of each row by the index of its series."""
+        index = pa.array(rows)
+        return Identity(
+            self.metric.take(index), self.labels.take(index), tuple(one.take(index) for one in self.promoted)
+        )
+
+
+class Tables:
+    """Collects the columnar maps of one body."""
+
+    def __init__(self, layout: Layout, effort: Effort) -> None:
+        self.maps = Maps()
+        self._layout = layout
+        self._effort = effort
+        promoted = (f"{name}{_SUFFIX}" if name in _OWN_COLUMNS else name for name in layout.promote)
+        self._tags = (METRIC, LABELS, *promoted)
+
+    def add_samples(self, identity: Identity, samples: Samples) -> None:
+        """Add samples; their owners are rows of `identity`."""
+        if not len(samples.owner):
+            return
+        if not self._layout.per_metric:
+            self._add_samples(SAMPLES, identity, samples)
+            return
+        coded = identity.metric.dictionary_encode()
+        codes = coded.indices.to_numpy()[samples.owner]
+        order = np.argsort(codes, kind="stable")
+        names = coded.dictionary.to_pylist()
+        ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+        start = 0
+        for name, end in zip(names, ends.tolist(), strict=True):
+            rows = order[start:end]
+            start = end
+            if len(rows):
+                self._effort.add_shape()
+                self._add_samples(_table_name(name), identity, samples.take(rows))
+
+    def _add_samples(self, table: str, identity: Identity, samples: Samples) -> None:
+        columns = {TIME: pack_wide(SIGNED, samples.times), **self._identity(identity, samples.owner)}
+        columns["value"] = pack_wide(FLOAT, samples.values)
+        if samples.started.any():
+            columns["start_ms"] = pack_wide(SIGNED, samples.started, samples.started == 0)
+        self._add(table, columns, len(samples.owner))
+
+    def add_histograms(self, identity: Identity, owner: Ints, histograms: list[Histogram]) -> None:
+        """Add native histograms; `owner` are rows of `identity`."""
+        if not histograms:
+            return
+        times = np.array([one.time for one in histograms], np.int64)
+        columns = {TIME: pack_wide(SIGNED, times), **self._identity(identity, owner)}
+        columns["count"] = pack_values([one.observations for one in histograms])
+        columns["sum"] = pack_wide(FLOAT, np.array([one.total for one in histograms], np.float64))
+        columns["histogram"] = pack_texts(pa.array([one.text for one in histograms], pa.string()))
+        started = np.array([one.started for one in histograms], np.int64)
+        if started.any():
+            columns["start_ms"] = pack_wide(SIGNED, started, started == 0)
+        self._add(HISTOGRAMS, columns, len(histograms), {"count": "f64"})
+
+    def add_exemplars(self, identity: Identity, exemplars: Samples, labels: pa.Array) -> None:
+        """Add exemplars; `labels` are their own."""
+        if not len(exemplars.owner):
+            return
+        columns = {TIME: pack_wide(SIGNED, exemplars.times), **self._identity(identity, exemplars.owner)}
+        columns["exemplar_labels"] = pack_texts(labels)
+        columns["value"] = pack_wide(FLOAT, exemplars.values)
+        self._add(EXEMPLARS, columns, len(exemplars.owner))
+
+    def add_metadata(self, metric: pa.Array, type_: pa.Array, help_: pa.Array, unit: pa.Array) -> None:
+        """Add what senders tell about metrics; its time is that of arrival."""
+        if not self._layout.metadata or not len(metric):
+            return
+        columns = {
+            METRIC: pack_texts(metric),
+            "type": pack_texts(type_),
+            "help": pack_texts(help_),
+            "unit": pack_texts(unit),
+        }
+        self.maps.add(ColumnBatch(METADATA, columns, len(metric), (METRIC,)).encode(), len(metric))
+
+    def _identity(self, identity: Identity, owner: Ints) -> dict[str, bytes]:
+        if len(owner) != len(identity.metric) or not (owner == np.arange(len(owner))).all():
+            identity = identity.take(owner)
+        texts = (identity.metric, identity.labels, *identity.promoted)
+        return {name: pack_texts(column) for name, column in zip(self._tags, texts, strict=True)}
+
+    def _add(self, table: str, columns: dict[str, bytes], rows: int, types: dict[str, str] | None = None) -> None:
+        self.maps.add(ColumnBatch(table, columns, rows, self._tags, types).encode(), rows)
+
+
+def _table_name(metric: str) -> str:
+    """Return the table of a metric: its own if it may be called so, else that of all."""
+    try:
+        check_measurement(metric)
+    except BadPayload:
+        return SAMPLES
+    return metric if len(metric) <= MAX_NAME_BYTES else SAMPLES

@@ -1,0 +1,153 @@
+"""Requests of OTLP, held against the SDK's own messages and a loop over their objects."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any, Final
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from arcpipe.codec.otlp.body import Signal, encode
+from arcpipe.codec.otlp.json_form import from_json
+from arcpipe.errors import BadPayload
+from tests.unit.codec.otlp.messages import NOW, Maker
+from tests.unit.codec.otlp.reading import READERS, REQUESTS, as_read
+from tests.unit.codec.remote_write.reading import rows_written
+
+SIGNALS: Final[tuple[Signal, ...]] = ("logs", "traces", "metrics")
+each = pytest.mark.parametrize("signal", SIGNALS)
+
+
+def assert_written(request: Any, signal: Signal, body: bytes, *, is_json: bool = False) -> None:
+    outcome = encode(body, signal=signal, is_json=is_json)
+    assert outcome.refused == 0
+    expected = READERS[signal](request)
+    written = rows_written(outcome.encoded)
+    assert written.keys() == expected.keys()
+    for table, rows in expected.items():
+        found = [as_read(row, one) for row, one in zip(written[table], rows, strict=True)]
+        for row, one in zip(found, rows, strict=True):
+            assert row == one
+
+
+@each
+@pytest.mark.parametrize("seed", range(40))
+def test_each_item_is_written_as_the_sdk_reads_it(signal: Signal, seed: int) -> None:
+    request = Maker(seed).request(signal)
+    assert_written(request, signal, request.SerializeToString())
+
+
+@each
+@pytest.mark.slow
+def test_many_items_are_written_in_pieces(signal: Signal) -> None:
+    """One resource with one scope has most of the items, as senders put them together."""
+    maker = Maker(1)
+    request = REQUESTS[signal]()
+    while len(request.ListFields()) == 0 or request.ByteSize() < 1 << 18:
+        request.MergeFrom(maker.request(signal, 6))
+    scopes = next(field for field, _ in request.ListFields()[0][1][0].ListFields() if field.name.startswith("scope_"))
+    scope = getattr(request.ListFields()[0][1][0], scopes.name)[0]
+    for _ in range(2_500):
+        getattr(maker, f"_{signal}")(scope)
+    assert request.ByteSize() > 1 << 20
+    assert_written(request, signal, request.SerializeToString())
+
+
+def json_of(request: Any) -> bytes:
+    """The JSON of OTLP: ids are hexadecimal, and enums numbers."""
+
+    def patched(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: patched(one, name) for name, one in value.items()}
+        if isinstance(value, list):
+            return [patched(one) for one in value]
+        return base64.b64decode(value).hex() if key in ("traceId", "spanId", "parentSpanId") else value
+
+    return json.dumps(patched(MessageToDict(request, use_integers_for_enums=True))).encode()
+
+
+@each
+@pytest.mark.parametrize("seed", range(20))
+def test_json_means_the_same_as_protobuf(signal: Signal, seed: int) -> None:
+    request = Maker(seed).request(signal)
+    again = REQUESTS[signal].FromString(from_json(json_of(request), signal, lambda: None))
+    assert str(again) == str(request)
+    assert_written(request, signal, json_of(request), is_json=True)
+
+
+@each
+def test_a_time_beyond_the_range_is_refused_and_counted(signal: Signal) -> None:
+    request = REQUESTS[signal]()
+    bad, good = (1 << 63) + 1, NOW
+    for time in (bad, good, bad):
+        if signal == "logs":
+            request.resource_logs.add().scope_logs.add().log_records.add(time_unix_nano=time)
+        elif signal == "traces":
+            request.resource_spans.add().scope_spans.add().spans.add(start_time_unix_nano=time)
+        else:
+            metric = request.resource_metrics.add().scope_metrics.add().metrics.add(name="m")
+            metric.gauge.data_points.add(time_unix_nano=time)
+    outcome = encode(request.SerializeToString(), signal=signal)
+    assert (outcome.refused, outcome.encoded and outcome.encoded.records) == (2, 1)
+    assert "2262" in outcome.reason
+
+
+def test_promoted_attributes_are_columns_of_the_item_or_its_resource() -> None:
+    request = REQUESTS["logs"]()
+    resource = request.resource_logs.add()
+    resource.resource.attributes.add(key="host.name").value.string_value = "r"
+    records = resource.scope_logs.add().log_records
+    records.add(time_unix_nano=NOW).attributes.add(key="host.name").value.string_value = "own"
+    records.add(time_unix_nano=NOW).attributes.add(key="Body").value.int_value = 7
+    outcome = encode(request.SerializeToString(), signal="logs", promote=("host.name", "Body"))
+    first, second = rows_written(outcome.encoded)["otel_logs"]
+    assert (first["host.name"], first["Body_attribute"]) == ("own", None)
+    assert (second["host.name"], second["Body_attribute"]) == ("r", "7")
+
+
+def deep(levels: int) -> bytes:
+    request = REQUESTS["logs"]()
+    value = request.resource_logs.add().scope_logs.add().log_records.add(time_unix_nano=NOW).body
+    for _ in range(levels):
+        value = value.array_value.values.add()
+    value.string_value = "x"
+    return bytes(request.SerializeToString())
+
+
+def test_nesting_is_bounded() -> None:
+    assert encode(deep(20), signal="logs").encoded is not None
+    with pytest.raises(BadPayload, match="more than 32 deep"):
+        encode(deep(40), signal="logs")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"{", "no JSON"),
+        (b"[]", "logs is no object"),
+        (b'{"resourceLogs": {}}', "logs.resourceLogs is no array"),
+        (b'{"resourceLogs": [{"schemaUrl": 1}]}', r"logs.resourceLogs\[0\].schemaUrl is no string"),
+        (b'{"resource_logs": [{"scopeLogs": [{"logRecords": [{"timeUnixNano": "x"}]}]}]}', "no integer in range"),
+        (b'{"resourceLogs": [{"scopeLogs": [{"logRecords": [{"traceId": "zz"}]}]}]}', "no hexadecimal text"),
+        (b'{"resourceLogs": [{"scopeLogs": [{"logRecords": [{"severityNumber": -1}]}]}]}', "no integer in range"),
+    ],
+)
+def test_json_of_another_shape_is_refused_with_its_place(body: bytes, reason: str) -> None:
+    with pytest.raises(BadPayload, match=reason):
+        encode(body, signal="logs", is_json=True)
+
+
+@each
+def test_an_empty_request_is_no_error(signal: Signal) -> None:
+    assert encode(b"", signal=signal) == (None, 0, "")
+    assert encode(b"{}", signal=signal, is_json=True) == (None, 0, "")
+
+
+def test_unknown_names_of_json_are_skipped() -> None:
+    body = (
+        b'{"new": [1], "resourceLogs": [{"scopeLogs": [{"logRecords": [{"x": {}, "body": {"stringValue": "hi"}}]}]}]}'
+    )
+    outcome = encode(body, signal="logs", is_json=True)
+    assert [row["Body"] for row in rows_written(outcome.encoded)["otel_logs"]] == ["hi"]

@@ -1,0 +1,267 @@
+"""Bodies of remote write, held against protobuf's own parser and a loop over its objects."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arcpipe.codec.remote_write.body import Version, encode
+from arcpipe.codec.remote_write.tables import Layout
+from arcpipe.errors import BadPayload, PayloadTooLarge
+from tests.support.prometheus_messages import V1, V2
+from tests.unit.codec.remote_write import reading
+
+(STALE,) = struct.unpack("<d", bytes.fromhex("020000000000f07f"))
+TIME: Final = 1_700_000_000_000
+
+both = pytest.mark.parametrize("version", [1, 2])
+
+Labels = dict[str, str]
+Series = tuple[Labels, list[tuple[int, float]], list[tuple[Labels, int, float]]]
+
+
+def make(series: list[Series], version: Version) -> bytes:
+    """Make a body of series: labels, samples, and exemplars."""
+    if version == 1:
+        request = V1["WriteRequest"]()
+        for labels, samples, exemplars in series:
+            one = request.timeseries.add()
+            for name, text in labels.items():
+                one.labels.add(name=name, value=text)
+            for time, value in samples:
+                one.samples.add(timestamp=time, value=value)
+            for own, time, value in exemplars:
+                exemplar = one.exemplars.add(timestamp=time, value=value)
+                for name, text in own.items():
+                    exemplar.labels.add(name=name, value=text)
+        return bytes(request.SerializeToString())
+    request = V2["Request"]()
+    symbols = {"": 0}
+
+    def refs(labels: Labels) -> list[int]:
+        return [symbols.setdefault(text, len(symbols)) for pair in labels.items() for text in pair]
+
+    for labels, samples, exemplars in series:
+        one = request.timeseries.add(labels_refs=refs(labels))
+        for time, value in samples:
+            one.samples.add(timestamp=time, value=value)
+        for own, time, value in exemplars:
+            one.exemplars.add(timestamp=time, value=value, labels_refs=refs(own))
+    request.symbols.extend(symbols)
+    return bytes(request.SerializeToString())
+
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from(["x" * 127, "y" * 200, '"\\'])
+times = st.integers(0, 1 << 42)
+values = st.floats() | st.just(STALE)
+label_sets = st.dictionaries(names, texts, max_size=5).map(lambda labels: {"__name__": "up", **labels})
+unsorted = st.dictionaries(names | st.just("__name__"), texts, min_size=1, max_size=5)
+series_lists = st.lists(
+    st.tuples(
+        label_sets | unsorted,
+        st.lists(st.tuples(times, values), max_size=3),
+        st.lists(st.tuples(st.dictionaries(names, texts, max_size=2), times, values), max_size=2),
+    ),
+    max_size=5,
+)
+
+
+@both
+@given(series=series_lists)
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck), database=None)
+def test_each_record_is_written_as_protobuf_reads_it(version: Version, series: list[Series]) -> None:
+    body = make(series, version)
+    outcome = encode(body, version=version)
+    assert not outcome.errors
+    expected = reading.samples_expected(body, version)
+    assert reading.samples_written(outcome.encoded) == expected
+    assert outcome.samples == len(expected)
+    exemplars = reading.exemplars_expected(body, version)
+    assert reading.exemplars_written(outcome.encoded) == exemplars
+    assert outcome.exemplars == len(exemplars)
+
+
+@both
+def test_many_series_of_the_usual_shape_are_written(version: Version) -> None:
+    """Several pieces, with each kind of text that needs more than a copy at the end of one of them."""
+    series: list[Series] = []
+    for number in range(9_000):
+        labels = {"__name__": f"m_{number % 7}", "host": f"h{number}", "path": "/" + "x" * (number % 200)}
+        if number == 8_000:
+            labels["odd"] = 'a "quoted"\n\\ text\x01'
+        if number == 8_500:
+            labels["z"] = "Ärger 🔥"
+        series.append((labels, [(TIME + number, number / 3)], []))
+    body = make(series, version)
+    outcome = encode(body, version=version)
+    assert reading.samples_written(outcome.encoded) == reading.samples_expected(body, version)
+
+
+@both
+def test_a_stale_marker_keeps_its_bits(version: Version) -> None:
+    outcome = encode(make([({"__name__": "up"}, [(TIME, STALE)], [])], version), version=version)
+    ((*_, value),) = reading.samples_written(outcome.encoded)
+    assert value == bytes.fromhex("020000000000f07f")
+
+
+@both
+def test_a_series_without_labels_is_left_out_and_told(version: Version) -> None:
+    good: Series = ({"__name__": "up"}, [(TIME, 1.0)], [])
+    outcome = encode(make([good, ({}, [(TIME, 2.0)], []), good], version), version=version)
+    assert (outcome.samples, outcome.errors, outcome.more_errors) == (2, ["series 1: it has no labels"], 0)
+    assert len(reading.samples_written(outcome.encoded)) == 2
+
+
+@both
+def test_a_time_that_no_file_can_hold_is_left_out(version: Version) -> None:
+    series: list[Series] = [({"__name__": "up"}, [(TIME, 1.0), (1 << 62, 2.0)], [])]
+    outcome = encode(make(series, version), version=version)
+    assert (outcome.samples, outcome.errors) == (1, [f"series 0: the timestamp {1 << 62} ms is out of range"])
+
+
+def test_a_label_that_is_there_twice_is_told() -> None:
+    request = V1["WriteRequest"]()
+    one = request.timeseries.add()
+    for name in ("__name__", "kubernetes_namespace_name_of_a_long_kind", "kubernetes_namespace_name_of_a_long_kind"):
+        one.labels.add(name=name, value="x")
+    one.samples.add(value=1, timestamp=TIME)
+    outcome = encode(request.SerializeToString())
+    assert outcome.encoded is None
+    assert outcome.errors == ["series 0: it has the label 'kubernetes_namespace_name_of_a_long_kind' twice"]
+
+
+@pytest.mark.parametrize(("refs", "reason"), [([0, 1, 2], "no pairs"), ([1, 9], "beyond the last of 3")])
+def test_references_that_lead_nowhere_are_told(refs: list[int], reason: str) -> None:
+    request = V2["Request"](symbols=["", "__name__", "up"])
+    request.timeseries.add(labels_refs=[1, 2]).samples.add(value=1, timestamp=TIME)
+    request.timeseries.add(labels_refs=refs).samples.add(value=2, timestamp=TIME)
+    outcome = encode(request.SerializeToString(), version=2)
+    assert outcome.samples == 1
+    assert reason in outcome.errors[0]
+
+
+HISTOGRAM: Final[dict[str, Any]] = {
+    "count_int": 12,
+    "sum": 18.4,
+    "schema": -1,
+    "zero_threshold": 0.001,
+    "zero_count_int": 2,
+    "positive_deltas": [1, 1, -1, 0],
+    "negative_deltas": [1, 1, -1, 0],
+    "reset_hint": 2,
+    "timestamp": TIME,
+    "custom_values": [0.5, float("inf")],
+}
+
+
+@both
+def test_a_native_histogram_is_json(version: Version) -> None:
+    if version == 1:
+        request = V1["WriteRequest"]()
+        one = request.timeseries.add()
+        one.labels.add(name="__name__", value="h")
+    else:
+        request = V2["Request"](symbols=["", "__name__", "h"])
+        one = request.timeseries.add(labels_refs=[1, 2])
+    histogram = one.histograms.add(**HISTOGRAM)
+    histogram.positive_spans.add(offset=0, length=2)
+    histogram.positive_spans.add(offset=-1, length=2)
+    outcome = encode(request.SerializeToString(), version=version)
+    (row,) = reading.rows_written(outcome.encoded)["prometheus_histograms"]
+    assert (row["metric"], row["time"], row["count"], row["sum"]) == ("h", TIME, 12, 18.4)
+    assert json.loads(row["histogram"]) == {
+        "count": 12,
+        "schema": -1,
+        "zero_threshold": 0.001,
+        "zero_count": 2,
+        "positive_spans": [[0, 2], [-1, 2]],
+        "positive_deltas": [1, 1, -1, 0],
+        "negative_deltas": [1, 1, -1, 0],
+        "custom_values": [0.5, "Infinity"],
+        "reset_hint": "NO",
+    }
+    assert (outcome.samples, outcome.histograms) == (0, 1)
+
+
+def test_metadata_of_version_1_is_a_table() -> None:
+    request = V1["WriteRequest"]()
+    request.metadata.add(type=1, metric_family_name="http_requests_total", help="Requests.", unit="")
+    (row,) = reading.rows_written(encode(request.SerializeToString()).encoded)["prometheus_metadata"]
+    assert row == {"metric": "http_requests_total", "type": "counter", "help": "Requests.", "unit": ""}
+    assert encode(request.SerializeToString(), layout=Layout(metadata=False)).encoded is None
+
+
+def test_metadata_of_version_2_is_told_once_for_each_metric() -> None:
+    request = V2["Request"](symbols=["", "__name__", "up", "host", "a", "b", "Help.", "seconds"])
+    for host in (4, 5):
+        one = request.timeseries.add(labels_refs=[1, 2, 3, host])
+        one.samples.add(value=1, timestamp=TIME)
+        one.metadata.type, one.metadata.help_ref, one.metadata.unit_ref = 2, 6, 7
+    rows = reading.rows_written(encode(request.SerializeToString(), version=2).encoded)
+    assert rows["prometheus_metadata"] == [{"metric": "up", "type": "gauge", "help": "Help.", "unit": "seconds"}]
+
+
+def test_the_start_of_a_counter_is_a_column() -> None:
+    request = V2["Request"](symbols=["", "__name__", "up"])
+    one = request.timeseries.add(labels_refs=[1, 2], created_timestamp=5)
+    one.samples.add(value=1, timestamp=TIME)
+    one.samples.add(value=1, timestamp=TIME, start_timestamp=7)
+    rows = reading.rows_written(encode(request.SerializeToString(), version=2).encoded)["prometheus"]
+    assert [row["start_ms"] for row in rows] == [5, 7]
+
+
+@both
+def test_a_table_for_each_metric(version: Version) -> None:
+    series: list[Series] = [
+        ({"__name__": name, "n": str(n)}, [(TIME + n, float(n))], []) for n, name in enumerate(["a", "b", "a", "\x00"])
+    ]
+    outcome = encode(make(series, version), version=version, layout=Layout(per_metric=True))
+    rows = reading.rows_written(outcome.encoded)
+    assert {table: [row["value"] for row in found] for table, found in rows.items()} == {
+        "a": [0.0, 2.0],
+        "b": [1.0],
+        "prometheus": [3.0],  # of a name that no table can have
+    }
+
+
+def test_too_many_tables_are_refused() -> None:
+    series: list[Series] = [({"__name__": f"m{n}"}, [(TIME, 1.0)], []) for n in range(6_000)]
+    with pytest.raises(PayloadTooLarge, match="shapes"):
+        encode(make(series, 1), layout=Layout(per_metric=True))
+
+
+@both
+def test_promoted_labels_are_columns_besides_the_text(version: Version) -> None:
+    series: list[Series] = [
+        ({"__name__": "a", "job": "x", "value": "v"}, [(TIME, 1.0)], []),
+        ({"__name__": "a"}, [(TIME, 2.0)], []),
+    ]
+    outcome = encode(make(series, version), version=version, layout=Layout(promote=("job", "value")))
+    first, second = reading.rows_written(outcome.encoded)["prometheus"]
+    assert (first["job"], first["value_label"], json.loads(first["labels"])["job"]) == ("x", "v", "x")
+    assert (second["job"], second["value_label"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x0a\x05",
+        b"\x0a\x02\x0a\x05",
+        b"\x0a\x06\x0a\x04\x0a\x02\xff\xfe",  # a name that is not UTF-8
+        b"\x0a\x04\x12\x02\x09\x00",
+        b"\xff",
+    ],
+)
+def test_a_body_that_is_no_message_is_refused(body: bytes) -> None:
+    with pytest.raises(BadPayload):
+        encode(body)
+
+
+def test_an_empty_body_is_no_error() -> None:
+    assert encode(b"") == (None, 0, 0, 0, [], 0)
