@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from arcpipe.codec.otlp.body import Outcome, Signal, encode
 from arcpipe.codec.otlp.json_form import varint
 from arcpipe.errors import BadPayload
-from arcpipe.ingest.endpoints.write import Target, WriteEndpoints
+from arcpipe.ingest.endpoints.targets import Target
+from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import Exchange

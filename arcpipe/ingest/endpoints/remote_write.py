@@ -16,7 +16,8 @@ from arcpipe.codec.remote_write.body import Outcome, Version, encode
 from arcpipe.codec.remote_write.tables import Layout
 from arcpipe.codec.snappy import decode_block
 from arcpipe.errors import BadPayload
-from arcpipe.ingest.endpoints.write import Target, WriteEndpoints
+from arcpipe.ingest.endpoints.targets import Target
+from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import Exchange
