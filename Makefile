@@ -11,6 +11,10 @@ SPARK_VERSIONS ?= 3.5.1 3.5.9 4.0.0 4.1.4
 ICEBERG ?= 3.5.9/iceberg-1.10.1
 ICEBERG_JAR := org.apache.iceberg:iceberg-spark-runtime-3.5_2.12
 
+# Delta in a Spark of these, and DuckDB with its extension for Delta: the extension on PyPI is of another version.
+DELTA ?= 3.5.9/delta-3.3.2
+DUCKDB_DELTA ?= 1.4.4
+
 # Telegraf with what the tests need: its other plugins would take half an hour to compile.
 TELEGRAF := github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
 TELEGRAF_TAGS := custom,inputs.file,inputs.socket_listener,parsers.influx,serializers.influx
@@ -80,16 +84,32 @@ test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) $(ICEBERG:%=.v
 	mvn -q dependency:copy -Dartifact=$(ICEBERG_JAR):$(lastword $(subst -, ,$(ICEBERG))) -DoutputDirectory='$(CURDIR)/$(@D)'
 	mv $(@D)/iceberg-spark-runtime-*.jar $@
 
-test-tables: test-env .tables/iceberg-rest/.installed .tables/duckdb/.installed .venv-spark-$(ICEBERG).jar ## tables in every catalogue, as Spark and DuckDB read and change them; needs Java, Maven, PostgreSQL; half an hour
-	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_SPARK_TABLES='$(ICEBERG)' $(BIN)/pytest -n 2 tests/tables $(ARGS)
+# Engines and catalogues that read, change and maintain tables, and are too large for each run of CI.
+TABLES_NEED := .tables/iceberg-rest/.installed .tables/duckdb/.installed .venv-spark-$(ICEBERG).jar
+TABLES_NEED += .venv-spark-$(DELTA)/.installed .venv-duckdb-$(DUCKDB_DELTA)/.installed
+test-tables: test-env $(TABLES_NEED) ## tables in every catalogue, as Spark and DuckDB read and change them; needs Java, Maven and PostgreSQL; half an hour
+	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_SPARK_TABLES='$(ICEBERG)' ARCPIPE_TEST_DELTA='$(DELTA) $(DUCKDB_DELTA)' \
+		$(BIN)/pytest -n 2 tests/tables $(ARGS)
 
+# Apache Iceberg's own REST catalogue, which it has for tests.
 .tables/iceberg-rest/.installed: tests/tables/iceberg-rest.xml
 	mvn -q -f $< dependency:copy-dependencies -DoutputDirectory='$(CURDIR)/$(@D)'
 	@touch $@
 
 .tables/duckdb/.installed:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check duckdb==$(DUCKDB) duckdb-extensions==$(DUCKDB) duckdb-extension-iceberg==$(DUCKDB) duckdb-extension-avro==$(DUCKDB)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile duckdb==$(DUCKDB) \
+		duckdb-extensions==$(DUCKDB) duckdb-extension-iceberg==$(DUCKDB) duckdb-extension-avro==$(DUCKDB)
+	@touch $@
+
+.venv-spark-$(DELTA)/.installed: .venv-spark-$(firstword $(subst /, ,$(DELTA)))/.installed
+	for name in spark_2.12 storage; do \
+		mvn -q dependency:copy -Dartifact=io.delta:delta-$$name:$(lastword $(subst -, ,$(DELTA))) -DoutputDirectory='$(CURDIR)/$(@D)' || exit 1; done
+	@touch $@
+
+.venv-duckdb-$(DUCKDB_DELTA)/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile pytz duckdb==$(DUCKDB_DELTA) 'duckdb-ext-delta==$(DUCKDB_DELTA).*'
 	@touch $@
 
 test-clients: test-env ## write with real clients: of Python, and Telegraf, JavaScript's and Go's where Node.js and Go are installed
@@ -113,7 +133,7 @@ fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60)
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) .venv-spark-* .tables .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
-from urllib.parse import unquote
 
 import typer
 
@@ -59,9 +58,23 @@ def compact(
         raise typer.BadParameter("--measurement needs --database")
     options = _Options(database, measurement, parse_time(before), as_json)
     settings = load_settings(config)
+    refuse_tables(settings)
     failed = asyncio.run(_compact(settings, options, dry_run))
     if failed:
         raise typer.Exit(1)
+
+
+def refuse_tables(settings: Settings) -> None:
+    """Refuse a command that deletes files, where tables may have them.
+
+    Raises:
+        ArcpipeError: there are tables.
+    """
+    if settings.has_tables:
+        raise ArcpipeError(
+            f"tables.format is {settings.tables.format!r}, and this would delete files that tables have: use the "
+            "maintenance of the tables' own engines instead (docs/tables.md)"
+        )
 
 
 def parse_time(before: str | None) -> int | None:
@@ -118,6 +131,8 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
 
 
 def _row(work: Work) -> dict[str, Any]:
+    from arcpipe.lake.folders import name_of
+
     folder = work.folder
     return {
         "database": name_of(folder.database),
@@ -127,11 +142,6 @@ def _row(work: Work) -> dict[str, Any]:
         "mb": round(sum(file.size for file in work.files) / 1e6, 1),
         "dedup": "series_time" if work.dedup else "none",
     }
-
-
-def name_of(component: str) -> str:
-    """Return the name that a component of a key stands for; one that was cut stays as it is."""
-    return component if "~" in component else unquote(component)
 
 
 def _tell(found: list[Work], options: _Options) -> None:

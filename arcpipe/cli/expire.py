@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcpipe.cli.compact import parse_time
+from arcpipe.cli.compact import parse_time, refuse_tables
 from arcpipe.cli.options import ConfigOption
 from arcpipe.cli.output import print_json, print_table
 from arcpipe.cli.serving import load_settings
@@ -50,6 +50,8 @@ def expire(
     if before is not None and database is None:
         raise typer.BadParameter("--before needs --database")
     settings = load_settings(config)
+    if yes:
+        refuse_tables(settings)
     days = settings.retention.days if database is None else _days_of(settings, database, before)
     if before is None and not days:
         raise ArcpipeError(
@@ -99,7 +101,7 @@ async def _expire(
 
 
 def _add(rows: dict[tuple[str, str], dict[str, Any]], expired: Expired) -> None:
-    from arcpipe.cli.compact import name_of
+    from arcpipe.lake.folders import name_of
 
     hour = datetime.fromtimestamp(expired.folder.hour_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H")
     names = name_of(expired.folder.database), name_of(expired.folder.measurement)

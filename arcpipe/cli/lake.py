@@ -286,12 +286,12 @@ async def _store(config: Path | None) -> AsyncIterator[LakeStore]:
 
 
 def _prefixes(database: str | None, measurement: str | None) -> list[str]:
-    """Return the prefixes of keys that these names may have: early versions left `_` at their beginning."""
-    from arcpipe.lake.keys import Hidden, encode_database, encode_name
+    """Return the prefixes of keys that these names may have, by version and the format of tables."""
+    from arcpipe.lake.keys import WAYS, Hidden, encode_database, encode_name
 
     if database is None:
         return [""]
-    ways: tuple[Hidden, ...] = ("._", ".")
+    ways: tuple[Hidden, ...] = (*WAYS, ".")
     found = [
         f"{encode_database(database, hidden)}/" + ("" if measurement is None else f"{encode_name(measurement, other)}/")
         for hidden in ways

@@ -14,7 +14,7 @@ import typer
 
 from arcpipe import __version__
 from arcpipe.cli import compact as cli_compact
-from arcpipe.cli import lake, schema, token, wal
+from arcpipe.cli import lake, schema, tables, token, wal
 from arcpipe.cli import status as cli_status
 from arcpipe.cli.options import ConfigOption
 from arcpipe.cli.serving import check_server, end_by_code, load_settings, start_server, tell_warnings
@@ -34,6 +34,7 @@ app.add_typer(wal.app, name="wal")
 app.add_typer(token.app, name="token")
 app.add_typer(schema.app, name="schema")
 app.add_typer(lake.app, name="lake")
+app.add_typer(tables.app, name="tables")
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from arcpipe.config.settings import FileLocation
 from arcpipe.disk import Disk, space
 from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import HOUR_US
-from arcpipe.lake.keys import encode_database, encode_name
+from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore, Listed
 from arcpipe.units import MB
 
@@ -133,13 +133,13 @@ class Compactor:
         """
         closed_us = int((self._now() - self._settings.compaction.after_seconds) * 1_000_000)
         closed_us = closed_us if before_us is None else min(before_us, closed_us)
-        databases = await self._store.list_folders("") if database is None else [encode_database(database)]
+        databases = await self._store.list_folders("") if database is None else database_components(database)
         for one in databases:
             if one[0] in "._":
                 continue
             measurements = await self._store.list_folders(f"{one}/")
             if measurement is not None:
-                measurements = [name for name in measurements if name == encode_name(measurement)]
+                measurements = [name for name in measurements if name in measurement_components(measurement)]
             for name in measurements:
                 async for work in self._find_in(f"{one}/{name}/", closed_us):
                     yield work

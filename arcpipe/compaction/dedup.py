@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
-from arcpipe.lake.keys import encode_database, encode_name
+from arcpipe.lake.keys import database_components, measurement_components
 
 
 class DedupRules:
@@ -15,12 +16,13 @@ class DedupRules:
     """
 
     def __init__(self, rules: Mapping[str, str]) -> None:
-        self._databases = {encode_database(key): word for key, word in rules.items()}
+        self._databases = {name: word for key, word in rules.items() for name in database_components(key)}
         self._tables: dict[tuple[str, str], str] = {}
         for key, word in rules.items():
             for index, letter in enumerate(key):
                 if letter == ".":
-                    self._tables[encode_database(key[:index]), encode_name(key[index + 1 :])] = word
+                    names = product(database_components(key[:index]), measurement_components(key[index + 1 :]))
+                    self._tables |= dict.fromkeys(names, word)
 
     def applies(self, database: str, measurement: str) -> bool:
         """Tell whether equal points count once; the names are components of a key."""

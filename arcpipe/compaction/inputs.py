@@ -16,7 +16,7 @@ from arcpipe.codec.columns import TIME
 from arcpipe.compaction.files import Folder
 from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import DATABASE, MEASUREMENT, ROLE, TIME_TYPE
-from arcpipe.lake.keys import encode_database, encode_name
+from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.lake.spool import Spool
 
 _ROLES: Final = frozenset({b"time", b"tag", b"field", b"rescued"})
@@ -63,8 +63,9 @@ class InputFile:
             self.measurement = metadata[MEASUREMENT].decode()
         except (KeyError, UnicodeDecodeError):
             raise Odd(key, "arcpipe did not write it") from None
-        names = encode_database(self.database), encode_name(self.measurement)
-        if names != (folder.database, folder.measurement):
+        if folder.database not in database_components(
+            self.database
+        ) or folder.measurement not in measurement_components(self.measurement):
             raise Odd(key, f"it is of {self.database!r}, {self.measurement!r}, and not of its folder")
         self._check_columns()
 

@@ -26,7 +26,7 @@ from arcpipe.compaction.files import Folder, LakeFile, parse_folder
 from arcpipe.compaction.retention_clock import DAY_US
 from arcpipe.lake.file_schema import HOUR_US
 from arcpipe.lake.hours import hours_until, newest_hour
-from arcpipe.lake.keys import encode_database
+from arcpipe.lake.keys import database_components
 from arcpipe.storage import LakeStore
 
 _AHEAD_US: Final = DAY_US  # most time that the clock may be ahead of the newest hour's end
@@ -102,13 +102,13 @@ class Retention:
     async def find(self, limits: Mapping[str, int]) -> AsyncIterator[Expired]:
         """Yield the expired hours that have files, also of others only, by measurement and the oldest first."""
         for database, end_us in limits.items():
-            component = encode_database(database)
-            for measurement in await self._store.list_folders(f"{component}/"):
-                async for found in hours_until(self._store, f"{component}/{measurement}/", end_us):
-                    self._step()
-                    folder = parse_folder(found.path)
-                    if folder is not None and any((expired := await self._look(folder))[1:]):
-                        yield expired
+            for component in database_components(database):
+                for measurement in await self._store.list_folders(f"{component}/"):
+                    async for found in hours_until(self._store, f"{component}/{measurement}/", end_us):
+                        self._step()
+                        folder = parse_folder(found.path)
+                        if folder is not None and any((expired := await self._look(folder))[1:]):
+                            yield expired
 
     async def delete(self, folder: Folder) -> Expired:
         """Delete the files of an expired hour.

@@ -6,13 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from urllib.parse import unquote
 
 from arcpipe.compaction.compactor import Compactor
 from arcpipe.compaction.merge import Stopped
 from arcpipe.compaction.retention import Expired, Retention
 from arcpipe.compaction.retention_clock import RetentionClock, Waiting
 from arcpipe.counters import Compaction
+from arcpipe.lake.folders import name_of
 from arcpipe.storage import LakeStore
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class RetentionLooks:
         try:
             async for expired in self._retention.find(await self._retention.limits(self._days)):
                 if expired.files:
-                    sums.setdefault(unquote(expired.folder.database), _Sum()).add(await self._delete(expired))
+                    sums.setdefault(name_of(expired.folder.database), _Sum()).add(await self._delete(expired))
         finally:
             for database, found in sums.items():
                 log.info("retention: deleted %s, from database %r", found, database)
@@ -99,7 +99,7 @@ class RetentionLooks:
         sums: dict[str, _Sum] = {}
         async for expired in self._retention.find(await self._retention.limits(self._days)):
             if expired.files:
-                sums.setdefault(unquote(expired.folder.database), _Sum()).add(expired)
+                sums.setdefault(name_of(expired.folder.database), _Sum()).add(expired)
         until = datetime.fromtimestamp(waiting.until_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         found = "; ".join(f"{database!r}: {found}" for database, found in sums.items()) or "nothing"
         log.warning(

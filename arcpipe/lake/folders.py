@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
-from urllib.parse import unquote
+
+from arcpipe.lake.keys import decode_component
 
 SUFFIX: Final = ".parquet"
 
@@ -29,8 +30,8 @@ class Folder(NamedTuple):
 
     @property
     def names(self) -> tuple[str, str]:
-        """Database and measurement as clients call them. A name that was cut ends in `~` and a hash."""
-        return unquote(self.database), unquote(self.measurement)
+        """Database and measurement as clients call them; the component itself where a name was cut."""
+        return name_of(self.database), name_of(self.measurement)
 
 
 class FileName(NamedTuple):
@@ -39,6 +40,12 @@ class FileName(NamedTuple):
     first_us: int
     batch: str
     number: int
+
+
+def name_of(component: str) -> str:
+    """Return the name that a component of a key stands for; one that was cut stays as it is."""
+    name = decode_component(component)
+    return component if name is None else name
 
 
 def parse_folder(path: str) -> Folder | None:

@@ -20,7 +20,7 @@ from arcpipe.lake import footers
 from arcpipe.lake.file_schema import BATCH, DATABASE, HOUR_US, MEASUREMENT, TIME_TYPE
 from arcpipe.lake.folders import SUFFIX, FileName, Folder, parse_file_name, parse_folder
 from arcpipe.lake.footers import Unreadable, readable
-from arcpipe.lake.keys import encode_database, encode_name
+from arcpipe.lake.keys import database_components, encode_database, encode_name, measurement_components
 from arcpipe.storage import LakeStore, Listed
 from arcpipe.units import MB
 
@@ -184,9 +184,9 @@ def _problems_of_names(schema: pa.Schema, file: StoredFile) -> list[str]:
         return ["arcpipe did not write it: its footer names no database, measurement or batch"]
     problems = []
     folder = file.folder
-    if folder.database not in (encode_database(database), encode_database(database, ".")):
+    if folder.database not in (*database_components(database), encode_database(database, ".")):
         problems.append(f"it is of the database {database!r}, and not of its folder's")
-    if folder.measurement not in (encode_name(measurement), encode_name(measurement, ".")):
+    if folder.measurement not in (*measurement_components(measurement), encode_name(measurement, ".")):
         problems.append(f"it is of the measurement {measurement!r}, and not of its folder's")
     if batch != file.name.batch:
         problems.append(f"it is of the batch {batch}, and not of its name's")

@@ -1,8 +1,8 @@
 """Name the files of a batch: a database, a measurement and an hour become an object key.
 
 Names of clients become components of a path. Whatever the name, its component is ASCII without slashes, neither empty
-nor `.` nor `..`. It is the name itself where a path can have it, and `urllib.parse.unquote` gives the name again unless
-it was cut. Different names have different components. This module must not know Arrow or object stores.
+nor `.` nor `..`. It is the name itself where a path can have it, and `decode_component` gives the name again unless it
+was cut. Different names have different components. This module must not know Arrow or object stores.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ Hidden = Literal[".", "._", "._~"]
 Batches that were begun by versions that left `_` as it is keep the keys that they have begun with. `~` at the end means
 that the escapes are `~20` instead of `%20`: most readers of Delta find no table below a folder with a percent sign.
 """
+
+WAYS: Final[tuple[Hidden, ...]] = ("._", "._~")
+"""The ways in which names are encoded today."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -56,14 +59,24 @@ def encode_database(name: str, hidden: Hidden = "._") -> str:
     return encoded
 
 
+def database_components(name: str) -> list[str]:
+    """Return the components that a database may have, by the format of its tables."""
+    return list(dict.fromkeys(encode_database(name, way) for way in WAYS))
+
+
+def measurement_components(name: str) -> list[str]:
+    """Return the components that a measurement may have, by the format of its tables."""
+    return list(dict.fromkeys(encode_name(name, way) for way in WAYS))
+
+
 def decode_component(component: str) -> str | None:
     """Return the name of a database or measurement by its component of a key; None if it was cut, or may have been."""
     if _CUT.fullmatch(component):
         return None
-    if "%" in component:
-        return "" if component == "%" else unquote(component)
-    if component == "~":
+    if component in ("%", "~"):
         return ""
+    if "%" in component:
+        return unquote(component)
     return _TILDE.sub(lambda found: bytes.fromhex(found[0].replace("~", "")).decode(errors="replace"), component)
 
 

@@ -347,7 +347,7 @@ class Committer:
             state = self.states.of(table)
             state.last_commit, state.snapshot = time.time(), result.snapshot
             state.commits += 1
-            log.info("table %s: %d files with %d rows committed", _shown(table), result.files, rows)
+            log.debug("table %s: %d files with %d rows committed", _shown(table), result.files, rows)
         if result.created:
             log.info("table %s is new", _shown(table))
         self._seen.add((table, node))

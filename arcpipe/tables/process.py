@@ -151,6 +151,7 @@ class CommitterProcess:
         try:
             committer = await self._ready()
             with committer.files.lock():
+                started = time.monotonic()
                 outcome = await committer.round(force)
         except Busy as error:
             log.info("%s; waiting for it", error)
@@ -160,6 +161,11 @@ class CommitterProcess:
             self._note(error)
             return None
         self._note_states("", "")
+        if outcome.commits:
+            log.info(
+                "committed %d files with %d rows to %d tables in %.2f s; %d batches wait",
+                *(outcome.files, outcome.rows, outcome.commits, time.monotonic() - started, outcome.waiting),
+            )
         self._failures = 0
         self._held_back_until = time.monotonic() + _HELD_BACK_SECONDS
         return outcome

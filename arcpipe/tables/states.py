@@ -102,6 +102,11 @@ class States:
         """Return the tables that this process has committed to."""
         return [table for table, state in self._tables.items() if state.commits]
 
+    def problems(self) -> list[str]:
+        """Return a text for each table that has to wait."""
+        failing = sorted((table, state.problem) for table, state in self._tables.items() if state.kind)
+        return [f"{table[0]}.{table[1]}: {problem}" for table, problem in failing]
+
     def count(self, *kinds: Kind) -> int:
         """Return the number of tables that wait for one of these reasons."""
         return sum(state.kind in kinds for state in self._tables.values())

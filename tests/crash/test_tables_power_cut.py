@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
+import inspect
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import pytest
@@ -21,6 +24,7 @@ from arcpipe import durable
 from arcpipe.config.settings import StorageS3
 from arcpipe.counters import Counters
 from arcpipe.disk import Disk
+from arcpipe.errors import ArcpipeError
 from arcpipe.storage import open_store
 from arcpipe.tables import ledger as ledger_module
 from arcpipe.tables.base import TableName
@@ -32,14 +36,14 @@ from arcpipe.upload.handover import Handover
 from arcpipe.upload.spares import Spares
 from arcpipe.wal.directory import NodeIdentity, WALDirectory
 from tests.crash.power_cut import states_after_power_cuts
-from tests.crash.recording import Note, RecordingDisk
+from tests.crash.recording import CHANGES, Fault, Note, RecordingDisk
 from tests.crash.system_calls import mounted
 from tests.support.compaction import NODE, file_bytes, key_of, put, table_of
 from tests.support.sets import IS_LONG
 from tests.support.table_model import ModelTables
 
 BATCHES = 4
-STATES = 20_000 if IS_LONG else 700  # of one recording
+STATES = 20_000 if IS_LONG else 450  # of one recording
 TABLES = (("db", "m"), ("db", "other"))
 
 
@@ -125,10 +129,13 @@ async def _at_once(seconds: float) -> None:
     return
 
 
-def record(lake: Lake, seed: int) -> tuple[RecordingDisk, int]:
+def record(lake: Lake, seed: int, fault: Fault | None = None) -> tuple[RecordingDisk, int]:
     """A life of a node: batches are handed over, forgotten and committed, in an order that the seed chooses.
 
     Returns the recording, and its length when all batches were uploaded and nothing had happened yet.
+
+    Args:
+        fault: strikes from then on; each step is tried again until it succeeds.
     """
     rng = random.Random(seed)
     disk = RecordingDisk(seed=seed)
@@ -140,22 +147,38 @@ def record(lake: Lake, seed: int) -> tuple[RecordingDisk, int]:
         for batch in lake.batches:
             durable.replace(node.directory.disk, node.manifest(batch), b"{}")
         begun = len(disk.log)
+        disk.faults = [fault] if fault is not None else []
         try:
             for batch in lake.batches:
                 if rng.random() < 0.3:
-                    await node.round()
-                node.hand_over(batch)
+                    await insist(node.round)
+                await insist(lambda batch=batch: node.hand_over(batch))  # type: ignore[misc]
                 if rng.random() < 0.7:
-                    await node.round()
-                node.forget(batch)
+                    await insist(node.round)
+                await insist(lambda batch=batch: node.forget(batch))  # type: ignore[misc]
                 if rng.random() < 0.5:
-                    await node.round()
+                    await insist(node.round)
         finally:
             await node.close()
         return begun
 
     with mounted(disk), a_random_first_counter(rng):
         return disk, asyncio.run(live())
+
+
+async def insist(step: Callable[[], Any]) -> None:
+    """Do a step as the uploader and the committer do: until it succeeds."""
+    problem: Exception | None = None
+    for _ in range(20):
+        try:
+            done = step()
+            if inspect.isawaitable(done):
+                await done
+        except (OSError, ArcpipeError) as error:
+            problem = error
+            continue
+        return
+    raise AssertionError(f"it does not succeed, however often it is tried: {problem}")
 
 
 def a_random_first_counter(rng: random.Random) -> Any:
@@ -215,6 +238,27 @@ def complaint(lake: Lake) -> str:
 
 def test_no_power_cut_loses_or_doubles_a_file(lake: Lake) -> None:
     assert check(lake) > STATES // 4
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+def test_no_fault_of_the_disk_loses_or_doubles_a_file(lake: Lake, error: int, how: Literal["before", "after"]) -> None:
+    """Each change fails once, or three times, and a power cut may follow."""
+    skips = itertools.count() if IS_LONG else iter(range(0, 400, 17))
+    for skip in skips:
+        fault = Fault(CHANGES, skip, 1 + skip % 2 * 2, how, error)
+        disk, begun = record(lake, skip % 5, fault)
+        if not fault.struck:
+            break
+        for state in states_after_power_cuts(disk, random.Random(skip), 8, since=begun):
+            notes = [one for one in disk.log[: state.after] if isinstance(one, Note) and one.kind == "tables"]
+            come_up(dict(state.image), lake, notes[-1].value if notes else {}, skip)
+        come_up(disk.image(), lake, last_tables(disk), skip)
+    assert skip > 50, "there were fewer changes than there must be"
+
+
+def last_tables(disk: RecordingDisk) -> dict[TableName, Any]:
+    return next((one.value for one in reversed(disk.log) if isinstance(one, Note) and one.kind == "tables"), {})
 
 
 # The same harness has to find bugs
@@ -291,7 +335,7 @@ def test_it_is_caught_if_a_batch_may_come_back_after_its_commit_file(
     forget = Committer.forget
 
     def without_sync(self: Committer, names: Sequence[CommitFileName]) -> None:
-        with mock.patch.object(Disk, "sync_directory", lambda self, path: None):
+        with mock.patch.object(Disk, "sync_directory", return_value=None):
             forget(self, names)
 
     monkeypatch.setattr(Committer, "forget", without_sync)

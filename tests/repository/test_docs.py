@@ -27,7 +27,8 @@ from typer.main import get_command
 
 from arcpipe.cli.main import app
 from arcpipe.config.settings import Compaction, Settings
-from arcpipe.counters import REFUSAL_CODES, RETRY_KINDS, Counters, Uploader
+from arcpipe.config.settings_tables import Tables
+from arcpipe.counters import REFUSAL_CODES, RETRY_KINDS, Committer, Counters, Uploader
 from arcpipe.monitoring import issues, metrics, snapshot
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.directory import WALDirectory
@@ -252,7 +253,7 @@ def test_settings_that_are_named_exist(page: Path) -> None:
     sections = {key.rpartition(".")[0] for key in known}
     words = "|".join(sorted(map(re.escape, sections)))
     for name in re.findall(rf"(?<![\w./-])((?:{words})\.[a-z]\w*(?:\.\w+)?)", page.read_text()):
-        assert name in known | sections | {"schema.json", "schema.json.copy"}, name  # which are files
+        assert name in known | sections | {"schema.json", "schema.json.copy", "tables.md"}, name  # which are files
     for name in re.findall(r"\bARCPIPE_[A-Z0-9_]+\b", page.read_text()):
         keys = {"ARCPIPE_" + key.upper().replace(".", "_") for key in known} | {"ARCPIPE_CONFIG", "ARCPIPE_TOKEN"}
         keys |= {"ARCPIPE_SERVICE_HOST", "ARCPIPE_PORT"}  # which Kubernetes makes
@@ -260,9 +261,10 @@ def test_settings_that_are_named_exist(page: Path) -> None:
 
 
 def metric_families() -> list[Metric]:
-    settings = Settings(compaction=Compaction(enabled=True))
+    settings = Settings(compaction=Compaction(enabled=True), tables=Tables(format="iceberg"))
     counters = Counters(1)
     counters.uploader[Uploader.LAST_UPLOAD_US] = 1  # or the metric of it would be left out
+    counters.committer[Committer.LAST_COMMIT_US] = 1
     return list(metrics.families(snapshot.take(settings, counters, [])))
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from arcpipe.config.load import load
-from arcpipe.counters import Counters, Uploader
+from arcpipe.counters import Committer, Counters, Uploader
 from arcpipe.monitoring import issues, snapshot
 from arcpipe.monitoring.metrics import families
 from arcpipe.wal.directory import WALDirectory
@@ -56,10 +56,10 @@ def panels() -> list[dict[str, Any]]:
 
 def existing_names(tmp_path: Path) -> set[str]:
     """Of every sample that /metrics may have."""
-    settings = load(None, {"ARCPIPE_WAL_DIR": str(tmp_path / "wal")})
+    settings = load(None, {"ARCPIPE_WAL_DIR": str(tmp_path / "wal"), "ARCPIPE_TABLES_FORMAT": "delta"})
     WALDirectory(settings.wal.dir).make()
     counters = Counters(1)
-    counters.uploader[Uploader.LAST_UPLOAD_US] = 1
+    counters.uploader[Uploader.LAST_UPLOAD_US] = counters.committer[Committer.LAST_COMMIT_US] = 1
     names = set()
     for family in families(snapshot.take(settings, counters, [])):
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"], "info": ["_info"]}

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from arcpipe.config.settings import Parquet
 from arcpipe.lake.file_schema import ROLE, TIME_TYPE, file_metadata, file_order
-from arcpipe.lake.keys import Layout, Partition
+from arcpipe.lake.keys import Hidden, Layout, Partition
 from arcpipe.lake.parquet_file import ParquetFile, Special
 from arcpipe.lake.spool import SpoolMemory
 
@@ -60,7 +60,7 @@ def file_bytes(
     return data
 
 
-def key_of(
+def key_of(  # noqa: PLR0913 (what a key is made of)
     number: int,
     *,
     node: str = NODE,
@@ -70,10 +70,11 @@ def key_of(
     database: str = "db",
     measurement: str = "m",
     hour_us: int = HOUR_US,
+    hidden: Hidden = "._",
 ) -> str:
     """Name a file of batch `number`."""
     batch = f"{node}-20260101T0000{number % 60:02}-{boot}.{number}-{number:08x}"
-    return Partition(database, measurement, hour_us).key(layout, hour_us, batch, file)
+    return Partition(database, measurement, hour_us).key(layout, hour_us, batch, file, hidden)
 
 
 def put(root: Path, key: str, data: bytes, age_seconds: float = 3600.0) -> Path:

@@ -22,4 +22,4 @@ def copy_at_one_moment(source: str | Path, where: Path) -> None:
 
 def batch_files(wal: Path) -> list[str]:
     """List the files in `batches/`, except the spare ones, which stay."""
-    return sorted(name for name in os.listdir(wal / "batches") if not re.fullmatch(r"spare-[12]", name))
+    return sorted(name for name in os.listdir(wal / "batches") if not re.fullmatch(r"spare-[1-4]", name))

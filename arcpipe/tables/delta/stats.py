@@ -14,7 +14,8 @@ The protocol's default is to have them of the first 32 columns. Time is the firs
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import orjson
@@ -22,50 +23,45 @@ import pyarrow.parquet as pq
 
 _COLUMNS: Final = 32
 _CHARACTERS: Final = 32
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_DAY: Final = datetime(1970, 1, 1).toordinal()
 _GREATEST: Final = 0x10FFFF  # code point
 _SURROGATES: Final = (0xD800, 0xDFFF)  # no text has them
 
 
 def stats_of(metadata: pq.FileMetaData, rows: int) -> str:
-    """Return the statistics of a file as JSON."""
+    """Return the statistics of a file as JSON. Its times are in µs, as `columns` has made sure."""
     least: dict[str, Any] = {}
     greatest: dict[str, Any] = {}
     nulls: dict[str, int] = {}
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    for number in range(min(metadata.num_columns, _COLUMNS) if groups else 0):
+    for number in range(min(metadata.num_columns, _COLUMNS)):
         column = metadata.schema.column(number)
-        name = column.name
         found = [group.column(number).statistics for group in groups]
-        if column.path != name or any(one is None or not one.has_null_count for one in found):  # nested, or not known
-            continue
-        nulls[name] = sum(one.null_count for one in found)
+        if column.path != column.name or any(one is None or not one.has_null_count for one in found):
+            continue  # nested, or not known
+        nulls[column.name] = sum(one.null_count for one in found)
         with_values = [
             one for group, one in zip(groups, found, strict=True) if one.has_min_max or one.null_count < group.num_rows
         ]
-        if not with_values or not all(one.has_min_max for one in with_values):
-            continue
-        bounds = _bounds(min(one.min for one in with_values), max(one.max for one in with_values))
-        if bounds is not None:
-            least[name], above = bounds
+        if with_values and all(one.has_min_max for one in with_values):
+            below, above = _bounds(column, with_values)
+            if below is not None:
+                least[column.name] = below
             if above is not None:
-                greatest[name] = above
+                greatest[column.name] = above
     return orjson.dumps({"numRecords": rows, "minValues": least, "maxValues": greatest, "nullCount": nulls}).decode()
 
 
-def _bounds(least: Any, greatest: Any) -> tuple[Any, Any] | None:
-    """Return what the log says of the least and the greatest value; None for a type that has no statistics."""
-    match least:
-        case bool():
-            return None
-        case int():
-            return least, greatest
-        case str():
-            return least[:_CHARACTERS], text_above(greatest)
-        case datetime():
-            return _milliseconds(least, up=False), _milliseconds(greatest, up=True)
-        case _:
-            return None
+def _bounds(column: Any, found: Sequence[Any]) -> tuple[Any, Any]:
+    """Return what the log says of the least and the greatest value: None for what has no such statistics."""
+    if column.logical_type.type == "TIMESTAMP":  # as numbers: a date ends with the year 9999
+        least, greatest = min(one.min_raw for one in found), max(one.max_raw for one in found)
+        return _milliseconds(least // 1000), _milliseconds(-(-greatest // 1000))
+    if column.logical_type.type == "STRING":
+        return min(one.min for one in found)[:_CHARACTERS], text_above(max(one.max for one in found))
+    if column.logical_type.type in ("NONE", "INT") and column.physical_type in ("INT32", "INT64"):
+        return min(one.min for one in found), max(one.max for one in found)
+    return None, None
 
 
 def text_above(text: str) -> str | None:
@@ -81,12 +77,13 @@ def text_above(text: str) -> str | None:
     return None
 
 
-def _milliseconds(moment: datetime, up: bool) -> str:
-    since = moment - _EPOCH if moment.tzinfo is not None else moment.replace(tzinfo=UTC) - _EPOCH
-    in_us = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-    in_ms = -(-in_us // 1000) if up else in_us // 1000
-    seconds, rest = divmod(in_ms, 1000)
+def _milliseconds(since: int) -> str | None:
+    """Write a time, given in ms since the epoch; None if it is in a year that has not four digits."""
+    seconds, rest = divmod(since, 1000)
     days, second = divmod(seconds, 86_400)
-    day = datetime.fromordinal(_EPOCH.toordinal() + days)
+    try:
+        day = datetime.fromordinal(_EPOCH_DAY + days)
+    except (ValueError, OverflowError):
+        return None
     hour, minute = divmod(second // 60, 60)
     return f"{day.year:04}-{day.month:02}-{day.day:02}T{hour:02}:{minute:02}:{second % 60:02}.{rest:03}Z"

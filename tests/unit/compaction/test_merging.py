@@ -18,6 +18,7 @@ from arcpipe.compaction.merge import Outcome
 from arcpipe.compaction.rewrite import RewriteBounds
 from arcpipe.config.settings import WAL, Compaction, Parquet, Settings, Storage
 from arcpipe.lake.file_schema import ROLE
+from arcpipe.lake.keys import Hidden
 from arcpipe.storage import open_store
 from tests.support.compaction import HOUR_US, NODE, OTHER_NODE, file_bytes, key_of, make_wal, put, table_of
 from tests.support.lake import lake_files, lake_rows
@@ -41,7 +42,8 @@ class Lake:
     def put(
         self, number: int, rows: Rows, age_seconds: float = 3600.0, tags: tuple[str, ...] = ("host",), **key: Any
     ) -> Path:
-        data = file_bytes(table_of(rows, tags), self.directory)
+        names = key.get("database", "db"), key.get("measurement", "m")
+        data = file_bytes(table_of(rows, tags), self.directory, *names)
         return put(self.root, key_of(number, **key), data, age_seconds)
 
     def settings(self) -> Settings:
@@ -309,3 +311,15 @@ def test_tags_that_have_another_value_in_each_row_are_sorted_on_disk(lake: Lake)
     (file,) = lake.files
     table = pq.read_table(file, partitioning=None)
     assert list(zip(table["host"].to_pylist(), table["time"].cast(pa.int64()).to_pylist(), strict=True)) == before
+
+
+@pytest.mark.parametrize("hidden", ["._", "._~"])
+def test_folders_of_both_ways_to_encode_names_are_merged(lake: Lake, hidden: Hidden) -> None:
+    lake.compaction = {"dedup": {"my db.c p": "series_time"}}
+    for number in (1, 2, 3, 4):
+        names: dict[str, Any] = {"database": "my db", "measurement": "c p", "hidden": hidden}
+        lake.put(number, [{"time": 5, "host": "a", "v": float(number)}], **names)
+    [outcome] = lake.compact()
+    assert lake.odd == {}
+    assert [row["v"] for row in lake.rows()] == [4.0]
+    assert outcome.superseded == 3

@@ -113,7 +113,10 @@ class MemoryStore:
     async def list_keys(self, prefix: str) -> list[str]:
         return sorted(key for key in self._objects.data if key.startswith(prefix))
 
-    async def list_objects(self, prefix: str) -> AsyncIterator[list[Listed]]:
+    async def put_new(self, key: str, blob: Blob) -> bool:
+        raise NotImplementedError
+
+    async def list_objects(self, prefix: str, after: str = "") -> AsyncIterator[list[Listed]]:
         for key in await self.list_keys(prefix):
             data, modified = self._objects.data[key]
             yield [Listed(key, len(data), modified, str(hash(data)))]

@@ -189,6 +189,15 @@ def test_an_hour_in_the_future_does_not_hide_that_the_clock_is_ahead(tmp_path: P
     assert lake.files == kept
 
 
+def test_folders_of_both_ways_to_encode_names_expire(tmp_path: Path) -> None:
+    lake = Lake(tmp_path, **{"my db": 7})
+    for days_old in (0, 10):
+        for hidden in ("._", "._~"):
+            lake.put(days_old, database="my db", hidden=hidden)
+    assert {one.folder.database for one in lake.expire()} == {"my%20db", "my~20db"}
+    assert len(lake.files) == 2
+
+
 def test_an_empty_lake_has_nothing_to_expire(tmp_path: Path) -> None:
     assert Lake(tmp_path, db=7).expire() == []
 

@@ -117,6 +117,20 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "compaction.memory_mb": (512, "512"),
     "compaction.dedup": ({"db": "series_time"}, '{"db": "series_time"}'),
     "retention.days": ({"logs": 7}, '{"logs": 7}'),
+    "tables.format": ("delta", "delta"),
+    "tables.commit_interval_seconds": (5.0, "5"),
+    "tables.max_uncommitted_mb": (1024, "1024"),
+    "tables.history_hours": (168, "168"),
+    "tables.iceberg.catalog": ("rest", "rest"),
+    "tables.iceberg.uri": ("http://127.0.0.1:8181", "http://127.0.0.1:8181"),
+    "tables.iceberg.warehouse": ("lake", "lake"),
+    "tables.iceberg.partition": ("hour", "hour"),
+    "tables.iceberg.namespace_prefix": ("arc_", "arc_"),
+    "tables.iceberg.token": (SECRET, SECRET),
+    "tables.iceberg.credential": (SECRET, SECRET),
+    "tables.iceberg.scope": ("catalog", "catalog"),
+    "tables.iceberg.oauth2_server_uri": ("http://127.0.0.1:8182/tokens", "http://127.0.0.1:8182/tokens"),
+    "tables.iceberg.password": (SECRET, SECRET),
     "shutdown.delay_seconds": (2.5, "2.5"),
     "shutdown.drain_seconds": (0.0, "0"),
     "log.level": ("DEBUG", "DEBUG"),
@@ -203,22 +217,35 @@ def test_other_values_cover_every_key() -> None:
     assert all(value != DEFAULTS[key] for key, (value, _) in OTHER_VALUES.items())
 
 
-def test_every_key_is_read_from_the_file(tmp_path: Path) -> None:
+# Tables do not go together with compaction and retention.
+TOGETHER = [OTHER_VALUES.keys() - {"tables.format"}, {"tables.format"}]
+
+
+@pytest.mark.parametrize("names", TOGETHER)
+def test_every_key_is_read_from_the_file(tmp_path: Path, names: set[str]) -> None:
     path = tmp_path / "mine.toml"
-    lines = [f"{key} = {in_line(value)}" for key, (value, _) in OTHER_VALUES.items()]
+    values = {key: value for key, (value, _) in OTHER_VALUES.items() if key in names}
+    lines = [f"{key} = {in_line(value)}" for key, value in values.items()]
     path.write_text("\n".join(lines))  # dotted keys are tables to TOML
     settings = load(path, {})
-    for key, (value, _) in OTHER_VALUES.items():
+    for key, value in values.items():
         expected = str(tmp_path / value) if key == "auth.tokens_file" else value
         assert same_type(settings.value(key), expected), key
         assert settings.source(key) == str(path)
 
 
-def test_every_key_is_read_from_the_environment() -> None:
-    settings = load(None, {variable(key): text for key, (_, text) in OTHER_VALUES.items()})
-    for key, (value, _) in OTHER_VALUES.items():
-        assert same_type(settings.value(key), value), key
+@pytest.mark.parametrize("names", TOGETHER)
+def test_every_key_is_read_from_the_environment(names: set[str]) -> None:
+    settings = load(None, {variable(key): text for key, (_, text) in OTHER_VALUES.items() if key in names})
+    for key in names:
+        assert same_type(settings.value(key), OTHER_VALUES[key][0]), key
         assert settings.source(key) == f"environment {variable(key)}"
+
+
+def test_tables_do_not_go_together_with_what_deletes_files() -> None:
+    variables = {variable("tables.format"): "iceberg", variable("compaction.enabled"): "true"}
+    with pytest.raises(ConfigError, match=r"compaction\.enabled = true: tables and this do not work together yet"):
+        load(None, variables)
 
 
 @pytest.mark.parametrize(
@@ -752,5 +779,5 @@ def test_config_toml_is_what_tomllib_reads_and_nothing_else() -> None:
     document = tomllib.loads((ROOT / "config.toml").read_text())
     assert list(document) == [
         *("server", "auth", "limits", "ingest", "wal", "flush", "parquet", "schema", "storage", "uploader"),
-        *("compaction", "retention", "shutdown", "log", "access_log"),
+        *("compaction", "retention", "tables", "shutdown", "log", "access_log"),
     ]

@@ -1,0 +1,143 @@
+"""The real committer in processes of its own, which die, or meet an error, at the step that a test names.
+
+As `uploader_process`: one helper process imports what is needed, and forks a committer for each run. The libraries of
+formats are imported in the fork, as in the server. Each run is told to end from its start: it commits all that it can.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from tests.crash.uploader_process import ROOT, Step, arm, find, raise_io_error, run_in_fork, warm_up
+
+_PR_SET_PDEATHSIG = 1
+_RUN_SECONDS = 120.0
+
+
+class Outcome(NamedTuple):
+    """How a run ended: its exit code, negative for a signal, and the committer's counters by name."""
+
+    exit_code: int
+    counters: dict[str, int]
+
+
+class Committers:
+    """Runs committers, one at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.crash.committer_process", str(os.getpid())],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "AWS_EC2_METADATA_DISABLED": "true"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(_RUN_SECONDS)
+
+    def run(
+        self,
+        wal: Path,
+        settings: Mapping[str, object],
+        *,
+        model: Path | None = None,
+        die: Step | None = None,
+        fail: Step | None = None,
+        plant: Mapping[str, object] | None = None,
+    ) -> Outcome:
+        """A committer on `wal` that commits what is handed over, and ends.
+
+        Args:
+            settings: as ARCPIPE_… variables, without the prefix and in lower case.
+            model: the directory of the tests' own tables, instead of the format of the settings.
+            die: where it gets a SIGKILL.
+            fail: where an I/O error is raised, once.
+            plant: values for attributes, by "package.module:Class.NAME".
+        """
+        order = {
+            "wal": str(wal),
+            "settings": {f"ARCPIPE_{name.upper()}": str(value) for name, value in settings.items()},
+            "model": None if model is None else str(model),
+            "die": die,
+            "fail": fail,
+            "plant": dict(plant or {}),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the process that forks committers has ended"
+        return Outcome(**json.loads(answer))
+
+
+# In the helper process
+
+
+async def _all_files(self: object, table: object, files: list[Any]) -> list[Any]:
+    """Stands in for the search for files that a table without a marker has."""
+    return files
+
+
+def _serve() -> None:
+    for module in (
+        "arcpipe.config.load",
+        "arcpipe.storage.local",
+        "arcpipe.storage.s3",
+        "arcpipe.tables.process",
+        "tests.support.table_model",
+    ):
+        importlib.import_module(module)
+    warm_up()
+    from arcpipe.config.load import load
+    from arcpipe.counters import Committer, Counters
+    from arcpipe.tables import process
+    from tests.support.table_model import ModelTables
+
+    names = {
+        value: name.lower() for name, value in vars(Committer).items() if isinstance(value, int) and name != "SIZE"
+    }
+    for line in sys.stdin:
+        order = json.loads(line)
+        counters = Counters(1)
+
+        def work(order: dict[str, Any] = order, counters: Counters = counters) -> int:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            if order["model"] is not None:
+                setattr(process, "open_format", lambda *_: ModelTables(Path(order["model"])))  # noqa: B010
+            for name, value in order["plant"].items():
+                setattr(*find(name), _all_files if value == "all" else value)
+            if order["die"] is not None:
+                arm(Step(*order["die"]), lambda: os.kill(os.getpid(), signal.SIGKILL))
+            if order["fail"] is not None:
+                arm(Step(*order["fail"]), raise_io_error)
+            return process.run(load(None, order["settings"]), order["wal"], counters)
+
+        exit_code = run_in_fork(work, order["wal"] + ".log", _RUN_SECONDS)
+        values = {name: counters.committer[index] for index, name in names.items()}
+        print(json.dumps({"exit_code": exit_code, "counters": values}), flush=True)
+
+
+__all__ = ["Committers", "Outcome", "Step"]
+
+if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() == int(sys.argv[1]):
+        _serve()

@@ -1,0 +1,148 @@
+"""Tables against the store, both ways, and the import of files that no table has."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from arcpipe.config.settings import StorageS3
+from arcpipe.storage import open_store
+from arcpipe.tables.base import Committed, NewFile, TableName
+from arcpipe.tables.stock import IMPORT_NODE, Report, Stock
+from tests.support.commits import Handed, Working, in_tables
+from tests.support.compaction import NODE, OTHER_NODE, file_bytes, key_of, put, table_of
+from tests.support.table_model import ModelTables
+
+
+@pytest.fixture
+def handed(tmp_path: Path) -> Handed:
+    return Handed(tmp_path)
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> ModelTables:
+    return ModelTables(tmp_path / "tables")
+
+
+class Compared:
+    """A comparison of tables with a lake, and an import."""
+
+    def __init__(self, handed: Handed, tables: ModelTables, all_nodes: bool = False) -> None:
+        self._handed, self._tables, self._all_nodes = handed, tables, all_nodes
+
+    def reports(self, only: TableName | None = None) -> dict[TableName, Report]:
+        async def compare() -> dict[TableName, Report]:
+            store = open_store(f"file://{self._handed.lake}", StorageS3())
+            stock = Stock(self._tables, store, self._handed.directory.path, NODE, self._all_nodes)
+            found = {report.table: report async for report in stock.compare(only)}
+            await store.close()
+            return found
+
+        return asyncio.run(compare())
+
+    def import_all(self, tables: ModelTables | None = None) -> int:
+        async def work() -> int:
+            store = open_store(f"file://{self._handed.lake}", StorageS3())
+            stock = Stock(tables or self._tables, store, self._handed.directory.path, NODE, self._all_nodes)
+            reports = [report async for report in stock.compare()]
+            added = sum([await stock.import_files(report) for report in reports])
+            await store.close()
+            return added
+
+        return asyncio.run(work())
+
+
+def lay(handed: Handed, number: int, node: str = NODE, measurement: str = "m") -> str:
+    """Put a file that nobody handed over, as before there were tables."""
+    key = key_of(number, node=node, measurement=measurement)
+    data = file_bytes(table_of([{"time": 0, "host": "a", "n": number}]), handed.base, "db", measurement)
+    put(handed.lake, key, data)
+    return key
+
+
+def test_tables_and_store_that_agree_are_whole(handed: Handed, tables: ModelTables) -> None:
+    handed.batch([("db", "m"), ("d b", "ü")], files=2)
+    Working(handed.directory.path, handed.lake, tables).round()
+    found = Compared(handed, tables).reports()
+    assert {table: report.is_whole for table, report in found.items()} == {("db", "m"): True, ("d b", "ü"): True}
+    assert found["db", "m"][1:4] == (True, 2, 2)
+
+
+def test_each_kind_of_file_is_told_apart(handed: Handed, tables: ModelTables) -> None:
+    handed.batch(files=2)
+    Working(handed.directory.path, handed.lake, tables).round()
+    lost = sorted(handed.keys)[0]
+    (handed.lake / lost).unlink()
+    handed.batch()  # waits
+    unfinished = lay(handed, 50)
+    Path(handed.directory.batches, f"{unfinished.split('_')[-2]}.json").touch()
+    orphan = lay(handed, 60)
+    lay(handed, 70, OTHER_NODE)
+    lay(handed, 80, measurement="unknown")
+    found = Compared(handed, tables).reports()
+    report = found["db", "m"]
+    assert report.lost == [lost]
+    assert [key for key, _ in report.orphans] == [orphan]
+    assert (report.waiting, report.others) == (2, 1)
+    assert not found["db", "unknown"].is_table
+    assert len(found["db", "unknown"].orphans) == 1
+    assert set(Compared(handed, tables).reports(("db", "m"))) == {("db", "m")}
+    assert len(Compared(handed, tables, all_nodes=True).reports()["db", "m"].orphans) == 2
+
+
+def test_an_import_adds_what_no_table_has_and_nothing_twice(handed: Handed, tables: ModelTables) -> None:
+    old = [lay(handed, number) for number in range(50, 55)]
+    handed.batch()
+    Working(handed.directory.path, handed.lake, tables).round()
+    assert Compared(handed, tables).import_all() == 5
+    assert Compared(handed, tables).import_all() == 0
+    assert in_tables(tables) == sorted([*old, *handed.keys])
+    handed.batch()
+    assert Working(handed.directory.path, handed.lake, tables).round().files == 1
+    assert all(report.is_whole for report in Compared(handed, tables).reports().values())
+
+
+def test_what_waits_for_its_commit_is_not_imported(handed: Handed, tables: ModelTables) -> None:
+    handed.batch()
+    assert Compared(handed, tables).import_all() == 0
+    assert Working(handed.directory.path, handed.lake, tables).round().files == 1
+
+
+def test_two_imports_at_once_add_no_file_twice(handed: Handed, tables: ModelTables) -> None:
+    """The other one commits just before: it saw the same files, which are in no table."""
+    keys = [lay(handed, number) for number in range(50, 53)]
+
+    class Second(ModelTables):
+        first = True
+
+        def commit(self, table: TableName, files: list[NewFile], node: str, seq: int) -> Committed:  # type: ignore[override]
+            if self.first:
+                self.first = False
+                tables.commit(table, files[:2], IMPORT_NODE, seq)
+            return super().commit(table, files, node, seq)
+
+    assert Compared(handed, tables).import_all(Second(tables.root)) == 1
+    assert in_tables(tables) == sorted(keys)
+
+
+def test_a_file_that_is_committed_meanwhile_is_no_orphan(handed: Handed, tables: ModelTables) -> None:
+    handed.batch()
+
+    class Late(ModelTables):
+        """The committer works between the first look at the table and the look at the commit files."""
+
+        looked = False
+
+        def files(self, table: TableName):  # type: ignore[no-untyped-def]
+            yield from super().files(table)
+            if not self.looked:
+                self.looked = True
+                Working(handed.directory.path, handed.lake, tables).round()
+
+    handed.batch()
+    Working(handed.directory.path, handed.lake, tables).round()
+    handed.batch()
+    report = Compared(handed, Late(tables.root)).reports()["db", "m"]
+    assert report.orphans == []
