@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ T = TypeVar("T")
 
 # Tables whose state is remembered, some 10 KB each. A forgotten one is loaded anew.
 _MAX_STATES: Final = 20_000
+# Seconds for which a commit trusts that a state is the latest one: the time from `committed` to `commit`.
+_MOMENT_SECONDS: Final = 10.0
 _PROBE: Final = ".arcpipe-commit-check"
 
 
@@ -63,7 +66,8 @@ class DeltaTables:
         self._storage = storage
         self._store: LakeStore = open_store(storage.url, storage.s3)
         self._history_hours = tables.history_hours
-        self._states: OrderedDict[str, State] = OrderedDict()
+        self._states: OrderedDict[str, State] = OrderedDict()  # by folder
+        self._seen: dict[str, float] = {}  # when it was loaded, by the monotonic clock, until the next commit
         self._upkeep = Memory()
         self._upkeep_seconds = upkeep_seconds
         self._lock = threading.Lock()
@@ -167,13 +171,25 @@ class DeltaTables:
         if known is None or state.protocol is not known.protocol or state.metadata is not known.metadata:
             require_usable(state, log.place)
         self._remember(root, state)
+        self._seen[root] = time.monotonic()
         return state
+
+    async def _just_seen(self, table: TableName) -> State | None:
+        """Return the latest state if it was loaded a moment ago, and the table was not dropped since.
+
+        Whether somebody committed since then is told by the commit itself, which fails then.
+        """
+        root = root_of(table)
+        state, seen = self._states.get(root), self._seen.pop(root, None)
+        if state is None or seen is None or time.monotonic() - seen > _MOMENT_SECONDS:
+            return None
+        return state if state.digest and await Log(self._store, root).is_there(state) else None
 
     def _remember(self, root: str, state: State) -> None:
         self._states[root] = state
         self._states.move_to_end(root)
         if len(self._states) > _MAX_STATES:
-            self._states.popitem(last=False)
+            self._seen.pop(self._states.popitem(last=False)[0], None)
 
     async def _existing(self, table: TableName) -> State:
         state = await self._fresh(table)
@@ -182,7 +198,7 @@ class DeltaTables:
         return state
 
     async def _commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> tuple[Committed, State]:
-        state = await self._fresh(table)
+        state = await self._just_seen(table) or await self._fresh(table)
         marker = None if state is None else state.marker(node)
         if state is not None and marker is not None and marker >= seq:
             return Committed(marker, state.version, 0), state
@@ -211,6 +227,7 @@ class DeltaTables:
     async def _attempt(self, table: TableName, state: State | None, lines: list[bytes], operation: Operation) -> State:
         """Make the commit. Its outcome is known only if this returns, or raises Conflict."""
         root = root_of(table)
+        self._seen.pop(root, None)
         after = await Log(self._store, root).commit(state, [actions.commit_info(operation, state), *lines])
         if after is None:
             raise Conflict(f"{shown(table)}: somebody else made its next version first")
