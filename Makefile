@@ -20,6 +20,9 @@ TELEGRAF := github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
 TELEGRAF_TAGS := custom,inputs.file,inputs.socket_listener,parsers.influx,serializers.influx
 TELEGRAF_TAGS := $(TELEGRAF_TAGS),outputs.influxdb,outputs.influxdb_v2,outputs.http
 
+# DuckDB of a version whose extensions are on PyPI.
+DUCKDB ?= 1.5.5
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-systemd day \
 	lint bench fuzz test-env clean
@@ -81,9 +84,23 @@ test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) $(ICEBERG:%=.v
 	mvn -q dependency:copy -Dartifact=$(ICEBERG_JAR):$(lastword $(subst -, ,$(ICEBERG))) -DoutputDirectory='$(CURDIR)/$(@D)'
 	mv $(@D)/iceberg-spark-runtime-*.jar $@
 
-# Engines that read and maintain tables, and are too large for each run of CI.
-test-tables: test-env .venv-spark-$(DELTA)/.installed .venv-duckdb-$(DUCKDB_DELTA)/.installed ## read and maintain tables with Spark, and read them with DuckDB's extension; needs Java and Maven
-	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DELTA='$(DELTA) $(DUCKDB_DELTA)' $(BIN)/pytest -n 0 tests/tables $(ARGS)
+# Engines and catalogues that read, change and maintain tables, and are too large for each run of CI.
+TABLES_NEED := .tables/iceberg-rest/.installed .tables/duckdb/.installed .venv-spark-$(ICEBERG).jar
+TABLES_NEED += .venv-spark-$(DELTA)/.installed .venv-duckdb-$(DUCKDB_DELTA)/.installed
+test-tables: test-env $(TABLES_NEED) ## tables in every catalogue, as Spark and DuckDB read and change them; needs Java, Maven and PostgreSQL; half an hour
+	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_SPARK_TABLES='$(ICEBERG)' ARCPIPE_TEST_DELTA='$(DELTA) $(DUCKDB_DELTA)' \
+		$(BIN)/pytest -n 2 tests/tables $(ARGS)
+
+# Apache Iceberg's own REST catalogue, which it has for tests.
+.tables/iceberg-rest/.installed: tests/tables/iceberg-rest.xml
+	mvn -q -f $< dependency:copy-dependencies -DoutputDirectory='$(CURDIR)/$(@D)'
+	@touch $@
+
+.tables/duckdb/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile duckdb==$(DUCKDB) \
+		duckdb-extensions==$(DUCKDB) duckdb-extension-iceberg==$(DUCKDB) duckdb-extension-avro==$(DUCKDB)
+	@touch $@
 
 .venv-spark-$(DELTA)/.installed: .venv-spark-$(firstword $(subst /, ,$(DELTA)))/.installed
 	for name in spark_2.12 storage; do \
@@ -116,7 +133,7 @@ fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60)
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =

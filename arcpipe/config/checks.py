@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from arcpipe.config.checks_iceberg import problems_of_iceberg
 from arcpipe.config.listeners import is_loopback
+from arcpipe.config.problem import Problem
 from arcpipe.config.settings import CODEC_LEVELS, ClientLimits, Settings, parse_storage_url
 from arcpipe.errors import ConfigError
-
-
-class Problem(NamedTuple):
-    """A problem with the value of `key`, given the values of `with_keys`."""
-
-    key: str
-    reason: str
-    with_keys: tuple[str, ...] = ()
 
 
 def problems_of(settings: Settings) -> Iterator[Problem]:
@@ -57,6 +50,7 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
             ("parquet.compression",),
         )
     yield from _of_tables(settings)
+    yield from problems_of_iceberg(settings)
     try:
         parse_storage_url(settings.storage.url)
     except ConfigError as error:

@@ -60,7 +60,7 @@ class Bounds(NamedTuple):
     """Bounds of a round."""
 
     chunk_files: int = 50_000  # data files that are known at once: 25 MB
-    commit_files: int = 2_000  # of one commit, unless one batch has more: their footers are in memory
+    commit_files: int = 1_000  # of one commit, unless one batch has more: their footers are in memory
     footers_at_once: int = 16
     attempts: int = 6  # at a table in one round, if others are always first
 

@@ -222,7 +222,7 @@ def rest_world(uri: str, directory: Path) -> World:
     return World(local_lake(directory), options, {"uri": uri})
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "glue", "rest"])
+@pytest.fixture
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     """Each catalogue in turn: SQLite and REST with a local lake, the others with S3."""
     match request.param:

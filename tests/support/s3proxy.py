@@ -193,7 +193,8 @@ class FaultyProxy:
         method, target = head.split(b" ", 2)[:2]
         request = f"{method.decode()} {target.decode()}"
         self.seen.append(request)
-        size = _content_length(head)
+        is_chunked = re.search(rb"(?i)\r\ntransfer-encoding: *chunked", head) is not None  # Arrow's client sends so
+        size = 0 if is_chunked else _content_length(head)
         fault = self._choose(request)
         if fault is not None:
             self.injected[fault] += 1
@@ -209,7 +210,7 @@ class FaultyProxy:
             case "hanging":
                 await asyncio.sleep(_HANG_SECONDS)
                 raise _Ended
-        body = _read(reader, size)
+        body = _read_chunks(reader) if is_chunked else _read(reader, size)
         key = re.search(rb"Credential=([^/]+)/", head)
         if self.access_key_id is not None and (key is None or key[1].decode() != self.access_key_id):
             await self._answer(writer, body, Answer(403, "InvalidAccessKeyId").encode())
@@ -291,6 +292,20 @@ async def _read(reader: asyncio.StreamReader, size: int) -> AsyncIterator[bytes]
             raise _Ended
         size -= len(data)
         yield data
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Read a chunked body as it is, with its sizes and its trailer."""
+    while True:
+        line = await reader.readuntil(b"\r\n")
+        yield line
+        size = int(line.split(b";")[0], 16)
+        if not size:
+            break
+        yield await reader.readexactly(size + 2)
+    while line != b"\r\n":
+        line = await reader.readuntil(b"\r\n")
+        yield line
 
 
 def _reset(writer: asyncio.StreamWriter) -> _Ended:

@@ -136,8 +136,8 @@ class Catalogue:
         folder = Path(path_of(f"{self.warehouse}/{namespace}"))
         if folder.is_dir() and any(folder.glob("*/metadata/*.metadata.json")):
             raise Refused(
-                f"{folder} has tables that the catalogue {self._directory / 'iceberg.db'} does not know: was that file "
-                "lost? Restore it from a backup, or register the tables as docs/tables.md tells, or move the folder away"
+                f"{folder} has tables that the catalogue {self._directory / 'iceberg.db'} does not know: was that "
+                "file lost? Restore it, or register the tables as docs/tables.md tells, or move the folder away"
             )
 
     def commit(self, loaded: Table, requirements: list[TableRequirement], updates: list[TableUpdate]) -> Any:

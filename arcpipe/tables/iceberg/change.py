@@ -132,9 +132,8 @@ class Change:
             if rest := [existing(entry) for entry in entries if entry.data_file.file_path not in removed]:
                 manifests.append(new.write(self._metadata.specs()[manifest.partition_spec_id], rest))
         if missing:
-            raise Conflict(
-                f"{'.'.join(self.loaded.name())}: {len(missing)} files are not in the table any more, such as {min(missing)}"
-            )
+            name = ".".join(self.loaded.name())
+            raise Conflict(f"{name}: {len(missing)} files are not in the table any more, such as {min(missing)}")
         removals = [
             new.write(self._metadata.specs()[spec_id], [deleted(entry, self.snapshot_id) for entry in entries])
             for spec_id, entries in gone.items()

@@ -212,8 +212,8 @@ def _partition(layout: Layout, file: NewFile, columns: list[_Column]) -> Record:
             continue
         if time is None or time.least is None:
             raise Refused(
-                f"{shown(layout.table)}: the footer of {file.key} does not say its times, so its partition is not known: "
-                "did arcpipe write it?",
+                f"{shown(layout.table)}: the footer of {file.key} does not say its times, so its partition is not "
+                "known: did arcpipe write it?",
                 key=file.key,
             )
         apply = field.transform.transform(TimestamptzType())

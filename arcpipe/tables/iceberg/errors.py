@@ -33,7 +33,7 @@ _REFUSALS: Final = (
     of.OAuthError,
     of.NotInstalledError,
 )
-_DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException", "UnrecognizedClientException", "403"})
+_DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException", "UnrecognizedClientException"})
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def translated(what: str) -> Iterator[None]:
         raise Conflict(f"{what}: somebody else changed it first ({reason(error)}); it is tried again") from error
     except _REFUSALS as error:
         raise Refused(
-            f"{what}: the catalogue refuses it ({reason(error)}): check the credentials of tables.iceberg and its rights"
+            f"{what}: the catalogue refuses it ({reason(error)}): check tables.iceberg's credentials and rights"
         ) from error
     except Exception as error:
         if _is_denied(error):

@@ -1,8 +1,8 @@
 """Manifests: lists of a table's files, and the list of these lists that a snapshot has.
 
-A commit adds one small manifest. So that a table does not end with a million of them, small ones are merged: when enough
-of one size are there, they become one of the next size, as the levels of an LSM tree do. So each entry is written again
-a few times in all, and a list has some dozens of manifests at most for each partition spec and size.
+A commit adds one small manifest. So that a table does not end with a million of them, small ones are merged: when
+enough of one size are there, they become one of the next size, as the levels of an LSM tree do. So each entry is
+written again a few times in all, and a list has some dozens of manifests at most for each partition spec and size.
 """
 
 from __future__ import annotations
