@@ -667,6 +667,15 @@ def test_commits_and_compaction_by_deltalake_go_together(lake: DeltaLake) -> Non
     assert set(tables.files(CPU)) <= set(lake.listed())
 
 
+def test_a_short_retention_of_vacuum_is_told(local: DeltaLake, caplog: pytest.LogCaptureFixture) -> None:
+    tables = local.open()
+    tables.commit(CPU, [local.file(rows_of(0))], "n1", 1)
+    local.delta().alter.set_table_properties({"delta.deletedFileRetentionDuration": "interval 12 hours"})
+    for seq in (2, 3):
+        tables.commit(CPU, [local.file(rows_of(seq * 10))], "n1", seq)
+    assert caplog.text.count("wait for their commit for more than 12.0 hours") == 1
+
+
 # The start
 
 

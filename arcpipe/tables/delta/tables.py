@@ -8,6 +8,7 @@ at the first and at the ten thousandth version.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
 import time
@@ -41,10 +42,12 @@ from arcpipe.tables.delta.files import files_of
 from arcpipe.tables.delta.log import Log
 from arcpipe.tables.delta.maintain import Memory, Upkeep
 from arcpipe.tables.delta.paths import LOG, key_of, root_of, table_of
-from arcpipe.tables.delta.state import State, require_usable
+from arcpipe.tables.delta.state import State, require_usable, vacuum_seconds
 from arcpipe.tables.schema import shown
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 # Tables whose state is remembered, some 10 KB each. A forgotten one is loaded anew.
 _MAX_STATES: Final = 20_000
@@ -163,13 +166,19 @@ class DeltaTables:
         """Return the latest state of a table, which arcpipe can write to; None if there is none."""
         root = root_of(table)
         known = self._states.get(root)
-        log = Log(self._store, root)
-        state = await log.fresh(known)
+        delta_log = Log(self._store, root)
+        state = await delta_log.fresh(known)
         if state is None:
             self._states.pop(root, None)
             return None
         if known is None or state.protocol is not known.protocol or state.metadata is not known.metadata:
-            require_usable(state, log.place)
+            require_usable(state, delta_log.place)
+            if (seconds := vacuum_seconds(state)) is not None:
+                log.warning(
+                    "VACUUM of %s deletes files that wait for their commit for more than %.1f hours: "
+                    "set its property delta.deletedFileRetentionDuration to 'interval 7 days'",
+                    *(delta_log.place, seconds / 3600),
+                )
         self._remember(root, state)
         self._seen[root] = time.monotonic()
         return state
