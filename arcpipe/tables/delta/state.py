@@ -116,7 +116,7 @@ def interval_seconds(text: str) -> float | None:
 
 
 def vacuum_seconds(state: State) -> float | None:
-    """Return the age from which VACUUM deletes a file that waits for its commit, if the table has it shorter than usual.
+    """Return the age from which VACUUM deletes a file that waits for its commit, where the table has it shorter.
 
     None if it is the default of 7 days, or longer.
     """
