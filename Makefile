@@ -84,17 +84,22 @@ test-spark: test-env $(SPARK_VERSIONS:%=.venv-spark-%/.installed) $(ICEBERG:%=.v
 	mvn -q dependency:copy -Dartifact=$(ICEBERG_JAR):$(lastword $(subst -, ,$(ICEBERG))) -DoutputDirectory='$(CURDIR)/$(@D)'
 	mv $(@D)/iceberg-spark-runtime-*.jar $@
 
-# Engines that read and maintain tables, and are too large for each run of CI.
-test-tables: test-env .tables/iceberg-rest/.installed .tables/duckdb/.installed .venv-spark-$(ICEBERG).jar .venv-spark-$(DELTA)/.installed .venv-duckdb-$(DUCKDB_DELTA)/.installed ## tables in every catalogue, as Spark and DuckDB read and change them; needs Java, Maven, PostgreSQL; half an hour
-	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_SPARK_TABLES='$(ICEBERG)' ARCPIPE_TEST_DELTA='$(DELTA) $(DUCKDB_DELTA)' $(BIN)/pytest -n 2 tests/tables $(ARGS)
+# Engines and catalogues that read, change and maintain tables, and are too large for each run of CI.
+TABLES_NEED := .tables/iceberg-rest/.installed .tables/duckdb/.installed .venv-spark-$(ICEBERG).jar
+TABLES_NEED += .venv-spark-$(DELTA)/.installed .venv-duckdb-$(DUCKDB_DELTA)/.installed
+test-tables: test-env $(TABLES_NEED) ## tables in every catalogue, as Spark and DuckDB read and change them; needs Java, Maven and PostgreSQL; half an hour
+	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_SPARK_TABLES='$(ICEBERG)' ARCPIPE_TEST_DELTA='$(DELTA) $(DUCKDB_DELTA)' \
+		$(BIN)/pytest -n 2 tests/tables $(ARGS)
 
+# Apache Iceberg's own REST catalogue, which it has for tests.
 .tables/iceberg-rest/.installed: tests/tables/iceberg-rest.xml
 	mvn -q -f $< dependency:copy-dependencies -DoutputDirectory='$(CURDIR)/$(@D)'
 	@touch $@
 
 .tables/duckdb/.installed:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check duckdb==$(DUCKDB) duckdb-extensions==$(DUCKDB) duckdb-extension-iceberg==$(DUCKDB) duckdb-extension-avro==$(DUCKDB)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile duckdb==$(DUCKDB) \
+		duckdb-extensions==$(DUCKDB) duckdb-extension-iceberg==$(DUCKDB) duckdb-extension-avro==$(DUCKDB)
 	@touch $@
 
 .venv-spark-$(DELTA)/.installed: .venv-spark-$(firstword $(subst /, ,$(DELTA)))/.installed

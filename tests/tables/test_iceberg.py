@@ -398,13 +398,13 @@ def test_any_name_has_a_table(world: World, name: tuple[str, str]) -> None:
 
 def test_manifests_stay_few_and_all_files_are_there(world: World) -> None:
     tables = world.open()
-    for number in range(76):
+    for number in range(40):
         tables.commit(CPU, [world.lake.put(CPU, rows(number, 1), f"b{number}")], A, number + 1)
     table: Any = world.load()
-    assert len(table.current_snapshot().manifests(table.io)) < 35
-    assert table.current_snapshot().summary["total-data-files"] == "76"
-    assert table.current_snapshot().summary["total-records"] == "76"
-    assert world.numbers() == list(range(76))
+    assert len(table.current_snapshot().manifests(table.io)) < 15
+    assert table.current_snapshot().summary["total-data-files"] == "40"
+    assert table.current_snapshot().summary["total-records"] == "40"
+    assert world.numbers() == list(range(40))
     assert tables.maintain(CPU).merged > 0
-    assert world.numbers() == list(range(76))
+    assert world.numbers() == list(range(40))
     assert isinstance(tables, IcebergTables)

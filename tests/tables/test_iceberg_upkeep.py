@@ -13,6 +13,7 @@ import pytest
 from pyiceberg.table import StaticTable
 
 from arcpipe.tables.base import Conflict, Dropped
+from arcpipe.tables.iceberg import layout
 from arcpipe.tables.iceberg.catalogue import Catalogue
 from arcpipe.tables.iceberg.change import Change
 from arcpipe.tables.iceberg.manifests import ManifestLists
@@ -70,12 +71,13 @@ def test_duckdb_scans_the_folder_of_a_table(local: World, tmp_path: Path) -> Non
     assert said.stdout.strip() == "[3, 4, 5]", said.stderr
 
 
-def test_metadata_of_long_ago_is_deleted_by_commits(local: World) -> None:
+def test_metadata_of_long_ago_is_deleted_by_commits(local: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "_PREVIOUS_METADATA", 5)
     tables = local.open()
-    for number in range(56):
+    for number in range(12):
         tables.commit(CPU, [local.lake.put(CPU, rows(number, 1), f"b{number}")], A, number + 1)
-    assert len([name for name in metadata_files(local) if name.endswith(".metadata.json")]) == 51
-    assert local.numbers() == list(range(56))
+    assert len([name for name in metadata_files(local) if name.endswith(".metadata.json")]) == 6
+    assert local.numbers() == list(range(12))
 
 
 def test_expiry_deletes_what_only_expired_snapshots_had(local: World) -> None:
