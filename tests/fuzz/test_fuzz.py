@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.fuzz import targets
 from tests.support.compression import zstd
 from tests.unit.codec.arrow_ipc.streams import stream
+from tests.unit.codec.arrow_ipc.test_parquet import file_of
 
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None)
 
@@ -31,6 +32,7 @@ ARROW = pa.table(
     }
 )
 STREAMS = [stream(ARROW), stream(ARROW, "zstd"), stream(ARROW, "lz4", 1)]
+FILES = [file_of(ARROW), file_of(ARROW, compression="zstd", data_page_version="2.0")]
 ARRAY = b"[%b]" % JSON[:-1].replace(b"\n", b",")
 BODIES = [
     b"",
@@ -51,6 +53,7 @@ PATHS = [
         "/api/v1/ingest/cpu",
         "/api/v1/ingest/a%20b?format=ndjson",
         "/api/v1/ingest/a?format=arrow",
+        "/api/v1/ingest/a?format=parquet",
         "/api/v1/ingest/cpu?format=csv&types=v:f64",
     ),
     *("/api/v1/ingest/", "/api/v1/ingest/a/b?format=json&time_field=t&tag_fields=h"),
@@ -140,3 +143,9 @@ def test_no_bytes_upset_the_codecs_of_records(data: bytes) -> None:
 @FUZZ
 def test_no_bytes_upset_the_reader_of_arrow(data: bytes) -> None:
     targets.arrow(data)
+
+
+@given(changed(*FILES) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_reader_of_parquet(data: bytes) -> None:
+    targets.parquet(data)
