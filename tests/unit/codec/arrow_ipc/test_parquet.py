@@ -71,7 +71,8 @@ def test_every_value_is_kept(options: dict[str, Any]) -> None:
 
 def test_files_of_other_writers_are_read(tmp_path: Path) -> None:
     path = tmp_path / "duckdb.parquet"
-    duckdb.sql("SELECT i AS n, 'x' || i AS s, i / 3 AS f FROM range(2000) t(i)").write_parquet(str(path))
+    with duckdb.connect() as connection:
+        connection.execute(f"COPY (SELECT i AS n, 'x' || i AS s, i / 3 AS f FROM range(2000) t(i)) TO '{path}'")
     assert rows(path.read_bytes()) == [{"n": n, "s": f"x{n}", "f": n / 3} for n in range(2_000)]
 
 
