@@ -42,10 +42,11 @@ class NotPlain(Exception):
 
 
 class _Part(NamedTuple):
-    """A record batch, and its rows among those of the table."""
+    """A record batch, and the way to its columns."""
 
     batch: pa.RecordBatch
     plan: Plan
+    fields: dict[str, str]  # by column
     rule: TimeRule
     timestamp_us: int
 
@@ -79,11 +80,13 @@ def _parts(entries: Sequence[ArrowEntry]) -> Iterator[_Part]:
     for entry in entries:
         roles, rule = roles_of(entry.body), TimeRule(entry.precision)
         plan: Plan | None = None
+        fields: dict[str, str] = {}
         for batch in read_batches(entry.body.arrow):
             if plan is None:
                 plan = plan_of(batch.schema, roles)
+                fields = dict(zip(plan.columns, plan.fields, strict=True))
             if len(batch):
-                yield _Part(batch, plan, rule, entry.timestamp_us)
+                yield _Part(batch, plan, fields, rule, entry.timestamp_us)
 
 
 def _of(batch: pa.RecordBatch, name: str) -> pa.Array:
@@ -123,14 +126,14 @@ def _column(name: str, parts: Sequence[_Part], columns: Columns) -> tuple[pa.Fie
     words: set[str | None] = set()
     is_tag = False
     for part in parts:
-        plan = part.plan
-        if name not in plan.columns:
+        field = part.fields.get(name)
+        if field is None:
             arrays.append(None)
             continue
-        array = _of(part.batch, plan.fields[plan.columns.index(name)])
+        array = _of(part.batch, field)
         arrays.append(array)
         words.add(word_of(array.type))
-        is_tag = is_tag or name in plan.tags
+        is_tag = is_tag or name in part.plan.tags
     word = words.pop()
     if words or word is None:
         raise NotPlain

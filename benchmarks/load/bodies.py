@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import msgpack
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from benchmarks.load.telegraf import HOSTS, REGIONS, gather
 
@@ -32,6 +33,9 @@ _DIGITS: Final = 19
 
 # The place of a time in µs, from 2001 to 2286.
 _ZEROS: Final = b"0000000000000000"
+
+# A time by which its place is found.
+_MARK: Final = 0x0123_4567_89AB_CDEF
 
 # MessagePack's uint64, as every encoder writes a time in µs: a marker byte and the number, big-endian.
 _UINT64: Final = np.dtype([("marker", "u1"), ("value", ">u8")])
@@ -267,6 +271,43 @@ class CSVBody(NDJSONBody):
         return b"time,host,region,usage_user,usage_system,usage_idle\n" + super().at(now_us)
 
 
+class ArrowBody:
+    """An Arrow IPC stream with the records of `ColumnarBody`; its tags are dictionaries. 1000 records are 41 KiB."""
+
+    path = "/api/v1/ingest/cpu?db=bench&tag_fields=host,region"
+    content_type = "application/vnd.apache.arrow.stream"
+    content_encoding = ""
+
+    def __init__(self, records: int, source: random.Random) -> None:
+        """Make a body of `records` records, with values from `source`."""
+        self.records = records
+        hosts = [f"server-{source.randrange(HOSTS)}" for _ in range(records)]
+        regions = [source.choice(REGIONS) for _ in range(records)]
+        columns = {
+            "time": pa.array(np.full(records, _MARK), pa.timestamp("us", "UTC")),
+            "host": pa.array(hosts).dictionary_encode(),
+            "region": pa.array(regions).dictionary_encode(),
+            **{
+                name: pa.array([source.random() * 100 for _ in range(records)])
+                for name in ("usage_user", "usage_system", "usage_idle")
+            },
+        }
+        table = pa.table(columns)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        written = sink.getvalue().to_pybytes()
+        self._content = np.frombuffer(bytearray(written), np.uint8)
+        start = written.index(_MARK.to_bytes(8, "little") * min(records, 2))
+        self._times = self._content[start : start + 8 * records].view("<i8")
+        self._ages_us = np.arange(records, dtype=np.int64)[::-1] * _RECORD_INTERVAL_US
+
+    def at(self, now_us: int) -> bytes:
+        """Return the body with its last record at `now_us`."""
+        self._times[:] = now_us - self._ages_us
+        return self._content.tobytes()
+
+
 class EncodedBody:
     """Another body, compressed. That takes milliseconds, too long to be done while a load runs."""
 
@@ -333,6 +374,7 @@ KINDS: Final[dict[str, Callable[[int, random.Random], Body]]] = {
     "ndjson": NDJSONBody,
     "json": JSONBody,
     "csv": CSVBody,
+    "arrow": ArrowBody,
 }
 
 FORMATS: Final = (*KINDS, *(f"{kind} + {encoding}" for kind in KINDS for encoding in ENCODERS))

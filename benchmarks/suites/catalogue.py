@@ -106,6 +106,8 @@ SUITES: Final = {
                 Case("ndjson", {}, format="ndjson"),
                 Case("json", {}, format="json"),
                 Case("csv", {}, format="csv"),
+                Case("arrow", {}, format="arrow"),
+                Case("arrow, 100,000 rows", {}, format="arrow", records_per_body=100_000),
             ),
             runs=2,
             format="a format per case",

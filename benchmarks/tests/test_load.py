@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from backports import zstd
 from hdrh.histogram import HdrHistogram
@@ -154,6 +155,10 @@ ENCODERS: dict[str, Callable[[bytes], Any]] = {
 def columns_of(body: Body) -> list[tuple[str, dict[str, list[object]]]]:
     """(measurement, columns) of a body as the server reads it."""
     content = decoded(body)
+    if body.content_type == "application/vnd.apache.arrow.stream":
+        table = pa.ipc.open_stream(content).read_all()
+        times = table["time"].cast(pa.int64())
+        return [("cpu", {**table.to_pydict(), "time": times.to_pylist()})]
     encoded = ENCODERS[body.content_type.partition(";")[0]](content)
     maps = msgspec.msgpack.decode(getattr(encoded, "encoded", encoded).body)
     return [(one["m"], one["columns"]) for one in (maps if isinstance(maps, list) else [maps])]
@@ -171,7 +176,7 @@ def test_every_body_holds_as_many_records_as_it_says_up_to_now(format: str) -> N
 def test_row_columnar_and_line_bodies_have_the_same_columns() -> None:
     names = {
         format: {name for _, columns in columns_of(make_bodies(format, 10, seed=1)[0]) for name in columns}
-        for format in ("columnar", "rows", "line protocol", "ndjson", "json", "csv")
+        for format in ("columnar", "rows", "line protocol", "ndjson", "json", "csv", "arrow")
     }
     assert all(found == names["columnar"] for found in names.values())
 

@@ -20,6 +20,7 @@ import pytest
 
 from tests.crash.moments import wait_for_a_moment
 from tests.support.load import Load
+from tests.support.record_load import RecordLoad
 from tests.support.server import Server
 from tests.support.sets import long
 from tests.support.stores import Store, local_store, s3_store
@@ -103,6 +104,20 @@ def test_killing_every_process_at_once_again_and_again_loses_nothing(victim: Vic
                 server.kill_all()
             server.restart()
         load.wait_for_requests(10)
+        check(victim, load)
+
+
+@pytest.mark.parametrize("victim", ["local", pytest.param("s3", marks=long)], indirect=True)
+def test_killing_every_process_loses_no_json_csv_arrow_or_parquet(victim: Victim) -> None:
+    server = victim.server
+    chance = random.Random(f"{SEED} records")
+    with RecordLoad(server) as load:
+        for _ in range(2 * LONG):
+            load.wait_for_requests(12)
+            wait_for_a_moment(server, chance)
+            server.kill_all()
+            server.restart()
+        load.wait_for_requests(20)
         check(victim, load)
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from arcpipe.codec import content_encoding
 from arcpipe.codec.arrow_ipc.check import check_stream
+from arcpipe.codec.arrow_ipc.parquet import parquet_stream
 from arcpipe.codec.entries import array_length, decode_entry, entry_records
 from arcpipe.codec.envelope import KIND_ARROW, ArrowBody, arrow_front
 from arcpipe.codec.line_protocol import body as line_protocol
@@ -173,6 +174,15 @@ def otlp(data: bytes) -> None:
                 assert sum(rows) == found.encoded.records
 
 
+def parquet(data: bytes) -> None:
+    """A Parquet file: refused, or a stream within its bound."""
+    try:
+        stream = parquet_stream(data, MAX_DECODED)
+        check_stream(stream, MAX_DECODED, roles=Roles("m"))
+    except (BadPayload, PayloadTooLarge):
+        pass
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "edge": edge,
     "decode": decode,
@@ -182,4 +192,5 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "arrow": arrow,
     "remote_write": remote_write,
     "otlp": otlp,
+    "parquet": parquet,
 }

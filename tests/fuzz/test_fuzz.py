@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.fuzz import targets
 from tests.support.compression import zstd
 from tests.unit.codec.arrow_ipc.streams import stream
+from tests.unit.codec.arrow_ipc.test_parquet import file_of
 from tests.unit.codec.otlp.messages import Maker
 from tests.unit.codec.otlp.test_body import json_of
 from tests.unit.codec.remote_write.test_body import Series, make
@@ -34,6 +35,7 @@ ARROW = pa.table(
     }
 )
 STREAMS = [stream(ARROW), stream(ARROW, "zstd"), stream(ARROW, "lz4", 1)]
+FILES = [file_of(ARROW), file_of(ARROW, compression="zstd", data_page_version="2.0")]
 ARRAY = b"[%b]" % JSON[:-1].replace(b"\n", b",")
 SERIES: list[Series] = [
     ({"__name__": "up", "job": "x"}, [(1_700_000_000_000, 1.0)], [({"trace": "t"}, 1_700_000_000_000, 0.5)]),
@@ -62,6 +64,7 @@ PATHS = [
         "/api/v1/ingest/cpu",
         "/api/v1/ingest/a%20b?format=ndjson",
         "/api/v1/ingest/a?format=arrow",
+        "/api/v1/ingest/a?format=parquet",
         "/api/v1/ingest/cpu?format=csv&types=v:f64",
     ),
     *("/api/v1/ingest/", "/api/v1/ingest/a/b?format=json&time_field=t&tag_fields=h"),
@@ -163,3 +166,9 @@ def test_no_bytes_upset_the_remote_write_codec(data: bytes) -> None:
 @FUZZ
 def test_no_bytes_upset_the_otlp_codec(data: bytes) -> None:
     targets.otlp(data)
+
+
+@given(changed(*FILES) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_upset_the_reader_of_parquet(data: bytes) -> None:
+    targets.parquet(data)

@@ -1,4 +1,4 @@
-"""Arrow IPC streams over real HTTP: kept as they came, and in the lake value for value."""
+"""Arrow IPC streams and Parquet over real HTTP: kept as they came, and in the lake value for value."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from arcpipe.wal import WALReader
@@ -222,6 +223,24 @@ def test_a_stream_is_bounded_once_it_is_decompressed(tmp_path: Any) -> None:
         assert answer.status == 413
         assert "without its dictionaries" in answer.reason
         server.stop()
+
+
+def test_a_parquet_file_comes_out_of_the_lake(server: Server, database: str) -> None:
+    table = pa.table({"ts": times(70_000), "host": ["a", "b"] * 35_000, "n": range(70_000), "l": [[1]] * 70_000})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=20_000)
+    body = sink.getvalue().to_pybytes()
+    headers = {"Content-Type": "application/vnd.apache.parquet"}
+    query = f"db={database}&tag_fields=host&time_field=ts"
+    assert server.post(f"/api/v1/ingest/m?{query}", body, headers).status == 202
+    rows = server.wait_for_rows(70_000, database)
+    assert [(row["time"] - NEW_YEAR, row["host"], row["n"]) for row in rows] == [
+        (n, "ab"[n % 2], n) for n in range(70_000)
+    ]
+    assert {row["_rescued_data"] for row in rows} == {'{"l":[1]}'}
+    answer = server.post("/api/v1/ingest/m", body[:-50], headers)
+    assert answer.status == 400
+    assert "no Parquet file" in answer.reason
 
 
 @pytest.mark.parametrize("query", ["types=n:f64", "measurement_field=k"])

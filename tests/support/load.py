@@ -101,10 +101,7 @@ class Load(Writers):
 
     def _exchange(self, client: Client) -> None:
         number = self._next_number()
-        body = pack(self._body(number))
-        request = request_bytes(
-            "POST", "/write/v2/msgpack", body, {"x-arc-database": self.DATABASES[number % len(self.DATABASES)]}
-        )
+        request = self._request(number)
         self._sent.append(number)
         client.send(request)
         response = client.receive()
@@ -112,6 +109,10 @@ class Load(Writers):
         assert response.status in (202, 503, 507), response
         if response.status == 202:
             self._acknowledged.append(number)
+
+    def _request(self, number: int) -> bytes:
+        database = self.DATABASES[number % len(self.DATABASES)]
+        return request_bytes("POST", "/write/v2/msgpack", pack(self._body(number)), {"x-arc-database": database})
 
     def _body(self, number: int) -> Any:
         """Make a body of about 20 kB: the four shapes in turn, two measurements, two hours."""

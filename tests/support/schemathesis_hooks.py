@@ -18,7 +18,9 @@ def pack(_context: Any, value: Any) -> bytes:
         return b"\xc1"
 
 
-@schemathesis.serializer("application/x-ndjson", "text/csv", "application/vnd.apache.arrow.stream")
+@schemathesis.serializer(
+    *("application/x-ndjson", "text/csv", "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet")
+)
 def encode(_context: Any, value: Any) -> bytes:
     """Encode a text; any other value as JSON."""
     if isinstance(value, bytes):

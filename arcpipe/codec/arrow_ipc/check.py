@@ -66,16 +66,18 @@ def _check_batches(
 ) -> list[str]:
     """Check all record batches; return the tags that they have."""
     plan: Plan | None = None
+    dictionaries: list[int] = []
     left = max_bytes
     for number, batch in enumerate(read_batches(body)):
         check()
         if plan is None:
             plan = check_schema(batch.schema, roles)
+            dictionaries = [at for at, field in enumerate(batch.schema) if pa.types.is_dictionary(field.type)]
         try:
             batch.validate(full=True)
         except pa.ArrowException as error:
             raise BadPayload(f"record batch {number} is not valid Arrow: {_first_line(error)}") from None
-        left -= _written_out(batch)
+        left -= _written_out(batch, dictionaries)
         if left < 0:
             raise PayloadTooLarge(f"the Arrow IPC stream has more than {max_bytes} bytes without its dictionaries")
         if plan.time is not None:
@@ -134,10 +136,11 @@ def check_schema(schema: pa.Schema, roles: Roles) -> Plan:
     """
     if len(schema) > MAX_COLUMNS:
         raise BadPayload(f"more than {MAX_COLUMNS} columns")
-    names = schema.names
-    if len(set(names)) < len(names):
-        twice = next(name for at, name in enumerate(names) if name in names[:at])
-        raise BadPayload(f"column {quote(twice)} is there twice")
+    seen: set[str] = set()
+    for name in schema.names:
+        if name in seen:
+            raise BadPayload(f"column {quote(name)} is there twice")
+        seen.add(name)
     for field in schema:
         nested = _untaken(storage_of(field.type), is_nested=False)
         if nested is not None:
@@ -183,12 +186,10 @@ def _untaken(type_: pa.DataType, *, is_nested: bool) -> str | None:
     return None
 
 
-def _written_out(batch: pa.RecordBatch) -> int:
-    """Count the bytes of the texts and binary values that are in dictionaries, as often as rows have them."""
+def _written_out(batch: pa.RecordBatch, dictionaries: list[int]) -> int:
+    """Count the bytes of texts and binary values in the columns of dictionaries, as often as rows have them."""
     total = 0
-    for array in batch.columns:
-        if not pa.types.is_dictionary(array.type):
-            continue
+    for array in map(batch.column, dictionaries):
         lengths = _lengths(array.dictionary)
         if lengths is not None and len(lengths):
             counts = np.bincount(array.indices.drop_null().to_numpy(), minlength=len(lengths))

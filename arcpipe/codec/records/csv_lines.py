@@ -88,9 +88,11 @@ def _read_names(reader: Iterator[list[str]]) -> list[str] | None:
         return None
     if len(names) > _MOST_NAMES:
         raise BadPayload(f"the first CSV record has more than {_MOST_NAMES} names")
-    if len(set(names)) < len(names):
-        twice = next(name for at, name in enumerate(names) if name in names[:at])
-        raise BadPayload(f"the first CSV record has the name {quote(twice)} twice")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise BadPayload(f"the first CSV record has the name {quote(name)} twice")
+        seen.add(name)
     return names
 
 

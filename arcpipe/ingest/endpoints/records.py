@@ -1,4 +1,4 @@
-"""`POST /api/v1/ingest/{measurement}`: records as JSON, CSV or Arrow, whose fields the sender names.
+"""`POST /api/v1/ingest/{measurement}`: records as JSON, CSV, Arrow or Parquet, whose fields the sender names.
 
 The parameters are read from the query, and where it has none from headers: some senders can only set these.
 """
@@ -6,10 +6,11 @@ The parameters are read from the query, and where it has none from headers: some
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 from arcpipe.codec.arrow_ipc.check import Checked, check_stream
+from arcpipe.codec.arrow_ipc.parquet import parquet_stream
 from arcpipe.codec.columns import TIME, Encoded
 from arcpipe.codec.envelope import KIND_ARROW, ArrowBody, arrow_front
 from arcpipe.codec.messagepack.times import TimeRule
@@ -37,8 +38,10 @@ FORMATS: Final[dict[bytes, str]] = {
     b"application/json": "json",
     b"text/csv": "csv",
     b"application/vnd.apache.arrow.stream": "arrow",
+    b"application/vnd.apache.parquet": "parquet",
 }
-_KNOWN: Final = ("ndjson", "json", "csv", "arrow")
+_KNOWN: Final = ("ndjson", "json", "csv", "arrow", "parquet")
+_TYPED: Final = ("arrow", "parquet")  # formats whose columns have types
 
 # The parameters that headers may give, too.
 _BY_HEADER: Final[dict[str, bytes]] = {
@@ -58,6 +61,13 @@ _ENCODERS: Final[dict[str, _Encode]] = {
     "json": json_array.encode,
     "csv": csv_lines.encode,
 }
+
+
+class _Stream(NamedTuple):
+    """An Arrow IPC stream that was checked."""
+
+    body: bytes | memoryview
+    checked: Checked
 
 
 class RecordTargets(Targets):
@@ -80,8 +90,8 @@ class RecordTargets(Targets):
         names = ("time_field", "measurement_field", "tag_fields", "types")
         roles = read_roles(measurement, *[parameters.get(name, "") for name in names])
         format_ = _format(parameters.get("format", ""), headers.get(_CONTENT_TYPE, b""))
-        if format_ == "arrow" and (roles.types or roles.measurement_field):
-            raise BadPayload("parameters 'types' and 'measurement_field' are not for Arrow, whose columns have types")
+        if format_ in _TYPED and (roles.types or roles.measurement_field):
+            raise BadPayload("parameters 'types' and 'measurement_field' are not for Arrow and Parquet")
         return self._make(parameters, headers.get(DATABASE))._replace(format=format_, roles=roles)
 
 
@@ -106,8 +116,8 @@ def _format(named: str, content_type: bytes) -> str:
     found = FORMATS.get(content_type.partition(b";")[0].strip().lower())
     if found is None:
         raise UnknownFormat(
-            "this path takes the Content-Type application/x-ndjson, application/json, text/csv or "
-            "application/vnd.apache.arrow.stream, "
+            "this path takes the Content-Type application/x-ndjson, application/json, text/csv, "
+            "application/vnd.apache.arrow.stream or application/vnd.apache.parquet, "
             f"or a parameter 'format' ({', '.join(_KNOWN)}); nothing was written"
         )
     return found
@@ -134,14 +144,17 @@ class RecordEndpoints:
 
         max_body = self._max_body
 
-        def encode(body: bytes, check: Check, target: Target) -> Records | Checked:
+        def encode(body: bytes, check: Check, target: Target) -> Records | _Stream:
             assert target.roles is not None
-            if target.format == "arrow":
-                return check_stream(body, max_body, check, roles=target.roles, rule=_RULES[target.precision])
+            if target.format in _TYPED:
+                is_file = target.format == "parquet"
+                stream: bytes | memoryview = parquet_stream(body, max_body, check) if is_file else body
+                rule = _RULES[target.precision]
+                return _Stream(stream, check_stream(stream, max_body, check, roles=target.roles, rule=rule))
             return _ENCODERS[target.format](body, check, roles=target.roles, rule=_RULES[target.precision])
 
-        def settle(exchange: Exchange, target: Target, records: Records | Checked) -> None:
-            if isinstance(records, Checked):
+        def settle(exchange: Exchange, target: Target, records: Records | _Stream) -> None:
+            if isinstance(records, _Stream):
                 _append_stream(writes, exchange, target, records)
                 return
             encoded = records.encoded
@@ -158,14 +171,15 @@ class RecordEndpoints:
         return writes.handler(None, encode, settle, RecordTargets)
 
 
-def _append_stream(writes: WriteEndpoints, exchange: Exchange, target: Target, checked: Checked) -> None:
-    """Add an Arrow IPC stream as it came."""
+def _append_stream(writes: WriteEndpoints, exchange: Exchange, target: Target, stream: _Stream) -> None:
+    """Add an Arrow IPC stream as it came, or as a Parquet file became it."""
+    body, checked = stream
     if not checked.rows:
         exchange.answer(responses.ACCEPTED)
         return
     roles = target.roles
     assert roles is not None
-    body = ArrowBody(
+    front = ArrowBody(
         roles.measurement,
         checked.rows,
         _NO_STREAM,
@@ -173,8 +187,8 @@ def _append_stream(writes: WriteEndpoints, exchange: Exchange, target: Target, c
         tuple(checked.tags) or None,
         None if roles.time == TIME else roles.time,
     )
-    prefix = Prefix(KIND_ARROW, target.database, target.meta, arrow_front(body, len(exchange.body)))
-    writes.append(exchange, target, Encoded(False, exchange.body, checked.rows), responses.ACCEPTED, prefix)
+    prefix = Prefix(KIND_ARROW, target.database, target.meta, arrow_front(front, len(body)))
+    writes.append(exchange, target, Encoded(False, body, checked.rows), responses.ACCEPTED, prefix)
 
 
 def _bad_records(records: Records, written: int) -> responses.Refusal:
