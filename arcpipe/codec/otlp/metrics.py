@@ -107,10 +107,9 @@ def _write(
     table = Rows(level.count)
     table.time(TIME, times)
     metric = data.metric[spans.owner]
-    at = pa.array(metric)
-    table.texts("MetricName", metrics.name.take(at))
-    table.texts("MetricDescription", metrics.description.take(at))
-    table.texts("MetricUnit", metrics.unit.take(at))
+    table.taken("MetricName", metrics.name, metric)
+    table.taken("MetricDescription", metrics.description, metric)
+    table.taken("MetricUnit", metrics.unit, metric)
     attributes = Attributes(buffer, level.fields.of(kind.attributes, LENGTH_DELIMITED), level.count, check)
     table.texts("Attributes", attributes.json())
     check()

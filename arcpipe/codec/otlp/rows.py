@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from arcpipe.codec.columns import TIME, ColumnBatch, Maps, array_header
 from arcpipe.codec.otlp.request import Request
-from arcpipe.codec.packing import FLOAT, SIGNED, UNSIGNED, pack_texts, pack_wide
+from arcpipe.codec.packing import FLOAT, SIGNED, UNSIGNED, pack_taken, pack_texts, pack_wide
 from arcpipe.codec.protobuf.buffer import Ints, Words
 from arcpipe.codec.protobuf.fields import Mask
 
@@ -36,6 +36,10 @@ class Rows:
     def texts(self, name: str, values: pa.Array) -> None:
         """Add texts; null stays null."""
         self._columns[name] = pack_texts(values)
+
+    def taken(self, name: str, values: pa.Array, rows: Ints) -> None:
+        """Add the values at these indices, one for each row."""
+        self._columns[name] = pack_taken(values, rows)
 
     def integers(self, name: str, values: npt.NDArray[Any], missing: Mask | None = None) -> None:
         """Add integers of 64 bits."""
@@ -63,22 +67,23 @@ class Rows:
             scope: of each row.
             promoted: the values of the rows themselves; the resource's come where they have none.
         """
-        resource = pa.array(request.scopes.resource[scope])
-        at = pa.array(scope)
+        resource = request.scopes.resource[scope]
         resources, scopes = request.resources, request.scopes
         for name, values, index in (
             ("ServiceName", resources.service, resource),
             ("ResourceAttributes", resources.attributes, resource),
             ("ResourceSchemaUrl", resources.schema_url, resource),
-            ("ScopeName", scopes.name, at),
-            ("ScopeVersion", scopes.version, at),
-            ("ScopeAttributes", scopes.attributes, at),
-            ("ScopeSchemaUrl", scopes.schema_url, at),
+            ("ScopeName", scopes.name, scope),
+            ("ScopeVersion", scopes.version, scope),
+            ("ScopeAttributes", scopes.attributes, scope),
+            ("ScopeSchemaUrl", scopes.schema_url, scope),
         ):
-            self._columns[name] = pack_texts(values.take(index))
+            self._columns[name] = pack_taken(values, index)
         for name, own, common in zip(promote, promoted, resources.promoted, strict=True):
             taken = name in self._columns or name == TIME
-            self._columns[f"{name}{_SUFFIX}" if taken else name] = pack_texts(pc.coalesce(own, common.take(resource)))
+            self._columns[f"{name}{_SUFFIX}" if taken else name] = pack_texts(
+                pc.coalesce(own, common.take(pa.array(resource)))
+            )
 
     def add_to(self, maps: Maps, table: str, tags: tuple[str, ...]) -> None:
         """Write the rows."""

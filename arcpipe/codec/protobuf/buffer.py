@@ -76,6 +76,8 @@ class Buffer:
         Raises:
             BadPayload: one is not UTF-8.
         """
+        if (starts == ends).all():
+            return pa.array([""], pa.string()).take(pa.array(np.zeros(len(starts), np.int64)))
         try:
             return self.views(starts, ends, pa.binary_view()).cast(pa.string())
         except pa.ArrowInvalid:
