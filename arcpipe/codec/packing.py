@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arcpipe.codec.columns import array_header, pack_str
+from arcpipe.codec.effort import Growth
 from arcpipe.codec.json_texts import bytes_of, offsets_of
 
 _NIL: Final = 0xC0
@@ -54,8 +55,24 @@ def pack_texts(texts: pa.Array) -> bytes:
     return array_header(count) + bytes_of(pc.binary_join_element_wise(front, texts.cast(pa.binary()), b"")).tobytes()
 
 
-def pack_taken(texts: pa.Array, rows: npt.NDArray[np.int64]) -> bytes:
-    """Pack the values of `texts` at these indices as a MessagePack array; few values for many rows cost little."""
+def taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> pa.Array:
+    """Take the values at these indices. Raises PayloadTooLarge as `Growth` does."""
+    count_taken(texts, rows, growth)
+    return texts.take(pa.array(rows))
+
+
+def count_taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> None:
+    """Count the bytes of the values at these indices. Raises PayloadTooLarge as `Growth` does."""
+    growth.add(int(np.diff(offsets_of(texts)).astype(np.int64)[rows].sum()))
+
+
+def pack_taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> bytes:
+    """Pack the values of `texts` at these indices as a MessagePack array; few values for many rows cost little.
+
+    Raises:
+        PayloadTooLarge: as `Growth` does.
+    """
+    count_taken(texts, rows, growth)
     if not len(rows) or len(texts) * _REPEATS > len(rows):
         return pack_texts(texts.take(pa.array(rows)))
     packed = [bytes([_NIL]) if text is None else pack_str(text) for text in texts.to_pylist()]

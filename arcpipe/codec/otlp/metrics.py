@@ -104,7 +104,7 @@ def _write(
             kept = Spans(spans.owner[rows], spans.start[rows], spans.end[rows])
             _write(request, metrics, kind, data, kept, promote, maps, check)
         return level.count - len(rows)
-    table = Rows(level.count)
+    table = Rows(level.count, request.growth)
     table.time(TIME, times)
     metric = data.metric[spans.owner]
     table.taken("MetricName", metrics.name, metric)
