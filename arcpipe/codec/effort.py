@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from arcpipe.units import MB
 
 # Shapes (measurement, tags, fields and their types) that any body may have. A new one takes some 30 µs and becomes a
 # columnar map of its own; a row of a known one takes 3 µs at most.
@@ -20,6 +21,13 @@ BYTES_PER_SHAPE: Final = 256
 FREE_BAD_LINES: Final = 4096
 # Bytes of a body for each further bad line.
 BYTES_PER_BAD_LINE: Final = 32
+
+
+# Bytes that a body may have as columns, whatever its size, and for each of its bytes: a text that many records share is
+# repeated in each. And the most for any body.
+FREE_GROWTH_BYTES: Final = 64 * MB
+GROWTH: Final = 4
+MOST_GROWTH_BYTES: Final = 1024 * MB
 
 
 def go_on() -> None:
@@ -67,3 +75,26 @@ class Effort:
             most = FREE_BAD_LINES + self._size // BYTES_PER_BAD_LINE
             raise BadPayload(f"the body has more than {most} bad lines; nothing was written")
         self.check()
+
+
+class Growth:
+    """Count the bytes that texts take where many records share them."""
+
+    __slots__ = ("_left", "_most", "_size")
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size = size_bytes
+        self._most = self._left = min(max(FREE_GROWTH_BYTES, GROWTH * size_bytes), MOST_GROWTH_BYTES)
+
+    def add(self, size_bytes: int) -> None:
+        """Count bytes before they are made.
+
+        Raises:
+            PayloadTooLarge: they are too many for the body.
+        """
+        self._left -= size_bytes
+        if self._left < 0:
+            raise PayloadTooLarge(
+                f"texts that many records share would take more than {self._most // MB} MB, too many for the "
+                f"{self._size} bytes of the body; send it in parts, or with shorter attributes"
+            )

@@ -9,10 +9,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arcpipe.codec.columns import array_header
+from arcpipe.codec.columns import array_header, pack_str
+from arcpipe.codec.effort import Growth
 from arcpipe.codec.json_texts import bytes_of, offsets_of
 
 _NIL: Final = 0xC0
+_EMPTY_TEXT: Final = b"\xa0"
+# Rows for each value from which on the values are packed once, and their bytes repeated.
+_REPEATS: Final = 8
 # The longest text with a header of so many bytes, and the marker of that header.
 _HEADERS: Final = ((1, 31, 0xA0), (2, 0xFF, 0xD9), (3, 0xFFFF, 0xDA), (5, 0xFFFF_FFFF, 0xDB))
 
@@ -22,11 +26,15 @@ def pack_texts(texts: pa.Array) -> bytes:
     count = len(texts)
     if not count:
         return array_header(0)
+    if texts.null_count == count:
+        return array_header(count) + bytes([_NIL]) * count
     missing = texts.is_null().to_numpy(zero_copy_only=False) if texts.null_count else None
     if missing is not None:
         texts = texts.fill_null("")
     sizes = np.diff(offsets_of(texts))
     longest = int(sizes.max())
+    if not longest and missing is None:
+        return array_header(count) + _EMPTY_TEXT * count
     width, marker = next((width, marker) for width, most, marker in _HEADERS if longest <= most)
     headers = np.empty((count, width), np.uint8)
     if width == 1:
@@ -45,6 +53,33 @@ def pack_texts(texts: pa.Array) -> bytes:
         ends[1:] = np.cumsum(keep.sum(axis=1))
     front = pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(ends), pa.py_buffer(flat)])
     return array_header(count) + bytes_of(pc.binary_join_element_wise(front, texts.cast(pa.binary()), b"")).tobytes()
+
+
+def taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> pa.Array:
+    """Take the values at these indices. Raises PayloadTooLarge as `Growth` does."""
+    count_taken(texts, rows, growth)
+    return texts.take(pa.array(rows))
+
+
+def count_taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> None:
+    """Count the bytes of the values at these indices. Raises PayloadTooLarge as `Growth` does."""
+    growth.add(int(np.diff(offsets_of(texts)).astype(np.int64)[rows].sum()))
+
+
+def pack_taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> bytes:
+    """Pack the values of `texts` at these indices as a MessagePack array; few values for many rows cost little.
+
+    Raises:
+        PayloadTooLarge: as `Growth` does.
+    """
+    count_taken(texts, rows, growth)
+    if not len(rows) or len(texts) * _REPEATS > len(rows):
+        return pack_texts(texts.take(pa.array(rows)))
+    packed = [bytes([_NIL]) if text is None else pack_str(text) for text in texts.to_pylist()]
+    first = int(rows[0])
+    if len(packed) == 1 or (rows == first).all():
+        return array_header(len(rows)) + packed[first] * len(rows)
+    return array_header(len(rows)) + bytes_of(pa.array(packed, pa.binary()).take(pa.array(rows))).tobytes()
 
 
 def pack_wide(

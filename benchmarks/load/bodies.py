@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from benchmarks.load.telegraf import HOSTS, REGIONS, gather
+from benchmarks.load.telemetry import LogsBody, PointsBody, SeriesBody, SpansBody
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -375,6 +376,14 @@ KINDS: Final[dict[str, Callable[[int, random.Random], Body]]] = {
     "json": JSONBody,
     "csv": CSVBody,
     "arrow": ArrowBody,
+    "remote write": SeriesBody,
+    "otlp logs": LogsBody,
+    "otlp traces": SpansBody,
+    "otlp metrics": PointsBody,
 }
 
-FORMATS: Final = (*KINDS, *(f"{kind} + {encoding}" for kind in KINDS for encoding in ENCODERS))
+# A body of remote write is compressed already.
+FORMATS: Final = (
+    *KINDS,
+    *(f"{kind} + {encoding}" for kind in KINDS if kind != "remote write" for encoding in ENCODERS),
+)

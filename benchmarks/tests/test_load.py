@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from backports import zstd
 from hdrh.histogram import HdrHistogram
 
+from arcpipe.codec.content_encoding import Coding, decode
 from arcpipe.codec.line_protocol import body as line_protocol
 from arcpipe.codec.messagepack import body as messagepack
+from arcpipe.codec.otlp import body as otlp
+from arcpipe.codec.otlp.body import Signal
 from arcpipe.codec.records import csv_lines, json_array, json_lines
 from arcpipe.codec.records.roles import Roles
+from arcpipe.codec.remote_write import body as remote_write
 from benchmarks.load.bodies import FORMATS, Body, make_bodies
 from benchmarks.load.generator import Load, LoadSpec
 from benchmarks.results.histogram import Histogram
@@ -139,7 +141,7 @@ NOW_US = 1_700_000_000_123_456
 def decoded(body: Body) -> bytes:
     content = body.at(NOW_US)
     if body.content_encoding:
-        content = {"gzip": gzip.decompress, "zstd": zstd.decompress}[body.content_encoding](content)
+        content = decode(cast(Coding, body.content_encoding), content, 1 << 30)
     return content
 
 
@@ -159,7 +161,14 @@ def columns_of(body: Body) -> list[tuple[str, dict[str, list[object]]]]:
         table = pa.ipc.open_stream(content).read_all()
         times = table["time"].cast(pa.int64())
         return [("cpu", {**table.to_pydict(), "time": times.to_pylist()})]
-    encoded = ENCODERS[body.content_type.partition(";")[0]](content)
+    signal = body.path.partition("?")[0].removeprefix("/v1/")
+    encoded: Any
+    if signal in ("logs", "traces", "metrics"):
+        encoded = otlp.encode(content, signal=cast(Signal, signal))
+    elif "protobuf" in body.content_type:
+        encoded = remote_write.encode(content)
+    else:
+        encoded = ENCODERS[body.content_type.partition(";")[0]](content)
     maps = msgspec.msgpack.decode(getattr(encoded, "encoded", encoded).body)
     return [(one["m"], one["columns"]) for one in (maps if isinstance(maps, list) else [maps])]
 

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import orjson
 
-from arcpipe.errors import BadPayload
+from arcpipe.errors import BadPayload, PayloadTooLarge
+from arcpipe.units import MB
 
 Check = Callable[[], None]
 
@@ -25,6 +26,8 @@ Check = Callable[[], None]
 _OBJECTS_BETWEEN_CHECKS: Final = 256
 # Messages within each other: more than any request has, with attributes as deep as they may be.
 _MAX_DEPTH: Final = 96
+# Bytes of a body in JSON: its parser lets no other thread run, and takes up to 30 ms for these.
+MAX_JSON_BYTES: Final = 4 * MB
 
 # Messages: name in JSON to number and kind. A kind is one of the words of `_WRITERS`, or a message; `*` repeats it.
 _VALUE: Final = {
@@ -174,8 +177,13 @@ def from_json(body: bytes, signal: str, check: Check) -> bytes:
     """Make a request in JSON the same request in protobuf.
 
     Raises:
+        PayloadTooLarge: it is larger than a body in JSON may be.
         BadPayload: it is no JSON, or a value is of another type; the text says where.
     """
+    if len(body) > MAX_JSON_BYTES:
+        raise PayloadTooLarge(
+            f"a body in JSON has more than {MAX_JSON_BYTES} bytes; send it in parts, or as application/x-protobuf"
+        )
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

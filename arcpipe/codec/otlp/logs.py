@@ -38,7 +38,7 @@ def _write(request: Request, records: Spans, promote: tuple[str, ...], maps: Map
         if len(rows):
             _write(request, kept, promote, maps, check)
         return level.count - len(rows)
-    table = Rows(level.count)
+    table = Rows(level.count, request.growth)
     table.time(TIME, np.where(times > 0, times, observed))
     table.time("ObservedTimestamp", observed)
     table.texts("TraceId", hex_texts(buffer, *level.spans(9), 16))

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from arcpipe.codec.effort import Growth
 from arcpipe.codec.otlp.values import Attributes
 from arcpipe.codec.protobuf.buffer import Buffer, Ints
 from arcpipe.codec.protobuf.fields import Level
@@ -48,6 +49,7 @@ class Request(NamedTuple):
     resources: Resources
     scopes: Scopes
     items: Spans
+    growth: Growth
 
 
 def read_request(body: bytes, promote: tuple[str, ...], check: Check) -> Request:
@@ -64,7 +66,7 @@ def read_request(body: bytes, promote: tuple[str, ...], check: Check) -> Request
     of_scopes = level.fields.of(2, LENGTH_DELIMITED)
     inner = Level(buffer, scan(buffer, of_scopes.start, of_scopes.end, check), len(of_scopes.owner))
     scopes = _read_scopes(inner, of_scopes.owner, check)
-    return Request(buffer, resources, scopes, inner.fields.of(2, LENGTH_DELIMITED))
+    return Request(buffer, resources, scopes, inner.fields.of(2, LENGTH_DELIMITED), Growth(len(body)))
 
 
 def _read_resources(level: Level, promote: tuple[str, ...], check: Check) -> Resources:

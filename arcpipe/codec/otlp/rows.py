@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arcpipe.codec.columns import TIME, ColumnBatch, Maps, array_header
+from arcpipe.codec.effort import Growth
 from arcpipe.codec.otlp.request import Request
-from arcpipe.codec.packing import FLOAT, SIGNED, UNSIGNED, pack_texts, pack_wide
+from arcpipe.codec.packing import FLOAT, SIGNED, UNSIGNED, pack_taken, pack_texts, pack_wide, taken
 from arcpipe.codec.protobuf.buffer import Ints, Words
 from arcpipe.codec.protobuf.fields import Mask
 
@@ -24,8 +25,9 @@ _SUFFIX: Final = "_attribute"
 class Rows:
     """The columns of some rows of one table. Numbers of 64 bits without a sign become `u64` where they are above 63."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, growth: Growth) -> None:
         self.count = count
+        self._growth = growth
         self._columns: dict[str, bytes] = {}
         self._types: dict[str, str] = {}
 
@@ -36,6 +38,10 @@ class Rows:
     def texts(self, name: str, values: pa.Array) -> None:
         """Add texts; null stays null."""
         self._columns[name] = pack_texts(values)
+
+    def taken(self, name: str, values: pa.Array, rows: Ints) -> None:
+        """Add the values at these indices, one for each row."""
+        self._columns[name] = pack_taken(values, rows, self._growth)
 
     def integers(self, name: str, values: npt.NDArray[Any], missing: Mask | None = None) -> None:
         """Add integers of 64 bits."""
@@ -63,22 +69,22 @@ class Rows:
             scope: of each row.
             promoted: the values of the rows themselves; the resource's come where they have none.
         """
-        resource = pa.array(request.scopes.resource[scope])
-        at = pa.array(scope)
+        resource = request.scopes.resource[scope]
         resources, scopes = request.resources, request.scopes
         for name, values, index in (
             ("ServiceName", resources.service, resource),
             ("ResourceAttributes", resources.attributes, resource),
             ("ResourceSchemaUrl", resources.schema_url, resource),
-            ("ScopeName", scopes.name, at),
-            ("ScopeVersion", scopes.version, at),
-            ("ScopeAttributes", scopes.attributes, at),
-            ("ScopeSchemaUrl", scopes.schema_url, at),
+            ("ScopeName", scopes.name, scope),
+            ("ScopeVersion", scopes.version, scope),
+            ("ScopeAttributes", scopes.attributes, scope),
+            ("ScopeSchemaUrl", scopes.schema_url, scope),
         ):
-            self._columns[name] = pack_texts(values.take(index))
+            self._columns[name] = pack_taken(values, index, self._growth)
         for name, own, common in zip(promote, promoted, resources.promoted, strict=True):
-            taken = name in self._columns or name == TIME
-            self._columns[f"{name}{_SUFFIX}" if taken else name] = pack_texts(pc.coalesce(own, common.take(resource)))
+            is_own = name in self._columns or name == TIME
+            values = pc.coalesce(own, taken(common, resource, self._growth))
+            self._columns[f"{name}{_SUFFIX}" if is_own else name] = pack_texts(values)
 
     def add_to(self, maps: Maps, table: str, tags: tuple[str, ...]) -> None:
         """Write the rows."""

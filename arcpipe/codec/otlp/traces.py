@@ -45,7 +45,7 @@ def _write(request: Request, spans: Spans, promote: tuple[str, ...], maps: Maps,
         if len(rows):
             _write(request, Spans(spans.owner[rows], spans.start[rows], spans.end[rows]), promote, maps, check)
         return level.count - len(rows)
-    table = Rows(level.count)
+    table = Rows(level.count, request.growth)
     table.time(TIME, starts)
     table.texts("TraceId", hex_texts(buffer, *level.spans(1), 16))
     table.texts("SpanId", hex_texts(buffer, *level.spans(2), 8))

@@ -28,11 +28,13 @@ class Buffer:
     __slots__ = ("_bytes", "_doubles", "end", "start", "text", "words")
 
     def __init__(self, body: bytes | memoryview) -> None:
-        self._bytes = bytearray(b"".join((bytes(ROOM), body, bytes(ROOM))))
+        # By numpy, which lets other threads run meanwhile: a copy of 100 MB takes 30 ms.
+        self.text: Bytes = np.zeros(len(body) + 2 * ROOM, np.uint8)
+        self.text[ROOM : ROOM + len(body)] = np.frombuffer(body, np.uint8)
+        self._bytes = self.text.data
         self.start = ROOM
-        self.end = len(self._bytes) - ROOM
-        self.text: Bytes = np.frombuffer(self._bytes, np.uint8)
-        size = (len(self._bytes) - 7,)
+        self.end = ROOM + len(body)
+        size = (len(self.text) - 7,)
         self.words: Words = np.ndarray(size, "<u8", self._bytes, 0, (1,))
         """The eight bytes at every place, aligned or not."""
         self._doubles: npt.NDArray[np.float64] = np.ndarray(size, "<f8", self._bytes, 0, (1,))
@@ -45,7 +47,7 @@ class Buffer:
         """Copy the bytes between two places."""
         return bytes(self._bytes[start:end])
 
-    def raw(self) -> bytearray:
+    def raw(self) -> memoryview:
         """Return all bytes, by their places."""
         return self._bytes
 
@@ -76,6 +78,8 @@ class Buffer:
         Raises:
             BadPayload: one is not UTF-8.
         """
+        if (starts == ends).all():
+            return pa.array([""], pa.string()).take(pa.array(np.zeros(len(starts), np.int64)))
         try:
             return self.views(starts, ends, pa.binary_view()).cast(pa.string())
         except pa.ArrowInvalid:

@@ -6,8 +6,9 @@ few numpy calls for each step, whatever the number of messages. Once few message
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from arcpipe.codec.protobuf.buffer import Buffer, Bytes, Ints
 from arcpipe.codec.protobuf.varints import MAX_VARINT_BYTES, read_varints, varint_sizes
 from arcpipe.errors import BadPayload
+
+Numbers: TypeAlias = "array[int]"
 
 VARINT: Final = 0
 FIXED64: Final = 1
@@ -27,8 +30,8 @@ _FEW: Final = 64
 _FIELDS_BETWEEN_CHECKS: Final = 2048
 # Bytes of the value by wire type; 0 for those that say it themselves, 255 for wire types that are refused.
 _FIXED: Final = np.array([0, 8, 0, 255, 255, 4, 255, 255], np.uint8)
-# Fields of one body, at most: each takes some 50 bytes here, and no useful body has more of them than this.
-MAX_FIELDS: Final = 1 << 24
+# Fields that are found in one call, at most: each takes some 80 bytes meanwhile, and no useful body has more of them.
+MAX_FIELDS: Final = 1 << 21
 
 
 class Spans(NamedTuple):
@@ -98,9 +101,9 @@ def scan(buffer: Buffer, starts: Ints, ends: Ints, check: Callable[[], None]) ->
     for owner, done, (tags, own_starts, own_ends) in zip(live.tolist(), first.tolist(), alone, strict=True):
         begin = int(begins[owner]) + done
         own = slice(begin, begin + len(tags))
-        table = np.array(tags, np.int64)
+        table = np.frombuffer(tags, np.int64)
         found.number[own], found.wire[own] = table >> 3, table & 7
-        found.start[own], found.end[own] = own_starts, own_ends
+        found.start[own], found.end[own] = np.frombuffer(own_starts, np.int64), np.frombuffer(own_ends, np.int64)
     return found
 
 
@@ -173,12 +176,10 @@ def scan_alone(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) ->
     return [(tag >> 3, tag & 7, start, end) for tag, start, end in zip(tags, starts, ends, strict=True)]
 
 
-def _walk(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -> tuple[list[int], list[int], list[int]]:
+def _walk(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -> tuple[Numbers, Numbers, Numbers]:
     """Return tag, start and end of each field of a message from `at` on."""
     data = buffer.raw()
-    tags: list[int] = []
-    starts: list[int] = []
-    ends: list[int] = []
+    tags, starts, ends = array("q"), array("q"), array("q")
     rest = _FIELDS_BETWEEN_CHECKS
     while at < stop:
         field = at

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from arcpipe.codec.columns import Encoded
-from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.effort import Effort, Growth, go_on
 from arcpipe.codec.protobuf.buffer import Buffer, Ints, Words
 from arcpipe.codec.protobuf.fields import Level, Mask
 from arcpipe.codec.protobuf.pairs import Pairs, read_pairs
@@ -77,7 +77,7 @@ class _Reader:
         self._buffer = Buffer(body)
         self._check = check
         self._layout = layout
-        self._tables = Tables(layout, Effort(len(body), check))
+        self._tables = Tables(layout, Effort(len(body), check), Growth(len(body)))
         self._counts = [0, 0, 0]  # samples, histograms, exemplars
         self._errors: list[str] = []
         self._error_count = 0
@@ -105,7 +105,7 @@ class _Reader:
         symbols = read_symbols(buffer, self._top.of(4, LENGTH_DELIMITED))
         told: dict[tuple[Any, ...], None] = {}
         for starts, ends in _pieces(self._top.of(5, LENGTH_DELIMITED)):
-            series, labels = read_series_2(buffer, symbols, starts, ends, self._check)
+            series, labels = read_series_2(buffer, symbols, starts, ends, self._check, self._tables.growth)
             good = self._note_bad(series)
             histograms = self._histograms(series, good)
             exemplars, exemplar_labels = self._exemplars_2(series, good, symbols)
@@ -133,8 +133,10 @@ class _Reader:
         """Return which of these records of good series have a time that can be written; report the others."""
         bad_time = (times < _LEAST_MS) | (times > _MOST_MS)
         if bad_time.any():
-            for row in np.flatnonzero(bad_time & good[owner]).tolist():
+            rows = np.flatnonzero(bad_time & good[owner])
+            for row in rows[:MAX_ERRORS].tolist():
                 self._report(int(owner[row]), f"the timestamp {int(times[row])} ms is out of range")
+            self._error_count += len(rows[MAX_ERRORS:])
         return np.flatnonzero(good[owner] & ~bad_time)
 
     def _histograms(self, series: Series, good: Mask) -> tuple[Ints, list[Histogram]]:
@@ -172,6 +174,10 @@ class _Reader:
     ) -> tuple[Samples, pa.Array]:
         """Read exemplars, and leave out those that are bad."""
         times = level.integers(3)
+        # In version 2 many labels may share a text.
+        self._tables.growth.add(
+            int((labels.name_end - labels.name_start + labels.value_end - labels.value_start).sum())
+        )
         texts = json_of(self._buffer, labels)
         wrong = find_bad(self._buffer, labels) | bad
         usable = np.ones(len(owner), np.bool_)

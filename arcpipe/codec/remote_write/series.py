@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from arcpipe.codec.effort import Growth
 from arcpipe.codec.json_texts import objects, quoted
+from arcpipe.codec.packing import taken
 from arcpipe.codec.protobuf.buffer import Buffer, Ints
 from arcpipe.codec.protobuf.fields import Level, Mask, packed_varints
 from arcpipe.codec.protobuf.pairs import Pairs, is_named, read_pairs
@@ -128,7 +130,9 @@ def read_symbols(buffer: Buffer, spans: Spans) -> Symbols:
     return Symbols(spans.start, spans.end, quoted(buffer.gather_texts(spans.start, spans.end, "a symbol")))
 
 
-def read_series_2(buffer: Buffer, symbols: Symbols, starts: Ints, ends: Ints, check: Check) -> tuple[Series, pa.Array]:
+def read_series_2(
+    buffer: Buffer, symbols: Symbols, starts: Ints, ends: Ints, check: Check, growth: Growth
+) -> tuple[Series, pa.Array]:
     """Find the parts of the series of version 2; return them, and the labels as JSON objects."""
     count = len(starts)
     fields = scan(buffer, starts, ends, check)
@@ -144,12 +148,14 @@ def read_series_2(buffer: Buffer, symbols: Symbols, starts: Ints, ends: Ints, ch
         symbols.start[values],
         symbols.end[values],
     )
+    # Many labels may share a text, which each of them repeats in a column.
+    growth.add(int((labels.value_end - labels.value_start).sum()))
     bad = {**find_bad(buffer, labels), **bad}
     check()
     rest = ~is_named(buffer, labels, METRIC_NAME)
     texts = objects(
-        symbols.quoted.take(pa.array(names[rest])),
-        symbols.quoted.take(pa.array(values[rest])),
+        taken(symbols.quoted, names[rest], growth),
+        taken(symbols.quoted, values[rest], growth),
         np.bincount(owner[rest], minlength=count),
     )
     started = level.integers(6)

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from arcpipe.codec.columns import MAX_NAME_BYTES, TIME, ColumnBatch, Maps, check_measurement, pack_values
-from arcpipe.codec.effort import Effort
-from arcpipe.codec.packing import FLOAT, SIGNED, pack_texts, pack_wide
+from arcpipe.codec.effort import Effort, Growth
+from arcpipe.codec.packing import FLOAT, SIGNED, pack_texts, pack_wide, taken
 from arcpipe.codec.protobuf.buffer import Ints
 from arcpipe.codec.remote_write.histograms import Histogram
 from arcpipe.codec.remote_write.series import Samples
@@ -44,19 +44,21 @@ class Identity(NamedTuple):
     labels: pa.Array
     promoted: tuple[pa.Array, ...]
 
-    def take(self, rows: Ints) -> Identity:
-        """Return the identity of each row by the index of its series."""
-        index = pa.array(rows)
+    def take(self, rows: Ints, growth: Growth) -> Identity:
+        """Return the identity of each row by the index of its series. Raises PayloadTooLarge as `Growth` does."""
         return Identity(
-            self.metric.take(index), self.labels.take(index), tuple(one.take(index) for one in self.promoted)
+            taken(self.metric, rows, growth),
+            taken(self.labels, rows, growth),
+            tuple(taken(one, rows, growth) for one in self.promoted),
         )
 
 
 class Tables:
     """Collects the columnar maps of one body."""
 
-    def __init__(self, layout: Layout, effort: Effort) -> None:
+    def __init__(self, layout: Layout, effort: Effort, growth: Growth) -> None:
         self.maps = Maps()
+        self.growth = growth
         self._layout = layout
         self._effort = effort
         promoted = (f"{name}{_SUFFIX}" if name in _OWN_COLUMNS else name for name in layout.promote)
@@ -126,7 +128,7 @@ class Tables:
 
     def _identity(self, identity: Identity, owner: Ints) -> dict[str, bytes]:
         if len(owner) != len(identity.metric) or not (owner == np.arange(len(owner))).all():
-            identity = identity.take(owner)
+            identity = identity.take(owner, self.growth)
         texts = (identity.metric, identity.labels, *identity.promoted)
         return {name: pack_texts(column) for name, column in zip(self._tags, texts, strict=True)}
 
