@@ -17,13 +17,13 @@ class Batch(Protocol):
     stream: Stream
     records: int
     size: int
-    """Bytes of its parts."""
+    """Bytes of its parts, or of its file."""
 
     def add(self, part: Part) -> None:
         """Take one more part. Raises SpoolError: it was not taken, and the batch takes no more."""
 
     def seal(self) -> Message | None:
-        """Fix the content for ever, and return it; None if it is damaged, which was told."""
+        """Fix the content for ever, and return it; None if there is none to send, which was told."""
 
     def accepted(self) -> None:
         """Forget the content: a server has it."""
@@ -37,6 +37,8 @@ class Store(Protocol):
 
     limit: int
     """Bytes of all batches together."""
+    overhead: int
+    """Bytes at most that a part takes besides its own, with the beginning of a batch."""
 
     def new(self, stream: Stream) -> Batch:
         """Begin a batch. Raises SpoolError: it cannot be begun."""
@@ -66,6 +68,7 @@ class MemoryStore:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.overhead = 0
         self._keys = Keys()
 
     def new(self, stream: Stream) -> Batch:

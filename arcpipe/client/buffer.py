@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
 from arcpipe.client.batches import Batch, Store
@@ -29,6 +28,8 @@ class Taken(NamedTuple):
 
     number: int
     batch: Batch
+    records: int  # as they are counted among what waits
+    size: int
 
 
 class Buffer:
@@ -67,11 +68,12 @@ class Buffer:
         """
         with self._changed:
             self._check_open()
-            if len(part.data) > self._store.limit:
+            size = len(part.data) + self._store.overhead
+            if size > self._store.limit:
                 raise BadRecord(
                     f"{len(part.data)} bytes at once are more than the {self._store.limit} bytes that may wait"
                 )
-            if self._bytes and self._bytes + len(part.data) > self._store.limit:
+            if self._bytes and self._bytes + size > self._store.limit:
                 self._seal_all()  # or nothing would make room before their time
                 return False
             self._add(stream, part)
@@ -158,8 +160,8 @@ class Buffer:
     def finish(self, taken: Taken) -> None:
         """End a batch: its room is free."""
         with self._changed:
-            self._bytes -= taken.batch.size
-            self._records -= taken.batch.records
+            self._bytes -= taken.size
+            self._records -= taken.records
             self._unfinished.discard(taken.number)
             self._tell()
 
@@ -177,8 +179,10 @@ class Buffer:
         if open_ is None:
             open_ = _Open(self._store.new(stream), self._clock() + self._options.batch_age_seconds)
             self._open[stream] = open_
+            self._bytes += open_.batch.size
             self._changed.notify_all()  # the sender learns when it is due
         batch = open_.batch
+        before = batch.size
         try:
             batch.add(part)
         except SpoolError:
@@ -186,10 +190,10 @@ class Buffer:
             if batch.records:
                 self._seal(batch)
             else:
-                with suppress(OSError):
-                    batch.accepted()
+                self._bytes -= batch.size
+                batch.accepted()
             raise
-        self._bytes += len(part.data)
+        self._bytes += batch.size - before
         self._records += part.records
         if batch.records >= self._options.batch_records or batch.size >= self._options.batch_bytes:
             self._seal(self._open.pop(stream).batch)
@@ -201,7 +205,7 @@ class Buffer:
     def _seal(self, batch: Batch) -> None:
         self._number += 1
         self._unfinished.add(self._number)
-        self._sealed.append(Taken(self._number, batch))
+        self._sealed.append(Taken(self._number, batch, batch.records, batch.size))
         self._changed.notify_all()
 
     def _tell(self) -> None:

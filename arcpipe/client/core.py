@@ -22,11 +22,14 @@ from arcpipe.client.errors import Closed, NotSent, Refusal, Refused
 from arcpipe.client.options import Options, read_urls
 from arcpipe.client.retry import Failure
 from arcpipe.client.spool import Spool
+from arcpipe.units import MB
 
 log = logging.getLogger(__name__)
 
 _END_SECONDS: Final = 5.0  # for the sender's thread to see that it was stopped, once nothing holds it
-_MAX_REFUSALS: Final = 100  # that are kept for `flush` and `close`; further ones are only counted
+# Of refusals that are kept for `flush` and `close`; further ones are only counted, and in the log.
+_MAX_REFUSALS: Final = 100
+_MAX_REFUSED_BYTES: Final = 16 * MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,11 @@ class Stats:
     """Figures of a client since it was made."""
 
     accepted_records: int
-    """Taken by `write` and its like, and what a former process left in the spool."""
+    """Taken by `write` and its like, and what a former process left in the spool, once that was read."""
     sent_records: int
     refused_records: int
     damaged_records: int
-    """In files of the spool that could be read no more. Of files that a start found damaged nobody knows the number."""
+    """In files of the spool that could be read no more. Of those of a former process nobody knows the number."""
     waiting_records: int
     waiting_bytes: int
     sent_batches: int
@@ -76,8 +79,8 @@ class Core:
         self._store = store
         self._lock = threading.Lock()
         self._refusals: list[Refusal] = []
+        self._more_refusals = 0
         self._figures = dict.fromkeys(("sent", "refused", "damaged", "batches", "replayed", "doubled", "retries"), 0)
-        self._files_damaged = 0
         self._last_error = ""
         self._process = os.getpid()
         self._is_shut = False
@@ -113,10 +116,12 @@ class Core:
         """Raise Refused if batches were refused since the last call, and no callback heard of them."""
         with self._lock:
             refusals, self._refusals = self._refusals, []
+            number = len(refusals) + self._more_refusals
+            self._more_refusals = 0
         if refusals:
             first = refusals[0]
             raise Refused(
-                f"{len(refusals)} batches were refused; the first has {first.records} records for {first.database}: "
+                f"{number} batches were refused; the first has {first.records} records for {first.database}: "
                 f"{first.status} {first.reason}",
                 refusals,
             )
@@ -160,7 +165,7 @@ class Core:
             replayed_batches=figures["replayed"],
             doubled_batches=figures["doubled"],
             retries=figures["retries"],
-            damaged_files=self._files_damaged + (0 if self._spool is None else self._spool.damaged),
+            damaged_files=0 if self._spool is None else self._spool.damaged,
             last_error=self._last_error,
         )
 
@@ -183,18 +188,17 @@ class Core:
         message = batch.seal()
         if message is None:
             self._count(damaged=batch.records)
-            self._files_damaged += 1
             self.buffer.finish(taken)
             return
         outcome = self._delivery.deliver(message)
         if isinstance(outcome, Accepted):
             batch.accepted()
             self._count(
-                sent=batch.records, batches=1, replayed=int(outcome.was_replayed), doubled=int(outcome.may_be_doubled)
+                sent=message.records, batches=1, replayed=int(outcome.was_replayed), doubled=int(outcome.may_be_doubled)
             )
         else:
             batch.refused(outcome)
-            self._count(refused=batch.records)
+            self._count(refused=message.records)
             self._tell_refusal(outcome)
         self.buffer.finish(taken)
 
@@ -206,8 +210,11 @@ class Core:
         self._last_error = refusal.reason
         if self._on_refused is None:
             with self._lock:
-                if len(self._refusals) < _MAX_REFUSALS:
+                kept = sum(len(one.body) for one in self._refusals)
+                if not kept or (len(self._refusals) < _MAX_REFUSALS and kept + len(refusal.body) <= _MAX_REFUSED_BYTES):
                     self._refusals.append(refusal)
+                else:
+                    self._more_refusals += 1
             return
         try:
             self._on_refused(refusal)

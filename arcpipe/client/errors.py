@@ -55,7 +55,7 @@ class Refusal:
 
 
 class Refused(ClientError):
-    """Batches were refused since the last call; `refusals` has them."""
+    """Batches were refused since the last call; `refusals` has them, up to 100 and 16 MB."""
 
     def __init__(self, message: str, refusals: Sequence[Refusal]) -> None:
         super().__init__(message)

@@ -32,7 +32,7 @@ from arcpipe.client.errors import Refusal, SpoolError
 from arcpipe.client.options import SpoolSync
 from arcpipe.disk import Disk
 from arcpipe.errors import DamagedFile, UnknownVersion
-from arcpipe.units import GB
+from arcpipe.units import GB, KB
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ SUFFIX: Final = ".batch"
 REFUSED: Final = "refused"
 DAMAGED: Final = "damaged"
 
+_UNKNOWN: Final = Stream("msgpack", "", "auto")  # of a file that is not read yet
+_OVERHEAD: Final = 1 * KB  # of the beginning of a file, whose database has up to 128 bytes, and of a part
 _MAX_FILE_BYTES: Final = 4 * GB  # a larger file is none of ours
 
 
@@ -53,6 +55,7 @@ class Spool:
             SpoolError: it cannot be made, or another process has it.
         """
         self.limit = limit
+        self.overhead = _OVERHEAD
         self.path = os.fspath(directory)
         self.damaged = 0
         self._sync = sync
@@ -89,7 +92,7 @@ class Spool:
             fd = self._disk.create(path)
         except OSError as error:
             raise SpoolError(f"spool: {path} cannot be made: {error.strerror or error}") from None
-        batch = SpoolBatch(self._disk, path, key, stream, self._sync)
+        batch = SpoolBatch(self, self._disk, path, key, stream, self._sync)
         try:
             batch.begin(fd)
         except OSError as error:
@@ -100,70 +103,33 @@ class Spool:
         return batch
 
     def leftover(self) -> list[Batch]:
-        """Return what a former process left, oldest first. Damaged files are put aside.
+        """Return what a former process left, oldest first. Nothing is read before its turn to be sent.
 
         Raises:
             SpoolError: the directory cannot be read.
         """
+        found: list[Batch] = []
         try:
-            names = sorted(name for name in self._disk.names(self.path) if name.endswith(SUFFIX))
+            for name in sorted(name for name in self._disk.names(self.path) if name.endswith(SUFFIX)):
+                path = os.path.join(self.path, name)
+                found.append(LeftoverBatch(self, self._disk, path, self._sync, self._disk.size(path) or 0))
         except OSError as error:
             raise SpoolError(f"spool: {self.path} cannot be read: {error.strerror or error}") from None
-        found: list[Batch] = []
-        for name in names:
-            path = os.path.join(self.path, name)
-            try:
-                content = spool_file.read(_read_file(self._disk, path))
-            except UnknownVersion as error:
-                log.error("spool: %s stays as it is, and is not sent: %s", path, error)
-                self.damaged += 1
-                continue
-            except OSError as error:
-                log.error("spool: %s cannot be read, and stays: %s", path, error.strerror or error)
-                self.damaged += 1
-                continue
-            except DamagedFile as error:
-                self._put_aside(path, name, str(error))
-                continue
-            if content.torn:
-                log.warning(
-                    "spool: the last %s bytes of %s are no whole record; a crash cut off what was being written, "
-                    "and %s records are before it",
-                    *(content.torn, path, sum(part.records for part in content.parts)),
-                )
-            if not content.parts:
-                self._remove_empty(path)
-                continue
-            found.append(SpoolBatch.found(self, path, name.removesuffix(SUFFIX), content))
         return found
 
     def close(self) -> None:
         """Let go of the directory."""
         self._disk.close(self._lock)
 
-    def reopened(self, path: str, key: str, stream: Stream) -> SpoolBatch:
-        """Return the batch of a file that is there."""
-        return SpoolBatch(self._disk, path, key, stream, self._sync)
-
-    def _remove_empty(self, path: str) -> None:
-        try:
-            self._disk.unlink(path)
-        except OSError as error:
-            log.warning("spool: %s has no record and cannot be removed: %s", path, error.strerror or error)
-
-    def _put_aside(self, path: str, name: str, reason: str) -> None:
-        self.damaged += 1
-        put_aside(self._disk, path, DAMAGED)
-        log.error("spool: %s is damaged and is not sent: %s. It is in %s/ now", path, reason, DAMAGED)
-
 
 class SpoolBatch:
     """A batch in a file of the spool."""
 
-    def __init__(self, disk: Disk, path: str, key: str, stream: Stream, sync: SpoolSync) -> None:
+    def __init__(self, spool: Spool, disk: Disk, path: str, key: str, stream: Stream, sync: SpoolSync) -> None:
         self.stream = stream
         self.records = 0
         self.size = 0
+        self._spool = spool
         self._disk = disk
         self._path = path
         self._key = key
@@ -173,24 +139,13 @@ class SpoolBatch:
         self._parts = 0
         self._is_sealed = False
 
-    @classmethod
-    def found(cls, spool: Spool, path: str, key: str, content: spool_file.Content) -> SpoolBatch:
-        """Return the batch of a file that a former process left."""
-        batch = spool.reopened(path, key, content.stream)
-        batch.records = sum(part.records for part in content.parts)
-        batch.size = sum(len(part.data) for part in content.parts)
-        batch._parts = len(content.parts)
-        batch._end = content.size
-        batch._is_sealed = content.is_sealed
-        return batch
-
     def begin(self, fd: int) -> None:
         """Write the beginning of the new file. Raises OSError."""
         start = spool_file.start_of_file(self.stream)
         self._disk.write(fd, [start], 0)
         if self._sync == "always":
             self._disk.sync_directory(os.path.dirname(self._path))
-        self._fd, self._end = fd, len(start)
+        self._fd, self._end, self.size = fd, len(start), len(start)
 
     def add(self, part: Part) -> None:
         """Append a part.
@@ -210,7 +165,7 @@ class SpoolBatch:
         self._end += len(data)
         self._parts += 1
         self.records += part.records
-        self.size += len(part.data)
+        self.size = self._end
 
     def seal(self) -> Message | None:
         """Mark the file as whole, sync it, and read it."""
@@ -218,16 +173,22 @@ class SpoolBatch:
             self._write_seal()
             self._is_sealed = True
         try:
-            data = _read_file(self._disk, self._path)
-            content = spool_file.read(data)
+            content = spool_file.read(_read_file(self._disk, self._path))
             if len(content.parts) != self._parts:
                 raise DamagedFile(f"it has {len(content.parts)} parts, and {self._parts} were written")
         except (OSError, DamagedFile, UnknownVersion) as error:
-            log.error("spool: %s cannot be read, and is not sent: %s. It is in %s/ now", self._path, error, DAMAGED)
-            put_aside(self._disk, self._path, DAMAGED)
+            self._put_aside(error)
             return None
+        return self._message(content)
+
+    def _message(self, content: spool_file.Content) -> Message:
         parts = [part.data for part in content.parts]
         return Message(self._key, self.stream, self.records, body_of(self.stream.format, parts))
+
+    def _put_aside(self, reason: Exception) -> None:
+        self._spool.damaged += 1
+        log.error("spool: %s cannot be read, and is not sent: %s. It is in %s/ now", self._path, reason, DAMAGED)
+        put_aside(self._disk, self._path, DAMAGED)
 
     def _write_seal(self) -> None:
         """Write and sync the end of the file. A disk that refuses is told: what was accepted is sent all the same."""
@@ -271,6 +232,46 @@ class SpoolBatch:
         if self._fd >= 0:
             self._disk.close(self._fd)
             self._fd = -1
+
+
+class LeftoverBatch(SpoolBatch):
+    """A batch that a former process left. Its stream and records are known once it is sealed."""
+
+    def __init__(self, spool: Spool, disk: Disk, path: str, sync: SpoolSync, size: int) -> None:
+        key = os.path.basename(path).removesuffix(SUFFIX)
+        super().__init__(spool, disk, path, key, _UNKNOWN, sync)
+        self.size = size
+
+    def seal(self) -> Message | None:
+        """Read the file, put it aside if it is damaged, and cut off what a crash left at its end."""
+        try:
+            content = spool_file.read(_read_file(self._disk, self._path))
+        except UnknownVersion as error:
+            self._spool.damaged += 1
+            log.error("spool: %s stays as it is, and is not sent: %s", self._path, error)
+            return None
+        except OSError as error:
+            self._spool.damaged += 1
+            log.error("spool: %s cannot be read, and stays: %s", self._path, error.strerror or error)
+            return None
+        except DamagedFile as error:
+            self._put_aside(error)
+            return None
+        self.stream = content.stream
+        self.records = sum(part.records for part in content.parts)
+        self._parts, self._end = len(content.parts), content.size
+        if content.torn:
+            log.warning(
+                "spool: the last %s bytes of %s are no whole record; a crash cut off what was being written, "
+                "and %s records are before it",
+                *(content.torn, self._path, self.records),
+            )
+        if not content.parts:
+            self.accepted()
+            return None
+        if not content.is_sealed:
+            self._write_seal()
+        return self._message(content)
 
 
 def put_aside(disk: Disk, path: str, folder: str) -> None:

@@ -120,9 +120,12 @@ class Loader:
         result.chunks += 1
         result.bytes += len(body)
         if isinstance(outcome, Accepted):
-            result.records += chunk.records
-            result.replayed += chunk.records * outcome.was_replayed
+            # Of a key that it knows the server does not tell again which lines were bad.
+            bad, refused = _bad_lines(chunk) if outcome.was_replayed else ([], 0)
+            result.records += chunk.records - refused
+            result.replayed += (chunk.records - refused) * outcome.was_replayed
             result.may_be_doubled += outcome.may_be_doubled
+            self._note_bad(result, bad, refused)
             return
         if outcome.status not in _DIVIDED:
             raise LoadFailed(f"{reader.name}: {chunk.place}: {_said(outcome)}")

@@ -220,7 +220,7 @@ def test_a_server_that_comes_later_gets_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spooled", [False, True], ids=["memory", "spool"])
 def test_a_full_client_raises_or_waits_as_chosen(spooled: bool, tmp_path: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
-    bound = {"spool": tmp_path / "spool", "spool_bytes": 1000} if spooled else {"memory_bytes": 1000}
+    bound = {"spool": tmp_path / "spool", "spool_bytes": 3000} if spooled else {"memory_bytes": 1000}
     for choice in ({"when_full": "raise"}, {"block_seconds": 0.05}):
         client = Client(nobody, Options(**bound, **choice, **QUICK))
 
@@ -230,7 +230,9 @@ def test_a_full_client_raises_or_waits_as_chosen(spooled: bool, tmp_path: Path) 
 
         with pytest.raises(Full, match="wait to be sent already"):
             fill()
-        assert client.stats().waiting_bytes <= 1000
+        assert client.stats().waiting_bytes <= (3000 if spooled else 1000)
+        files = list((tmp_path / "spool").glob("*.batch"))
+        assert sum(file.stat().st_size for file in files) <= 3000
         if spooled:
             client.close(0)
         else:

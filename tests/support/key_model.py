@@ -6,6 +6,7 @@ It stands where the real server would, in front of the same clients: what is pro
 from __future__ import annotations
 
 import gzip
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -25,6 +26,16 @@ class Written(NamedTuple):
     body: bytes
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Serves clients that may be killed, and says nothing about it."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 class ModelServer:
     """Takes every body once for each database and key.
 
@@ -40,8 +51,7 @@ class ModelServer:
         self._kept: dict[tuple[str, str], bytes] = {}
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"model": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = QuietServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
