@@ -83,6 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed: no proxy makes a whole request of a part
+            self.close_connection = True
+            return
         if fault == "refused":
             self._answer(503, {"Retry-After": self.proxy.faults.retry_after}, b'{"error": "busy; nothing was written"}')
             return
