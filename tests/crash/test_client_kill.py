@@ -15,7 +15,8 @@ from tests.support.sets import IS_LONG
 from tests.support.waiting import wait_until
 
 LIVES = 60 if IS_LONG else 6
-FAULTS = Faults(lost_answers=0.2, cut_answers=0.05, cut_requests=0.1, refused=0.1, slow=0.05)
+# Most tries fail before the server has the batch: so a kill meets batches that are nowhere but in the spool.
+FAULTS = Faults(lost_answers=0.2, cut_answers=0.05, cut_requests=0.15, refused=0.3, slow=0.05)
 
 
 @pytest.mark.slow
@@ -27,7 +28,7 @@ def test_a_sender_that_is_killed_again_and_again_sends_each_record_once(name: st
         for life in range(LIVES):
             sender = Sender(proxy.url, tmp_path, life * 1_000_000, 100_000)
             lives.append(sender)
-            enough = chance.randrange(1, 300)
+            enough = chance.randrange(1, 150)
             wait_until(partial(sender.has_accepted, enough), f"{enough} records")
             sender.kill()
         last = Sender(proxy.url, tmp_path, LIVES * 1_000_000, 20)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.program import environment
 
 _PROGRAM = """
-import json, os, sys
+import json, os, sys, time
 from arcpipe.client import Client, Options
 
 url, spool, told, first, count = json.loads(sys.argv[1])
@@ -26,6 +26,7 @@ for n in range(first, first + count):
     else:
         client.write_lines(f"cpu,host=web-1 n={n}i {1_790_000_000_000_000_000 + n}")
     os.write(out, b"%d\\n" % n)
+    time.sleep(0.001)  # or thousands would wait when it is killed
 client.close()
 os.write(out, b"closed\\n")
 """
