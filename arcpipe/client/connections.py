@@ -36,15 +36,16 @@ class NoAnswer(Exception):
 class Connections:
     """The connections of one thread."""
 
-    def __init__(self, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
-        """Load the certificates.
+    def __init__(self, options: Options, has_tls: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        """Load the certificates, if some node has TLS or the options name some: that takes 20 ms.
 
         Raises:
             ClientError: they cannot be used.
         """
         self._options = options
         self._clock = clock
-        self._tls = _tls_context(options)
+        has_tls = has_tls or options.ca_file is not None or options.certificate_file is not None
+        self._tls = _tls_context(options) if has_tls else None
         self._open: dict[str, tuple[http.client.HTTPConnection, float]] = {}
         self._current: socket.socket | None = None
 

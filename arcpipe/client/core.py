@@ -71,11 +71,6 @@ class Core:
         self._delivery = Delivery(read_urls(urls), options, self._note_failure)
         self._spool = None if options.spool is None else Spool(options.spool, options.spool_bytes, options.spool_sync)
         store: Store = MemoryStore(options.memory_bytes) if self._spool is None else self._spool
-        try:
-            self.buffer = Buffer(options, store)
-        except BaseException:
-            store.close()
-            raise
         self._store = store
         self._lock = threading.Lock()
         self._refusals: list[Refusal] = []
@@ -85,7 +80,12 @@ class Core:
         self._process = os.getpid()
         self._is_shut = False
         self._thread = threading.Thread(target=self._send, name="arcpipe client", daemon=True)
-        self._thread.start()
+        try:
+            self.buffer = Buffer(options, store)
+            self._thread.start()
+        except BaseException:
+            store.close()
+            raise
 
     # Records
 

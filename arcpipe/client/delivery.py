@@ -64,7 +64,7 @@ class Delivery:
         self._options = options
         self._watch = watch
         self._clock = clock
-        self._connections = Connections(options, clock)
+        self._connections = Connections(options, any(node.scheme == "https" for node in nodes), clock)
         self._routes = Routes(nodes, options.failover_seconds, clock)
         self._stopped = threading.Event()
 
