@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast, get_args
@@ -185,6 +186,7 @@ def _load(
     from arcpipe.client.options import read_urls
     from arcpipe.load.loader import Loader, Pace
 
+    logging.getLogger("arcpipe.client").setLevel(logging.CRITICAL)  # `show` tells the same, beside the bar
     with shown(as_json, target is None) as show:
         delivery = None
         if target is not None:

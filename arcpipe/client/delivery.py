@@ -101,7 +101,9 @@ class Delivery:
                     return Accepted(retry.was_replayed(answer), route.may_be_doubled)
                 server_errors += answer.status == 500
                 if retry.is_final(answer, server_errors):
-                    return _refusal(message, answer.status, retry.reason_of(answer), retry.is_partly_written(answer))
+                    return _refusal(
+                        message, answer.status, retry.refusal_reason(answer), retry.is_partly_written(answer)
+                    )
                 failure = retry.failure_of(answer, datetime.now(UTC))
             failures += 1
             give_up = self._options.give_up_seconds

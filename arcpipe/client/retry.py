@@ -2,10 +2,10 @@
 
 | answer | consequence |
 |---|---|
-| 2xx | accepted |
+| 202, 204 | accepted |
 | 408, 425, 429, 502, 503, 504, 507, no answer at all | tried again, under the same key and with the same bytes |
 | 500 | tried again five times: a bug of the server may be one of this body |
-| the rest | refused for good |
+| the rest | refused for good: also 200, which some page of a web server may answer, and 3xx |
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 MAX_SERVER_ERRORS: Final = 5
 LONGEST_RETRY_AFTER: Final = 3600.0  # seconds; a server that asks for more is asked after an hour all the same
 
+_ACCEPTED: Final = {202, 204}
 _TRIED_AGAIN: Final = {408, 425, 429, 500, 502, 503, 504, 507}
 # Nothing of the request was written, whatever else the answer says: it was refused as a whole, or never arrived.
 _SURELY_NOT_WRITTEN: Final = {408, 425, 429}
@@ -47,7 +48,7 @@ class Failure(NamedTuple):
 
 def is_accepted(answer: Answer) -> bool:
     """Tell whether the batch is on the server's disk."""
-    return 200 <= answer.status < 300
+    return answer.status in _ACCEPTED
 
 
 def was_replayed(answer: Answer) -> bool:
@@ -91,6 +92,17 @@ def reason_of(answer: Answer) -> str:
                 return str(said[name])
     text = answer.body[: 4 * _MAX_REASON].decode("utf-8", "replace")
     return " ".join(text.split())[:_MAX_REASON] or "no reason"
+
+
+def refusal_reason(answer: Answer) -> str:
+    """Return why a batch is refused for good, with what to do if the URL is to blame."""
+    if 200 <= answer.status < 300:
+        return f"that is no answer of arcpipe: is the URL right? It says: {reason_of(answer)}"
+    if 300 <= answer.status < 400:
+        return (
+            f"redirects are not followed: use the URL it names, {answer.headers.get('location', 'which it does not')}"
+        )
+    return reason_of(answer)
 
 
 def is_partly_written(answer: Answer) -> bool:

@@ -56,7 +56,8 @@ class Plan:
         values = {
             "version": _VERSION,
             "format": self.format,
-            "database": bool(self.database),  # which one is the scope of a key already
+            # Which one is the scope of a key already. Of lines it decides whether an export's contexts cut chunks.
+            "database": bool(self.database) and self.format == "lines",
             "measurement": [self.measurement, self.measurement_column],
             "tags": self.tags,
             "time": [self.time_column, self.has_time, self.precision],

@@ -32,6 +32,14 @@ def test_what_stays_is_refused(status: int) -> None:
     assert retry.is_final(answer(status), 0)
 
 
+def test_only_an_answer_of_arcpipe_is_an_acknowledgement() -> None:
+    assert [status for status in range(200, 300) if retry.is_accepted(answer(status))] == [202, 204]
+    assert retry.is_final(answer(200), 0)
+    page = Answer(200, {}, b"<h1>It works!</h1>")
+    assert "is the URL right? It says: <h1>It works!</h1>" in retry.refusal_reason(page)
+    assert "use the URL it names, https://a" in retry.refusal_reason(Answer(301, {"location": "https://a"}, b""))
+
+
 def test_a_bug_of_the_server_is_tried_five_times() -> None:
     assert [retry.is_final(answer(500), count) for count in range(1, 8)] == [False] * 5 + [True] * 2
 
