@@ -190,19 +190,14 @@ def test_retry_after_is_obeyed() -> None:
     with ModelServer() as server, FaultyProxy(server.url, Faults(refused=1.0, retry_after="1"), seed=1) as proxy:
         client = Client(proxy.url, Options(**QUICK))
         client.write("cpu", {"n": 1})
-        client_flushes_in_vain(client)
-        wait_until(lambda: proxy.met["refused"] >= 1)
-        first = time.monotonic()
+        wait_until(lambda: len(proxy.times) == 2)
+        with pytest.raises(NotSent, match="1 records were not sent in time"):
+            client.flush(0.01)
         proxy.faults = Faults()
         client.close()
         assert server.numbers() == [1]
-        assert time.monotonic() - first > 0.5  # the pause had hardly begun
+        assert proxy.times[1] - proxy.times[0] >= 1.0
         assert "503" in client.stats().last_error
-
-
-def client_flushes_in_vain(client: Client) -> None:
-    with pytest.raises(NotSent, match="1 records were not sent in time"):
-        client.flush(0.05)
 
 
 def test_a_server_that_comes_later_gets_everything(tmp_path: Path) -> None:
@@ -278,13 +273,13 @@ def test_a_client_gives_up_where_it_is_told_to() -> None:
 def test_close_ends_in_time_though_the_server_hangs(tmp_path: Path) -> None:
     with FaultyProxy("http://127.0.0.1:1", Faults(), seed=1) as proxy, ModelServer() as server:
         proxy.target = server.url
-        proxy.faults = Faults(slow=1.0, slow_seconds=20)
+        proxy.faults = Faults(slow=1.0, slow_seconds=120)
         client = Client(proxy.url, Options(spool=tmp_path, **QUICK))
         client.write("cpu", {"n": 1})
         wait_until(lambda: proxy.met["slow"])
         began = time.monotonic()
         client.close(0.05)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
         proxy.faults = Faults()
         with Client(proxy.url, Options(spool=tmp_path)) as client:  # the same records, under the same key
             client.flush()

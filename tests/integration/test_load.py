@@ -218,7 +218,13 @@ def test_ctrl_c_says_that_it_may_be_run_again(tmp_path: Path) -> None:
     with ModelServer() as model:
         command = [*COMMAND, "load", "a.lp", "--url", model.url, "--batch-records", "1", "--rate", "20"]
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
         )
         wait_until(lambda: len(model.written) > 2)
         process.send_signal(signal.SIGINT)

@@ -42,6 +42,8 @@ class FaultyProxy:
         self.target = target
         self.faults = faults
         self.met: Counter[str] = Counter()
+        self.times: list[float] = []
+        """When each request came, on the monotonic clock."""
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self})
@@ -61,6 +63,7 @@ class FaultyProxy:
     def next_fault(self) -> str:
         """Draw what happens to a request: the name of a share, or nothing."""
         with self._lock:
+            self.times.append(time.monotonic())
             chance = self._random.random()
             for name in ("lost_answers", "cut_answers", "cut_requests", "refused", "slow"):
                 chance -= getattr(self.faults, name)
