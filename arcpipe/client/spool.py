@@ -172,20 +172,34 @@ class SpoolBatch:
         if not self._is_sealed:
             self._write_seal()
             self._is_sealed = True
-        try:
-            content = spool_file.read(_read_file(self._disk, self._path))
-            if len(content.parts) != self._parts:
-                raise DamagedFile(f"it has {len(content.parts)} parts, and {self._parts} were written")
-        except (OSError, DamagedFile, UnknownVersion) as error:
-            self._put_aside(error)
+        content = self._read()
+        if content is None:
+            return None
+        if len(content.parts) < self._parts:
+            self._put_aside(DamagedFile(f"it has {len(content.parts)} parts, and {self._parts} were written"))
             return None
         return self._message(content)
 
+    def _read(self) -> spool_file.Content | None:
+        """Read the file; None if that cannot be, which is told. Only a damaged file is moved."""
+        try:
+            return spool_file.read(_read_file(self._disk, self._path))
+        except UnknownVersion as error:
+            self._spool.damaged += 1
+            log.error("spool: %s stays as it is, and is not sent: %s", self._path, error)
+        except OSError as error:
+            self._spool.damaged += 1
+            log.error("spool: %s cannot be read, and stays: %s", self._path, error.strerror or error)
+        except DamagedFile as error:
+            self._put_aside(error)
+        return None
+
     def _message(self, content: spool_file.Content) -> Message:
-        parts = [part.data for part in content.parts]
+        # A part that the disk refused, and did not let us cut off, was not accepted.
+        parts = [part.data for part in content.parts[: self._parts]]
         return Message(self._key, self.stream, self.records, body_of(self.stream.format, parts))
 
-    def _put_aside(self, reason: Exception) -> None:
+    def _put_aside(self, reason: DamagedFile) -> None:
         self._spool.damaged += 1
         log.error("spool: %s cannot be read, and is not sent: %s. It is in %s/ now", self._path, reason, DAMAGED)
         put_aside(self._disk, self._path, DAMAGED)
@@ -244,18 +258,8 @@ class LeftoverBatch(SpoolBatch):
 
     def seal(self) -> Message | None:
         """Read the file, put it aside if it is damaged, and cut off what a crash left at its end."""
-        try:
-            content = spool_file.read(_read_file(self._disk, self._path))
-        except UnknownVersion as error:
-            self._spool.damaged += 1
-            log.error("spool: %s stays as it is, and is not sent: %s", self._path, error)
-            return None
-        except OSError as error:
-            self._spool.damaged += 1
-            log.error("spool: %s cannot be read, and stays: %s", self._path, error.strerror or error)
-            return None
-        except DamagedFile as error:
-            self._put_aside(error)
+        content = self._read()
+        if content is None:
             return None
         self.stream = content.stream
         self.records = sum(part.records for part in content.parts)

@@ -196,7 +196,7 @@ def test_retry_after_is_obeyed() -> None:
         proxy.faults = Faults()
         client.close()
         assert server.numbers() == [1]
-        assert proxy.times[1] - proxy.times[0] >= 1.0
+        assert proxy.times[1] - proxy.times[0] >= 0.99
         assert "503" in client.stats().last_error
 
 

@@ -262,7 +262,7 @@ def test_a_record_that_the_disk_refused_is_not_accepted(tmp_path: Path, call: st
     failing |= {call, *also}
     with pytest.raises(SpoolError, match="cannot be written"):
         batch.add(Part(b"refused", 1))
-    failing.clear()
+    failing.discard(call)  # what cannot be cut off still cannot
     assert sealed(batch).body == b"good"
     spool.close()
 
@@ -296,6 +296,18 @@ def test_a_file_that_cannot_be_read_stays(tmp_path: Path, caplog: pytest.LogCapt
     assert "cannot be read, and stays" in caplog.text
     failing.clear()
     assert [message.body for message in found(spool)] == [b"one"]
+    spool.close()
+
+
+def test_a_batch_that_cannot_be_read_at_its_turn_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failing: set[str] = set()
+    spool = Spool(tmp_path, MB, "batch", FailingDisk(lambda name: name in failing, errno.EIO))
+    batch = fill(spool, b"a")
+    failing.add("read")
+    assert batch.seal() is None
+    assert "cannot be read, and stays" in caplog.text
+    failing.clear()
+    assert [message.body for message in found(spool)] == [b"a"]
     spool.close()
 
 

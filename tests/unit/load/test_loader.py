@@ -117,7 +117,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     [
         ("a.lp", b"cpu v=1", "lines"),
         ("a", b"# INFLUXDB EXPORT: x\n", "lines"),
-        ("a.CSV.gz", gzip.compress(b"time,v\n"), "csv"),
+        ("a.CSV.gz", gzip.compress(b"time,v\n", mtime=0), "csv"),
         ("a.csv", b"\xef\xbb\xbf#datatype,x\n,y\n", "annotated-csv"),
         ("a.jsonl", b"", "ndjson"),
     ],
