@@ -15,7 +15,7 @@ from tests.support.lake import numbers
 from tests.support.server import Server
 from tests.support.waiting import wait_until
 
-KEEPERS = ["model"]
+KEEPERS = ["model", "server"]
 
 
 class Keeper(Protocol):
