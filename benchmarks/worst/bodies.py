@@ -10,7 +10,11 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from arcpipe.codec.arrow_ipc.check import check_stream
+from arcpipe.codec.arrow_ipc.parquet import parquet_stream
 from arcpipe.codec.columns import MAX_COLUMNS, array_header, map_header, pack_str
 from arcpipe.codec.content_encoding import Coding, decode
 from arcpipe.codec.line_protocol import body as line_protocol
@@ -137,6 +141,47 @@ def _noise(size: int) -> bytes:
 
 def _stored(data: bytes) -> bytes:
     return gzip.compress(data, 0)
+
+
+def _check_stream(data: bytes) -> object:
+    return check_stream(data, BODY_BYTES, roles=_ROLES)
+
+
+def _read_parquet(data: bytes) -> object:
+    return check_stream(parquet_stream(data, BODY_BYTES), BODY_BYTES, roles=_ROLES)
+
+
+def _table(rows: int, times: pa.DataType | None = None) -> pa.Table:
+    numbers = pa.array(range(rows))
+    stamps = pa.array(["2026-01-01T00:00:00Z"] * rows) if times is not None else numbers.cast(pa.timestamp("ms"))
+    return pa.table({"time": stamps, "n": numbers, "host": pa.array(["a"] * rows).dictionary_encode()})
+
+
+def _stream(table: pa.Table, rows: int | None) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
+
+
+def _arrow(size: int, rows: int | None = None, times: pa.DataType | None = None) -> bytes:
+    count = size // (400 if rows is not None else 44 if times is not None else 20)
+    return _stream(_table(count, times), rows)
+
+
+def _wide_arrow(size: int) -> bytes:
+    table = pa.table({f"{number:x}": [1.5] * 4 for number in range(60_000)})
+    batches = max(1, size // 8_000_000)
+    return _stream(pa.concat_tables([table] * batches).combine_chunks(), 4)
+
+
+def _parquet(size: int, **options: int) -> bytes:
+    small = options["row_group_size"] < 1000 or "data_page_size" in options
+    sink = pa.BufferOutputStream()
+    pq.write_table(_table(size // (60 if small else 6)), sink, write_batch_size=1 if small else 1024, **options)
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
 
 
 CASES: Final[dict[str, Case]] = {
@@ -304,6 +349,14 @@ CASES: Final[dict[str, Case]] = {
     "CSV of 4,096 cells": _records(
         csv_lines.encode, b"1," * 4095 + b"1\n", b",".join(b"%x" % number for number in range(4096)) + b"\n"
     ),
+    # Arrow and Parquet
+    "Arrow": (_check_stream, _arrow),
+    "Arrow of small batches": (_check_stream, partial(_arrow, rows=1)),
+    "Arrow of 60,000 columns": (_check_stream, _wide_arrow),
+    "Arrow of texts as times": (_check_stream, partial(_arrow, times=pa.string())),
+    "Parquet": (_read_parquet, partial(_parquet, row_group_size=1 << 20)),
+    "Parquet of small row groups": (_read_parquet, partial(_parquet, row_group_size=20)),
+    "Parquet of small pages": (_read_parquet, partial(_parquet, row_group_size=1 << 20, data_page_size=1)),
     # Content-Encoding
     "gzip of zeros": _compressed("gzip", gzip.compress, bytes),
     "gzip of noise": _compressed("gzip", _stored, _noise),

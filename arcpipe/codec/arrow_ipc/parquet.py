@@ -24,8 +24,9 @@ _ROWS: Final = 65_536  # of a batch: bounds the memory of rows that are decoded 
 _STRING_LIMIT: Final = 8 * MB  # of texts in the footer
 _CONTAINER_LIMIT: Final = 1_000_000  # of lists in the footer
 # Pages and column chunks that any file may have, and bytes of the file for each further one: each takes some 20 µs.
-_FREE_PAGES: Final = 65_536
-_BYTES_PER_PAGE: Final = 256
+_FREE_PAGES: Final = 32_768
+_BYTES_PER_PAGE: Final = 512
+_PAGES_BETWEEN_CHECKS: Final = 63  # a mask
 _NESTED_BYTES: Final = 16  # of a nested value and its levels
 _MAX_FIXED_BYTES: Final = KB  # of a value of fixed size: a batch of them stays below 64 MB
 
@@ -105,13 +106,15 @@ class _Pages:
                 raise BadPayload(f"column {quote(leaf.path)} has values of {leaf.length} bytes each")
         for chunk in chunks(self._body, len(self._leaves)):
             check()
-            self._check_chunk(chunk, self._leaves[chunk.column])
+            self._check_chunk(chunk, self._leaves[chunk.column], check)
 
-    def _check_chunk(self, chunk: Chunk, leaf: pq.ColumnSchema) -> None:
+    def _check_chunk(self, chunk: Chunk, leaf: pq.ColumnSchema, check: Callable[[], None]) -> None:
         name = quote(leaf.path)
         self._left_pages -= 1
         values = dictionary_bytes = 0
-        for page in pages(self._body[chunk.start : chunk.start + chunk.size]):
+        for number, page in enumerate(pages(self._body[chunk.start : chunk.start + chunk.size])):
+            if number & _PAGES_BETWEEN_CHECKS == _PAGES_BETWEEN_CHECKS:
+                check()
             self._left_pages -= 1
             self._left -= page.bytes
             if page.encoding == DELTA_BYTE_ARRAY:

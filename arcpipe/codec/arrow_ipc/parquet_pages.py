@@ -59,10 +59,10 @@ def chunks(body: memoryview, columns: int) -> Iterator[Chunk]:
         size = int.from_bytes(body[-_FOOTER_END_BYTES:-4], "little")
         if size > len(body) - _FOOTER_END_BYTES:
             raise ValueError
-        footer = _Reader(body[len(body) - _FOOTER_END_BYTES - size :]).struct(0)
-        for group in _items(footer[_ROW_GROUPS]):
-            found = _items(_fields(group)[_COLUMNS])
-            if len(found) != columns:
+        footer = _Reader(body[len(body) - _FOOTER_END_BYTES - size :])
+        for group in footer.items_of(_ROW_GROUPS):  # one by one: a tree of millions of objects costs the collector
+            found = group[_COLUMNS]
+            if not isinstance(found, list) or len(found) != columns:
                 raise ValueError
             for number, column in enumerate(found):
                 yield _chunk(number, _fields(_fields(column)[_META]), len(body))
@@ -78,12 +78,6 @@ def _chunk(number: int, meta: dict[int, object], end: int) -> Chunk:
     if min(starts) + size > end:
         raise ValueError
     return Chunk(number, min(starts), size)
-
-
-def _items(value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise ValueError
-    return value
 
 
 def _fields(value: object) -> dict[int, object]:
@@ -123,6 +117,23 @@ class _Reader:
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self.at = 0
+
+    def items_of(self, field: int) -> Iterator[dict[int, object]]:
+        """Read the structs of a list in a struct one by one; none if it has no such list."""
+        last = 0
+        while head := self._byte():
+            delta = head >> 4
+            last = last + delta if delta else self._zigzag()
+            if last != field:
+                self._value(head & 0x0F, 0)
+                continue
+            if head & 0x0F != _LIST:
+                raise ValueError
+            type_, count = self._list_head()
+            if type_ != _STRUCT:
+                raise ValueError
+            for _ in range(count):
+                yield self.struct(1)
 
     def struct(self, depth: int) -> dict[int, object]:
         """Read a struct: its fields by id. Raises ValueError or IndexError if it is damaged."""
@@ -184,14 +195,18 @@ class _Reader:
         return None
 
     def _list(self, depth: int) -> list[object]:
+        type_, count = self._list_head()
+        if type_ in (_TRUE, _FALSE):
+            self._skip(count)
+            return []
+        return [self._value(type_, depth + 1) for _ in range(count)]
+
+    def _list_head(self) -> tuple[int, int]:
+        """Read the head of a list: the type of its items, and their number."""
         head = self._byte()
         count = head >> 4
         if count == 15:
             count = self._varint()
         if count > len(self._data) - self.at:
             raise ValueError
-        type_ = head & 0x0F
-        if type_ in (_TRUE, _FALSE):
-            self._skip(count)
-            return []
-        return [self._value(type_, depth + 1) for _ in range(count)]
+        return head & 0x0F, count
