@@ -354,7 +354,8 @@ def make_bodies(format: str, records: int, seed: int, measurements: int = 1) -> 
     """
     kind, _, encoding = format.partition(" + ")
     source = random.Random(seed)
-    count = max(_LEAST_BODIES, min(_BODIES, _ALL_RECORDS // records))
+    all_records = _ALL_RECORDS // 10 if kind in _SLOWLY_MADE else _ALL_RECORDS
+    count = max(_LEAST_BODIES, min(_BODIES, all_records // records))
     bodies = [KINDS[kind](records, source) for _ in range(count)]
     if measurements > 1:
         bodies = [_renamed(bodies[index % count], f"cpu_{index:05}") for index in range(measurements)]
@@ -381,6 +382,9 @@ KINDS: Final[dict[str, Callable[[int, random.Random], Body]]] = {
     "otlp traces": SpansBody,
     "otlp metrics": PointsBody,
 }
+
+# Each record takes some 50 µs to be made.
+_SLOWLY_MADE: Final = frozenset({"remote write", "otlp logs", "otlp traces", "otlp metrics"})
 
 # A body of remote write is compressed already.
 FORMATS: Final = (

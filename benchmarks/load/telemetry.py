@@ -45,8 +45,8 @@ class SeriesBody:
                 "team": "infrastructure",
             }
             sample = b"\x09" + struct.pack("<d", source.random() * 1e6) + b"\x10" + bytes(_TIME_BYTES)
-            pairs = (_sized(1, _sized(1, name.encode()) + _sized(2, text.encode())) for name, text in labels.items())
-            parts.append(_sized(1, b"".join(pairs) + _sized(2, sample)))
+            pairs = (sized(1, sized(1, name.encode()) + sized(2, text.encode())) for name, text in labels.items())
+            parts.append(sized(1, b"".join(pairs) + sized(2, sample)))
         self._content = np.frombuffer(bytearray(b"".join(parts)), np.uint8)
         ends = np.cumsum([len(part) for part in parts])
         self._places = ends[:, np.newaxis] - _TIME_BYTES + np.arange(_TIME_BYTES)
@@ -75,10 +75,10 @@ class _ItemsBody:
             wrap: makes the content of a scope of the items' bytes.
         """
         self.records = len(items)
-        resource = _sized(1, b"".join(_sized(1, _attribute(name, text)) for name, text in _RESOURCE.items()))
+        resource = sized(1, b"".join(sized(1, _attribute(name, text)) for name, text in _RESOURCE.items()))
         inner = wrap(b"".join(item for item, _ in items))
-        front = b"\x0a" + _varint(len(resource) + len(_sized(2, inner))) + resource
-        content = front + _sized(2, inner)
+        front = b"\x0a" + _varint(len(resource) + len(sized(2, inner))) + resource
+        content = front + sized(2, inner)
         start = len(content) - sum(len(item) for item, _ in items)
         places = []
         for item, times in items:
@@ -107,10 +107,10 @@ class LogsBody(_ItemsBody):
             line = (
                 f"request {number} took {source.random() * 100:.2f} ms for user {source.randrange(10_000)} at /api/cart"
             )
-            rest = b"\x10\x09" + _sized(3, b"INFO") + _sized(5, _sized(1, line.encode())) + _attributes(6, source, 5)
-            rest += _sized(9, source.randbytes(16)) + _sized(10, source.randbytes(8))
+            rest = b"\x10\x09" + sized(3, b"INFO") + sized(5, sized(1, line.encode())) + _attributes(6, source, 5)
+            rest += sized(9, source.randbytes(16)) + sized(10, source.randbytes(8))
             items.append(_item(b"\x09" + bytes(8) + b"\x59" + bytes(8), rest, [1, 10]))
-        super().__init__(items, lambda content: _sized(1, _sized(1, b"bench")) + content)
+        super().__init__(items, lambda content: sized(1, sized(1, b"bench")) + content)
 
 
 class SpansBody(_ItemsBody):
@@ -122,11 +122,11 @@ class SpansBody(_ItemsBody):
         """Make a body of `records` spans, with values from `source`."""
         items = []
         for number in range(records):
-            rest = _sized(1, source.randbytes(16)) + _sized(2, source.randbytes(8)) + _sized(4, source.randbytes(8))
-            rest += _sized(5, f"GET /api/{number % 20}".encode()) + b"\x30\x02" + _attributes(9, source, 7)
-            rest += _sized(15, b"\x18\x01")
+            rest = sized(1, source.randbytes(16)) + sized(2, source.randbytes(8)) + sized(4, source.randbytes(8))
+            rest += sized(5, f"GET /api/{number % 20}".encode()) + b"\x30\x02" + _attributes(9, source, 7)
+            rest += sized(15, b"\x18\x01")
             items.append(_item(b"\x39" + bytes(8) + b"\x41" + bytes(8), rest, [1, 10]))
-        super().__init__(items, lambda content: _sized(1, _sized(1, b"bench")) + content)
+        super().__init__(items, lambda content: sized(1, sized(1, b"bench")) + content)
 
 
 class PointsBody(_ItemsBody):
@@ -143,8 +143,8 @@ class PointsBody(_ItemsBody):
         super().__init__(
             items,
             lambda content: (
-                _sized(1, _sized(1, b"bench"))
-                + _sized(2, _sized(1, b"http.server.duration") + _sized(3, b"ms") + _sized(5, content))
+                sized(1, sized(1, b"bench"))
+                + sized(2, sized(1, b"http.server.duration") + sized(3, b"ms") + sized(5, content))
             ),
         )
 
@@ -167,15 +167,15 @@ def _item(front: bytes, rest: bytes, times: list[int], tag: int = 2) -> tuple[by
 
 def _attributes(number: int, source: random.Random, count: int) -> bytes:
     return b"".join(
-        _sized(number, _attribute(f"http.attribute.{at}", f"value-{source.randrange(1000)}")) for at in range(count)
+        sized(number, _attribute(f"http.attribute.{at}", f"value-{source.randrange(1000)}")) for at in range(count)
     )
 
 
 def _attribute(name: str, text: str) -> bytes:
-    return _sized(1, name.encode()) + _sized(2, _sized(1, text.encode()))
+    return sized(1, name.encode()) + sized(2, sized(1, text.encode()))
 
 
-def _sized(number: int, content: bytes) -> bytes:
+def sized(number: int, content: bytes) -> bytes:
     """Encode a field of bytes."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 

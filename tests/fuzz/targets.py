@@ -166,7 +166,7 @@ def otlp(data: bytes) -> None:
         for is_json in (False, True):
             try:
                 found = telemetry.encode(data, signal=signal, is_json=is_json, promote=("host.name", "Body"))
-            except BadPayload:
+            except (BadPayload, PayloadTooLarge):
                 continue
             if found.encoded is not None:
                 content = msgspec.msgpack.decode(found.encoded.body)

@@ -69,7 +69,7 @@ def pins() -> dict[str, str]:
         **dict(constraints),
         **dict(modules),
         **node,
-        "curl": "any",
+        **dict.fromkeys(("curl", "prometheus", "vmagent"), "any"),  # those of the machine
         "telegraf": variable("TELEGRAF").rpartition("@v")[2],
         "pyspark": ", ".join(variable("SPARK_VERSIONS").split()),
         variable("ICEBERG_JAR").rpartition(":")[2]: variable("ICEBERG").rpartition("-")[2],
@@ -103,6 +103,10 @@ def test_each_client_and_reader_that_is_tested_has_its_row() -> None:
         "tests/clients/test_telegraf.py": set(OUTPUTS),
         "tests/readers/test_readers.py": {*READERS, *(f"spark {version}" for version in versions)},
         CURL: set(re.findall(r"^def (test_curl_writes_\w+)", (ROOT / CURL).read_text(), re.MULTILINE)),
+        **{
+            path: set(re.findall(r"^def (test_\w+)", (ROOT / path).read_text(), re.MULTILINE))
+            for path in ("tests/clients/test_prometheus_senders.py", "tests/clients/test_opentelemetry.py")
+        },
     }
     listed: dict[str, set[str]] = {}
     for row in ROWS:

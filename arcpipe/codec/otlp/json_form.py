@@ -28,6 +28,7 @@ _OBJECTS_BETWEEN_CHECKS: Final = 256
 _MAX_DEPTH: Final = 96
 # Bytes of a body in JSON: its parser lets no other thread run, and takes up to 30 ms for these.
 MAX_JSON_BYTES: Final = 4 * MB
+_MAX_JSON_OBJECTS: Final = 200_000  # objects and arrays, by their brackets
 
 # Messages: name in JSON to number and kind. A kind is one of the words of `_WRITERS`, or a message; `*` repeats it.
 _VALUE: Final = {
@@ -183,6 +184,10 @@ def from_json(body: bytes, signal: str, check: Check) -> bytes:
     if len(body) > MAX_JSON_BYTES:
         raise PayloadTooLarge(
             f"a body in JSON has more than {MAX_JSON_BYTES} bytes; send it in parts, or as application/x-protobuf"
+        )
+    if body.count(b"{") + body.count(b"[") > _MAX_JSON_OBJECTS:
+        raise PayloadTooLarge(
+            f"a body in JSON has more than {_MAX_JSON_OBJECTS} objects; send it in parts, or as application/x-protobuf"
         )
     try:
         value = orjson.loads(body)

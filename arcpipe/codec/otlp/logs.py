@@ -9,10 +9,11 @@ import numpy as np
 
 from arcpipe.codec.columns import TIME, Maps
 from arcpipe.codec.otlp.ids import hex_texts
-from arcpipe.codec.otlp.request import Request, pieces, promoted_of
+from arcpipe.codec.otlp.request import Request, promoted_of
 from arcpipe.codec.otlp.rows import MOST_NS, Rows
 from arcpipe.codec.otlp.values import AnyValues, Attributes
 from arcpipe.codec.protobuf.fields import Level
+from arcpipe.codec.protobuf.pieces import pieces
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan
 
 TABLE: Final = "otel_logs"
@@ -21,7 +22,7 @@ TABLE: Final = "otel_logs"
 def write_logs(request: Request, promote: tuple[str, ...], maps: Maps, check: Callable[[], None]) -> int:
     """Write the log records of a request; return how many were refused because of their time."""
     refused = 0
-    for piece in pieces(request.items):
+    for piece in pieces(request.buffer, request.items):
         refused += _write(request, piece, promote, maps, check)
         check()
     return refused

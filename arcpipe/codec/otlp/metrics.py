@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from arcpipe.codec.columns import TIME, Maps
 from arcpipe.codec.otlp import points
-from arcpipe.codec.otlp.request import Request, pieces, promoted_of
+from arcpipe.codec.otlp.request import Request, promoted_of
 from arcpipe.codec.otlp.rows import MOST_NS, Rows
 from arcpipe.codec.otlp.values import Attributes
 from arcpipe.codec.protobuf.buffer import Ints
 from arcpipe.codec.protobuf.fields import Level, Mask
+from arcpipe.codec.protobuf.pieces import pieces
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan
 
 Check = Callable[[], None]
@@ -63,10 +64,17 @@ class _Data(NamedTuple):
 
 def write_metrics(request: Request, promote: tuple[str, ...], maps: Maps, check: Check) -> int:
     """Write the data points of a request; return how many were refused because of their time."""
+    refused = 0
+    for piece in pieces(request.buffer, request.items):
+        refused += _write_piece(request, piece, promote, maps, check)
+    return refused
+
+
+def _write_piece(request: Request, items: Spans, promote: tuple[str, ...], maps: Maps, check: Check) -> int:
     buffer = request.buffer
-    level = Level(buffer, scan(buffer, request.items.start, request.items.end, check), len(request.items.owner))
+    level = Level(buffer, scan(buffer, items.start, items.end, check), len(items.owner))
     metrics = _Metrics(
-        request.items.owner,
+        items.owner,
         buffer.gather_texts(*level.spans(1), "a metric's name"),
         buffer.gather_texts(*level.spans(2), "a metric's description"),
         buffer.gather_texts(*level.spans(3), "a metric's unit"),
@@ -78,7 +86,7 @@ def write_metrics(request: Request, promote: tuple[str, ...], maps: Maps, check:
             continue
         inner = Level(buffer, scan(buffer, spans.start, spans.end, check), len(spans.owner))
         data = _Data(spans.owner, inner.integers(2), inner.booleans(3))
-        for piece in pieces(inner.fields.of(1, LENGTH_DELIMITED)):
+        for piece in pieces(buffer, inner.fields.of(1, LENGTH_DELIMITED)):
             refused += _write(request, metrics, kind, data, piece, promote, maps, check)
             check()
     return refused

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -14,12 +14,12 @@ from arcpipe.codec.protobuf.buffer import Buffer, Ints
 from arcpipe.codec.protobuf.fields import Level
 from arcpipe.codec.protobuf.pairs import is_named
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan, scan_one
-from arcpipe.units import MB
+from arcpipe.errors import BadPayload
 
 Check = Callable[[], None]
 
-# Bytes of the items that become columns at a time: each step takes milliseconds.
-_PIECE_BYTES: Final = MB
+# Resources of a request, and scopes: they are read all at once.
+_MOST: Final = 65_536
 _SERVICE_NAME: Final = b"service.name"
 
 
@@ -61,9 +61,11 @@ def read_request(body: bytes, promote: tuple[str, ...], check: Check) -> Request
     buffer = Buffer(body)
     of_resources = scan_one(buffer, buffer.start, buffer.end, check).of(1, LENGTH_DELIMITED)
     count = len(of_resources.owner)
+    _check_count(count, "resources")
     level = Level(buffer, scan(buffer, of_resources.start, of_resources.end, check), count)
     resources = _read_resources(level, promote, check)
     of_scopes = level.fields.of(2, LENGTH_DELIMITED)
+    _check_count(len(of_scopes.owner), "scopes")
     inner = Level(buffer, scan(buffer, of_scopes.start, of_scopes.end, check), len(of_scopes.owner))
     scopes = _read_scopes(inner, of_scopes.owner, check)
     return Request(buffer, resources, scopes, inner.fields.of(2, LENGTH_DELIMITED), Growth(len(body)))
@@ -107,12 +109,6 @@ def promoted_of(buffer: Buffer, attributes: Attributes, promote: tuple[str, ...]
     )
 
 
-def pieces(spans: Spans) -> Iterator[Spans]:
-    """Divide messages into pieces of about a megabyte, each with one message at least."""
-    start = 0
-    sizes = np.cumsum(spans.end - spans.start)
-    while start < len(sizes):
-        before = int(sizes[start - 1]) if start else 0
-        end = max(int(np.searchsorted(sizes, before + _PIECE_BYTES, side="right")), start + 1)
-        yield Spans(spans.owner[start:end], spans.start[start:end], spans.end[start:end])
-        start = end
+def _check_count(count: int, what: str) -> None:
+    if count > _MOST:
+        raise BadPayload(f"the request has more than {_MOST} {what}; send it in parts")

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 from arcpipe.codec.columns import TIME, Maps
 from arcpipe.codec.json_texts import arrays, numbers, quoted
 from arcpipe.codec.otlp.ids import hex_texts
-from arcpipe.codec.otlp.request import Request, pieces, promoted_of
+from arcpipe.codec.otlp.request import Request, promoted_of
 from arcpipe.codec.otlp.rows import MOST_NS, Rows
 from arcpipe.codec.otlp.values import Attributes
 from arcpipe.codec.protobuf.buffer import Buffer, Ints
 from arcpipe.codec.protobuf.fields import Level
+from arcpipe.codec.protobuf.pieces import pieces
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan
 
 TABLE: Final = "otel_traces"
@@ -29,7 +30,7 @@ Check = Callable[[], None]
 def write_traces(request: Request, promote: tuple[str, ...], maps: Maps, check: Check) -> int:
     """Write the spans of a request; return how many were refused because of their time."""
     refused = 0
-    for piece in pieces(request.items):
+    for piece in pieces(request.buffer, request.items):
         refused += _write(request, piece, promote, maps, check)
         check()
     return refused

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,10 @@ from arcpipe.codec.protobuf.buffer import Buffer, Ints, Words
 from arcpipe.codec.protobuf.scan import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, Fields, Spans
 from arcpipe.codec.protobuf.varints import read_varints, zigzag
 from arcpipe.errors import BadPayload
+from arcpipe.units import MB
+
+# Bytes of packed numbers that are read in one call: more than any useful message has.
+MAX_PACKED_BYTES: Final = 4 * MB
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Column = TypeVar("Column", bound=npt.NDArray[Any])
@@ -112,6 +116,7 @@ def packed_varints(buffer: Buffer, fields: Fields, number: int) -> tuple[Ints, W
     if not len(packed.owner):
         return single.owner, read_varints(buffer, single.start, single.end)
     sizes = packed.end - packed.start
+    _check_packed(sizes)
     stops = np.cumsum(sizes)
     places = np.repeat(packed.end - stops, sizes) + np.arange(int(stops[-1]))
     last = buffer.text[places] < 0x80
@@ -147,6 +152,7 @@ def packed_fixed64(buffer: Buffer, fields: Fields, number: int) -> tuple[Ints, I
     single = fields.of(number, FIXED64)
     packed = fields.of(number, LENGTH_DELIMITED)
     sizes = packed.end - packed.start
+    _check_packed(sizes)
     if (sizes & 7).any():
         place = buffer.offset(int(packed.start[np.flatnonzero(sizes & 7)[0]]))
         raise BadPayload(f"malformed protobuf at byte {place}: a packed field ends within a number")
@@ -160,3 +166,8 @@ def packed_fixed64(buffer: Buffer, fields: Fields, number: int) -> tuple[Ints, I
     begins = np.concatenate((single.start, places))
     order = np.argsort(begins, kind="stable")
     return np.concatenate((single.owner, owner))[order], begins[order]
+
+
+def _check_packed(sizes: Ints) -> None:
+    if int(sizes.sum()) > MAX_PACKED_BYTES:
+        raise BadPayload(f"the protobuf body has more than {MAX_PACKED_BYTES} bytes of packed numbers in one place")

@@ -31,7 +31,7 @@ _FIELDS_BETWEEN_CHECKS: Final = 2048
 # Bytes of the value by wire type; 0 for those that say it themselves, 255 for wire types that are refused.
 _FIXED: Final = np.array([0, 8, 0, 255, 255, 4, 255, 255], np.uint8)
 # Fields that are found in one call, at most: each takes some 80 bytes meanwhile, and no useful body has more of them.
-MAX_FIELDS: Final = 1 << 21
+MAX_FIELDS: Final = 1 << 20
 
 
 class Spans(NamedTuple):

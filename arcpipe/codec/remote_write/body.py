@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from arcpipe.codec.effort import Effort, Growth, go_on
 from arcpipe.codec.protobuf.buffer import Buffer, Ints, Words
 from arcpipe.codec.protobuf.fields import Level, Mask
 from arcpipe.codec.protobuf.pairs import Pairs, read_pairs
+from arcpipe.codec.protobuf.pieces import pieces
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan, scan_one
 from arcpipe.codec.remote_write.histograms import Histogram, read_histogram
 from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_of, values_of
@@ -30,18 +31,20 @@ from arcpipe.codec.remote_write.series import (
 )
 from arcpipe.codec.remote_write.tables import Identity, Layout, Tables
 from arcpipe.codec.time_units import range_of
-from arcpipe.units import MB
+from arcpipe.errors import BadPayload
 
 Check = Callable[[], None]
 Version = Literal[1, 2]
 
-# Bytes of the series that become columns at a time: their columns stay in the cache, and each step takes milliseconds.
-_PIECE_BYTES: Final = MB
 # Reasons that an answer has room for.
 MAX_ERRORS: Final = 20
 _LEAST_MS, _MOST_MS = range_of("ms")
 # Histograms that are read between two calls of `check`: about a millisecond.
 _HISTOGRAMS_AT_A_TIME: Final = 64
+# Histograms of one columnar map: making it takes some 10 ms.
+_HISTOGRAM_ROWS: Final = 4096
+# Histograms of a piece, which are objects for a while; useful ones take 40 bytes or more each.
+_MOST_HISTOGRAMS: Final = 65_536
 
 _TYPES: Final = ("unknown", "counter", "gauge", "histogram", "gaugehistogram", "summary", "info", "stateset")
 
@@ -91,7 +94,7 @@ class _Reader:
 
     def read_1(self) -> None:
         buffer = self._buffer
-        for starts, ends in _pieces(self._top.of(1, LENGTH_DELIMITED)):
+        for _, starts, ends in pieces(buffer, self._top.of(1, LENGTH_DELIMITED)):
             series = read_series_1(buffer, starts, ends, self._check)
             good = self._note_bad(series)
             histograms = self._histograms(series, good)
@@ -104,7 +107,7 @@ class _Reader:
         buffer = self._buffer
         symbols = read_symbols(buffer, self._top.of(4, LENGTH_DELIMITED))
         told: dict[tuple[Any, ...], None] = {}
-        for starts, ends in _pieces(self._top.of(5, LENGTH_DELIMITED)):
+        for _, starts, ends in pieces(buffer, self._top.of(5, LENGTH_DELIMITED)):
             series, labels = read_series_2(buffer, symbols, starts, ends, self._check, self._tables.growth)
             good = self._note_bad(series)
             histograms = self._histograms(series, good)
@@ -141,6 +144,8 @@ class _Reader:
 
     def _histograms(self, series: Series, good: Mask) -> tuple[Ints, list[Histogram]]:
         owner, start, end = series.histograms
+        if len(owner) > _MOST_HISTOGRAMS:
+            raise BadPayload(f"there are more than {_MOST_HISTOGRAMS} native histograms within a megabyte")
         found = []
         for at, stop in zip(start.tolist(), end.tolist(), strict=True):
             found.append(read_histogram(self._buffer, at, stop, self._check))
@@ -211,7 +216,11 @@ class _Reader:
         self._check()
         self._tables.add_samples(identity, samples)
         self._check()
-        self._tables.add_histograms(identity, *histograms)
+        owner, found_histograms = histograms
+        for at in range(0, len(owner), _HISTOGRAM_ROWS):
+            part = slice(at, at + _HISTOGRAM_ROWS)
+            self._tables.add_histograms(identity, owner[part], found_histograms[part])
+            self._check()
         self._tables.add_exemplars(identity, exemplars, exemplar_labels)
         for at, found in enumerate((samples.owner, histograms[0], exemplars.owner)):
             self._counts[at] += len(found)
@@ -261,17 +270,6 @@ def _type_words(kinds: Words) -> pa.Array:
     """Return the words for types of metrics; an unknown number is "unknown"."""
     known = np.where(kinds < len(_TYPES), kinds, 0).astype(np.int64)
     return pa.array(_TYPES, pa.string()).take(pa.array(known))
-
-
-def _pieces(spans: Spans) -> Iterator[tuple[Ints, Ints]]:
-    """Divide messages into pieces of about `_PIECE_BYTES`, each with one message at least."""
-    start = 0
-    count = len(spans.owner)
-    while start < count:
-        end = int(np.searchsorted(spans.end, spans.start[start] + _PIECE_BYTES, side="right"))
-        end = max(end, start + 1)
-        yield spans.start[start:end], spans.end[start:end]
-        start = end
 
 
 _NO_SAMPLES: Final = Samples(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64))

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from arcpipe.codec.otlp.body import Signal, encode
 from arcpipe.codec.otlp.json_form import from_json
-from arcpipe.errors import BadPayload
+from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.unit.codec.otlp.messages import NOW, Maker
 from tests.unit.codec.otlp.reading import READERS, REQUESTS, as_read
 from tests.unit.codec.remote_write.reading import rows_written
@@ -151,3 +151,20 @@ def test_unknown_names_of_json_are_skipped() -> None:
     )
     outcome = encode(body, signal="logs", is_json=True)
     assert [row["Body"] for row in rows_written(outcome.encoded)["otel_logs"]] == ["hi"]
+
+
+def test_shared_attributes_cannot_grow_without_bound() -> None:
+    """A resource of 1 MB for 2,000 empty records would take 2 GB."""
+    request = REQUESTS["logs"]()
+    resource = request.resource_logs.add()
+    resource.resource.attributes.add(key="k").value.string_value = "x" * (1 << 20)
+    records = resource.scope_logs.add().log_records
+    for _ in range(2_000):
+        records.add()
+    with pytest.raises(PayloadTooLarge, match="texts that many records share would take more than 64 MB"):
+        encode(request.SerializeToString(), signal="logs")
+
+
+def test_a_body_in_json_is_bounded() -> None:
+    with pytest.raises(PayloadTooLarge, match="a body in JSON has more than 4194304 bytes"):
+        encode(b" " * (4 << 20) + b"{}", signal="logs", is_json=True)

@@ -265,3 +265,11 @@ def test_a_body_that_is_no_message_is_refused(body: bytes) -> None:
 
 def test_an_empty_body_is_no_error() -> None:
     assert encode(b"") == (None, 0, 0, 0, [], 0)
+
+
+@both
+def test_shared_labels_cannot_grow_without_bound(version: Version) -> None:
+    """A label of 1 MB for 200 samples would take 200 MB."""
+    series: list[Series] = [({"__name__": "a", "x": "y" * (1 << 20)}, [(TIME, 1.0)] * 200, [])]
+    with pytest.raises(PayloadTooLarge, match="texts that many records share"):
+        encode(make(series, version), version=version)
