@@ -99,8 +99,8 @@ class _Column:
 def _gather(array: Any, texts: Hashes) -> Hashes:
     if not len(texts):
         return np.full(len(array), _NULL)
-    indices = pc.fill_null(array.indices, 0).to_numpy(zero_copy_only=False)
-    return _with_nulls(texts[indices], array)
+    indices = array.indices.fill_null(0) if array.null_count else array.indices
+    return _with_nulls(texts.take(indices.to_numpy()), array)
 
 
 def _hash_values(array: Any) -> Hashes:

@@ -83,6 +83,23 @@ class InputFile:
     def rows(self) -> int:
         return int(self._file.metadata.num_rows)
 
+    @property
+    def nbytes(self) -> int:
+        """Estimate the bytes of all rows in memory, from the footer."""
+        metadata = self._file.metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        return sum(map(self._bytes_of, groups))
+
+    def _bytes_of(self, group: Any) -> int:
+        fixed = rest = 0
+        for number, field in enumerate(self.schema):
+            if pa.types.is_string(field.type) or pa.types.is_binary(field.type):
+                fixed += 4 * group.num_rows  # an index or an offset
+                rest += group.column(number).total_uncompressed_size
+            else:
+                fixed += group.num_rows * field.type.bit_width // 8
+        return fixed + rest
+
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows in their order; text columns may have dictionaries.
 
@@ -142,8 +159,8 @@ class _SpoolReader(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1) -> bytes | memoryview:
         length = self._spool.size - self._at if size < 0 else size
-        data = bytes(self._spool.read_at(self._at, max(length, 0)))
+        data = self._spool.read_at(self._at, max(length, 0))
         self._at += len(data)
         return data

@@ -143,8 +143,8 @@ class Merge:
             *(plan.merge, plan.dedup, self._parquet, self._spool, self._bounds), pause=self._stop_if_asked
         )
         downloads = Downloads(self._store, loop, self._spool, folder)
-        count = len(plan.inputs)
-        return await _in_thread(lambda: rewrite.run(lambda: downloads.open(plan.inputs), count, take)), outputs
+        sizes = [one.size for one in plan.inputs]
+        return await _in_thread(lambda: rewrite.run(lambda: downloads.open(plan.inputs), sizes, take)), outputs
 
     async def _hide(
         self, plan: Plan, folder: Folder, number: int, spool: Spool, rows: Rows, outputs: list[Output]

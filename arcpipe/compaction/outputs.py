@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arcpipe.codec.columns import TIME
-from arcpipe.compaction.tables import compacted, joined
+from arcpipe.compaction.tables import compacted, with_one_dictionary
 from arcpipe.config.settings import Parquet
 from arcpipe.lake.encodings import far_columns
 from arcpipe.lake.parquet_file import HUGE_BYTES, ParquetFile, Rows, Special, most_bytes, texts_of
@@ -97,7 +97,7 @@ class Outputs:
             self._file = None
 
     def _write(self, table: pa.Table) -> None:
-        group = compacted(joined([table]))
+        group = compacted(with_one_dictionary(table))
         texts = texts_of(group, HUGE_BYTES)
         special = Special(texts.huge, far_columns(self._parquet, group, by_time=False))
         size = most_bytes(group)

@@ -10,7 +10,7 @@ then row by row into files of ranges, each of which is sorted on its own. This m
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import Final, NamedTuple
 
@@ -22,7 +22,7 @@ from arcpipe.compaction.inputs import InputFile, Odd
 from arcpipe.compaction.outputs import OnOutput, OutputBounds, Outputs
 from arcpipe.compaction.sorting import SortColumns, Splitters, order
 from arcpipe.compaction.spill import Ranges, SpillFile
-from arcpipe.compaction.tables import Form, joined
+from arcpipe.compaction.tables import Form, joined, taken
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import file_metadata, union
@@ -32,6 +32,7 @@ from arcpipe.units import MB
 _SAMPLE_ROWS: Final = 65_536  # of all inputs together
 _SAMPLE_FILES: Final = 16  # inputs of which a sample is taken
 _MOST_RANGES: Final = 400  # open files, each with a buffer of 64 KB
+_UNLIKELY: Final = 1.2  # estimated bytes as a part of the memory, from which on nobody tries whether they fit
 _SPARE: Final = 1.5  # ranges are made this much smaller than what fits, because a sample is not exact
 _STEPS: Final = 4  # in which the rows of a row group are taken
 _DEEPEST: Final = 3  # a range that is too large is cut again, this often
@@ -93,18 +94,18 @@ class Rewrite:
         self._plain: set[str] = set()  # text columns that some input has without dictionaries
         self._sampled: list[pa.Table] = []
 
-    def run(self, inputs: OpenInputs, count: int, on_file: OnOutput) -> Rewritten:
+    def run(self, inputs: OpenInputs, sizes: Sequence[int], on_file: OnOutput) -> Rewritten:
         """Write the files.
 
         Args:
-            count: number of inputs.
+            sizes: of the inputs, in bytes.
 
         Raises:
             Odd: an input stays as it is; the others may be merged.
             CannotSort: nothing can be merged.
         """
         memory = SpoolMemory(self._directory, 32 * MB, 16 * MB)
-        tables, total = self._look(inputs, count)
+        tables, total = self._look(inputs, sizes)
         assert self._schema is not None
         columns = SortColumns.of(self._schema)
         form = self._form()
@@ -127,30 +128,35 @@ class Rewrite:
 
     # Reading
 
-    def _look(self, inputs: OpenInputs, count: int) -> tuple[list[pa.Table] | None, int]:
-        """Read all columns, and all rows if they fit in memory; else a sample, and estimate the bytes."""
+    def _look(self, inputs: OpenInputs, sizes: Sequence[int]) -> tuple[list[pa.Table] | None, int]:
+        """Read the columns of all inputs, and all rows if they fit in memory; else a sample, and estimate the bytes."""
         tables: list[pa.Table] | None = []
-        read_bytes = read_rows = rows = 0
-        every = max(count // _SAMPLE_FILES, 1)
+        read_bytes = told_bytes = seen_bytes = total = 0
+        every = max(len(sizes) // _SAMPLE_FILES, 1)
         for number, context in enumerate(inputs()):
             self._pause()
             with context as file:
                 self._join(file)
-                rows += file.rows
+                total += file.nbytes
+                seen_bytes += sizes[number]
+                if total * sum(sizes) > self._bounds.sort_bytes * _UNLIKELY * seen_bytes:
+                    tables = None  # as it seems; it is no error to sort on disk what would have fitted
                 is_sampled = number % every == 0
                 if tables is None and not is_sampled:
                     continue
                 for table in file.tables(None if tables is not None else SortColumns.of(file.schema).names):
                     if is_sampled:
-                        self._take_sample(table, file, count)
+                        self._take_sample(table, file, len(sizes))
                     if tables is None:
                         continue
                     tables.append(table)
                     read_bytes += table.nbytes
-                    read_rows += len(table)
+                    told_bytes = total
                     if read_bytes > self._bounds.sort_bytes:
                         tables = None
-        return tables, read_bytes * rows // max(read_rows, 1)
+        if read_bytes > told_bytes:  # footers tell less than what was read
+            total = total * read_bytes // told_bytes
+        return tables, total
 
     def _join(self, file: InputFile) -> None:
         metadata = file_metadata(file.database, file.measurement, self._merge)
@@ -174,7 +180,7 @@ class Rewrite:
         wanted = max(_SAMPLE_ROWS // min(count, _SAMPLE_FILES) * len(table) // max(file.rows, 1), 1)
         rows = np.linspace(0, len(table) - 1, min(wanted, len(table))).astype(np.int64)
         names = SortColumns.of(file.schema).names
-        self._sampled.append(table.select(names).take(pa.array(rows)))
+        self._sampled.append(taken(table.select(names), rows))
 
     # Sorting
 
@@ -186,12 +192,12 @@ class Rewrite:
         self._pause()
         rows, superseded = order(table, columns, self._dedup)
         if superseded is not None and superseded.any():
-            self._dropped.add(table.take(pa.array(rows[superseded])))
+            self._dropped.add(taken(table, rows[superseded]))
             rows = rows[~superseded]
         step = max(self._outputs.group_rows(table) // _STEPS, 1)  # of a whole row group, there would be three copies
         for start in range(0, len(rows), step):
             self._pause()
-            self._outputs.add(table.take(pa.array(rows[start : start + step])))
+            self._outputs.add(taken(table, rows[start : start + step]))
 
     def _sort_by_ranges(self, inputs: OpenInputs, form: Form, columns: SortColumns, total: int) -> None:
         def read() -> Iterator[pa.Table]:
@@ -228,7 +234,7 @@ class Rewrite:
         elif depth < _DEEPEST:
             step = max(file.rows // _SAMPLE_ROWS, 1)
             sample = pa.concat_tables(
-                [table.select(columns.names).take(pa.array(np.arange(0, len(table), step))) for table in file.tables()]
+                [taken(table.select(columns.names), np.arange(0, len(table), step)) for table in file.tables()]
             )
             self._divide(file.tables(), sample, form, columns, file.nbytes, depth + 1)
         else:

@@ -18,11 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arcpipe.codec.columns import TIME
+from arcpipe.compaction.tables import taken
 from arcpipe.lake.file_schema import ROLE, TIME_NS
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 _MOST: Final = 1 << 62  # bound of combined keys
+_FEW_SERIES: Final = 1 << 16  # what numpy sorts by their digits
+_FEW_CODES: Final = 1 << 16  # combinations of places whose range is looked up
 
 
 class SortColumns(NamedTuple):
@@ -58,27 +61,40 @@ def order(table: pa.Table, columns: SortColumns, dedup: bool) -> Sorted:
     times = table.column(TIME).cast(pa.int64()).to_numpy()
     if columns.has_ns:
         times = (times - _least(times)) * 1_000 + pc.fill_null(table.column(TIME_NS), 0).to_numpy()
-    low = _least(times)
-    span = int(times.max(initial=low)) - low + 1
-    ordered: tuple[Ints, ...]
-    if bound * span < _MOST:
-        key = series * span + (times - low)
-        index = _stable(key, bound * span)
-        ordered = (key[index],) if dedup else ()
-    else:
-        index = np.lexsort((times, series))
-        ordered = (series[index], times[index]) if dedup else ()
+    index = _by_series(series, times, bound) if bound <= _FEW_SERIES else _by_key(series, times, bound)
     if not dedup:
         return Sorted(index, None)
     same = np.ones(len(index), np.bool_)
     same[-1:] = False
-    for values in ordered:
+    for values in (series[index], times[index]):
         same[:-1] &= values[1:] == values[:-1]
     return Sorted(index, same)
 
 
 def _least(times: Ints) -> int:
     return int(times.min()) if len(times) else 0
+
+
+def _by_series(series: Ints, times: Ints, bound: int) -> Ints:
+    """Order rows by few series and time: most series have their rows in the order of time already."""
+    index: Ints = np.argsort(series.astype(np.uint16), kind="stable")  # for 16 bits, a radix sort
+    grouped, moments = series[index], times[index]
+    late = (moments[1:] < moments[:-1]) & (grouped[1:] == grouped[:-1])
+    if late.any():
+        is_mixed = np.zeros(bound, np.bool_)
+        is_mixed[grouped[1:][late]] = True
+        places = np.flatnonzero(is_mixed[grouped])
+        index[places] = index[places][_by_key(grouped[places], moments[places], bound)]
+    return index
+
+
+def _by_key(series: Ints, times: Ints, bound: int) -> Ints:
+    """Order rows by series below `bound`, and time."""
+    low = _least(times)
+    span = int(times.max(initial=low)) - low + 1
+    if bound * span < _MOST:
+        return _stable(series * span + (times - low), bound * span)
+    return np.lexsort((times, series))
 
 
 def _stable(key: Ints, bound: int) -> Ints:
@@ -123,14 +139,14 @@ def _ranks(column: pa.ChunkedArray) -> tuple[Ints, int]:
         array = array.chunk(0)
     dictionary = array.dictionary
     # A dictionary may hold a value twice, if a file had it so.
-    positions = pc.sort_indices(dictionary).to_numpy()
-    values = dictionary.take(pa.array(positions))
+    positions = pc.sort_indices(dictionary)
+    values = dictionary.take(positions)
     differs = np.ones(len(values), np.int64)
     if len(values) > 1:
         unequal = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
         differs[1:] = pc.fill_null(unequal, True).to_numpy(zero_copy_only=False)
     ranks = np.zeros(len(values) + 1, np.int64)
-    ranks[positions] = np.cumsum(differs)
+    ranks[positions.to_numpy()] = np.cumsum(differs)
     indices = pc.fill_null(array.indices.cast(pa.int64()), len(values)).to_numpy(zero_copy_only=False)
     return ranks[indices], int(differs.sum()) + 1
 
@@ -153,7 +169,7 @@ class Splitters:
         self._names = [*tags, TIME] if len(tags) == len(columns.tags) else tags
         index = order(sample, columns, False).rows
         picked = index[np.linspace(0, len(index) - 1, parts + 1).astype(np.int64)[1:-1]] if len(index) else index
-        points = sample.take(pa.array(picked))
+        points = taken(sample, picked)
         self._values: list[list[Any]] = []
         codes = np.zeros(len(points), np.int64)
         bound = 1
@@ -169,31 +185,31 @@ class Splitters:
             self._values.append(values)
             codes = codes * size + self._codes(number, column)
         self._points = np.unique(codes)
+        self._ranges: npt.NDArray[np.uint16] | None = None  # of each code
+        if bound <= _FEW_CODES:
+            self._ranges = np.searchsorted(self._points, np.arange(bound), side="right").astype(np.uint16)
 
     @property
     def parts(self) -> int:
         """The number of ranges."""
         return len(self._points) + 1
 
-    def parts_of(self, table: pa.Table) -> Ints:
+    def parts_of(self, table: pa.Table) -> npt.NDArray[np.uint16]:
         """Return the number of the range of each row."""
         codes = np.zeros(len(table), np.int64)
         for number, name in enumerate(self._names):
             column = table.column(name)
             size = 2 * len(self._values[number]) + 2
             codes = codes * size + self._codes(number, column.cast(pa.int64()) if name == TIME else column)
-        found: Ints = np.searchsorted(self._points, codes, side="right")
-        return found
+        if self._ranges is not None:
+            return self._ranges.take(codes, mode="clip")
+        return np.searchsorted(self._points, codes, side="right").astype(np.uint16)
 
     def _codes(self, number: int, column: pa.ChunkedArray) -> Ints:
         """Return the place of each value among those of the points: even if it equals one, 0 for null."""
         values = self._values[number]
         if self._names[number] == TIME:
-            times = column.to_numpy()
-            points = np.array(values, np.int64)
-            left = np.searchsorted(points, times, side="left")
-            places: Ints = 1 + left + np.searchsorted(points, times, side="right")
-            return places
+            return _places_of_times(column.to_numpy(), np.array(values, np.int64))
         codes = []
         for chunk in column.chunks:
             array = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
@@ -202,9 +218,21 @@ class Splitters:
                 for value in array.dictionary.to_pylist()
             ]
             table = np.array([*of_value, 0], np.int64)
-            indices = pc.fill_null(array.indices.cast(pa.int64()), len(of_value)).to_numpy(zero_copy_only=False)
-            codes.append(table[indices])
-        return np.concatenate(codes) if codes else np.zeros(0, np.int64)
+            indices = array.indices.fill_null(len(of_value)) if array.null_count else array.indices
+            codes.append(table.take(indices.to_numpy(), mode="clip"))
+        return codes[0] if len(codes) == 1 else np.concatenate([np.zeros(0, np.int64), *codes])
+
+
+def _places_of_times(times: Ints, points: Ints) -> Ints:
+    """Return the place of each time among sorted points, as `Splitters` counts them."""
+    if len(times):
+        ends = np.array([times.min(), times.max()])
+        least, greatest = (1 + np.searchsorted(points, ends) + np.searchsorted(points, ends, side="right")).tolist()
+        if least == greatest:  # so it is for most files: each has a minute or two of the hour
+            return np.full(len(times), least)
+    left = np.searchsorted(points, times)
+    places: Ints = 1 + left + np.searchsorted(points, times, side="right")
+    return places
 
 
 def _is_ordered(type_: pa.DataType) -> bool:

@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from arcpipe.compaction.sorting import Splitters
-from arcpipe.compaction.tables import compacted, joined
+from arcpipe.compaction.tables import compacted, taken, together
 
-_OPTIONS: Final = pa.ipc.IpcWriteOptions(compression="lz4")
+_OPTIONS: Final = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+_LEAST_ROWS: Final = 8_192  # on average, of the pieces that are written as they are
+_SMALL: Final = 0.1  # of the bytes of a text column: a dictionary that is written as it is
 
 
 class SpillFile:
@@ -78,8 +80,8 @@ class Ranges:
     def add(self, table: pa.Table) -> None:
         """Give each row to its range. The rows of a range keep their order."""
         parts = self._splitters.parts_of(table)
-        index = np.argsort(parts.astype(np.uint16), kind="stable")
-        sorted_table = table.take(pa.array(index))
+        index = np.argsort(parts, kind="stable")
+        sorted_table = taken(table, index)
         ends = np.searchsorted(parts[index], np.arange(self._splitters.parts), side="right").tolist()
         start = 0
         for part, end in enumerate(ends):
@@ -95,7 +97,7 @@ class Ranges:
         for collected, file in zip(self._collected, self.files, strict=True):
             if collected:
                 # Without the dictionaries of all ranges: or each would be as large as all of them together.
-                file.add(compacted(joined(collected)))
+                file.add(compacted(together(collected, _LEAST_ROWS), _SMALL))
         self._bytes = 0
 
     def close(self) -> None:

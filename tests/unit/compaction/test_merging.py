@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from arcpipe.compaction.compactor import Compactor
+from arcpipe.compaction.files import parse_folder
+from arcpipe.compaction.inputs import InputFile
 from arcpipe.compaction.merge import Outcome
 from arcpipe.compaction.rewrite import RewriteBounds
 from arcpipe.config.settings import WAL, Compaction, Parquet, Settings, Storage
 from arcpipe.lake.file_schema import ROLE
+from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.storage import open_store
 from tests.support.compaction import HOUR_US, NODE, OTHER_NODE, file_bytes, key_of, make_wal, put, table_of
 from tests.support.lake import lake_files, lake_rows
@@ -203,6 +206,45 @@ def test_what_does_not_fit_in_memory_is_sorted_by_ranges(lake: Lake, seed: int) 
     order = list(zip(table["host"].to_pylist(), table["time"].to_pylist(), strict=True))
     assert order == sorted(order)
     assert pq.ParquetFile(file).metadata.num_row_groups == 6
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_inputs_are_decoded_once_whether_they_fit_or_not(
+    lake: Lake, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of inputs that do not fit, a sample of the columns of the order comes before that."""
+    lake.bounds = RewriteBounds(sort_bytes=10**8 if fits else 30_000, collected_bytes=10_000)
+    for number in range(8):
+        lake.put(number, some_rows(500, number))
+    read: list[tuple[str, tuple[str, ...] | None]] = []
+    tables = InputFile.tables
+
+    def noted(self: InputFile, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        read.append((self.key, None if columns is None else tuple(columns)))
+        return tables(self, columns)
+
+    monkeypatch.setattr(InputFile, "tables", noted)
+    (outcome,) = lake.compact()
+    inputs = [one.key for one in outcome.plan.inputs]
+    whole = sorted(key for key, columns in read if columns is None and not key.endswith(".new"))
+    assert whole == sorted(inputs)
+    assert {columns for _, columns in read if columns is not None} == (set() if fits else {("host", "time")})
+
+
+def test_the_memory_of_rows_is_estimated_from_their_footer(tmp_path: Path) -> None:
+    pick = random.Random(1)
+    rows = [{**row, "note": "x" * pick.randrange(100), "b": row["n"] % 2 == 0} for row in some_rows(20_000, 1)]
+    memory = SpoolMemory(tmp_path, 1 << 30, 1 << 30)
+    spool = Spool(memory)
+    spool.write(file_bytes(table_of(rows), tmp_path))
+    spool.flush()
+    folder = parse_folder(key_of(1).rpartition("/")[0])
+    assert folder is not None
+    file = InputFile(key_of(1), spool, folder)
+    whole = sum(table.nbytes for table in file.tables())
+    assert 0.8 < file.nbytes / whole < 1.2
+    file.close()
+    spool.close()
 
 
 @pytest.mark.slow
