@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, FILE_HEADER_SIZE, envelope_prefix
 from arcpipe.wal.group import NO_IDENTITY
 from arcpipe.wal.reader import Entry
+
+MANY_COLUMNS = 500_000
+"""The number from which on each dozen of entries has a column of its own: the registry changes with most batches."""
 
 PREFIX = envelope_prefix(KIND_COLUMNAR, "db", identity=NO_IDENTITY)  # as long as that of each entry
 
@@ -40,7 +44,9 @@ def make_body(number: int, size: int) -> bytes:
 def _body(number: int, length: int, extra: dict[str, list[str]]) -> bytes:
     # A column whose type depends on the batch that comes first: whoever forgets the registry gives it another one.
     mood = str(number) if number // 8 % 3 else number
-    columns = {"number": [number], "filler": [_filler(number, length)], "mood": [mood]}
+    columns: dict[str, list[Any]] = {"number": [number], "filler": [_filler(number, length)], "mood": [mood]}
+    if number >= MANY_COLUMNS:
+        columns[f"mood{number // 12}"] = [str(number) if number // 3 % 2 else number]
     return msgspec.msgpack.encode({"m": "m", "columns": columns, **extra})
 
 
@@ -98,7 +104,7 @@ class Shipped(NamedTuple):
     """The contents of one object."""
 
     numbers: tuple[int, ...]
-    mood: str  # the type of that column; empty without one
+    moods: tuple[str, ...]  # the columns `mood…`, each with its type
 
 
 def shipped_in(key: str, content: bytes) -> Shipped:
@@ -109,9 +115,10 @@ def shipped_in(key: str, content: bytes) -> Shipped:
 @functools.lru_cache(4096)
 def _shipped_in(is_dead_letter: bool, content: bytes) -> Shipped:
     if is_dead_letter:
-        return Shipped((_number_in(content),), "")
+        return Shipped((_number_in(content),), ())
     table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
     numbers = table["number"].to_pylist()
     for number, filler in zip(numbers, table["filler"].to_pylist(), strict=True):
         assert filler == _filler(number, len(filler)), f"entry {number} is not as it was sent"
-    return Shipped(tuple(numbers), str(table.schema.field("mood").type) if "mood" in table.schema.names else "")
+    moods = [f"{field.name}: {field.type}" for field in table.schema if re.fullmatch(r"mood\d*", field.name)]
+    return Shipped(tuple(numbers), tuple(moods))

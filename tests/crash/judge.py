@@ -86,7 +86,7 @@ class Outcome(NamedTuple):
     """The result of a start and an upload on a disk."""
 
     found: Counter[int]
-    moods: frozenset[str]
+    moods: frozenset[str]  # columns of a type that follows from the first batch, each with its type
     reported: list[str]  # what was said to be wrong
     left: list[str]  # segments that are still there
     disk: RecordingDisk
@@ -164,7 +164,7 @@ def _outcome(disk: RecordingDisk, store: MemoryStore, found: Counter[int], repor
     uploaded: list[Shipped] = [shipped_in(name, content) for name, content in store.objects.items()]
     for shipped in uploaded:
         found.update(shipped.numbers)
-    moods = {shipped.mood for shipped in uploaded} - {""}
+    moods = {mood for shipped in uploaded for mood in shipped.moods}
     left = [path for path in disk.entries if (parsed := _parsed(path)) is not None and parsed in (ACTIVE, SEALED)]
     reported += [path for path in disk.entries if "/quarantine/" in path]
     return Outcome(found, frozenset(moods), reported, left, disk)
@@ -189,7 +189,8 @@ def compare(
     assert not surplus or may_double, f"entries {sorted(surplus)} are there twice"
     lost = expected.promised - found.keys() - excused
     assert not lost, f"acknowledged and lost: {sorted(lost)}"
-    assert len(outcome.moods) < 2, f"a column changed its type: {sorted(outcome.moods)}"
+    columns = {mood.partition(":")[0] for mood in outcome.moods}
+    assert len(outcome.moods) == len(columns), f"a column changed its type: {sorted(outcome.moods)}"
 
 
 def kept(disk: RecordingDisk) -> set[int]:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from arcpipe.upload import batches as batches_module
+from arcpipe.upload import look_ahead as look_ahead_module
 from arcpipe.upload import puts as puts_module
 from arcpipe.upload import spares as spares_module
 from arcpipe.wal import background_sync as background_sync_module
@@ -34,7 +35,7 @@ from arcpipe.wal.directory import ACTIVE, WALDirectory
 from arcpipe.wal.recovery import recover_at_start, recover_slot
 from arcpipe.wal.writer import SyncMode, WALOptions
 from tests.crash.driving import SteppedPipeline, Turn, Worker
-from tests.crash.entries import PREFIX, make_body, number_of
+from tests.crash.entries import MANY_COLUMNS, PREFIX, make_body, number_of
 from tests.crash.recording import CHANGES, Fault, RecordingDisk
 from tests.crash.shipping import InlineExecutor, MemoryStore, Shipping, StoreFault, Unbounded
 from tests.crash.system_calls import mounted
@@ -46,6 +47,8 @@ FOLDER = "made/on/start/wal"
 SURE = b"nothing was written"
 # A process that cannot start is started again; after this many times the run ends.
 _STARTS = 8
+# Turns of the uploader's loop that a put takes at most: in a third of that, the next batch is converted.
+_PUT_TURNS = 150
 
 
 class Plan(NamedTuple):
@@ -59,6 +62,8 @@ class Plan(NamedTuple):
     # Sizes of entries: of any size; all the same; or whole sectors that begin and end at a sector's border.
     sizes: str = "any"
     jumps: bool = False  # the clock steps back by an hour, so that it alone is no border
+    # Segments of a batch, where the next one is converted while one is put; 0: all that wait, one batch at a time.
+    ahead: int = 0
 
 
 class _Down(Exception):
@@ -91,8 +96,11 @@ class Run:
         self._store.fault = store_fault
         self._store.on_put = lambda key, content: self.disk.note("put", (key, content))
         self._store.on_delete = lambda key: self.disk.note("deleted", key)
+        if plan.ahead:
+            latency = random.Random(plan.seed)
+            self._store.turns = lambda: latency.randrange(_PUT_TURNS)
         self._shipping: Shipping
-        self._number = 0
+        self._number = MANY_COLUMNS if plan.ahead else 0
         self._refused: list[tuple[int, int]] = []  # numbers and sizes that clients are to send again
         self._sizes: dict[int, int] = {}
         self._is_nested = False
@@ -100,7 +108,7 @@ class Run:
     def record(self) -> RecordingDisk:
         """Returns the disk with its recording; what it fails at is part of that."""
         with mounted(self.disk), held(self.clock, self.plan.seed):
-            self._shipping = Shipping(self.directory, self._store, self.plan.recycle)
+            self._shipping = Shipping(self.directory, self._store, self.plan.recycle, self.plan.ahead)
             self.disk.before = self._let_others_work
             if self.fault is not None:
                 self.disk.faults.append(self.fault)
@@ -112,6 +120,7 @@ class Run:
                 self.disk.before = lambda: None
                 for worker in self._workers.values():
                     worker.kill()
+                self._shipping.die()
         return self.disk
 
     def _run(self) -> None:
@@ -119,7 +128,7 @@ class Run:
         self._start()
         actions = {
             self._commit: 40,
-            self._upload: 10,
+            self._upload: 10 if not self.plan.ahead else 2,  # so that several batches wait
             self._tick: 8,
             self._sync: 6 if self.plan.sync_mode == "async" else 0,
             self._flush: 20 if self.plan.sync_mode == "off" else 0,
@@ -255,11 +264,14 @@ class Run:
             self.disk.note("durable", synced)
 
     def _upload(self) -> None:
-        self._shipping.work()
+        for _ in range(6 if self.plan.ahead else 1):
+            self._shipping.work()
         self.clock.now_us += 700_000  # a file is written over only in a later second than its last
 
     def _kill_uploader(self) -> None:
+        done = len(self.disk.log)
         self._shipping.die()
+        assert len(self.disk.log) == done, f"BUG: a process did something after its death: {self.disk.log[done:]}"
 
     def _kill_worker(self) -> None:
         slot = self.rng.choice(list(self._last_timestamps))
@@ -334,6 +346,7 @@ def hurried() -> Iterator[None]:
         mock.patch.object(recovery_module, "_PAUSES_SECONDS", (0.0, 0.0)),
         mock.patch.dict(spares_module.SPARES, spares),
         mock.patch.object(puts_module, "threading", Unbounded),
+        mock.patch.object(look_ahead_module, "_POLL_SECONDS", 0.0),  # a look in each turn, and not by the clock
         mock.patch.multiple(source_module, WINDOW_BYTES=2048, _PIECE_BYTES=1024, _BLOCK_BYTES=512),
     ):
         yield

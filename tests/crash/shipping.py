@@ -42,12 +42,15 @@ class MemoryStore:
         self.objects = dict(objects or {})
         self.on_put: Callable[[str, bytes], None] = lambda key, content: None
         self.on_delete: Callable[[str], None] = lambda key: None
+        self.turns: Callable[[], int] = lambda: 0  # of the loop that a put takes: others go on meanwhile
         self.fault: StoreFault | None = None
         self._calls = 0
 
     async def put(self, key: str, blob: Blob) -> None:
         require_key(key)
         content = bytes(blob.read_at(0, blob.size))
+        for _ in range(self.turns()):
+            await asyncio.sleep(0)
         fails = self._fails(after=False)
         self.objects[key] = content
         self.on_put(key, content)
@@ -101,8 +104,13 @@ class InlineLoop(asyncio.SelectorEventLoop):
     `puts_module.threading` has to be `Unbounded`, because nobody takes away what waits for its upload meanwhile.
     """
 
+    is_dying = False  # its process was killed: nothing is done any more
+
     def run_in_executor(self, executor: object, func: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         future = self.create_future()
+        if self.is_dying:
+            future.cancel()
+            return future
         # Behind what the work itself has the loop do, as from a thread.
         try:
             result = func(*arguments)
@@ -124,7 +132,7 @@ class Unbounded:
 
 
 @functools.cache
-def _the_loop() -> asyncio.AbstractEventLoop:
+def _the_loop() -> InlineLoop:
     """One for all uploaders of this process: to make one takes as long as to ship a small batch."""
     return InlineLoop()
 
@@ -151,10 +159,10 @@ class InlineExecutor:
 
 
 class _TinyMegabytes(int):
-    """A setting in MB that comes to 6144 bytes: segments of these tests are small, and are to be written over."""
+    """A setting in MB, each of 6144 bytes: segments of these tests are small, and are to be written over."""
 
     def __mul__(self, unit: int, /) -> int:
-        return 6144 * unit // MB
+        return int(self) * 6144 * (unit // MB)
 
 
 SETTINGS = config.Settings(
@@ -175,12 +183,20 @@ class Shipping:
 
     patience = 6  # tries of one step until it counts as hung and is killed
 
-    def __init__(self, directory: WALDirectory, store: MemoryStore, recycle: bool) -> None:
+    def __init__(self, directory: WALDirectory, store: MemoryStore, recycle: bool, ahead: int = 0) -> None:
+        """Begin with no process.
+
+        Args:
+            ahead: segments of a batch, where the next one is converted while one is put; 0: all that wait, one by one.
+        """
         self.node = NodeIdentity("0123456789ab", 1)
         self.counters = Counters(1)
         self._directory = directory
         self._store = store
         self._settings = SETTINGS if recycle else _without_recycling(SETTINGS)
+        self._looks_ahead = ahead > 0
+        if ahead:
+            self._settings = _with_small_batches(self._settings, ahead)
         self._uploader: BatchUploader | None = None
         self._tries = 0
         self._work: asyncio.Task[bool]
@@ -195,6 +211,7 @@ class Shipping:
                 self._uploader = BatchUploader(
                     self._settings, self._directory, self.counters, self.node, self._store, self._wait
                 )
+                self._uploader._looks_ahead = self._looks_ahead
             with mock.patch.object(Retry, "delay", _no_delay):
                 self._work = _the_loop().create_task(self._uploader.work_once())
                 worked = _the_loop().run_until_complete(self._work)
@@ -205,7 +222,15 @@ class Shipping:
             return False
 
     def die(self) -> None:
+        """A kill: what its tasks have not done is not done any more."""
         self._uploader = None
+        loop = _the_loop()
+        loop.is_dying = True
+        while tasks := asyncio.all_tasks(loop):
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(tasks))
+        loop.is_dying = False
 
     @property
     def batches_done(self) -> int:
@@ -229,6 +254,11 @@ class Shipping:
         if self._tries > self.patience:  # whichever of its tasks this is: all of it ends
             self._work.cancel()
             await asyncio.Event().wait()
+
+
+def _with_small_batches(settings: config.Settings, segments: int) -> config.Settings:
+    uploader = msgspec.structs.replace(settings.uploader, batch_mb=_TinyMegabytes(segments), concurrent_uploads=4)
+    return msgspec.structs.replace(settings, uploader=uploader)
 
 
 def _without_recycling(settings: config.Settings) -> config.Settings:

@@ -6,6 +6,7 @@ start-up and shipping run on each of these disks. `--crash-states N` (or ARCPIPE
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from arcpipe.wal.salvage import IdentitySalvager
 from arcpipe.wal.source import SegmentSource
 from arcpipe.wal.writer import WALWriter
 from tests.crash import judge as judge_module
-from tests.crash.power_cut import Model, State
-from tests.crash.recording import Image, RecordingDisk
+from tests.crash.judge import is_batch
+from tests.crash.power_cut import Model, State, states_after_power_cuts
+from tests.crash.recording import Image, Note, RecordingDisk, Rename
 from tests.crash.scenario import FOLDER, Plan, Run
 from tests.crash.system_calls import mounted
 from tests.crash.trying import judging, try_states
@@ -46,6 +48,15 @@ PLANS = [
     Plan(14, "off", sizes="any", slots=2),
 ]
 
+# A batch has few segments, and while it is put, the next one is converted and put.
+AHEAD = [
+    Plan(22, "fdatasync", sizes="any", slots=2, ahead=1),
+    Plan(23, "fsync", sizes="sectors", ahead=2),
+    Plan(22, "async", sizes="any", slots=2, ahead=1),
+    Plan(22, "fdatasync", sizes="same", recycle=False, slots=3, ahead=1),
+]
+_OTHERS = 0.08  # of the states without a batch ahead of its turn, which the other plans have, too
+
 
 @pytest.fixture(autouse=True)
 def fresh(quiet: None) -> None:
@@ -63,6 +74,52 @@ def test_after_a_power_cut_all_that_was_acknowledged_is_shipped_once(
     disk = record(plan)
     tried = try_states(disk, plan, crash_states * 2 // 5 // len(PLANS), judging(disk, plan))
     record_property("states", tried)
+
+
+@pytest.mark.parametrize("plan", AHEAD, ids=lambda plan: f"{plan.sync_mode}-{plan.sizes}-{plan.slots}-{plan.seed}")
+def test_after_a_power_cut_a_batch_ahead_of_its_turn_is_shipped_once(
+    plan: Plan, crash_states: int, record_property: Callable[[str, object], None]
+) -> None:
+    """So is the one before: a successor finishes both, with the columns that follow from their order."""
+    disk = record(plan)
+    tried, of_two = try_batches(disk, plan, crash_states * 2 // 5 // len(PLANS), judging(disk, plan))
+    record_property("states", tried)
+    assert of_two > tried // 3, "few of the states have a batch ahead of its turn"
+
+
+def try_batches(disk: RecordingDisk, plan: Plan, limit: int, on_state: Callable[[State], None]) -> tuple[int, int]:
+    """Call back with about `limit` states, above all such with two batches. Returns how many there were of both."""
+    chance = random.Random(plan.seed)
+    tried = of_two = 0
+    for state in states_after_power_cuts(disk, random.Random(plan.seed), 2 * limit):
+        is_of_two = sum(path.endswith(".json") for path in state.image if is_batch(path)) == 2
+        if is_of_two or chance.random() < _OTHERS:
+            tried += 1
+            of_two += is_of_two
+            on_state(state)
+    return tried, of_two
+
+
+def test_objects_are_put_ahead_of_their_turn_in_these_runs() -> None:
+    """Otherwise nothing here would be shown about them."""
+    for plan in AHEAD:
+        assert puts_ahead(record(plan)) > 2, plan
+
+
+def puts_ahead(disk: RecordingDisk) -> int:
+    """Count the objects that were put while the batch before theirs was not marked as uploaded."""
+    waiting: list[str] = []  # batches that are planned, and not marked
+    count = 0
+    for operation in disk.log:
+        if isinstance(operation, Rename) and is_batch(operation.target) and operation.target.endswith(".json"):
+            name = os.path.basename(operation.target).removesuffix(".json")
+            if name.endswith(".uploaded"):
+                waiting.remove(name.removesuffix(".uploaded"))
+            else:
+                waiting.append(name)
+        elif isinstance(operation, Note) and operation.kind == "put":
+            count += len(waiting) > 1 and waiting[0] not in operation.value[0]
+    return count
 
 
 @pytest.mark.parametrize("plan", PLANS[::3], ids=lambda plan: f"{plan.sync_mode}-{plan.sizes}-{plan.slots}-{plan.seed}")
@@ -87,9 +144,9 @@ def test_a_second_power_cut_during_recovery_takes_nothing_either(
 
 
 def test_the_same_plan_gives_the_same_recording() -> None:
-    plan = Plan(1, slots=2)
-    one, other = record(plan), record(plan)
-    assert one.log == other.log
+    for plan in (Plan(1, slots=2), AHEAD[0]):
+        one, other = record(plan), record(plan)
+        assert one.log == other.log
 
 
 def test_segments_are_written_over_in_these_runs() -> None:
