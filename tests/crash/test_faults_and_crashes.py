@@ -47,6 +47,11 @@ PLANS = [
     Plan(105, "async", sizes="any", steps=90),
     Plan(106, "async", sizes="sectors", slots=2, recycle=False, steps=90),
 ]
+# While a batch is put, the next one is converted and put.
+AHEAD = [
+    Plan(115, "fdatasync", sizes="any", slots=2, steps=70, ahead=1),
+    Plan(114, "async", sizes="sectors", recycle=False, steps=90, ahead=2),
+]
 LASTING = (1, 2, 5, 40)
 _PLACES = 12  # of faults, per plan
 _AT_ONCE = 6  # kills right after a fault, all of them: a refusal has just left
@@ -116,7 +121,7 @@ def check_run(plan: Plan, fault: Fault, each: int) -> int:
     return check(disk, plan, fault, states_since(disk, random.Random(plan.seed), each, since))
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=_name)
+@pytest.mark.parametrize("plan", [*PLANS, *AHEAD], ids=_name)
 def test_a_fault_and_then_a_crash_make_nobody_a_liar(
     plan: Plan, crash_states: int, record_property: Callable[[str, object], None]
 ) -> None:
@@ -124,7 +129,7 @@ def test_a_fault_and_then_a_crash_make_nobody_a_liar(
     record_property("states", sum(check_run(plan, fault, each) for fault in faults_of(plan, _PLACES)))
 
 
-@pytest.mark.parametrize("plan", PLANS[:4], ids=_name)
+@pytest.mark.parametrize("plan", [*PLANS[:4], *AHEAD], ids=_name)
 def test_a_failing_store_and_then_a_crash_make_nobody_a_liar(plan: Plan, crash_states: int) -> None:
     rng = random.Random(plan.seed)
     each = max(8, crash_states // 20 // 4 // 4)

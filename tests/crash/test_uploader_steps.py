@@ -380,7 +380,8 @@ STEPS_OF_S3 = {
     "after the answer to the SDK's put came": Step("arcpipe.storage.s3_client:S3Client.call", "after", 1, "put_object"),
     "after the answer to a put came": Step("arcpipe.storage.s3_repeat:RepeatedPut.send", "after", 3),
 }
-# With S3, the uploader keeps its own books as it does with any store: these steps are those around its puts.
+# With S3, the uploader keeps its own books as it does with any store: these steps are those around its puts, and those
+# in which the objects of two batches are under way.
 # ARCPIPE_TEST_LONG=1 takes all.
 STEPS_AROUND_PUTS = [
     "in the middle of the conversion",
@@ -391,7 +392,11 @@ STEPS_AROUND_PUTS = [
     "after all puts",
     "after the manifest says uploaded",
 ]
-STEPS_WITH_S3 = [*(STEPS if os.environ.get("ARCPIPE_TEST_LONG") == "1" else STEPS_AROUND_PUTS), *STEPS_OF_S3]
+STEPS_WITH_S3 = [
+    *(STEPS if os.environ.get("ARCPIPE_TEST_LONG") == "1" else STEPS_AROUND_PUTS),
+    *STEPS_AHEAD,
+    *STEPS_OF_S3,
+]
 STEPS_OF_EACH_BATCH = [
     name
     for name, step in STEPS.items()
