@@ -15,5 +15,4 @@ _KEPT_BYTES: Final = 64 * MB  # of freed memory: each table takes as much again
 def bound_resources() -> None:
     """Bound the process to one core, besides reads and writes of the store. Call it before threads start."""
     keep_freed_memory(_KEPT_BYTES)
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own gives each large array back, and gets it page by page
     pa.set_cpu_count(1)
