@@ -94,7 +94,8 @@ def find_in(runs: Iterable[Run], wanted: Records, seconds: int = -1) -> Records 
 
     Returns:
         For each wanted key the rest of the record that was found, or one without content, which `is_found` tells; None
-        if nothing at all was found. Of several claims of a key, that of the latest second is found: they come in this order.
+        if nothing at all was found. Of several claims of a key, that of the latest second is found: they come in this
+        order.
     """
     found: Records | None = None
     for run in runs:
