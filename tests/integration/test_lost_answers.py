@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -180,7 +180,7 @@ def stop(server: Server) -> None:
 @pytest.mark.slow
 def test_every_record_is_there_once_whatever_dies(site: Site) -> None:
     server = site.server
-    steps = [
+    steps: list[Callable[[], object]] = [
         partial(server.kill, "uploader"),
         partial(server.kill, "ingest 1"),
         partial(upgrade, server),
