@@ -323,6 +323,30 @@ def test_the_second_of_two_writers_meets_a_conflict(lake: DeltaLake, monkeypatch
     assert numbers(lake) == list(range(30))
 
 
+def test_a_commit_asks_the_store_four_times(s3: S3Bucket, tmp_path: Path) -> None:
+    """However many versions there are: two reads for the marker, one more just before the conditional put."""
+    with FaultyProxy(s3.endpoint_url) as proxy:
+        lake = s3_lake(s3, tmp_path)
+        tables = lake.open(s3_storage(s3, proxy.url))
+        for seq in range(1, 14):
+            file = lake.file(rows_of(seq * 10))
+            del proxy.seen[:]
+            tables.committed(CPU, "n1")
+            tables.commit(CPU, [file], "n1", seq)
+            if seq not in (1, 11):  # the table is made; a checkpoint is made
+                assert [request.split()[0] for request in proxy.seen] == ["GET", "GET", "GET", "PUT"]
+        lake.close()
+
+
+def test_a_table_that_is_dropped_before_its_commit_is_made_again(lake: DeltaLake) -> None:
+    tables = lake.open()
+    tables.commit(CPU, [lake.file(rows_of(0))], "n1", 1)
+    assert tables.committed(CPU, "n1") == 1
+    lake.delete_objects("db/cpu/")
+    assert tables.commit(CPU, [lake.file(rows_of(10))], "n1", 2) == (2, 0, 1, True)
+    assert numbers(lake) == list(range(10, 20))
+
+
 def test_of_two_that_make_a_table_one_meets_a_conflict(lake: DeltaLake) -> None:
     files = [lake.file(rows_of(number * 10)) for number in range(2)]
     nodes = [lake.open() for _ in files]
@@ -641,6 +665,15 @@ def test_commits_and_compaction_by_deltalake_go_together(lake: DeltaLake) -> Non
     assert numbers(lake) == list(range(10, 170))
     assert lake.open().markers(CPU) == {"n1": 16}
     assert set(tables.files(CPU)) <= set(lake.listed())
+
+
+def test_a_short_retention_of_vacuum_is_told(local: DeltaLake, caplog: pytest.LogCaptureFixture) -> None:
+    tables = local.open()
+    tables.commit(CPU, [local.file(rows_of(0))], "n1", 1)
+    local.delta().alter.set_table_properties({"delta.deletedFileRetentionDuration": "interval 12 hours"})
+    for seq in (2, 3):
+        tables.commit(CPU, [local.file(rows_of(seq * 10))], "n1", seq)
+    assert caplog.text.count("wait for their commit for more than 12.0 hours") == 1
 
 
 # The start

@@ -88,6 +88,11 @@ class Log:
             following = await self._read(state.version + 1)
         return state
 
+    async def is_there(self, known: State) -> bool:
+        """Tell whether the log still has the commit that made this state. Later ones are not looked for."""
+        own = await self._read(known.version)
+        return own is not None and digest_of(own) == known.digest
+
     async def commit(self, state: State | None, lines: Sequence[bytes]) -> State | None:
         """Make the next version, in one attempt.
 

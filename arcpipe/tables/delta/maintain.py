@@ -12,7 +12,6 @@ Others may do the same at once (Spark's VACUUM, deltalake): a file that is gone 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from typing import Final
 
@@ -24,19 +23,9 @@ from arcpipe.tables.delta.checkpoints import INTERVAL
 from arcpipe.tables.delta.files import files_of
 from arcpipe.tables.delta.log import Listing, Log
 from arcpipe.tables.delta.paths import key_of
-from arcpipe.tables.delta.state import State
+from arcpipe.tables.delta.state import State, interval_seconds
 
 _DEFAULT_RETENTION: Final = "interval 30 days"  # of the protocol
-_TERM: Final = re.compile(r"(\d+)\s+(week|day|hour|minute|second|millisecond|microsecond)s?")
-_SECONDS: Final = {
-    "week": 604_800.0,
-    "day": 86_400.0,
-    "hour": 3_600.0,
-    "minute": 60.0,
-    "second": 1.0,
-    "millisecond": 1e-3,
-    "microsecond": 1e-6,
-}
 
 
 class Memory:
@@ -140,7 +129,4 @@ class Upkeep:
 
 def retention_seconds(state: State) -> float | None:
     """Return how long earlier states stay; None if the table's property cannot be read, so that nothing goes."""
-    text = state.configuration.get("delta.logRetentionDuration", _DEFAULT_RETENTION)
-    terms = _TERM.findall(text)
-    rest = _TERM.sub("", text.lower().removeprefix("interval")).strip()
-    return sum(float(count) * _SECONDS[unit] for count, unit in terms) if terms and not rest else None
+    return interval_seconds(state.configuration.get("delta.logRetentionDuration", _DEFAULT_RETENTION))

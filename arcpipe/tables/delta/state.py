@@ -7,6 +7,7 @@ files of the table (`add`, `remove`) are left out here: a table has many, and a 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ import orjson
 from arcpipe.tables.base import Refused
 from arcpipe.tables.delta.columns import Fields, fields_of
 
+_USUAL_VACUUM_SECONDS: Final = 7 * 86_400.0
 _APP: Final = "arcpipe.node."
 # Actions that do not change this state, as every writer begins their lines. They are most of the bytes.
 _PASSED_OVER: Final = (b'{"add":', b'{"remove":', b'{"cdc":', b'{"commitInfo":')
@@ -92,6 +94,34 @@ def actions_of(commit: bytes, passed_over: tuple[bytes, ...] = ()) -> Iterator[t
             raise ValueError(f"line {number} is no action: {error}") from error
         if isinstance(action, dict):
             yield kind, action
+
+
+_TERM: Final = re.compile(r"(\d+)\s+(week|day|hour|minute|second|millisecond|microsecond)s?")
+_SECONDS: Final = {
+    "week": 604_800.0,
+    "day": 86_400.0,
+    "hour": 3_600.0,
+    "minute": 60.0,
+    "second": 1.0,
+    "millisecond": 1e-3,
+    "microsecond": 1e-6,
+}
+
+
+def interval_seconds(text: str) -> float | None:
+    """Return the length of an interval as a property of a table has it; None if it cannot be read."""
+    terms = _TERM.findall(text)
+    rest = _TERM.sub("", text.lower().removeprefix("interval")).strip()
+    return sum(float(count) * _SECONDS[unit] for count, unit in terms) if terms and not rest else None
+
+
+def vacuum_seconds(state: State) -> float | None:
+    """Return the age from which VACUUM deletes a file that waits for its commit, where the table has it shorter.
+
+    None if it is the default of 7 days, or longer.
+    """
+    seconds = interval_seconds(state.configuration.get("delta.deletedFileRetentionDuration", ""))
+    return seconds if seconds is not None and seconds < _USUAL_VACUUM_SECONDS else None
 
 
 def require_usable(state: State, place: str) -> None:

@@ -8,8 +8,10 @@ at the first and at the ten thousandth version.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,13 +42,17 @@ from arcpipe.tables.delta.files import files_of
 from arcpipe.tables.delta.log import Log
 from arcpipe.tables.delta.maintain import Memory, Upkeep
 from arcpipe.tables.delta.paths import LOG, key_of, root_of, table_of
-from arcpipe.tables.delta.state import State, require_usable
+from arcpipe.tables.delta.state import State, require_usable, vacuum_seconds
 from arcpipe.tables.schema import shown
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 # Tables whose state is remembered, some 10 KB each. A forgotten one is loaded anew.
 _MAX_STATES: Final = 20_000
+# Seconds for which a commit trusts that a state is the latest one: the time from `committed` to `commit`.
+_MOMENT_SECONDS: Final = 10.0
 _PROBE: Final = ".arcpipe-commit-check"
 
 
@@ -63,7 +69,8 @@ class DeltaTables:
         self._storage = storage
         self._store: LakeStore = open_store(storage.url, storage.s3)
         self._history_hours = tables.history_hours
-        self._states: OrderedDict[str, State] = OrderedDict()
+        self._states: OrderedDict[str, State] = OrderedDict()  # by folder
+        self._seen: dict[str, float] = {}  # when it was loaded, by the monotonic clock, until the next commit
         self._upkeep = Memory()
         self._upkeep_seconds = upkeep_seconds
         self._lock = threading.Lock()
@@ -159,21 +166,39 @@ class DeltaTables:
         """Return the latest state of a table, which arcpipe can write to; None if there is none."""
         root = root_of(table)
         known = self._states.get(root)
-        log = Log(self._store, root)
-        state = await log.fresh(known)
+        delta_log = Log(self._store, root)
+        state = await delta_log.fresh(known)
         if state is None:
             self._states.pop(root, None)
             return None
         if known is None or state.protocol is not known.protocol or state.metadata is not known.metadata:
-            require_usable(state, log.place)
+            require_usable(state, delta_log.place)
+            if (seconds := vacuum_seconds(state)) is not None:
+                log.warning(
+                    "VACUUM of %s deletes files that wait for their commit for more than %.1f hours: "
+                    "set its property delta.deletedFileRetentionDuration to 'interval 7 days'",
+                    *(delta_log.place, seconds / 3600),
+                )
         self._remember(root, state)
+        self._seen[root] = time.monotonic()
         return state
+
+    async def _just_seen(self, table: TableName) -> State | None:
+        """Return the latest state if it was loaded a moment ago, and the table was not dropped since.
+
+        Whether somebody committed since then is told by the commit itself, which fails then.
+        """
+        root = root_of(table)
+        state, seen = self._states.get(root), self._seen.pop(root, None)
+        if state is None or seen is None or time.monotonic() - seen > _MOMENT_SECONDS:
+            return None
+        return state if state.digest and await Log(self._store, root).is_there(state) else None
 
     def _remember(self, root: str, state: State) -> None:
         self._states[root] = state
         self._states.move_to_end(root)
         if len(self._states) > _MAX_STATES:
-            self._states.popitem(last=False)
+            self._seen.pop(self._states.popitem(last=False)[0], None)
 
     async def _existing(self, table: TableName) -> State:
         state = await self._fresh(table)
@@ -182,7 +207,7 @@ class DeltaTables:
         return state
 
     async def _commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> tuple[Committed, State]:
-        state = await self._fresh(table)
+        state = await self._just_seen(table) or await self._fresh(table)
         marker = None if state is None else state.marker(node)
         if state is not None and marker is not None and marker >= seq:
             return Committed(marker, state.version, 0), state
@@ -211,6 +236,7 @@ class DeltaTables:
     async def _attempt(self, table: TableName, state: State | None, lines: list[bytes], operation: Operation) -> State:
         """Make the commit. Its outcome is known only if this returns, or raises Conflict."""
         root = root_of(table)
+        self._seen.pop(root, None)
         after = await Log(self._store, root).commit(state, [actions.commit_info(operation, state), *lines])
         if after is None:
             raise Conflict(f"{shown(table)}: somebody else made its next version first")
