@@ -143,6 +143,12 @@ def _manifests(snapshot: Snapshot, files: FileIO) -> list[ManifestFile]:
     return list(snapshot.manifests(files))
 
 
+def files_of_snapshots(snapshots: Iterable[Snapshot], files: FileIO) -> set[str]:
+    """Return the files that snapshots refer to."""
+    manifests = {manifest.manifest_path: manifest for one in snapshots for manifest in _manifests(one, files)}
+    return _data_files(manifests.values(), files)
+
+
 def _data_files(manifests: Iterable[ManifestFile], files: FileIO) -> set[str]:
     """Return the files that manifests list, those of deletes among them."""
     return {
