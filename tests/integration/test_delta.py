@@ -396,6 +396,8 @@ def test_a_fault_of_the_store_never_adds_a_file_twice(s3: S3Bucket, tmp_path: Pa
         assert sum(proxy.injected.values()) == 1
         redo(tables, file)
         assert numbers(lake) == list(range(20))
+        commits = [lake.commit_of(version) for version in range(lake.delta().version() + 1)]
+        assert sum("add" in action for commit in commits for action in commit) == 2
         lake.close()
 
 
