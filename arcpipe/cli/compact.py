@@ -58,23 +58,9 @@ def compact(
         raise typer.BadParameter("--measurement needs --database")
     options = _Options(database, measurement, parse_time(before), as_json)
     settings = load_settings(config)
-    refuse_tables(settings)
     failed = asyncio.run(_compact(settings, options, dry_run))
     if failed:
         raise typer.Exit(1)
-
-
-def refuse_tables(settings: Settings) -> None:
-    """Refuse a command that deletes files, where tables may have them.
-
-    Raises:
-        ArcpipeError: there are tables.
-    """
-    if settings.has_tables:
-        raise ArcpipeError(
-            f"tables.format is {settings.tables.format!r}, and this would delete files that tables have: use the "
-            "maintenance of the tables' own engines instead (docs/tables.md)"
-        )
 
 
 def parse_time(before: str | None) -> int | None:
@@ -110,6 +96,7 @@ def this_node(settings: Settings) -> str:
 async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
     """Merge, or tell what would be merged. Returns the number of folders that failed."""
     from arcpipe.compaction.compactor import Compactor
+    from arcpipe.compaction.process import swap_of
     from arcpipe.compaction.resources import bound_resources
     from arcpipe.storage import open_store
 
@@ -117,8 +104,9 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
 
     node = this_node(settings)
     store = open_store(settings.storage.url, settings.storage.s3)
+    tables = swap_of(settings, settings.wal.dir, store)
     try:
-        compactor = Compactor(settings, settings.wal.dir, node, store)
+        compactor = Compactor(settings, settings.wal.dir, node, store, tables=tables)
         if not dry_run:
             await compactor.finish()
         found = [work async for work in compactor.find(options.database, options.measurement, options.before_us)]
@@ -127,6 +115,8 @@ async def _compact(settings: Settings, options: _Options, dry_run: bool) -> int:
             return 0
         return await _merge(compactor, found, options)
     finally:
+        if tables is not None:
+            await tables.close()
         await store.close()
 
 

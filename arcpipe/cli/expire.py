@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcpipe.cli.compact import parse_time, refuse_tables
+from arcpipe.cli.compact import parse_time
 from arcpipe.cli.options import ConfigOption
 from arcpipe.cli.output import print_json, print_table
 from arcpipe.cli.serving import load_settings
@@ -50,8 +50,6 @@ def expire(
     if before is not None and database is None:
         raise typer.BadParameter("--before needs --database")
     settings = load_settings(config)
-    if yes:
-        refuse_tables(settings)
     days = settings.retention.days if database is None else _days_of(settings, database, before)
     if before is None and not days:
         raise ArcpipeError(
@@ -72,15 +70,17 @@ async def _expire(
 ) -> None:
     from arcpipe.cli.compact import this_node
     from arcpipe.compaction.compactor import Compactor
+    from arcpipe.compaction.process import swap_of
     from arcpipe.compaction.retention import Retention
     from arcpipe.storage import open_store
 
     node = this_node(settings)
     store = open_store(settings.storage.url, settings.storage.s3)
+    tables = swap_of(settings, settings.wal.dir, store)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     others = 0
     try:
-        compactor = Compactor(settings, settings.wal.dir, node, store)
+        compactor = Compactor(settings, settings.wal.dir, node, store, tables=tables)
         retention = Retention(store, compactor, all_nodes=all_nodes)
         if limits is None:
             limits = await retention.limits(days)
@@ -89,6 +89,8 @@ async def _expire(
             if found.files:
                 _add(rows, await retention.delete(found.folder) if yes else found)
     finally:
+        if tables is not None:
+            await tables.close()
         await store.close()
         _show(rows, as_json)
     if others:

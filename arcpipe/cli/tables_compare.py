@@ -78,6 +78,7 @@ def _row(report: Report) -> dict[str, Any]:
         "in_store": report.in_store,
         "waiting": report.waiting,
         "others": report.others,
+        "former": report.former,
         "outside": report.outside,
         "problem": report.problem,
     }
@@ -108,6 +109,7 @@ def _print_report(report: Report, markers: list[int]) -> None:
     for count, what in (
         (report.waiting, "wait for their commit"),
         (report.others, "are of other nodes and in no table"),
+        (report.former, "are of earlier states of the table"),
         (report.outside, "are outside of the store"),
     ):
         if count:

@@ -39,6 +39,7 @@ from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import HOUR_US
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore, Listed
+from arcpipe.tables.swap import TableSwap
 from arcpipe.units import MB
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Look(NamedTuple):
 class Compactor:
     """Finds and does the merges of one node."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (most of them are for tests)
         self,
         settings: Settings,
         wal_dir: str,
@@ -93,12 +94,15 @@ class Compactor:
         bounds: Bounds | None = None,
         rewrite_bounds: RewriteBounds | None = None,
         disk: Disk | None = None,
+        tables: TableSwap | None = None,
     ) -> None:
         """Make ready; nothing is read.
 
         Args:
             now: seconds since the epoch.
+            tables: where the files are a part of tables: files that no table has are left alone.
         """
+        self.tables = tables
         self._settings = settings
         self._store = store
         self._node = node
@@ -110,7 +114,7 @@ class Compactor:
         self._odd: dict[Listed, str] = {}
         self.plans = Plans(wal_dir, disk)
         memory = rewrite_bounds or RewriteBounds.of(settings.compaction.memory_mb)
-        self._merge = Merge(self.plans, store, node, self._spool, settings.parquet, memory)
+        self._merge = Merge(self.plans, store, node, self._spool, settings.parquet, memory, tables)
 
     def stop(self) -> None:
         """Have a merge that is not committed end soon, with Stopped. Any thread may call it."""
@@ -146,8 +150,11 @@ class Compactor:
 
     async def _find_in(self, prefix: str, closed_us: int) -> AsyncIterator[Work]:
         path, files = "", list[Listed]()
+        held = await self._held(prefix)
         async for page in self._store.list_objects(prefix):
             for listed in page:
+                if held is not None and listed.key not in held:
+                    continue
                 folder = listed.key.rpartition("/")[0]
                 if folder != path:
                     if (work := self._work_in(path, files, closed_us)) is not None:
@@ -156,6 +163,17 @@ class Compactor:
                 files.append(listed)
         if (work := self._work_in(path, files, closed_us)) is not None:
             yield work
+
+    async def _held(self, path: str) -> frozenset[str] | None:
+        """Return the keys that the table of a path has; None if there are no tables."""
+        return None if self.tables is None else await self.tables.held("/".join(path.split("/")[:2]))
+
+    async def list_folder(self, folder: Folder) -> list[Listed]:
+        """List the files in a folder; with tables only those that its table has."""
+        listed = [one async for page in self._store.list_objects(folder.path + "/") for one in page]
+        held = await self._held(folder.path)
+        own = [one for one in listed if one.key.rpartition("/")[0] == folder.path]
+        return own if held is None else [one for one in own if one.key in held]
 
     def _work_in(self, path: str, listed: list[Listed], closed_us: int) -> Work | None:
         folder = parse_folder(path)
@@ -247,9 +265,7 @@ class Compactor:
             if self.plans.read() is not None:
                 await self._finish()
             for _ in range(_MOST_ODD):
-                listed = [one async for page in self._store.list_objects(folder.path + "/") for one in page]
-                own = [one for one in listed if one.key.rpartition("/")[0] == folder.path]
-                work = self._choose(folder, own)
+                work = self._choose(folder, await self.list_folder(folder))
                 if not work.files:
                     return None
                 self._require_space(sum(file.size for file in work.files))

@@ -28,6 +28,7 @@ from arcpipe.lake.keys import merged_file_name
 from arcpipe.lake.parquet_file import Rows
 from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.storage import LakeStore
+from arcpipe.tables.swap import TableSwap
 from arcpipe.units import MB
 
 T = TypeVar("T")
@@ -66,8 +67,21 @@ class Merge:
     """The steps of one plan at a time. For one event loop; the work of the processor is done in a thread."""
 
     def __init__(
-        self, plans: Plans, store: LakeStore, node: str, spool: str, parquet: Parquet, bounds: RewriteBounds
+        self,
+        plans: Plans,
+        store: LakeStore,
+        node: str,
+        spool: str,
+        parquet: Parquet,
+        bounds: RewriteBounds,
+        tables: TableSwap | None = None,
     ) -> None:
+        """Make ready.
+
+        Args:
+            tables: where the files are a part of tables: the swap is theirs, and inputs stay for their upkeep.
+        """
+        self._tables = tables
         self._plans = plans
         self._store = store
         self._hidden = hidden_folder(node)
@@ -195,6 +209,9 @@ class Merge:
 
     async def _finish(self, plan: Plan) -> float:
         """Make the outputs visible and delete the inputs. Returns the seconds in which readers saw both."""
+        if self._tables is not None:
+            await self._finish_in_table(plan, self._tables)
+            return 0.0
         started = time.monotonic()
         if not await self._publish(plan):
             await self._start_over(plan)
@@ -204,6 +221,30 @@ class Merge:
         await self.clean()
         self._plans.remove()
         return seconds
+
+    async def _finish_in_table(self, plan: Plan, tables: TableSwap) -> None:
+        """Make the outputs visible in the store, then a part of the table in place of the inputs, which stay.
+
+        Readers of the table see one or the other, at any time.
+        """
+        folder = "/".join(plan.folder.split("/")[:2])
+        outputs = [(one.key, one.size) for one in plan.outputs]
+        if (await tables.held(folder)).isdisjoint(key for key, _ in outputs):  # else an earlier process did it
+            if not await self._publish(plan):
+                log.error("outputs of a merge in %s are gone: the table keeps its files", plan.folder)
+                await self._give_up(plan)
+                return
+            if not await tables.replace(folder, [one.key for one in plan.inputs], outputs):
+                log.info("a merge in %s is given up: somebody else changed its files in the table first", plan.folder)
+                await self._give_up(plan)
+                return
+        await self.clean()
+        self._plans.remove()
+
+    async def _give_up(self, plan: Plan) -> None:
+        """Delete the outputs of a merge that no table will have: `arcpipe tables import` would double their rows."""
+        await self._store.delete_all([one.key for one in plan.outputs])
+        await self._undo()
 
     async def _publish(self, plan: Plan) -> bool:
         """Rename the outputs, and look that all are there. False if one of them is nowhere."""

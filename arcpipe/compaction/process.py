@@ -26,6 +26,8 @@ from arcpipe.counters import Compaction, Counters
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore, open_store
+from arcpipe.tables import open_format
+from arcpipe.tables.swap import TableSwap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +53,8 @@ def run(settings: Settings, wal_dir: str, counters: Counters, node: str) -> int:
 
 async def _run(settings: Settings, wal_dir: str, counters: Counters, node: str) -> int:
     store = open_store(settings.storage.url, settings.storage.s3)
-    process = CompactionProcess(settings, Compactor(settings, wal_dir, node, store), counters, store)
+    tables = swap_of(settings, wal_dir, store)
+    process = CompactionProcess(settings, Compactor(settings, wal_dir, node, store, tables=tables), counters, store)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     block = counters.compaction
@@ -65,8 +68,17 @@ async def _run(settings: Settings, wal_dir: str, counters: Counters, node: str) 
         await process.serve()
     finally:
         heartbeat.cancel()
+        if tables is not None:
+            await tables.close()
         await store.close()
     return 0
+
+
+def swap_of(settings: Settings, wal_dir: str, store: LakeStore) -> TableSwap | None:
+    """Return the swap of the settings' tables; None if there are none. Their library is loaded by its first call."""
+    if not settings.has_tables:
+        return None
+    return TableSwap(lambda: open_format(settings.tables, settings.storage, wal_dir), store)
 
 
 class CompactionProcess:

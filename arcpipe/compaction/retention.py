@@ -122,11 +122,14 @@ class Retention:
         """
         async with self._compactor.turn():
             expired = await self._look(folder)
-            await self._store.delete_all([file.listed.key for file in expired.files])
+            keys = [file.listed.key for file in expired.files]
+            if self._compactor.tables is None:
+                await self._store.delete_all(keys)
+            else:  # the table's upkeep deletes them, when no readable state needs them
+                await self._compactor.tables.remove("/".join(folder.path.split("/")[:2]), keys)
         return expired
 
     async def _look(self, folder: Folder) -> Expired:
-        pages = self._store.list_objects(folder.path + "/")
-        listed = [one async for page in pages for one in page if one.key.rpartition("/")[0] == folder.path]
+        listed = await self._compactor.list_folder(folder)
         files, others = self._compactor.final_files(folder, listed, all_nodes=self._all_nodes)
         return Expired(folder, files, others)

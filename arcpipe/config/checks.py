@@ -49,7 +49,6 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
             f'allowed for "{parquet.compression}": a whole number from {levels[0]} to {levels[-1]}',
             ("parquet.compression",),
         )
-    yield from _of_tables(settings)
     yield from problems_of_iceberg(settings)
     try:
         parse_storage_url(settings.storage.url)
@@ -88,17 +87,3 @@ def _of_listeners(settings: Settings) -> Iterator[Problem]:
                     "or say with auth.allow_anonymous = true that this is meant"
                 )
                 yield Problem(key, reason, ("auth.enabled", "auth.allow_anonymous"))
-
-
-def _of_tables(settings: Settings) -> Iterator[Problem]:
-    """Find the problems of tables in combination with other settings."""
-    if not settings.has_tables:
-        return
-    reason = (
-        "tables and this do not work together yet: files would be deleted that a table has. The table's own "
-        "maintenance does it meanwhile"
-    )
-    if settings.compaction.enabled:
-        yield Problem("compaction.enabled", reason, ("tables.format",))
-    if settings.retention.days:
-        yield Problem("retention.days", reason, ("tables.format",))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from arcpipe.config import cores
 from arcpipe.counters import Node
+from arcpipe.tables.commit_file import CommitFiles
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
@@ -24,6 +25,22 @@ def say(settings: Settings, workers: int) -> None:
     if found.problem:
         log.warning("the CPU quota of the cgroup cannot be read: %s; making one worker per core", found.problem)
     log.info("%d workers: %s", workers, found.reason)
+
+
+def warn_of_forgotten_tables(settings: Settings) -> None:
+    """Warn if batches wait for a commit to tables that the settings do not have any more."""
+    if settings.has_tables:
+        return
+    try:
+        waiting = len(CommitFiles(settings.wal.dir).names())
+    except OSError:
+        return
+    if waiting:
+        log.warning(
+            'tables.format is "none", and %d batches in %s/tables wait for their commit: no table gets them until it '
+            "is set again",
+            *(waiting, settings.wal.dir),
+        )
 
 
 def warn_of_a_small_disk(settings: Settings, node: memoryview) -> None:

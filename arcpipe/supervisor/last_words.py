@@ -27,15 +27,15 @@ _COPY: Final = ".incoming"
 
 
 class Left(NamedTuple):
-    """The content of a directory that nobody writes to any more. All but the last two wait for the next start."""
+    """The content of a directory that nobody writes to any more. All but `quarantined` and `found` wait for a start."""
 
     unsealed: int = 0  # segments that could not be recovered
     sealed: int = 0  # segments
     batches: int = 0
-    uncommitted: int = 0  # batches that tables do not have yet
     copies: int = 0  # of an interrupted replay; their sources may be renamed already
     quarantined: int = 0  # files
     found: tuple[tuple[str, int], ...] = ()  # codes of `wal.findings`, with the number that nobody has acknowledged
+    uncommitted: int = 0  # batches that tables do not have yet
 
     @property
     def waiting(self) -> str:

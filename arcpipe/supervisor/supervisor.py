@@ -154,6 +154,7 @@ class _Supervisor:
         self._counters.node[Node.STARTED_US] = steady_us()
         self._measure()
         first_words.warn_of_a_small_disk(settings, self._counters.node)
+        first_words.warn_of_forgotten_tables(settings)
         slots = self._slots(node)
         code = self._watch(slots)
         drain = Drain(settings, self._directory, self._counters, self._manager, self._backlog)

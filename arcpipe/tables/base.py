@@ -153,6 +153,14 @@ class TableFormat(Protocol):
         """
         ...
 
+    def former(self, table: TableName) -> set[str]:
+        """Return the keys of files that an earlier state has, which is still readable, and the present one has not.
+
+        Somebody took them out: a compaction, a delete, retention. Their objects are still there for readers of that
+        state; to add them again would double their rows. Empty if there is no table.
+        """
+        ...
+
     def markers(self, table: TableName) -> dict[str, int]:
         """Return the marker of each node; empty if there is no table."""
         ...

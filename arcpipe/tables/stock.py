@@ -2,6 +2,7 @@
 
     lost       in a table and not in the store: readers of the table fail
     waiting    uploaded, and handed over or about to be: the committer will add it
+    former     a former state of the table has it: somebody compacted, or deleted rows; it goes when that state expires
     others     of another node, and in no table: it may wait there
     orphan     in the store, of this node or of none that is known, and in no table: `import_files` adds it
 
@@ -46,6 +47,7 @@ class Report(NamedTuple):
     orphans: list[tuple[str, int]]  # keys and sizes in bytes
     waiting: int
     others: int
+    former: int
     outside: int  # files that the table has outside of the store
     problem: str = ""  # why the table cannot be read; empty if it can
 
@@ -119,19 +121,21 @@ class Stock:
         except Dropped:
             held = None
         except Exception as error:  # of any kind: the report tells it
-            return Report(table, True, 0, len(stored), [], [], 0, 0, 0, str(error))
+            return Report(table, True, 0, len(stored), [], [], 0, 0, 0, 0, str(error))
         inside = {key for key in held or () if "://" not in key}
         lost = [key for key in sorted(inside - stored.keys()) if not await self._store.exists(key)]
         left = stored.keys() - inside
         waiting = self._waiting({key: nodes[key] for key in left}) if left else set()
+        former: set[str] = set()
         if left - waiting and held is not None:
             left -= await self._files(table)  # committed meanwhile
-        left -= waiting
+            former = left & await self._call(self._tables.former, table)
+        left -= waiting | former
         others = {key for key in left if self._is_of_another(nodes[key])}
         orphans = [(key, stored[key]) for key in sorted(left - others)]
         counts = len(held or ()), len(stored)
         outside = len(held or ()) - len(inside)
-        return Report(table, held is not None, *counts, lost, orphans, len(waiting), len(others), outside)
+        return Report(table, held is not None, *counts, lost, orphans, len(waiting), len(others), len(former), outside)
 
     async def _files(self, table: TableName) -> set[str]:
         return await self._call(lambda: set(self._tables.files(table)))
@@ -148,12 +152,22 @@ class Stock:
             ids = (batch, batch.rpartition(".")[0])
             if any(one + end in names for one in ids for end in BATCH_ENDINGS):
                 found.add(key)
+        plan = self._merge_plan()
+        found |= {key for key in batches if key in plan}
         files = CommitFiles(self._wal_dir)
         for name in files.names():
             content = files.read(name)
             for table in content.tables if content is not None else ():
                 found.update(batches.keys() & set(table.keys()))
         return found
+
+    def _merge_plan(self) -> str:
+        """Return the plan of a merge, which names the files that it will put into a table; empty if there is none."""
+        try:
+            with open(os.path.join(self._wal_dir, "compaction", "plan.json"), encoding="utf-8") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
 
     def _is_of_another(self, batch: str) -> bool:
         return not self._all_nodes and self._node is not None and not batch.startswith(f"{self._node}-")

@@ -30,8 +30,9 @@ from tests.crash.committer_process import Committers
 from tests.crash.uploader_process import Step, Uploaders
 from tests.support.directories import batch_files
 from tests.support.lake import lake_files
+from tests.support.s3server import S3Bucket
 from tests.support.sets import IS_LONG, long
-from tests.support.stores import local_store
+from tests.support.stores import Store, local_store, s3_store
 from tests.support.table_model import ModelTables
 
 NEW_YEAR = 1_767_225_600
@@ -135,15 +136,21 @@ class Site:
     """A WAL directory, a lake, and tables of a format."""
 
     def __init__(
-        self, log: tuple[Path, set[int]], base: Path, format_name: str, uploaders: Uploaders, committers: Committers
+        self,
+        log: tuple[Path, set[int]],
+        base: Path,
+        format_name: str,
+        uploaders: Uploaders,
+        committers: Committers,
+        store: Store | None = None,
     ) -> None:
         self.wal = base / "wal"
         shutil.copytree(log[0], self.wal)
         self.ids = log[1]
         self.format_name = format_name
-        self.lake = base / "lake"
+        self.store = store or local_store(base)
         self.settings = {
-            **local_store(base).settings,
+            **self.store.settings,
             "wal_dir": str(self.wal),
             "wal_min_free_mb": 0,
             "uploader_batch_mb": 2,
@@ -173,12 +180,11 @@ class Site:
         finally:
             tables.close()
         assert [key for key, count in Counter(keys).items() if count > 1] == [], "files are there twice"
-        ids = Counter(
-            number for key in keys for number in pq.read_table(self.lake / key, columns=["id"])["id"].to_pylist()
-        )
+        lake = self.store.read()
+        ids = Counter(number for key in keys for number in pq.read_table(lake / key, columns=["id"])["id"].to_pylist())
         assert [number for number, count in ids.items() if count > 1] == [], "rows are there twice"
         assert self.ids - ids.keys() == set(), "rows are missing"
-        assert {str(path.relative_to(self.lake)) for path in lake_files(self.lake)} == set(keys)
+        assert {str(path.relative_to(lake)) for path in lake_files(lake)} == set(keys)
         assert batch_files(self.wal) == []
         assert list((self.wal / "tables").glob("0*.json*")) == []
         assert "Traceback" not in Path(f"{self.wal}.log").read_text()
@@ -250,6 +256,25 @@ def test_the_committer_meets_an_error_at_each_step(make: Callable[[str], Site], 
     site = make(format_name)
     assert site.upload() == 0
     assert site.commit(fail=step) == 0
+    assert site.commit() == 0
+    site.check()
+
+
+@long
+@pytest.mark.parametrize("step", (OF_FORMATS["delta"] | OF_THE_COMMITTER).values(), ids=str)
+@pytest.mark.parametrize("how", ["die", "fail"])
+def test_each_step_of_a_committer_on_s3(
+    log: tuple[Path, set[int]],
+    tmp_path: Path,
+    uploaders: Uploaders,
+    committers: Committers,
+    s3: S3Bucket,
+    step: Step,
+    how: str,
+) -> None:
+    site = Site(log, tmp_path, "delta", uploaders, committers, s3_store(s3, tmp_path))
+    assert site.upload() == 0
+    assert site.commit(**{how: step}) == (-9 if how == "die" else 0)
     assert site.commit() == 0
     site.check()
 

@@ -189,16 +189,40 @@ def test_a_committer_that_is_stopped_and_revived_commits_nothing_twice(tmp_path:
         server.stop()
 
 
-def test_what_does_not_work_with_tables_is_refused(tmp_path: Path) -> None:
-    server = serving(tmp_path, "delta", compaction_enabled="true", retention_days='{"default": 7}')
-    said = arcpipe(server, "config", "check", code=2)
-    assert said.count("do not work together yet") == 2
-    server = serving(tmp_path, "delta")
-    assert "would delete files that tables have" in arcpipe(server, "compact", code=1)
-    expire = ("lake", "expire", "--database", "default", "--before", "2026-01-01", "--yes")
-    assert "would delete files that tables have" in arcpipe(server, *expire, code=1)
+def test_commands_of_tables_need_tables(tmp_path: Path) -> None:
     server = serving(tmp_path, "none")
     assert 'tables.format is "none": there are no tables' in arcpipe(server, "tables", "ls", code=2)
+
+
+@pytest.mark.parametrize("format_name", MOSTLY_DELTA)
+def test_compaction_and_retention_go_by_the_table(tmp_path: Path, format_name: str) -> None:
+    """Readers see each row once at any time; the objects stay for readers of earlier states."""
+    with serving(tmp_path, format_name) as server:
+        for number in range(4):
+            files = len(lake_files(server.lake))
+            write(server, *range(number * 10, number * 10 + 10))
+            wait_until(functools.partial(_has_more, server, files), "the upload")
+        wait_for_rows(server, format_name, list(range(40)))
+        for path in lake_files(server.lake):  # older than any request that may be late
+            os.utime(path, (path.stat().st_mtime - 3_600,) * 2)
+        assert "4 files became 1" in arcpipe(server, "compact")
+        assert rows(server, format_name) == list(range(40))
+        [row] = map(json.loads, arcpipe(server, "tables", "ls", "--json").splitlines())
+        assert row["files"] == 1
+        assert len(lake_files(server.lake)) == 5
+        assert "4 are of earlier states of the table" in arcpipe(server, "tables", "verify")
+        assert "Each file is in a table" in arcpipe(server, "tables", "import")
+        assert "Nothing is worth merging" in arcpipe(server, "compact")
+        write(server, *range(40, 50))
+        wait_for_rows(server, format_name, list(range(50)))
+        for path in lake_files(server.lake):
+            os.utime(path, (path.stat().st_mtime - 3_600,) * 2)
+        expire = ("lake", "expire", "--database", "default", "--before", "2026-01-02", "--yes")
+        assert "2 files deleted" in arcpipe(server, *expire)
+        assert rows(server, format_name) == []
+        write(server, 50)
+        wait_for_rows(server, format_name, [50])
+        server.stop()
 
 
 def test_a_catalogue_that_does_not_answer_is_told_and_waited_for(tmp_path: Path) -> None:
@@ -271,7 +295,7 @@ def test_several_nodes_write_one_table(tmp_path: Path, count: int) -> None:
         for turn in range(4):
             for number, server in enumerate(servers):
                 first = (turn * count + number) * 10
-                more: dict[str, list[Any]] = {f"of_{number}": [turn] * 10, "shared": [0.5] * 10}
+                more: dict[str, Any] = {f"of_{number}": [turn] * 10, "shared": [0.5] * 10}
                 write(server, *range(first, first + 10), **more)
                 wanted += range(first, first + 10)
             if turn == 1:

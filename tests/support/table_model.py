@@ -88,6 +88,11 @@ class ModelTables:
             raise Dropped(f"there is no table {table}")
         yield from found[1]["files"]
 
+    def former(self, table: TableName) -> set[str]:
+        path = self._path(table)
+        found = [json.loads((path / f"{version:08}.json").read_text())["files"] for version in self._versions(path)]
+        return {key for files in found for key in files}.difference(found[-1] if found else ())
+
     def markers(self, table: TableName) -> dict[str, int]:
         found = self.load(table)
         return {} if found is None else dict(found[1]["markers"])

@@ -118,6 +118,9 @@ class DeltaTables:
         for path in self._run(shown(table), self._paths(table)):
             yield key_of(root, path, self._store.url)
 
+    def former(self, table: TableName) -> set[str]:
+        return self._run(shown(table), self._former(table))
+
     def markers(self, table: TableName) -> dict[str, int]:
         state = self._run(shown(table), self._fresh(table))
         return {} if state is None else state.node_markers()
@@ -259,6 +262,15 @@ class DeltaTables:
     async def _paths(self, table: TableName) -> list[str]:
         state = await self._existing(table)
         return list((await files_of(Log(self._store, root_of(table)), state)).sizes)
+
+    async def _former(self, table: TableName) -> set[str]:
+        state = await self._fresh(table)
+        if state is None:
+            return set()
+        root, url = root_of(table), self._store.url
+        found = await files_of(Log(self._store, root), state, with_removed=True)
+        held = {key_of(root, path, url) for path in found.sizes}
+        return {key_of(root, path, url) for path in found.removed} - held
 
     async def _maintain(self, table: TableName) -> Maintained:
         state = await self._existing(table)

@@ -30,7 +30,7 @@ from arcpipe.tables.iceberg.catalogue import Catalogue, store_uri
 from arcpipe.tables.iceberg.change import Change
 from arcpipe.tables.iceberg.data_files import Layout, data_file
 from arcpipe.tables.iceberg.errors import translated
-from arcpipe.tables.iceberg.maintain import Upkeep
+from arcpipe.tables.iceberg.maintain import Upkeep, files_of_snapshots
 from arcpipe.tables.iceberg.manifests import ManifestLists
 from arcpipe.tables.iceberg.types import fits, iceberg_type, word
 from arcpipe.tables.iceberg.version_hint import write_hint
@@ -187,6 +187,16 @@ class IcebergTables:
                 if manifest.content == ManifestContent.DATA:
                     for entry in manifest.fetch_manifest_entry(loaded.io, discard_deleted=True):
                         yield self._key(entry.data_file.file_path)
+
+    def former(self, table: TableName) -> set[str]:
+        loaded = self._catalogue.load(table, all_snapshots=True)
+        if loaded is None:
+            return set()
+        present = loaded.metadata.current_snapshot_id
+        with translated(f"cannot read the snapshots of {shown(table)}"):
+            earlier = [one for one in loaded.metadata.snapshots if one.snapshot_id != present]
+            found = files_of_snapshots(earlier, loaded.io)
+        return {self._key(location) for location in found} - set(self.files(table))
 
     def _key(self, location: str) -> str:
         """Return the key in the store; the location itself of a file elsewhere, such as one that Spark wrote."""

@@ -217,35 +217,22 @@ def test_other_values_cover_every_key() -> None:
     assert all(value != DEFAULTS[key] for key, (value, _) in OTHER_VALUES.items())
 
 
-# Tables do not go together with compaction and retention.
-TOGETHER = [OTHER_VALUES.keys() - {"tables.format"}, {"tables.format"}]
-
-
-@pytest.mark.parametrize("names", TOGETHER)
-def test_every_key_is_read_from_the_file(tmp_path: Path, names: set[str]) -> None:
+def test_every_key_is_read_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    values = {key: value for key, (value, _) in OTHER_VALUES.items() if key in names}
-    lines = [f"{key} = {in_line(value)}" for key, value in values.items()]
+    lines = [f"{key} = {in_line(value)}" for key, (value, _) in OTHER_VALUES.items()]
     path.write_text("\n".join(lines))  # dotted keys are tables to TOML
     settings = load(path, {})
-    for key, value in values.items():
+    for key, (value, _) in OTHER_VALUES.items():
         expected = str(tmp_path / value) if key == "auth.tokens_file" else value
         assert same_type(settings.value(key), expected), key
         assert settings.source(key) == str(path)
 
 
-@pytest.mark.parametrize("names", TOGETHER)
-def test_every_key_is_read_from_the_environment(names: set[str]) -> None:
-    settings = load(None, {variable(key): text for key, (_, text) in OTHER_VALUES.items() if key in names})
-    for key in names:
-        assert same_type(settings.value(key), OTHER_VALUES[key][0]), key
+def test_every_key_is_read_from_the_environment() -> None:
+    settings = load(None, {variable(key): text for key, (_, text) in OTHER_VALUES.items()})
+    for key, (value, _) in OTHER_VALUES.items():
+        assert same_type(settings.value(key), value), key
         assert settings.source(key) == f"environment {variable(key)}"
-
-
-def test_tables_do_not_go_together_with_what_deletes_files() -> None:
-    variables = {variable("tables.format"): "iceberg", variable("compaction.enabled"): "true"}
-    with pytest.raises(ConfigError, match=r"compaction\.enabled = true: tables and this do not work together yet"):
-        load(None, variables)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,16 @@ def test_each_kind_of_file_that_waits_is_counted(directory: WALDirectory, caplog
     )
 
 
+def test_batches_that_no_table_has_yet_are_counted(directory: WALDirectory, caplog: pytest.LogCaptureFixture) -> None:
+    tables = Path(directory.path, "tables")
+    tables.mkdir()
+    for name in ("ledger.json", "state.json", "LOCK", "iceberg.db", f"{7:020}-{BATCH}.json", f"{8:020}-{BATCH}2.json"):
+        (tables / name).touch()
+    assert last_words.look(directory).uncommitted == 2
+    line = "stopped; the next start goes on with 2 batches that are not committed to tables. Keep the WAL directory"
+    assert spoken(caplog, directory) == (0, line)
+
+
 def test_what_was_never_uploaded_is_no_part_of_everything(
     directory: WALDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -146,3 +146,14 @@ def test_a_file_that_is_committed_meanwhile_is_no_orphan(handed: Handed, tables:
     handed.batch()
     report = Compared(handed, Late(tables.root)).reports()["db", "m"]
     assert report.orphans == []
+
+
+def test_files_that_somebody_took_out_are_not_added_again(handed: Handed, tables: ModelTables) -> None:
+    """Another engine compacted: the old files stay for readers of the earlier state."""
+    handed.batch(files=3)
+    Working(handed.directory.path, handed.lake, tables).round()
+    gone = sorted(handed.keys)[:2]
+    tables.remove(("db", "m"), gone)
+    report = Compared(handed, tables).reports()["db", "m"]
+    assert (report.former, report.orphans, report.is_whole) == (2, [], True)
+    assert Compared(handed, tables).import_all() == 0

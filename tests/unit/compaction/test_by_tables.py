@@ -1,0 +1,163 @@
+"""Merges and retention where the files are a part of tables: the table's own atomic commit is the swap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from arcpipe.compaction.compactor import Compactor
+from arcpipe.compaction.files import Folder, parse_folder
+from arcpipe.compaction.plan import Plans
+from arcpipe.compaction.retention import Retention
+from arcpipe.config.settings import WAL, Settings, Storage, StorageS3
+from arcpipe.storage import open_store
+from arcpipe.tables.base import Conflict, NewFile, TableName
+from arcpipe.tables.swap import TableSwap
+from tests.support.commits import Handed, Working, in_tables
+from tests.support.lake import lake_files, numbers
+from tests.support.table_model import ModelTables
+
+T = TypeVar("T")
+TABLE = ("db", "m")
+
+
+@pytest.fixture
+def handed(tmp_path: Path) -> Handed:
+    """Make an hour of five small files that a table has."""
+    made = Handed(tmp_path)
+    for _ in range(5):
+        made.batch()
+    Working(made.directory.path, made.lake, ModelTables(tmp_path / "tables")).round()
+    return made
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> ModelTables:
+    return ModelTables(tmp_path / "tables")
+
+
+@pytest.fixture
+def folder(handed: Handed) -> Folder:
+    found = parse_folder(min(handed.keys).rpartition("/")[0])
+    assert found is not None
+    return found
+
+
+def work(handed: Handed, tables: ModelTables, do: Callable[[Compactor], Awaitable[T]]) -> T:
+    """Do something with a compactor of one process."""
+
+    async def run() -> T:
+        store = open_store(f"file://{handed.lake}", StorageS3())
+        settings = Settings(
+            wal=WAL(dir=handed.directory.path, min_free_mb=0), storage=Storage(url=f"file://{handed.lake}")
+        )
+        swap = TableSwap(lambda: tables, store)
+        compactor = Compactor(settings, handed.directory.path, handed.node, store, tables=swap)
+        try:
+            return await do(compactor)
+        finally:
+            await swap.close()
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def rows(handed: Handed, tables: ModelTables) -> list[int]:
+    """The values of `n` as a reader of the table sees them."""
+    keys = in_tables(tables)
+    assert all((handed.lake / key).exists() for key in keys)
+    return sorted(number for key in keys for number in numbers(handed.lake / key))
+
+
+def test_a_merge_replaces_files_of_the_table_at_once(handed: Handed, tables: ModelTables, folder: Folder) -> None:
+    wanted = rows(handed, tables)
+    outcome = work(handed, tables, lambda compactor: compactor.compact(folder))
+    assert outcome is not None
+    assert len(outcome.plan.inputs) == 5
+    assert len(in_tables(tables)) == 1
+    assert rows(handed, tables) == wanted
+    assert len(lake_files(handed.lake)) == 6  # those of the earlier state stay for its readers
+    assert tables.markers(TABLE).keys() == {handed.node}
+    assert work(handed, tables, lambda compactor: compactor.compact(folder)) is None
+
+
+def test_files_that_no_table_has_are_left_alone(handed: Handed, tables: ModelTables, folder: Folder) -> None:
+    handed.batch()  # it waits for its commit
+    waiting = set(handed.keys) - set(in_tables(tables))
+    outcome = work(handed, tables, lambda compactor: compactor.compact(folder))
+    assert outcome is not None
+    assert waiting.isdisjoint(one.key for one in outcome.plan.inputs)
+    Working(handed.directory.path, handed.lake, tables).round()
+    assert len(in_tables(tables)) == 2
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_around_the_swap_is_finished(
+    handed: Handed, tables: ModelTables, folder: Folder, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = rows(handed, tables)
+
+    class Crashing(ModelTables):
+        def replace(self, table: TableName, old: list[str], new: list[NewFile]) -> None:  # type: ignore[override]
+            if when == "after":
+                super().replace(table, old, new)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(handed, Crashing(tables.root), lambda compactor: compactor.compact(folder))
+    assert rows(handed, tables) == wanted
+    assert Plans(handed.directory.path).read() is not None
+    work(handed, tables, lambda compactor: compactor.finish())
+    assert rows(handed, tables) == wanted
+    assert len(in_tables(tables)) == 1
+    assert Plans(handed.directory.path).read() is None
+
+
+def test_a_merge_is_given_up_if_somebody_else_was_first(handed: Handed, tables: ModelTables, folder: Folder) -> None:
+    class Overtaken(ModelTables):
+        def replace(self, table: TableName, old: list[str], new: list[NewFile]) -> None:  # type: ignore[override]
+            if len(in_tables(tables)) == 5:
+                tables.remove(table, old[:1])  # another engine deleted rows
+            super().replace(table, old, new)
+
+    before = lake_files(handed.lake)
+    work(handed, Overtaken(tables.root), lambda compactor: compactor.compact(folder))
+    assert len(in_tables(tables)) == 4
+    assert lake_files(handed.lake) == before  # no output is left: an import would double its rows
+    assert Plans(handed.directory.path).read() is None
+
+
+def test_a_conflict_that_concerns_no_input_is_tried_again(handed: Handed, tables: ModelTables, folder: Folder) -> None:
+    wanted = rows(handed, tables)
+
+    class Conflicting(ModelTables):
+        conflicts = 0
+
+        def replace(self, table: TableName, old: list[str], new: list[NewFile]) -> None:  # type: ignore[override]
+            self.conflicts += 1
+            if self.conflicts < 3:
+                raise Conflict("somebody else committed first")
+            super().replace(table, old, new)
+
+    work(handed, Conflicting(tables.root), lambda compactor: compactor.compact(folder))
+    assert rows(handed, tables) == wanted
+    assert len(in_tables(tables)) == 1
+
+
+def test_retention_takes_files_out_of_the_table(handed: Handed, tables: ModelTables, folder: Folder) -> None:
+    handed.batch()  # it waits for its commit, so it is not touched
+
+    async def expire(compactor: Compactor) -> int:
+        store = open_store(f"file://{handed.lake}", StorageS3())
+        expired = await Retention(store, compactor).delete(folder)
+        left = [one async for one in Retention(store, compactor).find({"db": folder.hour_us * 2}) if one.files]
+        await store.close()
+        return len(expired.files) - 100 * len(left)
+
+    assert work(handed, tables, expire) == 5
+    assert in_tables(tables) == []
+    assert len(lake_files(handed.lake)) == 6
