@@ -51,4 +51,7 @@ class _Limited(HTTPAdapter):
     def send(
         self, request: PreparedRequest, stream: bool = False, timeout: Any = None, *args: Any, **options: Any
     ) -> Response:
-        return super().send(request, stream, timeout or (_CONNECT_SECONDS, _READ_SECONDS), *args, **options)
+        response = super().send(request, stream, timeout or (_CONNECT_SECONDS, _READ_SECONDS), *args, **options)
+        # JSON is UTF-8. Where the server does not say so, requests would guess, which takes longer than all else.
+        response.encoding = "utf-8"
+        return response
