@@ -13,14 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import polars as pl
 import pytest
+from deltalake import DeltaTable
 
+from arcpipe.config.settings import Storage, StorageS3
+from arcpipe.tables.delta.checkpoints import options_of
 from tests.support.careful_load import CarefulLoad
 from tests.support.http import Client
 from tests.support.lake import lake_rows
 from tests.support.program import ROOT
 from tests.support.s3server import S3Bucket
 from tests.support.server import Server
+from tests.support.sets import long
 from tests.support.stores import Store, s3_store
 from tests.support.waiting import wait_until
 
@@ -38,12 +43,13 @@ class Cluster(NamedTuple):
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, s3: S3Bucket) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, s3: S3Bucket, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Run two nodes behind the proxy, with the settings of the test's parameter, if it has one."""
     store = s3_store(s3, tmp_path)
     nodes = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        nodes.append(Server(tmp_path / name, server_workers=1, **store.settings))
+        nodes.append(Server(tmp_path / name, server_workers=1, **store.settings, **getattr(request, "param", {})))
     one, two = nodes
     with one, two, socket.socket() as listener, (tmp_path / "haproxy.log").open("w+") as log:
         for node in nodes:
@@ -125,3 +131,40 @@ def test_the_loss_of_a_node_costs_only_requests_in_flight(cluster: Cluster) -> N
     assert other.is_running
     check(cluster, load)
     assert len(load.failures) <= 4  # one per writer
+
+
+@long
+@pytest.mark.parametrize("cluster", [{"tables_format": "delta", "tables_commit_interval_seconds": 0.5}], indirect=True)
+def test_both_nodes_write_one_table_through_loss_and_pause(cluster: Cluster) -> None:
+    """One node is killed, the other one is stopped for a while and revived: each row is in the table once."""
+    one, other = cluster.nodes
+    with CarefulLoad(cluster.url) as load:
+        load.wait_for(100)
+        one.kill_all()
+        load.wait_for_acknowledged(100)
+        one.restart()
+        load.wait_for_acknowledged(100)
+        os.killpg(other.pid, signal.SIGSTOP)
+        load.wait_for_acknowledged(100)
+        os.killpg(other.pid, signal.SIGCONT)
+        load.wait_for_acknowledged(100)
+        load.stop()
+    for node in cluster.nodes:
+        node.stop()
+        node.assert_log_is_shipped()
+    settings = {name: str(value) for name, value in cluster.store.settings.items()}
+    s3 = StorageS3(
+        endpoint_url=settings["storage_s3_endpoint_url"],
+        region=settings["storage_s3_region"],
+        access_key_id=settings["storage_s3_access_key_id"],
+        secret_access_key=settings["storage_s3_secret_access_key"],
+        addressing_style="path",
+    )
+    storage = Storage(url=settings["storage_url"], s3=s3)
+    options = options_of(storage)
+    uri = f"{settings['storage_url']}/default/counted"
+    first = sorted(DeltaTable(uri, storage_options=options).to_pyarrow_table()["n"].to_pylist())
+    second = sorted(pl.scan_delta(uri, storage_options=options).collect()["n"].to_list())
+    # Requests that the stopped node held were sent again to the other one, as far as the proxy did so.
+    assert first == second == sorted(row["n"] for row in lake_rows(cluster.store.read()))
+    assert set(load.acknowledged) <= set(first)

@@ -90,6 +90,24 @@ def test_files_and_what_becomes_of_them_are_shown(tmp_path: Path, page: Page) ->
         server.stop()
 
 
+def test_tables_are_shown_where_there_are_any(tmp_path: Path, page: Page) -> None:
+    with Server(tmp_path, server_workers=1) as server:
+        page.goto(server.url)
+        expect(page.locator("#records-rate")).to_have_text("0")
+        expect(page.locator("#lake-tables-card")).to_be_hidden()
+        server.stop()
+        server.settings |= {"tables_format": "delta", "tables_commit_interval_seconds": 0.2}
+        server.start()
+        page.goto(server.url)
+        server.write({"m": "cpu", "columns": {"usage": [0.5, 0.6]}})
+        expect(page.locator("#commit-rows")).to_have_text("2 rows in 1 file", timeout=30_000)
+        expect(page.locator("#committer-state")).to_have_text("alive")
+        expect(page.locator("#commit-last")).to_contain_text("ago")
+        expect(page.locator("#commit-waiting")).to_have_text("nothing")
+        expect(page.locator("#lake-tables-note")).to_contain_text("delta, every")
+        server.stop()
+
+
 def test_compaction_that_is_off_has_no_figures_on_the_page(tmp_path: Path, page: Page) -> None:
     with Server(tmp_path, server_workers=1) as server:
         page.goto(server.url)

@@ -10,8 +10,9 @@ import duckdb
 
 
 def lake_files(path: Path, database: str = "*", measurement: str = "*") -> list[Path]:
-    """List the Parquet files of a store on disk, without dead letters."""
-    return sorted(path.glob(f"{database}/{measurement}/**/*.parquet"))
+    """List the Parquet files of a store on disk, without dead letters and checkpoints of Delta tables."""
+    found = path.glob(f"{database}/{measurement}/**/*.parquet")
+    return sorted(file for file in found if file.parent.name != "_delta_log")
 
 
 @functools.cache

@@ -11,9 +11,11 @@ import pytest
 from arcpipe.cli import client
 from arcpipe.cli import report as status_report
 from arcpipe.cli.rates import Live, Sample, are_apart
+from arcpipe.config.load import load
 from arcpipe.config.settings import Settings
 from arcpipe.counters import Counters
 from arcpipe.monitoring import health, process_state, snapshot
+from arcpipe.monitoring.committer_state import committer_state
 
 
 @pytest.mark.parametrize(
@@ -215,3 +217,31 @@ def test_compaction_and_retention_tell_what_they_did_and_what_waits() -> None:
     assert facts_of(compaction=msgspec.structs.replace(busy, stopped=True))["compaction"].startswith(
         "stopped by a plan"
     )
+
+
+def test_tables_tell_what_is_committed_and_what_waits() -> None:
+    assert "tables" not in facts_of()
+    settings = load(None, {"ARCPIPE_TABLES_FORMAT": "iceberg", "ARCPIPE_WAL_DIR": "/nowhere"})
+    state = committer_state(settings, Counters(1), 0)
+    assert facts_of(committer=state)["tables"].startswith("iceberg, not started, last commit none yet, nothing waits; ")
+    busy = msgspec.structs.replace(
+        state,
+        pid=7,
+        alive=True,
+        last_commit_age_seconds=90.0,
+        waiting_batches=1_200,
+        waiting_bytes=3_000_000,
+        oldest_waiting_seconds=400.0,
+        commits=5,
+        files=6,
+        rows=7_000,
+        conflicts=2,
+        failures=3,
+        failing=1,
+        refused=1,
+    )
+    assert facts_of(committer=busy)["tables"] == (
+        "iceberg, alive, last commit 1 min 30 s ago, 1,200 batches wait (3.00 MB), the oldest for 6 min 40 s; "
+        "in all 7,000 rows in 6 files by 5 commits, 2 conflicts, 3 failures; 2 tables have trouble"
+    )
+    assert facts_of(committer=msgspec.structs.replace(busy, stopped=True))["tables"].startswith("iceberg, stopped, ")
