@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -131,11 +131,16 @@ class Node:
         self.waiting[self.seq] = NewFile(key, size, 1, metadata)
         return key
 
-    def attempt(self, outcome: str = "right") -> bool:
-        """Commit what waits, in one attempt. Returns False if its outcome is not known, or nothing happened."""
-        self.store.next_put = outcome
+    def attempt(self, outcome: str = "right", between: Callable[[], object] = lambda: None) -> bool:
+        """Commit what waits, in one attempt. Returns False if its outcome is not known, or nothing happened.
+
+        Args:
+            between: what others do after the marker was read.
+        """
         try:
             marker = self.tables.committed(TABLE, self.name) or 0
+            between()
+            self.store.next_put = outcome
             files = [file for seq, file in self.waiting.items() if seq > marker]
             if files:
                 self.tables.commit(TABLE, files, self.name, self.seq)
@@ -184,9 +189,9 @@ def play(steps: list[tuple[str, int, int]]) -> Result:
                 case "look":
                     node.tables.committed(TABLE, node.name)
                 case "race":  # the other commits after this one has read the marker
-                    node.tables.committed(TABLE, node.name)
-                    nodes[number - 1].attempt()
-                    node.attempt()
+                    other = nodes[number - 1]
+                    wanted |= {node.hand_over(column), other.hand_over(column)}
+                    node.attempt(between=other.attempt)
                 case "merge":
                     held |= merge(node)
                 case _:
