@@ -25,10 +25,18 @@ T = TypeVar("T")
 _MAX_BYTES = 1 << 30
 
 
-def replace(disk: Disk, path: str, data: bytes, *, prepare: Callable[[int], None] | None = None) -> None:
+def replace(
+    disk: Disk,
+    path: str,
+    data: bytes,
+    *,
+    prepare: Callable[[int], None] | None = None,
+    sync_directory: bool = True,
+) -> None:
     """Write a small file durably and atomically: write, sync, rename, sync the directory.
 
     Args:
+        sync_directory: False leaves the name to the caller, who writes another file there before it matters.
         prepare: called with the descriptor of the new file while it is empty, to set its owner and mode.
 
     Raises:
@@ -45,7 +53,8 @@ def replace(disk: Disk, path: str, data: bytes, *, prepare: Callable[[int], None
     finally:
         disk.close(fd)
     disk.rename(temporary, path)
-    disk.sync_directory(_folder(path))
+    if sync_directory:
+        disk.sync_directory(_folder(path))
 
 
 def move(disk: Disk, source: str, target: str) -> None:

@@ -1,7 +1,7 @@
 """Read the inputs of a merge, sort their rows by tags and time, and write them as few files.
 
-    rewrite = Rewrite(folder, merge, dedup, settings.parquet, spool, bounds)
-    done = rewrite.run(inputs, on_file)      # in a thread
+    rewrite = Rewrite(merge, dedup, settings.parquet, spool, bounds)
+    done = rewrite.run(inputs, sizes, on_file)      # in a thread
 
 What fits in memory is sorted there. Otherwise the inputs are read twice: first for their columns and a sample of rows,
 then row by row into files of ranges, each of which is sorted on its own. This module must not know stores.

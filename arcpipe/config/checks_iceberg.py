@@ -34,7 +34,7 @@ def problems_of_iceberg(settings: Settings) -> Iterator[Problem]:
         return
     if options.warehouse and not options.warehouse.startswith(("s3://", "file:///")):
         reason = (
-            "allowed for this catalogue: s3://bucket/prefix, file:///absolute/path, or empty: `_iceberg` in the store"
+            "allowed with this catalogue: s3://bucket/prefix, file:///absolute/path, or empty: _iceberg in the store"
         )
         yield Problem(f"{_SECTION}warehouse", reason, with_keys)
     try:

@@ -11,7 +11,7 @@ from arcpipe.counters import Committer, Counters, Uploader
 from arcpipe.monitoring.process_state import COMPACTION_SILENT_SECONDS, age_seconds, memory_bytes
 from arcpipe.tables import states
 from arcpipe.tables.commit_file import FOLDER
-from arcpipe.tables.states import TableState
+from arcpipe.tables.states import TableState as TableState
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from arcpipe import durable
 from arcpipe.upload.key_files import CLAIMS, RECORD, Header, KeyFile, Records, encode_frame, encode_header
-from arcpipe.upload.key_index import KeyIndex, Run, find_in, is_found
+from arcpipe.upload.key_index import KeyIndex, Run, find_in, is_found, rest_of
 from arcpipe.upload.key_record import HASH_BYTES, unpack_facts
 from arcpipe.upload.retry import is_full
 from arcpipe.wal.directory import WALDirectory
@@ -162,7 +162,7 @@ class ClaimTry:
         seen = find_in(self._seen.runs, wanted, self._window)
         mine = find_in(self._before, wanted)
         theirs = find_in(self._others, wanted, self._window)
-        claimed = mine == wanted if mine is not None else np.zeros(len(wanted), np.bool_)
+        claimed = mine == rest_of(wanted) if mine is not None else np.zeros(len(wanted), np.bool_)
         counts = ~is_found(theirs) | claimed if theirs is not None else np.ones(len(wanted), np.bool_)
         if seen is not None:
             counts &= ~is_found(seen)

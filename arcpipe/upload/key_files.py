@@ -43,6 +43,9 @@ _CHECKED: Final = 20  # bytes of a frame's header that its own CRC32 covers
 RECORD: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("second", "<u4"), ("size", "<u4"), ("crc", "<u4")])
 """A key: its hash in two halves, and what is known of its first entry."""
 
+REST: Final = np.dtype([("low", "<u8"), ("second", "<u4"), ("size", "<u4"), ("crc", "<u4")])
+"""The same without the upper half."""
+
 Records: TypeAlias = npt.NDArray[Any]
 Words: TypeAlias = npt.NDArray[np.uint64]
 

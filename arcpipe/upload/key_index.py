@@ -12,17 +12,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from arcpipe.upload.key_files import Records, Words
+from arcpipe.upload.key_files import RECORD, REST, Records, Words
 
 Places = npt.NDArray[np.int64]
 """For each key that is looked for: its place in a run, or -1."""
 
 
 class Run(NamedTuple):
-    """Keys sorted by the upper half of their hashes, which is also an array of its own: a search must not copy it."""
+    """Keys sorted by the upper half of their hashes. That is an array of its own, because a search must not copy it."""
 
     high: Words
-    records: Records
+    rest: Records
 
     @classmethod
     def of(cls, records: Records) -> Run:
@@ -32,7 +32,16 @@ class Run(NamedTuple):
             records = records[np.lexsort((records["low"], records["high"]))]
             differs = (records["high"][1:] != records["high"][:-1]) | (records["low"][1:] != records["low"][:-1])
             records = records[np.append(differs, True)]
-        return cls(np.ascontiguousarray(records["high"]), records)
+        return cls(np.ascontiguousarray(records["high"]), rest_of(records))
+
+    @property
+    def records(self) -> Records:
+        """Put the keys together again."""
+        records = np.empty(len(self.high), RECORD)
+        records["high"] = self.high
+        for name in REST.fields or ():
+            records[name] = self.rest[name]
+        return records
 
     def find(self, wanted: Records) -> Places:
         """Find keys."""
@@ -42,14 +51,21 @@ class Run(NamedTuple):
         places = np.full(len(wanted), -1, np.int64)
         open_ = np.arange(len(wanted))
         while len(open_):  # once more for each other key that has the same upper half: hardly ever
-            inside = at[open_] < len(self.high)
-            open_ = open_[inside]
+            open_ = open_[at[open_] < len(self.high)]
             open_ = open_[self.high[at[open_]] == high[open_]]
-            same = self.records["low"][at[open_]] == low[open_]
+            same = self.rest["low"][at[open_]] == low[open_]
             places[open_[same]] = at[open_[same]]
             open_ = open_[~same]
             at[open_] += 1
         return places
+
+
+def rest_of(records: Records) -> Records:
+    """Return records without the upper half of their hashes."""
+    rest = np.empty(len(records), REST)
+    for name in REST.fields or ():
+        rest[name] = records[name]
+    return rest
 
 
 class KeyIndex:
@@ -77,22 +93,23 @@ def find_in(runs: Iterable[Run], wanted: Records, seconds: int = -1) -> Records 
         seconds: keys are found up to this long after their own second; below 0, always.
 
     Returns:
-        For each wanted key the record that was found, or one without content, which `is_found` tells; None if nothing
-        at all was found. Of several claims of a key, that of the latest second is found: they come in this order.
+        For each wanted key the rest of the record that was found, or one without content, which `is_found` tells; None
+        if nothing at all was found. Of several claims of a key, that of the latest second is found: they come in this
+        order.
     """
     found: Records | None = None
     for run in runs:
         places = run.find(wanted)
         hits = np.flatnonzero(places >= 0)
         if seconds >= 0 and len(hits):
-            age = wanted["second"][hits].astype(np.int64) - run.records["second"][places[hits]].astype(np.int64)
+            age = wanted["second"][hits].astype(np.int64) - run.rest["second"][places[hits]].astype(np.int64)
             hits = hits[age <= seconds]
         if not len(hits):
             continue
         if found is None:
-            found = np.full(len(wanted), NOT_FOUND, wanted.dtype)
+            found = np.full(len(wanted), NOT_FOUND, REST)
         news = hits[~is_found(found[hits])]
-        found[news] = run.records[places[news]]
+        found[news] = run.rest[places[news]]
     return found
 
 

@@ -97,6 +97,7 @@ async def merge(ahead_seconds: float = 0.0) -> dict[str, Any]:
     settings = load(None, os.environ)
     store = open_store(settings.storage.url, settings.storage.s3)
     compactor = Compactor(settings, settings.wal.dir, NODE, store, now=lambda: time.time() + ahead_seconds)
+    pa.array(np.arange(1))  # has pyarrow import pandas where it is installed, as for the tests: no part of a merge
     started, cpu = time.monotonic(), time.process_time()
     try:
         [work] = [work async for work in compactor.find()]

@@ -104,6 +104,17 @@ def test_a_table_opens_from_its_checkpoints(lake: DeltaLake) -> None:
     assert len(numbers(lake)) == 24 * 2 + 2
 
 
+def test_a_node_that_was_idle_sees_all_commits_since(local: DeltaLake) -> None:
+    tables, idle = local.open(), local.open()
+    tables.commit(CPU, [local.file(rows_of(0, 1))], "n1", 1)
+    assert idle.markers(CPU) == {"n1": 1}
+    for seq in range(2, 60):
+        tables.commit(CPU, [local.file(rows_of(seq, 1))] if seq in (20, 40) else [], "n1", seq)
+        if seq in (7, 9, 10, 11, 20, 58, 59):
+            assert idle.markers(CPU) == {"n1": seq}
+    assert idle.commit(CPU, [local.file(rows_of(99, 1))], "n2", 1).snapshot == 59
+
+
 @pytest.mark.parametrize("damage", ["hint", "hint is gone", "checkpoint", "checkpoint is gone"])
 def test_a_damaged_checkpoint_is_passed_over(local: DeltaLake, damage: str) -> None:
     """A power cut leaves such files where deltalake or Spark wrote them."""
@@ -385,6 +396,8 @@ def test_a_fault_of_the_store_never_adds_a_file_twice(s3: S3Bucket, tmp_path: Pa
         assert sum(proxy.injected.values()) == 1
         redo(tables, file)
         assert numbers(lake) == list(range(20))
+        commits = [lake.commit_of(version) for version in range(lake.delta().version() + 1)]
+        assert sum("add" in action for commit in commits for action in commit) == 2
         lake.close()
 
 

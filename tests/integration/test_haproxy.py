@@ -102,6 +102,27 @@ def check(cluster: Cluster, load: CarefulLoad) -> None:
     )
 
 
+def keyed_writes(node: Server) -> int:
+    """Return the number of requests with a key that a node wrote."""
+    return sum(worker["keyed_writes"] for worker in node.get("/api/v1/status").json()["instance"]["workers"])
+
+
+def test_all_requests_of_a_key_go_to_one_node(cluster: Cluster) -> None:
+    """So a retry is known, and each record is there once; requests with other keys go to both."""
+    for number in range(24):
+        body = f"keyed n={number}i {1_790_000_000 + number}".encode()
+        path, headers = "/write?db=keyed&precision=s", {"Idempotency-Key": f'"key {number}"'.replace(" ", "-")}
+        if number % 3 == 0:
+            path, headers = f"{path}&idempotency_key=key-{number}", {}
+        for _ in range(3):
+            with Client(cluster.url) as client:
+                assert client.request("POST", path, body, headers).status == 204
+    wait_until(lambda: all(keyed_writes(node) for node in cluster.nodes), "requests with a key at both nodes")
+    for node in cluster.nodes:
+        node.stop()
+    assert sorted(row["n"] for row in lake_rows(cluster.store.read(), "keyed")) == list(range(24))
+
+
 def test_a_rolling_restart_under_load_fails_no_write(cluster: Cluster) -> None:
     with CarefulLoad(cluster.url) as load:
         load.wait_for(100)

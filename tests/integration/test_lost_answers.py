@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,19 +161,35 @@ def upgrade(server: Server) -> None:
     wait_until(lambda: not workers & set(server.pids().values()), "the former workers to end")
 
 
+def kill_all(server: Server) -> None:
+    server.kill_all()
+    server.start()
+
+
+def kill_supervisor(server: Server) -> None:
+    server.kill("supervisor")
+    server.assert_nobody_left()
+    server.start()
+
+
+def stop(server: Server) -> None:
+    server.send_signal(signal.SIGTERM)
+    server.restart()
+
+
 @pytest.mark.slow
 def test_every_record_is_there_once_whatever_dies(site: Site) -> None:
     server = site.server
     steps: list[Callable[[], object]] = [
-        lambda: server.kill("uploader"),
-        lambda: server.kill("ingest 1"),
-        lambda: upgrade(server),
-        lambda: server.kill("uploader"),
-        lambda: (server.kill_all(), server.start()),
-        lambda: server.kill("ingest 2"),
-        lambda: (server.send_signal(signal.SIGTERM), server.restart()),
-        lambda: (server.kill("supervisor"), server.assert_nobody_left(), server.start()),
-        lambda: server.kill("uploader"),
+        partial(server.kill, "uploader"),
+        partial(server.kill, "ingest 1"),
+        partial(upgrade, server),
+        partial(server.kill, "uploader"),
+        partial(kill_all, server),
+        partial(server.kill, "ingest 2"),
+        partial(stop, server),
+        partial(kill_supervisor, server),
+        partial(server.kill, "uploader"),
     ]
     for step in steps * ROUNDS:
         site.wait_for(ANSWERS)

@@ -14,7 +14,10 @@ from arcpipe.tables.delta.paths import root_of
 from tests.support.delta import CPU, DeltaLake, local_lake, rows_of
 from tests.tables.engines import INSTALLED, Engine, EngineError
 
-pytestmark = pytest.mark.skipif(not INSTALLED, reason="make test-tables installs the engines")
+pytestmark = [
+    pytest.mark.skipif(not INSTALLED, reason="make test-tables installs the engines"),
+    pytest.mark.timeout(3_600),  # Spark takes minutes for a VACUUM on a busy machine
+]
 
 NAMED: TableName = ("my db", "c/p%20u")
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from requests import PreparedRequest, Response
+from requests.adapters import HTTPAdapter
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -87,6 +89,30 @@ def test_rows_are_there_once_after_a_fault_of_rest(
     proxy.fail_next(fault, 1, method, "/tables/cpu")
     commit_until_it_is_there(world, [world.lake.put(CPU, rows(3), "b")], A, 2)
     assert proxy.injected[fault] == 1
+    assert world.numbers() == list(range(6))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_page_of_a_proxy_is_no_answer_of_a_catalogue(
+    iceberg_rest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Something between answers 200 with a page, and has passed the commit on, or not."""
+    world = rest_world(iceberg_rest, tmp_path)
+    world.open().commit(CPU, [world.lake.put(CPU, rows(0), "a")], A, 1)
+    send = HTTPAdapter.send
+    waiting = [True]
+
+    def page(self: HTTPAdapter, request: PreparedRequest, *args: Any, **options: Any) -> Response:
+        if request.method != "POST" or not waiting:
+            return send(self, request, *args, **options)
+        waiting.pop()
+        answer = send(self, request, *args, **options) if when == "after" else Response()
+        answer.status_code, answer._content = 200, b"<html>Please log in</html>"
+        return answer
+
+    monkeypatch.setattr(HTTPAdapter, "send", page)
+    assert commit_until_it_is_there(world, [world.lake.put(CPU, rows(3), "b")], A, 2) == 1
+    assert not waiting
     assert world.numbers() == list(range(6))
 
 

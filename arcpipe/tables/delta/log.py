@@ -37,6 +37,8 @@ from arcpipe.units import GB
 _MAX_COMMIT: Final = 1 * GB
 # Commits that are read at the same time.
 _AT_ONCE: Final = 16
+# Commits of others that are read one by one, before the table is loaded anew.
+_STEPS: Final = 8
 _COMMIT: Final = re.compile(r"(\d{20})\.json")
 _CHECKPOINT: Final = re.compile(r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10}))?\.parquet")
 _OF_VERSION: Final = re.compile(r"(\d{20})\.")
@@ -84,6 +86,8 @@ class Log:
             return await self._load()
         state = known
         while following is not None:
+            if state.version - known.version == _STEPS:
+                return await self._load()  # from a checkpoint, and many commits at once
             state = self._after(state, state.version + 1, following)
             following = await self._read(state.version + 1)
         return state

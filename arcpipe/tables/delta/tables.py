@@ -59,15 +59,18 @@ _PROBE: Final = ".arcpipe-commit-check"
 class DeltaTables:
     """A TableFormat. Unlike others it may be called by several threads at once, for different tables."""
 
-    def __init__(self, tables: Tables, storage: Storage, *, upkeep_seconds: float = 3_600.0) -> None:
+    def __init__(
+        self, tables: Tables, storage: Storage, *, store: LakeStore | None = None, upkeep_seconds: float = 3_600.0
+    ) -> None:
         """Open the tables; does no I/O.
 
         Args:
+            store: what the settings of `storage` lead to; opened from them by default.
             upkeep_seconds: the time from one look for what is too old to the next, of the same table. A look lists the
                 whole log.
         """
         self._storage = storage
-        self._store: LakeStore = open_store(storage.url, storage.s3)
+        self._store: LakeStore = open_store(storage.url, storage.s3) if store is None else store
         self._history_hours = tables.history_hours
         self._states: OrderedDict[str, State] = OrderedDict()  # by folder
         self._seen: dict[str, float] = {}  # when it was loaded, by the monotonic clock, until the next commit

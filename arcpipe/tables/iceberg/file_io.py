@@ -59,12 +59,15 @@ class LocalFileIO(FileIO):
         folder = os.path.dirname(path)
         if folder not in self._folders:
             self._make(folder)
+        # Manifests and their list are in the folder of the metadata that refers to them, and which is written last: its
+        # sync makes their names durable, too.
+        last = not path.endswith(".avro")
         try:
-            durable.replace(self._disk, path, data)
+            durable.replace(self._disk, path, data, sync_directory=last)
         except FileNotFoundError:  # somebody removed the folder
             self._folders.clear()
             self._make(folder)
-            durable.replace(self._disk, path, data)
+            durable.replace(self._disk, path, data, sync_directory=last)
 
     def _make(self, folder: str) -> None:
         missing = []

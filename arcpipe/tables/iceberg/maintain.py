@@ -36,6 +36,8 @@ from arcpipe.tables.schema import shown
 
 log = logging.getLogger(__name__)
 
+# Snapshots that stay, however young: after a commit by a clock that is years ahead none would ever be old.
+_MOST_SNAPSHOTS: Final = 5_000
 _LEAST_MERGED: Final = 8  # manifests of one level that upkeep merges; commits merge 32
 _ORPHAN_SECONDS: Final = 3 * 86_400  # age of a metadata file that nothing refers to, as Iceberg's own actions have it
 _SLACK_SECONDS: Final = 7_200  # by which the store's clock, ours and other nodes' may differ, and a commit may last
@@ -92,7 +94,13 @@ class Upkeep:
                 needed |= _ancestors(loaded, ref.snapshot_id)
         bound = loaded.metadata.last_updated_ms - self._history_ms
         bound = min(bound, time.time_ns() // 1_000_000 - self._history_ms)
-        return [one for one in loaded.metadata.snapshots if one.timestamp_ms < bound and one.snapshot_id not in needed]
+        by_number = sorted(loaded.metadata.snapshots, key=lambda one: one.sequence_number or 0)
+        too_many = {one.snapshot_id for one in by_number[:-_MOST_SNAPSHOTS]}
+        return [
+            one
+            for one in loaded.metadata.snapshots
+            if (one.timestamp_ms < bound or one.snapshot_id in too_many) and one.snapshot_id not in needed
+        ]
 
     def _only_in(self, files: FileIO, old: Sequence[Snapshot], left: Sequence[Snapshot]) -> set[str]:
         """Return what the old snapshots refer to, and those that are left do not."""

@@ -20,13 +20,17 @@ from pyiceberg.manifest import (
     ManifestEntry,
     ManifestEntryStatus,
     ManifestFile,
+    ManifestWriterV2,
+    data_file_with_partition,
+    manifest_entry_schema_with_data_file,
     read_manifest_list,
-    write_manifest,
     write_manifest_list,
 )
 from pyiceberg.partitioning import PartitionSpec
+from pyiceberg.schema import Schema
 from pyiceberg.table import Table, TableProperties
 from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.typedef import TableVersion
 
 _LEVEL: Final = 32  # manifests of one level that become one of the next; a list is read and written by each commit
 _MOST_ENTRIES: Final = 20_000  # of one manifest: some 4 MB, about what others' merges aim at
@@ -95,8 +99,7 @@ class NewManifests:
         """Write a manifest of these entries."""
         location = self._locations.new_metadata_location(f"{self._commit_id}-m{self._number}.avro")
         self._number += 1
-        with write_manifest(
-            format_version=self._table.metadata.format_version,
+        with _Writer(
             spec=spec,
             schema=self._table.metadata.schema(),
             output_file=self._table.io.new_output(location),
@@ -149,6 +152,22 @@ class NewManifests:
             for entry in manifest.fetch_manifest_entry(self._table.io, discard_deleted=True)
         )
         return self.write(self._table.metadata.specs()[spec_id], entries)
+
+
+class _Writer(ManifestWriterV2):
+    """pyiceberg's writer, which would make the schema of an entry twice for each manifest, at 2 ms each."""
+
+    def _with_partition(self, format_version: TableVersion) -> Schema:
+        partition = self._spec.partition_type(self._schema)
+        key = (format_version, str(partition))
+        if key not in _entry_schemas:
+            data_file = data_file_with_partition(partition_type=partition, format_version=format_version)
+            _entry_schemas[key] = manifest_entry_schema_with_data_file(format_version, data_file)
+        return _entry_schemas[key]
+
+
+# There are a few forms of partitions: by day, by hour, and what others make.
+_entry_schemas: dict[tuple[TableVersion, str], Schema] = {}
 
 
 def existing(entry: ManifestEntry) -> ManifestEntry:

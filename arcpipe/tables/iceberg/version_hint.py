@@ -1,7 +1,7 @@
 """`version-hint.text`: lets readers without a catalogue find a table's newest metadata, as DuckDB's `iceberg_scan`.
 
 It names the version without its ending: for `00012-….metadata.json` it has `00012-…`. It is written after the commit,
-so it may lag behind by one; what it names was committed.
+so it may lag behind, after a power cut by more than one; what it names was committed.
 """
 
 from __future__ import annotations
@@ -24,4 +24,5 @@ def write_hint(metadata_location: str) -> None:
         OSError: it cannot be written.
     """
     folder, name = os.path.split(path_of(metadata_location))
-    durable.replace(Disk(), os.path.join(folder, HINT), name.removesuffix(_SUFFIX).encode())
+    hint = name.removesuffix(_SUFFIX).encode()
+    durable.replace(Disk(), os.path.join(folder, HINT), hint, sync_directory=False)

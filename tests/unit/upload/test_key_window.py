@@ -468,4 +468,4 @@ def test_keys_that_share_half_of_their_hash_are_told_apart(alike: np.ndarray[Any
     wanted["high"] = [7, 7, 7, 7, 9]
     wanted["low"] = [3, 2, 4, 1, 1]
     places = run.find(wanted)
-    assert [int(run.records["second"][place]) if place >= 0 else -1 for place in places] == [12, 14, -1, 10, -1]
+    assert [int(run.rest["second"][place]) if place >= 0 else -1 for place in places] == [12, 14, -1, 10, -1]

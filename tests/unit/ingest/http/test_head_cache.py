@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arcpipe.ingest.endpoints.idempotency import RecentKeys
 from arcpipe.ingest.http.auth import Auth
 from arcpipe.ingest.http.head_cache import MAX_HEAD_BYTES
 from arcpipe.ingest.http.states import ANSWER, IDLE
@@ -58,6 +59,9 @@ def edges() -> Iterator[Edges]:
         )
         parsing.surface.heads.known = parsing.surface.heads._all = _NoHeads()
         parsing.surface.heads.known_but_for_id = parsing.surface.heads._all_but_for_id = _NoHeads()
+        parsing.surface.heads.known_but_for_key = parsing.surface.heads._all_but_for_key = _NoHeads()
+        for each in (usual, parsing):  # what they know depends on the time of a commit
+            each.writes._recent = RecentKeys(0.0)
         yield Edges(usual, parsing, may_write)
         may_write.set()
 
@@ -266,6 +270,38 @@ def test_an_id_sent_twice_is_not_given_back(edge: Edge) -> None:
     assert ids_of(peer) == ["one"] * 3
 
 
+@pytest.mark.parametrize("name", ["Idempotency-Key", "idempotency-key"])
+def test_a_head_with_another_idempotency_key_is_known_and_has_its_own_key(edge: Edge, name: str) -> None:
+    def write(key: str) -> bytes:
+        return request_bytes("POST", V2, BODY, {name: key})
+
+    peer = edge.connect()
+    for key in ("one", '"two"'):
+        peer.feed(write(key))
+        edge.settle()
+    parsed = count_parsed(peer)
+    peer.feed(write("three") + write('"four"'))
+    edge.settle()
+    peer.feed(write('"three"'))
+    edge.settle()
+    assert parsed == []
+    assert peer.statuses == [202] * 5
+    answers = bytes(peer.transport.written).split(b"HTTP/1.1 ")[1:]
+    assert [b"Idempotency-Replayed: true" in answer for answer in answers] == [False] * 4 + [True]
+    assert edge.surface.heads.known == {}
+    assert len(edge.surface.heads.known_but_for_key) == 1
+
+
+@pytest.mark.parametrize("bad", ["a b", "a,b", 'a"', "x" * 129, "", "a\tb", "a;b", '"a'])
+def test_a_bad_idempotency_key_is_refused_in_a_known_head_too(edge: Edge, bad: str) -> None:
+    peer = edge.connect()
+    for number in range(3):
+        peer.feed(request_bytes("POST", V2, BODY, {"Idempotency-Key": f"good-{number}"}))
+        peer.feed(request_bytes("POST", V2, BODY, {"Idempotency-Key": bad}))
+        edge.settle()
+    assert peer.statuses == [202, 400] * 3
+
+
 @pytest.mark.slow
 def test_heads_with_ids_that_come_once_drive_out_no_others(edge: Edge) -> None:
     peer = learned(edge)
@@ -331,6 +367,13 @@ _HEADERS = st.sampled_from(
         "X-Request-Id: not harmless\r\n",
         "X-Request-Id: \r\n",
         "X-Request-Id: a\r\nX-Request-Id: b\r\n",
+        *(f"Idempotency-Key: {number}\r\n" for number in range(5)),
+        'idempotency-key: "lower"\r\n',
+        "Idempotency-Key:  two-blanks\r\n",
+        "Idempotency-Key: no key\r\n",
+        "Idempotency-Key: \r\n",
+        "Idempotency-Key: a\r\nIdempotency-Key: b\r\n",
+        "Idempotency-Key: a\r\nX-Request-Id: 1\r\n",
     ]
 )
 _PATHS = st.sampled_from([V2, V2, V2, f"{V2}?db=a", "/write", "/nothing", "/ping", f"http://x{V2}"])
