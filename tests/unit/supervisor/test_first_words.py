@@ -9,6 +9,7 @@ import pytest
 
 from arcpipe.config import cores
 from arcpipe.config.settings import WAL, Server, Settings
+from arcpipe.config.settings_tables import Tables
 from arcpipe.counters import Counters, Node
 from arcpipe.supervisor import first_words
 
@@ -52,3 +53,17 @@ def test_where_the_number_of_workers_comes_from_is_told(
         "the CPU quota of the cgroup cannot be read: /sys/x: Permission denied; making one worker per core",
         "2 workers: there are two",
     ]
+
+
+def test_batches_that_wait_for_tables_that_were_switched_off_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(wal=WAL(dir=str(tmp_path)))
+    first_words.warn_of_forgotten_tables(settings)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / f"{7:020}-n-20260101T000000-1.1-ab.json").touch()
+    first_words.warn_of_forgotten_tables(Settings(wal=settings.wal, tables=Tables(format="delta")))
+    assert caplog.messages == []
+    first_words.warn_of_forgotten_tables(settings)
+    assert "1 batches in" in caplog.messages[0]
+    assert "no table gets them until it is set again" in caplog.messages[0]

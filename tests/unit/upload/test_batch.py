@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
+from arcpipe.tables.commit_file import CommitFiles
 from arcpipe.upload import segments
 from arcpipe.upload.batches import Batches
 from arcpipe.upload.collect import BatchTables
@@ -395,6 +397,38 @@ def test_a_redo_without_a_segment_overwrites_nothing(wal: Path) -> None:
     assert stopped(outcome.block) == (1, 0, 0, 0)
     assert batch_files(wal) == []
     assert name not in sealed(wal)
+
+
+def handed_over(wal: Path) -> list[str]:
+    """The keys in all commit files, sorted."""
+    files = CommitFiles(wal)
+    contents = [files.read(name) for name in files.names()]
+    tables = [table for content in contents if content is not None for table in content.tables]
+    return sorted(f"{table.folder}/{file.name}" for table in tables for file in table.files)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_a_redo_without_a_segment_leaves_out_is_handed_over_too(wal: Path, times: int) -> None:
+    """The partitions that are whole in the store keep their old id; each file is handed over once, under either id."""
+    store = MemoryStore()
+    crash_at_put(wal, store, 3)
+    lose(wal, 0)
+    if times == 2:  # the first redo hands over, and dies when it has planned anew
+        with mock.patch.object(Batches, "replace", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            run(wal, store, boot=2, tables_format="iceberg")
+    outcome = run(wal, store, boot=3, tables_format="iceberg")
+    assert outcome.block[Uploader.HANDED_OVER] == 1
+    names = [name.batch_id for name in CommitFiles(wal).names()]
+    assert len(names) == len(set(names)) == 2
+    assert handed_over(wal) == sorted(key for key in store.objects if key.endswith(".parquet"))
+    assert batch_files(wal) == []
+
+
+def test_each_object_of_a_batch_is_handed_over_once(wal: Path) -> None:
+    store = MemoryStore()
+    run(wal, store, tables_format="delta")
+    assert handed_over(wal) == sorted(key for key in store.objects if key.endswith(".parquet"))
+    assert run(wal, store, tables_format="delta").block[Uploader.HANDED_OVER] == 0
 
 
 def test_a_redo_before_all_keys_are_known_overwrites_nothing_either(wal: Path) -> None:
