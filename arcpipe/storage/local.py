@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from arcpipe.errors import MissingObject
+from arcpipe.errors import MissingObject, NotOffered
 from arcpipe.storage import local_files
 from arcpipe.storage.base import Blob, Listed, read_exactly, require_key
 from arcpipe.units import KB
@@ -241,6 +241,10 @@ class LocalStore:
                 os.link(temp, target)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in local_files.NO_LINKS:
+                    raise
+                raise NotOffered(f"cannot write {target}: this file system has no hard links") from error
             return True
 
     def _exists(self, target: str) -> bool:

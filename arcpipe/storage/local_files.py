@@ -19,6 +19,9 @@ _START_AND_WAIT = 2 | 4  # SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER
 # Errors of a file system or kernel without sync_file_range. Then nothing was written, and nothing failed.
 _NO_WRITE_BACK = (errno.ENOSYS, errno.EINVAL, errno.ESPIPE, errno.EOPNOTSUPP)
 
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of a file system without hard links, such as FAT."""
+
 _NEXT_STEP = {
     errno.ENOSPC: "Free space on this file system, or move storage.url to a larger one",
     errno.EDQUOT: "Raise the disk quota of this user, or free space",

@@ -39,7 +39,7 @@ from tests.crash.power_cut import states_after_power_cuts
 from tests.crash.recording import CHANGES, Fault, Note, RecordingDisk
 from tests.crash.system_calls import mounted
 from tests.support.compaction import NODE, file_bytes, key_of, put, table_of
-from tests.support.sets import IS_LONG
+from tests.support.sets import IS_LONG, long
 from tests.support.table_model import ModelTables
 
 BATCHES = 4
@@ -240,8 +240,15 @@ def test_no_power_cut_loses_or_doubles_a_file(lake: Lake) -> None:
     assert check(lake) > STATES // 4
 
 
-@pytest.mark.parametrize("how", ["before", "after"])
-@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize(
+    ("error", "how"),
+    [
+        pytest.param(errno.EIO, "after"),
+        pytest.param(errno.ENOSPC, "before"),
+        pytest.param(errno.EIO, "before", marks=long),
+        pytest.param(errno.ENOSPC, "after", marks=long),
+    ],
+)
 def test_no_fault_of_the_disk_loses_or_doubles_a_file(lake: Lake, error: int, how: Literal["before", "after"]) -> None:
     """Each change fails once, or three times, and a power cut may follow."""
     skips = itertools.count() if IS_LONG else iter(range(0, 400, 17))

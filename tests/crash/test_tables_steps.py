@@ -207,7 +207,9 @@ def test_nothing_disturbs(make: Callable[[str], Site]) -> None:
 
 
 @pytest.mark.parametrize("step", OF_THE_UPLOADER)
-@pytest.mark.parametrize("committer_is_first", [False, True], ids=["", "the committer is first"])
+@pytest.mark.parametrize(
+    "committer_is_first", [pytest.param(False, marks=long, id=""), pytest.param(True, id="the committer is first")]
+)
 def test_the_uploader_is_killed_at_each_step(make: Callable[[str], Site], step: str, committer_is_first: bool) -> None:
     site = make("model")
     assert site.upload(die=OF_THE_UPLOADER[step]) == -9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -129,5 +130,19 @@ def test_a_new_local_object_is_durable_before_it_is_told(tmp_path: Path, monkeyp
         synced.clear()
         assert not await store.put_new("log/1", MemoryBlob(b"y"))
         assert f"{tmp_path}/lake/log" in synced
+
+    using(lambda: open_store(f"file://{tmp_path}/lake", StorageS3()), work)
+
+
+def test_a_file_system_without_hard_links_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: str, target: str) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refused)
+
+    async def work(store: LakeStore) -> None:
+        with pytest.raises(NotOffered, match="no hard links"):
+            await store.put_new("log/1", MemoryBlob(b"x"))
+        assert await store.list_keys("") == []
 
     using(lambda: open_store(f"file://{tmp_path}/lake", StorageS3()), work)

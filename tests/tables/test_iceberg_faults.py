@@ -26,7 +26,7 @@ A = "0123456789ab"
 QUICK_FAULTS = ("lost answer",)
 
 
-def commit_until_it_is_there(world: World, files: list[NewFile], node: str, seq: int, attempts: int = 30) -> int:
+def commit_until_it_is_there(world: World, files: list[NewFile], node: str, seq: int, attempts: int = 200) -> int:
     """Commit as the committer does. Returns the number of failures."""
     tables = world.open()
     failures = 0
@@ -119,7 +119,7 @@ def test_a_page_of_a_proxy_is_no_answer_of_a_catalogue(
 @long
 def test_rows_are_there_once_through_random_faults_of_rest(proxied_rest: tuple[World, FaultyProxy]) -> None:
     world, proxy = proxied_rest
-    proxy.fail_randomly(0.3, 7)
+    proxy.fail_randomly(0.2, 7)
     failures = 0
     for number in range(20):
         file = world.lake.put(CPU, rows(3 * number), f"b{number}")
@@ -176,7 +176,7 @@ def test_rows_are_there_once_after_a_database_lost_its_connection(
 
 def _node(world: World, files: list[tuple[Any, ...]], node: str) -> None:
     for seq, (key, size, count, metadata) in enumerate(files, 1):
-        commit_until_it_is_there(world, [NewFile(key, size, count, metadata)], node, seq, 200)
+        commit_until_it_is_there(world, [NewFile(key, size, count, metadata)], node, seq)
 
 
 def _commit_from_all(world: World, nodes: int, commits: int) -> None:

@@ -311,9 +311,7 @@ def _errors_of_tables(what: str) -> Iterator[None]:
     try:
         yield
     except NotOffered as error:
-        raise Refused(
-            f"{error}, so two writers would destroy each other's commits. Use another store for Delta"
-        ) from error
+        raise Refused(f"{error}: Delta tables need them, use another store") from error
     except StorageError as error:
         text = f"{what}: {error}" if what else str(error)
         if error.kind in ("credentials", "missing_bucket"):

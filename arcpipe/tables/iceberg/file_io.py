@@ -136,9 +136,3 @@ class _Stream(io.BytesIO):
         if output is not None:
             output.finish(self.getvalue())
         super().close()
-
-
-def read(files: FileIO, location: str) -> bytes:
-    """Read a whole file."""
-    with files.new_input(location).open() as stream:
-        return bytes(stream.read())

@@ -49,16 +49,10 @@ Attempt = Callable[[Change], None]
 class Upkeep:
     """The upkeep of tables of one catalogue."""
 
-    def __init__(self, catalogue: Catalogue, lists: ManifestLists, history_hours: int, store: str) -> None:
-        """Prepare.
-
-        Args:
-            store: the URI of the store, with a slash; data files elsewhere that no snapshot needs are deleted, too.
-        """
+    def __init__(self, catalogue: Catalogue, lists: ManifestLists, history_hours: int) -> None:
         self._catalogue = catalogue
         self._lists = lists
         self._history_ms = history_hours * 3_600_000
-        self._store = store
 
     def merge(self, table: TableName, loaded: Table, attempt: Attempt) -> int:
         """Merge small manifests. Returns by how many they became fewer."""

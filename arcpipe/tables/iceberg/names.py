@@ -19,8 +19,6 @@ MEASUREMENT: Final = "arcpipe.measurement"
 # Glue and Athena take no more than these. Others keep capitals, as engines with quoted names can tell them apart.
 _NARROW: Final = re.compile(rb"[^a-z0-9_]|_(?=x[0-9a-f]{2})")
 _WIDE: Final = re.compile(rb"[^A-Za-z0-9_-]|_(?=x[0-9a-f]{2})")
-_ENCODED: Final = re.compile(rb"_x([0-9a-f]{2})")
-_CUT: Final = re.compile(r"_x7e[0-9a-f]{32}\Z")
 _MOST: Final = 200  # characters; catalogues take 255, and a prefix may come before
 
 
@@ -35,13 +33,3 @@ def encode(name: str, *, narrow: bool) -> str:
     if len(encoded) > _MOST:
         return f"{encoded[:150]}_x7e{hashlib.sha256(name.encode()).hexdigest()[:32]}"
     return encoded
-
-
-def decode(encoded: str) -> str | None:
-    """Return the name that was encoded; None if it was cut, or is no name that `encode` gives."""
-    if _CUT.search(encoded):
-        return None
-    try:
-        return _ENCODED.sub(lambda found: bytes([int(found[1], 16)]), encoded.encode()).decode()
-    except UnicodeDecodeError:
-        return None

@@ -250,7 +250,7 @@ class IcebergTables:
         loaded = self._loaded(table, all_snapshots=True)
         if not layout.is_ours(loaded):
             raise Conflict(f"{shown(table)} is not arcpipe's any more")
-        upkeep = Upkeep(self._catalogue, self._lists, self._history_hours, self._store)
+        upkeep = Upkeep(self._catalogue, self._lists, self._history_hours)
         merged = upkeep.merge(table, loaded, self._attempt)
         return upkeep.expire(table, self._loaded(table, all_snapshots=True), self._attempt, merged)
 

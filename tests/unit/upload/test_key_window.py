@@ -24,6 +24,7 @@ from arcpipe.upload.key_window import KeyWindow
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import KeyedPrefix, Prefix
 from tests.support.directories import flip_bit
+from tests.support.sets import IS_LONG
 
 WINDOW = 100  # seconds
 LAG = 10  # seconds by which an entry may be behind an earlier one
@@ -149,7 +150,8 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=1000 if IS_LONG else 60, deadline=None)
 @given(STEPS)
 def test_decisions_are_those_of_the_model(steps: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +172,8 @@ def test_decisions_are_those_of_the_model(steps: list[tuple[Any, ...]]) -> None:
         assert all(name.endswith(".keys") for name in node.files())
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=1000 if IS_LONG else 60, deadline=None)
 @given(
     batches=st.lists(st.text("abcdefgh", max_size=8), min_size=2, max_size=6),
     read=st.lists(st.integers(0, 8), min_size=6, max_size=6),
@@ -246,6 +249,7 @@ def test_a_batch_of_repeated_keys_keeps_its_horizon(tmp_path: Path) -> None:
     assert node.ship("6", entries("a")) == [True]  # by now it is beyond the newest three
 
 
+@pytest.mark.slow
 def test_the_newest_keys_are_known_and_others_forgotten(tmp_path: Path) -> None:
     node = Node(tmp_path, HastyDisk(), max_keys=16)
     keys = [chr(0x21 + number) for number in range(80)]
@@ -260,6 +264,7 @@ def test_the_newest_keys_are_known_and_others_forgotten(tmp_path: Path) -> None:
     assert node.ship("last", entries(keys[0])) == [True]
 
 
+@pytest.mark.slow
 def test_old_keys_expire_and_leave_the_disk(node: Node) -> None:
     for number in range(50):
         node.ship(str(number), [Entry(f"key-{number}", 1000 + 10 * number)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, decode_envelope
 from arcpipe.errors import BadPayload
 from arcpipe.ingest.endpoints.idempotency import RecentKeys, in_header, in_query
+from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.format import KeyedPrefix, Prefix, crc32, identity_of, with_identity
 
 VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128)
@@ -118,3 +121,17 @@ def test_the_key_is_in_the_meta_of_the_entry(key: str, token: str | None, part: 
         moved = with_identity(payload, b"x" * 16)
         assert moved is not None
         assert decode_envelope(moved).meta.key == key
+
+
+def test_a_reader_of_the_wal_shows_the_key(tmp_path: Path) -> None:
+    writer = WALWriter(str(tmp_path), 1)
+    group = writer.new_group()
+    prefix = KeyedPrefix().make(Prefix(KIND_COLUMNAR, "db", {}), b"one", "tokenid1")
+    group.add(prefix, b"\x82\xa1m\xa3cpu\xa7columns\x81\xa1n\x91\x01", 1, writer.next_timestamp())
+    writer.commit(group)
+    writer.append([{"measurement": "cpu", "n": 2, "_idempotency_key": "of another file"}], "db")
+    writer.close()
+    [sealed] = tmp_path.glob("*.sealed")
+    keyed, plain = (records[0] for records in WALReader(sealed).read_all())
+    assert (keyed["n"], keyed["_idempotency_key"]) == (1, "one")
+    assert (plain["n"], "_idempotency_key" in plain) == (2, False)
