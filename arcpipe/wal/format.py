@@ -55,20 +55,18 @@ class Prefix:
     `data` are the bytes and `crc` their CRC32. One thread at a time may use an instance.
     """
 
-    __slots__ = ("_front", "_head", "_meta", "crc", "data", "identity")
+    __slots__ = ("_head", "_meta", "crc", "data", "identity")
 
-    def __init__(self, kind: int, database: str, meta: Mapping[str, Any], front: bytes = b"") -> None:
-        """Make a prefix; `front` is the beginning of the body where that is not the client's."""
+    def __init__(self, kind: int, database: str, meta: Mapping[str, Any]) -> None:
         self._head = b"\x94" + _encode(kind) + _encode(database)
         self._meta = meta
-        self._front = front
         self.bind(b"")
 
     def bind(self, identity: bytes) -> None:
         """Make this the prefix of another segment's entries. Empty bytes make it one without an identity."""
         meta = {IDENTITY_KEY: identity, **self._meta} if identity else self._meta
         self.identity = identity
-        self.data = self._head + _encode(meta) + self._front
+        self.data = self._head + _encode(meta)
         self.crc = crc32(self.data)
 
 

@@ -24,7 +24,7 @@ from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.records import csv_lines, json_array, json_lines
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, PayloadTooLarge
-from arcpipe.wal.format import Prefix
+from arcpipe.wal.format import envelope_prefix
 from tests.support.edge import Edge, Peer
 
 MAX_DECODED: Final = 1 << 16
@@ -136,7 +136,7 @@ def arrow(data: bytes) -> None:
         except (BadPayload, PayloadTooLarge):
             continue
         body = ArrowBody("m", checked.rows, memoryview(data), checked.bytes, tuple(checked.tags), roles.time)
-        payload = Prefix(KIND_ARROW, "db", {"precision": "s"}, arrow_front(body, len(data))).data + data
+        payload = envelope_prefix(KIND_ARROW, "db", {"precision": "s"}).data + arrow_front(body, len(data)) + data
         rows = [
             array_length(memoryview(next(iter(maps.columns.values()))))[0] for _, maps in decode_entry(payload).maps
         ]

@@ -8,7 +8,6 @@ from arcpipe.codec.columns import Encoded
 from arcpipe.ingest.endpoints.write import Target, Targets, WriteEndpoints
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.tracing import LoggedExchange
-from arcpipe.wal.format import Prefix
 
 
 class LoggedWrites(WriteEndpoints):
@@ -21,10 +20,8 @@ class LoggedWrites(WriteEndpoints):
             exchange.body_bytes = len(exchange.body)
         return target
 
-    def append(
-        self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes, prefix: Prefix | None = None
-    ) -> None:
+    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
         if isinstance(exchange, LoggedExchange):
             exchange.records = encoded[2]
             exchange.appended = perf_counter()
-        super().append(exchange, target, encoded, answer, prefix)
+        super().append(exchange, target, encoded, answer)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from arcpipe.codec.columns import Encoded
-from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
+from arcpipe.codec.envelope import KIND_ARROW, KIND_BATCH, KIND_COLUMNAR
 from arcpipe.codec.messagepack.body import encode
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.records.roles import Roles
@@ -70,10 +70,9 @@ class Target(NamedTuple):
     """The database of a request's records, and its other parameters."""
 
     database: str
-    prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
+    prefixes: tuple[Prefix, Prefix, Prefix]  # of a columnar envelope, of a batch, of an Arrow IPC stream
     accept_partial: bool  # whether good lines are written if others are bad
     precision: str | None  # the envelope's word for the unit of its times; None: read from the size of a number
-    meta: Mapping[str, Any] = {}  # of the envelope
     format: str = ""  # of the body, where a path takes several
     roles: Roles | None = None  # of the fields, where a request names them
 
@@ -139,10 +138,13 @@ class Targets:
         meta = {**({} if precision is None else {"precision": precision}), **self._clock}
         return Target(
             database,
-            (envelope_prefix(KIND_COLUMNAR, database, meta), envelope_prefix(KIND_BATCH, database, meta)),
+            (
+                envelope_prefix(KIND_COLUMNAR, database, meta),
+                envelope_prefix(KIND_BATCH, database, meta),
+                envelope_prefix(KIND_ARROW, database, meta),
+            ),
             partial == "true",
             precision,
-            meta,
         )
 
 
@@ -318,23 +320,17 @@ class WriteEndpoints:
         else:
             self.refuse(exchange, responses.error(413, "body_too_large", str(error)))
 
-    def append(
-        self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes, prefix: Prefix | None = None
-    ) -> None:
-        """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk.
-
-        Args:
-            prefix: of an envelope that is neither columnar nor a batch.
-        """
+    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
+        """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk."""
         batch, body, records = encoded
-        if len(body) + (len(prefix.data) if prefix is not None else 0) > _MAX_ENCODED_BYTES:
+        if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
         exchange.brings = target.database, records, len(exchange.body)
         exchange.body = b""
         exchange.headers = NO_HEADERS  # they take much memory while thousands of small requests wait for a slow disk
         exchange.success = answer
-        self._commit.append(prefix or target.prefixes[batch], body, records, exchange)
+        self._commit.append(target.prefixes[batch], body, records, exchange)
 
     def _usage_of(self, database: str) -> list[int]:
         """Return the counts of a database. Only databases with records on disk take one of the places."""
