@@ -44,7 +44,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 class Encoded(NamedTuple):
     """A request body as one MessagePack value, ready for a WAL entry."""
 
-    batch: bool  # False: `body` is one columnar map (envelope kind 1); True: an array of them (kind 2)
+    batch: int  # 0: `body` is one columnar map (envelope kind 1); 1: an array of them (kind 2); 2: Arrow (kind 3)
     body: bytes | memoryview
     records: int  # rows in all columnar maps
 

@@ -60,31 +60,28 @@ class Prefix:
     `data` are the bytes and `crc` their CRC32. One thread at a time may use an instance.
     """
 
-    __slots__ = ("_head", "_longer", "_meta", "crc", "data", "front", "identity")
+    __slots__ = ("_head", "_longer", "_meta", "crc", "data", "identity")
 
-    def __init__(self, kind: int, database: str, meta: Mapping[str, Any], front: bytes = b"") -> None:
-        """Make a prefix; `front` is the beginning of the body where that is not the client's."""
+    def __init__(self, kind: int, database: str, meta: Mapping[str, Any]) -> None:
         self._head = b"\x94" + _encode(kind) + _encode(database)
         self._meta = meta
-        self.front = front
         self.bind(b"")
 
     def bind(self, identity: bytes) -> None:
         """Make this the prefix of another segment's entries. Empty bytes make it one without an identity."""
         meta = {IDENTITY_KEY: identity, **self._meta} if identity else self._meta
         self.identity = identity
-        self.data = self._head + _encode(meta) + self.front
+        self.data = self._head + _encode(meta)
         self.crc = crc32(self.data)
         self._longer: dict[int, tuple[bytes, int]] = {}
 
     def longer(self, items: int) -> tuple[bytes, int]:
-        """Return what goes before `items` further items of the meta, and its CRC32. After them comes `front`."""
+        """Return the prefix as it is before `items` further items of its meta, which follow it, and its CRC32."""
         found = self._longer.get(items)
         if found is None:
             at = len(self._head)
             assert self.data[at] + items <= 0x8F, f"BUG: a meta of more than 15 items: {self.data[at:]!r}"
-            rest = self.data[at + 1 : len(self.data) - len(self.front)]
-            data = self._head + bytes([self.data[at] + items]) + rest
+            data = self._head + bytes([self.data[at] + items]) + self.data[at + 1 :]
             found = self._longer[items] = data, crc32(data)
         return found
 
@@ -131,9 +128,8 @@ class KeyedPrefix:
             plain.bind(identity)
         front, crc = plain.longer(self._items)
         self.identity = identity
-        end = self._item + plain.front
-        self.data = front + end
-        self.crc = crc32(end, crc)
+        self.data = front + self._item
+        self.crc = crc32(self._item, crc)
 
 
 AnyPrefix: TypeAlias = Prefix | KeyedPrefix

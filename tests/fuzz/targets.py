@@ -27,7 +27,7 @@ from arcpipe.codec.records.roles import Roles
 from arcpipe.codec.remote_write import body as series
 from arcpipe.codec.remote_write.tables import Layout
 from arcpipe.errors import BadPayload, PayloadTooLarge
-from arcpipe.wal.format import Prefix
+from arcpipe.wal.format import envelope_prefix
 from tests.support.edge import Edge, Peer
 
 MAX_DECODED: Final = 1 << 16
@@ -139,7 +139,7 @@ def arrow(data: bytes) -> None:
         except (BadPayload, PayloadTooLarge):
             continue
         body = ArrowBody("m", checked.rows, memoryview(data), checked.bytes, tuple(checked.tags), roles.time)
-        payload = Prefix(KIND_ARROW, "db", {"precision": "s"}, arrow_front(body, len(data))).data + data
+        payload = envelope_prefix(KIND_ARROW, "db", {"precision": "s"}).data + arrow_front(body, len(data)) + data
         rows = [
             array_length(memoryview(next(iter(maps.columns.values()))))[0] for _, maps in decode_entry(payload).maps
         ]

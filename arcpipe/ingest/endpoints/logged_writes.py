@@ -10,7 +10,6 @@ from arcpipe.ingest.endpoints.targets import Target, Targets
 from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.tracing import LoggedExchange
-from arcpipe.wal.format import Prefix
 
 
 class LoggedWrites(WriteEndpoints):
@@ -23,13 +22,11 @@ class LoggedWrites(WriteEndpoints):
             exchange.body_bytes = len(exchange.body)
         return target
 
-    def append(
-        self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes, prefix: Prefix | None = None
-    ) -> None:
+    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
         if isinstance(exchange, LoggedExchange):
             exchange.records = encoded[2]
             exchange.appended = perf_counter()
-        super().append(exchange, target, encoded, answer, prefix)
+        super().append(exchange, target, encoded, answer)
 
     def replay(self, exchange: Exchange, answer: bytes, identity: Identity, content: Content, first: Content) -> None:
         if isinstance(exchange, LoggedExchange):

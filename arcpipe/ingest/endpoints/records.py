@@ -6,13 +6,13 @@ The parameters are read from the query, and where it has none from headers: some
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
-from arcpipe.codec.arrow_ipc.check import Checked, check_stream
+from arcpipe.codec.arrow_ipc.check import Checked, check_stream, joined
 from arcpipe.codec.arrow_ipc.parquet import parquet_stream
 from arcpipe.codec.columns import TIME, Encoded
-from arcpipe.codec.envelope import KIND_ARROW, ArrowBody, arrow_front
+from arcpipe.codec.envelope import ArrowBody, arrow_front
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.records import csv_lines, json_array, json_lines
 from arcpipe.codec.records.report import Records
@@ -25,7 +25,6 @@ from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import DATABASE, Exchange
 from arcpipe.ingest.http.router import WRITE, Table
-from arcpipe.wal.format import Prefix
 
 PATH: Final = "/api/v1/ingest/{measurement}"
 _STEM_BYTES: Final = PATH.index("{")
@@ -49,6 +48,7 @@ _BY_HEADER: Final[dict[str, bytes]] = {
     for name in ("format", "time_field", "measurement_field", "tag_fields", "types", "precision", "accept_partial")
 }
 _NO_STREAM: Final = memoryview(b"")
+_ARROW: Final = 2  # as in `Encoded`
 _RULES: Final = {precision: TimeRule(precision) for precision in (None, *UNIT_NS)}
 
 
@@ -61,13 +61,6 @@ _ENCODERS: Final[dict[str, _Encode]] = {
     "json": json_array.encode,
     "csv": csv_lines.encode,
 }
-
-
-class _Stream(NamedTuple):
-    """An Arrow IPC stream that was checked."""
-
-    body: bytes | memoryview
-    checked: Checked
 
 
 class RecordTargets(Targets):
@@ -144,19 +137,16 @@ class RecordEndpoints:
 
         max_body = self._max_body
 
-        def encode(body: bytes, check: Check, target: Target) -> Records | _Stream:
+        def encode(body: bytes, check: Check, target: Target) -> Records:
             assert target.roles is not None
-            if target.format in _TYPED:
-                is_file = target.format == "parquet"
-                stream: bytes | memoryview = parquet_stream(body, max_body, check) if is_file else body
-                rule = _RULES[target.precision]
-                return _Stream(stream, check_stream(stream, max_body, check, roles=target.roles, rule=rule))
-            return _ENCODERS[target.format](body, check, roles=target.roles, rule=_RULES[target.precision])
+            rule = _RULES[target.precision]
+            if target.format not in _TYPED:
+                return _ENCODERS[target.format](body, check, roles=target.roles, rule=rule)
+            stream = parquet_stream(body, max_body, check) if target.format == "parquet" else body
+            checked = check_stream(stream, max_body, check, roles=target.roles, rule=rule)
+            return Records(_encode_stream(stream, checked, target.roles), [], 0)
 
-        def settle(exchange: Exchange, target: Target, records: Records | _Stream) -> None:
-            if isinstance(records, _Stream):
-                _append_stream(writes, exchange, target, records)
-                return
+        def settle(exchange: Exchange, target: Target, records: Records) -> None:
             encoded = records.encoded
             if not records.errors:
                 if encoded is not None:
@@ -171,14 +161,10 @@ class RecordEndpoints:
         return writes.handler(None, encode, settle, RecordTargets)
 
 
-def _append_stream(writes: WriteEndpoints, exchange: Exchange, target: Target, stream: _Stream) -> None:
-    """Add an Arrow IPC stream as it came, or as a Parquet file became it."""
-    body, checked = stream
+def _encode_stream(stream: bytes | memoryview, checked: Checked, roles: Roles) -> Encoded | None:
+    """Make a stream the body of an entry; None if it has no rows."""
     if not checked.rows:
-        exchange.answer(responses.ACCEPTED)
-        return
-    roles = target.roles
-    assert roles is not None
+        return None
     front = ArrowBody(
         roles.measurement,
         checked.rows,
@@ -187,8 +173,7 @@ def _append_stream(writes: WriteEndpoints, exchange: Exchange, target: Target, s
         tuple(checked.tags) or None,
         None if roles.time == TIME else roles.time,
     )
-    prefix = Prefix(KIND_ARROW, target.database, target.meta, arrow_front(front, len(body)))
-    writes.append(exchange, target, Encoded(False, body, checked.rows), responses.ACCEPTED, prefix)
+    return Encoded(_ARROW, joined(arrow_front(front, len(stream)), stream), checked.rows)
 
 
 def _bad_records(records: Records, written: int) -> responses.Refusal:

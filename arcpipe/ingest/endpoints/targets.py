@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
+from arcpipe.codec.envelope import KIND_ARROW, KIND_BATCH, KIND_COLUMNAR
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, NotAllowed
 from arcpipe.ingest.endpoints import idempotency
@@ -37,11 +37,10 @@ class Target(NamedTuple):
     """The database of a request's records, and its other parameters."""
 
     database: str
-    prefixes: tuple[Prefix, Prefix]  # of a columnar envelope, of a batch
+    prefixes: tuple[Prefix, Prefix, Prefix]  # of a columnar envelope, of a batch, of an Arrow IPC stream
     accept_partial: bool  # whether good lines are written if others are bad
     precision: str | None  # the envelope's word for the unit of its times; None: read from the size of a number
     key: bytes = b""  # the idempotency key in the query; empty without one
-    meta: Mapping[str, Any] = {}  # of the envelope
     format: str = ""  # of the body, where a path takes several
     roles: Roles | None = None  # of the fields, where a request names them
 
@@ -108,11 +107,14 @@ class Targets:
         word = parameters.get(idempotency.PARAMETER)
         return Target(
             database,
-            (envelope_prefix(KIND_COLUMNAR, database, meta), envelope_prefix(KIND_BATCH, database, meta)),
+            (
+                envelope_prefix(KIND_COLUMNAR, database, meta),
+                envelope_prefix(KIND_BATCH, database, meta),
+                envelope_prefix(KIND_ARROW, database, meta),
+            ),
             partial == "true",
             precision,
             b"" if word is None else idempotency.in_query(word),
-            meta,
         )
 
 

@@ -24,7 +24,7 @@ from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge
 from arcpipe.ingest.http.turns import TooLong, Turns
 from arcpipe.units import KB
-from arcpipe.wal.format import MAX_PAYLOAD_BYTES, AnyPrefix, KeyedPrefix, Prefix, crc32
+from arcpipe.wal.format import MAX_PAYLOAD_BYTES, AnyPrefix, KeyedPrefix, crc32
 from arcpipe.wal.group_commit import Commit
 
 log = logging.getLogger(__name__)
@@ -243,19 +243,13 @@ class WriteEndpoints:
         else:
             self.refuse(exchange, responses.error(413, "body_too_large", str(error)))
 
-    def append(
-        self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes, own: Prefix | None = None
-    ) -> None:
-        """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk.
-
-        Args:
-            own: the prefix of an envelope that is neither columnar nor a batch.
-        """
+    def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
+        """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk."""
         batch, body, records = encoded
-        if len(body) + (len(own.data) if own is not None else 0) > _MAX_ENCODED_BYTES:
+        if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
-        plain = own or target.prefixes[batch]
+        plain = target.prefixes[batch]
         prefix: AnyPrefix = plain
         key = exchange.key
         if key is not None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from arcpipe.codec.arrow_ipc.check import check_stream
 from arcpipe.codec.envelope import KIND_ARROW, ArrowBody, arrow_front
 from arcpipe.codec.records.roles import Roles, read_roles
-from arcpipe.wal.format import Prefix
+from arcpipe.wal.format import envelope_prefix
 
 MAX_BYTES = 1 << 24
 
@@ -38,7 +38,7 @@ def entry(body: bytes, roles: Roles | None = None, database: str = "db") -> byte
         tuple(checked.tags) or None,
         None if roles.time == "time" else roles.time,
     )
-    return Prefix(KIND_ARROW, database, {}, arrow_front(kept, len(body))).data + body
+    return envelope_prefix(KIND_ARROW, database).data + arrow_front(kept, len(body)) + body
 
 
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
