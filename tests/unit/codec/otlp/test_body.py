@@ -12,12 +12,14 @@ from google.protobuf.json_format import MessageToDict
 from arcpipe.codec.otlp.body import Signal, encode
 from arcpipe.codec.otlp.json_form import from_json
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from tests.support.sets import IS_LONG
 from tests.unit.codec.otlp.messages import NOW, Maker
 from tests.unit.codec.otlp.reading import READERS, REQUESTS, as_read
 from tests.unit.codec.remote_write.reading import rows_written
 
 SIGNALS: Final[tuple[Signal, ...]] = ("logs", "traces", "metrics")
 each = pytest.mark.parametrize("signal", SIGNALS)
+SEEDS: Final = 2_000 if IS_LONG else 14
 
 
 def assert_written(request: Any, signal: Signal, body: bytes, *, is_json: bool = False) -> None:
@@ -33,7 +35,7 @@ def assert_written(request: Any, signal: Signal, body: bytes, *, is_json: bool =
 
 
 @each
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_each_item_is_written_as_the_sdk_reads_it(signal: Signal, seed: int) -> None:
     request = Maker(seed).request(signal)
     assert_written(request, signal, request.SerializeToString())
@@ -69,7 +71,7 @@ def json_of(request: Any) -> bytes:
 
 
 @each
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(SEEDS // 2))
 def test_json_means_the_same_as_protobuf(signal: Signal, seed: int) -> None:
     request = Maker(seed).request(signal)
     again = REQUESTS[signal].FromString(from_json(json_of(request), signal, lambda: None))

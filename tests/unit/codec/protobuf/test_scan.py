@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from typing import Any, Final
 
@@ -15,9 +14,10 @@ from arcpipe.codec.protobuf.buffer import Buffer
 from arcpipe.codec.protobuf.scan import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, scan, scan_one
 from arcpipe.codec.protobuf.varints import read_varints, zigzag
 from arcpipe.errors import BadPayload
+from tests.support.sets import IS_LONG
 
 # Bodies of the differential test.
-BODIES: Final = 1_000_000 if os.environ.get("ARCPIPE_TEST_LONG") else 3_000
+BODIES: Final = 1_000_000 if IS_LONG else 3_000
 
 FIELDS: Final = ("TYPE_UINT64", "TYPE_FIXED64", "TYPE_BYTES", "TYPE_SINT64", "TYPE_FIXED32")
 
