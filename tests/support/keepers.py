@@ -1,7 +1,7 @@
 """Who keeps keys: what the tests of exactly once run against.
 
-`KEEPERS` names them. "server" is the real one. "model" is `ModelServer`, which also tells keys that come with other bytes:
-it takes the release set.
+`KEEPERS` names them. "server" is the real one. "model" is `ModelServer`, which also tells keys that come with other
+bytes; it is of the release set.
 """
 
 from __future__ import annotations
