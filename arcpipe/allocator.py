@@ -26,3 +26,10 @@ def keep_freed_memory(size_bytes: int) -> None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, size_bytes)
+
+
+def give_freed_memory_back() -> None:
+    """Return freed memory to the kernel, as far as it can be. Without glibc it does nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

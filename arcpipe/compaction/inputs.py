@@ -18,11 +18,13 @@ from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import DATABASE, MEASUREMENT, ROLE, TIME_TYPE
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.lake.spool import Spool
+from arcpipe.units import MB
 
 _ROLES: Final = frozenset({b"time", b"tag", b"field", b"rescued"})
 _TYPES: Final = frozenset(
     {pa.int16(), pa.int64(), pa.uint64(), pa.float64(), pa.bool_(), pa.string(), pa.binary(), TIME_TYPE}
 )
+_BUFFER_BYTES: Final = MB // 2  # of a column of a row group: by default all of it is read at once
 _BATCH_ROWS: Final = 131_072  # of one table: bounds the memory of a row group whatever its file says
 
 
@@ -52,7 +54,9 @@ class InputFile:
                 for number in range(len(file.schema_arrow))
                 if file.schema_arrow.field(number).type == pa.string() and _has_dictionaries(file, number)
             ]
-            self._file = pq.ParquetFile(_SpoolReader(spool), metadata=file.metadata, read_dictionary=texts)
+            self._file = pq.ParquetFile(
+                _SpoolReader(spool), metadata=file.metadata, read_dictionary=texts, buffer_size=_BUFFER_BYTES
+            )
             self.dictionaries = frozenset(texts)  # the columns that come with dictionaries
             self.schema: pa.Schema = file.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -21,6 +21,7 @@ from arcpipe.compaction.checksums import Checksums
 from arcpipe.compaction.files import Folder
 from arcpipe.compaction.inputs import InputFile, Odd
 from arcpipe.compaction.plan import Input, Output, Plan, Plans, hidden_folder
+from arcpipe.compaction.resources import give_memory_back
 from arcpipe.compaction.rewrite import Rewrite, RewriteBounds, Rewritten
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, MissingObject, StorageError
@@ -181,6 +182,7 @@ class Merge:
         found = Checksums(list(wanted.checksums.columns))
 
         def read() -> str:
+            give_memory_back()
             try:
                 for context in downloads.open([Input(one.hidden, one.size, "") for one in outputs]):
                     with context as file:
