@@ -91,6 +91,8 @@ class BytesInFlight:
         self.is_overfull = False  # or not even these
         self.arriving: dict[Reader, int] = {}  # bytes held of each incomplete body, the oldest first
         self._arriving_bytes = 0
+        self._large: dict[Reader, None] = {}  # of `arriving`, those that are not small and do not wait,
+        self._middling: dict[Reader, None] = {}  # and those that are small, but not very
         self.waiting: dict[Reader, None] = {}  # paused for lack of memory, the longest first
         self._moved = 0  # bytes of progress since `_looked`, while memory was short
         self._looked: float | None = None  # when progress was last judged; None while no body waits
@@ -138,14 +140,17 @@ class BytesInFlight:
         grown = size - arriving.get(connection, 0)
         arriving[connection] = size
         self._arriving_bytes += grown
+        if connection not in self.waiting:
+            self._note_size(connection, size)
         if self._arriving_bytes <= self._max_arriving:
             return
         self._moved += grown
-        limit = SMALL_BODY_BYTES
+        # Also those that were read before: one more read of each would be too much.
+        for large in tuple(self._large):
+            self._wait(large)
         if self._arriving_bytes > self._max_arriving + self._max_arriving // 2:
-            limit = SMALL_BODY_BYTES // 2
-        if size > limit and connection is not next(iter(arriving)):
-            self._wait(connection)
+            for middling in tuple(self._middling):
+                self._wait(middling)
         while self._arriving_bytes > 3 * self._max_arriving and len(arriving) > 1:
             next(reversed(arriving)).refuse_for_room()
 
@@ -153,6 +158,7 @@ class BytesInFlight:
         """Stop counting a connection's body, which is complete, or never will be."""
         size = self.arriving.pop(connection, None)
         self.waiting.pop(connection, None)
+        self._forget_size(connection)
         if size is not None:
             self._arriving_bytes -= size
             self._moved += size
@@ -167,15 +173,28 @@ class BytesInFlight:
             self._looked, self._moved = now, 0
         elif now - self._looked >= PATIENCE_SECONDS:
             if self._moved < PATIENCE_BYTES:
-                while self._arriving_bytes > self._max_arriving // 2:
+                while self.waiting and self._arriving_bytes > self._max_arriving // 2:
                     first = next(iter(self.arriving))
                     first.refuse_for_room()
                     assert first not in self.arriving
             self._looked, self._moved = now, 0
 
+    def _note_size(self, connection: Reader, size: int) -> None:
+        if size > SMALL_BODY_BYTES:
+            self._middling.pop(connection, None)
+            self._large[connection] = None
+        elif size > SMALL_BODY_BYTES // 2:
+            self._middling[connection] = None
+
+    def _forget_size(self, connection: Reader) -> None:
+        self._large.pop(connection, None)
+        self._middling.pop(connection, None)
+
     def _wait(self, connection: Reader) -> None:
-        self.waiting[connection] = None
-        connection.pause_reading(NO_ROOM)
+        if connection is not next(iter(self.arriving)):
+            self._forget_size(connection)
+            self.waiting[connection] = None
+            connection.pause_reading(NO_ROOM)
 
     def _go_on(self) -> None:
         """Resume waiting bodies: the oldest always, the others as far as memory allows."""
@@ -194,4 +213,5 @@ class BytesInFlight:
 
     def _resume(self, connection: Reader) -> None:
         del self.waiting[connection]
+        self._note_size(connection, self.arriving[connection])
         connection.resume_reading(NO_ROOM, by_turn=True)

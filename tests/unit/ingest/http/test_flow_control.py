@@ -300,6 +300,43 @@ def test_bodies_go_on_in_the_order_in_which_they_began(edge: Edge) -> None:
     assert edge.holds_no_body
 
 
+def test_who_was_read_while_there_was_room_waits_too_once_there_is_none(tmp_path: Path) -> None:
+    """So slow ones, each of which brings as much as one read takes, leave room for the first read of whoever comes."""
+    read = 1 << 18
+    with Edge(tmp_path, max_body_mb=1, max_inflight_mb=4) as edge:
+        request = large(1_000_000)
+        slow = [edge.connect() for _ in range(20)]
+        for peer in slow:  # the first eight fill what is allowed
+            peer.feed(request[:read])
+        assert [peer for peer in slow if peer.transport.reads] == slow[:1]
+        feed(slow[0], request[read:-1000], read)
+        assert all(peer.statuses == [] for peer in slow)
+        other = edge.connect()
+        sent = feed(other, request, read)
+        for _ in range(40):
+            edge.pass_seconds(0.25)
+            sent += feed(other, request[sent:], read)
+            edge.settle()
+        assert other.statuses == [202]
+        assert slow[0].statuses == [503]
+
+
+def test_the_last_one_that_waited_is_not_refused_with_those_it_waited_for(edge: Edge) -> None:
+    """With the slow ones gone, nobody waits for its room: it goes on, and has its own time."""
+    slow, other = edge.connect(), edge.connect()
+    feed(slow, large()[:200_000])
+    request = large()
+    sent = feed(other, request)
+    assert len(request) > sent > 1 << 18
+    for _ in range(8):
+        edge.pass_seconds(0.25)
+    assert slow.statuses == [503]
+    assert other.statuses == []
+    feed(other, request[sent:])
+    edge.settle()
+    assert other.statuses == [202]
+
+
 def test_small_bodies_pass_large_ones_that_wait(edge: Edge) -> None:
     peers = [edge.connect() for _ in range(4)]
     for peer in peers:
