@@ -20,11 +20,14 @@ TELEGRAF := github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
 TELEGRAF_TAGS := custom,inputs.file,inputs.socket_listener,parsers.influx,serializers.influx
 TELEGRAF_TAGS := $(TELEGRAF_TAGS),outputs.influxdb,outputs.influxdb_v2,outputs.http
 
+HELM := helm.sh/helm/v3/cmd/helm@v3.19.0
+KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+
 # DuckDB of a version whose extensions are on PyPI.
 DUCKDB ?= 1.5.5
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-systemd day \
+.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart test-systemd day \
 	lint bench fuzz test-env clean
 
 help: ## list the targets
@@ -34,7 +37,7 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
-test test-quick test-full test-release test-readers test-spark test-tables test-clients test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
 # quick: a minute. full: what CI runs. release: all there is, an hour or two; the last part needs root.
 SET ?= full
@@ -120,6 +123,13 @@ test-clients: test-env ## write with real clients: of Python, and Telegraf, Java
 	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.clients/go' go install -tags $(TELEGRAF_TAGS) $(TELEGRAF); fi
 	$(BIN)/pytest -n 2 tests/clients $(ARGS)
 
+# Helm and kubeconform are Go programs; the schemas of Kubernetes come with kubernetes-validate.
+test-chart: test-env ## check the Helm chart: what it writes, and what it refuses; needs Go
+	@mkdir -p .chart-tools
+	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.chart-tools' go install $(HELM) && GOBIN='$(CURDIR)/.chart-tools' go install $(KUBECONFORM); else echo "no go here: the chart is not checked"; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kubernetes-validate --constraint constraints.txt
+	$(BIN)/pytest -n 2 tests/packaging/test_chart.py $(ARGS)
+
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences
 	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \
 		$(BIN)/pytest -n 2 tests/crash/test_day.py $(ARGS)
@@ -133,7 +143,7 @@ fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60)
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients .chart-tools build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =

@@ -130,12 +130,23 @@ class StatusServer:
             context.check_hostname = False
         return cls(url, host, port, _PATH, context, token)
 
+    def ask_health(self) -> None:
+        """Ask if a worker answers at all, which needs no token.
+
+        Raises:
+            NotAnswering: none does.
+        """
+        self._get(self._path.removesuffix(_PATH) + "/health")
+
     def ask(self) -> bytes:
         """Return the body of the server's answer.
 
         Raises:
             NotAnswering: there is no answer, or not the status.
         """
+        return self._get(self._path)
+
+    def _get(self, path: str) -> bytes:
         connection: http.client.HTTPConnection
         if self._host.startswith(_UNIX):
             connection = UnixHTTPConnection(self._host.removeprefix(_UNIX), _TIMEOUT_SECONDS)
@@ -146,7 +157,7 @@ class StatusServer:
                 self._host, self._port, timeout=_TIMEOUT_SECONDS, context=self._tls
             )
         try:
-            connection.request("GET", self._path, headers=self._headers)
+            connection.request("GET", path, headers=self._headers)
             response = connection.getresponse()
             body = response.read()
         except TimeoutError:

@@ -46,6 +46,9 @@ def status(
         typer.Option(metavar="FILE", help="File with a token of scope `read`; default: $ARCPIPE_TOKEN."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer of /api/v1/status unchanged.")] = False,
+    alive: Annotated[
+        bool, typer.Option("--alive", help="Only ask if it answers at all, as an orchestrator does: needs no token.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Update every second, until Ctrl-C.")] = False,
     config: Annotated[
         Path | None,
@@ -54,7 +57,7 @@ def status(
 ) -> None:
     """Show the state of a running server: whether data is safe, what waits for its upload, and what to do.
 
-    Exit code: 0 healthy, 1 there are issues, 2 no answer (or another token is needed).
+    Exit code: 0 healthy, 1 there are issues, 2 no answer (or another token is needed). With --alive: 0 or 2.
 
     \b
     Examples:
@@ -72,7 +75,11 @@ def status(
     else:
         server = StatusServer.at(url, token, cacert)
     try:
-        code = _show_json(server, watch) if as_json else _show(server, watch)
+        if alive:
+            server.ask_health()
+            code = _HEALTHY
+        else:
+            code = _show_json(server, watch) if as_json else _show(server, watch)
     except NotAnswering as error:
         print(f"arcpipe: {server.url}: {error}", file=sys.stderr)
         code = _SILENT

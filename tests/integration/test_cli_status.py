@@ -116,11 +116,16 @@ def test_the_server_is_the_one_of_the_settings(tmp_path: Path) -> None:
         done = status(cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert f"http://127.0.0.1:{port}: a token with the scope 'read' is needed: --token-file FILE" in done.stderr
+        alive = status("--alive", cwd=tmp_path)
+        assert (alive.returncode, alive.stdout, alive.stderr) == (0, "", "")
         assert status(cwd=tmp_path, ARCPIPE_TOKEN=tokens["write"]).returncode == 2
         assert status(cwd=tmp_path, ARCPIPE_TOKEN=tokens["read"]).returncode == 0
         (tmp_path / "token").write_text(tokens["read"] + "\n")
         assert status("--token-file", tmp_path / "token", cwd=tmp_path).returncode == 0
         server.stop()
+    alive = status("--alive", cwd=tmp_path)
+    assert alive.returncode == 2
+    assert "not answering" in alive.stderr
 
 
 @needs_openssl
