@@ -22,6 +22,7 @@ TELEGRAF_TAGS := $(TELEGRAF_TAGS),outputs.influxdb,outputs.influxdb_v2,outputs.h
 
 HELM := helm.sh/helm/v3/cmd/helm@v3.19.0
 KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.9.1
 
 # DuckDB of a version whose extensions are on PyPI.
 DUCKDB ?= 1.5.5
@@ -123,12 +124,12 @@ test-clients: test-env ## write with real clients: of Python, and Telegraf, Java
 	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.clients/go' go install -tags $(TELEGRAF_TAGS) $(TELEGRAF); fi
 	$(BIN)/pytest -n 2 tests/clients $(ARGS)
 
-# Helm and kubeconform are Go programs; the schemas of Kubernetes come with kubernetes-validate.
-test-chart: test-env ## check the Helm chart: what it writes, and what it refuses; needs Go
+# Helm, kubeconform and the parser of compose files are Go programs; the schemas of Kubernetes come with kubernetes-validate.
+test-chart: test-env ## check the Helm chart and the compose file: what they write, and what they refuse; needs Go
 	@mkdir -p .chart-tools
-	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.chart-tools' go install $(HELM) && GOBIN='$(CURDIR)/.chart-tools' go install $(KUBECONFORM); else echo "no go here: the chart is not checked"; fi
+	@if command -v go >/dev/null; then for tool in $(HELM) $(KUBECONFORM) $(COMPOSE); do GOBIN='$(CURDIR)/.chart-tools' go install $$tool || exit 1; done; mv .chart-tools/cmd .chart-tools/compose; else echo "no go here: Helm, kubeconform and compose are not run"; fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kubernetes-validate --constraint constraints.txt
-	$(BIN)/pytest -n 2 tests/packaging/test_chart.py $(ARGS)
+	$(BIN)/pytest -n 2 tests/packaging $(ARGS)
 
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences
 	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \

@@ -94,7 +94,7 @@ def running_prometheus(directory: Path, url: str, exporter_port: int) -> Iterato
     write = f"remote_write: [{{url: '{url}/api/v1/write', metadata_config: {{send_interval: 1s}}}}]\n"
     config.write_text(_scrapes(exporter_port) + write)
     port = free_port()
-    with _running(
+    with running(
         directory,
         PROMETHEUS,
         f"--config.file={config}",
@@ -117,7 +117,7 @@ def running_vmagent(directory: Path, url: str, exporter_port: int) -> Iterator[N
     assert VMAGENT is not None
     config = directory / "scrape.yml"
     config.write_text(_scrapes(exporter_port))
-    with _running(
+    with running(
         directory,
         VMAGENT,
         f"-promscrape.config={config}",
@@ -130,7 +130,8 @@ def running_vmagent(directory: Path, url: str, exporter_port: int) -> Iterator[N
 
 
 @contextmanager
-def _running(directory: Path, *command: str) -> Iterator[None]:
+def running(directory: Path, *command: str) -> Iterator[None]:
+    """Run a program until the block ends, which it has to outlive."""
     with (directory / "sender.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
