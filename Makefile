@@ -22,13 +22,15 @@ TELEGRAF_TAGS := $(TELEGRAF_TAGS),outputs.influxdb,outputs.influxdb_v2,outputs.h
 
 HELM := helm.sh/helm/v3/cmd/helm@v3.19.0
 KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+AZURITE := azurite@3.35.0
+FAKE_GCS := github.com/fsouza/fake-gcs-server@v1.52.3
 COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.9.1
 
 # DuckDB of a version whose extensions are on PyPI.
 DUCKDB ?= 1.5.5
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart test-systemd day \
+.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart test-clouds test-systemd day \
 	lint bench fuzz test-env clean
 
 help: ## list the targets
@@ -38,7 +40,7 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
-test test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart test-clouds test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
 # quick: a minute. full: what CI runs. release: all there is, an hour or two; the last part needs root.
 SET ?= full
@@ -131,6 +133,13 @@ test-chart: test-env ## check the Helm chart and the compose file: what they wri
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kubernetes-validate --constraint constraints.txt
 	$(BIN)/pytest -n 2 tests/packaging $(ARGS)
 
+# The emulators of Google's and Azure's stores: a Go program, and a package of npm.
+test-clouds: test-env ## upload to emulators of Google's and Azure's stores; needs Go and npm
+	@mkdir -p .clouds
+	@if command -v npm >/dev/null; then cd .clouds && npm install --silent --no-audit --no-fund --no-package-lock $(AZURITE); else echo "no npm here: Azure is skipped"; fi
+	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.clouds' go install $(FAKE_GCS); else echo "no go here: Google is skipped"; fi
+	$(BIN)/pytest -n 2 tests/integration/test_storage_cloud.py tests/integration/test_lake_store.py $(ARGS)
+
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences
 	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \
 		$(BIN)/pytest -n 2 tests/crash/test_day.py $(ARGS)
@@ -144,7 +153,7 @@ fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60)
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients .chart-tools build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients .chart-tools .clouds build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =

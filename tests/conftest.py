@@ -12,6 +12,7 @@ _coverage = QuickCoverage() if IS_MEASURED else None
 
 pytest_plugins = [
     "tests.support.browser",
+    "tests.support.clouds",
     "tests.support.s3faults",
     "tests.support.s3server",
     "tests.support.shared_server",

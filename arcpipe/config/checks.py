@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from arcpipe.config.checks_iceberg import problems_of_iceberg
 from arcpipe.config.listeners import is_loopback
 from arcpipe.config.problem import Problem
-from arcpipe.config.settings import CODEC_LEVELS, ClientLimits, Settings, parse_storage_url
+from arcpipe.config.settings import CODEC_LEVELS, ClientLimits, CloudLocation, Settings, parse_storage_url
 from arcpipe.errors import ConfigError
 
 
@@ -51,9 +51,13 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
         )
     yield from problems_of_iceberg(settings)
     try:
-        parse_storage_url(settings.storage.url)
+        location = parse_storage_url(settings.storage.url)
     except ConfigError as error:
         yield Problem("storage.url", str(error))
+    else:
+        if isinstance(location, CloudLocation) and settings.tables.format != "none":
+            reason = f'there are no tables in {location.scheme}:// yet: take s3:// or file://, or leave it at "none"'
+            yield Problem("tables.format", reason, ("storage.url",))
 
 
 def _of_listeners(settings: Settings) -> Iterator[Problem]:

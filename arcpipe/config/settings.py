@@ -251,6 +251,14 @@ class S3Location(NamedTuple):
     prefix: str
 
 
+class CloudLocation(NamedTuple):
+    """A bucket of Google (gs) or a container of Azure (az) and a key prefix as the store; `prefix` as with S3."""
+
+    scheme: str
+    bucket: str
+    prefix: str
+
+
 class Storage(Struct, frozen=True, kw_only=True):
     """`[storage]`: where the Parquet files go."""
 
@@ -259,7 +267,7 @@ class Storage(Struct, frozen=True, kw_only=True):
     s3: StorageS3 = StorageS3()
 
     @property
-    def location(self) -> FileLocation | S3Location:
+    def location(self) -> FileLocation | S3Location | CloudLocation:
         """The parsed `url`. Raises ConfigError if it is invalid, which `load` has ruled out."""
         return parse_storage_url(self.url)
 
@@ -438,7 +446,7 @@ def printable(key: str, value: Any) -> Any:
     return value
 
 
-def parse_storage_url(url: str) -> FileLocation | S3Location:
+def parse_storage_url(url: str) -> FileLocation | S3Location | CloudLocation:
     """Parse `storage.url`.
 
     Raises:
@@ -450,12 +458,18 @@ def parse_storage_url(url: str) -> FileLocation | S3Location:
         if not rest.startswith(("/", "./", "../")):
             raise ConfigError("allowed after file:// is /absolute/path or ./relative/path")
         return FileLocation(Path(rest))
-    if scheme == "s3" and separator:
+    if scheme in ("s3", "gs", "az") and separator:
         bucket, _, prefix = rest.partition("/")
         prefix = prefix.strip("/")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]", bucket):
-            raise ConfigError("allowed after s3:// is a bucket of 3 to 63 letters, digits, dots, dashes, then /prefix")
+            name = "a container" if scheme == "az" else "a bucket"
+            raise ConfigError(
+                f"allowed after {scheme}:// is {name} of 3 to 63 letters, digits, dots, dashes, then /prefix"
+            )
         if prefix and not {"", ".", ".."}.isdisjoint(prefix.split("/")):
             raise ConfigError('the prefix may not have empty, "." or ".." parts')
-        return S3Location(bucket, prefix)
-    raise ConfigError("allowed: file://./relative/path, file:///absolute/path or s3://bucket/prefix")
+        return S3Location(bucket, prefix) if scheme == "s3" else CloudLocation(scheme, bucket, prefix)
+    raise ConfigError(
+        "allowed: file://./relative/path, file:///absolute/path, s3://bucket/prefix, gs://bucket/prefix or "
+        "az://container/prefix"
+    )

@@ -1,4 +1,4 @@
-"""Object stores with one small protocol: a local directory, or S3 and servers that speak its protocol.
+"""Object stores with one small protocol: a local directory, S3 and what speaks its protocol, Google's, and Azure's.
 
     store = open_store("s3://bucket/prefix", settings.storage.s3)
     await store.put("production/cpu/file.parquet", blob)     # durable when it returns
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from arcpipe.config.settings import FileLocation, S3Location, Storage, StorageS3
+from arcpipe.config.settings import CloudLocation, FileLocation, S3Location, Storage, StorageS3
 from arcpipe.errors import ConfigError
 from arcpipe.storage.base import Blob, LakeStore, Listed, MemoryBlob, ObjectStore
 
@@ -29,18 +29,18 @@ _LEAST_THREADS: Final = 8
 
 
 def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> LakeStore:
-    """Open the store at `url` (`file:///absolute`, `file://./relative` or `s3://bucket/prefix`).
+    """Open the store at `url` (`file:///absolute`, `file://./relative`, `s3://`, `gs://` or `az://bucket/prefix`).
 
     Does no I/O and needs no event loop. A store connects at its first use, and belongs to the event loop of that use.
     The caller closes it.
 
     Args:
         url: the location, as `storage.url` has it.
-        s3: the settings of `[storage.s3]`; not used for a directory.
+        s3: the settings of `[storage.s3]`; only used for S3.
         uploads_at_once: the number of puts that run at the same time; further ones wait.
 
     Raises:
-        ConfigError: the URL has another form.
+        ConfigError: the URL has another form, or what its store needs is not installed.
     """
     location = _location(url)
     # Imported here, so that a process pays only for the store that it uses (aiobotocore: 0.3 s and 35 MB).
@@ -48,6 +48,10 @@ def open_store(url: str, s3: StorageS3, uploads_at_once: int = 1) -> LakeStore:
         from arcpipe.storage.local import LocalStore
 
         return LocalStore(location.path, max(_LEAST_THREADS, uploads_at_once))
+    if isinstance(location, CloudLocation):
+        from arcpipe.storage.cloud import CloudStore
+
+        return CloudStore(location)
     from arcpipe.storage.s3 import S3Store
 
     return S3Store(location.bucket, location.prefix, s3, max_connections=max(_LEAST_CONNECTIONS, uploads_at_once))
@@ -59,13 +63,16 @@ def load_store(url: str) -> None:
     Raises:
         ConfigError: the URL has another form.
     """
-    if isinstance(_location(url), FileLocation):
+    location = _location(url)
+    if isinstance(location, FileLocation):
         import arcpipe.storage.local
+    elif isinstance(location, CloudLocation):
+        import arcpipe.storage.cloud
     else:
         import arcpipe.storage.s3  # noqa: F401
 
 
-def _location(url: str) -> FileLocation | S3Location:
+def _location(url: str) -> FileLocation | S3Location | CloudLocation:
     try:
         return Storage(url=url).location
     except ConfigError as error:

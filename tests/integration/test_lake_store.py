@@ -13,6 +13,7 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.errors import MissingObject
 from arcpipe.storage import LakeStore, Listed, MemoryBlob, open_store
 from arcpipe.storage.s3 import S3Store
+from tests.support.clouds import Cloud
 from tests.support.s3server import S3Bucket
 
 KEYS = [f"db/m/2026/01/{day:02}/a{n}.parquet" for day in (1, 2) for n in range(40)] + [
@@ -22,10 +23,15 @@ KEYS = [f"db/m/2026/01/{day:02}/a{n}.parquet" for day in (1, 2) for n in range(4
 ]
 
 
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], LakeStore]:
+@pytest.fixture(params=["local", "s3", "azure", "google"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], LakeStore]:
     if request.param == "local":
         return lambda: open_store(f"file://{tmp_path}/lake", StorageS3())
+    if request.param in ("azure", "google"):
+        cloud: Cloud = request.getfixturevalue(request.param)
+        for name, value in cloud.variables.items():
+            monkeypatch.setenv(name, value)
+        return lambda: open_store(cloud.url, StorageS3())
     s3: S3Bucket = request.getfixturevalue("s3")
     options = StorageS3(
         endpoint_url=s3.endpoint_url,

@@ -22,7 +22,11 @@ from tests.support.waiting import wait_until
 
 CHART: Final = ROOT / "packaging/helm/arcpipe"
 _TOOLS: Final = ROOT / ".chart-tools"
-_KUBERNETES: Final = ("1.27.0", "1.33.0", "1.37.0")  # the oldest that the chart takes, one between, the newest of the schemas
+_KUBERNETES: Final = (
+    "1.27.0",
+    "1.33.0",
+    "1.37.0",
+)  # the oldest that the chart takes, one between, the newest of the schemas
 _NEEDED: Final = ("config.storage.url=s3://bucket/lake", "tokensSecretName=tokens")
 _EVERYTHING: Final = (
     *_NEEDED,
@@ -84,18 +88,16 @@ def test_helm_finds_nothing_to_complain_of() -> None:
 @pytest.mark.parametrize("values", [_NEEDED, _EVERYTHING], ids=["least", "everything"])
 def test_kubernetes_takes_what_it_writes(values: tuple[str, ...], version: str, tmp_path: Path) -> None:
     found = importlib.util.find_spec("kubernetes_validate")
-    assert found is not None and found.submodule_search_locations, "make test-chart installs the schemas"
+    assert found is not None, "make test-chart installs the schemas"
+    assert found.submodule_search_locations
     schemas = Path(found.submodule_search_locations[0], "kubernetes-json-schema", f"v{version}-local-strict")
     assert schemas.is_dir()
     written = tmp_path / "objects.yaml"
     written.write_text(helm("template", "here", CHART, "--kube-version", version, *sets(*values)))
     custom = "ServiceMonitor,PrometheusRule"  # of the Prometheus operator, not of Kubernetes
-    done = subprocess.run(
-        [_TOOLS / "kubeconform", "-strict", "-summary", "-output", "json", "-skip", custom]
-        + ["-schema-location", f"{schemas}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json", written],
-        capture_output=True,
-        text=True,
-    )
+    where = f"{schemas}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
+    options = ["-strict", "-summary", "-output", "json", "-skip", custom, "-schema-location", where]
+    done = subprocess.run([_TOOLS / "kubeconform", *options, written], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout)["summary"]
     assert summary["valid"] >= 6

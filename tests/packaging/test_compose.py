@@ -74,7 +74,12 @@ def test_prometheus_has_what_the_dashboard_asks_for(services: dict[str, Any], s3
         for name, value in services["arcpipe"]["environment"].items()
         if not name.startswith("ARCPIPE_STORAGE_S3_") and name != "ARCPIPE_STORAGE_URL"
     }
-    here = {"server_port": port, "uploader_interval_seconds": 0.5, "server_workers": 1, **s3_store(s3, tmp_path).settings}
+    here = {
+        "server_port": port,
+        "uploader_interval_seconds": 0.5,
+        "server_workers": 1,
+        **s3_store(s3, tmp_path).settings,
+    }
     scrapes = (COMPOSE / "prometheus.yml").read_text()
     assert "arcpipe:8000" in scrapes
     assert "/etc/prometheus/alerts.yml" in scrapes

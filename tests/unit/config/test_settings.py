@@ -440,7 +440,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("storage.layout", "flat", '"arc", "hive"'),
     ("storage.url", "/var/lib/lake", "file:///absolute/path"),
     ("storage.url", "", "file:///absolute/path"),
-    ("storage.url", "gs://bucket/x", "s3://bucket/prefix"),
+    ("storage.url", "ftp://bucket/x", "s3://bucket/prefix"),
     ("storage.url", "file:/var/lib/lake", "file:///absolute/path"),
     ("storage.url", "file://var/lib/lake", "/absolute/path or ./relative/path"),
     ("storage.url", "file://", "/absolute/path or ./relative/path"),
