@@ -123,11 +123,11 @@ def test_arcpipe_starts_with_the_settings_it_writes(tmp_path: Path) -> None:
     """The file of the ConfigMap, with the addresses, directories and the store of this machine."""
     more = ("config.auth.allow_anonymous=true", "tokensSecretName=", "config.uploader.interval_seconds=0.5")
     config = tmp_path / "config.toml"
-    config.write_text(config_of(rendered(*_NEEDED, *more, "config.limits.per_token.requests_per_second=5000")))
+    config.write_text(config_of(rendered(*_NEEDED, *more, "config.limits.per_address.requests_per_second=5000")))
     settings = tomllib.loads(config.read_text())
     assert settings["server"]["workers"] == 2
     assert settings["uploader"]["interval_seconds"] == 0.5
-    assert settings["limits"]["per_token"] == {"requests_per_second": 5000}
+    assert settings["limits"]["per_address"] == {"requests_per_second": 5000}
     here = {"server_listeners": "[]", "server_host": "127.0.0.1", "server_paths": "all", "shutdown_delay_seconds": 0}
     server = Server(tmp_path, **here)
     server.variables["ARCPIPE_CONFIG"] = str(config)
