@@ -20,11 +20,10 @@ TELEGRAF := github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
 TELEGRAF_TAGS := custom,inputs.file,inputs.socket_listener,parsers.influx,serializers.influx
 TELEGRAF_TAGS := $(TELEGRAF_TAGS),outputs.influxdb,outputs.influxdb_v2,outputs.http
 
-HELM := helm.sh/helm/v3/cmd/helm@v3.19.0
+HELM := helm.sh/helm/v3/cmd/helm@v3.22.0
 KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
 AZURITE := azurite@3.35.0
-FAKE_GCS := github.com/fsouza/fake-gcs-server@v1.52.3
-COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.9.1
+COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 
 # DuckDB of a version whose extensions are on PyPI.
 DUCKDB ?= 1.5.5
@@ -126,6 +125,14 @@ test-clients: test-env ## write with real clients: of Python, and Telegraf, Java
 	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.clients/go' go install -tags $(TELEGRAF_TAGS) $(TELEGRAF); fi
 	$(BIN)/pytest -n 2 tests/clients $(ARGS)
 
+# By docker, podman or buildah, whichever is there. BASE is a Debian with Python 3.11 or newer.
+ENGINE ?= $(firstword $(foreach one,docker podman buildah,$(if $(shell command -v $(one)),$(one))))
+image: test-env ## build the container image arcpipe:VERSION; BASE, EXTRAS and ENGINE (docker, podman or buildah) may be given
+	rm -rf dist/*.whl && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(ENGINE) build --file packaging/Dockerfile $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(EXTRAS),--build-arg EXTRAS=$(EXTRAS)) \
+		--build-arg VERSION=$$($(BIN)/arcpipe --version | cut -d' ' -f2) --build-arg REVISION=$$(git rev-parse HEAD) \
+		--tag arcpipe:$$($(BIN)/arcpipe --version | cut -d' ' -f2) $(IMAGE_OPTIONS) .
+
 # Helm, kubeconform and the parser of compose files are Go programs; the schemas of Kubernetes come with kubernetes-validate.
 test-chart: test-env ## check the Helm chart and the compose file: what they write, and what they refuse; needs Go
 	@mkdir -p .chart-tools
@@ -133,11 +140,10 @@ test-chart: test-env ## check the Helm chart and the compose file: what they wri
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kubernetes-validate --constraint constraints.txt
 	$(BIN)/pytest -n 2 tests/packaging $(ARGS)
 
-# The emulators of Google's and Azure's stores: a Go program, and a package of npm.
-test-clouds: test-env ## upload to emulators of Google's and Azure's stores; needs Go and npm
+# Azure's emulator is a package of npm. An emulator of Google's store is named by ARCPIPE_TEST_GCS_ENDPOINT=http://….
+test-clouds: test-env ## upload to emulators of Google's and Azure's stores; needs npm
 	@mkdir -p .clouds
 	@if command -v npm >/dev/null; then cd .clouds && npm install --silent --no-audit --no-fund --no-package-lock $(AZURITE); else echo "no npm here: Azure is skipped"; fi
-	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.clouds' go install $(FAKE_GCS); else echo "no go here: Google is skipped"; fi
 	$(BIN)/pytest -n 2 tests/integration/test_storage_cloud.py tests/integration/test_lake_store.py $(ARGS)
 
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences

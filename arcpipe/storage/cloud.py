@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ADDRESSES: Final = ("GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL")
 _PROBE_KEY: Final = ".arcpipe-write-check"
 _DELETES_AT_ONCE: Final = 16
 _PAGE_OBJECTS: Final = 1000
@@ -63,7 +65,12 @@ class CloudStore:
         self._location = location
         self._prefix = f"{location.prefix}/" if location.prefix else ""
         kind: Any = GCSStore if location.scheme == "gs" else AzureStore
-        options = {"connect_timeout": _seconds(_CONNECT_SECONDS), "timeout": _seconds(_REQUEST_SECONDS)}
+        options = {
+            "connect_timeout": _seconds(_CONNECT_SECONDS),
+            "timeout": _seconds(_REQUEST_SECONDS),
+            # Without TLS only where an address says so, which is that of an emulator.
+            "allow_http": any(os.environ.get(name, "").startswith("http://") for name in _ADDRESSES),
+        }
         try:
             self._store: Any = kind(location.bucket, client_options=options, retry_config={"max_retries": 0})
         except refusals.BaseError as error:

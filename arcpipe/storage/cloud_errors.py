@@ -20,7 +20,7 @@ _KINDS: Final = (
         "missing_bucket",
         re.compile(r"ContainerNotFound|NoSuchBucket|(bucket|container) does not exist", re.I),
     ),
-    ("credentials", re.compile(r"\b40[13]\b|credential|AuthenticationFailed|AuthorizationFailure|metadata", re.I)),
+    ("credentials", re.compile(r"\b40[13]\b|credential|AuthenticationFailed|AuthorizationFailure|token request", re.I)),
     ("server_error", re.compile(r"\b5\d\d\b")),
     ("timeout", re.compile(r"timed out|timeout", re.I)),
     ("dns", re.compile(r"dns error|failed to lookup", re.I)),

@@ -29,6 +29,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         return lambda: open_store(f"file://{tmp_path}/lake", StorageS3())
     if request.param in ("azure", "google"):
         cloud: Cloud = request.getfixturevalue(request.param)
+        if not cloud.is_whole:
+            pytest.skip(
+                "the S3 server that stands for Google's has no copies: ARCPIPE_TEST_GCS_ENDPOINT names a better one"
+            )
         for name, value in cloud.variables.items():
             monkeypatch.setenv(name, value)
         return lambda: open_store(cloud.url, StorageS3())

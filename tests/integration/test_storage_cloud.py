@@ -33,6 +33,13 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
     return cloud
 
 
+def require_all_of(cloud: Cloud) -> None:
+    if not cloud.is_whole:
+        pytest.skip(
+            "the S3 server that stands for Google's has no conditions: ARCPIPE_TEST_GCS_ENDPOINT names a better one"
+        )
+
+
 def using(url: str, work: Callable[[LakeStore], Awaitable[Any]]) -> Any:
     async def main() -> Any:
         store = open_store(url, StorageS3())
@@ -89,6 +96,8 @@ def test_a_large_object_is_put_in_parts_and_becomes_visible_whole(cloud: Cloud) 
 
 
 def test_of_two_that_put_one_new_object_one_succeeds(cloud: Cloud) -> None:
+    require_all_of(cloud)
+
     async def work(store: LakeStore) -> None:
         done = await asyncio.gather(*(store.put_new("new", MemoryBlob(b"%d" % n)) for n in range(8)))
         assert sorted(done) == [False] * 7 + [True]
@@ -103,8 +112,9 @@ def test_what_is_not_there_is_told_apart(cloud: Cloud) -> None:
         await store.delete("nothing")
         with pytest.raises(MissingObject):
             await store.read("nothing", 0, 1)
-        with pytest.raises(MissingObject):
-            await store.move("nothing", "target")
+        if cloud.is_whole:
+            with pytest.raises(MissingObject):
+                await store.move("nothing", "target")
 
     async def elsewhere(store: LakeStore) -> None:
         tries: list[Callable[[], Awaitable[Any]]] = [

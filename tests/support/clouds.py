@@ -1,6 +1,8 @@
-"""The stores of Google and Azure, as their emulators have them: `make test-clouds` gets both.
+"""The stores of Google and Azure, as emulators have them.
 
-Azurite (npm) is Microsoft's own, and fake-gcs-server a Go program. Each runs once per pytest process, on a free port.
+Azurite is Microsoft's own: `make test-clouds` gets it from npm, and it runs once per pytest process, on a free port. No
+emulator of Google's store has all requests that are used. So an S3 server stands for it, whose requests are the same
+but for conditions and copies; ARCPIPE_TEST_GCS_ENDPOINT names a better one.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import hmac
 import http.client
 import json
+import os
 import subprocess
 import tempfile
 import urllib.request
@@ -25,11 +28,11 @@ import pytest
 
 from tests.support.http import free_port
 from tests.support.program import ROOT
+from tests.support.s3server import S3Bucket
 from tests.support.waiting import START_SECONDS, wait_until
 
 _TOOLS: Final = ROOT / ".clouds"
 _AZURITE: Final = _TOOLS / "node_modules/.bin/azurite-blob"
-_GOOGLE: Final = _TOOLS / "fake-gcs-server"
 # Azurite's only account, which its documentation names.
 _ACCOUNT: Final = "devstoreaccount1"
 _KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -42,6 +45,7 @@ class Cloud:
 
     url: str
     variables: dict[str, str]
+    is_whole: bool = True  # it has conditions and copies, too
 
 
 @pytest.fixture(scope="session")
@@ -52,18 +56,6 @@ def azurite() -> Iterator[int]:
     port = free_port()
     with _running(_AZURITE, f"--blobPort={port}", "--blobHost=127.0.0.1", "--inMemoryPersistence", "--silent"):
         wait_until(lambda: _answers(port), "Azurite", START_SECONDS)
-        yield port
-
-
-@pytest.fixture(scope="session")
-def fake_gcs() -> Iterator[int]:
-    """Run fake-gcs-server; give its port."""
-    if not _GOOGLE.exists():
-        pytest.skip("there is no fake-gcs-server here: `make test-clouds` gets it where there is Go")
-    port = free_port()
-    flags = ("-backend=memory", "-scheme=http", "-host=127.0.0.1", f"-port={port}", f"-public-host=127.0.0.1:{port}")
-    with _running(_GOOGLE, *flags):
-        wait_until(lambda: _answers(port), "fake-gcs-server", START_SECONDS)
         yield port
 
 
@@ -89,18 +81,24 @@ def azure(azurite: int) -> Cloud:
 
 
 @pytest.fixture
-def google(fake_gcs: int) -> Cloud:
-    name = f"lake-{uuid.uuid4().hex[:12]}"
-    base = f"http://127.0.0.1:{fake_gcs}"
-    request = urllib.request.Request(
-        f"{base}/storage/v1/b?project=test",
+def google(request: pytest.FixtureRequest) -> Cloud:
+    variables = {"GOOGLE_BEARER_TOKEN": "any"}
+    endpoint = os.environ.get("ARCPIPE_TEST_GCS_ENDPOINT")
+    name = f"lake{uuid.uuid4().hex[:12]}"  # without a dash, which the client escapes and not every server reads back
+    if not endpoint:
+        if "ARCPIPE_TEST_S3_ENDPOINT" in os.environ:
+            pytest.skip("the S3 server of the tests is somebody's own: ARCPIPE_TEST_GCS_ENDPOINT names an emulator")
+        s3: S3Bucket = request.getfixturevalue("s3")
+        s3.client().create_bucket(Bucket=name)
+        return Cloud(f"gs://{name}/some/prefix", variables | {"GOOGLE_BASE_URL": s3.endpoint_url}, is_whole=False)
+    making = urllib.request.Request(
+        f"{endpoint}/storage/v1/b?project=test",
         json.dumps({"name": name}).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(making, timeout=30) as answer:
         assert answer.status == 200
-    key = {"gcs_base_url": base, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
-    return Cloud(f"gs://{name}/some/prefix", {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key)})
+    return Cloud(f"gs://{name}/some/prefix", variables | {"GOOGLE_BASE_URL": endpoint})
 
 
 @contextlib.contextmanager
