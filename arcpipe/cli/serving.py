@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from arcpipe.errors import ArcpipeError, ConfigError
+from arcpipe.libraries import loading
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
@@ -63,14 +64,16 @@ def start_server(config: Path | None) -> int:
     Raises:
         ArcpipeError: it cannot start; a ConfigError if the settings are the reason.
     """
-    from arcpipe import logs
-    from arcpipe.supervisor import upgrade
+    with loading():
+        from arcpipe import logs
+        from arcpipe.supervisor import upgrade
 
     def start(former: Former) -> int:
         settings = load_settings(config)
         logs.setup(settings.log.level, settings.log.format, "supervisor")
         _have_one_thread()
-        from arcpipe.supervisor import supervisor
+        with loading():
+            from arcpipe.supervisor import supervisor
 
         return supervisor.serve(settings, lambda: load_settings(config), former)
 
@@ -101,9 +104,10 @@ def _import_the_server() -> None:
     Raises:
         ImportError: the installation is incomplete.
     """
-    import arcpipe.compaction.process
-    import arcpipe.supervisor.supervisor
-    import arcpipe.upload.uploader  # noqa: F401
+    with loading():
+        import arcpipe.compaction.process
+        import arcpipe.supervisor.supervisor
+        import arcpipe.upload.uploader  # noqa: F401
 
 
 def tell_warnings(settings: Settings) -> None:
