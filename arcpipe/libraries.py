@@ -6,6 +6,7 @@ Only the program calls this. Whoever imports arcpipe into a program of their own
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,15 @@ class _LeftOut:
 def leave_out_unused() -> None:
     """Have this process run as if libraries that arcpipe never uses were not installed."""
     sys.meta_path.insert(0, _LeftOut)
+
+
+def have_one_thread() -> None:
+    """Keep libraries from starting threads when they are loaded, because a process that forks should have only one.
+
+    Numpy's linear algebra and Arrow's second allocator would do so; neither is used here.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 
 @contextmanager
