@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support import preloaded
 from tests.support.faulty_proxy import Faults, FaultyProxy
 from tests.support.http import free_port
 from tests.support.keepers import KEEPERS, keeper
@@ -34,15 +35,7 @@ START = 1_790_000_000_000_000_000
 
 
 def run(directory: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, "load", *map(str, arguments)],
-        cwd=directory,
-        env=environment() | variables,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return preloaded.run("load", *map(str, arguments), directory=directory, environ=environment() | variables)
 
 
 def numbered(path: Path, count: int, first: int = 0) -> Path:

@@ -1,9 +1,12 @@
-"""`arcpipe serve` in a process that is forked from one with all libraries loaded: a start takes 0.1 s instead of 0.5.
+"""`arcpipe` in processes that are forked from one with all libraries loaded: a start takes 0.1 s instead of 0.5.
 
-The first `serve` of a pytest starts a helper, which imports what a server imports, in the same way, and then forks a
-process for each server. From the fork on it is the program's own `main`, with arguments, environment, directory, files,
-session and parent's death as they would be after `execve`. What is shown of the start itself, of memory, or through a
-changed environment needs the real command (`Server.by_command`). The helper ends with pytest, and its servers with it.
+    done = run("lake", "ls", "--json", directory=tmp_path, environ=environment(storage_url=url))
+
+The first use in a pytest starts a helper, which imports what the program imports, in the same way, and then forks a
+process for each command. From the fork on it is the program's own `main`, with arguments, environment, directory,
+files, session and parent's death as they would be after `execve`. What is shown of the start itself, or through another
+Python or another environment of it, needs the real command (`Server.by_command`, `tests.support.program`). The helper
+ends with pytest, and its children with it.
 """
 
 from __future__ import annotations
@@ -20,16 +23,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from setproctitle import setproctitle
 
 from arcpipe import libraries
-from tests.support.program import COMMAND, environment
+from tests.support.program import COMMAND, ROOT, environment
 
 _PR_SET_PDEATHSIG: Final = 1
 _MAX_ORDER: Final = 128 * 1024  # bytes of a datagram
@@ -38,10 +42,10 @@ _MAX_ORDER: Final = 128 * 1024  # bytes of a datagram
 class Process:
     """A process of the helper's, with what `Server` uses of `subprocess.Popen`."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, arguments: Sequence[str]) -> None:
         """Take the connection on which the helper tells the process id, and in the end the status."""
         self._connection = connection
-        self.args = [*COMMAND, "serve"]
+        self.args = [*COMMAND, *arguments]
         self.returncode: int | None = None
         self.pid = int(connection.recv(64))
 
@@ -63,19 +67,66 @@ class Process:
             self._connection.settimeout(seconds)
             with contextlib.suppress(TimeoutError, BlockingIOError):
                 said = self._connection.recv(64)
-                # A helper that is gone has taken its servers along.
+                # A helper that is gone has taken its children along.
                 self.returncode = int(said) if said else -signal.SIGKILL
                 self._connection.close()
         return self.returncode
 
 
-def serve(directory: Path, environ: Mapping[str, str], output: int) -> Process:
-    """Run `arcpipe serve` in a directory and a session of its own, with stdout and stderr to a descriptor."""
+def start(
+    *arguments: str, directory: Path, environ: Mapping[str, str], output: IO[Any], errors: IO[Any] | None = None
+) -> Process:
+    """Run `arcpipe` in a directory and a session of its own.
+
+    Args:
+        output: a file for stdout, and for stderr if there is no other.
+        errors: a file for stderr.
+    """
     mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    order = {"directory": str(directory), "environ": dict(environ)}
+    order = {"arguments": arguments, "directory": str(directory), "environ": dict(environ)}
+    files = [output.fileno(), (errors or output).fileno(), other.fileno()]
     with other:
-        socket.send_fds(_helper(os.getpid()), [json.dumps(order).encode()], [output, other.fileno()])
-    return Process(mine)
+        socket.send_fds(_helper(os.getpid()), [json.dumps(order).encode()], files)
+    return Process(mine, arguments)
+
+
+def run(
+    *arguments: str,
+    directory: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    seconds: float = 120,
+    check: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of `arcpipe` to its end, as `subprocess.run` does, without stdin.
+
+    With a library or modules of its own in the environment, the command is executed.
+    """
+    place = directory or Path.cwd()
+    variables = environment() if environ is None else environ
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process: Process | subprocess.Popen[bytes]
+        if "LD_PRELOAD" in variables or variables.get("PYTHONPATH") != str(ROOT):
+            process = subprocess.Popen(
+                [*COMMAND, *arguments],
+                cwd=place,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+            )
+        else:
+            process = start(*arguments, directory=place, environ=variables, output=output, errors=errors)
+        try:
+            code = process.wait(seconds)
+        except BaseException:
+            process.send_signal(signal.SIGKILL)
+            raise
+        output.seek(0)
+        errors.seek(0)
+        done = subprocess.CompletedProcess([*COMMAND, *arguments], code, output.read(), errors.read())
+    if check:
+        done.check_returncode()
+    return done
 
 
 _starting = threading.Lock()
@@ -109,17 +160,27 @@ def _start_helper(_pid: int) -> socket.socket:
 # The helper
 
 
-def _load(environ: Mapping[str, str]) -> None:
-    """Import what a server with these settings imports. What is there already costs nothing."""
-    names = ["arcpipe.supervisor.supervisor", "arcpipe.upload.uploader", "arcpipe.storage.local"]
+_SERVER: Final = ("arcpipe.supervisor.supervisor", "arcpipe.upload.uploader", "arcpipe.storage.local")
+_COMMANDS: Final = (
+    *("arcpipe.cli.main", "arcpipe.cli.report", "arcpipe.cli.tables_compare", "arcpipe.load.formats"),
+    *("arcpipe.load.loader", "arcpipe.compaction.process", "arcpipe.lake.inspect", "arcpipe.wal.inspect"),
+    *("rich.console", "rich.live", "rich.progress", "rich.table"),
+)
+
+
+def _load(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
+    """Import what a command with these settings imports. What is there already costs nothing."""
+    names = list(_SERVER if "serve" in arguments[:1] else _COMMANDS)
     if environ.get("ARCPIPE_STORAGE_URL", "").startswith("s3:"):
         names.append("arcpipe.storage.s3")
+    if environ.get("ARCPIPE_TABLES_FORMAT") == "iceberg":
+        names += ["arcpipe.tables.process", "arcpipe.tables.iceberg.table"]
     with libraries.loading():
         for name in names:
             importlib.import_module(name)
 
 
-def _be_the_server(order: dict[str, Any], output: int, helper: int) -> None:
+def _be_the_program(order: dict[str, Any], output: int, errors: int, helper: int) -> None:
     """Become the process that `execve` would make, and run the program."""
     os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -127,26 +188,28 @@ def _be_the_server(order: dict[str, Any], output: int, helper: int) -> None:
         return
     os.chdir(order["directory"])
     os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(errors, 2)
     os.closerange(3, 1024)
     os.environ.clear()
     os.environ.update(order["environ"])
-    sys.argv = ["arcpipe", "serve"]
-    sys.orig_argv = [*COMMAND, "serve"]
+    sys.argv = ["arcpipe", *order["arguments"]]
+    sys.orig_argv = [*COMMAND, *order["arguments"]]
     importlib.reload(importlib.import_module("arcpipe.clock"))  # it compares two clocks when it is imported
     importlib.import_module("arcpipe.__main__").main()
 
 
-def _fork(order: dict[str, Any], output: int) -> int:
+def _fork(order: dict[str, Any], output: int, errors: int) -> int:
     helper = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        _be_the_server(order, output, helper)
+        _be_the_program(order, output, errors, helper)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -159,20 +222,21 @@ def _fork(order: dict[str, Any], output: int) -> int:
 
 
 def _orders(control: socket.socket) -> None:
-    """Fork a server for each order, and tell the status of each that ends, until pytest is gone."""
+    """Fork a process for each order, and tell the status of each that ends, until pytest is gone."""
     selector = selectors.DefaultSelector()
     selector.register(control, selectors.EVENT_READ)
     while True:
         for key, _ in selector.select():
             if key.fileobj is control:
-                message, fds, _, _ = socket.recv_fds(control, _MAX_ORDER, 2)
+                message, fds, _, _ = socket.recv_fds(control, _MAX_ORDER, 3)
                 if not message:
                     return
-                output, connection = fds
+                output, errors, connection = fds
                 order = json.loads(message)
-                _load(order["environ"])
-                pid = _fork(order, output)
+                _load(order["arguments"], order["environ"])
+                pid = _fork(order, output, errors)
                 os.close(output)
+                os.close(errors)
                 teller = socket.socket(fileno=connection)
                 teller.send(str(pid).encode())
                 selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, teller))
@@ -189,8 +253,8 @@ def main() -> None:
     """Run the helper: the control socket's number is the only argument."""
     libraries.have_one_thread()
     libraries.leave_out_unused()
-    _load({})
-    setproctitle("tests: servers are forked from this")  # this finds its place while the environment is untouched
+    _load(["serve"], {})
+    setproctitle("tests: arcpipe is forked from this")  # this finds its place while the environment is untouched
     _orders(socket.socket(fileno=int(sys.argv[1])))
 
 

@@ -97,7 +97,7 @@ class Server:
             if self.by_command or self.prefix or self.pass_fds or self.variables:
                 self._process = self._execute(environ, log)
             else:
-                self._process = preloaded.serve(self.directory, environ, log.fileno())
+                self._process = preloaded.start("serve", directory=self.directory, environ=environ, output=log)
         self.pid = self._process.pid
         self._sessions.append(self.pid)
 
@@ -290,13 +290,5 @@ class Server:
 
 def serve_and_fail(directory: Path, **settings: object) -> subprocess.CompletedProcess[str]:
     """Run an `arcpipe serve` that is expected to end by itself at once."""
-    return subprocess.run(
-        [*COMMAND, "serve"],
-        cwd=directory,
-        env=environment(**settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-    )
+    environ = environment(**settings)
+    return preloaded.run("serve", directory=directory, environ=environ, seconds=START_SECONDS)
