@@ -231,6 +231,8 @@ def test_a_start_that_gets_no_thread_waits(tmp_path: Path, patience: str) -> Non
         server.kill_all()
         fault = Fault(server, NO_THREADS)
         fault.on()
+        if patience == "until it is stopped":
+            server.settings["shutdown_drain_seconds"] = 1  # nothing can be uploaded meanwhile
         server.launch()
         reasons = ("the start has to wait: can't start new thread", "cannot go on: can't start new thread")
         wait_until(lambda: any(reason in server.log for reason in reasons), "a thread that cannot be started")
