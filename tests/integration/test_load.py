@@ -128,10 +128,11 @@ def test_a_load_that_is_killed_and_run_again_writes_each_record_once(name: str, 
     files = [numbered(tmp_path / f"{number}.lp", 1000, number * 1000) for number in range(3)]
     chance = random.Random(7)
     with keeper(name, tmp_path / "server") as kept, FaultyProxy(kept.url, FAULTS, seed=4) as proxy:
-        command = [*COMMAND, "load", *map(str, files), "--url", proxy.url, "--batch-records", "50"]
+        command = ["load", *map(str, files), "--url", proxy.url, "--batch-records", "50"]
         for _ in range(20 if IS_LONG else 3):
             before = proxy.met.total()
-            process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with open(os.devnull, "w") as nowhere:
+                process = preloaded.start(*command, directory=tmp_path, environ=environment(), output=nowhere)
             wait_for_requests(proxy, before + chance.randrange(1, 60))
             process.send_signal(signal.SIGKILL)
             process.wait(60)
