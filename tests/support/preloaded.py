@@ -174,7 +174,7 @@ def _load(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
     if environ.get("ARCPIPE_STORAGE_URL", "").startswith("s3:"):
         names.append("arcpipe.storage.s3")
     if environ.get("ARCPIPE_TABLES_FORMAT") == "iceberg":
-        names += ["arcpipe.tables.process", "arcpipe.tables.iceberg.table"]
+        names += ["arcpipe.tables.process", "arcpipe.tables.iceberg.table", "arcpipe.tables.iceberg.sql_catalogue"]
     with libraries.loading():
         for name in names:
             importlib.import_module(name)
