@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -71,6 +72,38 @@ def test_a_server_does_without_the_parser_of_commands(tmp_path: Path) -> None:
             assert "pydantic" not in loaded
             assert "/pandas/" not in loaded  # which the tests install, and Arrow looks for
         server.stop()
+
+
+def state(server: Server) -> dict[str, object]:
+    """What a process inherits or sets up: signals, directory, files and the rest of it."""
+    found: dict[str, object] = {}
+    for role, pid in server.pids().items():
+        status = Path(f"/proc/{pid}/status").read_text()
+        found[role] = (
+            re.findall(r"^(?:Sig(?:Ign|Cgt)|Umask|NoNewPrivs|Seccomp):.*", status, re.MULTILINE),
+            os.readlink(f"/proc/{pid}/cwd") == str(server.directory),
+            *(os.getsid(pid) == server.pid, os.getpgid(pid) == server.pid, os.getpriority(os.PRIO_PROCESS, pid)),
+            Path(f"/proc/{pid}/oom_score_adj").read_text(),
+            [os.readlink(f"/proc/{pid}/fd/{number}") == str(server.directory / "log") for number in range(3)],
+        )
+    files = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{server.pid}/fd")]
+    found["files"] = sorted(re.sub(r"\d+", "N", name.replace(str(server.directory), "")) for name in files)
+    found["threads"] = len(os.listdir(f"/proc/{server.pid}/task"))
+    found["blocked"] = re.findall(r"^SigBlk:.*", Path(f"/proc/{server.pid}/status").read_text(), re.MULTILINE)
+    return found
+
+
+def test_a_server_that_the_tests_fork_is_as_one_that_is_executed(tmp_path: Path) -> None:
+    states: list[dict[str, object]] = []
+    for is_executed in (True, False):
+        directory = tmp_path / str(is_executed)
+        directory.mkdir()
+        server = Server(directory, server_workers=1)
+        server.by_command = is_executed
+        with server:
+            states.append(state(server))
+            server.stop()
+    assert states[0] == states[1]
 
 
 def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
