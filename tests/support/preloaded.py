@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,6 +74,11 @@ class Process:
         return self.returncode
 
 
+def can_fork(environ: Mapping[str, str]) -> bool:
+    """Tell whether no library and no module of its own is in the environment."""
+    return "LD_PRELOAD" not in environ and environ.get("PYTHONPATH") == str(ROOT)
+
+
 def start(
     *arguments: str, directory: Path, environ: Mapping[str, str], output: IO[Any], errors: IO[Any] | None = None
 ) -> Process:
@@ -97,15 +103,14 @@ def run(
     seconds: float = 120,
     check: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of `arcpipe` to its end, as `subprocess.run` does, without stdin.
-
-    With a library or modules of its own in the environment, the command is executed.
-    """
+    """Run a command of `arcpipe` to its end, as `subprocess.run` does, without stdin."""
     place = directory or Path.cwd()
     variables = environment() if environ is None else environ
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process: Process | subprocess.Popen[bytes]
-        if "LD_PRELOAD" in variables or variables.get("PYTHONPATH") != str(ROOT):
+        if can_fork(variables):
+            process = start(*arguments, directory=place, environ=variables, output=output, errors=errors)
+        else:
             process = subprocess.Popen(
                 [*COMMAND, *arguments],
                 cwd=place,
@@ -114,8 +119,6 @@ def run(
                 stdout=output,
                 stderr=errors,
             )
-        else:
-            process = start(*arguments, directory=place, environ=variables, output=output, errors=errors)
         try:
             code = process.wait(seconds)
         except BaseException:
@@ -192,6 +195,7 @@ def _be_the_program(order: dict[str, Any], output: int, errors: int, helper: int
     os.closerange(3, 1024)
     os.environ.clear()
     os.environ.update(order["environ"])
+    time.tzset()
     sys.argv = ["arcpipe", *order["arguments"]]
     sys.orig_argv = [*COMMAND, *order["arguments"]]
     importlib.reload(importlib.import_module("arcpipe.clock"))  # it compares two clocks when it is imported

@@ -94,7 +94,7 @@ class Server:
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         environ = environment(**self.settings) | self.variables
         with self._log.open("ab") as log:
-            if self.by_command or self.prefix or self.pass_fds or self.variables:
+            if self.by_command or self.prefix or self.pass_fds or not preloaded.can_fork(environ):
                 self._process = self._execute(environ, log)
             else:
                 self._process = preloaded.start("serve", directory=self.directory, environ=environ, output=log)
