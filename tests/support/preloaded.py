@@ -48,7 +48,9 @@ class Process:
         self._connection = connection
         self.args = [*COMMAND, *arguments]
         self.returncode: int | None = None
-        self.pid = int(connection.recv(64))
+        told = connection.recv(64)
+        assert told, "the helper that forks arcpipe has ended; what it said is in pytest's output"
+        self.pid = int(told)
 
     def poll(self) -> int | None:
         return self._look(0.0)
