@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from arcpipe import libraries
 from arcpipe.supervisor import signals
 
 
@@ -13,12 +14,14 @@ def main() -> None:
     _have_standard_files()
     if sys.argv[1:2] == ["serve"] and not {"--check", "--help"} & set(sys.argv):
         signals.hold()
+    libraries.leave_out_unused()
     from arcpipe.cli import serving
 
     plain = serving.plain(sys.argv[1:])
     if plain is not None:
         serving.end_by_code(lambda: serving.run(plain))
-    from arcpipe.cli import main as cli
+    with libraries.loading():
+        from arcpipe.cli import main as cli
 
     cli.main()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from arcpipe.errors import ArcpipeError, ConfigError
+from arcpipe.libraries import have_one_thread, loading
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
@@ -63,14 +64,16 @@ def start_server(config: Path | None) -> int:
     Raises:
         ArcpipeError: it cannot start; a ConfigError if the settings are the reason.
     """
-    from arcpipe import logs
-    from arcpipe.supervisor import upgrade
+    with loading():
+        from arcpipe import logs
+        from arcpipe.supervisor import upgrade
 
     def start(former: Former) -> int:
         settings = load_settings(config)
         logs.setup(settings.log.level, settings.log.format, "supervisor")
-        _have_one_thread()
-        from arcpipe.supervisor import supervisor
+        have_one_thread()
+        with loading():
+            from arcpipe.supervisor import supervisor
 
         return supervisor.serve(settings, lambda: load_settings(config), former)
 
@@ -87,7 +90,7 @@ def check_server(config: Path | None) -> str:
     """
     settings = load_settings(config)
     tell_warnings(settings)
-    _have_one_thread()
+    have_one_thread()
     _import_the_server()
     from arcpipe.supervisor import startup
     from arcpipe.supervisor.service_manager import take_inheritance
@@ -101,24 +104,16 @@ def _import_the_server() -> None:
     Raises:
         ImportError: the installation is incomplete.
     """
-    import arcpipe.compaction.process
-    import arcpipe.supervisor.supervisor
-    import arcpipe.upload.uploader  # noqa: F401
+    with loading():
+        import arcpipe.compaction.process
+        import arcpipe.supervisor.supervisor
+        import arcpipe.upload.uploader  # noqa: F401
 
 
 def tell_warnings(settings: Settings) -> None:
     """Print the warnings about settings on stderr."""
     for warning in settings.warnings:
         print(f"arcpipe: warning: {warning}", file=sys.stderr)
-
-
-def _have_one_thread() -> None:
-    """Keep libraries from starting threads when they are loaded, because a process that forks should have only one.
-
-    Numpy's linear algebra and Arrow's second allocator would do so; neither is used here.
-    """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 
 def load_settings(config_file: Path | None) -> Settings:

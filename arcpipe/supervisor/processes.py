@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from arcpipe.access.reload import Changeable
 from arcpipe.counters import Committer, Compaction, Counters, Uploader, Worker
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.ingest.worker import IngestWorker
+from arcpipe.libraries import loading
 from arcpipe.supervisor.child import Child, Pulse, fork
 from arcpipe.supervisor.listeners import Listeners
 from arcpipe.supervisor.signals import SIGNALS
@@ -68,7 +68,6 @@ class Processes:
         self._watchdog_seconds = watchdog_seconds
         self._close_inherited = close_inherited
         self._run_uploader: Callable[[Settings, WALDirectory, Counters, NodeIdentity], int] | None = None
-        _share_what_is_loaded()
 
     def uploader(self, directory: WALDirectory, node: NodeIdentity) -> Child:
         """Return the slot of the uploader."""
@@ -157,12 +156,12 @@ class Processes:
         # Imported in this process and not in the child, so that a later uploader is of this version, too, even if
         # another one is installed by then. Not imported at the top, because workers start first and need not wait.
         if self._run_uploader is None:
-            from arcpipe.storage import load_store
-            from arcpipe.upload.uploader import run
+            with loading():
+                from arcpipe.storage import load_store
+                from arcpipe.upload.uploader import run
 
-            load_store(self._settings.storage.url)
+                load_store(self._settings.storage.url)
             self._run_uploader = run
-            _share_what_is_loaded()
         run_uploader = self._run_uploader
         self._counters.uploader[Uploader.PID] = 0
 
@@ -174,7 +173,8 @@ class Processes:
         return self.fork("uploader", work)
 
     def _fork_compaction(self, directory: WALDirectory, node: NodeIdentity) -> int:
-        from arcpipe.compaction.process import run  # as in `_fork_uploader`
+        with loading():
+            from arcpipe.compaction.process import run  # as in `_fork_uploader`
 
         self._counters.compaction[Compaction.PID] = 0
 
@@ -186,7 +186,8 @@ class Processes:
         return self.fork("compaction", work)
 
     def _fork_committer(self, directory: WALDirectory) -> int:
-        from arcpipe.tables.process import run  # as in `_fork_uploader`, but for the libraries of formats
+        with loading():
+            from arcpipe.tables.process import run  # as in `_fork_uploader`, but for the libraries of formats
 
         self._counters.committer[Committer.PID] = 0
 
@@ -224,13 +225,3 @@ class Processes:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS - {signal.SIGTERM})
 
         return fork(name, prepare, work)
-
-
-def _share_what_is_loaded() -> None:
-    """Take all present objects out of garbage collection, in this process and its later children.
-
-    A collection writes into each object that it looks at. A child would get a copy of nearly every page of them, which
-    is 10 MB and more.
-    """
-    gc.collect()
-    gc.freeze()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from arcpipe.config.settings import Storage
 from arcpipe.config.settings_tables import Tables
 from arcpipe.errors import ConfigError
+from arcpipe.libraries import loading
 from arcpipe.tables.base import (
     Column,
     Committed,
@@ -72,7 +73,8 @@ def open_format(tables: Tables, storage: Storage, wal_dir: str) -> TableFormat:
 @contextmanager
 def _library(extra: str) -> Iterator[None]:
     try:
-        yield
+        with loading():
+            yield
     except ImportError as error:
         raise ConfigError(
             f'tables.format = "{extra}" needs a library that is not installed ({error}): '

@@ -99,9 +99,11 @@ def test_killing_every_process_at_once_again_and_again_loses_nothing(victim: Vic
             wait_for_a_moment(server, chance)
             server.kill_all()
             if chance.random() < 0.3:  # and again while it recovers or starts
+                server.by_command = True  # else it would be past both
                 server.launch()
                 time.sleep(chance.uniform(0.2, 0.8))
                 server.kill_all()
+                server.by_command = False
             server.restart()
         load.wait_for_requests(10)
         check(victim, load)

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.http import Response, pack, request_bytes
 from tests.support.program import COMMAND, ROOT, environment
 from tests.support.server import Server, serve_and_fail
@@ -403,15 +404,7 @@ def test_a_name_that_stands_for_another_address_than_loopback_is_refused(tmp_pat
 
 
 def test_auth_without_a_tokens_file_says_how_to_make_one(tmp_path: Path) -> None:
-    checked = subprocess.run(
-        [*COMMAND, "serve", "--check"],
-        cwd=tmp_path,
-        env=environment(auth_enabled=True),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    checked = preloaded.run("serve", "--check", directory=tmp_path, environ=environment(auth_enabled=True))
     for done in (serve_and_fail(tmp_path, auth_enabled=True, server_port=0), checked):
         assert done.returncode == 1
         assert "there is no tokens file tokens.toml: `arcpipe token create` makes it" in done.stderr

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.lake import lake_files
 from tests.support.program import environment
 from tests.support.server import Server
@@ -26,13 +26,7 @@ class Lake:
         self._environment = environment(**settings)
 
     def run(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        result = subprocess.run(
-            [sys.executable, "-m", "arcpipe", "lake", *arguments],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        result = preloaded.run("lake", *arguments, environ=self._environment)
         assert result.returncode == code, result.stderr
         return result
 

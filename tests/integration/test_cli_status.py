@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.certificates import needs_openssl
 from tests.support.http import free_port
 from tests.support.load import Load
@@ -22,16 +23,7 @@ from tests.support.waiting import wait_until
 
 
 def status(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, "status", *map(str, arguments)],
-        cwd=cwd,
-        env=environment() | variables,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return preloaded.run("status", *map(str, arguments), directory=cwd, environ=environment() | variables)
 
 
 # One look
@@ -102,13 +94,8 @@ def test_the_server_is_the_one_of_the_settings(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "config.toml").write_text(f'[server]\nhost = "0.0.0.0"\nport = {port}\n[auth]\nenabled = true\n')
     tokens = {
-        scope: subprocess.run(
-            [*COMMAND, "token", "create", "--scope", scope],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=True,
+        scope: preloaded.run(
+            "token", "create", "--scope", scope, directory=tmp_path, environ=environment(), check=True
         ).stdout.strip()
         for scope in ("read", "write")
     }

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -22,21 +19,15 @@ from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import identity_of, is_identity_of
 from arcpipe.wal.inspect import entries_of, finish_interrupted, replay, replay_sources, salvage
 from arcpipe.wal.verdict import ScanVerdict
+from tests.support import preloaded
+from tests.support.program import environment
 from tests.support.wal_doubles import BadBlocks
 from tests.support.wal_files import DAY, IDENTITY, NAME, columnar, end, segment
 
 
-def run(*arguments: str | Path, code: int = 0, cwd: Path | None = None, **environment: str) -> str:
+def run(*arguments: str | Path, code: int = 0, cwd: Path | None = None, **variables: str) -> str:
     """The standard output of `arcpipe wal …`; asserts its exit code."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ARCPIPE_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "arcpipe", "wal", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=cwd,
-        env={**inherited, **environment},
-    )
+    done = preloaded.run("wal", *map(str, arguments), directory=cwd, environ=environment() | variables)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stdout + done.stderr
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.certificates import needs_openssl
 from tests.support.client_certificates import is_resumed, make_authority, mutual, showing
 from tests.support.http import Client, Response, pack
-from tests.support.program import COMMAND, environment
+from tests.support.program import environment
 from tests.support.server import Server, serve_and_fail
 from tests.support.tokens import create
 
@@ -134,9 +135,7 @@ def test_a_revoked_token_ends_the_right_at_once_on_open_connections_too(tmp_path
     server = mutual(tmp_path, auth_enabled=True)
     with server, server.client() as client:
         assert client.request("POST", V2, BODY).status == 202
-        subprocess.run(
-            [*COMMAND, "token", "revoke", number], cwd=tmp_path, env=environment(), capture_output=True, check=True
-        )
+        preloaded.run("token", "revoke", number, directory=tmp_path, environ=environment(), check=True)
         server.reload()
         refused = client.request("POST", V2, BODY)
         assert refused.status == 401
@@ -197,15 +196,7 @@ def test_authorities_that_cannot_be_used_stop_the_start(tmp_path: Path) -> None:
 def test_a_status_is_asked_where_no_certificate_is_wanted(tmp_path: Path) -> None:
     listeners = json.dumps([{"address": f"unix:{tmp_path}/ops.sock", "paths": "operations"}])
     with mutual(tmp_path, server_listeners=listeners) as server:
-        done = subprocess.run(
-            [*COMMAND, "status", "--json"],
-            cwd=tmp_path,
-            env=environment(**server.settings),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = preloaded.run("status", "--json", directory=tmp_path, environ=environment(**server.settings))
         assert json.loads(done.stdout)["instance"]["wal_dir"] == str(server.wal), done.stderr
         server.stop()
 

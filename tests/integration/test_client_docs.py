@@ -7,7 +7,6 @@ import gzip
 import io
 import re
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.program import COMMAND, ROOT, environment
+from tests.support import preloaded
+from tests.support.program import ROOT
 from tests.support.server import Server
 
 URL = "http://127.0.0.1:8000"
@@ -57,10 +57,7 @@ def test_the_load_page_s_commands_run(tmp_path: Path) -> None:
     with Server(tmp_path, server_workers=1) as server:
         for line in lines:
             words = [word for word in shlex.split(line.replace(URL, server.url))[1:] if word]
-            command = [*COMMAND, *words, *([] if "--url" in words else ["--url", server.url])]
-            done = subprocess.run(
-                command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
-            )
+            done = preloaded.run(*words, *([] if "--url" in words else ["--url", server.url]), directory=tmp_path)
             assert done.returncode == 0, line + done.stdout + done.stderr
             assert "1 records written" in done.stdout
         server.stop()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.compaction import HOUR_US
 from tests.support.lake import lake_files, lake_rows, numbers
-from tests.support.program import COMMAND, environment
+from tests.support.program import environment
 from tests.support.server import Server
 from tests.support.waiting import wait_until
 
@@ -40,13 +40,8 @@ def age(lake: Path) -> None:
 
 
 def compact(server: Server, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [*COMMAND, "compact", *arguments],
-        cwd=server.directory,
-        env=environment(**server.settings) | server.variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
+    done = preloaded.run(
+        "compact", *arguments, directory=server.directory, environ=environment(**server.settings) | server.variables
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -26,8 +26,9 @@ from influxdb_client_3.exceptions import InfluxDBPartialWriteError
 from influxdb_client_3.write_client.client.write_api import WriteType
 
 from arcpipe import __version__
+from tests.support import preloaded
 from tests.support.lake import lake_types
-from tests.support.program import COMMAND, environment
+from tests.support.program import environment
 from tests.support.server import Server
 
 # 2026-01-01T00:00:00.123456Z
@@ -290,12 +291,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     """A server that asks for tokens, and one that may write to the database `ours`."""
     directory = tmp_path_factory.mktemp("guarded")
     tokens = {"auth_enabled": True, "auth_tokens_file": directory / "tokens.toml"}
-    created = subprocess.run(
-        [*COMMAND, "token", "create", "--scope", "write", "--database", "ours,our home", "--json"],
-        env=environment(**tokens),
-        capture_output=True,
-        check=True,
-    )
+    options = ("--scope", "write", "--database", "ours,our home", "--json")
+    created = preloaded.run("token", "create", *options, environ=environment(**tokens), check=True)
     with Server(directory, server_workers=1, **tokens) as server:
         yield server, json.loads(created.stdout)["token"]
         server.stop()

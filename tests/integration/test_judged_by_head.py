@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import select
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ import pytest
 
 from tests.support.certificates import needs_openssl
 from tests.support.http import pack, request_bytes
-from tests.support.program import COMMAND, environment
 from tests.support.server import Server
 from tests.support.tls import make_certificate, tls_server
+from tests.support.tokens import create
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
 V2 = "/write/v2/msgpack"
@@ -41,11 +40,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def token(directory: Path) -> str:
     """One that may write to the database db1."""
-    command = [*COMMAND, "token", "create", "--scope", "write", "--database", "db1"]
-    made = subprocess.run(
-        command, cwd=directory, env=environment(auth_enabled=True), capture_output=True, text=True, check=True
-    )
-    return made.stdout.strip()
+    return create(directory, "--scope", "write", "--database", "db1")
 
 
 @pytest.fixture(scope="module")

@@ -389,6 +389,7 @@ def test_a_backlog_above_its_limit_is_503_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("hard", "expected"), [(4096, 1512), (600, 600)])
 def test_the_file_limit_is_raised_to_what_the_connections_need(tmp_path: Path, hard: int, expected: int) -> None:
     server = Server(tmp_path, server_workers=1, server_max_connections=1000)
+    server.by_command = True  # which is slow enough for a limit that comes next
     server.launch()
     try:
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (256, hard))  # long before it has read its settings

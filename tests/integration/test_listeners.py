@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.http import Client, pack
-from tests.support.program import COMMAND, environment
+from tests.support.program import environment
 from tests.support.server import Server, serve_and_fail
 from tests.support.waiting import wait_until
 
@@ -132,15 +133,7 @@ def test_a_server_may_listen_on_a_unix_socket_alone(tmp_path: Path) -> None:
     with listening(tmp_path, unix(path), server_host="", server_workers=2) as server:
         assert server.url == f"unix:{path}"
         server.write({"m": "m", "columns": {"n": [1]}})
-        status = subprocess.run(
-            [*COMMAND, "status", "--json"],
-            cwd=tmp_path,
-            env=environment(**server.settings),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        status = preloaded.run("status", "--json", directory=tmp_path, environ=environment(**server.settings))
         assert json.loads(status.stdout)["instance"]["wal_dir"] == str(server.wal), status.stderr
         server.wait_for_rows(1)
         server.stop()

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support import preloaded
 from tests.support.faulty_proxy import Faults, FaultyProxy
 from tests.support.http import free_port
 from tests.support.keepers import KEEPERS, keeper
@@ -34,15 +35,7 @@ START = 1_790_000_000_000_000_000
 
 
 def run(directory: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, "load", *map(str, arguments)],
-        cwd=directory,
-        env=environment() | variables,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return preloaded.run("load", *map(str, arguments), directory=directory, environ=environment() | variables)
 
 
 def numbered(path: Path, count: int, first: int = 0) -> Path:
@@ -135,10 +128,11 @@ def test_a_load_that_is_killed_and_run_again_writes_each_record_once(name: str, 
     files = [numbered(tmp_path / f"{number}.lp", 1000, number * 1000) for number in range(3)]
     chance = random.Random(7)
     with keeper(name, tmp_path / "server") as kept, FaultyProxy(kept.url, FAULTS, seed=4) as proxy:
-        command = [*COMMAND, "load", *map(str, files), "--url", proxy.url, "--batch-records", "50"]
+        command = ["load", *map(str, files), "--url", proxy.url, "--batch-records", "50"]
         for _ in range(20 if IS_LONG else 3):
             before = proxy.met.total()
-            process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with open(os.devnull, "w") as nowhere:
+                process = preloaded.start(*command, directory=tmp_path, environ=environment(), output=nowhere)
             wait_for_requests(proxy, before + chance.randrange(1, 60))
             process.send_signal(signal.SIGKILL)
             process.wait(60)

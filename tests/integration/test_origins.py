@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import http.server
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,8 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.support.http import Client, Response, pack
-from tests.support.program import COMMAND, environment
 from tests.support.server import Server
+from tests.support.tokens import create
 from tests.support.waiting import wait_until
 
 V2 = "/write/v2/msgpack"
@@ -122,11 +121,7 @@ def test_an_operation_by_an_unknown_name_says_what_to_set(server: Server, shared
 
 def test_a_token_counts_unless_browsers_add_it_by_themselves(tmp_path: Path) -> None:
     """A token is as good as a known name unless browsers add it by themselves."""
-    command = [*COMMAND, "token", "create", "--scope", "admin,write"]
-    made = subprocess.run(
-        command, cwd=tmp_path, env=environment(auth_enabled=True), capture_output=True, text=True, check=True
-    )
-    token = made.stdout.strip()
+    token = create(tmp_path, "--scope", "admin,write")
     basic = base64.b64encode(f"user:{token}".encode()).decode()
     named = {"Host": "ingest.example", "Origin": "http://ingest.example"}
     with Server(tmp_path, server_workers=1, auth_enabled=True) as server, server.client() as client:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from arcpipe.compaction.compactor import Bounds, Compactor
 from arcpipe.compaction.retention import Retention
 from arcpipe.config.settings import WAL, Settings, Storage, StorageS3
 from arcpipe.storage import MemoryBlob, open_store
+from tests.support import preloaded
 from tests.support.compaction import HOUR_US, NODE, OTHER_NODE, key_of, make_wal
 from tests.support.lake import lake_files, numbers
 from tests.support.program import environment
@@ -34,13 +33,7 @@ def server(tmp_path: Path) -> Server:
 
 
 def expire(server: Server, *arguments: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "arcpipe", "lake", "expire", *arguments],
-        env=environment(**server.settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = preloaded.run("lake", "expire", *arguments, environ=environment(**server.settings))
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -44,8 +45,14 @@ def body(first: int, count: int, pad: int = 0) -> bytes:
 # Processes
 
 
+def by_command(server: Server) -> Server:
+    """As a user starts it, in a process that has to load everything."""
+    server.by_command = True
+    return server
+
+
 def test_every_process_says_who_it_is(tmp_path: Path) -> None:
-    with Server(tmp_path, server_workers=3) as server:
+    with by_command(Server(tmp_path, server_workers=3)) as server:
         assert sorted(server.pids()) == ["ingest 1", "ingest 2", "ingest 3", "supervisor", "uploader"]
         titles = {process.pid: process.title for process in server.processes()}
         assert titles[server.pid] == "arcpipe: supervisor"
@@ -58,12 +65,45 @@ def test_every_process_says_who_it_is(tmp_path: Path) -> None:
 
 def test_a_server_does_without_the_parser_of_commands(tmp_path: Path) -> None:
     """Its libraries would be in the memory of each process, and take 0.2 s at each start."""
-    with Server(tmp_path, server_workers=1) as server:
+    with by_command(Server(tmp_path, server_workers=1)) as server:
         for pid in server.pids().values():
             loaded = Path(f"/proc/{pid}/maps").read_text()
             assert "pyarrow" in loaded
             assert "pydantic" not in loaded
+            assert "/pandas/" not in loaded  # which the tests install, and Arrow looks for
         server.stop()
+
+
+def state(server: Server) -> dict[str, object]:
+    """What a process inherits or sets up: signals, directory, files and the rest of it."""
+    found: dict[str, object] = {}
+    for role, pid in server.pids().items():
+        status = Path(f"/proc/{pid}/status").read_text()
+        found[role] = (
+            re.findall(r"^(?:Sig(?:Ign|Cgt)|Umask|NoNewPrivs|Seccomp):.*", status, re.MULTILINE),
+            os.readlink(f"/proc/{pid}/cwd") == str(server.directory),
+            *(os.getsid(pid) == server.pid, os.getpgid(pid) == server.pid, os.getpriority(os.PRIO_PROCESS, pid)),
+            Path(f"/proc/{pid}/oom_score_adj").read_text(),
+            [os.readlink(f"/proc/{pid}/fd/{number}") == str(server.directory / "log") for number in range(3)],
+        )
+    files = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{server.pid}/fd")]
+    found["files"] = sorted(re.sub(r"\d+", "N", name.replace(str(server.directory), "")) for name in files)
+    found["threads"] = len(os.listdir(f"/proc/{server.pid}/task"))
+    found["blocked"] = re.findall(r"^SigBlk:.*", Path(f"/proc/{server.pid}/status").read_text(), re.MULTILINE)
+    return found
+
+
+def test_a_server_that_the_tests_fork_is_as_one_that_is_executed(tmp_path: Path) -> None:
+    states: list[dict[str, object]] = []
+    for is_executed in (True, False):
+        directory = tmp_path / str(is_executed)
+        directory.mkdir()
+        server = Server(directory, server_workers=1)
+        server.by_command = is_executed
+        with server:
+            states.append(state(server))
+            server.stop()
+    assert states[0] == states[1]
 
 
 def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
@@ -168,7 +208,7 @@ def test_a_log_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signal_number", [pytest.param(signal.SIGTERM, marks=pytest.mark.smoke), signal.SIGINT])
 def test_a_signal_drains_what_is_in_flight_and_ships_everything(tmp_path: Path, signal_number: signal.Signals) -> None:
-    with Server(tmp_path, wal_max_size_mb=1) as server, Load(server) as load:
+    with by_command(Server(tmp_path, wal_max_size_mb=1)) as server, Load(server) as load:
         load.wait_for_requests(200)
         server.stop(signal_number)
         load.stop()
@@ -445,7 +485,7 @@ def test_every_sync_mode_takes_a_load_and_ships_all_of_it(tmp_path: Path, settin
 
 @pytest.mark.parametrize("mode", ["fsync", pytest.param("fdatasync", marks=pytest.mark.smoke), "async"])
 def test_what_is_acknowledged_survives_a_crash_of_every_process(tmp_path: Path, mode: str) -> None:
-    with Server(tmp_path, wal_sync_mode=mode, flush_max_age_seconds=NEVER) as server:
+    with by_command(Server(tmp_path, wal_sync_mode=mode, flush_max_age_seconds=NEVER)) as server:
         for number in range(20):
             assert server.post(V2, body(number, 1)).status == 202
         server.kill_all()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.http import free_port
 from tests.support.program import COMMAND, ROOT, environment
 from tests.support.server import Server
@@ -30,16 +31,7 @@ sys.addaudithook(told)
 
 
 def run(directory: Path, *command: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *command],
-        cwd=directory,
-        env=environment(**settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return preloaded.run(*command, directory=directory, environ=environment(**settings))
 
 
 def listing(directory: Path) -> list[str]:
@@ -49,7 +41,10 @@ def listing(directory: Path) -> list[str]:
 @pytest.mark.parametrize("command", CHECKS, ids=" ".join)
 def test_a_check_of_what_would_start_says_so_and_leaves_nothing(tmp_path: Path, command: list[str]) -> None:
     access_log = {"access_log_format": "json", "access_log_path": tmp_path / "access.log"}
-    done = run(tmp_path, *command, server_port=0, wal_dir=tmp_path / "a" / "wal", **access_log)
+    settings = {"server_port": 0, "wal_dir": tmp_path / "a" / "wal", **access_log}
+    done = subprocess.run(
+        [*COMMAND, *command], cwd=tmp_path, env=environment(**settings), capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "would start" in done.stdout
     assert listing(tmp_path) == []

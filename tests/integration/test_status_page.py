@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +10,8 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.support.http import free_port
 from tests.support.load import Load
-from tests.support.program import COMMAND, environment
 from tests.support.server import Server
+from tests.support.tokens import create
 from tests.support.waiting import wait_until
 
 # Generous, because a loaded machine is slow: a passing test never waits this long.
@@ -191,14 +190,7 @@ def test_nobody_is_asked_while_the_tab_is_hidden(tmp_path: Path, page: Page) -> 
 
 
 def test_the_page_asks_for_a_token_and_keeps_it_in_this_tab_only(tmp_path: Path, page: Page) -> None:
-    def token(scope: str) -> str:
-        command = [*COMMAND, "token", "create", "--scope", scope]
-        made = subprocess.run(
-            command, cwd=tmp_path, env=environment(auth_enabled=True), capture_output=True, text=True, check=True
-        )
-        return made.stdout.strip()
-
-    write, read = token("write"), token("read")
+    write, read = (create(tmp_path, "--scope", scope) for scope in ("write", "read"))
     with Server(tmp_path, server_workers=1, auth_enabled=True) as server:
         page.goto(server.url)
         expect(headline(page)).to_have_text("A token is needed")

@@ -7,14 +7,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.lake import lake_files
-from tests.support.program import COMMAND, environment
+from tests.support.program import environment
 from tests.support.server import Server
 from tests.support.sets import long
 from tests.support.table_readers import numbers_in
@@ -48,13 +48,8 @@ def wait_for_rows(server: Server, format_name: str, wanted: list[int], measureme
 
 def arcpipe(server: Server, *arguments: str, code: int = 0) -> str:
     """Run a command with the settings of the server; return what it said."""
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=server.directory,
-        env=environment(**server.settings) | server.variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
+    done = preloaded.run(
+        *arguments, directory=server.directory, environ=environment(**server.settings) | server.variables
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

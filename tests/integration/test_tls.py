@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import shutil
 import signal
@@ -18,9 +17,9 @@ import pytest
 
 from tests.support.certificates import needs_openssl
 from tests.support.http import Client, pack, request_bytes
-from tests.support.program import COMMAND, environment
 from tests.support.server import Server, serve_and_fail
 from tests.support.tls import EC, RSA, make_certificate, openssl, tls_server, trusting
+from tests.support.tokens import arcpipe
 
 pytestmark = needs_openssl
 
@@ -392,14 +391,11 @@ def test_a_bad_certificate_is_refused_at_reload_and_the_former_one_stays(tmp_pat
 
 def test_a_bad_certificate_does_not_keep_a_revoked_token_alive(tmp_path: Path) -> None:
     make_certificate(tmp_path)
-    arcpipe = functools.partial(
-        subprocess.run, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=True
-    )
-    token = arcpipe([*COMMAND, "token", "create", "--scope", "write"]).stdout.strip()
+    token = arcpipe(tmp_path, "token", "create", "--scope", "write").stdout.strip()
     with tls_server(tmp_path, server_workers=1, auth_enabled=True) as server:
         headers = {"x-api-key": token}
         assert server.post(V2, BODY, headers).status == 202
-        arcpipe([*COMMAND, "token", "revoke", token])
+        arcpipe(tmp_path, "token", "revoke", token)
         (tmp_path / "key.pem").write_text("nothing")
         server.reload()
         assert "the certificate is refused" in server.log

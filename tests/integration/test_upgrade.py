@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import preloaded
 from tests.support.careful_load import CarefulLoad
 from tests.support.http import pack
 from tests.support.lake import lake_rows, numbers
-from tests.support.program import COMMAND, ROOT, environment
+from tests.support.program import ROOT, environment
 from tests.support.server import Server
 from tests.support.service_manager import Manager
 from tests.support.waiting import wait_until
@@ -309,14 +310,7 @@ def test_beside_a_running_instance_a_check_says_whether_it_could_take_over(serve
     server.start()
 
     def check(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*COMMAND, *command],
-            cwd=server.directory,
-            env=environment(**server.settings),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return preloaded.run(*command, directory=server.directory, environ=environment(**server.settings))
 
     done = check("serve", "--check")
     assert (done.returncode, done.stderr) == (0, "")

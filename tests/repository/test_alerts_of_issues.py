@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -214,5 +215,10 @@ def test_whatever_is_wrong_wakes_somebody_and_nothing_else_does(well: Snapshot, 
     file = tmp_path / "tests.yml"
     content = {"rule_files": [str(OPS / "alerts.yml")], "evaluation_interval": "30s", "tests": tests}
     file.write_text(yaml.safe_dump(content))
-    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(file)],
+        env=os.environ | {"GOGC": "400"},  # a fifth less processor time
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -33,6 +33,7 @@ from arcpipe.monitoring import issues, metrics, snapshot
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.reader import SegmentScan
+from tests.support import preloaded
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -411,17 +412,11 @@ def test_the_recovery_page_s_commands_run_on_a_log_with_a_damaged_file(tmp_path:
     (tmp_path / "data/wal/quarantine/worker-1-20261122_090000-000001.wal").write_bytes(b"XXXX" + content[4:])
     (tmp_path / "config.toml").write_text("")
     for line in (looking + saving).splitlines():
-        done = subprocess.run(
-            [sys.executable, "-m", "arcpipe", *shlex.split(line)[1:]]
-            if line.startswith("arcpipe")
-            else shlex.split(line),
-            cwd=tmp_path,
-            env={name: value for name, value in os.environ.items() if not name.startswith(("ARCPIPE_", "WAL_"))}
-            | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        program, *arguments = shlex.split(line)
+        if program == "arcpipe":
+            done = preloaded.run(*arguments, directory=tmp_path)
+        else:
+            done = subprocess.run([program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
         damage_is_found = "verify" in line and "quarantine" in done.stdout
         assert done.returncode == int(damage_is_found), line + done.stdout + done.stderr
     [replayed] = (tmp_path / "data/wal").glob("worker-0-*.sealed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -376,5 +377,10 @@ def test_each_alert_fires_while_its_condition_holds(tmp_path: Path) -> None:
     file = tmp_path / "tests.yml"
     content = {"rule_files": [str(OPS / "alerts.yml")], "evaluation_interval": "30s", "tests": tests}
     file.write_text(yaml.safe_dump(content))
-    done = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(file)],
+        env=os.environ | {"GOGC": "400"},  # a fifth less processor time
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,8 +1,9 @@
 """A real arcpipe: the server process, started by its command line.
 
-`Server` runs `python -m arcpipe serve` on a free port in a directory of its own, in a session of its own, so that all
-of its processes can be found and ended by their ids, whatever became of their parents. Nothing here knows arcpipe's
-modules: what is tested is what a user gets.
+`Server` runs `arcpipe serve` on a free port in a directory of its own, in a session of its own, so that all of its
+processes can be found and ended by their ids, whatever became of their parents. Where the command line or the memory of
+a start is the subject, or the environment is, that is `python -m arcpipe serve` (`by_command`). Otherwise the process
+is forked where the libraries are loaded already (`tests.support.preloaded`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import ssl
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
+from tests.support import preloaded
 from tests.support.directories import batch_files
 from tests.support.http import Client, Response, pack
 from tests.support.lake import lake_files, lake_rows
@@ -56,10 +58,11 @@ class Server:
         self.variables: dict[str, str] = {}  # of the environment, other than the settings
         self.prefix: list[str] = []  # a program that executes its arguments in the end, ahead of arcpipe's own command
         self.pass_fds: Sequence[int] = ()  # which that program inherits
+        self.by_command = False  # True: as a user starts it, in a process that has to load everything
         self.url = ""  # empty while nobody is known to listen: another server may get the port by then
         self.tls: ssl.SSLContext | None = None  # what its clients trust, where it speaks TLS
         self.pid = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | preloaded.Process | None = None
         self._sessions: list[int] = []  # of all its starts
         self._log = directory / "log"
         self._log_start = 0
@@ -89,21 +92,28 @@ class Server:
         assert not self.is_running
         self.url = ""
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        environ = environment(**self.settings) | self.variables
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self.prefix, *COMMAND, "serve"],
-                cwd=self.directory,
-                env=environment(**self.settings) | self.variables,
-                pass_fds=self.pass_fds,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                # Not even a pytest that is killed leaves it behind.
-                preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
-            )
+            if self.by_command or self.prefix or self.pass_fds or not preloaded.can_fork(environ):
+                self._process = self._execute(environ, log)
+            else:
+                self._process = preloaded.start("serve", directory=self.directory, environ=environ, output=log)
         self.pid = self._process.pid
         self._sessions.append(self.pid)
+
+    def _execute(self, environ: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*self.prefix, *COMMAND, "serve"],
+            cwd=self.directory,
+            env=environ,
+            pass_fds=self.pass_fds,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # Not even a pytest that is killed leaves it behind.
+            preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
+        )
 
     def wait_until_serving(self) -> None:
         """Wait for the log line that tells the port."""
@@ -280,13 +290,5 @@ class Server:
 
 def serve_and_fail(directory: Path, **settings: object) -> subprocess.CompletedProcess[str]:
     """Run an `arcpipe serve` that is expected to end by itself at once."""
-    return subprocess.run(
-        [*COMMAND, "serve"],
-        cwd=directory,
-        env=environment(**settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-    )
+    environ = environment(**settings)
+    return preloaded.run("serve", directory=directory, environ=environ, seconds=START_SECONDS)

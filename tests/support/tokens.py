@@ -9,19 +9,12 @@ from typing import Any
 
 from arcpipe.access import tokens
 from arcpipe.access.tokens import Token
-from tests.support.program import COMMAND, environment
+from tests.support import preloaded
+from tests.support.program import environment
 
 
 def arcpipe(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=directory,
-        env=environment(auth_enabled=True),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    return preloaded.run(*arguments, directory=directory, environ=environment(auth_enabled=True), check=True)
 
 
 def create(directory: Path, *options: str) -> str:
