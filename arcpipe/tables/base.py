@@ -15,9 +15,12 @@ subpackages only, in the process that commits, because deltalake cannot be used 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from arcpipe.errors import ArcpipeError
+
+AT_ONCE: Final = 8
+"""Tables that are committed to at once where commits wait for a server: at 20 ms a request this keeps a core busy."""
 
 TableName = tuple[str, str]
 """Database and measurement, as clients call them."""
@@ -93,7 +96,7 @@ class Column(NamedTuple):
 
 
 class TableFormat(Protocol):
-    """Tables of one format in one catalogue or store. It blocks, and one thread at a time may call it.
+    """Tables of one format in one catalogue or store. It blocks. `at_once` threads may call it, for different tables.
 
     Every method may raise Unavailable. Whatever a library raises becomes an error of this module.
     """
@@ -101,6 +104,11 @@ class TableFormat(Protocol):
     @property
     def name(self) -> str:
         """Return the setting's word: "iceberg" or "delta"."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """Return how many threads may call it at once: 1, or as many as make a difference where requests take time."""
         ...
 
     def check(self) -> None:

@@ -174,7 +174,10 @@ class CommitterProcess:
         """Load the format and try it once."""
         if self._committer is None:
             tables = self._open_tables()
-            self._committer = Committer(tables, self._store, self._wal_dir, self._block, states=self._states)
+            parquet = self._settings.parquet
+            self._committer = Committer(
+                *(tables, self._store, self._wal_dir, self._block), states=self._states, parquet=parquet
+            )
             self._block[Block.UNREACHABLE] = 1  # until it was tried
         if self._block[Block.UNREACHABLE]:
             await self._committer.check()

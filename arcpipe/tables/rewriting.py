@@ -16,7 +16,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -104,6 +104,10 @@ class Rewriter:
             return ready
         source = self._twins.source(key)
         return source, size if source == key else -1
+
+    def objects(self, key: str) -> frozenset[str]:
+        """Return all objects that have, or had, the rows of a key of a commit file."""
+        return frozenset(self._twins.objects(key))
 
     def note_missing(self, key: str) -> None:
         """Note that the object to commit is not there: a copy is made anew."""
@@ -224,7 +228,7 @@ class Rewriter:
         covered = self._twins.covered(node, folder, marker)
         return [twin for twin in covered if self._settled.get(twin.key) != tuple(twin.objects)]
 
-    async def settle(self, twins: Sequence[Twin], held: Mapping[str, None], former: Mapping[str, None]) -> None:
+    async def settle(self, twins: Sequence[Twin], held: frozenset[str], former: frozenset[str]) -> None:
         """Keep the objects that the table has, or an earlier state of it; delete the others.
 
         Args:

@@ -74,6 +74,11 @@ class Twins:
         twin = self._twins.get(key)
         return key if twin is None else twin.source
 
+    def objects(self, key: str) -> list[str]:
+        """Return a key of a commit file, and its copies."""
+        twin = self._twins.get(key)
+        return [key] if twin is None else twin.objects
+
     def covered(self, node: str, folder: str, marker: int) -> list[Twin]:
         """Return those of a table that a marker covers."""
         return [twin for twin in self if (twin.node, twin.folder) == (node, folder) and twin.seq <= marker]

@@ -46,6 +46,7 @@ BATCHES = "arcpipe.upload.batches:Batches."
 FOLDER = "arcpipe.upload.batch_folder:BatchFolder."
 DISK = "arcpipe.disk:Disk."
 COMMITTER = "arcpipe.tables.committer:Committer."
+COMMITS = "arcpipe.tables.table_commits:TableCommits."
 MODEL = "tests.support.table_model:ModelTables."
 ICEBERG = "arcpipe.tables.iceberg.change:Change."
 CATALOGUE = "arcpipe.tables.iceberg.catalogue:Catalogue."
@@ -75,11 +76,11 @@ OF_THE_UPLOADER = dict(
 OF_THE_COMMITTER = dict(
     itertools.chain(
         around("the folder is synced", FILES + "sync"),
-        around("the markers are checked", COMMITTER + "read_marker"),
-        around("the first marker is read", COMMITTER + "read_marker", 3),
-        around("the footers are read", COMMITTER + "read_footers"),
-        around("the first attempt", COMMITTER + "attempt"),
-        around("the second attempt", COMMITTER + "attempt", 2),
+        around("the markers are checked", COMMITS + "read_marker"),
+        around("the first marker is read", COMMITS + "read_marker", 3),
+        around("the footers are read", COMMITS + "read_footers"),
+        around("the first attempt", COMMITS + "attempt"),
+        around("the second attempt", COMMITS + "attempt", 2),
         around("the end of commit files", COMMITTER + "forget"),
         around("the removal of commit files", FILES + "remove"),
         around("the removal of the second commit file", DISK + "unlink", 2, r"/tables/0"),
@@ -308,7 +309,7 @@ class Planted(NamedTuple):
     "planted",
     [
         Planted(
-            {f"{MODEL}checks_markers": False, f"{COMMITTER}_without_present": "all"},
+            {f"{MODEL}checks_markers": False, f"{COMMITS}_without_present": "all"},
             OF_THE_COMMITTER["after the first attempt"],
             "files are there twice",
         ),

@@ -22,15 +22,16 @@ from arcpipe.tables.base import (
     Dropped,
     Maintained,
     NewFile,
-    Refused,
     TableName,
 )
+from arcpipe.tables.schema import differing, word_of
 
 
 class ModelTables:
     """Tables below a directory."""
 
     name = "delta"  # one of the setting's words
+    at_once = 1
     checks_markers = True
     """False plants the bug that every harness has to find."""
 
@@ -62,12 +63,9 @@ class ModelTables:
         types = dict(content["types"])
         for file in files:
             for field in file.metadata.schema.to_arrow_schema():
-                if types.setdefault(field.name, str(field.type)) != str(field.type):
-                    raise Refused(
-                        f"column {field.name!r} of table {table} is {types[field.name]} there and {field.type} in "
-                        f"{file.key}",
-                        column=field.name,
-                    )
+                word = word_of(field.type)
+                if types.setdefault(field.name, word) != word:
+                    raise differing(table, field.name, types[field.name], word, file.key)
         self._between()
         added = [*content["files"], *(file.key for file in files)]
         self._write(table, version + 1, {"files": added, "markers": content["markers"] | {node: seq}, "types": types})

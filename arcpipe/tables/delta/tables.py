@@ -24,6 +24,7 @@ from arcpipe.config.settings_tables import Tables
 from arcpipe.errors import NotOffered, StorageError
 from arcpipe.storage import LakeStore, MemoryBlob, open_store
 from arcpipe.tables.base import (
+    AT_ONCE,
     Column,
     Committed,
     Conflict,
@@ -83,6 +84,10 @@ class DeltaTables:
     @property
     def name(self) -> str:
         return "delta"
+
+    @property
+    def at_once(self) -> int:
+        return AT_ONCE if self._store.url.startswith("s3://") else 1
 
     def check(self) -> None:
         self._run("", self._check())

@@ -43,6 +43,7 @@ class IcebergTables:
     """The tables of one catalogue, whose files are in one store."""
 
     name = "iceberg"
+    at_once = 1
 
     def __init__(self, tables: Tables, storage: Storage, wal_dir: str) -> None:
         """Open the tables. Does no I/O.
