@@ -128,6 +128,8 @@ class Committer:
         waiting = [name for name in names if name not in self._done]
         failed: set[tuple[str, str]] = set()
         try:
+            if self._is_first:
+                self.commits.rewriter.load()
             if waiting:
                 self.commits.load()
                 if self._is_first:
@@ -251,13 +253,14 @@ class Committer:
         """
         done = [name for name in names if name in self._done]
         if not done:
+            self.commits.rewriter.forget(frozenset(name.seq for name in names))
             return
         known = set(self._disk.names(self._batches))
         over = [name for name in done if known.isdisjoint(name.batch_id + end for end in BATCH_ENDINGS)]
         if over:
             self._disk.sync_directory(self._batches)  # no power cut may bring the batch back
             self.files.remove(over)
-            self.commits.rewriter.forget(frozenset(name.seq for name in names if name not in over))
+        self.commits.rewriter.forget(frozenset(name.seq for name in names if name not in over))
         for name in over:
             self._done.discard(name)
             self._sizes.pop(name, None)
