@@ -62,6 +62,10 @@ class Dropped(TableError):
     """There is no such table, where one has to be: of files(), replace(), remove(), maintain()."""
 
 
+class Older(TableError):
+    """The catalogue is older than the tables that it has: nothing may be committed to any of them."""
+
+
 class NewFile(NamedTuple):
     """A Parquet file in the store that no table holds yet."""
 
@@ -129,6 +133,13 @@ class TableFormat(Protocol):
 
         Raises:
             Refused: the table is there, and cannot be used.
+        """
+        ...
+
+    def left_behind(self, table: TableName, node: str) -> int | None:
+        """Return the node's marker of a table that is in the store, and which the catalogue does not know.
+
+        It was dropped, or the catalogue is older than the table. None if the store tells nothing.
         """
         ...
 

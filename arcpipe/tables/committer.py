@@ -28,7 +28,7 @@ from arcpipe.counters import Committer as Block
 from arcpipe.disk import Disk
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore
-from arcpipe.tables.base import Conflict, Refused, TableError, TableFormat, TableName, Unavailable
+from arcpipe.tables.base import Conflict, Older, Refused, TableError, TableFormat, TableName, Unavailable
 from arcpipe.tables.commit_file import CommitFileName, CommitFiles
 from arcpipe.tables.pending import Blocked, Chunk, Part, chunks, table_of
 from arcpipe.tables.states import Kind, States
@@ -117,7 +117,7 @@ class Committer:
             force: try tables again that failed a short while ago.
 
         Raises:
-            Foreign, DamagedFile, UnknownVersion: nothing more may be committed.
+            Foreign, Older, DamagedFile, UnknownVersion: nothing more may be committed.
             Blocked, OSError, StorageError: it cannot go on now.
         """
         started = steady_us()
@@ -166,6 +166,8 @@ class Committer:
         async def check(parts: list[Part]) -> None:
             try:
                 await self.commits.read_marker(await self.commits.table_of(parts[0]), parts[0].node)
+            except (Foreign, Older):
+                raise
             except (TableError, Gone):
                 return  # its turn comes
             self.commits.step()
@@ -223,7 +225,7 @@ class Committer:
                 self._note_waiting(table, parts)
                 return False
             await self.commits.commit(table, parts)
-        except Foreign:
+        except (Foreign, Older):
             raise
         except Refused as error:
             kind, problem = "refused", str(error)

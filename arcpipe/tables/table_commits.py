@@ -167,13 +167,16 @@ class TableCommits:
         """
         assert self._ledger is not None
         marker = await self.call(self._tables.committed, table, node)
+        told = marker
+        if marker is None:
+            told = await self.call(self._tables.left_behind, table, node)
+        if told is not None and not self._ledger.has_issued(told):
+            raise Foreign(
+                f"table {_shown(table)} has the marker {told} of this node ({node}), which this WAL directory "
+                f"never issued (its last number is {self._ledger.last}): it is an old copy, or a server runs with "
+                "another copy of it. Nothing is committed to any table, so that no batch is there twice"
+            )
         if marker is not None:
-            if not self._ledger.has_issued(marker):
-                raise Foreign(
-                    f"table {_shown(table)} has the marker {marker} of this node ({node}), which this WAL directory "
-                    f"never issued (its last number is {self._ledger.last}): it is an old copy, or a server runs with "
-                    "another copy of it. Nothing is committed to any table, so that no batch is there twice"
-                )
             self._seen.add((table, node))
         elif (table, node) in self._seen:
             self._seen.discard((table, node))

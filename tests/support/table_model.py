@@ -55,6 +55,9 @@ class ModelTables:
         marker = None if found is None or not self.checks_markers else found[1]["markers"].get(node)
         return marker if marker is None else int(marker)
 
+    def left_behind(self, table: TableName, node: str) -> int | None:
+        return None
+
     def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
         version, content = self.load(table) or (0, {"files": [], "markers": {}, "types": {}})
         marker = content["markers"].get(node)

@@ -105,6 +105,9 @@ class DeltaTables:
         state = self._run(shown(table), self._fresh(table))
         return None if state is None else state.marker(node)
 
+    def left_behind(self, table: TableName, node: str) -> int | None:
+        return None  # the table is its log, and has no catalogue
+
     def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
         done, state = self._run(shown(table), self._commit(table, files, node, seq))
         if done.files and state.version and state.version % INTERVAL == 0:

@@ -72,6 +72,9 @@ class IcebergTables:
         layout.require_usable(table, loaded)
         return layout.markers(loaded).get(node)
 
+    def left_behind(self, table: TableName, node: str) -> int | None:
+        return self._catalogue.marker_left_behind(table, f"{layout.MARKER}{node}")
+
     def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
         columns = schema.wanted(table, files)
         loaded = self._catalogue.load(table)
