@@ -58,7 +58,13 @@ def store_uri(storage: Storage) -> str:
 class Catalogue:
     """The catalogue. One thread at a time may use it."""
 
-    def __init__(self, options: TablesIceberg, storage: Storage, wal_dir: str) -> None:
+    def __init__(self, options: TablesIceberg, storage: Storage, wal_dir: str, kept: float = 1.0) -> None:
+        """Make ready; nothing is read.
+
+        Args:
+            kept: the part of the bounds of what is kept in memory.
+        """
+        self._kept = kept
         self._options = options
         self._storage = storage
         self._directory = Path(os.path.abspath(wal_dir)) / "tables"
@@ -240,13 +246,13 @@ class Catalogue:
                     Disk().make_directory(str(self._directory))
                     Disk().sync_directory(str(self._directory.parent))
                 uri = sqlite_uri(self._directory / "iceberg.db")
-                return SQLCatalogue(CATALOG_NAME, self._files, **s3, uri=uri, warehouse=self.warehouse)
+                return SQLCatalogue(CATALOG_NAME, self._files, self._kept, **s3, uri=uri, warehouse=self.warehouse)
             case "postgresql":
                 from arcpipe.tables.iceberg.sql_catalogue import SQLCatalogue, postgresql_uri
 
                 uri = postgresql_uri(options.uri, options.password)
                 return SQLCatalogue(
-                    CATALOG_NAME, self._files, **s3, uri=uri, warehouse=self.warehouse, pool_pre_ping="true"
+                    CATALOG_NAME, self._files, self._kept, **s3, uri=uri, warehouse=self.warehouse, pool_pre_ping="true"
                 )
             case "glue":
                 from arcpipe.tables.iceberg.glue_catalogue import GlueCatalogue, glue_properties

@@ -91,9 +91,9 @@ def _weight(metadata: TableMetadata) -> int:
 class SQLCatalogue(SqlCatalog):
     """The catalogue. One thread at a time may use it."""
 
-    def __init__(self, name: str, files: SharedFiles, **properties: str) -> None:
+    def __init__(self, name: str, files: SharedFiles, kept: float = 1.0, **properties: str) -> None:
         self._files = files
-        self._cache = MetadataCache()
+        self._cache = MetadataCache(int(_KEPT_SNAPSHOTS * kept))
         super().__init__(name, **properties)
 
     def _init_catalog(self) -> None:
