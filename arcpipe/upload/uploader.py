@@ -11,10 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
 import logging
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -22,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
-from arcpipe import logs
 from arcpipe.allocator import keep_freed_memory
+from arcpipe.child import Fields, living
 from arcpipe.clock import steady_us
 from arcpipe.counters import BEGUN, Counters, Uploader
 from arcpipe.counters import Node as NodeBlock
@@ -91,29 +89,12 @@ async def _run(settings: Settings, directory: WALDirectory, counters: Counters, 
             was_told = True
             loop.call_later(delay + _ALONE_SECONDS, uploader.drain)
 
-    loop.add_signal_handler(signal.SIGTERM, drain)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    block = counters.uploader
-    # The heartbeat is set before the pid, so that a reader of the pid finds a heartbeat.
-    block[Uploader.STARTED_US] = block[Uploader.HEARTBEAT_US] = steady_us()
-    block[Uploader.PID] = os.getpid()
-    heartbeat = loop.create_task(_beat(counters))
-    # All objects so far stay for ever: the garbage collector need not look at them again.
-    gc.collect()
-    gc.freeze()
+    fields = Fields(Uploader.PID, Uploader.STARTED_US, Uploader.HEARTBEAT_US)
     try:
-        return await uploader.serve()
+        async with living(counters, counters.uploader, fields, drain):
+            return await uploader.serve()
     finally:
-        heartbeat.cancel()
         await store.close()
-
-
-async def _beat(counters: Counters) -> None:
-    while True:
-        counters.uploader[Uploader.HEARTBEAT_US] = steady_us()
-        logs.set_level(counters.node[NodeBlock.LOG_LEVEL])
-        logs.flush()
-        await asyncio.sleep(0.5)
 
 
 class BatchUploader:
