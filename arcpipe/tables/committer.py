@@ -128,7 +128,7 @@ class Committer:
         waiting = [name for name in names if name not in self._done]
         failed: set[tuple[str, str]] = set()
         try:
-            if self._is_first:
+            if names or self._is_first:  # another process may have written what `forget` writes
                 self.commits.rewriter.load()
             if waiting:
                 self.commits.load()

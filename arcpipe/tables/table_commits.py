@@ -105,13 +105,12 @@ class TableCommits:
         self._thread.shutdown()
 
     def load(self) -> None:
-        """Read what this directory knows.
+        """Read the numbers that this directory issued.
 
         Raises:
             OSError, DamagedFile, UnknownVersion: it cannot be used, and nothing may be committed.
         """
         self._ledger = Ledger.load(self._files.folder, self._files.disk)
-        self.rewriter.load()
 
     async def commit(self, table: TableName, parts: list[Part]) -> None:
         """Commit the parts of one table, which are in the order of their numbers.
