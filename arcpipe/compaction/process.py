@@ -8,14 +8,12 @@ committed, and lets the few requests after a commit come to their end.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import os
-import signal
 import time
 from typing import TYPE_CHECKING, Final
 
 from arcpipe import logs
+from arcpipe.child import Fields, living
 from arcpipe.clock import steady_us
 from arcpipe.compaction.compactor import Compactor, Work
 from arcpipe.compaction.merge import Mismatch, Outcome, Stopped, Stuck
@@ -23,7 +21,6 @@ from arcpipe.compaction.plan import Busy
 from arcpipe.compaction.resources import bound_resources
 from arcpipe.compaction.retention_looks import RetentionLooks
 from arcpipe.counters import Compaction, Counters
-from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore, open_store
 from arcpipe.tables import open_format
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BEAT_SECONDS: Final = 0.5
 _HOUR_SECONDS: Final = 3_600.0
 _RETRY_SECONDS: Final = 60.0  # after a look that failed as a whole
 _BUSY_SECONDS: Final = 5.0  # until it is asked again whether `arcpipe compact` is done
@@ -55,19 +51,11 @@ async def _run(settings: Settings, wal_dir: str, counters: Counters, node: str) 
     store = open_store(settings.storage.url, settings.storage.s3)
     tables = swap_of(settings, wal_dir, store)
     process = CompactionProcess(settings, Compactor(settings, wal_dir, node, store, tables=tables), counters, store)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    block = counters.compaction
-    # The heartbeat is set before the pid, so that a reader of the pid finds a heartbeat.
-    block[Compaction.STARTED_US] = block[Compaction.HEARTBEAT_US] = steady_us()
-    block[Compaction.PID] = os.getpid()
-    gc.collect()
-    gc.freeze()
-    heartbeat = asyncio.create_task(process.beat())
+    fields = Fields(Compaction.PID, Compaction.STARTED_US, Compaction.HEARTBEAT_US)
     try:
-        await process.serve()
+        async with living(counters, counters.compaction, fields, process.stop):
+            await process.serve()
     finally:
-        heartbeat.cancel()
         if tables is not None:
             await tables.close()
         await store.close()
@@ -108,13 +96,6 @@ class CompactionProcess:
         """End soon. May be called by a signal handler of the loop."""
         self._ending.set()
         self._compactor.stop()
-
-    async def beat(self) -> None:
-        while True:
-            self._block[Compaction.HEARTBEAT_US] = steady_us()
-            logs.set_level(self._counters.node[NodeBlock.LOG_LEVEL])
-            logs.flush()
-            await asyncio.sleep(_BEAT_SECONDS)
 
     async def serve(self) -> None:
         """Look and merge until `stop`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from arcpipe.counters import Committer, Counters, Uploader
-from arcpipe.monitoring.process_state import COMPACTION_SILENT_SECONDS, age_seconds, memory_bytes
+from arcpipe.monitoring.process_state import COMPACTION_SILENT_SECONDS, age_if_any, age_seconds, memory_bytes
 from arcpipe.tables import states
 from arcpipe.tables.commit_file import FOLDER
 from arcpipe.tables.states import TableState as TableState
@@ -74,10 +74,10 @@ def committer_state(settings: Settings, counters: Counters, now: int) -> Committ
         format=settings.tables.format,
         interval_seconds=settings.tables.commit_interval_seconds,
         rounds=block[Committer.ROUNDS],
-        last_round_age_seconds=_age(block[Committer.LAST_ROUND_US], now),
+        last_round_age_seconds=age_if_any(block[Committer.LAST_ROUND_US], now),
         round_seconds=block[Committer.ROUND_US] / _MICRO,
         commits=block[Committer.COMMITS],
-        last_commit_age_seconds=_age(block[Committer.LAST_COMMIT_US], now),
+        last_commit_age_seconds=age_if_any(block[Committer.LAST_COMMIT_US], now),
         files=block[Committer.FILES],
         rows=block[Committer.ROWS],
         conflicts=block[Committer.CONFLICTS],
@@ -89,7 +89,7 @@ def committer_state(settings: Settings, counters: Counters, now: int) -> Committ
         waiting_batches=block[Committer.WAITING_BATCHES],
         waiting_bytes=block[Committer.WAITING_BYTES],
         max_waiting_bytes=settings.tables.max_uncommitted_mb << 20,
-        oldest_waiting_seconds=_age(block[Committer.OLDEST_US], now) or 0.0,
+        oldest_waiting_seconds=age_if_any(block[Committer.OLDEST_US], now) or 0.0,
         failing=block[Committer.FAILING],
         refused=block[Committer.REFUSED],
         missing=block[Committer.MISSING],
@@ -99,7 +99,3 @@ def committer_state(settings: Settings, counters: Counters, now: int) -> Committ
         tables=told.tables,
         listed=told.listed[:_MOST_LISTED],
     )
-
-
-def _age(moment: int, now: int) -> float | None:
-    return age_seconds(moment, now) if moment else None

@@ -193,7 +193,7 @@ def compaction_state(counters: Counters, now: int) -> CompactionState:
         heartbeat_age_seconds=heartbeat,
         memory_bytes=memory_bytes(block[Compaction.PID]),
         looks=block[Compaction.LOOKS],
-        last_look_age_seconds=age_seconds(last, now) if last else None,
+        last_look_age_seconds=age_if_any(last, now),
         merges=block[Compaction.MERGES],
         files_in=block[Compaction.FILES_IN],
         files_out=block[Compaction.FILES_OUT],
@@ -252,7 +252,7 @@ def worker_state(counters: Counters, slot: int, now: int) -> WorkerState:
         syncs=block[Worker.WAL_SYNCS],
         rotations=block[Worker.WAL_ROTATIONS],
         write_failures=block[Worker.WAL_FAILURES],
-        last_failure_age_seconds=age_seconds(failure, now) if failure else None,
+        last_failure_age_seconds=age_if_any(failure, now),
         segment=f"{SegmentName.at(slot, created, seq)}{ACTIVE}" if seq else "",
         segment_bytes=block[Worker.SEGMENT_BYTES],
         segment_entries=block[Worker.SEGMENT_ENTRIES],
@@ -297,8 +297,8 @@ def uploader_state(counters: Counters, now: int) -> UploaderState:
         unreadable_key_files=block[Uploader.UNREADABLE_KEY_FILES],
         batched_segments=block[Uploader.BATCHED_SEGMENTS],
         batched_bytes=block[Uploader.BATCHED_BYTES],
-        planned_age_seconds=age_seconds(planned, now) if planned else None,
-        last_upload_age_seconds=age_seconds(last, now) if last else None,
+        planned_age_seconds=age_if_any(planned, now),
+        last_upload_age_seconds=age_if_any(last, now),
         retries={kind: block[Uploader.RETRIES + number] for number, kind in enumerate(RETRY_KINDS)},
         upload_seconds=_distribution(block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, _MICRO),
     )
@@ -317,6 +317,11 @@ def _scaled(bounds: tuple[int, ...], unit: int) -> list[float]:
 def age_seconds(since: int, now: int) -> float:
     """Return the seconds between two times of the steady clock, in µs; 0 if `since` is 0."""
     return max(0, now - since) / _MICRO if since else 0.0
+
+
+def age_if_any(since: int, now: int) -> float | None:
+    """Return the same; None if `since` is 0."""
+    return age_seconds(since, now) if since else None
 
 
 def memory_bytes(pid: int) -> int:

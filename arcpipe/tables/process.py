@@ -10,24 +10,20 @@ The libraries of formats are loaded here, in the child: deltalake cannot be used
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from arcpipe import logs
-from arcpipe.clock import steady_us
+from arcpipe.child import Fields, living
 from arcpipe.counters import Committer as Block
 from arcpipe.counters import Counters, Uploader
-from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore, open_store
 from arcpipe.tables import open_format
-from arcpipe.tables.base import TableError, TableFormat, TableName
+from arcpipe.tables.base import Older, TableError, TableFormat, TableName
 from arcpipe.tables.commit_file import FOLDER, Busy
 from arcpipe.tables.committer import Committer, Foreign, Round
 from arcpipe.tables.states import States
@@ -37,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BEAT_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 0.5  # between two looks for an uploader that is held back
 _FIRST_SECONDS: Final = 1.0  # after the start: workers and uploader come first
 _RETRY_SECONDS: Final = (1.0, 60.0)  # after a failure of all: at first, and at most
@@ -57,19 +52,11 @@ async def _run(settings: Settings, wal_dir: str, counters: Counters) -> int:
     process = CommitterProcess(
         settings, wal_dir, counters, store, lambda: open_format(settings.tables, settings.storage, wal_dir)
     )
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, process.stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    block = counters.committer
-    # The heartbeat is set before the pid, so that a reader of the pid finds a heartbeat.
-    block[Block.STARTED_US] = block[Block.HEARTBEAT_US] = steady_us()
-    block[Block.PID] = os.getpid()
-    gc.collect()
-    gc.freeze()
-    heartbeat = asyncio.create_task(process.beat())
+    fields = Fields(Block.PID, Block.STARTED_US, Block.HEARTBEAT_US)
     try:
-        await process.serve()
+        async with living(counters, counters.committer, fields, process.stop):
+            await process.serve()
     finally:
-        heartbeat.cancel()
         process.close()
         await store.close()
     return 0
@@ -96,6 +83,7 @@ class CommitterProcess:
         self._folder = os.path.join(wal_dir, FOLDER)
         self._states = States()
         self._committer: Committer | None = None
+        self._is_checked = False  # whether the format worked when it was tried last
         self._ending = asyncio.Event()
         self._failures = 0
         self._held_back_until = 0.0  # monotonic: no round for an uploader that is held back before this
@@ -109,13 +97,6 @@ class CommitterProcess:
         """Release the tables' connections."""
         if self._committer is not None:
             self._committer.close()
-
-    async def beat(self) -> None:
-        while True:
-            self._block[Block.HEARTBEAT_US] = steady_us()
-            logs.set_level(self._counters.node[NodeBlock.LOG_LEVEL])
-            logs.flush()
-            await asyncio.sleep(_BEAT_SECONDS)
 
     async def serve(self) -> None:
         """Commit until `stop`."""
@@ -174,10 +155,14 @@ class CommitterProcess:
         """Load the format and try it once."""
         if self._committer is None:
             tables = self._open_tables()
-            self._committer = Committer(tables, self._store, self._wal_dir, self._block, states=self._states)
+            parquet = self._settings.parquet
+            self._committer = Committer(
+                *(tables, self._store, self._wal_dir, self._block), states=self._states, parquet=parquet
+            )
             self._block[Block.UNREACHABLE] = 1  # until it was tried
-        if self._block[Block.UNREACHABLE]:
+        if not self._is_checked:
             await self._committer.check()
+            self._is_checked = True
             self._block[Block.UNREACHABLE] = 0
         return self._committer
 
@@ -185,10 +170,12 @@ class CommitterProcess:
         """Count and log a failure that concerns all tables."""
         self._failures += 1
         self._block[Block.FAILURES] += 1
-        if isinstance(error, (Foreign, DamagedFile, UnknownVersion)):
+        if isinstance(error, (Foreign, Older, DamagedFile, UnknownVersion)):
+            self._block[Block.UNREACHABLE] = 0
             self._note_states(str(error), "")
             log.error("nothing is committed to tables: %s", error)
         elif isinstance(error, TableError) or self._committer is None:
+            self._is_checked = False
             self._block[Block.UNREACHABLE] = 1
             self._note_states("", str(error))
             log.error("tables cannot be reached, and are tried again: %s", error)

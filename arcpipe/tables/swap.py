@@ -13,15 +13,20 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from arcpipe.lake.footers import find_footer
-from arcpipe.lake.keys import decode_component
+from arcpipe.errors import MissingObject
+from arcpipe.lake.file_schema import DATABASE, MEASUREMENT
+from arcpipe.lake.folders import SUFFIX
+from arcpipe.lake.footers import Unreadable, find_footer, read_footer
+from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore
 from arcpipe.tables.base import Conflict, Dropped, NewFile, TableFormat, TableName
+from arcpipe.tables.pending import table_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 10
+_MOST_NAMES: Final = 10_000
 _JITTER_SECONDS: Final = (0.05, 0.5)
 
 
@@ -33,6 +38,7 @@ class TableSwap:
         self._open = open_tables
         self._store = store
         self._tables: TableFormat | None = None
+        self._names: dict[str, TableName] = {}  # by folder: names that were cut
 
     async def close(self) -> None:
         """Release the tables' connections."""
@@ -46,7 +52,7 @@ class TableSwap:
         Args:
             folder: two components of keys.
         """
-        table = _table_of(folder)
+        table = await self._table_of(folder)
         return frozenset() if table is None else frozenset(await self._files(table))
 
     async def replace(self, folder: str, old: Sequence[str], new: Sequence[tuple[str, int]]) -> bool:
@@ -62,7 +68,7 @@ class TableSwap:
         Raises:
             TableError, StorageError: it is not known yet; try again.
         """
-        table = _table_of(folder)
+        table = await self._table_of(folder)
         assert table is not None, "BUG: a merge of files that no table has"
         for attempt in range(1, _ATTEMPTS + 1):
             held = await self._files(table)
@@ -83,7 +89,7 @@ class TableSwap:
 
     async def remove(self, folder: str, keys: Sequence[str]) -> None:
         """Take files with their rows out of the table."""
-        table = _table_of(folder)
+        table = await self._table_of(folder)
         if table is None or not keys:
             return
         for attempt in range(1, _ATTEMPTS + 1):
@@ -96,6 +102,28 @@ class TableSwap:
                 if attempt == _ATTEMPTS:
                     raise
                 await asyncio.sleep(random.uniform(*_JITTER_SECONDS))
+
+    async def _table_of(self, folder: str) -> TableName | None:
+        """Return the table of a folder; if its name was cut, a file's footer has it. None if there is no such file."""
+        known = table_of(folder) or self._names.get(folder)
+        if known is not None:
+            return known
+        async for page in self._store.list_objects(f"{folder}/"):
+            for listed in page:
+                if not listed.key.endswith(SUFFIX):
+                    continue
+                try:
+                    metadata = (await read_footer(self._store, listed.key, listed.size)).metadata or {}
+                    found = metadata[DATABASE].decode(), metadata[MEASUREMENT].decode()
+                except (Unreadable, MissingObject, KeyError, UnicodeDecodeError):
+                    continue
+                database, measurement = folder.split("/")
+                if database in database_components(found[0]) and measurement in measurement_components(found[1]):
+                    if len(self._names) >= _MOST_NAMES:
+                        self._names.clear()
+                    self._names[folder] = found
+                    return found
+        return None
 
     async def _footers(self, files: Sequence[tuple[str, int]]) -> list[NewFile]:
         found = []
@@ -121,9 +149,3 @@ class TableSwap:
 
 def _replace(table: TableName, old: Sequence[str], new: Sequence[NewFile], tables: TableFormat) -> None:
     tables.replace(table, old, new)
-
-
-def _table_of(folder: str) -> TableName | None:
-    """Return the table of a folder; None if its name was cut: such a table is left to other engines."""
-    database, measurement = map(decode_component, folder.split("/"))
-    return None if database is None or measurement is None else (database, measurement)

@@ -334,7 +334,7 @@ def test_the_second_of_two_writers_meets_a_conflict(lake: DeltaLake, monkeypatch
     assert numbers(lake) == list(range(30))
 
 
-def test_a_commit_asks_the_store_four_times(s3: S3Bucket, tmp_path: Path) -> None:
+def test_a_commit_asks_the_store_five_times(s3: S3Bucket, tmp_path: Path) -> None:
     """However many versions there are: two reads for the marker, one more just before the conditional put."""
     with FaultyProxy(s3.endpoint_url) as proxy:
         lake = s3_lake(s3, tmp_path)
@@ -345,7 +345,8 @@ def test_a_commit_asks_the_store_four_times(s3: S3Bucket, tmp_path: Path) -> Non
             tables.committed(CPU, "n1")
             tables.commit(CPU, [file], "n1", seq)
             if seq not in (1, 11):  # the table is made; a checkpoint is made
-                assert [request.split()[0] for request in proxy.seen] == ["GET", "GET", "GET", "PUT"]
+                reads = 3 if seq == 2 else 4  # nothing is before version 0
+                assert [request.split()[0] for request in proxy.seen] == ["GET"] * reads + ["PUT"]
         lake.close()
 
 
@@ -356,6 +357,54 @@ def test_a_table_that_is_dropped_before_its_commit_is_made_again(lake: DeltaLake
     lake.delete_objects("db/cpu/")
     assert tables.commit(CPU, [lake.file(rows_of(10))], "n1", 2) == (2, 0, 1, True)
     assert numbers(lake) == list(range(10, 20))
+
+
+def test_a_table_that_is_dropped_within_its_commit_is_refused_from_then_on(
+    local: DeltaLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look at the log and the put: the log begins with the commit, and nobody takes it for a table.
+
+    The file is not lost: it is imported again, as the message says.
+    """
+    tables = local.open()
+    for seq in range(1, 4):
+        tables.commit(CPU, [local.file(rows_of(seq * 10))], "n1", seq)
+    assert tables.committed(CPU, "n1") == 3
+    look = Log.is_there
+
+    async def dropped_after(self: Log, known: State) -> bool:
+        found = await look(self, known)
+        local.delete_objects("db/cpu/_delta_log/")
+        return found
+
+    file = local.file(rows_of(50))
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "is_there", dropped_after)
+        assert tables.commit(CPU, [file], "n1", 4).files == 1
+    assert local.listed("db/cpu/_delta_log/") == [f"db/cpu/_delta_log/{3:020}.json"]
+    for opened in (tables, local.open()):
+        for work in (
+            lambda opened=opened: opened.committed(CPU, "n1"),
+            lambda opened=opened: opened.commit(CPU, [file], "n1", 5),
+            lambda opened=opened: list(opened.files(CPU)),
+        ):
+            with pytest.raises(Refused, match=r"no version 0 .*remove _delta_log and import the files again"):
+                work()
+    local.delete_objects("db/cpu/_delta_log/")
+    assert tables.committed(CPU, "n1") is None
+    assert tables.commit(CPU, [file], "import", 1).created
+    assert numbers(local) == list(range(50, 60))
+
+
+def test_the_history_of_a_table_that_is_there_is_changed_in_the_table(local: DeltaLake) -> None:
+    """As docs/tables.md tells: the setting is of tables that are made from then on."""
+    local.open(history_hours=12).commit(CPU, [local.file(rows_of(0))], "n1", 1)
+    local.delta().alter.set_table_properties({"delta.logRetentionDuration": "interval 48 hours"})
+    tables = local.open(history_hours=1)
+    tables.commit(CPU, [local.file(rows_of(10))], "n1", 2)
+    tables.maintain(CPU)
+    assert local.delta().metadata().configuration["delta.logRetentionDuration"] == "interval 48 hours"
+    assert numbers(local) == list(range(20))
 
 
 def test_of_two_that_make_a_table_one_meets_a_conflict(lake: DeltaLake) -> None:

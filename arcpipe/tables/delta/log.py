@@ -81,8 +81,12 @@ class Log:
         """
         if known is None or not known.digest:
             return await self._load()
-        own, following = await asyncio.gather(self._read(known.version), self._read(known.version + 1))
+        before, own, following = await asyncio.gather(*(self._read(known.version + step) for step in (-1, 0, 1)))
         if own is None or digest_of(own) != known.digest:
+            return await self._load()
+        if before is None and known.version > 0:
+            # A checkpoint is before it, and the rest was cleaned up. Or somebody dropped the table within our last
+            # commit, which is in a log without a beginning now.
             return await self._load()
         state = known
         while following is not None:
@@ -216,6 +220,8 @@ class Log:
 
     async def _read(self, version: int) -> bytes | None:
         """Return the bytes of a commit; None if there is none."""
+        if version < 0:
+            return None
         try:
             return await self._store.read(commit_key(self.root, version), 0, _MAX_COMMIT)
         except MissingObject:

@@ -32,6 +32,7 @@ from arcpipe.tables.iceberg.change import Change
 from arcpipe.tables.iceberg.errors import reason, translated
 from arcpipe.tables.iceberg.file_io import path_of
 from arcpipe.tables.iceberg.manifests import ManifestLists
+from arcpipe.tables.iceberg.s3_io import S3FileIO
 from arcpipe.tables.schema import shown
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,8 @@ def _data_files(manifests: Iterable[ManifestFile], files: FileIO) -> set[str]:
 
 def _listed(files: FileIO, folder: str) -> list[tuple[str, float]]:
     """List a folder's files with the times of their last change."""
+    if isinstance(files, S3FileIO):
+        return files.listed(folder)
     if isinstance(files, PyArrowFileIO):
         scheme, netloc, path = files.parse_location(folder)
         system = files.fs_by_scheme(scheme, netloc)

@@ -10,11 +10,14 @@ from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.typedef import Properties
 
 from arcpipe.config.settings import StorageS3
+from arcpipe.tables.base import Refused
 from arcpipe.tables.iceberg.file_io import LocalFileIO
+from arcpipe.tables.iceberg.s3_io import ENCRYPTION, S3FileIO
 
 _MOST: Final = 16  # of different credentials: a REST catalogue may give each table its own
 _CONNECT_SECONDS: Final = "10"
 _REQUEST_SECONDS: Final = "30"
+_SIGNING: Final = "s3.remote-signing-enabled"
 
 
 def s3_properties(options: StorageS3) -> dict[str, str]:
@@ -25,6 +28,7 @@ def s3_properties(options: StorageS3) -> dict[str, str]:
         "s3.access-key-id": options.access_key_id,
         "s3.secret-access-key": options.secret_access_key,
         "s3.force-virtual-addressing": "true" if options.addressing_style == "virtual" else "",
+        ENCRYPTION: options.server_side_encryption,
     }
     return {
         **{key: value for key, value in found.items() if value},
@@ -41,7 +45,11 @@ class SharedFiles:
         self._remote: OrderedDict[tuple[tuple[str, str], ...], FileIO] = OrderedDict()
 
     def of(self, location: str, properties: Properties) -> FileIO:
-        """Return the one for a location."""
+        """Return the one for a location.
+
+        Raises:
+            Refused: a catalogue wants to sign each request itself.
+        """
         if location.startswith(("file:", "/")):
             return self._local
         needed = tuple(
@@ -51,8 +59,19 @@ class SharedFiles:
                 if key.startswith(("s3.", "client.", "gcs.", "adls."))
             )
         )
-        found = self._remote.pop(needed, None) or PyArrowFileIO(dict(needed))
+        found = self._remote.pop(needed, None) or _open(location, dict(needed))
         self._remote[needed] = found
         if len(self._remote) > _MOST:
             self._remote.popitem(last=False)
         return found
+
+
+def _open(location: str, properties: dict[str, str]) -> FileIO:
+    if properties.get(_SIGNING, "").lower() == "true":
+        raise Refused(
+            f"the catalogue wants to sign each request for {location} itself ({_SIGNING}), which arcpipe cannot: have "
+            "it give credentials instead (vended credentials), or leave it to those of [storage.s3]"
+        )
+    if properties.get(ENCRYPTION) and location.startswith("s3"):
+        return S3FileIO(properties)
+    return PyArrowFileIO(properties)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from arcpipe.compaction.compactor import Compactor
-from arcpipe.compaction.files import Folder, parse_folder
 from arcpipe.compaction.plan import Plans
 from arcpipe.compaction.retention import Retention
 from arcpipe.config.settings import WAL, Settings, Storage, StorageS3
+from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.storage import open_store
 from arcpipe.tables.base import Conflict, NewFile, TableName
 from arcpipe.tables.swap import TableSwap
@@ -161,3 +164,60 @@ def test_retention_takes_files_out_of_the_table(handed: Handed, tables: ModelTab
     assert work(handed, tables, expire) == 5
     assert in_tables(tables) == []
     assert len(lake_files(handed.lake)) == 6
+
+
+LONG: TableName = ("d" * 250, "m" * 130)
+
+
+def test_files_of_a_table_whose_names_are_cut_are_merged_too(tmp_path: Path, tables: ModelTables) -> None:
+    """The folder does not tell its name; the footers do."""
+    handed = Handed(tmp_path)
+    for _ in range(3):
+        handed.batch([LONG])
+    Working(handed.directory.path, handed.lake, tables).round()
+    assert tables.all_tables() == [LONG]
+    folder = parse_folder(min(handed.keys).rpartition("/")[0])
+    assert folder is not None
+    assert folder.names != LONG
+    wanted = rows(handed, tables)
+    outcome = work(handed, tables, lambda compactor: compactor.compact(folder))
+    assert outcome is not None
+    assert (len(outcome.plan.inputs), len(in_tables(tables))) == (3, 1)
+    assert rows(handed, tables) == wanted
+
+
+def test_a_file_in_a_folder_that_is_not_its_own_names_no_table(tmp_path: Path, tables: ModelTables) -> None:
+    handed = Handed(tmp_path)
+    handed.batch([LONG])
+    handed.batch()
+    [own, other] = sorted(handed.keys, key=len, reverse=True)
+    (handed.lake / own).write_bytes((handed.lake / other).read_bytes())
+
+    async def held() -> frozenset[str]:
+        store = open_store(f"file://{handed.lake}", StorageS3())
+        swap = TableSwap(lambda: tables, store)
+        try:
+            return await swap.held("/".join(own.split("/")[:2]))
+        finally:
+            await swap.close()
+            await store.close()
+
+    assert asyncio.run(held()) == frozenset()
+
+
+def test_files_that_were_rewritten_are_merged_with_the_others(
+    handed: Handed, tables: ModelTables, folder: Folder
+) -> None:
+    for _ in range(2):
+        handed.batch(n=pa.string())
+    Working(handed.directory.path, handed.lake, tables).round()
+    fitted = [handed.lake / key for key in in_tables(tables) if ".fit" in key]
+    assert len(fitted) == 2
+    for path in fitted:  # older than any request that may be late
+        os.utime(path, (path.stat().st_mtime - 3_600,) * 2)
+    outcome = work(handed, tables, lambda compactor: compactor.compact(folder))
+    assert outcome is not None
+    [key] = in_tables(tables)
+    found = pq.read_table(handed.lake / key)
+    values = zip(found["n"].to_pylist(), found["n_str"].to_pylist(), strict=True)
+    assert sorted(int(text) if number is None else number for number, text in values) == sorted(handed.rows[TABLE])

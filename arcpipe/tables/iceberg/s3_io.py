@@ -1,0 +1,177 @@
+"""Metadata files in S3 with the encryption of `storage.s3.server_side_encryption`, which Arrow's client cannot ask for.
+
+Files are small: each is one request, and is in memory meanwhile.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import get_session
+from pyiceberg.io import FileIO, InputFile, OutputFile
+from pyiceberg.typedef import EMPTY_DICT, Properties
+
+ENCRYPTION: Final = "s3.arcpipe-encryption"
+"""The property that has the setting. It is arcpipe's own."""
+
+_ABSENT: Final = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
+_DENIED: Final = frozenset({"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
+_TRIES: Final = 3
+
+
+class S3FileIO(FileIO):
+    """Files of S3. Several threads may use it."""
+
+    def __init__(self, properties: Properties = EMPTY_DICT) -> None:
+        super().__init__(properties)
+        endpoint = properties.get("s3.endpoint")
+        is_virtual = properties.get("s3.force-virtual-addressing") == "true"
+        self.encryption: dict[str, str] = (
+            {"ServerSideEncryption": properties[ENCRYPTION]} if properties.get(ENCRYPTION) else {}
+        )
+        self.client: Any = get_session().create_client(
+            "s3",
+            region_name=properties.get("s3.region") or properties.get("client.region"),
+            endpoint_url=endpoint,
+            aws_access_key_id=properties.get("s3.access-key-id"),
+            aws_secret_access_key=properties.get("s3.secret-access-key"),
+            aws_session_token=properties.get("s3.session-token"),
+            config=Config(
+                connect_timeout=float(properties.get("s3.connect-timeout", "10")),
+                read_timeout=float(properties.get("s3.request-timeout", "30")),
+                retries={"total_max_attempts": _TRIES, "mode": "standard"},
+                s3={"addressing_style": "virtual" if is_virtual else "path" if endpoint else "auto"},
+            ),
+        )
+
+    def new_input(self, location: str) -> S3Input:
+        return S3Input(location, self)
+
+    def new_output(self, location: str) -> S3Output:
+        return S3Output(location, self)
+
+    def delete(self, location: str | InputFile | OutputFile) -> None:
+        place = place_of(location if isinstance(location, str) else location.location)
+        with _errors(place):
+            self.client.delete_object(**place)
+
+    def write(self, location: str, data: bytes) -> None:
+        """Put an object."""
+        place = place_of(location)
+        with _errors(place):
+            self.client.put_object(**place, Body=data, **self.encryption)
+
+    def listed(self, folder: str) -> list[tuple[str, float]]:
+        """List the objects of a folder, without those of its folders: names, and seconds since the epoch."""
+        place = place_of(folder.rstrip("/") + "/")
+        found = []
+        with _errors(place):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=place["Bucket"], Prefix=place["Key"], Delimiter="/"
+            )
+            for page in pages:
+                found += [(one["Key"], one["LastModified"].timestamp()) for one in page.get("Contents", ())]
+        return [(key.removeprefix(place["Key"]), modified) for key, modified in found if key != place["Key"]]
+
+    def size(self, location: str) -> int:
+        """Return the bytes of an object. Raises FileNotFoundError."""
+        place = place_of(location)
+        with _errors(place):
+            return int(self.client.head_object(**place)["ContentLength"])
+
+
+class S3Input(InputFile):
+    """An object that is read."""
+
+    def __init__(self, location: str, files: S3FileIO) -> None:
+        super().__init__(location)
+        self._files = files
+
+    def __len__(self) -> int:
+        return self._files.size(self.location)
+
+    def exists(self) -> bool:
+        try:
+            return self._files.size(self.location) >= 0
+        except FileNotFoundError:
+            return False
+
+    def open(self, seekable: bool = True) -> Any:
+        place = place_of(self.location)
+        with _errors(place):
+            return io.BytesIO(self._files.client.get_object(**place)["Body"].read())
+
+
+class S3Output(OutputFile):
+    """An object that is written: it is there, whole, when the stream is closed without an error."""
+
+    def __init__(self, location: str, files: S3FileIO) -> None:
+        super().__init__(location)
+        self._files = files
+        self._size = -1
+
+    def __len__(self) -> int:
+        return self._size if self._size >= 0 else self._files.size(self.location)
+
+    def exists(self) -> bool:
+        return self.to_input_file().exists()
+
+    def to_input_file(self) -> S3Input:
+        return S3Input(self.location, self._files)
+
+    def create(self, overwrite: bool = False) -> Any:
+        if not overwrite and self.exists():
+            raise FileExistsError(f"{self.location} exists")
+        return _Stream(self)
+
+    def finish(self, data: bytes) -> None:
+        self._files.write(self.location, data)
+        self._size = len(data)
+
+
+class _Stream(io.BytesIO):
+    def __init__(self, output: S3Output) -> None:
+        super().__init__()
+        self._output: S3Output | None = output
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._output = None
+        self.close()
+
+    def close(self) -> None:
+        output, self._output = self._output, None
+        if output is not None:
+            output.finish(self.getvalue())
+        super().close()
+
+
+def place_of(location: str) -> dict[str, str]:
+    """Return bucket and key of a location in S3.
+
+    Raises:
+        ValueError: it is elsewhere.
+    """
+    parts = urlsplit(location, allow_fragments=False)
+    if parts.scheme not in ("s3", "s3a", "s3n") or not parts.netloc:
+        raise ValueError(f"{location} is no location in S3")
+    return {"Bucket": parts.netloc, "Key": location.split("/", 3)[3]}
+
+
+@contextmanager
+def _errors(place: dict[str, str]) -> Iterator[None]:
+    """Raise what other implementations of FileIO raise: OSError and its kinds."""
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        kind = FileNotFoundError if code in _ABSENT else PermissionError if code in _DENIED else OSError
+        raise kind(f"s3://{place['Bucket']}/{place['Key']}: {error}") from error
+    except BotoCoreError as error:
+        raise OSError(f"s3://{place['Bucket']}/{place['Key']}: {error}") from error

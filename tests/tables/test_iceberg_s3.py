@@ -1,0 +1,107 @@
+"""Metadata in S3: with the encryption of the settings, with a catalogue's own credentials, or refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from arcpipe.tables.base import Refused
+from arcpipe.tables.iceberg.s3_io import ENCRYPTION, S3FileIO, place_of
+from arcpipe.tables.iceberg.shared_io import SharedFiles, s3_properties
+from tests.support.iceberg import World, glue_world
+from tests.support.s3server import S3Bucket
+from tests.support.tables import CPU, rows
+
+
+@pytest.fixture
+def world(s3: S3Bucket, tmp_path: Path) -> World:
+    made = glue_world(s3, tmp_path)
+    of_s3 = msgspec.structs.replace(made.lake.storage.s3, server_side_encryption="aws:kms")
+    made.lake = made.lake._replace(storage=msgspec.structs.replace(made.lake.storage, s3=of_s3))
+    return made
+
+
+def encryption_of(bucket: S3Bucket) -> dict[str, Any]:
+    client = bucket.client()
+    return {
+        key: client.head_object(Bucket=bucket.bucket, Key=key).get("ServerSideEncryption")
+        for key in bucket.list_keys()
+        if "/_iceberg/" in key
+    }
+
+
+def test_all_metadata_has_the_encryption_of_the_store(world: World, s3: S3Bucket) -> None:
+    tables = world.open(history_hours=1)
+    tables.check()
+    for number in range(3):
+        tables.commit(CPU, [world.lake.put(CPU, rows(number * 10), f"b{number}")], "a" * 12, number + 1)
+    found = encryption_of(s3)
+    assert {key.rpartition(".")[2] for key in found} == {"json", "avro"}
+    assert set(found.values()) == {"aws:kms"}
+    tables.maintain(CPU)
+    assert set(encryption_of(s3).values()) == {"aws:kms"}
+    tables.close()
+    assert len(world.numbers()) == 9
+
+
+def test_a_file_is_whole_or_not_there(s3: S3Bucket, world: World) -> None:
+    files = S3FileIO(s3_properties(world.lake.storage.s3))
+    output = files.new_output(f"s3://{s3.bucket}/some/prefix/a b/ü?#")
+    assert not output.exists()
+
+    def fail() -> None:
+        with output.create() as stream:
+            stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not output.exists()
+    with output.create() as stream:
+        stream.write(b"abc")
+    assert len(output) == len(output.to_input_file()) == 3
+    with pytest.raises(FileExistsError):
+        output.create()
+    with output.to_input_file().open() as stream:
+        assert stream.read() == b"abc"
+    assert [name for name, _ in files.listed(f"s3://{s3.bucket}/some/prefix/a b")] == ["ü?#"]
+    files.delete(output)
+    files.delete(output)
+    assert not output.exists()
+    with pytest.raises(FileNotFoundError):
+        output.to_input_file().open()
+
+
+def test_denied_access_and_a_dead_server_are_told_apart(s3: S3Bucket, world: World) -> None:
+    files = S3FileIO(s3_properties(world.lake.storage.s3) | {"s3.endpoint": "http://127.0.0.1:9"})
+    with pytest.raises(OSError, match=r"s3://b/k: .*127\.0\.0\.1:9") as caught:
+        files.new_input("s3://b/k").open()
+    assert not isinstance(caught.value, (PermissionError, FileNotFoundError))
+
+
+@pytest.mark.parametrize("location", ["gs://b/k", "s3:///k", "/x"])
+def test_other_places_are_no_places_in_s3(location: str) -> None:
+    with pytest.raises(ValueError, match="no location in S3"):
+        place_of(location)
+
+
+def test_credentials_of_a_catalogue_go_before_those_of_the_settings(s3: S3Bucket, world: World) -> None:
+    """A REST catalogue gives each table its own: keys, and a token for the session."""
+    shared = SharedFiles()
+    own = s3_properties(world.lake.storage.s3)
+    vended = {"s3.access-key-id": "AKIA1", "s3.secret-access-key": "hidden", "s3.session-token": "token"}
+    files = shared.of("s3://b/k", own | vended)
+    assert files is shared.of("s3://b/other", own | vended)
+    assert files is not shared.of("s3://b/k", own)
+    assert isinstance(files, S3FileIO)
+    credentials = files.client._request_signer._credentials
+    assert (credentials.access_key, credentials.token) == ("AKIA1", "token")
+    assert files.properties[ENCRYPTION] == "aws:kms"
+
+
+def test_a_catalogue_that_signs_requests_itself_is_refused_with_the_remedy() -> None:
+    with pytest.raises(Refused, match=r"s3\.remote-signing-enabled.*vended credentials"):
+        SharedFiles().of("s3://b/k", {"s3.remote-signing-enabled": "true"})
