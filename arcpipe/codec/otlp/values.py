@@ -111,7 +111,7 @@ class AnyValues:
         if kind == _ARRAY:
             values = AnyValues(buffer, inner.start, inner.end, self._check, self._depth + 1).json()
             return arrays(values.fill_null("null"), np.bincount(inner.owner, minlength=len(starts)))
-        pairs, _ = read_pairs(buffer, inner, len(starts), self._check)
+        pairs = read_pairs(buffer, inner, len(starts), self._check)
         return json_attributes(buffer, pairs, self._check, self._depth + 1)
 
 
@@ -123,7 +123,7 @@ class Attributes:
     def __init__(self, buffer: Buffer, spans: Spans, count: int, check: Check) -> None:
         self._buffer = buffer
         self._check = check
-        self.pairs, _ = read_pairs(buffer, spans, count, check)
+        self.pairs = read_pairs(buffer, spans, count, check)
 
     def json(self) -> pa.Array:
         """Make the attributes of each message a JSON object."""

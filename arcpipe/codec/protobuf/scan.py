@@ -28,6 +28,8 @@ FIXED32: Final = 5
 _FEW: Final = 64
 # Fields of a message that is read alone between two calls of `check`: half a millisecond.
 _FIELDS_BETWEEN_CHECKS: Final = 2048
+# Bytes of a message from which on fields that are alike are found by a loop of their own.
+_MANY_BYTES: Final = 4096
 # Bytes of the value by wire type; 0 for those that say it themselves, 255 for wire types that are refused.
 _FIXED: Final = np.array([0, 8, 0, 255, 255, 4, 255, 255], np.uint8)
 # Fields that are found in one call, at most: each takes some 80 bytes meanwhile, and no useful body has more of them.
@@ -215,6 +217,9 @@ def _walk(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -> tupl
         starts.append(at)
         ends.append(end)
         at = end
+        if wire == LENGTH_DELIMITED and tag < 0x80 and stop - at > _MANY_BYTES and data[at] == tag:
+            at = _walk_alike(buffer, at, stop, tags, starts, ends)
+            rest = 1
         rest -= 1
         if not rest:
             rest = _FIELDS_BETWEEN_CHECKS
@@ -222,6 +227,41 @@ def _walk(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -> tupl
             if len(tags) > MAX_FIELDS:
                 raise BadPayload(f"the protobuf body has more than {MAX_FIELDS} fields in messages of one kind")
     return tags, starts, ends
+
+
+def _walk_alike(buffer: Buffer, at: int, stop: int, tags: Numbers, starts: Numbers, ends: Numbers) -> int:
+    """Add the fields from `at` on that have the same tag and a length of one or two bytes; return where they end.
+
+    A field that goes beyond `stop` is left to the caller, as are those close to it.
+    """
+    data = buffer.body
+    room = buffer.start
+    at -= room
+    stop -= room + 3  # up to here, a tag and two bytes can be read
+    tag = data[at]
+    fields: list[int] = []
+    append = fields.append
+    for _ in range(_FIELDS_BETWEEN_CHECKS):
+        if at >= stop or data[at] != tag:
+            break
+        append(at)
+        size = data[at + 1]
+        if size >= 0x80:
+            more = data[at + 2]
+            if more >= 0x80:
+                fields.pop()
+                break
+            size += (more << 7) - (0x80 - 1)
+        at += size + 2
+    if at > stop + 3:
+        at = fields.pop()
+    if fields:
+        begins = np.array(fields)
+        begins += room
+        tags.frombytes(np.full(len(fields), tag).tobytes())
+        starts.frombytes((begins + 2 + (buffer.text[begins + 1] >= 0x80)).tobytes())
+        ends.frombytes(np.append(begins[1:], at + room).tobytes())
+    return at + room
 
 
 def _varint(buffer: Buffer, at: int) -> tuple[int, int]:

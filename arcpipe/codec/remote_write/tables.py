@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from arcpipe.codec.columns import MAX_NAME_BYTES, TIME, ColumnBatch, Maps, check_measurement, pack_values
 from arcpipe.codec.effort import Effort, Growth
-from arcpipe.codec.packing import FLOAT, SIGNED, pack_texts, pack_wide, taken
+from arcpipe.codec.packing import FLOAT, SIGNED, pack_texts, pack_wide
 from arcpipe.codec.protobuf.buffer import Ints
 from arcpipe.codec.remote_write.histograms import Histogram
-from arcpipe.codec.remote_write.series import Samples
+from arcpipe.codec.remote_write.series import Identity, Samples
 from arcpipe.errors import BadPayload
 
 SAMPLES: Final = "prometheus"
@@ -35,22 +35,6 @@ class Layout(NamedTuple):
     per_metric: bool = False  # one table of samples for each metric
     promote: tuple[str, ...] = ()  # labels that are columns of their own, too
     metadata: bool = True
-
-
-class Identity(NamedTuple):
-    """What tells series apart: a value per series."""
-
-    metric: pa.Array
-    labels: pa.Array
-    promoted: tuple[pa.Array, ...]
-
-    def take(self, rows: Ints, growth: Growth) -> Identity:
-        """Return the identity of each row by the index of its series. Raises PayloadTooLarge as `Growth` does."""
-        return Identity(
-            taken(self.metric, rows, growth),
-            taken(self.labels, rows, growth),
-            tuple(taken(one, rows, growth) for one in self.promoted),
-        )
 
 
 class Tables:
