@@ -1,4 +1,4 @@
-"""A body of remote write -> columnar maps, in pieces of bounded size."""
+"""A body of remote write -> rows of tables, in pieces of bounded size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from arcpipe.codec.collected import ARROW_ROWS, Collected
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.effort import Effort, Growth, go_on
 from arcpipe.codec.protobuf.buffer import Buffer, Ints, Words
@@ -59,14 +60,24 @@ class Outcome(NamedTuple):
     more_errors: int
 
 
-def encode(body: bytes, check: Check = go_on, *, version: Version = 1, layout: Layout = Layout()) -> Outcome:  # noqa: B008
-    """Make a decompressed body columnar maps.
+def encode(
+    body: bytes,
+    check: Check = go_on,
+    *,
+    version: Version = 1,
+    layout: Layout = Layout(),  # noqa: B008
+    arrow_rows: int = ARROW_ROWS,
+) -> Outcome:
+    """Make a decompressed body that of an entry.
+
+    Args:
+        arrow_rows: as in `Collected`.
 
     Raises:
         BadPayload: it is no message of this version; the text says where.
         PayloadTooLarge: it has too many tables for its size.
     """
-    reader = _Reader(body, check, layout)
+    reader = _Reader(body, check, layout, arrow_rows)
     if version == 1:
         reader.read_1()
     else:
@@ -75,11 +86,11 @@ def encode(body: bytes, check: Check = go_on, *, version: Version = 1, layout: L
 
 
 class _Reader:
-    def __init__(self, body: bytes, check: Check, layout: Layout) -> None:
+    def __init__(self, body: bytes, check: Check, layout: Layout, arrow_rows: int) -> None:
         self._buffer = Buffer(body)
         self._check = check
         self._layout = layout
-        self._tables = Tables(layout, Effort(len(body), check), Growth(len(body)))
+        self._tables = Tables(layout, Effort(len(body), check), Collected(Growth(len(body)), check, arrow_rows))
         self._counts = [0, 0, 0]  # samples, histograms, exemplars
         self._errors: list[str] = []
         self._error_count = 0
@@ -89,7 +100,7 @@ class _Reader:
     def outcome(self) -> Outcome:
         samples, histograms, exemplars = self._counts
         more = self._error_count - len(self._errors)
-        return Outcome(self._tables.maps.encoded(), samples, histograms, exemplars, self._errors, more)
+        return Outcome(self._tables.collected.encoded(), samples, histograms, exemplars, self._errors, more)
 
     def read_1(self) -> None:
         buffer = self._buffer
