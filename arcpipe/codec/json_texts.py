@@ -50,14 +50,17 @@ def quoted(texts: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise('"', escaped(texts), '"', "")
 
 
-def objects(keys: pa.Array, values: pa.Array, counts: npt.NDArray[np.int64]) -> pa.Array:
+def objects(
+    keys: pa.Array, values: pa.Array, counts: npt.NDArray[np.int64], colon: str = ":", comma: str = ","
+) -> pa.Array:
     """Join members into JSON objects.
 
     Args:
         keys, values: JSON texts of all members, object after object.
         counts: members of each object.
+        colon, comma: what stands between key and value, and between members.
     """
-    return _enclosed("{", pc.binary_join_element_wise(keys, values, ":"), counts, "}")
+    return _enclosed("{", pc.binary_join_element_wise(keys, values, colon), counts, "}", comma)
 
 
 def arrays(values: pa.Array, counts: npt.NDArray[np.int64]) -> pa.Array:
@@ -65,10 +68,10 @@ def arrays(values: pa.Array, counts: npt.NDArray[np.int64]) -> pa.Array:
     return _enclosed("[", values, counts, "]")
 
 
-def _enclosed(before: str, members: pa.Array, counts: npt.NDArray[np.int64], after: str) -> pa.Array:
+def _enclosed(before: str, members: pa.Array, counts: npt.NDArray[np.int64], after: str, comma: str = ",") -> pa.Array:
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), members)
-    return pc.binary_join_element_wise(before, pc.binary_join(lists, ","), after, "")
+    return pc.binary_join_element_wise(before, pc.binary_join(lists, comma), after, "")
 
 
 def numbers(values: npt.NDArray[Any]) -> pa.Array:
