@@ -1,4 +1,4 @@
-"""A body of OTLP -> columnar maps."""
+"""A body of OTLP -> rows of tables."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arcpipe.codec.protobuf.buffer import Buffer, Bytes, Ints
+from arcpipe.codec.protobuf.chain import chain
 from arcpipe.codec.protobuf.varints import MAX_VARINT_BYTES, read_varints, varint_sizes
 from arcpipe.errors import BadPayload
 
@@ -234,6 +235,24 @@ def _walk_alike(buffer: Buffer, at: int, stop: int, tags: Numbers, starts: Numbe
 
     A field that goes beyond `stop` is left to the caller, as are those close to it.
     """
+    begins = chain(buffer, at, stop)
+    if begins is None:
+        begins = _loop_alike(buffer, at, stop)
+    text = buffer.text
+    low = text[begins + 1]
+    contents = begins + 2 + (low >= 0x80)
+    sizes = np.where(low < 0x80, low, (low & np.uint8(0x7F)) + (text[begins + 2].astype(np.int64) << 7))
+    stops = contents + sizes
+    if len(stops) and stops[-1] > stop:
+        contents, stops = contents[:-1], stops[:-1]
+    tags.frombytes(np.full(len(stops), text[at], np.int64).tobytes())
+    starts.frombytes(contents.tobytes())
+    ends.frombytes(stops.tobytes())
+    return int(stops[-1]) if len(stops) else at
+
+
+def _loop_alike(buffer: Buffer, at: int, stop: int) -> Ints:
+    """Find where these fields begin, one after the other; the last one may go beyond `stop`."""
     data = buffer.body
     room = buffer.start
     at -= room
@@ -253,15 +272,7 @@ def _walk_alike(buffer: Buffer, at: int, stop: int, tags: Numbers, starts: Numbe
                 break
             size += (more << 7) - (0x80 - 1)
         at += size + 2
-    if at > stop + 3:
-        at = fields.pop()
-    if fields:
-        begins = np.array(fields)
-        begins += room
-        tags.frombytes(np.full(len(fields), tag).tobytes())
-        starts.frombytes((begins + 2 + (buffer.text[begins + 1] >= 0x80)).tobytes())
-        ends.frombytes(np.append(begins[1:], at + room).tobytes())
-    return at + room
+    return np.array(fields, np.int64) + room
 
 
 def _varint(buffer: Buffer, at: int) -> tuple[int, int]:
