@@ -15,11 +15,10 @@ from arcpipe.codec.protobuf.buffer import Buffer, Ints
 from arcpipe.units import MB
 
 # Bytes that are compared in one call, and fewer of which are left to a loop.
-_MOST_BYTES: Final = 2 * MB
+_MOST_BYTES: Final = MB // 2
 _LEAST_BYTES: Final = 32_768
 # Times that places which lead nowhere are dropped. Others lead to those, but seldom more than once.
 _ROUNDS: Final = 3
-_LEAST_FIELDS: Final = 16  # fewer are left to a loop
 _LONG: Final = 0x80  # a byte of a varint that is not the last one
 _HEAD_BYTES: Final = 3  # a tag, and a length of two bytes
 
@@ -54,5 +53,6 @@ def chain(buffer: Buffer, at: int, stop: int) -> Ints | None:
         if not len(places) or places[0]:
             return None
     breaks = np.flatnonzero(follow[:-1] != places[1:])
-    proven = places[: int(breaks[0]) + 1] if len(breaks) else places
-    return proven + at if len(proven) >= _LEAST_FIELDS else None
+    last = int(breaks[0]) if len(breaks) else len(places) - 1
+    # Content that looks like fields would make a loop over few of them cost as much as the whole window.
+    return places[: last + 1] + at if follow[last] > size // 2 else None
