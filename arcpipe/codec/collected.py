@@ -72,7 +72,10 @@ def doubles(values: npt.NDArray[np.float64], missing: Mask | None = None) -> Col
 
 def numbers(bits: Words, is_integer: Mask, missing: Mask) -> Column:
     """Make doubles and integers of one column, which is of doubles; what does not fit goes to its sibling."""
-    marker = np.where(is_integer, np.uint8(SIGNED), np.uint8(FLOAT))
+
+    def pack() -> bytes:
+        return pack_wide(np.where(is_integer, np.uint8(SIGNED), np.uint8(FLOAT)), bits, missing)
+
     values = bits.view(np.float64)
     exact = True
     if is_integer.any():
@@ -81,7 +84,7 @@ def numbers(bits: Words, is_integer: Mask, missing: Mask) -> Column:
         values = values.copy()
         values[is_integer] = signed
     array = _fixed(pa.float64(), values, missing) if exact else None
-    return Column(array, partial(pack_wide, marker, bits, missing), "f64")
+    return Column(array, pack, "f64")
 
 
 def booleans(values: Mask) -> Column:
@@ -108,9 +111,14 @@ def shared(values: pa.Array, rows: Ints, growth: Growth) -> Column:
     different = coded.dictionary
     if not 0 < len(different) <= _DICTIONARY_TEXTS or different.nbytes > _DICTIONARY_BYTES or values.null_count:
         return texts(values.take(pa.array(rows)))
-    indices = np.zeros(len(rows), np.int32) if len(different) == 1 else coded.indices.to_numpy()[rows]
-    array = pa.DictionaryArray.from_arrays(pa.array(indices), different, safe=False)
+    indices = _zeros(len(rows)) if len(different) == 1 else pa.array(coded.indices.to_numpy()[rows])
+    array = pa.DictionaryArray.from_arrays(indices, different, safe=False)
     return Column(array, partial(pack_taken, values, rows), None, size)
+
+
+@lru_cache(2)  # several columns of the same rows ask for them
+def _zeros(count: int) -> pa.Array:
+    return pa.array(np.zeros(count, np.int32))
 
 
 def repeating(values: pa.Array) -> Column:

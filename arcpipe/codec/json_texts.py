@@ -30,6 +30,19 @@ def offsets_of(texts: pa.Array) -> npt.NDArray[np.int32]:
     return offsets[texts.offset : texts.offset + len(texts) + 1]
 
 
+def is_bare(data: npt.NDArray[np.uint8], quotes: int) -> bool:
+    """Tell whether bytes of JSON have nothing that was to be escaped: no quotes but so many, for one.
+
+    Args:
+        data: names and values as they came, in quotes.
+    """
+    if not len(data):
+        return True
+    if data.min() < _FIRST_PRINTABLE or np.count_nonzero(data == _QUOTE) != quotes:
+        return False
+    return not (data == _BACKSLASH).any()
+
+
 def escaped(texts: pa.Array) -> pa.Array:
     """Escape what may not stand in a JSON string; most columns have nothing of the kind."""
     data = bytes_of(texts)

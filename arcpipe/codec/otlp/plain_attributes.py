@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from arcpipe.codec.json_texts import bytes_of, offsets_of
+from arcpipe.codec.json_texts import bytes_of, is_bare, offsets_of
 from arcpipe.codec.protobuf.buffer import Buffer, Ints
 from arcpipe.codec.protobuf.fields import Mask
 from arcpipe.codec.protobuf.pairs import Pairs
@@ -88,10 +88,10 @@ def _need_escapes(texts: pa.Array, counts: Ints) -> Mask | None:
         counts: of the members of each object.
     """
     data = bytes_of(texts)
+    if is_bare(data, 4 * int(counts.sum())):
+        return None
     quotes = data == _QUOTE
     odd = (data == _BACKSLASH) | (data < _SPACE)
-    if np.count_nonzero(quotes) == 4 * int(counts.sum()) and not odd.any():
-        return None
     begins = offsets_of(texts)[:-1] - offsets_of(texts)[0]
     found: Mask = (np.add.reduceat(quotes, begins, dtype=np.int64) != 4 * counts) | np.logical_or.reduceat(odd, begins)
     return found

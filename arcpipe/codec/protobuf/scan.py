@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -52,14 +52,17 @@ class Fields(NamedTuple):
     """
 
     owner: Ints
-    number: Ints
+    number: npt.NDArray[np.integer[Any]]
     wire: Bytes
     start: Ints
     end: Ints
 
     def of(self, number: int, wire: int) -> Spans:
         """Return the values of a number with the right wire type; others of that number count as unknown."""
-        found = np.flatnonzero((self.number == number) & (self.wire == wire))
+        found = np.flatnonzero(self.number == number)
+        right = self.wire[found] == wire
+        if not right.all():
+            found = found[right]
         return Spans(self.owner[found], self.start[found], self.end[found])
 
 
@@ -92,7 +95,7 @@ def scan(buffer: Buffer, starts: Ints, ends: Ints, check: Callable[[], None]) ->
     begins = np.cumsum(counts) - counts
     found = Fields(
         np.repeat(np.arange(len(starts)), counts),
-        np.empty(total, np.int64),
+        np.empty(total, np.int32),
         np.empty(total, np.uint8),
         np.empty(total, np.int64),
         np.empty(total, np.int64),

@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from arcpipe.codec.json_texts import bytes_of
-from arcpipe.codec.protobuf.buffer import LOW_BYTES, Buffer, Bytes, Ints, Words
+from arcpipe.codec.json_texts import bytes_of, is_bare
+from arcpipe.codec.protobuf.buffer import LOW_BYTES, Buffer, Ints, Words
 from arcpipe.codec.protobuf.fields import Mask
 from arcpipe.codec.protobuf.scan import Fields, scan
 from arcpipe.codec.remote_write.labels import METRIC_NAME
@@ -32,7 +32,7 @@ _NAME, _VALUE = 0x0A, 0x12  # tags of the fields of a label; that of a series' l
 _SHORT: Final = 0x80  # lengths below it take one byte
 _MOST_LABELS: Final = 128  # of a series; each is a step
 _METRIC: Final = np.uint64(int.from_bytes(METRIC_NAME, "little"))
-_QUOTE, _BACKSLASH, _COMMA, _COLON, _SPACE, _OPEN, _CLOSE = b'"\\,: {}'
+_QUOTE, _COMMA, _COLON, _OPEN, _CLOSE = b'",:{}'
 
 
 class UsualLabels(NamedTuple):
@@ -231,7 +231,6 @@ class _Reader:
         text[self._after] = np.where(self._opens == self._after, np.uint8(_OPEN), np.uint8(_QUOTE))
         second[self._after] = _CLOSE
         texts = self._texts(self._opens, self._after + 2)
-        data: Bytes = bytes_of(texts)
-        if np.count_nonzero(data == _QUOTE) != 4 * self._members or (data == _BACKSLASH).any() or (data < _SPACE).any():
+        if not is_bare(bytes_of(texts), 4 * self._members):
             raise _Unusual
         return texts
