@@ -31,10 +31,11 @@ def offsets_of(texts: pa.Array) -> npt.NDArray[np.int32]:
 
 
 def is_bare(data: npt.NDArray[np.uint8], quotes: int) -> bool:
-    """Tell whether bytes of JSON have nothing that was to be escaped: no quotes but so many, for one.
+    """Tell whether no name and no value in these bytes of JSON needs an escape.
 
     Args:
         data: names and values as they came, in quotes.
+        quotes: the number of quotes around them; each further one needs an escape.
     """
     if not len(data):
         return True
