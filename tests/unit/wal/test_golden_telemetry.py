@@ -22,7 +22,7 @@ from tests.unit.codec.otlp.reading import REQUESTS
 from tests.unit.codec.remote_write.test_body import STALE, make
 from tests.unit.wal.test_golden import FILE_HEADER, GOLDEN, start
 
-FILE: Final = GOLDEN / "telemetry.wal"
+FILE: Final = GOLDEN / "streams" / "telemetry.wal"
 TIME_MS: Final = 1_760_054_399_000
 TIME: Final = datetime.fromtimestamp(TIME_MS / 1000, UTC)
 SECOND_US: Final = 1_760_054_400_000_020  # timestamp of the second entry
