@@ -30,8 +30,8 @@ from arcpipe.units import KB
 Check = Callable[[], None]
 
 ARROW_ROWS: Final = 512
-"""Rows of a request from which on it becomes an Arrow IPC stream. Reading a stream costs as much as some hundred rows
-of columnar maps, of which the uploader reads those of many entries at once."""
+"""Rows of a request from which on it becomes an Arrow IPC stream. Each stream has a fixed cost in the uploader, which
+reads the columnar maps of many entries at once. The number is a guess: where the two meet was not measured."""
 
 _ARROW: Final = 2  # as in `Encoded`
 _NO_STREAM: Final = memoryview(b"")
