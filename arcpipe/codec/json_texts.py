@@ -30,6 +30,20 @@ def offsets_of(texts: pa.Array) -> npt.NDArray[np.int32]:
     return offsets[texts.offset : texts.offset + len(texts) + 1]
 
 
+def is_bare(data: npt.NDArray[np.uint8], quotes: int) -> bool:
+    """Tell whether no name and no value in these bytes of JSON needs an escape.
+
+    Args:
+        data: names and values as they came, in quotes.
+        quotes: the number of quotes around them; each further one needs an escape.
+    """
+    if not len(data):
+        return True
+    if data.min() < _FIRST_PRINTABLE or np.count_nonzero(data == _QUOTE) != quotes:
+        return False
+    return not (data == _BACKSLASH).any()
+
+
 def escaped(texts: pa.Array) -> pa.Array:
     """Escape what may not stand in a JSON string; most columns have nothing of the kind."""
     data = bytes_of(texts)
@@ -50,14 +64,17 @@ def quoted(texts: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise('"', escaped(texts), '"', "")
 
 
-def objects(keys: pa.Array, values: pa.Array, counts: npt.NDArray[np.int64]) -> pa.Array:
+def objects(
+    keys: pa.Array, values: pa.Array, counts: npt.NDArray[np.int64], colon: str = ":", comma: str = ","
+) -> pa.Array:
     """Join members into JSON objects.
 
     Args:
         keys, values: JSON texts of all members, object after object.
         counts: members of each object.
+        colon, comma: what stands between key and value, and between members.
     """
-    return _enclosed("{", pc.binary_join_element_wise(keys, values, ":"), counts, "}")
+    return _enclosed("{", pc.binary_join_element_wise(keys, values, colon), counts, "}", comma)
 
 
 def arrays(values: pa.Array, counts: npt.NDArray[np.int64]) -> pa.Array:
@@ -65,10 +82,10 @@ def arrays(values: pa.Array, counts: npt.NDArray[np.int64]) -> pa.Array:
     return _enclosed("[", values, counts, "]")
 
 
-def _enclosed(before: str, members: pa.Array, counts: npt.NDArray[np.int64], after: str) -> pa.Array:
+def _enclosed(before: str, members: pa.Array, counts: npt.NDArray[np.int64], after: str, comma: str = ",") -> pa.Array:
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(offsets), members)
-    return pc.binary_join_element_wise(before, pc.binary_join(lists, ","), after, "")
+    return pc.binary_join_element_wise(before, pc.binary_join(lists, comma), after, "")
 
 
 def numbers(values: npt.NDArray[Any]) -> pa.Array:

@@ -57,22 +57,19 @@ def pack_texts(texts: pa.Array) -> bytes:
 
 def taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> pa.Array:
     """Take the values at these indices. Raises PayloadTooLarge as `Growth` does."""
-    count_taken(texts, rows, growth)
+    growth.add(bytes_of_taken(texts, rows))
     return texts.take(pa.array(rows))
 
 
-def count_taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> None:
-    """Count the bytes of the values at these indices. Raises PayloadTooLarge as `Growth` does."""
-    growth.add(int(np.diff(offsets_of(texts)).astype(np.int64)[rows].sum()))
+def bytes_of_taken(texts: pa.Array, rows: npt.NDArray[np.int64]) -> int:
+    """Count the bytes of the values at these indices."""
+    if len(texts) == 1:
+        return len(rows) * int(np.diff(offsets_of(texts))[0])
+    return int(np.diff(offsets_of(texts)).astype(np.int64)[rows].sum())
 
 
-def pack_taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> bytes:
-    """Pack the values of `texts` at these indices as a MessagePack array; few values for many rows cost little.
-
-    Raises:
-        PayloadTooLarge: as `Growth` does.
-    """
-    count_taken(texts, rows, growth)
+def pack_taken(texts: pa.Array, rows: npt.NDArray[np.int64]) -> bytes:
+    """Pack the values of `texts` at these indices as a MessagePack array; few values for many rows cost little."""
     if not len(rows) or len(texts) * _REPEATS > len(rows):
         return pack_texts(texts.take(pa.array(rows)))
     packed = [bytes([_NIL]) if text is None else pack_str(text) for text in texts.to_pylist()]

@@ -33,7 +33,7 @@ The payload is the *envelope*, an array of four: `[kind, database, meta, body]`.
     0    segment start   body nil; meta: node, slot, seq, created (µs), version, replaces?. The first entry of a segment
     1    columnar        body one map {"m": measurement, "columns": {name: array}, "tags"?: [name], "types"?: {…}}
     2    batch           body an array of such maps
-    3    Arrow           body a map {"m", "rows", "bytes", "tags"?, "time"?, "arrow": an Arrow IPC stream as it came}
+    3    Arrow           body a map {"m", "rows", "bytes", "tags"?, "time"?, "arrow": an Arrow IPC stream}
     255  segment end     body nil; meta: entries, records, bytes (and recovered). Last entry of a sealed segment
 
 `meta` is a map with these keys. Readers ignore keys that they don't know.

@@ -1,4 +1,4 @@
-"""OTLP: export requests of logs, traces and metrics -> columnar maps.
+"""OTLP: export requests of logs, traces and metrics -> rows of tables.
 
     outcome = encode(body, check, signal="logs", promote=("host.name",))
 

@@ -1,11 +1,12 @@
-"""A body of OTLP -> columnar maps."""
+"""A body of OTLP -> rows of tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
-from arcpipe.codec.columns import Encoded, Maps
+from arcpipe.codec.collected import ARROW_ROWS
+from arcpipe.codec.columns import Encoded
 from arcpipe.codec.effort import go_on
 from arcpipe.codec.otlp.json_form import from_json
 from arcpipe.codec.otlp.logs import write_logs
@@ -36,17 +37,19 @@ def encode(
     signal: Signal,
     is_json: bool = False,
     promote: tuple[str, ...] = (),
+    arrow_rows: int = ARROW_ROWS,
 ) -> Outcome:
-    """Make a request columnar maps.
+    """Make a request the body of an entry.
 
     Args:
         promote: attributes that are columns of their own, too.
+        arrow_rows: as in `Collected`.
 
     Raises:
         BadPayload: it is no request of this signal; the text says where.
     """
     if is_json:
         body = from_json(body, signal, check)
-    maps = Maps()
-    refused = _WRITERS[signal](read_request(body, promote, check), promote, maps, check)
-    return Outcome(maps.encoded(), refused, _BAD_TIMES if refused else "")
+    request = read_request(body, promote, check, arrow_rows)
+    refused = _WRITERS[signal](request, promote, check)
+    return Outcome(request.collected.encoded(), refused, _BAD_TIMES if refused else "")

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from arcpipe.codec.columns import TIME, Maps
+from arcpipe.codec.columns import TIME
 from arcpipe.codec.otlp.ids import hex_texts
 from arcpipe.codec.otlp.request import Request, promoted_of
 from arcpipe.codec.otlp.rows import MOST_NS, Rows
@@ -19,16 +19,16 @@ from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan
 TABLE: Final = "otel_logs"
 
 
-def write_logs(request: Request, promote: tuple[str, ...], maps: Maps, check: Callable[[], None]) -> int:
+def write_logs(request: Request, promote: tuple[str, ...], check: Callable[[], None]) -> int:
     """Write the log records of a request; return how many were refused because of their time."""
     refused = 0
     for piece in pieces(request.buffer, request.items):
-        refused += _write(request, piece, promote, maps, check)
+        refused += _write(request, piece, promote, check)
         check()
     return refused
 
 
-def _write(request: Request, records: Spans, promote: tuple[str, ...], maps: Maps, check: Callable[[], None]) -> int:
+def _write(request: Request, records: Spans, promote: tuple[str, ...], check: Callable[[], None]) -> int:
     buffer = request.buffer
     level = Level(buffer, scan(buffer, records.start, records.end, check), len(records.owner))
     times, observed = level.fixed64(1), level.fixed64(11)
@@ -37,9 +37,9 @@ def _write(request: Request, records: Spans, promote: tuple[str, ...], maps: Map
         rows = np.flatnonzero(good)
         kept = Spans(records.owner[rows], records.start[rows], records.end[rows])
         if len(rows):
-            _write(request, kept, promote, maps, check)
+            _write(request, kept, promote, check)
         return level.count - len(rows)
-    table = Rows(level.count, request.growth)
+    table = Rows(level.count, request.collected)
     table.time(TIME, np.where(times > 0, times, observed))
     table.time("ObservedTimestamp", observed)
     table.texts("TraceId", hex_texts(buffer, *level.spans(9), 16))
@@ -57,5 +57,5 @@ def _write(request: Request, records: Spans, promote: tuple[str, ...], maps: Map
     table.integers("DroppedAttributesCount", level.integers(7))
     check()
     table.origin(request, records.owner, promoted_of(buffer, attributes, promote), promote)
-    table.add_to(maps, TABLE, ("ServiceName",))
+    table.add_to(TABLE, ("ServiceName",))
     return 0

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from arcpipe.codec.columns import TIME, Maps
+from arcpipe.codec.columns import TIME
 from arcpipe.codec.otlp import points
 from arcpipe.codec.otlp.request import Request, promoted_of
 from arcpipe.codec.otlp.rows import MOST_NS, Rows
@@ -62,15 +62,15 @@ class _Data(NamedTuple):
     monotonic: Mask
 
 
-def write_metrics(request: Request, promote: tuple[str, ...], maps: Maps, check: Check) -> int:
+def write_metrics(request: Request, promote: tuple[str, ...], check: Check) -> int:
     """Write the data points of a request; return how many were refused because of their time."""
     refused = 0
     for piece in pieces(request.buffer, request.items):
-        refused += _write_piece(request, piece, promote, maps, check)
+        refused += _write_piece(request, piece, promote, check)
     return refused
 
 
-def _write_piece(request: Request, items: Spans, promote: tuple[str, ...], maps: Maps, check: Check) -> int:
+def _write_piece(request: Request, items: Spans, promote: tuple[str, ...], check: Check) -> int:
     buffer = request.buffer
     level = Level(buffer, scan(buffer, items.start, items.end, check), len(items.owner))
     metrics = _Metrics(
@@ -87,7 +87,7 @@ def _write_piece(request: Request, items: Spans, promote: tuple[str, ...], maps:
         inner = Level(buffer, scan(buffer, spans.start, spans.end, check), len(spans.owner))
         data = _Data(spans.owner, inner.integers(2), inner.booleans(3))
         for piece in pieces(buffer, inner.fields.of(1, LENGTH_DELIMITED)):
-            refused += _write(request, metrics, kind, data, piece, promote, maps, check)
+            refused += _write(request, metrics, kind, data, piece, promote, check)
             check()
     return refused
 
@@ -99,7 +99,6 @@ def _write(
     data: _Data,
     spans: Spans,
     promote: tuple[str, ...],
-    maps: Maps,
     check: Check,
 ) -> int:
     buffer = request.buffer
@@ -110,9 +109,9 @@ def _write(
         rows = np.flatnonzero(good)
         if len(rows):
             kept = Spans(spans.owner[rows], spans.start[rows], spans.end[rows])
-            _write(request, metrics, kind, data, kept, promote, maps, check)
+            _write(request, metrics, kind, data, kept, promote, check)
         return level.count - len(rows)
-    table = Rows(level.count, request.growth)
+    table = Rows(level.count, request.collected)
     table.time(TIME, times)
     metric = data.metric[spans.owner]
     table.taken("MetricName", metrics.name, metric)
@@ -132,5 +131,5 @@ def _write(
         table.texts("Exemplars", points.exemplars(level, kind.exemplars, check))
     check()
     table.origin(request, metrics.scope[metric], promoted_of(buffer, attributes, promote), promote)
-    table.add_to(maps, kind.table, _TAGS)
+    table.add_to(kind.table, _TAGS)
     return 0

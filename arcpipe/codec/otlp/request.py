@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from arcpipe.codec.collected import Collected
 from arcpipe.codec.effort import Growth
 from arcpipe.codec.otlp.values import Attributes
 from arcpipe.codec.protobuf.buffer import Buffer, Ints
@@ -49,10 +50,10 @@ class Request(NamedTuple):
     resources: Resources
     scopes: Scopes
     items: Spans
-    growth: Growth
+    collected: Collected  # the rows that were read
 
 
-def read_request(body: bytes, promote: tuple[str, ...], check: Check) -> Request:
+def read_request(body: bytes, promote: tuple[str, ...], check: Check, arrow_rows: int) -> Request:
     """Find the items of a request.
 
     Raises:
@@ -67,8 +68,9 @@ def read_request(body: bytes, promote: tuple[str, ...], check: Check) -> Request
     of_scopes = level.fields.of(2, LENGTH_DELIMITED)
     _check_count(len(of_scopes.owner), "scopes")
     inner = Level(buffer, scan(buffer, of_scopes.start, of_scopes.end, check), len(of_scopes.owner))
+    collected = Collected(Growth(len(body)), check, arrow_rows)
     scopes = _read_scopes(inner, of_scopes.owner, check)
-    return Request(buffer, resources, scopes, inner.fields.of(2, LENGTH_DELIMITED), Growth(len(body)))
+    return Request(buffer, resources, scopes, inner.fields.of(2, LENGTH_DELIMITED), collected)
 
 
 def _read_resources(level: Level, promote: tuple[str, ...], check: Check) -> Resources:

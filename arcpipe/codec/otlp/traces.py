@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arcpipe.codec.columns import TIME, Maps
+from arcpipe.codec.columns import TIME
 from arcpipe.codec.json_texts import arrays, numbers, quoted
 from arcpipe.codec.otlp.ids import hex_texts
 from arcpipe.codec.otlp.request import Request, promoted_of
@@ -27,16 +27,16 @@ _STATUSES: Final = ("Unset", "Ok", "Error")
 Check = Callable[[], None]
 
 
-def write_traces(request: Request, promote: tuple[str, ...], maps: Maps, check: Check) -> int:
+def write_traces(request: Request, promote: tuple[str, ...], check: Check) -> int:
     """Write the spans of a request; return how many were refused because of their time."""
     refused = 0
     for piece in pieces(request.buffer, request.items):
-        refused += _write(request, piece, promote, maps, check)
+        refused += _write(request, piece, promote, check)
         check()
     return refused
 
 
-def _write(request: Request, spans: Spans, promote: tuple[str, ...], maps: Maps, check: Check) -> int:
+def _write(request: Request, spans: Spans, promote: tuple[str, ...], check: Check) -> int:
     buffer = request.buffer
     level = Level(buffer, scan(buffer, spans.start, spans.end, check), len(spans.owner))
     starts, ends = level.fixed64(7), level.fixed64(8)
@@ -44,9 +44,9 @@ def _write(request: Request, spans: Spans, promote: tuple[str, ...], maps: Maps,
     if not good.all():
         rows = np.flatnonzero(good)
         if len(rows):
-            _write(request, Spans(spans.owner[rows], spans.start[rows], spans.end[rows]), promote, maps, check)
+            _write(request, Spans(spans.owner[rows], spans.start[rows], spans.end[rows]), promote, check)
         return level.count - len(rows)
-    table = Rows(level.count, request.growth)
+    table = Rows(level.count, request.collected)
     table.time(TIME, starts)
     table.texts("TraceId", hex_texts(buffer, *level.spans(1), 16))
     table.texts("SpanId", hex_texts(buffer, *level.spans(2), 8))
@@ -74,7 +74,7 @@ def _write(request: Request, spans: Spans, promote: tuple[str, ...], maps: Maps,
         table.integers(name, level.integers(number))
     check()
     table.origin(request, spans.owner, promoted_of(buffer, attributes, promote), promote)
-    table.add_to(maps, TABLE, ("ServiceName",))
+    table.add_to(TABLE, ("ServiceName",))
     return 0
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arcpipe.codec.json_texts import arrays, doubles, numbers, objects, quoted
+from arcpipe.codec.otlp.plain_attributes import plain_objects
 from arcpipe.codec.protobuf.buffer import Buffer, Bytes, Ints
 from arcpipe.codec.protobuf.pairs import Pairs, read_pairs
 from arcpipe.codec.protobuf.scan import FIXED64, LENGTH_DELIMITED, VARINT, Spans, scan
@@ -111,23 +112,37 @@ class AnyValues:
         if kind == _ARRAY:
             values = AnyValues(buffer, inner.start, inner.end, self._check, self._depth + 1).json()
             return arrays(values.fill_null("null"), np.bincount(inner.owner, minlength=len(starts)))
-        pairs, _ = read_pairs(buffer, inner, len(starts), self._check)
+        pairs = read_pairs(buffer, inner, len(starts), self._check)
         return json_attributes(buffer, pairs, self._check, self._depth + 1)
 
 
 class Attributes:
     """The attributes of many messages of one field, read when they are asked for."""
 
-    __slots__ = ("_buffer", "_check", "pairs")
+    __slots__ = ("_buffer", "_check", "_spans", "pairs")
 
     def __init__(self, buffer: Buffer, spans: Spans, count: int, check: Check) -> None:
         self._buffer = buffer
         self._check = check
-        self.pairs, _ = read_pairs(buffer, spans, count, check)
+        self._spans = spans
+        self.pairs = read_pairs(buffer, spans, count, check)
 
     def json(self) -> pa.Array:
         """Make the attributes of each message a JSON object."""
-        return json_attributes(self._buffer, self.pairs, self._check)
+        pairs = self.pairs
+        plain, done = plain_objects(self._buffer, self._spans, pairs)
+        if len(plain) == len(done):
+            return plain
+        self._check()
+        rest = np.flatnonzero(~done)
+        chosen = ~done[pairs.owner]
+        others = Pairs(pairs.counts[rest], *(column[chosen] for column in pairs[1:]))
+        texts = json_attributes(self._buffer, others, self._check)
+        if not len(plain):
+            return texts
+        index = np.empty(len(done), np.int64)
+        index[done], index[rest] = np.arange(len(plain)), np.arange(len(plain), len(done))
+        return pa.concat_arrays([plain, texts]).take(pa.array(index))
 
     def named(self, found: Ints) -> pa.Array:
         """Return the value of some attribute of each message as text; null for a message without it.
@@ -147,4 +162,4 @@ def json_attributes(buffer: Buffer, pairs: Pairs, check: Check, depth: int = 0) 
     keys = quoted(buffer.gather_texts(pairs.name_start, pairs.name_end, _WHAT))
     values = AnyValues(buffer, pairs.value_start, pairs.value_end, check, depth).json()
     check()
-    return objects(keys, values.fill_null("null") if values.null_count else values, pairs.counts)
+    return objects(keys, values.fill_null("null") if values.null_count else values, pairs.counts, ": ", ", ")

@@ -9,7 +9,7 @@ import numpy as np
 
 from arcpipe.codec.protobuf.buffer import LOW_BYTES, Buffer, Ints
 from arcpipe.codec.protobuf.fields import Level, Mask
-from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan
+from arcpipe.codec.protobuf.scan import Spans, scan
 
 # Tags of the two fields: a number and a wire type each.
 _FIRST, _SECOND = 0x0A, 0x12
@@ -46,8 +46,8 @@ def is_named(buffer: Buffer, pairs: Pairs, name: bytes) -> Mask:
     return same
 
 
-def read_pairs(buffer: Buffer, spans: Spans, count: int, check: Callable[[], None]) -> tuple[Pairs, bool]:
-    """Find name and value of each, and tell if each has one of both, in this order, and nothing else."""
+def read_pairs(buffer: Buffer, spans: Spans, count: int, check: Callable[[], None]) -> Pairs:
+    """Find name and value of each."""
     owner, start, end = spans
     text = buffer.text
     name_size = text[start + 1].astype(np.int64)
@@ -61,18 +61,11 @@ def read_pairs(buffer: Buffer, spans: Spans, count: int, check: Callable[[], Non
     check()
     pairs = Pairs(np.bincount(owner, minlength=count), owner, start + 2, name_end, value_start, end)
     if usual.all():
-        return pairs, True
+        return pairs
     odd = np.flatnonzero(~usual)
     level = Level(buffer, scan(buffer, start[odd], end[odd], check), len(odd))
     names, values = level.spans(1), level.spans(2)
     pairs.name_start[odd], pairs.name_end[odd] = names
     value_end = end.copy()
     pairs.value_start[odd], value_end[odd] = values
-    fields = level.fields
-    plain = (
-        len(fields.owner) == 2 * len(odd)
-        and bool((fields.wire == LENGTH_DELIMITED).all())
-        and bool((fields.number.reshape(-1, 2) == (1, 2)).all())
-        and bool((fields.owner.reshape(-1, 2) == np.arange(len(odd))[:, None]).all())
-    )
-    return pairs._replace(value_end=value_end), plain
+    return pairs._replace(value_end=value_end)

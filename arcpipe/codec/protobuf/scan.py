@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from arcpipe.codec.protobuf.buffer import Buffer, Bytes, Ints
+from arcpipe.codec.protobuf.chain import chain
 from arcpipe.codec.protobuf.varints import MAX_VARINT_BYTES, read_varints, varint_sizes
 from arcpipe.errors import BadPayload
 
@@ -28,6 +29,8 @@ FIXED32: Final = 5
 _FEW: Final = 64
 # Fields of a message that is read alone between two calls of `check`: half a millisecond.
 _FIELDS_BETWEEN_CHECKS: Final = 2048
+# Bytes of a message from which on fields that are alike are found by a loop of their own.
+_MANY_BYTES: Final = 4096
 # Bytes of the value by wire type; 0 for those that say it themselves, 255 for wire types that are refused.
 _FIXED: Final = np.array([0, 8, 0, 255, 255, 4, 255, 255], np.uint8)
 # Fields that are found in one call, at most: each takes some 80 bytes meanwhile, and no useful body has more of them.
@@ -49,14 +52,17 @@ class Fields(NamedTuple):
     """
 
     owner: Ints
-    number: Ints
+    number: npt.NDArray[np.integer[Any]]
     wire: Bytes
     start: Ints
     end: Ints
 
     def of(self, number: int, wire: int) -> Spans:
         """Return the values of a number with the right wire type; others of that number count as unknown."""
-        found = np.flatnonzero((self.number == number) & (self.wire == wire))
+        found = np.flatnonzero(self.number == number)
+        right = self.wire[found] == wire
+        if not right.all():
+            found = found[right]
         return Spans(self.owner[found], self.start[found], self.end[found])
 
 
@@ -89,7 +95,7 @@ def scan(buffer: Buffer, starts: Ints, ends: Ints, check: Callable[[], None]) ->
     begins = np.cumsum(counts) - counts
     found = Fields(
         np.repeat(np.arange(len(starts)), counts),
-        np.empty(total, np.int64),
+        np.empty(total, np.int32),
         np.empty(total, np.uint8),
         np.empty(total, np.int64),
         np.empty(total, np.int64),
@@ -215,6 +221,9 @@ def _walk(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -> tupl
         starts.append(at)
         ends.append(end)
         at = end
+        if wire == LENGTH_DELIMITED and tag < 0x80 and stop - at > _MANY_BYTES and data[at] == tag:
+            at = _walk_alike(buffer, at, stop, tags, starts, ends)
+            rest = 1
         rest -= 1
         if not rest:
             rest = _FIELDS_BETWEEN_CHECKS
@@ -222,6 +231,51 @@ def _walk(buffer: Buffer, at: int, stop: int, check: Callable[[], None]) -> tupl
             if len(tags) > MAX_FIELDS:
                 raise BadPayload(f"the protobuf body has more than {MAX_FIELDS} fields in messages of one kind")
     return tags, starts, ends
+
+
+def _walk_alike(buffer: Buffer, at: int, stop: int, tags: Numbers, starts: Numbers, ends: Numbers) -> int:
+    """Add the fields from `at` on that have the same tag and a length of one or two bytes; return where they end.
+
+    A field that goes beyond `stop` is left to the caller, as are those close to it.
+    """
+    begins = chain(buffer, at, stop)
+    if begins is None:
+        begins = _loop_alike(buffer, at, stop)
+    text = buffer.text
+    low = text[begins + 1]
+    contents = begins + 2 + (low >= 0x80)
+    sizes = np.where(low < 0x80, low, (low & np.uint8(0x7F)) + (text[begins + 2].astype(np.int64) << 7))
+    stops = contents + sizes
+    if len(stops) and stops[-1] > stop:
+        contents, stops = contents[:-1], stops[:-1]
+    tags.frombytes(np.full(len(stops), text[at], np.int64).tobytes())
+    starts.frombytes(contents.tobytes())
+    ends.frombytes(stops.tobytes())
+    return int(stops[-1]) if len(stops) else at
+
+
+def _loop_alike(buffer: Buffer, at: int, stop: int) -> Ints:
+    """Find where these fields begin, one after the other; the last one may go beyond `stop`."""
+    data = buffer.body
+    room = buffer.start
+    at -= room
+    stop -= room + 3  # up to here, a tag and two bytes can be read
+    tag = data[at]
+    fields: list[int] = []
+    append = fields.append
+    for _ in range(_FIELDS_BETWEEN_CHECKS):
+        if at >= stop or data[at] != tag:
+            break
+        append(at)
+        size = data[at + 1]
+        if size >= 0x80:
+            more = data[at + 2]
+            if more >= 0x80:
+                fields.pop()
+                break
+            size += (more << 7) - (0x80 - 1)
+        at += size + 2
+    return np.array(fields, np.int64) + room
 
 
 def _varint(buffer: Buffer, at: int) -> tuple[int, int]:

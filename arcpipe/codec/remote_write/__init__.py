@@ -1,4 +1,4 @@
-"""Prometheus remote write 1.0 and 2.0: protobuf messages -> columnar maps.
+"""Prometheus remote write 1.0 and 2.0: protobuf messages -> rows of tables.
 
     outcome = encode(body, check, version=1, layout=Layout())
 

@@ -1,4 +1,4 @@
-"""A body of remote write -> columnar maps, in pieces of bounded size."""
+"""A body of remote write -> rows of tables, in pieces of bounded size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from arcpipe.codec.collected import ARROW_ROWS, Collected
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.effort import Effort, Growth, go_on
 from arcpipe.codec.protobuf.buffer import Buffer, Ints, Words
@@ -16,20 +17,19 @@ from arcpipe.codec.protobuf.pairs import Pairs, read_pairs
 from arcpipe.codec.protobuf.pieces import pieces
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan, scan_one
 from arcpipe.codec.remote_write.histograms import Histogram, read_histogram
-from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_of, values_of
+from arcpipe.codec.remote_write.labels import find_bad, json_of
 from arcpipe.codec.remote_write.series import (
     Samples,
     Series,
     Symbols,
     bad_refs,
-    json_labels_1,
     label_refs,
     paired,
     read_series_1,
     read_series_2,
     read_symbols,
 )
-from arcpipe.codec.remote_write.tables import Identity, Layout, Tables
+from arcpipe.codec.remote_write.tables import Layout, Tables
 from arcpipe.codec.time_units import range_of
 from arcpipe.errors import BadPayload
 
@@ -60,14 +60,24 @@ class Outcome(NamedTuple):
     more_errors: int
 
 
-def encode(body: bytes, check: Check = go_on, *, version: Version = 1, layout: Layout = Layout()) -> Outcome:  # noqa: B008
-    """Make a decompressed body columnar maps.
+def encode(
+    body: bytes,
+    check: Check = go_on,
+    *,
+    version: Version = 1,
+    layout: Layout = Layout(),  # noqa: B008
+    arrow_rows: int = ARROW_ROWS,
+) -> Outcome:
+    """Make a decompressed body that of an entry.
+
+    Args:
+        arrow_rows: as in `Collected`.
 
     Raises:
         BadPayload: it is no message of this version; the text says where.
         PayloadTooLarge: it has too many tables for its size.
     """
-    reader = _Reader(body, check, layout)
+    reader = _Reader(body, check, layout, arrow_rows)
     if version == 1:
         reader.read_1()
     else:
@@ -76,11 +86,11 @@ def encode(body: bytes, check: Check = go_on, *, version: Version = 1, layout: L
 
 
 class _Reader:
-    def __init__(self, body: bytes, check: Check, layout: Layout) -> None:
+    def __init__(self, body: bytes, check: Check, layout: Layout, arrow_rows: int) -> None:
         self._buffer = Buffer(body)
         self._check = check
         self._layout = layout
-        self._tables = Tables(layout, Effort(len(body), check), Growth(len(body)))
+        self._tables = Tables(layout, Effort(len(body), check), Collected(Growth(len(body)), check, arrow_rows))
         self._counts = [0, 0, 0]  # samples, histograms, exemplars
         self._errors: list[str] = []
         self._error_count = 0
@@ -90,17 +100,17 @@ class _Reader:
     def outcome(self) -> Outcome:
         samples, histograms, exemplars = self._counts
         more = self._error_count - len(self._errors)
-        return Outcome(self._tables.maps.encoded(), samples, histograms, exemplars, self._errors, more)
+        return Outcome(self._tables.collected.encoded(), samples, histograms, exemplars, self._errors, more)
 
     def read_1(self) -> None:
         buffer = self._buffer
         for _, starts, ends in pieces(buffer, self._top.of(1, LENGTH_DELIMITED)):
-            series = read_series_1(buffer, starts, ends, self._check)
+            series = read_series_1(buffer, starts, ends, self._layout.promote, self._check)
             good = self._note_bad(series)
             histograms = self._histograms(series, good)
             exemplars, exemplar_labels = self._exemplars_1(series, good)
             self._check()
-            self._add(series, good, histograms, exemplars, exemplar_labels, json_labels_1(buffer, series))
+            self._add(series, good, histograms, exemplars, exemplar_labels)
         self._metadata_1(self._top.of(3, LENGTH_DELIMITED))
 
     def read_2(self) -> None:
@@ -108,12 +118,14 @@ class _Reader:
         symbols = read_symbols(buffer, self._top.of(4, LENGTH_DELIMITED))
         told: dict[tuple[Any, ...], None] = {}
         for _, starts, ends in pieces(buffer, self._top.of(5, LENGTH_DELIMITED)):
-            series, labels = read_series_2(buffer, symbols, starts, ends, self._check, self._tables.growth)
+            series = read_series_2(
+                buffer, symbols, starts, ends, self._layout.promote, self._check, self._tables.growth
+            )
             good = self._note_bad(series)
             histograms = self._histograms(series, good)
             exemplars, exemplar_labels = self._exemplars_2(series, good, symbols)
             self._check()
-            self._add(series, good, histograms, exemplars, exemplar_labels, labels)
+            self._add(series, good, histograms, exemplars, exemplar_labels)
             if self._layout.metadata:
                 self._collect_metadata_2(series, good, symbols, told)
         if told:
@@ -121,7 +133,7 @@ class _Reader:
 
     def _note_bad(self, series: Series) -> Mask:
         """Report the bad series of a piece; return which are good."""
-        good = np.ones(len(series.labels.counts), np.bool_)
+        good = np.ones(series.total, np.bool_)
         for index, reason in sorted(series.bad.items()):
             good[index] = False
             self._report(index, reason)
@@ -159,7 +171,7 @@ class _Reader:
         if not len(owner):
             return _NO_SAMPLES, _NO_TEXTS
         level = Level(self._buffer, scan(self._buffer, start, end, self._check), len(owner))
-        labels, _ = read_pairs(self._buffer, level.fields.of(1, LENGTH_DELIMITED), len(owner), self._check)
+        labels = read_pairs(self._buffer, level.fields.of(1, LENGTH_DELIMITED), len(owner), self._check)
         return self._timely_exemplars(level, owner, good, labels, {})
 
     def _exemplars_2(self, series: Series, good: Mask, symbols: Symbols) -> tuple[Samples, pa.Array]:
@@ -203,13 +215,8 @@ class _Reader:
         histograms: tuple[Ints, list[Histogram]],
         exemplars: Samples,
         exemplar_labels: pa.Array,
-        labels: pa.Array,
     ) -> None:
-        buffer, spans = self._buffer, series.labels
-        metric = values_of(buffer, spans, METRIC_NAME)
-        promoted = tuple(values_of(buffer, spans, name.encode()) for name in self._layout.promote)
-        identity = Identity(metric.fill_null("") if metric.null_count else metric, labels, promoted)
-        samples = series.samples
+        identity, samples = series.identity, series.samples
         rows = self._timely(good, samples.owner, samples.times)
         if len(rows) < len(samples.owner):
             samples = samples.take(rows)
@@ -248,7 +255,7 @@ class _Reader:
         kinds, helps, units = inner.unsigned(1), inner.unsigned(3), inner.unsigned(4)
         usable = good[spans.owner] & (helps < count) & (units < count) & ((kinds > 0) | (helps > 0) | (units > 0))
         rows = np.flatnonzero(usable)
-        metric = values_of(self._buffer, series.labels, METRIC_NAME).take(pa.array(spans.owner[rows])).fill_null("")
+        metric = series.identity.metric.take(pa.array(spans.owner[rows]))
         codes = np.stack(
             (
                 metric.dictionary_encode().indices.to_numpy().astype(np.int64),

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from arcpipe.codec.columns import quote
-from arcpipe.codec.json_texts import bytes_of, objects, quoted
+from arcpipe.codec.json_texts import objects, quoted
 from arcpipe.codec.protobuf.buffer import LOW_BYTES, Buffer, Ints, Words
 from arcpipe.codec.protobuf.pairs import Pairs, is_named
 
@@ -18,7 +16,6 @@ METRIC_NAME: Final = b"__name__"
 _NAME_WORD: Final = np.uint64(int.from_bytes(METRIC_NAME, "little"))
 # Bytes of names that are compared before Python compares the whole labels of a series.
 _COMPARED_WORDS: Final = 4
-_QUOTE, _BACKSLASH, _COMMA, _SPACE, _OPEN, _CLOSE = b'"\\, {}'
 
 
 def values_of(buffer: Buffer, labels: Pairs, name: bytes) -> pa.Array:
@@ -77,64 +74,3 @@ def json_of(buffer: Buffer, labels: Pairs) -> pa.Array:
     keys = quoted(buffer.gather_texts(labels.name_start, labels.name_end, "a label's name"))
     values = quoted(buffer.gather_texts(labels.value_start, labels.value_end, "a label's value"))
     return objects(keys, values, labels.counts)
-
-
-def json_in_place(buffer: Buffer, labels: Pairs) -> pa.Array | None:
-    """Make the labels of each series a JSON object by overwriting the bytes between names and values.
-
-    The labels of each series stand one after the other, the metric's name first. Protobuf has four bytes or more
-    between a value and the next name, where JSON needs `" ,"`. It has two between a name and its value, where JSON
-    needs `":"`: there the text is cut, and joined again by the colon. So each label costs one copy.
-
-    The names and values themselves stay as they are.
-
-    Returns:
-        None if a text needs escapes. The bytes between names and values are spoilt nevertheless.
-    """
-    text = buffer.text
-    firsts = np.cumsum(labels.counts) - labels.counts
-    lasts = firsts + labels.counts - 1
-    rest = np.ones(len(labels.owner), np.bool_)
-    rest[firsts] = False
-    after = np.flatnonzero(rest)  # labels besides the metric's name
-    text[labels.name_end[after]] = _QUOTE
-    text[labels.value_start[after] - 1] = _QUOTE
-    text[labels.value_end[after]] = _QUOTE
-    gap_start, gap_end = labels.value_end[after - 1], labels.name_start[after]
-    text[gap_start + 1] = _COMMA
-    widest = int((gap_end - gap_start).max()) if len(after) else 0
-    for at in range(2, widest - 1):
-        places = gap_start + at
-        text[places[places < gap_end - 1]] = _SPACE
-    text[gap_end - 1] = _QUOTE
-    alone = labels.counts == 1
-    opens = labels.name_start[np.minimum(firsts + 1, len(labels.owner) - 1)] - 2
-    # A series with nothing but a name becomes `{}`, where its name was announced.
-    opens[alone] = labels.name_start[firsts[alone]] - 2
-    text[opens] = _OPEN
-    closes = labels.value_end[lasts] + 1
-    closes[alone] = opens[alone] + 1
-    text[closes] = _CLOSE
-    # Cuts: after the name of each label but the metric's.
-    starts = labels.value_start - 1
-    starts[firsts] = opens
-    ends = np.empty_like(starts)
-    ends[after - 1] = labels.name_end[after] + 1
-    ends[lasts] = closes + 1
-    pieces = buffer.views(starts, ends, pa.string_view()).cast(pa.string())
-    offsets = np.append(firsts, len(starts)).astype(np.int32)
-    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), pieces), ":")
-    data = bytes_of(joined)
-    if np.count_nonzero(data == _QUOTE) != 4 * len(after) or (data == _BACKSLASH).any() or (data < _SPACE).any():
-        return None
-    return joined if _is_utf8(joined, data) else None
-
-
-def _is_utf8(texts: pa.Array, data: npt.NDArray[np.uint8]) -> bool:
-    if data.tobytes().isascii():
-        return True
-    try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True

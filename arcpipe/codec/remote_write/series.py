@@ -17,7 +17,8 @@ from arcpipe.codec.protobuf.fields import Level, Mask, packed_varints
 from arcpipe.codec.protobuf.pairs import Pairs, is_named, read_pairs
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Fields, Spans, scan
 from arcpipe.codec.protobuf.varints import read_varints, varint_sizes
-from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_in_place, json_of
+from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_of, values_of
+from arcpipe.codec.remote_write.usual_labels import read_usual
 
 Check = Callable[[], None]
 
@@ -41,43 +42,56 @@ class Samples(NamedTuple):
 class Series(NamedTuple):
     """The parts of some series."""
 
-    labels: Pairs
+    total: int  # of the series
+    identity: Identity
     samples: Samples
     histograms: Spans
     exemplars: Spans
     started: Ints
     bad: dict[int, str]
     fields: Fields
-    in_place: bool  # whether `json_in_place` may be tried
 
 
-def read_series_1(buffer: Buffer, starts: Ints, ends: Ints, check: Check) -> Series:
-    """Find the parts of the series of version 1."""
-    fields = scan(buffer, starts, ends, check)
-    labels, plain = read_pairs(buffer, fields.of(1, LENGTH_DELIMITED), len(starts), check)
-    samples = read_samples(buffer, fields.of(2, LENGTH_DELIMITED), np.zeros(len(starts), np.int64), check)
-    return Series(
-        labels,
-        samples,
-        fields.of(4, LENGTH_DELIMITED),
-        fields.of(3, LENGTH_DELIMITED),
-        np.zeros(len(starts), np.int64),
-        find_bad(buffer, labels),
-        fields,
-        plain and _are_in_order(buffer, fields, labels),
-    )
+class Identity(NamedTuple):
+    """What tells series apart: a value per series."""
+
+    metric: pa.Array
+    labels: pa.Array
+    promoted: tuple[pa.Array, ...]
+
+    def take(self, rows: Ints, growth: Growth) -> Identity:
+        """Return the identity of each row by the index of its series. Raises PayloadTooLarge as `Growth` does."""
+        return Identity(
+            taken(self.metric, rows, growth),
+            taken(self.labels, rows, growth),
+            tuple(taken(one, rows, growth) for one in self.promoted),
+        )
 
 
-def _are_in_order(buffer: Buffer, fields: Fields, labels: Pairs) -> bool:
-    """Tell whether each series begins with its labels, and these with the metric's name."""
-    if not labels.counts.all():
-        return False
-    firsts = np.cumsum(labels.counts) - labels.counts
-    if not is_named(buffer, labels, METRIC_NAME)[firsts].all():
-        return False
-    places = np.flatnonzero((fields.number == 1) & (fields.wire == LENGTH_DELIMITED))
-    begins = np.searchsorted(fields.owner, np.arange(len(labels.counts)))
-    return bool((places == np.repeat(begins - firsts, labels.counts) + np.arange(len(places))).all())
+def read_series_1(buffer: Buffer, starts: Ints, ends: Ints, promote: tuple[str, ...], check: Check) -> Series:
+    """Find the parts of the series of version 1, which stand one after the other."""
+    usual = read_usual(buffer, starts, ends, promote, check)
+    bad: dict[int, str] = {}
+    if usual is not None:
+        fields = usual.rest
+        identity = Identity(usual.metric, usual.labels, usual.promoted)
+    else:
+        fields = scan(buffer, starts, ends, check)
+        labels = read_pairs(buffer, fields.of(1, LENGTH_DELIMITED), len(starts), check)
+        bad = find_bad(buffer, labels)
+        json = json_of(buffer, labels.chosen(~is_named(buffer, labels, METRIC_NAME)))
+        identity = _identity(buffer, labels, json, promote)
+    check()
+    none_started = np.zeros(len(starts), np.int64)
+    samples = read_samples(buffer, fields.of(2, LENGTH_DELIMITED), none_started, check)
+    histograms, exemplars = fields.of(4, LENGTH_DELIMITED), fields.of(3, LENGTH_DELIMITED)
+    return Series(len(starts), identity, samples, histograms, exemplars, none_started, bad, fields)
+
+
+def _identity(buffer: Buffer, labels: Pairs, json: pa.Array, promote: tuple[str, ...]) -> Identity:
+    metric = values_of(buffer, labels, METRIC_NAME)
+    promoted = tuple(values_of(buffer, labels, name.encode()) for name in promote)
+    return Identity(metric.fill_null("") if metric.null_count else metric, json, promoted)
 
 
 def read_samples(buffer: Buffer, spans: Spans, started: Ints, check: Check) -> Samples:
@@ -105,15 +119,6 @@ def read_samples(buffer: Buffer, spans: Spans, started: Ints, check: Check) -> S
     return Samples(owner, values, times, begins)
 
 
-def json_labels_1(buffer: Buffer, series: Series) -> pa.Array:
-    """Make the labels of each series, but for the metric's name, a JSON object."""
-    if series.in_place:
-        texts = json_in_place(buffer, series.labels)
-        if texts is not None:
-            return texts
-    return json_of(buffer, series.labels.chosen(~is_named(buffer, series.labels, METRIC_NAME)))
-
-
 # Version 2
 
 
@@ -131,9 +136,15 @@ def read_symbols(buffer: Buffer, spans: Spans) -> Symbols:
 
 
 def read_series_2(
-    buffer: Buffer, symbols: Symbols, starts: Ints, ends: Ints, check: Check, growth: Growth
-) -> tuple[Series, pa.Array]:
-    """Find the parts of the series of version 2; return them, and the labels as JSON objects."""
+    buffer: Buffer,
+    symbols: Symbols,
+    starts: Ints,
+    ends: Ints,
+    promote: tuple[str, ...],
+    check: Check,
+    growth: Growth,
+) -> Series:
+    """Find the parts of the series of version 2."""
     count = len(starts)
     fields = scan(buffer, starts, ends, check)
     level = Level(buffer, fields, count)
@@ -160,17 +171,9 @@ def read_series_2(
     )
     started = level.integers(6)
     samples = read_samples(buffer, fields.of(2, LENGTH_DELIMITED), started, check)
-    series = Series(
-        labels,
-        samples,
-        fields.of(3, LENGTH_DELIMITED),
-        fields.of(4, LENGTH_DELIMITED),
-        started,
-        bad,
-        fields,
-        False,
-    )
-    return series, texts
+    identity = _identity(buffer, labels, texts, promote)
+    histograms, exemplars = fields.of(3, LENGTH_DELIMITED), fields.of(4, LENGTH_DELIMITED)
+    return Series(count, identity, samples, histograms, exemplars, started, bad, fields)
 
 
 def label_refs(buffer: Buffer, fields: Fields, number: int) -> tuple[Ints, Ints]:

@@ -1,18 +1,19 @@
-"""Columns of samples, histograms, exemplars and metadata -> columnar maps of the tables that they belong to."""
+"""Columns of samples, histograms, exemplars and metadata -> rows of the tables that they belong to."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from arcpipe.codec.columns import MAX_NAME_BYTES, TIME, ColumnBatch, Maps, check_measurement, pack_values
-from arcpipe.codec.effort import Effort, Growth
-from arcpipe.codec.packing import FLOAT, SIGNED, pack_texts, pack_wide, taken
+from arcpipe.codec.collected import Collected, Column, doubles, integers, repeating, texts, times
+from arcpipe.codec.columns import MAX_NAME_BYTES, TIME, check_measurement, pack_values
+from arcpipe.codec.effort import Effort
 from arcpipe.codec.protobuf.buffer import Ints
 from arcpipe.codec.remote_write.histograms import Histogram
-from arcpipe.codec.remote_write.series import Samples
+from arcpipe.codec.remote_write.series import Identity, Samples
 from arcpipe.errors import BadPayload
 
 SAMPLES: Final = "prometheus"
@@ -27,6 +28,7 @@ _OWN_COLUMNS: Final = frozenset(
     {TIME, METRIC, LABELS, "value", "start_ms", "count", "sum", "histogram", "exemplar_labels"}
 )
 _SUFFIX: Final = "_label"
+_UNIT: Final = "ms"  # of all times
 
 
 class Layout(NamedTuple):
@@ -37,28 +39,12 @@ class Layout(NamedTuple):
     metadata: bool = True
 
 
-class Identity(NamedTuple):
-    """What tells series apart: a value per series."""
-
-    metric: pa.Array
-    labels: pa.Array
-    promoted: tuple[pa.Array, ...]
-
-    def take(self, rows: Ints, growth: Growth) -> Identity:
-        """Return the identity of each row by the index of its series. Raises PayloadTooLarge as `Growth` does."""
-        return Identity(
-            taken(self.metric, rows, growth),
-            taken(self.labels, rows, growth),
-            tuple(taken(one, rows, growth) for one in self.promoted),
-        )
-
-
 class Tables:
-    """Collects the columnar maps of one body."""
+    """Collects the rows of one body."""
 
-    def __init__(self, layout: Layout, effort: Effort, growth: Growth) -> None:
-        self.maps = Maps()
-        self.growth = growth
+    def __init__(self, layout: Layout, effort: Effort, collected: Collected) -> None:
+        self.collected = collected
+        self.growth = collected.growth
         self._layout = layout
         self._effort = effort
         promoted = (f"{name}{_SUFFIX}" if name in _OWN_COLUMNS else name for name in layout.promote)
@@ -85,55 +71,51 @@ class Tables:
                 self._add_samples(_table_name(name), identity, samples.take(rows))
 
     def _add_samples(self, table: str, identity: Identity, samples: Samples) -> None:
-        columns = {TIME: pack_wide(SIGNED, samples.times), **self._identity(identity, samples.owner)}
-        columns["value"] = pack_wide(FLOAT, samples.values)
+        columns = {TIME: times(samples.times, _UNIT), **self._identity(identity, samples.owner)}
+        columns["value"] = doubles(samples.values)
         if samples.started.any():
-            columns["start_ms"] = pack_wide(SIGNED, samples.started, samples.started == 0)
+            columns["start_ms"] = integers(samples.started, samples.started == 0)
         self._add(table, columns, len(samples.owner))
 
     def add_histograms(self, identity: Identity, owner: Ints, histograms: list[Histogram]) -> None:
         """Add native histograms; `owner` are rows of `identity`."""
         if not histograms:
             return
-        times = np.array([one.time for one in histograms], np.int64)
-        columns = {TIME: pack_wide(SIGNED, times), **self._identity(identity, owner)}
-        columns["count"] = pack_values([one.observations for one in histograms])
-        columns["sum"] = pack_wide(FLOAT, np.array([one.total for one in histograms], np.float64))
-        columns["histogram"] = pack_texts(pa.array([one.text for one in histograms], pa.string()))
+        own_times = np.array([one.time for one in histograms], np.int64)
+        columns = {TIME: times(own_times, _UNIT), **self._identity(identity, owner)}
+        observations = [one.observations for one in histograms]
+        columns["count"] = Column(None, partial(pack_values, observations), "f64")
+        columns["sum"] = doubles(np.array([one.total for one in histograms], np.float64))
+        columns["histogram"] = texts(pa.array([one.text for one in histograms], pa.string()))
         started = np.array([one.started for one in histograms], np.int64)
         if started.any():
-            columns["start_ms"] = pack_wide(SIGNED, started, started == 0)
-        self._add(HISTOGRAMS, columns, len(histograms), {"count": "f64"})
+            columns["start_ms"] = integers(started, started == 0)
+        self._add(HISTOGRAMS, columns, len(histograms))
 
     def add_exemplars(self, identity: Identity, exemplars: Samples, labels: pa.Array) -> None:
         """Add exemplars; `labels` are their own."""
         if not len(exemplars.owner):
             return
-        columns = {TIME: pack_wide(SIGNED, exemplars.times), **self._identity(identity, exemplars.owner)}
-        columns["exemplar_labels"] = pack_texts(labels)
-        columns["value"] = pack_wide(FLOAT, exemplars.values)
+        columns = {TIME: times(exemplars.times, _UNIT), **self._identity(identity, exemplars.owner)}
+        columns["exemplar_labels"] = texts(labels)
+        columns["value"] = doubles(exemplars.values)
         self._add(EXEMPLARS, columns, len(exemplars.owner))
 
     def add_metadata(self, metric: pa.Array, type_: pa.Array, help_: pa.Array, unit: pa.Array) -> None:
         """Add what senders tell about metrics; its time is that of arrival."""
         if not self._layout.metadata or not len(metric):
             return
-        columns = {
-            METRIC: pack_texts(metric),
-            "type": pack_texts(type_),
-            "help": pack_texts(help_),
-            "unit": pack_texts(unit),
-        }
-        self.maps.add(ColumnBatch(METADATA, columns, len(metric), (METRIC,)).encode(), len(metric))
+        columns = {METRIC: texts(metric), "type": texts(type_), "help": texts(help_), "unit": texts(unit)}
+        self.collected.add(METADATA, (METRIC,), columns, len(metric))
 
-    def _identity(self, identity: Identity, owner: Ints) -> dict[str, bytes]:
+    def _identity(self, identity: Identity, owner: Ints) -> dict[str, Column]:
         if len(owner) != len(identity.metric) or not (owner == np.arange(len(owner))).all():
             identity = identity.take(owner, self.growth)
-        texts = (identity.metric, identity.labels, *identity.promoted)
-        return {name: pack_texts(column) for name, column in zip(self._tags, texts, strict=True)}
+        columns = (repeating(identity.metric), texts(identity.labels), *map(repeating, identity.promoted))
+        return dict(zip(self._tags, columns, strict=True))
 
-    def _add(self, table: str, columns: dict[str, bytes], rows: int, types: dict[str, str] | None = None) -> None:
-        self.maps.add(ColumnBatch(table, columns, rows, self._tags, types).encode(), rows)
+    def _add(self, table: str, columns: dict[str, Column], rows: int) -> None:
+        self.collected.add(table, self._tags, columns, rows)
 
 
 def _table_name(metric: str) -> str:

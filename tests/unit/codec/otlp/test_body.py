@@ -12,10 +12,10 @@ from google.protobuf.json_format import MessageToDict
 from arcpipe.codec.otlp.body import Signal, encode
 from arcpipe.codec.otlp.json_form import from_json
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from tests.support.entry_rows import ARROW, rows_of
 from tests.support.sets import IS_LONG
 from tests.unit.codec.otlp.messages import NOW, Maker
-from tests.unit.codec.otlp.reading import READERS, REQUESTS, as_read
-from tests.unit.codec.remote_write.reading import rows_written
+from tests.unit.codec.otlp.reading import READERS, REQUESTS, as_read, in_stream
 
 SIGNALS: Final[tuple[Signal, ...]] = ("logs", "traces", "metrics")
 each = pytest.mark.parametrize("signal", SIGNALS)
@@ -23,15 +23,20 @@ SEEDS: Final = 2_000 if IS_LONG else 14
 
 
 def assert_written(request: Any, signal: Signal, body: bytes, *, is_json: bool = False) -> None:
-    outcome = encode(body, signal=signal, is_json=is_json)
-    assert outcome.refused == 0
     expected = READERS[signal](request)
-    written = rows_written(outcome.encoded)
-    assert written.keys() == expected.keys()
-    for table, rows in expected.items():
-        found = [as_read(row, one) for row, one in zip(written[table], rows, strict=True)]
-        for row, one in zip(found, rows, strict=True):
-            assert row == one
+    for arrow_rows in (1 << 40, 1):
+        outcome = encode(body, signal=signal, is_json=is_json, arrow_rows=arrow_rows)
+        assert outcome.refused == 0
+        written = rows_of(outcome.encoded)
+        assert written.keys() == expected.keys()
+        is_stream = outcome.encoded is not None and outcome.encoded.batch == ARROW
+        for table, rows in expected.items():
+            for row, one in zip(written[table], rows, strict=True):
+                found = as_read(row, one)
+                if is_stream:
+                    one = in_stream(one)
+                    found = {name: found.get(name) for name in one} | found
+                assert found == one
 
 
 @each
@@ -104,7 +109,7 @@ def test_promoted_attributes_are_columns_of_the_item_or_its_resource() -> None:
     records.add(time_unix_nano=NOW).attributes.add(key="host.name").value.string_value = "own"
     records.add(time_unix_nano=NOW).attributes.add(key="Body").value.int_value = 7
     outcome = encode(request.SerializeToString(), signal="logs", promote=("host.name", "Body"))
-    first, second = rows_written(outcome.encoded)["otel_logs"]
+    first, second = rows_of(outcome.encoded)["otel_logs"]
     assert (first["host.name"], first["Body_attribute"]) == ("own", None)
     assert (second["host.name"], second["Body_attribute"]) == ("r", "7")
 
@@ -152,7 +157,7 @@ def test_unknown_names_of_json_are_skipped() -> None:
         b'{"new": [1], "resourceLogs": [{"scopeLogs": [{"logRecords": [{"x": {}, "body": {"stringValue": "hi"}}]}]}]}'
     )
     outcome = encode(body, signal="logs", is_json=True)
-    assert [row["Body"] for row in rows_written(outcome.encoded)["otel_logs"]] == ["hi"]
+    assert [row["Body"] for row in rows_of(outcome.encoded)["otel_logs"]] == ["hi"]
 
 
 def test_shared_attributes_cannot_grow_without_bound() -> None:

@@ -7,9 +7,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
-
 from arcpipe.codec.columns import Encoded
+from tests.support.entry_rows import rows_of
 from tests.support.prometheus_messages import V1, V2
 
 Row = tuple[Any, ...]
@@ -20,27 +19,11 @@ def bits(value: float) -> bytes:
     return struct.pack("<d", value)
 
 
-def rows_written(encoded: Encoded | None) -> dict[str, list[dict[str, Any]]]:
-    """The rows of an encoded body, by table."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    if encoded is None:
-        return found
-    content = msgspec.msgpack.decode(encoded.body)
-    total = 0
-    for one in content if encoded.batch else [content]:
-        columns = one["columns"]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        found.setdefault(one["m"], []).extend(rows)
-        total += len(rows)
-    assert total == encoded.records
-    return found
-
-
 def samples_written(encoded: Encoded | None) -> list[Row]:
     """The samples of an encoded body: metric, labels, time and value."""
     return [
         (row["metric"], json.loads(row["labels"]), row["time"], bits(row["value"]))
-        for row in rows_written(encoded).get("prometheus", [])
+        for row in rows_of(encoded).get("prometheus", [])
     ]
 
 
@@ -54,7 +37,7 @@ def exemplars_written(encoded: Encoded | None) -> list[Row]:
             row["time"],
             bits(row["value"]),
         )
-        for row in rows_written(encoded).get("prometheus_exemplars", [])
+        for row in rows_of(encoded).get("prometheus_exemplars", [])
     ]
 
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arcpipe.codec.collected import ARROW_ROWS
 from arcpipe.codec.remote_write.body import Version, encode
 from arcpipe.codec.remote_write.tables import Layout
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from tests.support.entry_rows import ARROW, rows_of
 from tests.support.prometheus_messages import V1, V2
 from tests.unit.codec.remote_write import reading
 
@@ -77,14 +79,15 @@ series_lists = st.lists(
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck), database=None)
 def test_each_record_is_written_as_protobuf_reads_it(version: Version, series: list[Series]) -> None:
     body = make(series, version)
-    outcome = encode(body, version=version)
-    assert not outcome.errors
     expected = reading.samples_expected(body, version)
-    assert reading.samples_written(outcome.encoded) == expected
-    assert outcome.samples == len(expected)
     exemplars = reading.exemplars_expected(body, version)
-    assert reading.exemplars_written(outcome.encoded) == exemplars
-    assert outcome.exemplars == len(exemplars)
+    for arrow_rows in (ARROW_ROWS, 1):
+        outcome = encode(body, version=version, arrow_rows=arrow_rows)
+        assert not outcome.errors
+        assert reading.samples_written(outcome.encoded) == expected
+        assert outcome.samples == len(expected)
+        assert reading.exemplars_written(outcome.encoded) == exemplars
+        assert outcome.exemplars == len(exemplars)
 
 
 @both
@@ -99,8 +102,12 @@ def test_many_series_of_the_usual_shape_are_written(version: Version) -> None:
             labels["z"] = "Ärger 🔥"
         series.append((labels, [(TIME + number, number / 3)], []))
     body = make(series, version)
-    outcome = encode(body, version=version)
-    assert reading.samples_written(outcome.encoded) == reading.samples_expected(body, version)
+    expected = reading.samples_expected(body, version)
+    for arrow_rows in (ARROW_ROWS, len(series) + 1):
+        outcome = encode(body, version=version, arrow_rows=arrow_rows)
+        assert outcome.encoded is not None
+        assert (outcome.encoded.batch == ARROW) == (arrow_rows == ARROW_ROWS)
+        assert reading.samples_written(outcome.encoded) == expected
 
 
 @both
@@ -173,7 +180,7 @@ def test_a_native_histogram_is_json(version: Version) -> None:
     histogram.positive_spans.add(offset=0, length=2)
     histogram.positive_spans.add(offset=-1, length=2)
     outcome = encode(request.SerializeToString(), version=version)
-    (row,) = reading.rows_written(outcome.encoded)["prometheus_histograms"]
+    (row,) = rows_of(outcome.encoded)["prometheus_histograms"]
     assert (row["metric"], row["time"], row["count"], row["sum"]) == ("h", TIME, 12, 18.4)
     assert json.loads(row["histogram"]) == {
         "count": 12,
@@ -192,7 +199,7 @@ def test_a_native_histogram_is_json(version: Version) -> None:
 def test_metadata_of_version_1_is_a_table() -> None:
     request = V1["WriteRequest"]()
     request.metadata.add(type=1, metric_family_name="http_requests_total", help="Requests.", unit="")
-    (row,) = reading.rows_written(encode(request.SerializeToString()).encoded)["prometheus_metadata"]
+    (row,) = rows_of(encode(request.SerializeToString()).encoded)["prometheus_metadata"]
     assert row == {"metric": "http_requests_total", "type": "counter", "help": "Requests.", "unit": ""}
     assert encode(request.SerializeToString(), layout=Layout(metadata=False)).encoded is None
 
@@ -203,7 +210,7 @@ def test_metadata_of_version_2_is_told_once_for_each_metric() -> None:
         one = request.timeseries.add(labels_refs=[1, 2, 3, host])
         one.samples.add(value=1, timestamp=TIME)
         one.metadata.type, one.metadata.help_ref, one.metadata.unit_ref = 2, 6, 7
-    rows = reading.rows_written(encode(request.SerializeToString(), version=2).encoded)
+    rows = rows_of(encode(request.SerializeToString(), version=2).encoded)
     assert rows["prometheus_metadata"] == [{"metric": "up", "type": "gauge", "help": "Help.", "unit": "seconds"}]
 
 
@@ -212,7 +219,7 @@ def test_the_start_of_a_counter_is_a_column() -> None:
     one = request.timeseries.add(labels_refs=[1, 2], created_timestamp=5)
     one.samples.add(value=1, timestamp=TIME)
     one.samples.add(value=1, timestamp=TIME, start_timestamp=7)
-    rows = reading.rows_written(encode(request.SerializeToString(), version=2).encoded)["prometheus"]
+    rows = rows_of(encode(request.SerializeToString(), version=2).encoded)["prometheus"]
     assert [row["start_ms"] for row in rows] == [5, 7]
 
 
@@ -222,7 +229,7 @@ def test_a_table_for_each_metric(version: Version) -> None:
         ({"__name__": name, "n": str(n)}, [(TIME + n, float(n))], []) for n, name in enumerate(["a", "b", "a", "\x00"])
     ]
     outcome = encode(make(series, version), version=version, layout=Layout(per_metric=True))
-    rows = reading.rows_written(outcome.encoded)
+    rows = rows_of(outcome.encoded)
     assert {table: [row["value"] for row in found] for table, found in rows.items()} == {
         "a": [0.0, 2.0],
         "b": [1.0],
@@ -243,7 +250,7 @@ def test_promoted_labels_are_columns_besides_the_text(version: Version) -> None:
         ({"__name__": "a"}, [(TIME, 2.0)], []),
     ]
     outcome = encode(make(series, version), version=version, layout=Layout(promote=("job", "value")))
-    first, second = reading.rows_written(outcome.encoded)["prometheus"]
+    first, second = rows_of(outcome.encoded)["prometheus"]
     assert (first["job"], first["value_label"], json.loads(first["labels"])["job"]) == ("x", "v", "x")
     assert (second["job"], second["value_label"]) == (None, None)
 
