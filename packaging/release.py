@@ -2,8 +2,10 @@
 """Build what a release consists of, and make its tag. `make release` and `make dist` call this.
 
     release.py check       says everything that stands against a release of this commit
-    release.py build DIR   sdist, wheel and their checksums, the same bytes for the same commit
-    release.py tag DIR     both, and then the tag; it comes last, so a build that fails leaves none
+    release.py build DIR   makes sdist, wheel and their checksums, the same bytes for the same commit
+    release.py version     prints the version
+    release.py notes       prints its section of the changelog
+    release.py tag DIR     checks, builds, and then makes the tag; so a build that fails leaves none
 
 The version is in `arcpipe/__init__.py` and nowhere else. Nothing is uploaded and nothing is pushed.
 """
@@ -30,11 +32,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the checkout")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("check")
+    for name in ("check", "version", "notes"):
+        commands.add_parser(name)
     for name in ("build", "tag"):
         commands.add_parser(name).add_argument("directory", type=Path)
     options = parser.parse_args()
     root = options.root.resolve()
+    if options.command == "version":
+        print(version_of(root))
+    if options.command == "notes":
+        print(first_section(root)[1].strip())
     if options.command in ("check", "tag") and (problems := list_problems(root)):
         fail([f"no release of {root}:", *(f"  {problem}" for problem in problems)])
     if options.command in ("build", "tag"):
@@ -68,16 +75,20 @@ def list_problems(root: Path) -> list[str]:
 
 def changelog_problems(root: Path, version: str) -> list[str]:
     """Return what is wrong with the changelog: its first section has to be this version's, and to say something."""
-    text = (root / "CHANGELOG.md").read_text()
-    sections = re.findall(r"^## (.*)\n((?:(?!## ).*\n?)*)", text, re.MULTILINE)
-    if not sections:
-        return ["CHANGELOG.md has no section"]
-    title, content = sections[0]
+    title, content = first_section(root)
     if not re.fullmatch(rf"{re.escape(version)} \d{{4}}-\d\d-\d\d", title):
         return [f'the first section of CHANGELOG.md is "{title}": it has to be "{version}" and a date, as 2026-11-30']
     if not re.search(r"^- ", content, re.MULTILINE):
         return [f"the section {version} of CHANGELOG.md lists no change"]
     return []
+
+
+def first_section(root: Path) -> tuple[str, str]:
+    """Return title and content of the changelog's first section."""
+    found = re.search(r"^## (.*)\n((?:(?!## ).*\n?)*)", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    if found is None:
+        fail(["CHANGELOG.md has no section"])
+    return found[1], found[2]
 
 
 def version_of(root: Path) -> str:

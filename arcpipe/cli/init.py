@@ -22,8 +22,8 @@ from arcpipe.errors import ArcpipeError
 
 # Where the unit expects the program, unless `init` knows a better place.
 _PROGRAM: Final = "/opt/arcpipe/bin/arcpipe"
-# What the unit's sandbox hides (ProtectHome=).
-_HIDDEN: Final = ("/home/", "/root/", "/run/user/")
+# What the unit's sandbox hides (ProtectHome= and PrivateTmp=).
+_HIDDEN: Final = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
 class _File(NamedTuple):

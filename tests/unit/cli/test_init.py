@@ -86,10 +86,11 @@ def test_the_unit_starts_the_program_that_wrote_it_unless_hidden(
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "argv", [str(program), "init"])
+    monkeypatch.setattr(init, "_HIDDEN", ("/home/",))
     init.init(tmp_path / "seen")
     assert f"ExecStart={program} serve" in (tmp_path / "seen/systemd/arcpipe.service").read_text()
     assert "pip install" not in capsys.readouterr().out
-    # The sandbox of the service hides home directories.
+    # The sandbox of the service hides home directories and those of temporary files.
     monkeypatch.setattr(init, "_HIDDEN", (str(tmp_path),))
     init.init(tmp_path / "hidden")
     assert content(tmp_path / "hidden")["systemd/arcpipe.service"] == SOURCES["systemd/arcpipe.service"].read_bytes()
