@@ -53,7 +53,9 @@ def test_arcpipe_toml_5_has_every_setting_with_its_text(pages: Path) -> None:
     text = dict(zip(sections[1::2], sections[2::2], strict=True))
     for key in (value.key for value in Settings().effective()):
         section, _, name = key.rpartition(".")
-        assert re.search(rf"^\.TP\n(.*\n\.TQ\n)*{name} = .*\n(\.TQ\n.*\n)*[^.\n].{{10}}", text[section], re.MULTILINE), key
+        assert re.search(
+            rf"^\.TP\n(.*\n\.TQ\n)*{name} = .*\n(\.TQ\n.*\n)*[^.\n].{{10}}", text[section], re.MULTILINE
+        ), key
 
 
 @pytest.mark.slow

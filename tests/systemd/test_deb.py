@@ -72,7 +72,8 @@ def dpkg(machine: Machine, *words: str) -> str:
 
 def running_version(machine: Machine) -> str:
     """Return the version that the log named last."""
-    return re.findall(r"arcpipe (\S+) starting, WAL in", machine.journal())[-1]
+    found: list[str] = re.findall(r"arcpipe (\S+) starting, WAL in", machine.journal())
+    return found[-1]
 
 
 def test_an_install_starts_the_service_and_is_complete(machine: Machine) -> None:
