@@ -71,7 +71,7 @@ def test_the_pages_have_no_fault(pages: Path) -> None:
 
 
 SHELLS = {
-    "bash": 'source "$1"; COMP_WORDS=(arcpipe wal s); COMP_CWORD=2; _arcpipe_completion arcpipe; echo "${COMPREPLY[@]}"',
+    "bash": 'source "$1"; COMP_WORDS=(arcpipe wal s) COMP_CWORD=2; _arcpipe_completion arcpipe; echo "${COMPREPLY[@]}"',
     "fish": 'source "$argv[1]"; complete --do-complete "arcpipe wal s"',
     # What a file in $fpath is to zsh: the body of a function, which completion calls with `words` and `CURRENT`.
     "zsh": 'compdef() { :; }; _arguments() { print "$@"; }; words=(arcpipe wal s); CURRENT=3; source "$1"',

@@ -1,4 +1,4 @@
-"""docs/sizing.md: every figure of its examples follows from its formulas, its first table and the settings' defaults."""
+"""docs/sizing.md: each figure of its examples follows from its formulas, its first table and the settings' defaults."""
 
 from __future__ import annotations
 
