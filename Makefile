@@ -29,8 +29,8 @@ COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 DUCKDB ?= 1.5.5
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart test-clouds test-systemd day \
-	lint bench fuzz test-env clean
+.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart \
+	test-clouds test-systemd day lint bench fuzz dist release deb image test-env clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,7 +53,7 @@ test-quick: test-env
 test-full: test-env
 	$(PYTEST) $(ARGS)
 
-test-release: test-env
+test-release: test-env $(VENV)/.installed-release
 	ARCPIPE_TEST_LONG=1 ARCPIPE_CRASH_STATES=100000 $(PYTEST) $(ARGS)
 	$(MAKE) --no-print-directory day DAYS=2 ARGS=
 	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600 ARGS=
@@ -156,6 +156,16 @@ bench: $(VENV)/.installed-bench ## run the benchmarks; ARGS goes to them
 fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60) each; ARGS="edge lines" picks some
 	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) $(ARGS)
 
+dist: $(VENV)/.installed-release ## build sdist and wheel of the commit into dist/, the same bytes each time
+	$(BIN)/python packaging/release.py build dist
+
+release: $(VENV)/.installed-release ## check this commit, build it into dist/, and tag it with the version of arcpipe/__init__.py
+	$(BIN)/python packaging/release.py tag dist
+
+# With this Debian's own Python, for which the package is then: see packaging/README.md.
+deb: ## build a Debian package of this checkout into dist/, for the Debian that this is
+	packaging/deb/build_deb.py dist
+
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
@@ -167,6 +177,7 @@ $(VENV)/.installed-test: EXTRAS = [test]
 # Most of what the tests install is never imported: what is gets compiled then.
 $(VENV)/.installed-test: PIP_OPTIONS = --no-compile
 $(VENV)/.installed-bench: EXTRAS = [bench]
+$(VENV)/.installed-release: EXTRAS = [release]
 $(VENV)/.installed-fuzz: EXTRAS = [test,fuzz]
 
 # The stamp is newer than the two files that decide what is installed for as long as neither changes.

@@ -1,3 +1,3 @@
 """arcpipe: a durable HTTP ingestion gateway that turns telemetry into Parquet, exactly once."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

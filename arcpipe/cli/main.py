@@ -14,6 +14,7 @@ import typer
 
 from arcpipe import __version__
 from arcpipe.cli import compact as cli_compact
+from arcpipe.cli import init as cli_init
 from arcpipe.cli import lake, schema, tables, token, wal
 from arcpipe.cli import load as cli_load
 from arcpipe.cli import status as cli_status
@@ -81,6 +82,7 @@ def serve(
     raise typer.Exit(start_server(config))
 
 
+app.command("init")(cli_init.init)
 app.command("status")(cli_status.status)
 app.command("compact")(cli_compact.compact)
 app.command("load")(cli_load.load)

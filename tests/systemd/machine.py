@@ -127,7 +127,7 @@ class Machine:
                 return int(child)
         return 0
 
-    def run(self, command: str, check: bool = True) -> str:
+    def run(self, command: str, check: bool = True, timeout_seconds: float = 120) -> str:
         """Runs a command in the booted machine; its output."""
         done = subprocess.run(
             [
@@ -139,7 +139,7 @@ class Machine:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=120,
+            timeout=timeout_seconds,
             check=False,
         )
         assert done.returncode == 0 or not check, f"{command}: exit code {done.returncode}: {done.stdout}"
