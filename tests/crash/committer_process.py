@@ -101,7 +101,7 @@ async def _all_files(self: object, table: object, files: list[Any]) -> list[Any]
 
 
 STAND_INS: Final[dict[str, Callable[..., object]]] = {
-    "all files": _all_files,
+    "all": _all_files,
     "no markers": lambda *_: {},
     "no marker": lambda *_: None,
 }

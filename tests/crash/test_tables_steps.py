@@ -6,21 +6,27 @@ is done and gone by the time at which its batch is ended again.
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 
+from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.config.load import load
 from arcpipe.tables import open_format
 from arcpipe.tables.base import TableFormat
+from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.format import envelope_prefix
+from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.committer_process import Committers
-from tests.crash.table_steps import COMMITTER, MODEL, OF_FORMATS, OF_THE_COMMITTER, OF_THE_UPLOADER, make_log
 from tests.crash.uploader_process import Step, Uploaders
 from tests.support.directories import batch_files
 from tests.support.lake import lake_files
@@ -28,6 +34,68 @@ from tests.support.s3server import S3Bucket
 from tests.support.sets import IS_LONG, long
 from tests.support.stores import Store, local_store, s3_store
 from tests.support.table_model import ModelTables
+
+NEW_YEAR = 1_767_225_600
+SEGMENTS = 4
+ROWS = 20
+
+HANDOVER = "arcpipe.upload.handover:Handover."
+LEDGER = "arcpipe.tables.ledger:Ledger."
+FILES = "arcpipe.tables.commit_file:CommitFiles."
+BATCHES = "arcpipe.upload.batches:Batches."
+FOLDER = "arcpipe.upload.batch_folder:BatchFolder."
+DISK = "arcpipe.disk:Disk."
+COMMITTER = "arcpipe.tables.committer:Committer."
+MODEL = "tests.support.table_model:ModelTables."
+ICEBERG = "arcpipe.tables.iceberg.change:Change."
+CATALOGUE = "arcpipe.tables.iceberg.catalogue:Catalogue."
+DELTA = "arcpipe.tables.delta.log:Log."
+
+
+def around(name: str, function: str, nth: int = 1, pattern: str = "") -> Iterator[tuple[str, Step]]:
+    yield f"before {name}", Step(function, "before", nth, pattern)
+    yield f"after {name}", Step(function, "after", nth, pattern)
+
+
+OF_THE_UPLOADER = dict(
+    itertools.chain(
+        around("the batch is marked as uploaded", BATCHES + "mark_uploaded"),
+        around("the handover", HANDOVER + "hand_over"),
+        around("the second handover", HANDOVER + "hand_over", 2),
+        around("a number is issued", LEDGER + "issue"),
+        around("the rename of the ledger", DISK + "rename", 1, "ledger.json"),
+        around("the rename of the commit file", DISK + "rename", 1, r"/tables/0"),
+        around("the rename of the second commit file", DISK + "rename", 2, r"/tables/0"),
+        around("the sync of the commit file's folder", DISK + "sync_directory", 2, "/tables"),
+        around("the segments are retired", BATCHES + "retire"),
+        around("the removal of the batch's files", FOLDER + "remove", 1, "uploaded"),
+    )
+)
+# Of all formats; the step of the format itself follows.
+OF_THE_COMMITTER = dict(
+    itertools.chain(
+        around("the folder is synced", FILES + "sync"),
+        around("the markers are checked", COMMITTER + "read_marker"),
+        around("the first marker is read", COMMITTER + "read_marker", 3),
+        around("the footers are read", COMMITTER + "read_footers"),
+        around("the first attempt", COMMITTER + "attempt"),
+        around("the second attempt", COMMITTER + "attempt", 2),
+        around("the end of commit files", COMMITTER + "forget"),
+        around("the removal of commit files", FILES + "remove"),
+        around("the removal of the second commit file", DISK + "unlink", 2, r"/tables/0"),
+    )
+)
+OF_FORMATS: dict[str, dict[str, Step]] = {
+    "model": dict(around("the link of a version", MODEL + "_write")),
+    "iceberg": dict(
+        itertools.chain(
+            around("the table is made", CATALOGUE + "create"),
+            around("the attempt at the catalogue", CATALOGUE + "commit"),
+            around("the change is attempted", ICEBERG + "attempt"),
+        )
+    ),
+    "delta": dict(around("the log entry", DELTA + "commit")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +112,24 @@ def committers() -> Iterator[Committers]:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[int]]:
-    """Make sealed segments that become two batches of two tables."""
-    directory = tmp_path_factory.mktemp("log") / "wal"
-    return directory, {number for numbers in make_log(directory).values() for number in numbers}
+    """Make sealed segments that become two batches of two tables, and some dead letters."""
+    source = WALDirectory(tmp_path_factory.mktemp("log") / "wal")
+    source.make()
+    ids = itertools.count()
+    written: set[int] = set()
+    with mock.patch("time.time_ns", return_value=NEW_YEAR * 10**9):
+        for slot in range(1, SEGMENTS + 1):
+            writer = WALWriter(source, slot, WALOptions(max_size_bytes=1 << 20))
+            for measurement in ("m", "o"):
+                group = Group()
+                numbers = [next(ids) for _ in range(ROWS)]
+                written.update(numbers)
+                columns = {"time": [NEW_YEAR] * ROWS, "id": numbers, "pad": [f"{'x' * 20_000}"] * ROWS}
+                body = msgspec.msgpack.encode({"m": measurement, "columns": columns})
+                group.add(envelope_prefix(KIND_COLUMNAR, "db"), body, ROWS, writer.next_timestamp())
+                writer.commit(group)
+            writer.close()
+    return Path(source.path), written
 
 
 class Site:
@@ -98,7 +181,7 @@ class Site:
             tables.close()
         assert [key for key, count in Counter(keys).items() if count > 1] == [], "files are there twice"
         lake = self.store.read()
-        ids = Counter(number for key in keys for number in pq.read_table(lake / key, columns=["n"])["n"].to_pylist())
+        ids = Counter(number for key in keys for number in pq.read_table(lake / key, columns=["id"])["id"].to_pylist())
         assert [number for number, count in ids.items() if count > 1] == [], "rows are there twice"
         assert self.ids - ids.keys() == set(), "rows are missing"
         assert {str(path.relative_to(lake)) for path in lake_files(lake)} == set(keys)
@@ -225,7 +308,7 @@ class Planted(NamedTuple):
     "planted",
     [
         Planted(
-            {f"{MODEL}checks_markers": False, f"{COMMITTER}_without_present": "all files"},
+            {f"{MODEL}checks_markers": False, f"{COMMITTER}_without_present": "all"},
             OF_THE_COMMITTER["after the first attempt"],
             "files are there twice",
         ),

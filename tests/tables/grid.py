@@ -7,6 +7,7 @@ whose addresses may lead through a proxy. `check` looks at the store and the cat
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import signal
@@ -17,12 +18,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from unittest import mock
 from urllib.parse import urlsplit
 
+import msgspec
 import polars as pl
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder
 
+from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.config.load import load
 from arcpipe.config.settings import Settings, Storage, StorageS3
 from arcpipe.config.settings_tables import TablesIceberg
@@ -34,13 +38,20 @@ from arcpipe.tables.delta.paths import root_of
 from arcpipe.tables.iceberg.sql_catalogue import postgresql_uri
 from arcpipe.tables.stock import Report, Stock
 from arcpipe.wal.directory import WALDirectory
+from arcpipe.wal.format import envelope_prefix
+from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.committer_process import Committers, Outcome
-from tests.crash.table_steps import DATABASE
-from tests.crash.uploader_process import Step
+from tests.crash.uploader_process import Step, Uploaders
 from tests.support.iceberg import World
 from tests.support.s3server import S3Bucket
 from tests.support.tables import Lake
 from tests.support.waiting import wait_until
+
+DATABASE: Final = "db"
+MEASUREMENTS: Final = ("m", "o")
+_NEW_YEAR: Final = 1_767_225_600
+_SEGMENTS: Final = 4
+_ROWS: Final = 20  # of an entry
 
 
 class Kind(NamedTuple):
@@ -67,6 +78,43 @@ class HandedOver(NamedTuple):
     wal: Path
     lake: Path
     numbers: dict[str, list[int]]  # the values of `n`, by measurement
+
+
+def _make_log(directory: Path) -> dict[str, list[int]]:
+    """Make sealed segments that become two batches of two tables. Returns the values of `n` by measurement."""
+    log = WALDirectory(directory)
+    log.make()
+    ids = itertools.count()
+    written: dict[str, list[int]] = {measurement: [] for measurement in MEASUREMENTS}
+    with mock.patch("time.time_ns", return_value=_NEW_YEAR * 10**9):
+        for slot in range(1, _SEGMENTS + 1):
+            writer = WALWriter(log, slot, WALOptions(max_size_bytes=1 << 20))
+            for measurement in MEASUREMENTS:
+                group = Group()
+                numbers = [next(ids) for _ in range(_ROWS)]
+                written[measurement] += numbers
+                columns = {"time": [_NEW_YEAR] * _ROWS, "n": numbers, "pad": ["x" * 20_000] * _ROWS}
+                body = msgspec.msgpack.encode({"m": measurement, "columns": columns})
+                group.add(envelope_prefix(KIND_COLUMNAR, DATABASE), body, _ROWS, writer.next_timestamp())
+                writer.commit(group)
+            writer.close()
+    return written
+
+
+def hand_over(base: Path) -> HandedOver:
+    """Have the real uploader hand two batches over."""
+    numbers = _make_log(base / "wal")
+    settings = {
+        "wal_dir": base / "wal",
+        "wal_min_free_mb": 0,
+        "uploader_batch_mb": 2,
+        "storage_url": f"file://{base}/lake",
+        "tables_format": "delta",
+    }
+    with Uploaders() as uploaders:
+        assert uploaders.run(base / "wal", settings).exit_code == 0
+    assert len(list((base / "wal" / "tables").glob("0*.json"))) == 2
+    return HandedOver(base / "wal", base / "lake", numbers)
 
 
 class Servers(NamedTuple):
@@ -165,7 +213,7 @@ class Place:
         return (committers or self._committers).run(self.wal, self.settings, **options)
 
     @contextmanager
-    def stopped(self, others: Committers, step: Step) -> Iterator[Callable[[], int]]:
+    def stopped(self, others: Committers, step: Step, **options: Any) -> Iterator[Callable[[], int]]:
         """Have a committer stop at a step. Inside, call what is lent to continue it: it returns the exit code.
 
         The lock of the WAL directory goes with it, as if this directory were on another machine by now.
@@ -175,7 +223,7 @@ class Place:
         """
         flag = Path(f"{self.wal}.stopped")
         with ThreadPoolExecutor(1) as thread:
-            ended: Future[Outcome] = thread.submit(others.run, self.wal, self.settings, stop=step)
+            ended: Future[Outcome] = thread.submit(others.run, self.wal, self.settings, stop=step, **options)
             wait_until(lambda: flag.exists() or ended.done(), "the stop")
             assert not ended.done(), f"it ended without {step}: {ended.result()}"
             pid = int(flag.read_text())

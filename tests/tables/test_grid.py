@@ -27,21 +27,14 @@ from deltalake import DeltaTable
 from arcpipe.tables.delta.checkpoints import options_of, uri_of
 from arcpipe.tables.delta.paths import root_of
 from tests.crash.committer_process import Committers
-from tests.crash.table_steps import (
-    CATALOGUE,
-    DATABASE,
-    MEASUREMENTS,
-    OF_FORMATS,
-    OF_THE_COMMITTER,
-    around,
-    make_log,
-)
-from tests.crash.uploader_process import Step, Uploaders
+from tests.crash.test_tables_steps import CATALOGUE, OF_FORMATS, OF_THE_COMMITTER, around
+from tests.crash.uploader_process import Step
 from tests.support import cutting_proxy
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.s3proxy import LATE, FaultyProxy
 from tests.support.sets import long
-from tests.tables.grid import KINDS, HandedOver, Place, Servers
+from tests.support.tables import OTHER_NODE
+from tests.tables.grid import DATABASE, KINDS, MEASUREMENTS, HandedOver, Place, Servers, hand_over
 
 OF_KINDS = {
     "iceberg sqlite": dict(
@@ -96,20 +89,7 @@ def zombies() -> Iterator[Committers]:
 
 @pytest.fixture(scope="module")
 def handed(tmp_path_factory: pytest.TempPathFactory) -> HandedOver:
-    """Have the real uploader hand two batches over."""
-    base = tmp_path_factory.mktemp("handed")
-    numbers = make_log(base / "wal")
-    settings = {
-        "wal_dir": base / "wal",
-        "wal_min_free_mb": 0,
-        "uploader_batch_mb": 2,
-        "storage_url": f"file://{base}/lake",
-        "tables_format": "delta",
-    }
-    with Uploaders() as uploaders:
-        assert uploaders.run(base / "wal", settings).exit_code == 0
-    assert len(list((base / "wal" / "tables").glob("0*.json"))) == 2
-    return HandedOver(base / "wal", base / "lake", numbers)
+    return hand_over(tmp_path_factory.mktemp("handed"))
 
 
 Make = Callable[..., Place]
@@ -150,6 +130,25 @@ def test_rows_are_there_once_after_a_zombie(make: Make, zombies: Committers, kin
     place = make(kind)
     with place.stopped(zombies, step) as go_on:
         assert place.commit() == 0
+        assert go_on() == 0
+    assert place.commit() == 0
+    place.check()
+
+
+def test_a_zombie_of_delta_does_not_commit_to_the_past(make: Make, zombies: Committers) -> None:
+    """While it is stopped, others commit, and clean the log: the version that it is about to make is free again."""
+    place = make("delta local")
+    later = max((place.wal / "tables").glob("0*.json"))
+    later.rename(place.wal / later.name)
+    assert place.commit() == 0
+    (place.wal / later.name).rename(later)
+    step, is_late = OF_FORMATS["delta"]["before the log entry"], {"arcpipe.tables.delta.tables:_LATE_SECONDS": 0}
+    with closing(place.tables()) as others, place.stopped(zombies, step, plant=is_late) as go_on:
+        for table, seq in itertools.product(others.all_tables(), range(1, 14)):
+            others.commit(table, [], OTHER_NODE, seq)
+        place.world.lake.age(2 * 86_400)
+        for table in others.all_tables():
+            assert others.maintain(table).expired > 2
         assert go_on() == 0
     assert place.commit() == 0
     place.check()
@@ -283,7 +282,7 @@ def test_only_the_marker_knows_what_was_committed(make: Make, kind: str, looks_a
     place = make(kind)
     assert place.commit(die=ATTEMPTED) == -9
     rewrite(place, forgets=looks_at_markers)
-    plant: dict[str, object] = {"arcpipe.tables.committer:Committer._without_present": "all files"}
+    plant: dict[str, object] = {"arcpipe.tables.committer:Committer._without_present": "all"}
     plant |= {} if looks_at_markers else NO_MARKERS[KINDS[kind].format]
     assert place.commit(plant=plant) == 0
     if looks_at_markers:
