@@ -275,8 +275,8 @@ async def _commit_now(settings: Settings, skip_missing: bool) -> dict[str, Any]:
 
     tables = open_format(settings.tables, settings.storage, settings.wal.dir)
     store = open_store(settings.storage.url, settings.storage.s3)
-    committer = Committer(tables, store, settings.wal.dir, Counters(1).committer)
-    committer.skip_missing = skip_missing
+    committer = Committer(tables, store, settings.wal.dir, Counters(1).committer, parquet=settings.parquet)
+    committer.commits.skip_missing = skip_missing
     try:
         while True:
             try:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from arcpipe.compaction.dedup import DedupRules
 from arcpipe.compaction.files import (
     SUFFIX,
-    Folder,
     LakeFile,
     batch_of,
     choose,
@@ -27,9 +26,7 @@ from arcpipe.compaction.files import (
     final,
     first_unfinished,
     parse_file,
-    parse_folder,
 )
-from arcpipe.compaction.inputs import Odd
 from arcpipe.compaction.merge import Merge, Outcome
 from arcpipe.compaction.plan import Plans, make_plan
 from arcpipe.compaction.rewrite import CannotSort, RewriteBounds
@@ -37,6 +34,8 @@ from arcpipe.config.settings import FileLocation
 from arcpipe.disk import Disk, space
 from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import HOUR_US
+from arcpipe.lake.folders import Folder, parse_folder
+from arcpipe.lake.input_file import Odd
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.storage import LakeStore, Listed
 from arcpipe.tables.swap import TableSwap

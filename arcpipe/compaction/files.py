@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
+from arcpipe.lake.folders import Folder
 from arcpipe.storage import Listed
 from arcpipe.units import MB
 
@@ -17,16 +17,12 @@ SUFFIX: Final = ".parquet"
 
 # {measurement}_{first time}_{batch id}_{number}.parquet. Of the first time, µs follow the seconds. A batch id is
 # {node}-{time}-{boot}.{number}-{random}, with a part's number if the batch was isolated. Merges have a word and a hash
-# in place of the random digits.
+# in place of the random digits. `fit` and a hash follow if the file was written anew to fit its table.
 _NAME: Final = re.compile(
     r"_\d{8}T\d{12}_(?P<batch>(?P<node>[^/]+?)-(?P<time>\d{8}T\d{6})-(?P<boot>\d+)\.(?P<number>\d+)"
-    r"(?:-(?:(?P<word>merged|unique)(?P<hash>[0-9a-f]{16})|[0-9a-f]+))?)(?:\.(?P<part>\d+))?_(?P<file>\d+)\.parquet\Z"
+    r"(?:-(?:(?P<word>merged|unique)(?P<hash>[0-9a-f]{16})|[0-9a-f]+))?)(?:\.(?P<part>\d+))?(?:\.fit[0-9a-f]{16})?"
+    r"_(?P<file>\d+)\.parquet\Z"
 )
-_FOLDER: Final = re.compile(
-    r"(?P<database>[^/]+)/(?P<measurement>[^/]+)/"
-    r"(?:(\d{4})/(\d\d)/(\d\d)/(\d\d)|year=(\d{4})/month=(\d\d)/day=(\d\d)/hour=(\d\d))"
-)
-
 # Files up to this size count as this large: to write them again costs less than to keep them apart.
 _LEAST_BYTES: Final = MB
 # A file is merged only with smaller ones that are together at least the fourth part of it. So each merge makes the
@@ -68,28 +64,6 @@ class LakeFile(NamedTuple):
     @property
     def size(self) -> int:
         return self.listed.size
-
-
-class Folder(NamedTuple):
-    """One hour of one measurement: the names as components of a key, and the first µs of the hour."""
-
-    path: str
-    database: str
-    measurement: str
-    hour_us: int
-
-
-def parse_folder(path: str) -> Folder | None:
-    """Parse the folder of a key; None for other folders than those of an hour, in either layout."""
-    match = _FOLDER.fullmatch(path)
-    if match is None or match["database"][0] in "._":
-        return None
-    parts = [int(part) for part in match.groups()[2:] if part is not None]
-    try:
-        hour = datetime(parts[0], parts[1], parts[2], parts[3], tzinfo=UTC)
-    except ValueError:
-        return None
-    return Folder(path, match["database"], match["measurement"], int(hour.timestamp()) * 1_000_000)
 
 
 def parse_file(listed: Listed, folder: Folder, node: str | None) -> LakeFile | None:

@@ -17,14 +17,14 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from arcpipe.compaction.checksums import Checksums
-from arcpipe.compaction.files import Folder
-from arcpipe.compaction.inputs import InputFile, Odd
 from arcpipe.compaction.plan import Input, Output, Plan, Plans, hidden_folder
 from arcpipe.compaction.resources import give_memory_back
 from arcpipe.compaction.rewrite import Rewrite, RewriteBounds, Rewritten
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, MissingObject, StorageError
+from arcpipe.lake.checksums import Checksums
+from arcpipe.lake.folders import Folder
+from arcpipe.lake.input_file import InputFile, Odd
 from arcpipe.lake.keys import merged_file_name
 from arcpipe.lake.parquet_file import Rows
 from arcpipe.lake.spool import Spool, SpoolMemory

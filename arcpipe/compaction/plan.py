@@ -11,15 +11,16 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
 from arcpipe import durable
-from arcpipe.compaction.files import Folder, LakeFile
+from arcpipe.compaction.files import LakeFile
 from arcpipe.disk import Disk
-from arcpipe.errors import ArcpipeError, UnknownVersion
-from arcpipe.wal.checksum import checksum_holds, with_checksum
+from arcpipe.errors import ArcpipeError
+from arcpipe.lake.folders import Folder
+from arcpipe.wal.checked_json import decode, encode
 
 VERSION: Final = 1
 HIDDEN_FOLDER: Final = ".arcpipe/compaction"
@@ -128,7 +129,7 @@ class Plans:
 
     def write(self, plan: Plan) -> None:
         """Write the plan durably. After an OSError it is the former one or this one."""
-        durable.replace(self._disk, self.path, with_checksum(msgspec.json.encode(plan)))
+        durable.replace(self._disk, self.path, encode(plan))
 
     def remove(self) -> None:
         """Remove the plan durably: its merge is finished or undone."""
@@ -136,16 +137,4 @@ class Plans:
         self._disk.sync_directory(self.folder)
 
     def _decode(self, data: bytes) -> Plan:
-        if checksum_holds(data) is not True:
-            raise ValueError("its checksum does not match")
-        content: dict[str, Any] = msgspec.json.decode(data)
-        content.pop("crc32", None)
-        try:
-            if content.get("version") != VERSION:
-                raise msgspec.ValidationError(f"version {content.get('version')!r}")
-            return msgspec.convert(content, Plan)
-        except msgspec.ValidationError as error:
-            raise UnknownVersion(
-                f"{self.path} is of another version of arcpipe ({error}; this one knows version {VERSION}). "
-                "Nothing is compacted until that version has run again"
-            ) from error
+        return decode(data, Plan, VERSION, self.path, "Nothing is compacted until that version has run again")

@@ -22,9 +22,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final, NamedTuple
 
 from arcpipe.compaction.compactor import Compactor
-from arcpipe.compaction.files import Folder, LakeFile, parse_folder
+from arcpipe.compaction.files import LakeFile
 from arcpipe.compaction.retention_clock import DAY_US
 from arcpipe.lake.file_schema import HOUR_US
+from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.lake.hours import hours_until, newest_hour
 from arcpipe.lake.keys import database_components
 from arcpipe.storage import LakeStore

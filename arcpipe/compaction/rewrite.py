@@ -17,15 +17,15 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from arcpipe.compaction.checksums import Checksums
-from arcpipe.compaction.inputs import InputFile, Odd
 from arcpipe.compaction.outputs import OnOutput, OutputBounds, Outputs
 from arcpipe.compaction.sorting import SortColumns, Splitters, order
 from arcpipe.compaction.spill import Ranges, SpillFile
 from arcpipe.compaction.tables import Form, joined, taken
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError
+from arcpipe.lake.checksums import Checksums
 from arcpipe.lake.file_schema import file_metadata, union
+from arcpipe.lake.input_file import InputFile, Odd
 from arcpipe.lake.spool import SpoolMemory
 from arcpipe.units import MB
 

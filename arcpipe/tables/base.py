@@ -15,9 +15,12 @@ subpackages only, in the process that commits, because deltalake cannot be used 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from arcpipe.errors import ArcpipeError
+
+AT_ONCE: Final = 8
+"""Tables that are committed to at once where commits wait for a server: at 20 ms a request this keeps a core busy."""
 
 TableName = tuple[str, str]
 """Database and measurement, as clients call them."""
@@ -59,6 +62,10 @@ class Dropped(TableError):
     """There is no such table, where one has to be: of files(), replace(), remove(), maintain()."""
 
 
+class Older(TableError):
+    """The catalogue is older than the tables that it has: nothing may be committed to any of them."""
+
+
 class NewFile(NamedTuple):
     """A Parquet file in the store that no table holds yet."""
 
@@ -93,7 +100,7 @@ class Column(NamedTuple):
 
 
 class TableFormat(Protocol):
-    """Tables of one format in one catalogue or store. It blocks, and one thread at a time may call it.
+    """Tables of one format in one catalogue or store. It blocks. `at_once` threads may call it, for different tables.
 
     Every method may raise Unavailable. Whatever a library raises becomes an error of this module.
     """
@@ -101,6 +108,11 @@ class TableFormat(Protocol):
     @property
     def name(self) -> str:
         """Return the setting's word: "iceberg" or "delta"."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """Return how many threads may call it at once: 1, or as many as make a difference where requests take time."""
         ...
 
     def check(self) -> None:
@@ -121,6 +133,13 @@ class TableFormat(Protocol):
 
         Raises:
             Refused: the table is there, and cannot be used.
+        """
+        ...
+
+    def left_behind(self, table: TableName, node: str) -> int | None:
+        """Return the node's marker of a table that is in the store, and which the catalogue does not know.
+
+        It was dropped, or the catalogue is older than the table. None if the store tells nothing.
         """
         ...
 

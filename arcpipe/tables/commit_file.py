@@ -21,14 +21,14 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from arcpipe import durable
 from arcpipe.disk import Disk
-from arcpipe.errors import ArcpipeError, UnknownVersion
-from arcpipe.wal.checksum import checksum_holds, with_checksum
+from arcpipe.errors import ArcpipeError
+from arcpipe.wal import checked_json
 
 VERSION: Final = 1
 FOLDER: Final = "tables"
@@ -104,7 +104,7 @@ def by_table(files: Iterable[tuple[str, DataFile]]) -> list[TableFiles]:
 
 def encode(content: CommitFile, compressed: bool = False) -> bytes:
     """Encode with a checksum."""
-    data = with_checksum(msgspec.json.encode(content))
+    data = checked_json.encode(content)
     return zlib.compress(data, 6) if compressed else data
 
 
@@ -117,19 +117,8 @@ def decode(data: bytes, path: str) -> CommitFile:
     """
     if data.startswith(_COMPRESSED):
         data = _decompress(data)
-    if checksum_holds(data) is not True:
-        raise ValueError("its checksum does not match")
-    content: dict[str, Any] = msgspec.json.decode(data)
-    content.pop("crc32", None)
-    try:
-        if content.get("version") != VERSION:
-            raise msgspec.ValidationError(f"version {content.get('version')!r}")
-        return msgspec.convert(content, CommitFile)
-    except msgspec.ValidationError as error:
-        raise UnknownVersion(
-            f"{path} is of another version of arcpipe ({error}; this one knows version {VERSION}). "
-            "No table gets it, or what was handed over after it, until that version has run again"
-        ) from error
+    consequence = "No table gets it, or what was handed over after it, until that version has run again"
+    return checked_json.decode(data, CommitFile, VERSION, path, consequence)
 
 
 def _decompress(data: bytes) -> bytes:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from arcpipe import durable
 from arcpipe.disk import Disk
-from arcpipe.errors import UnknownVersion
-from arcpipe.wal.checksum import checksum_holds, with_checksum
+from arcpipe.wal.checked_json import decode, encode
 from arcpipe.wal.directory import NodeIdentity
 
 VERSION: Final = 1
@@ -105,7 +104,7 @@ class Ledger:
         while len(ranges) > MOST_RANGES:
             forgotten = ranges.pop(0).era
         new = _Content(VERSION, node.node, node.boot, forgotten, ranges)
-        write(self.path, with_checksum(msgspec.json.encode(new)))
+        write(self.path, encode(new))
         self._content = new
         return self.last
 
@@ -115,16 +114,4 @@ def _seq(era: int, counter: int) -> int:
 
 
 def _decode(data: bytes, path: str) -> _Content:
-    if checksum_holds(data) is not True:
-        raise ValueError("its checksum does not match")
-    content: dict[str, Any] = msgspec.json.decode(data)
-    content.pop("crc32", None)
-    try:
-        if content.get("version") != VERSION:
-            raise msgspec.ValidationError(f"version {content.get('version')!r}")
-        return msgspec.convert(content, _Content)
-    except msgspec.ValidationError as error:
-        raise UnknownVersion(
-            f"{path} is of another version of arcpipe ({error}; this one knows version {VERSION}). "
-            "Nothing is committed to tables until that version runs again"
-        ) from error
+    return decode(data, _Content, VERSION, path, "Nothing is committed to tables until that version runs again")

@@ -27,7 +27,7 @@ from arcpipe.counters import Node as NodeBlock
 from arcpipe.errors import ArcpipeError, DamagedFile, UnknownVersion
 from arcpipe.storage import LakeStore, open_store
 from arcpipe.tables import open_format
-from arcpipe.tables.base import TableError, TableFormat, TableName
+from arcpipe.tables.base import Older, TableError, TableFormat, TableName
 from arcpipe.tables.commit_file import FOLDER, Busy
 from arcpipe.tables.committer import Committer, Foreign, Round
 from arcpipe.tables.states import States
@@ -96,6 +96,7 @@ class CommitterProcess:
         self._folder = os.path.join(wal_dir, FOLDER)
         self._states = States()
         self._committer: Committer | None = None
+        self._is_checked = False  # whether the format worked when it was tried last
         self._ending = asyncio.Event()
         self._failures = 0
         self._held_back_until = 0.0  # monotonic: no round for an uploader that is held back before this
@@ -174,10 +175,14 @@ class CommitterProcess:
         """Load the format and try it once."""
         if self._committer is None:
             tables = self._open_tables()
-            self._committer = Committer(tables, self._store, self._wal_dir, self._block, states=self._states)
+            parquet = self._settings.parquet
+            self._committer = Committer(
+                *(tables, self._store, self._wal_dir, self._block), states=self._states, parquet=parquet
+            )
             self._block[Block.UNREACHABLE] = 1  # until it was tried
-        if self._block[Block.UNREACHABLE]:
+        if not self._is_checked:
             await self._committer.check()
+            self._is_checked = True
             self._block[Block.UNREACHABLE] = 0
         return self._committer
 
@@ -185,10 +190,12 @@ class CommitterProcess:
         """Count and log a failure that concerns all tables."""
         self._failures += 1
         self._block[Block.FAILURES] += 1
-        if isinstance(error, (Foreign, DamagedFile, UnknownVersion)):
+        if isinstance(error, (Foreign, Older, DamagedFile, UnknownVersion)):
+            self._block[Block.UNREACHABLE] = 0
             self._note_states(str(error), "")
             log.error("nothing is committed to tables: %s", error)
         elif isinstance(error, TableError) or self._committer is None:
+            self._is_checked = False
             self._block[Block.UNREACHABLE] = 1
             self._note_states("", str(error))
             log.error("tables cannot be reached, and are tried again: %s", error)

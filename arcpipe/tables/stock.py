@@ -27,6 +27,7 @@ from arcpipe.tables.base import Conflict, Dropped, NewFile, TableFormat, TableNa
 from arcpipe.tables.commit_file import CommitFiles
 from arcpipe.tables.committer import BATCH_ENDINGS
 from arcpipe.tables.pending import table_of
+from arcpipe.tables.twins import Twins
 
 T = TypeVar("T")
 
@@ -155,6 +156,8 @@ class Stock:
         plan = self._merge_plan()
         found |= {key for key in batches if key in plan}
         files = CommitFiles(self._wal_dir)
+        for twin in Twins.load(files.folder, files.disk):  # files that are rewritten, and their copies
+            found |= batches.keys() & set(twin.objects)
         for name in files.names():
             content = files.read(name)
             for table in content.tables if content is not None else ():

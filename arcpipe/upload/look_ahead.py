@@ -60,16 +60,20 @@ class LookAhead:
         """Whether a batch may be ahead of its turn."""
         return self._task is not None
 
-    def begin(self, registry: SchemaRegistry, before: Shipment) -> None:
+    def begin(
+        self, registry: SchemaRegistry, before: Shipment, teach: Callable[[SchemaRegistry], None] = lambda _: None
+    ) -> None:
         """Look for the next batch until `take` or `give_up` is called.
 
         Args:
             registry: that of the batches before `before`.
             before: a batch whose conversion is done.
+            teach: changes a registry as the end of `before` will.
         """
         assert self._task is None, "BUG: two batches ahead of their turn"
         following = registry.copy()
         following.apply(before.schema, before.used or before.drafted)
+        teach(following)
         self._over = asyncio.Event()
         self._batch = self._shipment = None
         self._is_converted = False

@@ -95,6 +95,11 @@ class SchemaRegistry:
         self._drafted[database, measurement] = None
         return TableSchema(database, measurement) if known is None else known.copy()
 
+    def find(self, key: TableName) -> TableSchema | None:
+        """Copy a table's schema; None for an unknown table."""
+        known = self._tables.get(key)
+        return None if known is None else known.copy()
+
     def changed(self, drafts: Iterable[TableSchema]) -> list[TableSchema]:
         """Return the drafts that differ from the registry, sorted by database and measurement."""
         changed = []

@@ -31,6 +31,7 @@ from arcpipe.errors import StorageError
 from arcpipe.lake.keys import Hidden
 from arcpipe.lake.spool import SpoolMemory
 from arcpipe.storage import ObjectStore, open_store
+from arcpipe.tables.commit_file import FOLDER
 from arcpipe.units import MB
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batches import Batches
@@ -39,6 +40,7 @@ from arcpipe.upload.context import Context
 from arcpipe.upload.handover import TablesBehind, files_of, files_to_hand_over
 from arcpipe.upload.isolate import BugWatch, isolate
 from arcpipe.upload.key_window import KeyWindow
+from arcpipe.upload.lessons import Lessons
 from arcpipe.upload.look_ahead import LookAhead
 from arcpipe.upload.redo import Replaced, prepare, without
 from arcpipe.upload.retry import Backoff, Retry, is_full, kind_of
@@ -166,6 +168,7 @@ class BatchUploader:
             lambda what, error: self._retry.note(what, error, 1),
         )
         self._looks_ahead = False
+        self._lessons = Lessons(os.path.join(directory.path, FOLDER), directory.disk)
 
     def drain(self) -> None:
         """Stop waiting for new segments. May be called by a signal handler of the loop."""
@@ -204,6 +207,7 @@ class BatchUploader:
             self._count_unreadable()
         batch = self._next_unfinished()
         if batch is None:
+            await self._retry.persist("saving the types of tables", self._learn)
             batch = await self._retry.persist("planning a batch", self._plan)
         if batch is None:
             return False
@@ -262,6 +266,15 @@ class BatchUploader:
         if batch is not None:
             self._cadence.note_planned()
         return batch
+
+    async def _learn(self) -> None:
+        """Follow the types of tables that the committer met, while no batch is begun."""
+        assert self._context is not None
+        self._lessons.refresh()
+        if self._lessons.are_new:
+            self._lessons.teach(self._context.registry)
+            self._context.registry.save()
+            self._lessons.are_new = False
 
     def _ship(self, batch: Batch, registry: SchemaRegistry) -> Shipment:
         assert self._context is not None
@@ -336,7 +349,8 @@ class BatchUploader:
         """Wait for the objects of a converted batch. Meanwhile the next one is converted, if one is due."""
         assert self._context is not None
         if self._looks_ahead and not self._todo and not full_disk:
-            self._ahead.begin(self._context.registry, shipment)
+            self._lessons.refresh()
+            self._ahead.begin(self._context.registry, shipment, self._lessons.teach)
         try:
             await shipment.finish()
             if batch.tries > 1 or batch.is_left_over:
@@ -407,8 +421,10 @@ class BatchUploader:
             self._keys.finish(batch.batch_id)  # for the case that only now the disk has room for them
             findings.note(self._directory, converted.findings)
             registry.apply(converted.schema, used)
-            if converted.schema:
+            self._lessons.teach(registry)
+            if converted.schema or self._lessons.are_new:
                 registry.save()
+                self._lessons.are_new = False
 
         async def retire() -> None:
             self._batches.retire(batch, self._pool, last_timestamps, save)

@@ -32,6 +32,7 @@ from arcpipe.tables.commit_file import CommitFileName, CommitFiles, DataFile
 from arcpipe.tables.committer import Committer
 from arcpipe.tables.ledger import Ledger
 from arcpipe.tables.pending import Chunk
+from arcpipe.tables.table_commits import TableCommits
 from arcpipe.upload.handover import Handover
 from arcpipe.upload.spares import Spares
 from arcpipe.wal.directory import NodeIdentity, WALDirectory
@@ -272,11 +273,11 @@ def last_tables(disk: RecordingDisk) -> dict[TableName, Any]:
 
 
 def test_it_is_caught_if_the_marker_is_not_looked_at(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def all_files(self: Committer, table: TableName, files: list[Any]) -> list[Any]:
+    async def all_files(self: TableCommits, table: TableName, files: list[Any]) -> list[Any]:
         return files
 
     monkeypatch.setattr(ModelTables, "checks_markers", False)
-    monkeypatch.setattr(Committer, "_without_present", all_files)
+    monkeypatch.setattr(TableCommits, "_without_present", all_files)
     assert "files are there twice" in complaint(lake)
 
 

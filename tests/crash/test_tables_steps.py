@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,18 +17,20 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import msgspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.config.load import load
 from arcpipe.tables import open_format
-from arcpipe.tables.base import TableFormat
+from arcpipe.tables.base import NewFile, TableFormat
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.committer_process import Committers
 from tests.crash.uploader_process import Step, Uploaders
+from tests.support.compaction import OTHER_NODE, file_bytes, key_of, put, table_of
 from tests.support.directories import batch_files
 from tests.support.lake import lake_files
 from tests.support.s3server import S3Bucket
@@ -42,10 +45,15 @@ ROWS = 20
 HANDOVER = "arcpipe.upload.handover:Handover."
 LEDGER = "arcpipe.tables.ledger:Ledger."
 FILES = "arcpipe.tables.commit_file:CommitFiles."
+REWRITER = "arcpipe.tables.rewriting:Rewriter."
+LEARNED = "arcpipe.tables.learned:Learned."
+LESSONS = "arcpipe.upload.lessons:Lessons."
+STORE = "arcpipe.storage.local:LocalStore."
 BATCHES = "arcpipe.upload.batches:Batches."
 FOLDER = "arcpipe.upload.batch_folder:BatchFolder."
 DISK = "arcpipe.disk:Disk."
 COMMITTER = "arcpipe.tables.committer:Committer."
+COMMITS = "arcpipe.tables.table_commits:TableCommits."
 MODEL = "tests.support.table_model:ModelTables."
 ICEBERG = "arcpipe.tables.iceberg.change:Change."
 CATALOGUE = "arcpipe.tables.iceberg.catalogue:Catalogue."
@@ -75,14 +83,40 @@ OF_THE_UPLOADER = dict(
 OF_THE_COMMITTER = dict(
     itertools.chain(
         around("the folder is synced", FILES + "sync"),
-        around("the markers are checked", COMMITTER + "read_marker"),
-        around("the first marker is read", COMMITTER + "read_marker", 3),
-        around("the footers are read", COMMITTER + "read_footers"),
-        around("the first attempt", COMMITTER + "attempt"),
-        around("the second attempt", COMMITTER + "attempt", 2),
+        around("the markers are checked", COMMITS + "read_marker"),
+        around("the first marker is read", COMMITS + "read_marker", 3),
+        around("the footers are read", COMMITS + "read_footers"),
+        around("the first attempt", COMMITS + "attempt"),
+        around("the second attempt", COMMITS + "attempt", 2),
         around("the end of commit files", COMMITTER + "forget"),
         around("the removal of commit files", FILES + "remove"),
         around("the removal of the second commit file", DISK + "unlink", 2, r"/tables/0"),
+    )
+)
+# Of files whose types differ from those of a table that another node has made.
+OF_REWRITING = dict(
+    itertools.chain(
+        around("a type is learned", LEARNED + "add"),
+        around("the rename of what was learned", DISK + "rename", 1, "learned.json"),
+        around("a copy is recorded", REWRITER + "record"),
+        around("the rename of the record", DISK + "rename", 1, "twins.json"),
+        around("the put of a copy", REWRITER + "put"),
+        around("the put of the second copy", REWRITER + "put", 2),
+        around("a copy is read back", REWRITER + "verify"),
+        around("the footers of the copies are read", COMMITS + "read_footers", 3),
+        around("the attempt with copies", COMMITS + "attempt", 2),
+        around("the settlement", REWRITER + "settle"),
+        around("the rename of the settled record", DISK + "rename", 3, "twins.json"),
+        around("the deletion of the files", STORE + "delete_all"),
+        around("the end of commit files", COMMITTER + "forget"),
+        around("the end of the record", DISK + "unlink", 1, "twins.json$"),
+    )
+)
+OF_LESSONS = dict(
+    itertools.chain(
+        around("the registry is taught", LESSONS + "teach"),
+        around("the registry is saved", DISK + "rename", 1, "schema.json"),
+        around("the second handover", HANDOVER + "hand_over"),
     )
 )
 OF_FORMATS: dict[str, dict[str, Step]] = {
@@ -166,6 +200,29 @@ class Site:
     def commit(self, **options: Any) -> int:
         return self._committers.run(self.wal, self.settings, model=self.model, **options).exit_code
 
+    def make_tables(self) -> None:
+        """Have another node make the tables, with integers where this one has texts."""
+        lake = self.store.read()
+        tables = self.tables()
+        try:
+            for number, table in enumerate((("db", "m"), ("db", "o")), 1):
+                key = key_of(1, node=OTHER_NODE, database=table[0], measurement=table[1])
+                content = table_of([{"time": 0, "id": -number, "pad": number}])
+                path = put(lake, key, file_bytes(content, self.wal, *table))
+                tables.commit(table, [NewFile(key, path.stat().st_size, 1, pq.read_metadata(path))], OTHER_NODE, 1)
+        finally:
+            tables.close()
+
+    def check_types(self) -> None:
+        """Each table has its columns' types in all files, and each text of this node is in the sibling."""
+        texts = 0
+        for path in lake_files(self.store.read()):
+            found = pq.read_table(path)
+            assert found["pad"].type == pa.int64() if "pad" in found.schema.names else "pad_str" in found.schema.names
+            if "pad_str" in found.schema.names:
+                texts += len(found["pad_str"].drop_null())
+        assert texts == len(self.ids)
+
     def tables(self) -> TableFormat:
         if self.model is not None:
             return ModelTables(self.model)
@@ -187,6 +244,7 @@ class Site:
         assert {str(path.relative_to(lake)) for path in lake_files(lake)} == set(keys)
         assert batch_files(self.wal) == []
         assert list((self.wal / "tables").glob("0*.json*")) == []
+        assert not (self.wal / "tables" / "twins.json").exists()
         assert "Traceback" not in Path(f"{self.wal}.log").read_text()
 
 
@@ -295,6 +353,65 @@ def test_both_are_killed_again_and_again(make: Callable[[str], Site], format_nam
     site.check()
 
 
+@pytest.fixture
+def differing(make: Callable[[str], Site]) -> Callable[[str], Site]:
+    """Make a site whose tables another node has made, with another type."""
+
+    def made(format_name: str) -> Site:
+        site = make(format_name)
+        site.make_tables()
+        return site
+
+    return made
+
+
+def rewriting_steps(always: str) -> Iterator[Any]:
+    """The steps with each format; only those of the model that match a pattern are not `long`."""
+    for format_name in OF_FORMATS:
+        for name, step in OF_REWRITING.items():
+            is_short = format_name == "model" and re.search(always, name)
+            yield pytest.param(*(format_name, step), marks=() if is_short else (long,), id=f"{format_name}, {name}")
+
+
+@pytest.mark.parametrize(("format_name", "step"), rewriting_steps("^after|end of the record"))
+def test_the_committer_is_killed_while_it_rewrites(
+    differing: Callable[[str], Site], format_name: str, step: Step
+) -> None:
+    site = differing(format_name)
+    assert site.upload() == 0
+    assert site.commit(die=step) == -9
+    assert site.commit() == 0
+    site.check()
+    site.check_types()
+
+
+@pytest.mark.parametrize(("format_name", "step"), rewriting_steps("before the (settl|end of the record|put of a)"))
+def test_the_committer_meets_an_error_while_it_rewrites(
+    differing: Callable[[str], Site], format_name: str, step: Step
+) -> None:
+    site = differing(format_name)
+    assert site.upload() == 0
+    assert site.commit(fail=step) == 0
+    assert site.commit() == 0
+    site.check()
+    site.check_types()
+
+
+@pytest.mark.parametrize("step", OF_LESSONS)
+@pytest.mark.parametrize("how", ["die", pytest.param("fail", marks=long)])
+def test_the_uploader_follows_the_tables_types_through_each_step(
+    differing: Callable[[str], Site], step: str, how: str
+) -> None:
+    site = differing("model")
+    assert site.upload(die=OF_THE_UPLOADER["before the second handover"]) == -9
+    assert site.commit() == 0
+    assert site.upload(**{how: OF_LESSONS[step]}) == (-9 if how == "die" else 0)
+    assert site.upload() == 0
+    assert site.commit() == 0
+    site.check()
+    site.check_types()
+
+
 # The harness has to notice bugs
 
 
@@ -308,7 +425,7 @@ class Planted(NamedTuple):
     "planted",
     [
         Planted(
-            {f"{MODEL}checks_markers": False, f"{COMMITTER}_without_present": "all"},
+            {f"{MODEL}checks_markers": False, f"{COMMITS}_without_present": "all"},
             OF_THE_COMMITTER["after the first attempt"],
             "files are there twice",
         ),

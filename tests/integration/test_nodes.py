@@ -24,9 +24,9 @@ import pytest
 from deltalake import DeltaTable, QueryBuilder
 
 from arcpipe.compaction.compactor import Compactor
-from arcpipe.compaction.files import parse_folder
 from arcpipe.config.load import load
 from arcpipe.config.settings import Settings
+from arcpipe.lake.folders import parse_folder
 from arcpipe.storage import open_store
 from arcpipe.tables import open_format
 from arcpipe.tables.delta.checkpoints import options_of

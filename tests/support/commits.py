@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import pyarrow as pa
 
 from arcpipe.config.settings import StorageS3
 from arcpipe.counters import Committer as Block
@@ -20,6 +23,8 @@ from arcpipe.upload.spares import Spares
 from arcpipe.wal.directory import NodeIdentity, WALDirectory
 from tests.support.compaction import NODE, file_bytes, key_of, put, table_of
 from tests.support.table_model import ModelTables
+
+_MAKERS: dict[Any, Callable[[int], Any]] = {pa.string(): str, pa.float64(): float}
 
 
 class Handed:
@@ -43,8 +48,21 @@ class Handed:
     def files(self) -> CommitFiles:
         return CommitFiles(self.directory.path)
 
-    def batch(self, tables: Sequence[tuple[str, str]] = (("db", "m"),), files: int = 1, **types: Any) -> str:
-        """Put the files of a batch, and hand it over. Returns its id."""
+    def batch(
+        self,
+        tables: Sequence[tuple[str, str]] = (("db", "m"),),
+        files: int = 1,
+        count: int = 2,
+        rename: Mapping[str, str] = MappingProxyType({}),
+        **types: Any,
+    ) -> str:
+        """Put the files of a batch, and hand it over. Returns its id.
+
+        Args:
+            count: rows of each file.
+            rename: new names of columns.
+            types: of columns.
+        """
         self.number += 1
         found: dict[str, DataFile] = {}
         for table in tables:
@@ -52,11 +70,14 @@ class Handed:
                 key = key_of(
                     self.number, node=self.node, boot=self.boot, file=file, database=table[0], measurement=table[1]
                 )
-                numbers = [self.number * 1_000 + file * 10 + one for one in range(2)]
-                rows = [{"time": one, "host": "a", "n": one} for one in numbers]
-                data = file_bytes(table_of(rows, **types), self.base, *table)
+                numbers = [self.number * 1_000 + file * 10 + one for one in range(count)]
+                value = _MAKERS.get(types.get("n"), int)
+                rows = [{"time": one, "host": "a", "n": value(one)} for one in numbers]
+                content = table_of(rows, **types)
+                content = content.rename_columns([rename.get(name, name) for name in content.schema.names])
+                data = file_bytes(content, self.base, *table)
                 put(self.lake, key, data)
-                found[key] = DataFile(key, 2, len(data), 0, 1)
+                found[key] = DataFile(key, count, len(data), 0, 1)
                 self.rows.setdefault(table, []).extend(numbers)
                 self.keys.add(key)
         [batch] = {key.split("_")[-2] for key in found}

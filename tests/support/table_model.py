@@ -22,15 +22,16 @@ from arcpipe.tables.base import (
     Dropped,
     Maintained,
     NewFile,
-    Refused,
     TableName,
 )
+from arcpipe.tables.schema import differing, word_of
 
 
 class ModelTables:
     """Tables below a directory."""
 
     name = "delta"  # one of the setting's words
+    at_once = 1
     checks_markers = True
     """False plants the bug that every harness has to find."""
 
@@ -54,6 +55,9 @@ class ModelTables:
         marker = None if found is None or not self.checks_markers else found[1]["markers"].get(node)
         return marker if marker is None else int(marker)
 
+    def left_behind(self, table: TableName, node: str) -> int | None:
+        return None
+
     def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
         version, content = self.load(table) or (0, {"files": [], "markers": {}, "types": {}})
         marker = content["markers"].get(node)
@@ -62,12 +66,9 @@ class ModelTables:
         types = dict(content["types"])
         for file in files:
             for field in file.metadata.schema.to_arrow_schema():
-                if types.setdefault(field.name, str(field.type)) != str(field.type):
-                    raise Refused(
-                        f"column {field.name!r} of table {table} is {types[field.name]} there and {field.type} in "
-                        f"{file.key}",
-                        column=field.name,
-                    )
+                word = word_of(field.type)
+                if types.setdefault(field.name, word) != word:
+                    raise differing(table, field.name, types[field.name], word, file.key)
         self._between()
         added = [*content["files"], *(file.key for file in files)]
         self._write(table, version + 1, {"files": added, "markers": content["markers"] | {node: seq}, "types": types})

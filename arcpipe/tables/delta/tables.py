@@ -24,6 +24,7 @@ from arcpipe.config.settings_tables import Tables
 from arcpipe.errors import NotOffered, StorageError
 from arcpipe.storage import LakeStore, MemoryBlob, open_store
 from arcpipe.tables.base import (
+    AT_ONCE,
     Column,
     Committed,
     Conflict,
@@ -87,6 +88,10 @@ class DeltaTables:
     def name(self) -> str:
         return "delta"
 
+    @property
+    def at_once(self) -> int:
+        return AT_ONCE if self._store.url.startswith("s3://") else 1
+
     def check(self) -> None:
         self._run("", self._check())
 
@@ -102,6 +107,9 @@ class DeltaTables:
     def committed(self, table: TableName, node: str) -> int | None:
         state = self._run(shown(table), self._fresh(table))
         return None if state is None else state.marker(node)
+
+    def left_behind(self, table: TableName, node: str) -> int | None:
+        return None  # the table is its log, and has no catalogue
 
     def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
         done, state = self._run(shown(table), self._commit(table, files, node, seq))

@@ -14,6 +14,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ from arcpipe.config.settings import FileLocation, Storage
 from arcpipe.config.settings_tables import TablesIceberg
 from arcpipe.disk import Disk
 from arcpipe.tables.base import Refused, TableError, TableName
-from arcpipe.tables.iceberg import names
+from arcpipe.tables.iceberg import age, names
 from arcpipe.tables.iceberg.errors import translated
 from arcpipe.tables.iceberg.file_io import path_of
 from arcpipe.tables.iceberg.shared_io import SharedFiles, s3_properties
@@ -57,7 +58,13 @@ def store_uri(storage: Storage) -> str:
 class Catalogue:
     """The catalogue. One thread at a time may use it."""
 
-    def __init__(self, options: TablesIceberg, storage: Storage, wal_dir: str) -> None:
+    def __init__(self, options: TablesIceberg, storage: Storage, wal_dir: str, kept: float = 1.0) -> None:
+        """Make ready; nothing is read.
+
+        Args:
+            kept: the part of the bounds of what is kept in memory.
+        """
+        self._kept = kept
         self._options = options
         self._storage = storage
         self._directory = Path(os.path.abspath(wal_dir)) / "tables"
@@ -86,6 +93,8 @@ class Catalogue:
             all_snapshots: also those that no branch or tag refers to.
         """
         with self._doing(f"cannot read {shown(table)}") as catalog:
+            if self.is_sqlite:
+                age.require_newest(table, self.place, partial(catalog.location, self.identifier(table)))
             whole = catalog.all_snapshots() if all_snapshots and hasattr(catalog, "all_snapshots") else nullcontext()
             try:
                 with whole:
@@ -140,6 +149,13 @@ class Catalogue:
                 "file lost? Restore it, or register the tables as docs/tables.md tells, or move the folder away"
             )
 
+    def marker_left_behind(self, table: TableName, marker: str) -> int | None:
+        """Return the marker that a local store tells of a table which the SQLite catalogue does not know."""
+        if not self.is_sqlite:
+            return None
+        namespace, name = self.identifier(table)
+        return age.marker_left_behind(path_of(f"{self.warehouse}/{namespace}/{name}/metadata"), marker)
+
     def commit(self, loaded: Table, requirements: list[TableRequirement], updates: list[TableUpdate]) -> Any:
         """Try once to change a table.
 
@@ -182,6 +198,10 @@ class Catalogue:
         """Prove that the catalogue answers, and that metadata can be written, read and deleted."""
         with self._doing(f"the catalogue {self.place} does not work") as catalog:
             catalog.list_namespaces()
+            if self.is_sqlite:
+                for namespace, name in self.names():
+                    find = partial(catalog.location, (namespace, name))
+                    age.require_newest((namespace, name), self.place, find)
         if self.warehouse:
             location = f"{self.warehouse}/.probe-{uuid.uuid4().hex}"
             with translated(f"cannot write to tables.iceberg.warehouse, {self.warehouse}"):
@@ -226,13 +246,13 @@ class Catalogue:
                     Disk().make_directory(str(self._directory))
                     Disk().sync_directory(str(self._directory.parent))
                 uri = sqlite_uri(self._directory / "iceberg.db")
-                return SQLCatalogue(CATALOG_NAME, self._files, **s3, uri=uri, warehouse=self.warehouse)
+                return SQLCatalogue(CATALOG_NAME, self._files, self._kept, **s3, uri=uri, warehouse=self.warehouse)
             case "postgresql":
                 from arcpipe.tables.iceberg.sql_catalogue import SQLCatalogue, postgresql_uri
 
                 uri = postgresql_uri(options.uri, options.password)
                 return SQLCatalogue(
-                    CATALOG_NAME, self._files, **s3, uri=uri, warehouse=self.warehouse, pool_pre_ping="true"
+                    CATALOG_NAME, self._files, self._kept, **s3, uri=uri, warehouse=self.warehouse, pool_pre_ping="true"
                 )
             case "glue":
                 from arcpipe.tables.iceberg.glue_catalogue import GlueCatalogue, glue_properties

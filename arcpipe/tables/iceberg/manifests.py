@@ -34,13 +34,13 @@ from pyiceberg.typedef import TableVersion
 
 _LEVEL: Final = 32  # manifests of one level that become one of the next; a list is read and written by each commit
 _MOST_ENTRIES: Final = 20_000  # of one manifest: some 4 MB, about what others' merges aim at
-_KEPT_LISTS: Final = 4_000  # manifests of all kept lists together: about 1 KB each
+KEPT_LISTS: Final = 4_000  # manifests of all kept lists together: about 1 KB each
 
 
 class ManifestLists:
     """The manifest lists of the snapshots that were used last. A list at a location never changes."""
 
-    def __init__(self, most: int = _KEPT_LISTS) -> None:
+    def __init__(self, most: int = KEPT_LISTS) -> None:
         self._most = most
         self._kept: OrderedDict[str, list[ManifestFile]] = OrderedDict()
         self._count = 0

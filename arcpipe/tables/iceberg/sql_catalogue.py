@@ -27,7 +27,7 @@ from pyiceberg.table.update import (
     _update_table_metadata_log,
 )
 from pyiceberg.typedef import EMPTY_DICT, Properties
-from sqlalchemy import event, make_url, update
+from sqlalchemy import event, make_url, select, update
 from sqlalchemy.orm import Session
 
 from arcpipe.disk import Disk
@@ -91,9 +91,9 @@ def _weight(metadata: TableMetadata) -> int:
 class SQLCatalogue(SqlCatalog):
     """The catalogue. One thread at a time may use it."""
 
-    def __init__(self, name: str, files: SharedFiles, **properties: str) -> None:
+    def __init__(self, name: str, files: SharedFiles, kept: float = 1.0, **properties: str) -> None:
         self._files = files
-        self._cache = MetadataCache()
+        self._cache = MetadataCache(int(_KEPT_SNAPSHOTS * kept))
         super().__init__(name, **properties)
 
     def _init_catalog(self) -> None:
@@ -124,6 +124,18 @@ class SQLCatalogue(SqlCatalog):
             metadata = FromInputFile.table_metadata(self._load_file_io(location=location).new_input(location))
             self._cache.put(location, metadata)
         return metadata
+
+    def location(self, identifier: tuple[str, str]) -> str | None:
+        """Return the location of a table's metadata; None if there is no such table."""
+        with Session(self.engine) as session:
+            found: str | None = session.scalar(
+                select(IcebergTables.metadata_location).where(
+                    IcebergTables.catalog_name == self.name,
+                    IcebergTables.table_namespace == identifier[0],
+                    IcebergTables.table_name == identifier[1],
+                )
+            )
+        return found
 
     def commit_table(
         self, table: Table, requirements: tuple[TableRequirement, ...], updates: tuple[TableUpdate, ...]

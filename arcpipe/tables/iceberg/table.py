@@ -31,7 +31,7 @@ from arcpipe.tables.iceberg.change import Change
 from arcpipe.tables.iceberg.data_files import Layout, data_file
 from arcpipe.tables.iceberg.errors import translated
 from arcpipe.tables.iceberg.maintain import Upkeep, files_of_snapshots
-from arcpipe.tables.iceberg.manifests import ManifestLists
+from arcpipe.tables.iceberg.manifests import KEPT_LISTS, ManifestLists
 from arcpipe.tables.iceberg.types import fits, iceberg_type, word
 from arcpipe.tables.iceberg.version_hint import write_hint
 from arcpipe.tables.schema import Wanted, shown, word_of
@@ -43,18 +43,20 @@ class IcebergTables:
     """The tables of one catalogue, whose files are in one store."""
 
     name = "iceberg"
+    at_once = 1
 
-    def __init__(self, tables: Tables, storage: Storage, wal_dir: str) -> None:
+    def __init__(self, tables: Tables, storage: Storage, wal_dir: str, kept: float = 1.0) -> None:
         """Open the tables. Does no I/O.
 
         Args:
             wal_dir: `wal.dir`; the SQLite catalogue is in its folder `tables`.
+            kept: the part of the bounds of what is kept in memory.
         """
         self._options = tables.iceberg
         self._history_hours = tables.history_hours
         self._store = store_uri(storage) + "/"
-        self._catalogue = Catalogue(tables.iceberg, storage, wal_dir)
-        self._lists = ManifestLists()
+        self._catalogue = Catalogue(tables.iceberg, storage, wal_dir, kept)
+        self._lists = ManifestLists(int(KEPT_LISTS * kept))
 
     def check(self) -> None:
         self._catalogue.check()
@@ -70,6 +72,9 @@ class IcebergTables:
             return None
         layout.require_usable(table, loaded)
         return layout.markers(loaded).get(node)
+
+    def left_behind(self, table: TableName, node: str) -> int | None:
+        return self._catalogue.marker_left_behind(table, f"{layout.MARKER}{node}")
 
     def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
         columns = schema.wanted(table, files)

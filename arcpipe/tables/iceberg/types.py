@@ -44,6 +44,8 @@ def iceberg_type(type_: pa.DataType) -> IcebergType | None:
 
 def word(type_: IcebergType) -> str:
     """Return arcpipe's word for a table's type, or Iceberg's own text for others."""
+    if isinstance(type_, DecimalType):
+        return word_of(pa.decimal128(type_.precision, type_.scale))
     return _WORDS.get(str(type_)) or str(type_)
 
 

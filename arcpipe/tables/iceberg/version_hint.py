@@ -14,7 +14,7 @@ from arcpipe.disk import Disk
 from arcpipe.tables.iceberg.file_io import path_of
 
 HINT: Final = "version-hint.text"
-_SUFFIX: Final = ".metadata.json"
+SUFFIX: Final = ".metadata.json"
 
 
 def write_hint(metadata_location: str) -> None:
@@ -24,5 +24,5 @@ def write_hint(metadata_location: str) -> None:
         OSError: it cannot be written.
     """
     folder, name = os.path.split(path_of(metadata_location))
-    hint = name.removesuffix(_SUFFIX).encode()
+    hint = name.removesuffix(SUFFIX).encode()
     durable.replace(Disk(), os.path.join(folder, HINT), hint, sync_directory=False)

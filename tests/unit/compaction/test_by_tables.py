@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from arcpipe.compaction.compactor import Compactor
-from arcpipe.compaction.files import Folder, parse_folder
 from arcpipe.compaction.plan import Plans
 from arcpipe.compaction.retention import Retention
 from arcpipe.config.settings import WAL, Compaction, Settings, Storage, StorageS3
+from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.storage import open_store
 from arcpipe.tables.base import Conflict, NewFile, TableName
 from arcpipe.tables.swap import TableSwap

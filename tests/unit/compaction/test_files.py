@@ -10,7 +10,6 @@ from hypothesis import given
 
 from arcpipe.compaction.dedup import DedupRules
 from arcpipe.compaction.files import (
-    Folder,
     LakeFile,
     Order,
     batch_of,
@@ -18,9 +17,9 @@ from arcpipe.compaction.files import (
     choose_for_dedup,
     first_unfinished,
     parse_file,
-    parse_folder,
 )
 from arcpipe.compaction.plan import make_plan
+from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.lake.keys import Partition, merged_file_name
 from arcpipe.storage import Listed
 from arcpipe.units import MB

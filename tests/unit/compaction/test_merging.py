@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from arcpipe.compaction.compactor import Compactor
-from arcpipe.compaction.files import parse_folder
-from arcpipe.compaction.inputs import InputFile
 from arcpipe.compaction.merge import Outcome
 from arcpipe.compaction.rewrite import RewriteBounds
 from arcpipe.config.settings import WAL, Compaction, Parquet, Settings, Storage
 from arcpipe.lake.file_schema import ROLE
+from arcpipe.lake.folders import parse_folder
+from arcpipe.lake.input_file import InputFile
 from arcpipe.lake.keys import Hidden
 from arcpipe.lake.spool import Spool, SpoolMemory
 from arcpipe.storage import open_store

@@ -11,6 +11,7 @@ from arcpipe.config.settings import StorageS3
 from arcpipe.storage import open_store
 from arcpipe.tables.base import Committed, NewFile, TableName
 from arcpipe.tables.stock import IMPORT_NODE, Report, Stock
+from arcpipe.tables.twins import Twins
 from tests.support.commits import Handed, Working, in_tables
 from tests.support.compaction import NODE, OTHER_NODE, file_bytes, key_of, put, table_of
 from tests.support.table_model import ModelTables
@@ -90,6 +91,16 @@ def test_each_kind_of_file_is_told_apart(handed: Handed, tables: ModelTables) ->
     assert len(found["db", "unknown"].orphans) == 1
     assert set(Compared(handed, tables).reports(("db", "m"))) == {("db", "m")}
     assert len(Compared(handed, tables, all_nodes=True).reports()["db", "m"].orphans) == 2
+
+
+def test_a_file_that_is_rewritten_and_its_copy_both_wait(handed: Handed, tables: ModelTables) -> None:
+    """An import of either would double its rows."""
+    file, copy = lay(handed, 50), lay(handed, 51)
+    handed.files.make()
+    Twins.load(handed.files.folder, handed.files.disk).add(1, handed.node, "db/m", file, copy)
+    report = Compared(handed, tables).reports()["db", "m"]
+    assert (report.waiting, report.orphans) == (2, [])
+    assert Compared(handed, tables).import_all() == 0
 
 
 def test_an_import_adds_what_no_table_has_and_nothing_twice(handed: Handed, tables: ModelTables) -> None:

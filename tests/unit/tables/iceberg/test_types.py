@@ -84,4 +84,4 @@ def test_a_table_of_somebody_else_fits_if_iceberg_widens(table: IcebergType, fil
 
 def test_types_have_arcpipes_words() -> None:
     types = [LongType(), DoubleType(), StringType(), TimestamptzType(), IntegerType(), DecimalType(20, 0)]
-    assert [word(type_) for type_ in types] == ["i64", "f64", "str", "time", "i32", "decimal(20, 0)"]
+    assert [word(type_) for type_ in types] == ["i64", "f64", "str", "time", "i32", "decimal128(20, 0)"]

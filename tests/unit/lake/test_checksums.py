@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 
-from arcpipe.compaction.checksums import Checksums
+from arcpipe.lake.checksums import Checksums
 
 COLUMNS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
     "i": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arcpipe.codec.columns import TIME
-from arcpipe.compaction.files import Folder
 from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import DATABASE, MEASUREMENT, ROLE, TIME_TYPE
+from arcpipe.lake.folders import Folder
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.lake.spool import Spool
 from arcpipe.units import MB
