@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from arcpipe.tables.delta.checkpoints import options_of
 from arcpipe.tables.swap import TableSwap
 from arcpipe.wal.directory import WALDirectory
 from tests.support.haproxy import HAPROXY, haproxy
+from tests.support.program import COMMAND, environment
 from tests.support.s3server import S3Bucket
 from tests.support.server import Server
 from tests.support.sets import long
@@ -122,6 +124,14 @@ class Cluster:
         assert first == sorted(frame["n"].to_list())
         return first
 
+    def run(self, node: Server, *arguments: str) -> str:
+        """Run a command with the settings of a node; return what it said."""
+        done = subprocess.run(
+            [*COMMAND, *arguments], env=environment(**node.settings), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     async def merge(self, node: Server) -> int:
         """Have a node merge the hour, as if all files were older than late requests. Returns the rows that went."""
         settings = self.settings(node, compaction_dedup=json.dumps({"db": "series_time"}))
@@ -192,15 +202,23 @@ def test_nothing_is_lost_or_doubled_whatever_becomes_of_nodes(cluster: Cluster) 
 
     restored.stop()
     assert "batches that are not committed to tables" in restored.log
-    # As docs/tables.md tells: it becomes a new node.
-    for name in ("node.json", "tables/ledger.json"):
-        (restored.wal / name).unlink()
+    # As docs/tables.md tells: it becomes a new node, and what its tables lack is imported.
+    identity = WALDirectory(restored.wal).node()
+    assert identity is not None
+    for path in (restored.wal / "node.json", *(restored.wal / "tables").glob("[0l]*.json")):
+        path.unlink()
     restored.restart()
+    wait_until(lambda: "tables_stopped" not in issues(restored), "the end of the issue")
+    print(cluster.run(restored, "tables", "import", "--node", identity.node))
     for node in cluster.nodes:
         node.stop()
         node.assert_log_is_shipped()
         assert list((node.wal / "tables").glob("0*.json")) == []
 
+    verified = [
+        json.loads(line) for line in cluster.run(quiet, "tables", "verify", "--json", "--all-nodes").splitlines()
+    ]
+    assert all(not one["lost"] and not one["orphans"] for one in verified)
     found = cluster.read()
     assert set(load.acknowledged) <= set(found)
     doubled = len(found) - len(set(found))
