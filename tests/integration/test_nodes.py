@@ -21,6 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, QueryBuilder
 
@@ -117,8 +118,8 @@ class Cluster:
         """Return the rows of the table as two readers see them, which have to agree. No node may write meanwhile."""
         storage = self.settings(self.nodes[0]).storage
         uri, options = f"{storage.url}/db/counted", options_of(storage)
-        table = QueryBuilder().register("t", DeltaTable(uri, storage_options=options)).execute("SELECT n FROM t")
-        first = sorted(row["n"] for row in table.read_all().to_pylist())
+        found = QueryBuilder().register("t", DeltaTable(uri, storage_options=options)).execute("SELECT n FROM t")
+        first: list[int] = sorted(pa.table(found)["n"].to_pylist())
         frame = pl.scan_delta(uri, storage_options=options).select("n").collect()
         assert isinstance(frame, pl.DataFrame)
         assert first == sorted(frame["n"].to_list())
