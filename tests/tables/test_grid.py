@@ -39,7 +39,7 @@ from tests.tables.grid import DATABASE, KINDS, MEASUREMENTS, HandedOver, Place, 
 OF_KINDS = {
     "iceberg sqlite": dict(
         itertools.chain(
-            around("the metadata is written", "arcpipe.tables.iceberg.sql_catalogue:SQLCatalogue._write_metadata"),
+            around("the metadata is written", "arcpipe.tables.iceberg.file_io:LocalFileIO.write", 1, r"metadata\.json"),
             around("the swap of the metadata", "arcpipe.tables.iceberg.sql_catalogue:SQLCatalogue._swap"),
             around("the hint is written", "arcpipe.tables.iceberg.table:write_hint"),
         )
@@ -157,7 +157,7 @@ def test_a_zombie_of_delta_does_not_commit_to_the_past(make: Make, zombies: Comm
 # Requests
 
 FAULTS = ("lost answer", "internal error", "hanging", LATE)
-PARTS = 4  # of the requests of a commit: as many tests as that share them
+PARTS = 12  # of the requests of a commit: as many tests as that share them
 # Seconds until a request to a REST catalogue times out: half of the time for which the proxy says nothing.
 _TIMEOUT = {"arcpipe.tables.iceberg.rest_catalogue:_READ_SECONDS": 0.5}
 
