@@ -70,6 +70,7 @@ def _run(options: argparse.Namespace, format_name: str, bodies: int) -> float:
             "ARCPIPE_STORAGE_URL": f"file://{folder}/lake",
             "ARCPIPE_TABLES_FORMAT": format_name,
             "ARCPIPE_TABLES_COMMIT_INTERVAL_SECONDS": "10",
+            "ARCPIPE_SHUTDOWN_DRAIN_SECONDS": "600",
             "ARCPIPE_UPLOADER_INTERVAL_SECONDS": "5",
         }
         for key, _, value in (setting.partition("=") for setting in options.settings):
