@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, Self
 from tests.crash.uploader_process import ROOT, Step, arm, find, raise_io_error, run_in_fork, warm_up
 
 _PR_SET_PDEATHSIG = 1
-_RUN_SECONDS = 120.0
+_RUN_SECONDS = 400.0  # of a committer, one that is stopped meanwhile included
 
 
 class Outcome(NamedTuple):
