@@ -205,6 +205,9 @@ def import_lake(
     database: DatabaseOption = None,
     measurement: MeasurementOption = None,
     all_nodes: AllNodesOption = False,
+    node: Annotated[
+        str, typer.Option("--node", help="Also files of this node, which is gone; others may run meanwhile.")
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be added, and change nothing.")] = False,
     as_json: JSONOption = False,
 ) -> None:
@@ -223,7 +226,7 @@ def import_lake(
 
     settings = load_settings(config)
     failed = asyncio.run(
-        compare.import_lake(settings, _only(database, measurement), database, all_nodes, dry_run, as_json)
+        compare.import_lake(settings, _only(database, measurement), database, all_nodes, node, dry_run, as_json)
     )
     if failed:
         raise typer.Exit(1)

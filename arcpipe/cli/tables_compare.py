@@ -39,12 +39,12 @@ async def _reports(stock: Stock, only: TableName | None, database: str | None) -
             yield report
 
 
-def _stock(settings: Settings, tables: TableFormat, store: LakeStore, all_nodes: bool) -> Stock:
+def _stock(settings: Settings, tables: TableFormat, store: LakeStore, all_nodes: bool, gone: str = "") -> Stock:
     from arcpipe.tables.stock import Stock
     from arcpipe.wal.directory import WALDirectory
 
     node = WALDirectory(settings.wal.dir).node()
-    return Stock(tables, store, settings.wal.dir, None if node is None else node.node, all_nodes)
+    return Stock(tables, store, settings.wal.dir, None if node is None else node.node, all_nodes, gone=gone)
 
 
 async def verify(
@@ -132,12 +132,18 @@ def _print_report(report: Report, markers: list[int]) -> None:
 
 
 async def import_lake(
-    settings: Settings, only: TableName | None, database: str | None, all_nodes: bool, dry_run: bool, as_json: bool
+    settings: Settings,
+    only: TableName | None,
+    database: str | None,
+    all_nodes: bool,
+    gone: str,
+    dry_run: bool,
+    as_json: bool,
 ) -> int:
     """Add files to tables. Returns the number of tables that did not take them."""
     failed = added = 0
     async with _open(settings) as (tables, store):
-        stock = _stock(settings, tables, store, all_nodes)
+        stock = _stock(settings, tables, store, all_nodes, gone)
         found = [report async for report in _reports(stock, only, database)]
         found = [report for report in found if report.orphans]
         with progress(len(found), as_json) as show_progress:

@@ -12,7 +12,8 @@
 nodes on one bucket never touch the same file: there is no claim that could expire, and no clock to compare. Only the
 node can know that a file is final, because an unfinished batch puts its files again, under the same keys, after a
 crash. Files of a batch that still has a file in `batches/` are left out. The store is listed first, and `batches/`
-after that: a batch whose file is in the listing, and which is not in `batches/`, is over for ever.
+after that: a batch whose file is in the listing, and which is not in `batches/`, is over for ever. With tables and
+`dedup` it is the files of all nodes: one that a table has is final, and of two merges of a file the table takes one.
 
 **One at a time.** Whoever works holds an flock on `compaction/LOCK` in the WAL directory: the server's process, or
 `arcpipe compact`. The kernel gives it back when the process is gone, and not when it is only slow. A process that was

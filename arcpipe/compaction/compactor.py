@@ -188,14 +188,17 @@ class Compactor:
             OSError: nobody knows which batches are over.
         """
         visible = [one for one in listed if one.key.endswith(SUFFIX)]
-        files = [file for one in visible if (file := parse_file(one, folder, self._node)) is not None]
+        dedup = self._dedup.applies(folder.database, folder.measurement)
+        # A file that a table has is final, whoever uploaded it; and of two merges of one file the table takes one.
+        of_several = dedup and self.tables is not None
+        node = None if of_several else self._node
+        files = [file for one in visible if (file := parse_file(one, folder, node)) is not None]
         others = len(visible) - len(files)
         unfinished = self._unfinished()
         files = [file for file in files if file.listed not in self._odd]
         ready = final(files, unfinished, self._now() - self._bounds.settle_seconds)
-        dedup = self._dedup.applies(folder.database, folder.measurement)
         if dedup:
-            chosen = choose_for_dedup(files, ready, first_unfinished(unfinished))
+            chosen = choose_for_dedup(files, ready, first_unfinished(unfinished, of_several))
         else:
             chosen = choose(ready, self._settings.parquet.max_file_mb * MB)
         return Work(folder, dedup, chosen, others)

@@ -1,4 +1,4 @@
-"""The files of a folder of the lake: which ones are this node's and final, and which are worth merging.
+"""The files of a folder of the lake: which ones are final, and which are worth merging.
 
 Pure functions over a listing. This module must not know stores or Parquet.
 """
@@ -43,14 +43,23 @@ class Order(NamedTuple):
     file: int
 
 
+Rank = tuple[str, Order]
+"""The place of a file, or of a batch, among those of several nodes: by the batch's time first. Empty for one node."""
+
+
 class LakeFile(NamedTuple):
-    """A file of this node."""
+    """A file that an uploader wrote, or a merge."""
 
     listed: Listed
     batch: str  # the batch, without its part: the name of its files in `batches/`
     order: Order
     time: str  # of the batch
     word: str  # "merged" or "unique" if compaction made it; else empty
+    of_several: bool = False  # whether files of several nodes are compared, whose boots and numbers say nothing
+
+    @property
+    def rank(self) -> Rank:
+        return self.time if self.of_several else "", self.order
 
     @property
     def size(self) -> int:
@@ -58,13 +67,16 @@ class LakeFile(NamedTuple):
 
 
 def parse_file(listed: Listed, folder: Folder, node: str | None) -> LakeFile | None:
-    """Parse an object of the folder; None if this node, or with None any node, did not upload it."""
+    """Parse an object of the folder; None if this node, or with None any node, did not upload it.
+
+    Files of any node are compared by the times of their batches.
+    """
     name = listed.key[len(folder.path) + 1 :]
     match = _NAME.fullmatch(name, len(folder.measurement)) if name.startswith(folder.measurement) else None
     if match is None or node not in (None, match["node"]):
         return None
     order = Order(int(match["boot"]), int(match["number"]), int(match["part"] or 0), int(match["file"]))
-    return LakeFile(listed, match["batch"], order, match["time"], match["word"] or "")
+    return LakeFile(listed, match["batch"], order, match["time"], match["word"] or "", node is None)
 
 
 def batch_of(filename: str) -> str:
@@ -82,7 +94,7 @@ def final(files: Iterable[LakeFile], unfinished: Collection[str], modified_befor
         modified_before: seconds since the epoch.
     """
     ready = [file for file in files if file.batch not in unfinished and file.listed.modified < modified_before]
-    return sorted(ready, key=lambda file: file.order)
+    return sorted(ready, key=lambda file: file.rank)
 
 
 def choose(files: Sequence[LakeFile], max_file_bytes: int) -> list[LakeFile]:
@@ -97,11 +109,11 @@ def choose(files: Sequence[LakeFile], max_file_bytes: int) -> list[LakeFile]:
         if index and size <= _RATIO * below:
             count = index + 1
         below += size
-    return sorted(small[:count], key=lambda file: file.order)
+    return sorted(small[:count], key=lambda file: file.rank)
 
 
 def choose_for_dedup(
-    files: Iterable[LakeFile], ready: Sequence[LakeFile], unfinished_from: Order | None
+    files: Iterable[LakeFile], ready: Sequence[LakeFile], unfinished_from: Rank | None
 ) -> list[LakeFile]:
     """Choose all files of a folder, in their order, if a point of them may be there twice.
 
@@ -109,19 +121,28 @@ def choose_for_dedup(
     first file that is not final, and before the first batch that is not over.
 
     Args:
-        files: all of this node.
+        files: all of this node, or of all nodes.
         ready: those that are final, in their order.
         unfinished_from: the first batch that is not over.
     """
-    ends = [file.order for file in set(files).difference(ready)]
+    ends = [file.rank for file in set(files).difference(ready)]
     end = min([*ends, *([unfinished_from] if unfinished_from is not None else [])], default=None)
-    chosen = [file for file in ready if end is None or file.order < end]
+    chosen = [file for file in ready if end is None or file.rank < end]
     if all(file.word == "unique" for file in chosen) and len({file.batch for file in chosen}) <= 1:
         return []
     return chosen[:MAX_INPUTS]
 
 
-def first_unfinished(unfinished: Iterable[str]) -> Order | None:
-    """Return the place of the first of these batches in the order; None if there is none."""
-    found = [re.search(r"-(\d+)\.(\d+)(?:-[0-9a-f]+)?\Z", batch) for batch in unfinished]
-    return min((Order(int(match[1]), int(match[2]), 0, 0) for match in found if match is not None), default=None)
+def first_unfinished(unfinished: Iterable[str], of_several: bool = False) -> Rank | None:
+    """Return the place of the first of these batches in the order; None if there is none.
+
+    Args:
+        of_several: whether files of several nodes are compared.
+    """
+    found = [re.search(r"-(\d{8}T\d{6})-(\d+)\.(\d+)(?:-[0-9a-f]+)?\Z", batch) for batch in unfinished]
+    ranks = [
+        (match[1] if of_several else "", Order(int(match[2]), int(match[3]), 0, 0))
+        for match in found
+        if match is not None
+    ]
+    return min(ranks, default=None)

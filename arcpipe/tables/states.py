@@ -82,6 +82,8 @@ class States:
         is_new = (state.kind, state.problem) != (kind, problem)
         state.kind, state.problem = kind, problem
         state.failing_since = state.failing_since or time.time()
+        if kind == "conflict":  # nothing is wrong, and whoever waits longer has more to commit: the next round tries it
+            return is_new
         failures = self._failures[table] = self._failures.get(table, 0) + 1
         self._not_before[table] = self._clock() + min(_FIRST_SECONDS * 2.0 ** min(failures - 1, 16), _MOST_SECONDS)
         return is_new

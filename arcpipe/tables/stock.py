@@ -61,19 +61,28 @@ class Stock:
     """What tables and the store have. The format is called from threads, one at a time."""
 
     def __init__(
-        self, tables: TableFormat, store: LakeStore, wal_dir: str, node: str | None, all_nodes: bool = False
+        self,
+        tables: TableFormat,
+        store: LakeStore,
+        wal_dir: str,
+        node: str | None,
+        all_nodes: bool = False,
+        *,
+        gone: str = "",
     ) -> None:
         """Make ready; nothing is read.
 
         Args:
             node: this node; files of others may wait there. None if no server has used the WAL directory.
             all_nodes: whether files of other nodes are orphans, too: none of these nodes runs any more, or waits.
+            gone: a node of which this holds while others run.
         """
         self._tables = tables
         self._store = store
         self._wal_dir = wal_dir
         self._node = node
         self._all_nodes = all_nodes
+        self._prefixes = tuple(f"{one}-" for one in (node, gone) if one)
 
     async def compare(self, only: TableName | None = None) -> AsyncIterator[Report]:
         """Yield how each table agrees with the store, and each folder without a table.
@@ -173,7 +182,7 @@ class Stock:
             return ""
 
     def _is_of_another(self, batch: str) -> bool:
-        return not self._all_nodes and self._node is not None and not batch.startswith(f"{self._node}-")
+        return not self._all_nodes and self._node is not None and not batch.startswith(self._prefixes)
 
     # Import
 

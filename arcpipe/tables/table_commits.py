@@ -120,7 +120,6 @@ class TableCommits:
             TableError, Gone, …: it has to wait.
         """
         node, folder = parts[0].node, parts[0].folder
-        conflicts = fits = 0
         while True:
             marker = await self.read_marker(table, node)
             if marker is not None:
@@ -130,31 +129,45 @@ class TableCommits:
                 return
             now = some(parts, self._bounds.commit_files)
             async with self._room.of(sum(len(part.files) for part in now)):
-                sources = await self.read_footers(now)
-                if marker is None:
-                    sources = await self._without_present(table, sources)
-                try:
-                    if sources:
-                        await self.attempt(table, [source.file for source in sources], node, now[-1].seq)
-                except Conflict:
-                    conflicts += 1
-                    self._block[Block.CONFLICTS] += 1
-                    if conflicts >= self._bounds.attempts:
-                        raise
-                    await self._sleep(_jitter(conflicts))
-                    continue
-                except Refused as error:
-                    fits += 1
-                    if not error.column or fits > _FITS or not await self.fit(table, folder, node, sources):
-                        raise
-                    continue
-                del sources
+                await self._commit_some(table, now, marker)
             await self._settle(table, node, folder, now[-1].seq)
-            conflicts = fits = 0
             parts = parts[len(now) :]
             self.step()
             if not parts:
                 return
+
+    async def _commit_some(self, table: TableName, parts: Sequence[Part], marker: int | None) -> None:
+        """Commit the files of these parts together, however often others are first.
+
+        Footers are read once: between two attempts there is nothing that takes longer the more files there are. Else a
+        node that has many would lose to those that have few, and have even more the next time.
+
+        Args:
+            marker: as it was a moment ago.
+        """
+        node, seq = parts[0].node, parts[-1].seq
+        conflicts = fits = 0
+        sources = await self.read_footers(parts)
+        while True:
+            left = [source for source in sources if marker is None or source.seq > marker]
+            if marker is None:
+                left = await self._without_present(table, left)
+            try:
+                if left:
+                    await self.attempt(table, [source.file for source in left], node, seq)
+                return
+            except Conflict:
+                conflicts += 1
+                self._block[Block.CONFLICTS] += 1
+                if conflicts >= self._bounds.attempts:
+                    raise
+                await self._sleep(_jitter(conflicts))
+            except Refused as error:
+                fits += 1
+                if not error.column or fits > _FITS or not await self.fit(table, parts[0].folder, node, left):
+                    raise
+                sources = await self.read_footers(parts)
+            marker = await self.read_marker(table, node)
 
     # The steps of a commit
 

@@ -1,7 +1,8 @@
-"""The real committer in processes of its own, which die, or meet an error, at the step that a test names.
+"""The real committer in processes of its own, which die, meet an error, or are stopped, at the step that a test names.
 
-As `uploader_process`: one helper process imports what is needed, and forks a committer for each run. The libraries of
-formats are imported in the fork, as in the server. Each run is told to end from its start: it commits all that it can.
+As `uploader_process`: one helper process imports what is needed, and forks a committer for each run. It imports
+pyiceberg, too, which takes longer than a run does; deltalake cannot be used after a fork, and is imported by the fork.
+Each run is told to end from its start: it commits all that it can.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from tests.crash.uploader_process import ROOT, Step, arm, find, raise_io_error, run_in_fork, warm_up
 
 _PR_SET_PDEATHSIG = 1
-_RUN_SECONDS = 120.0
+_RUN_SECONDS = 400.0  # of a committer, one that is stopped meanwhile included
 
 
 class Outcome(NamedTuple):
@@ -60,6 +61,7 @@ class Committers:
         model: Path | None = None,
         die: Step | None = None,
         fail: Step | None = None,
+        stop: Step | None = None,
         plant: Mapping[str, object] | None = None,
     ) -> Outcome:
         """A committer on `wal` that commits what is handed over, and ends.
@@ -69,7 +71,8 @@ class Committers:
             model: the directory of the tests' own tables, instead of the format of the settings.
             die: where it gets a SIGKILL.
             fail: where an I/O error is raised, once.
-            plant: values for attributes, by "package.module:Class.NAME".
+            stop: where it gets a SIGSTOP, after it wrote its pid to `{wal}.stopped`. Whoever reads that continues it.
+            plant: values for attributes, by "package.module:Class.NAME"; texts stand for functions, see STAND_INS.
         """
         order = {
             "wal": str(wal),
@@ -77,6 +80,7 @@ class Committers:
             "model": None if model is None else str(model),
             "die": die,
             "fail": fail,
+            "stop": stop,
             "plant": dict(plant or {}),
         }
         assert self._process.stdin is not None
@@ -96,12 +100,32 @@ async def _all_files(self: object, table: object, files: list[Any]) -> list[Any]
     return files
 
 
+STAND_INS: Final[dict[str, Callable[..., object]]] = {
+    "all": _all_files,
+    "no markers": lambda *_: {},
+    "no marker": lambda *_: None,
+}
+
+
+def _stop_here(flag: str) -> None:
+    """Stop, as a machine does that is paused, until somebody continues this process."""
+    Path(f"{flag}.new").write_text(str(os.getpid()))
+    os.rename(f"{flag}.new", flag)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _serve() -> None:
     for module in (
         "arcpipe.config.load",
         "arcpipe.storage.local",
         "arcpipe.storage.s3",
+        "arcpipe.tables.delta.tables",
+        "arcpipe.tables.iceberg.glue_catalogue",
+        "arcpipe.tables.iceberg.rest_catalogue",
+        "arcpipe.tables.iceberg.sql_catalogue",
+        "arcpipe.tables.iceberg.table",
         "arcpipe.tables.process",
+        "pyarrow.fs",
         "tests.support.table_model",
     ):
         importlib.import_module(module)
@@ -123,11 +147,13 @@ def _serve() -> None:
             if order["model"] is not None:
                 setattr(process, "open_format", lambda *_: ModelTables(Path(order["model"])))  # noqa: B010
             for name, value in order["plant"].items():
-                setattr(*find(name), _all_files if value == "all" else value)
+                setattr(*find(name), STAND_INS[value] if isinstance(value, str) else value)
             if order["die"] is not None:
                 arm(Step(*order["die"]), lambda: os.kill(os.getpid(), signal.SIGKILL))
             if order["fail"] is not None:
                 arm(Step(*order["fail"]), raise_io_error)
+            if order["stop"] is not None:
+                arm(Step(*order["stop"]), lambda: _stop_here(order["wal"] + ".stopped"))
             return process.run(load(None, order["settings"]), order["wal"], counters)
 
         exit_code = run_in_fork(work, order["wal"] + ".log", _RUN_SECONDS)

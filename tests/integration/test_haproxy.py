@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import shutil
 import signal
-import socket
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,20 +16,16 @@ from deltalake import DeltaTable
 from arcpipe.config.settings import Storage, StorageS3
 from arcpipe.tables.delta.checkpoints import options_of
 from tests.support.careful_load import CarefulLoad
+from tests.support.haproxy import HAPROXY, haproxy
 from tests.support.http import Client
 from tests.support.lake import lake_rows
-from tests.support.program import ROOT
 from tests.support.s3server import S3Bucket
 from tests.support.server import Server
 from tests.support.sets import long
 from tests.support.stores import Store, s3_store
 from tests.support.waiting import wait_until
 
-HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="there is no haproxy here (apt-get install haproxy)")
-
-_LIBC = ctypes.CDLL(None)
 
 
 class Cluster(NamedTuple):
@@ -51,41 +43,11 @@ def cluster(tmp_path: Path, s3: S3Bucket, request: pytest.FixtureRequest) -> Ite
         (tmp_path / name).mkdir()
         nodes.append(Server(tmp_path / name, server_workers=1, **store.settings, **getattr(request, "param", {})))
     one, two = nodes
-    with one, two, socket.socket() as listener, (tmp_path / "haproxy.log").open("w+") as log:
+    with one, two:
         for node in nodes:
             node.settings["server_port"] = node.port  # for its next start
-        listener.bind(("127.0.0.1", 0))
-        process = subprocess.Popen(
-            [str(HAPROXY), "-db", "-f", ROOT / "ops" / "haproxy.cfg"],
-            env=os.environ
-            | {
-                "ARCPIPE_PROXY": f"fd@{listener.fileno()}",
-                "ARCPIPE_NODE_1": f"127.0.0.1:{one.port}",
-                "ARCPIPE_NODE_2": f"127.0.0.1:{two.port}",
-            },
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            preexec_fn=lambda: _LIBC.prctl(1, signal.SIGKILL, 0, 0, 0),  # PR_SET_PDEATHSIG
-        )
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        try:
-            wait_until(lambda: is_ready(url), "the proxy")
+        with haproxy(tmp_path, nodes) as url:
             yield Cluster(url, (one, two), store)
-        finally:
-            process.kill()
-            process.wait()
-            log.seek(0)
-            print(log.read())
-
-
-def is_ready(url: str) -> bool:
-    try:
-        with Client(url) as client:
-            return client.request("GET", "/ready").status == 200
-    except OSError:
-        return False
 
 
 def check(cluster: Cluster, load: CarefulLoad) -> None:

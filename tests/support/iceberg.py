@@ -79,6 +79,12 @@ class World:
 
     def numbers(self, table: TableName = CPU) -> list[int]:
         """Read the column `n` of a table with two readers, which have to agree. Sorted."""
+        first, second = self.readings(table)
+        assert first == second
+        return first
+
+    def readings(self, table: TableName = CPU) -> tuple[list[int], list[int]]:
+        """Read the column `n` of a table with two readers. Sorted."""
         found = self.load(table)
         first: list[int] = sorted(found.scan(selected_fields=("n",)).to_arrow()["n"].to_pylist())
         options = {
@@ -93,9 +99,7 @@ class World:
             if value and self.lake.bucket
         }
         frame = pl.scan_iceberg(found, reader_override="native", storage_options=options or None)
-        second = sorted(frame.select("n").collect()["n"].to_list())
-        assert first == second
-        return first
+        return first, sorted(frame.select("n").collect()["n"].to_list())
 
 
 def sqlite_world(directory: Path, **options: Any) -> World:

@@ -2,8 +2,9 @@
 
 `FaultyProxy` listens on a loopback port of its own, in a thread of its own, and passes each request on to the real
 server on a connection of its own, streaming. What goes wrong with a request is decided when its head has come: by
-`fail_next` for the next ones, or by `fail_randomly` for a share of all. With `deny` it refuses requests, as S3 does
-where a role lacks a permission. It knows HTTP and the shape of S3's errors, and nothing of arcpipe.
+`fail_next` for the next ones, by `fail_at` for one by its number, or by `fail_randomly` for a share of all. With `deny`
+it refuses requests, as S3 does where a role lacks a permission. It knows HTTP and the shape of S3's errors, and nothing
+of arcpipe.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
+
+T = TypeVar("T")
 
 _CHUNK = 65_536
 _MAX_HEAD = 65_536
@@ -65,6 +68,10 @@ FAULTS: Final = (
 )
 
 
+LATE: Final = "late"
+"""A fault of requests that change something: the connection is reset, and `deliver` sends them on."""
+
+
 class _Ended(Exception):
     """The client is gone, or is to be."""
 
@@ -83,6 +90,8 @@ class FaultyProxy:
         self.requests: Counter[str] = Counter()  # passed on to the server, by method
         self.access_key_id: str | None = None  # if set, requests signed with another one are refused
         self.seen: list[str] = []  # method and target of every request, in the order in which their heads came
+        self._at: dict[int, str] = {}
+        self._late: list[bytes] = []
         self._denied: list[re.Pattern[str]] = []
         self._next: deque[tuple[str, str, str]] = deque()
         self._share = 0.0
@@ -120,8 +129,17 @@ class FaultyProxy:
 
         Faults that were ordered before come first.
         """
-        assert fault in FAULTS
+        assert fault in (*FAULTS, LATE)
         self._next.extend([(method, target, fault)] * times)
+
+    def fail_at(self, number: int, fault: str) -> None:
+        """Give this fault to one request, counted from 0 for the next one."""
+        assert fault in (*FAULTS, LATE)
+        self._at[len(self.seen) + number] = fault
+
+    def deliver(self) -> list[int]:
+        """Have the server get what was late, after its client has long gone. Returns the statuses of its answers."""
+        return self._run(self._deliver())
 
     def deny(self, *requests: str) -> None:
         """Requests whose method and target match one of these patterns are refused from now on, and no others."""
@@ -143,8 +161,8 @@ class FaultyProxy:
 
     # The loop
 
-    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _listen(self) -> None:
         if self._listener is None and self._is_up:
@@ -192,10 +210,13 @@ class FaultyProxy:
         head = await reader.readuntil(b"\r\n\r\n")
         method, target = head.split(b" ", 2)[:2]
         request = f"{method.decode()} {target.decode()}"
+        number = len(self.seen)
         self.seen.append(request)
         is_chunked = re.search(rb"(?i)\r\ntransfer-encoding: *chunked", head) is not None  # Arrow's client sends so
         size = 0 if is_chunked else _content_length(head)
-        fault = self._choose(request)
+        fault = self._at.pop(number, None) or self._choose(request)
+        if fault == LATE and method in (b"GET", b"HEAD"):
+            fault = "reset at once"
         if fault is not None:
             self.injected[fault] += 1
         match fault:
@@ -211,6 +232,9 @@ class FaultyProxy:
                 await asyncio.sleep(_HANG_SECONDS)
                 raise _Ended
         body = _read_chunks(reader) if is_chunked else _read(reader, size)
+        if fault == LATE:
+            self._late.append(head + b"".join([data async for data in body]))
+            raise _reset(writer)
         key = re.search(rb"Credential=([^/]+)/", head)
         if self.access_key_id is not None and (key is None or key[1].decode() != self.access_key_id):
             await self._answer(writer, body, Answer(403, "InvalidAccessKeyId").encode())
@@ -227,6 +251,20 @@ class FaultyProxy:
             pass
         writer.write(answer)
         await writer.drain()
+
+    async def _deliver(self) -> list[int]:
+        held, self._late = self._late, []
+        statuses = []
+        for request in held:
+            reader, server = await asyncio.open_connection(*self._server)
+            try:
+                head, _, body = request.partition(b"\r\n\r\n")
+                server.write(head + b"\r\nConnection: close\r\n\r\n" + body)
+                answer = await reader.read(-1)
+            finally:
+                server.close()
+            statuses.append(int(answer.split(b" ", 2)[1]))
+        return statuses
 
     async def _pass_on(
         self, head: bytes, body: AsyncIterator[bytes], writer: asyncio.StreamWriter, fault: str | None

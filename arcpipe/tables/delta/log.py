@@ -101,6 +101,11 @@ class Log:
         own = await self._read(known.version)
         return own is not None and digest_of(own) == known.digest
 
+    async def ends_at(self, version: int) -> bool:
+        """Tell whether a version is the last one, and no checkpoint has it. So nobody knew it when it was made."""
+        found = await self.listing(version)
+        return found.latest == version and not found.checkpoints
+
     async def commit(self, state: State | None, lines: Sequence[bytes]) -> State | None:
         """Make the next version, in one attempt.
 

@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 _MAX_STATES: Final = 20_000
 # Seconds for which a commit trusts that a state is the latest one: the time from `committed` to `commit`.
 _MOMENT_SECONDS: Final = 10.0
+# Seconds from the read of a state to the end of a commit on it. Later ones look whether others have cleaned the log
+# meanwhile: then the name of the next version is free again, and a commit by that name is in no state of the table.
+_LATE_SECONDS: Final = 60.0
 _PROBE: Final = ".arcpipe-commit-check"
 
 
@@ -221,23 +224,26 @@ class DeltaTables:
         return state
 
     async def _commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> tuple[Committed, State]:
+        began = _now()
         state = await self._just_seen(table) or await self._fresh(table)
         marker = None if state is None else state.marker(node)
         if state is not None and marker is not None and marker >= seq:
             return Committed(marker, state.version, 0), state
         lines = [actions.marker(node, seq), *actions.additions(table, state, files, self._history_hours)]
-        after = await self._attempt(table, state, lines, "WRITE")
+        after = await self._attempt(table, state, lines, "WRITE", began)
         return Committed(seq, after.version, len(files), created=state is None), after
 
     async def _replace(self, table: TableName, old: Sequence[str], new: Sequence[NewFile]) -> None:
+        began = _now()
         state = await self._existing(table)
         removed = await self._removes(table, state, old, data_change=False)
         if len(removed) < len(set(old)):
             raise Conflict(f"{shown(table)}: {len(set(old)) - len(removed)} of the files to be replaced are gone")
         lines = actions.additions(table, state, new, self._history_hours, data_change=False)
-        await self._attempt(table, state, lines + removed, "OPTIMIZE")
+        await self._attempt(table, state, lines + removed, "OPTIMIZE", began)
 
     async def _remove(self, table: TableName, keys: Sequence[str]) -> None:
+        began = _now()
         state = await self._existing(table)
         if state.configuration.get("delta.appendOnly", "false").lower() == "true":
             raise Refused(
@@ -245,15 +251,28 @@ class DeltaTables:
                 "Unset it, or end the retention of this database"
             )
         if removed := await self._removes(table, state, keys, data_change=True):
-            await self._attempt(table, state, removed, "DELETE")
+            await self._attempt(table, state, removed, "DELETE", began)
 
-    async def _attempt(self, table: TableName, state: State | None, lines: list[bytes], operation: Operation) -> State:
-        """Make the commit. Its outcome is known only if this returns, or raises Conflict."""
+    async def _attempt(
+        self, table: TableName, state: State | None, lines: list[bytes], operation: Operation, began: float
+    ) -> State:
+        """Make the commit. Its outcome is known only if this returns, or raises Conflict.
+
+        Args:
+            began: a time before the state was read.
+        """
         root = root_of(table)
         self._seen.pop(root, None)
-        after = await Log(self._store, root).commit(state, [actions.commit_info(operation, state), *lines])
+        delta_log = Log(self._store, root)
+        after = await delta_log.commit(state, [actions.commit_info(operation, state), *lines])
         if after is None:
             raise Conflict(f"{shown(table)}: somebody else made its next version first")
+        if _now() - began > _LATE_SECONDS and not await delta_log.ends_at(after.version):
+            self._states.pop(root, None)
+            raise Unavailable(
+                f"{shown(table)}: version {after.version} was made {_now() - began:.0f} s after the one before was "
+                "read, and the log goes on: the table is read anew, to see whether it has that version"
+            )
         self._remember(root, after)
         return after
 
@@ -311,6 +330,11 @@ class DeltaTables:
         if names[0] is None or names[1] is None:
             return None
         return (names[0], names[1]) if root_of((names[0], names[1])) == root else None
+
+
+def _now() -> float:
+    """Return the time, in seconds, of a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @contextmanager

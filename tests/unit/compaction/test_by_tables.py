@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,13 +15,14 @@ import pytest
 from arcpipe.compaction.compactor import Compactor
 from arcpipe.compaction.plan import Plans
 from arcpipe.compaction.retention import Retention
-from arcpipe.config.settings import WAL, Settings, Storage, StorageS3
+from arcpipe.config.settings import WAL, Compaction, Settings, Storage, StorageS3
 from arcpipe.lake.folders import Folder, parse_folder
 from arcpipe.storage import open_store
 from arcpipe.tables.base import Conflict, NewFile, TableName
 from arcpipe.tables.swap import TableSwap
 from tests.support.commits import Handed, Working, in_tables
-from tests.support.lake import lake_files, numbers
+from tests.support.compaction import OTHER_NODE
+from tests.support.lake import lake_files
 from tests.support.table_model import ModelTables
 
 T = TypeVar("T")
@@ -50,13 +51,17 @@ def folder(handed: Handed) -> Folder:
     return found
 
 
-def work(handed: Handed, tables: ModelTables, do: Callable[[Compactor], Awaitable[T]]) -> T:
+def work(
+    handed: Handed, tables: ModelTables, do: Callable[[Compactor], Awaitable[T]], dedup: dict[str, Any] | None = None
+) -> T:
     """Do something with a compactor of one process."""
 
     async def run() -> T:
         store = open_store(f"file://{handed.lake}", StorageS3())
         settings = Settings(
-            wal=WAL(dir=handed.directory.path, min_free_mb=0), storage=Storage(url=f"file://{handed.lake}")
+            wal=WAL(dir=handed.directory.path, min_free_mb=0),
+            storage=Storage(url=f"file://{handed.lake}"),
+            compaction=Compaction(dedup=dedup or {}),
         )
         swap = TableSwap(lambda: tables, store)
         compactor = Compactor(settings, handed.directory.path, handed.node, store, tables=swap)
@@ -73,7 +78,9 @@ def rows(handed: Handed, tables: ModelTables) -> list[int]:
     """The values of `n` as a reader of the table sees them."""
     keys = in_tables(tables)
     assert all((handed.lake / key).exists() for key in keys)
-    return sorted(number for key in keys for number in numbers(handed.lake / key))
+    found = [pq.read_table(handed.lake / key, columns=["n"], partitioning=None)["n"].to_pylist() for key in keys]
+    assert all(found)
+    return sorted(number for numbers in found for number in numbers)
 
 
 def test_a_merge_replaces_files_of_the_table_at_once(handed: Handed, tables: ModelTables, folder: Folder) -> None:
@@ -221,3 +228,41 @@ def test_files_that_were_rewritten_are_merged_with_the_others(
     found = pq.read_table(handed.lake / key)
     values = zip(found["n"].to_pylist(), found["n_str"].to_pylist(), strict=True)
     assert sorted(int(text) if number is None else number for number, text in values) == sorted(handed.rows[TABLE])
+
+
+def test_points_that_two_nodes_have_are_merged_by_one_of_them(
+    handed: Handed, tables: ModelTables, folder: Folder
+) -> None:
+    """A client's retry went to another node, which did not know its key. Whoever merges the hour first does it."""
+    wanted = rows(handed, tables)
+    other = Handed(handed.base / "other", handed.lake, OTHER_NODE)
+    for _ in range(3):
+        other.batch()
+    Working(other.directory.path, other.lake, tables).round()
+    assert len(rows(handed, tables)) > len(wanted)
+    both = {"db": "series_time"}
+    outcome = work(other, tables, lambda compactor: compactor.compact(folder), both)
+    assert outcome is not None
+    assert (len(outcome.plan.inputs), outcome.superseded) == (8, 6)
+    assert rows(handed, tables) == wanted
+    assert tables.markers(TABLE).keys() == {handed.node, OTHER_NODE}
+    for one in (handed, other):
+        assert work(one, tables, lambda compactor: compactor.compact(folder), both) is None
+    late = other.batch()
+    Working(other.directory.path, other.lake, tables).round()
+    assert len(rows(handed, tables)) > len(wanted)
+    for path in lake_files(handed.lake):  # older than any request that may be late
+        os.utime(path, (0, 0))
+    assert work(handed, tables, lambda compactor: compactor.compact(folder), both) is not None
+    assert rows(handed, tables) == wanted
+    assert not any(late in key for key in in_tables(tables))
+
+
+def test_without_dedup_each_node_merges_its_own_files(handed: Handed, tables: ModelTables, folder: Folder) -> None:
+    other = Handed(handed.base / "other", handed.lake, OTHER_NODE)
+    for _ in range(3):
+        other.batch()
+    Working(other.directory.path, other.lake, tables).round()
+    outcome = work(other, tables, lambda compactor: compactor.compact(folder))
+    assert outcome is not None
+    assert len(outcome.plan.inputs) == 3

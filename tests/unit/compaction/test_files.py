@@ -79,7 +79,7 @@ def test_other_names_are_no_files_of_this_node() -> None:
 def test_files_of_batches_name_their_batch(suffix: str) -> None:
     batch = f"{NODE}-20260101T000000-3.17-0a1b2c3d"
     assert batch_of(batch + suffix) == batch
-    assert first_unfinished([batch, f"{NODE}-20260101T000000-12.1", "manifest.spare"]) == Order(3, 17, 0, 0)
+    assert first_unfinished([batch, f"{NODE}-20260101T000000-12.1", "manifest.spare"]) == ("", Order(3, 17, 0, 0))
 
 
 @given(st.lists(st.integers(1, 2 * LARGEST), max_size=30))
@@ -109,7 +109,7 @@ def test_small_late_files_are_merged_with_what_is_not_much_larger() -> None:
 def test_dedup_takes_all_that_is_older_than_its_last_file() -> None:
     files = [file_of(number) for number in range(1, 6)]
     assert choose_for_dedup(files, files, None) == files
-    assert choose_for_dedup(files, files, Order(1, 3, 0, 0)) == files[:2]
+    assert choose_for_dedup(files, files, ("", Order(1, 3, 0, 0))) == files[:2]
     assert choose_for_dedup(files, [files[0], *files[2:]], None) == files[:1]
     assert choose_for_dedup([], [], None) == []
     assert choose_for_dedup([file_of(1, word="unique")], [file_of(1, word="unique")], None) == []

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from arcpipe.config.settings import Storage
+from arcpipe.config.settings_tables import Tables as Settings
 from arcpipe.errors import DamagedFile
+from arcpipe.lake.footers import find_footer
 from arcpipe.lake.keys import encode_name
-from arcpipe.tables import states
-from arcpipe.tables.base import Committed, NewFile, TableName, Unavailable
+from arcpipe.tables import states, table_commits
+from arcpipe.tables.base import Committed, Conflict, NewFile, TableName, Unavailable
 from arcpipe.tables.committer import Bounds, Foreign
+from arcpipe.tables.delta.tables import DeltaTables
 from arcpipe.tables.pending import Blocked
 from tests.support.commits import Block, Handed, Working, in_tables
+from tests.support.compaction import OTHER_NODE, file_bytes, key_of, put, table_of
 from tests.support.table_model import ModelTables
 
 
@@ -297,3 +305,53 @@ def test_the_state_of_tables_can_be_read_by_others(handed: Handed, tables: Model
     assert states.read(handed.files.folder).listed[0].snapshot == 1
     Path(handed.files.folder, "state.json").write_text("{")
     assert states.read(handed.files.folder) == states.TablesState()
+
+
+def test_a_node_with_many_files_is_not_overtaken_for_ever(
+    handed: Handed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node commits whenever a footer is read: the more files, the more often."""
+    other = DeltaTables(Settings(format="delta"), Storage(url=f"file://{handed.lake}"))
+    handed.batch()
+    tables = DeltaTables(Settings(format="delta"), Storage(url=f"file://{handed.lake}"))
+    Working(handed.directory.path, handed.lake, tables).round()
+    for _ in range(3):
+        handed.batch(files=20)
+    seqs, one_by_one = itertools.count(1), asyncio.Lock()
+
+    async def overtaken(*arguments: Any) -> Any:
+        async with one_by_one:
+            await asyncio.to_thread(other.commit, ("db", "m"), [NewFile(*_file(handed))], OTHER_NODE, next(seqs))
+        return await find_footer(*arguments)
+
+    _file(handed)
+    monkeypatch.setattr(table_commits, "find_footer", overtaken)
+    tables = DeltaTables(Settings(format="delta"), Storage(url=f"file://{handed.lake}"))
+    working = Working(handed.directory.path, handed.lake, tables)
+    assert working.round() == (1, 60, 120, 0, 0)
+    assert working[Block.CONFLICTS] <= 1
+    other.close()
+
+
+def _file(handed: Handed) -> tuple[str, int, int, Any]:
+    """Describe a file of another node."""
+    key = key_of(1, node=OTHER_NODE)
+    path = handed.lake / key
+    if not path.exists():
+        put(handed.lake, key, file_bytes(table_of([{"time": 0, "host": "b", "n": -1}]), handed.base, "db", "m"))
+    return key, path.stat().st_size, 1, pq.read_metadata(path)
+
+
+def test_a_table_that_others_commit_to_is_tried_in_the_next_round(handed: Handed, tables: ModelTables) -> None:
+    class Contested(ModelTables):
+        conflicts = 0
+
+        def commit(self, table: TableName, files: Sequence[NewFile], node: str, seq: int) -> Committed:
+            self.conflicts += 1
+            if self.conflicts <= Bounds().attempts:
+                raise Conflict("somebody else committed first")
+            return super().commit(table, files, node, seq)
+
+    handed.batch()
+    rounds = work(handed, Contested(tables.root)).rounds(False, False)
+    assert [(one.commits, one.failed) for one in rounds] == [(0, 1), (1, 0)]

@@ -30,13 +30,13 @@ def tables(tmp_path: Path) -> ModelTables:
 class Compared:
     """A comparison of tables with a lake, and an import."""
 
-    def __init__(self, handed: Handed, tables: ModelTables, all_nodes: bool = False) -> None:
-        self._handed, self._tables, self._all_nodes = handed, tables, all_nodes
+    def __init__(self, handed: Handed, tables: ModelTables, all_nodes: bool = False, gone: str = "") -> None:
+        self._handed, self._tables, self._all_nodes, self._gone = handed, tables, all_nodes, gone
 
     def reports(self, only: TableName | None = None) -> dict[TableName, Report]:
         async def compare() -> dict[TableName, Report]:
             store = open_store(f"file://{self._handed.lake}", StorageS3())
-            stock = Stock(self._tables, store, self._handed.directory.path, NODE, self._all_nodes)
+            stock = Stock(self._tables, store, self._handed.directory.path, NODE, self._all_nodes, gone=self._gone)
             found = {report.table: report async for report in stock.compare(only)}
             await store.close()
             return found
@@ -46,7 +46,9 @@ class Compared:
     def import_all(self, tables: ModelTables | None = None) -> int:
         async def work() -> int:
             store = open_store(f"file://{self._handed.lake}", StorageS3())
-            stock = Stock(tables or self._tables, store, self._handed.directory.path, NODE, self._all_nodes)
+            stock = Stock(
+                tables or self._tables, store, self._handed.directory.path, NODE, self._all_nodes, gone=self._gone
+            )
             reports = [report async for report in stock.compare()]
             added = sum([await stock.import_files(report) for report in reports])
             await store.close()
@@ -91,6 +93,8 @@ def test_each_kind_of_file_is_told_apart(handed: Handed, tables: ModelTables) ->
     assert len(found["db", "unknown"].orphans) == 1
     assert set(Compared(handed, tables).reports(("db", "m"))) == {("db", "m")}
     assert len(Compared(handed, tables, all_nodes=True).reports()["db", "m"].orphans) == 2
+    assert len(Compared(handed, tables, gone=OTHER_NODE).reports()["db", "m"].orphans) == 2
+    assert len(Compared(handed, tables, gone="0000").reports()["db", "m"].orphans) == 1
 
 
 def test_a_file_that_is_rewritten_and_its_copy_both_wait(handed: Handed, tables: ModelTables) -> None:
