@@ -170,6 +170,9 @@ def warm_up() -> None:
     import numpy as np
     import pyarrow as pa
 
+    from arcpipe.config.load import load
+
+    load(None, {})  # has msgspec look at the types of all settings: 0.04 s
     pa.array(np.arange(1))  # has pyarrow look for pandas, and import it where it is installed: 0.35 s
     parse_s3_model()
     gc.collect()
