@@ -191,7 +191,7 @@ def test_through_faults_of_the_store(remote: Lake, s3: S3Bucket, compactors: Com
         def succeeds() -> bool:
             return compactors.run(remote.wal, settings, ahead_seconds=600) == 0
 
-        # Every third request fails, so that no run gets far, until each fault was met; then fewer, and runs get further.
+        # Every third request fails, until each fault was met. Then fewer do, so that runs get further.
         proxy.fail_randomly(0.3, seed)
         for _ in range(60):
             succeeds()
