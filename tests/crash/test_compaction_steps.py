@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,8 +93,10 @@ class Lake(NamedTuple):
         return set(numbers(self.store.read()))
 
 
-def fill(store: Store, directory: Path, put: Any) -> Lake:
-    """Make the hour: small files that become two, and two of another node."""
+@functools.cache
+def files() -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """Make the files of the hour, by key, and their rows: small files that become two, and two of another node."""
+    made: dict[str, bytes] = {}
     rows: list[dict[str, Any]] = []
     pick = random.Random(7)
     for number in range(1, 8):
@@ -108,13 +112,21 @@ def fill(store: Store, directory: Path, put: Any) -> Lake:
             for n in range(1_600 if number < 6 else 10)
         ]
         rows += [row | {"time": row["time"] + HOUR_US} for row in new]
-        put(key_of(number, node=node), file_bytes(table_of(new), directory))
+        with tempfile.TemporaryDirectory() as directory:
+            made[key_of(number, node=node)] = file_bytes(table_of(new), Path(directory))
+    return made, sorted(rows, key=lambda row: row["n"])
+
+
+def fill(store: Store, directory: Path, put: Any) -> Lake:
+    made, rows = files()
+    for key, data in made.items():
+        put(key, data)
     settings = store.settings | {
         "wal_dir": str(directory / "wal"),
         "wal_min_free_mb": 0,
         "parquet_row_group_rows": 2_000,
     }
-    return Lake(store, make_wal(directory), sorted(rows, key=lambda row: row["n"]), settings)
+    return Lake(store, make_wal(directory), rows, settings)
 
 
 @pytest.fixture
