@@ -24,7 +24,7 @@ from arcpipe.config.dedup_words import DedupWords, parse_dedup
 from arcpipe.config.listeners import PARSERS
 from arcpipe.config.name_lists import Names, parse_names
 from arcpipe.config.retention_days import RetentionDays, parse_retention
-from arcpipe.config.settings import PASTED, Settings, keys, printable, sections
+from arcpipe.config.settings import PASTED, Settings, fields_of, keys, printable, sections
 from arcpipe.config.spelling import nearest
 from arcpipe.errors import ConfigError
 
@@ -256,7 +256,7 @@ def _problem(source: str, key: str, value: Any, reason: str) -> str:
 
 def _assemble(section: type[Struct], prefix: str, values: dict[str, Any], sources: dict[str, str]) -> Any:
     arguments: dict[str, Any] = {}
-    for field in msgspec.structs.fields(section):
+    for field in fields_of(section):
         key = prefix + field.name
         if isinstance(field.type, type) and issubclass(field.type, Struct):
             arguments[field.name] = _assemble(field.type, f"{key}.", values, sources)

@@ -410,11 +410,17 @@ class Key(NamedTuple):
 
 
 @cache
+def fields_of(section: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """Return the fields of a section. msgspec takes a millisecond, as it evaluates annotations."""
+    return msgspec.structs.fields(section)
+
+
+@cache
 def keys() -> dict[str, Key]:
     """Return all dotted keys with type and default, in the order of their declaration."""
 
     def walk(section: type[Struct], prefix: str) -> Iterator[tuple[str, Key]]:
-        for field in msgspec.structs.fields(section):
+        for field in fields_of(section):
             if isinstance(field.type, type) and issubclass(field.type, Struct):
                 yield from walk(field.type, f"{prefix}{field.name}.")
             elif section is not Settings:

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from benchmarks.report.charts import write_charts
 from benchmarks.report.compare import NothingInCommon, compare, show_comparison
 from benchmarks.report.markdown import NoPlace, write_markdown
 from benchmarks.results.model import (
@@ -224,6 +223,8 @@ def png_size(path: Path) -> tuple[int, int]:
 
 
 def test_each_suite_has_the_charts_that_suit_it(tmp_path: Path) -> None:
+    from benchmarks.report.charts import write_charts  # matplotlib takes a second to import
+
     files = write_charts(everything(), tmp_path / "charts")
     assert {path.name for path in files} == {
         f"{name}.{suffix}"

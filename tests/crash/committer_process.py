@@ -138,6 +138,7 @@ def _serve() -> None:
     names = {
         value: name.lower() for name, value in vars(Committer).items() if isinstance(value, int) and name != "SIZE"
     }
+    setattr(process, "_RETRY_SECONDS", (0.05, 60.0))  # noqa: B010 (how long it waits is shown elsewhere)
     for line in sys.stdin:
         order = json.loads(line)
         counters = Counters(1)

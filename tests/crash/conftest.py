@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash import io_faults
+from tests.crash.numbered import KilledServers
 
 DEFAULT_STATES = 10_000
 
@@ -51,6 +52,11 @@ def faulty_io_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def faults(faulty_io_library: Path, tmp_path: Path) -> io_faults.FaultyIO:
     """Has system calls of a server fail, once its `variables` are the server's."""
     return io_faults.FaultyIO(faulty_io_library, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def killed_servers(tmp_path_factory: pytest.TempPathFactory) -> KilledServers:
+    return KilledServers(tmp_path_factory.mktemp("killed"))
 
 
 @pytest.fixture

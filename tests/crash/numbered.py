@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,41 @@ class Numbered:
 
     def wait_until_in_lake(self, numbers: set[int]) -> None:
         wait_until(lambda: numbers <= set(self.numbers_in_lake()), f"{len(numbers)} records", CATCH_UP_SECONDS)
+
+
+class KilledServers:
+    """Servers that were killed with acknowledged records in active segments: each kind is run once, then copied."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._made: dict[tuple[int, int], Numbered] = {}
+
+    def copy(self, directory: Path, records: int, workers: int = 1) -> Numbered:
+        """Give the records of a server in `directory`, which was killed and is to be started again.
+
+        Those of one worker are in one segment, those of several in the segments of all.
+        """
+        made = self._made.get((records, workers))
+        if made is None:
+            made = self._made[records, workers] = self._run(records, workers)
+        shutil.copytree(made.server.wal, directory / "wal")
+        numbered = Numbered(Server(directory, server_workers=workers))
+        numbered.acknowledged = list(made.acknowledged)
+        numbered._next = made._next
+        return numbered
+
+    def _run(self, records: int, workers: int) -> Numbered:
+        place = self._base / f"{records} of {workers}"
+        place.mkdir()
+        with Server(place, server_workers=workers, flush_max_age_seconds=3600) as server:
+            numbered = Numbered(server)
+            if workers == 1:
+                numbered.write(records)
+            else:
+                for _ in range(records):  # on connections of their own
+                    assert numbered.try_to_write().status == 202
+            server.kill_all()
+        return numbered
 
 
 def is_shipped(server: Server) -> bool:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from arcpipe.upload import batches as batches_module
+from arcpipe.upload import conversion_jobs as conversion_jobs_module
 from arcpipe.upload import look_ahead as look_ahead_module
 from arcpipe.upload import puts as puts_module
 from arcpipe.upload import spares as spares_module
@@ -37,7 +38,7 @@ from arcpipe.wal.writer import SyncMode, WALOptions
 from tests.crash.driving import SteppedPipeline, Turn, Worker
 from tests.crash.entries import MANY_COLUMNS, PREFIX, make_body, number_of
 from tests.crash.recording import CHANGES, Fault, RecordingDisk
-from tests.crash.shipping import InlineExecutor, MemoryStore, Shipping, StoreFault, Unbounded
+from tests.crash.shipping import InlineExecutor, InlinePool, MemoryStore, Shipping, StoreFault, Unbounded
 from tests.crash.system_calls import mounted
 from tests.support.wal_doubles import Clock
 
@@ -336,7 +337,7 @@ def held(clock: Clock, seed: int) -> Iterator[None]:
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Have recovery work in this thread, wait for no disk, and read little at once.
+    """Have recovery and the conversion work in this thread, wait for no disk, and read little at once.
 
     Its reads and the spare files are as small as the segments and batches of these tests.
     """
@@ -345,6 +346,7 @@ def hurried() -> Iterator[None]:
         mock.patch.object(recovery_module, "ThreadPoolExecutor", InlineExecutor),
         mock.patch.object(recovery_module, "_PAUSES_SECONDS", (0.0, 0.0)),
         mock.patch.dict(spares_module.SPARES, spares),
+        mock.patch.object(conversion_jobs_module, "Pool", InlinePool),
         mock.patch.object(puts_module, "threading", Unbounded),
         mock.patch.object(look_ahead_module, "_POLL_SECONDS", 0.0),  # a look in each turn, and not by the clock
         mock.patch.multiple(source_module, WINDOW_BYTES=2048, _PIECE_BYTES=1024, _BLOCK_BYTES=512),

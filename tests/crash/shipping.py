@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -156,6 +157,33 @@ class InlineExecutor:
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+class InlinePool:
+    """Does at once what the conversion has threads do, one job after the other."""
+
+    def __init__(self, threads: int, name: str, on_error: Callable[[BaseException], None]) -> None:
+        self._on_error = on_error
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._is_working = False
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self._jobs.append(job)
+        if self._is_working:  # by a job, which may hold a lock that the next one needs
+            return
+        self._is_working = True
+        while self._jobs:
+            try:
+                self._jobs.popleft()()
+            except BaseException as error:
+                self._on_error(error)
+        self._is_working = False
 
 
 class _TinyMegabytes(int):

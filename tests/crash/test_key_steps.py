@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import duckdb
 import msgspec
 import pytest
 
@@ -20,7 +19,7 @@ from arcpipe.wal.format import KeyedPrefix, Prefix
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.uploader_process import Outcome, Step, Uploaders
 from tests.support.directories import batch_files
-from tests.support.lake import lake_files
+from tests.support.lake import lake_files, shared_database
 from tests.support.sets import long
 
 SEGMENTS = 6
@@ -96,7 +95,7 @@ class Site:
         return self._uploaders.run(self.wal, settings, **arms)
 
     def found(self) -> Counter[int]:
-        with duckdb.connect() as connection:
+        with shared_database().cursor() as connection:
             files = [str(path) for path in lake_files(self._lake)]
             return Counter(row[0] for row in connection.execute("SELECT id FROM read_parquet(?)", [files]).fetchall())
 

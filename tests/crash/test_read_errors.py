@@ -16,6 +16,7 @@ import pytest
 from tests.crash.io_faults import FaultyIO, Rule
 from tests.crash.numbered import (
     CATCH_UP_SECONDS,
+    KilledServers,
     Numbered,
     contents,
     each_once,
@@ -34,17 +35,6 @@ PLACES = ("the first block", "after the first block", "the last quarter")
 pytestmark = pytest.mark.timeout(300)
 
 
-def one_segment_of(records: int, tmp_path: Path) -> tuple[Server, Numbered]:
-    """A server that was killed with that many acknowledged records in one active segment, to be started again."""
-    server = Server(tmp_path, server_workers=1, flush_max_age_seconds=3600)
-    with server:
-        numbered = Numbered(server)
-        numbered.write(records)
-        server.kill_all()
-    server.settings["flush_max_age_seconds"] = 0.2
-    return server, numbered
-
-
 def fail_reads(faults: FaultyIO, place: str, size: int, path: str = SEGMENTS, process: str = "*") -> Rule:
     """EIO in a part of segments whose entries take `size` bytes."""
     start, end = {"the first block": (0, 4096), "after the first block": (4096, size), "the last quarter": (0, size)}[
@@ -61,8 +51,11 @@ def size_of_entries(segment: Path) -> int:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_reads_that_fail_at_the_start(tmp_path: Path, faults: FaultyIO, place: str) -> None:
-    server, numbered = one_segment_of(RECORDS, tmp_path)
+def test_reads_that_fail_at_the_start(
+    tmp_path: Path, killed_servers: KilledServers, faults: FaultyIO, place: str
+) -> None:
+    numbered = killed_servers.copy(tmp_path, RECORDS)
+    server = numbered.server
     (name,) = (name for name in server.segments(".wal") if size_of_entries(server.wal / name) > 1000)
     before = contents(server.wal, name)
     server.variables |= faults.variables
@@ -123,9 +116,12 @@ def test_reads_that_fail_in_the_uploader(tmp_path: Path, faults: FaultyIO, place
     assert seen == (each_once(RECORDS), True, 1, [])
 
 
-def test_a_segment_that_can_never_be_read_whole(tmp_path: Path, faults: FaultyIO) -> None:
+def test_a_segment_that_can_never_be_read_whole(
+    tmp_path: Path, killed_servers: KilledServers, faults: FaultyIO
+) -> None:
     """The others ship; what can be read of it is saved, taken in, and there once."""
-    server, numbered = one_segment_of(RECORDS, tmp_path)
+    numbered = killed_servers.copy(tmp_path, RECORDS)
+    server = numbered.server
     (name,) = (name for name in server.segments(".wal") if size_of_entries(server.wal / name) > 1000)
     size = size_of_entries(server.wal / name)
     stem = name.removesuffix(".wal")

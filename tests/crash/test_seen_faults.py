@@ -26,6 +26,7 @@ from tests.crash.numbered import (
     CATCH_UP_SECONDS,
     V2,
     Account,
+    KilledServers,
     Numbered,
     each_once,
     is_shipped,
@@ -182,16 +183,11 @@ def test_a_background_sync_that_fails_once_loses_nothing_without_a_crash(tmp_pat
 class Interrupted:
     """A server whose uploader has planned a batch and can put no object of it."""
 
-    def __init__(self, tmp_path: Path, faults: FaultyIO, workers: int = 1) -> None:
-        self.server = server = Server(tmp_path, server_workers=workers, flush_max_age_seconds=3600)
-        self.numbered = Numbered(server)
+    def __init__(self, killed_servers: KilledServers, tmp_path: Path, faults: FaultyIO, workers: int = 1) -> None:
+        self.numbered = killed_servers.copy(tmp_path, 20 * workers, workers)
+        self.server = server = self.numbered.server
         self._faults = faults
-        with server:
-            for _ in range(20 * workers):  # on connections of their own, so in the segments of all workers
-                assert self.numbered.try_to_write().status == 202
-            server.kill_all()
         server.variables |= faults.variables
-        server.settings["flush_max_age_seconds"] = 0.2
         self._putting = faults.set("rename", "*/lake/default/*", errno.EIO, process="*uploader*")
         self._marking: Rule | None = None
         server.start()
@@ -213,8 +209,8 @@ class Interrupted:
 
 
 @pytest.fixture
-def interrupted(tmp_path: Path, faults: FaultyIO) -> Iterator[Interrupted]:
-    interrupted = Interrupted(tmp_path, faults)
+def interrupted(killed_servers: KilledServers, tmp_path: Path, faults: FaultyIO) -> Iterator[Interrupted]:
+    interrupted = Interrupted(killed_servers, tmp_path, faults)
     server = interrupted.server
     try:
         interrupted.let_put()
@@ -411,9 +407,11 @@ def test_a_bad_node_file_refuses_the_start_and_stays(tmp_path: Path, faults: Fau
 
 
 @pytest.mark.parametrize("when", ["before the first put", "after the last put"])
-def test_a_redo_after_a_segment_vanished_overwrites_nothing(tmp_path: Path, faults: FaultyIO, when: str) -> None:
+def test_a_redo_after_a_segment_vanished_overwrites_nothing(
+    killed_servers: KilledServers, tmp_path: Path, faults: FaultyIO, when: str
+) -> None:
     """Objects that were put stay, as nothing else holds their rows. The others are lost, and health tells."""
-    interrupted = Interrupted(tmp_path, faults, workers=2)
+    interrupted = Interrupted(killed_servers, tmp_path, faults, workers=2)
     server, numbered = interrupted.server, interrupted.numbered
     try:
         if when == "after the last put":

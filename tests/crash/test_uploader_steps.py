@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import duckdb
 import msgspec
 import pytest
 
@@ -27,7 +26,7 @@ from arcpipe.wal.recovery import recover_slot
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.uploader_process import Outcome, Step, Uploaders
 from tests.support.directories import batch_files, copy_at_one_moment
-from tests.support.lake import lake_files
+from tests.support.lake import lake_files, shared_database
 from tests.support.s3server import S3Bucket
 from tests.support.stores import Store, local_store, s3_store
 
@@ -231,7 +230,7 @@ class Site:
         made them.
         """
         lake = self.target.store.read()
-        with duckdb.connect() as connection:
+        with shared_database().cursor() as connection:
             rows = connection.execute(
                 "SELECT id, value, mixed_str FROM read_parquet(?, union_by_name = true, hive_partitioning = false)",
                 [[str(path) for path in lake_files(lake)]],

@@ -125,11 +125,13 @@ def _serve() -> None:
     warm_up()
     from arcpipe.config.load import load
     from arcpipe.counters import RETRY_KINDS, Counters, Uploader
+    from arcpipe.upload import retry
     from arcpipe.wal.directory import NodeIdentity, WALDirectory
     from arcpipe.wal.recovery import recover_at_start
 
     names = {value: name.lower() for name, value in vars(Uploader).items() if isinstance(value, int) and name != "SIZE"}
     servers: dict[str, tuple[Counters, NodeIdentity]] = {}
+    setattr(retry, "_FIRST_SECONDS", 0.05)  # noqa: B010 (how long it waits is shown elsewhere)
     for line in sys.stdin:
         order = json.loads(line)
         directory = WALDirectory(order["wal"])
@@ -170,6 +172,11 @@ def warm_up() -> None:
     import numpy as np
     import pyarrow as pa
 
+    from arcpipe.config.load import load
+
+    for name in ("fsync", "fdatasync"):
+        setattr(os, name, lambda fd: None)  # a kill takes nothing out of the page cache
+    load(None, {})  # has msgspec look at the types of all settings: 0.04 s
     pa.array(np.arange(1))  # has pyarrow look for pandas, and import it where it is installed: 0.35 s
     parse_s3_model()
     gc.collect()

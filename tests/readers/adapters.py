@@ -18,9 +18,13 @@ import pyarrow as pa
 
 from tests.readers.model import Row
 
+_AS_THEY_ARE: Final = frozenset({bool, bytes, float, int, str, type(None)})
+
 
 def plain(value: Any) -> Any:
     """Make a reader's value the model's: aware datetimes in UTC, whole decimals as int."""
+    if type(value) in _AS_THEY_ARE:
+        return value
     if isinstance(value, datetime):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     if isinstance(value, Decimal):
@@ -35,7 +39,8 @@ def plain_rows(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def _rows_of_arrow(table: pa.Table) -> list[Row]:
-    return plain_rows(table.to_pylist())
+    columns = [list(map(plain, column.to_pylist())) for column in table.columns]
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def is_hive(folder: Path) -> bool:
@@ -134,6 +139,8 @@ class Reader(NamedTuple):
 
     def shows(self, row: Row) -> Row:
         """Tell how this reader shows a row of the model."""
+        if not (self.nan_is_null or self.text_is_bytes):
+            return row
         return {name: self._shows(value) for name, value in row.items()}
 
     def _shows(self, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,25 @@ NAMES = [*READERS, *(f"spark {version}" for version in VERSIONS)]
 
 
 def cases(*tables: tuple[Any, ...]) -> list[Any]:
-    """Combine every reader with each table, marked where the test is expected to fail."""
+    """Combine every reader with each table, marked where the test is expected to fail.
+
+    The readers of a table follow one another, so that its rows are made once.
+    """
     return [
         pytest.param(name, *table, id="-".join([name, *map(str, table)]).replace(" ", "_"), marks=marks(name, table[0]))
-        for name in NAMES
         for table in tables
+        for name in NAMES
     ]
 
 
 def marks(name: str, table: str) -> list[pytest.MarkDecorator]:
     reason = expected_failure(name, table)
     return [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+
+
+@functools.lru_cache(1)
+def rows_of(table: str, count: int) -> list[Row]:
+    return TABLES[table].rows(count)
 
 
 def shown(name: str, rows: list[Row]) -> list[Row]:
@@ -40,7 +49,7 @@ def shown(name: str, rows: list[Row]) -> list[Row]:
 @pytest.mark.parametrize(("name", "table", "count"), cases(*SIZES))
 def test_a_file_has_each_value(name: str, table: str, count: int, lake: Path, read: Read) -> None:
     rows = read(name, lake / database_of(table, count))
-    assert_same_rows(rows, shown(name, TABLES[table].rows(count)))
+    assert_same_rows(rows, shown(name, rows_of(table, count)))
 
 
 @pytest.mark.parametrize(("name", "table", "count"), cases(*((f"small {table}", count) for table, count in SMALL)))
@@ -49,7 +58,7 @@ def test_a_file_with_the_small_encodings_has_each_value(
 ) -> None:
     table = table.removeprefix("small ")
     rows = read(name, small_lake / database_of(table, count))
-    assert_same_rows(rows, shown(name, TABLES[table].rows(count)))
+    assert_same_rows(rows, shown(name, rows_of(table, count)))
 
 
 @pytest.mark.parametrize(("name", "folder"), cases(*((folder,) for folder in FOLDERS)))

@@ -51,8 +51,13 @@ def name_of(path: Path) -> str:
 FILES = {name_of(path): path for path in sorted((ROOT / "arcpipe").rglob("*.py"))}
 
 
-def imported(name: str) -> Iterator[str]:
+@functools.cache
+def imported(name: str) -> frozenset[str]:
     """Every module that a module imports, anywhere in it, for type checking only, too."""
+    return frozenset(_imported(name))
+
+
+def _imported(name: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(FILES[name].read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -112,6 +112,7 @@ def test_types_that_are_not_taken_are_named(type_: pa.DataType, values: Any) -> 
         checked(stream(pa.table({"x": array, "n": [1]})))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_damage_anywhere_is_refused_or_harmless(compression: str | None) -> None:
     """No byte makes it raise anything else, or crash: what is taken can be read."""

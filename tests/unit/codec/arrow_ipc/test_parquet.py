@@ -113,6 +113,7 @@ def test_a_long_text_that_repeats_stays_in_its_dictionary(type_: pa.DataType) ->
         check_stream(stream, MAX_BYTES, roles=Roles("m"))
 
 
+@pytest.mark.slow
 def test_a_long_text_within_lists_is_refused() -> None:
     body = file_of(pa.table({"l": [["x" * 50_000]] * 10_000}))
     with pytest.raises(PayloadTooLarge, match="the nested column 'l"):
@@ -144,6 +145,7 @@ def test_what_is_no_file_is_refused(body: bytes, reason: str) -> None:
         rows(body)
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_refused_or_harmless() -> None:
     source = random.Random(1)
     files = [file_of(TABLE.slice(0, 50)), file_of(TABLE.slice(0, 50), compression="zstd", data_page_version="2.0")]

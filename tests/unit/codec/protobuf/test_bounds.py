@@ -19,6 +19,7 @@ def check() -> None:
     """Nothing else to do."""
 
 
+@pytest.mark.slow
 def test_fields_are_bounded() -> None:
     buffer = Buffer(b"\x0a\x00" * (MAX_FIELDS + 1))
     with pytest.raises(BadPayload, match="fields in messages of one kind"):

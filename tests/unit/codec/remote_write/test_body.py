@@ -237,6 +237,7 @@ def test_a_table_for_each_metric(version: Version) -> None:
     }
 
 
+@pytest.mark.slow
 def test_too_many_tables_are_refused() -> None:
     series: list[Series] = [({"__name__": f"m{n}"}, [(TIME, 1.0)], []) for n in range(6_000)]
     with pytest.raises(PayloadTooLarge, match="shapes"):
