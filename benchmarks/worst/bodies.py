@@ -22,15 +22,13 @@ from arcpipe.codec.messagepack import body
 from arcpipe.codec.records import csv_lines, json_array, json_lines
 from arcpipe.codec.records.roles import Roles
 from benchmarks.load.bodies import ENCODERS
+from benchmarks.worst.telemetry import TELEMETRY, Case
 
 # Usual size of a body: the largest that a server takes by default.
 BODY_BYTES: Final = 100_000_000
 
 # Of JSON and CSV.
 _ROLES: Final = Roles("m")
-
-Case = tuple[Callable[[bytes], Any], Callable[[int], bytes]]
-"""An encoder of bodies, and a function that makes a body of about a number of bytes."""
 
 
 def _filled(front: bytes, filling: bytes, back: bytes, size: int) -> bytes:
@@ -369,4 +367,5 @@ CASES: Final[dict[str, Case]] = {
     "10,000 zstd frames": _compressed(
         "zstd", lambda data: ENCODERS["zstd"](data) * 9_999, lambda size: bytes(size // 10_000)
     ),
+    **TELEMETRY,
 }

@@ -15,8 +15,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-import orjson
-
+from arcpipe.codec.json_cuts import LargeArray, LargeObject, decode, drain
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from arcpipe.units import MB
 
@@ -26,7 +25,7 @@ Check = Callable[[], None]
 _OBJECTS_BETWEEN_CHECKS: Final = 256
 # Messages within each other: more than any request has, with attributes as deep as they may be.
 _MAX_DEPTH: Final = 96
-# Bytes of a body in JSON: its parser lets no other thread run, and takes up to 30 ms for these.
+# Bytes of a body in JSON: making it protobuf takes half a second for these.
 MAX_JSON_BYTES: Final = 4 * MB
 _MAX_JSON_OBJECTS: Final = 200_000  # objects and arrays, by their brackets
 
@@ -189,10 +188,7 @@ def from_json(body: bytes, signal: str, check: Check) -> bytes:
         raise PayloadTooLarge(
             f"a body in JSON has more than {_MAX_JSON_OBJECTS} objects; send it in parts, or as application/x-protobuf"
         )
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadPayload(f"the body is no JSON: {error}") from None
+    value = decode(body, check)
     check()
     return _Writer(check).message(value, signal, signal, 0)
 
@@ -215,7 +211,7 @@ class _Writer:
 
     def message(self, value: Any, name: str, where: str, depth: int) -> bytes:
         """Encode one message, without its tag."""
-        if not isinstance(value, dict):
+        if not isinstance(value, (dict, LargeObject)):
             raise BadPayload(f"{where} is no object")
         if depth > _MAX_DEPTH:
             raise BadPayload(f"{where[:80]}… is nested too deep")
@@ -224,15 +220,20 @@ class _Writer:
             self._check()
         known = MESSAGES[name]
         parts: list[bytes] = []
+        seen: set[int] = set()
         for key, content in value.items():
             field = known.get(key)
             if field is None or content is None:
+                drain(content)
                 continue
             number, kind = field
             place = f"{where}.{key}"
+            if number in seen:
+                raise BadPayload(f"{place} is there twice")
+            seen.add(number)
             if kind[0] != "*":
                 parts.append(self._field(number, kind, content, place, depth))
-            elif isinstance(content, list):
+            elif isinstance(content, (list, LargeArray)):
                 for at, one in enumerate(content):
                     parts.append(self._field(number, kind[1:], one, f"{place}[{at}]", depth))
             else:

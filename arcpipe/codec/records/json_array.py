@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.json_cuts import drop_escaped
 from arcpipe.codec.messagepack.times import RULE, TimeRule
 from arcpipe.codec.records import json_lines
 from arcpipe.codec.records.gather import Gatherer
@@ -27,7 +27,7 @@ from arcpipe.units import KB
 # Bytes in which commas are looked for at a time: less than a millisecond.
 _WINDOW_BYTES: Final = 64 * KB
 _BLANKS: Final = b" \t\r\n"
-_QUOTE, _BACKSLASH, _COMMA = b'"\\,'
+_QUOTE, _COMMA = b'",'
 
 _DEPTH: Final = np.zeros(256, np.int8)
 _DEPTH[list(b"[{")] = 1
@@ -178,7 +178,7 @@ class _Finder:
         count = min(_WINDOW_BYTES, len(self._body) - self.pos)
         window = np.frombuffer(self._body, np.uint8, count, self.pos)
         quotes = window == _QUOTE
-        self._drop_escaped(window, quotes)
+        self._backslashes = drop_escaped(window, quotes, self._backslashes)
         parity = np.cumsum(quotes, dtype=np.int32)
         parity += self._in_string
         outside = (parity & 1) == 0
@@ -197,18 +197,3 @@ class _Finder:
         self.pos += count
         found: list[int] = (at + start).tolist()
         return found
-
-    def _drop_escaped(self, window: npt.NDArray[np.uint8], quotes: npt.NDArray[np.bool_]) -> None:
-        """Unmark the quotes that are escaped: those after an odd number of backslashes."""
-        backslash = window == _BACKSLASH
-        before = self._backslashes
-        if not before and not backslash.any():
-            return
-        places = np.arange(len(window))
-        other = np.where(backslash, -1 - before, places)
-        last_other = np.maximum.accumulate(other)
-        run = places - last_other  # the length of the run of backslashes up to each byte
-        quotes[1:] &= (run[:-1] & 1) == 0
-        if before & 1:
-            quotes[0] = False
-        self._backslashes = int(run[-1])
