@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -172,6 +173,28 @@ def _wide_arrow(size: int) -> bytes:
     table = pa.table({f"{number:x}": [1.5] * 4 for number in range(60_000)})
     batches = max(1, size // 8_000_000)
     return _stream(pa.concat_tables([table] * batches).combine_chunks(), 4)
+
+
+def _zeros(size: int) -> pa.Table:
+    return pa.table({"a": pa.array(np.zeros(size // 8, np.int64))})
+
+
+def _arrow_of_zeros(size: int) -> bytes:
+    """Return a stream of one batch, compressed to a thousandth."""
+    table = _zeros(size)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
+
+
+def _parquet_of_zeros(size: int) -> bytes:
+    """Return a file of a few bytes that is large once it is decoded."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(_zeros(size), sink, compression="zstd", row_group_size=size)
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
 
 
 def _parquet(size: int, **options: int) -> bytes:
@@ -351,6 +374,8 @@ CASES: Final[dict[str, Case]] = {
     "Arrow": (_check_stream, _arrow),
     "Arrow of small batches": (_check_stream, partial(_arrow, rows=1)),
     "Arrow of 60,000 columns": (_check_stream, _wide_arrow),
+    "Arrow of zeros": (_check_stream, _arrow_of_zeros),
+    "Parquet of zeros": (_read_parquet, _parquet_of_zeros),
     "Arrow of texts as times": (_check_stream, partial(_arrow, times=pa.string())),
     "Parquet": (_read_parquet, partial(_parquet, row_group_size=1 << 20)),
     "Parquet of small row groups": (_read_parquet, partial(_parquet, row_group_size=20)),

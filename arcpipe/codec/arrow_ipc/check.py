@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from arcpipe.codec.arrow_ipc.framing import RECORD_BATCH, messages
 from arcpipe.codec.arrow_ipc.times import is_text, is_time_type, read_times
 from arcpipe.codec.columns import MAX_COLUMNS, quote
-from arcpipe.codec.effort import go_on
+from arcpipe.codec.effort import Check, go_on
 from arcpipe.codec.messagepack.times import RULE, BadTime, TimeRule
 from arcpipe.codec.records.plan import Plan, make_plan
 from arcpipe.codec.records.roles import Roles
@@ -23,6 +23,9 @@ from arcpipe.errors import BadPayload, PayloadTooLarge
 # and lists of no bytes, would have any number of values without a byte.
 _VALUES_PER_BYTE: Final = 16
 _FREE_VALUES: Final = 1 << 16
+
+# Of a batch that is decompressed and checked in one step.
+_SECONDS_PER_BYTE: Final = 1e-9
 
 _OPTIONS: Final = pa.ipc.IpcReadOptions(use_threads=False)
 
@@ -38,7 +41,7 @@ class Checked(NamedTuple):
 def check_stream(
     body: bytes | memoryview,
     max_bytes: int,
-    check: Callable[[], None] = go_on,
+    check: Check = go_on,
     *,
     roles: Roles,
     rule: TimeRule = RULE,
@@ -55,6 +58,7 @@ def check_stream(
         PayloadTooLarge: it becomes too large.
     """
     rows, size = _measure(body, max_bytes, check)
+    check(size * _SECONDS_PER_BYTE)
     try:
         return Checked(rows, size, _check_batches(body, max_bytes, check, roles, rule))
     except UnicodeDecodeError:

@@ -21,8 +21,8 @@ from arcpipe.units import MB
 
 Check = Callable[[], None]
 
-# Objects between two calls of `check`: about a millisecond.
-_OBJECTS_BETWEEN_CHECKS: Final = 256
+# Values between two calls of `check`: about a millisecond.
+_VALUES_BETWEEN_CHECKS: Final = 512
 # Messages within each other: more than any request has, with attributes as deep as they may be.
 _MAX_DEPTH: Final = 96
 # Bytes of a body in JSON: making it protobuf takes half a second for these.
@@ -207,7 +207,7 @@ def varint(value: int) -> bytes:
 class _Writer:
     def __init__(self, check: Check) -> None:
         self._check = check
-        self._objects = 0
+        self._values = 0
 
     def message(self, value: Any, name: str, where: str, depth: int) -> bytes:
         """Encode one message, without its tag."""
@@ -215,9 +215,6 @@ class _Writer:
             raise BadPayload(f"{where} is no object")
         if depth > _MAX_DEPTH:
             raise BadPayload(f"{where[:80]}… is nested too deep")
-        self._objects += 1
-        if not self._objects % _OBJECTS_BETWEEN_CHECKS:
-            self._check()
         known = MESSAGES[name]
         parts: list[bytes] = []
         seen: set[int] = set()
@@ -241,6 +238,9 @@ class _Writer:
         return b"".join(parts)
 
     def _field(self, number: int, kind: str, value: Any, where: str, depth: int) -> bytes:
+        self._values += 1
+        if not self._values % _VALUES_BETWEEN_CHECKS:
+            self._check()
         if kind in MESSAGES:
             content = self.message(value, kind, where, depth + 1)
             return b"".join((varint(number << 3 | 2), varint(len(content)), content))

@@ -18,7 +18,14 @@ from arcpipe.codec.json_cuts import drop_escaped
 from arcpipe.codec.messagepack.times import RULE, TimeRule
 from arcpipe.codec.records import json_lines
 from arcpipe.codec.records.gather import Gatherer
-from arcpipe.codec.records.json_lines import BOM, CHUNK_BYTES, MAX_RECORD_BYTES, UNDECODABLE, decode_record
+from arcpipe.codec.records.json_lines import (
+    BOM,
+    CHUNK_BYTES,
+    MAX_RECORD_BYTES,
+    ROWS_BETWEEN_CHECKS,
+    UNDECODABLE,
+    decode_record,
+)
 from arcpipe.codec.records.report import BadRecord, Records, Report
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
@@ -117,6 +124,8 @@ def _read_piece(body: bytes, piece: _Piece, number: int, gatherer: Gatherer, rep
             return count
     rows, places, unread = [], [], []
     for at, text in enumerate(_texts(body, piece), number):
+        if not at & ROWS_BETWEEN_CHECKS:
+            report.check()
         try:
             if len(text) > MAX_RECORD_BYTES:
                 raise BadPayload(f"more than {MAX_RECORD_BYTES} bytes")

@@ -62,7 +62,7 @@ def read_series_1(buffer: Buffer, starts: Ints, ends: Ints, check: Check) -> Ser
         fields.of(4, LENGTH_DELIMITED),
         fields.of(3, LENGTH_DELIMITED),
         np.zeros(len(starts), np.int64),
-        find_bad(buffer, labels),
+        find_bad(buffer, labels, check),
         fields,
         plain and _are_in_order(buffer, fields, labels),
     )
@@ -138,6 +138,7 @@ def read_series_2(
     fields = scan(buffer, starts, ends, check)
     level = Level(buffer, fields, count)
     owner, refs = label_refs(buffer, fields, 1)
+    check()
     bad, known = bad_refs(symbols, owner, refs, count)
     owner, names, values = paired(owner, refs, known)
     labels = Pairs(
@@ -150,7 +151,7 @@ def read_series_2(
     )
     # Many labels may share a text, which each of them repeats in a column.
     growth.add(int((labels.value_end - labels.value_start).sum()))
-    bad = {**find_bad(buffer, labels), **bad}
+    bad = {**find_bad(buffer, labels, check), **bad}
     check()
     rest = ~is_named(buffer, labels, METRIC_NAME)
     texts = objects(

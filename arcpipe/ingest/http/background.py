@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Final, Protocol
 
+from arcpipe.codec.effort import Check, go_on
 from arcpipe.units import KB
 
 # Seconds that a piece is expected to take, and each of its bytes; the actual time replaces this at its end.
@@ -49,7 +50,6 @@ class ClientGone(Exception):
     """A piece was not begun, or not finished, because its client is gone."""
 
 
-Check = Callable[[], None]
 Work = Callable[[Check], None]
 Done = Callable[[Exception | None], None]
 
@@ -186,7 +186,7 @@ class Background:
         """Do the work of a piece, and in between that of others whose turn has come; return the seconds of it all."""
         began = resumed = perf_counter()
 
-        def check() -> None:
+        def check(_seconds: float = 0.0, /) -> None:
             nonlocal resumed
             if piece.client.is_gone:
                 raise ClientGone
@@ -203,9 +203,6 @@ class Background:
                     other = self._take(waiting)
                 self._work_on(other, loop, depth + 1)
             resumed = perf_counter()
-
-        def go_on() -> None:
-            """Give way to no other piece."""
 
         error: Exception | None = None
         try:
