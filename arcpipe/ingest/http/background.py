@@ -91,6 +91,7 @@ class Background:
             interrupts: whether a piece is interrupted for others when it calls its `check`.
         """
         self.held_bytes = 0
+        self.finished = 0  # pieces
         self._may_start = may_start
         self._on_change = on_change
         self._interrupts = interrupts
@@ -134,6 +135,10 @@ class Background:
         with self._lock:
             piece = self._take(self._first(short=False))
         self._thread.submit(self._work_on, piece, asyncio.get_running_loop(), 0)
+
+    def rest(self, work: Callable[[], None]) -> None:
+        """Have something done on the thread that is no piece. It must be short: pieces that come wait for it."""
+        self._thread.submit(work)
 
     # With the lock
 
@@ -223,6 +228,7 @@ class Background:
         if not depth:
             self._running = False
         self.held_bytes -= piece.size_bytes
+        self.finished += 1
         try:
             piece.done(error)
         finally:
