@@ -23,6 +23,7 @@ from arcpipe.codec.messagepack import body
 from arcpipe.codec.records import csv_lines, json_array, json_lines
 from arcpipe.codec.records.roles import Roles
 from benchmarks.load.bodies import ENCODERS
+from benchmarks.worst.series import SERIES
 from benchmarks.worst.telemetry import TELEMETRY, Case
 
 # Usual size of a body: the largest that a server takes by default.
@@ -393,4 +394,5 @@ CASES: Final[dict[str, Case]] = {
         "zstd", lambda data: ENCODERS["zstd"](data) * 9_999, lambda size: bytes(size // 10_000)
     ),
     **TELEMETRY,
+    **SERIES,
 }

@@ -1,4 +1,4 @@
-"""Bodies of remote write and OTLP that are costly to encode, by kind: `TELEMETRY`."""
+"""Bodies of OTLP that are costly to encode, by kind: `TELEMETRY`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-import pyarrow as pa
-
-from arcpipe.codec.content_encoding import decode
 from arcpipe.codec.otlp import body as otlp
 from arcpipe.codec.otlp.body import Signal
-from arcpipe.codec.remote_write import body as remote_write
-from arcpipe.codec.remote_write.body import Version
-from arcpipe.codec.remote_write.tables import Layout
-from benchmarks.load.telemetry import sized, varint
+from benchmarks.load.telemetry import sized
 
 Case = tuple[Callable[[bytes], Any], Callable[[int], bytes]]
 """An encoder of bodies, and a function that makes a body of about a number of bytes."""
 
-# Bytes of one message that is large: no larger one is taken.
-_MESSAGE_BYTES: Final = 8_000_000
+MESSAGE_BYTES: Final = 8_000_000
+"""Bytes of one message that is large: no larger one is taken."""
 
 _TIME: Final = struct.pack("<Q", 1_700_000_000_000_000_000)
 
 
-def _filled(piece: bytes, size: int) -> bytes:
+def filled(piece: bytes, size: int) -> bytes:
+    """Repeat a piece up to about a number of bytes."""
     return piece * max(1, size // (len(piece) or size))
 
 
@@ -35,14 +30,15 @@ def _text(text: bytes) -> bytes:
     return sized(1, text)
 
 
-def _pair(name: bytes, value: bytes) -> bytes:
+def pair(name: bytes, value: bytes) -> bytes:
+    """Make a message of a name and a value."""
     return sized(1, name) + sized(2, value)
 
 
 def _any(build: Callable[[int], bytes], wrap: Callable[[bytes], bytes], size: int) -> bytes:
     """Return messages of one value each, as large as they may be, which `build` makes."""
-    each = min(size, _MESSAGE_BYTES)
-    return _filled(wrap(build(each)), size)
+    each = min(size, MESSAGE_BYTES)
+    return filled(wrap(build(each)), size)
 
 
 # OTLP
@@ -63,7 +59,7 @@ def _otlp(build: Callable[[int], bytes], signal: Signal = "logs", *, is_json: bo
 
 def _logs(content: bytes) -> Case:
     """Make a case of equal log records."""
-    return _otlp(lambda size: _request(_filled(_log(content), size)))
+    return _otlp(lambda size: _request(filled(_log(content), size)))
 
 
 def _large_logs(build: Callable[[int], bytes]) -> Case:
@@ -73,7 +69,7 @@ def _large_logs(build: Callable[[int], bytes]) -> Case:
 
 def _large_attributes(piece: bytes) -> Case:
     """Make a case of log records with as many equal attributes as fit."""
-    return _otlp(lambda size: _request(_any(partial(_filled, sized(6, piece)), _log, size)))
+    return _otlp(lambda size: _request(_any(partial(filled, sized(6, piece)), _log, size)))
 
 
 def _deep(value: bytes, depth: int) -> bytes:
@@ -83,17 +79,17 @@ def _deep(value: bytes, depth: int) -> bytes:
 
 
 def _list_of(value: bytes) -> Callable[[int], bytes]:
-    return lambda size: sized(5, _filled(sized(1, value), size))
+    return lambda size: sized(5, filled(sized(1, value), size))
 
 
 def _map_of(pair: bytes) -> Callable[[int], bytes]:
-    return lambda size: sized(6, _filled(sized(1, pair), size))
+    return lambda size: sized(6, filled(sized(1, pair), size))
 
 
 def _trees(size: int) -> bytes:
     """Return lists within lists: four in each, down to the bottom."""
     value = b"\x18\x01"
-    while len(value) < size // 5 and len(value) < _MESSAGE_BYTES // 5:
+    while len(value) < size // 5 and len(value) < MESSAGE_BYTES // 5:
         value = sized(5, sized(1, value) * 4)
     return value
 
@@ -102,8 +98,8 @@ def _points(field: int, point: bytes, rest: bytes = b"") -> Callable[[int], byte
     """Return a builder of one metric after the other, whose points are equal."""
 
     def build(size: int) -> bytes:
-        points = _filled(sized(1, b"\x19" + _TIME + point), min(size, _MESSAGE_BYTES))
-        return _request(_filled(sized(2, sized(1, b"m") + sized(field, points + rest)), size))
+        points = filled(sized(1, b"\x19" + _TIME + point), min(size, MESSAGE_BYTES))
+        return _request(filled(sized(2, sized(1, b"m") + sized(field, points + rest)), size))
 
     return build
 
@@ -115,35 +111,33 @@ def _span(content: bytes) -> bytes:
 _PACKED_BYTES: Final = 1_000_000
 
 _OTLP: Final[dict[str, Case]] = {
-    "OTLP logs": _logs(sized(5, _text(b"a line of the log")) + sized(6, _pair(b"host", _text(b"a"))) * 5),
-    "OTLP logs of nothing": _otlp(lambda size: _request(_filled(b"\x12\x00", size))),
+    "OTLP logs": _logs(sized(5, _text(b"a line of the log")) + sized(6, pair(b"host", _text(b"a"))) * 5),
+    "OTLP logs of nothing": _otlp(lambda size: _request(filled(b"\x12\x00", size))),
     "OTLP logs of small integers": _logs(sized(5, b"\x18\x01")),
-    "OTLP logs of doubles": _logs(sized(6, _pair(b"a", b"\x21" + struct.pack("<d", 0.1)))),
-    "OTLP logs of whole doubles": _logs(sized(6, _pair(b"a", b"\x21" + struct.pack("<d", 3e15)))),
-    "OTLP logs of NaN": _logs(sized(6, _pair(b"a", b"\x21" + struct.pack("<d", float("nan"))))),
-    "OTLP logs of bytes": _logs(sized(6, _pair(b"a", sized(7, b"x")))),
+    "OTLP logs of doubles": _logs(sized(6, pair(b"a", b"\x21" + struct.pack("<d", 0.1)))),
+    "OTLP logs of whole doubles": _logs(sized(6, pair(b"a", b"\x21" + struct.pack("<d", 3e15)))),
+    "OTLP logs of NaN": _logs(sized(6, pair(b"a", b"\x21" + struct.pack("<d", float("nan"))))),
+    "OTLP logs of bytes": _logs(sized(6, pair(b"a", sized(7, b"x")))),
     "OTLP logs of ten kinds of values": _logs(
         b"".join(
-            sized(6, _pair(b"a", value))
+            sized(6, pair(b"a", value))
             for value in (b"", _text(b"a"), b"\x10\x01", b"\x18\x01", b"\x21" + bytes(8), sized(5, b""), sized(6, b""))
         )
-        + sized(6, _pair(b"a", sized(7, b"abc")))
+        + sized(6, pair(b"a", sized(7, b"abc")))
     ),
-    "OTLP logs nested 30 deep": _logs(sized(6, _pair(b"a", _deep(b"\x18\x01", 30)))),
-    "OTLP logs of maps nested 2 deep": _logs(sized(5, sized(6, sized(1, _pair(b"a", sized(6, b"")))))),
+    "OTLP logs nested 30 deep": _logs(sized(6, pair(b"a", _deep(b"\x18\x01", 30)))),
+    "OTLP logs of maps nested 2 deep": _logs(sized(5, sized(6, sized(1, pair(b"a", sized(6, b"")))))),
     "OTLP logs of long tags": _logs(b"\x82\x80\x80\x80\x08\x00" * 10),
     "OTLP logs of unknown fields": _logs(b"\xa0\x06\x01" * 40),
     "OTLP logs of bad UTF-8": _logs(sized(5, _text(b"\xff"))),
-    "OTLP logs of bad times": _otlp(lambda size: _request(_filled(_log(b"") + sized(2, b"\x09" + b"\xff" * 8), size))),
+    "OTLP logs of bad times": _otlp(lambda size: _request(filled(_log(b"") + sized(2, b"\x09" + b"\xff" * 8), size))),
     "OTLP: one text": _large_logs(lambda size: _text(b"x" * size)),
     "OTLP: one text of quotes": _large_logs(lambda size: _text(b'"' * size)),
     "OTLP: one text of umlauts": _large_logs(lambda size: _text("ü".encode() * (size // 2))),
-    "OTLP: one text of control characters": _large_logs(lambda size: _text(_filled(bytes(range(32)), size))),
+    "OTLP: one text of control characters": _large_logs(lambda size: _text(filled(bytes(range(32)), size))),
     "OTLP: one attribute of control characters": _otlp(
         lambda size: _request(
-            _any(
-                lambda each: _pair(b"a", _text(_filled(bytes(range(32)), each))), lambda one: _log(sized(6, one)), size
-            )
+            _any(lambda each: pair(b"a", _text(filled(bytes(range(32)), each))), lambda one: _log(sized(6, one)), size)
         )
     ),
     "OTLP: one value of bytes": _large_logs(lambda size: sized(7, b"x" * size)),
@@ -154,65 +148,61 @@ _OTLP: Final[dict[str, Case]] = {
     "OTLP: a list of bytes": _large_logs(_list_of(sized(7, b"x"))),
     "OTLP: a list of lists": _large_logs(_list_of(sized(5, b""))),
     "OTLP: a tree of lists": _large_logs(_trees),
-    "OTLP: a map": _large_logs(_map_of(_pair(b"a", _text(b"b")))),
+    "OTLP: a map": _large_logs(_map_of(pair(b"a", _text(b"b")))),
     "OTLP: a map of nothing": _large_logs(_map_of(b"")),
-    "OTLP: many attributes": _large_attributes(_pair(b"a", _text(b"b"))),
+    "OTLP: many attributes": _large_attributes(pair(b"a", _text(b"b"))),
     "OTLP: many attributes of nothing": _large_attributes(b""),
-    "OTLP: many attributes of two values": _large_attributes(_pair(b"a", _text(b"b") * 2)),
-    "OTLP: many attributes of the service": _large_attributes(_pair(b"service.name", _text(b"b"))),
+    "OTLP: many attributes of two values": _large_attributes(pair(b"a", _text(b"b") * 2)),
+    "OTLP: many attributes of the service": _large_attributes(pair(b"service.name", _text(b"b"))),
     "OTLP: many attributes of a resource": _otlp(
-        lambda size: _request(_log(b""), _filled(sized(1, _pair(b"a", _text(b"b"))), size))
+        lambda size: _request(_log(b""), filled(sized(1, pair(b"a", _text(b"b"))), size))
     ),
     "OTLP: a long attribute of a resource": _otlp(
-        lambda size: _request(_filled(_log(b""), size), sized(1, _pair(b"service.name", _text(b"x" * 500))))
+        lambda size: _request(filled(_log(b""), size), sized(1, pair(b"service.name", _text(b"x" * 500))))
     ),
-    "OTLP: resources of nothing": _otlp(lambda size: _filled(b"\x0a\x00", size)),
+    "OTLP: resources of nothing": _otlp(lambda size: filled(b"\x0a\x00", size)),
     "OTLP: resources of one attribute": _otlp(
-        lambda size: _filled(sized(1, sized(1, sized(1, _pair(b"a", _text(b"b"))))), size)
+        lambda size: filled(sized(1, sized(1, sized(1, pair(b"a", _text(b"b"))))), size)
     ),
     "OTLP: 60,000 resources": _otlp(
-        lambda size: _filled(sized(1, sized(1, sized(1, _pair(b"service.name", _text(b"b"))))), min(size, 1_600_000))
+        lambda size: filled(sized(1, sized(1, sized(1, pair(b"service.name", _text(b"b"))))), min(size, 1_600_000))
     ),
-    "OTLP: 60,000 scopes": _otlp(
-        lambda size: sized(1, _filled(sized(2, sized(1, sized(1, b"a"))), min(size, 480_000)))
-    ),
-    "OTLP: scopes of one log": _otlp(lambda size: sized(1, _filled(sized(2, _log(b"")), size))),
-    "OTLP: unknown fields": _otlp(lambda size: _filled(b"\xa0\x06\x01", size)),
+    "OTLP: 60,000 scopes": _otlp(lambda size: sized(1, filled(sized(2, sized(1, sized(1, b"a"))), min(size, 480_000)))),
+    "OTLP: scopes of one log": _otlp(lambda size: sized(1, filled(sized(2, _log(b"")), size))),
+    "OTLP: unknown fields": _otlp(lambda size: filled(b"\xa0\x06\x01", size)),
     "OTLP: an unknown message": _otlp(lambda size: sized(100, bytes(size))),
     "OTLP: events": _otlp(
         lambda size: _request(
             _any(
-                partial(_filled, sized(11, b"\x09" + _TIME + sized(2, b"event") + sized(3, _pair(b"a", _text(b"b"))))),
+                partial(filled, sized(11, b"\x09" + _TIME + sized(2, b"event") + sized(3, pair(b"a", _text(b"b"))))),
                 _span,
                 size,
             )
         ),
         "traces",
     ),
-    "OTLP: events of nothing": _otlp(lambda size: _request(_any(partial(_filled, b"\x5a\x00"), _span, size)), "traces"),
-    "OTLP: links of nothing": _otlp(lambda size: _request(_any(partial(_filled, b"\x6a\x00"), _span, size)), "traces"),
+    "OTLP: events of nothing": _otlp(lambda size: _request(_any(partial(filled, b"\x5a\x00"), _span, size)), "traces"),
+    "OTLP: links of nothing": _otlp(lambda size: _request(_any(partial(filled, b"\x6a\x00"), _span, size)), "traces"),
     "OTLP spans": _otlp(
         lambda size: _request(
-            _filled(_span(sized(1, bytes(16)) + sized(2, bytes(8)) + sized(5, b"GET /") + sized(15, b"\x18\x01")), size)
+            filled(_span(sized(1, bytes(16)) + sized(2, bytes(8)) + sized(5, b"GET /") + sized(15, b"\x18\x01")), size)
         ),
         "traces",
     ),
-    "OTLP spans of nothing": _otlp(lambda size: _request(_filled(b"\x12\x00", size)), "traces"),
-    "OTLP points": _otlp(_points(5, b"\x21" + bytes(8) + sized(7, _pair(b"a", _text(b"b")))), "metrics"),
-    "OTLP metrics of nothing": _otlp(lambda size: _request(_filled(b"\x12\x00", size)), "metrics"),
+    "OTLP spans of nothing": _otlp(lambda size: _request(filled(b"\x12\x00", size)), "traces"),
+    "OTLP points": _otlp(_points(5, b"\x21" + bytes(8) + sized(7, pair(b"a", _text(b"b")))), "metrics"),
+    "OTLP metrics of nothing": _otlp(lambda size: _request(filled(b"\x12\x00", size)), "metrics"),
     "OTLP metrics of one point": _otlp(
-        lambda size: _request(_filled(sized(2, sized(1, b"m") + sized(5, sized(1, b"\x19" + _TIME))), size)), "metrics"
+        lambda size: _request(filled(sized(2, sized(1, b"m") + sized(5, sized(1, b"\x19" + _TIME))), size)), "metrics"
     ),
     "OTLP metrics of all kinds": _otlp(
         lambda size: _request(
-            _filled(b"".join(sized(2, sized(kind, sized(1, b"\x19" + _TIME))) for kind in (5, 7, 9, 10, 11)), size)
+            filled(b"".join(sized(2, sized(kind, sized(1, b"\x19" + _TIME))) for kind in (5, 7, 9, 10, 11)), size)
         ),
         "metrics",
     ),
     "OTLP histograms": _otlp(
-        _points(
-            9, sized(6, bytes(8) * 12) + sized(7, struct.pack("<d", 0.1) * 11) + sized(9, _pair(b"a", _text(b"b")))
-        ),
+        _points(9, sized(6, bytes(8) * 12) + sized(7, struct.pack("<d", 0.1) * 11) + sized(9, pair(b"a", _text(b"b")))),
         "metrics",
     ),
     "OTLP: a histogram of many buckets": _otlp(
@@ -228,7 +218,7 @@ _OTLP: Final[dict[str, Case]] = {
     "OTLP: a summary of many quantiles": _otlp(_points(11, sized(6, b"") * 500_000), "metrics"),
     "OTLP: many exemplars": _otlp(_points(5, sized(5, b"") * 500_000), "metrics"),
     "OTLP: exemplars with attributes": _otlp(
-        _points(5, sized(5, sized(7, _pair(b"a", _text(b"b")))) * 100_000), "metrics"
+        _points(5, sized(5, sized(7, pair(b"a", _text(b"b")))) * 100_000), "metrics"
     ),
 }
 
@@ -252,7 +242,7 @@ def _json_text(filling: bytes) -> Case:
     return _otlp(
         lambda size: (
             b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"'
-            + _filled(filling, min(size, 4_190_000))
+            + filled(filling, min(size, 4_190_000))
             + b'"}}]}]}]}'
         ),
         is_json=True,
@@ -300,111 +290,4 @@ _JSON: Final[dict[str, Case]] = {
     "OTLP JSON larger than it may be": _otlp(lambda size: b'{"x":"' + b"x" * size + b'"}', is_json=True),
 }
 
-# Remote write
-
-_NAME: Final = sized(1, _pair(b"__name__", b"up"))
-_SAMPLE: Final = sized(2, b"\x09" + bytes(8) + b"\x10\x80\xd0\x95\xff\xbc\x31")
-
-
-def _series(content: bytes, version: Version = 1, layout: Layout = Layout()) -> Case:  # noqa: B008
-    return (
-        partial(remote_write.encode, version=version, layout=layout),
-        lambda size: _filled(sized(1 if version == 1 else 5, content), size),
-    )
-
-
-def _large_series(piece: bytes, version: Version = 1, front: bytes = _NAME + _SAMPLE, symbols: bytes = b"") -> Case:
-    number = 1 if version == 1 else 5
-    return (
-        partial(remote_write.encode, version=version),
-        lambda size: symbols + _filled(sized(number, front + _filled(piece, min(size, _MESSAGE_BYTES))), size),
-    )
-
-
-def _own_metrics(size: int) -> bytes:
-    count = 4000 + size // 300
-    own = b"".join(sized(1, sized(1, _pair(b"__name__", b"m%x" % number)) + _SAMPLE) for number in range(count))
-    rest = sized(1, _NAME + _SAMPLE)
-    return own + _filled(rest, max(100, size - len(own)))
-
-
-_SYMBOLS: Final = b"".join(sized(4, text) for text in (b"", b"__name__", b"up", b"a", b"b"))
-_HISTOGRAM: Final = b"\x08\x0a\x19" + bytes(8) + sized(11, b"\x08\x02\x10\x02") + sized(12, b"\x02\x02")
-_MANY_BUCKETS: Final = b"\x08\x0a" + sized(11, b"\x08\x02\x10\xc0\x84\x3d") + sized(12, b"\x02" * 1_000_000)
-
-_REMOTE_WRITE: Final[dict[str, Case]] = {
-    "series": _series(_NAME + b"".join(sized(1, _pair(b"l%d" % at, b"value")) for at in range(9)) + _SAMPLE),
-    "series of nothing": _series(b""),
-    "series of a name": _series(_NAME),
-    "series of one sample without labels": _series(_SAMPLE),
-    "series of bad labels": _series(sized(1, _pair(b"", b"x")) + _SAMPLE),
-    "series of a label twice": _series(_NAME + sized(1, _pair(b"a", b"b")) * 2 + _SAMPLE),
-    "series of labels out of order": _series(
-        _NAME + b"".join(sized(1, _pair(b"l%02d" % (99 - at), b"value")) for at in range(60)) + _SAMPLE
-    ),
-    "series of escapes": _series(_NAME + sized(1, _pair(b"a", bytes(range(1, 32)) + b'"\\')) + _SAMPLE),
-    "series of bad UTF-8": _series(_NAME + sized(1, _pair(b"a", b"\xff")) + _SAMPLE),
-    "series of umlauts": _series(_NAME + sized(1, _pair(b"a", "ü".encode() * 50)) + _SAMPLE),
-    "a series of many samples": _large_series(_SAMPLE),
-    "a series of many empty samples": _large_series(b"\x12\x00"),
-    "a series of many labels": _large_series(sized(1, _pair(b"a", b"b"))),
-    "a series of many empty labels": _large_series(b"\x0a\x00"),
-    "a series of many histograms": _large_series(sized(4, _HISTOGRAM)),
-    "a series of many empty histograms": _large_series(b"\x22\x00"),
-    "a series of many exemplars": _large_series(sized(3, sized(1, _pair(b"a", b"b")) + b"\x11" + bytes(8))),
-    "a series of many empty exemplars": _large_series(b"\x1a\x00"),
-    "a series of a long label": _large_series(b"", front=_NAME + sized(1, _pair(b"a", b"x" * 7_000_000)) + _SAMPLE),
-    "a series of a long label of quotes": _large_series(
-        b"", front=_NAME + sized(1, _pair(b"a", b'"' * 7_000_000)) + _SAMPLE
-    ),
-    "a long label of many samples": _large_series(_SAMPLE, front=_NAME + sized(1, _pair(b"a", b"x" * 500))),
-    "histograms": _series(_NAME + sized(4, _HISTOGRAM)),
-    "histograms of many buckets": _series(_NAME + sized(4, _MANY_BUCKETS)),
-    "histograms of many spans": _series(_NAME + sized(4, b"\x08\x0a" + sized(11, b"") * 300_000)),
-    "metadata": (remote_write.encode, partial(_filled, sized(3, b"\x08\x01" + sized(2, b"up") + sized(4, b"help")))),
-    "metadata of nothing": (remote_write.encode, partial(_filled, b"\x1a\x00")),
-    "a table of each metric": (partial(remote_write.encode, layout=Layout(per_metric=True)), _own_metrics),
-    "series of version 2": (
-        partial(remote_write.encode, version=2),
-        lambda size: _SYMBOLS + _filled(sized(5, sized(1, b"\x01\x02\x03\x04") + _SAMPLE), size),
-    ),
-    "series of version 2 of nothing": (partial(remote_write.encode, version=2), partial(_filled, b"\x2a\x00")),
-    "symbols of nothing": (partial(remote_write.encode, version=2), partial(_filled, b"\x22\x00")),
-    "symbols": (partial(remote_write.encode, version=2), partial(_filled, sized(4, b"abcdefghijklm"))),
-    "symbols of control characters": (
-        partial(remote_write.encode, version=2),
-        partial(_filled, sized(4, bytes(range(1, 32)) * 4)),
-    ),
-    "a symbol": (partial(remote_write.encode, version=2), lambda size: sized(4, b"x" * size)),
-    "series of many references": _large_series(b"", 2, sized(1, b"\x03\x04" * 1_000_000) + _SAMPLE, _SYMBOLS),
-    "series of single references": _large_series(b"\x08\x03\x08\x04", 2, _SAMPLE, _SYMBOLS),
-    "series of bad references": (
-        partial(remote_write.encode, version=2),
-        lambda size: _SYMBOLS + _filled(sized(5, sized(1, b"\x7f\x7f") + _SAMPLE), size),
-    ),
-    "series of odd references": (
-        partial(remote_write.encode, version=2),
-        lambda size: _SYMBOLS + _filled(sized(5, sized(1, b"\x01") + _SAMPLE), size),
-    ),
-    "metadata of version 2": (
-        partial(remote_write.encode, version=2),
-        lambda size: _SYMBOLS + _filled(sized(5, sized(1, b"\x01\x02") + sized(5, b"\x08\x01\x18\x04")), size),
-    ),
-    "metadata of version 2 of their own": (
-        partial(remote_write.encode, version=2),
-        lambda size: b"".join(
-            [_SYMBOLS]
-            + [sized(4, b"m%06x" % number) for number in range(size // 30)]
-            + [
-                sized(5, sized(1, b"\x01" + varint(number + 5)) + sized(5, b"\x08\x01\x18\x04"))
-                for number in range(size // 30)
-            ]
-        ),
-    ),
-    "snappy of zeros": (
-        lambda data: decode("snappy", data, 101_000_000),
-        lambda size: pa.Codec("snappy").compress(bytes(size), asbytes=True),
-    ),
-}
-
-TELEMETRY: Final[dict[str, Case]] = _OTLP | _JSON | _REMOTE_WRITE
+TELEMETRY: Final[dict[str, Case]] = _OTLP | _JSON
