@@ -1,13 +1,14 @@
 """The cost of a body beyond its bytes: count its shapes and bad lines, and let others run meanwhile.
 
 The caller of an encoder passes `check`. The encoder calls it about once a millisecond, between two bounded steps.
-`check` may do other work, or end the encoding by an exception of its own.
+`check` may do other work, or end the encoding by an exception of its own. A format whose steps may be long whatever the
+size of the body tells how long the next one will take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from arcpipe.units import MB
@@ -30,7 +31,14 @@ GROWTH: Final = 4
 MOST_GROWTH_BYTES: Final = 1024 * MB
 
 
-def go_on() -> None:
+class Check(Protocol):
+    """Called between two steps of an encoder."""
+
+    def __call__(self, seconds: float = 0.0, /) -> None:
+        """Do other work. `seconds` are those that the next step will take, if that is not little."""
+
+
+def go_on(_seconds: float = 0.0, /) -> None:
     """Do nothing: the `check` of a caller that has no other work."""
 
 

@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 from arcpipe.codec.columns import array_header, pack_str
 from arcpipe.codec.effort import Growth
 from arcpipe.codec.json_texts import bytes_of, offsets_of
+from arcpipe.units import MB
 
 _NIL: Final = 0xC0
 _EMPTY_TEXT: Final = b"\xa0"
 # Rows for each value from which on the values are packed once, and their bytes repeated.
 _REPEATS: Final = 8
+_COPIED_BYTES: Final = MB  # in one call, which takes less than a millisecond
 # The longest text with a header of so many bytes, and the marker of that header.
 _HEADERS: Final = ((1, 31, 0xA0), (2, 0xFF, 0xD9), (3, 0xFFFF, 0xDA), (5, 0xFFFF_FFFF, 0xDB))
 
@@ -52,7 +54,15 @@ def pack_texts(texts: pa.Array) -> bytes:
         flat = headers[keep]
         ends[1:] = np.cumsum(keep.sum(axis=1))
     front = pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(ends), pa.py_buffer(flat)])
-    return array_header(count) + bytes_of(pc.binary_join_element_wise(front, texts.cast(pa.binary()), b"")).tobytes()
+    return _joined(array_header(count), bytes_of(pc.binary_join_element_wise(front, texts.cast(pa.binary()), b"")))
+
+
+def _joined(header: bytes, data: npt.NDArray[np.uint8]) -> bytes:
+    """Join header and data. A large copy is made of parts, because others wait for the interpreter meanwhile."""
+    if len(data) <= _COPIED_BYTES:
+        return header + data.tobytes()
+    parts = [data[at : at + _COPIED_BYTES].tobytes() for at in range(0, len(data), _COPIED_BYTES)]
+    return b"".join((header, *parts))  # of `bytes` only, this lets others run
 
 
 def taken(texts: pa.Array, rows: npt.NDArray[np.int64], growth: Growth) -> pa.Array:

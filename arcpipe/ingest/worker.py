@@ -31,6 +31,7 @@ from arcpipe.ingest.http.timeouts import expire_connections
 from arcpipe.ingest.http.tls_server import TLSServer
 from arcpipe.ingest.publishing import Publisher
 from arcpipe.ingest.reloading import Reloads
+from arcpipe.ingest.resting import Rest
 from arcpipe.ingest.stand_in import StandIn
 from arcpipe.units import MB
 from arcpipe.wal import findings
@@ -220,8 +221,10 @@ class IngestWorker:
     async def _tick_for_ever(self, served: Service, publisher: Publisher, reloads: Reloads) -> None:
         context = served.context
         stand_in = StandIn(self._directory, self._counters)
+        rest = Rest(context.encoding)
         while True:
             context.tick()
+            rest.tick(context.now)
             stand_in.tick()
             served.admission.tick()
             expire_connections(context)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arcpipe.errors import ArcpipeError, MissingObject
+from arcpipe.lake.footer_check import check_footer
 from arcpipe.storage import LakeStore
 from arcpipe.units import KB
 
@@ -54,7 +55,9 @@ async def read_footer(store: LakeStore, key: str, size: int) -> Any:
             break
         length = needed
     with readable(key):
-        return pq.read_metadata(_Tail(size, tail))
+        metadata = pq.read_metadata(_Tail(size, tail))
+        check_footer(tail, metadata)
+        return metadata
 
 
 class StoredFooter(NamedTuple):

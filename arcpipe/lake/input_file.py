@@ -16,6 +16,7 @@ from arcpipe.codec.columns import TIME
 from arcpipe.errors import ArcpipeError
 from arcpipe.lake.file_schema import DATABASE, MEASUREMENT, ROLE, TIME_TYPE
 from arcpipe.lake.folders import Folder
+from arcpipe.lake.footer_check import check_file
 from arcpipe.lake.keys import database_components, measurement_components
 from arcpipe.lake.spool import Spool
 from arcpipe.units import MB
@@ -49,6 +50,7 @@ class InputFile:
         self.key = key
         try:
             file = pq.ParquetFile(_SpoolReader(spool))
+            check_file(_SpoolReader(spool), file.metadata)
             texts = [
                 file.schema_arrow.names[number]
                 for number in range(len(file.schema_arrow))

@@ -19,6 +19,7 @@ from arcpipe.errors import MissingObject
 from arcpipe.lake import footers
 from arcpipe.lake.file_schema import BATCH, DATABASE, HOUR_US, MEASUREMENT, TIME_TYPE
 from arcpipe.lake.folders import SUFFIX, FileName, Folder, parse_file_name, parse_folder
+from arcpipe.lake.footer_check import check_file
 from arcpipe.lake.footers import Unreadable, readable
 from arcpipe.lake.keys import database_components, encode_database, encode_name, measurement_components
 from arcpipe.storage import LakeStore, Listed
@@ -143,6 +144,7 @@ def check(data: pa.Buffer, file: StoredFile) -> Checked:
 
 def _check(data: pa.Buffer, file: StoredFile, problems: list[str]) -> Checked:
     parquet = pq.ParquetFile(pa.BufferReader(data))
+    check_file(pa.BufferReader(data), parquet.metadata)
     schema, metadata = parquet.schema_arrow, parquet.metadata
     problems += _problems_of_names(schema, file)
     if TIME not in schema.names or schema.field(TIME).type != TIME_TYPE:

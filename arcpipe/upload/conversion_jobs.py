@@ -23,15 +23,16 @@ from typing import TypeAlias
 
 import numpy as np
 
-from arcpipe.codec.arrow_ipc.columns import column_maps
+from arcpipe.codec.arrow_ipc.columns import column_map, column_maps
 from arcpipe.codec.entries import array_length
+from arcpipe.codec.envelope import ColumnMap
 from arcpipe.lake.file_schema import HOUR_US
 from arcpipe.lake.open_files import Quota, open_file_cost, row_group_cost
 from arcpipe.upload.arrow_entries import ArrowEntry, ArrowGroup
 from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_pool import FileCost, InHand, Lane, Pool
 from arcpipe.upload.convert import ConvertedRows, TooManyRescued, convert
-from arcpipe.upload.convert_arrow import convert_arrow
+from arcpipe.upload.convert_arrow import convert_arrow, convert_parts, parts_of, slices_of
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
 from arcpipe.upload.file_settings import FileSettings
 from arcpipe.upload.parquet import OnFile, PartitionWriters, Unwritable
@@ -156,7 +157,11 @@ class ConversionJobs:
         size = 0
         try:
             if self._goes_on(output):
-                converted = list(self._convert_groups(output, groups))
+                if self._is_large(groups):  # nothing else is under way, so it is written here, and not held
+                    for part in self._convert_groups(output, groups):
+                        self._write(output, [part], quota, close=False)
+                else:
+                    converted = list(self._convert_groups(output, groups))
                 size = sum(part.table.nbytes for part in converted)
         except BaseException as error:
             self.fail(error)
@@ -195,11 +200,22 @@ class ConversionJobs:
         """Convert the entries of groups, which end here."""
         pieces = self._pieces(groups)
         entries = [entry for group in groups if isinstance(group, ArrowGroup) for entry in group.entries]
+        is_large = self._is_large(groups)
         groups.clear()
         yield from self._convert(output, pieces)
         del pieces
-        if entries:
+        if len(entries) == 1 and is_large:
+            yield from self._convert_large(output, entries[0])
+        elif entries:
             yield from self._convert_arrow(output, entries)
+
+    def _is_large(self, groups: list[Group]) -> bool:
+        """Tell whether these are one stream that is converted slice by slice."""
+        most = self._budget.table_bytes
+        return any(
+            isinstance(group, ArrowGroup) and len(group.entries) == 1 and group.entries[0].size_bytes > most
+            for group in groups
+        )
 
     def _pieces(self, groups: list[Group]) -> list[Piece]:
         pieces = []
@@ -263,6 +279,40 @@ class ConversionJobs:
         yield from self._convert_arrow(output, entries[:middle])
         yield from self._convert_arrow(output, entries[middle:])
 
+    def _convert_large(self, output: TableOutput, entry: ArrowEntry) -> Iterator[ConvertedRows]:
+        """Convert a large stream slice by slice, so that memory is bounded.
+
+        All of it is read once before: what cannot be read is a dead letter as a whole, and none of it is written.
+        """
+        try:
+            for _ in parts_of(entry):
+                pass
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:
+            self._give_up_stream(entry, error)
+            return
+        for parts in slices_of(entry, self._budget.slice_bytes):
+            schema = output.schema.copy()
+            try:
+                converted = convert_parts(parts, schema, self._files.columns)
+                if output.careful:
+                    self._try_to_write(output, converted)
+            except (MemoryError, OSError):
+                raise
+            except Exception:
+                for number, part in enumerate(parts):
+                    columns = column_map(part.batch, part.plan, part.rule)
+                    yield from self._convert(output, [_piece_of(entry, number, columns)])
+            else:
+                output.schema = schema
+                yield converted
+
+    def _give_up_stream(self, entry: ArrowEntry, error: Exception) -> None:
+        """Make a dead letter of a stream."""
+        reason = f"{type(error).__name__}: {error}"
+        self._letters.add(DeadLetter(entry.database, bytes(entry.payload), entry.origin, 0, reason))
+
     def _convert_slowly(self, output: TableOutput, entry: ArrowEntry) -> Iterator[ConvertedRows]:
         """Convert a stream as columnar maps. One that cannot be read is a dead letter."""
         try:
@@ -270,8 +320,7 @@ class ConversionJobs:
         except (MemoryError, OSError):
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            self._letters.add(DeadLetter(entry.database, bytes(entry.payload), entry.origin, 0, reason))
+            self._give_up_stream(entry, error)
             return
         for piece in pieces:
             yield from self._convert(output, [piece])
@@ -317,10 +366,15 @@ class ConversionJobs:
 
 def _arrow_pieces(entry: ArrowEntry) -> Iterator[Piece]:
     for number, columns in enumerate(column_maps(entry.body, entry.precision)):
-        raws = list(columns.columns.values())
-        rows = array_length(memoryview(raws[0]))[0]
-        shape = EntryShape(entry.database, None, columns)
-        yield whole_piece(shape, (rows, entry.timestamp_us, entry.origin, number, *raws))
+        yield _piece_of(entry, number, columns)
+
+
+def _piece_of(entry: ArrowEntry, number: int, columns: ColumnMap) -> Piece:
+    """Make rows of a stream, as a columnar map, a piece."""
+    raws = list(columns.columns.values())
+    rows = array_length(memoryview(raws[0]))[0]
+    shape = EntryShape(entry.database, None, columns)
+    return whole_piece(shape, (rows, entry.timestamp_us, entry.origin, number, *raws))
 
 
 def _halves(pieces: Sequence[Piece]) -> Sequence[Sequence[Piece]]:

@@ -41,7 +41,7 @@ class NotPlain(Exception):
     """Some values do not fit their columns: the streams have to take the slow road."""
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """A record batch, and the way to its columns."""
 
     batch: pa.RecordBatch
@@ -58,7 +58,11 @@ def convert_arrow(entries: Sequence[ArrowEntry], schema: TableSchema, rules: Col
         NotPlain: some values do not fit.
         BadPayload, pa.ArrowException: a stream cannot be read, or a cast fails.
     """
-    parts = list(_parts(entries))
+    return convert_parts([part for entry in entries for part in parts_of(entry)], schema, rules)
+
+
+def convert_parts(parts: Sequence[Part], schema: TableSchema, rules: ColumnRules) -> ConvertedRows:
+    """Convert record batches of one table, as `convert_arrow`."""
     times_us, sub_us = _times(parts)
     order = None
     if (times_us[1:] < times_us[:-1]).any():
@@ -76,17 +80,38 @@ def convert_arrow(entries: Sequence[ArrowEntry], schema: TableSchema, rules: Col
     return ConvertedRows(pa.table([fields[field] for field in in_order], schema=pa.schema(in_order)), times_us, 0)
 
 
-def _parts(entries: Sequence[ArrowEntry]) -> Iterator[_Part]:
-    for entry in entries:
-        roles, rule = roles_of(entry.body), TimeRule(entry.precision)
-        plan: Plan | None = None
-        fields: dict[str, str] = {}
-        for batch in read_batches(entry.body.arrow):
-            if plan is None:
-                plan = plan_of(batch.schema, roles)
-                fields = dict(zip(plan.columns, plan.fields, strict=True))
-            if len(batch):
-                yield _Part(batch, plan, fields, rule, entry.timestamp_us)
+def parts_of(entry: ArrowEntry) -> Iterator[Part]:
+    """Read the record batches of a stream that have rows. Raises BadPayload."""
+    roles, rule = roles_of(entry.body), TimeRule(entry.precision)
+    plan: Plan | None = None
+    fields: dict[str, str] = {}
+    for batch in read_batches(entry.body.arrow):
+        if plan is None:
+            plan = plan_of(batch.schema, roles)
+            fields = dict(zip(plan.columns, plan.fields, strict=True))
+        if len(batch):
+            yield Part(batch, plan, fields, rule, entry.timestamp_us)
+
+
+def slices_of(entry: ArrowEntry, most_bytes: int) -> Iterator[list[Part]]:
+    """Cut a stream into runs of rows that have about so many bytes. Raises BadPayload.
+
+    A compressed batch is decompressed as a whole. Its slices are views into it.
+    """
+    run: list[Part] = []
+    held = 0
+    for part in parts_of(entry):
+        rows = len(part.batch)
+        most_rows = max(1, most_bytes * rows // max(part.batch.nbytes, 1))
+        for start in range(0, rows, most_rows):
+            piece = part.batch.slice(start, most_rows)
+            if run and held + piece.nbytes > most_bytes:
+                yield run
+                run, held = [], 0
+            run.append(part._replace(batch=piece))
+            held += piece.nbytes
+    if run:
+        yield run
 
 
 def _of(batch: pa.RecordBatch, name: str) -> pa.Array:
@@ -96,7 +121,7 @@ def _of(batch: pa.RecordBatch, name: str) -> pa.Array:
     return array
 
 
-def _times(parts: Sequence[_Part]) -> tuple[Ints, npt.NDArray[np.int16]]:
+def _times(parts: Sequence[Part]) -> tuple[Ints, npt.NDArray[np.int16]]:
     """Return the time of every row: (µs since the epoch, digits below)."""
     all_us: list[Ints] = []
     all_sub: list[npt.NDArray[np.int16]] = []
@@ -120,7 +145,7 @@ def _times(parts: Sequence[_Part]) -> tuple[Ints, npt.NDArray[np.int16]]:
     return (all_us[0], all_sub[0]) if len(parts) == 1 else (np.concatenate(all_us), np.concatenate(all_sub))
 
 
-def _column(name: str, parts: Sequence[_Part], columns: Columns) -> tuple[pa.Field, pa.Array]:
+def _column(name: str, parts: Sequence[Part], columns: Columns) -> tuple[pa.Field, pa.Array]:
     """Convert a column of all parts: (its field, its values). Raises NotPlain."""
     arrays: list[pa.Array | None] = []
     words: set[str | None] = set()

@@ -77,7 +77,7 @@ class _ItemsBody:
         self.records = len(items)
         resource = sized(1, b"".join(sized(1, _attribute(name, text)) for name, text in _RESOURCE.items()))
         inner = wrap(b"".join(item for item, _ in items))
-        front = b"\x0a" + _varint(len(resource) + len(sized(2, inner))) + resource
+        front = b"\x0a" + varint(len(resource) + len(sized(2, inner))) + resource
         content = front + sized(2, inner)
         start = len(content) - sum(len(item) for item, _ in items)
         places = []
@@ -161,7 +161,7 @@ _RESOURCE: Final = {
 def _item(front: bytes, rest: bytes, times: list[int], tag: int = 2) -> tuple[bytes, list[int]]:
     """Make an item whose content begins with `front`; return it with the places of its times."""
     content = front + rest
-    head = bytes([tag << 3 | 2]) + _varint(len(content))
+    head = bytes([tag << 3 | 2]) + varint(len(content))
     return head + content, [len(head) + at for at in times]
 
 
@@ -177,10 +177,11 @@ def _attribute(name: str, text: str) -> bytes:
 
 def sized(number: int, content: bytes) -> bytes:
     """Encode a field of bytes."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
+    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Encode an unsigned integer."""
     parts = bytearray()
     while value >= 0x80:
         parts.append(value & 0x7F | 0x80)

@@ -9,10 +9,12 @@ import gzip
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import pyarrow as pa
 
 CORPUS: Final = Path(__file__).with_name("stall_corpus.json")
 
@@ -103,6 +105,37 @@ def _bomb(recipe: Recipe) -> bytes:
     return request(_LINES, gzip.compress(bytes(recipe["bytes"]), 6), "POST", "Content-Encoding: gzip")
 
 
+def _body(recipe: Recipe) -> bytes:
+    """Return a body of `benchmarks.worst.bodies` by its name, in a coding."""
+    from benchmarks.worst.bodies import CASES  # it takes a second, and few attacks need it
+
+    body = CASES[recipe["body"]][1](recipe["bytes"])
+    headers = [f"Content-Type: {recipe['type']}"]
+    if recipe["coding"]:
+        headers.append(f"Content-Encoding: {recipe['coding']}")
+        body = _COMPRESSORS[recipe["coding"]](body)
+    return request(recipe["path"], body, "POST", *headers)
+
+
+def _snappy(body: bytes) -> bytes:
+    packed: bytes = pa.Codec("snappy").compress(body, asbytes=True)
+    return packed
+
+
+_COMPRESSORS: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "gzip": partial(gzip.compress, compresslevel=6),
+    "snappy": _snappy,
+}
+
+
+def _of_body(body: str, path: str, type_: str, size: int, coding: str = "") -> Recipe:
+    return {"kind": "body", "body": body, "path": path, "type": type_, "bytes": size, "coding": coding, "clients": 4}
+
+
+_PROTOBUF: Final = "application/x-protobuf"
+_RECORDS: Final = "/api/v1/ingest/m"
+
+
 def _encoded(path: str, body: bytes, recipe: Recipe) -> bytes:
     if recipe.get("gzip"):
         return request(path, gzip.compress(body, 6), "POST", "Content-Encoding: gzip")
@@ -120,6 +153,7 @@ _KINDS: Final[dict[str, Callable[[Recipe], bytes]]] = {
     "rows": _rows,
     "columns": _columns,
     "bomb": _bomb,
+    "body": _body,
 }
 
 # Attacks with the numbers that a search may change, and their largest values.
@@ -195,6 +229,54 @@ ATTACKS: Final[dict[str, Recipe]] = {
     "strings of 20 MB": {"kind": "string", "text": "x", "bytes": 20_000_000, "gzip": True, "clients": 2},
     "strings of 20 MB of quotes": {"kind": "string", "text": '\\"', "bytes": 20_000_000, "gzip": True, "clients": 2},
     "gzip bombs": {"kind": "bomb", "bytes": 90_000_000, "clients": 4},
+    "series with empty labels": _of_body(
+        "a series of many empty labels", "/api/v1/write", _PROTOBUF, 250_000, "snappy"
+    ),
+    "JSON array of numbers": _of_body("a JSON array of numbers", _RECORDS, "application/json", 250_000),
+    "Arrow of zeros": _of_body("Arrow of zeros", _RECORDS, "application/vnd.apache.arrow.stream", 90_000_000),
+}
+
+# Of the release set: the worst of each new format in more sizes and forms.
+MORE_ATTACKS: Final[dict[str, Recipe]] = {
+    "histograms of many spans": _of_body("histograms of many spans", "/api/v1/write", _PROTOBUF, 4_000_000, "snappy"),
+    "many exemplars": _of_body("OTLP: many exemplars", "/v1/metrics", _PROTOBUF, 4_000_000, "gzip"),
+    "JSON of OTLP": _of_body("OTLP JSON of buckets", "/v1/metrics", "application/json", 4_000_000, "gzip"),
+    "NDJSON of their own fields": _of_body("JSON lines of their own fields", _RECORDS, "application/x-ndjson", 250_000),
+    "Parquet of zeros": _of_body("Parquet of zeros", _RECORDS, "application/vnd.apache.parquet", 90_000_000),
+    **{
+        f"{body}, {size} bytes": _of_body(body, "/api/v1/write", _PROTOBUF, size, "snappy")
+        for body in ("a series of many labels", "series of single references", "symbols of control characters")
+        for size in (250_000, 4_000_000)
+    },
+    **{
+        f"{body}, {size} bytes": _of_body(body, f"/v1/{signal}", _PROTOBUF, size, "gzip")
+        for body, signal in (
+            ("OTLP: a list of bytes", "logs"),
+            ("OTLP: one attribute of control characters", "logs"),
+            ("OTLP: many attributes of two values", "logs"),
+            ("OTLP logs nested 30 deep", "logs"),
+            ("OTLP: events of nothing", "traces"),
+            ("OTLP: a summary of many quantiles", "metrics"),
+        )
+        for size in (250_000, 4_000_000)
+    },
+    **{
+        f"{body}, {size} bytes": _of_body(body, _RECORDS, type_, size)
+        for body, type_ in (
+            ("JSON lines of nothing", "application/x-ndjson"),
+            ("JSON lines of 60,000 fields", "application/x-ndjson"),
+            ("CSV of 4,096 cells", "text/csv"),
+            ("Arrow of 60,000 columns", "application/vnd.apache.arrow.stream"),
+            ("Arrow of small batches", "application/vnd.apache.arrow.stream"),
+            ("Parquet of small row groups", "application/vnd.apache.parquet"),
+            ("Parquet of small pages", "application/vnd.apache.parquet"),
+        )
+        for size in (250_000, 4_000_000)
+    },
+    "OTLP JSON, 4 MB": _of_body("OTLP JSON", "/v1/logs", "application/json", 4_000_000, "gzip"),
+    "OTLP JSON of unknown keys, 4 MB": _of_body(
+        "OTLP JSON of unknown keys", "/v1/logs", "application/json", 4_000_000, "gzip"
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,15 +23,14 @@ from arcpipe.codec.messagepack import body
 from arcpipe.codec.records import csv_lines, json_array, json_lines
 from arcpipe.codec.records.roles import Roles
 from benchmarks.load.bodies import ENCODERS
+from benchmarks.worst.series import SERIES
+from benchmarks.worst.telemetry import TELEMETRY, Case
 
 # Usual size of a body: the largest that a server takes by default.
 BODY_BYTES: Final = 100_000_000
 
 # Of JSON and CSV.
 _ROLES: Final = Roles("m")
-
-Case = tuple[Callable[[bytes], Any], Callable[[int], bytes]]
-"""An encoder of bodies, and a function that makes a body of about a number of bytes."""
 
 
 def _filled(front: bytes, filling: bytes, back: bytes, size: int) -> bytes:
@@ -174,6 +174,28 @@ def _wide_arrow(size: int) -> bytes:
     table = pa.table({f"{number:x}": [1.5] * 4 for number in range(60_000)})
     batches = max(1, size // 8_000_000)
     return _stream(pa.concat_tables([table] * batches).combine_chunks(), 4)
+
+
+def _zeros(size: int) -> pa.Table:
+    return pa.table({"a": pa.array(np.zeros(size // 8, np.int64))})
+
+
+def _arrow_of_zeros(size: int) -> bytes:
+    """Return a stream of one batch, compressed to a thousandth."""
+    table = _zeros(size)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
+
+
+def _parquet_of_zeros(size: int) -> bytes:
+    """Return a file of a few bytes that is large once it is decoded."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(_zeros(size), sink, compression="zstd", row_group_size=size)
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
 
 
 def _parquet(size: int, **options: int) -> bytes:
@@ -353,6 +375,8 @@ CASES: Final[dict[str, Case]] = {
     "Arrow": (_check_stream, _arrow),
     "Arrow of small batches": (_check_stream, partial(_arrow, rows=1)),
     "Arrow of 60,000 columns": (_check_stream, _wide_arrow),
+    "Arrow of zeros": (_check_stream, _arrow_of_zeros),
+    "Parquet of zeros": (_read_parquet, _parquet_of_zeros),
     "Arrow of texts as times": (_check_stream, partial(_arrow, times=pa.string())),
     "Parquet": (_read_parquet, partial(_parquet, row_group_size=1 << 20)),
     "Parquet of small row groups": (_read_parquet, partial(_parquet, row_group_size=20)),
@@ -369,4 +393,6 @@ CASES: Final[dict[str, Case]] = {
     "10,000 zstd frames": _compressed(
         "zstd", lambda data: ENCODERS["zstd"](data) * 9_999, lambda size: bytes(size // 10_000)
     ),
+    **TELEMETRY,
+    **SERIES,
 }

@@ -28,7 +28,7 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.system.server import ProcessUse, Server
-from benchmarks.worst.attacks import ATTACKS, CORPUS, Recipe, build, changed, load_corpus, request
+from benchmarks.worst.attacks import ATTACKS, CORPUS, MORE_ATTACKS, Recipe, build, changed, load_corpus, request
 
 COMMAND: Final = (sys.executable, "-m", "benchmarks.worst.stall")
 _PAUSE_SECONDS: Final = 0.004
@@ -217,7 +217,7 @@ async def _search(arguments: argparse.Namespace, settings: dict[str, str]) -> No
 
 
 async def _main(arguments: argparse.Namespace) -> int:
-    cases = {**ATTACKS, **load_corpus()}
+    cases = {**ATTACKS, **MORE_ATTACKS, **load_corpus()}
     chosen = {name: cases[name] for name in arguments.case or cases}
     settings = dict(text.split("=", 1) for text in arguments.set or ())
     if arguments.search:

@@ -24,6 +24,7 @@ from tests.support.record_load import RecordLoad
 from tests.support.server import Server
 from tests.support.sets import long
 from tests.support.stores import Store, local_store, s3_store
+from tests.support.telemetry_load import TelemetryLoad
 
 SEED = int(os.environ.get("ARCPIPE_TEST_SEED", "1"))
 LONG = int(os.environ.get("ARCPIPE_TEST_LONG", "1"))
@@ -110,10 +111,11 @@ def test_killing_every_process_at_once_again_and_again_loses_nothing(victim: Vic
 
 
 @pytest.mark.parametrize("victim", ["local", pytest.param("s3", marks=long)], indirect=True)
-def test_killing_every_process_loses_no_json_csv_arrow_or_parquet(victim: Victim) -> None:
+@pytest.mark.parametrize("kind", [RecordLoad, TelemetryLoad], ids=["records", "telemetry"])
+def test_killing_every_process_loses_no_record_of_other_formats(victim: Victim, kind: type[Load]) -> None:
     server = victim.server
     chance = random.Random(f"{SEED} records")
-    with RecordLoad(server) as load:
+    with kind(server) as load:
         for _ in range(2 * LONG):
             load.wait_for_requests(12)
             wait_for_a_moment(server, chance)

@@ -20,7 +20,7 @@ from arcpipe.wal.format import identity_of, is_identity_of
 from arcpipe.wal.inspect import entries_of, finish_interrupted, replay, replay_sources, salvage
 from arcpipe.wal.verdict import ScanVerdict
 from tests.support import preloaded
-from tests.support.program import environment
+from tests.support.program import ROOT, environment
 from tests.support.wal_doubles import BadBlocks
 from tests.support.wal_files import DAY, IDENTITY, NAME, columnar, end, segment
 
@@ -95,6 +95,22 @@ def test_cat_filters_by_database_measurement_and_time(wal: Path) -> None:
     assert run("cat", "--json", "--until", "2020-01-01", segment) == ""
     assert len(run("cat", "--json", "--since", "2020-01-01", segment).splitlines()) == 10
     assert "--since" in run("cat", "--since", "yesterday", segment, code=1)
+
+
+def test_arrow_entries_are_printed_filtered_and_verified() -> None:
+    file = ROOT / "tests" / "golden" / "arrow.wal"
+    first, second = (json.loads(line) for line in run("cat", "--json", file).splitlines())
+    assert first == {
+        "measurement": "cpu",
+        "_database": "metrics",
+        "time": "2025-10-09T23:59:59Z",
+        "host": "a",
+        "usage": 0.5,
+    }
+    assert (second["time"], second["usage"]) == ("2025-10-09T23:59:59.000001Z", None)
+    assert run("cat", "--json", "--measurement", "mem", file) == ""
+    assert "'cpu'  2 records" in run("cat", file)
+    assert "clean" in run("verify", file)
 
 
 def test_verify_says_what_is_wrong_and_where(wal: Path) -> None:

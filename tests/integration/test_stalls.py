@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.worst.attacks import ATTACKS, Recipe, load_corpus
+from benchmarks.worst.attacks import ATTACKS, MORE_ATTACKS, Recipe, load_corpus
 from benchmarks.worst.stall import COMMAND, be_victim
 from tests.support.certificates import needs_openssl
 from tests.support.http import pack, request_bytes
@@ -34,7 +34,7 @@ SECONDS = 0.8
 WORST_MS = 2000.0
 # A stall by the input occurs each time, one by another program of the machine does not.
 TRIES = 3
-CASES = {**ATTACKS, **load_corpus()}
+CASES = {**ATTACKS, **MORE_ATTACKS, **load_corpus()}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def attack(server: Server, recipe: Recipe) -> Iterator[None]:
             process.kill()
 
 
-@pytest.mark.parametrize("name", [*ATTACKS, *(pytest.param(name, marks=long) for name in load_corpus())])
+@pytest.mark.parametrize(
+    "name", [*ATTACKS, *(pytest.param(name, marks=long) for name in (*MORE_ATTACKS, *load_corpus()))]
+)
 def test_a_victim_is_answered_beside(server: Server, name: str) -> None:
     worker = server.pids()["ingest 1"]
     worst = []

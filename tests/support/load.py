@@ -27,6 +27,10 @@ class Load(Writers):
     RECORDS = 50  # per request
     DATABASES = ("alpha", "beta")
     HOUR = 3600
+    TAKEN: tuple[int, ...] = (202,)
+    """Statuses of what is acknowledged."""
+    FOUND = "SELECT id, value, host FROM read_parquet(?, union_by_name = true, hive_partitioning = false)"
+    """Finds id, value and host of all rows."""
 
     def __init__(self, server: Server, connections: int = 4, pause_seconds: float = 0.0) -> None:
         super().__init__([self._run] * connections)
@@ -60,9 +64,7 @@ class Load(Writers):
         assert not list(lake.glob("_dead_letter/**/*.*"))
         files = [str(file) for file in lake_files(lake)]
         with shared_database().cursor() as connection:
-            found = connection.execute(
-                "SELECT id, value, host FROM read_parquet(?, union_by_name = true, hive_partitioning = false)", [files]
-            ).fetchnumpy()
+            found = connection.execute(self.FOUND, [files]).fetchnumpy()
         ids: npt.NDArray[np.int64] = np.asarray(found["id"])
         unique, counts = np.unique(ids, return_counts=True)
         acknowledged, sent = self.acknowledged(), self.sent()
@@ -106,8 +108,8 @@ class Load(Writers):
         client.send(request)
         response = client.receive()
         # Refusals are answers too (a full backlog, a log that cannot be written); any other one is a bug.
-        assert response.status in (202, 503, 507), response
-        if response.status == 202:
+        assert response.status in (*self.TAKEN, 503, 507), response
+        if response.status in self.TAKEN:
             self._acknowledged.append(number)
 
     def _request(self, number: int) -> bytes:

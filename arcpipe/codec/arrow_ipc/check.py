@@ -13,16 +13,24 @@ import pyarrow.compute as pc
 from arcpipe.codec.arrow_ipc.framing import RECORD_BATCH, messages
 from arcpipe.codec.arrow_ipc.times import is_text, is_time_type, read_times
 from arcpipe.codec.columns import MAX_COLUMNS, quote
-from arcpipe.codec.effort import go_on
+from arcpipe.codec.effort import Check, go_on
 from arcpipe.codec.messagepack.times import RULE, BadTime, TimeRule
 from arcpipe.codec.records.plan import Plan, make_plan
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from arcpipe.units import KB
 
 # Values per decompressed byte: a boolean takes a bit, and a struct has its children's values besides. Columns of null,
 # and lists of no bytes, would have any number of values without a byte.
 _VALUES_PER_BYTE: Final = 16
 _FREE_VALUES: Final = 1 << 16
+
+# Of a batch that is decompressed and checked in one step.
+_SECONDS_PER_BYTE: Final = 1e-9
+
+_FRONT_BYTES: Final = 8  # before the schema: a mark, and its size
+_SCHEMAS_KEPT: Final = 64  # that were checked lately
+_KEPT_SCHEMA_BYTES: Final = 8 * KB  # of a schema that is remembered
 
 _OPTIONS: Final = pa.ipc.IpcReadOptions(use_threads=False)
 
@@ -38,7 +46,7 @@ class Checked(NamedTuple):
 def check_stream(
     body: bytes | memoryview,
     max_bytes: int,
-    check: Callable[[], None] = go_on,
+    check: Check = go_on,
     *,
     roles: Roles,
     rule: TimeRule = RULE,
@@ -55,6 +63,7 @@ def check_stream(
         PayloadTooLarge: it becomes too large.
     """
     rows, size = _measure(body, max_bytes, check)
+    check(size * _SECONDS_PER_BYTE)
     try:
         return Checked(rows, size, _check_batches(body, max_bytes, check, roles, rule))
     except UnicodeDecodeError:
@@ -71,8 +80,7 @@ def _check_batches(
     for number, batch in enumerate(read_batches(body)):
         check()
         if plan is None:
-            plan = check_schema(batch.schema, roles)
-            dictionaries = [at for at, field in enumerate(batch.schema) if pa.types.is_dictionary(field.type)]
+            plan, dictionaries = _checked_schema(body, batch.schema, roles)
         try:
             batch.validate(full=True)
         except pa.ArrowException as error:
@@ -83,6 +91,40 @@ def _check_batches(
         if plan.time is not None:
             check_times(batch.column(batch.schema.get_field_index(plan.time)), rule, number, check)
     return plan.tags if plan is not None else []
+
+
+class _Schemas:
+    """The schemas that were checked lately: small streams of one sender have the same one again and again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, str, str, frozenset[str]], tuple[Plan, list[int]]] = {}
+
+    def find(self, key: tuple[bytes, str, str, frozenset[str]]) -> tuple[Plan, list[int]] | None:
+        return self._known.get(key)
+
+    def add(self, key: tuple[bytes, str, str, frozenset[str]], found: tuple[Plan, list[int]]) -> None:
+        if len(self._known) >= _SCHEMAS_KEPT:
+            self._known.clear()
+        self._known[key] = found
+
+
+_schemas: Final = _Schemas()
+
+
+def _checked_schema(body: bytes | memoryview, schema: pa.Schema, roles: Roles) -> tuple[Plan, list[int]]:
+    """Return the plan of a stream, and its columns with dictionaries. Raises BadPayload as `check_schema`."""
+    key = None
+    front = _FRONT_BYTES + int.from_bytes(body[4:_FRONT_BYTES], "little")
+    if front <= _KEPT_SCHEMA_BYTES:
+        key = bytes(body[:front]), roles.measurement, roles.time, roles.tags
+        found = _schemas.find(key)
+        if found is not None:
+            return found
+    plan = check_schema(schema, roles)
+    found = plan, [at for at, field in enumerate(schema) if pa.types.is_dictionary(field.type)]
+    if key is not None:
+        _schemas.add(key, found)
+    return found
 
 
 def joined(front: bytes, stream: bytes | memoryview) -> memoryview:

@@ -7,7 +7,6 @@ that they become is measured while it grows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from arcpipe.codec.arrow_ipc.parquet_pages import DELTA_BYTE_ARRAY, DICTIONARY_PAGE, Chunk, chunks, pages
 from arcpipe.codec.columns import quote
-from arcpipe.codec.effort import go_on
+from arcpipe.codec.effort import Check, go_on
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from arcpipe.units import KB, MB
 
@@ -27,11 +26,12 @@ _CONTAINER_LIMIT: Final = 1_000_000  # of lists in the footer
 _FREE_PAGES: Final = 32_768
 _BYTES_PER_PAGE: Final = 512
 _PAGES_BETWEEN_CHECKS: Final = 63  # a mask
+_SECONDS: Final = 1.0  # that a step may take, whatever the size of the file
 _NESTED_BYTES: Final = 16  # of a nested value and its levels
 _MAX_FIXED_BYTES: Final = KB  # of a value of fixed size: a batch of them stays below 64 MB
 
 
-def parquet_stream(body: bytes, max_bytes: int, check: Callable[[], None] = go_on) -> memoryview:
+def parquet_stream(body: bytes, max_bytes: int, check: Check = go_on) -> memoryview:
     """Make the rows of a Parquet file an Arrow IPC stream.
 
     Args:
@@ -44,6 +44,7 @@ def parquet_stream(body: bytes, max_bytes: int, check: Callable[[], None] = go_o
     """
     if not (body.startswith(_MAGIC) and body.endswith(_MAGIC)):
         raise BadPayload("the body is no Parquet file: it does not begin and end with PAR1")
+    check(_SECONDS)
     try:
         file = _open(body, [])
         found = _Pages(memoryview(body), file.schema, max_bytes)
@@ -74,7 +75,7 @@ def _is_flat(leaf: pq.ColumnSchema) -> bool:
     return bool(leaf.max_repetition_level == 0 and leaf.path == leaf.name)
 
 
-def _write(file: pq.ParquetFile, max_bytes: int, check: Callable[[], None]) -> memoryview:
+def _write(file: pq.ParquetFile, max_bytes: int, check: Check) -> memoryview:
     sink = pa.BufferOutputStream()
     schema = file.schema_arrow.remove_metadata()
     with pa.ipc.new_stream(sink, schema) as writer:
@@ -99,7 +100,7 @@ class _Pages:
         self.texts: dict[str, None] = {}
         """The columns whose values may be long, and repeated by a few bytes: they are read as dictionaries."""
 
-    def check_all(self, check: Callable[[], None]) -> None:
+    def check_all(self, check: Check) -> None:
         """Check the pages of all column chunks. Raises BadPayload or PayloadTooLarge."""
         for leaf in self._leaves:
             if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" and leaf.length > _MAX_FIXED_BYTES:
@@ -108,7 +109,7 @@ class _Pages:
             check()
             self._check_chunk(chunk, self._leaves[chunk.column], check)
 
-    def _check_chunk(self, chunk: Chunk, leaf: pq.ColumnSchema, check: Callable[[], None]) -> None:
+    def _check_chunk(self, chunk: Chunk, leaf: pq.ColumnSchema, check: Check) -> None:
         name = quote(leaf.path)
         self._left_pages -= 1
         values = dictionary_bytes = 0

@@ -14,7 +14,7 @@ from arcpipe.codec.json_texts import arrays, doubles, numbers
 from arcpipe.codec.otlp.ids import hex_texts
 from arcpipe.codec.otlp.rows import Rows
 from arcpipe.codec.otlp.traces import lists
-from arcpipe.codec.otlp.values import Attributes
+from arcpipe.codec.otlp.values import Attributes, require_few
 from arcpipe.codec.protobuf.buffer import Ints, Words
 from arcpipe.codec.protobuf.fields import Level, Mask, packed_fixed64, packed_varints
 from arcpipe.codec.protobuf.scan import FIXED64, LENGTH_DELIMITED, scan
@@ -58,6 +58,7 @@ def write_summary(table: Rows, level: Level, check: Check) -> None:
     table.integers("Count", level.fixed64(4))
     table.doubles("Sum", level.doubles(5))
     spans = level.fields.of(6, LENGTH_DELIMITED)
+    require_few(len(spans.owner))
     inner = Level(level.buffer, scan(level.buffer, spans.start, spans.end, check), len(spans.owner))
     texts = pc.binary_join_element_wise(
         '{"quantile":', doubles(inner.doubles(1)), ',"value":', doubles(inner.doubles(2)), "}", ""
@@ -70,6 +71,7 @@ def exemplars(level: Level, number: int, check: Check) -> pa.Array:
     spans = level.fields.of(number, LENGTH_DELIMITED)
     if not len(spans.owner):
         return pa.nulls(level.count, pa.string())
+    require_few(len(spans.owner))
     buffer = level.buffer
     inner = Level(buffer, scan(buffer, spans.start, spans.end, check), len(spans.owner))
     bits, is_integer, missing = _either(inner, 3, 6)

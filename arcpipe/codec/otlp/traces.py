@@ -14,7 +14,7 @@ from arcpipe.codec.json_texts import arrays, numbers, quoted
 from arcpipe.codec.otlp.ids import hex_texts
 from arcpipe.codec.otlp.request import Request, promoted_of
 from arcpipe.codec.otlp.rows import MOST_NS, Rows
-from arcpipe.codec.otlp.values import Attributes
+from arcpipe.codec.otlp.values import Attributes, require_few
 from arcpipe.codec.protobuf.buffer import Buffer, Ints
 from arcpipe.codec.protobuf.fields import Level
 from arcpipe.codec.protobuf.pieces import pieces
@@ -82,6 +82,7 @@ def _events(buffer: Buffer, spans: Spans, count: int, check: Check) -> pa.Array:
     """Make the events of each span a JSON array; null for a span without any."""
     if not len(spans.owner):
         return pa.nulls(count, pa.string())
+    require_few(len(spans.owner))
     level = Level(buffer, scan(buffer, spans.start, spans.end, check), len(spans.owner))
     texts = pc.binary_join_element_wise(
         '{"time":',
@@ -100,6 +101,7 @@ def _links(buffer: Buffer, spans: Spans, count: int, check: Check) -> pa.Array:
     """Make the links of each span a JSON array; null for a span without any."""
     if not len(spans.owner):
         return pa.nulls(count, pa.string())
+    require_few(len(spans.owner))
     level = Level(buffer, scan(buffer, spans.start, spans.end, check), len(spans.owner))
     texts = pc.binary_join_element_wise(
         '{"trace_id":"',

@@ -23,6 +23,9 @@ Check = Callable[[], None]
 MAX_DEPTH: Final = 32
 """Lists and maps within each other. Readers of JSON take as many; no telemetry has them."""
 
+MOST_IN_ONE_PLACE: Final = 1 << 18
+"""Attributes, events or the like that are read in one call: a step takes some 10 ms for these."""
+
 _STRING, _BOOL, _INT, _DOUBLE, _ARRAY, _MAP, _BYTES = range(1, 8)
 _WIRES: Final = {
     _STRING: LENGTH_DELIMITED,
@@ -34,6 +37,18 @@ _WIRES: Final = {
     _BYTES: LENGTH_DELIMITED,
 }
 _WHAT: Final = "an attribute"
+
+
+def require_few(count: int) -> None:
+    """Bound what one call reads of messages that are not divided.
+
+    Raises:
+        BadPayload: there are too many.
+    """
+    if count > MOST_IN_ONE_PLACE:
+        raise BadPayload(
+            f"there are more than {MOST_IN_ONE_PLACE} attributes, events or exemplars in one place; send it in parts"
+        )
 
 
 class AnyValues:
@@ -108,6 +123,7 @@ class AnyValues:
             texts = pa.array(coded, pa.string())
             return quoted(texts) if is_json else texts
         inner = scan(buffer, starts, ends, self._check).of(1, LENGTH_DELIMITED)
+        require_few(len(inner.owner))
         self._check()
         if kind == _ARRAY:
             values = AnyValues(buffer, inner.start, inner.end, self._check, self._depth + 1).json()
@@ -125,6 +141,7 @@ class Attributes:
         self._buffer = buffer
         self._check = check
         self._spans = spans
+        require_few(len(spans.owner))
         self.pairs = read_pairs(buffer, spans, count, check)
 
     def json(self) -> pa.Array:

@@ -13,8 +13,8 @@ from arcpipe.codec.protobuf.varints import read_varints, zigzag
 from arcpipe.errors import BadPayload
 from arcpipe.units import MB
 
-# Bytes of packed numbers that are read in one call: more than any useful message has.
-MAX_PACKED_BYTES: Final = 4 * MB
+# Bytes of packed numbers that are read in one call: as many as a piece has, and more than any useful message.
+MAX_PACKED_BYTES: Final = MB
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Column = TypeVar("Column", bound=npt.NDArray[Any])

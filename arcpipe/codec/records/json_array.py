@@ -12,13 +12,20 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.json_cuts import drop_escaped
 from arcpipe.codec.messagepack.times import RULE, TimeRule
 from arcpipe.codec.records import json_lines
 from arcpipe.codec.records.gather import Gatherer
-from arcpipe.codec.records.json_lines import BOM, CHUNK_BYTES, MAX_RECORD_BYTES, UNDECODABLE, decode_record
+from arcpipe.codec.records.json_lines import (
+    BOM,
+    CHUNK_BYTES,
+    MAX_RECORD_BYTES,
+    ROWS_BETWEEN_CHECKS,
+    UNDECODABLE,
+    decode_record,
+)
 from arcpipe.codec.records.report import BadRecord, Records, Report
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
@@ -27,7 +34,7 @@ from arcpipe.units import KB
 # Bytes in which commas are looked for at a time: less than a millisecond.
 _WINDOW_BYTES: Final = 64 * KB
 _BLANKS: Final = b" \t\r\n"
-_QUOTE, _BACKSLASH, _COMMA = b'"\\,'
+_QUOTE, _COMMA = b'",'
 
 _DEPTH: Final = np.zeros(256, np.int8)
 _DEPTH[list(b"[{")] = 1
@@ -117,6 +124,8 @@ def _read_piece(body: bytes, piece: _Piece, number: int, gatherer: Gatherer, rep
             return count
     rows, places, unread = [], [], []
     for at, text in enumerate(_texts(body, piece), number):
+        if not at & ROWS_BETWEEN_CHECKS:
+            report.check()
         try:
             if len(text) > MAX_RECORD_BYTES:
                 raise BadPayload(f"more than {MAX_RECORD_BYTES} bytes")
@@ -178,7 +187,7 @@ class _Finder:
         count = min(_WINDOW_BYTES, len(self._body) - self.pos)
         window = np.frombuffer(self._body, np.uint8, count, self.pos)
         quotes = window == _QUOTE
-        self._drop_escaped(window, quotes)
+        self._backslashes = drop_escaped(window, quotes, self._backslashes)
         parity = np.cumsum(quotes, dtype=np.int32)
         parity += self._in_string
         outside = (parity & 1) == 0
@@ -197,18 +206,3 @@ class _Finder:
         self.pos += count
         found: list[int] = (at + start).tolist()
         return found
-
-    def _drop_escaped(self, window: npt.NDArray[np.uint8], quotes: npt.NDArray[np.bool_]) -> None:
-        """Unmark the quotes that are escaped: those after an odd number of backslashes."""
-        backslash = window == _BACKSLASH
-        before = self._backslashes
-        if not before and not backslash.any():
-            return
-        places = np.arange(len(window))
-        other = np.where(backslash, -1 - before, places)
-        last_other = np.maximum.accumulate(other)
-        run = places - last_other  # the length of the run of backslashes up to each byte
-        quotes[1:] &= (run[:-1] & 1) == 0
-        if before & 1:
-            quotes[0] = False
-        self._backslashes = int(run[-1])

@@ -21,6 +21,9 @@ CHUNK_BYTES: Final = 256 * KB
 MAX_RECORD_BYTES: Final = MB
 """Bytes of one record: it is decoded in one call."""
 
+ROWS_BETWEEN_CHECKS: Final = 0xFF
+"""Records that are decoded one by one between two calls of `check`, as a mask: less than a millisecond."""
+
 BOM: Final = b"\xef\xbb\xbf"
 
 _LINES: Final = msgspec.json.Decoder(dict[str, Any])
@@ -94,6 +97,8 @@ def _read_line_by_line(chunk: bytes, line: int, gatherer: Gatherer, report: Repo
     for number, text in enumerate(chunk.split(b"\n"), line):
         if not text or text.isspace():
             continue
+        if not number & ROWS_BETWEEN_CHECKS:
+            report.check()
         try:
             rows.append(decode_record(text))
             places.append((number, text))

@@ -35,6 +35,10 @@ class Report:
         self.errors: list[LineError] = []
         self.more_errors = 0
 
+    def check(self) -> None:
+        """Let others run, as in `arcpipe.codec.effort`."""
+        self._effort.check()
+
     def add(self, bad: list[BadRecord]) -> None:
         """Report the bad records of a chunk.
 

@@ -196,7 +196,7 @@ class _Reader:
             int((labels.name_end - labels.name_start + labels.value_end - labels.value_start).sum())
         )
         texts = json_of(self._buffer, labels)
-        wrong = find_bad(self._buffer, labels) | bad
+        wrong = find_bad(self._buffer, labels, self._check) | bad
         usable = np.ones(len(owner), np.bool_)
         for index, reason in sorted(wrong.items()):
             if labels.counts[index] or index in bad:  # an exemplar may have no labels

@@ -12,6 +12,7 @@ import orjson
 from arcpipe.codec.protobuf.buffer import Buffer
 from arcpipe.codec.protobuf.scan import FIXED64, LENGTH_DELIMITED, VARINT, scan_alone
 from arcpipe.errors import BadPayload
+from arcpipe.units import KB
 
 Check = Callable[[], None]
 
@@ -22,6 +23,9 @@ _DELTAS: Final = {9: "negative_deltas", 12: "positive_deltas"}
 _FLOATS: Final = {10: "negative_counts", 13: "positive_counts", 16: "custom_values"}
 _RESET_HINTS: Final = ("UNKNOWN", "YES", "NO", "GAUGE")
 _NOT_IN_JSON: Final = ("sum", "timestamp", "start")
+MAX_HISTOGRAM_BYTES: Final = 128 * KB
+"""Bytes of one histogram: those of ten thousand buckets as doubles, and more."""
+_SPANS_BETWEEN_CHECKS: Final = 256  # about a millisecond
 _double = struct.Struct("<d")
 
 
@@ -39,8 +43,13 @@ def read_histogram(buffer: Buffer, start: int, end: int, check: Check) -> Histog
     """Read one histogram.
 
     Raises:
-        BadPayload: it is malformed.
+        BadPayload: it is malformed, or too large.
     """
+    if end - start > MAX_HISTOGRAM_BYTES:
+        raise BadPayload(
+            f"the native histogram at byte {buffer.offset(start)} has more than {MAX_HISTOGRAM_BYTES} bytes"
+        )
+    spans = 0
     found: dict[str, Any] = {"count": 0, "schema": 0, "zero_threshold": 0.0, "zero_count": 0, "timestamp": 0}
     total = 0.0
     for number, wire, at, stop in scan_alone(buffer, start, end, check):
@@ -52,6 +61,9 @@ def read_histogram(buffer: Buffer, start: int, end: int, check: Check) -> Histog
         elif wire == FIXED64 and number in _DOUBLES:
             (found[_DOUBLES[number]],) = _double.unpack(buffer.slice(at, stop))
         elif wire == LENGTH_DELIMITED and number in _SPANS:
+            spans += 1
+            if not spans % _SPANS_BETWEEN_CHECKS:
+                check()
             found.setdefault(_SPANS[number], []).append(_span(buffer, at, stop, check))
         elif number in _DELTAS and wire in (VARINT, LENGTH_DELIMITED):
             found.setdefault(_DELTAS[number], []).extend(map(_zigzag, _varints(buffer, at, stop)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,9 @@ METRIC_NAME: Final = b"__name__"
 _NAME_WORD: Final = np.uint64(int.from_bytes(METRIC_NAME, "little"))
 # Bytes of names that are compared before Python compares the whole labels of a series.
 _COMPARED_WORDS: Final = 4
+MAX_LABELS: Final = 1024
+"""Labels of one series: many times what servers of Prometheus take."""
+_LABELS_BETWEEN_CHECKS: Final = 2048  # about a millisecond
 
 
 def values_of(buffer: Buffer, labels: Pairs, name: bytes) -> pa.Array:
@@ -29,15 +33,28 @@ def values_of(buffer: Buffer, labels: Pairs, name: bytes) -> pa.Array:
     return texts.take(pa.array(index, mask=index < 0))
 
 
-def find_bad(buffer: Buffer, labels: Pairs) -> dict[int, str]:
-    """Find the series with bad labels: the reason by the index of the series."""
+def find_bad(buffer: Buffer, labels: Pairs, check: Callable[[], None]) -> dict[int, str]:
+    """Find the series with bad labels: the reason by the index of the series.
+
+    Args:
+        check: as in `arcpipe.codec.effort`.
+    """
     bad: dict[int, str] = {}
     for series in np.flatnonzero(labels.counts == 0).tolist():
         bad[series] = "it has no labels"
     for series in labels.owner[labels.name_end == labels.name_start].tolist():
         bad[series] = "the name of a label is empty"
+    for series in np.flatnonzero(labels.counts > MAX_LABELS).tolist():
+        bad[series] = f"it has more than {MAX_LABELS} labels"
     ends = np.cumsum(labels.counts)
+    rest = _LABELS_BETWEEN_CHECKS
     for series in _out_of_order(buffer, labels).tolist():
+        if labels.counts[series] > MAX_LABELS:
+            continue
+        rest -= int(labels.counts[series])
+        if rest <= 0:
+            rest = _LABELS_BETWEEN_CHECKS
+            check()
         seen = set()
         for label in range(int(ends[series] - labels.counts[series]), int(ends[series])):
             name = buffer.slice(int(labels.name_start[label]), int(labels.name_end[label]))

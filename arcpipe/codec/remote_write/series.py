@@ -78,7 +78,7 @@ def read_series_1(buffer: Buffer, starts: Ints, ends: Ints, promote: tuple[str, 
     else:
         fields = scan(buffer, starts, ends, check)
         labels = read_pairs(buffer, fields.of(1, LENGTH_DELIMITED), len(starts), check)
-        bad = find_bad(buffer, labels)
+        bad = find_bad(buffer, labels, check)
         json = json_of(buffer, labels.chosen(~is_named(buffer, labels, METRIC_NAME)))
         identity = _identity(buffer, labels, json, promote)
     check()
@@ -149,6 +149,7 @@ def read_series_2(
     fields = scan(buffer, starts, ends, check)
     level = Level(buffer, fields, count)
     owner, refs = label_refs(buffer, fields, 1)
+    check()
     bad, known = bad_refs(symbols, owner, refs, count)
     owner, names, values = paired(owner, refs, known)
     labels = Pairs(
@@ -161,7 +162,7 @@ def read_series_2(
     )
     # Many labels may share a text, which each of them repeats in a column.
     growth.add(int((labels.value_end - labels.value_start).sum()))
-    bad = {**find_bad(buffer, labels), **bad}
+    bad = {**find_bad(buffer, labels, check), **bad}
     check()
     rest = ~is_named(buffer, labels, METRIC_NAME)
     texts = objects(

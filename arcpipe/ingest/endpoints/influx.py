@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from arcpipe.codec.effort import Check
 from arcpipe.codec.line_protocol.body import Lines, encode
 from arcpipe.codec.line_protocol.grammar import UNITS, Escapes, Unit
 from arcpipe.errors import BadPayload
@@ -17,7 +18,6 @@ from arcpipe.ingest.endpoints.influx_lists import find_buckets, find_organizatio
 from arcpipe.ingest.endpoints.targets import Target, check_database
 from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http import responses
-from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import Exchange, parse_parameters
 from arcpipe.ingest.http.router import OPEN, WRITE, Handler, Judge, Table
 from arcpipe.units import KB

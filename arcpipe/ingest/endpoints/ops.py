@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from arcpipe import __version__
+from arcpipe.codec.effort import Check
 from arcpipe.counters import ANNOUNCED, BEGUN, Counters, Node
 from arcpipe.errors import BadPayload
 from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.http import responses
-from arcpipe.ingest.http.background import Background, Check
+from arcpipe.ingest.http.background import Background
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.router import ADMIN, OPEN, READ, Handler
 from arcpipe.monitoring import health, metrics, snapshot, status_page

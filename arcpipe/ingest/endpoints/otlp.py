@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from arcpipe.codec.effort import Check
 from arcpipe.codec.otlp.body import Outcome, Signal, encode
 from arcpipe.codec.otlp.json_form import varint
 from arcpipe.errors import BadPayload
 from arcpipe.ingest.endpoints.targets import Target
-from arcpipe.ingest.endpoints.write import WriteEndpoints
+from arcpipe.ingest.endpoints.write import WriteEndpoints, costly_inline_bytes
 from arcpipe.ingest.http import responses
-from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.router import WRITE, Fields, Handler, Judge, Table
 
@@ -66,7 +66,10 @@ class OTLPEndpoints:
     def _write(self, signal: Signal) -> Handler:
         by_type = {
             is_json: self._writes.handler(
-                _PRECISION, self._encoder(signal, is_json=is_json), self._settler(signal, is_json=is_json)
+                _PRECISION,
+                self._encoder(signal, is_json=is_json),
+                self._settler(signal, is_json=is_json),
+                inline_bytes=costly_inline_bytes,
             )
             for is_json in (False, True)
         }

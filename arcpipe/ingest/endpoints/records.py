@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 from arcpipe.codec.arrow_ipc.check import Checked, check_stream, joined
 from arcpipe.codec.arrow_ipc.parquet import parquet_stream
 from arcpipe.codec.columns import TIME, Encoded
+from arcpipe.codec.effort import Check
 from arcpipe.codec.envelope import ArrowBody, arrow_front
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.records import csv_lines, json_array, json_lines
@@ -20,9 +21,8 @@ from arcpipe.codec.records.roles import Roles, read_roles
 from arcpipe.codec.time_units import UNIT_NS
 from arcpipe.errors import BadPayload, UnknownFormat
 from arcpipe.ingest.endpoints.targets import Target, TargetKey, Targets
-from arcpipe.ingest.endpoints.write import WriteEndpoints
+from arcpipe.ingest.endpoints.write import COSTLY_INLINE_BYTES, INLINE_BYTES, WriteEndpoints
 from arcpipe.ingest.http import responses
-from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import DATABASE, Exchange
 from arcpipe.ingest.http.router import WRITE, Table
 
@@ -158,7 +158,12 @@ class RecordEndpoints:
             else:
                 writes.refuse(exchange, _bad_records(records, 0))
 
-        return writes.handler(None, encode, settle, RecordTargets)
+        return writes.handler(None, encode, settle, RecordTargets, _inline_bytes)
+
+
+def _inline_bytes(target: Target) -> int:
+    """Return the bytes of a body that may be encoded in the loop."""
+    return INLINE_BYTES if target.format == "arrow" else COSTLY_INLINE_BYTES
 
 
 def _encode_stream(stream: bytes | memoryview, checked: Checked, roles: Roles) -> Encoded | None:

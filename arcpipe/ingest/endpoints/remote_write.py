@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from arcpipe import __version__
+from arcpipe.codec.effort import Check
 from arcpipe.codec.remote_write.body import Outcome, Version, encode
 from arcpipe.codec.remote_write.tables import Layout
 from arcpipe.codec.snappy import decode_block
 from arcpipe.errors import BadPayload
 from arcpipe.ingest.endpoints.targets import Target
-from arcpipe.ingest.endpoints.write import WriteEndpoints
+from arcpipe.ingest.endpoints.write import WriteEndpoints, costly_inline_bytes
 from arcpipe.ingest.http import responses
-from arcpipe.ingest.http.background import Check
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.router import OPEN, WRITE, Handler, Judge, Table
 from arcpipe.units import MB
@@ -90,7 +90,7 @@ class RemoteWriteEndpoints:
 
     def _write(self) -> Handler:
         handlers = {
-            form: self._writes.handler(_PRECISION, self._encoder(form), self._settle)
+            form: self._writes.handler(_PRECISION, self._encoder(form), self._settle, inline_bytes=costly_inline_bytes)
             for form in (_Form(1, False), _Form(1, True), _Form(2, False), _Form(2, True))
         }
 

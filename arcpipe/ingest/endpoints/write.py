@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Final, TypeVar
 
 from arcpipe.codec.columns import Encoded
+from arcpipe.codec.effort import Check
 from arcpipe.codec.messagepack.body import encode
 from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.time_units import UNIT_NS
@@ -19,7 +20,7 @@ from arcpipe.ingest.endpoints.admission import Admission
 from arcpipe.ingest.endpoints.idempotency import Content, Identity, RecentKeys
 from arcpipe.ingest.endpoints.targets import Target, Targets, key_of
 from arcpipe.ingest.http import responses
-from arcpipe.ingest.http.background import Background, Check, ClientGone
+from arcpipe.ingest.http.background import Background, ClientGone
 from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge
 from arcpipe.ingest.http.turns import TooLong, Turns
@@ -38,7 +39,9 @@ _ENCODED_TOO_LARGE: Final = responses.error(
 
 # Bytes of a body that is encoded in the loop, if that and the turn so far are short (`TimeBudget`): handing it to a
 # thread costs as much as 500 rows. Each step that cannot be interrupted takes a few milliseconds at most.
-_INLINE_BYTES: Final = 256 * KB
+INLINE_BYTES: Final = 256 * KB
+COSTLY_INLINE_BYTES: Final = 32 * KB
+"""The same for JSON, CSV and protobuf: their longest steps take 0.2 ms for each KB of the worst bodies."""
 # Bytes of a body that is encoded in the loop however long the turn has been, if it takes `small_seconds` at most.
 _TINY_BYTES: Final = KB
 
@@ -51,6 +54,16 @@ _NOTHING_WRITTEN: Final = "nothing was written"
 _MAYBE_WRITTEN: Final = "the records may have been written; a retry may store them twice"
 # Seconds between two log lines about keys that were sent with other bodies, so that clients cannot fill the disk.
 _OTHER_BODIES_LINE_SECONDS: Final = 60.0
+
+
+def usual_inline_bytes(_target: Target) -> int:
+    """Return the bytes of a body that may be encoded in the loop."""
+    return INLINE_BYTES
+
+
+def costly_inline_bytes(_target: Target) -> int:
+    """Return the same for formats with long steps."""
+    return COSTLY_INLINE_BYTES
 
 
 class WriteEndpoints:
@@ -115,10 +128,12 @@ class WriteEndpoints:
         encode: Callable[[bytes, Check, Target], T],
         settle: Callable[[Exchange, Target, T], None],
         kind: type[Targets] = Targets,
+        inline_bytes: Callable[[Target], int] = usual_inline_bytes,
     ) -> Callable[[Exchange], None]:
         """Make a handler that has a body encoded and gives the outcome to `settle`.
 
         Args:
+            inline_bytes: returns the bytes of a body that may be encoded in the loop.
             precision: as in `Targets`.
             kind: of the targets.
             encode: raises BadPayload or PayloadTooLarge if nothing of the body can be written.
@@ -141,7 +156,7 @@ class WriteEndpoints:
             size = len(body)
             if size <= _TINY_BYTES:
                 turns.deadline = exchange.received + small_seconds
-            elif size <= _INLINE_BYTES and size <= turns.longest_inline and turns.spent < inline_turn_seconds:
+            elif size <= inline_bytes(target) and size <= turns.longest_inline and turns.spent < inline_turn_seconds:
                 turns.deadline = exchange.received + inline_seconds
             else:
                 self._encode_apart(exchange, target, encode, settle)

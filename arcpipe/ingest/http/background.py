@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Final, Protocol
 
+from arcpipe.codec.effort import Check, go_on
 from arcpipe.units import KB
 
 # Seconds that a piece is expected to take, and each of its bytes; the actual time replaces this at its end.
@@ -49,7 +50,6 @@ class ClientGone(Exception):
     """A piece was not begun, or not finished, because its client is gone."""
 
 
-Check = Callable[[], None]
 Work = Callable[[Check], None]
 Done = Callable[[Exception | None], None]
 
@@ -91,6 +91,7 @@ class Background:
             interrupts: whether a piece is interrupted for others when it calls its `check`.
         """
         self.held_bytes = 0
+        self.finished = 0  # pieces
         self._may_start = may_start
         self._on_change = on_change
         self._interrupts = interrupts
@@ -134,6 +135,10 @@ class Background:
         with self._lock:
             piece = self._take(self._first(short=False))
         self._thread.submit(self._work_on, piece, asyncio.get_running_loop(), 0)
+
+    def rest(self, work: Callable[[], None]) -> None:
+        """Have something done on the thread that is no piece. It must be short: pieces that come wait for it."""
+        self._thread.submit(work)
 
     # With the lock
 
@@ -186,7 +191,7 @@ class Background:
         """Do the work of a piece, and in between that of others whose turn has come; return the seconds of it all."""
         began = resumed = perf_counter()
 
-        def check() -> None:
+        def check(_seconds: float = 0.0, /) -> None:
             nonlocal resumed
             if piece.client.is_gone:
                 raise ClientGone
@@ -203,9 +208,6 @@ class Background:
                     other = self._take(waiting)
                 self._work_on(other, loop, depth + 1)
             resumed = perf_counter()
-
-        def go_on() -> None:
-            """Give way to no other piece."""
 
         error: Exception | None = None
         try:
@@ -226,6 +228,7 @@ class Background:
         if not depth:
             self._running = False
         self.held_bytes -= piece.size_bytes
+        self.finished += 1
         try:
             piece.done(error)
         finally:

@@ -14,7 +14,7 @@ from arcpipe.units import KB, MB
 
 if TYPE_CHECKING:
     from arcpipe.codec.content_encoding import Coding
-    from arcpipe.ingest.http.background import Check
+    from arcpipe.codec.effort import Check
     from arcpipe.ingest.http.context import IngestContext
     from arcpipe.ingest.http.exchange import Exchange
 

@@ -70,9 +70,13 @@ class Turns:
         self._waiting: deque[Waiter] = deque()
         self._scheduled = False
 
-    def check(self) -> None:
-        """Raise TooLong if the body at hand has used up its time in the loop."""
-        if perf_counter() > self.deadline:
+    def check(self, seconds: float = 0.0, /) -> None:
+        """Raise TooLong if the body at hand has used up its time in the loop.
+
+        Args:
+            seconds: that its next step will take.
+        """
+        if perf_counter() + seconds > self.deadline:
             raise TooLong
 
     def charge(self, seconds: float) -> None:

@@ -20,7 +20,7 @@ from arcpipe.lake.spool import Spool
 from arcpipe.upload import conversion_jobs
 from arcpipe.upload.budget import BUDGET, Budget
 from arcpipe.upload.collect import BatchTables
-from arcpipe.upload.convert_arrow import NotPlain, convert_arrow
+from arcpipe.upload.convert_arrow import NotPlain, convert_arrow, convert_parts
 from arcpipe.upload.dead_letters import DeadLetter
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.table_schema import TableSchema
@@ -165,6 +165,40 @@ def test_careful_tables_and_tight_bounds_change_no_row(tmp_path: Path) -> None:
     assert convert(tmp_path, payloads, careful=True).rows() == usual.rows()
     tight = Budget(table_bytes=50_000, collected_bytes=60_000, release_bytes=10_000)
     assert convert(tmp_path, payloads, budget=tight).rows() == usual.rows()
+
+
+@pytest.mark.parametrize("rows", [None, 300])
+@pytest.mark.parametrize("careful", [False, True])
+def test_a_large_stream_is_converted_slice_by_slice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int | None, careful: bool
+) -> None:
+    """One of its slices has a number that does not fit; those after it do."""
+    sizes: list[int] = []
+
+    def noted(parts: Any, *others: Any) -> Any:
+        sizes.append(sum(part.batch.nbytes for part in parts))
+        return convert_parts(parts, *others)
+
+    monkeypatch.setattr("arcpipe.upload.conversion_jobs.convert_parts", noted)
+    table = plain(0, 2_000)
+    numbers = [float(number) if number != 1_000 else 2.0**60 for number in range(2_000)]
+    odd = [number if number != 1_000 else (1 << 63) + 1 for number in range(2_000)]
+    table = table.append_column("f2", pa.array(numbers)).append_column("u", pa.array(odd, pa.uint64()))
+    payloads = [entry(stream(plain(1))), entry(stream(table, rows=rows)), entry(stream(plain(2)))]
+    usual = convert(tmp_path, payloads)
+    assert not sizes
+    tight = Budget(table_bytes=50_000, slice_bytes=10_000)
+    assert convert(tmp_path, payloads, budget=tight, careful=careful).rows() == usual.rows()
+    assert len(sizes) > 5
+    assert max(sizes) < 11_000  # about slice_bytes
+
+
+def test_a_large_stream_that_cannot_be_read_is_a_dead_letter_as_a_whole(tmp_path: Path) -> None:
+    good = entry(stream(plain(0, 2_000), rows=300))
+    damaged = good[:-2_000]
+    result = convert(tmp_path, [good, damaged], budget=Budget(table_bytes=50_000, slice_bytes=10_000))
+    assert [(letter.origin, letter.payload) for letter in result.letters] == [(1, damaged)]
+    assert sum(map(len, result.tables)) == 2_000
 
 
 def test_a_stream_that_cannot_be_read_is_a_dead_letter_alone(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ then the change is wrong, never the file. `python -m tests.unit.wal.test_golden`
 
 from __future__ import annotations
 
+import base64
 import struct
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,28 @@ NAMED_END = (
     b"\x94\xcc\xff\xa0\x84\xa2in\xc4\x10", IDENTITY,                # [255, "", {in: …,
     b"\xa7entries\x03\xa7records\x03\xa5bytes\xcd\x01\xb8\xc0",      #  entries: 3, records: 3, bytes: 440}, nil]
 )
+# An Arrow IPC stream of two rows, as pyarrow 26 writes it: time (µs, UTC), host and usage, which the second row lacks.
+STREAM = base64.b64decode(
+    "/////+gAAAAQAAAAAAAKAAwABgAFAAgACgAAAAABBAAMAAAACAAIAAAABAAIAAAABAAAAAMAAAB4AAAAOAAAAAQAAACk////AAAB"
+    "AxAAAAAcAAAABAAAAAAAAAAFAAAAdXNhZ2UABgAIAAYABgAAAAAAAgDU////AAABBRAAAAAcAAAABAAAAAAAAAAEAAAAaG9zdAAA"
+    "AAAEAAQABAAAABAAFAAIAAYABwAMAAAAEAAQAAAAAAABChAAAAAgAAAABAAAAAAAAAAEAAAAdGltZQAAAAAIAAwABgAIAAgAAAAA"
+    "AAIABAAAAAMAAABVVEMA//////gAAAAUAAAAAAAAAAwAFgAGAAUACAAMAAwAAAAAAwQAGAAAAEAAAAAAAAAAAAAKABgADAAEAAgA"
+    "CgAAAIwAAAAQAAAAAgAAAAAAAAAAAAAABwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABAAAAAAAAAAEAAAAAAAAAAAAAAAAAAA"
+    "ABAAAAAAAAAADAAAAAAAAAAgAAAAAAAAAAIAAAAAAAAAKAAAAAAAAAABAAAAAAAAADAAAAAAAAAAEAAAAAAAAAAAAAAAAwAAAAIA"
+    "AAAAAAAAAAAAAAAAAAACAAAAAAAAAAAAAAAAAAAAAgAAAAAAAAABAAAAAAAAAMDdPJnCQAYAwd08mcJABgAAAAAAAQAAAAIAAAAA"
+    "AAAAYWIAAAAAAAABAAAAAAAAAAAAAAAAAOA/AAAAAAAAAAD/////AAAAAA=="
+)
+NAMED_ARROW = (
+    struct.pack(">IQI", 642, 1760054400000010, 0x2FB8BE5E),
+    b"\x94\x03\xa7metrics\x81\xa2in\xc4\x10", IDENTITY,              # [3, "metrics", {in: …},
+    b"\x85\xa1m\xa3cpu\xa4rows\x02\xa5bytes\x2f\xa4tags\x91\xa4host",  #  {m: "cpu", rows: 2, bytes: 47, tags: ["host"],
+    b"\xa5arrow\xc6\x00\x00\x02\x38", STREAM,                        #   arrow: 568 bytes}]
+)
+NAMED_ARROW_END = (
+    struct.pack(">IQI", 54, 1760054400000011, 0x3BC95AEF),
+    b"\x94\xcc\xff\xa0\x84\xa2in\xc4\x10", IDENTITY,                # [255, "", {in: …,
+    b"\xa7entries\x01\xa7records\x02\xa5bytes\xcd\x03\x0d\xc0",      #  entries: 1, records: 2, bytes: 781}, nil]
+)
 # fmt: on
 
 
@@ -150,6 +174,7 @@ FILES: dict[str, bytes] = {
     + named_blob
     + named_last
     + named_end,
+    "arrow.wal": FILE_HEADER + named_start + b"".join(NAMED_ARROW) + b"".join(NAMED_ARROW_END),
     # Nothing follows the first entry but intact ones of another segment, with higher timestamps.
     "named_stale_tail.wal": FILE_HEADER + named_start + named_columnar + foreign + foreign,
     # The length in the header of the entry whose value is an entry has one bit more.
@@ -176,9 +201,21 @@ BATCHED = [
 ]
 BLOB = [{"measurement": "blob", "_database": "metrics", "time": 1760054400000020, "data": foreign}]
 LAST = [{"measurement": "cpu", "_database": "metrics", "time": 1760054400000030, "new": 7}]
+MOMENT = datetime(2025, 10, 9, 23, 59, 59, tzinfo=UTC)
+ARROW = [
+    {"measurement": "cpu", "_database": "metrics", "time": MOMENT, "host": "a", "usage": 0.5},
+    {
+        "measurement": "cpu",
+        "_database": "metrics",
+        "time": MOMENT + timedelta(microseconds=1),
+        "host": "b",
+        "usage": None,
+    },
+]
 RECORDS: dict[str, list[list[dict[str, Any]]]] = {
     "plain.wal": [CPU, BATCHED],
     "recycled_tail.wal": [CPU],
+    "arrow.wal": [ARROW],
     "torn.wal": [CPU],
     "damaged.wal": [BATCHED],
     "arc_rows.wal": [

@@ -8,11 +8,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 
 from arcpipe.codec.arrow_ipc.check import Checked, check_stream
 from arcpipe.codec.arrow_ipc.framing import RECORD_BATCH, messages
+from arcpipe.codec.arrow_ipc.parquet import parquet_stream
 from arcpipe.codec.entries import decode_entry, entry_records
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, PayloadTooLarge
@@ -36,6 +38,45 @@ def test_a_stream_is_measured_as_it_becomes(compression: str | None) -> None:
     assert checked(body) == Checked(10_000, size, [])
     with pytest.raises(PayloadTooLarge, match="once it is decompressed"):
         checked(body, max_bytes=size - 1)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_long_step_is_told_before_it_is_taken(compression: str | None) -> None:
+    """By it the loop of a worker leaves a stream to its thread, however few bytes it has."""
+    told: list[float] = []
+
+    def check(seconds: float = 0.0, /) -> None:
+        told.append(seconds)
+
+    check_stream(stream(pa.table({"a": np.zeros(1_000_000)}), compression), MAX_BYTES, check, roles=PLAIN)
+    assert max(told) == pytest.approx(0.008, rel=0.01)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1]}), sink)
+    with pytest.raises(_TooLong):
+        parquet_stream(sink.getvalue().to_pybytes(), MAX_BYTES, _refuse)
+
+
+class _TooLong(Exception):
+    """Raised for a step of more than half a second."""
+
+
+def _refuse(seconds: float = 0.0, /) -> None:
+    if seconds > 0.5:
+        raise _TooLong
+
+
+def test_a_schema_that_is_known_is_checked_for_other_roles() -> None:
+    body = stream(pa.table({"time": [1], "a": ["x"], "b": [1.5]}))
+    for _ in range(2):
+        assert checked(body) == Checked(1, checked(body).bytes, [])
+        assert checked(body, Roles("m", tags=frozenset(("a",)))).tags == ["a"]
+        assert checked(body, Roles("other", tags=frozenset(("a", "b")))).tags == ["a", "b"]
+        with pytest.raises(BadPayload, match="no ISO 8601 time"):
+            checked(body, Roles("m", "a"))
+    bad = stream(pa.table({"a": [1], "b": [2]}).rename_columns(["a", "a"]))
+    for _ in range(2):
+        with pytest.raises(BadPayload, match="'a' is there twice"):
+            checked(bad)
 
 
 @given(tables())

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, Check, ClientGone
+from arcpipe.codec.effort import Check
+from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, ClientGone
 
 SECONDS = 30.0
 
