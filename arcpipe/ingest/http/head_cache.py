@@ -179,14 +179,17 @@ class Heads:
         if end < 0 or at < 0 or not _UNUSUAL.isdisjoint(head.headers):
             return
         at += _LENGTH_BYTES
-        cuts = [(at, data.find(b"\r", at, end + 1))]
-        varying = [name for name in _VARYING if name in head.headers]
-        if varying:
-            cut = _VARYING[varying[0]](data, 0, end + 4)
-            if cut is None or len(varying) > 1:
+        stop = data.find(b"\r", at, end + 1)
+        pieces = [data[:at], data[stop : end + 4]]
+        varying = b""
+        value_is_first = False
+        if request_ids.HEADER in head.headers or keys.HEADER in head.headers:
+            varying = request_ids.HEADER if request_ids.HEADER in head.headers else keys.HEADER
+            cut = _VARYING[varying](data, 0, end + 4)
+            if cut is None or (varying == request_ids.HEADER and keys.HEADER in head.headers):
                 return
-            cuts = sorted([*cuts, cut])
-        pieces = _around(data, 0, cuts, end + 4)
+            value_is_first = cut[0] < at
+            pieces = _around(data, 0, sorted(((at, stop), cut)), end + 4)
         bytes_known = b"".join(pieces)
         if bytes_known in self.known:  # its request did not come in one read
             return
@@ -198,14 +201,9 @@ class Heads:
             if len(self.known) >= _HEADS_KEPT:
                 self.known.clear()
             if varying:
-                [name] = varying
-                value_is_first = cuts[0][0] != at
-                outline = Outline(
-                    head.without(name), pieces, value_is_first=value_is_first, is_id=name == request_ids.HEADER
-                )
-            else:
-                outline = Outline(head, pieces)
-            self._varying.update(varying)
+                self._varying.add(varying)
+                head = head.without(varying)
+            outline = Outline(head, pieces, value_is_first=value_is_first, is_id=varying == request_ids.HEADER)
             self.known[bytes_known] = outline
 
 
