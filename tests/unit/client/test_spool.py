@@ -278,7 +278,7 @@ def test_batches_that_wait_hold_no_file_open(tmp_path: Path) -> None:
         assert buffer.try_put(STREAM, Part(b"%d\n" % number, 1))
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(list(tmp_path.glob("*.batch"))) == 30
-    bodies = []
+    bodies: list[bytes] = []
     while len(bodies) < 30:
         taken = buffer.take()
         assert taken is not None
