@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast, get_args
 
@@ -70,29 +72,32 @@ def load(
       arcpipe load readings.csv --measurement power --tags meter,site --time-column at
       arcpipe load arc-data/ --rate 100000 --json
     """
+    with _told_as_wrong_usage():
+        plan = _plan(
+            *(database, tags, types, precision),
+            measurement=measurement,
+            measurement_column=measurement_column,
+            time_column=time_column,
+            has_time=not no_time,
+            batch_records=batch_records,
+            batch_bytes=batch_bytes,
+        )
+        options = _options(token_file, cacert, compression, give_up)
+        target = None if dry_run else _Target(url or [_DEFAULT_URL], options)
+        code = _load(_expanded(files), plan, _format(format_), target, rate, as_json)
+    if code:
+        raise typer.Exit(code)
+
+
+@contextmanager
+def _told_as_wrong_usage() -> Iterator[None]:
     from arcpipe.client.errors import ClientError
     from arcpipe.load.plan import BadPlan
 
     try:
-        options = _options(token_file, cacert, compression, give_up)
-        plan = _plan(
-            database=database,
-            measurement=measurement,
-            measurement_column=measurement_column,
-            tags=tags,
-            time_column=time_column,
-            has_time=not no_time,
-            precision=precision,
-            types=types,
-            batch_records=batch_records,
-            batch_bytes=batch_bytes,
-        )
-        target = None if dry_run else _Target(url or [_DEFAULT_URL], options)
-        code = _load(_expanded(files), plan, _format(format_), target, rate, as_json)
+        yield
     except (BadPlan, ClientError) as error:
         raise typer.BadParameter(str(error)) from None
-    if code:
-        raise typer.Exit(code)
 
 
 class _Target(NamedTuple):
@@ -119,7 +124,7 @@ def _options(token_file: Path | None, cacert: Path | None, compression: str, giv
     )
 
 
-def _plan(*, database: str, tags: str, types: str, precision: str, **values: Any) -> Plan:
+def _plan(database: str, tags: str, types: str, precision: str, **values: Any) -> Plan:
     """Make the plan of the options. Raises BadParameter and BadPlan."""
     from arcpipe.client.options import Precision
     from arcpipe.load.plan import BadPlan, Plan

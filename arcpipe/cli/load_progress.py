@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LINES: Final = 10.0
 _SECONDS_BETWEEN_WAITS: Final = 5.0
+_RATED_RECORDS: Final = 1000  # the rate of fewer records says nothing
 _MAX_REASON: Final = 300  # characters of a line that is told
 
 
@@ -91,7 +92,7 @@ class Shown:
     def _text(self, name: str, result: Result) -> str:
         done = "are good" if self._is_dry_run else "written"
         text = f"{name}: {result.records:,} records {done} in {result.seconds:.1f} s"
-        if result.seconds > 0.1:
+        if result.seconds > 0.1 and result.records >= _RATED_RECORDS:
             text += f" ({result.records / result.seconds:,.0f}/s)"
         if result.replayed:
             text += f", {result.replayed:,} of them by an earlier load"

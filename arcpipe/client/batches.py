@@ -22,6 +22,9 @@ class Batch(Protocol):
     def add(self, part: Part) -> None:
         """Take one more part. Raises SpoolError: it was not taken, and the batch takes no more."""
 
+    def rest(self) -> None:
+        """Hold no file open until it is sent: thousands may wait, and the process has few descriptors."""
+
     def seal(self) -> Message | None:
         """Fix the content for ever, and return it; None if there is none to send, which was told."""
 
@@ -95,6 +98,9 @@ class MemoryBatch:
         self._parts.append(part.data)
         self.records += part.records
         self.size += len(part.data)
+
+    def rest(self) -> None:
+        pass
 
     def seal(self) -> Message:
         return Message(self._key, self.stream, self.records, body_of(self.stream.format, self._parts))

@@ -203,6 +203,7 @@ class Buffer:
             self._seal(self._open.popitem()[1].batch)
 
     def _seal(self, batch: Batch) -> None:
+        batch.rest()
         self._number += 1
         self._unfinished.add(self._number)
         self._sealed.append(Taken(self._number, batch, batch.records, batch.size))

@@ -167,6 +167,9 @@ class SpoolBatch:
         self.records += part.records
         self.size = self._end
 
+    def rest(self) -> None:
+        self._close()
+
     def seal(self) -> Message | None:
         """Mark the file as whole, sync it, and read it."""
         if not self._is_sealed:
@@ -223,6 +226,7 @@ class SpoolBatch:
         self._close()
 
     def accepted(self) -> None:
+        self._close()  # of a batch whose first part the disk refused
         try:
             self._disk.unlink(self._path)
         except OSError as error:

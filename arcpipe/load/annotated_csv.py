@@ -97,9 +97,11 @@ def _table_of(names: list[str], annotations: dict[str, list[str]], plan: Plan, p
     defaults = annotations.get("#default", [""] * len(names))
     groups = annotations.get("#group", ["false"] * len(names))
     if not len(names) == len(types) == len(defaults) == len(groups):
-        raise BadInput(f"{place}: it has {len(names)} names, and the annotations have {len(types)} columns")
+        raise BadInput(
+            f"{place}: it has {len(names)} names, and the annotations have {len(types)} columns: export it again"
+        )
     if "_time" not in names:
-        raise BadInput(f"{place}: there is no column _time")
+        raise BadInput(f"{place}: there is no column _time: have the query keep it, and export again")
     if "_measurement" not in names and not plan.measurement:
         raise BadInput(f"{place}: there is no column _measurement: give --measurement NAME")
     is_pivoted = not ("_field" in names and "_value" in names)
@@ -110,7 +112,9 @@ def _table_of(names: list[str], annotations: dict[str, list[str]], plan: Plan, p
 
 def _record(cells: list[str], table: _Table, plan: Plan, line: int, name: str) -> Row:
     if len(cells) != len(table.names):
-        raise BadInput(f"{name}: line {line}: it has {len(cells)} values, its table has {len(table.names)} names")
+        raise BadInput(
+            f"{name}: line {line}: it has {len(cells)} values, its table has {len(table.names)} names: mend it"
+        )
     values: dict[str, Any] = {}
     for column, read_value, text, default in zip(table.names, table.readers, cells, table.defaults, strict=True):
         text = text or default
@@ -124,8 +128,8 @@ def _record(cells: list[str], table: _Table, plan: Plan, line: int, name: str) -
     if not table.is_pivoted and "_field" in values and "_value" in values:
         record[str(values["_field"])] = values["_value"]
     if not record.keys() - set(table.tags):
-        raise BadInput(f"{name}: line {line}: there is no value")
+        raise BadInput(f"{name}: line {line}: there is no value: remove the line")
     if "_time" not in values:
-        raise BadInput(f"{name}: line {line}: there is no time")
+        raise BadInput(f"{name}: line {line}: there is no time: write one into _time, or remove the line")
     record[TIME] = values["_time"]
     return Row(str(values.get("_measurement", plan.measurement)), table.tags, record, line)

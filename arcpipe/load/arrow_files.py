@@ -61,7 +61,7 @@ def _with_tags(plan: Plan, schema: pa.Schema) -> Plan:
 
 def _chunks(batches: Iterator[pa.RecordBatch], schema: pa.Schema, plan: Plan, name: str) -> Iterator[Chunk]:
     if len(set(schema.names)) != len(schema.names):
-        raise BadInput(f"{name}: two columns have the same name")
+        raise BadInput(f"{name}: two columns have the same name: rename one of them")
     time = plan.time_of(schema.names)
     precision = _precision(schema, time, plan)
     stream = Stream("msgpack", plan.database or DEFAULT_DATABASE, precision)
@@ -141,6 +141,8 @@ def _by_row(stream: Stream, plan: Plan, columns: dict[str, list[Any]], first: in
         record = {column: value for column, value in zip(names, values, strict=True) if value is not None}
         measurement = record.pop(plan.measurement_column, plan.measurement)
         if not isinstance(measurement, str) or not measurement:
-            raise BadInput(f"{name}: row {number}: column {plan.measurement_column!r} names no measurement")
+            raise BadInput(
+                f"{name}: row {number}: column {plan.measurement_column!r} names no measurement: write one there"
+            )
         rows.append(Row(measurement, plan.tags, record, number))
     return RowChunk(stream, first, rows, "row")

@@ -71,7 +71,7 @@ def _header(rows: Iterator[tuple[int, list[str]]], name: str) -> list[str]:
         raise BadInput(f"{name}: line 1: the first line has to name every column")
     if len(set(names)) != len(names):
         twice = next(column for column in names if names.count(column) > 1)
-        raise BadInput(f"{name}: line 1: column {twice!r} is there twice")
+        raise BadInput(f"{name}: line 1: column {twice!r} is there twice: rename one of them")
     return names
 
 
@@ -83,7 +83,7 @@ def _groups(rows: Iterator[tuple[int, list[str]]], width: int, most: int, name: 
         if not row:
             continue
         if len(row) != width:
-            raise BadInput(f"{name}: line {line}: it has {len(row)} values, the first line has {width} names")
+            raise BadInput(f"{name}: line {line}: it has {len(row)} values, the first line has {width} names: mend it")
         lines.append(line)
         gathered.append(row)
         if len(gathered) == most:
@@ -157,6 +157,8 @@ def _chunk(
         record = {column: value for column, value in zip(names, values, strict=True) if value is not None}
         measurement = record.pop(plan.measurement_column, plan.measurement)
         if not measurement:
-            raise BadInput(f"{name}: line {line}: column {plan.measurement_column!r} names no measurement")
+            raise BadInput(
+                f"{name}: line {line}: column {plan.measurement_column!r} names no measurement: write one there"
+            )
         rows.append(Row(measurement, plan.tags, record, line))
     return RowChunk(stream, first, rows)

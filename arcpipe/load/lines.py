@@ -108,7 +108,7 @@ def read(file: IO[bytes], plan: Plan, name: str) -> Iterator[Chunk]:
             return
         cut = _cut(buffer, plan, is_at_end)
         if not cut.end:
-            raise BadInput(f"{name}: line {line}: it has more than {MAX_LINE_BYTES // MB} MB")
+            raise BadInput(f"{name}: line {line}: it has more than {MAX_LINE_BYTES // MB} MB: remove it")
         data = buffer[: cut.end]
         if cut.records:
             yield LineChunk(

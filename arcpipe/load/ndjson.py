@@ -28,7 +28,7 @@ def _objects(file: IO[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]
     while text := file.readline(MAX_LINE_BYTES + 1):
         line += 1
         if len(text) > MAX_LINE_BYTES:
-            raise BadInput(f"{name}: line {line}: it has more than {MAX_LINE_BYTES // MB} MB")
+            raise BadInput(f"{name}: line {line}: it has more than {MAX_LINE_BYTES // MB} MB: remove it")
         if not text.strip():
             continue
         try:
@@ -36,7 +36,9 @@ def _objects(file: IO[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]
         except orjson.JSONDecodeError as error:
             raise BadInput(f"{name}: line {line}: no JSON: {error}") from None
         if not isinstance(found, dict):
-            raise BadInput(f"{name}: line {line}: it is no JSON object but {type(found).__name__}")
+            raise BadInput(
+                f"{name}: line {line}: it is no JSON object but {type(found).__name__}: write one on each line"
+            )
         yield line, found
 
 
@@ -56,7 +58,7 @@ def survey(file: IO[bytes], plan: Plan, name: str) -> Floats:
         measurement = _measurement_of(record, plan, f"{name}: line {line}")
         floats.update((measurement, column) for column, value in record.items() if isinstance(value, float))
         if len(floats) > _MAX_COLUMNS:
-            raise BadInput(f"{name}: line {line}: the file has more than {_MAX_COLUMNS} columns")
+            raise BadInput(f"{name}: line {line}: the file has more than {_MAX_COLUMNS} columns: split it")
     return frozenset(floats)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -60,7 +61,7 @@ class Prefix:
     `data` are the bytes and `crc` their CRC32. One thread at a time may use an instance.
     """
 
-    __slots__ = ("_head", "_longer", "_meta", "crc", "data", "identity")
+    __slots__ = ("_head", "_meta", "crc", "data", "identity", "longer_by")
 
     def __init__(self, kind: int, database: str, meta: Mapping[str, Any]) -> None:
         self._head = b"\x94" + _encode(kind) + _encode(database)
@@ -73,30 +74,31 @@ class Prefix:
         self.identity = identity
         self.data = self._head + _encode(meta)
         self.crc = crc32(self.data)
-        self._longer: dict[int, tuple[bytes, int]] = {}
+        self.longer_by: dict[int, tuple[bytes, int]] = {}  # see `longer`
 
     def longer(self, items: int) -> tuple[bytes, int]:
         """Return the prefix as it is before `items` further items of its meta, which follow it, and its CRC32."""
-        found = self._longer.get(items)
+        found = self.longer_by.get(items)
         if found is None:
             at = len(self._head)
             assert self.data[at] + items <= 0x8F, f"BUG: a meta of more than 15 items: {self.data[at:]!r}"
             data = self._head + bytes([self.data[at] + items]) + self.data[at + 1 :]
-            found = self._longer[items] = data, crc32(data)
+            found = self.longer_by[items] = data, crc32(data)
         return found
 
 
 class KeyedPrefix:
     """A prefix whose meta also has an idempotency key. It is that of one entry at a time, and made again for the next.
 
-    One thread at a time may use an instance, and `Group.add` takes it before it is made again.
+    `item` are its bytes about the key, and about the token that the key belongs to. One thread at a time may use an
+    instance, and `Group.add` takes it before it is made again.
     """
 
-    __slots__ = ("_item", "_items", "_plain", "crc", "data", "identity")
+    __slots__ = ("_items", "_plain", "crc", "data", "identity", "item")
 
     def __init__(self) -> None:
         self.identity: bytes | None = None
-        self.data = b""
+        self.data = self.item = b""
         self.crc = 0
 
     def make(self, plain: Prefix, key: bytes, token: str | None = None, part: int = 0) -> KeyedPrefix:
@@ -110,15 +112,19 @@ class KeyedPrefix:
         item = _KEY_FRONTS[len(key)] + key
         items = 1
         if token is not None:
-            item += _TOKEN_ITEM + _encode(token)
+            item += _token_item(token)
             items = 2
         if part:
             item += _PART_ITEM + _encode(part)
             items += 1
         self._plain = plain
-        self._item = item
+        self.item = item
         self._items = items
-        self.identity = None
+        # For the segment of the entry before, which is nearly always that of this one, too.
+        front, crc = plain.longer_by.get(items) or plain.longer(items)
+        self.identity = plain.identity
+        self.data = front + item
+        self.crc = crc32(item, crc)
         return self
 
     def bind(self, identity: bytes) -> None:
@@ -128,8 +134,13 @@ class KeyedPrefix:
             plain.bind(identity)
         front, crc = plain.longer(self._items)
         self.identity = identity
-        self.data = front + self._item
-        self.crc = crc32(self._item, crc)
+        self.data = front + self.item
+        self.crc = crc32(self.item, crc)
+
+
+@lru_cache(1024)
+def _token_item(token: str) -> bytes:
+    return _TOKEN_ITEM + _encode(token)
 
 
 AnyPrefix: TypeAlias = Prefix | KeyedPrefix

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -101,6 +102,10 @@ class _Worker:
         turns = endless_turns()
         context = IngestContext(Limits.of(Settings()), commit, turns)
         writes = WriteEndpoints(Admission(Settings(), counters.node), context.encoding, turns, commit)
+        with suppress(ImportError):  # a checkout without idempotency keys
+            from arcpipe.ingest.endpoints.idempotency import RecentKeys
+
+            writes._recent = RecentKeys(Settings().idempotency.window_seconds)
         routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
         self._writes = writes
         self._connection: Any = Connection(context, context.add_surface(routes))
@@ -146,7 +151,7 @@ def _pieces() -> Iterator[tuple[Callable[[], list[bytes]], int]]:
     columns = {"time": list(range(1_700_000_000, 1_700_001_000)), "a": floats[0], "b": floats[1], "c": floats[2]}
     small, large = _request(body), _request(packb({"m": "cpu", "columns": columns}))
     numbers = count(100_000)
-    yield lambda: [small] * 1000, 1000
+    yield lambda: [bytes(bytearray(small)) for _ in range(1000)], 1000  # each its own memory, as from a socket
     yield lambda: [_request(body, key=str(uuid4())) for _ in range(1000)], 1000
     yield lambda: [_request(body, f"agent/{next(numbers)}") for _ in range(1000)], 1000
     yield lambda: [small * 16] * 62, 62 * 16

@@ -13,12 +13,12 @@ from typing import Any
 from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.ingest.endpoints.write import write_failure
 from arcpipe.wal.directory import WALDirectory
-from arcpipe.wal.format import envelope_prefix
+from arcpipe.wal.format import KeyedPrefix, envelope_prefix
 from arcpipe.wal.group_commit import group_commit
 from arcpipe.wal.pipeline import Pipeline
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import WALOptions, WALWriter
-from tests.crash.entries import make_body
+from tests.crash.entries import key_of, make_body
 
 _PATIENCE_SECONDS = 60.0  # nothing here waits for long, unless it hangs
 
@@ -201,13 +201,17 @@ class Worker:
         self._prefix = envelope_prefix(KIND_COLUMNAR, "db")
         self._on_answer = on_answer
         self._unsynced: list[int] = []  # acknowledged, and not on the disk as far as we know: the `async` mode
+        self.has_keys = False
+        self._keyed_prefix = KeyedPrefix()
         loop: Any = self._loop
         self._commit: Any = group_commit(self.writer, loop, self._committed, self._crashed)
 
     def send(self, entries: list[tuple[int, int]]) -> None:
         """Numbers and sizes of entries that arrive together; returns when they are answered."""
         for number, size in entries:
-            self._commit.append(self._prefix, make_body(number, size), 1, number)
+            key = key_of(number) if self.has_keys else b""
+            prefix = self._keyed_prefix.make(self._prefix, key) if key else self._prefix
+            self._commit.append(prefix, make_body(number, size), 1, number)
         self._loop.run(self._is_committing)
 
     def flush(self) -> None:

@@ -27,6 +27,11 @@ MANY_COLUMNS = 500_000
 PREFIX = envelope_prefix(KIND_COLUMNAR, "db", identity=NO_IDENTITY)  # as long as that of each entry
 
 
+def key_of(number: int) -> bytes:
+    """Return the idempotency key of an entry, in a plan that has keys: of every second one; else empty."""
+    return b"key-%d" % number if number % 2 == 0 else b""
+
+
 def make_body(number: int, size: int) -> bytes:
     """A columnar body so that its whole entry takes `size` bytes; what fills it follows from the number."""
     want = size - ENTRY_HEADER_SIZE - len(PREFIX.data)

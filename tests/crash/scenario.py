@@ -36,7 +36,7 @@ from arcpipe.wal.directory import ACTIVE, WALDirectory
 from arcpipe.wal.recovery import recover_at_start, recover_slot
 from arcpipe.wal.writer import SyncMode, WALOptions
 from tests.crash.driving import SteppedPipeline, Turn, Worker
-from tests.crash.entries import MANY_COLUMNS, PREFIX, make_body, number_of
+from tests.crash.entries import MANY_COLUMNS, PREFIX, key_of, make_body, number_of
 from tests.crash.recording import CHANGES, Fault, RecordingDisk
 from tests.crash.shipping import InlineExecutor, InlinePool, MemoryStore, Shipping, StoreFault, Unbounded
 from tests.crash.system_calls import mounted
@@ -65,6 +65,7 @@ class Plan(NamedTuple):
     jumps: bool = False  # the clock steps back by an hour, so that it alone is no border
     # Segments of a batch, where the next one is converted while one is put; 0: all that wait, one batch at a time.
     ahead: int = 0
+    keyed: bool = False  # every second entry has a key, and its client may send it again, whatever the answer was
 
 
 class _Down(Exception):
@@ -184,6 +185,8 @@ class Run:
             )
         except OSError:  # the supervisor starts it again later
             self._workers.pop(slot, None)
+        else:
+            self._workers[slot].has_keys = self.plan.keyed
 
     def _pick(self) -> Worker | None:
         slot = self.rng.choice(list(self._last_timestamps))
@@ -208,6 +211,9 @@ class Run:
             offset += size
             self._sizes[self._number] = size
             entries.append((self._number, size))
+        keyed = [number for number in self._sizes if key_of(number)] if self.plan.keyed else []
+        if keyed and self.rng.random() < 0.5:
+            entries += [(number, self._sizes[number]) for number in self.rng.choices(keyed, k=3)]
         self._send(worker, entries)
 
     def _send(self, worker: Worker, entries: list[tuple[int, int]]) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from arcpipe.disk import Disk
+from arcpipe.upload.key_window import KeyWindow
 from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import segment as segment_module
 from arcpipe.wal.directory import WALDirectory
@@ -30,6 +32,7 @@ from tests.crash.recording import Image, Note, RecordingDisk, Rename
 from tests.crash.scenario import FOLDER, Plan, Run
 from tests.crash.system_calls import mounted
 from tests.crash.trying import judging, try_states
+from tests.support.sets import long
 
 PLANS = [
     Plan(1, "fdatasync", sizes="sectors"),
@@ -55,6 +58,12 @@ AHEAD = [
     Plan(22, "async", sizes="any", slots=2, ahead=1),
     Plan(22, "fdatasync", sizes="same", recycle=False, slots=3, ahead=1),
 ]
+# Clients send entries with a key again.
+KEYED = [
+    Plan(31, "fdatasync", sizes="any", slots=2, keyed=True),
+    Plan(32, "async", sizes="any", slots=2, keyed=True),
+    Plan(33, "fsync", sizes="same", recycle=False, keyed=True, ahead=1),
+]
 _OTHERS = 0.08  # of the states without a batch ahead of its turn, which the other plans have, too
 
 
@@ -74,6 +83,19 @@ def test_after_a_power_cut_all_that_was_acknowledged_is_shipped_once(
     disk = record(plan)
     tried = try_states(disk, plan, crash_states * 2 // 5 // len(PLANS), judging(disk, plan))
     record_property("states", tried)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", [*KEYED[:1], *(pytest.param(plan, marks=long) for plan in KEYED[1:])])
+def test_after_a_power_cut_no_retry_with_a_key_is_a_second_record(
+    plan: Plan, crash_states: int, record_property: Callable[[str, object], None]
+) -> None:
+    disk = record(plan)
+    sent = Counter(
+        number for note in disk.log if isinstance(note, Note) and note.kind == "sent" for number in note.value
+    )
+    assert max(sent.values()) > 2
+    record_property("states", try_states(disk, plan, max(40, crash_states // 200), judging(disk, plan)))
 
 
 @pytest.mark.parametrize("plan", AHEAD, ids=lambda plan: f"{plan.sync_mode}-{plan.sizes}-{plan.slots}-{plan.seed}")
@@ -172,6 +194,12 @@ def violation(plans: list[Plan], before_judging: Callable[[], None] = lambda: No
         except AssertionError as error:
             return str(error)
     return ""
+
+
+@long
+def test_it_is_noticed_if_keys_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeyWindow, "finish", lambda self, batch_id: None)
+    assert "are there twice" in violation([plan._replace(steps=60) for plan in KEYED])
 
 
 def test_without_a_planted_bug_nothing_is_found() -> None:

@@ -101,6 +101,86 @@ def test_every_format_arrives_with_its_values(tmp_path: Path) -> None:
     assert found["other", "ipc"] == [{"time": second, "n": 1}]
 
 
+# `influx_inspect export` of InfluxDB 1.8: two databases, one field in each line, and what strings may hold.
+INSPECT_EXPORT = r"""# INFLUXDB EXPORT: 1677-09-21T00:12:43Z - 2262-04-11T23:47:16Z
+# DDL
+CREATE DATABASE NOAA WITH NAME autogen
+CREATE DATABASE "my db" WITH NAME two_weeks
+# DML
+# CONTEXT-DATABASE:NOAA
+# CONTEXT-RETENTION-POLICY:autogen
+# writing tsm data
+h2o_feet,location=coyote_creek level\ description="between 6 and 9 feet" 1439856000000000000
+h2o_feet,location=coyote_creek level\ description="a \"quote\", a \\ and
+# no comment" 1439856360000000000
+h2o_feet,location=santa\ monica water_level=2.064 1439856000000000000
+h2o_feet,location=santa\ monica water_level=1.5e+02 1439856360000000000
+# writing wal data
+odd\,name,a\=b=c\ d on=true,n=42i,u=7u 1439856720000000000
+# CONTEXT-DATABASE:my db
+# CONTEXT-RETENTION-POLICY:two_weeks
+# writing tsm data
+cpu,host=web-1 idle=99.5 1439856000000000000
+"""
+# `influx query --raw` of InfluxDB 2: tables after each other, each with annotations of its own.
+RAW_QUERY = """#group,false,false,true,true,false,false,true,true,true
+#datatype,string,long,dateTime:RFC3339,dateTime:RFC3339,dateTime:RFC3339,double,string,string,string
+#default,_result,,,,,,,,
+,result,table,_start,_stop,_time,_value,_field,_measurement,host
+,,0,2026-01-01T00:00:00Z,2026-01-02T00:00:00Z,2026-01-01T10:00:00Z,0.5,idle,cpu2,a
+,,0,2026-01-01T00:00:00Z,2026-01-02T00:00:00Z,2026-01-01T10:00:10.5Z,0.25,idle,cpu2,a
+
+#group,false,false,true,true,false,false,true,true,true
+#datatype,string,long,dateTime:RFC3339,dateTime:RFC3339,dateTime:RFC3339,string,string,string,string
+#default,_result,,,,,,,,
+,result,table,_start,_stop,_time,_value,_field,_measurement,host
+,,1,2026-01-01T00:00:00Z,2026-01-02T00:00:00Z,2026-01-01T10:00:00Z,"a, ""b"" c",state,cpu2,a
+"""
+
+
+@pytest.mark.slow
+def test_exports_of_influxdb_and_arc_arrive_whole_and_once(tmp_path: Path) -> None:
+    (tmp_path / "noaa.lp").write_text(INSPECT_EXPORT)
+    (tmp_path / "raw.csv").write_bytes(RAW_QUERY.replace("\n", "\r\n").encode())
+    hour = 1_767_225_600_000_000
+    for number, measurement in enumerate(("mem", "mem", "net")):
+        folder = tmp_path / "arc" / "prod" / measurement / "2026" / "01" / "01" / f"{number:02d}"
+        folder.mkdir(parents=True)
+        times = pa.array([hour + number * 3_600_000_000, hour + number * 3_600_000_000 + 1], pa.timestamp("us"))
+        table = {"time": times, "host": ["a", None], "n": [number, None], "f": [0.5, -0.0], "ok": [True, False]}
+        pq.write_table(pa.table(table), folder / f"{measurement}_20260101_0{number}0000_1.parquet", compression="zstd")
+    with Server(tmp_path, server_workers=1) as server:
+        for _ in range(2):
+            done = run(tmp_path, "noaa.lp", "raw.csv", "arc", "--url", server.url)
+            assert done.returncode == 0, done.stdout + done.stderr
+        server.stop()
+
+    def rows(database: str, measurement: str) -> list[tuple[Any, ...]]:
+        found = lake_rows(tmp_path / "lake", database, measurement)
+        return sorted((tuple(value for value in row.values() if value is not None) for row in found), key=str)
+
+    second, later = 1_439_856_000_000_000, 1_439_856_360_000_000
+    assert rows("NOAA", "h2o_feet") == [
+        (second, "coyote_creek", "between 6 and 9 feet"),
+        (second, "santa monica", 2.064),
+        (later, "coyote_creek", 'a "quote", a \\ and\n# no comment'),
+        (later, "santa monica", 150.0),
+    ]
+    [odd] = lake_rows(tmp_path / "lake", "NOAA", "odd%2Cname")
+    assert odd == {"time": 1_439_856_720_000_000, "a=b": "c d", "on": True, "n": 42, "u": 7}
+    assert rows("my%20db", "cpu") == [(second, "web-1", 99.5)]
+    ten = hour + 10 * 3_600_000_000
+    assert rows("default", "cpu2") == [(ten, "a", 'a, "b" c'), (ten, "a", 0.5), (ten + 10_500_000, "a", 0.25)]
+    mem = lake_rows(tmp_path / "lake", "prod", "mem")
+    assert [(row["time"] - hour, row["host"], row["n"], str(row["f"]), row["ok"]) for row in mem] == [
+        (0, "a", 0, "0.5", True),
+        (1, None, None, "-0.0", False),
+        (3_600_000_000, "a", 1, "0.5", True),
+        (3_600_000_001, None, None, "-0.0", False),
+    ]
+    assert len(rows("prod", "net")) == 2
+
+
 # Once
 
 

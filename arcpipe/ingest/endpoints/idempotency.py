@@ -1,8 +1,4 @@
-"""Idempotency keys: read from a request, and remembered by the worker that acknowledged them.
-
-    Idempotency-Key: "8e03978e-40d5-43e8-bc93-6894a57f9324"    a string of RFC 8941
-    Idempotency-Key: 8e03978e-40d5-43e8-bc93-6894a57f9324      or bare
-    ?idempotency_key=8e03978e-40d5-43e8-bc93-6894a57f9324      or in the query, always bare
+"""The idempotency keys that a worker has acknowledged. `ingest.http.keys` reads them from requests.
 
 The key goes into the meta of the request's entry. There the uploader finds it, which alone sees all workers: it uploads
 the first entry of a key and drops the others (`upload.key_window`). That is the guarantee.
@@ -17,65 +13,24 @@ nobody uses up a key that another token will send.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from typing import Final, TypeAlias
 
-from arcpipe.errors import BadPayload
-
-PARAMETER: Final = "idempotency_key"
 REPLAYED: Final = b"Idempotency-Replayed: true\r\n"
 """The line of an answer to a request that was not written again."""
-
-MAX_KEY_CHARACTERS: Final = 128
-# A bare key has none of the signs that mean something in a structured field, so two headers are never taken for one.
-_BARE: Final = re.compile(rb"[!#-+\--:<-\[\]-~]+\Z")
-_QUOTED: Final = re.compile(rb'"((?:[!#-\[\]-~]|\\["\\])*)"\Z')
-_VISIBLE: Final = re.compile(r"[!-~]+\Z", re.ASCII)
-_ESCAPED: Final = re.compile(rb"\\(.)")
-_SHOWN_CHARACTERS: Final = 80
 
 # Keys that a worker remembers, at most: about 20 MB.
 RECENT_KEYS: Final = 65_536
 
 
-Identity: TypeAlias = tuple[str, str | None, bytes]
-"""A key with all that it belongs to: database, id of the sender's token (None without `auth.enabled`), and key.
+Identity: TypeAlias = bytes
+"""A key with all that it belongs to: the database's name, then the bytes of `KeyedPrefix.item` with key and token.
 
-Like `Content` a plain tuple, because each request makes one.
+These begin with a byte that begins no character of UTF-8, so the name ends in one place only. Bytes know their hash.
 """
 Content: TypeAlias = tuple[int, int]
 """The encoded body of a request, as far as it is compared with that of a retry: bytes and CRC32."""
-
-
-def in_header(value: bytes) -> bytes:
-    """Read a key from the header's value. Raises BadPayload."""
-    if _BARE.match(value) is not None:
-        key = value
-    else:
-        quoted = _QUOTED.match(value)
-        if quoted is None:
-            shown = ascii(value[:_SHOWN_CHARACTERS].decode("latin-1"))
-            raise BadPayload(
-                f"header 'idempotency-key': {shown} is no key; send it once, as a string in quotes, or bare: visible "
-                "ASCII characters except comma, semicolon, quote and backslash"
-            )
-        key = _ESCAPED.sub(rb"\1", quoted[1])
-    _check_length(len(key), "header 'idempotency-key'")
-    return key
-
-
-def in_query(value: str) -> bytes:
-    """Read a key from the decoded value of the query's parameter. Raises BadPayload."""
-    where = f"query parameter '{PARAMETER}'"
-    if value and _VISIBLE.match(value) is None:
-        raise BadPayload(f"{where}: {value[:_SHOWN_CHARACTERS]!a} is no key; use visible ASCII characters")
-    _check_length(len(value), where)
-    return value.encode("ascii")
-
-
-def _check_length(length: int, where: str) -> None:
-    if not 1 <= length <= MAX_KEY_CHARACTERS:
-        raise BadPayload(f"{where}: a key has 1 to {MAX_KEY_CHARACTERS} characters, and this one has {length}")
+Claim: TypeAlias = tuple[Identity, Content]
 
 
 class RecentKeys:
@@ -94,6 +49,7 @@ class RecentKeys:
         self._half_seconds = window_seconds / 2
         self._half_limit = max(1, limit // 2)
         self._began = self._old_began = 0.0  # of the two generations
+        self._turns_at = 0.0  # when one of them is too old
         self._young: dict[Identity, Content] = {}
         self._old: dict[Identity, Content] = {}
 
@@ -103,19 +59,34 @@ class RecentKeys:
         Args:
             now: seconds of a clock that is the same for `note`.
         """
-        if now - self._began >= self._half_seconds:
+        if now >= self._turns_at:
             self._turn(now)
-        found = self._young.get(identity)
-        if found is None and now - self._old_began < 2 * self._half_seconds:
-            found = self._old.get(identity)
-        return found
+        return self._young.get(identity) or self._old.get(identity)
 
-    def note(self, identity: Identity, content: Content, now: float) -> None:
-        """Remember a request that was acknowledged."""
-        if len(self._young) >= self._half_limit or now - self._began >= self._half_seconds:
+    def note(self, claims: Iterable[Claim], now: float) -> None:
+        """Remember requests that were acknowledged."""
+        if now >= self._turns_at:
             self._turn(now)
-        self._young.setdefault(identity, content)
+        for identity, content in claims:
+            if len(self._young) >= self._half_limit:
+                self._begin(now)
+            self._young.setdefault(identity, content)
 
     def _turn(self, now: float) -> None:
+        """Drop the generations that are too old."""
+        if now - self._began >= self._half_seconds:
+            self._begin(now)
+        if now - self._old_began >= 2 * self._half_seconds:
+            self._old = {}
+        self._set_turn()
+
+    def _begin(self, now: float) -> None:
+        """Begin a generation."""
         self._old, self._old_began = self._young, self._began
         self._young, self._began = {}, now
+        self._set_turn()
+
+    def _set_turn(self) -> None:
+        self._turns_at = self._began + self._half_seconds
+        if self._old:
+            self._turns_at = min(self._turns_at, self._old_began + 2 * self._half_seconds)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from arcpipe.codec.envelope import KIND_ARROW, KIND_BATCH, KIND_COLUMNAR
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload, NotAllowed
-from arcpipe.ingest.endpoints import idempotency
+from arcpipe.ingest.http import keys
 from arcpipe.ingest.http.exchange import DATABASE, Exchange
 from arcpipe.names import DATABASE_RULE, is_database_name
 from arcpipe.units import KB
@@ -40,6 +40,7 @@ class Target(NamedTuple):
     prefixes: tuple[Prefix, Prefix, Prefix]  # of a columnar envelope, of a batch, of an Arrow IPC stream
     accept_partial: bool  # whether good lines are written if others are bad
     precision: str | None  # the envelope's word for the unit of its times; None: read from the size of a number
+    scope: bytes  # the database's name, as idempotency keys belong to it
     key: bytes = b""  # the idempotency key in the query; empty without one
     format: str = ""  # of the body, where a path takes several
     roles: Roles | None = None  # of the fields, where a request names them
@@ -104,7 +105,7 @@ class Targets:
         if partial not in ("true", "false"):
             raise BadPayload(f"query parameter 'accept_partial': {_shown(partial)} is neither true nor false")
         meta = {**({} if precision is None else {"precision": precision}), **self._clock}
-        word = parameters.get(idempotency.PARAMETER)
+        word = parameters.get(keys.PARAMETER)
         return Target(
             database,
             (
@@ -114,24 +115,23 @@ class Targets:
             ),
             partial == "true",
             precision,
-            b"" if word is None else idempotency.in_query(word),
+            database.encode(),
+            b"" if word is None else keys.in_query(word),
         )
 
 
 def key_of(exchange: Exchange, target: Target) -> bytes:
-    """Read the idempotency key of a request, as it was sent; empty without one.
+    """Read the idempotency key of a request; empty without one.
 
     Raises:
         BadPayload: it is no key, or header and query have different ones.
     """
-    value = exchange.key
-    if value is None:
+    key = exchange.key
+    if key is None:
         return target.key
-    key = idempotency.in_header(value)
+    key = key or keys.in_header(exchange.headers[keys.HEADER])
     if target.key and target.key != key:
-        raise BadPayload(
-            f"header 'idempotency-key' and query parameter '{idempotency.PARAMETER}' differ: send one of them"
-        )
+        raise BadPayload(f"header 'idempotency-key' and query parameter '{keys.PARAMETER}' differ: send one of them")
     return key
 
 

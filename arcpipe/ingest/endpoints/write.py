@@ -17,7 +17,7 @@ from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge, UnknownFormat
 from arcpipe.ingest.endpoints import idempotency
 from arcpipe.ingest.endpoints.admission import Admission
-from arcpipe.ingest.endpoints.idempotency import Content, Identity, RecentKeys
+from arcpipe.ingest.endpoints.idempotency import Content, RecentKeys
 from arcpipe.ingest.endpoints.targets import Target, Targets, key_of
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Background, ClientGone
@@ -103,7 +103,7 @@ class WriteEndpoints:
         self.keyed = self.replayed = self.other_bodies = 0
         self._recent = recent or RecentKeys(0.0)
         self._keyed_prefix = KeyedPrefix()
-        self._unacknowledged: dict[Exchange, tuple[Identity, Content]] = {}
+        self._claims = 0  # requests with a key that wait for the disk
         self._next_line = 0.0  # perf_counter seconds
 
     def msgpack(self, success: bytes, *, as_arc: bool = False) -> Callable[[Exchange], None]:
@@ -147,7 +147,7 @@ class WriteEndpoints:
         def handle(exchange: Exchange) -> None:
             try:
                 target = self._find(exchange, targets)
-                if exchange.key is not None or target.key:
+                if target.key or (exchange.key is not None and not exchange.key):
                     exchange.key = self._key_of(exchange, target)
             except _Refused as refused:
                 self.refuse(exchange, refused.response)
@@ -268,21 +268,21 @@ class WriteEndpoints:
         prefix: AnyPrefix = plain
         key = exchange.key
         if key is not None:
-            token = exchange.token
-            identity, content = (target.database, token, key), (len(body), crc32(body))
+            prefix = self._keyed_prefix.make(plain, key, exchange.token)
+            identity, content = target.scope + prefix.item, (len(body), crc32(body))
             first = self._recent.find(identity, exchange.received)
             if first is not None:
-                self.replay(exchange, answer, identity, content, first)
+                self.replay(exchange, target, answer, content, first)
                 return
-            prefix = self._keyed_prefix.make(plain, key, token)
-            self._unacknowledged[exchange] = identity, content
+            exchange.claim = identity, content
+            self._claims += 1
         exchange.brings = target.database, records, len(exchange.body)
         exchange.body = b""
         exchange.headers = NO_HEADERS  # they take much memory while thousands of small requests wait for a slow disk
         exchange.success = answer
         self._commit.append(prefix, body, records, exchange)
 
-    def replay(self, exchange: Exchange, answer: bytes, identity: Identity, content: Content, first: Content) -> None:
+    def replay(self, exchange: Exchange, target: Target, answer: bytes, content: Content, first: Content) -> None:
         """Answer a retry of a request that is on disk: as if it were written, which it is not."""
         self.replayed += 1
         if content != first:
@@ -293,7 +293,7 @@ class WriteEndpoints:
                 log.warning(
                     "idempotency key %s of database %s came again with another body: %d bytes as encoded, and %d at "
                     "first; the first one counts",
-                    *(identity[2].decode("ascii"), identity[0], content[0], first[0]),
+                    *((exchange.key or b"").decode("ascii"), target.database, content[0], first[0]),
                 )
         exchange.answer(responses.with_lines(answer, idempotency.REPLAYED))
 
@@ -325,21 +325,16 @@ class WriteEndpoints:
                 counts[2] += size
                 exchange.answer(exchange.success)
                 observe(int((now - exchange.received) * 1e6))
-            if self._unacknowledged:
-                self._note_keys(waiters, now)
+            if self._claims:
+                claims = [exchange.claim for exchange in waiters if exchange.key is not None]
+                self._claims -= len(claims)
+                self.keyed += len(claims)
+                self._recent.note(claims, now)
             return
         response = write_failure(error)
         for exchange in waiters:
-            self._unacknowledged.pop(exchange, None)
+            self._claims -= exchange.key is not None
             self.refuse(exchange, response)
-
-    def _note_keys(self, waiters: list[Exchange], now: float) -> None:
-        pop, note = self._unacknowledged.pop, self._recent.note
-        for exchange in waiters:
-            noted = pop(exchange, None)
-            if noted is not None:
-                self.keyed += 1
-                note(*noted, now)
 
 
 class _Refused(Exception):

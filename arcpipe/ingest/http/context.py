@@ -169,7 +169,7 @@ class IngestContext:
     def _use_heads(self, is_full: bool) -> None:
         """Use no known heads while requests may have to be refused, or to end their connection, by their heads."""
         for surface in self._surfaces:
-            surface.heads.use(not (is_full or self.draining))
+            surface.heads.are_used = not (is_full or self.draining)
 
     def has_room_to_keep(self, size: int) -> bool:
         """Return whether `size` more bytes of reads may be kept. Clients that do not read their answers give way."""

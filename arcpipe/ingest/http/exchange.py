@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 DATABASE: Final = b"x-arc-database"
 """The header that names the database of a write."""
 
-KEY: Final = b"idempotency-key"
-"""The header with the idempotency key of a write."""
-
 # Of connections and requests without headers.
 NO_HEADERS: Final[dict[bytes, bytes]] = {}
 
@@ -60,8 +57,8 @@ class Exchange:
     """One request and its answer. Header names are lower case."""
 
     __slots__ = (
-        *("answered", "body", "brings", "closes", "connection", "databases", "headers", "key", "method", "path"),
-        *("query", "received", "response", "success", "token"),
+        *("answered", "body", "brings", "claim", "closes", "connection", "databases", "headers", "key", "method"),
+        *("path", "query", "received", "response", "success", "token"),
     )
 
     def __init__(
@@ -80,7 +77,7 @@ class Exchange:
         """
         self.connection = connection
         self.headers = headers
-        self.key = headers.get(KEY)  # as it was sent, until the endpoint has read it; None without one
+        self.key: bytes | None = None  # the idempotency key; empty: the header's is not read yet; None without one
         self.method = method
         self.path = path
         self.query = query
@@ -88,6 +85,7 @@ class Exchange:
         self.databases: frozenset[str] | None = None  # that the sender may write; None: all
         self.token: str | None = None  # the id of the sender's token
         self.brings: tuple[str, int, int]  # database, records and bytes of a write, counted once it is on disk
+        self.claim: tuple[bytes, tuple[int, int]]  # of a write with a key: what is noted of it once it is on disk
         self.success = b""  # the later answer if all goes well
         self.response: bytes | None = None
         self.closes = False

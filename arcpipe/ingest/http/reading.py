@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.flow_control import ANSWERS_UNREAD, PIPELINE_FULL, TURN
-from arcpipe.ingest.http.head_cache import LENGTH, LENGTH_BYTES, LENGTH_LOWER, MAX_DIGITS, MAX_HEAD_BYTES
 from arcpipe.ingest.http.request_parser import PARSED_BYTES
 from arcpipe.ingest.http.states import BODY, LINGER
 from arcpipe.units import KB
 
 if TYPE_CHECKING:
     from arcpipe.ingest.http.context import IngestContext, Surface
+    from arcpipe.ingest.http.head_cache import Outline
     from arcpipe.ingest.http.link import Link
     from arcpipe.ingest.http.request_parser import RequestParser
 
@@ -30,7 +30,7 @@ class Reading:
 
     __slots__ = (
         # Of the connection.
-        *("_connection", "_context", "_parser", "_surface"),
+        *("_connection", "_context", "_outline", "_parser", "_surface"),
         # Of the present read and its rest.
         *("_at_eof", "_rest_at", "_seconds", "began", "rest"),
     )
@@ -40,6 +40,7 @@ class Reading:
         self._context = context
         self._surface = surface
         self._parser = parser
+        self._outline: Outline | None = None  # of the last known head: the next one is likely to be the same
 
         self.began = 0.0  # perf_counter seconds: the start of handling the present read
         self._seconds = 0.0  # that the last large read took
@@ -61,40 +62,31 @@ class Reading:
         connection = self._connection
         context = self._context
         heads = self._surface.heads
-        known = heads.known
+        outline = self._outline
         usual_kind = context.exchange_kind
-        kinds = usual_kind, context.identified_kind
         max_body = context.limits.max_body
         size = len(data)
-        while start < size and connection.state != LINGER:
-            limit = start + MAX_HEAD_BYTES
-            digits = data.find(LENGTH, start, limit)
-            if digits < 0:
-                digits = data.find(LENGTH_LOWER, start, limit)
-                if digits < 0:
+        while start < size and connection.state != LINGER and heads.are_used:
+            found = outline.cut(data, start) if outline is not None else None
+            if found is None:
+                outline = heads.find(data, start)
+                found = outline.cut(data, start) if outline is not None else None
+                if found is None:
                     break
-            digits += LENGTH_BYTES
-            stop = data.find(b"\r", digits, digits + MAX_DIGITS + 1)
-            if stop < 0:
+                self._outline = outline
+            assert outline is not None
+            end, digits, value = found
+            if not digits.isdigit():
                 break
-            end = data.find(b"\r\n\r\n", stop, limit) + 4
-            key = data[start:digits] + data[stop:end]
-            kind, own = usual_kind, b""
-            head = known.get(key)
-            if head is None:
-                head, own, has_id = heads.but_for_one_line(key)
-                if head is None:
-                    break
-                kind = kinds[has_id]
-            length = data[digits:stop]
-            if not length.isdigit():
-                break
-            after = end + int(length)
+            after = end + int(digits)
             if after > size or after - end > max_body:
                 break
+            head, kind = outline.head, usual_kind
+            if outline.is_id:
+                head, kind = head.with_id(value), context.identified_kind
             exchange, refusal = connection.take(head, kind, data[end:after])
-            if own:
-                exchange.key = own
+            if value and not outline.is_id:
+                exchange.key = value
             connection.complete(exchange, head, refusal)
             start = after
             if not turn_end:

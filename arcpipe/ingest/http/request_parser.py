@@ -14,7 +14,7 @@ import httptools
 
 from arcpipe.codec.content_encoding import ACCEPTED, coding_of
 from arcpipe.errors import UnsupportedEncoding
-from arcpipe.ingest.http import head_checks, responses
+from arcpipe.ingest.http import head_checks, keys, responses
 from arcpipe.ingest.http.bodies import JOINED_BYTES, Pieces, add_piece, join_apart
 from arcpipe.ingest.http.exchange import DATABASE, NO_HEADERS
 from arcpipe.ingest.http.flow_control import PIPELINE_FULL, SMALL_BODY_BYTES
@@ -341,6 +341,8 @@ class RequestParser:
             exchange, refusal = connection.take(head, context.exchange_kind, None)
         if not is_length:
             raise Refused(head_checks.NO_LENGTH)
+        if keys.HEADER in headers:
+            exchange.key = keys.plain(headers[keys.HEADER])  # empty: the endpoint reads it, or refuses it
         if refusal is None and guard is not None:
             refusal = guard(exchange)
         if refusal is not None:

@@ -24,6 +24,8 @@ _STALE_SECONDS: Final = 0.2
 # A connection that was idle for longer is not used again.
 _IDLE_SECONDS: Final = 0.5
 _PAUSE_SECONDS: Final = 0.02
+# Tries of a request with a key, at most.
+_TRIES: Final = 20
 # The last acknowledgements in a row after which all workers are thought to give them.
 _IN_A_ROW: Final = 24
 
@@ -32,18 +34,22 @@ class Counts(NamedTuple):
     """The knowledge of all clients at one moment."""
 
     acknowledged: int
-    unknown: int  # requests of which nobody knows whether they were taken
+    unknown: int  # tries of which nobody knows whether they were taken
     statuses: Counter[str]
 
 
 class Load:
-    """Threads that each write one record per request. Every second one keeps its connection."""
+    """Threads that each write one record per request. Every second one keeps its connection.
+
+    The second half of them send keys: what has no answer is tried again with its key, and must not be there twice.
+    """
 
     def __init__(self, instance: Instance, threads: int = 4) -> None:
         self.threads = threads
         self.acknowledged: dict[int, float] = {}  # by number, with the time of the answer
         self.refused: set[int] = set()  # they were told that nothing was written
         self.unknown: set[int] = set()
+        self.retried = 0  # tries without an answer that had another one after them
         self.outcomes: list[str] = []
         self.statuses: Counter[str] = Counter()
         self._instance = instance
@@ -54,7 +60,7 @@ class Load:
         self._stop = threading.Event()
         self._idle = [threading.Event() for _ in range(threads)]
         self._threads = [
-            threading.Thread(target=self._run, args=(idle, number % 2 == 0), daemon=True)
+            threading.Thread(target=self._run, args=(idle, number % 2 == 0, number >= threads // 2), daemon=True)
             for number, idle in enumerate(self._idle)
         ]
 
@@ -87,7 +93,7 @@ class Load:
 
     def counts(self) -> Counts:
         """Exact while it is paused."""
-        return Counts(len(self.acknowledged), len(self.unknown), self.statuses.copy())
+        return Counts(len(self.acknowledged), len(self.unknown) + self.retried, self.statuses.copy())
 
     def wait_for_outcomes(self, wanted: Set[str], count: int = 1) -> None:
         """Waits for some more of these."""
@@ -123,7 +129,7 @@ class Load:
             self._next += 1
             return self._next
 
-    def _run(self, idle: threading.Event, keeps: bool) -> None:
+    def _run(self, idle: threading.Event, keeps: bool, has_keys: bool) -> None:
         connection = _Connection()
         try:
             while not self._stop.is_set():
@@ -133,7 +139,10 @@ class Load:
                 if self._quiet.is_set():
                     idle.set()
                 elif url:
-                    self._write(url, connection)
+                    if has_keys:
+                        self._write_with_key(connection)
+                    else:
+                        self._write(self._take_number(), url, connection, self._instance.token)
                     if not keeps:
                         connection.close()
                 self._stop.wait(_PAUSE_SECONDS)
@@ -143,23 +152,39 @@ class Load:
             idle.set()
             connection.close()
 
-    def _write(self, url: str, connection: _Connection) -> None:
-        number = self._take_number()
+    def _write_with_key(self, connection: _Connection) -> None:
+        """Write a record, and try again while nobody knows whether it is written."""
+        number, token = self._take_number(), self._instance.token
+        for _ in range(_TRIES):
+            url = self._instance.url
+            if url:
+                self._write(number, url, connection, token, b"Idempotency-Key: day-%d\r\n" % number)
+            if number not in self.unknown or self._quiet.is_set() or self._stop.wait(_PAUSE_SECONDS):
+                return
+            if self._instance.token != token:  # which does not know the keys of the former one
+                return
+
+    def _write(self, number: int, url: str, connection: _Connection, token: str, key: bytes = b"") -> None:
+        """Try to write a record.
+
+        Args:
+            key: a line of the head.
+        """
         try:
             client = connection.open(url)
         except OSError:
-            self.refused.add(number)
+            self._note_refusal(number)
             self.outcomes.append(NO_CONNECTION)
             return
         before = connection.used_at
         sent = time.monotonic()
         try:
-            client.send(connection.request(_body(number), self._instance.token))
+            client.send(connection.request(_body(number), token, key))
             sent = time.monotonic()
             answer = client.receive()
         except OSError:
             connection.close()
-            self.unknown.add(number)
+            self._note_doubt(number)
             self.outcomes.append(STALE if before and sent - before > _STALE_SECONDS else NO_ANSWER)
             return
         connection.note(answer)
@@ -170,13 +195,26 @@ class Load:
         with self._lock:
             self.statuses[str(answer.status)] += 1
         if answer.status == 202:
+            with self._lock:
+                if number in self.unknown:
+                    self.unknown.remove(number)
+                    self.retried += 1
             self.acknowledged[number] = time.monotonic()
             return ACKNOWLEDGED
         if "may have been written" in answer.reason:
-            self.unknown.add(number)
+            self._note_doubt(number)
         else:
-            self.refused.add(number)
+            self._note_refusal(number)
         return f"{answer.status} {answer.json()['code']}"
+
+    def _note_doubt(self, number: int) -> None:
+        with self._lock:
+            self.retried += number in self.unknown
+            self.unknown.add(number)
+
+    def _note_refusal(self, number: int) -> None:
+        if number not in self.unknown:  # by an earlier try
+            self.refused.add(number)
 
 
 class _Connection:
@@ -194,11 +232,9 @@ class _Connection:
             self.used_at = 0.0
         return self._client
 
-    def request(self, body: bytes, token: str) -> bytes:
-        head = (
-            f"POST {V2} HTTP/1.1\r\nHost: day\r\nAuthorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
+    def request(self, body: bytes, token: str, key: bytes) -> bytes:
+        head = f"POST {V2} HTTP/1.1\r\nHost: day\r\nAuthorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n"
+        return head.encode() + key + b"\r\n" + body
 
     def note(self, answer: Response) -> None:
         self.used_at = time.monotonic()

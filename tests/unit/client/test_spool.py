@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcpipe.client import SpoolError, spool_file
+from arcpipe.client import Options, SpoolError, spool_file
 from arcpipe.client.batches import Batch
+from arcpipe.client.buffer import Buffer
 from arcpipe.client.delivery import Message
 from arcpipe.client.encoding import Part, Stream
 from arcpipe.client.errors import Refusal
 from arcpipe.client.spool import Spool
-from arcpipe.disk import Buffer, Disk
+from arcpipe.disk import Buffer as Bytes
+from arcpipe.disk import Disk
 from arcpipe.errors import DamagedFile, UnknownVersion
 from arcpipe.units import MB
 
@@ -221,7 +223,7 @@ class FailingDisk(Disk):
         if self._fails(name):
             raise OSError(self._error, os.strerror(self._error))
 
-    def write(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+    def write(self, fd: int, buffers: Sequence[Bytes], offset: int) -> None:
         if self._fails("short write"):
             super().write(fd, [bytes(buffers[0])[: len(buffers[0]) // 2]], offset)
             raise OSError(self._error, os.strerror(self._error))
@@ -264,6 +266,42 @@ def test_a_record_that_the_disk_refused_is_not_accepted(tmp_path: Path, call: st
         batch.add(Part(b"refused", 1))
     failing.discard(call)  # what cannot be cut off still cannot
     assert sealed(batch).body == b"good"
+    spool.close()
+
+
+def test_batches_that_wait_hold_no_file_open(tmp_path: Path) -> None:
+    """In an outage there are thousands of them, and a process may often open 1024 files."""
+    spool = Spool(tmp_path, MB, "batch")
+    buffer = Buffer(Options(batch_records=2), spool)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(60):
+        assert buffer.try_put(STREAM, Part(b"%d\n" % number, 1))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(tmp_path.glob("*.batch"))) == 30
+    bodies: list[bytes] = []
+    while len(bodies) < 30:
+        taken = buffer.take()
+        assert taken is not None
+        bodies.append(sealed(taken.batch).body)
+        taken.batch.accepted()
+        buffer.finish(taken)
+    assert b"".join(bodies).split() == [b"%d" % number for number in range(60)]
+    assert list(tmp_path.glob("*.batch")) == []
+    spool.close()
+
+
+def test_a_full_disk_leaves_no_file_open(tmp_path: Path) -> None:
+    """Each call of a program that goes on begins a batch, and cannot write its first record."""
+    calls = iter([False, True] * 20)
+    spool = Spool(tmp_path, MB, "batch", FailingDisk(lambda name: name == "write" and next(calls)))
+    buffer = Buffer(Options(), spool)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(SpoolError, match="cannot be written"):
+            buffer.try_put(STREAM, Part(b"x", 1))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(tmp_path.glob("*.batch")) == []
+    assert buffer.waiting() == (0, 0)
     spool.close()
 
 

@@ -57,9 +57,7 @@ def edges() -> Iterator[Edges]:
             stack.enter_context(Edge(None, disk, max_body_mb=1, max_inflight_mb=2, max_pipelined=4, max_header_kb=8))
             for _ in range(2)
         )
-        parsing.surface.heads.known = parsing.surface.heads._all = _NoHeads()
-        parsing.surface.heads.known_but_for_id = parsing.surface.heads._all_but_for_id = _NoHeads()
-        parsing.surface.heads.known_but_for_key = parsing.surface.heads._all_but_for_key = _NoHeads()
+        parsing.surface.heads.known = _NoHeads()
         for each in (usual, parsing):  # what they know depends on the time of a commit
             each.writes._recent = RecentKeys(0.0)
         yield Edges(usual, parsing, may_write)
@@ -245,7 +243,7 @@ def test_a_head_with_another_id_is_known_and_has_its_own_answer(edge: Edge, name
     assert parsed == []
     assert peer.statuses == [202] * 6
     assert ids_of(peer) == [f"id-{number}" for number in (0, 1, 2, 3, 0, 4)]
-    assert edge.surface.heads.known == {}
+    assert len(edge.surface.heads.known) == 1
 
 
 @pytest.mark.parametrize("bad", ["a b", "a,b", 'a"', "ä", "x" * 129, "", "a\tb", "<a>", "%41", "a;b"])
@@ -257,7 +255,7 @@ def test_an_id_that_is_not_harmless_is_not_given_back_nor_known(edge: Edge, bad:
         edge.settle()
     assert peer.statuses == [202] * 6
     assert ids_of(peer) == ["good"] * 3
-    assert len(edge.surface.heads.known_but_for_id) == 1
+    assert len(edge.surface.heads.known) == 1
 
 
 def test_an_id_sent_twice_is_not_given_back(edge: Edge) -> None:
@@ -288,8 +286,7 @@ def test_a_head_with_another_idempotency_key_is_known_and_has_its_own_key(edge: 
     assert peer.statuses == [202] * 5
     answers = bytes(peer.transport.written).split(b"HTTP/1.1 ")[1:]
     assert [b"Idempotency-Replayed: true" in answer for answer in answers] == [False] * 4 + [True]
-    assert edge.surface.heads.known == {}
-    assert len(edge.surface.heads.known_but_for_key) == 1
+    assert len(edge.surface.heads.known) == 1
 
 
 @pytest.mark.parametrize("bad", ["a b", "a,b", 'a"', "x" * 129, "", "a\tb", "a;b", '"a'])
@@ -302,6 +299,28 @@ def test_a_bad_idempotency_key_is_refused_in_a_known_head_too(edge: Edge, bad: s
     assert peer.statuses == [202, 400] * 3
 
 
+@pytest.mark.parametrize("is_before", [True, False])
+def test_keys_and_lengths_of_any_size_are_cut_from_known_heads(edge: Edge, is_before: bool) -> None:
+    def write(key: str, count: int) -> bytes:
+        body = pack({"m": "cpu", "columns": {"usage": [0.5] * count}})
+        lines = [f"Idempotency-Key: {key}", f"Content-Length: {len(body)}"][:: 1 if is_before else -1]
+        return "\r\n".join([f"POST {V2} HTTP/1.1", "Host: x", *lines, "Accept: */*", "", ""]).encode() + body
+
+    peer = edge.connect()
+    for number in range(2):
+        peer.feed(write(f"first-{number}", 1))
+        edge.settle()
+    parsed = count_parsed(peer)
+    keys = [letter * size for size in (1, 36, 2, 128, 127, 35) for letter in "ab"]
+    for times in range(2):
+        for count, key in enumerate(keys, 1):
+            peer.feed(write(key, count * 13 * 9 ** (count % 3)))
+        edge.settle()
+        assert edge.writes.replayed == times * len(keys)
+    assert parsed == []
+    assert peer.statuses == [202] * (2 + 2 * len(keys))
+
+
 @pytest.mark.slow
 def test_heads_with_ids_that_come_once_drive_out_no_others(edge: Edge) -> None:
     peer = learned(edge)
@@ -309,7 +328,6 @@ def test_heads_with_ids_that_come_once_drive_out_no_others(edge: Edge) -> None:
         peer.feed(request_bytes("POST", f"{V2}?db=d{number}", BODY, {"X-Request-Id": f"id-{number}"}))
         edge.settle()
     assert len(edge.surface.heads.known) == 1
-    assert edge.surface.heads.known_but_for_id == {}
 
 
 # Access
@@ -374,7 +392,14 @@ _HEADERS = st.sampled_from(
         "Idempotency-Key: \r\n",
         "Idempotency-Key: a\r\nIdempotency-Key: b\r\n",
         "Idempotency-Key: a\r\nX-Request-Id: 1\r\n",
+        *(f"IDEMPOTENCY-KEY: {number}\r\n" for number in range(2)),
+        *(f"X-Idempotency-Key: {number}\r\nX: Idempotency-Key: {number}\r\n" for number in range(2)),
+        "Idempotency-Key: a,b\r\n",
+        'Idempotency-Key: "a\\""\r\n',
     ]
+)
+_BEHIND = st.sampled_from(
+    ["", "", "", "X-B: 2\r\n", *(f"Idempotency-Key: {key}\r\n" for key in ("7", '"7"', "long" * 30, "no key", "8"))]
 )
 _PATHS = st.sampled_from([V2, V2, V2, f"{V2}?db=a", "/write", "/nothing", "/ping", f"http://x{V2}"])
 _METHODS = st.sampled_from(["POST", "POST", "POST", "GET", "HEAD"])
@@ -388,7 +413,7 @@ def _requests(draw: st.DrawFn) -> bytes:
         return draw(st.sampled_from([b"\r\n", b"\r", b"\n", b"junk\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"]))
     body = draw(_BODIES)
     front = f"{draw(_METHODS)} {draw(_PATHS)} HTTP/{draw(st.sampled_from(['1.1'] * 9 + ['1.0']))}\r\nHost: x\r\n"
-    before, behind = draw(_HEADERS), draw(st.sampled_from(["", "", "X-B: 2\r\n"]))
+    before, behind = draw(_HEADERS), draw(_BEHIND)
     if kind == 1:
         chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
         return f"{front}{before}Transfer-Encoding: chunked\r\n\r\n".encode() + chunked
