@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from arcpipe.compaction.files import Folder
-from arcpipe.compaction.inputs import InputFile, Odd
+from arcpipe.lake.folders import Folder
 from arcpipe.lake.footer_check import check_file, check_footer
+from arcpipe.lake.input_file import InputFile, Odd
 from arcpipe.lake.spool import Spool, SpoolMemory
 from tests.support.program import ROOT
 from tests.support.sets import IS_LONG, long

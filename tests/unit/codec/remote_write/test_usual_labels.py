@@ -60,7 +60,7 @@ def compare(body: bytes) -> bool:
         return False
     fields = scan(other, starts, ends, go_on)
     labels = read_pairs(other, fields.of(1, LENGTH_DELIMITED), len(starts), go_on)
-    assert not find_bad(other, labels)
+    assert not find_bad(other, labels, go_on)
     assert usual.metric.to_pylist() == values_of(other, labels, METRIC_NAME).to_pylist()
     assert usual.labels.to_pylist() == json_of(other, labels.chosen(~is_named(other, labels, METRIC_NAME))).to_pylist()
     for name, promoted in zip(PROMOTE, usual.promoted, strict=True):
