@@ -12,13 +12,15 @@ import sys
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
-from arcpipe import __version__, durable
-from arcpipe.disk import Disk
+from arcpipe import __version__
 from arcpipe.errors import ArcpipeError
+
+if TYPE_CHECKING:
+    from arcpipe.disk import Disk
 
 # Where the unit expects the program, unless `init` knows a better place.
 _PROGRAM: Final = "/opt/arcpipe/bin/arcpipe"
@@ -54,6 +56,8 @@ def init(
             f"{', '.join(differ)}: there already, with another content. Nothing was written. "
             "Choose another directory, or replace what is there by arcpipe init --force"
         )
+    from arcpipe.disk import Disk
+
     disk = Disk()
     for file in files:
         if not file.is_there:
@@ -96,6 +100,8 @@ def _content(path: Path) -> bytes | None:
 
 
 def _write(disk: Disk, file: _File) -> None:
+    from arcpipe import durable
+
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)
         durable.replace(disk, str(file.path), file.content)

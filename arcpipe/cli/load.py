@@ -191,8 +191,7 @@ def _load(
     from arcpipe.client.options import read_urls
     from arcpipe.load.loader import Loader, Pace
 
-    logging.getLogger("arcpipe.client").setLevel(logging.CRITICAL)  # `show` tells the same, beside the bar
-    with shown(as_json, target is None) as show:
+    with _silent(logging.getLogger("arcpipe.client")), shown(as_json, target is None) as show:
         delivery = None
         if target is not None:
             delivery = Delivery(
@@ -206,6 +205,17 @@ def _load(
         finally:
             if delivery is not None:
                 delivery.close()
+
+
+@contextmanager
+def _silent(client: logging.Logger) -> Iterator[None]:
+    """Keep the client's log lines away: `Shown` tells the same, beside the bar."""
+    before = client.level
+    client.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        client.setLevel(before)
 
 
 def _load_all(files: list[Path], plan: Plan, format_: FileFormat | None, loader: Loader, show: Shown) -> int:

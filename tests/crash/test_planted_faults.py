@@ -256,8 +256,8 @@ def test_it_is_caught_if_a_batch_that_is_ahead_lacks_the_columns_of_the_one_befo
 ) -> None:
     begin = LookAhead.begin
 
-    def begin_without(self: LookAhead, registry: SchemaRegistry, before: Shipment) -> None:
-        begin(self, registry, mock.Mock(schema=[], used=[], drafted=[]))
+    def begin_without(self: LookAhead, registry: SchemaRegistry, before: Shipment, *teach: Any) -> None:
+        begin(self, registry, mock.Mock(schema=[], used=[], drafted=[]), *teach)
 
     monkeypatch.setattr(LookAhead, "begin", begin_without)
     assert "changed its type" in violation_of(ahead_of_its_turn)
