@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from arcpipe import __version__
 from tests.support.program import ROOT
 from tests.support.sets import long
 
@@ -80,6 +82,16 @@ def test_a_release_is_refused_with_every_reason(repository: Repository, tmp_path
     repository.write("1.10.0", "1.10.0 2026-11-30")  # which is after 1.2.3
     assert repository.release("check") == (0, "")
     assert repository.git("tag") == "v1.2.3"
+
+
+def test_the_chart_is_of_this_version() -> None:
+    chart = yaml.safe_load((ROOT / "packaging/helm/arcpipe/Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == __version__.removesuffix(".dev0")
+
+
+def test_the_chart_has_the_alerts_of_ops() -> None:
+    alerts = (ROOT / "packaging/helm/arcpipe/files/alerts.yml").read_text()
+    assert alerts == (ROOT / "ops/alerts.yml").read_text()
 
 
 @long
