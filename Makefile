@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Processes for pytest: two more than cores, because many tests wait for what a server does.
-JOBS = $(shell echo $$(($$(nproc) + 2)))
+# Processes for pytest: three more than cores, because many tests wait for what a server does.
+JOBS = $(shell echo $$(($$(nproc) + 3)))
 
 SPARK_VERSIONS ?= 3.5.1 3.5.9 4.0.0 4.1.4
 # Iceberg's reader of Parquet, in a Spark of these: its runtime for Spark is a jar of 47 MB, which Maven fetches.
