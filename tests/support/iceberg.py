@@ -169,7 +169,8 @@ def rest_server(warehouse: str, **properties: str) -> Iterator[str]:
         server = subprocess.Popen(
             ["java", "-Xmx512m", "-cp", f"{JARS}/*", "org.apache.iceberg.rest.RESTCatalogServer"],
             env=os.environ
-            | {"CATALOG_WAREHOUSE": warehouse, "CATALOG_REST_PORT": str(port)}
+            # One connection: its database is in memory, and a second connection would have a database of its own.
+            | {"CATALOG_WAREHOUSE": warehouse, "CATALOG_REST_PORT": str(port), "CATALOG_CLIENTS": "1"}
             | {f"CATALOG_{name.upper()}": value for name, value in properties.items()},
             stdout=output,
             stderr=output,

@@ -136,8 +136,10 @@ class Catalogue:
                 self._require_no_lost_catalogue(namespace)
             try:
                 catalog.create_namespace((namespace,))
-            except NamespaceAlreadyExistsError:
-                log.debug("somebody else made the namespace %s", namespace)
+            except Exception as error:  # of two at once, some catalogues answer the second with a fault of the server
+                if not isinstance(error, NamespaceAlreadyExistsError) and not catalog.namespace_exists((namespace,)):
+                    raise
+                log.debug("somebody else made the namespace %s: %s", namespace, error)
         self._namespaces.add(namespace)
 
     def _require_no_lost_catalogue(self, namespace: str) -> None:
