@@ -26,6 +26,7 @@ from pyiceberg.catalog.glue import GlueCatalog
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table
+from sqlalchemy import NullPool, create_engine
 
 from arcpipe.config.settings_tables import Tables, TablesIceberg
 from arcpipe.tables.base import TableName
@@ -66,6 +67,11 @@ class World:
         made: Catalog = kind[self.options.catalog](
             "arcpipe", **{key: value for key, value in of_s3.items() if value}, **self.properties
         )
+        if self.options.catalog == "postgresql":
+            assert isinstance(made, SqlCatalog)
+            # Nobody closes what a test opens so, and a server has a hundred connections for all tests of a process.
+            made.engine.dispose()
+            made.engine = create_engine(made.properties["uri"], poolclass=NullPool)
         return made
 
     def identifier(self, table: TableName = CPU) -> tuple[str, str]:
