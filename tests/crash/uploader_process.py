@@ -275,6 +275,7 @@ def find(name: str) -> tuple[Any, str]:
     owner: Any = importlib.import_module(module)
     for each in owners:
         owner = getattr(owner, each)
+    assert hasattr(owner, last), f"there is no {name} any more"
     return owner, last
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +40,11 @@ class Lake(NamedTuple):
     wal_dir: Path
     bucket: S3Bucket | None
 
+    @property
+    def _prefix(self) -> str:
+        """Of its keys in the bucket."""
+        return urlsplit(self.storage.url).path.removeprefix("/") + "/"
+
     def put(self, table: TableName, content: Sequence[dict[str, Any]] | pa.Table, name: str, hour: int = 0) -> NewFile:
         """Make a file of this hour, counted from the first of 2026, and describe it.
 
@@ -58,7 +64,7 @@ class Lake(NamedTuple):
 
     def write(self, key: str, data: bytes) -> None:
         if self.bucket is not None:
-            self.bucket.client().put_object(Bucket=self.bucket.bucket, Key=f"some/prefix/{key}", Body=data)
+            self.bucket.client().put_object(Bucket=self.bucket.bucket, Key=f"{self._prefix}{key}", Body=data)
             return
         path = self.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +77,7 @@ class Lake(NamedTuple):
     def objects(self) -> list[str]:
         """List all objects."""
         if self.bucket is not None:
-            return [key.removeprefix("some/prefix/") for key in self.bucket.list_keys()]
+            return [key.removeprefix(self._prefix) for key in self.bucket.list_keys()]
         return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
 
     def age(self, seconds: float) -> None:

@@ -282,7 +282,7 @@ def test_only_the_marker_knows_what_was_committed(make: Make, kind: str, looks_a
     place = make(kind)
     assert place.commit(die=ATTEMPTED) == -9
     rewrite(place, forgets=looks_at_markers)
-    plant: dict[str, object] = {"arcpipe.tables.committer:Committer._without_present": "all"}
+    plant: dict[str, object] = {"arcpipe.tables.table_commits:TableCommits._without_present": "all"}
     plant |= {} if looks_at_markers else NO_MARKERS[KINDS[kind].format]
     assert place.commit(plant=plant) == 0
     if looks_at_markers:
