@@ -13,7 +13,8 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from datetime import timedelta
+from typing import Any, Final, Literal, TypeVar
 
 from arcpipe.config.settings import CloudLocation
 from arcpipe.errors import ConfigError, MissingObject, StorageError
@@ -30,9 +31,6 @@ except ModuleNotFoundError as error:
         f"storage.url: gs:// and az:// need `pip install 'arcpipe[cloud]'`, and there is no {error.name}"
     ) from None
 
-if TYPE_CHECKING:
-    from datetime import timedelta
-
 T = TypeVar("T")
 
 _ADDRESSES: Final = ("GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL")
@@ -45,12 +43,6 @@ _PART_BYTES: Final = 16 * MB
 _PARALLEL_PARTS: Final = 4
 _CONNECT_SECONDS: Final = 10
 _REQUEST_SECONDS: Final = 300  # of 64 MB: less is a line of 2 Mbit/s
-
-
-def _seconds(seconds: int) -> timedelta:
-    from datetime import timedelta
-
-    return timedelta(seconds=seconds)
 
 
 class CloudStore:
@@ -66,8 +58,8 @@ class CloudStore:
         self._prefix = f"{location.prefix}/" if location.prefix else ""
         kind: Any = GCSStore if location.scheme == "gs" else AzureStore
         options = {
-            "connect_timeout": _seconds(_CONNECT_SECONDS),
-            "timeout": _seconds(_REQUEST_SECONDS),
+            "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+            "timeout": timedelta(seconds=_REQUEST_SECONDS),
             # Without TLS only where an address says so, which is that of an emulator.
             "allow_http": any(os.environ.get(name, "").startswith("http://") for name in _ADDRESSES),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from typing import Any
 
 from pyiceberg.io import FileIO, InputFile, OutputFile
@@ -114,25 +115,27 @@ class LocalOutput(OutputFile):
     def create(self, overwrite: bool = False) -> Any:
         if not overwrite and self.exists():
             raise FileExistsError(f"{self.location} exists")
-        return _Stream(self)
+        return OutputStream(self.finish)
 
     def finish(self, data: bytes) -> None:
         self._files.write(path_of(self.location), data)
         self._size = len(data)
 
 
-class _Stream(io.BytesIO):
-    def __init__(self, output: LocalOutput) -> None:
+class OutputStream(io.BytesIO):
+    """What is written to a file of a table. It is handed over whole at the close, unless there was an error before."""
+
+    def __init__(self, finish: Callable[[bytes], None]) -> None:
         super().__init__()
-        self._output: LocalOutput | None = output
+        self._finish: Callable[[bytes], None] | None = finish
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            self._output = None
+            self._finish = None
         self.close()
 
     def close(self) -> None:
-        output, self._output = self._output, None
-        if output is not None:
-            output.finish(self.getvalue())
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            finish(self.getvalue())
         super().close()

@@ -17,6 +17,8 @@ from botocore.session import get_session
 from pyiceberg.io import FileIO, InputFile, OutputFile
 from pyiceberg.typedef import EMPTY_DICT, Properties
 
+from arcpipe.tables.iceberg.file_io import OutputStream
+
 ENCRYPTION: Final = "s3.arcpipe-encryption"
 """The property that has the setting. It is arcpipe's own."""
 
@@ -128,28 +130,11 @@ class S3Output(OutputFile):
     def create(self, overwrite: bool = False) -> Any:
         if not overwrite and self.exists():
             raise FileExistsError(f"{self.location} exists")
-        return _Stream(self)
+        return OutputStream(self.finish)
 
     def finish(self, data: bytes) -> None:
         self._files.write(self.location, data)
         self._size = len(data)
-
-
-class _Stream(io.BytesIO):
-    def __init__(self, output: S3Output) -> None:
-        super().__init__()
-        self._output: S3Output | None = output
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._output = None
-        self.close()
-
-    def close(self) -> None:
-        output, self._output = self._output, None
-        if output is not None:
-            output.finish(self.getvalue())
-        super().close()
 
 
 def place_of(location: str) -> dict[str, str]:
