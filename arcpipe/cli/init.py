@@ -90,7 +90,7 @@ def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]
 
 
 def _content(path: Path) -> bytes | None:
-    """Return what is in a file; None if there is none."""
+    """Return the content of a file, or None if the file does not exist."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -134,7 +134,7 @@ def choose_for_dedup(
 
 
 def first_unfinished(unfinished: Iterable[str], of_several: bool = False) -> Rank | None:
-    """Return the place of the first of these batches in the order; None if there is none.
+    """Return the place of the first of these batches in the order; None without batches.
 
     Args:
         of_several: whether files of several nodes are compared.

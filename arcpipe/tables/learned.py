@@ -38,7 +38,7 @@ class LearnedColumn(msgspec.Struct, frozen=True, array_like=True):
     name: str  # the sender's
     column: str  # in the files
     type: str  # of the files: the uploader's word
-    table_type: str  # of the table's column of this name, in arcpipe's words; empty if there is none
+    table_type: str  # of the table's column of this name, in arcpipe's words; empty without such a column
     target: str  # the column that takes values of `type`
 
 
@@ -65,7 +65,7 @@ class Learned:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], disk: Disk) -> Learned:
-        """Load the file in `tables/`; nothing is learned if there is none, or it is damaged.
+        """Load the file in `tables/`; nothing is learned if it is missing or damaged.
 
         Raises:
             OSError: it cannot be read.

@@ -123,7 +123,7 @@ class Rewriter:
 
         Raises:
             Mismatch: a copy was not as its file; it is gone.
-            Odd: a file that does not fit is none of arcpipe's.
+            Odd: arcpipe did not write a file that does not fit.
             StorageError, OSError: try again.
         """
         types = {column.name: column.type for column in known}

@@ -85,7 +85,7 @@ def _read_hint(folder: str) -> str | None:
 
 
 def _content(path: str) -> dict[str, Any] | None:
-    """Read a metadata file; None if it is gone, or is none."""
+    """Read a metadata file; None if it is gone, or is something else."""
     try:
         with open(path, "rb") as file:
             found = msgspec.json.decode(file.read())
