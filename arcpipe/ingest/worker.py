@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -17,6 +16,7 @@ import uvloop
 
 from arcpipe import descriptors
 from arcpipe.allocator import keep_freed_memory
+from arcpipe.child import take_sigterm
 from arcpipe.clock import steady_us
 from arcpipe.counters import BEGUN, LATENCY_BOUNDS_US, Counters, Histogram, Worker
 from arcpipe.counters import Node as NodeBlock
@@ -132,8 +132,7 @@ class IngestWorker:
 
     async def _serve(self, limits: Limits) -> int:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stop, loop)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        take_sigterm(loop, lambda: self._stop(loop))
         writer = WALWriter(
             self._directory,
             self._slot,
