@@ -5,8 +5,10 @@ import gc
 import pytest
 from hypothesis import settings
 
-from tests.support.coverage import IS_MEASURED, QuickCoverage
-from tests.support.sets import is_quick
+pytest.register_assert_rewrite("tests.support")  # so that its bare asserts say what they saw
+
+from tests.support.coverage import IS_MEASURED, QuickCoverage  # noqa: E402
+from tests.support.sets import is_quick  # noqa: E402
 
 _coverage = QuickCoverage() if IS_MEASURED else None
 

@@ -93,9 +93,12 @@ def test_ready_says_that_writes_are_taken(server: Server) -> None:
 def test_head_gives_the_headers_of_get_and_no_body(client: Client, path: str) -> None:
     got = client.request("GET", path)
     head = client.request("HEAD", path)
-    assert (head.status, head.headers, head.body) == (200, got.headers, b"")
     # A body would be read here as the start of the next answer.
-    assert client.request("GET", path) == got
+    again = client.request("GET", path)
+    for response in (got, head, again):
+        assert response.headers.pop("date")  # the second may end between two of them
+    assert (head.status, head.headers, head.body) == (200, got.headers, b"")
+    assert again == got
 
 
 @pytest.mark.parametrize("path", ["/index.html", "/write/v2/msgpack/", "//health", "/health/x", "/Health", "*"])

@@ -184,12 +184,14 @@ def test_a_slow_reader_gets_all_of_the_last_answers(tmp_path: Path, scheme: str)
 
 
 def test_a_client_that_takes_nothing_of_its_last_answer_is_cut_off(tmp_path: Path) -> None:
-    with Server(tmp_path, server_workers=1, server_keep_alive_seconds=5) as server, thin_line(server) as stalled:
+    server = Server(tmp_path, server_workers=1, server_keep_alive_seconds=15)
+    with server, server.client() as asking, thin_line(server) as stalled:
         last = request_bytes("GET", "/", headers={"Connection": "close"})
         stalled.sendall(request_bytes("GET", "/") * 5 + last)
 
         def connections() -> int:
-            return int(server.get("/api/v1/status").json()["instance"]["workers"][0]["connections"])
+            status = asking.request("GET", "/api/v1/status").json()
+            return int(status["instance"]["workers"][0]["connections"])
 
         wait_until(lambda: connections() == 2, "both connections to be counted")
         wait_until(lambda: connections() == 1, "the end of the one that stalls")
