@@ -9,7 +9,6 @@ This module must not know the columns of arcpipe's files.
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from arcpipe.errors import ArcpipeError, MissingObject
 from arcpipe.lake.footer_check import check_footer
+from arcpipe.lake.parts_file import PartsFile
 from arcpipe.storage import LakeStore
 from arcpipe.units import KB
 
@@ -55,7 +55,7 @@ async def read_footer(store: LakeStore, key: str, size: int) -> Any:
             break
         length = needed
     with readable(key):
-        metadata = pq.read_metadata(_Tail(size, tail))
+        metadata = pq.read_metadata(_ending_with(size, tail))
         check_footer(tail, metadata)
         return metadata
 
@@ -144,31 +144,12 @@ def readable(key: str) -> Iterator[None]:
         raise Unreadable(f"{key}: it cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
-class _Tail(io.RawIOBase):
-    """A file of which only the end is there. Before that it has zeros, which readers of footers ask for, too."""
+def _ending_with(size: int, tail: bytes) -> PartsFile:
+    """Return a file of which only the end is there. Before that it has zeros, which readers of footers ask for, too."""
+    begin = size - len(tail)
 
-    def __init__(self, size: int, tail: bytes) -> None:
-        self._size = size
-        self._tail = tail
-        self._at = 0
+    def read(offset: int, length: int) -> bytes:
+        stop = offset + length
+        return bytes(max(min(begin, stop) - offset, 0)) + tail[max(offset - begin, 0) : max(stop - begin, 0)]
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        stop = self._size if size < 0 else min(self._at + size, self._size)
-        begin = self._size - len(self._tail)
-        data = bytes(max(min(begin, stop) - self._at, 0))
-        data += self._tail[max(self._at - begin, 0) : max(stop - begin, 0)]
-        self._at += len(data)
-        return data
+    return PartsFile(size, read)

@@ -5,7 +5,6 @@ This module must not know stores: it reads from a spool, which holds the whole f
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from arcpipe.lake.file_schema import DATABASE, MEASUREMENT, ROLE, TIME_TYPE
 from arcpipe.lake.folders import Folder
 from arcpipe.lake.footer_check import check_file
 from arcpipe.lake.keys import database_components, measurement_components
+from arcpipe.lake.parts_file import PartsFile
 from arcpipe.lake.spool import Spool
 from arcpipe.units import MB
 
@@ -49,15 +49,18 @@ class InputFile:
         """
         self.key = key
         try:
-            file = pq.ParquetFile(_SpoolReader(spool))
-            check_file(_SpoolReader(spool), file.metadata)
+            file = pq.ParquetFile(PartsFile(spool.size, spool.read_at))
+            check_file(PartsFile(spool.size, spool.read_at), file.metadata)
             texts = [
                 file.schema_arrow.names[number]
                 for number in range(len(file.schema_arrow))
                 if file.schema_arrow.field(number).type == pa.string() and _has_dictionaries(file, number)
             ]
             self._file = pq.ParquetFile(
-                _SpoolReader(spool), metadata=file.metadata, read_dictionary=texts, buffer_size=_BUFFER_BYTES
+                PartsFile(spool.size, spool.read_at),
+                metadata=file.metadata,
+                read_dictionary=texts,
+                buffer_size=_BUFFER_BYTES,
             )
             self.dictionaries = frozenset(texts)  # the columns that come with dictionaries
             self.schema: pa.Schema = file.schema_arrow
@@ -143,31 +146,3 @@ def _has_dictionaries(file: Any, column: int) -> bool:
 
 def _unreadable(key: str, error: Exception) -> Odd:
     return Odd(key, f"it cannot be read: {' '.join(str(error).split())[:300]}")
-
-
-class _SpoolReader(io.RawIOBase):
-    """A spool as the file that pyarrow reads."""
-
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._spool.size}[whence]
-        self._at = base + offset
-        return self._at
-
-    def read(self, size: int = -1) -> bytes | memoryview:
-        length = self._spool.size - self._at if size < 0 else size
-        data = self._spool.read_at(self._at, max(length, 0))
-        self._at += len(data)
-        return data

@@ -6,7 +6,6 @@ A checkpoint is Parquet with a column for each kind of action. A row has one of 
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arcpipe.errors import ArcpipeError, MissingObject
+from arcpipe.lake.parts_file import PartsFile
 from arcpipe.storage import LakeStore
 
 
@@ -97,7 +97,7 @@ async def _columns(file: CheckpointFile, names: Sequence[str]) -> list[pa.Table]
     loop = asyncio.get_running_loop()
 
     def read() -> list[pa.Table]:
-        source = pa.PythonFile(_Ranges(file, loop), mode="r")
+        source = pa.PythonFile(_as_file(file, loop), mode="r")
         with pq.ParquetFile(source, pre_buffer=False) as parquet:
             return [parquet.read_row_group(number, names) for number in range(parquet.num_row_groups)]
 
@@ -109,34 +109,10 @@ async def _columns(file: CheckpointFile, names: Sequence[str]) -> list[pa.Table]
         raise DamagedCheckpoint(f"{file.key} is damaged: {error}") from error
 
 
-class _Ranges(io.RawIOBase):
-    """An object of the store as a file, for a thread other than that of the store's event loop."""
+def _as_file(file: CheckpointFile, loop: asyncio.AbstractEventLoop) -> PartsFile:
+    """Return an object of the store as a file, for a thread other than that of the store's event loop."""
 
-    def __init__(self, file: CheckpointFile, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._file = file
-        self._loop = loop
-        self._position = 0
+    def read(offset: int, length: int) -> bytes:
+        return asyncio.run_coroutine_threadsafe(file.store.read(file.key, offset, length), loop).result()
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
-        self._position = start + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        wanted = max(0, self._file.size - self._position if size < 0 else size)
-        if wanted == 0:
-            return b""
-        coroutine = self._file.store.read(self._file.key, self._position, wanted)
-        data = asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-        self._position += len(data)
-        return data
+    return PartsFile(file.size, read)
