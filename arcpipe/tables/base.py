@@ -14,6 +14,7 @@ subpackages only, in the process that commits, because deltalake cannot be used 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -24,6 +25,14 @@ AT_ONCE: Final = 8
 
 TableName = tuple[str, str]
 """Database and measurement, as clients call them."""
+
+
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # Hadoop writes `file:/path`
+
+
+def is_outside(key: str) -> bool:
+    """Tell whether a file of a table is outside of the store: it has an absolute URI then, and no key."""
+    return _SCHEME.match(key) is not None
 
 
 class TableError(ArcpipeError):

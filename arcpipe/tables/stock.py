@@ -23,7 +23,7 @@ from arcpipe.lake.folders import parse_file_name, parse_folder
 from arcpipe.lake.footers import Unreadable, find_footer, in_parallel
 from arcpipe.lake.keys import Hidden, encode_database, encode_name
 from arcpipe.storage import LakeStore
-from arcpipe.tables.base import Conflict, Dropped, NewFile, TableFormat, TableName
+from arcpipe.tables.base import Conflict, Dropped, NewFile, TableFormat, TableName, is_outside
 from arcpipe.tables.commit_file import CommitFiles
 from arcpipe.tables.committer import BATCH_ENDINGS
 from arcpipe.tables.pending import table_of
@@ -132,7 +132,7 @@ class Stock:
             held = None
         except Exception as error:  # of any kind: the report tells it
             return Report(table, True, 0, len(stored), [], [], 0, 0, 0, 0, str(error))
-        inside = {key for key in held or () if "://" not in key}
+        inside = {key for key in held or () if not is_outside(key)}
         lost = [key for key in sorted(inside - stored.keys()) if not await self._store.exists(key)]
         left = stored.keys() - inside
         waiting = self._waiting({key: nodes[key] for key in left}) if left else set()

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 import polars as pl
 import pyarrow as pa
+import pytest
 from deltalake import DeltaTable, QueryBuilder
 
 from arcpipe.codec.envelope import KIND_COLUMNAR
@@ -290,3 +291,43 @@ class Place:
             return [report async for report in stock.compare()]
         finally:
             await store.close()
+
+
+# Fixtures
+
+
+@pytest.fixture(scope="module")
+def committers() -> Iterator[Committers]:
+    with Committers() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def zombies() -> Iterator[Committers]:
+    with Committers() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def handed(tmp_path_factory: pytest.TempPathFactory) -> HandedOver:
+    return hand_over(tmp_path_factory.mktemp("handed"))
+
+
+Make = Callable[..., Place]
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest, handed: HandedOver, committers: Committers, tmp_path: Path) -> Make:
+    """Make a place of a kind, with the servers that it needs."""
+
+    def made(kind: str, name: str = "place") -> Place:
+        needed = KINDS[kind]
+        servers = Servers(
+            rest=request.getfixturevalue("iceberg_rest") if needed.catalogue == "rest" else "",
+            postgresql=request.getfixturevalue("postgresql") if needed.catalogue == "postgresql" else "",
+            bucket=request.getfixturevalue("s3") if needed.store == "s3" else None,
+        )
+        (tmp_path / name).mkdir()
+        return Place(needed, handed, tmp_path / name, servers, committers)
+
+    return made

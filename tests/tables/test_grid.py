@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from tests.support.cutting_proxy import CuttingProxy
 from tests.support.s3proxy import LATE, FaultyProxy
 from tests.support.sets import long
 from tests.support.tables import OTHER_NODE
-from tests.tables.grid import DATABASE, KINDS, MEASUREMENTS, HandedOver, Place, Servers, hand_over
+from tests.tables.grid import DATABASE, KINDS, MEASUREMENTS, Make, Place
 
 OF_KINDS = {
     "iceberg sqlite": dict(
@@ -73,43 +73,6 @@ def cells(kinds: list[str]) -> Iterator[Any]:
         for name, step in steps_of(kind).items():
             marks = () if (kind, name) in ALWAYS else (long,)
             yield pytest.param(kind, step, marks=marks, id=f"{kind}, {name}")
-
-
-@pytest.fixture(scope="module")
-def committers() -> Iterator[Committers]:
-    with Committers() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def zombies() -> Iterator[Committers]:
-    with Committers() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def handed(tmp_path_factory: pytest.TempPathFactory) -> HandedOver:
-    return hand_over(tmp_path_factory.mktemp("handed"))
-
-
-Make = Callable[..., Place]
-
-
-@pytest.fixture
-def make(request: pytest.FixtureRequest, handed: HandedOver, committers: Committers, tmp_path: Path) -> Make:
-    """Make a place of a kind, with the servers that it needs."""
-
-    def made(kind: str, name: str = "place") -> Place:
-        needed = KINDS[kind]
-        servers = Servers(
-            rest=request.getfixturevalue("iceberg_rest") if needed.catalogue == "rest" else "",
-            postgresql=request.getfixturevalue("postgresql") if needed.catalogue == "postgresql" else "",
-            bucket=request.getfixturevalue("s3") if needed.store == "s3" else None,
-        )
-        (tmp_path / name).mkdir()
-        return Place(needed, handed, tmp_path / name, servers, committers)
-
-    return made
 
 
 # Steps

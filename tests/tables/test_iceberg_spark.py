@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,6 @@ from tests.support.tables import CPU, rows
 A, B = "0123456789ab", "ba9876543210"
 
 pytestmark = pytest.mark.skipif(not VERSION, reason="needs Spark: make test-tables installs it")
-
-
-@pytest.fixture(scope="module")
-def spark(iceberg_rest: str) -> Iterator[SparkSQL]:
-    running = SparkSQL(iceberg_rest)
-    yield running
-    running.close()
 
 
 @pytest.fixture

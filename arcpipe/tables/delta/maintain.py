@@ -17,7 +17,7 @@ from typing import Final
 
 from arcpipe.clock import now_us
 from arcpipe.storage import LakeStore
-from arcpipe.tables.base import Maintained
+from arcpipe.tables.base import Maintained, is_outside
 from arcpipe.tables.delta.checkpoint import CheckpointFile, DamagedCheckpoint, read_paths, read_state
 from arcpipe.tables.delta.checkpoints import INTERVAL
 from arcpipe.tables.delta.files import files_of
@@ -84,8 +84,7 @@ class Upkeep:
         files = await files_of(self._log, self._state, with_removed=True)
         held = {key_of(root, path, url) for path in files.sizes}
         old = {key_of(root, one.path, url) for one in files.removed.values() if after_ms <= one.deleted_ms < before_ms}
-        # Whatever is not below the store has a scheme.
-        gone = sorted(key for key in old - held if "://" not in key and key.endswith(".parquet"))
+        gone = sorted(key for key in old - held if not is_outside(key) and key.endswith(".parquet"))
         await self._store.delete_all(gone)
         self._memory.deleted_ms[root] = before_ms
         return len(gone)

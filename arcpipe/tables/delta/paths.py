@@ -13,12 +13,11 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from arcpipe.lake.keys import decode_component, encode_database, encode_name
-from arcpipe.tables.base import TableName
+from arcpipe.tables.base import TableName, is_outside
 
 LOG: Final = "_delta_log"
 LAST_CHECKPOINT: Final = "_last_checkpoint"
 
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _S3: Final = re.compile(r"s3[an]?://")
 _UP: Final = "../../"
 _SAFE: Final = "/=~!$&'()*+,;@"  # what a path of a URI has as it is; not the colon, which would end a scheme
@@ -54,7 +53,7 @@ def key_of(root: str, path: str, store_url: str) -> str:
     Args:
         store_url: the location of the store, without a slash at its end, not encoded.
     """
-    if _SCHEME.match(path):
+    if is_outside(path):
         place = unquote(_S3.sub("s3://", path))
         if place.startswith("file:/") and not place.startswith("file://"):  # Java writes one slash
             place = f"file://{place[5:]}"

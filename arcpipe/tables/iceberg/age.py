@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from arcpipe.tables.base import Older, TableName, Unavailable
+from arcpipe.tables.base import Older, TableName, Unavailable, is_outside
 from arcpipe.tables.iceberg.file_io import path_of
 from arcpipe.tables.iceberg.version_hint import HINT, SUFFIX
 from arcpipe.tables.schema import shown
@@ -33,7 +33,7 @@ def require_newest(table: TableName, place: str, find: Callable[[], str | None])
         Unavailable: the hint cannot be read.
     """
     location = find()
-    if location is None or "://" in location.removeprefix("file://"):  # of somebody else, elsewhere
+    if location is None or is_outside(location.removeprefix("file://")):  # of somebody else, elsewhere
         return
     hint = _read_hint(os.path.dirname(path_of(location)))
     if hint is None or not _is_ahead(hint, location):

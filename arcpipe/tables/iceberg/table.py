@@ -24,6 +24,7 @@ from arcpipe.tables.base import (
     Refused,
     TableName,
     Unavailable,
+    is_outside,
 )
 from arcpipe.tables.iceberg import layout, names
 from arcpipe.tables.iceberg.catalogue import Catalogue, store_uri
@@ -209,7 +210,7 @@ class IcebergTables:
         return location if key == location or key.startswith("_") else key
 
     def _location(self, key: str) -> str:
-        return key if "://" in key else self._store + key
+        return key if is_outside(key) else self._store + key
 
     def _loaded(self, table: TableName, *, all_snapshots: bool = False) -> Table:
         loaded = self._catalogue.load(table, all_snapshots=all_snapshots)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from arcpipe.config.settings import StorageS3
@@ -95,6 +96,24 @@ def test_each_kind_of_file_is_told_apart(handed: Handed, tables: ModelTables) ->
     assert len(Compared(handed, tables, all_nodes=True).reports()["db", "m"].orphans) == 2
     assert len(Compared(handed, tables, gone=OTHER_NODE).reports()["db", "m"].orphans) == 2
     assert len(Compared(handed, tables, gone="0000").reports()["db", "m"].orphans) == 1
+
+
+@pytest.mark.parametrize(
+    "location", ["file:/elsewhere/data/x.parquet", "file:///elsewhere/x.parquet", "s3a://b/x.parquet"]
+)
+def test_files_that_others_wrote_outside_of_the_store_are_not_lost(
+    handed: Handed, tables: ModelTables, location: str
+) -> None:
+    """Spark writes what it rewrites to the place of the table, and Hadoop's file systems have one slash."""
+    handed.batch()
+    Working(handed.directory.path, handed.lake, tables).round()
+    own = lay(handed, 50)
+    footer = pq.read_metadata(handed.lake / own)
+    (handed.lake / own).unlink()
+    written = NewFile(location, 1, 1, footer)
+    tables.commit(("db", "m"), [written], OTHER_NODE, 1)
+    report = Compared(handed, tables).reports()["db", "m"]
+    assert (report.in_table, report.outside, report.lost, report.is_whole) == (2, 1, [], True)
 
 
 def test_a_file_that_is_rewritten_and_its_copy_both_wait(handed: Handed, tables: ModelTables) -> None:
