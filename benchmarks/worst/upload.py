@@ -196,9 +196,10 @@ def write_segments(directory: Path, entries: Iterator[Entry]) -> int:
 
 def upload(wal: str, url: str, endpoint: str) -> int:
     """Run the uploader in this process; return its exit code."""
+    os.kill(os.getpid(), signal.SIGTERM)  # pending until the uploader takes it: upload all there is, and end
     from arcpipe import logs
     from arcpipe.config.load import load
-    from arcpipe.counters import Counters, Uploader
+    from arcpipe.counters import Counters
     from arcpipe.upload import uploader
     from arcpipe.wal.directory import WALDirectory
 
@@ -217,12 +218,6 @@ def upload(wal: str, url: str, endpoint: str) -> int:
     logs.setup("WARNING", "text", "uploader")
     counters = Counters(1)
 
-    def stop() -> None:
-        while not counters.uploader[Uploader.PID]:  # it has a handler from then on
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)  # upload the rest, and end
-
-    threading.Thread(target=stop).start()
     directory = WALDirectory(wal)
     return uploader.run(settings, directory, counters, directory.next_boot())
 
@@ -259,6 +254,11 @@ def serve_s3() -> None:
     asyncio.run(run())
 
 
+def _block_sigterm() -> None:
+    """Block it for all threads of the program that this process becomes, as the supervisor does for its children."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
 def measure(case: str, directory: Path, endpoint: str, seconds: float) -> dict[str, Any]:
     """Upload a case once; return its figures."""
     wal = directory / "wal"
@@ -266,7 +266,7 @@ def measure(case: str, directory: Path, endpoint: str, seconds: float) -> dict[s
     written = subprocess.run([*_COMMAND, "--write", case, str(wal)], check=True, stdout=subprocess.PIPE, text=True)
     url = "s3://bucket/lake" if endpoint else f"file://{directory}/lake"
     started = time.monotonic()
-    child = subprocess.Popen([*_COMMAND, "--upload", str(wal), url, endpoint])
+    child = subprocess.Popen([*_COMMAND, "--upload", str(wal), url, endpoint], preexec_fn=_block_sigterm)
     watchdog = threading.Timer(seconds, child.kill)
     watchdog.start()
     _, status, usage = os.wait4(child.pid, 0)
