@@ -33,7 +33,7 @@ def test_a_sender_that_is_killed_again_and_again_sends_each_record_once(name: st
             sender.kill()
         last = Sender(proxy.url, tmp_path, LIVES * 1_000_000, 20)
         lives.append(last)
-        assert last.ended()
+        assert last.ended(lambda: len(list((tmp_path / "spool").glob("*.batch"))))
         told = {number for sender in lives for number in sender.accepted()}
         found = kept.numbers(len(told))
         assert len(found) == len(set(found)), "a record arrived twice"
