@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,12 @@ from arcpipe.codec.envelope import KIND_COLUMNAR, decode_envelope
 from arcpipe.ingest.endpoints.idempotency import Claim, RecentKeys
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.format import KeyedPrefix, Prefix, crc32, identity_of, with_identity
+from tests.support.edge import Edge, Peer
+from tests.support.http import pack, request_bytes
+from tests.support.wal_doubles import FaultyDisk
 
 VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128)
+BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})
 ONE = b"db\xff\xffone"
 
 
@@ -158,6 +163,49 @@ class KnownKeys(RuleBasedStateMachine):
 
 TestKnownKeys = KnownKeys.TestCase
 TestKnownKeys.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+# Requests that were not written
+
+
+def keyed(key: str) -> bytes:
+    return request_bytes("POST", "/write/v2/msgpack", BODY, {"Idempotency-Key": key})
+
+
+def replayed(peer: Peer) -> list[bool]:
+    return [b"Idempotency-Replayed" in answer for answer in bytes(peer.transport.written).split(b"HTTP/1.1 ")[1:]]
+
+
+def test_a_retry_of_a_request_that_a_full_disk_refused_is_written() -> None:
+    disk = FaultyDisk()
+    with Edge(None, disk) as edge:
+        peer = edge.connect()
+        with disk.failing("write", error=errno.ENOSPC):
+            peer.feed(keyed("one"))
+            edge.settle()
+        peer.feed(keyed("one") + keyed("two"))
+        edge.settle()
+        peer.feed(keyed("one"))
+        edge.settle()
+        assert peer.statuses == [507, 202, 202, 202]
+        assert replayed(peer) == [False, False, False, True]
+        assert (edge.writes.keyed, edge.writes.replayed) == (2, 1)
+
+
+def test_a_retry_of_a_request_that_met_a_bug_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its claim must not count as written once later ones are."""
+    with Edge() as edge:
+        peer = edge.connect()
+        with monkeypatch.context() as patch:
+            patch.setattr(edge.writes._commit, "append", lambda *_: 1 / 0)
+            peer.feed(keyed("one"))
+            edge.settle()
+        for key in ("two", "one", "one"):
+            peer.feed(keyed(key))
+            edge.settle()
+        assert peer.statuses == [500, 202, 202, 202]
+        assert replayed(peer) == [False, False, False, True]
+        assert edge.writes.keyed == 2
 
 
 # In the entry
