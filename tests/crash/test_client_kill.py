@@ -20,6 +20,7 @@ FAULTS = Faults(lost_answers=0.2, cut_answers=0.05, cut_requests=0.15, refused=0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800 if IS_LONG else 600)  # sixty lives, and all that they left
 @pytest.mark.parametrize("name", KEEPERS)
 def test_a_sender_that_is_killed_again_and_again_sends_each_record_once(name: str, tmp_path: Path) -> None:
     chance = random.Random(21)
