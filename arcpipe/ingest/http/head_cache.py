@@ -61,12 +61,14 @@ class Heads:
         end = data.find(b"\r\n\r\n", stop, limit) + 4
         if stop < 0 or end < 4:
             return None
-        cuts = [(at, stop)]
+        cuts = []
         for name in self._varying:
             cut = _VARYING[name](data, start, end)
             if cut is not None:
                 cuts.append(cut)
-        return self.known.get(b"".join(_around(data, start, sorted(cuts), end)))
+        if not cuts:
+            return self.known.get(data[start:at] + data[stop:end])
+        return self.known.get(b"".join(_around(data, start, sorted([*cuts, (at, stop)]), end)))
 
     def learn(self, data: bytes, head: Head) -> None:
         """Learn a head of HTTP/1.1 that was accepted and does not end its connection.
@@ -91,8 +93,10 @@ class Heads:
                 if cut is None:
                     return
                 cuts.append((*cut, name))
-        cuts.sort()
-        pieces = _around(data, 0, [cut[:2] for cut in cuts], end + 4)
+        pieces = [data[:at], data[stop : end + 4]]
+        if len(cuts) > 1:
+            cuts.sort()
+            pieces = _around(data, 0, [cut[:2] for cut in cuts], end + 4)
         bytes_known = b"".join(pieces)
         if bytes_known in self.known:  # its request did not come in one read
             return
