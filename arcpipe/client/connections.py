@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from arcpipe.client.errors import ClientError
 from arcpipe.client.options import Node, Options
 from arcpipe.client.retry import Answer
 from arcpipe.units import MB
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # Seconds after which a connection is not used again: servers and proxies close idle ones, and a request that meets the
 # close has no answer. arcpipe closes after 75 s, many proxies after 60 s.
@@ -56,6 +61,7 @@ class Connections:
             NoAnswer: there is none.
         """
         connection = self._connected(node)
+        connection.sock.settimeout(self._options.answer_seconds)
         self._current = connection.sock
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -105,7 +111,6 @@ class Connections:
         connection = self._new(node)
         try:
             connection.connect()
-            connection.sock.settimeout(self._options.answer_seconds)
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.close()
             raise NoAnswer(f"cannot connect: {_reason(error)}", may_be_written=False) from None
@@ -113,11 +118,48 @@ class Connections:
 
     def _new(self, node: Node) -> http.client.HTTPConnection:
         seconds = self._options.connect_seconds
+        connection: http.client.HTTPConnection
         if node.scheme == "unix":
-            return _UnixConnection(node.host, seconds)
-        if node.scheme == "https":
-            return http.client.HTTPSConnection(node.host, node.port, timeout=seconds, context=self._tls)
-        return http.client.HTTPConnection(node.host, node.port, timeout=seconds)
+            connection = _UnixConnection(node.host, seconds)
+        elif node.scheme == "https":
+            connection = http.client.HTTPSConnection(node.host, node.port, timeout=seconds, context=self._tls)
+        else:
+            connection = http.client.HTTPConnection(node.host, node.port, timeout=seconds)
+        # One class of the standard library makes another there, which may as well be a function.
+        connection.response_class = partial(_BoundedResponse, self._options.answer_seconds)  # type: ignore[assignment]
+        return connection
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    """An answer that has to be whole in time. A socket's own limit is for each read, so it begins anew with a byte."""
+
+    def __init__(self, seconds: float, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_BoundedReader(sock, time.monotonic() + seconds))
+
+
+class _BoundedReader(io.RawIOBase):
+    """The bytes of a socket until a moment of the monotonic clock. After it, a read raises TimeoutError."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open until both are closed
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 class _UnixConnection(http.client.HTTPConnection):

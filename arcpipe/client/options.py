@@ -52,7 +52,7 @@ class Options:
 
     connect_seconds: float = 5.0
     answer_seconds: float = 30.0
-    """For sending a batch, and again for its answer."""
+    """For sending a batch, and again for its answer, from the first byte to the last."""
     first_pause_seconds: float = 0.2
     longest_pause_seconds: float = 30.0
     give_up_seconds: float | None = None

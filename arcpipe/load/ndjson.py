@@ -17,6 +17,8 @@ from arcpipe.units import MB
 
 MAX_LINE_BYTES: Final = 16 * MB
 _MEASUREMENT: Final = "measurement"  # the key that names it unless the plan says otherwise
+# The integers up to this one are all exact as float64. The server keeps others in a column beside the floats.
+_EXACT: Final = 1 << 53
 _MAX_COLUMNS: Final = 1_000_000  # of one file, whose types are remembered
 
 Floats = frozenset[tuple[str, str]]
@@ -87,6 +89,9 @@ def _row(line: int, record: dict[str, Any], plan: Plan, floats: Floats, place: s
     for column, value in record.items():
         if value is None:
             continue
-        is_float = (measurement, column) in floats and isinstance(value, int) and not isinstance(value, bool)
-        values[TIME if column == time else column] = float(value) if is_float and column != time else value
+        if column == time:
+            column = TIME
+        elif (measurement, column) in floats and type(value) is int and abs(value) <= _EXACT:
+            value = float(value)
+        values[column] = value
     return Row(measurement, plan.tags, values, line)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -39,8 +38,7 @@ IDENTITY_BYTES: Final = 16
 # The keys of a meta that tell a client's retry: `codec.envelope.Meta` reads them.
 _TOKEN_ITEM: Final = b"\xa2by"
 _PART_ITEM: Final = b"\xa4part"
-# By the length of an idempotency key: all of its item that goes before it.
-_KEY_FRONTS: Final = [b"\xa3key" + (b"%c" % (0xA0 | size) if size < 32 else b"\xd9%c" % size) for size in range(129)]
+_KEY_ITEM: Final = b"\xa3key"
 _IDENTITY_FRONT: Final = b"\xa2in\xc4\x10"  # the key, and the header of 16 bytes of binary
 
 
@@ -61,9 +59,10 @@ class Prefix:
     `data` are the bytes and `crc` their CRC32. One thread at a time may use an instance.
     """
 
-    __slots__ = ("_head", "_meta", "crc", "data", "identity", "longer_by")
+    __slots__ = ("_head", "_meta", "crc", "data", "database", "identity")
 
     def __init__(self, kind: int, database: str, meta: Mapping[str, Any]) -> None:
+        self.database = database
         self._head = b"\x94" + _encode(kind) + _encode(database)
         self._meta = meta
         self.bind(b"")
@@ -74,57 +73,57 @@ class Prefix:
         self.identity = identity
         self.data = self._head + _encode(meta)
         self.crc = crc32(self.data)
-        self.longer_by: dict[int, tuple[bytes, int]] = {}  # see `longer`
 
-    def longer(self, items: int) -> tuple[bytes, int]:
-        """Return the prefix as it is before `items` further items of its meta, which follow it, and its CRC32."""
-        found = self.longer_by.get(items)
-        if found is None:
-            at = len(self._head)
-            assert self.data[at] + items <= 0x8F, f"BUG: a meta of more than 15 items: {self.data[at:]!r}"
-            data = self._head + bytes([self.data[at] + items]) + self.data[at + 1 :]
-            found = self.longer_by[items] = data, crc32(data)
-        return found
+    def longer(self, items: bytes, count: int) -> bytes:
+        """Return the prefix with further items of its meta."""
+        at = len(self._head)
+        assert self.data[at] + count <= 0x8F, f"BUG: a meta of more than 15 items: {self.data[at:]!r}"
+        return self._head + bytes([self.data[at] + count]) + self.data[at + 1 :] + items
 
 
 class KeyedPrefix:
-    """A prefix whose meta also has an idempotency key. It is that of one entry at a time, and made again for the next.
+    """A prefix whose meta also has an idempotency key: of one entry at a time, and made again for the next.
 
-    `item` are its bytes about the key, and about the token that the key belongs to. One thread at a time may use an
-    instance, and `Group.add` takes it before it is made again.
+    A client's keys mostly have one length, so all that is before a key is made once, with its CRC32. One thread at a
+    time may use an instance, and `Group.add` takes it before it is made again.
+
+    `owner` are the database and the token to which its keys belong, as bytes to put before a key. No two owners with
+    their keys are the same bytes, because 0xFF is in no name.
     """
 
-    __slots__ = ("_items", "_plain", "crc", "data", "identity", "item")
+    __slots__ = (
+        *("_count", "_front", "_front_crc", "_items", "_key", "_key_bytes", "_plain"),
+        *("crc", "data", "identity", "owner"),
+    )
 
-    def __init__(self) -> None:
-        self.identity: bytes | None = None
-        self.data = self.item = b""
-        self.crc = 0
-
-    def make(self, plain: Prefix, key: bytes, token: str | None = None, part: int = 0) -> KeyedPrefix:
-        """Make it that of an entry, from the prefix of entries without a key; return itself.
+    def __init__(self, plain: Prefix, token: str | None = None, part: int = 0) -> None:
+        """Make prefixes from one of entries without a key.
 
         Args:
-            key: 1 to 128 visible characters of ASCII.
-            token: the id of the sender's token; None without one.
+            token: the id of the sender's token, to which the key belongs; None without one.
             part: the number of the entry among those of its request.
         """
-        item = _KEY_FRONTS[len(key)] + key
-        items = 1
-        if token is not None:
-            item += _token_item(token)
-            items = 2
-        if part:
-            item += _PART_ITEM + _encode(part)
-            items += 1
         self._plain = plain
-        self.item = item
-        self._items = items
+        self._items = b""
+        self._count = 1
+        if token is not None:
+            self._items += _TOKEN_ITEM + _encode(token)
+            self._count += 1
+        if part:
+            self._items += _PART_ITEM + _encode(part)
+            self._count += 1
+        self.owner = b"%b\xff%b\xff" % (plain.database.encode(), (token or "").encode())
+        self._key = b""
+        self.bind(plain.identity)
+
+    def make(self, key: bytes) -> KeyedPrefix:
+        """Make it that of an entry with this key, which has 1 to 128 visible characters of ASCII; return itself."""
+        if len(key) != self._key_bytes:
+            self._measure(len(key))
+        self._key = key
         # For the segment of the entry before, which is nearly always that of this one, too.
-        front, crc = plain.longer_by.get(items) or plain.longer(items)
-        self.identity = plain.identity
-        self.data = front + item
-        self.crc = crc32(item, crc)
+        self.data = self._front + key
+        self.crc = crc32(key, self._front_crc)
         return self
 
     def bind(self, identity: bytes) -> None:
@@ -132,15 +131,16 @@ class KeyedPrefix:
         plain = self._plain
         if plain.identity is not identity:
             plain.bind(identity)
-        front, crc = plain.longer(self._items)
-        self.identity = identity
-        self.data = front + self.item
-        self.crc = crc32(self.item, crc)
+        self._measure(len(self._key))
+        self.make(self._key)
 
-
-@lru_cache(1024)
-def _token_item(token: str) -> bytes:
-    return _TOKEN_ITEM + _encode(token)
+    def _measure(self, key_bytes: int) -> None:
+        """Make all that is before a key of this length, for the segment that the plain prefix is of."""
+        self.identity = self._plain.identity
+        length = bytes([0xA0 | key_bytes]) if key_bytes < 32 else bytes([0xD9, key_bytes])
+        self._key_bytes = key_bytes
+        self._front = self._plain.longer(self._items + _KEY_ITEM + length, self._count)
+        self._front_crc = crc32(self._front)
 
 
 AnyPrefix: TypeAlias = Prefix | KeyedPrefix

@@ -279,10 +279,10 @@ class BufferedCommit:
         refused, self._refused = self._refused, []
         if self._error is None:
             self._write_when_due()
+        if refused:  # first: who keeps account of waiters takes all before an acknowledged one for settled
+            self._on_committed(refused, self._refusal)
         if waiters:
             self._on_committed(waiters, None)
-        if refused:
-            self._on_committed(refused, self._refusal)
 
     def _write_when_due(self) -> None:
         if self._collecting.size >= WRITE_BUFFER_BYTES:

@@ -7,7 +7,8 @@ they were committed: sockets, WAL and disk are left out, so nothing hides the co
 turns. A figure is the best of many short pieces, because everything else on the machine can only add to one.
 
 Requests of most kinds repeat their head, which the worker then knows. Those with a new key differ in the value of
-Idempotency-Key alone. Those of the kind "parsed" each have another head, which goes through the parser.
+Idempotency-Key alone, or in that of X-Request-Id, too. Those of the kind "parsed" each have another head, which goes
+through the parser. The requests of a read are one group.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from uuid import uuid4
 
 import typer
 
-KINDS: Final = ("one record", "one record, a new key", "one record, parsed", "one record, 16 in a read", "1000 records")
+KINDS: Final = (
+    "one record",
+    "one record, a new key",
+    "one record, a new key and a new id",
+    "one record, parsed",
+    "one record, 16 in a read",
+    "one record, 16 in a read, new keys",
+    "1000 records",
+)
 _PIECES: Final = 60
 
 
@@ -131,11 +140,12 @@ def endless_turns() -> Any:
     return Turns(TimeBudget(*[math.inf] * len(TimeBudget._fields)))
 
 
-def _request(body: bytes, agent: str = "telegraf/1.30", key: str = "") -> bytes:
+def _request(body: bytes, agent: str = "telegraf/1.30", key: str = "", request_id: str = "") -> bytes:
     head = (
         f"POST /write/v2/msgpack HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: {agent}\r\n"
         "Content-Type: application/msgpack\r\nAccept: */*\r\nx-arc-database: production\r\n"
         f"{f'Idempotency-Key: {key}' + chr(13) + chr(10) if key else ''}"
+        f"{f'X-Request-Id: {request_id}' + chr(13) + chr(10) if request_id else ''}"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -153,8 +163,10 @@ def _pieces() -> Iterator[tuple[Callable[[], list[bytes]], int]]:
     numbers = count(100_000)
     yield lambda: [bytes(bytearray(small)) for _ in range(1000)], 1000  # each its own memory, as from a socket
     yield lambda: [_request(body, key=str(uuid4())) for _ in range(1000)], 1000
+    yield lambda: [_request(body, key=str(uuid4()), request_id=str(uuid4())) for _ in range(1000)], 1000
     yield lambda: [_request(body, f"agent/{next(numbers)}") for _ in range(1000)], 1000
     yield lambda: [small * 16] * 62, 62 * 16
+    yield lambda: [b"".join(_request(body, key=str(uuid4())) for _ in range(16)) for _ in range(62)], 62 * 16
     yield lambda: [large] * 200, 200
 
 

@@ -202,7 +202,7 @@ class Worker:
         self._on_answer = on_answer
         self._unsynced: list[int] = []  # acknowledged, and not on the disk as far as we know: the `async` mode
         self.has_keys = False
-        self._keyed_prefix = KeyedPrefix()
+        self._keyed_prefix = KeyedPrefix(self._prefix)
         loop: Any = self._loop
         self._commit: Any = group_commit(self.writer, loop, self._committed, self._crashed)
 
@@ -210,7 +210,7 @@ class Worker:
         """Numbers and sizes of entries that arrive together; returns when they are answered."""
         for number, size in entries:
             key = key_of(number) if self.has_keys else b""
-            prefix = self._keyed_prefix.make(self._prefix, key) if key else self._prefix
+            prefix = self._keyed_prefix.make(key) if key else self._prefix
             self._commit.append(prefix, make_body(number, size), 1, number)
         self._loop.run(self._is_committing)
 

@@ -20,6 +20,7 @@ FAULTS = Faults(lost_answers=0.2, cut_answers=0.05, cut_requests=0.15, refused=0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800 if IS_LONG else 600)  # sixty lives, and all that they left
 @pytest.mark.parametrize("name", KEEPERS)
 def test_a_sender_that_is_killed_again_and_again_sends_each_record_once(name: str, tmp_path: Path) -> None:
     chance = random.Random(21)
@@ -33,7 +34,7 @@ def test_a_sender_that_is_killed_again_and_again_sends_each_record_once(name: st
             sender.kill()
         last = Sender(proxy.url, tmp_path, LIVES * 1_000_000, 20)
         lives.append(last)
-        assert last.ended()
+        assert last.ended(lambda: len(list((tmp_path / "spool").glob("*.batch"))))
         told = {number for sender in lives for number in sender.accepted()}
         found = kept.numbers(len(told))
         assert len(found) == len(set(found)), "a record arrived twice"

@@ -47,9 +47,9 @@ def seal(directory: WALDirectory, seq: int, numbers: Iterable[int]) -> None:
     identity = make_identity(1, seq)
     stamp = NOW + seq * 1_000_000
     content = FILE_HEADER + pack_start(StartMeta("node", 1, seq, stamp, "test", identity))
-    plain, prefix, entries = Prefix(KIND_COLUMNAR, "db", {}), KeyedPrefix(), 0
+    prefix, entries = KeyedPrefix(Prefix(KIND_COLUMNAR, "db", {})), 0
     for entries, number in enumerate(numbers, 1):
-        prefix.make(plain, b"key-%d" % number)
+        prefix.make(b"key-%d" % number)
         prefix.bind(identity)
         content += pack_entry(prefix, make_body(number, 300), stamp + entries)
     content += pack_end(EndMeta(entries, entries, len(content), identity=identity), stamp + entries + 1)

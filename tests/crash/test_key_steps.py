@@ -42,7 +42,7 @@ def add(writer: WALWriter, number: int, key: str | None) -> None:
     body = msgspec.msgpack.encode(
         {"m": f"m{number % 2}", "columns": {"time": [1_767_225_600], "id": [number], "pad": [PAD]}}
     )
-    prefix = plain if key is None else KeyedPrefix().make(plain, key.encode(), "token")
+    prefix = plain if key is None else KeyedPrefix(plain, "token").make(key.encode())
     group.add(prefix, body, 1, writer.next_timestamp())
     writer.commit(group)
 

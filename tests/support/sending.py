@@ -6,9 +6,12 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.program import environment
+from tests.support.waiting import WAIT_SECONDS
 
 _PROGRAM = """
 import json, os, sys, time
@@ -26,7 +29,7 @@ for n in range(first, first + count):
     else:
         client.write_lines(f"cpu,host=web-1 n={n}i {1_790_000_000_000_000_000 + n}")
     os.write(out, b"%d\\n" % n)
-    time.sleep(0.001)  # or thousands would wait when it is killed
+    time.sleep(0.001 if n - first < 200 else 0.1)  # or thousands would wait when it is killed on a busy machine
 client.close()
 os.write(out, b"closed\\n")
 """
@@ -57,6 +60,16 @@ class Sender:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(60)
 
-    def ended(self) -> bool:
-        """Wait for its end; whether it was a good one."""
-        return self.process.wait(120) == 0
+    def ended(self, left: Callable[[], int]) -> bool:
+        """Wait for its end while less is left from time to time; whether it was a good one.
+
+        Sixty lives may leave thousands of batches, which take minutes on a busy machine.
+        """
+        fewest, until = left(), time.monotonic() + WAIT_SECONDS
+        while self.process.poll() is None:
+            now = left()
+            if now < fewest:
+                fewest, until = now, time.monotonic() + WAIT_SECONDS
+            assert time.monotonic() < until, f"{now} are left, and were {WAIT_SECONDS:g} s ago"
+            time.sleep(0.05)
+        return self.process.returncode == 0

@@ -3,9 +3,9 @@
 The key goes into the meta of the request's entry. There the uploader finds it, which alone sees all workers: it uploads
 the first entry of a key and drops the others (`upload.key_window`). That is the guarantee.
 
-`RecentKeys` is a saving. A worker remembers the keys that it acknowledged last, and answers a retry without writing it
-again. It notes a key only once its group is as durable as `wal.sync_mode` says. A retry that comes before is written
-like any other request.
+`RecentKeys` is a saving. A worker remembers the keys that it wrote last, and answers a retry without writing it again.
+It does so only once the group of the first request is as durable as `wal.sync_mode` says. A retry that comes before is
+written like any other request.
 
 A key belongs to a database and to a token. So nobody learns the keys of another token by `Idempotency-Replayed`, and
 nobody uses up a key that another token will send.
@@ -13,8 +13,9 @@ nobody uses up a key that another token will send.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final, TypeAlias
+
+from arcpipe.wal.format import crc32
 
 REPLAYED: Final = b"Idempotency-Replayed: true\r\n"
 """The line of an answer to a request that was not written again."""
@@ -23,20 +24,19 @@ REPLAYED: Final = b"Idempotency-Replayed: true\r\n"
 RECENT_KEYS: Final = 65_536
 
 
-Identity: TypeAlias = bytes
-"""A key with all that it belongs to: the database's name, then the bytes of `KeyedPrefix.item` with key and token.
-
-These begin with a byte that begins no character of UTF-8, so the name ends in one place only. Bytes know their hash.
+Claim: TypeAlias = tuple[int, int, int]
+"""A request with a key that was given to the WAL: its number among those of the worker, then the bytes and the CRC32 of
+its encoded body, which are compared with those of a retry.
 """
-Content: TypeAlias = tuple[int, int]
-"""The encoded body of a request, as far as it is compared with that of a retry: bytes and CRC32."""
-Claim: TypeAlias = tuple[Identity, Content]
 
 
 class RecentKeys:
-    """The keys that one worker acknowledged last, in two generations: the older one is dropped as a whole.
+    """The keys that one worker wrote last, in two generations: the older one is dropped as a whole.
 
     So it is bounded, and a key is never known for longer than the window. For one event loop.
+
+    A request claims its key when it is given to the WAL, and groups come to the disk in the order of their claims. So
+    the number of the last claim that is on disk tells of each whether it is: a group costs nothing for each key.
     """
 
     def __init__(self, window_seconds: float, limit: int = RECENT_KEYS) -> None:
@@ -46,47 +46,80 @@ class RecentKeys:
             window_seconds: the most that a key is known for.
             limit: the most keys that are known.
         """
+        self.claimed = 0
+        """The number of the last claim."""
+        self.settled = 0
+        """The number of the last claim that is on disk or forgotten, as all before it are; the others wait."""
+        self._forgotten = 0  # claims after those that were forgotten
         self._half_seconds = window_seconds / 2
         self._half_limit = max(1, limit // 2)
         self._began = self._old_began = 0.0  # of the two generations
         self._turns_at = 0.0  # when one of them is too old
-        self._young: dict[Identity, Content] = {}
-        self._old: dict[Identity, Content] = {}
+        self._full_at = 0  # the number of the last claim that the young one has room for
+        self._young: dict[bytes, Claim] = {}
+        self._old: dict[bytes, Claim] = {}
 
-    def find(self, identity: Identity, now: float) -> Content | None:
-        """Return the content of the request that had this key; None if it is not known.
+    def claim(self, identity: bytes, body: bytes | memoryview, now: float) -> Claim | None:
+        """Claim a key for a request that is to be written.
 
         Args:
-            now: seconds of a clock that is the same for `note`.
-        """
-        if now >= self._turns_at:
-            self._turn(now)
-        return self._young.get(identity) or self._old.get(identity)
+            identity: the key and what it belongs to: `KeyedPrefix.owner` and the key.
+            body: as it will be in the WAL.
+            now: seconds of a clock that is the same for all calls.
 
-    def note(self, claims: Iterable[Claim], now: float) -> None:
-        """Remember requests that were acknowledged."""
-        if now >= self._turns_at:
+        Returns:
+            The claim of the earlier request that had this key and is on disk. Then the new request is not to be
+            written, and has claimed nothing. None if there is none.
+        """
+        number = self.claimed + 1
+        if now >= self._turns_at or number > self._full_at:
             self._turn(now)
-        for identity, content in claims:
-            if len(self._young) >= self._half_limit:
-                self._begin(now)
-            self._young.setdefault(identity, content)
+        self.claimed = number
+        claim = number, len(body), crc32(body)
+        first = self._young.setdefault(identity, claim)
+        if first is claim and identity not in self._old:
+            return None
+        return self._earlier(identity, first, claim)
+
+    def _earlier(self, identity: bytes, first: Claim, claim: Claim) -> Claim | None:
+        """Return the claim of an earlier request if it is on disk, and then take the new claim back."""
+        is_new = first is claim  # among the young ones
+        if is_new:
+            first = self._old[identity]
+        if first[0] > self.settled:
+            return None
+        if is_new:
+            del self._young[identity]
+        self.claimed -= 1
+        return first
+
+    def settle(self, number: int) -> int:
+        """Note that the claims up to a number are on disk, but for those that were forgotten.
+
+        Returns:
+            How many they are, without those of which this was known.
+        """
+        count = number - self.settled - self._forgotten
+        self.settled = number
+        self._forgotten = 0
+        return count
+
+    def forget(self, identity: bytes) -> None:
+        """Forget a claim whose request was not written, before any later one is settled."""
+        self._forgotten += 1
+        self._young.pop(identity, None)
+        self._old.pop(identity, None)
+        if self.settled + self._forgotten == self.claimed:
+            self.settle(self.claimed)
 
     def _turn(self, now: float) -> None:
-        """Drop the generations that are too old."""
-        if now - self._began >= self._half_seconds:
-            self._begin(now)
+        """Begin a generation if the young one is full or half the window old, and drop the old one if it is too old."""
+        if self.claimed >= self._full_at or now - self._began >= self._half_seconds:
+            self._old, self._old_began = self._young, self._began
+            self._young, self._began = {}, now
+            self._full_at = self.claimed + self._half_limit
         if now - self._old_began >= 2 * self._half_seconds:
             self._old = {}
-        self._set_turn()
-
-    def _begin(self, now: float) -> None:
-        """Begin a generation."""
-        self._old, self._old_began = self._young, self._began
-        self._young, self._began = {}, now
-        self._set_turn()
-
-    def _set_turn(self) -> None:
         self._turns_at = self._began + self._half_seconds
         if self._old:
             self._turns_at = min(self._turns_at, self._old_began + 2 * self._half_seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 
 from arcpipe.codec.columns import Encoded
-from arcpipe.ingest.endpoints.idempotency import Content
+from arcpipe.ingest.endpoints.idempotency import Claim
 from arcpipe.ingest.endpoints.targets import Target, Targets
 from arcpipe.ingest.endpoints.write import WriteEndpoints
 from arcpipe.ingest.http.exchange import Exchange
@@ -28,7 +28,7 @@ class LoggedWrites(WriteEndpoints):
             exchange.appended = perf_counter()
         super().append(exchange, target, encoded, answer)
 
-    def replay(self, exchange: Exchange, target: Target, answer: bytes, content: Content, first: Content) -> None:
+    def replay(self, exchange: Exchange, target: Target, answer: bytes, body: bytes | memoryview, first: Claim) -> None:
         if isinstance(exchange, LoggedExchange):
             exchange.records = 0
-        super().replay(exchange, target, answer, content, first)
+        super().replay(exchange, target, answer, body, first)

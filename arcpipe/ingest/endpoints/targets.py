@@ -40,7 +40,6 @@ class Target(NamedTuple):
     prefixes: tuple[Prefix, Prefix, Prefix]  # of a columnar envelope, of a batch, of an Arrow IPC stream
     accept_partial: bool  # whether good lines are written if others are bad
     precision: str | None  # the envelope's word for the unit of its times; None: read from the size of a number
-    scope: bytes  # the database's name, as idempotency keys belong to it
     key: bytes = b""  # the idempotency key in the query; empty without one
     format: str = ""  # of the body, where a path takes several
     roles: Roles | None = None  # of the fields, where a request names them
@@ -115,7 +114,6 @@ class Targets:
             ),
             partial == "true",
             precision,
-            database.encode(),
             b"" if word is None else keys.in_query(word),
         )
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from arcpipe.codec.content_encoding import Coding
     from arcpipe.ingest.http.context import IngestContext, Surface
     from arcpipe.ingest.http.exchange import Exchange
-    from arcpipe.ingest.http.head_cache import Head
     from arcpipe.ingest.http.link import Kind
+    from arcpipe.ingest.http.outlines import Head
     from arcpipe.ingest.http.router import Handler
 
 # Bytes of unread answers above which reading from a client pauses. By default the loop's TLS would hold 512 kB.

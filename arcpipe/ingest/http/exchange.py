@@ -57,8 +57,8 @@ class Exchange:
     """One request and its answer. Header names are lower case."""
 
     __slots__ = (
-        *("answered", "body", "brings", "claim", "closes", "connection", "databases", "headers", "key", "method"),
-        *("path", "query", "received", "response", "success", "token"),
+        *("answered", "body", "brings", "claim", "closes", "connection", "databases", "headers", "identity"),
+        *("key", "method", "path", "query", "received", "response", "success", "token"),
     )
 
     def __init__(
@@ -85,7 +85,8 @@ class Exchange:
         self.databases: frozenset[str] | None = None  # that the sender may write; None: all
         self.token: str | None = None  # the id of the sender's token
         self.brings: tuple[str, int, int]  # database, records and bytes of a write, counted once it is on disk
-        self.claim: tuple[bytes, tuple[int, int]]  # of a write with a key: what is noted of it once it is on disk
+        self.identity: bytes  # of a write with a key: the key, and what it belongs to
+        self.claim: int  # and its number, as `RecentKeys` counts
         self.success = b""  # the later answer if all goes well
         self.response: bytes | None = None
         self.closes = False

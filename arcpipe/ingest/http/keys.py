@@ -16,8 +16,6 @@ HEADER: Final = b"idempotency-key"
 PARAMETER: Final = "idempotency_key"
 
 MAX_KEY_CHARACTERS: Final = 128
-MAX_PLAIN_BYTES: Final = MAX_KEY_CHARACTERS + 2
-"""Bytes of the longest header value that `plain` reads."""
 
 # A bare key has none of the signs that mean something in a structured field, so two headers are never taken for one.
 _BARE: Final = re.compile(rb"[!#-+\--:<-\[\]-~]+\Z")
@@ -26,14 +24,14 @@ _VISIBLE: Final = re.compile(r"[!-~]+\Z", re.ASCII)
 _ESCAPED: Final = re.compile(rb"\\(.)")
 _SHOWN_CHARACTERS: Final = 80
 
-# Tables for `bytes.translate`, which changes each other sign and no sign of a key: faster than an expression.
-_BARE_SIGNS: Final = bytes(sign if _BARE.match(bytes([sign])) else sign ^ 0x80 for sign in range(256))
+BARE_SIGNS: Final = bytes(sign if _BARE.match(bytes([sign])) else sign ^ 0x80 for sign in range(256))
+"""A table for `bytes.translate`, which changes each sign but those of a bare key: faster than an expression."""
 _QUOTED_SIGNS: Final = bytes(sign if _QUOTED.match(b'"%c"' % sign) else sign ^ 0x80 for sign in range(256))
 
 
 def plain(value: bytes) -> bytes:
     """Read a key from the header's value, if it is a valid one without escaped signs, as nearly all are; else empty."""
-    if value.translate(_BARE_SIGNS) == value:
+    if value.translate(BARE_SIGNS) == value:
         return value if len(value) <= MAX_KEY_CHARACTERS else b""
     if len(value) > 2 and value[:1] == value[-1:] == b'"':
         key = value[1:-1]

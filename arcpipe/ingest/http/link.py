@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from arcpipe.ingest.http.context import Member
 from arcpipe.ingest.http.exchange import Exchange
-from arcpipe.ingest.http.head_cache import Head
+from arcpipe.ingest.http.outlines import Head
 
 Kind = TypeVar("Kind", bound=Exchange)
 

@@ -17,8 +17,8 @@ from arcpipe.units import KB
 
 if TYPE_CHECKING:
     from arcpipe.ingest.http.context import IngestContext, Surface
-    from arcpipe.ingest.http.head_cache import Outline
     from arcpipe.ingest.http.link import Link
+    from arcpipe.ingest.http.outlines import Outline
     from arcpipe.ingest.http.request_parser import RequestParser
 
 # Bytes. A shorter read is not timed: it takes `small_seconds` at most, and to look at the clock takes time, too.
@@ -75,18 +75,18 @@ class Reading:
                     break
                 self._outline = outline
             assert outline is not None
-            end, digits, value = found
+            end, digits, key, request_id = found
             if not digits.isdigit():
                 break
             after = end + int(digits)
             if after > size or after - end > max_body:
                 break
             head, kind = outline.head, usual_kind
-            if outline.is_id:
-                head, kind = head.with_id(value), context.identified_kind
+            if request_id:
+                head, kind = head.with_id(request_id), context.identified_kind
             exchange, refusal = connection.take(head, kind, data[end:after])
-            if value and not outline.is_id:
-                exchange.key = value
+            if key:
+                exchange.key = key
             connection.complete(exchange, head, refusal)
             start = after
             if not turn_end:

@@ -15,8 +15,8 @@ HEADER: Final = b"x-request-id"
 
 _ID: Final = rb"[A-Za-z0-9._~:/+=@-]{1,128}"
 _HARMLESS: Final = re.compile(_ID + rb"\Z")
-# The line of the id in a head, in any spelling; the id is its first group.
-LINE: Final = re.compile(rb"\r\n(?i:X-Request-Id): (" + _ID + rb")\r\n")
+VALUE: Final = re.compile(_ID + rb"(?=\r\n)")
+"""An id up to the end of its line in a head."""
 
 # Random bytes of an id's first half. Two of a million workers, of all nodes and times, share one with probability
 # 0.2%.

@@ -18,9 +18,9 @@ from arcpipe.ingest.http import head_checks, keys, responses
 from arcpipe.ingest.http.bodies import JOINED_BYTES, Pieces, add_piece, join_apart
 from arcpipe.ingest.http.exchange import DATABASE, NO_HEADERS
 from arcpipe.ingest.http.flow_control import PIPELINE_FULL, SMALL_BODY_BYTES
-from arcpipe.ingest.http.head_cache import Head
 from arcpipe.ingest.http.head_checks import LENGTH_DIGITS, LINE_SIGNS, Refused, head_bytes
 from arcpipe.ingest.http.limits import READ_BYTES
+from arcpipe.ingest.http.outlines import Head
 from arcpipe.ingest.http.request_ids import HEADER as REQUEST_ID
 from arcpipe.ingest.http.states import ANSWER, BODY, HEADER, LINGER
 from arcpipe.units import KB, MB

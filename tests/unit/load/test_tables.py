@@ -15,7 +15,7 @@ import msgpack
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arcpipe.load import annotated_csv, csv_files, ndjson, texts
@@ -244,6 +244,7 @@ records = st.dictionaries(
 
 @pytest.mark.slow
 @given(st.lists(records, max_size=30), st.integers(1, 7))
+@example([{"c": 2**53 + 1}, {"c": 0.0}], 1)  # which no float holds
 def test_ndjson_comes_back_with_every_value(found: list[dict[str, Any]], most: int) -> None:
     found = [{"time": number, "n": number, **record} for number, record in enumerate(found)]
     data = "\n".join(json.dumps(record) for record in found).encode()
@@ -256,6 +257,7 @@ def test_ndjson_comes_back_with_every_value(found: list[dict[str, Any]], most: i
             type(row[name])
             for row in back
             if isinstance(row.get(name), int | float) and not isinstance(row[name], bool)
+            if type(row[name]) is float or abs(row[name]) <= 2**53
         }
         assert len(kinds) <= 1, "a column of numbers has one type in the whole file"
 

@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
     def record(self) -> bytes:
         plain = Prefix(KIND_COLUMNAR, self.database, {})
-        prefix = KeyedPrefix().make(plain, self.key.encode(), self.token, self.part)
+        prefix = KeyedPrefix(plain, self.token, self.part).make(self.key.encode())
         prefix.bind(b"i" * 16)
         record = key_record(self.second * 1_000_000, prefix.data + self.body, None)
         assert record is not None

@@ -499,6 +499,8 @@ def test_disabled_more_than_the_limit_is_refused_while_writes_fail(run: Run, mon
             assert bench.answered() == [0, 1, 2, 3, 4]
             refused = [(waiters, error) for waiters, error in bench.answers if error is not None]
             assert refused == [([5, 6, 7], errno.ENOSPC)]
+            outcomes = [error for waiters, error in bench.answers if waiters]
+            assert outcomes == [None, errno.ENOSPC, None], "the refused ones of a turn are told first"
         await bench.until(lambda: len(contents(bench.directory, ACTIVE) + contents(bench.directory)) >= 5)
         bench.append(9)
         await bench.until(lambda: 9 in bench.answered())

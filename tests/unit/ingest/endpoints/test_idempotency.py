@@ -2,57 +2,210 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, decode_envelope
-from arcpipe.ingest.endpoints.idempotency import RecentKeys
+from arcpipe.codec.envelope import KIND_COLUMNAR, decode_envelope
+from arcpipe.ingest.endpoints.idempotency import Claim, RecentKeys
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal.format import KeyedPrefix, Prefix, crc32, identity_of, with_identity
+from tests.support.edge import Edge, Peer
+from tests.support.http import pack, request_bytes
+from tests.support.wal_doubles import FaultyDisk
 
 VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128)
-ONE = b"db\xa3keyone"
+BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})
+ONE = b"db\xff\xffone"
 
 
 # Recent keys
 
 
+def write(recent: RecentKeys, identity: bytes, body: bytes, now: float) -> Claim | None:
+    """Do as a worker does whose groups have one entry each, and are on disk at once."""
+    earlier = recent.claim(identity, body, now)
+    if earlier is None:
+        recent.settle(recent.claimed)
+    return earlier
+
+
+def knows(recent: RecentKeys, identity: bytes, now: float) -> bool:
+    """Tell whether a key is known; if not, its claim is forgotten again."""
+    if recent.claim(identity, b"?", now) is not None:
+        return True
+    recent.forget(identity)
+    return False
+
+
 def test_a_key_is_known_until_half_of_the_window_at_least_and_never_after_it() -> None:
     recent = RecentKeys(100.0)
-    recent.note([(ONE, (3, 7))], 1000.0)
-    assert [recent.find(ONE, 1000.0 + age) for age in (0.0, 49.0, 99.0, 101.0)] == [(3, 7), (3, 7), (3, 7), None]
+    write(recent, ONE, b"abc", 1000.0)
+    assert [knows(recent, ONE, 1000.0 + age) for age in (0.0, 49.0, 99.0, 101.0)] == [True, True, True, False]
 
 
 def test_a_key_is_forgotten_while_nobody_writes() -> None:
     recent = RecentKeys(100.0)
-    recent.note([(ONE, (3, 7))], 1000.0)
-    assert recent.find(ONE, 1300.0) is None
+    write(recent, ONE, b"abc", 1000.0)
+    assert not knows(recent, ONE, 1300.0)
 
 
-def test_the_newest_keys_are_known_within_the_limit() -> None:
+@pytest.mark.parametrize("in_a_group", [1, 7, 500])
+def test_the_newest_keys_are_known_within_the_limit(in_a_group: int) -> None:
     recent = RecentKeys(100.0, limit=10)
     keys = [b"%d" % number for number in range(1000)]
-    recent.note([(key, (1, 1)) for key in keys[:500]], 1000.0)
-    for key in keys[500:]:
-        recent.note([(key, (1, 1))], 1000.0)
-    known = [key for key in keys if recent.find(key, 1000.0)]
+    for number, key in enumerate(keys, 1):
+        assert recent.claim(key, b"abc", 1000.0) is None
+        assert len(recent._young) + len(recent._old) <= 10
+        if number % in_a_group == 0:
+            recent.settle(recent.claimed)
+    recent.settle(recent.claimed)
+    known = [*recent._old, *recent._young]
     assert known == keys[-len(known) :]
     assert 5 <= len(known) <= 10
+    assert all(recent.claim(key, b"abc", 1000.0) is not None for key in known[-5:])
 
 
-def test_the_first_content_of_a_key_stays() -> None:
+def test_the_first_body_of_a_key_stays() -> None:
     recent = RecentKeys(100.0)
-    recent.note([(ONE, (3, 7))], 1000.0)
-    recent.note([(ONE, (4, 8))], 1001.0)
-    assert recent.find(ONE, 1002.0) == (3, 7)
+    write(recent, ONE, b"abc", 1000.0)
+    for body in (b"abcd", b"abc"):
+        assert write(recent, ONE, body, 1001.0) == (1, 3, crc32(b"abc"))
+
+
+def test_a_key_is_not_known_before_its_group_is_on_disk() -> None:
+    recent = RecentKeys(100.0)
+    for number in (1, 2, 3):
+        assert recent.claim(ONE, b"abc", 1000.0) is None
+        assert recent.claimed == number
+    assert recent.claimed != recent.settled
+    assert recent.settle(2) == 2
+    assert recent.claim(ONE, b"abc", 1000.0) is not None
+    assert recent.claimed != recent.settled
+    assert recent.settle(3) == 1
+    assert recent.claimed == recent.settled
+
+
+def test_a_key_whose_group_was_refused_is_not_known() -> None:
+    recent = RecentKeys(100.0)
+    recent.claim(ONE, b"abc", 1000.0)
+    recent.forget(ONE)
+    assert recent.claimed == recent.settled
+    assert write(recent, b"two", b"abc", 1000.0) is None
+    assert [knows(recent, key, 1000.0) for key in (ONE, b"two")] == [False, True]
+
+
+def test_a_claim_counts_across_generations() -> None:
+    """The key of a request that waits for the disk while generations turn."""
+    recent = RecentKeys(100.0, limit=6)
+    for key in (ONE, b"two", b"three", b"four"):
+        assert recent.claim(key, b"abc", 1000.0) is None
+    assert ONE in recent._old
+    assert recent.claim(ONE, b"again", 1000.0) is None
+    assert recent.settle(2) == 2
+    assert recent.claim(b"two", b"again", 1000.0) == (2, 3, crc32(b"abc"))
+    assert recent.settle(5) == 3
+    assert recent.claimed == recent.settled
 
 
 def test_a_worker_without_a_window_knows_nothing() -> None:
     recent = RecentKeys(0.0)
-    recent.note([(ONE, (3, 7))], 1000.0)
-    assert recent.find(ONE, 1000.0) is None
+    write(recent, ONE, b"abc", 1000.0)
+    assert not knows(recent, ONE, 1000.0)
+
+
+class KnownKeys(RuleBasedStateMachine):
+    """A worker's requests in groups, each of which is on disk, or refused, after all before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recent = RecentKeys(100.0, limit=6)
+        self.now = 1000.0
+        self.waiting: list[tuple[int, bytes]] = []
+        self.written: set[int] = set()  # numbers of claims
+        self.came: dict[int, tuple[bytes, float]] = {}
+        self.counted = 0
+
+    @rule(key=st.sampled_from([b"a", b"b", b"c", b"d", b"e"]))
+    def request(self, key: bytes) -> None:
+        earlier = self.recent.claim(key, b"body", self.now)
+        if earlier is None:
+            self.came[self.recent.claimed] = key, self.now
+            self.waiting.append((self.recent.claimed, key))
+            return
+        assert earlier[0] in self.written
+        claimed, came = self.came[earlier[0]]
+        assert claimed == key
+        assert self.now - came < 100.0
+
+    @rule(count=st.integers(1, 5), is_written=st.booleans())
+    def end(self, count: int, is_written: bool) -> None:
+        group, self.waiting = self.waiting[:count], self.waiting[count:]
+        if not group:
+            return
+        if is_written:
+            self.counted += self.recent.settle(group[-1][0])
+            self.written.update(number for number, _ in group)
+        else:
+            for _, key in group:
+                self.recent.forget(key)
+        assert self.counted == len(self.written)
+        assert (self.recent.claimed != self.recent.settled) == bool(self.waiting)
+
+    @rule(seconds=st.sampled_from([1.0, 30.0, 51.0, 101.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+TestKnownKeys = KnownKeys.TestCase
+TestKnownKeys.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+# Requests that were not written
+
+
+def keyed(key: str) -> bytes:
+    return request_bytes("POST", "/write/v2/msgpack", BODY, {"Idempotency-Key": key})
+
+
+def replayed(peer: Peer) -> list[bool]:
+    return [b"Idempotency-Replayed" in answer for answer in bytes(peer.transport.written).split(b"HTTP/1.1 ")[1:]]
+
+
+def test_a_retry_of_a_request_that_a_full_disk_refused_is_written() -> None:
+    disk = FaultyDisk()
+    with Edge(None, disk) as edge:
+        peer = edge.connect()
+        with disk.failing("write", error=errno.ENOSPC):
+            peer.feed(keyed("one"))
+            edge.settle()
+        peer.feed(keyed("one") + keyed("two"))
+        edge.settle()
+        peer.feed(keyed("one"))
+        edge.settle()
+        assert peer.statuses == [507, 202, 202, 202]
+        assert replayed(peer) == [False, False, False, True]
+        assert (edge.writes.keyed, edge.writes.replayed) == (2, 1)
+
+
+def test_a_retry_of_a_request_that_met_a_bug_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its claim must not count as written once later ones are."""
+    with Edge() as edge:
+        peer = edge.connect()
+        with monkeypatch.context() as patch:
+            patch.setattr(edge.writes._commit, "append", lambda *_: 1 / 0)
+            peer.feed(keyed("one"))
+            edge.settle()
+        for key in ("two", "one", "one"):
+            peer.feed(keyed(key))
+            edge.settle()
+        assert peer.statuses == [500, 202, 202, 202]
+        assert replayed(peer) == [False, False, False, True]
+        assert edge.writes.keyed == 2
 
 
 # In the entry
@@ -61,10 +214,10 @@ def test_a_worker_without_a_window_knows_nothing() -> None:
 @given(VISIBLE, st.none() | st.text("abcdefgh234567", min_size=8, max_size=8), st.integers(0, 70_000), st.booleans())
 def test_the_key_is_in_the_meta_of_the_entry(key: str, token: str | None, part: int, has_more: bool) -> None:
     plain = Prefix(KIND_COLUMNAR, "db", {"precision": "ms", "clock": -7} if has_more else {})
-    prefix = KeyedPrefix()
-    prefix.make(Prefix(KIND_BATCH, "other", {}), b"former", "former")
+    prefix = KeyedPrefix(plain, token, part)
+    prefix.make(b"former")
     prefix.bind(b"f" * 16)
-    prefix.make(plain, key.encode(), token, part)
+    prefix.make(key.encode())
     for identity in (b"0123456789abcdef", b"fedcba9876543210"):
         prefix.bind(identity)
         assert prefix.crc == crc32(prefix.data)
@@ -83,7 +236,7 @@ def test_the_key_is_in_the_meta_of_the_entry(key: str, token: str | None, part: 
 def test_a_reader_of_the_wal_shows_the_key(tmp_path: Path) -> None:
     writer = WALWriter(str(tmp_path), 1)
     group = writer.new_group()
-    prefix = KeyedPrefix().make(Prefix(KIND_COLUMNAR, "db", {}), b"one", "tokenid1")
+    prefix = KeyedPrefix(Prefix(KIND_COLUMNAR, "db", {}), "tokenid1").make(b"one")
     group.add(prefix, b"\x82\xa1m\xa3cpu\xa7columns\x81\xa1n\x91\x01", 1, writer.next_timestamp())
     writer.commit(group)
     writer.append([{"measurement": "cpu", "n": 2, "_idempotency_key": "of another file"}], "db")

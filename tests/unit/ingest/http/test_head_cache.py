@@ -289,6 +289,33 @@ def test_a_head_with_another_idempotency_key_is_known_and_has_its_own_key(edge: 
     assert len(edge.surface.heads.known) == 1
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1)])
+def test_a_head_with_another_key_and_another_id_is_known(edge: Edge, order: tuple[int, int, int]) -> None:
+    def write(number: int, key: str, count: int = 1) -> bytes:
+        body = pack({"m": "cpu", "columns": {"usage": [0.5] * count}})
+        lines = (f"Idempotency-Key: {key}", f"Content-Length: {len(body)}", f"X-Request-Id: id-{number}")
+        head = [f"POST {V2} HTTP/1.1", "Host: x", *(lines[place] for place in order), "Accept: */*", "", ""]
+        return "\r\n".join(head).encode() + body
+
+    peer = edge.connect()
+    for number in range(2):
+        peer.feed(write(number, f"key-{number}"))
+        edge.settle()
+    parsed = count_parsed(peer)
+    peer.feed(write(2, "long" * 30, 1000) + write(300, '"two"') + write(4, "3"))
+    edge.settle()
+    peer.feed(write(5, "two"))
+    edge.settle()
+    assert parsed == []
+    peer.feed(write(6, "no key") + write(7, "4").replace(b"id-7", b"no id"))
+    edge.settle()
+    assert peer.statuses == [202] * 6 + [400, 202]
+    assert ids_of(peer)[:7] == [f"id-{number}" for number in (0, 1, 2, 300, 4, 5, 6)]
+    answers = bytes(peer.transport.written).split(b"HTTP/1.1 ")[1:]
+    assert [b"Idempotency-Replayed: true" in answer for answer in answers] == [False] * 5 + [True] + [False] * 2
+    assert len(edge.surface.heads.known) == 1
+
+
 @pytest.mark.parametrize("bad", ["a b", "a,b", 'a"', "x" * 129, "", "a\tb", "a;b", '"a'])
 def test_a_bad_idempotency_key_is_refused_in_a_known_head_too(edge: Edge, bad: str) -> None:
     peer = edge.connect()
@@ -391,7 +418,8 @@ _HEADERS = st.sampled_from(
         "Idempotency-Key: no key\r\n",
         "Idempotency-Key: \r\n",
         "Idempotency-Key: a\r\nIdempotency-Key: b\r\n",
-        "Idempotency-Key: a\r\nX-Request-Id: 1\r\n",
+        *(f"Idempotency-Key: k{number}\r\nX-Request-Id: {number}\r\n" for number in range(3)),
+        *(f"X-Request-Id: {number}\r\nX: y\r\nidempotency-key: k{number}\r\n" for number in range(3)),
         *(f"IDEMPOTENCY-KEY: {number}\r\n" for number in range(2)),
         *(f"X-Idempotency-Key: {number}\r\nX: Idempotency-Key: {number}\r\n" for number in range(2)),
         "Idempotency-Key: a,b\r\n",
