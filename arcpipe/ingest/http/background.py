@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from arcpipe.codec.effort import Check, go_on
 from arcpipe.units import KB
@@ -44,6 +44,18 @@ class Client(Protocol):
     @property
     def is_gone(self) -> bool:
         """Whether the outcome of its work is no longer needed."""
+
+
+class Patience(NamedTuple):
+    """How long a piece may work although the turn of other long ones has come.
+
+    Each piece that is interrupted keeps the memory of its work. Usual bodies take 1e-8 seconds for each byte and are
+    done by then, so costly ones alone are interrupted for long ones. Short ones never wait.
+    """
+
+    seconds: float = 0.05
+    byte_seconds: float = 1e-7
+    """More, for each byte of the piece."""
 
 
 class ClientGone(Exception):
@@ -82,6 +94,7 @@ class Background:
         on_change: Callable[[], None],
         *,
         interrupts: bool,
+        patience: Patience = Patience(),  # noqa: B008 - it is immutable
     ) -> None:
         """Begin with no pieces; the first one starts the thread.
 
@@ -89,12 +102,14 @@ class Background:
             may_start: whether the worker has memory for the outcome of another piece now.
             on_change: called in the loop when `held_bytes` has changed.
             interrupts: whether a piece is interrupted for others when it calls its `check`.
+            patience: when it is interrupted for long ones.
         """
         self.held_bytes = 0
         self.finished = 0  # pieces
         self._may_start = may_start
         self._on_change = on_change
         self._interrupts = interrupts
+        self._patience = patience
         self._lock = threading.Lock()  # of all that follows
         self._short: list[_Piece] = []  # with `_long`, two heaps of each client's first piece
         self._long: list[_Piece] = []
@@ -190,6 +205,7 @@ class Background:
     def _work_on(self, piece: _Piece, loop: asyncio.AbstractEventLoop, depth: int) -> float:
         """Do the work of a piece, and in between that of others whose turn has come; return the seconds of it all."""
         began = resumed = perf_counter()
+        patience = self._patience.seconds + piece.size_bytes * self._patience.byte_seconds
 
         def check(_seconds: float = 0.0, /) -> None:
             nonlocal resumed
@@ -202,7 +218,7 @@ class Background:
                 return
             while True:
                 with self._lock:
-                    waiting = self._first(short=depth + 1 >= _MOST_INTERRUPTED)
+                    waiting = self._first(short=piece.spent < patience or depth + 1 >= _MOST_INTERRUPTED)
                     if not waiting or waiting[0].end >= piece.start + piece.spent * piece.weight:
                         break
                     other = self._take(waiting)
