@@ -79,8 +79,14 @@ service:
 """
     )
     with running(directory, str(INSTALLED / "otel-collector"), f"--config={config}"):
-        wait_until(lambda: b"Everything is ready" in (directory / "sender.log").read_bytes(), "a ready Collector")
+        wait_until(lambda: _is_ready(directory / "sender.log"), "a ready Collector")
         yield own
+
+
+def _is_ready(log: Path) -> bool:
+    lines = log.read_text()
+    assert not lines.startswith("Error: "), lines
+    return "Everything is ready" in lines
 
 
 class Sent(NamedTuple):
