@@ -41,7 +41,7 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 # The tests start hundreds of processes, each of which would compile all that it imports.
 test test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-clouds test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
-# quick: a minute. full: what CI runs. release: all there is, an hour or two; the last part needs root.
+# quick: a minute. full: what CI runs. release: all there is, some hours; the last part needs root.
 SET ?= full
 PYTEST = $(BIN)/pytest -n $(JOBS) --dist worksteal
 
@@ -162,7 +162,7 @@ day: test-env ## try a day of random operations, DAY_SECONDS (600) for each stor
 bench: $(VENV)/.installed-bench ## run the benchmarks; ARGS goes to them
 	$(BIN)/python -m benchmarks $(ARGS)
 
-fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60) each; ARGS="edge lines" picks some
+fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60) each; ARGS="edge lines --inputs 1000000" picks some
 	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) $(ARGS)
 
 dist: $(VENV)/.installed-release ## build sdist and wheel of the commit into dist/, the same bytes each time

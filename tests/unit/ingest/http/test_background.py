@@ -33,7 +33,7 @@ class Thread:
     def __init__(self, *, interrupts: bool = False, patience: float = 0.0) -> None:
         self.may_begin = threading.Event()
         self.background = Background(
-            "test", lambda: True, lambda: None, interrupts=interrupts, patience=Patience(patience, 0.0)
+            "test", lambda: True, lambda: None, interrupts=interrupts, patience=Patience(patience, 0.0, patience)
         )
         self.begun: list[str] = []
         self.done: list[str] = []
@@ -120,7 +120,8 @@ def test_a_long_piece_is_interrupted_for_one_whose_turn_has_come() -> None:
     assert done == ["short", "long"]
 
 
-def test_a_long_piece_waits_for_another_and_a_short_one_does_not() -> None:
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_a_long_piece_waits_for_another_and_a_far_smaller_one_does_not(size: int) -> None:
     """Both long ones together would take twice the memory."""
 
     async def run() -> Thread:
@@ -137,7 +138,7 @@ def test_a_long_piece_waits_for_another_and_a_short_one_does_not() -> None:
         thread.add(Sender("other"), 1 << 20)
         thread.may_begin.set()
         await asyncio.sleep(0.1)  # by then the turn of the other has come
-        thread.add(Sender("short"), 1000, lambda _: short_is_done.set())
+        thread.add(Sender("short"), size, lambda _: short_is_done.set())
         await thread.settle()
         return thread
 
