@@ -29,7 +29,7 @@ COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 DUCKDB ?= 1.5.5
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart \
+.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart \
 	test-clouds test-systemd day lint bench fuzz dist release deb image test-env clean
 
 help: ## list the targets
@@ -39,9 +39,9 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
-test test-quick test-full test-release test-readers test-spark test-tables test-clients test-chart test-clouds test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-clouds test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
-# quick: a minute. full: what CI runs. release: all there is, an hour or two; the last part needs root.
+# quick: a minute. full: what CI runs. release: all there is, some hours; the last part needs root.
 SET ?= full
 PYTEST = $(BIN)/pytest -n $(JOBS) --dist worksteal
 
@@ -125,6 +125,15 @@ test-clients: test-env ## write with real clients: of Python, and Telegraf, Java
 	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.clients/go' go install -tags $(TELEGRAF_TAGS) $(TELEGRAF); fi
 	$(BIN)/pytest -n 2 tests/clients $(ARGS)
 
+# The Collector and the storage of Prometheus take minutes to compile.
+test-senders: test-env ## write telemetry with the SDKs for Go and Java, the Collector and Prometheus; needs Go, Java and Maven
+	@mkdir -p .senders
+	@if command -v go >/dev/null; then for name in otel-sdk otel-collector prometheus-agent; do \
+		(cd tests/clients/telemetry/$$name && go build -o '$(CURDIR)/.senders/' .) || exit 1; done; else echo "no go here: its senders are skipped"; fi
+	@if command -v mvn >/dev/null; then mvn -q -f tests/clients/telemetry/java/pom.xml dependency:copy-dependencies \
+		-DoutputDirectory='$(CURDIR)/.senders/java'; else echo "no mvn here: the SDK for Java is skipped"; fi
+	$(BIN)/pytest -n 2 tests/clients/test_telemetry_senders.py $(ARGS)
+
 # By docker, podman or buildah, whichever is there. BASE is a Debian with Python 3.11 or newer.
 ENGINE ?= $(firstword $(foreach one,docker podman buildah,$(if $(shell command -v $(one)),$(one))))
 image: test-env ## build the container image arcpipe:VERSION; BASE, EXTRAS and ENGINE (docker, podman or buildah) may be given
@@ -153,7 +162,7 @@ day: test-env ## try a day of random operations, DAY_SECONDS (600) for each stor
 bench: $(VENV)/.installed-bench ## run the benchmarks; ARGS goes to them
 	$(BIN)/python -m benchmarks $(ARGS)
 
-fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60) each; ARGS="edge lines" picks some
+fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60) each; ARGS="edge lines --inputs 1000000" picks some
 	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) $(ARGS)
 
 dist: $(VENV)/.installed-release ## build sdist and wheel of the commit into dist/, the same bytes each time
@@ -169,7 +178,7 @@ deb: ## build a Debian package of this checkout into dist/, for the Debian that 
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients .chart-tools .clouds build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients .senders .chart-tools .clouds build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =

@@ -37,7 +37,7 @@ def ls(directory: DirArgument = Path("data/wal"), as_json: JSONOption = False) -
     from arcpipe.wal.directory import WALDirectory
     from arcpipe.wal.inspect import all_segments, summarize
 
-    files = all_segments(WALDirectory(_existing(directory)))
+    files = all_segments(WALDirectory(_directory(directory)))
     rows = (_segment_row(file, summarize(file.path)) for file in files)
     if as_json:
         print_json(rows)
@@ -69,7 +69,7 @@ def cat(
 
     low, high = _timestamp(since, "--since"), _timestamp(until, "--until")
     encode = msgspec.json.Encoder(enc_hook=str).encode
-    for entry in entries_of(str(_existing(file))):
+    for entry in entries_of(str(_file(file))):
         taken_us = time_of(entry)
         if (low is not None and taken_us < low) or (high is not None and taken_us >= high):
             continue
@@ -171,7 +171,7 @@ def salvage(
     """
     from arcpipe.wal.inspect import salvage as write_readable
 
-    report = write_readable(str(_existing(source)), str(target))
+    report = write_readable(str(_file(source)), str(target))
     print(f"{target}: {report.entries} entries saved, {len(report.damage)} damaged places left out ({report.verdict})")
     for damage in report.damage:
         print(f"  offset {damage.offset}: {damage.reason} ({damage.length} bytes)")
@@ -199,7 +199,7 @@ def ack(
     from arcpipe.wal import acknowledged, findings
     from arcpipe.wal.directory import WALDirectory
 
-    wal = WALDirectory(_existing(directory))
+    wal = WALDirectory(_directory(directory))
     wanted = codes or list(acknowledged.ALL_CODES)
     for code in wanted:
         if code not in acknowledged.ALL_CODES:
@@ -260,7 +260,7 @@ def replay(
     from arcpipe.wal.inspect import finish_interrupted, replay_sources
     from arcpipe.wal.inspect import replay as take_in
 
-    folder = str(_existing(source))
+    folder = str(_directory(source))
     target = WALDirectory(load_settings(config).wal.dir)
     if os.path.realpath(folder) == os.path.realpath(target.path):
         raise ArcpipeError(f"{folder} is this node's own WAL: the next `arcpipe serve` replays it by itself")
@@ -321,6 +321,18 @@ def _segment_row(file: SegmentFile, summary: Summary) -> dict[str, Any]:
 def _existing(path: Path) -> Path:
     if not path.exists():
         raise ArcpipeError(f"there is no {path}")
+    return path
+
+
+def _directory(path: Path) -> Path:
+    if not _existing(path).is_dir():
+        raise ArcpipeError(f"{path} is a file; name the directory that holds it")
+    return path
+
+
+def _file(path: Path) -> Path:
+    if _existing(path).is_dir():
+        raise ArcpipeError(f"{path} is a directory; name one of its files")
     return path
 
 

@@ -29,9 +29,10 @@ from arcpipe.units import KB
 
 Check = Callable[[], None]
 
-ARROW_ROWS: Final = 512
+ARROW_ROWS: Final = 256
 """Rows of a request from which on it becomes an Arrow IPC stream. Each stream has a fixed cost in the uploader, which
-reads the columnar maps of many entries at once. The number is a guess: where the two meet was not measured."""
+reads the columnar maps of many entries at once. Between 128 and 256 rows worker and uploader together take as long for
+either form (`benchmarks/NOTES.md`)."""
 
 _ARROW: Final = 2  # as in `Encoded`
 _NO_STREAM: Final = memoryview(b"")

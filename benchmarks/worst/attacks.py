@@ -236,8 +236,17 @@ ATTACKS: Final[dict[str, Recipe]] = {
     "Arrow of zeros": _of_body("Arrow of zeros", _RECORDS, "application/vnd.apache.arrow.stream", 90_000_000),
 }
 
-# Of the release set: the worst of each new format in more sizes and forms.
+# Of the release set: a wide line, and the worst of each new format in more sizes and forms.
 MORE_ATTACKS: Final[dict[str, Recipe]] = {
+    "a line of 29,000 fields": {
+        "kind": "lines",
+        "shapes": 1,
+        "fields": 29_000,
+        "run": 1,
+        "end": "",
+        "bytes": 1,
+        "clients": 4,
+    },
     "histograms of many spans": _of_body("histograms of many spans", "/api/v1/write", _PROTOBUF, 4_000_000, "snappy"),
     "many exemplars": _of_body("OTLP: many exemplars", "/v1/metrics", _PROTOBUF, 4_000_000, "gzip"),
     "JSON of OTLP": _of_body("OTLP JSON of buckets", "/v1/metrics", "application/json", 4_000_000, "gzip"),

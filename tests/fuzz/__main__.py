@@ -1,8 +1,8 @@
 """Fuzzing by hand, guided by coverage: `python -m tests.fuzz [TARGET]… [--seconds N]`, or `make fuzz`.
 
 Each target runs in a process of its own for that time, with atheris (`pip install '.[fuzz]'`), from the examples below
-and what earlier runs have found, which is kept under `.fuzz/`. Ends with exit code 1 at the first input that breaks
-something; atheris shows it and keeps it there, too.
+and what earlier runs have found, which is kept under `.fuzz/`. `--inputs` may end it earlier. The program ends with
+exit code 1 at the first input that breaks something; atheris shows it and keeps it there, too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"{', '.join(TARGETS)}; all of them by default")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--inputs", type=int, default=-1, help="for each target, at most")
     arguments = parser.parse_args()
     unknown = set(arguments.targets) - set(TARGETS)
     if unknown:
         parser.error(f"there is no target {unknown.pop()!r}")
     for target in arguments.targets or TARGETS:
-        command = [sys.executable, "-m", "tests.fuzz", "--run", target, str(arguments.seconds)]
+        command = [sys.executable, "-m", "tests.fuzz", "--run", target, str(arguments.seconds), str(arguments.inputs)]
         process = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         done = re.search(r"Done (\d+) runs? in (\d+) second", process.stderr)
         if process.returncode or done is None:
@@ -40,7 +41,7 @@ def main() -> int:
     return 0
 
 
-def run(target: str, seconds: str) -> None:
+def run(target: str, seconds: str, inputs: str) -> None:
     """Fuzzes in this process, and ends it."""
     import atheris
 
@@ -50,7 +51,13 @@ def run(target: str, seconds: str) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, example in enumerate(examples(target)):
         (corpus / f"example-{number}").write_bytes(example)
-    options = [f"-max_total_time={seconds}", f"-rss_limit_mb={MEMORY_MB}", "-timeout=20", "-max_len=20000"]
+    options = [
+        f"-max_total_time={seconds}",
+        f"-runs={inputs}",
+        f"-rss_limit_mb={MEMORY_MB}",
+        "-timeout=20",
+        "-max_len=20000",
+    ]
     atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={CORPUS}/", str(corpus)], TARGETS[target])
     atheris.Fuzz()
 
@@ -60,7 +67,7 @@ def examples(target: str) -> list[bytes]:
     from tests.support.http import request_bytes
 
     if target != "edge":
-        return given.BODIES
+        return given.EXAMPLES.get(target, given.BODIES)
     found = []
     for path in given.PATHS:
         for body in given.BODIES:

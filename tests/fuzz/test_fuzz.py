@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from random import Random
 
 import msgpack as msgpack_library
 import pyarrow as pa
@@ -16,6 +17,7 @@ from tests.unit.codec.arrow_ipc.streams import stream
 from tests.unit.codec.arrow_ipc.test_parquet import file_of
 from tests.unit.codec.otlp.messages import Maker
 from tests.unit.codec.otlp.test_body import json_of
+from tests.unit.codec.protobuf.test_scan import some_body
 from tests.unit.codec.remote_write.test_body import Series, make
 
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None)
@@ -56,6 +58,20 @@ BODIES = [
     zstd.compress(ROWS),
     b"x" * 3000,
 ]
+EXAMPLES = {
+    "json_lines": [JSON],
+    "json_array": [ARRAY],
+    "csv": [CSV],
+    "arrow": STREAMS,
+    "parquet": FILES,
+    "remote_write_1": [SERIES_1, MANY_SERIES],
+    "remote_write_2": [SERIES_2],
+    "logs": EXPORTS[0::3],
+    "traces": EXPORTS[1::3],
+    "metrics": EXPORTS[2::3],
+    "otlp_json": JSON_EXPORTS,
+    "protobuf": [some_body(Random(seed)) for seed in range(10)],
+}
 
 PATHS = [
     *("/write/v2/msgpack", "/api/v1/write/msgpack", "/write", "/write?db=a&precision=ms", "/api/v2/write?bucket=b"),

@@ -113,6 +113,46 @@ def test_arrow_entries_are_printed_filtered_and_verified() -> None:
     assert "clean" in run("verify", file)
 
 
+def test_streams_of_telemetry_are_printed_with_their_times() -> None:
+    """Samples of remote write and log records of OTLP, as entries of kind 3; a record may lack a time of its own."""
+    file = ROOT / "tests" / "golden" / "streams" / "telemetry.wal"
+    assert [line.split()[3:] for line in run("cat", file).splitlines()] == [
+        ["metrics", "'prometheus'", "3", "records"],
+        ["default", "'otel_logs'", "2", "records"],
+    ]
+    rows = [json.loads(line) for line in run("cat", "--json", file).splitlines()]
+    assert [(row["time"], row["labels"], row["value"]) for row in rows[:3]] == [
+        ("2025-10-09T23:59:59Z", '{"job":"a"}', 1.5),
+        ("2025-10-09T23:59:59.001000Z", '{"job":"b"}', None),
+        ("2025-10-09T23:59:59.002000Z", "{}", 0.0),
+    ]
+    assert [(row["time"], row["Body"], row["ServiceName"]) for row in rows[3:]] == [
+        ("2025-10-09T23:59:59Z", "hello", "shop"),
+        (1_760_054_400_000_020, "3", "shop"),
+    ]
+    chosen = ("--measurement=prometheus", "--until=2025-10-10T00:00:00.000020Z")
+    assert [json.loads(line) for line in run("cat", "--json", *chosen, file).splitlines()] == rows[:3]
+
+
+@pytest.mark.parametrize(
+    ("command", "of_file", "reason"),
+    [
+        ("ls", True, "is a file; name the directory"),
+        ("ack", True, "is a file; name the directory"),
+        ("replay", True, "is a file; name the directory"),
+        ("cat", False, "is a directory; name one of its files"),
+        ("salvage", False, "is a directory; name one of its files"),
+    ],
+)
+def test_a_file_for_a_directory_is_refused_and_the_reverse(
+    tmp_path: Path, command: str, of_file: bool, reason: str
+) -> None:
+    golden = ROOT / "tests" / "golden"
+    to = [tmp_path / "saved.wal"] if command == "salvage" else []
+    assert reason in run(command, golden / "plain.wal" if of_file else golden, *to, code=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_verify_says_what_is_wrong_and_where(wal: Path) -> None:
     segment = write_segment(wal)
     assert "no problems" in run("verify", wal)

@@ -21,6 +21,12 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compatibility.md"
 CURL = "tests/integration/test_influx_clients.py"
 MAKEFILE = (ROOT / "Makefile").read_text()
+# The package of each module of Go that sends telemetry.
+TELEMETRY_MODULES = {
+    "otel-sdk": "go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp",
+    "otel-collector": "go.opentelemetry.io/collector/exporter/otlphttpexporter",
+    "prometheus-agent": "github.com/prometheus/prometheus",
+}
 
 
 class Row(NamedTuple):
@@ -64,10 +70,20 @@ def pins() -> dict[str, str]:
     """The version of each package that the tests install."""
     constraints = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     modules = re.findall(r"/([\w-]+)(?:/v\d+)? v(\S+)$", (ROOT / "tests/clients/go/go.mod").read_text(), re.MULTILINE)
+    senders = ROOT / "tests/clients/telemetry"
+    for module, package in TELEMETRY_MODULES.items():
+        found = re.search(rf"\s{package} v(\S+)$", (senders / module / "go.mod").read_text(), re.MULTILINE)
+        assert found is not None
+        modules.append((package.rpartition("/")[2] if package.count("/") > 2 else package, found[1]))
+    java = re.search(
+        r"<artifactId>(\S+-otlp)</artifactId>\s*<version>(\S+)</version>", (senders / "java/pom.xml").read_text()
+    )
+    assert java is not None
     node = json.loads((ROOT / "tests/clients/node/package.json").read_text())["dependencies"]
     return {
         **dict(constraints),
         **dict(modules),
+        java[1]: java[2],
         **node,
         **dict.fromkeys(("curl", "prometheus", "vmagent"), "any"),  # those of the machine
         "telegraf": variable("TELEGRAF").rpartition("@v")[2],
@@ -105,7 +121,11 @@ def test_each_client_and_reader_that_is_tested_has_its_row() -> None:
         CURL: set(re.findall(r"^def (test_curl_writes_\w+)", (ROOT / CURL).read_text(), re.MULTILINE)),
         **{
             path: set(re.findall(r"^def (test_\w+)", (ROOT / path).read_text(), re.MULTILINE))
-            for path in ("tests/clients/test_prometheus_senders.py", "tests/clients/test_opentelemetry.py")
+            for path in (
+                "tests/clients/test_prometheus_senders.py",
+                "tests/clients/test_opentelemetry.py",
+                "tests/clients/test_telemetry_senders.py",
+            )
         },
     }
     listed: dict[str, set[str]] = {}

@@ -2,7 +2,7 @@
 
 Parquet packs much tighter than a compressor: a run of a billion equal values is a few bytes. So the headers of all
 pages are read first (`parquet_pages`), texts stay in their dictionaries, rows come in small batches, and the stream
-that they become is measured while it grows.
+that they become is measured while it grows. Rows of a file that packs very tight are compressed again, with LZ4.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ _CONTAINER_LIMIT: Final = 1_000_000  # of lists in the footer
 _FREE_PAGES: Final = 32_768
 _BYTES_PER_PAGE: Final = 512
 _PAGES_BETWEEN_CHECKS: Final = 63  # a mask
+# Times as many bytes as the file has, above which its rows are compressed again: a file of a few kilobytes would become
+# an entry of 90 MB, and everybody who writes meanwhile would wait until it is on disk.
+_EXPANDED: Final = 4
 _SECONDS: Final = 1.0  # that a step may take, whatever the size of the file
 _NESTED_BYTES: Final = 16  # of a nested value and its levels
 _MAX_FIXED_BYTES: Final = KB  # of a value of fixed size: a batch of them stays below 64 MB
@@ -35,7 +38,7 @@ def parquet_stream(body: bytes, max_bytes: int, check: Check = go_on) -> memoryv
     """Make the rows of a Parquet file an Arrow IPC stream.
 
     Args:
-        max_bytes: of its pages, once they are decompressed, and of the stream.
+        max_bytes: of its pages, once they are decompressed, and of the stream, before it is compressed.
         check: as in `arcpipe.codec.effort`.
 
     Raises:
@@ -49,7 +52,7 @@ def parquet_stream(body: bytes, max_bytes: int, check: Check = go_on) -> memoryv
         file = _open(body, [])
         found = _Pages(memoryview(body), file.schema, max_bytes)
         found.check_all(check)
-        return _write(_open(body, list(found.texts)), max_bytes, check)
+        return _write(_open(body, list(found.texts)), len(body), max_bytes, check)
     except UnicodeDecodeError:
         raise BadPayload("a name in the Parquet file is not valid UTF-8") from None
     except (pa.ArrowException, OSError) as error:  # OSError for damage: nothing is read from a disk here
@@ -75,15 +78,22 @@ def _is_flat(leaf: pq.ColumnSchema) -> bool:
     return bool(leaf.max_repetition_level == 0 and leaf.path == leaf.name)
 
 
-def _write(file: pq.ParquetFile, max_bytes: int, check: Check) -> memoryview:
-    sink = pa.BufferOutputStream()
+def _write(file: pq.ParquetFile, body_bytes: int, max_bytes: int, check: Check) -> memoryview:
+    sink, decoded = pa.BufferOutputStream(), pa.MockOutputStream()
     schema = file.schema_arrow.remove_metadata()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        for batch in file.iter_batches(_ROWS, use_threads=False):
+    batches = (one.replace_schema_metadata(None) for one in file.iter_batches(_ROWS, use_threads=False))
+    batch = next(batches, None)
+    options = pa.ipc.IpcWriteOptions()
+    if batch is not None and batch.nbytes * file.metadata.num_rows > _EXPANDED * body_bytes * len(batch):
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.ipc.new_stream(sink, schema, options=options) as writer, pa.ipc.new_stream(decoded, schema) as meter:
+        while batch is not None:
             check()
-            writer.write_batch(batch.replace_schema_metadata(None))
-            if sink.tell() > max_bytes:
+            meter.write_batch(batch)
+            if decoded.tell() > max_bytes:
                 raise PayloadTooLarge(f"the Parquet file has more than {max_bytes} bytes once it is decoded")
+            writer.write_batch(batch)
+            batch = next(batches, None)
     return memoryview(sink.getvalue())
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from arcpipe.codec.columns import Encoded, Maps
-from arcpipe.codec.effort import Effort, go_on
+from arcpipe.codec.effort import Check, Effort, go_on
 from arcpipe.codec.line_protocol.bad_lines import BadLineReport, LineError
 from arcpipe.codec.line_protocol.by_column import read_piece
 from arcpipe.codec.line_protocol.by_line import LineReader
@@ -31,9 +30,7 @@ class Lines(NamedTuple):
     more_errors: int  # the number of other bad lines
 
 
-def encode(
-    body: bytes, check: Callable[[], None] = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None
-) -> Lines:
+def encode(body: bytes, check: Check = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None) -> Lines:
     """Make the lines of a body columnar maps.
 
     Args:
@@ -57,13 +54,11 @@ def _count_alike(body: bytes) -> int:
     return 1 + body.count(b"\n" + measurement)
 
 
-def encode_by_line(
-    body: bytes, check: Callable[[], None] = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None
-) -> Lines:
+def encode_by_line(body: bytes, check: Check = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None) -> Lines:
     """Do as `encode`, line by line."""
     report = BadLineReport(body)
     maps = Maps()
-    reader = LineReader(body, report, Effort(len(body), check), maps, escapes, unit)
+    reader = LineReader(body, report, Effort(len(body), check), maps, escapes, unit, check)
     pos = 0
     while pos < len(body):
         pos = reader.read(pos, body.find(b"\n", pos + CHUNK_BYTES) + 1 or len(body))
@@ -71,14 +66,12 @@ def encode_by_line(
     return Lines(maps.encoded(), report.errors, report.more_errors)
 
 
-def encode_by_column(
-    body: bytes, check: Callable[[], None] = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None
-) -> Lines:
+def encode_by_column(body: bytes, check: Check = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None) -> Lines:
     """Do as `encode`, by column where lines allow it."""
     report = BadLineReport(body)
     maps = Maps()
     effort = Effort(len(body), check)
-    reader = LineReader(body, report, effort, maps, escapes, unit)
+    reader = LineReader(body, report, effort, maps, escapes, unit, check)
     pos = 0
     while pos < len(body):
         end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1

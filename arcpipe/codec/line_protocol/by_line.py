@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from arcpipe.codec.columns import MAX_COLUMNS, Maps
-from arcpipe.codec.effort import FREE_SHAPES, Effort
+from arcpipe.codec.effort import FREE_SHAPES, Check, Effort, go_on
 from arcpipe.codec.line_protocol.bad_lines import BadLineReport
 from arcpipe.codec.line_protocol.grammar import (
     BETWEEN,
@@ -40,11 +40,16 @@ from arcpipe.codec.line_protocol.grammar import (
     to_time,
     unescaped_text,
 )
-from arcpipe.codec.line_protocol.long_lines import TOO_MANY, LongLine
+from arcpipe.codec.line_protocol.long_lines import FIELDS_BETWEEN_CHECKS, TOO_MANY, LongLine
 from arcpipe.codec.line_protocol.rows import RowGroup, RowPlan, plan_rows
 
 _INTEGERS: Final = (INTEGER, UNSIGNED)
 _LINES_BETWEEN_CHECKS: Final = 31  # a mask: `check` is called once per 32 lines, which usually take 0.2 ms
+# Seconds of a wide line's next step: for each byte of its tags, which are read in one, and for each of its names, which
+# are planned in one and packed in one.
+_TAG_BYTE_SECONDS: Final = 3e-7
+_NAME_SECONDS: Final = 1.5e-6
+_WIDE: Final = 256  # names, or bytes of tags, below which such a step is short
 
 
 class LineReader:
@@ -58,8 +63,10 @@ class LineReader:
         maps: Maps,
         escapes: Escapes,
         unit: Unit | None,
+        check: Check = go_on,
     ) -> None:
         self._body = body
+        self._check = check
         self._escapes: Escapes = escapes
         self._escaping = ESCAPINGS[escapes]
         self._unit = unit
@@ -67,6 +74,7 @@ class LineReader:
         self._report = report
         self._effort = effort
         self._lines = 0
+        self._unchecked = 0  # tags and fields since the last call of `check` for them
         self._plans: dict[tuple[Any, ...], RowPlan] = {}
         self._groups: dict[tuple[Any, ...], RowGroup] = {}
 
@@ -74,13 +82,15 @@ class LineReader:
         """Make columnar maps of the rows read since the last call, by shape."""
         for group in self._groups.values():
             if group.rows:
-                self._effort.check()
+                self._check(len(group.names.columns) * _NAME_SECONDS)
                 self._maps.add(group.batch().encode(), len(group.rows))
         self._groups.clear()
         self._plans.clear()
 
     def _add_plan(self, key: tuple[Any, ...]) -> RowPlan:
         self._effort.add_shape()
+        if len(key) > _WIDE:
+            self._check(len(key) * _NAME_SECONDS)
         if len(self._plans) >= FREE_SHAPES:  # Python's garbage collector would visit all of them again and again
             self.flush()
         plan = self._plans[key] = plan_rows(key, self._escapes, self._groups)
@@ -132,11 +142,14 @@ class LineReader:
             key: list[Any] = [measurement]
             row: list[Any] = []
             if tags:
+                if len(tags) > _WIDE:
+                    self._check(len(tags) * _TAG_BYTE_SECONDS)
                 for tag, value in escaping.plain_tags(tags):
                     key.append(tag)
                     row.append((escaping.unescaped_tag(value) if b"\\" in value else value).decode())
             key.append(None)
             pos = found.end()
+            rest = FIELDS_BETWEEN_CHECKS
             comma = True
             while comma:
                 found = escaping.field(body, pos, limit)
@@ -160,18 +173,38 @@ class LineReader:
                 pos = found.end()
                 comma = body[pos : pos + 1] == b","
                 pos += comma
-                if len(row) >= MAX_COLUMNS:
-                    raise BadLine(TOO_MANY, None)
-            found = TAIL(body, pos)
-            if found is None:
-                raise bad_tail(body, pos)
-            if found[1] is not None:
-                row.append(to_time(found, self._unit, 1))
-                key.append(None)
-            self._add(key, row)
-            return found.end()
+                rest -= 1
+                if not rest:
+                    rest = self._pause(row)
+            return self._read_tail(pos, key, row)
         except (BadLine, BadText, UnicodeDecodeError) as error:
             return self._refuse(start, pos, error)
+
+    def _pause(self, row: list[Any]) -> int:
+        """Call `check` within a wide line; return how many fields may be read until the next call."""
+        self._check()
+        if len(row) >= MAX_COLUMNS:
+            raise BadLine(TOO_MANY, None)
+        return FIELDS_BETWEEN_CHECKS
+
+    def _read_tail(self, pos: int, key: list[Any], row: list[Any]) -> int:
+        """Read what follows the fields of a line, and add its row: the offset after the line."""
+        body = self._body
+        if len(row) >= MAX_COLUMNS:
+            raise BadLine(TOO_MANY, None)
+        found = TAIL(body, pos)
+        if found is None:
+            raise bad_tail(body, pos)
+        if found[1] is not None:
+            row.append(to_time(found, self._unit, 1))
+            key.append(None)
+        self._add(key, row)
+        self._unchecked += len(row)
+        if self._unchecked >= FIELDS_BETWEEN_CHECKS:
+            self._check()
+            self._unchecked = 0
+        end: int = found.end()
+        return end
 
     def _read_long(self, pos: int) -> int:
         """Read the point in the line at `pos`, which is longer than a window, or has such a string."""
@@ -181,7 +214,7 @@ class LineReader:
         if body[end : end + 1] in (b"\n", b"#", b""):
             return body.find(b"\n", end) + 1 or len(body)
         start = pass_spaces(body, pos, BLANKS)
-        line = LongLine(body, start, self._escaping, self._unit, self._effort.check)
+        line = LongLine(body, start, self._escaping, self._unit, self._check)
         try:
             line.read()
             self._add(line.key, line.row).has_long = True

@@ -43,6 +43,8 @@ from arcpipe.codec.line_protocol.grammar import (
     unescaped_text,
 )
 
+# Tags or fields of a line that are read between two calls of `check`: a millisecond.
+FIELDS_BETWEEN_CHECKS: Final = 512
 TOO_MANY: Final = f"more than {MAX_COLUMNS - 1} tags and fields"
 
 
@@ -186,6 +188,8 @@ class LongLine:
         self.end = min(end + 1, len(body))
 
     def _count(self) -> None:
+        if not len(self.row) % FIELDS_BETWEEN_CHECKS:
+            self._check()
         if len(self.row) >= MAX_COLUMNS:
             raise BadLine(TOO_MANY, None)
 

@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from arcpipe.codec.effort import Check, go_on
 from arcpipe.units import KB
@@ -31,6 +31,8 @@ _BYTE_SECONDS: Final = 2e-8
 # them is not interrupted, so it must be short: this many bytes at most.
 _MOST_INTERRUPTED: Final = 40
 _SHORT_BYTES: Final = 64 * KB
+# Times that a piece is smaller than another one that it need not wait for.
+_FAR_SMALLER: Final = 8
 # Clients whose share is remembered while they have no piece.
 _CLIENTS_KEPT: Final = 1024
 
@@ -44,6 +46,23 @@ class Client(Protocol):
     @property
     def is_gone(self) -> bool:
         """Whether the outcome of its work is no longer needed."""
+
+
+class Patience(NamedTuple):
+    """How long a piece may work although the turn of other long ones has come.
+
+    Each piece that is interrupted keeps the memory of its work. Usual bodies take 1e-8 seconds for each byte and are
+    done by then, so costly ones alone are interrupted for long ones. Short ones, and far smaller ones, never wait.
+    """
+
+    seconds: float = 0.05
+    byte_seconds: float = 1e-7
+    """More, for each byte of the piece."""
+    most_seconds: float = 1.0
+
+    def of(self, size_bytes: int) -> float:
+        """Return the seconds for a piece of this size."""
+        return min(self.seconds + size_bytes * self.byte_seconds, self.most_seconds)
 
 
 class ClientGone(Exception):
@@ -82,6 +101,7 @@ class Background:
         on_change: Callable[[], None],
         *,
         interrupts: bool,
+        patience: Patience = Patience(),  # noqa: B008 - it is immutable
     ) -> None:
         """Begin with no pieces; the first one starts the thread.
 
@@ -89,12 +109,14 @@ class Background:
             may_start: whether the worker has memory for the outcome of another piece now.
             on_change: called in the loop when `held_bytes` has changed.
             interrupts: whether a piece is interrupted for others when it calls its `check`.
+            patience: when it is interrupted for long ones.
         """
         self.held_bytes = 0
         self.finished = 0  # pieces
         self._may_start = may_start
         self._on_change = on_change
         self._interrupts = interrupts
+        self._patience = patience
         self._lock = threading.Lock()  # of all that follows
         self._short: list[_Piece] = []  # with `_long`, two heaps of each client's first piece
         self._long: list[_Piece] = []
@@ -158,6 +180,10 @@ class Background:
             return self._short
         return self._short if self._short and self._short[0] < self._long[0] else self._long
 
+    def _is_far_smaller(self, piece: _Piece) -> bool:
+        """Tell whether the first of the long ones is far smaller than a piece: both take hardly more memory."""
+        return bool(self._long) and self._long[0].size_bytes * _FAR_SMALLER <= piece.size_bytes
+
     def _take(self, heap: list[_Piece]) -> _Piece:
         piece = heapq.heappop(heap)
         self._now = max(self._now, piece.start)
@@ -190,6 +216,7 @@ class Background:
     def _work_on(self, piece: _Piece, loop: asyncio.AbstractEventLoop, depth: int) -> float:
         """Do the work of a piece, and in between that of others whose turn has come; return the seconds of it all."""
         began = resumed = perf_counter()
+        patience = self._patience.of(piece.size_bytes)
 
         def check(_seconds: float = 0.0, /) -> None:
             nonlocal resumed
@@ -202,7 +229,8 @@ class Background:
                 return
             while True:
                 with self._lock:
-                    waiting = self._first(short=depth + 1 >= _MOST_INTERRUPTED)
+                    waits = piece.spent < patience and not self._is_far_smaller(piece)
+                    waiting = self._first(short=waits or depth + 1 >= _MOST_INTERRUPTED)
                     if not waiting or waiting[0].end >= piece.start + piece.spent * piece.weight:
                         break
                     other = self._take(waiting)

@@ -96,6 +96,21 @@ def test_a_run_of_equal_values_does_not_become_any_number_of_rows() -> None:
         rows(body)
 
 
+def test_rows_of_a_file_that_packs_tight_are_compressed_again() -> None:
+    """A file of some kilobytes would be megabytes in the WAL; the bound is that of the decoded rows all the same."""
+    table = pa.table({"f": np.zeros(1_000_000), "s": ["a"] * 1_000_000})
+    body = file_of(table)
+    stream = parquet_stream(body, 20_000_000)
+    assert len(stream) < 500_000
+    assert pa.ipc.open_stream(stream).read_all().equals(table.set_column(1, "s", table["s"].dictionary_encode()))
+    checked = check_stream(stream, 20_000_000, roles=Roles("m"))
+    assert checked.rows == 1_000_000
+    assert 12_000_000 <= checked.bytes < 20_000_000
+    usual = parquet_stream(file_of(TABLE, compression="none", use_dictionary=False), MAX_BYTES)
+    assert pa.ipc.open_stream(usual).read_all().equals(TABLE)
+    assert len(usual) > TABLE.nbytes
+
+
 def test_pages_that_become_too_large_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     body = file_of(pa.table({"f": np.zeros(2_000_000)}), compression="zstd", use_dictionary=False)
     assert len(body) < 100_000

@@ -18,6 +18,7 @@ from arcpipe.codec.line_protocol.grammar import (
     find_bad_utf8,
     skip_line,
 )
+from arcpipe.codec.line_protocol.long_lines import FIELDS_BETWEEN_CHECKS
 from tests.unit.codec.line_protocol.test_body import (
     INVALID,
     INVALID_UTF8,
@@ -183,13 +184,36 @@ def test_no_step_passes_more_than_some_windows() -> None:
         for filling in (b"x", b'\\"', b"\\\\", b"\n", "ü".encode(), b'"', b"1", b"\xff", b"a=", b'="'):
             checks = [0]
 
-            def check(count: list[int] = checks) -> None:
+            def check(_seconds: float = 0.0, /, count: list[int] = checks) -> None:
                 count[0] += 1
 
             body = line % (filling * (size // len(filling)))
             encode(body, check)
             if b"\n" not in filling and not line.startswith(b"#"):
                 assert checks[0] >= size // (2 * WINDOW), (line, filling)
+
+
+@pytest.mark.parametrize("bytes_", [30_000, 250_000])
+@pytest.mark.parametrize("part", ["fields", "tags"])
+def test_a_line_of_many_names_is_read_in_steps_and_planned_at_once(bytes_: int, part: str) -> None:
+    """The loop gives such a line up, and a thread goes on: it is told how long the steps are that cannot be cut."""
+    count = bytes_ // 7
+    names = b",".join(b"%05x=1" % number for number in range(count))
+    told: list[float] = []
+    lines = encode(
+        b"m %b" % names if part == "fields" else b"m,%b f=1" % names, lambda seconds=0.0: told.append(seconds)
+    )
+    assert lines.encoded is not None
+    read_at_once = part == "tags" and bytes_ < WINDOW
+    assert len(told) >= (2 if read_at_once else count // FIELDS_BETWEEN_CHECKS)
+    assert len([seconds for seconds in told if seconds > 0.002]) >= (3 if read_at_once else 2)
+
+
+def test_many_lines_of_some_hundred_fields_are_read_in_steps() -> None:
+    names = b",".join(b"%05x=1" % number for number in range(200))
+    told: list[float] = []
+    encode_by_line(b"m %b\n" % names * 64, lambda seconds=0.0: told.append(seconds))
+    assert len(told) >= 64 * 200 // (2 * FIELDS_BETWEEN_CHECKS)
 
 
 def test_characters_are_counted_as_python_decodes_them(monkeypatch: pytest.MonkeyPatch) -> None:

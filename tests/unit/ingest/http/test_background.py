@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from arcpipe.codec.effort import Check
-from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, ClientGone
+from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, ClientGone, Patience
 
 SECONDS = 30.0
 
@@ -30,9 +30,11 @@ class Sender:
 class Thread:
     """A background whose first piece waits until all others are there, and the order in which they were done."""
 
-    def __init__(self, *, interrupts: bool = False) -> None:
+    def __init__(self, *, interrupts: bool = False, patience: float = 0.0) -> None:
         self.may_begin = threading.Event()
-        self.background = Background("test", lambda: True, lambda: None, interrupts=interrupts)
+        self.background = Background(
+            "test", lambda: True, lambda: None, interrupts=interrupts, patience=Patience(patience, 0.0, patience)
+        )
         self.begun: list[str] = []
         self.done: list[str] = []
         self.errors: list[Exception] = []
@@ -116,6 +118,33 @@ def test_a_long_piece_is_interrupted_for_one_whose_turn_has_come() -> None:
     begun, done = asyncio.run(run())
     assert begun == ["long", "short"]
     assert done == ["short", "long"]
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_a_long_piece_waits_for_another_and_a_far_smaller_one_does_not(size: int) -> None:
+    """Both long ones together would take twice the memory."""
+
+    async def run() -> Thread:
+        thread = Thread(interrupts=True, patience=SECONDS)
+        short_is_done = threading.Event()
+
+        def long_work(check: Check) -> None:
+            deadline = time.monotonic() + SECONDS
+            while not short_is_done.is_set():
+                assert time.monotonic() < deadline, "it was not interrupted"
+                check()
+
+        thread.add(Sender("long"), 1 << 20, long_work)
+        thread.add(Sender("other"), 1 << 20)
+        thread.may_begin.set()
+        await asyncio.sleep(0.1)  # by then the turn of the other has come
+        thread.add(Sender("short"), size, lambda _: short_is_done.set())
+        await thread.settle()
+        return thread
+
+    thread = asyncio.run(run())
+    assert thread.errors == []
+    assert thread.done == ["short", "long", "other"]
 
 
 def test_a_client_whose_piece_took_longer_than_expected_has_to_wait_longer() -> None:
