@@ -77,7 +77,9 @@ def options_of(storage: Storage) -> dict[str, str]:
         "AWS_REGION": s3.region,
         "AWS_ACCESS_KEY_ID": s3.access_key_id,
         "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
+        "AWS_SESSION_TOKEN": s3.session_token,
         "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": {"virtual": "true", "path": "false"}.get(s3.addressing_style, ""),
         "AWS_SERVER_SIDE_ENCRYPTION": s3.server_side_encryption,
+        "AWS_SSE_KMS_KEY_ID": s3.kms_key_id,
     }
     return {name: value for name, value in found.items() if value}
