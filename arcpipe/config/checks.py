@@ -56,8 +56,8 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
     except ConfigError as error:
         yield Problem("storage.url", str(error))
     else:
-        if isinstance(location, CloudLocation) and settings.tables.format != "none":
-            reason = f'there are no tables in {location.scheme}:// yet: take s3:// or file://, or leave it at "none"'
+        if isinstance(location, CloudLocation) and settings.tables.format == "iceberg":
+            reason = f'there are no Iceberg tables in {location.scheme}:// yet: take "delta", or s3:// or file://'
             yield Problem("tables.format", reason, ("storage.url",))
 
 

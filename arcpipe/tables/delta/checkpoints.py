@@ -63,11 +63,15 @@ def uri_of(storage: Storage, root: str) -> str:
     location = storage.location
     if isinstance(location, FileLocation):
         return os.path.join(os.path.abspath(location.path), root)
-    return "/".join(filter(None, (f"s3://{location.bucket}", location.prefix, root)))
+    scheme = "s3" if isinstance(location, S3Location) else location.scheme
+    return "/".join(filter(None, (f"{scheme}://{location.bucket}", location.prefix, root)))
 
 
 def options_of(storage: Storage) -> dict[str, str]:
-    """Return the options with which deltalake reaches the store; empty values leave it to its own defaults."""
+    """Return the options with which deltalake reaches the store; empty values leave it to its own defaults.
+
+    It reaches Google's and Azure's by the variables that the store takes, too: both have the same library below.
+    """
     if not isinstance(storage.location, S3Location):
         return {}
     s3 = storage.s3
