@@ -29,7 +29,7 @@ COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 DUCKDB ?= 1.5.5
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart \
+.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image \
 	test-clouds test-systemd day lint bench fuzz dist release deb image test-env clean
 
 help: ## list the targets
@@ -39,7 +39,7 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
-test test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-clouds test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image test-clouds test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
 
 # quick: a minute. full: what CI runs. release: all there is, some hours; the last part needs root.
 SET ?= full
@@ -141,6 +141,9 @@ image: test-env ## build the container image arcpipe:VERSION; BASE, EXTRAS and E
 	$(ENGINE) build --file packaging/Dockerfile $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(EXTRAS),--build-arg EXTRAS=$(EXTRAS)) \
 		--build-arg VERSION=$$($(BIN)/arcpipe --version | cut -d' ' -f2) --build-arg REVISION=$$(git rev-parse HEAD) \
 		--tag arcpipe:$$($(BIN)/arcpipe --version | cut -d' ' -f2) $(IMAGE_OPTIONS) .
+
+test-image: test-env ## build the image with buildah, run it by bubblewrap, kill it and cut its power: needs root, takes minutes
+	ARCPIPE_TEST_IMAGE=1 $(BIN)/pytest -n 0 -rsP tests/packaging/test_image.py $(ARGS)
 
 # Helm, kubeconform and the parser of compose files are Go programs; the schemas of Kubernetes come with kubernetes-validate.
 test-chart: test-env ## check the Helm chart and the compose file: what they write, and what they refuse; needs Go

@@ -227,6 +227,7 @@ class Uploader:
         UNREADABLE_KEY_FILES,  # gauge
         HANDED_OVER,  # batches that became commit files, for tables
         HELD_BACK,  # gauge: 1 while `tables.max_uncommitted_mb` keeps a batch from being handed over
+        DENIED_US,  # when the store last refused the credentials; 0 before
         RETRIES,
         *_,
     ) = range(_FIELDS)

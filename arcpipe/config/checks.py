@@ -34,6 +34,7 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
             present, missing = (one, other) if settings.value(one) else (other, one)
             yield Problem(present, f"{missing} is not set: set both or neither", (missing,))
 
+    yield from _of_s3(settings)
     levels = CODEC_LEVELS.get(parquet.compression)
     if levels is None:
         # 1 is the default, and a file that lists every key has it, too.
@@ -55,9 +56,20 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
     except ConfigError as error:
         yield Problem("storage.url", str(error))
     else:
-        if isinstance(location, CloudLocation) and settings.tables.format != "none":
-            reason = f'there are no tables in {location.scheme}:// yet: take s3:// or file://, or leave it at "none"'
+        if isinstance(location, CloudLocation) and settings.tables.format == "iceberg":
+            reason = f'there are no Iceberg tables in {location.scheme}:// yet: take "delta", or s3:// or file://'
             yield Problem("tables.format", reason, ("storage.url",))
+
+
+def _of_s3(settings: Settings) -> Iterator[Problem]:
+    """Find the problems of the settings of an S3 store in combination."""
+    s3 = settings.storage.s3
+    if s3.session_token and not s3.access_key_id:
+        reason = "it belongs to temporary keys, and storage.s3.access_key_id is not set: set all three or none"
+        yield Problem("storage.s3.session_token", reason, ("storage.s3.access_key_id",))
+    if s3.kms_key_id and s3.server_side_encryption not in ("aws:kms", "aws:kms:dsse"):
+        reason = 'it would not be used: set storage.s3.server_side_encryption = "aws:kms" or "aws:kms:dsse", too'
+        yield Problem("storage.s3.kms_key_id", reason, ("storage.s3.server_side_encryption",))
 
 
 def _of_listeners(settings: Settings) -> Iterator[Problem]:

@@ -159,6 +159,8 @@ def _problem_of(listener: Listener, given: dict[str, Any]) -> str:
 def is_loopback(host: str) -> bool:
     """Tell from a host's name whether only this machine reaches it."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    # From Python 3.13 on ::ffff:127.0.0.1 is loopback, too. A setting means the same on all of them.
+    return address.is_loopback and getattr(address, "ipv4_mapped", None) is None

@@ -47,6 +47,17 @@ EndpointURL = Annotated[
     ),
 ]
 Region = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*\Z", description="empty, or a region name such as eu-central-1")]
+KMSKey = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9:/_-]{0,2048}\Z", description="empty, or the id, alias or ARN of a key of AWS KMS")
+]
+# Other servers have classes of their own. What is in an archive cannot be read, and so neither compacted nor queried.
+StorageClass = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?!(GLACIER|DEEP_ARCHIVE)\Z)[A-Za-z0-9_.-]{0,64}\Z",
+        description="empty, or a class whose objects can be read at once, such as STANDARD_IA or INTELLIGENT_TIERING",
+    ),
+]
 
 _ORIGIN = r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?"
 OriginList = Annotated[
@@ -228,8 +239,11 @@ class StorageS3(Struct, frozen=True, kw_only=True):
     region: Region = ""
     access_key_id: Text = ""
     secret_access_key: Text = ""
+    session_token: Text = ""
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     server_side_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = ""
+    kms_key_id: KMSKey = ""
+    storage_class: StorageClass = ""
 
     def __repr__(self) -> str:
         """Return the settings without credentials, because tracebacks and logs contain such texts."""
@@ -435,7 +449,8 @@ def sections() -> tuple[str, ...]:
     return tuple(dict.fromkeys(key.rpartition(".")[0] for key in keys()))
 
 
-_SECRETS = frozenset({"storage.s3.access_key_id", "storage.s3.secret_access_key"}) | SECRETS_OF_TABLES
+_SECRETS_OF_S3 = {f"storage.s3.{name}" for name in ("access_key_id", "secret_access_key", "session_token")}
+_SECRETS = SECRETS_OF_TABLES | _SECRETS_OF_S3
 _MASK = "********"
 # The content of a PEM file in place of its path: its first line, or the Base64 text of a key.
 PASTED = re.compile(r"-----BEGIN |\A\s*M[A-Za-z0-9+/=\s]{60,}\Z")

@@ -204,4 +204,7 @@ def _log_end_of_thread(told: threading.ExceptHookArgs) -> None:
 
 
 def _log_unraisable(told: sys.UnraisableHookArgs) -> None:
-    log.error("an error that nobody can catch in %r: %r", told.object, told.exc_value, exc_info=told.exc_value)
+    place = repr(told.object)
+    if told.object is None and told.err_msg:  # from Python 3.14 on a finalizer is named in the message only
+        place = told.err_msg.removeprefix("Exception ignored while calling deallocator ")
+    log.error("an error that nobody can catch in %s: %r", place, told.exc_value, exc_info=told.exc_value)

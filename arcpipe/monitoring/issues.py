@@ -16,6 +16,7 @@ from arcpipe.monitoring.rule import Severity as Severity
 from arcpipe.monitoring.snapshot import UNSHIPPED_SECONDS, Ending, Snapshot
 
 _RECENT_SECONDS: Final = 300.0  # age up to which a failed write is an issue
+_DENIED_SECONDS: Final = 150.0  # the same for a refusal of the store: tries follow each other by less
 _SEGMENT_NEAR_LIMIT: Final = 0.9  # of wal.max_size_mb
 _SEGMENT_TOO_OLD: Final = 2.0  # times wal.max_age_seconds
 _DISK_USED: Final = 0.8  # of the disk
@@ -199,6 +200,17 @@ def _uploads_behind(snapshot: Snapshot) -> Found:
             f"and {UNSHIPPED_SECONDS:g} s for one batch",
             "check the store (the log's lines with 'trying again' have kind=…); if it answers, raise uploader.threads "
             "or uploader.concurrent_uploads, or give the uploader more CPU",
+        )
+
+
+def _credentials_refused(snapshot: Snapshot) -> Found:
+    denied, last = snapshot.uploader.denied_age_seconds, snapshot.uploader.last_upload_age_seconds
+    if denied is not None and denied < _DENIED_SECONDS and (last is None or last > denied):
+        yield (
+            f"the store refused the credentials {denied:.0f} s ago, and nothing was uploaded since",
+            "the log's line with kind=credentials names the reason: a key, a session token that has expired, or a "
+            "permission; what was acknowledged waits in the WAL. New credentials of the process need no restart, new "
+            "settings do",
         )
 
 
@@ -447,6 +459,7 @@ RULES: Final = (
     Rule("segment_too_old", "warning", _segment_too_old),
     Rule("failed_starts", "warning", _failed_starts),
     Rule("disk_usage", "warning", _disk_usage),
+    Rule("credentials_refused", "warning", _credentials_refused),
     Rule("uploads_behind", "warning", _uploads_behind),
     Rule("dead_letters", "warning", _dead_letters),
     Rule("quarantine", "warning", _quarantine),

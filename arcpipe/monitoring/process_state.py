@@ -147,6 +147,7 @@ class UploaderState(Struct, frozen=True):
     batched_bytes: int
     planned_age_seconds: float | None  # since the last batch was planned
     last_upload_age_seconds: float | None
+    denied_age_seconds: float | None  # since the store last refused the credentials
     retries: dict[str, int]
     upload_seconds: Distribution
 
@@ -299,6 +300,7 @@ def uploader_state(counters: Counters, now: int) -> UploaderState:
         batched_bytes=block[Uploader.BATCHED_BYTES],
         planned_age_seconds=age_if_any(planned, now),
         last_upload_age_seconds=age_if_any(last, now),
+        denied_age_seconds=age_if_any(block[Uploader.DENIED_US], now),
         retries={kind: block[Uploader.RETRIES + number] for number, kind in enumerate(RETRY_KINDS)},
         upload_seconds=_distribution(block, Uploader.UPLOAD_US, UPLOAD_BOUNDS_US, _MICRO),
     )

@@ -21,6 +21,7 @@ from arcpipe.storage import s3_errors
 from arcpipe.storage.base import Blob, Listed, MemoryBlob, require_key
 from arcpipe.storage.s3_client import Requests, S3Client
 from arcpipe.storage.s3_errors import S3Error
+from arcpipe.storage.s3_fields import fields_of_objects
 from arcpipe.storage.s3_multipart import UPLOAD_MARKERS, OpenUploads, Parts, PartwisePut, begin_upload
 from arcpipe.units import MB
 
@@ -76,8 +77,7 @@ class S3Store:
         self._options = options
         self._multipart_threshold_bytes = multipart_threshold_bytes
         self._parts = Parts(part_bytes, parallel_parts, part_tries, part_pause_seconds)
-        encryption = options.server_side_encryption
-        self._encryption: dict[str, str] = {"ServerSideEncryption": encryption} if encryption else {}
+        self._kept = fields_of_objects(options)
         self._requests = Requests(
             bucket,
             options,
@@ -100,7 +100,7 @@ class S3Store:
         name = self._prefix + key
         async with self._connected("write", name) as client:
             if blob.size <= self._multipart_threshold_bytes:
-                await client.put(name, blob, self._encryption)
+                await client.put(name, blob, self._kept)
             else:
                 await self._put_in_parts(client, name, blob)
 
@@ -114,7 +114,7 @@ class S3Store:
         async with self._connected("write", name) as client:
             content = await client.content(blob, 0, blob.size)
             try:
-                wanted = {"Key": name, "IfNoneMatch": "*", **self._encryption, **content}
+                wanted = {"Key": name, "IfNoneMatch": "*", **self._kept, **content}
                 answer = await client.call("write", "put_object", wanted)
             except S3Error as error:
                 if error.status in _IS_THERE:
@@ -223,9 +223,7 @@ class S3Store:
         copied = {"Bucket": self._bucket, "Key": self._prefix + source}
         async with self._connected("write", name) as client:
             try:
-                answer = await client.call(
-                    "write", "copy_object", {"Key": name, "CopySource": copied, **self._encryption}
-                )
+                answer = await client.call("write", "copy_object", {"Key": name, "CopySource": copied, **self._kept})
             except S3Error as error:
                 if error.code == "NoSuchKey":
                     raise MissingObject(str(error)) from error
@@ -275,7 +273,7 @@ class S3Store:
         async with self._connected("write", name) as client:
             for upload_id in self._uploads.of(name):
                 await self._uploads.abort(client, name, upload_id)
-            await self._uploads.abort(client, name, await begin_upload(client, name, self._encryption))
+            await self._uploads.abort(client, name, await begin_upload(client, name, self._kept))
             await self._check_delete(client, name)
             await self._check_head(client, name)
             if self._prefix:
@@ -315,7 +313,7 @@ class S3Store:
     async def _put_in_parts(self, client: S3Client, name: str, blob: Blob) -> None:
         for upload_id in self._uploads.of(name):
             await self._uploads.abort_if_possible(client, name, upload_id)
-        upload_id = await begin_upload(client, name, self._encryption)
+        upload_id = await begin_upload(client, name, self._kept)
         try:
             await PartwisePut(client, name, upload_id, blob, self._parts).run()
         except BaseException:  # cancellation too: parts cost money until they are aborted
@@ -374,7 +372,7 @@ class S3Store:
         name = self._prefix + _LOOK_KEY
         content = await client.content(MemoryBlob(b""), 0, 0)
         async with self._looking:
-            answer = await client.call("write", "put_object", {"Key": name, **self._encryption, **content})
+            answer = await client.call("write", "put_object", {"Key": name, **self._kept, **content})
             try:
                 await client.call("look for", "head_object", {"Key": name})
             except S3Error as error:

@@ -74,6 +74,7 @@ class Requests:
             endpoint_url=options.endpoint_url or None,
             aws_access_key_id=options.access_key_id or None,
             aws_secret_access_key=options.secret_access_key or None,
+            aws_session_token=options.session_token or None,
             config=config,
         )
         client = await context.__aenter__()

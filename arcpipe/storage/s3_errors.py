@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import botocore.exceptions as sdk
 from botocore.parsers import ResponseParserError
@@ -46,6 +46,7 @@ _CREDENTIALS = frozenset(
         "TokenRefreshRequired",
     }
 )
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _CLOCK_SKEW = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 _NO_SPACE = frozenset({"InsufficientCapacity", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull"})
 _TIMEOUT = frozenset({"RequestTimeout", "RequestTimeoutException"})
@@ -94,6 +95,18 @@ _ACTIONS = {
     "head_object": "s3:GetObject (and s3:ListBucket, without which S3 answers so for an object that is not there)",
     "head_bucket": "s3:ListBucket",
     "list_objects_v2": "s3:ListBucket",
+}
+_EXPIRED_STEP: Final = (
+    "Give new keys with their storage.s3.session_token and restart, or leave all three empty for credentials of this "
+    "process that are renewed"
+)
+_ROLE_STEP: Final = (
+    "Check AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE of this process, and that the role trusts who issued the token"
+)
+# By the first word of the code.
+_WRONG_SETTING: Final = {
+    "KMS": "Check the key in storage.s3.kms_key_id, and its state in KMS",
+    "InvalidStorageClass": "Correct storage.s3.storage_class",
 }
 _ALL_ACTIONS = "s3:PutObject, s3:DeleteObject, s3:GetObject and s3:AbortMultipartUpload"
 
@@ -191,12 +204,16 @@ def _explain_answer(error: sdk.ClientError) -> _Explanation:
         kind = "other"
         region = said.get("Region") or "the bucket's region"
         next_step = f"Set storage.s3.region to {region}"
+    elif error.operation_name.startswith("AssumeRole") and status < 500:  # the SDK asked for credentials
+        kind, reason, next_step = "credentials", f"{error.operation_name}: {reason}", _ROLE_STEP
     elif code in _CREDENTIALS or status in (401, 403):
         kind = "credentials"
+        next_step = _EXPIRED_STEP if code in _EXPIRED else ""
     elif status >= 500 or code == "InternalError":
         kind = "server_error"
     else:
         kind = "other"
+        next_step = _WRONG_SETTING.get(code.partition(".")[0], "")
     return _Explanation(kind, reason, next_step, status, code)
 
 
@@ -208,6 +225,8 @@ def _explain_exception(error: Exception) -> _Explanation:
     next_step = ""
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         kind = "dns"
+    elif isinstance(error, OSError) and isinstance(error.filename, str):  # the SDK reads only files with credentials
+        kind, reason, next_step = "credentials", f"cannot read {error.filename}: {error.strerror}", _ROLE_STEP
     elif isinstance(error, _NO_CREDENTIALS):
         kind, reason = "credentials", _short(str(error))
     elif any(isinstance(cause, TimeoutError | sdk.ConnectTimeoutError | sdk.ReadTimeoutError) for cause in causes):

@@ -125,8 +125,9 @@ def port_of(bound: Bound) -> int:
 
 
 def is_loopback(address: Any) -> bool:
-    """Tell whether only this machine reaches an address."""
-    return ipaddress.ip_address(address).is_loopback
+    """Tell whether only this machine reaches an address. One such as ::ffff:127.0.0.1 counts as on Python 3.11."""
+    found = ipaddress.ip_address(address)
+    return found.is_loopback and getattr(found, "ipv4_mapped", None) is None
 
 
 def cannot_listen(listener: Listener, error: OSError) -> ArcpipeError:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from arcpipe.clock import steady_us
 from arcpipe.counters import RETRY_KINDS, Uploader
 from arcpipe.errors import ArcpipeError, StorageError, UnknownVersion, lacks_room
 
@@ -65,6 +66,8 @@ class Retry:
             self._make_space()  # the uploads, which free the disk, need the last bytes
         if isinstance(error, UnknownVersion):
             self._block[Uploader.STOPPED] = 1
+        if kind == "credentials":
+            self._block[Uploader.DENIED_US] = steady_us()
         self._block[Uploader.RETRIES + RETRY_KINDS.index(kind)] += 1
         delay = self.delay(tries)
         log.warning(

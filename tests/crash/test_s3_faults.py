@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import random
 import re
@@ -27,6 +28,7 @@ from tests.support.s3proxy import ANSWERS, FAULTS, FaultyProxy
 from tests.support.s3server import S3Bucket
 from tests.support.server import Server
 from tests.support.stores import s3_store
+from tests.support.sts import TokenService
 from tests.support.waiting import wait_until
 
 # How often each fault is to strike under load: some 20 s here, some minutes with ARCPIPE_TEST_LONG=1.
@@ -237,6 +239,45 @@ def test_wrong_credentials_lose_nothing_until_the_right_ones_are_given(
         numbers.write(10)
         wait_until_caught_up(server)
         server.stop()
+    numbers.assert_exactly_once(s3, tmp_path)
+
+
+def test_an_expired_session_token_is_an_issue_and_no_loss(s3: S3Bucket, proxy: FaultyProxy, tmp_path: Path) -> None:
+    """After it the process gets credentials of its own, by a web identity, and ships everything."""
+
+    def is_told() -> bool:
+        found = json.loads(server.get("/api/wal/health").body)["alerts"]
+        return "credentials_refused" in [alert["code"] for alert in found]
+
+    def newest_only(token: str) -> None:
+        proxy.session_token = token
+
+    proxy.session_token = "the-next-one"
+    temporary = settings_of(s3, proxy.url) | {"storage_s3_session_token": "the-last-one"}
+    with Server(tmp_path, server_workers=1, **temporary, shutdown_drain_seconds=0.5) as server:
+        numbers = Numbers(server)
+        numbers.write(10)
+        wait_until(is_told, "the issue")
+        assert "HTTP 400 ExpiredToken" in server.log
+        assert "Give new keys with their storage.s3.session_token" in server.log
+        assert "the-last-one" not in server.log
+        server.stop()
+        assert s3.list_keys() == []
+        for name in ("access_key_id", "secret_access_key", "session_token"):
+            del server.settings[f"storage_s3_{name}"]
+        (tmp_path / "identity").write_text("an identity")
+        server.settings["shutdown_drain_seconds"] = 30
+        with TokenService(s3.endpoint_url, newest_only) as service:
+            server.variables = {
+                "AWS_ENDPOINT_URL_STS": service.url,
+                "AWS_ROLE_ARN": "arn:aws:iam::111122223333:role/arcpipe",
+                "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "identity"),
+            }
+            server.restart()
+            numbers.write(10)
+            wait_until_caught_up(server)
+            wait_until(lambda: not is_told(), "the end of the issue")
+            server.stop()
     numbers.assert_exactly_once(s3, tmp_path)
 
 

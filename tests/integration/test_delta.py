@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, Field, Schema, write_deltalake
@@ -332,6 +333,29 @@ def test_the_second_of_two_writers_meets_a_conflict(lake: DeltaLake, monkeypatch
     assert first.markers(CPU) == {"n1": 2, "n2": 9}
     assert first.commit(CPU, [files[1]], "n1", 3).snapshot == 3
     assert numbers(lake) == list(range(30))
+
+
+def test_log_and_checkpoints_are_encrypted_with_the_key(s3: S3Bucket, tmp_path: Path) -> None:
+    """The log, which arcpipe writes, has the storage class, too; deltalake cannot give one to its checkpoints."""
+    lake = s3_lake(s3, tmp_path)
+    options = msgspec.structs.replace(
+        lake.storage.s3,
+        server_side_encryption="aws:kms",
+        kms_key_id="alias/lake",
+        storage_class="STANDARD_IA",
+        session_token="a-token",
+    )
+    lake.storage = msgspec.structs.replace(lake.storage, s3=options)
+    tables = lake.open()
+    for number in range(1, 12):
+        tables.commit(CPU, [lake.file(rows_of(number))], "a" * 12, number)
+    tables.close()
+    heads = {key: s3.client().head_object(Bucket=s3.bucket, Key=key) for key in s3.list_keys() if "/_delta_log/" in key}
+    assert {(head.get("ServerSideEncryption"), head.get("SSEKMSKeyId")) for head in heads.values()} == {
+        ("aws:kms", "alias/lake")
+    }
+    assert {head.get("StorageClass") for key, head in heads.items() if key.endswith("0.json")} == {"STANDARD_IA"}
+    assert [key for key in heads if key.endswith(".checkpoint.parquet")]
 
 
 def test_a_commit_asks_the_store_five_times(s3: S3Bucket, tmp_path: Path) -> None:

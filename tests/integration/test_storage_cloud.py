@@ -7,14 +7,19 @@ import io
 import os
 import subprocess
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
 
-from arcpipe.config.settings import StorageS3
+from arcpipe.config.settings import Storage, StorageS3
 from arcpipe.errors import MissingObject, StorageError
 from arcpipe.storage import LakeStore, MemoryBlob, open_store
+from arcpipe.tables.delta.checkpoints import options_of, uri_of
+from arcpipe.tables.delta.paths import root_of
 from tests.support.clouds import Cloud
 from tests.support.http import free_port
 from tests.support.program import COMMAND, environment
@@ -22,6 +27,7 @@ from tests.support.server import Server
 from tests.support.waiting import wait_until
 
 MB = 1 << 20
+TABLES = {"tables_format": "delta", "tables_commit_interval_seconds": 0.2}
 ODD = ("a%2Fb/c d~.parquet", "ä/#?{}^`[]*.bin", "_delta_log/0.json", "tr/.x", "x%20y")
 
 
@@ -142,6 +148,37 @@ def test_a_server_that_is_not_there_is_named_as_such(monkeypatch: pytest.MonkeyP
         assert error.value.kind == "connection"
 
     using("az://lake/prefix", work)
+
+
+def test_a_server_commits_to_delta_tables_with_checkpoints(cloud: Cloud, tmp_path: Path) -> None:
+    require_all_of(cloud)
+    server = Server(tmp_path, server_workers=1, storage_url=cloud.url, **TABLES)
+    server.variables = {**cloud.variables}
+    storage = Storage(url=cloud.url)
+
+    def table() -> DeltaTable | None:
+        with suppress(TableNotFoundError):
+            return DeltaTable(uri_of(storage, root_of(("default", "cpu"))), storage_options=options_of(storage))
+        return None
+
+    def rows() -> list[int]:
+        found = table()
+        return sorted(found.to_pyarrow_table(columns=["n"])["n"].to_pylist()) if found is not None else []
+
+    with server:
+        for number in range(12):
+            server.write({"m": "cpu", "columns": {"n": [number]}})
+            wait_until(lambda count=number + 1: len(rows()) >= count, "the commit")  # type: ignore[misc]
+            if number == 5:
+                server.kill_all()
+                server.restart()
+        server.stop()
+    assert rows() == list(range(12))
+
+    async def checkpoints(store: LakeStore) -> list[str]:
+        return [key for key in await store.list_keys("") if key.endswith(".checkpoint.parquet")]
+
+    assert using(cloud.url, checkpoints)
 
 
 def test_a_server_uploads_what_it_acknowledged_whatever_dies(cloud: Cloud, tmp_path: Path) -> None:

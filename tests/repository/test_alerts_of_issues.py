@@ -103,6 +103,7 @@ WRONG: list[tuple[str, Change]] = [
     ("segment_too_old", of_worker(segment_age_seconds=8000.0)),
     ("uploads_behind", of(oldest_unshipped_seconds=400.0)),
     ("uploads_behind", of(backlog_bytes=3 << 32)),
+    ("credentials_refused", of_uploader(denied_age_seconds=20.0, last_upload_age_seconds=None)),
     ("uploads_stopped", of_uploader(stopped=True)),
     ("unreadable_segments", of(unrecovered_segments=1, unrecovered_first="worker-1")),
     ("unreadable_segments", of_uploader(unreadable_segments=1)),

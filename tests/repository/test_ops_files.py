@@ -275,6 +275,7 @@ FIRES: list[tuple[str, Series, set[str]]] = [
     ("a segment stays full", {'arcpipe_wal_segment_bytes{worker="1"}': "950x80"}, {"ArcpipeSegmentNearLimit"}),
     ("a segment is not sealed", issue("segment_too_old"), {"ArcpipeSegmentTooOld"}),
     ("uploads are behind", issue("uploads_behind"), {"ArcpipeUploadsBehind"}),
+    ("the store refuses credentials", issue("credentials_refused"), {"ArcpipeCredentialsRefused"}),
     ("uploads stop", issue("uploads_stopped", severity="critical"), {"ArcpipeUploadsStopped"}),
     ("segments cannot be read", issue("unreadable_segments", severity="critical"), {"ArcpipeUnreadableSegments"}),
     ("quarantine", issue("quarantine"), {"ArcpipeQuarantine"}),

@@ -89,6 +89,7 @@ class FaultyProxy:
         self.injected: Counter[str] = Counter()  # faults so far
         self.requests: Counter[str] = Counter()  # passed on to the server, by method
         self.access_key_id: str | None = None  # if set, requests signed with another one are refused
+        self.session_token: str | None = None  # if set, requests with another one are refused: it has expired
         self.seen: list[str] = []  # method and target of every request, in the order in which their heads came
         self._at: dict[int, str] = {}
         self._late: list[bytes] = []
@@ -238,6 +239,8 @@ class FaultyProxy:
         key = re.search(rb"Credential=([^/]+)/", head)
         if self.access_key_id is not None and (key is None or key[1].decode() != self.access_key_id):
             await self._answer(writer, body, Answer(403, "InvalidAccessKeyId").encode())
+        elif self.session_token is not None and token_of(head) != self.session_token:
+            await self._answer(writer, body, Answer(400, "ExpiredToken").encode(has_body=method != b"HEAD"))
         elif any(denied.search(request) for denied in self._denied):
             await self._answer(writer, body, Answer(403, "AccessDenied").encode(has_body=method != b"HEAD"))
         elif fault in ANSWERS:
@@ -315,6 +318,12 @@ class FaultyProxy:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def token_of(head: bytes) -> str:
+    """The session token of a request; empty if it has none."""
+    found = re.search(rb"(?i)\r\nx-amz-security-token: *([^\r]+)", head)
+    return found[1].decode() if found else ""
 
 
 def _content_length(head: bytes) -> int:

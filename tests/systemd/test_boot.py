@@ -6,7 +6,6 @@ in the order in which they stand here.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -21,65 +20,28 @@ from tests.support.http import Client, pack
 from tests.support.lake import numbers
 from tests.support.s3server import S3Bucket
 from tests.support.waiting import wait_until
-from tests.systemd.machine import BUILD, Machine, readme_commands, what_is_missing
+from tests.systemd.booted import V2, booted, on_demand, post, wait_for_numbers, write
+from tests.systemd.machine import Machine, readme_commands
 
-pytestmark = [
-    pytest.mark.skipif(
-        os.environ.get("ARCPIPE_TEST_SYSTEMD") != "1", reason="boots a machine: `make test-systemd` runs it"
-    ),
-    pytest.mark.timeout(1200),
-]
+pytestmark = [on_demand, pytest.mark.timeout(1200)]
 
-V2 = "/write/v2/msgpack"
 WATCHDOG_SECONDS = 15
-DROP_IN = "/etc/systemd/system/arcpipe.service.d/test.conf"
 
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    if missing := what_is_missing():
-        pytest.exit(f"no machine can be booted here: {missing}", returncode=1)  # it was asked for, so not skipped
-    BUILD.mkdir(parents=True, exist_ok=True)
-    machine = Machine()
-    try:
-        machine.prepare()
-        *before_boot, start = readme_commands()
+    *before_boot, start = readme_commands()
+
+    def install(machine: Machine) -> None:
         for command in before_boot:
             machine.install(command)
         machine.install("/opt/arcpipe/bin/pip wheel --no-deps --wheel-dir /root/wheels .")  # to upgrade to
-        write(
-            machine,
-            DROP_IN,
-            "[Service]\n"
-            f"Environment=ARCPIPE_SERVER_PORT={machine.port} ARCPIPE_FLUSH_MAX_AGE_SECONDS=0.5\n"
-            "Environment=ARCPIPE_WAL_MIN_FREE_MB=16\n"
-            f"WatchdogSec={WATCHDOG_SECONDS}\n",
-        )
+
         write(machine, "/etc/credstore/arcpipe.server.workers", "2\n")
-        machine.boot()
+
+    with booted(install, f"WatchdogSec={WATCHDOG_SECONDS}") as machine:
         machine.run(start)
         yield machine
-        print(machine.journal()[-20_000:])
-    finally:
-        machine.end()
-
-
-def write(machine: Machine, path: str, text: str) -> None:
-    target = machine.tree / path.removeprefix("/")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text)
-
-
-def post(machine: Machine, number: int) -> int:
-    with Client(machine.url) as client:
-        body = pack({"m": "counted", "columns": {"n": [number]}})
-        return client.request("POST", V2, body).status
-
-
-def wait_for_numbers(machine: Machine, expected: list[int]) -> None:
-    """All of them, once each, and no others."""
-    wait_until(lambda: len(numbers(machine.lake)) >= len(expected), f"{len(expected)} rows", 60)
-    assert numbers(machine.lake) == sorted(expected)
 
 
 def empty(machine: Machine) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,15 +17,10 @@ import arcpipe
 from tests.support.careful_load import CarefulLoad
 from tests.support.lake import numbers
 from tests.support.waiting import wait_until
-from tests.systemd.machine import BUILD, Machine, what_is_missing
-from tests.systemd.test_boot import post, wait_for_numbers, write
+from tests.systemd.booted import booted, on_demand, post, wait_for_numbers
+from tests.systemd.machine import Machine
 
-pytestmark = [
-    pytest.mark.skipif(
-        os.environ.get("ARCPIPE_TEST_SYSTEMD") != "1", reason="boots a machine: `make test-systemd` runs it"
-    ),
-    pytest.mark.timeout(3600),
-]
+pytestmark = [on_demand, pytest.mark.timeout(3600)]
 
 OLDER = "0.0.9"
 # dpkg compiles some thousands of modules of the libraries.
@@ -41,30 +35,17 @@ def package_of(version: str) -> str:
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
     """A machine that has two packages, and none of them installed."""
-    if missing := what_is_missing():
-        pytest.exit(f"no machine can be booted here: {missing}", returncode=1)  # it was asked for, so not skipped
-    BUILD.mkdir(parents=True, exist_ok=True)
-    machine = Machine()
-    try:
-        machine.prepare()
+
+    def install(machine: Machine) -> None:
         init = machine.tree / "root/arcpipe/arcpipe/__init__.py"
         own = init.read_text()
         for version in (OLDER, arcpipe.__version__):
             init.write_text(own.replace(f'"{arcpipe.__version__}"', f'"{version}"'))
             # Without the extras, which are only more wheels: half of the time for each step.
             machine.install("packaging/deb/build_deb.py --fast --extras '' /root/deb")
-        write(
-            machine,
-            "/etc/systemd/system/arcpipe.service.d/test.conf",
-            "[Service]\n"
-            f"Environment=ARCPIPE_SERVER_PORT={machine.port} ARCPIPE_FLUSH_MAX_AGE_SECONDS=0.5\n"
-            "Environment=ARCPIPE_WAL_MIN_FREE_MB=16 ARCPIPE_SERVER_WORKERS=2\n",
-        )
-        machine.boot()
+
+    with booted(install, "Environment=ARCPIPE_SERVER_WORKERS=2") as machine:
         yield machine
-        print(machine.journal()[-20_000:])
-    finally:
-        machine.end()
 
 
 def dpkg(machine: Machine, *words: str) -> str:

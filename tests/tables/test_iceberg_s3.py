@@ -9,40 +9,44 @@ import msgspec
 import pytest
 
 from arcpipe.tables.base import Refused
-from arcpipe.tables.iceberg.s3_io import ENCRYPTION, S3FileIO, place_of
+from arcpipe.tables.iceberg.s3_io import KEPT, S3FileIO, place_of
 from arcpipe.tables.iceberg.shared_io import SharedFiles, s3_properties
 from tests.support.iceberg import World, glue_world
 from tests.support.s3server import S3Bucket
 from tests.support.tables import CPU, rows
 
+KEPT_FIELDS = ("ServerSideEncryption", "SSEKMSKeyId", "StorageClass")
+
 
 @pytest.fixture
 def world(s3: S3Bucket, tmp_path: Path) -> World:
     made = glue_world(s3, tmp_path)
-    of_s3 = msgspec.structs.replace(made.lake.storage.s3, server_side_encryption="aws:kms")
+    of_s3 = msgspec.structs.replace(
+        made.lake.storage.s3, server_side_encryption="aws:kms", kms_key_id="alias/lake", storage_class="STANDARD_IA"
+    )
     made.lake = made.lake._replace(storage=msgspec.structs.replace(made.lake.storage, s3=of_s3))
     return made
 
 
-def encryption_of(bucket: S3Bucket) -> dict[str, Any]:
+def kept(bucket: S3Bucket) -> dict[str, Any]:
+    """Encryption, key and storage class of each file of metadata."""
     client = bucket.client()
-    return {
-        key: client.head_object(Bucket=bucket.bucket, Key=key).get("ServerSideEncryption")
-        for key in bucket.list_keys()
-        if "/_iceberg/" in key
+    heads = {
+        key: client.head_object(Bucket=bucket.bucket, Key=key) for key in bucket.list_keys() if "/_iceberg/" in key
     }
+    return {key: tuple(head.get(name) for name in KEPT_FIELDS) for key, head in heads.items()}
 
 
-def test_all_metadata_has_the_encryption_of_the_store(world: World, s3: S3Bucket) -> None:
+def test_all_metadata_is_kept_as_the_settings_say(world: World, s3: S3Bucket) -> None:
     tables = world.open(history_hours=1)
     tables.check()
     for number in range(3):
         tables.commit(CPU, [world.lake.put(CPU, rows(number * 10), f"b{number}")], "a" * 12, number + 1)
-    found = encryption_of(s3)
+    found = kept(s3)
     assert {key.rpartition(".")[2] for key in found} == {"json", "avro"}
-    assert set(found.values()) == {"aws:kms"}
+    assert set(found.values()) == {("aws:kms", "alias/lake", "STANDARD_IA")}
     tables.maintain(CPU)
-    assert set(encryption_of(s3).values()) == {"aws:kms"}
+    assert set(kept(s3).values()) == {("aws:kms", "alias/lake", "STANDARD_IA")}
     tables.close()
     assert len(world.numbers()) == 9
 
@@ -99,7 +103,7 @@ def test_credentials_of_a_catalogue_go_before_those_of_the_settings(s3: S3Bucket
     assert isinstance(files, S3FileIO)
     credentials = files.client._request_signer._credentials
     assert (credentials.access_key, credentials.token) == ("AKIA1", "token")
-    assert files.properties[ENCRYPTION] == "aws:kms"
+    assert files.properties[KEPT + "ServerSideEncryption"] == "aws:kms"
 
 
 def test_a_catalogue_that_signs_requests_itself_is_refused_with_the_remedy() -> None:

@@ -63,11 +63,15 @@ def uri_of(storage: Storage, root: str) -> str:
     location = storage.location
     if isinstance(location, FileLocation):
         return os.path.join(os.path.abspath(location.path), root)
-    return "/".join(filter(None, (f"s3://{location.bucket}", location.prefix, root)))
+    scheme = "s3" if isinstance(location, S3Location) else location.scheme
+    return "/".join(filter(None, (f"{scheme}://{location.bucket}", location.prefix, root)))
 
 
 def options_of(storage: Storage) -> dict[str, str]:
-    """Return the options with which deltalake reaches the store; empty values leave it to its own defaults."""
+    """Return the options with which deltalake reaches the store; empty values leave it to its own defaults.
+
+    It reaches Google's and Azure's by the variables that the store takes, too: both have the same library below.
+    """
     if not isinstance(storage.location, S3Location):
         return {}
     s3 = storage.s3
@@ -77,7 +81,9 @@ def options_of(storage: Storage) -> dict[str, str]:
         "AWS_REGION": s3.region,
         "AWS_ACCESS_KEY_ID": s3.access_key_id,
         "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
+        "AWS_SESSION_TOKEN": s3.session_token,
         "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": {"virtual": "true", "path": "false"}.get(s3.addressing_style, ""),
         "AWS_SERVER_SIDE_ENCRYPTION": s3.server_side_encryption,
+        "AWS_SSE_KMS_KEY_ID": s3.kms_key_id,
     }
     return {name: value for name, value in found.items() if value}

@@ -28,5 +28,6 @@ def glue_properties(options: StorageS3, endpoint: str) -> dict[str, str]:
         "glue.region": options.region,
         "glue.access-key-id": options.access_key_id,
         "glue.secret-access-key": options.secret_access_key,
+        "glue.session-token": options.session_token,
     }
     return {key: value for key, value in found.items() if value}

@@ -1,4 +1,4 @@
-"""Metadata files in S3 with the encryption of `storage.s3.server_side_encryption`, which Arrow's client cannot ask for.
+"""Metadata files in S3, kept as `[storage.s3]` says: with its encryption and storage class, which Arrow cannot ask for.
 
 Files are small: each is one request, and is in memory meanwhile.
 """
@@ -19,8 +19,8 @@ from pyiceberg.typedef import EMPTY_DICT, Properties
 
 from arcpipe.tables.iceberg.file_io import OutputStream
 
-ENCRYPTION: Final = "s3.arcpipe-encryption"
-"""The property that has the setting. It is arcpipe's own."""
+KEPT: Final = "s3.arcpipe."
+"""How names of properties begin that say how objects are kept; the SDK's field follows. They are arcpipe's own."""
 
 _ABSENT: Final = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
 _DENIED: Final = frozenset({"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
@@ -34,9 +34,7 @@ class S3FileIO(FileIO):
         super().__init__(properties)
         endpoint = properties.get("s3.endpoint")
         is_virtual = properties.get("s3.force-virtual-addressing") == "true"
-        self.encryption: dict[str, str] = (
-            {"ServerSideEncryption": properties[ENCRYPTION]} if properties.get(ENCRYPTION) else {}
-        )
+        self.kept = {key.removeprefix(KEPT): value for key, value in properties.items() if key.startswith(KEPT)}
         self.client: Any = get_session().create_client(
             "s3",
             region_name=properties.get("s3.region") or properties.get("client.region"),
@@ -67,7 +65,7 @@ class S3FileIO(FileIO):
         """Put an object."""
         place = place_of(location)
         with _errors(place):
-            self.client.put_object(**place, Body=data, **self.encryption)
+            self.client.put_object(**place, Body=data, **self.kept)
 
     def listed(self, folder: str) -> list[tuple[str, float]]:
         """List the objects of a folder, without those of its folders: names, and seconds since the epoch."""

@@ -10,9 +10,10 @@ from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.typedef import Properties
 
 from arcpipe.config.settings import StorageS3
+from arcpipe.storage.s3_fields import fields_of_objects
 from arcpipe.tables.base import Refused
 from arcpipe.tables.iceberg.file_io import LocalFileIO
-from arcpipe.tables.iceberg.s3_io import ENCRYPTION, S3FileIO
+from arcpipe.tables.iceberg.s3_io import KEPT, S3FileIO
 
 _MOST: Final = 16  # of different credentials: a REST catalogue may give each table its own
 _CONNECT_SECONDS: Final = "10"
@@ -27,8 +28,9 @@ def s3_properties(options: StorageS3) -> dict[str, str]:
         "s3.region": options.region or ("us-east-1" if options.endpoint_url else ""),
         "s3.access-key-id": options.access_key_id,
         "s3.secret-access-key": options.secret_access_key,
+        "s3.session-token": options.session_token,
         "s3.force-virtual-addressing": "true" if options.addressing_style == "virtual" else "",
-        ENCRYPTION: options.server_side_encryption,
+        **{KEPT + field: value for field, value in fields_of_objects(options).items()},
     }
     return {
         **{key: value for key, value in found.items() if value},
@@ -72,6 +74,6 @@ def _open(location: str, properties: dict[str, str]) -> FileIO:
             f"the catalogue wants to sign each request for {location} itself ({_SIGNING}), which arcpipe cannot: have "
             "it give credentials instead (vended credentials), or leave it to those of [storage.s3]"
         )
-    if properties.get(ENCRYPTION) and location.startswith("s3"):
+    if any(key.startswith(KEPT) for key in properties) and location.startswith("s3"):
         return S3FileIO(properties)
     return PyArrowFileIO(properties)

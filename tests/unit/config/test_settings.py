@@ -111,7 +111,10 @@ OTHER_VALUES: dict[str, tuple[Any, str]] = {
     "storage.s3.access_key_id": ("AKIAEXAMPLE", "AKIAEXAMPLE"),
     "storage.s3.secret_access_key": (SECRET, SECRET),
     "storage.s3.addressing_style": ("path", "path"),
+    "storage.s3.session_token": (SECRET, SECRET),
     "storage.s3.server_side_encryption": ("aws:kms", "aws:kms"),
+    "storage.s3.kms_key_id": ("alias/lake", "alias/lake"),
+    "storage.s3.storage_class": ("STANDARD_IA", "STANDARD_IA"),
     "uploader.threads": (1, "1"),
     "uploader.concurrent_uploads": (1, "1"),
     "uploader.nice": (19, "19"),
@@ -452,6 +455,9 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("storage.s3.endpoint_url", "http://host:9000/?x=1", "http://host:port"),
     ("storage.s3.addressing_style", "dns", '"auto", "path", "virtual"'),
     ("storage.s3.server_side_encryption", "aes", '"", "AES256", "aws:kms"'),
+    ("storage.s3.kms_key_id", "a key", "the id, alias or ARN"),
+    ("storage.s3.storage_class", "GLACIER", "can be read at once"),
+    ("storage.s3.storage_class", "DEEP_ARCHIVE", "can be read at once"),
     ("uploader.nice", 20, f"{WHOLE} 0 to 19"),
     ("uploader.nice", -1, f"{WHOLE} 0 to 19"),
     ("log.level", "TRACE", '"DEBUG", "INFO", "WARNING", "ERROR"'),
@@ -662,6 +668,12 @@ def test_listening_beyond_loopback_is_allowed_when_it_is_said_on_purpose(config:
         (in_toml(server="max_inflight_mb = 99"), "server.max_inflight_mb = 99: "),
         (in_toml(storage__s3=f'secret_access_key = "{SECRET}"'), "storage.s3.access_key_id is not set"),
         (in_toml(storage__s3='access_key_id = "AKIA"'), "storage.s3.secret_access_key is not set"),
+        (in_toml(storage__s3=f'session_token = "{SECRET}"'), "set all three or none"),
+        (in_toml(storage__s3='kms_key_id = "1"'), 'storage.s3.server_side_encryption = "aws:kms"'),
+        (
+            in_toml(storage__s3='kms_key_id = "1"\nserver_side_encryption = "AES256"'),
+            'storage.s3.server_side_encryption = "aws:kms"',
+        ),
         (in_toml(parquet='compression = "gzip"\ncompression_level = 10'), "a whole number from 1 to 9"),
         (in_toml(parquet='compression = "lz4"\ncompression_level = 13'), "a whole number from 1 to 12"),
         (in_toml(parquet='compression = "snappy"\ncompression_level = 2'), "has no levels"),
@@ -737,6 +749,7 @@ def test_zero_workers_means_one_per_core_that_the_process_may_run_on() -> None:
         in_toml(storage__s3=f'secret_access_key = ["{SECRET}"]'),
         in_toml(storage__s3=f'secret_access_key = "{SECRET}"'),
         in_toml(storage__s3=f'access_key_id = "{SECRET}"'),
+        in_toml(storage__s3=f'session_token = "{SECRET}"'),
         in_toml(storage__s3=f'secret_acces_key = "{SECRET}"'),
         in_toml(storage__s4=f'secret_access_key = "{SECRET}"'),
         in_toml(storage=f'url = "s3://AKIA:{SECRET}@bucket/prefix"'),
@@ -757,10 +770,11 @@ def test_a_mistyped_variable_with_a_credential_is_told_without_its_value() -> No
 
 
 def test_effective_values_and_reprs_mask_credentials() -> None:
-    s3 = StorageS3(access_key_id="AKIAEXAMPLE", secret_access_key=SECRET, region="eu-central-1")
+    s3 = StorageS3(access_key_id="AKIAEXAMPLE", secret_access_key=SECRET, session_token=SECRET, region="eu-central-1")
     settings = Settings(storage=Storage(s3=s3))
     shown = {key: value for key, value, _ in settings.effective()}
-    assert shown["storage.s3.access_key_id"] == shown["storage.s3.secret_access_key"] == "********"
+    for key in ("storage.s3.access_key_id", "storage.s3.secret_access_key", "storage.s3.session_token"):
+        assert shown[key] == "********"
     assert DEFAULTS["storage.s3.secret_access_key"] == ""
     assert SECRET not in repr(settings)
     assert "AKIAEXAMPLE" not in repr(settings)
