@@ -81,6 +81,7 @@ _MAX_SPLITS: Final = 8  # blocks made of lines that only look alike, before the 
 _MAX_LINE_BYTES: Final = 0xFFFF  # longer lines are odd: the header of any text has at most three bytes
 _MAX_UNIFORM: Final = 1024  # delimiters of a line up to which the piece is tested for lines that are all alike
 _NEWLINE: Final = ord("\n")
+_CARRIAGE_RETURN: Final = ord("\r")
 
 _ZERO: Final[Ints] = np.zeros(1, np.int64)
 _MIX: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio, odd: spreads what it multiplies
@@ -97,6 +98,18 @@ class Block(NamedTuple):
     def without(self, gone: Mask) -> Block:
         kept = ~gone[self.lines]
         return Block(self.shape, self.lines[kept], self.starts[:, kept], self.ends[:, kept])
+
+
+def _drop_carriage_returns(piece: bytes) -> bytes:
+    """Drop each carriage return that is right before a newline: no value of a line that is not odd ends with it.
+
+    A string that goes on after a newline keeps its own, because its lines are odd.
+    """
+    text = np.frombuffer(piece, np.uint8)
+    kept = text != _CARRIAGE_RETURN
+    kept[:-1] |= text[1:] != _NEWLINE
+    kept[-1] = True
+    return text[kept].tobytes()
 
 
 def _hide_escapes(piece: bytes, escapes: Escapes, effort: Effort) -> bytes:
@@ -149,6 +162,8 @@ class LineTable:
 
     def __init__(self, piece: bytes, escapes: Escapes, effort: Effort) -> None:
         self._piece = piece
+        if b"\r" in piece:
+            piece = _drop_carriage_returns(piece)
         escaped = b"\\" in piece
         if escaped:
             piece = _hide_escapes(piece, escapes, effort)
