@@ -24,6 +24,7 @@ from arcpipe.codec.effort import Effort
 from arcpipe.codec.line_protocol.blocks import LineTable, Mask
 from arcpipe.codec.line_protocol.encoding import UnusualLines, encode_blocks
 from arcpipe.codec.line_protocol.grammar import Escapes, Unit
+from arcpipe.codec.line_protocol.singles import Singles, are_many
 
 
 class LeftoverReader(Protocol):
@@ -57,6 +58,10 @@ def read_piece(
     table = LineTable(piece, escapes, effort)
     effort.check()
     blocks = table.blocks(effort)
+    singles = None
+    if are_many(table):
+        effort.check()
+        singles = Singles(table, unit, effort)
     while True:
         effort.check()
         try:
@@ -69,6 +74,8 @@ def read_piece(
     if swallowed is not None:
         blocks = [block.without(swallowed) for block in blocks]
         encoded = encode_blocks(table, blocks, unit)
+    if singles is not None:
+        encoded += singles.encode(swallowed, effort)
     for columnar, records in encoded:
         maps.add(columnar, records)
     return pos

@@ -19,7 +19,7 @@ from arcpipe.codec.columns import Encoded, Maps
 from arcpipe.codec.effort import BYTES_PER_BAD_LINE, BYTES_PER_SHAPE, FREE_BAD_LINES, FREE_SHAPES, Effort, go_on
 from arcpipe.codec.entries import array_length
 from arcpipe.codec.envelope import ColumnMap
-from arcpipe.codec.line_protocol import blocks
+from arcpipe.codec.line_protocol import blocks, singles
 from arcpipe.codec.line_protocol import body as body_module
 from arcpipe.codec.line_protocol.bad_lines import MAX_ERRORS, MAX_TEXT
 from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_column, encode_by_line
@@ -738,6 +738,85 @@ def test_names_that_differ_only_in_their_middle_are_told_apart() -> None:
     rows = rows_of(both(body.encode()).encoded)
     for at, key in enumerate(keys):
         assert sorted(row.fields[key] for row in rows if key in row.fields) == list(range(at, 300, 3))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_lines_of_shapes_of_their_own_are_right_too(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(singles, "MIN_SINGLES", 1)
+    for line, row in VALID:
+        body = "\n".join([line] * times).encode()
+        assert typed(rows_of(encode_by_column(body).encoded)) == typed([row] * times)
+    for line, reason in INVALID + UNCLOSED:
+        assert [error.reason for error in encode_by_column(line.encode()).errors] == [reason]
+
+
+def test_many_lines_with_a_shape_each_are_read_without_the_line_reader() -> None:
+    lines = [f'm{n},t{n}=a\\ b f{n % 7}={n}.5,i={n}i,u={n}u,s="x{n}",b=true {n}' for n in range(200)]
+    lines += [f"cpu,host=a f{n}={n}" for n in range(200)]
+    body = "\n".join(lines).encode()
+    assert typed(read_by_column(body)) == typed(rows_of(encode_by_line(body).encoded))
+
+
+@pytest.mark.parametrize(
+    "bad", ["m g=1e999 5", "m g=0x1i", "m g=9223372036854775808i", "m,t=a g= 1", 'm g="a\nb" 5', "m g=1 1e3"]
+)
+def test_an_unusual_line_among_many_shapes_does_not_show(bad: str) -> None:
+    lines = [f"m f{n}={n} {n}" for n in range(60)]
+    both("\n".join([*lines[:30], bad, *lines[30:]]).encode())
+
+
+def test_lines_within_a_string_are_no_lines_of_their_own() -> None:
+    lines = "\n".join(f"m f{n}={n} {n}" for n in range(60))
+    result = both(f'm s="\n{lines}\n" 1\n{lines}'.encode())
+    assert len(rows_of(result.encoded)) == 61
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=100)
+@given(bodies())
+def test_both_paths_agree_on_lines_that_are_few(body: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(singles, "MIN_SINGLES", 1)
+        both(body)
+
+
+@pytest.mark.parametrize("count", [3, 7, 8, 50])
+def test_few_lines_of_many_fields_are_read_by_column_too(count: int) -> None:
+    fields = ",".join(f"f{n}={n}i" for n in range(15))
+    for _ in range(2):  # the second time their shapes are known
+        body = "".join(f'm{n % 5},t=a{n} {fields},s="x{n}" {n}\n' for n in range(5 * count))
+        rows = read_by_column(body.encode())
+        assert typed(rows) == typed(rows_of(encode_by_line(body.encode()).encoded))
+
+
+KNOWN = 'm,t=a f=1.5,g=1i,s="x",b=t 5\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'm,t=a f=1i,g=1i,s="x",b=t 5',
+        "m,t=a f=1.5,g=1i,s=1,b=t 5",
+        'm,t=a f=1.5,g=1i,s="x",b=T 5',
+        'm,t=a f=1.5,g=1i,s="x",b=tr 5',
+        'm,t=a f=1.5,g=1i,s="x",c=t 5',
+        'm,t=a f=1.5,h=1i,s="x",b=t 5',
+        'm,t=a f=1.5,g=0x1i,s="x",b=t 5',
+        'm,t=a f=1.5,g=1i,s="x=y, z",b=t 5',
+        'm,t= f=1.5,g=1i,s="x",b=t 5',
+        'm,t="a f=1.5,g=1i,s=x",b=t 5',
+        'm,t=a"" f=1.5,g=1i,s="x",b=t 5',
+        'm,t=a f=1.5,g=1i,s="x",b=t 5i',
+        'm,t=a f=1.5 g=1i,s="x",b=t,5',
+        'm,t=a f=1.5,g=1i,s="x",b=t 99999999999999999999',
+    ],
+)
+def test_lines_that_look_like_known_ones_are_told_apart(line: str) -> None:
+    other = "n,a=b,c=d f=1 5\n" * 10  # so that not all lines have the same delimiters
+    both((KNOWN * 10 + other).encode())
+    for count in (1, 5, 20):
+        both((KNOWN * 10 + (line + "\n") * count + other).encode())
+        both(((line + "\n") * count + other).encode())
 
 
 def test_many_lines_of_few_shapes_are_read_by_column(
