@@ -6,11 +6,15 @@ that look like those of the same types. Comparing words of eight bytes proves th
 So a block is a matrix of places in the text. Arrow casts the numbers from there, all of one type in all blocks at once.
 The MessagePack header of a text is written over the delimiter before it; then texts are gathered, header and all.
 
+A shape is known by the look of its lines, once a block of them was made; its proof is the same. Lines of shapes that
+few others have are read by line, apart from their numbers (`singles`).
+
 Unusual lines (escapes in strings, control characters, quotes elsewhere, numbers that do not cast) are left to the line
 reader, which alone knows errors. So this path takes less than the grammar, and never decides that a line is bad.
 
 Layouts and shapes are in `shapes`, the table of a piece and its blocks in `blocks`, casting and MessagePack in
-`encoding`. All of them must not know errors, or how the line reader works.
+`encoding`. What is hidden while delimiters are searched is in `hidden`. All of them must not know errors, or how the
+line reader works.
 """
 
 from __future__ import annotations
