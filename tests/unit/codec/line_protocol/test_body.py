@@ -751,8 +751,8 @@ def test_lines_of_shapes_of_their_own_are_right_too(times: int, monkeypatch: pyt
 
 
 def test_many_lines_with_a_shape_each_are_read_without_the_line_reader() -> None:
-    lines = [f'm{n},t{n}=a\\ b f{n % 7}={n}.5,i={n}i,u={n}u,s="x{n}",b=true {n}' for n in range(200)]
-    lines += [f"cpu,host=a f{n}={n}" for n in range(200)]
+    lines = [f'm{n},t{n}=a f{n % 7}={n}.5,i={n}i,u={n}u,s="x{n}",b=true {n}' for n in range(200)]
+    lines += [f"cpu,host=a\\ b f{n}={n}" for n in range(200)]
     body = "\n".join(lines).encode()
     assert typed(read_by_column(body)) == typed(rows_of(encode_by_line(body).encoded))
 
