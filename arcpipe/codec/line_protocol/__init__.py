@@ -41,9 +41,9 @@ Rows of one shape (measurement, tags, fields and their types, with or without a 
 order of their lines. Integers and timestamps are packed with 9 bytes each, as floats are, so that readers step through
 them; `types` tells which columns are unsigned.
 
-`body.encode` is the way in. There are two paths: bodies of many lines of few shapes are read by column (`by_column`),
-others line by line (`by_line`), which is the reference. Both give the same rows and errors, but not the same maps:
-rows of one shape may be in several.
+`body.encode` is the way in. There are two paths: bodies of many lines are read by column (`by_column`), with those of
+rare shapes apart (`singles`); others line by line (`by_line`), which is the reference. Both give the same rows and
+errors, but not the same maps: rows of one shape may be in several.
 
 Bounds: no path takes more than linear time, and no step keeps other threads from running for more than some 20 ms:
 long parts are passed in windows (`grammar`, `long_lines`). Besides the result, memory is a multiple of `CHUNK_BYTES`

@@ -6,11 +6,15 @@ that look like those of the same types. Comparing words of eight bytes proves th
 So a block is a matrix of places in the text. Arrow casts the numbers from there, all of one type in all blocks at once.
 The MessagePack header of a text is written over the delimiter before it; then texts are gathered, header and all.
 
+A shape is known by the look of its lines, once a block of them was made; its proof is the same. Lines of shapes that
+few others have are read by line, apart from their numbers (`singles`).
+
 Unusual lines (escapes in strings, control characters, quotes elsewhere, numbers that do not cast) are left to the line
 reader, which alone knows errors. So this path takes less than the grammar, and never decides that a line is bad.
 
 Layouts and shapes are in `shapes`, the table of a piece and its blocks in `blocks`, casting and MessagePack in
-`encoding`. All of them must not know errors, or how the line reader works.
+`encoding`. What is hidden while delimiters are searched is in `hidden`. All of them must not know errors, or how the
+line reader works.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from arcpipe.codec.effort import Effort
 from arcpipe.codec.line_protocol.blocks import LineTable, Mask
 from arcpipe.codec.line_protocol.encoding import UnusualLines, encode_blocks
 from arcpipe.codec.line_protocol.grammar import Escapes, Unit
+from arcpipe.codec.line_protocol.singles import Singles, are_many
 
 
 class LeftoverReader(Protocol):
@@ -57,6 +62,10 @@ def read_piece(
     table = LineTable(piece, escapes, effort)
     effort.check()
     blocks = table.blocks(effort)
+    singles = None
+    if are_many(table):
+        effort.check()
+        singles = Singles(table, unit, effort)
     while True:
         effort.check()
         try:
@@ -69,6 +78,8 @@ def read_piece(
     if swallowed is not None:
         blocks = [block.without(swallowed) for block in blocks]
         encoded = encode_blocks(table, blocks, unit)
+    if singles is not None:
+        encoded += singles.encode(swallowed, effort)
     for columnar, records in encoded:
         maps.add(columnar, records)
     return pos

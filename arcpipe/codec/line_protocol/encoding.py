@@ -11,13 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arcpipe.codec.columns import array_header
-from arcpipe.codec.line_protocol.blocks import LOW_BYTES, Block, LineTable
+from arcpipe.codec.line_protocol.blocks import Block, LineTable
 from arcpipe.codec.line_protocol.grammar import Unit
 from arcpipe.codec.line_protocol.shapes import BOOL, FLOAT, INTEGER, TEXT, UNSIGNED, Ints
 
-_INLINE_BYTES: Final = 12  # longest text that its view holds: https://arrow.apache.org/docs/format/Columnar.html#variable-size-binary-view-layout
 _X: Final = ord("x")
 _INFINITE: Final = (float("inf"), float("-inf"))
+
+
+NUMBER_BYTES: Final = 9
+"""Bytes of a number in MessagePack."""
+
+
+class BadNumbers(Exception):
+    """Some values are no numbers of their type."""
 
 
 class UnusualLines(Exception):
@@ -40,11 +47,7 @@ def encode_blocks(table: LineTable, blocks: list[Block], unit: Unit | None = Non
             numbers = _cast(table, blocks, cells[type_], type_)
             if type_ == INTEGER and unit is not None:
                 _check_times(blocks, cells[INTEGER], numbers, unit)
-            marker, dtype, _ = _NUMBERS[type_]
-            packed = np.empty(len(numbers), [("marker", "u1"), ("value", dtype)])
-            packed["marker"] = marker
-            packed["value"] = numbers
-            view = packed.view(np.uint8).data
+            view = pack_numbers(numbers, type_).data
             at = 0
             for number, column in cells[type_]:
                 end = at + 9 * len(blocks[number].lines)
@@ -70,6 +73,15 @@ def encode_blocks(table: LineTable, blocks: list[Block], unit: Unit | None = Non
         parts.append(block.shape.tail)
         maps.append((b"".join(parts), len(block.lines)))
     return maps
+
+
+def pack_numbers(numbers: npt.NDArray[Any], type_: int) -> npt.NDArray[np.uint8]:
+    """Pack each number in `NUMBER_BYTES` of MessagePack, one after the other."""
+    marker, dtype, _ = _NUMBERS[type_]
+    packed = np.empty(len(numbers), [("marker", "u1"), ("value", dtype)])
+    packed["marker"] = marker
+    packed["value"] = numbers
+    return packed.view(np.uint8)
 
 
 def _check_times(blocks: list[Block], cells: list[tuple[int, int]], numbers: npt.NDArray[np.int64], unit: Unit) -> None:
@@ -106,35 +118,35 @@ _NUMBERS: Final = {
 
 
 def _cast(table: LineTable, blocks: list[Block], cells: list[tuple[int, int]], type_: int) -> npt.NDArray[Any]:
-    """Cast the numbers of some columns, column after column.
+    """Cast the numbers of some columns, column after column. Raises UnusualLines."""
+    try:
+        return cast_numbers(table, *_places(blocks, cells), type_)
+    except BadNumbers:
+        raise UnusualLines(_not_numbers(table, blocks, cells, type_)) from None
+
+
+def cast_numbers(table: LineTable, starts: Ints, ends: Ints, type_: int) -> npt.NDArray[Any]:
+    """Cast the numbers at these places. Raises BadNumbers.
 
     Arrow takes a few spellings that the grammar does not; of these only hexadecimal integers begin and end as numbers
-    do here. It rounds floats correctly, and makes too large ones infinite.
+    do here. It rounds floats correctly, and makes too large ones infinite. It skips nulls: their offsets do not matter.
     """
-    starts, ends = _places(blocks, cells)
     if type_ != FLOAT and ((table.text[starts + 1] | 0x20) == _X).any():
-        raise UnusualLines(_not_numbers(table, blocks, cells, type_))
-    sizes = ends - starts
-    views = np.empty((len(starts), 2), np.uint64)
-    unsigned = starts.astype(np.uint64)
-    if sizes.min() > _INLINE_BYTES:
-        views[:, 0] = sizes
-        views[:, 1] = unsigned << 32
-    else:
-        short = np.minimum(sizes, _INLINE_BYTES)
-        views[:, 0] = sizes
-        views[:, 0] |= (table.words[starts] & LOW_BYTES[np.minimum(short, 4)]) << 32
-        views[:, 1] = table.words[starts + 4] & LOW_BYTES[np.maximum(short - 4, 0)]
-        long = sizes > _INLINE_BYTES
-        np.copyto(views[:, 1], unsigned << 32, where=long)
-    array = pa.Array.from_buffers(pa.string_view(), len(starts), [None, pa.py_buffer(views), pa.py_buffer(table.text)])
+        raise BadNumbers
+    count = len(starts)
+    # An array in which each number is followed by a null, which reaches to the next number, wherever that is.
+    offsets = np.empty(2 * count + 1, np.int32)
+    offsets[0:-1:2], offsets[1::2], offsets[-1] = starts, ends, len(table.text)
+    validity = pa.py_buffer(b"\x55" * (count // 4 + 1))
+    buffers = [validity, pa.py_buffer(offsets), pa.py_buffer(table.text)]
+    _, dtype, arrow_type = _NUMBERS[type_]
     try:
-        cast = pc.cast(array, _NUMBERS[type_][2])
+        cast = pc.cast(pa.Array.from_buffers(pa.string(), 2 * count, buffers, count), arrow_type)
     except pa.ArrowInvalid:
-        raise UnusualLines(_not_numbers(table, blocks, cells, type_)) from None
-    numbers: npt.NDArray[Any] = cast.to_numpy()
+        raise BadNumbers from None
+    numbers: npt.NDArray[Any] = np.frombuffer(cast.buffers()[1], dtype[1:], 2 * count)[::2]
     if type_ == FLOAT and not np.isfinite(numbers).all():
-        raise UnusualLines(_not_numbers(table, blocks, cells, type_))
+        raise BadNumbers
     return numbers
 
 

@@ -45,6 +45,7 @@ class LineLayout(NamedTuple):
     fields: int  # the index of the first field among the values
     before: Ints  # by value: the index of the delimiter before it
     after: Ints  # by value: the index of the delimiter after it
+    slots: tuple[int, ...]  # by value with a key: the index of the delimiter before it
 
 
 def _make_layout(separators: bytes) -> LineLayout | None:
@@ -52,8 +53,9 @@ def _make_layout(separators: bytes) -> LineLayout | None:
     if found is None:
         return None
     timed = found[2] == b" "
-    before = [len(separators) - 2] * timed + [at for at, char in enumerate(separators) if char == _EQUALS]
-    return LineLayout(timed, timed + len(found[1]) // 2, np.array(before), np.array(before) + 1)
+    slots = [at for at, char in enumerate(separators) if char == _EQUALS]
+    before = np.array([len(separators) - 2] * timed + slots)
+    return LineLayout(timed, timed + len(found[1]) // 2, before, before + 1, tuple(slots))
 
 
 _remember_layout: Final = lru_cache(maxsize=256)(_make_layout)  # 2 MB at most
@@ -76,6 +78,11 @@ class LineShape:
         slots, back, masks, words: the proof. The eight bytes at `back` bytes before delimiter number `slots` are
             `words`, where `masks` keeps the bytes that are compared.
         head, tail: the columnar map before its columns and after them.
+        separators: the delimiters.
+        before: by column: the number of the delimiter before its value.
+        fields: the number of the first column that is a field.
+        looks: by column: the type that its values seem to have.
+        size: bytes of delimiters, keys and types.
         columns, types: of each column: its name, encoded, and the type of its values.
         texts: the number of fields that are strings.
         bools: the columns that are booleans.
@@ -85,11 +92,16 @@ class LineShape:
 
     __slots__ = (
         "back",
+        "before",
         "bools",
         "columns",
         "drop",
+        "fields",
         "head",
+        "looks",
         "masks",
+        "separators",
+        "size",
         "skip",
         "slots",
         "tail",
@@ -146,6 +158,13 @@ class LineShape:
         self.texts = sum(type_ == TEXT for type_ in types[count:])
 
         self._prove_keys(separators, keys)
+        self.separators = separators
+        self.size = len(separators) + len(types) + sum(map(len, keys))
+        layout = find_layout(separators)
+        assert layout is not None
+        self.before = layout.before[:, None]
+        self.fields = layout.fields
+        self.looks = np.array([FLOAT] * timed + list(types), np.uint8)[:, None]
         self.timed = timed
         self.bools = [at for at, type_ in enumerate(self.types) if type_ == BOOL]
         quotes = [0] * (timed + count) + [type_ == TEXT for type_ in types[count:]]
@@ -164,7 +183,7 @@ class LineShape:
                 back.append(len(text) - end + 8)
                 masks.append(HIGH_BYTES[len(piece)])
                 words.append(int.from_bytes(piece.rjust(8, b"\0"), "little"))
-        self.slots = np.array(slots)
+        self.slots = np.array(slots)[:, None]
         self.back = np.array(back)[:, None]
         self.masks = np.array(masks, np.uint64)[:, None]
         self.words = np.array(words, np.uint64)[:, None]
@@ -188,8 +207,26 @@ def find_shape(separators: bytes, keys: tuple[bytes, ...], types: bytes, timed: 
         shape = LineShape(separators, keys, types, timed)
     except BadPayload:
         shape = None
-    if sum(map(len, identity)) <= _MAX_SHAPE_BYTES:
+    if sum(map(len, identity)) <= _MAX_SHAPE_BYTES:  # as `LineShape.size`
         if len(_shapes) >= _MAX_SHAPES:
             _shapes.clear()
+            _looks.clear()
         _shapes[identity] = shape
     return shape
+
+
+_looks: Final[dict[int, LineShape]] = {}
+"""Shapes seen before, by the look of their lines, which may be that of others, too."""
+
+
+def recall_shape(look: int) -> LineShape | None:
+    """Return the shape that lines of this look had lately, if they had any."""
+    return _looks.get(look)
+
+
+def remember_look(look: int, shape: LineShape) -> None:
+    """Remember the shape of lines of this look."""
+    if shape.size <= _MAX_SHAPE_BYTES:
+        if len(_looks) >= _MAX_SHAPES:
+            _looks.clear()
+        _looks[look] = shape

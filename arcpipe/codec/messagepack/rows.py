@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from operator import itemgetter
 from typing import Annotated, Final, TypeAlias
 
@@ -22,6 +22,7 @@ from arcpipe.codec.columns import (
     str_header,
 )
 from arcpipe.codec.effort import Effort
+from arcpipe.codec.messagepack.alike import LEAST_BYTES, AlikeRows, read_alike
 from arcpipe.codec.messagepack.columnar import numbered
 from arcpipe.codec.messagepack.layout import (
     ARRAY,
@@ -80,6 +81,9 @@ def gather_rows(data: bytes | memoryview, rule: TimeRule, effort: Effort) -> lis
     their shortest, values at their length. No row is shorter than that, so a sum that equals the length of `data`
     proves that nothing was dropped. `read_row` decides on all other rows.
     """
+    if len(data) >= LEAST_BYTES and (alike := read_alike(bytes(data), effort)) is not None:
+        batch = _alike_batch(alike, rule, effort)
+        return None if batch is None else [batch]
     try:
         rows = _ROWS.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -92,6 +96,34 @@ def gather_rows(data: bytes | memoryview, rule: TimeRule, effort: Effort) -> lis
     return batches
 
 
+def _alike_batch(alike: AlikeRows, rule: TimeRule, effort: Effort) -> ColumnBatch | None:
+    """Make the batch of rows that are alike, as `shape_batch` would; None if any row is unusual."""
+    measurement, count, times, hosts, tags, fields = alike
+    by_tag, by_field = dict(tags), dict(fields)
+    if len(by_tag) < len(tags) or len(by_field) < len(fields):
+        return None
+    if not _are_plain(measurement, by_tag, by_field, hosts is not None):
+        return None
+    if hosts is not None and not _are_strings(hosts, count):
+        return None
+    header = array_header(count)
+    columns: dict[str, bytes] = {}
+    if times is not None and times != b"\xc0" * count:
+        try:
+            columns[TIME] = header + (settle(times, 0, len(times), count, rule, effort.check, each=True) or times)
+        except BadTime:
+            return None
+    if hosts is not None:
+        columns[_HOST] = header + hosts
+    for tag, values in tags:
+        columns[tag] = header + values
+    names = [name for name in columns if name != TIME]
+    for name, (_field, values) in zip(field_column_names(names, by_field), fields, strict=True):
+        columns[name] = header + values
+    effort.add_shape()
+    return ColumnBatch(measurement, columns, count, names)
+
+
 def _plain_batches(
     groups: list[list[Row]], size: int, whole_size: int, rule: TimeRule, effort: Effort
 ) -> list[ColumnBatch] | None:
@@ -99,7 +131,11 @@ def _plain_batches(
     batches = []
     for group in groups:
         effort.check()
-        if not _is_plain(group):
+        first = group[0]
+        has_host = first.h is not _ABSENT
+        if not _are_plain(first.m, first.tags, first.fields, has_host):
+            return None
+        if has_host and not _are_strings(b"".join([row.h for row in group]), len(group)):
             return None
         sent = b"".join([row.t for row in group])
         try:
@@ -139,28 +175,29 @@ def group_by_shape(rows: Iterable[Row], effort: Effort) -> list[list[Row]]:
     return groups
 
 
-def _is_plain(rows: list[Row]) -> bool:
-    """Tell whether rows of one shape are plain: names are printable ASCII, hosts are strings."""
-    first = rows[0]
-    names = (*first.tags, *first.fields)
-    text = "".join((first.m, *names))
-    if (
-        not (text.isascii() and text.isprintable())
-        or not 0 < len(first.m) <= MAX_NAME_BYTES
-        or not first.fields
-        or max(map(len, names)) > MAX_NAME_BYTES
-        or "" in names
-        or TIME in names
-        or 1 + (first.h is not _ABSENT) + len(names) > MAX_COLUMNS
-    ):
+def _are_plain(measurement: str, tags: Collection[str], fields: Collection[str], has_host: bool) -> bool:
+    """Tell whether all names are printable ASCII that is allowed."""
+    names = (*tags, *fields)
+    text = "".join((measurement, *names))
+    return (
+        text.isascii()
+        and text.isprintable()
+        and 0 < len(measurement) <= MAX_NAME_BYTES
+        and len(fields) > 0
+        and max(map(len, names)) <= MAX_NAME_BYTES
+        and "" not in names
+        and TIME not in names
+        and 1 + has_host + len(names) <= MAX_COLUMNS
+        and not (has_host and _HOST in tags)
+    )
+
+
+def _are_strings(values: bytes, count: int) -> bool:
+    """Tell whether values in MessagePack are strings in UTF-8."""
+    try:
+        _STRINGS.decode(array_header(count) + values)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
-    if first.h is not _ABSENT:
-        if _HOST in first.tags:
-            return False
-        try:
-            _STRINGS.decode(b"".join((array_header(len(rows)), *[row.h for row in rows])))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return False
     return True
 
 

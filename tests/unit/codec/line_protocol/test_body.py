@@ -15,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcpipe.codec.columns import Encoded
-from arcpipe.codec.effort import BYTES_PER_BAD_LINE, BYTES_PER_SHAPE, FREE_BAD_LINES, FREE_SHAPES
+from arcpipe.codec.columns import Encoded, Maps
+from arcpipe.codec.effort import BYTES_PER_BAD_LINE, BYTES_PER_SHAPE, FREE_BAD_LINES, FREE_SHAPES, Effort, go_on
 from arcpipe.codec.entries import array_length
 from arcpipe.codec.envelope import ColumnMap
-from arcpipe.codec.line_protocol import blocks
+from arcpipe.codec.line_protocol import blocks, singles
 from arcpipe.codec.line_protocol import body as body_module
 from arcpipe.codec.line_protocol.bad_lines import MAX_ERRORS, MAX_TEXT
 from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_column, encode_by_line
+from arcpipe.codec.line_protocol.by_column import read_piece
 from arcpipe.codec.line_protocol.grammar import ESCAPINGS, Escapes
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from tests.support.values import decode_values
@@ -629,7 +630,9 @@ field_values = st.one_of(
     st.sampled_from(["1", "1.5", "-0.25", "1e5", "123456789.125", ".5", "5.", "1e400", "1..2", "nan", "0x1", "+1"]),
     st.sampled_from(["1i", "-5i", "9223372036854775807i", "9223372036854775808i", "0x1i", "1u", "0u", "-1u", "1.5i"]),
     st.sampled_from(["t", "F", "true", "False", "TRUE", "tRUE", "f1"]),
-    st.sampled_from(['""', '"a"', '"a b,c=d"', '"a\\"b"', '"two\nlines"', '"' + "x" * 40 + '"', '"open', '"a"b']),
+    st.sampled_from(
+        ['""', '"a"', '"a b,c=d"', '"a\\"b"', '"two\nlines"', '"two\r\nlines"', '"' + "x" * 40 + '"', '"open', '"a"b']
+    ),
 )
 pairs = st.tuples(names, field_values).map("=".join)
 tags = st.lists(st.tuples(names, tag_values).map("=".join), max_size=3)
@@ -655,7 +658,7 @@ def bodies(draw: st.DrawFn) -> bytes:
         cut = source.randrange(len(line) + 1)
         damage = source.choice([b"", b",", b"=", b" ", b'"', b"\\", b"\n", b"\r", b"i", b"1", b"\xff", b'="', b"\x00"])
         lines[at] = line[:cut] + damage + line[cut + source.choice([0, 0, 1]) :]
-    return b"\n".join(lines) + draw(st.sampled_from([b"", b"\n", b"\r\n"]))
+    return draw(st.sampled_from([b"\n", b"\r\n"])).join(lines) + draw(st.sampled_from([b"", b"\n", b"\r\n", b"\r"]))
 
 
 @pytest.mark.slow
@@ -693,12 +696,127 @@ def test_blocks_of_few_lines_are_right_too(monkeypatch: pytest.MonkeyPatch) -> N
         assert [error.reason for error in encode_by_column(line.encode()).errors] == [reason]
 
 
+class _Nobody:
+    """A reader of leftover lines that gets none."""
+
+    def read(self, pos: int, stop: int) -> int:
+        raise AssertionError(f"the lines from {pos} to {stop} are left over")
+
+
+def read_by_column(body: bytes) -> list[Row]:
+    """Return the rows of a body of which no line is left to the line reader."""
+    maps = Maps()
+    end = read_piece(body, 0, len(body), _Nobody(), Effort(len(body), go_on), maps, "v1", None)
+    assert end == len(body)
+    return rows_of(maps.encoded())
+
+
+def test_crlf_ends_lines_as_newlines_do_by_column() -> None:
+    lines = [b'm,t=a%d f=%d,s="a b",b=t %d' % (n, n, n) for n in range(20)]
+    lines += [b"#", b"# a comment", b"", *(b"n,t=a\\ %d i=%di" % (n, n) for n in range(20))]
+    rows = read_by_column(b"\n".join(lines) + b"\n")
+    assert len(rows) == 40
+    for body in (
+        b"\r\n".join(lines) + b"\r\n",
+        b"\r\n".join(lines),
+        b"\r\n".join(lines[:20]) + b"\n" + b"\n".join(lines[20:]),
+    ):
+        assert read_by_column(body) == rows
+
+
+def test_a_string_keeps_its_carriage_returns() -> None:
+    other = b'm s="c" 2\r\n' * 20
+    for text in ("a\r\nb", "\r\n", "\r", "\r\r\n", "a\r\nm s=", "a\\\r\n"):
+        lines = both(other + b'm s="%s" 1\r\n' % text.encode() + other)
+        assert lines.errors == []
+        assert [row.fields["s"] for row in rows_of(lines.encoded) if row.time == 1] == [text]
+
+
 def test_names_that_differ_only_in_their_middle_are_told_apart() -> None:
     keys = [f"{'a' * 20}{middle}{'b' * 20}" for middle in "xyz"]
     body = "".join(f"m,t=1 {keys[n % 3]}={n}i 5\n" for n in range(300))
     rows = rows_of(both(body.encode()).encoded)
     for at, key in enumerate(keys):
         assert sorted(row.fields[key] for row in rows if key in row.fields) == list(range(at, 300, 3))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_lines_of_shapes_of_their_own_are_right_too(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(singles, "MIN_SINGLES", 1)
+    for line, row in VALID:
+        body = "\n".join([line] * times).encode()
+        assert typed(rows_of(encode_by_column(body).encoded)) == typed([row] * times)
+    for line, reason in INVALID + UNCLOSED:
+        assert [error.reason for error in encode_by_column(line.encode()).errors] == [reason]
+
+
+def test_many_lines_with_a_shape_each_are_read_without_the_line_reader() -> None:
+    lines = [f'm{n},t{n}=a f{n % 7}={n}.5,i={n}i,u={n}u,s="x{n}",b=true {n}' for n in range(200)]
+    lines += [f"cpu,host=a\\ b f{n}={n}" for n in range(200)]
+    body = "\n".join(lines).encode()
+    assert typed(read_by_column(body)) == typed(rows_of(encode_by_line(body).encoded))
+
+
+@pytest.mark.parametrize(
+    "bad", ["m g=1e999 5", "m g=0x1i", "m g=9223372036854775808i", "m,t=a g= 1", 'm g="a\nb" 5', "m g=1 1e3"]
+)
+def test_an_unusual_line_among_many_shapes_does_not_show(bad: str) -> None:
+    lines = [f"m f{n}={n} {n}" for n in range(60)]
+    both("\n".join([*lines[:30], bad, *lines[30:]]).encode())
+
+
+def test_lines_within_a_string_are_no_lines_of_their_own() -> None:
+    lines = "\n".join(f"m f{n}={n} {n}" for n in range(60))
+    result = both(f'm s="\n{lines}\n" 1\n{lines}'.encode())
+    assert len(rows_of(result.encoded)) == 61
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=100)
+@given(bodies())
+def test_both_paths_agree_on_lines_that_are_few(body: bytes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(singles, "MIN_SINGLES", 1)
+        both(body)
+
+
+@pytest.mark.parametrize("count", [3, 7, 8, 50])
+def test_few_lines_of_many_fields_are_read_by_column_too(count: int) -> None:
+    fields = ",".join(f"f{n}={n}i" for n in range(15))
+    for _ in range(2):  # the second time their shapes are known
+        body = "".join(f'm{n % 5},t=a{n} {fields},s="x{n}" {n}\n' for n in range(5 * count))
+        rows = read_by_column(body.encode())
+        assert typed(rows) == typed(rows_of(encode_by_line(body.encode()).encoded))
+
+
+KNOWN = 'm,t=a f=1.5,g=1i,s="x",b=t 5\n'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'm,t=a f=1i,g=1i,s="x",b=t 5',
+        "m,t=a f=1.5,g=1i,s=1,b=t 5",
+        'm,t=a f=1.5,g=1i,s="x",b=T 5',
+        'm,t=a f=1.5,g=1i,s="x",b=tr 5',
+        'm,t=a f=1.5,g=1i,s="x",c=t 5',
+        'm,t=a f=1.5,h=1i,s="x",b=t 5',
+        'm,t=a f=1.5,g=0x1i,s="x",b=t 5',
+        'm,t=a f=1.5,g=1i,s="x=y, z",b=t 5',
+        'm,t= f=1.5,g=1i,s="x",b=t 5',
+        'm,t="a f=1.5,g=1i,s=x",b=t 5',
+        'm,t=a"" f=1.5,g=1i,s="x",b=t 5',
+        'm,t=a f=1.5,g=1i,s="x",b=t 5i',
+        'm,t=a f=1.5 g=1i,s="x",b=t,5',
+        'm,t=a f=1.5,g=1i,s="x",b=t 99999999999999999999',
+    ],
+)
+def test_lines_that_look_like_known_ones_are_told_apart(line: str) -> None:
+    other = "n,a=b,c=d f=1 5\n" * 10  # so that not all lines have the same delimiters
+    both((KNOWN * 10 + other).encode())
+    for count in (1, 5, 20):
+        both((KNOWN * 10 + (line + "\n") * count + other).encode())
+        both(((line + "\n") * count + other).encode())
 
 
 def test_many_lines_of_few_shapes_are_read_by_column(
