@@ -102,6 +102,24 @@ class OutputChoice:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GuardChoice:
+    """The regression guard, in place of suites."""
+
+    guard: Annotated[
+        bool,
+        typer.Option(
+            "--guard", help="Compare the cost of each part with the committed baseline; exit code 1 if one is slower."
+        ),
+    ] = False
+    record: Annotated[
+        bool, typer.Option("--record", help="With --guard: record a new baseline, on a machine without other work.")
+    ] = False
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --guard: another baseline than the committed one.")
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetChoice:
     """Servers that already run."""
 
