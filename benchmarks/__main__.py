@@ -86,10 +86,9 @@ def bench(
         return
     planner = _planner(choice, load, server)
     if target.targets:
-        work = _target_work(planner, choice, server, target)
-        sys.exit(_main(work, machine.describe(None), outputs))
-    if target.protocols or target.formats:
-        raise typer.BadParameter("--protocol and --format go with --target")
+        sys.exit(_load_targets(planner, choice, server, target, outputs))
+    if target.protocols or target.formats or target.commands:
+        raise typer.BadParameter("--protocol, --format and --command go with --target")
     unknown = [name for name in choice.suites or () if name not in SUITE_NAMES]
     if unknown:
         raise typer.BadParameter(f"there is no suite {unknown[0]!r}; there are {', '.join(SUITE_NAMES)}")
@@ -125,7 +124,9 @@ def _planner(choice: Choice, load: LoadChoice, server: ServerChoice) -> Planner:
     )
 
 
-def _target_work(planner: Planner, choice: Choice, server: ServerChoice, target: TargetChoice) -> list[Work]:
+def _load_targets(
+    planner: Planner, choice: Choice, server: ServerChoice, target: TargetChoice, outputs: Outputs
+) -> int:
     if choice.suites or choice.cases or server.settings or server.workers:
         raise typer.BadParameter("suites, --case, --set and --workers are not for --target, which runs as it is")
     try:
@@ -136,10 +137,14 @@ def _target_work(planner: Planner, choice: Choice, server: ServerChoice, target:
             target.database,
             target.org,
             target.token,
+            target.commands or [],
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    return planner.targets(targets, formats)
+    if not target.commands:
+        return _main(planner.targets(targets, formats), machine.describe(None), outputs)
+    with _run_directory(server.data_dir) as directory:
+        return _main(planner.targets(targets, formats, directory), machine.describe(directory), outputs)
 
 
 def _show_list() -> None:
