@@ -1,6 +1,7 @@
 """The command line of the benchmarks: `python -m benchmarks`.
 
-Exit codes: 0 all runs were measured and verified, 1 a run failed or records are missing in Parquet, 2 wrong usage.
+Exit codes: 0 all runs were measured and verified, 1 a run failed, records are missing in Parquet, or a part is slower
+than the guard allows, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import uvloop
 from rich.console import Console
 
 from benchmarks.grouping import grouped
+from benchmarks.guard import command
 from benchmarks.load.generator import LoadFailed
-from benchmarks.options import SUITE_NAMES, Choice, LoadChoice, OutputChoice, ServerChoice, TargetChoice
+from benchmarks.options import SUITE_NAMES, Choice, GuardChoice, LoadChoice, OutputChoice, ServerChoice, TargetChoice
 from benchmarks.report import tables
 from benchmarks.report.markdown import NoPlace
 from benchmarks.report.outputs import (
@@ -47,7 +49,14 @@ _DEFAULT_DATA_DIR: Final = Path("data")
 
 
 @grouped
-def bench(choice: Choice, load: LoadChoice, server: ServerChoice, output: OutputChoice, target: TargetChoice) -> None:
+def bench(
+    choice: Choice,
+    load: LoadChoice,
+    server: ServerChoice,
+    output: OutputChoice,
+    guard: GuardChoice,
+    target: TargetChoice,
+) -> None:
     """Measure the real server on this machine, and verify in Parquet what it acknowledged.
 
     \b
@@ -55,10 +64,15 @@ def bench(choice: Choice, load: LoadChoice, server: ServerChoice, output: Output
       python -m benchmarks --quick
       python -m benchmarks sync-modes --seconds 10 --runs 5 --json results.json --charts charts
       python -m benchmarks end-to-end --seconds 120 --rate 3000000
+      python -m benchmarks --guard
       python -m benchmarks --target http://127.0.0.1:8086 --protocol influx1 --format telegraf
     """
     if output.compared:
         sys.exit(show_compared(*output.compared, output.json))
+    if guard.guard:
+        sys.exit(_guard(choice, server, guard))
+    if guard.record or guard.baseline is not None:
+        raise typer.BadParameter("--record and --baseline go with --guard")
     outputs = Outputs(output.json, output.charts, output.markdown)
     if output.charts is not None and not can_draw():
         print("benchmarks: --charts needs matplotlib: pip install 'arcpipe[bench]', or make bench", file=sys.stderr)
@@ -72,10 +86,9 @@ def bench(choice: Choice, load: LoadChoice, server: ServerChoice, output: Output
         return
     planner = _planner(choice, load, server)
     if target.targets:
-        work = _target_work(planner, choice, server, target)
-        sys.exit(_main(work, machine.describe(None), outputs))
-    if target.protocols or target.formats:
-        raise typer.BadParameter("--protocol and --format go with --target")
+        sys.exit(_load_targets(planner, choice, server, target, outputs))
+    if target.protocols or target.formats or target.commands:
+        raise typer.BadParameter("--protocol, --format and --command go with --target")
     unknown = [name for name in choice.suites or () if name not in SUITE_NAMES]
     if unknown:
         raise typer.BadParameter(f"there is no suite {unknown[0]!r}; there are {', '.join(SUITE_NAMES)}")
@@ -85,6 +98,17 @@ def bench(choice: Choice, load: LoadChoice, server: ServerChoice, output: Output
         if not work:
             raise typer.BadParameter(f"no case is left; there are {', '.join(_case_names())}")
         sys.exit(_main(work, machine.describe(directory), outputs))
+
+
+def _guard(choice: Choice, server: ServerChoice, guard: GuardChoice) -> int:
+    unknown = [name for name in choice.cases or () if name not in command.CASE_NAMES]
+    if choice.suites or unknown:
+        raise typer.BadParameter(
+            f"--guard has no suites; with --case, there are {', '.join(map(repr, command.CASE_NAMES))}"
+        )
+    with _run_directory(server.data_dir) as directory:
+        path = guard.baseline or command.BASELINE
+        return command.guard(directory, choice.cases or (), choice.runs or command.ROUNDS, path, record=guard.record)
 
 
 def _planner(choice: Choice, load: LoadChoice, server: ServerChoice) -> Planner:
@@ -100,7 +124,9 @@ def _planner(choice: Choice, load: LoadChoice, server: ServerChoice) -> Planner:
     )
 
 
-def _target_work(planner: Planner, choice: Choice, server: ServerChoice, target: TargetChoice) -> list[Work]:
+def _load_targets(
+    planner: Planner, choice: Choice, server: ServerChoice, target: TargetChoice, outputs: Outputs
+) -> int:
     if choice.suites or choice.cases or server.settings or server.workers:
         raise typer.BadParameter("suites, --case, --set and --workers are not for --target, which runs as it is")
     try:
@@ -111,10 +137,14 @@ def _target_work(planner: Planner, choice: Choice, server: ServerChoice, target:
             target.database,
             target.org,
             target.token,
+            target.commands or [],
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    return planner.targets(targets, formats)
+    if not target.commands:
+        return _main(planner.targets(targets, formats), machine.describe(None), outputs)
+    with _run_directory(server.data_dir) as directory:
+        return _main(planner.targets(targets, formats, directory), machine.describe(directory), outputs)
 
 
 def _show_list() -> None:

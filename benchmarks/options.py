@@ -102,8 +102,26 @@ class OutputChoice:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GuardChoice:
+    """The regression guard, in place of suites."""
+
+    guard: Annotated[
+        bool,
+        typer.Option(
+            "--guard", help="Compare the cost of each part with the committed baseline; exit code 1 if one is slower."
+        ),
+    ] = False
+    record: Annotated[
+        bool, typer.Option("--record", help="With --guard: record a new baseline, on a machine without other work.")
+    ] = False
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --guard: another baseline than the committed one.")
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TargetChoice:
-    """Servers that already run."""
+    """Servers that already run, or that a command starts."""
 
     targets: Annotated[
         list[str] | None,
@@ -111,6 +129,15 @@ class TargetChoice:
             "--target",
             metavar="[NAME=]URL",
             help="Load this server, which already runs, instead of starting one; repeated, they take turns.",
+        ),
+    ] = None
+    commands: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--command",
+            metavar="COMMAND",
+            help="Start --target by this command for each of its turns, and stop it after; once for each --target. "
+            "{dir} is a new directory below --data-dir.",
         ),
     ] = None
     protocols: Annotated[
@@ -123,7 +150,7 @@ class TargetChoice:
     ] = None
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", metavar="NAME", help="Format of the bodies for --target; may be repeated."),
+        typer.Option("--format", metavar="NAME", help="Format of the bodies for --target; may be repeated, or all."),
     ] = None
     database: Annotated[str, typer.Option(help="Database or bucket of --target to write to.")] = "bench"
     org: Annotated[str, typer.Option(help="Organisation of --target (influx2).")] = "bench"

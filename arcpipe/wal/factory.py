@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +20,8 @@ from arcpipe.wal.segment import Segment
 # a body of 55 kB takes a worker 180 µs of a core instead of 115. Two batches of `uploader.batch_mb` (512) stay, and the
 # segments that are sealed meanwhile: one batch waits for its turn, the other is under way.
 CACHED_BACKLOG_BYTES: Final = 1280 * MB
+# Segments sealed without a sync that leave the cache later: only written pages do, and the kernel takes its time.
+_LEAVING: Final = 4
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -46,6 +50,7 @@ class SegmentFactory:
         self._next_seq = next_seq  # None until the directory was listed
         self._written = written
         self._made = 0  # µs: `created` of the segment that was made last
+        self._leaving: deque[str] = deque(maxlen=_LEAVING)  # paths, the oldest first
         self._pool: FreePool | None = None
         if options.recycle:
             self._pool = FreePool(directory, options.free_segments, options.max_size_bytes)
@@ -90,6 +95,27 @@ class SegmentFactory:
                 raise
             self._pool.give_back()  # makes room for the end entry
             segment.seal(self._options.max_size_bytes, keep_cached=keep_cached)
+        if not keep_cached and self._options.sync_mode == "off":
+            self._drop_what_was_dirty(segment)
+
+    def _drop_what_was_dirty(self, sealed: Segment) -> None:
+        """Drop the segments sealed before from the page cache, once more.
+
+        A segment that was not synced is still dirty when it is sealed. So the advice to drop it only starts to write
+        it, and its pages leave the cache with a later advice. Otherwise each write would need fresh memory: see
+        CACHED_BACKLOG_BYTES.
+        """
+        disk = self._directory.disk
+        for path in self._leaving:
+            try:
+                fd = disk.open_for_reading(path)
+            except OSError:  # uploaded already
+                continue
+            try:
+                disk.forget(fd)
+            finally:
+                disk.close(fd)
+        self._leaving.append(os.path.join(self._directory.path, f"{sealed.name}{SEALED}"))
 
     def _is_backlog_large(self) -> bool:
         try:

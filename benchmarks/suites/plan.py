@@ -88,8 +88,8 @@ class Planner(NamedTuple):
         """
         return self._recovery(directory) if name == RECOVERY.name else self._suite(SUITES[name], directory)
 
-    def targets(self, targets: list[Target], formats: list[str]) -> list[Work]:
-        """Plan the load of servers that already run, format by format."""
+    def targets(self, targets: list[Target], formats: list[str], directory: Path | None = None) -> list[Work]:
+        """Plan the load of other servers, format by format; files of those that are started go into `directory`."""
         connections = self.load.connections or _TARGET_CONNECTIONS
         load = LoadOptions(
             format="",
@@ -103,7 +103,7 @@ class Planner(NamedTuple):
         rounds = self.runs or _TARGET_RUNS
         planned = [PlannedRun(target.name, load.warmup_seconds + load.seconds) for target in targets] * rounds
         loads = [msgspec.structs.replace(load, format=name) for name in formats]
-        return [Work(partial(measure_targets, targets, one, rounds), planned) for one in loads]
+        return [Work(partial(measure_targets, targets, one, rounds, directory), planned) for one in loads]
 
     @property
     def _warmup_seconds(self) -> float:

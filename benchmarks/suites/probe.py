@@ -66,6 +66,14 @@ def probe(target: Target, format: str, records: int) -> tuple[Target, str]:
     return target, f"InfluxDB API {version}{build and f' ({build})'}" if version else ""
 
 
+def is_there(target: Target) -> bool:
+    """Tell whether a server answers at the target's address, and is not just starting."""
+    try:
+        return _exchange(target, "GET", f"{target.prefix}/ping", b"", {}).status < 500
+    except TargetFailed:
+        return False
+
+
 class _Answer(NamedTuple):
     status: int
     headers: dict[str, str]  # names in lower case

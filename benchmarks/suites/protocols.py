@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -15,7 +16,7 @@ _TARGET: Final = re.compile(r"(?:([^=/?]+)=)?(https?://.*)", re.DOTALL)
 class Protocol(NamedTuple):
     """The requests to write to a kind of server."""
 
-    path: str  # with places for database and organisation
+    path: str  # with places for database, organisation and OpenTelemetry's signal
     kinds: tuple[str, ...]  # of bodies that it takes; the first is the usual one
     scheme: str  # of Authorization
     version: str  # beginning of X-Influxdb-Version
@@ -24,12 +25,25 @@ class Protocol(NamedTuple):
 
 
 _LINES: Final = ("line protocol", "telegraf")
+# `--format` of this name stands for all that the protocols take, without those that are compressed.
+ALL_FORMATS: Final = "all"
 
 PROTOCOLS: Final = {
     "influx1": Protocol("/write?db={database}", _LINES, "Basic", "1.", "database"),
     "influx2": Protocol("/api/v2/write?org={org}&bucket={database}&precision=ns", _LINES, "Token", "2.", "bucket"),
     "influx3": Protocol("/api/v3/write_lp?db={database}&precision=nanosecond", _LINES, "Bearer", "3.", "database"),
     "arc": Protocol("/api/v1/write/msgpack", ("columnar", "rows"), "Bearer", "-", "database", "/write/v2/msgpack"),
+    "ingest": Protocol(
+        "/api/v1/ingest/cpu?db={database}&tag_fields=host,region",
+        ("ndjson", "json", "csv", "arrow"),
+        "Bearer",
+        "-",
+        "database",
+    ),
+    "prometheus": Protocol("/api/v1/write?db={database}", ("remote write",), "Bearer", "-", "database"),
+    "otlp": Protocol(
+        "/v1/{signal}?db={database}", ("otlp metrics", "otlp logs", "otlp traces"), "Bearer", "-", "database"
+    ),
 }
 
 
@@ -46,6 +60,8 @@ class Target(NamedTuple):
     org: str
     token: str
     is_old: bool = False  # it has only the older path of the protocol
+    format: str = ""  # of the load that it gets
+    command: str = ""  # starts it for its turn; "" if it runs already
 
     @property
     def url(self) -> str:
@@ -58,7 +74,9 @@ class Target(NamedTuple):
         """Path of the load's requests, with its query."""
         protocol = PROTOCOLS[self.protocol]
         path = protocol.older_path if self.is_old else protocol.path
-        return self.prefix + path.format(database=quote(self.database, safe=""), org=quote(self.org, safe=""))
+        signal = self.format.partition(" + ")[0].removeprefix("otlp ")
+        database, org = (quote(name, safe="") for name in (self.database, self.org))
+        return self.prefix + path.format(database=database, org=org, signal=signal)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -99,7 +117,13 @@ def parse_target(text: str, protocol: str, database: str, org: str, token: str) 
 
 
 def plan_targets(
-    urls: list[str], protocols: list[str], formats: list[str], database: str, org: str, token: str
+    urls: list[str],
+    protocols: list[str],
+    formats: list[str],
+    database: str,
+    org: str,
+    token: str,
+    commands: Sequence[str] = (),
 ) -> tuple[list[Target], list[str]]:
     """Make the targets of a command line, and choose the formats to send to them.
 
@@ -110,6 +134,7 @@ def plan_targets(
         database: Database or bucket of all targets.
         org: Organisation of all targets.
         token: Token for all targets.
+        commands: One for each target, to start it with; none if all of them run already.
 
     Raises:
         ValueError: The arguments do not fit together.
@@ -119,16 +144,26 @@ def plan_targets(
     for name in protocols:
         if name not in PROTOCOLS:
             raise ValueError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+    if len(commands) not in (0, len(urls)):
+        raise ValueError("give --command once for each --target, in the same order, or not at all")
     each = protocols * len(urls) if len(protocols) == 1 else protocols
     targets = [parse_target(url, one, database, org, token) for url, one in zip(urls, each, strict=True)]
     if len({target.name for target in targets}) < len(targets):
         raise ValueError("give each --target a name of its own: NAME=URL")
+    if commands:
+        targets = [target._replace(command=command) for target, command in zip(targets, commands, strict=True)]
+    return targets, _chosen_formats(protocols, formats)
+
+
+def _chosen_formats(protocols: list[str], formats: list[str]) -> list[str]:
     spoken = ", ".join(dict.fromkeys(protocols))
     kinds = [name for name in PROTOCOLS[protocols[0]].kinds if all(name in PROTOCOLS[one].kinds for one in protocols)]
     if not kinds:
         raise ValueError(f"no format is taken by all of {spoken}")
+    if formats == [ALL_FORMATS]:
+        return kinds
     taken = [name for name in FORMATS if name.partition(" + ")[0] in kinds]
     for name in formats:
         if name not in taken:
-            raise ValueError(f"--format {name!r}: for {spoken} there are {', '.join(taken)}")
-    return targets, formats or kinds[:1]
+            raise ValueError(f"--format {name!r}: for {spoken} there are {', '.join(taken)} and {ALL_FORMATS}")
+    return formats or kinds[:1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from benchmarks.suites.protocols import Target
 from benchmarks.suites.recovery import run_recovery
 from benchmarks.suites.run import Order, run_case
 from benchmarks.suites.target import run_target
+from benchmarks.suites.turns import turn
 
 C = TypeVar("C", Case, Target)
 
@@ -78,27 +80,47 @@ async def measure_recovery(
     return [RecoveryCase(case.name, case.records_per_entry, runs[case.name]) for case in suite.cases]
 
 
-async def measure_targets(targets: list[Target], load: LoadOptions, rounds: int, progress: Progress) -> SuiteResult:
-    """Run all rounds of targets under one load; the others are compared with the first."""
-    probed = [probe(target, load.format, load.records_per_body) for target in targets]
+async def measure_targets(
+    targets: list[Target], load: LoadOptions, rounds: int, directory: Path | None, progress: Progress
+) -> SuiteResult:
+    """Run all rounds of targets under one load; the others are compared with the first.
 
-    def run_one(target: Target, round_number: int, status: Status) -> Awaitable[Run]:
-        return run_target(target, round_number, load, status)
+    Args:
+        targets: Servers that run already, or whose command starts them for each of their turns.
+        load: The load of each turn.
+        rounds: Turns of each target.
+        directory: For the files of those that are started.
+        progress: Follows the runs.
+    """
+    targets = [target._replace(format=load.format) for target in targets]
+    told: dict[str, str] = {}  # name and version of each target's server
+    known: dict[str, Target] = {}  # those that were probed, as the probe corrected them
+    for target in targets:
+        if not target.command:
+            known[target.name], told[target.name] = probe(target, load.format, load.records_per_body)
+
+    async def run_one(target: Target, round_number: int, status: Status) -> Run:
+        if target.command:
+            status("starting the server")
+        async with turn(target, directory) as its:
+            if target.command:
+                found = await asyncio.to_thread(probe, target, load.format, load.records_per_body)
+                known[target.name], told[target.name] = found
+            run = await run_target(known[target.name], round_number, load, status)
+            status("stopping the server" if target.command else "")
+        return msgspec.structs.replace(run, drain_seconds=its.drain_seconds)
 
     name = "target-" + load.format.replace(" + ", "-").replace(" ", "-")
-    runs = await _take_turns(name, [target for target, _ in probed], rounds, run_one, progress)
-    cases = [
-        CaseResult(
-            target.name,
-            {"target": target.url, "protocol": target.protocol, "database": target.database, "server": told},
-            "",
-            runs[target.name],
-        )
-        for target, told in probed
-    ]
+    runs = await _take_turns(name, targets, rounds, run_one, progress)
+    cases = [CaseResult(target.name, _about(target, told[target.name]), "", runs[target.name]) for target in targets]
     baseline = targets[0].name if len(targets) > 1 else ""
     title = "Servers under the same load" if len(targets) > 1 else f"{targets[0].url} by {targets[0].protocol}"
     return SuiteResult(name, f"{title}: {load.format}", load, baseline, cases)
+
+
+def _about(target: Target, told: str) -> dict[str, str]:
+    about = {"target": target.url, "protocol": target.protocol, "database": target.database, "server": told}
+    return {**about, "command": target.command} if target.command else about
 
 
 async def _take_turns(

@@ -52,7 +52,7 @@ async def spawn(
         cwd=directory,
         limit=_LINE_BYTES,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
 
 
@@ -66,5 +66,6 @@ async def end_processes(processes: Sequence[asyncio.subprocess.Process]) -> None
         await process.wait()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends: a `preexec_fn`."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

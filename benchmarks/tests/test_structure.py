@@ -13,7 +13,7 @@ from benchmarks.system.children import ROOT
 # From top to bottom; a package imports only those below it.
 # Modules besides the packages that all may import.
 GROUND = {"grouping"}
-PACKAGES = ("worst", "micro", "suites", "report", "load", "results", "system")
+PACKAGES = ("guard", "worst", "micro", "suites", "report", "load", "results", "system")
 TEXTS = [
     *ROOT.glob("*.md"),
     *(file for folder in ("docs", "benchmarks", "arcpipe", "tests") for file in (ROOT / folder).rglob("*.md")),

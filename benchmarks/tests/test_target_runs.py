@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.results import model
 from benchmarks.suites.parquet_files import ParquetFiles
+from benchmarks.system.children import ROOT
+from benchmarks.system.listeners import processes_at
+from benchmarks.system.machine import is_in_memory
 from tests.support.certificates import needs_openssl
+from tests.support.http import free_port
 from tests.support.program import COMMAND, environment
+from tests.support.sets import long
 from tests.support.tls import make_certificate, tls_server
 
 BRIEFLY = ["--warmup", "0", "--seconds", "1", "--runs", "1", "--connections", "2", "--records", "20"]
@@ -44,13 +52,15 @@ def test_every_protocol_writes_what_is_said_acknowledged(tmp_path: Path) -> None
                 *("--protocol=influx2", "--protocol=influx3", "--format=telegraf + gzip"),
             ),
             "third": start(tmp_path, "third", token, f"--target={url}", "--protocol=arc", "--rate=10000"),
+            "fourth": start(tmp_path, "fourth", token, f"--target={url}", "--protocol=prometheus"),
+            "fifth": start(tmp_path, "fifth", token, f"--target={url}", "--protocol=otlp", "--format=otlp logs"),
         }
         for load in loads.values():
             output, errors = load.communicate(timeout=60)
             assert load.returncode == 0, errors
             assert "Not verified" in output
         server.stop()
-    for name, cases in (("first", 1), ("second", 2), ("third", 1)):
+    for name, cases in (("first", 1), ("second", 2), ("third", 1), ("fourth", 1), ("fifth", 1)):
         file = tmp_path / f"{name}.json"
         runs = model.read(file).suites[0].runs
         assert len(runs) == cases
@@ -59,3 +69,40 @@ def test_every_protocol_writes_what_is_said_acknowledged(tmp_path: Path) -> None
         # With those of the one request to each target that goes before its load.
         assert ParquetFiles(server.lake / name).update() == sum(run.acknowledged_records + 20 for run in runs)
         assert token not in file.read_text()
+
+
+@long
+@pytest.mark.skipif(is_in_memory(ROOT), reason="the harness measures nothing in memory")
+def test_a_target_with_a_command_runs_in_its_turn_alone(tmp_path: Path) -> None:
+    """Each is started, loaded, drained and stopped, one after the other: what they acknowledged is in the lake."""
+    first, second = free_port(), free_port()
+
+    def options(name: str, port: int) -> tuple[str, str]:
+        settings = f"ARCPIPE_SERVER_PORT={port} ARCPIPE_SERVER_WORKERS=1 ARCPIPE_WAL_DIR={{dir}}/wal"
+        command = f"env {settings} ARCPIPE_STORAGE_URL=file://{tmp_path}/{name} {' '.join(COMMAND)} serve"
+        return f"--target={name}=http://127.0.0.1:{port}", f"--command={command}"
+
+    load = start(
+        *(tmp_path, "turns", "", *options("one", first), *options("two", second)),
+        *("--protocol=ingest", "--format=arrow", f"--data-dir={ROOT / f'.turns-{os.getpid()}'}"),
+    )
+    _, errors = load.communicate(timeout=120)
+    assert load.returncode == 0, errors
+    [suite] = model.read(tmp_path / "turns.json").suites
+    for case in suite.cases:
+        [run] = case.runs
+        assert run.drain_seconds > 0
+        assert run.acknowledged_records > 0
+        assert {"supervisor", "ingest 1"} <= {one.name for one in run.processes}
+        assert ParquetFiles(tmp_path / case.name / "turns").update() == run.acknowledged_records + 20
+    for port in (first, second):
+        assert processes_at("127.0.0.1", port) == []
+
+
+def test_a_command_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
+    target = f"--target=http://127.0.0.1:{free_port()}"
+    command = "--command=sh -c 'echo no licence >&2; exit 3'"
+    load = start(tmp_path, "ends", "", target, command, "--protocol=arc", f"--data-dir={ROOT / f'.ends-{os.getpid()}'}")
+    _, errors = load.communicate(timeout=60)
+    assert load.returncode == 1
+    assert "ended with exit code 3 at once:\nno licence" in errors

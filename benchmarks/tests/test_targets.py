@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.suites.probe import TargetFailed, probe
-from benchmarks.suites.protocols import Target, parse_target
+from benchmarks.suites.protocols import Target, parse_target, plan_targets
 from benchmarks.system.listeners import processes_at
 
 
@@ -166,3 +166,19 @@ def test_the_processes_of_a_local_port_are_found() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert os.getpid() in processes_at("127.0.0.1", listener.getsockname()[1])
     assert processes_at("192.0.2.1", 8086) == []
+
+
+def test_formats_of_every_protocol_may_be_asked_for_at_once() -> None:
+    """`all` stands for the kinds that every protocol takes; a path names the signal of the format."""
+    _, formats = plan_targets(["http://h"], ["otlp"], ["all"], "bench", "me", "")
+    assert formats == ["otlp metrics", "otlp logs", "otlp traces"]
+    one = target("http://h", "otlp")._replace(format="otlp logs + gzip")
+    assert one.path == "/v1/logs?db=bench"
+
+
+def test_commands_are_for_each_target_or_for_none() -> None:
+    urls = ["a=http://h:1", "b=http://h:2"]
+    targets, _ = plan_targets(urls, ["arc"], [], "bench", "me", "", ["run a", "run b"])
+    assert [one.command for one in targets] == ["run a", "run b"]
+    with pytest.raises(ValueError, match="--command once for each --target"):
+        plan_targets(urls, ["arc"], [], "bench", "me", "", ["run a"])

@@ -888,6 +888,17 @@ def cached_pages(path: str) -> int:
         return sum(page & 1 for page in pages)
 
 
+def needs_a_cache_to_leave(directory: WALDirectory) -> None:
+    """Skip the test where the file system keeps everything in the page cache."""
+    probe = os.path.join(directory.path, "probe")
+    with open(probe, "wb") as file:
+        file.write(bytes(100_000))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_pages(probe):
+        pytest.skip("this file system keeps everything in the page cache")
+
+
 def test_segments_leave_the_page_cache_while_much_waits_for_the_uploader(
     directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -900,13 +911,7 @@ def test_segments_leave_the_page_cache_while_much_waits_for_the_uploader(
         seal(*arguments, keep_cached=keep_cached, **others)
 
     monkeypatch.setattr(segment_module.Segment, "seal", watched)
-    probe = os.path.join(directory.path, "probe")
-    with open(probe, "wb") as file:
-        file.write(bytes(100_000))
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached_pages(probe):
-        pytest.skip("this file system keeps everything in the page cache")
+    needs_a_cache_to_leave(directory)
     writer = WALWriter(directory, 1, WALOptions(max_size_bytes=100_000))
     monkeypatch.setattr(factory_module, "CACHED_BACKLOG_BYTES", 250_000)
     for number in range(6):
@@ -915,6 +920,25 @@ def test_segments_leave_the_page_cache_while_much_waits_for_the_uploader(
     assert kept == [True] * 3 + [False] * 3
     assert [cached_pages(file.path) for file in directory.segments(SEALED)][3:] == [0] * 3
     assert contents(directory) == [[number] for number in range(6)]
+
+
+def test_segments_that_are_never_synced_leave_the_page_cache_once_they_are_written(
+    directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the WAL off a segment is dirty when it is sealed, so it leaves when a later one is sealed."""
+    needs_a_cache_to_leave(directory)
+    writer = WALWriter(directory, 1, WALOptions(sync_mode="off", max_size_bytes=100_000))
+    monkeypatch.setattr(factory_module, "CACHED_BACKLOG_BYTES", 250_000)
+    for number in range(6):
+        commit(writer, number, size=90_000)
+    wait_until(lambda: len(directory.segments(SEALED)) == 5)
+    for file in directory.segments(SEALED):  # as the kernel does, sooner or later
+        with open(file.path, "rb") as opened:
+            os.fsync(opened.fileno())
+    os.unlink(directory.segments(SEALED)[-1].path)  # uploaded meanwhile
+    writer.close()
+    assert cached_pages(directory.segments(SEALED)[3].path) == 0
+    assert contents(directory) == [[0], [1], [2], [3], [5]]
 
 
 def test_a_bug_in_the_background_is_raised_by_the_next_tick(
