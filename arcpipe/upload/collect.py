@@ -1,6 +1,8 @@
 """The entries of one batch -> Parquet files.
 
-The calling thread reads the entries' envelopes and collects their columns by table (`collected_tables`). A pool of
+The calling thread reads the entries' envelopes and collects their columns by table (`collected_tables`). Small entries
+are taken block by block: runs of one shape are found without decoding each (`runs`). A block ends after a number of
+entries or bytes, counted from the batch's first entry, so a batch that is done again has the same blocks. A pool of
 threads converts and writes them (`conversion_jobs`). Everything is bounded: collected entries and jobs (`Budget`), open
 files (`OpenFiles`) and finished bytes (`SpoolMemory`).
 
@@ -16,12 +18,22 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
 
 from arcpipe.codec.arrow.times import MAX_TIME_US
 from arcpipe.codec.arrow_ipc.columns import stream_columns
 from arcpipe.codec.entries import batch_length, batch_parts, decode_entry, split_batch
-from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, ColumnMap, Envelope, decode_arrow, decode_envelope
+from arcpipe.codec.envelope import (
+    ARROW_KIND,
+    KIND_BATCH,
+    KIND_COLUMNAR,
+    ColumnMap,
+    Envelope,
+    decode_arrow,
+    decode_envelope,
+)
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
 from arcpipe.lake.keys import Hidden, Layout
@@ -34,8 +46,11 @@ from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters, OnDeadLetter
 from arcpipe.upload.file_settings import FileSettings
 from arcpipe.upload.key_record import key_record
+from arcpipe.upload.outlines import MOST_BYTES, Block
 from arcpipe.upload.parquet import OnFile
+from arcpipe.upload.runs import LEAST_ENTRIES, Run, RunFinder
 from arcpipe.upload.schema import SchemaRegistry
+from arcpipe.upload.staging import GroupKey, group_key
 from arcpipe.upload.table_schema import TableName, TableSchema
 
 
@@ -60,6 +75,10 @@ class WriterFailed(ArcpipeError):
 
 Decide = Callable[[Sequence[bytes]], list[bool]]
 """Tells which of some entries count, by their records as `key_record` makes them."""
+
+
+_Small: TypeAlias = tuple[int, bytes | memoryview, object]
+"""A small entry: timestamp (µs), payload, origin."""
 
 
 class _Held(NamedTuple):
@@ -128,6 +147,9 @@ class BatchTables:
             self._jobs, self._letters, registry, budget, open_files, parquet.row_group_rows, careful
         )
         self._collect = self._tables.add
+        self._runs = RunFinder()
+        self._small: list[_Small] = []  # the last entries, if they are small
+        self._small_bytes = 0
 
     def __enter__(self) -> BatchTables:
         self._jobs.start()
@@ -163,21 +185,77 @@ class BatchTables:
         if self._jobs.error is not None:
             raise self._jobs.error
         size = len(payload)
-        budget = self._budget
-        self._unreleased += size
-        if self._unreleased > budget.release_bytes:
+        if size <= MOST_BYTES:
+            self._small.append((timestamp_us, payload, origin))
+            self._small_bytes += size
+            if len(self._small) >= self._budget.block_entries or self._small_bytes >= self._budget.block_bytes:
+                self._take_block()
+            return
+        if self._small:
+            self._take_block()
+        self._add(timestamp_us, payload, origin)
+
+    def _add(self, timestamp_us: int, payload: bytes | memoryview, origin: object) -> None:
+        """Take one entry by itself."""
+        self._unreleased += len(payload)
+        if self._unreleased > self._budget.release_bytes:
             self._unreleased = 0
             self._tables.release()
-        envelope = None
-        if size <= budget.whole_batch_bytes or batch_length(payload) <= budget.whole_batch_maps:
-            try:
-                envelope = decode_envelope(payload)
-            except Exception:  # decode_entry finds out the reason
-                envelope = None
+        envelope = self._envelope(payload)
         if self._decide is not None and (envelope is None or envelope.meta.key is not None or self._held):
             self._hold(timestamp_us, payload, origin, envelope)
         else:
             self._take(timestamp_us, payload, origin, envelope)
+
+    def _envelope(self, payload: bytes | memoryview) -> Envelope | None:
+        """Decode an envelope; None if only the slow road can read it."""
+        budget = self._budget
+        if len(payload) <= budget.whole_batch_bytes or batch_length(payload) <= budget.whole_batch_maps:
+            try:
+                return decode_envelope(payload)
+            except Exception:  # decode_entry finds out the reason
+                return None
+        return None
+
+    def _take_block(self) -> None:
+        """Take the small entries: runs of one shape together, and the others one by one."""
+        entries, self._small = self._small, []
+        self._small_bytes = 0
+        runs: list[Run] = []
+        left = list(range(len(entries)))
+        if len(entries) >= LEAST_ENTRIES and not self._held:
+            timestamps, payloads, origins = zip(*entries, strict=True)
+            runs, left = self._runs.find(Block(payloads))
+        if runs and left:
+            runs, left = self._undivided(runs, left, entries)
+        runs.sort(key=lambda run: -int(run.numbers[0]))
+        for number in (*left, len(entries)):  # groups begin in the order of their first entries
+            while runs and runs[-1].numbers[0] < number:
+                run = runs.pop()
+                self._tables.add_run(run, run.piece(timestamps, origins))
+            if number < len(entries):
+                self._add(*entries[number])
+
+    def _undivided(self, runs: list[Run], left: list[int], entries: list[_Small]) -> tuple[list[Run], list[int]]:
+        """Give up runs of groups that have other entries in the block, too: the rows of a group keep their order."""
+        divided: set[GroupKey] = set()
+        for number in left:
+            payload = entries[number][1]
+            envelope = self._envelope(payload)
+            if envelope is None and payload[1:2] == ARROW_KIND:
+                continue
+            body = None if envelope is None else envelope.body
+            if envelope is None or body is None or (self._decide is not None and envelope.meta.key is not None):
+                return [], list(range(len(entries)))  # it may be of any group, or holds back those after it
+            maps = body if isinstance(body, list) else [body]
+            divided.update(group_key(envelope.database, envelope.meta.precision, columns) for columns in maps)
+        kept = [run for run in runs if run.key not in divided]
+        if len(kept) < len(runs):
+            is_left = np.ones(len(entries), np.bool_)
+            for run in kept:
+                is_left[run.numbers] = False
+            left = np.flatnonzero(is_left).tolist()
+        return kept, left
 
     def _take(self, timestamp_us: int, payload: bytes | memoryview, origin: object, envelope: Envelope | None) -> None:
         """Take an entry that counts; without its envelope if only the slow road can read it."""
@@ -277,6 +355,7 @@ class BatchTables:
         Raises:
             WriterFailed: the Parquet writer refused rows. The files of other tables are the same next time.
         """
+        self._take_block()
         self._settle()
         self._tables.flush_all()
         self._jobs.wait()

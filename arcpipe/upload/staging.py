@@ -36,6 +36,15 @@ _SMALL_PIECE: Final = 512  # entries below which a piece is joined with the next
 Sizes: TypeAlias = npt.NDArray[np.uint32]
 
 
+GroupKey: TypeAlias = tuple[object, ...]
+
+
+def group_key(database: str, precision: str | None, columns: ColumnMap) -> GroupKey:
+    """Make the key of the group that a columnar map belongs to."""
+    types = columns.types
+    return (database, columns.m, precision, columns.tags, types and tuple(types.items()), *columns.columns)
+
+
 class EntryShape:
     """The columns, tags, types and precision that the entries of a group share."""
 
@@ -211,7 +220,9 @@ class EntryGroup:
         self._owned, self._old = self._old, len(self.staged)
 
     def hold(self, piece: Piece) -> None:
-        """Take entries that are a piece already."""
+        """Take entries that are a piece already, and come after those that were compacted."""
+        if self.pieces and len(self.pieces[-1].rows) < _SMALL_PIECE:
+            piece = _joined([self.pieces.pop(), piece])
         self.pieces.append(piece)
 
     def compact(self) -> list[Misfit]:
@@ -244,9 +255,7 @@ class EntryGroup:
             # Timestamps in the WAL have 64 bits and no checksum.
             times = np.minimum(np.array(timestamps, np.uint64), MAX_TIME_US).astype(np.int64)
             piece = Piece(self.shape, rows, times, list(origins), np.array(parts, np.uint64), columns)
-            if self.pieces and len(self.pieces[-1].rows) < _SMALL_PIECE:
-                piece = _joined([self.pieces.pop(), piece])
-            self.pieces.append(piece)
+            self.hold(piece)
         return wrong
 
     def take(self) -> tuple[Piece | None, list[Misfit]]:
