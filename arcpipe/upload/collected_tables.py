@@ -107,12 +107,12 @@ class CollectedTables:
         columns: ColumnMap,
         size: int,
         timestamp_us: int,
-        origin: object,
+        origin: int,
         part: int,
     ) -> None:
         """Take a columnar map that has `size` bytes and is number `part` of its entry.
 
-        Rows without a time get `timestamp_us`. `origin` is the caller's name of the entry, for dead letters.
+        Rows without a time get `timestamp_us`. `origin` is the caller's number of the entry, for dead letters.
         """
         arrays = columns.columns
         key = group_key(database, precision, columns)
@@ -245,7 +245,7 @@ class CollectedTables:
         for table in self._tables.values():
             table.output.writers.abort()
 
-    def _count_rows(self, database: str, precision: str | None, columns: ColumnMap, origin: object, part: int) -> int:
+    def _count_rows(self, database: str, precision: str | None, columns: ColumnMap, origin: int, part: int) -> int:
         """Count the rows of any columnar map. One without valid rows becomes a dead letter, and has 0."""
         try:
             return _rows(columns)

@@ -10,80 +10,42 @@ This module must not know tables, files or threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from arcpipe.codec.arrow.find import HAS_8, SIZE_OR_8
 from arcpipe.codec.arrow.values import VALUE_SIZE, Bytes, Ints, Mask
 from arcpipe.codec.entries import array_length, decode_front
 from arcpipe.codec.envelope import KIND_COLUMNAR, ColumnMap, decode_envelope
+from arcpipe.codec.literals import Literal, Words, words_of
 from arcpipe.wal.format import IDENTITY_BYTES, identity_offset
 
-# Bytes of zeros after the payloads: more than an outline and a value may reach beyond the end of an entry.
-_PADDING: Final = 8_192
-MOST_BYTES: Final = 2_048
-"""Bytes of the largest payload that may be in a block: in larger ones the walk costs more than decoding."""
+PADDING: Final = 8_192
+"""Bytes of zeros after the payloads: more than an outline and a value may reach beyond the end of an entry."""
 _MOST_ROWS: Final = 64  # of an entry: each value is a step
 
 _COLUMN_MARK: Final = bytes((0x94, KIND_COLUMNAR))
-
-_Words: TypeAlias = npt.NDArray[np.uint64]
 
 _NO_RAW: Final = msgspec.Raw(b"")
 
 
 class Block:
-    """The payloads of small entries, one after the other."""
+    """The payloads of small entries."""
 
     __slots__ = ("data", "ends", "sizes", "starts", "words")
 
-    def __init__(self, payloads: Sequence[bytes | memoryview]) -> None:
-        joined = b"".join((*payloads, bytes(_PADDING)))
-        self.data: Bytes = np.frombuffer(joined, np.uint8)
-        self.words: _Words = np.ndarray((len(joined) - 7,), "<u8", joined, 0, (1,))
-        """The eight bytes at each place of `data`."""
-        self.sizes: Ints = np.fromiter(map(len, payloads), np.int64, len(payloads))
-        self.ends: Ints = np.cumsum(self.sizes)
-        self.starts: Ints = self.ends - self.sizes
+    def __init__(self, data: bytes, starts: Ints, sizes: Ints) -> None:
+        """Take payloads that follow one another in `data`, before `PADDING` zeros. There may be bytes between them."""
+        self.data: Bytes = np.frombuffer(data, np.uint8)
+        self.words = words_of(data)
+        self.starts = starts
+        self.sizes = sizes
+        self.ends: Ints = starts + sizes
 
     def payload(self, number: int) -> bytes:
         return self.data[self.starts[number] : self.ends[number]].tobytes()
-
-
-class _Literal:
-    """Bytes that are the same in all entries."""
-
-    __slots__ = ("_words", "size")
-
-    def __init__(self, data: bytes, hidden: range = range(0)) -> None:
-        """Take bytes; those in `hidden` may be any."""
-        self.size = len(data)
-        self._words = []
-        for at in range(0, len(data), 8):
-            part = data[at : at + 8]
-            mask = bytes(0 if at + i in hidden else 0xFF for i in range(len(part)))
-            wanted = bytes(byte & keep for byte, keep in zip(part, mask, strict=True))
-            if any(mask):
-                self._words.append(
-                    (at, np.uint64(int.from_bytes(mask, "little")), np.uint64(int.from_bytes(wanted, "little")))
-                )
-
-    def are_at(self, words: _Words, at: Ints) -> Mask:
-        """Tell at which of these places the bytes are."""
-        found: Mask = np.ones(len(at), np.bool_)
-        for offset, mask, wanted in self._words:
-            here = words[at + offset]
-            if mask != _ALL:
-                here &= mask
-            found &= here == wanted
-        return found
-
-
-_ALL: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
 class Front:
@@ -91,7 +53,7 @@ class Front:
 
     __slots__ = ("database", "literal", "precision")
 
-    def __init__(self, database: str, precision: str | None, literal: _Literal) -> None:
+    def __init__(self, database: str, precision: str | None, literal: Literal) -> None:
         self.database = database
         self.precision = precision
         self.literal = literal
@@ -106,7 +68,7 @@ def front_of(payload: bytes) -> Front | None:
         return None
     identity = identity_offset(payload)
     hidden = range(identity, identity + IDENTITY_BYTES) if 0 <= identity < front.body else range(0)
-    return Front(front.database, front.meta.precision, _Literal(payload[: front.body], hidden))
+    return Front(front.database, front.meta.precision, Literal(payload[: front.body], hidden))
 
 
 class Places(NamedTuple):
@@ -132,14 +94,14 @@ class Outline:
         self.rows = rows
         self.least = (len(literals) - 1) * (_STEPS_PER_COLUMN + rows)
         """Entries from which on a walk costs less than their decoding."""
-        self._literals = list(map(_Literal, literals))
+        self._literals = list(map(Literal, literals))
         # The end of the measurement's name differs most among the outlines of a block.
         name = columns.m.encode()
         first = literals[0]
         self._hint_at = min(max(first.find(name) + len(name) - 8, 0), max(len(first) - 8, 0))
-        self._hint = _Literal(first[self._hint_at : self._hint_at + 8])
+        self._hint = Literal(first[self._hint_at : self._hint_at + 8])
 
-    def may_be_at(self, words: _Words, bodies: Ints) -> Mask:
+    def may_be_at(self, words: Words, bodies: Ints) -> Mask:
         """Tell quickly which of these bodies may have the outline."""
         return self._hint.are_at(words, bodies + self._hint_at)
 

@@ -6,10 +6,11 @@ This module must not know tables, files or threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from arcpipe.codec.arrow.arrays import take
@@ -39,15 +40,13 @@ class Run(NamedTuple):
     ends: list[Ints]
     block: Block
 
-    def piece(self, timestamps_us: Sequence[int], origins: Sequence[object]) -> Piece:
+    def piece(self, timestamps_us: npt.NDArray[np.uint64], origins: Ints) -> Piece:
         """Copy the values together, given the timestamps and origins of all entries of the block."""
-        times = np.minimum(np.array(timestamps_us, np.uint64), MAX_TIME_US).astype(np.int64)
-        is_whole = len(self.numbers) == len(origins)
         return Piece(
             self.shape,
             self.rows,
-            times if is_whole else times[self.numbers],
-            list(origins) if is_whole else [origins[number] for number in self.numbers.tolist()],
+            np.minimum(timestamps_us[self.numbers], MAX_TIME_US).astype(np.int64),
+            origins[self.numbers],
             np.zeros(len(self.numbers), np.uint64),
             [_gather(self.block, *places) for places in zip(self.starts, self.ends, strict=True)],
         )
