@@ -5,7 +5,7 @@
     scan.report.verdict             # `arcpipe.wal.verdict` says what follows from it
 
 Modules: `source` reads the file, `life` tells the segment's entries from stale ones, `walk` goes from entry to entry,
-`salvage` finds the next one after damage, `timestamps` and `verdict` judge.
+`stretch` takes many small ones at once, `salvage` finds the next one after damage, `timestamps` and `verdict` judge.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Verify many small entries at once: stretches of them, which a walk takes where it can.
 
-An entry of 150 bytes costs a quarter of what it costs by itself. Where an entry does not look ordinary, the stretch
+An entry of 150 bytes costs half of what it costs by itself. Where an entry does not look ordinary, the stretch
 ends before it, and the walk judges it as it judges any other.
 """
 
