@@ -15,7 +15,7 @@ KIND_BATCH: Final = 2  # the body is an array of columnar maps
 KIND_ARROW: Final = 3  # the body is an Arrow IPC stream, in a map
 KIND_END: Final = 255  # of a segment; the body is nil
 
-_ARROW_KIND: Final = b"\x03"
+ARROW_KIND: Final = b"\x03"
 
 ENVELOPE_MARK: Final = 0x94  # the first byte: fixarray of four
 ENVELOPE_START: Final = b"\x94\x00"  # the first bytes of an envelope of KIND_START
@@ -94,7 +94,7 @@ _decode_arrow: Final = msgspec.msgpack.Decoder(_ArrowEnvelope).decode
 
 def decode_arrow(payload: bytes | memoryview) -> tuple[str, Meta, ArrowBody] | None:
     """Decode an envelope of KIND_ARROW: its database, meta and body. None for any other payload."""
-    if payload[1:2] != _ARROW_KIND:
+    if payload[1:2] != ARROW_KIND:
         return None
     try:
         envelope = _decode_arrow(payload)

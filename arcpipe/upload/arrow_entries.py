@@ -21,7 +21,7 @@ class ArrowEntry(NamedTuple):
     body: ArrowBody
     payload: bytes | memoryview  # of the whole entry, which the stream is a view into
     timestamp_us: int  # the time of rows without one
-    origin: object  # the caller's name of the entry
+    origin: int  # the caller's number of the entry
 
     @property
     def size_bytes(self) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Generator, Iterator
+from typing import Final
+
+import numpy as np
 
 from arcpipe import logs
 from arcpipe.counters import Uploader
@@ -16,8 +18,9 @@ from arcpipe.upload.batch import Batch
 from arcpipe.upload.batch_findings import BatchFindings
 from arcpipe.upload.context import Context
 from arcpipe.upload.journal import Part, SegmentRecord
-from arcpipe.wal.reader import ScanReport
+from arcpipe.wal.reader import Entry, ScanReport, SegmentScan
 from arcpipe.wal.report import damage_count, end_problem
+from arcpipe.wal.stretch import Stretch
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +31,7 @@ END: Final = 1 << 62
 """An offset after every entry."""
 
 
-class Origin(NamedTuple):
-    """The place of an entry: names its dead letter, should it become one."""
-
-    segment: str
-    offset: int
+_OFFSET_BITS: Final = 44  # of an origin, below the number of its segment in the batch
 
 
 class BatchReader:
@@ -44,6 +43,7 @@ class BatchReader:
         self._batch = batch
         self._found = found
         self._done: deque[SegmentRecord] = deque()  # segments that were read whole
+        self._names: list[str] = []  # of the segments that were opened, by their numbers
         self._position = ("", 0, 0)  # the one at hand: name, entries, offset of the last; replaced as one
 
     def progress(self) -> list[SegmentRecord]:
@@ -54,28 +54,36 @@ class BatchReader:
             done.append(self._done.popleft())
         return done
 
-    def entries(self, part: Part) -> Iterator[tuple[int, memoryview, Origin]]:
-        """Yield the entries of a part: timestamp, payload and origin. Judges a segment that is read to its end.
+    def place(self, origin: int) -> tuple[str, int]:
+        """Return the segment and the offset that an origin stands for."""
+        return self._names[origin >> _OFFSET_BITS], origin & ((1 << _OFFSET_BITS) - 1)
+
+    def entries(self, part: Part) -> Iterator[tuple[int, memoryview, int]]:
+        """Yield the entries of a part one by one: timestamp, payload and origin. Otherwise as `items`."""
+        for item, origin in self.items(part):
+            if isinstance(item, Entry):
+                yield item.timestamp, item.payload, origin
+                continue
+            for number, offset in enumerate(item.offsets.tolist()):
+                payload = item.data[int(item.starts[number]) : int(item.ends[number])]
+                yield int(item.timestamps[number]), payload, origin + offset
+
+    def items(self, part: Part) -> Iterator[tuple[Entry | Stretch, int]]:
+        """Yield the entries of a part, small ones by stretches. Judges a segment that is read to its end.
+
+        With an entry comes its origin, a number that `place` reads; with a stretch, the one to be added to offsets.
 
         Raises:
             UnreadableSegment: a read failed.
             MissingSegment: the segment is gone.
         """
         context, name = self._context, part.segment
-        entries = 0
+        if name not in self._names:
+            self._names.append(name)
         try:
             scan = segments.open_scan(context.directory, name)
-            for offset, timestamp, payload in scan:
-                entries += 1
-                if not entries % _STEP_ENTRIES:
-                    context.block[Uploader.STEPS] += 1
-                if offset < part.start:
-                    continue
-                if offset >= part.stop:
-                    return
-                self._position = (name, entries, offset)
-                yield timestamp, payload, Origin(name, offset)
-                del payload  # as in the caller
+            if not (yield from self._items(scan, part, self._names.index(name) << _OFFSET_BITS)):
+                return
         except FileNotFoundError as error:
             if not os.path.exists(os.path.join(context.directory.quarantine, name)):  # by an earlier try
                 raise segments.MissingSegment(f"segment {name} of batch {self._batch.batch_id} is gone") from error
@@ -86,6 +94,34 @@ class BatchReader:
             raise segments.UnreadableSegment(name, error) from error
         else:
             self._judge(name, scan.report)
+
+    def _items(self, scan: SegmentScan, part: Part, base: int) -> Generator[tuple[Entry | Stretch, int], None, bool]:
+        """Yield the items of a scan that are in a part. Returns whether all of the file was read."""
+        block = self._context.block
+        entries = 0
+        for item in scan.by_stretches():
+            if isinstance(item, Stretch):
+                block[Uploader.STEPS] += 1
+                offsets = item.offsets
+                first, last = np.searchsorted(offsets, (part.start, part.stop)).tolist()
+                if first < last:
+                    self._position = (part.segment, entries + last, int(offsets[last - 1]))
+                    yield item.cut(first, last), base
+                if last < len(offsets):
+                    return False
+                entries += last
+                continue
+            entries += 1
+            if not entries % _STEP_ENTRIES:
+                block[Uploader.STEPS] += 1
+            if item.offset < part.start:
+                continue
+            if item.offset >= part.stop:
+                return False
+            self._position = (part.segment, entries, item.offset)
+            yield item, base + item.offset
+            del item  # as in the caller
+        return True
 
     def _judge(self, name: str, report: ScanReport) -> None:
         block = self._context.block

@@ -30,6 +30,10 @@ class Budget:
     held_entries: int = 1_024
     held_bytes: int = MB
 
+    # Small entries, which are searched together for runs of one shape.
+    block_entries: int = 4_096
+    block_bytes: int = MB
+
     # Staged entries of a group are compacted: copied together, which costs less per entry the more they are.
     compact_entries: int = 1_024  # entries that make it worth doing
     compact_entry_bytes: int = 4_096  # payload from which on an entry stays a view: copying costs more than it saves

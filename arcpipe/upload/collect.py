@@ -1,13 +1,15 @@
 """The entries of one batch -> Parquet files.
 
-The calling thread reads the entries' envelopes and collects their columns by table (`collected_tables`). A pool of
+The calling thread reads the entries' envelopes and collects their columns by table (`collected_tables`). Small entries
+are taken block by block: runs of one shape are found without decoding each (`runs`). A block ends after a number of
+entries or bytes, counted from the batch's first entry, so a batch that is done again has the same blocks. A pool of
 threads converts and writes them (`conversion_jobs`). Everything is bounded: collected entries and jobs (`Budget`), open
 files (`OpenFiles`) and finished bytes (`SpoolMemory`).
 
 The content of each file follows from the entries, their order and these bounds, never from time, threads or free
 memory: a batch that is done again makes the same files.
 
-This module must not know the WAL, object stores or an event loop.
+This module knows of the WAL only its stretches. It must not know object stores or an event loop.
 """
 
 from __future__ import annotations
@@ -18,10 +20,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+import numpy as np
+
 from arcpipe.codec.arrow.times import MAX_TIME_US
+from arcpipe.codec.arrow.values import Ints
 from arcpipe.codec.arrow_ipc.columns import stream_columns
 from arcpipe.codec.entries import batch_length, batch_parts, decode_entry, split_batch
-from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR, ColumnMap, Envelope, decode_arrow, decode_envelope
+from arcpipe.codec.envelope import (
+    ARROW_KIND,
+    KIND_BATCH,
+    KIND_COLUMNAR,
+    ColumnMap,
+    Envelope,
+    decode_arrow,
+    decode_envelope,
+)
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
 from arcpipe.lake.keys import Hidden, Layout
@@ -35,8 +48,12 @@ from arcpipe.upload.dead_letters import DeadLetter, DeadLetters, OnDeadLetter
 from arcpipe.upload.file_settings import FileSettings
 from arcpipe.upload.key_record import key_record
 from arcpipe.upload.parquet import OnFile
+from arcpipe.upload.runs import LEAST_ENTRIES, Run, RunFinder
 from arcpipe.upload.schema import SchemaRegistry
+from arcpipe.upload.small_entries import Small, SmallEntries
+from arcpipe.upload.staging import GroupKey, group_key
 from arcpipe.upload.table_schema import TableName, TableSchema
+from arcpipe.wal.stretch import MOST_BYTES, Stretch
 
 
 class WriterFailed(ArcpipeError):
@@ -68,7 +85,7 @@ class _Held(NamedTuple):
     record: bytes | None  # None: it has no key
     timestamp_us: int
     payload: bytes | memoryview
-    origin: object
+    origin: int
     envelope: Envelope | None
 
 
@@ -128,6 +145,8 @@ class BatchTables:
             self._jobs, self._letters, registry, budget, open_files, parquet.row_group_rows, careful
         )
         self._collect = self._tables.add
+        self._runs = RunFinder()
+        self._small = SmallEntries(budget.block_entries, budget.block_bytes)
 
     def __enter__(self) -> BatchTables:
         self._jobs.start()
@@ -155,31 +174,94 @@ class BatchTables:
     def dead_letters(self) -> int:
         return self._letters.count
 
-    def add(self, timestamp_us: int, payload: bytes | memoryview, origin: object) -> None:
-        """Take a WAL entry. `origin` is the caller's name of it, for dead letters.
+    def add(self, timestamp_us: int, payload: bytes | memoryview, origin: int) -> None:
+        """Take a WAL entry. `origin` is the caller's number of it, for dead letters.
 
         The memory of `payload` must not change while there are references to it, which may be long.
         """
         if self._jobs.error is not None:
             raise self._jobs.error
-        size = len(payload)
-        budget = self._budget
-        self._unreleased += size
-        if self._unreleased > budget.release_bytes:
+        if len(payload) <= MOST_BYTES:
+            self._small.add(timestamp_us, payload, origin)
+            if self._small.is_block:
+                self._take_block()
+            return
+        self._take_block()
+        self._add(timestamp_us, payload, origin)
+
+    def add_stretch(self, stretch: Stretch, origins: Ints) -> None:
+        """Take the WAL entries of a stretch, as `add` does."""
+        if self._jobs.error is not None:
+            raise self._jobs.error
+        while len(origins):
+            count = self._small.add_stretch(stretch, origins)
+            if self._small.is_block:
+                self._take_block()
+            stretch, origins = stretch.cut(count, len(origins)), origins[count:]
+
+    def _add(self, timestamp_us: int, payload: bytes | memoryview, origin: int) -> None:
+        """Take one entry by itself."""
+        self._unreleased += len(payload)
+        if self._unreleased > self._budget.release_bytes:
             self._unreleased = 0
             self._tables.release()
-        envelope = None
-        if size <= budget.whole_batch_bytes or batch_length(payload) <= budget.whole_batch_maps:
-            try:
-                envelope = decode_envelope(payload)
-            except Exception:  # decode_entry finds out the reason
-                envelope = None
+        envelope = self._envelope(payload)
         if self._decide is not None and (envelope is None or envelope.meta.key is not None or self._held):
             self._hold(timestamp_us, payload, origin, envelope)
         else:
             self._take(timestamp_us, payload, origin, envelope)
 
-    def _take(self, timestamp_us: int, payload: bytes | memoryview, origin: object, envelope: Envelope | None) -> None:
+    def _envelope(self, payload: bytes | memoryview) -> Envelope | None:
+        """Decode an envelope; None if only the slow road can read it."""
+        budget = self._budget
+        if len(payload) <= budget.whole_batch_bytes or batch_length(payload) <= budget.whole_batch_maps:
+            try:
+                return decode_envelope(payload)
+            except Exception:  # decode_entry finds out the reason
+                return None
+        return None
+
+    def _take_block(self) -> None:
+        """Take the small entries: runs of one shape together, and the others one by one."""
+        if not len(self._small):
+            return
+        small = self._small.take()
+        runs: list[Run] = []
+        left = list(range(len(small)))
+        if len(small) >= LEAST_ENTRIES and not self._held:
+            runs, left = self._runs.find(small.block)
+        if runs and left:
+            runs, left = self._undivided(runs, left, small)
+        runs.sort(key=lambda run: -int(run.numbers[0]))
+        for number in (*left, len(small)):  # groups begin in the order of their first entries
+            while runs and runs[-1].numbers[0] < number:
+                run = runs.pop()
+                self._tables.add_run(run, run.piece(small.timestamps_us, small.origins))
+            if number < len(small):
+                self._add(*small.entry(number))
+
+    def _undivided(self, runs: list[Run], left: list[int], small: Small) -> tuple[list[Run], list[int]]:
+        """Give up runs of groups that have other entries in the block, too: the rows of a group keep their order."""
+        divided: set[GroupKey] = set()
+        for number in left:
+            payload = small.block.payload(number)
+            envelope = self._envelope(payload)
+            if envelope is None and payload[1:2] == ARROW_KIND:
+                continue
+            body = None if envelope is None else envelope.body
+            if envelope is None or body is None or (self._decide is not None and envelope.meta.key is not None):
+                return [], list(range(len(small)))  # it may be of any group, or holds back those after it
+            maps = body if isinstance(body, list) else [body]
+            divided.update(group_key(envelope.database, envelope.meta.precision, columns) for columns in maps)
+        kept = [run for run in runs if run.key not in divided]
+        if len(kept) < len(runs):
+            is_left = np.ones(len(small), np.bool_)
+            for run in kept:
+                is_left[run.numbers] = False
+            left = np.flatnonzero(is_left).tolist()
+        return kept, left
+
+    def _take(self, timestamp_us: int, payload: bytes | memoryview, origin: int, envelope: Envelope | None) -> None:
         """Take an entry that counts; without its envelope if only the slow road can read it."""
         size = len(payload)
         budget = self._budget
@@ -202,7 +284,7 @@ class BatchTables:
         else:
             self._add_unusual(timestamp_us, payload, origin)
 
-    def _hold(self, timestamp_us: int, payload: bytes | memoryview, origin: object, envelope: Envelope | None) -> None:
+    def _hold(self, timestamp_us: int, payload: bytes | memoryview, origin: int, envelope: Envelope | None) -> None:
         """Keep an entry until there are some to decide on together: their order stays as it is."""
         self._held.append(_Held(key_record(timestamp_us, payload, envelope), timestamp_us, payload, origin, envelope))
         self._held_bytes += len(payload)
@@ -224,7 +306,7 @@ class BatchTables:
                 self._take(timestamp_us, payload, origin, envelope)
             del payload, envelope  # a large one makes room for the next
 
-    def _add_unusual(self, timestamp_us: int, payload: bytes | memoryview, origin: object) -> None:
+    def _add_unusual(self, timestamp_us: int, payload: bytes | memoryview, origin: int) -> None:
         """Take a payload that is not of columns, or that only the slow road can read: Arc's, or one with a bad part."""
         if self._add_arrow(timestamp_us, payload, origin):
             return
@@ -243,7 +325,7 @@ class BatchTables:
             return
         self._add_parts(timestamp_us, parts, origin)
 
-    def _add_arrow(self, timestamp_us: int, payload: bytes | memoryview, origin: object) -> bool:
+    def _add_arrow(self, timestamp_us: int, payload: bytes | memoryview, origin: int) -> bool:
         """Take a payload that is an Arrow IPC stream; return whether it is one that can be read."""
         decoded = decode_arrow(payload)
         if decoded is None:
@@ -259,7 +341,7 @@ class BatchTables:
         self._tables.add_arrow(entry, names)
         return True
 
-    def _add_parts(self, timestamp_us: int, parts: Iterable[bytes], origin: object) -> None:
+    def _add_parts(self, timestamp_us: int, parts: Iterable[bytes], origin: int) -> None:
         """Take the maps of a batch entry one by one."""
         for number, part in enumerate(parts):
             try:
@@ -277,6 +359,7 @@ class BatchTables:
         Raises:
             WriterFailed: the Parquet writer refused rows. The files of other tables are the same next time.
         """
+        self._take_block()
         self._settle()
         self._tables.flush_all()
         self._jobs.wait()

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
-from typing import Final, TypeAlias
+from typing import Final
+
+import numpy as np
 
 from arcpipe.codec.entries import array_length
 from arcpipe.codec.envelope import ColumnMap, encode_entry
@@ -21,8 +23,19 @@ from arcpipe.upload.arrow_entries import ArrowEntry, ArrowGroup
 from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, Group, TableOutput
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
+from arcpipe.upload.runs import Run
 from arcpipe.upload.schema import SchemaRegistry
-from arcpipe.upload.staging import EntryGroup, EntryShape, Misfit, Piece, Staged, entry_payload, whole_piece
+from arcpipe.upload.staging import (
+    EntryGroup,
+    EntryShape,
+    GroupKey,
+    Misfit,
+    Piece,
+    Staged,
+    entry_payload,
+    group_key,
+    whole_piece,
+)
 from arcpipe.upload.table_schema import TableName, TableSchema
 
 # Bytes of memory that an entry, and each column of it, costs besides its values: first staged, then compacted.
@@ -42,8 +55,6 @@ _RESCUED_COLUMN: Final = 16
 _NO_ARRAY: Final = 0xC1  # a marker that MessagePack never uses
 _NO_VIEW: Final = memoryview(b"")
 
-_GroupKey: TypeAlias = tuple[object, ...]
-
 
 class _CollectedTable:
     """The collected entries of one (database, measurement), and their output. There may be 100,000 of these."""
@@ -53,7 +64,7 @@ class _CollectedTable:
     def __init__(self, output: TableOutput) -> None:
         self.output = output
         self.arrow = ArrowGroup()
-        self.groups: dict[_GroupKey, EntryGroup] = {}
+        self.groups: dict[GroupKey, EntryGroup] = {}
         self.names: set[str] = set()
         self.rows = 0
         self.max_rows = 0
@@ -84,7 +95,7 @@ class CollectedTables:
         self._careful = frozenset(careful)
 
         self._tables: dict[TableName, _CollectedTable] = {}
-        self._groups: dict[_GroupKey, tuple[_CollectedTable, EntryGroup]] = {}
+        self._groups: dict[GroupKey, tuple[_CollectedTable, EntryGroup]] = {}
         self._cost = 0
         self._with_files: OrderedDict[_CollectedTable, None] = OrderedDict()
         """The tables with a share of the open files, the one used longest ago first."""
@@ -96,16 +107,15 @@ class CollectedTables:
         columns: ColumnMap,
         size: int,
         timestamp_us: int,
-        origin: object,
+        origin: int,
         part: int,
     ) -> None:
         """Take a columnar map that has `size` bytes and is number `part` of its entry.
 
-        Rows without a time get `timestamp_us`. `origin` is the caller's name of the entry, for dead letters.
+        Rows without a time get `timestamp_us`. `origin` is the caller's number of the entry, for dead letters.
         """
         arrays = columns.columns
-        types = columns.types
-        key = (database, columns.m, precision, columns.tags, types and tuple(types.items()), *arrays)
+        key = group_key(database, precision, columns)
         found = self._groups.get(key)
         for array in arrays.values():  # the first one tells the number of rows
             first = memoryview(array)
@@ -147,6 +157,42 @@ class CollectedTables:
             self._compact(table, group)
         elif self._cost >= budget.collected_bytes:
             self._relieve()
+
+    def add_run(self, run: Run, piece: Piece) -> None:
+        """Take a run, and the piece that its entries are."""
+        width = len(run.shape.index)
+        rows = np.cumsum(run.rows, dtype=np.int64)
+        costs = np.cumsum(
+            np.maximum(run.sizes, DECODED_BYTES * width * run.rows.astype(np.int64))
+            + (_COMPACT_ENTRY + _COMPACT_COLUMN * width)
+        )
+        budget = self._budget
+        start = rows_before = cost_before = 0
+        while start < len(rows):
+            table, group = self._groups.get(run.key) or self._new_group(run.key, run.shape, int(run.rows[start]))
+            room = budget.table_bytes - table.cost
+            if table.rows and costs[start] - cost_before > room:
+                self._flush(table)
+                continue
+            stop = min(
+                int(np.searchsorted(rows, rows_before + table.max_rows - table.rows)) + 1,
+                int(np.searchsorted(costs, cost_before + min(room, budget.collected_bytes - self._cost), "right")),
+                len(rows),
+            )
+            stop = max(stop, start + 1)
+            if group.staged:
+                self._compact(table, group)
+            pieces = len(group.pieces)
+            group.hold(piece.cut(start, stop))
+            cost = int(costs[stop - 1]) - cost_before + (len(group.pieces) - pieces) * (_PIECE + _PIECE_COLUMN * width)
+            table.rows += int(rows[stop - 1]) - rows_before
+            table.cost += cost
+            self._cost += cost
+            start, rows_before, cost_before = stop, int(rows[stop - 1]), int(costs[stop - 1])
+            if table.rows >= table.max_rows:
+                self._flush(table)
+            elif self._cost >= budget.collected_bytes:
+                self._relieve()
 
     def add_arrow(self, entry: ArrowEntry, names: Collection[str]) -> None:
         """Take an entry that is an Arrow IPC stream with columns of these names."""
@@ -199,7 +245,7 @@ class CollectedTables:
         for table in self._tables.values():
             table.output.writers.abort()
 
-    def _count_rows(self, database: str, precision: str | None, columns: ColumnMap, origin: object, part: int) -> int:
+    def _count_rows(self, database: str, precision: str | None, columns: ColumnMap, origin: int, part: int) -> int:
         """Count the rows of any columnar map. One without valid rows becomes a dead letter, and has 0."""
         try:
             return _rows(columns)
@@ -217,7 +263,7 @@ class CollectedTables:
             table = self._tables[name] = _CollectedTable(output)
         return table
 
-    def _new_group(self, key: _GroupKey, shape: EntryShape, rows: int) -> tuple[_CollectedTable, EntryGroup]:
+    def _new_group(self, key: GroupKey, shape: EntryShape, rows: int) -> tuple[_CollectedTable, EntryGroup]:
         table = self._table((shape.database, shape.measurement))
         # Rows without the new columns get nulls there.
         if table.rows and table.rows + rows > self._max_rows(table.names.union(shape.index)):

@@ -334,7 +334,7 @@ class ConversionJobs:
         """Make a dead letter of a piece of one entry."""
         kind = "the Parquet writer refuses it" if isinstance(error, Unwritable) else type(error).__name__
         reason = f"{kind}: {error}"
-        letter = DeadLetter(piece.shape.database, piece.payload(0), piece.origins[0], int(piece.parts[0]), reason)
+        letter = DeadLetter(piece.shape.database, piece.payload(0), int(piece.origins[0]), int(piece.parts[0]), reason)
         self._letters.add(letter)
 
     def _try_to_write(self, output: TableOutput, converted: ConvertedRows) -> None:

@@ -14,7 +14,7 @@ class DeadLetter(NamedTuple):
 
     database: str  # empty where that is not known either
     payload: bytes  # of an entry that holds this and nothing else
-    origin: object  # the caller's name of the entry
+    origin: int  # the caller's number of the entry
     part: int  # the number of the map in its entry: (origin, part) comes once
     reason: str
 

@@ -140,4 +140,4 @@ def _add(context: Context, part: Part, tables: BatchTables) -> None:
             return
         context.block[Uploader.STEPS] += 1
         if entry.offset >= part.start:
-            tables.add(entry.timestamp, entry.payload, None)
+            tables.add(entry.timestamp, entry.payload, 0)

@@ -21,7 +21,7 @@ from arcpipe.storage import MemoryBlob
 from arcpipe.upload import segments
 from arcpipe.upload.batch import Batch
 from arcpipe.upload.batch_findings import BatchFindings
-from arcpipe.upload.batch_reader import END, BatchReader, Origin
+from arcpipe.upload.batch_reader import END, BatchReader
 from arcpipe.upload.collect import BatchTables
 from arcpipe.upload.context import Context
 from arcpipe.upload.dead_letters import DeadLetter
@@ -35,6 +35,7 @@ from arcpipe.upload.table_schema import TableName, TableSchema
 from arcpipe.upload.threads import in_thread
 from arcpipe.wal.findings import Finding
 from arcpipe.wal.reader import ScanReport
+from arcpipe.wal.stretch import Stretch
 
 log = logging.getLogger(__name__)
 
@@ -167,9 +168,12 @@ class Shipment:
         )
         with tables:
             for part in parts:
-                for timestamp, payload, origin in self._reader.entries(part):
-                    tables.add(timestamp, payload, origin)
-                    del payload  # a large one makes room for the next
+                for item, origin in self._reader.items(part):
+                    if isinstance(item, Stretch):
+                        tables.add_stretch(item, item.offsets + origin)
+                    else:
+                        tables.add(item.timestamp, item.payload, origin)
+                    del item  # a large one makes room for the next
             tables.finish()
         self.rows += tables.rows
         context.block[Uploader.ROWS] += tables.rows
@@ -230,8 +234,7 @@ class Shipment:
         self._puts.add_file(Put(record, spool.blob(), spool.close))
 
     def _take_dead_letter(self, letter: DeadLetter) -> None:
-        assert isinstance(letter.origin, Origin)
-        segment, offset = letter.origin
+        segment, offset = self._reader.place(letter.origin)
         stem = segment.partition(".")[0]
         database = encode_database(letter.database or "unknown", self._batch.manifest.hidden)
         # The batch id, because another node may have a segment of the same name.

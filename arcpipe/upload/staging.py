@@ -36,6 +36,15 @@ _SMALL_PIECE: Final = 512  # entries below which a piece is joined with the next
 Sizes: TypeAlias = npt.NDArray[np.uint32]
 
 
+GroupKey: TypeAlias = tuple[object, ...]
+
+
+def group_key(database: str, precision: str | None, columns: ColumnMap) -> GroupKey:
+    """Make the key of the group that a columnar map belongs to."""
+    types = columns.types
+    return (database, columns.m, precision, columns.tags, types and tuple(types.items()), *columns.columns)
+
+
 class EntryShape:
     """The columns, tags, types and precision that the entries of a group share."""
 
@@ -66,7 +75,7 @@ class Piece(NamedTuple):
     shape: EntryShape
     rows: Sizes
     timestamps_us: Ints
-    origins: list[object]  # the caller's name of each WAL entry
+    origins: Ints  # the caller's number of each WAL entry
     parts: npt.NDArray[np.uint64]  # the number of the map in its WAL entry; its first row in the upper 32 bits
     columns: list[EncodedColumn]  # in the order of shape.index
 
@@ -177,7 +186,7 @@ def _cursor(data: Bytes, rows: int) -> _Cursor | _EvenCursor:
 class Misfit(NamedTuple):
     """A columnar map whose columns are not arrays of one length, as the payload of an entry."""
 
-    origin: object
+    origin: int
     part: int
     payload: bytes
     reason: str
@@ -211,7 +220,9 @@ class EntryGroup:
         self._owned, self._old = self._old, len(self.staged)
 
     def hold(self, piece: Piece) -> None:
-        """Take entries that are a piece already."""
+        """Take entries that are a piece already, and come after those that were compacted."""
+        if self.pieces and len(self.pieces[-1].rows) < _SMALL_PIECE:
+            piece = _joined([self.pieces.pop(), piece])
         self.pieces.append(piece)
 
     def compact(self) -> list[Misfit]:
@@ -243,10 +254,8 @@ class EntryGroup:
         if not wrong:
             # Timestamps in the WAL have 64 bits and no checksum.
             times = np.minimum(np.array(timestamps, np.uint64), MAX_TIME_US).astype(np.int64)
-            piece = Piece(self.shape, rows, times, list(origins), np.array(parts, np.uint64), columns)
-            if self.pieces and len(self.pieces[-1].rows) < _SMALL_PIECE:
-                piece = _joined([self.pieces.pop(), piece])
-            self.pieces.append(piece)
+            piece = Piece(self.shape, rows, times, np.array(origins, np.int64), np.array(parts, np.uint64), columns)
+            self.hold(piece)
         return wrong
 
     def take(self) -> tuple[Piece | None, list[Misfit]]:
@@ -268,7 +277,9 @@ def whole_piece(shape: EntryShape, staged: Staged) -> Piece:
         data = np.frombuffer(view[head:], np.uint8)
         columns.append(EncodedColumn(data, np.array([len(data)], np.uint32)))
     times = np.array([min(timestamp, MAX_TIME_US)], np.int64)
-    return Piece(shape, np.array([rows], np.uint32), times, [origin], np.array([part], np.uint64), columns)
+    return Piece(
+        shape, np.array([rows], np.uint32), times, np.array([origin], np.int64), np.array([part], np.uint64), columns
+    )
 
 
 def entry_payload(shape: EntryShape, raws: list[msgspec.Raw]) -> bytes:
@@ -294,7 +305,7 @@ def _joined(pieces: list[Piece]) -> Piece:
         pieces[0].shape,
         np.concatenate([piece.rows for piece in pieces]),
         np.concatenate([piece.timestamps_us for piece in pieces]),
-        [origin for piece in pieces for origin in piece.origins],
+        np.concatenate([piece.origins for piece in pieces]),
         np.concatenate([piece.parts for piece in pieces]),
         columns,
     )

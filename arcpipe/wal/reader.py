@@ -5,7 +5,7 @@
     scan.report.verdict             # `arcpipe.wal.verdict` says what follows from it
 
 Modules: `source` reads the file, `life` tells the segment's entries from stale ones, `walk` goes from entry to entry,
-`salvage` finds the next one after damage, `timestamps` and `verdict` judge.
+`stretch` takes many small ones at once, `salvage` finds the next one after damage, `timestamps` and `verdict` judge.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,7 +31,7 @@ from arcpipe.wal.life import has_entries, settle
 from arcpipe.wal.records import IDEMPOTENCY_KEY
 from arcpipe.wal.report import Damage, Entry, ScanReport, judge
 from arcpipe.wal.source import SegmentSource
-from arcpipe.wal.walk import walk
+from arcpipe.wal.walk import walk, walk_by_stretches
 
 __all__ = [
     "Damage",
@@ -43,6 +43,9 @@ __all__ = [
     "first_timestamp",
     "records_of",
 ]
+
+if TYPE_CHECKING:
+    from arcpipe.wal.stretch import Stretch
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +92,17 @@ class SegmentScan:
             raise NotAWAL(f"{self.path}: {self._header_problem}")
 
     def __iter__(self) -> Iterator[Entry]:
+        return walk(self._source, settle(self._source), self._begin(), self._finish)
+
+    def by_stretches(self) -> Iterator[Entry | Stretch]:
+        """Yield what iterating does, in the same order; small entries as stretches where it can."""
+        return walk_by_stretches(self._source, settle(self._source), self._begin(), self._finish)
+
+    def _begin(self) -> ScanReport:
         report = self.report = ScanReport(self._source.size)
         if self._header_problem is not None:
             report.damage.append(Damage(0, min(FILE_HEADER_SIZE, report.size), self._header_problem))
-        return walk(self._source, settle(self._source), report, self._finish)
+        return report
 
     def _finish(self) -> None:
         report = self.report

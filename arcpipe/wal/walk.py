@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 from arcpipe.codec.envelope import ENVELOPE_END, ENVELOPE_MARK, ENVELOPE_START
 from arcpipe.wal.format import (
@@ -30,11 +30,17 @@ from arcpipe.wal.salvage import BorderSalvager, IdentitySalvager, Salvager
 from arcpipe.wal.source import WINDOW_BYTES, Header, SearchEffort, SegmentSource
 from arcpipe.wal.timestamps import JUMP_US, LATEST_US, Culprit, judge
 
+if TYPE_CHECKING:
+    from arcpipe.wal.stretch import Stretch, StretchFinder
+
 # The second bytes of envelopes that mark a segment's start or end.
 _MARKER_KINDS: Final = (ENVELOPE_START[1], ENVELOPE_END[1])
 _LEAST_ENTRY_BYTES: Final = ENTRY_HEADER_SIZE + 2
 # Envelope fronts that are kept for the fast loop. A segment with more databases than this is read a little slower.
 _KNOWN_FRONTS: Final = 1024
+
+_BETWEEN_STRETCHES: Final = 256  # entries that are taken one by one before a stretch is looked for again
+_NO_BOUND: Final = 1 << 62
 
 _GAVE_UP: Final = "the search for entries was given up"
 
@@ -50,13 +56,30 @@ def walk(source: SegmentSource, life: SegmentLife, report: ScanReport, at_end: C
     Raises:
         OSError: a read failed.
     """
+    _begin(life, report)
+    if life.identity:
+        entries: Iterator[Any] = _IdentityWalk(source, life, report).entries(at_end)
+        return entries
+    return _BorderWalk(source, life, report).entries(at_end)
+
+
+def walk_by_stretches(
+    source: SegmentSource, life: SegmentLife, report: ScanReport, at_end: Callable[[], None]
+) -> Iterator[Entry | Stretch]:
+    """Do as `walk`, and yield small entries as stretches where it can."""
+    from arcpipe.wal.stretch import StretchFinder  # it needs numpy, which other readers do not wait for
+
+    _begin(life, report)
+    if life.identity:
+        return _IdentityWalk(source, life, report).entries(at_end, StretchFinder())
+    return _BorderWalk(source, life, report).entries(at_end)
+
+
+def _begin(life: SegmentLife, report: ScanReport) -> None:
     report.start = life.start
     report.identity = life.identity
     report.end_offset = life.offset
     report.last_timestamp = life.start.created if life.start is not None else 0
-    if life.identity:
-        return _IdentityWalk(source, life, report).entries(at_end)
-    return _BorderWalk(source, life, report).entries(at_end)
 
 
 def _front_at(window: memoryview, begin: int) -> bytes:
@@ -167,12 +190,16 @@ class _IdentityWalk(_Walk):
         self._unpack: _Unpack = ENTRY_HEADER.unpack_from
         self._fronts: dict[bytes, _Unpack] = {}
 
-    def entries(self, at_end: Callable[[], None]) -> Iterator[Entry]:
+    def entries(self, at_end: Callable[[], None], finder: StretchFinder | None = None) -> Iterator[Entry | Stretch]:
+        """Yield the entries; small ones as stretches if there is a finder of these."""
         self._check_start()
+        most = _NO_BOUND if finder is None else _BETWEEN_STRETCHES
         report, source = self._report, self._source
         checksum, make, latest, fronts = crc32, Entry._make, LATEST_US, self._fronts
         offset = report.end_offset
         while offset >= 0:
+            if finder is not None:
+                offset = yield from self._stretches(offset, finder)
             window, base = source.window, source.start
             position, last, count = offset - base, self._before, 0
             front, unpack = self._front, self._unpack
@@ -180,7 +207,7 @@ class _IdentityWalk(_Walk):
             limit = len(window) - ENTRY_HEADER_SIZE - len(front)
             if front and 0 <= position <= limit:
                 following = unpack(window, position)
-                while True:
+                while count < most:
                     length, timestamp, crc, found = following
                     begin = position + ENTRY_HEADER_SIZE
                     end = begin + length
@@ -215,6 +242,20 @@ class _IdentityWalk(_Walk):
                 yield entry
                 del entry  # as above
         at_end()
+
+    def _stretches(self, offset: int, finder: StretchFinder) -> Generator[Stretch, None, int]:
+        """Yield the stretches in the window from an offset on; return the offset after them."""
+        source, report = self._source, self._report
+        while self._fronts and (
+            stretch := finder.find(source.window, source.start, offset, self._fronts, self._before)
+        ):
+            offset = report.end_offset = stretch.offset + int(stretch.ends[-1])
+            report.entries += len(stretch.ends)
+            self._before = int(stretch.timestamps[-1])
+            report.last_timestamp = max(report.last_timestamp, self._before)
+            yield stretch
+            del stretch  # it holds the window
+        return offset
 
     def _check_start(self) -> None:
         start = self._life.start

@@ -28,7 +28,7 @@ from arcpipe.wal import recovery as recovery_module
 from arcpipe.wal import report as report_module
 from arcpipe.wal.background_sync import BackgroundSync
 from arcpipe.wal.directory import WALDirectory, parse_filename
-from arcpipe.wal.reader import Entry, SegmentScan
+from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.salvage import IdentitySalvager
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import WALWriter
@@ -137,16 +137,21 @@ def test_it_is_caught_if_a_read_error_is_taken_for_zeros(monkeypatch: pytest.Mon
     assert "acknowledged and lost" in violation_of(check)
 
 
-def test_it_is_caught_if_a_read_error_is_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    walk = SegmentScan.__iter__
+def to_the_first_error(walk: Callable[[SegmentScan], Iterator[Any]]) -> Callable[[SegmentScan], Iterator[Any]]:
+    """Make a way to read a segment end at the first error."""
 
-    def to_the_first_error(self: SegmentScan) -> Iterator[Entry]:
+    def walked(self: SegmentScan) -> Iterator[Any]:
         try:
             yield from walk(self)
         except OSError:
             self._finish()
 
-    monkeypatch.setattr(SegmentScan, "__iter__", to_the_first_error)
+    return walked
+
+
+def test_it_is_caught_if_a_read_error_is_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("__iter__", "by_stretches"):
+        monkeypatch.setattr(SegmentScan, name, to_the_first_error(getattr(SegmentScan, name)))
     assert violation_of(with_failing_reads(1, 2, 3, 5, 9)) != ""
 
 

@@ -42,8 +42,8 @@ _IS_BYTE: Final[Mask] = VALUE_SIZE == 1
 _SIZE8: Final[Ints] = np.array(
     [2 + (layout.kind == EXTENSION) if layout.length_bytes == 1 else 0 for layout in LAYOUT], np.int64
 )
-_SIZE_OR_8: Final = VALUE_SIZE + _SIZE8
-_HAS_8: Final[Ints] = (_SIZE8 > 0).astype(np.int64)
+SIZE_OR_8: Final = VALUE_SIZE + _SIZE8
+HAS_8: Final[Ints] = (_SIZE8 > 0).astype(np.int64)
 
 # Values whose skipping one by one costs as much as one step of the lockstep walk.
 _STEP_WORTH: Final = 100
@@ -109,7 +109,7 @@ def _find_starts(array: Bytes, count: int, chunk_sizes: Ints, chunk_counts: Ints
     elif longest * _STEP_WORTH <= count:
         starts = _walk(array, count, chunk_sizes, chunk_counts, VALUE_SIZE, None)
         if starts is None:
-            starts = _walk(array, count, chunk_sizes, chunk_counts, _SIZE_OR_8, _HAS_8)
+            starts = _walk(array, count, chunk_sizes, chunk_counts, SIZE_OR_8, HAS_8)
     return _skip(array, count, chunk_sizes, chunk_counts) if starts is None else starts
 
 

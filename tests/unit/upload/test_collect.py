@@ -717,7 +717,7 @@ def test_rows_of_a_small_table_that_grows_keep_their_order(
         bundle_job(*args)
 
     monkeypatch.setattr(ConversionJobs, "_bundle_job", slow)
-    budget = Budget(collected_bytes=100_000)
+    budget = Budget(collected_bytes=100_000, block_entries=1)  # in a block, the table would be large at once
     grows = [columnar({"time": [NOW_US + n] * 30, "v": [n] * 30}, "grows") for n in range(200)]
     others = [columnar({"time": [NOW_US], "v": [0]}, f"m{n}") for n in range(100)]
     result = convert([*grows[:10], *others, *grows[10:]], budget=budget, row_group_rows=1_000)
