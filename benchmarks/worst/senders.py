@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from benchmarks.load.telemetry import LogsBody, PointsBody, SeriesBody, SpansBody
 from benchmarks.system.server import Server
@@ -25,7 +26,13 @@ from benchmarks.worst.attacks import request
 from benchmarks.worst.held import resident_bytes
 
 COMMAND: Final = (sys.executable, "-m", "benchmarks.worst.senders")
-KINDS: Final = {"series": SeriesBody, "logs": LogsBody, "spans": SpansBody, "points": PointsBody}
+_Body: TypeAlias = SeriesBody | LogsBody | SpansBody | PointsBody
+KINDS: Final[dict[str, Callable[[int, random.Random], _Body]]] = {
+    "series": SeriesBody,
+    "logs": LogsBody,
+    "spans": SpansBody,
+    "points": PointsBody,
+}
 _LOOK_SECONDS: Final = 0.02
 _REST_SECONDS: Final = 3.5
 
