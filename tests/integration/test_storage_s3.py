@@ -97,6 +97,21 @@ class TestAgainstARealServer:
         using(store, work)
         assert s3.read("lake/arc/a") == b"latter"
 
+    def test_of_puts_of_a_new_object_at_once_one_wins(self, s3: S3Bucket, store: S3Store) -> None:
+        """Commits of several nodes to one Delta table rest on it."""
+
+        async def work(store: S3Store) -> dict[str, list[bool]]:
+            return {
+                key: await asyncio.gather(*(store.put_new(key, MemoryBlob(b"%d" % number)) for number in range(6)))
+                for key in map(str, range(25))
+            }
+
+        won = using(store, work)
+        assert {key: s3.read(f"lake/arc/{key}") for key in won} == {
+            key: b"%d" % answers.index(True) for key, answers in won.items()
+        }
+        assert [sum(answers) for answers in won.values()] == [1] * len(won)
+
     def test_put_streams_a_blob_that_lives_in_a_file(self, s3: S3Bucket, store: S3Store, tmp_path: Path) -> None:
         path = tmp_path / "spool"
         path.write_bytes(os.urandom(3_000_001))

@@ -25,12 +25,23 @@ import pytest
 from botocore.config import Config
 
 # The server asks the kernel to end with its parent, so that not even a pytest that is killed leaves it behind.
+# Of two puts on one condition S3 lets one win. Moto looks and then writes, so each such request has to have its turn.
 _MOTO = """
-import ctypes, os, signal, sys
+import ctypes, functools, os, signal, sys, threading
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 if os.getppid() != int(sys.argv[1]):
     sys.exit("the parent is gone already")
+from moto.s3.responses import S3Response
 from moto.server import main
+turn = threading.RLock()
+def in_turn(method):
+    @functools.wraps(method)
+    def call(*arguments, **options):
+        with turn:
+            return method(*arguments, **options)
+    return call
+for name in ("_key_response_put", "_key_response_post", "_key_response_delete"):
+    setattr(S3Response, name, in_turn(getattr(S3Response, name)))
 main(["-H", "127.0.0.1", "-p", "0"])
 """
 _START_SECONDS = 60
