@@ -171,7 +171,8 @@ def test_a_restored_copy_of_the_wal_directory_stops_loudly(
         wait_until(lambda: "tables_stopped" in issues(server), "the issue")
         reason = "was restored from an old copy" if with_catalogue else "never issued"
         assert reason in issues(server)["tables_stopped"]
-        assert re.search(f"nothing is committed to tables: table .* {reason}", server.log)
+        said = f"nothing is committed to tables: table .* {reason}"
+        wait_until(lambda: re.search(said, server.log), "the log line, which may come after the issue")
         wait_until(lambda: len(lake_files(server.lake)) == 3, "the upload goes on")
         if with_catalogue:
             return
