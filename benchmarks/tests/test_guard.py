@@ -27,6 +27,7 @@ from benchmarks.guard.baseline import (
 )
 from benchmarks.system.children import ROOT
 from benchmarks.system.machine import Machine, describe, is_in_memory
+from tests.support.sets import long
 
 HERE = describe(None)
 ELSEWHERE = msgspec.structs.replace(HERE, cpu="another processor")
@@ -108,7 +109,7 @@ def test_the_committed_baseline_has_every_case() -> None:
     assert [case.case for case in known.cases] == list(command.CASE_NAMES)
 
 
-@pytest.mark.slow
+@long
 @pytest.mark.skipif(is_in_memory(ROOT), reason="the harness measures nothing in memory")
 def test_a_real_run_tells_the_part_that_is_slower(tmp_path: Path) -> None:
     """Of a part far below its bound and one far above it, the run tells both apart, and fails."""
