@@ -127,6 +127,7 @@ class Edge:
         disk: Disk | None = None,
         *,
         budget: TimeBudget = ALL_THE_TIME,
+        wal_enabled: bool = True,
         **server: Any,
     ) -> None:
         """Make a worker in this process.
@@ -135,6 +136,7 @@ class Edge:
             directory: of its WAL; a temporary one by default.
             disk: what the WAL does its system calls with.
             budget: ends turns; by default they take all the time that they need.
+            wal_enabled: the setting.
             server: settings of the section.
         """
         self._own = tempfile.TemporaryDirectory() if directory is None else None
@@ -142,7 +144,7 @@ class Edge:
         assert base is not None
         settings = Settings(
             server=Server(workers=1, **server),
-            wal=WAL(dir=str(base / "wal"), sync_mode="async", min_free_mb=0, max_size_mb=4),
+            wal=WAL(enabled=wal_enabled, dir=str(base / "wal"), sync_mode="async", min_free_mb=0, max_size_mb=4),
             storage=Storage(url=f"file://{base / 'lake'}"),
         )
         self.loop = asyncio.new_event_loop()

@@ -256,7 +256,8 @@ class Connection(asyncio.Protocol):
         if not waiting and self.state == ANSWER:
             self.state = IDLE
             self.since = self._context.now
-            if self.paused & WAL_BEHIND:  # all its requests are answered: it may write again
+            # All its requests are answered: it may write again, unless the disk has not got them.
+            if self.paused & WAL_BEHIND and not self._context.limits.writes_behind:
                 self.resume_reading(WAL_BEHIND)
         parser = self.parser
         if parser.awaits_go_ahead:

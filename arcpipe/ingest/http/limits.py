@@ -32,6 +32,7 @@ class Limits(Struct, frozen=True):
     max_turned_away: int  # connections above the limit that get an answer, and time to read it
     max_pipelined: int
     max_pending: int
+    writes_behind: bool  # what is answered may still be pending: `wal.enabled = false`
     max_arriving: int
     max_kept: int
     header_timeout: float
@@ -60,6 +61,7 @@ class Limits(Struct, frozen=True):
             max_turned_away=room.turned_away,
             max_pipelined=server.max_pipelined,
             max_pending=half if settings.wal.enabled else min(half, MAX_UNWRITTEN),
+            writes_behind=not settings.wal.enabled,
             max_arriving=half,
             max_kept=max(half // 8, READ_BYTES),
             header_timeout=server.header_timeout_seconds,

@@ -57,6 +57,28 @@ def feed(peer: Peer, data: bytes, read_size: int = 1 << 16) -> int:
     return min(at, len(data))
 
 
+def test_clients_wait_for_the_disk_although_they_are_answered_before_it(tmp_path: Path) -> None:
+    """With the WAL disabled. They would be refused soon, while whoever waits is not."""
+    disk = FaultyDisk()
+    may_write = threading.Event()
+    disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+    with Edge(tmp_path, disk, wal_enabled=False, max_body_mb=1, max_inflight_mb=1) as edge:
+        peers = [edge.connect() for _ in range(4)]
+        fed = 0
+        for peer in peers * 20:
+            fed += peer.feed(large(50_000))
+            edge.turn()
+        assert not any(peer.transport.reads for peer in peers)
+        assert [status for peer in peers for status in peer.statuses] == [202] * fed
+        assert MB // 2 < edge.commit.pending_bytes < MB
+        may_write.set()
+        edge.settle()
+        for _ in peers:  # each has its turn
+            edge.turn()
+        assert all(peer.transport.reads for peer in peers)
+        assert peers[0].feed(WRITE)
+
+
 # Pipelining
 
 
