@@ -61,8 +61,8 @@ def test_clients_wait_for_the_disk_although_they_are_answered_before_it(tmp_path
     """With the WAL disabled. They would be refused soon, while whoever waits is not."""
     disk = FaultyDisk()
     may_write = threading.Event()
-    disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
     with Edge(tmp_path, disk, wal_enabled=False, max_body_mb=1, max_inflight_mb=1) as edge:
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
         peers = [edge.connect() for _ in range(4)]
         fed = 0
         for peer in peers * 20:
