@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS: Final = 0.25
 # Bytes. A group of this size takes no more entries: its requests need not wait for a still larger write.
 GROUP_BYTES: Final = 4 * MB
-# Bytes. With `wal.enabled = false`, this much is buffered in memory before it is written. With 4 MB a body is no longer in
-# the processor's cache by then, and costs a worker a quarter more (benchmarks/NOTES.md).
+# Bytes. With `wal.enabled = false`, this much is buffered in memory before it is written. With 4 MB a body is no longer
+# in the processor's cache by then, and costs a worker a quarter more (benchmarks/NOTES.md).
 WRITE_BUFFER_BYTES: Final = 1 * MB
 # Bytes. With `wal.enabled = false`, at most this much is buffered while writes fail: a short outage of the disk costs
 # nothing, and a long one this much memory. Half of the bytes that may wait for a disk that is only slow.
