@@ -23,17 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arcpipe.allocator import keep_freed_memory
-from arcpipe.config.settings import Parquet
-from arcpipe.lake.spool import Spool
-from arcpipe.upload.collect import BatchTables
-from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.uploader import KEPT_MEMORY_BYTES
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.format import crc32, envelope_prefix
 from arcpipe.wal.reader import SegmentScan
 from arcpipe.wal.writer import WALOptions, WALWriter
 from benchmarks.guard.baseline import Pair
-from benchmarks.micro.convert import START_US, read_entries, write_entries
+from benchmarks.micro.convert import START_US, convert, read_entries, write_entries
 from benchmarks.suites.device import BareWAL
 
 DISK: Final = "bare disk loop"
@@ -168,33 +164,11 @@ def _conversion(kind: str, rows: int) -> Callable[[Path], tuple[Piece, Piece]]:
         payloads = [bytes(payload) for payload in read_entries(path)]
         table = _table(_ENCODED_ROWS)
         return (
-            lambda: _cpu_us(lambda: _convert(payloads, directory), rows / 1000),
+            lambda: _cpu_us(lambda: convert(payloads, threads=1, directory=directory), rows / 1000),
             lambda: _cpu_us(lambda: _encode(table), _ENCODED_ROWS / 1000),
         )
 
     return make
-
-
-def _convert(payloads: list[bytes], directory: Path) -> None:
-    def on_file(_key: str, blob: Spool, _rows: object) -> None:
-        blob.close()
-
-    with (
-        tempfile.TemporaryDirectory(dir=directory) as spool,
-        BatchTables(
-            "guard",
-            "arc",
-            Parquet(),
-            SchemaRegistry.load(Path(spool) / "schema.json"),
-            threads=1,
-            spool=spool,
-            on_file=on_file,
-            on_dead_letter=lambda letter: sys.exit(letter.reason),
-        ) as tables,
-    ):
-        for number, payload in enumerate(payloads):
-            tables.add(START_US + number, payload, number)
-        tables.finish()
 
 
 def _table(rows: int) -> pa.Table:

@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -135,21 +135,32 @@ def read_entries(path: Path) -> Iterator[memoryview]:
             left = bytes(view[at:])
 
 
-def measure(path: Path, threads: int) -> dict[str, Any]:
-    """Convert a file of entries in this process."""
-    logging.disable(logging.WARNING)
-    keep_freed_memory(KEPT_MEMORY_BYTES)
+class Converted(NamedTuple):
+    """What entries became."""
+
+    entries: int
+    rows: int
+    file_bytes: list[int]  # of each file
+
+
+def convert(
+    payloads: Iterable[bytes | memoryview], threads: int, first_us: int = START_US, directory: Path | None = None
+) -> Converted:
+    """Make entries Parquet in this process, and drop the files.
+
+    Args:
+        first_us: the timestamp of the first entry; each further one is 1 µs later.
+        directory: where the spool is made; the system's directory for such things by default.
+    """
     sizes: list[int] = []
+    entries = 0
 
     def on_file(key: str, blob: Spool, rows: Rows) -> None:
         sizes.append(blob.size)
         blob.close()
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    started, cpu_started = time.perf_counter(), time.process_time()
-    entries = 0
     with (
-        tempfile.TemporaryDirectory() as spool,
+        tempfile.TemporaryDirectory(dir=directory) as spool,
         BatchTables(
             "bench",
             "arc",
@@ -161,18 +172,28 @@ def measure(path: Path, threads: int) -> dict[str, Any]:
             on_dead_letter=lambda letter: sys.exit(letter.reason),
         ) as tables,
     ):
-        for payload in read_entries(path):
-            tables.add(START_US + entries, payload, entries)
+        for payload in payloads:
+            tables.add(first_us + entries, payload, entries)
             entries += 1
         tables.finish()
+    return Converted(entries, tables.rows, sizes)
+
+
+def measure(path: Path, threads: int) -> dict[str, Any]:
+    """Convert a file of entries in this process."""
+    logging.disable(logging.WARNING)
+    keep_freed_memory(KEPT_MEMORY_BYTES)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    started, cpu_started = time.perf_counter(), time.process_time()
+    entries, rows, sizes = convert(read_entries(path), threads)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
     return {
-        "rows/s": f"{tables.rows / seconds / 1e6:.2f}M",
+        "rows/s": f"{rows / seconds / 1e6:.2f}M",
         "entries/s": f"{entries / seconds / 1e3:.1f}k",
-        "CPU s/M rows": f"{cpu / tables.rows * 1e6:.3f}",
+        "CPU s/M rows": f"{cpu / rows * 1e6:.3f}",
         "peak RSS MB": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} ({before:.0f} before)",
         "files": len(sizes),
-        "bytes/row": f"{sum(sizes) / tables.rows:.1f}",
+        "bytes/row": f"{sum(sizes) / rows:.1f}",
     }
 
 

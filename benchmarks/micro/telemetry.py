@@ -14,11 +14,8 @@ import argparse
 import logging
 import random
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -28,14 +25,10 @@ from arcpipe.codec.collected import ARROW_ROWS
 from arcpipe.codec.otlp import body as otlp
 from arcpipe.codec.remote_write import body as remote_write
 from arcpipe.codec.snappy import decode_block
-from arcpipe.config.settings import Parquet
-from arcpipe.lake.parquet_file import Rows
-from arcpipe.lake.spool import Spool
 from arcpipe.units import MB
-from arcpipe.upload.collect import BatchTables
-from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.uploader import KEPT_MEMORY_BYTES
 from benchmarks.load.telemetry import LogsBody, PointsBody, SeriesBody, SpansBody
+from benchmarks.micro.convert import convert as convert_entries
 
 _NOW_US: Final = 1_800_000_000_000_000
 _MOST_BYTES: Final = 100 * MB
@@ -68,29 +61,8 @@ CASES: Final = {
 
 def convert(payloads: list[bytes]) -> tuple[int, int]:
     """Make entries Parquet; return the rows, and the bytes of the files."""
-    sizes: list[int] = []
-
-    def on_file(key: str, blob: Spool, rows: Rows) -> None:
-        sizes.append(blob.size)
-        blob.close()
-
-    with (
-        tempfile.TemporaryDirectory() as spool,
-        BatchTables(
-            "bench",
-            "arc",
-            Parquet(),
-            SchemaRegistry.load(Path(spool) / "schema.json"),
-            threads=2,
-            spool=spool,
-            on_file=on_file,
-            on_dead_letter=lambda letter: sys.exit(letter.reason),
-        ) as tables,
-    ):
-        for number, payload in enumerate(payloads):
-            tables.add(_NOW_US + number, memoryview(payload), number)
-        tables.finish()
-    return tables.rows, sum(sizes)
+    converted = convert_entries(map(memoryview, payloads), threads=2, first_us=_NOW_US)
+    return converted.rows, sum(converted.file_bytes)
 
 
 class _Round(NamedTuple):
