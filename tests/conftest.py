@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.support.browser",
     "tests.support.clouds",
     "tests.support.s3faults",
+    "tests.support.s3proxy",
     "tests.support.s3server",
     "tests.support.shared_server",
 ]

@@ -66,14 +66,18 @@ def assert_metrics(server: Server, database: str) -> None:
     assert (json.loads(seconds["BucketCounts"]), json.loads(seconds["ExplicitBounds"])) == ([1, 1, 1], [0.1, 1.0])
 
 
+def assert_all_signals(server: Server, database: str) -> None:
+    assert_spans(server, database)
+    assert_logs(server, database)
+    assert_metrics(server, database)
+
+
 @needs("otel-sdk")
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_the_sdk_for_go_writes_all_signals(server: Server, compression: str) -> None:
     database = f"go-{compression}"
     run_sdk("go", server.url, database, compression)
-    assert_spans(server, database)
-    assert_logs(server, database)
-    assert_metrics(server, database)
+    assert_all_signals(server, database)
     sizes = point_of(server, database, "exponential_histogram", "sizes")
     assert (sizes["Count"], sum(json.loads(sizes["PositiveBucketCounts"]))) == (3, 3)
 
@@ -83,9 +87,7 @@ def test_the_sdk_for_go_writes_all_signals(server: Server, compression: str) -> 
 def test_the_sdk_for_java_writes_all_signals(server: Server, compression: str) -> None:
     database = f"java-{compression}"
     run_sdk("java", server.url, database, compression)
-    assert_spans(server, database)
-    assert_logs(server, database)
-    assert_metrics(server, database)
+    assert_all_signals(server, database)
 
 
 @needs("otel-collector", "otel-sdk")
@@ -95,9 +97,7 @@ def test_the_collector_passes_all_signals_on(server: Server, tmp_path: Path, enc
     database = f"collector-{encoding}-{compression}"
     with collector(tmp_path, server.url, database, encoding, compression) as url:
         run_sdk("go", url, "not-used", "none")
-        assert_spans(server, database)
-        assert_logs(server, database)
-        assert_metrics(server, database)
+        assert_all_signals(server, database)
 
 
 @needs("otel-collector", "otel-sdk")

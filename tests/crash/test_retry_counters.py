@@ -30,12 +30,6 @@ def uploaders() -> Iterator[Uploaders]:
 
 
 @pytest.fixture
-def proxy(s3: S3Bucket) -> Iterator[FaultyProxy]:
-    with FaultyProxy(s3.endpoint_url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def wal(tmp_path: Path) -> Path:
     """A log directory with one completed segment."""
     writer = WALWriter(str(tmp_path / "wal"), 1)

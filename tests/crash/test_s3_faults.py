@@ -9,7 +9,6 @@ import os
 import random
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +39,6 @@ V2 = "/write/v2/msgpack"
 CATCH_UP_SECONDS = 60.0
 
 pytestmark = pytest.mark.timeout(900 if STRIKES > 2 else 600)
-
-
-@pytest.fixture
-def proxy(s3: S3Bucket) -> Iterator[FaultyProxy]:
-    with FaultyProxy(s3.endpoint_url) as proxy:
-        yield proxy
 
 
 def settings_of(s3: S3Bucket, endpoint_url: str) -> dict[str, object]:

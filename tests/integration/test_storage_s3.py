@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -688,11 +688,6 @@ class TestUploadsInPartsThroughAFaultyNetwork:
     """A real server behind a proxy that goes wrong once."""
 
     @pytest.fixture
-    def proxy(self, s3: S3Bucket) -> Iterator[FaultyProxy]:
-        with FaultyProxy(s3.endpoint_url) as proxy:
-            yield proxy
-
-    @pytest.fixture
     def store(self, s3: S3Bucket, proxy: FaultyProxy) -> S3Store:
         return S3Store(s3.bucket, "lake", replace(options(s3), endpoint_url=proxy.url), **MULTIPART)
 
@@ -840,11 +835,6 @@ LISTS = r"^GET /[^/?]+/?\?|^HEAD /[^/?]+$"
 
 
 class TestARoleThatLacksAPermission:
-    @pytest.fixture
-    def proxy(self, s3: S3Bucket) -> Iterator[FaultyProxy]:
-        with FaultyProxy(s3.endpoint_url) as proxy:
-            yield proxy
-
     @pytest.fixture
     def store(self, s3: S3Bucket, proxy: FaultyProxy) -> S3Store:
         return S3Store(s3.bucket, "lake", replace(options(s3), endpoint_url=proxy.url), **MULTIPART)

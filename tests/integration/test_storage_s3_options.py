@@ -106,11 +106,6 @@ class TestWebIdentity:
     """`AWS_ROLE_ARN` and `AWS_WEB_IDENTITY_TOKEN_FILE`, as Kubernetes gives them to a pod."""
 
     @pytest.fixture
-    def proxy(self, s3: S3Bucket) -> Iterator[FaultyProxy]:
-        with FaultyProxy(s3.endpoint_url) as proxy:
-            yield proxy
-
-    @pytest.fixture
     def service(self, s3: S3Bucket, proxy: FaultyProxy) -> Iterator[TokenService]:
         def newest_only(token: str) -> None:
             proxy.session_token = token

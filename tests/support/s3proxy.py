@@ -16,10 +16,14 @@ import socket
 import struct
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.s3server import S3Bucket
 
 T = TypeVar("T")
 
@@ -362,3 +366,10 @@ def _reset(writer: asyncio.StreamWriter) -> _Ended:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
     return _Ended()
+
+
+@pytest.fixture
+def proxy(s3: S3Bucket) -> Iterator[FaultyProxy]:
+    """Stand between a test and the S3 server of its bucket."""
+    with FaultyProxy(s3.endpoint_url) as proxy:
+        yield proxy

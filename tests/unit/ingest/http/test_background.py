@@ -98,18 +98,24 @@ def test_many_connections_of_one_address_do_not_hold_up_another_address() -> Non
     assert asyncio.run(run()).index("one") <= 3
 
 
+def until(event: threading.Event) -> Callable[[Check], None]:
+    """Return work that asks to be interrupted until something has happened."""
+
+    def work(check: Check) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not event.is_set():
+            assert time.monotonic() < deadline, "it was not interrupted"
+            check()
+
+    return work
+
+
 def test_a_long_piece_is_interrupted_for_one_whose_turn_has_come() -> None:
     async def run() -> tuple[list[str], list[str]]:
         thread = Thread(interrupts=True)
         short_is_done = threading.Event()
 
-        def long_work(check: Check) -> None:
-            deadline = time.monotonic() + SECONDS
-            while not short_is_done.is_set():
-                assert time.monotonic() < deadline, "it was not interrupted"
-                check()
-
-        thread.add(Sender("long"), 1 << 20, long_work)
+        thread.add(Sender("long"), 1 << 20, until(short_is_done))
         thread.add(Sender("short"), 1000, lambda _: short_is_done.set())
         await thread.settle()
         assert thread.errors == []
@@ -128,13 +134,7 @@ def test_a_long_piece_waits_for_another_and_a_far_smaller_one_does_not(size: int
         thread = Thread(interrupts=True, patience=SECONDS)
         short_is_done = threading.Event()
 
-        def long_work(check: Check) -> None:
-            deadline = time.monotonic() + SECONDS
-            while not short_is_done.is_set():
-                assert time.monotonic() < deadline, "it was not interrupted"
-                check()
-
-        thread.add(Sender("long"), 1 << 20, long_work)
+        thread.add(Sender("long"), 1 << 20, until(short_is_done))
         thread.add(Sender("other"), 1 << 20)
         thread.may_begin.set()
         await asyncio.sleep(0.1)  # by then the turn of the other has come
@@ -197,14 +197,8 @@ def test_long_pieces_of_many_clients_leave_a_place_for_a_short_one() -> None:
         thread = Thread(interrupts=True)
         short_is_done = threading.Event()
 
-        def long_work(check: Check) -> None:
-            deadline = time.monotonic() + SECONDS
-            while not short_is_done.is_set():
-                assert time.monotonic() < deadline, "it was not interrupted"
-                check()
-
         for number in range(100):
-            thread.add(Sender(f"long {number}"), 1 << 20, long_work)
+            thread.add(Sender(f"long {number}"), 1 << 20, until(short_is_done))
         thread.may_begin.set()
         while len(thread.begun) < _MOST_INTERRUPTED:  # noqa: ASYNC110 - a test
             await asyncio.sleep(0.001)
