@@ -142,7 +142,7 @@ def read_baseline(path: Path) -> Baseline:
     """Read a baseline.
 
     Raises:
-        GuardFailed: There is none, or it is not one.
+        GuardFailed: the file is missing, or it holds no baseline.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Baseline)

@@ -28,7 +28,7 @@ from arcpipe.codec.line_protocol.shapes import BOOL, FLOAT, INTEGER, NONE, TEXT,
 
 MIN_SINGLES: Final = 24
 """Lines from which on this pays."""
-_LEAST_SHARE: Final = 16  # of the lines of a piece one in so many, because all of its values are looked at
+_LEAST_SHARE: Final = 16  # one line in 16 of a piece: the search looks at all of its values
 
 _LINES_BETWEEN_CHECKS: Final = 63  # a mask: `check` is called once per 64 lines, or 0.5 ms
 _MOST_SINGLES: Final = (

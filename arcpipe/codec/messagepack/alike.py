@@ -27,7 +27,7 @@ _Ints = npt.NDArray[np.int64]
 FEWEST_ROWS: Final = 150
 """Rows from which on this pays: some 80 µs go to the template and the calls, whatever the number of rows."""
 LEAST_BYTES: Final = 8 * FEWEST_ROWS
-"""Bytes that so many rows have at least."""
+"""Fewest bytes of FEWEST_ROWS rows."""
 
 _LONGEST_ROW: Final = 4 * KB  # a template's bytes: the rows of longer ones are few
 _MORE_STARTS: Final = 16  # places that look like the start of a row, besides as many as there are rows
@@ -58,12 +58,12 @@ class _Run(NamedTuple):
     bytes: _Bytes
     mask: _Bytes  # 255 where all rows have the byte of the template, 0 where a value is
     values: list[tuple[int, int, int]]  # number of the column, where its value begins, and where it ends
-    last: int  # the number of the column whose value is after the run; -1 if there is none
+    last: int  # the number of the column whose value is after the run; -1 after the last value
 
 
 class _Template(NamedTuple):
     measurement: str
-    time: int  # the number of the column; -1 if there is none
+    time: int  # the number of the column; -1 in rows without a time
     host: int
     tags: list[tuple[str, int]]
     fields: list[tuple[str, int]]

@@ -69,7 +69,7 @@ class RecentKeys:
 
         Returns:
             The claim of the earlier request that had this key and is on disk. Then the new request is not to be
-            written, and has claimed nothing. None if there is none.
+            written, and has claimed nothing. None if no such request is known.
         """
         number = self.claimed + 1
         if now >= self._turns_at or number > self._full_at:
