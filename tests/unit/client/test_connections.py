@@ -1,17 +1,20 @@
-"""Servers that answer byte by byte: the whole answer has one time limit."""
+"""Servers that answer or read byte by byte: the whole answer has one time limit, and the whole request another."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from arcpipe.client.connections import Connections, NoAnswer
 from arcpipe.client.options import Node, Options, read_urls
 from arcpipe.units import MB
+from tests.support.tls import make_certificate
 
 # Of the whole answer, and between two of its bytes: each byte alone comes in time.
 ANSWER_SECONDS = 0.3
@@ -143,3 +146,38 @@ def test_each_request_of_a_connection_has_the_whole_time() -> None:
             thread.join()
     assert len(peers) == 2
     assert len(set(peers)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_tls", [False, True], ids=["plain", "TLS"])
+def test_a_server_that_reads_little_by_little_has_no_more_time(tmp_path: Path, has_tls: bool) -> None:
+    make_certificate(tmp_path)
+    told = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with suppress(ConnectionError, ssl.SSLError), client:
+            if has_tls:
+                tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+                tls.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+                client = tls.wrap_socket(client, server_side=True)
+            for _ in range(int(LAST_BYTE_SECONDS / BYTE_SECONDS)):
+                client.recv(1 << 14)
+                if told.wait(BYTE_SECONDS):
+                    break
+            client.close()
+
+    options = Options(answer_seconds=ANSWER_SECONDS, ca_file=tmp_path / "cert.pem" if has_tls else None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        node = read_urls(f"{'https' if has_tls else 'http'}://localhost:{listener.getsockname()[1]}")[0]
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        connections = Connections(options, has_tls)
+        try:
+            with pytest.raises(NoAnswer, match="no answer in time"):
+                connections.post(node, "/write", {}, bytes(32 * MB))
+        finally:
+            told.set()
+            connections.close()
+            thread.join()
