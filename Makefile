@@ -165,7 +165,7 @@ day: test-env ## try a day of random operations, DAY_SECONDS (600) for each stor
 bench: $(VENV)/.installed-bench ## run the benchmarks; ARGS goes to them
 	$(BIN)/python -m benchmarks $(ARGS)
 
-fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60) each; ARGS="edge lines --inputs 1000000" picks some
+fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60) each; ARGS="edge lines --blind --inputs 1000000" picks some
 	$(BIN)/python -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) $(ARGS)
 
 dist: $(VENV)/.installed-release ## build sdist and wheel of the commit into dist/, the same bytes each time

@@ -99,7 +99,8 @@ def doubles(values: npt.NDArray[np.float64]) -> pa.Array:
     A whole number gets `.0`: readers then know that it is a double, and keep the sign of zero.
     """
     texts = pa.array(values).cast(pa.string())
-    whole = np.isfinite(values) & (values == np.trunc(values))
+    with np.errstate(invalid="ignore"):  # of NaN with a payload that signals
+        whole = np.isfinite(values) & (values == np.trunc(values))
     if whole.any():
         bare = pc.and_(pa.array(whole), pc.invert(pc.match_substring_regex(texts, "[.eE]")))
         texts = pc.if_else(bare, pc.binary_join_element_wise(texts, ".0", ""), texts)

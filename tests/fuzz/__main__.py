@@ -1,8 +1,9 @@
 """Fuzzing by hand, guided by coverage: `python -m tests.fuzz [TARGET]… [--seconds N]`, or `make fuzz`.
 
 Each target runs in a process of its own for that time, with atheris (`pip install '.[fuzz]'`), from the examples below
-and what earlier runs have found, which is kept under `.fuzz/`. `--inputs` may end it earlier. The program ends with
-exit code 1 at the first input that breaks something; atheris shows it and keeps it there, too.
+and what earlier runs have found, which is kept under `.fuzz/`. `--inputs` may end it earlier, and `--blind` tries many
+times as many, without the guidance. The program ends with exit code 1 at the first input that breaks something; atheris
+shows it and keeps it there, too. A warning of numpy breaks something: the server would have it in its log.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 CORPUS = Path(".fuzz")
@@ -25,12 +27,14 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"{', '.join(TARGETS)}; all of them by default")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--inputs", type=int, default=-1, help="for each target, at most")
+    parser.add_argument("--blind", action="store_true", help="not guided by coverage, so many times as many inputs")
     arguments = parser.parse_args()
     unknown = set(arguments.targets) - set(TARGETS)
     if unknown:
         parser.error(f"there is no target {unknown.pop()!r}")
     for target in arguments.targets or TARGETS:
-        command = [sys.executable, "-m", "tests.fuzz", "--run", target, str(arguments.seconds), str(arguments.inputs)]
+        options = [target, str(arguments.seconds), str(arguments.inputs), *["blind"] * arguments.blind]
+        command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.fuzz", "--run", *options]
         process = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         done = re.search(r"Done (\d+) runs? in (\d+) second", process.stderr)
         if process.returncode or done is None:
@@ -41,11 +45,11 @@ def main() -> int:
     return 0
 
 
-def run(target: str, seconds: str, inputs: str) -> None:
+def run(target: str, seconds: str, inputs: str, blind: str = "") -> None:
     """Fuzzes in this process, and ends it."""
     import atheris
 
-    with atheris.instrument_imports(include=["arcpipe"], enable_loader_override=False):
+    with nullcontext() if blind else atheris.instrument_imports(include=["arcpipe"], enable_loader_override=False):
         from tests.fuzz.targets import TARGETS
     corpus = CORPUS / target
     corpus.mkdir(parents=True, exist_ok=True)

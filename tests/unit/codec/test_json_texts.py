@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -40,3 +41,9 @@ def test_objects_have_their_own_members(values: list[dict[str, int]]) -> None:
     members = json_texts.numbers(np.array([value for one in values for value in one.values()], np.int64))
     made = json_texts.objects(keys, members, np.array([len(one) for one in values], np.int64))
     assert [json.loads(one) for one in made.to_pylist()] == values
+
+
+def test_a_nan_that_signals_is_a_nan_like_others() -> None:
+    signals = np.array([0x7FF0_0000_0000_0001], np.uint64).view(np.float64)
+    with warnings.catch_warnings(action="error"):
+        assert json_texts.doubles(signals).to_pylist() == ['"NaN"']
