@@ -127,14 +127,6 @@ def _checked_schema(body: bytes | memoryview, schema: pa.Schema, roles: Roles) -
     return found
 
 
-def joined(front: bytes, stream: bytes | memoryview) -> memoryview:
-    """Join two parts. A large one is copied by numpy, which lets other threads run meanwhile; `join` would not."""
-    whole = np.empty(len(front) + len(stream), np.uint8)
-    whole[: len(front)] = np.frombuffer(front, np.uint8)
-    whole[len(front) :] = np.frombuffer(stream, np.uint8)
-    return whole.data
-
-
 def read_schema(body: bytes | memoryview) -> pa.Schema:
     """Read the schema of a stream. Raises BadPayload as `read_batches`."""
     try:

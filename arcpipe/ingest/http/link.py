@@ -6,6 +6,7 @@ import asyncio
 from typing import Protocol, TypeVar
 
 from arcpipe.ingest.http.context import Member
+from arcpipe.ingest.http.direct_body import DirectBody
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.outlines import Head
 
@@ -43,6 +44,12 @@ class Link(Member, Protocol):
 
     def give_go_ahead(self) -> None:
         """Send the 100 for which the present body waits, once all earlier requests are answered."""
+
+    def receive_directly(self, body: DirectBody) -> None:
+        """Have further reads go into a body's memory, if the transport can."""
+
+    def receive_pieces(self) -> None:
+        """Have further reads come as pieces again."""
 
     def give_time_back(self) -> None:
         """Do not count the time without reading against the client."""
