@@ -483,7 +483,7 @@ class RequestParser:
             connection.since = min(context.now, self.latest_since)
         elif not self._count_unread(size):  # of a trailer, or of chunk sizes, which the parser keeps
             return
-        has_bytes = bool(self._pieces) or self.direct is not None
+        has_bytes = self.size > 0 and (bool(self._pieces) or self.direct is not None)
         if has_bytes or self._unread_bytes > PARSED_BYTES:
             self._held = True
             context.inflight.hold(connection, self._unread_bytes + (self.size if has_bytes else 0))
