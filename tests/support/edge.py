@@ -51,6 +51,8 @@ class Transport(asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self.protocol = protocol
+        if isinstance(protocol, asyncio.BufferedProtocol):
+            self._kept = protocol.get_buffer  # as uvloop keeps it, until the next one
 
     def write(self, data: Any) -> None:
         assert not self.ended, "written after the end"

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from arcpipe.access.tls import Certificate
     from arcpipe.codec.content_encoding import Coding
     from arcpipe.ingest.http.context import IngestContext, Surface
-    from arcpipe.ingest.http.direct_body import DirectBody
     from arcpipe.ingest.http.exchange import Exchange
     from arcpipe.ingest.http.link import Kind
     from arcpipe.ingest.http.outlines import Head
@@ -116,6 +115,12 @@ class Connection(asyncio.Protocol):
         if context.commit.pending_bytes > context.inflight.unchecked_bytes:
             context.inflight.check()
             context.inflight.admit(self)
+
+    def body_room(self) -> memoryview:
+        """Return the place in memory of the arriving body's next bytes."""
+        body = self.parser.direct
+        assert body is not None, "BUG: there is no body to read into"
+        return body.room()
 
     def body_received(self, size: int) -> None:
         """Handle bytes that the loop has read into the memory of the arriving body."""
@@ -293,12 +298,12 @@ class Connection(asyncio.Protocol):
 
     # Bodies that are received directly
 
-    def receive_directly(self, body: DirectBody) -> None:
-        """Have further reads go into a body's memory. TLS has to decrypt them elsewhere, and its pieces are copied."""
+    def receive_directly(self) -> None:
+        """Have further reads go into the body's memory. TLS decrypts them elsewhere, and its pieces are copied."""
         transport = self.transport
         if transport is not None and not self._receives_directly and transport.get_extra_info("sslcontext") is None:
             self._receives_directly = True
-            transport.set_protocol(BodyReceiver(self, body))
+            transport.set_protocol(BodyReceiver(self))
 
     def receive_pieces(self) -> None:
         """Have further reads come as pieces again."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol
 
-import pyarrow as pa
-
+from arcpipe.allocator import allocate
 from arcpipe.ingest.http.limits import READ_BYTES
 from arcpipe.units import KB
 
@@ -28,9 +27,7 @@ class DirectBody:
 
     def __init__(self, length: int) -> None:
         """Begin with no bytes. Raises MemoryError without address space for `length`."""
-        # Of glibc, which keeps what was freed (`arcpipe.allocator`). Neither `bytearray` nor Arrow's own pool will do:
-        # the former clears all of it, and numpy asks for huge pages, of which one byte takes 2 MB.
-        self._memory = memoryview(pa.allocate_buffer(length, pa.system_memory_pool())).cast("B")
+        self._memory = allocate(length)
         self.size = 0  # bytes received
 
     def add(self, data: bytes | bytearray | memoryview) -> None:
@@ -51,6 +48,9 @@ class DirectBody:
 class Receiving(Protocol):
     """A connection whose body is received directly."""
 
+    def body_room(self) -> memoryview:
+        """Return the place of the body's next bytes."""
+
     def body_received(self, size: int) -> None:
         """Handle bytes that are in the body's memory."""
 
@@ -68,16 +68,18 @@ class Receiving(Protocol):
 
 
 class BodyReceiver(asyncio.BufferedProtocol):
-    """Stands in for a connection while a body arrives: the loop reads from the socket into the body's memory."""
+    """Stands in for a connection while a body arrives: the loop reads from the socket into the body's memory.
 
-    __slots__ = ("_body", "_connection")
+    uvloop keeps its methods until the next one stands in, so it must not refer to the body.
+    """
 
-    def __init__(self, connection: Receiving, body: DirectBody) -> None:
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Receiving) -> None:
         self._connection = connection
-        self._body = body
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        return self._body.room()
+        return self._connection.body_room()
 
     def buffer_updated(self, size: int) -> None:
         self._connection.body_received(size)

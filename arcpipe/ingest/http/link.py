@@ -6,7 +6,6 @@ import asyncio
 from typing import Protocol, TypeVar
 
 from arcpipe.ingest.http.context import Member
-from arcpipe.ingest.http.direct_body import DirectBody
 from arcpipe.ingest.http.exchange import Exchange
 from arcpipe.ingest.http.outlines import Head
 
@@ -45,8 +44,8 @@ class Link(Member, Protocol):
     def give_go_ahead(self) -> None:
         """Send the 100 for which the present body waits, once all earlier requests are answered."""
 
-    def receive_directly(self, body: DirectBody) -> None:
-        """Have further reads go into a body's memory, if the transport can."""
+    def receive_directly(self) -> None:
+        """Have further reads go into the memory of the arriving body, if the transport can."""
 
     def receive_pieces(self) -> None:
         """Have further reads come as pieces again."""

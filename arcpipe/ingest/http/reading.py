@@ -123,7 +123,7 @@ class Reading:
                 at = self.take_known(data, at, turn_end)
             if at == size or connection.is_deaf:
                 if parser.direct is not None:
-                    connection.receive_directly(parser.direct)
+                    connection.receive_directly()
                 break
             if perf_counter() > turn_end:
                 self._keep(data, at)
