@@ -23,11 +23,12 @@ DIRECT_BYTES: Final = READ_BYTES
 class DirectBody:
     """The memory of one body. What was not received yet takes no memory: the kernel gives pages as they are written."""
 
-    __slots__ = ("_memory", "size")
+    __slots__ = ("_memory", "length", "size")
 
     def __init__(self, length: int) -> None:
         """Begin with no bytes. Raises MemoryError without address space for `length`."""
         self._memory = allocate(length)
+        self.length = length
         self.size = 0  # bytes received
 
     def add(self, data: bytes | bytearray | memoryview) -> None:
@@ -41,7 +42,7 @@ class DirectBody:
 
     def whole(self) -> memoryview:
         """Return the complete body."""
-        assert self.size == len(self._memory), f"BUG: {self.size} bytes of {len(self._memory)}"
+        assert self.size == self.length, f"BUG: {self.size} bytes of {self.length}"
         return self._memory.toreadonly()
 
 

@@ -439,7 +439,7 @@ class RequestParser:
     def _pass_by(self) -> None:
         """Have the rest of the present body pass the parser by, into memory of its own if its endpoint takes a view."""
         self.is_plain = True
-        exchange = self._connection.arriving
+        exchange, inflight = self._connection.arriving, self._context.inflight
         if (
             exchange is None
             or self._takes_view is None
@@ -447,11 +447,13 @@ class RequestParser:
             or self._head.coding is not None
             or self.length <= DIRECT_BYTES
             or not self._takes_view(exchange)
+            or not inflight.announce(self.length)
         ):
             return
         try:
             self.direct = DirectBody(self.length)
         except MemoryError:  # no address space: pieces may still find room
+            inflight.arrived(self.length)
             return
         for piece in self._pieces:  # that came with the head
             self.direct.add(piece)
@@ -460,6 +462,7 @@ class RequestParser:
     def _leave_direct(self) -> None:
         """Let go of the memory of a body."""
         if self.direct is not None:
+            self._context.inflight.arrived(self.direct.length)
             self.direct = None
             self._connection.receive_pieces()
 

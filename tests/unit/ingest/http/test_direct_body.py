@@ -278,6 +278,28 @@ def test_a_body_without_memory_is_refused_and_its_bytes_are_let_go(tmp_path: Pat
         assert edge.exceptions == []
 
 
+def test_bodies_above_what_may_be_announced_come_in_pieces(edge: Edge, tmp_path: Path) -> None:
+    """Four times the 8 MB for arriving bodies: address space has a bound, too."""
+    head = request_bytes("POST", INGEST, b"", STREAM | {"Content-Length": str(4 * MB)})
+    peers = [edge.connect() for _ in range(9)]
+    for peer in peers:
+        assert peer.feed(head + b"\0")
+    assert [is_direct(peer) for peer in peers] == [True] * 8 + [False]
+    later = edge.connect()
+    assert later.feed(HEAD + LARGE)
+    edge.settle()
+    assert later.statuses == [202]
+    peers[0].transport.abort()
+    edge.turn()
+    assert later.feed(HEAD + LARGE[:9])
+    assert is_direct(later)
+    assert later.feed(LARGE[9:])
+    for peer in peers[1:]:
+        peer.transport.abort()
+    edge.settle()
+    assert streams(edge, tmp_path) == [LARGE] * 2
+
+
 def test_a_key_belongs_to_the_stream_and_to_what_stands_before_it(edge: Edge, tmp_path: Path) -> None:
     peer = edge.connect()
     keyed = HEAD.replace(b"\r\n\r\n", b"\r\nIdempotency-Key: one\r\n\r\n")
