@@ -1,4 +1,4 @@
-"""The C allocator, told to keep memory: each in a process of its own, as it is told for ever. And its memory as views."""
+"""The C allocator, told to keep memory: each in a process of its own, as it is told for ever. And views of memory."""
 
 from __future__ import annotations
 
