@@ -7,6 +7,7 @@ processor time of a conversion, and of a worker that reads line protocol. Each t
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Final
 
 # Option numbers of mallopt(3), from malloc.h.
@@ -14,6 +15,12 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _LARGEST_MMAP_THRESHOLD: Final = 32 << 20  # bytes; glibc refuses a higher one
+
+_libc: Final = ctypes.CDLL(None)
+_libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.malloc.restype = ctypes.c_void_p
+_libc.free.argtypes = [ctypes.c_void_p]
+_libc.free.restype = None
 
 
 def keep_freed_memory(size_bytes: int) -> None:
@@ -26,6 +33,23 @@ def keep_freed_memory(size_bytes: int) -> None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, size_bytes)
+
+
+def allocate(size_bytes: int) -> memoryview:
+    """Return memory that is not cleared, and that the kernel gives page by page where it is written first.
+
+    Note: `bytearray` clears all of it. Numpy asks for huge pages, of which one byte takes 2 MB. Arrow aligns it, which
+    leaves small holes that soon keep freed blocks of one size from being used again.
+
+    Raises:
+        MemoryError: there is no address space for it.
+    """
+    address = _libc.malloc(size_bytes)
+    if not address:
+        raise MemoryError(f"no memory for {size_bytes} bytes")
+    block = (ctypes.c_ubyte * size_bytes).from_address(address)
+    weakref.finalize(block, _libc.free, address).atexit = False  # views keep the block
+    return memoryview(block).cast("B")
 
 
 def give_freed_memory_back() -> None:

@@ -48,7 +48,9 @@ class LoadChoice:
         typer.Option(
             min=0,
             help="Records per second of an open loop; 0 is a closed loop. Default: a closed loop, except for "
-            f"end-to-end ({SUITES['end-to-end'].records_per_second:.0f}) and latency (half of a closed loop's).",
+            f"end-to-end ({SUITES['end-to-end'].records_per_second:.0f}), "
+            f"end-to-end-arrow ({SUITES['end-to-end-arrow'].records_per_second:.0f}) and latency "
+            "(half of a closed loop's).",
         ),
     ] = None
     load_processes: Annotated[int, typer.Option(min=1, help="Processes that make the load.")] = 1

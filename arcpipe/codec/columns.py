@@ -47,6 +47,7 @@ class Encoded(NamedTuple):
     batch: int  # 0: `body` is one columnar map (envelope kind 1); 1: an array of them (kind 2); 2: Arrow (kind 3)
     body: bytes | memoryview
     records: int  # rows in all columnar maps
+    front: bytes = b""  # of the value, before `body`: a large body is not copied for a few bytes
 
 
 class ColumnBatch(NamedTuple):

@@ -105,7 +105,7 @@ class _Decompressor(Protocol):
 class Decoder:
     """Decode one body, step by step."""
 
-    def __init__(self, coding: Coding, data: bytes, max_bytes: int) -> None:
+    def __init__(self, coding: Coding, data: bytes | memoryview, max_bytes: int) -> None:
         self._coding = coding
         self._data = memoryview(data)
         self.encoded_bytes = len(data)

@@ -143,7 +143,32 @@ class KeyedPrefix:
         self._front_crc = crc32(self._front)
 
 
-AnyPrefix: TypeAlias = Prefix | KeyedPrefix
+class FrontedPrefix:
+    """A prefix with the first bytes of one entry's body: the rest, which may be large, is not copied for them.
+
+    One thread at a time may use an instance, and the prefix that it is made of.
+    """
+
+    __slots__ = ("_front", "_plain", "crc", "data", "identity")
+
+    def __init__(self, plain: Prefix | KeyedPrefix, front: bytes) -> None:
+        self._plain = plain
+        self._front = front
+        self._join()
+
+    def bind(self, identity: bytes) -> None:
+        """Make this the prefix of an entry of another segment."""
+        if self._plain.identity is not identity:
+            self._plain.bind(identity)
+        self._join()
+
+    def _join(self) -> None:
+        self.identity = self._plain.identity
+        self.data = self._plain.data + self._front
+        self.crc = crc32(self._front, self._plain.crc)
+
+
+AnyPrefix: TypeAlias = Prefix | KeyedPrefix | FrontedPrefix
 
 
 class StartMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identity": IDENTITY_KEY}):

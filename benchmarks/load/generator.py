@@ -25,6 +25,7 @@ import ssl
 import sys
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -158,7 +159,7 @@ class Load:
         self._turn = 0
         self.usual_answer = b""
         self._connections: list[_Connection] = []
-        self._idle: list[_Connection] = []
+        self._idle: deque[_Connection] = deque()
         self._sending = False
         self._interval = 1 / spec.requests_per_second if spec.requests_per_second else 0.0
         self._next_due = 0.0
@@ -187,7 +188,7 @@ class Load:
                 lambda: _Connection(self), self._spec.host, self._spec.port, ssl=tls
             )
             self._connections.append(connection)
-        self._idle = list(self._connections)
+        self._idle = deque(self._connections)
 
     async def run(self, on_progress: Callable[[int], None]) -> Finished:
         """Send the load, and return its figures.
@@ -207,7 +208,7 @@ class Load:
             self._window = (start + spec.warmup_seconds, self._end)
             self._send_due()
         else:
-            idle, self._idle = self._idle, []
+            idle, self._idle = self._idle, deque()
             for connection in idle:
                 self._send(connection, time.perf_counter())
         await self._until(start + spec.warmup_seconds, on_progress, measured=False)
@@ -270,7 +271,8 @@ class Load:
             return
         now = time.perf_counter()
         while self._next_due <= now and self._idle and self._is_more_due():
-            self._send(self._idle.pop(), self._next_due)
+            # In turn: the server closes a connection that never sends.
+            self._send(self._idle.popleft(), self._next_due)
             self._next_due += self._interval
         asyncio.get_running_loop().call_later(_OPEN_LOOP_TICK_SECONDS, self._send_due)
 

@@ -182,6 +182,18 @@ SUITES: Final = {
             runs=1,
             wait_for_parquet=True,
         ),
+        Suite(
+            name="end-to-end-arrow",
+            title="From HTTP to Parquet under sustained load: Arrow streams",
+            cases=(_SOON,),
+            records_per_body=100_000,
+            connections=16,
+            seconds=60,
+            format="arrow",
+            records_per_second=6_000_000,
+            runs=1,
+            wait_for_parquet=True,
+        ),
     )
 }
 

@@ -21,7 +21,7 @@ DEFAULT_BACKLOG_GB: Final = 10.0
 DEFAULT_WAL_GB: Final = 2.0
 
 # Measured seconds of `--quick`, by suite; of all others.
-_QUICK_SECONDS: Final = {"end-to-end": 10.0}
+_QUICK_SECONDS: Final = {"end-to-end": 10.0, "end-to-end-arrow": 10.0}
 _QUICK_OTHER_SECONDS: Final = 1.0
 _QUICK_WARMUP_SECONDS: Final = 0.5
 _WARMUP_SECONDS: Final = 1.0

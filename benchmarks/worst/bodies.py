@@ -171,8 +171,8 @@ def _arrow(size: int, rows: int | None = None, times: pa.DataType | None = None)
 
 
 def _wide_arrow(size: int) -> bytes:
-    table = pa.table({f"{number:x}": [1.5] * 4 for number in range(60_000)})
-    batches = max(1, size // 8_000_000)
+    table = pa.table({f"{number:x}": [1.5] * 4 for number in range(16_000)})
+    batches = max(1, size // 2_000_000)
     return _stream(pa.concat_tables([table] * batches).combine_chunks(), 4)
 
 
@@ -374,7 +374,7 @@ CASES: Final[dict[str, Case]] = {
     # Arrow and Parquet
     "Arrow": (_check_stream, _arrow),
     "Arrow of small batches": (_check_stream, partial(_arrow, rows=1)),
-    "Arrow of 60,000 columns": (_check_stream, _wide_arrow),
+    "Arrow of 16,000 columns": (_check_stream, _wide_arrow),
     "Arrow of zeros": (_check_stream, _arrow_of_zeros),
     "Parquet of zeros": (_read_parquet, _parquet_of_zeros),
     "Arrow of texts as times": (_check_stream, partial(_arrow, times=pa.string())),

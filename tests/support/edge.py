@@ -46,7 +46,13 @@ class Transport(asyncio.Transport):
         self.ended = False  # nothing can be written any more
         self.closed = False
         self.connection: Connection | None = None
+        self.protocol: asyncio.BaseProtocol | None = None
         self._loop = loop
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+        if isinstance(protocol, asyncio.BufferedProtocol):
+            self._kept = protocol.get_buffer  # as uvloop keeps it, until the next one
 
     def write(self, data: Any) -> None:
         assert not self.ended, "written after the end"
@@ -85,8 +91,8 @@ class Transport(asyncio.Transport):
             self._loop.call_soon(self._lose)
 
     def _lose(self) -> None:
-        assert self.connection is not None
-        self.connection.connection_lost(None)
+        assert self.protocol is not None
+        self.protocol.connection_lost(None)
 
 
 class Peer:
@@ -95,7 +101,9 @@ class Peer:
     def __init__(self, edge: Edge, surface: Surface | None = None) -> None:
         self.transport = Transport(edge.loop)
         self.connection = self.transport.connection = Connection(edge.context, surface or edge.surface)
+        self.transport.protocol = self.connection
         self._edge = edge
+        self._unread = b""  # in the socket: the server has stopped reading in the middle of a piece
         edge.call(lambda: self.connection.connection_made(self.transport))
         edge.turn()
 
@@ -103,13 +111,33 @@ class Peer:
         """Have the server read once, and turn until that is handled; False if it would not read now."""
         if self.transport.closed or not self.transport.reads:
             return False
-        self._edge.call(lambda: self.connection.data_received(data))
-        while self.connection.paused == TURN:
-            self._edge.turn()
+        data, self._unread = self._unread + data, b""
+        while data and not self.transport.closed:
+            if not self.transport.reads:
+                self._unread = data
+                break
+            data = data[self._read(data) :]
+            while self.connection.paused == TURN:
+                self._edge.turn()
         return True
 
+    def _read(self, data: bytes) -> int:
+        """Have the server read once, as a loop does; return how many bytes it has taken."""
+        protocol = self.transport.protocol
+        if not isinstance(protocol, asyncio.BufferedProtocol):
+            self._edge.call(lambda: self.connection.data_received(data))
+            return len(data)
+        room = self._edge.call(lambda: memoryview(protocol.get_buffer(-1)))
+        size = min(len(room), len(data))
+        assert size > 0, "a loop ends the connection if there is no room"
+        room[:size] = data[:size]
+        self._edge.call(lambda: protocol.buffer_updated(size))
+        return size
+
     def half_close(self) -> None:
-        if not self.transport.closed and not self._edge.call(self.connection.eof_received):
+        protocol = self.transport.protocol
+        assert isinstance(protocol, asyncio.Protocol | asyncio.BufferedProtocol)
+        if not self.transport.closed and not self._edge.call(protocol.eof_received):
             self.transport.close()
 
     @property

@@ -19,7 +19,13 @@ from arcpipe.units import MB
 SCHEMA, DICTIONARY_BATCH, RECORD_BATCH = 1, 2, 3
 
 _MAX_METADATA_BYTES: Final = 8 * MB
-"""Metadata of one message. A schema of 65,536 columns with long names takes that."""
+"""Metadata of one message. A schema of 16,384 columns with very long names takes that."""
+MAX_FIELDS: Final = 16_384
+"""Columns of a stream, with those within nested types. Each takes 4 µs, and pyarrow reads all of them in one call."""
+# Tables may be shared, so a schema may have far more fields than bytes for them: pyarrow takes up to eight tables for
+# each byte of metadata, and a field has two at least.
+_FIELDS_PER_BYTE: Final = 4
+_CHILDREN: Final = 5  # of a Field
 
 _CONTINUATION: Final = b"\xff\xff\xff\xff"
 _FILE_MAGIC: Final = b"ARROW1"
@@ -83,7 +89,22 @@ def _read(metadata: memoryview, rest: memoryview) -> tuple[Message, int]:
         return _batch(kind, table.table(2).table(1), body), length
     if kind != SCHEMA:
         raise BadPayload(f"a message of kind {kind} has no place in an Arrow IPC stream of records")
+    if len(metadata) * _FIELDS_PER_BYTE > MAX_FIELDS:
+        _check_fields(table.table(2))
     return Message(kind, 0, 0, 0), length
+
+
+def _check_fields(schema: _Table) -> None:
+    """Count the fields of a schema, nested ones too, as often as pyarrow would make them. Raises BadPayload."""
+    count = 0
+    waiting = [schema.tables(1)]
+    while waiting:
+        for field in waiting.pop():
+            count += 1
+            if count > MAX_FIELDS:
+                raise BadPayload(f"the Arrow schema has more than {MAX_FIELDS} columns, with those of nested types")
+            if field.has(_CHILDREN):
+                waiting.append(field.tables(_CHILDREN))
 
 
 def _batch(kind: int, batch: _Table, body: memoryview) -> Message:
@@ -147,6 +168,14 @@ class _Table:
 
     def table(self, field: int) -> _Table:
         return _Table(self._data, self._target(field))
+
+    def tables(self, field: int) -> Iterator[_Table]:
+        """Yield the tables of a vector; none if it is absent."""
+        if not self.has(field):
+            return
+        at = self._target(field)
+        for place in range(at + 4, at + 4 + 4 * _U32.unpack_from(self._data, at)[0], 4):
+            yield _Table(self._data, place + _U32.unpack_from(self._data, place)[0])
 
     def pairs(self, field: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
         """Return a vector of structs of two numbers; none if it is absent."""

@@ -34,7 +34,7 @@ _NESTED_BYTES: Final = 16  # of a nested value and its levels
 _MAX_FIXED_BYTES: Final = KB  # of a value of fixed size: a batch of them stays below 64 MB
 
 
-def parquet_stream(body: bytes, max_bytes: int, check: Check = go_on) -> memoryview:
+def parquet_stream(body: bytes | memoryview, max_bytes: int, check: Check = go_on) -> memoryview:
     """Make the rows of a Parquet file an Arrow IPC stream.
 
     Args:
@@ -45,7 +45,7 @@ def parquet_stream(body: bytes, max_bytes: int, check: Check = go_on) -> memoryv
         BadPayload: it is no file that can be read.
         PayloadTooLarge: it becomes too large.
     """
-    if not (body.startswith(_MAGIC) and body.endswith(_MAGIC)):
+    if not (body[: len(_MAGIC)] == _MAGIC == body[-len(_MAGIC) :]):
         raise BadPayload("the body is no Parquet file: it does not begin and end with PAR1")
     check(_SECONDS)
     try:
@@ -60,7 +60,7 @@ def parquet_stream(body: bytes, max_bytes: int, check: Check = go_on) -> memoryv
         raise BadPayload(f"the Parquet file cannot be read: {reason}") from None
 
 
-def _open(body: bytes, dictionaries: list[str]) -> pq.ParquetFile:
+def _open(body: bytes | memoryview, dictionaries: list[str]) -> pq.ParquetFile:
     return pq.ParquetFile(
         pa.BufferReader(body),
         read_dictionary=dictionaries,

@@ -59,13 +59,14 @@ class RecentKeys:
         self._young: dict[bytes, Claim] = {}
         self._old: dict[bytes, Claim] = {}
 
-    def claim(self, identity: bytes, body: bytes | memoryview, now: float) -> Claim | None:
+    def claim(self, identity: bytes, body: bytes | memoryview, now: float, front: bytes = b"") -> Claim | None:
         """Claim a key for a request that is to be written.
 
         Args:
             identity: the key and what it belongs to: `KeyedPrefix.owner` and the key.
             body: as it will be in the WAL.
             now: seconds of a clock that is the same for all calls.
+            front: the bytes before `body`, as in `Encoded`.
 
         Returns:
             The claim of the earlier request that had this key and is on disk. Then the new request is not to be
@@ -76,6 +77,8 @@ class RecentKeys:
             self._turn(now)
         self.claimed = number
         claim = number, len(body), crc32(body)
+        if front:
+            claim = number, len(front) + len(body), crc32(body, crc32(front))
         first = self._young.setdefault(identity, claim)
         if first is claim and identity not in self._old:
             return None

@@ -175,7 +175,7 @@ def _answer_query(exchange: Exchange) -> bytes:
         if exchange.headers.get(b"content-type", b"").lower().startswith(_FORM) and exchange.body:
             if len(exchange.body) > _MAX_QUERY_BYTES:
                 raise BadPayload(f"a query of more than {_MAX_QUERY_BYTES} bytes")
-            parameters |= parse_parameters(exchange.body)
+            parameters |= parse_parameters(bytes(exchange.body))
     except BadPayload as error:
         return _refusal(str(error))
     text = parameters.get("q", "").strip()

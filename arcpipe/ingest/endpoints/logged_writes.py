@@ -28,7 +28,7 @@ class LoggedWrites(WriteEndpoints):
             exchange.appended = perf_counter()
         super().append(exchange, target, encoded, answer)
 
-    def replay(self, exchange: Exchange, target: Target, answer: bytes, body: bytes | memoryview, first: Claim) -> None:
+    def replay(self, exchange: Exchange, target: Target, answer: bytes, encoded: Encoded, first: Claim) -> None:
         if isinstance(exchange, LoggedExchange):
             exchange.records = 0
-        super().replay(exchange, target, answer, body, first)
+        super().replay(exchange, target, answer, encoded, first)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
-from arcpipe.codec.arrow_ipc.check import Checked, check_stream, joined
+from arcpipe.codec.arrow_ipc.check import Checked, check_stream
 from arcpipe.codec.arrow_ipc.parquet import parquet_stream
 from arcpipe.codec.columns import TIME, Encoded
 from arcpipe.codec.effort import Check
@@ -130,18 +130,19 @@ class RecordEndpoints:
 
     def routes(self) -> Table:
         """Return the router's entries."""
-        return {("POST", PATH): (self._handler(), WRITE, self._writes.judge(None, RecordTargets))}
+        takes_view = self._writes.tells_of_targets(lambda target: target.format in _TYPED, RecordTargets)
+        return {("POST", PATH): (self._handler(), WRITE, self._writes.judge(None, RecordTargets), None, takes_view)}
 
     def _handler(self) -> Callable[[Exchange], None]:
         writes = self._writes
 
         max_body = self._max_body
 
-        def encode(body: bytes, check: Check, target: Target) -> Records:
+        def encode(body: bytes | memoryview, check: Check, target: Target) -> Records:
             assert target.roles is not None
             rule = _RULES[target.precision]
             if target.format not in _TYPED:
-                return _ENCODERS[target.format](body, check, roles=target.roles, rule=rule)
+                return _ENCODERS[target.format](bytes(body), check, roles=target.roles, rule=rule)
             stream = parquet_stream(body, max_body, check) if target.format == "parquet" else body
             checked = check_stream(stream, max_body, check, roles=target.roles, rule=rule)
             return Records(_encode_stream(stream, checked, target.roles), [], 0)
@@ -178,7 +179,7 @@ def _encode_stream(stream: bytes | memoryview, checked: Checked, roles: Roles) -
         tuple(checked.tags) or None,
         None if roles.time == TIME else roles.time,
     )
-    return Encoded(_ARROW, joined(arrow_front(front, len(stream)), stream), checked.rows)
+    return Encoded(_ARROW, stream, checked.rows, arrow_front(front, len(stream)))
 
 
 def _bad_records(records: Records, written: int) -> responses.Refusal:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from time import perf_counter
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.effort import Check
@@ -23,10 +23,10 @@ from arcpipe.ingest.endpoints.targets import Target, Targets, key_of
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Background, ClientGone
 from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
-from arcpipe.ingest.http.router import Judge
+from arcpipe.ingest.http.router import Judge, TakesView
 from arcpipe.ingest.http.turns import TooLong, Turns
 from arcpipe.units import KB
-from arcpipe.wal.format import MAX_PAYLOAD_BYTES, AnyPrefix, KeyedPrefix, crc32
+from arcpipe.wal.format import MAX_PAYLOAD_BYTES, FrontedPrefix, KeyedPrefix, Prefix, crc32
 from arcpipe.wal.group_commit import Commit
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class WriteEndpoints:
     def handler(
         self,
         precision: str | None,
-        encode: Callable[[bytes, Check, Target], T],
+        encode: Callable[[Any, Check, Target], T],
         settle: Callable[[Exchange, Target, T], None],
         kind: type[Targets] = Targets,
         inline_bytes: Callable[[Target], int] = usual_inline_bytes,
@@ -139,7 +139,8 @@ class WriteEndpoints:
             inline_bytes: returns the bytes of a body that may be encoded in the loop.
             precision: as in `Targets`.
             kind: of the targets.
-            encode: raises BadPayload or PayloadTooLarge if nothing of the body can be written.
+            encode: takes `bytes`, and views if the endpoint takes them; raises BadPayload or PayloadTooLarge if
+                nothing of the body can be written.
         """
         targets = self._targets_of(precision, kind)
         turns = self._turns
@@ -189,6 +190,18 @@ class WriteEndpoints:
 
         return judge
 
+    def tells_of_targets(self, tell: Callable[[Target], bool], kind: type[Targets]) -> TakesView:
+        """Make a function that tells something of a request's target; False if the request has none."""
+        targets = self._targets_of(None, kind)
+
+        def tells(exchange: Exchange) -> bool:
+            try:
+                return tell(targets.of(exchange))
+            except (UnknownFormat, BadPayload, NotAllowed):  # it is refused later
+                return False
+
+        return tells
+
     def _targets_of(self, precision: str | None, kind: type[Targets]) -> Targets:
         return self._targets.setdefault((kind, precision), kind(precision, self._accept_partial))
 
@@ -230,7 +243,7 @@ class WriteEndpoints:
         self,
         exchange: Exchange,
         target: Target,
-        encode: Callable[[bytes, Check, Target], T],
+        encode: Callable[[Any, Check, Target], T],
         settle: Callable[[Exchange, Target, T], None],
     ) -> None:
         """Have a costly body encoded on a thread; `settle` gets the outcome in the loop."""
@@ -263,19 +276,19 @@ class WriteEndpoints:
 
     def append(self, exchange: Exchange, target: Target, encoded: Encoded, answer: bytes) -> None:
         """Add an entry to the group that is being collected; the request gets `answer` when the group is on disk."""
-        batch, body, records = encoded
+        batch, body, records, front = encoded
         if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
-        prefix: AnyPrefix = target.prefixes[batch]
+        prefix: Prefix | KeyedPrefix = target.prefixes[batch]
         key = exchange.key
         if key is not None:
-            prefix = self._keyed_prefix(prefix, exchange.token).make(key)
+            keyed = prefix = self._keyed_prefix(prefix, exchange.token).make(key)
             recent = self._recent
-            exchange.identity = identity = prefix.owner + key
-            first = recent.claim(identity, body, exchange.received)
+            exchange.identity = identity = keyed.owner + key
+            first = recent.claim(identity, body, exchange.received, front)
             if first is not None:
-                self.replay(exchange, target, answer, body, first)
+                self.replay(exchange, target, answer, encoded, first)
                 return
             exchange.claim = recent.claimed
         exchange.brings = target.database, records, len(exchange.body)
@@ -283,17 +296,18 @@ class WriteEndpoints:
         exchange.headers = NO_HEADERS  # they take much memory while thousands of small requests wait for a slow disk
         exchange.success = answer
         try:
-            self._commit.append(prefix, body, records, exchange)
+            self._commit.append(FrontedPrefix(prefix, front) if front else prefix, body, records, exchange)
         except BaseException:
             if key is not None:
                 self._recent.forget(exchange.identity)
             raise
 
-    def replay(self, exchange: Exchange, target: Target, answer: bytes, body: bytes | memoryview, first: Claim) -> None:
+    def replay(self, exchange: Exchange, target: Target, answer: bytes, encoded: Encoded, first: Claim) -> None:
         """Answer a retry of a request that is on disk: as if it were written, which it is not."""
         self.replayed += 1
         size, crc = first[1:]
-        if len(body) != size or crc32(body) != crc:
+        own_size = len(encoded.front) + len(encoded.body)
+        if own_size != size or crc32(encoded.body, crc32(encoded.front)) != crc:
             self.other_bodies += 1
             now = perf_counter()
             if now >= self._next_line:
@@ -301,7 +315,7 @@ class WriteEndpoints:
                 log.warning(
                     "idempotency key %s of database %s came again with another body: %d bytes as encoded, and %d at "
                     "first; the first one counts",
-                    *((exchange.key or b"").decode("ascii"), target.database, len(body), size),
+                    *((exchange.key or b"").decode("ascii"), target.database, own_size, size),
                 )
         exchange.answer(responses.with_lines(answer, idempotency.REPLAYED))
 

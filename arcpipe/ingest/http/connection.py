@@ -16,6 +16,7 @@ from arcpipe.access.tls import certificate_of
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.bodies import decode
 from arcpipe.ingest.http.client_address import peer_of
+from arcpipe.ingest.http.direct_body import BodyReceiver
 from arcpipe.ingest.http.ending import Ending
 from arcpipe.ingest.http.flow_control import ANSWERS_UNREAD, PIPELINE_FULL, SMALL_BODY_BYTES, TURN, WAL_BEHIND
 from arcpipe.ingest.http.linger import undelivered_bytes
@@ -48,7 +49,7 @@ class Connection(asyncio.Protocol):
         # Its state.
         *("paused", "paused_at", "since", "state"),
         # Requests whose answers have not left.
-        *("_deferred", "_handling_deferred", "arriving", "exchanges"),
+        *("_deferred", "_handling_deferred", "_receives_directly", "arriving", "exchanges"),
     )
 
     def __init__(self, context: IngestContext, surface: Surface, address: str = "") -> None:
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
         # Requests that are handled once others are answered, each with its head, and the refusal that it gets instead.
         self._deferred: deque[tuple[Exchange, Head, bytes | None]] | None = None
         self._handling_deferred = False
+        self._receives_directly = False  # `BodyReceiver` stands in for it
 
     # Callbacks of asyncio
 
@@ -110,6 +112,24 @@ class Connection(asyncio.Protocol):
             seconds = perf_counter() - reading.began
             if seconds > context.turns.budget.small_seconds:
                 reading.end_turn(seconds)
+        if context.commit.pending_bytes > context.inflight.unchecked_bytes:
+            context.inflight.check()
+            context.inflight.admit(self)
+
+    def body_room(self) -> memoryview:
+        """Return the place in memory of the arriving body's next bytes."""
+        body = self.parser.direct
+        assert body is not None, "BUG: there is no body to read into"
+        return body.room()
+
+    def body_received(self, size: int) -> None:
+        """Handle bytes that the loop has read into the memory of the arriving body."""
+        began = perf_counter()
+        context, parser = self._context, self.parser
+        assert parser.direct is not None, "BUG: bytes were read into the memory of no body"
+        parser.direct.size += size
+        parser.count_plain(size)
+        self.reading.end_turn(perf_counter() - began)
         if context.commit.pending_bytes > context.inflight.unchecked_bytes:
             context.inflight.check()
             context.inflight.admit(self)
@@ -275,6 +295,22 @@ class Connection(asyncio.Protocol):
         if self.exchanges and self.exchanges[0] is self.arriving and self.transport is not None:
             self.parser.awaits_go_ahead = False
             self.transport.write(responses.CONTINUE)
+
+    # Bodies that are received directly
+
+    def receive_directly(self) -> None:
+        """Have further reads go into the body's memory. TLS decrypts them elsewhere, and its pieces are copied."""
+        transport = self.transport
+        if transport is not None and not self._receives_directly and transport.get_extra_info("sslcontext") is None:
+            self._receives_directly = True
+            transport.set_protocol(BodyReceiver(self))
+
+    def receive_pieces(self) -> None:
+        """Have further reads come as pieces again."""
+        if self._receives_directly:
+            self._receives_directly = False
+            if self.transport is not None:
+                self.transport.set_protocol(self)
 
     # Pauses of reading
 

@@ -81,7 +81,7 @@ class Exchange:
         self.method = method
         self.path = path
         self.query = query
-        self.body = b""
+        self.body: bytes | memoryview = b""  # a view only where the endpoint `takes_view`
         self.databases: frozenset[str] | None = None  # that the sender may write; None: all
         self.token: str | None = None  # the id of the sender's token
         self.brings: tuple[str, int, int]  # database, records and bytes of a write, counted once it is on disk

@@ -21,6 +21,9 @@ SMALL_BODY_BYTES: Final = 64 * KB
 # PATIENCE_SECONDS; otherwise the oldest is refused.
 PATIENCE_SECONDS: Final = 1.0
 PATIENCE_BYTES: Final = 256 * KB
+# Times the memory of arriving bodies that those received directly may announce together. Announced bytes take address
+# space only, which some systems count (`vm.overcommit_memory = 2`). Further bodies come in pieces.
+_ANNOUNCED: Final = 4
 
 
 class Reader(Protocol):
@@ -94,6 +97,7 @@ class BytesInFlight:
         self._large: dict[Reader, None] = {}  # of `arriving`, those that are not small and do not wait,
         self._middling: dict[Reader, None] = {}  # and those that are small, but not very
         self.waiting: dict[Reader, None] = {}  # paused for lack of memory, the longest first
+        self._announced_bytes = 0  # of bodies that are received directly
         self._moved = 0  # bytes of progress since `_looked`, while memory was short
         self._looked: float | None = None  # when progress was last judged; None while no body waits
 
@@ -163,6 +167,17 @@ class BytesInFlight:
             self._arriving_bytes -= size
             self._moved += size
             self._go_on()
+
+    def announce(self, size: int) -> bool:
+        """Count a body that is to be received directly, by its length; return False if there are too many."""
+        if self._announced_bytes + size > _ANNOUNCED * self._max_arriving:
+            return False
+        self._announced_bytes += size
+        return True
+
+    def arrived(self, size: int) -> None:
+        """Stop counting such a body, which is complete, or never will be."""
+        self._announced_bytes -= size
 
     def tick(self, now: float) -> None:
         """Refuse bodies that arrive too slowly while others wait. Call it a few times a second."""

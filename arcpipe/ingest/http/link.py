@@ -44,6 +44,12 @@ class Link(Member, Protocol):
     def give_go_ahead(self) -> None:
         """Send the 100 for which the present body waits, once all earlier requests are answered."""
 
+    def receive_directly(self) -> None:
+        """Have further reads go into the memory of the arriving body, if the transport can."""
+
+    def receive_pieces(self) -> None:
+        """Have further reads come as pieces again."""
+
     def give_time_back(self) -> None:
         """Do not count the time without reading against the client."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.head_checks import authority_of
-from arcpipe.ingest.http.router import OPEN, WRITE, Fields, Handler, Table, pattern_of, stems
+from arcpipe.ingest.http.router import OPEN, WRITE, Endpoint, Fields, Handler, Table, pattern_of, stems
 
 if TYPE_CHECKING:
     from arcpipe.config.settings import Settings
@@ -169,10 +169,11 @@ def protect(table: Table, settings: Settings) -> tuple[dict[tuple[str, str], Fie
     origins = Origins(wanted, (path.encode("ascii") for path in paths)) if wanted else None
     sites = Sites(settings, origins)
     protected = dict(table)
-    for (method, path), (handler, scope, *judges) in table.items():
+    for (method, path), fields in table.items():
         if method not in _SAFE:
-            guard = sites.guard_write if scope == WRITE else sites.guard_operation
-            protected[method, path] = (handler, scope, judges[0] if judges else None, guard)
+            endpoint = Endpoint(*fields)
+            guard = sites.guard_write if endpoint.scope == WRITE else sites.guard_operation
+            protected[method, path] = endpoint._replace(guard=guard)
     if origins is not None:
         for path in sorted(paths):
             protected["OPTIONS", path] = (_preflight(origins, path, table), OPEN)

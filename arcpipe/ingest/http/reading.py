@@ -110,7 +110,7 @@ class Reading:
         size = len(data)
         turn_end = began + self._context.turns.read_seconds
         while not (connection.paused and self._must_stop()):
-            end = parser.piece_end(data, at) if size - at > PARSED_BYTES else size
+            end = parser.piece_end(data, at) if size - at > PARSED_BYTES or parser.is_plain else size
             if end - at == size:
                 piece: bytes | memoryview = data
             elif end - at <= PARSED_BYTES:
@@ -122,6 +122,8 @@ class Reading:
             if at < size and parser.is_between:
                 at = self.take_known(data, at, turn_end)
             if at == size or connection.is_deaf:
+                if parser.direct is not None:
+                    connection.receive_directly()
                 break
             if perf_counter() > turn_end:
                 self._keep(data, at)

@@ -16,6 +16,7 @@ from arcpipe.codec.content_encoding import ACCEPTED, coding_of
 from arcpipe.errors import UnsupportedEncoding
 from arcpipe.ingest.http import head_checks, keys, responses
 from arcpipe.ingest.http.bodies import JOINED_BYTES, Pieces, add_piece, join_apart
+from arcpipe.ingest.http.direct_body import DIRECT_BYTES, PLAIN_BYTES, DirectBody
 from arcpipe.ingest.http.exchange import DATABASE, NO_HEADERS
 from arcpipe.ingest.http.flow_control import PIPELINE_FULL, SMALL_BODY_BYTES
 from arcpipe.ingest.http.head_checks import LENGTH_DIGITS, LINE_SIGNS, Refused, head_bytes
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from arcpipe.ingest.http.context import IngestContext, Surface
     from arcpipe.ingest.http.exchange import Exchange
     from arcpipe.ingest.http.link import Link
-    from arcpipe.ingest.http.router import Handler, Judge
+    from arcpipe.ingest.http.router import Handler, Judge, TakesView
 
 # Bytes that the parser gets at once, at most, unless they belong to one body: it cannot be stopped, and the smallest
 # requests and chunks have a few bytes each.
@@ -62,9 +63,9 @@ class RequestParser:
         # Of a head that is being read.
         *("_has_head", "_repeated_bytes", "_repeated_lines", "_trailer_bytes", "_unread_bytes", "headers", "url"),
         # Of a request whose head is complete.
-        *("_head", "_judge", "_refusal", "awaits_go_ahead", "latest_since", "length"),
+        *("_head", "_judge", "_refusal", "_takes_view", "awaits_go_ahead", "latest_since", "length"),
         # Of its body.
-        *("_calls", "_held", "_pieces", "_seen", "size"),
+        *("_calls", "_held", "_pieces", "_seen", "direct", "is_plain", "size"),
     )
 
     def __init__(self, connection: Link, context: IngestContext, surface: Surface) -> None:
@@ -88,6 +89,7 @@ class RequestParser:
         self._head = _NO_HEAD
         self._refusal: bytes | None = None
         self._judge: Judge | None = None  # until the body is complete, or a 100 asked for it
+        self._takes_view: TakesView | None = None  # of the endpoint
         self.awaits_go_ahead = False  # the body waits for a 100, and earlier answers have to leave first
         self.length = 0  # of the body that arrives, by its head; -1: it is chunked
         self.latest_since = 0.0  # the latest that the connection's `since` may be while the body arrives
@@ -97,6 +99,8 @@ class RequestParser:
         self.size = 0  # bytes of the body that have arrived
         self._seen = 0  # `size` after the read before
         self._held = False  # counted among the bodies that are arriving
+        self.is_plain = False  # the rest of the body passes the parser by
+        self.direct: DirectBody | None = None  # takes the place of `_pieces`
 
     # The connection's side
 
@@ -107,6 +111,8 @@ class RequestParser:
         if self._connection.state != BODY:
             found = data.find(b"\r\n\r\n", at, end)
             return found + 4 if found >= 0 else end
+        if self.is_plain:
+            return min(at + self.length - self.size, size)
         if self.length >= 0:
             return min(at + max(self.length - self.size, PARSED_BYTES), size)
         # More of a chunked body as long as it has few chunks.
@@ -122,6 +128,9 @@ class RequestParser:
         """
         connection = self._connection
         state = connection.state
+        if self.is_plain:
+            self.take_plain(data)
+            return
         if self.is_between:
             self._fresh = bytes(data)
         try:
@@ -144,11 +153,38 @@ class RequestParser:
             connection.refuse(head_checks.malformed(str(error) or type(error).__name__))
         else:
             if connection.state == BODY:
+                if self.length > PLAIN_BYTES:
+                    self._pass_by()
                 if is_last or state == BODY:  # else its head was just complete, and more follows at once
                     self._hold_body(len(data))
             elif connection.state == HEADER:
                 self._hold_head(len(data))
         self._fresh = None
+
+    def take_plain(self, data: bytes | memoryview) -> None:
+        """Take bytes of a body that passes the parser by; none of them may follow its end."""
+        if self._refusal is not None:
+            pass
+        elif self.direct is not None:
+            self.direct.add(data)
+        else:
+            add_piece(self._pieces, data if type(data) is bytes else bytes(data))
+        self.count_plain(len(data))
+
+    def count_plain(self, size: int) -> None:
+        """Count bytes of such a body, which is handled once it is complete."""
+        self.awaits_go_ahead = False
+        self.size += size
+        if self.size < self.length:
+            self._hold_body(size)
+            return
+        self.is_plain = False
+        self._parser = httptools.HttpRequestParser(self)  # the other one waits for the body
+        try:
+            self.on_message_complete()
+        except Exception as error:  # a bug, which ends this connection only
+            self._context.report_bug("the end of a body", error)
+            self._connection.refuse(responses.INTERNAL_ERROR)
 
     def method_so_far(self) -> bytes:
         """Return the method of an incomplete head; empty while it is unknown."""
@@ -160,11 +196,13 @@ class RequestParser:
         self._clear_head()
         self._fresh = None
         self._parser = _NO_PARSER
+        self.is_plain = False
         self.drop_body()
 
     def drop_body(self) -> None:
-        """Drop the present body."""
+        """Drop what has come of the present body."""
         self._pieces = []
+        self._leave_direct()
         if self._held:
             self._held = False
             self._context.inflight.release(self._connection)
@@ -286,6 +324,9 @@ class RequestParser:
         connection.state = ANSWER
         head, refusal, size = self._head, self._refusal, self.size
         pieces, self._pieces = self._pieces, []
+        if self.direct is not None:
+            exchange.body = self.direct.whole()
+            self._leave_direct()
         self.headers, self.url = NO_HEADERS, b""  # as `_clear_head`
         self._head = _NO_HEAD
         self.awaits_go_ahead = False  # no body came, so nothing waits for it
@@ -328,7 +369,7 @@ class RequestParser:
                 if endpoint is None:
                     self._refusal = route.wrong_method
                 else:
-                    handler, scope, self._judge, guard = endpoint
+                    handler, scope, self._judge, guard, self._takes_view = endpoint
         else:
             self.length = 0
         head = self._head = Head(method, path, query, headers, handler, scope, None, answered)
@@ -393,6 +434,38 @@ class RequestParser:
         self._head = _NO_HEAD
         self.length = 0
 
+    # A body of known length
+
+    def _pass_by(self) -> None:
+        """Have the rest of the present body pass the parser by, into memory of its own if its endpoint takes a view."""
+        self.is_plain = True
+        exchange, inflight = self._connection.arriving, self._context.inflight
+        if (
+            exchange is None
+            or self._takes_view is None
+            or self._refusal is not None
+            or self._head.coding is not None
+            or self.length <= DIRECT_BYTES
+            or not self._takes_view(exchange)
+            or not inflight.announce(self.length)
+        ):
+            return
+        try:
+            self.direct = DirectBody(self.length)
+        except MemoryError:  # no address space: pieces may still find room
+            inflight.arrived(self.length)
+            return
+        for piece in self._pieces:  # that came with the head
+            self.direct.add(piece)
+        self._pieces = []
+
+    def _leave_direct(self) -> None:
+        """Let go of the memory of a body."""
+        if self.direct is not None:
+            self._context.inflight.arrived(self.direct.length)
+            self.direct = None
+            self._connection.receive_pieces()
+
     # Incomplete requests at the end of a piece
 
     def _hold_body(self, size: int) -> None:
@@ -413,9 +486,10 @@ class RequestParser:
             connection.since = min(context.now, self.latest_since)
         elif not self._count_unread(size):  # of a trailer, or of chunk sizes, which the parser keeps
             return
-        if self._pieces or self._unread_bytes > PARSED_BYTES:
+        has_bytes = self.size > 0 and (bool(self._pieces) or self.direct is not None)
+        if has_bytes or self._unread_bytes > PARSED_BYTES:
             self._held = True
-            context.inflight.hold(connection, self._unread_bytes + (self.size if self._pieces else 0))
+            context.inflight.hold(connection, self._unread_bytes + (self.size if has_bytes else 0))
 
     def _hold_head(self, size: int) -> None:
         """Count the bytes held of an incomplete head; refuse it if it is too large."""

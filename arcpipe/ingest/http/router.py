@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Handler = Callable[["Exchange"], None]
 # Judges a request by its head; returns its refusal, or None.
 Judge = Callable[["Exchange"], "bytes | None"]
+# Tells by its head whether a request's handler takes a large body as a view, not as `bytes`.
+TakesView = Callable[["Exchange"], bool]
 
 # The scope that a token needs for an endpoint. `READ` endpoints reveal something about the instance, `ADMIN` endpoints
 # change it; a token with "admin" may read, too. `OPEN` endpoints need no token.
@@ -34,9 +36,15 @@ class Endpoint(NamedTuple):
     scope: str  # which the sender needs, if `auth.enabled`
     judge: Judge | None = None  # asked before a body that did not come with its head
     guard: Judge | None = None  # asked first
+    takes_view: TakesView | None = None
 
 
-Fields = tuple[Handler, str] | tuple[Handler, str, Judge | None] | tuple[Handler, str, Judge | None, Judge | None]
+Fields = (
+    tuple[Handler, str]
+    | tuple[Handler, str, Judge | None]
+    | tuple[Handler, str, Judge | None, Judge | None]
+    | tuple[Handler, str, Judge | None, Judge | None, TakesView | None]
+)
 Table = Mapping[tuple[str, str], Fields]
 """(method, path) to the fields of an endpoint."""
 

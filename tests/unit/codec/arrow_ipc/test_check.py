@@ -112,6 +112,21 @@ def test_columns_without_bytes_do_not_bring_any_number_of_rows() -> None:
         checked(stream(pa.table({"a": lists})))
 
 
+def test_the_bound_of_a_dictionary_is_exact_whatever_its_longest_text() -> None:
+    """One long text that no row has makes the quick bound fail: then bytes are counted, over all batches."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, None, 1] * 1_000, pa.int32()), ["ab", "c", "x" * 10_000])
+    body = stream(pa.table({"s": texts}), rows=100)
+    written = 3 * 1_000
+    sizes = sum(message.bytes for message in messages(memoryview(body)))
+    assert sizes > written  # so the size of the buffers is another limit
+    assert checked(body, max_bytes=sizes).rows == 3_000
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 3_000, pa.int16()), ["y" * 100, "x" * 10_000])
+    body = stream(pa.table({"s": repeated}), rows=1_000)
+    assert checked(body, max_bytes=300_000).rows == 3_000
+    with pytest.raises(PayloadTooLarge, match="without its dictionaries"):
+        checked(body, max_bytes=299_999)
+
+
 def test_a_dictionary_is_bounded_as_it_is_written_out() -> None:
     text = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 5_000, pa.int8()), ["x" * 10_000, ""])
     body = stream(pa.table({"s": text}))
