@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from arcpipe.codec.columns import TIME
-from arcpipe.config.settings import Parquet
+from arcpipe.config.settings import Codec, Parquet
 from arcpipe.lake.file_schema import TIME_TYPE
+from arcpipe.units import KB
 
 # Types with a better encoding than the plain one, where they are no dictionary. Spark up to 4.0 reads only these.
 _COMMON: Final = dict.fromkeys((TIME_TYPE, pa.int64(), pa.uint64(), pa.int16()), "DELTA_BINARY_PACKED")
@@ -36,15 +37,27 @@ _SPLIT_SAMPLE: Final = 8_192
 _SPLIT_ROWS: Final = 4 * _SPLIT_SAMPLE
 
 
+# Bytes of the only table of a file up to which zstd gives way to snappy. zstd makes a context for each column, a third
+# of what such a file costs, and makes it a few hundred bytes smaller at most.
+_TINY_BYTES: Final = 3 * KB
+
+
 class Encodings(NamedTuple):
     """Arguments of a `ParquetWriter`."""
 
+    codec: Codec  # the compression
     by_column: dict[str, str]  # of columns that are neither plain nor dictionaries
     levels: int | dict[str, int] | None  # of the compression
 
 
 def choose(
-    parquet: Parquet, schema: pa.Schema, first: pa.Table, dictionaries: set[str], far: frozenset[str]
+    parquet: Parquet,
+    schema: pa.Schema,
+    first: pa.Table,
+    dictionaries: set[str],
+    far: frozenset[str],
+    *,
+    is_only: bool = False,
 ) -> Encodings:
     """Choose the encodings of a file.
 
@@ -52,8 +65,11 @@ def choose(
         schema: the columns as readers see them.
         first: the first table that will be appended.
         far: the columns of `far_columns`.
+        is_only: no further table will be appended.
     """
-    level = parquet.codec_level
+    codec, level = parquet.compression, parquet.codec_level
+    if is_only and codec == "zstd" and first.nbytes <= _TINY_BYTES:
+        codec, level = "snappy", None
     may_split = parquet.encodings == "small" and parquet.compression == "zstd"
     split = _columns_to_split(first, level) if may_split and level is not None else set()
     encodings = _ENCODINGS[parquet.encodings]
@@ -63,6 +79,7 @@ def choose(
         if field.type in encodings and field.name not in dictionaries and field.name not in far
     }
     return Encodings(
+        codec,
         by_column | dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
         {name: _SPLIT_LEVEL if name in split else level for name in {*schema.names, *first.schema.names}}
         if split and level is not None

@@ -100,7 +100,7 @@ class ParquetFile:
         texts = {field.name for field in schema if field.type == pa.string()}
         if len(first) >= DICTIONARY_ROWS:  # the others have too many different values
             texts -= {field.name for field in first.schema if field.type == pa.string()}
-        encodings = choose(parquet, schema, first, texts, special.far)
+        encodings = choose(parquet, schema, first, texts, special.far, is_only=is_small)
         # Without a buffer, the writer would take the GIL for each page and each end of a column: thousands of times.
         self._sink = (
             pa.BufferOutputStream()
@@ -111,7 +111,7 @@ class ParquetFile:
         self._writer = pq.ParquetWriter(
             self._sink,
             self._written,
-            compression=parquet.compression,
+            compression=encodings.codec,
             compression_level=encodings.levels,
             use_dictionary=sorted(texts) or False,
             column_encoding=encodings.by_column,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Final, NamedTuple
 
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from botocore.exceptions import ClientError
 from botocore.parsers import create_parser
 from botocore.utils import percent_encode
@@ -92,7 +92,9 @@ class RepeatedPut:
         if "Host" not in self._headers:  # which the signer would look for in each URL, twice
             self._headers["Host"] = request.headers["Host"] = auth.headers_to_sign(request)["host"]
         auth.add_auth(request)
-        response = await self._session.send(request.prepare())
+        # What `AWSRequest.prepare` makes, by way of a dictionary that looks for each name twice.
+        signed = {**dict(request.headers.items()), "Content-Length": str(len(content))}
+        response = await self._session.send(AWSPreparedRequest("PUT", request.url, signed, content, False))
         body = await response.content
         if response.status_code >= 300:
             answer = {"status_code": response.status_code, "headers": response.headers, "body": body}

@@ -28,7 +28,7 @@ from typing import Any, Final
 import msgspec
 
 from arcpipe.codec.envelope import KIND_COLUMNAR
-from benchmarks.worst.upload import Entry, upload, write_segments
+from benchmarks.worst.upload import Entry, block_sigterm, upload, write_segments
 
 _COMMAND: Final = (sys.executable, "-m", "benchmarks.files.puts")
 _US: Final = 1_700_000_000_000_000
@@ -67,7 +67,9 @@ def _measure(options: argparse.Namespace) -> None:
         }
         started = time.monotonic()
         child = subprocess.Popen(
-            [*_COMMAND, "--upload", str(wal), f"http://127.0.0.1:{port}"], env=os.environ | variables
+            [*_COMMAND, "--upload", str(wal), f"http://127.0.0.1:{port}"],
+            env=os.environ | variables,
+            preexec_fn=block_sigterm,
         )
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -81,6 +83,8 @@ def _measure(options: argparse.Namespace) -> None:
             f"up to {found['at_once']} at once; uploader {seconds:.1f} s, CPU {usage.ru_utime + usage.ru_stime:.1f} s, "
             f"peak {usage.ru_maxrss / 1024:.0f} MB, exit code {child.returncode}"
         )
+    if child.returncode:
+        sys.exit(1)
 
 
 def _tables(tables: int, rows: int) -> Iterator[Entry]:

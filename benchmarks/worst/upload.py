@@ -254,7 +254,7 @@ def serve_s3() -> None:
     asyncio.run(run())
 
 
-def _block_sigterm() -> None:
+def block_sigterm() -> None:
     """Block it for all threads of the program that this process becomes, as the supervisor does for its children."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
@@ -266,7 +266,7 @@ def measure(case: str, directory: Path, endpoint: str, seconds: float) -> dict[s
     written = subprocess.run([*_COMMAND, "--write", case, str(wal)], check=True, stdout=subprocess.PIPE, text=True)
     url = "s3://bucket/lake" if endpoint else f"file://{directory}/lake"
     started = time.monotonic()
-    child = subprocess.Popen([*_COMMAND, "--upload", str(wal), url, endpoint], preexec_fn=_block_sigterm)
+    child = subprocess.Popen([*_COMMAND, "--upload", str(wal), url, endpoint], preexec_fn=block_sigterm)
     watchdog = threading.Timer(seconds, child.kill)
     watchdog.start()
     _, status, usage = os.wait4(child.pid, 0)

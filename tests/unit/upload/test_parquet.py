@@ -262,6 +262,34 @@ def test_every_compression_can_be_written(tmp_path: Path, compression: Any) -> N
     assert written.file().read().num_rows == 1_000
 
 
+def codecs(written: Written) -> set[str]:
+    group = written.file().metadata.row_group(0)
+    return {group.column(number).compression for number in range(group.num_columns)}
+
+
+@pytest.mark.parametrize(
+    ("compression", "rows", "expected"),
+    [("zstd", 150, "SNAPPY"), ("zstd", 250, "ZSTD"), ("gzip", 150, "GZIP"), ("none", 150, "UNCOMPRESSED")],
+)
+def test_a_file_of_few_bytes_is_snappy_instead_of_zstd(
+    tmp_path: Path, compression: Any, rows: int, expected: str
+) -> None:
+    written = Written(tmp_path, compression=compression)
+    given = table(HOUR_US, rows, n=range(rows))
+    written.writers.append(HOUR_US, given, HOUR_US, last=True)
+    assert codecs(written) == {expected}
+    assert written.file().read().equals(given)
+    (tmp_path / "file.parquet").write_bytes(next(iter(written.files.values())))
+    assert duckdb.execute(f"select sum(n) from '{tmp_path / 'file.parquet'}'").fetchall() == [(sum(range(rows)),)]
+
+
+def test_a_file_that_may_grow_is_zstd_from_its_first_rows(tmp_path: Path) -> None:
+    written = Written(tmp_path)
+    written.writers.append(HOUR_US, table(HOUR_US, 1), HOUR_US)
+    written.writers.close()
+    assert codecs(written) == {"ZSTD"}
+
+
 def test_files_that_are_let_go_of_are_closed_and_not_handed_out(tmp_path: Path) -> None:
     written = Written(tmp_path)
     for hour in (0, 1):
