@@ -28,7 +28,10 @@ def find(version: str = __version__) -> tuple[ModuleType | None, str]:
         return None, f"arcpipe-native is not used, because it cannot be loaded: {error}"
     found = getattr(arcpipe_native, "__version__", "unknown")
     if found != version:
-        return None, f"arcpipe-native {found} is not used, because arcpipe is {version}: install the same version of both"
+        return (
+            None,
+            f"arcpipe-native {found} is not used, because arcpipe is {version}: install the same version of both",
+        )
     return arcpipe_native, ""
 
 

@@ -21,7 +21,7 @@ class LineReader:
 
     @property
     def shapes(self) -> int:
-        """The shapes of lines since the last `take`."""
+        """The shapes of the lines that were kept since the last `take`."""
 
     @property
     def is_left(self) -> bool:

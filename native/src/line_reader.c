@@ -133,13 +133,14 @@ static PyObject *take(PyObject *object, PyObject *args)
 static PyObject *get_shapes(PyObject *object, void *closure)
 {
     (void)closure;
-    return PyLong_FromSize_t(((LineReader *)object)->lines.shapes);
+    const Lines *lines = &((LineReader *)object)->lines;
+    return PyLong_FromSize_t(lines->shapes - lines->odd_shapes);
 }
 
 static PyObject *get_is_full(PyObject *object, void *closure)
 {
     (void)closure;
-    return PyBool_FromLong(((LineReader *)object)->lines.shapes >= MOST_SHAPES);
+    return PyBool_FromLong(((LineReader *)object)->lines.is_full);
 }
 
 static PyObject *get_is_left(PyObject *object, void *closure)
@@ -156,7 +157,7 @@ static PyMethodDef METHODS[] = {
 };
 
 static PyGetSetDef ATTRIBUTES[] = {
-    {"shapes", get_shapes, NULL, PyDoc_STR("The shapes of lines since the last `take`."), NULL},
+    {"shapes", get_shapes, NULL, PyDoc_STR("The shapes of the lines that were kept since the last `take`."), NULL},
     {"is_left", get_is_left, NULL, PyDoc_STR("Whether the line where `read` has stopped is left."), NULL},
     {"is_full", get_is_full, NULL, PyDoc_STR("Whether `read` goes on only after a `take`."), NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -82,7 +82,7 @@ size_t read_lines(Lines *lines, size_t at, size_t stop)
     }
     lines->is_left = false;
     lines->slow = 0;
-    while (at < stop && lines->shapes < MOST_SHAPES && lines->slow < MOST_SLOW) {
+    while (at < stop && lines->slow < MOST_SLOW) {
         size_t start, end = 0;
         Line line;
         if (pass_blank_lines(lines, &at, stop, &start)) {
@@ -91,7 +91,7 @@ size_t read_lines(Lines *lines, size_t at, size_t stop)
             end = read_line(lines, start, lines->latest != NULL ? lines->latest->follower : NULL, &line);
         }
         if (end == 0 || !keep(lines, &line)) {
-            lines->is_left = true;
+            lines->is_left = !lines->is_full;
             break;
         }
         at = end;
@@ -104,7 +104,8 @@ void clear_lines(Lines *lines)
     arena_clear(&lines->arena);
     lines->table = NULL;
     lines->oldest = lines->newest = lines->latest = NULL;
-    lines->places = lines->shapes = lines->maps = lines->records = 0;
+    lines->is_full = false;
+    lines->places = lines->shapes = lines->odd_shapes = lines->maps = lines->records = 0;
 }
 
 void free_lines(Lines *lines)

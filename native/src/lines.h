@@ -76,10 +76,11 @@ typedef struct {
     Shape **table;
     size_t places; /* of the table, a power of two; 0 until there is one */
     Shape *oldest, *newest;
-    size_t shapes, maps, records;
+    size_t shapes, odd_shapes, maps, records;
     Shape *latest; /* the shape of the latest line */
     bool no_memory;
     bool is_left; /* the line where `read_lines` has stopped is left */
+    bool is_full; /* it has a shape more than MOST_SHAPES */
     size_t slow;  /* what took long in this call of `read_lines`, see MOST_SLOW */
 
     /* Of the line that is read. */
@@ -102,11 +103,11 @@ size_t read_line(Lines *lines, size_t at, const Shape *expected, Line *line);
 /* Make room for the keys and values of longer lines; false if there is no memory. */
 bool make_room(Lines *lines);
 
-/* Find or make the shape of a line; NULL if there is no memory, or the table cannot take it. */
+/* Find or make the shape of a line; NULL if there is no memory, the table cannot take it, or it is full. */
 Shape *find_shape(Lines *lines, const Line *line);
 
 /* Read the lines that begin from `at` on and before `stop`. Return the offset after the last of them: below `stop`, if the
- * line there is left, or there are MOST_SHAPES or MOST_SLOW, or no memory. */
+ * line there is left, or has a shape too many, or there are MOST_SLOW, or there is no memory. */
 size_t read_lines(Lines *lines, size_t at, size_t stop);
 
 /* Count the bytes that the maps of all lines have at most. */

@@ -191,6 +191,8 @@ Shape *find_shape(Lines *lines, const Line *line)
     for (Shape *shape = *place; shape != NULL; shape = shape->chained, chained++)
         if (shape->hash == hash && is_of(lines, line, shape))
             return shape;
+    if (lines->shapes >= MOST_SHAPES)
+        return lines->is_full = true, NULL;
     if (chained >= MOST_CHAINED)
         return NULL;
     Shape *shape = make_shape(lines, line, hash);
@@ -204,6 +206,7 @@ Shape *find_shape(Lines *lines, const Line *line)
         lines->oldest = shape;
     lines->newest = shape;
     lines->shapes++;
+    lines->odd_shapes += shape->odd;
     lines->slow += line->count / 4;
     return shape;
 }

@@ -8,7 +8,7 @@ from arcpipe.codec.columns import Encoded, Maps
 from arcpipe.codec.effort import Check, Effort, go_on
 from arcpipe.codec.line_protocol.bad_lines import BadLineReport, LineError
 from arcpipe.codec.line_protocol.by_column import read_piece
-from arcpipe.codec.line_protocol.by_kernel import KernelReader, kernel_of, read_whole
+from arcpipe.codec.line_protocol.by_kernel import STEP_BYTES, KernelReader, kernel_of, read_whole
 from arcpipe.codec.line_protocol.by_line import LineReader
 from arcpipe.codec.line_protocol.grammar import Escapes, Unit
 from arcpipe.codec.native import KERNEL
@@ -64,18 +64,27 @@ def _count_alike(body: bytes) -> int:
 
 
 def encode_by_kernel(
-    body: bytes, check: Check = go_on, *, escapes: Escapes = "v1", unit: Unit | None = None, kind: type[Kernel]
+    body: bytes,
+    check: Check = go_on,
+    *,
+    escapes: Escapes = "v1",
+    unit: Unit | None = None,
+    kind: type[Kernel],
+    step_bytes: int = STEP_BYTES,
 ) -> Lines:
     """Do as `encode`, by a kernel of this kind where lines allow it."""
+    check()
     kernel = kernel_of(body, escapes, unit, kind)
     pos = 0
-    if len(body) <= CHUNK_BYTES:
+    if len(body) <= step_bytes:
         encoded, pos = read_whole(kernel, len(body))
         if pos == len(body):
             return Lines(encoded, [], 0)
     report = BadLineReport(body)
     maps = Maps()
-    KernelReader(body, kernel, report, Effort(len(body), check), maps, escapes, unit).read(pos)
+    effort = Effort(len(body), check)
+    others = LineReader(body, report, effort, maps, escapes, unit, check)
+    KernelReader(body, kernel, others, effort, maps, step_bytes).read(pos)
     return Lines(maps.encoded(), report.errors, report.more_errors)
 
 
