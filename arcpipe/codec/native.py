@@ -20,18 +20,14 @@ def find(version: str = __version__) -> tuple[ModuleType | None, str]:
     """Find the kernel: the module, or None and the reason why one that is installed is not used."""
     try:
         import arcpipe_native
-    except ModuleNotFoundError as error:
-        if error.name == _NAME:
-            return None, ""
-        return None, f"arcpipe-native is not used, because it cannot be loaded: {error}"
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == _NAME:
+            return None, ""
         return None, f"arcpipe-native is not used, because it cannot be loaded: {error}"
     found = getattr(arcpipe_native, "__version__", "unknown")
     if found != version:
-        return (
-            None,
-            f"arcpipe-native {found} is not used, because arcpipe is {version}: install the same version of both",
-        )
+        because = f"because arcpipe is {version}: install the same version of both"
+        return None, f"arcpipe-native {found} is not used, {because}"
     return arcpipe_native, ""
 
 

@@ -154,7 +154,7 @@ def test_slow_numbers_and_shapes_end_a_step_early() -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_large_odd_bodies_are_the_same_or_refused_alike(name: str) -> None:
     body = LARGE[name][:100_000]
-    outcomes = []
+    outcomes: list[tuple[object, ...]] = []
     for path in (encode_by_line, by_kernel):
         try:
             found = path(body)
