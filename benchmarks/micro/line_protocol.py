@@ -1,6 +1,6 @@
 """Speed at which line protocol becomes columns, without a server: `python -m benchmarks.micro.line_protocol`.
 
-Bodies are those of the suites, also with CRLF, and lines with a shape each. Each is read line by line, by column, by the
+Bodies are those of the suites, also with CRLF, and lines with a shape each. Each is read by line, by column, by the
 native kernel where it is installed (`make native`), and by line_protocol_parser (PyPI; C). The latter makes a dict of
 each line: no columns, no MessagePack, no checks of names. All take turns in one run. A figure is the median of the CPU
 time, as lines per second of a core.
