@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import random
 import struct
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -16,11 +18,12 @@ from hypothesis import strategies as st
 
 from arcpipe.codec.columns import MAX_NAME_BYTES
 from arcpipe.codec.effort import FREE_SHAPES
-from arcpipe.codec.line_protocol.body import Lines, encode_by_line
+from arcpipe.codec.line_protocol.body import Lines, encode_by_kernel, encode_by_line
 from arcpipe.codec.line_protocol.grammar import ESCAPINGS, UNITS, Escapes, Unit
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from benchmarks.load.bodies import KINDS
-from tests.support.kernel import by_kernel, line_reader
+from tests.support.kernel import build, by_kernel, line_reader, load
+from tests.support.program import ROOT
 from tests.unit.codec.line_protocol.test_body import LARGE, VALID, bodies, rows_of, typed
 
 MAX = (1 << 63) - 1
@@ -89,7 +92,7 @@ def test_what_is_valid_is_left_to_nobody() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
 def test_whole_bodies_of_any_shapes_are_plain(ending: bytes) -> None:
-    lines = [b'm%d,h=a%d f%d=%d.5,g=7i,u=7u,b=t,s="x" %d' % ((number,) * 5) for number in range(FREE_SHAPES // 2)]
+    lines = [b'm%d,h=a%d f%d=%d.5,g=7i,u=7u,b=t,s="x" %d' % ((number,) * 5) for number in range(300)]
     lines += [b"# comment", b"", b" \t", b"m,time_x=1,h=a\\ b h=1,time=2", b'm f="a \\"b\\", \\\\\nc=d"']
     for count in (1, 3):
         body = ending.join(lines * count)
@@ -208,3 +211,27 @@ def test_only_one_thread_at_a_time_uses_a_reader() -> None:
     read_by = [outcome for outcome in outcomes if outcome == len(body)]
     assert len(refused) + len(read_by) == 4
     assert kernel.take(True)[2] == 200_000 * len(read_by)
+
+
+@pytest.mark.slow
+def test_whichever_allocation_fails_the_caller_gets_a_memory_error(tmp_path: Path) -> None:
+    flags = ("-Dmalloc=failing_malloc", "-Drealloc=failing_realloc", str(ROOT / "tests/support/failing_memory.c"))
+    module = build(tmp_path, "-O0", *flags)
+    kind = load(module).LineReader
+    left = ctypes.c_int.in_dll(ctypes.CDLL(str(module)), "allocations_left")
+    wide = ",".join(f"f{number}=1i" for number in range(300))
+    body = "".join(f"m\\ {number},t=x f=1,g{number}=2 5\n" for number in range(2000)).encode() + f"m {wide}\n".encode()
+    wanted = encode_by_line(body)
+    failures = 0
+    while True:
+        left.value = failures + 1  # the last of them fails
+        try:
+            found = encode_by_kernel(body, kind=kind)
+        except MemoryError:
+            failures += 1
+        else:
+            break
+        finally:
+            left.value = -1
+    assert failures > 10
+    assert typed(rows_of(found.encoded)) == typed(rows_of(wanted.encoded))
