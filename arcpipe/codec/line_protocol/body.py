@@ -26,7 +26,7 @@ FEW_BYTES: Final = 4 * KB  # a smaller body is read by line
 MANY_BYTES: Final = 32 * KB  # a body of this size is read by column
 MANY_LINES: Final = 24  # lines of the first measurement from which on a body of a size in between is read by column
 
-_KERNEL: Final[type[Kernel] | None] = None if KERNEL is None else KERNEL.LineReader
+LINE_KERNEL: Final[type[Kernel] | None] = None if KERNEL is None else KERNEL.LineReader
 
 
 class Lines(NamedTuple):
@@ -49,8 +49,8 @@ def encode(body: bytes, check: Check = go_on, *, escapes: Escapes = "v1", unit: 
         PayloadTooLarge: the body has too many shapes for its size.
         BadPayload: the body has too many bad lines for its size.
     """
-    if _KERNEL is not None:
-        return encode_by_kernel(body, check, escapes=escapes, unit=unit, kind=_KERNEL)
+    if LINE_KERNEL is not None:
+        return encode_by_kernel(body, check, escapes=escapes, unit=unit, kind=LINE_KERNEL)
     size = len(body)
     if size < FEW_BYTES or (size < MANY_BYTES and _count_alike(body) < MANY_LINES):
         return encode_by_line(body, check, escapes=escapes, unit=unit)

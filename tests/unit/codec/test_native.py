@@ -44,7 +44,7 @@ def test_a_kernel_of_this_version_reads_lines(installed: Path) -> None:
     program = (
         "from arcpipe.codec.line_protocol import body\n"
         "lines = body.encode(b'm f=1\\nm f=2')\n"
-        "print(body._KERNEL, lines.encoded.records)"
+        "print(body.LINE_KERNEL, lines.encoded.records)"
     )
     assert run(installed, program) == "<class 'arcpipe_native._kernel.LineReader'> 2"
 
