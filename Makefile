@@ -29,7 +29,7 @@ COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 DUCKDB ?= 1.5.5
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image \
+.PHONY: help serve native test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image \
 	test-clouds test-systemd day lint bench fuzz dist release deb image test-env clean
 
 help: ## list the targets
@@ -37,6 +37,10 @@ help: ## list the targets
 
 serve: $(VENV)/.installed-runtime ## install if needed, then run the server with config.toml
 	@exec $(BIN)/arcpipe serve --config config.toml
+
+native: $(BIN)/python ## build the native kernel, which reads line protocol faster, and install it; needs a C compiler
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps ./native
+	@$(BIN)/python -c 'from arcpipe.codec.native import KERNEL, REFUSAL; print("the native kernel is installed" if KERNEL else REFUSAL)'
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
 test test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image test-clouds test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
@@ -181,7 +185,7 @@ deb: ## build a Debian package of this checkout into dist/, for the Debian that 
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
-	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients .senders .chart-tools .clouds build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients .senders .chart-tools .clouds build native/build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed-runtime: EXTRAS =

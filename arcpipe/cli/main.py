@@ -46,7 +46,9 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"arcpipe {__version__}")
+        from arcpipe.codec.native import KERNEL
+
+        print(f"arcpipe {__version__}" + (", with its native kernel" if KERNEL else ""))
         raise typer.Exit
 
 

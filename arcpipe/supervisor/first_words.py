@@ -1,10 +1,11 @@
-"""The first log lines of a start: settings that are not used, derived from the machine, or too large for it."""
+"""The first log lines of a start: what is not used, derived from the machine, or too large for it."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING
 
+from arcpipe.codec import native
 from arcpipe.config import cores
 from arcpipe.counters import Node
 from arcpipe.tables.commit_file import CommitFiles
@@ -16,9 +17,13 @@ log = logging.getLogger(__name__)
 
 
 def say(settings: Settings, workers: int) -> None:
-    """Warn of variables that are not settings, and log where the number of workers comes from."""
+    """Warn of what is not used, and log how lines are read, and where the number of workers comes from."""
     for warning in settings.warnings:
         log.warning("%s", warning)
+    if native.REFUSAL:
+        log.warning("%s", native.REFUSAL)
+    elif native.KERNEL is not None:
+        log.info("line protocol is read by the native kernel")
     if settings.server.workers:
         return
     found = cores.available()

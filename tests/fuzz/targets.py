@@ -32,6 +32,8 @@ from arcpipe.codec.remote_write.tables import Layout
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from arcpipe.wal.format import envelope_prefix
 from tests.support.edge import Edge, Peer
+from tests.support.kernel import by_kernel
+from tests.unit.codec.line_protocol.test_body import rows_of, typed
 from tests.unit.codec.protobuf.test_scan import is_refused_by_both
 
 MAX_DECODED: Final = 1 << 16
@@ -121,6 +123,16 @@ def lines(data: bytes) -> None:
             assert found.encoded.records > 0
             msgspec.msgpack.decode(found.encoded.body)
         assert len(found.errors) <= data.count(b"\n") + 1
+
+
+def native_lines(data: bytes) -> None:
+    """A line-protocol body: the native kernel makes the rows and errors of it that the line reader makes."""
+    for escapes in ESCAPINGS:
+        by_line = line_protocol.encode_by_line(data, escapes=escapes, unit=UNITS["s"])
+        for step_bytes in (30, 1 << 18):
+            native = by_kernel(data, escapes=escapes, unit=UNITS["s"], step_bytes=step_bytes)
+            assert native[1:] == by_line[1:]
+            assert typed(rows_of(native.encoded)) == typed(rows_of(by_line.encoded))
 
 
 def records(data: bytes, encoders: Sequence[Callable[..., Records]] = RECORDS) -> None:
@@ -215,6 +227,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "decode": decode,
     "msgpack": msgpack,
     "lines": lines,
+    "native_lines": native_lines,
     "json_lines": partial(records, encoders=RECORDS[:1]),
     "json_array": partial(records, encoders=RECORDS[1:2]),
     "csv": partial(records, encoders=RECORDS[2:]),

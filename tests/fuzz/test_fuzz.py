@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import targets
 from tests.support.compression import zstd
+from tests.support.kernel import can_be_built
 from tests.unit.codec.arrow_ipc.streams import stream
 from tests.unit.codec.arrow_ipc.test_parquet import file_of
 from tests.unit.codec.otlp.messages import Maker
@@ -23,6 +24,7 @@ from tests.unit.codec.remote_write.test_body import Series, make
 FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None)
 
 LINES = b'cpu,host=a usage=0.5,n=1i,s="x" 1700000000\nmem free=1\n'
+ESCAPED_LINES = b'a\\ b,t\\,x=\\=,h=a\\\\ f\\"="\\"\\\\",time=-0.5e-3,t=T -5\r\n#\nm t=18446744073709551615u\n'
 COLUMNS = msgpack_library.packb({"m": "cpu", "columns": {"time": [1_700_000_000, 2], "a": [0.5, 1], "s": ["x", None]}})
 ROWS = msgpack_library.packb([{"m": "cpu", "t": 1, "fields": {"a": 1}, "tags": {"b": "c"}}] * 2)
 JSON = b'{"t":1700000000,"k":"cpu","h":"a","v":1,"n":{"x":[1]}}\n{"v":2.5,"w":12345678901234567890}\n'
@@ -59,6 +61,7 @@ BODIES = [
     b"x" * 3000,
 ]
 EXAMPLES = {
+    "native_lines": [LINES, ESCAPED_LINES],
     "json_lines": [JSON],
     "json_array": [ARRAY],
     "csv": [CSV],
@@ -158,6 +161,13 @@ def test_no_bytes_upset_the_msgpack_codec(data: bytes) -> None:
 @FUZZ
 def test_no_bytes_upset_the_line_protocol_codec(data: bytes) -> None:
     targets.lines(data)
+
+
+@given(changed(LINES, LINES * 3, ESCAPED_LINES) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_are_other_lines_to_the_native_kernel(data: bytes) -> None:
+    if can_be_built():
+        targets.native_lines(data)
 
 
 @given(changed(JSON, ARRAY, CSV, JSON * 100) | st.binary(max_size=500))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from arcpipe import __version__
+from arcpipe.codec.native import KERNEL
 from arcpipe.config.settings import Settings
 from tests.support.terminal import drawn_in_terminal
 
@@ -47,7 +48,8 @@ def shown(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, object]
 
 def test_version_prints_the_version_of_the_package(tmp_path: Path) -> None:
     done = arcpipe("--version", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"arcpipe {__version__}\n", "")
+    kernel = ", with its native kernel" if KERNEL else ""
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"arcpipe {__version__}{kernel}\n", "")
 
 
 @pytest.mark.slow

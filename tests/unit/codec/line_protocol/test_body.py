@@ -26,6 +26,7 @@ from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_column, en
 from arcpipe.codec.line_protocol.by_column import read_piece
 from arcpipe.codec.line_protocol.grammar import ESCAPINGS, Escapes
 from arcpipe.errors import BadPayload, PayloadTooLarge
+from tests.support import kernel
 from tests.support.values import decode_values
 
 MAX = (1 << 63) - 1
@@ -84,12 +85,13 @@ def typed(rows: list[Row]) -> list[str]:
 
 
 def both(body: bytes) -> Lines:
-    """Return the result of both paths for a body, which is the same."""
+    """Return the result of both paths for a body, which is the same; that of the kernel is the same, too."""
     lines = encode_by_line(body)
-    columns = encode_by_column(body)
-    assert typed(rows_of(columns.encoded)) == typed(rows_of(lines.encoded))
-    assert columns.errors == lines.errors
-    assert columns.more_errors == lines.more_errors
+    rows = typed(rows_of(lines.encoded))
+    for path in PATHS[1:]:
+        others = path(body)
+        assert typed(rows_of(others.encoded)) == rows
+        assert others[1:] == lines[1:]
     return lines
 
 
@@ -429,8 +431,11 @@ INVALID_UTF8 = [
     (b"m f=\xff", "value '\\xff' of field 'f' is no number, boolean or quoted string at column 5"),
 ]
 
-PATHS = pytest.mark.parametrize("path", [encode_by_line, encode_by_column], ids=["by line", "by column"])
 Path = Callable[[bytes], Lines]
+PATHS: list[Path] = [encode_by_line, encode_by_column]
+if kernel.can_be_built():
+    PATHS.append(kernel.by_kernel)
+EACH_PATH = pytest.mark.parametrize("path", PATHS, ids=["by line", "by column", "by kernel"][: len(PATHS)])
 
 
 def _ids(cases: list[tuple[Any, Any]]) -> list[str]:
@@ -438,7 +443,7 @@ def _ids(cases: list[tuple[Any, Any]]) -> list[str]:
 
 
 @pytest.mark.slow
-@PATHS
+@EACH_PATH
 @pytest.mark.parametrize(("line", "row"), VALID, ids=_ids(VALID))
 def test_a_valid_line_is_a_row(path: Path, line: str, row: Row) -> None:
     # Many of them make a block; a line of another kind between them shows that each ends where it should.
@@ -451,7 +456,7 @@ def test_a_valid_line_is_a_row(path: Path, line: str, row: Row) -> None:
 
 
 @pytest.mark.slow
-@PATHS
+@EACH_PATH
 @pytest.mark.parametrize(
     ("line", "reason"),
     [*((line.encode(), reason) for line, reason in INVALID), *INVALID_UTF8],

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from arcpipe.codec.columns import Encoded
 from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_column, encode_by_line
+from tests.support import kernel
 from tests.unit.codec.line_protocol.corpus import (
     BS,
     FAMILIES,
@@ -33,6 +34,8 @@ class Path(Protocol):
 
 
 PATHS: Final[dict[str, Path]] = {"by line": encode_by_line, "by column": encode_by_column}
+if kernel.can_be_built():
+    PATHS["by kernel"] = kernel.by_kernel
 
 REASONS: Final[dict[Kind, str]] = {
     "no measurement": "measurement is missing",
@@ -161,7 +164,7 @@ def test_any_name_is_read_as_it_was_written(
     _check(encode_by_column((line + "\n").encode() * _TIMES, escapes=generation), (point,), _TIMES)
 
 
-# Any bytes: both paths agree, in each generation.
+# Any bytes: all paths agree, in each generation.
 
 
 @_GENERATIONS
@@ -170,9 +173,10 @@ def test_any_name_is_read_as_it_was_written(
         st.sampled_from([BS, BS, BS * 2, ",", "=", " ", '"', "a", "m", "f=1i", " f=1i", "\n", "#", "ü"]), max_size=24
     )
 )
-def test_both_paths_agree_on_any_escapes(generation: Generation, parts: list[str]) -> None:
+def test_all_paths_agree_on_any_escapes(generation: Generation, parts: list[str]) -> None:
     body = ("".join(parts) + "\n").encode() * _TIMES
     by_line = encode_by_line(body, escapes=generation)
-    by_column = encode_by_column(body, escapes=generation)
-    assert by_line.errors == by_column.errors
-    assert _shown(_points(by_line.encoded)) == _shown(_points(by_column.encoded))
+    for path in PATHS.values():
+        others = path(body, escapes=generation)
+        assert by_line.errors == others.errors
+        assert _shown(_points(by_line.encoded)) == _shown(_points(others.encoded))

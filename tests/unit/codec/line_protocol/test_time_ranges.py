@@ -10,6 +10,7 @@ import pytest
 from arcpipe.codec.line_protocol.body import Lines, encode, encode_by_column, encode_by_line
 from arcpipe.codec.line_protocol.grammar import UNITS, Unit
 from arcpipe.codec.time_units import UNIT_NS
+from tests.support import kernel
 
 MAX = (1 << 63) - 1
 MIN = -(1 << 63)
@@ -19,7 +20,10 @@ class Path(Protocol):
     def __call__(self, body: bytes, *, unit: Unit) -> Lines: ...
 
 
-PATHS = pytest.mark.parametrize("path", [encode_by_line, encode_by_column], ids=["by line", "by column"])
+_PATHS: dict[str, Path] = {"by line": encode_by_line, "by column": encode_by_column}
+if kernel.can_be_built():
+    _PATHS["by kernel"] = kernel.by_kernel
+PATHS = pytest.mark.parametrize("path", _PATHS.values(), ids=_PATHS)
 
 
 def _columns(lines: Lines) -> dict[str, list[Any]]:

@@ -1,0 +1,34 @@
+"""The native kernel: parts of the codecs in C, if the package `arcpipe-native` of this very version is installed.
+
+Whatever it does, there is Python that does the same. It gives the same rows, and leaves all that is not plainly good to
+that Python, so errors have one source. `native/` has its source.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from arcpipe import __version__
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_NAME: Final = "arcpipe_native"
+
+
+def find(version: str = __version__) -> tuple[ModuleType | None, str]:
+    """Find the kernel: the module, or None and the reason why one that is installed is not used."""
+    try:
+        import arcpipe_native
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == _NAME:
+            return None, ""
+        return None, f"arcpipe-native is not used, because it cannot be loaded: {error}"
+    found = getattr(arcpipe_native, "__version__", "unknown")
+    if found != version:
+        because = f"because arcpipe is {version}: install the same version of both"
+        return None, f"arcpipe-native {found} is not used, {because}"
+    return arcpipe_native, ""
+
+
+KERNEL, REFUSAL = find()

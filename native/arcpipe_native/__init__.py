@@ -1,0 +1,8 @@
+"""Parts of arcpipe in C: the same results in less time. Its README tells how it is used."""
+
+from __future__ import annotations
+
+from arcpipe_native._kernel import LineReader
+from arcpipe_native._kernel import version as __version__
+
+__all__ = ["LineReader", "__version__"]

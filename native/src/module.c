@@ -1,0 +1,34 @@
+/* The module `arcpipe_native._kernel`. A part adds its types and functions in a slot of its own below. */
+#include <Python.h>
+
+#include "line_reader.h"
+
+#ifndef ARCPIPE_VERSION
+#error "ARCPIPE_VERSION is the version of the package, as a text"
+#endif
+
+static int add_version(PyObject *module)
+{
+    return PyModule_AddStringConstant(module, "version", ARCPIPE_VERSION);
+}
+
+static PyModuleDef_Slot SLOTS[] = {
+    {Py_mod_exec, (void *)add_version},
+    {Py_mod_exec, (void *)add_line_reader},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef MODULE = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "arcpipe_native._kernel",
+    .m_doc = PyDoc_STR("Parts of arcpipe in C."),
+    .m_slots = SLOTS,
+};
+
+PyMODINIT_FUNC PyInit__kernel(void)
+{
+    return PyModuleDef_Init(&MODULE);
+}

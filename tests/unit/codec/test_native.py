@@ -1,0 +1,69 @@
+"""The native kernel is used if it is installed, loads, and is of arcpipe's version; else it is said why not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from arcpipe import __version__
+from tests.support.kernel import NoCompiler, built_kernel
+from tests.support.program import ROOT
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the kernel into a folder."""
+    try:
+        module = built_kernel().__file__
+    except NoCompiler as error:
+        pytest.skip(f"the native kernel cannot be built: {error}")
+    assert module is not None
+    folder = tmp_path_factory.mktemp("installed")
+    shutil.copytree(ROOT / "native/arcpipe_native", folder / "arcpipe_native")
+    shutil.copy(module, folder / "arcpipe_native")
+    return folder
+
+
+def run(folder: Path, program: str) -> str:
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_package_has_the_version_of_arcpipe() -> None:
+    assert tomllib.loads((ROOT / "native/pyproject.toml").read_text())["project"]["version"] == __version__
+
+
+def test_a_kernel_of_this_version_reads_lines(installed: Path) -> None:
+    program = (
+        "from arcpipe.codec.line_protocol import body\n"
+        "lines = body.encode(b'm f=1\\nm f=2')\n"
+        "print(body.LINE_KERNEL, lines.encoded.records)"
+    )
+    assert run(installed, program) == "<class 'arcpipe_native._kernel.LineReader'> 2"
+
+
+def test_a_kernel_of_another_version_is_not_used_and_named(installed: Path) -> None:
+    assert run(installed, "from arcpipe.codec import native; print(*native.find('0.0.1'))") == (
+        f"None arcpipe-native {__version__} is not used, because arcpipe is 0.0.1: install the same version of both"
+    )
+
+
+def test_a_kernel_that_does_not_load_is_not_used_and_named(installed: Path, tmp_path: Path) -> None:
+    shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
+    [module] = (tmp_path / "arcpipe_native").glob("*.so")
+    module.write_bytes(b"no module" * 1000)
+    found = run(tmp_path, "from arcpipe.codec import native; print(native.KERNEL, native.REFUSAL)")
+    assert found.startswith("None arcpipe-native is not used, because it cannot be loaded: ")
+    assert str(module) in found
+
+
+def test_without_a_kernel_nothing_is_said(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['arcpipe_native'] = None; from arcpipe.codec import native; print(native.find())"
+    assert run(tmp_path, program) == "(None, '')"
