@@ -30,7 +30,7 @@ DUCKDB ?= 1.5.5
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image \
-	test-clouds test-systemd day lint bench fuzz dist release deb image test-env clean
+	test-clouds test-systemd day lint bench fuzz dist release deb lint-deb image test-env clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -177,6 +177,10 @@ release: $(VENV)/.installed-release ## check this commit, build it into dist/, a
 # With this Debian's own Python, for which the package is then: see packaging/README.md.
 deb: ## build a Debian package of this checkout into dist/, for the Debian that this is
 	packaging/deb/build_deb.py dist
+
+# Spelling in 430 MB of binaries is their authors', and to look for it takes longer than all else.
+lint-deb: ## check the Debian packages of dist/, or those of DEBS, with lintian
+	lintian --allow-root --dont-check-part binaries/spelling --fail-on error,warning $(or $(DEBS),dist/*.deb)
 
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 
