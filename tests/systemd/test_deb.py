@@ -70,6 +70,8 @@ def test_an_install_starts_the_service_and_is_complete(machine: Machine) -> None
         assert (machine.tree / "usr/share" / path).stat().st_size > 100
     assert machine.run("dpkg --verify arcpipe") == ""
     assert machine.run("systemd-analyze verify arcpipe.service") == ""
+    machine.run("systemctl reload arcpipe")
+    assert machine.show("ActiveState")["ActiveState"] == "active"
     assert post(machine, 0) == 202
     wait_for_numbers(machine, [0])
 
