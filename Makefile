@@ -154,11 +154,12 @@ test-chart: test-env ## check the Helm chart and the compose file: what they wri
 	$(BIN)/pytest -n 2 tests/packaging $(ARGS)
 
 # Azure's emulator is a package of npm, that of Google's a Go program; ARCPIPE_TEST_GCS_ENDPOINT=http://… names another.
-test-clouds: test-env ## upload to emulators of Google's and Azure's stores, with tables; needs npm and Go
+test-clouds: test-env ## upload to emulators of Google's and Azure's stores, with tables; needs npm, Go and PostgreSQL
 	@mkdir -p .clouds
 	@if command -v npm >/dev/null; then cd .clouds && npm install --silent --no-audit --no-fund --no-package-lock $(AZURITE); else echo "no npm here: Azure is skipped"; fi
 	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.clouds' go install $(FAKE_GCS); else echo "no go here: an S3 server stands for Google's"; fi
-	$(BIN)/pytest -n 2 tests/integration/test_storage_cloud.py tests/integration/test_lake_store.py $(ARGS)
+	$(BIN)/pytest -n 2 tests/integration/test_storage_cloud.py tests/integration/test_lake_store.py \
+		tests/tables/test_iceberg_cloud.py $(ARGS)
 
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences
 	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \

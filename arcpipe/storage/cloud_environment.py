@@ -8,7 +8,7 @@ from typing import Final
 _ADDRESSES: Final = ("GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL")
 _EMULATOR: Final = "AZURE_STORAGE_USE_EMULATOR"
 _EMULATED_ACCOUNT: Final = "devstoreaccount1"
-_ACCOUNT: Final = "AZURE_STORAGE_ACCOUNT_NAME"
+_ACCOUNTS: Final = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
 
 
 def is_without_tls() -> bool:
@@ -18,5 +18,6 @@ def is_without_tls() -> bool:
 
 def azure_account() -> str:
     """Return the name of Azure's account; empty if the environment does not tell it."""
-    is_emulated = os.environ.get(_EMULATOR, "").lower() in ("1", "true")
-    return os.environ.get(_ACCOUNT, "") or (_EMULATED_ACCOUNT if is_emulated else "")
+    if os.environ.get(_EMULATOR, "").lower() in ("1", "true"):
+        return _EMULATED_ACCOUNT
+    return next((os.environ[name] for name in _ACCOUNTS if os.environ.get(name)), "")
