@@ -71,7 +71,8 @@ def test_an_install_starts_the_service_and_is_complete(machine: Machine) -> None
     assert machine.run("dpkg --verify arcpipe") == ""
     assert machine.run("systemd-analyze verify arcpipe.service") == ""
     machine.run("systemctl reload arcpipe")
-    assert machine.show("ActiveState")["ActiveState"] == "active"
+    machine.wait_until_active()  # before systemd 254 the command does not wait
+    wait_until(lambda: "SIGHUP: reloading" in machine.journal(), "the reload")
     assert post(machine, 0) == 202
     wait_for_numbers(machine, [0])
 
