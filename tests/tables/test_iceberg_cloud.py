@@ -14,13 +14,16 @@ from pyiceberg.exceptions import NoSuchTableError
 from sqlalchemy import NullPool, create_engine
 
 from arcpipe.config.settings import Storage
+from arcpipe.config.settings_tables import Tables, TablesIceberg
 from arcpipe.tables.iceberg.catalogue import store_uri
 from arcpipe.tables.iceberg.cloud_io import CloudFileIO, place_of
 from arcpipe.tables.iceberg.shared_io import SharedFiles
 from arcpipe.tables.iceberg.sql_catalogue import postgresql_uri
+from arcpipe.tables.iceberg.table import IcebergTables
 from tests.support.clouds import Cloud
 from tests.support.http import free_port
 from tests.support.server import Server
+from tests.support.tables import CPU, NODE, local_lake, rows
 from tests.support.waiting import wait_until
 
 
@@ -76,6 +79,24 @@ def test_a_server_commits_every_row_once_and_others_read_them(cloud: Cloud, data
     assert rows() == list(range(6))
     location = catalogue.load_table(("default", "cpu")).metadata_location
     assert location.startswith(f"{store_uri(Storage(url=cloud.url))}/_iceberg/default/cpu/metadata/")
+
+
+def test_upkeep_merges_manifests_and_finds_what_is_left_over(cloud: Cloud, database: str, tmp_path: Path) -> None:
+    lake = local_lake(tmp_path)  # files are described there, and nobody reads them
+    iceberg = TablesIceberg(catalog="postgresql", uri=database)
+    tables = IcebergTables(
+        Tables(format="iceberg", history_hours=1, iceberg=iceberg), Storage(url=cloud.url), str(lake.wal_dir)
+    )
+    tables.check()
+    for number in range(9):
+        tables.commit(CPU, [lake.put(CPU, rows(number * 10), f"b{number}")], NODE, number + 1)
+    assert tables.maintain(CPU).merged > 0
+    assert tables.committed(CPU, NODE) == 9
+    files = SharedFiles().of("gs://" if cloud.url.startswith("gs") else "abfss://", {})
+    assert isinstance(files, CloudFileIO)
+    listed = files.listed(f"{store_uri(Storage(url=cloud.url))}/_iceberg/default/cpu/metadata")
+    assert {name.rpartition(".")[2] for name, _ in listed} == {"json", "avro"}
+    tables.close()
 
 
 def test_a_file_is_whole_or_not_there(cloud: Cloud) -> None:
