@@ -23,6 +23,7 @@ TELEGRAF_TAGS := $(TELEGRAF_TAGS),outputs.influxdb,outputs.influxdb_v2,outputs.h
 HELM := helm.sh/helm/v3/cmd/helm@v3.22.0
 KUBECONFORM := github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
 AZURITE := azurite@3.35.0
+FAKE_GCS := github.com/fsouza/fake-gcs-server@v1.56.1
 COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 
 # DuckDB of a version whose extensions are on PyPI.
@@ -30,7 +31,7 @@ DUCKDB ?= 1.5.5
 
 .DEFAULT_GOAL := help
 .PHONY: help serve native test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image \
-	test-clouds test-systemd day lint bench fuzz dist release deb image test-env clean
+	test-clouds test-systemd day lint bench fuzz dist release deb lint-deb image test-env clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -156,11 +157,13 @@ test-chart: test-env ## check the Helm chart and the compose file: what they wri
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps kubernetes-validate --constraint constraints.txt
 	$(BIN)/pytest -n 2 tests/packaging $(ARGS)
 
-# Azure's emulator is a package of npm. An emulator of Google's store is named by ARCPIPE_TEST_GCS_ENDPOINT=http://….
-test-clouds: test-env ## upload to emulators of Google's and Azure's stores; needs npm
+# Azure's emulator is a package of npm, that of Google's a Go program; ARCPIPE_TEST_GCS_ENDPOINT=http://… names another.
+test-clouds: test-env ## upload to emulators of Google's and Azure's stores, with tables; needs npm, Go and PostgreSQL
 	@mkdir -p .clouds
 	@if command -v npm >/dev/null; then cd .clouds && npm install --silent --no-audit --no-fund --no-package-lock $(AZURITE); else echo "no npm here: Azure is skipped"; fi
-	$(BIN)/pytest -n 2 tests/integration/test_storage_cloud.py tests/integration/test_lake_store.py $(ARGS)
+	@if command -v go >/dev/null; then GOBIN='$(CURDIR)/.clouds' go install $(FAKE_GCS); else echo "no go here: an S3 server stands for Google's"; fi
+	$(BIN)/pytest -n 2 tests/integration/test_storage_cloud.py tests/integration/test_lake_store.py \
+		tests/tables/test_iceberg_cloud.py $(ARGS)
 
 day: test-env ## try a day of random operations, DAY_SECONDS (600) for each store; SEED (1) is the first of DAYS (1) sequences
 	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \
@@ -181,6 +184,10 @@ release: $(VENV)/.installed-release ## check this commit, build it into dist/, a
 # With this Debian's own Python, for which the package is then: see packaging/README.md.
 deb: ## build a Debian package of this checkout into dist/, for the Debian that this is
 	packaging/deb/build_deb.py dist
+
+# Spelling in 430 MB of binaries is their authors', and to look for it takes longer than all else.
+lint-deb: ## check the Debian packages of dist/, or those of DEBS, with lintian
+	lintian --allow-root --dont-check-part binaries/spelling --fail-on error,warning $(or $(DEBS),dist/*.deb)
 
 test-env: $(VENV)/.installed-test ## install what tests and checks need
 

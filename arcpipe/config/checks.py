@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from arcpipe.config.checks_iceberg import problems_of_iceberg
 from arcpipe.config.listeners import is_loopback
 from arcpipe.config.problem import Problem
-from arcpipe.config.settings import CODEC_LEVELS, ClientLimits, CloudLocation, Settings, parse_storage_url
+from arcpipe.config.settings import CODEC_LEVELS, ClientLimits, Settings, parse_storage_url
 from arcpipe.errors import ConfigError
 
 
@@ -52,13 +52,9 @@ def problems_of(settings: Settings) -> Iterator[Problem]:
         )
     yield from problems_of_iceberg(settings)
     try:
-        location = parse_storage_url(settings.storage.url)
+        parse_storage_url(settings.storage.url)
     except ConfigError as error:
         yield Problem("storage.url", str(error))
-    else:
-        if isinstance(location, CloudLocation) and settings.tables.format == "iceberg":
-            reason = f'there are no Iceberg tables in {location.scheme}:// yet: take "delta", or s3:// or file://'
-            yield Problem("tables.format", reason, ("storage.url",))
 
 
 def _of_s3(settings: Settings) -> Iterator[Problem]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from arcpipe.config.problem import Problem
-from arcpipe.config.settings import FileLocation, Settings, parse_storage_url
+from arcpipe.config.settings import FileLocation, S3Location, Settings, parse_storage_url
 from arcpipe.errors import ConfigError
 
 _SECTION = "tables.iceberg."
+_WAREHOUSES = ("s3://", "gs://", "abfss://", "file:///")
 # Keys that one catalogue alone takes.
 _OF_ONE = {
     "token": "rest",
@@ -32,22 +33,24 @@ def problems_of_iceberg(settings: Settings) -> Iterator[Problem]:
             yield Problem(f"{_SECTION}{name}", f'it is of tables.iceberg.catalog = "{catalog}" alone', with_keys)
     if options.catalog == "rest":
         return
-    if options.warehouse and not options.warehouse.startswith(("s3://", "file:///")):
+    if options.warehouse and not options.warehouse.startswith(_WAREHOUSES):
         reason = (
-            "allowed with this catalogue: s3://bucket/prefix, file:///absolute/path, or empty: _iceberg in the store"
+            "allowed with this catalogue: s3://bucket/prefix, gs://bucket/prefix, abfss://container@account…/prefix, "
+            "file:///absolute/path, or empty: _iceberg in the store"
         )
         yield Problem(f"{_SECTION}warehouse", reason, with_keys)
     try:
-        is_local = isinstance(parse_storage_url(settings.storage.url), FileLocation)
+        location = parse_storage_url(settings.storage.url)
     except ConfigError:
         return
-    if options.catalog == "sqlite" and not (is_local and not options.warehouse.startswith("s3://")):
+    is_local = isinstance(location, FileLocation) and (not options.warehouse or options.warehouse.startswith("file:"))
+    if options.catalog == "sqlite" and not is_local:
         reason = (
             "the SQLite catalogue is for one node with a local lake, and no other node would see its tables: "
             'set tables.iceberg.catalog to "rest", "postgresql" or "glue"'
         )
         yield Problem(f"{_SECTION}catalog", reason, ("tables.format", "storage.url", f"{_SECTION}warehouse"))
-    if options.catalog == "glue" and is_local:
+    if options.catalog == "glue" and not isinstance(location, S3Location):
         reason = "Glue knows tables in S3 alone: set storage.url to s3://bucket/prefix, or take another catalogue"
         yield Problem(f"{_SECTION}catalog", reason, ("tables.format", "storage.url"))
 

@@ -29,7 +29,7 @@ WarehouseText = Annotated[
     str,
     Meta(
         pattern=r"^[^\x00-\x20\x7f\ud800-\udfff]*\Z",
-        description="empty, the name that a REST catalogue gives its warehouse, or s3://bucket/prefix or file:///path",
+        description="empty, the name that a REST catalogue gives its warehouse, or the address of a folder in a store",
     ),
 ]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import timedelta
 from typing import Any, Final, Literal, TypeVar
@@ -20,6 +19,7 @@ from arcpipe.config.settings import CloudLocation
 from arcpipe.errors import ConfigError, MissingObject, StorageError
 from arcpipe.storage import cloud_errors
 from arcpipe.storage.base import Blob, Listed, MemoryBlob, read_exactly, require_key
+from arcpipe.storage.cloud_environment import is_without_tls
 from arcpipe.units import MB
 
 try:
@@ -33,7 +33,6 @@ except ModuleNotFoundError as error:
 
 T = TypeVar("T")
 
-_ADDRESSES: Final = ("GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "AZURITE_BLOB_STORAGE_URL")
 _PROBE_KEY: Final = ".arcpipe-write-check"
 _DELETES_AT_ONCE: Final = 16
 _PAGE_OBJECTS: Final = 1000
@@ -60,8 +59,7 @@ class CloudStore:
         options = {
             "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
             "timeout": timedelta(seconds=_REQUEST_SECONDS),
-            # Without TLS only where an address says so, which is that of an emulator.
-            "allow_http": any(os.environ.get(name, "").startswith("http://") for name in _ADDRESSES),
+            "allow_http": is_without_tls(),
         }
         try:
             self._store: Any = kind(location.bucket, client_options=options, retry_config={"max_retries": 0})

@@ -1,6 +1,7 @@
 """Explain failures of Google's and Azure's stores: kind, reason, next step.
 
-obstore has a class for few causes and a text for all others, so the text decides. This module must not know requests.
+obstore has a class for few causes and a text for all others, so the text decides. A number alone is no status: names
+and times have numbers, too. This module must not know requests.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from arcpipe.errors import StorageError
 MISSING: Final = (refusals.NotFoundError, FileNotFoundError)  # an object; of a list or a put, its bucket
 
 _KINDS: Final = (
-    ("throttled", re.compile(r"\b429\b|Too Many Requests|SlowDown|ServerBusy|rateLimitExceeded")),
+    ("throttled", re.compile(r"status code: 429\b|Too Many Requests|SlowDown|ServerBusy|rateLimitExceeded")),
     (
         "missing_bucket",
         re.compile(r"ContainerNotFound|NoSuchBucket|(bucket|container) does not exist", re.I),
     ),
-    ("credentials", re.compile(r"\b40[13]\b|credential|AuthenticationFailed|AuthorizationFailure|token request", re.I)),
-    ("server_error", re.compile(r"\b5\d\d\b")),
+    (
+        "credentials",
+        re.compile(r"status code: 40[13]\b|credential|AuthenticationFailed|AuthorizationFailure|token request", re.I),
+    ),
+    ("server_error", re.compile(r"status code: 5\d\d\b")),
     ("timeout", re.compile(r"timed out|timeout", re.I)),
     ("dns", re.compile(r"dns error|failed to lookup", re.I)),
     ("connection", re.compile(r"connect|error sending request|connection|broken pipe|reset by peer", re.I)),

@@ -39,6 +39,8 @@ NOT_NEEDED = (
 )
 # The unit needs systemd 254; on an older one the package has the drop-in for it, which needs 252.
 NEW_SYSTEMD, OLD_SYSTEMD = 254, 252
+# What an older one would warn of at each start; the drop-in has its words for the same.
+OF_NEW_SYSTEMD = r"^(Type=notify-reload|RestartSteps=.*|RestartMaxDelaySec=.*|ImportCredential=.*)\n"
 
 
 def main() -> None:
@@ -93,10 +95,11 @@ def add_files(tree: Path, work: Path, version: str) -> None:
     """Add the program, the unit, the settings, pages, completions and documents to the tree."""
     copy(HERE / "arcpipe", tree / "usr/bin/arcpipe", 0o755)
     unit = (ROOT / "systemd/arcpipe.service").read_text().replace("/opt/arcpipe/bin/arcpipe", "/usr/bin/arcpipe")
-    write(tree / "usr/lib/systemd/system/arcpipe.service", unit)
     if systemd_version() < NEW_SYSTEMD:
+        unit = re.sub(OF_NEW_SYSTEMD, "", unit, flags=re.MULTILINE)
         drop_in = "usr/lib/systemd/system/arcpipe.service.d/systemd-252.conf"
         copy(ROOT / "systemd/systemd-252.conf", tree / drop_in)
+    write(tree / "usr/lib/systemd/system/arcpipe.service", unit)
     copy(ROOT / "systemd/arcpipe.sysusers", tree / "usr/lib/sysusers.d/arcpipe.conf")
     copy(ROOT / "systemd/arcpipe.tmpfiles", tree / "usr/lib/tmpfiles.d/arcpipe.conf")
     copy(ROOT / "config.toml", tree / "etc/arcpipe/config.toml", 0o640)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from requests.adapters import HTTPAdapter
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from arcpipe.disk import Disk
 from arcpipe.tables.base import Conflict, NewFile, Refused, Unavailable
 from tests.support.iceberg import World, glue_world, postgresql_world, rest_world, sqlite_world
 from tests.support.s3proxy import FAULTS, FaultyProxy
@@ -242,6 +244,26 @@ def test_a_warehouse_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match=r"cannot write to tables\.iceberg\.warehouse, file:///.*/file/x"):
         sqlite_world(tmp_path, warehouse=f"file://{tmp_path}/file/x").open().check()
+
+
+def test_a_new_table_is_durable_before_the_catalogue_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut between the two left a table whose metadata was an empty file."""
+    world = sqlite_world(tmp_path)
+    synced: list[str] = []
+    fsync = Disk.fsync
+
+    def recorded(self: Disk, fd: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(self, fd)
+
+    monkeypatch.setattr(Disk, "fsync", recorded)
+    tables = world.open()
+    tables.commit(CPU, [world.lake.put(CPU, rows(0), "b0")], A, 1)
+    tables.close()
+    made = [one.name for one in tmp_path.rglob("*.metadata.json")]
+    assert sorted(one[:6] for one in made) == ["00000-", "00001-"]
+    for name in made:
+        assert any(name in one for one in synced), (name, synced)
 
 
 def test_tables_that_a_lost_catalogue_knew_are_not_begun_anew(tmp_path: Path) -> None:

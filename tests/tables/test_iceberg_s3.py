@@ -11,7 +11,7 @@ import pytest
 from arcpipe.tables.base import Refused
 from arcpipe.tables.iceberg.s3_io import KEPT, S3FileIO, place_of
 from arcpipe.tables.iceberg.shared_io import SharedFiles, s3_properties
-from tests.support.iceberg import World, glue_world
+from tests.support.iceberg import World, glue_world, postgresql_world
 from tests.support.s3server import S3Bucket
 from tests.support.tables import CPU, rows
 
@@ -20,7 +20,10 @@ KEPT_FIELDS = ("ServerSideEncryption", "SSEKMSKeyId", "StorageClass")
 
 @pytest.fixture
 def world(s3: S3Bucket, tmp_path: Path) -> World:
-    made = glue_world(s3, tmp_path)
+    return encrypted(glue_world(s3, tmp_path))
+
+
+def encrypted(made: World) -> World:
     of_s3 = msgspec.structs.replace(
         made.lake.storage.s3, server_side_encryption="aws:kms", kms_key_id="alias/lake", storage_class="STANDARD_IA"
     )
@@ -49,6 +52,16 @@ def test_all_metadata_is_kept_as_the_settings_say(world: World, s3: S3Bucket) ->
     assert set(kept(s3).values()) == {("aws:kms", "alias/lake", "STANDARD_IA")}
     tables.close()
     assert len(world.numbers()) == 9
+
+
+def test_the_first_metadata_in_postgresql_is_kept_so_too(postgresql: str, s3: S3Bucket, tmp_path: Path) -> None:
+    world = encrypted(postgresql_world(postgresql, s3, tmp_path))
+    tables = world.open()
+    tables.commit(CPU, [world.lake.put(CPU, rows(0), "b0")], "a" * 12, 1)
+    tables.close()
+    found = kept(s3)
+    assert any("/00000-" in key for key in found)
+    assert set(found.values()) == {("aws:kms", "alias/lake", "STANDARD_IA")}
 
 
 def test_a_file_is_whole_or_not_there(s3: S3Bucket, world: World) -> None:

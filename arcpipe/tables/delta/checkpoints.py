@@ -13,6 +13,7 @@ import os
 from typing import Final
 
 from arcpipe.config.settings import FileLocation, S3Location, Storage
+from arcpipe.storage.cloud_environment import is_without_tls
 from arcpipe.storage.local_files import sync_directory
 from arcpipe.tables.delta.paths import LAST_CHECKPOINT, LOG
 
@@ -73,7 +74,7 @@ def options_of(storage: Storage) -> dict[str, str]:
     It reaches Google's and Azure's by the variables that the store takes, too: both have the same library below.
     """
     if not isinstance(storage.location, S3Location):
-        return {}
+        return {"allow_http": "true"} if is_without_tls() else {}
     s3 = storage.s3
     found = {
         "AWS_ENDPOINT_URL": s3.endpoint_url,

@@ -29,7 +29,7 @@ from pyiceberg.table.sorting import SortOrder
 from pyiceberg.table.update import TableRequirement, TableUpdate
 from pyiceberg.utils.properties import property_as_bool
 
-from arcpipe.config.settings import FileLocation, Storage
+from arcpipe.config.settings import CloudLocation, FileLocation, Storage
 from arcpipe.config.settings_tables import TablesIceberg
 from arcpipe.disk import Disk
 from arcpipe.tables.base import Refused, TableError, TableName
@@ -52,7 +52,12 @@ def store_uri(storage: Storage) -> str:
     location = storage.location
     if isinstance(location, FileLocation):
         return f"file://{os.path.abspath(location.path)}"
-    return f"s3://{location.bucket}/{location.prefix}".rstrip("/")
+    if isinstance(location, CloudLocation) and location.scheme == "az":
+        from arcpipe.tables.iceberg.cloud_io import azure_uri
+
+        return azure_uri(location.bucket, location.prefix)
+    scheme = location.scheme if isinstance(location, CloudLocation) else "s3"
+    return f"{scheme}://{location.bucket}/{location.prefix}".rstrip("/")
 
 
 class Catalogue:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pyiceberg.io import FileIO, InputFile, OutputFile
 from pyiceberg.typedef import EMPTY_DICT, Properties
@@ -17,10 +17,15 @@ from pyiceberg.typedef import EMPTY_DICT, Properties
 from arcpipe import durable
 from arcpipe.disk import Disk
 
-IMPLEMENTATION = f"{__name__}.LocalFileIO"
-"""The value of pyiceberg's property `py-io-impl`."""
-
 _SCHEME = "file://"
+
+
+@runtime_checkable
+class ListsFolders(Protocol):
+    """A FileIO of arcpipe's own that lists folders, which pyiceberg's does not promise."""
+
+    def listed(self, folder: str) -> list[tuple[str, float]]:
+        """List the files of a folder, without those of its folders: names, and seconds since the epoch."""
 
 
 def path_of(location: str) -> str:

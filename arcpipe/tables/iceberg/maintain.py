@@ -30,9 +30,8 @@ from arcpipe.tables.base import Maintained, TableName
 from arcpipe.tables.iceberg.catalogue import Catalogue
 from arcpipe.tables.iceberg.change import Change
 from arcpipe.tables.iceberg.errors import reason, translated
-from arcpipe.tables.iceberg.file_io import path_of
+from arcpipe.tables.iceberg.file_io import ListsFolders, path_of
 from arcpipe.tables.iceberg.manifests import ManifestLists
-from arcpipe.tables.iceberg.s3_io import S3FileIO
 from arcpipe.tables.schema import shown
 
 log = logging.getLogger(__name__)
@@ -163,7 +162,7 @@ def _data_files(manifests: Iterable[ManifestFile], files: FileIO) -> set[str]:
 
 def _listed(files: FileIO, folder: str) -> list[tuple[str, float]]:
     """List a folder's files with the times of their last change."""
-    if isinstance(files, S3FileIO):
+    if isinstance(files, ListsFolders):
         return files.listed(folder)
     if isinstance(files, PyArrowFileIO):
         scheme, netloc, path = files.parse_location(folder)

@@ -44,7 +44,7 @@ class SharedFiles:
 
     def __init__(self) -> None:
         self._local = LocalFileIO()
-        self._remote: OrderedDict[tuple[tuple[str, str], ...], FileIO] = OrderedDict()
+        self._remote: OrderedDict[tuple[str, tuple[tuple[str, str], ...]], FileIO] = OrderedDict()
 
     def of(self, location: str, properties: Properties) -> FileIO:
         """Return the one for a location.
@@ -61,8 +61,9 @@ class SharedFiles:
                 if key.startswith(("s3.", "client.", "gcs.", "adls."))
             )
         )
-        found = self._remote.pop(needed, None) or _open(location, dict(needed))
-        self._remote[needed] = found
+        key = (location.partition(":")[0], needed)
+        found = self._remote.pop(key, None) or _open(location, dict(needed))
+        self._remote[key] = found
         if len(self._remote) > _MOST:
             self._remote.popitem(last=False)
         return found
@@ -76,4 +77,9 @@ def _open(location: str, properties: dict[str, str]) -> FileIO:
         )
     if any(key.startswith(KEPT) for key in properties) and location.startswith("s3"):
         return S3FileIO(properties)
+    # Credentials of a catalogue's own are for pyiceberg's implementation.
+    if location.startswith(("gs://", "abfss://")) and not any(key.startswith(("gcs.", "adls.")) for key in properties):
+        from arcpipe.tables.iceberg.cloud_io import CloudFileIO
+
+        return CloudFileIO(properties)
     return PyArrowFileIO(properties)

@@ -13,7 +13,12 @@ from typing import Any, Final
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.sql import IcebergTables, SqlCatalog
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NoSuchNamespaceError,
+    NoSuchTableError,
+    TableAlreadyExistsError,
+)
 from pyiceberg.io import FileIO
 from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import CommitTableResponse, Table
@@ -26,8 +31,9 @@ from pyiceberg.table.update import (
     _TableMetadataUpdateContext,
     _update_table_metadata_log,
 )
-from pyiceberg.typedef import EMPTY_DICT, Properties
-from sqlalchemy import event, make_url, select, update
+from pyiceberg.typedef import EMPTY_DICT, Identifier, Properties
+from sqlalchemy import event, insert, make_url, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from arcpipe.disk import Disk
@@ -136,6 +142,28 @@ class SQLCatalogue(SqlCatalog):
                 )
             )
         return found
+
+    def create_table(self, identifier: str | Identifier, *arguments: Any, **options: Any) -> Table:
+        """Create a table, whose first metadata is written as all later ones are: pyiceberg's own writer syncs nothing.
+
+        Raises:
+            NoSuchNamespaceError: its namespace is not there.
+            TableAlreadyExistsError: it is there; nothing happened.
+        """
+        namespace = Catalog.namespace_from(identifier)
+        if not self.namespace_exists(namespace):
+            raise NoSuchNamespaceError(f"Namespace does not exist: {namespace}")
+        staged = self._create_staged_table(identifier, *arguments, **options)
+        self._write_metadata(staged.metadata, staged.io, staged.metadata_location)
+        name = Catalog.namespace_to_string(namespace), Catalog.table_name_from(identifier)
+        with Session(self.engine) as session:
+            try:
+                row = self._create_table_row(*name, staged.metadata_location)
+                session.execute(insert(IcebergTables).values(**row))
+                session.commit()
+            except IntegrityError as error:
+                raise TableAlreadyExistsError(f"Table {'.'.join(name)} already exists") from error
+        return self.load_table(identifier)
 
     def commit_table(
         self, table: Table, requirements: tuple[TableRequirement, ...], updates: tuple[TableUpdate, ...]
