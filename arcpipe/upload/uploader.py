@@ -66,8 +66,8 @@ _ALONE_SECONDS: Final = 1.0
 # Bytes of freed memory that the heap keeps: conversion takes and frees as much again and again.
 KEPT_MEMORY_BYTES: Final = 256 * MB
 GARBAGE_OBJECTS: Final = 20_000
-"""New containers from which on Python looks for cycles among them. Collected entries are thousands, and in no cycle. With
-Python's own 700 the looks took 9% of a conversion."""
+"""New containers from which on Python looks for cycles among them. Entries that are collected are thousands, and in no
+cycle: with Python's own 700, the looks took 9% of a conversion."""
 
 
 def run(settings: Settings, directory: WALDirectory, counters: Counters, node: NodeIdentity) -> int:
