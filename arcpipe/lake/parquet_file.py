@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from inspect import signature
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -34,9 +35,16 @@ class Rows(NamedTuple):
 
 
 # Values per step in which a page grows: large steps are faster, but pages of long values would exceed their size.
-_BATCH: Final = 16_384
+# By the bytes of an average value up to which a table has them; a step of long ones has the last number.
+_BATCHES: Final = ((32, 65_536), (256, 16_384))
 _LONG_BATCH: Final = 1_024
-_LONG_BYTES: Final = 256  # bytes of an average value above which a column counts as long
+
+# Most values of a page: each costs some 40 µs besides its values. Versions of pyarrow without
+# this bound have pages of 1 MB, which are 131,072 floats.
+_PAGE_ROWS: Final = 65_536
+_PAGES: Final = (
+    {"max_rows_per_page": _PAGE_ROWS} if "max_rows_per_page" in signature(pq.ParquetWriter.__init__).parameters else {}
+)
 
 # Columns above which all columns of a table share HUGE_BYTES: so the statistics of a row group stay below it.
 _MANY_COLUMNS: Final = 256
@@ -118,10 +126,11 @@ class ParquetFile:
             sorting_columns=[
                 pq.SortingColumn(self._written.get_field_index(name), nulls_first=name != TIME) for name in sorted_by
             ],
-            write_batch_size=_LONG_BATCH if _has_long_values(first) else _BATCH,
+            write_batch_size=_batch(first),
             write_statistics=[field.name for field in schema if field.name not in huge] if huge else True,
             write_page_index=True,
             store_schema=False,
+            **_PAGES,
         )
 
     @property
@@ -230,11 +239,11 @@ def _longest(column: pa.ChunkedArray) -> int:
     return longest
 
 
-def _has_long_values(table: pa.Table) -> bool:
-    return any(
-        column.type in (pa.string(), pa.binary()) and column.nbytes > _LONG_BYTES * len(table)
-        for column in table.columns
-    )
+def _batch(table: pa.Table) -> int:
+    """Choose the values per step by the column of the longest ones."""
+    sizes = [column.nbytes for column in table.columns if column.type in (pa.string(), pa.binary())]
+    most = max(sizes, default=0)
+    return next((batch for length, batch in _BATCHES if most <= length * len(table)), _LONG_BATCH)
 
 
 def _as_type(column: pa.ChunkedArray, type_: pa.DataType) -> pa.ChunkedArray:

@@ -199,7 +199,7 @@ class CollectedTables:
         table = self._table((entry.database, entry.body.m))
         budget = self._budget
         cost = entry.size_bytes + _STAGED_ENTRY
-        if table.rows and table.cost + cost > budget.table_bytes:
+        if table.rows and table.cost + cost > min(budget.stream_bytes, budget.table_bytes):
             self._flush(table)
         is_large = cost > budget.table_bytes
         if is_large:  # with as little else in memory as possible
@@ -385,7 +385,9 @@ class CollectedTables:
     def _submit(
         self, table: _CollectedTable, groups: list[Group], cost: int, width: int, *, close: bool = False
     ) -> None:
-        self._jobs.submit(table.output, groups, cost, width, table.quota, close=close)
+        streams = sum(entry.size_bytes for group in groups if isinstance(group, ArrowGroup) for entry in group.entries)
+        # Their columns are copied while they are still there; those of other entries take their place.
+        self._jobs.submit(table.output, groups, cost + streams, width, table.quota, close=close)
 
     # Shares of the open files
 

@@ -6,6 +6,7 @@ threads are those of the uploader. It prints the pairs of each case as JSON.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arcpipe.allocator import keep_freed_memory
-from arcpipe.upload.uploader import KEPT_MEMORY_BYTES
+from arcpipe.upload.uploader import GARBAGE_OBJECTS, KEPT_MEMORY_BYTES
 from arcpipe.wal.directory import SEALED, WALDirectory
 from arcpipe.wal.format import crc32, envelope_prefix
 from arcpipe.wal.reader import SegmentScan
@@ -211,6 +212,7 @@ def main(directory: Path, rounds: int, names: list[str]) -> None:
     """Print the pairs of the named cases."""
     logging.disable(logging.WARNING)
     keep_freed_memory(KEPT_MEMORY_BYTES)
+    gc.set_threshold(GARBAGE_OBJECTS)
     found = {}
     for case in CASES:
         if case.name in names:

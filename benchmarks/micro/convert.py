@@ -8,6 +8,7 @@ million rows, the peak of resident memory, and the bytes of Parquet per row.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import random
 import resource
@@ -30,7 +31,7 @@ from arcpipe.lake.parquet_file import Rows
 from arcpipe.lake.spool import Spool
 from arcpipe.upload.collect import BatchTables
 from arcpipe.upload.schema import SchemaRegistry
-from arcpipe.upload.uploader import KEPT_MEMORY_BYTES
+from arcpipe.upload.uploader import GARBAGE_OBJECTS, KEPT_MEMORY_BYTES
 
 _COMMAND = (sys.executable, "-m", "benchmarks.micro.convert")
 START_US = 1_700_000_000_000_000
@@ -183,6 +184,8 @@ def measure(path: Path, threads: int) -> dict[str, Any]:
     """Convert a file of entries in this process."""
     logging.disable(logging.WARNING)
     keep_freed_memory(KEPT_MEMORY_BYTES)
+    gc.set_threshold(GARBAGE_OBJECTS)
+    gc.freeze()  # as in a process that was forked
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started, cpu_started = time.perf_counter(), time.process_time()
     entries, rows, sizes = convert(read_entries(path), threads)

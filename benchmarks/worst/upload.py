@@ -12,6 +12,7 @@ import asyncio
 import ctypes
 import json
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -28,7 +29,7 @@ import msgspec
 import numpy as np
 
 from arcpipe.codec.columns import array_header, pack_int64, pack_values
-from arcpipe.codec.envelope import KIND_BATCH, KIND_COLUMNAR
+from arcpipe.codec.envelope import KIND_ARROW, KIND_BATCH, KIND_COLUMNAR
 from arcpipe.codec.messagepack.walk import value_end
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import WALOptions, WALWriter
@@ -79,6 +80,23 @@ def _ordinary(body: str, entries: int) -> Iterator[Entry]:
         yield _columnar(BODIES[body](entry, 1000))
 
 
+def _remote_write(entries: int) -> Iterator[Entry]:
+    """Yield what workers make of remote write: 10,000 series of ten labels in a request, a sample of each."""
+    from arcpipe.codec.remote_write.body import encode  # a process that uploads is measured without these
+    from arcpipe.codec.snappy import decode_block
+    from benchmarks.load.telemetry import SeriesBody
+
+    kinds = (KIND_COLUMNAR, KIND_BATCH, KIND_ARROW)
+    made = []
+    for seed in range(2):
+        body = SeriesBody(10_000, random.Random(seed)).at(_US + seed * 100_000)
+        encoded = encode(decode_block(body, BODY_BYTES)).encoded
+        assert encoded is not None
+        made.append((kinds[encoded.batch], bytes(encoded.body)))
+    for entry in range(entries):
+        yield made[entry % len(made)]
+
+
 def _wide(columns: int, rows: int, column: bytes, entries: int = 1, per_entry: bool = False) -> Iterator[Entry]:
     for entry in range(entries):
         prefix = f"{entry}-" if per_entry else ""
@@ -127,6 +145,7 @@ def _late_float(rows: int) -> bytes:
 CASES: Final[dict[str, Callable[[], Iterator[Entry]]]] = {
     "mixed": lambda: _ordinary("mixed", 5_000),
     "strings": lambda: _ordinary("texts", 3_000),
+    "remote write": lambda: _remote_write(150),
     "100M small integers": lambda: _one_column(b"\x01"),
     "100M nils": lambda: _one_column(b"\xc0"),
     "100M empty strings": lambda: _one_column(b"\xa0"),

@@ -15,22 +15,24 @@ import pytest
 from tests.support.sets import long
 
 LIMIT_MB = 600
+USUAL_MB = 467  # what loads as clients send them may take
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "case",
+    ("case", "limit_mb"),
     [
-        "100M small integers",
-        pytest.param("one string of 90 MB", marks=long),
-        "4,096 columns, 2,700 rows",
+        ("remote write", USUAL_MB),  # 470 to 531 MB before
+        ("100M small integers", LIMIT_MB),
+        pytest.param("one string of 90 MB", LIMIT_MB, marks=long),
+        ("4,096 columns, 2,700 rows", LIMIT_MB),
         # The metadata of open files, of columns and of long values: over 800 MB where each file has a bound of its own.
         # Minutes each; that the bound holds and that it is in real bytes is tested in test_tables and test_parquet.
-        pytest.param("16 tables, 4,000 columns, 4 hours", marks=long),
-        pytest.param("16 tables, 256 texts of 4 kB, 4 hours", marks=long),
+        pytest.param("16 tables, 4,000 columns, 4 hours", LIMIT_MB, marks=long),
+        pytest.param("16 tables, 256 texts of 4 kB, 4 hours", LIMIT_MB, marks=long),
     ],
 )
-def test_the_uploader_keeps_to_its_memory(case: str) -> None:
+def test_the_uploader_keeps_to_its_memory(case: str, limit_mb: int) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.worst.upload", "--json", "--case", case],
         cwd=Path(__file__).parents[2],
@@ -41,4 +43,4 @@ def test_the_uploader_keeps_to_its_memory(case: str) -> None:
     assert done.returncode == 0
     figures = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     assert figures["shipped"]
-    assert figures["peak RSS MB"] < LIMIT_MB
+    assert figures["peak RSS MB"] < limit_mb
