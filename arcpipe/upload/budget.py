@@ -21,8 +21,8 @@ class Budget:
     """Bounds on what a batch has in memory. The defaults keep the uploader below its 600 MB in the worst case."""
 
     # Entries that are collected.
-    collected_bytes: int = 64 * MB  # cost of all of them; the tables that cost most are converted at this
-    table_bytes: int = 48 * MB  # cost of one table's; an entry that alone costs more is converted in slices
+    collected_bytes: int = 52 * MB  # cost of all of them; the tables that cost most are converted at this
+    table_bytes: int = 40 * MB  # cost of one table's; an entry that alone costs more is converted in slices
     stream_bytes: int = 24 * MB  # the same of a table with Arrow streams: their columns are copied while they are there
     small_table_bytes: int = MB  # cost up to which tables share a job: one alone is not worth a thread
     release_bytes: int = 48 * MB  # payloads between two releases: views keep those of two such periods alive
