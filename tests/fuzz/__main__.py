@@ -12,7 +12,7 @@ import argparse
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
+import time
 from pathlib import Path
 
 CORPUS = Path(".fuzz")
@@ -33,8 +33,8 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no target {unknown.pop()!r}")
     for target in arguments.targets or TARGETS:
-        options = [target, str(arguments.seconds), str(arguments.inputs), *["blind"] * arguments.blind]
-        command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.fuzz", "--run", *options]
+        options = ["--run-blind" if arguments.blind else "--run", target, str(arguments.seconds), str(arguments.inputs)]
+        command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.fuzz", *options]
         process = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         done = re.search(r"Done (\d+) runs? in (\d+) second", process.stderr)
         if process.returncode or done is None:
@@ -45,11 +45,23 @@ def main() -> int:
     return 0
 
 
-def run(target: str, seconds: str, inputs: str, blind: str = "") -> None:
+def run_blind(target: str, seconds: str, inputs: str) -> None:
+    """Fuzzes without guidance in this process."""
+    from tests.fuzz import blind
+    from tests.fuzz.targets import TARGETS
+
+    pool = examples(target) + [path.read_bytes() for path in sorted((CORPUS / target).glob("*"))]
+    CORPUS.mkdir(exist_ok=True)
+    began = time.monotonic()
+    done = blind.run(TARGETS[target], pool, float(seconds), int(inputs), CORPUS / f"crash-{target}")
+    print(f"Done {done} runs in {time.monotonic() - began:.0f} second(s)", file=sys.stderr)
+
+
+def run(target: str, seconds: str, inputs: str) -> None:
     """Fuzzes in this process, and ends it."""
     import atheris
 
-    with nullcontext() if blind else atheris.instrument_imports(include=["arcpipe"], enable_loader_override=False):
+    with atheris.instrument_imports(include=["arcpipe"], enable_loader_override=False):
         from tests.fuzz.targets import TARGETS
     corpus = CORPUS / target
     corpus.mkdir(parents=True, exist_ok=True)
@@ -88,5 +100,7 @@ def examples(target: str) -> list[bytes]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--run"]:
         run(*sys.argv[2:])
+    elif sys.argv[1:2] == ["--run-blind"]:
+        run_blind(*sys.argv[2:])
     else:
         sys.exit(main())
