@@ -303,6 +303,12 @@ class ArrowBody:
         self._times = self._content[start : start + 8 * records].view("<i8")
         self._ages_us = np.arange(records, dtype=np.int64)[::-1] * _RECORD_INTERVAL_US
 
+    def named(self, measurement: str) -> ArrowBody:
+        """Return the same records for another measurement."""
+        other = copy.copy(self)
+        other.path = self.path.replace("/cpu?", f"/{measurement}?")
+        return other
+
     def at(self, now_us: int) -> bytes:
         """Return the body with its last record at `now_us`."""
         self._times[:] = now_us - self._ages_us
@@ -350,7 +356,7 @@ def make_bodies(format: str, records: int, seed: int, measurements: int = 1) -> 
         format: One of FORMATS.
         records: Records of each body.
         seed: Of the random values.
-        measurements: If more than 1, make this many bodies, each with its own measurement; columnar only.
+        measurements: If more than 1, make this many bodies, each with its own measurement; columnar and Arrow only.
     """
     kind, _, encoding = format.partition(" + ")
     source = random.Random(seed)
@@ -363,7 +369,7 @@ def make_bodies(format: str, records: int, seed: int, measurements: int = 1) -> 
 
 
 def _renamed(body: Body, measurement: str) -> Body:
-    assert isinstance(body, ColumnarBody)
+    assert isinstance(body, ColumnarBody | ArrowBody)
     return body.named(measurement)
 
 

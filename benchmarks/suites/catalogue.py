@@ -185,7 +185,8 @@ SUITES: Final = {
         Suite(
             name="end-to-end-arrow",
             title="From HTTP to Parquet under sustained load: Arrow streams",
-            cases=(_SOON,),
+            # One thread writes the files of a table.
+            cases=(_SOON._replace(name="one table"), _SOON._replace(name="four tables", measurements=4)),
             records_per_body=100_000,
             connections=16,
             seconds=60,
