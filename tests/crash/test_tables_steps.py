@@ -373,7 +373,7 @@ def rewriting_steps(always: str) -> Iterator[Any]:
             yield pytest.param(*(format_name, step), marks=() if is_short else (long,), id=f"{format_name}, {name}")
 
 
-@pytest.mark.parametrize(("format_name", "step"), rewriting_steps("^after|end of the record"))
+@pytest.mark.parametrize(("format_name", "step"), [*rewriting_steps("^after|end of the record")])
 def test_the_committer_is_killed_while_it_rewrites(
     differing: Callable[[str], Site], format_name: str, step: Step
 ) -> None:
@@ -385,7 +385,7 @@ def test_the_committer_is_killed_while_it_rewrites(
     site.check_types()
 
 
-@pytest.mark.parametrize(("format_name", "step"), rewriting_steps("before the (settl|end of the record|put of a)"))
+@pytest.mark.parametrize(("format_name", "step"), [*rewriting_steps("before the (settl|end of the record|put of a)")])
 def test_the_committer_meets_an_error_while_it_rewrites(
     differing: Callable[[str], Site], format_name: str, step: Step
 ) -> None:

@@ -81,7 +81,7 @@ def test_the_senders_name_stays_with_the_values() -> None:
     assert after.metadata == {ROLE: b"tag", SENDERS_NAME: b"time"}
 
 
-@pytest.mark.parametrize(("in_table", "in_file"), itertools.permutations(_VALUES, 2))
+@pytest.mark.parametrize(("in_table", "in_file"), [*itertools.permutations(_VALUES, 2)])
 @settings(max_examples=15)
 @given(data=st.data())
 def test_every_value_is_found_again(in_table: str, in_file: str, data: st.DataObject) -> None:
