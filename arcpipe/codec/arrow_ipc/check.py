@@ -205,6 +205,10 @@ def plan_of(schema: pa.Schema, roles: Roles) -> Plan:
     return make_plan(kept, roles.measurement, roles)
 
 
+# Ids of intervals in months, and in days and milliseconds: pyarrow reads them, and has no arrays for them.
+_UNKNOWN_TYPES: Final = (21, 22)
+
+
 def storage_of(type_: pa.DataType) -> pa.DataType:
     """Return the type of the values of an extension type; any other type is itself."""
     while isinstance(type_, pa.BaseExtensionType):
@@ -224,7 +228,7 @@ def _untaken(type_: pa.DataType, *, is_nested: bool) -> str | None:
         return _untaken(type_.value_type, is_nested=True)
     if types.is_union(type_) or types.is_run_end_encoded(type_):
         return str(type_)[:80]
-    if types.is_list_view(type_) or types.is_large_list_view(type_):
+    if types.is_list_view(type_) or types.is_large_list_view(type_) or type_.id in _UNKNOWN_TYPES:
         return str(type_)[:80]
     for at in range(type_.num_fields):
         found = _untaken(type_.field(at).type, is_nested=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 
-from arcpipe.codec.arrow_ipc.check import Checked, check_stream
+from arcpipe.codec.arrow_ipc.check import Checked, check_schema, check_stream
 from arcpipe.codec.arrow_ipc.framing import RECORD_BATCH, messages
 from arcpipe.codec.arrow_ipc.parquet import parquet_stream
 from arcpipe.codec.entries import decode_entry, entry_records
@@ -193,3 +194,18 @@ def test_damage_anywhere_is_refused_or_harmless(compression: str | None) -> None
         except (BadPayload, PayloadTooLarge):
             continue
         decode_entry(payload)
+
+
+@pytest.mark.parametrize(("unit", "name"), [(0, "month_interval"), (1, "day_time_interval")])
+def test_intervals_that_pyarrow_has_no_arrays_for_are_refused(unit: int, name: str) -> None:
+    schema = pa.schema([("time", pa.timestamp("us")), ("v", pa.month_day_nano_interval())])
+    whole = bytearray(schema.serialize().to_pybytes())
+    for at in [at for at, byte in enumerate(whole) if byte == 2]:  # one of them is the unit
+        changed = bytes(whole[:at]) + bytes([unit]) + bytes(whole[at + 1 :])
+        with contextlib.suppress(pa.ArrowException):
+            read = pa.ipc.read_schema(pa.py_buffer(changed))
+            if name in map(str, read.types):
+                with pytest.raises(BadPayload, match=name):
+                    check_schema(read, Roles("m"))
+                return
+    pytest.fail("no byte is the unit")
