@@ -25,6 +25,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.glue import GlueCatalog
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.io import OutputFile
 from pyiceberg.table import Table
 from sqlalchemy import NullPool, create_engine
 
@@ -246,3 +247,22 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
             return glue_world(request.getfixturevalue("s3"), tmp_path)
         case _:
             return rest_world(request.getfixturevalue("iceberg_rest"), tmp_path)
+
+
+def assert_becomes_whole_or_nothing(output: OutputFile) -> None:
+    """Write an object that is not there: first half of it, until an error, and then three bytes."""
+    assert not output.exists()
+
+    def fail() -> None:
+        with output.create() as stream:
+            stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not output.exists()
+    with output.create() as stream:
+        stream.write(b"abc")
+    assert len(output) == len(output.to_input_file()) == 3
+    with pytest.raises(FileExistsError):
+        output.create()

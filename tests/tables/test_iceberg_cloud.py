@@ -22,6 +22,7 @@ from arcpipe.tables.iceberg.sql_catalogue import postgresql_uri
 from arcpipe.tables.iceberg.table import IcebergTables
 from tests.support.clouds import Cloud
 from tests.support.http import free_port
+from tests.support.iceberg import assert_becomes_whole_or_nothing
 from tests.support.server import Server
 from tests.support.tables import CPU, NODE, local_lake, rows
 from tests.support.waiting import wait_until
@@ -104,21 +105,7 @@ def test_a_file_is_whole_or_not_there(cloud: Cloud) -> None:
     assert isinstance(files, CloudFileIO)
     folder = f"{store_uri(Storage(url=cloud.url))}/a b"
     output = files.new_output(f"{folder}/ü?#")
-    assert not output.exists()
-
-    def fail() -> None:
-        with output.create() as stream:
-            stream.write(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert not output.exists()
-    with output.create() as stream:
-        stream.write(b"abc")
-    assert len(output) == len(output.to_input_file()) == 3
-    with pytest.raises(FileExistsError):
-        output.create()
+    assert_becomes_whole_or_nothing(output)
     with output.to_input_file().open() as stream:
         assert stream.read() == b"abc"
     files.write(f"{folder}/deeper/x", b"")

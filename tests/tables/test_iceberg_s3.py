@@ -11,7 +11,7 @@ import pytest
 from arcpipe.tables.base import Refused
 from arcpipe.tables.iceberg.s3_io import KEPT, S3FileIO, place_of
 from arcpipe.tables.iceberg.shared_io import SharedFiles, s3_properties
-from tests.support.iceberg import World, glue_world, postgresql_world
+from tests.support.iceberg import World, assert_becomes_whole_or_nothing, glue_world, postgresql_world
 from tests.support.s3server import S3Bucket
 from tests.support.tables import CPU, rows
 
@@ -67,21 +67,7 @@ def test_the_first_metadata_in_postgresql_is_kept_so_too(postgresql: str, s3: S3
 def test_a_file_is_whole_or_not_there(s3: S3Bucket, world: World) -> None:
     files = S3FileIO(s3_properties(world.lake.storage.s3))
     output = files.new_output(f"s3://{s3.bucket}/some/prefix/a b/ü?#")
-    assert not output.exists()
-
-    def fail() -> None:
-        with output.create() as stream:
-            stream.write(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert not output.exists()
-    with output.create() as stream:
-        stream.write(b"abc")
-    assert len(output) == len(output.to_input_file()) == 3
-    with pytest.raises(FileExistsError):
-        output.create()
+    assert_becomes_whole_or_nothing(output)
     with output.to_input_file().open() as stream:
         assert stream.read() == b"abc"
     assert [name for name, _ in files.listed(f"s3://{s3.bucket}/some/prefix/a b")] == ["ü?#"]

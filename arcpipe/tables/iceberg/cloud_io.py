@@ -6,7 +6,6 @@ implementations: `abfss://container@account.dfs.core.windows.net/path`.
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from pyiceberg.typedef import EMPTY_DICT, Properties
 
 from arcpipe.storage import cloud_errors
 from arcpipe.storage.cloud_environment import azure_account, is_without_tls
-from arcpipe.tables.iceberg.file_io import OutputStream
+from arcpipe.tables.iceberg.file_io import ObjectInput, ObjectOutput
 
 _CONNECT_SECONDS: Final = 10
 _REQUEST_SECONDS: Final = 30
@@ -47,11 +46,11 @@ class CloudFileIO(FileIO):
         self._clients: dict[tuple[str, str, str], Any] = {}  # of a few buckets
         self._lock = threading.Lock()
 
-    def new_input(self, location: str) -> CloudInput:
-        return CloudInput(location, self)
+    def new_input(self, location: str) -> ObjectInput:
+        return ObjectInput(location, self)
 
-    def new_output(self, location: str) -> CloudOutput:
-        return CloudOutput(location, self)
+    def new_output(self, location: str) -> ObjectOutput:
+        return ObjectOutput(location, self)
 
     def delete(self, location: str | InputFile | OutputFile) -> None:
         with self._at(location if isinstance(location, str) else location.location) as (client, key):
@@ -105,53 +104,6 @@ class CloudFileIO(FileIO):
                 own = {"account_name": place.account} if place.account else {}
                 self._clients[name] = kind(place.bucket, client_options=options, retry_config=_RETRIES, **own)
             return self._clients[name]
-
-
-class CloudInput(InputFile):
-    """An object that is read."""
-
-    def __init__(self, location: str, files: CloudFileIO) -> None:
-        super().__init__(location)
-        self._files = files
-
-    def __len__(self) -> int:
-        return self._files.size(self.location)
-
-    def exists(self) -> bool:
-        try:
-            return self._files.size(self.location) >= 0
-        except FileNotFoundError:
-            return False
-
-    def open(self, seekable: bool = True) -> Any:
-        return io.BytesIO(self._files.read(self.location))
-
-
-class CloudOutput(OutputFile):
-    """An object that is written: it is there, whole, when the stream is closed without an error."""
-
-    def __init__(self, location: str, files: CloudFileIO) -> None:
-        super().__init__(location)
-        self._files = files
-        self._size = -1
-
-    def __len__(self) -> int:
-        return self._size if self._size >= 0 else self._files.size(self.location)
-
-    def exists(self) -> bool:
-        return self.to_input_file().exists()
-
-    def to_input_file(self) -> CloudInput:
-        return CloudInput(self.location, self._files)
-
-    def create(self, overwrite: bool = False) -> Any:
-        if not overwrite and self.exists():
-            raise FileExistsError(f"{self.location} exists")
-        return OutputStream(self.finish)
-
-    def finish(self, data: bytes) -> None:
-        self._files.write(self.location, data)
-        self._size = len(data)
 
 
 def place_of(location: str) -> Place:

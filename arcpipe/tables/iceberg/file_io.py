@@ -2,6 +2,8 @@
 
 pyiceberg's own writer does not sync: after a power cut the catalogue would name a file that is empty. Locations are
 URIs whose paths are taken as they are: a percent sign in one is a percent sign.
+
+What an object is to pyiceberg is here, too: it is the same for all object stores.
 """
 
 from __future__ import annotations
@@ -124,6 +126,66 @@ class LocalOutput(OutputFile):
 
     def finish(self, data: bytes) -> None:
         self._files.write(path_of(self.location), data)
+        self._size = len(data)
+
+
+class ObjectFiles(Protocol):
+    """The files of an object store. They are small: each is one request, and is in memory meanwhile."""
+
+    def size(self, location: str) -> int:
+        """Return the bytes of an object. Raises FileNotFoundError."""
+
+    def read(self, location: str) -> bytes:
+        """Read an object. Raises FileNotFoundError."""
+
+    def write(self, location: str, data: bytes) -> None:
+        """Put an object."""
+
+
+class ObjectInput(InputFile):
+    """An object that is read."""
+
+    def __init__(self, location: str, files: ObjectFiles) -> None:
+        super().__init__(location)
+        self._files = files
+
+    def __len__(self) -> int:
+        return self._files.size(self.location)
+
+    def exists(self) -> bool:
+        try:
+            return self._files.size(self.location) >= 0
+        except FileNotFoundError:
+            return False
+
+    def open(self, seekable: bool = True) -> Any:
+        return io.BytesIO(self._files.read(self.location))
+
+
+class ObjectOutput(OutputFile):
+    """An object that is written: it is there, whole, when the stream is closed without an error."""
+
+    def __init__(self, location: str, files: ObjectFiles) -> None:
+        super().__init__(location)
+        self._files = files
+        self._size = -1
+
+    def __len__(self) -> int:
+        return self._size if self._size >= 0 else self._files.size(self.location)
+
+    def exists(self) -> bool:
+        return self.to_input_file().exists()
+
+    def to_input_file(self) -> ObjectInput:
+        return ObjectInput(self.location, self._files)
+
+    def create(self, overwrite: bool = False) -> Any:
+        if not overwrite and self.exists():
+            raise FileExistsError(f"{self.location} exists")
+        return OutputStream(self.finish)
+
+    def finish(self, data: bytes) -> None:
+        self._files.write(self.location, data)
         self._size = len(data)
 
 

@@ -5,7 +5,6 @@ Files are small: each is one request, and is in memory meanwhile.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -17,7 +16,7 @@ from botocore.session import get_session
 from pyiceberg.io import FileIO, InputFile, OutputFile
 from pyiceberg.typedef import EMPTY_DICT, Properties
 
-from arcpipe.tables.iceberg.file_io import OutputStream
+from arcpipe.tables.iceberg.file_io import ObjectInput, ObjectOutput
 
 KEPT: Final = "s3.arcpipe."
 """How names of properties begin that say how objects are kept; the SDK's field follows. They are arcpipe's own."""
@@ -50,16 +49,22 @@ class S3FileIO(FileIO):
             ),
         )
 
-    def new_input(self, location: str) -> S3Input:
-        return S3Input(location, self)
+    def new_input(self, location: str) -> ObjectInput:
+        return ObjectInput(location, self)
 
-    def new_output(self, location: str) -> S3Output:
-        return S3Output(location, self)
+    def new_output(self, location: str) -> ObjectOutput:
+        return ObjectOutput(location, self)
 
     def delete(self, location: str | InputFile | OutputFile) -> None:
         place = place_of(location if isinstance(location, str) else location.location)
         with _errors(place):
             self.client.delete_object(**place)
+
+    def read(self, location: str) -> bytes:
+        """Read an object. Raises FileNotFoundError."""
+        place = place_of(location)
+        with _errors(place):
+            return bytes(self.client.get_object(**place)["Body"].read())
 
     def write(self, location: str, data: bytes) -> None:
         """Put an object."""
@@ -84,55 +89,6 @@ class S3FileIO(FileIO):
         place = place_of(location)
         with _errors(place):
             return int(self.client.head_object(**place)["ContentLength"])
-
-
-class S3Input(InputFile):
-    """An object that is read."""
-
-    def __init__(self, location: str, files: S3FileIO) -> None:
-        super().__init__(location)
-        self._files = files
-
-    def __len__(self) -> int:
-        return self._files.size(self.location)
-
-    def exists(self) -> bool:
-        try:
-            return self._files.size(self.location) >= 0
-        except FileNotFoundError:
-            return False
-
-    def open(self, seekable: bool = True) -> Any:
-        place = place_of(self.location)
-        with _errors(place):
-            return io.BytesIO(self._files.client.get_object(**place)["Body"].read())
-
-
-class S3Output(OutputFile):
-    """An object that is written: it is there, whole, when the stream is closed without an error."""
-
-    def __init__(self, location: str, files: S3FileIO) -> None:
-        super().__init__(location)
-        self._files = files
-        self._size = -1
-
-    def __len__(self) -> int:
-        return self._size if self._size >= 0 else self._files.size(self.location)
-
-    def exists(self) -> bool:
-        return self.to_input_file().exists()
-
-    def to_input_file(self) -> S3Input:
-        return S3Input(self.location, self._files)
-
-    def create(self, overwrite: bool = False) -> Any:
-        if not overwrite and self.exists():
-            raise FileExistsError(f"{self.location} exists")
-        return OutputStream(self.finish)
-
-    def finish(self, data: bytes) -> None:
-        self._files.write(self.location, data)
-        self._size = len(data)
 
 
 def place_of(location: str) -> dict[str, str]:
