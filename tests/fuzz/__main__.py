@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"{', '.join(TARGETS)}; all of them by default")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--inputs", type=int, default=-1, help="for each target, at most")
-    parser.add_argument("--blind", action="store_true", help="not guided by coverage, so many times as many inputs")
+    parser.add_argument("--blind", action="store_true", help="try many more inputs, without guidance by coverage")
     arguments = parser.parse_args()
     unknown = set(arguments.targets) - set(TARGETS)
     if unknown:

@@ -33,7 +33,7 @@ FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"
 
 
 class NoCompiler(Exception):
-    """There is none, or no header of Python for it."""
+    """There is no C compiler, or no header of Python."""
 
 
 def compiler() -> list[str]:

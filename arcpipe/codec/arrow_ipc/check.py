@@ -205,15 +205,15 @@ def plan_of(schema: pa.Schema, roles: Roles) -> Plan:
     return make_plan(kept, roles.measurement, roles)
 
 
-# Ids of intervals in months, and in days and milliseconds: pyarrow reads them, and has no arrays for them.
-_UNKNOWN_TYPES: Final = (21, 22)
-
-
 def storage_of(type_: pa.DataType) -> pa.DataType:
     """Return the type of the values of an extension type; any other type is itself."""
     while isinstance(type_, pa.BaseExtensionType):
         type_ = type_.storage_type
     return type_
+
+
+# Ids of intervals in months, and in days and milliseconds: pyarrow reads them, and has no arrays for them.
+_UNKNOWN_TYPES: Final = (21, 22)
 
 
 def _untaken(type_: pa.DataType, *, is_nested: bool) -> str | None:
