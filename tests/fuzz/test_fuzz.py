@@ -46,7 +46,12 @@ SERIES: list[Series] = [
     ({"__name__": "b", "text": "y" * 130}, [(1_700_000_000_000, -1.0), (5, 0.0)], []),
 ]
 SERIES_1, SERIES_2, MANY_SERIES = make(SERIES, 1), make(SERIES, 2), make(SERIES * 40, 1)
-_REQUESTS = [Maker(seed).request(signal, 3) for seed in range(3) for signal in ("logs", "traces", "metrics")]
+# Seeds whose requests have records, of 1 to 10 kB.
+_REQUESTS = [
+    Maker(seed).request(signal, count)
+    for seed, count in ((0, 3), (0, 2), (5, 2), (7, 2), (12, 2))
+    for signal in ("logs", "traces", "metrics")
+]
 EXPORTS = [request.SerializeToString() for request in _REQUESTS]
 JSON_EXPORTS = [json_of(request) for request in _REQUESTS]
 BODIES = [
