@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-# Seconds of one input, above which it counts as a failure.
+# Seconds of one input, above which it counts as a failure: of CPU time, and of a clock, if it waits for something.
 INPUT_SECONDS: Final = 20
+_WAIT_SECONDS: Final = 600
 MAX_BYTES: Final = 20_000
 
 # Bytes that mean something: ends of ranges, headers of formats, delimiters.
@@ -98,15 +99,17 @@ def run(target: Callable[[bytes], None], pool: Sequence[bytes], seconds: float, 
     data = b""
 
     def give_up(*_arguments: Any) -> None:
-        raise TimeoutError(f"one input took more than {INPUT_SECONDS} s")
+        raise TimeoutError(f"one input took more than {INPUT_SECONDS} s of CPU time, or {_WAIT_SECONDS} s")
 
-    signal.signal(signal.SIGALRM, give_up)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, give_up)
     end = time.monotonic() + seconds
     done = 0
     try:
         while done != inputs and time.monotonic() < end:
             data = mutate(pool, chance)
-            signal.alarm(INPUT_SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, INPUT_SECONDS)
+            signal.alarm(_WAIT_SECONDS)
             target(data)
             done += 1
     except BaseException as error:
@@ -114,5 +117,6 @@ def run(target: Callable[[bytes], None], pool: Sequence[bytes], seconds: float, 
         error.add_note(f"input {done} of the seed {seed}, kept in {kept}")
         raise
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     return done
