@@ -9,7 +9,7 @@ column's type cannot hold, which go to its sibling. The rows of both forms are t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -43,32 +43,60 @@ _DICTIONARY_TEXTS: Final = 1 << 15
 _DICTIONARY_BYTES: Final = 512 * KB
 
 
-class Column(NamedTuple):
-    """A column in both forms. `array` is None if its Arrow type cannot hold all values; `pack` makes the other form."""
+class Column:
+    """A column in both forms, each of which is made when it is asked for. `pack` makes the one in MessagePack."""
 
-    array: pa.Array | None
-    pack: Callable[[], bytes]
-    word: str | None = None  # the sender's type, where MessagePack alone does not show it
-    shared_bytes: int = 0  # that the texts of a dictionary take, written out
+    def __init__(
+        self,
+        make: Callable[[], pa.Array | None],
+        pack: Callable[[], bytes],
+        word: str | None = None,
+        shared_bytes: int = 0,
+    ) -> None:
+        """Note how to make a column.
+
+        Args:
+            make: returns the array, or None if its Arrow type cannot hold all values.
+            word: the sender's type, where MessagePack alone does not show it.
+            shared_bytes: that the texts take, written out, if the array is a dictionary.
+        """
+        self._make = make
+        self.pack = pack
+        self.word = word
+        self._shared_bytes = shared_bytes
+
+    @cached_property
+    def array(self) -> pa.Array | None:
+        """The array, or None if its Arrow type cannot hold all values."""
+        return self._make()
+
+    @property
+    def written_out_bytes(self) -> int:
+        """What the texts of a dictionary take, written out."""
+        return self._shared_bytes if isinstance(self.array, pa.DictionaryArray) else 0
 
 
 def times(values: Ints, unit: str, missing: Mask | None = None) -> Column:
     """Make times: `unit` is "ms" or "ns"."""
-    return Column(_fixed(pa.timestamp(unit, "UTC"), values, missing), partial(pack_wide, SIGNED, values, missing))
+    make = partial(_fixed, pa.timestamp(unit, "UTC"), values, missing)
+    return Column(make, partial(pack_wide, SIGNED, values, missing))
 
 
 def integers(values: Ints | Words, missing: Mask | None = None) -> Column:
     """Make integers of 64 bits."""
     unsigned = values.dtype == np.uint64
-    array = None
-    if not unsigned or not len(values) or values.max() <= _MOST_SIGNED:
-        array = _fixed(pa.int64(), values, missing)
-    return Column(array, partial(pack_wide, UNSIGNED if unsigned else SIGNED, values, missing))
+
+    def make() -> pa.Array | None:
+        if unsigned and len(values) and values.max() > _MOST_SIGNED:
+            return None
+        return _fixed(pa.int64(), values, missing)
+
+    return Column(make, partial(pack_wide, UNSIGNED if unsigned else SIGNED, values, missing))
 
 
 def doubles(values: npt.NDArray[np.float64], missing: Mask | None = None) -> Column:
     """Make doubles, bit by bit."""
-    return Column(_fixed(pa.float64(), values, missing), partial(pack_wide, FLOAT, values, missing))
+    return Column(partial(_fixed, pa.float64(), values, missing), partial(pack_wide, FLOAT, values, missing))
 
 
 def numbers(bits: Words, is_integer: Mask, missing: Mask) -> Column:
@@ -77,27 +105,31 @@ def numbers(bits: Words, is_integer: Mask, missing: Mask) -> Column:
     def pack() -> bytes:
         return pack_wide(np.where(is_integer, np.uint8(SIGNED), np.uint8(FLOAT)), bits, missing)
 
-    values = bits.view(np.float64)
-    exact = True
-    if is_integer.any():
-        signed = bits.view(np.int64)[is_integer]
-        exact = bool(((signed >= -_EXACT) & (signed <= _EXACT)).all())
-        values = values.copy()
-        values[is_integer] = signed
-    array = _fixed(pa.float64(), values, missing) if exact else None
-    return Column(array, pack, "f64")
+    def make() -> pa.Array | None:
+        values = bits.view(np.float64)
+        if is_integer.any():
+            signed = bits.view(np.int64)[is_integer]
+            if not ((signed >= -_EXACT) & (signed <= _EXACT)).all():
+                return None
+            values = values.copy()
+            values[is_integer] = signed
+        return _fixed(pa.float64(), values, missing)
+
+    return Column(make, pack, "f64")
 
 
 def booleans(values: Mask) -> Column:
     """Make booleans."""
-    return Column(
-        pa.array(values), lambda: array_header(len(values)) + (np.uint8(0xC2) + values.astype(np.uint8)).tobytes()
-    )
+
+    def pack() -> bytes:
+        return array_header(len(values)) + (np.uint8(0xC2) + values.astype(np.uint8)).tobytes()
+
+    return Column(lambda: pa.array(values), pack)
 
 
 def texts(values: pa.Array) -> Column:
     """Make texts of an array of strings; null stays null."""
-    return Column(values, partial(pack_texts, values))
+    return Column(lambda: values, partial(pack_texts, values))
 
 
 def shared(values: pa.Array, rows: Ints, growth: Growth) -> Column:
@@ -108,13 +140,16 @@ def shared(values: pa.Array, rows: Ints, growth: Growth) -> Column:
     """
     size = bytes_of_taken(values, rows)
     growth.add(size)
-    coded = values.dictionary_encode()
-    different = coded.dictionary
-    if not 0 < len(different) <= _DICTIONARY_TEXTS or different.nbytes > _DICTIONARY_BYTES or values.null_count:
-        return texts(values.take(pa.array(rows)))
-    indices = _zeros(len(rows)) if len(different) == 1 else pa.array(coded.indices.to_numpy()[rows])
-    array = pa.DictionaryArray.from_arrays(indices, different, safe=False)
-    return Column(array, partial(pack_taken, values, rows), None, size)
+
+    def make() -> pa.Array:
+        coded = values.dictionary_encode()
+        different = coded.dictionary
+        if not 0 < len(different) <= _DICTIONARY_TEXTS or different.nbytes > _DICTIONARY_BYTES or values.null_count:
+            return values.take(pa.array(rows))
+        indices = _zeros(len(rows)) if len(different) == 1 else pa.array(coded.indices.to_numpy()[rows])
+        return pa.DictionaryArray.from_arrays(indices, different, safe=False)
+
+    return Column(make, partial(pack_taken, values, rows), None, size)
 
 
 @lru_cache(2)  # several columns of the same rows ask for them
@@ -124,11 +159,15 @@ def _zeros(count: int) -> pa.Array:
 
 def repeating(values: pa.Array) -> Column:
     """Make texts of which most repeat others of their column."""
-    coded = values.dictionary_encode()
-    size = len(coded.dictionary)
-    if size > len(values) // 2 or size > _DICTIONARY_TEXTS or coded.dictionary.nbytes > _DICTIONARY_BYTES:
-        return texts(values)
-    return Column(coded, partial(pack_texts, values), None, values.nbytes)
+
+    def make() -> pa.Array:
+        coded = values.dictionary_encode()
+        size = len(coded.dictionary)
+        if size > len(values) // 2 or size > _DICTIONARY_TEXTS or coded.dictionary.nbytes > _DICTIONARY_BYTES:
+            return values
+        return coded
+
+    return Column(make, partial(pack_texts, values), None, values.nbytes)
 
 
 def _fixed(type_: pa.DataType, values: npt.NDArray[Any], missing: Mask | None) -> pa.Array:
@@ -226,7 +265,7 @@ def _stream(parts: list[Rows], total: int, check: Check) -> Encoded:
     schema = pa.schema(list(types.items()))
     batches = [_batch(part, schema) for part in parts]
     check()
-    written_out = sum(column.shared_bytes for part in parts for column in part.columns.values())
+    written_out = sum(column.written_out_bytes for part in parts for column in part.columns.values())
     size = _write(pa.MockOutputStream(), schema, batches, check)
     tags = tuple(tag for tag in parts[0].tags if tag in types)
     front = arrow_front(ArrowBody(parts[0].table, total, _NO_STREAM, size + written_out, tags or None), size)

@@ -12,22 +12,28 @@ import pyarrow.compute as pc
 from arcpipe.codec.columns import array_header, pack_str
 from arcpipe.codec.effort import Growth
 from arcpipe.codec.json_texts import bytes_of, offsets_of
-from arcpipe.units import MB
+from arcpipe.units import KB, MB
 
 _NIL: Final = 0xC0
+_PACKED_NIL: Final = bytes([_NIL])
 _EMPTY_TEXT: Final = b"\xa0"
 # Rows for each value from which on the values are packed once, and their bytes repeated.
 _REPEATS: Final = 8
+# Texts up to which each is packed by itself: the calls for a column of more cost as much as 32 of them.
+_FEW: Final = 32
+_FEW_BYTES: Final = 16 * KB
 _COPIED_BYTES: Final = MB  # in one call, which takes less than a millisecond
 # The longest text with a header of so many bytes, and the marker of that header.
 _HEADERS: Final = ((1, 31, 0xA0), (2, 0xFF, 0xD9), (3, 0xFFFF, 0xDA), (5, 0xFFFF_FFFF, 0xDB))
 
 
 def pack_texts(texts: pa.Array) -> bytes:
-    """Pack strings as a MessagePack array. All have headers of one width, that of the longest; null becomes nil."""
+    """Pack strings as a MessagePack array; null becomes nil. Many have headers of one width, that of the longest."""
     count = len(texts)
-    if not count:
-        return array_header(0)
+    if count <= _FEW and texts.nbytes <= _FEW_BYTES:
+        return array_header(count) + b"".join(
+            [_PACKED_NIL if text is None else pack_str(text) for text in texts.to_pylist()]
+        )
     if texts.null_count == count:
         return array_header(count) + bytes([_NIL]) * count
     missing = texts.is_null().to_numpy(zero_copy_only=False) if texts.null_count else None
@@ -82,7 +88,7 @@ def pack_taken(texts: pa.Array, rows: npt.NDArray[np.int64]) -> bytes:
     """Pack the values of `texts` at these indices as a MessagePack array; few values for many rows cost little."""
     if not len(rows) or len(texts) * _REPEATS > len(rows):
         return pack_texts(texts.take(pa.array(rows)))
-    packed = [bytes([_NIL]) if text is None else pack_str(text) for text in texts.to_pylist()]
+    packed = [_PACKED_NIL if text is None else pack_str(text) for text in texts.to_pylist()]
     first = int(rows[0])
     if len(packed) == 1 or (rows == first).all():
         return array_header(len(rows)) + packed[first] * len(rows)

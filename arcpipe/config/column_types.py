@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from arcpipe.config.tables_of_names import parse_table
+
 TypeName = Literal["i64", "f64", "bool", "str", "bytes"]
 ColumnTypes = dict[str, TypeName]
 
@@ -25,15 +27,7 @@ def parse_types(value: Any, is_text: bool) -> ColumnTypes:
     Raises:
         ValueError: it is invalid; the text says what is allowed.
     """
-    if is_text:
-        try:
-            value = json.loads(value) if value else {}
-        except ValueError:
-            raise ValueError(f"allowed: JSON such as {json.dumps({'*.cpu.usage': 'f64'})}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"allowed: {_FORM}")
-    if len(value) > MAX_TYPES:
-        raise ValueError(f"allowed: at most {MAX_TYPES} patterns")
+    value = parse_table(value, is_text, _FORM, {"*.cpu.usage": "f64"}, MAX_TYPES, "patterns")
     for pattern, word in value.items():
         if word not in get_args(TypeName):
             raise ValueError(f"{pattern}: allowed: {', '.join(json.dumps(name) for name in get_args(TypeName))}")

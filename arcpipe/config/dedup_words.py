@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from arcpipe.config.tables_of_names import parse_table
+
 DedupWord = Literal["series_time", "none"]
 DedupWords = dict[str, DedupWord]
 
@@ -25,15 +27,7 @@ def parse_dedup(value: Any, is_text: bool) -> DedupWords:
     Raises:
         ValueError: it is invalid; the text says what is allowed.
     """
-    if is_text:
-        try:
-            value = json.loads(value) if value else {}
-        except ValueError:
-            raise ValueError(f"allowed: JSON such as {json.dumps({'db': 'series_time'})}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"allowed: {_FORM}")
-    if len(value) > MAX_WORDS:
-        raise ValueError(f"allowed: at most {MAX_WORDS} entries")
+    value = parse_table(value, is_text, _FORM, {"db": "series_time"}, MAX_WORDS, "entries")
     for name, word in value.items():
         if word not in get_args(DedupWord):
             raise ValueError(f"{name}: allowed: {', '.join(json.dumps(one) for one in get_args(DedupWord))}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
+
+from arcpipe.config.tables_of_names import parse_table
 
 RetentionDays = dict[str, int]
 
@@ -24,15 +25,7 @@ def parse_retention(value: Any, is_text: bool) -> RetentionDays:
     Raises:
         ValueError: it is invalid; the text says what is allowed.
     """
-    if is_text:
-        try:
-            value = json.loads(value) if value else {}
-        except ValueError:
-            raise ValueError(f"allowed: JSON such as {json.dumps({'logs': 7})}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"allowed: {_FORM}")
-    if len(value) > MAX_ENTRIES:
-        raise ValueError(f"allowed: at most {MAX_ENTRIES} entries")
+    value = parse_table(value, is_text, _FORM, {"logs": 7}, MAX_ENTRIES, "entries")
     for name, days in value.items():
         if type(days) is not int or not 1 <= days <= MAX_DAYS:
             raise ValueError(f"{name}: allowed: a whole number of days from 1 to {MAX_DAYS}")

@@ -99,10 +99,10 @@ def _contents(case: _Case, bodies: int, records: int) -> list[bytes]:
     return [case.make(records, source).at(_NOW_US + number * 1_000_000) for number in range(bodies)]
 
 
-def measure(case: _Case, bodies: int, rounds: int) -> dict[str, str]:
-    """Measure a case in this process."""
-    contents = _contents(case, bodies, case.records)
-    found = [_measure_round(case, contents, bodies * case.records, ARROW_ROWS) for _ in range(rounds)]
+def measure(case: _Case, bodies: int, records: int, rounds: int) -> dict[str, str]:
+    """Measure bodies of `records` records in this process."""
+    contents = _contents(case, bodies, records)
+    found = [_measure_round(case, contents, bodies * records, ARROW_ROWS) for _ in range(rounds)]
     encoding = [one.encoding for one in found]
     conversion = [one.conversion for one in found]
     both = [one.encoding + one.conversion for one in found]
@@ -141,6 +141,7 @@ def main() -> None:
     """Measure the cases of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bodies", type=int, default=12, help="bodies of a case")
+    parser.add_argument("--records", type=int, help="of a body; those of the suites by default")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--forms", type=int, action="append", help="compare the forms of bodies of so many records")
     parser.add_argument("--case", choices=list(CASES), action="append")
@@ -154,7 +155,7 @@ def main() -> None:
             figures = (
                 compare(CASES[name], records, arguments.rounds)
                 if records
-                else measure(CASES[name], arguments.bodies, arguments.rounds)
+                else measure(CASES[name], arguments.bodies, arguments.records or CASES[name].records, arguments.rounds)
             )
             if not known:
                 print(f"{'per record':14}" + "".join(f"{figure:>20}" for figure in figures))

@@ -1,27 +1,28 @@
 """The real compactor in processes of its own, which die, or meet an error, at the step that a test names.
 
-As `uploader_process`: one helper process imports what is needed, and forks a compactor for each run.
+One helper process imports what is needed, and forks a compactor for each run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import importlib
-import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final
 
-from tests.crash.uploader_process import ROOT, Step, arm, find, raise_io_error, run_in_fork, warm_up
+from tests.crash.helper import Helper, answer, orders, run_in_fork, serve
+from tests.crash.steps import Step, arm_deaths
 
-_PR_SET_PDEATHSIG = 1
+_MODULES: Final = (
+    "arcpipe.compaction.compactor",
+    "arcpipe.config.load",
+    "arcpipe.storage.local",
+    "arcpipe.storage.s3",
+    "tomllib",
+)
 _RUN_SECONDS = 240.0
 FILE_BYTES = 200_000
 """Bound of an output: three row groups of 2000 rows."""
@@ -29,26 +30,11 @@ FAILED = 7
 """Exit code of a run that met an error, which stays for the next run."""
 
 
-class Compactors:
+class Compactors(Helper):
     """Runs compactors, one at a time."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.compaction_process", str(os.getpid())],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "AWS_EC2_METADATA_DISABLED": "true"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(_RUN_SECONDS)
+        super().__init__("tests.crash.compaction_process", _RUN_SECONDS)
 
     def run(
         self,
@@ -67,21 +53,7 @@ class Compactors:
             fail: where an I/O error is raised, once.
             ahead_seconds: of its clock.
         """
-        order = {
-            "wal": str(wal),
-            "settings": {f"ARCPIPE_{name.upper()}": str(value) for name, value in settings.items()},
-            "die": die,
-            "fail": fail,
-            "node": node,
-            "ahead_seconds": ahead_seconds,
-        }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        assert answer, "the process that forks compactors has ended"
-        return int(answer)
+        return int(self.ask(wal, settings, die=die, fail=fail, node=node, ahead_seconds=ahead_seconds))
 
 
 async def _compact(order: dict[str, Any]) -> int:
@@ -112,32 +84,15 @@ async def _compact(order: dict[str, Any]) -> int:
 
 
 def _serve() -> None:
-    for module in (
-        "arcpipe.compaction.compactor",
-        "arcpipe.config.load",
-        "arcpipe.storage.local",
-        "arcpipe.storage.s3",
-        "tomllib",
-    ):
-        importlib.import_module(module)
-    warm_up()
-    for line in sys.stdin:
-        order = json.loads(line)
+    for order in orders(_MODULES):
 
         def work(order: dict[str, Any] = order) -> int:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            if order["die"] is not None:
-                arm(Step(*order["die"]), lambda: os.kill(os.getpid(), signal.SIGKILL))
-            if order["fail"] is not None:
-                arm(Step(*order["fail"]), raise_io_error)
+            arm_deaths(order)
             return asyncio.run(_compact(order))
 
-        print(run_in_fork(work, order["wal"] + ".log", _RUN_SECONDS), flush=True)
+        answer(run_in_fork(work, order["wal"] + ".log", _RUN_SECONDS))
 
-
-__all__ = ["FAILED", "Compactors", "Step", "find"]
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == int(sys.argv[1]):
-        _serve()
+    serve(_serve)

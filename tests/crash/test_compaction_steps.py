@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.crash.compaction_process import FAILED, Compactors, Step
+from tests.crash.compaction_process import FAILED, Compactors
+from tests.crash.steps import Step
 from tests.support.compaction import HOUR_US, NODE, OTHER_NODE, file_bytes, key_of, make_wal, table_of
 from tests.support.lake import lake_files, lake_rows, numbers
 from tests.support.s3proxy import FAULTS, FaultyProxy

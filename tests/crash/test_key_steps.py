@@ -17,7 +17,8 @@ import pytest
 from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.wal.format import KeyedPrefix, Prefix
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
-from tests.crash.uploader_process import Outcome, Step, Uploaders
+from tests.crash.steps import Step
+from tests.crash.uploader_process import Outcome, Uploaders
 from tests.support.directories import batch_files
 from tests.support.lake import lake_files, shared_database
 from tests.support.sets import long

@@ -14,7 +14,8 @@ from arcpipe.upload.spares import SPARES as SPARE_FILES
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALWriter
 from tests.crash.small_disks import small_disk
-from tests.crash.uploader_process import Outcome, Step, Uploaders
+from tests.crash.steps import Step
+from tests.crash.uploader_process import Outcome, Uploaders
 from tests.support.s3proxy import FaultyProxy
 from tests.support.s3server import S3Bucket
 from tests.support.stores import s3_store

@@ -29,7 +29,8 @@ from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.committer_process import Committers
-from tests.crash.uploader_process import Step, Uploaders
+from tests.crash.steps import Step
+from tests.crash.uploader_process import Uploaders
 from tests.support.compaction import OTHER_NODE, file_bytes, key_of, put, table_of
 from tests.support.directories import batch_files
 from tests.support.lake import lake_files

@@ -24,7 +24,8 @@ from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.recovery import recover_slot
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
-from tests.crash.uploader_process import Outcome, Step, Uploaders
+from tests.crash.steps import Step
+from tests.crash.uploader_process import Outcome, Uploaders
 from tests.support.directories import batch_files, copy_at_one_moment
 from tests.support.lake import lake_files, shared_database
 from tests.support.s3server import S3Bucket

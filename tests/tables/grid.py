@@ -42,7 +42,8 @@ from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import Group, WALOptions, WALWriter
 from tests.crash.committer_process import Committers, Outcome
-from tests.crash.uploader_process import Step, Uploaders
+from tests.crash.steps import Step
+from tests.crash.uploader_process import Uploaders
 from tests.support.iceberg import World
 from tests.support.s3server import S3Bucket
 from tests.support.tables import Lake

@@ -27,8 +27,8 @@ from deltalake import DeltaTable
 from arcpipe.tables.delta.checkpoints import options_of, uri_of
 from arcpipe.tables.delta.paths import root_of
 from tests.crash.committer_process import Committers
+from tests.crash.steps import Step
 from tests.crash.test_tables_steps import CATALOGUE, OF_FORMATS, OF_THE_COMMITTER, around
-from tests.crash.uploader_process import Step
 from tests.support import cutting_proxy
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.s3proxy import LATE, FaultyProxy

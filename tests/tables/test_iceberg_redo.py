@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.crash.steps import Step
 from tests.crash.test_tables_steps import OF_FORMATS, OF_THE_COMMITTER
-from tests.crash.uploader_process import Step
 from tests.support.spark_sql import VERSION, SparkSQL
 from tests.tables.grid import DATABASE, MEASUREMENTS, Make, Place
 

@@ -84,7 +84,7 @@ class Tables:
         own_times = np.array([one.time for one in histograms], np.int64)
         columns = {TIME: times(own_times, _UNIT), **self._identity(identity, owner)}
         observations = [one.observations for one in histograms]
-        columns["count"] = Column(None, partial(pack_values, observations), "f64")
+        columns["count"] = Column(lambda: None, partial(pack_values, observations), "f64")
         columns["sum"] = doubles(np.array([one.total for one in histograms], np.float64))
         columns["histogram"] = texts(pa.array([one.text for one in histograms], pa.string()))
         started = np.array([one.started for one in histograms], np.int64)
