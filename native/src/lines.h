@@ -82,6 +82,7 @@ typedef struct {
     bool is_left; /* the line where `read_lines` has stopped is left */
     bool is_full; /* it has a shape more than MOST_SHAPES */
     size_t slow;  /* what took long in this call of `read_lines`, see MOST_SLOW */
+    size_t known; /* the offset up to which lines are known to be UTF-8 */
 
     /* Of the line that is read. */
     Key *keys;
@@ -93,12 +94,15 @@ typedef struct {
 typedef struct {
     uint32_t count, tags; /* as in Shape */
     bool timed;
-    bool as_expected; /* measurement, keys and types are those of the shape that was expected, as far as it goes */
     size_t text_bytes;
 } Line;
 
-/* Read the line at `at`, which is no blank and no comment. Return the offset after it, or 0 if it is left. */
-size_t read_line(Lines *lines, size_t at, const Shape *expected, Line *line);
+/* Read the line at `at`, which is no blank and no comment. Return the offset after it, or 0 if it is left. It may be no
+ * UTF-8. */
+size_t read_line(Lines *lines, size_t at, Line *line);
+
+/* Do the same for a line of this shape, whose values go to a row. Return 0 if it is of another one, too. */
+size_t read_alike(Lines *lines, size_t at, const Shape *shape, Row *row, size_t *text_bytes);
 
 /* Make room for the keys and values of longer lines; false if there is no memory. */
 bool make_room(Lines *lines);
