@@ -1,42 +1,18 @@
-/* A line that has the measurement and the keys of the line before, which most have: they are compared, not searched, and
- * values are read as what they were there. Values differ in length, so a loop over bytes would end where no processor
- * expects it: 16 or eight of them are looked at at a time. */
+/* A line with the measurement and the keys of a line before, which most have. They are compared, not searched, and values
+ * are read as what they were there. Values differ in length, so a loop over bytes would end where no processor expects
+ * it: eight or 16 of them are looked at together. */
+#include "digits.h"
 #include "place.h"
-
-#if defined(__SSE2__) && !defined(ARCPIPE_PORTABLE)
-#include <emmintrin.h>
-#define HAS_SSE2
-#endif
-
-#ifdef HAS_SSE2
-#define STEP 16
-
-typedef __m128i Bytes;
-
-static inline Bytes bytes_at(const uint8_t *at)
-{
-    return _mm_loadu_si128((const __m128i *)at);
-}
-
-/* Mark the bytes that are this one, each by a bit. */
-static inline Bytes marks_of(Bytes bytes, char byte)
-{
-    return _mm_cmpeq_epi8(bytes, _mm_set1_epi8(byte));
-}
-
-#define EITHER _mm_or_si128
-#define BITS(marks) ((unsigned)_mm_movemask_epi8(marks))
-#endif
+#include "vectors.h"
 
 /* Pass bytes that end no tag's value, up to one that may, or to the last 15 of a line. */
 static inline const uint8_t *pass_plain(const uint8_t *at, const uint8_t *end)
 {
-#ifdef HAS_SSE2
-    for (; end - at >= STEP; at += STEP) {
-        Bytes bytes = bytes_at(at);
-        Bytes ends = EITHER(marks_of(bytes, ','), marks_of(bytes, ' '));
-        Bytes others = EITHER(marks_of(bytes, '='), EITHER(marks_of(bytes, '\\'), marks_of(bytes, '\n')));
-        unsigned bits = BITS(EITHER(ends, others));
+#ifdef HAS_VECTORS
+    for (; end - at >= VECTOR_BYTES; at += VECTOR_BYTES) {
+        Vector bytes = vector_at(at);
+        Vector ends = any_of(any_of(is_byte(bytes, ','), is_byte(bytes, ' ')), is_byte(bytes, '\n'));
+        unsigned bits = bits_of_vector(any_of(ends, any_of(is_byte(bytes, '='), is_byte(bytes, '\\'))));
         if (bits)
             return at + __builtin_ctz(bits);
     }
@@ -49,10 +25,10 @@ static inline const uint8_t *pass_plain(const uint8_t *at, const uint8_t *end)
 /* Do the same for a string. */
 static inline const uint8_t *pass_unquoted(const uint8_t *at, const uint8_t *end)
 {
-#ifdef HAS_SSE2
-    for (; end - at >= STEP; at += STEP) {
-        Bytes bytes = bytes_at(at);
-        unsigned bits = BITS(EITHER(marks_of(bytes, '"'), marks_of(bytes, '\\')));
+#ifdef HAS_VECTORS
+    for (; end - at >= VECTOR_BYTES; at += VECTOR_BYTES) {
+        Vector bytes = vector_at(at);
+        unsigned bits = bits_of_vector(any_of(is_byte(bytes, '"'), is_byte(bytes, '\\')));
         if (bits)
             return at + __builtin_ctz(bits);
     }
@@ -62,16 +38,16 @@ static inline const uint8_t *pass_unquoted(const uint8_t *at, const uint8_t *end
     return at;
 }
 
-/* Pass a key as it was in the line before: what separates it, and the `=` after it. The same bytes are the same key: what
+/* Pass a key as it was in a line before: what separates it, and the `=` after it. The same bytes are the same key: what
  * ends it does not depend on what is before it. */
 static inline bool pass_same_key(Place *place, const Key *key)
 {
     const uint8_t *at = place->at, *same = key->text - 1;
     size_t size = (size_t)key->size + 2;
     place->at += size;
-#ifdef HAS_SSE2
-    if (size <= STEP && place->end - at >= STEP)
-        return !(~BITS(_mm_cmpeq_epi8(bytes_at(at), bytes_at(same))) & ((1U << size) - 1));
+#ifdef HAS_VECTORS
+    if (size <= VECTOR_BYTES && place->end - at >= VECTOR_BYTES)
+        return !(~bits_of_vector(are_same(vector_at(at), vector_at(same))) & ((1U << size) - 1));
 #endif
     return (size_t)(place->end - at) >= size && is_same(at, same, size);
 }
@@ -137,7 +113,7 @@ static inline bool pass_field(Lines *lines, Place *place, Type type, uint64_t *c
     return after != NULL && found == type;
 }
 
-/* What follows a field but the last one is compared with the next key, and begins with a comma. */
+/* What follows a value is compared with the next key: a comma, or the space before the fields. */
 size_t read_alike(Lines *lines, size_t at, const Shape *shape, Row *row, size_t *text_bytes)
 {
     const Key *keys = shape->keys;

@@ -137,8 +137,8 @@ size_t read_line(Lines *lines, size_t at, Line *line)
 {
     Place place = place_of(lines, at);
     *line = (Line){0};
-    if (!pass_measurement(&place, lines->keys) || !read_tags(lines, &place, line) || !read_fields(lines, &place, line) ||
-        !pass_tail(lines, &place, &line->timed, &lines->cells[line->count]))
+    if (!pass_measurement(&place, lines->keys) || !read_tags(lines, &place, line) ||
+        !read_fields(lines, &place, line) || !pass_tail(lines, &place, &line->timed, &lines->cells[line->count]))
         return 0;
     return (size_t)(place.at - lines->body);
 }

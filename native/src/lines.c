@@ -137,7 +137,9 @@ size_t read_lines(Lines *lines, size_t at, size_t stop)
     lines->slow = 0;
     while (at < stop && lines->slow < MOST_SLOW) {
         size_t start, end = 0;
-        if (pass_blank_lines(lines, &at, stop, &start)) {
+        if (lines->body[at] > '#') { /* nothing else begins a blank line or a comment */
+            end = take_line(lines, at);
+        } else if (pass_blank_lines(lines, &at, stop, &start)) {
             if (at >= stop)
                 break;
             end = take_line(lines, start);

@@ -114,7 +114,7 @@ Shape *find_shape(Lines *lines, const Line *line);
  * line there is left, or has a shape too many, or there are MOST_SLOW, or there is no memory. */
 size_t read_lines(Lines *lines, size_t at, size_t stop);
 
-/* Count the bytes that the maps of all lines have at most. */
+/* Count the bytes that `pack_maps` needs at most. */
 size_t most_map_bytes(const Lines *lines);
 
 /* Write the maps of all lines, as an array if `alone` and there are several; return the bytes. */

@@ -16,14 +16,6 @@ const uint8_t *read_integer(const uint8_t *at, const uint8_t *end, int64_t *valu
  * took the slow way, some microseconds each. */
 const uint8_t *read_number(const uint8_t *at, const uint8_t *end, Type *type, uint64_t *bits, size_t *slow);
 
-/* Read a float as most are: up to seven digits, a point, up to 15 more, and at least 32 bytes to look at. NULL also if
- * `read_number` has to read it. */
-const uint8_t *read_usual_float(const uint8_t *at, const uint8_t *end, uint64_t *bits);
-
-/* Read 19 digits, as the nanoseconds of our days have, with at least 24 bytes to look at. NULL also if `read_integer` has
- * to read it. */
-const uint8_t *read_usual_time(const uint8_t *at, const uint8_t *end, int64_t *value);
-
 /* Prepare for the numbers that take the slow way; false if that cannot be. */
 bool prepare_numbers(void);
 
