@@ -145,9 +145,12 @@ size_t read_alike(Lines *lines, size_t at, const Shape *shape, Row *row, size_t 
     if (shape->timed && place.end - place.at > 20 && *place.at == ' ') {
         int64_t time;
         const uint8_t *after = read_usual_time(place.at + 1, place.end, &time);
-        if (after != NULL && *after == '\n' && time >= lines->low && time <= lines->high) {
-            row->cells[0] = (uint64_t)time;
-            return (size_t)(after + 1 - lines->body);
+        if (after != NULL && time >= lines->low && time <= lines->high) {
+            after += *after == '\r';
+            if (after < place.end && *after == '\n') {
+                row->cells[0] = (uint64_t)time;
+                return (size_t)(after + 1 - lines->body);
+            }
         }
     }
     bool timed;

@@ -38,6 +38,16 @@ static inline void keep_row(Lines *lines, Shape *shape, Row *row, size_t text_by
     lines->latest = shape;
 }
 
+/* Note the shape of the line after one of this shape. Senders have several lines of one shape, then others: so there are
+ * two that are expected. */
+static inline void follow(Shape *shape, Shape *follower)
+{
+    if (shape->follower == follower)
+        return;
+    shape->other = shape->follower;
+    shape->follower = follower;
+}
+
 /* Keep the values of a line; false if they are left, or there is no memory. */
 static bool keep(Lines *lines, const Line *line)
 {
@@ -45,7 +55,7 @@ static bool keep(Lines *lines, const Line *line)
     if (shape == NULL)
         return false;
     if (lines->latest != NULL)
-        lines->latest->follower = shape;
+        follow(lines->latest, shape);
     lines->latest = shape;
     Row *row = shape->odd ? NULL : room_for_row(lines, line->count, line->timed);
     if (row == NULL)
@@ -76,8 +86,8 @@ static inline bool is_text(Lines *lines, size_t at, size_t end)
 /* Read a line and keep its values. Return the offset after it, or 0 if it is left or there is no memory. */
 static inline size_t take_line(Lines *lines, size_t at)
 {
-    Shape *expected = lines->latest != NULL ? lines->latest->follower : NULL;
-    if (expected != NULL && !expected->odd) {
+    Shape *latest = lines->latest, *expected = latest != NULL ? latest->follower : NULL;
+    for (int tries = 0; expected != NULL && !expected->odd && tries < 2; expected = latest->other, tries++) {
         Row *row = room_for_row(lines, expected->count, expected->timed);
         if (row == NULL)
             return 0;
@@ -85,6 +95,7 @@ static inline size_t take_line(Lines *lines, size_t at)
         if (end) {
             if (!is_text(lines, at, end))
                 return 0;
+            follow(latest, expected);
             keep_row(lines, expected, row, text_bytes);
             return end;
         }

@@ -54,6 +54,7 @@ typedef struct Shape {
     struct Shape *chained;  /* the next one in the same place of the table */
     struct Shape *newer;    /* the one that was found after this one */
     struct Shape *follower; /* the shape of the line after the latest line of this one */
+    struct Shape *other;    /* what that was before it changed, or NULL */
     const Key *keys;        /* the measurement, tags, fields */
     Name *names;            /* of these */
     uint32_t count;         /* tags and fields */
