@@ -100,15 +100,15 @@ static inline bool pass_field(Lines *lines, Place *place, Type type, uint64_t *c
     }
     if (type == BOOL)
         return (first == 't' || first == 'T' || first == 'f' || first == 'F') && pass_bool(place, cell);
-    if (type == FLOAT) {
-        const uint8_t *after = read_usual_float(place->at, place->end, cell);
-        if (after != NULL) {
-            place->at = after;
-            return true;
-        }
+    const uint8_t *after = type == FLOAT     ? read_usual_float(place->at, place->end, cell)
+                           : type == INTEGER ? read_usual_integer(place->at, place->end, cell)
+                                             : NULL;
+    if (after != NULL) {
+        place->at = after;
+        return true;
     }
     Type found;
-    const uint8_t *after = read_number(place->at, place->end, &found, cell, &lines->slow);
+    after = read_number(place->at, place->end, &found, cell, &lines->slow);
     place->at = after;
     return after != NULL && found == type;
 }

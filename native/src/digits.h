@@ -204,6 +204,19 @@ static inline const uint8_t *read_usual_float(const uint8_t *at, const uint8_t *
     return to_float(significand, digits, -(int)decimals, is_negative, bits) ? at : NULL;
 }
 
+/* Read up to 18 digits and their `i`. NULL if `read_number` has to read the integer. */
+static inline const uint8_t *read_usual_integer(const uint8_t *at, const uint8_t *end, uint64_t *bits)
+{
+    bool is_negative = *at == '-';
+    const uint8_t *digits = at + is_negative;
+    uint64_t found = 0;
+    at = pass_digits(digits, end, &found);
+    if (at == digits || at - digits >= MOST_DIGITS || at == end || *at != 'i')
+        return NULL;
+    *bits = is_negative ? UINT64_C(0) - found : found;
+    return at + 1;
+}
+
 /* Read 19 digits, as nanoseconds of our days have, if there are 24 bytes to look at. NULL if `read_integer` has to read
  * the time. */
 static inline const uint8_t *read_usual_time(const uint8_t *at, const uint8_t *end, int64_t *value)
