@@ -144,7 +144,7 @@ class IngestWorker:
         writer.collect_us = lambda: self._counters.uploader[UploaderBlock.COLLECT_US]
         served = service.build(
             *(self._settings, self._slot, self._counters, self._access, limits),
-            lambda committed: group_commit(writer, loop, committed, self._crashed),
+            lambda committed: group_commit(writer, loop, committed, self._crashed, limits.max_pending),
             show_heartbeat=self._show_heartbeat,
         )
         publisher = Publisher(self._block, served, self._loop_lag_us)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import IO, Any, Final, NamedTuple
 
 from arcpipe.client.encoding import Stream
@@ -133,17 +133,15 @@ def read(file: IO[bytes], plan: Plan, name: str, types: CSVTypes) -> Iterator[Ch
             if column == time:
                 columns[TIME] = texts.times(values)
             else:
-                columns[column] = _typed(column, kind, values, group.lines, name)
+                try:
+                    columns[column] = texts.typed(values, kind, found=column not in plan.types)
+                except ValueError as error:
+                    index, text = error.args
+                    raise BadInput(
+                        f"{name}: line {group.lines[index]}: column {column!r}: {text!r} is not of the type {kind}"
+                    ) from None
         yield from within(_chunk(stream, plan, columns, first, group.lines, name), plan.batch_bytes)
         first += len(group.lines)
-
-
-def _typed(column: str, kind: Kind | None, values: Sequence[str], lines: list[int], name: str) -> list[Any]:
-    try:
-        return texts.typed(values, kind)
-    except ValueError as error:
-        index, text = error.args
-        raise BadInput(f"{name}: line {lines[index]}: column {column!r}: {text!r} is not of the type {kind}") from None
 
 
 def _chunk(

@@ -13,12 +13,11 @@ import orjson
 from arcpipe.client.encoding import Stream
 from arcpipe.load.chunks import BadInput, Chunk, Row, RowChunk, within
 from arcpipe.load.plan import DEFAULT_DATABASE, TIME, BadPlan, Plan
+from arcpipe.load.texts import EXACT
 from arcpipe.units import MB
 
 MAX_LINE_BYTES: Final = 16 * MB
 _MEASUREMENT: Final = "measurement"  # the key that names it unless the plan says otherwise
-# The integers up to this one are all exact as float64. The server keeps others in a column beside the floats.
-_EXACT: Final = 1 << 53
 _MAX_COLUMNS: Final = 1_000_000  # of one file, whose types are remembered
 
 Floats = frozenset[tuple[str, str]]
@@ -91,7 +90,7 @@ def _row(line: int, record: dict[str, Any], plan: Plan, floats: Floats, place: s
             continue
         if column == time:
             column = TIME
-        elif (measurement, column) in floats and type(value) is int and abs(value) <= _EXACT:
+        elif (measurement, column) in floats and type(value) is int and abs(value) <= EXACT:
             value = float(value)
         values[column] = value
     return Row(measurement, plan.tags, values, line)

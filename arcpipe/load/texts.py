@@ -1,7 +1,7 @@
 """Columns of text -> typed values. The type of a column is that of all its values in the file, never of some.
 
-A text is an integer only if it is written as Python and JSON write it: `007` and `1_000` are texts, and so are numbers
-that no 64-bit integer holds. Empty is nil. Pure functions.
+A text is an integer only if it is written as Python and JSON write it: `007` and `1_000` are texts, and so are integers
+that 64 bits do not hold, also beside fractions. Empty is nil. Pure functions.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any, Final
 from arcpipe.load.plan import Kind
 
 _INT: Final = re.compile(r"-?(?:0|[1-9]\d{0,18})\Z")
+_LONG_INT: Final = re.compile(r"-?[1-9]\d{18,}\Z")
 _FLOAT: Final = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\Z|[nN]a[nN]\Z")
 _BOOL: Final = {"true": True, "false": False}
 _MAX: Final = 2**63 - 1
+EXACT: Final = 1 << 53
+"""The integers up to this one are all exact as float64. The server keeps others in a column beside the floats."""
 
 _READERS: Final[dict[Kind, Callable[[str], Any]]] = {
     "int": int,
@@ -41,8 +44,10 @@ def kind_of(values: Sequence[str], kind: Kind | None) -> Kind | None:
 
 
 def _kind(values: Sequence[str]) -> Kind:
+    if any(_LONG_INT.match(value) and abs(int(value)) > _MAX for value in values):
+        return "text"
     if all(map(_INT.match, values)):
-        return "int" if all(abs(int(value)) <= _MAX for value in values) else "text"
+        return "int"
     if all(map(_FLOAT.match, values)):
         return "float"
     if all(value.lower() in _BOOL for value in values):
@@ -58,13 +63,24 @@ def times(values: Sequence[str]) -> list[Any]:
     ]
 
 
-def typed(values: Sequence[str], kind: Kind | None) -> list[Any]:
+def _number(text: str) -> float | int:
+    """Read a float, or an integer that float64 may not hold."""
+    if _INT.match(text) and abs(whole := int(text)) > EXACT:
+        return whole
+    return float(text)
+
+
+def typed(values: Sequence[str], kind: Kind | None, *, found: bool = True) -> list[Any]:
     """Return the values as they are; empty ones are None.
+
+    Args:
+        found: whether the kind is that of the values. If somebody has named it, all values of a column of floats are
+            floats; else integers that float64 may not hold stay what they are.
 
     Raises:
         ValueError: one is not of the kind; its arguments are its index and the text.
     """
-    read = _READERS[kind or "text"]
+    read = _number if found and kind == "float" else _READERS[kind or "text"]
     try:
         return [read(value) if value else None for value in values]
     except (ValueError, KeyError):

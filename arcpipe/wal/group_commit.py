@@ -65,15 +65,21 @@ def group_commit(
     loop: asyncio.AbstractEventLoop,
     on_committed: OnCommitted,
     on_crash: Callable[[BaseException], None],
+    max_pending: int | None = None,
 ) -> Commit:
     """Make the group commit that a writer's sync mode asks for.
 
     Args:
         on_committed: called in the loop with the waiters of each group, and the error if it was not written.
         on_crash: called in the loop with the exception of a bug that has ended the thread.
+        max_pending: the bytes above which clients are not read, until no more than half of them are pending.
     """
-    kind = BufferedCommit if writer.options.sync_mode == "off" else GroupCommit
-    return kind(writer, loop, on_committed, on_crash)
+    if writer.options.sync_mode != "off":
+        return GroupCommit(writer, loop, on_committed, on_crash)
+    buffer_bytes = WRITE_BUFFER_BYTES
+    if max_pending is not None:  # else nobody sends what would fill the buffer, and all wait until it is old
+        buffer_bytes = min(buffer_bytes, max_pending // 2)
+    return BufferedCommit(writer, loop, on_committed, on_crash, buffer_bytes)
 
 
 class _CommitThread(threading.Thread):
@@ -217,10 +223,12 @@ class BufferedCommit:
         loop: asyncio.AbstractEventLoop,
         on_committed: OnCommitted,
         on_crash: Callable[[BaseException], None],
+        buffer_bytes: int = WRITE_BUFFER_BYTES,
     ) -> None:
         self.writer = writer
         self._loop = loop
         self._on_committed = on_committed
+        self._buffer_bytes = buffer_bytes  # from which on it is written
         self._buffered_bytes = 0
         self._collecting = Group()
         self._writing: Group | None = None  # being written, or waiting for its next try
@@ -286,7 +294,7 @@ class BufferedCommit:
             self._on_committed(waiters, None)
 
     def _write_when_due(self) -> None:
-        if self._collecting.size >= WRITE_BUFFER_BYTES:
+        if self._collecting.size >= self._buffer_bytes:
             self._write()
         elif self._collecting.entries and self._timer is None:
             self._write_later(self.writer.options.flush_max_age_seconds / 2)

@@ -12,9 +12,14 @@ struct ArenaBlock {
     _Alignas(16) unsigned char data[];
 };
 
-void *arena_take(Arena *arena, size_t bytes)
+static inline size_t aligned(size_t bytes)
 {
-    bytes = (bytes + ALIGNMENT - 1) & ~(ALIGNMENT - 1);
+    return (bytes + ALIGNMENT - 1) & ~(ALIGNMENT - 1);
+}
+
+void *arena_room(Arena *arena, size_t bytes)
+{
+    bytes = aligned(bytes);
     if (bytes > arena->left) {
         size_t size = arena->next_bytes < FIRST_BYTES ? FIRST_BYTES : arena->next_bytes;
         if (size < bytes)
@@ -28,8 +33,14 @@ void *arena_take(Arena *arena, size_t bytes)
         arena->left = size;
         arena->next_bytes = size >= MOST_BYTES / 2 ? MOST_BYTES : 2 * size;
     }
-    void *piece = arena->blocks->data + (arena->blocks->bytes - arena->left);
-    arena->left -= bytes;
+    return arena->blocks->data + (arena->blocks->bytes - arena->left);
+}
+
+void *arena_take(Arena *arena, size_t bytes)
+{
+    void *piece = arena_room(arena, bytes);
+    if (piece != NULL)
+        arena->left -= aligned(bytes);
     return piece;
 }
 

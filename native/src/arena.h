@@ -15,6 +15,9 @@ typedef struct {
 /* Return `bytes` of memory, aligned for any number; NULL if there is none. */
 void *arena_take(Arena *arena, size_t bytes);
 
+/* Do the same, but take nothing: the next `arena_take` of as many bytes returns the same memory, and does not fail. */
+void *arena_room(Arena *arena, size_t bytes);
+
 /* Give everything back but one block. */
 void arena_clear(Arena *arena);
 

@@ -54,6 +54,7 @@ typedef struct Shape {
     struct Shape *chained;  /* the next one in the same place of the table */
     struct Shape *newer;    /* the one that was found after this one */
     struct Shape *follower; /* the shape of the line after the latest line of this one */
+    struct Shape *other;    /* what that was before it changed, or NULL */
     const Key *keys;        /* the measurement, tags, fields */
     Name *names;            /* of these */
     uint32_t count;         /* tags and fields */
@@ -82,6 +83,7 @@ typedef struct {
     bool is_left; /* the line where `read_lines` has stopped is left */
     bool is_full; /* it has a shape more than MOST_SHAPES */
     size_t slow;  /* what took long in this call of `read_lines`, see MOST_SLOW */
+    size_t known; /* the offset up to which lines are known to be UTF-8 */
 
     /* Of the line that is read. */
     Key *keys;
@@ -93,12 +95,15 @@ typedef struct {
 typedef struct {
     uint32_t count, tags; /* as in Shape */
     bool timed;
-    bool as_expected; /* measurement, keys and types are those of the shape that was expected, as far as it goes */
     size_t text_bytes;
 } Line;
 
-/* Read the line at `at`, which is no blank and no comment. Return the offset after it, or 0 if it is left. */
-size_t read_line(Lines *lines, size_t at, const Shape *expected, Line *line);
+/* Read the line at `at`, which is no blank and no comment. Return the offset after it, or 0 if it is left. It may be no
+ * UTF-8. */
+size_t read_line(Lines *lines, size_t at, Line *line);
+
+/* Do the same for a line of this shape, whose values go to a row. Return 0 if it is of another one, too. */
+size_t read_alike(Lines *lines, size_t at, const Shape *shape, Row *row, size_t *text_bytes);
 
 /* Make room for the keys and values of longer lines; false if there is no memory. */
 bool make_room(Lines *lines);
@@ -110,7 +115,7 @@ Shape *find_shape(Lines *lines, const Line *line);
  * line there is left, or has a shape too many, or there are MOST_SLOW, or there is no memory. */
 size_t read_lines(Lines *lines, size_t at, size_t stop);
 
-/* Count the bytes that the maps of all lines have at most. */
+/* Count the bytes that `pack_maps` needs at most. */
 size_t most_map_bytes(const Lines *lines);
 
 /* Write the maps of all lines, as an array if `alone` and there are several; return the bytes. */

@@ -8,6 +8,7 @@
 #define NUMBER_BYTES 9
 #define FIXED_BYTES 64 /* of a map's head and tail, without names */
 #define WORD_BYTES 4   /* of "u64" */
+#define SPARE_BYTES 16 /* after the maps, that may be written, too */
 #define SUFFIX "_field" /* of a field that clashes */
 #define SUFFIX_BYTES (sizeof SUFFIX - 1)
 
@@ -103,6 +104,16 @@ static uint8_t *put_bools(uint8_t *to, const Shape *shape, uint32_t column)
     return to;
 }
 
+/* Copy a text. Most are short: 16 bytes are copied at once where there are as many, and the rest is written over. */
+static inline uint8_t *copy_text(uint8_t *to, const Lines *lines, const uint8_t *text, size_t size)
+{
+    if (size <= SPARE_BYTES && (size_t)(lines->body + lines->size - text) >= SPARE_BYTES)
+        memcpy(to, text, SPARE_BYTES);
+    else
+        memcpy(to, text, size);
+    return to + size;
+}
+
 static uint8_t *put_texts(uint8_t *to, const Lines *lines, const Shape *shape, uint32_t column, unsigned escaped)
 {
     for (const Row *row = shape->first; row != NULL; row = row->next) {
@@ -110,7 +121,7 @@ static uint8_t *put_texts(uint8_t *to, const Lines *lines, const Shape *shape, u
         const uint8_t *text = lines->body + TEXT_OFFSET(cell);
         size_t size = TEXT_SIZE(cell);
         if (!TEXT_ESCAPED(cell)) {
-            to = put_text(to, text, size);
+            to = copy_text(put_size(to, size), lines, text, size);
             continue;
         }
         size_t count = unescape(text, size, escaped, NULL);
@@ -183,7 +194,7 @@ static size_t most_bytes_of(const Shape *shape)
 
 size_t most_map_bytes(const Lines *lines)
 {
-    size_t bytes = HEADER_BYTES;
+    size_t bytes = HEADER_BYTES + SPARE_BYTES;
     for (const Shape *shape = lines->oldest; shape != NULL; shape = shape->newer)
         if (shape->rows)
             bytes += most_bytes_of(shape);

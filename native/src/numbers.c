@@ -1,9 +1,4 @@
-/* Digits become a float in one of three ways, each of which rounds correctly, as Python's `float()` does:
- *
- *   exact   Up to 2^53, times or divided by a power of ten that a float has exactly (Clinger, 1990).
- *   wide    Up to 19 digits, times 128 bits of a power of ten (Lemire, 2021; `powers.h`).
- *   slow    `strtod_l` of the C library, which takes as many digits as it gets.
- */
+/* Numbers of any form: what `digits.h` does not read in one go. */
 #define _GNU_SOURCE /* for strtod_l */
 
 #include "numbers.h"
@@ -13,10 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "powers.h"
+#include "digits.h"
 
 #define MOST_SLOW_BYTES 128   /* of a number for the slow way: longer ones are not taken */
-#define MOST_DIGITS 19        /* of a significand that fits into 64 bits, whatever they are */
 #define MOST_EXPONENT 1000000 /* where an exponent stops to count: no float reaches there */
 
 static locale_t c_locale;
@@ -26,54 +20,6 @@ bool prepare_numbers(void)
     if (c_locale == (locale_t)0)
         c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     return c_locale != (locale_t)0;
-}
-
-static inline bool is_digit(uint8_t byte)
-{
-    return (uint8_t)(byte - '0') <= 9;
-}
-
-/* Tell whether eight bytes are digits, and what number they are: the words of "Faster Unsigned Integer Parsing". */
-static inline bool are_digits(uint64_t word)
-{
-    return ((word & (word + UINT64_C(0x0606060606060606)) & UINT64_C(0xF0F0F0F0F0F0F0F0)) ==
-            UINT64_C(0x3030303030303030));
-}
-
-static inline uint64_t of_digits(uint64_t word)
-{
-    word -= UINT64_C(0x3030303030303030);
-    word = word * 10 + (word >> 8);
-    return (((word & UINT64_C(0x000000FF000000FF)) * UINT64_C(0x000F424000000064)) +
-            (((word >> 16) & UINT64_C(0x000000FF000000FF)) * UINT64_C(0x0000271000000001))) >>
-           32;
-}
-
-static inline uint64_t word_at(const uint8_t *at)
-{
-    uint64_t word;
-    memcpy(&word, at, sizeof word);
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    word = __builtin_bswap64(word);
-#endif
-    return word;
-}
-
-/* Append the digits at `at` to a number, which wraps around if there are too many. */
-static inline const uint8_t *pass_digits(const uint8_t *at, const uint8_t *end, uint64_t *number)
-{
-    uint64_t found = *number;
-    while (end - at >= 8) {
-        uint64_t word = word_at(at);
-        if (!are_digits(word))
-            break;
-        found = found * 100000000 + of_digits(word);
-        at += 8;
-    }
-    for (; at < end && is_digit(*at); at++)
-        found = found * 10 + (uint64_t)(*at - '0');
-    *number = found;
-    return at;
 }
 
 /* Read the number that digits are, if it has 64 bits. `number` is that of the first 19 of them, or of all. */
@@ -110,49 +56,6 @@ const uint8_t *read_integer(const uint8_t *at, const uint8_t *end, int64_t *valu
     return at;
 }
 
-static const double EXACT_POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
-                                      1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
-#define MOST_EXACT_POWER 22
-#define MOST_EXACT (UINT64_C(1) << 53)
-
-static uint64_t bits_of(double value)
-{
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-/* The wide way: false if the bits that it has do not tell how the number is rounded. */
-static bool multiply(uint64_t significand, int power, uint64_t *bits)
-{
-    if (power < LEAST_POWER || power > GREATEST_POWER)
-        return false;
-    int zeros = __builtin_clzll(significand);
-    significand <<= zeros;
-    const uint64_t *ten = POWERS[power - LEAST_POWER];
-    unsigned __int128 product = (unsigned __int128)significand * ten[0];
-    uint64_t high = (uint64_t)(product >> 64), low = (uint64_t)product;
-    if ((high & 0x1FF) == 0x1FF) {
-        uint64_t more = (uint64_t)((unsigned __int128)significand * ten[1] >> 64);
-        low += more;
-        high += low < more;
-    }
-    if (low == UINT64_MAX && (power < -27 || power > 55))
-        return false;
-    int upper = (int)(high >> 63);
-    uint64_t mantissa = high >> (upper + 9);
-    int exponent = ((217706 * power) >> 16) + 63 + upper - zeros + 1023;
-    if (low <= 1 && power >= -4 && power <= 23 && (mantissa & 3) == 1 && mantissa << (upper + 9) == high)
-        mantissa &= ~UINT64_C(1); /* right between two floats: to the even one */
-    mantissa = (mantissa + (mantissa & 1)) >> 1;
-    if (mantissa >> 53) {
-        mantissa >>= 1;
-        exponent++;
-    }
-    *bits = (mantissa & ((UINT64_C(1) << 52) - 1)) | (uint64_t)exponent << 52;
-    return true;
-}
-
 /* The slow way: false if the number is too long, or too large for a float. */
 static bool convert(const uint8_t *at, const uint8_t *end, uint64_t *bits)
 {
@@ -166,20 +69,6 @@ static bool convert(const uint8_t *at, const uint8_t *end, uint64_t *bits)
     double value = strtod_l(copy, &stop, c_locale);
     *bits = bits_of(value);
     return stop == copy + size && (*bits >> 52 & 0x7FF) != 0x7FF;
-}
-
-static bool to_float(uint64_t significand, int power, bool is_negative, uint64_t *bits)
-{
-    if (significand == 0) {
-        *bits = 0;
-    } else if (significand <= MOST_EXACT && power >= -MOST_EXACT_POWER && power <= MOST_EXACT_POWER) {
-        double value = (double)significand;
-        *bits = bits_of(power < 0 ? value / EXACT_POWERS[-power] : value * EXACT_POWERS[power]);
-    } else if (!multiply(significand, power, bits)) {
-        return false;
-    }
-    *bits |= (uint64_t)is_negative << 63;
-    return true;
 }
 
 /* Read `[eE][-+]?[0-9]+` at `at`; NULL if it is not there. */
@@ -235,7 +124,7 @@ const uint8_t *read_number(const uint8_t *at, const uint8_t *end, Type *type, ui
             return NULL;
         power += exponent;
     }
-    if (count <= MOST_DIGITS && to_float(significand, power, is_negative, bits))
+    if (count <= MOST_DIGITS && to_float(significand, count, power, is_negative, bits))
         return at;
     ++*slow;
     return convert(start, at, bits) ? at : NULL;

@@ -16,17 +16,22 @@ size_t unescape(const uint8_t *text, size_t size, unsigned escaped, uint8_t *to)
 /* Tell whether Python's strict decoder takes these bytes: no surrogates, nothing that is longer than it need be. */
 bool is_utf8(const uint8_t *text, size_t size);
 
-static inline bool is_ascii(const uint8_t *text, size_t size)
+/* Count the bytes before the first one that is not ASCII. */
+static inline size_t ascii_bytes(const uint8_t *text, size_t size)
 {
-    uint64_t high = 0, word;
     size_t at = 0;
-    for (; at + 8 <= size; at += 8) {
-        memcpy(&word, text + at, 8);
-        high |= word;
+    for (; at + 32 <= size; at += 32) {
+        uint64_t first, second, third, fourth;
+        memcpy(&first, text + at, 8);
+        memcpy(&second, text + at + 8, 8);
+        memcpy(&third, text + at + 16, 8);
+        memcpy(&fourth, text + at + 24, 8);
+        if ((first | second | third | fourth) & UINT64_C(0x8080808080808080))
+            break;
     }
-    for (; at < size; at++)
-        high |= text[at];
-    return !(high & UINT64_C(0x8080808080808080));
+    while (at < size && text[at] < 0x80)
+        at++;
+    return at;
 }
 
 /* Tell whether two texts of one size are the same: names are short, so a call of `memcmp` would be most of it. */

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from arcpipe.access.reload import Access
-from arcpipe.config.settings import WAL, Server, Settings, Storage
+from arcpipe.config.settings import WAL, Flush, Server, Settings, Storage
 from arcpipe.counters import Counters, Node
 from arcpipe.disk import Disk
 from arcpipe.ingest.http.connection import Connection
@@ -156,6 +156,7 @@ class Edge:
         *,
         budget: TimeBudget = ALL_THE_TIME,
         wal_enabled: bool = True,
+        flush_seconds: float = 5.0,
         **server: Any,
     ) -> None:
         """Make a worker in this process.
@@ -165,6 +166,7 @@ class Edge:
             disk: what the WAL does its system calls with.
             budget: ends turns; by default they take all the time that they need.
             wal_enabled: the setting.
+            flush_seconds: `flush.max_age_seconds`.
             server: settings of the section.
         """
         self._own = tempfile.TemporaryDirectory() if directory is None else None
@@ -174,6 +176,7 @@ class Edge:
             server=Server(workers=1, **server),
             wal=WAL(enabled=wal_enabled, dir=str(base / "wal"), sync_mode="async", min_free_mb=0, max_size_mb=4),
             storage=Storage(url=f"file://{base / 'lake'}"),
+            flush=Flush(max_age_seconds=flush_seconds),
         )
         self.loop = asyncio.new_event_loop()
         self.directory = WALDirectory(settings.wal.dir, disk)
@@ -183,9 +186,10 @@ class Edge:
         self.counters = Counters(1)
         self.counters.node[Node.DISK_FREE_BYTES] = 1 << 50
         writer = WALWriter(self.directory, 1, wal_options(settings), node=node.node)
+        limits = Limits.of(settings)
         self.service = build(
-            *(settings, 1, self.counters, Access(None, 0, None, 0), Limits.of(settings)),
-            lambda committed: group_commit(writer, self.loop, committed, self._crashed),
+            *(settings, 1, self.counters, Access(None, 0, None, 0), limits),
+            lambda committed: group_commit(writer, self.loop, committed, self._crashed, limits.max_pending),
             budget,
         )
         self.context, self.surface, self.writes = self.service.context, self.service.surface, self.service.writes

@@ -72,9 +72,9 @@ def load(module: Path) -> ModuleType:
 
 
 @functools.cache
-def built_kernel() -> ModuleType:
-    """Return the kernel of this checkout. Raises NoCompiler."""
-    state = hashlib.sha256(__version__.encode())
+def built_kernel(*flags: str) -> ModuleType:
+    """Return the kernel of this checkout, compiled with further flags. Raises NoCompiler."""
+    state = hashlib.sha256(" ".join((__version__, *flags)).encode())
     for path in sorted(SOURCE.iterdir()):
         state.update(path.read_bytes())
     folder = BUILDS / state.hexdigest()[:16]
@@ -83,14 +83,14 @@ def built_kernel() -> ModuleType:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the tests wait instead of building it, too
         module = folder / "_kernel.abi3.so"
         if not module.exists():
-            build(folder)
+            build(folder, *flags)
     return load(module)
 
 
-def line_reader() -> type[LineReader]:
+def line_reader(*flags: str) -> type[LineReader]:
     """Return the kernel's reader of lines; skip the test where it cannot be built."""
     try:
-        kind: type[LineReader] = built_kernel().LineReader
+        kind: type[LineReader] = built_kernel(*flags).LineReader
     except NoCompiler as error:
         pytest.skip(f"the native kernel cannot be built: {error}")
     return kind

@@ -83,6 +83,32 @@ def test_damaged_bodies_of_real_senders_are_the_same(kind: str) -> None:
         same(body, step_bytes=source.choice(STEPS))
 
 
+ALIKE = [
+    b"m f=1",
+    b'cpu,host=server-17,region=eu usage=84.74337369372327,n=-12i,u=3u,ok=t,name="a b" 1699999999001000000',
+    b'a\\ measurement,a\\,tag=b\\ c f\\ 1=0.1,a_field_with_a_long_name="a \\"b\\"",h=1e5 \t-5 ',
+    'm,ü=ö,tag=0123456789abcdef é=3.0589983033553536,g="ß",h=TRUE 1699999999001000001\r'.encode(),
+]
+EDITED = [*DAMAGE, b"-", b".", b"0", b"e", b"\t", b"a"]
+EDIT = st.tuples(st.integers(0, 120), st.integers(0, 2), st.sampled_from(EDITED))
+
+
+@pytest.mark.parametrize("flags", [(), ("-DARCPIPE_PORTABLE",)])
+@given(st.sampled_from(ALIKE), st.lists(EDIT, max_size=8), st.sampled_from(sorted(ESCAPINGS)), st.sampled_from(STEPS))
+def test_lines_that_are_nearly_alike_are_the_same(
+    flags: tuple[str, ...], line: bytes, edits: list[tuple[int, int, bytes]], escapes: Escapes, step: int
+) -> None:
+    """The keys and types of a line are expected in the next one, and a longer line follows the last edit."""
+    lines = [line]
+    for at, dropped, put in edits:
+        lines += [line[: at % len(line)] + put + line[at % len(line) + dropped :], line]
+    for body in (b"\n".join(lines), b"\n".join([*lines, max(ALIKE, key=len), b""])):
+        found = encode_by_kernel(body, escapes=escapes, kind=line_reader(*flags), step_bytes=step)
+        wanted = encode_by_line(body, escapes=escapes)
+        assert typed(rows_of(found.encoded)) == typed(rows_of(wanted.encoded))
+        assert found[1:] == wanted[1:]
+
+
 def test_what_is_valid_is_left_to_nobody() -> None:
     """Of the reference's lines, the line reader gets those that are rare: too many digits, a field twice."""
     left = [line for line, _ in VALID if not are_plain(line.encode())]
@@ -119,6 +145,7 @@ def numbers(source: random.Random) -> Iterator[str]:
             yield f"{value:.{source.randrange(25)}e}"
         yield f"{source.getrandbits(source.randrange(1, 70))}e{source.randrange(-80, 80)}"
         yield f"{source.uniform(-1e6, 1e6):.{source.randrange(20)}f}"
+        yield repr(source.uniform(-100, 100))
         near = source.uniform(0.1, 1e15)
         middle = Fraction(near) + Fraction(math.ulp(near)) / 2
         digits = str(middle.numerator * 10**60 // middle.denominator)

@@ -79,6 +79,29 @@ def test_clients_wait_for_the_disk_although_they_are_answered_before_it(tmp_path
         assert peers[0].feed(WRITE)
 
 
+def test_clients_do_not_wait_for_a_buffer_that_nobody_fills(tmp_path: Path) -> None:
+    """With the WAL disabled, and fewer bytes in flight than its buffer has at other times."""
+    disk = FaultyDisk()
+    with Edge(tmp_path, disk, wal_enabled=False, flush_seconds=3600, max_body_mb=1, max_inflight_mb=1) as edge:
+        may_write = threading.Event()
+        disk.fault = lambda operation, _: (operation == "write" and not may_write.wait(30)) or None
+        peer = edge.connect()
+
+        def is_read() -> bool:
+            edge.turn()
+            return peer.transport.reads
+
+        for _ in range(3):
+            while peer.feed(large(50_000)):
+                edge.turn()
+            may_write.set()
+            wait_until(is_read, "being read again")
+            may_write.clear()
+        may_write.set()
+        assert set(peer.statuses) == {202}
+        edge.loop.run_until_complete(edge.commit.drain())
+
+
 # Pipelining
 
 
