@@ -50,7 +50,7 @@ def test_a_kernel_of_this_version_reads_lines(installed: Path) -> None:
 
 
 def test_a_kernel_of_another_version_is_not_used_and_named(installed: Path) -> None:
-    assert run(installed, "from arcpipe.codec import native; print(*native.find('0.0.1'))") == (
+    assert run(installed, "from arcpipe import native; print(*native.find('0.0.1'))") == (
         f"None arcpipe-native {__version__} is not used, because arcpipe is 0.0.1: install the same version of both"
     )
 
@@ -59,11 +59,11 @@ def test_a_kernel_that_does_not_load_is_not_used_and_named(installed: Path, tmp_
     shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
     [module] = (tmp_path / "arcpipe_native").glob("*.so")
     module.write_bytes(b"no module" * 1000)
-    found = run(tmp_path, "from arcpipe.codec import native; print(native.KERNEL, native.REFUSAL)")
+    found = run(tmp_path, "from arcpipe import native; print(native.KERNEL, native.REFUSAL)")
     assert found.startswith("None arcpipe-native is not used, because it cannot be loaded: ")
     assert str(module) in found
 
 
 def test_without_a_kernel_nothing_is_said(tmp_path: Path) -> None:
-    program = "import sys; sys.modules['arcpipe_native'] = None; from arcpipe.codec import native; print(native.find())"
+    program = "import sys; sys.modules['arcpipe_native'] = None; from arcpipe import native; print(native.find())"
     assert run(tmp_path, program) == "(None, '')"
