@@ -87,12 +87,17 @@ def built_kernel() -> ModuleType:
     return load(module)
 
 
-def line_reader() -> type[LineReader]:
-    """Return the kernel's reader of lines; skip the test where it cannot be built."""
+def kernel() -> ModuleType:
+    """Return the kernel of this checkout; skip the test where it cannot be built."""
     try:
-        kind: type[LineReader] = built_kernel().LineReader
+        return built_kernel()
     except NoCompiler as error:
         pytest.skip(f"the native kernel cannot be built: {error}")
+
+
+def line_reader() -> type[LineReader]:
+    """Return the kernel's reader of lines; skip the test where it cannot be built."""
+    kind: type[LineReader] = kernel().LineReader
     return kind
 
 
