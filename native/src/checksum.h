@@ -9,7 +9,7 @@
 void prepare_crc32(void);
 
 /* Return the CRC-32 of all bytes of which `crc` is that of those before these; 0 is that of none. For short pieces:
-   zlib-ng and isal are faster from some 300 bytes on. */
+   isal is faster for long ones. */
 uint32_t add_to_crc32(uint32_t crc, const uint8_t *data, size_t size);
 
 #endif

@@ -7,53 +7,78 @@
 #define FEWEST_SLOTS ((size_t)64)
 #define FEWEST_BYTES ((size_t)4096)
 
+/* The part of a hash that does not choose the slot. */
+static uint8_t sign_of(uint32_t hash)
+{
+    return (uint8_t)(hash >> 24 | 1);
+}
+
 /* Find the slot of an identity: its own, or the free one where it would be. There are slots. */
 static size_t slot_of(const Claims *claims, Identity identity)
 {
+    uint8_t sign = sign_of(identity.hash);
     size_t at = identity.hash & claims->mask;
-    for (; claims->slots[at].place != 0; at = (at + 1) & claims->mask) {
-        if (claims->slots[at].hash != identity.hash)
+    for (; claims->signs[at] != 0; at = (at + 1) & claims->mask) {
+        if (claims->signs[at] != sign)
             continue;
-        const Claim *claim = &claims->claims[claims->slots[at].place - 1];
-        if (claim->identity_bytes == identity.size &&
+        const Claim *claim = &claims->claims[claims->places[at]];
+        if (claim->hash == identity.hash && claim->identity_bytes == identity.size &&
             memcmp(claims->identities + claim->identity_at, identity.data, identity.size) == 0)
             break;
     }
     return at;
 }
 
+static void take_slot(Claims *claims, size_t at, size_t place)
+{
+    claims->signs[at] = sign_of(claims->claims[place].hash);
+    claims->places[at] = (uint32_t)place;
+}
+
 const Claim *find_claim(const Claims *claims, Identity identity)
 {
     if (claims->used == 0)
         return NULL;
-    uint32_t place = claims->slots[slot_of(claims, identity)].place;
-    return place == 0 ? NULL : &claims->claims[place - 1];
+    size_t at = slot_of(claims, identity);
+    return claims->signs[at] == 0 ? NULL : &claims->claims[claims->places[at]];
+}
+
+/* Give each claim a slot; all slots are free. */
+static void fill_slots(Claims *claims)
+{
+    for (size_t place = 0; place < claims->used; place++) {
+        if (claims->claims[place].number == 0)
+            continue;
+        size_t at = claims->claims[place].hash & claims->mask;
+        while (claims->signs[at] != 0)
+            at = (at + 1) & claims->mask;
+        take_slot(claims, at, place);
+    }
 }
 
 /* Have twice the slots; false, with nothing changed, if there is no memory or room. */
 static bool grow_slots(Claims *claims)
 {
-    size_t count = claims->slots == NULL ? FEWEST_SLOTS : 2 * (claims->mask + 1);
+    size_t count = claims->signs == NULL ? FEWEST_SLOTS : 2 * (claims->mask + 1);
     if (count / 2 > MOST_CLAIMS)
         return false;
     Claim *moved = PyMem_Realloc(claims->claims, count / 2 * sizeof(Claim));
     if (moved == NULL)
         return false;
     claims->claims = moved;
-    Slot *slots = PyMem_Calloc(count, sizeof(Slot));
-    if (slots == NULL)
+    uint8_t *signs = PyMem_Calloc(count, sizeof(uint8_t));
+    uint32_t *places = PyMem_Calloc(count, sizeof(uint32_t));
+    if (signs == NULL || places == NULL) {
+        PyMem_Free(signs);
+        PyMem_Free(places);
         return false;
-    for (size_t from = 0; claims->slots != NULL && from <= claims->mask; from++) {
-        if (claims->slots[from].place == 0)
-            continue;
-        size_t at = claims->slots[from].hash & (count - 1);
-        while (slots[at].place != 0)
-            at = (at + 1) & (count - 1);
-        slots[at] = claims->slots[from];
     }
-    PyMem_Free(claims->slots);
-    claims->slots = slots;
+    PyMem_Free(claims->signs);
+    PyMem_Free(claims->places);
+    claims->signs = signs;
+    claims->places = places;
     claims->mask = count - 1;
+    fill_slots(claims);
     return true;
 }
 
@@ -75,17 +100,21 @@ static bool make_room(Claims *claims, size_t size)
 
 bool add_claim(Claims *claims, Identity identity, Claim claim)
 {
-    if (claims->slots == NULL || 2 * claims->used > claims->mask)
+    if (claims->signs == NULL || 2 * claims->used > claims->mask)
         if (!grow_slots(claims))
             return false;
     if (!make_room(claims, identity.size))
         return false;
+    size_t at = slot_of(claims, identity);
+    if (claims->signs[at] != 0)
+        claims->claims[claims->places[at]].number = 0;
     memcpy(claims->identities + claims->identity_bytes, identity.data, identity.size);
     claim.identity_at = claims->identity_bytes;
     claim.identity_bytes = identity.size;
+    claim.hash = identity.hash;
     claims->identity_bytes += identity.size;
-    claims->claims[claims->used++] = claim;
-    claims->slots[slot_of(claims, identity)] = (Slot){.hash = identity.hash, .place = (uint32_t)claims->used};
+    claims->claims[claims->used] = claim;
+    take_slot(claims, at, claims->used++);
     return true;
 }
 
@@ -94,30 +123,39 @@ void remove_claim(Claims *claims, Identity identity)
     if (claims->used == 0)
         return;
     size_t mask = claims->mask, gap = slot_of(claims, identity);
-    if (claims->slots[gap].place == 0)
+    if (claims->signs[gap] == 0)
         return;
+    claims->claims[claims->places[gap]].number = 0;
     /* Those after it that could not be where it was come nearer. */
-    for (size_t at = (gap + 1) & mask; claims->slots[at].place != 0; at = (at + 1) & mask) {
-        size_t first = claims->slots[at].hash & mask;
+    for (size_t at = (gap + 1) & mask; claims->signs[at] != 0; at = (at + 1) & mask) {
+        size_t first = claims->claims[claims->places[at]].hash & mask;
         if (((at - first) & mask) >= ((at - gap) & mask)) {
-            claims->slots[gap] = claims->slots[at];
+            take_slot(claims, gap, claims->places[at]);
             gap = at;
         }
     }
-    claims->slots[gap].place = 0;
+    claims->signs[gap] = 0;
 }
 
-void clear_claims(Claims *claims)
+void drop_claims(Claims *claims, size_t count)
 {
-    if (claims->used != 0)
-        memset(claims->slots, 0, (claims->mask + 1) * sizeof(Slot));
-    claims->used = 0;
-    claims->identity_bytes = 0;
+    if (count == 0)
+        return;
+    size_t bytes = count < claims->used ? claims->claims[count].identity_at : claims->identity_bytes;
+    claims->used -= count;
+    claims->identity_bytes -= bytes;
+    memmove(claims->claims, claims->claims + count, claims->used * sizeof(Claim));
+    memmove(claims->identities, claims->identities + bytes, claims->identity_bytes);
+    for (size_t place = 0; place < claims->used; place++)
+        claims->claims[place].identity_at -= bytes;
+    memset(claims->signs, 0, claims->mask + 1);
+    fill_slots(claims);
 }
 
 void free_claims(Claims *claims)
 {
-    PyMem_Free(claims->slots);
+    PyMem_Free(claims->signs);
+    PyMem_Free(claims->places);
     PyMem_Free(claims->claims);
     PyMem_Free(claims->identities);
     *claims = (Claims){0};

@@ -19,7 +19,8 @@ typedef struct {
     long long forgotten;
     long long half_limit, full_at; /* the number of the last claim that the young generation has room for */
     double half_seconds, began, old_began, turns_at;
-    Claims young, old;
+    Claims claims;
+    size_t old; /* the number of those of the old generation, which are the first ones */
 } RecentKeys;
 
 static PyObject *new_keys(PyTypeObject *type, PyObject *args, PyObject *keywords)
@@ -57,8 +58,7 @@ static PyObject *new_keys(PyTypeObject *type, PyObject *args, PyObject *keywords
 static void free_keys(PyObject *object)
 {
     RecentKeys *self = (RecentKeys *)object;
-    free_claims(&self->young);
-    free_claims(&self->old);
+    free_claims(&self->claims);
     put_object(&self->claimed, NULL);
     put_object(&self->settled, NULL);
     put_object(&self->crc32, NULL);
@@ -69,18 +69,18 @@ static void free_keys(PyObject *object)
 static void turn(RecentKeys *self, double now)
 {
     if (self->last >= self->full_at || now - self->began >= self->half_seconds) {
-        Claims freed = self->old;
-        self->old = self->young;
-        self->young = freed;
-        clear_claims(&self->young);
+        drop_claims(&self->claims, self->old);
+        self->old = self->claims.used;
         self->old_began = self->began;
         self->began = now;
         self->full_at = self->last + self->half_limit;
     }
-    if (now - self->old_began >= 2 * self->half_seconds)
-        clear_claims(&self->old);
+    if (now - self->old_began >= 2 * self->half_seconds) {
+        drop_claims(&self->claims, self->old);
+        self->old = 0;
+    }
     self->turns_at = self->began + self->half_seconds;
-    if (self->old.used != 0 && self->old_began + 2 * self->half_seconds < self->turns_at)
+    if (self->old != 0 && self->old_began + 2 * self->half_seconds < self->turns_at)
         self->turns_at = self->old_began + 2 * self->half_seconds;
 }
 
@@ -139,14 +139,14 @@ static PyObject *claim(PyObject *object, PyObject *const *args, Py_ssize_t count
     claim.number = self->last + 1;
     if (now >= self->turns_at || claim.number > self->full_at)
         turn(self, now);
-    const Claim *young = find_claim(&self->young, identity);
-    const Claim *first = young != NULL ? young : find_claim(&self->old, identity);
+    const Claim *first = find_claim(&self->claims, identity);
+    bool is_young = first != NULL && first >= self->claims.claims + self->old;
     if (first != NULL && first->number <= self->last_settled)
         return Py_BuildValue("LKk", first->number, (unsigned long long)first->body_bytes, (unsigned long)first->crc);
     PyObject *claimed = PyLong_FromLongLong(claim.number);
     if (claimed == NULL)
         return NULL;
-    if (young == NULL && !add_claim(&self->young, identity, claim)) {
+    if (!is_young && !add_claim(&self->claims, identity, claim)) {
         Py_DECREF(claimed);
         return PyErr_NoMemory();
     }
@@ -185,8 +185,7 @@ static PyObject *forget(PyObject *object, PyObject *bytes)
     if (!read_identity(bytes, &identity))
         return NULL;
     self->forgotten++;
-    remove_claim(&self->young, identity);
-    remove_claim(&self->old, identity);
+    remove_claim(&self->claims, identity);
     if (self->last_settled + self->forgotten == self->last)
         settle_to(self, self->last, self->claimed);
     Py_INCREF(Py_None);
