@@ -280,13 +280,13 @@ class WriteEndpoints:
         if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
-        plain = target.prefixes[batch]
-        prefix: Prefix | KeyedPrefix = plain
+        prefix: Prefix | KeyedPrefix
+        prefix = target.prefixes[batch]
         key = exchange.key
         if key is not None:
-            keyed = plain.keyed
+            keyed = prefix.keyed
             if keyed is None or keyed.token is not exchange.token:
-                keyed = plain.keyed = self._keyed_prefix(plain, exchange.token)
+                keyed = prefix.keyed = self._keyed_prefix(prefix, exchange.token)
             prefix = keyed.make(key)
             recent = self._recent
             exchange.identity = identity = keyed.claimed
