@@ -41,7 +41,7 @@ serve: $(VENV)/.installed-runtime ## install if needed, then run the server with
 
 native: $(BIN)/python ## build the native kernel, which reads line protocol faster, and install it; needs a C compiler
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps ./native
-	@$(BIN)/python -c 'from arcpipe.codec.native import KERNEL, REFUSAL; print("the native kernel is installed" if KERNEL else REFUSAL)'
+	@$(BIN)/python -c 'from arcpipe.native import KERNEL, REFUSAL; print("the native kernel is installed" if KERNEL else REFUSAL)'
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
 test test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image test-clouds test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =

@@ -46,7 +46,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from arcpipe.codec.native import KERNEL
+        from arcpipe.native import KERNEL
 
         print(f"arcpipe {__version__}" + (", with its native kernel" if KERNEL else ""))
         raise typer.Exit

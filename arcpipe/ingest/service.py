@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from arcpipe.counters import MAX_ROUTES, Counters, unpack_usage
 from arcpipe.counters import Node as NodeBlock
 from arcpipe.ingest.endpoints.admission import Admission
-from arcpipe.ingest.endpoints.idempotency import RECENT_KEYS, RecentKeys
+from arcpipe.ingest.endpoints.idempotency import RECENT_KEYS, recent_keys
 from arcpipe.ingest.endpoints.influx import InfluxEndpoints
 from arcpipe.ingest.endpoints.logged_writes import LoggedWrites
 from arcpipe.ingest.endpoints.ops import OpsEndpoints
@@ -108,7 +108,7 @@ def build(
     usage = unpack_usage(counters.worker(slot))
     writes = endpoints(
         *(admission, context.encoding, context.turns, commit, usage, settings.ingest.accept_partial),
-        RecentKeys(settings.idempotency.window_seconds, min(RECENT_KEYS, settings.idempotency.max_keys)),
+        recent_keys(settings.idempotency.window_seconds, min(RECENT_KEYS, settings.idempotency.max_keys)),
     )
     ops = OpsEndpoints(settings, counters, admission, slot, lambda: paths)
     router, origins = _route(settings, limits, writes, ops)

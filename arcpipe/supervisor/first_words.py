@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from arcpipe.codec import native
+from arcpipe import native
 from arcpipe.config import cores
 from arcpipe.counters import Node
 from arcpipe.tables.commit_file import CommitFiles

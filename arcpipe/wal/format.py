@@ -8,12 +8,16 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
 from isal import isal_zlib
 
 from arcpipe.codec.envelope import ENVELOPE_MARK, KIND_END, KIND_START, decode_raw_envelope
+from arcpipe.native import KERNEL
+
+if TYPE_CHECKING:
+    from arcpipe_native import KeyedPrefix as Kernel
 
 MAGIC: Final = b"ARCW"
 VERSION: Final = 1
@@ -59,10 +63,11 @@ class Prefix:
     `data` are the bytes and `crc` their CRC32. One thread at a time may use an instance.
     """
 
-    __slots__ = ("_head", "_meta", "crc", "data", "database", "identity")
+    __slots__ = ("_head", "_meta", "crc", "data", "database", "identity", "keyed")
 
     def __init__(self, kind: int, database: str, meta: Mapping[str, Any]) -> None:
         self.database = database
+        self.keyed: KeyedPrefix | None = None  # the one of the last token, for whoever makes them
         self._head = b"\x94" + _encode(kind) + _encode(database)
         self._meta = meta
         self.bind(b"")
@@ -87,14 +92,11 @@ class KeyedPrefix:
     A client's keys mostly have one length, so all that is before a key is made once, with its CRC32. One thread at a
     time may use an instance, and `Group.add` takes it before it is made again.
 
-    `owner` are the database and the token to which its keys belong, as bytes to put before a key. No two owners with
-    their keys are the same bytes, because 0xFF is in no name.
-    """
+    `claimed` are the key and what it belongs to, database and token. No two owners with their keys are the same bytes,
+    because 0xFF is in no name.
 
-    __slots__ = (
-        *("_count", "_front", "_front_crc", "_items", "_key", "_key_bytes", "_plain"),
-        *("crc", "data", "identity", "owner"),
-    )
+    No slots: it is also the base of one that the native kernel makes keys for.
+    """
 
     def __init__(self, plain: Prefix, token: str | None = None, part: int = 0) -> None:
         """Make prefixes from one of entries without a key.
@@ -112,6 +114,7 @@ class KeyedPrefix:
         if part:
             self._items += _PART_ITEM + _encode(part)
             self._count += 1
+        self.token = token
         self.owner = b"%b\xff%b\xff" % (plain.database.encode(), (token or "").encode())
         self._key = b""
         self.bind(plain.identity)
@@ -124,6 +127,7 @@ class KeyedPrefix:
         # For the segment of the entry before, which is nearly always that of this one, too.
         self.data = self._front + key
         self.crc = crc32(key, self._front_crc)
+        self.claimed = self.owner + key
         return self
 
     def bind(self, identity: bytes) -> None:
@@ -141,6 +145,18 @@ class KeyedPrefix:
         self._key_bytes = key_bytes
         self._front = self._plain.longer(self._items + _KEY_ITEM + length, self._count)
         self._front_crc = crc32(self._front)
+
+
+def kind_of_keyed_prefix(kernel: type[Kernel] | None) -> type[KeyedPrefix]:
+    """Return the class of prefixes that a kernel makes for keys of the length before; None: Python makes all."""
+    if kernel is None:
+        return KeyedPrefix
+    unusual = {"make_unusual": KeyedPrefix.make}  # for the first key, and keys of another length
+    return cast("type[KeyedPrefix]", type("KernelKeyedPrefix", (kernel, KeyedPrefix), unusual))
+
+
+KEYED_PREFIX_KIND: Final = kind_of_keyed_prefix(None if KERNEL is None else KERNEL.KeyedPrefix)
+"""The class that a worker has: `KeyedPrefix`, or one of the native kernel that it is the base of."""
 
 
 class FrontedPrefix:

@@ -20,7 +20,7 @@ from typing import Final
 
 from arcpipe.allocator import keep_freed_memory
 from arcpipe.codec.line_protocol.body import encode_by_column, encode_by_kernel, encode_by_line
-from arcpipe.codec.native import KERNEL
+from arcpipe.native import KERNEL
 from benchmarks.load.bodies import KINDS
 
 _OWN_SHAPE: Final = b"m%d,host=h%d,region=eu f%d=%d.5,g=12i 17000000000000%05d\n"

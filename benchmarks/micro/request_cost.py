@@ -112,9 +112,10 @@ class _Worker:
         context = IngestContext(Limits.of(Settings()), commit, turns)
         writes = WriteEndpoints(Admission(Settings(), counters.node), context.encoding, turns, commit)
         with suppress(ImportError):  # a checkout without idempotency keys
-            from arcpipe.ingest.endpoints.idempotency import RecentKeys
+            from arcpipe.ingest.endpoints import idempotency
 
-            writes._recent = RecentKeys(Settings().idempotency.window_seconds)
+            make: Any = getattr(idempotency, "recent_keys", idempotency.RecentKeys)
+            writes._recent = make(Settings().idempotency.window_seconds)
         routes = Router({("POST", "/write/v2/msgpack"): (writes.msgpack(responses.ACCEPTED), WRITE)}).routes
         self._writes = writes
         self._connection: Any = Connection(context, context.add_surface(routes))

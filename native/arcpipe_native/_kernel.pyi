@@ -1,4 +1,5 @@
-from typing import Final, final
+from collections.abc import Callable
+from typing import Any, Final, final
 
 version: Final[str]
 """The version of arcpipe that this is a part of."""
@@ -48,4 +49,93 @@ class LineReader:
 
         Raises:
             MemoryError: as `read`.
+        """
+
+@final
+class Outline:
+    """Cut request heads that are the same but for the digits of the length, and a bare idempotency key.
+
+    A head is left to the same outline in Python if a value is not plain. One thread at a time may use an outline.
+    """
+
+    def __new__(cls, by_python: Any, front: bytes, middle: bytes | None, back: bytes, key_is_first: bool, /) -> Outline:
+        """Make an outline.
+
+        Args:
+            by_python: what cuts all other heads. It has the attribute `head` and the method `cut`.
+            front, middle, back: the pieces around the values. Without a key there is no middle one.
+            key_is_first: whether the key is before the length.
+        """
+
+    @property
+    def head(self) -> Any:
+        """That of the outline in Python."""
+
+    def cut(self, data: bytes, start: int, /) -> tuple[int, int, bytes, bytes] | None:
+        """Cut a head that begins at `start`: its end, the length of the body, the key, and no id.
+
+        Returns:
+            None if the head has another outline; else what the outline in Python says of all that is not plain.
+        """
+
+@final
+class RecentKeys:
+    """The keys that one worker wrote last, in two generations: as the class of this name in Python.
+
+    Claims are no objects of Python here: each takes some 60 bytes and those of its identity. For one event loop.
+    """
+
+    def __new__(cls, window_seconds: float, limit: int, crc32: Callable[[Any, int], int], /) -> RecentKeys:
+        """Begin with nothing.
+
+        Args:
+            window_seconds: the most that a key is known for.
+            limit: the most keys that are known.
+            crc32: makes the checksums of long bodies.
+        """
+
+    @property
+    def claimed(self) -> int:
+        """The number of the last claim."""
+
+    @property
+    def settled(self) -> int:
+        """The number of the last claim that is on disk or forgotten, as all before it are; the others wait."""
+
+    def claim(
+        self, identity: bytes, body: bytes | memoryview, now: float, front: bytes = b"", /
+    ) -> tuple[int, int, int] | None:
+        """Claim a key for a request that is to be written.
+
+        Raises:
+            MemoryError: there is none; nothing is claimed.
+        """
+
+    def settle(self, number: int, /) -> int:
+        """Note that the claims up to a number are on disk, but for those that were forgotten: how many they are."""
+
+    def forget(self, identity: bytes, /) -> None:
+        """Forget a claim whose request was not written, before any later one is settled."""
+
+class KeyedPrefix:
+    """Make the prefixes of entries with keys of one length.
+
+    The base of a class that sets the attributes, and has a method `make_unusual` for keys of other lengths. One thread
+    at a time may use an instance.
+    """
+
+    data: bytes
+    crc: int
+    claimed: bytes
+    owner: bytes
+    _front: bytes
+    _front_crc: int
+    _key: bytes
+    _key_bytes: int
+
+    def make(self, key: bytes, /) -> Any:
+        """Do as the method of this name in Python.
+
+        Raises:
+            MemoryError: it is still the prefix of the entry before.
         """

@@ -1,7 +1,10 @@
 /* The module `arcpipe_native._kernel`. A part adds its types and functions in a slot of its own below. */
 #include <Python.h>
 
+#include "keyed_prefix.h"
 #include "line_reader.h"
+#include "outline.h"
+#include "recent_keys.h"
 
 #ifndef ARCPIPE_VERSION
 #error "ARCPIPE_VERSION is the version of the package, as a text"
@@ -15,6 +18,9 @@ static int add_version(PyObject *module)
 static PyModuleDef_Slot SLOTS[] = {
     {Py_mod_exec, (void *)add_version},
     {Py_mod_exec, (void *)add_line_reader},
+    {Py_mod_exec, (void *)add_outline},
+    {Py_mod_exec, (void *)add_recent_keys},
+    {Py_mod_exec, (void *)add_keyed_prefix},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif

@@ -87,12 +87,17 @@ def built_kernel(*flags: str) -> ModuleType:
     return load(module)
 
 
-def line_reader(*flags: str) -> type[LineReader]:
-    """Return the kernel's reader of lines; skip the test where it cannot be built."""
+def kernel(*flags: str) -> ModuleType:
+    """Return the kernel of this checkout; skip the test where it cannot be built."""
     try:
-        kind: type[LineReader] = built_kernel(*flags).LineReader
+        return built_kernel(*flags)
     except NoCompiler as error:
         pytest.skip(f"the native kernel cannot be built: {error}")
+
+
+def line_reader(*flags: str) -> type[LineReader]:
+    """Return the kernel's reader of lines; skip the test where it cannot be built."""
+    kind: type[LineReader] = kernel(*flags).LineReader
     return kind
 
 

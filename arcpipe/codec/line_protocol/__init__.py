@@ -44,7 +44,7 @@ them; `types` tells which columns are unsigned.
 `body.encode` is the way in. There are two paths: bodies of many lines are read by column (`by_column`), with those of
 rare shapes apart (`singles`); others line by line (`by_line`), which is the reference. Both give the same rows and
 errors, but not the same maps: rows of one shape may be in several. Where the native kernel is installed
-(`arcpipe.codec.native`), it reads the plain lines of all bodies, and the line reader the others (`by_kernel`).
+(`arcpipe.native`), it reads the plain lines of all bodies, and the line reader the others (`by_kernel`).
 
 Bounds: no path takes more than linear time, and no step keeps other threads from running for more than some 20 ms:
 long parts are passed in windows (`grammar`, `long_lines`). Besides the result, memory is a multiple of `CHUNK_BYTES`

@@ -11,7 +11,7 @@ from arcpipe.codec.line_protocol.by_column import read_piece
 from arcpipe.codec.line_protocol.by_kernel import STEP_BYTES, KernelReader, kernel_of, read_whole
 from arcpipe.codec.line_protocol.by_line import LineReader
 from arcpipe.codec.line_protocol.grammar import Escapes, Unit
-from arcpipe.codec.native import KERNEL
+from arcpipe.native import KERNEL
 from arcpipe.units import KB
 
 if TYPE_CHECKING:

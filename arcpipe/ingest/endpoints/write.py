@@ -18,7 +18,7 @@ from arcpipe.counters import LATENCY_BOUNDS_US, MAX_DATABASES, Histogram
 from arcpipe.errors import BadPayload, CommitFailed, NotAllowed, PayloadTooLarge, UnknownFormat
 from arcpipe.ingest.endpoints import idempotency
 from arcpipe.ingest.endpoints.admission import Admission
-from arcpipe.ingest.endpoints.idempotency import Claim, RecentKeys
+from arcpipe.ingest.endpoints.idempotency import AnyRecentKeys, Claim, recent_keys
 from arcpipe.ingest.endpoints.targets import Target, Targets, key_of
 from arcpipe.ingest.http import responses
 from arcpipe.ingest.http.background import Background, ClientGone
@@ -26,7 +26,7 @@ from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge, TakesView
 from arcpipe.ingest.http.turns import TooLong, Turns
 from arcpipe.units import KB
-from arcpipe.wal.format import MAX_PAYLOAD_BYTES, FrontedPrefix, KeyedPrefix, Prefix, crc32
+from arcpipe.wal.format import KEYED_PREFIX_KIND, MAX_PAYLOAD_BYTES, FrontedPrefix, KeyedPrefix, Prefix, crc32
 from arcpipe.wal.group_commit import Commit
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class WriteEndpoints:
         commit: Commit,
         usage: Iterable[tuple[str, Sequence[int]]] = (),
         accept_partial: bool = True,
-        recent: RecentKeys | None = None,
+        recent: AnyRecentKeys | None = None,
     ) -> None:
         """Commit through one group commit.
 
@@ -105,8 +105,8 @@ class WriteEndpoints:
         self.ack_us = Histogram(LATENCY_BOUNDS_US)
         # Requests with an idempotency key: written, answered without writing, and of these the ones with other bodies.
         self.keyed = self.replayed = self.other_bodies = 0
-        self._recent = recent or RecentKeys(0.0)
-        self._keyed_prefix = lru_cache(_KEYED_PREFIXES_KEPT)(KeyedPrefix)  # by the plain one and the token
+        self._recent = recent or recent_keys(0.0)
+        self._keyed_prefix = lru_cache(_KEYED_PREFIXES_KEPT)(KEYED_PREFIX_KIND)  # by the plain one and the token
         self._next_line = 0.0  # perf_counter seconds
 
     def msgpack(self, success: bytes, *, as_arc: bool = False) -> Callable[[Exchange], None]:
@@ -280,12 +280,16 @@ class WriteEndpoints:
         if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
-        prefix: Prefix | KeyedPrefix = target.prefixes[batch]
+        prefix: Prefix | KeyedPrefix
+        prefix = target.prefixes[batch]
         key = exchange.key
         if key is not None:
-            keyed = prefix = self._keyed_prefix(prefix, exchange.token).make(key)
+            keyed = prefix.keyed
+            if keyed is None or keyed.token is not exchange.token:
+                keyed = prefix.keyed = self._keyed_prefix(prefix, exchange.token)
+            prefix = keyed.make(key)
             recent = self._recent
-            exchange.identity = identity = keyed.owner + key
+            exchange.identity = identity = keyed.claimed
             first = recent.claim(identity, body, exchange.received, front)
             if first is not None:
                 self.replay(exchange, target, answer, encoded, first)
@@ -334,11 +338,12 @@ class WriteEndpoints:
         """Answer all requests of a group: either all were written, or none."""
         if error is None:
             recent = self._recent
-            if recent.claimed != recent.settled:
-                for exchange in reversed(waiters):  # groups and their entries are in the order of their claims
-                    if exchange.key is not None:
-                        self.keyed += recent.settle(exchange.claim)
-                        break
+            if recent.claimed != recent.settled and waiters:
+                last = waiters[-1]  # groups and their entries are in the order of their claims
+                if last.key is None:
+                    last = next((exchange for exchange in reversed(waiters) if exchange.key is not None), last)
+                if last.key is not None:
+                    self.keyed += recent.settle(last.claim)
             self.accepted += len(waiters)
             observe, now = self.ack_us.observe, perf_counter()
             usage = self.usage

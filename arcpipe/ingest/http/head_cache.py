@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from arcpipe.ingest.http import keys, request_ids
-from arcpipe.ingest.http.outlines import LENGTH, Head, Outline, outline
+from arcpipe.ingest.http.outlines import LENGTH, OUTLINE_KERNEL, AnyOutline, Head, outline
 from arcpipe.units import KB
 
 # Bytes; the parser reads longer heads.
@@ -43,12 +43,13 @@ class Heads:
     """
 
     def __init__(self) -> None:
-        self.known: dict[bytes, Outline] = {}
+        self.known: dict[bytes, AnyOutline] = {}
         self.are_used = True  # else the parser reads all heads
+        self.kernel = OUTLINE_KERNEL  # what cuts the plain ones; None: Python
         self._varying: set[bytes] = set()  # names of the fields whose values vary in some known heads
         self._seen: set[int] = set()
 
-    def find(self, data: bytes, start: int) -> Outline | None:
+    def find(self, data: bytes, start: int) -> AnyOutline | None:
         """Find the outline that the head at `start` may have."""
         limit = start + MAX_HEAD_BYTES
         at = data.find(_LENGTH_LINE, start, limit)
@@ -109,7 +110,7 @@ class Heads:
                 self.known.clear()
             names = [name for _, _, name in cuts]
             self._varying.update(name for name in names if name is not LENGTH)
-            self.known[bytes_known] = outline(head, pieces, names)
+            self.known[bytes_known] = outline(head, pieces, names, self.kernel)
 
 
 def _value_in(

@@ -2,6 +2,8 @@
 
 Nearly all requests are cut by an outline, so each line counts (`benchmarks.micro.request_cost`). To compare a slice is
 faster than `startswith`. Lengths of values are guessed to be those of the request before, and searched for only if not.
+
+The native kernel, where it is installed, cuts the plain heads of `Outline` and `KeyOutline`, and leaves them the rest.
 """
 
 from __future__ import annotations
@@ -13,8 +15,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from msgspec import Struct, structs
 
 from arcpipe.ingest.http import keys, request_ids
+from arcpipe.native import KERNEL
 
 if TYPE_CHECKING:
+    from arcpipe_native import Outline as Kernel
+
     from arcpipe.codec.content_encoding import Coding
     from arcpipe.ingest.http.router import Handler
 
@@ -23,8 +28,8 @@ LENGTH: Final = b"content-length"
 _REACH: Final = keys.MAX_KEY_CHARACTERS + 1
 _PLAIN_SIGNS: Final = keys.BARE_SIGNS
 
-Cut: TypeAlias = tuple[int, bytes, bytes, bytes]
-"""The end of a head, the digits of its length, its key, which is read already, and its id; both empty without one."""
+Cut: TypeAlias = tuple[int, int, bytes, bytes]
+"""The end of a head, the length of its body, its key, which is read already, and its id; both empty without one."""
 
 
 class Head(Struct, eq=False):
@@ -77,7 +82,8 @@ class Outline:
             if stop < 0 or data[stop:end] != self._back:
                 return None
             self._digits = stop - at
-        return end, data[at:stop], b"", b""
+        digits = data[at:stop]
+        return (end, int(digits), b"", b"") if digits.isdigit() else None
 
 
 class KeyOutline(Outline):
@@ -118,7 +124,7 @@ class KeyOutline(Outline):
             key, digits = digits, key
         if key.translate(_PLAIN_SIGNS) != key:
             key = keys.plain(key)
-        return (after, digits, key, b"") if key else None
+        return (after, int(digits), key, b"") if key and digits.isdigit() else None
 
 
 class VaryingOutline(Outline):
@@ -152,19 +158,30 @@ class VaryingOutline(Outline):
                 request_id = value = value if request_ids.is_harmless(value) else b""
             if not value:
                 return None
-        return at, digits, key, request_id
+        return (at, int(digits), key, request_id) if digits.isdigit() else None
 
 
-def outline(head: Head, pieces: Sequence[bytes], names: Sequence[bytes]) -> Outline:
+AnyOutline: TypeAlias = "Outline | Kernel"
+
+OUTLINE_KERNEL: Final[type[Kernel] | None] = None if KERNEL is None else KERNEL.Outline
+
+
+def outline(head: Head, pieces: Sequence[bytes], names: Sequence[bytes], kernel: type[Kernel] | None) -> AnyOutline:
     """Outline a head.
 
     Args:
         pieces: what is around the values that vary: one more than these.
         names: of the fields of these values, in their order: LENGTH, and any of those of keys and ids.
+        kernel: what cuts the plain heads; None without one.
     """
     head = head.without([name for name in names if name is not LENGTH])
+    key_is_first = names[0] is keys.HEADER
     if len(names) == 1:
-        return Outline(head, pieces)
-    if len(names) == 2 and keys.HEADER in names:
-        return KeyOutline(head, pieces, key_is_first=names[0] is keys.HEADER)
-    return VaryingOutline(head, pieces, names)
+        found = Outline(head, pieces)
+    elif len(names) == 2 and keys.HEADER in names:
+        found = KeyOutline(head, pieces, key_is_first)
+    else:
+        return VaryingOutline(head, pieces, names)
+    if kernel is None:
+        return found
+    return kernel(found, pieces[0], pieces[1] if len(pieces) == 3 else None, pieces[-1], key_is_first)

@@ -18,7 +18,7 @@ from arcpipe.units import KB
 if TYPE_CHECKING:
     from arcpipe.ingest.http.context import IngestContext, Surface
     from arcpipe.ingest.http.link import Link
-    from arcpipe.ingest.http.outlines import Outline
+    from arcpipe.ingest.http.outlines import AnyOutline
     from arcpipe.ingest.http.request_parser import RequestParser
 
 # Bytes. A shorter read is not timed: it takes `small_seconds` at most, and to look at the clock takes time, too.
@@ -40,7 +40,7 @@ class Reading:
         self._context = context
         self._surface = surface
         self._parser = parser
-        self._outline: Outline | None = None  # of the last known head: the next one is likely to be the same
+        self._outline: AnyOutline | None = None  # of the last known head: the next one is likely to be the same
 
         self.began = 0.0  # perf_counter seconds: the start of handling the present read
         self._seconds = 0.0  # that the last large read took
@@ -75,10 +75,8 @@ class Reading:
                     break
                 self._outline = outline
             assert outline is not None
-            end, digits, key, request_id = found
-            if not digits.isdigit():
-                break
-            after = end + int(digits)
+            end, length, key, request_id = found
+            after = end + length
             if after > size or after - end > max_body:
                 break
             head, kind = outline.head, usual_kind

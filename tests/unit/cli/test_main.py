@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from arcpipe import __version__
-from arcpipe.codec.native import KERNEL
 from arcpipe.config.settings import Settings
+from arcpipe.native import KERNEL
 from tests.support.terminal import drawn_in_terminal
 
 ROOT = Path(__file__).parents[3]

@@ -1,9 +1,14 @@
-"""Idempotency keys: which of them a worker remembers, and how they are in its entries."""
+"""Idempotency keys: which of them a worker remembers, and how they are in its entries; in Python and by the kernel."""
 
 from __future__ import annotations
 
 import errno
+import functools
+import itertools
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given, settings
@@ -11,22 +16,38 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from arcpipe.codec.envelope import KIND_COLUMNAR, decode_envelope
-from arcpipe.ingest.endpoints.idempotency import Claim, RecentKeys
+from arcpipe.ingest.endpoints.idempotency import AnyRecentKeys, Claim, RecentKeys, recent_keys
 from arcpipe.wal import WALReader, WALWriter
-from arcpipe.wal.format import KeyedPrefix, Prefix, crc32, identity_of, with_identity
+from arcpipe.wal.format import (
+    KeyedPrefix,
+    Prefix,
+    crc32,
+    identity_of,
+    kind_of_keyed_prefix,
+    with_identity,
+)
 from tests.support.edge import Edge, Peer
 from tests.support.http import pack, request_bytes
+from tests.support.kernel import can_be_built, kernel
 from tests.support.wal_doubles import FaultyDisk
 
+Make: TypeAlias = Callable[..., AnyRecentKeys]
 VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128)
 BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})
 ONE = b"db\xff\xffone"
 
 
+@pytest.fixture(params=["python", "kernel"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Make recent keys in Python, or by the native kernel."""
+    by_kernel = None if request.param == "python" else kernel().RecentKeys
+    return functools.partial(recent_keys, kernel=by_kernel)
+
+
 # Recent keys
 
 
-def write(recent: RecentKeys, identity: bytes, body: bytes, now: float) -> Claim | None:
+def write(recent: AnyRecentKeys, identity: bytes, body: bytes, now: float) -> Claim | None:
     """Do as a worker does whose groups have one entry each, and are on disk at once."""
     earlier = recent.claim(identity, body, now)
     if earlier is None:
@@ -34,7 +55,7 @@ def write(recent: RecentKeys, identity: bytes, body: bytes, now: float) -> Claim
     return earlier
 
 
-def knows(recent: RecentKeys, identity: bytes, now: float) -> bool:
+def knows(recent: AnyRecentKeys, identity: bytes, now: float) -> bool:
     """Tell whether a key is known; if not, its claim is forgotten again."""
     if recent.claim(identity, b"?", now) is not None:
         return True
@@ -42,43 +63,47 @@ def knows(recent: RecentKeys, identity: bytes, now: float) -> bool:
     return False
 
 
-def test_a_key_is_known_until_half_of_the_window_at_least_and_never_after_it() -> None:
-    recent = RecentKeys(100.0)
+def test_a_key_is_known_until_half_of_the_window_at_least_and_never_after_it(make: Make) -> None:
+    recent = make(100.0)
     write(recent, ONE, b"abc", 1000.0)
     assert [knows(recent, ONE, 1000.0 + age) for age in (0.0, 49.0, 99.0, 101.0)] == [True, True, True, False]
 
 
-def test_a_key_is_forgotten_while_nobody_writes() -> None:
-    recent = RecentKeys(100.0)
+def test_a_key_is_forgotten_while_nobody_writes(make: Make) -> None:
+    recent = make(100.0)
     write(recent, ONE, b"abc", 1000.0)
     assert not knows(recent, ONE, 1300.0)
 
 
 @pytest.mark.parametrize("in_a_group", [1, 7, 500])
-def test_the_newest_keys_are_known_within_the_limit(in_a_group: int) -> None:
-    recent = RecentKeys(100.0, limit=10)
+def test_the_newest_keys_are_known_within_the_limit(make: Make, in_a_group: int) -> None:
+    recent = make(100.0, limit=10)
     keys = [b"%d" % number for number in range(1000)]
     for number, key in enumerate(keys, 1):
         assert recent.claim(key, b"abc", 1000.0) is None
-        assert len(recent._young) + len(recent._old) <= 10
+        if isinstance(recent, RecentKeys):
+            assert len(recent._young) + len(recent._old) <= 10
         if number % in_a_group == 0:
             recent.settle(recent.claimed)
     recent.settle(recent.claimed)
-    known = [*recent._old, *recent._young]
+    if isinstance(recent, RecentKeys):
+        kept = [*recent._old, *recent._young]
+        assert kept == keys[-len(kept) :]
+    known = [*itertools.takewhile(lambda key: knows(recent, key, 1000.0), keys[::-1])][::-1]
     assert known == keys[-len(known) :]
     assert 5 <= len(known) <= 10
     assert all(recent.claim(key, b"abc", 1000.0) is not None for key in known[-5:])
 
 
-def test_the_first_body_of_a_key_stays() -> None:
-    recent = RecentKeys(100.0)
+def test_the_first_body_of_a_key_stays(make: Make) -> None:
+    recent = make(100.0)
     write(recent, ONE, b"abc", 1000.0)
     for body in (b"abcd", b"abc"):
         assert write(recent, ONE, body, 1001.0) == (1, 3, crc32(b"abc"))
 
 
-def test_a_key_is_not_known_before_its_group_is_on_disk() -> None:
-    recent = RecentKeys(100.0)
+def test_a_key_is_not_known_before_its_group_is_on_disk(make: Make) -> None:
+    recent = make(100.0)
     for number in (1, 2, 3):
         assert recent.claim(ONE, b"abc", 1000.0) is None
         assert recent.claimed == number
@@ -90,8 +115,8 @@ def test_a_key_is_not_known_before_its_group_is_on_disk() -> None:
     assert recent.claimed == recent.settled
 
 
-def test_a_key_whose_group_was_refused_is_not_known() -> None:
-    recent = RecentKeys(100.0)
+def test_a_key_whose_group_was_refused_is_not_known(make: Make) -> None:
+    recent = make(100.0)
     recent.claim(ONE, b"abc", 1000.0)
     recent.forget(ONE)
     assert recent.claimed == recent.settled
@@ -99,12 +124,13 @@ def test_a_key_whose_group_was_refused_is_not_known() -> None:
     assert [knows(recent, key, 1000.0) for key in (ONE, b"two")] == [False, True]
 
 
-def test_a_claim_counts_across_generations() -> None:
+def test_a_claim_counts_across_generations(make: Make) -> None:
     """The key of a request that waits for the disk while generations turn."""
-    recent = RecentKeys(100.0, limit=6)
+    recent = make(100.0, limit=6)
     for key in (ONE, b"two", b"three", b"four"):
         assert recent.claim(key, b"abc", 1000.0) is None
-    assert ONE in recent._old
+    if isinstance(recent, RecentKeys):
+        assert ONE in recent._old
     assert recent.claim(ONE, b"again", 1000.0) is None
     assert recent.settle(2) == 2
     assert recent.claim(b"two", b"again", 1000.0) == (2, 3, crc32(b"abc"))
@@ -112,8 +138,8 @@ def test_a_claim_counts_across_generations() -> None:
     assert recent.claimed == recent.settled
 
 
-def test_a_worker_without_a_window_knows_nothing() -> None:
-    recent = RecentKeys(0.0)
+def test_a_worker_without_a_window_knows_nothing(make: Make) -> None:
+    recent = make(0.0)
     write(recent, ONE, b"abc", 1000.0)
     assert not knows(recent, ONE, 1000.0)
 
@@ -121,9 +147,11 @@ def test_a_worker_without_a_window_knows_nothing() -> None:
 class KnownKeys(RuleBasedStateMachine):
     """A worker's requests in groups, each of which is on disk, or refused, after all before it."""
 
+    kernel: Any = None
+
     def __init__(self) -> None:
         super().__init__()
-        self.recent = RecentKeys(100.0, limit=6)
+        self.recent = recent_keys(100.0, 6, self.kernel)
         self.now = 1000.0
         self.waiting: list[tuple[int, bytes]] = []
         self.written: set[int] = set()  # numbers of claims
@@ -163,6 +191,62 @@ class KnownKeys(RuleBasedStateMachine):
 
 TestKnownKeys = KnownKeys.TestCase
 TestKnownKeys.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+if can_be_built():
+
+    class KnownByKernel(KnownKeys):
+        kernel = kernel().RecentKeys
+
+    TestKnownByKernel = KnownByKernel.TestCase
+    TestKnownByKernel.settings = TestKnownKeys.settings
+
+
+@pytest.mark.parametrize(("limit", "keys", "seed"), [(7, 9, 1), (400, 300, 2), (3000, 4000, 3), (2, 5, 4)])
+def test_the_kernel_knows_the_keys_that_python_knows(limit: int, keys: int, seed: int) -> None:
+    """Claims, replays, forgotten groups, turns of generations, and bodies of all kinds, in any order."""
+    choose = random.Random(seed)
+    both = recent_keys(100.0, limit, None), recent_keys(100.0, limit, kernel().RecentKeys)
+    now, waiting, outcomes = 1000.0, [], set()
+    for _ in range(6000):
+        identity = b"db\xff%b\xffkey%d" % (b"token" * choose.randrange(3), choose.randrange(keys))
+        body: Any = choose.randbytes(choose.choice([0, 1, 7, 8, 60, 511, 512, 513, 2000]))
+        front = choose.choice([b"", b"", b"", choose.randbytes(9)])
+        if choose.random() < 0.1:
+            body = memoryview(body)
+        arguments: tuple[Any, ...] = (identity, body, now, front)[: 4 if front or choose.random() < 0.5 else 3]
+        first, again = (each.claim(*arguments) for each in both)
+        assert first == again
+        outcomes.add(first is None)
+        if first is None:
+            waiting.append((both[0].claimed, identity))
+        while waiting and choose.random() < 0.2:
+            count = choose.randrange(1, len(waiting) + 1)
+            group, waiting = waiting[:count], waiting[count:]
+            if choose.random() < 0.7:
+                assert both[0].settle(group[-1][0]) == both[1].settle(group[-1][0])
+            else:
+                for _, forgotten in group:
+                    for each in both:
+                        each.forget(forgotten)
+        assert (both[0].claimed, both[0].settled) == (both[1].claimed, both[1].settled)
+        now += choose.choice([0.0] * 50 + [1.0, 20.0, 60.0])
+    assert outcomes == {False, True}
+
+
+def test_the_kernel_refuses_what_is_no_claim() -> None:
+    recent = recent_keys(100.0, 10, kernel().RecentKeys)
+    bad: list[tuple[Any, ...]] = [(), (ONE,), (ONE, b""), ("one", b"", 1.0), (ONE, "body", 1.0), (ONE, b"", "now")]
+    bad += [(ONE, b"", 1.0, "front"), (ONE, b"", 1.0, b"", 1), (ONE, None, 1.0)]
+    for arguments in bad:
+        with pytest.raises((TypeError, BufferError)):
+            recent.claim(*arguments)
+    for number in (-1, 1, 1 << 70):
+        with pytest.raises(ValueError, match="no claim has this number"):
+            recent.settle(number)
+    with pytest.raises(ValueError, match="above 2"):
+        recent_keys(100.0, 1 << 40, kernel().RecentKeys)
+    assert (recent.claimed, recent.settled) == (0, 0)
+    assert write(recent, ONE, b"abc", 1.0) is None
 
 
 # Requests that were not written
@@ -211,10 +295,20 @@ def test_a_retry_of_a_request_that_met_a_bug_is_written(monkeypatch: pytest.Monk
 # In the entry
 
 
-@given(VISIBLE, st.none() | st.text("abcdefgh234567", min_size=8, max_size=8), st.integers(0, 70_000), st.booleans())
-def test_the_key_is_in_the_meta_of_the_entry(key: str, token: str | None, part: int, has_more: bool) -> None:
+KINDS: list[type[KeyedPrefix]] = [
+    KeyedPrefix,
+    *([kind_of_keyed_prefix(kernel().KeyedPrefix)] if can_be_built() else []),
+]
+TOKENS = st.none() | st.text("abcdefgh234567", min_size=8, max_size=8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(key=VISIBLE, token=TOKENS, part=st.integers(0, 70_000), has_more=st.booleans())
+def test_the_key_is_in_the_meta_of_the_entry(
+    kind: type[KeyedPrefix], key: str, token: str | None, part: int, has_more: bool
+) -> None:
     plain = Prefix(KIND_COLUMNAR, "db", {"precision": "ms", "clock": -7} if has_more else {})
-    prefix = KeyedPrefix(plain, token, part)
+    prefix = kind(plain, token, part)
     prefix.make(b"former")
     prefix.bind(b"f" * 16)
     prefix.make(key.encode())
@@ -245,3 +339,43 @@ def test_a_reader_of_the_wal_shows_the_key(tmp_path: Path) -> None:
     keyed, plain = (records[0] for records in WALReader(sealed).read_all())
     assert (keyed["n"], keyed["_idempotency_key"]) == (1, "one")
     assert (plain["n"], "_idempotency_key" in plain) == (2, False)
+
+
+@given(
+    TOKENS,
+    st.integers(0, 3),
+    st.lists(VISIBLE.map(str.encode) | st.sampled_from([b"f" * 16, b"g" * 16, b"h" * 16]), max_size=12),
+    st.booleans(),
+)
+def test_the_kernel_makes_the_prefixes_that_python_makes(
+    token: str | None, part: int, steps: list[bytes], is_shared: bool
+) -> None:
+    """Keys, and segments, which have 16 bytes, in any order; and another prefix of the same plain one."""
+    plains = [Prefix(KIND_COLUMNAR, "db", {"precision": "ms"}) for _ in range(2)]
+    kinds: tuple[type[KeyedPrefix], ...] = KeyedPrefix, kind_of_keyed_prefix(kernel().KeyedPrefix)
+    both = [kind(plain, token, part) for kind, plain in zip(kinds, plains, strict=True)]
+    for step in steps:
+        for prefix, plain in zip(both, plains, strict=True):
+            if len(step) != 16:
+                assert prefix.make(step) is prefix
+            elif is_shared:
+                plain.bind(step)
+            else:
+                prefix.bind(step)
+        one, other = ((each.data, each.crc, each.claimed, each.identity, each.owner) for each in both)
+        assert one == other
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_of_another_length_is_of_the_segment_that_is_known(kind: type[KeyedPrefix]) -> None:
+    prefix = kind(Prefix(KIND_COLUMNAR, "db", {}), "tokenid1")
+    prefix.bind(b"f" * 16)
+    for key in (b"k" * size for size in (1, 128, 128, 31, 32, 1, 36)):
+        assert prefix.make(key) is prefix
+        assert (prefix.data[-len(key) :], prefix.crc) == (key, crc32(prefix.data))
+        assert prefix.claimed == b"db\xfftokenid1\xff" + key
+        assert identity_of(prefix.data + b"\xc0") == b"f" * 16
+    made = prefix.data
+    with pytest.raises(TypeError):
+        prefix.make("text")  # type: ignore[arg-type]
+    assert prefix.make(b"k" * 36).data == made

@@ -1,7 +1,7 @@
-"""The native kernel: parts of the codecs in C, if the package `arcpipe-native` of this very version is installed.
+"""The native kernel: parts of arcpipe in C, if the package `arcpipe-native` of this very version is installed.
 
-Whatever it does, there is Python that does the same. It gives the same rows, and leaves all that is not plainly good to
-that Python, so errors have one source. `native/` has its source.
+Whatever it does, there is Python that does the same. It gives the same results, and leaves all that is not plainly good
+to that Python, so errors have one source. `native/` has its source.
 """
 
 from __future__ import annotations

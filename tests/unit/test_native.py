@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
+import zlib
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from arcpipe import __version__
-from tests.support.kernel import NoCompiler, built_kernel
+from tests.support.kernel import SOURCE, NoCompiler, built_kernel, compiler
 from tests.support.program import ROOT
 
 
@@ -50,7 +53,7 @@ def test_a_kernel_of_this_version_reads_lines(installed: Path) -> None:
 
 
 def test_a_kernel_of_another_version_is_not_used_and_named(installed: Path) -> None:
-    assert run(installed, "from arcpipe.codec import native; print(*native.find('0.0.1'))") == (
+    assert run(installed, "from arcpipe import native; print(*native.find('0.0.1'))") == (
         f"None arcpipe-native {__version__} is not used, because arcpipe is 0.0.1: install the same version of both"
     )
 
@@ -59,11 +62,30 @@ def test_a_kernel_that_does_not_load_is_not_used_and_named(installed: Path, tmp_
     shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
     [module] = (tmp_path / "arcpipe_native").glob("*.so")
     module.write_bytes(b"no module" * 1000)
-    found = run(tmp_path, "from arcpipe.codec import native; print(native.KERNEL, native.REFUSAL)")
+    found = run(tmp_path, "from arcpipe import native; print(native.KERNEL, native.REFUSAL)")
     assert found.startswith("None arcpipe-native is not used, because it cannot be loaded: ")
     assert str(module) in found
 
 
 def test_without_a_kernel_nothing_is_said(tmp_path: Path) -> None:
-    program = "import sys; sys.modules['arcpipe_native'] = None; from arcpipe.codec import native; print(native.find())"
+    program = "import sys; sys.modules['arcpipe_native'] = None; from arcpipe import native; print(native.find())"
     assert run(tmp_path, program) == "(None, '')"
+
+
+@pytest.mark.parametrize("flag", ["-DARCPIPE_USUAL", "-DARCPIPE_WITHOUT_CLMUL"])
+def test_both_ways_to_make_a_checksum_give_that_of_zlib(tmp_path: Path, flag: str) -> None:
+    """A processor that multiplies polynomials goes one way, all others the other."""
+    try:
+        command = compiler()
+    except NoCompiler as error:
+        pytest.skip(f"the native kernel cannot be built: {error}")
+    library = tmp_path / "checksum.so"
+    subprocess.run([*command, "-shared", "-fPIC", flag, str(SOURCE / "checksum.c"), "-o", str(library)], check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.add_to_crc32.restype = ctypes.c_uint32
+    loaded.prepare_crc32()
+    random = Random(1)
+    for size in [*range(200), 511, 512, 4099]:
+        data, before = random.randbytes(size), random.getrandbits(32)
+        made = loaded.add_to_crc32(ctypes.c_uint32(before), data, ctypes.c_size_t(size))
+        assert made == zlib.crc32(data, before), size

@@ -1,0 +1,162 @@
+#include "claims.h"
+
+#include <Python.h>
+#include <string.h>
+
+/* Slots of a table with its first claim, and bytes for identities. */
+#define FEWEST_SLOTS ((size_t)64)
+#define FEWEST_BYTES ((size_t)4096)
+
+/* The part of a hash that does not choose the slot. */
+static uint8_t sign_of(uint32_t hash)
+{
+    return (uint8_t)(hash >> 24 | 1);
+}
+
+/* Find the slot of an identity: its own, or the free one where it would be. There are slots. */
+static size_t slot_of(const Claims *claims, Identity identity)
+{
+    uint8_t sign = sign_of(identity.hash);
+    size_t at = identity.hash & claims->mask;
+    for (; claims->signs[at] != 0; at = (at + 1) & claims->mask) {
+        if (claims->signs[at] != sign)
+            continue;
+        const Claim *claim = &claims->claims[claims->places[at]];
+        if (claim->hash == identity.hash && claim->identity_bytes == identity.size &&
+            memcmp(claims->identities + claim->identity_at, identity.data, identity.size) == 0)
+            break;
+    }
+    return at;
+}
+
+static void take_slot(Claims *claims, size_t at, size_t place)
+{
+    claims->signs[at] = sign_of(claims->claims[place].hash);
+    claims->places[at] = (uint32_t)place;
+}
+
+const Claim *find_claim(const Claims *claims, Identity identity)
+{
+    if (claims->used == 0)
+        return NULL;
+    size_t at = slot_of(claims, identity);
+    return claims->signs[at] == 0 ? NULL : &claims->claims[claims->places[at]];
+}
+
+/* Give each claim a slot; all slots are free. */
+static void fill_slots(Claims *claims)
+{
+    for (size_t place = 0; place < claims->used; place++) {
+        if (claims->claims[place].number == 0)
+            continue;
+        size_t at = claims->claims[place].hash & claims->mask;
+        while (claims->signs[at] != 0)
+            at = (at + 1) & claims->mask;
+        take_slot(claims, at, place);
+    }
+}
+
+/* Have twice the slots; false, with nothing changed, if there is no memory or room. */
+static bool grow_slots(Claims *claims)
+{
+    size_t count = claims->signs == NULL ? FEWEST_SLOTS : 2 * (claims->mask + 1);
+    if (count / 2 > MOST_CLAIMS)
+        return false;
+    Claim *moved = PyMem_Realloc(claims->claims, count / 2 * sizeof(Claim));
+    if (moved == NULL)
+        return false;
+    claims->claims = moved;
+    uint8_t *signs = PyMem_Calloc(count, sizeof(uint8_t));
+    uint32_t *places = PyMem_Calloc(count, sizeof(uint32_t));
+    if (signs == NULL || places == NULL) {
+        PyMem_Free(signs);
+        PyMem_Free(places);
+        return false;
+    }
+    PyMem_Free(claims->signs);
+    PyMem_Free(claims->places);
+    claims->signs = signs;
+    claims->places = places;
+    claims->mask = count - 1;
+    fill_slots(claims);
+    return true;
+}
+
+/* Make room for the bytes of an identity; false, with nothing changed, if there is no memory. */
+static bool make_room(Claims *claims, size_t size)
+{
+    size_t room = claims->identity_room < FEWEST_BYTES ? FEWEST_BYTES : claims->identity_room;
+    while (room - claims->identity_bytes < size)
+        room *= 2;
+    if (room == claims->identity_room)
+        return true;
+    uint8_t *moved = PyMem_Realloc(claims->identities, room);
+    if (moved == NULL)
+        return false;
+    claims->identities = moved;
+    claims->identity_room = room;
+    return true;
+}
+
+bool add_claim(Claims *claims, Identity identity, Claim claim)
+{
+    if (claims->signs == NULL || 2 * claims->used > claims->mask)
+        if (!grow_slots(claims))
+            return false;
+    if (!make_room(claims, identity.size))
+        return false;
+    size_t at = slot_of(claims, identity);
+    if (claims->signs[at] != 0)
+        claims->claims[claims->places[at]].number = 0;
+    memcpy(claims->identities + claims->identity_bytes, identity.data, identity.size);
+    claim.identity_at = claims->identity_bytes;
+    claim.identity_bytes = identity.size;
+    claim.hash = identity.hash;
+    claims->identity_bytes += identity.size;
+    claims->claims[claims->used] = claim;
+    take_slot(claims, at, claims->used++);
+    return true;
+}
+
+void remove_claim(Claims *claims, Identity identity)
+{
+    if (claims->used == 0)
+        return;
+    size_t mask = claims->mask, gap = slot_of(claims, identity);
+    if (claims->signs[gap] == 0)
+        return;
+    claims->claims[claims->places[gap]].number = 0;
+    /* Those after it that could not be where it was come nearer. */
+    for (size_t at = (gap + 1) & mask; claims->signs[at] != 0; at = (at + 1) & mask) {
+        size_t first = claims->claims[claims->places[at]].hash & mask;
+        if (((at - first) & mask) >= ((at - gap) & mask)) {
+            take_slot(claims, gap, claims->places[at]);
+            gap = at;
+        }
+    }
+    claims->signs[gap] = 0;
+}
+
+void drop_claims(Claims *claims, size_t count)
+{
+    if (count == 0)
+        return;
+    size_t bytes = count < claims->used ? claims->claims[count].identity_at : claims->identity_bytes;
+    claims->used -= count;
+    claims->identity_bytes -= bytes;
+    memmove(claims->claims, claims->claims + count, claims->used * sizeof(Claim));
+    memmove(claims->identities, claims->identities + bytes, claims->identity_bytes);
+    for (size_t place = 0; place < claims->used; place++)
+        claims->claims[place].identity_at -= bytes;
+    memset(claims->signs, 0, claims->mask + 1);
+    fill_slots(claims);
+}
+
+void free_claims(Claims *claims)
+{
+    PyMem_Free(claims->signs);
+    PyMem_Free(claims->places);
+    PyMem_Free(claims->claims);
+    PyMem_Free(claims->identities);
+    *claims = (Claims){0};
+}

@@ -1,0 +1,230 @@
+#include "recent_keys.h"
+
+#include <stddef.h>
+#include <structmember.h>
+
+#include "checksum.h"
+#include "claims.h"
+#include "objects.h"
+
+/* Bytes of a body whose checksum is made here, at most: that of Python is faster for longer ones. */
+#define SHORT_BODY_BYTES 512
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *crc32;   /* of bytes, and of those before them, in Python */
+    PyObject *claimed; /* the number of the last claim */
+    PyObject *settled; /* the number of the last claim that is on disk or forgotten, as all before it are */
+    long long last, last_settled; /* the same numbers */
+    long long forgotten;
+    long long half_limit, full_at; /* the number of the last claim that the young generation has room for */
+    double half_seconds, began, old_began, turns_at;
+    Claims claims;
+    size_t old; /* the number of those of the old generation, which are the first ones */
+} RecentKeys;
+
+static PyObject *new_keys(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    double window_seconds;
+    long long limit;
+    PyObject *crc32;
+    if (keywords != NULL && PyDict_Size(keywords) != 0) {
+        PyErr_SetString(PyExc_TypeError, "RecentKeys takes no keyword arguments");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "dLO:RecentKeys", &window_seconds, &limit, &crc32))
+        return NULL;
+    if (limit / 2 > (long long)MOST_CLAIMS) {
+        PyErr_SetString(PyExc_ValueError, "the limit is above 2 ** 31");
+        return NULL;
+    }
+    PyObject *claimed = PyLong_FromLong(0);
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    RecentKeys *self = claimed != NULL ? (RecentKeys *)allocate(type, 0) : NULL;
+    if (self == NULL) {
+        Py_XDECREF(claimed);
+        return NULL;
+    }
+    self->claimed = claimed;
+    Py_INCREF(claimed);
+    self->settled = claimed;
+    Py_INCREF(crc32);
+    self->crc32 = crc32;
+    self->half_seconds = window_seconds / 2;
+    self->half_limit = limit < 2 ? 1 : limit / 2;
+    return (PyObject *)self;
+}
+
+static void free_keys(PyObject *object)
+{
+    RecentKeys *self = (RecentKeys *)object;
+    free_claims(&self->claims);
+    put_object(&self->claimed, NULL);
+    put_object(&self->settled, NULL);
+    put_object(&self->crc32, NULL);
+    free_object(object);
+}
+
+/* Begin a generation if the young one is full or too old, and drop the old one if it is: as `_turn` in Python. */
+static void turn(RecentKeys *self, double now)
+{
+    if (self->last >= self->full_at || now - self->began >= self->half_seconds) {
+        drop_claims(&self->claims, self->old);
+        self->old = self->claims.used;
+        self->old_began = self->began;
+        self->began = now;
+        self->full_at = self->last + self->half_limit;
+    }
+    if (now - self->old_began >= 2 * self->half_seconds) {
+        drop_claims(&self->claims, self->old);
+        self->old = 0;
+    }
+    self->turns_at = self->began + self->half_seconds;
+    if (self->old != 0 && self->old_began + 2 * self->half_seconds < self->turns_at)
+        self->turns_at = self->old_began + 2 * self->half_seconds;
+}
+
+/* Read an identity; false, with an exception set, if it is none. It is valid as long as the object. */
+static bool read_identity(PyObject *object, Identity *identity)
+{
+    if (!PyBytes_Check(object) || PyBytes_Size(object) > (Py_ssize_t)UINT32_MAX) {
+        PyErr_SetString(PyExc_TypeError, "an identity must be bytes, and less than 4 GB");
+        return false;
+    }
+    Py_hash_t hash = PyObject_Hash(object);
+    *identity = (Identity){.data = bytes_of(object), .size = (uint32_t)PyBytes_Size(object), .hash = (uint32_t)hash};
+    return hash != -1;
+}
+
+/* Have Python make the checksum of more bytes; false with an exception set. */
+static bool add_by_python(const RecentKeys *self, PyObject *bytes, Claim *claim)
+{
+    Py_ssize_t size = PyObject_Size(bytes);
+    PyObject *crc = size < 0 ? NULL : PyObject_CallFunction(self->crc32, "Ok", bytes, (unsigned long)claim->crc);
+    long long value = 0;
+    bool is_read = read_integer(crc, 0, UINT32_MAX, &value);
+    if (crc != NULL && !is_read)
+        PyErr_SetString(PyExc_TypeError, "crc32 must return an integer of 32 bits");
+    Py_XDECREF(crc);
+    claim->body_bytes += (uint64_t)size;
+    claim->crc = (uint32_t)value;
+    return is_read;
+}
+
+/* Measure a body, and the bytes before it; false with an exception set. */
+static bool measure(const RecentKeys *self, PyObject *body, PyObject *front, Claim *claim)
+{
+    if (front != NULL && !(PyBytes_Check(front) && PyBytes_Size(front) == 0))
+        return add_by_python(self, front, claim) && add_by_python(self, body, claim);
+    if (!PyBytes_Check(body) || PyBytes_Size(body) > SHORT_BODY_BYTES)
+        return add_by_python(self, body, claim);
+    claim->body_bytes = (uint64_t)PyBytes_Size(body);
+    claim->crc = add_to_crc32(0, bytes_of(body), (size_t)claim->body_bytes);
+    return true;
+}
+
+static PyObject *claim(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    RecentKeys *self = (RecentKeys *)object;
+    if (count != 3 && count != 4) {
+        PyErr_SetString(PyExc_TypeError, "claim takes 3 or 4 arguments");
+        return NULL;
+    }
+    Identity identity;
+    Claim claim = {0};
+    double now = PyFloat_AsDouble(args[2]);
+    if ((now == -1.0 && PyErr_Occurred()) || !read_identity(args[0], &identity) ||
+        !measure(self, args[1], count == 4 ? args[3] : NULL, &claim))
+        return NULL;
+    claim.number = self->last + 1;
+    if (now >= self->turns_at || claim.number > self->full_at)
+        turn(self, now);
+    const Claim *first = find_claim(&self->claims, identity);
+    bool is_young = first != NULL && first >= self->claims.claims + self->old;
+    if (first != NULL && first->number <= self->last_settled)
+        return Py_BuildValue("LKk", first->number, (unsigned long long)first->body_bytes, (unsigned long)first->crc);
+    PyObject *claimed = PyLong_FromLongLong(claim.number);
+    if (claimed == NULL)
+        return NULL;
+    if (!is_young && !add_claim(&self->claims, identity, claim)) {
+        Py_DECREF(claimed);
+        return PyErr_NoMemory();
+    }
+    self->last = claim.number;
+    put_object(&self->claimed, claimed);
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+/* Note that the claims up to a number are settled: how many they are without those that were forgotten. */
+static long long settle_to(RecentKeys *self, long long number, PyObject *object)
+{
+    long long count = number - self->last_settled - self->forgotten;
+    self->last_settled = number;
+    self->forgotten = 0;
+    Py_INCREF(object);
+    put_object(&self->settled, object);
+    return count;
+}
+
+static PyObject *settle(PyObject *object, PyObject *number)
+{
+    RecentKeys *self = (RecentKeys *)object;
+    long long value;
+    if (!read_integer(number, 0, self->last, &value)) {
+        PyErr_SetString(PyExc_ValueError, "no claim has this number");
+        return NULL;
+    }
+    return PyLong_FromLongLong(settle_to(self, value, number));
+}
+
+static PyObject *forget(PyObject *object, PyObject *bytes)
+{
+    RecentKeys *self = (RecentKeys *)object;
+    Identity identity;
+    if (!read_identity(bytes, &identity))
+        return NULL;
+    self->forgotten++;
+    remove_claim(&self->claims, identity);
+    if (self->last_settled + self->forgotten == self->last)
+        settle_to(self, self->last, self->claimed);
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static PyMethodDef METHODS[] = {
+    {"claim", (PyCFunction)(void (*)(void))claim, METH_FASTCALL,
+     PyDoc_STR("Claim a key for a request that is to be written: None, or the claim of an earlier one.")},
+    {"settle", settle, METH_O, PyDoc_STR("Note that the claims up to a number are on disk; return how many they are.")},
+    {"forget", forget, METH_O, PyDoc_STR("Forget a claim whose request was not written.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef MEMBERS[] = {
+    {"claimed", T_OBJECT_EX, offsetof(RecentKeys, claimed), READONLY, PyDoc_STR("The number of the last claim.")},
+    {"settled", T_OBJECT_EX, offsetof(RecentKeys, settled), READONLY,
+     PyDoc_STR("The number of the last claim that is on disk or forgotten, as all before it are.")},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot SLOTS[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("The keys that one worker wrote last, in two generations.")},
+    {Py_tp_new, (void *)new_keys},
+    {Py_tp_dealloc, (void *)free_keys},
+    {Py_tp_methods, METHODS},
+    {Py_tp_members, MEMBERS},
+    {0, NULL},
+};
+
+static PyType_Spec SPEC = {
+    .name = "arcpipe_native._kernel.RecentKeys",
+    .basicsize = sizeof(RecentKeys),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = SLOTS,
+};
+
+int add_recent_keys(PyObject *module)
+{
+    prepare_crc32();
+    return add_type(module, &SPEC);
+}

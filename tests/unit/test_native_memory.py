@@ -1,0 +1,138 @@
+"""The native kernel when memory runs out: each allocation fails once, and nothing is half done."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from arcpipe.codec.envelope import KIND_COLUMNAR
+from arcpipe.ingest.endpoints.idempotency import recent_keys
+from arcpipe.ingest.http import keys
+from arcpipe.ingest.http.outlines import LENGTH, Head, outline
+from arcpipe.wal.format import Prefix, crc32, kind_of_keyed_prefix
+from tests.support.kernel import kernel
+
+testcapi = pytest.importorskip("_testcapi", reason="this Python has no module that lets allocations fail")
+# Allocations of a call, at most.
+_MOST = 24
+PIECES = b"POST / HTTP/1.1\r\nIdempotency-Key: ", b"\r\nContent-Length: ", b"\r\n\r\n"
+
+
+@contextmanager
+def failing_at(number: int) -> Iterator[None]:
+    """Let one allocation fail, counted from 0 from now on."""
+    testcapi.set_nomemory(number, number + 1)
+    try:
+        yield
+    finally:
+        testcapi.remove_mem_hooks()
+
+
+def failures(call: Callable[[], object], after: Callable[[bool], None]) -> int:
+    """Call while each of the allocations fails, and count the errors; `after` is told whether there was one."""
+    count = 0
+    for number in range(_MOST):
+        is_done = False
+        try:
+            with failing_at(number):
+                call()
+                is_done = True
+        except MemoryError:
+            count += 1
+        after(is_done)
+    return count
+
+
+@pytest.mark.parametrize("fill", [0, 32, 300])
+def test_what_had_no_memory_is_not_claimed(fill: int) -> None:
+    """The claim makes the table, makes it larger, or has a place."""
+    body = b"b" * 300
+    errors = 0
+    for number in range(_MOST):
+        recent = recent_keys(1e6, 1 << 16, kernel().RecentKeys)
+        for filled in range(fill):
+            assert recent.claim(b"%0300d" % filled, b"body", 0.0) is None
+        try:
+            with failing_at(number):
+                recent.claim(b"one", body, 0.0)
+            assert recent.claimed == fill + 1
+        except MemoryError:
+            errors += 1
+            assert recent.claimed == fill
+            assert recent.claim(b"one", body, 0.0) is None
+        recent.settle(fill + 1)
+        assert recent.claim(b"one", b"", 0.0) == (fill + 1, 300, crc32(body))
+        if fill:
+            assert recent.claim(b"%0300d" % (fill - 1), b"", 0.0) == (fill, 4, crc32(b"body"))
+    assert errors >= (3 if fill == 0 else 1)
+
+
+def test_a_prefix_that_had_no_memory_is_that_of_the_entry_before() -> None:
+    prefix = kind_of_keyed_prefix(kernel().KeyedPrefix)(Prefix(KIND_COLUMNAR, "db", {})).make(b"former")
+    former = prefix.data, prefix.crc, prefix.claimed
+
+    def make() -> None:
+        prefix.make(b"latter")
+
+    def check(is_done: bool) -> None:
+        assert (prefix.claimed == b"db\xff\xfflatter") == is_done
+        assert prefix.crc == crc32(prefix.data)
+        if not is_done:
+            assert (prefix.data, prefix.crc, prefix.claimed) == former
+        prefix.make(b"former")
+
+    assert failures(make, check) >= 2
+
+
+def test_a_head_that_had_no_memory_is_cut_by_the_next_call() -> None:
+    head = Head(b"POST", b"/", b"", {}, None, "", None, defaultdict(int))
+    cuts = outline(head, PIECES, (keys.HEADER, LENGTH), kernel().Outline)
+    data = b"a key of this request".replace(b" ", b"-").join(PIECES[:2]) + b"100000" + PIECES[2]
+    expected = len(data), 100_000, b"a-key-of-this-request", b""
+
+    def cut() -> None:
+        assert cuts.cut(data, 0) == expected
+
+    def check(_is_done: bool) -> None:
+        assert cuts.cut(data, 0) == expected
+
+    assert failures(cut, check) >= 2
+
+
+def test_no_memory_is_lost() -> None:
+    """The parts of the kernel give all back, also from calls that fail, and what Python can free."""
+    module = kernel()
+
+    def use() -> None:
+        head = Head(b"POST", b"/", b"", {}, None, "", None, defaultdict(int))
+        cuts = outline(head, PIECES, (keys.HEADER, LENGTH), module.Outline)
+        head.headers[b"itself"] = cuts  # type: ignore[assignment]
+        recent = recent_keys(100.0, 10, module.RecentKeys)
+        prefix = kind(Prefix(KIND_COLUMNAR, "db", {}))
+        for number in range(12):
+            key = b"key%d" % (number // 2)
+            for odd in (key, b'"' + key, b"k" * 200):
+                cuts.cut(odd.join(PIECES[:2]) + b"1" + PIECES[2], 0)
+            recent.claim(prefix.make(key).claimed, b"body" * number, float(number))
+            if number % 3 == 0:
+                recent.settle(recent.claimed)
+            else:
+                recent.forget(prefix.claimed)
+            for call in (recent.claim, prefix.make, cuts.cut):
+                with suppress(TypeError):
+                    call(number)  # type: ignore[arg-type, call-arg]
+
+    kind = kind_of_keyed_prefix(module.KeyedPrefix)
+    for _ in range(50):
+        use()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(400):
+        use()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 200
