@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arcpipe_native._kernel import LineReader
+from arcpipe_native._kernel import LineReader, array_headers, find_columns, read_column
 from arcpipe_native._kernel import version as __version__
 
-__all__ = ["LineReader", "__version__"]
+__all__ = ["LineReader", "__version__", "array_headers", "find_columns", "read_column"]

@@ -1,6 +1,8 @@
 /* The module `arcpipe_native._kernel`. A part adds its types and functions in a slot of its own below. */
 #include <Python.h>
 
+#include "column_reader.h"
+#include "layout_reader.h"
 #include "line_reader.h"
 
 #ifndef ARCPIPE_VERSION
@@ -15,6 +17,8 @@ static int add_version(PyObject *module)
 static PyModuleDef_Slot SLOTS[] = {
     {Py_mod_exec, (void *)add_version},
     {Py_mod_exec, (void *)add_line_reader},
+    {Py_mod_exec, (void *)add_column_reader},
+    {Py_mod_exec, (void *)add_layout_reader},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif

@@ -89,10 +89,7 @@ def built_kernel() -> ModuleType:
 
 def line_reader() -> type[LineReader]:
     """Return the kernel's reader of lines; skip the test where it cannot be built."""
-    try:
-        kind: type[LineReader] = built_kernel().LineReader
-    except NoCompiler as error:
-        pytest.skip(f"the native kernel cannot be built: {error}")
+    kind: type[LineReader] = kernel_of_checkout().LineReader
     return kind
 
 
@@ -115,3 +112,11 @@ def can_be_built() -> bool:
     except NoCompiler:
         return False
     return True
+
+
+def kernel_of_checkout() -> ModuleType:
+    """Return the kernel of this checkout; skip the test where it cannot be built."""
+    try:
+        return built_kernel()
+    except NoCompiler as error:
+        pytest.skip(f"the native kernel cannot be built: {error}")
