@@ -188,7 +188,7 @@ def every_second(records: Sequence[bytes]) -> list[bool]:
 
 @pytest.mark.slow
 @settings(
-    max_examples=400 if IS_LONG else 12,
+    max_examples=400 if IS_LONG else 6,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

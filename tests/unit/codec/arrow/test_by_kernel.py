@@ -168,7 +168,7 @@ def columns(draw: st.DrawFn) -> list[Chunk]:
 
 @pytest.mark.slow
 @given(columns(), st.sampled_from(WANTED), st.sampled_from(FORMS))
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_a_column_is_read_as_in_python_or_left(chunks: list[Chunk], wanted: str | None, form: str) -> None:
     read(chunks, wanted, form)
 
@@ -227,8 +227,8 @@ def words(count: int, different: int, width: int = 0) -> list[bytes]:
     ],
 )
 def test_dictionaries_are_chosen_as_in_python(values: list[bytes], is_dictionary: bool) -> None:
-    for chunks in ([values], [values[:1_000], values[1_000:4_000], values[4_000:]]):
-        for form in FORMS:
+    for chunks, forms in (([values], ["joined"]), ([values[:1_000], values[1_000:4_000], values[4_000:]], FORMS[1:])):
+        for form in forms:
             found = read(chunks, None, form)
             assert found is not None
             assert pa.types.is_dictionary(found.array.type) == is_dictionary
@@ -236,9 +236,9 @@ def test_dictionaries_are_chosen_as_in_python(values: list[bytes], is_dictionary
 
 def test_a_dictionary_ends_at_the_same_word() -> None:
     """Few words in both samples, and beside them as many as a dictionary may have, or one more."""
-    for more in (-1, 0, 1):
+    for more in (0, 1):
         rare = [pack(f"{number:x}") for number in range(DICTIONARY_VALUES - 3 + more)]
-        values = words(2_000, 3) + rare + words(len(rare) + 40_000, 3)
+        values = words(2_000, 3) + rare + words(len(rare) + 5_000, 3)
         found = read([values])
         assert found is not None
         different = len(set(values))
@@ -310,7 +310,7 @@ def test_long_texts_are_left_to_python() -> None:
     ),
     st.sampled_from((None, "s", "ms", "us", "ns")),
 )
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_times_are_those_of_python_or_left(times: list[int], precision: str | None) -> None:
     values = find_values(b"".join(map(pack, times)), len(times))
     wanted = decode_time(values, precision)
