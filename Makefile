@@ -39,7 +39,7 @@ help: ## list the targets
 serve: $(VENV)/.installed-runtime ## install if needed, then run the server with config.toml
 	@exec $(BIN)/arcpipe serve --config config.toml
 
-native: $(BIN)/python ## build the native kernel, which reads line protocol faster, and install it; needs a C compiler
+native: $(BIN)/python ## build the native kernel, which reads lines and columns faster, and install it; needs a C compiler
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps ./native
 	@$(BIN)/python -c 'from arcpipe.native import KERNEL, REFUSAL; print("the native kernel is installed" if KERNEL else REFUSAL)'
 

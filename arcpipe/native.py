@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _NAME: Final = "arcpipe_native"
+_PARTS: Final = (
+    *("KeyedPrefix", "LineReader", "Outline", "RecentKeys"),
+    *("array_headers", "find_columns", "read_column"),
+)
 
 
 def find(version: str = __version__) -> tuple[ModuleType | None, str]:
@@ -28,6 +32,8 @@ def find(version: str = __version__) -> tuple[ModuleType | None, str]:
     if found != version:
         because = f"because arcpipe is {version}: install the same version of both"
         return None, f"arcpipe-native {found} is not used, {because}"
+    if not all(hasattr(arcpipe_native, part) for part in _PARTS):  # of an earlier commit, between two releases
+        return None, f"arcpipe-native {found} is not used, because parts of it are missing: install it again"
     return arcpipe_native, ""
 
 

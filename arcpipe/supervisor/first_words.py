@@ -23,7 +23,7 @@ def say(settings: Settings, workers: int) -> None:
     if native.REFUSAL:
         log.warning("%s", native.REFUSAL)
     elif native.KERNEL is not None:
-        log.info("line protocol is read by the native kernel")
+        log.info("line protocol and columns are read by the native kernel")
     if settings.server.workers:
         return
     found = cores.available()

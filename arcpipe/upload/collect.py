@@ -47,6 +47,7 @@ from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters, OnDeadLetter
 from arcpipe.upload.file_settings import FileSettings
 from arcpipe.upload.key_record import key_record
+from arcpipe.upload.layouts import Layouts
 from arcpipe.upload.parquet import OnFile
 from arcpipe.upload.runs import LEAST_ENTRIES, Run, RunFinder
 from arcpipe.upload.schema import SchemaRegistry
@@ -146,6 +147,7 @@ class BatchTables:
         )
         self._collect = self._tables.add
         self._runs = RunFinder()
+        self._layouts = Layouts()
         self._small = SmallEntries(budget.block_entries, budget.block_bytes)
 
     def __enter__(self) -> BatchTables:
@@ -186,7 +188,8 @@ class BatchTables:
             if self._small.is_block:
                 self._take_block()
             return
-        self._take_block()
+        if len(self._small):
+            self._take_block()
         self._add(timestamp_us, payload, origin)
 
     def add_stretch(self, stretch: Stretch, origins: Ints) -> None:
@@ -205,11 +208,24 @@ class BatchTables:
         if self._unreleased > self._budget.release_bytes:
             self._unreleased = 0
             self._tables.release()
+        if not self._held and self._add_found(timestamp_us, payload, origin):
+            return
         envelope = self._envelope(payload)
+        learned = envelope is not None and self._layouts.learn(payload, envelope)
+        if learned and not self._held and self._add_found(timestamp_us, payload, origin):
+            return
         if self._decide is not None and (envelope is None or envelope.meta.key is not None or self._held):
             self._hold(timestamp_us, payload, origin, envelope)
         else:
             self._take(timestamp_us, payload, origin, envelope)
+
+    def _add_found(self, timestamp_us: int, payload: bytes | memoryview, origin: int) -> bool:
+        """Take an entry by its layout; return whether it has a known one."""
+        found = self._layouts.find(payload)
+        if found is None:
+            return False
+        self._tables.add_found(found, payload, timestamp_us, origin)
+        return True
 
     def _envelope(self, payload: bytes | memoryview) -> Envelope | None:
         """Decode an envelope; None if only the slow road can read it."""

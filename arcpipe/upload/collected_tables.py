@@ -23,6 +23,7 @@ from arcpipe.upload.arrow_entries import ArrowEntry, ArrowGroup
 from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, Group, TableOutput
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
+from arcpipe.upload.layouts import Found
 from arcpipe.upload.runs import Run
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.staging import (
@@ -35,6 +36,7 @@ from arcpipe.upload.staging import (
     entry_payload,
     group_key,
     whole_piece,
+    with_columns,
 )
 from arcpipe.upload.table_schema import TableName, TableSchema
 
@@ -132,22 +134,30 @@ class CollectedTables:
             rows = self._count_rows(database, precision, columns, origin, part)
             if not rows:
                 return
-        if found is None:
-            found = self._new_group(key, EntryShape(database, precision, columns), rows)
-        table, group = found
-        width = len(arrays)
+        shape = EntryShape(database, precision, columns) if found is None else found[1].shape
+        self._stage(key, shape, (rows, timestamp_us, origin, part, *arrays.values()), size)
+
+    def add_found(self, found: Found, payload: bytes | memoryview, timestamp_us: int, origin: int) -> None:
+        """Take a columnar map that is the only one of its entry, and whose columns are found. Otherwise as `add`."""
+        entry = (found.rows, timestamp_us, origin, 0, found.places, payload)
+        self._stage(found.key, found.shape, entry, len(payload))
+
+    def _stage(self, key: GroupKey, shape: EntryShape, entry: Staged, size: int) -> None:
+        rows = entry[0]
+        table, group = self._groups.get(key) or self._new_group(key, shape, rows)
+        width = len(shape.index)
         decoded = DECODED_BYTES * rows * width
         cost = (size if size > decoded else decoded) + _STAGED_ENTRY + _STAGED_COLUMN * width
         budget = self._budget
         if table.cost + cost > budget.table_bytes:
             if table.rows:
                 self._flush(table)
-                self.add(database, precision, columns, size, timestamp_us, origin, part)
+                self._stage(key, shape, entry, size)
             else:
-                self._add_large(table, group.shape, (rows, timestamp_us, origin, part, *arrays.values()))
+                self._add_large(table, shape, entry)
             return
         staged = group.staged
-        staged.append((rows, timestamp_us, origin, part, *arrays.values()))
+        staged.append(entry)
         table.rows += rows
         table.cost += cost
         self._cost += cost
@@ -293,7 +303,7 @@ class CollectedTables:
         try:
             self._submit_slices(table, shape, whole_piece(shape, entry))
         except BadPayload as error:
-            _, _, origin, part, *raws = entry
+            _, _, origin, part, *raws = with_columns(entry)
             self._letters.add_misfit(shape, Misfit(origin, part, entry_payload(shape, raws), str(error)))
         self._take(table)  # nothing but shapes, which have a cost
         self._jobs.wait()  # then nothing refers to the payload

@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from arcpipe import native
 from arcpipe.codec.arrow.arrays import build, take
-from arcpipe.codec.arrow.find import find_values
+from arcpipe.codec.arrow.by_kernel import Plain, read_column
+from arcpipe.codec.arrow.find import REPEAT_ROWS, find_values
 from arcpipe.codec.arrow.siblings import nan_rows, split
-from arcpipe.codec.arrow.times import PRECISIONS, decode_time
+from arcpipe.codec.arrow.times import PRECISIONS, Times, decode_integers, decode_time
 from arcpipe.codec.arrow.values import Ints, Values
 from arcpipe.codec.columns import COLUMN_TYPES, TIME
 from arcpipe.codec.rescued import rescued_json, unpack_value
@@ -167,9 +169,16 @@ class _Table:
 
     def add(self, name: str, holders: Sequence[_Span]) -> None:
         """Convert the values of a sender's name."""
-        values = _values(holders, name)
         tag = any(name in span.piece.shape.tags for span in holders)
         hints = {span.piece.shape.types[name] for span in holders if name in span.piece.shape.types}
+        known = self._columns.type_of(name)
+        plain = _read_plain(holders, name, known)
+        if plain is not None:
+            column = self._columns.settle(name, plain, hints & _HINTS, tag)
+            if column is not None and column.type == plain.type:
+                self._take(column.column or name, name, column.tag, plain.array, holders)
+                return
+        values = _values(holders, name)
         column = self._columns.settle(name, values, hints & _HINTS, tag)
         if column is None:
             odd = build(values, None).odd
@@ -259,6 +268,16 @@ def _values(holders: Sequence[_Span], name: str) -> Values:
     )
 
 
+def _read_plain(holders: Sequence[_Span], name: str, wanted: str | None) -> Plain | None:
+    """Read the values of a column in all pieces that have it by the kernel; None if it leaves them."""
+    if native.KERNEL is None:
+        return None
+    columns = [(span.piece.columns[span.piece.shape.index[name]], span.piece.rows) for span in holders]
+    count = sum(span.stop - span.start for span in holders)
+    in_chunks = wanted in (None, "str") and count >= REPEAT_ROWS * sum(len(rows) for _, rows in columns)
+    return read_column(tuple(column.encoded(rows, in_chunks) for column, rows in columns), wanted)
+
+
 def _table_rows(indices: Ints, holders: Sequence[_Span]) -> Ints:
     """Translate indices of values, among those of the pieces with the column, into rows of the table."""
     if len(holders) == 1:
@@ -308,9 +327,14 @@ def _times(spans: Sequence[_Span], rescued: _Rescued) -> tuple[Ints, npt.NDArray
         if TIME not in piece.shape.index:
             us = np.repeat(piece.timestamps_us, piece.rows)
         else:
+            precision = piece.shape.precision if piece.shape.precision in PRECISIONS else None
+            plain_times = _plain_times(span, precision)
+            if plain_times is not None:
+                all_us.append(plain_times.us)
+                all_sub.append(sub_us if plain_times.sub_us is None else plain_times.sub_us)
+                continue
             values = _values([span], TIME)
-            precision = piece.shape.precision
-            times = decode_time(values, precision if precision in PRECISIONS else None)
+            times = decode_time(values, precision)
             us = times.us
             sub_us = sub_us if times.sub_us is None else times.sub_us
             without = np.concatenate((times.missing, times.odd))
@@ -321,6 +345,14 @@ def _times(spans: Sequence[_Span], rescued: _Rescued) -> tuple[Ints, npt.NDArray
         all_us.append(us)
         all_sub.append(sub_us)
     return (all_us[0], all_sub[0]) if len(spans) == 1 else (np.concatenate(all_us), np.concatenate(all_sub))
+
+
+def _plain_times(span: _Span, precision: str | None) -> Times | None:
+    """Compute the times of a piece by the kernel; None if it leaves them."""
+    plain = _read_plain([span], TIME, "i64")
+    if plain is None or plain.bounds is None or plain.array.null_count:
+        return None
+    return decode_integers(plain.numbers, *plain.bounds, precision)
 
 
 def time_array(times_us: Ints) -> pa.Array:

@@ -144,7 +144,7 @@ def outline_of(payload: bytes, body: int) -> Outline | None:
         return None
     if columns.__class__ is not ColumnMap or not columns.columns:
         return None
-    base = _address(payload)
+    base = address_of(payload)
     rows = 0
     literals = []
     at = body
@@ -154,7 +154,7 @@ def outline_of(payload: bytes, body: int) -> Outline | None:
             return None
         count, header = array_length(column)
         rows = rows or count
-        start = _address(raw) - base
+        start = address_of(raw) - base
         if count != rows or not 0 < count <= _MOST_ROWS or start < at:
             return None
         literals.append(payload[at : start + header])
@@ -165,7 +165,8 @@ def outline_of(payload: bytes, body: int) -> Outline | None:
     return Outline(ColumnMap(columns.m, names, columns.tags, columns.types), rows, literals)
 
 
-def _address(data: Any) -> int:
+def address_of(data: Any) -> int:
+    """Return where bytes are in memory."""
     address: int = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
     return address
 

@@ -16,8 +16,9 @@ import pyarrow as pa
 from arcpipe.codec.arrow.arrays import take
 from arcpipe.codec.arrow.times import MAX_TIME_US
 from arcpipe.codec.arrow.values import Ints
+from arcpipe.upload.encoded_column import EncodedColumn, Sizes
 from arcpipe.upload.outlines import Block, Front, Outline, Places, front_of, outline_of
-from arcpipe.upload.staging import EncodedColumn, EntryShape, GroupKey, Piece, Sizes, group_key
+from arcpipe.upload.staging import EntryShape, GroupKey, Piece, group_key
 
 # Fronts and outlines that are kept. Looking for one in a block costs up to 1% of decoding the block.
 _MOST_KNOWN: Final = 64

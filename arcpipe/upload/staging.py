@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from arcpipe import native
+from arcpipe.codec.arrow.by_kernel import PLACE
 from arcpipe.codec.arrow.times import MAX_TIME_US
 from arcpipe.codec.arrow.values import VALUE_SIZE, Bytes, Ints
 from arcpipe.codec.columns import array_header
@@ -23,18 +25,11 @@ from arcpipe.codec.entries import array_length
 from arcpipe.codec.envelope import ColumnMap, encode_entry
 from arcpipe.codec.messagepack.walk import Walker
 from arcpipe.errors import BadPayload
-
-# Array headers are stripped one by one from fewer entries, from wider columns, and from arrays of 16 values or more,
-# whose headers have three bytes; otherwise in vector operations, which have a fixed cost.
-_FEW_ENTRIES: Final = 16
-_LARGE_COLUMN: Final = 512  # bytes of the first entry's column
+from arcpipe.upload.encoded_column import EncodedColumn, Sizes, strip_headers
 
 _EVEN_ROWS: Final = 1 << 16  # values whose widths are compared per step: bounds the memory that this takes
 
 _SMALL_PIECE: Final = 512  # entries below which a piece is joined with the next: each costs memory of its own
-
-Sizes: TypeAlias = npt.NDArray[np.uint32]
-
 
 GroupKey: TypeAlias = tuple[object, ...]
 
@@ -62,13 +57,6 @@ class EntryShape:
         self.precision = precision
 
 
-class EncodedColumn(NamedTuple):
-    """The encoded values of a column, without array headers."""
-
-    data: Bytes
-    sizes: Sizes  # bytes of each entry
-
-
 class Piece(NamedTuple):
     """Entries of one shape, in the order in which they came. Each array has one value per entry."""
 
@@ -86,7 +74,8 @@ class Piece(NamedTuple):
     def cut(self, start: int, stop: int) -> Piece:
         """Return the entries from `start` up to `stop`; they share the bytes."""
         columns = []
-        for data, sizes in self.columns:
+        for column in self.columns:
+            data, sizes = column.data, column.sizes
             begin = int(sizes[:start].sum())
             columns.append(EncodedColumn(data[begin : begin + int(sizes[start:stop].sum())], sizes[start:stop]))
         return Piece(
@@ -193,8 +182,24 @@ class Misfit(NamedTuple):
 
 
 Staged: TypeAlias = tuple[Any, ...]
-"""A columnar map as it came: (rows by its first column, timestamp, origin, part, *columns as msgspec.Raw)."""
+"""A columnar map as it came: (rows by its first column, timestamp, origin, part, *columns as msgspec.Raw).
+
+Or one whose columns a layout has found: (rows, timestamp, origin, part, places in the payload, payload).
+"""
 _FRONT: Final = 4
+
+
+def _is_found(entry: Staged) -> bool:
+    return entry[_FRONT].__class__ is bytes
+
+
+def with_columns(entry: Staged) -> Staged:
+    """Return a staged entry in its first form."""
+    if not _is_found(entry):
+        return entry
+    *front, places, payload = entry
+    view = memoryview(payload)
+    return (*front, *(msgspec.Raw(view[start:end]) for start, end in PLACE.iter_unpack(places)))
 
 
 class EntryGroup:
@@ -215,7 +220,7 @@ class EntryGroup:
         Younger entries are left: most of them are soon taken, and then need no copy.
         """
         for index in range(self._owned, self._old):
-            entry = self.staged[index]
+            entry = with_columns(self.staged[index])
             self.staged[index] = (*entry[:_FRONT], *(raw.copy() for raw in entry[_FRONT:]))
         self._owned, self._old = self._old, len(self.staged)
 
@@ -225,32 +230,43 @@ class EntryGroup:
             piece = _joined([self.pieces.pop(), piece])
         self.pieces.append(piece)
 
-    def compact(self) -> list[Misfit]:
-        """Copy the staged entries together. Returns those whose columns are not arrays of one length."""
+    def compact(self, as_given: bool = False) -> list[Misfit]:
+        """Copy the staged entries together. Returns those whose columns are not arrays of one length.
+
+        Args:
+            as_given: do not copy what the kernel will read at once.
+        """
         staged, self.staged = self.staged, []
         self._owned = self._old = 0
         misfits: list[Misfit] = []
         while staged:
-            wrong = self._compact(staged)
+            wrong = self._compact(staged, as_given)
             if not wrong:
                 break
             for index, reason in wrong.items():
-                _, _, origin, part, *raws = staged[index]
+                _, _, origin, part, *raws = with_columns(staged[index])
                 misfits.append(Misfit(origin, part, entry_payload(self.shape, raws), reason))
             staged = [entry for index, entry in enumerate(staged) if index not in wrong]
         return misfits
 
-    def _compact(self, staged: list[Staged]) -> dict[int, str]:
+    def _compact(self, staged: list[Staged], as_given: bool) -> dict[int, str]:
         """Make a piece of staged entries, or return why some of them cannot be one, by index."""
-        rows_of, timestamps, origins, parts, *raws_of = zip(*staged, strict=True)
-        rows = np.array(rows_of, np.uint32)
-        columns = []
         wrong: dict[int, str] = {}
-        for name, raws in zip(self.shape.index, raws_of, strict=True):
-            column, mismatched = _strip_headers(raws, rows)
-            columns.append(column)
-            for index in mismatched:
-                wrong.setdefault(index, f"column {name!r} is not an array of {rows[index]} values")
+        columns = []
+        if as_given and all(map(_is_found, staged)):
+            rows_of, timestamps, origins, parts, places, payloads = zip(*staged, strict=True)
+            rows = np.array(rows_of, np.uint32)
+            columns = [
+                EncodedColumn.as_given(payloads, places, number, rows) for number in range(len(self.shape.index))
+            ]
+        else:
+            rows_of, timestamps, origins, parts, *raws_of = zip(*map(with_columns, staged), strict=True)
+            rows = np.array(rows_of, np.uint32)
+            for name, raws in zip(self.shape.index, raws_of, strict=True):
+                column, mismatched = strip_headers(raws, rows, as_given)
+                columns.append(column)
+                for index in mismatched:
+                    wrong.setdefault(index, f"column {name!r} is not an array of {rows[index]} values")
         if not wrong:
             # Timestamps in the WAL have 64 bits and no checksum.
             times = np.minimum(np.array(timestamps, np.uint64), MAX_TIME_US).astype(np.int64)
@@ -260,14 +276,14 @@ class EntryGroup:
 
     def take(self) -> tuple[Piece | None, list[Misfit]]:
         """Take everything as one piece, None if there is nothing; the group is empty afterwards."""
-        misfits = self.compact()
+        misfits = self.compact(as_given=native.KERNEL is not None)
         pieces, self.pieces = self.pieces, []
         return (_joined(pieces) if pieces else None), misfits
 
 
 def whole_piece(shape: EntryShape, staged: Staged) -> Piece:
     """Make one entry a piece, without a copy. Raises BadPayload if its columns are not arrays of one length."""
-    rows, timestamp, origin, part, *raws = staged
+    rows, timestamp, origin, part, *raws = with_columns(staged)
     columns = []
     for name, raw in zip(shape.index, raws, strict=True):
         view = memoryview(raw)
@@ -309,84 +325,3 @@ def _joined(pieces: list[Piece]) -> Piece:
         np.concatenate([piece.parts for piece in pieces]),
         columns,
     )
-
-
-def _strip_headers(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedColumn, list[int]]:
-    """Strip the headers of arrays of `rows` values each; return the values, and the indices of other arrays."""
-    if len(raws) == 1:
-        return _strip_only_one(raws[0], int(rows[0]))
-    if len(raws) < _FEW_ENTRIES or rows[0] >= 16 or len(memoryview(raws[0])) > _LARGE_COLUMN:
-        return _strip_one_by_one(raws, rows)
-    data = np.frombuffer(b"".join(raws), np.uint8)
-    width, rest = divmod(len(data), len(raws))
-    if not rest and _are_single_values(data, rows, width):
-        return EncodedColumn(data.reshape(-1, width)[:, 1:].ravel(), np.full(len(raws), width - 1, np.uint32)), []
-    sizes = np.fromiter(map(len, raws), np.int64, len(raws))
-    starts = np.cumsum(sizes) - sizes
-    markers = data[starts]
-    counts = (markers & 15).astype(np.int64)
-    heads = np.ones(len(raws), np.int64)
-    values = np.ones(len(data), np.bool_)
-    values[starts] = False
-    odd = np.flatnonzero(markers & 0xF0 != 0x90).tolist()
-    for index in odd:
-        try:
-            counts[index], heads[index] = array_length(memoryview(raws[index]))
-        except BadPayload:
-            counts[index] = -1
-        values[starts[index] : starts[index] + heads[index]] = False
-    return EncodedColumn(data[values], (sizes - heads).astype(np.uint32)), np.flatnonzero(counts != rows).tolist()
-
-
-def _strip_only_one(raw: msgspec.Raw, rows: int) -> tuple[EncodedColumn, list[int]]:
-    view = memoryview(raw)
-    try:
-        length, head = array_length(view)
-    except BadPayload:
-        length = head = -1
-    data = np.frombuffer(bytes(view[max(head, 0) :]), np.uint8)
-    return EncodedColumn(data, np.array([len(data)], np.uint32)), [] if length == rows else [0]
-
-
-def _are_single_values(data: Bytes, rows: Sizes, width: int) -> bool:
-    """Tell whether these are arrays of one value each, all of one width that the value's first byte tells."""
-    return bool(
-        width > 1
-        and (rows == 1).all()
-        and VALUE_SIZE[data[1]] == width - 1
-        and (data[::width] == 0x91).all()
-        and (data[1::width] == data[1]).all()
-    )
-
-
-def _strip_one_by_one(raws: tuple[msgspec.Raw, ...], rows: Sizes) -> tuple[EncodedColumn, list[int]]:
-    views = [memoryview(raw) for raw in raws]
-    expected = _usual_headers(rows)
-    if len(expected):
-        width = expected.shape[1]
-        if b"".join([view[:width] for view in views]) == expected.tobytes():
-            data = b"".join([view[width:] for view in views])
-            sizes = np.fromiter(map(len, views), np.uint32, len(views)) - np.uint32(width)
-            return EncodedColumn(np.frombuffer(data, np.uint8), sizes), []
-    mismatched = []
-    for index, (view, count) in enumerate(zip(views, rows.tolist(), strict=True)):
-        try:
-            length, head = array_length(view)
-        except BadPayload:
-            length = head = -1
-        if length != count:
-            mismatched.append(index)
-        views[index] = view[max(head, 0) :]
-    sizes = np.fromiter(map(len, views), np.uint32, len(views))
-    return EncodedColumn(np.frombuffer(b"".join(views), np.uint8), sizes), mismatched
-
-
-def _usual_headers(rows: Sizes) -> Bytes:
-    """Make the shortest headers of arrays of these lengths, one per line; nothing if they differ in width."""
-    if rows.max() < 16:
-        return (rows | 0x90).astype(np.uint8).reshape(-1, 1)
-    headers = np.empty((len(rows), 3), np.uint8)
-    if rows.min() < 16 or rows.max() >> 16:
-        return headers[:0]
-    headers[:, 0], headers[:, 1], headers[:, 2] = 0xDC, rows >> 8, rows & 0xFF
-    return headers

@@ -17,6 +17,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
 
+from arcpipe.codec.arrow.by_kernel import Plain
 from arcpipe.codec.arrow.natural import natural_type
 from arcpipe.codec.arrow.values import Natural, Values
 from arcpipe.lake.column_names import HIVE_NAMES, folded, is_reserved, numbered, unreserved
@@ -121,7 +122,12 @@ class Columns:
     def is_full(self) -> bool:
         return self._width >= MAX_COLUMNS
 
-    def settle(self, name: str, values: Values, hints: Collection[str], tag: bool) -> ColumnSchema | None:
+    def type_of(self, name: str) -> TypeWord | None:
+        """Return the type of a sender's name; None if it has no column yet."""
+        known = self._table.columns.get(name)
+        return None if known is None else known.type
+
+    def settle(self, name: str, values: Values | Plain, hints: Collection[str], tag: bool) -> ColumnSchema | None:
         """Return the column of a sender's name, and record what is new about it.
 
         Args:
@@ -143,10 +149,10 @@ class Columns:
             self._table.columns[name] = column
         return column
 
-    def _new(self, name: str, values: Values, hints: Collection[str], tag: bool) -> ColumnSchema | None:
+    def _new(self, name: str, values: Values | Plain, hints: Collection[str], tag: bool) -> ColumnSchema | None:
         type_ = self._rules.type_of(self._table, name) or _agreed(hints)
         if type_ is None:
-            type_ = natural_type(values)
+            type_ = values.natural if isinstance(values, Plain) else natural_type(values)
             if type_ is None:
                 return None
             if type_ == "i64" or type_ == "u64":

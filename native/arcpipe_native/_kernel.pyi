@@ -139,3 +139,48 @@ class KeyedPrefix:
         Raises:
             MemoryError: it is still the prefix of the entry before.
         """
+
+def find_columns(payload: bytes | memoryview, literals: tuple[bytes, ...], /) -> tuple[int, bytes] | None:
+    """Find the columns of an entry by the bytes around them.
+
+    Args:
+        literals: the bytes before the first column, between columns, and after the last one.
+
+    Returns:
+        The number of rows, and where each column begins and ends in the payload: two numbers of 64 bits each, in the
+        order of the machine. None if the payload is anything but the literals and, between them, arrays of flat values
+        that all have the same number of them, at least one.
+    """
+
+def array_headers(arrays: tuple[Any, ...], counts: Any, /) -> int:
+    """Return how many bytes the headers of arrays have, if all have the shortest ones, of one width; else 0.
+
+    Args:
+        arrays: buffers.
+        counts: the number of values that each should have, as a buffer of 32 bits each.
+    """
+
+def read_column(
+    pieces: tuple[tuple[tuple[Any, ...], tuple[bytes, ...] | None, int, Any], ...],
+    wanted: int,
+    bounds: tuple[int, int, int, int, int, int],
+    /,
+) -> tuple[int, bytes, bytes, int, Any] | tuple[()] | None:
+    """Read all values of a column. The bytes must not change meanwhile: other threads run if they are many.
+
+    Args:
+        pieces: (buffers, places, number, counts), as `arcpipe.codec.arrow.by_kernel` describes them.
+        wanted: the kind: 0 any, 1 floats, 2 integers, 3 texts.
+        bounds: the values from which on texts get a dictionary; those of a sample; most words, and their bytes; the
+            buffers from which on those of texts are compared with one another, and their values.
+
+    Returns:
+        (kind, values, validity bits, number of nils, more). By kind, the values and more are: floats, and whether one
+        is a number (1); integers, with the least and the greatest (2); offsets of texts, and their bytes (3); the
+        numbers of words, and (number, offsets, bytes) of these (4). The bits are empty if there is no nil.
+        None if the column is left; an empty tuple if many buffers may be alike, and are for Python to compare.
+
+    Raises:
+        ValueError: a piece has no such places, or another number of values than it says.
+        MemoryError: there is none.
+    """

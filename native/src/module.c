@@ -1,7 +1,9 @@
 /* The module `arcpipe_native._kernel`. A part adds its types and functions in a slot of its own below. */
 #include <Python.h>
 
+#include "column_reader.h"
 #include "keyed_prefix.h"
+#include "layout_reader.h"
 #include "line_reader.h"
 #include "outline.h"
 #include "recent_keys.h"
@@ -21,6 +23,8 @@ static PyModuleDef_Slot SLOTS[] = {
     {Py_mod_exec, (void *)add_outline},
     {Py_mod_exec, (void *)add_recent_keys},
     {Py_mod_exec, (void *)add_keyed_prefix},
+    {Py_mod_exec, (void *)add_column_reader},
+    {Py_mod_exec, (void *)add_layout_reader},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif

@@ -87,7 +87,7 @@ def built_kernel(*flags: str) -> ModuleType:
     return load(module)
 
 
-def kernel(*flags: str) -> ModuleType:
+def kernel_of_checkout(*flags: str) -> ModuleType:
     """Return the kernel of this checkout; skip the test where it cannot be built."""
     try:
         return built_kernel(*flags)
@@ -97,7 +97,7 @@ def kernel(*flags: str) -> ModuleType:
 
 def line_reader(*flags: str) -> type[LineReader]:
     """Return the kernel's reader of lines; skip the test where it cannot be built."""
-    kind: type[LineReader] = kernel(*flags).LineReader
+    kind: type[LineReader] = kernel_of_checkout(*flags).LineReader
     return kind
 
 

@@ -58,6 +58,15 @@ def test_a_kernel_of_another_version_is_not_used_and_named(installed: Path) -> N
     )
 
 
+def test_a_kernel_of_an_earlier_commit_is_not_used_and_named(installed: Path, tmp_path: Path) -> None:
+    shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
+    init = tmp_path / "arcpipe_native/__init__.py"
+    init.write_text(init.read_text() + "\ndel read_column\n")
+    assert run(tmp_path, "from arcpipe import native; print(native.KERNEL, native.REFUSAL)") == (
+        f"None arcpipe-native {__version__} is not used, because parts of it are missing: install it again"
+    )
+
+
 def test_a_kernel_that_does_not_load_is_not_used_and_named(installed: Path, tmp_path: Path) -> None:
     shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
     [module] = (tmp_path / "arcpipe_native").glob("*.so")

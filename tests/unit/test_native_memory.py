@@ -15,7 +15,7 @@ from arcpipe.ingest.endpoints.idempotency import recent_keys
 from arcpipe.ingest.http import keys
 from arcpipe.ingest.http.outlines import LENGTH, Head, outline
 from arcpipe.wal.format import Prefix, crc32, kind_of_keyed_prefix
-from tests.support.kernel import kernel
+from tests.support.kernel import kernel_of_checkout
 
 testcapi = pytest.importorskip("_testcapi", reason="this Python has no module that lets allocations fail")
 # Allocations of a call, at most.
@@ -54,7 +54,7 @@ def test_what_had_no_memory_is_not_claimed(fill: int) -> None:
     body = b"b" * 300
     errors = 0
     for number in range(_MOST):
-        recent = recent_keys(1e6, 1 << 16, kernel().RecentKeys)
+        recent = recent_keys(1e6, 1 << 16, kernel_of_checkout().RecentKeys)
         for filled in range(fill):
             assert recent.claim(b"%0300d" % filled, b"body", 0.0) is None
         try:
@@ -73,7 +73,7 @@ def test_what_had_no_memory_is_not_claimed(fill: int) -> None:
 
 
 def test_a_prefix_that_had_no_memory_is_that_of_the_entry_before() -> None:
-    prefix = kind_of_keyed_prefix(kernel().KeyedPrefix)(Prefix(KIND_COLUMNAR, "db", {})).make(b"former")
+    prefix = kind_of_keyed_prefix(kernel_of_checkout().KeyedPrefix)(Prefix(KIND_COLUMNAR, "db", {})).make(b"former")
     former = prefix.data, prefix.crc, prefix.claimed
 
     def make() -> None:
@@ -91,7 +91,7 @@ def test_a_prefix_that_had_no_memory_is_that_of_the_entry_before() -> None:
 
 def test_a_head_that_had_no_memory_is_cut_by_the_next_call() -> None:
     head = Head(b"POST", b"/", b"", {}, None, "", None, defaultdict(int))
-    cuts = outline(head, PIECES, (keys.HEADER, LENGTH), kernel().Outline)
+    cuts = outline(head, PIECES, (keys.HEADER, LENGTH), kernel_of_checkout().Outline)
     data = b"a key of this request".replace(b" ", b"-").join(PIECES[:2]) + b"100000" + PIECES[2]
     expected = len(data), 100_000, b"a-key-of-this-request", b""
 
@@ -106,7 +106,7 @@ def test_a_head_that_had_no_memory_is_cut_by_the_next_call() -> None:
 
 def test_no_memory_is_lost() -> None:
     """The parts of the kernel give all back, also from calls that fail, and what Python can free."""
-    module = kernel()
+    module = kernel_of_checkout()
 
     def use() -> None:
         head = Head(b"POST", b"/", b"", {}, None, "", None, defaultdict(int))

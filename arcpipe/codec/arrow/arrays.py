@@ -77,10 +77,12 @@ _FEW_VALUES: Final = 16  # strings; fewer are cut out one by one, which costs le
 
 DICTIONARY_ROWS: Final = 4_096
 """Values of a text column from which on it is dictionary-encoded, if it has few different ones."""
-_DICTIONARY_SAMPLE: Final = 1_024  # values tried first: if half of them differ, there is no dictionary
-# Most different values of a dictionary, and their bytes: a Parquet dictionary page ends at 1 MB.
-_DICTIONARY_VALUES: Final = 1 << 15
-_DICTIONARY_BYTES: Final = MB // 2
+DICTIONARY_SAMPLE: Final = 1_024
+"""Values tried first, and in the middle: if half of them differ, there is no dictionary."""
+DICTIONARY_VALUES: Final = 1 << 15
+"""Most different values of a dictionary."""
+DICTIONARY_BYTES: Final = MB // 2
+"""Most bytes of these, encoded, and four for each: a Parquet dictionary page ends at 1 MB."""
 
 
 class Column(NamedTuple):
@@ -243,12 +245,12 @@ def _dictionary(values: Values, wanted: Mask | None) -> pa.DictionaryArray | Non
     buffers = [_bitmap(wanted), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values.data))]
     elements = pa.Array.from_buffers(pa.binary(), values.count, buffers)
     for start in (0, values.count // 2):
-        sample = elements.slice(start, _DICTIONARY_SAMPLE).dictionary_encode()
-        if len(sample.dictionary) > _DICTIONARY_SAMPLE // 2:
+        sample = elements.slice(start, DICTIONARY_SAMPLE).dictionary_encode()
+        if len(sample.dictionary) > DICTIONARY_SAMPLE // 2:
             return None
     encoded = elements.dictionary_encode()
     different = encoded.dictionary
-    if not 0 < len(different) <= _DICTIONARY_VALUES or different.nbytes > _DICTIONARY_BYTES:
+    if not 0 < len(different) <= DICTIONARY_VALUES or different.nbytes > DICTIONARY_BYTES:
         return None
     _, different_offsets, different_data = different.buffers()
     starts = np.frombuffer(different_offsets, np.int32, len(different) + 1, different.offset * 4).astype(np.int64)

@@ -12,10 +12,12 @@ They stand one after the other, as MessagePack, without the array headers around
 from __future__ import annotations
 
 import sys
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from isal.isal_zlib import crc32
 
 from arcpipe.codec.arrow.values import (
@@ -56,8 +58,10 @@ _ASCII_ROWS: Final = 1 << 15
 _HIGH_PART: Final = 1 << 18
 _HIGH_BITS: Final = np.uint64(0x8080_8080_8080_8080)
 
-# Values per chunk, on average, from which on chunks are compared with one another.
-_REPEAT_ROWS: Final = 16
+REPEAT_ROWS: Final = 16
+"""Values per chunk, on average, from which on chunks are compared with one another."""
+REPEAT_CHUNKS: Final = 4
+"""Chunks from which on they are."""
 
 _decode_raws = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
@@ -82,11 +86,11 @@ def find_values(
             raise BadPayload(f"column of no values has {len(array)} bytes")
         return Values(array, 0)
     width, rest = divmod(len(array), count)
-    if not rest and _is_uniform(array, width):
+    if not rest and is_uniform(array, width):
         return Values(array, count, width=width)
     if len(array) == count and _IS_BYTE.take(array).all():
         return Values(array, count, width=1)
-    if chunk_sizes is not None and chunk_counts is not None and _is_text_marker(array):
+    if chunk_sizes is not None and chunk_counts is not None and len(array) and is_text_marker(array[0]):
         values = _find_repeated(array, count, chunk_sizes, chunk_counts)
         if values is not None:
             return values
@@ -113,46 +117,64 @@ def _find_starts(array: Bytes, count: int, chunk_sizes: Ints, chunk_counts: Ints
     return _skip(array, count, chunk_sizes, chunk_counts) if starts is None else starts
 
 
-def _is_text_marker(data: Bytes) -> bool:
-    return len(data) > 0 and CLASS_OF[data[0]] in STRINGS
+def is_text_marker(marker: int) -> bool:
+    """Tell whether a value with this first byte is a text."""
+    return CLASS_OF[marker] in STRINGS
 
 
 def _find_repeated(data: Bytes, count: int, chunk_sizes: Ints, chunk_counts: Ints) -> Values | None:
     """Find the values of distinct chunks of strings only, if many chunks are alike: senders repeat their tags.
 
-    Finds equal chunks by CRC, and compares them as proof. None if it does not pay, or some value is no string or nil.
+    None if it does not pay, or some value is no string or nil.
     """
     chunks = len(chunk_sizes)
-    if chunks < 4 or count < chunks * _REPEAT_ROWS:
+    if chunks < REPEAT_CHUNKS or count < chunks * REPEAT_ROWS:
         return None
     view = data.data
-    first_seen: dict[tuple[int, int], tuple[int, int]] = {}
-    kept: list[int] = []
-    same_as = np.empty(chunks, np.int64)
-    at = 0
-    for chunk, size in enumerate(chunk_sizes.tolist()):
-        end = at + size
-        key = (crc32(view[at:end]), size)
-        number, start = first_seen.setdefault(key, (len(kept), at))
-        if start == at or bytes(view[start : start + size]) != bytes(view[at:end]):
-            number = len(kept)
-            kept.append(chunk)
-        same_as[chunk] = number
-        at = end
-    if len(kept) * 2 > chunks:
-        return None
     ends = np.cumsum(chunk_sizes)
-    distinct = np.concatenate([data[ends[chunk] - chunk_sizes[chunk] : ends[chunk]] for chunk in kept])
-    counts = chunk_counts[kept]
-    values = find_values(distinct, int(counts.sum()), chunk_sizes[kept], counts)
+    same = find_same([view[end - size : end] for end, size in zip(ends.tolist(), chunk_sizes.tolist(), strict=True)])
+    if same is None:
+        return None
+    distinct = np.concatenate([data[ends[chunk] - chunk_sizes[chunk] : ends[chunk]] for chunk in same.kept])
+    counts = chunk_counts[same.kept]
+    values = find_values(distinct, int(counts.sum()), chunk_sizes[same.kept], counts)
     if values.repeat is not None or not {NIL, *STRINGS}.issuperset(values.present):
         return None
-    shift = (np.cumsum(counts) - counts)[same_as] - (np.cumsum(chunk_counts) - chunk_counts)
-    values.repeat = np.arange(count, dtype=np.int32) + np.repeat(shift.astype(np.int32), chunk_counts)
+    values.repeat = same.rows(chunk_counts)
     return values
 
 
-def _is_uniform(data: Bytes, width: int) -> bool:
+class SameChunks(NamedTuple):
+    """Which chunks are alike."""
+
+    kept: list[int]  # the first of each kind
+    same_as: Ints  # for each chunk, the number of its kind
+
+    def rows(self, counts: Ints) -> npt.NDArray[np.int32]:
+        """Return the row of each value among those of the kept chunks, given the values of each chunk."""
+        of_kept = counts[self.kept]
+        shift = (np.cumsum(of_kept) - of_kept)[self.same_as] - (np.cumsum(counts) - counts)
+        rows: npt.NDArray[np.int32] = np.arange(counts.sum(), dtype=np.int32)
+        return rows + np.repeat(shift.astype(np.int32), counts)
+
+
+def find_same(chunks: Sequence[memoryview]) -> SameChunks | None:
+    """Find equal chunks by CRC, and compare them as proof. None if more than half of them are distinct."""
+    first_seen: dict[tuple[int, int], tuple[int, int]] = {}
+    kept: list[int] = []
+    same_as = np.empty(len(chunks), np.int64)
+    for chunk, data in enumerate(chunks):
+        number, first = first_seen.setdefault((crc32(data), len(data)), (len(kept), chunk))
+        if first == chunk or bytes(chunks[first]) != bytes(data):  # views are compared value by value
+            number = len(kept)
+            kept.append(chunk)
+            if len(kept) * 2 > len(chunks):
+                return None
+        same_as[chunk] = number
+    return SameChunks(kept, same_as)
+
+
+def is_uniform(data: Bytes, width: int) -> bool:
     """Tell whether every value has this width and the first value's header, and so begins where another ends."""
     if not width:
         return False

@@ -67,6 +67,16 @@ def decode_time(
     return Times(times.us[values.repeat], None, missing, odd)
 
 
+def decode_integers(numbers: Ints, least: int, greatest: int, precision: str | None) -> Times | None:
+    """Decode the integers of a time column, whose bounds are known. None if some have no time of their own."""
+    unit = UNIT_NS[precision] if precision is not None else _unit_of(least, BORDERS)
+    is_sure = precision is not None or (least > 0 and unit == _unit_of(greatest, BORDERS))
+    if unit == 1_000 and is_sure and least >= MIN_TIME_US and greatest <= MAX_TIME_US:
+        return Times(numbers, None, NONE, NONE)
+    us, sub_us, valid = _integer_times(numbers, precision, BORDERS)
+    return Times(us, sub_us, NONE, NONE) if valid.all() else None
+
+
 def _decode_time(values: Values, precision: str | None, borders: Borders, sized_floats: bool) -> Times:
     us = np.zeros(values.count, np.int64)
     sub_us: npt.NDArray[np.int16] | None = None

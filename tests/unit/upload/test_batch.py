@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arcpipe import native
 from arcpipe.counters import Counters, Uploader
 from arcpipe.disk import Disk
 from arcpipe.tables.commit_file import CommitFiles
@@ -33,6 +34,7 @@ from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
 from tests.support import uploader as harness
 from tests.support.directories import batch_files
+from tests.support.kernel import kernel_of_checkout
 from tests.support.uploader import MemoryStore, SnapshotDisk, State, Stuck, fill, ids_in, ids_left, run, sealed, stopped
 
 IDS = range(24)
@@ -111,6 +113,29 @@ def test_from_every_state_each_row_is_there_once_and_nothing_is_left(states: lis
         assert sealed(wal) == []
         assert stopped(outcome.block) == (0, 0, 0, 0)
         assert store.listed == []
+
+
+@pytest.mark.parametrize("installs", [True, False])
+def test_a_redo_after_the_kernel_came_or_went_makes_the_same_objects(
+    installs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An uploader dies before a put, and the next one has a native kernel where it had none, or the reverse."""
+    kernel = kernel_of_checkout()
+    before, after = (None, kernel) if installs else (kernel, None)
+    ids = range(6_400)
+    wal, store = tmp_path / "wal", MemoryStore()
+    fill(wal, 1, ids[:3_200], rows=400)
+    fill(wal, 2, ids[3_200:], rows=400)
+    monkeypatch.setattr(native, "KERNEL", before)
+    crash_at_put(wal, store, 2)
+    put = dict(store.objects)  # others are put at the same time
+    assert 0 < len(put) < 4
+    monkeypatch.setattr(native, "KERNEL", after)
+    run(wal, store, boot=2)
+    assert_once(store, ids)
+    assert put.items() <= store.objects.items(), "what was put is put again, byte for byte"
+    assert len(store.objects) == 4
+    assert batch_files(wal) == sealed(wal) == []
 
 
 @st.composite

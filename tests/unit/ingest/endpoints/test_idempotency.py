@@ -28,7 +28,7 @@ from arcpipe.wal.format import (
 )
 from tests.support.edge import Edge, Peer
 from tests.support.http import pack, request_bytes
-from tests.support.kernel import can_be_built, kernel
+from tests.support.kernel import can_be_built, kernel_of_checkout
 from tests.support.wal_doubles import FaultyDisk
 
 Make: TypeAlias = Callable[..., AnyRecentKeys]
@@ -40,7 +40,7 @@ ONE = b"db\xff\xffone"
 @pytest.fixture(params=["python", "kernel"])
 def make(request: pytest.FixtureRequest) -> Make:
     """Make recent keys in Python, or by the native kernel."""
-    by_kernel = None if request.param == "python" else kernel().RecentKeys
+    by_kernel = None if request.param == "python" else kernel_of_checkout().RecentKeys
     return functools.partial(recent_keys, kernel=by_kernel)
 
 
@@ -195,7 +195,7 @@ TestKnownKeys.settings = settings(max_examples=50, stateful_step_count=40, deadl
 if can_be_built():
 
     class KnownByKernel(KnownKeys):
-        kernel = kernel().RecentKeys
+        kernel = kernel_of_checkout().RecentKeys
 
     TestKnownByKernel = KnownByKernel.TestCase
     TestKnownByKernel.settings = TestKnownKeys.settings
@@ -205,7 +205,7 @@ if can_be_built():
 def test_the_kernel_knows_the_keys_that_python_knows(limit: int, keys: int, seed: int) -> None:
     """Claims, replays, forgotten groups, turns of generations, and bodies of all kinds, in any order."""
     choose = random.Random(seed)
-    both = recent_keys(100.0, limit, None), recent_keys(100.0, limit, kernel().RecentKeys)
+    both = recent_keys(100.0, limit, None), recent_keys(100.0, limit, kernel_of_checkout().RecentKeys)
     now, waiting, outcomes = 1000.0, [], set()
     for _ in range(6000):
         identity = b"db\xff%b\xffkey%d" % (b"token" * choose.randrange(3), choose.randrange(keys))
@@ -234,7 +234,7 @@ def test_the_kernel_knows_the_keys_that_python_knows(limit: int, keys: int, seed
 
 
 def test_the_kernel_refuses_what_is_no_claim() -> None:
-    recent = recent_keys(100.0, 10, kernel().RecentKeys)
+    recent = recent_keys(100.0, 10, kernel_of_checkout().RecentKeys)
     bad: list[tuple[Any, ...]] = [(), (ONE,), (ONE, b""), ("one", b"", 1.0), (ONE, "body", 1.0), (ONE, b"", "now")]
     bad += [(ONE, b"", 1.0, "front"), (ONE, b"", 1.0, b"", 1), (ONE, None, 1.0)]
     for arguments in bad:
@@ -244,7 +244,7 @@ def test_the_kernel_refuses_what_is_no_claim() -> None:
         with pytest.raises(ValueError, match="no claim has this number"):
             recent.settle(number)
     with pytest.raises(ValueError, match="above 2"):
-        recent_keys(100.0, 1 << 40, kernel().RecentKeys)
+        recent_keys(100.0, 1 << 40, kernel_of_checkout().RecentKeys)
     assert (recent.claimed, recent.settled) == (0, 0)
     assert write(recent, ONE, b"abc", 1.0) is None
 
@@ -297,7 +297,7 @@ def test_a_retry_of_a_request_that_met_a_bug_is_written(monkeypatch: pytest.Monk
 
 KINDS: list[type[KeyedPrefix]] = [
     KeyedPrefix,
-    *([kind_of_keyed_prefix(kernel().KeyedPrefix)] if can_be_built() else []),
+    *([kind_of_keyed_prefix(kernel_of_checkout().KeyedPrefix)] if can_be_built() else []),
 ]
 TOKENS = st.none() | st.text("abcdefgh234567", min_size=8, max_size=8)
 
@@ -352,7 +352,7 @@ def test_the_kernel_makes_the_prefixes_that_python_makes(
 ) -> None:
     """Keys, and segments, which have 16 bytes, in any order; and another prefix of the same plain one."""
     plains = [Prefix(KIND_COLUMNAR, "db", {"precision": "ms"}) for _ in range(2)]
-    kinds: tuple[type[KeyedPrefix], ...] = KeyedPrefix, kind_of_keyed_prefix(kernel().KeyedPrefix)
+    kinds: tuple[type[KeyedPrefix], ...] = KeyedPrefix, kind_of_keyed_prefix(kernel_of_checkout().KeyedPrefix)
     both = [kind(plain, token, part) for kind, plain in zip(kinds, plains, strict=True)]
     for step in steps:
         for prefix, plain in zip(both, plains, strict=True):

@@ -23,7 +23,7 @@ from arcpipe.ingest.http.head_cache import MAX_HEAD_BYTES
 from arcpipe.ingest.http.states import ANSWER, IDLE
 from tests.support.edge import Edge, Peer
 from tests.support.http import pack, request_bytes
-from tests.support.kernel import kernel
+from tests.support.kernel import kernel_of_checkout
 from tests.support.tokens import new_token
 from tests.support.wal_doubles import FaultyDisk
 
@@ -330,7 +330,7 @@ def test_a_bad_idempotency_key_is_refused_in_a_known_head_too(edge: Edge, bad: s
 @pytest.mark.parametrize("by_kernel", [False, True])
 @pytest.mark.parametrize("is_before", [True, False])
 def test_keys_and_lengths_of_any_size_are_cut_from_known_heads(edge: Edge, is_before: bool, by_kernel: bool) -> None:
-    edge.surface.heads.kernel = kernel().Outline if by_kernel else None
+    edge.surface.heads.kernel = kernel_of_checkout().Outline if by_kernel else None
 
     def write(key: str, count: int) -> bytes:
         body = pack({"m": "cpu", "columns": {"usage": [0.5] * count}})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from arcpipe.ingest.http import keys
 from arcpipe.ingest.http.outlines import LENGTH, Cut, Head, outline
-from tests.support.kernel import kernel
+from tests.support.kernel import kernel_of_checkout
 
 HEAD = Head(b"POST", b"/write", b"", {}, None, "", None, defaultdict(int))
 FRONT, MIDDLE, BACK = b"POST /write HTTP/1.1\r\nIdempotency-Key: ", b"\r\nContent-Length: ", b"\r\nAccept: */*\r\n\r\n"
@@ -59,7 +59,7 @@ def joined(kind: str, key: bytes, length: bytes) -> bytes:
 def test_the_kernel_cuts_heads_as_python_does(
     kind: str, values: list[tuple[bytes, bytes]], data: st.DataObject
 ) -> None:
-    by_kernel = fresh(kind, kernel().Outline)
+    by_kernel = fresh(kind, kernel_of_checkout().Outline)
     assert by_kernel.head.path == HEAD.path
     for key, length in values:
         before = data.draw(st.binary(max_size=3))
@@ -83,7 +83,7 @@ def test_the_kernel_cuts_plain_heads_by_itself(kind: str, key: bytes) -> None:
 
     pieces, names = KINDS[kind]
     middle = pieces[1] if len(pieces) == 3 else None
-    cuts = kernel().Outline(Broken(), pieces[0], middle, pieces[-1], names[0] is keys.HEADER)
+    cuts = kernel_of_checkout().Outline(Broken(), pieces[0], middle, pieces[-1], names[0] is keys.HEADER)
     for length in (b"0", b"256", b"9" * 12):
         whole = joined(kind, key, length)
         for data, start in ((whole, 0), (b"before" + whole + b"behind", 6)):
@@ -97,7 +97,7 @@ def test_the_kernel_cuts_plain_heads_by_itself(kind: str, key: bytes) -> None:
 @pytest.mark.parametrize("by_kernel", [False, True])
 @pytest.mark.parametrize("kind", list(KINDS)[:2])
 def test_keys_in_quotes_and_of_any_length_are_cut(kind: str, by_kernel: bool) -> None:
-    cuts = fresh(kind, kernel().Outline if by_kernel else None)
+    cuts = fresh(kind, kernel_of_checkout().Outline if by_kernel else None)
 
     def cut(key: bytes) -> Cut | None:
         found: Cut | None = cuts.cut(joined(kind, key, b"7"), 0)
@@ -115,7 +115,7 @@ def test_keys_in_quotes_and_of_any_length_are_cut(kind: str, by_kernel: bool) ->
 
 def test_the_kernel_leaves_other_kinds_of_bytes_to_python() -> None:
     whole = joined("key first", b"one", b"7")
-    cuts = fresh("key first", kernel().Outline)
+    cuts = fresh("key first", kernel_of_checkout().Outline)
     for data in (bytearray(whole), type("Bytes", (bytes,), {})(whole)):
         assert cuts.cut(data, 0) == (len(whole), 7, b"one", b"")
     for arguments in ((), (whole,), (whole, 0, 0)):

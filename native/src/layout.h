@@ -1,0 +1,28 @@
+/* The columns of a columnar map, found by the bytes around them. */
+#ifndef ARCPIPE_LAYOUT_H
+#define ARCPIPE_LAYOUT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Return the bytes of the shortest header of an array of so many values. */
+size_t header_size(size_t count);
+
+/* Tell whether an array begins with the shortest header for its number of values: its bytes, or 0. */
+size_t read_array_header(const uint8_t *at, size_t left, size_t *count);
+
+typedef struct {
+    const uint8_t *text;
+    size_t size;
+} Literal;
+
+typedef struct {
+    uint64_t start, end; /* offsets */
+} Span;
+
+/* Find arrays of flat values, each with the same number of them, between literals: one more than there are arrays.
+ * False if the bytes are anything else. */
+bool find_arrays(const uint8_t *data, size_t size, const Literal *literals, Span *arrays, size_t number, size_t *rows);
+
+#endif
