@@ -22,7 +22,7 @@ setup(
             sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "src").glob("*.c")),
             depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "src").glob("*.h")),
             define_macros=macros,
-            extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden"],
+            extra_compile_args=["-std=c11", "-O3", "-fvisibility=hidden", "-Werror=implicit-function-declaration"],
             py_limited_api=STABLE,
         )
     ],

@@ -180,7 +180,8 @@ Kind copy_texts(const Column *column, const int32_t *offsets, uint8_t *to)
             at += size;
         }
     }
-    if (is_ascii(to, (size_t)offsets[column->count]))
+    size_t size = (size_t)offsets[column->count];
+    if (ascii_bytes(to, size) == size)
         return TEXTS;
     for (row = 0; row < column->count; row++)
         if (!is_utf8(to + offsets[row], (size_t)(offsets[row + 1] - offsets[row])))
