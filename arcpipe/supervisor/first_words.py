@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 def say(settings: Settings, workers: int) -> None:
-    """Warn of what is not used, and log how lines are read, and where the number of workers comes from."""
+    """Warn of what is not used, and log whether the kernel is, and where the number of workers comes from."""
     for warning in settings.warnings:
         log.warning("%s", warning)
     if native.REFUSAL:
         log.warning("%s", native.REFUSAL)
     elif native.KERNEL is not None:
-        log.info("line protocol and columns are read by the native kernel")
+        log.info("the native kernel is used")
     if settings.server.workers:
         return
     found = cores.available()
