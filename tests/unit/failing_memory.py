@@ -1,0 +1,119 @@
+"""A process in which allocations of the native kernel fail, one at a time: `python -m tests.unit.failing_memory CHECK`.
+
+They fail in all threads, and in whatever traces the lines of a test, so this is no process of pytest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from arcpipe.codec.envelope import KIND_COLUMNAR
+from arcpipe.ingest.endpoints.idempotency import recent_keys
+from arcpipe.ingest.http import keys
+from arcpipe.ingest.http.outlines import LENGTH, Head, outline
+from arcpipe.wal.format import Prefix, crc32, kind_of_keyed_prefix
+from tests.support.kernel import built_kernel
+
+testcapi: Any = importlib.import_module("_testcapi")
+# Allocations of a call, at most.
+_MOST = 24
+PIECES = b"POST / HTTP/1.1\r\nIdempotency-Key: ", b"\r\nContent-Length: ", b"\r\n\r\n"
+
+
+@contextmanager
+def failing_at(number: int) -> Iterator[None]:
+    """Let one allocation fail, counted from 0 from now on."""
+    testcapi.set_nomemory(number, number + 1)
+    try:
+        yield
+    finally:
+        testcapi.remove_mem_hooks()
+
+
+def failures(call: Callable[[], object], after: Callable[[bool], None]) -> int:
+    """Call while each of the allocations fails, and count the errors; `after` is told whether there was one."""
+    count = 0
+    for number in range(_MOST):
+        is_done = False
+        try:
+            with failing_at(number):
+                call()
+                is_done = True
+        except MemoryError:
+            count += 1
+        after(is_done)
+    return count
+
+
+def check_claims(fill: int) -> None:
+    """What had no memory is not claimed. The claim makes the table, makes it larger, or has a place."""
+    body = b"b" * 300
+    errors = 0
+    for number in range(_MOST):
+        recent = recent_keys(1e6, 1 << 16, built_kernel().RecentKeys)
+        for filled in range(fill):
+            assert recent.claim(b"%0300d" % filled, b"body", 0.0) is None
+        try:
+            with failing_at(number):
+                recent.claim(b"one", body, 0.0)
+            assert recent.claimed == fill + 1
+        except MemoryError:
+            errors += 1
+            assert recent.claimed == fill
+            assert recent.claim(b"one", body, 0.0) is None
+        recent.settle(fill + 1)
+        assert recent.claim(b"one", b"", 0.0) == (fill + 1, 300, crc32(body))
+        if fill:
+            assert recent.claim(b"%0300d" % (fill - 1), b"", 0.0) == (fill, 4, crc32(b"body"))
+    assert errors >= (3 if fill == 0 else 1)
+
+
+def check_prefix() -> None:
+    """A prefix that had no memory is that of the entry before."""
+    prefix = kind_of_keyed_prefix(built_kernel().KeyedPrefix)(Prefix(KIND_COLUMNAR, "db", {})).make(b"former")
+    former = prefix.data, prefix.crc, prefix.claimed
+
+    def make() -> None:
+        prefix.make(b"latter")
+
+    def check(is_done: bool) -> None:
+        assert (prefix.claimed == b"db\xff\xfflatter") == is_done
+        assert prefix.crc == crc32(prefix.data)
+        if not is_done:
+            assert (prefix.data, prefix.crc, prefix.claimed) == former
+        prefix.make(b"former")
+
+    assert failures(make, check) >= 2
+
+
+def check_head() -> None:
+    """A head that had no memory is cut by the next call."""
+    head = Head(b"POST", b"/", b"", {}, None, "", None, defaultdict(int))
+    cuts = outline(head, PIECES, (keys.HEADER, LENGTH), built_kernel().Outline)
+    data = b"a key of this request".replace(b" ", b"-").join(PIECES[:2]) + b"100000" + PIECES[2]
+    expected = len(data), 100_000, b"a-key-of-this-request", b""
+
+    def cut() -> None:
+        assert cuts.cut(data, 0) == expected
+
+    def check(_is_done: bool) -> None:
+        assert cuts.cut(data, 0) == expected
+
+    assert failures(cut, check) >= 2
+
+
+CHECKS = {
+    "claim into an empty table": lambda: check_claims(0),
+    "claim into a table that grows": lambda: check_claims(32),
+    "claim into a large table": lambda: check_claims(300),
+    "prefix": check_prefix,
+    "head": check_head,
+}
+
+if __name__ == "__main__":
+    CHECKS[sys.argv[1]]()
