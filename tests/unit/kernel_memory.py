@@ -1,15 +1,17 @@
-"""A process in which allocations of the native kernel fail, one at a time: `python -m tests.unit.failing_memory CHECK`.
+"""A process that looks at the native kernel's memory: `python -m tests.unit.kernel_memory CHECK`.
 
-They fail in all threads, and in whatever traces the lines of a test, so this is no process of pytest.
+Allocations fail, and are counted, in all threads, and in whatever traces the lines of a test. So this is no process of
+pytest.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from arcpipe.codec.envelope import KIND_COLUMNAR
@@ -107,12 +109,47 @@ def check_head() -> None:
     assert failures(cut, check) >= 2
 
 
+def check_losses() -> None:
+    """The parts of the kernel give all back, also from calls that fail, and what Python can free."""
+    module = built_kernel()
+
+    def use() -> None:
+        head = Head(b"POST", b"/", b"", {}, None, "", None, defaultdict(int))
+        cuts = outline(head, PIECES, (keys.HEADER, LENGTH), module.Outline)
+        head.headers[b"itself"] = cuts  # type: ignore[assignment]
+        recent = recent_keys(100.0, 10, module.RecentKeys)
+        prefix = kind(Prefix(KIND_COLUMNAR, "db", {}))
+        for number in range(12):
+            key = b"key%d" % (number // 2)
+            for odd in (key, b'"' + key, b"k" * 200):
+                cuts.cut(odd.join(PIECES[:2]) + b"1" + PIECES[2], 0)
+            recent.claim(prefix.make(key).claimed, b"body" * number, float(number))
+            if number % 3 == 0:
+                recent.settle(recent.claimed)
+            else:
+                recent.forget(prefix.claimed)
+            for call in (recent.claim, prefix.make, cuts.cut):
+                with suppress(TypeError):
+                    call(number)  # type: ignore[arg-type, call-arg]
+
+    kind = kind_of_keyed_prefix(module.KeyedPrefix)
+    for _ in range(50):
+        use()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(400):
+        use()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 200
+
+
 CHECKS = {
     "claim into an empty table": lambda: check_claims(0),
     "claim into a table that grows": lambda: check_claims(32),
     "claim into a large table": lambda: check_claims(300),
     "prefix": check_prefix,
     "head": check_head,
+    "losses": check_losses,
 }
 
 if __name__ == "__main__":
