@@ -2,21 +2,13 @@
 
 #include <string.h>
 
-enum { FLOAT64 = 0xCB, SIGNED64 = 0xD3 };
+#include "column_parts.h"
 
 #define SHORT_TEXT 5     /* the upper three bits of a text that has its length in the others */
 #define LONGEST_SHORT 32 /* bytes */
 
 /* Values that are stepped over in one go where they have the same first byte. */
 #define RUN 8
-
-static size_t big_endian(const uint8_t *from, size_t size)
-{
-    size_t number = 0;
-    for (size_t at = 0; at < size; at++)
-        number = number << 8 | from[at];
-    return number;
-}
 
 /* Bytes of a value by its first byte from 0xC0 on; 0 where that does not tell, or for what is no flat value. */
 static const uint8_t SIZES[32] = {
