@@ -11,6 +11,7 @@ import pytest
 
 from arcpipe.disk import Disk
 from arcpipe.tables.iceberg.file_io import LocalFileIO, path_of
+from tests.support.iceberg import assert_becomes_whole_or_nothing
 
 
 @pytest.mark.parametrize(
@@ -41,16 +42,7 @@ def test_a_file_is_there_when_its_stream_is_closed(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_failed_leaves_nothing(tmp_path: Path) -> None:
-    output = LocalFileIO().new_output(f"{tmp_path}/c")
-
-    def fail() -> None:
-        with output.create() as stream:
-            stream.write(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert not output.exists()
+    assert_becomes_whole_or_nothing(LocalFileIO().new_output(f"{tmp_path}/c"))
 
 
 def test_file_and_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
