@@ -20,7 +20,7 @@ from arcpipe.upload.staging import EntryShape, GroupKey, group_key
 # Layouts that are kept; beyond them, all are learned again. The sizes of their first literals are tried in turn.
 _MOST_KNOWN: Final = 1_024
 _MOST_SIZES: Final = 8
-# Learning a layout takes as long as decoding an entry: one of so many entries may be for that, besides the first ones.
+# Learning a layout takes as long as decoding an entry. So only the first entries are learned, and then one of eight.
 _LEARN_EVERY: Final = 8
 _LEARN_FIRST: Final = 16
 

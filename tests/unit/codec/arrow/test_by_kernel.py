@@ -104,7 +104,7 @@ def f32(value: float) -> bytes:
 
 
 def integer(value: int, width: int) -> bytes:
-    """An integer in so many bytes, or in the fewest that hold it."""
+    """Pack an integer in the fewest bytes that hold it, but no fewer than `width`."""
     for size, signed, unsigned in ((1, 0xD0, 0xCC), (2, 0xD1, 0xCD), (4, 0xD2, 0xCE), (8, 0xD3, 0xCF)):
         if size >= width and -(1 << 8 * size - 1) <= value < 1 << 8 * size - 1:
             return bytes([signed]) + value.to_bytes(size, "big", signed=True)
