@@ -10,6 +10,7 @@ from arcpipe_native._kernel import (
     array_headers,
     find_columns,
     read_column,
+    walk_columns,
 )
 from arcpipe_native._kernel import version as __version__
 
@@ -22,4 +23,5 @@ __all__ = [
     "array_headers",
     "find_columns",
     "read_column",
+    "walk_columns",
 ]

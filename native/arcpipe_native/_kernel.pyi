@@ -152,6 +152,17 @@ def find_columns(payload: bytes | memoryview, literals: tuple[bytes, ...], /) ->
         that all have the same number of them, at least one.
     """
 
+def walk_columns(data: bytes, start: int, columns: int, /) -> tuple[tuple[bytes, ...], int, int, int, int, int] | None:
+    """Find the columns of a map, whose first name is at `start`.
+
+    Returns:
+        Their names, the number of rows, and the offset after the map; then, for the column `time`, the offsets of its
+        first value and after its last one, both 0 without that column, and the size of each value if all have the same
+        first byte, which tells it, else 0. None if the bytes are anything but short names of printable ASCII, each with
+        an array of flat values, of which all have the same number, at least one; or if there are more than 256 columns.
+        A name may be there twice.
+    """
+
 def array_headers(arrays: tuple[Any, ...], counts: Any, /) -> int:
     """Return how many bytes the headers of arrays have, if all have the shortest ones, of one width; else 0.
 

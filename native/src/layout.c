@@ -37,6 +37,12 @@ size_t header_size(size_t count)
     return count < 16 ? 1 : count < 0x10000 ? 3 : 5;
 }
 
+/* Tell whether the first byte of a flat value tells its size. */
+static bool has_fixed_size(uint8_t marker)
+{
+    return marker < 0xC0 || marker >= 0xE0 || SIZES[marker & 31];
+}
+
 static bool is_run(const uint8_t *from, size_t size)
 {
     uint8_t differs = 0;
@@ -123,4 +129,48 @@ bool find_arrays(const uint8_t *data, size_t size, const Literal *literals, Span
         at = after;
     }
     return false;
+}
+
+/* Read a short text of printable ASCII; NULL if there is anything else. */
+static const uint8_t *name_end(const uint8_t *at, const uint8_t *end, Literal *name)
+{
+    if (at == end || *at >> 5 != SHORT_TEXT)
+        return NULL;
+    *name = (Literal){at + 1, *at & 31};
+    if (!name->size || (size_t)(end - at) <= name->size)
+        return NULL;
+    bool is_printable = true;
+    for (size_t sign = 0; sign < name->size; sign++)
+        is_printable &= name->text[sign] >= ' ' && name->text[sign] <= '~';
+    return is_printable ? name->text + name->size : NULL;
+}
+
+size_t find_named(const uint8_t *data, size_t size, size_t start, Named *columns, size_t number, size_t *rows)
+{
+    const uint8_t *at = data + start, *end = data + size;
+    for (size_t each = 0; each < number; each++) {
+        at = name_end(at, end, &columns[each].name);
+        if (at == NULL)
+            return 0;
+        size_t count, header = read_array_header(at, (size_t)(end - at), &count);
+        const uint8_t *after = array_end(at, end, &count);
+        if (after == NULL || !count || (each && count != *rows))
+            return 0;
+        *rows = count;
+        columns[each].values = (Span){(uint64_t)(at + header - data), (uint64_t)(after - data)};
+        at = after;
+    }
+    return (size_t)(at - data);
+}
+
+size_t width_of(const uint8_t *data, Span values, size_t count)
+{
+    const uint8_t *at = data + values.start;
+    size_t width = value_size(at, (size_t)(values.end - values.start));
+    if (!has_fixed_size(*at) || values.end - values.start != width * count)
+        return 0;
+    uint8_t differs = 0;
+    for (size_t each = 0; each < count; each++)
+        differs |= at[each * width] ^ *at;
+    return differs ? 0 : width;
 }

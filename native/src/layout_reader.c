@@ -3,8 +3,10 @@
 #include "layout_reader.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "layout.h"
+#include "objects.h"
 
 /* Bytes of a payload from which on other threads run while its columns are found. */
 #define LONG_PAYLOAD ((Py_ssize_t)1024 * 1024)
@@ -91,9 +93,66 @@ static PyObject *find_columns(PyObject *module, PyObject *args)
     return found;
 }
 
+/* Columns of a map that are found by their names, at most. */
+#define MOST_NAMED 256
+
+/* Bytes of a body from which on other threads run meanwhile. */
+#define LONG_BODY ((Py_ssize_t)128 * 1024)
+
+/* Make the tuple that `walk_columns` returns; NULL with an exception set. */
+static PyObject *named_columns(const uint8_t *data, const Named *columns, size_t number, size_t rows, size_t end)
+{
+    PyObject *names = PyTuple_New((Py_ssize_t)number);
+    Span times = {0, 0};
+    size_t width = 0;
+    for (size_t each = 0; names != NULL && each < number; each++) {
+        Literal text = columns[each].name;
+        PyObject *name = PyBytes_FromStringAndSize((const char *)text.text, (Py_ssize_t)text.size);
+        if (name == NULL || PyTuple_SetItem(names, (Py_ssize_t)each, name) < 0)
+            Py_CLEAR(names);
+        if (text.size == 4 && !memcmp(text.text, "time", 4)) {
+            times = columns[each].values;
+            width = width_of(data, times, rows);
+        }
+    }
+    if (names == NULL)
+        return NULL;
+    return Py_BuildValue("Nnnnnn", names, (Py_ssize_t)rows, (Py_ssize_t)end, (Py_ssize_t)times.start,
+                         (Py_ssize_t)times.end, (Py_ssize_t)width);
+}
+
+static PyObject *walk_columns(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    long long start, number;
+    if (count != 3 || !PyBytes_Check(args[0]) || !read_integer(args[1], 0, PyBytes_Size(args[0]), &start) ||
+        !read_integer(args[2], 1, INT64_MAX, &number)) {
+        PyErr_SetString(PyExc_TypeError, "walk_columns takes bytes, an offset in them, and a number of columns");
+        return NULL;
+    }
+    if (number > MOST_NAMED)
+        Py_RETURN_NONE;
+    const uint8_t *data = bytes_of(args[0]);
+    Py_ssize_t size = PyBytes_Size(args[0]);
+    Named columns[MOST_NAMED];
+    size_t rows = 0, end;
+    if (size < LONG_BODY) {
+        end = find_named(data, (size_t)size, (size_t)start, columns, (size_t)number, &rows);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        end = find_named(data, (size_t)size, (size_t)start, columns, (size_t)number, &rows);
+        Py_END_ALLOW_THREADS
+    }
+    if (!end)
+        Py_RETURN_NONE;
+    return named_columns(data, columns, (size_t)number, rows, end);
+}
+
 static PyMethodDef FUNCTIONS[] = {
     {"array_headers", array_headers, METH_VARARGS, PyDoc_STR("Tell how many bytes the headers of arrays have.")},
     {"find_columns", find_columns, METH_VARARGS, PyDoc_STR("Find the columns of a payload between literals.")},
+    {"walk_columns", (PyCFunction)(void (*)(void))walk_columns, METH_FASTCALL,
+     PyDoc_STR("Find the columns of a map.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -36,13 +36,14 @@ from arcpipe.codec.columns import (
     array_header,
 )
 from arcpipe.codec.effort import Effort, go_on
-from arcpipe.codec.messagepack.columnar import IS_BATCH, IS_ROW, check_columnar, patched
+from arcpipe.codec.messagepack.columnar import IS_BATCH, IS_ROW, check_columnar
 from arcpipe.codec.messagepack.layout import (
     ARRAY,
     KIND,
     KIND_NAMES,
     MAP,
 )
+from arcpipe.codec.messagepack.patches import patched
 from arcpipe.codec.messagepack.read import (
     SHORT,
     bad_end,

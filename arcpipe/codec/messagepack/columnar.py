@@ -1,83 +1,34 @@
-"""Check columnar maps: their keys, their names, and that each column is an array of one length."""
+"""Check columnar maps in one walk: their keys, and what they say of their columns."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
-from arcpipe.codec.columns import (
-    COLUMN_TYPES,
-    MAX_COLUMNS,
-    MAX_NAME_BYTES,
-    check_column_name,
-    pack_str,
-    quote,
-)
-from arcpipe.codec.messagepack.layout import (
-    ARRAY,
-    INTEGER,
-    KIND,
-    MAP,
-    SIZE,
-)
+from arcpipe.codec.columns import COLUMN_TYPES, MAX_COLUMNS, pack_str, quote
+from arcpipe.codec.messagepack.column_walk import check_columns
+from arcpipe.codec.messagepack.layout import ARRAY, INTEGER, KIND, MAP, SIZE
+from arcpipe.codec.messagepack.patches import Patch, Patches
 from arcpipe.codec.messagepack.read import (
     SHORT,
     SHOWN_BYTES,
     bad_key,
     find_string,
     kind_of,
-    long_name,
     read_key,
     read_length,
     read_measurement,
-    text_of,
     truncated_at_end,
 )
-from arcpipe.codec.messagepack.times import BadTime, TimeRule, settle, stay
-from arcpipe.codec.messagepack.walk import LONG_MARKERS, LongValue, Walker
+from arcpipe.codec.messagepack.times import TimeRule
+from arcpipe.codec.messagepack.walk import Walker
 from arcpipe.errors import BadPayload
-
-_LONG_EXTENSION: Final = 0xC9
-
-# Values of a column that may hold a longer value than `LongValue` allows: such a column is walked value by value.
-_WALKED_VALUES: Final = 1 << 16
-
-# Values of a column that may be proven by their stride. Longer ones are left to the walker, whose memory is bounded.
-_STRIDE_VALUES: Final = 1 << 16
-
-# A mask: `check` is called once per 256 columns, or values of a column, which take 0.2 ms.
-_COLUMNS_BETWEEN_CHECKS: Final = 255
 
 # `check_columnar` returns one of these instead of an offset when a map turns out not to be columnar.
 IS_ROW: Final = -1
 IS_BATCH: Final = -2
-
-
-class Patch(NamedTuple):
-    """Bytes of a body that are something else in the WAL."""
-
-    start: int
-    end: int
-    new: bytes
-
-
-Patches: TypeAlias = tuple[Patch, ...]
-
-
-def patched(data: bytes, start: int, end: int, patches: Patches) -> bytes:
-    """Return the bytes from `start` to `end` with all patches, which are in order."""
-    view = memoryview(data)
-    parts: list[bytes | memoryview] = []
-    for patch in patches:
-        parts += (view[start : patch.start], patch.new)
-        start = patch.end
-    return b"".join((*parts, view[start:end]))
-
-
-# Columnar maps: one walk over the headers and names. Values are proven to be there, not read, but for those of `time`.
 
 
 def check_columnar(
@@ -88,7 +39,7 @@ def check_columnar(
     marker = data[pos]
     keys, pos = (marker & 15, pos + 1) if marker <= 0x8F else read_length(data, pos)
     measured = False
-    names: list[bytes] | None = None
+    names: Sequence[bytes] | None = None
     tags: set[bytes] | None = None
     types: set[bytes] | None = None
     records = 0
@@ -108,7 +59,7 @@ def check_columnar(
             else:
                 pos = read_measurement(data, end)
         elif key == b"columns" and names is None:
-            names, records, pos, settled = _columns(data, end, walker, rule, check)
+            names, records, pos, settled = check_columns(data, end, walker, rule, check)
             patches += settled
         elif key == b"tags" and tags is None:
             if names is None and KIND[data[end]] != ARRAY:
@@ -140,7 +91,7 @@ def check_columnar(
     return pos, records, patches
 
 
-def _check_named(names: list[bytes], tags: set[bytes], types: set[bytes]) -> None:
+def _check_named(names: Sequence[bytes], tags: set[bytes], types: set[bytes]) -> None:
     """Check that the names in `tags` and `types` are columns."""
     if unknown := tags.difference(names):
         raise BadPayload(f"tag {quote(min(unknown))} is not a column")
@@ -191,167 +142,6 @@ def numbered(what: str, data: bytes, pos: int) -> tuple[str, int]:
 
 
 _decode_integer: Final = msgspec.msgpack.Decoder(int).decode
-
-
-def _columns(
-    data: bytes, pos: int, walker: Walker | None, rule: TimeRule, check: Callable[[], None]
-) -> tuple[list[bytes], int, int, Patches]:
-    """Check the map of columns at `pos`: (names, records, offset after it, patches).
-
-    The offset lies after the end of `data` if the last value is cut off there. The same holds for any value whose
-    bytes are not read (a name, a number): the next read at the offset finds that, or `check_columnar` at its end.
-    """
-    columns, pos = _count_columns(data, pos)
-    size = len(data)
-    names: list[bytes] = []
-    seen: set[bytes] = set()
-    checked = 0
-    records = -1
-    settled: Patches = ()
-    for number in range(columns):
-        if number & _COLUMNS_BETWEEN_CHECKS == _COLUMNS_BETWEEN_CHECKS:
-            seen.update(_check_names(names[checked:]))
-            checked = number
-            check()
-        short = SHORT[data[pos]]
-        if short:
-            start = pos + short
-            name = data[pos + 1 : start]
-        else:
-            name, start = _read_long_name(data, pos)
-        names.append(name)
-        marker = data[start]
-        if marker == 0xDC:
-            count = data[start + 1] << 8 | data[start + 2]
-            pos = start + 3
-        elif 0x90 <= marker <= 0x9F:
-            count = marker & 15
-            pos = start + 1
-        else:
-            count, pos = _count_many_values(data, start, name)
-        if count != records:
-            _check_count(count, records, names)
-            records = count
-
-        # Where the first byte of a value fixes its width, it leads to the first byte of the next: equal bytes at that
-        # stride prove a whole column. Any other column is walked value by value, in C. The last value is looked at
-        # before the rest because it alone nearly always shows that the column is not of that kind.
-        marker = data[pos]
-        width = SIZE[marker]
-        if width:
-            end = pos + width * count
-            if count == 1 or (
-                end <= size
-                and data[end - width] == marker
-                and count <= _STRIDE_VALUES
-                and data[pos:end:width] == data[pos : pos + 1] * count
-            ):
-                if name == b"time" and not stay(data, pos, width, count, rule):
-                    settled = _settle(data, pos, end, count, rule, check)
-                pos = end
-                continue
-        if walker is None:
-            walker = Walker(data, check=check)
-        values, pos = pos, _walk_column(data, start, pos, name, count, walker, check)
-        if name == b"time":
-            settled = _settle(data, values, pos, count, rule, check)
-    seen.update(_check_names(names[checked:] if checked else names))
-    if len(seen) != columns:
-        raise BadPayload(f"column {quote(_repeated(names))} is there twice")
-    return names, records, pos, settled
-
-
-def _settle(data: bytes, start: int, end: int, count: int, rule: TimeRule, check: Callable[[], None]) -> Patches:
-    """Check the values of `time` from `start` to `end`. Returns their patch, if they need one."""
-    if end > len(data):
-        raise truncated_at_end(data)
-    try:
-        new = settle(data, start, end, count, rule, check)
-    except BadTime as error:
-        raise BadPayload(f"column 'time', row {error.row}: {error}") from None
-    return () if new is None else (Patch(start, end, new),)
-
-
-def _count_columns(data: bytes, pos: int) -> tuple[int, int]:
-    """Read the header of the map of columns at `pos`: (columns, offset after it)."""
-    marker = data[pos]
-    if 0x80 < marker <= 0x8F:
-        return marker & 15, pos + 1
-    if KIND[marker] != MAP:
-        raise BadPayload(f"'columns' is not a map but {kind_of(data, pos)}")
-    columns, end = read_length(data, pos)
-    if not 0 < columns <= MAX_COLUMNS:
-        raise BadPayload(f"more than {MAX_COLUMNS} columns" if columns else "'columns' is empty")
-    return columns, end
-
-
-def _read_long_name(data: bytes, pos: int) -> tuple[bytes, int]:
-    """Read a column name that is no short string: (name, offset after it)."""
-    name, end = read_key(data, pos)
-    if len(name) > MAX_NAME_BYTES:
-        raise long_name(data, "column name", pos)
-    return name, end
-
-
-def _count_many_values(data: bytes, pos: int, name: bytes) -> tuple[int, int]:
-    """Read the header of an array with more than 65,535 values: (values, offset after it)."""
-    if data[pos] != 0xDD:
-        raise BadPayload(f"column {quote(name)} is not an array but {kind_of(data, pos)}")
-    return read_length(data, pos)
-
-
-def _check_count(count: int, records: int, names: list[bytes]) -> None:
-    """Check the `count` of values of the last column against the `records` of those before; -1 where there are none."""
-    if not count:
-        raise BadPayload(f"no records: column {quote(names[-1])} has no values")
-    if records > 0:
-        raise BadPayload(f"column {quote(names[-1])} has {count} values, {quote(names[0])} has {records}")
-
-
-def _walk_column(
-    data: bytes, start: int, pos: int, name: bytes, count: int, walker: Walker, check: Callable[[], None]
-) -> int:
-    """Walk over the column whose header is at `start` and whose first value is at `pos`: the offset after it."""
-    try:
-        try:
-            return walker.end_of(start)
-        except LongValue:
-            if count > _WALKED_VALUES:
-                raise
-            return _walk_values(data, pos, count, walker, check)
-    except BadPayload as error:
-        raise BadPayload(f"{error}, in column {quote(name)}") from None
-
-
-def _walk_values(data: bytes, pos: int, count: int, walker: Walker, check: Callable[[], None]) -> int:
-    """Walk over `count` values, of which strings and binary values may have any length: the offset after them.
-
-    As that of `_columns`, it lies after the end of `data` if the last value is cut off.
-    """
-    for number in range(count):
-        if number & _COLUMNS_BETWEEN_CHECKS == _COLUMNS_BETWEEN_CHECKS:
-            check()
-        marker = data[pos]
-        if marker in LONG_MARKERS:
-            start = pos + 5
-            data[start - 1]  # raises IndexError, where a slice would only be shorter
-            pos = start + (marker == _LONG_EXTENSION) + int.from_bytes(data[pos + 1 : start], "big")
-        else:
-            pos = walker.end_of(pos)
-    return pos
-
-
-def _check_names(names: list[bytes]) -> list[bytes]:
-    """Return the names if all are allowed."""
-    joined = b"".join(names)
-    if not joined.isascii() or not joined.decode("ascii").isprintable() or not all(names):
-        for name in names:
-            check_column_name(text_of("column name", name))
-    return names
-
-
-def _repeated(names: list[bytes]) -> bytes:
-    return Counter(names).most_common(1)[0][0]
 
 
 def _tags(data: bytes, pos: int) -> tuple[set[bytes], int]:
