@@ -36,6 +36,7 @@ from arcpipe.wal.format import envelope_prefix
 from tests.support.edge import Edge, Peer
 from tests.support.kernel import by_kernel
 from tests.unit.codec.line_protocol.test_body import rows_of, typed
+from tests.unit.codec.messagepack.test_by_kernel import same_with_both
 from tests.unit.codec.protobuf.test_scan import is_refused_by_both
 
 MAX_DECODED: Final = 1 << 16
@@ -140,6 +141,12 @@ def native_lines(data: bytes) -> None:
             assert typed(rows_of(native.encoded)) == typed(rows_of(by_line.encoded))
 
 
+def native_columns(data: bytes) -> None:
+    """A MessagePack body: with the native kernel, it is taken, patched and refused as without it."""
+    for rule in RULES:
+        same_with_both(data, rule)
+
+
 def records(data: bytes, encoders: Sequence[Callable[..., Records]] = RECORDS) -> None:
     """A body of JSON or CSV: the entry for the WAL is what the MessagePack codec takes, and bad records are errors."""
     for roles in (Roles("m"), Roles("m", "t", "k", frozenset(("h",)), {"v": "f64", "w": "i64"})):
@@ -238,6 +245,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "msgpack": msgpack,
     "lines": lines,
     "native_lines": native_lines,
+    "native_columns": native_columns,
     "json_lines": partial(records, encoders=RECORDS[:1]),
     "json_array": partial(records, encoders=RECORDS[1:2]),
     "csv": partial(records, encoders=RECORDS[2:]),

@@ -26,6 +26,13 @@ FUZZ = settings(deadline=None, max_examples=200, suppress_health_check=list(Heal
 LINES = b'cpu,host=a usage=0.5,n=1i,s="x" 1700000000\nmem free=1\n'
 ESCAPED_LINES = b'a\\ b,t\\,x=\\=,h=a\\\\ f\\"="\\"\\\\",time=-0.5e-3,t=T -5\r\n#\nm t=18446744073709551615u\n'
 COLUMNS = msgpack_library.packb({"m": "cpu", "columns": {"time": [1_700_000_000, 2], "a": [0.5, 1], "s": ["x", None]}})
+MANY_COLUMNS = msgpack_library.packb(
+    {
+        "m": "cpu",
+        "columns": {"time": [2**60 + row for row in range(20)], "s": ["text"] * 20, "f": [0.5] * 20},
+        "tags": ["s"],
+    }
+)
 ROWS = msgpack_library.packb([{"m": "cpu", "t": 1, "fields": {"a": 1}, "tags": {"b": "c"}}] * 2)
 JSON = b'{"t":1700000000,"k":"cpu","h":"a","v":1,"n":{"x":[1]}}\n{"v":2.5,"w":12345678901234567890}\n'
 CSV = b't,h,v,w\n1700000000,a,1,2\n,"b\nc",x,\n'
@@ -67,6 +74,7 @@ BODIES = [
 ]
 EXAMPLES = {
     "native_lines": [LINES, ESCAPED_LINES],
+    "native_columns": [COLUMNS, MANY_COLUMNS],
     "json_lines": [JSON],
     "json_array": [ARRAY],
     "csv": [CSV],
@@ -173,6 +181,13 @@ def test_no_bytes_upset_the_line_protocol_codec(data: bytes) -> None:
 def test_no_bytes_are_other_lines_to_the_native_kernel(data: bytes) -> None:
     if can_be_built():
         targets.native_lines(data)
+
+
+@given(changed(COLUMNS, MANY_COLUMNS) | st.binary(max_size=500))
+@FUZZ
+def test_no_bytes_are_other_columns_to_the_native_kernel(data: bytes) -> None:
+    if can_be_built():
+        targets.native_columns(data)
 
 
 @given(changed(JSON, ARRAY, CSV, JSON * 100) | st.binary(max_size=500))
