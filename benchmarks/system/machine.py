@@ -108,13 +108,15 @@ def _write_cache(number: str) -> str:
 
 
 def _arcpipe_version() -> str:
-    """Return the version, and the commit if the source tree is a repository."""
+    """Return the version, the commit if the source tree is a repository, and whether the native kernel is in use."""
     from arcpipe import __version__
+    from arcpipe.native import KERNEL
 
+    kernel = "" if KERNEL is None else ", with its native kernel"
     try:
         commit = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return __version__
-    return f"{__version__} ({commit})"
+        return f"{__version__}{kernel}"
+    return f"{__version__} ({commit}){kernel}"
