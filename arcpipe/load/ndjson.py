@@ -1,6 +1,7 @@
 """JSON objects, one on a line -> chunks of rows.
 
-The whole file is read once to find columns of numbers with a fraction in some line: those are floats in each.
+The whole file is read once to find columns of numbers with a fraction in some line: those are floats in each. Integers
+of more than 64 bits are text, so that no digit is lost.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, Any, Final
 
-import orjson
+import msgspec
 
 from arcpipe.client.encoding import Stream
 from arcpipe.load.chunks import BadInput, Chunk, Row, RowChunk, within
@@ -19,6 +20,10 @@ from arcpipe.units import MB
 MAX_LINE_BYTES: Final = 16 * MB
 _MEASUREMENT: Final = "measurement"  # the key that names it unless the plan says otherwise
 _MAX_COLUMNS: Final = 1_000_000  # of one file, whose types are remembered
+
+_decode: Final = msgspec.json.Decoder().decode
+# ValueError: an integer of more than 4300 digits.
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError)
 
 Floats = frozenset[tuple[str, str]]
 """Measurements and columns of floats."""
@@ -33,8 +38,8 @@ def _objects(file: IO[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]
         if not text.strip():
             continue
         try:
-            found = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
+            found = _decode(text)
+        except _UNDECODABLE as error:
             raise BadInput(f"{name}: line {line}: no JSON: {error}") from None
         if not isinstance(found, dict):
             raise BadInput(
@@ -92,5 +97,17 @@ def _row(line: int, record: dict[str, Any], plan: Plan, floats: Floats, place: s
             column = TIME
         elif (measurement, column) in floats and type(value) is int and abs(value) <= EXACT:
             value = float(value)
-        values[column] = value
+        values[column] = _fitting(value)
     return Row(measurement, plan.tags, values, line)
+
+
+def _fitting(value: Any) -> Any:
+    """Make integers of more than 64 bits text."""
+    kind = type(value)
+    if kind is int:
+        return value if -(1 << 63) <= value < 1 << 64 else str(value)
+    if kind is list:
+        return [_fitting(item) for item in value]
+    if kind is dict:
+        return {name: _fitting(item) for name, item in value.items()}
+    return value
