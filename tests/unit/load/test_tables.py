@@ -277,13 +277,13 @@ def test_ndjson_comes_back_with_every_value(found: list[dict[str, Any]], most: i
 
 
 def test_ndjson_integers_of_more_than_64_bits_are_text() -> None:
-    line = b'{"time":1,"a":18446744073709551616,"b":18446744073709551615,"c":-9223372036854775809,"d":[1,{"e":%d}],"f":0.5}'
+    line = b'{"time":1,"a":18446744073709551616,"b":18446744073709551615,"c":-9223372036854775809,"d":[1,{"e":%d}]}'
     data = line % 10**30 + b"\n" + b'{"time":2,"a":0.5}'
     plan = Plan(format="ndjson", measurement="cpu")
     floats = ndjson.survey(io.BytesIO(data), plan, "x")
     first, second = rows_of(list(ndjson.read(io.BytesIO(data), plan, "x", floats)))
     assert (first["a"], first["b"], first["c"]) == (str(2**64), 2**64 - 1, str(-(2**63) - 1))
-    assert (first["d"], first["f"], second["a"]) == ([1, {"e": str(10**30)}], 0.5, 0.5)
+    assert (first["d"], second["a"]) == ([1, {"e": str(10**30)}], 0.5)
 
 
 @pytest.mark.parametrize(
