@@ -6,7 +6,6 @@ by whoever may read or write it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from arcpipe import durable
+from arcpipe import durable, lock_file
 from arcpipe.compaction.files import LakeFile
 from arcpipe.disk import Disk
 from arcpipe.errors import ArcpipeError
@@ -104,15 +103,11 @@ class Plans:
         """
         self._disk.make_directory(self.folder)
         path = os.path.join(self.folder, "LOCK")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-                raise Busy(f"process {owner or 'unknown'} is compacting: it holds {path}") from None
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            fd = lock_file.take(path)
+        except lock_file.Held as owner:
+            raise Busy(f"process {owner} is compacting: it holds {path}") from None
+        try:
             yield
         finally:
             os.close(fd)

@@ -12,6 +12,7 @@ from typing import IO, Any, Final
 import msgspec
 
 from arcpipe.client.encoding import Stream
+from arcpipe.codec.integers import fitting
 from arcpipe.load.chunks import BadInput, Chunk, Row, RowChunk, within
 from arcpipe.load.plan import DEFAULT_DATABASE, TIME, BadPlan, Plan
 from arcpipe.load.texts import EXACT
@@ -97,17 +98,5 @@ def _row(line: int, record: dict[str, Any], plan: Plan, floats: Floats, place: s
             column = TIME
         elif (measurement, column) in floats and type(value) is int and abs(value) <= EXACT:
             value = float(value)
-        values[column] = _fitting(value)
+        values[column] = fitting(value)
     return Row(measurement, plan.tags, values, line)
-
-
-def _fitting(value: Any) -> Any:
-    """Make integers of more than 64 bits text."""
-    kind = type(value)
-    if kind is int:
-        return value if -(1 << 63) <= value < 1 << 64 else str(value)
-    if kind is list:
-        return [_fitting(item) for item in value]
-    if kind is dict:
-        return {name: _fitting(item) for name, item in value.items()}
-    return value

@@ -15,7 +15,6 @@ forgotten. So a batch that is ended a second time, after a crash, finds its file
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import zlib
@@ -25,7 +24,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from arcpipe import durable
+from arcpipe import durable, lock_file
 from arcpipe.disk import Disk
 from arcpipe.errors import ArcpipeError
 from arcpipe.wal import checked_json
@@ -208,15 +207,11 @@ class CommitFiles:
         """
         self.make()
         path = self.path("LOCK")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-                raise Busy(f"process {owner or 'unknown'} commits to tables: it holds {path}") from None
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            fd = lock_file.take(path)
+        except lock_file.Held as owner:
+            raise Busy(f"process {owner} commits to tables: it holds {path}") from None
+        try:
             yield
         finally:
             os.close(fd)

@@ -20,6 +20,7 @@ from arcpipe.codec.columns import (
     pack_values,
 )
 from arcpipe.codec.effort import Effort
+from arcpipe.codec.integers import fitting
 from arcpipe.codec.messagepack.times import BadTime, TimeRule, settle
 from arcpipe.codec.records.plan import Plan, make_plan
 from arcpipe.codec.records.roles import Roles
@@ -193,19 +194,7 @@ def _pack_column(values: list[Any], bad: BadRows) -> bytes:
     packed = [array_header(len(values))]
     for row, value in enumerate(values):
         try:
-            packed.append(pack_values([_fitting(value)])[1:])
+            packed.append(pack_values([fitting(value)])[1:])
         except (OverflowError, RecursionError, ValueError):
             bad[row] = "a value is nested too deep"
     return b"".join(packed)
-
-
-def _fitting(value: Any) -> Any:
-    """Make integers of more than 64 bits text, so that no digit is lost."""
-    kind = type(value)
-    if kind is int:
-        return value if -(1 << 63) <= value < 1 << 64 else str(value)
-    if kind is list:
-        return [_fitting(item) for item in value]
-    if kind is dict:
-        return {name: _fitting(item) for name, item in value.items()}
-    return value
