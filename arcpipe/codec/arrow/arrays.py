@@ -39,6 +39,7 @@ from arcpipe.codec.arrow.values import (
     Mask,
     Values,
     odd_rows,
+    widened,
 )
 from arcpipe.errors import BadPayload
 from arcpipe.units import MB
@@ -173,7 +174,7 @@ def _to_uint64(values: Values, class_: int, rows: Ints | None) -> _Converted:
 
 def _to_float64(values: Values, class_: int, rows: Ints | None) -> _Converted:
     if class_ in FLOATS:
-        return values.numbers(class_, rows).astype(np.float64, copy=False), None
+        return widened(values.numbers(class_, rows)), None
     if class_ not in INTEGERS:
         return _NO
     numbers = values.numbers(class_, rows)

@@ -21,6 +21,7 @@ from arcpipe.codec.arrow.values import (
     Mask,
     Values,
     odd_rows,
+    widened,
 )
 from arcpipe.codec.time_units import UNIT_NS
 
@@ -171,7 +172,7 @@ def _scale(numbers: npt.NDArray[Any], unit_ns: int) -> _ClassTimes:
 
 
 def _float_times(numbers: npt.NDArray[Any], precision: str | None, sized: Borders | None) -> _ClassTimes:
-    floats = numbers.astype(np.float64, copy=False)
+    floats = widened(numbers)
     unit_ns = UNIT_NS[precision or "s"]
     with np.errstate(over="ignore", invalid="ignore"):
         if sized is not None:

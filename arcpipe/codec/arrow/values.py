@@ -167,3 +167,9 @@ NONE: Final[Ints] = np.zeros(0, np.int64)
 def odd_rows(values: Values, valid: Mask) -> Ints:
     """Return the rows that hold a value and are not valid."""
     return np.flatnonzero(~valid & (values.classes != NIL))
+
+
+def widened(floats: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return floats as float64, without the warning of numpy for a NaN that signals."""
+    with np.errstate(invalid="ignore"):
+        return floats.astype(np.float64, copy=False)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from arcpipe.codec.arrow.find import find_values
 from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US, Times, decode_time
-from arcpipe.codec.arrow.values import NONE, Ints
+from arcpipe.codec.arrow.values import NONE, Ints, widened
 from arcpipe.codec.columns import pack_float64, pack_int64, pack_uint64, pack_values
 from arcpipe.codec.effort import go_on
 from arcpipe.codec.messagepack.times import TimeRule, settle
@@ -97,5 +97,5 @@ def pack_plain(array: pa.Array) -> bytes:
         if pa.types.is_integer(type_):
             return pack_int64(array.to_numpy().astype(np.int64, copy=False))
         if pa.types.is_floating(type_):
-            return pack_float64(array.to_numpy().astype(np.float64, copy=False))
+            return pack_float64(widened(array.to_numpy()))
     return pack_values(array.to_pylist())

@@ -16,6 +16,7 @@ from arcpipe.codec.arrow.arrays import build
 from arcpipe.codec.arrow.find import find_values
 from arcpipe.codec.arrow.natural import natural_type
 from arcpipe.codec.arrow.times import MAX_TIME_US, MIN_TIME_US, decode_time
+from arcpipe.codec.arrow_ipc.times import pack_plain
 from arcpipe.codec.rescued import InvalidText, parse_rescued, rescued_json, unpack_value
 from arcpipe.errors import BadPayload
 from tests.support.values import (
@@ -246,6 +247,22 @@ def test_what_is_no_time_is_odd(value: Any) -> None:
     assert found.odd.tolist() == [0]
     assert found.missing.tolist() == [2]
     assert found.us[1] == 1_700_000_000_000_000
+
+
+SIGNALLING = [b"\xca\x7f\x80\x00\x01", b"\xcb\x7f\xf0\x00\x00\x00\x00\x00\x01"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("nan", SIGNALLING, ids=["float32", "float64"])
+def test_a_nan_that_signals_is_taken_without_a_warning(nan: bytes) -> None:
+    for precision in (None, "ns", "s"):
+        assert times(nan, 1_700_000_000, precision=precision).odd.tolist() == [0]
+    for hint in (None, "i64", "u64", "f64", "bool", "str", "bytes", "time", "decimal"):
+        for neighbour in (b"\xca\x3f\x00\x00\x00", b"\x01", b"\xa1x", b"\xc0"):
+            column = decode_values(nan + neighbour, 2, hint)
+            check_nothing_is_lost([nan, neighbour], column.array, column.odd.tolist())
+    array = pa.array(np.frombuffer(b"\x01\x00\x80\x7f", np.float32))
+    assert math.isnan(msgpack.unpackb(pack_plain(array))[0])
 
 
 @pytest.mark.parametrize("precision", ["us", "ms", "s", "m", "h"])
