@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The pip that a Python brings along may be years old, and needs twice the time to find and unpack what the tests need.
+PIP := pip==26.3
 # Processes for pytest: three more than cores, because many tests wait for what a server does.
 JOBS = $(shell echo $$(($$(nproc) + 3)))
 
@@ -212,3 +214,4 @@ $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "arcpipe needs Python 3.11 or newer, and there is no $(PYTHON): make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "arcpipe needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(PIP)' || echo "not installed: $(PIP); the pip of $(PYTHON) does all else, slower" >&2

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import gc
 import importlib
 import json
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+
+from tests.support.s3models import read_models
 
 ROOT: Final = Path(__file__).parents[2]
 _PR_SET_PDEATHSIG: Final = 1
@@ -106,20 +107,9 @@ def _warm_up() -> None:
         setattr(os, name, lambda fd: None)  # a kill takes nothing out of the page cache
     load(None, {})  # has msgspec look at the types of all settings: 0.04 s
     pa.array(np.arange(1))  # has pyarrow look for pandas, and import it where it is installed: 0.35 s
-    _parse_s3_model()
+    read_models()
     gc.collect()
     gc.freeze()  # as the supervisor does, so that a collection in a fork does not copy all of it
-
-
-def _parse_s3_model() -> None:
-    """Has the SDK read its description of S3 here, once, and not in each fork: 0.2 s."""
-    import botocore.loaders
-    import botocore.session
-
-    botocore.loaders.create_loader = functools.cache(botocore.loaders.create_loader)
-    botocore.session.get_session().create_client(
-        "s3", region_name="us-east-1", aws_access_key_id="-", aws_secret_access_key="-"
-    )
 
 
 def run_in_fork(work: Callable[[], int], log: str, seconds: float) -> int:

@@ -176,13 +176,16 @@ _COMMANDS: Final = (
 def _load(arguments: Sequence[str], environ: Mapping[str, str]) -> None:
     """Import what a command with these settings imports. What is there already costs nothing."""
     names = list(_SERVER if "serve" in arguments[:1] else _COMMANDS)
-    if environ.get("ARCPIPE_STORAGE_URL", "").startswith("s3:"):
+    is_s3 = environ.get("ARCPIPE_STORAGE_URL", "").startswith("s3:")
+    if is_s3:
         names.append("arcpipe.storage.s3")
     if environ.get("ARCPIPE_TABLES_FORMAT") == "iceberg":
         names += ["arcpipe.tables.process", "arcpipe.tables.iceberg.table", "arcpipe.tables.iceberg.sql_catalogue"]
     with libraries.loading():
         for name in names:
             importlib.import_module(name)
+        if is_s3:
+            importlib.import_module("tests.support.s3models").read_models()
 
 
 def _be_the_program(order: dict[str, Any], output: int, errors: int, helper: int) -> None:
