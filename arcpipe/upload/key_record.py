@@ -1,14 +1,25 @@
-"""The record of an entry with an idempotency key, as `key_files` keeps it: its hash, and what is known of the entry."""
+"""The record of an entry with an idempotency key, as `key_files` keeps it: its hash, and what is known of the entry.
+
+The hash covers all that the key belongs to: database, token, and the number of the entry in its request. None of them
+has a zero byte. What a client sends again is compared by size and CRC32 of the entry's body.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from struct import Struct
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
+from arcpipe.codec.arrow.values import Ints
 from arcpipe.codec.entries import decode_front
-from arcpipe.codec.envelope import Envelope, decode_raw_envelope
+from arcpipe.codec.envelope import Envelope, Meta, decode_raw_envelope
+from arcpipe.upload.key_files import RECORD, Records
 from arcpipe.wal.format import crc32
+from arcpipe.wal.stretch import checksums
 
 HASH_BYTES: Final = 16
 _FACTS: Final = Struct("<III")
@@ -17,9 +28,6 @@ _MAX_SECOND: Final = (1 << 32) - 1
 
 def key_record(timestamp_us: int, payload: bytes | memoryview, envelope: Envelope | None) -> bytes | None:
     """Make the record of an entry; None if it has no key.
-
-    The hash covers all that the key belongs to: database, token, and the number of the entry in its request. None of
-    them has a zero byte. What a client sends again is compared by size and CRC32 of the entry's body.
 
     Args:
         envelope: of the payload; None if only the slow road can read it.
@@ -36,9 +44,37 @@ def key_record(timestamp_us: int, payload: bytes | memoryview, envelope: Envelop
         body = memoryview(decode_raw_envelope(payload).body)
     if meta.key is None:
         return None
-    name = f"{database}\0{meta.by}\0{meta.key}\0{meta.part}".encode()
+    before, after = around_key(database, meta)
+    return make_record(before + meta.key.encode() + after, timestamp_us, body)
+
+
+def around_key(database: str, meta: Meta) -> tuple[bytes, bytes]:
+    """Return what is hashed before a key, and after it."""
+    return f"{database}\0{meta.by}\0".encode(), f"\0{meta.part}".encode()
+
+
+def make_record(name: bytes, timestamp_us: int, body: bytes | memoryview) -> bytes:
+    """Make a record of what is hashed, and of the entry."""
     second = min(timestamp_us // 1_000_000, _MAX_SECOND)
     return blake2b(name, digest_size=HASH_BYTES).digest() + _FACTS.pack(second, len(body), crc32(body))
+
+
+def make_records(
+    names: Sequence[bytes], timestamps_us: npt.NDArray[np.uint64], data: memoryview, starts: Ints, sizes: Ints
+) -> Records:
+    """Make the records of many entries at once.
+
+    Args:
+        starts: where each body begins in `data`.
+        sizes: the bytes of each body.
+    """
+    records = np.empty(len(names), RECORD)
+    halves = np.frombuffer(b"".join([blake2b(name, digest_size=HASH_BYTES).digest() for name in names]), "<u8")
+    records["high"], records["low"] = halves[::2], halves[1::2]
+    records["second"] = np.minimum(timestamps_us // 1_000_000, _MAX_SECOND)
+    records["size"] = sizes
+    records["crc"] = checksums(data, starts, sizes)
+    return records
 
 
 def unpack_facts(record: bytes) -> tuple[int, int, int]:
