@@ -69,7 +69,7 @@ class Front:
         names[:, first:last] = keys.view(np.uint8).reshape(len(numbers), -1)
         names[:, last:] = np.frombuffer(self.after, np.uint8)
         return make_records(
-            names.view(f"V{names.shape[1]}").ravel().tolist(),
+            names,
             timestamps_us[numbers],
             block.data.data,
             block.starts[numbers] + self.size,

@@ -6,7 +6,6 @@ has a zero byte. What a client sends again is compared by size and CRC32 of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from struct import Struct
 from typing import Final
@@ -14,6 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from arcpipe import native
 from arcpipe.codec.arrow.values import Ints
 from arcpipe.codec.entries import decode_front
 from arcpipe.codec.envelope import Envelope, Meta, decode_raw_envelope
@@ -60,19 +60,25 @@ def make_record(name: bytes, timestamp_us: int, body: bytes | memoryview) -> byt
 
 
 def make_records(
-    names: Sequence[bytes], timestamps_us: npt.NDArray[np.uint64], data: memoryview, starts: Ints, sizes: Ints
+    names: npt.NDArray[np.uint8], timestamps_us: npt.NDArray[np.uint64], data: memoryview, starts: Ints, sizes: Ints
 ) -> Records:
     """Make the records of many entries at once.
 
     Args:
+        names: what is hashed of each, a row for each.
         starts: where each body begins in `data`.
         sizes: the bytes of each body.
     """
+    seconds = np.minimum(timestamps_us // 1_000_000, _MAX_SECOND).astype(np.uint32)
+    if native.KERNEL is not None:
+        return np.frombuffer(native.KERNEL.key_records(names, data, seconds, starts, sizes), RECORD)
     records = np.empty(len(names), RECORD)
-    halves = np.frombuffer(b"".join([blake2b(name, digest_size=HASH_BYTES).digest() for name in names]), "<u8")
+    hashes = [
+        blake2b(name, digest_size=HASH_BYTES).digest() for name in names.view(f"V{names.shape[1]}").ravel().tolist()
+    ]
+    halves = np.frombuffer(b"".join(hashes), "<u8")
     records["high"], records["low"] = halves[::2], halves[1::2]
-    records["second"] = np.minimum(timestamps_us // 1_000_000, _MAX_SECOND)
-    records["size"] = sizes
+    records["second"], records["size"] = seconds, sizes
     records["crc"] = checksums(data, starts, sizes)
     return records
 

@@ -9,6 +9,7 @@ from arcpipe_native._kernel import (
     RecentKeys,
     array_headers,
     find_columns,
+    key_records,
     read_column,
 )
 from arcpipe_native._kernel import version as __version__
@@ -21,5 +22,6 @@ __all__ = [
     "__version__",
     "array_headers",
     "find_columns",
+    "key_records",
     "read_column",
 ]
