@@ -17,6 +17,7 @@ from arcpipe.codec.arrow.values import Ints, Mask
 from arcpipe.upload.budget import Budget
 from arcpipe.upload.fronts import Front
 from arcpipe.upload.key_files import RECORD
+from arcpipe.upload.layouts import Found
 from arcpipe.upload.opened import Opened, OpenedBlock, record_of
 
 Decide = Callable[[Sequence[bytes]], list[bool]]
@@ -41,7 +42,8 @@ class KeyDecisions:
         self._decide = decide
         self._budget = budget
         self._held: list[Held] = []  # an entry with a key, and those after it
-        self._bytes = 0
+        self._bytes = 0  # of those that are decoded
+        self._views_bytes = 0  # of the others
 
     def hold(self, timestamp_us: int, payload: bytes | memoryview, origin: int, opened: Opened) -> bool:
         """Keep an entry if it has a key, or comes after one that waits; return whether it does."""
@@ -51,18 +53,26 @@ class KeyDecisions:
         if record is None and not self._held:
             return False
         self._held.append(Held(record, timestamp_us, payload, origin, opened))
-        self._bytes += len(payload)
+        if isinstance(opened, Found):
+            self._views_bytes += len(payload)
+        else:
+            self._bytes += len(payload)
         return True
 
     @property
     def are_due(self) -> bool:
         """Tell whether so much waits that it should be decided."""
-        return len(self._held) >= self._budget.held_entries or self._bytes >= self._budget.held_bytes
+        budget = self._budget
+        return (
+            len(self._held) >= budget.held_entries
+            or self._bytes >= budget.held_bytes
+            or self._views_bytes >= budget.held_views_bytes
+        )
 
     def settle(self) -> Iterator[Held]:
         """Decide, and yield the entries that count. Take each before the next."""
         held, self._held = self._held, []
-        self._bytes = 0
+        self._bytes = self._views_bytes = 0
         records = [entry.record for entry in held if entry.record is not None]
         counts = iter(self._decide(records) if records and self._decide is not None else ())
         held.reverse()

@@ -17,6 +17,7 @@ from arcpipe import native
 from arcpipe.codec.arrow.values import Ints
 from arcpipe.codec.entries import decode_front
 from arcpipe.codec.envelope import Envelope, Meta, decode_raw_envelope
+from arcpipe.units import KB
 from arcpipe.upload.key_files import RECORD, Records
 from arcpipe.wal.format import crc32
 from arcpipe.wal.stretch import checksums
@@ -24,6 +25,7 @@ from arcpipe.wal.stretch import checksums
 HASH_BYTES: Final = 16
 _FACTS: Final = Struct("<III")
 _MAX_SECOND: Final = (1 << 32) - 1
+_FRONT_FIRST: Final = 8 * KB  # bytes of a payload from which on its front costs less than a walk through its body
 
 
 def key_record(timestamp_us: int, payload: bytes | memoryview, envelope: Envelope | None) -> bytes | None:
@@ -33,15 +35,17 @@ def key_record(timestamp_us: int, payload: bytes | memoryview, envelope: Envelop
         envelope: of the payload; None if only the slow road can read it.
     """
     body: memoryview
-    if envelope is None:
+    if envelope is not None and envelope.meta.key is None:
+        return None
+    if envelope is not None and len(payload) < _FRONT_FIRST:
+        database, meta = envelope.database, envelope.meta
+        body = memoryview(decode_raw_envelope(payload).body)
+    else:
         front = decode_front(payload)
         if front is None:
             return None
         database, meta, start = front
         body = memoryview(payload)[start:]
-    else:
-        database, meta = envelope.database, envelope.meta
-        body = memoryview(decode_raw_envelope(payload).body)
     if meta.key is None:
         return None
     before, after = around_key(database, meta)
