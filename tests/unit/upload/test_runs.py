@@ -274,6 +274,28 @@ def test_entries_of_one_shape_are_one_run_whatever_their_sizes() -> None:
     assert piece.origins.tolist() == list(range(0, 600, 2))
 
 
+def test_entries_with_keys_are_in_the_runs_of_those_without() -> None:
+    """Keys of two lengths and two tokens; one key is not ASCII."""
+    metas: list[dict[str, Any]] = [{"in": identity(number % 3)} for number in range(300)]
+    for number in range(0, 300, 2):
+        metas[number] |= {"by": f"token-{number % 4}", "key": f"{number:03}" * (1 + number % 3)}
+    payloads = [usual(number, meta=meta) for number, meta in enumerate(metas)]
+    payloads[150] = usual(150, meta={"in": identity(1), "by": "token-2", "key": "\u00fc"})
+    (run,), left = find(payloads)
+    assert left == [150]
+    assert run.numbers.tolist() == [number for number in range(300) if number != 150]
+
+
+def test_a_front_that_goes_on_in_the_next_entry_is_none() -> None:
+    """Otherwise an entry without a whole key, which becomes a dead letter, would be dropped for another one's key."""
+    keyed = [usual(number, meta={"in": identity(1), "key": f"{number:036}"}) for number in range(40)]
+    at = keyed[0].index(b"\xa3key") + 20
+    some = block([*keyed[:20], keyed[20][:at], keyed[20][at:], *keyed[21:]])
+    ((front, numbers),) = RunFinder().fronts(some)
+    assert len(front.key) == 36
+    assert numbers.tolist() == [number for number in range(41) if number not in (20, 21)]
+
+
 def test_databases_measurements_and_precisions_have_runs_of_their_own() -> None:
     owners = [("db", "cpu", {}), ("other", "cpu", {}), ("db", "memory", {}), ("db", "cpu", {"precision": "ms"})]
     payloads = [
