@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NAME: Final = "arcpipe_native"
 _PARTS: Final = (
     *("KeyedPrefix", "LineReader", "Outline", "RecentKeys"),
-    *("array_headers", "find_columns", "read_column", "walk_columns"),
+    *("array_headers", "find_columns", "key_records", "read_column", "walk_columns"),
 )
 
 

@@ -90,6 +90,27 @@ def decode_front(payload: bytes | memoryview) -> Front | None:
     return Front(front.database, front.meta, body)
 
 
+def key_place(payload: bytes | memoryview, front: Front) -> range | None:
+    """Find the bytes of the idempotency key of an envelope.
+
+    Returns:
+        Where they are in the payload; an empty range without a key. None if that is not plain: the key is empty or not
+        ASCII, or the meta has several.
+    """
+    key = front.meta.key
+    if key is None:
+        return range(0)
+    count, at = _length(payload, value_end(payload, value_end(payload, 1)), 0x80, 0xDE)
+    places = []
+    for _ in range(count):
+        name_end = value_end(payload, at)
+        end = value_end(payload, name_end)
+        if unpack_value(bytes(payload[at:name_end])) == "key":
+            places.append(range(end - len(key), end))
+        at = end
+    return places[0] if len(places) == 1 and key and key.isascii() else None
+
+
 def _arrow_maps(body: ArrowBody, precision: str | None) -> Iterator[ColumnMap]:
     from arcpipe.codec.arrow_ipc.columns import column_maps  # most who read entries meet no Arrow, and need not wait
 

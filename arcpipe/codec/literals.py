@@ -25,13 +25,14 @@ class Literal:
 
     __slots__ = ("_words", "size")
 
-    def __init__(self, data: bytes, hidden: range = range(0)) -> None:
-        """Take bytes; those in `hidden` may be any."""
+    def __init__(self, data: bytes, hidden: range = range(0), ascii_: range = range(0)) -> None:
+        """Take bytes; those in `hidden` may be any, and those in `ascii_` any of ASCII."""
         self.size = len(data)
         self._words = []
         for at in range(0, len(data), _WORD):
             part = data[at : at + _WORD]
-            mask = bytes(0 if at + number in hidden else 0xFF for number in range(len(part)))
+            places = range(at, at + len(part))
+            mask = bytes(0 if place in hidden else 0x80 if place in ascii_ else 0xFF for place in places)
             wanted = bytes(byte & keep for byte, keep in zip(part, mask, strict=True))
             if any(mask):
                 self._words.append((at, _word(mask), _word(wanted)))

@@ -29,7 +29,8 @@ class Budget:
 
     # Entries that wait until it is known whether an earlier one has their idempotency key.
     held_entries: int = 1_024
-    held_bytes: int = MB
+    held_bytes: int = MB  # of those that are decoded: small values take many times as much then
+    held_views_bytes: int = 4 * MB  # of the others
 
     # Small entries, which are searched together for runs of one shape.
     block_entries: int = 4_096

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,13 +26,10 @@ from arcpipe.codec.arrow.values import Ints
 from arcpipe.codec.arrow_ipc.columns import stream_columns
 from arcpipe.codec.entries import batch_length, batch_parts, decode_entry, split_batch
 from arcpipe.codec.envelope import (
-    ARROW_KIND,
     KIND_BATCH,
     KIND_COLUMNAR,
     ColumnMap,
-    Envelope,
     decode_arrow,
-    decode_envelope,
 )
 from arcpipe.config.settings import Parquet
 from arcpipe.errors import ArcpipeError, BadPayload
@@ -46,13 +42,14 @@ from arcpipe.upload.collected_tables import CollectedTables
 from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters, OnDeadLetter
 from arcpipe.upload.file_settings import FileSettings
-from arcpipe.upload.key_record import key_record
-from arcpipe.upload.layouts import Layouts
+from arcpipe.upload.key_decisions import Decide, KeyDecisions
+from arcpipe.upload.layouts import Found
+from arcpipe.upload.opened import Opened, OpenedBlock, Opener, groups_of
 from arcpipe.upload.parquet import OnFile
 from arcpipe.upload.runs import LEAST_ENTRIES, Run, RunFinder
 from arcpipe.upload.schema import SchemaRegistry
-from arcpipe.upload.small_entries import Small, SmallEntries
-from arcpipe.upload.staging import GroupKey, group_key
+from arcpipe.upload.small_entries import SmallEntries
+from arcpipe.upload.staging import GroupKey
 from arcpipe.upload.table_schema import TableName, TableSchema
 from arcpipe.wal.stretch import MOST_BYTES, Stretch
 
@@ -74,20 +71,6 @@ class WriterFailed(ArcpipeError):
             f"the Parquet writer refuses rows of {measurement!r} in database {database!r}{others}: "
             f"{reasons[self.table]}. Refused entries will be kept as dead letters"
         )
-
-
-Decide = Callable[[Sequence[bytes]], list[bool]]
-"""Tells which of some entries count, by their records as `key_record` makes them."""
-
-
-class _Held(NamedTuple):
-    """An entry that waits until it is known whether it counts."""
-
-    record: bytes | None  # None: it has no key
-    timestamp_us: int
-    payload: bytes | memoryview
-    origin: int
-    envelope: Envelope | None
 
 
 class BatchTables:
@@ -131,9 +114,7 @@ class BatchTables:
 
         self._registry = registry
         self._budget = budget
-        self._decide = decide
-        self._held: list[_Held] = []  # an entry with a key, and those after it, until `decide` is asked
-        self._held_bytes = 0
+        self._decisions = KeyDecisions(decide, budget)
         self._unreleased = 0  # bytes of payloads since the last release
         rules = registry.rules._replace(hive=layout == "hive", keep_nanoseconds=parquet.keep_nanoseconds)
         memory = spool if isinstance(spool, SpoolMemory) else SpoolMemory(spool)
@@ -147,7 +128,7 @@ class BatchTables:
         )
         self._collect = self._tables.add
         self._runs = RunFinder()
-        self._layouts = Layouts()
+        self._opener = Opener(budget)
         self._small = SmallEntries(budget.block_entries, budget.block_bytes)
 
     def __enter__(self) -> BatchTables:
@@ -204,123 +185,78 @@ class BatchTables:
 
     def _add(self, timestamp_us: int, payload: bytes | memoryview, origin: int) -> None:
         """Take one entry by itself."""
-        self._unreleased += len(payload)
-        if self._unreleased > self._budget.release_bytes:
-            self._unreleased = 0
-            self._tables.release()
-        if not self._held and self._add_found(timestamp_us, payload, origin):
-            return
-        envelope = self._envelope(payload)
-        learned = envelope is not None and self._layouts.learn(payload, envelope)
-        if learned and not self._held and self._add_found(timestamp_us, payload, origin):
-            return
-        if self._decide is not None and (envelope is None or envelope.meta.key is not None or self._held):
-            self._hold(timestamp_us, payload, origin, envelope)
-        else:
-            self._take(timestamp_us, payload, origin, envelope)
+        opened = self._opener.open(payload)
+        if not self._decisions.hold(timestamp_us, payload, origin, opened):
+            self._take(timestamp_us, payload, origin, opened)
+        elif self._decisions.are_due:
+            self._settle()
 
-    def _add_found(self, timestamp_us: int, payload: bytes | memoryview, origin: int) -> bool:
-        """Take an entry by its layout; return whether it has a known one."""
-        found = self._layouts.find(payload)
-        if found is None:
-            return False
-        self._tables.add_found(found, payload, timestamp_us, origin)
-        return True
-
-    def _envelope(self, payload: bytes | memoryview) -> Envelope | None:
-        """Decode an envelope; None if only the slow road can read it."""
-        budget = self._budget
-        if len(payload) <= budget.whole_batch_bytes or batch_length(payload) <= budget.whole_batch_maps:
-            try:
-                return decode_envelope(payload)
-            except Exception:  # decode_entry finds out the reason
-                return None
-        return None
+    def _settle(self) -> None:
+        """Take the entries that waited, and count."""
+        for held in self._decisions.settle():
+            self._take(held.timestamp_us, held.payload, held.origin, held.opened)
+            del held
 
     def _take_block(self) -> None:
         """Take the small entries: runs of one shape together, and the others one by one."""
         if not len(self._small):
             return
         small = self._small.take()
-        runs: list[Run] = []
-        left = list(range(len(small)))
-        if len(small) >= LEAST_ENTRIES and not self._held:
-            runs, left = self._runs.find(small.block)
+        if len(small) < LEAST_ENTRIES:
+            for number in range(len(small)):
+                self._add(*small.entry(number))
+            return
+        self._settle()
+        fronted = self._runs.fronts(small.block)
+        block = OpenedBlock(small, self._opener)
+        counts = self._decisions.of_block(block, fronted)
+        if not counts.all():
+            fronted = [(front, numbers[counts[numbers]]) for front, numbers in fronted]
+        runs, left = self._runs.find(small.block, fronted)
+        if not counts.all():
+            left = [number for number in left if counts[number]]
         if runs and left:
-            runs, left = self._undivided(runs, left, small)
+            runs = _undivided(runs, left, block)
+            for run in runs:
+                counts[run.numbers] = False
+            left = np.flatnonzero(counts).tolist()
         runs.sort(key=lambda run: -int(run.numbers[0]))
         for number in (*left, len(small)):  # groups begin in the order of their first entries
             while runs and runs[-1].numbers[0] < number:
                 run = runs.pop()
                 self._tables.add_run(run, run.piece(small.timestamps_us, small.origins))
             if number < len(small):
-                self._add(*small.entry(number))
+                self._take(*block.take(number))
 
-    def _undivided(self, runs: list[Run], left: list[int], small: Small) -> tuple[list[Run], list[int]]:
-        """Give up runs of groups that have other entries in the block, too: the rows of a group keep their order."""
-        divided: set[GroupKey] = set()
-        for number in left:
-            payload = small.block.payload(number)
-            envelope = self._envelope(payload)
-            if envelope is None and payload[1:2] == ARROW_KIND:
-                continue
-            body = None if envelope is None else envelope.body
-            if envelope is None or body is None or (self._decide is not None and envelope.meta.key is not None):
-                return [], list(range(len(small)))  # it may be of any group, or holds back those after it
-            maps = body if isinstance(body, list) else [body]
-            divided.update(group_key(envelope.database, envelope.meta.precision, columns) for columns in maps)
-        kept = [run for run in runs if run.key not in divided]
-        if len(kept) < len(runs):
-            is_left = np.ones(len(small), np.bool_)
-            for run in kept:
-                is_left[run.numbers] = False
-            left = np.flatnonzero(is_left).tolist()
-        return kept, left
-
-    def _take(self, timestamp_us: int, payload: bytes | memoryview, origin: int, envelope: Envelope | None) -> None:
-        """Take an entry that counts; without its envelope if only the slow road can read it."""
+    def _take(self, timestamp_us: int, payload: bytes | memoryview, origin: int, opened: Opened) -> None:
+        """Take an entry that counts."""
         size = len(payload)
         budget = self._budget
-        if envelope is None:
+        self._unreleased += size
+        if self._unreleased > budget.release_bytes:
+            self._unreleased = 0
+            self._tables.release()
+        if isinstance(opened, Found):
+            self._tables.add_found(opened, payload, timestamp_us, origin)
+            return
+        if opened is None:
             if size > budget.whole_batch_bytes and batch_length(payload) > budget.whole_batch_maps:
                 with contextlib.suppress(BadPayload):  # raised before anything was taken: below it is a dead letter
                     self._add_parts(timestamp_us, batch_parts(payload), origin)
                     return
             self._add_unusual(timestamp_us, payload, origin)
             return
-        body = envelope.body
-        meta = envelope.meta
+        body = opened.body
+        meta = opened.meta
         time_us = meta.time_of(timestamp_us) if meta.clock else timestamp_us
-        if envelope.kind == KIND_COLUMNAR and body.__class__ is ColumnMap:
-            self._collect(envelope.database, meta.precision, body, size, time_us, origin, 0)
-        elif envelope.kind == KIND_BATCH and body.__class__ is list:
+        if opened.kind == KIND_COLUMNAR and body.__class__ is ColumnMap:
+            self._collect(opened.database, meta.precision, body, size, time_us, origin, 0)
+        elif opened.kind == KIND_BATCH and body.__class__ is list:
             size //= len(body) or 1
             for part, columns in enumerate(body):
-                self._collect(envelope.database, meta.precision, columns, size, time_us, origin, part)
+                self._collect(opened.database, meta.precision, columns, size, time_us, origin, part)
         else:
             self._add_unusual(timestamp_us, payload, origin)
-
-    def _hold(self, timestamp_us: int, payload: bytes | memoryview, origin: int, envelope: Envelope | None) -> None:
-        """Keep an entry until there are some to decide on together: their order stays as it is."""
-        self._held.append(_Held(key_record(timestamp_us, payload, envelope), timestamp_us, payload, origin, envelope))
-        self._held_bytes += len(payload)
-        budget = self._budget
-        if len(self._held) >= budget.held_entries or self._held_bytes >= budget.held_bytes:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Take the held entries that count."""
-        held, self._held = self._held, []
-        self._held_bytes = 0
-        records = [entry.record for entry in held if entry.record is not None]
-        assert self._decide is not None or not held
-        counts = iter(self._decide(records) if records and self._decide is not None else ())
-        held.reverse()
-        while held:
-            record, timestamp_us, payload, origin, envelope = held.pop()
-            if record is None or next(counts):
-                self._take(timestamp_us, payload, origin, envelope)
-            del payload, envelope  # a large one makes room for the next
 
     def _add_unusual(self, timestamp_us: int, payload: bytes | memoryview, origin: int) -> None:
         """Take a payload that is not of columns, or that only the slow road can read: Arc's, or one with a bad part."""
@@ -384,3 +320,14 @@ class BatchTables:
         if self._jobs.refused:
             raise WriterFailed(self._jobs.refused)
         self.schema_changes = self._registry.changed(self._tables.schemas())
+
+
+def _undivided(runs: list[Run], left: list[int], block: OpenedBlock) -> list[Run]:
+    """Give up runs of groups that have other entries in the block, too: the rows of a group keep their order."""
+    divided: set[GroupKey] = set()
+    for number in left:
+        groups = groups_of(*block.open(number))
+        if groups is None:
+            return []
+        divided.update(groups)
+    return [run for run in runs if run.key not in divided]

@@ -9,7 +9,6 @@ This module must not know envelopes, the WAL, Arrow or object stores.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
@@ -18,10 +17,10 @@ import numpy as np
 from arcpipe.codec.entries import array_length
 from arcpipe.codec.envelope import ColumnMap, encode_entry
 from arcpipe.errors import BadPayload
-from arcpipe.lake.open_files import OpenFiles, Quota
+from arcpipe.lake.open_files import OpenFiles
 from arcpipe.upload.arrow_entries import ArrowEntry, ArrowGroup
 from arcpipe.upload.budget import DECODED_BYTES, Budget
-from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, Group, TableOutput
+from arcpipe.upload.conversion_jobs import Bundle, ConversionJobs, Group
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
 from arcpipe.upload.layouts import Found
 from arcpipe.upload.runs import Run
@@ -38,6 +37,7 @@ from arcpipe.upload.staging import (
     whole_piece,
     with_columns,
 )
+from arcpipe.upload.table_jobs import CollectedTable, TableJobs
 from arcpipe.upload.table_schema import TableName, TableSchema
 
 # Bytes of memory that an entry, and each column of it, costs besides its values: first staged, then compacted.
@@ -58,23 +58,6 @@ _NO_ARRAY: Final = 0xC1  # a marker that MessagePack never uses
 _NO_VIEW: Final = memoryview(b"")
 
 
-class _CollectedTable:
-    """The collected entries of one (database, measurement), and their output. There may be 100,000 of these."""
-
-    __slots__ = ("arrow", "cost", "flushed", "groups", "max_rows", "names", "output", "quota", "rows")
-
-    def __init__(self, output: TableOutput) -> None:
-        self.output = output
-        self.arrow = ArrowGroup()
-        self.groups: dict[GroupKey, EntryGroup] = {}
-        self.names: set[str] = set()
-        self.rows = 0
-        self.max_rows = 0
-        self.cost = 0
-        self.flushed = False  # before the batch's end
-        self.quota: Quota | None = None  # open files that it was last granted
-
-
 class CollectedTables:
     """Collect columnar maps and hand them to the jobs of the batch; blocks while the pool is busy."""
 
@@ -92,15 +75,13 @@ class CollectedTables:
         self._letters = letters
         self._registry = registry
         self._budget = budget
-        self._open_files = open_files
         self._row_group_rows = row_group_rows
         self._careful = frozenset(careful)
 
-        self._tables: dict[TableName, _CollectedTable] = {}
-        self._groups: dict[GroupKey, tuple[_CollectedTable, EntryGroup]] = {}
+        self._tables: dict[TableName, CollectedTable] = {}
+        self._groups: dict[GroupKey, tuple[CollectedTable, EntryGroup]] = {}
         self._cost = 0
-        self._with_files: OrderedDict[_CollectedTable, None] = OrderedDict()
-        """The tables with a share of the open files, the one used longest ago first."""
+        self._table_jobs = TableJobs(jobs, open_files)
 
     def add(
         self,
@@ -241,7 +222,7 @@ class CollectedTables:
             if table.flushed or table.cost > self._budget.small_table_bytes:
                 width = len(table.names)
                 groups, cost = self._take(table)
-                self._submit(table, groups, cost, width, close=True)
+                self._table_jobs.submit(table, groups, cost, width, close=True)
             else:
                 small.append(table)
         self._flush_small(small)
@@ -266,14 +247,14 @@ class CollectedTables:
 
     # New groups
 
-    def _table(self, name: TableName) -> _CollectedTable:
+    def _table(self, name: TableName) -> CollectedTable:
         table = self._tables.get(name)
         if table is None:
             output = self._jobs.output(self._registry.draft(*name), name in self._careful)
-            table = self._tables[name] = _CollectedTable(output)
+            table = self._tables[name] = CollectedTable(output)
         return table
 
-    def _new_group(self, key: GroupKey, shape: EntryShape, rows: int) -> tuple[_CollectedTable, EntryGroup]:
+    def _new_group(self, key: GroupKey, shape: EntryShape, rows: int) -> tuple[CollectedTable, EntryGroup]:
         table = self._table((shape.database, shape.measurement))
         # Rows without the new columns get nulls there.
         if table.rows and table.rows + rows > self._max_rows(table.names.union(shape.index)):
@@ -293,12 +274,12 @@ class CollectedTables:
 
     # Entries above `table_bytes`
 
-    def _add_large(self, table: _CollectedTable, shape: EntryShape, entry: Staged) -> None:
+    def _add_large(self, table: CollectedTable, shape: EntryShape, entry: Staged) -> None:
         """Convert one enormous entry slice by slice, with as little else in memory as possible."""
         for other, group in self._groups.values():
             self._compact(other, group)
-        self._grant_files(table)
-        self._shrink_files(table)
+        self._table_jobs.grant_files(table)
+        self._table_jobs.shrink_files(table)
         self._jobs.wait()
         try:
             self._submit_slices(table, shape, whole_piece(shape, entry))
@@ -308,7 +289,7 @@ class CollectedTables:
         self._take(table)  # nothing but shapes, which have a cost
         self._jobs.wait()  # then nothing refers to the payload
 
-    def _submit_slices(self, table: _CollectedTable, shape: EntryShape, piece: Piece) -> None:
+    def _submit_slices(self, table: CollectedTable, shape: EntryShape, piece: Piece) -> None:
         budget = self._budget
         width = len(shape.index)
         row_cost = DECODED_BYTES * width
@@ -321,11 +302,11 @@ class CollectedTables:
             group.hold(part)
             size = sum(len(column.data) for column in part.columns)
             cost = max(size, row_cost * part.total_rows) + _PIECE + _PIECE_COLUMN * width
-            self._submit(table, [group], cost, width)
+            self._table_jobs.submit(table, [group], cost, width)
 
     # Memory
 
-    def _compact(self, table: _CollectedTable, group: EntryGroup) -> None:
+    def _compact(self, table: CollectedTable, group: EntryGroup) -> None:
         entries, width, pieces = len(group.staged), len(group.shape.index), len(group.pieces)
         for misfit in group.compact():
             self._letters.add_misfit(group.shape, misfit)
@@ -357,14 +338,14 @@ class CollectedTables:
 
     # To the pool
 
-    def _flush(self, table: _CollectedTable) -> None:
+    def _flush(self, table: CollectedTable) -> None:
         """Hand a table's collected entries to the pool; its files stay open for more."""
-        self._grant_files(table)
+        self._table_jobs.grant_files(table)
         width = len(table.names)
         groups, cost = self._take(table)
-        self._submit(table, groups, cost, width)
+        self._table_jobs.submit(table, groups, cost, width)
 
-    def _flush_small(self, tables: Iterable[_CollectedTable]) -> None:
+    def _flush_small(self, tables: Iterable[CollectedTable]) -> None:
         """Hand the collected entries of small tables to the pool, many in a job, which finishes their files."""
         bundle: Bundle = []
         cost = 0
@@ -378,7 +359,7 @@ class CollectedTables:
         if bundle:
             self._jobs.submit_bundle(bundle, cost)
 
-    def _take(self, table: _CollectedTable) -> tuple[list[Group], int]:
+    def _take(self, table: CollectedTable) -> tuple[list[Group], int]:
         groups: list[Group] = list(table.groups.values())
         cost = table.cost
         if table.arrow.entries:
@@ -391,42 +372,6 @@ class CollectedTables:
         table.names.clear()
         table.rows = table.cost = 0
         return groups, cost
-
-    def _submit(
-        self, table: _CollectedTable, groups: list[Group], cost: int, width: int, *, close: bool = False
-    ) -> None:
-        streams = sum(entry.size_bytes for group in groups if isinstance(group, ArrowGroup) for entry in group.entries)
-        # Their columns are copied while they are still there; those of other entries take their place.
-        self._jobs.submit(table.output, groups, cost + streams, width, table.quota, close=close)
-
-    # Shares of the open files
-
-    def _grant_files(self, table: _CollectedTable) -> None:
-        """Give a table its share of the open files."""
-        table.flushed = True
-        self._with_files[table] = None
-        self._with_files.move_to_end(table)
-        if len(self._with_files) > self._open_files.tables:
-            oldest, _ = self._with_files.popitem(last=False)
-            self._submit(oldest, [], 0, 0, close=True)
-        quota = self._open_files.quota(len(self._with_files))
-        table.quota = quota
-        for other in self._with_files:
-            self._set_quota(other, quota)
-
-    def _shrink_files(self, table: _CollectedTable) -> None:
-        """Leave little memory to open files, because an enormous entry of this table is next."""
-        count = len(self._with_files)
-        quota = self._open_files.quota(count)
-        self._set_quota(table, quota._replace(cost=min(quota.cost, self._open_files.file_cost)))
-        for other in self._with_files:
-            if other is not table:
-                self._set_quota(other, quota._replace(cost=self._open_files.cost_beside_large // count))
-
-    def _set_quota(self, table: _CollectedTable, quota: Quota) -> None:
-        if table.quota != quota:
-            table.quota = quota
-            self._submit(table, [], 0, 0)
 
 
 def _rows(columns: ColumnMap) -> int:

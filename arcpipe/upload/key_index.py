@@ -6,13 +6,16 @@ A run is sorted by the upper half of its hashes; the lower half decides where tw
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from arcpipe.upload.key_files import RECORD, REST, Records, Words
+
+# Runs of one size that are merged at once: merging fewer more often costs more than searching these.
+_ALIKE: Final = 8
 
 Places = npt.NDArray[np.int64]
 """For each key that is looked for: its place in a run, or -1."""
@@ -33,6 +36,16 @@ class Run(NamedTuple):
             differs = (records["high"][1:] != records["high"][:-1]) | (records["low"][1:] != records["low"][:-1])
             records = records[np.append(differs, True)]
         return cls(np.ascontiguousarray(records["high"]), rest_of(records))
+
+    @classmethod
+    def together(cls, runs: Sequence[Run]) -> Run:
+        """Put runs together. Of equal keys that of the last one stays."""
+        high = np.concatenate([run.high for run in runs])
+        order = np.argsort(high, kind="stable")  # it finds what is sorted already
+        high = high[order]
+        if (high[1:] == high[:-1]).any():
+            return cls.of(np.concatenate([run.records for run in runs]))
+        return cls(high, np.concatenate([run.rest for run in runs])[order])
 
     @property
     def records(self) -> Records:
@@ -80,10 +93,9 @@ class KeyIndex:
     def add(self, records: Records) -> None:
         """Add keys."""
         self.count += len(records)
-        run = Run.of(records)
-        while self.runs and len(self.runs[-1].high) <= 2 * len(run.high):
-            run = Run.of(np.concatenate((self.runs.pop().records, run.records)))
-        self.runs.append(run)
+        self.runs.append(Run.of(records))
+        while len(self.runs) >= _ALIKE and len(self.runs[-_ALIKE].high) <= 2 * len(self.runs[-1].high):
+            self.runs[-_ALIKE:] = [Run.together(self.runs[-_ALIKE:])]
 
 
 def find_in(runs: Iterable[Run], wanted: Records, seconds: int = -1) -> Records | None:

@@ -231,7 +231,7 @@ class KeyWindow:
         if disk.size(claims.path) is not None:  # otherwise an earlier call renamed it
             disk.rename(claims.path, path)
         disk.sync_directory(self._folder)
-        file = _File(path, self._next, Run.of(_all(claims)), claims.clock)
+        file = _File(path, self._next, Run.together(claims.index.runs), claims.clock)
         self._files = [*self._files, file]
         self._next = file.last + 1
 

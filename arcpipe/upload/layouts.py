@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from arcpipe import native
 from arcpipe.codec.envelope import KIND_COLUMNAR, ColumnMap, Envelope
+from arcpipe.upload.fronts import Front, front_of
 from arcpipe.upload.outlines import address_of
 from arcpipe.upload.staging import EntryShape, GroupKey, group_key
 
@@ -31,6 +32,7 @@ class Layout(NamedTuple):
     literals: tuple[bytes, ...]  # before, between and after the columns
     key: GroupKey
     shape: EntryShape
+    front: Front
 
 
 class Found(NamedTuple):
@@ -38,19 +40,34 @@ class Found(NamedTuple):
 
     key: GroupKey
     shape: EntryShape
+    front: Front
     rows: int
     places: bytes  # where each column begins and ends in the payload, in 64 bits each
+
+
+class _Heads:
+    """The layouts whose first literals have one size, and an idempotency key at one place, or none."""
+
+    __slots__ = ("key", "layouts", "size")
+
+    def __init__(self, size: int, key: range) -> None:
+        self.size = size
+        self.key = key
+        self.layouts: dict[bytes, Layout] = {}  # by the first literal without the key
+
+    def without_key(self, head: bytes) -> bytes:
+        return head[: self.key.start] + head[self.key.stop :]
 
 
 class Layouts:
     """Learns the layouts of entries, and finds the columns of others by them. For the entries of one batch."""
 
-    __slots__ = ("_find", "_known", "_learned", "_missed", "_sizes")
+    __slots__ = ("_find", "_heads", "_known", "_learned", "_missed")
 
     def __init__(self) -> None:
         self._find: Callable[..., Any] | None = None if native.KERNEL is None else native.KERNEL.find_columns
-        self._known: dict[bytes, Layout] = {}  # by the first literal
-        self._sizes: list[int] = []  # of the first literals, that of the last entry first
+        self._heads: list[_Heads] = []  # that of the last entry first
+        self._known = 0  # layouts
         self._learned = 0
         self._missed = 0
 
@@ -58,14 +75,16 @@ class Layouts:
         """Find the columns of an entry; None if it has no known layout."""
         if self._find is None:
             return None
-        for number, size in enumerate(self._sizes):
-            layout = self._known.get(bytes(payload[:size]))
-            if layout is None:
+        for number, heads in enumerate(self._heads):
+            head = bytes(payload[: heads.size])
+            key = heads.key
+            layout = heads.layouts.get(heads.without_key(head) if key else head)
+            if layout is None or (key and not head[key.start : key.stop].isascii()):
                 continue
             if number:
-                self._sizes.insert(0, self._sizes.pop(number))
-            found = self._find(payload, layout.literals)
-            return None if found is None else Found(layout.key, layout.shape, *found)
+                self._heads.insert(0, self._heads.pop(number))
+            found = self._find(payload, (head, *layout.literals[1:]) if key else layout.literals)
+            return None if found is None else Found(layout.key, layout.shape, layout.front, *found)
         return None
 
     def learn(self, payload: bytes | memoryview, envelope: Envelope) -> bool:
@@ -76,24 +95,37 @@ class Layouts:
         if self._learned >= _LEARN_FIRST + self._missed // _LEARN_EVERY:
             return False
         columns = envelope.body
-        meta = envelope.meta
-        if envelope.kind != KIND_COLUMNAR or columns.__class__ is not ColumnMap or meta.key is not None or meta.clock:
+        if envelope.kind != KIND_COLUMNAR or columns.__class__ is not ColumnMap or envelope.meta.clock:
             return False
         self._learned += 1
         literals = _literals(payload, columns)
-        if not literals:
+        front = front_of(literals[0]) if literals else None
+        if front is None:
             return False
-        size = len(literals[0])
-        if size not in self._sizes:
-            if len(self._sizes) == _MOST_SIZES:
-                return False
-            self._sizes.insert(0, size)
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
+        heads = self._heads_of(len(literals[0]), front.key)
+        if heads is None:
+            return False
+        if self._known >= _MOST_KNOWN:
+            self._known = 0
+            for each in self._heads:
+                each.layouts.clear()
         # The columns of a shape are names alone; its values are not kept.
-        shape = EntryShape(envelope.database, meta.precision, columns)
-        self._known[literals[0]] = Layout(literals, group_key(envelope.database, meta.precision, columns), shape)
+        shape = EntryShape(envelope.database, envelope.meta.precision, columns)
+        group = group_key(envelope.database, envelope.meta.precision, columns)
+        head = heads.without_key(literals[0])
+        self._known += head not in heads.layouts
+        heads.layouts[head] = Layout(literals, group, shape, front)
         return True
+
+    def _heads_of(self, size: int, key: range) -> _Heads | None:
+        """Return the layouts of a size and a place; None if there are too many of these."""
+        for heads in self._heads:
+            if (heads.size, heads.key) == (size, key):
+                return heads
+        if len(self._heads) == _MOST_SIZES:
+            return None
+        self._heads.insert(0, _Heads(size, key))
+        return self._heads[0]
 
 
 def _literals(payload: bytes | memoryview, columns: ColumnMap) -> tuple[bytes, ...]:

@@ -17,16 +17,13 @@ import numpy as np
 
 from arcpipe.codec.arrow.find import HAS_8, SIZE_OR_8
 from arcpipe.codec.arrow.values import VALUE_SIZE, Bytes, Ints, Mask
-from arcpipe.codec.entries import array_length, decode_front
-from arcpipe.codec.envelope import KIND_COLUMNAR, ColumnMap, decode_envelope
+from arcpipe.codec.entries import array_length
+from arcpipe.codec.envelope import ColumnMap, decode_envelope
 from arcpipe.codec.literals import Literal, Words, words_of
-from arcpipe.wal.format import IDENTITY_BYTES, identity_offset
 
 PADDING: Final = 8_192
 """Bytes of zeros after the payloads: more than an outline and a value may reach beyond the end of an entry."""
 _MOST_ROWS: Final = 64  # of an entry: each value is a step
-
-_COLUMN_MARK: Final = bytes((0x94, KIND_COLUMNAR))
 
 _NO_RAW: Final = msgspec.Raw(b"")
 
@@ -46,29 +43,6 @@ class Block:
 
     def payload(self, number: int) -> bytes:
         return self.data[self.starts[number] : self.ends[number]].tobytes()
-
-
-class Front:
-    """The part of an entry before its body: its kind, database and meta, with the identity of any segment."""
-
-    __slots__ = ("database", "literal", "precision")
-
-    def __init__(self, database: str, precision: str | None, literal: Literal) -> None:
-        self.database = database
-        self.precision = precision
-        self.literal = literal
-
-
-def front_of(payload: bytes) -> Front | None:
-    """Make the front of an entry; None if others cannot share it: it has a key, or times of its own."""
-    if payload[:2] != _COLUMN_MARK:
-        return None
-    front = decode_front(payload)
-    if front is None or front.meta.key is not None or front.meta.clock:
-        return None
-    identity = identity_offset(payload)
-    hidden = range(identity, identity + IDENTITY_BYTES) if 0 <= identity < front.body else range(0)
-    return Front(front.database, front.meta.precision, Literal(payload[: front.body], hidden))
 
 
 class Places(NamedTuple):

@@ -6,7 +6,7 @@ This module must not know tables, files or threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,7 +17,8 @@ from arcpipe.codec.arrow.arrays import take
 from arcpipe.codec.arrow.times import MAX_TIME_US
 from arcpipe.codec.arrow.values import Ints
 from arcpipe.upload.encoded_column import EncodedColumn, Sizes
-from arcpipe.upload.outlines import Block, Front, Outline, Places, front_of, outline_of
+from arcpipe.upload.fronts import Front, front_of
+from arcpipe.upload.outlines import Block, Outline, Places, outline_of
 from arcpipe.upload.staging import EntryShape, GroupKey, Piece, group_key
 
 # Fronts and outlines that are kept. Looking for one in a block costs up to 1% of decoding the block.
@@ -60,16 +61,24 @@ class RunFinder:
         self._fronts: list[Front] = []  # those used last come first
         self._outlines: list[Outline] = []
 
-    def find(self, block: Block) -> tuple[list[Run], list[int]]:
-        """Return the runs of a block, and the numbers of the entries that are in none."""
+    def fronts(self, block: Block) -> list[tuple[Front, Ints]]:
+        """Return the fronts in a block, each with the numbers of the entries that have it, ascending."""
+        return list(self._by_front(block))
+
+    def find(self, block: Block, fronted: Iterable[tuple[Front, Ints]]) -> tuple[list[Run], list[int]]:
+        """Return the runs of a block, and the numbers of the entries that are in none.
+
+        Args:
+            fronted: as from `fronts`, perhaps with fewer entries: the others are in no run.
+        """
         owners: list[tuple[str, str | None]] = []  # database and precision
         owner = np.full(len(block.sizes), -1, np.int64)
         bodies = np.zeros(len(block.sizes), np.int64)
-        for front, numbers in self._by_front(block):
+        for front, numbers in fronted:
             if (front.database, front.precision) not in owners:
                 owners.append((front.database, front.precision))
             owner[numbers] = owners.index((front.database, front.precision))
-            bodies[numbers] = block.starts[numbers] + front.literal.size
+            bodies[numbers] = block.starts[numbers] + front.size
         found: dict[GroupKey, list[tuple[Outline, Places]]] = {}
         is_left = np.ones(len(owner), np.bool_)
         for outline, places in self._by_outline(block, np.flatnonzero(owner >= 0), bodies):
@@ -88,7 +97,7 @@ class RunFinder:
             if len(left) < LEAST_ENTRIES or failed == _MOST_FAILED:
                 break
             front = front or front_of(block.payload(int(left[0])))
-            has = front.literal.are_at(block.words, block.starts[left]) if front is not None else left == left[0]
+            has = front.are_in(block, left) if front is not None else left == left[0]
             numbers = left[has]
             if front is not None and len(numbers) >= LEAST_ENTRIES:
                 used.append(front)

@@ -105,25 +105,25 @@ def _stretch(window: memoryview, base: int, position: int, fronts: Sequence[Lite
     good &= (timestamps[:-1] < timestamps[1:]) & (timestamps[1:] <= LATEST_US)
     good[0] &= before < timestamps[0]
     count = _first_false(good)
-    checksums = _checksums(window, starts[:count], sizes[:count])
-    count = _first_false(checksums == _numbers(window, ">u4", places[:count] + 12))
+    found = checksums(window, starts[:count], sizes[:count])
+    count = _first_false(found == _numbers(window, ">u4", places[:count] + 12))
     if count < LEAST_ENTRIES:
         return None
     return Stretch(base, window, starts[:count], ends[:count], timestamps[:count])
 
 
-def _checksums(window: memoryview, starts: Places, sizes: Places) -> npt.NDArray[np.uint32]:
+def checksums(window: memoryview, starts: Places, sizes: Places) -> npt.NDArray[np.uint32]:
     """Compute the CRC32 of each of these payloads. Those of one size are copied in one call, where that pays."""
     different = np.flatnonzero(np.bincount(sizes)).tolist() if len(sizes) else []
     if len(different) * _SAME_SIZE > len(sizes):
         payloads = map(window.__getitem__, map(slice, starts.tolist(), (starts + sizes).tolist()))
         return np.fromiter(map(crc32, payloads), np.uint32, len(sizes))
-    checksums = np.empty(len(sizes), np.uint32)
+    found = np.empty(len(sizes), np.uint32)
     for size in different:
         which = np.flatnonzero(sizes == size)
         copies = _numbers(window, f"V{size}", starts[which]).tolist()
-        checksums[which] = np.fromiter(map(crc32, copies), np.uint32, len(copies))
-    return checksums
+        found[which] = np.fromiter(map(crc32, copies), np.uint32, len(copies))
+    return found
 
 
 def _numbers(window: memoryview, dtype: str, places: Places) -> npt.NDArray[Any]:

@@ -8,6 +8,7 @@ million rows, the peak of resident memory, and the bytes of Parquet per row.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import random
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +29,14 @@ import numpy as np
 from arcpipe.allocator import keep_freed_memory
 from arcpipe.codec.columns import pack_float64, pack_int64, pack_values
 from arcpipe.config.settings import Parquet
+from arcpipe.counters import Counters
 from arcpipe.lake.parquet_file import Rows
 from arcpipe.lake.spool import Spool
 from arcpipe.upload.collect import BatchTables
+from arcpipe.upload.key_window import KeyWindow
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.uploader import GARBAGE_OBJECTS, KEPT_MEMORY_BYTES
+from arcpipe.wal.directory import WALDirectory
 
 _COMMAND = (sys.executable, "-m", "benchmarks.micro.convert")
 START_US = 1_700_000_000_000_000
@@ -102,7 +107,15 @@ CASES = {
     "10 rows": ("mixed", 10, 1),
     "1 row": ("mixed", 1, 1),
     "1 row, 1000 tables": ("mixed", 1, 1000),
+    "mixed, keys": ("mixed", 1000, 1),
+    "10 rows, keys": ("mixed", 10, 1),
+    "1 row, keys": ("mixed", 1, 1),
 }
+
+
+def _key_meta() -> dict[str, object]:
+    """Make the meta of a request with a token and a new key of 36 characters."""
+    return {"in": b"a segment's name", "by": "token-1", "key": str(uuid.UUID(int=_random.getrandbits(128)))}
 
 
 def write_entries(path: Path, case: str, rows: int) -> None:
@@ -116,7 +129,8 @@ def write_entries(path: Path, case: str, rows: int) -> None:
             columns = {name: msgspec.Raw(column) for name, column in BODIES[body](number, rows_each).items()}
             tags = [name for name in columns if name in ("host", "region") or name.startswith("tag")]
             measurement = f"m{number % measurements}"
-            payload = msgspec.msgpack.encode([1, "db", {}, {"m": measurement, "columns": columns, "tags": tags}])
+            meta = _key_meta() if "keys" in case else {}
+            payload = msgspec.msgpack.encode([1, "db", meta, {"m": measurement, "columns": columns, "tags": tags}])
             file.write(struct.pack(">I", len(payload)) + payload)
 
 
@@ -147,7 +161,7 @@ class Converted(NamedTuple):
 def convert(
     payloads: Iterable[bytes | memoryview], threads: int, first_us: int = START_US, directory: Path | None = None
 ) -> Converted:
-    """Make entries Parquet in this process, and drop the files.
+    """Make entries Parquet in this process, and drop the files. Keys are decided by a window without older ones.
 
     Args:
         first_us: the timestamp of the first entry; each further one is 1 µs later.
@@ -160,9 +174,13 @@ def convert(
         sizes.append(blob.size)
         blob.close()
 
-    with (
-        tempfile.TemporaryDirectory(dir=directory) as spool,
-        BatchTables(
+    with contextlib.ExitStack() as stack:
+        spool = stack.enter_context(tempfile.TemporaryDirectory(dir=directory))
+        wal = WALDirectory(Path(spool) / "wal")
+        wal.make()
+        window = KeyWindow(wal, Counters(1).uploader)
+        claims = window.begin("bench")
+        tables = BatchTables(
             "bench",
             "arc",
             Parquet(),
@@ -171,12 +189,15 @@ def convert(
             spool=spool,
             on_file=on_file,
             on_dead_letter=lambda letter: sys.exit(letter.reason),
-        ) as tables,
-    ):
+            decide=claims.decide,
+        )
+        stack.enter_context(tables)
         for payload in payloads:
             tables.add(first_us + entries, payload, entries)
             entries += 1
         tables.finish()
+        claims.persist()
+        window.finish("bench")
     return Converted(entries, tables.rows, sizes)
 
 

@@ -9,6 +9,7 @@ from arcpipe_native._kernel import (
     RecentKeys,
     array_headers,
     find_columns,
+    key_records,
     read_column,
     walk_columns,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "array_headers",
     "find_columns",
+    "key_records",
     "read_column",
     "walk_columns",
 ]

@@ -163,6 +163,20 @@ def walk_columns(data: bytes, start: int, columns: int, /) -> tuple[tuple[bytes,
         A name may be there twice.
     """
 
+def key_records(names: Any, data: Any, seconds: Any, starts: Any, sizes: Any, /) -> bytes:
+    """Make the records of entries with idempotency keys, as `arcpipe.upload.key_files` keeps them.
+
+    Args:
+        names: what is hashed of each entry, all of one size.
+        data: a buffer with the entries' bodies.
+        seconds: of their timestamps, in 32 bits each.
+        starts: where each body begins in `data`, in 64 bits.
+        sizes: the bytes of each body, in 64 bits.
+
+    Raises:
+        ValueError: there are not as many of each, or a body is not within the data.
+    """
+
 def array_headers(arrays: tuple[Any, ...], counts: Any, /) -> int:
     """Return how many bytes the headers of arrays have, if all have the shortest ones, of one width; else 0.
 

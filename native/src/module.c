@@ -2,6 +2,7 @@
 #include <Python.h>
 
 #include "column_reader.h"
+#include "key_records.h"
 #include "keyed_prefix.h"
 #include "layout_reader.h"
 #include "line_reader.h"
@@ -25,6 +26,7 @@ static PyModuleDef_Slot SLOTS[] = {
     {Py_mod_exec, (void *)add_keyed_prefix},
     {Py_mod_exec, (void *)add_column_reader},
     {Py_mod_exec, (void *)add_layout_reader},
+    {Py_mod_exec, (void *)add_key_records},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif

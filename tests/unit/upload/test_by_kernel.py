@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 import msgspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +26,8 @@ from arcpipe.units import KB
 from arcpipe.upload.budget import BUDGET, Budget
 from arcpipe.upload.collect import BatchTables
 from arcpipe.upload.dead_letters import DeadLetter
+from arcpipe.upload.key_decisions import Decide
+from arcpipe.upload.key_record import key_record, make_record, make_records
 from arcpipe.upload.schema import SchemaRegistry
 from tests.support.kernel import kernel_of_checkout
 from tests.support.sets import IS_LONG
@@ -66,7 +70,7 @@ def convert(
     kernel: object | None,
     folder: Path,
     budget: Budget = BUDGET,
-    decide: Callable[[Sequence[bytes]], list[bool]] | None = None,
+    decide: Decide | None = None,
 ) -> Made:
     files: list[tuple[str, bytes]] = []
     letters: list[DeadLetter] = []
@@ -171,19 +175,22 @@ def entry(source: random.Random, tables: int) -> bytes:
         meta["precision"] = source.choice(["us", "ns", "s"])
     elif chance < 0.08:
         meta["clock"] = 5_000_000
-    elif chance < 0.16:
-        meta["key"] = f"key-{source.randrange(6)}"
-    elif chance < 0.20:
+    elif chance < 0.24:
+        meta |= source.choice([{}, {"by": "token"}, {"part": 1}])
+        meta["key"] = f"key-{source.choice([1, 2, 3, 10, 'ü'])}"
+    elif chance < 0.28:
         return msgspec.msgpack.encode([2, "db", meta, [body, columnar(source, 0, 50)]])
-    elif chance < 0.23:
+    elif chance < 0.31:
         whole = msgspec.msgpack.encode([1, "db", meta, body])
         at = source.randrange(len(whole))
         return source.choice([whole[:-1], whole[:at] + b"\xc1" + whole[at + 1 :], whole + b"\x00", b"no envelope"])
     return msgspec.msgpack.encode([1, "db", meta, body])
 
 
-def every_second(records: Sequence[bytes]) -> list[bool]:
-    return [bool(number % 2) for number in range(len(records))]
+def every_second() -> Decide:
+    """Let every second entry with a key count, however many are asked at a time."""
+    numbers = itertools.count()
+    return lambda records: [bool(next(numbers) % 2) for _ in records]
 
 
 @pytest.mark.slow
@@ -198,8 +205,10 @@ def test_any_batch_makes_the_same_files(
 ) -> None:
     source = random.Random(seed)
     entries = [(NOW_US + at, entry(source, tables)) for at in range(number)]
-    budget, decide = SMALL if small else BUDGET, every_second if keyed else None
-    assert convert(entries, kernel, tmp_path, budget, decide) == convert(entries, None, tmp_path, budget, decide)
+    budget = SMALL if small else BUDGET
+    decides = [every_second() if keyed else None for _ in range(2)]
+    by_kernel = convert(entries, kernel, tmp_path, budget, decides[0])
+    assert by_kernel == convert(entries, None, tmp_path, budget, decides[1])
 
 
 class Spy:
@@ -275,19 +284,73 @@ def test_an_entry_in_slices_is_read_by_the_kernel(tmp_path: Path, kernel: Module
     assert not spy.columns[1]
 
 
-def test_keyed_entries_are_decoded_and_their_columns_read(tmp_path: Path, kernel: ModuleType) -> None:
+def test_keyed_entries_are_found_by_the_layout_without_their_keys(tmp_path: Path, kernel: ModuleType) -> None:
+    """Keys of one length share a layout. One that is not ASCII is decoded; nothing differs but the work."""
+
     def keyed(number: int) -> bytes:
         kind, database, _, body = msgspec.msgpack.decode(mixed(number), type=tuple[int, str, msgspec.Raw, msgspec.Raw])
-        return msgspec.msgpack.encode([kind, database, {"key": f"key {number}"}, body])
+        key = f"key {number // 2:03}" if number % 10 else f"kü {number:03}"
+        return msgspec.msgpack.encode([kind, database, {"in": b"i" * 16, "by": "token", "key": key}, body])
 
-    entries = [(NOW_US + number, keyed(number)) for number in range(40)]
+    payloads = [keyed(number) for number in range(40)]
     spy = Spy(kernel)
-    found = convert(entries, spy, tmp_path, decide=every_second)
-    assert found == convert(entries, None, tmp_path, decide=every_second)
+    asked: list[bytes] = []
+    second = every_second()
+
+    def decide(records: Sequence[bytes]) -> list[bool]:
+        asked.extend(records)
+        return second(records)
+
+    found = convert([(NOW_US + at, payload) for at, payload in enumerate(payloads)], spy, tmp_path, decide=decide)
+    assert asked == [key_record(NOW_US + at, payload, None) for at, payload in enumerate(payloads)]
+    assert found == convert(list(enumerate(payloads, NOW_US)), None, tmp_path, decide=every_second())
     assert found.rows == 20 * 200
-    assert spy.entries == [0, 0]
+    assert spy.entries == [36, 0]
     assert spy.columns[0] == 5
     assert not spy.columns[1]
+
+
+def test_records_of_keys_are_those_that_python_makes(kernel: ModuleType) -> None:
+    """Names around the size of a block of the hash, and of several; bodies of none to 3,000 bytes, 16 kB in all."""
+    source = random.Random(1)
+    data = memoryview(source.randbytes(4_000))
+    for width in (1, 20, 63, 64, 127, 128, 129, 255, 256, 257, 700):
+        for count in (1, 40):
+            names = np.frombuffer(source.randbytes(count * width), np.uint8).reshape(count, width)
+            times = np.array([source.choice([0, NOW_US, (1 << 64) - 1]) for _ in range(count)], np.uint64)
+            starts = np.array([source.randrange(1_001) for _ in range(count)], np.int64)
+            sizes = np.array([source.choice([0, 1, 15, 16, 17, 100, 3_000]) for _ in range(count)], np.int64)
+            made = []
+            for each in (kernel, None):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(native, "KERNEL", each)
+                    made.append(make_records(names, times, data, starts, sizes).tobytes())
+            alone = [
+                make_record(bytes(name), int(time), data[start : start + size])
+                for name, time, start, size in zip(names, times, starts.tolist(), sizes.tolist(), strict=True)
+            ]
+            assert made == [b"".join(alone)] * 2
+
+
+def test_wrong_calls_for_records_of_keys_are_refused(kernel: ModuleType) -> None:
+    def call(
+        names: int = 20, starts: Sequence[int] = (0, 50), sizes: Sequence[int] = (50, 50), count: int = 2
+    ) -> bytes:
+        made: bytes = kernel.key_records(
+            bytes(names), bytes(100), bytes(4 * count), np.array(starts, np.int64), np.array(sizes, np.int64)
+        )
+        return made
+
+    assert len(call()) == 2 * 28
+    wrong: list[dict[str, Any]] = [
+        *({"names": 21}, {"starts": [0]}, {"sizes": [0, 1, 2]}, {"count": 0}, {"count": 3}),
+        *({"starts": [0, -1]}, {"starts": [0, 51]}, {"starts": [0, 101]}, {"sizes": [-1, 50]}, {"sizes": [1 << 62, 1]}),
+    ]
+    for each in wrong:
+        with pytest.raises(ValueError, match="entry"):
+            call(**each)
+    with pytest.raises(TypeError):
+        kernel.key_records("names", b"", b"", b"", b"")
 
 
 def test_a_file_does_not_tell_that_the_kernel_made_it(tmp_path: Path, kernel: ModuleType) -> None:

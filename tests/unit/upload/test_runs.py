@@ -21,11 +21,17 @@ from arcpipe.config.settings import Parquet
 from arcpipe.lake.parquet_file import Rows
 from arcpipe.lake.spool import Spool
 from arcpipe.upload.budget import BUDGET, Budget
-from arcpipe.upload.collect import BatchTables, Decide
+from arcpipe.upload.collect import BatchTables
+from arcpipe.upload.key_claims import BatchClaims, ClaimTry
+from arcpipe.upload.key_decisions import Decide
+from arcpipe.upload.key_files import RECORD, new_header
+from arcpipe.upload.key_index import Run as KeyRun
+from arcpipe.upload.key_record import key_record
 from arcpipe.upload.outlines import PADDING, Block
-from arcpipe.upload.runs import RunFinder
+from arcpipe.upload.runs import Run, RunFinder
 from arcpipe.upload.schema import SchemaRegistry
 from arcpipe.upload.staging import group_key
+from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.stretch import MOST_BYTES
 from tests.support.sets import IS_LONG
 from tests.support.values import any_value, booleans, floats, integers, nil, short_text, texts
@@ -100,6 +106,11 @@ def block(payloads: Sequence[bytes]) -> Block:
     return Block(b"".join(payloads) + bytes(PADDING), np.cumsum(sizes) - sizes, sizes)
 
 
+def find(payloads: Sequence[bytes]) -> tuple[list[Run], list[int]]:
+    finder, some = RunFinder(), block(payloads)
+    return finder.find(some, finder.fronts(some))
+
+
 def usual(number: int, rows: int = 1, **others: Any) -> bytes:
     times = [NOW_US + number * 1000 + row for row in range(rows)]
     hosts = [f"host-{number * 7 % 1000}"] * rows
@@ -110,6 +121,24 @@ def identity(number: int) -> bytes:
     return number.to_bytes(16, "big")
 
 
+class Asked:
+    """The decisions of one try at a batch, where another batch has some of the keys."""
+
+    def __init__(self, before: Sequence[bytes] = ()) -> None:
+        others = [KeyRun.of(np.frombuffer(b"".join(before[:3]), RECORD))] if before else []
+        claims = BatchClaims(WALDirectory("unused"), "unused", new_header("batch", 0), 0, None)
+        self._claims = ClaimTry(claims, others, 100)
+        self.records: list[bytes] = []
+
+    def __call__(self, records: Sequence[bytes]) -> list[bool]:
+        self.records += records
+        return self._claims.decide(records)
+
+    @property
+    def counters(self) -> tuple[int, int]:
+        return self._claims.repeated, self._claims.other_bodies
+
+
 metas = st.sampled_from(
     [
         {},
@@ -117,8 +146,11 @@ metas = st.sampled_from(
         {"in": identity(1)},
         {"in": identity(2)},
         {"in": identity(2), "by": "token-1"},
-        {"in": identity(2), "key": "a key"},
         {"clock": 5_000},
+        {"in": identity(2), "key": "a key"},
+        {"in": identity(1), "by": "token-1", "key": "another key, of another length", "precision": "ms"},
+        {"key": "ü", "clock": 5_000},
+        {"part": 1, "key": "12345", "by": ""},
     ]
 )
 kinds = st.sampled_from([floats, integers, short_text, texts, booleans, st.one_of(integers, floats, nil), any_value])
@@ -141,7 +173,10 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
 def drawn(shape: dict[str, Any], source: random.Random) -> bytes:
     rows = source.choice(shape["rows"])
     columns = {name: source.choices(values, k=rows) for name, values in shape["columns"].items()}
-    return entry(columns, shape["measurement"], meta=source.choice(shape["metas"]), **shape["others"])
+    meta = source.choice(shape["metas"])
+    if "key" in meta:
+        meta = meta | {"key": meta["key"][:-1] + source.choice("abcdefghijklmnopqrstuvwxyzü")}
+    return entry(columns, shape["measurement"], meta=meta, **shape["others"])
 
 
 def damaged(payload: bytes, source: random.Random) -> bytes:
@@ -161,6 +196,7 @@ def damaged(payload: bytes, source: random.Random) -> bytes:
     st.integers(16, 120),
     st.sampled_from([16, 50, 4_096]),
     st.sampled_from([0, 0, 0.02, 0.3]),
+    st.booleans(),
     st.randoms(use_true_random=False),
 )
 @settings(
@@ -172,17 +208,25 @@ def test_blocks_make_the_files_and_dead_letters_of_single_entries(
     count: int,
     block: int,
     bad: float,
+    keyed: bool,
     source: random.Random,
 ) -> None:
     payloads = [drawn(source.choice(some_shapes), source) for _ in range(count)]
     payloads = [damaged(payload, source) if source.random() < bad else payload for payload in payloads]
-    assert convert(payloads, budget=Budget(block_entries=block)) == convert(payloads, budget=ONE_BY_ONE)
+    before = [record for payload in payloads[::5] if (record := key_record(NOW_US, payload, None))]
+    asked = [Asked(before), Asked(before)] if keyed else [None, None]
+    blocks = convert(payloads, budget=Budget(block_entries=block), decide=asked[0])
+    assert blocks == convert(payloads, budget=ONE_BY_ONE, decide=asked[1])
+    if asked[0] and asked[1]:
+        assert asked[0].records == asked[1].records
+        assert asked[0].counters == asked[1].counters
 
 
 EXAMPLES = {
     "tags after the columns": entry({"time": [NOW_US], "s": ["ab"], "v": [0.5]}, meta={"in": identity(1)}, tags=["s"]),
     "columns at the end": entry({"v": [0.5, 1.5], "s": ["ab", b"\xd9\x03abc"]}, meta={"in": identity(1), "by": "t"}),
     "one column": entry({"n": [b"\xc7\x01\x05x", 300, -1]}),
+    "a key": entry({"v": [0.5]}, meta={"in": identity(1), "by": "t", "key": "8e03978e"}),
 }
 
 
@@ -193,8 +237,15 @@ def test_each_entry_of_a_run_has_the_columns_that_decoding_it_finds(example: byt
     shorter = [example[:at] + example[at + 1 :] for at in range(len(example))]
     longer = [example[:at] + example[at:][:1] + example[at:] for at in range(len(example) + 1)]
     payloads = [example, *others, *shorter, *longer]
-    runs, left = RunFinder().find(block(payloads))
+    finder, some = RunFinder(), block(payloads)
+    fronted = finder.fronts(some)
+    runs, left = finder.find(some, fronted)
     assert sum(len(run.numbers) for run in runs) + len(left) == len(payloads)
+    timestamps = np.full(len(payloads), NOW_US, np.uint64)
+    for front, numbers in fronted:
+        records = front.records(some, numbers, timestamps) if front.key else [None] * len(numbers)
+        for number, record in zip(numbers.tolist(), records, strict=True):
+            assert key_record(NOW_US, payloads[number], None) == (record if record is None else record.tobytes())
     assert sum(len(run.numbers) for run in runs) > 300  # numbers and letters that are others
     for run in runs:
         piece = run.piece(np.zeros(len(payloads), np.uint64), np.arange(len(payloads)))
@@ -203,7 +254,7 @@ def test_each_entry_of_a_run_has_the_columns_that_decoding_it_finds(example: byt
             envelope = decode_envelope(payloads[number])
             assert isinstance(envelope.body, ColumnMap)
             assert group_key(envelope.database, envelope.meta.precision, envelope.body) == run.key
-            assert (envelope.meta.key, envelope.meta.clock) == (None, 0)
+            assert not envelope.meta.clock
             for raw, column, stop in zip(envelope.body.columns.values(), piece.columns, ends, strict=True):
                 values = column.data[stop[at] - column.sizes[at] : stop[at]].tobytes()
                 assert bytes(memoryview(raw)) == array_header(int(run.rows[at])) + values
@@ -212,7 +263,7 @@ def test_each_entry_of_a_run_has_the_columns_that_decoding_it_finds(example: byt
 def test_entries_of_one_shape_are_one_run_whatever_their_sizes() -> None:
     metas = [{"in": identity(number % 3), "by": f"token-{number % 2}"} for number in range(300)]
     payloads = [usual(number, 1 + number % 2, meta=meta) for number, meta in enumerate(metas)]
-    (run,), left = RunFinder().find(block(payloads))
+    (run,), left = find(payloads)
     assert (run.numbers.tolist(), left) == (list(range(300)), [])
     assert run.sizes.tolist() == list(map(len, payloads))
     piece = run.piece(np.arange(300, dtype=np.uint64), np.arange(300) * 2)
@@ -223,6 +274,28 @@ def test_entries_of_one_shape_are_one_run_whatever_their_sizes() -> None:
     assert piece.origins.tolist() == list(range(0, 600, 2))
 
 
+def test_entries_with_keys_are_in_the_runs_of_those_without() -> None:
+    """Keys of two lengths and two tokens; one key is not ASCII."""
+    metas: list[dict[str, Any]] = [{"in": identity(number % 3)} for number in range(300)]
+    for number in range(0, 300, 2):
+        metas[number] |= {"by": f"token-{number % 4}", "key": f"{number:03}" * (1 + number % 3)}
+    payloads = [usual(number, meta=meta) for number, meta in enumerate(metas)]
+    payloads[150] = usual(150, meta={"in": identity(1), "by": "token-2", "key": "\u00fc"})
+    (run,), left = find(payloads)
+    assert left == [150]
+    assert run.numbers.tolist() == [number for number in range(300) if number != 150]
+
+
+def test_a_front_that_goes_on_in_the_next_entry_is_none() -> None:
+    """Otherwise an entry without a whole key, which becomes a dead letter, would be dropped for another one's key."""
+    keyed = [usual(number, meta={"in": identity(1), "key": f"{number:036}"}) for number in range(40)]
+    at = keyed[0].index(b"\xa3key") + 20
+    some = block([*keyed[:20], keyed[20][:at], keyed[20][at:], *keyed[21:]])
+    ((front, numbers),) = RunFinder().fronts(some)
+    assert len(front.key) == 36
+    assert numbers.tolist() == [number for number in range(41) if number not in (20, 21)]
+
+
 def test_databases_measurements_and_precisions_have_runs_of_their_own() -> None:
     owners = [("db", "cpu", {}), ("other", "cpu", {}), ("db", "memory", {}), ("db", "cpu", {"precision": "ms"})]
     payloads = [
@@ -230,14 +303,14 @@ def test_databases_measurements_and_precisions_have_runs_of_their_own() -> None:
         for number in range(100)
         for database, measurement, meta in owners
     ]
-    runs, left = RunFinder().find(block(payloads))
+    runs, left = find(payloads)
     assert left == []
     assert sorted((*run.numbers.tolist(),) for run in runs) == [tuple(range(at, 400, 4)) for at in range(4)]
 
 
 def test_many_shapes_of_few_entries_are_left() -> None:
     payloads = [usual(number, measurement=f"m{number % 300}") for number in range(1_000)]
-    assert RunFinder().find(block(payloads)) == ([], list(range(1_000)))
+    assert find(payloads) == ([], list(range(1_000)))
 
 
 @pytest.mark.parametrize("odd", [b"\xc1", b"\xda\x00\x01x", b"\x91\x01", b"\xc7\x03\x05abc", b"\xc4\xff"])
@@ -245,7 +318,7 @@ def test_a_value_of_unknown_size_leaves_its_entry_to_others(odd: bytes) -> None:
     payloads = [entry({"v": [number / 3]}, tags=["v"]) for number in range(100)]
     payloads[50] = entry({"v": [odd]}, tags=["v"])
     payloads[99] = entry({"v": [odd]})
-    (run,), left = RunFinder().find(block(payloads))
+    (run,), left = find(payloads)
     kept = {b"\xc7\x03\x05abc": [99]}.get(odd, [50, 99])  # its size is in its second byte
     assert left == kept
     assert len(run.numbers) + len(left) == 100
@@ -256,7 +329,7 @@ def test_a_value_that_goes_on_in_the_next_entry_is_none() -> None:
     payloads = [entry({"v": ["abcdefgh"]}) for _ in range(40)]
     payloads[20] = entry({"v": [b"\xbf" + b"abcdefgh"]})
     payloads[39] = entry({"v": [b"\xd9\xff" + b"abcdefgh"]})
-    (_,), left = RunFinder().find(block(payloads))
+    (_,), left = find(payloads)
     assert left == [20, 39]
 
 
