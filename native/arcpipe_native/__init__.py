@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from arcpipe_native._kernel import (
-    KeyedPrefix,
     LineReader,
     Outline,
     RecentKeys,
     array_headers,
     find_columns,
+    join_entry,
     read_column,
 )
 from arcpipe_native._kernel import version as __version__
 
 __all__ = [
-    "KeyedPrefix",
     "LineReader",
     "Outline",
     "RecentKeys",
     "__version__",
     "array_headers",
     "find_columns",
+    "join_entry",
     "read_column",
 ]

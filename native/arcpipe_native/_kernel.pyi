@@ -82,7 +82,7 @@ class Outline:
 class RecentKeys:
     """The keys that one worker wrote last, in two generations: as the class of this name in Python.
 
-    Claims are no objects of Python here: each takes some 60 bytes and those of its identity. For one event loop.
+    Claims are no objects of Python here: each takes some 60 bytes, and those of the key and of what it belongs to. For one event loop.
     """
 
     def __new__(cls, window_seconds: float, limit: int, crc32: Callable[[Any, int], int], /) -> RecentKeys:
@@ -103,9 +103,9 @@ class RecentKeys:
         """The number of the last claim that is on disk or forgotten, as all before it are; the others wait."""
 
     def claim(
-        self, identity: bytes, body: bytes | memoryview, now: float, front: bytes = b"", /
-    ) -> tuple[int, int, int] | None:
-        """Claim a key for a request that is to be written.
+        self, owner: bytes, key: bytes, body: bytes | memoryview, now: float, front: bytes = b"", /
+    ) -> int | tuple[int, int, int]:
+        """Claim a key for a request that is to be written: the number of the claim, or the claim of an earlier request.
 
         Raises:
             MemoryError: there is none; nothing is claimed.
@@ -114,31 +114,21 @@ class RecentKeys:
     def settle(self, number: int, /) -> int:
         """Note that the claims up to a number are on disk, but for those that were forgotten: how many they are."""
 
-    def forget(self, identity: bytes, /) -> None:
+    def forget(self, owner: bytes, key: bytes, /) -> None:
         """Forget a claim whose request was not written, before any later one is settled."""
 
-class KeyedPrefix:
-    """Make the prefixes of entries with keys of one length.
+def join_entry(prefix: bytes, crc: int, front: bytes, body: bytes | memoryview, timestamp_us: int, /) -> bytes:
+    """Pack an entry of the WAL in one piece: header, prefix, front and body. For small ones: others do not run meanwhile.
 
-    The base of a class that sets the attributes, and has a method `make_unusual` for keys of other lengths. One thread
-    at a time may use an instance.
+    Args:
+        crc: the CRC32 of the prefix.
+        front: the bytes between prefix and body.
+        timestamp_us: µs since the epoch.
+
+    Raises:
+        OverflowError: the entry would be 4 GB or larger.
+        MemoryError: there is none.
     """
-
-    data: bytes
-    crc: int
-    claimed: bytes
-    owner: bytes
-    _front: bytes
-    _front_crc: int
-    _key: bytes
-    _key_bytes: int
-
-    def make(self, key: bytes, /) -> Any:
-        """Do as the method of this name in Python.
-
-        Raises:
-            MemoryError: it is still the prefix of the entry before.
-        """
 
 def find_columns(payload: bytes | memoryview, literals: tuple[bytes, ...], /) -> tuple[int, bytes] | None:
     """Find the columns of an entry by the bytes around them.

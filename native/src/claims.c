@@ -13,19 +13,22 @@ static uint8_t sign_of(uint32_t hash)
     return (uint8_t)(hash >> 24 | 1);
 }
 
+static bool is_claim_of(const Claims *claims, const Claim *claim, Identity identity)
+{
+    const uint8_t *claimed = claims->identities + claim->identity_at;
+    return claim->hash == identity.hash && claim->owner_bytes == identity.owner_bytes &&
+           claim->key_bytes == identity.key_bytes && memcmp(claimed, identity.owner, identity.owner_bytes) == 0 &&
+           memcmp(claimed + identity.owner_bytes, identity.key, identity.key_bytes) == 0;
+}
+
 /* Find the slot of an identity: its own, or the free one where it would be. There are slots. */
 static size_t slot_of(const Claims *claims, Identity identity)
 {
     uint8_t sign = sign_of(identity.hash);
     size_t at = identity.hash & claims->mask;
-    for (; claims->signs[at] != 0; at = (at + 1) & claims->mask) {
-        if (claims->signs[at] != sign)
-            continue;
-        const Claim *claim = &claims->claims[claims->places[at]];
-        if (claim->hash == identity.hash && claim->identity_bytes == identity.size &&
-            memcmp(claims->identities + claim->identity_at, identity.data, identity.size) == 0)
+    for (; claims->signs[at] != 0; at = (at + 1) & claims->mask)
+        if (claims->signs[at] == sign && is_claim_of(claims, &claims->claims[claims->places[at]], identity))
             break;
-    }
     return at;
 }
 
@@ -35,12 +38,13 @@ static void take_slot(Claims *claims, size_t at, size_t place)
     claims->places[at] = (uint32_t)place;
 }
 
-const Claim *find_claim(const Claims *claims, Identity identity)
+const Claim *find_claim(const Claims *claims, Identity identity, size_t *slot)
 {
-    if (claims->used == 0)
+    *slot = 0;
+    if (claims->signs == NULL)
         return NULL;
-    size_t at = slot_of(claims, identity);
-    return claims->signs[at] == 0 ? NULL : &claims->claims[claims->places[at]];
+    *slot = slot_of(claims, identity);
+    return claims->signs[*slot] == 0 ? NULL : &claims->claims[claims->places[*slot]];
 }
 
 /* Give each claim a slot; all slots are free. */
@@ -98,23 +102,27 @@ static bool make_room(Claims *claims, size_t size)
     return true;
 }
 
-bool add_claim(Claims *claims, Identity identity, Claim claim)
+bool add_claim(Claims *claims, Identity identity, size_t slot, Claim claim)
 {
-    if (claims->signs == NULL || 2 * claims->used > claims->mask)
+    if (claims->signs == NULL || 2 * claims->used > claims->mask) {
         if (!grow_slots(claims))
             return false;
-    if (!make_room(claims, identity.size))
+        slot = slot_of(claims, identity);
+    }
+    if (!make_room(claims, (size_t)identity.owner_bytes + identity.key_bytes))
         return false;
-    size_t at = slot_of(claims, identity);
-    if (claims->signs[at] != 0)
-        claims->claims[claims->places[at]].number = 0;
-    memcpy(claims->identities + claims->identity_bytes, identity.data, identity.size);
+    if (claims->signs[slot] != 0)
+        claims->claims[claims->places[slot]].number = 0;
     claim.identity_at = claims->identity_bytes;
-    claim.identity_bytes = identity.size;
+    claim.owner_bytes = identity.owner_bytes;
+    claim.key_bytes = identity.key_bytes;
     claim.hash = identity.hash;
-    claims->identity_bytes += identity.size;
+    uint8_t *claimed = claims->identities + claims->identity_bytes;
+    memcpy(claimed, identity.owner, identity.owner_bytes);
+    memcpy(claimed + identity.owner_bytes, identity.key, identity.key_bytes);
+    claims->identity_bytes += (size_t)identity.owner_bytes + identity.key_bytes;
     claims->claims[claims->used] = claim;
-    take_slot(claims, at, claims->used++);
+    take_slot(claims, slot, claims->used++);
     return true;
 }
 

@@ -2,7 +2,7 @@
 #include <Python.h>
 
 #include "column_reader.h"
-#include "keyed_prefix.h"
+#include "entry.h"
 #include "layout_reader.h"
 #include "line_reader.h"
 #include "outline.h"
@@ -22,7 +22,7 @@ static PyModuleDef_Slot SLOTS[] = {
     {Py_mod_exec, (void *)add_line_reader},
     {Py_mod_exec, (void *)add_outline},
     {Py_mod_exec, (void *)add_recent_keys},
-    {Py_mod_exec, (void *)add_keyed_prefix},
+    {Py_mod_exec, (void *)add_entry},
     {Py_mod_exec, (void *)add_column_reader},
     {Py_mod_exec, (void *)add_layout_reader},
 #ifdef Py_mod_multiple_interpreters

@@ -63,18 +63,18 @@ class RecentKeys:
         self._young: dict[bytes, Claim] = {}
         self._old: dict[bytes, Claim] = {}
 
-    def claim(self, identity: bytes, body: bytes | memoryview, now: float, front: bytes = b"") -> Claim | None:
+    def claim(self, owner: bytes, key: bytes, body: bytes | memoryview, now: float, front: bytes = b"") -> int | Claim:
         """Claim a key for a request that is to be written.
 
         Args:
-            identity: the key and what it belongs to: `KeyedPrefix.claimed`.
+            owner: what the key belongs to, as `owner_of` tells.
             body: as it will be in the WAL.
             now: seconds of a clock that is the same for all calls.
             front: the bytes before `body`, as in `Encoded`.
 
         Returns:
-            The claim of the earlier request that had this key and is on disk. Then the new request is not to be
-            written, and has claimed nothing. None if no such request is known.
+            The number of the new claim; or the claim of the earlier request that had this key and is on disk. Then the
+            new request is not to be written, and has claimed nothing.
         """
         number = self.claimed + 1
         if now >= self._turns_at or number > self._full_at:
@@ -83,10 +83,11 @@ class RecentKeys:
         claim = number, len(body), crc32(body)
         if front:
             claim = number, len(front) + len(body), crc32(body, crc32(front))
+        identity = owner + key
         first = self._young.setdefault(identity, claim)
         if first is claim and identity not in self._old:
-            return None
-        return self._earlier(identity, first, claim)
+            return number
+        return self._earlier(identity, first, claim) or number
 
     def _earlier(self, identity: bytes, first: Claim, claim: Claim) -> Claim | None:
         """Return the claim of an earlier request if it is on disk, and then take the new claim back."""
@@ -111,8 +112,9 @@ class RecentKeys:
         self._forgotten = 0
         return count
 
-    def forget(self, identity: bytes) -> None:
+    def forget(self, owner: bytes, key: bytes) -> None:
         """Forget a claim whose request was not written, before any later one is settled."""
+        identity = owner + key
         self._forgotten += 1
         self._young.pop(identity, None)
         self._old.pop(identity, None)
