@@ -112,7 +112,8 @@ class KeyedPrefix:
         self._plain = plain
         self.token = token
         self.key_bytes = key_bytes
-        self.owner = owner_of(plain.database, token)
+        # What the key belongs to. No two owners with their keys are the same bytes, because 0xFF is in no name.
+        self.owner = b"%b\xff%b\xff" % (plain.database.encode(), (token or "").encode())
         self.bind(plain.identity)
 
     def bind(self, identity: bytes) -> None:
@@ -123,14 +124,6 @@ class KeyedPrefix:
         self.identity = identity
         self.data = plain.longer(self._items, self._count)
         self.crc = crc32(self.data)
-
-
-def owner_of(database: str, token: str | None) -> bytes:
-    """Return what a key belongs to: a database and, if there is one, a token.
-
-    No two owners with their keys are the same bytes, because 0xFF is in no name.
-    """
-    return b"%b\xff%b\xff" % (database.encode(), (token or "").encode())
 
 
 AnyPrefix: TypeAlias = Prefix | KeyedPrefix

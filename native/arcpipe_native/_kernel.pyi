@@ -104,18 +104,24 @@ class RecentKeys:
 
     def claim(
         self, owner: bytes, key: bytes, body: bytes | memoryview, now: float, front: bytes = b"", /
-    ) -> int | tuple[int, int, int]:
-        """Claim a key for a request that is to be written: the number of the claim, or the claim of an earlier request.
+    ) -> int | None:
+        """Claim a key for a request that is to be written.
+
+        Returns:
+            The number of the claim. None if an earlier request had this key and is on disk.
 
         Raises:
             MemoryError: there is none; nothing is claimed.
         """
 
+    def earlier(self, owner: bytes, key: bytes, /) -> tuple[int, int, int]:
+        """Return the claim of the earlier request, right after `claim` has told that there is one."""
+
     def settle(self, number: int, /) -> int:
         """Note that the claims up to a number are on disk, but for those that were forgotten: how many they are."""
 
-    def forget(self, owner: bytes, key: bytes, /) -> None:
-        """Forget a claim whose request was not written, before any later one is settled."""
+    def forget(self, numbers: list[int], /) -> None:
+        """Forget claims whose requests were not written, before any later one is settled."""
 
 def join_entry(prefix: bytes, crc: int, front: bytes, body: bytes | memoryview, timestamp_us: int, /) -> bytes:
     """Pack an entry of the WAL in one piece: header, prefix, front and body. For small ones: others do not run meanwhile.

@@ -1,6 +1,7 @@
 #include "claims.h"
 
 #include <Python.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Slots of a table with its first claim, and bytes for identities. */
@@ -51,7 +52,7 @@ const Claim *find_claim(const Claims *claims, Identity identity, size_t *slot)
 static void fill_slots(Claims *claims)
 {
     for (size_t place = 0; place < claims->used; place++) {
-        if (claims->claims[place].number == 0)
+        if (claims->claims[place].number < 0)
             continue;
         size_t at = claims->claims[place].hash & claims->mask;
         while (claims->signs[at] != 0)
@@ -112,7 +113,7 @@ bool add_claim(Claims *claims, Identity identity, size_t slot, Claim claim)
     if (!make_room(claims, (size_t)identity.owner_bytes + identity.key_bytes))
         return false;
     if (claims->signs[slot] != 0)
-        claims->claims[claims->places[slot]].number = 0;
+        claims->claims[claims->places[slot]].number *= -1;
     claim.identity_at = claims->identity_bytes;
     claim.owner_bytes = identity.owner_bytes;
     claim.key_bytes = identity.key_bytes;
@@ -126,14 +127,29 @@ bool add_claim(Claims *claims, Identity identity, size_t slot, Claim claim)
     return true;
 }
 
-void remove_claim(Claims *claims, Identity identity)
+/* Find the place of the first claim whose number is not below this one; removed ones have theirs, below 0. */
+static size_t place_of(const Claims *claims, long long number)
 {
-    if (claims->used == 0)
+    size_t low = 0, high = claims->used;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (llabs(claims->claims[middle].number) < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+void remove_claim(Claims *claims, long long number)
+{
+    size_t place = place_of(claims, number), mask = claims->mask;
+    if (place == claims->used || claims->claims[place].number != number)
         return;
-    size_t mask = claims->mask, gap = slot_of(claims, identity);
-    if (claims->signs[gap] == 0)
-        return;
-    claims->claims[claims->places[gap]].number = 0;
+    claims->claims[place].number = -number;
+    size_t gap = claims->claims[place].hash & mask;
+    while (claims->places[gap] != place)
+        gap = (gap + 1) & mask;
     /* Those after it that could not be where it was come nearer. */
     for (size_t at = (gap + 1) & mask; claims->signs[at] != 0; at = (at + 1) & mask) {
         size_t first = claims->claims[claims->places[at]].hash & mask;

@@ -1,4 +1,4 @@
-/* Claims by what they claim, bytes by bytes, in the order in which they were made. */
+/* Claims by what they claim, bytes by bytes, in the order of their numbers, which are above 0. */
 #ifndef ARCPIPE_CLAIMS_H
 #define ARCPIPE_CLAIMS_H
 
@@ -17,7 +17,7 @@ typedef struct {
 } Identity;
 
 typedef struct {
-    long long number; /* 0: it was removed */
+    long long number; /* below 0: it was removed */
     uint64_t body_bytes;
     size_t identity_at; /* those of the owner and then of the key, among the bytes of the table */
     uint32_t owner_bytes, key_bytes, hash, crc;
@@ -43,8 +43,8 @@ const Claim *find_claim(const Claims *claims, Identity identity, size_t *slot);
    false, with nothing changed, if there is no memory or room. */
 bool add_claim(Claims *claims, Identity identity, size_t slot, Claim claim);
 
-/* Remove the claim of an identity, if there is one. */
-void remove_claim(Claims *claims, Identity identity);
+/* Remove the claim of a number, if it is there. */
+void remove_claim(Claims *claims, long long number);
 
 /* Drop the first claims, and keep their memory for the next ones. */
 void drop_claims(Claims *claims, size_t count);

@@ -146,8 +146,10 @@ static PyObject *claim(PyObject *object, PyObject *const *args, Py_ssize_t count
         turn(self, now);
     size_t slot;
     const Claim *first = find_claim(&self->claims, identity, &slot);
-    if (first != NULL && first->number <= self->settled)
-        return Py_BuildValue("LKk", first->number, (unsigned long long)first->body_bytes, (unsigned long)first->crc);
+    if (first != NULL && first->number <= self->settled) {
+        Py_INCREF(Py_None);
+        return Py_None;
+    }
     PyObject *number = PyLong_FromLongLong(claim.number);
     if (number == NULL)
         return NULL;
@@ -158,6 +160,24 @@ static PyObject *claim(PyObject *object, PyObject *const *args, Py_ssize_t count
     }
     self->claimed = claim.number;
     return number;
+}
+
+static PyObject *earlier(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    Identity identity;
+    size_t slot;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "earlier takes 2 arguments");
+        return NULL;
+    }
+    if (!read_identity(args[0], args[1], &identity))
+        return NULL;
+    const Claim *claim = find_claim(&((RecentKeys *)object)->claims, identity, &slot);
+    if (claim == NULL) {
+        PyErr_SetObject(PyExc_KeyError, args[1]);
+        return NULL;
+    }
+    return Py_BuildValue("LKk", claim->number, (unsigned long long)claim->body_bytes, (unsigned long)claim->crc);
 }
 
 /* Note that the claims up to a number are settled: how many they are without those that were forgotten. */
@@ -180,19 +200,24 @@ static PyObject *settle(PyObject *object, PyObject *number)
     return PyLong_FromLongLong(settle_to(self, value));
 }
 
-static PyObject *forget(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *forget(PyObject *object, PyObject *numbers)
 {
     RecentKeys *self = (RecentKeys *)object;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "forget takes 2 arguments");
+    if (!PyList_Check(numbers)) {
+        PyErr_SetString(PyExc_TypeError, "forget takes a list of numbers");
         return NULL;
     }
-    Identity identity;
-    if (!read_identity(args[0], args[1], &identity))
-        return NULL;
-    self->forgotten++;
-    remove_claim(&self->claims, identity);
-    if (self->settled + self->forgotten == self->claimed)
+    Py_ssize_t count = PyList_Size(numbers);
+    for (Py_ssize_t at = 0; at < count; at++) {
+        long long number;
+        if (!read_integer(PyList_GetItem(numbers, at), 1, self->claimed, &number)) {
+            PyErr_SetString(PyExc_ValueError, "no claim has this number");
+            return NULL;
+        }
+        self->forgotten++;
+        remove_claim(&self->claims, number);
+    }
+    if (count > 0 && self->settled + self->forgotten == self->claimed)
         settle_to(self, self->claimed);
     Py_INCREF(Py_None);
     return Py_None;
@@ -200,10 +225,10 @@ static PyObject *forget(PyObject *object, PyObject *const *args, Py_ssize_t coun
 
 static PyMethodDef METHODS[] = {
     {"claim", (PyCFunction)(void (*)(void))claim, METH_FASTCALL,
-     PyDoc_STR("Claim a key for a request that is to be written: its number, or the claim of an earlier one.")},
+     PyDoc_STR("Claim a key for a request that is to be written: the number, or None if an earlier one is on disk.")},
+    {"earlier", (PyCFunction)(void (*)(void))earlier, METH_FASTCALL, PyDoc_STR("Return the claim of that request.")},
     {"settle", settle, METH_O, PyDoc_STR("Note that the claims up to a number are on disk; return how many they are.")},
-    {"forget", (PyCFunction)(void (*)(void))forget, METH_FASTCALL,
-     PyDoc_STR("Forget a claim whose request was not written.")},
+    {"forget", forget, METH_O, PyDoc_STR("Forget claims whose requests were not written.")},
     {NULL, NULL, 0, NULL},
 };
 

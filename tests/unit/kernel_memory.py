@@ -68,9 +68,10 @@ def check_claims(fill: int) -> None:
             assert recent.claimed == fill
             assert recent.claim(b"owner", b"one", body, 0.0) == fill + 1
         recent.settle(fill + 1)
-        assert recent.claim(b"owner", b"one", b"", 0.0) == (fill + 1, 300, crc32(body))
+        assert recent.claim(b"owner", b"one", b"", 0.0) is None
+        assert recent.earlier(b"owner", b"one") == (fill + 1, 300, crc32(body))
         if fill:
-            assert recent.claim(b"owner", b"%0300d" % (fill - 1), b"", 0.0) == (fill, 4, crc32(b"body"))
+            assert recent.earlier(b"owner", b"%0300d" % (fill - 1)) == (fill, 4, crc32(b"body"))
     assert errors >= (3 if fill == 0 else 1)
 
 
@@ -116,17 +117,19 @@ def check_losses() -> None:
             key = b"key%d" % (number // 2)
             for odd in (key, b'"' + key, b"k" * 200):
                 cuts.cut(odd.join(PIECES[:2]) + b"1" + PIECES[2], 0)
-            recent.claim(b"owner", key, b"body" * number, float(number))
-            if number % 3 == 0:
-                recent.settle(recent.claimed)
+            claim = recent.claim(b"owner", key, b"body" * number, float(number))
+            if claim is None:
+                recent.earlier(b"owner", key)
+            elif number % 3:
+                recent.forget([claim])
             else:
-                recent.forget(b"owner", key)
+                recent.settle(claim)
             for body in (key, memoryview(key)):
                 module.join_entry(key, number, b"", body, number)
             bad: tuple[Any, ...] = key, number, b"", b"", None
             for call, arguments in (
                 (recent.claim, bad),
-                (recent.forget, bad),
+                (recent.earlier, bad),
                 (module.join_entry, bad),
                 (cuts.cut, ()),
             ):

@@ -26,7 +26,7 @@ from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge, TakesView
 from arcpipe.ingest.http.turns import TooLong, Turns
 from arcpipe.units import KB
-from arcpipe.wal.format import MAX_PAYLOAD_BYTES, AnyPrefix, KeyedPrefix, crc32, owner_of
+from arcpipe.wal.format import MAX_PAYLOAD_BYTES, AnyPrefix, KeyedPrefix, crc32
 from arcpipe.wal.group_commit import Commit
 
 log = logging.getLogger(__name__)
@@ -288,10 +288,11 @@ class WriteEndpoints:
             if keyed is None or keyed.token is not exchange.token or keyed.key_bytes != len(key):
                 keyed = plain.keyed = self._keyed_prefix(plain, exchange.token, len(key))
             claim = self._recent.claim(keyed.owner, key, body, exchange.received, front)
-            if not isinstance(claim, int):
-                self.replay(exchange, target, answer, encoded, claim)
+            if claim is None:
+                self.replay(exchange, target, answer, encoded, self._recent.earlier(keyed.owner, key))
                 return
             exchange.claim = claim
+            exchange.key = b""  # it is in the entry now: its memory is for the next one
             prefix, front = keyed, key + front if front else key
         exchange.brings = target.database, records, len(exchange.body)
         exchange.body = b""
@@ -300,13 +301,9 @@ class WriteEndpoints:
         try:
             self._commit.append(prefix, body, records, exchange, front)
         except BaseException:
-            self._forget(exchange)
+            if key is not None:
+                self._recent.forget([exchange.claim])
             raise
-
-    def _forget(self, exchange: Exchange) -> None:
-        """Forget the key of a request that was not written, if it has one."""
-        if exchange.key is not None:
-            self._recent.forget(owner_of(exchange.brings[0], exchange.token), exchange.key)
 
     def replay(self, exchange: Exchange, target: Target, answer: bytes, encoded: Encoded, first: Claim) -> None:
         """Answer a retry of a request that is on disk: as if it were written, which it is not."""
@@ -361,8 +358,7 @@ class WriteEndpoints:
                 exchange.answer(exchange.success)
                 observe(int((now - exchange.received) * 1e6))
             return
-        for exchange in waiters:
-            self._forget(exchange)
+        self._recent.forget([exchange.claim for exchange in waiters if exchange.key is not None])
         response = write_failure(error)
         for exchange in waiters:
             self.refuse(exchange, response)

@@ -77,7 +77,8 @@ class Exchange:
         """
         self.connection = connection
         self.headers = headers
-        self.key: bytes | None = None  # the idempotency key; empty: the header's is not read yet; None without one
+        # The idempotency key. Empty: the header's is not read yet, or it was claimed. None: there is none.
+        self.key: bytes | None = None
         self.method = method
         self.path = path
         self.query = query

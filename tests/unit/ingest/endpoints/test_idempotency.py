@@ -23,7 +23,6 @@ from arcpipe.wal.format import (
     Prefix,
     crc32,
     identity_of,
-    owner_of,
     with_identity,
 )
 from tests.support.edge import Edge, Peer
@@ -50,18 +49,18 @@ def make(request: pytest.FixtureRequest) -> Make:
 def write(recent: AnyRecentKeys, key: bytes, body: bytes, now: float) -> Claim | None:
     """Do as a worker does whose groups have one entry each, and are on disk at once."""
     claim = recent.claim(OWNER, key, body, now)
-    if isinstance(claim, tuple):
-        return claim
+    if claim is None:
+        return recent.earlier(OWNER, key)
     recent.settle(claim)
     return None
 
 
 def knows(recent: AnyRecentKeys, key: bytes, now: float) -> bool:
     """Tell whether a key is known; if not, its claim is forgotten again."""
-    if isinstance(recent.claim(OWNER, key, b"?", now), tuple):
-        return True
-    recent.forget(OWNER, key)
-    return False
+    claim = recent.claim(OWNER, key, b"?", now)
+    if claim is not None:
+        recent.forget([claim])
+    return claim is None
 
 
 def test_a_key_is_known_until_half_of_the_window_at_least_and_never_after_it(make: Make) -> None:
@@ -93,7 +92,7 @@ def test_the_newest_keys_are_known_within_the_limit(make: Make, in_a_group: int)
     known = [*itertools.takewhile(lambda key: knows(recent, key, 1000.0), keys[::-1])][::-1]
     assert known == keys[-len(known) :]
     assert 5 <= len(known) <= 10
-    assert all(isinstance(recent.claim(OWNER, key, b"abc", 1000.0), tuple) for key in known[-5:])
+    assert all(recent.claim(OWNER, key, b"abc", 1000.0) is None for key in known[-5:])
 
 
 def test_the_first_body_of_a_key_stays(make: Make) -> None:
@@ -110,7 +109,8 @@ def test_a_key_is_not_known_before_its_group_is_on_disk(make: Make) -> None:
         assert recent.claimed == number
     assert recent.claimed != recent.settled
     assert recent.settle(2) == 2
-    assert recent.claim(OWNER, ONE, b"abc", 1000.0) == (1, 3, crc32(b"abc"))
+    assert recent.claim(OWNER, ONE, b"abc", 1000.0) is None
+    assert recent.earlier(OWNER, ONE) == (1, 3, crc32(b"abc"))
     assert recent.claimed != recent.settled
     assert recent.settle(3) == 1
     assert recent.claimed == recent.settled
@@ -119,7 +119,7 @@ def test_a_key_is_not_known_before_its_group_is_on_disk(make: Make) -> None:
 def test_a_key_whose_group_was_refused_is_not_known(make: Make) -> None:
     recent = make(100.0)
     recent.claim(OWNER, ONE, b"abc", 1000.0)
-    recent.forget(OWNER, ONE)
+    recent.forget([1])
     assert recent.claimed == recent.settled
     assert write(recent, b"two", b"abc", 1000.0) is None
     assert [knows(recent, key, 1000.0) for key in (ONE, b"two")] == [False, True]
@@ -134,7 +134,8 @@ def test_a_claim_counts_across_generations(make: Make) -> None:
         assert OWNER + ONE in recent._old
     assert recent.claim(OWNER, ONE, b"again", 1000.0) == 5
     assert recent.settle(2) == 2
-    assert recent.claim(OWNER, b"two", b"again", 1000.0) == (2, 3, crc32(b"abc"))
+    assert recent.claim(OWNER, b"two", b"again", 1000.0) is None
+    assert recent.earlier(OWNER, b"two") == (2, 3, crc32(b"abc"))
     assert recent.settle(5) == 3
     assert recent.claimed == recent.settled
 
@@ -154,7 +155,7 @@ class KnownKeys(RuleBasedStateMachine):
         super().__init__()
         self.recent = recent_keys(100.0, 6, self.kernel)
         self.now = 1000.0
-        self.waiting: list[tuple[int, bytes]] = []
+        self.waiting: list[int] = []
         self.written: set[int] = set()  # numbers of claims
         self.came: dict[int, tuple[bytes, float]] = {}
         self.counted = 0
@@ -162,13 +163,14 @@ class KnownKeys(RuleBasedStateMachine):
     @rule(key=st.sampled_from([b"a", b"b", b"c", b"d", b"e"]))
     def request(self, key: bytes) -> None:
         claim = self.recent.claim(OWNER, key, b"body", self.now)
-        if not isinstance(claim, tuple):
+        if claim is not None:
             assert claim == self.recent.claimed
             self.came[claim] = key, self.now
-            self.waiting.append((claim, key))
+            self.waiting.append(claim)
             return
-        assert claim[0] in self.written
-        claimed, came = self.came[claim[0]]
+        number = self.recent.earlier(OWNER, key)[0]
+        assert number in self.written
+        claimed, came = self.came[number]
         assert claimed == key
         assert self.now - came < 100.0
 
@@ -178,11 +180,10 @@ class KnownKeys(RuleBasedStateMachine):
         if not group:
             return
         if is_written:
-            self.counted += self.recent.settle(group[-1][0])
-            self.written.update(number for number, _ in group)
+            self.counted += self.recent.settle(group[-1])
+            self.written.update(group)
         else:
-            for _, key in group:
-                self.recent.forget(OWNER, key)
+            self.recent.forget(group)
         assert self.counted == len(self.written)
         assert (self.recent.claimed != self.recent.settled) == bool(self.waiting)
 
@@ -208,7 +209,7 @@ def test_the_kernel_knows_the_keys_that_python_knows(limit: int, keys: int, seed
     """Claims, replays, forgotten groups, turns of generations, and bodies of all kinds, in any order."""
     choose = random.Random(seed)
     both = recent_keys(100.0, limit, None), recent_keys(100.0, limit, kernel_of_checkout().RecentKeys)
-    now, waiting, outcomes = 1000.0, list[tuple[int, tuple[bytes, bytes]]](), set()
+    now, waiting, outcomes = 1000.0, list[int](), set()
     for _ in range(6000):
         # With other lengths of the owner, the same bytes are another key.
         identity = (
@@ -222,21 +223,22 @@ def test_the_kernel_knows_the_keys_that_python_knows(limit: int, keys: int, seed
         arguments: tuple[Any, ...] = (*identity, body, now, front)[: 5 if front or choose.random() < 0.5 else 4]
         first, again = (each.claim(*arguments) for each in both)
         assert first == again
-        outcomes.add(type(first))
-        if isinstance(first, int):
-            waiting.append((first, identity))
+        outcomes.add(first is None)
+        if first is not None:
+            waiting.append(first)
+        else:
+            assert both[0].earlier(*identity) == both[1].earlier(*identity)
         while waiting and choose.random() < 0.2:
             count = choose.randrange(1, len(waiting) + 1)
             group, waiting = waiting[:count], waiting[count:]
             if choose.random() < 0.7:
-                assert both[0].settle(group[-1][0]) == both[1].settle(group[-1][0])
+                assert both[0].settle(group[-1]) == both[1].settle(group[-1])
             else:
-                for _, forgotten in group:
-                    for each in both:
-                        each.forget(*forgotten)
+                for each in both:
+                    each.forget(group)
         assert (both[0].claimed, both[0].settled) == (both[1].claimed, both[1].settled)
         now += choose.choice([0.0] * 50 + [1.0, 20.0, 60.0])
-    assert outcomes == {int, tuple}
+    assert outcomes == {False, True}
 
 
 def test_the_kernel_refuses_what_is_no_claim() -> None:
@@ -249,7 +251,18 @@ def test_the_kernel_refuses_what_is_no_claim() -> None:
                 recent.claim(owner, *arguments)  # type: ignore[arg-type]
     for arguments in ((), (OWNER,), (OWNER, "one"), ("owner", ONE), (OWNER, ONE, 1)):
         with pytest.raises(TypeError):
-            recent.forget(*arguments)
+            recent.earlier(*arguments)
+    with pytest.raises(KeyError):
+        recent.earlier(OWNER, ONE)
+    for numbers, error in (
+        (1, TypeError),
+        ((1,), TypeError),
+        ([0], ValueError),
+        ([1], ValueError),
+        (["1"], ValueError),
+    ):
+        with pytest.raises(error, match=r"takes a list of numbers|no claim has this number"):
+            recent.forget(numbers)  # type: ignore[arg-type]
     for number in (-1, 1, 1 << 70):
         with pytest.raises(ValueError, match="no claim has this number"):
             recent.settle(number)
@@ -312,7 +325,8 @@ TOKENS = st.none() | st.text("abcdefgh234567", min_size=8, max_size=8)
 def test_the_key_is_in_the_meta_of_the_entry(key: str, token: str | None, part: int, has_more: bool) -> None:
     plain = Prefix(KIND_COLUMNAR, "db", {"precision": "ms", "clock": -7} if has_more else {})
     prefix = KeyedPrefix(plain, token, len(key), part)
-    assert (prefix.token, prefix.key_bytes, prefix.owner) == (token, len(key), owner_of("db", token))
+    assert (prefix.token, prefix.key_bytes) == (token, len(key))
+    assert prefix.owner == b"db\xff%b\xff" % (token or "").encode()
     for identity in (b"0123456789abcdef", b"fedcba9876543210"):
         prefix.bind(identity)
         assert (prefix.identity, prefix.crc) == (identity, crc32(prefix.data))
