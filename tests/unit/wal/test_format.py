@@ -76,6 +76,13 @@ def test_the_kernel_joins_the_entries_that_python_joins(
     assert joined == wal_format.join_by_python(data, crc, front, body, timestamp)
 
 
+def test_the_kernel_makes_the_checksums_of_bodies_of_each_length() -> None:
+    content = bytes(number * number % 251 for number in range(2100))
+    for size in [*range(400), 511, 512, 1023, 2047, 2048]:
+        entry = kernel_of_checkout().join_entry(b"", size * 7919, b"", content[size % 16 :][:size], 0)
+        assert int.from_bytes(entry[12:16], "big") == zlib.crc32(content[size % 16 :][:size], size * 7919)
+
+
 def test_the_kernel_refuses_what_is_no_part_of_an_entry() -> None:
     join = kernel_of_checkout().join_entry
     good: list[Any] = [b"prefix", 7, b"front", b"body", 8]
