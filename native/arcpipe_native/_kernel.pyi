@@ -82,7 +82,8 @@ class Outline:
 class RecentKeys:
     """The keys that one worker wrote last, in two generations: as the class of this name in Python.
 
-    Claims are no objects of Python here: each takes some 60 bytes, and those of the key and of what it belongs to. For one event loop.
+    Claims are no objects of Python here: each takes some 60 bytes, and those of the key and of what it belongs to. For
+    one event loop.
     """
 
     def __new__(cls, window_seconds: float, limit: int, crc32: Callable[[Any, int], int], /) -> RecentKeys:
@@ -124,7 +125,9 @@ class RecentKeys:
         """Forget claims whose requests were not written, before any later one is settled."""
 
 def join_entry(prefix: bytes, crc: int, front: bytes, body: bytes | memoryview, timestamp_us: int, /) -> bytes:
-    """Pack an entry of the WAL in one piece: header, prefix, front and body. For small ones: others do not run meanwhile.
+    """Pack an entry of the WAL in one piece: header, prefix, front and body.
+
+    For small ones, because other threads do not run meanwhile.
 
     Args:
         crc: the CRC32 of the prefix.
