@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _NAME: Final = "arcpipe_native"
 _PARTS: Final = (
-    *("KeyedPrefix", "LineReader", "Outline", "RecentKeys"),
-    *("array_headers", "find_columns", "key_records", "read_column", "walk_columns"),
+    *("LineReader", "Outline", "RecentKeys"),
+    *("array_headers", "find_columns", "join_entry", "key_records", "read_column", "walk_columns"),
 )
 
 

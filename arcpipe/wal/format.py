@@ -8,16 +8,13 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from isal import isal_zlib
 
 from arcpipe.codec.envelope import ENVELOPE_MARK, KIND_END, KIND_START, decode_raw_envelope
 from arcpipe.native import KERNEL
-
-if TYPE_CHECKING:
-    from arcpipe_native import KeyedPrefix as Kernel
 
 MAGIC: Final = b"ARCW"
 VERSION: Final = 1
@@ -67,7 +64,7 @@ class Prefix:
 
     def __init__(self, kind: int, database: str, meta: Mapping[str, Any]) -> None:
         self.database = database
-        self.keyed: KeyedPrefix | None = None  # the one of the last token, for whoever makes them
+        self.keyed: KeyedPrefix | None = None  # the last one that was made of it, for whoever makes them
         self._head = b"\x94" + _encode(kind) + _encode(database)
         self._meta = meta
         self.bind(b"")
@@ -87,104 +84,49 @@ class Prefix:
 
 
 class KeyedPrefix:
-    """A prefix whose meta also has an idempotency key: of one entry at a time, and made again for the next.
+    """A prefix whose meta ends with an idempotency key of one length, without the key itself.
 
-    A client's keys mostly have one length, so all that is before a key is made once, with its CRC32. One thread at a
-    time may use an instance, and `Group.add` takes it before it is made again.
-
-    `claimed` are the key and what it belongs to, database and token. No two owners with their keys are the same bytes,
-    because 0xFF is in no name.
-
-    No slots: it is also the base of one that the native kernel makes keys for.
+    The key's characters follow as the front of an entry. A client's keys mostly have one length, so its entries share a
+    prefix. One thread at a time may use an instance, and the prefix that it is made of.
     """
 
-    def __init__(self, plain: Prefix, token: str | None = None, part: int = 0) -> None:
-        """Make prefixes from one of entries without a key.
+    __slots__ = ("_count", "_items", "_plain", "crc", "data", "identity", "key_bytes", "owner", "token")
+
+    def __init__(self, plain: Prefix, token: str | None, key_bytes: int, part: int = 0) -> None:
+        """Make a prefix from one of entries without a key.
 
         Args:
             token: the id of the sender's token, to which the key belongs; None without one.
+            key_bytes: the length of the key, which has 1 to 128 visible characters of ASCII.
             part: the number of the entry among those of its request.
         """
-        self._plain = plain
-        self._items = b""
-        self._count = 1
+        items, self._count = b"", 1
         if token is not None:
-            self._items += _TOKEN_ITEM + _encode(token)
+            items += _TOKEN_ITEM + _encode(token)
             self._count += 1
         if part:
-            self._items += _PART_ITEM + _encode(part)
+            items += _PART_ITEM + _encode(part)
             self._count += 1
+        length = bytes([0xA0 | key_bytes]) if key_bytes < 32 else bytes([0xD9, key_bytes])
+        self._items = items + _KEY_ITEM + length
+        self._plain = plain
         self.token = token
+        self.key_bytes = key_bytes
+        # What the key belongs to. No two owners with their keys are the same bytes, because 0xFF is in no name.
         self.owner = b"%b\xff%b\xff" % (plain.database.encode(), (token or "").encode())
-        self._key = b""
         self.bind(plain.identity)
 
-    def make(self, key: bytes) -> KeyedPrefix:
-        """Make it that of an entry with this key, which has 1 to 128 visible characters of ASCII; return itself."""
-        if len(key) != self._key_bytes:
-            self._measure(len(key))
-        self._key = key
-        # For the segment of the entry before, which is nearly always that of this one, too.
-        self.data = self._front + key
-        self.crc = crc32(key, self._front_crc)
-        self.claimed = self.owner + key
-        return self
-
     def bind(self, identity: bytes) -> None:
-        """Make this the prefix of an entry of another segment."""
+        """Make this the prefix of another segment's entries."""
         plain = self._plain
         if plain.identity is not identity:
             plain.bind(identity)
-        self._measure(len(self._key))
-        self.make(self._key)
-
-    def _measure(self, key_bytes: int) -> None:
-        """Make all that is before a key of this length, for the segment that the plain prefix is of."""
-        self.identity = self._plain.identity
-        length = bytes([0xA0 | key_bytes]) if key_bytes < 32 else bytes([0xD9, key_bytes])
-        self._key_bytes = key_bytes
-        self._front = self._plain.longer(self._items + _KEY_ITEM + length, self._count)
-        self._front_crc = crc32(self._front)
+        self.identity = identity
+        self.data = plain.longer(self._items, self._count)
+        self.crc = crc32(self.data)
 
 
-def kind_of_keyed_prefix(kernel: type[Kernel] | None) -> type[KeyedPrefix]:
-    """Return the class of prefixes that a kernel makes for keys of the length before; None: Python makes all."""
-    if kernel is None:
-        return KeyedPrefix
-    unusual = {"make_unusual": KeyedPrefix.make}  # for the first key, and keys of another length
-    return cast("type[KeyedPrefix]", type("KernelKeyedPrefix", (kernel, KeyedPrefix), unusual))
-
-
-KEYED_PREFIX_KIND: Final = kind_of_keyed_prefix(None if KERNEL is None else KERNEL.KeyedPrefix)
-"""The class that a worker has: `KeyedPrefix`, or one of the native kernel that it is the base of."""
-
-
-class FrontedPrefix:
-    """A prefix with the first bytes of one entry's body: the rest, which may be large, is not copied for them.
-
-    One thread at a time may use an instance, and the prefix that it is made of.
-    """
-
-    __slots__ = ("_front", "_plain", "crc", "data", "identity")
-
-    def __init__(self, plain: Prefix | KeyedPrefix, front: bytes) -> None:
-        self._plain = plain
-        self._front = front
-        self._join()
-
-    def bind(self, identity: bytes) -> None:
-        """Make this the prefix of an entry of another segment."""
-        if self._plain.identity is not identity:
-            self._plain.bind(identity)
-        self._join()
-
-    def _join(self) -> None:
-        self.identity = self._plain.identity
-        self.data = self._plain.data + self._front
-        self.crc = crc32(self._front, self._plain.crc)
-
-
-AnyPrefix: TypeAlias = Prefix | KeyedPrefix | FrontedPrefix
+AnyPrefix: TypeAlias = Prefix | KeyedPrefix
 
 
 class StartMeta(msgspec.Struct, frozen=True, omit_defaults=True, rename={"identity": IDENTITY_KEY}):
@@ -224,15 +166,32 @@ def envelope_prefix(kind: int, database: str, meta: Mapping[str, Any] | None = N
     return prefix
 
 
-def entry_head(prefix: AnyPrefix, body: bytes | memoryview, timestamp_us: int) -> bytes:
-    """Pack the entry header and the prefix, which go before `body` on disk. The CRC32 covers prefix and body."""
-    data = prefix.data
-    return ENTRY_HEADER.pack(len(data) + len(body), timestamp_us, crc32(body, prefix.crc)) + data
+def entry_head(prefix: AnyPrefix, body: bytes | memoryview, timestamp_us: int, front: bytes = b"") -> bytes:
+    """Pack all that goes before `body` on disk: the entry header, whose CRC32 covers what follows it, and two parts.
+
+    Args:
+        front: the bytes between prefix and body: the key for a `KeyedPrefix`, then the first ones of the body.
+    """
+    data, crc = prefix.data, prefix.crc
+    if front:
+        data, crc = data + front, crc32(front, crc)
+    return ENTRY_HEADER.pack(len(data) + len(body), timestamp_us, crc32(body, crc)) + data
 
 
-def pack_entry(prefix: AnyPrefix, body: bytes | memoryview, timestamp_us: int) -> bytes:
+def pack_entry(prefix: AnyPrefix, body: bytes | memoryview, timestamp_us: int, front: bytes = b"") -> bytes:
     """Pack a whole entry in one piece."""
-    return entry_head(prefix, body, timestamp_us) + bytes(body)
+    return entry_head(prefix, body, timestamp_us, front) + bytes(body)
+
+
+def join_by_python(data: bytes, crc: int, front: bytes, body: bytes | memoryview, timestamp_us: int) -> bytes:
+    """Pack a small entry whose prefix is these bytes with this CRC32."""
+    if front:
+        data, crc = data + front, crc32(front, crc)
+    return ENTRY_HEADER.pack(len(data) + len(body), timestamp_us, crc32(body, crc)) + data + body
+
+
+join_entry = join_by_python if KERNEL is None else KERNEL.join_entry
+"""What a worker has: `join_by_python`, or that of the native kernel, which does the same."""
 
 
 def pack_start(meta: StartMeta) -> bytes:

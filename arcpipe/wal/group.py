@@ -6,7 +6,16 @@ from typing import Any, Final
 
 from arcpipe.counters import GROUP_BOUNDS, LATENCY_BOUNDS_US, Histogram
 from arcpipe.disk import Buffer
-from arcpipe.wal.format import ENTRY_HEADER, ENTRY_HEADER_SIZE, IDENTITY_BYTES, AnyPrefix, crc32, identity_offset
+from arcpipe.wal.format import (
+    ENTRY_HEADER,
+    ENTRY_HEADER_SIZE,
+    IDENTITY_BYTES,
+    AnyPrefix,
+    crc32,
+    entry_head,
+    identity_offset,
+    join_entry,
+)
 
 # Bytes. A body up to this size is joined with its header: a small copy is cheaper than one more vector of the write.
 SMALL_BODY_BYTES: Final = 2048
@@ -33,22 +42,29 @@ class Group:
         self.first_timestamp = 0
         self.last_timestamp = 0
 
-    def add(self, prefix: AnyPrefix, body: bytes | memoryview, records: int, timestamp: int) -> None:
-        """Add one entry. Its timestamp must be above all timestamps in the group."""
+    def add(
+        self, prefix: AnyPrefix, body: bytes | memoryview, records: int, timestamp: int, front: bytes = b""
+    ) -> None:
+        """Add one entry. Its timestamp must be above all timestamps in the group.
+
+        Args:
+            front: a few bytes between prefix and body: the key for a `KeyedPrefix`, then the first ones of the body.
+        """
         if prefix.identity is not self.identity:
             prefix.bind(self.identity)
-        data = prefix.data
-        length = len(data) + len(body)
-        head = ENTRY_HEADER.pack(length, timestamp, crc32(body, prefix.crc)) + data
-        if len(body) <= SMALL_BODY_BYTES:
-            self.buffers.append(head + body)
+        size = len(body)
+        if size <= SMALL_BODY_BYTES:
+            entry = join_entry(prefix.data, prefix.crc, front, body, timestamp)
+            self.buffers.append(entry)
+            self.size += len(entry)
         else:
+            head = entry_head(prefix, body, timestamp, front)
             self.buffers.append(head)
             self.buffers.append(body)
+            self.size += len(head) + size
         if not self.entries:
             self.first_timestamp = timestamp
         self.last_timestamp = timestamp
-        self.size += ENTRY_HEADER_SIZE + length
         self.entries += 1
         self.records += records
 

@@ -50,8 +50,10 @@ class Commit(Protocol):
     def pending_bytes(self) -> int:
         """Count the bytes that are collected or being committed."""
 
-    def append(self, prefix: AnyPrefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
-        """Add one entry to the group that is being collected; `on_committed` gets `waiter` back."""
+    def append(
+        self, prefix: AnyPrefix, body: bytes | memoryview, records: int, waiter: Any, front: bytes = b""
+    ) -> None:
+        """Add one entry to the group that is being collected, as `Group.add`; `on_committed` gets `waiter` back."""
 
     async def drain(self) -> None:
         """Wait until nothing is collected or being committed."""
@@ -157,12 +159,14 @@ class GroupCommit:
         self._idle: asyncio.Future[None] | None = None
         self._thread = _CommitThread(writer, loop, self._done, on_crash)
 
-    def append(self, prefix: AnyPrefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
+    def append(
+        self, prefix: AnyPrefix, body: bytes | memoryview, records: int, waiter: Any, front: bytes = b""
+    ) -> None:
         group = self._collecting
         size = group.size
         if not size:
             group.identity = self.writer.identity
-        group.add(prefix, body, records, self.writer.next_timestamp())
+        group.add(prefix, body, records, self.writer.next_timestamp(), front)
         group.waiters.append(waiter)
         self.pending_bytes += group.size - size
         if group.size >= GROUP_BYTES:
@@ -247,7 +251,9 @@ class BufferedCommit:
         """Count the bytes about to be written; 0 while writes fail, so that nobody waits for them."""
         return self._buffered_bytes if self._error is None else 0
 
-    def append(self, prefix: AnyPrefix, body: bytes | memoryview, records: int, waiter: Any) -> None:
+    def append(
+        self, prefix: AnyPrefix, body: bytes | memoryview, records: int, waiter: Any, front: bytes = b""
+    ) -> None:
         if self._error is not None and self._buffered_bytes >= BUFFER_LIMIT_BYTES:
             self._refused.append(waiter)
             self._refusal = CommitFailed(self._error, may_have_been_written=False)
@@ -256,7 +262,7 @@ class BufferedCommit:
             size = group.size
             if not size:
                 group.identity = self.writer.identity
-            group.add(prefix, body, records, self.writer.next_timestamp())
+            group.add(prefix, body, records, self.writer.next_timestamp(), front)
             self._waiters.append(waiter)
             self._buffered_bytes += group.size - size
         if not self._scheduled:

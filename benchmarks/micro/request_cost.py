@@ -68,8 +68,8 @@ class _Commit:
         self._new_group = group
         self._group = group()
 
-    def append(self, prefix: Any, body: Any, records: int, waiter: Any) -> None:
-        self._group.add(prefix, body, records, 1)
+    def append(self, prefix: Any, body: Any, records: int, waiter: Any, *front: Any) -> None:
+        self._group.add(prefix, body, records, 1, *front)  # other checkouts have no front
         self._group.waiters.append(waiter)
 
     def waiters(self) -> list[Any]:

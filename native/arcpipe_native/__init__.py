@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from arcpipe_native._kernel import (
-    KeyedPrefix,
     LineReader,
     Outline,
     RecentKeys,
     array_headers,
     find_columns,
+    join_entry,
     key_records,
     read_column,
     walk_columns,
@@ -16,13 +16,13 @@ from arcpipe_native._kernel import (
 from arcpipe_native._kernel import version as __version__
 
 __all__ = [
-    "KeyedPrefix",
     "LineReader",
     "Outline",
     "RecentKeys",
     "__version__",
     "array_headers",
     "find_columns",
+    "join_entry",
     "key_records",
     "read_column",
     "walk_columns",

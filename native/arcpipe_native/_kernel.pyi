@@ -82,7 +82,8 @@ class Outline:
 class RecentKeys:
     """The keys that one worker wrote last, in two generations: as the class of this name in Python.
 
-    Claims are no objects of Python here: each takes some 60 bytes and those of its identity. For one event loop.
+    Claims are no objects of Python here: each takes some 60 bytes, and those of the key and of what it belongs to. For
+    one event loop.
     """
 
     def __new__(cls, window_seconds: float, limit: int, crc32: Callable[[Any, int], int], /) -> RecentKeys:
@@ -103,42 +104,40 @@ class RecentKeys:
         """The number of the last claim that is on disk or forgotten, as all before it are; the others wait."""
 
     def claim(
-        self, identity: bytes, body: bytes | memoryview, now: float, front: bytes = b"", /
-    ) -> tuple[int, int, int] | None:
+        self, owner: bytes, key: bytes, body: bytes | memoryview, now: float, front: bytes = b"", /
+    ) -> int | None:
         """Claim a key for a request that is to be written.
+
+        Returns:
+            The number of the claim. None if an earlier request had this key and is on disk.
 
         Raises:
             MemoryError: there is none; nothing is claimed.
         """
 
+    def earlier(self, owner: bytes, key: bytes, /) -> tuple[int, int, int]:
+        """Return the claim of the earlier request, right after `claim` has told that there is one."""
+
     def settle(self, number: int, /) -> int:
         """Note that the claims up to a number are on disk, but for those that were forgotten: how many they are."""
 
-    def forget(self, identity: bytes, /) -> None:
-        """Forget a claim whose request was not written, before any later one is settled."""
+    def forget(self, numbers: list[int], /) -> None:
+        """Forget claims whose requests were not written, before any later one is settled."""
 
-class KeyedPrefix:
-    """Make the prefixes of entries with keys of one length.
+def join_entry(prefix: bytes, crc: int, front: bytes, body: bytes | memoryview, timestamp_us: int, /) -> bytes:
+    """Pack an entry of the WAL in one piece: header, prefix, front and body.
 
-    The base of a class that sets the attributes, and has a method `make_unusual` for keys of other lengths. One thread
-    at a time may use an instance.
+    For small ones, because other threads do not run meanwhile.
+
+    Args:
+        crc: the CRC32 of the prefix.
+        front: the bytes between prefix and body.
+        timestamp_us: µs since the epoch.
+
+    Raises:
+        OverflowError: the entry would be 4 GB or larger.
+        MemoryError: there is none.
     """
-
-    data: bytes
-    crc: int
-    claimed: bytes
-    owner: bytes
-    _front: bytes
-    _front_crc: int
-    _key: bytes
-    _key_bytes: int
-
-    def make(self, key: bytes, /) -> Any:
-        """Do as the method of this name in Python.
-
-        Raises:
-            MemoryError: it is still the prefix of the entry before.
-        """
 
 def find_columns(payload: bytes | memoryview, literals: tuple[bytes, ...], /) -> tuple[int, bytes] | None:
     """Find the columns of an entry by the bytes around them.

@@ -1,6 +1,7 @@
 #include "claims.h"
 
 #include <Python.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Slots of a table with its first claim, and bytes for identities. */
@@ -13,19 +14,22 @@ static uint8_t sign_of(uint32_t hash)
     return (uint8_t)(hash >> 24 | 1);
 }
 
+static bool is_claim_of(const Claims *claims, const Claim *claim, Identity identity)
+{
+    const uint8_t *claimed = claims->identities + claim->identity_at;
+    return claim->hash == identity.hash && claim->owner_bytes == identity.owner_bytes &&
+           claim->key_bytes == identity.key_bytes && memcmp(claimed, identity.owner, identity.owner_bytes) == 0 &&
+           memcmp(claimed + identity.owner_bytes, identity.key, identity.key_bytes) == 0;
+}
+
 /* Find the slot of an identity: its own, or the free one where it would be. There are slots. */
 static size_t slot_of(const Claims *claims, Identity identity)
 {
     uint8_t sign = sign_of(identity.hash);
     size_t at = identity.hash & claims->mask;
-    for (; claims->signs[at] != 0; at = (at + 1) & claims->mask) {
-        if (claims->signs[at] != sign)
-            continue;
-        const Claim *claim = &claims->claims[claims->places[at]];
-        if (claim->hash == identity.hash && claim->identity_bytes == identity.size &&
-            memcmp(claims->identities + claim->identity_at, identity.data, identity.size) == 0)
+    for (; claims->signs[at] != 0; at = (at + 1) & claims->mask)
+        if (claims->signs[at] == sign && is_claim_of(claims, &claims->claims[claims->places[at]], identity))
             break;
-    }
     return at;
 }
 
@@ -35,19 +39,20 @@ static void take_slot(Claims *claims, size_t at, size_t place)
     claims->places[at] = (uint32_t)place;
 }
 
-const Claim *find_claim(const Claims *claims, Identity identity)
+const Claim *find_claim(const Claims *claims, Identity identity, size_t *slot)
 {
-    if (claims->used == 0)
+    *slot = 0;
+    if (claims->signs == NULL)
         return NULL;
-    size_t at = slot_of(claims, identity);
-    return claims->signs[at] == 0 ? NULL : &claims->claims[claims->places[at]];
+    *slot = slot_of(claims, identity);
+    return claims->signs[*slot] == 0 ? NULL : &claims->claims[claims->places[*slot]];
 }
 
 /* Give each claim a slot; all slots are free. */
 static void fill_slots(Claims *claims)
 {
     for (size_t place = 0; place < claims->used; place++) {
-        if (claims->claims[place].number == 0)
+        if (claims->claims[place].number < 0)
             continue;
         size_t at = claims->claims[place].hash & claims->mask;
         while (claims->signs[at] != 0)
@@ -98,34 +103,53 @@ static bool make_room(Claims *claims, size_t size)
     return true;
 }
 
-bool add_claim(Claims *claims, Identity identity, Claim claim)
+bool add_claim(Claims *claims, Identity identity, size_t slot, Claim claim)
 {
-    if (claims->signs == NULL || 2 * claims->used > claims->mask)
+    if (claims->signs == NULL || 2 * claims->used > claims->mask) {
         if (!grow_slots(claims))
             return false;
-    if (!make_room(claims, identity.size))
+        slot = slot_of(claims, identity);
+    }
+    if (!make_room(claims, (size_t)identity.owner_bytes + identity.key_bytes))
         return false;
-    size_t at = slot_of(claims, identity);
-    if (claims->signs[at] != 0)
-        claims->claims[claims->places[at]].number = 0;
-    memcpy(claims->identities + claims->identity_bytes, identity.data, identity.size);
+    if (claims->signs[slot] != 0)
+        claims->claims[claims->places[slot]].number *= -1;
     claim.identity_at = claims->identity_bytes;
-    claim.identity_bytes = identity.size;
+    claim.owner_bytes = identity.owner_bytes;
+    claim.key_bytes = identity.key_bytes;
     claim.hash = identity.hash;
-    claims->identity_bytes += identity.size;
+    uint8_t *claimed = claims->identities + claims->identity_bytes;
+    memcpy(claimed, identity.owner, identity.owner_bytes);
+    memcpy(claimed + identity.owner_bytes, identity.key, identity.key_bytes);
+    claims->identity_bytes += (size_t)identity.owner_bytes + identity.key_bytes;
     claims->claims[claims->used] = claim;
-    take_slot(claims, at, claims->used++);
+    take_slot(claims, slot, claims->used++);
     return true;
 }
 
-void remove_claim(Claims *claims, Identity identity)
+/* Find the place of the first claim whose number is not below this one; removed ones have theirs, below 0. */
+static size_t place_of(const Claims *claims, long long number)
 {
-    if (claims->used == 0)
+    size_t low = 0, high = claims->used;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (llabs(claims->claims[middle].number) < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+void remove_claim(Claims *claims, long long number)
+{
+    size_t place = place_of(claims, number), mask = claims->mask;
+    if (place == claims->used || claims->claims[place].number != number)
         return;
-    size_t mask = claims->mask, gap = slot_of(claims, identity);
-    if (claims->signs[gap] == 0)
-        return;
-    claims->claims[claims->places[gap]].number = 0;
+    claims->claims[place].number = -number;
+    size_t gap = claims->claims[place].hash & mask;
+    while (claims->places[gap] != place)
+        gap = (gap + 1) & mask;
     /* Those after it that could not be where it was come nearer. */
     for (size_t at = (gap + 1) & mask; claims->signs[at] != 0; at = (at + 1) & mask) {
         size_t first = claims->claims[claims->places[at]].hash & mask;

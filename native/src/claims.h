@@ -1,4 +1,4 @@
-/* Claims by what they claim, bytes by bytes, in the order in which they were made. */
+/* Claims by what they claim, bytes by bytes, in the order of their numbers, which are above 0. */
 #ifndef ARCPIPE_CLAIMS_H
 #define ARCPIPE_CLAIMS_H
 
@@ -9,17 +9,18 @@
 /* The most claims of a table, for which 31 bits are enough. */
 #define MOST_CLAIMS ((size_t)1 << 30)
 
-/* What is claimed. The hash is of these bytes, and nobody who sends some can tell it. */
+/* What is claimed: the bytes of a key, and of what it belongs to. The hash is of both, and nobody who sends keys can
+   tell it. */
 typedef struct {
-    const uint8_t *data;
-    uint32_t size, hash;
+    const uint8_t *owner, *key;
+    uint32_t owner_bytes, key_bytes, hash;
 } Identity;
 
 typedef struct {
-    long long number; /* 0: it was removed */
+    long long number; /* below 0: it was removed */
     uint64_t body_bytes;
-    size_t identity_at; /* its bytes among those of the table */
-    uint32_t identity_bytes, hash, crc;
+    size_t identity_at; /* those of the owner and then of the key, among the bytes of the table */
+    uint32_t owner_bytes, key_bytes, hash, crc;
 } Claim;
 
 /* A new key reads one place of memory, which is in no cache: so both generations have one table, and the byte that mostly
@@ -34,14 +35,16 @@ typedef struct {
     size_t identity_bytes, identity_room;
 } Claims;
 
-/* Find the last claim of an identity; NULL if there is none. It stays where it is until the next change. */
-const Claim *find_claim(const Claims *claims, Identity identity);
+/* Find the last claim of an identity, which stays where it is until the next change; NULL if there is none. The slot is
+   for `add_claim`. */
+const Claim *find_claim(const Claims *claims, Identity identity, size_t *slot);
 
-/* Add a claim, which takes the place of an earlier one; false, with nothing changed, if there is no memory or room. */
-bool add_claim(Claims *claims, Identity identity, Claim claim);
+/* Add a claim, which takes the place of an earlier one of its identity, whose slot was found after the last change;
+   false, with nothing changed, if there is no memory or room. */
+bool add_claim(Claims *claims, Identity identity, size_t slot, Claim claim);
 
-/* Remove the claim of an identity, if there is one. */
-void remove_claim(Claims *claims, Identity identity);
+/* Remove the claim of a number, if it is there. */
+void remove_claim(Claims *claims, long long number);
 
 /* Drop the first claims, and keep their memory for the next ones. */
 void drop_claims(Claims *claims, size_t count);

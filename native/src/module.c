@@ -2,8 +2,8 @@
 #include <Python.h>
 
 #include "column_reader.h"
+#include "entry.h"
 #include "key_records.h"
-#include "keyed_prefix.h"
 #include "layout_reader.h"
 #include "line_reader.h"
 #include "outline.h"
@@ -23,7 +23,7 @@ static PyModuleDef_Slot SLOTS[] = {
     {Py_mod_exec, (void *)add_line_reader},
     {Py_mod_exec, (void *)add_outline},
     {Py_mod_exec, (void *)add_recent_keys},
-    {Py_mod_exec, (void *)add_keyed_prefix},
+    {Py_mod_exec, (void *)add_entry},
     {Py_mod_exec, (void *)add_column_reader},
     {Py_mod_exec, (void *)add_layout_reader},
     {Py_mod_exec, (void *)add_key_records},

@@ -29,6 +29,22 @@ static inline const uint8_t *bytes_of(PyObject *bytes)
     return (const uint8_t *)PyBytes_AsString(bytes);
 }
 
+/* The bytes of an object, as long as that is there. */
+typedef struct {
+    const uint8_t *data;
+    Py_ssize_t size;
+} Bytes;
+
+/* Read an object that must be bytes; false with an exception set. */
+static inline bool read_bytes(PyObject *object, Bytes *bytes)
+{
+    char *data;
+    if (PyBytes_AsStringAndSize(object, &data, &bytes->size) < 0)
+        return false;
+    bytes->data = (const uint8_t *)data;
+    return true;
+}
+
 /* Read an integer of Python that is in a range; false, without an exception, for all else. */
 static inline bool read_integer(PyObject *object, long long low, long long high, long long *value)
 {

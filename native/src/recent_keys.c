@@ -9,13 +9,16 @@
 
 /* Bytes of a body whose checksum is made here, at most: that of Python is faster for longer ones. */
 #define SHORT_BODY_BYTES 512
+/* Bytes of a key, and of what it belongs to, at most. */
+#define MOST_BYTES ((Py_ssize_t)1 << 30)
+/* Odd, so that one part of a hash does not undo the other. */
+#define MULTIPLIER UINT32_C(0x9E3779B1)
 
 typedef struct {
     PyObject_HEAD
     PyObject *crc32;   /* of bytes, and of those before them, in Python */
-    PyObject *claimed; /* the number of the last claim */
-    PyObject *settled; /* the number of the last claim that is on disk or forgotten, as all before it are */
-    long long last, last_settled; /* the same numbers */
+    long long claimed; /* the number of the last claim */
+    long long settled; /* the number of the last claim that is on disk or forgotten, as all before it are */
     long long forgotten;
     long long half_limit, full_at; /* the number of the last claim that the young generation has room for */
     double half_seconds, began, old_began, turns_at;
@@ -38,16 +41,10 @@ static PyObject *new_keys(PyTypeObject *type, PyObject *args, PyObject *keywords
         PyErr_SetString(PyExc_ValueError, "the limit is above 2 ** 31");
         return NULL;
     }
-    PyObject *claimed = PyLong_FromLong(0);
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    RecentKeys *self = claimed != NULL ? (RecentKeys *)allocate(type, 0) : NULL;
-    if (self == NULL) {
-        Py_XDECREF(claimed);
+    RecentKeys *self = (RecentKeys *)allocate(type, 0);
+    if (self == NULL)
         return NULL;
-    }
-    self->claimed = claimed;
-    Py_INCREF(claimed);
-    self->settled = claimed;
     Py_INCREF(crc32);
     self->crc32 = crc32;
     self->half_seconds = window_seconds / 2;
@@ -59,8 +56,6 @@ static void free_keys(PyObject *object)
 {
     RecentKeys *self = (RecentKeys *)object;
     free_claims(&self->claims);
-    put_object(&self->claimed, NULL);
-    put_object(&self->settled, NULL);
     put_object(&self->crc32, NULL);
     free_object(object);
 }
@@ -68,12 +63,12 @@ static void free_keys(PyObject *object)
 /* Begin a generation if the young one is full or too old, and drop the old one if it is: as `_turn` in Python. */
 static void turn(RecentKeys *self, double now)
 {
-    if (self->last >= self->full_at || now - self->began >= self->half_seconds) {
+    if (self->claimed >= self->full_at || now - self->began >= self->half_seconds) {
         drop_claims(&self->claims, self->old);
         self->old = self->claims.used;
         self->old_began = self->began;
         self->began = now;
-        self->full_at = self->last + self->half_limit;
+        self->full_at = self->claimed + self->half_limit;
     }
     if (now - self->old_began >= 2 * self->half_seconds) {
         drop_claims(&self->claims, self->old);
@@ -84,16 +79,25 @@ static void turn(RecentKeys *self, double now)
         self->turns_at = self->old_began + 2 * self->half_seconds;
 }
 
-/* Read an identity; false, with an exception set, if it is none. It is valid as long as the object. */
-static bool read_identity(PyObject *object, Identity *identity)
+/* Read what a key belongs to, and the key; false, with an exception set, if they are not. Valid as long as the objects. */
+static bool read_identity(PyObject *owner_object, PyObject *key_object, Identity *identity)
 {
-    if (!PyBytes_Check(object) || PyBytes_Size(object) > (Py_ssize_t)UINT32_MAX) {
-        PyErr_SetString(PyExc_TypeError, "an identity must be bytes, and less than 4 GB");
+    Bytes owner, key;
+    if (!read_bytes(owner_object, &owner) || !read_bytes(key_object, &key))
+        return false;
+    if (owner.size > MOST_BYTES || key.size > MOST_BYTES) {
+        PyErr_SetString(PyExc_OverflowError, "a key, and what it belongs to, are at most 1 GB each");
         return false;
     }
-    Py_hash_t hash = PyObject_Hash(object);
-    *identity = (Identity){.data = bytes_of(object), .size = (uint32_t)PyBytes_Size(object), .hash = (uint32_t)hash};
-    return hash != -1;
+    Py_hash_t owner_hash = PyObject_Hash(owner_object), key_hash = PyObject_Hash(key_object);
+    *identity = (Identity){
+        .owner = owner.data,
+        .key = key.data,
+        .owner_bytes = (uint32_t)owner.size,
+        .key_bytes = (uint32_t)key.size,
+        .hash = (uint32_t)key_hash + MULTIPLIER * (uint32_t)owner_hash,
+    };
+    return owner_hash != -1 && key_hash != -1;
 }
 
 /* Have Python make the checksum of more bytes; false with an exception set. */
@@ -116,54 +120,72 @@ static bool measure(const RecentKeys *self, PyObject *body, PyObject *front, Cla
 {
     if (front != NULL && !(PyBytes_Check(front) && PyBytes_Size(front) == 0))
         return add_by_python(self, front, claim) && add_by_python(self, body, claim);
-    if (!PyBytes_Check(body) || PyBytes_Size(body) > SHORT_BODY_BYTES)
+    Bytes bytes;
+    if (!PyBytes_Check(body) || !read_bytes(body, &bytes) || bytes.size > SHORT_BODY_BYTES)
         return add_by_python(self, body, claim);
-    claim->body_bytes = (uint64_t)PyBytes_Size(body);
-    claim->crc = add_to_crc32(0, bytes_of(body), (size_t)claim->body_bytes);
+    claim->body_bytes = (uint64_t)bytes.size;
+    claim->crc = add_to_crc32(0, bytes.data, (size_t)bytes.size);
     return true;
 }
 
 static PyObject *claim(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     RecentKeys *self = (RecentKeys *)object;
-    if (count != 3 && count != 4) {
-        PyErr_SetString(PyExc_TypeError, "claim takes 3 or 4 arguments");
+    if (count != 4 && count != 5) {
+        PyErr_SetString(PyExc_TypeError, "claim takes 4 or 5 arguments");
         return NULL;
     }
     Identity identity;
     Claim claim = {0};
-    double now = PyFloat_AsDouble(args[2]);
-    if ((now == -1.0 && PyErr_Occurred()) || !read_identity(args[0], &identity) ||
-        !measure(self, args[1], count == 4 ? args[3] : NULL, &claim))
+    double now = PyFloat_AsDouble(args[3]);
+    if ((now == -1.0 && PyErr_Occurred()) || !read_identity(args[0], args[1], &identity) ||
+        !measure(self, args[2], count == 5 ? args[4] : NULL, &claim))
         return NULL;
-    claim.number = self->last + 1;
+    claim.number = self->claimed + 1;
     if (now >= self->turns_at || claim.number > self->full_at)
         turn(self, now);
-    const Claim *first = find_claim(&self->claims, identity);
-    bool is_young = first != NULL && first >= self->claims.claims + self->old;
-    if (first != NULL && first->number <= self->last_settled)
-        return Py_BuildValue("LKk", first->number, (unsigned long long)first->body_bytes, (unsigned long)first->crc);
-    PyObject *claimed = PyLong_FromLongLong(claim.number);
-    if (claimed == NULL)
+    size_t slot;
+    const Claim *first = find_claim(&self->claims, identity, &slot);
+    if (first != NULL && first->number <= self->settled) {
+        Py_INCREF(Py_None);
+        return Py_None;
+    }
+    PyObject *number = PyLong_FromLongLong(claim.number);
+    if (number == NULL)
         return NULL;
-    if (!is_young && !add_claim(&self->claims, identity, claim)) {
-        Py_DECREF(claimed);
+    bool is_young = first != NULL && first >= self->claims.claims + self->old;
+    if (!is_young && !add_claim(&self->claims, identity, slot, claim)) {
+        Py_DECREF(number);
         return PyErr_NoMemory();
     }
-    self->last = claim.number;
-    put_object(&self->claimed, claimed);
-    Py_INCREF(Py_None);
-    return Py_None;
+    self->claimed = claim.number;
+    return number;
+}
+
+static PyObject *earlier(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    Identity identity;
+    size_t slot;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "earlier takes 2 arguments");
+        return NULL;
+    }
+    if (!read_identity(args[0], args[1], &identity))
+        return NULL;
+    const Claim *claim = find_claim(&((RecentKeys *)object)->claims, identity, &slot);
+    if (claim == NULL) {
+        PyErr_SetObject(PyExc_KeyError, args[1]);
+        return NULL;
+    }
+    return Py_BuildValue("LKk", claim->number, (unsigned long long)claim->body_bytes, (unsigned long)claim->crc);
 }
 
 /* Note that the claims up to a number are settled: how many they are without those that were forgotten. */
-static long long settle_to(RecentKeys *self, long long number, PyObject *object)
+static long long settle_to(RecentKeys *self, long long number)
 {
-    long long count = number - self->last_settled - self->forgotten;
-    self->last_settled = number;
+    long long count = number - self->settled - self->forgotten;
+    self->settled = number;
     self->forgotten = 0;
-    Py_INCREF(object);
-    put_object(&self->settled, object);
     return count;
 }
 
@@ -171,38 +193,48 @@ static PyObject *settle(PyObject *object, PyObject *number)
 {
     RecentKeys *self = (RecentKeys *)object;
     long long value;
-    if (!read_integer(number, 0, self->last, &value)) {
+    if (!read_integer(number, 0, self->claimed, &value)) {
         PyErr_SetString(PyExc_ValueError, "no claim has this number");
         return NULL;
     }
-    return PyLong_FromLongLong(settle_to(self, value, number));
+    return PyLong_FromLongLong(settle_to(self, value));
 }
 
-static PyObject *forget(PyObject *object, PyObject *bytes)
+static PyObject *forget(PyObject *object, PyObject *numbers)
 {
     RecentKeys *self = (RecentKeys *)object;
-    Identity identity;
-    if (!read_identity(bytes, &identity))
+    if (!PyList_Check(numbers)) {
+        PyErr_SetString(PyExc_TypeError, "forget takes a list of numbers");
         return NULL;
-    self->forgotten++;
-    remove_claim(&self->claims, identity);
-    if (self->last_settled + self->forgotten == self->last)
-        settle_to(self, self->last, self->claimed);
+    }
+    Py_ssize_t count = PyList_Size(numbers);
+    for (Py_ssize_t at = 0; at < count; at++) {
+        long long number;
+        if (!read_integer(PyList_GetItem(numbers, at), 1, self->claimed, &number)) {
+            PyErr_SetString(PyExc_ValueError, "no claim has this number");
+            return NULL;
+        }
+        self->forgotten++;
+        remove_claim(&self->claims, number);
+    }
+    if (count > 0 && self->settled + self->forgotten == self->claimed)
+        settle_to(self, self->claimed);
     Py_INCREF(Py_None);
     return Py_None;
 }
 
 static PyMethodDef METHODS[] = {
     {"claim", (PyCFunction)(void (*)(void))claim, METH_FASTCALL,
-     PyDoc_STR("Claim a key for a request that is to be written: None, or the claim of an earlier one.")},
+     PyDoc_STR("Claim a key for a request that is to be written: the number, or None if an earlier one is on disk.")},
+    {"earlier", (PyCFunction)(void (*)(void))earlier, METH_FASTCALL, PyDoc_STR("Return the claim of that request.")},
     {"settle", settle, METH_O, PyDoc_STR("Note that the claims up to a number are on disk; return how many they are.")},
-    {"forget", forget, METH_O, PyDoc_STR("Forget a claim whose request was not written.")},
+    {"forget", forget, METH_O, PyDoc_STR("Forget claims whose requests were not written.")},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef MEMBERS[] = {
-    {"claimed", T_OBJECT_EX, offsetof(RecentKeys, claimed), READONLY, PyDoc_STR("The number of the last claim.")},
-    {"settled", T_OBJECT_EX, offsetof(RecentKeys, settled), READONLY,
+    {"claimed", T_LONGLONG, offsetof(RecentKeys, claimed), READONLY, PyDoc_STR("The number of the last claim.")},
+    {"settled", T_LONGLONG, offsetof(RecentKeys, settled), READONLY,
      PyDoc_STR("The number of the last claim that is on disk or forgotten, as all before it are.")},
     {NULL, 0, 0, 0, NULL},
 };

@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 from arcpipe.codec.envelope import KIND_COLUMNAR
@@ -202,7 +203,7 @@ class Worker:
         self._on_answer = on_answer
         self._unsynced: list[int] = []  # acknowledged, and not on the disk as far as we know: the `async` mode
         self.has_keys = False
-        self._keyed_prefix = KeyedPrefix(self._prefix)
+        self._keyed_prefix = lru_cache(partial(KeyedPrefix, self._prefix, None))  # by the length of the key
         loop: Any = self._loop
         self._commit: Any = group_commit(self.writer, loop, self._committed, self._crashed)
 
@@ -210,8 +211,8 @@ class Worker:
         """Numbers and sizes of entries that arrive together; returns when they are answered."""
         for number, size in entries:
             key = key_of(number) if self.has_keys else b""
-            prefix = self._keyed_prefix.make(key) if key else self._prefix
-            self._commit.append(prefix, make_body(number, size), 1, number)
+            prefix = self._keyed_prefix(len(key)) if key else self._prefix
+            self._commit.append(prefix, make_body(number, size), 1, number, key)
         self._loop.run(self._is_committing)
 
     def flush(self) -> None:

@@ -47,11 +47,11 @@ def seal(directory: WALDirectory, seq: int, numbers: Iterable[int]) -> None:
     identity = make_identity(1, seq)
     stamp = NOW + seq * 1_000_000
     content = FILE_HEADER + pack_start(StartMeta("node", 1, seq, stamp, "test", identity))
-    prefix, entries = KeyedPrefix(Prefix(KIND_COLUMNAR, "db", {})), 0
+    plain, entries = Prefix(KIND_COLUMNAR, "db", {}), 0
+    plain.bind(identity)
     for entries, number in enumerate(numbers, 1):
-        prefix.make(b"key-%d" % number)
-        prefix.bind(identity)
-        content += pack_entry(prefix, make_body(number, 300), stamp + entries)
+        key = b"key-%d" % number
+        content += pack_entry(KeyedPrefix(plain, None, len(key)), make_body(number, 300), stamp + entries, key)
     content += pack_end(EndMeta(entries, entries, len(content), identity=identity), stamp + entries + 1)
     durable.replace(directory.disk, os.path.join(directory.path, f"{SegmentName.at(1, stamp, seq)}{SEALED}"), content)
 

@@ -43,8 +43,8 @@ def add(writer: WALWriter, number: int, key: str | None) -> None:
     body = msgspec.msgpack.encode(
         {"m": f"m{number % 2}", "columns": {"time": [1_767_225_600], "id": [number], "pad": [PAD]}}
     )
-    prefix = plain if key is None else KeyedPrefix(plain, "token").make(key.encode())
-    group.add(prefix, body, 1, writer.next_timestamp())
+    prefix = plain if key is None else KeyedPrefix(plain, "token", len(key))
+    group.add(prefix, body, 1, writer.next_timestamp(), (key or "").encode())
     writer.commit(group)
 
 

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.ingest.endpoints.idempotency import recent_keys
 from arcpipe.ingest.http import keys
 from arcpipe.ingest.http.outlines import LENGTH, Head, outline
-from arcpipe.wal.format import Prefix, crc32, kind_of_keyed_prefix
+from arcpipe.wal.format import crc32, join_by_python
 from tests.support.kernel import built_kernel
 
 testcapi: Any = importlib.import_module("_testcapi")
@@ -59,38 +58,34 @@ def check_claims(fill: int) -> None:
     for number in range(_MOST):
         recent = recent_keys(1e6, 1 << 16, built_kernel().RecentKeys)
         for filled in range(fill):
-            assert recent.claim(b"%0300d" % filled, b"body", 0.0) is None
+            assert recent.claim(b"owner", b"%0300d" % filled, b"body", 0.0) == filled + 1
         try:
             with failing_at(number):
-                recent.claim(b"one", body, 0.0)
+                recent.claim(b"owner", b"one", body, 0.0)
             assert recent.claimed == fill + 1
         except MemoryError:
             errors += 1
             assert recent.claimed == fill
-            assert recent.claim(b"one", body, 0.0) is None
+            assert recent.claim(b"owner", b"one", body, 0.0) == fill + 1
         recent.settle(fill + 1)
-        assert recent.claim(b"one", b"", 0.0) == (fill + 1, 300, crc32(body))
+        assert recent.claim(b"owner", b"one", b"", 0.0) is None
+        assert recent.earlier(b"owner", b"one") == (fill + 1, 300, crc32(body))
         if fill:
-            assert recent.claim(b"%0300d" % (fill - 1), b"", 0.0) == (fill, 4, crc32(b"body"))
+            assert recent.earlier(b"owner", b"%0300d" % (fill - 1)) == (fill, 4, crc32(b"body"))
     assert errors >= (3 if fill == 0 else 1)
 
 
-def check_prefix() -> None:
-    """A prefix that had no memory is that of the entry before."""
-    prefix = kind_of_keyed_prefix(built_kernel().KeyedPrefix)(Prefix(KIND_COLUMNAR, "db", {})).make(b"former")
-    former = prefix.data, prefix.crc, prefix.claimed
+def check_entry() -> None:
+    """An entry that had no memory is joined by the next call."""
+    parts: tuple[Any, ...] = b"prefix", 7, b"front", memoryview(b"body"), 1 << 60
 
-    def make() -> None:
-        prefix.make(b"latter")
+    def join() -> None:
+        built_kernel().join_entry(*parts)
 
-    def check(is_done: bool) -> None:
-        assert (prefix.claimed == b"db\xff\xfflatter") == is_done
-        assert prefix.crc == crc32(prefix.data)
-        if not is_done:
-            assert (prefix.data, prefix.crc, prefix.claimed) == former
-        prefix.make(b"former")
+    def check(_is_done: bool) -> None:
+        assert built_kernel().join_entry(*parts) == join_by_python(*parts)
 
-    assert failures(make, check) >= 2
+    assert failures(join, check) >= 1
 
 
 def check_head() -> None:
@@ -118,21 +113,29 @@ def check_losses() -> None:
         cuts = outline(head, PIECES, (keys.HEADER, LENGTH), module.Outline)
         head.headers[b"itself"] = cuts  # type: ignore[assignment]
         recent = recent_keys(100.0, 10, module.RecentKeys)
-        prefix = kind(Prefix(KIND_COLUMNAR, "db", {}))
         for number in range(12):
             key = b"key%d" % (number // 2)
             for odd in (key, b'"' + key, b"k" * 200):
                 cuts.cut(odd.join(PIECES[:2]) + b"1" + PIECES[2], 0)
-            recent.claim(prefix.make(key).claimed, b"body" * number, float(number))
-            if number % 3 == 0:
-                recent.settle(recent.claimed)
+            claim = recent.claim(b"owner", key, b"body" * number, float(number))
+            if claim is None:
+                recent.earlier(b"owner", key)
+            elif number % 3:
+                recent.forget([claim])
             else:
-                recent.forget(prefix.claimed)
-            for call in (recent.claim, prefix.make, cuts.cut):
+                recent.settle(claim)
+            for body in (key, memoryview(key)):
+                module.join_entry(key, number, b"", body, number)
+            bad: tuple[Any, ...] = key, number, b"", b"", None
+            for call, arguments in (
+                (recent.claim, bad),
+                (recent.earlier, bad),
+                (module.join_entry, bad),
+                (cuts.cut, ()),
+            ):
                 with suppress(TypeError):
-                    call(number)  # type: ignore[arg-type, call-arg]
+                    call(*arguments)
 
-    kind = kind_of_keyed_prefix(module.KeyedPrefix)
     for _ in range(50):
         use()
     gc.collect()
@@ -147,7 +150,7 @@ CHECKS = {
     "claim into an empty table": lambda: check_claims(0),
     "claim into a table that grows": lambda: check_claims(32),
     "claim into a large table": lambda: check_claims(300),
-    "prefix": check_prefix,
+    "entry": check_entry,
     "head": check_head,
     "losses": check_losses,
 }

@@ -13,6 +13,7 @@ nobody uses up a key that another token will send.
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from arcpipe.native import KERNEL
@@ -63,42 +64,42 @@ class RecentKeys:
         self._young: dict[bytes, Claim] = {}
         self._old: dict[bytes, Claim] = {}
 
-    def claim(self, identity: bytes, body: bytes | memoryview, now: float, front: bytes = b"") -> Claim | None:
+    def claim(self, owner: bytes, key: bytes, body: bytes | memoryview, now: float, front: bytes = b"") -> int | None:
         """Claim a key for a request that is to be written.
 
         Args:
-            identity: the key and what it belongs to: `KeyedPrefix.claimed`.
+            owner: what the key belongs to: `KeyedPrefix.owner`.
             body: as it will be in the WAL.
             now: seconds of a clock that is the same for all calls.
             front: the bytes before `body`, as in `Encoded`.
 
         Returns:
-            The claim of the earlier request that had this key and is on disk. Then the new request is not to be
-            written, and has claimed nothing. None if no such request is known.
+            The number of the claim. None if an earlier request had this key and is on disk: the new one is not to be
+            written, and has claimed nothing.
         """
         number = self.claimed + 1
         if now >= self._turns_at or number > self._full_at:
             self._turn(now)
-        self.claimed = number
         claim = number, len(body), crc32(body)
         if front:
             claim = number, len(front) + len(body), crc32(body, crc32(front))
+        identity = owner + key
         first = self._young.setdefault(identity, claim)
-        if first is claim and identity not in self._old:
-            return None
-        return self._earlier(identity, first, claim)
+        if first is not claim:
+            if first[0] <= self.settled:
+                return None
+        elif identity in self._old:
+            if self._old[identity][0] <= self.settled:
+                del self._young[identity]
+                return None
+            del self._old[identity]
+        self.claimed = number
+        return number
 
-    def _earlier(self, identity: bytes, first: Claim, claim: Claim) -> Claim | None:
-        """Return the claim of an earlier request if it is on disk, and then take the new claim back."""
-        is_new = first is claim  # among the young ones
-        if is_new:
-            first = self._old[identity]
-        if first[0] > self.settled:
-            return None
-        if is_new:
-            del self._young[identity]
-        self.claimed -= 1
-        return first
+    def earlier(self, owner: bytes, key: bytes) -> Claim:
+        """Return the claim of the earlier request, right after `claim` has told that there is one."""
+        identity = owner + key
+        return self._young.get(identity) or self._old[identity]
 
     def settle(self, number: int) -> int:
         """Note that the claims up to a number are on disk, but for those that were forgotten.
@@ -111,11 +112,17 @@ class RecentKeys:
         self._forgotten = 0
         return count
 
-    def forget(self, identity: bytes) -> None:
-        """Forget a claim whose request was not written, before any later one is settled."""
-        self._forgotten += 1
-        self._young.pop(identity, None)
-        self._old.pop(identity, None)
+    def forget(self, numbers: list[int]) -> None:
+        """Forget claims, in their order, whose requests were not written, before any later one is settled."""
+        if not numbers:
+            return
+        self._forgotten += len(numbers)
+        forgotten = set(numbers)
+        for claims in (self._young, self._old):
+            # The last ones come first, so this takes as long as claims are waiting.
+            waiting = takewhile(lambda item: item[1][0] >= numbers[0], reversed(claims.items()))
+            for identity in [identity for identity, claim in waiting if claim[0] in forgotten]:
+                del claims[identity]
         if self.settled + self._forgotten == self.claimed:
             self.settle(self.claimed)
 

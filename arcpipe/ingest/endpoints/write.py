@@ -26,7 +26,7 @@ from arcpipe.ingest.http.exchange import NO_HEADERS, Exchange
 from arcpipe.ingest.http.router import Judge, TakesView
 from arcpipe.ingest.http.turns import TooLong, Turns
 from arcpipe.units import KB
-from arcpipe.wal.format import KEYED_PREFIX_KIND, MAX_PAYLOAD_BYTES, FrontedPrefix, KeyedPrefix, Prefix, crc32
+from arcpipe.wal.format import MAX_PAYLOAD_BYTES, AnyPrefix, KeyedPrefix, crc32
 from arcpipe.wal.group_commit import Commit
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ COSTLY_INLINE_BYTES: Final = 32 * KB
 # Bytes of a body that is encoded in the loop however long the turn has been, if it takes `small_seconds` at most.
 _TINY_BYTES: Final = KB
 
-# Prefixes of entries with keys, by database, parameters and token: making one takes 3 µs.
+# Prefixes of entries with keys, by database, parameters, token and length of the key: making one takes 3 µs.
 _KEYED_PREFIXES_KEPT: Final = 1024
 
 # Databases that are counted by name: names cost memory, and anybody may invent them.
@@ -106,7 +106,7 @@ class WriteEndpoints:
         # Requests with an idempotency key: written, answered without writing, and of these the ones with other bodies.
         self.keyed = self.replayed = self.other_bodies = 0
         self._recent = recent or recent_keys(0.0)
-        self._keyed_prefix = lru_cache(_KEYED_PREFIXES_KEPT)(KEYED_PREFIX_KIND)  # by the plain one and the token
+        self._keyed_prefix = lru_cache(_KEYED_PREFIXES_KEPT)(KeyedPrefix)  # by plain one, token and length
         self._next_line = 0.0  # perf_counter seconds
 
     def msgpack(self, success: bytes, *, as_arc: bool = False) -> Callable[[Exchange], None]:
@@ -280,30 +280,29 @@ class WriteEndpoints:
         if len(body) > _MAX_ENCODED_BYTES:
             self.refuse(exchange, _ENCODED_TOO_LARGE)
             return
-        prefix: Prefix | KeyedPrefix
-        prefix = target.prefixes[batch]
+        plain = target.prefixes[batch]
+        prefix: AnyPrefix = plain
         key = exchange.key
         if key is not None:
-            keyed = prefix.keyed
-            if keyed is None or keyed.token is not exchange.token:
-                keyed = prefix.keyed = self._keyed_prefix(prefix, exchange.token)
-            prefix = keyed.make(key)
-            recent = self._recent
-            exchange.identity = identity = keyed.claimed
-            first = recent.claim(identity, body, exchange.received, front)
-            if first is not None:
-                self.replay(exchange, target, answer, encoded, first)
+            keyed = plain.keyed
+            if keyed is None or keyed.token is not exchange.token or keyed.key_bytes != len(key):
+                keyed = plain.keyed = self._keyed_prefix(plain, exchange.token, len(key))
+            claim = self._recent.claim(keyed.owner, key, body, exchange.received, front)
+            if claim is None:
+                self.replay(exchange, target, answer, encoded, self._recent.earlier(keyed.owner, key))
                 return
-            exchange.claim = recent.claimed
+            exchange.claim = claim
+            exchange.key = b""  # it is in the entry now: its memory is for the next one
+            prefix, front = keyed, key + front if front else key
         exchange.brings = target.database, records, len(exchange.body)
         exchange.body = b""
         exchange.headers = NO_HEADERS  # they take much memory while thousands of small requests wait for a slow disk
         exchange.success = answer
         try:
-            self._commit.append(FrontedPrefix(prefix, front) if front else prefix, body, records, exchange)
+            self._commit.append(prefix, body, records, exchange, front)
         except BaseException:
             if key is not None:
-                self._recent.forget(exchange.identity)
+                self._recent.forget([exchange.claim])
             raise
 
     def replay(self, exchange: Exchange, target: Target, answer: bytes, encoded: Encoded, first: Claim) -> None:
@@ -359,9 +358,7 @@ class WriteEndpoints:
                 exchange.answer(exchange.success)
                 observe(int((now - exchange.received) * 1e6))
             return
-        for exchange in waiters:
-            if exchange.key is not None:
-                self._recent.forget(exchange.identity)
+        self._recent.forget([exchange.claim for exchange in waiters if exchange.key is not None])
         response = write_failure(error)
         for exchange in waiters:
             self.refuse(exchange, response)

@@ -57,7 +57,7 @@ class Exchange:
     """One request and its answer. Header names are lower case."""
 
     __slots__ = (
-        *("answered", "body", "brings", "claim", "closes", "connection", "databases", "headers", "identity"),
+        *("answered", "body", "brings", "claim", "closes", "connection", "databases", "headers"),
         *("key", "method", "path", "query", "received", "response", "success", "token"),
     )
 
@@ -77,7 +77,8 @@ class Exchange:
         """
         self.connection = connection
         self.headers = headers
-        self.key: bytes | None = None  # the idempotency key; empty: the header's is not read yet; None without one
+        # The idempotency key. Empty: the header's is not read yet, or it was claimed. None: there is none.
+        self.key: bytes | None = None
         self.method = method
         self.path = path
         self.query = query
@@ -85,8 +86,7 @@ class Exchange:
         self.databases: frozenset[str] | None = None  # that the sender may write; None: all
         self.token: str | None = None  # the id of the sender's token
         self.brings: tuple[str, int, int]  # database, records and bytes of a write, counted once it is on disk
-        self.identity: bytes  # of a write with a key: the key, and what it belongs to
-        self.claim: int  # and its number, as `RecentKeys` counts
+        self.claim: int  # of a write with a key: its number, as `RecentKeys` counts
         self.success = b""  # the later answer if all goes well
         self.response: bytes | None = None
         self.closes = False

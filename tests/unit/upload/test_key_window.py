@@ -42,9 +42,9 @@ class Entry(NamedTuple):
 
     def record(self) -> bytes:
         plain = Prefix(KIND_COLUMNAR, self.database, {})
-        prefix = KeyedPrefix(plain, self.token, self.part).make(self.key.encode())
+        prefix = KeyedPrefix(plain, self.token, len(self.key), self.part)
         prefix.bind(b"i" * 16)
-        record = key_record(self.second * 1_000_000, prefix.data + self.body, None)
+        record = key_record(self.second * 1_000_000, prefix.data + self.key.encode() + self.body, None)
         assert record is not None
         return record
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcpipe.wal import format as wal_format
 from arcpipe.wal.format import EndMeta, StartMeta
+from tests.support.kernel import kernel_of_checkout
 
 WEIRD = [
     b"",
@@ -49,8 +51,55 @@ def test_an_entry_is_length_timestamp_checksum_and_one_envelope(
 def test_the_checksum_is_chained_over_prefix_and_body() -> None:
     prefix = wal_format.envelope_prefix(1, "db")
     body = memoryview(b"\x81\xa1m\xa1x")
-    head = wal_format.entry_head(prefix, body, 7)
-    assert head + bytes(body) == wal_format.pack_entry(prefix, body, 7)
+    for front in (b"", b"front"):
+        head = wal_format.entry_head(prefix, body, 7, front)
+        assert head + bytes(body) == wal_format.pack_entry(prefix, body, 7, front)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.binary(max_size=200),
+    crc=st.integers(0, 2**32 - 1),
+    front=st.binary(max_size=200),
+    size=st.integers(0, 130) | st.integers(0, 5000),
+    seed=st.integers(0, 255),
+    is_view=st.booleans(),
+    timestamp=st.integers(0, 2**64 - 1),
+)
+def test_the_kernel_joins_the_entries_that_python_joins(
+    data: bytes, crc: int, front: bytes, size: int, seed: int, is_view: bool, timestamp: int
+) -> None:
+    body: bytes | memoryview = bytes((seed + number * number) & 0xFF for number in range(size))
+    if is_view:
+        body = memoryview(b"?" + body)[1:]
+    joined = kernel_of_checkout().join_entry(data, crc, front, body, timestamp)
+    assert joined == wal_format.join_by_python(data, crc, front, body, timestamp)
+
+
+def test_the_kernel_makes_the_checksums_of_bodies_of_each_length() -> None:
+    content = bytes(number * number % 251 for number in range(2100))
+    for size in [*range(400), 511, 512, 1023, 2047, 2048]:
+        entry = kernel_of_checkout().join_entry(b"", size * 7919, b"", content[size % 16 :][:size], 0)
+        assert int.from_bytes(entry[12:16], "big") == zlib.crc32(content[size % 16 :][:size], size * 7919)
+
+
+def test_the_kernel_refuses_what_is_no_part_of_an_entry() -> None:
+    join = kernel_of_checkout().join_entry
+    good: list[Any] = [b"prefix", 7, b"front", b"body", 8]
+    bad: list[Any] = [None, "text", 1.5, -1, 1 << 64]
+    for place in range(len(good)):
+        for value in bad:
+            with pytest.raises((TypeError, OverflowError)):
+                join(*good[:place], value, *good[place + 1 :])
+    for arguments in (
+        (),
+        good[:4],
+        [*good, 1],
+        [b"", 1 << 32, b"", b"", 8],
+        [b"", 7, b"", memoryview(bytes(9))[::2], 8],
+    ):
+        with pytest.raises((TypeError, OverflowError, BufferError)):
+            join(*arguments)
 
 
 def test_start_and_end_come_back_as_they_went() -> None:

@@ -36,6 +36,7 @@ from arcpipe.wal.directory import ACTIVE, SEALED, WALDirectory
 from arcpipe.wal.format import (
     END_ENTRY_BYTES,
     ENTRY_HEADER,
+    KeyedPrefix,
     crc32,
     envelope_prefix,
     identity_of,
@@ -221,17 +222,19 @@ def entries_of(buffers: Sequence[Buffer]) -> list[tuple[int, int, bytes]]:
     sizes=st.lists(st.integers(0, 6000), min_size=1, max_size=20),
     above=st.integers(0, 2**62),
     moves=st.booleans(),
-    meta=st.dictionaries(st.text(max_size=9), st.text(max_size=300), max_size=20),
+    meta=st.dictionaries(st.text(max_size=9), st.text(max_size=300), max_size=12),
     database=st.text(max_size=64),
+    key=st.binary(max_size=128),
 )
 def test_a_group_fits_a_segment_by_its_heads_alone(
-    sizes: list[int], above: int, moves: bool, meta: dict[str, str], database: str
+    sizes: list[int], above: int, moves: bool, meta: dict[str, str], database: str, key: bytes
 ) -> None:
     former, present = make_identity(1, 5), make_identity(1, 6)
-    prefix = envelope_prefix(1, database, {key: value for key, value in meta.items() if key != "in"})
+    plain = envelope_prefix(1, database, {key: value for key, value in meta.items() if key != "in"})
+    prefix = KeyedPrefix(plain, None, len(key)) if key else plain
     group = Group(former)
     for number, size in enumerate(sizes):
-        group.add(prefix, body(number, size), 2, 100 + number)
+        group.add(prefix, body(number, size), 2, 100 + number, key)
     before, bodies = entries_of(group.buffers), [buffer for buffer in group.buffers if len(buffer) > 5000]
     group.fit(present if moves else former, above)
     after = entries_of(group.buffers)

@@ -23,7 +23,6 @@ from arcpipe.wal.format import (
     Prefix,
     crc32,
     identity_of,
-    kind_of_keyed_prefix,
     with_identity,
 )
 from tests.support.edge import Edge, Peer
@@ -34,7 +33,7 @@ from tests.support.wal_doubles import FaultyDisk
 Make: TypeAlias = Callable[..., AnyRecentKeys]
 VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128)
 BODY = pack({"m": "cpu", "columns": {"usage": [0.5]}})
-ONE = b"db\xff\xffone"
+OWNER, ONE = b"db\xff\xff", b"one"
 
 
 @pytest.fixture(params=["python", "kernel"])
@@ -47,20 +46,21 @@ def make(request: pytest.FixtureRequest) -> Make:
 # Recent keys
 
 
-def write(recent: AnyRecentKeys, identity: bytes, body: bytes, now: float) -> Claim | None:
+def write(recent: AnyRecentKeys, key: bytes, body: bytes, now: float) -> Claim | None:
     """Do as a worker does whose groups have one entry each, and are on disk at once."""
-    earlier = recent.claim(identity, body, now)
-    if earlier is None:
-        recent.settle(recent.claimed)
-    return earlier
+    claim = recent.claim(OWNER, key, body, now)
+    if claim is None:
+        return recent.earlier(OWNER, key)
+    recent.settle(claim)
+    return None
 
 
-def knows(recent: AnyRecentKeys, identity: bytes, now: float) -> bool:
+def knows(recent: AnyRecentKeys, key: bytes, now: float) -> bool:
     """Tell whether a key is known; if not, its claim is forgotten again."""
-    if recent.claim(identity, b"?", now) is not None:
-        return True
-    recent.forget(identity)
-    return False
+    claim = recent.claim(OWNER, key, b"?", now)
+    if claim is not None:
+        recent.forget([claim])
+    return claim is None
 
 
 def test_a_key_is_known_until_half_of_the_window_at_least_and_never_after_it(make: Make) -> None:
@@ -80,7 +80,7 @@ def test_the_newest_keys_are_known_within_the_limit(make: Make, in_a_group: int)
     recent = make(100.0, limit=10)
     keys = [b"%d" % number for number in range(1000)]
     for number, key in enumerate(keys, 1):
-        assert recent.claim(key, b"abc", 1000.0) is None
+        assert recent.claim(OWNER, key, b"abc", 1000.0) == number
         if isinstance(recent, RecentKeys):
             assert len(recent._young) + len(recent._old) <= 10
         if number % in_a_group == 0:
@@ -88,11 +88,11 @@ def test_the_newest_keys_are_known_within_the_limit(make: Make, in_a_group: int)
     recent.settle(recent.claimed)
     if isinstance(recent, RecentKeys):
         kept = [*recent._old, *recent._young]
-        assert kept == keys[-len(kept) :]
+        assert kept == [OWNER + key for key in keys[-len(kept) :]]
     known = [*itertools.takewhile(lambda key: knows(recent, key, 1000.0), keys[::-1])][::-1]
     assert known == keys[-len(known) :]
     assert 5 <= len(known) <= 10
-    assert all(recent.claim(key, b"abc", 1000.0) is not None for key in known[-5:])
+    assert all(recent.claim(OWNER, key, b"abc", 1000.0) is None for key in known[-5:])
 
 
 def test_the_first_body_of_a_key_stays(make: Make) -> None:
@@ -105,11 +105,12 @@ def test_the_first_body_of_a_key_stays(make: Make) -> None:
 def test_a_key_is_not_known_before_its_group_is_on_disk(make: Make) -> None:
     recent = make(100.0)
     for number in (1, 2, 3):
-        assert recent.claim(ONE, b"abc", 1000.0) is None
+        assert recent.claim(OWNER, ONE, b"abc", 1000.0) == number
         assert recent.claimed == number
     assert recent.claimed != recent.settled
     assert recent.settle(2) == 2
-    assert recent.claim(ONE, b"abc", 1000.0) is not None
+    assert recent.claim(OWNER, ONE, b"abc", 1000.0) is None
+    assert recent.earlier(OWNER, ONE) == (1, 3, crc32(b"abc"))
     assert recent.claimed != recent.settled
     assert recent.settle(3) == 1
     assert recent.claimed == recent.settled
@@ -117,8 +118,8 @@ def test_a_key_is_not_known_before_its_group_is_on_disk(make: Make) -> None:
 
 def test_a_key_whose_group_was_refused_is_not_known(make: Make) -> None:
     recent = make(100.0)
-    recent.claim(ONE, b"abc", 1000.0)
-    recent.forget(ONE)
+    recent.claim(OWNER, ONE, b"abc", 1000.0)
+    recent.forget([1])
     assert recent.claimed == recent.settled
     assert write(recent, b"two", b"abc", 1000.0) is None
     assert [knows(recent, key, 1000.0) for key in (ONE, b"two")] == [False, True]
@@ -127,13 +128,14 @@ def test_a_key_whose_group_was_refused_is_not_known(make: Make) -> None:
 def test_a_claim_counts_across_generations(make: Make) -> None:
     """The key of a request that waits for the disk while generations turn."""
     recent = make(100.0, limit=6)
-    for key in (ONE, b"two", b"three", b"four"):
-        assert recent.claim(key, b"abc", 1000.0) is None
+    for number, key in enumerate((ONE, b"two", b"three", b"four"), 1):
+        assert recent.claim(OWNER, key, b"abc", 1000.0) == number
     if isinstance(recent, RecentKeys):
-        assert ONE in recent._old
-    assert recent.claim(ONE, b"again", 1000.0) is None
+        assert OWNER + ONE in recent._old
+    assert recent.claim(OWNER, ONE, b"again", 1000.0) == 5
     assert recent.settle(2) == 2
-    assert recent.claim(b"two", b"again", 1000.0) == (2, 3, crc32(b"abc"))
+    assert recent.claim(OWNER, b"two", b"again", 1000.0) is None
+    assert recent.earlier(OWNER, b"two") == (2, 3, crc32(b"abc"))
     assert recent.settle(5) == 3
     assert recent.claimed == recent.settled
 
@@ -153,20 +155,22 @@ class KnownKeys(RuleBasedStateMachine):
         super().__init__()
         self.recent = recent_keys(100.0, 6, self.kernel)
         self.now = 1000.0
-        self.waiting: list[tuple[int, bytes]] = []
+        self.waiting: list[int] = []
         self.written: set[int] = set()  # numbers of claims
         self.came: dict[int, tuple[bytes, float]] = {}
         self.counted = 0
 
     @rule(key=st.sampled_from([b"a", b"b", b"c", b"d", b"e"]))
     def request(self, key: bytes) -> None:
-        earlier = self.recent.claim(key, b"body", self.now)
-        if earlier is None:
-            self.came[self.recent.claimed] = key, self.now
-            self.waiting.append((self.recent.claimed, key))
+        claim = self.recent.claim(OWNER, key, b"body", self.now)
+        if claim is not None:
+            assert claim == self.recent.claimed
+            self.came[claim] = key, self.now
+            self.waiting.append(claim)
             return
-        assert earlier[0] in self.written
-        claimed, came = self.came[earlier[0]]
+        number = self.recent.earlier(OWNER, key)[0]
+        assert number in self.written
+        claimed, came = self.came[number]
         assert claimed == key
         assert self.now - came < 100.0
 
@@ -176,11 +180,10 @@ class KnownKeys(RuleBasedStateMachine):
         if not group:
             return
         if is_written:
-            self.counted += self.recent.settle(group[-1][0])
-            self.written.update(number for number, _ in group)
+            self.counted += self.recent.settle(group[-1])
+            self.written.update(group)
         else:
-            for _, key in group:
-                self.recent.forget(key)
+            self.recent.forget(group)
         assert self.counted == len(self.written)
         assert (self.recent.claimed != self.recent.settled) == bool(self.waiting)
 
@@ -206,28 +209,33 @@ def test_the_kernel_knows_the_keys_that_python_knows(limit: int, keys: int, seed
     """Claims, replays, forgotten groups, turns of generations, and bodies of all kinds, in any order."""
     choose = random.Random(seed)
     both = recent_keys(100.0, limit, None), recent_keys(100.0, limit, kernel_of_checkout().RecentKeys)
-    now, waiting, outcomes = 1000.0, [], set()
+    now, waiting, outcomes = 1000.0, list[int](), set()
     for _ in range(6000):
-        identity = b"db\xff%b\xffkey%d" % (b"token" * choose.randrange(3), choose.randrange(keys))
+        # With other lengths of the owner, the same bytes are another key.
+        identity = (
+            b"db\xff%b\xff" % (b"k" * choose.randrange(3)),
+            b"k" * choose.randrange(3) + b"%d" % choose.randrange(keys),
+        )
         body: Any = choose.randbytes(choose.choice([0, 1, 7, 8, 60, 511, 512, 513, 2000]))
         front = choose.choice([b"", b"", b"", choose.randbytes(9)])
         if choose.random() < 0.1:
             body = memoryview(body)
-        arguments: tuple[Any, ...] = (identity, body, now, front)[: 4 if front or choose.random() < 0.5 else 3]
+        arguments: tuple[Any, ...] = (*identity, body, now, front)[: 5 if front or choose.random() < 0.5 else 4]
         first, again = (each.claim(*arguments) for each in both)
         assert first == again
         outcomes.add(first is None)
-        if first is None:
-            waiting.append((both[0].claimed, identity))
+        if first is not None:
+            waiting.append(first)
+        else:
+            assert both[0].earlier(*identity) == both[1].earlier(*identity)
         while waiting and choose.random() < 0.2:
             count = choose.randrange(1, len(waiting) + 1)
             group, waiting = waiting[:count], waiting[count:]
             if choose.random() < 0.7:
-                assert both[0].settle(group[-1][0]) == both[1].settle(group[-1][0])
+                assert both[0].settle(group[-1]) == both[1].settle(group[-1])
             else:
-                for _, forgotten in group:
-                    for each in both:
-                        each.forget(forgotten)
+                for each in both:
+                    each.forget(group)
         assert (both[0].claimed, both[0].settled) == (both[1].claimed, both[1].settled)
         now += choose.choice([0.0] * 50 + [1.0, 20.0, 60.0])
     assert outcomes == {False, True}
@@ -238,8 +246,23 @@ def test_the_kernel_refuses_what_is_no_claim() -> None:
     bad: list[tuple[Any, ...]] = [(), (ONE,), (ONE, b""), ("one", b"", 1.0), (ONE, "body", 1.0), (ONE, b"", "now")]
     bad += [(ONE, b"", 1.0, "front"), (ONE, b"", 1.0, b"", 1), (ONE, None, 1.0)]
     for arguments in bad:
-        with pytest.raises((TypeError, BufferError)):
-            recent.claim(*arguments)
+        for owner in (OWNER, "owner", None):
+            with pytest.raises((TypeError, BufferError)):
+                recent.claim(owner, *arguments)  # type: ignore[arg-type]
+    for arguments in ((), (OWNER,), (OWNER, "one"), ("owner", ONE), (OWNER, ONE, 1)):
+        with pytest.raises(TypeError):
+            recent.earlier(*arguments)
+    with pytest.raises(KeyError):
+        recent.earlier(OWNER, ONE)
+    for numbers, error in (
+        (1, TypeError),
+        ((1,), TypeError),
+        ([0], ValueError),
+        ([1], ValueError),
+        (["1"], ValueError),
+    ):
+        with pytest.raises(error, match=r"takes a list of numbers|no claim has this number"):
+            recent.forget(numbers)  # type: ignore[arg-type]
     for number in (-1, 1, 1 << 70):
         with pytest.raises(ValueError, match="no claim has this number"):
             recent.settle(number)
@@ -295,27 +318,19 @@ def test_a_retry_of_a_request_that_met_a_bug_is_written(monkeypatch: pytest.Monk
 # In the entry
 
 
-KINDS: list[type[KeyedPrefix]] = [
-    KeyedPrefix,
-    *([kind_of_keyed_prefix(kernel_of_checkout().KeyedPrefix)] if can_be_built() else []),
-]
 TOKENS = st.none() | st.text("abcdefgh234567", min_size=8, max_size=8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @given(key=VISIBLE, token=TOKENS, part=st.integers(0, 70_000), has_more=st.booleans())
-def test_the_key_is_in_the_meta_of_the_entry(
-    kind: type[KeyedPrefix], key: str, token: str | None, part: int, has_more: bool
-) -> None:
+def test_the_key_is_in_the_meta_of_the_entry(key: str, token: str | None, part: int, has_more: bool) -> None:
     plain = Prefix(KIND_COLUMNAR, "db", {"precision": "ms", "clock": -7} if has_more else {})
-    prefix = kind(plain, token, part)
-    prefix.make(b"former")
-    prefix.bind(b"f" * 16)
-    prefix.make(key.encode())
+    prefix = KeyedPrefix(plain, token, len(key), part)
+    assert (prefix.token, prefix.key_bytes) == (token, len(key))
+    assert prefix.owner == b"db\xff%b\xff" % (token or "").encode()
     for identity in (b"0123456789abcdef", b"fedcba9876543210"):
         prefix.bind(identity)
-        assert prefix.crc == crc32(prefix.data)
-        payload = prefix.data + b"\x82\xa1m\xa3cpu\xa7columns\x81\xa1n\x91\x01"
+        assert (prefix.identity, prefix.crc) == (identity, crc32(prefix.data))
+        payload = prefix.data + key.encode() + b"\x82\xa1m\xa3cpu\xa7columns\x81\xa1n\x91\x01"
         envelope = decode_envelope(payload)
         meta = envelope.meta
         assert (envelope.database, envelope.body.m) == ("db", "cpu")  # type: ignore[union-attr]
@@ -330,8 +345,8 @@ def test_the_key_is_in_the_meta_of_the_entry(
 def test_a_reader_of_the_wal_shows_the_key(tmp_path: Path) -> None:
     writer = WALWriter(str(tmp_path), 1)
     group = writer.new_group()
-    prefix = KeyedPrefix(Prefix(KIND_COLUMNAR, "db", {}), "tokenid1").make(b"one")
-    group.add(prefix, b"\x82\xa1m\xa3cpu\xa7columns\x81\xa1n\x91\x01", 1, writer.next_timestamp())
+    prefix = KeyedPrefix(Prefix(KIND_COLUMNAR, "db", {}), "tokenid1", 3)
+    group.add(prefix, b"\x82\xa1m\xa3cpu\xa7columns\x81\xa1n\x91\x01", 1, writer.next_timestamp(), b"one")
     writer.commit(group)
     writer.append([{"measurement": "cpu", "n": 2, "_idempotency_key": "of another file"}], "db")
     writer.close()
@@ -342,40 +357,36 @@ def test_a_reader_of_the_wal_shows_the_key(tmp_path: Path) -> None:
 
 
 @given(
-    TOKENS,
-    st.integers(0, 3),
-    st.lists(VISIBLE.map(str.encode) | st.sampled_from([b"f" * 16, b"g" * 16, b"h" * 16]), max_size=12),
     st.booleans(),
+    st.lists(st.sampled_from([1, 31, 32, 128]) | st.sampled_from([b"f" * 16, b"g" * 16, b"h" * 16]), max_size=12),
 )
-def test_the_kernel_makes_the_prefixes_that_python_makes(
-    token: str | None, part: int, steps: list[bytes], is_shared: bool
+def test_prefixes_of_one_plain_prefix_are_of_the_segment_that_is_known(
+    is_shared: bool, steps: list[int | bytes]
 ) -> None:
-    """Keys, and segments, which have 16 bytes, in any order; and another prefix of the same plain one."""
-    plains = [Prefix(KIND_COLUMNAR, "db", {"precision": "ms"}) for _ in range(2)]
-    kinds: tuple[type[KeyedPrefix], ...] = KeyedPrefix, kind_of_keyed_prefix(kernel_of_checkout().KeyedPrefix)
-    both = [kind(plain, token, part) for kind, plain in zip(kinds, plains, strict=True)]
+    """Keys of any length, and segments, in any order."""
+    plain = Prefix(KIND_COLUMNAR, "db", {})
+    prefixes: dict[int, KeyedPrefix] = {}
+    identity = b""
     for step in steps:
-        for prefix, plain in zip(both, plains, strict=True):
-            if len(step) != 16:
-                assert prefix.make(step) is prefix
-            elif is_shared:
-                plain.bind(step)
-            else:
-                prefix.bind(step)
-        one, other = ((each.data, each.crc, each.claimed, each.identity, each.owner) for each in both)
-        assert one == other
+        if isinstance(step, bytes):
+            identity = step
+            if is_shared:
+                plain.bind(identity)
+            continue
+        prefix = prefixes.setdefault(step, KeyedPrefix(plain, "tokenid1", step))
+        if prefix.identity is not identity:
+            prefix.bind(identity)
+        assert identity_of(prefix.data + b"k" * step + b"\xc0") == identity
+        assert prefix.crc == crc32(prefix.data)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_key_of_another_length_is_of_the_segment_that_is_known(kind: type[KeyedPrefix]) -> None:
-    prefix = kind(Prefix(KIND_COLUMNAR, "db", {}), "tokenid1")
-    prefix.bind(b"f" * 16)
-    for key in (b"k" * size for size in (1, 128, 128, 31, 32, 1, 36)):
-        assert prefix.make(key) is prefix
-        assert (prefix.data[-len(key) :], prefix.crc) == (key, crc32(prefix.data))
-        assert prefix.claimed == b"db\xfftokenid1\xff" + key
-        assert identity_of(prefix.data + b"\xc0") == b"f" * 16
-    made = prefix.data
-    with pytest.raises(TypeError):
-        prefix.make("text")  # type: ignore[arg-type]
-    assert prefix.make(b"k" * 36).data == made
+def test_each_entry_of_a_worker_has_its_own_key(tmp_path: Path) -> None:
+    """Keys of lengths that change from one request to the next, and requests without one, in large groups."""
+    keys = [f"{number:0{size}}" if size else "" for number, size in enumerate([1, 128, 2, 0, 36, 36, 31, 32, 0, 2] * 3)]
+    with Edge(tmp_path) as edge:
+        peer = edge.connect()
+        peer.feed(b"".join(keyed(key) if key else request_bytes("POST", "/write/v2/msgpack", BODY) for key in keys))
+        edge.settle()
+    assert peer.statuses == [202] * len(keys)
+    [sealed] = tmp_path.glob("wal/*.sealed")
+    assert [records[0].get("_idempotency_key", "") for records in WALReader(sealed).read_all()] == keys

@@ -20,7 +20,8 @@ import pytest
 from arcpipe.codec.envelope import decode_arrow
 from arcpipe.ingest.http.direct_body import DIRECT_BYTES, PLAIN_BYTES, BodyReceiver, DirectBody
 from arcpipe.ingest.http.limits import READ_BYTES
-from arcpipe.wal.format import FrontedPrefix, KeyedPrefix, Prefix, crc32
+from arcpipe.wal.format import KeyedPrefix, Prefix
+from arcpipe.wal.group import SMALL_BODY_BYTES, Group
 from arcpipe.wal.reader import SegmentScan
 from benchmarks.worst.held import resident_bytes
 from tests.support.edge import Edge, Peer
@@ -366,13 +367,15 @@ def test_a_receiver_passes_everything_on() -> None:
     assert told == [3, "eof", "pause", "resume", error]
 
 
-@pytest.mark.parametrize("keyed", [False, True])
-def test_a_front_is_part_of_the_body_and_of_its_checksum(keyed: bool) -> None:
-    plain = Prefix(3, "db", {})
-    prefix = KeyedPrefix(plain, "token").make(b"key") if keyed else plain
-    fronted = FrontedPrefix(prefix, b"front")
-    for identity in (b"", b"i" * 16, b"j" * 16):
-        fronted.bind(identity)
-        assert fronted.data == prefix.data + b"front"
-        assert fronted.crc == crc32(fronted.data)
-        assert fronted.identity == prefix.identity == identity
+@pytest.mark.parametrize("size", [0, 100, SMALL_BODY_BYTES, SMALL_BODY_BYTES + 1])
+@pytest.mark.parametrize("key", [b"", b"key"])
+def test_a_front_is_part_of_the_body_and_of_its_checksum(key: bytes, size: int) -> None:
+    plain, body = Prefix(3, "db", {}), bytes(size)
+    prefix = KeyedPrefix(plain, "token", len(key)) if key else plain
+    for identity in (b"i" * 16, b"j" * 16):
+        whole, fronted = Group(identity), Group(identity)
+        whole.add(prefix, b"front" + body, 1, 7, key)
+        fronted.add(prefix, body, 1, 7, key + b"front")
+        assert b"".join(fronted.buffers) == b"".join(whole.buffers)
+        assert fronted.size == whole.size == len(b"".join(whole.buffers))
+        assert len(fronted.buffers) == (1 if size <= SMALL_BODY_BYTES else 2)
