@@ -167,7 +167,7 @@ def envelope_prefix(kind: int, database: str, meta: Mapping[str, Any] | None = N
 
 
 def entry_head(prefix: AnyPrefix, body: bytes | memoryview, timestamp_us: int, front: bytes = b"") -> bytes:
-    """Pack all that goes before `body` on disk: the entry header, whose CRC32 covers what follows it, and two parts.
+    """Pack what goes before `body` on disk: entry header, prefix and `front`. The CRC32 covers all after the header.
 
     Args:
         front: the bytes between prefix and body: the key for a `KeyedPrefix`, then the first ones of the body.

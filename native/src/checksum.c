@@ -34,11 +34,9 @@ static uint32_t add_by_tables(uint32_t crc, const uint8_t *data, size_t size)
 #if defined(__x86_64__) && !defined(ARCPIPE_WITHOUT_CLMUL)
 #include <immintrin.h>
 
-/* x^191, x^127, x^575 and x^511 modulo the polynomial, and x^96 divided by it, without its highest power. */
+/* x^191 and x^127 modulo the polynomial, and x^96 divided by it, without its highest power. */
 #define FAR_POWER UINT64_C(0x65673B4600000000)
 #define NEAR_POWER UINT64_C(0x9BA54C6F00000000)
-#define WIDE_FAR_POWER UINT64_C(0x653D982200000000)
-#define WIDE_NEAR_POWER UINT64_C(0xCAD38E8F00000000)
 #define QUOTIENT UINT64_C(0x5A72D812FB808B20)
 
 #define USES_PCLMUL __attribute__((target("pclmul")))
@@ -66,41 +64,16 @@ USES_PCLMUL static inline uint32_t reduce(uint64_t word)
     return (uint32_t)(high_half(product) << 1 | low_half(product) >> 63);
 }
 
-USES_PCLMUL static inline __m128i next_bytes(const uint8_t **data)
-{
-    __m128i bytes = _mm_loadu_si128((const __m128i *)*data);
-    *data += 16;
-    return bytes;
-}
-
-/* Move a sum over the bytes that the powers are for, and add those that are there. */
-USES_PCLMUL static inline __m128i fold(__m128i sum, __m128i powers, __m128i bytes)
-{
-    __m128i far = _mm_clmulepi64_si128(sum, powers, 0x00), near = _mm_clmulepi64_si128(sum, powers, 0x11);
-    return _mm_xor_si128(_mm_xor_si128(far, near), bytes);
-}
-
 /* Without tables: between two keys, a worker does too much for them to stay in the cache. */
 USES_PCLMUL static uint32_t add_by_products(uint32_t crc, const uint8_t *data, size_t size)
 {
     if (size >= 16) {
         const __m128i powers = _mm_set_epi64x((long long)NEAR_POWER, (long long)FAR_POWER);
-        size_t pieces = size / 16 - 1;
-        size %= 16;
-        __m128i sum = _mm_xor_si128(next_bytes(&data), single(crc));
-        if (pieces >= 7) { /* four sums at once: a product takes longer than to begin the next */
-            const __m128i wide = _mm_set_epi64x((long long)WIDE_NEAR_POWER, (long long)WIDE_FAR_POWER);
-            __m128i second = next_bytes(&data), third = next_bytes(&data), fourth = next_bytes(&data);
-            for (pieces -= 3; pieces >= 4; pieces -= 4) {
-                sum = fold(sum, wide, next_bytes(&data));
-                second = fold(second, wide, next_bytes(&data));
-                third = fold(third, wide, next_bytes(&data));
-                fourth = fold(fourth, wide, next_bytes(&data));
-            }
-            sum = fold(fold(fold(sum, powers, second), powers, third), powers, fourth);
+        __m128i sum = _mm_xor_si128(_mm_loadu_si128((const __m128i *)data), single(crc));
+        for (data += 16, size -= 16; size >= 16; data += 16, size -= 16) {
+            __m128i far = _mm_clmulepi64_si128(sum, powers, 0x00), near = _mm_clmulepi64_si128(sum, powers, 0x11);
+            sum = _mm_xor_si128(_mm_xor_si128(far, near), _mm_loadu_si128((const __m128i *)data));
         }
-        for (; pieces > 0; pieces--)
-            sum = fold(sum, powers, next_bytes(&data));
         crc = reduce(high_half(sum) ^ reduce(low_half(sum)));
     }
     if (size >= 8) {

@@ -125,6 +125,23 @@ def test_a_key_whose_group_was_refused_is_not_known(make: Make) -> None:
     assert [knows(recent, key, 1000.0) for key in (ONE, b"two")] == [False, True]
 
 
+@pytest.mark.parametrize("first_is_written", [True, False])
+def test_of_two_requests_at_once_only_the_first_makes_its_key_known(make: Make, first_is_written: bool) -> None:
+    """They are in two groups, one of which is refused."""
+    recent = make(100.0)
+    assert [recent.claim(OWNER, ONE, body, 1000.0) for body in (b"abc", b"again")] == [1, 2]
+    if first_is_written:
+        recent.settle(1)
+        recent.forget([2])
+    else:
+        recent.forget([1])
+        recent.settle(2)
+    assert recent.claimed == recent.settled == 2
+    assert recent.claim(OWNER, ONE, b"abc", 1000.0) == (None if first_is_written else 3)
+    if first_is_written:
+        assert recent.earlier(OWNER, ONE) == (1, 3, crc32(b"abc"))
+
+
 def test_a_claim_counts_across_generations(make: Make) -> None:
     """The key of a request that waits for the disk while generations turn."""
     recent = make(100.0, limit=6)
