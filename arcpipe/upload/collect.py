@@ -202,12 +202,12 @@ class BatchTables:
         if not len(self._small):
             return
         small = self._small.take()
-        if len(small) < LEAST_ENTRIES:
+        fronted = self._runs.fronts(small.block) if len(small) >= LEAST_ENTRIES else []
+        if not fronted:  # then there are no runs, either
             for number in range(len(small)):
                 self._add(*small.entry(number))
             return
         self._settle()
-        fronted = self._runs.fronts(small.block)
         block = OpenedBlock(small, self._opener)
         counts = self._decisions.of_block(block, fronted)
         if not counts.all():

@@ -9,7 +9,7 @@ This module must not know tables, files or threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from arcpipe.upload.fronts import Front
 from arcpipe.upload.key_files import RECORD
 from arcpipe.upload.layouts import Found
 from arcpipe.upload.opened import Opened, OpenedBlock, record_of
+
+_NAME: Final = b"key"  # of a key in the meta, in whatever way it is encoded
 
 Decide = Callable[[Sequence[bytes]], list[bool]]
 """Tells which of some entries count, by their records as `key_record` makes them."""
@@ -86,7 +88,8 @@ class KeyDecisions:
         """Tell which entries of a block count. Nothing must wait.
 
         Args:
-            fronted: the fronts in the block, and the numbers of the entries that have them. The others are opened.
+            fronted: the fronts in the block, and the numbers of the entries that have them. Others that may have a key
+                are opened.
         """
         assert not self._held, "BUG: entries wait that come before those of the block"
         counts: Mask = np.ones(len(block.small), np.bool_)
@@ -100,6 +103,8 @@ class KeyDecisions:
                 records[numbers] = front.records(block.small.block, numbers, block.small.timestamps_us)
                 is_keyed[numbers] = True
         for number in np.flatnonzero(is_open).tolist():
+            if _NAME not in block.small.block.payload(number):
+                continue  # no key: it is not kept open until its turn
             record = record_of(int(block.small.timestamps_us[number]), *block.open(number))
             if record is not None:
                 records[number] = np.frombuffer(record, RECORD)[0]
