@@ -158,8 +158,8 @@ def walk_columns(data: bytes, start: int, columns: int, /) -> tuple[tuple[bytes,
         Their names, the number of rows, and the offset after the map; then, for the column `time`, the offsets of its
         first value and after its last one, both 0 without that column, and the size of each value if all have the same
         first byte, which tells it, else 0. None if the bytes are anything but short names of printable ASCII, each with
-        an array of flat values, of which all have the same number, at least one; or if there are more than 256 columns.
-        A name may be there twice.
+        an array of flat values, of which all have the same number, at least one; or if there are more than 256 columns,
+        or more than 1 MB. A name may be there twice.
     """
 
 def key_records(names: Any, data: Any, seconds: Any, starts: Any, sizes: Any, /) -> bytes:

@@ -96,8 +96,9 @@ static PyObject *find_columns(PyObject *module, PyObject *args)
 /* Columns of a map that are found by their names, at most. */
 #define MOST_NAMED 256
 
-/* Bytes of a body from which on other threads run meanwhile. */
-#define LONG_BODY ((Py_ssize_t)128 * 1024)
+/* Bytes of columns that are walked while no other thread runs, and in a call, at most: a millisecond. */
+#define SHORT_WALK ((size_t)128 * 1024)
+#define MOST_WALKED ((size_t)1024 * 1024)
 
 /* Make the tuple that `walk_columns` returns; NULL with an exception set. */
 static PyObject *named_columns(const uint8_t *data, const Named *columns, size_t number, size_t rows, size_t end)
@@ -133,14 +134,12 @@ static PyObject *walk_columns(PyObject *module, PyObject *const *args, Py_ssize_
     if (number > MOST_NAMED)
         Py_RETURN_NONE;
     const uint8_t *data = bytes_of(args[0]);
-    Py_ssize_t size = PyBytes_Size(args[0]);
+    size_t size = (size_t)PyBytes_Size(args[0]), at = (size_t)start, left = size - at, rows = 0;
     Named columns[MOST_NAMED];
-    size_t rows = 0, end;
-    if (size < LONG_BODY) {
-        end = find_named(data, (size_t)size, (size_t)start, columns, (size_t)number, &rows);
-    } else {
+    size_t end = find_named(data, left > SHORT_WALK ? at + SHORT_WALK : size, at, columns, (size_t)number, &rows);
+    if (!end && left > SHORT_WALK) {
         Py_BEGIN_ALLOW_THREADS
-        end = find_named(data, (size_t)size, (size_t)start, columns, (size_t)number, &rows);
+        end = find_named(data, left > MOST_WALKED ? at + MOST_WALKED : size, at, columns, (size_t)number, &rows);
         Py_END_ALLOW_THREADS
     }
     if (!end)

@@ -15,7 +15,7 @@ from arcpipe.codec.messagepack.layout import KIND, MAP, SIZE
 from arcpipe.codec.messagepack.patches import Patch, Patches
 from arcpipe.codec.messagepack.read import SHORT, kind_of, long_name, read_key, read_length, text_of, truncated_at_end
 from arcpipe.codec.messagepack.times import BadTime, TimeRule, settle, stay
-from arcpipe.codec.messagepack.walk import LONG_MARKERS, MAX_VALUE_BYTES, LongValue, Walker
+from arcpipe.codec.messagepack.walk import LONG_MARKERS, LongValue, Walker
 from arcpipe.errors import BadPayload
 from arcpipe.native import KERNEL
 
@@ -30,7 +30,7 @@ _STRIDE_VALUES: Final = 1 << 16
 # A mask: `check` is called once per 256 columns, or values of a column, which take 0.2 ms.
 _COLUMNS_BETWEEN_CHECKS: Final = 255
 
-# Of the native kernel; None without it. It leaves all columns that are not plain to Python.
+# Of the native kernel; None without it. It leaves all columns that are not plain, or more than 1 MB, to Python.
 _WALK: Final = None if KERNEL is None else KERNEL.walk_columns
 
 
@@ -43,7 +43,7 @@ def check_columns(
     bytes are not read (a name, a number): the next read at the offset finds that, or `check_columnar` at its end.
     """
     columns, pos = _count_columns(data, pos)
-    if _WALK is not None and len(data) <= MAX_VALUE_BYTES:
+    if _WALK is not None:
         found = _WALK(data, pos, columns)
         if found is not None and len(frozenset(found[0])) == columns:
             return _found_columns(data, found, rule, check)

@@ -142,8 +142,17 @@ def test_as_many_columns_as_are_found_at_once() -> None:
         assert same_with_both(body)
 
 
-def test_a_long_body_is_walked_while_others_run() -> None:
+def test_what_is_more_than_1_mb_is_left_to_python() -> None:
     assert same_with_both(telemetry(20_000))
+    for count in ((1 << 20) - 7, (1 << 20) - 6):
+        body = columns_body(b"\xa1a" + array_header(count) + b"\x01" * count)
+        start = body.index(b"columns") + 8
+        assert (walk()(body, start, 1) is None) == (len(body) - start > 1 << 20)
+        assert same_with_both(body)
+    small = telemetry(10)
+    maps = array_header(40_000) + small * 40_000  # each is walked by itself
+    assert walk()(maps, maps.index(b"columns") + 8, 6) is not None
+    assert same_with_both(maps)
 
 
 @pytest.mark.parametrize("arguments", [(), (b"",), ("text", 0, 1), (b"ab", 3, 1), (b"ab", -1, 1), (b"ab", 0, 0)])
