@@ -902,6 +902,7 @@ def needs_a_cache_to_leave(directory: WALDirectory) -> None:
         pytest.skip("this file system keeps everything in the page cache")
 
 
+@pytest.mark.on_disk
 def test_segments_leave_the_page_cache_while_much_waits_for_the_uploader(
     directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -925,6 +926,7 @@ def test_segments_leave_the_page_cache_while_much_waits_for_the_uploader(
     assert contents(directory) == [[number] for number in range(6)]
 
 
+@pytest.mark.on_disk
 def test_segments_that_are_never_synced_leave_the_page_cache_once_they_are_written(
     directory: WALDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
