@@ -377,7 +377,7 @@ def _load_line(suite: SuiteResult, which: Literal["median", "together", "last"],
 def _machine_line(machine: Machine) -> str:
     disk = f", {machine.file_system} on {machine.device}" if machine.file_system else ""
     return (
-        f"measured with arcpipe {machine.arcpipe}, {machine.python}; {machine.cpu}, {machine.cores} cores, "
+        f"arcpipe {machine.arcpipe}, {machine.python}; {machine.cpu}, {machine.cores} cores, "
         f"{machine.memory_bytes / 2**30:.0f} GiB, {machine.kernel}{disk}"
     )
 
