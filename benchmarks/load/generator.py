@@ -223,9 +223,10 @@ class Load:
         cpu = _cpu_seconds() - cpu_start
         window = time.perf_counter() - window_start
         self._sending = bool(self._interval)  # an open loop sends every request that was due, however late
-        self._take_samples(measured=True)
+        measured = self._cut_samples()
         await self._last_answers(on_progress)
         self._sending = False
+        self._count_samples(*measured, measured=True)  # only now: it takes some ms, and nothing would be sent meanwhile
         self._take_samples(measured=False)
         self._done.set_result(None)  # from here on a lost connection is not a failure
         return Finished(
@@ -299,15 +300,21 @@ class Load:
         return f"{head}\r\n".encode("ascii") + content
 
     def _take_samples(self, measured: bool) -> None:
-        samples = self._latencies
-        self._latencies = array("d")
-        self._acknowledged_before += len(samples)
+        self._count_samples(*self._cut_samples(), measured=measured)
+
+    def _cut_samples(self) -> tuple[array[float], array[float]]:
+        """Return the samples so far, and begin anew: latencies, and in an open loop when their requests were due."""
+        samples = self._latencies, self._due
+        self._latencies, self._due = array("d"), array("d")
+        self._acknowledged_before += len(samples[0])
+        return samples
+
+    def _count_samples(self, samples: array[float], dues: array[float], *, measured: bool) -> None:
         latencies = np.frombuffer(samples, np.float64)
         if measured:
             self._measured += len(samples)
         if self._interval:
-            due = np.frombuffer(self._due, np.float64)
-            self._due = array("d")
+            due = np.frombuffer(dues, np.float64)
             self._histogram.add(latencies[(self._window[0] <= due) & (due < self._window[1])])
         elif measured:
             self._histogram.add(latencies)
