@@ -3,6 +3,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "words.h"
+
 #define BLOCK_BYTES ((size_t)128)
 
 static const uint64_t START[8] = {
@@ -50,22 +52,12 @@ static inline void mix_round(uint64_t *v, const uint64_t *words, const uint8_t *
     mix(v, 3, 4, 9, 14, words[order[14]], words[order[15]]);
 }
 
-static inline uint64_t read_word(const uint8_t *data)
-{
-    uint64_t word;
-    memcpy(&word, data, 8);
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    word = __builtin_bswap64(word);
-#endif
-    return word;
-}
-
 /* Mix a block into the state; `count` are the bytes up to its end. */
 static void compress(uint64_t *state, const uint8_t *block, uint64_t count, bool is_last)
 {
     uint64_t words[16], v[16];
     for (int at = 0; at < 16; at++)
-        words[at] = read_word(block + 8 * at);
+        words[at] = little_endian_word(block + 8 * at);
     memcpy(v, state, 64);
     memcpy(v + 8, START, 64);
     v[12] ^= count;

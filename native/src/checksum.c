@@ -2,26 +2,18 @@
 
 #include <string.h>
 
+#include "words.h"
+
 /* The polynomial without its highest power, and its lowest power in the highest bit, as all of them here. */
 #define POLYNOMIAL UINT32_C(0xEDB88320)
 
 /* For each byte, what it makes of the checksum if 0 to 7 more bytes follow. */
 static uint32_t tables[8][256];
 
-static uint64_t eight_bytes(const uint8_t *data)
-{
-    uint64_t word;
-    memcpy(&word, data, 8);
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    word = __builtin_bswap64(word);
-#endif
-    return word;
-}
-
 static uint32_t add_by_tables(uint32_t crc, const uint8_t *data, size_t size)
 {
     for (; size >= 8; data += 8, size -= 8) {
-        uint64_t word = eight_bytes(data) ^ crc;
+        uint64_t word = little_endian_word(data) ^ crc;
         crc = 0;
         for (int byte = 0; byte < 8; byte++)
             crc ^= tables[7 - byte][word >> 8 * byte & 0xFF];
@@ -77,7 +69,7 @@ USES_PCLMUL static uint32_t add_by_products(uint32_t crc, const uint8_t *data, s
         crc = reduce(high_half(sum) ^ reduce(low_half(sum)));
     }
     if (size >= 8) {
-        crc = reduce(eight_bytes(data) ^ crc);
+        crc = reduce(little_endian_word(data) ^ crc);
         data += 8;
         size -= 8;
     }
@@ -87,7 +79,7 @@ USES_PCLMUL static uint32_t add_by_products(uint32_t crc, const uint8_t *data, s
     memcpy(rest, data, size);
     /* Of less than four bytes, a part of the checksum stays. */
     uint32_t stays = size < 4 ? crc >> 8 * size : 0;
-    return stays ^ reduce((eight_bytes(rest) ^ crc) << (64 - 8 * size));
+    return stays ^ reduce((little_endian_word(rest) ^ crc) << (64 - 8 * size));
 }
 
 static uint32_t (*add)(uint32_t crc, const uint8_t *data, size_t size) = add_by_tables;

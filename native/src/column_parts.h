@@ -6,28 +6,19 @@
 #include <string.h>
 
 #include "columns.h"
+#include "words.h"
 
 /* First bytes of values in MessagePack. */
 enum { NIL = 0xC0, FLOAT32 = 0xCA, FLOAT64 = 0xCB, UNSIGNED8 = 0xCC, SIGNED64 = 0xD3, STRING8 = 0xD9 };
 
 #define AHEAD 1024 /* bytes */
 
-static inline uint64_t read_eight(const uint8_t *from)
-{
-    uint64_t number;
-    memcpy(&number, from, 8);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    number = __builtin_bswap64(number);
-#endif
-    return number;
-}
-
 /* Read a number of 1 to 8 bytes. */
 static inline uint64_t big_endian(const uint8_t *from, size_t size)
 {
     uint64_t number = 0;
     if (size == 8)
-        return read_eight(from);
+        return big_endian_word(from);
     for (size_t at = 0; at < size; at++)
         number = number << 8 | from[at];
     return number;

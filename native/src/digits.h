@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "powers.h"
+#include "words.h"
 
 #define MOST_DIGITS 19      /* of a significand that fits into 64 bits, whatever they are */
 #define MOST_USUAL_BYTES 32 /* that `read_usual_float` looks at */
@@ -27,12 +28,7 @@ static inline bool is_digit(uint8_t byte)
 /* Eight bytes, the first one lowest, with '0' to '9' as 0 to 9. */
 static inline uint64_t word_at(const uint8_t *at)
 {
-    uint64_t word;
-    memcpy(&word, at, sizeof word);
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    word = __builtin_bswap64(word);
-#endif
-    return word ^ UINT64_C(0x3030303030303030);
+    return little_endian_word(at) ^ UINT64_C(0x3030303030303030);
 }
 
 /* Mark the bytes of a word that are no digits, each by its highest bit. */

@@ -56,7 +56,7 @@ Kind read_integers(const Column *column, int64_t *values, Nils *nils, Range *ran
                 fetch(at);
                 fetch(at + 64);
                 for (size_t each = 0; each < RUN; each++, at += 9) {
-                    int64_t value = (int64_t)read_eight(at + 1);
+                    int64_t value = (int64_t)big_endian_word(at + 1);
                     values[row++] = value;
                     least = value < least ? value : least;
                     greatest = value > greatest ? value : greatest;
@@ -101,7 +101,7 @@ Kind read_floats(const Column *column, double *values, Nils *nils, bool *settles
                 fetch(at);
                 fetch(at + 64);
                 for (size_t each = 0; each < RUN; each++, at += 9) {
-                    uint64_t bits = read_eight(at + 1);
+                    uint64_t bits = big_endian_word(at + 1);
                     memcpy(&values[row++], &bits, 8);
                 }
                 is_number = is_number || !isnan(values[row - 1]);
