@@ -860,24 +860,29 @@ def test_any_bytes_are_taken_as_the_reference_takes_them(body: bytes) -> None:
     check_against_the_reference(body)
 
 
+def damage(packed: bytearray, data: st.DataObject) -> None:
+    """Change a byte or a bit, take one out, put one in, or cut the rest off."""
+    at = data.draw(st.integers(0, len(packed) - 1))
+    how = data.draw(st.sampled_from(["flip", "set", "delete", "insert", "cut"]))
+    if how == "flip":
+        packed[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif how == "set":
+        packed[at] = data.draw(st.integers(0, 255))
+    elif how == "delete" and len(packed) > 1:
+        del packed[at]
+    elif how == "insert":
+        packed.insert(at, data.draw(st.integers(0, 255)))
+    elif at:
+        del packed[at:]
+
+
 @pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(bodies, st.booleans(), st.data())
 def test_a_damaged_body_is_taken_as_the_reference_takes_it(body: Any, wide: bool, data: st.DataObject) -> None:
     packed = bytearray(pack(body, wide))
     for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(packed) - 1))
-        how = data.draw(st.sampled_from(["flip", "set", "delete", "insert", "cut"]))
-        if how == "flip":
-            packed[at] ^= 1 << data.draw(st.integers(0, 7))
-        elif how == "set":
-            packed[at] = data.draw(st.integers(0, 255))
-        elif how == "delete" and len(packed) > 1:
-            del packed[at]
-        elif how == "insert":
-            packed.insert(at, data.draw(st.integers(0, 255)))
-        elif at:
-            del packed[at:]
+        damage(packed, data)
     check_against_the_reference(bytes(packed))
 
 

@@ -19,7 +19,7 @@ from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.messagepack.walk import MAX_VALUE_BYTES
 from arcpipe.errors import BadPayload
 from tests.support.kernel import kernel_of_checkout
-from tests.unit.codec.messagepack.test_body import bodies, columnar_maps, long_value, pack, telemetry
+from tests.unit.codec.messagepack.test_body import bodies, columnar_maps, damage, long_value, pack, telemetry
 
 RULES = [TimeRule(precision, as_arc) for precision in (None, "ns", "s") for as_arc in (False, True)]
 Walk = Callable[[bytes, int, int], tuple[tuple[bytes, ...], int, int, int, int, int] | None]
@@ -60,16 +60,7 @@ def test_a_body_good_or_damaged_has_one_outcome(body: Any, wide: bool, rule: Tim
     assert same_with_both(bytes(packed))
     same_with_both(bytes(packed), rule)
     for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(packed) - 1))
-        how = data.draw(st.sampled_from(["flip", "set", "delete", "cut"]))
-        if how == "flip":
-            packed[at] ^= 1 << data.draw(st.integers(0, 7))
-        elif how == "set":
-            packed[at] = data.draw(st.integers(0, 255))
-        elif how == "delete" and len(packed) > 1:
-            del packed[at]
-        elif at:
-            del packed[at:]
+        damage(packed, data)
         same_with_both(bytes(packed), rule)
         same_with_both(memoryview(bytes(packed)), rule)
 
