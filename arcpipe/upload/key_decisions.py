@@ -63,7 +63,7 @@ class KeyDecisions:
 
     @property
     def are_due(self) -> bool:
-        """Tell whether so much waits that it should be decided."""
+        """Tell whether the entries that wait have reached a bound, so that `settle` has to be called."""
         budget = self._budget
         return (
             len(self._held) >= budget.held_entries

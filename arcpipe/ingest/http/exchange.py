@@ -77,7 +77,7 @@ class Exchange:
         """
         self.connection = connection
         self.headers = headers
-        # The idempotency key. Empty: the header's is not read yet, or it was claimed. None: there is none.
+        # The idempotency key. It is empty while the header's is not read, and after it was claimed; None without one.
         self.key: bytes | None = None
         self.method = method
         self.path = path
