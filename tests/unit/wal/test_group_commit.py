@@ -173,6 +173,88 @@ def test_what_arrives_until_the_turn_after_a_commit_joins_the_next_group(run: Ru
     run(test)
 
 
+NEVER = 3600.0
+
+
+def test_a_group_waits_for_as_many_entries_as_were_answered(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit_module, "COMMIT_SECONDS", NEVER)
+
+    async def test(bench: Bench) -> None:
+        bench.append(0, 1, 2)
+        await bench.until(lambda: bench.answers)
+        bench.append(3, 4)
+        await bench.turns()
+        assert bench.answered() == [0, 1, 2]
+        bench.append(5)
+        bench.append(6)  # in the same turn
+        await bench.until(lambda: len(bench.answers) == 2)
+        assert bench.answers == [([0, 1, 2], None), ([3, 4, 5, 6], None)]
+        assert await bench.finish() == list(range(7))
+
+    run(test)
+
+
+def test_what_came_during_a_commit_is_expected_on_top(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit_module, "COMMIT_SECONDS", NEVER)
+
+    async def test(bench: Bench) -> None:
+        bench.disk.hold()
+        bench.append(0)
+        await bench.until(bench.disk.held.is_set)
+        bench.append(1, 2)
+        bench.disk.go_on.set()
+        await bench.until(lambda: bench.answers)
+        await bench.turns()
+        assert bench.answers == [([0], None)]
+        bench.append(3)
+        await bench.until(lambda: len(bench.answers) == 2)
+        assert bench.answers == [([0], None), ([1, 2, 3], None)]
+        assert await bench.finish() == [0, 1, 2, 3]
+
+    run(test)
+
+
+def test_a_client_alone_never_waits_for_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit_module, "COMMIT_SECONDS", NEVER)
+
+    async def test(bench: Bench) -> None:
+        for number in range(20):
+            bench.append(number)
+            await bench.until(lambda: len(bench.answers) == number + 1)  # noqa: B023
+        assert bench.answers == [([number], None) for number in range(20)]
+        assert await bench.finish() == list(range(20))
+
+    run(test)
+
+
+def test_a_group_goes_without_entries_that_do_not_come(run: Run) -> None:
+    async def test(bench: Bench) -> None:
+        bench.append(0, 1, 2)
+        await bench.until(lambda: bench.answers)
+        for number in (3, 4):  # the second one is alone again, and waits for nobody
+            bench.append(number)
+            await bench.until(lambda: len(bench.answered()) == number + 1)  # noqa: B023
+        assert bench.answers == [([0, 1, 2], None), ([3], None), ([4], None)]
+        assert await bench.finish() == [0, 1, 2, 3, 4]
+
+    run(test)
+
+
+def test_draining_does_not_wait_for_expected_entries(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit_module, "COMMIT_SECONDS", NEVER)
+
+    async def test(bench: Bench) -> None:
+        bench.append(0, 1, 2)
+        await bench.until(lambda: bench.answers)
+        bench.append(3)
+        await bench.turns()
+        assert bench.answered() == [0, 1, 2]
+        assert await bench.finish() == [0, 1, 2, 3]
+        assert bench.answered() == [0, 1, 2, 3]
+
+    run(test)
+
+
 def test_large_groups_go_out_and_are_answered_one_after_the_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit_module, "GROUP_BYTES", 3000)
 
