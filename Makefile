@@ -49,7 +49,7 @@ serve: $(VENV)/.installed-runtime $(KERNEL) ## install if needed, then run the s
 native: $(BIN)/python ## build the native kernel, which reads lines and columns faster, and install it; needs a C compiler
 	$(BIN)/python native/install.py
 
-without-native: | $(PROGRAM)
+without-native: | $(BIN)/python
 	@$(BIN)/python native/install.py --remove
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
@@ -198,7 +198,7 @@ deb: ## build a Debian package of this checkout into dist/, for the Debian that 
 lint-deb: ## check the Debian packages of dist/, or those of DEBS, with lintian
 	lintian --allow-root --dont-check-part binaries/spelling --fail-on error,warning $(or $(DEBS),dist/*.deb)
 
-test-env: $(VENV)/.installed-test ## install what tests and checks need
+test-env: $(VENV)/.installed-test $(filter without-native,$(KERNEL)) ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
 	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients .senders .chart-tools .clouds build native/build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz

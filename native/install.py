@@ -80,6 +80,7 @@ def install(*, only_check: bool) -> None:
         if refusal:
             sys.exit(refusal)
         INSTALLED.write_text(now)
+        FAILED.unlink(missing_ok=True)
     print("the native kernel is installed")
 
 
@@ -111,6 +112,7 @@ def attempt() -> str:
         failure = f"{reason}. To try again: make native"
     if not reason:
         INSTALLED.write_text(now)
+        FAILED.unlink(missing_ok=True)
         return ""
     if INSTALLED.exists():  # that of another source, which may do what this Python does not
         remove()
