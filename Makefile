@@ -149,12 +149,13 @@ test-senders: test-env ## write telemetry with the SDKs for Go and Java, the Col
 	$(BIN)/pytest -n 2 tests/clients/test_telemetry_senders.py $(ARGS)
 
 # By docker, podman or buildah, whichever is there. BASE is a Debian with Python 3.11 or newer.
+VERSION = $$($(BIN)/python packaging/release.py version)
 ENGINE ?= $(firstword $(foreach one,docker podman buildah,$(if $(shell command -v $(one)),$(one))))
 image: test-env ## build the container image arcpipe:VERSION; BASE, EXTRAS and ENGINE (docker, podman or buildah) may be given
 	rm -rf dist/arcpipe-*.whl && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(ENGINE) build --file packaging/Dockerfile $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(EXTRAS),--build-arg EXTRAS=$(EXTRAS)) \
-		--build-arg VERSION=$$($(BIN)/arcpipe --version | cut -d' ' -f2) --build-arg REVISION=$$(git rev-parse HEAD) \
-		--tag arcpipe:$$($(BIN)/arcpipe --version | cut -d' ' -f2) $(IMAGE_OPTIONS) .
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+		--tag arcpipe:$(VERSION) $(IMAGE_OPTIONS) .
 
 test-image: test-env ## build the image with buildah, run it by bubblewrap, kill it and cut its power: needs root, takes minutes
 	ARCPIPE_TEST_IMAGE=1 $(BIN)/pytest -n 0 -rsP tests/packaging/test_image.py $(ARGS)
