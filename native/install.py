@@ -124,9 +124,9 @@ def build() -> str:
     """Build and install the kernel; return why that failed, or an empty text."""
     print("building the native kernel, which takes some seconds", flush=True)
     with copied() as source, LOG.open("wb") as log:
-        command = [*INSTALL, "--retries", "1", source]  # pip has just had the libraries, or there is no network
+        env = {"PIP_RETRIES": "1"} | variables()  # pip has just had the libraries, or there is no network
         done = subprocess.run(
-            command, env=variables(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False
+            [*INSTALL, source], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False
         )
     if done.returncode != 0:
         return f"its build failed, and {os.path.relpath(LOG)} says why"

@@ -148,7 +148,7 @@ def _next_steps(directory: Path) -> str:
 
 
 def _installation() -> str:
-    """Return the command that installs this version, and its native kernel if it is here, where the service can see it."""
+    """Return what installs this version, and its native kernel if it is here, where the service can see it."""
     from arcpipe.native import KERNEL
 
     what = f"arcpipe=={__version__}" if KERNEL is None else f"'arcpipe[native]=={__version__}'"
