@@ -71,15 +71,15 @@ def install(*, only_check: bool) -> None:
         sys.exit(f"the native kernel cannot be built: {reason}. To build it: apt install {PACKAGES}")
     if only_check:
         return
-    with locked(), copied() as source:
-        now = state()
-        done = subprocess.run([*INSTALL, "--quiet", source], env=variables(), check=False)
+    with locked(), copied() as folder:
+        built_from = source()
+        done = subprocess.run([*INSTALL, "--quiet", folder], env=variables(), check=False)
         if done.returncode != 0:
             sys.exit(done.returncode)
         refusal = asked()
         if refusal:
             sys.exit(refusal)
-        INSTALLED.write_text(now)
+        INSTALLED.write_text(built_from)
         FAILED.unlink(missing_ok=True)
     print("the native kernel is installed")
 
@@ -97,12 +97,13 @@ def install_if_possible() -> None:
 
 def attempt() -> str:
     """Install the kernel unless it is there or has failed before; return what is against it, and what to do."""
-    now = state()
-    if read(INSTALLED) == now:
+    built_from = source()
+    if read(INSTALLED) == built_from:
         INSTALLED.touch()  # a source is newer, and as it was
         return ""
-    last, _, failure = read(FAILED).partition("\n")
-    if last == now and failure:
+    now = circumstances()
+    before, _, failure = read(FAILED).partition("\n")
+    if before == now and failure:
         return failure
     reason = missing()
     if reason:
@@ -111,7 +112,7 @@ def attempt() -> str:
         reason = build()
         failure = f"{reason}. To try again: make native"
     if not reason:
-        INSTALLED.write_text(now)
+        INSTALLED.write_text(built_from)
         FAILED.unlink(missing_ok=True)
         return ""
     if INSTALLED.exists():  # that of another source, which may do what this Python does not
@@ -123,10 +124,10 @@ def attempt() -> str:
 def build() -> str:
     """Build and install the kernel; return why that failed, or an empty text."""
     print("building the native kernel, which takes some seconds", flush=True)
-    with copied() as source, LOG.open("wb") as log:
+    with copied() as folder, LOG.open("wb") as log:
         env = {"PIP_RETRIES": "1"} | variables()  # pip has just had the libraries, or there is no network
         done = subprocess.run(
-            [*INSTALL, source], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False
+            [*INSTALL, folder], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, check=False
         )
     if done.returncode != 0:
         return f"its build failed, and {os.path.relpath(LOG)} says why"
@@ -135,10 +136,10 @@ def build() -> str:
 
 def remove() -> None:
     """Uninstall the kernel, if there is one."""
-    for path in (INSTALLED, FAILED):
-        path.unlink(missing_ok=True)
     if any(Path(sysconfig.get_path("platlib")).glob("arcpipe_native-*.dist-info")):
         subprocess.run([*PIP, "uninstall", "--quiet", "--yes", "arcpipe-native"], check=False)
+    for path in (INSTALLED, FAILED):
+        path.unlink(missing_ok=True)
 
 
 def missing() -> str:
@@ -170,16 +171,21 @@ def variables() -> dict[str, str]:
     return dict(os.environ) if command is None else os.environ | {"CC": shlex.join(command)}
 
 
-def state() -> str:
-    """Return a digest of all that decides what a build gives, or whether there is one."""
-    command = compiler()
-    files = [Path(sysconfig.get_path("include"), "Python.h"), Path(shutil.which(command[0]) or "" if command else "")]
-    told = [sys.version, *(f"{name}={os.environ.get(name)}" for name in VARIABLES)]
-    told += [f"{path} {stamp(path)}" for path in files]
-    digest = hashlib.sha256("\n".join(told).encode())
+def source() -> str:
+    """Return a digest of what a kernel is built from, and of Python's interface."""
+    digest = hashlib.sha256(str(sysconfig.get_config_var("SOABI")).encode())
     for path in sorted(path for pattern in SOURCES for path in HERE.glob(pattern)):
         digest.update(f"\n{path.relative_to(HERE)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def circumstances() -> str:
+    """Return a digest of all that decides whether a build succeeds, as far as this machine knows."""
+    command = compiler()
+    files = [Path(sysconfig.get_path("include"), "Python.h"), Path(shutil.which(command[0]) or "" if command else "")]
+    told = [source(), sys.version, *(f"{name}={os.environ.get(name)}" for name in VARIABLES)]
+    told += [f"{path} {stamp(path)}" for path in files]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
