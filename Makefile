@@ -221,7 +221,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 # Where it cannot be built there is no stamp. Then native/install.py says why, and remembers what it has tried.
 $(VENV)/.installed-native: $(wildcard native/src/* native/arcpipe_native/*.py* native/*.py native/pyproject.toml) \
 		| $(PROGRAM)
-	@$(BIN)/python native/install.py --if-possible
+	-@$(BIN)/python native/install.py --if-possible
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "arcpipe needs Python 3.11 or newer, and there is no $(PYTHON): make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
