@@ -8,6 +8,11 @@ PIP := pip==26.3
 # Processes for pytest: three more than cores, because many tests wait for what a server does.
 JOBS = $(shell echo $$(($$(nproc) + 3)))
 
+# The native kernel, where it can be built: yes or no; not of the environment, where others may mean something else by it.
+NATIVE = yes
+PROGRAM := $(VENV)/.installed-$(if $(filter bench,$(MAKECMDGOALS)),bench,runtime)
+KERNEL := $(or $(patsubst yes,$(VENV)/.installed-native,$(patsubst no,without-native,$(filter yes no,$(NATIVE)))),$(error NATIVE is yes or no, and not "$(NATIVE)"))
+
 SPARK_VERSIONS ?= 3.5.1 3.5.9 4.0.0 4.1.4
 # Iceberg's reader of Parquet, in a Spark of these: its runtime for Spark is a jar of 47 MB, which Maven fetches.
 ICEBERG ?= 3.5.9/iceberg-1.10.1
@@ -32,18 +37,20 @@ COMPOSE := github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 DUCKDB ?= 1.5.5
 
 .DEFAULT_GOAL := help
-.PHONY: help serve native test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image \
+.PHONY: help serve native without-native test coverage test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image \
 	test-clouds test-systemd day lint bench fuzz dist release deb lint-deb image test-env clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-serve: $(VENV)/.installed-runtime ## install if needed, then run the server with config.toml
+serve: $(VENV)/.installed-runtime $(KERNEL) ## install if needed, then run the server with config.toml; NATIVE=no does without the native kernel
 	@exec $(BIN)/arcpipe serve --config config.toml
 
 native: $(BIN)/python ## build the native kernel, which reads lines and columns faster, and install it; needs a C compiler
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps ./native
-	@$(BIN)/python -c 'from arcpipe.native import KERNEL, REFUSAL; print("the native kernel is installed" if KERNEL else REFUSAL)'
+	$(BIN)/python native/install.py
+
+without-native: | $(BIN)/python
+	@$(BIN)/python native/install.py --remove
 
 # The tests start hundreds of processes, each of which would compile all that it imports.
 test test-quick test-full test-release test-readers test-spark test-tables test-clients test-senders test-chart test-image test-clouds test-systemd day fuzz: export PYTHONDONTWRITEBYTECODE =
@@ -142,12 +149,13 @@ test-senders: test-env ## write telemetry with the SDKs for Go and Java, the Col
 	$(BIN)/pytest -n 2 tests/clients/test_telemetry_senders.py $(ARGS)
 
 # By docker, podman or buildah, whichever is there. BASE is a Debian with Python 3.11 or newer.
+VERSION = $$($(BIN)/python packaging/release.py version)
 ENGINE ?= $(firstword $(foreach one,docker podman buildah,$(if $(shell command -v $(one)),$(one))))
 image: test-env ## build the container image arcpipe:VERSION; BASE, EXTRAS and ENGINE (docker, podman or buildah) may be given
-	rm -rf dist/*.whl && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	rm -rf dist/arcpipe-*.whl && $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(ENGINE) build --file packaging/Dockerfile $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(EXTRAS),--build-arg EXTRAS=$(EXTRAS)) \
-		--build-arg VERSION=$$($(BIN)/arcpipe --version | cut -d' ' -f2) --build-arg REVISION=$$(git rev-parse HEAD) \
-		--tag arcpipe:$$($(BIN)/arcpipe --version | cut -d' ' -f2) $(IMAGE_OPTIONS) .
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+		--tag arcpipe:$(VERSION) $(IMAGE_OPTIONS) .
 
 test-image: test-env ## build the image with buildah, run it by bubblewrap, kill it and cut its power: needs root, takes minutes
 	ARCPIPE_TEST_IMAGE=1 $(BIN)/pytest -n 0 -rsP tests/packaging/test_image.py $(ARGS)
@@ -171,7 +179,7 @@ day: test-env ## try a day of random operations, DAY_SECONDS (600) for each stor
 	ARCPIPE_TEST_LONG=1 ARCPIPE_TEST_DAY_SECONDS=$(or $(DAY_SECONDS),600) ARCPIPE_TEST_SEED=$(or $(SEED),1) ARCPIPE_TEST_DAYS=$(or $(DAYS),1) \
 		$(BIN)/pytest -n 2 tests/crash/test_day.py $(ARGS)
 
-bench: $(VENV)/.installed-bench ## run the benchmarks; ARGS goes to them
+bench: $(VENV)/.installed-bench $(KERNEL) ## run the benchmarks; ARGS goes to them; NATIVE=no measures without the native kernel
 	$(BIN)/python -m benchmarks $(ARGS)
 
 fuzz: $(VENV)/.installed-fuzz ## fuzz the edge and the codecs, FUZZ_SECONDS (60) each; ARGS="edge lines --blind --inputs 1000000" picks some
@@ -191,7 +199,7 @@ deb: ## build a Debian package of this checkout into dist/, for the Debian that 
 lint-deb: ## check the Debian packages of dist/, or those of DEBS, with lintian
 	lintian --allow-root --dont-check-part binaries/spelling --fail-on error,warning $(or $(DEBS),dist/*.deb)
 
-test-env: $(VENV)/.installed-test ## install what tests and checks need
+test-env: $(VENV)/.installed-test $(filter without-native,$(KERNEL)) ## install what tests and checks need
 
 clean: ## remove the environment, builds and caches; ./data stays
 	rm -rf $(VENV) .venv-spark-* .venv-duckdb-* .tables .clients .senders .chart-tools .clouds build native/build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
@@ -209,6 +217,11 @@ $(VENV)/.installed-fuzz: EXTRAS = [test,fuzz]
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --editable '.$(EXTRAS)' --constraint constraints.txt
 	@touch $@
+
+# Where it cannot be built there is no stamp. Then native/install.py says why, and remembers what it has tried.
+$(VENV)/.installed-native: $(wildcard native/src/* native/arcpipe_native/*.py* native/*.py native/pyproject.toml) \
+		| $(PROGRAM)
+	-@$(BIN)/python native/install.py --if-possible
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "arcpipe needs Python 3.11 or newer, and there is no $(PYTHON): make PYTHON=/path/to/python3.11 …" >&2; exit 1; }

@@ -148,5 +148,8 @@ def _next_steps(directory: Path) -> str:
 
 
 def _installation() -> str:
-    """Return the command that installs this version where the service can see it."""
-    return f"python3 -m venv /opt/arcpipe && /opt/arcpipe/bin/pip install arcpipe=={__version__}"
+    """Return what installs this version, and its native kernel if it is here, where the service can see it."""
+    from arcpipe.native import KERNEL
+
+    what = f"arcpipe=={__version__}" if KERNEL is None else f"'arcpipe[native]=={__version__}'"
+    return f"python3 -m venv /opt/arcpipe && /opt/arcpipe/bin/pip install {what}"

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Build a Debian package: `make deb`. It runs on the Debian that the package is for, with that Debian's own Python.
 
-    build_deb.py [--wheel FILE] [--extras iceberg,delta] [--fast] DIR
+    build_deb.py [--wheel FILE] [--extras iceberg,delta] [--no-kernel] [--fast] DIR
 
-The package holds arcpipe and its libraries as wheels, in `/usr/lib/arcpipe`, for one minor version of Python: that of
-`/usr/bin/python3`. It needs python3-venv and dpkg-deb. Files, owners and times are the same for the same commit.
+The package holds arcpipe, its native kernel and its libraries as wheels, in `/usr/lib/arcpipe`, for one minor version
+of Python: that of `/usr/bin/python3`. It needs python3-venv and dpkg-deb; for the kernel also gcc and python3-dev. It
+is the same to the byte for the same commit, if the registry has the same libraries.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
 import hashlib
 import os
@@ -37,6 +39,10 @@ NOT_NEEDED = (
     "**/*.pxd",
     "bin",
 )
+# Wheels are for glibc 2.28 or newer (manylinux_2_28); the kernel is for that of this Debian.
+OF_WHEELS = 28
+GLIBC = re.compile(rb"GLIBC_2\.(\d+)")
+WITHOUT_KERNEL = "A package without the native kernel: build_deb.py --no-kernel"
 # The unit needs systemd 254; on an older one the package has the drop-in for it, which needs 252.
 NEW_SYSTEMD, OLD_SYSTEMD = 254, 252
 # What an older one would warn of at each start; the drop-in has its words for the same.
@@ -49,13 +55,19 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="where the package is written")
     parser.add_argument("--wheel", type=Path, help="a wheel of arcpipe; without it one is built from the checkout")
     parser.add_argument("--extras", default="iceberg,delta", help="extras of arcpipe that are inside")
+    parser.add_argument("--no-kernel", action="store_true", help="without the native kernel, so without a compiler")
     parser.add_argument("--fast", action="store_true", help="compress little: for tests")
     options = parser.parse_args()
+    if not options.no_kernel:
+        run(PYTHON, "-B", ROOT / "native/install.py", "--check", hint=WITHOUT_KERNEL)
     with tempfile.TemporaryDirectory(prefix="arcpipe-deb-") as name:
         work = Path(name)
         tree = work / "tree"
         libraries = tree / "usr/lib/arcpipe"
         install(work, libraries, options.wheel, options.extras)
+        if not options.no_kernel:
+            add_kernel(work, libraries)
+        clean(libraries)
         version = debian_version(libraries)
         add_files(tree, work, version)
         add_control(tree, version)
@@ -77,11 +89,39 @@ def install(work: Path, libraries: Path, wheel: Path | None, extras: str) -> Non
     wanted = f"arcpipe[{extras}] @ {wheel.resolve().as_uri()}"
     constraints = ("--constraint", ROOT / "constraints.txt")
     run(*pip, "install", "--no-compile", "--only-binary", ":all:", "--target", libraries, *constraints, wanted)
+
+
+def add_kernel(work: Path, libraries: Path) -> None:
+    """Build the native kernel for this Debian's Python, and add it to the libraries. End if arcpipe does not use it."""
+    source = shutil.copytree(ROOT / "native", work / "native", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    pip = (work / "venv/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet")
+    wheels = work / "kernel"
+    # Without what names paths of this machine, and is of no use in a package.
+    run(*pip, "wheel", "--no-deps", "--wheel-dir", wheels, source, CFLAGS="-g0", LDFLAGS="-s", hint=WITHOUT_KERNEL)
+    offline = ("--no-index", "--find-links", wheels, "--no-deps")
+    run(*pip, "install", "--no-compile", *offline, "--target", libraries, "arcpipe-native")
+    ask = "import sys; from arcpipe.native import KERNEL, REFUSAL; sys.exit(REFUSAL if KERNEL is None else 0)"
+    run(PYTHON, "-B", "-c", ask, PYTHONPATH=str(libraries), PYTHONSAFEPATH="1", hint=WITHOUT_KERNEL)
+
+
+def clean(libraries: Path) -> None:
+    """Remove what is not needed, and what names paths of this machine."""
     for pattern in NOT_NEEDED:
         for path in sorted(libraries.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in libraries.rglob("direct_url.json"):  # it names a path of this machine
+    for path in libraries.rglob("direct_url.json"):
         path.unlink()
+    for record in libraries.glob("*.dist-info/RECORD"):  # else it has the digests of what is not there any more
+        with record.open(newline="") as file:
+            rows = [row for row in csv.reader(file) if ".." not in row[0] and (libraries / row[0]).exists()]
+        with record.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def libc_version(libraries: Path) -> str:
+    """Return the oldest version of glibc that has what the kernel calls, or what wheels are made for."""
+    names = [name for path in libraries.glob("arcpipe_native/*.so") for name in GLIBC.findall(path.read_bytes())]
+    return "2." + str(max([OF_WHEELS, *map(int, names)]))
 
 
 def debian_version(libraries: Path) -> str:
@@ -133,6 +173,7 @@ def add_control(tree: Path, version: str) -> None:
         "VERSION": version,
         "ARCHITECTURE": architecture(),
         "MAINTAINER": MAINTAINER,
+        "LIBC": libc_version(tree / "usr/lib/arcpipe"),
         "INSTALLED_SIZE": str(sum(-(-path.stat().st_size // 1024) for path in files)),
         "PYTHON": f"3.{minor}",
         "NEXT_PYTHON": f"3.{minor + 1}",
@@ -220,13 +261,13 @@ def output(*words: str) -> str:
     return subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
-def run(*command: object, **variables: str) -> None:
-    """Run a command, and end with its output if it fails."""
+def run(*command: object, hint: str = "", **variables: str) -> None:
+    """Run a command, and end with its output and a hint if it fails."""
     words = [str(word) for word in command]
     env = os.environ | variables
     done = subprocess.run(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}")
+        sys.exit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{hint}")
 
 
 if __name__ == "__main__":

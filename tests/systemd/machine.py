@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ from tests.support.waiting import wait_until
 # The first Debian whose systemd knows Type=notify-reload and RestartSteps=.
 SUITE = os.environ.get("ARCPIPE_TEST_SUITE", "trixie")
 BUILD = ROOT / "build" / "systemd"
-PACKAGES = "systemd-sysv,dbus,python3-venv,ca-certificates"
+# A compiler and Python's headers for the kernel that the Debian package has.
+PACKAGES = "systemd-sysv,dbus,python3-venv,python3-dev,gcc,ca-certificates"
 COMMANDS = ("debootstrap", "systemd-nspawn", "nsenter")
 
 _LIBC = ctypes.CDLL(None)
@@ -197,7 +199,7 @@ class Machine:
 
 def make_base() -> Path:
     """The tree without arcpipe, made where it is not there yet."""
-    base = BUILD / f"{SUITE}-{platform.machine()}"
+    base = BUILD / f"{SUITE}-{platform.machine()}-{zlib.crc32(PACKAGES.encode()):08x}"
     if not base.exists():
         unfinished = BUILD / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -38,10 +38,12 @@ def machine() -> Iterator[Machine]:
     """A machine that has two packages, and none of them installed."""
 
     def install(machine: Machine) -> None:
-        init = machine.tree / "root/arcpipe/arcpipe/__init__.py"
-        own = init.read_text()
+        named = ("arcpipe/__init__.py", "native/pyproject.toml")
         for version in (OLDER, arcpipe.__version__):
-            init.write_text(own.replace(f'"{arcpipe.__version__}"', f'"{version}"'))
+            for name in named:
+                own = (ROOT / name).read_text()
+                changed = own.replace(f'"{arcpipe.__version__}"', f'"{version}"')
+                (machine.tree / "root/arcpipe" / name).write_text(changed)
             # Without the extras, which are only more wheels: half of the time for each step.
             machine.install("packaging/deb/build_deb.py --fast --extras '' /root/deb")
 
@@ -63,7 +65,8 @@ def test_an_install_starts_the_service_and_is_complete(machine: Machine) -> None
     dpkg(machine, "--install", package_of(OLDER))
     machine.wait_until_active()
     assert machine.run("systemctl is-enabled arcpipe") == "enabled"
-    assert machine.run("arcpipe --version") == f"arcpipe {OLDER}"
+    assert machine.run("arcpipe --version") == f"arcpipe {OLDER}, with its native kernel"
+    assert "the native kernel is used" in machine.journal()
     assert machine.run("stat --format='%a %U:%G' /etc/arcpipe/config.toml") == "640 root:arcpipe"
     assert machine.run("id -u arcpipe") != "0"
     for path in ("man/man1/arcpipe.1.gz", "man/man5/arcpipe.toml.5.gz", "bash-completion/completions/arcpipe"):
@@ -142,6 +145,7 @@ def test_a_removal_uploads_and_a_purge_keeps_what_may_be_a_record(machine: Machi
 def test_it_is_installed_again_on_what_was_kept(machine: Machine) -> None:
     dpkg(machine, "--install", package_of(arcpipe.__version__))
     machine.wait_until_active()
+    assert machine.run("arcpipe --version") == f"arcpipe {arcpipe.__version__}, with its native kernel"
     assert post(machine, 1_000_001) == 202
     machine.run("systemctl stop arcpipe")
     assert {1_000_000, 1_000_001} <= set(numbers(machine.lake))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from arcpipe import __version__, native
 from arcpipe.cli import init
 from arcpipe.errors import ArcpipeError
 from tests.support.program import ROOT
@@ -94,4 +95,7 @@ def test_the_unit_starts_the_program_that_wrote_it_unless_hidden(
     monkeypatch.setattr(init, "_HIDDEN", (str(tmp_path),))
     init.init(tmp_path / "hidden")
     assert content(tmp_path / "hidden")["systemd/arcpipe.service"] == SOURCES["systemd/arcpipe.service"].read_bytes()
-    assert "python3 -m venv /opt/arcpipe && /opt/arcpipe/bin/pip install arcpipe==" in capsys.readouterr().out
+    for kernel, what in ((None, f"arcpipe=={__version__}\n"), (native, f"'arcpipe[native]=={__version__}'\n")):
+        monkeypatch.setattr(native, "KERNEL", kernel)
+        init.init(tmp_path / "hidden")
+        assert f"python3 -m venv /opt/arcpipe && /opt/arcpipe/bin/pip install {what}" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from arcpipe import native
 from arcpipe.config import cores
 from arcpipe.config.settings import WAL, Server, Settings
 from arcpipe.config.settings_tables import Tables
@@ -43,6 +44,7 @@ def test_a_disk_that_could_not_be_measured_is_not_judged(caplog: pytest.LogCaptu
 def test_where_the_number_of_workers_comes_from_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(native, "KERNEL", None)
     with caplog.at_level(logging.INFO):
         first_words.say(Settings(server=Server(workers=3)), 3)
         assert not caplog.records
@@ -53,6 +55,24 @@ def test_where_the_number_of_workers_comes_from_is_told(
         "the CPU quota of the cgroup cannot be read: /sys/x: Permission denied; making one worker per core",
         "2 workers: there are two",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "refusal", "said"),
+    [
+        (None, "", []),
+        (native, "", [(logging.INFO, "the native kernel is used")]),
+        (None, "it is of X", [(logging.WARNING, "it is of X")]),
+    ],
+)
+def test_the_kernel_is_named_if_it_is_used_or_refused(
+    kernel: object, refusal: str, said: list[tuple[int, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "KERNEL", kernel)
+        patch.setattr(native, "REFUSAL", refusal)
+        first_words.say(Settings(server=Server(workers=3)), 3)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == said
 
 
 def test_batches_that_wait_for_tables_that_were_switched_off_are_told(
