@@ -10,7 +10,8 @@ the same, whatever became known meanwhile:
 4. any other: counts, and the batch claims its key.
 
 A batch that is converted ahead of its turn begins when the one before has read all of its entries, and so sees its
-claims. A key is known for `idempotency.window_seconds`, by the timestamps of both entries: never by a clock of now.
+claims. A key is known for `idempotency.window_seconds`, by the timestamps of both entries: never by a clock of now. An
+entry may come late, because its segment could not be read for days: the window counts in both directions.
 
 Where the disk is full, claims stay in memory until the end of the batch has freed its segments. A crash before that
 forgets them.
@@ -198,7 +199,7 @@ class ClaimTry:
         for number in np.flatnonzero(counts).tolist():
             record = records[number]
             first = firsts.get(record[:HASH_BYTES])
-            if first is None or unpack_facts(record)[0] - unpack_facts(first)[0] > self._window:
+            if first is None or abs(unpack_facts(record)[0] - unpack_facts(first)[0]) > self._window:
                 firsts[record[:HASH_BYTES]] = record
                 continue
             counts[number] = False

@@ -102,7 +102,8 @@ def find_in(runs: Iterable[Run], wanted: Records, seconds: int = -1) -> Records 
     """Look keys up in several runs.
 
     Args:
-        seconds: keys are found up to this long after their own second; below 0, always.
+        seconds: keys are found up to this long after their own second, and before it: an entry that is read late may
+            be older than a claim of its key. Below 0, always.
 
     Returns:
         For each wanted key the rest of the record that was found, or one without content, which `is_found` tells; None
@@ -115,7 +116,7 @@ def find_in(runs: Iterable[Run], wanted: Records, seconds: int = -1) -> Records 
         hits = np.flatnonzero(places >= 0)
         if seconds >= 0 and len(hits):
             age = wanted["second"][hits].astype(np.int64) - run.rest["second"][places[hits]].astype(np.int64)
-            hits = hits[age <= seconds]
+            hits = hits[np.abs(age) <= seconds]
         if not len(hits):
             continue
         if found is None:

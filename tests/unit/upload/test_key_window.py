@@ -423,6 +423,33 @@ def test_an_unreadable_file_stays_and_is_used_later(tmp_path: Path) -> None:
     assert node.ship("5", entries("abcd")) == [False] * 4
 
 
+def test_keys_that_came_while_a_file_was_unreadable_are_no_part_of_it(tmp_path: Path) -> None:
+    """Their file's number is after all of its keys: else the next start takes it for one that was merged into it."""
+    disk = UnreadableDisk()
+    node = Node(tmp_path, disk)
+    node.ship("1", entries("abcdefgh"))
+    disk.suffix = ".keys"
+    node.restart()
+    node.ship("2", entries("x"))
+    disk.suffix = ""
+    node.restart()
+    assert node.attempt("3", entries("abcdefghx")) == [False] * 9
+    (node.folder / node.files()[-1]).rename(node.folder / f"{1:016d}.keys")  # as earlier versions called it
+    node.restart()
+    assert node.ship("3", entries("abcdefghx")) == [False] * 9
+    node.restart()
+    assert node.ship("4", entries("abcdefghx")) == [False] * 9
+
+
+def test_an_entry_that_is_read_late_counts_if_its_key_was_used_after_the_window(node: Node) -> None:
+    """Its segment could not be read for days, and its key is another request by then."""
+    assert node.ship("2", [Entry("a", 1000 + 2 * WINDOW)]) == [True]
+    late = [Entry("a", 1000), Entry("a", 1000 + WINDOW), Entry("a", 1001 + WINDOW)]
+    assert node.attempt("1", late, chunk=1) == [True, False, False]
+    node.restart()
+    assert node.ship("1", late) == [True, False, False]
+
+
 def test_a_file_of_another_version_is_left_alone(node: Node) -> None:
     node.ship("1", entries("a"))
     path = node.folder / node.files()[0]
