@@ -402,6 +402,16 @@ def test_a_time_that_is_none_is_rescued_and_the_entry_timestamp_stands_in(conver
     assert same(rows[1]["rescued time"], float("nan"))
 
 
+def test_a_float_of_the_year_10000_is_no_time(convert: Callable[..., Result]) -> None:
+    """The last microsecond of the year 9999 is no float64: as one it is the first of the year 10000."""
+    last = 253_402_300_799.0
+    result = convert([(NOW_US, columnar({"time": [last, last + 1], "a": [1, 2]}))], layout="hive")
+    rows = sorted(result.rows(), key=lambda row: row["a"])
+    assert [row["time"] for row in rows] == [int(last) * 1_000_000, NOW_US]
+    assert same(rows[1]["rescued time"], last + 1)
+    assert result.letters == []
+
+
 def test_the_precision_of_the_envelope_is_that_of_its_times(convert: Callable[..., Result]) -> None:
     result = convert([envelope("db", columnar_map({"time": [5], "a": [1]}), meta={"precision": "s"})])
     assert [row["time"] for row in result.rows()] == [5_000_000]
