@@ -375,6 +375,12 @@ def test_no_clock_leads_to_a_time_before_the_epoch(convert: Callable[..., Result
     assert [row["time"] for row in result.rows()] == [0]
 
 
+def test_no_clock_leads_to_a_time_after_all_others(convert: Callable[..., Result]) -> None:
+    result = convert([(2**64 - 1, envelope("db", columnar_map({"a": [1]}), meta={"clock": HOUR_US}))])
+    assert [row["time"] for row in result.rows()] == [MAX_TIME_US]
+    assert result.letters == []
+
+
 def test_columns_of_some_of_many_shapes_are_null_in_the_rows_of_all_others(convert: Callable[..., Result]) -> None:
     shapes = [{f"f{number % 7}", f"g{number % 11}", f"h{number}"} for number in range(77)]
     given = [columnar({name: [name, f"{name}!"] for name in sorted(shape)}, tags=["f1", "g2"]) for shape in shapes]
