@@ -14,17 +14,19 @@ from arcpipe.iso_8601 import MAX_SECONDS, MIN_SECONDS, parse_time
 _NS_OF: Final[dict[Precision, int]] = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 # The size of a number tells its unit: seconds below the first of these, then milliseconds, microseconds, nanoseconds.
 _BORDERS: Final = ((10**11, 10**9), (10**14, 10**6), (10**17, 10**3))
+# The greatest integers that certainly are times. Without a unit, each that 64 bits hold has one that makes it a time.
+_MOST: Final[dict[Precision, int]] = {
+    **{precision: (MAX_SECONDS * 10**9) // unit_ns for precision, unit_ns in _NS_OF.items()},
+    **dict.fromkeys(("auto", "ns"), (1 << 64) - 1),
+}
 _MIN_US: Final = MIN_SECONDS * 1_000_000
 _END_US: Final = (MAX_SECONDS + 1) * 1_000_000
 
 
 def checked_column(values: Sequence[Any], now: Any, precision: Precision) -> list[Any]:
     """Return the times of a column, `now` in place of None. Raises BadRecord as `checked`."""
-    if values and all(type(value) is int for value in values):
-        least = min(values)
-        # Without a unit, any number that is not negative has one that makes a time of it.
-        if (least >= 0 or precision != "auto") and _is_time(least, precision) and _is_time(max(values), precision):
-            return list(values)
+    if values and all(type(value) is int for value in values) and 0 <= min(values) <= max(values) <= _MOST[precision]:
+        return list(values)
     return [now if value is None else checked(value, precision) for value in values]
 
 
@@ -34,6 +36,8 @@ def checked(value: Any, precision: Precision) -> Any:
     Raises:
         BadRecord: it is no time, or not of the years 1 to 9999.
     """
+    if type(value) is int and 0 <= value <= _MOST[precision]:  # nearly all are
+        return value
     if not _is_time(value, precision):
         raise BadRecord(
             f"time {value!r} is no time: use a number, a datetime, ISO 8601 text or None, of the years 1 to 9999"
