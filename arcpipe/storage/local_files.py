@@ -134,6 +134,8 @@ def read(target: str, offset: int, length: int) -> bytes:
     except FileNotFoundError as error:
         raise MissingObject(f"cannot read {target}: there is no such file") from error
     try:
+        # Python allocates as many bytes as it is asked for, and a small machine has no room for the most of a caller.
+        length = min(length, os.fstat(fd).st_size - offset)
         pieces = []
         while length > 0 and (piece := os.pread(fd, length, offset)):
             pieces.append(piece)
