@@ -266,18 +266,13 @@ class LocalStore:
         with self._temp_file() as (fd, temp):
             local_files.write_all(fd, b"arcpipe")
             os.fsync(fd)
-            self._warn_of_one_case(temp)
-
-    def _warn_of_one_case(self, temp: str) -> None:
-        """Warn once if a file system takes `CPU` and `cpu` for one name, as exFAT and shares of Windows do."""
-        folder, name = os.path.split(temp)
-        if not self._has_warned and os.path.lexists(os.path.join(folder, name.upper())):
-            self._has_warned = True
-            log.warning(
-                "the file system of %s takes names that differ only in upper and lower case for one: measurements or "
-                "databases with such names write over each other's files",
-                self._root,
-            )
+            if not self._has_warned and local_files.is_there_in_capitals(temp):
+                self._has_warned = True
+                log.warning(
+                    "the file system of %s takes names that differ only in upper and lower case for one: measurements "
+                    "or databases with such names write over each other's files",
+                    self._root,
+                )
 
     def _remove_abandoned(self) -> None:
         """Remove the temporary files that a crash left. Best effort: they cost space and no more."""

@@ -146,6 +146,12 @@ def read(target: str, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+def is_there_in_capitals(path: str) -> bool:
+    """Tell whether a new file has another name, too: exFAT and shares of Windows take `CPU` and `cpu` for one."""
+    folder, name = os.path.split(path)
+    return os.path.lexists(os.path.join(folder, name.upper()))
+
+
 def remove_if_abandoned(path: str) -> None:
     """Remove a temporary file whose writer is gone.
 
