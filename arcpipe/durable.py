@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 # Bytes; no small file of arcpipe is larger. A larger one is damaged, and must not fill the memory.
 _MAX_BYTES = 1 << 30
+# Bytes of one read. Python allocates them all before it reads, and a small machine has no room for the maximum.
+_PIECE_BYTES = 1 << 20
 
 
 def replace(
@@ -88,13 +90,22 @@ def load(disk: Disk, path: str, decode: Callable[[bytes], T]) -> T | None:
     except FileNotFoundError:
         return None
     try:
-        data = disk.read(fd, _MAX_BYTES, 0)
+        data = _content(disk, fd)
     finally:
         disk.close(fd)
     try:
         return decode(data)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged: {error}") from error
+
+
+def _content(disk: Disk, fd: int) -> bytes:
+    pieces = []
+    for offset in range(0, _MAX_BYTES, _PIECE_BYTES):
+        pieces.append(disk.read(fd, _PIECE_BYTES, offset))
+        if len(pieces[-1]) < _PIECE_BYTES:
+            break
+    return b"".join(pieces)
 
 
 def _folder(path: str) -> str:

@@ -7,14 +7,12 @@ are lines. This module must not know batches, files or connections.
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import quote
@@ -23,6 +21,7 @@ import msgspec
 
 from arcpipe.client.errors import BadRecord
 from arcpipe.client.options import Compression, Precision
+from arcpipe.client.times import checked, checked_column
 from arcpipe.names import DATABASE_RULE, is_database_name
 
 if sys.version_info >= (3, 14):
@@ -137,8 +136,8 @@ def encode_columns(
         if len(values) != length:
             raise BadRecord(f"column {name!r} of {measurement!r} has {len(values)} values, others have {length}")
     now = _time_or_now(None, precision)
-    lists[_TIME] = [now if value is None else _checked(value) for value in lists.get(_TIME, [None] * length)]
-    present = [name for name in dict.fromkeys(tags) if name in lists]
+    lists[_TIME] = checked_column(lists.get(_TIME, [None] * length), now, precision)
+    present = [name for name in dict.fromkeys(tags) if name in lists and name != _TIME]
     for start in range(0, length, most):
         sliced = {name: values[start : start + most] for name, values in lists.items()}
         value: dict[str, Any] = {"m": measurement, "columns": sliced}
@@ -202,27 +201,7 @@ def check_database(name: str) -> None:
 
 
 def _time_or_now(value: Any, precision: Precision) -> Any:
-    return time.time_ns() // _NS_PER[precision] if value is None else _checked(value)
-
-
-def _checked(value: Any) -> Any:
-    """Return a time as it is.
-
-    Raises:
-        BadRecord: it is no time.
-    """
-    if isinstance(value, datetime) or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    if isinstance(value, str):
-        try:
-            datetime.fromisoformat(value)
-        except ValueError:
-            pass
-        else:
-            return value
-    raise BadRecord(f"time {value!r} is no time: use a number, a datetime, ISO 8601 text or None")
+    return time.time_ns() // _NS_PER[precision] if value is None else checked(value, precision)
 
 
 def _packed(value: object, measurement: str) -> bytes:

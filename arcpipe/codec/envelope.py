@@ -43,6 +43,9 @@ class ArrowBody(msgspec.Struct, gc=False):
     time: str | None = None  # the column of the times; None: `time`
 
 
+_MAX_US: Final = (1 << 64) - 1  # of a timestamp
+
+
 class Meta(msgspec.Struct, gc=False):
     """The part of an envelope's meta that conversion uses."""
 
@@ -54,7 +57,7 @@ class Meta(msgspec.Struct, gc=False):
 
     def time_of(self, timestamp_us: int) -> int:
         """Tell when the entry of a timestamp was taken, in µs since the epoch."""
-        return max(timestamp_us + self.clock, 0) if self.clock else timestamp_us
+        return min(max(timestamp_us + self.clock, 0), _MAX_US) if self.clock else timestamp_us
 
 
 class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):

@@ -6,7 +6,7 @@ MessagePack has not: decimals with a fraction, dates, times of day and durations
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import IO, Any, Final
 
@@ -29,7 +29,7 @@ def read_parquet(file: IO[bytes], plan: Plan, name: str) -> Iterator[Chunk]:
             plan = _with_tags(plan, parquet.schema_arrow)
             batches = parquet.iter_batches(batch_size=plan.batch_records, use_threads=False)
             yield from _chunks(batches, parquet.schema_arrow, plan, name)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise BadInput(f"{name}: no Parquet file, or a damaged one: {error}") from None
 
 
@@ -41,12 +41,19 @@ def read_arrow(file: IO[bytes], plan: Plan, name: str) -> Iterator[Chunk]:
         if start == _FILE_MAGIC:
             with pa.ipc.open_file(file) as reader:
                 batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-                yield from _chunks(batches, reader.schema, _with_tags(plan, reader.schema), name)
+                yield from _chunks(_validated(batches), reader.schema, _with_tags(plan, reader.schema), name)
         else:
             with pa.ipc.open_stream(file) as reader:
-                yield from _chunks(iter(reader), reader.schema, _with_tags(plan, reader.schema), name)
-    except pa.ArrowException as error:
+                yield from _chunks(_validated(reader), reader.schema, _with_tags(plan, reader.schema), name)
+    except (pa.ArrowException, UnicodeDecodeError, MemoryError) as error:  # MemoryError: lengths that are damaged
         raise BadInput(f"{name}: no Arrow file or stream, or a damaged one: {error}") from None
+
+
+def _validated(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield batches whose values are within their memory: pyarrow takes offsets and lengths of a file as they are."""
+    for batch in batches:
+        batch.validate(full=True)
+        yield batch
 
 
 def _with_tags(plan: Plan, schema: pa.Schema) -> Plan:
@@ -113,8 +120,9 @@ def _values(column: pa.ChunkedArray, is_time: bool, place: str) -> list[Any]:
         if pa.types.is_timestamp(type_) and is_time:
             column = column.cast(pa.int64())
         elif pa.types.is_timestamp(type_):
-            # MessagePack's timestamps; digits below the microsecond have no place in the files either.
-            column = column.cast(pa.timestamp("us", type_.tz or "UTC"), safe=False)
+            # MessagePack's timestamps; digits below the microsecond have no place in the files either. A zone changes
+            # no instant, and Python may not know it.
+            column = column.cast(pa.timestamp("us", "UTC"), safe=False)
         elif _is_sent_as_text(type_):
             column = column.cast(pa.string())
         elif pa.types.is_decimal(type_):
@@ -124,7 +132,7 @@ def _values(column: pa.ChunkedArray, is_time: bool, place: str) -> list[Any]:
             return found
         values: list[Any] = column.to_pylist()
         return values
-    except (pa.ArrowException, ValueError, OverflowError) as error:
+    except (pa.ArrowException, ValueError, OverflowError, KeyError) as error:  # KeyError: a zone, in nested values
         raise BadInput(f"{place}: values of the type {type_} cannot be sent: {error}") from None
 
 

@@ -98,5 +98,8 @@ def _row(line: int, record: dict[str, Any], plan: Plan, floats: Floats, place: s
             column = TIME
         elif (measurement, column) in floats and type(value) is int and abs(value) <= EXACT:
             value = float(value)
-        values[column] = fitting(value)
+        try:
+            values[column] = fitting(value)
+        except RecursionError:
+            raise BadInput(f"{place}: the value of {column!r} is nested too deep: remove the line") from None
     return Row(measurement, plan.tags, values, line)

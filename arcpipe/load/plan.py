@@ -23,7 +23,7 @@ TIME: Final = "time"
 
 # It changes with each change of this package that makes other chunks of the same file: chunks of two versions must
 # never share a key.
-_VERSION: Final = 2
+_VERSION: Final = 3
 # database/measurement/2026/11/29/14/x.parquet, as Arc and arcpipe have it, or year=2026/month=11/day=29/hour=14.
 _LAYOUT: Final = re.compile(
     r"(?:^|/)([^/]+)/([^/]+)/(?:year=)?\d{4}/(?:month=)?\d{1,2}/(?:day=)?\d{1,2}/(?:(?:hour=)?\d{1,2}/)?[^/]+\Z"

@@ -12,11 +12,12 @@ from typing import Any, Final
 
 from arcpipe.load.plan import Kind
 
-_INT: Final = re.compile(r"-?(?:0|[1-9]\d{0,18})\Z")
-_LONG_INT: Final = re.compile(r"-?[1-9]\d{18,}\Z")
-_FLOAT: Final = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\Z|[nN]a[nN]\Z")
+_INT: Final = re.compile(r"-?(?:0|[1-9]\d{0,18})\Z", re.ASCII)
+_LONG_INT: Final = re.compile(r"-?[1-9]\d{18,}\Z", re.ASCII)
+_FLOAT: Final = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\Z|[nN]a[nN]\Z", re.ASCII)
 _BOOL: Final = {"true": True, "false": False}
 _MAX: Final = 2**63 - 1
+_MAX_SIGNS: Final = 20  # of an integer that 64 bits may hold; Python reads no integer of more than 4300 digits
 EXACT: Final = 1 << 53
 """The integers up to this one are all exact as float64. The server keeps others in a column beside the floats."""
 
@@ -44,7 +45,7 @@ def kind_of(values: Sequence[str], kind: Kind | None) -> Kind | None:
 
 
 def _kind(values: Sequence[str]) -> Kind:
-    if any(_LONG_INT.match(value) and abs(int(value)) > _MAX for value in values):
+    if any(_LONG_INT.match(value) and (len(value) > _MAX_SIGNS or abs(int(value)) > _MAX) for value in values):
         return "text"
     if all(map(_INT.match, values)):
         return "int"

@@ -203,13 +203,11 @@ class CloudStore:
     async def _put(self, key: str, blob: Blob, mode: Literal["create", "overwrite"]) -> None:
         require_key(key)
         name, size = self._prefix + key, blob.size
-        if size <= _MULTIPART_THRESHOLD_BYTES:
+        if size <= _MULTIPART_THRESHOLD_BYTES or mode == "create":  # an upload in parts has no condition
             content = await asyncio.to_thread(read_exactly, blob, 0, size)
             putting = obstore.put_async(self._store, name, bytes(content), mode=mode, use_multipart=False)
             await self._done("write", key, putting)
             return
-        if mode != "overwrite" and await self.exists(key):
-            raise _Exists
         failures: list[BaseException] = []
 
         async def parts() -> AsyncIterator[bytes]:

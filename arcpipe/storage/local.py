@@ -73,6 +73,7 @@ class LocalStore:
         self._staging = os.path.join(self._root, STAGING_DIRECTORY)
         # Directories whose own entry, and the entries of all directories above, are known to be on disk.
         self._durable: set[str] = set()
+        self._has_warned = False  # of a file system that does not tell upper from lower case
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="local-store")
 
     @property
@@ -262,9 +263,16 @@ class LocalStore:
         self._sync_entries(self._make_directories(self._root))
         self._durable.add(self._root)
         self._remove_abandoned()
-        with self._temp_file() as (fd, _temp):
+        with self._temp_file() as (fd, temp):
             local_files.write_all(fd, b"arcpipe")
             os.fsync(fd)
+            if not self._has_warned and local_files.is_there_in_capitals(temp):
+                self._has_warned = True
+                log.warning(
+                    "the file system of %s takes names that differ only in upper and lower case for one: measurements "
+                    "or databases with such names write over each other's files",
+                    self._root,
+                )
 
     def _remove_abandoned(self) -> None:
         """Remove the temporary files that a crash left. Best effort: they cost space and no more."""

@@ -134,6 +134,8 @@ def read(target: str, offset: int, length: int) -> bytes:
     except FileNotFoundError as error:
         raise MissingObject(f"cannot read {target}: there is no such file") from error
     try:
+        # Python allocates as many bytes as it is asked for, and a small machine has no room for the most of a caller.
+        length = min(length, os.fstat(fd).st_size - offset)
         pieces = []
         while length > 0 and (piece := os.pread(fd, length, offset)):
             pieces.append(piece)
@@ -142,6 +144,12 @@ def read(target: str, offset: int, length: int) -> bytes:
     finally:
         os.close(fd)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def is_there_in_capitals(path: str) -> bool:
+    """Tell whether a new file has another name, too: exFAT and shares of Windows take `CPU` and `cpu` for one."""
+    folder, name = os.path.split(path)
+    return os.path.lexists(os.path.join(folder, name.upper()))
 
 
 def remove_if_abandoned(path: str) -> None:

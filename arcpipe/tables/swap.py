@@ -55,6 +55,11 @@ class TableSwap:
         table = await self._table_of(folder)
         return frozenset() if table is None else frozenset(await self._files(table))
 
+    async def former(self, folder: str) -> frozenset[str]:
+        """Return the keys of the files that readable earlier states of a table have, and it has not."""
+        table = await self._table_of(folder)
+        return frozenset() if table is None else frozenset(await self._call(lambda tables: tables.former(table)))
+
     async def replace(self, folder: str, old: Sequence[str], new: Sequence[tuple[str, int]]) -> bool:
         """Take files out of the table, and add others with the same rows, at once.
 

@@ -10,7 +10,8 @@ the same, whatever became known meanwhile:
 4. any other: counts, and the batch claims its key.
 
 A batch that is converted ahead of its turn begins when the one before has read all of its entries, and so sees its
-claims. A key is known for `idempotency.window_seconds`, by the timestamps of both entries: never by a clock of now.
+claims. A key is known for `idempotency.window_seconds`, by the timestamps of both entries: never by a clock of now. An
+entry may come late, because its segment could not be read for days: the window counts in both directions.
 
 Where the disk is full, claims stay in memory until the end of the batch has freed its segments. A crash before that
 forgets them.
@@ -29,7 +30,7 @@ import numpy.typing as npt
 
 from arcpipe import durable
 from arcpipe.upload.key_files import CLAIMS, RECORD, Header, KeyFile, Records, encode_frame, encode_header
-from arcpipe.upload.key_index import KeyIndex, Run, find_in, is_found, rest_of
+from arcpipe.upload.key_index import KeyIndex, Run, find_in, is_found
 from arcpipe.upload.key_record import HASH_BYTES, unpack_facts
 from arcpipe.upload.retry import is_full
 from arcpipe.wal.directory import WALDirectory
@@ -172,9 +173,10 @@ class ClaimTry:
         order = np.argsort(unsorted["high"], kind="stable")  # a search for sorted keys stays in the processor's caches
         wanted = unsorted[order]
         seen = find_in(self._seen.runs, wanted, self._window)
-        mine = find_in(self._before, wanted)
         theirs = find_in(self._others, wanted, self._window)
-        claimed = mine == rest_of(wanted) if mine is not None else np.zeros(len(wanted), np.bool_)
+        claimed = np.zeros(len(wanted), np.bool_)
+        for run in self._before:
+            claimed |= run.holds(wanted)
         counts = ~is_found(theirs) | claimed if theirs is not None else np.ones(len(wanted), np.bool_)
         if seen is not None:
             counts &= ~is_found(seen)
@@ -194,17 +196,20 @@ class ClaimTry:
 
     def _drop_within(self, records: Sequence[bytes], counts: npt.NDArray[np.bool_]) -> None:
         """Drop entries whose key counts for an earlier one of the same records."""
-        firsts: dict[bytes, bytes] = {}
+        counted: dict[bytes, list[bytes]] = {}
         for number in np.flatnonzero(counts).tolist():
             record = records[number]
-            first = firsts.get(record[:HASH_BYTES])
-            if first is None or unpack_facts(record)[0] - unpack_facts(first)[0] > self._window:
-                firsts[record[:HASH_BYTES]] = record
+            facts = unpack_facts(record)
+            earlier = counted.setdefault(record[:HASH_BYTES], [])
+            near = (known for known in map(unpack_facts, earlier) if abs(facts[0] - known[0]) <= self._window)
+            first = next(near, None)
+            if first is None:
+                earlier.append(record)
                 continue
             counts[number] = False
-            if unpack_facts(record)[1:] != unpack_facts(first)[1:]:
+            if facts[1:] != first[1:]:
                 self.other_bodies += 1
-                self.example = unpack_facts(record)[1], unpack_facts(first)[1]
+                self.example = facts[1], first[1]
 
     def _compare(self, wanted: Records, found: Records, which: npt.NDArray[np.bool_]) -> None:
         """Count entries with other bodies than those that were found, among some that are dropped."""

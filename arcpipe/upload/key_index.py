@@ -6,7 +6,7 @@ A run is sorted by the upper half of its hashes; the lower half decides where tw
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -29,17 +29,15 @@ class Run(NamedTuple):
 
     @classmethod
     def of(cls, records: Records) -> Run:
-        """Sort keys. Of equal ones only the last stays."""
+        """Sort keys. Of equal records one stays; a key may have several, of entries that are far apart."""
         records = records[np.argsort(records["high"], kind="stable")]
         if (records["high"][1:] == records["high"][:-1]).any():
-            records = records[np.lexsort((records["low"], records["high"]))]
-            differs = (records["high"][1:] != records["high"][:-1]) | (records["low"][1:] != records["low"][:-1])
-            records = records[np.append(differs, True)]
+            records = np.unique(records)  # by all of their fields, of which the upper half is the first
         return cls(np.ascontiguousarray(records["high"]), rest_of(records))
 
     @classmethod
     def together(cls, runs: Sequence[Run]) -> Run:
-        """Put runs together. Of equal keys that of the last one stays."""
+        """Put runs together. Of equal records one stays."""
         high = np.concatenate([run.high for run in runs])
         order = np.argsort(high, kind="stable")  # it finds what is sorted already
         high = high[order]
@@ -56,17 +54,33 @@ class Run(NamedTuple):
             records[name] = self.rest[name]
         return records
 
-    def find(self, wanted: Records) -> Places:
-        """Find keys."""
+    def find(self, wanted: Records, seconds: int = -1) -> Places:
+        """Find keys, each claimed by an entry up to `seconds` before or after the wanted one; below 0, at any time."""
+        low, second = wanted["low"], wanted["second"]
+
+        def is_it(at: Places, number: Places) -> npt.NDArray[np.bool_]:
+            same: npt.NDArray[np.bool_] = self.rest["low"][at] == low[number]
+            if seconds >= 0:
+                same &= np.abs(self.rest["second"][at].astype(np.int64) - second[number].astype(np.int64)) <= seconds
+            return same
+
+        return self._search(wanted, is_it)
+
+    def holds(self, wanted: Records) -> npt.NDArray[np.bool_]:
+        """Tell which of these very records are in the run."""
+        rest = rest_of(wanted)
+        found: npt.NDArray[np.bool_] = self._search(wanted, lambda at, number: self.rest[at] == rest[number]) >= 0
+        return found
+
+    def _search(self, wanted: Records, is_it: Callable[[Places, Places], npt.NDArray[np.bool_]]) -> Places:
         high = np.ascontiguousarray(wanted["high"])
-        low = wanted["low"]
         at = np.searchsorted(self.high, high)
         places = np.full(len(wanted), -1, np.int64)
         open_ = np.arange(len(wanted))
-        while len(open_):  # once more for each other key that has the same upper half: hardly ever
+        while len(open_):  # once more for each other record that has the same upper half: hardly ever
             open_ = open_[at[open_] < len(self.high)]
             open_ = open_[self.high[at[open_]] == high[open_]]
-            same = self.rest["low"][at[open_]] == low[open_]
+            same = is_it(at[open_], open_)
             places[open_[same]] = at[open_[same]]
             open_ = open_[~same]
             at[open_] += 1
@@ -102,20 +116,16 @@ def find_in(runs: Iterable[Run], wanted: Records, seconds: int = -1) -> Records 
     """Look keys up in several runs.
 
     Args:
-        seconds: keys are found up to this long after their own second; below 0, always.
+        seconds: as for `Run.find`.
 
     Returns:
-        For each wanted key the rest of the record that was found, or one without content, which `is_found` tells; None
-        if nothing at all was found. Of several claims of a key, that of the latest second is found: they come in this
-        order.
+        For each wanted key the rest of a record that was found, or one without content, which `is_found` tells; None
+        if nothing at all was found.
     """
     found: Records | None = None
     for run in runs:
-        places = run.find(wanted)
+        places = run.find(wanted, seconds)
         hits = np.flatnonzero(places >= 0)
-        if seconds >= 0 and len(hits):
-            age = wanted["second"][hits].astype(np.int64) - run.rest["second"][places[hits]].astype(np.int64)
-            hits = hits[age <= seconds]
         if not len(hits):
             continue
         if found is None:

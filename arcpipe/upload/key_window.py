@@ -121,7 +121,7 @@ class KeyWindow:
         path = os.path.join(self._folder, name)
         file = _File(path, int(name.removesuffix(KEYS)), Run.of(found.records), found.clock)
         before = self._files[-1] if self._files else None
-        if not file.keys or (before is not None and file.last <= before.last):  # merged into the one before
+        if not file.keys or (before is not None and _was_merged(file, before)):
             self._try(f"removing {path}", lambda: self._remove(path))
             return
         self._files.append(file)
@@ -236,12 +236,17 @@ class KeyWindow:
         self._next = file.last + 1
 
     def _free_path(self) -> str:
-        """Return the path of the next file: no other has it, even one that cannot be read. Raises OSError."""
-        while True:
-            path = os.path.join(self._folder, f"{self._next:016d}{KEYS}")
-            if self._directory.disk.size(path) is None:
-                return path
-            self._next += 1
+        """Return the path of the next file, whose number is after the keys of all others. Raises OSError.
+
+        Nobody knows how many keys are in a file that cannot be read: no more than its bytes have room for.
+        """
+        known = {os.path.basename(file.path) for file in self._files}
+        for name in self._names():
+            number = name.removesuffix(KEYS)
+            if name.endswith(KEYS) and name not in known and number.isdigit():
+                size = self._directory.disk.size(os.path.join(self._folder, name)) or 0
+                self._next = max(self._next, int(number) + size // RECORD.itemsize + 1)
+        return os.path.join(self._folder, f"{self._next:016d}{KEYS}")
 
     def forget(self, batch_id: str) -> None:
         """Forget the claims of a batch of which nothing was put. Raises OSError."""
@@ -346,6 +351,11 @@ class KeyWindow:
         count = sum(file.keys for file in self._files)
         self._block[Uploader.KEYS] = count + sum(claims.index.count for claims in self._claims.values())
         self._block[Uploader.UNREADABLE_KEY_FILES] = len(self._unreadable)
+
+
+def _was_merged(file: _File, before: _File) -> bool:
+    """Tell whether a crash left a file whose keys were merged into the one before."""
+    return file.last <= before.last and bool((before.run.find(file.run.records) >= 0).all())
 
 
 def _all(claims: BatchClaims) -> Records:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 from collections.abc import Collection, Iterable
 from typing import Final
 
@@ -76,6 +77,7 @@ class StoreLeftovers:
             except StorageError as error:
                 log.warning("objects that an earlier try left in %s, if there are any, stay: %s", folder, error)
                 return
+        own = re.compile(rf"_{re.escape(self._batch.batch_id)}(?:\.\d+)?_")  # with the number of a part, if isolated
         for key in listed:
-            if f"_{self._batch.batch_id}_" in key and key not in keys:
+            if own.search(key) and key not in keys:
                 await self._remove(key)

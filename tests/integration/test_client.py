@@ -140,15 +140,17 @@ def test_a_bad_batch_is_told_to_the_callback_and_not_tried_again(lines_server: S
     with Client(lines_server.url, Options(precision="s"), told.append) as client:
         client.write_lines("cpu v=1 1790000000\nno line at all\ncpu v=2 1790000001")
         client.flush()
-        client.write("cpu", {"time": START, "v": 1})
+        client.write_lines("no line either")
         client.flush()
+        with pytest.raises(BadRecord, match="of the years 1 to 9999"):  # it would cost the records beside it
+            client.write("cpu", {"time": START, "v": 1})
         client.write("cpu", {"v": 3})
     assert [(refusal.status, refusal.records, refusal.is_partly_written) for refusal in told] == [
         (400, 3, True),
         (400, 1, False),
     ]
     assert b"no line at all" in told[0].body
-    assert "is out of the range" in told[1].reason
+    assert "unable to parse 'no line either'" in told[1].reason
     stats = client.stats()
     assert (stats.retries, stats.refused_records, stats.sent_records) == (0, 4, 1)
     assert sorted(row["v"] for row in lines_server.wait_for_rows(3)) == [1, 2, 3]

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
+from obstore.store import MemoryStore as ObjectMemory
 
-from arcpipe.config.settings import Storage, StorageS3
+from arcpipe.config.settings import CloudLocation, Storage, StorageS3
 from arcpipe.errors import MissingObject, StorageError
 from arcpipe.storage import LakeStore, MemoryBlob, open_store
+from arcpipe.storage.cloud import CloudStore
 from arcpipe.tables.delta.checkpoints import options_of, uri_of
 from arcpipe.tables.delta.paths import root_of
 from tests.support.clouds import Cloud
@@ -110,6 +112,20 @@ def test_of_two_that_put_one_new_object_one_succeeds(cloud: Cloud) -> None:
         assert await store.read("new", 0, 9) == b"%d" % done.index(True)
 
     using(cloud.url, work)
+
+
+def test_of_two_large_new_objects_one_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit of a table is one, and an upload in parts would write over the one that was first."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "nobody")
+    content = bytes(65 * MB)
+
+    async def work() -> None:
+        store = CloudStore(CloudLocation("az", "container", ""))
+        store._store = ObjectMemory()  # obstore's own, which has the conditions of both
+        done = await asyncio.gather(*(store.put_new("new", MemoryBlob(content)) for _ in range(2)))
+        assert sorted(done) == [False, True]
+
+    asyncio.run(work())
 
 
 def test_what_is_not_there_is_told_apart(cloud: Cloud) -> None:

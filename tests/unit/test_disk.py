@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from arcpipe import durable
 from arcpipe.disk import IOV_MAX, Buffer, Disk
+from tests.support.program import ROOT
 
 
 class Stuttering(Disk):
@@ -102,3 +105,38 @@ def test_closing_and_removing_what_is_gone_is_no_error(tmp_path: Path) -> None:
     disk.unlink(str(tmp_path / "file"))
     disk.close(fd)
     disk.close(fd)
+
+
+# It may allocate 256 MB more than it has: as where the kernel promises no memory that a small machine does not have.
+_ON_A_SMALL_MACHINE = """
+import os, resource, sys
+from arcpipe import durable
+from arcpipe.disk import Disk
+from arcpipe.storage import local_files
+
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * os.sysconf("SC_PAGE_SIZE") + (256 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for path in sys.argv[1:]:
+    size = os.path.getsize(path)
+    assert durable.load(Disk(), path, len) == size
+    assert len(local_files.read(path, 5, 1 << 30)) == max(size - 5, 0)
+    assert local_files.read(path, size + 1, 1 << 30) == b""
+"""
+
+
+def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    paths = []
+    for size in (0, 11, (1 << 20) - 1, 1 << 20, (3 << 20) + 7):
+        paths.append(str(tmp_path / str(size)))
+        Path(paths[-1]).write_bytes(bytes(size))
+    program = [sys.executable, "-c", _ON_A_SMALL_MACHINE, *paths]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pieces_of_a_small_file_are_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    data = os.urandom((2 << 20) + 5)
+    path.write_bytes(data)
+    assert durable.load(Disk(), str(path), bytes) == data

@@ -1,34 +1,18 @@
-"""Read times that are ISO 8601 text.
-
-A date, or a date and a time of day: `2026-09-21`, `2026-09-21T14:13`, `2026-09-21 14:13:20.123456789+02:00`,
-`20260921T141320Z`. The time of day may have a fraction of a second, of which nine digits count, and a zone; without
-one it is UTC. A leap second is no time: none of the readers of the files has it.
-"""
+"""Read a column of times that are ISO 8601 text, by the grammar of `arcpipe.iso_8601`."""
 
 from __future__ import annotations
 
-import re
-from datetime import date
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from arcpipe.codec.arrow.values import Ints, Mask
-
-_EXTENDED: Final = r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d)(?::(\d\d)(?::(\d\d)(?:[.,](\d++))?+)?+)?+{zone})?+"
-_BASIC: Final = r"(\d{4})(\d\d)(\d\d)(?:[Tt](\d\d)(?:(\d\d)(?:(\d\d)(?:[.,](\d++))?+)?+)?+{zone})?+"
-_ZONE: Final = r"(?:[Zz]|([-+])(\d\d)(?::?(\d\d))?+)?+"
-_FORMS: Final = tuple(re.compile(form.replace("{zone}", _ZONE), re.ASCII).fullmatch for form in (_EXTENDED, _BASIC))
-_MAX_CHARACTERS: Final = 64  # of a text that is tried: no time needs more
+from arcpipe.iso_8601 import MAX_SECONDS, MIN_SECONDS, in_extended_form, parse_time
 
 # Texts from the first of these up to the second are years of which Arrow's nanoseconds have 64 bits.
 _FIRST_NS, _LAST_NS = "1678", "2262"
-
-_EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
-_MIN_SECONDS: Final = -62_135_596_800  # 0001-01-01T00:00:00Z
-_MAX_SECONDS: Final = 253_402_300_799  # 9999-12-31T23:59:59Z
 
 
 class TextTimes(NamedTuple):
@@ -58,7 +42,7 @@ def parse_times(texts: pa.Array) -> TextTimes:
 def _arrow_type(texts: pa.Array) -> pa.TimestampType | None:
     """Return the type to which Arrow can cast these texts if all are like the first one; None if there is none."""
     first = texts[0].as_py()
-    found = _FORMS[0](first) if len(first) <= _MAX_CHARACTERS else None
+    found = in_extended_form(first)
     if found is None:
         return None
     digits = len(found[7] or "")
@@ -75,28 +59,5 @@ def _of_units(times: pa.Array, units: int) -> TextTimes:
     """Split times into seconds and nanoseconds; `units` are in a second."""
     numbers = times.cast(pa.int64()).to_numpy()
     seconds = numbers // units
-    valid: Mask = (seconds >= _MIN_SECONDS) & (seconds <= _MAX_SECONDS)
+    valid: Mask = (seconds >= MIN_SECONDS) & (seconds <= MAX_SECONDS)
     return TextTimes(seconds, (numbers - seconds * units) * (1_000_000_000 // units), valid)
-
-
-def parse_time(text: str) -> tuple[int, int] | None:
-    """Read one text: (seconds since the epoch, nanoseconds after them), or None if it is no time."""
-    if len(text) > _MAX_CHARACTERS:
-        return None
-    found = _FORMS[0](text) or _FORMS[1](text)
-    if found is None:
-        return None
-    year, month, day, hour, minute, second, fraction, sign, zone_hours, zone_minutes = found.groups()
-    clock = int(hour or 0), int(minute or 0), int(second or 0)
-    zone = int(zone_hours or 0), int(zone_minutes or 0)
-    if clock > (23, 59, 59) or clock[1] > 59 or clock[2] > 59 or zone > (23, 59) or zone[1] > 59:
-        return None
-    try:
-        days = date(int(year), int(month), int(day)).toordinal() - _EPOCH_DAY
-    except ValueError:
-        return None
-    offset = zone[0] * 3_600 + zone[1] * 60
-    seconds = days * 86_400 + clock[0] * 3_600 + clock[1] * 60 + clock[2] + (offset if sign == "-" else -offset)
-    if not _MIN_SECONDS <= seconds <= _MAX_SECONDS:
-        return None
-    return seconds, int((fraction or "0")[:9].ljust(9, "0"))

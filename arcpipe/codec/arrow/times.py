@@ -27,6 +27,7 @@ from arcpipe.codec.time_units import UNIT_NS
 
 MIN_TIME_US: Final = -62_135_596_800_000_000  # 0001-01-01T00:00:00Z
 MAX_TIME_US: Final = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
+_END_US: Final = float(MAX_TIME_US + 1)  # which is exact. As a float, MAX_TIME_US itself is the same number.
 
 PRECISIONS: Final = frozenset(UNIT_NS)
 
@@ -180,7 +181,7 @@ def _float_times(numbers: npt.NDArray[Any], precision: str | None, sized: Border
             us = np.rint(np.where(units < 3, floats * np.array((10**6, 10**3, 1, 1))[units], floats / 1_000))
         else:
             us = np.rint(floats / 1_000 if unit_ns == 1 else floats * (unit_ns // 1_000))
-        valid: Mask = (us >= MIN_TIME_US) & (us <= MAX_TIME_US)  # False for NaN
+        valid: Mask = (us >= MIN_TIME_US) & (us < _END_US)  # False for NaN
     return np.where(valid, us, 0).astype(np.int64), None, valid
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import msgpack
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,9 +17,13 @@ from hypothesis import strategies as st
 
 from arcpipe.client import BadRecord, encoding
 from arcpipe.client.encoding import Part, Stream
+from arcpipe.codec.messagepack.body import encode
+from arcpipe.codec.messagepack.times import TimeRule
+from arcpipe.errors import BadPayload
 from tests.support.compression import zstd
 from tests.support.program import ROOT, environment
 
+RULES = {word: TimeRule(None if word == "auto" else word) for word in ("auto", "ns", "us", "ms", "s")}
 names = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20)
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text()
 
@@ -80,6 +85,8 @@ def test_columns_may_be_arrays_and_keep_their_times() -> None:
         ({"v": [1], "time": [True]}, "time True is no time"),
         ({"v": [1], "time": ["tomorrow"]}, "time 'tomorrow' is no time"),
         ({"v": [1], "time": [float("nan")]}, "time nan is no time"),
+        ({"v": [1], "time": [-62_135_596_801]}, "time -62135596801 is no time"),
+        ({"v": [1], "time": ["2026-W01-1"]}, "time '2026-W01-1' is no time"),
         ({"": [1]}, "column '': use 1 to 256 bytes"),
         ({"a\n": [1]}, "use 1 to 256 bytes of UTF-8 without control characters"),
         ({"\ud800": [1]}, "is not valid Unicode"),
@@ -91,6 +98,40 @@ def test_columns_may_be_arrays_and_keep_their_times() -> None:
 def test_what_cannot_be_sent_is_refused_at_once(columns: dict[Any, Any], text: str) -> None:
     with pytest.raises(BadRecord, match=text.replace("[", r"\[")):
         list(encoding.encode_columns("cpu", columns, [], "auto", 10))
+
+
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.integers(-(10**12), 10**12) | st.floats() | st.floats(-1e19, 1e19)
+EDGES = st.sampled_from([-62_135_596_800, -62_135_596_801, 253_402_300_799, 253_402_300_800])
+DATES = st.from_regex(
+    r"[0129]\d{3}-?(W?[01]\d-?[0-3]?\d)([Tx ][012]\d:?[0-5]\d(:?[0-6]\d([.,]\d+)?)?)?(Z|[+-]\d\d:?\d\d(:30)?)?"
+)
+MOMENTS = st.datetimes(
+    timezones=st.none() | st.builds(timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23)))
+)
+
+
+@given(
+    st.lists(
+        NUMBERS | EDGES | EDGES.map(float) | EDGES.map(lambda second: second * 1000) | DATES | MOMENTS,
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from(["auto", "ns", "us", "ms", "s"]),
+)
+def test_times_are_refused_as_the_server_refuses_them(times: list[Any], precision: Any) -> None:
+    """One bad time would cost the records of a whole batch, of other calls, too."""
+    columns = {"time": times, "v": times}
+    try:
+        parts = list(encoding.encode_columns("cpu", columns, ["time"], precision, 10))
+    except BadRecord:
+        if any(isinstance(time, datetime) for time in times):
+            return  # not all of them have an encoding
+        parts = [Part(msgspec.msgpack.encode({"m": "cpu", "columns": columns}), len(times))]
+        with pytest.raises(BadPayload):
+            encode(encoding.body_of("msgpack", [part.data for part in parts]), rule=RULES[precision])
+    else:
+        body = encoding.body_of("msgpack", [part.data for part in parts])
+        assert encode(body, rule=RULES[precision]).records == len(times)
 
 
 def test_lines_are_counted_and_blank_text_is_no_part() -> None:
@@ -133,5 +174,5 @@ def test_the_client_is_light_to_import(tmp_path: Path) -> None:
     loaded = set(done.stdout.split())
     assert not loaded & {"pyarrow", "numpy", "aiohttp", "aiobotocore", "typer", "rich", "uvloop", "httptools"}
     ours = {name.split(".")[1] for name in loaded if name.startswith("arcpipe.")}
-    assert ours <= {"client", "errors", "units", "names", "disk", "descriptors"}
+    assert ours <= {"client", "errors", "units", "names", "iso_8601", "disk", "descriptors"}
     assert ROOT.exists()

@@ -141,6 +141,26 @@ def test_a_merge_is_given_up_if_somebody_else_was_first(handed: Handed, tables: 
     assert Plans(handed.directory.path).read() is None
 
 
+def test_outputs_that_the_table_had_stay_for_readers_of_that_state(
+    handed: Handed, tables: ModelTables, folder: Folder
+) -> None:
+    """A crash after the swap, and then another node merges the outputs, or an engine rewrites them."""
+
+    class Crashing(ModelTables):
+        def replace(self, table: TableName, old: list[str], new: list[NewFile]) -> None:  # type: ignore[override]
+            super().replace(table, old, new)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(handed, Crashing(tables.root), lambda compactor: compactor.compact(folder))
+    outputs = list(in_tables(tables))
+    tables.remove(TABLE, outputs)
+    work(handed, tables, lambda compactor: compactor.finish())
+    assert Plans(handed.directory.path).read() is None
+    assert tables.former(TABLE).issuperset(outputs)
+    assert all((handed.lake / key).exists() for key in outputs)
+
+
 def test_a_conflict_that_concerns_no_input_is_tried_again(handed: Handed, tables: ModelTables, folder: Folder) -> None:
     wanted = rows(handed, tables)
 

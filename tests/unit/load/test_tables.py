@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import decimal
 import io
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -88,6 +89,10 @@ def test_the_type_of_a_column_fits_all_its_values_and_loses_none(groups: list[li
         (["9223372036854775808"], "text"),
         (["9223372036854775808", "2.5"], "text"),
         (["123456789012345678901"], "text"),
+        (["1" * 5000], "text"),
+        (["-" + "1" * 5000, "1.5"], "text"),
+        (["1" + "\u0968"], "text"),
+        (["1.\u0968"], "text"),
         (["1e30", "2.", "12"], "float"),
         (["1", "true"], "text"),
         (["", ""], None),
@@ -292,6 +297,7 @@ def test_ndjson_integers_of_more_than_64_bits_are_text() -> None:
         ('{"time":1,"v":1}\n{"v":', "line 2: no JSON"),
         ('{"time":1,"v":' + "1" * 5000 + "}", "line 1: no JSON"),
         ('{"time":1,"v":' + "[" * 5000 + "]" * 5000 + "}", "line 1: no JSON"),
+        ('{"time":1,"v":' + "[" * 900 + "]" * 900 + "}", "line 1: the value of 'v' is nested too deep"),
         ("[1]", "line 1: it is no JSON object but list"),
         ('{"time":1,"v":1}\n\n{"v":1}', "line 3: there is no column time"),
     ],
@@ -382,6 +388,33 @@ def test_a_damaged_file_of_arrow_is_refused(write: Callable[[Path], Path], tmp_p
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(BadInput, match=r"or a damaged one|cannot be read"):
         list(read(Source(path), Plan(measurement="cpu"), "parquet" if path.suffix == ".parquet" else "arrow").chunks())
+
+
+def test_a_stream_of_arrow_with_a_wrong_byte_is_read_or_refused(tmp_path: Path) -> None:
+    """Names that are no UTF-8, offsets out of the values, lengths of any size: pyarrow takes most of these."""
+    path = tmp_path / "x.arrow"
+    table = pa.table({"a": ["x", "yy", None]})
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    good = path.read_bytes()
+    refused = 0
+    for byte, value in itertools.product(range(len(good)), (0x7F, 0xFF)):
+        path.write_bytes(good[:byte] + bytes([value]) + good[byte + 1 :])
+        try:
+            for chunk in read(Source(path), Plan(measurement="cpu", has_time=False), "arrow").chunks():
+                chunk.body()
+        except BadInput:
+            refused += 1
+    assert refused > len(good) // 2
+
+
+def test_a_zone_that_nobody_knows_changes_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrow"
+    table = pa.table({"at": pa.array([1_000_000, None], pa.timestamp("us", "No/Where"))})
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    [chunk] = read(Source(path), Plan(measurement="cpu", has_time=False), "arrow").chunks()
+    assert msgpack.unpackb(chunk.body(), timestamp=3)[0]["columns"]["at"] == [datetime.fromtimestamp(1, UTC), None]
 
 
 @pytest.fixture

@@ -620,6 +620,26 @@ class TestCheck:
         using(root, lambda store: store.check())
         assert removed
 
+    def test_warns_once_of_a_file_system_that_does_not_tell_upper_from_lower_case(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """There `default/CPU` and `default/cpu` are one folder, and files of one batch may have one name."""
+        lexists = os.path.lexists
+
+        def folded(path: str) -> bool:
+            folder, name = os.path.split(path)
+            return lexists(folder) and name.lower() in {other.lower() for other in os.listdir(folder)}
+
+        async def check_twice(store: LocalStore) -> None:
+            await store.check()
+            await store.check()
+
+        using(root, check_twice)
+        assert not caplog.text
+        monkeypatch.setattr(os.path, "lexists", folded)
+        using(root, check_twice)
+        assert caplog.text.count("differ only in upper and lower case") == 1
+
     def test_of_a_good_store_leaves_no_trace(self, root: Path) -> None:
         using(root, lambda store: store.check())
         assert list(root.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -28,7 +30,9 @@ from arcpipe.upload.batches import Batches
 from arcpipe.upload.collect import BatchTables
 from arcpipe.upload.conversion_jobs import ConversionJobs
 from arcpipe.upload.journal import Converted, Journal, KeyRecord, SegmentRecord, Uploaded
+from arcpipe.upload.leftovers import StoreLeftovers
 from arcpipe.upload.manifest import Manifest, encode_manifest, parse_batch_file
+from arcpipe.upload.retry import Retry
 from arcpipe.upload.shipment import Shipment
 from arcpipe.wal.checksum import with_checksum
 from arcpipe.wal.directory import SEALED, NodeIdentity, WALDirectory
@@ -803,6 +807,24 @@ def test_a_full_disk_takes_the_manifest_and_the_journal_over_spare_files(wal: Pa
     fill(wal, 3, LATER)
     run(wal, store, boot=2)
     assert len(os.listdir(wal / "batches")) == 2
+
+
+@pytest.mark.parametrize("part", ["", ".0", ".12"])
+def test_objects_of_unknown_keys_that_a_redo_does_not_make_are_removed(part: str, tmp_path: Path) -> None:
+    """Also those of a batch that was taken apart, whose parts have numbers."""
+    directory = WALDirectory(tmp_path / "wal")
+    directory.make()
+    fill(tmp_path / "wal", 1, IDS)
+    batches = Batches(directory, NodeIdentity(harness.NODE, 1), Counters(1).uploader, "x", "arc")
+    batch = batches.plan()
+    assert batch is not None
+    batch.is_left_over, batch.journal.is_complete = True, False
+    made, stray, other = (f"d/m/2026/11/30/14/m_x_{batch.batch_id}{end}" for end in (f"{part}_0", f"{part}_1", "9_0"))
+    store = MemoryStore(dict.fromkeys((made, stray, other), b""))
+    context: Any = SimpleNamespace(store=store, retry=Retry(Counters(1).uploader))
+    leftovers = StoreLeftovers(context, batch, asyncio.Semaphore(4))
+    asyncio.run(leftovers.remove([made]))
+    assert store.objects.keys() == {made, other}
 
 
 def test_a_journal_that_a_spare_file_cannot_hold_goes_on_without_keys(tmp_path: Path) -> None:

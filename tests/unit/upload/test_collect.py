@@ -375,6 +375,12 @@ def test_no_clock_leads_to_a_time_before_the_epoch(convert: Callable[..., Result
     assert [row["time"] for row in result.rows()] == [0]
 
 
+def test_no_clock_leads_to_a_time_after_all_others(convert: Callable[..., Result]) -> None:
+    result = convert([(2**64 - 1, envelope("db", columnar_map({"a": [1]}), meta={"clock": HOUR_US}))])
+    assert [row["time"] for row in result.rows()] == [MAX_TIME_US]
+    assert result.letters == []
+
+
 def test_columns_of_some_of_many_shapes_are_null_in_the_rows_of_all_others(convert: Callable[..., Result]) -> None:
     shapes = [{f"f{number % 7}", f"g{number % 11}", f"h{number}"} for number in range(77)]
     given = [columnar({name: [name, f"{name}!"] for name in sorted(shape)}, tags=["f1", "g2"]) for shape in shapes]
@@ -400,6 +406,16 @@ def test_a_time_that_is_none_is_rescued_and_the_entry_timestamp_stands_in(conver
     assert [row["time"] for row in rows] == [NOW_US, NOW_US, NOW_US + 5]
     assert same(rows[0]["rescued time"], "soon")
     assert same(rows[1]["rescued time"], float("nan"))
+
+
+def test_a_float_of_the_year_10000_is_no_time(convert: Callable[..., Result]) -> None:
+    """The last microsecond of the year 9999 is no float64: as one it is the first of the year 10000."""
+    last = 253_402_300_799.0
+    result = convert([(NOW_US, columnar({"time": [last, last + 1], "a": [1, 2]}))], layout="hive")
+    rows = sorted(result.rows(), key=lambda row: row["a"])
+    assert [row["time"] for row in rows] == [int(last) * 1_000_000, NOW_US]
+    assert same(rows[1]["rescued time"], last + 1)
+    assert result.letters == []
 
 
 def test_the_precision_of_the_envelope_is_that_of_its_times(convert: Callable[..., Result]) -> None:

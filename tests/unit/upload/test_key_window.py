@@ -111,7 +111,7 @@ class HastyDisk(Disk):
 
 
 class Model:
-    """What the window promises: an entry counts if no earlier one of its key counted within the window before."""
+    """What the window promises: an entry counts if no earlier one of its key counted within the window around it."""
 
     def __init__(self) -> None:
         self._counted: dict[str, list[int]] = {}
@@ -120,7 +120,7 @@ class Model:
         decided = []
         for entry in batch:
             before = self._counted.setdefault(entry.key, [])
-            counts = all(entry.second - second > WINDOW for second in before)
+            counts = all(abs(entry.second - second) > WINDOW for second in before)
             if counts:
                 before.append(entry.second)
             decided.append(counts)
@@ -170,6 +170,27 @@ def test_decisions_are_those_of_the_model(steps: list[tuple[Any, ...]]) -> None:
             if step.restart:
                 node.restart()
         assert all(name.endswith(".keys") for name in node.files())
+
+
+@pytest.mark.slow
+@settings(max_examples=1000 if IS_LONG else 40, deadline=None)
+@given(
+    keys=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5 * WINDOW)), max_size=20),
+    read=st.integers(0, 20),
+    chunks=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+)
+def test_entries_of_any_age_are_decided_alike_however_many_at_a_time(
+    keys: list[tuple[str, int]], read: int, chunks: tuple[int, int]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        node = Node(Path(folder), HastyDisk())
+        batch = [Entry(*each) for each in keys]
+        wanted = Model().decide(batch)
+        assert node.attempt("1", batch[:read], chunks[0]) == wanted[:read]
+        node.restart()
+        assert node.attempt("1", batch, chunks[1]) == wanted
+        node.finish("1")
+        assert not any(node.attempt("2", batch, chunks[0]))
 
 
 @pytest.mark.slow
@@ -423,6 +444,33 @@ def test_an_unreadable_file_stays_and_is_used_later(tmp_path: Path) -> None:
     assert node.ship("5", entries("abcd")) == [False] * 4
 
 
+def test_keys_that_came_while_a_file_was_unreadable_are_no_part_of_it(tmp_path: Path) -> None:
+    """Their file's number is after all of its keys: else the next start takes it for one that was merged into it."""
+    disk = UnreadableDisk()
+    node = Node(tmp_path, disk)
+    node.ship("1", entries("abcdefgh"))
+    disk.suffix = ".keys"
+    node.restart()
+    node.ship("2", entries("x"))
+    disk.suffix = ""
+    node.restart()
+    assert node.attempt("3", entries("abcdefghx")) == [False] * 9
+    (node.folder / node.files()[-1]).rename(node.folder / f"{1:016d}.keys")  # as earlier versions called it
+    node.restart()
+    assert node.ship("3", entries("abcdefghx")) == [False] * 9
+    node.restart()
+    assert node.ship("4", entries("abcdefghx")) == [False] * 9
+
+
+def test_an_entry_that_is_read_late_counts_if_its_key_was_used_after_the_window(node: Node) -> None:
+    """Its segment could not be read for days, and its key is another request by then."""
+    assert node.ship("2", [Entry("a", 1000 + 2 * WINDOW)]) == [True]
+    late = [Entry("a", 1000), Entry("a", 1000 + WINDOW), Entry("a", 1001 + WINDOW)]
+    assert node.attempt("1", late, chunk=1) == [True, False, False]
+    node.restart()
+    assert node.ship("1", late) == [True, False, False]
+
+
 def test_a_file_of_another_version_is_left_alone(node: Node) -> None:
     node.ship("1", entries("a"))
     path = node.folder / node.files()[0]
@@ -468,9 +516,18 @@ def alike() -> np.ndarray[Any, Any]:
 
 def test_keys_that_share_half_of_their_hash_are_told_apart(alike: np.ndarray[Any, Any]) -> None:
     run = Run.of(alike)
-    assert len(run.high) == 4  # of the two equal keys, the later one stays
+    assert len(run.high) == 5  # of the two equal keys, both stay
+    assert len(Run.together([run, Run.of(alike[:2])]).high) == 5
     wanted = np.zeros(5, RECORD)
     wanted["high"] = [7, 7, 7, 7, 9]
     wanted["low"] = [3, 2, 4, 1, 1]
-    places = run.find(wanted)
-    assert [int(run.rest["second"][place]) if place >= 0 else -1 for place in places] == [12, 14, -1, 10, -1]
+    wanted["second"] = [12, 14, 14, 12, 14]
+
+    def seconds(window: int) -> list[int]:
+        places = run.find(wanted, window)
+        return [int(run.rest["second"][place]) if place >= 0 else -1 for place in places]
+
+    assert seconds(-1) == [12, 11, -1, 10, -1]
+    assert seconds(2) == [12, 14, -1, 10, -1]
+    assert seconds(1) == [12, 14, -1, -1, -1]
+    assert run.holds(wanted).tolist() == [True, True, False, False, False]

@@ -173,6 +173,8 @@ def test_the_refusal_of_a_single_row_has_no_number() -> None:
         ("h", 1_790_000_000, "s"),
         ("s", -1_790_000_000_000, "ms"),
         ("s", 1_790_000_000_000.0, "ms"),
+        ("s", 253_402_300_800.0, "ms"),
+        ("ms", 253_402_300_800_000.0, "us"),
     ],
 )
 def test_a_time_out_of_the_range_of_the_precision_is_refused(shape: Any, word: str, time: float, other: str) -> None:
