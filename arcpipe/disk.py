@@ -103,10 +103,18 @@ class Disk:
     def fsync(self, fd: int) -> None:
         os.fsync(fd)
 
-    def forget(self, fd: int) -> None:
-        """Advise the kernel to drop synced pages of a file from its cache; errors are ignored."""
+    def forget(self, fd: int, offset: int = 0, size: int = 0) -> None:
+        """Advise the kernel to drop pages of a file from its cache; errors are ignored.
+
+        Pages that are not on the disk yet stay, and the kernel begins to write them.
+
+        Args:
+            fd: of the file.
+            offset: where they begin.
+            size: bytes of them; 0 for all up to the end.
+        """
         with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

@@ -101,9 +101,9 @@ class SegmentFactory:
     def _drop_what_was_dirty(self, sealed: Segment) -> None:
         """Drop the segments sealed before from the page cache, once more.
 
-        A segment that was not synced is still dirty when it is sealed. So the advice to drop it only starts to write
-        it, and its pages leave the cache with a later advice. Otherwise each write would need fresh memory: see
-        CACHED_BACKLOG_BYTES.
+        The end of a segment that was not synced is still dirty when it is sealed. So the advice to drop it only starts
+        to write it, and its pages leave the cache with a later advice. Otherwise each write would need fresh memory:
+        see CACHED_BACKLOG_BYTES.
         """
         disk = self._directory.disk
         for path in self._leaving:

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 # Seconds between two checks if the segment is due to be sealed: well below the default age of 5 s.
 TICK_SECONDS: Final = 0.25
-# Seconds from the start of one commit to that of the next, unless nothing more is expected for it: a commit takes 0.2 ms
-# of CPU time whatever it holds. uvloop rounds what is left of them to 0 or 1 ms.
+# Seconds from the start of one commit to that of the next, unless nothing more is expected for it: a commit takes
+# 0.2 ms of CPU time whatever it holds. uvloop rounds what is left of them to 0 or 1 ms.
 COMMIT_SECONDS: Final = 0.001
 # Bytes. A group of this size takes no more entries: its requests need not wait for a still larger write.
 GROUP_BYTES: Final = 4 * MB

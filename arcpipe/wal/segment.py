@@ -204,6 +204,10 @@ class Segment:
         """Bring everything written so far and the file's times to the disk."""
         self._directory.disk.fsync(self._fd)
 
+    def start_writing(self, size: int) -> None:
+        """Have the kernel begin to bring the last bytes to the disk. Waits for nothing, and promises nothing."""
+        self._directory.disk.forget(self._fd, self.offset - size, size)
+
     def has_something_at_its_path(self) -> bool:
         """Tell if a file is at the segment's path; it may be another one. Cheap enough for every commit.
 

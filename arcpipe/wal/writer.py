@@ -182,13 +182,15 @@ class WALWriter:
         if self._background is not None:
             self._background.keep_up()
         else:
-            self._sync(segment)
+            self._sync(segment, group.size)
         if not segment.has_something_at_its_path():
             raise FileNotFoundError(errno.ENOENT, "the segment was removed or moved while in use", segment.path)
 
-    def _sync(self, segment: Segment) -> None:
+    def _sync(self, segment: Segment, size: int) -> None:
         mode = self.options.sync_mode
         if mode == "off":
+            # Else the kernel lets unwritten pages pile up, and then stops all writers for a tenth of a second.
+            segment.start_writing(size)
             return
         before = time.perf_counter()
         if mode == "fsync":

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from arcpipe.cli.wal import app
 from arcpipe.clock import steady_us_at
-from arcpipe.disk import Buffer
+from arcpipe.disk import Buffer, Disk
 from arcpipe.errors import CommitFailed
 from arcpipe.wal import WALReader, WALWriter
 from arcpipe.wal import background_sync as background_sync_module
@@ -205,6 +205,32 @@ def test_each_sync_mode_syncs_as_it_says(
     writer.close()
     assert contents(directory) == [[1]]
     assert (disk.count("sync_directory") > 0) is (mode != "off")
+
+
+class _WrittenBack(Disk):
+    """Notes which bytes the kernel was asked to write."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def forget(self, fd: int, offset: int = 0, size: int = 0) -> None:
+        self.asked.append((offset, size))
+        super().forget(fd, offset, size)
+
+
+def test_what_is_not_synced_is_written_back_without_delay(tmp_path: Path) -> None:
+    disk = _WrittenBack()
+    directory = WALDirectory(tmp_path / "wal", disk)
+    directory.make()
+    writer = WALWriter(directory, 1, WALOptions(sync_mode="off"))
+    commit(writer, 1)
+    begin = writer.segment.offset
+    commit(writer, *range(50), size=3000)
+    middle = writer.segment.offset
+    commit(writer, 2)
+    assert disk.asked[-2:] == [(begin, middle - begin), (middle, writer.segment.offset - middle)]
+    writer.close()
+    assert contents(directory) == [[1, *range(50), 2]]
 
 
 def entries_of(buffers: Sequence[Buffer]) -> list[tuple[int, int, bytes]]:
