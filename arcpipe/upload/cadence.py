@@ -6,8 +6,8 @@ no batch was planned within `uploader.interval_seconds`. So the first record of 
 steady stream makes one file per table and minute.
 
 Nothing waits while the uploader drains, or while the backlog or the disk nears its limit. Nor do segments that a full
-batch left over, once a record of them is older than the interval: they are the rest of a backlog. An interval of 0
-turns the waiting off, and so does `wal.enabled = false`: records that wait would not be on disk.
+batch or a former process left over, once a record of them is older than the interval: they are the rest of a backlog.
+An interval of 0 turns the waiting off, and so does `wal.enabled = false`: records that wait would not be on disk.
 
 A batch that is due by its age collects: workers seal what they hold, and it takes the segments of all of them. Uploader
 and workers share nothing but counters for this. A worker that does not answer delays a batch by _COLLECT_SECONDS.
@@ -99,7 +99,8 @@ class Cadence:
         self._last = LastBatch(directory)
         self._since: dict[str, int] = {}  # by file name: the time of the first record, in µs of the steady clock
         self._seen: frozenset[str] = frozenset()  # file names that waited at the last look
-        self._left_over: frozenset[str] = frozenset()  # those that waited for the last batch, which may have left some
+        # Those that waited at the first look, or for the last batch, which may have left some.
+        self._left_over: frozenset[str] | None = None
         self._asked = 0  # when workers were asked to seal, in µs of the steady clock; 0 if they are not
         if self._interval_us and not self._block[Uploader.PLANNED_US]:
             age = self._last.age_us()
@@ -118,6 +119,8 @@ class Cadence:
         if not self._interval_us or self._is_draining():
             return True
         self._seen = frozenset(file.filename for file in waiting)
+        if self._left_over is None:
+            self._left_over = self._seen
         size = total_bytes(waiting)
         if size >= self._batch_bytes or self._is_room_short(size):
             return True

@@ -3,8 +3,9 @@
 The time until it serves consists of Python's start, recovery, and the workers' start. That of a start without a WAL is
 measured just before. Recovery verifies and seals the segments. They become Parquet afterwards, while the server serves.
 
-The last rows do not wait for others to make a batch with: their turn comes up to `uploader.interval_seconds` (60) later,
-and the figure would be that of the wait. All else is as by default, because every segment is there from the beginning.
+The last rows do not wait for others to make a batch with. By default their turn comes up to a minute later
+(`uploader.interval_seconds`), and the figure would be that of the wait. Batches are the same, because every segment is
+there from the beginning.
 """
 
 from __future__ import annotations

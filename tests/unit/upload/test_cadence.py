@@ -186,6 +186,26 @@ def test_rest_of_a_backlog_collects_what_workers_hold(tmp_path: Path) -> None:
     assert not quiet.waiting
 
 
+@pytest.mark.parametrize("server", [False, True])
+def test_rest_of_a_backlog_does_not_wait_after_a_crash(tmp_path: Path, server: bool) -> None:
+    """The uploader, or all of the server, died in the first batch. Nobody remembers that it left segments over."""
+    quiet = Quiet(tmp_path / "wal", uploader_batch_mb=1)
+    for _ in range(3):
+        quiet.seal(seconds_ago=3600, size=400 * KB)
+
+    def die(key: str) -> None:
+        raise Died
+
+    quiet.store.before_put = die
+    with pytest.raises(Died):
+        quiet.batches()
+    quiet.store.before_put = lambda key: None
+    quiet.restart(server=server)
+    assert quiet.batches() == 2
+    assert not quiet.waiting
+    assert all(count == 1 for count in ids_in(quiet.store).values())
+
+
 def test_old_records_that_come_one_by_one_make_no_batch_each(quiet: Quiet) -> None:
     """So it is with files that `arcpipe wal replay` brings, and segments that can be read again."""
     for _ in range(3):
