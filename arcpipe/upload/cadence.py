@@ -5,8 +5,9 @@ due when its segments hold `uploader.batch_mb`. It is also due when its oldest r
 no batch was planned within `uploader.interval_seconds`. So the first record of a quiet server is uploaded after 5 s. A
 steady stream makes one file per table and minute.
 
-Nothing waits while the uploader drains, or while the backlog or the disk nears its limit. An interval of 0 turns the
-waiting off, and so does `wal.enabled = false`: records that wait would not be on disk.
+Nothing waits while the uploader drains, or while the backlog or the disk nears its limit. Nor do segments that a full
+batch or a former process left over, once a record of them is older than the interval: they are the rest of a backlog.
+An interval of 0 turns the waiting off, and so does `wal.enabled = false`: records that wait would not be on disk.
 
 A batch that is due by its age collects: workers seal what they hold, and it takes the segments of all of them. Uploader
 and workers share nothing but counters for this. A worker that does not answer delays a batch by _COLLECT_SECONDS.
@@ -97,6 +98,9 @@ class Cadence:
         self._batch_bytes = min(settings.uploader.batch_mb * MB, int(_BACKLOG_NEAR * self._max_backlog))
         self._last = LastBatch(directory)
         self._since: dict[str, int] = {}  # by file name: the time of the first record, in µs of the steady clock
+        self._seen: frozenset[str] = frozenset()  # file names that waited at the last look
+        # Those that waited at the first look, or for the last batch, which may have left some.
+        self._left_over: frozenset[str] | None = None
         self._asked = 0  # when workers were asked to seal, in µs of the steady clock; 0 if they are not
         if self._interval_us and not self._block[Uploader.PLANNED_US]:
             age = self._last.age_us()
@@ -114,17 +118,22 @@ class Cadence:
         """
         if not self._interval_us or self._is_draining():
             return True
+        self._seen = frozenset(file.filename for file in waiting)
+        if self._left_over is None:
+            self._left_over = self._seen
         size = total_bytes(waiting)
         if size >= self._batch_bytes or self._is_room_short(size):
             return True
         now = self._clock()
         planned = self._block[Uploader.PLANNED_US]
         if planned and planned <= now < planned + self._interval_us:
-            return False
-        return self._is_old(waiting, now) and self._is_collected(now)
+            left = [file for file in waiting if file.filename in self._left_over]
+            return self._is_old(left, now, max(self._interval_us, self._max_age_us)) and self._is_collected(now)
+        return self._is_old(waiting, now, self._max_age_us) and self._is_collected(now)
 
     def note_planned(self) -> None:
         """Note that a batch was planned."""
+        self._left_over = self._seen
         self._asked = 0
         self._block[Uploader.PLANNED_US] = self._clock()
         if self._interval_us:
@@ -142,14 +151,14 @@ class Cadence:
         # Without a total size, nobody has measured the disk.
         return bool(node[Node.DISK_TOTAL_BYTES]) and node[Node.DISK_FREE_BYTES] < self._min_free + size
 
-    def _is_old(self, waiting: Sequence[SegmentFile], now: int) -> bool:
-        """Tell whether one of the segments has a record that is `flush.max_age_seconds` old."""
-        self._since = {name: self._since[name] for file in waiting if (name := file.filename) in self._since}
-        for file in waiting:
+    def _is_old(self, files: Sequence[SegmentFile], now: int, age_us: int) -> bool:
+        """Tell whether one of the segments has a record of this age."""
+        self._since = {name: self._since[name] for name in self._seen if name in self._since}
+        for file in files:
             since = self._since.get(file.filename)
             if since is None:
                 since = self._since[file.filename] = min(now, self._first_record_us(file, now))
-            if now - since >= self._max_age_us:
+            if now - since >= age_us:
                 return True
         return False
 

@@ -160,6 +160,61 @@ def test_segments_of_batch_mb_do_not_wait(tmp_path: Path) -> None:
     assert quiet.batches() == 3
 
 
+@pytest.mark.parametrize(("seconds_ago", "batches"), [(3600, 3), (61, 3), (50, 2)])
+def test_rest_of_a_backlog_waits_no_longer_than_the_interval(tmp_path: Path, seconds_ago: int, batches: int) -> None:
+    """Two full batches leave a segment over. It has waited for its turn already, if it is older than the interval."""
+    quiet = Quiet(tmp_path / "wal", uploader_batch_mb=1)
+    for number in range(5):
+        quiet.seal(number % 2 + 1, seconds_ago=seconds_ago, size=400 * KB)
+    assert quiet.batches() == batches
+    quiet.clock.pass_seconds(11)
+    assert quiet.batches() == 3
+    assert not quiet.waiting
+
+
+def test_rest_of_a_backlog_collects_what_workers_hold(tmp_path: Path) -> None:
+    """It is a batch like any other: no file more for what was written meanwhile."""
+    quiet = Quiet(tmp_path / "wal", uploader_batch_mb=1)
+    for _ in range(3):
+        quiet.seal(seconds_ago=3600, size=400 * KB)
+    worker = quiet.counters.worker(2)
+    worker[Worker.SEGMENT_FIRST_US] = quiet.clock.us - 3 * SECOND
+    assert quiet.batches() == 1
+    quiet.seal(2, seconds_ago=3)
+    worker[Worker.SEGMENT_FIRST_US] = 0
+    assert quiet.batches() == 2
+    assert not quiet.waiting
+
+
+@pytest.mark.parametrize("server", [False, True])
+def test_rest_of_a_backlog_does_not_wait_after_a_crash(tmp_path: Path, server: bool) -> None:
+    """The uploader, or all of the server, died in the first batch. Nobody remembers that it left segments over."""
+    quiet = Quiet(tmp_path / "wal", uploader_batch_mb=1)
+    for _ in range(3):
+        quiet.seal(seconds_ago=3600, size=400 * KB)
+
+    def die(key: str) -> None:
+        raise Died
+
+    quiet.store.before_put = die
+    with pytest.raises(Died):
+        quiet.batches()
+    quiet.store.before_put = lambda key: None
+    quiet.restart(server=server)
+    assert quiet.batches() == 2
+    assert not quiet.waiting
+    assert all(count == 1 for count in ids_in(quiet.store).values())
+
+
+def test_old_records_that_come_one_by_one_make_no_batch_each(quiet: Quiet) -> None:
+    """So it is with files that `arcpipe wal replay` brings, and segments that can be read again."""
+    for _ in range(3):
+        quiet.seal(seconds_ago=3600)
+        assert quiet.batches() == 1
+        quiet.clock.pass_seconds(2)
+    assert len(quiet.waiting) == 2
+
+
 def test_nothing_waits_once_it_drains(quiet: Quiet) -> None:
     quiet.seal(seconds_ago=6)
     quiet.batches()
