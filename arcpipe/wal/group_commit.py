@@ -34,7 +34,7 @@ GROUP_BYTES: Final = 4 * MB
 # in the processor's cache by then, and costs a worker a quarter more (benchmarks/NOTES.md).
 WRITE_BUFFER_BYTES: Final = 1 * MB
 # Bytes. With `wal.enabled = false`, at most this much is buffered while writes fail: a short outage of the disk costs
-# nothing, and a long one this much memory. Half of the bytes that may wait for a disk that is only slow.
+# nothing, and a long one this much memory.
 BUFFER_LIMIT_BYTES: Final = 16 * MB
 # Seconds between a failed write of the buffer and the next try.
 BUFFER_RETRY_SECONDS: Final = 1.0

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from arcpipe.descriptors import Room
 
 # Bytes that wait for a disabled WAL. Clients do not wait for the disk then, and would fill `server.max_inflight_mb`.
-MAX_UNWRITTEN: Final = 32 * MB
+# With 32 MB they waited for 0.1 s once that was full (benchmarks/NOTES.md).
+MAX_UNWRITTEN: Final = 8 * MB
 
 # Bytes that one read from a socket brings, at most.
 READ_BYTES: Final = 256 * KB
