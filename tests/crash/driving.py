@@ -5,6 +5,7 @@ Everything that is driven is arcpipe's own.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from arcpipe.codec.envelope import KIND_COLUMNAR
 from arcpipe.ingest.endpoints.write import write_failure
 from arcpipe.wal.directory import WALDirectory
 from arcpipe.wal.format import KeyedPrefix, envelope_prefix
-from arcpipe.wal.group_commit import group_commit
+from arcpipe.wal.group_commit import COMMIT_SECONDS, group_commit
 from arcpipe.wal.pipeline import Pipeline
 from arcpipe.wal.segment import Segment
 from arcpipe.wal.writer import WALOptions, WALWriter
@@ -143,7 +144,8 @@ class SteppedPipeline(Pipeline):
 
 
 class _Timer:
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, delay: float, call: Callable[[], None]) -> None:
+        self.delay = delay
         self._call = call
         self.cancelled = False
 
@@ -169,18 +171,24 @@ class TurnedLoop:
     call_soon_threadsafe = call_soon
 
     def call_later(self, delay: float, call: Callable[..., None], *arguments: Any) -> _Timer:
-        self._timers.append(_Timer(lambda: call(*arguments)))
+        self._timers.append(_Timer(delay, lambda: call(*arguments)))
         return self._timers[-1]
 
     def run(self, is_waiting: Callable[[], bool] = lambda: False) -> None:
-        """Turns until nothing is left to call and nothing is waited for."""
-        while is_waiting() or not self._calls.empty():
+        """Turns until nothing is left to call, nothing is waited for, and no group waits for more entries."""
+        while True:
+            if not is_waiting() and self._calls.empty():
+                self.fire_timers(COMMIT_SECONDS)
+                if not is_waiting() and self._calls.empty():
+                    return
             call, arguments = self._calls.get(timeout=_PATIENCE_SECONDS)
             call(*arguments)
 
-    def fire_timers(self) -> None:
-        timers, self._timers = self._timers, []
-        for timer in timers:
+    def fire_timers(self, most_seconds: float = math.inf) -> None:
+        """Let the time come of timers, of all or of those that are as short as this."""
+        due = [timer for timer in self._timers if timer.delay <= most_seconds]
+        self._timers = [timer for timer in self._timers if timer.delay > most_seconds]
+        for timer in due:
             timer.fire()
 
 

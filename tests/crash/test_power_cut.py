@@ -208,7 +208,7 @@ def test_without_a_planted_bug_nothing_is_found() -> None:
 
 
 def test_it_is_caught_if_a_commit_does_not_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WALWriter, "_sync", lambda self, segment: None)
+    monkeypatch.setattr(WALWriter, "_sync", lambda self, segment, size: None)
     assert "acknowledged and lost" in violation(PLANS[:3])
 
 
