@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from arcpipe import __version__
+from tests.support.modules import load_module
 from tests.support.program import ROOT
 from tests.support.sets import long
 
@@ -25,12 +25,7 @@ on_debian = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_deb", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return load_module(SCRIPT, "build_deb")
 
 
 def test_what_names_paths_of_the_building_machine_is_removed(tmp_path: Path, script: ModuleType) -> None:

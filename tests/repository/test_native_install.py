@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.kernel import NoCompiler, built_kernel
+from tests.support.modules import load_module
 from tests.support.program import ROOT
 from tests.support.sets import long
 
@@ -93,11 +93,7 @@ def test_without_a_compiler_one_line_says_so_each_time(environment: Environment)
 def test_without_headers_of_python_it_is_said_where_they_were_sought(
     environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = importlib.util.spec_from_file_location("install", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_module(SCRIPT, "install")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / name))
     monkeypatch.setenv("CC", str(environment.compiler))
     assert script.missing() == ""  # the compiler knows another place

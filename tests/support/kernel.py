@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
-import importlib.util
 import os
 import shlex
 import shutil
@@ -22,6 +21,7 @@ from arcpipe.codec.effort import Check, go_on
 from arcpipe.codec.line_protocol.body import Lines, encode_by_kernel
 from arcpipe.codec.line_protocol.by_kernel import STEP_BYTES
 from arcpipe.codec.line_protocol.grammar import Escapes, Unit
+from tests.support.modules import load_module
 from tests.support.program import ROOT
 
 if TYPE_CHECKING:
@@ -63,12 +63,7 @@ def build(folder: Path, *flags: str, version: str = __version__) -> Path:
 
 def load(module: Path) -> ModuleType:
     """Load a kernel, beside one that is installed."""
-    spec = importlib.util.spec_from_file_location("arcpipe_native._kernel", module)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return load_module(module, "arcpipe_native._kernel")
 
 
 @functools.cache
