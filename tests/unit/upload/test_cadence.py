@@ -85,6 +85,17 @@ class Quiet:
         asyncio.run(work())
         return self.counters.uploader[Uploader.BATCHES]
 
+    def die_in_a_put(self) -> None:
+        """Let the uploader do what is due, and die before it puts an object; the next one may put."""
+
+        def die(key: str) -> None:
+            raise Died
+
+        self.store.before_put = die
+        with pytest.raises(Died):
+            self.batches()
+        self.store.before_put = lambda key: None
+
     @property
     def waiting(self) -> list[SegmentFile]:
         return self.directory.segments(SEALED)
@@ -192,14 +203,7 @@ def test_rest_of_a_backlog_does_not_wait_after_a_crash(tmp_path: Path, server: b
     quiet = Quiet(tmp_path / "wal", uploader_batch_mb=1)
     for _ in range(3):
         quiet.seal(seconds_ago=3600, size=400 * KB)
-
-    def die(key: str) -> None:
-        raise Died
-
-    quiet.store.before_put = die
-    with pytest.raises(Died):
-        quiet.batches()
-    quiet.store.before_put = lambda key: None
+    quiet.die_in_a_put()
     quiet.restart(server=server)
     assert quiet.batches() == 2
     assert not quiet.waiting
@@ -324,14 +328,7 @@ def test_server_that_was_stopped_begins_as_a_quiet_one(quiet: Quiet) -> None:
 def test_batch_of_a_crash_goes_on_at_once(quiet: Quiet) -> None:
     """It was planned, so nothing of it waits for its turn; new segments do."""
     quiet.seal(seconds_ago=6)
-
-    def die(key: str) -> None:
-        raise Died
-
-    quiet.store.before_put = die
-    with pytest.raises(Died):
-        quiet.batches()
-    quiet.store.before_put = lambda key: None
+    quiet.die_in_a_put()
     quiet.seal(seconds_ago=6)
     quiet.restart()
     assert quiet.batches() == 1
