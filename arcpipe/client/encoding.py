@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import struct
 import sys
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -21,7 +20,7 @@ import msgspec
 
 from arcpipe.client.errors import BadRecord
 from arcpipe.client.options import Compression, Precision
-from arcpipe.client.times import checked, checked_column
+from arcpipe.client.times import checked, checked_column, time_now
 from arcpipe.names import DATABASE_RULE, is_database_name
 
 if sys.version_info >= (3, 14):
@@ -38,7 +37,6 @@ MAX_COLUMNS: Final = 65_536  # of one record, as the server has it
 
 _TIME: Final = "time"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_NS_PER: Final[dict[Precision, int]] = {"auto": 1000, "ns": 1, "us": 1000, "ms": 1_000_000, "s": 1_000_000_000}
 _GZIP_LEVEL: Final = 1  # twice as fast as 6, for a tenth more bytes
 _GZIP: Final = 31  # of zlib: a window of 32 KB, and gzip's header, whose time is 0: equal bytes for equal input
 
@@ -135,7 +133,7 @@ def encode_columns(
         check_name(name, "column")
         if len(values) != length:
             raise BadRecord(f"column {name!r} of {measurement!r} has {len(values)} values, others have {length}")
-    now = _time_or_now(None, precision)
+    now = time_now(precision)
     lists[_TIME] = checked_column(lists.get(_TIME, [None] * length), now, precision)
     present = [name for name in dict.fromkeys(tags) if name in lists and name != _TIME]
     for start in range(0, length, most):
@@ -201,7 +199,7 @@ def check_database(name: str) -> None:
 
 
 def _time_or_now(value: Any, precision: Precision) -> Any:
-    return time.time_ns() // _NS_PER[precision] if value is None else checked(value, precision)
+    return time_now(precision) if value is None else checked(value, precision)
 
 
 def _packed(value: object, measurement: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -21,6 +22,11 @@ _MOST: Final[dict[Precision, int]] = {
 }
 _MIN_US: Final = MIN_SECONDS * 1_000_000
 _END_US: Final = (MAX_SECONDS + 1) * 1_000_000
+
+
+def time_now(precision: Precision) -> int:
+    """Return the time of day; in µs if the size of a number tells its unit."""
+    return time.time_ns() // _NS_OF["us" if precision == "auto" else precision]
 
 
 def checked_column(values: Sequence[Any], now: Any, precision: Precision) -> list[Any]:
