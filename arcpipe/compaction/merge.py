@@ -234,22 +234,22 @@ class Merge:
         if (await tables.held(folder)).isdisjoint(key for key, _ in outputs):  # else an earlier process did it
             if not await self._publish(plan):
                 log.error("outputs of a merge in %s are gone: the table keeps its files", plan.folder)
-                await self._give_up(plan, tables)
+                await self._give_up(plan, folder, tables)
                 return
             if not await tables.replace(folder, [one.key for one in plan.inputs], outputs):
                 log.info("a merge in %s is given up: somebody else changed its files in the table first", plan.folder)
-                await self._give_up(plan, tables)
+                await self._give_up(plan, folder, tables)
                 return
         await self.clean()
         self._plans.remove()
 
-    async def _give_up(self, plan: Plan, tables: TableSwap) -> None:
+    async def _give_up(self, plan: Plan, folder: str, tables: TableSwap) -> None:
         """Delete the outputs of a merge that no table will have: `arcpipe tables import` would double their rows.
 
         Those that it had stay for the readers of its earlier states: an earlier process swapped the files, and somebody
         else took the outputs out of the table since.
         """
-        former = await tables.former("/".join(plan.folder.split("/")[:2]))
+        former = await tables.former(folder)
         await self._store.delete_all([one.key for one in plan.outputs if one.key not in former])
         await self._undo()
 
