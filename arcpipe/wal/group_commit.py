@@ -184,7 +184,8 @@ class GroupCommit:
             self._dispatch()
         elif self._scheduled:
             if self._timer is not None and group.entries >= self._expected:
-                self._cancel_timer()
+                self._timer.cancel()
+                self._timer = None
                 self._loop.call_soon(self._dispatch_if_idle)
         elif not self._committing:  # else it is when that is done
             self._schedule()
@@ -208,11 +209,6 @@ class GroupCommit:
                 self._timer = self._loop.call_later(seconds, self._dispatch_if_idle)
                 return
         self._loop.call_soon(self._dispatch_if_idle)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _dispatch_if_idle(self) -> None:
         self._scheduled = False
