@@ -222,7 +222,7 @@ def locked() -> Iterator[None]:
 
 
 def read(path: Path) -> str:
-    """Return what a file holds, or an empty text if there is none."""
+    """Return the text of a file; empty if there is no such file."""
     try:
         return path.read_text(errors="replace")
     except FileNotFoundError:
