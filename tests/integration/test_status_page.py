@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +26,17 @@ NUMBER = re.compile(r"[1-9]")
 
 def headline(page: Page) -> Locator:
     return page.locator("#headline")
+
+
+@contextlib.contextmanager
+def stopped(server: Server, role: str) -> Iterator[None]:
+    """Have a process of a server answer nothing for a moment."""
+    pid = server.pids()[role]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 # What is served
@@ -217,6 +232,36 @@ def test_the_page_asks_for_a_token_and_keeps_it_in_this_tab_only(tmp_path: Path,
         expect(headline(page)).to_have_text("A token is needed")
         expect(page.locator("#data")).to_be_hidden()
         assert page.evaluate("sessionStorage.length") == 0
+        server.stop()
+
+
+def test_an_answer_to_a_token_that_was_forgotten_is_not_shown(tmp_path: Path, page: Page) -> None:
+    read = create(tmp_path, "--scope", "read")
+    with Server(tmp_path, server_workers=1, auth_enabled=True) as server:
+        page.goto(server.url)
+        page.get_by_label("Token with the scope").fill(read)
+        page.keyboard.press("Enter")
+        expect(headline(page)).to_have_text("Data is safe")
+        with stopped(server, "ingest 1"):
+            with page.expect_request("**/api/v1/status"):
+                pass
+            page.get_by_role("button", name="Forget the token").click()
+        expect(headline(page)).to_have_text("A token is needed")
+        expect(page.locator("#data")).to_be_hidden()
+        server.stop()
+
+
+def test_the_refusal_of_an_earlier_token_does_not_forget_the_next_one(tmp_path: Path, page: Page) -> None:
+    write, read = (create(tmp_path, "--scope", scope) for scope in ("write", "read"))
+    with Server(tmp_path, server_workers=1, auth_enabled=True) as server:
+        page.goto(server.url)
+        expect(headline(page)).to_have_text("A token is needed")
+        with stopped(server, "ingest 1"):
+            for token in (write, read):
+                page.get_by_label("Token with the scope").fill(token)
+                page.keyboard.press("Enter")
+        expect(headline(page)).to_have_text("Data is safe")
+        expect(page.locator("#ask")).to_be_hidden()
         server.stop()
 
 
