@@ -14,7 +14,7 @@ from arcpipe.codec.messagepack.times import RULE, TimeRule
 from arcpipe.codec.records.gather import BadRows, Gatherer
 from arcpipe.codec.records.json_lines import BOM
 from arcpipe.codec.records.plan import Plan, make_plan
-from arcpipe.codec.records.report import BadRecord, Records, Report
+from arcpipe.codec.records.report import Place, Records, Report
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
 from arcpipe.units import KB, MB
@@ -70,7 +70,7 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
         if bad or error:
             line = _report(bad, rows, line, report)
         if error:
-            report.add([BadRecord(line, f"not a CSV record: {error}", b"")])
+            report.add_one(f"not a CSV record: {error}", Place(line, b""))
         line = reader.line_num + 1
         if not (rows or error):
             return Records(gatherer.maps.encoded(), report.errors, report.more_errors)
@@ -130,8 +130,11 @@ def _report(bad: BadRows, rows: list[list[str]], line: int, report: Report) -> i
     for cells in rows:
         lines.append(line)
         line += 1 + sum(cell.count("\n") for cell in cells)
-    texts = {row: ",".join(rows[row])[: 2 * KB].encode("utf-8", "surrogateescape") for row in bad}
-    report.add([BadRecord(lines[row], reason, texts[row]) for row, reason in bad.items()])
+
+    def place_of(row: int) -> Place:
+        return Place(lines[row], ",".join(rows[row])[: 2 * KB].encode("utf-8", "surrogateescape"))
+
+    report.add(bad, place_of)
     return line
 
 

@@ -17,7 +17,7 @@ from arcpipe.codec.effort import Effort, go_on
 from arcpipe.codec.json_cuts import drop_escaped
 from arcpipe.codec.messagepack.times import RULE, TimeRule
 from arcpipe.codec.records import json_lines
-from arcpipe.codec.records.gather import Gatherer
+from arcpipe.codec.records.gather import BadRows, Gatherer
 from arcpipe.codec.records.json_lines import (
     BOM,
     CHUNK_BYTES,
@@ -26,7 +26,7 @@ from arcpipe.codec.records.json_lines import (
     UNDECODABLE,
     decode_record,
 )
-from arcpipe.codec.records.report import BadRecord, Records, Report
+from arcpipe.codec.records.report import Place, Records, Report
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
 from arcpipe.units import KB
@@ -81,7 +81,7 @@ def _read_one(text: bytes, gatherer: Gatherer, report: Report) -> bool:
     except BadPayload:
         return False
     bad = gatherer.add([row])
-    report.add([BadRecord(1, reason, text) for reason in bad.values()])
+    report.add(bad, lambda _: Place(1, text))
     return True
 
 
@@ -93,7 +93,7 @@ def _read_array(body: bytes, start: int, gatherer: Gatherer, report: Report, che
             pass
         else:
             bad = gatherer.add(rows) if rows else {}
-            report.add([BadRecord(row + 1, reason, msgspec.json.encode(rows[row])) for row, reason in bad.items()])
+            report.add(bad, lambda row: Place(row + 1, msgspec.json.encode(rows[row])))
             return
     number = 1
     for piece in _pieces(body, start + 1, check):
@@ -120,23 +120,29 @@ def _read_piece(body: bytes, piece: _Piece, number: int, gatherer: Gatherer, rep
             bad = gatherer.add(rows)
             if bad:
                 texts = _texts(body, piece)
-                report.add([BadRecord(number + row, reason, texts[row]) for row, reason in bad.items()])
+                report.add(bad, lambda row: Place(number + row, texts[row]))
             return count
-    rows, places, unread = [], [], []
-    for at, text in enumerate(_texts(body, piece), number):
-        if not at & ROWS_BETWEEN_CHECKS:
+    _read_one_by_one(_texts(body, piece), number, gatherer, report)
+    return count
+
+
+def _read_one_by_one(texts: list[bytes], number: int, gatherer: Gatherer, report: Report) -> None:
+    rows: list[dict[str, Any]] = []
+    indices: list[int] = []
+    bad: BadRows = {}
+    for index, text in enumerate(texts):
+        if not index & ROWS_BETWEEN_CHECKS:
             report.check()
         try:
             if len(text) > MAX_RECORD_BYTES:
                 raise BadPayload(f"more than {MAX_RECORD_BYTES} bytes")
             rows.append(decode_record(text))
-            places.append((at, text))
+            indices.append(index)
         except BadPayload as error:
-            unread.append(BadRecord(at, str(error), text[:KB]))
+            bad[index] = str(error)
     if rows:
-        unread += [BadRecord(*places[row][:1], reason, places[row][1]) for row, reason in gatherer.add(rows).items()]
-    report.add(unread)
-    return count
+        bad.update({indices[row]: reason for row, reason in gatherer.add(rows).items()})
+    report.add(bad, lambda index: Place(number + index, texts[index][:KB]))
 
 
 def _texts(body: bytes, piece: _Piece) -> list[bytes]:

@@ -9,8 +9,8 @@ import msgspec
 
 from arcpipe.codec.effort import Effort, go_on
 from arcpipe.codec.messagepack.times import RULE, TimeRule
-from arcpipe.codec.records.gather import Gatherer
-from arcpipe.codec.records.report import BadRecord, Records, Report
+from arcpipe.codec.records.gather import BadRows, Gatherer
+from arcpipe.codec.records.report import Place, Records, Report
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
 from arcpipe.units import KB, MB
@@ -52,7 +52,7 @@ def encode(body: bytes, check: Callable[[], None] = go_on, *, roles: Roles, rule
         end = len(body) if len(body) - pos <= CHUNK_BYTES else body.rfind(b"\n", pos, pos + CHUNK_BYTES) + 1
         end = end or body.find(b"\n", pos) + 1 or len(body)
         if end - pos > MAX_RECORD_BYTES:
-            report.add([BadRecord(line, f"more than {MAX_RECORD_BYTES} bytes", body[pos : pos + KB])])
+            report.add_one(f"more than {MAX_RECORD_BYTES} bytes", Place(line, body[pos : pos + KB]))
             line += 1
         else:
             line += _read_chunk(body[pos:end], line, gatherer, report)
@@ -70,7 +70,7 @@ def _read_chunk(chunk: bytes, line: int, gatherer: Gatherer, report: Report) -> 
         bad = gatherer.add(rows) if rows else {}
         if bad:
             lines = chunk.split(b"\n")
-            report.add([BadRecord(line + row, reason, lines[row]) for row, reason in bad.items()])
+            report.add(bad, lambda row: Place(line + row, lines[row]))
         return count
     _read_line_by_line(chunk, line, gatherer, report)
     return count
@@ -92,21 +92,22 @@ def _read_lines(chunk: bytes, count: int) -> list[dict[str, Any]] | None:
 
 def _read_line_by_line(chunk: bytes, line: int, gatherer: Gatherer, report: Report) -> None:
     rows: list[dict[str, Any]] = []
-    places: list[tuple[int, bytes]] = []
-    bad: list[BadRecord] = []
-    for number, text in enumerate(chunk.split(b"\n"), line):
+    indices: list[int] = []
+    bad: BadRows = {}
+    lines = chunk.split(b"\n")
+    for index, text in enumerate(lines):
         if not text or text.isspace():
             continue
-        if not number & ROWS_BETWEEN_CHECKS:
+        if not index & ROWS_BETWEEN_CHECKS:
             report.check()
         try:
             rows.append(decode_record(text))
-            places.append((number, text))
+            indices.append(index)
         except BadPayload as error:
-            bad.append(BadRecord(number, str(error), text))
+            bad[index] = str(error)
     if rows:
-        bad += [BadRecord(places[row][0], reason, places[row][1]) for row, reason in gatherer.add(rows).items()]
-    report.add(bad)
+        bad.update({indices[row]: reason for row, reason in gatherer.add(rows).items()})
+    report.add(bad, lambda index: Place(line + index, lines[index]))
 
 
 def decode_record(text: bytes) -> dict[str, Any]:

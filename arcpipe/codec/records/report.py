@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from arcpipe.codec.columns import Encoded
@@ -9,11 +10,10 @@ from arcpipe.codec.effort import Effort
 from arcpipe.codec.line_protocol.bad_lines import MAX_ERRORS, LineError, printable
 
 
-class BadRecord(NamedTuple):
-    """A record of which nothing is written."""
+class Place(NamedTuple):
+    """Where a bad record is, and what it is."""
 
     line: int  # counted from 1; in a JSON array the place of the record
-    reason: str
     text: bytes  # the record, or its beginning
 
 
@@ -39,15 +39,24 @@ class Report:
         """Let others run, as in `arcpipe.codec.effort`."""
         self._effort.check()
 
-    def add(self, bad: list[BadRecord]) -> None:
+    def add_one(self, reason: str, place: Place) -> None:
+        """Report one bad record. Raises BadPayload as `add` does."""
+        self.add({0: reason}, lambda _: place)
+
+    def add(self, bad: Mapping[int, str], place_of: Callable[[int], Place]) -> None:
         """Report the bad records of a chunk.
+
+        Args:
+            bad: the reason of each by its index. Nothing of them is written.
+            place_of: returns the place of an index; places are in the order of the indices.
 
         Raises:
             BadPayload: the body has too many for its size.
         """
-        for line, reason, text in sorted(bad):
+        for index in sorted(bad):
             self._effort.add_bad_line()
             if len(self.errors) < MAX_ERRORS:
-                self.errors.append(LineError(line, reason, printable(text)))
+                line, text = place_of(index)
+                self.errors.append(LineError(line, bad[index], printable(text)))
             else:
                 self.more_errors += 1
