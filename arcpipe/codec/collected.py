@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from arcpipe.codec.columns import TIME, ColumnBatch, Encoded, Maps, array_header
-from arcpipe.codec.effort import Growth
+from arcpipe.codec.effort import Check, Growth
 from arcpipe.codec.envelope import ArrowBody, arrow_front
 from arcpipe.codec.packing import FLOAT, SIGNED, UNSIGNED, bytes_of_taken, pack_taken, pack_texts, pack_wide
 from arcpipe.codec.protobuf.buffer import Ints, Words
@@ -26,8 +26,6 @@ from arcpipe.codec.records.plan import make_plan
 from arcpipe.codec.records.roles import Roles
 from arcpipe.errors import BadPayload
 from arcpipe.units import KB
-
-Check = Callable[[], None]
 
 ARROW_ROWS: Final = 256
 """Rows of a request from which on it becomes an Arrow IPC stream. Each stream has a fixed cost in the uploader, which

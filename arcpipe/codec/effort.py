@@ -2,7 +2,7 @@
 
 The caller of an encoder passes `check`. The encoder calls it about once a millisecond, between two bounded steps.
 `check` may do other work, or end the encoding by an exception of its own. A format whose steps may be long whatever the
-size of the body tells how long the next one will take.
+size of the body tells how long the next one will take, and one that may take much more memory than the body tells that.
 """
 
 from __future__ import annotations
@@ -34,11 +34,16 @@ MOST_GROWTH_BYTES: Final = 1024 * MB
 class Check(Protocol):
     """Called between two steps of an encoder."""
 
-    def __call__(self, seconds: float = 0.0, /) -> None:
-        """Do other work. `seconds` are those that the next step will take, if that is not little."""
+    def __call__(self, seconds: float = 0.0, taken_bytes: int = 0, /) -> None:
+        """Do other work.
+
+        Args:
+            seconds: that the next step will take, if that is not little.
+            taken_bytes: of memory beyond the body that the encoder will hold from now on, if they are many.
+        """
 
 
-def go_on(_seconds: float = 0.0, /) -> None:
+def go_on(_seconds: float = 0.0, _taken_bytes: int = 0, /) -> None:
     """Do nothing: the `check` of a caller that has no other work."""
 
 
@@ -88,9 +93,10 @@ class Effort:
 class Growth:
     """Count the bytes that texts take where many records share them."""
 
-    __slots__ = ("_left", "_most", "_size")
+    __slots__ = ("_check", "_left", "_most", "_size")
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, check: Check) -> None:
+        self._check = check
         self._size = size_bytes
         self._most = self._left = min(max(FREE_GROWTH_BYTES, GROWTH * size_bytes), MOST_GROWTH_BYTES)
 
@@ -106,3 +112,4 @@ class Growth:
                 f"texts that many records share would take more than {self._most // MB} MB, too many for the "
                 f"{self._size} bytes of the body; send it in parts, or with shorter attributes"
             )
+        self._check(0.0, self._most - self._left)

@@ -9,13 +9,14 @@ its pieces are valid, which is if it is valid as a whole. What nobody asks for i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from arcpipe.codec.effort import Check
 from arcpipe.errors import BadPayload
 from arcpipe.units import KB
 
@@ -35,7 +36,6 @@ _IS_CUT: Final = np.zeros(256, np.bool_)
 _IS_CUT[list(b"[]{},")] = True
 
 Ints = npt.NDArray[np.int32]
-Check = Callable[[], None]
 
 
 class _Cuts(NamedTuple):

@@ -80,6 +80,16 @@ def test_a_victim_is_answered_beside(server: Server, name: str) -> None:
     assert memory_kb(worker) < 700_000
 
 
+def test_bodies_that_become_large_take_memory_in_turn(tmp_path: Path) -> None:
+    """Of 20 clients each sends what becomes 90 MB: nobody waits for them, and their memory is that of one."""
+    with Server(tmp_path, server_workers=1, server_max_inflight_mb=128, flush_max_age_seconds=1000) as server:
+        worker = server.pids()["ingest 1"]
+        with attack(server, {**ATTACKS["Arrow of zeros"], "clients": 20}):
+            seen = be_victim("127.0.0.1", server.port, 2 * SECONDS)
+        assert seen["failed"] == ""
+        assert memory_kb(worker) < 350_000
+
+
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that nobody has attacked: it has nothing to upload first."""

@@ -64,7 +64,7 @@ def check_stream(
         PayloadTooLarge: it becomes too large.
     """
     rows, size = _measure(body, max_bytes, check)
-    check(size * _SECONDS_PER_BYTE)
+    check(size * _SECONDS_PER_BYTE, size - len(body))
     try:
         return Checked(rows, size, _check_batches(body, max_bytes, check, roles, rule))
     except UnicodeDecodeError:

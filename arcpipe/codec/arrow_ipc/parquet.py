@@ -52,6 +52,7 @@ def parquet_stream(body: bytes | memoryview, max_bytes: int, check: Check = go_o
         file = _open(body, [])
         found = _Pages(memoryview(body), file.schema, max_bytes)
         found.check_all(check)
+        check(0.0, found.bytes)
         return _write(_open(body, list(found.texts)), len(body), max_bytes, check)
     except UnicodeDecodeError:
         raise BadPayload("a name in the Parquet file is not valid UTF-8") from None
@@ -109,6 +110,11 @@ class _Pages:
         self._left_pages = _FREE_PAGES + len(body) // _BYTES_PER_PAGE
         self.texts: dict[str, None] = {}
         """The columns whose values may be long, and repeated by a few bytes: they are read as dictionaries."""
+
+    @property
+    def bytes(self) -> int:
+        """What the pages may become, once all are checked."""
+        return 2 * self._max_bytes - self._left - self._left_of_nested
 
     def check_all(self, check: Check) -> None:
         """Check the pages of all column chunks. Raises BadPayload or PayloadTooLarge."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
 from arcpipe.codec.collected import ARROW_ROWS
 from arcpipe.codec.columns import Encoded
-from arcpipe.codec.effort import go_on
+from arcpipe.codec.effort import Check, go_on
 from arcpipe.codec.otlp.json_form import from_json
 from arcpipe.codec.otlp.logs import write_logs
 from arcpipe.codec.otlp.metrics import write_metrics
@@ -32,7 +31,7 @@ _BAD_TIMES: Final = "a time is beyond the year 2262"
 
 def encode(
     body: bytes,
-    check: Callable[[], None] = go_on,
+    check: Check = go_on,
     *,
     signal: Signal,
     is_json: bool = False,

@@ -15,11 +15,10 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
+from arcpipe.codec.effort import Check
 from arcpipe.codec.json_cuts import LargeArray, LargeObject, decode, drain
 from arcpipe.errors import BadPayload, PayloadTooLarge
 from arcpipe.units import MB
-
-Check = Callable[[], None]
 
 # Values between two calls of `check`: about a millisecond.
 _VALUES_BETWEEN_CHECKS: Final = 512

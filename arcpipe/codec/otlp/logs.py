@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
 from arcpipe.codec.columns import TIME
+from arcpipe.codec.effort import Check
 from arcpipe.codec.otlp.ids import hex_texts
 from arcpipe.codec.otlp.request import Request, promoted_of
 from arcpipe.codec.otlp.rows import MOST_NS, Rows
@@ -19,7 +19,7 @@ from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan
 TABLE: Final = "otel_logs"
 
 
-def write_logs(request: Request, promote: tuple[str, ...], check: Callable[[], None]) -> int:
+def write_logs(request: Request, promote: tuple[str, ...], check: Check) -> int:
     """Write the log records of a request; return how many were refused because of their time."""
     refused = 0
     for piece in pieces(request.buffer, request.items):
@@ -28,7 +28,7 @@ def write_logs(request: Request, promote: tuple[str, ...], check: Callable[[], N
     return refused
 
 
-def _write(request: Request, records: Spans, promote: tuple[str, ...], check: Callable[[], None]) -> int:
+def _write(request: Request, records: Spans, promote: tuple[str, ...], check: Check) -> int:
     buffer = request.buffer
     level = Level(buffer, scan(buffer, records.start, records.end, check), len(records.owner))
     times, observed = level.fixed64(1), level.fixed64(11)

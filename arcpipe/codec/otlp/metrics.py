@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from arcpipe.codec.columns import TIME
+from arcpipe.codec.effort import Check
 from arcpipe.codec.otlp import points
 from arcpipe.codec.otlp.request import Request, promoted_of
 from arcpipe.codec.otlp.rows import MOST_NS, Rows
@@ -17,8 +18,6 @@ from arcpipe.codec.protobuf.buffer import Ints
 from arcpipe.codec.protobuf.fields import Level, Mask
 from arcpipe.codec.protobuf.pieces import pieces
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan
-
-Check = Callable[[], None]
 
 _TAGS: Final = ("ServiceName", "MetricName", "Attributes", "ResourceAttributes", "ScopeName")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arcpipe.codec.effort import Check
 from arcpipe.codec.json_texts import arrays, doubles, numbers
 from arcpipe.codec.otlp.ids import hex_texts
 from arcpipe.codec.otlp.rows import Rows
@@ -18,8 +18,6 @@ from arcpipe.codec.otlp.values import Attributes, require_few
 from arcpipe.codec.protobuf.buffer import Ints, Words
 from arcpipe.codec.protobuf.fields import Level, Mask, packed_fixed64, packed_varints
 from arcpipe.codec.protobuf.scan import FIXED64, LENGTH_DELIMITED, scan
-
-Check = Callable[[], None]
 
 
 def write_number(table: Rows, level: Level, _check: Check) -> None:

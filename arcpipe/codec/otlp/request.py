@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from arcpipe.codec.collected import Collected
-from arcpipe.codec.effort import Growth
+from arcpipe.codec.effort import Check, Growth
 from arcpipe.codec.otlp.values import Attributes
 from arcpipe.codec.protobuf.buffer import Buffer, Ints
 from arcpipe.codec.protobuf.fields import Level
 from arcpipe.codec.protobuf.pairs import is_named
 from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan, scan_one
 from arcpipe.errors import BadPayload
-
-Check = Callable[[], None]
 
 # Resources of a request, and scopes: they are read all at once.
 _MOST: Final = 65_536
@@ -68,7 +65,7 @@ def read_request(body: bytes, promote: tuple[str, ...], check: Check, arrow_rows
     of_scopes = level.fields.of(2, LENGTH_DELIMITED)
     _check_count(len(of_scopes.owner), "scopes")
     inner = Level(buffer, scan(buffer, of_scopes.start, of_scopes.end, check), len(of_scopes.owner))
-    collected = Collected(Growth(len(body)), check, arrow_rows)
+    collected = Collected(Growth(len(body), check), check, arrow_rows)
     scopes = _read_scopes(inner, of_scopes.owner, check)
     return Request(buffer, resources, scopes, inner.fields.of(2, LENGTH_DELIMITED), collected)
 

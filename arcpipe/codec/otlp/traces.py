@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arcpipe.codec.columns import TIME
+from arcpipe.codec.effort import Check
 from arcpipe.codec.json_texts import arrays, numbers, quoted
 from arcpipe.codec.otlp.ids import hex_texts
 from arcpipe.codec.otlp.request import Request, promoted_of
@@ -23,8 +23,6 @@ from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Spans, scan
 TABLE: Final = "otel_traces"
 _KINDS: Final = ("Unspecified", "Internal", "Server", "Client", "Producer", "Consumer")
 _STATUSES: Final = ("Unset", "Ok", "Error")
-
-Check = Callable[[], None]
 
 
 def write_traces(request: Request, promote: tuple[str, ...], check: Check) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arcpipe.codec.effort import Check
 from arcpipe.codec.json_texts import arrays, doubles, numbers, objects, quoted
 from arcpipe.codec.otlp.plain_attributes import plain_objects
 from arcpipe.codec.protobuf.buffer import Buffer, Bytes, Ints
@@ -17,8 +17,6 @@ from arcpipe.codec.protobuf.pairs import Pairs, read_pairs
 from arcpipe.codec.protobuf.scan import FIXED64, LENGTH_DELIMITED, VARINT, Spans, scan
 from arcpipe.codec.protobuf.varints import read_varints
 from arcpipe.errors import BadPayload
-
-Check = Callable[[], None]
 
 MAX_DEPTH: Final = 32
 """Lists and maps within each other. Readers of JSON take as many; no telemetry has them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import pyarrow as pa
 
 from arcpipe.codec.collected import ARROW_ROWS, Collected
 from arcpipe.codec.columns import Encoded
-from arcpipe.codec.effort import Effort, Growth, go_on
+from arcpipe.codec.effort import Check, Effort, Growth, go_on
 from arcpipe.codec.protobuf.buffer import Buffer, Ints, Words
 from arcpipe.codec.protobuf.fields import Level, Mask
 from arcpipe.codec.protobuf.pairs import Pairs, read_pairs
@@ -33,7 +32,6 @@ from arcpipe.codec.remote_write.tables import Layout, Tables
 from arcpipe.codec.time_units import range_of
 from arcpipe.errors import BadPayload
 
-Check = Callable[[], None]
 Version = Literal[1, 2]
 
 # Reasons that an answer has room for.
@@ -90,7 +88,7 @@ class _Reader:
         self._buffer = Buffer(body)
         self._check = check
         self._layout = layout
-        self._tables = Tables(layout, Effort(len(body), check), Collected(Growth(len(body)), check, arrow_rows))
+        self._tables = Tables(layout, Effort(len(body), check), Collected(Growth(len(body), check), check, arrow_rows))
         self._counts = [0, 0, 0]  # samples, histograms, exemplars
         self._errors: list[str] = []
         self._error_count = 0

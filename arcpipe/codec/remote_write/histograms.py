@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import orjson
 
+from arcpipe.codec.effort import Check
 from arcpipe.codec.protobuf.buffer import Buffer
 from arcpipe.codec.protobuf.scan import FIXED64, LENGTH_DELIMITED, VARINT, scan_alone
 from arcpipe.errors import BadPayload
 from arcpipe.units import KB
-
-Check = Callable[[], None]
 
 _VARINTS: Final = {1: "count", 4: "schema", 6: "zero_count", 14: "reset_hint", 15: "timestamp", 17: "start"}
 _DOUBLES: Final = {2: "count", 3: "sum", 5: "zero_threshold", 7: "zero_count"}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from arcpipe.codec.effort import Growth
+from arcpipe.codec.effort import Check, Growth
 from arcpipe.codec.json_texts import objects, quoted
 from arcpipe.codec.packing import taken
 from arcpipe.codec.protobuf.buffer import Buffer, Ints
@@ -19,8 +18,6 @@ from arcpipe.codec.protobuf.scan import LENGTH_DELIMITED, Fields, Spans, scan
 from arcpipe.codec.protobuf.varints import read_varints, varint_sizes
 from arcpipe.codec.remote_write.labels import METRIC_NAME, find_bad, json_of, values_of
 from arcpipe.codec.remote_write.usual_labels import read_usual
-
-Check = Callable[[], None]
 
 # Tags of the two fields of labels and samples: a number and a wire type each.
 _FIRST_DOUBLE, _SECOND_VARINT = 0x09, 0x10

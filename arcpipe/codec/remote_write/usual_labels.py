@@ -13,20 +13,18 @@ times as much as reading one; that is why single bytes are read and written here
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from arcpipe.codec.effort import Check
 from arcpipe.codec.json_texts import bytes_of, is_bare
 from arcpipe.codec.protobuf.buffer import LOW_BYTES, Buffer, Ints, Words
 from arcpipe.codec.protobuf.fields import Mask
 from arcpipe.codec.protobuf.scan import Fields, scan
 from arcpipe.codec.remote_write.labels import METRIC_NAME
 from arcpipe.errors import BadPayload
-
-Check = Callable[[], None]
 
 _NAME, _VALUE = 0x0A, 0x12  # tags of the fields of a label; that of a series' labels is the same as that of a name
 _SHORT: Final = 0x80  # lengths below it take one byte

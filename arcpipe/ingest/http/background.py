@@ -5,6 +5,10 @@ the senders of large bodies wait for it, and they share the thread fairly. The c
 lately comes first. All clients of one address together have the share of one client of another address. A piece that
 has had its share is interrupted for others, if it calls `check` often enough.
 
+Each piece that is interrupted keeps the memory of its work. That may be ten thousand times its bytes if they were
+compressed within. So a piece that interrupts others, and is about to take much, is ended, and begun again once it
+interrupts nothing.
+
 The order is start-time fair queueing (Goyal, Vin, Cheng 1996): each piece has a start and an end in the time of an
 evenly shared thread, and the piece with the earliest end is next. Each client takes part with one piece at a time, so
 that its next piece starts where the previous one really ended.
@@ -22,7 +26,7 @@ from time import perf_counter
 from typing import Final, NamedTuple, Protocol
 
 from arcpipe.codec.effort import Check, go_on
-from arcpipe.units import KB
+from arcpipe.units import KB, MB
 
 # Seconds that a piece is expected to take, and each of its bytes; the actual time replaces this at its end.
 _PIECE_SECONDS: Final = 0.0001
@@ -31,6 +35,11 @@ _BYTE_SECONDS: Final = 2e-8
 # them is not interrupted, so it must be short: this many bytes at most.
 _MOST_INTERRUPTED: Final = 40
 _SHORT_BYTES: Final = 64 * KB
+# Bytes beyond its own that a piece may take while it interrupts others.
+_MOST_TAKEN_BYTES: Final = 2 * MB
+# Bytes of the pieces that interrupt others at a time, at most, but for short and far smaller ones: of some formats the
+# work takes a hundred times as much.
+_MOST_INTERRUPTING_BYTES: Final = MB
 # Times that a piece is smaller than another one that it need not wait for.
 _FAR_SMALLER: Final = 8
 # Clients whose share is remembered while they have no piece.
@@ -67,6 +76,10 @@ class Patience(NamedTuple):
 
 class ClientGone(Exception):
     """A piece was not begun, or not finished, because its client is gone."""
+
+
+class _TakesMuch(Exception):
+    """A piece that interrupts others is about to take much memory."""
 
 
 Work = Callable[[Check], None]
@@ -118,8 +131,10 @@ class Background:
         self._interrupts = interrupts
         self._patience = patience
         self._lock = threading.Lock()  # of all that follows
-        self._short: list[_Piece] = []  # with `_long`, two heaps of each client's first piece
+        self._short: list[_Piece] = []  # with the next two, heaps of each client's first piece
         self._long: list[_Piece] = []
+        self._greedy: list[_Piece] = []  # those that take much memory, and so interrupt nothing
+        self._interrupting_bytes = 0  # of pieces that interrupt others now
         self._later: dict[Client, deque[_Piece]] = {}  # the other pieces of each client
         self._ends: dict[Client, float] = {}  # of the latest piece of each client
         self._most_ends = _CLIENTS_KEPT  # above which past ones are dropped
@@ -151,11 +166,11 @@ class Background:
 
     def proceed(self) -> None:
         """Begin the next piece if there is one and it may start. Call it when bytes have left the worker."""
-        if self._running or not (self._short or self._long) or not self._may_start():
+        if self._running or not (self._short or self._long or self._greedy) or not self._may_start():
             return
         self._running = True
         with self._lock:
-            piece = self._take(self._first(short=False))
+            piece = self._take(_first(self._short, self._long, self._greedy))
         self._thread.submit(self._work_on, piece, asyncio.get_running_loop(), 0)
 
     def rest(self, work: Callable[[], None]) -> None:
@@ -174,15 +189,15 @@ class Background:
         piece.end = piece.start + (_PIECE_SECONDS + piece.size_bytes * _BYTE_SECONDS) * piece.weight
         heapq.heappush(self._short if piece.size_bytes <= _SHORT_BYTES else self._long, piece)
 
-    def _first(self, *, short: bool) -> list[_Piece]:
-        """Return the heap whose first piece is next, perhaps an empty one. If `short`, consider short pieces only."""
-        if short or not self._long:
-            return self._short
-        return self._short if self._short and self._short[0] < self._long[0] else self._long
-
-    def _is_far_smaller(self, piece: _Piece) -> bool:
-        """Tell whether the first of the long ones is far smaller than a piece: both take hardly more memory."""
-        return bool(self._long) and self._long[0].size_bytes * _FAR_SMALLER <= piece.size_bytes
+    def _may_interrupt(self, piece: _Piece, depth: int) -> bool:
+        """Tell whether the first of the long ones may interrupt this piece, which interrupts `depth` others."""
+        if not self._long or depth + 1 >= _MOST_INTERRUPTED:
+            return False
+        size = self._long[0].size_bytes
+        if size * _FAR_SMALLER <= piece.size_bytes:  # both take hardly more memory
+            return True
+        patience = self._patience.of(piece.size_bytes)
+        return piece.spent >= patience and self._interrupting_bytes + size <= _MOST_INTERRUPTING_BYTES
 
     def _take(self, heap: list[_Piece]) -> _Piece:
         piece = heapq.heappop(heap)
@@ -213,28 +228,32 @@ class Background:
 
     # On the thread
 
-    def _work_on(self, piece: _Piece, loop: asyncio.AbstractEventLoop, depth: int) -> float:
-        """Do the work of a piece, and in between that of others whose turn has come; return the seconds of it all."""
-        began = resumed = perf_counter()
-        patience = self._patience.of(piece.size_bytes)
+    def _work_on(self, piece: _Piece, loop: asyncio.AbstractEventLoop, depth: int) -> None:
+        """Do the work of a piece, and in between that of others whose turn has come."""
+        resumed = perf_counter()
 
-        def check(_seconds: float = 0.0, /) -> None:
+        def check(_seconds: float = 0.0, taken_bytes: int = 0, /) -> None:
             nonlocal resumed
             if piece.client.is_gone:
                 raise ClientGone
+            if depth and taken_bytes > _MOST_TAKEN_BYTES:
+                raise _TakesMuch
             now = perf_counter()
             piece.spent += now - resumed
             resumed = now
-            if not (self._short or self._long):
+            # What others make meanwhile is memory, too.
+            if not (self._short or self._long) or not self._may_start():
                 return
             while True:
                 with self._lock:
-                    waits = piece.spent < patience and not self._is_far_smaller(piece)
-                    waiting = self._first(short=waits or depth + 1 >= _MOST_INTERRUPTED)
+                    may_be_long = self._may_interrupt(piece, depth)
+                    waiting = _first(self._short, self._long) if may_be_long else self._short
                     if not waiting or waiting[0].end >= piece.start + piece.spent * piece.weight:
                         break
                     other = self._take(waiting)
+                    self._interrupting_bytes += other.size_bytes
                 self._work_on(other, loop, depth + 1)
+                self._interrupting_bytes -= other.size_bytes
             resumed = perf_counter()
 
         error: Exception | None = None
@@ -242,13 +261,17 @@ class Background:
             if piece.client.is_gone:
                 raise ClientGone
             piece.work(check if self._interrupts and depth < _MOST_INTERRUPTED else go_on)
+        except _TakesMuch:
+            piece.spent += perf_counter() - resumed
+            with self._lock:
+                heapq.heappush(self._greedy, piece)
+            return
         except Exception as raised:
             error = raised
         piece.spent += perf_counter() - resumed
         with self._lock:
             self._charge(piece)
         loop.call_soon_threadsafe(self._finished, piece, error, depth)
-        return perf_counter() - began
 
     # In the loop again
 
@@ -262,3 +285,8 @@ class Background:
         finally:
             self.proceed()
             self._on_change()
+
+
+def _first(*heaps: list[_Piece]) -> list[_Piece]:
+    """Return the heap whose first piece is next; an empty one if all are."""
+    return min((heap for heap in heaps if heap), key=lambda heap: heap[0], default=[])

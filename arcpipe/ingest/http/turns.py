@@ -70,7 +70,7 @@ class Turns:
         self._waiting: deque[Waiter] = deque()
         self._scheduled = False
 
-    def check(self, seconds: float = 0.0, /) -> None:
+    def check(self, seconds: float = 0.0, _taken_bytes: int = 0, /) -> None:
         """Raise TooLong if the body at hand has used up its time in the loop.
 
         Args:

@@ -75,7 +75,7 @@ def test_what_is_no_json_is_refused(body: str) -> None:
 def test_a_large_value_is_decoded_a_part_at_a_time() -> None:
     calls = 0
 
-    def check() -> None:
+    def check(*_: float) -> None:
         nonlocal calls
         calls += 1
 

@@ -45,12 +45,16 @@ def test_a_stream_is_measured_as_it_becomes(compression: str | None) -> None:
 def test_a_long_step_is_told_before_it_is_taken(compression: str | None) -> None:
     """By it the loop of a worker leaves a stream to its thread, however few bytes it has."""
     told: list[float] = []
+    taken: list[int] = []
 
-    def check(seconds: float = 0.0, /) -> None:
+    def check(seconds: float = 0.0, taken_bytes: int = 0, /) -> None:
         told.append(seconds)
+        taken.append(taken_bytes)
 
-    check_stream(stream(pa.table({"a": np.zeros(1_000_000)}), compression), MAX_BYTES, check, roles=PLAIN)
+    body = stream(pa.table({"a": np.zeros(1_000_000)}), compression)
+    check_stream(body, MAX_BYTES, check, roles=PLAIN)
     assert max(told) == pytest.approx(0.008, rel=0.01)
+    assert max(taken) == pytest.approx(8_000_000 - len(body) if compression else 0, rel=0.01)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1]}), sink)
     with pytest.raises(_TooLong):
@@ -61,7 +65,7 @@ class _TooLong(Exception):
     """Raised for a step of more than half a second."""
 
 
-def _refuse(seconds: float = 0.0, /) -> None:
+def _refuse(seconds: float = 0.0, _taken_bytes: int = 0, /) -> None:
     if seconds > 0.5:
         raise _TooLong
 

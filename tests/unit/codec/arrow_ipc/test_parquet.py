@@ -119,6 +119,17 @@ def test_pages_that_become_too_large_are_refused_before_they_are_read(monkeypatc
         rows(body)
 
 
+@pytest.mark.parametrize("column", [np.zeros(1_000_000), ["x" * 100_000] * 80, [["x" * 1_000] * 80] * 100])
+def test_the_memory_of_pages_is_told_before_it_is_taken(column: Any) -> None:
+    """By it the thread that reads it knows that it must not interrupt others."""
+    is_plain = isinstance(column, np.ndarray)
+    body = file_of(pa.table({"c": column}), compression="zstd", use_dictionary=not is_plain)
+    taken: list[int] = []
+    parquet_stream(body, MAX_BYTES, lambda _seconds=0.0, taken_bytes=0, /: taken.append(taken_bytes))
+    assert 100_000 <= max(taken) < 20_000_000
+    assert taken.index(max(taken)) < len(taken) - 1
+
+
 @pytest.mark.parametrize("type_", [pa.string(), pa.binary()])
 def test_a_long_text_that_repeats_stays_in_its_dictionary(type_: pa.DataType) -> None:
     texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(300_000, np.int32)), pa.array(["x" * 500_000]).cast(type_))

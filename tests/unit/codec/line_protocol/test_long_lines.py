@@ -184,7 +184,7 @@ def test_no_step_passes_more_than_some_windows() -> None:
         for filling in (b"x", b'\\"', b"\\\\", b"\n", "ü".encode(), b'"', b"1", b"\xff", b"a=", b'="'):
             checks = [0]
 
-            def check(_seconds: float = 0.0, /, count: list[int] = checks) -> None:
+            def check(*_: float, count: list[int] = checks) -> None:
                 count[0] += 1
 
             body = line % (filling * (size // len(filling)))
@@ -201,7 +201,7 @@ def test_a_line_of_many_names_is_read_in_steps_and_planned_at_once(bytes_: int, 
     names = b",".join(b"%05x=1" % number for number in range(count))
     told: list[float] = []
     lines = encode(
-        b"m %b" % names if part == "fields" else b"m,%b f=1" % names, lambda seconds=0.0: told.append(seconds)
+        b"m %b" % names if part == "fields" else b"m,%b f=1" % names, lambda seconds=0.0, *_: told.append(seconds)
     )
     assert lines.encoded is not None
     read_at_once = part == "tags" and bytes_ < WINDOW
@@ -212,7 +212,7 @@ def test_a_line_of_many_names_is_read_in_steps_and_planned_at_once(bytes_: int, 
 def test_many_lines_of_some_hundred_fields_are_read_in_steps() -> None:
     names = b",".join(b"%05x=1" % number for number in range(200))
     told: list[float] = []
-    encode_by_line(b"m %b\n" % names * 64, lambda seconds=0.0: told.append(seconds))
+    encode_by_line(b"m %b\n" % names * 64, lambda seconds=0.0, *_: told.append(seconds))
     assert len(told) >= 64 * 200 // (2 * FIELDS_BETWEEN_CHECKS)
 
 

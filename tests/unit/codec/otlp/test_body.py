@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 from google.protobuf.json_format import MessageToDict
 
+from arcpipe.codec.effort import go_on
 from arcpipe.codec.otlp.body import Signal, encode
 from arcpipe.codec.otlp.json_form import from_json
 from arcpipe.errors import BadPayload, PayloadTooLarge
@@ -79,7 +80,7 @@ def json_of(request: Any) -> bytes:
 @pytest.mark.parametrize("seed", range(SEEDS // 2))
 def test_json_means_the_same_as_protobuf(signal: Signal, seed: int) -> None:
     request = Maker(seed).request(signal)
-    again = REQUESTS[signal].FromString(from_json(json_of(request), signal, lambda: None))
+    again = REQUESTS[signal].FromString(from_json(json_of(request), signal, go_on))
     assert str(again) == str(request)
     assert_written(request, signal, json_of(request), is_json=True)
 
@@ -170,6 +171,18 @@ def test_shared_attributes_cannot_grow_without_bound() -> None:
         records.add()
     with pytest.raises(PayloadTooLarge, match="texts that many records share would take more than 64 MB"):
         encode(request.SerializeToString(), signal="logs")
+
+
+def test_what_shared_attributes_take_is_told() -> None:
+    request = REQUESTS["logs"]()
+    resource = request.resource_logs.add()
+    resource.resource.attributes.add(key="k").value.string_value = "x" * 10_000
+    records = resource.scope_logs.add().log_records
+    for _ in range(2_000):
+        records.add()
+    taken: list[int] = []
+    encode(request.SerializeToString(), lambda _seconds=0.0, taken_bytes=0, /: taken.append(taken_bytes), signal="logs")
+    assert max(taken) == pytest.approx(20_000_000, rel=0.01)
 
 
 def test_a_body_in_json_is_bounded() -> None:

@@ -77,7 +77,7 @@ def test_labels_of_a_series_are_bounded_and_others_are_written() -> None:
 def test_labels_out_of_order_let_others_run() -> None:
     calls = 0
 
-    def count() -> None:
+    def count(*_: float) -> None:
         nonlocal calls
         calls += 1
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from arcpipe.codec.effort import Check
-from arcpipe.ingest.http.background import _MOST_INTERRUPTED, Background, ClientGone, Patience
+from arcpipe.ingest.http.background import _MOST_INTERRUPTING_BYTES, Background, ClientGone, Patience
 
 SECONDS = 30.0
 
@@ -191,16 +191,17 @@ def test_unexpectedly_long_pieces_do_not_hold_up_a_later_client() -> None:
 
 @pytest.mark.slow
 def test_long_pieces_of_many_clients_leave_a_place_for_a_short_one() -> None:
-    """Each is interrupted for the next until no further one may be; a short one comes in all the same."""
+    """Each is interrupted for the next until they are too many bytes; a short one comes in all the same."""
+    most = 1 + _MOST_INTERRUPTING_BYTES // 100_000
 
     async def run() -> list[str]:
         thread = Thread(interrupts=True)
         short_is_done = threading.Event()
 
         for number in range(100):
-            thread.add(Sender(f"long {number}"), 1 << 20, until(short_is_done))
+            thread.add(Sender(f"long {number}"), 100_000, until(short_is_done))
         thread.may_begin.set()
-        while len(thread.begun) < _MOST_INTERRUPTED:  # noqa: ASYNC110 - a test
+        while len(thread.begun) < most:  # noqa: ASYNC110 - a test
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.2)  # for one more to begin, if it may
         thread.add(Sender("short"), 1000, lambda _: short_is_done.set())
@@ -208,7 +209,61 @@ def test_long_pieces_of_many_clients_leave_a_place_for_a_short_one() -> None:
         assert thread.errors == []
         return thread.begun
 
-    assert "short" in asyncio.run(run())[: _MOST_INTERRUPTED + 2]
+    assert asyncio.run(run()).index("short") == most
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_a_piece_that_takes_much_memory_interrupts_no_other(size: int) -> None:
+    """It waits, and those after it do not."""
+
+    async def run() -> Thread:
+        thread = Thread(interrupts=True)
+        short_is_done = threading.Event()
+        holders: list[str] = []
+
+        def much(name: str) -> Callable[[Check], None]:
+            def work(check: Check) -> None:
+                check(0.0, 100 << 20)
+                holders.append(name)
+                assert len(holders) == 1
+                until(short_is_done)(check)
+                holders.remove(name)
+
+            return work
+
+        for number in range(4):
+            thread.add(Sender(f"much {number}"), size, much(f"much {number}"))
+        thread.may_begin.set()
+        await asyncio.sleep(0.1)  # by then all have tried
+        thread.add(Sender("short"), 1000, lambda _: short_is_done.set())
+        await thread.settle()
+        return thread
+
+    thread = asyncio.run(run())
+    assert thread.errors == []
+    assert thread.done[0] == "short"
+    assert sorted(thread.done[1:]) == [f"much {number}" for number in range(4)]
+
+
+def test_a_piece_is_not_interrupted_while_there_is_no_memory_for_more() -> None:
+    """What those that interrupt it make is memory, too."""
+
+    async def run() -> Thread:
+        thread = Thread(interrupts=True)
+        thread.background._may_start = lambda: not thread.begun or "a" in thread.done
+
+        def work(check: Check) -> None:
+            for _ in range(1000):
+                check()
+
+        thread.add(Sender("a"), 1 << 20, work)
+        thread.add(Sender("b"), 1000)
+        await thread.settle()
+        return thread
+
+    thread = asyncio.run(run())
+    assert (thread.errors, thread.begun) == ([], ["a", "b"])
+    assert thread.done == ["a", "b"]
 
 
 def test_pieces_of_a_client_that_is_gone_are_given_up() -> None:
