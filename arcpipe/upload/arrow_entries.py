@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from arcpipe.codec.envelope import ArrowBody, decode_arrow
+from arcpipe.upload.budget import DECODED_BYTES
+
+TIME_BYTES = 10
+"""Cost of a row beside its values: its time, and the digits below a microsecond."""
 
 # Bytes of a payload from which on it stays a view: copying costs more than it saves.
 _LARGE_BYTES = 65_536
@@ -25,8 +29,8 @@ class ArrowEntry(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of memory that its rows take."""
-        return max(len(self.payload), self.body.bytes)
+        """The bytes of memory that its rows take, at least: a boolean is a bit, and its row has a time."""
+        return max(len(self.payload), self.body.bytes, self.body.rows * (TIME_BYTES + DECODED_BYTES))
 
 
 class ArrowGroup:

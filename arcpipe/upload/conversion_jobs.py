@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from arcpipe.codec.arrow_ipc.columns import column_map, column_maps
+from arcpipe.codec.arrow_ipc.columns import column_maps, maps_of
 from arcpipe.codec.entries import array_length
 from arcpipe.codec.envelope import ColumnMap
 from arcpipe.lake.file_schema import HOUR_US
@@ -32,7 +32,7 @@ from arcpipe.upload.arrow_entries import ArrowEntry, ArrowGroup
 from arcpipe.upload.budget import DECODED_BYTES, Budget
 from arcpipe.upload.conversion_pool import FileCost, InHand, Lane, Pool
 from arcpipe.upload.convert import ConvertedRows, TooManyRescued, convert
-from arcpipe.upload.convert_arrow import convert_arrow, convert_parts, parts_of, slices_of
+from arcpipe.upload.convert_arrow import TooMany, convert_arrow, convert_parts, parts_of, slices_of
 from arcpipe.upload.dead_letters import DeadLetter, DeadLetters
 from arcpipe.upload.file_settings import FileSettings
 from arcpipe.upload.parquet import OnFile, PartitionWriters, Unwritable
@@ -262,14 +262,15 @@ class ConversionJobs:
         """Convert streams, together or, where that fails, by halves, and then by their values."""
         schema = output.schema.copy()
         try:
-            converted = convert_arrow(entries, schema, self._files.columns)
+            converted = convert_arrow(entries, schema, self._files.columns, self._budget.converted_bytes)
             if output.careful:
                 self._try_to_write(output, converted)
         except (MemoryError, OSError):
             raise
-        except Exception:
+        except Exception as error:
             if len(entries) == 1:
-                yield from self._convert_slowly(output, entries[0])
+                road = self._convert_large if isinstance(error, TooMany) else self._convert_slowly
+                yield from road(output, entries[0])
                 return
         else:
             output.schema = schema
@@ -292,6 +293,7 @@ class ConversionJobs:
         except Exception as error:
             self._give_up_stream(entry, error)
             return
+        numbers = itertools.count()
         for parts in slices_of(entry, self._budget.slice_bytes):
             schema = output.schema.copy()
             try:
@@ -301,9 +303,8 @@ class ConversionJobs:
             except (MemoryError, OSError):
                 raise
             except Exception:
-                for number, part in enumerate(parts):
-                    columns = column_map(part.batch, part.plan, part.rule)
-                    yield from self._convert(output, [_piece_of(entry, number, columns)])
+                for columns in (one for part in parts for one in maps_of(part.batch, part.plan, part.rule)):
+                    yield from self._convert(output, [_piece_of(entry, next(numbers), columns)])
             else:
                 output.schema = schema
                 yield converted

@@ -25,7 +25,8 @@ from arcpipe.codec.messagepack.times import TimeRule
 from arcpipe.codec.records.plan import Plan
 from arcpipe.lake.file_schema import TIME_NS, TIME_TYPE, file_order
 from arcpipe.units import MB
-from arcpipe.upload.arrow_entries import ArrowEntry
+from arcpipe.upload.arrow_entries import TIME_BYTES, ArrowEntry
+from arcpipe.upload.budget import DECODED_BYTES
 from arcpipe.upload.convert import ConvertedRows, column_field, time_array
 from arcpipe.upload.table_schema import ColumnRules, Columns, TableSchema
 
@@ -41,6 +42,10 @@ class NotPlain(Exception):
     """Some values do not fit their columns: the streams have to take the slow road."""
 
 
+class TooMany(Exception):
+    """The rows would take too much memory together."""
+
+
 class Part(NamedTuple):
     """A record batch, and the way to its columns."""
 
@@ -50,15 +55,31 @@ class Part(NamedTuple):
     rule: TimeRule
     timestamp_us: int
 
+    @property
+    def cost(self) -> int:
+        """The bytes of memory that its rows take once they are converted."""
+        rows: int = self.batch.num_rows
+        decoded: int = max(self.batch.nbytes, DECODED_BYTES * self.batch.num_columns * rows)
+        return decoded + TIME_BYTES * rows
 
-def convert_arrow(entries: Sequence[ArrowEntry], schema: TableSchema, rules: ColumnRules) -> ConvertedRows:
+
+def convert_arrow(
+    entries: Sequence[ArrowEntry], schema: TableSchema, rules: ColumnRules, most_bytes: int
+) -> ConvertedRows:
     """Convert streams of one table, which have at least one row.
 
+    Args:
+        most_bytes: of memory that the rows may take.
+
     Raises:
+        TooMany: they take more.
         NotPlain: some values do not fit.
         BadPayload, pa.ArrowException: a stream cannot be read, or a cast fails.
     """
-    return convert_parts([part for entry in entries for part in parts_of(entry)], schema, rules)
+    parts = [part for entry in entries for part in parts_of(entry)]
+    if sum(part.cost for part in parts) > most_bytes:
+        raise TooMany
+    return convert_parts(parts, schema, rules)
 
 
 def convert_parts(parts: Sequence[Part], schema: TableSchema, rules: ColumnRules) -> ConvertedRows:
@@ -94,7 +115,7 @@ def parts_of(entry: ArrowEntry) -> Iterator[Part]:
 
 
 def slices_of(entry: ArrowEntry, most_bytes: int) -> Iterator[list[Part]]:
-    """Cut a stream into runs of rows that have about so many bytes. Raises BadPayload.
+    """Cut a stream into runs of rows that take about so many bytes. Raises BadPayload.
 
     A compressed batch is decompressed as a whole. Its slices are views into it.
     """
@@ -102,14 +123,14 @@ def slices_of(entry: ArrowEntry, most_bytes: int) -> Iterator[list[Part]]:
     held = 0
     for part in parts_of(entry):
         rows = len(part.batch)
-        most_rows = max(1, most_bytes * rows // max(part.batch.nbytes, 1))
+        most_rows = max(1, most_bytes * rows // part.cost)
         for start in range(0, rows, most_rows):
-            piece = part.batch.slice(start, most_rows)
-            if run and held + piece.nbytes > most_bytes:
+            piece = part._replace(batch=part.batch.slice(start, most_rows))
+            if run and held + piece.cost > most_bytes:
                 yield run
                 run, held = [], 0
-            run.append(part._replace(batch=piece))
-            held += piece.nbytes
+            run.append(piece)
+            held += piece.cost
     if run:
         yield run
 

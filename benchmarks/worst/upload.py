@@ -21,16 +21,19 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
+from arcpipe.codec.arrow_ipc.check import check_stream
 from arcpipe.codec.columns import array_header, pack_int64, pack_values
-from arcpipe.codec.envelope import KIND_ARROW, KIND_BATCH, KIND_COLUMNAR
+from arcpipe.codec.envelope import KIND_ARROW, KIND_BATCH, KIND_COLUMNAR, ArrowBody, arrow_front
 from arcpipe.codec.messagepack.walk import value_end
+from arcpipe.codec.records.roles import Roles
 from arcpipe.wal.format import envelope_prefix
 from arcpipe.wal.writer import WALOptions, WALWriter
 from benchmarks.micro.convert import BODIES
@@ -95,6 +98,21 @@ def _remote_write(entries: int) -> Iterator[Entry]:
         made.append((kinds[encoded.batch], bytes(encoded.body)))
     for entry in range(entries):
         yield made[entry % len(made)]
+
+
+def _streams(tables: Sequence[pa.Table], entries: int) -> Iterator[Entry]:
+    """Yield entries of compressed Arrow IPC streams, of these tables in turn."""
+    made = []
+    for table in tables:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(table)
+        stream = sink.getvalue().to_pybytes()
+        checked = check_stream(stream, BODY_BYTES, roles=Roles("m"))
+        front = ArrowBody("m", checked.rows, memoryview(b""), checked.bytes)
+        made.append(arrow_front(front, len(stream)) + stream)
+    for entry in range(entries):
+        yield KIND_ARROW, made[entry % len(made)]
 
 
 def _wide(columns: int, rows: int, column: bytes, entries: int = 1, per_entry: bool = False) -> Iterator[Entry]:
@@ -193,6 +211,22 @@ CASES: Final[dict[str, Callable[[], Iterator[Entry]]]] = {
     "16 tables, 4,096 texts of 1 kB, 4 hours": lambda: _interleaved(16, 4_096, 4, 1, 1, _text(1_000)),
     "1 table, 4,096 texts of 4 kB, 4 hours": lambda: _interleaved(1, 4_096, 4, 3, 1, _text(4_095)),
     "16 tables, 300 columns, 4 hours": lambda: _interleaved(16, 300, 4, 20, 10, b"\x01"),
+    "Arrow: zeros": lambda: _streams([pa.table({"a": np.zeros(11_000_000, np.int64)})], 8),
+    "Arrow: integers of a byte": lambda: _streams([pa.table({"a": np.zeros(90_000_000, np.int8)})], 1),
+    "Arrow: booleans": lambda: _streams([pa.table({"a": np.zeros(500_000_000, np.bool_)})], 1),
+    "Arrow: integers and floats": lambda: _streams(
+        [pa.table({"a": np.zeros(11_000_000, kind)}) for kind in (np.int64, np.float64)], 4
+    ),
+    "Arrow: integers and texts": lambda: _streams(
+        [pa.table({"a": np.zeros(11_000_000, np.int64)}), pa.table({"a": pa.repeat("x", 5_000_000)})], 4
+    ),
+    "Arrow: numbers in dictionaries": lambda: _streams(
+        [pa.table({"a": pa.DictionaryArray.from_arrays(np.zeros(40_000_000, np.int8), ["x"])})], 2
+    ),
+    "Arrow: one text of 90 MB": lambda: _streams([pa.table({"a": ["x" * 90_000_000]})], 3),
+    "Arrow: lists": lambda: _streams([pa.table({"a": [[1] * 10] * 900_000})], 2),
+    "Arrow: maps": lambda: _streams([pa.table({"a": [{"a": 1, "b": "x"}] * 2_000_000})], 2),
+    "Arrow: one stream of maps": lambda: _streams([pa.table({"a": [{"a": 1, "b": "x"}] * 4_000_000})], 1),
 }
 
 

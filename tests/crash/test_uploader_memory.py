@@ -26,6 +26,10 @@ USUAL_MB = 467  # what loads as clients send them may take
         ("100M small integers", LIMIT_MB),
         pytest.param("one string of 90 MB", LIMIT_MB, marks=long),
         ("4,096 columns, 2,700 rows", LIMIT_MB),
+        ("Arrow: integers of a byte", LIMIT_MB),  # 824 MB before
+        pytest.param("Arrow: booleans", LIMIT_MB, marks=long),  # 2.4 GB before
+        pytest.param("Arrow: maps", LIMIT_MB, marks=long),  # 642 MB before
+        pytest.param("Arrow: one stream of maps", LIMIT_MB, marks=long),
         # The metadata of open files, of columns and of long values: over 800 MB where each file has a bound of its own.
         # Minutes each; that the bound holds and that it is in real bytes is tested in test_tables and test_parquet.
         pytest.param("16 tables, 4,000 columns, 4 hours", LIMIT_MB, marks=long),

@@ -54,12 +54,16 @@ def column_maps(body: ArrowBody, precision: str | None) -> Iterator[ColumnMap]:
     for batch in read_batches(body.arrow):
         if plan is None:
             plan = plan_of(batch.schema, roles)
-        for start in range(0, len(batch), _ROWS):
-            yield column_map(batch.slice(start, _ROWS), plan, rule)
+        yield from maps_of(batch, plan, rule)
 
 
-def column_map(batch: pa.RecordBatch, plan: Plan, rule: TimeRule) -> ColumnMap:
-    """Make a record batch a columnar map."""
+def maps_of(batch: pa.RecordBatch, plan: Plan, rule: TimeRule) -> Iterator[ColumnMap]:
+    """Make a record batch columnar maps of a bounded number of rows."""
+    for start in range(0, len(batch), _ROWS):
+        yield _column_map(batch.slice(start, _ROWS), plan, rule)
+
+
+def _column_map(batch: pa.RecordBatch, plan: Plan, rule: TimeRule) -> ColumnMap:
     columns: dict[str, msgspec.Raw] = {}
     types: dict[str, str] = {}
     if plan.time is not None:
