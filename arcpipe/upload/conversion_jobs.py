@@ -267,14 +267,17 @@ class ConversionJobs:
                 self._try_to_write(output, converted)
         except (MemoryError, OSError):
             raise
-        except Exception as error:
-            if len(entries) == 1:
-                road = self._convert_large if isinstance(error, TooMany) else self._convert_slowly
-                yield from road(output, entries[0])
-                return
+        except TooMany:
+            alone = self._convert_large
+        except Exception:
+            alone = self._convert_slowly
         else:
             output.schema = schema
             yield converted
+            return
+        # From here on nothing keeps the exception, whose traceback has what was converted so far.
+        if len(entries) == 1:
+            yield from alone(output, entries[0])
             return
         middle = len(entries) // 2
         yield from self._convert_arrow(output, entries[:middle])
@@ -303,11 +306,13 @@ class ConversionJobs:
             except (MemoryError, OSError):
                 raise
             except Exception:
-                for columns in (one for part in parts for one in maps_of(part.batch, part.plan, part.rule)):
-                    yield from self._convert(output, [_piece_of(entry, next(numbers), columns)])
-            else:
+                converted = None
+            if converted is not None:
                 output.schema = schema
                 yield converted
+                continue
+            for columns in (one for part in parts for one in maps_of(part.batch, part.plan, part.rule)):
+                yield from self._convert(output, [_piece_of(entry, next(numbers), columns)])
 
     def _give_up_stream(self, entry: ArrowEntry, error: Exception) -> None:
         """Make a dead letter of a stream."""
