@@ -87,6 +87,21 @@ def decode(coding: Coding, data: bytes, max_bytes: int) -> bytes:
     return decoder.decoded()
 
 
+def told_bytes(coding: Coding, data: bytes | memoryview) -> int:
+    """Return the size that encoded data tell of their content, without decoding; 0 if they tell none.
+
+    It may be wrong: gzip tells the size of its last member only, and senders may invent it.
+    """
+    if coding == "gzip":
+        return int.from_bytes(data[-4:], "little")
+    if coding == "zstd":
+        try:
+            return zstd.get_frame_info(data).decompressed_size or 0
+        except zstd.ZstdError:  # damaged, or a skippable frame
+            return 0
+    return 0
+
+
 class _Decompressor(Protocol):
     """The interface that the decompressors of isal, zstd and the standard library share."""
 
@@ -108,7 +123,6 @@ class Decoder:
     def __init__(self, coding: Coding, data: bytes | memoryview, max_bytes: int) -> None:
         self._coding = coding
         self._data = memoryview(data)
-        self.encoded_bytes = len(data)
         self._max_bytes = max_bytes
         self._position = 0  # of the input that goes in next
         self._stream: _Decompressor | None = None  # of the part (member, frame) at hand
