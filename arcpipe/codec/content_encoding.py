@@ -183,7 +183,8 @@ class Decoder:
 
     def _step(self, stream: _Decompressor) -> bytes:
         data: memoryview | bytes = b""
-        if stream.needs_input:
+        needs_input = stream.needs_input
+        if needs_input:
             data = self._data[self._position : self._position + _INPUT_BYTES]
             self._position += len(data)
         try:
@@ -194,7 +195,8 @@ class Decoder:
             raise BadPayload(
                 f"invalid {self._coding} data in the {part} that starts at byte {self._part_start}: {_reason(error)}"
             ) from None
-        if not piece and not data and not stream.eof:
+        # A decompressor whose last piece was as long as it may be cannot tell that nothing is left for another one.
+        if not piece and not data and not stream.eof and (needs_input or not stream.needs_input):
             part = _PARTS[self._coding]
             raise BadPayload(
                 f"truncated {self._coding} data: the body ends at byte {len(self._data)}, "

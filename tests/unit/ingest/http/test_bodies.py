@@ -6,22 +6,18 @@ The connections, the routes and the WAL are the real ones, in this process (test
 from __future__ import annotations
 
 import gzip
-import sys
 import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.support.compression import zstd
 from tests.support.edge import Edge
 from tests.support.http import pack, request_bytes
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 V2 = "/write/v2/msgpack"
 COUNT = 40
@@ -36,6 +32,10 @@ def _zstd_without_its_size(data: bytes) -> bytes:
 
 def _gzip_of_a_false_size(data: bytes) -> bytes:
     return gzip.compress(data) + gzip.compress(b"")
+
+
+def _wait(event: threading.Event) -> None:
+    assert event.wait(30)
 
 
 CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
@@ -54,7 +54,7 @@ def test_bodies_that_wait_to_be_decoded_hold_what_they_sent(tmp_path: Path, form
     request = request_bytes("POST", V2, encode(LARGE), {"Content-Encoding": coding})
     with Edge(tmp_path) as edge:
         may_decode = threading.Event()
-        edge.context.decoding.rest(lambda: may_decode.wait(30) and None)
+        edge.context.decoding.rest(partial(_wait, may_decode))
         peers = [edge.connect() for _ in range(COUNT)]
         tracemalloc.start()
         for peer in peers:
