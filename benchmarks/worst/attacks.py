@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -122,8 +123,15 @@ def _snappy(body: bytes) -> bytes:
     return packed
 
 
+def _zstd(body: bytes) -> bytes:
+    packed: bytes = pa.Codec("zstd").compress(body, asbytes=True)
+    return packed
+
+
 _COMPRESSORS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "gzip": partial(gzip.compress, compresslevel=6),
+    "deflate": zlib.compress,
+    "zstd": _zstd,
     "snappy": _snappy,
 }
 

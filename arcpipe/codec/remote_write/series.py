@@ -159,14 +159,15 @@ def read_series_2(
     )
     # Many labels may share a text, which each of them repeats in a column.
     growth.add(int((labels.value_end - labels.value_start).sum()))
-    bad = {**find_bad(buffer, labels, check), **bad}
-    check()
     rest = ~is_named(buffer, labels, METRIC_NAME)
     texts = objects(
         taken(symbols.quoted, names[rest], growth),
         taken(symbols.quoted, values[rest], growth),
         np.bincount(owner[rest], minlength=count),
     )
+    check()
+    bad = {**find_bad(buffer, labels, check), **bad}  # after the growth was counted: it compares whole names
+    check()
     started = level.integers(6)
     samples = read_samples(buffer, fields.of(2, LENGTH_DELIMITED), started, check)
     identity = _identity(buffer, labels, texts, promote)
