@@ -113,7 +113,7 @@ class _Reader:
 
     def read_2(self) -> None:
         buffer = self._buffer
-        symbols = read_symbols(buffer, self._top.of(4, LENGTH_DELIMITED))
+        symbols = read_symbols(buffer, self._top.of(4, LENGTH_DELIMITED), self._check)
         told: dict[tuple[Any, ...], None] = {}
         for _, starts, ends in pieces(buffer, self._top.of(5, LENGTH_DELIMITED)):
             series = read_series_2(

@@ -318,3 +318,26 @@ def test_long_names_that_many_series_share_are_not_copied_for_each(monkeypatch: 
     with pytest.raises(PayloadTooLarge, match="texts that many records share would take more than 64 MB"):
         encode(body, version=2)
     assert copied < len(body)
+
+
+def test_many_bytes_of_symbols_are_written_as_few_are() -> None:
+    """Above 4 MB of symbols, each piece makes JSON of those that it refers to."""
+    series: list[Series] = []
+    for number in range(3_000):
+        labels = {
+            "__name__": f"m_{number % 7}",
+            "host": f"h{number % 900}" * 300,
+            'path "': '/"\n\\\x01ü' * 250 + str(number),
+        }
+        series.append((labels, [(TIME + number, number / 3)], [({"trace": f"t{number}" * 9}, TIME, 0.5)]))
+    body = make(series, 2)
+    outcome = encode(body, version=2)
+    assert not outcome.errors
+    assert reading.samples_written(outcome.encoded) == reading.samples_expected(body, 2)
+    assert reading.exemplars_written(outcome.encoded) == reading.exemplars_expected(body, 2)
+    request = V2["Request"].FromString(body)
+    assert sum(map(len, request.symbols)) > 5_000_000
+    request.symbols.append("x" * 1000)  # nobody refers to it
+    encoded = bytes(request.SerializeToString())
+    with pytest.raises(BadPayload, match="a symbol is not UTF-8"):
+        encode(encoded.replace(b"x" * 1000, b"\xff" * 1000), version=2)
