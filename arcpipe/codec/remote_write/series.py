@@ -191,9 +191,7 @@ def read_series_2(
     # Many labels may share a text, which each of them repeats in a column.
     growth.add(int((labels.value_end - labels.value_start).sum()))
     rest = ~is_named(buffer, labels, METRIC_NAME)
-    texts = objects(
-        *symbols.json(buffer, names[rest], values[rest], growth), np.bincount(owner[rest], minlength=count)
-    )
+    texts = objects(*symbols.json(buffer, names[rest], values[rest], growth), np.bincount(owner[rest], minlength=count))
     check()
     bad = {**find_bad(buffer, labels, check), **bad}  # after the growth was counted: it compares whole names
     check()
