@@ -281,6 +281,7 @@ MORE_ATTACKS: Final[dict[str, Recipe]] = {
         f"{body}, {size} bytes": _of_body(body, _RECORDS, type_, size)
         for body, type_ in (
             ("JSON lines of nothing", "application/x-ndjson"),
+            ("a JSON array behind blanks", "application/json"),
             ("JSON lines of 60,000 fields", "application/x-ndjson"),
             ("CSV of 4,096 cells", "text/csv"),
             ("Arrow of 16,000 columns", "application/vnd.apache.arrow.stream"),
