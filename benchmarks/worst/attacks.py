@@ -42,6 +42,12 @@ def _tiny(recipe: Recipe) -> bytes:
     return _repeated(request(recipe["path"], method="GET"), recipe["bytes"])
 
 
+def _tiny_logs(recipe: Recipe) -> bytes:
+    """Return requests of one empty log record each: some of the costliest for their bytes."""
+    content_type = "Content-Type: application/x-protobuf"
+    return _repeated(request("/v1/logs", b"\x0a\x04\x12\x02\x12\x00", "POST", content_type), recipe["bytes"])
+
+
 def _parameters(recipe: Recipe) -> bytes:
     query = "&".join(f"{number:x}=%41" for number in range(recipe["parameters"]))
     return _repeated(request(f"/ping?{query}", method="GET"), recipe["bytes"])
@@ -152,6 +158,7 @@ def _encoded(path: str, body: bytes, recipe: Recipe) -> bytes:
 
 _KINDS: Final[dict[str, Callable[[Recipe], bytes]]] = {
     "tiny": _tiny,
+    "tiny logs": _tiny_logs,
     "parameters": _parameters,
     "headers": _headers,
     "chunks": _chunks,
@@ -182,6 +189,7 @@ ATTACKS: Final[dict[str, Recipe]] = {
     "nothing": {"kind": "tiny", "path": "/ping", "bytes": 1, "clients": 1},
     "tiny requests": {"kind": "tiny", "path": "/a", "bytes": 256_000, "clients": 1},
     "tiny requests, 20 clients": {"kind": "tiny", "path": "/a", "bytes": 256_000, "clients": 20},
+    "tiny logs": {"kind": "tiny logs", "bytes": 20_000, "clients": 40},
     "pages": {"kind": "tiny", "path": "/", "bytes": 256_000, "clients": 4},
     "metrics": {"kind": "tiny", "path": "/metrics", "bytes": 4_000, "clients": 4},
     "32 parameters": {"kind": "parameters", "parameters": 32, "bytes": 256_000, "clients": 1},
