@@ -154,7 +154,7 @@ def test_names_beyond_the_last_place_are_counted_together(tmp_path: Path) -> Non
 def test_of_tiny_bodies_that_take_too_long_one_is_tried_in_each_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each was tried in the loop and then done anew on the thread, so clients that pipelined them stalled all others."""
+    """Each was tried in the loop and done anew on the thread, so clients that pipelined them stalled all others."""
     tried: list[None] = []
     check = Turns.check
 
